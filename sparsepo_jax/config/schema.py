@@ -1,0 +1,515 @@
+"""Every knob of the project, in one place: the configuration a run is described by.
+
+Pydantic models, frozen and closed (unknown keys are errors), tagged by `kind` where there is a choice. Nothing here imports JAX: `--help`,
+`--check` and configuration errors must not wait for it. Descriptions are what `--schema` hands to editors.
+"""
+
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def tagged(default: str, **kinds: type[Section]):
+    """A union told apart by `kind`; a mapping without `kind` means `default`."""
+
+    def kind_of(value: Any) -> Any:
+        return value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", default)
+
+    members = tuple(Annotated[model, Tag(kind)] for kind, model in kinds.items())
+    return Annotated[Union[members], Discriminator(kind_of)] if len(members) > 1 else members[0]
+
+
+# ---------------------------------------------------------------- models and tokenizers
+
+
+class Policy(Section):
+    path: str | None = None
+    """A Hugging Face directory or Hub id to start from (config.json and safetensors)."""
+    config: dict[str, Any] | None = None
+    """The content of a config.json, inline: a model of this shape is made from scratch. `vocab_size` may be left out: the tokenizer's."""
+
+    @model_validator(mode="after")
+    def _one_origin(self):
+        if self.path is not None and self.config is not None:
+            raise ValueError("`path` and `config` exclude each other: a model is loaded or made from scratch")
+        return self
+
+
+class Reference(Section):
+    path: str | None = None
+    """A Hugging Face directory or Hub id. None: the policy as it was when po began."""
+
+
+class AutoTokenizer(Section):
+    kind: Literal["auto"] = "auto"
+    """The tokenizer that lies beside `policy.path`; none if there is none (data must then be tokenised already)."""
+
+
+class PretrainedTokenizer(Section):
+    kind: Literal["pretrained"]
+    path: str
+    """A directory or Hub id with a Hugging Face tokenizer."""
+
+
+class ByteTokenizer(Section):
+    kind: Literal["bytes"]
+    """One token a byte (256), and one for begin/end of text."""
+
+
+class BpeTokenizer(Section):
+    kind: Literal["bpe"]
+    vocab_size: Annotated[int, Field(ge=258)] = 8192
+    """Entries, the special token included; byte-level, so no text is out of vocabulary."""
+    max_rows: Positive | None = None
+    """Learn from the first so many rows only (time)."""
+    """Learned from the text of data.sft, or of data.train where there is no data.sft."""
+
+
+class ReviewsTokenizer(Section):
+    kind: Literal["reviews"]
+    """One token a word of the built-in `reviews` grammar."""
+
+
+Tokenizer = tagged("auto", auto=AutoTokenizer, pretrained=PretrainedTokenizer, bytes=ByteTokenizer, bpe=BpeTokenizer, reviews=ReviewsTokenizer)
+
+# ---------------------------------------------------------------- data
+
+
+class FileSource(Section):
+    kind: Literal["file"] = "file"
+    path: str
+    """A .jsonl, .jsonl.gz or .parquet file, a directory written by `datasets`, or a Hub id."""
+    split: str = "train"
+    """The split, for `datasets` directories and Hub ids."""
+    subset: str | None = None
+    """The configuration name of a Hub data set."""
+    columns: dict[str, str] = {}
+    """Our column name -> the file's, where they differ, e.g. {prompt: question}."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often an epoch sees each row: 2 is twice, 0.5 a random half, anew each epoch."""
+
+
+class ReviewsSource(Section):
+    kind: Literal["reviews"]
+    rows: Positive = 2048
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Rows of another seed are other reviews; seed and rows fix them."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+Source = tagged("file", file=FileSource, reviews=ReviewsSource)
+
+
+class Holdout(Section):
+    share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the prompts of data.train that are kept out of training and used, with data.eval, for evaluation."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Data(Section):
+    sft: list[Source] = []
+    train: list[Source] = []
+    eval: list[Source] = []
+    holdout: Holdout | None = None
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    """Longest prompt + response, tokens. None: the smaller of 2048 and the model's positions."""
+    max_prompt_length: Positive | None = None
+    """Longest prompt, tokens; its end is kept. None: half of max_length."""
+    separator: str = ""
+    """Put between prompt and response (text rows); it counts as prompt."""
+    template: Literal["none", "chat", "paper"] = "none"
+    """For message lists: the tokenizer's chat template, or the paper's <|user|>/<|assistant|> turns. `none` takes the one that exists."""
+    template_arguments: dict[str, Any] = {}
+    """Passed to the chat template (e.g. enable_thinking: false)."""
+    add_bos: bool | None = None
+    """A BOS token before text prompts. None: if the tokenizer has one."""
+    add_eos: bool = True
+    """An EOS token after text responses."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    cache_dir: str | None = None
+    """Where tokenised data is kept. None: sparsepo_jax in the user's cache directory."""
+    buckets: Annotated[int, Field(ge=1, le=8)] = 4
+    """Batch shapes at the most: fewer compile less, more pad less."""
+    inspect_rows: Positive = 4
+    """Rows that the stage `inspect` shows."""
+
+
+# ---------------------------------------------------------------- masks
+
+
+class MaskBase(Section):
+    on: Literal["both", "reward", "kl"] = "both"
+    """Where the mask is put; the other weight is 1."""
+    normalise: bool = False
+    """Scale each response's mask to mean 1."""
+
+
+class LearnedMask(MaskBase):
+    kind: Literal["learned"] = "learned"
+    net: Literal["simple_all", "simple_last", "ml_all", "ml_last", "binary_all", "binary_last"] = "simple_all"
+    sharing: Literal["common", "independent"] = "common"
+    """One net for reward and KL, or one each."""
+    layer_activation: Literal["relu", "none", "resc", "znorm"] = "relu"
+    mixer_activation: Literal["relu", "none", "resc", "znorm"] = "relu"
+    init: Literal["official", "ones"] = "official"
+    """N(0, 0.02) weights; or `ones`: bias 1 and mixer 1/L, so that masks start near 1."""
+    dropout: Rate = 0.0
+    learning_rate: NonNegative | None = None
+    """None: the policy's."""
+    weight_decay: NonNegative = 0.01
+    """On the mask nets' weights, not on biases and LayerNorm."""
+
+
+class ActivationMask(MaskBase):
+    kind: Literal["activation"]
+    groups: Annotated[list[Literal["mlp", "attn", "resid", "logits"]], Field(min_length=1)] = ["mlp", "attn", "resid", "logits"]
+    mapping: Literal["zn_rescale", "none", "sigmoid", "layernorm"] = "zn_rescale"
+    official: bool = False
+    """Exactly the points where the official code's hooks fire; otherwise the points that the paper names."""
+
+
+class OnesMask(MaskBase):
+    kind: Literal["ones"]
+
+
+class RandomMask(MaskBase):
+    kind: Literal["random"]
+    """Uniform(0, 1), new at every step, keyed by seed, step and row."""
+
+
+class PositionalMask(MaskBase):
+    kind: Literal["positional"]
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """Weight decay**t of response token t = 1, 2, ..."""
+
+
+class ConfidenceMask(MaskBase):
+    kind: Literal["confidence"]
+    model: Literal["reference", "policy"] = "reference"
+    """Weight 1 on tokens whose probability under this model is at most the response's mean, else 0 (detached)."""
+
+
+class GivenMask(MaskBase):
+    kind: Literal["given"]
+    """The data's columns chosen_weights and rejected_weights."""
+
+
+_MASKS = dict(learned=LearnedMask, activation=ActivationMask, ones=OnesMask, random=RandomMask, positional=PositionalMask,
+              confidence=ConfidenceMask, given=GivenMask)
+Mask = tagged("learned", **_MASKS)
+
+# ---------------------------------------------------------------- objectives (METHODS section 4; beta in 1/nat)
+
+
+class ObjectiveBase(Section):
+    nll_weight: NonNegative = 0.0
+    """Adds this times the mean negative log-likelihood of the chosen response's tokens (RPO)."""
+
+
+class SparsePO(ObjectiveBase):
+    kind: Literal["sparsepo"] = "sparsepo"
+    beta: Annotated[float, Field(gt=0)] = 0.8
+    l1_reward: NonNegative = 0.0
+    l1_kl: NonNegative = 0.0
+    """With a common mask each of the two counts half, as in the official code."""
+    mask: Mask = LearnedMask()
+
+
+class MaPO(ObjectiveBase):
+    kind: Literal["mapo"]
+    beta: Annotated[float, Field(gt=0)] = 0.8
+    mask: Mask = ActivationMask(kind="activation")
+
+
+class Dpo(ObjectiveBase):
+    kind: Literal["dpo"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+
+
+class Cdpo(ObjectiveBase):
+    kind: Literal["cdpo"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+
+
+class Robust(ObjectiveBase):
+    kind: Literal["robust"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+
+
+class Ipo(ObjectiveBase):
+    kind: Literal["ipo"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+
+
+class Hinge(ObjectiveBase):
+    kind: Literal["hinge"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+
+
+class SimPO(ObjectiveBase):
+    kind: Literal["simpo"]
+    beta: Annotated[float, Field(gt=0)] = 2.0
+    gamma: NonNegative = 1.0
+    """Target margin: taken off beta times the difference of mean log-probs."""
+
+
+class Orpo(ObjectiveBase):
+    kind: Literal["orpo"]
+    odds_weight: NonNegative = 0.1
+    """lambda: weight of the odds-ratio term."""
+
+
+class Cpo(ObjectiveBase):
+    kind: Literal["cpo"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    alpha: NonNegative = 1.0
+    """Weight of the chosen response's mean NLL."""
+
+
+class Dpop(ObjectiveBase):
+    kind: Literal["dpop"]
+    beta: Annotated[float, Field(gt=0)] = 0.3
+    penalty: NonNegative = 50.0
+    """lambda: weight of max(0, -sum of the chosen log-ratios)."""
+
+
+class Rdpo(ObjectiveBase):
+    kind: Literal["rdpo"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    alpha: NonNegative = 0.01
+    """Per token of length difference."""
+
+
+class Tdpo1(ObjectiveBase):
+    kind: Literal["tdpo1"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+
+
+class Tdpo2(ObjectiveBase):
+    kind: Literal["tdpo2"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    alpha: NonNegative = 0.5
+
+
+class D2po(ObjectiveBase):
+    kind: Literal["d2po"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.98
+
+
+class Sampo(ObjectiveBase):
+    kind: Literal["sampo"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+
+
+class Ldpo(ObjectiveBase):
+    kind: Literal["ldpo"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    alpha: Share = 0.5
+    """Weight of tokens past the shorter response's length."""
+
+
+class Confpo(ObjectiveBase):
+    kind: Literal["confpo"]
+    beta: Annotated[float, Field(gt=0)] = 2.0
+    gamma: NonNegative = 1.0
+
+
+class Caldpo(ObjectiveBase):
+    kind: Literal["caldpo"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+
+
+OBJECTIVES = dict(sparsepo=SparsePO, mapo=MaPO, dpo=Dpo, cdpo=Cdpo, robust=Robust, ipo=Ipo, hinge=Hinge, simpo=SimPO, orpo=Orpo, cpo=Cpo,
+                  dpop=Dpop, rdpo=Rdpo, tdpo1=Tdpo1, tdpo2=Tdpo2, d2po=D2po, sampo=Sampo, ldpo=Ldpo, confpo=Confpo, caldpo=Caldpo)
+Objective = tagged("sparsepo", **OBJECTIVES)
+
+# ---------------------------------------------------------------- training
+
+
+class AdamW(Section):
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: NonNegative = 1e-6
+    b1: Rate = 0.9
+    b2: Rate = 0.999
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: NonNegative = 0.0
+
+
+class Adafactor(Section):
+    kind: Literal["adafactor"]
+    learning_rate: NonNegative = 1e-6
+    weight_decay: NonNegative = 0.0
+
+
+class Lion(Section):
+    kind: Literal["lion"]
+    learning_rate: NonNegative = 1e-7
+    b1: Rate = 0.9
+    b2: Rate = 0.99
+    weight_decay: NonNegative = 0.0
+
+
+Optimizer = tagged("adamw", adamw=AdamW, adafactor=Adafactor, lion=Lion)
+
+
+class Schedule(Section):
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_share: Rate | None = None
+    """Share of all steps; excludes warmup_steps. None and None: 0.1."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    end: Share = 0.0
+    """Where cosine and linear end, as a share of the peak."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self):
+        if self.warmup_share is not None and self.warmup_steps is not None:
+            raise ValueError("`warmup_share` and `warmup_steps` exclude each other")
+        return self
+
+
+class Training(Section):
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the data; excludes steps. None and None: 1."""
+    steps: Positive | None = None
+    batch_size: Positive = 64
+    """Rows (sft) or pairs (po) per optimizer step, over all devices and micro-steps."""
+    accumulation: Positive = 1
+    """Micro-steps per optimizer step; must divide batch_size. Changes memory, not the update."""
+    optimizer: Optimizer = AdamW()
+    schedule: Schedule = Schedule()
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest global norm of the gradient, policy and masks together."""
+    eval_every_steps: Positive | None = None
+    """Evaluate while training, every so many steps."""
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("`epochs` and `steps` exclude each other")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation ({self.accumulation}) must divide batch_size ({self.batch_size})")
+        return self
+
+
+class Evaluation(Section):
+    batch_size: Positive = 32
+    """Pairs a batch; changes speed, not results."""
+    max_pairs: Positive | None = None
+    """Evaluate on the first so many pairs."""
+
+
+class Mesh(Section):
+    data: Positive | None = None
+    """None (at most one axis): what the devices leave."""
+    fsdp: Positive | None = 1
+    tensor: Positive | None = 1
+
+    @model_validator(mode="after")
+    def _one_free(self):
+        free = [name for name in ("data", "fsdp", "tensor") if getattr(self, name) is None]
+        if len(free) > 1:
+            raise ValueError(f"only one axis may be null (free), not {' and '.join(free)}")
+        return self
+
+
+class Compute(Section):
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of activations; weights are float32 always. auto: float32 on CPU, bfloat16 elsewhere."""
+    remat: bool = False
+    """Recompute each block's activations in the backward pass: less memory, a third more work."""
+    layout: Literal["shared", "plain"] = "shared"
+    """shared: the prompt runs once a pair and both responses attend to it; plain: a row per response. The results are the same."""
+    logit_chunk: Positive = 512
+    """Response tokens whose logits over the vocabulary exist at a time, per pair slot and device."""
+    mesh: Mesh = Mesh()
+    compile_cache: str | None = None
+    """Directory of compiled programs. None: sparsepo_jax in the user's cache directory."""
+
+
+class Best(Section):
+    metric: str = "eval/accuracy_unmasked"
+    mode: Literal["max", "min"] = "max"
+
+
+class Checkpoint(Section):
+    every_steps: Positive | None = None
+    every_minutes: Annotated[float, Field(gt=0)] | None = 10.0
+    keep: Positive = 2
+    """The last so many are kept (and the best)."""
+    best: Best | None = None
+    """Keep the best too, by a metric of the evaluation while training."""
+
+
+class Wandb(Section):
+    project: str
+    name: str | None = None
+
+
+class Logging(Section):
+    every_steps: Positive = 10
+    tensorboard: bool = True
+    wandb: Wandb | None = None
+
+
+class Report(Section):
+    pairs: Positive = 12
+    """Pairs shown token by token."""
+
+
+class Export(Section):
+    path: str | None = None
+    """Where the Hugging Face directory goes. None: output_dir/export."""
+
+
+STAGES = ("inspect", "sft", "po", "score", "eval", "report", "export")
+
+
+class Config(Section):
+    stages: Annotated[list[Literal["inspect", "sft", "po", "score", "eval", "report", "export"]], Field(min_length=1)]
+    output_dir: str
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    policy: Policy = Policy()
+    reference: Reference = Reference()
+    tokenizer: Tokenizer = AutoTokenizer()
+    data: Data = Data()
+    objective: Objective = SparsePO()
+    sft: Training = Training()
+    po: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    compute: Compute = Compute()
+    checkpoint: Checkpoint = Checkpoint()
+    logging: Logging = Logging()
+    report: Report = Report()
+    export: Export = Export()
+
+    @model_validator(mode="after")
+    def _stages_fit(self):
+        wanted, said = self.stages, []
+        if len(set(wanted)) != len(wanted):
+            said.append("a stage is listed twice")
+        order = {"inspect": 0, "sft": 1, "po": 2, "score": 3, "eval": 3, "export": 3, "report": 4}
+        if [order[s] for s in wanted] != sorted(order[s] for s in wanted):
+            said.append(f"stages run in the order inspect, sft, po, then score/eval/export, report; got {', '.join(wanted)}")
+        if self.policy.path is None and self.policy.config is None and any(s in wanted for s in ("sft", "po", "score", "eval", "export")):
+            said.append("a policy is needed: set policy.path (a checkpoint) or policy.config (a shape)")
+        if "sft" in wanted and not self.data.sft:
+            said.append("stage sft needs data.sft")
+        if "po" in wanted and not self.data.train:
+            said.append("stage po needs data.train")
+        if any(s in wanted for s in ("score", "eval")) and not self.data.eval and self.data.holdout is None:
+            said.append("stages score and eval need data.eval or data.holdout")
+        if said:
+            raise ValueError("; ".join(said))
+        return self
