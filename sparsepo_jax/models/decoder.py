@@ -1,0 +1,167 @@
+"""One decoder for all families: a stack of equal blocks, run by a scan, driven by a DecoderSpec.
+
+Activations leave through a tap: a callable that is given each named activation and returns what to keep of it (or None). Names, in the order
+they occur, all [B, S, features] with heads merged:
+
+    embed                                             token (and position) embedding, once
+    attn_norm  q k v  [q_rotated k_rotated]           input norm of attention; projections; after rotation (rotary families)
+    attn_heads  attn_out  [attn_resid]                before and after the output projection; residual after attention (sequential blocks)
+    mlp_norm  mlp_act  mlp_out                        input norm of the MLP, after its non-linearity, its output
+    block_out                                         residual stream after the block
+    final_norm                                        once
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from sparsepo_jax.models.spec import DecoderSpec
+
+Tap = Callable[[str, Array], Array | None]
+_ACTIVATIONS = {"gelu_tanh": lambda x: nnx.gelu(x, approximate=True), "gelu": lambda x: nnx.gelu(x, approximate=False),
+                "relu": nnx.relu, "silu": nnx.silu}
+
+
+def rotate(x_BSNH: Array, positions_BS: Array, rotary_dim: int, base: float) -> Array:
+    """Rotary position embedding of the first rotary_dim dims of each head, halves paired (GPT-NeoX; Su et al. 2021, 2104.09864)."""
+    half = rotary_dim // 2
+    frequency_H = base ** (-jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim)
+    angle_BS1H = positions_BS[..., None, None].astype(jnp.float32) * frequency_H
+    cos, sin = jnp.cos(angle_BS1H).astype(x_BSNH.dtype), jnp.sin(angle_BS1H).astype(x_BSNH.dtype)
+    a, b, rest = x_BSNH[..., :half], x_BSNH[..., half:rotary_dim], x_BSNH[..., rotary_dim:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def _linear(spec: DecoderSpec, inside: int, outside: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, bias: bool = True, std: float | None = None):
+    return nnx.Linear(inside, outside, use_bias=bias, dtype=dtype, kernel_init=nnx.initializers.normal(std or spec.init_std), rngs=rngs)
+
+
+def _norm(spec: DecoderSpec, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    # The fast variance (mean of squares minus squared mean) loses digits that parity with transformers needs.
+    return nnx.LayerNorm(spec.width, epsilon=spec.norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    def __init__(self, spec: DecoderSpec, dtype: jnp.dtype, rngs: nnx.Rngs):
+        make = lambda std=None: _linear(spec, spec.width, spec.width, dtype, rngs, bias=spec.attention_bias, std=std)  # noqa: E731
+        self.spec, self.query, self.key, self.value = spec, make(), make(), make()
+        self.out = make(spec.init_std / (2 * spec.num_layers) ** 0.5)
+
+    def __call__(self, x_BSD: Array, positions_BS: Array, attend_BSS: Array, keep: Tap) -> Array:
+        spec = self.spec
+        heads = (*x_BSD.shape[:2], spec.num_heads, spec.head_dim)
+        q, k, v = self.query(x_BSD), self.key(x_BSD), self.value(x_BSD)
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            keep(name, x)
+        q_BSNH, k_BSNH, v_BSNH = q.reshape(heads), k.reshape(heads), v.reshape(heads)
+        if spec.rotary_dim:
+            q_BSNH = rotate(q_BSNH, positions_BS, spec.rotary_dim, spec.rotary_base)
+            k_BSNH = rotate(k_BSNH, positions_BS, spec.rotary_dim, spec.rotary_base)
+            keep("q_rotated", q_BSNH.reshape(x_BSD.shape))
+            keep("k_rotated", k_BSNH.reshape(x_BSD.shape))
+        out_BSD = jax.nn.dot_product_attention(q_BSNH, k_BSNH, v_BSNH, mask=attend_BSS[:, None], implementation="xla").reshape(x_BSD.shape)
+        keep("attn_heads", out_BSD)
+        return self.out(out_BSD)
+
+
+class Block(nnx.Module):
+    def __init__(self, spec: DecoderSpec, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.spec = spec
+        self.attn_norm, self.mlp_norm = _norm(spec, dtype, rngs), _norm(spec, dtype, rngs)
+        self.attention = Attention(spec, dtype, rngs)
+        self.up = _linear(spec, spec.width, spec.mlp_width, dtype, rngs)
+        self.down = _linear(spec, spec.mlp_width, spec.width, dtype, rngs, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
+
+    def __call__(self, x_BSD: Array, positions_BS: Array, attend_BSS: Array, keep: Tap) -> Array:
+        normed_BSD = self.attn_norm(x_BSD)
+        keep("attn_norm", normed_BSD)
+        attn_BSD = self.attention(normed_BSD, positions_BS, attend_BSS, keep)
+        keep("attn_out", attn_BSD)
+        resid_BSD = x_BSD + attn_BSD
+        if not self.spec.parallel_residual:
+            keep("attn_resid", resid_BSD)
+        mlp_in_BSD = self.mlp_norm(x_BSD if self.spec.parallel_residual else resid_BSD)
+        keep("mlp_norm", mlp_in_BSD)
+        act_BSF = _ACTIVATIONS[self.spec.activation](self.up(mlp_in_BSD))
+        keep("mlp_act", act_BSF)
+        mlp_BSD = self.down(act_BSF)
+        keep("mlp_out", mlp_BSD)
+        out_BSD = resid_BSD + mlp_BSD
+        keep("block_out", out_BSD)
+        return out_BSD
+
+
+class Decoder(nnx.Module):
+    """Weights are float32; `dtype` is the type of activations. Block weights carry a leading layer axis."""
+
+    def __init__(self, spec: DecoderSpec, *, dtype: jnp.dtype = jnp.float32, remat: bool = False, rngs: nnx.Rngs):
+        self.spec, self.dtype, self.remat = spec, dtype, remat
+        init = nnx.initializers.normal(spec.init_std)
+        self.embed = nnx.Embed(spec.vocab_size, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
+        if spec.positions == "learned":
+            self.embed_positions = nnx.Embed(spec.max_positions, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
+
+        @nnx.split_rngs(splits=spec.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def make_blocks(rngs: nnx.Rngs) -> Block:
+            return Block(spec, dtype, rngs)
+
+        self.blocks = make_blocks(rngs)
+        self.final_norm = _norm(spec, dtype, rngs)
+        if not spec.tied_head:
+            self.head = nnx.Embed(spec.vocab_size, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
+
+    @property
+    def head_VD(self) -> Float[Array, "V D"]:
+        """The matrix that turns final states into logits, float32: the token embedding where the head is tied."""
+        return (self.embed if self.spec.tied_head else self.head).embedding[...]
+
+    def __call__(
+        self,
+        ids_BS: Int[Array, "B S"],
+        positions_BS: Int[Array, "B S"],
+        attend_BSS: Bool[Array, "B S S"],
+        *,
+        tap: Tap | None = None,
+        constrain: Callable[[Array], Array] = lambda x: x,
+    ) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
+        """Final states (after the last norm) and what the tap kept; kept activations of blocks carry a leading L.
+
+        constrain: applied to the residual stream [B, S, D], to pin its sharding.
+        """
+        kept: dict[str, Array] = {}
+        x_BSD = self.embed(ids_BS)
+        if self.spec.positions == "learned":
+            x_BSD = x_BSD + self.embed_positions(positions_BS)
+        x_BSD = constrain(x_BSD)
+        _keeper(tap, kept)("embed", x_BSD)
+        graph, stacked = nnx.split(self.blocks)
+
+        def run_block(x_BSD, weights):
+            kept_here: dict[str, Array] = {}
+            x_BSD = nnx.merge(graph, weights)(x_BSD, positions_BS, attend_BSS, _keeper(tap, kept_here))
+            return constrain(x_BSD), kept_here
+
+        x_BSD, kept_L = jax.lax.scan(jax.checkpoint(run_block) if self.remat else run_block, x_BSD, stacked)
+        kept.update(kept_L)
+        x_BSD = self.final_norm(x_BSD)
+        _keeper(tap, kept)("final_norm", x_BSD)
+        return x_BSD, kept
+
+    def logits(self, states_BSD: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        """Next-token logits, float32. For inspection and parity; training uses ops.logprob_kl, which never holds them all."""
+        return jnp.einsum("...D,VD->...V", states_BSD, self.head_VD.astype(self.dtype), preferred_element_type=jnp.float32)
+
+
+def _keeper(tap: Tap | None, kept: dict[str, Array]) -> Tap:
+    """A tap that files what `tap` returns under its name."""
+
+    def keep(name: str, x: Array) -> None:
+        value = None if tap is None else tap(name, x)
+        if value is not None:
+            kept[name] = value
+
+    return keep

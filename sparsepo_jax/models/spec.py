@@ -1,0 +1,148 @@
+"""What a decoder looks like: a Hugging Face `config.json` read into the few facts our one decoder needs. No JAX here.
+
+Every field of a config that changes the forward pass is read or refused by name; the others are listed as known to be harmless. A field that
+nobody has looked at is refused: silence would mean wrong numbers.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Callable, Literal
+
+
+class SpecError(ValueError):
+    """A config that we cannot run as it is meant; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A pre-norm transformer decoder with LayerNorms and biases. Sizes in units; `rotary_dim` of each head's dims are rotated."""
+
+    family: Literal["gpt2", "gpt_neox"]
+    vocab_size: int
+    max_positions: int
+    num_layers: int
+    width: int
+    num_heads: int
+    mlp_width: int
+    activation: Literal["gelu_tanh", "gelu", "relu", "silu"]
+    norm_eps: float
+    positions: Literal["learned", "rotary"]
+    rotary_dim: int
+    rotary_base: float
+    parallel_residual: bool
+    attention_bias: bool
+    tied_head: bool
+    init_std: float
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.num_heads
+
+    def parameter_count(self) -> int:
+        """Weights of the whole decoder, tied ones once."""
+        D, F, L = self.width, self.mlp_width, self.num_layers
+        attention = 4 * D * D + (4 * D if self.attention_bias else 0)
+        block = attention + 2 * D * F + F + D + 4 * D
+        embedding = self.vocab_size * D + (self.max_positions * D if self.positions == "learned" else 0)
+        head = 0 if self.tied_head else self.vocab_size * D
+        return embedding + L * block + 2 * D + head
+
+
+_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
+
+# Fields that do not change the forward pass of a dense decoder: names, token ids, training and generation settings, dropouts (we train
+# without dropout, as every official recipe does), summary heads of other tasks.
+_HARMLESS = set(
+    """model_type architectures transformers_version torch_dtype dtype use_cache bos_token_id eos_token_id pad_token_id sep_token_id
+    cls_token_id mask_token_id decoder_start_token_id initializer_range _name_or_path name_or_path task_specific_params gradient_checkpointing
+    attn_pdrop embd_pdrop resid_pdrop attention_dropout hidden_dropout classifier_dropout summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj reorder_and_upcast_attn n_ctx output_attentions output_hidden_states return_dict
+    tie_word_embeddings is_decoder id2label label2id num_labels problem_type chunk_size_feed_forward finetuning_task prefix pruned_heads
+    output_past torchscript use_bfloat16 bad_words_ids do_sample early_stopping length_penalty max_length min_length num_beams
+    num_beam_groups num_return_sequences no_repeat_ngram_size encoder_no_repeat_ngram_size repetition_penalty temperature top_k top_p typical_p
+    diversity_penalty exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens
+    begin_suppress_tokens return_dict_in_generate output_scores is_encoder_decoder cross_attention_hidden_size tokenizer_class
+    tf_legacy_loss partial_rotary_factor _attn_implementation attn_implementation""".split()
+)
+
+
+def _refuse_unless(config: dict[str, Any], family: str, **needed: Any) -> None:
+    for key, value in needed.items():
+        if config.get(key, value) != value:
+            raise SpecError(f"{family}: {key}: {config[key]!r} is not supported, only {value!r}")
+
+
+def _refuse_unknown(config: dict[str, Any], family: str, read: set[str]) -> None:
+    unknown = sorted(set(config) - _HARMLESS - read)
+    if unknown:
+        raise SpecError(f"{family}: unknown config fields {', '.join(unknown)}: they may change the forward pass, so they are not ignored")
+
+
+def _number(config: dict[str, Any], family: str, key: str, default: Any = None, kind: type = int) -> Any:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int) or value <= 0:
+        raise SpecError(f"{family}: {key}: expected a positive {'number' if kind is float else 'integer'}, got {value!r}")
+    return kind(value)
+
+
+def _activation(config: dict[str, Any], family: str, key: str, default: str) -> Any:
+    name = config.get(key, default)
+    if name not in _ACTIVATIONS:
+        raise SpecError(f"{family}: {key}: unknown activation {name!r}; known: {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def _checked(spec: DecoderSpec) -> DecoderSpec:
+    if spec.width % spec.num_heads:
+        raise SpecError(f"{spec.family}: the width {spec.width} is no multiple of the {spec.num_heads} heads")
+    if spec.rotary_dim % 2 or spec.rotary_dim > spec.head_dim:
+        raise SpecError(f"{spec.family}: {spec.rotary_dim} rotated dims do not fit heads of {spec.head_dim} (an even number is needed)")
+    return spec
+
+
+def _gpt2(c: dict[str, Any]) -> DecoderSpec:
+    read = {"vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function", "layer_norm_epsilon",
+            "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "add_cross_attention"}
+    _refuse_unknown(c, "gpt2", read)
+    _refuse_unless(c, "gpt2", scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    width = _number(c, "gpt2", "n_embd", 768)
+    return DecoderSpec(
+        family="gpt2", vocab_size=_number(c, "gpt2", "vocab_size", 50257), max_positions=_number(c, "gpt2", "n_positions", 1024),
+        num_layers=_number(c, "gpt2", "n_layer", 12), width=width, num_heads=_number(c, "gpt2", "n_head", 12),
+        mlp_width=4 * width if c.get("n_inner") is None else _number(c, "gpt2", "n_inner"),
+        activation=_activation(c, "gpt2", "activation_function", "gelu_new"), norm_eps=_number(c, "gpt2", "layer_norm_epsilon", 1e-5, float),
+        positions="learned", rotary_dim=0, rotary_base=0.0, parallel_residual=False, attention_bias=True,
+        tied_head=bool(c.get("tie_word_embeddings", True)), init_std=_number(c, "gpt2", "initializer_range", 0.02, float),
+    )
+
+
+def _gpt_neox(c: dict[str, Any]) -> DecoderSpec:
+    read = {"vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+            "layer_norm_eps", "rotary_pct", "rotary_emb_base", "rope_theta", "rope_scaling", "rope_parameters", "use_parallel_residual", "attention_bias"}
+    _refuse_unknown(c, "gpt_neox", read)
+    _refuse_unless(c, "gpt_neox", rope_scaling=None)
+    rope = c.get("rope_parameters") or {}  # how transformers 5 writes it
+    if rope.get("rope_type", "default") != "default":
+        raise SpecError(f"gpt_neox: rope_parameters.rope_type: {rope['rope_type']!r} is not supported, only 'default'")
+    width, heads = _number(c, "gpt_neox", "hidden_size", 6144), _number(c, "gpt_neox", "num_attention_heads", 64)
+    share = rope.get("partial_rotary_factor", c.get("rotary_pct", 0.25))
+    base = rope.get("rope_theta", c.get("rotary_emb_base", c.get("rope_theta", 10000)))
+    return DecoderSpec(
+        family="gpt_neox", vocab_size=_number(c, "gpt_neox", "vocab_size", 50432),
+        max_positions=_number(c, "gpt_neox", "max_position_embeddings", 2048), num_layers=_number(c, "gpt_neox", "num_hidden_layers", 44),
+        width=width, num_heads=heads, mlp_width=_number(c, "gpt_neox", "intermediate_size", 24576),
+        activation=_activation(c, "gpt_neox", "hidden_act", "gelu"), norm_eps=_number(c, "gpt_neox", "layer_norm_eps", 1e-5, float),
+        positions="rotary", rotary_dim=int(width // heads * float(share)), rotary_base=float(base),
+        parallel_residual=bool(c.get("use_parallel_residual", True)), attention_bias=bool(c.get("attention_bias", True)),
+        tied_head=bool(c.get("tie_word_embeddings", False)), init_std=_number(c, "gpt_neox", "initializer_range", 0.02, float),
+    )
+
+
+_READERS: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}
+
+
+def spec_from_hf(config: dict[str, Any]) -> DecoderSpec:
+    """The spec of a Hugging Face config (the content of a config.json). Raises SpecError, one line, for what we cannot run faithfully."""
+    family = config.get("model_type")
+    if family not in _READERS:
+        raise SpecError(f"model_type: unknown architecture {family!r}; known: {', '.join(_READERS)}")
+    return _checked(_READERS[family](config))

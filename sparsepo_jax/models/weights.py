@@ -1,0 +1,208 @@
+"""Hugging Face safetensors <-> our decoder: one table a family, read in both directions.
+
+A rule pairs the name of a Hugging Face tensor with paths of ours and says how the one becomes the other. Names with {i} stand for every
+layer. Errors are collected: a checkpoint with three wrong tensors is told so once.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.models.spec import DecoderSpec
+
+ArrayTree = dict[str, np.ndarray]  # our path, e.g. "blocks.attention.query.kernel" -> array; block weights with a leading L
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`split` turns the Hugging Face tensor into one array per path of ours, `join` is its inverse."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    split: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+    join: Callable[..., np.ndarray]
+
+
+def _same(theirs: str, ours: str) -> Rule:
+    return Rule(theirs, (ours,), lambda x: (x,), lambda x: x)
+
+
+def _transposed(theirs: str, ours: str) -> Rule:
+    return Rule(theirs, (ours,), lambda x: (x.T,), lambda x: x.T)
+
+
+def _norm(theirs: str, ours: str) -> list[Rule]:
+    return [_same(f"{theirs}.weight", f"{ours}.scale"), _same(f"{theirs}.bias", f"{ours}.bias")]
+
+
+def _projections(part: str) -> tuple[str, ...]:
+    return tuple(f"blocks.attention.{name}.{part}" for name in ("query", "key", "value"))
+
+
+def _gpt2(spec: DecoderSpec) -> list[Rule]:
+    h, thirds = "transformer.h.{i}", lambda x: tuple(np.split(x, 3, axis=-1))  # Conv1D: [in, out], q | k | v
+    joined = lambda *x: np.concatenate(x, axis=-1)  # noqa: E731
+    rules = [
+        _same("transformer.wte.weight", "embed.embedding"),
+        _same("transformer.wpe.weight", "embed_positions.embedding"),
+        *_norm(f"{h}.ln_1", "blocks.attn_norm"),
+        *_norm(f"{h}.ln_2", "blocks.mlp_norm"),
+        Rule(f"{h}.attn.c_attn.weight", _projections("kernel"), thirds, joined),
+        Rule(f"{h}.attn.c_attn.bias", _projections("bias"), thirds, joined),
+        *_norm("transformer.ln_f", "final_norm"),
+    ]
+    for theirs, ours in (("attn.c_proj", "attention.out"), ("mlp.c_fc", "up"), ("mlp.c_proj", "down")):
+        rules += [_same(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"), _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")]
+    return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
+
+
+def _gpt_neox(spec: DecoderSpec) -> list[Rule]:
+    h, N, H, D = "gpt_neox.layers.{i}", spec.num_heads, spec.head_dim, spec.width
+
+    def split_kernel(x):  # [N * 3 * H, D]: q, k and v alternate by head
+        return tuple(part.reshape(D, D).T for part in np.moveaxis(x.reshape(N, 3, H, D), 1, 0))
+
+    def join_kernel(*parts):
+        return np.stack([part.T.reshape(N, H, D) for part in parts], axis=1).reshape(3 * D, D)
+
+    def split_bias(x):
+        return tuple(part.reshape(D) for part in np.moveaxis(x.reshape(N, 3, H), 1, 0))
+
+    def join_bias(*parts):
+        return np.stack([part.reshape(N, H) for part in parts], axis=1).reshape(3 * D)
+
+    rules = [
+        _same("gpt_neox.embed_in.weight", "embed.embedding"),
+        *_norm(f"{h}.input_layernorm", "blocks.attn_norm"),
+        *_norm(f"{h}.post_attention_layernorm", "blocks.mlp_norm"),
+        Rule(f"{h}.attention.query_key_value.weight", _projections("kernel"), split_kernel, join_kernel),
+        _transposed(f"{h}.attention.dense.weight", "blocks.attention.out.kernel"),
+        *_norm("gpt_neox.final_layer_norm", "final_norm"),
+    ]
+    if spec.attention_bias:
+        rules += [Rule(f"{h}.attention.query_key_value.bias", _projections("bias"), split_bias, join_bias),
+                  _same(f"{h}.attention.dense.bias", "blocks.attention.out.bias")]
+    for theirs, ours in (("mlp.dense_h_to_4h", "up"), ("mlp.dense_4h_to_h", "down")):
+        rules += [_transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"), _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")]
+    return rules + ([] if spec.tied_head else [_same("embed_out.weight", "head.embedding")])
+
+
+_RULES = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}
+# Buffers that old checkpoints carry and no forward pass of ours reads: causal masks, rotary tables.
+_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+_MASKS = ("common_mask.", "rw_mask.", "kl_mask.")
+
+
+def is_mask_tensor(name: str) -> bool:
+    """Whether a tensor belongs to the mask nets that the official code stores beside the model's weights."""
+    return name.startswith(_MASKS)
+
+
+def from_hf(spec: DecoderSpec, tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> ArrayTree:
+    """Our arrays (float32) from Hugging Face tensors. Raises UserError that lists every missing, unexpected and wrongly shaped tensor.
+
+    expected: the shape of each of our arrays by path. Tensors of the mask nets are left alone; so is the head where it is tied.
+    """
+    tree = {path: np.empty(shape, np.float32) for path, shape in expected.items()}
+    faults, used = [], set()
+    prefixed = lambda name: name if name in tensors else name.split(".", 1)[1]  # noqa: E731  (checkpoints of the bare trunk lack the prefix)
+    for rule in _RULES[spec.family](spec):
+        stacked = "{i}" in rule.theirs
+        shapes = [expected[path][1:] if stacked else expected[path] for path in rule.ours]
+        wanted = rule.join(*(np.empty(shape, np.bool_) for shape in shapes)).shape
+        for layer in range(spec.num_layers) if stacked else (None,):
+            name = prefixed(rule.theirs.format(i=layer))
+            used.add(name)
+            if name not in tensors:
+                faults.append(f"{rule.theirs.format(i=layer)} is missing (expected shape {list(wanted)})")
+                continue
+            tensor = np.asarray(tensors[name])
+            if tensor.shape != wanted:
+                faults.append(f"{name} has shape {list(tensor.shape)}, expected {list(wanted)}")
+                continue
+            for path, part in zip(rule.ours, rule.split(tensor), strict=True):
+                tree[path][... if layer is None else layer] = part
+    tied = {"lm_head.weight", "embed_out.weight"} if spec.tied_head else set()
+    for name in sorted(set(tensors) - used - tied):
+        if not name.endswith(_BUFFERS) and not is_mask_tensor(name):
+            faults.append(f"{name} is not part of this architecture ({spec.family})")
+    if faults:
+        raise UserError(f"{where}: {len(faults)} tensor(s) do not fit config.json: " + "; ".join(faults))
+    return tree
+
+
+def to_hf(spec: DecoderSpec, tree: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Hugging Face tensors, one at a time, from our arrays; a tied head is left out, as transformers does."""
+    for rule in _RULES[spec.family](spec):
+        if "{i}" not in rule.theirs:
+            yield rule.theirs, rule.join(*(np.asarray(tree[path]) for path in rule.ours))
+            continue
+        for layer in range(spec.num_layers):
+            yield rule.theirs.format(i=layer), rule.join(*(np.asarray(tree[path][layer]) for path in rule.ours))
+
+
+class SafeTensors(Mapping[str, np.ndarray]):
+    """The tensors of a checkpoint directory, one file or sharded, read when asked for, as float32. No pickle is ever opened."""
+
+    def __init__(self, directory: Path):
+        from safetensors import safe_open
+
+        index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+        if index.exists():
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        elif single.exists():
+            names = {single.name}
+        else:
+            raise UserError(f"{directory}: expected model.safetensors or model.safetensors.index.json, found neither "
+                            "(a checkpoint in PyTorch's pickle format: convert it with transformers' save_pretrained)")
+        self._file_of: dict[str, Any] = {}
+        for name in sorted(names):
+            if not (directory / name).exists():
+                raise UserError(f"{directory}: {name}, named by the index, is missing: download or copy it")
+            try:
+                opened = safe_open(directory / name, framework="flax")
+            except Exception as error:  # safetensors raises its own type, not exported
+                raise UserError(f"{directory / name}: not a readable safetensors file ({error})") from error
+            self._file_of |= {key: opened for key in opened.keys()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file_of
+
+
+def find_checkpoint(path: str) -> Path:
+    """The local directory of a checkpoint: `path` itself, or the Hub's copy of that id. Raises UserError if it cannot be had."""
+    if Path(path).is_dir():
+        return Path(path)
+    if path.count("/") > 1 or path.startswith((".", "/", "~")):
+        raise UserError(f"{path}: no such directory (expected a Hugging Face checkpoint directory or a Hub id like owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+    except Exception as error:  # the Hub's client raises a dozen types; all mean that it cannot be had
+        raise UserError(f"{path}: neither a local directory nor reachable on the Hugging Face Hub ({type(error).__name__})") from error
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of config.json."""
+    file = directory / "config.json"
+    if not file.exists():
+        raise UserError(f"{directory}: expected a config.json (a Hugging Face checkpoint), found none")
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file}: no valid JSON ({error})") from error
