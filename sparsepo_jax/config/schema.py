@@ -170,7 +170,7 @@ class LearnedMask(MaskBase):
 
 
 class ActivationMask(MaskBase):
-    kind: Literal["activation"]
+    kind: Literal["activation"] = "activation"
     groups: Annotated[list[Literal["mlp", "attn", "resid", "logits"]], Field(min_length=1)] = ["mlp", "attn", "resid", "logits"]
     mapping: Literal["zn_rescale", "none", "sigmoid", "layernorm"] = "zn_rescale"
     official: bool = False
@@ -227,7 +227,8 @@ class SparsePO(ObjectiveBase):
 class MaPO(ObjectiveBase):
     kind: Literal["mapo"]
     beta: Annotated[float, Field(gt=0)] = 0.8
-    mask: Mask = ActivationMask(kind="activation")
+    mask: tagged("activation", **_MASKS) = ActivationMask()
+    """A mapping without `kind` is an activation mask here."""
 
 
 class Dpo(ObjectiveBase):
@@ -391,8 +392,6 @@ class Training(Section):
     schedule: Schedule = Schedule()
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global norm of the gradient, policy and masks together."""
-    eval_every_steps: Positive | None = None
-    """Evaluate while training, every so many steps."""
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -401,6 +400,11 @@ class Training(Section):
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation ({self.accumulation}) must divide batch_size ({self.batch_size})")
         return self
+
+
+class PairTraining(Training):
+    eval_every_steps: Positive | None = None
+    """Evaluate while training, every so many steps, on data.eval and the held-out part."""
 
 
 class Evaluation(Section):
@@ -432,7 +436,7 @@ class Compute(Section):
     layout: Literal["shared", "plain"] = "shared"
     """shared: the prompt runs once a pair and both responses attend to it; plain: a row per response. The results are the same."""
     logit_chunk: Positive = 512
-    """Response tokens whose logits over the vocabulary exist at a time, per pair slot and device."""
+    """Response tokens a device whose logits over the vocabulary exist at a time; changes memory and speed, not results."""
     mesh: Mesh = Mesh()
     compile_cache: str | None = None
     """Directory of compiled programs. None: sparsepo_jax in the user's cache directory."""
@@ -486,7 +490,7 @@ class Config(Section):
     data: Data = Data()
     objective: Objective = SparsePO()
     sft: Training = Training()
-    po: Training = Training()
+    po: PairTraining = PairTraining()
     evaluation: Evaluation = Evaluation()
     compute: Compute = Compute()
     checkpoint: Checkpoint = Checkpoint()
@@ -497,19 +501,19 @@ class Config(Section):
     @model_validator(mode="after")
     def _stages_fit(self):
         wanted, said = self.stages, []
-        if len(set(wanted)) != len(wanted):
-            said.append("a stage is listed twice")
         order = {"inspect": 0, "sft": 1, "po": 2, "score": 3, "eval": 3, "export": 3, "report": 4}
-        if [order[s] for s in wanted] != sorted(order[s] for s in wanted):
-            said.append(f"stages run in the order inspect, sft, po, then score/eval/export, report; got {', '.join(wanted)}")
-        if self.policy.path is None and self.policy.config is None and any(s in wanted for s in ("sft", "po", "score", "eval", "export")):
-            said.append("a policy is needed: set policy.path (a checkpoint) or policy.config (a shape)")
+        if len(set(wanted)) != len(wanted):
+            said.append("stages: a stage is listed twice")
+        if [order[stage] for stage in wanted] != sorted(order[stage] for stage in wanted):
+            said.append(f"stages: the order is inspect, sft, po, then score/eval/export, then report; got {', '.join(wanted)}")
+        if self.policy == Policy() and not {"sft", "po", "score", "eval", "export"}.isdisjoint(wanted):
+            said.append("policy: needed by these stages: set policy.path (a checkpoint) or policy.config (a shape)")
         if "sft" in wanted and not self.data.sft:
-            said.append("stage sft needs data.sft")
+            said.append("data.sft: needed by stage sft, but empty")
         if "po" in wanted and not self.data.train:
-            said.append("stage po needs data.train")
-        if any(s in wanted for s in ("score", "eval")) and not self.data.eval and self.data.holdout is None:
-            said.append("stages score and eval need data.eval or data.holdout")
+            said.append("data.train: needed by stage po, but empty")
+        if not {"score", "eval"}.isdisjoint(wanted) and not self.data.eval and not (self.data.holdout and self.data.train):
+            said.append("data.eval: stages score and eval need this, or data.train with data.holdout")
         if said:
-            raise ValueError("; ".join(said))
+            raise ValueError("\n".join(said))  # a line each; they name their place
         return self

@@ -37,9 +37,7 @@ def token_number(valid_RT: Bool[Array, "*R T"]) -> Int[Array, "*R T"]:
 
 
 def unsure_tokens(logp_RT: Float[Array, "*R T"], valid_RT: Bool[Array, "*R T"]) -> Bool[Array, "*R T"]:
-    """Response tokens whose probability is at most the response's mean probability (ConfPO, arXiv 2506.08712): never none, for
-    any response.
-    """
+    """Response tokens whose probability is at most the response's mean probability (ConfPO, arXiv 2506.08712); no gradient."""
     prob_RT = jnp.exp(inside(jax.lax.stop_gradient(logp_RT), valid_RT))
     least_R = jnp.min(jnp.where(valid_RT, prob_RT, 1.0), axis=-1)
     # Mathematically least <= mean; rounded, the mean of equal probabilities may fall below all of them and leave no token.
@@ -50,8 +48,7 @@ def unsure_tokens(logp_RT: Float[Array, "*R T"], valid_RT: Bool[Array, "*R T"]) 
 def token_uniforms(key_B: Key[Array, "B"], valid_BPT: Bool[Array, "B P T"]) -> Float[Array, "B P T"]:
     """Uniform draws from [0, 1), one for each token.
 
-    Keyed by (pair, response, number of the token), so that a token's draw depends neither on the padding nor on what else is in
-    the batch.
+    Keyed by (pair, response, number of the token): a token's draw depends neither on padding nor on the rest of the batch.
     """
 
     def draw(key, response, number):

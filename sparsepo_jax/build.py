@@ -1,0 +1,350 @@
+"""The only place where the configuration meets code: each function makes one thing that the stages need."""
+
+import functools
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from sparsepo_jax.config import schema
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.tree import Weights, split_module
+from sparsepo_jax.data.batching import BatchPlan
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.dist.mesh import make_constrain, pair_shards, put_batch, replicated
+from sparsepo_jax.dist.rules import weight_shardings
+from sparsepo_jax.losses import sequence, token_weighted
+from sparsepo_jax.masks.activation import choose_points
+from sparsepo_jax.masks.learned import masks_from_tensors
+from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
+from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.spec import DecoderSpec, SpecError, spec_from_hf
+from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, from_hf, is_mask_tensor, read_config
+from sparsepo_jax.train import optimizer as optimizers
+from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.step import make_pair_scores
+
+# ---------------------------------------------------------------- tokenizer and data
+
+
+def make_tokenizer(config: schema.Config) -> Any | None:
+    """The run's tokenizer, or None (data must be tokenised). One that is learned is learned once and kept in output_dir/tokenizer."""
+    from sparsepo_jax.data import tokenizers
+
+    choice, kept = config.tokenizer, Path(config.output_dir) / "tokenizer"
+    if choice.kind == "auto":
+        if config.policy.path is None:
+            return None
+        directory = find_checkpoint(config.policy.path)
+        return tokenizers.load_tokenizer(str(directory)) if has_tokenizer(directory) else None
+    if choice.kind == "pretrained":
+        return tokenizers.load_tokenizer(choice.path)
+    if choice.kind == "bytes":
+        return tokenizers.make_byte_tokenizer()
+    if choice.kind == "reviews":
+        from sparsepo_jax.data.reviews import reviews_vocabulary
+
+        return tokenizers.make_word_tokenizer(reviews_vocabulary())
+    if not kept.exists():
+        sources, kind = (config.data.sft, "sft") if config.data.sft else (config.data.train, "pairs")
+        tokenizer = tokenizers.train_bpe_tokenizer(_texts(sources, kind, config, choice.max_rows), choice.vocab_size)
+        if jax.process_index() == 0:
+            tokenizer.save_pretrained(kept)
+        return tokenizer
+    return tokenizers.load_tokenizer(str(kept))
+
+
+def has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model"))
+
+
+def _texts(sources: list, kind: str, config: schema.Config, max_rows: int | None):
+    """All text in the rows of some sources, for a tokenizer to learn from."""
+    from sparsepo_jax.data.sources import read_texts
+
+    for number, text in enumerate(read_texts([_source(source, kind) for source in sources], on_bad_row=config.data.on_bad_row)):
+        if max_rows is not None and number >= max_rows:
+            return
+        yield text
+
+
+def _source(source: Any, kind: str) -> Any:
+    """A configured source as the data room takes it."""
+    from sparsepo_jax.data.sources import FileRows, GeneratedRows
+
+    if source.kind == "reviews":
+        from sparsepo_jax.data.reviews import make_review_pairs, make_review_texts
+
+        make = make_review_texts if kind == "sft" else make_review_pairs
+        return GeneratedRows(name=f"reviews(seed={source.seed})", rows=make(source.rows, source.seed), weight=source.weight)
+    return FileRows(path=source.path, split=source.split, subset=source.subset, columns=source.columns, weight=source.weight)
+
+
+def load_data(config: schema.Config, kind: str, sources: list, name: str, tokenizer: Any | None, spec: DecoderSpec | None) -> TokenTable:
+    """The tokenised rows of `sources` ("sft" or "pairs"); with on_bad_row skip the others are listed in output_dir/bad_rows_NAME.jsonl."""
+    from sparsepo_jax.data.load import load_table
+
+    data = config.data
+    max_length, max_prompt_length = length_limits(config, spec)
+    return load_table(
+        [_source(source, kind) for source in sources], kind=kind, tokenizer=tokenizer, vocab_size=None if spec is None else spec.vocab_size,
+        max_length=max_length, max_prompt_length=max_prompt_length, separator=data.separator, template=data.template,
+        template_arguments=data.template_arguments, add_bos=data.add_bos, add_eos=data.add_eos, on_bad_row=data.on_bad_row,
+        bad_rows_path=Path(config.output_dir) / f"bad_rows_{name}.jsonl", cache_dir=data.cache_dir,
+    )
+
+
+def length_limits(config: schema.Config, spec: DecoderSpec | None) -> tuple[int, int]:
+    """(max_length, max_prompt_length), tokens: by default the smaller of 2048 and the model's positions, and half of it."""
+    positions = 2048 if spec is None else spec.max_positions
+    longest = config.data.max_length or min(2048, positions)
+    if longest > positions:
+        raise UserError(f"data.max_length: {longest} tokens do not fit the model's {positions} positions; set it to {positions} or less")
+    prompt = config.data.max_prompt_length or longest // 2
+    if prompt >= longest:
+        raise UserError(f"data.max_prompt_length: {prompt} leaves no room for a response within {longest} tokens; set it lower")
+    return longest, prompt
+
+
+def make_plan(config: schema.Config, table: TokenTable, batch_size: int, *, shuffle: bool) -> BatchPlan:
+    return BatchPlan(table.prompt_lengths_N, table.response_lengths_NP.max(axis=1), table.row_weight_N if shuffle else None,
+                     batch_size=batch_size, buckets=config.data.buckets, seed=config.seed, shuffle=shuffle)
+
+
+# ---------------------------------------------------------------- models
+
+
+def policy_config(config: schema.Config, tokenizer: Any | None) -> dict[str, Any]:
+    """The policy's config.json: the checkpoint's, or the inline one with the tokenizer's vocabulary and special tokens."""
+    if config.policy.path is not None:
+        return read_config(find_checkpoint(config.policy.path))
+    found = dict(config.policy.config or {})
+    if tokenizer is not None:
+        found.setdefault("vocab_size", len(tokenizer))
+        found.setdefault("bos_token_id", tokenizer.bos_token_id)
+        found.setdefault("eos_token_id", tokenizer.eos_token_id)
+    elif "vocab_size" not in found:
+        raise UserError("policy.config.vocab_size: needed where there is no tokenizer to take it from")
+    return found
+
+
+def read_spec(hf_config: dict[str, Any], where: str, tokenizer: Any | None) -> DecoderSpec:
+    """The decoder's spec; UserError if we cannot run it, or if the tokenizer knows more tokens than the model."""
+    try:
+        spec = spec_from_hf(hf_config)
+    except SpecError as error:
+        raise UserError(f"{where}: {error}") from error
+    if tokenizer is not None and len(tokenizer) > spec.vocab_size:
+        raise UserError(f"{where}: the tokenizer has {len(tokenizer)} tokens, the model only {spec.vocab_size}; they do not belong together")
+    return spec
+
+
+def compute_dtype(config: schema.Config) -> jnp.dtype:
+    if config.compute.dtype == "auto":
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    return jnp.dtype(config.compute.dtype)
+
+
+def decoder_graph(spec: DecoderSpec, dtype: jnp.dtype, *, remat: bool) -> nnx.GraphDef:
+    return split_module(nnx.eval_shape(lambda: Decoder(spec, dtype=dtype, remat=remat, rngs=nnx.Rngs(0))))[0]
+
+
+def weight_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+    abstract = split_module(nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))))[1]
+    return {path: leaf.shape for path, leaf in abstract.items()}
+
+
+def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
+    """The weights of a Hugging Face checkpoint, on the mesh."""
+    shapes = weight_shapes(spec)
+    arrays = from_hf(spec, SafeTensors(find_checkpoint(path)), shapes, path)
+    shardings = weight_shardings(shapes, mesh)
+    return {name: jax.device_put(array, shardings[name]) for name, array in arrays.items()}
+
+
+def random_weights(spec: DecoderSpec, seed: int, mesh: Mesh) -> Weights:
+    make = lambda: split_module(Decoder(spec, rngs=nnx.Rngs(seed)))[1]  # noqa: E731
+    return jax.jit(make, out_shardings=weight_shardings(weight_shapes(spec), mesh))()
+
+
+def same_tokenizer(policy_path: str, reference_path: str, policy: DecoderSpec, reference: DecoderSpec) -> None:
+    """UserError unless both models speak the same vocabulary."""
+    if policy.vocab_size != reference.vocab_size:
+        raise UserError(f"reference.path: {reference_path} has a vocabulary of {reference.vocab_size}, the policy ({policy_path}) one of "
+                        f"{policy.vocab_size}; log-ratios need the same one")
+    directories = [find_checkpoint(policy_path), find_checkpoint(reference_path)] if Path(policy_path).is_dir() else []
+    if directories and all(has_tokenizer(directory) for directory in directories):
+        from sparsepo_jax.data.tokenizers import load_tokenizer
+
+        ours, theirs = (load_tokenizer(str(directory)).get_vocab() for directory in directories)
+        if ours != theirs:
+            token = next(token for token in sorted(ours.keys() | theirs.keys()) if ours.get(token) != theirs.get(token))
+            raise UserError(f"reference.path: the tokenizers of {policy_path} and {reference_path} differ (token {token!r} is "
+                            f"{ours.get(token)} and {theirs.get(token)}); log-ratios need the same one")
+
+
+# ---------------------------------------------------------------- masks and objective
+
+_LOSSES = {
+    "sparsepo": token_weighted.sparsepo_loss, "mapo": token_weighted.sparsepo_loss, "dpo": token_weighted.dpo_loss,
+    "tdpo1": token_weighted.tdpo1_loss, "tdpo2": token_weighted.tdpo2_loss, "d2po": token_weighted.d2po_loss,
+    "sampo": token_weighted.sampo_loss, "ldpo": token_weighted.ldpo_loss, "cdpo": sequence.cdpo_loss, "robust": sequence.robust_loss,
+    "ipo": sequence.ipo_loss, "hinge": sequence.hinge_loss, "simpo": sequence.simpo_loss, "orpo": sequence.orpo_loss, "cpo": sequence.cpo_loss,
+    "dpop": sequence.dpop_loss, "rdpo": sequence.rdpo_loss, "confpo": sequence.confpo_loss, "caldpo": sequence.caldpo_loss,
+}
+
+
+def mask_config(config: schema.Config) -> Any | None:
+    """The configured mask, or None for objectives without one."""
+    return getattr(config.objective, "mask", None)
+
+
+def make_mask_source(config: schema.Config, spec: DecoderSpec) -> MaskSource:
+    """spec: the reference's, whose states the masks read."""
+    mask = mask_config(config)
+    if mask is None:
+        return fixed_source("ones", on="both", normalised=False)
+    placing = {"on": mask.on, "normalised": mask.normalise}
+    if mask.kind == "learned":
+        return learned_source(
+            net=mask.net, sharing=mask.sharing, num_layers=spec.num_layers, width=spec.width, norm_eps=spec.norm_eps, init=mask.init,
+            layer_activation=mask.layer_activation, mixer_activation=mask.mixer_activation, dropout=mask.dropout, **placing,
+        )
+    if mask.kind == "activation":
+        try:
+            points = choose_points(spec.family, tuple(mask.groups), mask.official)
+        except ValueError as error:
+            raise UserError(f"objective.mask.groups: {error}") from error
+        return activation_source(points=points, mapping=mask.mapping, **placing)
+    return fixed_source(mask.kind, decay=getattr(mask, "decay", 1.0), model=getattr(mask, "model", "reference"), **placing)
+
+
+def make_objective(config: schema.Config, source: MaskSource):
+    """objective(stats, masks, key_B) -> LossOutput, its settings bound."""
+    objective = config.objective
+    settings = objective.model_dump(exclude={"kind", "mask", "nll_weight"})
+    if objective.kind == "sparsepo":
+        settings["shared"] = source.shared
+    return functools.partial(sequence.with_nll(_LOSSES[objective.kind], objective.nll_weight), **settings)
+
+
+def make_problem(config: schema.Config, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh) -> Problem:
+    dtype, source = compute_dtype(config), make_mask_source(config, reference)
+    return Problem(
+        policy_graph=decoder_graph(policy, dtype, remat=config.compute.remat), reference_graph=decoder_graph(reference, dtype, remat=False),
+        mask_source=source, objective=make_objective(config, source), beta=getattr(config.objective, "beta", 1.0), seed=config.seed,
+        shared_layout=config.compute.layout == "shared", logit_chunk=config.compute.logit_chunk * pair_shards(mesh), constrain=make_constrain(mesh),
+    )
+
+
+def mask_tensors(path: str | None) -> dict[str, Any]:
+    """The mask nets stored with a checkpoint: in masks.safetensors (ours) or beside the model's tensors (the official code's); {} if none."""
+    if path is None:
+        return {}
+    directory = find_checkpoint(path)
+    own = directory / "masks.safetensors"
+    if own.exists():
+        from safetensors.numpy import load_file
+
+        return load_file(own)
+    tensors = SafeTensors(directory)
+    return {name: tensors[name] for name in tensors if is_mask_tensor(name)}
+
+
+def initial_masks(config: schema.Config, source: MaskSource, mesh: Mesh) -> Weights:
+    """Mask weights from policy.path if it has any, else as configured; {} for masks that are not trained."""
+    fresh = source.init(nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), 1)))
+    if fresh and (tensors := mask_tensors(config.policy.path)):
+        fresh = _fitting(config, tensors, fresh)
+    return {path: jax.device_put(value, replicated(mesh)) for path, value in fresh.items()}
+
+
+def stored_masks(config: schema.Config, source: MaskSource, mesh: Mesh) -> Weights:
+    """Mask weights from policy.path; UserError if there are none to be had."""
+    shapes = source.init(nnx.Rngs(0))
+    if not shapes:
+        return {}
+    tensors = mask_tensors(config.policy.path)
+    if not tensors:
+        raise UserError(f"policy.path: {config.policy.path} holds no mask nets (masks.safetensors, or common_mask.* / rw_mask.* / kl_mask.* beside "
+                        "the model's tensors); give a checkpoint that has them, run the stage po first, or choose another objective.mask.kind")
+    return {path: jax.device_put(value, replicated(mesh)) for path, value in _fitting(config, tensors, shapes).items()}
+
+
+def _fitting(config: schema.Config, tensors: dict[str, Any], like: Weights) -> Weights:
+    try:
+        return masks_from_tensors(config.objective.mask.net, tensors, {path: value.shape for path, value in like.items()})
+    except ValueError as error:
+        raise UserError(f"policy.path: the stored masks do not fit objective.mask (net {config.objective.mask.net}, "
+                        f"sharing {config.objective.mask.sharing}, on {config.objective.mask.on}): {error}") from error
+
+
+# ---------------------------------------------------------------- training and scoring
+
+
+def count_steps(training: schema.Training, plan: BatchPlan) -> int:
+    if training.steps is not None:
+        return training.steps
+    return max(1, math.ceil((training.epochs or 1.0) * plan.batches_per_epoch - 1e-9))  # 0.1 x 30 is 3, not 4
+
+
+def make_schedule(training: schema.Training, peak: float, steps: int) -> optax.Schedule:
+    schedule = training.schedule
+    if schedule.warmup_steps is not None:
+        warmup = schedule.warmup_steps
+    else:
+        warmup = round(steps * (0.1 if schedule.warmup_share is None else schedule.warmup_share))
+    return optimizers.make_schedule(schedule.kind, peak=peak, steps=steps, warmup_steps=min(warmup, steps), end=schedule.end)
+
+
+def make_optimizer(config: schema.Config, training: schema.Training, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of {"policy", "masks"} and the policy's learning-rate schedule."""
+    rule, mask = training.optimizer, mask_config(config)
+    make_rule = {
+        "adamw": lambda: optimizers.adamw_rule(rule.b1, rule.b2, rule.eps),
+        "lion": lambda: optimizers.lion_rule(rule.b1, rule.b2),
+        "adafactor": optimizers.adafactor_rule,
+    }[rule.kind]()
+    own_rate = getattr(mask, "learning_rate", None)
+    schedule = make_schedule(training, rule.learning_rate, steps)
+    return optimizers.make_optimizer(
+        make_rule, policy_schedule=schedule, policy_decay=rule.weight_decay,
+        mask_schedule=make_schedule(training, rule.learning_rate if own_rate is None else own_rate, steps),
+        mask_decay=getattr(mask, "weight_decay", 0.0), clip_norm=training.clip_norm,
+    ), schedule
+
+
+def make_score_batch(problem: Problem, mesh: Mesh):
+    """score_batch(weights, reference, batch [1, B, ...]) for eval.scores, its results on every host."""
+    scores = make_pair_scores(problem, training=False)
+
+    def score(weights, reference, batch):
+        batch = jax.tree.map(lambda x: x[0], batch)
+        return *scores(weights, reference, batch, jnp.int32(0)), batch.row_B, batch.weight_B
+
+    return jax.jit(score, out_shardings=replicated(mesh))
+
+
+def check_batch(name: str, batch_size: int, micro_steps: int, mesh: Mesh) -> None:
+    """UserError unless a micro-step's pairs can be cut evenly over the mesh."""
+    shards = pair_shards(mesh)
+    if batch_size % (micro_steps * shards):
+        raise UserError(f"{name}: {batch_size} rows in {micro_steps} micro-step(s) cannot be cut over {shards} shards (data x fsdp); "
+                        f"take a multiple of {micro_steps * shards}")
+
+
+def put_on(mesh: Mesh):
+    return lambda batch: put_batch(batch, mesh)
+
+
+def start_jax(config: schema.Config) -> None:
+    """Compiled programs are kept on disk, so that a second start is quick."""
+    cache = config.compute.compile_cache or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sparsepo_jax", "xla")
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -1,0 +1,178 @@
+"""Tokenised rows as columns: what tokenisation makes, the cache keeps and batching reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Sequences of different lengths in one array: sequence i is flat[starts[i]:starts[i + 1]]."""
+
+    flat: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.flat[self.starts[i] : self.starts[i + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+    def positions(self, sequences: np.ndarray) -> np.ndarray:
+        """Where the values of these sequences lie in `flat`, one sequence after the other."""
+        lengths = self.lengths[sequences]
+        shift = self.starts[:-1][sequences] - (np.cumsum(lengths) - lengths)
+        return np.arange(lengths.sum()) + np.repeat(shift, lengths)
+
+    def take(self, sequences: np.ndarray) -> "Ragged":
+        return Ragged(self.flat[self.positions(sequences)], starts_of(self.lengths[sequences]))
+
+
+def starts_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def ragged(sequences: Sequence[np.ndarray | list], dtype: type) -> Ragged:
+    flat = np.concatenate([np.asarray(s, dtype) for s in sequences]) if sequences else np.zeros(0, dtype)
+    return Ragged(flat, starts_of([len(s) for s in sequences]))
+
+
+def _concat_ragged(parts: Sequence[Ragged]) -> Ragged:
+    return Ragged(np.concatenate([p.flat for p in parts]), starts_of(np.concatenate([p.lengths for p in parts])))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """N tokenised rows with P responses each: 2 for pairs (chosen, rejected), 1 for sft. Sequence i * P + p of `responses` is response p of row i.
+
+    `weights`, `decisive` and `chance` have one value per response token, laid out as `responses.flat`, or are None where the data has none:
+    token weights given with the data; whether the token decides the preference; P(decisive | what comes before the token).
+    `prompt_key_N` is a hash of the prompt before tokenisation and truncation: it says which rows are of one prompt.
+    """
+
+    prompts: Ragged
+    responses: Ragged
+    prompt_key_N: np.ndarray
+    prompt_cut_N: np.ndarray
+    """Whether the prompt's beginning was cut off."""
+    response_cut_NP: np.ndarray
+    """Whether the response's end was cut off."""
+    row_weight_N: np.ndarray
+    """The source's weight: how often an epoch sees the row."""
+    files: tuple[str, ...]
+    file_N: np.ndarray
+    line_N: np.ndarray
+    weights: np.ndarray | None = None
+    decisive: np.ndarray | None = None
+    chance: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def responses_per_row(self) -> int:
+        return self.response_cut_NP.shape[1]
+
+    @property
+    def prompt_lengths_N(self) -> np.ndarray:
+        return self.prompts.lengths
+
+    @property
+    def response_lengths_NP(self) -> np.ndarray:
+        return self.responses.lengths.reshape(len(self), self.responses_per_row)
+
+    def prompt(self, i: int) -> np.ndarray:
+        """Token ids, int32 [S]."""
+        return self.prompts[i]
+
+    def response(self, i: int, p: int) -> np.ndarray:
+        """Token ids, int32 [T]."""
+        return self.responses[i * self.responses_per_row + p]
+
+    def response_values(self, values: np.ndarray, i: int, p: int) -> np.ndarray:
+        """The part of `weights`, `decisive` or `chance` that belongs to response p of row i: [T]."""
+        return Ragged(values, self.responses.starts)[i * self.responses_per_row + p]
+
+    def origin(self, i: int) -> str:
+        """file:line of row i, counted from 1 (the number of the row where the source has no lines)."""
+        return f"{self.files[self.file_N[i]]}:{self.line_N[i]}"
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "TokenTable":
+        """These rows, in this order."""
+        rows = np.asarray(rows, np.int64)
+        sequences = (rows[:, None] * self.responses_per_row + np.arange(self.responses_per_row)).ravel()
+        positions = self.responses.positions(sequences)
+        return TokenTable(
+            prompts=self.prompts.take(rows),
+            responses=self.responses.take(sequences),
+            prompt_key_N=self.prompt_key_N[rows],
+            prompt_cut_N=self.prompt_cut_N[rows],
+            response_cut_NP=self.response_cut_NP[rows],
+            row_weight_N=self.row_weight_N[rows],
+            files=self.files,
+            file_N=self.file_N[rows],
+            line_N=self.line_N[rows],
+            **{name: None if (v := getattr(self, name)) is None else v[positions] for name in ("weights", "decisive", "chance")},
+        )
+
+    def from_source(self, name: str, weight: float) -> "TokenTable":
+        """The same rows, said to come from `name` and seen `weight` times an epoch."""
+        return replace(
+            self, files=(name,), file_N=np.zeros(len(self), np.int32), row_weight_N=np.full(len(self), weight, np.float32)
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All columns as plain arrays, for one .npz without pickle."""
+        named = {
+            "prompts": self.prompts.flat,
+            "prompt_starts": self.prompts.starts,
+            "responses": self.responses.flat,
+            "response_starts": self.responses.starts,
+            "files": np.array(self.files, np.str_),
+        }
+        for name in _PLAIN + _PER_TOKEN:
+            if getattr(self, name) is not None:
+                named[name] = getattr(self, name)
+        return named
+
+
+_PLAIN = ("prompt_key_N", "prompt_cut_N", "response_cut_NP", "row_weight_N", "file_N", "line_N")
+_PER_TOKEN = ("weights", "decisive", "chance")
+
+
+def table_from_arrays(arrays) -> TokenTable:
+    """The inverse of `TokenTable.arrays`. KeyError where a column is missing."""
+    return TokenTable(
+        prompts=Ragged(arrays["prompts"], arrays["prompt_starts"]),
+        responses=Ragged(arrays["responses"], arrays["response_starts"]),
+        files=tuple(str(name) for name in arrays["files"]),
+        **{name: arrays[name] for name in _PLAIN},
+        **{name: arrays[name] if name in arrays else None for name in _PER_TOKEN},
+    )
+
+
+def concat(tables: Sequence[TokenTable]) -> TokenTable:
+    """All rows, one table after the other. Rows without given weights get 1 where others have some; `decisive` and `chance` stay only if
+    every table knows them, since False for an unknown token would be wrong."""
+    if len(tables) == 1:
+        return tables[0]
+    first_file = np.cumsum([0] + [len(t.files) for t in tables])
+    columns = {name: np.concatenate([getattr(t, name) for t in tables]) for name in _PLAIN if name != "file_N"}
+    weights = None
+    if any(t.weights is not None for t in tables):
+        weights = np.concatenate([np.ones(len(t.responses.flat), np.float32) if t.weights is None else t.weights for t in tables])
+    known = {name: all(getattr(t, name) is not None for t in tables) for name in ("decisive", "chance")}
+    return TokenTable(
+        prompts=_concat_ragged([t.prompts for t in tables]),
+        responses=_concat_ragged([t.responses for t in tables]),
+        files=tuple(name for t in tables for name in t.files),
+        file_N=np.concatenate([t.file_N + n for t, n in zip(tables, first_file)]).astype(np.int32),
+        weights=weights,
+        **{name: np.concatenate([getattr(t, name) for t in tables]) if is_known else None for name, is_known in known.items()},
+        **columns,
+    )

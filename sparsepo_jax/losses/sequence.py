@@ -1,0 +1,174 @@
+"""Objectives on sums or means over whole responses: the likelihood itself, and the variants of DPO with and without a reference.
+
+Called as those in token_weighted.py: `xxx_loss(stats, masks, key_B, *, settings) -> LossOutput`. None of them reads masks or
+keys. D is the difference (chosen - rejected) of summed log-ratios, avg the mean over a response's tokens.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from sparsepo_jax.core.tokens import log_ratio, response_mean, response_sum, unsure_tokens
+from sparsepo_jax.core.types import LossOutput, TokenMasks, TokenStats
+from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid
+
+
+def sft_nll(logp_BT: Float[Array, "B T"], valid_BT: Bool[Array, "B T"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """Negative log-likelihood of each row's response, nats, and its number of tokens.
+
+    The sft loss is the quotient of their sums over the global batch, so that every token counts the same in whichever row it is.
+    """
+    return -response_sum(logp_BT, valid_BT), valid_BT.sum(-1).astype(jnp.float32)
+
+
+def chosen_nll(stats: TokenStats) -> Float[Array, "B"]:
+    """Mean negative log-likelihood of the chosen response's tokens, nats."""
+    return -response_mean(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
+
+
+def with_nll(loss: Callable[..., LossOutput], nll_weight: float) -> Callable[..., LossOutput]:
+    """The objective plus nll_weight times the chosen response's mean NLL, reported as `loss/nll`.
+
+    Source: Pang et al. (RPO), arXiv 2404.19733, 2024.
+    """
+    if nll_weight == 0:
+        return loss
+
+    def loss_with_nll(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, **settings) -> LossOutput:
+        return _add_nll(loss(stats, masks, key_B, **settings), stats, nll_weight)
+
+    return loss_with_nll
+
+
+def _add_nll(output: LossOutput, stats: TokenStats, nll_weight: float) -> LossOutput:
+    nll_B = nll_weight * chosen_nll(stats)
+    # Summed: cpo and orpo have an NLL of their own, to which with_nll may add.
+    reported_B = output.metrics.get("loss/nll", 0.0) + nll_B
+    return LossOutput(output.loss_B + nll_B, output.metrics | {"loss/nll": reported_B})
+
+
+def _summed_log_ratio(stats: TokenStats) -> Float[Array, "B P"]:
+    return response_sum(log_ratio(stats), stats.valid_BPT)
+
+
+def cdpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, label_smoothing: float) -> LossOutput:
+    """Conservative DPO: a share e of the labels is taken to be wrong, -(1-e) log sigmoid(beta D) - e log sigmoid(-beta D).
+
+    Source: Mitchell, A note on DPO with noisy preferences, 2023.
+    """
+
+    def smoothed(margin_B):
+        return (1 - label_smoothing) * negative_log_sigmoid(margin_B) + label_smoothing * negative_log_sigmoid(-margin_B)
+
+    return compare(beta * _summed_log_ratio(stats), smoothed)
+
+
+def robust_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, label_smoothing: float) -> LossOutput:
+    """Robust DPO, unbiased under a share e < 1/2 of flipped labels.
+
+    [-(1-e) log sigmoid(beta D) + e log sigmoid(-beta D)] / (1-2e). Source: Chowdhury et al., arXiv 2403.00409, 2024.
+    """
+
+    def unbiased(margin_B):
+        kept_B, flipped_B = negative_log_sigmoid(margin_B), negative_log_sigmoid(-margin_B)
+        return ((1 - label_smoothing) * kept_B - label_smoothing * flipped_B) / (1 - 2 * label_smoothing)
+
+    return compare(beta * _summed_log_ratio(stats), unbiased)
+
+
+def ipo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float) -> LossOutput:
+    """IPO: (avg r_c - avg r_r - 1/(2 beta))^2.
+
+    Averaged over tokens, as in TRL; the first DPO repository sums. Margin and rewards are without beta.
+    Source: Azar et al., arXiv 2310.12036, 2023.
+    """
+    return compare(response_mean(log_ratio(stats), stats.valid_BPT), lambda margin_B: (margin_B - 1 / (2 * beta)) ** 2)
+
+
+def hinge_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float) -> LossOutput:
+    """SLiC's hinge on log-ratios, as RSO has it: relu(1 - beta D).
+
+    Source: Zhao et al., arXiv 2305.10425, 2023; Liu et al. (RSO), arXiv 2309.06657, 2023.
+    """
+    return compare(beta * _summed_log_ratio(stats), lambda margin_B: jax.nn.relu(1 - margin_B))
+
+
+def simpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, gamma: float) -> LossOutput:
+    """SimPO: -log sigmoid(beta (avg log pi_c - avg log pi_r) - gamma), no reference. `margin` includes gamma.
+
+    Source: Meng et al., arXiv 2405.14734, 2024.
+    """
+    return compare(beta * response_mean(stats.logp_BPT, stats.valid_BPT), target=gamma)
+
+
+def orpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, odds_weight: float) -> LossOutput:
+    """ORPO: chosen mean NLL - odds_weight log sigmoid(log odds_c - log odds_r), no reference.
+
+    The odds are p / (1 - p) of p = exp(avg log pi); rewards are their logarithms. Source: Hong et al., arXiv 2403.07691, 2024.
+    """
+    # At probability 1 the odds are infinite; float32 cannot tell a mean log-probability above -eps from 0.
+    eps = jnp.finfo(jnp.float32).eps
+    logp_BP = jnp.minimum(response_mean(stats.logp_BPT, stats.valid_BPT), -eps)
+    log_odds_BP = logp_BP - _log1mexp(logp_BP)
+    compared = compare(log_odds_BP, lambda margin_B: odds_weight * negative_log_sigmoid(margin_B))
+    return _add_nll(compared, stats, 1.0)
+
+
+def _log1mexp(x_BP: Float[Array, "B P"]) -> Float[Array, "B P"]:
+    """log(1 - exp(x)) for x < 0, exact near 0 and far from it."""
+    near_BP = x_BP > -jnp.log(2.0)
+    # Each branch sees only arguments it is good for: the branch not taken must not put an infinity into the gradient.
+    log_expm1_BP = jnp.log(-jnp.expm1(jnp.where(near_BP, x_BP, -1.0)))
+    log1p_exp_BP = jnp.log1p(-jnp.exp(jnp.where(near_BP, -1.0, x_BP)))
+    return jnp.where(near_BP, log_expm1_BP, log1p_exp_BP)
+
+
+def cpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, alpha: float) -> LossOutput:
+    """CPO: -log sigmoid(beta (log pi_c - log pi_r)) + alpha times the chosen mean NLL, no reference.
+
+    Source: Xu et al., arXiv 2401.08417, 2024.
+    """
+    return _add_nll(compare(beta * response_sum(stats.logp_BPT, stats.valid_BPT)), stats, alpha)
+
+
+def dpop_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, penalty: float) -> LossOutput:
+    """DPO-Positive (Smaug): -log sigmoid(beta (D - penalty max(0, -sum r_c))).
+
+    The chosen response is kept from becoming less likely; the penalty is part of its reward.
+    Source: Pal et al., arXiv 2402.13228, 2024.
+    """
+    ratio_BP = _summed_log_ratio(stats)
+    return compare(beta * ratio_BP.at[:, 0].add(-penalty * jax.nn.relu(-ratio_BP[:, 0])))
+
+
+def rdpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, alpha: float) -> LossOutput:
+    """R-DPO: -log sigmoid(beta D + alpha (|y_c| - |y_r|)), lengths in tokens.
+
+    Rewards include alpha |y|, as the implicit reward of a policy under a length penalty does.
+    Source: Park et al., arXiv 2403.19159, 2024.
+    """
+    return compare(beta * _summed_log_ratio(stats) + alpha * stats.valid_BPT.sum(-1))
+
+
+def confpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, gamma: float) -> LossOutput:
+    """ConfPO: SimPO on, and averaged over, the tokens that the policy is unsure of.
+
+    These have a probability of at most the response's mean (detached). `margin` includes gamma.
+    Source: Yoon et al., arXiv 2506.08712, 2025.
+    """
+    unsure_BPT = unsure_tokens(stats.logp_BPT, stats.valid_BPT)
+    return compare(beta * response_mean(stats.logp_BPT, unsure_BPT), target=gamma)
+
+
+def caldpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float) -> LossOutput:
+    """Cal-DPO: -log sigmoid(D) + [(sum r_c - 1/(2 beta))^2 + (sum r_r + 1/(2 beta))^2] / 2.
+
+    Margin and rewards are without beta; `loss/calibration` is the second term. Source: Xiao et al., arXiv 2412.14516, 2024.
+    """
+    ratio_BP = _summed_log_ratio(stats)
+    compared = compare(ratio_BP)
+    scale = 1 / (2 * beta)
+    calibration_B = ((ratio_BP[:, 0] - scale) ** 2 + (ratio_BP[:, 1] + scale) ** 2) / 2
+    return LossOutput(compared.loss_B + calibration_B, compared.metrics | {"loss/calibration": calibration_B})

@@ -1,0 +1,51 @@
+"""A Hugging Face directory that transformers loads as any other; mask nets lie beside the model, in masks.safetensors."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.models.weights import to_hf
+
+SHARD_BYTES = 5 * 10**9
+_ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "gpt_neox": "GPTNeoXForCausalLM"}
+
+
+def save_hf(
+    directory: Path, spec: DecoderSpec, hf_config: Mapping[str, Any], weights: Mapping[str, Any], masks: Mapping[str, Any], card: str,
+    *, shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes config.json, generation_config.json, safetensors (float32, sharded beyond shard_bytes), masks.safetensors and README.md.
+
+    weights: ours by path, on any devices. masks: official tensor names -> arrays; {} writes no file.
+    """
+    from safetensors.numpy import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    config = dict(hf_config) | {"architectures": [_ARCHITECTURES[spec.family]], "dtype": "float32", "vocab_size": spec.vocab_size}
+    config.pop("torch_dtype", None)
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    special = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(name) is not None}
+    (directory / "generation_config.json").write_text(json.dumps(special, indent=2) + "\n")
+    for old in (*directory.glob("model*.safetensors"), *directory.glob("model.safetensors.index.json"), *directory.glob("masks.safetensors")):
+        old.unlink()
+    shards: list[dict[str, np.ndarray]] = [{}]
+    for name, tensor in to_hf(spec, weights):
+        if shards[-1] and sum(x.nbytes for x in shards[-1].values()) + tensor.nbytes > shard_bytes:
+            shards.append({})
+        shards[-1][name] = np.ascontiguousarray(tensor, np.float32)
+    if len(shards) == 1:
+        save_file(shards[0], directory / "model.safetensors", metadata={"format": "pt"})
+    else:
+        names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        for name, shard in zip(names, shards, strict=True):
+            save_file(shard, directory / name, metadata={"format": "pt"})
+        index = {"metadata": {"total_size": sum(x.nbytes for shard in shards for x in shard.values())},
+                 "weight_map": {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    if masks:
+        save_file({name: np.ascontiguousarray(x, np.float32) for name, x in masks.items()}, directory / "masks.safetensors", metadata={"format": "pt"})
+    (directory / "README.md").write_text(card)

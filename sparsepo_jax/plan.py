@@ -1,0 +1,359 @@
+"""What a configuration will do, said before it does it: the printout of `--check`.
+
+Reads only small local facts (config.json, row counts). No accelerator runtime and no network: what those would tell is `unknown`.
+"""
+
+import gzip
+import json
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparsepo_jax.config.load import ConfigError
+from sparsepo_jax.config.schema import (
+    BpeTokenizer,
+    ByteTokenizer,
+    Config,
+    FileSource,
+    LearnedMask,
+    Optimizer,
+    PretrainedTokenizer,
+    ReviewsTokenizer,
+    Source,
+    Training,
+)
+from sparsepo_jax.models.spec import DecoderSpec, SpecError, spec_from_hf
+
+_READ_AT_MOST_BYTES = 32 * 2**20  # of a jsonl file; the rest is extrapolated, so that the printout does not wait for large files
+_FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_DATA_ID = r"\w[\w.-]*/\w[\w.-]*"
+_MODEL_ID = rf"{_DATA_ID}|\w[\w.-]*"  # old models have no owner: gpt2
+
+
+class Count(NamedTuple):
+    """A number of rows or steps; None: it cannot be known here."""
+
+    number: int | None
+    exact: bool = True
+
+    def __str__(self) -> str:
+        return "unknown" if self.number is None else f"{'' if self.exact else 'about '}{self.number:,}"
+
+
+class Model(NamedTuple):
+    """What is known of a model: nothing of one on the Hub, and no parameter count where the size of the vocabulary is unknown."""
+
+    origin: str
+    spec: DecoderSpec | None = None
+    parameters: int | None = None
+
+
+def make_plan_text(config: Config) -> str:
+    """Stages, parameters, rows, steps, tokens a step, bytes per device. Raises ConfigError if a local file lacks or is unfit."""
+    mistakes: list[str] = []
+    policy = _policy(config, mistakes)
+    reference = policy if config.reference.path is None else _model_at(config.reference.path, "reference.path", mistakes)
+    if isinstance(config.tokenizer, PretrainedTokenizer):
+        _is_local(config.tokenizer.path, "tokenizer.path", mistakes, _MODEL_ID)
+    rows = {name: _rows_of(getattr(config.data, name), f"data.{name}", mistakes) for name in _lists_used(config)}
+    length = _max_length(config, policy, mistakes)
+    _check_vocabularies(config, policy, reference, mistakes)
+    _check_batch_sizes(config, mistakes)
+    if mistakes:
+        raise ConfigError(mistakes)
+
+    mask_parameters = _mask_parameters(config, reference.spec)  # masks read the reference's states
+    lines = [
+        ("stages", ", ".join(config.stages)),
+        ("output", config.output_dir),
+        ("policy", _describe(policy)),
+        ("reference", "the policy as po finds it" if config.reference.path is None else _describe(reference)),
+        ("objective", config.objective.kind),
+    ]
+    if mask := getattr(config.objective, "mask", None):
+        net = f" {mask.net}, {mask.sharing}: {_parameters(mask_parameters)}" if isinstance(mask, LearnedMask) else ""
+        lines.append(("mask", f"{mask.kind}{net}, on {'reward and KL' if mask.on == 'both' else mask.on}"))
+    lines.append(("devices", _devices(config)))
+    if "sft" in config.stages:
+        lines.append(("sft", _work(config.sft, rows["sft"], "rows", length)))
+        lines.append(("", _memory(config, config.sft.optimizer, policy.parameters, policy.spec)))
+    if "po" in config.stages:
+        trained = _sum(policy.parameters, mask_parameters)
+        lines.append(("po", _work(config.po, _kept_rows(rows["train"], config), "pairs", 2 * length)))
+        lines.append(("", _memory(config, config.po.optimizer, trained, policy.spec, reference=reference.parameters)))
+    if not {"score", "eval"}.isdisjoint(config.stages):
+        lines.append(("evaluation", f"{_evaluated_rows(rows, config)} pairs"))
+    return "\n".join(f"{name:<12}{text}" for name, text in lines)
+
+
+# ---------------------------------------------------------------- models
+
+
+def _policy(config: Config, mistakes: list[str]) -> Model:
+    if config.policy.path is not None:
+        return _model_at(config.policy.path, "policy.path", mistakes)
+    if config.policy.config is None:
+        return Model("none")
+    if "vocab_size" not in config.policy.config and config.tokenizer.kind == "auto":
+        mistakes.append("policy.config.vocab_size: needed where there is no tokenizer to take it from")
+    vocab_size = config.policy.config.get("vocab_size", _vocab_size(config.tokenizer))
+    content = {**config.policy.config, "vocab_size": 1 if vocab_size is None else vocab_size}
+    model = _read_spec(content, "from scratch", "policy.config", mistakes)
+    return model._replace(parameters=None) if vocab_size is None else model
+
+
+def _vocab_size(tokenizer) -> int | None:
+    match tokenizer:
+        case ByteTokenizer():
+            return 257
+        case BpeTokenizer():
+            return tokenizer.vocab_size
+        case ReviewsTokenizer():
+            from sparsepo_jax.data.reviews import reviews_vocabulary
+
+            return len(reviews_vocabulary())
+    return None
+
+
+def _model_at(path: str, where: str, mistakes: list[str]) -> Model:
+    if not _is_local(path, where, mistakes, _MODEL_ID):
+        return Model(path)
+    try:
+        content = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
+        mistakes.append(f"{where}: expected a directory with a config.json, got {path} ({reason})")
+        return Model(path)
+    return _read_spec(content, path, where, mistakes)
+
+
+def _read_spec(content: Any, origin: str, where: str, mistakes: list[str]) -> Model:
+    if not isinstance(content, dict):
+        mistakes.append(f"{where}: expected a config.json that holds an object, got {type(content).__name__}")
+        return Model(origin)
+    try:
+        spec = spec_from_hf(content)
+    except SpecError as error:
+        mistakes.append(f"{where}: {error}")
+        return Model(origin)
+    return Model(origin, spec, spec.parameter_count())
+
+
+def _max_length(config: Config, policy: Model, mistakes: list[str]) -> int:
+    positions = policy.spec.max_positions if policy.spec else None
+    length, prompt = config.data.max_length or min(2048, positions or 2048), config.data.max_prompt_length
+    if positions is not None and length > positions:
+        mistakes.append(f"data.max_length: {length} tokens do not fit the policy's {positions} positions")
+    if prompt is not None and prompt >= length:
+        mistakes.append(f"data.max_prompt_length: {prompt} leaves no room for a response within {length} tokens")
+    return length
+
+
+def _check_vocabularies(config: Config, policy: Model, reference: Model, mistakes: list[str]) -> None:
+    if policy.parameters is None:
+        return  # its vocabulary is not known
+    ours, tokens = policy.spec.vocab_size, _vocab_size(config.tokenizer)
+    if tokens is not None and tokens > ours:
+        mistakes.append(f"tokenizer: it has {tokens} tokens, the policy only {ours}")
+    if reference.spec and reference.spec.vocab_size != ours:
+        mistakes.append(f"reference.path: a vocabulary of {reference.spec.vocab_size}, but the policy has one of {ours}")
+
+
+def _mask_parameters(config: Config, spec: DecoderSpec | None) -> int | None:
+    """Of the learned mask nets, one or two; 0 where no mask is learned."""
+    mask = getattr(config.objective, "mask", None)
+    if not isinstance(mask, LearnedMask):
+        return 0
+    if spec is None:
+        return None
+    D, L = spec.width, spec.num_layers
+    net = D * 200 + 200 + 200 + 1 if mask.net.startswith("ml") else D + 1
+    one = L * net + L + 2 * D if mask.net.endswith("all") else net  # a net a layer, the mixer, the shared LayerNorm
+    return 2 * one if mask.sharing == "independent" and mask.on == "both" else one
+
+
+# ---------------------------------------------------------------- data
+
+
+def _lists_used(config: Config) -> list[str]:
+    """The lists of data that the stages read (a stage may run where the files of the others are not)."""
+    wanted, data = set(config.stages), config.data
+    scored = not {"score", "eval"}.isdisjoint(wanted)
+    used = {"sft": "sft" in wanted, "train": "po" in wanted or scored and data.holdout is not None, "eval": scored}
+    return [name for name in used if used[name] or "inspect" in wanted]
+
+
+def _rows_of(sources: Sequence[Source], where: str, mistakes: list[str]) -> Count:
+    """Rows that an epoch sees."""
+    counts = [_rows_in(source, f"{where}.{index}", mistakes) for index, source in enumerate(sources)]
+    if any(count.number is None for count in counts):
+        return Count(None)
+    rows = sum(round(source.weight * count.number) for source, count in zip(sources, counts))
+    return Count(rows, all(count.exact for count in counts))
+
+
+def _rows_in(source: Source, where: str, mistakes: list[str]) -> Count:
+    if not isinstance(source, FileSource):
+        return Count(source.rows)
+    if not _is_local(source.path, f"{where}.path", mistakes, _DATA_ID):
+        return Count(None)
+    path, name = Path(source.path), source.path.lower()
+    try:
+        if path.is_dir():
+            return _rows_of_datasets_directory(path, source.split)
+        if name.endswith(".parquet"):
+            import pyarrow.parquet
+
+            return Count(pyarrow.parquet.read_metadata(path).num_rows)
+        if name.endswith(_FILE_SUFFIXES):
+            return _rows_of_json(path, zipped=name.endswith(".gz"))
+        mistakes.append(f"{where}.path: expected a file ending in {', '.join(_FILE_SUFFIXES)}, or a directory, got {path}")
+    except (OSError, EOFError, zlib.error, ValueError, KeyError) as error:  # pyarrow's and json's errors are ValueErrors
+        mistakes.append(f"{where}.path: cannot read {path}: {' '.join(str(error).split())}")
+    return Count(None)
+
+
+def _rows_of_json(path: Path, zipped: bool) -> Count:
+    """Lines that are not empty, or the entries of one list."""
+    size, rows = path.stat().st_size, 0
+    with open(path, "rb") as raw:
+        lines = gzip.GzipFile(fileobj=raw) if zipped else raw
+        for line in lines:
+            if rows == 0 and line.lstrip().startswith(b"["):
+                return Count(len(json.loads(line + lines.read()))) if size <= _READ_AT_MOST_BYTES else Count(None)
+            rows += not line.isspace()
+            if raw.tell() >= _READ_AT_MOST_BYTES:
+                return Count(round(rows * size / raw.tell()), exact=raw.tell() == size)
+    return Count(rows)
+
+
+def _rows_of_datasets_directory(path: Path, split: str) -> Count:
+    if (path / "dataset_dict.json").exists():
+        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        if split not in splits:
+            raise ValueError(f"it has no split {split!r}, only {', '.join(splits)}")
+        path = path / split
+    if not (path / "state.json").exists():
+        return Count(None)  # not by `save_to_disk`: only the loader can tell
+    import pyarrow
+
+    files = [path / entry["filename"] for entry in json.loads((path / "state.json").read_text())["_data_files"]]
+    return Count(sum(batch.num_rows for file in files for batch in pyarrow.ipc.open_stream(pyarrow.memory_map(str(file)))))
+
+
+def _is_local(path: str, where: str, mistakes: list[str], hub_id: str) -> bool:
+    """Whether there is such a path here; if not, it must look like a Hub id, else that is a mistake."""
+    if Path(path).exists():
+        return True
+    if not re.fullmatch(hub_id, path) or path.lower().endswith(_FILE_SUFFIXES):
+        mistakes.append(f"{where}: no such file or directory: {path} (nor a Hub id, which is owner/name)")
+    return False
+
+
+def _kept_rows(rows: Count, config: Config) -> Count:
+    """Rows that po trains on: without the held-out part, whose prompts may have more or fewer rows than others."""
+    if rows.number is None or config.data.holdout is None:
+        return rows
+    return Count(round(rows.number * (1 - config.data.holdout.share)), exact=False)
+
+
+def _evaluated_rows(rows: dict[str, Count], config: Config) -> Count:
+    """Pairs of data.eval and of the held-out part."""
+    held = Count(0)
+    if config.data.holdout is not None:
+        train = rows["train"].number
+        held = Count(None if train is None else round(train * config.data.holdout.share), exact=False)
+    pairs = _sum(rows["eval"].number, held.number)
+    if pairs is None:
+        return Count(None)
+    exact, limit = rows["eval"].exact and held.exact, config.evaluation.max_pairs
+    return Count(pairs, exact) if limit is None or limit >= pairs else Count(limit)
+
+
+# ---------------------------------------------------------------- training
+
+
+def _work(training: Training, rows: Count, unit: str, tokens_a_row: int) -> str:
+    tokens = f"at most {training.batch_size * tokens_a_row:,} tokens a step"
+    return f"{rows} {unit} an epoch, {_steps(training, rows)} steps of {training.batch_size:,} {unit}, {tokens}"
+
+
+def _memory(config: Config, optimizer: Optimizer, trained: int | None, spec: DecoderSpec | None, **others: int | None) -> str:
+    """Bytes per device of `trained` parameters, their optimizer's state, and other parameters."""
+    held = {"weights": _bytes(trained, config), "optimizer": _optimizer_bytes(optimizer, trained, spec, config)}
+    held |= {name: _bytes(parameters, config) for name, parameters in others.items()}
+    return "bytes per device: " + ", ".join(f"{name} {size}" for name, size in held.items()) + _sharding(config)
+
+
+def _check_batch_sizes(config: Config, mistakes: list[str]) -> None:
+    """Every micro-step's rows must be cut evenly over the shards; a free axis may turn out to be 1."""
+    shards = (config.compute.mesh.data or 1) * (config.compute.mesh.fsdp or 1)
+    for stage, training in (("sft", config.sft), ("po", config.po)):
+        parts = training.accumulation * shards
+        if stage in config.stages and training.batch_size % parts:
+            mistakes.append(f"{stage}.batch_size: {training.batch_size} is no multiple of {parts} (accumulation x data x fsdp)")
+
+
+def _steps(training: Training, rows: Count) -> Count:
+    if training.steps is not None or rows.number is None:
+        return Count(training.steps)
+    batches = (training.epochs or 1) * math.ceil(rows.number / training.batch_size)
+    return Count(max(1, math.ceil(batches - 1e-9)), rows.exact)  # 0.1 x 30 is 3, not 4
+
+
+def _optimizer_bytes(optimizer: Optimizer, parameters: int | None, spec: DecoderSpec | None, config: Config) -> str:
+    if parameters is None:
+        return "unknown"
+    match optimizer.kind:
+        case "adamw":  # mean and mean square
+            return _bytes(2 * parameters, config)
+        case "lion":
+            return _bytes(parameters, config)
+        case "adafactor":  # a row and a column for each matrix; optax factors only those of at least 128 rows and columns
+            return "about " + _bytes(parameters if spec.width < 128 else 2 * parameters // spec.width, config)
+
+
+def _bytes(floats: int | None, config: Config) -> str:
+    """Of float32 numbers spread over fsdp and tensor."""
+    if floats is None:
+        return "unknown"
+    shards = (config.compute.mesh.fsdp or 1) * (config.compute.mesh.tensor or 1)
+    size = 4 * math.ceil(floats / shards)
+    if size >= 1e9:
+        return f"{size / 1e9:,.2f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def _sharding(config: Config) -> str:
+    mesh = config.compute.mesh
+    if mesh.fsdp is None or mesh.tensor is None:
+        return f" (as if {'fsdp' if mesh.fsdp is None else 'tensor'}, which is free, were 1)"
+    return f" (sharded over fsdp x tensor = {mesh.fsdp * mesh.tensor})" if mesh.fsdp * mesh.tensor > 1 else ""
+
+
+def _devices(config: Config) -> str:
+    axes = config.compute.mesh.model_dump()
+    total = "unknown" if None in axes.values() else f"{math.prod(axes.values()):,}"
+    return f"{total} (" + " x ".join(f"{name} {'free' if size is None else size}" for name, size in axes.items()) + ")"
+
+
+# ---------------------------------------------------------------- words
+
+
+def _describe(model: Model) -> str:
+    if model.spec is None:
+        return model.origin if model.origin == "none" else f"{model.origin}: family unknown, {_parameters(None)}"
+    spec = model.spec
+    shape = f"{spec.num_layers} layers, width {spec.width:,}, {spec.max_positions:,} positions"
+    return f"{model.origin}: {spec.family}, {_parameters(model.parameters)} ({shape})"
+
+
+def _parameters(number: int | None) -> str:
+    return f"{Count(number)} parameters"
+
+
+def _sum(*numbers: int | None) -> int | None:
+    return None if None in numbers else sum(numbers)

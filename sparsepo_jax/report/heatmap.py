@@ -1,0 +1,216 @@
+"""From pairs.jsonl to tokens with colours, values and marks; the page's template lays them out."""
+
+import math
+import unicodedata
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.report.table import number
+
+FAINTEST, STRONGEST = 0.10, 0.80  # opacity of the smallest non-zero value and of full colour
+
+
+class Quantity(NamedTuple):
+    """What tokens can be coloured by; `key` names its CSS variable."""
+
+    key: str
+    name: str
+    meaning: str
+
+
+QUANTITIES = (
+    Quantity("u", "Reward mask", "Weight of the token's log-ratio in the loss. A mask sees only what comes before a token."),
+    Quantity("m", "KL mask", "Weight of the token's KL in the loss. A mask sees only what comes before a token."),
+    Quantity("r", "Log-ratio", "log policy − log reference of the token, in nats: positive where training made it likelier."),
+    Quantity("k", "KL", "KL(reference ‖ policy) of the next-token distribution that the token was drawn from, in nats."),
+)
+
+
+@dataclass
+class Token:
+    """One response token: text as it flows, values by the keys of QUANTITIES, and whether it decides the preference (None: unknown)."""
+
+    text: str
+    label: str
+    id: int
+    logp: float
+    ref_logp: float
+    values: dict[str, float]
+    decisive: bool | None
+
+    @property
+    def title(self) -> str:
+        """What is shown on hover."""
+        reward, kl_mask, ratio, kl = (number(self.values[quantity.key]) for quantity in QUANTITIES)
+        said = [
+            f"{self.label}  (id {self.id})" + ("  decisive" if self.decisive else ""),
+            f"reward mask {reward}",
+            f"KL mask {kl_mask}",
+            f"log-ratio {ratio}  (policy {number(self.logp)}, reference {number(self.ref_logp)})",
+            f"KL {kl}",
+        ]
+        return "\n".join(said)
+
+    @property
+    def broken(self) -> bool:
+        return not all(map(math.isfinite, self.values.values()))
+
+
+@dataclass
+class Pair:
+    """A row of pairs.jsonl. `prompt` is None where the file does not have it."""
+
+    index: int
+    origin: str
+    loss: float
+    margin: float
+    prompt: str | None
+    chosen: list[Token]
+    rejected: list[Token]
+
+    @property
+    def tokens(self) -> list[Token]:
+        return self.chosen + self.rejected
+
+
+def visible(text: str) -> str:
+    """Control, formatting and surrogate characters as escapes (\\x1b, \\u202e), newline and tab as they are.
+
+    The two joiners of Persian, Indic scripts and emoji stay: without them text is not readable, and they cannot reorder it.
+    """
+    return "".join(_escaped(c) if unicodedata.category(c) in _UNSEEN and c not in "\n\t\u200c\u200d" else c for c in text)
+
+
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def _escaped(c: str) -> str:
+    return c.encode("unicode_escape").decode()
+
+
+def flowing(token: str, token_id: int) -> str:
+    """A token as part of a text: a newline shows as ↵ before it breaks the line; a token of no text shows as its id."""
+    return visible(token).replace("\n", "↵\n").replace("\t", "⇥\t") if token else f"⟨{token_id}⟩"
+
+
+def labelled(token: str, token_id: int) -> str:
+    """A token by itself: white space shows as signs."""
+    return flowing(token, token_id).replace("\n", "").replace("\t", "").replace(" ", "␣")
+
+
+def parse_pair(row: dict, *, where: str) -> Pair:
+    """A row of pairs.jsonl or scores.jsonl (no token texts: ids are shown). UserError naming `where` if fields lack or lengths differ."""
+    prompt = row.get("prompt_tokens")
+    _check(prompt is None or _strings(prompt), where, "prompt_tokens must be a list of strings")
+    _check(isinstance(row.get("index"), int), where, "index must be an integer")
+    return Pair(
+        index=row["index"],
+        origin=str(row.get("origin") or ""),
+        loss=_float(row.get("loss"), where, "loss"),
+        margin=_float(row.get("margin"), where, "margin"),
+        prompt=None if prompt is None else visible("".join(prompt)),
+        chosen=_response(row, "chosen", where),
+        rejected=_response(row, "rejected", where),
+    )
+
+
+def _response(row: dict, side: str, where: str) -> list[Token]:
+    response = row.get(side)
+    _check(isinstance(response, dict), where, f"{side} must be an object")
+    ids = response.get("token_ids")
+    _check(isinstance(ids, list) and all(isinstance(i, int) for i in ids), where, f"{side}.token_ids must be a list of integers")
+
+    def column(name: str) -> list[float]:
+        values = response.get(name)
+        fits = isinstance(values, list) and len(values) == len(ids)
+        _check(fits, where, f"{side}.{name} must be a list of {len(ids)} numbers, as many as token_ids")
+        return [_float(x, where, f"{side}.{name}") for x in values]
+
+    logp, ref_logp, kl, reward_mask, kl_mask = map(column, ("logp", "ref_logp", "kl", "reward_mask", "kl_mask"))
+    texts, decisive = response.get("tokens"), response.get("decisive")
+    _check(texts is None or (_strings(texts) and len(texts) == len(ids)), where, f"{side}.tokens must be {len(ids)} strings, as many as token_ids")
+    _check(decisive is None or (isinstance(decisive, list) and len(decisive) == len(ids)), where,
+           f"{side}.decisive must be null or {len(ids)} booleans, as many as token_ids")
+    tokens = []
+    for t, token_id in enumerate(ids):
+        text, label = (f"{token_id} ", str(token_id)) if texts is None else (flowing(texts[t], token_id), labelled(texts[t], token_id))
+        values = {"u": reward_mask[t], "m": kl_mask[t], "r": logp[t] - ref_logp[t], "k": kl[t]}
+        tokens.append(Token(text, label, token_id, logp[t], ref_logp[t], values, None if decisive is None else bool(decisive[t])))
+    return tokens
+
+
+def _check(holds: bool, where: str, said: str) -> None:
+    if not holds:
+        raise UserError(f"{where}: {said}; run the stage that writes it again")
+
+
+def _strings(x) -> bool:
+    return isinstance(x, list) and all(isinstance(item, str) for item in x)
+
+
+def _float(x, where: str, name: str) -> float:
+    _check(x is None or (isinstance(x, (int, float)) and not isinstance(x, bool)), where, f"{name} must be numeric, not {x!r:.40}")
+    return math.nan if x is None else float(x)
+
+
+class Scale(NamedTuple):
+    """How a quantity becomes colour, the same in all shown pairs: opacity grows with |value| up to `full`; zero has no colour.
+
+    `full` is the 99th percentile of |value| over non-zero values, so that one outlier does not bleach all others.
+    """
+
+    least: float
+    most: float
+    full: float
+
+    @property
+    def signed(self) -> bool:
+        return self.least < 0
+
+    def shade(self, x: float) -> float:
+        """-STRONGEST..STRONGEST, the sign that of the value; 0 for exact zero and for what is not finite."""
+        if x == 0 or not math.isfinite(x):
+            return 0.0
+        return round(math.copysign(FAINTEST + (STRONGEST - FAINTEST) * min(1.0, abs(x) / self.full), x), 2)
+
+
+def make_scales(pairs: list[Pair]) -> dict[str, Scale]:
+    """A scale for each quantity, by its key."""
+    scales = {}
+    for quantity in QUANTITIES:
+        values = [token.values[quantity.key] for pair in pairs for token in pair.tokens]
+        finite = [x for x in values if math.isfinite(x)]
+        sizes = sorted(abs(x) for x in finite if x != 0)
+        full = sizes[math.ceil(0.99 * len(sizes)) - 1] if sizes else 0.0
+        scales[quantity.key] = Scale(min(finite, default=0.0), max(finite, default=0.0), full)
+    return scales
+
+
+def zero_share(tokens: list[Token]) -> float | None:
+    """Share of exact zeros of the reward mask; None for no tokens."""
+    return sum(token.values["u"] == 0 for token in tokens) / len(tokens) if tokens else None
+
+
+class TokenMean(NamedTuple):
+    label: str
+    count: int
+    mean: float
+    decisive: str  # "yes", "no", "3 of 5" or "-" where unknown
+
+
+def top_tokens(pairs: list[Pair], *, limit: int = 20) -> list[TokenMean]:
+    """The tokens of the largest mean reward mask over all responses; those of mean zero are left out."""
+    found: dict[tuple[str, int], list[Token]] = {}
+    for pair in pairs:
+        for token in pair.tokens:
+            found.setdefault((token.label, token.id), []).append(token)
+    rows = []
+    for (label, _), tokens in found.items():
+        values = [token.values["u"] for token in tokens if math.isfinite(token.values["u"])]
+        marks = [token.decisive for token in tokens]
+        yes = marks.count(True)
+        decisive = "-" if None in marks else "yes" if yes == len(marks) else "no" if yes == 0 else f"{yes} of {len(marks)}"
+        if values and sum(values) != 0:
+            rows.append(TokenMean(label, len(tokens), sum(values) / len(values), decisive))
+    return sorted(rows, key=lambda row: (-row.mean, -row.count, row.label))[:limit]

@@ -1,0 +1,139 @@
+"""The report of a run: one HTML file made of the run's files alone, without scripts and without a network."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any, Iterator
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.report import heatmap, plots, table
+
+
+def write_report(output_dir: str | Path, *, pairs: int) -> Path:
+    """Write output_dir/report.html and return its path.
+
+    Reads config.yaml, summary.json, metrics.jsonl and pairs.jsonl (else the newest scores.jsonl below) in output_dir; the page says which are
+    missing, and half a line that an interrupted run left is passed over. Shows the first `pairs` pairs. UserError if output_dir is no
+    directory, summary.json is no JSON object, or a pair lacks fields.
+    """
+    output_dir = Path(output_dir)
+    if not output_dir.is_dir():
+        raise UserError(f"report: {output_dir} is no directory; expected the output_dir of a run")
+    config = _text(output_dir / "config.yaml")
+    metrics, unreadable = _metrics(output_dir / "metrics.jsonl")
+    pairs_path = _pairs_path(output_dir)
+    shown = list(islice(_pairs(pairs_path), pairs)) if pairs_path else []
+    summary = _summary(output_dir / "summary.json")
+    html = _environment().get_template("page.html.jinja").render(
+        run=output_dir.resolve().name,
+        facts=_facts(config),
+        config=config,
+        summary=summary,
+        duration=_duration((summary or {}).get("seconds")),
+        charts=plots.make_charts(metrics),
+        metrics={key: plots.extent(series) for key, series in sorted(metrics.items())},
+        unreadable=unreadable,
+        pairs=shown,
+        pairs_file=pairs_path and str(pairs_path.relative_to(output_dir)),
+        scales=heatmap.make_scales(shown),
+        top=heatmap.top_tokens(shown),
+        any_decisive=any(token.decisive for pair in shown for token in pair.tokens),
+        any_broken=any(token.broken for pair in shown for token in pair.tokens),
+        heatmap=heatmap,
+        table=table,
+    )
+    path = output_dir / "report.html"
+    path.write_text(html, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def _environment() -> Environment:
+    """Every printed string is escaped twice over: what cannot be seen becomes visible, what HTML would read becomes text."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda x: heatmap.visible(x) if isinstance(x, str) and not isinstance(x, Markup) else x,
+    )
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def _facts(config: str | None) -> dict[str, Any]:
+    """What a reader wants to know of the configuration at first sight."""
+    try:
+        found = YAML(typ="safe", pure=True).load(config or "")
+    except YAMLError:
+        return {}
+    paths = {"objective": "objective.kind", "mask": "objective.mask.kind", "beta": "objective.beta", "policy": "policy.path", "seed": "seed"}
+    facts = {}
+    for name, path in paths.items():
+        x = found
+        for key in path.split("."):
+            x = x.get(key) if isinstance(x, dict) else None
+        if isinstance(x, (str, int, float)):
+            facts[name] = x
+    return facts
+
+
+def _summary(path: Path) -> dict | None:
+    text = _text(path)
+    if text is None:
+        return None
+    try:
+        summary = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: expected JSON, got an error at line {error.lineno}: {error.msg}; run the stage eval again") from None
+    if not isinstance(summary, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(summary).__name__}; run the stage eval again")
+    return summary
+
+
+def _duration(seconds: Any) -> str | None:
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e9:
+        return None
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict | None]]:
+    """Line numbers and objects; None where a line is none."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for n, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                yield n, row if isinstance(row, dict) else None
+
+
+def _metrics(path: Path) -> tuple[plots.Metrics, int]:
+    rows = [row for _, row in _rows(path)] if path.is_file() else []
+    good = [row for row in rows if row is not None]
+    metrics, unusable = plots.collect(good)
+    return metrics, len(rows) - len(good) + unusable
+
+
+def _pairs_path(output_dir: Path) -> Path | None:
+    """pairs.jsonl, else the newest scores.jsonl below."""
+    if (output_dir / "pairs.jsonl").is_file():
+        return output_dir / "pairs.jsonl"
+    return max(output_dir.rglob("scores.jsonl"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _pairs(path: Path) -> Iterator[heatmap.Pair]:
+    """The pairs of a file, half a line (of an interrupted run) left out."""
+    for n, row in _rows(path):
+        if row is not None:
+            yield heatmap.parse_pair(row, where=f"{path} line {n}")

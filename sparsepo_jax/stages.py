@@ -1,0 +1,440 @@
+"""The stages of a run, one function each, over what build.py makes. A finished training stage is marked in output_dir/stages.json."""
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsepo_jax import build
+from sparsepo_jax.config.load import save_config
+from sparsepo_jax.config.schema import Config
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.data.pipeline import make_batches
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.dist.mesh import make_mesh, replicated
+from sparsepo_jax.dist.rules import state_shardings
+from sparsepo_jax.eval import scores as scoring
+from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, load_once, save_once
+from sparsepo_jax.train.log import MetricsLog
+from sparsepo_jax.train.loop import run_training
+from sparsepo_jax.train.step import TrainState, make_pair_loss, make_sft_loss, make_update
+
+# What a trained stage depends on: if any of it changes, the stage on disk is another one.
+_DEPENDS = {"sft": ("seed", "policy", "tokenizer", "data", "sft"), "po": ("seed", "policy", "reference", "tokenizer", "data", "objective", "sft", "po")}
+_HARMLESS = {"data": {"cache_dir", "inspect_rows", "eval"}, "po": {"eval_every_steps"}}
+
+
+def run_stages(config: Config) -> int:
+    """Runs config.stages in order; returns the exit code. Everything is written under config.output_dir."""
+    return Run(config).run()
+
+
+def say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+class Run:
+    """One run: what its stages share, made when first needed."""
+
+    def __init__(self, config: Config):
+        build.start_jax(config)
+        self.config, self.started_s = config, time.time()
+        self.output_dir = Path(config.output_dir)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.marks_path = self.output_dir / "stages.json"
+
+    def run(self) -> int:
+        stages: dict[str, Callable[[], None]] = {
+            "inspect": self.inspect, "sft": self.sft, "po": self.po, "score": self.score, "eval": self.evaluate, "report": self.report,
+            "export": self.export,
+        }
+        if set(self.config.stages) != {"report"} and jax.process_index() == 0:
+            save_config(self.config, self.output_dir / "config.yaml")
+        for stage in self.config.stages:
+            stages[stage]()
+        return 0
+
+    # ------------------------------------------------------------ shared parts
+
+    @functools.cached_property
+    def mesh(self):
+        mesh = self.config.compute.mesh
+        return make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
+
+    @functools.cached_property
+    def tokenizer(self) -> Any | None:
+        return build.make_tokenizer(self.config)
+
+    @functools.cached_property
+    def hf_config(self) -> dict[str, Any]:
+        return build.policy_config(self.config, self.tokenizer)
+
+    @functools.cached_property
+    def spec(self) -> DecoderSpec:
+        return build.read_spec(self.hf_config, self.config.policy.path or "policy.config", self.tokenizer)
+
+    @functools.cached_property
+    def reference_spec(self) -> DecoderSpec:
+        path = self.config.reference.path
+        if path is None:
+            return self.spec
+        spec = build.read_spec(build.read_config(build.find_checkpoint(path)), path, self.tokenizer)
+        build.same_tokenizer(self.config.policy.path or "policy.config", path, self.spec, spec)
+        return spec
+
+    @functools.cached_property
+    def problem(self):
+        return build.make_problem(self.config, self.spec, self.reference_spec, self.mesh)
+
+    @functools.cached_property
+    def pairs(self) -> tuple[TokenTable | None, TokenTable | None]:
+        """(training pairs, evaluation pairs); the held-out part of data.train goes to the second."""
+        from sparsepo_jax.data.holdout import split_holdout
+
+        data, load = self.config.data, functools.partial(build.load_data, self.config, "pairs", tokenizer=self.tokenizer, spec=self.spec)
+        train = load(data.train, "train") if data.train else None
+        held = load(data.eval, "eval") if data.eval else None
+        if data.holdout is not None and train is not None:
+            train, part = split_holdout(train, data.holdout.share, data.holdout.seed)
+            if not len(train) or not len(part):
+                raise UserError(f"data.holdout.share: {data.holdout.share} leaves {len(train)} pairs to train and {len(part)} to evaluate; both "
+                                "need some: change the share, or give data.eval")
+            held = part if held is None else TokenTable.concat([held, part])
+        if held is not None and self.config.evaluation.max_pairs is not None:
+            held = held.take(np.arange(min(len(held), self.config.evaluation.max_pairs)))
+        for name, table in (("data.train", train), ("data.eval", held)):
+            mask = build.mask_config(self.config)
+            if mask is not None and mask.kind == "given" and table is not None and not table.has_weights:
+                raise UserError(f"objective.mask.kind: given needs token weights, but {name} has no columns chosen_weights and rejected_weights")
+        return train, held
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        return json.loads(self.marks_path.read_text()) if self.marks_path.exists() else {}
+
+    def mark(self, stage: str, seconds: float) -> None:
+        if jax.process_index() == 0:
+            marks = self.marks | {stage: {"depends": self.depends(stage), "seconds": round(seconds, 1)}}
+            written = self.marks_path.with_suffix(".tmp")
+            written.write_text(json.dumps(marks, indent=1) + "\n")
+            written.replace(self.marks_path)
+
+    def depends(self, stage: str) -> dict[str, Any]:
+        dumped = self.config.model_dump(mode="json")
+        return {
+            section: {key: value for key, value in dumped[section].items() if key not in _HARMLESS.get(section, ())}
+            if isinstance(dumped[section], dict) else dumped[section]
+            for section in _DEPENDS[stage]
+        }
+
+    def check_same(self, stage: str, before: dict[str, Any]) -> None:
+        """UserError that names what changed since the stage on disk was trained or begun."""
+        changed = sorted(_differences(before, self.depends(stage)))
+        if changed:
+            raise UserError(f"{self.output_dir} holds stage {stage} with other settings: {', '.join(changed)}; set them back, or take another output_dir")
+
+    def finished(self, stage: str) -> bool:
+        """Whether a training stage is done, with the same settings."""
+        mark = self.marks.get(stage)
+        if mark is not None:
+            self.check_same(stage, mark["depends"])
+        return mark is not None
+
+    def begin(self, stage: str, begun: Path) -> None:
+        """Writes down with which settings a training stage began, or compares with what stands there."""
+        path = begun / "settings.json"
+        if path.exists():
+            self.check_same(stage, json.loads(path.read_text()))
+        elif jax.process_index() == 0:
+            begun.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self.depends(stage)))
+
+    # ------------------------------------------------------------ weights
+
+    def abstract_state(self, stage: str, optimizer) -> Any:
+        """Shapes and shardings of a stage's training state."""
+        masks = self.problem.mask_source.init if stage == "po" else lambda rngs: {}
+
+        def make():
+            from flax import nnx
+
+            weights = {"policy": {path: jnp.zeros(shape) for path, shape in build.weight_shapes(self.spec).items()}, "masks": masks(nnx.Rngs(0))}
+            return TrainState(weights, optimizer.init(weights), jnp.int32(0))
+
+        shapes = jax.eval_shape(make)
+        shardings = state_shardings(shapes, self.mesh)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+    def trained(self, stage: str) -> dict[str, Weights]:
+        """{"policy", "masks"} as a finished stage left them."""
+        return load_once(self.output_dir / stage / "final", {name: leaf for name, leaf in self.abstract_weights(stage).items()})
+
+    def abstract_weights(self, stage: str) -> dict[str, Any]:
+        import optax
+
+        return self.abstract_state(stage, optax.identity()).weights
+
+    def starting_policy(self) -> Weights:
+        """The policy that po starts from: what sft left, else policy.path, else random weights."""
+        if self.finished("sft"):
+            return self.trained("sft")["policy"]
+        if self.config.policy.path is not None:
+            return build.load_weights(self.config.policy.path, self.spec, self.mesh)
+        return build.random_weights(self.spec, self.config.seed, self.mesh)
+
+    def reference_weights(self) -> Weights:
+        """reference.path, else the policy as it was when po began, else (no po here) the policy itself."""
+        if self.config.reference.path is not None:
+            return build.load_weights(self.config.reference.path, self.reference_spec, self.mesh)
+        begun = self.output_dir / "po" / "start"
+        if begun.exists():
+            return load_once(begun, self.abstract_weights("po"))["policy"]
+        return self.starting_policy()
+
+    def current_weights(self) -> dict[str, Weights]:
+        """{"policy", "masks"} to score: of the finished po, else policy.path with its stored masks."""
+        if self.finished("po"):
+            return self.trained("po")
+        if (self.output_dir / "po" / "start").exists():
+            raise UserError(f"stage po in {self.output_dir} is not finished: run it again with the stage po first")
+        return {"policy": self.starting_policy(), "masks": build.stored_masks(self.config, self.problem.mask_source, self.mesh)}
+
+    # ------------------------------------------------------------ training stages
+
+    def train(self, stage: str, table: TokenTable, initial: Callable[[], dict[str, Weights]], summed_loss, reference: Weights | None,
+              evaluate: Callable[[TrainState], dict[str, float]] | None) -> None:
+        config, began_s, unit = self.config, time.time(), "rows" if stage == "sft" else "pairs"
+        training = getattr(config, stage)
+        build.check_batch(f"{stage}.batch_size", training.batch_size, training.accumulation, self.mesh)
+        plan = build.make_plan(config, table, training.batch_size, shuffle=True)
+        steps = build.count_steps(training, plan)
+        optimizer, schedule = build.make_optimizer(config, training, steps)
+        directory = self.output_dir / stage
+        policy = config.checkpoint
+        checkpoints = Checkpoints(
+            directory.resolve() / "checkpoints",
+            SavePolicy(policy.every_steps, policy.every_minutes, policy.keep, policy.best and policy.best.metric, policy.best.mode if policy.best else "max")
+            if stage == "po" else SavePolicy(policy.every_steps, policy.every_minutes, policy.keep),
+            {"stage": stage, "seed": config.seed, "config": config.model_dump(mode="json"), "finished_stages": sorted(self.marks),
+             "reference": config.reference.path or "the policy when po began (po/start)"},
+        )
+        like = self.abstract_state(stage, optimizer)
+        if checkpoints.latest_step is not None:
+            state = checkpoints.restore(like)
+            say(f"{stage}: continues after step {checkpoints.latest_step} of {steps}")
+        else:
+            # jit copies: the state will be donated, and what it was made from must live on (the reference is the policy as it was).
+            shardings = jax.tree.map(lambda x: x.sharding, like)
+            make = jax.jit(lambda w: TrainState(jax.tree.map(jnp.copy, w), optimizer.init(w), jnp.int32(0)), out_shardings=shardings)
+            state = make(initial())
+        say(f"{stage}: {len(table)} {unit}, {steps} steps of {training.batch_size}, "
+            f"{len(plan.shapes)} batch shape(s), {100 * plan.real_token_share():.0f} % real tokens")
+        update = jax.jit(make_update(summed_loss, optimizer, schedule), donate_argnums=0)
+        mask = build.mask_config(config)
+        batches = make_batches(
+            table, plan, start=int(state.step), stop=steps, micro_steps=training.accumulation, process_index=jax.process_index(),
+            process_count=jax.process_count(), with_weights=stage == "po" and mask is not None and mask.kind == "given",
+        )
+        logging = config.logging
+        with jax.set_mesh(self.mesh), MetricsLog(
+            self.output_dir, tensorboard=logging.tensorboard, wandb=logging.wandb and logging.wandb.model_dump(), config=config.model_dump(mode="json")
+        ) as log:
+            state = run_training(
+                stage=stage, update=update, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
+                checkpoints=checkpoints, write=log.write, log_every_steps=logging.every_steps, evaluate=evaluate,
+                eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit,
+            )
+        save_once((directory / "final").resolve(), state.weights)
+        self.mark(stage, time.time() - began_s)
+
+    def sft(self) -> None:
+        if self.finished("sft"):
+            say("sft: finished before")
+            return
+        self.begin("sft", self.output_dir / "sft")
+        table = build.load_data(self.config, "sft", self.config.data.sft, "sft", self.tokenizer, self.spec)
+        initial = lambda: {"policy": self.starting_policy(), "masks": {}}  # noqa: E731
+        self.train("sft", table, initial, make_sft_loss(self.problem), None, None)
+
+    def po(self) -> None:
+        if self.finished("po"):
+            say("po: finished before")
+            return
+        self.begin("po", self.output_dir / "po")
+        table, held = self.pairs
+        begun = (self.output_dir / "po" / "start").resolve()
+        if not begun.exists():
+            start = {"policy": self.starting_policy(), "masks": build.initial_masks(self.config, self.problem.mask_source, self.mesh)}
+            self.refuse_dead_masks(table, start)
+            save_once(begun, start)
+        start = load_once(begun, self.abstract_weights("po"))
+        reference = self.reference_weights() if self.config.reference.path is not None else start["policy"]
+        evaluate = None
+        if held is not None and self.config.po.eval_every_steps is not None:
+            evaluate = lambda state: scoring.mean_metrics(self.scores(held, state.weights, reference))  # noqa: E731
+        self.train("po", table, lambda: start, make_pair_loss(self.problem), reference, evaluate)
+
+    def refuse_dead_masks(self, table: TokenTable, weights: dict[str, Weights]) -> None:
+        """UserError if a learned reward mask is zero on every token of some pairs: with policy = reference nothing would ever move."""
+        if not weights["masks"]:
+            return
+        some = table.take(np.arange(min(len(table), 256)))
+        reference = self.reference_weights() if self.config.reference.path is not None else weights["policy"]
+        if scoring.mask_sparsity(self.scores(some, weights, reference)) == 1.0:
+            raise UserError(f"the reward mask starts at zero on every token of the first {len(some)} pairs: neither policy nor mask would get a "
+                            "gradient; set objective.mask.init=ones, or take another seed")
+
+    # ------------------------------------------------------------ scores, evaluation
+
+    @functools.cached_property
+    def score_batch(self):
+        return build.make_score_batch(self.problem, self.mesh)
+
+    def scores(self, table: TokenTable, weights: dict[str, Weights], reference: Weights) -> list[scoring.PairScore]:
+        """Every pair of a table, in order."""
+        size = self.config.evaluation.batch_size
+        build.check_batch("evaluation.batch_size", size, 1, self.mesh)
+        plan = build.make_plan(self.config, table, size, shuffle=False)
+        mask = build.mask_config(self.config)
+        batches = make_batches(
+            table, plan, start=0, stop=plan.batches_per_epoch, micro_steps=1, process_index=jax.process_index(),
+            process_count=jax.process_count(), with_weights=mask is not None and mask.kind == "given",
+        )
+        with jax.set_mesh(self.mesh):
+            return scoring.score_pairs(self.score_batch, build.put_on(self.mesh), batches, weights, reference)
+
+    def score(self) -> None:
+        table = self.pairs[1]
+        scores = self.scores(table, self.current_weights(), self.reference_weights())
+        path = self.output_dir / "scores.jsonl"
+        self.write_pairs(path, table, scores)
+        say(f"score: {len(scores)} pairs, mean loss {np.mean([score.metrics['loss'] for score in scores]):.4f} -> {path}")
+
+    def write_pairs(self, path: Path, table: TokenTable, scores: list[scoring.PairScore], *, with_text: bool = False) -> None:
+        from sparsepo_jax.eval.records import pair_record
+
+        if jax.process_index() != 0:
+            return
+        written = path.with_suffix(".tmp")
+        with written.open("w", encoding="utf-8") as file:
+            for score in scores:
+                file.write(json.dumps(pair_record(score, table, self.tokenizer if with_text else None, with_text=with_text)) + "\n")
+        written.replace(path)
+
+    def evaluate(self) -> None:
+        began_s = time.time()
+        table = self.pairs[1]
+        reference = self.reference_weights()
+        begun = (self.output_dir / "po" / "start").resolve()
+        before = self.scores(table, load_once(begun, self.abstract_weights("po")), reference) if begun.exists() else None
+        after = self.scores(table, self.current_weights(), reference)
+        summary = {
+            "before": scoring.headline(before) if before else dict.fromkeys(scoring.headline(after)),
+            "after": scoring.headline(after),
+            "mask": self.mask_summary(table, before, after),
+            "pairs": len(table),
+        }
+        earlier_s = sum(mark["seconds"] for stage, mark in self.marks.items() if stage not in self.config.stages)
+        summary["seconds"] = round(time.time() - self.started_s + earlier_s, 1)
+        if jax.process_index() == 0:
+            (self.output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        chosen = np.linspace(0, len(after) - 1, min(self.config.report.pairs, len(after))).astype(int)
+        self.write_pairs(self.output_dir / "pairs.jsonl", table, [after[n] for n in chosen], with_text=True)
+        say(f"eval: {len(table)} pairs in {time.time() - began_s:.1f} s")
+        if "report" not in self.config.stages:
+            self.say_summary()
+
+    def mask_summary(self, table: TokenTable, before: list | None, after: list) -> dict[str, float | None]:
+        """How sparse the masks are and how well they find the decisive tokens, null where unknown."""
+        names = ("auroc_reward", "auroc_kl", "auroc_ceiling", "auroc_position", "auroc_untrained", "sparsity_start", "sparsity_end")
+        found: dict[str, float | None] = dict.fromkeys(names)
+        mask = build.mask_config(self.config)
+        if mask is not None:
+            found["sparsity_start"] = scoring.mask_sparsity(before) if before else None
+            found["sparsity_end"] = scoring.mask_sparsity(after)
+        if table.has_decisive:
+            decisive_N = np.concatenate([table.decisive(n, p) for n in range(len(table)) for p in range(2)])
+            found["auroc_position"] = scoring.best_position_auroc(after, decisive_N)
+            if mask is not None:
+                found["auroc_reward"] = scoring.mask_auroc(after, decisive_N, "reward_mask")
+                found["auroc_kl"] = scoring.mask_auroc(after, decisive_N, "kl_mask")
+                found["auroc_untrained"] = scoring.mask_auroc(before, decisive_N, "reward_mask") if before else None
+            if table.has_chance and self.config.tokenizer.kind == "reviews":  # the grammar's chances are those of whole words
+                chance_N = np.concatenate([table.chance(n, p) for n in range(len(table)) for p in range(2)])
+                found["auroc_ceiling"] = scoring.auroc(chance_N, decisive_N)
+        return found
+
+    # ------------------------------------------------------------ what a person reads
+
+    def say_summary(self) -> None:
+        from sparsepo_jax.report.table import summary_table
+
+        path = self.output_dir / "summary.json"
+        if path.exists():
+            say(summary_table(json.loads(path.read_text())))
+
+    def report(self) -> None:
+        from sparsepo_jax.report.page import write_report
+
+        if jax.process_index() != 0:
+            return
+        path = write_report(self.output_dir, pairs=self.config.report.pairs)
+        self.say_summary()
+        say(f"report: {path}")
+
+    def inspect(self) -> None:
+        from sparsepo_jax.data.inspect import format_rows
+
+        data = self.config.data
+        for kind, sources, name in (("sft", data.sft, "sft"), ("pairs", data.train, "train"), ("pairs", data.eval, "eval")):
+            if sources:
+                spec = self.spec if self.config.policy.path or self.config.policy.config else None
+                table = build.load_data(self.config, kind, sources, name, self.tokenizer, spec)
+                say(f"data.{name}: {len(table)} rows")
+                say(format_rows(table, self.tokenizer, range(min(data.inspect_rows, len(table)))))
+
+    def export(self) -> None:
+        from sparsepo_jax.masks.learned import masks_to_tensors
+        from sparsepo_jax.models.export import save_hf
+
+        has_po = self.finished("po")
+        weights = self.trained("po") if has_po else {"policy": self.starting_policy(), "masks": {}}
+        host = jax.device_get(jax.device_put(weights, replicated(self.mesh)))
+        path = Path(self.config.export.path or self.output_dir / "export")
+        if jax.process_index() == 0:
+            masks = masks_to_tensors(self.config.objective.mask.net, host["masks"]) if host["masks"] else {}
+            save_hf(path, self.spec, self.hf_config, host["policy"], masks, self.card(has_po))
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(path)
+        say(f"export: {path}")
+
+    def card(self, has_po: bool) -> str:
+        """The model card: how the model came about."""
+        trained = [stage for stage in ("sft", "po") if stage in self.marks]
+        origin = self.config.policy.path or "random weights"
+        lines = ["---", "library_name: transformers", "tags: [sparsepo_jax, preference-optimisation]", "---", "", f"# {self.output_dir.name}", "",
+                 f"Trained with sparsepo_jax from {origin}: {', '.join(trained) or 'not trained further'}"
+                 + (f" (objective {self.config.objective.kind})." if has_po else "."), ""]
+        if has_po and build.mask_config(self.config) is not None and self.config.objective.mask.kind == "learned":
+            lines += ["`masks.safetensors` holds the mask nets, under the official names; transformers and vLLM do not need it.", ""]
+        if (self.output_dir / "summary.json").exists():
+            lines += ["Evaluation (summary.json of the run):", "", "```json", (self.output_dir / "summary.json").read_text().rstrip(), "```", ""]
+        lines += ["Configuration:", "", "```yaml", (self.output_dir / "config.yaml").read_text().rstrip(), "```", ""]
+        return "\n".join(lines)
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two nested mappings differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [found for key in sorted(before.keys() | now.keys())
+                for found in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)]
+    return [] if before == now else [path]

@@ -1,0 +1,69 @@
+"""One pass: a batch of pairs through policy and reference gives per-token statistics and masks."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from sparsepo_jax.core.layout import lay_out
+from sparsepo_jax.core.tree import Weights, merge_module
+from sparsepo_jax.core.types import LossOutput, PairBatch, TokenMasks, TokenStats
+from sparsepo_jax.masks.source import MaskSource
+from sparsepo_jax.ops.logprob_kl import logprob_kl
+
+
+class Problem(NamedTuple):
+    """What is optimised and how it is computed; everything but weights and data. Static: closed over by jitted functions.
+
+    objective(stats, masks, key_B) -> LossOutput; beta scales the unmasked margin that is reported.
+    """
+
+    policy_graph: nnx.GraphDef
+    reference_graph: nnx.GraphDef
+    mask_source: MaskSource
+    objective: Callable[[TokenStats, TokenMasks, Array], LossOutput]
+    beta: float
+    seed: int
+    shared_layout: bool = True
+    logit_chunk: int = 512
+    constrain: Callable[[Array], Array] = lambda x: x
+
+
+def pair_keys(seed: int, step: Array, row_B: Array) -> Array:
+    """One random key a pair, from seed, step and row: draws do not depend on batching, accumulation or hosts."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
+
+
+def forward(
+    problem: Problem, policy: Weights, masks: Weights, reference: Weights, batch: PairBatch, key_B: Array, *, training: bool
+) -> tuple[TokenStats, TokenMasks]:
+    """Statistics and masks of every response token. The reference is run as the policy is, so that equal weights give exactly r = k = 0."""
+    rows = lay_out(batch, shared=problem.shared_layout)
+    policy_model, reference_model = merge_module(problem.policy_graph, policy), merge_module(problem.reference_graph, reference)
+    inputs = rows.ids_BS, rows.positions_BS, rows.attend_BSS
+    states_BSD, _ = policy_model(*inputs, constrain=problem.constrain)
+    # Nothing of the reference is differentiated: XLA keeps none of it for the backward pass.
+    ref_states_BSD, kept = jax.lax.stop_gradient(
+        reference_model(*inputs, tap=lambda name, x: problem.mask_source.keep(name, x, rows), constrain=problem.constrain)
+    )
+    ref_states_BPTD = rows.at_responses(ref_states_BSD)
+    # The mean logit over the vocabulary is the product with the head's mean row: no logits are needed (dropped by XLA where unused).
+    mean_row_D = jax.lax.stop_gradient(reference_model.head_VD).mean(axis=0)
+    kept["logits"] = jnp.einsum("BPTD,D->BPT", ref_states_BPTD.astype(jnp.float32), mean_row_D)
+    stats = logprob_kl(
+        rows.at_responses(states_BSD), policy_model.head_VD, ref_states_BPTD, reference_model.head_VD, batch.response_BPT, batch.valid_BPT,
+        chunk_tokens=problem.logit_chunk,
+    )
+    return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training)
+
+
+def response_logp(problem: Problem, policy: Weights, batch: PairBatch) -> TokenStats:
+    """The policy's side alone (sft): ref_logp is its own, the KL zero."""
+    rows = lay_out(batch, shared=problem.shared_layout)
+    model = merge_module(problem.policy_graph, policy)
+    states_BSD, _ = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, constrain=problem.constrain)
+    return logprob_kl(rows.at_responses(states_BSD), model.head_VD, None, None, batch.response_BPT, batch.valid_BPT, chunk_tokens=problem.logit_chunk)

@@ -1,0 +1,57 @@
+"""Where numbers go: metrics.jsonl, TensorBoard, Weights & Biases. Only the first process writes."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from sparsepo_jax.core.errors import UserError
+
+
+class MetricsLog:
+    """`write(stage, step, metrics)` adds a line to metrics.jsonl and a point to each curve. Use as a context manager."""
+
+    def __init__(self, output_dir: Path, *, tensorboard: bool, wandb: Mapping[str, str | None] | None, config: Mapping[str, object]):
+        self._start_s, self._file, self._board, self._wandb = time.time(), None, None, None
+        if jax.process_index() != 0:
+            return
+        path = output_dir / "metrics.jsonl"
+        torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        self._file = path.open("a", encoding="utf-8")
+        if torn:  # a killed run may leave half a line: end it, so that the next one is whole
+            self._file.write("\n")
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(output_dir / "tensorboard"))
+        if wandb is not None:
+            try:
+                import wandb as client
+            except ImportError as error:
+                raise UserError("logging.wandb needs the package wandb: install sparsepo_jax[wandb], or set logging.wandb to null") from error
+            self._wandb = client.init(project=wandb["project"], name=wandb["name"], config=dict(config), dir=str(output_dir), resume="allow")
+
+    def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        if self._file is None:
+            return
+        # JSON has no NaN: null says that there is no number.
+        row = {"stage": stage, "step": step, "time_s": round(time.time() - self._start_s, 3)}
+        row |= {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(f"{stage}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{stage}/{name}": value for name, value in metrics.items()} | {f"{stage}/step": step})
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for sink, close in ((self._file, "close"), (self._board, "close"), (self._wandb, "finish")):
+            if sink is not None:
+                getattr(sink, close)()

@@ -1,0 +1,89 @@
+"""The loop around the update: data in, progress and metrics out, evaluation and checkpoints in between."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.train.checkpoint import Checkpoints
+from sparsepo_jax.train.step import TrainState
+
+IN_FLIGHT = 2  # steps handed to the device before their metrics are fetched
+
+
+def run_training(
+    *,
+    stage: str,
+    update: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]],
+    state: TrainState,
+    reference: Any,
+    batches: Iterable[PairBatch],
+    put: Callable[[PairBatch], Any],
+    total_steps: int,
+    checkpoints: Checkpoints,
+    write: Callable[[str, int, dict[str, float]], None],
+    log_every_steps: int,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    eval_every_steps: int | None = None,
+    unit: str = "pairs",
+) -> TrainState:
+    """Runs `update` over host batches from state.step to total_steps and returns the last state, which is saved.
+
+    batches start at the state's step. write(stage, step, metrics) is called every log_every_steps (means since the last time) and after
+    evaluations. Raises UserError on a loss that is not finite: the last checkpoint is older and whole.
+    """
+    from tqdm import tqdm
+
+    step = start = int(state.step)
+    waiting: deque[tuple[int, dict[str, jax.Array]]] = deque()
+    window: list[dict[str, float]] = []
+    counted = {"rows": 0.0, "tokens": 0.0, "since_s": time.perf_counter()}
+    bar = tqdm(total=total_steps, initial=start, desc=stage, unit="step", dynamic_ncols=True, disable=jax.process_index() != 0, mininterval=0.5)
+
+    def fetch() -> None:
+        done, on_device = waiting.popleft()
+        metrics = {name: float(value) for name, value in on_device.items()}
+        if not math.isfinite(metrics["loss"]):
+            bar.close()
+            raise UserError(f"{stage}: the loss of step {done} is {metrics['loss']}; lower the learning rate or beta; started again, the run "
+                            "continues from its last checkpoint")
+        window.append(metrics)
+        bar.update(1)
+        seconds = time.perf_counter() - counted["since_s"]
+        rates = {f"{unit}_per_s": counted["rows"] / seconds, "tokens_per_s": counted["tokens"] / seconds}
+        bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {rates[f'{unit}_per_s']:.1f} {unit}/s, {rates['tokens_per_s']:.0f} tokens/s", refresh=False)
+        if done % log_every_steps == 0 or done == total_steps:
+            write(stage, done, {name: float(np.mean([row[name] for row in window])) for name in window[0]} | rates)
+            window.clear()
+            counted.update(rows=0.0, tokens=0.0, since_s=time.perf_counter())
+
+    source: Iterator[PairBatch] = iter(batches)
+    try:
+        while step < total_steps:
+            batch = next(source)
+            counted["rows"] += float((batch.weight_B > 0).sum()) * jax.process_count()
+            counted["tokens"] += float(batch.prompt_valid_BS.sum() + batch.valid_BPT.sum()) * jax.process_count()
+            state, metrics = update(state, reference, put(batch))
+            step += 1
+            waiting.append((step, metrics))
+            while len(waiting) >= IN_FLIGHT:
+                fetch()
+            found = None
+            if evaluate is not None and eval_every_steps is not None and (step % eval_every_steps == 0 or step == total_steps):
+                found = {f"eval/{name}": value for name, value in evaluate(state).items()}
+                write(stage, step, found)
+            if step < total_steps and (checkpoints.is_due(step) or (found is not None and checkpoints.follow_evaluation)):
+                checkpoints.save(state, step, found)
+        while waiting:
+            fetch()
+        checkpoints.save(state, step, found if start < total_steps else None)
+    finally:
+        bar.close()
+        checkpoints.close()
+    return state

@@ -1,0 +1,37 @@
+"""What is reported of a pair whatever the objective: margin, accuracy and KL without masks, log-probs, and the masks' shape."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sparsepo_jax.core.tokens import log_ratio, response_sum
+from sparsepo_jax.core.types import TokenMasks, TokenStats
+
+
+def pair_metrics(stats: TokenStats, masks: TokenMasks, *, beta: float) -> dict[str, Float[Array, "B"]]:
+    """Metrics `[B]`, finite for filler pairs too; to be averaged over pairs by weight.
+
+    `margin_unmasked` is beta D, D the difference of summed log-ratios (beta: the objective's, 1 if it has none),
+    `accuracy_unmasked` its sign, a tie counting one half. Always look at these beside the masked ones: a growing mask alone
+    raises the masked margin. `kl/*` and `logps/*` are sums over the response, nats; official SeqKL counts prompt and padding too.
+    `mask/*` are over the tokens of both responses; sparsity is the share of exact zeros, 0 to 1.
+    """
+    valid_BPT = stats.valid_BPT
+    ratio_BP = log_ratio(stats).sum(-1)
+    kl_BP = response_sum(stats.kl_BPT, valid_BPT)
+    logp_BP = response_sum(stats.logp_BPT, valid_BPT)
+    difference_B = ratio_BP[:, 0] - ratio_BP[:, 1]
+    metrics = {
+        "margin_unmasked": beta * difference_B,
+        "accuracy_unmasked": jnp.heaviside(difference_B, 0.5),
+        "kl/chosen": kl_BP[:, 0],
+        "kl/rejected": kl_BP[:, 1],
+        "logps/chosen": logp_BP[:, 0],
+        "logps/rejected": logp_BP[:, 1],
+    }
+    tokens_B = jnp.maximum(valid_BPT.sum((1, 2)), 1)
+    for name, mask_BPT in (("reward", masks.reward_BPT), ("kl", masks.kl_BPT)):
+        largest_B = jnp.where(valid_BPT, mask_BPT, -jnp.inf).max((1, 2))
+        metrics[f"mask/{name}_mean"] = response_sum(mask_BPT, valid_BPT).sum(-1) / tokens_B
+        metrics[f"mask/{name}_max"] = jnp.where(valid_BPT.any((1, 2)), largest_B, 0.0)
+        metrics[f"mask/{name}_sparsity"] = (valid_BPT & (mask_BPT == 0)).sum((1, 2)) / tokens_B
+    return metrics

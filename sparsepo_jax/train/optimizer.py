@@ -1,0 +1,59 @@
+"""Optimizers and schedules, from optax; policy and masks are separate groups of one optimizer."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from sparsepo_jax.masks.learned import is_decayed
+
+
+def make_schedule(kind: str, *, peak: float, steps: int, warmup_steps: int, end: float) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak` over warmup_steps, then constant, linear or cosine to end * peak at `steps`."""
+    after = max(1, steps - warmup_steps)
+    rest = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, end * peak, after),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, after, alpha=end),
+    }[kind]()
+    if not warmup_steps:
+        return rest
+    # The first step already moves: step n of the warm-up has n / warmup_steps of the peak, n from 1.
+    warmup = optax.linear_schedule(peak / warmup_steps, peak, max(1, warmup_steps - 1))
+    return optax.join_schedules([warmup, rest], [warmup_steps])
+
+
+def make_optimizer(
+    make_rule: Callable[[optax.Schedule, float, Callable], optax.GradientTransformation],
+    *,
+    policy_schedule: optax.Schedule,
+    policy_decay: float,
+    mask_schedule: optax.Schedule,
+    mask_decay: float,
+    clip_norm: float | None,
+) -> optax.GradientTransformation:
+    """The optimizer of {"policy": weights, "masks": weights}. clip_norm: largest global norm of both groups together, as the official code clips.
+
+    make_rule(schedule, decay, decay_mask) makes AdamW, Lion, ... of one group.
+    """
+    policy_rule = make_rule(policy_schedule, policy_decay, lambda weights: jax.tree.map(lambda _: True, weights))
+    mask_rule = make_rule(
+        mask_schedule, mask_decay, lambda weights: jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(str(path[-1].key)), weights)
+    )
+    labels = lambda weights: {group: jax.tree.map(lambda _: group, weights[group]) for group in weights}  # noqa: E731
+    grouped = optax.partition({"policy": policy_rule, "masks": mask_rule}, labels)
+    return grouped if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), grouped)
+
+
+def adamw_rule(b1: float, b2: float, eps: float):
+    return lambda schedule, decay, decayed: optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=decay, mask=decayed)
+
+
+def lion_rule(b1: float, b2: float):
+    return lambda schedule, decay, decayed: optax.lion(schedule, b1=b1, b2=b2, weight_decay=decay, mask=decayed)
+
+
+def adafactor_rule():
+    return lambda schedule, decay, decayed: optax.adafactor(
+        schedule, multiply_by_parameter_scale=False, clipping_threshold=1.0, weight_decay_rate=decay or None, weight_decay_mask=decayed
+    )

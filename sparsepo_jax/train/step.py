@@ -1,0 +1,91 @@
+"""The update: pure functions of state and batch, to be jitted with a donated state."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.losses.sequence import sft_nll
+from sparsepo_jax.train.forward import Problem, forward, pair_keys, response_logp
+from sparsepo_jax.train.metrics import pair_metrics
+
+
+class TrainState(NamedTuple):
+    """All that training changes. weights: {"policy": ..., "masks": ...}, float32; step: updates done so far."""
+
+    weights: dict[str, Weights]
+    optimizer: Any
+    step: Int[Array, ""]
+
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+def make_pair_scores(problem: Problem, *, training: bool):
+    """scores(weights, reference, batch, step) -> (metrics [B] of each pair, "loss" among them, TokenStats, TokenMasks)."""
+
+    def scores(weights: dict[str, Weights], reference: Weights, batch: PairBatch, step: Array):
+        key_B = pair_keys(problem.seed, step, batch.row_B)
+        stats, masks = forward(problem, weights["policy"], weights["masks"], reference, batch, key_B, training=training)
+        output = problem.objective(stats, masks, key_B)
+        return {"loss": output.loss_B} | output.metrics | pair_metrics(stats, masks, beta=problem.beta), stats, masks
+
+    return scores
+
+
+def make_pair_loss(problem: Problem):
+    """summed(weights, reference, batch, step): the objective over the pairs of a batch, each counted by its weight."""
+    scores = make_pair_scores(problem, training=True)
+
+    def summed(weights, reference: Weights, batch: PairBatch, step: Array):
+        metrics_B, _, _ = scores(weights, reference, batch, step)
+        # where, not a product: a filler pair must not bring a NaN
+        sums = {name: jnp.sum(jnp.where(batch.weight_B > 0, batch.weight_B * x_B, 0.0)) for name, x_B in metrics_B.items()}
+        return sums["loss"], (sums, batch.weight_B.sum())
+
+    return summed
+
+
+def make_sft_loss(problem: Problem):
+    """summed(weights, None, batch, step): negative log-likelihood, each response token of the global batch counted the same."""
+
+    def summed(weights, reference: None, batch: PairBatch, step: Array):
+        stats = response_logp(problem, weights["policy"], batch)
+        nll_B, tokens_B = sft_nll(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
+        total, tokens = jnp.sum(nll_B), jnp.sum(tokens_B)
+        return total, ({"loss": total}, tokens)
+
+    return summed
+
+
+def make_update(summed_loss, optimizer: optax.GradientTransformation, learning_rate: optax.Schedule):
+    """update(state, reference, batch) -> (state, metrics). The batch is [micro-steps, rows, ...]: gradients of sums are added up and divided
+    once, so that any number of micro-steps gives the update of one large batch."""
+
+    def update(state: TrainState, reference: Weights | None, batch: PairBatch) -> tuple[TrainState, Metrics]:
+        differentiate = jax.value_and_grad(summed_loss, has_aux=True)
+
+        def sums(micro_batch):
+            (_, (metrics, weight)), gradient = differentiate(state.weights, reference, micro_batch, state.step)
+            return gradient, metrics, weight
+
+        if batch.row_B.shape[0] == 1:
+            gradient, metrics, weight = sums(jax.tree.map(lambda x: x[0], batch))
+        else:
+            shapes = jax.eval_shape(sums, jax.tree.map(lambda x: x[0], batch))
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            (gradient, metrics, weight), _ = jax.lax.scan(lambda total, micro: (jax.tree.map(jnp.add, total, sums(micro)), None), zeros, batch)
+        scale = 1.0 / jnp.maximum(weight, 1e-30)
+        gradient = jax.tree.map(lambda g: g * scale, gradient)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.weights)
+        metrics = {name: value * scale for name, value in metrics.items()}
+        metrics |= {"grad_norm": optax.global_norm(gradient), "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32)}
+        if state.weights["masks"]:
+            metrics["grad_norm/masks"] = optax.global_norm(gradient["masks"])
+        return TrainState(optax.apply_updates(state.weights, updates), optimizer_state, state.step + 1), metrics
+
+    return update

@@ -1,0 +1,627 @@
+"""Strict YAML, overrides, mistakes said together, the plan, and the command line around them."""
+
+import gzip
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsepo_jax.config.load import ConfigError, json_schema, load_config, save_config
+from sparsepo_jax.config.schema import (
+    ActivationMask,
+    AdamW,
+    Config,
+    Data,
+    Dpo,
+    FileSource,
+    LearnedMask,
+    Lion,
+    MaPO,
+    PairTraining,
+    Policy,
+    ReviewsSource,
+    SparsePO,
+)
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.main import main
+from sparsepo_jax.plan import make_plan_text
+
+ROOT = Path(__file__).parent.parent
+GPT2 = {"model_type": "gpt2", "vocab_size": 10, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
+# embeddings 10*8 + 16*8; a block: attention 4*(64 + 8), MLP 8*32 + 32 + 32*8 + 8, two norms 4*8; the final norm 2*8
+GPT2_PARAMETERS = 80 + 128 + 2 * (288 + 552 + 32) + 16
+REVIEWS = {"train": [{"kind": "reviews"}]}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load_text(text, *overrides):
+        file = tmp_path / "config.yaml"
+        file.write_text("stages: [report]\noutput_dir: runs/x\n" + text)
+        return load_config(file, overrides)
+
+    return load_text
+
+
+@pytest.fixture
+def mistakes(load):
+    def lines(text, *overrides):
+        with pytest.raises(ConfigError) as caught:
+            load(text, *overrides)
+        return caught.value.lines
+
+    return lines
+
+
+# ---------------------------------------------------------------- YAML
+
+
+def test_numbers_and_words_are_read_as_yaml_1_2(load):
+    text = "po: {optimizer: {learning_rate: 1e-6}}\nobjective: {mask: {on: reward}}\nlogging: {wandb: {project: 2024-01-01}}"
+    config, notes = load(text)
+    assert config.po.optimizer.learning_rate == 0.000001
+    assert config.objective.mask.on == "reward"  # in YAML 1.1 the key `on` is true
+    assert config.logging.wandb.project == "2024-01-01"
+    assert notes == []
+
+
+def test_a_duplicate_key_names_its_line(mistakes):
+    (line,) = mistakes("seed: 1\npo: {}\nseed: 2")
+    assert line.startswith("line 5: ") and '"seed"' in line
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [("a: [1\nb: 2\n", "line 2: "), ("- 1\n- 2\n", "line 1: expected a mapping"), ("", "line 1: "), ("a: *b", "line 1: ")],
+)
+def test_a_file_that_is_no_yaml_mapping_gives_one_line_with_its_number(tmp_path, text, line):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "c.yaml")
+    assert len(caught.value.lines) == 1 and caught.value.lines[0].startswith(line)
+
+
+def test_a_missing_or_unreadable_file_gives_one_line(tmp_path):
+    (tmp_path / "latin1.yaml").write_bytes(b"a: \xe9")
+    for name, said in {"none.yaml": "cannot read", "": "cannot read", "latin1.yaml": "not UTF-8"}.items():
+        with pytest.raises(ConfigError, match=said) as caught:
+            load_config(tmp_path / name)
+        assert len(caught.value.lines) == 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_of_the_repository_loads(path):
+    load_config(path)
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_all_mistakes_come_at_once_with_path_expectation_and_nearest_name(mistakes):
+    lines = mistakes(
+        """
+objective: {betta: 1, mask: {net: simple_al}}
+data: {train: [{path: 1}, {}], buckets: 9}
+po: {batch_size: x, learning_rate: 1.0}
+sft: {steps: 3, epochs: 2}
+report: 3
+"""
+    )
+    assert sorted(lines) == sorted(
+        [
+            "objective.betta: unknown key for kind sparsepo; did you mean beta?",
+            "objective.mask.net: expected one of simple_all, simple_last, ml_all, ml_last, binary_all, binary_last; "
+            "got 'simple_al'; did you mean simple_all?",
+            "data.train.0.path: expected a string, got 1; quote it to give a string: \"1\"",
+            "data.train.1.path: required, but missing",
+            "data.buckets: expected less than or equal to 8, got 9",
+            "po.batch_size: expected an integer, got 'x'",
+            "po.learning_rate: unknown key; did you mean po.optimizer.learning_rate?",
+            "sft: `epochs` and `steps` exclude each other",
+            "report: expected a mapping (key: value), got 3",
+        ]
+    )
+
+
+def test_a_key_like_none_gets_the_known_ones_nearest_first(mistakes):
+    assert mistakes("report: {zzz: 1}") == ["report.zzz: unknown key; known, the nearest first: pairs"]
+
+
+def test_an_entry_of_a_list_is_checked_by_its_index(load, tmp_path):
+    (tmp_path / "c.yaml").write_text("stages: [po, exprt]\nobjective: {kind: mapo, mask: {groups: [mlp, atn]}}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "c.yaml")
+    assert caught.value.lines == [
+        "stages.1: expected one of inspect, sft, po, score, eval, report, export; got 'exprt'; did you mean export?",
+        "output_dir: required, but missing",
+        "objective.mask.groups.1: expected one of mlp, attn, resid, logits; got 'atn'; did you mean attn?",
+    ]
+
+
+def test_a_wrong_kind_is_said_and_the_rest_is_checked_against_the_nearest(mistakes):
+    objective = "objective: {kind: sparspo, l1_rewad: 1, mask: {kind: activatoin, mapping: 3, groops: []}}"
+    lines = mistakes(objective + "\ndata: {train: [{kind: reviws, rws: 1}]}")
+    nearest = {line.split(": ")[0]: line.partition("did you mean ")[2] for line in lines}
+    assert nearest == {
+        "objective.kind": "sparsepo?",
+        "objective.l1_rewad": "l1_reward?",
+        "objective.mask.kind": "activation?",
+        "objective.mask.mapping": "",
+        "objective.mask.groops": "groups?",
+        "data.train.0.kind": "reviews?",
+        "data.train.0.rws": "rows?",
+    }
+
+
+@pytest.mark.parametrize("kind", ["null", "[1]", "{a: 1}", "3", "true"])
+def test_a_kind_that_is_no_word_is_a_mistake(mistakes, kind):
+    (line,) = mistakes(f"tokenizer: {{kind: {kind}}}")
+    assert line.startswith("tokenizer.kind: expected one of auto, pretrained, bytes, bpe, reviews; got ")
+
+
+def test_what_the_stages_lack_is_said_a_line_each(mistakes):
+    lines = mistakes("", "stages=[po, sft, eval]")
+    assert [line.split(": ")[0] for line in lines] == ["stages", "policy", "data.sft", "data.train", "data.eval"]
+
+
+# ---------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize(
+    "override, value",
+    [
+        ("po.optimizer.learning_rate=1e-6", lambda c: c.po.optimizer.learning_rate == 1e-6),
+        ("po.clip_norm=null", lambda c: c.po.clip_norm is None),
+        ("po.clip_norm=", lambda c: c.po.clip_norm is None),
+        ("data.train=[{path: b}, {path: c}]", lambda c: [source.path for source in c.data.train] == ["b", "c"]),
+        ("data.train.0.path=x=y", lambda c: c.data.train == [FileSource(path="x=y", split="dev")]),
+        ("data.train.1.path=b", lambda c: [source.path for source in c.data.train] == ["a", "b"]),
+        ("data.eval.0.path=b", lambda c: [source.path for source in c.data.eval] == ["b"]),
+        ("data.holdout.share=0.5", lambda c: c.data.holdout.share == 0.5),
+        ("objective={kind: dpo, beta: 2}", lambda c: c.objective == Dpo(kind="dpo", beta=2)),
+        ("stages.0=inspect", lambda c: c.stages == ["inspect"]),
+        ("policy.config.n_layer=3", lambda c: c.policy.config == {"n_layer": 3}),
+    ],
+)
+def test_an_override_is_yaml_put_at_its_path(load, override, value):
+    config, _ = load("data: {train: [{path: a, split: dev}]}\nobjective: {l1_kl: 1.0}", override)
+    assert value(config)
+
+
+def test_of_one_path_given_twice_the_last_holds(load):
+    assert load("", "seed=1", "seed=2")[0].seed == 2
+
+
+def test_an_aliased_section_is_overridden_alone(load):
+    config, _ = load("sft: &t {batch_size: 8}\npo: *t", "po.batch_size=4")
+    assert (config.sft.batch_size, config.po.batch_size) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("seed", "seed: expected section.field=value"),
+        ("=1", "=1: expected section.field=value"),
+        ("po..steps=1", "po..steps=1: expected section.field=value"),
+        ("data.train=[", "data.train: '[' is not YAML"),
+        ("data.train.path=b", "data.train.path: data.train is a list: give an index, as in data.train.0.path"),
+        ("data.train.2.path=b", "data.train.2.path: data.train has 1 entries, so the highest index is 1"),
+        ("seed.x=1", "seed.x: seed is 3, not a mapping"),
+        ("objektive.beta=1", "objektive: unknown key; did you mean objective?"),
+        ("output_dir=2024", 'output_dir: expected a string, got 2024; quote it to give a string: "2024"'),
+    ],
+)
+def test_an_override_that_fits_nowhere_is_a_mistake(mistakes, override, said):
+    (line,) = mistakes("seed: 3\ndata: {train: [{path: a}]}", override)
+    assert line.startswith(said)
+
+
+def test_mistakes_of_overrides_and_file_come_together(mistakes):
+    assert len(mistakes("sed: 1", "b", "po.stepps=1", "objective.kind=dppo")) == 4
+
+
+SPARSEPO = "objective: {l1_reward: 1e-3, beta: 0.5, mask: {init: ones, on: kl}}"
+
+
+def test_an_overridden_kind_drops_what_the_new_kind_lacks_and_says_so(load):
+    config, notes = load(SPARSEPO, "objective.kind=dpo")
+    assert config.objective == Dpo(kind="dpo", beta=0.5)
+    assert notes == ["objective.kind=dpo: dropped l1_reward, mask, which dpo does not have"]
+
+
+def test_an_overridden_kind_within_a_section_drops_only_there(load):
+    config, notes = load(SPARSEPO, "objective.mask.kind=activation")
+    assert config.objective == SparsePO(l1_reward=1e-3, beta=0.5, mask=ActivationMask(on="kl"))
+    assert notes == ["objective.mask.kind=activation: dropped init, which activation does not have"]
+
+
+def test_a_mask_stays_where_the_new_objective_has_one(load):
+    config, notes = load("objective: {l1_kl: 1, mask: {kind: learned, init: ones}}", "objective.kind=mapo")
+    assert config.objective == MaPO(kind="mapo", mask=LearnedMask(init="ones"))
+    assert notes == ["objective.kind=mapo: dropped l1_kl, which mapo does not have"]
+
+
+def test_a_mask_of_no_kind_follows_the_default_of_its_objective(load):
+    assert load("objective: {kind: mapo, mask: {official: true}}")[0].objective.mask == ActivationMask(official=True)
+    config, notes = load(SPARSEPO, "objective.kind=mapo", "objective.mask.official=true")
+    assert config.objective == MaPO(kind="mapo", beta=0.5, mask=ActivationMask(on="kl", official=True))
+    assert notes[1] == "objective.mask.kind=activation: dropped init, which activation does not have"
+
+
+def test_an_overridden_kind_in_a_list_drops_too(load):
+    config, notes = load("data: {train: [{path: a}, {path: b, weight: 2}]}", "data.train.1.rows=9", "data.train.1.kind=reviews")
+    assert config.data.train == [FileSource(path="a"), ReviewsSource(kind="reviews", rows=9, weight=2)]
+    assert notes == ["data.train.1.kind=reviews: dropped path, which reviews does not have"]
+
+
+def test_the_same_kind_again_drops_nothing(load):
+    assert load(SPARSEPO, "objective.kind=sparsepo")[0] == load(SPARSEPO)[0]
+    assert load(SPARSEPO, "objective.kind=sparsepo")[1] == []
+
+
+def test_keys_of_the_command_line_are_never_dropped_whatever_their_order(load, mistakes):
+    for first, second in (("objective.kind=dpo", "objective.l1_kl=1"), ("objective.l1_kl=1", "objective.kind=dpo")):
+        (line,) = mistakes(SPARSEPO, first, second)
+        assert line.startswith("objective.l1_kl: unknown key for kind dpo")
+    for overrides in (["objective.kind=tdpo2", "objective.alpha=0.25"], ["objective.alpha=0.25", "objective.kind=tdpo2"]):
+        assert load(SPARSEPO, *overrides)[0].objective.alpha == 0.25
+    for overrides in (["objective.kind=ipo", "objective={kind: dpo}"], ["objective={kind: dpo}", "objective.kind=ipo"]):
+        config, notes = load(SPARSEPO, *overrides)
+        assert (config.objective.kind, config.objective.beta, notes) == ("ipo", 0.1, [])
+
+
+def test_a_misspelt_key_of_the_file_is_not_dropped(mistakes):
+    (line,) = mistakes("objective: {l1_reward: 1, betta: 2}", "objective.kind=dpo")
+    assert line == "objective.betta: unknown key for kind dpo; did you mean beta?"
+
+
+# ---------------------------------------------------------------- saving, schema
+
+words = st.sampled_from(["null", "on", "1e-6", "2024-01-01", "0o7", "~", "a: b", "- x", " #"]) | st.text(max_size=8)
+positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False) | st.sampled_from([1e-6, 5e-7, 1e22])
+
+
+@settings(max_examples=40, deadline=None)  # no deadline: the machine may be busy
+@given(
+    objective=st.builds(SparsePO, beta=positive, mask=st.builds(LearnedMask, learning_rate=positive | st.none()))
+    | st.builds(Dpo, kind=st.just("dpo"), beta=positive),
+    optimizer=st.builds(AdamW, learning_rate=positive) | st.builds(Lion, kind=st.just("lion"), learning_rate=positive),
+    source=st.builds(FileSource, path=words, columns=st.dictionaries(words, words, max_size=2), weight=positive),
+    content=st.none() | st.dictionaries(words, positive | words | st.booleans() | st.integers() | st.none(), max_size=3),
+    name=words,
+)
+def test_a_saved_config_reloads_equal(tmp_path_factory, objective, optimizer, source, content, name):
+    config = Config(
+        stages=["report"],
+        output_dir=name,
+        objective=objective,
+        po=PairTraining(optimizer=optimizer),
+        policy=Policy(config=content),
+        data=Data(train=[source]),
+    )
+    path = tmp_path_factory.mktemp("saved") / "config.yaml"
+    save_config(config, path)
+    assert load_config(path) == (config, [])
+
+
+def test_the_schema_knows_every_section_and_forbids_others():
+    schema = json_schema()
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert schema["additionalProperties"] is False
+    assert set(schema["properties"]) == set(Config.model_fields)
+    assert "A Hugging Face directory" in json.dumps(schema["$defs"]["Policy"])
+    assert json.loads(json.dumps(schema)) == schema
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def plan_of(**sections):
+    """The lines of the plan by their names; the second line of a stage is called `po bytes`."""
+    defaults = {"stages": ["sft", "po", "eval"], "output_dir": "runs/x", "policy": {"config": GPT2}}
+    lines, name = {}, ""
+    for line in make_plan_text(Config.model_validate(defaults | sections)).split("\n"):
+        name = line[:12].strip() or f"{name} bytes"
+        lines[name] = line[12:]
+    return lines
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Rows: sft 3 + half of 4, train 10, eval 7; two files of three kinds end without a newline or with an empty line."""
+    (tmp_path / "three.jsonl").write_text("{}\n{}\n{}")
+    with gzip.open(tmp_path / "four.jsonl.gz", "wt") as file:
+        file.write("{}\n{}\n{}\n{}\n\n")
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": list("abcdefghij")}), tmp_path / "ten.parquet")
+    shard = tmp_path / "seven" / "test"
+    shard.mkdir(parents=True)
+    table = pyarrow.table({"prompt": list("abcdefg")})
+    with pyarrow.OSFile(str(shard / "data.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    (shard / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    (tmp_path / "seven" / "dataset_dict.json").write_text('{"splits": ["test"]}')
+    path = lambda name: str(tmp_path / name)  # noqa: E731
+    return {
+        "sft": [{"path": path("three.jsonl")}, {"path": path("four.jsonl.gz"), "weight": 0.5}],
+        "train": [{"path": path("ten.parquet")}],
+        "eval": [{"path": path("seven"), "split": "test"}],
+    }
+
+
+def test_the_plan_counts_rows_steps_tokens_parameters_and_bytes(data):
+    plan = plan_of(data=data, sft={"batch_size": 2, "epochs": 1.5}, po={"batch_size": 4, "steps": 1000})
+    mask = 2 * (8 + 1) + 2 + 2 * 8
+    assert f"gpt2, {GPT2_PARAMETERS:,} parameters" in plan["policy"]
+    assert f"{mask} parameters" in plan["mask"]
+    # ceil(1.5 * ceil(5 / 2)) steps; 2 rows of 16 positions; 4 pairs of two responses of 16
+    assert plan["sft"] == "5 rows an epoch, 5 steps of 2 rows, at most 32 tokens a step"
+    assert plan["po"] == "10 pairs an epoch, 1,000 steps of 4 pairs, at most 128 tokens a step"
+    assert plan["evaluation"] == "7 pairs"
+    kb = 4 * GPT2_PARAMETERS / 1e3
+    assert plan["sft bytes"] == f"bytes per device: weights {kb:.1f} kB, optimizer {2 * kb:.1f} kB"
+
+
+def test_the_plan_counts_bytes_per_device():
+    wide = {**GPT2, "n_embd": 1000, "n_positions": 1, "vocab_size": 976_000}  # 976 M embeddings, 24 M in the blocks
+    weights = 976e6 + 1000 + 2 * (12 * 1e6 + 13 * 1000) + 2000
+    mb = lambda number: f"{number / 1e9:,.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"  # noqa: E731
+    sections = {"stages": ["po"], "policy": {"config": wide}, "data": REVIEWS, "objective": {"kind": "dpo"}}
+    for optimizer, held in (("adamw", 2 * weights), ("lion", weights)):
+        said = plan_of(**sections, po={"optimizer": {"kind": optimizer}})["po bytes"]
+        assert said == f"bytes per device: weights {mb(4 * weights)}, optimizer {mb(4 * held)}, reference {mb(4 * weights)}"
+    assert "optimizer about 8.0 MB" in plan_of(**sections, po={"optimizer": {"kind": "adafactor"}})["po bytes"]
+    plan = plan_of(**sections, compute={"mesh": {"data": 3, "fsdp": 4, "tensor": 2}}, po={"batch_size": 48})
+    assert plan["devices"] == "24 (data 3 x fsdp 4 x tensor 2)"
+    assert f"weights {mb(4 * weights / 8)}," in plan["po bytes"] and plan["po bytes"].endswith("(sharded over fsdp x tensor = 8)")
+    plan = plan_of(**sections, compute={"mesh": {"data": 1, "fsdp": None}})
+    assert plan["devices"] == "unknown (data 1 x fsdp free x tensor 1)"
+    assert f"weights {mb(4 * weights)}," in plan["po bytes"] and plan["po bytes"].endswith("(as if fsdp, which is free, were 1)")
+
+
+@pytest.mark.parametrize(
+    "mask, parameters",
+    [
+        ({"net": "simple_all"}, 2 * 9 + 2 + 16),
+        ({"net": "binary_all"}, 2 * 9 + 2 + 16),
+        ({"net": "simple_last"}, 9),
+        ({"net": "binary_last"}, 9),
+        ({"net": "ml_last"}, 8 * 200 + 200 + 200 + 1),
+        ({"net": "ml_all"}, 2 * 2001 + 2 + 16),
+        ({"net": "simple_last", "sharing": "independent"}, 18),
+        ({"net": "simple_last", "sharing": "independent", "on": "kl"}, 9),
+    ],
+)
+def test_the_plan_counts_learned_masks(mask, parameters):
+    assert f": {parameters:,} parameters" in plan_of(stages=["po"], data=REVIEWS, objective={"mask": mask})["mask"]
+
+
+def test_a_holdout_makes_the_rows_about_and_gives_evaluation_its_share(data):
+    plan = plan_of(data={**data, "holdout": {"share": 0.2}}, po={"batch_size": 4})
+    assert plan["po"].startswith("about 8 pairs an epoch, about 2 steps of 4 pairs")
+    assert plan["evaluation"] == "about 9 pairs"
+    assert plan_of(data=data, evaluation={"max_pairs": 3})["evaluation"] == "3 pairs"
+
+
+@pytest.mark.parametrize("name, opened", [("a.json", open), ("a.JSON.gz", gzip.open)])
+def test_a_json_file_is_a_list_or_lines(tmp_path, name, opened):
+    for text in ('[{"text": "a"},\n {"text": "b"}]', '{"text": "a"}\n\n{"text": "b"}\n'):
+        with opened(tmp_path / name, "wt") as file:
+            file.write(text)
+        assert plan_of(stages=["sft"], data={"sft": [{"path": str(tmp_path / name)}]})["sft"].startswith("2 rows an epoch")
+
+
+def test_rows_of_a_large_file_are_estimated(data, monkeypatch):
+    monkeypatch.setattr("sparsepo_jax.plan._READ_AT_MOST_BYTES", 4)
+    assert plan_of(data={**data, "sft": data["sft"][:1]})["sft"].startswith("about 3 rows an epoch, about 1 steps")
+
+
+def test_what_only_network_or_data_tell_is_unknown(data):
+    plan = plan_of(policy={"path": "owner/name"}, data={**data, "train": [{"path": "owner/data"}, {"kind": "reviews"}]})
+    assert plan["policy"] == "owner/name: family unknown, unknown parameters"
+    assert plan_of(stages=["export"], policy={"path": "gpt2"})["policy"] == "gpt2: family unknown, unknown parameters"
+    assert "unknown parameters" in plan["mask"]
+    assert plan["devices"].startswith("unknown")
+    assert plan["po"].startswith("unknown pairs an epoch, unknown steps of 64 pairs, at most 262,144 tokens")
+    assert plan["po bytes"] == "bytes per device: weights unknown, optimizer unknown, reference unknown"
+
+
+@pytest.mark.parametrize(
+    "tokenizer, size",
+    [({"kind": "bytes"}, 257), ({"kind": "bpe", "vocab_size": 300}, 300), ({"kind": "pretrained", "path": "owner/name"}, None)],
+)
+def test_a_shape_without_vocabulary_takes_the_tokenizers(tokenizer, size):
+    shape = {key: value for key, value in GPT2.items() if key != "vocab_size"}
+    plan = plan_of(stages=["po"], policy={"config": shape}, tokenizer=tokenizer, data=REVIEWS)
+    parameters = "unknown" if size is None else f"{GPT2_PARAMETERS + (size - 10) * 8:,}"
+    assert f"gpt2, {parameters} parameters" in plan["policy"]
+
+
+def test_the_reviews_tokenizer_gives_its_vocabulary():
+    from sparsepo_jax.data.reviews import reviews_vocabulary
+
+    shape = {key: value for key, value in GPT2.items() if key != "vocab_size"}
+    plan = plan_of(stages=["po"], policy={"config": shape}, tokenizer={"kind": "reviews"}, data=REVIEWS)
+    assert f"{GPT2_PARAMETERS + (len(reviews_vocabulary()) - 10) * 8:,} parameters" in plan["policy"]
+
+
+def test_a_local_model_is_read_and_the_reference_counted_apart(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**GPT2, "n_layer": 1}))
+    plan = plan_of(stages=["po"], data=REVIEWS, reference={"path": str(tmp_path)})
+    assert f"{GPT2_PARAMETERS:,} parameters" in plan["policy"] and f"{GPT2_PARAMETERS - 872:,} parameters" in plan["reference"]
+    assert f": {9 + 1 + 16} parameters" in plan["mask"]  # masks read the reference, of one layer here
+
+
+def test_all_that_lacks_or_does_not_fit_on_disk_is_said_together(tmp_path, data):
+    (tmp_path / "empty").mkdir()
+    paths = [tmp_path / name for name in ("a.csv", "b.jsonl.gz", "c.parquet")]
+    for path in paths:
+        path.write_text("no such format\n")
+    with pytest.raises(ConfigError) as caught:
+        plan_of(
+            policy={"path": str(tmp_path / "empty")},
+            reference={"path": "./absent"},
+            tokenizer={"kind": "pretrained", "path": "./absent/tokenizer"},
+            data={
+                "sft": [{"path": str(path)} for path in paths],
+                "train": [{"path": "owner/name.jsonl"}],
+                "eval": [{**data["eval"][0], "split": "train"}],
+            },
+        )
+    expected = {
+        "policy.path": "config.json",
+        "reference.path": "no such file",
+        "tokenizer.path": "no such file",
+        "data.sft.0.path": "expected a file ending in .jsonl",
+        "data.sft.1.path": "cannot read",
+        "data.sft.2.path": "cannot read",
+        "data.train.0.path": "no such file",
+        "data.eval.0.path": "no split 'train', only test",
+    }
+    said = dict(line.split(": ", 1) for line in caught.value.lines)
+    assert said.keys() == expected.keys()
+    assert all(part in said[place] for place, part in expected.items())
+
+
+def test_a_model_that_cannot_run_or_hold_the_length_is_a_mistake():
+    with pytest.raises(ConfigError, match="policy.config: model_type: unknown architecture 'gpt9'"):
+        plan_of(stages=["export"], policy={"config": {**GPT2, "model_type": "gpt9"}})
+    with pytest.raises(ConfigError, match="data.max_length: 17 tokens do not fit the policy's 16 positions"):
+        plan_of(stages=["export"], data={"max_length": 17})
+    with pytest.raises(ConfigError, match="data.max_prompt_length: 16 leaves no room for a response within 16 tokens"):
+        plan_of(stages=["export"], data={"max_prompt_length": 16})
+
+
+def test_a_batch_that_cannot_be_cut_over_the_mesh_is_a_mistake():
+    with pytest.raises(ConfigError, match="^po.batch_size: 64 is no multiple of 24 "):
+        plan_of(stages=["po"], data=REVIEWS, compute={"mesh": {"data": 3, "fsdp": 4}}, po={"accumulation": 2})
+
+
+def test_vocabularies_that_do_not_fit_are_mistakes(tmp_path):
+    with pytest.raises(ConfigError, match="policy.config.vocab_size: needed where there is no tokenizer"):
+        plan_of(stages=["export"], policy={"config": {"model_type": "gpt2"}})
+    with pytest.raises(ConfigError, match="tokenizer: it has 257 tokens, the policy only 10"):
+        plan_of(stages=["export"], tokenizer={"kind": "bytes"})
+    (tmp_path / "config.json").write_text(json.dumps({**GPT2, "vocab_size": 11}))
+    with pytest.raises(ConfigError, match="reference.path: a vocabulary of 11, but the policy has one of 10"):
+        plan_of(stages=["export"], reference={"path": str(tmp_path)})
+
+
+def test_files_of_stages_that_do_not_run_may_lack(data):
+    absent = [{"path": "absent.jsonl"}]
+    assert plan_of(stages=["eval"], data={**data, "sft": absent, "train": absent})["evaluation"] == "7 pairs"
+    with pytest.raises(ConfigError, match="data.train.0.path: no such file"):
+        plan_of(stages=["inspect"], data={"train": absent})
+
+
+# ---------------------------------------------------------------- the command
+
+COMPLETE = f"""
+stages: [sft, po]
+output_dir: runs/x
+policy: {{config: {json.dumps(GPT2)}}}
+data: {{sft: [{{kind: reviews}}], train: [{{kind: reviews, rows: 128}}]}}
+"""
+
+
+@pytest.fixture
+def complete(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(COMPLETE)
+    return str(path)
+
+
+def test_check_prints_the_plan_and_the_notes(complete, capsys):
+    assert main(["--config", complete, "data.train.0.kind=file", "--check", "data.train.0.path=owner/name"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("note: data.train.0.kind=file: dropped rows, which file does not have\nstages      sft, po\n")
+    assert "unknown pairs an epoch" in out
+
+
+def test_mistakes_go_to_stderr_one_a_line_and_exit_2(complete, capsys):
+    for options in ([], ["--check"]):
+        assert main(["--config", complete, "sed=1", *options, "po.stepps=2"]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.split("\n")[0] == f"{complete}: 2 mistakes" and len(err.strip().split("\n")) == 3
+    assert main(["--config", complete, "data.train.0={path: absent.jsonl}", "--check"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"{complete}: 1 mistake\ndata.train.0.path: no such file or directory: absent.jsonl")
+
+
+def test_schema_prints_json(capsys):
+    assert main(["--schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == json_schema()
+
+
+def test_without_a_config_the_command_line_is_wrong(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2 and "--config FILE is required" in capsys.readouterr().err
+
+
+@pytest.fixture
+def run_with(monkeypatch, complete):
+    """The command, with something else in place of the stages."""
+
+    def run(run_stages):
+        stages = ModuleType("sparsepo_jax.stages")
+        stages.run_stages = run_stages
+        monkeypatch.setitem(sys.modules, "sparsepo_jax.stages", stages)
+        return main(["--config", complete, "objective.kind=dpo"])
+
+    return run
+
+
+def test_the_stages_get_the_config_and_give_the_exit_status(run_with):
+    configs = []
+    assert run_with(lambda config: configs.append(config) or 7) == 7
+    assert [config.objective.kind for config in configs] == ["dpo"]
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (UserError("no data; mend it"), 1, "error: no data; mend it\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues the run\n"),
+    ],
+)
+def test_a_failed_and_an_interrupted_run_end_in_one_line(run_with, capsys, error, code, said):
+    def run_stages(config):
+        raise error
+
+    assert run_with(run_stages) == code
+    assert capsys.readouterr().err == said
+
+
+def test_check_takes_no_accelerator_runtime_and_little_time(complete):
+    program = f"""
+import sys
+from sparsepo_jax.main import main
+code = main(["--config", {complete!r}, "--check", "tokenizer.kind=bytes", "policy.config.vocab_size=257"])
+heavy = {{"jax", "jaxlib", "flax", "optax", "orbax", "transformers", "datasets", "grain", "torch", "tokenizers"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+sys.exit(code)
+"""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True)
+    assert time.monotonic() - start < 5
+
+
+def test_help_shows_examples_without_loading_even_the_schema():
+    program = """
+import sys
+from sparsepo_jax.main import main
+try:
+    main(["--help"])
+except SystemExit:
+    assert "pydantic" not in sys.modules and "ruamel" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert "examples:" in done.stdout and "objective.kind=dpo" in done.stdout

@@ -1,0 +1,242 @@
+"""Against numbers of the official code: token statistics, masks, losses, gradients. Each comparison kills a mutant named beside it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import golden_vectors as golden
+from sparsepo_jax.core.tree import merge_module, split_module
+from sparsepo_jax.losses.token_weighted import sparsepo_loss, tdpo1_loss
+from sparsepo_jax.masks.activation import activation_mask, choose_points
+from sparsepo_jax.masks.learned import MaskNet, masks_from_tensors, masks_to_tensors
+from sparsepo_jax.masks.source import activation_source, fixed_source, learned_source
+from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.models.weights import from_hf, to_hf
+from sparsepo_jax.train.forward import Problem, forward
+from tolerances import GRADIENT, TOKEN
+
+both_families = pytest.mark.parametrize("family", golden.FAMILIES)
+
+
+def load(family, who):
+    import json
+
+    spec = spec_from_hf(json.loads(golden.vectors(family)[f"config/{who}"].tobytes()))
+    graph, fresh = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
+    tree = from_hf(spec, golden.part(family, f"weights/{who}/"), {path: x.shape for path, x in fresh.items()}, family)
+    return spec, graph, {path: jnp.asarray(x) for path, x in tree.items()}
+
+
+def problem_of(family, source, objective, **settings):
+    _, graph, _ = load(family, "policy")
+    return Problem(graph, graph, source, objective, beta=1.0, seed=0, **settings)
+
+
+def learned(sharing, **changes):
+    settings = dict(net="simple_all", sharing=sharing, on="both", normalised=False, num_layers=2, width=32, norm_eps=1e-5, init="official",
+                    layer_activation="relu", mixer_activation="relu", dropout=0.0)
+    return learned_source(**(settings | changes))
+
+
+def official_masks(family, sharing, source):
+    like = {path: x.shape for path, x in source.init(nnx.Rngs(0)).items()}
+    return masks_from_tensors("simple_all", golden.part(family, f"sparse/{sharing}/mask_weights/"), like)
+
+
+def assert_tokens_equal(family, ours_BPT, valid_BPT, chosen, rejected):
+    for n, responses in enumerate(golden.on_responses(family, chosen, rejected)):
+        for p, expected in enumerate(responses):
+            np.testing.assert_allclose(np.asarray(ours_BPT)[n, p][valid_BPT[n, p]], expected, atol=TOKEN)
+
+
+@both_families
+@pytest.mark.parametrize("shared_layout", [True, False])
+def test_token_log_probs_and_kl(family, shared_layout):
+    """Kills: KL(policy || ref) for KL(ref || policy); the state one position off."""
+    v, batch = golden.vectors(family), golden.pair_batch(family)
+    problem = problem_of(family, fixed_source("ones", on="both", normalised=False), None, shared_layout=shared_layout, logit_chunk=40)
+    weights = load(family, "policy")[2], {}, load(family, "reference")[2]
+    stats, _ = forward(problem, *weights, batch, None, training=False)
+    for ours, name, sign in ((stats.logp_BPT, "policy_{}_logps", 1), (stats.ref_logp_BPT, "reference_{}_logps", 1), (stats.kl_BPT, "{}_token_kl", -1)):
+        chosen, rejected = (sign * v["base/" + name.format(side)] for side in ("chosen", "rejected"))
+        assert_tokens_equal(family, ours, batch.valid_BPT, chosen, rejected)
+
+
+@both_families
+@pytest.mark.parametrize("sharing", ["common", "independent"])
+def test_learned_masks_from_reference_states(family, sharing):
+    """Kills: masks read from the policy; the last state before the final norm; reward and KL nets exchanged."""
+    v, batch, source = golden.vectors(family), golden.pair_batch(family), learned(sharing)
+    weights = load(family, "policy")[2], official_masks(family, sharing, source), load(family, "reference")[2]
+    _, masks = forward(problem_of(family, source, None), *weights, batch, None, training=False)
+    for ours, name in ((masks.reward_BPT, "rw"), (masks.kl_BPT, "kl")):
+        assert_tokens_equal(family, ours, batch.valid_BPT, v[f"sparse/{sharing}/mask/{name}_chosen"], v[f"sparse/{sharing}/mask/{name}_rejected"])
+
+
+@both_families
+@pytest.mark.parametrize("sharing", ["common", "independent"])
+@pytest.mark.parametrize("beta", [0.1, 0.8])
+@pytest.mark.parametrize("l1", [0.0, 0.001])
+def test_loss_of_each_pair(family, sharing, beta, l1):
+    """Kills: the sign of the KL term; L1 not halved for a common mask."""
+    source, batch = learned(sharing), golden.pair_batch(family)
+    weights = load(family, "policy")[2], official_masks(family, sharing, source), load(family, "reference")[2]
+    stats, masks = forward(problem_of(family, source, None), *weights, batch, None, training=True)
+    output = sparsepo_loss(stats, masks, None, beta=beta, l1_reward=l1, l1_kl=l1, shared=source.shared)
+    prefix = f"sparse/{sharing}/beta{beta}/l1_{l1}"
+    np.testing.assert_allclose(output.loss_B, golden.vectors(family)[f"{prefix}/loss_per_pair"], atol=TOKEN)
+    np.testing.assert_allclose(output.loss_B.mean(), golden.vectors(family)[f"{prefix}/loss"], atol=TOKEN)
+
+
+def assert_gradients_equal(family, prefix, policy_gradient, mask_gradient):
+    spec = load(family, "policy")[0]
+    ours = dict(to_hf(spec, {path: np.asarray(x) for path, x in policy_gradient.items()}))
+    ours |= {name: np.asarray(x) for name, x in (masks_to_tensors("simple_all", mask_gradient) if mask_gradient else {}).items()}
+    expected = golden.part(family, prefix)
+    assert set(ours) <= set(expected) and len(ours) > 20
+    for name, gradient in ours.items():
+        scale = max(np.abs(expected[name]).max(), 1e-6)
+        np.testing.assert_allclose(gradient / scale, expected[name] / scale, atol=GRADIENT, err_msg=name)
+
+
+@both_families
+@pytest.mark.parametrize(("sharing", "beta"), [("common", 0.8), ("independent", 0.1)])
+def test_gradients_of_policy_and_masks(family, sharing, beta):
+    """Kills: a stopped gradient on masks or KL; a gradient through the reference."""
+    source, batch, reference = learned(sharing), golden.pair_batch(family), load(family, "reference")[2]
+    problem = problem_of(family, source, None)
+
+    @jax.jit
+    @jax.grad
+    def gradient(weights):
+        stats, masks = forward(problem, *weights, reference, batch, None, training=True)
+        return sparsepo_loss(stats, masks, None, beta=beta, l1_reward=0.001, l1_kl=0.001, shared=source.shared).loss_B.mean()
+
+    policy, masks = gradient((load(family, "policy")[2], official_masks(family, sharing, source)))
+    assert_gradients_equal(family, f"sparse/{sharing}/beta{beta}/l1_0.001/grad/", policy, masks)
+
+
+@both_families
+def test_activation_mask_its_loss_and_gradient(family):
+    """Kills: biased deviation; hooks of another point; a mask that is not detached."""
+    v, batch, reference = golden.vectors(family), golden.pair_batch(family), load(family, "reference")[2]
+    points = choose_points(family, ("mlp", "attn", "resid", "logits"), official=True)
+    problem = problem_of(family, activation_source(points=points, mapping="zn_rescale", on="both", normalised=False), None)
+
+    @jax.jit
+    def loss(policy):
+        stats, masks = forward(problem, policy, {}, reference, batch, None, training=True)
+        return sparsepo_loss(stats, masks, None, beta=0.8).loss_B.mean(), masks
+
+    (value, masks), gradient = jax.value_and_grad(loss, has_aux=True)(load(family, "policy")[2])
+    assert_tokens_equal(family, masks.reward_BPT, batch.valid_BPT, v["mapo/fp32/mask/chosen"], v["mapo/fp32/mask/rejected"])
+    np.testing.assert_allclose(value, v["mapo/fp32/beta0.8/loss"], atol=TOKEN)
+    assert_gradients_equal(family, "mapo/fp32/beta0.8/grad/", gradient, None)
+
+
+@both_families
+@pytest.mark.parametrize("group", ["mlp", "attn", "resid", "logits"])
+def test_each_activation_group(family, group):
+    v, batch, reference = golden.vectors(family), golden.pair_batch(family), load(family, "reference")[2]
+    if f"mapo/fp32/group/{group}/chosen" not in v:
+        with pytest.raises(ValueError, match="never fire"):
+            choose_points(family, (group,), official=True)
+        return
+    source = activation_source(points=choose_points(family, (group,), official=True), mapping="zn_rescale", on="both", normalised=False)
+    _, masks = forward(problem_of(family, source, None), load(family, "policy")[2], {}, reference, batch, None, training=False)
+    assert_tokens_equal(family, masks.kl_BPT, batch.valid_BPT, v[f"mapo/fp32/group/{group}/chosen"], v[f"mapo/fp32/group/{group}/rejected"])
+
+
+@both_families
+def test_unit_masks_are_the_official_uniform_loss(family):
+    batch = golden.pair_batch(family)
+    problem = problem_of(family, fixed_source("ones", on="both", normalised=False), None)
+    stats, masks = forward(problem, load(family, "policy")[2], {}, load(family, "reference")[2], batch, None, training=False)
+    for output in (sparsepo_loss(stats, masks, None, beta=0.8), tdpo1_loss(stats, masks, None, beta=0.8)):
+        np.testing.assert_allclose(output.loss_B.mean(), golden.vectors(family)["mapo_uniform/beta0.8/loss"], atol=TOKEN)
+
+
+def reference_states(family):
+    """[L, B, P, T, D] of the reference at response positions, and valid."""
+    batch, reference = golden.pair_batch(family), load(family, "reference")[2]
+    kept_states = {}
+    source = learned("common")
+
+    def make(weights, kept, batch, stats, key_B, training):
+        kept_states.update(kept)
+        return source.make(weights, kept, batch, stats, key_B, training)
+
+    masks = official_masks(family, "common", source)
+    forward(problem_of(family, source._replace(make=make), None), load(family, "policy")[2], masks, reference, batch, None, training=False)
+    states = jnp.concatenate([kept_states["block_out"][:-1], kept_states["final_norm"][None]])
+    return states, jnp.asarray(batch.valid_BPT)
+
+
+def run_net(net, tensors, states, valid, **changes):
+    settings = dict(num_layers=2, width=32, norm_eps=1e-5, init="official", layer_activation="relu", mixer_activation="relu", dropout=0.0)
+    graph, fresh = split_module(MaskNet(net, rngs=nnx.Rngs(0), **(settings | changes)))
+    weights = masks_from_tensors(net, tensors, {f"common.{path}": x.shape for path, x in fresh.items()})
+    again = masks_to_tensors(net, weights)
+    assert again.keys() == tensors.keys() and all(np.array_equal(again[name], tensors[name]) for name in tensors)
+    return merge_module(graph, {path.removeprefix("common."): x for path, x in weights.items()})(states, valid)
+
+
+@both_families
+@pytest.mark.parametrize("net", ["simple_last", "ml_last", "ml_all", "binary_last", "binary_all"])
+def test_every_released_mask_net(family, net):
+    """Kills: a LayerNorm before the `last` nets; a non-linearity inside the two-layer ones."""
+    prefix = f"mask_models/{net}/"
+    tensors = {f"common_mask.{name}": x for name, x in golden.part(family, prefix + "weights/").items()}
+    states, valid = reference_states(family)
+    v = golden.vectors(family)
+    assert_tokens_equal(family, run_net(net, tensors, states, valid), np.asarray(valid), v[prefix + "chosen"], v[prefix + "rejected"])
+
+
+@both_families
+def test_every_released_mask_activation(family):
+    tensors, (states, valid) = golden.part(family, "sparse/common/mask_weights/"), reference_states(family)
+    v = golden.vectors(family)
+    combinations = {tuple(name.split("/")[1:3]) for name in v if name.startswith("mask_activations/")}
+    assert len(combinations) == 6
+    for layer, mixer in combinations:
+        mask = run_net("simple_all", tensors, states, valid, layer_activation=layer.removeprefix("layer_"), mixer_activation=mixer.removeprefix("mixer_"))
+        prefix = f"mask_activations/{layer}/{mixer}/fp32/"
+        assert_tokens_equal(family, mask, np.asarray(valid), v[prefix + "chosen"], v[prefix + "rejected"])
+
+
+@both_families
+def test_five_steps_of_the_official_optimizer(family):
+    """Kills: weight decay on the policy, on mask biases or LayerNorm, or missing on mask weights."""
+    from sparsepo_jax.train.optimizer import adamw_rule, make_optimizer
+    from sparsepo_jax.train.step import TrainState, make_pair_loss, make_update
+    import functools
+    import optax
+
+    source, batch, reference = learned("common"), golden.pair_batch(family), load(family, "reference")[2]
+    rate = optax.constant_schedule(1e-3)
+    optimizer = make_optimizer(adamw_rule(0.9, 0.999, 1e-8), policy_schedule=rate, policy_decay=0.0, mask_schedule=rate, mask_decay=0.01, clip_norm=None)
+    weights = {"policy": load(family, "policy")[2], "masks": official_masks(family, "common", source)}
+    state = TrainState(weights, optimizer.init(weights), jnp.int32(0))
+    problem = problem_of(family, source, functools.partial(sparsepo_loss, beta=0.1))
+    update = jax.jit(make_update(make_pair_loss(problem), optimizer, rate))
+    micro_batch = jax.tree.map(lambda x: x[None], batch)
+    losses = []
+    for _ in range(5):
+        state, metrics = update(state, reference, micro_batch)
+        losses.append(metrics["loss"])
+    np.testing.assert_allclose(losses, golden.vectors(family)["adamw/common/beta0.1/l1_0.0/loss_before_step"], atol=5 * TOKEN)
+
+
+def test_hooks_of_the_default_include_what_the_official_code_misses():
+    default, official = (choose_points("gpt2", ("mlp", "resid"), official) for official in (False, True))
+    assert "mlp" in default and "mlp" not in official
+    assert "attn_out" in default["resid"] and "attn_out" not in official["resid"]
+
+
+def test_response_of_one_token_has_mask_one():
+    valid = jnp.array([[[True, False], [True, True]]])
+    mask = activation_mask({"embed": jnp.array([[[3.0, 9.0], [1.0, 2.0]]])}, valid, {"resid": ("embed",)}, "zn_rescale")
+    np.testing.assert_array_equal(mask, [[[1.0, 0.0], [0.0, 1.0]]])
