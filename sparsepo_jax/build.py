@@ -113,7 +113,7 @@ def length_limits(config: schema.Config, spec: DecoderSpec | None) -> tuple[int,
 
 
 def make_plan(config: schema.Config, table: TokenTable, batch_size: int, *, shuffle: bool) -> BatchPlan:
-    return BatchPlan(table.prompt_lengths_N, table.response_lengths_NP.max(axis=1), table.row_weight_N if shuffle else None,
+    return BatchPlan(table.prompt_lengths_N, table.response_lengths_NP, table.row_weight_N if shuffle else None,
                      batch_size=batch_size, buckets=config.data.buckets, seed=config.seed, shuffle=shuffle)
 
 

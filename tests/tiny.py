@@ -1,5 +1,8 @@
 """Tiny models and batches that many tests share."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 
 from sparsepo_jax.core.types import PairBatch
@@ -24,3 +27,17 @@ def random_batch(pairs: int = 4, prompt: int = 5, tokens: int = 6, vocab: int = 
         weight_B=np.ones(pairs, np.float32),
         weights_BPT=None,
     )
+
+
+def pair_table(pairs, weights=None):
+    """A TokenTable of (prompt ids, chosen ids, rejected ids); weights: for each pair (of chosen's tokens, of rejected's)."""
+    from sparsepo_jax.data.load import load_table
+    from sparsepo_jax.data.sources import GeneratedRows
+
+    rows = [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair)) for pair in pairs]
+    for row, given in zip(rows, weights or []):
+        row |= dict(zip(("chosen_weights", "rejected_weights"), given))
+    with tempfile.TemporaryDirectory() as cache:
+        return load_table([GeneratedRows("pairs", rows, 1.0)], kind="pairs", tokenizer=None, vocab_size=None, max_length=64, max_prompt_length=32,
+                          separator="", template="none", template_arguments={}, add_bos=None, add_eos=True, on_bad_row="error",
+                          bad_rows_path=Path(cache) / "bad.jsonl", cache_dir=cache)

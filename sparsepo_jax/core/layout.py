@@ -62,4 +62,5 @@ def lay_out(batch: PairBatch, *, shared: bool) -> Rows:
     order_S = jnp.arange(segments_S.shape[0])
     sees_SS = (order_S[:, None] >= order_S[None, :]) & ((segments_S[None, :] == 0) | (segments_S[None, :] == segments_S[:, None]))
     attend_BSS = sees_SS & valid_BS[:, None, :]
-    return Rows(jnp.where(valid_BS, ids_BS, 0), positions_BS, attend_BSS, S, P, shared)
+    # Padding may count past the model's last position, where an embedding would read NaN.
+    return Rows(jnp.where(valid_BS, ids_BS, 0), jnp.where(valid_BS, positions_BS, 0), attend_BSS, S, P, shared)

@@ -14,7 +14,7 @@ Weights = dict[str, jax.Array]  # e.g. "blocks.attention.query.kernel" -> array
 def split_module(module: nnx.Module) -> tuple[nnx.GraphDef, Weights]:
     """A module's structure and its weights by path."""
     graph, state = nnx.split(module, nnx.Param)
-    return graph, {".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
+    return graph, {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
 def merge_module(graph: nnx.GraphDef, weights: Mapping[str, Any]) -> Any:

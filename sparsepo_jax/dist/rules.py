@@ -38,9 +38,12 @@ def _dividing(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Shardings of a whole training state, a tree whose dictionaries are keyed by weight paths: moments lie as their weights do.
 
-    Leaves that are no weight and have no weight's shape (step counters, factored moments) are replicated.
+    Leaves that are no weight or have not its shape (step counters, factored moments) are replicated.
     """
-    weights = {key: leaf.shape for path, leaf in jax.tree.leaves_with_path(state) if (key := _weight_of(path)) is not None and leaf.ndim}
+    weights: dict[str, tuple[int, ...]] = {}
+    for path, leaf in jax.tree.leaves_with_path(state):
+        if (key := _weight_of(path)) is not None:
+            weights.setdefault(key, leaf.shape)  # the weights come first in a state; what an optimizer keeps of one may be smaller
     shardings = weight_shardings(weights, mesh)
 
     def one(path, leaf):

@@ -1,0 +1,25 @@
+"""How well a score ranks the decisive tokens above the others."""
+
+import numpy as np
+
+
+def auroc(score_N: np.ndarray, decisive_N: np.ndarray) -> float | None:
+    """The chance that a decisive token has a higher score than another one, ties counting one half (Mann-Whitney U over its largest value).
+
+    score_N real, decisive_N bool. 1 is perfect, 0.5 is chance; None where all tokens are of one kind.
+    """
+    from scipy.stats import rankdata
+
+    decisive_N = np.asarray(decisive_N, bool)
+    positive, negative = int(decisive_N.sum()), int((~decisive_N).sum())
+    if not positive or not negative:
+        return None
+    wins = rankdata(score_N)[decisive_N].sum() - positive * (positive + 1) / 2
+    return float(wins / (positive * negative))
+
+
+def position_auroc(position_N: np.ndarray, decisive_N: np.ndarray) -> float | None:
+    """The best that any function of the position in the response could do on these tokens: each position is scored by its decisive share."""
+    _, index_N = np.unique(position_N, return_inverse=True)
+    share = np.bincount(index_N, np.asarray(decisive_N, float)) / np.bincount(index_N)
+    return auroc(share[index_N], decisive_N)

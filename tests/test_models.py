@@ -1,0 +1,193 @@
+"""The decoder against transformers, in both directions, on tiny random models; float32 on CPU."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.tree import merge_module, split_module
+from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.export import save_hf
+from sparsepo_jax.models.spec import SpecError, spec_from_hf
+from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, from_hf, read_config
+from tiny import GPT2, NEOX, NEOX_SEQUENTIAL
+from tolerances import PARITY_LOGITS
+
+CONFIGS = {
+    "gpt2": GPT2,
+    "gpt2, own head": GPT2 | {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 24},
+    "neox": NEOX,
+    "neox, sequential, no attention bias": NEOX_SEQUENTIAL,
+    "neox, tied": NEOX | {"tie_word_embeddings": True, "rotary_pct": 1.0, "rotary_emb_base": 500},
+}
+every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def make_theirs(config, **settings):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = dict(config)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config), **settings)
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases away from 1 and 0, so that each is seen
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def load_ours(directory):
+    spec = spec_from_hf(read_config(directory))
+    graph, fresh = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
+    weights = from_hf(spec, SafeTensors(directory), {path: x.shape for path, x in fresh.items()}, str(directory))
+    return spec, graph, {path: jnp.asarray(x) for path, x in weights.items()}
+
+
+def our_logits(graph, weights, ids_BS, valid_BS):
+    """As transformers runs a padded batch: causal, padding unseen, positions counted over real tokens."""
+    positions_BS = np.maximum(np.cumsum(valid_BS, axis=1) - 1, 0)
+    causal_SS = np.tril(np.ones((ids_BS.shape[1],) * 2, bool))
+    attend_BSS = causal_SS & valid_BS[:, None, :]
+
+    @jax.jit
+    def run(weights):
+        model = merge_module(graph, weights)
+        states_BSD, kept = model(jnp.asarray(ids_BS), jnp.asarray(positions_BS), jnp.asarray(attend_BSS), tap=keep_states)
+        return model.logits(states_BSD), kept
+
+    return run(weights)
+
+
+def keep_states(name, x):
+    return x if name in ("embed", "block_out", "final_norm") else None
+
+
+def their_outputs(model, ids_BS, valid_BS):
+    positions_BS = np.maximum(np.cumsum(valid_BS, axis=1) - 1, 0)
+    with torch.no_grad():
+        return model(input_ids=torch.tensor(ids_BS), attention_mask=torch.tensor(valid_BS.astype(np.int64)),
+                     position_ids=torch.tensor(positions_BS), output_hidden_states=True)
+
+
+@every_config
+def test_logits_and_states_of_every_layer_equal_transformers(config, tmp_path):
+    model = make_theirs(config)
+    model.save_pretrained(tmp_path)
+    _, graph, weights = load_ours(tmp_path)
+    rng = np.random.default_rng(0)
+    ids_BS = rng.integers(0, 31, (4, 12))
+    lengths = np.array([12, 7, 9, 3])
+    right, left = np.arange(12) < lengths[:, None], np.arange(12)[::-1] < lengths[:, None]
+    for valid_BS in (right, left):
+        theirs = their_outputs(model, ids_BS, valid_BS)
+        logits, kept = our_logits(graph, weights, ids_BS, valid_BS)
+        np.testing.assert_allclose(np.asarray(logits)[valid_BS], theirs.logits.numpy()[valid_BS], atol=PARITY_LOGITS)
+        ours = [kept["embed"], *kept["block_out"][:-1], kept["final_norm"]]
+        for state, expected in zip(ours, theirs.hidden_states, strict=True):
+            np.testing.assert_allclose(np.asarray(state)[valid_BS], expected.numpy()[valid_BS], atol=PARITY_LOGITS)
+
+
+@every_config
+def test_transformers_loads_what_we_export(config, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    spec = spec_from_hf(config)
+    graph, weights = split_module(Decoder(spec, rngs=nnx.Rngs(3)))
+    masks = {"common_mask.mixer.weight": np.ones((1, 2), np.float32)}
+    save_hf(tmp_path / "out", spec, config, {path: np.asarray(x) for path, x in weights.items()}, masks, "# A card")
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    ids_BS, valid_BS = np.random.default_rng(1).integers(0, 31, (2, 9)), np.ones((2, 9), bool)
+    expected = their_outputs(model.eval(), ids_BS, valid_BS).logits.numpy()
+    np.testing.assert_allclose(our_logits(graph, weights, ids_BS, valid_BS)[0], expected, atol=PARITY_LOGITS)
+    assert (tmp_path / "out" / "masks.safetensors").exists() and (tmp_path / "out" / "README.md").read_text() == "# A card"
+    again = load_ours(tmp_path / "out")[2]
+    assert all(np.array_equal(again[path], weights[path]) for path in weights), "our own export comes back bit for bit"
+
+
+def test_a_sharded_checkpoint_loads_like_one_file(tmp_path):
+    model = make_theirs(GPT2)
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="10KB")
+    assert (tmp_path / "many" / "model.safetensors.index.json").exists()
+    one, many = load_ours(tmp_path / "one")[2], load_ours(tmp_path / "many")[2]
+    assert all(np.array_equal(one[path], many[path]) for path in one)
+
+
+def test_a_bfloat16_checkpoint_loads_as_float32(tmp_path):
+    model = make_theirs(GPT2).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    weights = load_ours(tmp_path)[2]
+    assert weights["embed.embedding"].dtype == jnp.float32
+    np.testing.assert_array_equal(weights["embed.embedding"], model.transformer.wte.weight.detach().float().numpy())
+
+
+def test_all_wrong_tensors_are_listed_at_once(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    make_theirs(GPT2).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["transformer.h.1.ln_2.bias"]
+    tensors["transformer.wpe.weight"] = np.zeros((7, 16), np.float32)
+    tensors["transformer.h.0.adapter.weight"] = np.zeros(3, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError) as error:
+        load_ours(tmp_path)
+    text = str(error.value)
+    assert "transformer.h.1.ln_2.bias is missing (expected shape [16])" in text
+    assert "transformer.wpe.weight has shape [7, 16], expected [32, 16]" in text
+    assert "transformer.h.0.adapter.weight" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "bloom"}, "unknown architecture 'bloom'; known: gpt2, gpt_neox"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True is not supported"),
+        ({"logit_softcap": 30}, "unknown config fields logit_softcap"),
+        ({"n_head": 3}, "no multiple of the 3 heads"),
+        ({"activation_function": "mish"}, "unknown activation 'mish'"),
+        ({"n_layer": 0}, "n_layer: expected a positive integer, got 0"),
+    ],
+)
+def test_what_cannot_be_run_faithfully_is_refused_by_name(change, said):
+    with pytest.raises(SpecError, match=said.replace("[", r"\[")):
+        spec_from_hf(GPT2 | change)
+
+
+def test_rope_scaling_is_refused():
+    with pytest.raises(SpecError, match="rope_type: 'linear'"):
+        spec_from_hf(NEOX | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}})
+
+
+@every_config
+def test_the_parameter_count_is_that_of_the_weights(config):
+    spec = spec_from_hf(config)
+    weights = split_module(nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))))[1]
+    assert spec.parameter_count() == sum(x.size for x in weights.values())
+
+
+def test_remat_changes_no_gradient():
+    spec, ids = spec_from_hf(NEOX), jnp.arange(6)[None]
+    attend = jnp.tril(jnp.ones((1, 6, 6), bool))
+    weights = split_module(Decoder(spec, rngs=nnx.Rngs(0)))[1]
+
+    def gradient(remat):
+        graph = split_module(nnx.eval_shape(lambda: Decoder(spec, remat=remat, rngs=nnx.Rngs(0))))[0]
+        return jax.jit(jax.grad(lambda w: jnp.sum(merge_module(graph, w)(ids, ids, attend)[0] ** 2)))(weights)
+
+    plain, again = gradient(False), gradient(True)
+    for path in plain:
+        np.testing.assert_allclose(plain[path], again[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_a_directory_without_a_model_says_what_is_missing(tmp_path):
+    with pytest.raises(UserError, match="config.json"):
+        read_config(find_checkpoint(str(tmp_path)))
+    (tmp_path / "config.json").write_text(json.dumps(GPT2))
+    with pytest.raises(UserError, match="safetensors"):
+        SafeTensors(tmp_path)
