@@ -1,0 +1,200 @@
+"""The update: the same whatever the layout, the micro-steps, the mesh and the padding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from sparsepo_jax.core.tree import split_module
+from sparsepo_jax.dist.mesh import make_constrain, make_mesh, put_batch
+from sparsepo_jax.dist.rules import state_shardings
+from sparsepo_jax.losses.token_weighted import sparsepo_loss
+from sparsepo_jax.masks.source import learned_source
+from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.optimizer import adamw_rule, make_optimizer
+from sparsepo_jax.train.step import TrainState, make_pair_loss, make_pair_scores, make_sft_loss, make_update
+from tiny import GPT2, NEOX, random_batch
+from tolerances import GRADIENT, SHARDED, TOKEN
+
+
+def make_source(**changes):
+    settings = dict(net="simple_all", sharing="common", on="both", normalised=False, num_layers=2, width=16, norm_eps=1e-5, init="ones",
+                    layer_activation="relu", mixer_activation="relu", dropout=0.0)
+    return learned_source(**(settings | changes))
+
+
+@functools.cache
+def setup(family="gpt2"):
+    """(graph, policy, reference, masks) with policy and reference apart."""
+    spec = spec_from_hf({"gpt2": GPT2, "gpt_neox": NEOX}[family] | {"initializer_range": 0.3})
+    graph, policy = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
+    reference = split_module(Decoder(spec, rngs=nnx.Rngs(1)))[1]
+    return graph, policy, reference, make_source().init(nnx.Rngs(2))
+
+
+def make_problem(graph, source=None, **settings):
+    objective = functools.partial(sparsepo_loss, beta=0.5, l1_reward=0.01, l1_kl=0.02, shared=True)
+    return Problem(graph, graph, source or make_source(), objective, beta=0.5, seed=0, logit_chunk=7, **settings)
+
+
+def loss_and_gradient(problem, batch, weights, reference):
+    summed = make_pair_loss(problem)
+    (loss, (metrics, _)), gradient = jax.jit(jax.value_and_grad(summed, has_aux=True))(weights, reference, batch, jnp.int32(0))
+    return loss, metrics, gradient
+
+
+def assert_same_tree(ours, expected, tolerance):
+    for path, (a, b) in enumerate(zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True)):
+        scale = max(float(np.abs(b).max()), 1e-3)
+        np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=tolerance, err_msg=str(path))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_prompt_once_gives_what_a_row_per_response_gives(family):
+    """Kills: a response that sees the other one; positions that go on counting over it."""
+    graph, policy, reference, masks = setup(family)
+    found = [loss_and_gradient(make_problem(graph, shared_layout=shared), random_batch(), {"policy": policy, "masks": masks}, reference)
+             for shared in (True, False)]
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=TOKEN)
+    assert_same_tree(found[0][2], found[1][2], GRADIENT)
+
+
+def test_padding_is_inert():
+    """More padding, other ids in it, and a filler pair change neither loss nor gradient."""
+    graph, policy, reference, masks = setup()
+    weights, batch = {"policy": policy, "masks": masks}, random_batch()
+    rng = np.random.default_rng(9)
+
+    def widen(x, axis_pads, fill):
+        return np.pad(x, axis_pads, constant_values=fill)
+
+    wide = batch._replace(
+        prompt_BS=widen(batch.prompt_BS, ((0, 1), (3, 0)), 30), prompt_valid_BS=widen(batch.prompt_valid_BS, ((0, 1), (3, 0)), False),
+        response_BPT=np.where(widen(batch.valid_BPT, ((0, 1), (0, 0), (0, 5)), False), widen(batch.response_BPT, ((0, 1), (0, 0), (0, 5)), 0),
+                              rng.integers(0, 31, (5, 2, 11))).astype(np.int32),
+        valid_BPT=widen(batch.valid_BPT, ((0, 1), (0, 0), (0, 5)), False), row_B=widen(batch.row_B, ((0, 1),), 0), weight_B=widen(batch.weight_B, ((0, 1),), 0),
+    )
+    wide.prompt_valid_BS[4, -1] = True
+    problem = make_problem(graph)
+    (loss, metrics, gradient), (wide_loss, wide_metrics, wide_gradient) = (loss_and_gradient(problem, b, weights, reference) for b in (batch, wide))
+    np.testing.assert_allclose(wide_loss, loss, atol=TOKEN)
+    assert_same_tree(wide_metrics, metrics, TOKEN)
+    assert_same_tree(wide_gradient, gradient, GRADIENT)
+
+
+def run_update(mesh_shape, micro_steps, batch, steps=2):
+    """Weights and metrics after some steps on a mesh; a batch of 8 pairs."""
+    graph, policy, reference, masks = setup()
+    count = int(np.prod(mesh_shape))
+    mesh = jax.make_mesh(mesh_shape, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()[:count])
+    rate = optax.constant_schedule(1e-3)
+    optimizer = make_optimizer(adamw_rule(0.9, 0.999, 1e-2), policy_schedule=rate, policy_decay=0.0, mask_schedule=rate, mask_decay=0.01, clip_norm=1.0)
+    weights = {"policy": policy, "masks": masks}
+    state = TrainState(weights, optimizer.init(weights), jnp.int32(0))
+    state = jax.device_put(state, state_shardings(state, mesh))
+    reference = jax.device_put(reference, state_shardings(reference, mesh))
+    micro = jax.tree.map(lambda x: x.reshape(micro_steps, -1, *x.shape[1:]), batch)
+    update = jax.jit(make_update(make_pair_loss(make_problem(graph, constrain=make_constrain(mesh))), optimizer, rate))
+    all_metrics = []
+    with jax.set_mesh(mesh):
+        for _ in range(steps):
+            state, metrics = update(state, reference, put_batch(micro, mesh))
+            all_metrics.append(metrics)
+    return jax.device_get(state.weights), jax.device_get(all_metrics)
+
+
+@functools.cache
+def one_device():
+    return run_update((1, 1, 1), 1, random_batch(pairs=8))
+
+
+@pytest.mark.parametrize(
+    ("mesh_shape", "micro_steps"), [((1, 1, 1), 2), ((1, 1, 1), 4), ((8, 1, 1), 1), ((2, 2, 2), 1), ((2, 2, 2), 2)],
+)
+def test_every_mesh_and_number_of_micro_steps_gives_the_same_update(mesh_shape, micro_steps):
+    """Loss, masks' metrics, gradient norms and weights after two steps. Kills: means of means; a reference forward over the wrong slice."""
+    weights, metrics = run_update(mesh_shape, micro_steps, random_batch(pairs=8))
+    expected_weights, expected_metrics = one_device()
+    assert_same_tree(metrics, expected_metrics, SHARDED)
+    assert_same_tree(weights, expected_weights, SHARDED)
+    before = setup()[1]
+    still = [path for path in before if np.abs(weights["policy"][path] - before[path]).max() < 1e-5]
+    assert still == ["blocks.attention.key.bias"], "a key's bias shifts all scores of a query alike and has no gradient; all else moves"
+
+
+def test_unequal_micro_steps_weigh_by_pair():
+    """Three real pairs and a filler in two micro-steps: the mean over three pairs, not the mean of two means."""
+    graph, policy, reference, masks = setup()
+    batch = random_batch(pairs=4)
+    batch = batch._replace(weight_B=np.array([1, 1, 1, 0], np.float32))
+    _, (metrics, _) = run_update((1, 1, 1), 2, batch)
+    three = jax.tree.map(lambda x: x[:3], batch)
+    scores, *_ = make_pair_scores(make_problem(graph), training=True)({"policy": policy, "masks": masks}, reference, three, jnp.int32(0))
+    np.testing.assert_allclose(metrics["loss"], scores["loss"].mean(), atol=TOKEN)
+
+
+def test_at_step_0_the_loss_is_ln_2_exactly():
+    graph, policy, _, masks = setup()
+    problem = make_problem(graph)._replace(objective=functools.partial(sparsepo_loss, beta=0.5))
+    metrics, stats, _ = make_pair_scores(problem, training=True)({"policy": policy, "masks": masks}, policy, random_batch(), jnp.int32(0))
+    np.testing.assert_array_equal(stats.logp_BPT, stats.ref_logp_BPT)
+    np.testing.assert_array_equal(metrics["loss"], np.log(np.float32(2)))
+
+
+def test_sft_averages_over_the_tokens_of_the_whole_batch():
+    graph, policy, *_ = setup()
+    batch = random_batch(pairs=4)
+    one = jax.tree.map(lambda x: x[:, :1] if x.ndim == 3 else x, batch)  # P = 1
+    total, (_, tokens) = make_sft_loss(make_problem(graph))({"policy": policy, "masks": {}}, None, one, jnp.int32(0))
+    stats = make_pair_scores(make_problem(graph), training=False)({"policy": policy, "masks": setup()[3]}, policy, batch, jnp.int32(0))[1]
+    assert tokens == one.valid_BPT.sum()
+    np.testing.assert_allclose(total / tokens, -(stats.logp_BPT[:, 0].sum() / tokens), atol=TOKEN)
+
+
+def test_dropout_is_on_in_training_only_and_keyed_by_step_and_row():
+    graph, policy, reference, masks = setup()
+    problem, weights = make_problem(graph, make_source(dropout=0.5)), {"policy": policy, "masks": masks}
+
+    def reward(training, step, batch):
+        return make_pair_scores(problem, training=training)(weights, reference, batch, jnp.int32(step))[2].reward_BPT
+
+    batch = random_batch()
+    still, first, second = reward(False, 0, batch), reward(True, 0, batch), reward(True, 1, batch)
+    assert (still[batch.valid_BPT] > 0).all()
+    assert (first == 0).sum() > (still == 0).sum() and (first != second).any()
+    turned = jax.tree.map(lambda x: x[::-1], batch)
+    np.testing.assert_allclose(reward(True, 0, turned)[::-1], first, atol=TOKEN)
+
+
+def test_masks_that_start_near_one_do():
+    graph, policy, reference, masks = setup()
+    means = {}
+    for init in ("ones", "official"):
+        source = make_source(init=init)
+        weights = {"policy": policy, "masks": source.init(nnx.Rngs(2))}
+        found = make_pair_scores(make_problem(graph, source), training=False)(weights, reference, random_batch(), jnp.int32(0))[2]
+        means[init] = float(found.reward_BPT[random_batch().valid_BPT].mean())
+    assert 0.8 < means["ones"] < 1.2 and means["official"] < 0.1
+
+
+def test_padded_positions_past_the_last_embedding_bring_no_nan():
+    """Prompt and padded response together are longer than the model's 32 positions."""
+    graph, policy, reference, masks = setup()
+    batch = random_batch(prompt=20, tokens=6)
+    wide = batch._replace(response_BPT=np.pad(batch.response_BPT, ((0, 0), (0, 0), (0, 20))), valid_BPT=np.pad(batch.valid_BPT, ((0, 0), (0, 0), (0, 20))))
+    found = [loss_and_gradient(make_problem(graph), b, {"policy": policy, "masks": masks}, reference)[0] for b in (batch, wide)]
+    np.testing.assert_allclose(found[1], found[0], atol=TOKEN)
+
+
+def test_meshes_that_do_not_fit_are_refused():
+    from sparsepo_jax.core.errors import UserError
+
+    with pytest.raises(UserError, match="data=3, fsdp=1, tensor=1 does not fit 8 device"):
+        make_mesh(3, 1, 1)
+    assert dict(make_mesh(None, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
