@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import golden_vectors as golden
+from program import lines_of, run
 from sparsepo_jax.core.tree import merge_module, split_module
 from sparsepo_jax.losses.token_weighted import sparsepo_loss, tdpo1_loss
 from sparsepo_jax.masks.activation import activation_mask, choose_points
@@ -254,3 +255,49 @@ def test_response_of_one_token_has_mask_one():
     valid = jnp.array([[[True, False], [True, True]]])
     mask = activation_mask({"embed": jnp.array([[[3.0, 9.0], [1.0, 2.0]]])}, valid, {"resid": ("embed",)}, "zn_rescale")
     np.testing.assert_allclose(mask, [[[1.0, 0.0], [0.0, 1.0]]], atol=TOKEN)
+
+
+@both_families
+@pytest.mark.parametrize(("sharing", "beta", "l1"), [("common", 0.8, 0.001), ("independent", 0.1, 0.0)])
+def test_the_score_stage_on_an_official_checkpoint(family, sharing, beta, l1, tmp_path):
+    """The program on files alone: masks beside the model's tensors, pairs as token ids. Kills: BOS or EOS added to ids; rows out of order."""
+    v = golden.vectors(family)
+    policy = golden.write_checkpoint(family, "policy", tmp_path / "policy", golden.part(family, f"sparse/{sharing}/mask_weights/"))
+    reference = golden.write_checkpoint(family, "reference", tmp_path / "reference")
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(dict(zip(names, row))) + "\n" for row in golden.rows(family)))
+    output = run(
+        tmp_path, stages=["score"], policy={"config": None, "path": str(policy)}, reference={"path": str(reference)}, tokenizer=None, sft=None, po=None,
+        data={"sft": [], "train": [], "eval": [{"path": str(tmp_path / "pairs.jsonl")}]},
+        objective={"kind": "sparsepo", "beta": beta, "l1_reward": l1, "l1_kl": l1, "mask": {"kind": "learned", "sharing": sharing}},
+    )
+    found = lines_of(output / "scores.jsonl")
+    np.testing.assert_allclose([row["loss"] for row in found], v[f"sparse/{sharing}/beta{beta}/l1_{l1}/loss_per_pair"], atol=TOKEN)
+    columns = {"logp": "base/policy_{}_logps", "ref_logp": "base/reference_{}_logps", "reward_mask": f"sparse/{sharing}/mask/rw_{{}}",
+               "kl_mask": f"sparse/{sharing}/mask/kl_{{}}"}
+    for column, name in columns.items():
+        expected = golden.on_responses(family, v[name.format("chosen")], v[name.format("rejected")])
+        for row, responses in zip(found, expected, strict=True):
+            for side, values in zip(("chosen", "rejected"), responses):
+                np.testing.assert_allclose(row[side][column], values, atol=TOKEN)
+    expected = golden.on_responses(family, -v["base/chosen_token_kl"], -v["base/rejected_token_kl"])
+    for row, responses in zip(found, expected, strict=True):
+        np.testing.assert_allclose(row["chosen"]["kl"], responses[0], atol=TOKEN)
+
+
+@both_families
+def test_the_score_stage_with_official_activation_masks(family, tmp_path):
+    v = golden.vectors(family)
+    policy, reference = (golden.write_checkpoint(family, who, tmp_path / who) for who in ("policy", "reference"))
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(dict(zip(names, row))) + "\n" for row in golden.rows(family)))
+    output = run(
+        tmp_path, stages=["score"], policy={"config": None, "path": str(policy)}, reference={"path": str(reference)}, tokenizer=None, sft=None, po=None,
+        data={"sft": [], "train": [], "eval": [{"path": str(tmp_path / "pairs.jsonl")}]},
+        objective={"kind": "sparsepo", "beta": 0.8, "mask": {"kind": "activation", "official": True}},
+    )
+    found = lines_of(output / "scores.jsonl")
+    np.testing.assert_allclose(np.mean([row["loss"] for row in found]), v["mapo/fp32/beta0.8/loss"], atol=TOKEN)
+    expected = golden.on_responses(family, v["mapo/fp32/mask/chosen"], v["mapo/fp32/mask/rejected"])
+    for row, responses in zip(found, expected, strict=True):
+        np.testing.assert_allclose(row["rejected"]["reward_mask"], responses[1], atol=TOKEN)

@@ -187,6 +187,12 @@ def make_scales(pairs: list[Pair]) -> dict[str, Scale]:
     return scales
 
 
+def without_masks(pairs: list[Pair]) -> bool:
+    """Whether both masks are one on every token, as of an objective that has none. False if there are no tokens."""
+    tokens = [token for pair in pairs for token in pair.tokens]
+    return bool(tokens) and all(token.values["u"] == token.values["m"] == 1 for token in tokens)
+
+
 def zero_share(tokens: list[Token]) -> float | None:
     """Share of exact zeros of the reward mask; None for no tokens."""
     return sum(token.values["u"] == 0 for token in tokens) / len(tokens) if tokens else None

@@ -1,9 +1,10 @@
 """The report of a run: one HTML file made of the run's files alone, without scripts and without a network."""
 
 import json
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -14,21 +15,24 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.report import heatmap, plots, table
 
 
-def write_report(output_dir: str | Path, *, pairs: int) -> Path:
-    """Write output_dir/report.html and return its path.
+RESULTS = ("summary.json", "metrics.jsonl", "pairs.jsonl", "scores.jsonl")
 
-    Reads config.yaml, summary.json, metrics.jsonl and pairs.jsonl (else the newest scores.jsonl below) in output_dir; the page says which are
-    missing, and half a line that an interrupted run left is passed over. Shows the first `pairs` pairs. UserError if output_dir is no
-    directory, summary.json is no JSON object, or a pair lacks fields.
+
+def write_report(output_dir: Path, pairs: int) -> Path:
+    """Write output_dir/report.html and return its path. Shows the first `pairs` pairs.
+
+    Reads config.yaml, summary.json, metrics.jsonl and pairs.jsonl (else scores.jsonl, which has no text) in output_dir. The page says
+    which are missing; half a line that an interrupted run left is passed over. UserError if there is nothing to report, summary.json
+    is no JSON object, or a pair lacks fields.
     """
-    output_dir = Path(output_dir)
-    if not output_dir.is_dir():
-        raise UserError(f"report: {output_dir} is no directory; expected the output_dir of a run")
+    if not any((output_dir / name).is_file() for name in RESULTS):
+        raise UserError(f"report: expected {', '.join(RESULTS[:-1])} or {RESULTS[-1]} in {output_dir}, found none; run the stage po, eval or score first")
     config = _text(output_dir / "config.yaml")
     metrics, unreadable = _metrics(output_dir / "metrics.jsonl")
     pairs_path = _pairs_path(output_dir)
     shown = list(islice(_pairs(pairs_path), pairs)) if pairs_path else []
     summary = _summary(output_dir / "summary.json")
+    maskless = heatmap.without_masks(shown)
     html = _environment().get_template("page.html.jinja").render(
         run=output_dir.resolve().name,
         facts=_facts(config),
@@ -39,9 +43,11 @@ def write_report(output_dir: str | Path, *, pairs: int) -> Path:
         metrics={key: plots.extent(series) for key, series in sorted(metrics.items())},
         unreadable=unreadable,
         pairs=shown,
-        pairs_file=pairs_path and str(pairs_path.relative_to(output_dir)),
+        pairs_file=pairs_path and pairs_path.name,
         scales=heatmap.make_scales(shown),
         top=heatmap.top_tokens(shown),
+        maskless=maskless,
+        default_key="r" if maskless else "u",
         any_decisive=any(token.decisive for pair in shown for token in pair.tokens),
         any_broken=any(token.broken for pair in shown for token in pair.tokens),
         heatmap=heatmap,
@@ -126,10 +132,7 @@ def _metrics(path: Path) -> tuple[plots.Metrics, int]:
 
 
 def _pairs_path(output_dir: Path) -> Path | None:
-    """pairs.jsonl, else the newest scores.jsonl below."""
-    if (output_dir / "pairs.jsonl").is_file():
-        return output_dir / "pairs.jsonl"
-    return max(output_dir.rglob("scores.jsonl"), key=lambda path: path.stat().st_mtime, default=None)
+    return next((path for name in ("pairs.jsonl", "scores.jsonl") if (path := output_dir / name).is_file()), None)
 
 
 def _pairs(path: Path) -> Iterator[heatmap.Pair]:

@@ -54,6 +54,7 @@ def lion_rule(b1: float, b2: float):
 
 
 def adafactor_rule():
-    return lambda schedule, decay, decayed: optax.adafactor(
-        schedule, multiply_by_parameter_scale=False, clipping_threshold=1.0, weight_decay_rate=decay or None, weight_decay_mask=decayed
+    # Not optax.adafactor: its decay is not scaled by the learning rate, so the same weight_decay would be another than AdamW's.
+    return lambda schedule, decay, decayed: optax.chain(
+        optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.add_decayed_weights(decay, decayed), optax.scale_by_learning_rate(schedule)
     )

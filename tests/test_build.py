@@ -1,0 +1,166 @@
+"""From config to code: every objective, every mask and every knob of them reaches the numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sparsepo_jax import build
+from sparsepo_jax.config.schema import OBJECTIVES, Config
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.tree import split_module
+from sparsepo_jax.core.types import TokenMasks, TokenStats
+from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.train.forward import Problem, forward, pair_keys
+from tiny import GPT2, NEOX, random_batch
+
+PATHS = {"stages": ["po"], "output_dir": "unused", "policy": {"config": GPT2}, "data": {"train": [{"path": "unused.jsonl"}]}}
+
+
+def make_config(**changes) -> Config:
+    return Config.model_validate(PATHS | changes)
+
+
+def made_stats(seed=0) -> tuple[TokenStats, TokenMasks]:
+    rng, batch = np.random.default_rng(seed), random_batch()
+    valid = batch.valid_BPT
+    ratio, kl, masks = rng.normal(0, 0.5, valid.shape), rng.exponential(0.2, valid.shape), rng.uniform(0, 2, (2, *valid.shape))
+    ref = -rng.exponential(1.5, valid.shape) - 2
+    zero = lambda x: jnp.asarray(np.where(valid, x, 0), jnp.float32)  # noqa: E731
+    return TokenStats(zero(ref + ratio), zero(ref), zero(kl), jnp.asarray(valid)), TokenMasks(zero(masks[0]), zero(masks[1]))
+
+
+def losses(objective, step=0):
+    stats, masks = made_stats()
+    config = make_config(objective=objective)
+    source = build.make_mask_source(config, spec_from_hf(GPT2))
+    keys = pair_keys(config.seed, jnp.int32(step), jnp.arange(stats.valid_BPT.shape[0]))
+    return np.asarray(build.make_objective(config, source)(stats, masks, keys).loss_B)
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_every_objective_can_be_built_and_its_knobs_move_the_loss(kind):
+    base = losses({"kind": kind})
+    assert np.isfinite(base).all()
+    defaults = make_config(objective={"kind": kind}).objective.model_dump(exclude={"kind", "mask"})
+    for knob, value in defaults.items():
+        changed = losses({"kind": kind, knob: 0.4 if value == 0 else 0.5 * value})
+        assert (changed != base).any(), f"objective.{knob} changes nothing"
+
+
+def test_no_two_objectives_are_the_same():
+    found = {kind: losses({"kind": kind, **({"beta": 0.37} if kind != "orpo" else {})}) for kind in OBJECTIVES}
+    same = [(a, b) for a in found for b in found if a < b and np.allclose(found[a], found[b], atol=1e-6)]
+    assert same == [("mapo", "sparsepo")], "one loss, told apart by where its masks come from"
+
+
+MASKS = {
+    "learned": {"sharing": "independent", "net": "simple_last", "layer_activation": "none", "mixer_activation": "znorm", "init": "ones",
+                "on": "kl", "normalise": True},
+    "activation": {"groups": ["resid"], "mapping": "sigmoid", "official": True, "on": "reward", "normalise": True},
+    "ones": {"on": "kl"},
+    "random": {"on": "kl", "normalise": True},
+    "positional": {"decay": 0.5, "normalise": True},
+    "confidence": {"model": "policy", "on": "reward"},
+    "given": {"on": "reward", "normalise": True},
+}
+
+
+def masks_of(mask, family=NEOX, training=False):
+    """The masks of a batch whose tokens, weights and models are apart."""
+    spec = spec_from_hf(family | {"initializer_range": 0.5})
+    config = make_config(policy={"config": family}, objective={"kind": "sparsepo", "mask": mask})
+    source = build.make_mask_source(config, spec)
+    graph, policy = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
+    reference = split_module(Decoder(spec, rngs=nnx.Rngs(1)))[1]
+    batch = random_batch(pairs=3)
+    batch = batch._replace(weights_BPT=np.random.default_rng(3).uniform(0, 2, batch.valid_BPT.shape).astype(np.float32))
+    keys = pair_keys(0, jnp.int32(0), batch.row_B)
+    masks = forward(Problem(graph, graph, source, None, 1.0, 0), policy, source.init(nnx.Rngs(5)), reference, batch, keys, training=training)[1]
+    return np.stack(masks), batch.valid_BPT
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_every_mask_can_be_built_and_its_knobs_move_it(kind):
+    """Official hooks differ from the paper's in GPT-2 only."""
+    family = GPT2 if kind == "activation" else NEOX
+    base, valid_BPT = masks_of({"kind": kind}, family)
+    assert np.isfinite(base).all() and (base[:, ~valid_BPT] == 0).all() and (base != 0).any()
+    if kind != "learned":
+        np.testing.assert_array_equal(base[0], base[1])
+    for knob, value in MASKS[kind].items():
+        changed, _ = masks_of({"kind": kind, knob: value}, family)
+        if (kind, knob) == ("ones", "on"):  # the mask is one, and so is what stands in its place
+            np.testing.assert_array_equal(changed, base)
+        else:
+            assert (changed != base).any(), f"objective.mask.{knob} changes nothing"
+        if knob == "normalise":
+            sums, counts = changed[0].sum(-1), valid_BPT.sum(-1)
+            np.testing.assert_allclose(sums[sums > 0], counts[sums > 0], rtol=1e-5)
+        if knob == "on":
+            np.testing.assert_array_equal(changed[0 if value == "kl" else 1], valid_BPT)
+
+
+def test_a_schedule_warms_up_and_ends_where_it_is_told():
+    config = make_config(po={"steps": 100, "schedule": {"kind": "linear", "warmup_steps": 10, "end": 0.2}})
+    rate = build.make_schedule(config.po, 2.0, 100)
+    np.testing.assert_allclose([rate(n) for n in (0, 4, 9, 10, 55, 100)], [0.2, 1.0, 2.0, 2.0, 1.2, 0.4], rtol=1e-6)
+    cosine = build.make_schedule(make_config(po={"steps": 100}).po, 1.0, 100)
+    np.testing.assert_allclose([cosine(9), cosine(55), cosine(100)], [1.0, 0.5, 0.0], atol=1e-6)
+    constant = build.make_schedule(make_config(po={"schedule": {"kind": "constant", "warmup_share": 0.0}}).po, 3.0, 100)
+    assert constant(0) == constant(99) == 3.0
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "lion"])
+def test_policy_and_masks_have_their_own_rate_and_decay(kind):
+    """A mask rate of zero leaves masks still and moves the policy; decay reaches mask matrices, not their biases."""
+    weights = {"policy": {"embed.embedding": jnp.ones((4, 3))}, "masks": {"common.weight": jnp.ones((2, 3)), "common.bias": jnp.ones(2)}}
+    gradient = jax.tree.map(jnp.ones_like, weights)
+
+    def moved(**mask):
+        config = make_config(objective={"kind": "sparsepo", "mask": {"kind": "learned", **mask}},
+                             po={"steps": 10, "optimizer": {"kind": kind, "learning_rate": 0.1}, "schedule": {"kind": "constant", "warmup_steps": 0}})
+        optimizer, _ = build.make_optimizer(config, config.po, 10)
+        updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
+        return updates
+
+    still = moved(learning_rate=0.0)
+    assert (still["policy"]["embed.embedding"] < 0).all() and not still["masks"]["common.weight"].any()
+    mild, strong = moved(weight_decay=0.0), moved(weight_decay=0.5)
+    assert (strong["masks"]["common.weight"] < mild["masks"]["common.weight"]).all()
+    np.testing.assert_array_equal(strong["masks"]["common.bias"], mild["masks"]["common.bias"])
+    np.testing.assert_array_equal(strong["policy"]["embed.embedding"], mild["policy"]["embed.embedding"])
+
+
+def test_lengths_default_to_what_the_model_holds():
+    spec = spec_from_hf(GPT2)
+    assert build.length_limits(make_config(), spec) == (32, 16)
+    assert build.length_limits(make_config(), None) == (2048, 1024)
+    with pytest.raises(UserError, match="data.max_length: 40 tokens do not fit the model's 32 positions"):
+        build.length_limits(make_config(data=PATHS["data"] | {"max_length": 40}), spec)
+    with pytest.raises(UserError, match="leaves no room for a response"):
+        build.length_limits(make_config(data=PATHS["data"] | {"max_length": 20, "max_prompt_length": 20}), spec)
+
+
+def test_part_of_an_epoch_is_rounded_up_to_whole_steps():
+    class Plan:
+        batches_per_epoch = 30
+
+    assert [build.count_steps(make_config(po={"epochs": e}).po, Plan()) for e in (0.01, 0.1, 1.0, 2.5)] == [1, 3, 30, 75]
+    assert build.count_steps(make_config(po={"steps": 7}).po, Plan()) == 7
+
+
+def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
+    spec = spec_from_hf(GPT2)
+    weights = split_module(Decoder(spec, rngs=nnx.Rngs(0)))[1]
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        config = make_config(compute={"dtype": dtype})
+        graph = build.decoder_graph(spec, build.compute_dtype(config), remat=False)
+        problem = Problem(graph, graph, build.make_mask_source(make_config(objective={"kind": "dpo"}), spec), None, 1.0, 0)
+        found[dtype] = forward(problem, weights, {}, weights, random_batch(), None, training=False)[0].logp_BPT
+    assert found["bfloat16"].dtype == jnp.float32
+    assert (found["bfloat16"] != found["float32"]).any()
+    np.testing.assert_allclose(found["bfloat16"], found["float32"], atol=0.05)

@@ -1,0 +1,184 @@
+"""The program from config to report, interrupted and continued."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from program import lines_of, run, weights_of, write_config
+from sparsepo_jax.main import main
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run, evaluated while training, with all its files."""
+    directory = tmp_path_factory.mktemp("finished")
+    return directory, run(directory, "stages=[sft, po, score, eval, export, report]", "po.eval_every_steps=3")
+
+
+def test_a_run_leaves_summary_metrics_scores_pairs_and_report(finished):
+    _, output = finished
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["before"]["accuracy_unmasked"] == 0.5 and summary["before"]["kl"] == 0.0
+    assert summary["after"]["kl"] > 0
+    assert set(summary["before"]) == set(summary["after"]) == {"accuracy", "accuracy_unmasked", "margin", "margin_unmasked", "kl"}
+    assert set(summary["mask"]) == {"auroc_reward", "auroc_kl", "auroc_ceiling", "auroc_position", "auroc_untrained", "sparsity_start", "sparsity_end"}
+    assert all(0 <= value <= 1 for value in summary["mask"].values())
+    assert summary["mask"]["auroc_reward"] <= summary["mask"]["auroc_ceiling"]
+    assert summary["seconds"] > 0
+    metrics = lines_of(output / "metrics.jsonl")
+    assert {(row["stage"], row["step"]) for row in metrics} >= {("sft", 2), ("sft", 4), ("po", 2), ("po", 3), ("po", 6)}
+    last = [row for row in metrics if row["stage"] == "po"][-1]
+    assert {"eval/rewards/accuracies", "eval/kl/chosen"} <= set(last) | set(metrics[-2])
+    assert len(lines_of(output / "scores.jsonl")) == len(lines_of(output / "pairs.jsonl")) == 9
+    assert (output / "report.html").read_text().count("<html") == 1
+
+
+def test_scores_have_the_agreed_form(finished):
+    """Index in the order of the data; lists over the same tokens; floats with all their digits."""
+    rows = lines_of(finished[1] / "scores.jsonl")
+    assert [row["index"] for row in rows] == list(range(9))
+    for row in rows:
+        for name in ("chosen", "rejected"):
+            columns = [row[name][key] for key in ("token_ids", "logp", "ref_logp", "kl", "reward_mask", "kl_mask")]
+            assert len({len(column) for column in columns}) == 1
+            assert min(row[name]["kl"]) >= 0 and max(row[name]["logp"]) < 0
+        margin = sum(s * (np.dot(row[n]["reward_mask"], np.subtract(row[n]["logp"], row[n]["ref_logp"])) + np.dot(row[n]["kl_mask"], row[n]["kl"]))
+                     for n, s in (("chosen", 1), ("rejected", -1)))
+        np.testing.assert_allclose(row["margin"], 0.8 * margin, atol=1e-5)
+        np.testing.assert_allclose(row["loss"], np.log1p(np.exp(-row["margin"])), atol=1e-5)
+
+
+def test_a_finished_stage_is_not_repeated(finished, capsys):
+    directory, output = finished
+    before = (output / "summary.json").read_text(), (output / "metrics.jsonl").read_text()
+    assert main(["--config", str(directory / "config.yaml"), "po.eval_every_steps=3"]) == 0
+    said = capsys.readouterr().out
+    assert "sft: finished before" in said and "po: finished before" in said
+    assert (output / "metrics.jsonl").read_text() == before[1]
+    ours, theirs = (json.loads(text) for text in ((output / "summary.json").read_text(), before[0]))
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_changed_settings_are_refused_by_name(finished, capsys):
+    directory, output = finished
+    marks = (output / "stages.json").read_text()
+    assert main(["--config", str(directory / "config.yaml"), "objective.beta=0.3", "po.steps=9"]) == 1
+    said = capsys.readouterr().err
+    assert "stage po with other settings: objective.beta, po.steps;" in said and said.count("\n") == 1
+    assert (output / "stages.json").read_text() == marks
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(finished, tmp_path):
+    directory, output = finished
+    assert main(["--config", str(directory / "config.yaml"), "stages=[score]", "evaluation.batch_size=16"]) == 0
+    for ours, expected in zip(lines_of(output / "scores.jsonl"), lines_of(output / "pairs.jsonl"), strict=True):
+        np.testing.assert_allclose(ours["margin"], expected["margin"], atol=1e-5)
+        np.testing.assert_allclose(ours["chosen"]["reward_mask"], expected["chosen"]["reward_mask"], atol=1e-5)
+
+
+def test_the_export_scores_the_same(finished, tmp_path):
+    """Policy and masks come back from the export, the reference from a path; transformers loads the directory."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _, output = finished
+    model = AutoModelForCausalLM.from_pretrained(output / "export").eval()
+    assert len(AutoTokenizer.from_pretrained(output / "export")) == model.config.vocab_size
+    again = run(tmp_path, stages=["score"], policy={"config": None, "path": str(output / "export")}, tokenizer={"kind": "auto"})
+    for ours, expected in zip(lines_of(again / "scores.jsonl"), lines_of(output / "pairs.jsonl"), strict=True):
+        np.testing.assert_allclose(ours["chosen"]["logp"], expected["chosen"]["logp"], atol=1e-5)
+        np.testing.assert_allclose(ours["rejected"]["kl"], 0, atol=1e-6)  # no reference is named: the policy itself
+    ids = torch.tensor([expected["chosen"]["token_ids"]])
+    assert model(ids).logits.shape[-1] == model.config.vocab_size
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_before(monkeypatch, stage_steps: int):
+    """The run dies as it fetches the batch of that step, counted over the process."""
+    from sparsepo_jax.train import loop
+
+    class Dying:
+        def __init__(self, batches):
+            self.batches, self.left = iter(batches), stage_steps
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.left == 0:
+                raise Interrupted
+            self.left -= 1
+            return next(self.batches)
+
+    whole = loop.run_training
+    monkeypatch.setattr("sparsepo_jax.stages.run_training", lambda **arguments: whole(**{**arguments, "batches": Dying(arguments["batches"])}))
+
+
+@pytest.mark.parametrize(("stage", "steps"), [("po", 5), ("po", 1)])
+def test_an_interrupted_run_continues_bit_for_bit(finished, tmp_path, monkeypatch, stage, steps):
+    """Dies in po before the first checkpoint and after it, starts again with the same command. The mask has dropout: draws are keyed by step."""
+    changes = {"stages": ["po"], "checkpoint": {"every_steps": 2}, "objective": {"mask": {"kind": "learned", "init": "ones", "dropout": 0.2}}}
+    whole = run(tmp_path / "whole", **changes)
+    config = write_config(tmp_path / "parts", **changes)
+    with monkeypatch.context() as patched:
+        stop_before(patched, steps)
+        with pytest.raises(Interrupted):
+            main(["--config", str(config)])
+    assert not (tmp_path / "parts" / "run" / "po" / "final").exists()
+    assert main(["--config", str(config)]) == 0
+    expected, found = weights_of(whole / "po"), weights_of(tmp_path / "parts" / "run" / "po")
+    assert expected.keys() == found.keys() and any(path.startswith("masks/") for path in expected)
+    for path in expected:
+        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
+    output = run(tmp_path, "stages=[po]", "po.eval_every_steps=1", "checkpoint.keep=1",
+                 "checkpoint.best={metric: eval/kl/chosen, mode: min}")  # the KL grows: the first evaluation is the best
+    steps = sorted(int(path.name) for path in (output / "po" / "checkpoints").iterdir() if path.name.isdigit())
+    assert steps == [1, 6]
+
+
+def test_an_unknown_best_metric_names_the_known_ones(tmp_path, capsys):
+    config = write_config(tmp_path)
+    assert main(["--config", str(config), "stages=[po]", "po.eval_every_steps=1", "checkpoint.best.metric=eval/acuracy"]) == 1
+    assert "checkpoint.best.metric: no metric 'eval/acuracy'; there are eval/" in capsys.readouterr().err
+
+
+def test_a_dead_mask_is_said_with_what_to_do(tmp_path, capsys):
+    """Last-layer net with the official start, its relu shut by a checkpoint: see the message."""
+    from safetensors.numpy import load_file, save_file
+
+    output = run(tmp_path / "made", "stages=[export]", sft=None)
+    masks = {"common_mask.w.weight": np.zeros((1, 16), np.float32), "common_mask.w.bias": np.full(1, -1, np.float32)}
+    save_file(load_file(output / "export" / "model.safetensors"), output / "export" / "model.safetensors", metadata={"format": "pt"})
+    save_file(masks, output / "export" / "masks.safetensors")
+    config = write_config(tmp_path / "dead", stages=["po"], policy={"config": None, "path": str(output / "export")},
+                          objective={"mask": {"kind": "learned", "net": "simple_last"}})
+    assert main(["--config", str(config)]) == 1
+    said = capsys.readouterr().err
+    assert "the reward mask starts at zero on every token" in said and "objective.mask.init=ones" in said
+
+
+def test_scoring_without_stored_masks_is_an_error(tmp_path, capsys):
+    output = run(tmp_path / "made", "stages=[export]", sft=None)
+    config = write_config(tmp_path / "score", stages=["score"], policy={"config": None, "path": str(output / "export")})
+    assert main(["--config", str(config)]) == 1
+    assert "holds no mask nets" in capsys.readouterr().err
+
+
+def test_a_batch_that_the_mesh_cannot_cut_is_refused(tmp_path, capsys):
+    assert main(["--config", str(write_config(tmp_path)), "stages=[po]", "po.batch_size=12"]) == 1
+    assert f"po.batch_size: 12 rows in 1 micro-step(s) cannot be cut over {jax.device_count()} shards" in capsys.readouterr().err
+
+
+def test_models_of_other_vocabularies_are_no_reference(tmp_path, capsys):
+    other = run(tmp_path / "other", "stages=[export]", "policy.config.vocab_size=400", sft=None)
+    config = write_config(tmp_path / "run", stages=["po"], reference={"path": str(other / "export")})
+    assert main(["--config", str(config)]) == 1
+    assert "has a vocabulary of 400" in capsys.readouterr().err
