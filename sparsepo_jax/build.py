@@ -66,7 +66,7 @@ def has_tokenizer(directory: Path) -> bool:
 
 def _texts(sources: list, kind: str, config: schema.Config, max_rows: int | None):
     """All text in the rows of some sources, for a tokenizer to learn from."""
-    from sparsepo_jax.data.sources import read_texts
+    from sparsepo_jax.data.load import read_texts
 
     for number, text in enumerate(read_texts([_source(source, kind) for source in sources], on_bad_row=config.data.on_bad_row)):
         if max_rows is not None and number >= max_rows:

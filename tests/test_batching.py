@@ -67,7 +67,7 @@ def test_row_weights_repeat_rows_and_draw_the_fraction_anew():
 
 def test_more_buckets_pad_less():
     shares = [make_plan(400, buckets=buckets).real_token_share() for buckets in (1, 2, 4, 8)]
-    assert shares == sorted(shares) and shares[0] < 0.6 < shares[-1] <= 1
+    assert shares == sorted(set(shares)) and shares[0] + 0.1 < shares[-1] <= 1
 
 
 def test_real_token_share_counts_positions():

@@ -39,7 +39,7 @@ class FileRows:
 
 
 @dataclass(frozen=True)
-class MadeRows:
+class GeneratedRows:
     """Rows made in memory, as a source beside those that have a path."""
 
     name: str
@@ -57,8 +57,8 @@ class Source:
 
 
 def open_source(source) -> Source:
-    """`source`: MadeRows, or FileRows (or what has its fields). UserError if there is nothing that can be read."""
-    if isinstance(source, MadeRows):
+    """`source`: GeneratedRows, or FileRows (or what has its fields). UserError if there is nothing that can be read."""
+    if isinstance(source, GeneratedRows):
         content = json.dumps(source.rows, sort_keys=True).encode()
         return Source(source.name, hashlib.sha256(content).hexdigest(), lambda: map(Row, range(1, len(source.rows) + 1), source.rows))
     if os.path.isfile(source.path):

@@ -50,8 +50,8 @@ def _concat_ragged(parts: Sequence[Ragged]) -> Ragged:
 class TokenTable:
     """N tokenised rows with P responses each: 2 for pairs (chosen, rejected), 1 for sft. Sequence i * P + p of `responses` is response p of row i.
 
-    `weights`, `decisive` and `chance` have one value per response token, laid out as `responses.flat`, or are None where the data has none:
-    token weights given with the data; whether the token decides the preference; P(decisive | what comes before the token).
+    `all_weights`, `all_decisive` and `all_chance` have one value per response token, laid out as `responses.flat`, or are None where the data
+    has none: token weights given with the data; whether the token decides the preference; P(decisive | what comes before the token).
     `prompt_key_N` is a hash of the prompt before tokenisation and truncation: it says which rows are of one prompt.
     """
 
@@ -67,9 +67,9 @@ class TokenTable:
     files: tuple[str, ...]
     file_N: np.ndarray
     line_N: np.ndarray
-    weights: np.ndarray | None = None
-    decisive: np.ndarray | None = None
-    chance: np.ndarray | None = None
+    all_weights: np.ndarray | None = None
+    all_decisive: np.ndarray | None = None
+    all_chance: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -94,8 +94,33 @@ class TokenTable:
         """Token ids, int32 [T]."""
         return self.responses[i * self.responses_per_row + p]
 
-    def response_values(self, values: np.ndarray, i: int, p: int) -> np.ndarray:
-        """The part of `weights`, `decisive` or `chance` that belongs to response p of row i: [T]."""
+    @property
+    def has_weights(self) -> bool:
+        return self.all_weights is not None
+
+    @property
+    def has_decisive(self) -> bool:
+        return self.all_decisive is not None
+
+    @property
+    def has_chance(self) -> bool:
+        return self.all_chance is not None
+
+    def weights(self, i: int, p: int) -> np.ndarray:
+        """Given weights of response p of row i, float32 [T]. ValueError if the data has none, as with the next two."""
+        return self._of_response(self.all_weights, "weights", i, p)
+
+    def decisive(self, i: int, p: int) -> np.ndarray:
+        """Whether each token decides the preference, bool [T]."""
+        return self._of_response(self.all_decisive, "decisive tokens", i, p)
+
+    def chance(self, i: int, p: int) -> np.ndarray:
+        """P(decisive | what comes before) of each token, float32 [T]."""
+        return self._of_response(self.all_chance, "chances", i, p)
+
+    def _of_response(self, values: np.ndarray | None, name: str, i: int, p: int) -> np.ndarray:
+        if values is None:
+            raise ValueError(f"this data has no {name}")
         return Ragged(values, self.responses.starts)[i * self.responses_per_row + p]
 
     def origin(self, i: int) -> str:
@@ -117,7 +142,29 @@ class TokenTable:
             files=self.files,
             file_N=self.file_N[rows],
             line_N=self.line_N[rows],
-            **{name: None if (v := getattr(self, name)) is None else v[positions] for name in ("weights", "decisive", "chance")},
+            **{name: None if (v := getattr(self, name)) is None else v[positions] for name in _PER_TOKEN},
+        )
+
+    @staticmethod
+    def concat(tables: "Sequence[TokenTable]") -> "TokenTable":
+        """All rows, one table after the other. Rows without given weights get 1 where others have some; decisive and chance stay only if
+        every table knows them, since False for an unknown token would be wrong."""
+        if len(tables) == 1:
+            return tables[0]
+        first_file = np.cumsum([0] + [len(t.files) for t in tables])
+        columns = {name: np.concatenate([getattr(t, name) for t in tables]) for name in _PLAIN if name != "file_N"}
+        weights = None
+        if any(t.all_weights is not None for t in tables):
+            weights = np.concatenate([np.ones(len(t.responses.flat), np.float32) if t.all_weights is None else t.all_weights for t in tables])
+        known = {name: all(getattr(t, name) is not None for t in tables) for name in ("all_decisive", "all_chance")}
+        return TokenTable(
+            prompts=_concat_ragged([t.prompts for t in tables]),
+            responses=_concat_ragged([t.responses for t in tables]),
+            files=tuple(name for t in tables for name in t.files),
+            file_N=np.concatenate([t.file_N + n for t, n in zip(tables, first_file)]).astype(np.int32),
+            all_weights=weights,
+            **{name: np.concatenate([getattr(t, name) for t in tables]) if is_known else None for name, is_known in known.items()},
+            **columns,
         )
 
     def from_source(self, name: str, weight: float) -> "TokenTable":
@@ -142,7 +189,7 @@ class TokenTable:
 
 
 _PLAIN = ("prompt_key_N", "prompt_cut_N", "response_cut_NP", "row_weight_N", "file_N", "line_N")
-_PER_TOKEN = ("weights", "decisive", "chance")
+_PER_TOKEN = ("all_weights", "all_decisive", "all_chance")
 
 
 def table_from_arrays(arrays) -> TokenTable:
@@ -153,26 +200,4 @@ def table_from_arrays(arrays) -> TokenTable:
         files=tuple(str(name) for name in arrays["files"]),
         **{name: arrays[name] for name in _PLAIN},
         **{name: arrays[name] if name in arrays else None for name in _PER_TOKEN},
-    )
-
-
-def concat(tables: Sequence[TokenTable]) -> TokenTable:
-    """All rows, one table after the other. Rows without given weights get 1 where others have some; `decisive` and `chance` stay only if
-    every table knows them, since False for an unknown token would be wrong."""
-    if len(tables) == 1:
-        return tables[0]
-    first_file = np.cumsum([0] + [len(t.files) for t in tables])
-    columns = {name: np.concatenate([getattr(t, name) for t in tables]) for name in _PLAIN if name != "file_N"}
-    weights = None
-    if any(t.weights is not None for t in tables):
-        weights = np.concatenate([np.ones(len(t.responses.flat), np.float32) if t.weights is None else t.weights for t in tables])
-    known = {name: all(getattr(t, name) is not None for t in tables) for name in ("decisive", "chance")}
-    return TokenTable(
-        prompts=_concat_ragged([t.prompts for t in tables]),
-        responses=_concat_ragged([t.responses for t in tables]),
-        files=tuple(name for t in tables for name in t.files),
-        file_N=np.concatenate([t.file_N + n for t, n in zip(tables, first_file)]).astype(np.int32),
-        weights=weights,
-        **{name: np.concatenate([getattr(t, name) for t in tables]) if is_known else None for name, is_known in known.items()},
-        **columns,
     )

@@ -1,11 +1,10 @@
 """Scores as JSON: one record a pair, as `scores.jsonl` and the report's `pairs.jsonl` hold them."""
 
-import itertools
-import os
 from typing import Any
 
 import numpy as np
 
+from sparsepo_jax.data.inspect import token_texts
 from sparsepo_jax.eval.scores import PairScore
 
 
@@ -21,19 +20,11 @@ def pair_record(score: PairScore, table: Any, tokenizer: Any | None, *, with_tex
     """
     record: dict[str, Any] = {"index": score.row, "loss": score.metrics["loss"], "margin": score.metrics["margin"]}
     if with_text:
-        record |= {"origin": table.origin(score.row), "prompt_tokens": _pieces(table.prompt(score.row), tokenizer)}
+        record |= {"origin": table.origin(score.row), "prompt_tokens": token_texts(table.prompt(score.row), tokenizer)}
     for p, name in enumerate(("chosen", "rejected")):
         ids, response = table.response(score.row, p), score.responses[p]
         record[name] = {"token_ids": [int(x) for x in ids]} | {field: _numbers(getattr(response, field)) for field in response._fields}
         if with_text:
             decisive = [bool(x) for x in table.decisive(score.row, p)] if table.has_decisive else None
-            record[name] |= {"tokens": _pieces(ids, tokenizer), "decisive": decisive}
+            record[name] |= {"tokens": token_texts(ids, tokenizer), "decisive": decisive}
     return record
-
-
-def _pieces(ids: np.ndarray, tokenizer: Any | None) -> list[str]:
-    """What each token adds to the text; a character split over tokens shows as U+FFFD until its last one."""
-    if tokenizer is None:
-        return [f"{int(x)} " for x in ids]
-    texts = ["", *(tokenizer.decode(ids[: n + 1]) for n in range(len(ids)))]
-    return [now[len(os.path.commonprefix([before, now])) :] for before, now in itertools.pairwise(texts)]

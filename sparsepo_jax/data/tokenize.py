@@ -1,0 +1,189 @@
+"""From a row in its one form to token ids: begin and end of text, the seam between prompt and response, truncation, per-token annotations.
+
+    prompt "A film", responses " is good" / " is"        tokens  A| film| is| good      and  A| film| is
+    prompt    BOS A film                                 BOS once at the front, if the tokenizer has one
+    chosen    is good EOS                                EOS once at the end
+    rejected  is EOS
+
+Prompt and response are tokenised together, as the model will meet them. The prompt's tokens are those that lie in the prompt and are the same
+before both responses; a token that reaches over the seam belongs to the response.
+
+    prompt "ab", responses "c" / "x", where "bc" is one token:     a|bc  and  a|b|x
+    prompt    a          chosen  bc          rejected  b x
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data.formats import Annotation, Example
+from sparsepo_jax.data.sources import BadRow, one_line
+
+
+class TokenRow(NamedTuple):
+    """One tokenised row; the per-token lists stand beside responses, None where the row has none."""
+
+    prompt: list[int]
+    responses: tuple[list[int], ...]
+    prompt_key: int
+    prompt_cut: bool
+    responses_cut: tuple[bool, ...]
+    weights: tuple[list[float] | None, ...]
+    decisive: tuple[list[bool] | None, ...]
+    chance: tuple[list[float] | None, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Tokens: the longest prompt (its end is kept, and BOS), the longest prompt + response (the response's start is kept)."""
+
+    max_length: int
+    max_prompt_length: int
+    vocab_size: int | None
+
+
+def tokenize(
+    examples: list[Example], tokenizer: Any | None, limits: Limits, *, separator: str, add_bos: bool | None, add_eos: bool
+) -> list[TokenRow | BadRow]:
+    """Rows in order. add_bos None: if the tokenizer has one. UserError: text without a tokenizer, or a tokenizer without the token asked for."""
+    texts = [
+        _prompt_text(example, separator) + response
+        for example in examples if isinstance(example.responses[0], str) for response in example.responses
+    ]
+    bos = eos = None
+    if texts:
+        if tokenizer is None:
+            raise UserError("the data is text, but there is no tokenizer: set tokenizer.kind, or give token ids (prompt_ids, chosen_ids, rejected_ids)")
+        bos, eos = _special(tokenizer, "bos", add_bos), _special(tokenizer, "eos", add_eos)
+    encoded = iter(_encode(texts, tokenizer))
+    rows: list[TokenRow | BadRow] = []
+    for example in examples:
+        try:
+            if isinstance(example.responses[0], str):
+                parts = _from_text(example, [next(encoded) for _ in example.responses], separator, bos, eos)
+            else:
+                parts = _from_ids(example)
+            rows.append(_finish(example, *parts, bos=bos, limits=limits))
+        except BadRow as fault:
+            rows.append(fault)
+    return rows
+
+
+def _special(tokenizer: Any, name: str, wanted: bool | None) -> int | None:
+    found = getattr(tokenizer, f"{name}_token_id")
+    if wanted and found is None:
+        raise UserError(f"data.add_{name}: the tokenizer has no {name.upper()} token; set data.add_{name}=false, or take a tokenizer that has one")
+    return None if wanted is False else found
+
+
+def _prompt_text(example: Example, separator: str) -> str:
+    return (example.prompt or "") if example.templated or example.prompt is None else example.prompt + separator
+
+
+Encoded = tuple[list[int], list[tuple[int, int]]] | BadRow
+
+
+def _encode(texts: list[str], tokenizer: Any) -> list[Encoded]:
+    """(ids, character range of each) of every text, without special tokens of the tokenizer's own."""
+    if not texts:
+        return []
+    settings = dict(add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+    try:
+        found = tokenizer(texts, **settings)
+    except Exception as error:  # some text holds what this tokenizer does not know: find out which
+        if len(texts) == 1:
+            return [BadRow(f"the tokenizer cannot encode it ({one_line(error)})")]
+        return [one for text in texts for one in _encode([text], tokenizer)]
+    return list(zip(found["input_ids"], found["offset_mapping"]))
+
+
+class _Response(NamedTuple):
+    ids: list[int]
+    ranges: list[tuple[int, int]] | None
+    """Characters of the response text that each token covers; None for rows of ids."""
+    closed: bool
+    """Whether an EOS of ours is the last token."""
+
+
+def _from_text(example: Example, encoded: list[Encoded], separator: str, bos: int | None, eos: int | None) -> tuple[list[int], list[_Response]]:
+    for one in encoded:
+        if isinstance(one, BadRow):
+            raise one
+    seam = len(_prompt_text(example, separator))
+    num_prompt = min(sum(end <= seam for _, end in ranges) for _, ranges in encoded)
+    first = encoded[0][0]
+    while any(ids[:num_prompt] != first[:num_prompt] for ids, _ in encoded):
+        num_prompt -= 1
+    prompt = first[:num_prompt]
+    if bos is not None and prompt[:1] != [bos]:  # a template may have written it
+        prompt = [bos, *prompt]
+    responses = []
+    for ids, ranges in encoded:
+        rest = ids[num_prompt:]
+        if not prompt:
+            if example.prompt is not None or len(rest) < 2:
+                raise BadRow("the prompt has no token of its own and the tokenizer no BOS: the first response token would have nothing before it")
+            prompt, rest, ranges = rest[:1], rest[1:], ranges[1:]
+        closed = eos is not None and rest[-1:] != [eos]
+        covered = [(start - seam, end - seam) for start, end in ranges[len(ranges) - len(rest):]]
+        responses.append(_Response([*rest, eos] if closed else rest, covered, closed))
+    return prompt, responses
+
+
+def _from_ids(example: Example) -> tuple[list[int], list[_Response]]:
+    return list(example.prompt), [_Response(list(ids), None, False) for ids in example.responses]
+
+
+def _finish(example: Example, prompt: list[int], responses: list[_Response], *, bos: int | None, limits: Limits) -> TokenRow:
+    """Checks, annotations, truncation."""
+    if limits.vocab_size is not None:
+        for ids in (prompt, *(response.ids for response in responses)):
+            outside = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
+            if outside is not None:
+                raise BadRow(f"token id {outside} is outside the model's vocabulary of {limits.vocab_size}")
+    per_token = [_per_token(annotation, response) for annotation, response in zip(example.annotations, responses)]
+    prompt_cut = len(prompt) > limits.max_prompt_length
+    if prompt_cut:
+        keep_bos = bos is not None and prompt[0] == bos
+        prompt = [bos, *prompt[len(prompt) - limits.max_prompt_length + 1:]] if keep_bos else prompt[-limits.max_prompt_length:]
+    room = limits.max_length - len(prompt)
+    kept = tuple(response.ids[:room] for response in responses)
+    if len(kept) == 2 and kept[0] == kept[1]:
+        whole = responses[0].ids == responses[1].ids
+        raise BadRow("chosen and rejected are the same" + ("" if whole else f" within the first {room} tokens, all that data.max_length leaves them"))
+    columns = [tuple(None if values is None else values[:room] for values in column) for column in zip(*per_token)]
+    cut = tuple(len(response.ids) > room for response in responses)
+    return TokenRow(prompt, kept, _key(example), prompt_cut, cut, *columns)
+
+
+def _key(example: Example) -> int:
+    """A hash of the prompt as it came, cut or not; of the text where there is no prompt."""
+    content = example.responses[0] if example.prompt is None else example.prompt
+    return int.from_bytes(hashlib.sha256(repr(content).encode()).digest()[:8], "big")
+
+
+def _per_token(annotation: Annotation, response: _Response) -> tuple[list[float] | None, list[bool] | None, list[float] | None]:
+    """(weights, decisive, chance) of each token. A token has what any span that it overlaps has, of several the largest."""
+    weights = annotation.weights
+    if weights is not None and not (weights and isinstance(weights[0], list)):
+        bare = len(response.ids) - response.closed
+        if len(weights) not in (bare, len(response.ids)):
+            raise BadRow(f"{len(weights)} weights for a response of {bare} tokens (without the EOS that is added)")
+        weights = [float(w) for w in weights] + [1.0] * (len(response.ids) - len(weights))
+    else:
+        weights = _from_spans(weights, response, 1.0)
+    decisive = None if annotation.decisive is None else _from_spans([[*span, 1.0] for span in annotation.decisive], response, 0.0)
+    return weights, decisive and [bool(x) for x in decisive], _from_spans(annotation.chance, response, 0.0)
+
+
+def _from_spans(spans: list | None, response: _Response, outside: float) -> list[float] | None:
+    if spans is None:
+        return None
+    if response.ranges is None:
+        raise BadRow("spans of characters need text, but the row has token ids: give a number a token")
+    values = []
+    for start, end in response.ranges:
+        found = [value for first, last, value in spans if first < end and last > start]
+        values.append(float(max(found, default=outside)))
+    return values + [outside] * (len(response.ids) - len(values))
