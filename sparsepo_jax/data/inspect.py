@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsepo_jax.data.table import TokenTable
 
-_LEGEND = "tokens are set apart by |; … cut off here; *decisive*; {given weight}, where it is not 1"
+_LEGEND = "tokens are set apart by │; … cut off here; *decisive*; {given weight}, where it is not 1"
 
 
 def token_texts(ids: np.ndarray, tokenizer: Any | None) -> list[str]:
@@ -24,8 +24,8 @@ def format_rows(table: TokenTable, tokenizer: Any | None, rows: Iterable[int]) -
     """A few lines for each row:
 
         pairs.jsonl:1
-          prompt      6 tokens  <|endoftext|>|review| of| train|…
-          chosen     12 tokens  the| film| was| *superb*| .|<|endoftext|>
+          prompt      6 tokens  <|endoftext|>│review│ of│ train│…
+          chosen     12 tokens   the│ film│ was│* superb*│ .│<|endoftext|>
     """
     names = ("chosen", "rejected") if table.responses_per_row == 2 else ("response",)
     lines = [_LEGEND]
@@ -44,9 +44,9 @@ def format_rows(table: TokenTable, tokenizer: Any | None, rows: Iterable[int]) -
 
 
 def _line(name: str, texts: list[str], *, cut_start: bool = False, cut_end: bool = False) -> str:
-    return f"  {name:<9} {len(texts):>5} tokens  {'…|' if cut_start else ''}{'|'.join(texts)}{'|…' if cut_end else ''}"
+    return f"  {name:<9} {len(texts):>5} tokens  {'…│' if cut_start else ''}{'│'.join(texts)}{'│…' if cut_end else ''}"
 
 
 def _visible(text: str) -> str:
-    shown = text.replace("\n", "⏎").replace("\t", "⇥").replace("|", "¦")
+    shown = text.replace("\n", "⏎").replace("\t", "⇥")
     return shown if shown.isprintable() else repr(shown)[1:-1]
