@@ -398,7 +398,7 @@ def test_inspect_marks_prompt_response_cuts_weights_and_decisive_tokens(load):
         "rows:1",
         f"  prompt        3 tokens  …│{END}│ it│ was",
         "  chosen        3 tokens  very{0.5}│* fine*│ it│…",
-        f"  rejected      2 tokens  bad│{END}",
+        f"  rejected      2 tokens  bad│ {END}",
     ]
     ids = load([{"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4]}], tokenizer=None)
     assert "  chosen        2 tokens  2 │3 " in format_rows(ids, None, [0])
