@@ -21,16 +21,12 @@ from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.dist.mesh import make_mesh, replicated
 from sparsepo_jax.dist.rules import state_shardings
 from sparsepo_jax.eval import scores as scoring
+from sparsepo_jax.marks import TRAINING, Marks
 from sparsepo_jax.models.spec import DecoderSpec
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, load_once, save_once
 from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.loop import run_training
 from sparsepo_jax.train.step import TrainState, make_pair_loss, make_sft_loss, make_update
-
-# What a trained stage depends on: if any of it changes, the stage on disk is another one.
-_DEPENDS = {"sft": ("seed", "policy", "tokenizer", "data", "sft"), "po": ("seed", "policy", "reference", "tokenizer", "data", "objective", "sft", "po")}
-_HARMLESS = {"data": {"cache_dir", "inspect_rows", "eval"}, "po": {"eval_every_steps"}}
-
 
 def run_stages(config: Config) -> int:
     """Runs config.stages in order; returns the exit code. Everything is written under config.output_dir."""
@@ -50,7 +46,7 @@ class Run:
         self.config, self.started_s = config, time.time()
         self.output_dir = Path(config.output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.marks_path = self.output_dir / "stages.json"
+        self.marks = Marks(config)
 
     def run(self) -> int:
         stages: dict[str, Callable[[], None]] = {
@@ -117,46 +113,13 @@ class Run:
                 raise UserError(f"objective.mask.kind: given needs token weights, but {name} has no columns chosen_weights and rejected_weights")
         return train, held
 
-    @property
-    def marks(self) -> dict[str, Any]:
-        return json.loads(self.marks_path.read_text()) if self.marks_path.exists() else {}
-
-    def mark(self, stage: str, seconds: float) -> None:
+    def mark(self, stage: str, began_s: float) -> None:
         if jax.process_index() == 0:
-            marks = self.marks | {stage: {"depends": self.depends(stage), "seconds": round(seconds, 1)}}
-            written = self.marks_path.with_suffix(".tmp")
-            written.write_text(json.dumps(marks, indent=1) + "\n")
-            written.replace(self.marks_path)
+            self.marks.mark(stage, time.time() - began_s)
 
-    def depends(self, stage: str) -> dict[str, Any]:
-        dumped = self.config.model_dump(mode="json")
-        return {
-            section: {key: value for key, value in dumped[section].items() if key not in _HARMLESS.get(section, ())}
-            if isinstance(dumped[section], dict) else dumped[section]
-            for section in _DEPENDS[stage]
-        }
-
-    def check_same(self, stage: str, before: dict[str, Any]) -> None:
-        """UserError that names what changed since the stage on disk was trained or begun."""
-        changed = sorted(_differences(before, self.depends(stage)))
-        if changed:
-            raise UserError(f"{self.output_dir} holds stage {stage} with other settings: {', '.join(changed)}; set them back, or take another output_dir")
-
-    def finished(self, stage: str) -> bool:
-        """Whether a training stage is done, with the same settings."""
-        mark = self.marks.get(stage)
-        if mark is not None:
-            self.check_same(stage, mark["depends"])
-        return mark is not None
-
-    def begin(self, stage: str, begun: Path) -> None:
-        """Writes down with which settings a training stage began, or compares with what stands there."""
-        path = begun / "settings.json"
-        if path.exists():
-            self.check_same(stage, json.loads(path.read_text()))
-        elif jax.process_index() == 0:
-            begun.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.depends(stage)))
+    def begin(self, stage: str) -> None:
+        if jax.process_index() == 0:
+            self.marks.begin(stage)
 
     # ------------------------------------------------------------ weights
 
@@ -185,7 +148,7 @@ class Run:
 
     def starting_policy(self) -> Weights:
         """The policy that po starts from: what sft left, else policy.path, else random weights."""
-        if self.finished("sft"):
+        if self.marks.finished("sft"):
             return self.trained("sft")["policy"]
         if self.config.policy.path is not None:
             return build.load_weights(self.config.policy.path, self.spec, self.mesh)
@@ -202,7 +165,7 @@ class Run:
 
     def current_weights(self) -> dict[str, Weights]:
         """{"policy", "masks"} to score: of the finished po, else policy.path with its stored masks."""
-        if self.finished("po"):
+        if self.marks.finished("po"):
             return self.trained("po")
         if (self.output_dir / "po" / "start").exists():
             raise UserError(f"stage po in {self.output_dir} is not finished: run it again with the stage po first")
@@ -224,7 +187,7 @@ class Run:
             directory.resolve() / "checkpoints",
             SavePolicy(policy.every_steps, policy.every_minutes, policy.keep, policy.best and policy.best.metric, policy.best.mode if policy.best else "max")
             if stage == "po" else SavePolicy(policy.every_steps, policy.every_minutes, policy.keep),
-            {"stage": stage, "seed": config.seed, "config": config.model_dump(mode="json"), "finished_stages": sorted(self.marks),
+            {"stage": stage, "seed": config.seed, "config": config.model_dump(mode="json"), "finished_stages": sorted(self.marks.all()),
              "reference": config.reference.path or "the policy when po began (po/start)"},
         )
         like = self.abstract_state(stage, optimizer)
@@ -254,22 +217,22 @@ class Run:
                 eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit,
             )
         save_once((directory / "final").resolve(), state.weights)
-        self.mark(stage, time.time() - began_s)
+        self.mark(stage, began_s)
 
     def sft(self) -> None:
-        if self.finished("sft"):
+        if self.marks.finished("sft"):
             say("sft: finished before")
             return
-        self.begin("sft", self.output_dir / "sft")
+        self.begin("sft")
         table = build.load_data(self.config, "sft", self.config.data.sft, "sft", self.tokenizer, self.spec)
         initial = lambda: {"policy": self.starting_policy(), "masks": {}}  # noqa: E731
         self.train("sft", table, initial, make_sft_loss(self.problem), None, None)
 
     def po(self) -> None:
-        if self.finished("po"):
+        if self.marks.finished("po"):
             say("po: finished before")
             return
-        self.begin("po", self.output_dir / "po")
+        self.begin("po")
         table, held = self.pairs
         begun = (self.output_dir / "po" / "start").resolve()
         if not begun.exists():
@@ -313,10 +276,14 @@ class Run:
             return scoring.score_pairs(self.score_batch, build.put_on(self.mesh), batches, weights, reference)
 
     def score(self) -> None:
+        began_s, path = time.time(), self.output_dir / "scores.jsonl"
+        if self.marks.finished("score", path):
+            say("score: finished before")
+            return
         table = self.pairs[1]
         scores = self.scores(table, self.current_weights(), self.reference_weights())
-        path = self.output_dir / "scores.jsonl"
         self.write_pairs(path, table, scores)
+        self.mark("score", began_s)
         say(f"score: {len(scores)} pairs, mean loss {np.mean([score.metrics['loss'] for score in scores]):.4f} -> {path}")
 
     def write_pairs(self, path: Path, table: TokenTable, scores: list[scoring.PairScore], *, with_text: bool = False) -> None:
@@ -331,7 +298,10 @@ class Run:
         written.replace(path)
 
     def evaluate(self) -> None:
-        began_s = time.time()
+        began_s, summary_path, pairs_path = time.time(), self.output_dir / "summary.json", self.output_dir / "pairs.jsonl"
+        if self.marks.finished("eval", summary_path, pairs_path):
+            say("eval: finished before")
+            return
         table = self.pairs[1]
         reference = self.reference_weights()
         begun = (self.output_dir / "po" / "start").resolve()
@@ -343,12 +313,13 @@ class Run:
             "mask": self.mask_summary(table, before, after),
             "pairs": len(table),
         }
-        earlier_s = sum(mark["seconds"] for stage, mark in self.marks.items() if stage not in self.config.stages)
+        earlier_s = sum(mark["seconds"] for stage, mark in self.marks.all().items() if stage not in self.config.stages)
         summary["seconds"] = round(time.time() - self.started_s + earlier_s, 1)
         if jax.process_index() == 0:
-            (self.output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+            summary_path.write_text(json.dumps(summary, indent=1) + "\n")
         chosen = np.linspace(0, len(after) - 1, min(self.config.report.pairs, len(after))).astype(int)
-        self.write_pairs(self.output_dir / "pairs.jsonl", table, [after[n] for n in chosen], with_text=True)
+        self.write_pairs(pairs_path, table, [after[n] for n in chosen], with_text=True)
+        self.mark("eval", began_s)
         say(f"eval: {len(table)} pairs in {time.time() - began_s:.1f} s")
         if "report" not in self.config.stages:
             self.say_summary()
@@ -406,20 +377,24 @@ class Run:
         from sparsepo_jax.masks.learned import masks_to_tensors
         from sparsepo_jax.models.export import save_hf
 
-        has_po = self.finished("po")
+        began_s, path = time.time(), Path(self.config.export.path or self.output_dir / "export")
+        if self.marks.finished("export", path / "config.json"):
+            say(f"export: finished before, {path}")
+            return
+        has_po = self.marks.finished("po")
         weights = self.trained("po") if has_po else {"policy": self.starting_policy(), "masks": {}}
         host = jax.device_get(jax.device_put(weights, replicated(self.mesh)))
-        path = Path(self.config.export.path or self.output_dir / "export")
         if jax.process_index() == 0:
             masks = masks_to_tensors(self.config.objective.mask.net, host["masks"]) if host["masks"] else {}
             save_hf(path, self.spec, self.hf_config, host["policy"], masks, self.card(has_po))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(path)
+        self.mark("export", began_s)
         say(f"export: {path}")
 
     def card(self, has_po: bool) -> str:
         """The model card: how the model came about."""
-        trained = [stage for stage in ("sft", "po") if stage in self.marks]
+        trained = [stage for stage in TRAINING if stage in self.marks.all()]
         origin = self.config.policy.path or "random weights"
         lines = ["---", "library_name: transformers", "tags: [sparsepo_jax, preference-optimisation]", "---", "", f"# {self.output_dir.name}", "",
                  f"Trained with sparsepo_jax from {origin}: {', '.join(trained) or 'not trained further'}"
@@ -431,10 +406,3 @@ class Run:
         lines += ["Configuration:", "", "```yaml", (self.output_dir / "config.yaml").read_text().rstrip(), "```", ""]
         return "\n".join(lines)
 
-
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two nested mappings differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [found for key in sorted(before.keys() | now.keys())
-                for found in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)]
-    return [] if before == now else [path]

@@ -52,13 +52,23 @@ def test_scores_have_the_agreed_form(finished):
 
 def test_a_finished_stage_is_not_repeated(finished, capsys):
     directory, output = finished
-    before = (output / "summary.json").read_text(), (output / "metrics.jsonl").read_text()
-    assert main(["--config", str(directory / "config.yaml"), "po.eval_every_steps=3"]) == 0
+    files = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file() and path.name not in ("config.yaml", "report.html")}
+    stages = ["sft", "po", "score", "eval", "export"]
+    assert main(["--config", str(directory / "config.yaml"), f"stages=[{', '.join(stages)}, report]", "po.eval_every_steps=3"]) == 0
     said = capsys.readouterr().out
-    assert "sft: finished before" in said and "po: finished before" in said
-    assert (output / "metrics.jsonl").read_text() == before[1]
-    ours, theirs = (json.loads(text) for text in ((output / "summary.json").read_text(), before[0]))
-    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    assert all(f"{stage}: finished before" in said for stage in stages)
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_a_stage_that_reads_is_done_again_when_its_output_or_a_setting_is_another(finished, capsys):
+    directory, output = finished
+    command = ["--config", str(directory / "config.yaml"), "stages=[score]"]
+    whole = (output / "scores.jsonl").read_text()
+    (output / "scores.jsonl").unlink()
+    assert main(command) == 0 and (output / "scores.jsonl").read_text() == whole
+    assert main([*command, "evaluation.max_pairs=4"]) == 0 and len(lines_of(output / "scores.jsonl")) == 4
+    assert "finished before" not in capsys.readouterr().out
+    assert main(command) == 0 and (output / "scores.jsonl").read_text() == whole
 
 
 def test_changed_settings_are_refused_by_name(finished, capsys):
@@ -119,20 +129,20 @@ def stop_before(monkeypatch, stage_steps: int):
     monkeypatch.setattr("sparsepo_jax.stages.run_training", lambda **arguments: whole(**{**arguments, "batches": Dying(arguments["batches"])}))
 
 
-@pytest.mark.parametrize(("stage", "steps"), [("po", 5), ("po", 1)])
-def test_an_interrupted_run_continues_bit_for_bit(finished, tmp_path, monkeypatch, stage, steps):
-    """Dies in po before the first checkpoint and after it, starts again with the same command. The mask has dropout: draws are keyed by step."""
-    changes = {"stages": ["po"], "checkpoint": {"every_steps": 2}, "objective": {"mask": {"kind": "learned", "init": "ones", "dropout": 0.2}}}
+@pytest.mark.parametrize(("stage", "steps"), [("sft", 3), ("po", 1), ("po", 5)])
+def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, stage, steps):
+    """Dies before the first checkpoint and after it, starts again with the same command. The mask has dropout: draws are keyed by step."""
+    changes = {"stages": [stage], "checkpoint": {"every_steps": 2}, "objective": {"mask": {"kind": "learned", "init": "ones", "dropout": 0.2}}}
     whole = run(tmp_path / "whole", **changes)
     config = write_config(tmp_path / "parts", **changes)
     with monkeypatch.context() as patched:
         stop_before(patched, steps)
         with pytest.raises(Interrupted):
             main(["--config", str(config)])
-    assert not (tmp_path / "parts" / "run" / "po" / "final").exists()
+    assert not (tmp_path / "parts" / "run" / stage / "final").exists()
     assert main(["--config", str(config)]) == 0
-    expected, found = weights_of(whole / "po"), weights_of(tmp_path / "parts" / "run" / "po")
-    assert expected.keys() == found.keys() and any(path.startswith("masks/") for path in expected)
+    expected, found = weights_of(whole / stage), weights_of(tmp_path / "parts" / "run" / stage)
+    assert expected.keys() == found.keys() and any(path.startswith("masks/") for path in expected) == (stage == "po")
     for path in expected:
         np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
 

@@ -1,0 +1,97 @@
+"""What a run has finished, and with which settings: output_dir/stages.json. A finished stage is not repeated.
+
+A training stage whose settings have changed is refused by name: what lies on disk is another run. A stage that only reads (score, eval,
+export) is done again when its settings, the weights or the files that it read have changed.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from sparsepo_jax.config.schema import Config
+from sparsepo_jax.core.errors import UserError
+
+TRAINING = ("sft", "po")
+_READS = ("seed", "policy", "reference", "tokenizer", "data", "objective", "evaluation", "compute")
+_SECTIONS = {
+    "sft": ("seed", "policy", "tokenizer", "data", "sft"),
+    "po": ("seed", "policy", "reference", "tokenizer", "data", "objective", "po"),
+    "score": _READS,
+    "eval": (*_READS, "report"),
+    "export": ("seed", "policy", "tokenizer", "objective", "export"),
+}
+# Settings within these sections that do not change what the stage leaves.
+_HARMLESS = {"data.cache_dir", "data.inspect_rows", "po.eval_every_steps", "compute.compile_cache"}
+_HARMLESS_FOR = {"sft": {"data.train", "data.eval", "data.holdout"}, "po": {"data.sft", "data.eval"}}
+
+
+class Marks:
+    """Reads and writes the marks of one run. Only the first process of several should call `mark` and `begin`."""
+
+    def __init__(self, config: Config):
+        self._config, self._directory = config, Path(config.output_dir)
+        self._path = self._directory / "stages.json"
+
+    def all(self) -> dict[str, Any]:
+        """Stage -> {depends, seconds, finished}."""
+        return json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def finished(self, stage: str, *outputs: Path) -> bool:
+        """Whether a stage is done, with these settings, and its outputs are there. UserError: a training stage with other settings."""
+        mark = self.all().get(stage)
+        if mark is None:
+            return False
+        if stage in TRAINING:
+            self._refuse_changes(stage, mark["depends"])
+            return True
+        return mark["depends"] == self._depends(stage) and all(path.exists() for path in outputs)
+
+    def mark(self, stage: str, seconds: float) -> None:
+        marks = self.all() | {stage: {"depends": self._depends(stage), "seconds": round(seconds, 1), "finished": time.time()}}
+        written = self._path.with_suffix(".tmp")
+        written.write_text(json.dumps(marks, indent=1) + "\n")
+        written.replace(self._path)
+
+    def begin(self, stage: str) -> None:
+        """Writes down with which settings a training stage begins, or compares with those of the run that it continues (UserError)."""
+        path = self._directory / stage / "settings.json"
+        if path.exists():
+            self._refuse_changes(stage, json.loads(path.read_text()))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self._depends(stage)))
+
+    def _depends(self, stage: str) -> dict[str, Any]:
+        dumped, harmless = self._config.model_dump(mode="json"), _HARMLESS | _HARMLESS_FOR.get(stage, set())
+        found: dict[str, Any] = {}
+        for section in _SECTIONS[stage]:
+            value = dumped[section]
+            if isinstance(value, dict):
+                value = {key: inner for key, inner in value.items() if f"{section}.{key}" not in harmless}
+            found[section] = value
+        if stage not in TRAINING:
+            marks = self.all()
+            found["trained"] = {name: marks[name]["finished"] for name in TRAINING if name in marks}
+            paths = [self._config.policy.path, self._config.reference.path, *(getattr(s, "path", None) for s in self._config.data.train + self._config.data.eval)]
+            found["files"] = {path: _stamp(Path(path)) for path in paths if path is not None}
+        return found
+
+    def _refuse_changes(self, stage: str, before: dict[str, Any]) -> None:
+        changed = sorted(_differences(before, self._depends(stage)))
+        if changed:
+            raise UserError(f"{self._directory} holds stage {stage} with other settings: {', '.join(changed)}; set them back, or take another output_dir")
+
+
+def _stamp(path: Path) -> list:
+    """Size and time of a file, or of the files of a directory."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two nested mappings differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [found for key in sorted(before.keys() | now.keys())
+                for found in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)]
+    return [] if before == now else [path]
