@@ -375,7 +375,7 @@ class Run:
 
     def export(self) -> None:
         from sparsepo_jax.masks.learned import masks_to_tensors
-        from sparsepo_jax.models.export import save_hf
+        from sparsepo_jax.models.export import make_card, save_hf
 
         began_s, path = time.time(), Path(self.config.export.path or self.output_dir / "export")
         if self.marks.finished("export", path / "config.json"):
@@ -386,23 +386,14 @@ class Run:
         host = jax.device_get(jax.device_put(weights, replicated(self.mesh)))
         if jax.process_index() == 0:
             masks = masks_to_tensors(self.config.objective.mask.net, host["masks"]) if host["masks"] else {}
-            save_hf(path, self.spec, self.hf_config, host["policy"], masks, self.card(has_po))
+            summary, marks = self.output_dir / "summary.json", self.marks.all()
+            card = make_card(
+                self.output_dir.name, origin=self.config.policy.path or "random weights", trained=[stage for stage in TRAINING if stage in marks],
+                objective=self.config.objective.kind if has_po else None, has_masks=bool(masks),
+                summary=summary.read_text() if summary.exists() else None, config=(self.output_dir / "config.yaml").read_text(),
+            )
+            save_hf(path, self.spec, self.hf_config, host["policy"], masks, card)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(path)
         self.mark("export", began_s)
         say(f"export: {path}")
-
-    def card(self, has_po: bool) -> str:
-        """The model card: how the model came about."""
-        trained = [stage for stage in TRAINING if stage in self.marks.all()]
-        origin = self.config.policy.path or "random weights"
-        lines = ["---", "library_name: transformers", "tags: [sparsepo_jax, preference-optimisation]", "---", "", f"# {self.output_dir.name}", "",
-                 f"Trained with sparsepo_jax from {origin}: {', '.join(trained) or 'not trained further'}"
-                 + (f" (objective {self.config.objective.kind})." if has_po else "."), ""]
-        if has_po and build.mask_config(self.config) is not None and self.config.objective.mask.kind == "learned":
-            lines += ["`masks.safetensors` holds the mask nets, under the official names; transformers and vLLM do not need it.", ""]
-        if (self.output_dir / "summary.json").exists():
-            lines += ["Evaluation (summary.json of the run):", "", "```json", (self.output_dir / "summary.json").read_text().rstrip(), "```", ""]
-        lines += ["Configuration:", "", "```yaml", (self.output_dir / "config.yaml").read_text().rstrip(), "```", ""]
-        return "\n".join(lines)
-

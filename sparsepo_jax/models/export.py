@@ -49,3 +49,17 @@ def save_hf(
     if masks:
         save_file({name: np.ascontiguousarray(x, np.float32) for name, x in masks.items()}, directory / "masks.safetensors", metadata={"format": "pt"})
     (directory / "README.md").write_text(card)
+
+
+def make_card(
+    name: str, *, origin: str, trained: list[str], objective: str | None, has_masks: bool, summary: str | None, config: str
+) -> str:
+    """The model card (Markdown): how the model came about. summary: JSON text of the evaluation, config: YAML text of the run."""
+    lines = ["---", "library_name: transformers", "tags: [sparsepo_jax, preference-optimisation]", "---", "", f"# {name}", "",
+             f"Trained with sparsepo_jax from {origin}: {', '.join(trained) or 'not trained further'}"
+             + (f" (objective {objective})." if objective else "."), ""]
+    if has_masks:
+        lines += ["`masks.safetensors` holds the mask nets, under the official names; transformers and vLLM do not need it.", ""]
+    if summary:
+        lines += ["Evaluation (summary.json of the run):", "", "```json", summary.rstrip(), "```", ""]
+    return "\n".join([*lines, "Configuration:", "", "```yaml", config.rstrip(), "```", ""])
