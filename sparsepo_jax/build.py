@@ -173,19 +173,20 @@ def random_weights(spec: DecoderSpec, seed: int, mesh: Mesh) -> Weights:
     return jax.jit(make, out_shardings=weight_shardings(weight_shapes(spec), mesh))()
 
 
-def same_tokenizer(policy_path: str, reference_path: str, policy: DecoderSpec, reference: DecoderSpec) -> None:
-    """UserError unless both models speak the same vocabulary."""
+def same_tokenizer(policy_path: str | None, reference_path: str, policy: DecoderSpec, reference: DecoderSpec) -> None:
+    """UserError unless both models speak the same vocabulary; tokenizers are compared where both checkpoints bring one."""
+    name = policy_path or "policy.config"
     if policy.vocab_size != reference.vocab_size:
-        raise UserError(f"reference.path: {reference_path} has a vocabulary of {reference.vocab_size}, the policy ({policy_path}) one of "
+        raise UserError(f"reference.path: {reference_path} has a vocabulary of {reference.vocab_size}, the policy ({name}) one of "
                         f"{policy.vocab_size}; log-ratios need the same one")
-    directories = [find_checkpoint(policy_path), find_checkpoint(reference_path)] if Path(policy_path).is_dir() else []
-    if directories and all(has_tokenizer(directory) for directory in directories):
+    directories = [find_checkpoint(path) for path in (policy_path, reference_path) if path is not None]
+    if len(directories) == 2 and all(has_tokenizer(directory) for directory in directories):
         from sparsepo_jax.data.tokenizers import load_tokenizer
 
         ours, theirs = (load_tokenizer(str(directory)).get_vocab() for directory in directories)
         if ours != theirs:
             token = next(token for token in sorted(ours.keys() | theirs.keys()) if ours.get(token) != theirs.get(token))
-            raise UserError(f"reference.path: the tokenizers of {policy_path} and {reference_path} differ (token {token!r} is "
+            raise UserError(f"reference.path: the tokenizers of {name} and {reference_path} differ (token {token!r} is "
                             f"{ours.get(token)} and {theirs.get(token)}); log-ratios need the same one")
 
 

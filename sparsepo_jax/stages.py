@@ -84,7 +84,7 @@ class Run:
         if path is None:
             return self.spec
         spec = build.read_spec(build.read_config(build.find_checkpoint(path)), path, self.tokenizer)
-        build.same_tokenizer(self.config.policy.path or "policy.config", path, self.spec, spec)
+        build.same_tokenizer(self.config.policy.path, path, self.spec, spec)
         return spec
 
     @functools.cached_property
@@ -184,7 +184,7 @@ class Run:
         directory = self.output_dir / stage
         policy = config.checkpoint
         checkpoints = Checkpoints(
-            directory.resolve() / "checkpoints",
+            directory / "checkpoints",
             SavePolicy(policy.every_steps, policy.every_minutes, policy.keep, policy.best and policy.best.metric, policy.best.mode if policy.best else "max")
             if stage == "po" else SavePolicy(policy.every_steps, policy.every_minutes, policy.keep),
             {"stage": stage, "seed": config.seed, "config": config.model_dump(mode="json"), "finished_stages": sorted(self.marks.all()),
@@ -216,7 +216,7 @@ class Run:
                 checkpoints=checkpoints, write=log.write, log_every_steps=logging.every_steps, evaluate=evaluate,
                 eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit,
             )
-        save_once((directory / "final").resolve(), state.weights)
+        save_once(directory / "final", state.weights)
         self.mark(stage, began_s)
 
     def sft(self) -> None:
@@ -234,7 +234,7 @@ class Run:
             return
         self.begin("po")
         table, held = self.pairs
-        begun = (self.output_dir / "po" / "start").resolve()
+        begun = self.output_dir / "po" / "start"
         if not begun.exists():
             start = {"policy": self.starting_policy(), "masks": build.initial_masks(self.config, self.problem.mask_source, self.mesh)}
             self.refuse_dead_masks(table, start)
@@ -304,7 +304,7 @@ class Run:
             return
         table = self.pairs[1]
         reference = self.reference_weights()
-        begun = (self.output_dir / "po" / "start").resolve()
+        begun = self.output_dir / "po" / "start"
         before = self.scores(table, load_once(begun, self.abstract_weights("po")), reference) if begun.exists() else None
         after = self.scores(table, self.current_weights(), reference)
         summary = {

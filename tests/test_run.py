@@ -1,6 +1,11 @@
 """The program from config to report, interrupted and continued."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -12,9 +17,10 @@ from sparsepo_jax.main import main
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A whole run, evaluated while training, with all its files."""
+    """A whole run, evaluated while training, with all its files. Its output_dir is a relative path, as most are."""
     directory = tmp_path_factory.mktemp("finished")
-    return directory, run(directory, "stages=[sft, po, score, eval, export, report]", "po.eval_every_steps=3")
+    changes = {"output_dir": os.path.relpath(directory / "run")}
+    return directory, run(directory, "stages=[sft, po, score, eval, export, report]", "po.eval_every_steps=3", **changes)
 
 
 def test_a_run_leaves_summary_metrics_scores_pairs_and_report(finished):
@@ -147,6 +153,25 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, stage, 
         np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
 
 
+@pytest.mark.slow
+def test_a_killed_process_continues_bit_for_bit(tmp_path):
+    """The same with SIGKILL on a process of its own, as soon as a checkpoint is on disk: most likely while the next one is being written."""
+    changes = {"stages": ["po"], "checkpoint": {"every_steps": 3}, "po": {"steps": 60}}
+    whole = run(tmp_path / "whole", **changes)
+    command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(write_config(tmp_path / "parts", **changes))]
+    output = tmp_path / "parts" / "run"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not any(path.name.isdigit() for path in (output / "po").glob("checkpoints/*")):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not (output / "po" / "final").exists()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "po: continues after step" in again.stdout
+    expected, found = weights_of(whole / "po"), weights_of(output / "po")
+    for path in expected:
+        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+
+
 def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
     output = run(tmp_path, "stages=[po]", "po.eval_every_steps=1", "checkpoint.keep=1",
                  "checkpoint.best={metric: eval/kl/chosen, mode: min}")  # the KL grows: the first evaluation is the best
@@ -192,3 +217,19 @@ def test_models_of_other_vocabularies_are_no_reference(tmp_path, capsys):
     config = write_config(tmp_path / "run", stages=["po"], reference={"path": str(other / "export")})
     assert main(["--config", str(config)]) == 1
     assert "has a vocabulary of 400" in capsys.readouterr().err
+
+
+def test_models_of_other_tokenizers_are_no_reference(finished, tmp_path, capsys):
+    """The same size, two words exchanged."""
+    import shutil
+
+    export = finished[1] / "export"
+    shutil.copytree(export, tmp_path / "other")
+    text = (tmp_path / "other" / "tokenizer.json").read_text()
+    assert '"film"' in text and '"plot"' in text
+    swapped = text.replace('"film"', '"@"').replace('"plot"', '"film"').replace('"@"', '"plot"')
+    (tmp_path / "other" / "tokenizer.json").write_text(swapped)
+    config = write_config(tmp_path / "run", stages=["po"], policy={"config": None, "path": str(export)}, tokenizer={"kind": "auto"},
+                          reference={"path": str(tmp_path / "other")})
+    assert main(["--config", str(config)]) == 1
+    assert "differ (token 'film' is" in capsys.readouterr().err

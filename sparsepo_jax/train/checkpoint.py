@@ -41,7 +41,7 @@ class Checkpoints:
         last = ocp.training.preservation_policies.LatestN(policy.keep)
         keep = [last] if policy.best_metric is None else [last, self._best()]
         self._orbax = ocp.training.Checkpointer(
-            directory, preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(keep),
+            directory.resolve(), preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(keep),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1), cleanup_tmp_directories=True,
         )
 
@@ -92,9 +92,9 @@ class Checkpoints:
 def save_once(path: Path, state: Any) -> None:
     """A state that does not change again (the policy and masks as po began). Kept if it is there already: a resumed run must not move it."""
     if not path.exists():
-        ocp.save(path, state)
+        ocp.save(path.resolve(), state)  # Orbax takes absolute paths only
 
 
 def load_once(path: Path, like: Any) -> Any:
     """The inverse of save_once, laid out as `like`."""
-    return ocp.load(path, abstract(like))
+    return ocp.load(path.resolve(), abstract(like))
