@@ -114,8 +114,8 @@ class Interrupted(Exception):
     pass
 
 
-def stop_before(monkeypatch, stage_steps: int):
-    """The run dies as it fetches the batch of that step, counted over the process."""
+def stop_before(monkeypatch, stage_steps: int, how: type[BaseException] = Interrupted):
+    """The run dies as it fetches the batch after that many steps."""
     from sparsepo_jax.train import loop
 
     class Dying:
@@ -127,7 +127,7 @@ def stop_before(monkeypatch, stage_steps: int):
 
         def __next__(self):
             if self.left == 0:
-                raise Interrupted
+                raise how
             self.left -= 1
             return next(self.batches)
 
@@ -151,6 +151,17 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, stage, 
     assert expected.keys() == found.keys() and any(path.startswith("masks/") for path in expected) == (stage == "po")
     for path in expected:
         np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+
+
+def test_a_run_that_is_asked_to_stop_keeps_what_it_has_done(tmp_path, monkeypatch, capsys):
+    """No checkpoint is due before the end, but an interrupt saves one."""
+    config = write_config(tmp_path, stages=["po"])
+    with monkeypatch.context() as patched:
+        stop_before(patched, 3, KeyboardInterrupt)
+        assert main(["--config", str(config)]) == 130
+    assert "the same command continues the run" in capsys.readouterr().err
+    assert main(["--config", str(config)]) == 0
+    assert "po: continues after step 3 of 6" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def run_training(
     """Runs `update` over host batches from state.step to total_steps and returns the last state, which is saved.
 
     batches start at the state's step. write(stage, step, metrics) is called every log_every_steps (means since the last time) and after
-    evaluations. Raises UserError on a loss that is not finite: the last checkpoint is older and whole.
+    evaluations. An interrupt (Ctrl-C, SIGTERM) saves the state before it ends the run. Raises UserError on a loss that is not finite: the last checkpoint is older and whole.
     """
     from tqdm import tqdm
 
@@ -83,6 +83,11 @@ def run_training(
         while waiting:
             fetch()
         checkpoints.save(state, step, found if start < total_steps else None)
+    except KeyboardInterrupt:
+        # Asked to stop: keep what is done. In the middle of handing over a step the state may be gone; then the last checkpoint stands.
+        if step > start and not any(x.is_deleted() for x in jax.tree.leaves(state)):
+            checkpoints.save(state, step)
+        raise
     finally:
         bar.close()
         checkpoints.close()
