@@ -19,7 +19,7 @@ from sparsepo_jax.main import main
 def finished(tmp_path_factory):
     """A whole run, evaluated while training, with all its files. Its output_dir is a relative path, as most are."""
     directory = tmp_path_factory.mktemp("finished")
-    changes = {"output_dir": os.path.relpath(directory / "run")}
+    changes = {"output_dir": os.path.relpath(directory / "run"), "logging": {"tensorboard": True}}
     return directory, run(directory, "stages=[sft, po, score, eval, export, report]", "po.eval_every_steps=3", **changes)
 
 
@@ -39,6 +39,7 @@ def test_a_run_leaves_summary_metrics_scores_pairs_and_report(finished):
     assert {"eval/rewards/accuracies", "eval/kl/chosen"} <= set(last) | set(metrics[-2])
     assert len(lines_of(output / "scores.jsonl")) == len(lines_of(output / "pairs.jsonl")) == 9
     assert (output / "report.html").read_text().count("<html") == 1
+    assert list((output / "tensorboard").glob("events*"))
 
 
 def test_scores_have_the_agreed_form(finished):
@@ -221,6 +222,31 @@ def test_scoring_without_stored_masks_is_an_error(tmp_path, capsys):
 def test_a_batch_that_the_mesh_cannot_cut_is_refused(tmp_path, capsys):
     assert main(["--config", str(write_config(tmp_path)), "stages=[po]", "po.batch_size=12"]) == 1
     assert f"po.batch_size: 12 rows in 1 micro-step(s) cannot be cut over {jax.device_count()} shards" in capsys.readouterr().err
+
+
+def test_inspect_shows_rows_of_every_source_without_a_model(tmp_path, capsys):
+    run(tmp_path, stages=["inspect"], policy=None, data={"inspect_rows": 2})
+    said = capsys.readouterr().out
+    assert all(line in said for line in ("data.sft: 40 rows", "data.train: 30 rows", "data.eval: 9 rows"))
+    assert said.count("  prompt ") == 6 and said.count("  chosen ") == said.count("  rejected ") == 4 and "*" in said
+
+
+def test_a_tokenizer_learned_from_the_data_is_kept_with_the_run(tmp_path):
+    rows = [{"prompt": f"Is {n} good?", "chosen": " Yes, it is.", "rejected": f" No, {n} is not."} for n in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = dict(stages=["po", "eval"], tokenizer={"kind": "bpe", "vocab_size": 270}, sft=None, po={"steps": 1},
+                   data={"sft": [], "train": [{"path": str(tmp_path / "pairs.jsonl")}], "eval": [], "holdout": {"share": 0.4}})
+    output = run(tmp_path, **changes)
+    kept = (output / "tokenizer" / "tokenizer.json").read_text()
+    assert run(tmp_path, **changes) == output and (output / "tokenizer" / "tokenizer.json").read_text() == kept
+    summary = json.loads((output / "summary.json").read_text())
+    assert 0 < summary["pairs"] < 20 and summary["mask"]["auroc_ceiling"] is None
+
+
+def test_logging_to_a_service_that_is_not_installed_says_how_to_install_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(["--config", str(write_config(tmp_path)), "stages=[po]", "logging.wandb={project: x}"]) == 1
+    assert "install sparsepo_jax[wandb]" in capsys.readouterr().err
 
 
 def test_models_of_other_vocabularies_are_no_reference(tmp_path, capsys):
