@@ -15,7 +15,7 @@ from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.spec import SpecError, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, from_hf, read_config
-from tiny import GPT2, NEOX, NEOX_SEQUENTIAL
+from tiny import GPT2, LLAMA, NEOX, NEOX_SEQUENTIAL
 from tolerances import PARITY_LOGITS
 
 CONFIGS = {
@@ -24,6 +24,13 @@ CONFIGS = {
     "neox": NEOX,
     "neox, sequential, no attention bias": NEOX_SEQUENTIAL,
     "neox, tied": NEOX | {"tie_word_embeddings": True, "rotary_pct": 1.0, "rotary_emb_base": 500},
+    "llama": LLAMA,
+    "llama 3": LLAMA | {"head_dim": 6, "attention_bias": True, "mlp_bias": True, "max_position_embeddings": 64, "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
+    "llama, tied, linear": LLAMA | {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+    "mistral": LLAMA | {"model_type": "mistral", "sliding_window": 5},
+    "qwen2": LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": LLAMA | {"model_type": "qwen3", "head_dim": 8},
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -146,7 +153,7 @@ def test_all_wrong_tensors_are_listed_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "bloom"}, "unknown architecture 'bloom'; known: gpt2, gpt_neox"),
+        ({"model_type": "bloom"}, "unknown architecture 'bloom'; known: gpt2, gpt_neox, llama, mistral, qwen2, qwen3"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True is not supported"),
         ({"logit_softcap": 30}, "unknown config fields logit_softcap"),
         ({"n_head": 3}, "no multiple of the 3 heads"),
@@ -159,9 +166,24 @@ def test_what_cannot_be_run_faithfully_is_refused_by_name(change, said):
         spec_from_hf(GPT2 | change)
 
 
-def test_rope_scaling_is_refused():
-    with pytest.raises(SpecError, match="rope_type: 'linear'"):
-        spec_from_hf(NEOX | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}})
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (NEOX | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type: 'linear'"),
+        (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type: 'yarn' is not supported, only default, linear and llama3"),
+        (LLAMA | {"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window: True is not supported"),
+        (LLAMA | {"num_key_value_heads": 3}, "4 query heads are no multiple of the 3 key/value heads"),
+    ],
+)
+def test_positions_windows_and_heads_that_cannot_be_run_are_refused(config, said):
+    with pytest.raises(SpecError, match=said):
+        spec_from_hf(config)
+
+
+def test_a_config_in_the_older_form_of_rope_scaling_means_the_same():
+    new, old = ({"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}},
+                {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 4.0}})
+    assert spec_from_hf(LLAMA | new) == spec_from_hf(LLAMA | old)
 
 
 @every_config

@@ -16,10 +16,11 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks\.attention\.(query|key|value)\.bias", (None, "tensor")),
     (r"blocks\.attention\.out\.kernel", (None, "tensor", "fsdp")),
     (r"blocks\.attention\.out\.bias", (None, None)),
-    (r"blocks\.up\.kernel", (None, "fsdp", "tensor")),
-    (r"blocks\.up\.bias", (None, "tensor")),
+    (r"blocks\.(up|gate)\.kernel", (None, "fsdp", "tensor")),
+    (r"blocks\.(up|gate)\.bias", (None, "tensor")),
     (r"blocks\.down\.kernel", (None, "tensor", "fsdp")),
     (r"blocks\.down\.bias", (None, None)),
+    (r"blocks\.attention\.(query|key)_norm\.scale", ()),
     (r"(blocks\.attn_norm|blocks\.mlp_norm|final_norm)\.(scale|bias)", ()),
     (r"(common|reward|kl)\..*", ()),  # mask nets: a few thousand weights
 )

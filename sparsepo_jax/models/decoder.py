@@ -6,7 +6,7 @@ they occur, all [B, S, features] with heads merged:
     embed                                             token (and position) embedding, once
     attn_norm  q k v  [q_rotated k_rotated]           input norm of attention; projections; after rotation (rotary families)
     attn_heads  attn_out  [attn_resid]                before and after the output projection; residual after attention (sequential blocks)
-    mlp_norm  mlp_act  mlp_out                        input norm of the MLP, after its non-linearity, its output
+    mlp_norm  mlp_act  mlp_out                        input norm of the MLP, what its last projection reads, its output
     block_out                                         residual stream after the block
     final_norm                                        once
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -25,10 +26,22 @@ _ACTIVATIONS = {"gelu_tanh": lambda x: nnx.gelu(x, approximate=True), "gelu": la
                 "relu": nnx.relu, "silu": nnx.silu}
 
 
-def rotate(x_BSNH: Array, positions_BS: Array, rotary_dim: int, base: float) -> Array:
-    """Rotary position embedding of the first rotary_dim dims of each head, halves paired (GPT-NeoX; Su et al. 2021, 2104.09864)."""
-    half = rotary_dim // 2
-    frequency_H = base ** (-jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim)
+def rotary_frequencies(spec: DecoderSpec) -> np.ndarray:
+    """Radians a position, one for each pair of rotated dims, float32; Llama 3's and linear scaling as in transformers' rope utilities."""
+    frequency_H = spec.rotary_base ** (-np.arange(0, spec.rotary_dim, 2, dtype=np.float64) / spec.rotary_dim)
+    scaling = spec.rope_scaling
+    if scaling is not None and scaling.low is None:
+        frequency_H = frequency_H / scaling.factor
+    elif scaling is not None:
+        turns_H = scaling.original_positions * frequency_H / (2 * np.pi)  # over the positions that the model was first trained on
+        keep_H = np.clip((turns_H - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+        frequency_H = keep_H * frequency_H + (1 - keep_H) * frequency_H / scaling.factor
+    return frequency_H.astype(np.float32)
+
+
+def rotate(x_BSNH: Array, positions_BS: Array, frequency_H: np.ndarray) -> Array:
+    """Rotary position embedding of the first dims of each head, halves paired (GPT-NeoX; Su et al. 2021, 2104.09864)."""
+    half, rotary_dim = len(frequency_H), 2 * len(frequency_H)
     angle_BS1H = positions_BS[..., None, None].astype(jnp.float32) * frequency_H
     cos, sin = jnp.cos(angle_BS1H).astype(x_BSNH.dtype), jnp.sin(angle_BS1H).astype(x_BSNH.dtype)
     a, b, rest = x_BSNH[..., :half], x_BSNH[..., half:rotary_dim], x_BSNH[..., rotary_dim:]
@@ -39,32 +52,38 @@ def _linear(spec: DecoderSpec, inside: int, outside: int, dtype: jnp.dtype, rngs
     return nnx.Linear(inside, outside, use_bias=bias, dtype=dtype, kernel_init=nnx.initializers.normal(std or spec.init_std), rngs=rngs)
 
 
-def _norm(spec: DecoderSpec, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def _norm(spec: DecoderSpec, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
+    if spec.norm == "rms":
+        return nnx.RMSNorm(spec.width, epsilon=spec.norm_eps, dtype=dtype, rngs=rngs)
     # The fast variance (mean of squares minus squared mean) loses digits that parity with transformers needs.
     return nnx.LayerNorm(spec.width, epsilon=spec.norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
 class Attention(nnx.Module):
     def __init__(self, spec: DecoderSpec, dtype: jnp.dtype, rngs: nnx.Rngs):
-        make = lambda std=None: _linear(spec, spec.width, spec.width, dtype, rngs, bias=spec.attention_bias, std=std)  # noqa: E731
-        self.spec, self.query, self.key, self.value = spec, make(), make(), make()
-        self.out = make(spec.init_std / (2 * spec.num_layers) ** 0.5)
+        queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        make = lambda width: _linear(spec, spec.width, width, dtype, rngs, bias=spec.qkv_bias)  # noqa: E731
+        self.spec, self.query, self.key, self.value = spec, make(queries), make(keys), make(keys)
+        if spec.qk_norm:
+            self.query_norm, self.key_norm = (nnx.RMSNorm(spec.head_dim, epsilon=spec.norm_eps, dtype=dtype, rngs=rngs) for _ in range(2))
+        self.out = _linear(spec, queries, spec.width, dtype, rngs, bias=spec.out_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
 
     def __call__(self, x_BSD: Array, positions_BS: Array, attend_BSS: Array, keep: Tap) -> Array:
-        spec = self.spec
-        heads = (*x_BSD.shape[:2], spec.num_heads, spec.head_dim)
+        spec, (B, S, _) = self.spec, x_BSD.shape
         q, k, v = self.query(x_BSD), self.key(x_BSD), self.value(x_BSD)
         for name, x in (("q", q), ("k", k), ("v", v)):
             keep(name, x)
-        q_BSNH, k_BSNH, v_BSNH = q.reshape(heads), k.reshape(heads), v.reshape(heads)
+        q_BSNH, k_BSKH, v_BSKH = q.reshape(B, S, -1, spec.head_dim), k.reshape(B, S, -1, spec.head_dim), v.reshape(B, S, -1, spec.head_dim)
+        if spec.qk_norm:
+            q_BSNH, k_BSKH = self.query_norm(q_BSNH), self.key_norm(k_BSKH)
         if spec.rotary_dim:
-            q_BSNH = rotate(q_BSNH, positions_BS, spec.rotary_dim, spec.rotary_base)
-            k_BSNH = rotate(k_BSNH, positions_BS, spec.rotary_dim, spec.rotary_base)
-            keep("q_rotated", q_BSNH.reshape(x_BSD.shape))
-            keep("k_rotated", k_BSNH.reshape(x_BSD.shape))
-        out_BSD = jax.nn.dot_product_attention(q_BSNH, k_BSNH, v_BSNH, mask=attend_BSS[:, None], implementation="xla").reshape(x_BSD.shape)
-        keep("attn_heads", out_BSD)
-        return self.out(out_BSD)
+            frequency_H = rotary_frequencies(spec)
+            q_BSNH, k_BSKH = rotate(q_BSNH, positions_BS, frequency_H), rotate(k_BSKH, positions_BS, frequency_H)
+            keep("q_rotated", q_BSNH.reshape(B, S, -1))
+            keep("k_rotated", k_BSKH.reshape(B, S, -1))
+        heads_BSD = jax.nn.dot_product_attention(q_BSNH, k_BSKH, v_BSKH, mask=attend_BSS[:, None], implementation="xla").reshape(B, S, -1)
+        keep("attn_heads", heads_BSD)
+        return self.out(heads_BSD)
 
 
 class Block(nnx.Module):
@@ -72,8 +91,10 @@ class Block(nnx.Module):
         self.spec = spec
         self.attn_norm, self.mlp_norm = _norm(spec, dtype, rngs), _norm(spec, dtype, rngs)
         self.attention = Attention(spec, dtype, rngs)
-        self.up = _linear(spec, spec.width, spec.mlp_width, dtype, rngs)
-        self.down = _linear(spec, spec.mlp_width, spec.width, dtype, rngs, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
+        self.up = _linear(spec, spec.width, spec.mlp_width, dtype, rngs, bias=spec.mlp_bias)
+        if spec.gated_mlp:
+            self.gate = _linear(spec, spec.width, spec.mlp_width, dtype, rngs, bias=spec.mlp_bias)
+        self.down = _linear(spec, spec.mlp_width, spec.width, dtype, rngs, bias=spec.mlp_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
 
     def __call__(self, x_BSD: Array, positions_BS: Array, attend_BSS: Array, keep: Tap) -> Array:
         normed_BSD = self.attn_norm(x_BSD)
@@ -85,7 +106,8 @@ class Block(nnx.Module):
             keep("attn_resid", resid_BSD)
         mlp_in_BSD = self.mlp_norm(x_BSD if self.spec.parallel_residual else resid_BSD)
         keep("mlp_norm", mlp_in_BSD)
-        act_BSF = _ACTIVATIONS[self.spec.activation](self.up(mlp_in_BSD))
+        activation = _ACTIVATIONS[self.spec.activation]
+        act_BSF = activation(self.gate(mlp_in_BSD)) * self.up(mlp_in_BSD) if self.spec.gated_mlp else activation(self.up(mlp_in_BSD))
         keep("mlp_act", act_BSF)
         mlp_BSD = self.down(act_BSF)
         keep("mlp_out", mlp_BSD)
@@ -138,6 +160,8 @@ class Decoder(nnx.Module):
             x_BSD = x_BSD + self.embed_positions(positions_BS)
         x_BSD = constrain(x_BSD)
         _keeper(tap, kept)("embed", x_BSD)
+        if self.spec.window is not None:  # by position, not by column: both responses continue the prompt
+            attend_BSS = attend_BSS & (positions_BS[:, :, None] - positions_BS[:, None, :] < self.spec.window)
         graph, stacked = nnx.split(self.blocks)
 
         def run_block(x_BSD, weights):

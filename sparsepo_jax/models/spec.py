@@ -12,11 +12,26 @@ class SpecError(ValueError):
     """A config that we cannot run as it is meant; the message says why in one line."""
 
 
+Family = Literal["gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3: wavelengths longer than original_positions / low are stretched by factor, shorter than original_positions / high kept, those
+    between blended. Linear: all are stretched (low, high and original_positions are None)."""
+
+    factor: float
+    low: float | None = None
+    high: float | None = None
+    original_positions: int | None = None
+
+
 @dataclass(frozen=True)
 class DecoderSpec:
-    """A pre-norm transformer decoder with LayerNorms and biases. Sizes in units; `rotary_dim` of each head's dims are rotated."""
+    """A pre-norm transformer decoder. Sizes in units; `rotary_dim` of each head's dims are rotated; window: positions a token sees back,
+    itself included (None: all)."""
 
-    family: Literal["gpt2", "gpt_neox"]
+    family: Family
     vocab_size: int
     max_positions: int
     num_layers: int
@@ -28,23 +43,30 @@ class DecoderSpec:
     positions: Literal["learned", "rotary"]
     rotary_dim: int
     rotary_base: float
-    parallel_residual: bool
-    attention_bias: bool
     tied_head: bool
     init_std: float
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.num_heads
+    num_kv_heads: int
+    head_dim: int
+    norm: Literal["layer", "rms"] = "layer"
+    gated_mlp: bool = False
+    parallel_residual: bool = False
+    qkv_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    qk_norm: bool = False
+    rope_scaling: RopeScaling | None = None
+    window: int | None = None
 
     def parameter_count(self) -> int:
         """Weights of the whole decoder, tied ones once."""
         D, F, L = self.width, self.mlp_width, self.num_layers
-        attention = 4 * D * D + (4 * D if self.attention_bias else 0)
-        block = attention + 2 * D * F + F + D + 4 * D
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = 2 * D * queries + 2 * D * keys + self.qkv_bias * (queries + 2 * keys) + self.out_bias * D + self.qk_norm * 2 * self.head_dim
+        mlp = (3 if self.gated_mlp else 2) * D * F + self.mlp_bias * ((2 if self.gated_mlp else 1) * F + D)
+        norm = (2 if self.norm == "layer" else 1) * D
         embedding = self.vocab_size * D + (self.max_positions * D if self.positions == "learned" else 0)
         head = 0 if self.tied_head else self.vocab_size * D
-        return embedding + L * block + 2 * D + head
+        return embedding + L * (attention + mlp + 2 * norm) + norm + head
 
 
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
@@ -91,9 +113,17 @@ def _activation(config: dict[str, Any], family: str, key: str, default: str) -> 
     return _ACTIVATIONS[name]
 
 
+def _head_dim(config: dict[str, Any], family: str, width: int, heads: int) -> int:
+    if config.get("head_dim") is not None:
+        return _number(config, family, "head_dim")
+    if width % heads:
+        raise SpecError(f"{family}: the width {width} is no multiple of the {heads} heads")
+    return width // heads
+
+
 def _checked(spec: DecoderSpec) -> DecoderSpec:
-    if spec.width % spec.num_heads:
-        raise SpecError(f"{spec.family}: the width {spec.width} is no multiple of the {spec.num_heads} heads")
+    if spec.num_heads % spec.num_kv_heads:
+        raise SpecError(f"{spec.family}: {spec.num_heads} query heads are no multiple of the {spec.num_kv_heads} key/value heads")
     if spec.rotary_dim % 2 or spec.rotary_dim > spec.head_dim:
         raise SpecError(f"{spec.family}: {spec.rotary_dim} rotated dims do not fit heads of {spec.head_dim} (an even number is needed)")
     return spec
@@ -104,13 +134,13 @@ def _gpt2(c: dict[str, Any]) -> DecoderSpec:
             "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "add_cross_attention"}
     _refuse_unknown(c, "gpt2", read)
     _refuse_unless(c, "gpt2", scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    width = _number(c, "gpt2", "n_embd", 768)
+    width, heads = _number(c, "gpt2", "n_embd", 768), _number(c, "gpt2", "n_head", 12)
     return DecoderSpec(
         family="gpt2", vocab_size=_number(c, "gpt2", "vocab_size", 50257), max_positions=_number(c, "gpt2", "n_positions", 1024),
-        num_layers=_number(c, "gpt2", "n_layer", 12), width=width, num_heads=_number(c, "gpt2", "n_head", 12),
+        num_layers=_number(c, "gpt2", "n_layer", 12), width=width, num_heads=heads, num_kv_heads=heads, head_dim=_head_dim({}, "gpt2", width, heads),
         mlp_width=4 * width if c.get("n_inner") is None else _number(c, "gpt2", "n_inner"),
         activation=_activation(c, "gpt2", "activation_function", "gelu_new"), norm_eps=_number(c, "gpt2", "layer_norm_epsilon", 1e-5, float),
-        positions="learned", rotary_dim=0, rotary_base=0.0, parallel_residual=False, attention_bias=True,
+        positions="learned", rotary_dim=0, rotary_base=0.0,
         tied_head=bool(c.get("tie_word_embeddings", True)), init_std=_number(c, "gpt2", "initializer_range", 0.02, float),
     )
 
@@ -124,20 +154,90 @@ def _gpt_neox(c: dict[str, Any]) -> DecoderSpec:
     if rope.get("rope_type", "default") != "default":
         raise SpecError(f"gpt_neox: rope_parameters.rope_type: {rope['rope_type']!r} is not supported, only 'default'")
     width, heads = _number(c, "gpt_neox", "hidden_size", 6144), _number(c, "gpt_neox", "num_attention_heads", 64)
-    share = rope.get("partial_rotary_factor", c.get("rotary_pct", 0.25))
+    share, head_dim = rope.get("partial_rotary_factor", c.get("rotary_pct", 0.25)), _head_dim({}, "gpt_neox", width, heads)
+    bias = bool(c.get("attention_bias", True))
     base = rope.get("rope_theta", c.get("rotary_emb_base", c.get("rope_theta", 10000)))
     return DecoderSpec(
         family="gpt_neox", vocab_size=_number(c, "gpt_neox", "vocab_size", 50432),
         max_positions=_number(c, "gpt_neox", "max_position_embeddings", 2048), num_layers=_number(c, "gpt_neox", "num_hidden_layers", 44),
-        width=width, num_heads=heads, mlp_width=_number(c, "gpt_neox", "intermediate_size", 24576),
+        width=width, num_heads=heads, num_kv_heads=heads, head_dim=head_dim, mlp_width=_number(c, "gpt_neox", "intermediate_size", 24576),
         activation=_activation(c, "gpt_neox", "hidden_act", "gelu"), norm_eps=_number(c, "gpt_neox", "layer_norm_eps", 1e-5, float),
-        positions="rotary", rotary_dim=int(width // heads * float(share)), rotary_base=float(base),
-        parallel_residual=bool(c.get("use_parallel_residual", True)), attention_bias=bool(c.get("attention_bias", True)),
+        positions="rotary", rotary_dim=int(head_dim * float(share)), rotary_base=float(base),
+        parallel_residual=bool(c.get("use_parallel_residual", True)), qkv_bias=bias, out_bias=bias,
         tied_head=bool(c.get("tie_word_embeddings", False)), init_std=_number(c, "gpt_neox", "initializer_range", 0.02, float),
     )
 
 
-_READERS: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}
+def _rope(c: dict[str, Any], family: str, positions: int) -> tuple[float, RopeScaling | None]:
+    """(base, scaling), from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    rope = c.get("rope_parameters") or {}
+    scaling = rope if rope.get("rope_type", "default") != "default" else c.get("rope_scaling")
+    base = rope.get("rope_theta", c.get("rope_theta", 10000.0))
+    if not scaling:
+        return float(base), None
+    kind, factor = scaling.get("rope_type", scaling.get("type", "default")), scaling.get("factor")
+    known = {"rope_theta", "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "partial_rotary_factor"}
+    if set(scaling) - known or scaling.get("partial_rotary_factor", 1.0) != 1.0:
+        raise SpecError(f"{family}: rope_parameters: unknown or unsupported fields among {', '.join(sorted(scaling))}")
+    if kind == "default":
+        return float(base), None
+    if kind == "linear":
+        return float(base), RopeScaling(float(factor))
+    if kind == "llama3":
+        original = scaling.get("original_max_position_embeddings") or positions
+        return float(base), RopeScaling(float(factor), float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"]), int(original))
+    raise SpecError(f"{family}: rope_parameters.rope_type: {kind!r} is not supported, only default, linear and llama3")
+
+
+def _llama_like(family: Family, read: str = "", **fixed: Any) -> Callable[[dict[str, Any]], DecoderSpec]:
+    """Llama and its kin: RMS norms, gated MLP, rotary positions, grouped queries. `read`: further fields that the family has, `fixed`: of the
+    spec, or a function of the config."""
+    known = set(f"""vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim hidden_act
+        max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters pretraining_tp {read}""".split())
+
+    def make(c: dict[str, Any]) -> DecoderSpec:
+        _refuse_unknown(c, family, known)
+        width, heads = _number(c, family, "hidden_size"), _number(c, family, "num_attention_heads")
+        positions, head_dim = _number(c, family, "max_position_embeddings", 2048), _head_dim(c, family, width, heads)
+        kv_heads = heads if c.get("num_key_value_heads") is None else _number(c, family, "num_key_value_heads")
+        base, scaling = _rope(c, family, positions)
+        return DecoderSpec(
+            family=family, vocab_size=_number(c, family, "vocab_size"), max_positions=positions, num_layers=_number(c, family, "num_hidden_layers"),
+            width=width, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, mlp_width=_number(c, family, "intermediate_size"),
+            activation=_activation(c, family, "hidden_act", "silu"), norm="rms", norm_eps=_number(c, family, "rms_norm_eps", 1e-6, float),
+            gated_mlp=True, positions="rotary", rotary_dim=head_dim, rotary_base=base, rope_scaling=scaling,
+            tied_head=bool(c.get("tie_word_embeddings", False)), init_std=_number(c, family, "initializer_range", 0.02, float),
+            **{name: value(c) if callable(value) else value for name, value in fixed.items()},
+        )
+
+    return make
+
+
+def _flag(name: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda c: bool(c.get(name, False))
+
+
+def _no_window(family: str) -> Callable[[dict[str, Any]], None]:
+    """Qwen's configs carry a window that is off; alternating layers of it are not supported."""
+
+    def check(c: dict[str, Any]) -> None:
+        _refuse_unless(c, family, use_sliding_window=False)
+        if set(c.get("layer_types") or ["full_attention"]) != {"full_attention"}:
+            raise SpecError(f"{family}: layer_types: only 'full_attention' is supported")
+
+    return check
+
+
+_QWEN = "use_sliding_window sliding_window max_window_layers layer_types"
+_READERS: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {
+    "gpt2": _gpt2,
+    "gpt_neox": _gpt_neox,
+    "llama": _llama_like("llama", "attention_bias mlp_bias", qkv_bias=_flag("attention_bias"), out_bias=_flag("attention_bias"), mlp_bias=_flag("mlp_bias")),
+    "mistral": _llama_like("mistral", "sliding_window", qkv_bias=False, out_bias=False, mlp_bias=False, window=lambda c: c.get("sliding_window", 4096)),
+    "qwen2": _llama_like("qwen2", _QWEN, qkv_bias=True, out_bias=False, mlp_bias=False, window=_no_window("qwen2")),
+    "qwen3": _llama_like("qwen3", f"{_QWEN} attention_bias", qkv_bias=_flag("attention_bias"), out_bias=_flag("attention_bias"), mlp_bias=False,
+                         qk_norm=True, window=_no_window("qwen3")),
+}
 
 
 def spec_from_hf(config: dict[str, Any]) -> DecoderSpec:

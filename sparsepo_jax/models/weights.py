@@ -84,7 +84,7 @@ def _gpt_neox(spec: DecoderSpec) -> list[Rule]:
         _transposed(f"{h}.attention.dense.weight", "blocks.attention.out.kernel"),
         *_norm("gpt_neox.final_layer_norm", "final_norm"),
     ]
-    if spec.attention_bias:
+    if spec.qkv_bias:
         rules += [Rule(f"{h}.attention.query_key_value.bias", _projections("bias"), split_bias, join_bias),
                   _same(f"{h}.attention.dense.bias", "blocks.attention.out.bias")]
     for theirs, ours in (("mlp.dense_h_to_4h", "up"), ("mlp.dense_4h_to_h", "down")):
@@ -92,7 +92,25 @@ def _gpt_neox(spec: DecoderSpec) -> list[Rule]:
     return rules + ([] if spec.tied_head else [_same("embed_out.weight", "head.embedding")])
 
 
-_RULES = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}
+def _llama(spec: DecoderSpec) -> list[Rule]:
+    h = "model.layers.{i}"
+    linears = [(f"self_attn.{theirs}_proj", f"attention.{ours}", bias) for theirs, ours, bias in (
+        ("q", "query", spec.qkv_bias), ("k", "key", spec.qkv_bias), ("v", "value", spec.qkv_bias), ("o", "out", spec.out_bias))]
+    linears += [(f"mlp.{name}_proj", name, spec.mlp_bias) for name in ("gate", "up", "down")]
+    rules = [
+        _same("model.embed_tokens.weight", "embed.embedding"),
+        _same(f"{h}.input_layernorm.weight", "blocks.attn_norm.scale"),
+        _same(f"{h}.post_attention_layernorm.weight", "blocks.mlp_norm.scale"),
+        _same("model.norm.weight", "final_norm.scale"),
+    ]
+    for theirs, ours, bias in linears:
+        rules += [_transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel")] + ([_same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")] if bias else [])
+    if spec.qk_norm:
+        rules += [_same(f"{h}.self_attn.{name[0]}_norm.weight", f"blocks.attention.{name}_norm.scale") for name in ("query", "key")]
+    return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
+
+
+_RULES = {"gpt2": _gpt2, "gpt_neox": _gpt_neox, "llama": _llama, "mistral": _llama, "qwen2": _llama, "qwen3": _llama}
 # Buffers that old checkpoints carry and no forward pass of ours reads: causal masks, rotary tables.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 _MASKS = ("common_mask.", "rw_mask.", "kl_mask.")
