@@ -21,6 +21,8 @@ from tolerances import PARITY_LOGITS
 CONFIGS = {
     "gpt2": GPT2,
     "gpt2, own head": GPT2 | {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 24},
+    "bigcode, one key/value head": GPT2 | {"model_type": "gpt_bigcode"},
+    "bigcode, all heads": GPT2 | {"model_type": "gpt_bigcode", "multi_query": False},
     "neox": NEOX,
     "neox, sequential, no attention bias": NEOX_SEQUENTIAL,
     "neox, tied": NEOX | {"tie_word_embeddings": True, "rotary_pct": 1.0, "rotary_emb_base": 500},
@@ -153,7 +155,7 @@ def test_all_wrong_tensors_are_listed_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "bloom"}, "unknown architecture 'bloom'; known: gpt2, gpt_neox, llama, mistral, qwen2, qwen3"),
+        ({"model_type": "bloom"}, "unknown architecture 'bloom'; known: gpt2, gpt_bigcode, gpt_neox, llama, mistral, qwen2, qwen3"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True is not supported"),
         ({"logit_softcap": 30}, "unknown config fields logit_softcap"),
         ({"n_head": 3}, "no multiple of the 3 heads"),

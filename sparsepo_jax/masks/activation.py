@@ -22,6 +22,12 @@ _OFFICIAL: dict[str, dict[str, tuple[str, ...]]] = {
         "resid": ("embed", "attn_norm", "attn_resid", "mlp_norm", "mlp_out", "block_out", "final_norm"),
         "logits": ("logits",),
     },
+    # Here what it calls the heads' output is taken after the output projection.
+    "gpt_bigcode": {
+        "attn": ("q", "k", "v", "attn_out"),
+        "resid": ("embed", "attn_norm", "attn_resid", "mlp_norm", "mlp_out", "block_out", "final_norm"),
+        "logits": ("logits",),
+    },
     "gpt_neox": GROUPS,
 }
 

@@ -12,7 +12,7 @@ class SpecError(ValueError):
     """A config that we cannot run as it is meant; the message says why in one line."""
 
 
-Family = Literal["gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"]
+Family = Literal["gpt2", "gpt_bigcode", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"]
 
 
 @dataclass(frozen=True)
@@ -129,20 +129,26 @@ def _checked(spec: DecoderSpec) -> DecoderSpec:
     return spec
 
 
-def _gpt2(c: dict[str, Any]) -> DecoderSpec:
-    read = {"vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function", "layer_norm_epsilon",
-            "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "add_cross_attention"}
-    _refuse_unknown(c, "gpt2", read)
-    _refuse_unless(c, "gpt2", scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    width, heads = _number(c, "gpt2", "n_embd", 768), _number(c, "gpt2", "n_head", 12)
-    return DecoderSpec(
-        family="gpt2", vocab_size=_number(c, "gpt2", "vocab_size", 50257), max_positions=_number(c, "gpt2", "n_positions", 1024),
-        num_layers=_number(c, "gpt2", "n_layer", 12), width=width, num_heads=heads, num_kv_heads=heads, head_dim=_head_dim({}, "gpt2", width, heads),
-        mlp_width=4 * width if c.get("n_inner") is None else _number(c, "gpt2", "n_inner"),
-        activation=_activation(c, "gpt2", "activation_function", "gelu_new"), norm_eps=_number(c, "gpt2", "layer_norm_epsilon", 1e-5, float),
-        positions="learned", rotary_dim=0, rotary_base=0.0,
-        tied_head=bool(c.get("tie_word_embeddings", True)), init_std=_number(c, "gpt2", "initializer_range", 0.02, float),
-    )
+def _gpt2_like(family: Family, activation: str, read: str = "", *, multi_query: bool = False) -> Callable[[dict[str, Any]], DecoderSpec]:
+    """GPT-2, and GPTBigCode (StarCoderBase), which is GPT-2 with one key/value head unless its config says otherwise."""
+    known = set(f"""vocab_size n_positions n_embd n_layer n_head n_inner activation_function layer_norm_epsilon scale_attn_weights
+        add_cross_attention {read}""".split())
+
+    def make(c: dict[str, Any]) -> DecoderSpec:
+        _refuse_unknown(c, family, known)
+        _refuse_unless(c, family, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+        width, heads = _number(c, family, "n_embd", 768), _number(c, family, "n_head", 12)
+        return DecoderSpec(
+            family=family, vocab_size=_number(c, family, "vocab_size", 50257), max_positions=_number(c, family, "n_positions", 1024),
+            num_layers=_number(c, family, "n_layer", 12), width=width, num_heads=heads,
+            num_kv_heads=1 if c.get("multi_query", multi_query) else heads, head_dim=_head_dim({}, family, width, heads),
+            mlp_width=4 * width if c.get("n_inner") is None else _number(c, family, "n_inner"),
+            activation=_activation(c, family, "activation_function", activation), norm_eps=_number(c, family, "layer_norm_epsilon", 1e-5, float),
+            positions="learned", rotary_dim=0, rotary_base=0.0,
+            tied_head=bool(c.get("tie_word_embeddings", True)), init_std=_number(c, family, "initializer_range", 0.02, float),
+        )
+
+    return make
 
 
 def _gpt_neox(c: dict[str, Any]) -> DecoderSpec:
@@ -230,7 +236,10 @@ def _no_window(family: str) -> Callable[[dict[str, Any]], None]:
 
 _QWEN = "use_sliding_window sliding_window max_window_layers layer_types"
 _READERS: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {
-    "gpt2": _gpt2,
+    "gpt2": _gpt2_like("gpt2", "gelu_new", "scale_attn_by_inverse_layer_idx"),
+    "gpt_bigcode": _gpt2_like("gpt_bigcode", "gelu_pytorch_tanh", """multi_query num_key_value_heads attention_softmax_in_fp32
+        scale_attention_softmax_in_fp32 inference_runner pre_allocate_kv_cache max_sequence_length max_batch_size pad_key_length
+        validate_runner_input""", multi_query=True),
     "gpt_neox": _gpt_neox,
     "llama": _llama_like("llama", "attention_bias mlp_bias", qkv_bias=_flag("attention_bias"), out_bias=_flag("attention_bias"), mlp_bias=_flag("mlp_bias")),
     "mistral": _llama_like("mistral", "sliding_window", qkv_bias=False, out_bias=False, mlp_bias=False, window=lambda c: c.get("sliding_window", 4096)),

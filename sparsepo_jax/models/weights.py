@@ -44,48 +44,63 @@ def _projections(part: str) -> tuple[str, ...]:
     return tuple(f"blocks.attention.{name}.{part}" for name in ("query", "key", "value"))
 
 
+def _by_head(spec: DecoderSpec) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, ...]], Callable[..., np.ndarray]]:
+    """(split, join) of a fused projection [heads x (q | k | v), ...]: weight [3 D, D] -> three kernels [D, D], bias [3 D] -> three."""
+    N, H = spec.num_heads, spec.head_dim
+
+    def split(x):
+        return tuple(part.reshape(N * H, *x.shape[1:]).T for part in np.moveaxis(x.reshape(N, 3, H, *x.shape[1:]), 1, 0))
+
+    def join(*parts):
+        stacked = np.stack([part.T.reshape(N, H, *part.T.shape[1:]) for part in parts], axis=1)
+        return stacked.reshape(3 * N * H, *stacked.shape[3:])
+
+    return split, join
+
+
+def _one_after_another(sizes: tuple[int, ...], axis: int, *, transposed: bool) -> tuple[Callable, Callable]:
+    """(split, join) of a fused projection q | k | v of these output sizes."""
+    ends = np.cumsum(sizes)[:-1]
+    turned = (lambda x: x.T) if transposed else (lambda x: x)
+    return (lambda x: tuple(turned(part) for part in np.split(x, ends, axis=axis)),
+            lambda *parts: np.concatenate([turned(part) for part in parts], axis=axis))
+
+
 def _gpt2(spec: DecoderSpec) -> list[Rule]:
-    h, thirds = "transformer.h.{i}", lambda x: tuple(np.split(x, 3, axis=-1))  # Conv1D: [in, out], q | k | v
-    joined = lambda *x: np.concatenate(x, axis=-1)  # noqa: E731
+    """GPT-2 stores [in, out] (Conv1D), GPTBigCode [out, in]."""
+    h, conv = "transformer.h.{i}", spec.family == "gpt2"
+    sizes = tuple(heads * spec.head_dim for heads in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads))
+    if conv or spec.num_kv_heads == 1:
+        split, join = _one_after_another(sizes, -1 if conv else 0, transposed=not conv)
+    else:
+        split, join = _by_head(spec)
+    kernel = _same if conv else _transposed
     rules = [
         _same("transformer.wte.weight", "embed.embedding"),
         _same("transformer.wpe.weight", "embed_positions.embedding"),
         *_norm(f"{h}.ln_1", "blocks.attn_norm"),
         *_norm(f"{h}.ln_2", "blocks.mlp_norm"),
-        Rule(f"{h}.attn.c_attn.weight", _projections("kernel"), thirds, joined),
-        Rule(f"{h}.attn.c_attn.bias", _projections("bias"), thirds, joined),
+        Rule(f"{h}.attn.c_attn.weight", _projections("kernel"), split, join),
+        Rule(f"{h}.attn.c_attn.bias", _projections("bias"), split, join),
         *_norm("transformer.ln_f", "final_norm"),
     ]
     for theirs, ours in (("attn.c_proj", "attention.out"), ("mlp.c_fc", "up"), ("mlp.c_proj", "down")):
-        rules += [_same(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"), _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")]
+        rules += [kernel(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"), _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")]
     return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
 
 
 def _gpt_neox(spec: DecoderSpec) -> list[Rule]:
-    h, N, H, D = "gpt_neox.layers.{i}", spec.num_heads, spec.head_dim, spec.width
-
-    def split_kernel(x):  # [N * 3 * H, D]: q, k and v alternate by head
-        return tuple(part.reshape(D, D).T for part in np.moveaxis(x.reshape(N, 3, H, D), 1, 0))
-
-    def join_kernel(*parts):
-        return np.stack([part.T.reshape(N, H, D) for part in parts], axis=1).reshape(3 * D, D)
-
-    def split_bias(x):
-        return tuple(part.reshape(D) for part in np.moveaxis(x.reshape(N, 3, H), 1, 0))
-
-    def join_bias(*parts):
-        return np.stack([part.reshape(N, H) for part in parts], axis=1).reshape(3 * D)
-
+    h, (split, join) = "gpt_neox.layers.{i}", _by_head(spec)
     rules = [
         _same("gpt_neox.embed_in.weight", "embed.embedding"),
         *_norm(f"{h}.input_layernorm", "blocks.attn_norm"),
         *_norm(f"{h}.post_attention_layernorm", "blocks.mlp_norm"),
-        Rule(f"{h}.attention.query_key_value.weight", _projections("kernel"), split_kernel, join_kernel),
+        Rule(f"{h}.attention.query_key_value.weight", _projections("kernel"), split, join),
         _transposed(f"{h}.attention.dense.weight", "blocks.attention.out.kernel"),
         *_norm("gpt_neox.final_layer_norm", "final_norm"),
     ]
     if spec.qkv_bias:
-        rules += [Rule(f"{h}.attention.query_key_value.bias", _projections("bias"), split_bias, join_bias),
+        rules += [Rule(f"{h}.attention.query_key_value.bias", _projections("bias"), split, join),
                   _same(f"{h}.attention.dense.bias", "blocks.attention.out.bias")]
     for theirs, ours in (("mlp.dense_h_to_4h", "up"), ("mlp.dense_4h_to_h", "down")):
         rules += [_transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"), _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")]
@@ -110,7 +125,7 @@ def _llama(spec: DecoderSpec) -> list[Rule]:
     return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
 
 
-_RULES = {"gpt2": _gpt2, "gpt_neox": _gpt_neox, "llama": _llama, "mistral": _llama, "qwen2": _llama, "qwen3": _llama}
+_RULES = {"gpt2": _gpt2, "gpt_bigcode": _gpt2, "gpt_neox": _gpt_neox, "llama": _llama, "mistral": _llama, "qwen2": _llama, "qwen3": _llama}
 # Buffers that old checkpoints carry and no forward pass of ours reads: causal masks, rotary tables.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 _MASKS = ("common_mask.", "rw_mask.", "kl_mask.")
