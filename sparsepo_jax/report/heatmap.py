@@ -29,7 +29,7 @@ QUANTITIES = (
 
 @dataclass
 class Token:
-    """One response token: text as it flows, values by the keys of QUANTITIES, and whether it decides the preference (None: unknown)."""
+    """One response token: text as it flows, values by the keys of QUANTITIES, whether it decides the preference (None: unknown)."""
 
     text: str
     label: str
@@ -100,7 +100,7 @@ def labelled(token: str, token_id: int) -> str:
 
 
 def parse_pair(row: dict, *, where: str) -> Pair:
-    """A row of pairs.jsonl or scores.jsonl (no token texts: ids are shown). UserError naming `where` if fields lack or lengths differ."""
+    """A row of pairs.jsonl, or of scores.jsonl: no texts, ids are shown. UserError naming `where` if fields lack or lengths differ."""
     prompt = row.get("prompt_tokens")
     _check(prompt is None or _strings(prompt), where, "prompt_tokens must be a list of strings")
     _check(isinstance(row.get("index"), int), where, "index must be an integer")
@@ -129,12 +129,15 @@ def _response(row: dict, side: str, where: str) -> list[Token]:
 
     logp, ref_logp, kl, reward_mask, kl_mask = map(column, ("logp", "ref_logp", "kl", "reward_mask", "kl_mask"))
     texts, decisive = response.get("tokens"), response.get("decisive")
-    _check(texts is None or (_strings(texts) and len(texts) == len(ids)), where, f"{side}.tokens must be {len(ids)} strings, as many as token_ids")
+    _check(texts is None or (_strings(texts) and len(texts) == len(ids)), where,
+           f"{side}.tokens must be {len(ids)} strings, as many as token_ids")
     _check(decisive is None or (isinstance(decisive, list) and len(decisive) == len(ids)), where,
            f"{side}.decisive must be null or {len(ids)} booleans, as many as token_ids")
     tokens = []
     for t, token_id in enumerate(ids):
-        text, label = (f"{token_id} ", str(token_id)) if texts is None else (flowing(texts[t], token_id), labelled(texts[t], token_id))
+        text, label = f"{token_id} ", str(token_id)
+        if texts is not None:
+            text, label = flowing(texts[t], token_id), labelled(texts[t], token_id)
         values = {"u": reward_mask[t], "m": kl_mask[t], "r": logp[t] - ref_logp[t], "k": kl[t]}
         tokens.append(Token(text, label, token_id, logp[t], ref_logp[t], values, None if decisive is None else bool(decisive[t])))
     return tokens
@@ -150,7 +153,8 @@ def _strings(x) -> bool:
 
 
 def _float(x, where: str, name: str) -> float:
-    _check(x is None or (isinstance(x, (int, float)) and not isinstance(x, bool)), where, f"{name} must be numeric, not {x!r:.40}")
+    numeric = isinstance(x, (int, float)) and not isinstance(x, bool)
+    _check(x is None or numeric, where, f"{name} must be numeric, not {x!r:.40}")
     return math.nan if x is None else float(x)
 
 

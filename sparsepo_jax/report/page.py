@@ -21,12 +21,13 @@ RESULTS = ("summary.json", "metrics.jsonl", "pairs.jsonl", "scores.jsonl")
 def write_report(output_dir: Path, pairs: int) -> Path:
     """Write output_dir/report.html and return its path. Shows the first `pairs` pairs.
 
-    Reads config.yaml, summary.json, metrics.jsonl and pairs.jsonl (else scores.jsonl, which has no text) in output_dir. The page says
-    which are missing; half a line that an interrupted run left is passed over. UserError if there is nothing to report, summary.json
-    is no JSON object, or a pair lacks fields.
+    Reads config.yaml, summary.json, metrics.jsonl and pairs.jsonl (else scores.jsonl, which has no text) in output_dir. The page
+    says which are missing; half a line that an interrupted run left is passed over. UserError if there is nothing to report,
+    summary.json is no JSON object, or a pair lacks fields.
     """
     if not any((output_dir / name).is_file() for name in RESULTS):
-        raise UserError(f"report: expected {', '.join(RESULTS[:-1])} or {RESULTS[-1]} in {output_dir}, found none; run the stage po, eval or score first")
+        raise UserError(f"report: expected {', '.join(RESULTS[:-1])} or {RESULTS[-1]} in {output_dir}, found none; "
+                        "run the stage sft, po, score or eval first")
     config = _text(output_dir / "config.yaml")
     metrics, unreadable = _metrics(output_dir / "metrics.jsonl")
     pairs_path = _pairs_path(output_dir)
@@ -80,7 +81,9 @@ def _facts(config: str | None) -> dict[str, Any]:
         found = YAML(typ="safe", pure=True).load(config or "")
     except YAMLError:
         return {}
-    paths = {"objective": "objective.kind", "mask": "objective.mask.kind", "beta": "objective.beta", "policy": "policy.path", "seed": "seed"}
+    paths = {
+        "objective": "objective.kind", "mask": "objective.mask.kind", "beta": "objective.beta", "policy": "policy.path", "seed": "seed",
+    }
     facts = {}
     for name, path in paths.items():
         x = found
@@ -98,7 +101,8 @@ def _summary(path: Path) -> dict | None:
     try:
         summary = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: expected JSON, got an error at line {error.lineno}: {error.msg}; run the stage eval again") from None
+        said = f"{path}: expected JSON, got an error at line {error.lineno}: {error.msg}; run the stage eval again"
+        raise UserError(said) from None
     if not isinstance(summary, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(summary).__name__}; run the stage eval again")
     return summary

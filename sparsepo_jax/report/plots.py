@@ -17,7 +17,7 @@ Metrics = dict[tuple[str, str], Series]  # (stage, metric) -> values
 
 
 class ChartSpec(NamedTuple):
-    """A chart: each quantity is drawn as training saw it and as evaluation ("eval/" + metric) saw it. `hold`: values the y axis must show."""
+    """A chart: each quantity is drawn as training and as evaluation ("eval/" + metric) saw it. `hold`: values the y axis must show."""
 
     stage: str
     title: str
@@ -39,7 +39,7 @@ CHARTS = (
 def collect(rows: list[dict]) -> tuple[Metrics, int]:
     """Rows of metrics.jsonl as series, and how many rows have no stage or step.
 
-    A later value of the same stage, step and metric replaces the earlier one (a run that was resumed). null counts as not a number.
+    A later value of the same stage, step and metric replaces the earlier one (a resumed run). null counts as not a number.
     """
     metrics: Metrics = {}
     unusable = 0
@@ -117,7 +117,7 @@ class Chart:
 
 
 def make_charts(metrics: Metrics) -> list[Chart]:
-    """The charts of CHARTS for which there are values. Quantities of equal values (both masks, if common) are one line, named "reward = KL"."""
+    """The charts of CHARTS that have values. Quantities of equal values (both masks, if common) are one line, "reward = KL"."""
     charts = []
     for spec in CHARTS:
         drawn: list[tuple[str, Series, Series]] = []
@@ -194,7 +194,7 @@ def thin(series: Series) -> list[tuple[int, float]]:
 
 
 def _bands(steps: list[int], found, x_at, chart: Chart) -> list[tuple[float, float, str]]:
-    """Vertical strips that say the values on hover: a strip a step, or a strip for a few steps, each series' last value among them."""
+    """Vertical strips that say the values on hover: a strip for a step, or for a few steps, each series' last value among them."""
     size = math.ceil(len(steps) / MAX_BANDS)
     groups = [steps[i:i + size] for i in range(0, len(steps), size)]
     centres = [(x_at(group[0]) + x_at(group[-1])) / 2 for group in groups]

@@ -15,21 +15,23 @@ class Row(NamedTuple):
 
 POLICY_ROWS = (
     Row("accuracy", ("before", "accuracy"), ("after", "accuracy"),
-        "Share of held-out pairs whose chosen response gets the larger implicit reward, tokens weighted by the masks; a tie counts one half."),
+        "Share of held-out pairs whose chosen response gets the larger implicit reward, tokens weighted by the masks; "
+        "a tie counts one half."),
     Row("accuracy, unmasked", ("before", "accuracy_unmasked"), ("after", "accuracy_unmasked"),
         "The same with every token weight 1: what the policy alone has learned."),
     Row("margin", ("before", "margin"), ("after", "margin"),
-        "Mean over pairs of the argument of the loss's sigmoid: by how much the chosen response is preferred, beta and masks included."),
+        "Mean over pairs of the chosen response's implicit reward minus the rejected one's, beta and masks included."),
     Row("margin, unmasked", ("before", "margin_unmasked"), ("after", "margin_unmasked"),
         "The same with every token weight 1. A mask can raise the masked margin just by growing; this one it cannot touch."),
     Row("KL to reference", ("before", "kl"), ("after", "kl"),
-        "Mean over pairs of KL(reference || policy) summed over a response's tokens, unmasked, in nats: how far the policy has moved."),
+        "Mean over responses of KL(reference || policy), summed over the tokens, unmasked, in nats: how far the policy has moved."),
 )
 MASK_ROWS = (
     Row("mask sparsity", ("mask", "sparsity_start"), ("mask", "sparsity_end"),
         "Share of exact zeros of the reward mask over response tokens, at the first and at the last step."),
     Row("AUROC, reward mask", ("mask", "auroc_untrained"), ("mask", "auroc_reward"),
-        "Chance that a decisive token has a larger reward mask than another token (0.5 is guessing), before and after training the mask."),
+        "Chance that a decisive token has a larger reward mask than another token (0.5 is guessing), "
+        "before and after training the mask."),
     Row("AUROC, KL mask", None, ("mask", "auroc_kl"),
         "The same for the KL mask."),
     Row("AUROC, ceiling", None, ("mask", "auroc_ceiling"),
@@ -59,6 +61,7 @@ def number(x: Any, *, sign: bool = False) -> str:
 def summary_table(summary: dict) -> str:
     """The content of summary.json as a plain-text table, columns before and after; what is unknown is "-"."""
     lines = [("", "before", "after")]
-    lines += [(row.label, number(value(summary, row.before)), number(value(summary, row.after))) for row in POLICY_ROWS + MASK_ROWS]
+    for row in POLICY_ROWS + MASK_ROWS:
+        lines.append((row.label, number(value(summary, row.before)), number(value(summary, row.after))))
     width = max(len(label) for label, _, _ in lines)
     return "\n".join(f"{label:<{width}}  {before:>10}  {after:>10}" for label, before, after in lines)
