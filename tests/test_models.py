@@ -33,6 +33,12 @@ CONFIGS = {
     "mistral": LLAMA | {"model_type": "mistral", "sliding_window": 5},
     "qwen2": LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": LLAMA | {"model_type": "qwen3", "head_dim": 8},
+    "olmo2": LLAMA | {"model_type": "olmo2"},
+    "gemma3, local and global layers": LLAMA | {
+        "model_type": "gemma3_text", "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 5, "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}},
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -155,7 +161,7 @@ def test_all_wrong_tensors_are_listed_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "bloom"}, "unknown architecture 'bloom'; known: gpt2, gpt_bigcode, gpt_neox, llama, mistral, qwen2, qwen3"),
+        ({"model_type": "bloom"}, "unknown architecture 'bloom'; known: gpt2, gpt_bigcode, gpt_neox, llama, mistral, qwen2, qwen3, olmo2, gemma3_text"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True is not supported"),
         ({"logit_softcap": 30}, "unknown config fields logit_softcap"),
         ({"n_head": 3}, "no multiple of the 3 heads"),
@@ -174,6 +180,7 @@ def test_what_cannot_be_run_faithfully_is_refused_by_name(change, said):
         (NEOX | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type: 'linear'"),
         (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type: 'yarn' is not supported, only default, linear and llama3"),
         (LLAMA | {"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window: True is not supported"),
+        (LLAMA | {"rms_norm_eps": None}, "rms_norm_eps: missing"),
         (LLAMA | {"num_key_value_heads": 3}, "4 query heads are no multiple of the 3 key/value heads"),
     ],
 )

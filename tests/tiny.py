@@ -11,7 +11,7 @@ GPT2 = {"model_type": "gpt2", "vocab_size": 31, "n_positions": 32, "n_embd": 16,
 NEOX = {"model_type": "gpt_neox", "vocab_size": 31, "max_position_embeddings": 32, "hidden_size": 16, "num_hidden_layers": 2,
         "num_attention_heads": 2, "intermediate_size": 32, "rotary_pct": 0.5, "hidden_act": "gelu"}
 LLAMA = {"model_type": "llama", "vocab_size": 31, "max_position_embeddings": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "intermediate_size": 24}
+         "num_key_value_heads": 2, "intermediate_size": 24, "rms_norm_eps": 1e-5}
 NEOX_SEQUENTIAL = NEOX | {"use_parallel_residual": False, "attention_bias": False}
 
 

@@ -21,7 +21,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks\.down\.kernel", (None, "tensor", "fsdp")),
     (r"blocks\.down\.bias", (None, None)),
     (r"blocks\.attention\.(query|key)_norm\.scale", ()),
-    (r"(blocks\.attn_norm|blocks\.mlp_norm|final_norm)\.(scale|bias)", ()),
+    (r"(blocks\.(attn|mlp)(_post)?_norm|final_norm)\.(scale|bias)", ()),
     (r"(common|reward|kl)\..*", ()),  # mask nets: a few thousand weights
 )
 

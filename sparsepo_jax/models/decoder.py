@@ -19,17 +19,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.models.spec import DecoderSpec, RopeScaling
 
 Tap = Callable[[str, Array], Array | None]
 _ACTIVATIONS = {"gelu_tanh": lambda x: nnx.gelu(x, approximate=True), "gelu": lambda x: nnx.gelu(x, approximate=False),
                 "relu": nnx.relu, "silu": nnx.silu}
 
 
-def rotary_frequencies(spec: DecoderSpec) -> np.ndarray:
+def rotary_frequencies(rotary_dim: int, base: float, scaling: RopeScaling | None = None) -> np.ndarray:
     """Radians a position, one for each pair of rotated dims, float32; Llama 3's and linear scaling as in transformers' rope utilities."""
-    frequency_H = spec.rotary_base ** (-np.arange(0, spec.rotary_dim, 2, dtype=np.float64) / spec.rotary_dim)
-    scaling = spec.rope_scaling
+    frequency_H = base ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
     if scaling is not None and scaling.low is None:
         frequency_H = frequency_H / scaling.factor
     elif scaling is not None:
@@ -39,7 +38,7 @@ def rotary_frequencies(spec: DecoderSpec) -> np.ndarray:
     return frequency_H.astype(np.float32)
 
 
-def rotate(x_BSNH: Array, positions_BS: Array, frequency_H: np.ndarray) -> Array:
+def rotate(x_BSNH: Array, positions_BS: Array, frequency_H: Array) -> Array:
     """Rotary position embedding of the first dims of each head, halves paired (GPT-NeoX; Su et al. 2021, 2104.09864)."""
     half, rotary_dim = len(frequency_H), 2 * len(frequency_H)
     angle_BS1H = positions_BS[..., None, None].astype(jnp.float32) * frequency_H
@@ -64,24 +63,27 @@ class Attention(nnx.Module):
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         make = lambda width: _linear(spec, spec.width, width, dtype, rngs, bias=spec.qkv_bias)  # noqa: E731
         self.spec, self.query, self.key, self.value = spec, make(queries), make(keys), make(keys)
-        if spec.qk_norm:
-            self.query_norm, self.key_norm = (nnx.RMSNorm(spec.head_dim, epsilon=spec.norm_eps, dtype=dtype, rngs=rngs) for _ in range(2))
+        if spec.qk_norm is not None:
+            widths = (queries, keys) if spec.qk_norm == "all" else (spec.head_dim, spec.head_dim)
+            self.query_norm, self.key_norm = (nnx.RMSNorm(width, epsilon=spec.norm_eps, dtype=dtype, rngs=rngs) for width in widths)
         self.out = _linear(spec, queries, spec.width, dtype, rngs, bias=spec.out_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
 
-    def __call__(self, x_BSD: Array, positions_BS: Array, attend_BSS: Array, keep: Tap) -> Array:
+    def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, attend_BSS: Array, keep: Tap) -> Array:
         spec, (B, S, _) = self.spec, x_BSD.shape
         q, k, v = self.query(x_BSD), self.key(x_BSD), self.value(x_BSD)
         for name, x in (("q", q), ("k", k), ("v", v)):
             keep(name, x)
+        if spec.qk_norm == "all":
+            q, k = self.query_norm(q), self.key_norm(k)
         q_BSNH, k_BSKH, v_BSKH = q.reshape(B, S, -1, spec.head_dim), k.reshape(B, S, -1, spec.head_dim), v.reshape(B, S, -1, spec.head_dim)
-        if spec.qk_norm:
+        if spec.qk_norm == "head":
             q_BSNH, k_BSKH = self.query_norm(q_BSNH), self.key_norm(k_BSKH)
-        if spec.rotary_dim:
-            frequency_H = rotary_frequencies(spec)
+        if frequency_H is not None:
             q_BSNH, k_BSKH = rotate(q_BSNH, positions_BS, frequency_H), rotate(k_BSKH, positions_BS, frequency_H)
             keep("q_rotated", q_BSNH.reshape(B, S, -1))
             keep("k_rotated", k_BSKH.reshape(B, S, -1))
-        heads_BSD = jax.nn.dot_product_attention(q_BSNH, k_BSKH, v_BSKH, mask=attend_BSS[:, None], implementation="xla").reshape(B, S, -1)
+        heads_BSNH = jax.nn.dot_product_attention(q_BSNH, k_BSKH, v_BSKH, mask=attend_BSS[:, None], scale=spec.query_scale, implementation="xla")
+        heads_BSD = heads_BSNH.reshape(B, S, -1)
         keep("attn_heads", heads_BSD)
         return self.out(heads_BSD)
 
@@ -89,29 +91,33 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     def __init__(self, spec: DecoderSpec, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.spec = spec
-        self.attn_norm, self.mlp_norm = _norm(spec, dtype, rngs), _norm(spec, dtype, rngs)
+        if spec.norms != "after":
+            self.attn_norm, self.mlp_norm = _norm(spec, dtype, rngs), _norm(spec, dtype, rngs)
+        if spec.norms != "before":
+            self.attn_post_norm, self.mlp_post_norm = _norm(spec, dtype, rngs), _norm(spec, dtype, rngs)
         self.attention = Attention(spec, dtype, rngs)
         self.up = _linear(spec, spec.width, spec.mlp_width, dtype, rngs, bias=spec.mlp_bias)
         if spec.gated_mlp:
             self.gate = _linear(spec, spec.width, spec.mlp_width, dtype, rngs, bias=spec.mlp_bias)
         self.down = _linear(spec, spec.mlp_width, spec.width, dtype, rngs, bias=spec.mlp_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
 
-    def __call__(self, x_BSD: Array, positions_BS: Array, attend_BSS: Array, keep: Tap) -> Array:
-        normed_BSD = self.attn_norm(x_BSD)
-        keep("attn_norm", normed_BSD)
-        attn_BSD = self.attention(normed_BSD, positions_BS, attend_BSS, keep)
+    def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, attend_BSS: Array, keep: Tap) -> Array:
+        spec, activation = self.spec, _ACTIVATIONS[self.spec.activation]
+        attn_in_BSD = x_BSD if spec.norms == "after" else self.attn_norm(x_BSD)
+        keep("attn_norm", attn_in_BSD)
+        attn_BSD = self.attention(attn_in_BSD, positions_BS, frequency_H, attend_BSS, keep)
         keep("attn_out", attn_BSD)
-        resid_BSD = x_BSD + attn_BSD
-        if not self.spec.parallel_residual:
+        resid_BSD = x_BSD + (attn_BSD if spec.norms == "before" else self.attn_post_norm(attn_BSD))
+        if not spec.parallel_residual:
             keep("attn_resid", resid_BSD)
-        mlp_in_BSD = self.mlp_norm(x_BSD if self.spec.parallel_residual else resid_BSD)
+        mlp_in_BSD = x_BSD if spec.parallel_residual else resid_BSD
+        mlp_in_BSD = mlp_in_BSD if spec.norms == "after" else self.mlp_norm(mlp_in_BSD)
         keep("mlp_norm", mlp_in_BSD)
-        activation = _ACTIVATIONS[self.spec.activation]
-        act_BSF = activation(self.gate(mlp_in_BSD)) * self.up(mlp_in_BSD) if self.spec.gated_mlp else activation(self.up(mlp_in_BSD))
+        act_BSF = activation(self.gate(mlp_in_BSD)) * self.up(mlp_in_BSD) if spec.gated_mlp else activation(self.up(mlp_in_BSD))
         keep("mlp_act", act_BSF)
         mlp_BSD = self.down(act_BSF)
         keep("mlp_out", mlp_BSD)
-        out_BSD = resid_BSD + mlp_BSD
+        out_BSD = resid_BSD + (mlp_BSD if spec.norms == "before" else self.mlp_post_norm(mlp_BSD))
         keep("block_out", out_BSD)
         return out_BSD
 
@@ -156,24 +162,40 @@ class Decoder(nnx.Module):
         """
         kept: dict[str, Array] = {}
         x_BSD = self.embed(ids_BS)
+        if self.spec.embed_scale != 1.0:
+            x_BSD = x_BSD * jnp.asarray(self.spec.embed_scale, x_BSD.dtype)
         if self.spec.positions == "learned":
             x_BSD = x_BSD + self.embed_positions(positions_BS)
         x_BSD = constrain(x_BSD)
         _keeper(tap, kept)("embed", x_BSD)
-        if self.spec.window is not None:  # by position, not by column: both responses continue the prompt
-            attend_BSS = attend_BSS & (positions_BS[:, :, None] - positions_BS[:, None, :] < self.spec.window)
+        seen, local_L = self._reach(positions_BS, attend_BSS), None if self.spec.local_layers is None else jnp.array(self.spec.local_layers)
         graph, stacked = nnx.split(self.blocks)
 
-        def run_block(x_BSD, weights):
+        def run_block(x_BSD, layer):
+            weights, is_local = layer
             kept_here: dict[str, Array] = {}
-            x_BSD = nnx.merge(graph, weights)(x_BSD, positions_BS, attend_BSS, _keeper(tap, kept_here))
+            # The two kinds of layer share one program: what differs is chosen, not branched on.
+            frequency_H, attend = seen[0] if is_local is None else jax.tree.map(lambda near, far: jnp.where(is_local, near, far), *seen)
+            x_BSD = nnx.merge(graph, weights)(x_BSD, positions_BS, frequency_H, attend, _keeper(tap, kept_here))
             return constrain(x_BSD), kept_here
 
-        x_BSD, kept_L = jax.lax.scan(jax.checkpoint(run_block) if self.remat else run_block, x_BSD, stacked)
+        x_BSD, kept_L = jax.lax.scan(jax.checkpoint(run_block) if self.remat else run_block, x_BSD, (stacked, local_L))
         kept.update(kept_L)
         x_BSD = self.final_norm(x_BSD)
         _keeper(tap, kept)("final_norm", x_BSD)
         return x_BSD, kept
+
+    def _reach(self, positions_BS: Array, attend_BSS: Array) -> list[tuple[Array | None, Array]]:
+        """(rotary frequencies, who sees whom), of all layers or of local and other layers."""
+        spec, near_BSS = self.spec, attend_BSS
+        if spec.window is not None:  # by position, not by column: both responses continue the prompt
+            near_BSS = attend_BSS & (positions_BS[:, :, None] - positions_BS[:, None, :] < spec.window)
+        if not spec.rotary_dim:
+            return [(None, near_BSS)]
+        frequency_H = jnp.asarray(rotary_frequencies(spec.rotary_dim, spec.rotary_base, spec.rope_scaling))
+        if spec.local_layers is None:
+            return [(frequency_H, near_BSS)]
+        return [(jnp.asarray(rotary_frequencies(spec.rotary_dim, spec.local_rotary_base or spec.rotary_base)), near_BSS), (frequency_H, attend_BSS)]
 
     def logits(self, states_BSD: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Next-token logits, float32. For inspection and parity; training uses ops.logprob_kl, which never holds them all."""

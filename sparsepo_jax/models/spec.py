@@ -12,7 +12,7 @@ class SpecError(ValueError):
     """A config that we cannot run as it is meant; the message says why in one line."""
 
 
-Family = Literal["gpt2", "gpt_bigcode", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"]
+Family = Literal["gpt2", "gpt_bigcode", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma3_text"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,12 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """A pre-norm transformer decoder. Sizes in units; `rotary_dim` of each head's dims are rotated; window: positions a token sees back,
-    itself included (None: all)."""
+    """A transformer decoder. Sizes in units; `rotary_dim` of each head's dims are rotated.
+
+    norms: before attention and MLP, after them, or both. qk_norm: over each head's dims, or over all heads together. window: positions that a
+    token sees back, itself included (None: all), in every layer or in `local_layers` only; these may have a rotary base of their own.
+    norm_offset: what the stored weights of norms lack to the factor that they are (1 in Gemma). query_scale None: 1 / sqrt(head_dim).
+    """
 
     family: Family
     vocab_size: int
@@ -53,20 +57,27 @@ class DecoderSpec:
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
-    qk_norm: bool = False
+    norms: Literal["before", "after", "both"] = "before"
+    norm_offset: float = 0.0
+    qk_norm: Literal["head", "all"] | None = None
+    query_scale: float | None = None
+    embed_scale: float = 1.0
     rope_scaling: RopeScaling | None = None
     window: int | None = None
+    local_layers: tuple[bool, ...] | None = None
+    local_rotary_base: float | None = None
 
     def parameter_count(self) -> int:
         """Weights of the whole decoder, tied ones once."""
         D, F, L = self.width, self.mlp_width, self.num_layers
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = 2 * D * queries + 2 * D * keys + self.qkv_bias * (queries + 2 * keys) + self.out_bias * D + self.qk_norm * 2 * self.head_dim
+        attention = 2 * D * queries + 2 * D * keys + self.qkv_bias * (queries + 2 * keys) + self.out_bias * D
+        attention += {None: 0, "head": 2 * self.head_dim, "all": queries + keys}[self.qk_norm]
         mlp = (3 if self.gated_mlp else 2) * D * F + self.mlp_bias * ((2 if self.gated_mlp else 1) * F + D)
         norm = (2 if self.norm == "layer" else 1) * D
         embedding = self.vocab_size * D + (self.max_positions * D if self.positions == "learned" else 0)
         head = 0 if self.tied_head else self.vocab_size * D
-        return embedding + L * (attention + mlp + 2 * norm) + norm + head
+        return embedding + L * (attention + mlp + (4 if self.norms == "both" else 2) * norm) + norm + head
 
 
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
@@ -100,7 +111,10 @@ def _refuse_unknown(config: dict[str, Any], family: str, read: set[str]) -> None
 
 
 def _number(config: dict[str, Any], family: str, key: str, default: Any = None, kind: type = int) -> Any:
-    value = config.get(key, default)
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise SpecError(f"{family}: {key}: missing; it has no default that all checkpoints share")
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int) or value <= 0:
         raise SpecError(f"{family}: {key}: expected a positive {'number' if kind is float else 'integer'}, got {value!r}")
     return kind(value)
@@ -177,6 +191,7 @@ def _gpt_neox(c: dict[str, Any]) -> DecoderSpec:
 def _rope(c: dict[str, Any], family: str, positions: int) -> tuple[float, RopeScaling | None]:
     """(base, scaling), from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     rope = c.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)  # families with local layers have a set for each
     scaling = rope if rope.get("rope_type", "default") != "default" else c.get("rope_scaling")
     base = rope.get("rope_theta", c.get("rope_theta", 10000.0))
     if not scaling:
@@ -197,22 +212,26 @@ def _rope(c: dict[str, Any], family: str, positions: int) -> tuple[float, RopeSc
 
 def _llama_like(family: Family, read: str = "", **fixed: Any) -> Callable[[dict[str, Any]], DecoderSpec]:
     """Llama and its kin: RMS norms, gated MLP, rotary positions, grouped queries. `read`: further fields that the family has, `fixed`: of the
-    spec, or a function of the config."""
+    spec, or a function of the config. Fields whose defaults differ between families and versions must be there.
+    """
     known = set(f"""vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim hidden_act
         max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters pretraining_tp {read}""".split())
+    tied = family == "gemma3_text"
 
     def make(c: dict[str, Any]) -> DecoderSpec:
         _refuse_unknown(c, family, known)
         width, heads = _number(c, family, "hidden_size"), _number(c, family, "num_attention_heads")
-        positions, head_dim = _number(c, family, "max_position_embeddings", 2048), _head_dim(c, family, width, heads)
-        kv_heads = heads if c.get("num_key_value_heads") is None else _number(c, family, "num_key_value_heads")
+        positions = _number(c, family, "max_position_embeddings")
+        head_dim = _number(c, family, "head_dim") if family in ("qwen3", "gemma3_text") else _head_dim(c, family, width, heads)
+        kv_heads = _number(c, family, "num_key_value_heads", heads if family in ("llama", "olmo2") else None)
         base, scaling = _rope(c, family, positions)
+        activation = ("hidden_activation", "gelu_pytorch_tanh") if "hidden_activation" in known else ("hidden_act", "silu")
         return DecoderSpec(
             family=family, vocab_size=_number(c, family, "vocab_size"), max_positions=positions, num_layers=_number(c, family, "num_hidden_layers"),
             width=width, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, mlp_width=_number(c, family, "intermediate_size"),
-            activation=_activation(c, family, "hidden_act", "silu"), norm="rms", norm_eps=_number(c, family, "rms_norm_eps", 1e-6, float),
+            activation=_activation(c, family, *activation), norm="rms", norm_eps=_number(c, family, "rms_norm_eps", kind=float),
             gated_mlp=True, positions="rotary", rotary_dim=head_dim, rotary_base=base, rope_scaling=scaling,
-            tied_head=bool(c.get("tie_word_embeddings", False)), init_std=_number(c, family, "initializer_range", 0.02, float),
+            tied_head=bool(c.get("tie_word_embeddings", tied)), init_std=_number(c, family, "initializer_range", 0.02, float),
             **{name: value(c) if callable(value) else value for name, value in fixed.items()},
         )
 
@@ -234,6 +253,25 @@ def _no_window(family: str) -> Callable[[dict[str, Any]], None]:
     return check
 
 
+def _gemma3_layers(c: dict[str, Any]) -> tuple[bool, ...]:
+    """Which layers are local: five of six, or as `layer_types` says."""
+    layers = _number(c, "gemma3_text", "num_hidden_layers")
+    _refuse_unless(c, "gemma3_text", final_logit_softcapping=None, attn_logit_softcapping=None)
+    if c.get("use_bidirectional_attention"):
+        raise SpecError("gemma3_text: use_bidirectional_attention: True is not supported")
+    kinds = c.get("layer_types") or ["full_attention" if (n + 1) % 6 == 0 else "sliding_attention" for n in range(layers)]
+    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        raise SpecError(f"gemma3_text: layer_types: expected full_attention or sliding_attention for each of {layers} layers")
+    return tuple(kind == "sliding_attention" for kind in kinds)
+
+
+def _gemma3_local_base(c: dict[str, Any]) -> float:
+    local = (c.get("rope_parameters") or {}).get("sliding_attention") or {}
+    if local.get("rope_type", "default") != "default":
+        raise SpecError(f"gemma3_text: rope_parameters.sliding_attention.rope_type: {local['rope_type']!r} is not supported, only 'default'")
+    return float(local.get("rope_theta", c.get("rope_local_base_freq", 10000.0)))
+
+
 _QWEN = "use_sliding_window sliding_window max_window_layers layer_types"
 _READERS: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {
     "gpt2": _gpt2_like("gpt2", "gelu_new", "scale_attn_by_inverse_layer_idx"),
@@ -245,7 +283,16 @@ _READERS: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {
     "mistral": _llama_like("mistral", "sliding_window", qkv_bias=False, out_bias=False, mlp_bias=False, window=lambda c: c.get("sliding_window", 4096)),
     "qwen2": _llama_like("qwen2", _QWEN, qkv_bias=True, out_bias=False, mlp_bias=False, window=_no_window("qwen2")),
     "qwen3": _llama_like("qwen3", f"{_QWEN} attention_bias", qkv_bias=_flag("attention_bias"), out_bias=_flag("attention_bias"), mlp_bias=False,
-                         qk_norm=True, window=_no_window("qwen3")),
+                         qk_norm="head", window=_no_window("qwen3")),
+    "olmo2": _llama_like("olmo2", "attention_bias", qkv_bias=_flag("attention_bias"), out_bias=_flag("attention_bias"), mlp_bias=False,
+                         norms="after", qk_norm="all"),
+    "gemma3_text": _llama_like(
+        "gemma3_text", """attention_bias hidden_activation query_pre_attn_scalar sliding_window layer_types final_logit_softcapping
+        attn_logit_softcapping use_bidirectional_attention rope_local_base_freq _sliding_window_pattern sliding_window_pattern cache_implementation""",
+        qkv_bias=_flag("attention_bias"), out_bias=_flag("attention_bias"), mlp_bias=False, norms="both", norm_offset=1.0, qk_norm="head",
+        query_scale=lambda c: float(c.get("query_pre_attn_scalar", 256)) ** -0.5, embed_scale=lambda c: float(c["hidden_size"]) ** 0.5,
+        window=lambda c: c.get("sliding_window", 4096), local_layers=_gemma3_layers, local_rotary_base=_gemma3_local_base,
+    ),
 }
 
 

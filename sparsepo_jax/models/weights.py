@@ -112,20 +112,24 @@ def _llama(spec: DecoderSpec) -> list[Rule]:
     linears = [(f"self_attn.{theirs}_proj", f"attention.{ours}", bias) for theirs, ours, bias in (
         ("q", "query", spec.qkv_bias), ("k", "key", spec.qkv_bias), ("v", "value", spec.qkv_bias), ("o", "out", spec.out_bias))]
     linears += [(f"mlp.{name}_proj", name, spec.mlp_bias) for name in ("gate", "up", "down")]
-    rules = [
-        _same("model.embed_tokens.weight", "embed.embedding"),
-        _same(f"{h}.input_layernorm.weight", "blocks.attn_norm.scale"),
-        _same(f"{h}.post_attention_layernorm.weight", "blocks.mlp_norm.scale"),
-        _same("model.norm.weight", "final_norm.scale"),
-    ]
+    norms = {
+        "before": {"input": "attn_norm", "post_attention": "mlp_norm"},
+        "after": {"post_attention": "attn_post_norm", "post_feedforward": "mlp_post_norm"},
+        "both": {"input": "attn_norm", "post_attention": "attn_post_norm", "pre_feedforward": "mlp_norm", "post_feedforward": "mlp_post_norm"},
+    }[spec.norms]
+    scales = {f"{h}.{theirs}_layernorm.weight": f"blocks.{ours}.scale" for theirs, ours in norms.items()} | {"model.norm.weight": "final_norm.scale"}
+    if spec.qk_norm is not None:
+        scales |= {f"{h}.self_attn.{name[0]}_norm.weight": f"blocks.attention.{name}_norm.scale" for name in ("query", "key")}
+    offset = np.float32(spec.norm_offset)
+    rules = [Rule(theirs, (ours,), lambda x: (x + offset,), lambda x: x - offset) if offset else _same(theirs, ours) for theirs, ours in scales.items()]
+    rules.append(_same("model.embed_tokens.weight", "embed.embedding"))
     for theirs, ours, bias in linears:
         rules += [_transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel")] + ([_same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")] if bias else [])
-    if spec.qk_norm:
-        rules += [_same(f"{h}.self_attn.{name[0]}_norm.weight", f"blocks.attention.{name}_norm.scale") for name in ("query", "key")]
     return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
 
 
-_RULES = {"gpt2": _gpt2, "gpt_bigcode": _gpt2, "gpt_neox": _gpt_neox, "llama": _llama, "mistral": _llama, "qwen2": _llama, "qwen3": _llama}
+_RULES = {"gpt2": _gpt2, "gpt_bigcode": _gpt2, "gpt_neox": _gpt_neox, "llama": _llama, "mistral": _llama, "qwen2": _llama, "qwen3": _llama,
+          "olmo2": _llama, "gemma3_text": _llama}
 # Buffers that old checkpoints carry and no forward pass of ours reads: causal masks, rotary tables.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 _MASKS = ("common_mask.", "rw_mask.", "kl_mask.")
