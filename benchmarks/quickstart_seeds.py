@@ -22,7 +22,7 @@ def run(seed: int, directory: Path) -> dict[str, float]:
     output = directory / str(seed)
     overrides = [f"output_dir={output}", f"seed={seed}", f"data.sft.0.seed={3 * seed + 1}", f"data.train.0.seed={3 * seed + 2}", f"data.eval.0.seed={3 * seed + 3}"]
     began_s = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "sparsepo_jax.main", "--config", str(CONFIG), *overrides], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "sparsepo_jax.main", "--config", str(CONFIG), *overrides], check=True, stdout=subprocess.DEVNULL)
     summary = json.loads((output / "summary.json").read_text())
     return {**summary["mask"], **summary["after"], "wall_s": time.perf_counter() - began_s}
 

@@ -53,14 +53,17 @@ class Marks:
         written.write_text(json.dumps(marks, indent=1) + "\n")
         written.replace(self._path)
 
-    def begin(self, stage: str) -> None:
-        """Writes down with which settings a training stage begins, or compares with those of the run that it continues (UserError)."""
+    def check(self, stage: str) -> None:
+        """UserError if a training stage has begun here with other settings."""
         path = self._directory / stage / "settings.json"
         if path.exists():
             self._refuse_changes(stage, json.loads(path.read_text()))
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self._depends(stage)))
+
+    def begin(self, stage: str) -> None:
+        """Writes down with which settings a training stage begins. Not before it can: who mends a mistake must not be held to it."""
+        path = self._directory / stage / "settings.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self._depends(stage)))
 
     def _depends(self, stage: str) -> dict[str, Any]:
         dumped, harmless = self._config.model_dump(mode="json"), _HARMLESS | _HARMLESS_FOR.get(stage, set())

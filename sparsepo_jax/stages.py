@@ -121,6 +121,12 @@ class Run:
         if jax.process_index() == 0:
             self.marks.begin(stage)
 
+    def check(self, stage: str) -> None:
+        """UserError before anything is written: other settings than those of the run that would be continued, or a batch that cannot be cut."""
+        self.marks.check(stage)
+        training = getattr(self.config, stage)
+        build.check_batch(f"{stage}.batch_size", training.batch_size, training.accumulation, self.mesh)
+
     # ------------------------------------------------------------ weights
 
     def abstract_state(self, stage: str, optimizer) -> Any:
@@ -177,7 +183,6 @@ class Run:
               evaluate: Callable[[TrainState], dict[str, float]] | None) -> None:
         config, began_s, unit = self.config, time.time(), "rows" if stage == "sft" else "pairs"
         training = getattr(config, stage)
-        build.check_batch(f"{stage}.batch_size", training.batch_size, training.accumulation, self.mesh)
         plan = build.make_plan(config, table, training.batch_size, shuffle=True)
         steps = build.count_steps(training, plan)
         optimizer, schedule = build.make_optimizer(config, training, steps)
@@ -223,8 +228,9 @@ class Run:
         if self.marks.finished("sft"):
             say("sft: finished before")
             return
-        self.begin("sft")
+        self.check("sft")
         table = build.load_data(self.config, "sft", self.config.data.sft, "sft", self.tokenizer, self.spec)
+        self.begin("sft")
         initial = lambda: {"policy": self.starting_policy(), "masks": {}}  # noqa: E731
         self.train("sft", table, initial, make_sft_loss(self.problem), None, None)
 
@@ -232,12 +238,13 @@ class Run:
         if self.marks.finished("po"):
             say("po: finished before")
             return
-        self.begin("po")
+        self.check("po")
         table, held = self.pairs
         begun = self.output_dir / "po" / "start"
         if not begun.exists():
             start = {"policy": self.starting_policy(), "masks": build.initial_masks(self.config, self.problem.mask_source, self.mesh)}
             self.refuse_dead_masks(table, start)
+            self.begin("po")
             save_once(begun, start)
         start = load_once(begun, self.abstract_weights("po"))
         reference = self.reference_weights() if self.config.reference.path is not None else start["policy"]

@@ -210,6 +210,7 @@ def test_a_dead_mask_is_said_with_what_to_do(tmp_path, capsys):
     assert main(["--config", str(config)]) == 1
     said = capsys.readouterr().err
     assert "the reward mask starts at zero on every token" in said and "objective.mask.init=ones" in said
+    assert main(["--config", str(config), "objective.mask.kind=ones", "po.steps=1"]) == 0, "who mends it is not held to the settings that failed"
 
 
 def test_scoring_without_stored_masks_is_an_error(tmp_path, capsys):

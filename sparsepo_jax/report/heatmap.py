@@ -29,7 +29,7 @@ QUANTITIES = (
 
 @dataclass
 class Token:
-    """One response token: text as it flows, values by the keys of QUANTITIES, whether it decides the preference (None: unknown)."""
+    """One response token: text as it flows, values by the keys of QUANTITIES, whether it decides the pair (None: unknown)."""
 
     text: str
     label: str
@@ -100,7 +100,7 @@ def labelled(token: str, token_id: int) -> str:
 
 
 def parse_pair(row: dict, *, where: str) -> Pair:
-    """A row of pairs.jsonl, or of scores.jsonl: no texts, ids are shown. UserError naming `where` if fields lack or lengths differ."""
+    """A row of pairs.jsonl, or of scores.jsonl: no texts, ids are shown. UserError, naming `where`, if the fields do not fit."""
     prompt = row.get("prompt_tokens")
     _check(prompt is None or _strings(prompt), where, "prompt_tokens must be a list of strings")
     _check(isinstance(row.get("index"), int), where, "index must be an integer")

@@ -82,7 +82,8 @@ def _facts(config: str | None) -> dict[str, Any]:
     except YAMLError:
         return {}
     paths = {
-        "objective": "objective.kind", "mask": "objective.mask.kind", "beta": "objective.beta", "policy": "policy.path", "seed": "seed",
+        "objective": "objective.kind", "mask": "objective.mask.kind", "beta": "objective.beta",
+        "policy": "policy.path", "seed": "seed",
     }
     facts = {}
     for name, path in paths.items():

@@ -17,7 +17,7 @@ Metrics = dict[tuple[str, str], Series]  # (stage, metric) -> values
 
 
 class ChartSpec(NamedTuple):
-    """A chart: each quantity is drawn as training and as evaluation ("eval/" + metric) saw it. `hold`: values the y axis must show."""
+    """A chart: each quantity is drawn as training and as evaluation ("eval/" + metric) saw it. `hold`: what the y axis must show."""
 
     stage: str
     title: str
@@ -194,7 +194,7 @@ def thin(series: Series) -> list[tuple[int, float]]:
 
 
 def _bands(steps: list[int], found, x_at, chart: Chart) -> list[tuple[float, float, str]]:
-    """Vertical strips that say the values on hover: a strip for a step, or for a few steps, each series' last value among them."""
+    """Vertical strips that say the values on hover: a strip for a step, or for a few, with each series' last value among them."""
     size = math.ceil(len(steps) / MAX_BANDS)
     groups = [steps[i:i + size] for i in range(0, len(steps), size)]
     centres = [(x_at(group[0]) + x_at(group[-1])) / 2 for group in groups]

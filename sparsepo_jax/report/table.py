@@ -24,7 +24,7 @@ POLICY_ROWS = (
     Row("margin, unmasked", ("before", "margin_unmasked"), ("after", "margin_unmasked"),
         "The same with every token weight 1. A mask can raise the masked margin just by growing; this one it cannot touch."),
     Row("KL to reference", ("before", "kl"), ("after", "kl"),
-        "Mean over responses of KL(reference || policy), summed over the tokens, unmasked, in nats: how far the policy has moved."),
+        "Mean over responses of KL(reference || policy), summed over the tokens, unmasked, nats: how far the policy has moved."),
 )
 MASK_ROWS = (
     Row("mask sparsity", ("mask", "sparsity_start"), ("mask", "sparsity_end"),
