@@ -22,7 +22,10 @@ def run(seed: int, directory: Path) -> dict[str, float]:
     output = directory / str(seed)
     overrides = [f"output_dir={output}", f"seed={seed}", f"data.sft.0.seed={3 * seed + 1}", f"data.train.0.seed={3 * seed + 2}", f"data.eval.0.seed={3 * seed + 3}"]
     began_s = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "sparsepo_jax.main", "--config", str(CONFIG), *overrides], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(CONFIG), *overrides]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"seed {seed}: {done.stderr.splitlines()[-1]}")
     summary = json.loads((output / "summary.json").read_text())
     return {**summary["mask"], **summary["after"], "wall_s": time.perf_counter() - began_s}
 

@@ -88,7 +88,7 @@ def test_colour_grows_with_the_value_and_zero_has_none(tmp_path):
 def test_numbers_of_the_summary_and_the_pair_are_on_the_page(tmp_path):
     write_report(write(tmp_path), pairs=5)
     html = (tmp_path / "report.html").read_text()
-    for shown in ("0.875", "+0.375", "1.500", "-1.234", "0.432", "pairs.jsonl:8", "prefers the rejected response", "1 min 1 s"):
+    for shown in ("0.875", "+0.375", "1.500", "-1.234", "0.432", "pairs.jsonl:8", "negative margin", "1 min 1 s"):
         assert shown in html, shown
     assert "Is it &lt;b&gt;?" in html
 
@@ -105,7 +105,7 @@ def test_a_missing_file_is_said_not_fatal(tmp_path, missing):
 
 
 def test_without_results_there_is_no_report(tmp_path):
-    with pytest.raises(UserError, match="found none; run the stage po, eval or score first"):
+    with pytest.raises(UserError, match="found none; run the stage sft, po, score or eval first"):
         write_report(tmp_path, pairs=5)
 
 
@@ -127,7 +127,7 @@ def test_half_a_line_of_an_interrupted_run_is_passed_over(tmp_path):
     write(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "po", "st')
-    assert "1 line of metrics.jsonl could not be read" in write_report(tmp_path, pairs=5).read_text()
+    assert "could not be read: 1." in write_report(tmp_path, pairs=5).read_text()
 
 
 def test_steps_that_were_done_twice_count_once():
