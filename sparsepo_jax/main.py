@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from sparsepo_jax.core.errors import UserError
 
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is no news here
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away asks first: as Ctrl-C
         from sparsepo_jax.stages import run_stages
