@@ -15,7 +15,7 @@ from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.spec import SpecError, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, from_hf, read_config
-from tiny import GPT2, LLAMA, NEOX, NEOX_SEQUENTIAL
+from tiny import GEMMA3, GPT2, GPTJ, LLAMA, NEOX, NEOX_SEQUENTIAL
 from tolerances import PARITY_LOGITS
 
 CONFIGS = {
@@ -23,6 +23,7 @@ CONFIGS = {
     "gpt2, own head": GPT2 | {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 24},
     "bigcode, one key/value head": GPT2 | {"model_type": "gpt_bigcode"},
     "bigcode, all heads": GPT2 | {"model_type": "gpt_bigcode", "multi_query": False},
+    "gptj, part of the dims rotated": GPTJ,
     "neox": NEOX,
     "neox, sequential, no attention bias": NEOX_SEQUENTIAL,
     "neox, tied": NEOX | {"tie_word_embeddings": True, "rotary_pct": 1.0, "rotary_emb_base": 500},
@@ -34,11 +35,7 @@ CONFIGS = {
     "qwen2": LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": LLAMA | {"model_type": "qwen3", "head_dim": 8},
     "olmo2": LLAMA | {"model_type": "olmo2"},
-    "gemma3, local and global layers": LLAMA | {
-        "model_type": "gemma3_text", "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 5, "num_hidden_layers": 3,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "rope_parameters": {
-            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
-            "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}},
+    "gemma3, local and global layers": GEMMA3,
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -161,7 +158,7 @@ def test_all_wrong_tensors_are_listed_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "bloom"}, "unknown architecture 'bloom'; known: gpt2, gpt_bigcode, gpt_neox, llama, mistral, qwen2, qwen3, olmo2, gemma3_text"),
+        ({"model_type": "bloom"}, "unknown architecture 'bloom'; known: gpt2, gpt_bigcode, gptj, gpt_neox, llama, mistral, qwen2, qwen3, olmo2, gemma3_text"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True is not supported"),
         ({"logit_softcap": 30}, "unknown config fields logit_softcap"),
         ({"n_head": 3}, "no multiple of the 3 heads"),

@@ -19,7 +19,7 @@ from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.train.forward import Problem
 from sparsepo_jax.train.optimizer import adamw_rule, make_optimizer
 from sparsepo_jax.train.step import TrainState, make_pair_loss, make_pair_scores, make_sft_loss, make_update
-from tiny import GPT2, NEOX, random_batch
+from tiny import GEMMA3, GPT2, GPTJ, NEOX, random_batch
 from tolerances import GRADIENT, SHARDED, TOKEN
 
 
@@ -32,10 +32,10 @@ def make_source(**changes):
 @functools.cache
 def setup(family="gpt2"):
     """(graph, policy, reference, masks) with policy and reference apart."""
-    spec = spec_from_hf({"gpt2": GPT2, "gpt_neox": NEOX}[family] | {"initializer_range": 0.3})
+    spec = spec_from_hf({"gpt2": GPT2, "gpt_neox": NEOX, "gptj": GPTJ, "gemma3": GEMMA3}[family] | {"initializer_range": 0.3})
     graph, policy = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
     reference = split_module(Decoder(spec, rngs=nnx.Rngs(1)))[1]
-    return graph, policy, reference, make_source().init(nnx.Rngs(2))
+    return graph, policy, reference, make_source(num_layers=spec.num_layers).init(nnx.Rngs(2))
 
 
 def make_problem(graph, source=None, **settings):
@@ -55,11 +55,12 @@ def assert_same_tree(ours, expected, tolerance):
         np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=tolerance, err_msg=str(path))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gptj", "gemma3"])
 def test_prompt_once_gives_what_a_row_per_response_gives(family):
-    """Kills: a response that sees the other one; positions that go on counting over it."""
+    """Kills: a response that sees the other one; positions that go on counting over it; a window counted in columns."""
     graph, policy, reference, masks = setup(family)
-    found = [loss_and_gradient(make_problem(graph, shared_layout=shared), random_batch(), {"policy": policy, "masks": masks}, reference)
+    source = make_source(num_layers=3) if family == "gemma3" else None
+    found = [loss_and_gradient(make_problem(graph, source, shared_layout=shared), random_batch(), {"policy": policy, "masks": masks}, reference)
              for shared in (True, False)]
     np.testing.assert_allclose(found[0][0], found[1][0], atol=TOKEN)
     assert_same_tree(found[0][2], found[1][2], GRADIENT)

@@ -12,6 +12,11 @@ NEOX = {"model_type": "gpt_neox", "vocab_size": 31, "max_position_embeddings": 3
         "num_attention_heads": 2, "intermediate_size": 32, "rotary_pct": 0.5, "hidden_act": "gelu"}
 LLAMA = {"model_type": "llama", "vocab_size": 31, "max_position_embeddings": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 24, "rms_norm_eps": 1e-5}
+GPTJ = {"model_type": "gptj", "vocab_size": 31, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4}
+GEMMA3 = LLAMA | {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 5, "num_hidden_layers": 3,
+                  "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+                  "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                                      "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}}
 NEOX_SEQUENTIAL = NEOX | {"use_parallel_residual": False, "attention_bias": False}
 
 

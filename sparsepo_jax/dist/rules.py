@@ -11,6 +11,7 @@ from sparsepo_jax.core.tree import label_paths
 # Dimensions are [in, out] of a projection, [V, D] of an embedding; weights of blocks carry a leading L, which is never cut.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(embed|head)\.embedding", ("tensor", "fsdp")),
+    (r"head_bias", ("tensor",)),
     (r"embed_positions\.embedding", (None, "fsdp")),
     (r"blocks\.attention\.(query|key|value)\.kernel", (None, "fsdp", "tensor")),
     (r"blocks\.attention\.(query|key|value)\.bias", (None, "tensor")),

@@ -35,7 +35,8 @@ _OFFICIAL: dict[str, dict[str, tuple[str, ...]]] = {
 def choose_points(family: str, groups: tuple[str, ...], official: bool) -> dict[str, tuple[str, ...]]:
     """The activations of each chosen group. Raises ValueError if none of the groups exists (official hooks of that family)."""
     if official and family not in _OFFICIAL:
-        raise ValueError(f"the official code has no hooks for {family}, only for {', '.join(_OFFICIAL)} of what runs here; set objective.mask.official=false")
+        raise ValueError(f"the official code's hook points of {family} are not reproduced, only those of {', '.join(_OFFICIAL)}; "
+                         "set objective.mask.official=false")
     table = _OFFICIAL[family] if official else GROUPS
     chosen = {group: table[group] for group in groups if group in table}
     if not chosen:

@@ -4,9 +4,9 @@ Activations leave through a tap: a callable that is given each named activation 
 they occur, all [B, S, features] with heads merged:
 
     embed                                             token (and position) embedding, once
-    attn_norm  q k v  [q_rotated k_rotated]           input norm of attention; projections; after rotation (rotary families)
+    [attn_norm]  q k v  [q_rotated k_rotated]         input norm of attention; projections; after rotation (rotary families)
     attn_heads  attn_out  [attn_resid]                before and after the output projection; residual after attention (sequential blocks)
-    mlp_norm  mlp_act  mlp_out                        input norm of the MLP, what its last projection reads, its output
+    [mlp_norm]  mlp_act  mlp_out                      input norm of the MLP, what its last projection reads, its output
     block_out                                         residual stream after the block
     final_norm                                        once
 """
@@ -92,7 +92,9 @@ class Block(nnx.Module):
     def __init__(self, spec: DecoderSpec, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.spec = spec
         if spec.norms != "after":
-            self.attn_norm, self.mlp_norm = _norm(spec, dtype, rngs), _norm(spec, dtype, rngs)
+            self.attn_norm = _norm(spec, dtype, rngs)
+        if spec.norms != "after" and not spec.shared_norm:
+            self.mlp_norm = _norm(spec, dtype, rngs)
         if spec.norms != "before":
             self.attn_post_norm, self.mlp_post_norm = _norm(spec, dtype, rngs), _norm(spec, dtype, rngs)
         self.attention = Attention(spec, dtype, rngs)
@@ -103,16 +105,21 @@ class Block(nnx.Module):
 
     def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, attend_BSS: Array, keep: Tap) -> Array:
         spec, activation = self.spec, _ACTIVATIONS[self.spec.activation]
-        attn_in_BSD = x_BSD if spec.norms == "after" else self.attn_norm(x_BSD)
-        keep("attn_norm", attn_in_BSD)
+        attn_in_BSD = x_BSD
+        if spec.norms != "after":
+            attn_in_BSD = self.attn_norm(x_BSD)
+            keep("attn_norm", attn_in_BSD)
         attn_BSD = self.attention(attn_in_BSD, positions_BS, frequency_H, attend_BSS, keep)
         keep("attn_out", attn_BSD)
         resid_BSD = x_BSD + (attn_BSD if spec.norms == "before" else self.attn_post_norm(attn_BSD))
         if not spec.parallel_residual:
             keep("attn_resid", resid_BSD)
         mlp_in_BSD = x_BSD if spec.parallel_residual else resid_BSD
-        mlp_in_BSD = mlp_in_BSD if spec.norms == "after" else self.mlp_norm(mlp_in_BSD)
-        keep("mlp_norm", mlp_in_BSD)
+        if spec.shared_norm:
+            mlp_in_BSD = attn_in_BSD
+        elif spec.norms != "after":
+            mlp_in_BSD = self.mlp_norm(mlp_in_BSD)
+            keep("mlp_norm", mlp_in_BSD)
         act_BSF = activation(self.gate(mlp_in_BSD)) * self.up(mlp_in_BSD) if spec.gated_mlp else activation(self.up(mlp_in_BSD))
         keep("mlp_act", act_BSF)
         mlp_BSD = self.down(act_BSF)
@@ -141,11 +148,16 @@ class Decoder(nnx.Module):
         self.final_norm = _norm(spec, dtype, rngs)
         if not spec.tied_head:
             self.head = nnx.Embed(spec.vocab_size, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
+        if spec.head_bias:
+            self.head_bias = nnx.Param(jnp.zeros(spec.vocab_size))
 
-    @property
-    def head_VD(self) -> Float[Array, "V D"]:
-        """The matrix that turns final states into logits, float32: the token embedding where the head is tied."""
-        return (self.embed if self.spec.tied_head else self.head).embedding[...]
+    def head_inputs(self, states: Float[Array, "... D"]) -> tuple[Float[Array, "... D"], Float[Array, "V D"]]:
+        """(x, W) with logits = x W^T: the final states, and the token embedding where the head is tied. A head's bias is a column of W that
+        meets a constant 1 in x. W is float32."""
+        head_VD = (self.embed if self.spec.tied_head else self.head).embedding[...]
+        if not self.spec.head_bias:
+            return states, head_VD
+        return jnp.concatenate([states, jnp.ones_like(states[..., :1])], axis=-1), jnp.concatenate([head_VD, self.head_bias[...][:, None]], axis=1)
 
     def __call__(
         self,
@@ -199,7 +211,8 @@ class Decoder(nnx.Module):
 
     def logits(self, states_BSD: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Next-token logits, float32. For inspection and parity; training uses ops.logprob_kl, which never holds them all."""
-        return jnp.einsum("...D,VD->...V", states_BSD, self.head_VD.astype(self.dtype), preferred_element_type=jnp.float32)
+        x_BSD, head_VD = self.head_inputs(states_BSD)
+        return jnp.einsum("...D,VD->...V", x_BSD, head_VD.astype(self.dtype), preferred_element_type=jnp.float32)
 
 
 def _keeper(tap: Tap | None, kept: dict[str, Array]) -> Tap:

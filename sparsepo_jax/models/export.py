@@ -11,7 +11,8 @@ from sparsepo_jax.models.spec import DecoderSpec
 from sparsepo_jax.models.weights import to_hf
 
 SHARD_BYTES = 5 * 10**9
-_ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "gpt_bigcode": "GPTBigCodeForCausalLM", "gpt_neox": "GPTNeoXForCausalLM",
+_ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "gpt_bigcode": "GPTBigCodeForCausalLM", "gptj": "GPTJForCausalLM",
+                  "gpt_neox": "GPTNeoXForCausalLM",
                   "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "olmo2": "Olmo2ForCausalLM",
                   "gemma3_text": "Gemma3ForCausalLM"}
 

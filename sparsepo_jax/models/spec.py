@@ -12,7 +12,7 @@ class SpecError(ValueError):
     """A config that we cannot run as it is meant; the message says why in one line."""
 
 
-Family = Literal["gpt2", "gpt_bigcode", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma3_text"]
+Family = Literal["gpt2", "gpt_bigcode", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma3_text"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class RopeScaling:
 class DecoderSpec:
     """A transformer decoder. Sizes in units; `rotary_dim` of each head's dims are rotated.
 
-    norms: before attention and MLP, after them, or both. qk_norm: over each head's dims, or over all heads together. window: positions that a
+    norms: before attention and MLP, after them, or both; shared_norm: one before both (parallel residual). qk_norm: over each head's dims, or over all heads together. window: positions that a
     token sees back, itself included (None: all), in every layer or in `local_layers` only; these may have a rotary base of their own.
     norm_offset: what the stored weights of norms lack to the factor that they are (1 in Gemma). query_scale None: 1 / sqrt(head_dim).
     """
@@ -54,6 +54,8 @@ class DecoderSpec:
     norm: Literal["layer", "rms"] = "layer"
     gated_mlp: bool = False
     parallel_residual: bool = False
+    shared_norm: bool = False
+    head_bias: bool = False
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
@@ -76,8 +78,9 @@ class DecoderSpec:
         mlp = (3 if self.gated_mlp else 2) * D * F + self.mlp_bias * ((2 if self.gated_mlp else 1) * F + D)
         norm = (2 if self.norm == "layer" else 1) * D
         embedding = self.vocab_size * D + (self.max_positions * D if self.positions == "learned" else 0)
-        head = 0 if self.tied_head else self.vocab_size * D
-        return embedding + L * (attention + mlp + (4 if self.norms == "both" else 2) * norm) + norm + head
+        head = (0 if self.tied_head else self.vocab_size * D) + self.head_bias * self.vocab_size
+        norms = 4 if self.norms == "both" else 1 if self.shared_norm else 2
+        return embedding + L * (attention + mlp + norms * norm) + norm + head
 
 
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
@@ -163,6 +166,19 @@ def _gpt2_like(family: Family, activation: str, read: str = "", *, multi_query: 
         )
 
     return make
+
+
+def _gptj(c: dict[str, Any]) -> DecoderSpec:
+    _refuse_unknown(c, "gptj", set("vocab_size n_positions n_embd n_layer n_head rotary_dim n_inner activation_function layer_norm_epsilon".split()))
+    width, heads = _number(c, "gptj", "n_embd"), _number(c, "gptj", "n_head")
+    return DecoderSpec(
+        family="gptj", vocab_size=_number(c, "gptj", "vocab_size"), max_positions=_number(c, "gptj", "n_positions"),
+        num_layers=_number(c, "gptj", "n_layer"), width=width, num_heads=heads, num_kv_heads=heads, head_dim=_head_dim({}, "gptj", width, heads),
+        mlp_width=_number(c, "gptj", "n_inner", 4 * width), activation=_activation(c, "gptj", "activation_function", "gelu_new"),
+        norm_eps=_number(c, "gptj", "layer_norm_epsilon", 1e-5, float), positions="rotary", rotary_dim=_number(c, "gptj", "rotary_dim"),
+        rotary_base=10000.0, parallel_residual=True, shared_norm=True, qkv_bias=False, out_bias=False, head_bias=True,
+        tied_head=bool(c.get("tie_word_embeddings", False)), init_std=_number(c, "gptj", "initializer_range", 0.02, float),
+    )
 
 
 def _gpt_neox(c: dict[str, Any]) -> DecoderSpec:
@@ -278,6 +294,7 @@ _READERS: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {
     "gpt_bigcode": _gpt2_like("gpt_bigcode", "gelu_pytorch_tanh", """multi_query num_key_value_heads attention_softmax_in_fp32
         scale_attention_softmax_in_fp32 inference_runner pre_allocate_kv_cache max_sequence_length max_batch_size pad_key_length
         validate_runner_input""", multi_query=True),
+    "gptj": _gptj,
     "gpt_neox": _gpt_neox,
     "llama": _llama_like("llama", "attention_bias mlp_bias", qkv_bias=_flag("attention_bias"), out_bias=_flag("attention_bias"), mlp_bias=_flag("mlp_bias")),
     "mistral": _llama_like("mistral", "sliding_window", qkv_bias=False, out_bias=False, mlp_bias=False, window=lambda c: c.get("sliding_window", 4096)),

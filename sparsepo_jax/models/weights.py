@@ -89,6 +89,32 @@ def _gpt2(spec: DecoderSpec) -> list[Rule]:
     return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
 
 
+def _gptj(spec: DecoderSpec) -> list[Rule]:
+    """GPT-J rotates neighbouring dims; ours rotates halves. The dims of queries and keys are put in our order: their products do not change."""
+    h, N, H, R = "transformer.h.{i}", spec.num_heads, spec.head_dim, spec.rotary_dim
+    order = np.concatenate([np.arange(0, R, 2), np.arange(1, R, 2), np.arange(R, H)])
+
+    def reordered(theirs: str, ours: str) -> Rule:
+        def put(x, places):  # [N * H, D]
+            return x.reshape(N, H, -1)[:, places].reshape(x.shape)
+
+        return Rule(theirs, (ours,), lambda x: (put(x, order).T,), lambda x: put(x.T, np.argsort(order)))
+
+    rules = [
+        _same("transformer.wte.weight", "embed.embedding"),
+        *_norm(f"{h}.ln_1", "blocks.attn_norm"),
+        reordered(f"{h}.attn.q_proj.weight", "blocks.attention.query.kernel"),
+        reordered(f"{h}.attn.k_proj.weight", "blocks.attention.key.kernel"),
+        _transposed(f"{h}.attn.v_proj.weight", "blocks.attention.value.kernel"),
+        _transposed(f"{h}.attn.out_proj.weight", "blocks.attention.out.kernel"),
+        *_norm("transformer.ln_f", "final_norm"),
+        _same("lm_head.bias", "head_bias"),
+    ]
+    for theirs, ours in (("mlp.fc_in", "up"), ("mlp.fc_out", "down")):
+        rules += [_transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"), _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")]
+    return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
+
+
 def _gpt_neox(spec: DecoderSpec) -> list[Rule]:
     h, (split, join) = "gpt_neox.layers.{i}", _by_head(spec)
     rules = [
@@ -128,7 +154,7 @@ def _llama(spec: DecoderSpec) -> list[Rule]:
     return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
 
 
-_RULES = {"gpt2": _gpt2, "gpt_bigcode": _gpt2, "gpt_neox": _gpt_neox, "llama": _llama, "mistral": _llama, "qwen2": _llama, "qwen3": _llama,
+_RULES = {"gpt2": _gpt2, "gpt_bigcode": _gpt2, "gptj": _gptj, "gpt_neox": _gpt_neox, "llama": _llama, "mistral": _llama, "qwen2": _llama, "qwen3": _llama,
           "olmo2": _llama, "gemma3_text": _llama}
 # Buffers that old checkpoints carry and no forward pass of ours reads: causal masks, rotary tables.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")

@@ -50,12 +50,11 @@ def forward(
     ref_states_BSD, kept = jax.lax.stop_gradient(
         reference_model(*inputs, tap=lambda name, x: problem.mask_source.keep(name, x, rows), constrain=problem.constrain)
     )
-    ref_states_BPTD = rows.at_responses(ref_states_BSD)
+    ref_states_BPTD, ref_head_VD = jax.lax.stop_gradient(reference_model.head_inputs(rows.at_responses(ref_states_BSD)))
     # The mean logit over the vocabulary is the product with the head's mean row: no logits are needed (dropped by XLA where unused).
-    mean_row_D = jax.lax.stop_gradient(reference_model.head_VD).mean(axis=0)
-    kept["logits"] = jnp.einsum("BPTD,D->BPT", ref_states_BPTD.astype(jnp.float32), mean_row_D)
+    kept["logits"] = jnp.einsum("BPTD,D->BPT", ref_states_BPTD.astype(jnp.float32), ref_head_VD.mean(axis=0))
     stats = logprob_kl(
-        rows.at_responses(states_BSD), policy_model.head_VD, ref_states_BPTD, reference_model.head_VD, batch.response_BPT, batch.valid_BPT,
+        *policy_model.head_inputs(rows.at_responses(states_BSD)), ref_states_BPTD, ref_head_VD, batch.response_BPT, batch.valid_BPT,
         chunk_tokens=problem.logit_chunk,
     )
     return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training)
@@ -66,4 +65,4 @@ def response_logp(problem: Problem, policy: Weights, batch: PairBatch) -> TokenS
     rows = lay_out(batch, shared=problem.shared_layout)
     model = merge_module(problem.policy_graph, policy)
     states_BSD, _ = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, constrain=problem.constrain)
-    return logprob_kl(rows.at_responses(states_BSD), model.head_VD, None, None, batch.response_BPT, batch.valid_BPT, chunk_tokens=problem.logit_chunk)
+    return logprob_kl(*model.head_inputs(rows.at_responses(states_BSD)), None, None, batch.response_BPT, batch.valid_BPT, chunk_tokens=problem.logit_chunk)
