@@ -218,6 +218,8 @@ def make_mask_source(config: schema.Config, spec: DecoderSpec) -> MaskSource:
             layer_activation=mask.layer_activation, mixer_activation=mask.mixer_activation, dropout=mask.dropout, **placing,
         )
     if mask.kind == "activation":
+        if "logits" in mask.groups and spec.logit_softcap is not None:  # the mean of capped logits would need them all
+            raise UserError(f"objective.mask.groups: logits is not supported for {spec.family}, whose logits are capped; leave it out")
         try:
             points = choose_points(spec.family, tuple(mask.groups), mask.official)
         except ValueError as error:

@@ -18,14 +18,16 @@ def inputs(seed=0):
     return normal(B, P, T, D), normal(V, D), normal(B, P, T, D), normal(V, D), jnp.asarray(rng.integers(0, V, (B, P, T))), jnp.asarray(valid_BPT)
 
 
-def plain(states, head, ref_states, ref_head, label, valid):
-    logp, ref = (jax.nn.log_softmax(jnp.einsum("BPTD,VD->BPTV", x, h)) for x, h in ((states, head), (ref_states, ref_head)))
+def plain(states, head, ref_states, ref_head, label, valid, softcaps=(None, None)):
+    capped = lambda z, c: z if c is None else c * jnp.tanh(z / c)  # noqa: E731
+    logits = [jnp.einsum("BPTD,VD->BPTV", x, h) for x, h in ((states, head), (ref_states, ref_head))]
+    logp, ref = (jax.nn.log_softmax(capped(z, c)) for z, c in zip(logits, softcaps))
     pick = lambda x: jnp.where(valid, jnp.take_along_axis(x, label[..., None], -1)[..., 0], 0.0)  # noqa: E731
     return pick(logp), pick(ref), jnp.where(valid, (jnp.exp(ref) * (ref - logp)).sum(-1), 0.0)
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 12, 1000])
-def test_chunked_equals_the_full_softmax_in_value_and_gradient(chunk_tokens):
+@pytest.mark.parametrize(("chunk_tokens", "softcaps"), [(1, (None, None)), (12, (None, None)), (1000, (None, None)), (12, (2.0, 1.0))])
+def test_chunked_equals_the_full_softmax_in_value_and_gradient(chunk_tokens, softcaps):
     """12 positions are 3 columns of 4 responses: no divisor of 7. Kills: a chunk left out; the cotangents of log-prob and KL exchanged."""
     states, head, ref_states, ref_head, label, valid = inputs()
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, B, P, T)), jnp.float32)
@@ -37,8 +39,8 @@ def test_chunked_equals_the_full_softmax_in_value_and_gradient(chunk_tokens):
 
         return jax.jit(jax.grad(total, argnums=(0, 1)))(states, head)
 
-    chunked = lambda s, h: logprob_kl(s, h, ref_states, ref_head, label, valid, chunk_tokens=chunk_tokens)[:3]  # noqa: E731
-    full = lambda s, h: plain(s, h, ref_states, ref_head, label, valid)  # noqa: E731
+    chunked = lambda s, h: logprob_kl(s, h, ref_states, ref_head, label, valid, chunk_tokens=chunk_tokens, softcaps=softcaps)[:3]  # noqa: E731
+    full = lambda s, h: plain(s, h, ref_states, ref_head, label, valid, softcaps)  # noqa: E731
     for ours, expected in zip(chunked(states, head), full(states, head)):
         np.testing.assert_allclose(ours, expected, atol=TOKEN)
     for ours, expected in zip(scalar(chunked), scalar(full)):

@@ -17,6 +17,8 @@ GEMMA3 = LLAMA | {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 
                   "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
                   "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
                                       "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}}
+GEMMA2 = LLAMA | {"model_type": "gemma2", "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 5, "attn_logit_softcapping": 0.5,
+                  "final_logit_softcapping": 0.7}
 NEOX_SEQUENTIAL = NEOX | {"use_parallel_residual": False, "attention_bias": False}
 
 

@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from sparsepo_jax.models.spec import DecoderSpec, RopeScaling
+from sparsepo_jax.ops.logprob_kl import soft_cap
 
 Tap = Callable[[str, Array], Array | None]
 _ACTIVATIONS = {"gelu_tanh": lambda x: nnx.gelu(x, approximate=True), "gelu": lambda x: nnx.gelu(x, approximate=False),
@@ -45,6 +46,14 @@ def rotate(x_BSNH: Array, positions_BS: Array, frequency_H: Array) -> Array:
     cos, sin = jnp.cos(angle_BS1H).astype(x_BSNH.dtype), jnp.sin(angle_BS1H).astype(x_BSNH.dtype)
     a, b, rest = x_BSNH[..., :half], x_BSNH[..., half:rotary_dim], x_BSNH[..., rotary_dim:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def capped_attention(q_BSNH: Array, k_BSKH: Array, v_BSKH: Array, attend_BSS: Array, scale: float, softcap: float) -> Array:
+    """Attention whose scores s are softcap * tanh(s / softcap) before the softmax, float32 (Gemma 2): [B, S, K, N / K, H]."""
+    B, S, K, H = k_BSKH.shape
+    scores = jnp.einsum("BSKGH,BTKH->BKGST", q_BSNH.reshape(B, S, K, -1, H), k_BSKH, preferred_element_type=jnp.float32) * scale
+    scores = jnp.where(attend_BSS[:, None, None], softcap * jnp.tanh(scores / softcap), jnp.finfo(jnp.float32).min)
+    return jnp.einsum("BKGST,BTKH->BSKGH", jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype), v_BSKH)
 
 
 def _linear(spec: DecoderSpec, inside: int, outside: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, bias: bool = True, std: float | None = None):
@@ -82,8 +91,11 @@ class Attention(nnx.Module):
             q_BSNH, k_BSKH = rotate(q_BSNH, positions_BS, frequency_H), rotate(k_BSKH, positions_BS, frequency_H)
             keep("q_rotated", q_BSNH.reshape(B, S, -1))
             keep("k_rotated", k_BSKH.reshape(B, S, -1))
-        heads_BSNH = jax.nn.dot_product_attention(q_BSNH, k_BSKH, v_BSKH, mask=attend_BSS[:, None], scale=spec.query_scale, implementation="xla")
-        heads_BSD = heads_BSNH.reshape(B, S, -1)
+        if spec.attn_softcap is None:
+            heads = jax.nn.dot_product_attention(q_BSNH, k_BSKH, v_BSKH, mask=attend_BSS[:, None], scale=spec.query_scale, implementation="xla")
+        else:
+            heads = capped_attention(q_BSNH, k_BSKH, v_BSKH, attend_BSS, spec.query_scale or spec.head_dim**-0.5, spec.attn_softcap)
+        heads_BSD = heads.reshape(B, S, -1)
         keep("attn_heads", heads_BSD)
         return self.out(heads_BSD)
 
@@ -152,7 +164,7 @@ class Decoder(nnx.Module):
             self.head_bias = nnx.Param(jnp.zeros(spec.vocab_size))
 
     def head_inputs(self, states: Float[Array, "... D"]) -> tuple[Float[Array, "... D"], Float[Array, "V D"]]:
-        """(x, W) with logits = x W^T: the final states, and the token embedding where the head is tied. A head's bias is a column of W that
+        """(x, W) with logits = x W^T, before any softcap: the final states, and the token embedding where the head is tied. A head's bias is a column of W that
         meets a constant 1 in x. W is float32."""
         head_VD = (self.embed if self.spec.tied_head else self.head).embedding[...]
         if not self.spec.head_bias:
@@ -212,7 +224,8 @@ class Decoder(nnx.Module):
     def logits(self, states_BSD: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Next-token logits, float32. For inspection and parity; training uses ops.logprob_kl, which never holds them all."""
         x_BSD, head_VD = self.head_inputs(states_BSD)
-        return jnp.einsum("...D,VD->...V", x_BSD, head_VD.astype(self.dtype), preferred_element_type=jnp.float32)
+        logits_BSV = jnp.einsum("...D,VD->...V", x_BSD, head_VD.astype(self.dtype), preferred_element_type=jnp.float32)
+        return soft_cap(logits_BSV, self.spec.logit_softcap)
 
 
 def _keeper(tap: Tap | None, kept: dict[str, Array]) -> Tap:

@@ -12,7 +12,7 @@ class SpecError(ValueError):
     """A config that we cannot run as it is meant; the message says why in one line."""
 
 
-Family = Literal["gpt2", "gpt_bigcode", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma3_text"]
+Family = Literal["gpt2", "gpt_bigcode", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3_text"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class DecoderSpec:
     norms: before attention and MLP, after them, or both; shared_norm: one before both (parallel residual). qk_norm: over each head's dims, or over all heads together. window: positions that a
     token sees back, itself included (None: all), in every layer or in `local_layers` only; these may have a rotary base of their own.
     norm_offset: what the stored weights of norms lack to the factor that they are (1 in Gemma). query_scale None: 1 / sqrt(head_dim).
+    softcap c: x becomes c tanh(x / c), for attention scores and logits.
     """
 
     family: Family
@@ -68,6 +69,8 @@ class DecoderSpec:
     window: int | None = None
     local_layers: tuple[bool, ...] | None = None
     local_rotary_base: float | None = None
+    attn_softcap: float | None = None
+    logit_softcap: float | None = None
 
     def parameter_count(self) -> int:
         """Weights of the whole decoder, tied ones once."""
@@ -232,13 +235,13 @@ def _llama_like(family: Family, read: str = "", **fixed: Any) -> Callable[[dict[
     """
     known = set(f"""vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim hidden_act
         max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters pretraining_tp {read}""".split())
-    tied = family == "gemma3_text"
+    tied = family in ("gemma2", "gemma3_text")
 
     def make(c: dict[str, Any]) -> DecoderSpec:
         _refuse_unknown(c, family, known)
         width, heads = _number(c, family, "hidden_size"), _number(c, family, "num_attention_heads")
         positions = _number(c, family, "max_position_embeddings")
-        head_dim = _number(c, family, "head_dim") if family in ("qwen3", "gemma3_text") else _head_dim(c, family, width, heads)
+        head_dim = _number(c, family, "head_dim") if family in ("qwen3", "gemma2", "gemma3_text") else _head_dim(c, family, width, heads)
         kv_heads = _number(c, family, "num_key_value_heads", heads if family in ("llama", "olmo2") else None)
         base, scaling = _rope(c, family, positions)
         activation = ("hidden_activation", "gelu_pytorch_tanh") if "hidden_activation" in known else ("hidden_act", "silu")
@@ -269,16 +272,29 @@ def _no_window(family: str) -> Callable[[dict[str, Any]], None]:
     return check
 
 
-def _gemma3_layers(c: dict[str, Any]) -> tuple[bool, ...]:
-    """Which layers are local: five of six, or as `layer_types` says."""
-    layers = _number(c, "gemma3_text", "num_hidden_layers")
-    _refuse_unless(c, "gemma3_text", final_logit_softcapping=None, attn_logit_softcapping=None)
-    if c.get("use_bidirectional_attention"):
-        raise SpecError("gemma3_text: use_bidirectional_attention: True is not supported")
-    kinds = c.get("layer_types") or ["full_attention" if (n + 1) % 6 == 0 else "sliding_attention" for n in range(layers)]
-    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
-        raise SpecError(f"gemma3_text: layer_types: expected full_attention or sliding_attention for each of {layers} layers")
-    return tuple(kind == "sliding_attention" for kind in kinds)
+def _gemma(family: Family, read: str = "", *, full_every: int, **fixed: Any) -> Callable[[dict[str, Any]], DecoderSpec]:
+    """Gemma 2 and 3: norms around attention and MLP, scaled embeddings, local layers but for every full_every-th."""
+
+    def local_layers(c: dict[str, Any]) -> tuple[bool, ...]:
+        if c.get("use_bidirectional_attention"):
+            raise SpecError(f"{family}: use_bidirectional_attention: True is not supported")
+        layers = _number(c, family, "num_hidden_layers")
+        kinds = c.get("layer_types") or ["sliding_attention" if (n + 1) % full_every else "full_attention" for n in range(layers)]
+        if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
+            raise SpecError(f"{family}: layer_types: expected full_attention or sliding_attention for each of {layers} layers")
+        return tuple(kind == "sliding_attention" for kind in kinds)
+
+    def softcap(name: str) -> Callable[[dict[str, Any]], float | None]:
+        return lambda c: None if c.get(name) is None else _number(c, family, name, kind=float)
+
+    return _llama_like(
+        family, f"""attention_bias hidden_activation query_pre_attn_scalar sliding_window layer_types final_logit_softcapping
+        attn_logit_softcapping use_bidirectional_attention cache_implementation {read}""",
+        qkv_bias=_flag("attention_bias"), out_bias=_flag("attention_bias"), mlp_bias=False, norms="both", norm_offset=1.0,
+        query_scale=lambda c: _number(c, family, "query_pre_attn_scalar", kind=float) ** -0.5, embed_scale=lambda c: float(c["hidden_size"]) ** 0.5,
+        window=lambda c: _number(c, family, "sliding_window"), local_layers=local_layers, attn_softcap=softcap("attn_logit_softcapping"),
+        logit_softcap=softcap("final_logit_softcapping"), **fixed,
+    )
 
 
 def _gemma3_local_base(c: dict[str, Any]) -> float:
@@ -303,13 +319,9 @@ _READERS: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {
                          qk_norm="head", window=_no_window("qwen3")),
     "olmo2": _llama_like("olmo2", "attention_bias", qkv_bias=_flag("attention_bias"), out_bias=_flag("attention_bias"), mlp_bias=False,
                          norms="after", qk_norm="all"),
-    "gemma3_text": _llama_like(
-        "gemma3_text", """attention_bias hidden_activation query_pre_attn_scalar sliding_window layer_types final_logit_softcapping
-        attn_logit_softcapping use_bidirectional_attention rope_local_base_freq _sliding_window_pattern sliding_window_pattern cache_implementation""",
-        qkv_bias=_flag("attention_bias"), out_bias=_flag("attention_bias"), mlp_bias=False, norms="both", norm_offset=1.0, qk_norm="head",
-        query_scale=lambda c: float(c.get("query_pre_attn_scalar", 256)) ** -0.5, embed_scale=lambda c: float(c["hidden_size"]) ** 0.5,
-        window=lambda c: c.get("sliding_window", 4096), local_layers=_gemma3_layers, local_rotary_base=_gemma3_local_base,
-    ),
+    "gemma2": _gemma("gemma2", full_every=2),
+    "gemma3_text": _gemma("gemma3_text", "rope_local_base_freq _sliding_window_pattern sliding_window_pattern", full_every=6, qk_norm="head",
+                          local_rotary_base=_gemma3_local_base),
 }
 
 

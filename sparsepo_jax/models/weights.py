@@ -155,7 +155,7 @@ def _llama(spec: DecoderSpec) -> list[Rule]:
 
 
 _RULES = {"gpt2": _gpt2, "gpt_bigcode": _gpt2, "gptj": _gptj, "gpt_neox": _gpt_neox, "llama": _llama, "mistral": _llama, "qwen2": _llama, "qwen3": _llama,
-          "olmo2": _llama, "gemma3_text": _llama}
+          "olmo2": _llama, "gemma2": _llama, "gemma3_text": _llama}
 # Buffers that old checkpoints carry and no forward pass of ours reads: causal masks, rotary tables.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 _MASKS = ("common_mask.", "rw_mask.", "kl_mask.")

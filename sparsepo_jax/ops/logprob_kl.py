@@ -26,12 +26,14 @@ def logprob_kl(
     valid_BPT: Bool[Array, "B P T"],
     *,
     chunk_tokens: int,
+    softcaps: tuple[float | None, float | None] = (None, None),
 ) -> TokenStats:
     """Per-token statistics of policy and reference, natural logs, float32 sums; zero, with zero gradient, outside `valid_BPT`.
 
     states: what the decoders give after the final norm at the positions that predict each token. Heads are taken in the states' type. The
     reference is a constant. Without a reference (None, None) ref_logp is the policy's own, detached, and the KL is zero.
     chunk_tokens: positions (over B and P) whose logits may exist at a time; rounded to whole columns of T, one at least.
+    softcaps: of the policy's and the reference's logits, see soft_cap.
     """
     B, P, T, D = states_BPTD.shape
     chunk = max(1, min(T, chunk_tokens // (B * P)))
@@ -44,13 +46,18 @@ def logprob_kl(
         ref = None
     else:
         ref = jax.lax.stop_gradient((inert(ref_states_BPTD), ref_head_VD.astype(ref_states_BPTD.dtype)))
-    out = _chunked(chunk, inert(states_BPTD), head_VD, ref, label_NT)
+    out = _chunked(chunk, softcaps, inert(states_BPTD), head_VD, ref, label_NT)
     logp_BPT, ref_logp_BPT, kl_BPT = (jnp.where(valid_BPT, x.reshape(B, P, T + pad)[:, :, :T], 0.0) for x in out)
     return TokenStats(logp_BPT, jax.lax.stop_gradient(ref_logp_BPT), kl_BPT, valid_BPT)
 
 
-def _logits(states_NCD: Array, head_VD: Array) -> Array:
-    return jnp.einsum("NCD,VD->NCV", states_NCD, head_VD, preferred_element_type=jnp.float32)
+def soft_cap(logits: Array, softcap: float | None) -> Array:
+    """softcap * tanh(logits / softcap), or the logits as they are (None). Gemma 2, 2408.00118, section 2."""
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+def _logits(states_NCD: Array, head_VD: Array, softcap: float | None) -> Array:
+    return soft_cap(jnp.einsum("NCD,VD->NCV", states_NCD, head_VD, preferred_element_type=jnp.float32), softcap)
 
 
 def _cut(x_NT: Array, chunk: int) -> Array:
@@ -63,21 +70,21 @@ def _join(x: Array) -> Array:
     return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(chunk, states_NTD, head_VD, ref, label_NT):
-    return _forward(chunk, states_NTD, head_VD, ref, label_NT)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunked(chunk, softcaps, states_NTD, head_VD, ref, label_NT):
+    return _forward(chunk, softcaps, states_NTD, head_VD, ref, label_NT)[0]
 
 
-def _forward(chunk, states_NTD, head_VD, ref, label_NT):
+def _forward(chunk, softcaps, states_NTD, head_VD, ref, label_NT):
     def one(_, inputs):
         states_NCD, ref_states_NCD, label_NC = inputs
-        logits_NCV = _logits(states_NCD, head_VD)
+        logits_NCV = _logits(states_NCD, head_VD, softcaps[0])
         lse_NC = jax.nn.logsumexp(logits_NCV, axis=-1)
         pick = lambda x_NCV: jnp.take_along_axis(x_NCV, label_NC[..., None], axis=-1)[..., 0]  # noqa: E731
         logp_NC = pick(logits_NCV) - lse_NC
         if ref is None:
             return None, (logp_NC, logp_NC, jnp.zeros_like(logp_NC), lse_NC, lse_NC)
-        ref_logits_NCV = _logits(ref_states_NCD, ref[1])
+        ref_logits_NCV = _logits(ref_states_NCD, ref[1], softcaps[1])
         ref_lse_NC = jax.nn.logsumexp(ref_logits_NCV, axis=-1)
         difference_NCV = (ref_logits_NCV - ref_lse_NC[..., None]) - (logits_NCV - lse_NC[..., None])
         kl_NC = jnp.sum(jnp.exp(ref_logits_NCV - ref_lse_NC[..., None]) * difference_NCV, axis=-1)
@@ -90,17 +97,20 @@ def _forward(chunk, states_NTD, head_VD, ref, label_NT):
     return (logp_NT, ref_logp_NT, kl_NT), (states_NTD, head_VD, ref, label_NT, lse_NT, ref_lse_NT)
 
 
-def _backward(chunk, saved, cotangents):
+def _backward(chunk, softcaps, saved, cotangents):
     states_NTD, head_VD, ref, label_NT, lse_NT, ref_lse_NT = saved
     a_NT, _, b_NT = cotangents  # the reference's log-prob is a constant
 
     def one(d_head_VD, inputs):
         states_NCD, ref_states_NCD, label_NC, lse_NC, ref_lse_NC, a_NC, b_NC = inputs
-        policy_NCV = jnp.exp(_logits(states_NCD, head_VD) - lse_NC[..., None])
+        logits_NCV = _logits(states_NCD, head_VD, softcaps[0])
+        policy_NCV = jnp.exp(logits_NCV - lse_NC[..., None])
         onehot_NCV = label_NC[..., None] == jnp.arange(head_VD.shape[0])
         d_logits_NCV = (b_NC - a_NC)[..., None] * policy_NCV + jnp.where(onehot_NCV, a_NC[..., None], 0.0)
         if ref is not None:
-            d_logits_NCV -= b_NC[..., None] * jnp.exp(_logits(ref_states_NCD, ref[1]) - ref_lse_NC[..., None])
+            d_logits_NCV -= b_NC[..., None] * jnp.exp(_logits(ref_states_NCD, ref[1], softcaps[1]) - ref_lse_NC[..., None])
+        if softcaps[0] is not None:
+            d_logits_NCV *= 1 - (logits_NCV / softcaps[0]) ** 2
         d_logits_NCV = d_logits_NCV.astype(states_NCD.dtype)
         d_head_VD += jnp.einsum("NCV,NCD->VD", d_logits_NCV, states_NCD, preferred_element_type=jnp.float32)
         return d_head_VD, jnp.einsum("NCV,VD->NCD", d_logits_NCV, head_VD, preferred_element_type=jnp.float32).astype(states_NCD.dtype)

@@ -55,7 +55,7 @@ def forward(
     kept["logits"] = jnp.einsum("BPTD,D->BPT", ref_states_BPTD.astype(jnp.float32), ref_head_VD.mean(axis=0))
     stats = logprob_kl(
         *policy_model.head_inputs(rows.at_responses(states_BSD)), ref_states_BPTD, ref_head_VD, batch.response_BPT, batch.valid_BPT,
-        chunk_tokens=problem.logit_chunk,
+        chunk_tokens=problem.logit_chunk, softcaps=(policy_model.spec.logit_softcap, reference_model.spec.logit_softcap),
     )
     return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training)
 
@@ -65,4 +65,7 @@ def response_logp(problem: Problem, policy: Weights, batch: PairBatch) -> TokenS
     rows = lay_out(batch, shared=problem.shared_layout)
     model = merge_module(problem.policy_graph, policy)
     states_BSD, _ = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, constrain=problem.constrain)
-    return logprob_kl(*model.head_inputs(rows.at_responses(states_BSD)), None, None, batch.response_BPT, batch.valid_BPT, chunk_tokens=problem.logit_chunk)
+    return logprob_kl(
+        *model.head_inputs(rows.at_responses(states_BSD)), None, None, batch.response_BPT, batch.valid_BPT, chunk_tokens=problem.logit_chunk,
+        softcaps=(model.spec.logit_softcap, None),
+    )
