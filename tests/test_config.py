@@ -102,6 +102,13 @@ def test_every_config_of_the_repository_loads(path):
     load_config(path)
 
 
+def test_the_config_in_the_readme_loads(tmp_path):
+    block = (ROOT / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "my.yaml").write_text(block)
+    config, _ = load_config(tmp_path / "my.yaml")
+    assert config.data.holdout.share == 0.1
+
+
 # ---------------------------------------------------------------- mistakes
 
 

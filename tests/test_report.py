@@ -1,155 +1,310 @@
-"""The report: one page from a run's files, whatever of them is there."""
+"""The report is one page that loads nothing, shows what the files hold, and lets no token become markup."""
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.report.heatmap import QUANTITIES, make_scales, parse_pair
 from sparsepo_jax.report.page import write_report
-from sparsepo_jax.report.plots import collect, make_charts
+from sparsepo_jax.report.plots import MAX_POINTS, collect, make_charts, thin
 from sparsepo_jax.report.table import summary_table
 
+POLICY = {"accuracy": 0.5, "accuracy_unmasked": 0.5, "margin": 0.0, "margin_unmasked": 0.0, "kl": 0.0}
+SUMMARY = {
+    "before": POLICY,
+    "after": {"accuracy": 0.875, "accuracy_unmasked": 0.75, "margin": 3.25, "margin_unmasked": 1.5, "kl": 2.125},
+    "mask": {"auroc_reward": 0.91, "auroc_kl": 0.92, "auroc_ceiling": 0.97, "auroc_position": 0.61, "auroc_untrained": 0.52,
+             "sparsity_start": 0.45, "sparsity_end": 0.77},
+    "pairs": 64,
+    "seconds": 130.0,
+}
+CHOSEN = [" good", "<script>alert(1)</script>", "\n", "\x1b[31m\u202e", "'\" onmouseover=\"x"]
+REJECTED = [" bad", ""]
 
-def response(tokens, decisive=None, masks=None):
+
+def response(tokens, decisive, *, first_mask=0.5):
     n = len(tokens)
-    return {"token_ids": list(range(n)), "tokens": tokens, "decisive": decisive, "logp": [-1.0] * n, "ref_logp": [-1.25] * n, "kl": [0.0625] * n,
-            "reward_mask": masks or [0.5] * n, "kl_mask": masks or [2.0] * n}
+    return {
+        "token_ids": list(range(7, 7 + n)), "logp": [-1.0] * n, "ref_logp": [-1.5 + t for t in range(n)], "kl": [0.1234] * n,
+        "reward_mask": [first_mask] + [0.0] * (n - 1), "kl_mask": [0.3125] * n, "tokens": tokens, "decisive": decisive,
+    }
 
 
-PAIR = {"index": 7, "loss": 0.4321, "margin": -1.2345, "origin": "pairs.jsonl:8", "prompt_tokens": ["Is", " it <b>?"],
-        "chosen": response([" <script>alert(1)</script>", " good", "\n", "\x1b[0m"], [False, True, False, False]), "rejected": response([" bad"], [False])}
-SUMMARY = {"before": {"accuracy": 0.5, "kl": 0.0}, "after": {"accuracy": 0.875, "kl": 1.5, "margin": None},
-           "mask": {"sparsity_start": 0.5, "sparsity_end": 0.75, "auroc_reward": None}, "seconds": 61.0}
-METRICS = [{"stage": "po", "step": step, "time_s": 0.1, "loss": 0.7 - step / 100, "mask/reward_sparsity": 0.5, "mask/kl_sparsity": 0.5} for step in (10, 20, 30)]
+def pair(index=3, **changes):
+    return {
+        "index": index, "loss": 0.456, "margin": 1.789, "origin": "<b>reviews", "prompt_tokens": ["Say", " <i>why</i>"],
+        "chosen": response(CHOSEN, [True] + [False] * 4), "rejected": response(REJECTED, [False, False]),
+    } | changes
 
 
-def write(directory, *, summary=SUMMARY, metrics=METRICS, pairs=(PAIR,), config="objective: {kind: sparsepo, beta: 0.8}\n", pairs_name="pairs.jsonl"):
-    for name, content in (("summary.json", summary and json.dumps(summary)), ("config.yaml", config),
-                          ("metrics.jsonl", metrics and "".join(json.dumps(row) + "\n" for row in metrics)),
-                          (pairs_name, pairs and "".join(json.dumps(row) + "\n" for row in pairs))):
-        if content:
-            (directory / name).write_text(content)
-    return directory
+def without_text(row):
+    sides = {side: {k: v for k, v in row[side].items() if k not in ("tokens", "decisive")} for side in ("chosen", "rejected")}
+    return {k: row[k] for k in ("index", "loss", "margin")} | sides
+
+
+def metric_rows():
+    rows = [{"stage": "sft", "step": step, "time_s": 0.1, "loss": 3.0 / step} for step in range(1, 6)]
+    for step in range(1, 6):
+        rows.append({"stage": "po", "step": step, "time_s": 0.2, "loss": 0.7, "rewards/margins": 0.1 * step, "margin_unmasked": 0.05 * step,
+                     "rewards/accuracies": 0.5, "accuracy_unmasked": 0.5, "kl/chosen": 0.1, "kl/rejected": 0.2,
+                     "mask/reward_sparsity": 0.4, "mask/kl_sparsity": 0.4, "mask/reward_mean": 0.3, "mask/kl_mean": 0.3})
+    return rows + [{"stage": "po", "step": 5, "time_s": 0.3, "eval/rewards/margins": 0.625}]
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 3\nobjective: {kind: sparsepo, beta: 0.8}\n# <u>\n")
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    (tmp_path / "metrics.jsonl").write_text(lines(metric_rows()))
+    (tmp_path / "pairs.jsonl").write_text(lines([pair(3), pair(11)]))
+    return tmp_path
 
 
 class Page(HTMLParser):
-    """Token spans (text, classes, hover text), tags, and what the page would load."""
+    """The page as a browser takes it apart: tags, and the text and attributes of the tokens."""
 
-    def __init__(self, html):
+    def __init__(self, text):
         super().__init__()
-        self.tags, self.spans, self.loads, self._open = [], [], [], None
-        self.feed(html)
+        self.tags, self.tokens, self.inputs, self.inside = [], [], [], False
+        self.text = ""
+        self.feed(text)
 
-    def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        self.tags.append(tag)
-        self.loads += [value for name, value in attributes if name in ("src", "href") and not value.startswith("#")]
-        if tag == "span" and "title" in found:
-            self._open = [found["class"].split(), found["title"], found.get("style", ""), ""]
-
-    def handle_data(self, data):
-        if self._open:
-            self._open[3] += data
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        if tag == "span" and (attrs.get("class") or "").split()[:1] == ["t"]:
+            self.tokens.append(attrs | {"text": ""})
+            self.inside = True
 
     def handle_endtag(self, tag):
-        if tag == "span" and self._open:
-            self.spans.append(tuple(self._open))
-            self._open = None
+        self.inside = self.inside and tag != "span"
+
+    def handle_data(self, data):
+        self.text += data
+        if self.inside:
+            self.tokens[-1]["text"] += data
 
 
-def page_of(directory, pairs=5):
-    return Page(write_report(directory, pairs=pairs).read_text())
+def page_of(output_dir, pairs=8):
+    path = write_report(output_dir, pairs)
+    assert path == output_dir / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
 
 
-def test_the_page_needs_nothing_but_itself(tmp_path):
-    page = page_of(write(tmp_path))
-    assert page.loads == [] and "script" not in page.tags
-    assert not re.search(r"url\(|@import", (tmp_path / "report.html").read_text())
+def test_page_loads_nothing_and_holds_no_script(run_dir):
+    page = page_of(run_dir)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "img", "iframe", "object", "embed", "base")]
+    for _, attrs in page.tags:
+        assert not [name for name in attrs if name == "src" or name.startswith("on")]
+        assert attrs.get("href", "#").startswith("#")
+    text = (run_dir / "report.html").read_text()
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert "default-src 'none'" in text
 
 
-def test_every_token_shows_its_text_escaped_and_its_values_on_hover(tmp_path):
-    page = page_of(write(tmp_path))
-    assert [text for *_, text in page.spans] == [" <script>alert(1)</script>", " good", "↵\n", "\\x1b[0m", " bad"]
-    assert [("decisive" in classes) for classes, *_ in page.spans] == [False, True, False, False, False]
-    title = page.spans[1][1]
-    for line in ("␣good  (id 1)  decisive", "reward mask 0.500", "KL mask 2.000", "log-ratio 0.250  (policy -1.000, reference -1.250)", "KL 0.062"):
-        assert line in title.splitlines()
+def test_tokens_are_text_and_what_cannot_be_seen_is_shown(run_dir):
+    page = page_of(run_dir, pairs=1)
+    texts = [token["text"] for token in page.tokens]
+    assert texts == [" good", "<script>alert(1)</script>", "↵\n", "\\x1b[31m\\u202e", "'\" onmouseover=\"x", " bad", "⟨8⟩"]
+    assert "<i>why</i>" in page.text and "<b>reviews" in page.text and "# <u>" in page.text
+    assert not {"i", "u"} & {tag for tag, _ in page.tags}
 
 
-def test_colour_grows_with_the_value_and_zero_has_none(tmp_path):
-    masks = [0.0, 0.1, 1.0, 2.0]
-    page = page_of(write(tmp_path, pairs=[PAIR | {"chosen": response(list("abcd"), masks=masks), "rejected": response(["e"], masks=[0.0])}]))
-    shades = [float(found.group(1)) if (found := re.search(r"--u:([\d.]+);", style)) else 0.0 for _, _, style, _ in page.spans]
-    assert shades[0] == shades[4] == 0.0 and 0 < shades[1] < shades[2] < shades[3]
+def test_every_pair_shows_its_values(run_dir):
+    page = page_of(run_dir)
+    assert len(page.tokens) == 2 * (len(CHOSEN) + len(REJECTED))
+    assert "Pair 3" in page.text and "Pair 11" in page.text
+    assert "1.789" in page.text and "0.456" in page.text
+    title = page.tokens[0]["title"]
+    assert "reward mask 0.500" in title and "KL mask 0.312" in title and "KL 0.123" in title
+    assert "log-ratio 0.500" in title and "policy -1.000" in title and "reference -1.500" in title
 
 
-def test_numbers_of_the_summary_and_the_pair_are_on_the_page(tmp_path):
-    write_report(write(tmp_path), pairs=5)
-    html = (tmp_path / "report.html").read_text()
-    for shown in ("0.875", "+0.375", "1.500", "-1.234", "0.432", "pairs.jsonl:8", "negative margin", "1 min 1 s"):
-        assert shown in html, shown
-    assert "Is it &lt;b&gt;?" in html
+def test_only_as_many_pairs_as_asked_for(run_dir):
+    page = page_of(run_dir, pairs=1)
+    assert "Pair 3" in page.text and "Pair 11" not in page.text
 
 
-def test_pairs_beyond_the_asked_are_left_out(tmp_path):
-    page = page_of(write(tmp_path, pairs=[PAIR] * 3), pairs=2)
-    assert len(page.spans) == 2 * 5
+def test_decisive_tokens_are_marked(run_dir):
+    page = page_of(run_dir, pairs=1)
+    assert ["decisive" in token["class"].split() for token in page.tokens] == [True] + [False] * 6
+    assert "decisive" in page.tokens[0]["title"] and "decisive" not in page.tokens[1]["title"]
+    assert "underlined" in page.text
 
 
-@pytest.mark.parametrize("missing", ["summary", "metrics", "pairs", "config"])
-def test_a_missing_file_is_said_not_fatal(tmp_path, missing):
-    name = {"summary": "summary.json", "metrics": "metrics.jsonl", "pairs": "pairs.jsonl", "config": "config.yaml"}[missing]
-    assert name in write_report(write(tmp_path, **{missing: None}), pairs=5).read_text()
+def test_unknown_decisive_tokens_are_not_spoken_of(run_dir):
+    row = pair(chosen=response(CHOSEN, None), rejected=response(REJECTED, None))
+    (run_dir / "pairs.jsonl").write_text(lines([row]))
+    page = page_of(run_dir)
+    assert "underlined" not in page.text and not any("decisive" in token["class"] for token in page.tokens)
 
 
-def test_without_results_there_is_no_report(tmp_path):
-    with pytest.raises(UserError, match="found none; run the stage sft, po, score or eval first"):
-        write_report(tmp_path, pairs=5)
+def test_colour_is_that_of_the_value(run_dir):
+    first, second, *_ = page_of(run_dir, pairs=1).tokens
+    assert re.search(r"--u:0\.\d", first["style"])
+    assert "--u" not in second["style"]  # a mask of exact zero has no colour
+    ratios = [re.search(r"--r:(-?)0\.\d", token["style"]).group(1) for token in (first, second)]
+    assert ratios == ["", "-"]
 
 
-def test_scores_without_text_show_ids(tmp_path):
-    bare = {name: value for name, value in PAIR.items() if name not in ("origin", "prompt_tokens")}
-    for side in ("chosen", "rejected"):
-        bare[side] = {name: value for name, value in PAIR[side].items() if name not in ("tokens", "decisive")}
-    page = page_of(write(tmp_path, pairs=[bare], pairs_name="scores.jsonl"))
-    assert [text for *_, text in page.spans] == ["0 ", "1 ", "2 ", "3 ", "0 "]
+def test_each_quantity_can_be_chosen_and_the_reward_mask_is_first(run_dir):
+    inputs = {attrs["id"]: "checked" in attrs for tag, attrs in page_of(run_dir).tags if tag == "input"}
+    assert inputs == {f"by-{quantity.key}": quantity.name == "Reward mask" for quantity in QUANTITIES}
 
 
-def test_objectives_without_masks_are_coloured_by_log_ratio(tmp_path):
-    ones = PAIR | {side: response(["a", "b"], masks=[1.0, 1.0]) for side in ("chosen", "rejected")}
-    html = write_report(write(tmp_path, pairs=[ones]), pairs=5).read_text()
-    assert "This objective has no masks" in html and re.search(r'id="by-r" checked', html)
+def test_an_outlier_does_not_bleach_the_rest():
+    side = response(["x"] * 200, None) | {"kl": [0.1] * 199 + [1000.0]}
+    scale = make_scales([parse_pair(pair(chosen=side), where="")])["k"]
+    assert scale.full < 1 and scale.shade(1000.0) == scale.shade(scale.full)
 
 
-def test_half_a_line_of_an_interrupted_run_is_passed_over(tmp_path):
-    write(tmp_path)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
+def test_objective_without_masks_says_so_and_shows_log_ratios(run_dir):
+    ones = {"reward_mask": [1.0] * 2, "kl_mask": [1.0] * 2}
+    row = pair(chosen=response([" a", " b"], None) | ones, rejected=response([" c", " d"], None) | ones)
+    (run_dir / "pairs.jsonl").write_text(lines([row]))
+    page = page_of(run_dir)
+    assert "as for objectives without masks" in page.text
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "input" and "checked" in attrs] == ["by-r"]
+
+
+def test_headline_curves_and_configuration_are_there(run_dir):
+    page = page_of(run_dir)
+    for said in ("0.875", "+0.375", "3.250", "2.125", "0.910", "0.450", "0.770", "2 min 10 s", "64 held-out pairs"):
+        assert said in page.text, said
+    charts = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg" and "aria-label" in attrs]
+    for start in ("Fine-tuning loss", "Preference loss", "Margin", "Accuracy", "KL to the reference", "Mask sparsity"):
+        assert any(chart.startswith(start) for chart in charts), start
+    assert "masked, evaluation: min 0.625" in "".join(charts) and "unmasked, training: min 0.050, max 0.250" in "".join(charts)
+    assert "objective: {kind: sparsepo, beta: 0.8}" in page.text
+
+
+@pytest.mark.parametrize("missing, said", [
+    ("config.yaml", "There is no config.yaml"),
+    ("summary.json", "There is no summary.json"),
+    ("metrics.jsonl", "There is nothing to draw"),
+    ("pairs.jsonl", "There are no pairs to show"),
+])
+def test_a_missing_file_is_said_and_the_rest_is_shown(run_dir, missing, said):
+    assert said not in page_of(run_dir).text
+    (run_dir / missing).unlink()
+    page = page_of(run_dir)
+    assert said in page.text
+    assert ("Pair 3" in page.text) == (missing != "pairs.jsonl")
+    assert ("3.250" in page.text) == (missing != "summary.json")
+
+
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "pairs.jsonl", "scores.jsonl"])
+def test_one_result_file_is_enough(tmp_path, name):
+    content = {"summary.json": json.dumps(SUMMARY), "metrics.jsonl": lines(metric_rows()), "pairs.jsonl": lines([pair()]),
+               "scores.jsonl": lines([without_text(pair())])}[name]
+    (tmp_path / name).write_text(content)
+    assert page_of(tmp_path).text
+
+
+def test_nothing_to_report_is_one_clear_line(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    for empty in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match="expected summary.json, metrics.jsonl, .* found none; run the stage") as error:
+            write_report(empty, 8)
+        assert "\n" not in str(error.value)
+
+
+def test_scores_without_text_show_ids(run_dir):
+    (run_dir / "pairs.jsonl").rename(run_dir / "scores.jsonl")
+    (run_dir / "scores.jsonl").write_text(lines([without_text(pair(3))]))
+    page = page_of(run_dir)
+    assert [token["text"] for token in page.tokens] == [f"{i} " for i in (7, 8, 9, 10, 11, 7, 8)]
+    assert "reward mask 0.500" in page.tokens[0]["title"] and "From scores.jsonl" in page.text
+    assert "Prompt of pair" not in (run_dir / "report.html").read_text()
+
+
+def test_pairs_are_preferred_to_scores(run_dir):
+    (run_dir / "scores.jsonl").write_text(lines([without_text(pair(99))]))
+    page = page_of(run_dir)
+    assert "Pair 3" in page.text and "Pair 99" not in page.text
+
+
+def test_made_again_the_page_is_the_same(run_dir):
+    first = write_report(run_dir, 8).read_bytes()
+    assert write_report(run_dir, 8).read_bytes() == first
+
+
+def test_half_a_line_is_passed_over_and_counted(run_dir):
+    with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "po", "st')
-    assert "could not be read: 1." in write_report(tmp_path, pairs=5).read_text()
+    with (run_dir / "pairs.jsonl").open("a") as file:
+        file.write('{"index": 12, "lo')
+    page = page_of(run_dir)
+    assert "could not be read: 1." in page.text and "Pair 11" in page.text
 
 
-def test_steps_that_were_done_twice_count_once():
-    """A continued run writes the steps after its checkpoint again: the later value stands."""
-    metrics, unusable = collect([*METRICS, METRICS[1] | {"loss": 0.1}, {"no": "stage"}])
-    assert metrics["po", "loss"] == {10: 0.6, 20: 0.1, 30: pytest.approx(0.4)} and unusable == 1
-    sparsity = next(chart for chart in make_charts(metrics) if chart.title.startswith("Mask sparsity"))
-    assert [line.name for line in sparsity.lines] == ["reward = KL, training"]
+@pytest.mark.parametrize("change, said", [
+    ({"chosen": {"token_ids": [1]}}, "chosen.logp must be a list of 1 numbers"),
+    ({"chosen": response([" a"], [True]) | {"kl": [0.1, 0.2]}}, "chosen.kl must be a list of 1 numbers"),
+    ({"rejected": response([" a"], [True, False])}, "rejected.decisive must be null or 1 booleans"),
+    ({"rejected": None}, "rejected must be an object"),
+    ({"margin": "large"}, "margin must be numeric"),
+])
+def test_a_pair_that_does_not_fit_is_named(run_dir, change, said):
+    (run_dir / "pairs.jsonl").write_text(lines([pair(), pair(**change)]))
+    with pytest.raises(UserError, match=f"pairs.jsonl line 2: {said}"):
+        write_report(run_dir, 8)
 
 
-def test_a_broken_pair_is_named_by_line(tmp_path):
-    short = PAIR | {"rejected": PAIR["rejected"] | {"kl": []}}
-    with pytest.raises(UserError, match=r"pairs.jsonl line 2: rejected.kl must be a list of 1 numbers"):
-        write_report(write(tmp_path, pairs=[PAIR, short]), pairs=5)
+@pytest.mark.parametrize("content", ['{"before": ', "[1, 2]"])
+def test_summary_that_is_no_object_is_named(run_dir, content):
+    (run_dir / "summary.json").write_text(content)
+    with pytest.raises(UserError, match="summary.json: expected .*JSON.* run the stage eval again"):
+        write_report(run_dir, 8)
 
 
-def test_the_same_files_give_the_same_page(tmp_path):
-    first = write_report(write(tmp_path), pairs=5).read_bytes()
-    assert write_report(tmp_path, pairs=5).read_bytes() == first
+def test_values_that_are_no_numbers_break_nothing(run_dir):
+    row = pair(loss=None, chosen=response([" a", " b"], None) | {"kl": [float("nan"), float("inf")]})
+    (run_dir / "pairs.jsonl").write_text(lines([row]))
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "po", "step": 6, "loss": null}\n')
+    page = page_of(run_dir)
+    assert ["broken" in token["class"].split() for token in page.tokens] == [True, True, False, False]
+    assert re.search(r"not a finite number at 1 of 6 steps,\s+first at 6", page.text)
 
 
-def test_the_table_shows_a_dash_for_what_is_unknown():
-    rows = {re.split(r"\s{2,}", line)[0]: re.split(r"\s{2,}", line)[1:] for line in summary_table(SUMMARY).splitlines()}
-    assert rows["accuracy"] == ["0.500", "0.875"] and rows["margin"] == ["-", "-"]
-    assert rows["mask sparsity"] == ["0.500", "0.750"] and rows["AUROC, reward mask"] == ["-", "-"]
+def test_a_resumed_run_draws_each_step_once_and_in_order():
+    metrics, unusable = collect([{"stage": "po", "step": s, "loss": x} for s, x in ((2, 1.0), (1, 4.0), (2, 3.0))] + [{"step": 1}])
+    assert list(metrics["po", "loss"].items()) == [(1, 4.0), (2, 3.0)] and unusable == 1
+
+
+def test_long_curves_are_thinned_and_keep_their_extremes():
+    series = {step: 0.0 for step in range(10_000)} | {4321: 9.0, 7777: -9.0}
+    kept = thin(series)
+    assert len(kept) <= MAX_POINTS + 2 and (4321, 9.0) in kept and (7777, -9.0) in kept
+    (chart,) = make_charts({("po", "loss"): series})
+    assert all(chart.top <= y <= chart.bottom for y, _ in chart.y_ticks)
+
+
+def test_summary_table_shows_numbers_and_a_dash_for_null():
+    text = summary_table(SUMMARY | {"before": dict.fromkeys(POLICY), "mask": dict.fromkeys(SUMMARY["mask"])})
+    rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in text.splitlines()[1:]}
+    assert rows["accuracy"] == ["-", "0.875"] and rows["margin, unmasked"] == ["-", "1.500"] and rows["KL to reference"] == ["-", "2.125"]
+    assert rows["mask sparsity"] == ["-", "-"] and rows["AUROC, ceiling"] == ["-", "-"]
+    assert len({len(line) for line in text.splitlines()}) == 1
+
+
+def test_summary_table_shows_the_mask_before_and_after():
+    rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in summary_table(SUMMARY).splitlines()[1:]}
+    assert rows["mask sparsity"] == ["0.450", "0.770"] and rows["AUROC, reward mask"] == ["0.520", "0.910"]
+    assert rows["AUROC, KL mask"] == ["-", "0.920"] and rows["AUROC, ceiling"] == ["-", "0.970"]
+    assert rows["AUROC, position alone"] == ["-", "0.610"]
+
+
+def test_report_does_not_import_jax():
+    code = "import sys, sparsepo_jax.report.page; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
