@@ -17,7 +17,7 @@ Metrics = dict[tuple[str, str], Series]  # (stage, metric) -> values
 
 
 class ChartSpec(NamedTuple):
-    """A chart: each quantity is drawn as training and as evaluation ("eval/" + metric) saw it. `hold`: values that y must show."""
+    """A chart: each quantity drawn as training and evaluation ("eval/" + metric) saw it. `hold`: values that y must show."""
 
     stage: str
     title: str
