@@ -19,6 +19,7 @@ from sparsepo_jax.data.batching import BatchPlan
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.dist.mesh import make_constrain, pair_shards, put_batch, replicated
 from sparsepo_jax.dist.rules import weight_shardings
+from sparsepo_jax.eval.generate import Sampler, Sampling, make_sampler
 from sparsepo_jax.losses import sequence, token_weighted
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.learned import masks_from_tensors
@@ -27,7 +28,7 @@ from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, from_hf, is_mask_tensor, read_config
 from sparsepo_jax.train import optimizer as optimizers
-from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.forward import Problem, response_log_ratio
 from sparsepo_jax.train.step import make_pair_scores
 
 # ---------------------------------------------------------------- tokenizer and data
@@ -332,6 +333,36 @@ def make_score_batch(problem: Problem, mesh: Mesh):
         return *scores(weights, reference, batch, jnp.int32(0)), batch.row_B, batch.weight_B
 
     return jax.jit(score, out_shardings=replicated(mesh))
+
+
+def make_sum_log_ratios(problem: Problem, mesh: Mesh):
+    """sum over a batch's rows [1, B, ...] of log pi(y) - log pi_ref(y), nats, on every host."""
+
+    def total(policy, reference, batch):
+        batch = jax.tree.map(lambda x: x[0], batch)
+        return jnp.sum(jnp.where(batch.weight_B > 0, response_log_ratio(problem, policy, reference, batch)[:, 0], 0.0))
+
+    return jax.jit(total, out_shardings=replicated(mesh))
+
+
+def make_sampling(config: schema.Config, hf_config: dict[str, Any], tokenizer: Any | None) -> Sampling:
+    """As config.generation says; responses end with the model's EOS tokens and the tokenizer's."""
+    chosen, known = config.generation, hf_config.get("eos_token_id")
+    ends = set(known if isinstance(known, list) else [known]) | {getattr(tokenizer, "eos_token_id", None)}
+    return Sampling(chosen.max_new_tokens, chosen.temperature, chosen.top_k, chosen.top_p, chosen.samples, config.seed,
+                    tuple(sorted(ends - {None})), tuple(chosen.stop))
+
+
+def make_policy_sampler(problem: Problem, config: schema.Config, mesh: Mesh, sampling: Sampling) -> Sampler:
+    return make_sampler(problem.policy_graph, compute_dtype(config), mesh, sampling)
+
+
+def check_room(name: str, new_tokens: int, prompts: TokenTable, spec: DecoderSpec) -> None:
+    """UserError if a response of so many tokens may run past the model's positions."""
+    longest = int(prompts.prompt_lengths_N.max())
+    if longest + new_tokens > spec.max_positions:
+        raise UserError(f"{name}: {new_tokens} tokens after the longest prompt ({longest}) do not fit the model's {spec.max_positions} positions; "
+                        f"take {max(spec.max_positions - longest, 0)} or fewer, or a smaller data.max_prompt_length")
 
 
 def check_batch(name: str, batch_size: int, micro_steps: int, mesh: Mesh) -> None:

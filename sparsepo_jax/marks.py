@@ -13,12 +13,13 @@ from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
 
 TRAINING = ("sft", "po")
-_READS = ("seed", "policy", "reference", "tokenizer", "data", "objective", "evaluation", "compute")
+_READS = ("seed", "policy", "reference", "tokenizer", "data", "objective", "compute")
 _SECTIONS = {
     "sft": ("seed", "policy", "tokenizer", "data", "sft"),
     "po": ("seed", "policy", "reference", "tokenizer", "data", "objective", "po"),
-    "score": _READS,
-    "eval": (*_READS, "report"),
+    "score": (*_READS, "evaluation"),
+    "eval": (*_READS, "evaluation", "generation", "report"),
+    "generate": (*_READS, "generation"),
     "export": ("seed", "policy", "tokenizer", "objective", "export"),
 }
 # Settings within these sections that do not change what the stage leaves.

@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsepo_jax import build
+from sparsepo_jax import build, evaluation
 from sparsepo_jax.config.load import save_config
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.dist.mesh import make_mesh, replicated
@@ -28,18 +29,22 @@ from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.loop import run_training
 from sparsepo_jax.train.step import TrainState, make_pair_loss, make_sft_loss, make_update
 
+
 def run_stages(config: Config) -> int:
     """Runs config.stages in order; returns the exit code. Everything is written under config.output_dir."""
     return Run(config).run()
 
 
 def say(text: str) -> None:
+    """A line for the person at the terminal."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
 
 class Run:
     """One run: what its stages share, made when first needed."""
+
+    say = staticmethod(say)
 
     def __init__(self, config: Config):
         build.start_jax(config)
@@ -50,8 +55,8 @@ class Run:
 
     def run(self) -> int:
         stages: dict[str, Callable[[], None]] = {
-            "inspect": self.inspect, "sft": self.sft, "po": self.po, "score": self.score, "eval": self.evaluate, "report": self.report,
-            "export": self.export,
+            "inspect": self.inspect, "sft": self.sft, "po": self.po, "score": lambda: evaluation.score(self), "eval": lambda: evaluation.evaluate(self),
+            "generate": lambda: evaluation.generate(self), "report": self.report, "export": self.export,
         }
         if set(self.config.stages) != {"report"} and jax.process_index() == 0:
             save_config(self.config, self.output_dir / "config.yaml")
@@ -160,14 +165,17 @@ class Run:
             return build.load_weights(self.config.policy.path, self.spec, self.mesh)
         return build.random_weights(self.spec, self.config.seed, self.mesh)
 
+    def start_weights(self) -> dict[str, Weights] | None:
+        """{"policy", "masks"} as po found them; None if it has not begun."""
+        begun = self.output_dir / "po" / "start"
+        return load_once(begun, self.abstract_weights("po")) if begun.exists() else None
+
     def reference_weights(self) -> Weights:
         """reference.path, else the policy as it was when po began, else (no po here) the policy itself."""
         if self.config.reference.path is not None:
             return build.load_weights(self.config.reference.path, self.reference_spec, self.mesh)
-        begun = self.output_dir / "po" / "start"
-        if begun.exists():
-            return load_once(begun, self.abstract_weights("po"))["policy"]
-        return self.starting_policy()
+        start = self.start_weights()
+        return self.starting_policy() if start is None else start["policy"]
 
     def current_weights(self) -> dict[str, Weights]:
         """{"policy", "masks"} to score: of the finished po, else policy.path with its stored masks."""
@@ -263,93 +271,30 @@ class Run:
             raise UserError(f"the reward mask starts at zero on every token of the first {len(some)} pairs: neither policy nor mask would get a "
                             "gradient; set objective.mask.init=ones, or take another seed")
 
-    # ------------------------------------------------------------ scores, evaluation
+    # ------------------------------------------------------------ scores
 
     @functools.cached_property
     def score_batch(self):
         return build.make_score_batch(self.problem, self.mesh)
 
+    @functools.cached_property
+    def sum_log_ratios(self):
+        return build.make_sum_log_ratios(self.problem, self.mesh)
+
     def scores(self, table: TokenTable, weights: dict[str, Weights], reference: Weights) -> list[scoring.PairScore]:
         """Every pair of a table, in order."""
         size = self.config.evaluation.batch_size
         build.check_batch("evaluation.batch_size", size, 1, self.mesh)
-        plan = build.make_plan(self.config, table, size, shuffle=False)
-        mask = build.mask_config(self.config)
-        batches = make_batches(
-            table, plan, start=0, stop=plan.batches_per_epoch, micro_steps=1, process_index=jax.process_index(),
-            process_count=jax.process_count(), with_weights=mask is not None and mask.kind == "given",
-        )
         with jax.set_mesh(self.mesh):
-            return scoring.score_pairs(self.score_batch, build.put_on(self.mesh), batches, weights, reference)
+            return scoring.score_pairs(self.score_batch, build.put_on(self.mesh), self.in_order(table, size), weights, reference)
 
-    def score(self) -> None:
-        began_s, path = time.time(), self.output_dir / "scores.jsonl"
-        if self.marks.finished("score", path):
-            say("score: finished before")
-            return
-        table = self.pairs[1]
-        scores = self.scores(table, self.current_weights(), self.reference_weights())
-        self.write_pairs(path, table, scores)
-        self.mark("score", began_s)
-        say(f"score: {len(scores)} pairs, mean loss {np.mean([score.metrics['loss'] for score in scores]):.4f} -> {path}")
-
-    def write_pairs(self, path: Path, table: TokenTable, scores: list[scoring.PairScore], *, with_text: bool = False) -> None:
-        from sparsepo_jax.eval.records import pair_record
-
-        if jax.process_index() != 0:
-            return
-        written = path.with_suffix(".tmp")
-        with written.open("w", encoding="utf-8") as file:
-            for score in scores:
-                file.write(json.dumps(pair_record(score, table, self.tokenizer if with_text else None, with_text=with_text)) + "\n")
-        written.replace(path)
-
-    def evaluate(self) -> None:
-        began_s, summary_path, pairs_path = time.time(), self.output_dir / "summary.json", self.output_dir / "pairs.jsonl"
-        if self.marks.finished("eval", summary_path, pairs_path):
-            say("eval: finished before")
-            return
-        table = self.pairs[1]
-        reference = self.reference_weights()
-        begun = self.output_dir / "po" / "start"
-        before = self.scores(table, load_once(begun, self.abstract_weights("po")), reference) if begun.exists() else None
-        after = self.scores(table, self.current_weights(), reference)
-        summary = {
-            "before": scoring.headline(before) if before else dict.fromkeys(scoring.headline(after)),
-            "after": scoring.headline(after),
-            "mask": self.mask_summary(table, before, after),
-            "pairs": len(table),
-        }
-        earlier_s = sum(mark["seconds"] for stage, mark in self.marks.all().items() if stage not in self.config.stages)
-        summary["seconds"] = round(time.time() - self.started_s + earlier_s, 1)
-        if jax.process_index() == 0:
-            summary_path.write_text(json.dumps(summary, indent=1) + "\n")
-        chosen = np.linspace(0, len(after) - 1, min(self.config.report.pairs, len(after))).astype(int)
-        self.write_pairs(pairs_path, table, [after[n] for n in chosen], with_text=True)
-        self.mark("eval", began_s)
-        say(f"eval: {len(table)} pairs in {time.time() - began_s:.1f} s")
-        if "report" not in self.config.stages:
-            self.say_summary()
-
-    def mask_summary(self, table: TokenTable, before: list | None, after: list) -> dict[str, float | None]:
-        """How sparse the masks are and how well they find the decisive tokens, null where unknown."""
-        names = ("auroc_reward", "auroc_kl", "auroc_ceiling", "auroc_position", "auroc_untrained", "sparsity_start", "sparsity_end")
-        found: dict[str, float | None] = dict.fromkeys(names)
-        mask = build.mask_config(self.config)
-        if mask is not None:
-            found["sparsity_start"] = scoring.mask_sparsity(before) if before else None
-            found["sparsity_end"] = scoring.mask_sparsity(after)
-        if table.has_decisive:
-            decisive_N = np.concatenate([table.decisive(n, p) for n in range(len(table)) for p in range(2)])
-            found["auroc_position"] = scoring.best_position_auroc(after, decisive_N)
-            if mask is not None:
-                found["auroc_reward"] = scoring.mask_auroc(after, decisive_N, "reward_mask")
-                found["auroc_kl"] = scoring.mask_auroc(after, decisive_N, "kl_mask")
-                found["auroc_untrained"] = scoring.mask_auroc(before, decisive_N, "reward_mask") if before else None
-            if table.has_chance and self.config.tokenizer.kind == "reviews":  # the grammar's chances are those of whole words
-                chance_N = np.concatenate([table.chance(n, p) for n in range(len(table)) for p in range(2)])
-                found["auroc_ceiling"] = scoring.auroc(chance_N, decisive_N)
-        return found
+    def in_order(self, table: TokenTable, batch_size: int) -> Iterator[PairBatch]:
+        """This process's part of batches [1, B, ...] that hold every row once."""
+        plan, mask = build.make_plan(self.config, table, batch_size, shuffle=False), build.mask_config(self.config)
+        return make_batches(
+            table, plan, start=0, stop=plan.batches_per_epoch, micro_steps=1, process_index=jax.process_index(),
+            process_count=jax.process_count(), with_weights=mask is not None and mask.kind == "given" and table.has_weights,
+        )
 
     # ------------------------------------------------------------ what a person reads
 

@@ -21,7 +21,8 @@ SMALL = {
     "objective": {"kind": "sparsepo", "beta": 0.8, "mask": {"kind": "learned", "init": "ones", "learning_rate": 0.01}},
     "sft": {"steps": 4, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.003}},
     "po": {"steps": 6, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}},
-    "evaluation": {"batch_size": 8},
+    "evaluation": {"batch_size": 8, "sampled_prompts": 5},
+    "generation": {"max_new_tokens": 6, "batch_size": 8},
     "logging": {"every_steps": 2, "tensorboard": False},
 }
 

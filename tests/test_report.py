@@ -101,6 +101,14 @@ def page_of(output_dir, pairs=8):
     return Page(path.read_text(encoding="utf-8"))
 
 
+def test_what_the_policy_wrote_is_shown_as_text(run_dir):
+    assert "What the policy writes" not in page_of(run_dir).text
+    (run_dir / "samples.jsonl").write_text(lines([{"index": 0, "prompt": "Say", "before": "<b>dull", "after": "superb\u202e"}, {"index": 1, "prompt": "Hm"}]) + '{"in')
+    page = page_of(run_dir)
+    assert "What the policy writes" in page.text and "<b>dull" in page.text and "superb\\u202e" in page.text
+    assert "b" not in {tag for tag, attrs in page.tags if tag == "b" and attrs}
+
+
 def test_page_loads_nothing_and_holds_no_script(run_dir):
     page = page_of(run_dir)
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "img", "iframe", "object", "embed", "base")]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sparsepo_jax.data import reviews
-from sparsepo_jax.data.reviews import make_review_pairs, make_review_texts, reviews_vocabulary
+from sparsepo_jax.data.reviews import make_review_pairs, make_review_texts, preferred_share, reviews_vocabulary
 from sparsepo_jax.eval.auroc import auroc, position_auroc
 
 DECIDING = set(reviews._POSITIVE) | set(reviews._NEGATIVE)
@@ -99,3 +99,9 @@ def test_an_adverb_shifts_the_chance_as_bayes_says():
     found = {words[0].text: words[1].chance for n in range(300) if len(words := reviews._slot(random.Random(n), True, 0.0, phrases=False)) > 1
              and words[0].text in reviews._ADVERBS}
     assert found["truly"] == pytest.approx(0.06 / 0.0625) and found["mostly"] == pytest.approx(0.02 / 0.07)
+
+
+def test_preferred_share_counts_evaluative_words_only():
+    """superb, warm / awful: 2 of 3; "long" and "unheard" say nothing."""
+    assert preferred_share(["the film was superb and warm .", "a long awful unheard plot"]) == 2 / 3
+    assert preferred_share(["it ran long ."]) is None

@@ -28,7 +28,13 @@ def test_a_run_leaves_summary_metrics_scores_pairs_and_report(finished):
     summary = json.loads((output / "summary.json").read_text())
     assert summary["before"]["accuracy_unmasked"] == 0.5 and summary["before"]["kl"] == 0.0
     assert summary["after"]["kl"] > 0
-    assert set(summary["before"]) == set(summary["after"]) == {"accuracy", "accuracy_unmasked", "margin", "margin_unmasked", "kl"}
+    assert set(summary["before"]) == set(summary["after"]) == {
+        "accuracy", "accuracy_unmasked", "margin", "margin_unmasked", "kl", "generated_preferred", "generated_kl"}
+    assert summary["before"]["generated_kl"] == 0.0 != summary["after"]["generated_kl"]
+    assert 0 <= summary["after"]["generated_preferred"] <= 1
+    samples = lines_of(output / "samples.jsonl")
+    assert [row["index"] for row in samples] == list(range(5)) and all(row["prompt"].startswith("review of") for row in samples)
+    assert any(row["before"] != row["after"] for row in samples) or summary["after"]["generated_kl"] < 0.1
     assert set(summary["mask"]) == {"auroc_reward", "auroc_kl", "auroc_ceiling", "auroc_position", "auroc_untrained", "sparsity_start", "sparsity_end"}
     assert all(0 <= value <= 1 for value in summary["mask"].values())
     assert summary["mask"]["auroc_reward"] <= summary["mask"]["auroc_ceiling"]
@@ -230,6 +236,25 @@ def test_inspect_shows_rows_of_every_source_without_a_model(tmp_path, capsys):
     said = capsys.readouterr().out
     assert all(line in said for line in ("data.sft: 40 rows", "data.train: 30 rows", "data.eval: 9 rows"))
     assert said.count("  prompt ") == 6 and said.count("  chosen ") == said.count("  rejected ") == 4 and "*" in said
+
+
+def test_generate_answers_the_distinct_prompts(finished, capsys):
+    directory, output = finished
+    settings = ["stages=[generate]", "generation.samples=2", "generation.max_prompts=3", "generation.stop=['the', '.']", "generation.top_p=0.9"]
+    assert main(["--config", str(directory / "config.yaml"), *settings]) == 0
+    rows = lines_of(output / "generations.jsonl")
+    assert [row["index"] for row in rows] == [0, 1, 2] and all(len(row["samples"]) == 2 for row in rows)
+    answers = [answer for row in rows for answer in row["samples"]]
+    assert {answer["finish"] for answer in answers} <= {"eos", "stop", "length"} and all(1 <= len(answer["token_ids"]) <= 6 for answer in answers)
+    assert not any("the" in answer["text"] or "." in answer["text"] for answer in answers)
+    assert "6 responses to 3 prompts" in capsys.readouterr().out
+    assert main(["--config", str(directory / "config.yaml"), *settings]) == 0
+    assert "generate: finished before" in capsys.readouterr().out
+
+
+def test_responses_that_do_not_fit_the_model_are_refused(finished, capsys):
+    assert main(["--config", str(finished[0] / "config.yaml"), "stages=[generate]", "generation.max_new_tokens=60"]) == 1
+    assert "generation.max_new_tokens: 60 tokens after the longest prompt" in capsys.readouterr().err
 
 
 def test_a_tokenizer_learned_from_the_data_is_kept_with_the_run(tmp_path):

@@ -412,6 +412,28 @@ class Evaluation(Section):
     """Pairs a batch; changes speed, not results."""
     max_pairs: Positive | None = None
     """Evaluate on the first so many pairs."""
+    sampled_prompts: Positive | None = None
+    """Let the policy answer the first so many distinct prompts, before and after po, one response each from the policy's own distribution
+    (temperature 1, nothing cut off; of `generation` only max_new_tokens and batch_size count). None: nothing is sampled."""
+
+
+class Generation(Section):
+    max_new_tokens: Positive = 128
+    """Longest response, tokens; prompt and response must fit the model's positions."""
+    temperature: NonNegative = 1.0
+    """0: greedy."""
+    top_k: Positive | None = None
+    """Draw from the so many most probable tokens."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw from the fewest tokens whose probability together reaches this (nucleus)."""
+    samples: Positive = 1
+    """Responses to each prompt."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """A response ends before any of these strings, as it does at EOS."""
+    batch_size: Positive = 32
+    """Prompts a batch; changes speed, not results."""
+    max_prompts: Positive | None = None
+    """Answer the first so many distinct prompts."""
 
 
 class Mesh(Section):
@@ -477,11 +499,8 @@ class Export(Section):
     """Where the Hugging Face directory goes. None: output_dir/export."""
 
 
-STAGES = ("inspect", "sft", "po", "score", "eval", "report", "export")
-
-
 class Config(Section):
-    stages: Annotated[list[Literal["inspect", "sft", "po", "score", "eval", "report", "export"]], Field(min_length=1)]
+    stages: Annotated[list[Literal["inspect", "sft", "po", "score", "eval", "generate", "report", "export"]], Field(min_length=1)]
     output_dir: str
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     policy: Policy = Policy()
@@ -492,6 +511,7 @@ class Config(Section):
     sft: Training = Training()
     po: PairTraining = PairTraining()
     evaluation: Evaluation = Evaluation()
+    generation: Generation = Generation()
     compute: Compute = Compute()
     checkpoint: Checkpoint = Checkpoint()
     logging: Logging = Logging()
@@ -501,19 +521,21 @@ class Config(Section):
     @model_validator(mode="after")
     def _stages_fit(self):
         wanted, said = self.stages, []
-        order = {"inspect": 0, "sft": 1, "po": 2, "score": 3, "eval": 3, "export": 3, "report": 4}
+        order = {"inspect": 0, "sft": 1, "po": 2, "score": 3, "eval": 3, "generate": 3, "export": 3, "report": 4}
         if len(set(wanted)) != len(wanted):
             said.append("stages: a stage is listed twice")
         if [order[stage] for stage in wanted] != sorted(order[stage] for stage in wanted):
-            said.append(f"stages: the order is inspect, sft, po, then score/eval/export, then report; got {', '.join(wanted)}")
-        if self.policy == Policy() and not {"sft", "po", "score", "eval", "export"}.isdisjoint(wanted):
+            said.append(f"stages: the order is inspect, sft, po, then score/eval/generate/export, then report; got {', '.join(wanted)}")
+        if self.policy == Policy() and not {"sft", "po", "score", "eval", "generate", "export"}.isdisjoint(wanted):
             said.append("policy: needed by these stages: set policy.path (a checkpoint) or policy.config (a shape)")
         if "sft" in wanted and not self.data.sft:
             said.append("data.sft: needed by stage sft, but empty")
         if "po" in wanted and not self.data.train:
             said.append("data.train: needed by stage po, but empty")
-        if not {"score", "eval"}.isdisjoint(wanted) and not self.data.eval and not (self.data.holdout and self.data.train):
-            said.append("data.eval: stages score and eval need this, or data.train with data.holdout")
+        if not {"score", "eval", "generate"}.isdisjoint(wanted) and not self.data.eval and not (self.data.holdout and self.data.train):
+            said.append("data.eval: stages score, eval and generate need this, or data.train with data.holdout")
+        if self.generation.stop and self.policy.path is None and self.tokenizer.kind == "auto":
+            said.append("generation.stop: stop strings are text: set tokenizer, or policy.path with one beside it")
         if said:
             raise ValueError("\n".join(said))  # a line each; they name their place
         return self

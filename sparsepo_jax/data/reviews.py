@@ -164,6 +164,14 @@ def make_review_texts(rows: int, seed: int) -> list[dict[str, Any]]:
     return made
 
 
+def preferred_share(texts: list[str]) -> float | None:
+    """Of the evaluative words in these reviews, the share that speaks for what is preferred; None if there is none."""
+    positive, negative = set(_POSITIVE), set(_NEGATIVE)
+    words = [word for text in texts for word in text.split()]
+    good, bad = sum(word in positive for word in words), sum(word in negative for word in words)
+    return good / (good + bad) if good + bad else None
+
+
 def reviews_vocabulary() -> list[str]:
     """All words of prompts and reviews, sorted; "." "," ":" are words."""
     lists = [_NOUNS, _VERBS, _PLURALS, _ADVERBS, _POSITIVE, _NEGATIVE, _NEUTRAL, *_PHRASES, *_FILLERS, _DAYS, _FRIENDS, _PLACES, _OPENERS, *_TITLES,

@@ -145,6 +145,15 @@ class TokenTable:
             **{name: None if (v := getattr(self, name)) is None else v[positions] for name in _PER_TOKEN},
         )
 
+    def distinct_prompts(self, limit: int | None) -> "TokenTable":
+        """The first row of each prompt, `limit` at the most."""
+        first = np.sort(np.unique(self.prompt_key_N, return_index=True)[1])
+        return self.take(first[:limit])
+
+    def with_responses(self, responses: Sequence[np.ndarray]) -> "TokenTable":
+        """The same prompts, each with one response of these token ids."""
+        return replace(self, responses=ragged(responses, np.int32), response_cut_NP=np.zeros((len(self), 1), bool), **dict.fromkeys(_PER_TOKEN))
+
     @staticmethod
     def concat(tables: "Sequence[TokenTable]") -> "TokenTable":
         """All rows, one table after the other. Rows without given weights get 1 where others have some; decisive and chance stay only if

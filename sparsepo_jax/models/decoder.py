@@ -12,6 +12,7 @@ they occur, all [B, S, features] with heads merged:
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,21 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from sparsepo_jax.models.cache import Cache, empty_cache
 from sparsepo_jax.models.spec import DecoderSpec, RopeScaling
 from sparsepo_jax.ops.logprob_kl import soft_cap
 
 Tap = Callable[[str, Array], Array | None]
+
+
+class Hooks(NamedTuple):
+    """What a block calls on its way. keep(name, x): a named activation passes by. remember(keys, values) [B, S, K, H] gives all that queries
+    may see [B, T, K, H]: these themselves, or a cache with them at its end."""
+
+    keep: Callable[[str, Array], None]
+    remember: Callable[[Array, Array], tuple[Array, Array]] = lambda k, v: (k, v)
+
+
 _ACTIVATIONS = {"gelu_tanh": lambda x: nnx.gelu(x, approximate=True), "gelu": lambda x: nnx.gelu(x, approximate=False),
                 "relu": nnx.relu, "silu": nnx.silu}
 
@@ -48,12 +60,12 @@ def rotate(x_BSNH: Array, positions_BS: Array, frequency_H: Array) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
-def capped_attention(q_BSNH: Array, k_BSKH: Array, v_BSKH: Array, attend_BSS: Array, scale: float, softcap: float) -> Array:
+def capped_attention(q_BSNH: Array, k_BTKH: Array, v_BTKH: Array, attend_BST: Array, scale: float, softcap: float) -> Array:
     """Attention whose scores s are softcap * tanh(s / softcap) before the softmax, float32 (Gemma 2): [B, S, K, N / K, H]."""
-    B, S, K, H = k_BSKH.shape
-    scores = jnp.einsum("BSKGH,BTKH->BKGST", q_BSNH.reshape(B, S, K, -1, H), k_BSKH, preferred_element_type=jnp.float32) * scale
-    scores = jnp.where(attend_BSS[:, None, None], softcap * jnp.tanh(scores / softcap), jnp.finfo(jnp.float32).min)
-    return jnp.einsum("BKGST,BTKH->BSKGH", jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype), v_BSKH)
+    (B, S, _, H), K = q_BSNH.shape, k_BTKH.shape[2]
+    scores = jnp.einsum("BSKGH,BTKH->BKGST", q_BSNH.reshape(B, S, K, -1, H), k_BTKH, preferred_element_type=jnp.float32) * scale
+    scores = jnp.where(attend_BST[:, None, None], softcap * jnp.tanh(scores / softcap), jnp.finfo(jnp.float32).min)
+    return jnp.einsum("BKGST,BTKH->BSKGH", jax.nn.softmax(scores, axis=-1).astype(v_BTKH.dtype), v_BTKH)
 
 
 def _linear(spec: DecoderSpec, inside: int, outside: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, bias: bool = True, std: float | None = None):
@@ -77,8 +89,8 @@ class Attention(nnx.Module):
             self.query_norm, self.key_norm = (nnx.RMSNorm(width, epsilon=spec.norm_eps, dtype=dtype, rngs=rngs) for width in widths)
         self.out = _linear(spec, queries, spec.width, dtype, rngs, bias=spec.out_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
 
-    def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, attend_BSS: Array, keep: Tap) -> Array:
-        spec, (B, S, _) = self.spec, x_BSD.shape
+    def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, attend_BST: Array, hooks: Hooks) -> Array:
+        spec, keep, (B, S, _) = self.spec, hooks.keep, x_BSD.shape
         q, k, v = self.query(x_BSD), self.key(x_BSD), self.value(x_BSD)
         for name, x in (("q", q), ("k", k), ("v", v)):
             keep(name, x)
@@ -91,10 +103,11 @@ class Attention(nnx.Module):
             q_BSNH, k_BSKH = rotate(q_BSNH, positions_BS, frequency_H), rotate(k_BSKH, positions_BS, frequency_H)
             keep("q_rotated", q_BSNH.reshape(B, S, -1))
             keep("k_rotated", k_BSKH.reshape(B, S, -1))
+        k_BTKH, v_BTKH = hooks.remember(k_BSKH, v_BSKH)
         if spec.attn_softcap is None:
-            heads = jax.nn.dot_product_attention(q_BSNH, k_BSKH, v_BSKH, mask=attend_BSS[:, None], scale=spec.query_scale, implementation="xla")
+            heads = jax.nn.dot_product_attention(q_BSNH, k_BTKH, v_BTKH, mask=attend_BST[:, None], scale=spec.query_scale, implementation="xla")
         else:
-            heads = capped_attention(q_BSNH, k_BSKH, v_BSKH, attend_BSS, spec.query_scale or spec.head_dim**-0.5, spec.attn_softcap)
+            heads = capped_attention(q_BSNH, k_BTKH, v_BTKH, attend_BST, spec.query_scale or spec.head_dim**-0.5, spec.attn_softcap)
         heads_BSD = heads.reshape(B, S, -1)
         keep("attn_heads", heads_BSD)
         return self.out(heads_BSD)
@@ -115,13 +128,13 @@ class Block(nnx.Module):
             self.gate = _linear(spec, spec.width, spec.mlp_width, dtype, rngs, bias=spec.mlp_bias)
         self.down = _linear(spec, spec.mlp_width, spec.width, dtype, rngs, bias=spec.mlp_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
 
-    def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, attend_BSS: Array, keep: Tap) -> Array:
-        spec, activation = self.spec, _ACTIVATIONS[self.spec.activation]
+    def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, attend_BST: Array, hooks: Hooks) -> Array:
+        spec, keep, activation = self.spec, hooks.keep, _ACTIVATIONS[self.spec.activation]
         attn_in_BSD = x_BSD
         if spec.norms != "after":
             attn_in_BSD = self.attn_norm(x_BSD)
             keep("attn_norm", attn_in_BSD)
-        attn_BSD = self.attention(attn_in_BSD, positions_BS, frequency_H, attend_BSS, keep)
+        attn_BSD = self.attention(attn_in_BSD, positions_BS, frequency_H, attend_BST, hooks)
         keep("attn_out", attn_BSD)
         resid_BSD = x_BSD + (attn_BSD if spec.norms == "before" else self.attn_post_norm(attn_BSD))
         if not spec.parallel_residual:
@@ -184,6 +197,31 @@ class Decoder(nnx.Module):
 
         constrain: applied to the residual stream [B, S, D], to pin its sharding.
         """
+        return self._run(ids_BS, positions_BS, positions_BS, attend_BSS, None, tap, constrain)[:2]
+
+    def read(
+        self, ids_BS: Int[Array, "B S"], valid_BS: Bool[Array, "B S"], columns: int, constrain: Callable[[Array], Array] = lambda x: x
+    ) -> tuple[Float[Array, "B S D"], Cache]:
+        """Final states of prompts, padded on the left, and a cache of `columns` >= S columns that holds them."""
+        positions_BS = jnp.maximum(jnp.cumsum(valid_BS, axis=1) - 1, 0)
+        cache, attend_BST = empty_cache(self.spec, ids_BS.shape[0], columns, self.dtype).appended(positions_BS, valid_BS)
+        attend_BSS = attend_BST[:, :, : ids_BS.shape[1]]  # nothing else is there yet
+        states_BSD, _, cache = self._run(ids_BS, positions_BS, positions_BS, attend_BSS, cache, None, constrain)
+        return states_BSD, cache
+
+    def extend(
+        self, ids_B: Int[Array, "B"], cache: Cache, constrain: Callable[[Array], Array] = lambda x: x
+    ) -> tuple[Float[Array, "B D"], Cache]:
+        """Final state of one more token in each row, and the cache with it."""
+        positions_B1 = cache.valid_BT.sum(axis=1, dtype=jnp.int32)[:, None]
+        cache, attend_B1T = cache.appended(positions_B1, jnp.ones_like(positions_B1, bool))
+        states_B1D, _, cache = self._run(ids_B[:, None], positions_B1, cache.positions_BT, attend_B1T, cache, None, constrain)
+        return states_B1D[:, 0], cache
+
+    def _run(
+        self, ids_BS: Array, positions_BS: Array, seen_positions_BT: Array, attend_BST: Array, cache: Cache | None, tap: Tap | None,
+        constrain: Callable[[Array], Array],
+    ) -> tuple[Array, dict[str, Array], Cache | None]:
         kept: dict[str, Array] = {}
         x_BSD = self.embed(ids_BS)
         if self.spec.embed_scale != 1.0:
@@ -192,34 +230,46 @@ class Decoder(nnx.Module):
             x_BSD = x_BSD + self.embed_positions(positions_BS)
         x_BSD = constrain(x_BSD)
         _keeper(tap, kept)("embed", x_BSD)
-        seen, local_L = self._reach(positions_BS, attend_BSS), None if self.spec.local_layers is None else jnp.array(self.spec.local_layers)
+        near, *far = self._reach(positions_BS, seen_positions_BT, attend_BST)
+        local_L = None if self.spec.local_layers is None else jnp.array(self.spec.local_layers)
         graph, stacked = nnx.split(self.blocks)
 
-        def run_block(x_BSD, layer):
-            weights, is_local = layer
+        def run_block(carried, layer):
+            (x_BSD, cache), (weights, is_local, number) = carried, layer
             kept_here: dict[str, Array] = {}
-            # The two kinds of layer share one program: what differs is chosen, not branched on.
-            frequency_H, attend = seen[0] if is_local is None else jax.tree.map(lambda near, far: jnp.where(is_local, near, far), *seen)
-            x_BSD = nnx.merge(graph, weights)(x_BSD, positions_BS, frequency_H, attend, _keeper(tap, kept_here))
-            return constrain(x_BSD), kept_here
 
-        x_BSD, kept_L = jax.lax.scan(jax.checkpoint(run_block) if self.remat else run_block, x_BSD, (stacked, local_L))
+            def remember(k_BSKH, v_BSKH):
+                nonlocal cache
+                if cache is None:
+                    return k_BSKH, v_BSKH
+                cache = cache.written(number, k_BSKH, v_BSKH)
+                if attend_BST.shape[-1] == k_BSKH.shape[1]:  # the first to be written see nothing but themselves
+                    return k_BSKH, v_BSKH
+                return cache.keys_LBTKH[number], cache.values_LBTKH[number]
+
+            # The two kinds of layer share one program: what differs is chosen, not branched on.
+            frequency_H, attend = near if is_local is None else jax.tree.map(lambda x, y: jnp.where(is_local, x, y), near, *far)
+            x_BSD = nnx.merge(graph, weights)(x_BSD, positions_BS, frequency_H, attend, Hooks(_keeper(tap, kept_here), remember))
+            return (constrain(x_BSD), cache), kept_here
+
+        layers = stacked, local_L, jnp.arange(self.spec.num_layers)
+        (x_BSD, cache), kept_L = jax.lax.scan(jax.checkpoint(run_block) if self.remat else run_block, (x_BSD, cache), layers)
         kept.update(kept_L)
         x_BSD = self.final_norm(x_BSD)
         _keeper(tap, kept)("final_norm", x_BSD)
-        return x_BSD, kept
+        return x_BSD, kept, cache
 
-    def _reach(self, positions_BS: Array, attend_BSS: Array) -> list[tuple[Array | None, Array]]:
+    def _reach(self, positions_BS: Array, seen_positions_BT: Array, attend_BST: Array) -> list[tuple[Array | None, Array]]:
         """(rotary frequencies, who sees whom), of all layers or of local and other layers."""
-        spec, near_BSS = self.spec, attend_BSS
+        spec, near_BST = self.spec, attend_BST
         if spec.window is not None:  # by position, not by column: both responses continue the prompt
-            near_BSS = attend_BSS & (positions_BS[:, :, None] - positions_BS[:, None, :] < spec.window)
+            near_BST = attend_BST & (positions_BS[:, :, None] - seen_positions_BT[:, None, :] < spec.window)
         if not spec.rotary_dim:
-            return [(None, near_BSS)]
+            return [(None, near_BST)]
         frequency_H = jnp.asarray(rotary_frequencies(spec.rotary_dim, spec.rotary_base, spec.rope_scaling))
         if spec.local_layers is None:
-            return [(frequency_H, near_BSS)]
-        return [(jnp.asarray(rotary_frequencies(spec.rotary_dim, spec.local_rotary_base or spec.rotary_base)), near_BSS), (frequency_H, attend_BSS)]
+            return [(frequency_H, near_BST)]
+        return [(jnp.asarray(rotary_frequencies(spec.rotary_dim, spec.local_rotary_base or spec.rotary_base)), near_BST), (frequency_H, attend_BST)]
 
     def logits(self, states_BSD: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Next-token logits, float32. For inspection and parity; training uses ops.logprob_kl, which never holds them all."""

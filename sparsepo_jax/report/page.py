@@ -21,7 +21,7 @@ RESULTS = ("summary.json", "metrics.jsonl", "pairs.jsonl", "scores.jsonl")
 def write_report(output_dir: Path, pairs: int) -> Path:
     """Write output_dir/report.html and return its path. Shows the first `pairs` pairs.
 
-    Reads config.yaml, summary.json, metrics.jsonl and pairs.jsonl (else scores.jsonl, which has no text) in output_dir. The page
+    Reads config.yaml, summary.json, metrics.jsonl, samples.jsonl and pairs.jsonl (else scores.jsonl, which has no text) in output_dir. The page
     says which are missing; half a line that an interrupted run left is passed over. UserError if there is nothing to report,
     summary.json is no JSON object, or a pair lacks fields.
     """
@@ -44,6 +44,7 @@ def write_report(output_dir: Path, pairs: int) -> Path:
         metrics={key: plots.extent(series) for key, series in sorted(metrics.items())},
         unreadable=unreadable,
         pairs=shown,
+        samples=list(islice(_samples(output_dir / "samples.jsonl"), pairs)),
         pairs_file=pairs_path and pairs_path.name,
         scales=heatmap.make_scales(shown),
         top=heatmap.top_tokens(shown),
@@ -145,3 +146,10 @@ def _pairs(path: Path) -> Iterator[heatmap.Pair]:
     for n, row in _rows(path):
         if row is not None:
             yield heatmap.parse_pair(row, where=f"{path} line {n}")
+
+
+def _samples(path: Path) -> Iterator[dict[str, str]]:
+    """prompt, before, after as text ("" where there is none) of what the policy wrote."""
+    for _, row in _rows(path) if path.is_file() else ():
+        if row is not None:
+            yield {name: str(row.get(name) or "") for name in ("prompt", "before", "after")}

@@ -25,6 +25,10 @@ POLICY_ROWS = (
         "The same with every token weight 1. A mask can raise the masked margin just by growing; this one it cannot touch."),
     Row("KL to reference", ("before", "kl"), ("after", "kl"),
         "Mean over responses of KL(reference || policy), summed over the tokens, unmasked, nats: how far the policy has moved."),
+    Row("KL of what it writes", ("before", "generated_kl"), ("after", "generated_kl"),
+        "KL(policy || reference) of whole responses, estimated on responses that the policy wrote itself, nats."),
+    Row("preferred words written", ("before", "generated_preferred"), ("after", "generated_preferred"),
+        "Of the evaluative words in these responses, the share of the preferred sentiment (built-in data only)."),
 )
 MASK_ROWS = (
     Row("mask sparsity", ("mask", "sparsity_start"), ("mask", "sparsity_end"),

@@ -6,12 +6,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from sparsepo_jax.core.layout import lay_out
+from sparsepo_jax.core.tokens import response_sum
 from sparsepo_jax.core.tree import Weights, merge_module
 from sparsepo_jax.core.types import LossOutput, PairBatch, TokenMasks, TokenStats
 from sparsepo_jax.masks.source import MaskSource
+from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.ops.logprob_kl import logprob_kl
 
 
@@ -62,8 +64,18 @@ def forward(
 
 def response_logp(problem: Problem, policy: Weights, batch: PairBatch) -> TokenStats:
     """The policy's side alone (sft): ref_logp is its own, the KL zero."""
+    return _own_logp(problem, merge_module(problem.policy_graph, policy), batch)
+
+
+def response_log_ratio(problem: Problem, policy: Weights, reference: Weights, batch: PairBatch) -> Float[Array, "B P"]:
+    """log pi(y) - log pi_ref(y) of whole responses, nats: of responses drawn from pi, on average KL(pi || ref)."""
+    sums = [response_sum(_own_logp(problem, merge_module(graph, weights), batch).logp_BPT, batch.valid_BPT)
+            for graph, weights in ((problem.policy_graph, policy), (problem.reference_graph, reference))]
+    return sums[0] - sums[1]
+
+
+def _own_logp(problem: Problem, model: Decoder, batch: PairBatch) -> TokenStats:
     rows = lay_out(batch, shared=problem.shared_layout)
-    model = merge_module(problem.policy_graph, policy)
     states_BSD, _ = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, constrain=problem.constrain)
     return logprob_kl(
         *model.head_inputs(rows.at_responses(states_BSD)), None, None, batch.response_BPT, batch.valid_BPT, chunk_tokens=problem.logit_chunk,

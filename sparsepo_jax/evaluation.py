@@ -1,0 +1,168 @@
+"""The stages that read what training left: score, eval, generate. Each takes the run (stages.Run) and writes under its output directory."""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparsepo_jax import build
+from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.data.reviews import preferred_share
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.eval import scores as scoring
+from sparsepo_jax.eval.generate import Generated, Sampling
+from sparsepo_jax.eval.generate import generate as generate_all
+from sparsepo_jax.eval.records import pair_record
+
+
+def score(run) -> None:
+    """Every evaluation pair, token by token, in scores.jsonl."""
+    began_s, path = time.time(), run.output_dir / "scores.jsonl"
+    if run.marks.finished("score", path):
+        run.say("score: finished before")
+        return
+    table = run.pairs[1]
+    scores = run.scores(table, run.current_weights(), run.reference_weights())
+    write_pairs(run, path, table, scores)
+    run.mark("score", began_s)
+    run.say(f"score: {len(scores)} pairs, mean loss {np.mean([score.metrics['loss'] for score in scores]):.4f} -> {path}")
+
+
+def write_pairs(run, path: Path, table: TokenTable, scores: list[scoring.PairScore], *, with_text: bool = False) -> None:
+    tokenizer = run.tokenizer if with_text else None
+    _write_lines(path, (pair_record(score, table, tokenizer, with_text=with_text) for score in scores))
+
+
+def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """One JSON object a line, whole or not at all; by the first process."""
+    if jax.process_index() != 0:
+        return
+    written = path.with_suffix(".tmp")
+    with written.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+    written.replace(path)
+
+
+def evaluate(run) -> None:
+    """summary.json, pairs.jsonl (for the report) and, where prompts are answered, samples.jsonl."""
+    began_s, summary_path, pairs_path = time.time(), run.output_dir / "summary.json", run.output_dir / "pairs.jsonl"
+    if run.marks.finished("eval", summary_path, pairs_path):
+        run.say("eval: finished before")
+        return
+    table, start = run.pairs[1], run.start_weights()
+    reference = run.reference_weights() if start is None or run.config.reference.path is not None else start["policy"]
+    before = None if start is None else run.scores(table, start, reference)
+    now = run.current_weights()
+    after = run.scores(table, now, reference)
+    (written_before, written_after), written = _sampled(run, table, start, now, reference)
+    summary = {
+        "before": (scoring.headline(before) if before else dict.fromkeys(scoring.headline(after))) | written_before,
+        "after": scoring.headline(after) | written_after,
+        "mask": mask_summary(run, table, before, after),
+        "pairs": len(table),
+    }
+    earlier_s = sum(mark["seconds"] for stage, mark in run.marks.all().items() if stage not in run.config.stages)
+    summary["seconds"] = round(time.time() - run.started_s + earlier_s, 1)
+    if jax.process_index() == 0:
+        summary_path.write_text(json.dumps(summary, indent=1) + "\n")
+    if written:
+        _write_lines(run.output_dir / "samples.jsonl", written)
+    elif jax.process_index() == 0:
+        (run.output_dir / "samples.jsonl").unlink(missing_ok=True)
+    chosen = np.linspace(0, len(after) - 1, min(run.config.report.pairs, len(after))).astype(int)
+    write_pairs(run, pairs_path, table, [after[n] for n in chosen], with_text=True)
+    run.mark("eval", began_s)
+    run.say(f"eval: {len(table)} pairs in {time.time() - began_s:.1f} s")
+    if "report" not in run.config.stages:
+        run.say_summary()
+
+
+def mask_summary(run, table: TokenTable, before: list | None, after: list) -> dict[str, float | None]:
+    """How sparse the masks are and how well they find the decisive tokens, null where unknown."""
+    names = ("auroc_reward", "auroc_kl", "auroc_ceiling", "auroc_position", "auroc_untrained", "sparsity_start", "sparsity_end")
+    found: dict[str, float | None] = dict.fromkeys(names)
+    mask = build.mask_config(run.config)
+    if mask is not None:
+        found["sparsity_start"] = scoring.mask_sparsity(before) if before else None
+        found["sparsity_end"] = scoring.mask_sparsity(after)
+    if table.has_decisive:
+        decisive_N = np.concatenate([table.decisive(n, p) for n in range(len(table)) for p in range(2)])
+        found["auroc_position"] = scoring.best_position_auroc(after, decisive_N)
+        if mask is not None:
+            found["auroc_reward"] = scoring.mask_auroc(after, decisive_N, "reward_mask")
+            found["auroc_kl"] = scoring.mask_auroc(after, decisive_N, "kl_mask")
+            found["auroc_untrained"] = scoring.mask_auroc(before, decisive_N, "reward_mask") if before else None
+        if table.has_chance and run.config.tokenizer.kind == "reviews":  # the grammar's chances are those of whole words
+            chance_N = np.concatenate([table.chance(n, p) for n in range(len(table)) for p in range(2)])
+            found["auroc_ceiling"] = scoring.auroc(chance_N, decisive_N)
+    return found
+
+
+# ---------------------------------------------------------------- what the policy writes
+
+
+def generate(run) -> None:
+    """generations.jsonl: responses to the distinct prompts of the evaluation pairs."""
+    began_s, path, settings = time.time(), run.output_dir / "generations.jsonl", run.config.generation
+    if run.marks.finished("generate", path):
+        run.say("generate: finished before")
+        return
+    prompts = run.pairs[1].distinct_prompts(settings.max_prompts)
+    sampling = build.make_sampling(run.config, run.hf_config, run.tokenizer)
+    found = _answers(run, prompts, sampling, run.current_weights()["policy"])
+    records = []
+    for row in range(len(prompts)):
+        answers = [{"text": one.text, "token_ids": one.ids.tolist(), "finish": one.finish} for one in found[row * sampling.samples :][: sampling.samples]]
+        records.append({"index": row, "origin": prompts.origin(row), "prompt": _prompt_text(run, prompts, row), "samples": answers})
+    _write_lines(path, records)
+    run.mark("generate", began_s)
+    seconds, tokens = time.time() - began_s, sum(len(one.ids) for one in found)
+    run.say(f"generate: {len(found)} responses to {len(prompts)} prompts, {tokens} tokens in {seconds:.1f} s -> {path}")
+
+
+def _answers(run, prompts: TokenTable, sampling: Sampling, policy: Weights) -> list[Generated]:
+    """By row, then sample."""
+    size = run.config.generation.batch_size
+    build.check_batch("generation.batch_size", size, 1, run.mesh)
+    build.check_room("generation.max_new_tokens", sampling.max_new_tokens, prompts, run.spec)
+    sampler = build.make_policy_sampler(run.problem, run.config, run.mesh, sampling)
+    with jax.set_mesh(run.mesh):
+        found = list(generate_all(sampler, policy, run.in_order(prompts, size), run.tokenizer))
+    return sorted(found, key=lambda one: (one.row, one.sample))
+
+
+def _prompt_text(run, prompts: TokenTable, row: int) -> str | None:
+    return None if run.tokenizer is None else run.tokenizer.decode(prompts.prompt(row).tolist(), skip_special_tokens=True)
+
+
+def _sampled(run, table: TokenTable, start: dict[str, Weights] | None, now: dict[str, Weights], reference: Weights) -> tuple[list[dict], list[dict]]:
+    """([figures before, figures after], a record a prompt) of responses drawn from the policy itself. The same draws before and after.
+
+    generated_kl: mean over prompts of log pi(y) - log pi_ref(y), y drawn from pi: an unbiased estimate of KL(pi || ref) of whole
+    responses, nats. generated_preferred: of the evaluative words (built-in data only), the share that speaks for the preferred sentiment.
+    """
+    figures: list[dict] = [dict.fromkeys(("generated_preferred", "generated_kl")) for _ in range(2)]
+    if run.config.evaluation.sampled_prompts is None:
+        return figures, []
+    prompts = table.distinct_prompts(run.config.evaluation.sampled_prompts)
+    plain = build.make_sampling(run.config, run.hf_config, run.tokenizer)._replace(temperature=1.0, top_k=None, top_p=1.0, samples=1, stop=())
+    records = [{"index": row, "prompt": _prompt_text(run, prompts, row)} for row in range(len(prompts))]
+    put = build.put_on(run.mesh)
+    for when, figure, weights in zip(("before", "after"), figures, (start, now), strict=True):
+        if weights is None:
+            continue
+        found = _answers(run, prompts, plain, weights["policy"])
+        answered = prompts.with_responses([one.ids for one in found])
+        with jax.set_mesh(run.mesh):
+            sums = [run.sum_log_ratios(weights["policy"], reference, put(batch)) for batch in run.in_order(answered, run.config.evaluation.batch_size)]
+        figure["generated_kl"] = float(np.sum(sums)) / len(answered)
+        texts = [one.text for one in found]
+        if run.config.tokenizer.kind == "reviews":
+            figure["generated_preferred"] = preferred_share(texts)
+        for record, one in zip(records, found, strict=True):
+            record[when] = one.text if one.text is not None else " ".join(map(str, one.ids))
+    return figures, records

@@ -1,0 +1,149 @@
+"""Generation against transformers, and what a draw must not depend on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.dist.mesh import make_mesh
+from sparsepo_jax.dist.rules import weight_shardings
+from sparsepo_jax.eval.generate import Sampling, generate, kept_logits, make_sampler
+from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.spec import spec_from_hf
+from test_models import CONFIGS, load_ours, make_theirs
+from tiny import LLAMA
+
+LENGTHS = np.array([7, 2, 5, 4, 1, 7, 3, 6])
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()[:1])
+
+
+def prompts(rows=8, vocab=31, first_row=0) -> PairBatch:
+    """Prompts of various lengths, padded on the left with ids that do occur; a host batch [1, B, ...]."""
+    ids_BS = np.random.default_rng(3).integers(0, vocab, (8, 7)).astype(np.int32)[:rows]
+    valid_BS = np.arange(7)[::-1] < LENGTHS[:rows, None]
+    empty = np.zeros((rows, 2, 1))
+    row_B = np.arange(first_row, first_row + rows, dtype=np.int32)
+    batch = PairBatch(ids_BS, valid_BS, empty.astype(np.int32), empty.astype(bool), row_B, np.ones(rows, np.float32), None)
+    return PairBatch(*(None if x is None else x[None] for x in batch))
+
+
+class Letters:
+    """A tokenizer of one letter a token."""
+
+    def decode(self, ids, skip_special_tokens):
+        return "".join(chr(97 + i) for i in ids)
+
+
+def run(graph, weights, mesh, sampling, batch=None, tokenizer=None):
+    sampler = make_sampler(graph, jnp.dtype(jnp.float32), mesh, sampling)
+    return list(generate(sampler, weights, [prompts() if batch is None else batch], tokenizer))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_greedy_tokens_equal_transformers(config, tmp_path, one_device):
+    model = make_theirs(config)
+    model.save_pretrained(tmp_path)
+    _, graph, weights = load_ours(tmp_path)
+    batch = prompts()
+    expected = model.generate(
+        input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long), attention_mask=torch.tensor(batch.prompt_valid_BS[0].astype(np.int64)),
+        do_sample=False, max_new_tokens=12, eos_token_id=None, pad_token_id=0,
+    )[:, 7:].numpy()
+    found = run(graph, weights, one_device, Sampling(12, temperature=0.0))
+    assert [one.row for one in found] == list(range(8)) and all(one.finish == "length" for one in found)
+    np.testing.assert_array_equal(np.stack([one.ids for one in found]), expected)
+
+
+@pytest.fixture(scope="module")
+def model():
+    from flax import nnx
+
+    from sparsepo_jax.core.tree import split_module
+
+    config = LLAMA | {"initializer_range": 0.3}
+    return split_module(Decoder(spec_from_hf(config), rngs=nnx.Rngs(0)))
+
+
+def test_a_response_ends_with_its_first_eos(model, one_device):
+    free = run(*model, one_device, Sampling(12, seed=1))
+    ended = run(*model, one_device, Sampling(12, seed=1, ends=(4, 9)))
+    assert any(one.finish == "eos" for one in ended) and any(one.finish == "length" for one in ended)
+    for one, other in zip(free, ended, strict=True):
+        hits = np.flatnonzero(np.isin(one.ids, (4, 9)))
+        np.testing.assert_array_equal(other.ids, one.ids[: hits[0] + 1] if len(hits) else one.ids)
+        assert other.finish == ("eos" if len(hits) else "length")
+
+
+def test_stop_strings_cut_the_text_and_end_the_row(model, one_device):
+    """24 tokens: the host looks at them in two portions. Rows that have stopped do not change those that have not."""
+    free = run(*model, one_device, Sampling(24, seed=1), tokenizer=Letters())
+    stop = (free[0].text[3:5], free[1].text[20:22])
+    stopped = run(*model, one_device, Sampling(24, seed=1, stop=stop), tokenizer=Letters())
+    assert stopped[0].finish == stopped[1].finish == "stop" and any(one.finish == "length" for one in stopped)
+    for one, other in zip(free, stopped, strict=True):
+        ends = [one.text.index(s) for s in stop if s in one.text]
+        if ends:
+            assert other.text == one.text[: min(ends)] and len(other.ids) == min(ends) + 2
+        else:
+            assert other.text == one.text and other.finish == "length"
+
+
+def test_draws_depend_on_seed_row_and_sample_alone(model, one_device):
+    whole = run(*model, one_device, Sampling(6, seed=5, samples=3))
+    assert [(one.row, one.sample) for one in whole] == [(row, n) for row in range(8) for n in range(3)]
+    fewer = run(*model, one_device, Sampling(6, seed=5, samples=2), batch=prompts(rows=3))
+    by_key = {(one.row, one.sample): one.ids for one in whole}
+    for one in fewer:
+        np.testing.assert_array_equal(one.ids, by_key[one.row, one.sample])
+    first = [tuple(one.ids) for one in whole]
+    assert len(set(first[:3])) == 3, "samples of a prompt differ"
+    assert first != [tuple(one.ids) for one in run(*model, one_device, Sampling(6, seed=6, samples=3))]
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)])
+def test_a_mesh_draws_what_one_device_draws(model, one_device, axes):
+    graph, weights = model
+    sampling = Sampling(6, seed=2, samples=2, top_p=0.9)
+    mesh = make_mesh(*axes)
+    shardings = weight_shardings({path: x.shape for path, x in weights.items()}, mesh)
+    with jax.set_mesh(mesh):
+        found = run(graph, {path: jax.device_put(x, shardings[path]) for path, x in weights.items()}, mesh, sampling)
+    for one, other in zip(run(graph, weights, one_device, sampling), found, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+
+
+def test_a_prompt_length_is_compiled_once(model, one_device):
+    sampler = make_sampler(model[0], jnp.dtype(jnp.float32), one_device, Sampling(4, stop=("zzz",)))
+    for _ in range(3):
+        list(generate(sampler, model[1], [prompts(), prompts()], Letters()))
+    assert sampler.begin._cache_size() == sampler.advance._cache_size() == 1
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.7, None, 1.0), (1.0, 5, 1.0), (1.0, None, 0.6), (1.5, 12, 0.8), (1.0, 99, 0.01)])
+def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p):
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = np.random.default_rng(0).normal(size=(6, 31)).astype(np.float32) * 2
+    theirs = TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
+    if top_k is not None:
+        theirs = TopKLogitsWarper(top_k)(None, theirs)
+    if top_p < 1:
+        theirs = TopPLogitsWarper(top_p)(None, theirs)
+    np.testing.assert_allclose(kept_logits(jnp.asarray(logits), temperature, top_k, top_p), theirs.numpy(), rtol=1e-6)
+
+
+def test_sampling_follows_the_distribution(model):
+    """20,000 draws from three tokens of probability 0.5, 0.3, 0.2; four standard errors."""
+    from sparsepo_jax.eval.generate import draw
+
+    n, probability = 20_000, np.array([0.5, 0.3, 0.2])
+    keys = jax.random.split(jax.random.key(0), n)
+    tokens = np.asarray(draw(jnp.broadcast_to(jnp.log(probability), (n, 3)), keys, Sampling(1)))
+    share = np.bincount(tokens, minlength=3) / n
+    assert np.all(np.abs(share - probability) < 4 * np.sqrt(probability * (1 - probability) / n))
