@@ -4,6 +4,9 @@
 
 A GPT-2 shape of 6 layers, width 384 and 16,384 tokens, prompts of 48 to 64 tokens padded on the left, 64 new tokens each, float32. Compiling
 and one whole call are left out of both; best of three. Both write the same tokens, else the program stops.
+
+Expected: about twice, since each token costs one reading of the weights and transformers adds Python's time. Found on 2 cores (jax 0.10.2,
+torch 2.13, two runs): ratio 2.3 at 1 row, 1.8 at 8, 1.1 at 32 (1200 tokens/s), where products over all rows count and both have the same.
 """
 
 import sys

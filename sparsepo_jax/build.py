@@ -25,7 +25,8 @@ from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.learned import masks_from_tensors
 from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
 from sparsepo_jax.models.decoder import Decoder
-from sparsepo_jax.models.spec import DecoderSpec, SpecError, spec_from_hf
+from sparsepo_jax.models.lora import Lora
+from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, from_hf, is_mask_tensor, read_config
 from sparsepo_jax.train import optimizer as optimizers
 from sparsepo_jax.train.forward import Problem, response_log_ratio
@@ -152,13 +153,40 @@ def compute_dtype(config: schema.Config) -> jnp.dtype:
     return jnp.dtype(config.compute.dtype)
 
 
-def decoder_graph(spec: DecoderSpec, dtype: jnp.dtype, *, remat: bool) -> nnx.GraphDef:
-    return split_module(nnx.eval_shape(lambda: Decoder(spec, dtype=dtype, remat=remat, rngs=nnx.Rngs(0))))[0]
+def decoder_graph(spec: DecoderSpec, dtype: jnp.dtype, *, remat: bool, lora: Lora | None = None) -> nnx.GraphDef:
+    return split_module(nnx.eval_shape(lambda: Decoder(spec, dtype=dtype, remat=remat, lora=lora, rngs=nnx.Rngs(0))))[0]
 
 
 def weight_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
     abstract = split_module(nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))))[1]
     return {path: leaf.shape for path, leaf in abstract.items()}
+
+
+def make_lora(training: schema.Training, name: str, spec: DecoderSpec) -> Lora | None:
+    """The adapters of a stage, or None. UserError: a pattern that fits no projection."""
+    chosen = training.lora
+    if chosen is None:
+        return None
+    try:
+        targets = choose_projections(tuple(chosen.targets), spec)
+    except SpecError as error:
+        raise UserError(f"{name}.lora.targets: {error}") from error
+    return Lora(targets, chosen.rank, chosen.alpha, chosen.dropout, chosen.rslora)
+
+
+def initial_adapters(spec: DecoderSpec, lora: Lora, seed: int, mesh: Mesh) -> Weights:
+    """A drawn, B zero: the adapted policy is the base."""
+
+    return jax.jit(lambda: _adapters(spec, lora, seed), out_shardings=weight_shardings(adapter_shapes(spec, lora), mesh))()
+
+
+def adapter_shapes(spec: DecoderSpec, lora: Lora) -> dict[str, tuple[int, ...]]:
+    return {path: x.shape for path, x in jax.eval_shape(lambda: _adapters(spec, lora, 0)).items()}
+
+
+def _adapters(spec: DecoderSpec, lora: Lora, seed: int) -> Weights:
+    _, weights = split_module(Decoder(spec, lora=lora, rngs=nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 2))))
+    return {path: x for path, x in weights.items() if ".lora." in path}
 
 
 def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
@@ -238,12 +266,13 @@ def make_objective(config: schema.Config, source: MaskSource):
     return functools.partial(sequence.with_nll(_LOSSES[objective.kind], objective.nll_weight), **settings)
 
 
-def make_problem(config: schema.Config, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh) -> Problem:
+def make_problem(config: schema.Config, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh, lora: Lora | None = None) -> Problem:
     dtype, source = compute_dtype(config), make_mask_source(config, reference)
     return Problem(
-        policy_graph=decoder_graph(policy, dtype, remat=config.compute.remat), reference_graph=decoder_graph(reference, dtype, remat=False),
+        policy_graph=decoder_graph(policy, dtype, remat=config.compute.remat, lora=lora), reference_graph=decoder_graph(reference, dtype, remat=False),
         mask_source=source, objective=make_objective(config, source), beta=getattr(config.objective, "beta", 1.0), seed=config.seed,
         shared_layout=config.compute.layout == "shared", logit_chunk=config.compute.logit_chunk * pair_shards(mesh), constrain=make_constrain(mesh),
+        adapted=lora is not None,
     )
 
 

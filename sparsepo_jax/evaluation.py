@@ -54,7 +54,8 @@ def evaluate(run) -> None:
         run.say("eval: finished before")
         return
     table, start = run.pairs[1], run.start_weights()
-    reference = run.reference_weights() if start is None or run.config.reference.path is not None else start["policy"]
+    reference = run.reference_weights(start)
+    start = None if start is None else run.adapted(start)
     before = None if start is None else run.scores(table, start, reference)
     now = run.current_weights()
     after = run.scores(table, now, reference)
@@ -113,7 +114,8 @@ def generate(run) -> None:
         return
     prompts = run.pairs[1].distinct_prompts(settings.max_prompts)
     sampling = build.make_sampling(run.config, run.hf_config, run.tokenizer)
-    found = _answers(run, prompts, sampling, run.current_weights()["policy"])
+    base = run.reference_weights() if run.problem.adapted else None
+    found = _answers(run, prompts, sampling, run.current_weights()["policy"], base)
     records = []
     for row in range(len(prompts)):
         answers = [{"text": one.text, "token_ids": one.ids.tolist(), "finish": one.finish} for one in found[row * sampling.samples :][: sampling.samples]]
@@ -124,14 +126,14 @@ def generate(run) -> None:
     run.say(f"generate: {len(found)} responses to {len(prompts)} prompts, {tokens} tokens in {seconds:.1f} s -> {path}")
 
 
-def _answers(run, prompts: TokenTable, sampling: Sampling, policy: Weights) -> list[Generated]:
-    """By row, then sample."""
+def _answers(run, prompts: TokenTable, sampling: Sampling, policy: Weights, base: Weights | None) -> list[Generated]:
+    """By row, then sample. policy: what po trains; base: what its adapters, if it has any, stand on."""
     size = run.config.generation.batch_size
     build.check_batch("generation.batch_size", size, 1, run.mesh)
     build.check_room("generation.max_new_tokens", sampling.max_new_tokens, prompts, run.spec)
     sampler = build.make_policy_sampler(run.problem, run.config, run.mesh, sampling)
     with jax.set_mesh(run.mesh):
-        found = list(generate_all(sampler, policy, run.in_order(prompts, size), run.tokenizer))
+        found = list(generate_all(sampler, {**base, **policy} if run.problem.adapted else policy, run.in_order(prompts, size), run.tokenizer))
     return sorted(found, key=lambda one: (one.row, one.sample))
 
 
@@ -155,7 +157,7 @@ def _sampled(run, table: TokenTable, start: dict[str, Weights] | None, now: dict
     for when, figure, weights in zip(("before", "after"), figures, (start, now), strict=True):
         if weights is None:
             continue
-        found = _answers(run, prompts, plain, weights["policy"])
+        found = _answers(run, prompts, plain, weights["policy"], reference)
         answered = prompts.with_responses([one.ids for one in found])
         with jax.set_mesh(run.mesh):
             sums = [run.sum_log_ratios(weights["policy"], reference, put(batch)) for batch in run.in_order(answered, run.config.evaluation.batch_size)]

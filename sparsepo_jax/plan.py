@@ -25,7 +25,7 @@ from sparsepo_jax.config.schema import (
     Source,
     Training,
 )
-from sparsepo_jax.models.spec import DecoderSpec, SpecError, spec_from_hf
+from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, spec_from_hf
 
 _READ_AT_MOST_BYTES = 32 * 2**20  # of a jsonl file; the rest is extrapolated, so that the printout does not wait for large files
 _FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -62,6 +62,7 @@ def make_plan_text(config: Config) -> str:
     length = _max_length(config, policy, mistakes)
     _check_vocabularies(config, policy, reference, mistakes)
     _check_batch_sizes(config, mistakes)
+    _check_adapters(config, policy, mistakes)
     if mistakes:
         raise ConfigError(mistakes)
 
@@ -79,11 +80,11 @@ def make_plan_text(config: Config) -> str:
     lines.append(("devices", _devices(config)))
     if "sft" in config.stages:
         lines.append(("sft", _work(config.sft, rows["sft"], "rows", length)))
-        lines.append(("", _memory(config, config.sft.optimizer, policy.parameters, policy.spec)))
+        lines.append(("", _memory(config, config.sft, _trained(config.sft, policy), policy)))
     if "po" in config.stages:
-        trained = _sum(policy.parameters, mask_parameters)
+        trained = _sum(_trained(config.po, policy), mask_parameters)
         lines.append(("po", _work(config.po, _kept_rows(rows["train"], config), "pairs", 2 * length)))
-        lines.append(("", _memory(config, config.po.optimizer, trained, policy.spec, reference=reference.parameters)))
+        lines.append(("", _memory(config, config.po, trained, policy, reference)))
     if not {"score", "eval"}.isdisjoint(config.stages):
         lines.append(("evaluation", f"{_evaluated_rows(rows, config)} pairs"))
     return "\n".join(f"{name:<12}{text}" for name, text in lines)
@@ -281,10 +282,20 @@ def _work(training: Training, rows: Count, unit: str, tokens_a_row: int) -> str:
     return f"{rows} {unit} an epoch, {_steps(training, rows)} steps of {training.batch_size:,} {unit}, {tokens}"
 
 
-def _memory(config: Config, optimizer: Optimizer, trained: int | None, spec: DecoderSpec | None, **others: int | None) -> str:
-    """Bytes per device of `trained` parameters, their optimizer's state, and other parameters."""
-    held = {"weights": _bytes(trained, config), "optimizer": _optimizer_bytes(optimizer, trained, spec, config)}
-    held |= {name: _bytes(parameters, config) for name, parameters in others.items()}
+def _trained(training: Training, policy: Model) -> int | None:
+    """Parameters of the policy that a stage trains."""
+    if training.lora is None or policy.spec is None:
+        return policy.parameters if training.lora is None else None
+    return policy.spec.adapter_parameter_count(choose_projections(tuple(training.lora.targets), policy.spec), training.lora.rank)
+
+
+def _memory(config: Config, training: Training, trained: int | None, policy: Model, reference: Model | None = None) -> str:
+    """Bytes per device of `trained` parameters, their optimizer's state, and what is not trained: the base of adapters, or the reference."""
+    held = {"weights": _bytes(trained, config), "optimizer": _optimizer_bytes(training.optimizer, trained, policy.spec, config)}
+    if training.lora is not None:
+        held[f"base ({training.lora.base})"] = _base_bytes(training.lora.base, policy, config)
+    elif reference is not None:
+        held["reference"] = _bytes(reference.parameters, config)
     return "bytes per device: " + ", ".join(f"{name} {size}" for name, size in held.items()) + _sharding(config)
 
 
@@ -295,6 +306,15 @@ def _check_batch_sizes(config: Config, mistakes: list[str]) -> None:
         parts = training.accumulation * shards
         if stage in config.stages and training.batch_size % parts:
             mistakes.append(f"{stage}.batch_size: {training.batch_size} is no multiple of {parts} (accumulation x data x fsdp)")
+
+
+def _check_adapters(config: Config, policy: Model, mistakes: list[str]) -> None:
+    for stage, training in (("sft", config.sft), ("po", config.po)):
+        if stage in config.stages and training.lora is not None and policy.spec is not None:
+            try:
+                choose_projections(tuple(training.lora.targets), policy.spec)
+            except SpecError as error:
+                mistakes.append(f"{stage}.lora.targets: {error}")
 
 
 def _steps(training: Training, rows: Count) -> Count:
@@ -314,6 +334,16 @@ def _optimizer_bytes(optimizer: Optimizer, parameters: int | None, spec: Decoder
             return _bytes(parameters, config)
         case "adafactor":  # a row and a column for each matrix; optax factors only those of at least 128 rows and columns
             return "about " + _bytes(parameters if spec.width < 128 else 2 * parameters // spec.width, config)
+
+
+def _base_bytes(base: str, policy: Model, config: Config) -> str:
+    """int8 and nf4: the blocks' matrices; their scales, norms and biases are small and left out."""
+    if policy.parameters is None:
+        return "unknown"
+    if base in ("float32", "bfloat16"):
+        return _bytes(policy.parameters if base == "float32" else policy.parameters // 2, config)
+    matrices = policy.spec.num_layers * sum(inside * outside for inside, outside in policy.spec.projections().values())
+    return "about " + _bytes(policy.parameters - matrices + matrices // {"int8": 4, "nf4": 8}[base], config)
 
 
 def _bytes(floats: int | None, config: Config) -> str:

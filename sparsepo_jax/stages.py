@@ -23,6 +23,7 @@ from sparsepo_jax.dist.mesh import make_mesh, replicated
 from sparsepo_jax.dist.rules import state_shardings
 from sparsepo_jax.eval import scores as scoring
 from sparsepo_jax.marks import TRAINING, Marks
+from sparsepo_jax.models.lora import hold_base, merge_adapters
 from sparsepo_jax.models.spec import DecoderSpec
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, load_once, save_once
 from sparsepo_jax.train.log import MetricsLog
@@ -94,7 +95,11 @@ class Run:
 
     @functools.cached_property
     def problem(self):
-        return build.make_problem(self.config, self.spec, self.reference_spec, self.mesh)
+        """Of po, and of what is evaluated."""
+        return build.make_problem(self.config, self.spec, self.reference_spec, self.mesh, self.lora("po"))
+
+    def lora(self, stage: str):
+        return build.make_lora(getattr(self.config, stage), stage, self.spec)
 
     @functools.cached_property
     def pairs(self) -> tuple[TokenTable | None, TokenTable | None]:
@@ -134,28 +139,29 @@ class Run:
 
     # ------------------------------------------------------------ weights
 
-    def abstract_state(self, stage: str, optimizer) -> Any:
-        """Shapes and shardings of a stage's training state."""
-        masks = self.problem.mask_source.init if stage == "po" else lambda rngs: {}
+    def abstract(self, policy: dict[str, tuple[int, ...]], *, with_masks: bool, make: Callable[[Any], Any] = lambda weights: weights) -> Any:
+        """Shapes and shardings of what `make` makes of {"policy", "masks"}."""
 
-        def make():
+        def whole():
             from flax import nnx
 
-            weights = {"policy": {path: jnp.zeros(shape) for path, shape in build.weight_shapes(self.spec).items()}, "masks": masks(nnx.Rngs(0))}
-            return TrainState(weights, optimizer.init(weights), jnp.int32(0))
+            weights = {"policy": {path: jnp.zeros(shape) for path, shape in policy.items()},
+                       "masks": self.problem.mask_source.init(nnx.Rngs(0)) if with_masks else {}}
+            return make(weights)
 
-        shapes = jax.eval_shape(make)
+        shapes = jax.eval_shape(whole)
         shardings = state_shardings(shapes, self.mesh)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
+    def trained_shapes(self, stage: str) -> dict[str, tuple[int, ...]]:
+        """Of the policy's weights that a stage trains: all, or the adapters'."""
+        lora = self.lora(stage)
+        return build.weight_shapes(self.spec) if lora is None else build.adapter_shapes(self.spec, lora)
+
     def trained(self, stage: str) -> dict[str, Weights]:
-        """{"policy", "masks"} as a finished stage left them."""
-        return load_once(self.output_dir / stage / "final", {name: leaf for name, leaf in self.abstract_weights(stage).items()})
-
-    def abstract_weights(self, stage: str) -> dict[str, Any]:
-        import optax
-
-        return self.abstract_state(stage, optax.identity()).weights
+        """{"policy", "masks"} as a finished stage left them: po the weights that it trains, sft the whole policy."""
+        shapes = self.trained_shapes("po") if stage == "po" else build.weight_shapes(self.spec)
+        return load_once(self.output_dir / stage / "final", self.abstract(shapes, with_masks=stage == "po"))
 
     def starting_policy(self) -> Weights:
         """The policy that po starts from: what sft left, else policy.path, else random weights."""
@@ -168,14 +174,20 @@ class Run:
     def start_weights(self) -> dict[str, Weights] | None:
         """{"policy", "masks"} as po found them; None if it has not begun."""
         begun = self.output_dir / "po" / "start"
-        return load_once(begun, self.abstract_weights("po")) if begun.exists() else None
+        return load_once(begun, self.abstract(build.weight_shapes(self.spec), with_masks=True)) if begun.exists() else None
 
-    def reference_weights(self) -> Weights:
-        """reference.path, else the policy as it was when po began, else (no po here) the policy itself."""
+    def reference_weights(self, start: dict[str, Weights] | None = None) -> Weights:
+        """reference.path, else the policy as it was when po began (start_weights, if they are at hand), else (no po here) the policy itself."""
         if self.config.reference.path is not None:
             return build.load_weights(self.config.reference.path, self.reference_spec, self.mesh)
-        start = self.start_weights()
-        return self.starting_policy() if start is None else start["policy"]
+        start = self.start_weights() if start is None else start
+        policy = self.starting_policy() if start is None else start["policy"]
+        return policy if self.config.po.lora is None else hold_base(policy, self.config.po.lora.base)
+
+    def adapted(self, start: dict[str, Weights]) -> dict[str, Weights]:
+        """What po trains, when it begins: the weights themselves, or fresh adapters in the policy's place."""
+        lora = self.lora("po")
+        return start if lora is None else start | {"policy": build.initial_adapters(self.spec, lora, self.config.seed, self.mesh)}
 
     def current_weights(self) -> dict[str, Weights]:
         """{"policy", "masks"} to score: of the finished po, else policy.path with its stored masks."""
@@ -183,12 +195,14 @@ class Run:
             return self.trained("po")
         if (self.output_dir / "po" / "start").exists():
             raise UserError(f"stage po in {self.output_dir} is not finished: run it again with the stage po first")
-        return {"policy": self.starting_policy(), "masks": build.stored_masks(self.config, self.problem.mask_source, self.mesh)}
+        masks = build.stored_masks(self.config, self.problem.mask_source, self.mesh)
+        return self.adapted({"policy": self.starting_policy(), "masks": masks})
 
     # ------------------------------------------------------------ training stages
 
     def train(self, stage: str, table: TokenTable, initial: Callable[[], dict[str, Weights]], summed_loss, reference: Weights | None,
-              evaluate: Callable[[TrainState], dict[str, float]] | None) -> None:
+              evaluate: Callable[[TrainState], dict[str, float]] | None = None, finish: Callable[[dict], dict] = lambda weights: weights) -> None:
+        """finish: makes what is kept of the weights that were trained."""
         config, began_s, unit = self.config, time.time(), "rows" if stage == "sft" else "pairs"
         training = getattr(config, stage)
         plan = build.make_plan(config, table, training.batch_size, shuffle=True)
@@ -203,7 +217,7 @@ class Run:
             {"stage": stage, "seed": config.seed, "config": config.model_dump(mode="json"), "finished_stages": sorted(self.marks.all()),
              "reference": config.reference.path or "the policy when po began (po/start)"},
         )
-        like = self.abstract_state(stage, optimizer)
+        like = self.abstract(self.trained_shapes(stage), with_masks=stage == "po", make=lambda w: TrainState(w, optimizer.init(w), jnp.int32(0)))
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(like)
             say(f"{stage}: continues after step {checkpoints.latest_step} of {steps}")
@@ -229,7 +243,7 @@ class Run:
                 checkpoints=checkpoints, write=log.write, log_every_steps=logging.every_steps, evaluate=evaluate,
                 eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit,
             )
-        save_once(directory / "final", state.weights)
+        save_once(directory / "final", finish(state.weights))
         self.mark(stage, began_s)
 
     def sft(self) -> None:
@@ -239,8 +253,14 @@ class Run:
         self.check("sft")
         table = build.load_data(self.config, "sft", self.config.data.sft, "sft", self.tokenizer, self.spec)
         self.begin("sft")
-        initial = lambda: {"policy": self.starting_policy(), "masks": {}}  # noqa: E731
-        self.train("sft", table, initial, make_sft_loss(self.problem), None, None)
+        lora = self.lora("sft")
+        loss = make_sft_loss(build.make_problem(self.config, self.spec, self.spec, self.mesh, lora))
+        if lora is None:
+            self.train("sft", table, lambda: {"policy": self.starting_policy(), "masks": {}}, loss, None)
+            return
+        initial = lambda: {"policy": build.initial_adapters(self.spec, lora, self.config.seed, self.mesh), "masks": {}}  # noqa: E731
+        merge = lambda weights: {"policy": merge_adapters(self.starting_policy(), weights["policy"], lora.scale), "masks": {}}  # noqa: E731
+        self.train("sft", table, initial, loss, hold_base(self.starting_policy(), self.config.sft.lora.base), finish=merge)
 
     def po(self) -> None:
         if self.marks.finished("po"):
@@ -248,26 +268,24 @@ class Run:
             return
         self.check("po")
         table, held = self.pairs
-        begun = self.output_dir / "po" / "start"
-        if not begun.exists():
+        if self.start_weights() is None:
             start = {"policy": self.starting_policy(), "masks": build.initial_masks(self.config, self.problem.mask_source, self.mesh)}
             self.refuse_dead_masks(table, start)
             self.begin("po")
-            save_once(begun, start)
-        start = load_once(begun, self.abstract_weights("po"))
-        reference = self.reference_weights() if self.config.reference.path is not None else start["policy"]
+            save_once(self.output_dir / "po" / "start", start)
+        start = self.start_weights()
+        reference = self.reference_weights(start)
         evaluate = None
         if held is not None and self.config.po.eval_every_steps is not None:
             evaluate = lambda state: scoring.mean_metrics(self.scores(held, state.weights, reference))  # noqa: E731
-        self.train("po", table, lambda: start, make_pair_loss(self.problem), reference, evaluate)
+        self.train("po", table, lambda: self.adapted(start), make_pair_loss(self.problem), reference, evaluate)
 
-    def refuse_dead_masks(self, table: TokenTable, weights: dict[str, Weights]) -> None:
+    def refuse_dead_masks(self, table: TokenTable, start: dict[str, Weights]) -> None:
         """UserError if a learned reward mask is zero on every token of some pairs: with policy = reference nothing would ever move."""
-        if not weights["masks"]:
+        if not start["masks"]:
             return
         some = table.take(np.arange(min(len(table), 256)))
-        reference = self.reference_weights() if self.config.reference.path is not None else weights["policy"]
-        if scoring.mask_sparsity(self.scores(some, weights, reference)) == 1.0:
+        if scoring.mask_sparsity(self.scores(some, self.adapted(start), self.reference_weights(start))) == 1.0:
             raise UserError(f"the reward mask starts at zero on every token of the first {len(some)} pairs: neither policy nor mask would get a "
                             "gradient; set objective.mask.init=ones, or take another seed")
 
@@ -326,26 +344,37 @@ class Run:
                 say(format_rows(table, self.tokenizer, range(min(data.inspect_rows, len(table)))))
 
     def export(self) -> None:
-        from sparsepo_jax.masks.learned import masks_to_tensors
-        from sparsepo_jax.models.export import make_card, save_hf
-
         began_s, path = time.time(), Path(self.config.export.path or self.output_dir / "export")
-        if self.marks.finished("export", path / "config.json"):
+        if self.marks.finished("export", path):
             say(f"export: finished before, {path}")
             return
-        has_po = self.marks.finished("po")
+        has_po, lora = self.marks.finished("po"), self.lora("po")
         weights = self.trained("po") if has_po else {"policy": self.starting_policy(), "masks": {}}
-        host = jax.device_get(jax.device_put(weights, replicated(self.mesh)))
+        adapters = weights["policy"] if has_po and lora is not None else None
+        if adapters is not None:
+            weights["policy"] = merge_adapters(self.start_weights()["policy"], adapters, lora.scale) if self.config.export.merged else {}
+        host = jax.device_get(jax.device_put((weights, adapters), replicated(self.mesh)))
         if jax.process_index() == 0:
-            masks = masks_to_tensors(self.config.objective.mask.net, host["masks"]) if host["masks"] else {}
-            summary, marks = self.output_dir / "summary.json", self.marks.all()
-            card = make_card(
-                self.output_dir.name, origin=self.config.policy.path or "random weights", trained=[stage for stage in TRAINING if stage in marks],
-                objective=self.config.objective.kind if has_po else None, has_masks=bool(masks),
-                summary=summary.read_text() if summary.exists() else None, config=(self.output_dir / "config.yaml").read_text(),
-            )
-            save_hf(path, self.spec, self.hf_config, host["policy"], masks, card)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(path)
+            self.write_export(path, *host, has_po, lora)
         self.mark("export", began_s)
         say(f"export: {path}")
+
+    def write_export(self, path: Path, weights: dict[str, Any], adapters: dict[str, Any] | None, has_po: bool, lora) -> None:
+        from sparsepo_jax.masks.learned import masks_to_tensors
+        from sparsepo_jax.models.export import make_card, save_hf, save_peft
+
+        masks = masks_to_tensors(self.config.objective.mask.net, weights["masks"]) if weights["masks"] else {}
+        summary, marks = self.output_dir / "summary.json", self.marks.all()
+        card = make_card(
+            self.output_dir.name, origin=self.config.policy.path or "random weights", trained=[stage for stage in TRAINING if stage in marks],
+            objective=self.config.objective.kind if has_po else None, has_masks=bool(masks),
+            summary=summary.read_text() if summary.exists() else None, config=(self.output_dir / "config.yaml").read_text(),
+        )
+        if weights["policy"]:
+            save_hf(path, self.spec, self.hf_config, weights["policy"], masks, card)
+        if adapters is not None:
+            base = None if "sft" in marks else self.config.policy.path
+            save_peft(path / "adapter", self.spec, adapters, lora, masks, card, base)
+        for directory in [path] * bool(weights["policy"]) + [path / "adapter"] * (adapters is not None):
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(directory)

@@ -385,6 +385,11 @@ def test_the_plan_counts_bytes_per_device():
         said = plan_of(**sections, po={"optimizer": {"kind": optimizer}})["po bytes"]
         assert said == f"bytes per device: weights {mb(4 * weights)}, optimizer {mb(4 * held)}, reference {mb(4 * weights)}"
     assert "optimizer about 8.0 MB" in plan_of(**sections, po={"optimizer": {"kind": "adafactor"}})["po bytes"]
+    matrices, adapters = 24e6, 2 * 4 * 2 * (1000 + 1000)  # 2 layers, rank 4, queries and values
+    for base, held in (("float32", weights), ("bfloat16", weights / 2), ("int8", weights - matrices + matrices / 4), ("nf4", weights - matrices + matrices / 8)):
+        said = plan_of(**sections, po={"lora": {"targets": ["query", "value"], "rank": 4, "base": base}})["po bytes"]
+        assert said.startswith(f"bytes per device: weights {4 * adapters / 1e3:.1f} kB, optimizer {8 * adapters / 1e3:.1f} kB, base ({base}) ")
+        assert said.endswith(mb(4 * held)) and ("about" in said) == (base in ("int8", "nf4"))
     plan = plan_of(**sections, compute={"mesh": {"data": 3, "fsdp": 4, "tensor": 2}}, po={"batch_size": 48})
     assert plan["devices"] == "24 (data 3 x fsdp 4 x tensor 2)"
     assert f"weights {mb(4 * weights / 8)}," in plan["po bytes"] and plan["po bytes"].endswith("(sharded over fsdp x tensor = 8)")

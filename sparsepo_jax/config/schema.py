@@ -4,9 +4,10 @@ Pydantic models, frozen and closed (unknown keys are errors), tagged by `kind` w
 `--check` and configuration errors must not wait for it. Descriptions are what `--schema` hands to editors.
 """
 
+import re
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -380,6 +381,29 @@ class Schedule(Section):
         return self
 
 
+class Lora(Section):
+    targets: Annotated[list[str], Field(min_length=1)] = ["."]
+    """Patterns (regular expressions, found anywhere) of the projections that get an adapter, among attention.query, attention.key,
+    attention.value, attention.out, up, gate, down. The default fits all."""
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Adapters count alpha / rank (rslora: alpha / sqrt(rank))."""
+    dropout: Rate = 0.0
+    rslora: bool = False
+    base: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
+    """How the frozen weights are held: bfloat16 rounds all matrices; int8 and nf4 (qwix) the projections of blocks."""
+
+    @field_validator("targets")
+    @classmethod
+    def _patterns(cls, targets: list[str]) -> list[str]:
+        for pattern in targets:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"no regular expression: {pattern!r} ({error})") from None
+        return targets
+
+
 class Training(Section):
     epochs: Annotated[float, Field(gt=0)] | None = None
     """Passes over the data; excludes steps. None and None: 1."""
@@ -392,6 +416,8 @@ class Training(Section):
     schedule: Schedule = Schedule()
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global norm of the gradient, policy and masks together."""
+    lora: Lora | None = None
+    """Train adapters instead of the weights. po: the reference is the policy without them. sft: they are merged when it ends."""
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -497,6 +523,8 @@ class Report(Section):
 class Export(Section):
     path: str | None = None
     """Where the Hugging Face directory goes. None: output_dir/export."""
+    merged: bool = True
+    """With po.lora: write the whole model, too, adapters merged; else only its subdirectory adapter/ (PEFT's format)."""
 
 
 class Config(Section):
@@ -534,6 +562,8 @@ class Config(Section):
             said.append("data.train: needed by stage po, but empty")
         if not {"score", "eval", "generate"}.isdisjoint(wanted) and not self.data.eval and not (self.data.holdout and self.data.train):
             said.append("data.eval: stages score, eval and generate need this, or data.train with data.holdout")
+        if self.po.lora is not None and self.reference.path is not None:
+            said.append("po.lora: the reference is the policy without its adapters: leave out reference.path, or po.lora")
         if self.generation.stop and self.policy.path is None and self.tokenizer.kind == "auto":
             said.append("generation.stop: stop strings are text: set tokenizer, or policy.path with one beside it")
         if said:

@@ -23,6 +23,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks\.down\.bias", (None, None)),
     (r"blocks\.attention\.(query|key)_norm\.scale", ()),
     (r"(blocks\.(attn|mlp)(_post)?_norm|final_norm)\.(scale|bias)", ()),
+    (r"blocks\.(attention\.(query|key|value)|up|gate)\.lora\.lora_a", (None, "fsdp", None)),
+    (r"blocks\.(attention\.(query|key|value)|up|gate)\.lora\.lora_b", (None, None, "tensor")),
+    (r"blocks\.(attention\.out|down)\.lora\.lora_a", (None, "tensor", None)),
+    (r"blocks\.(attention\.out|down)\.lora\.lora_b", (None, None, "fsdp")),
     (r"(common|reward|kl)\..*", ()),  # mask nets: a few thousand weights
 )
 

@@ -102,7 +102,8 @@ def make_sampler(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sa
 
     def model_of(weights: Weights) -> Any:
         # Cast once, not at every token: reading the weights is what a token costs.
-        return merge_module(graph, {path: x.astype(dtype) if path.endswith((".kernel", ".embedding")) else x for path, x in weights.items()})
+        large = lambda path, x: isinstance(x, jax.Array) and path.endswith((".kernel", ".embedding"))  # noqa: E731
+        return merge_module(graph, {path: x.astype(dtype) if large(path, x) else x for path, x in weights.items()})
 
     def next_token(model: Any, states_RD: Array, drawing: Drawing) -> Drawing:
         key_R = jax.vmap(jax.random.fold_in, (0, None))(drawing.key_R, drawing.step)

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sparsepo_jax.models.cache import Cache, empty_cache
+from sparsepo_jax.models.lora import Lora, dequantized, init_a
 from sparsepo_jax.models.spec import DecoderSpec, RopeScaling
 from sparsepo_jax.ops.logprob_kl import soft_cap
 
@@ -29,10 +30,17 @@ Tap = Callable[[str, Array], Array | None]
 
 class Hooks(NamedTuple):
     """What a block calls on its way. keep(name, x): a named activation passes by. remember(keys, values) [B, S, K, H] gives all that queries
-    may see [B, T, K, H]: these themselves, or a cache with them at its end."""
+    may see [B, T, K, H]: these themselves, or a cache with them at its end. drop(projection, x): what its adapter sees of x."""
 
     keep: Callable[[str, Array], None]
-    remember: Callable[[Array, Array], tuple[Array, Array]] = lambda k, v: (k, v)
+    remember: Callable[[Array, Array], tuple[Array, Array]]
+    drop: Callable[[str, Array], Array]
+
+    def project(self, name: str, linear: nnx.Linear, x: Array) -> Array:
+        """linear(x), with its adapter's part if it has one."""
+        if not hasattr(linear, "lora"):
+            return linear(x)
+        return linear(x) + jnp.asarray(linear.lora_scale, x.dtype) * linear.lora(self.drop(name, x))
 
 
 _ACTIVATIONS = {"gelu_tanh": lambda x: nnx.gelu(x, approximate=True), "gelu": lambda x: nnx.gelu(x, approximate=False),
@@ -68,30 +76,44 @@ def capped_attention(q_BSNH: Array, k_BTKH: Array, v_BTKH: Array, attend_BST: Ar
     return jnp.einsum("BKGST,BTKH->BSKGH", jax.nn.softmax(scores, axis=-1).astype(v_BTKH.dtype), v_BTKH)
 
 
-def _linear(spec: DecoderSpec, inside: int, outside: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, bias: bool = True, std: float | None = None):
-    return nnx.Linear(inside, outside, use_bias=bias, dtype=dtype, kernel_init=nnx.initializers.normal(std or spec.init_std), rngs=rngs)
+class Plan(NamedTuple):
+    """What all parts of a decoder are made by."""
 
+    spec: DecoderSpec
+    dtype: jnp.dtype
+    lora: Lora | None
+    rngs: nnx.Rngs
 
-def _norm(spec: DecoderSpec, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
-    if spec.norm == "rms":
-        return nnx.RMSNorm(spec.width, epsilon=spec.norm_eps, dtype=dtype, rngs=rngs)
-    # The fast variance (mean of squares minus squared mean) loses digits that parity with transformers needs.
-    return nnx.LayerNorm(spec.width, epsilon=spec.norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
+    def linear(self, name: str, inside: int, outside: int, *, bias: bool, std: float | None = None) -> nnx.Linear:
+        init = nnx.initializers.normal(std or self.spec.init_std)
+        made = nnx.Linear(inside, outside, use_bias=bias, dtype=self.dtype, kernel_init=init, rngs=self.rngs)
+        if self.lora is not None and name in self.lora.targets:
+            made.lora = nnx.LoRA(inside, self.lora.rank, outside, dtype=self.dtype, a_initializer=init_a, lora_param_type=nnx.Param, rngs=self.rngs)
+            made.lora_scale = self.lora.scale
+        return made
+
+    def norm(self) -> nnx.LayerNorm | nnx.RMSNorm:
+        spec = self.spec
+        if spec.norm == "rms":
+            return nnx.RMSNorm(spec.width, epsilon=spec.norm_eps, dtype=self.dtype, rngs=self.rngs)
+        # The fast variance (mean of squares minus squared mean) loses digits that parity with transformers needs.
+        return nnx.LayerNorm(spec.width, epsilon=spec.norm_eps, dtype=self.dtype, use_fast_variance=False, rngs=self.rngs)
 
 
 class Attention(nnx.Module):
-    def __init__(self, spec: DecoderSpec, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, plan: Plan):
+        spec = plan.spec
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        make = lambda width: _linear(spec, spec.width, width, dtype, rngs, bias=spec.qkv_bias)  # noqa: E731
-        self.spec, self.query, self.key, self.value = spec, make(queries), make(keys), make(keys)
+        make = lambda name, width: plan.linear(f"attention.{name}", spec.width, width, bias=spec.qkv_bias)  # noqa: E731
+        self.spec, self.query, self.key, self.value = spec, make("query", queries), make("key", keys), make("value", keys)
         if spec.qk_norm is not None:
             widths = (queries, keys) if spec.qk_norm == "all" else (spec.head_dim, spec.head_dim)
-            self.query_norm, self.key_norm = (nnx.RMSNorm(width, epsilon=spec.norm_eps, dtype=dtype, rngs=rngs) for width in widths)
-        self.out = _linear(spec, queries, spec.width, dtype, rngs, bias=spec.out_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
+            self.query_norm, self.key_norm = (nnx.RMSNorm(width, epsilon=spec.norm_eps, dtype=plan.dtype, rngs=plan.rngs) for width in widths)
+        self.out = plan.linear("attention.out", queries, spec.width, bias=spec.out_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
 
     def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, attend_BST: Array, hooks: Hooks) -> Array:
         spec, keep, (B, S, _) = self.spec, hooks.keep, x_BSD.shape
-        q, k, v = self.query(x_BSD), self.key(x_BSD), self.value(x_BSD)
+        q, k, v = (hooks.project(f"attention.{name}", getattr(self, name), x_BSD) for name in ("query", "key", "value"))
         for name, x in (("q", q), ("k", k), ("v", v)):
             keep(name, x)
         if spec.qk_norm == "all":
@@ -110,23 +132,23 @@ class Attention(nnx.Module):
             heads = capped_attention(q_BSNH, k_BTKH, v_BTKH, attend_BST, spec.query_scale or spec.head_dim**-0.5, spec.attn_softcap)
         heads_BSD = heads.reshape(B, S, -1)
         keep("attn_heads", heads_BSD)
-        return self.out(heads_BSD)
+        return hooks.project("attention.out", self.out, heads_BSD)
 
 
 class Block(nnx.Module):
-    def __init__(self, spec: DecoderSpec, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.spec = spec
+    def __init__(self, plan: Plan):
+        self.spec = spec = plan.spec
         if spec.norms != "after":
-            self.attn_norm = _norm(spec, dtype, rngs)
+            self.attn_norm = plan.norm()
         if spec.norms != "after" and not spec.shared_norm:
-            self.mlp_norm = _norm(spec, dtype, rngs)
+            self.mlp_norm = plan.norm()
         if spec.norms != "before":
-            self.attn_post_norm, self.mlp_post_norm = _norm(spec, dtype, rngs), _norm(spec, dtype, rngs)
-        self.attention = Attention(spec, dtype, rngs)
-        self.up = _linear(spec, spec.width, spec.mlp_width, dtype, rngs, bias=spec.mlp_bias)
+            self.attn_post_norm, self.mlp_post_norm = plan.norm(), plan.norm()
+        self.attention = Attention(plan)
+        self.up = plan.linear("up", spec.width, spec.mlp_width, bias=spec.mlp_bias)
         if spec.gated_mlp:
-            self.gate = _linear(spec, spec.width, spec.mlp_width, dtype, rngs, bias=spec.mlp_bias)
-        self.down = _linear(spec, spec.mlp_width, spec.width, dtype, rngs, bias=spec.mlp_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
+            self.gate = plan.linear("gate", spec.width, spec.mlp_width, bias=spec.mlp_bias)
+        self.down = plan.linear("down", spec.mlp_width, spec.width, bias=spec.mlp_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
 
     def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, attend_BST: Array, hooks: Hooks) -> Array:
         spec, keep, activation = self.spec, hooks.keep, _ACTIVATIONS[self.spec.activation]
@@ -145,9 +167,10 @@ class Block(nnx.Module):
         elif spec.norms != "after":
             mlp_in_BSD = self.mlp_norm(mlp_in_BSD)
             keep("mlp_norm", mlp_in_BSD)
-        act_BSF = activation(self.gate(mlp_in_BSD)) * self.up(mlp_in_BSD) if spec.gated_mlp else activation(self.up(mlp_in_BSD))
+        up_BSF = hooks.project("up", self.up, mlp_in_BSD)
+        act_BSF = activation(hooks.project("gate", self.gate, mlp_in_BSD)) * up_BSF if spec.gated_mlp else activation(up_BSF)
         keep("mlp_act", act_BSF)
-        mlp_BSD = self.down(act_BSF)
+        mlp_BSD = hooks.project("down", self.down, act_BSF)
         keep("mlp_out", mlp_BSD)
         out_BSD = resid_BSD + (mlp_BSD if spec.norms == "before" else self.mlp_post_norm(mlp_BSD))
         keep("block_out", out_BSD)
@@ -155,10 +178,11 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Weights are float32; `dtype` is the type of activations. Block weights carry a leading layer axis."""
+    """`dtype` is the type of activations; weights are float32, those under adapters as models/lora holds them. Block weights carry a leading
+    layer axis."""
 
-    def __init__(self, spec: DecoderSpec, *, dtype: jnp.dtype = jnp.float32, remat: bool = False, rngs: nnx.Rngs):
-        self.spec, self.dtype, self.remat = spec, dtype, remat
+    def __init__(self, spec: DecoderSpec, *, dtype: jnp.dtype = jnp.float32, remat: bool = False, lora: Lora | None = None, rngs: nnx.Rngs):
+        self.spec, self.dtype, self.remat, self.dropout = spec, dtype, remat, 0.0 if lora is None else lora.dropout
         init = nnx.initializers.normal(spec.init_std)
         self.embed = nnx.Embed(spec.vocab_size, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
         if spec.positions == "learned":
@@ -167,10 +191,10 @@ class Decoder(nnx.Module):
         @nnx.split_rngs(splits=spec.num_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
         def make_blocks(rngs: nnx.Rngs) -> Block:
-            return Block(spec, dtype, rngs)
+            return Block(Plan(spec, dtype, lora, rngs))
 
         self.blocks = make_blocks(rngs)
-        self.final_norm = _norm(spec, dtype, rngs)
+        self.final_norm = Plan(spec, dtype, None, rngs).norm()
         if not spec.tied_head:
             self.head = nnx.Embed(spec.vocab_size, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
         if spec.head_bias:
@@ -192,12 +216,13 @@ class Decoder(nnx.Module):
         *,
         tap: Tap | None = None,
         constrain: Callable[[Array], Array] = lambda x: x,
+        key_B: Key[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
         """Final states (after the last norm) and what the tap kept; kept activations of blocks carry a leading L.
 
-        constrain: applied to the residual stream [B, S, D], to pin its sharding.
+        constrain: applied to the residual stream [B, S, D], to pin its sharding. key_B: switches the adapters' dropout on.
         """
-        return self._run(ids_BS, positions_BS, positions_BS, attend_BSS, None, tap, constrain)[:2]
+        return self._run(ids_BS, positions_BS, positions_BS, attend_BSS, None, tap, constrain, key_B)[:2]
 
     def read(
         self, ids_BS: Int[Array, "B S"], valid_BS: Bool[Array, "B S"], columns: int, constrain: Callable[[Array], Array] = lambda x: x
@@ -220,7 +245,7 @@ class Decoder(nnx.Module):
 
     def _run(
         self, ids_BS: Array, positions_BS: Array, seen_positions_BT: Array, attend_BST: Array, cache: Cache | None, tap: Tap | None,
-        constrain: Callable[[Array], Array],
+        constrain: Callable[[Array], Array], key_B: Array | None = None,
     ) -> tuple[Array, dict[str, Array], Cache | None]:
         kept: dict[str, Array] = {}
         x_BSD = self.embed(ids_BS)
@@ -233,6 +258,7 @@ class Decoder(nnx.Module):
         near, *far = self._reach(positions_BS, seen_positions_BT, attend_BST)
         local_L = None if self.spec.local_layers is None else jnp.array(self.spec.local_layers)
         graph, stacked = nnx.split(self.blocks)
+        names = list(self.spec.projections())
 
         def run_block(carried, layer):
             (x_BSD, cache), (weights, is_local, number) = carried, layer
@@ -247,9 +273,17 @@ class Decoder(nnx.Module):
                     return k_BSKH, v_BSKH
                 return cache.keys_LBTKH[number], cache.values_LBTKH[number]
 
+            def drop(name, x):
+                if key_B is None or self.dropout == 0.0:
+                    return x
+                place = number * len(names) + names.index(name)
+                keep_B = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, place), 1 - self.dropout, x.shape[1:]))(key_B)
+                return jnp.where(keep_B, x / (1 - self.dropout), 0)
+
             # The two kinds of layer share one program: what differs is chosen, not branched on.
             frequency_H, attend = near if is_local is None else jax.tree.map(lambda x, y: jnp.where(is_local, x, y), near, *far)
-            x_BSD = nnx.merge(graph, weights)(x_BSD, positions_BS, frequency_H, attend, Hooks(_keeper(tap, kept_here), remember))
+            block, hooks = nnx.merge(graph, dequantized(weights)), Hooks(_keeper(tap, kept_here), remember, drop)
+            x_BSD = block(x_BSD, positions_BS, frequency_H, attend, hooks)
             return (constrain(x_BSD), cache), kept_here
 
         layers = stacked, local_L, jnp.arange(self.spec.num_layers)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.spec import DecoderSpec
-from sparsepo_jax.models.weights import to_hf
+from sparsepo_jax.models.weights import to_hf, to_peft
 
 SHARD_BYTES = 5 * 10**9
 _ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "gpt_bigcode": "GPTBigCodeForCausalLM", "gptj": "GPTJForCausalLM",
@@ -33,7 +34,7 @@ def save_hf(
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     special = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(name) is not None}
     (directory / "generation_config.json").write_text(json.dumps(special, indent=2) + "\n")
-    for old in (*directory.glob("model*.safetensors"), *directory.glob("model.safetensors.index.json"), *directory.glob("masks.safetensors")):
+    for old in (*directory.glob("model*.safetensors"), *directory.glob("model.safetensors.index.json")):
         old.unlink()
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, tensor in to_hf(spec, weights):
@@ -49,9 +50,44 @@ def save_hf(
         index = {"metadata": {"total_size": sum(x.nbytes for shard in shards for x in shard.values())},
                  "weight_map": {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    _save_masks(directory, masks)
+    (directory / "README.md").write_text(card)
+
+
+def save_peft(
+    directory: Path, spec: DecoderSpec, adapters: Mapping[str, Any], lora: Lora, masks: Mapping[str, Any], card: str, base: str | None
+) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors, which PEFT loads onto the base model, masks.safetensors and README.md.
+
+    base: the base model's path or id, None if it has no name.
+    """
+    from safetensors.numpy import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors, ranks = {}, {}
+    for module, name, a, b in to_peft(spec, adapters):
+        tensors |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
+        ranks[name] = len(a)
+    # A fused module's rank is a multiple of ours: its alpha grows so that the scale stays.
+    alphas = {name: lora.scale * (rank**0.5 if lora.rslora else rank) for name, rank in ranks.items()}
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True, "bias": "none",
+        "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_rslora": lora.rslora, "fan_in_fan_out": spec.family == "gpt2",
+        "target_modules": sorted(ranks), "rank_pattern": {name: rank for name, rank in ranks.items() if rank != lora.rank},
+        "alpha_pattern": {name: alphas[name] for name, rank in ranks.items() if rank != lora.rank},
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_file({name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    _save_masks(directory, masks)
+    (directory / "README.md").write_text(card)
+
+
+def _save_masks(directory: Path, masks: Mapping[str, Any]) -> None:
+    from safetensors.numpy import save_file
+
+    (directory / "masks.safetensors").unlink(missing_ok=True)
     if masks:
         save_file({name: np.ascontiguousarray(x, np.float32) for name, x in masks.items()}, directory / "masks.safetensors", metadata={"format": "pt"})
-    (directory / "README.md").write_text(card)
 
 
 def make_card(

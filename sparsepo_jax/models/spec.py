@@ -4,6 +4,7 @@ Every field of a config that changes the forward pass is read or refused by name
 nobody has looked at is refused: silence would mean wrong numbers.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any, Callable, Literal
 
@@ -72,18 +73,38 @@ class DecoderSpec:
     attn_softcap: float | None = None
     logit_softcap: float | None = None
 
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of each matrix of a block, by name."""
+        D, F, queries, keys = self.width, self.mlp_width, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = {"query": (D, queries), "key": (D, keys), "value": (D, keys), "out": (queries, D)}
+        mlp = {"up": (D, F)} | ({"gate": (D, F)} if self.gated_mlp else {}) | {"down": (F, D)}
+        return {f"attention.{name}": size for name, size in attention.items()} | mlp
+
+    def adapter_parameter_count(self, targets: tuple[str, ...], rank: int) -> int:
+        """Weights of LoRA adapters of these projections."""
+        return self.num_layers * rank * sum(sum(self.projections()[name]) for name in targets)
+
     def parameter_count(self) -> int:
         """Weights of the whole decoder, tied ones once."""
         D, F, L = self.width, self.mlp_width, self.num_layers
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = 2 * D * queries + 2 * D * keys + self.qkv_bias * (queries + 2 * keys) + self.out_bias * D
-        attention += {None: 0, "head": 2 * self.head_dim, "all": queries + keys}[self.qk_norm]
-        mlp = (3 if self.gated_mlp else 2) * D * F + self.mlp_bias * ((2 if self.gated_mlp else 1) * F + D)
+        block = sum(inside * outside for inside, outside in self.projections().values())
+        block += self.qkv_bias * (queries + 2 * keys) + self.out_bias * D + self.mlp_bias * ((2 if self.gated_mlp else 1) * F + D)
+        block += {None: 0, "head": 2 * self.head_dim, "all": queries + keys}[self.qk_norm]
         norm = (2 if self.norm == "layer" else 1) * D
         embedding = self.vocab_size * D + (self.max_positions * D if self.positions == "learned" else 0)
         head = (0 if self.tied_head else self.vocab_size * D) + self.head_bias * self.vocab_size
         norms = 4 if self.norms == "both" else 1 if self.shared_norm else 2
-        return embedding + L * (attention + mlp + norms * norm) + norm + head
+        return embedding + L * (block + norms * norm) + norm + head
+
+
+def choose_projections(patterns: tuple[str, ...], spec: DecoderSpec) -> tuple[str, ...]:
+    """The projections that a pattern (a regular expression) is found in. SpecError: a pattern that fits none."""
+    names = tuple(spec.projections())
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            raise SpecError(f"{pattern!r} fits no projection; there are {', '.join(names)}")
+    return tuple(name for name in names if any(re.search(pattern, name) for pattern in patterns))
 
 
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}

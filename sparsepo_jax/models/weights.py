@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.models.lora import adapted_kernels
 from sparsepo_jax.models.spec import DecoderSpec
 
 ArrayTree = dict[str, np.ndarray]  # our path, e.g. "blocks.attention.query.kernel" -> array; block weights with a leading L
@@ -207,6 +208,32 @@ def to_hf(spec: DecoderSpec, tree: Mapping[str, np.ndarray]) -> Iterator[tuple[s
             continue
         for layer in range(spec.num_layers):
             yield rule.theirs.format(i=layer), rule.join(*(np.asarray(tree[path][layer]) for path in rule.ours))
+
+
+def to_peft(spec: DecoderSpec, adapters: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """(layer's module by its full name, its name within a layer, lora_A [R, in], lora_B [out, R]) of every adapted Hugging Face module.
+
+    A module that holds several of our projections gets one adapter of their ranks together: rows of A one after the other, B in blocks, so
+    that B A is theirs exactly.
+    """
+    kernels, sizes = adapted_kernels(adapters), {f"blocks.{name}.kernel": size for name, size in spec.projections().items()}
+    for rule in _RULES[spec.family](spec):
+        if not any(path in kernels for path in rule.ours):
+            continue
+        module = rule.theirs.removesuffix(".weight")
+        for layer in range(spec.num_layers):
+            parts_A, parts_B, rank = [], [], sum(kernels[path][0].shape[-1] for path in rule.ours if path in kernels)
+            for path in rule.ours:
+                block = np.zeros((rank, sizes[path][1]), np.float32)
+                if path in kernels:
+                    a_DR, b_RF = (np.asarray(x[layer]) for x in kernels[path])
+                    begin = sum(len(part) for part in parts_A)
+                    parts_A.append(a_DR.T)
+                    block[begin : begin + len(b_RF)] = b_RF
+                parts_B.append(block)
+            joined = rule.join(*parts_B)  # as a kernel whose inputs are the ranks
+            b = joined.T if spec.family == "gpt2" else joined  # GPT-2's modules store [in, out]
+            yield module.format(i=layer), module.split("{i}.")[1], np.concatenate(parts_A), np.ascontiguousarray(b)
 
 
 class SafeTensors(Mapping[str, np.ndarray]):

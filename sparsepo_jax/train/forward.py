@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sparsepo_jax.core.layout import lay_out
+from sparsepo_jax.core.layout import Rows, lay_out
 from sparsepo_jax.core.tokens import response_sum
 from sparsepo_jax.core.tree import Weights, merge_module
 from sparsepo_jax.core.types import LossOutput, PairBatch, TokenMasks, TokenStats
@@ -20,7 +20,8 @@ from sparsepo_jax.ops.logprob_kl import logprob_kl
 class Problem(NamedTuple):
     """What is optimised and how it is computed; everything but weights and data. Static: closed over by jitted functions.
 
-    objective(stats, masks, key_B) -> LossOutput; beta scales the unmasked margin that is reported.
+    objective(stats, masks, key_B) -> LossOutput; beta scales the unmasked margin that is reported. adapted: the policy is the reference with
+    adapters (LoRA); the weights that are trained are those of the adapters alone.
     """
 
     policy_graph: nnx.GraphDef
@@ -32,6 +33,11 @@ class Problem(NamedTuple):
     shared_layout: bool = True
     logit_chunk: int = 512
     constrain: Callable[[Array], Array] = lambda x: x
+    adapted: bool = False
+
+    def policy(self, trained: Weights, base: Weights | None) -> Decoder:
+        """The policy, from the weights that are trained and, under adapters, those that are not."""
+        return merge_module(self.policy_graph, {**base, **trained} if self.adapted else trained)
 
 
 def pair_keys(seed: int, step: Array, row_B: Array) -> Array:
@@ -45,9 +51,9 @@ def forward(
 ) -> tuple[TokenStats, TokenMasks]:
     """Statistics and masks of every response token. The reference is run as the policy is, so that equal weights give exactly r = k = 0."""
     rows = lay_out(batch, shared=problem.shared_layout)
-    policy_model, reference_model = merge_module(problem.policy_graph, policy), merge_module(problem.reference_graph, reference)
+    policy_model, reference_model = problem.policy(policy, reference), merge_module(problem.reference_graph, reference)
     inputs = rows.ids_BS, rows.positions_BS, rows.attend_BSS
-    states_BSD, _ = policy_model(*inputs, constrain=problem.constrain)
+    states_BSD, _ = policy_model(*inputs, constrain=problem.constrain, key_B=_dropout_keys(key_B, rows) if training else None)
     # Nothing of the reference is differentiated: XLA keeps none of it for the backward pass.
     ref_states_BSD, kept = jax.lax.stop_gradient(
         reference_model(*inputs, tap=lambda name, x: problem.mask_source.keep(name, x, rows), constrain=problem.constrain)
@@ -62,22 +68,31 @@ def forward(
     return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training)
 
 
-def response_logp(problem: Problem, policy: Weights, batch: PairBatch) -> TokenStats:
-    """The policy's side alone (sft): ref_logp is its own, the KL zero."""
-    return _own_logp(problem, merge_module(problem.policy_graph, policy), batch)
+def response_logp(problem: Problem, policy: Weights, base: Weights | None, batch: PairBatch, key_B: Array | None = None) -> TokenStats:
+    """The policy's side alone (sft): ref_logp is its own, the KL zero. key_B switches the adapters' dropout on."""
+    return _own_logp(problem, problem.policy(policy, base), batch, key_B)
 
 
 def response_log_ratio(problem: Problem, policy: Weights, reference: Weights, batch: PairBatch) -> Float[Array, "B P"]:
     """log pi(y) - log pi_ref(y) of whole responses, nats: of responses drawn from pi, on average KL(pi || ref)."""
-    sums = [response_sum(_own_logp(problem, merge_module(graph, weights), batch).logp_BPT, batch.valid_BPT)
-            for graph, weights in ((problem.policy_graph, policy), (problem.reference_graph, reference))]
-    return sums[0] - sums[1]
+    models = problem.policy(policy, reference), merge_module(problem.reference_graph, reference)
+    of_policy, of_reference = (response_sum(_own_logp(problem, model, batch, None).logp_BPT, batch.valid_BPT) for model in models)
+    return of_policy - of_reference
 
 
-def _own_logp(problem: Problem, model: Decoder, batch: PairBatch) -> TokenStats:
+def _own_logp(problem: Problem, model: Decoder, batch: PairBatch, key_B: Array | None) -> TokenStats:
     rows = lay_out(batch, shared=problem.shared_layout)
-    states_BSD, _ = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, constrain=problem.constrain)
+    keys = None if key_B is None else _dropout_keys(key_B, rows)
+    states_BSD, _ = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, constrain=problem.constrain, key_B=keys)
     return logprob_kl(
         *model.head_inputs(rows.at_responses(states_BSD)), None, None, batch.response_BPT, batch.valid_BPT, chunk_tokens=problem.logit_chunk,
         softcaps=(model.spec.logit_softcap, None),
     )
+
+
+def _dropout_keys(key_B: Array, rows: Rows) -> Array:
+    """A key for each row of the decoder, of which a pair may have several; others than masks and objectives draw with."""
+    key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, 1000)
+    if rows.ids_BS.shape[0] == len(key_B):
+        return key_B
+    return jax.vmap(lambda key: jax.random.split(key, rows.num_responses))(key_B).reshape(-1)

@@ -15,7 +15,8 @@ from sparsepo_jax.train.metrics import pair_metrics
 
 
 class TrainState(NamedTuple):
-    """All that training changes. weights: {"policy": ..., "masks": ...}, float32; step: updates done so far."""
+    """All that training changes. weights: {"policy": ..., "masks": ...}, float32; step: updates done so far. Under LoRA "policy" holds the
+    adapters alone, and the frozen base comes in as the reference."""
 
     weights: dict[str, Weights]
     optimizer: Any
@@ -51,10 +52,11 @@ def make_pair_loss(problem: Problem):
 
 
 def make_sft_loss(problem: Problem):
-    """summed(weights, None, batch, step): negative log-likelihood, each response token of the global batch counted the same."""
+    """summed(weights, base, batch, step): negative log-likelihood, each response token of the global batch counted the same. base: what adapters
+    are trained on, None without."""
 
-    def summed(weights, reference: None, batch: PairBatch, step: Array):
-        stats = response_logp(problem, weights["policy"], batch)
+    def summed(weights, base: Weights | None, batch: PairBatch, step: Array):
+        stats = response_logp(problem, weights["policy"], base, batch, pair_keys(problem.seed, step, batch.row_B))
         nll_B, tokens_B = sft_nll(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
         total, tokens = jnp.sum(nll_B), jnp.sum(tokens_B)
         return total, ({"loss": total}, tokens)
