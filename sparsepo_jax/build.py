@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from sparsepo_jax.config import schema
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights, split_module
 from sparsepo_jax.data.batching import BatchPlan
+from sparsepo_jax.data.load import cache_directory
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.dist.mesh import make_constrain, pair_shards, put_batch, replicated
 from sparsepo_jax.dist.rules import weight_shardings
@@ -29,7 +29,8 @@ from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, from_hf, is_mask_tensor, read_config
 from sparsepo_jax.train import optimizer as optimizers
-from sparsepo_jax.train.forward import Problem, response_log_ratio
+from sparsepo_jax.train.forward import Problem, reference_tokens, response_log_ratio
+from sparsepo_jax.train.reference_cache import tokens_digest, weights_digest
 from sparsepo_jax.train.step import make_pair_scores
 
 # ---------------------------------------------------------------- tokenizer and data
@@ -386,6 +387,38 @@ def make_policy_sampler(problem: Problem, config: schema.Config, mesh: Mesh, sam
     return make_sampler(problem.policy_graph, compute_dtype(config), mesh, sampling)
 
 
+def cached_problem(problem: Problem, config: schema.Config) -> Problem:
+    """The same objective for batches that carry the reference's log-probs and, if masks are read off its activations, the masks."""
+    source, mask = problem.mask_source, mask_config(config)
+    if source.reads_activations:
+        source = fixed_source("given", on=mask.on, normalised=mask.normalise)
+    return problem._replace(cached=True, mask_source=source)
+
+
+def make_reference_tokens(problem: Problem, mesh: Mesh):
+    """reference_tokens of a batch [1, B, ...], with its rows and their weights, on every host."""
+
+    def compute(reference, batch):
+        batch = jax.tree.map(lambda x: x[0], batch)
+        return batch.row_B, batch.weight_B, *reference_tokens(problem, reference, batch)
+
+    return jax.jit(compute, out_shardings=replicated(mesh))
+
+
+def reference_key(config: schema.Config, spec: DecoderSpec, reference: Weights, table: TokenTable) -> dict[str, Any]:
+    """What the reference's numbers depend on: its weights and shape, the tokens, the truncation; the mask that is read off its activations."""
+    mask, (max_length, max_prompt_length) = mask_config(config), length_limits(config, spec)
+    reads = mask is not None and mask.kind == "activation"
+    return {
+        "reference": weights_digest(reference), "shape": repr(spec), "tokens": tokens_digest(table), "max_length": max_length,
+        "max_prompt_length": max_prompt_length, "mask": mask.model_dump(mode="json") if reads else None,
+    }
+
+
+def reference_cache_dir(config: schema.Config) -> Path:
+    return Path(config.reference.cache_dir) if config.reference.cache_dir else cache_directory("reference")
+
+
 def check_room(name: str, new_tokens: int, prompts: TokenTable, spec: DecoderSpec) -> None:
     """UserError if a response of so many tokens may run past the model's positions."""
     longest = int(prompts.prompt_lengths_N.max())
@@ -408,6 +441,5 @@ def put_on(mesh: Mesh):
 
 def start_jax(config: schema.Config) -> None:
     """Compiled programs are kept on disk, so that a second start is quick."""
-    cache = config.compute.compile_cache or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sparsepo_jax", "xla")
-    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_compilation_cache_dir", config.compute.compile_cache or str(cache_directory("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

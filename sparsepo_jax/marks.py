@@ -23,7 +23,7 @@ _SECTIONS = {
     "export": ("seed", "policy", "tokenizer", "objective", "export"),
 }
 # Settings within these sections that do not change what the stage leaves.
-_HARMLESS = {"data.cache_dir", "data.inspect_rows", "po.eval_every_steps", "compute.compile_cache"}
+_HARMLESS = {"data.cache_dir", "reference.cache_dir", "data.inspect_rows", "po.eval_every_steps", "compute.compile_cache"}
 _HARMLESS_FOR = {"sft": {"data.train", "data.eval", "data.holdout"}, "po": {"data.sft", "data.eval"}}
 
 

@@ -28,6 +28,7 @@ from sparsepo_jax.models.spec import DecoderSpec
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, load_once, save_once
 from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.loop import run_training
+from sparsepo_jax.train.reference_cache import with_reference
 from sparsepo_jax.train.step import TrainState, make_pair_loss, make_sft_loss, make_update
 
 
@@ -201,8 +202,9 @@ class Run:
     # ------------------------------------------------------------ training stages
 
     def train(self, stage: str, table: TokenTable, initial: Callable[[], dict[str, Weights]], summed_loss, reference: Weights | None,
-              evaluate: Callable[[TrainState], dict[str, float]] | None = None, finish: Callable[[dict], dict] = lambda weights: weights) -> None:
-        """finish: makes what is kept of the weights that were trained."""
+              evaluate: Callable[[TrainState], dict[str, float]] | None = None, finish: Callable[[dict], dict] = lambda weights: weights,
+              with_weights: bool = False) -> None:
+        """finish: makes what is kept of the weights that were trained. with_weights: the batches carry the table's token weights."""
         config, began_s, unit = self.config, time.time(), "rows" if stage == "sft" else "pairs"
         training = getattr(config, stage)
         plan = build.make_plan(config, table, training.batch_size, shuffle=True)
@@ -229,10 +231,9 @@ class Run:
         say(f"{stage}: {len(table)} {unit}, {steps} steps of {training.batch_size}, "
             f"{len(plan.shapes)} batch shape(s), {100 * plan.real_token_share():.0f} % real tokens")
         update = jax.jit(make_update(summed_loss, optimizer, schedule), donate_argnums=0)
-        mask = build.mask_config(config)
         batches = make_batches(
             table, plan, start=int(state.step), stop=steps, micro_steps=training.accumulation, process_index=jax.process_index(),
-            process_count=jax.process_count(), with_weights=stage == "po" and mask is not None and mask.kind == "given",
+            process_count=jax.process_count(), with_weights=with_weights,
         )
         logging = config.logging
         with jax.set_mesh(self.mesh), MetricsLog(
@@ -274,11 +275,36 @@ class Run:
             self.begin("po")
             save_once(self.output_dir / "po" / "start", start)
         start = self.start_weights()
-        reference = self.reference_weights(start)
+        reference, problem = self.reference_weights(start), self.problem
+        if self.config.reference.cached:
+            table, problem = self.with_reference(table, reference), build.cached_problem(problem, self.config)
         evaluate = None
         if held is not None and self.config.po.eval_every_steps is not None:
             evaluate = lambda state: scoring.mean_metrics(self.scores(held, state.weights, reference))  # noqa: E731
-        self.train("po", table, lambda: self.adapted(start), make_pair_loss(self.problem), reference, evaluate)
+        elif problem.cached and not problem.adapted:
+            start = reference = None  # its memory is free
+        mask = build.mask_config(self.config)
+        given = mask is not None and (mask.kind == "given" or problem.cached and self.problem.mask_source.reads_activations)
+        initial = lambda: self.adapted(self.start_weights() if start is None else start)  # noqa: E731
+        self.train("po", table, initial, make_pair_loss(problem), reference, evaluate, with_weights=given)
+
+    def with_reference(self, table: TokenTable, reference: Weights) -> TokenTable:
+        """The table with what the objective needs of the reference, from the disk or computed now."""
+        began_s, size, put = time.time(), self.config.evaluation.batch_size, build.put_on(self.mesh)
+        build.check_batch("evaluation.batch_size", size, 1, self.mesh)
+        tokens = build.make_reference_tokens(self.problem, self.mesh)
+
+        def compute():
+            with jax.set_mesh(self.mesh):
+                for batch in self.in_order(table, size):
+                    yield jax.device_get(tokens(reference, put(batch)))
+
+        table, found = with_reference(
+            table, compute, directory=build.reference_cache_dir(self.config), key=build.reference_key(self.config, self.reference_spec, reference, table),
+            dtype=str(build.compute_dtype(self.config)), masks=self.problem.mask_source.reads_activations,
+        )
+        say(f"po: the reference's log-probs of {len(table)} pairs " + ("found on disk" if found else f"computed in {time.time() - began_s:.1f} s"))
+        return table
 
     def refuse_dead_masks(self, table: TokenTable, start: dict[str, Weights]) -> None:
         """UserError if a learned reward mask is zero on every token of some pairs: with policy = reference nothing would ever move."""

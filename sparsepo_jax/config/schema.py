@@ -48,6 +48,11 @@ class Policy(Section):
 class Reference(Section):
     path: str | None = None
     """A Hugging Face directory or Hub id. None: the policy as it was when po began."""
+    cached: bool = False
+    """Compute the reference's log-probs of the training tokens (and MaPO's masks) once, keep them on disk, and train without running it. For
+    objectives without a KL term and without learned masks; the KL is then not among the training metrics."""
+    cache_dir: str | None = None
+    """Where they are kept. None: sparsepo_jax in the user's cache directory."""
 
 
 class AutoTokenizer(Section):
@@ -148,8 +153,8 @@ class Data(Section):
 
 
 class MaskBase(Section):
-    on: Literal["both", "reward", "kl"] = "both"
-    """Where the mask is put; the other weight is 1."""
+    on: Literal["both", "reward", "kl", "reward_only"] = "both"
+    """Where the mask is put; the other weight is 1. reward_only: on the reward, and the KL term is left out."""
     normalise: bool = False
     """Scale each response's mask to mean 1."""
 
@@ -527,6 +532,16 @@ class Export(Section):
     """With po.lora: write the whole model, too, adapters merged; else only its subdirectory adapter/ (PEFT's format)."""
 
 
+def _needs_reference(objective: Any) -> str | None:
+    """Why log-probs of the tokens that are there do not do for an objective; None if they do."""
+    mask = getattr(objective, "mask", None)
+    if mask is not None and mask.kind == "learned":
+        return "objective.mask.kind learned reads the reference's states"
+    if objective.kind in ("tdpo1", "tdpo2") or (mask is not None and mask.on != "reward_only"):
+        return f"objective {objective.kind} has a KL term" + ("" if mask is None else " (but with objective.mask.on=reward_only)")
+    return None
+
+
 class Config(Section):
     stages: Annotated[list[Literal["inspect", "sft", "po", "score", "eval", "generate", "report", "export"]], Field(min_length=1)]
     output_dir: str
@@ -564,6 +579,8 @@ class Config(Section):
             said.append("data.eval: stages score, eval and generate need this, or data.train with data.holdout")
         if self.po.lora is not None and self.reference.path is not None:
             said.append("po.lora: the reference is the policy without its adapters: leave out reference.path, or po.lora")
+        if self.reference.cached and (why := _needs_reference(self.objective)):
+            said.append(f"reference.cached: {why}, which needs the reference itself: set it to false")
         if self.generation.stop and self.policy.path is None and self.tokenizer.kind == "auto":
             said.append("generation.stop: stop strings are text: set tokenizer, or policy.path with one beside it")
         if said:

@@ -15,7 +15,8 @@ class PairBatch(NamedTuple):
     """Tokenised pairs of one shape. Prompts end at the same column (padding on the left), so the last prompt token predicts both responses.
 
     ids may hold anything where `valid` is False. `row_B` names the rows (for random draws, scores and error messages); a pair of weight 0 is
-    filler that rounds up a batch. `weights_BPT` are token weights given with the data, or None.
+    filler that rounds up a batch. `weights_BPT` are token weights given with the data, `ref_logp_BPT` the reference's log-probs where they
+    were computed before; or None.
     """
 
     prompt_BS: Int[Array, "B S"]
@@ -25,12 +26,14 @@ class PairBatch(NamedTuple):
     row_B: Int[Array, "B"]
     weight_B: Float[Array, "B"]
     weights_BPT: Float[Array, "B P T"] | None = None
+    ref_logp_BPT: Float[Array, "B P T"] | None = None
 
 
 class TokenStats(NamedTuple):
     """What policy and reference say of each response token; padding is already inert: finite, of zero gradient.
 
-    logp, ref_logp: natural log-probabilities of the token that is there; kl: KL(ref || policy) over the vocabulary, >= 0, nats. float32.
+    logp, ref_logp: natural log-probabilities of the token that is there; kl: KL(ref || policy) over the vocabulary, >= 0, nats; zero where
+    the reference was not run (sft, cached reference). float32.
     """
 
     logp_BPT: Float[Array, "B P T"]

@@ -51,7 +51,7 @@ def load_table(
     text_settings = dict(separator=separator, add_bos=add_bos, add_eos=add_eos)
     render = make_render(tokenizer, template, template_arguments)
     settings = [VERSION, kind, max_length, max_prompt_length, vocab_size, separator, template, template_arguments, add_bos, add_eos, _content(tokenizer)]
-    directory = Path(cache_dir) if cache_dir else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsepo_jax" / "tokens"
+    directory = Path(cache_dir) if cache_dir else cache_directory("tokens")
     tables, listed, rows = [], [], 0
     for configured in sources:
         source = open_source(configured)
@@ -74,6 +74,11 @@ def load_table(
         names = ", ".join(open_source(configured).name for configured in sources)
         raise UserError(f"{names}: no usable row" + (f"; all {rows} are listed in {bad_rows_path}" if listed else ""))
     return TokenTable.concat(tables)
+
+
+def cache_directory(name: str) -> Path:
+    """Where things of one kind are kept between runs, in the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsepo_jax" / name
 
 
 def _tokenize_source(source: Source, kind: Kind, tokenizer, limits: Limits, render, text_settings) -> tuple[TokenTable, BadRows]:

@@ -55,6 +55,7 @@ def collate(table: TokenTable, planned: PlannedBatch, batch_size: int, *, with_w
     prompt_valid_BS[:, -1] = True
     response_BPT, valid_BPT = np.zeros((B, P, T), np.int32), np.zeros((B, P, T), bool)
     weights_BPT = np.zeros((B, P, T), np.float32) if with_weights else None
+    ref_logp_BPT = None if table.all_ref_logp is None else np.zeros((B, P, T), np.float32)
     row_B, weight_B = np.zeros(B, np.int32), np.zeros(B, np.float32)
     for b, row in enumerate(planned.rows):
         prompt = table.prompt(row)
@@ -64,5 +65,7 @@ def collate(table: TokenTable, planned: PlannedBatch, batch_size: int, *, with_w
             response_BPT[b, p, : len(response)], valid_BPT[b, p, : len(response)] = response, True
             if weights_BPT is not None:
                 weights_BPT[b, p, : len(response)] = table.weights(row, p)
+            if ref_logp_BPT is not None:
+                ref_logp_BPT[b, p, : len(response)] = table.ref_logp(row, p)
         row_B[b], weight_B[b] = row, 1.0
-    return PairBatch(prompt_BS, prompt_valid_BS, response_BPT, valid_BPT, row_B, weight_B, weights_BPT)
+    return PairBatch(prompt_BS, prompt_valid_BS, response_BPT, valid_BPT, row_B, weight_B, weights_BPT, ref_logp_BPT)

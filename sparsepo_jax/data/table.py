@@ -50,8 +50,9 @@ def _concat_ragged(parts: Sequence[Ragged]) -> Ragged:
 class TokenTable:
     """N tokenised rows with P responses each: 2 for pairs (chosen, rejected), 1 for sft. Sequence i * P + p of `responses` is response p of row i.
 
-    `all_weights`, `all_decisive` and `all_chance` have one value per response token, laid out as `responses.flat`, or are None where the data
-    has none: token weights given with the data; whether the token decides the preference; P(decisive | what comes before the token).
+    `all_weights`, `all_decisive`, `all_chance` and `all_ref_logp` have one value per response token, laid out as `responses.flat`, or are None
+    where there is none: token weights given with the data; whether the token decides the preference; P(decisive | what comes before the
+    token); the reference's log-prob of the token.
     `prompt_key_N` is a hash of the prompt before tokenisation and truncation: it says which rows are of one prompt.
     """
 
@@ -70,6 +71,7 @@ class TokenTable:
     all_weights: np.ndarray | None = None
     all_decisive: np.ndarray | None = None
     all_chance: np.ndarray | None = None
+    all_ref_logp: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -118,6 +120,10 @@ class TokenTable:
         """P(decisive | what comes before) of each token, float32 [T]."""
         return self._of_response(self.all_chance, "chances", i, p)
 
+    def ref_logp(self, i: int, p: int) -> np.ndarray:
+        """The reference's log-prob of each token, float32 [T], nats."""
+        return self._of_response(self.all_ref_logp, "log-probs of a reference", i, p)
+
     def _of_response(self, values: np.ndarray | None, name: str, i: int, p: int) -> np.ndarray:
         if values is None:
             raise ValueError(f"this data has no {name}")
@@ -149,6 +155,10 @@ class TokenTable:
         """The first row of each prompt, `limit` at the most."""
         first = np.sort(np.unique(self.prompt_key_N, return_index=True)[1])
         return self.take(first[:limit])
+
+    def with_columns(self, **values: np.ndarray) -> "TokenTable":
+        """The same rows with these per-token columns."""
+        return replace(self, **values)
 
     def with_responses(self, responses: Sequence[np.ndarray]) -> "TokenTable":
         """The same prompts, each with one response of these token ids."""
@@ -198,7 +208,7 @@ class TokenTable:
 
 
 _PLAIN = ("prompt_key_N", "prompt_cut_N", "response_cut_NP", "row_weight_N", "file_N", "line_N")
-_PER_TOKEN = ("all_weights", "all_decisive", "all_chance")
+_PER_TOKEN = ("all_weights", "all_decisive", "all_chance", "all_ref_logp")
 
 
 def table_from_arrays(arrays) -> TokenTable:

@@ -51,9 +51,11 @@ def normalise(mask_BPT: Float[Array, "B P T"], valid_BPT: Bool[Array, "B P T"]) 
     return mask_BPT / scale_BP[..., None]
 
 
-def place(mask_BPT: Float[Array, "B P T"], valid_BPT: Bool[Array, "B P T"], on: Literal["both", "reward", "kl"]) -> TokenMasks:
-    """The mask on log-ratios, KL or both; ones on the other."""
+def place(mask_BPT: Float[Array, "B P T"], valid_BPT: Bool[Array, "B P T"], on: Literal["both", "reward", "kl", "reward_only"]) -> TokenMasks:
+    """The mask on log-ratios, KL or both; ones on the other. reward_only: on log-ratios, and no KL at all (with a mask of ones, DPO)."""
     mask_BPT = inside(mask_BPT, valid_BPT)
+    if on == "reward_only":
+        return TokenMasks(mask_BPT, jnp.zeros_like(mask_BPT))
     return TokenMasks(
         reward_BPT=ones_mask(valid_BPT) if on == "kl" else mask_BPT,
         kl_BPT=ones_mask(valid_BPT) if on == "reward" else mask_BPT,

@@ -21,19 +21,21 @@ from sparsepo_jax.masks.learned import MaskNet
 class MaskSource(NamedTuple):
     """keep(name, activation [B S X], rows): what to keep of a named activation of the reference, at response positions, or None.
     make(weights, kept, batch, stats, key_B, training): the masks. init(rngs): the weights to train, {} if there are none.
-    shared: whether reward and KL share one mask (then each L1 factor counts half).
+    shared: whether reward and KL share one mask (then each L1 factor counts half). reads_activations: whether `kept` is needed; untrained masks
+    that do can be computed once and given with the batch.
     """
 
     keep: Callable[[str, Array, Rows], Array | None]
     make: Callable[[Weights, dict[str, Array], PairBatch, TokenStats, Array, bool], TokenMasks]
     init: Callable[[nnx.Rngs], Weights]
     shared: bool
+    reads_activations: bool = False
 
 
 def learned_source(*, net: str, sharing: str, on: str, normalised: bool, num_layers: int, width: int, norm_eps: float, init: str,
                    layer_activation: str, mixer_activation: str, dropout: float) -> MaskSource:
     """SparsePO. Weights are named `common.*`, or `reward.*` and `kl.*`; a mask on one of the two needs one net only."""
-    roles = ("common",) if sharing == "common" else {"both": ("reward", "kl"), "reward": ("reward",), "kl": ("kl",)}[on]
+    roles = ("common",) if sharing == "common" else {"both": ("reward", "kl"), "kl": ("kl",)}.get(on, ("reward",))
 
     def make_net(rngs: nnx.Rngs) -> MaskNet:
         return MaskNet(net, num_layers=num_layers, width=width, norm_eps=norm_eps, init=init, layer_activation=layer_activation,
@@ -62,7 +64,7 @@ def learned_source(*, net: str, sharing: str, on: str, normalised: bool, num_lay
     def init_weights(rngs: nnx.Rngs) -> Weights:
         return {f"{role}.{path}": value for role in roles for path, value in split_module(make_net(rngs))[1].items()}
 
-    return MaskSource(keep, make, init_weights, shared=sharing == "common")
+    return MaskSource(keep, make, init_weights, shared=sharing == "common", reads_activations=True)
 
 
 def _untrained(keep, mask_of, on: str, normalised: bool) -> MaskSource:
@@ -80,7 +82,8 @@ def activation_source(*, points: dict[str, tuple[str, ...]], mapping: str, on: s
     def keep(name: str, x: Array, rows: Rows) -> Array | None:
         return rows.at_responses(x.astype(jnp.float32).mean(axis=-1)) if name in names else None
 
-    return _untrained(keep, lambda kept, batch, stats, key_B: activation_mask(kept, batch.valid_BPT, points, mapping), on, normalised)
+    made = _untrained(keep, lambda kept, batch, stats, key_B: activation_mask(kept, batch.valid_BPT, points, mapping), on, normalised)
+    return made._replace(reads_activations=True)
 
 
 def fixed_source(kind: str, *, on: str, normalised: bool, decay: float = 1.0, model: str = "reference") -> MaskSource:

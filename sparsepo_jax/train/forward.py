@@ -21,7 +21,8 @@ class Problem(NamedTuple):
     """What is optimised and how it is computed; everything but weights and data. Static: closed over by jitted functions.
 
     objective(stats, masks, key_B) -> LossOutput; beta scales the unmasked margin that is reported. adapted: the policy is the reference with
-    adapters (LoRA); the weights that are trained are those of the adapters alone.
+    adapters (LoRA); the weights that are trained are those of the adapters alone. cached: what the objective needs of the reference comes with
+    the batch, and the reference is not run: the KL is unknown.
     """
 
     policy_graph: nnx.GraphDef
@@ -34,6 +35,7 @@ class Problem(NamedTuple):
     logit_chunk: int = 512
     constrain: Callable[[Array], Array] = lambda x: x
     adapted: bool = False
+    cached: bool = False
 
     def policy(self, trained: Weights, base: Weights | None) -> Decoder:
         """The policy, from the weights that are trained and, under adapters, those that are not."""
@@ -50,6 +52,9 @@ def forward(
     problem: Problem, policy: Weights, masks: Weights, reference: Weights, batch: PairBatch, key_B: Array, *, training: bool
 ) -> tuple[TokenStats, TokenMasks]:
     """Statistics and masks of every response token. The reference is run as the policy is, so that equal weights give exactly r = k = 0."""
+    if problem.cached:
+        stats = response_logp(problem, policy, reference, batch, key_B if training else None)._replace(ref_logp_BPT=batch.ref_logp_BPT)
+        return stats, problem.mask_source.make(masks, {}, batch, stats, key_B, training)
     rows = lay_out(batch, shared=problem.shared_layout)
     policy_model, reference_model = problem.policy(policy, reference), merge_module(problem.reference_graph, reference)
     inputs = rows.ids_BS, rows.positions_BS, rows.attend_BSS
@@ -59,8 +64,7 @@ def forward(
         reference_model(*inputs, tap=lambda name, x: problem.mask_source.keep(name, x, rows), constrain=problem.constrain)
     )
     ref_states_BPTD, ref_head_VD = jax.lax.stop_gradient(reference_model.head_inputs(rows.at_responses(ref_states_BSD)))
-    # The mean logit over the vocabulary is the product with the head's mean row: no logits are needed (dropped by XLA where unused).
-    kept["logits"] = jnp.einsum("BPTD,D->BPT", ref_states_BPTD.astype(jnp.float32), ref_head_VD.mean(axis=0))
+    kept["logits"] = _mean_logits(ref_states_BPTD, ref_head_VD)
     stats = logprob_kl(
         *policy_model.head_inputs(rows.at_responses(states_BSD)), ref_states_BPTD, ref_head_VD, batch.response_BPT, batch.valid_BPT,
         chunk_tokens=problem.logit_chunk, softcaps=(policy_model.spec.logit_softcap, reference_model.spec.logit_softcap),
@@ -80,14 +84,36 @@ def response_log_ratio(problem: Problem, policy: Weights, reference: Weights, ba
     return of_policy - of_reference
 
 
+def reference_tokens(problem: Problem, reference: Weights, batch: PairBatch) -> tuple[Float[Array, "B P T"], Float[Array, "B P T"] | None]:
+    """The reference's log-prob of each response token, and the mask that is read off its activations (None: the objective has no such mask)."""
+    rows, model = lay_out(batch, shared=problem.shared_layout), merge_module(problem.reference_graph, reference)
+    tap = lambda name, x: problem.mask_source.keep(name, x, rows)  # noqa: E731
+    states_BSD, kept = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, tap=tap, constrain=problem.constrain)
+    stats, states_BPTD = _logp_of(problem, model, states_BSD, rows, batch)
+    if not problem.mask_source.reads_activations:
+        return stats.logp_BPT, None
+    kept["logits"] = _mean_logits(*model.head_inputs(states_BPTD))
+    return stats.logp_BPT, problem.mask_source.make({}, kept, batch, stats, None, False).reward_BPT
+
+
+def _mean_logits(states_BPTD: Array, head_VD: Array) -> Float[Array, "B P T"]:
+    """The mean logit over the vocabulary is the product with the head's mean row: no logits are needed (dropped by XLA where unused)."""
+    return jnp.einsum("BPTD,D->BPT", states_BPTD.astype(jnp.float32), head_VD.mean(axis=0))
+
+
 def _own_logp(problem: Problem, model: Decoder, batch: PairBatch, key_B: Array | None) -> TokenStats:
     rows = lay_out(batch, shared=problem.shared_layout)
     keys = None if key_B is None else _dropout_keys(key_B, rows)
     states_BSD, _ = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, constrain=problem.constrain, key_B=keys)
-    return logprob_kl(
-        *model.head_inputs(rows.at_responses(states_BSD)), None, None, batch.response_BPT, batch.valid_BPT, chunk_tokens=problem.logit_chunk,
-        softcaps=(model.spec.logit_softcap, None),
-    )
+    return _logp_of(problem, model, states_BSD, rows, batch)[0]
+
+
+def _logp_of(problem: Problem, model: Decoder, states_BSD: Array, rows: Rows, batch: PairBatch) -> tuple[TokenStats, Array]:
+    """One model's log-probs, and its states at the positions that predict response tokens."""
+    states_BPTD = rows.at_responses(states_BSD)
+    stats = logprob_kl(*model.head_inputs(states_BPTD), None, None, batch.response_BPT, batch.valid_BPT, chunk_tokens=problem.logit_chunk,
+                       softcaps=(model.spec.logit_softcap, None))
+    return stats, states_BPTD
 
 
 def _dropout_keys(key_B: Array, rows: Rows) -> Array:

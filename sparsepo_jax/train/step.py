@@ -33,7 +33,10 @@ def make_pair_scores(problem: Problem, *, training: bool):
         key_B = pair_keys(problem.seed, step, batch.row_B)
         stats, masks = forward(problem, weights["policy"], weights["masks"], reference, batch, key_B, training=training)
         output = problem.objective(stats, masks, key_B)
-        return {"loss": output.loss_B} | output.metrics | pair_metrics(stats, masks, beta=problem.beta), stats, masks
+        metrics = {"loss": output.loss_B} | output.metrics | pair_metrics(stats, masks, beta=problem.beta)
+        if problem.cached:  # unknown is not zero
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("kl/")}
+        return metrics, stats, masks
 
     return scores
 
