@@ -27,7 +27,7 @@ from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_sourc
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, spec_from_hf
-from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, from_hf, is_mask_tensor, read_config
+from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, is_mask_tensor, read_config, stream_hf
 from sparsepo_jax.train import optimizer as optimizers
 from sparsepo_jax.train.forward import Problem, reference_tokens, response_log_ratio
 from sparsepo_jax.train.reference_cache import tokens_digest, weights_digest
@@ -191,11 +191,26 @@ def _adapters(spec: DecoderSpec, lora: Lora, seed: int) -> Weights:
 
 
 def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
-    """The weights of a Hugging Face checkpoint, on the mesh."""
+    """The weights of a Hugging Face checkpoint, on the mesh: tensor by tensor, so that the host holds little but what lies on its devices."""
     shapes = weight_shapes(spec)
-    arrays = from_hf(spec, SafeTensors(find_checkpoint(path)), shapes, path)
     shardings = weight_shardings(shapes, mesh)
-    return {name: jax.device_put(array, shardings[name]) for name, array in arrays.items()}
+
+    @functools.cache
+    def put_into(sharding):
+        put = lambda whole, part, layer: jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0)  # noqa: E731
+        return jax.jit(put, donate_argnums=0, out_shardings=sharding)
+
+    weights: Weights = {}
+    for name, layer, value in stream_hf(spec, SafeTensors(find_checkpoint(path)), shapes, path):
+        if layer is None:
+            weights[name] = jax.device_put(value, shardings[name])
+            continue
+        if name not in weights:
+            weights[name] = jnp.zeros(shapes[name], jnp.float32, device=shardings[name])
+        # Waited for: else tensors that are read faster than they are stored pile up.
+        weights[name] = put_into(shardings[name])(weights[name], value, layer).block_until_ready()
+        del value
+    return weights
 
 
 def random_weights(spec: DecoderSpec, seed: int, mesh: Mesh) -> Weights:
@@ -288,7 +303,7 @@ def mask_tensors(path: str | None) -> dict[str, Any]:
 
         return load_file(own)
     tensors = SafeTensors(directory)
-    return {name: tensors[name] for name in tensors if is_mask_tensor(name)}
+    return dict(tensors.read([name for name in tensors.shapes() if is_mask_tensor(name)]))
 
 
 def initial_masks(config: schema.Config, source: MaskSource, mesh: Mesh) -> Weights:

@@ -19,10 +19,11 @@ from sparsepo_jax.masks.learned import MaskNet, masks_from_tensors, masks_to_ten
 from sparsepo_jax.masks.source import activation_source, fixed_source, learned_source
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.models.weights import from_hf, to_hf
+from sparsepo_jax.models.weights import to_hf
 from sparsepo_jax.train.forward import Problem, forward
 from sparsepo_jax.train.optimizer import adamw_rule, make_optimizer
 from sparsepo_jax.train.step import TrainState, make_pair_loss, make_update
+from tiny import InMemory, gathered
 from tolerances import GRADIENT, TOKEN
 
 both_families = pytest.mark.parametrize("family", golden.FAMILIES)
@@ -32,8 +33,7 @@ both_families = pytest.mark.parametrize("family", golden.FAMILIES)
 def load(family, who):
     spec = spec_from_hf(json.loads(golden.vectors(family)[f"config/{who}"].tobytes()))
     graph, fresh = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
-    tree = from_hf(spec, golden.part(family, f"weights/{who}/"), {path: x.shape for path, x in fresh.items()}, family)
-    return spec, graph, {path: jnp.asarray(x) for path, x in tree.items()}
+    return spec, graph, gathered(spec, InMemory(golden.part(family, f"weights/{who}/")), fresh)
 
 
 def problem_of(family, source, objective, **settings):

@@ -14,8 +14,8 @@ from sparsepo_jax.core.tree import merge_module, split_module
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.spec import SpecError, spec_from_hf
-from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, from_hf, read_config
-from tiny import GEMMA2, GEMMA3, GPT2, GPTJ, LLAMA, NEOX, NEOX_SEQUENTIAL
+from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, read_config
+from tiny import GEMMA2, GEMMA3, GPT2, GPTJ, LLAMA, NEOX, NEOX_SEQUENTIAL, gathered
 from tolerances import PARITY_LOGITS
 
 CONFIGS = {
@@ -58,8 +58,7 @@ def make_theirs(config, **settings):
 def load_ours(directory):
     spec = spec_from_hf(read_config(directory))
     graph, fresh = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
-    weights = from_hf(spec, SafeTensors(directory), {path: x.shape for path, x in fresh.items()}, str(directory))
-    return spec, graph, {path: jnp.asarray(x) for path, x in weights.items()}
+    return spec, graph, gathered(spec, SafeTensors(directory), fresh)
 
 
 def our_logits(graph, weights, ids_BS, valid_BS):
@@ -131,6 +130,24 @@ def test_a_sharded_checkpoint_loads_like_one_file(tmp_path):
     assert (tmp_path / "many" / "model.safetensors.index.json").exists()
     one, many = load_ours(tmp_path / "one")[2], load_ours(tmp_path / "many")[2]
     assert all(np.array_equal(one[path], many[path]) for path in one)
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)])
+def test_weights_are_streamed_onto_a_mesh(axes, tmp_path):
+    """As sharded as the rules say, the same numbers."""
+    from sparsepo_jax.build import load_weights
+    from sparsepo_jax.dist.mesh import make_mesh
+    from sparsepo_jax.dist.rules import weight_shardings
+
+    make_theirs(GPTJ).save_pretrained(tmp_path, max_shard_size="10KB")
+    spec, _, expected = load_ours(tmp_path)
+    mesh = make_mesh(*axes)
+    found = load_weights(str(tmp_path), spec, mesh)
+    shardings = weight_shardings({path: x.shape for path, x in expected.items()}, mesh)
+    assert found.keys() == expected.keys() and any(not x.sharding.is_fully_replicated for x in found.values()) == (axes != (8, 1, 1))
+    for path, x in found.items():
+        assert x.sharding.is_equivalent_to(shardings[path], x.ndim)
+        np.testing.assert_array_equal(x, expected[path])
 
 
 def test_a_bfloat16_checkpoint_loads_as_float32(tmp_path):

@@ -50,3 +50,28 @@ def pair_table(pairs, weights=None):
         return load_table([GeneratedRows("pairs", rows, 1.0)], kind="pairs", tokenizer=None, vocab_size=None, max_length=64, max_prompt_length=32,
                           separator="", template="none", template_arguments={}, add_bos=None, add_eos=True, on_bad_row="error",
                           bad_rows_path=Path(cache) / "bad.jsonl", cache_dir=cache)
+
+
+class InMemory:
+    """Tensors that are already read."""
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def shapes(self):
+        return {name: x.shape for name, x in self.tensors.items()}
+
+    def read(self, names):
+        return ((name, np.asarray(x)) for name, x in self.tensors.items() if name in names)
+
+
+def gathered(spec, tensors, like):
+    """Our weights, on one device; like: arrays of their shapes by path."""
+    import jax.numpy as jnp
+
+    from sparsepo_jax.models.weights import stream_hf
+
+    tree = {path: np.full(x.shape, np.nan, np.float32) for path, x in like.items()}
+    for path, layer, value in stream_hf(spec, tensors, {path: x.shape for path, x in like.items()}, "here"):
+        tree[path][... if layer is None else layer] = value
+    return {path: jnp.asarray(x) for path, x in tree.items()}

@@ -5,19 +5,16 @@ layer. Errors are collected: a checkpoint with three wrong tensors is told so on
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.lora import adapted_kernels
 from sparsepo_jax.models.spec import DecoderSpec
-
-ArrayTree = dict[str, np.ndarray]  # our path, e.g. "blocks.attention.query.kernel" -> array; block weights with a leading L
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -167,37 +164,52 @@ def is_mask_tensor(name: str) -> bool:
     return name.startswith(_MASKS)
 
 
-def from_hf(spec: DecoderSpec, tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> ArrayTree:
-    """Our arrays (float32) from Hugging Face tensors. Raises UserError that lists every missing, unexpected and wrongly shaped tensor.
+class Part(NamedTuple):
+    """A tensor's share of one of our arrays: the whole array, or one layer of it."""
 
-    expected: the shape of each of our arrays by path. Tensors of the mask nets are left alone; so is the head where it is tied.
+    path: str
+    layer: int | None
+    value: np.ndarray
+
+
+def stream_hf(spec: DecoderSpec, tensors: "Tensors", expected: Mapping[str, tuple[int, ...]], where: str) -> Iterator[Part]:
+    """Parts of our arrays from Hugging Face tensors, each read once, in the order in which they lie in their files.
+
+    expected: the shape of each of our arrays by path. Before anything is read UserError lists every missing, unexpected and wrongly shaped
+    tensor. Tensors of the mask nets are left alone; so is the head where it is tied.
     """
-    tree = {path: np.empty(shape, np.float32) for path, shape in expected.items()}
-    faults, used = [], set()
-    prefixed = lambda name: name if name in tensors else name.split(".", 1)[1]  # noqa: E731  (checkpoints of the bare trunk lack the prefix)
+    shapes, faults, places = tensors.shapes(), [], {}
+    prefixed = lambda name: name if name in shapes else name.split(".", 1)[1]  # noqa: E731  (checkpoints of the bare trunk lack the prefix)
     for rule in _RULES[spec.family](spec):
         stacked = "{i}" in rule.theirs
-        shapes = [expected[path][1:] if stacked else expected[path] for path in rule.ours]
-        wanted = rule.join(*(np.empty(shape, np.bool_) for shape in shapes)).shape
+        wanted = rule.join(*(np.empty(expected[path][1:] if stacked else expected[path], np.bool_) for path in rule.ours)).shape
         for layer in range(spec.num_layers) if stacked else (None,):
             name = prefixed(rule.theirs.format(i=layer))
-            used.add(name)
-            if name not in tensors:
+            places[name] = rule, layer
+            if name not in shapes:
                 faults.append(f"{rule.theirs.format(i=layer)} is missing (expected shape {list(wanted)})")
-                continue
-            tensor = np.asarray(tensors[name])
-            if tensor.shape != wanted:
-                faults.append(f"{name} has shape {list(tensor.shape)}, expected {list(wanted)}")
-                continue
-            for path, part in zip(rule.ours, rule.split(tensor), strict=True):
-                tree[path][... if layer is None else layer] = part
+            elif shapes[name] != wanted:
+                faults.append(f"{name} has shape {list(shapes[name])}, expected {list(wanted)}")
     tied = {"lm_head.weight", "embed_out.weight"} if spec.tied_head else set()
-    for name in sorted(set(tensors) - used - tied):
+    for name in sorted(set(shapes) - set(places) - tied):
         if not name.endswith(_BUFFERS) and not is_mask_tensor(name):
             faults.append(f"{name} is not part of this architecture ({spec.family})")
     if faults:
         raise UserError(f"{where}: {len(faults)} tensor(s) do not fit config.json: " + "; ".join(faults))
-    return tree
+    for name, tensor in tensors.read(places):
+        rule, layer = places[name]
+        parts = [Part(path, layer, value) for path, value in zip(rule.ours, rule.split(tensor), strict=True)]
+        del tensor  # what has been handed over must not be held while the next one is read
+        while parts:
+            yield parts.pop(0)
+
+
+class Tensors(Protocol):
+    """Named arrays whose shapes are known before they are read."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    def read(self, names: Container[str]) -> Iterator[tuple[str, np.ndarray]]: ...
 
 
 def to_hf(spec: DecoderSpec, tree: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
@@ -236,12 +248,10 @@ def to_peft(spec: DecoderSpec, adapters: Mapping[str, np.ndarray]) -> Iterator[t
             yield module.format(i=layer), module.split("{i}.")[1], np.concatenate(parts_A), np.ascontiguousarray(b)
 
 
-class SafeTensors(Mapping[str, np.ndarray]):
-    """The tensors of a checkpoint directory, one file or sharded, read when asked for, as float32. No pickle is ever opened."""
+class SafeTensors:
+    """The tensors of a checkpoint directory, one file or several. No pickle is ever opened."""
 
     def __init__(self, directory: Path):
-        from safetensors import safe_open
-
         index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
         if index.exists():
             names = set(json.loads(index.read_text())["weight_map"].values())
@@ -250,27 +260,35 @@ class SafeTensors(Mapping[str, np.ndarray]):
         else:
             raise UserError(f"{directory}: expected model.safetensors or model.safetensors.index.json, found neither "
                             "(a checkpoint in PyTorch's pickle format: convert it with transformers' save_pretrained)")
-        self._file_of: dict[str, Any] = {}
-        for name in sorted(names):
-            if not (directory / name).exists():
-                raise UserError(f"{directory}: {name}, named by the index, is missing: download or copy it")
-            try:
-                opened = safe_open(directory / name, framework="flax")
-            except Exception as error:  # safetensors raises its own type, not exported
-                raise UserError(f"{directory / name}: not a readable safetensors file ({error})") from error
-            self._file_of |= {key: opened for key in opened.keys()}
+        self._files: dict[Path, dict[str, tuple[int, ...]]] = {}
+        for path in (directory / name for name in sorted(names)):
+            if not path.exists():
+                raise UserError(f"{directory}: {path.name}, named by the index, is missing: download or copy it")
+            with _opened(path) as file:
+                self._files[path] = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: shape for shapes in self._files.values() for name, shape in shapes.items()}
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
+    def read(self, names: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, float32 array) of those of the names that are there."""
+        for path, shapes in self._files.items():
+            for name in shapes:
+                if name in names:
+                    with _opened(path) as file:  # anew for each: an open file keeps in memory what has been read of it
+                        tensor = file.get_tensor(name).astype(np.float32, copy=False)
+                    yield name, tensor
+                    del tensor
 
-    def __len__(self) -> int:
-        return len(self._file_of)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._file_of
+def _opened(path: Path):
+    import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16)
+    from safetensors import safe_open
+
+    try:
+        return safe_open(path, framework="numpy")
+    except Exception as error:  # safetensors raises its own type, not exported
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
 
 
 def find_checkpoint(path: str) -> Path:

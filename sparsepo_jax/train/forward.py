@@ -58,7 +58,7 @@ def forward(
     rows = lay_out(batch, shared=problem.shared_layout)
     policy_model, reference_model = problem.policy(policy, reference), merge_module(problem.reference_graph, reference)
     inputs = rows.ids_BS, rows.positions_BS, rows.attend_BSS
-    states_BSD, _ = policy_model(*inputs, constrain=problem.constrain, key_B=_dropout_keys(key_B, rows) if training else None)
+    states_BSD, _ = policy_model(*inputs, constrain=problem.constrain, key_B=_dropout_keys(key_B, rows) if training and problem.adapted else None)
     # Nothing of the reference is differentiated: XLA keeps none of it for the backward pass.
     ref_states_BSD, kept = jax.lax.stop_gradient(
         reference_model(*inputs, tap=lambda name, x: problem.mask_source.keep(name, x, rows), constrain=problem.constrain)
@@ -103,7 +103,7 @@ def _mean_logits(states_BPTD: Array, head_VD: Array) -> Float[Array, "B P T"]:
 
 def _own_logp(problem: Problem, model: Decoder, batch: PairBatch, key_B: Array | None) -> TokenStats:
     rows = lay_out(batch, shared=problem.shared_layout)
-    keys = None if key_B is None else _dropout_keys(key_B, rows)
+    keys = _dropout_keys(key_B, rows) if key_B is not None and problem.adapted else None
     states_BSD, _ = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, constrain=problem.constrain, key_B=keys)
     return _logp_of(problem, model, states_BSD, rows, batch)[0]
 

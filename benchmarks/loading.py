@@ -1,0 +1,83 @@
+"""Peak host memory while a checkpoint is loaded, against 1.3 x its largest file plus the model as it lies in memory (float32).
+
+    python benchmarks/loading.py [GB]          default: 2; writes that much to a temporary directory; about a minute
+
+A Llama shape of random numbers, in files of 256 MB. The model is loaded in a process of its own by the stages' loader; its peak is VmHWM, taken
+before and after. Exits with 1 if the growth is over the limit.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+FILE_BYTES = 256 * 10**6
+CONFIG = {"model_type": "llama", "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4,
+          "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+LOAD = """
+import re, sys, time
+from pathlib import Path
+from sparsepo_jax.build import load_weights
+from sparsepo_jax.dist.mesh import make_mesh
+from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.models.weights import read_config
+peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+import jax.numpy as jnp
+jnp.zeros(1).block_until_ready()
+spec, mesh, before, began = spec_from_hf(read_config(Path(sys.argv[1]))), make_mesh(None, 1, 1), peak(), time.perf_counter()
+weights = load_weights(sys.argv[1], spec, mesh)
+print(peak() - before, sum(x.nbytes for x in weights.values()), time.perf_counter() - began)
+"""
+
+
+def write_checkpoint(directory: Path, size: int) -> None:
+    """Tensors by Hugging Face's names until the model has about `size` bytes, file after file."""
+    from sparsepo_jax.build import weight_shapes
+    from sparsepo_jax.models.spec import spec_from_hf
+    from sparsepo_jax.models.weights import to_hf
+
+    one = spec_from_hf(CONFIG | {"num_hidden_layers": 1})
+    rest = 4 * one.parameter_count() - 4 * (block := spec_from_hf(CONFIG | {"num_hidden_layers": 2}).parameter_count() - one.parameter_count())
+    config = CONFIG | {"num_hidden_layers": max(1, round((size - rest) / (4 * block)))}
+    spec = spec_from_hf(config)
+    (directory / "config.json").write_text(json.dumps(config))
+    draws = np.random.default_rng(0)
+    tree = {path: np.broadcast_to(draws.random(shape[1:] if path.startswith("blocks.") else shape, np.float32), shape)
+            for path, shape in weight_shapes(spec).items()}
+    files: list[list[str]] = []
+    waiting: dict[str, np.ndarray] = {}
+
+    def write() -> None:
+        save_file(waiting, directory / f"model-{len(files):05d}.safetensors")
+        files.append(list(waiting))
+        waiting.clear()
+
+    for name, tensor in to_hf(spec, tree):
+        if waiting and sum(x.nbytes for x in waiting.values()) + tensor.nbytes > FILE_BYTES:
+            write()
+        waiting[name] = np.ascontiguousarray(tensor)
+    write()
+    index = {"weight_map": {name: f"model-{n:05d}.safetensors" for n, names in enumerate(files) for name in names}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def main() -> int:
+    size = float(sys.argv[1]) if len(sys.argv) > 1 else 2.0
+    with tempfile.TemporaryDirectory() as directory:
+        write_checkpoint(Path(directory), int(size * 1e9))
+        largest = max(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
+        said = subprocess.run([sys.executable, "-c", LOAD, directory], capture_output=True, text=True, check=True).stdout
+    grown, model, seconds = map(float, said.split())
+    limit = 1.3 * largest + model
+    print(f"model {model / 1e9:.2f} GB, largest file {largest / 1e9:.2f} GB, loaded in {seconds:.1f} s")
+    print(f"peak {grown / 1e9:.2f} GB over the start, limit {limit / 1e9:.2f} GB (1.3 x largest file + model): ratio {grown / limit:.2f} "
+          + ("within" if grown <= limit else "OVER"))
+    return 0 if grown <= limit else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
