@@ -1,5 +1,6 @@
 """The only place where the configuration meets code: each function makes one thing that the stages need."""
 
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -126,7 +127,10 @@ def make_plan(config: schema.Config, table: TokenTable, batch_size: int, *, shuf
 def policy_config(config: schema.Config, tokenizer: Any | None) -> dict[str, Any]:
     """The policy's config.json: the checkpoint's, or the inline one with the tokenizer's vocabulary and special tokens."""
     if config.policy.path is not None:
-        return read_config(find_checkpoint(config.policy.path))
+        found = read_config(find_checkpoint(config.policy.path))
+        if config.policy.config is not None:
+            _same_shape(read_spec(config.policy.config, "policy.config", None), read_spec(found, config.policy.path, None), config.policy.path)
+        return found
     found = dict(config.policy.config or {})
     if tokenizer is not None:
         found.setdefault("vocab_size", len(tokenizer))
@@ -135,6 +139,14 @@ def policy_config(config: schema.Config, tokenizer: Any | None) -> dict[str, Any
     elif "vocab_size" not in found:
         raise UserError("policy.config.vocab_size: needed where there is no tokenizer to take it from")
     return found
+
+
+def _same_shape(wanted: DecoderSpec, found: DecoderSpec, path: str) -> None:
+    """UserError that names what differs. How fresh weights would be drawn is no part of a shape."""
+    differing = [field.name for field in dataclasses.fields(DecoderSpec) if field.name != "init_std" and getattr(wanted, field.name) != getattr(found, field.name)]
+    if differing:
+        said = ", ".join(f"{name} {getattr(found, name)} (policy.config: {getattr(wanted, name)})" for name in differing)
+        raise UserError(f"policy.path: {path} has another shape than policy.config: {said}; mend policy.config, or leave it out")
 
 
 def read_spec(hf_config: dict[str, Any], where: str, tokenizer: Any | None) -> DecoderSpec:

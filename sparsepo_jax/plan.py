@@ -94,8 +94,11 @@ def make_plan_text(config: Config) -> str:
 
 
 def _policy(config: Config, mistakes: list[str]) -> Model:
-    if config.policy.path is not None:
-        return _model_at(config.policy.path, "policy.path", mistakes)
+    path = config.policy.path
+    if path is not None and (config.policy.config is None or Path(path).exists()):
+        return _model_at(path, "policy.path", mistakes)
+    if path is not None:
+        return _read_spec(config.policy.config, f"{path} (not here; shape by policy.config)", "policy.config", mistakes)
     if config.policy.config is None:
         return Model("none")
     if "vocab_size" not in config.policy.config and config.tokenizer.kind == "auto":

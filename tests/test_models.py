@@ -16,7 +16,7 @@ from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.spec import SpecError, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, read_config
 from tiny import GEMMA2, GEMMA3, GPT2, GPTJ, LLAMA, NEOX, NEOX_SEQUENTIAL, gathered
-from tolerances import PARITY_LOGITS
+from tolerances import BFLOAT16, PARITY_LOGITS
 
 CONFIGS = {
     "gpt2": GPT2,
@@ -80,6 +80,24 @@ def keep_states(name, x):
     return x if name in ("embed", "block_out", "final_norm") else None
 
 
+def our_states(kept):
+    """In transformers' order: the embedding, after each block but the last, after the final norm."""
+    return [kept["embed"], *kept["block_out"][:-1], kept["final_norm"]]
+
+
+def bfloat16_errors(config, directory):
+    """(ours, transformers') root mean square error of bfloat16 logits against float32, on the same rounded weights."""
+    model = make_theirs(config).to(torch.bfloat16)
+    model.save_pretrained(directory)
+    spec, _, weights = load_ours(directory)
+    graph, _ = split_module(Decoder(spec, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    ids_BS, valid_BS = np.random.default_rng(2).integers(0, 31, (16, 12)), np.ones((16, 12), bool)
+    theirs = their_outputs(model, ids_BS, valid_BS).logits.float().numpy()
+    exact = their_outputs(model.float(), ids_BS, valid_BS).logits.numpy()
+    size = lambda x: float(np.sqrt(np.mean(np.square(x))))  # noqa: E731
+    return size(np.asarray(our_logits(graph, weights, ids_BS, valid_BS)[0]) - exact), size(theirs - exact)
+
+
 def their_outputs(model, ids_BS, valid_BS):
     positions_BS = np.maximum(np.cumsum(valid_BS, axis=1) - 1, 0)
     with torch.no_grad():
@@ -100,9 +118,14 @@ def test_logits_and_states_of_every_layer_equal_transformers(config, tmp_path):
         theirs = their_outputs(model, ids_BS, valid_BS)
         logits, kept = our_logits(graph, weights, ids_BS, valid_BS)
         np.testing.assert_allclose(np.asarray(logits)[valid_BS], theirs.logits.numpy()[valid_BS], atol=PARITY_LOGITS)
-        ours = [kept["embed"], *kept["block_out"][:-1], kept["final_norm"]]
-        for state, expected in zip(ours, theirs.hidden_states, strict=True):
+        for state, expected in zip(our_states(kept), theirs.hidden_states, strict=True):
             np.testing.assert_allclose(np.asarray(state)[valid_BS], expected.numpy()[valid_BS], atol=PARITY_LOGITS)
+
+
+@every_config
+def test_bfloat16_is_as_exact_as_transformers(config, tmp_path):
+    ours, theirs = bfloat16_errors(config, tmp_path)
+    assert 0 < ours <= BFLOAT16 * theirs
 
 
 @every_config

@@ -36,13 +36,8 @@ class Policy(Section):
     path: str | None = None
     """A Hugging Face directory or Hub id to start from (config.json and safetensors)."""
     config: dict[str, Any] | None = None
-    """The content of a config.json, inline: a model of this shape is made from scratch. `vocab_size` may be left out: the tokenizer's."""
-
-    @model_validator(mode="after")
-    def _one_origin(self):
-        if self.path is not None and self.config is not None:
-            raise ValueError("`path` and `config` exclude each other: a model is loaded or made from scratch")
-        return self
+    """The content of a config.json, inline: a model of this shape is made from scratch. `vocab_size` may be left out: the tokenizer's. Beside
+    `path`: the shape that the checkpoint must have, so that --check knows it without the checkpoint."""
 
 
 class Reference(Section):

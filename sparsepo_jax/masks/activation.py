@@ -29,6 +29,13 @@ _OFFICIAL: dict[str, dict[str, tuple[str, ...]]] = {
         "logits": ("logits",),
     },
     "gpt_neox": GROUPS,
+    # The heads' output again after the projection; and the final norm's hook sits inside the layer loop, before that norm.
+    "gptj": {
+        "mlp": ("mlp_act",),
+        "attn": ("q", "k", "v", "q_rotated", "k_rotated", "attn_out"),
+        "resid": ("embed", "attn_norm", "attn_out", "mlp_out", "block_out", "last_block_out"),
+        "logits": ("logits",),
+    },
 }
 
 
@@ -51,6 +58,8 @@ def activation_mask(
 
     Activations that this architecture does not have (rotated queries without rotary positions, ...) are not among `means` and do not count.
     """
+    if "block_out" in means:
+        means = means | {"last_block_out": means["block_out"][-1]}
     groups_BPT = []
     for names in points.values():
         means_NBPT = [means[name].reshape(-1, *valid_BPT.shape) for name in names if name in means]
