@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
-COLUMNS = ("auroc_reward", "auroc_ceiling", "auroc_position", "auroc_untrained", "sparsity_start", "sparsity_end", "accuracy", "accuracy_unmasked", "kl", "wall_s")
+COLUMNS = ("auroc_reward", "auroc_ceiling", "auroc_position", "auroc_untrained", "sparsity_start", "sparsity_end", "accuracy", "accuracy_unmasked", "kl", "preferred_before", "preferred_after", "generated_kl",
+           "wall_s")
 
 
 def run(seed: int, directory: Path) -> dict[str, float]:
@@ -27,7 +28,8 @@ def run(seed: int, directory: Path) -> dict[str, float]:
     if done.returncode:
         sys.exit(f"seed {seed}: {done.stderr.splitlines()[-1]}")
     summary = json.loads((output / "summary.json").read_text())
-    return {**summary["mask"], **summary["after"], "wall_s": time.perf_counter() - began_s}
+    preferred = {f"preferred_{when}": summary[when]["generated_preferred"] for when in ("before", "after")}
+    return {**summary["mask"], **summary["after"], **preferred, "wall_s": time.perf_counter() - began_s}
 
 
 def main() -> int:

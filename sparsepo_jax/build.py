@@ -189,7 +189,6 @@ def make_lora(training: schema.Training, name: str, spec: DecoderSpec) -> Lora |
 
 def initial_adapters(spec: DecoderSpec, lora: Lora, seed: int, mesh: Mesh) -> Weights:
     """A drawn, B zero: the adapted policy is the base."""
-
     return jax.jit(lambda: _adapters(spec, lora, seed), out_shardings=weight_shardings(adapter_shapes(spec, lora), mesh))()
 
 

@@ -14,7 +14,7 @@ from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.reviews import preferred_share
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.eval import scores as scoring
-from sparsepo_jax.eval.generate import Generated, Sampling
+from sparsepo_jax.eval.generate import Generated, Sampler, Sampling
 from sparsepo_jax.eval.generate import generate as generate_all
 from sparsepo_jax.eval.records import pair_record
 
@@ -115,7 +115,7 @@ def generate(run) -> None:
     prompts = run.pairs[1].distinct_prompts(settings.max_prompts)
     sampling = build.make_sampling(run.config, run.hf_config, run.tokenizer)
     base = run.reference_weights() if run.problem.adapted else None
-    found = _answers(run, prompts, sampling, run.current_weights()["policy"], base)
+    found = _answers(run, prompts, _make_sampler(run, prompts, sampling), run.current_weights()["policy"], base)
     records = []
     for row in range(len(prompts)):
         answers = [{"text": one.text, "token_ids": one.ids.tolist(), "finish": one.finish} for one in found[row * sampling.samples :][: sampling.samples]]
@@ -126,15 +126,17 @@ def generate(run) -> None:
     run.say(f"generate: {len(found)} responses to {len(prompts)} prompts, {tokens} tokens in {seconds:.1f} s -> {path}")
 
 
-def _answers(run, prompts: TokenTable, sampling: Sampling, policy: Weights, base: Weights | None) -> list[Generated]:
-    """By row, then sample. policy: what po trains; base: what its adapters, if it has any, stand on."""
-    size = run.config.generation.batch_size
-    build.check_batch("generation.batch_size", size, 1, run.mesh)
+def _make_sampler(run, prompts: TokenTable, sampling: Sampling) -> Sampler:
+    build.check_batch("generation.batch_size", run.config.generation.batch_size, 1, run.mesh)
     build.check_room("generation.max_new_tokens", sampling.max_new_tokens, prompts, run.spec)
-    sampler = build.make_policy_sampler(run.problem, run.config, run.mesh, sampling)
+    return build.make_policy_sampler(run.problem, run.config, run.mesh, sampling)
+
+
+def _answers(run, prompts: TokenTable, sampler: Sampler, policy: Weights, base: Weights | None) -> list[Generated]:
+    """By row, then sample. policy: what po trains; base: what its adapters, if it has any, stand on."""
+    weights, batches = {**base, **policy} if run.problem.adapted else policy, run.in_order(prompts, run.config.generation.batch_size)
     with jax.set_mesh(run.mesh):
-        found = list(generate_all(sampler, {**base, **policy} if run.problem.adapted else policy, run.in_order(prompts, size), run.tokenizer))
-    return sorted(found, key=lambda one: (one.row, one.sample))
+        return sorted(generate_all(sampler, weights, batches, run.tokenizer), key=lambda one: (one.row, one.sample))
 
 
 def _prompt_text(run, prompts: TokenTable, row: int) -> str | None:
@@ -153,11 +155,11 @@ def _sampled(run, table: TokenTable, start: dict[str, Weights] | None, now: dict
     prompts = table.distinct_prompts(run.config.evaluation.sampled_prompts)
     plain = build.make_sampling(run.config, run.hf_config, run.tokenizer)._replace(temperature=1.0, top_k=None, top_p=1.0, samples=1, stop=())
     records = [{"index": row, "prompt": _prompt_text(run, prompts, row)} for row in range(len(prompts))]
-    put = build.put_on(run.mesh)
+    put, sampler = build.put_on(run.mesh), _make_sampler(run, prompts, plain)
     for when, figure, weights in zip(("before", "after"), figures, (start, now), strict=True):
         if weights is None:
             continue
-        found = _answers(run, prompts, plain, weights["policy"], reference)
+        found = _answers(run, prompts, sampler, weights["policy"], reference)
         answered = prompts.with_responses([one.ids for one in found])
         with jax.set_mesh(run.mesh):
             sums = [run.sum_log_ratios(weights["policy"], reference, put(batch)) for batch in run.in_order(answered, run.config.evaluation.batch_size)]

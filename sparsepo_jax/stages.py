@@ -269,11 +269,14 @@ class Run:
             return
         self.check("po")
         table, held = self.pairs
-        if self.start_weights() is None:
+        if self.config.evaluation.sampled_prompts is not None and "eval" in self.config.stages and held is not None:  # not after hours of training
+            build.check_room("generation.max_new_tokens", self.config.generation.max_new_tokens, held, self.spec)
+        begun = self.output_dir / "po" / "start"
+        if not begun.exists():
             start = {"policy": self.starting_policy(), "masks": build.initial_masks(self.config, self.problem.mask_source, self.mesh)}
             self.refuse_dead_masks(table, start)
             self.begin("po")
-            save_once(self.output_dir / "po" / "start", start)
+            save_once(begun, start)
         start = self.start_weights()
         reference, problem = self.reference_weights(start), self.problem
         if self.config.reference.cached:
@@ -371,14 +374,15 @@ class Run:
 
     def export(self) -> None:
         began_s, path = time.time(), Path(self.config.export.path or self.output_dir / "export")
-        if self.marks.finished("export", path):
+        has_po, lora = self.marks.finished("po"), self.lora("po")
+        whole = self.config.export.merged or lora is None or not has_po
+        if self.marks.finished("export", path / ("config.json" if whole else "adapter/adapter_config.json")):
             say(f"export: finished before, {path}")
             return
-        has_po, lora = self.marks.finished("po"), self.lora("po")
         weights = self.trained("po") if has_po else {"policy": self.starting_policy(), "masks": {}}
         adapters = weights["policy"] if has_po and lora is not None else None
         if adapters is not None:
-            weights["policy"] = merge_adapters(self.start_weights()["policy"], adapters, lora.scale) if self.config.export.merged else {}
+            weights["policy"] = merge_adapters(self.start_weights()["policy"], adapters, lora.scale) if whole else {}
         host = jax.device_get(jax.device_put((weights, adapters), replicated(self.mesh)))
         if jax.process_index() == 0:
             self.write_export(path, *host, has_po, lora)

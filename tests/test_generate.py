@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparsepo_jax.core.types import PairBatch
-from sparsepo_jax.dist.mesh import make_mesh
+from sparsepo_jax.dist.mesh import make_mesh, put_batch
 from sparsepo_jax.dist.rules import weight_shardings
 from sparsepo_jax.eval.generate import Sampling, generate, kept_logits, make_sampler
 from sparsepo_jax.models.decoder import Decoder
@@ -112,8 +112,11 @@ def test_a_mesh_draws_what_one_device_draws(model, one_device, axes):
     sampling = Sampling(6, seed=2, samples=2, top_p=0.9)
     mesh = make_mesh(*axes)
     shardings = weight_shardings({path: x.shape for path, x in weights.items()}, mesh)
+    on_mesh = {path: jax.device_put(x, shardings[path]) for path, x in weights.items()}
     with jax.set_mesh(mesh):
-        found = run(graph, {path: jax.device_put(x, shardings[path]) for path, x in weights.items()}, mesh, sampling)
+        found = run(graph, on_mesh, mesh, sampling)
+        keys = make_sampler(graph, jnp.dtype(jnp.float32), mesh, sampling).begin(on_mesh, put_batch(prompts(), mesh)).cache.keys_LBTKH
+    assert keys.addressable_shards[0].data.size <= keys.size / (axes[0] * axes[1]), "each device holds the cache of its own rows"
     for one, other in zip(run(graph, weights, one_device, sampling), found, strict=True):
         np.testing.assert_array_equal(one.ids, other.ids)
 

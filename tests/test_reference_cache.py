@@ -96,7 +96,7 @@ def test_objectives_that_need_the_reference_itself_are_refused(tmp_path, capsys,
 
 def test_adapters_train_over_a_cached_reference(tmp_path):
     """The base is still needed; without the cache the adapters come out the same."""
-    po = PO | {"lora": {"rank": 2}}
+    po = PO | {"lora": {"rank": 2, "base": "nf4"}}
     plain = weights_of(cached_run(tmp_path / "plain", tmp_path / "cache", {"kind": "dpo"}, po=po, cached=False) / "po")
     found = weights_of(cached_run(tmp_path / "cached", tmp_path / "cache", {"kind": "dpo"}, po=po) / "po")
     for path in plain:

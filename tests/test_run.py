@@ -252,6 +252,18 @@ def test_generate_answers_the_distinct_prompts(finished, capsys):
     assert "generate: finished before" in capsys.readouterr().out
 
 
+def test_a_padded_vocabulary_is_kept(tmp_path):
+    """The model has more entries than the tokenizer, as Pythia has: trained, sampled, exported."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    output = run(tmp_path, "stages=[po, generate, export]", "policy.config.vocab_size=400", "generation.max_prompts=8", "po.steps=1")
+    exported = AutoModelForCausalLM.from_pretrained(output / "export")
+    assert exported.config.vocab_size == 400 == exported.get_input_embeddings().num_embeddings > len(AutoTokenizer.from_pretrained(output / "export"))
+    answers = [answer for row in lines_of(output / "generations.jsonl") for answer in row["samples"]]
+    assert any(max(answer["token_ids"]) >= 200 for answer in answers), "an untrained model draws from all entries"
+    assert all(isinstance(answer["text"], str) for answer in answers)
+
+
 def test_responses_that_do_not_fit_the_model_are_refused(finished, capsys):
     assert main(["--config", str(finished[0] / "config.yaml"), "stages=[generate]", "generation.max_new_tokens=60"]) == 1
     assert "generation.max_new_tokens: 60 tokens after the longest prompt" in capsys.readouterr().err
