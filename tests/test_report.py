@@ -105,6 +105,7 @@ def test_what_the_policy_wrote_is_shown_as_text(run_dir):
     assert "What the policy writes" not in page_of(run_dir).text
     (run_dir / "samples.jsonl").write_text(lines([{"index": 0, "prompt": "Say", "before": "<b>dull", "after": "superb\u202e"}, {"index": 1, "prompt": "Hm"}]) + '{"in')
     page = page_of(run_dir)
+    assert {"href": "#samples"} in [attrs for tag, attrs in page.tags if tag == "a"]
     assert "What the policy writes" in page.text and "<b>dull" in page.text and "superb\\u202e" in page.text
     assert "b" not in {tag for tag, attrs in page.tags if tag == "b" and attrs}
 
