@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from sparsepo_jax.core.tokens import log_ratio
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.dist.mesh import make_constrain, make_mesh, put_batch
 from sparsepo_jax.dist.rules import state_shardings
@@ -16,7 +17,7 @@ from sparsepo_jax.losses.token_weighted import sparsepo_loss
 from sparsepo_jax.masks.source import learned_source
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.forward import Problem, response_log_ratio
 from sparsepo_jax.train.optimizer import adamw_rule, make_optimizer
 from sparsepo_jax.train.step import TrainState, make_pair_loss, make_pair_scores, make_sft_loss, make_update
 from tiny import GEMMA3, GPT2, GPTJ, NEOX, random_batch
@@ -199,3 +200,13 @@ def test_meshes_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="data=3, fsdp=1, tensor=1 does not fit 8 device"):
         make_mesh(3, 1, 1)
     assert dict(make_mesh(None, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_the_log_ratio_of_responses_is_the_policy_over_the_reference():
+    """What generated_kl averages. Kills: its sign; a sum over padding."""
+    graph, policy, reference, masks = setup()
+    problem, batch = make_problem(graph), random_batch()
+    _, stats, _ = make_pair_scores(problem, training=False)({"policy": policy, "masks": masks}, reference, batch, jnp.int32(0))
+    expected_BP = np.asarray(log_ratio(stats)).sum(-1)
+    assert np.abs(expected_BP).max() > 0.1
+    np.testing.assert_allclose(response_log_ratio(problem, policy, reference, batch), expected_BP, atol=TOKEN)
