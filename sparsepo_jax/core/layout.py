@@ -28,6 +28,11 @@ class Rows(NamedTuple):
     num_responses: int
     shared: bool
 
+    @property
+    def split(self) -> tuple[int, int] | None:
+        """(prompt length, responses) of rows that hold several responses."""
+        return (self.prompt_length, self.num_responses) if self.shared else None
+
     def at_responses(self, x: Float[Array, "B S ..."]) -> Float[Array, "b P T ..."]:
         """What stands at the positions that predict each response token: pairs x P x T x whatever x carries."""
         S, P = self.prompt_length, self.num_responses

@@ -58,10 +58,11 @@ def forward(
     rows = lay_out(batch, shared=problem.shared_layout)
     policy_model, reference_model = problem.policy(policy, reference), merge_module(problem.reference_graph, reference)
     inputs = rows.ids_BS, rows.positions_BS, rows.attend_BSS
-    states_BSD, _ = policy_model(*inputs, constrain=problem.constrain, key_B=_dropout_keys(key_B, rows) if training and problem.adapted else None)
+    run = {"constrain": problem.constrain, "split": rows.split}
+    states_BSD, _ = policy_model(*inputs, **run, key_B=_dropout_keys(key_B, rows) if training and problem.adapted else None)
     # Nothing of the reference is differentiated: XLA keeps none of it for the backward pass.
     ref_states_BSD, kept = jax.lax.stop_gradient(
-        reference_model(*inputs, tap=lambda name, x: problem.mask_source.keep(name, x, rows), constrain=problem.constrain)
+        reference_model(*inputs, tap=lambda name, x: problem.mask_source.keep(name, x, rows), **run)
     )
     ref_states_BPTD, ref_head_VD = jax.lax.stop_gradient(reference_model.head_inputs(rows.at_responses(ref_states_BSD)))
     kept["logits"] = _mean_logits(ref_states_BPTD, ref_head_VD)
@@ -88,7 +89,7 @@ def reference_tokens(problem: Problem, reference: Weights, batch: PairBatch) -> 
     """The reference's log-prob of each response token, and the mask that is read off its activations (None: the objective has no such mask)."""
     rows, model = lay_out(batch, shared=problem.shared_layout), merge_module(problem.reference_graph, reference)
     tap = lambda name, x: problem.mask_source.keep(name, x, rows)  # noqa: E731
-    states_BSD, kept = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, tap=tap, constrain=problem.constrain)
+    states_BSD, kept = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, tap=tap, constrain=problem.constrain, split=rows.split)
     stats, states_BPTD = _logp_of(problem, model, states_BSD, rows, batch)
     if not problem.mask_source.reads_activations:
         return stats.logp_BPT, None
@@ -104,7 +105,7 @@ def _mean_logits(states_BPTD: Array, head_VD: Array) -> Float[Array, "B P T"]:
 def _own_logp(problem: Problem, model: Decoder, batch: PairBatch, key_B: Array | None) -> TokenStats:
     rows = lay_out(batch, shared=problem.shared_layout)
     keys = _dropout_keys(key_B, rows) if key_B is not None and problem.adapted else None
-    states_BSD, _ = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, constrain=problem.constrain, key_B=keys)
+    states_BSD, _ = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, constrain=problem.constrain, key_B=keys, split=rows.split)
     return _logp_of(problem, model, states_BSD, rows, batch)[0]
 
 
