@@ -18,7 +18,8 @@ from sparsepo_jax.core.tree import Weights, split_module
 from sparsepo_jax.data.batching import BatchPlan
 from sparsepo_jax.data.load import cache_directory
 from sparsepo_jax.data.table import TokenTable
-from sparsepo_jax.dist.mesh import make_constrain, pair_shards, put_batch, replicated
+from sparsepo_jax.data.packing import sizes_of
+from sparsepo_jax.dist.mesh import make_constrain, make_constrain_head, pair_shards, put_batch, replicated
 from sparsepo_jax.dist.rules import weight_shardings
 from sparsepo_jax.eval.generate import Sampler, Sampling, make_sampler
 from sparsepo_jax.losses import sequence, token_weighted
@@ -29,6 +30,8 @@ from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, is_mask_tensor, read_config, stream_hf
+from sparsepo_jax.ops.attention import AttentionKernel
+from sparsepo_jax.ops.logprob_kl import HeadBlocks
 from sparsepo_jax.train import optimizer as optimizers
 from sparsepo_jax.train.forward import Problem, reference_tokens, response_log_ratio
 from sparsepo_jax.train.reference_cache import tokens_digest, weights_digest
@@ -116,9 +119,16 @@ def length_limits(config: schema.Config, spec: DecoderSpec | None) -> tuple[int,
     return longest, prompt
 
 
-def make_plan(config: schema.Config, table: TokenTable, batch_size: int, *, shuffle: bool) -> BatchPlan:
-    return BatchPlan(table.prompt_lengths_N, table.response_lengths_NP, table.row_weight_N if shuffle else None,
-                     batch_size=batch_size, buckets=config.data.buckets, seed=config.seed, shuffle=shuffle)
+def is_shared(config: schema.Config) -> bool:
+    """Whether the prompt runs once for all responses of a row."""
+    return config.compute.layout == "shared"
+
+
+def make_plan(config: schema.Config, table: TokenTable, batch_size: int, mesh: Mesh, *, micro_steps: int = 1, shuffle: bool) -> BatchPlan:
+    """One row of tokens for each shard and micro-step."""
+    sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=is_shared(config))
+    return BatchPlan(sizes, table.row_weight_N if shuffle else None, batch_size=batch_size, rows=micro_steps * pair_shards(mesh),
+                     strata=config.data.strata, buckets=config.data.buckets, seed=config.seed, shuffle=shuffle)
 
 
 # ---------------------------------------------------------------- models
@@ -293,13 +303,27 @@ def make_objective(config: schema.Config, source: MaskSource):
     return functools.partial(sequence.with_nll(_LOSSES[objective.kind], objective.nll_weight), **settings)
 
 
+def choose_attention(config: schema.Config, specs: tuple[DecoderSpec, ...], mesh: Mesh) -> AttentionKernel:
+    """The kernel asked for, or the device's own. UserError if it cannot do what is asked of it."""
+    asked, platform = config.compute.attention, mesh.devices.flat[0].platform
+    capped, narrow = any(spec.attn_softcap is not None for spec in specs), compute_dtype(config) == jnp.bfloat16
+    if asked == "auto":
+        return "blocks" if platform == "cpu" else "xla"
+    if asked == "cudnn" and (capped or not narrow):
+        why = "caps its scores" if capped else "computes in float32"
+        raise UserError(f"compute.attention: cudnn does not fit a model that {why}; take auto or xla" + ("" if capped else ", or compute.dtype=bfloat16"))
+    if asked == "cudnn" and platform != "gpu":
+        raise UserError(f"compute.attention: cudnn runs on GPU, and these devices are {platform}; take auto")
+    return asked
+
+
 def make_problem(config: schema.Config, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh, lora: Lora | None = None) -> Problem:
-    dtype, source = compute_dtype(config), make_mask_source(config, reference)
+    dtype, source, head = compute_dtype(config), make_mask_source(config, reference), config.compute.head
     return Problem(
         policy_graph=decoder_graph(policy, dtype, remat=config.compute.remat, lora=lora), reference_graph=decoder_graph(reference, dtype, remat=False),
         mask_source=source, objective=make_objective(config, source), beta=getattr(config.objective, "beta", 1.0), seed=config.seed,
-        shared_layout=config.compute.layout == "shared", logit_chunk=config.compute.logit_chunk * pair_shards(mesh), constrain=make_constrain(mesh),
-        adapted=lora is not None,
+        attention=choose_attention(config, (policy, reference), mesh), constrain=make_constrain(mesh), constrain_head=make_constrain_head(mesh),
+        head_blocks=HeadBlocks(head.tokens, head.vocabulary, mesh.shape["tensor"], head.keep_logits), adapted=lora is not None,
     )
 
 

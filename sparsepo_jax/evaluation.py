@@ -11,6 +11,8 @@ import numpy as np
 
 from sparsepo_jax import build
 from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.data.batching import plan_prompts
+from sparsepo_jax.data.pipeline import make_prompt_batches
 from sparsepo_jax.data.reviews import preferred_share
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.eval import scores as scoring
@@ -134,7 +136,9 @@ def _make_sampler(run, prompts: TokenTable, sampling: Sampling) -> Sampler:
 
 def _answers(run, prompts: TokenTable, sampler: Sampler, policy: Weights, base: Weights | None) -> list[Generated]:
     """By row, then sample. policy: what po trains; base: what its adapters, if it has any, stand on."""
-    weights, batches = {**base, **policy} if run.problem.adapted else policy, run.in_order(prompts, run.config.generation.batch_size)
+    weights, size = {**base, **policy} if run.problem.adapted else policy, run.config.generation.batch_size
+    planned = plan_prompts(prompts.prompt_lengths_N, batch_size=size, buckets=run.config.data.buckets)
+    batches = make_prompt_batches(prompts, planned, size, process_index=jax.process_index(), process_count=jax.process_count())
     with jax.set_mesh(run.mesh):
         return sorted(generate_all(sampler, weights, batches, run.tokenizer), key=lambda one: (one.row, one.sample))
 

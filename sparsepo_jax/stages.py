@@ -207,7 +207,7 @@ class Run:
         """finish: makes what is kept of the weights that were trained. with_weights: the batches carry the table's token weights."""
         config, began_s, unit = self.config, time.time(), "rows" if stage == "sft" else "pairs"
         training = getattr(config, stage)
-        plan = build.make_plan(config, table, training.batch_size, shuffle=True)
+        plan = build.make_plan(config, table, training.batch_size, self.mesh, micro_steps=training.accumulation, shuffle=True)
         steps = build.count_steps(training, plan)
         optimizer, schedule = build.make_optimizer(config, training, steps)
         directory = self.output_dir / stage
@@ -220,27 +220,28 @@ class Run:
              "reference": config.reference.path or "the policy when po began (po/start)"},
         )
         like = self.abstract(self.trained_shapes(stage), with_masks=stage == "po", make=lambda w: TrainState(w, optimizer.init(w), jnp.int32(0)))
+        shardings = jax.tree.map(lambda x: x.sharding, like)
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(like)
             say(f"{stage}: continues after step {checkpoints.latest_step} of {steps}")
         else:
             # jit copies: the state will be donated, and what it was made from must live on (the reference is the policy as it was).
-            shardings = jax.tree.map(lambda x: x.sharding, like)
             make = jax.jit(lambda w: TrainState(jax.tree.map(jnp.copy, w), optimizer.init(w), jnp.int32(0)), out_shardings=shardings)
             state = make(initial())
         say(f"{stage}: {len(table)} {unit}, {steps} steps of {training.batch_size}, "
             f"{len(plan.shapes)} batch shape(s), {100 * plan.real_token_share():.0f} % real tokens")
-        update = jax.jit(make_update(summed_loss, optimizer, schedule), donate_argnums=0)
+        # The new state lies as the old one did: else the second step would be another program.
+        update = jax.jit(make_update(summed_loss, optimizer, schedule), donate_argnums=0, out_shardings=(shardings, None))
         batches = make_batches(
             table, plan, start=int(state.step), stop=steps, micro_steps=training.accumulation, process_index=jax.process_index(),
-            process_count=jax.process_count(), with_weights=with_weights,
+            process_count=jax.process_count(), shared=build.is_shared(config), with_weights=with_weights,
         )
         logging = config.logging
         with jax.set_mesh(self.mesh), MetricsLog(
             self.output_dir, tensorboard=logging.tensorboard, wandb=logging.wandb and logging.wandb.model_dump(), config=config.model_dump(mode="json")
         ) as log:
             state = run_training(
-                stage=stage, update=update, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
+                stage=stage, update=update, programs=update._cache_size, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
                 checkpoints=checkpoints, write=log.write, log_every_steps=logging.every_steps, evaluate=evaluate,
                 eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit,
             )
@@ -337,10 +338,11 @@ class Run:
 
     def in_order(self, table: TokenTable, batch_size: int) -> Iterator[PairBatch]:
         """This process's part of batches [1, B, ...] that hold every row once."""
-        plan, mask = build.make_plan(self.config, table, batch_size, shuffle=False), build.mask_config(self.config)
+        plan, mask = build.make_plan(self.config, table, batch_size, self.mesh, shuffle=False), build.mask_config(self.config)
         return make_batches(
             table, plan, start=0, stop=plan.batches_per_epoch, micro_steps=1, process_index=jax.process_index(),
-            process_count=jax.process_count(), with_weights=mask is not None and mask.kind == "given" and table.has_weights,
+            process_count=jax.process_count(), shared=build.is_shared(self.config),
+            with_weights=mask is not None and mask.kind == "given" and table.has_weights,
         )
 
     # ------------------------------------------------------------ what a person reads

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsepo_jax.core.types import PairBatch
+from tiny import packed
 
 FAMILIES = ("gpt2", "gpt_neox")
 PAIRS = 3
@@ -41,18 +42,9 @@ def on_responses(family: str, chosen: np.ndarray, rejected: np.ndarray) -> list[
     return [[x[n][valid[p][n]] for p, x in enumerate((chosen, rejected))] for n in range(PAIRS)]
 
 
-def pair_batch(family: str, prompt_padding: int = 2, response_padding: int = 1) -> PairBatch:
-    """The batch in our layout: prompts padded on the left, responses on the right."""
-    pairs = rows(family)
-    S = max(len(prompt) for prompt, *_ in pairs) + prompt_padding
-    T = max(len(response) for _, *responses in pairs for response in responses) + response_padding
-    batch = PairBatch(np.zeros((PAIRS, S), np.int32), np.zeros((PAIRS, S), bool), np.zeros((PAIRS, 2, T), np.int32), np.zeros((PAIRS, 2, T), bool),
-                      np.arange(PAIRS, dtype=np.int32), np.ones(PAIRS, np.float32))
-    for n, (prompt, *responses) in enumerate(pairs):
-        batch.prompt_BS[n, S - len(prompt):], batch.prompt_valid_BS[n, S - len(prompt):] = prompt, True
-        for p, response in enumerate(responses):
-            batch.response_BPT[n, p, : len(response)], batch.valid_BPT[n, p, : len(response)] = response, True
-    return batch
+def pair_batch(family: str, *, shared: bool = True) -> PairBatch:
+    """The batch in our layout, all pairs in one row of tokens, with room to spare."""
+    return packed(rows(family), spare=3, shared=shared)
 
 
 def write_checkpoint(family: str, who: str, directory: Path, masks: dict[str, np.ndarray] | None = None) -> Path:

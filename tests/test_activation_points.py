@@ -9,6 +9,7 @@ from flax import nnx
 from sparsepo_jax.masks.activation import GROUPS, activation_mask, choose_points, map_means
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.ops.attention import Given
 from test_models import CONFIGS
 
 EVERY = {name for names in GROUPS.values() for name in names} - {"logits"}  # logits are made from the final states, in every family
@@ -28,7 +29,7 @@ def test_points_of_every_family(name):
         assert x.ndim == 3, "heads are merged"
 
     ids = jnp.zeros((1, 3), jnp.int32)
-    jax.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))(ids, ids, jnp.ones((1, 3, 3), bool), tap=tap)[0])
+    jax.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))(ids, ids, Given(jnp.ones((1, 3, 3), bool), ids, ids), tap=tap)[0])
     assert fired == EVERY - MISSING.get(name, set())
 
 

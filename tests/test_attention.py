@@ -1,17 +1,16 @@
-"""Attention that leaves out what nothing may see, and writes its own gradient, against the plain formula."""
+"""Every way to attend, values and gradients, against the plain formula over who sees whom, pair by pair."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsepo_jax.core.layout import lay_out
-from sparsepo_jax.ops import attention as module
-from sparsepo_jax.ops.attention import attention
-from tiny import random_batch
+from sparsepo_jax.ops import block_attention, dense_attention
+from sparsepo_jax.ops.attention import Given, attention, reach_of
+from tiny import packed, random_batch
 from tolerances import TOKEN
 
-B, S, T, N, H = 4, 5, 6, 4, 8
+N, H = 4, 8
 
 
 def plain(q, k, v, attend, scale, softcap):
@@ -21,45 +20,96 @@ def plain(q, k, v, attend, scale, softcap):
     return jnp.einsum("BNST,BTNH->BSNH", jax.nn.softmax(jnp.where(attend[:, None], scores, -1e30), axis=-1), v)
 
 
-def inputs(shared: bool, kv_heads: int):
-    """Queries, keys, values, who sees whom (padding on both sides), the split, and which queries see anything."""
-    rows = lay_out(random_batch(B, S, T), shared=shared)
-    rng, width = np.random.default_rng(0), rows.ids_BS.shape
-    q, k, v = (jnp.asarray(rng.normal(size=(*width, heads, H)), jnp.float32) for heads in (N, kv_heads, kv_heads))
-    return q, k, v, rows.attend_BSS, rows.split, rows.attend_BSS.any(-1)[..., None, None]
+def who_sees_whom(packing, window=None):
+    """By loops, from the words of core.types.Packing."""
+    R, S = packing.ids_RS.shape
+    attend = np.zeros((R, S, S), bool)
+    for r in range(R):
+        for q in range(S):
+            for k in range(q + 1):
+                same = packing.sequence_RS[r, q] == packing.sequence_RS[r, k] >= 0
+                attend[r, q, k] = same and packing.part_RS[r, k] in (0, packing.part_RS[r, q])
+                if window is not None and packing.positions_RS[r, q] - packing.positions_RS[r, k] >= window:
+                    attend[r, q, k] = False
+    return attend
 
 
-@pytest.mark.parametrize("chunk", [2, 128])
-@pytest.mark.parametrize(("kv_heads", "softcap"), [(4, None), (2, 0.5), (1, None)])
+def inputs(shape, kv_heads, seed=0):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=(*shape, heads, H)), jnp.float32) for heads in (N, kv_heads, kv_heads)]
+
+
+def value_and_gradient(function, sees, qkv):
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=qkv[0].shape), jnp.float32)
+    total = lambda q, k, v: jnp.sum(jnp.where(sees, weights * function(q, k, v), 0.0))  # noqa: E731
+    return jax.tree.leaves(jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*qkv))
+
+
 @pytest.mark.parametrize("shared", [True, False])
-def test_values_and_gradients_are_those_of_the_plain_formula(monkeypatch, shared, kv_heads, softcap, chunk):
-    """Kills: a response that sees the other or not the prompt; a chunk that loses its last keys; the soft cap's slope left out."""
-    monkeypatch.setattr(module, "CHUNK_QUERIES", chunk)
-    q, k, v, attend, split, sees = inputs(shared, kv_heads)
-    weights = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
-
-    def total(function):
-        return jax.jit(jax.value_and_grad(lambda q, k, v: jnp.sum(jnp.where(sees, weights * function(q, k, v), 0.0)), argnums=(0, 1, 2)))(q, k, v)
-
-    ours = total(lambda q, k, v: attention(q, k, v, attend, scale=0.3, softcap=softcap, split=split))
-    expected = total(lambda q, k, v: plain(q, k, v, attend, 0.3, softcap))
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+@pytest.mark.parametrize(("kv_heads", "softcap", "window"), [(4, None, None), (2, 0.5, None), (1, None, 3), (2, 0.5, "traced")])
+@pytest.mark.parametrize("kernel", ["blocks", "xla", "cudnn"])
+def test_rows_of_tokens_attend_as_their_pairs_say(monkeypatch, kernel, kv_heads, softcap, window, shared):
+    """Kills: a response that sees the other one, or another pair; a block or chunk left out that is seen; a window by column; a soft cap without slope."""
+    monkeypatch.setattr(block_attention, "BLOCK", 8)
+    monkeypatch.setattr(dense_attention, "CHUNK_QUERIES", 3)
+    if kernel == "cudnn":  # what it is given, computed by XLA: there is no GPU here
+        theirs, softcap = jax.nn.dot_product_attention, None
+        monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *qkv, implementation, **given: theirs(*qkv, implementation="xla", **given))
+    packing = random_batch(8, 6, 7, rows=2, shared=shared, spare=3).packing
+    qkv, attend = inputs(packing.ids_RS.shape, kv_heads), who_sees_whom(packing, 3 if window else None)
+    sees = attend.any(-1)[..., None, None]
+    window = jnp.int32(3) if window == "traced" else window
+    ours = lambda *qkv: attention(*qkv, reach_of(packing, kernel), scale=0.3, softcap=softcap, window=window)  # noqa: E731
+    expected = value_and_gradient(lambda *qkv: plain(*qkv, jnp.asarray(attend), 0.3, softcap), sees, qkv)
+    for a, b in zip(value_and_gradient(ours, sees, qkv), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
 
 
-def test_a_query_that_sees_nothing_is_finite_and_has_no_gradient():
-    q, k, v, attend, split, sees = inputs(True, N)
-    assert not sees.all()
-    total = lambda q: jnp.sum(attention(q, k, v, attend, scale=0.3, split=split))  # noqa: E731
-    value, gradient = jax.value_and_grad(total)(q)
-    assert np.isfinite(value)
-    np.testing.assert_array_equal(np.where(sees, 0.0, gradient), 0.0)
+@pytest.mark.parametrize("chunk", [2, 128])
+@pytest.mark.parametrize("columns", [9, 1])
+def test_given_keys(monkeypatch, chunk, columns):
+    """Reading with padding on the left, and one query at the end of many keys. Kills: a chunk that loses its last keys."""
+    monkeypatch.setattr(dense_attention, "CHUNK_QUERIES", chunk)
+    valid = np.arange(9)[None] >= np.array([[0], [3], [8]])
+    attend = jnp.asarray((np.tril(np.ones((9, 9), bool)) & valid[:, None])[:, 9 - columns :])
+    q, k, v = inputs((3, 9), 2)
+    qkv, positions = (q[:, 9 - columns :], k, v), jnp.asarray(np.maximum(np.cumsum(valid, 1) - 1, 0))
+    sees = attend.any(-1)[..., None, None]
+    reach = Given(attend, positions[:, 9 - columns :], positions)
+    ours = value_and_gradient(lambda *qkv: attention(*qkv, reach, scale=0.3), sees, qkv)
+    for a, b in zip(ours, value_and_gradient(lambda *qkv: plain(*qkv, attend, 0.3, None), sees, qkv), strict=True):
+        np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
 
 
-def test_nothing_of_scores_is_kept_for_the_backward_pass():
+@pytest.mark.parametrize("kernel", ["blocks", "xla"])
+def test_padding_is_finite_and_has_no_gradient(kernel):
+    packing = random_batch(2, spare=9).packing
+    q, k, v = inputs(packing.ids_RS.shape, N)
+    real = (packing.sequence_RS >= 0)[..., None, None]
+    total = lambda q, k, v: jnp.sum(attention(q, k, v, reach_of(packing, kernel), scale=0.3))  # noqa: E731
+    value, gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
+    assert np.isfinite(value) and not real.all()
+    for gradient in gradients:
+        np.testing.assert_array_equal(np.where(real, 0.0, gradient), 0.0)
+
+
+def test_blocks_of_other_pairs_and_of_the_other_response_are_left_out(monkeypatch):
+    """Three pairs of 4 + 4 + 4 positions in blocks of 4: of 9 x 10 / 2 blocks, those of prompt-prompt, response-prompt and response-itself."""
+    monkeypatch.setattr(block_attention, "BLOCK", 4)
+    packing = packed([([1] * 4, [2] * 5, [3] * 5)] * 3).packing
+    seen = np.asarray(reach_of(packing, "blocks").blocks_QT)
+    assert seen.shape == (9, 9) and seen.sum() == 3 * 5
+    np.testing.assert_array_equal(seen[:3, :3], [[1, 0, 0], [1, 1, 0], [1, 0, 1]])
+
+
+@pytest.mark.parametrize("kernel", ["blocks", "xla"])
+def test_nothing_of_scores_is_kept_for_the_backward_pass(monkeypatch, kernel):
     """Kills: a gradient derived by JAX, which keeps the [S, T] weights."""
-    q, k, v, attend, split, _ = inputs(True, N)
-    _, pullback = jax.vjp(lambda q, k, v: attention(q, k, v, attend, scale=0.3, split=split), q, k, v)
-    kept = [x.shape[-2:] for x in jax.tree.leaves(pullback) if jnp.issubdtype(x.dtype, jnp.floating)]
-    assert (T - 1 + S, H) in kept  # the keys that responses see
-    assert (S, S) not in kept and (T - 1, S + T - 1) not in kept
+    monkeypatch.setattr(block_attention, "BLOCK", 8)
+    packing = packed([([1] * 6, [2] * 6, [3] * 6)]).packing
+    S = packing.ids_RS.shape[1]
+    q, k, v = inputs(packing.ids_RS.shape, N)
+    _, pullback = jax.vjp(lambda q, k, v: attention(q, k, v, reach_of(packing, kernel), scale=0.3), q, k, v)
+    floats = [x for x in jax.tree.leaves(pullback) if jnp.issubdtype(x.dtype, jnp.floating)]
+    # Queries, keys, values, the output, a logsumexp: rounded up to blocks, that is all.
+    assert 0 < sum(x.size for x in floats) <= (4 * H + 1) * N * 24

@@ -78,7 +78,8 @@ def masks_of(mask, family=NEOX, training=False):
     batch = random_batch(pairs=3)
     batch = batch._replace(weights_BPT=np.random.default_rng(3).uniform(0, 2, batch.valid_BPT.shape).astype(np.float32))
     keys = pair_keys(0, jnp.int32(0), batch.row_B)
-    masks = forward(Problem(graph, graph, source, None, 1.0, 0), policy, source.init(nnx.Rngs(5)), reference, batch, keys, training=training)[1]
+    problem = Problem(graph, graph, source, None, 1.0, 0, attention="xla")  # of which less is to compile
+    masks = jax.jit(lambda *inputs: forward(problem, *inputs, training=training)[1])(policy, source.init(nnx.Rngs(5)), reference, batch, keys)
     return np.stack(masks), batch.valid_BPT
 
 
@@ -164,3 +165,20 @@ def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
     assert found["bfloat16"].dtype == jnp.float32
     assert (found["bfloat16"] != found["float32"]).any()
     np.testing.assert_allclose(found["bfloat16"], found["float32"], atol=0.05)
+
+
+def test_attention_that_does_not_fit_is_refused():
+    from sparsepo_jax.core.errors import UserError
+    from sparsepo_jax.dist.mesh import make_mesh
+    from tiny import GEMMA2
+
+    mesh = make_mesh(None, 1, 1)
+    choose = lambda family, **compute: build.choose_attention(make_config(compute=compute), (spec_from_hf(family),), mesh)  # noqa: E731
+    assert choose(GPT2) == "blocks" and choose(GPT2, attention="xla") == "xla"
+    for family, compute, said in (
+        (GPT2, {"dtype": "float32"}, "cudnn does not fit a model that computes in float32; take auto or xla, or compute.dtype=bfloat16"),
+        (GEMMA2, {"dtype": "bfloat16"}, "cudnn does not fit a model that caps its scores; take auto or xla"),
+        (GPT2, {"dtype": "bfloat16"}, "cudnn runs on GPU, and these devices are cpu; take auto"),
+    ):
+        with pytest.raises(UserError, match=said):
+            choose(family, attention="cudnn", **compute)

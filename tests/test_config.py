@@ -292,7 +292,7 @@ def test_a_misspelt_key_of_the_file_is_not_dropped(mistakes):
 
 # ---------------------------------------------------------------- saving, schema
 
-words = st.sampled_from(["null", "on", "1e-6", "2024-01-01", "0o7", "~", "a: b", "- x", " #"]) | st.text(max_size=8)
+words = st.sampled_from(["null", "\x85", "a\u2028b", "on", "1e-6", "2024-01-01", "0o7", "~", "a: b", "- x", " #"]) | st.text(max_size=8)
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False) | st.sampled_from([1e-6, 5e-7, 1e22])
 
 

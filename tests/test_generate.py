@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.core.types import PromptBatch
 from sparsepo_jax.dist.mesh import make_mesh, put_batch
 from sparsepo_jax.dist.rules import weight_shardings
 from sparsepo_jax.eval.generate import Sampling, generate, kept_logits, make_sampler
@@ -23,14 +23,12 @@ def one_device():
     return jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()[:1])
 
 
-def prompts(rows=8, vocab=31, first_row=0) -> PairBatch:
+def prompts(rows=8, vocab=31, first_row=0) -> PromptBatch:
     """Prompts of various lengths, padded on the left with ids that do occur; a host batch [1, B, ...]."""
     ids_BS = np.random.default_rng(3).integers(0, vocab, (8, 7)).astype(np.int32)[:rows]
     valid_BS = np.arange(7)[::-1] < LENGTHS[:rows, None]
-    empty = np.zeros((rows, 2, 1))
     row_B = np.arange(first_row, first_row + rows, dtype=np.int32)
-    batch = PairBatch(ids_BS, valid_BS, empty.astype(np.int32), empty.astype(bool), row_B, np.ones(rows, np.float32), None)
-    return PairBatch(*(None if x is None else x[None] for x in batch))
+    return PromptBatch(*(x[None] for x in (ids_BS, valid_BS, row_B, np.ones(rows, np.float32))))
 
 
 class Letters:
@@ -52,7 +50,7 @@ def test_greedy_tokens_equal_transformers(config, tmp_path, one_device):
     _, graph, weights = load_ours(tmp_path)
     batch = prompts()
     expected = model.generate(
-        input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long), attention_mask=torch.tensor(batch.prompt_valid_BS[0].astype(np.int64)),
+        input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long), attention_mask=torch.tensor(batch.valid_BS[0].astype(np.int64)),
         do_sample=False, max_new_tokens=12, eos_token_id=None, pad_token_id=0,
     )[:, 7:].numpy()
     found = run(graph, weights, one_device, Sampling(12, temperature=0.0))

@@ -12,6 +12,7 @@ from flax import nnx
 
 import golden_vectors as golden
 from program import lines_of, run
+from sparsepo_jax.core.layout import to_pairs
 from sparsepo_jax.core.tree import merge_module, split_module
 from sparsepo_jax.losses.token_weighted import sparsepo_loss, tdpo1_loss
 from sparsepo_jax.masks.activation import activation_mask, choose_points
@@ -20,6 +21,7 @@ from sparsepo_jax.masks.source import activation_source, fixed_source, learned_s
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.weights import to_hf
+from sparsepo_jax.ops.logprob_kl import HeadBlocks
 from sparsepo_jax.train.forward import Problem, forward
 from sparsepo_jax.train.optimizer import adamw_rule, make_optimizer
 from sparsepo_jax.train.step import TrainState, make_pair_loss, make_update
@@ -66,11 +68,11 @@ def assert_tokens_equal(family, ours_BPT, valid_BPT, chosen, rejected):
 
 
 @both_families
-@pytest.mark.parametrize("shared_layout", [True, False])
-def test_token_log_probs_and_kl(family, shared_layout):
+@pytest.mark.parametrize("shared", [True, False])
+def test_token_log_probs_and_kl(family, shared):
     """Kills: KL(policy || ref) for KL(ref || policy); the state one position off."""
-    v, batch = golden.vectors(family), golden.pair_batch(family)
-    problem = problem_of(family, fixed_source("ones", on="both", normalised=False), None, shared_layout=shared_layout, logit_chunk=40)
+    v, batch = golden.vectors(family), golden.pair_batch(family, shared=shared)
+    problem = problem_of(family, fixed_source("ones", on="both", normalised=False), None, head_blocks=HeadBlocks(tokens=10, vocabulary=20))
     weights = load(family, "policy")[2], {}, load(family, "reference")[2]
     stats, _ = forward(problem, *weights, batch, None, training=False)
     for ours, name, sign in ((stats.logp_BPT, "policy_{}_logps", 1), (stats.ref_logp_BPT, "reference_{}_logps", 1), (stats.kl_BPT, "{}_token_kl", -1)):
@@ -165,7 +167,8 @@ def test_each_activation_group(family):
             with pytest.raises(ValueError, match="never fire"):
                 choose_points(family, (group,), official=True)
             continue
-        mask_BPT = activation_mask(kept, jnp.asarray(batch.valid_BPT), {group: points[group]}, "zn_rescale")
+        means = {name: to_pairs(x, batch) for name, x in kept.items() if name in points[group]}
+        mask_BPT = activation_mask(means, jnp.asarray(batch.valid_BPT), {group: points[group]}, "zn_rescale")
         assert_tokens_equal(family, mask_BPT, batch.valid_BPT, v[f"mapo/fp32/group/{group}/chosen"], v[f"mapo/fp32/group/{group}/rejected"])
 
 
@@ -180,7 +183,7 @@ def test_unit_masks_are_the_official_uniform_loss(family):
 
 @functools.cache
 def reference_states(family):
-    """[L, B, P, T, D] of the reference at response positions, and valid."""
+    """[L, R, M, D] of the reference at the positions that predict response tokens, and the batch."""
     batch, reference = golden.pair_batch(family), load(family, "reference")[2]
     kept_states = {}
     source = learned("common")
@@ -192,16 +195,16 @@ def reference_states(family):
     masks = official_masks(family, "common", source)
     forward(problem_of(family, source._replace(make=make), None), load(family, "policy")[2], masks, reference, batch, None, training=False)
     states = jnp.concatenate([kept_states["block_out"][:-1], kept_states["final_norm"][None]])
-    return states, jnp.asarray(batch.valid_BPT)
+    return states, batch
 
 
-def run_net(net, tensors, states, valid, **changes):
+def run_net(net, tensors, states, batch, **changes):
     settings = dict(num_layers=2, width=32, norm_eps=1e-5, init="official", layer_activation="relu", mixer_activation="relu", dropout=0.0)
     graph, fresh = split_module(MaskNet(net, rngs=nnx.Rngs(0), **(settings | changes)))
     weights = masks_from_tensors(net, tensors, {f"common.{path}": x.shape for path, x in fresh.items()})
     again = masks_to_tensors(net, weights)
     assert again.keys() == tensors.keys() and all(np.array_equal(again[name], tensors[name]) for name in tensors)
-    return merge_module(graph, {path.removeprefix("common."): x for path, x in weights.items()})(states, valid)
+    return merge_module(graph, {path.removeprefix("common."): x for path, x in weights.items()})(states, batch)
 
 
 @both_families
@@ -210,21 +213,21 @@ def test_every_released_mask_net(family, net):
     """Kills: a LayerNorm before the `last` nets; a non-linearity inside the two-layer ones."""
     prefix = f"mask_models/{net}/"
     tensors = {f"common_mask.{name}": x for name, x in golden.part(family, prefix + "weights/").items()}
-    states, valid = reference_states(family)
+    states, batch = reference_states(family)
     v = golden.vectors(family)
-    assert_tokens_equal(family, run_net(net, tensors, states, valid), np.asarray(valid), v[prefix + "chosen"], v[prefix + "rejected"])
+    assert_tokens_equal(family, run_net(net, tensors, states, batch), batch.valid_BPT, v[prefix + "chosen"], v[prefix + "rejected"])
 
 
 @both_families
 def test_every_released_mask_activation(family):
-    tensors, (states, valid) = golden.part(family, "sparse/common/mask_weights/"), reference_states(family)
+    tensors, (states, batch) = golden.part(family, "sparse/common/mask_weights/"), reference_states(family)
     v = golden.vectors(family)
     combinations = {tuple(name.split("/")[1:3]) for name in v if name.startswith("mask_activations/")}
     assert len(combinations) == 6
     for layer, mixer in combinations:
-        mask = run_net("simple_all", tensors, states, valid, layer_activation=layer.removeprefix("layer_"), mixer_activation=mixer.removeprefix("mixer_"))
+        mask = run_net("simple_all", tensors, states, batch, layer_activation=layer.removeprefix("layer_"), mixer_activation=mixer.removeprefix("mixer_"))
         prefix = f"mask_activations/{layer}/{mixer}/fp32/"
-        assert_tokens_equal(family, mask, np.asarray(valid), v[prefix + "chosen"], v[prefix + "rejected"])
+        assert_tokens_equal(family, mask, batch.valid_BPT, v[prefix + "chosen"], v[prefix + "rejected"])
 
 
 @both_families

@@ -1,57 +1,63 @@
-"""Chunked log-probabilities and KL with a written gradient, against the full softmax and its derived gradient."""
+"""Log-probabilities and KL in blocks with a written gradient, against the full softmax and its derived gradient."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsepo_jax.ops.logprob_kl import logprob_kl
+from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_kl
 from tolerances import TOKEN
 
-B, P, T, D, V = 2, 2, 7, 8, 13
+R, M, D, V = 3, 7, 8, 26
+SMALL = HeadBlocks(tokens=3, vocabulary=5)  # neither divides
 
 
 def inputs(seed=0):
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    valid_BPT = np.arange(T) < np.array([[7, 3], [1, 5]])[..., None]
-    return normal(B, P, T, D), normal(V, D), normal(B, P, T, D), normal(V, D), jnp.asarray(rng.integers(0, V, (B, P, T))), jnp.asarray(valid_BPT)
+    valid_RM = np.arange(M) < np.array([7, 3, 0])[:, None]
+    return normal(R, M, D), normal(V, D), normal(R, M, D), normal(V, D), jnp.asarray(rng.integers(0, V, (R, M))), jnp.asarray(valid_RM)
 
 
 def plain(states, head, ref_states, ref_head, label, valid, softcaps=(None, None)):
     capped = lambda z, c: z if c is None else c * jnp.tanh(z / c)  # noqa: E731
-    logits = [jnp.einsum("BPTD,VD->BPTV", x, h) for x, h in ((states, head), (ref_states, ref_head))]
+    logits = [jnp.einsum("RMD,VD->RMV", x, h) for x, h in ((states, head), (ref_states, ref_head))]
     logp, ref = (jax.nn.log_softmax(capped(z, c)) for z, c in zip(logits, softcaps))
     pick = lambda x: jnp.where(valid, jnp.take_along_axis(x, label[..., None], -1)[..., 0], 0.0)  # noqa: E731
     return pick(logp), pick(ref), jnp.where(valid, (jnp.exp(ref) * (ref - logp)).sum(-1), 0.0)
 
 
-@pytest.mark.parametrize(("chunk_tokens", "softcaps"), [(1, (None, None)), (12, (None, None)), (1000, (None, None)), (12, (2.0, 1.0))])
-def test_chunked_equals_the_full_softmax_in_value_and_gradient(chunk_tokens, softcaps):
-    """12 positions are 3 columns of 4 responses: no divisor of 7. Kills: a chunk left out; the cotangents of log-prob and KL exchanged."""
+@pytest.mark.parametrize("with_kl", [True, False])
+@pytest.mark.parametrize(("blocks", "softcaps"), [
+    (HeadBlocks(1, 1), (None, None)), (SMALL, (None, None)), (HeadBlocks(), (None, None)), (SMALL._replace(keep=True), (2.0, 1.0)), (SMALL, (2.0, 1.0)),
+    (SMALL._replace(shards=2), (None, None)), (SMALL._replace(shards=2, keep=True), (2.0, None)), (HeadBlocks(4, 13, 2), (None, None)),
+])
+def test_blocks_equal_the_full_softmax_in_value_and_gradient(blocks, softcaps, with_kl):
+    """Kills: a block left out or counted twice; the cotangents of log-prob and KL exchanged; a label looked for in another shard."""
     states, head, ref_states, ref_head, label, valid = inputs()
-    weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, B, P, T)), jnp.float32)
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, R, M)), jnp.float32)
 
     def scalar(function):
         def total(states, head):
             logp, _, kl = function(states, head)
-            return (weights[0] * logp + weights[1] * kl).sum()
+            return (weights[0] * logp + (weights[1] * kl if with_kl else 0.0)).sum()
 
         return jax.jit(jax.grad(total, argnums=(0, 1)))(states, head)
 
-    chunked = lambda s, h: logprob_kl(s, h, ref_states, ref_head, label, valid, chunk_tokens=chunk_tokens, softcaps=softcaps)[:3]  # noqa: E731
+    ours = lambda s, h: logprob_kl(s, h, ref_states, ref_head, label, valid, blocks=blocks, softcaps=softcaps)  # noqa: E731
     full = lambda s, h: plain(s, h, ref_states, ref_head, label, valid, softcaps)  # noqa: E731
-    for ours, expected in zip(chunked(states, head), full(states, head)):
-        np.testing.assert_allclose(ours, expected, atol=TOKEN)
-    for ours, expected in zip(scalar(chunked), scalar(full)):
-        np.testing.assert_allclose(ours, expected, atol=TOKEN)
+    for found, expected in zip(jax.jit(ours)(states, head), full(states, head)):
+        np.testing.assert_allclose(found, expected, atol=TOKEN)
+    for found, expected in zip(scalar(ours), scalar(full)):
+        np.testing.assert_allclose(found, expected, atol=TOKEN)
 
 
-def test_equal_models_have_exactly_no_ratio_and_no_kl():
+@pytest.mark.parametrize("blocks", [SMALL, SMALL._replace(shards=2), HeadBlocks()])
+def test_equal_models_have_exactly_no_ratio_and_no_kl(blocks):
     states, head, _, _, label, valid = inputs()
-    stats = logprob_kl(states, head, states, head, label, valid, chunk_tokens=5)
-    np.testing.assert_array_equal(stats.logp_BPT, stats.ref_logp_BPT)
-    np.testing.assert_array_equal(stats.kl_BPT, 0.0)
+    logp, ref_logp, kl = jax.jit(lambda x, w: logprob_kl(x, w, x, w, label, valid, blocks=blocks))(states, head)
+    np.testing.assert_array_equal(logp, ref_logp)
+    np.testing.assert_array_equal(kl, 0.0)
 
 
 def test_nan_in_padding_reaches_neither_value_nor_gradient():
@@ -60,8 +66,8 @@ def test_nan_in_padding_reaches_neither_value_nor_gradient():
     spoiled_label = jnp.where(valid, label, 10**6)
 
     def total(s, h, r, y):
-        stats = logprob_kl(s, h, r, ref_head, y, valid, chunk_tokens=8)
-        return (stats.logp_BPT - stats.kl_BPT).sum()
+        logp, _, kl = logprob_kl(s, h, r, ref_head, y, valid, blocks=SMALL)
+        return (logp - kl).sum()
 
     clean = jax.value_and_grad(total, argnums=(0, 1))(states, head, ref_states, label)
     spoiled = jax.value_and_grad(total, argnums=(0, 1))(spoil(states), head, spoil(ref_states), spoiled_label)
@@ -71,9 +77,40 @@ def test_nan_in_padding_reaches_neither_value_nor_gradient():
 
 def test_without_a_reference_the_ratio_is_zero_and_the_gradient_that_of_the_log_prob():
     states, head, _, _, label, valid = inputs()
-    total = lambda s: logprob_kl(s, head, None, None, label, valid, chunk_tokens=8).logp_BPT.sum()  # noqa: E731
+    total = lambda s: logprob_kl(s, head, None, None, label, valid, blocks=SMALL)[0].sum()  # noqa: E731
     expected = jax.grad(lambda s: plain(s, head, s, head, label, valid)[0].sum())(states)
     np.testing.assert_allclose(jax.grad(total)(states), expected, atol=TOKEN)
-    stats = logprob_kl(states, head, None, None, label, valid, chunk_tokens=8)
-    np.testing.assert_array_equal(stats.ref_logp_BPT, stats.logp_BPT)
-    np.testing.assert_array_equal(stats.kl_BPT, 0.0)
+    logp, ref_logp, kl = logprob_kl(states, head, None, None, label, valid, blocks=SMALL)
+    np.testing.assert_array_equal(ref_logp, logp)
+    np.testing.assert_array_equal(kl, 0.0)
+
+
+def test_bfloat16_states_have_float32_sums():
+    """Its error is that of rounded products: far below what sums in bfloat16 over the vocabulary would bring (0.03)."""
+    states, head, ref_states, ref_head, label, valid = inputs()
+    low = [x.astype(jnp.bfloat16) for x in (states, ref_states)]
+    found = logprob_kl(low[0], head, low[1], ref_head, label, valid, blocks=SMALL)
+    rounded = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)  # noqa: E731
+    expected = plain(*map(rounded, (states, head, ref_states, ref_head)), label, valid)
+    for x, y in zip(found, expected):
+        assert x.dtype == jnp.float32
+        np.testing.assert_allclose(x, y, atol=TOKEN)
+
+
+def largest_temporary(V, with_gradient=True):
+    states, ref_states = (jax.ShapeDtypeStruct((1, 64, D), jnp.float32) for _ in range(2))
+    heads = [jax.ShapeDtypeStruct((V, D), jnp.float32)] * 2
+    label, valid = jax.ShapeDtypeStruct((1, 64), jnp.int32), jax.ShapeDtypeStruct((1, 64), bool)
+
+    def total(states, head, ref_states, ref_head, label, valid):
+        logp, _, kl = logprob_kl(states, head, ref_states, ref_head, label, valid, blocks=HeadBlocks(16, 128))
+        return (logp - kl).sum()
+
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(states, heads[0], ref_states, heads[1], label, valid).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_does_not_know_the_vocabulary():
+    """From 2,048 to 16,384 entries, beyond the head's own gradient. Kills: anything of size tokens x vocabulary (64 x 14,336 x 4 bytes: 3.7 MB)."""
+    grown = largest_temporary(16384) - largest_temporary(2048)
+    assert grown <= 2 * 4 * (16384 - 2048) * D, "at most the head's gradient and a copy of the head"

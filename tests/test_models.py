@@ -15,6 +15,7 @@ from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.spec import SpecError, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, read_config
+from sparsepo_jax.ops.attention import Given
 from tiny import GEMMA2, GEMMA3, GPT2, GPTJ, LLAMA, NEOX, NEOX_SEQUENTIAL, gathered
 from tolerances import BFLOAT16, PARITY_LOGITS
 
@@ -70,7 +71,8 @@ def our_logits(graph, weights, ids_BS, valid_BS):
     @jax.jit
     def run(weights):
         model = merge_module(graph, weights)
-        states_BSD, kept = model(jnp.asarray(ids_BS), jnp.asarray(positions_BS), jnp.asarray(attend_BSS), tap=keep_states)
+        ids, positions, attend = map(jnp.asarray, (ids_BS, positions_BS, attend_BSS))
+        states_BSD, kept = model(ids, positions, Given(attend, positions, positions), tap=keep_states)
         return model.logits(states_BSD), kept
 
     return run(weights)
@@ -249,7 +251,7 @@ def test_remat_changes_no_gradient():
 
     def gradient(remat):
         graph = split_module(nnx.eval_shape(lambda: Decoder(spec, remat=remat, rngs=nnx.Rngs(0))))[0]
-        return jax.jit(jax.grad(lambda w: jnp.sum(merge_module(graph, w)(ids, ids, attend)[0] ** 2)))(weights)
+        return jax.jit(jax.grad(lambda w: jnp.sum(merge_module(graph, w)(ids, ids, Given(attend, ids, ids))[0] ** 2)))(weights)
 
     plain, again = gradient(False), gradient(True)
     for path in plain:

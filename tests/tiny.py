@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.data.packing import Shape, pack, sizes_of
+from sparsepo_jax.data.table import TokenTable, ragged
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 31, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
 NEOX = {"model_type": "gpt_neox", "vocab_size": 31, "max_position_embeddings": 32, "hidden_size": 16, "num_hidden_layers": 2,
@@ -22,20 +24,29 @@ GEMMA2 = LLAMA | {"model_type": "gemma2", "head_dim": 8, "sliding_window": 4, "q
 NEOX_SEQUENTIAL = NEOX | {"use_parallel_residual": False, "attention_bias": False}
 
 
-def random_batch(pairs: int = 4, prompt: int = 5, tokens: int = 6, vocab: int = 31, seed: int = 0) -> PairBatch:
-    """Pairs of various lengths; padded positions hold ids that do occur elsewhere."""
+def random_rows(pairs: int = 4, prompt: int = 5, tokens: int = 6, vocab: int = 31, seed: int = 0) -> list[tuple[list[int], ...]]:
+    """(prompt, chosen, rejected) ids of various lengths; the first pair has the longest of each."""
     rng = np.random.default_rng(seed)
     prompt_lengths, lengths = rng.integers(1, prompt + 1, pairs), rng.integers(1, tokens + 1, (pairs, 2))
     prompt_lengths[0], lengths[0] = prompt, tokens
-    return PairBatch(
-        prompt_BS=rng.integers(0, vocab, (pairs, prompt)).astype(np.int32),
-        prompt_valid_BS=np.arange(prompt)[None, ::-1] < prompt_lengths[:, None],
-        response_BPT=rng.integers(0, vocab, (pairs, 2, tokens)).astype(np.int32),
-        valid_BPT=np.arange(tokens) < lengths[..., None],
-        row_B=np.arange(pairs, dtype=np.int32),
-        weight_B=np.ones(pairs, np.float32),
-        weights_BPT=None,
-    )
+    ids = lambda n: rng.integers(0, vocab, n).tolist()  # noqa: E731
+    return [(ids(n), ids(chosen), ids(rejected)) for n, (chosen, rejected) in zip(prompt_lengths, lengths)]
+
+
+def packed(pairs, *, rows: int = 1, shared: bool = True, spare: int = 0, response_length: int | None = None) -> PairBatch:
+    """Pairs (prompt ids, responses' ids ...) in order, in `rows` rows of tokens; spare: more room than is needed, everywhere."""
+    prompts, responses = [np.array(p, np.int32) for p, *_ in pairs], [np.array(r, np.int32) for _, *rs in pairs for r in rs]
+    P, none = len(pairs[0]) - 1, np.zeros(len(pairs), bool)
+    table = TokenTable(ragged(prompts, np.int32), ragged(responses, np.int32), np.arange(len(pairs)), none, np.zeros((len(pairs), P), bool),
+                       np.ones(len(pairs), np.float32), ("pairs",), np.zeros(len(pairs), np.int32), np.arange(len(pairs)))
+    sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=shared)
+    most = [x.reshape(rows, -1).sum(axis=1).max() for x in sizes[:2]] + [sizes.longest_N.max()]
+    longest = int(table.response_lengths_NP.max()) if response_length is None else response_length
+    return pack(table, np.arange(len(pairs)), Shape(*(int(x) + spare for x in most)), longest, rows=rows, shared=shared)
+
+
+def random_batch(pairs: int = 4, prompt: int = 5, tokens: int = 6, vocab: int = 31, seed: int = 0, **packing) -> PairBatch:
+    return packed(random_rows(pairs, prompt, tokens, vocab, seed), **packing)
 
 
 def pair_table(pairs, weights=None):

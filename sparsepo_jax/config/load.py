@@ -51,8 +51,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config
 
 def save_config(config: Config, path: str | Path) -> None:
     """Writes every knob as YAML; `load_config(path)` gives an equal Config."""
-    text = io.StringIO()
-    _yaml().dump(config.model_dump(), text)
+    text, yaml = io.StringIO(), _yaml()
+    yaml.allow_unicode = False  # else line ends beyond ASCII (U+0085, U+2028) are written as they are, and read as spaces
+    yaml.dump(config.model_dump(), text)
     Path(path).write_text(text.getvalue(), encoding="utf-8")
 
 

@@ -140,6 +140,9 @@ class Data(Section):
     """Where tokenised data is kept. None: sparsepo_jax in the user's cache directory."""
     buckets: Annotated[int, Field(ge=1, le=8)] = 4
     """Batch shapes at the most: fewer compile less, more pad less."""
+    strata: Positive = 4
+    """A batch draws alike from so many strata of length. Pads least at the number of rows that a device has in a micro-step, or less; changes which
+    rows meet in a batch."""
     inspect_rows: Positive = 4
     """Rows that the stage `inspect` shows."""
 
@@ -476,15 +479,28 @@ class Mesh(Section):
         return self
 
 
+class Head(Section):
+    """Logits exist in blocks of tokens and vocabulary; changes memory and speed, not results."""
+
+    tokens: Positive = 512
+    """Response tokens of a device at a time."""
+    vocabulary: Positive = 2048
+    """Entries of the vocabulary of a device at a time."""
+    keep_logits: bool = False
+    """Hold all logits from the forward to the backward pass instead of making them again: a third fewer products in the head, for 8 bytes a response
+    token and entry of the vocabulary."""
+
+
 class Compute(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations; weights are float32 always. auto: float32 on CPU, bfloat16 elsewhere."""
     remat: bool = False
     """Recompute each block's activations in the backward pass: less memory, a third more work."""
     layout: Literal["shared", "plain"] = "shared"
-    """shared: the prompt runs once a pair and both responses attend to it; plain: a row per response. The results are the same."""
-    logit_chunk: Positive = 512
-    """Response tokens a device whose logits over the vocabulary exist at a time; changes memory and speed, not results."""
+    """shared: the prompt runs once a pair and both responses attend to it; plain: once for each response. The results are the same."""
+    attention: Literal["auto", "blocks", "xla", "cudnn"] = "auto"
+    """How rows of tokens attend. auto: blocks on CPU, else xla. cudnn: GPU, bfloat16, no capped scores. The results are the same."""
+    head: Head = Head()
     mesh: Mesh = Mesh()
     compile_cache: str | None = None
     """Directory of compiled programs. None: sparsepo_jax in the user's cache directory."""

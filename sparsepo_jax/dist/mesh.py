@@ -37,11 +37,21 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def make_constrain(mesh: Mesh):
-    """Pins the residual stream [rows, positions, width] to the cut of the pairs, so that weights travel instead of activations."""
+    """Pins the residual stream [rows, positions, width] to the cut of the rows, so that weights travel instead of activations."""
     sharding = NamedSharding(mesh, PartitionSpec(*PAIRS, None, None))
 
     def constrain(x: Array) -> Array:
         return jax.lax.with_sharding_constraint(x, sharding)
+
+    return constrain
+
+
+def make_constrain_head(mesh: Mesh):
+    """Gathers a head matrix [vocabulary, width] over `fsdp` once, before it is read part by part."""
+    sharding = NamedSharding(mesh, PartitionSpec("tensor", None))
+
+    def constrain(head_VD: Array) -> Array:
+        return jax.lax.with_sharding_constraint(head_VD, sharding) if head_VD.shape[0] % mesh.shape["tensor"] == 0 else head_VD
 
     return constrain
 

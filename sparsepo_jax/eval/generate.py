@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sparsepo_jax.core.tree import Weights, merge_module
-from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.core.types import PromptBatch
 from sparsepo_jax.dist.mesh import make_constrain, put_batch, replicated
 from sparsepo_jax.models.cache import Cache
 
@@ -88,9 +88,9 @@ class Sampler(NamedTuple):
     """begin(weights, batch [1, B, ...]) -> Drawing; advance(weights, drawing, limit) -> Drawing, which takes the old one's place;
     rows(batch) -> (row [B], weight [B]), and seen(drawing) -> (tokens, length, done), on every host."""
 
-    begin: Callable[[Weights, PairBatch], Drawing]
+    begin: Callable[[Weights, PromptBatch], Drawing]
     advance: Callable[[Weights, Drawing, int], Drawing]
-    rows: Callable[[PairBatch], tuple[Array, Array]]
+    rows: Callable[[PromptBatch], tuple[Array, Array]]
     seen: Callable[[Drawing], tuple[Array, Array, Array]]
     sampling: Sampling
     mesh: Mesh
@@ -114,8 +114,8 @@ def make_sampler(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sa
             length_R=drawing.length_R + ~drawing.done_R, done_R=drawing.done_R | ended_R, step=drawing.step + 1,
         )
 
-    def begin(weights: Weights, batch: PairBatch) -> Drawing:
-        prompt_BS, valid_BS, row_B, weight_B = (x[0] for x in (batch.prompt_BS, batch.prompt_valid_BS, batch.row_B, batch.weight_B))
+    def begin(weights: Weights, batch: PromptBatch) -> Drawing:
+        prompt_BS, valid_BS, row_B, weight_B = (x[0] for x in batch)
         model, n = model_of(weights), sampling.samples
         states_BSD, cache = model.read(prompt_BS, valid_BS, prompt_BS.shape[1] + sampling.max_new_tokens - 1, constrain)
         fold = jax.vmap(jax.random.fold_in)
@@ -143,7 +143,7 @@ def make_sampler(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sa
     )
 
 
-def generate(sampler: Sampler, weights: Weights, batches: Iterable[PairBatch], tokenizer: Any | None) -> Iterator[Generated]:
+def generate(sampler: Sampler, weights: Weights, batches: Iterable[PromptBatch], tokenizer: Any | None) -> Iterator[Generated]:
     """Responses to the prompts of host batches [1, B, ...], batch by batch; of a prompt's samples in order."""
     sampling = sampler.sampling
     every = LOOK_EVERY if sampling.stop else sampling.max_new_tokens

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from sparsepo_jax.core.layout import to_pairs
+from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.masks.activation import map_means, rescale
 
 HIDDEN = 200  # width of the two-layer nets, as published
@@ -51,18 +53,15 @@ class MaskNet(nnx.Module):
             self.norm = nnx.LayerNorm(width, epsilon=norm_eps, use_fast_variance=False, rngs=rngs)
             self.mixer = nnx.Param(jnp.full(L, 1.0 / L) if near_one else normal(rngs.params(), (L,)))
 
-    def __call__(
-        self, states_LBPTD: Float[Array, "L B P T D"], valid_BPT: Bool[Array, "B P T"], key_B: Array | None = None
-    ) -> Float[Array, "B P T"]:
-        """The mask, zero outside the response. States are constants; key_B (one key a pair) switches dropout on."""
-        # Padding may hold anything, NaN included: it must not meet the weights.
-        states_LBPTD = jnp.where(valid_BPT[..., None], jax.lax.stop_gradient(states_LBPTD).astype(jnp.float32), 0.0)
-        if self.reads == "last":
-            states_LBPTD = states_LBPTD[-1:]
-        x_LBPTD = self.norm(states_LBPTD) if self.reads == "all" else states_LBPTD
-        if self.kind == "ml":
-            x_LBPTD = jnp.einsum("LBPTD,LHD->LBPTH", x_LBPTD, self.weight1[...]) + self.bias1[...][:, None, None, None]
-        out_LBPT = jnp.einsum("LBPTD,LD->LBPT", x_LBPTD, self.weight[...]) + self.bias[...][:, None, None, None]
+    def __call__(self, states_LRMD: Float[Array, "L R M D"], batch: PairBatch, key_B: Array | None = None) -> Float[Array, "B P T"]:
+        """The mask, zero outside the response, from the states at the positions that predict each response token of the batch's rows. States are
+        constants; key_B (one key a pair) switches dropout on."""
+        states_LRMD = jax.lax.stop_gradient(states_LRMD if self.reads == "all" else states_LRMD[-1:])
+        # Layer by layer, and again in the backward pass: no float32 copy of all states.
+        weights = self.weight[...], self.bias[...], (self.weight1[...], self.bias1[...]) if self.kind == "ml" else None
+        of_layer = jax.checkpoint(lambda inputs: self._of_layer(*inputs, batch.packing.valid_RM))
+        out_LBPT = to_pairs(jax.lax.map(of_layer, (states_LRMD, *weights)), batch)
+        valid_BPT = batch.valid_BPT
         if self.reads == "all":
             a_LBPT = self._drop(activate(out_LBPT, valid_BPT, self.layer_activation), key_B, 0)
             out_BPT = jnp.einsum("LBPT,L->BPT", a_LBPT, self.mixer[...])
@@ -72,6 +71,15 @@ class MaskNet(nnx.Module):
         if self.kind == "binary":
             mask_BPT = jnp.sign(mask_BPT)
         return jnp.where(valid_BPT, mask_BPT, 0.0)
+
+    def _of_layer(self, states_RMD: Array, weight_X: Array, bias: Array, first: tuple[Array, Array] | None, valid_RM: Array) -> Float[Array, "R M"]:
+        # Padding may hold anything, NaN included: it must not meet the weights.
+        x_RMX = jnp.where(valid_RM[..., None], states_RMD.astype(jnp.float32), 0.0)
+        if self.reads == "all":
+            x_RMX = self.norm(x_RMX)
+        if first is not None:
+            x_RMX = jnp.einsum("RMD,HD->RMH", x_RMX, first[0]) + first[1]
+        return jnp.einsum("RMX,X->RM", x_RMX, weight_X) + bias
 
     def _drop(self, x: Array, key_B: Array | None, place: int) -> Array:
         if key_B is None or self.dropout == 0.0:

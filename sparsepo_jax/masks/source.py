@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from sparsepo_jax.core.layout import Rows
+from sparsepo_jax.core.layout import at_tokens, to_pairs
 from sparsepo_jax.core.tree import Weights, merge_module, split_module
 from sparsepo_jax.core.types import PairBatch, TokenMasks, TokenStats
 from sparsepo_jax.masks.activation import activation_mask
@@ -19,13 +19,13 @@ from sparsepo_jax.masks.learned import MaskNet
 
 
 class MaskSource(NamedTuple):
-    """keep(name, activation [B S X], rows): what to keep of a named activation of the reference, at response positions, or None.
+    """keep(name, activation [R S X], at_RM): what to keep of a named activation of the reference, at the positions that predict response tokens, or None.
     make(weights, kept, batch, stats, key_B, training): the masks. init(rngs): the weights to train, {} if there are none.
     shared: whether reward and KL share one mask (then each L1 factor counts half). reads_activations: whether `kept` is needed; untrained masks
     that do can be computed once and given with the batch.
     """
 
-    keep: Callable[[str, Array, Rows], Array | None]
+    keep: Callable[[str, Array, Array], Array | None]
     make: Callable[[Weights, dict[str, Array], PairBatch, TokenStats, Array, bool], TokenMasks]
     init: Callable[[nnx.Rngs], Weights]
     shared: bool
@@ -43,18 +43,18 @@ def learned_source(*, net: str, sharing: str, on: str, normalised: bool, num_lay
 
     graph = nnx.split(nnx.eval_shape(lambda: make_net(nnx.Rngs(0))), nnx.Param)[0]
 
-    def keep(name: str, x: Array, rows: Rows) -> Array | None:
+    def keep(name: str, x: Array, at_RM: Array) -> Array | None:
         wanted = name == "final_norm" or (name == "block_out" and net.endswith("_all"))
-        return rows.at_responses(x) if wanted else None
+        return at_tokens(x, at_RM) if wanted else None
 
     def make(weights, kept, batch, stats, key_B, training):
-        states_LBPTD = kept["final_norm"][None]
+        states_LRMD = kept["final_norm"][None]
         if net.endswith("_all"):  # the last block's state is taken after the final norm
-            states_LBPTD = jnp.concatenate([kept["block_out"][:-1], states_LBPTD])
+            states_LRMD = jnp.concatenate([kept["block_out"][:-1], states_LRMD])
 
         def run(role: str) -> Array:
             mine = {path.removeprefix(f"{role}."): value for path, value in weights.items() if path.startswith(f"{role}.")}
-            mask_BPT = merge_module(graph, mine)(states_LBPTD, batch.valid_BPT, key_B if training else None)
+            mask_BPT = merge_module(graph, mine)(states_LRMD, batch, key_B if training else None)
             return normalise(mask_BPT, batch.valid_BPT) if normalised else mask_BPT
 
         if len(roles) == 1:
@@ -79,10 +79,14 @@ def activation_source(*, points: dict[str, tuple[str, ...]], mapping: str, on: s
     """MaPO: of each activation only the feature mean is kept."""
     names = {name for group in points.values() for name in group}
 
-    def keep(name: str, x: Array, rows: Rows) -> Array | None:
-        return rows.at_responses(x.astype(jnp.float32).mean(axis=-1)) if name in names else None
+    def keep(name: str, x: Array, at_RM: Array) -> Array | None:
+        return at_tokens(x.astype(jnp.float32).mean(axis=-1), at_RM) if name in names else None
 
-    made = _untrained(keep, lambda kept, batch, stats, key_B: activation_mask(kept, batch.valid_BPT, points, mapping), on, normalised)
+    def mask_of(kept, batch, stats, key_B):
+        means = {name: to_pairs(x, batch) for name, x in kept.items() if name in names}
+        return activation_mask(means, batch.valid_BPT, points, mapping)
+
+    made = _untrained(keep, mask_of, on, normalised)
     return made._replace(reads_activations=True)
 
 
@@ -96,4 +100,4 @@ def fixed_source(kind: str, *, on: str, normalised: bool, decay: float = 1.0, mo
             jax.lax.stop_gradient(stats.logp_BPT if model == "policy" else stats.ref_logp_BPT), batch.valid_BPT),
         "given": lambda batch, stats, key_B: given_mask(batch.weights_BPT, batch.valid_BPT),
     }
-    return _untrained(lambda name, x, rows: None, lambda kept, *rest: masks[kind](*rest), on, normalised)
+    return _untrained(lambda name, x, at_RM: None, lambda kept, *rest: masks[kind](*rest), on, normalised)

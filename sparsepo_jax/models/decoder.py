@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sparsepo_jax.models.cache import Cache, empty_cache
 from sparsepo_jax.models.lora import Lora, dequantized, init_a
 from sparsepo_jax.models.spec import DecoderSpec, RopeScaling
-from sparsepo_jax.ops.attention import attention
+from sparsepo_jax.ops.attention import Given, Packed, attention
 from sparsepo_jax.ops.logprob_kl import soft_cap
 
 Tap = Callable[[str, Array], Array | None]
@@ -31,13 +31,14 @@ Tap = Callable[[str, Array], Array | None]
 
 class Hooks(NamedTuple):
     """What a block calls on its way. keep(name, x): a named activation passes by. remember(keys, values) [B, S, K, H] gives all that queries
-    may see [B, T, K, H]: these themselves, or a cache with them at its end. drop(projection, x): what its adapter sees of x. split: of rows that
-    hold several responses, see ops/attention."""
+    may see [B, T, K, H]: these themselves, or a cache with them at its end. drop(projection, x): what its adapter sees of x. reach, window: what a
+    query sees, see ops/attention."""
 
     keep: Callable[[str, Array], None]
     remember: Callable[[Array, Array], tuple[Array, Array]]
     drop: Callable[[str, Array], Array]
-    split: tuple[int, int] | None
+    reach: Given | Packed
+    window: Array | int | None
 
     def project(self, name: str, linear: nnx.Linear, x: Array) -> Array:
         """linear(x), with its adapter's part if it has one."""
@@ -116,7 +117,7 @@ class Attention(nnx.Module):
             self.query_norm, self.key_norm = (nnx.RMSNorm(width, epsilon=spec.norm_eps, dtype=plan.dtype, rngs=plan.rngs) for width in widths)
         self.out = plan.linear("attention.out", queries, spec.width, bias=spec.out_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
 
-    def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, attend_BST: Array, hooks: Hooks) -> Array:
+    def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, hooks: Hooks) -> Array:
         spec, keep, (B, S, _) = self.spec, hooks.keep, x_BSD.shape
         q, k, v = (hooks.project(f"attention.{name}", getattr(self, name), x_BSD) for name in ("query", "key", "value"))
         for name, x in (("q", q), ("k", k), ("v", v)):
@@ -132,7 +133,8 @@ class Attention(nnx.Module):
             keep("k_rotated", k_BSKH.reshape(B, S, -1))
         k_BTKH, v_BTKH = hooks.remember(k_BSKH, v_BSKH)
         scale = spec.query_scale or spec.head_dim**-0.5
-        heads_BSD = attention(q_BSNH, k_BTKH, v_BTKH, attend_BST, scale=scale, softcap=spec.attn_softcap, split=hooks.split).reshape(B, S, -1)
+        seen = {"reach": hooks.reach, "window": hooks.window}
+        heads_BSD = attention(q_BSNH, k_BTKH, v_BTKH, **seen, scale=scale, softcap=spec.attn_softcap).reshape(B, S, -1)
         keep("attn_heads", heads_BSD)
         return hooks.project("attention.out", self.out, heads_BSD)
 
@@ -152,13 +154,13 @@ class Block(nnx.Module):
             self.gate = plan.linear("gate", spec.width, spec.mlp_width, bias=spec.mlp_bias)
         self.down = plan.linear("down", spec.mlp_width, spec.width, bias=spec.mlp_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
 
-    def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, attend_BST: Array, hooks: Hooks) -> Array:
+    def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, hooks: Hooks) -> Array:
         spec, keep, activation = self.spec, hooks.keep, _ACTIVATIONS[self.spec.activation]
         attn_in_BSD = x_BSD
         if spec.norms != "after":
             attn_in_BSD = self.attn_norm(x_BSD)
             keep("attn_norm", attn_in_BSD)
-        attn_BSD = self.attention(attn_in_BSD, positions_BS, frequency_H, attend_BST, hooks)
+        attn_BSD = self.attention(attn_in_BSD, positions_BS, frequency_H, hooks)
         keep("attn_out", attn_BSD)
         resid_BSD = x_BSD + (attn_BSD if spec.norms == "before" else self.attn_post_norm(attn_BSD))
         if not spec.parallel_residual:
@@ -214,19 +216,18 @@ class Decoder(nnx.Module):
         self,
         ids_BS: Int[Array, "B S"],
         positions_BS: Int[Array, "B S"],
-        attend_BSS: Bool[Array, "B S S"],
+        reach: Given | Packed,
         *,
         tap: Tap | None = None,
         constrain: Callable[[Array], Array] = lambda x: x,
-        key_B: Key[Array, "B"] | None = None,
-        split: tuple[int, int] | None = None,
+        dropout_key_BS: Key[Array, "B S"] | None = None,
     ) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
         """Final states (after the last norm) and what the tap kept; kept activations of blocks carry a leading L.
 
-        constrain: applied to the residual stream [B, S, D], to pin its sharding. key_B: switches the adapters' dropout on.
-        split: (prompt length, responses) of rows that hold several responses; attend_BSS must say the same.
+        reach: which keys each position sees. constrain: applied to the residual stream [B, S, D], to pin its sharding. dropout_key_BS: switches
+        the adapters' dropout on, drawn token by token.
         """
-        return self._run(ids_BS, positions_BS, positions_BS, attend_BSS, None, tap, constrain, key_B, split)[:2]
+        return self._run(ids_BS, positions_BS, reach, None, tap, constrain, dropout_key_BS)[:2]
 
     def read(
         self, ids_BS: Int[Array, "B S"], valid_BS: Bool[Array, "B S"], columns: int, constrain: Callable[[Array], Array] = lambda x: x
@@ -234,8 +235,8 @@ class Decoder(nnx.Module):
         """Final states of prompts, padded on the left, and a cache of `columns` >= S columns that holds them."""
         positions_BS = jnp.maximum(jnp.cumsum(valid_BS, axis=1) - 1, 0)
         cache, attend_BST = empty_cache(self.spec, ids_BS.shape[0], columns, self.dtype).appended(positions_BS, valid_BS)
-        attend_BSS = attend_BST[:, :, : ids_BS.shape[1]]  # nothing else is there yet
-        states_BSD, _, cache = self._run(ids_BS, positions_BS, positions_BS, attend_BSS, cache, None, constrain)
+        reach = Given(attend_BST[:, :, : ids_BS.shape[1]], positions_BS, positions_BS)  # nothing else is there yet
+        states_BSD, _, cache = self._run(ids_BS, positions_BS, reach, cache, None, constrain)
         return states_BSD, cache
 
     def extend(
@@ -244,12 +245,12 @@ class Decoder(nnx.Module):
         """Final state of one more token in each row, and the cache with it."""
         positions_B1 = cache.valid_BT.sum(axis=1, dtype=jnp.int32)[:, None]
         cache, attend_B1T = cache.appended(positions_B1, jnp.ones_like(positions_B1, bool))
-        states_B1D, _, cache = self._run(ids_B[:, None], positions_B1, cache.positions_BT, attend_B1T, cache, None, constrain)
+        states_B1D, _, cache = self._run(ids_B[:, None], positions_B1, Given(attend_B1T, positions_B1, cache.positions_BT), cache, None, constrain)
         return states_B1D[:, 0], cache
 
     def _run(
-        self, ids_BS: Array, positions_BS: Array, seen_positions_BT: Array, attend_BST: Array, cache: Cache | None, tap: Tap | None,
-        constrain: Callable[[Array], Array], key_B: Array | None = None, split: tuple[int, int] | None = None,
+        self, ids_BS: Array, positions_BS: Array, reach: Given | Packed, cache: Cache | None, tap: Tap | None, constrain: Callable[[Array], Array],
+        dropout_key_BS: Array | None = None,
     ) -> tuple[Array, dict[str, Array], Cache | None]:
         kept: dict[str, Array] = {}
         x_BSD = self.embed(ids_BS)
@@ -259,7 +260,7 @@ class Decoder(nnx.Module):
             x_BSD = x_BSD + self.embed_positions(positions_BS)
         x_BSD = constrain(x_BSD)
         _keeper(tap, kept)("embed", x_BSD)
-        near, *far = self._reach(positions_BS, seen_positions_BT, attend_BST)
+        near, *far = self._kinds_of_layer()
         local_L = None if self.spec.local_layers is None else jnp.array(self.spec.local_layers)
         graph, stacked = nnx.split(self.blocks)
         names = list(self.spec.projections())
@@ -273,21 +274,21 @@ class Decoder(nnx.Module):
                 if cache is None:
                     return k_BSKH, v_BSKH
                 cache = cache.written(number, k_BSKH, v_BSKH)
-                if attend_BST.shape[-1] == k_BSKH.shape[1]:  # the first to be written see nothing but themselves
+                if reach.attend_BST.shape[-1] == k_BSKH.shape[1]:  # the first to be written see nothing but themselves
                     return k_BSKH, v_BSKH
                 return cache.keys_LBTKH[number], cache.values_LBTKH[number]
 
             def drop(name, x):
-                if key_B is None or self.dropout == 0.0:
+                if dropout_key_BS is None or self.dropout == 0.0:
                     return x
                 place = number * len(names) + names.index(name)
-                keep_B = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, place), 1 - self.dropout, x.shape[1:]))(key_B)
-                return jnp.where(keep_B, x / (1 - self.dropout), 0)
+                of_token = lambda key: jax.random.bernoulli(jax.random.fold_in(key, place), 1 - self.dropout, x.shape[2:])  # noqa: E731
+                return jnp.where(jax.vmap(jax.vmap(of_token))(dropout_key_BS), x / (1 - self.dropout), 0)
 
             # The two kinds of layer share one program: what differs is chosen, not branched on.
-            frequency_H, attend = near if is_local is None else jax.tree.map(lambda x, y: jnp.where(is_local, x, y), near, *far)
-            block, hooks = nnx.merge(graph, dequantized(weights)), Hooks(_keeper(tap, kept_here), remember, drop, split)
-            x_BSD = block(x_BSD, positions_BS, frequency_H, attend, hooks)
+            frequency_H, window = near if is_local is None else jax.tree.map(lambda x, y: jnp.where(is_local, x, y), near, *far)
+            block, hooks = nnx.merge(graph, dequantized(weights)), Hooks(_keeper(tap, kept_here), remember, drop, reach, window)
+            x_BSD = block(x_BSD, positions_BS, frequency_H, hooks)
             return (constrain(x_BSD), cache), kept_here
 
         layers = stacked, local_L, jnp.arange(self.spec.num_layers)
@@ -297,17 +298,16 @@ class Decoder(nnx.Module):
         _keeper(tap, kept)("final_norm", x_BSD)
         return x_BSD, kept, cache
 
-    def _reach(self, positions_BS: Array, seen_positions_BT: Array, attend_BST: Array) -> list[tuple[Array | None, Array]]:
-        """(rotary frequencies, who sees whom), of all layers or of local and other layers."""
-        spec, near_BST = self.spec, attend_BST
-        if spec.window is not None:  # by position, not by column: both responses continue the prompt
-            near_BST = attend_BST & (positions_BS[:, :, None] - seen_positions_BT[:, None, :] < spec.window)
+    def _kinds_of_layer(self) -> list[tuple[Array | None, int | None]]:
+        """(rotary frequencies, window), of all layers or of local and other layers."""
+        spec = self.spec
         if not spec.rotary_dim:
-            return [(None, near_BST)]
+            return [(None, spec.window)]
         frequency_H = jnp.asarray(rotary_frequencies(spec.rotary_dim, spec.rotary_base, spec.rope_scaling))
         if spec.local_layers is None:
-            return [(frequency_H, near_BST)]
-        return [(jnp.asarray(rotary_frequencies(spec.rotary_dim, spec.local_rotary_base or spec.rotary_base)), near_BST), (frequency_H, attend_BST)]
+            return [(frequency_H, spec.window)]
+        near = jnp.asarray(rotary_frequencies(spec.rotary_dim, spec.local_rotary_base or spec.rotary_base)), spec.window
+        return [near, (frequency_H, jnp.iinfo(jnp.int32).max)]  # as far as there are positions
 
     def logits(self, states_BSD: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Next-token logits, float32. For inspection and parity; training uses ops.logprob_kl, which never holds them all."""

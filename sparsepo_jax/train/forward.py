@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sparsepo_jax.core.layout import Rows, lay_out
+from sparsepo_jax.core.layout import at_tokens, to_pairs
 from sparsepo_jax.core.tokens import response_sum
 from sparsepo_jax.core.tree import Weights, merge_module
 from sparsepo_jax.core.types import LossOutput, PairBatch, TokenMasks, TokenStats
 from sparsepo_jax.masks.source import MaskSource
 from sparsepo_jax.models.decoder import Decoder
-from sparsepo_jax.ops.logprob_kl import logprob_kl
+from sparsepo_jax.ops.attention import AttentionKernel, reach_of
+from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_kl
 
 
 class Problem(NamedTuple):
@@ -22,7 +23,7 @@ class Problem(NamedTuple):
 
     objective(stats, masks, key_B) -> LossOutput; beta scales the unmasked margin that is reported. adapted: the policy is the reference with
     adapters (LoRA); the weights that are trained are those of the adapters alone. cached: what the objective needs of the reference comes with
-    the batch, and the reference is not run: the KL is unknown.
+    the batch, and the reference is not run: the KL is unknown. constrain, constrain_head: pin the sharding of rows of states and of head matrices.
     """
 
     policy_graph: nnx.GraphDef
@@ -31,9 +32,10 @@ class Problem(NamedTuple):
     objective: Callable[[TokenStats, TokenMasks, Array], LossOutput]
     beta: float
     seed: int
-    shared_layout: bool = True
-    logit_chunk: int = 512
+    attention: AttentionKernel = "blocks"
+    head_blocks: HeadBlocks = HeadBlocks()
     constrain: Callable[[Array], Array] = lambda x: x
+    constrain_head: Callable[[Array], Array] = lambda x: x
     adapted: bool = False
     cached: bool = False
 
@@ -55,21 +57,15 @@ def forward(
     if problem.cached:
         stats = response_logp(problem, policy, reference, batch, key_B if training else None)._replace(ref_logp_BPT=batch.ref_logp_BPT)
         return stats, problem.mask_source.make(masks, {}, batch, stats, key_B, training)
-    rows = lay_out(batch, shared=problem.shared_layout)
     policy_model, reference_model = problem.policy(policy, reference), merge_module(problem.reference_graph, reference)
-    inputs = rows.ids_BS, rows.positions_BS, rows.attend_BSS
-    run = {"constrain": problem.constrain, "split": rows.split}
-    states_BSD, _ = policy_model(*inputs, **run, key_B=_dropout_keys(key_B, rows) if training and problem.adapted else None)
+    inputs, at_RM = _inputs(problem, batch), batch.packing.at_RM
+    states_RSD, _ = policy_model(*inputs, constrain=problem.constrain, dropout_key_BS=_dropout_keys(problem, batch, key_B if training else None))
     # Nothing of the reference is differentiated: XLA keeps none of it for the backward pass.
-    ref_states_BSD, kept = jax.lax.stop_gradient(
-        reference_model(*inputs, tap=lambda name, x: problem.mask_source.keep(name, x, rows), **run)
+    ref_states_RSD, kept = jax.lax.stop_gradient(
+        reference_model(*inputs, tap=lambda name, x: problem.mask_source.keep(name, x, at_RM), constrain=problem.constrain)
     )
-    ref_states_BPTD, ref_head_VD = jax.lax.stop_gradient(reference_model.head_inputs(rows.at_responses(ref_states_BSD)))
-    kept["logits"] = _mean_logits(ref_states_BPTD, ref_head_VD)
-    stats = logprob_kl(
-        *policy_model.head_inputs(rows.at_responses(states_BSD)), ref_states_BPTD, ref_head_VD, batch.response_BPT, batch.valid_BPT,
-        chunk_tokens=problem.logit_chunk, softcaps=(policy_model.spec.logit_softcap, reference_model.spec.logit_softcap),
-    )
+    stats, (ref_states_RMD, ref_head_VD) = _statistics(problem, batch, (policy_model, states_RSD), (reference_model, ref_states_RSD))
+    kept["logits"] = _mean_logits(ref_states_RMD, ref_head_VD)
     return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training)
 
 
@@ -87,39 +83,56 @@ def response_log_ratio(problem: Problem, policy: Weights, reference: Weights, ba
 
 def reference_tokens(problem: Problem, reference: Weights, batch: PairBatch) -> tuple[Float[Array, "B P T"], Float[Array, "B P T"] | None]:
     """The reference's log-prob of each response token, and the mask that is read off its activations (None: the objective has no such mask)."""
-    rows, model = lay_out(batch, shared=problem.shared_layout), merge_module(problem.reference_graph, reference)
-    tap = lambda name, x: problem.mask_source.keep(name, x, rows)  # noqa: E731
-    states_BSD, kept = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, tap=tap, constrain=problem.constrain, split=rows.split)
-    stats, states_BPTD = _logp_of(problem, model, states_BSD, rows, batch)
+    model = merge_module(problem.reference_graph, reference)
+    tap = lambda name, x: problem.mask_source.keep(name, x, batch.packing.at_RM)  # noqa: E731
+    states_RSD, kept = model(*_inputs(problem, batch), tap=tap, constrain=problem.constrain)
+    stats, head_inputs = _statistics(problem, batch, (model, states_RSD))
     if not problem.mask_source.reads_activations:
         return stats.logp_BPT, None
-    kept["logits"] = _mean_logits(*model.head_inputs(states_BPTD))
+    kept["logits"] = _mean_logits(*head_inputs)
     return stats.logp_BPT, problem.mask_source.make({}, kept, batch, stats, None, False).reward_BPT
 
 
-def _mean_logits(states_BPTD: Array, head_VD: Array) -> Float[Array, "B P T"]:
+def _inputs(problem: Problem, batch: PairBatch) -> tuple:
+    return batch.packing.ids_RS, batch.packing.positions_RS, reach_of(batch.packing, problem.attention)
+
+
+def _statistics(
+    problem: Problem, batch: PairBatch, policy: tuple[Decoder, Array], reference: tuple[Decoder, Array] | None = None
+) -> tuple[TokenStats, tuple[Array, Array]]:
+    """Statistics from final states [R, S, D], and what the last model's head reads at response tokens, a constant."""
+    sides = [side for side in (policy, reference) if side is not None]
+    heads = []
+    for model, states_RSD in sides:
+        states_RMD, head_VD = model.head_inputs(at_tokens(states_RSD, batch.packing.at_RM))
+        heads.append((states_RMD, problem.constrain_head(head_VD)))
+    softcaps = [model.spec.logit_softcap for model, _ in sides]
+    if reference is None:
+        heads, softcaps = [*heads, (None, None)], [*softcaps, None]
+    numbers_RM = logprob_kl(*heads[0], *heads[1], batch.packing.label_RM, batch.packing.valid_RM, blocks=problem.head_blocks, softcaps=tuple(softcaps))
+    stats = TokenStats(*(to_pairs(x_RM, batch) for x_RM in numbers_RM), batch.valid_BPT)
+    return stats, jax.lax.stop_gradient(heads[len(sides) - 1])
+
+
+def _mean_logits(states_RMD: Array, head_VD: Array) -> Float[Array, "R M"]:
     """The mean logit over the vocabulary is the product with the head's mean row: no logits are needed (dropped by XLA where unused)."""
-    return jnp.einsum("BPTD,D->BPT", states_BPTD.astype(jnp.float32), head_VD.mean(axis=0))
+    return jnp.einsum("RMD,D->RM", states_RMD.astype(jnp.float32), head_VD.mean(axis=0))
 
 
 def _own_logp(problem: Problem, model: Decoder, batch: PairBatch, key_B: Array | None) -> TokenStats:
-    rows = lay_out(batch, shared=problem.shared_layout)
-    keys = _dropout_keys(key_B, rows) if key_B is not None and problem.adapted else None
-    states_BSD, _ = model(rows.ids_BS, rows.positions_BS, rows.attend_BSS, constrain=problem.constrain, key_B=keys, split=rows.split)
-    return _logp_of(problem, model, states_BSD, rows, batch)[0]
+    states_RSD, _ = model(*_inputs(problem, batch), constrain=problem.constrain, dropout_key_BS=_dropout_keys(problem, batch, key_B))
+    return _statistics(problem, batch, (model, states_RSD))[0]
 
 
-def _logp_of(problem: Problem, model: Decoder, states_BSD: Array, rows: Rows, batch: PairBatch) -> tuple[TokenStats, Array]:
-    """One model's log-probs, and its states at the positions that predict response tokens."""
-    states_BPTD = rows.at_responses(states_BSD)
-    stats = logprob_kl(*model.head_inputs(states_BPTD), None, None, batch.response_BPT, batch.valid_BPT, chunk_tokens=problem.logit_chunk,
-                       softcaps=(model.spec.logit_softcap, None))
-    return stats, states_BPTD
-
-
-def _dropout_keys(key_B: Array, rows: Rows) -> Array:
-    """A key for each row of the decoder, of which a pair may have several; others than masks and objectives draw with."""
-    key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, 1000)
-    if rows.ids_BS.shape[0] == len(key_B):
-        return key_B
-    return jax.vmap(lambda key: jax.random.split(key, rows.num_responses))(key_B).reshape(-1)
+def _dropout_keys(problem: Problem, batch: PairBatch, key_B: Array | None) -> Array | None:
+    """A key for each position, from its pair's (by others than masks and objectives draw with) and its column in the pair: draws do not depend on
+    what else lies in the row. None: no dropout."""
+    if key_B is None or not problem.adapted:
+        return None
+    sequence_RS, column_RQW = batch.packing.sequence_RS, batch.packing.column_RQW
+    R, pairs = sequence_RS.shape[0], len(key_B) // sequence_RS.shape[0]
+    per_pair = column_RQW.shape[1] // pairs  # sequences
+    pair_RS, first_RS = (jnp.maximum(sequence_RS, 0) // per_pair * n for n in (1, per_pair))
+    begin_RS = jnp.take_along_axis(column_RQW[:, :, 0], first_RS, axis=1)
+    key_RS = jax.vmap(lambda key, pair: key[pair])(jax.vmap(jax.random.fold_in, (0, None))(key_B, 1000).reshape(R, pairs), pair_RS)
+    return jax.vmap(jax.vmap(jax.random.fold_in))(key_RS, jnp.arange(sequence_RS.shape[1]) - begin_RS)

@@ -1,6 +1,7 @@
 """The loop around the update: data in, progress and metrics out, evaluation and checkpoints in between."""
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ def run_training(
     *,
     stage: str,
     update: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]],
+    programs: Callable[[], int],
     state: TrainState,
     reference: Any,
     batches: Iterable[PairBatch],
@@ -35,19 +37,28 @@ def run_training(
 ) -> TrainState:
     """Runs `update` over host batches from state.step to total_steps and returns the last state, which is saved.
 
+    While the device works on a step the next batch is put onto it. programs(): how many programs `update` was compiled to so far; a new one is said.
     batches start at the state's step. write(stage, step, metrics) is called every log_every_steps (means since the last time) and after
     evaluations. An interrupt (Ctrl-C, SIGTERM) saves the state before it ends the run. Raises UserError on a loss that is not finite: the last checkpoint is older and whole.
     """
     from tqdm import tqdm
 
     step = start = int(state.step)
-    waiting: deque[tuple[int, dict[str, jax.Array]]] = deque()
+    waiting: deque[tuple[int, dict[str, jax.Array], dict[str, float]]] = deque()
     window: list[dict[str, float]] = []
-    counted = {"rows": 0.0, "tokens": 0.0, "since_s": time.perf_counter()}
+    counted: dict[str, float] = {}
+    known_programs = 0
+
+    def count_anew() -> None:
+        counted.update(rows=0.0, tokens=0.0, positions=0.0, since_s=time.perf_counter())
+
+    count_anew()
     bar = tqdm(total=total_steps, initial=start, desc=stage, unit="step", dynamic_ncols=True, disable=jax.process_index() != 0, mininterval=0.5)
 
     def fetch() -> None:
-        done, on_device = waiting.popleft()
+        done, on_device, counts = waiting.popleft()
+        for name, count in counts.items():
+            counted[name] += count
         metrics = {name: float(value) for name, value in on_device.items()}
         if not math.isfinite(metrics["loss"]):
             bar.close()
@@ -59,19 +70,30 @@ def run_training(
         rates = {f"{unit}_per_s": counted["rows"] / seconds, "tokens_per_s": counted["tokens"] / seconds}
         bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {rates[f'{unit}_per_s']:.1f} {unit}/s, {rates['tokens_per_s']:.0f} tokens/s", refresh=False)
         if done % log_every_steps == 0 or done == total_steps:
-            write(stage, done, {name: float(np.mean([row[name] for row in window])) for name in window[0]} | rates)
+            means = {name: float(np.mean([row[name] for row in window])) for name in window[0]}
+            write(stage, done, means | rates | {"real_token_share": counted["tokens"] / counted["positions"], "programs": known_programs})
             window.clear()
-            counted.update(rows=0.0, tokens=0.0, since_s=time.perf_counter())
+            count_anew()
+
+    def next_batch() -> Any:
+        batch: PairBatch = next(source)
+        real = batch.packing.sequence_RS >= 0
+        counts = {"rows": (batch.weight_B > 0).sum(), "tokens": real.sum(), "positions": real.size}
+        return put(batch), {name: float(count) * jax.process_count() for name, count in counts.items()}
 
     source: Iterator[PairBatch] = iter(batches)
     try:
+        ahead = next_batch() if step < total_steps else None
         while step < total_steps:
-            batch = next(source)
-            counted["rows"] += float((batch.weight_B > 0).sum()) * jax.process_count()
-            counted["tokens"] += float(batch.prompt_valid_BS.sum() + batch.valid_BPT.sum()) * jax.process_count()
-            state, metrics = update(state, reference, put(batch))
+            on_device, counts = ahead
+            began_s = time.perf_counter()
+            state, metrics = update(state, reference, on_device)
+            if programs() > known_programs:
+                known_programs = programs()
+                tqdm.write(f"{stage}: step {step + 1} compiled program {known_programs} in {time.perf_counter() - began_s:.1f} s", file=sys.stderr)
             step += 1
-            waiting.append((step, metrics))
+            ahead = next_batch() if step < total_steps else None
+            waiting.append((step, metrics, counts))
             while len(waiting) >= IN_FLIGHT:
                 fetch()
             found = None
