@@ -21,7 +21,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sparsepo_jax.build import decoder_graph, load_weights
-from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.core.types import PromptBatch
 from sparsepo_jax.dist.mesh import make_mesh
 from sparsepo_jax.eval.generate import Sampling, generate, make_sampler
 from sparsepo_jax.models.spec import spec_from_hf
@@ -58,9 +58,7 @@ def main() -> int:
         ids_BS, valid_BS = prompts(rows)
         settings = dict(do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW, eos_token_id=None, pad_token_id=0)
         inputs = dict(input_ids=torch.tensor(ids_BS, dtype=torch.long), attention_mask=torch.tensor(valid_BS.astype(np.int64)))
-        empty = np.zeros((rows, 2, 1))
-        batch = PairBatch(ids_BS, valid_BS, empty.astype(np.int32), empty.astype(bool), np.arange(rows, dtype=np.int32), np.ones(rows, np.float32))
-        batch = PairBatch(*(None if x is None else x[None] for x in batch))
+        batch = PromptBatch(*(x[None] for x in (ids_BS, valid_BS, np.arange(rows, dtype=np.int32), np.ones(rows, np.float32))))
         with torch.no_grad():
             expected, theirs_s = best_of_three(lambda: theirs.generate(**inputs, **settings)[:, PROMPT:].numpy())  # noqa: B023
         with jax.set_mesh(mesh):

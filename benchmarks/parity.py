@@ -54,7 +54,7 @@ def row(config: dict) -> tuple[float, float, float, float, bool, float]:
         mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()[:1])
         batch = prompts()
         expected = model.generate(
-            input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long), attention_mask=torch.tensor(batch.prompt_valid_BS[0].astype(np.int64)),
+            input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long), attention_mask=torch.tensor(batch.valid_BS[0].astype(np.int64)),
             do_sample=False, max_new_tokens=12, eos_token_id=None, pad_token_id=0)[:, 7:].numpy()
         same = np.array_equal(expected, np.stack([one.ids for one in run(graph, weights, mesh, Sampling(12, temperature=0.0))]))
         ours, theirs = bfloat16_errors(config, Path(directory) / "rounded")

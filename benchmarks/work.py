@@ -8,6 +8,8 @@ import datetime
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -21,11 +23,16 @@ import numpy as np
 from sparsepo_jax import build
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.data.batching import BatchPlan
+from sparsepo_jax.data.packing import sizes_of
+from sparsepo_jax.data.pipeline import make_batches
+from sparsepo_jax.data.table import TokenTable, ragged
 from sparsepo_jax.dist.mesh import make_mesh, put_batch
 from sparsepo_jax.models.spec import DecoderSpec, spec_from_hf
 from sparsepo_jax.train.step import TrainState, make_pair_loss, make_sft_loss, make_update
 
 RESULTS = Path(__file__).parent / "results"
+CANDIDATES = Path(__file__).parent / "candidates"
 
 
 def gpt2(vocab: int, positions: int, *, width: int = 384, layers: int = 6) -> dict[str, Any]:
@@ -33,17 +40,21 @@ def gpt2(vocab: int, positions: int, *, width: int = 384, layers: int = 6) -> di
     return {"model_type": "gpt2", "vocab_size": vocab, "n_positions": positions, "n_embd": width, "n_layer": layers, "n_head": width // 64}
 
 
-def random_batch(pairs: int, prompt: int, response: int, vocab: int, seed: int = 0) -> PairBatch:
-    """[1, pairs, ...], no padding."""
+def random_batch(pairs: int, prompt: int, response: int, vocab: int, seed: int = 0, responses: int = 2) -> PairBatch:
+    """[1, ...], all pairs in one row of tokens, without padding but for rounding."""
     rng = np.random.default_rng(seed)
-    ids = lambda *shape: rng.integers(0, vocab, shape).astype(np.int32)  # noqa: E731
-    whole = PairBatch(ids(pairs, prompt), np.ones((pairs, prompt), bool), ids(pairs, 2, response), np.ones((pairs, 2, response), bool),
-                      np.arange(pairs, dtype=np.int32), np.ones(pairs, np.float32))
-    return PairBatch(*(None if x is None else x[None] for x in whole))
+    ids = lambda rows, length: ragged(list(rng.integers(0, vocab, (rows, length))), np.int32)  # noqa: E731
+    none = np.zeros(pairs, bool)
+    table = TokenTable(ids(pairs, prompt), ids(pairs * responses, response), np.arange(pairs), none, np.zeros((pairs, responses), bool),
+                       np.ones(pairs, np.float32), ("random",), np.zeros(pairs, np.int32), np.arange(pairs))
+    sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=True)
+    plan = BatchPlan(sizes, None, batch_size=pairs, rows=1, strata=4, buckets=1, seed=seed, shuffle=False)
+    return next(make_batches(table, plan, start=0, stop=1, micro_steps=1, process_index=0, process_count=1, shared=True, with_weights=False))
 
 
 class OurStep:
-    """One compiled optimizer step of an objective, its state kept between calls. kind: an objective's, or "sft" (chosen responses alone)."""
+    """One compiled optimizer step of an objective, its state kept between calls. kind: an objective's, or "sft" (of a batch with one
+    response a prompt)."""
 
     def __init__(self, shape: Mapping[str, Any], batch: PairBatch, kind: str = "sparsepo", dtype: str = "float32", **compute):
         objective = {"kind": kind if kind != "sft" else "dpo"}
@@ -52,24 +63,32 @@ class OurStep:
         config = Config(stages=["inspect"], output_dir="unused", policy={"config": dict(shape)}, objective=objective,
                         compute={"dtype": dtype} | compute)
         spec, mesh = spec_from_hf(dict(shape)), make_mesh(None, 1, 1)
-        problem = build.make_problem(config, spec, spec, mesh)
-        optimizer, schedule = build.make_optimizer(config, config.po, 1000)
-        weights = {"policy": build.random_weights(spec, 0, mesh), "masks": build.initial_masks(config, problem.mask_source, mesh) if kind != "sft" else {}}
-        self.state = TrainState(weights, optimizer.init(weights), jnp.int32(0))
+        self.problem = build.make_problem(config, spec, spec, mesh)
+        self.optimizer, schedule = build.make_optimizer(config, config.po, 1000)
+        masks = build.initial_masks(config, self.problem.mask_source, mesh) if kind != "sft" else {}
+        weights = {"policy": build.random_weights(spec, 0, mesh), "masks": masks}
+        self.state = TrainState(weights, self.optimizer.init(weights), jnp.int32(0))
         self.reference = None if kind == "sft" else jax.tree.map(jnp.copy, weights["policy"])
-        if kind == "sft":
-            batch = batch._replace(response_BPT=batch.response_BPT[:, :, :1], valid_BPT=batch.valid_BPT[:, :, :1])
-        self.batch, self.spec, self.mesh = put_batch(batch, mesh), spec, mesh
-        loss = make_sft_loss(problem) if kind == "sft" else make_pair_loss(problem)
+        self.batch, self.spec, self.mesh, self.compile_s = put_batch(batch, mesh), spec, mesh, 0.0
+        loss = make_sft_loss(self.problem) if kind == "sft" else make_pair_loss(self.problem)
+        self._update = jax.jit(make_update(loss, self.optimizer, schedule), donate_argnums=0)
+        self.compiled = self.compile(self.batch)
+
+    def compile(self, batch: PairBatch):
+        """The step for a batch of this shape, on the devices."""
         began_s = time.perf_counter()
-        with jax.set_mesh(mesh):
-            update = jax.jit(make_update(loss, optimizer, schedule), donate_argnums=0)
-            self.compiled = update.lower(self.state, self.reference, self.batch).compile()
-        self.compile_s = time.perf_counter() - began_s
+        with jax.set_mesh(self.mesh):
+            compiled = self._update.lower(self.state, self.reference, batch).compile()
+        self.compile_s += time.perf_counter() - began_s
+        return compiled
+
+    def advance(self, compiled, batch: PairBatch) -> jax.Array:
+        """The loss; not waited for."""
+        self.state, metrics = compiled(self.state, self.reference, batch)
+        return metrics["loss"]
 
     def __call__(self) -> float:
-        self.state, metrics = self.compiled(self.state, self.reference, self.batch)
-        return float(metrics["loss"])
+        return float(self.advance(self.compiled, self.batch))
 
     @property
     def temporary_bytes(self) -> int:
@@ -122,6 +141,42 @@ def in_turn(candidates: Mapping[str, Callable[[], Any]], rounds: int, *, warm: i
             if number >= warm:
                 times_s[name].append(time.perf_counter() - began_s)
     return times_s
+
+
+class Candidate:
+    """A process that does a step for each line it is given (candidates/serve.py). python: the one of an environment that has what it needs."""
+
+    def __init__(self, script: str, *arguments: str | int, python: str = sys.executable):
+        command = [python, str(CANDIDATES / script), *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.about = self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.process.args} ended without an answer; run it by hand to see why")
+        return json.loads(line)
+
+    def step(self) -> dict[str, Any]:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def answers_in_turn(running: Mapping[str, Candidate], rounds: int, *, warm: int = 1) -> dict[str, list[dict[str, Any]]]:
+    """What each candidate answers in each round; the first `warm` rounds do not count. Ends the candidates."""
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
+    for number in range(warm + rounds):
+        for name, candidate in running.items():
+            answer = candidate.step()
+            answers[name] += [answer] * (number >= warm)
+    for candidate in running.values():
+        candidate.close()
+    return answers
 
 
 def spread(times_s: list[float]) -> str:

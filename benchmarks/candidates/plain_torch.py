@@ -79,7 +79,7 @@ def main() -> None:
     ids = torch.cat([prompts.repeat(2, 1), responses], dim=1)
     is_response = torch.arange(prompt + response).expand_as(ids) >= prompt
     attention_mask = torch.ones_like(ids)
-    serve(lambda: step(ids, attention_mask, is_response), torch=torch.__version__, transformers=transformers.__version__)
+    serve(lambda: step(ids, attention_mask, is_response), versions={"torch": torch.__version__, "transformers": transformers.__version__})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""Share of our SparsePO step that each part takes: attention, projections, MLP, head, mask net, optimizer.
+
+    python benchmarks/shares.py [PROMPT+RESPONSE ...] [--vocab V] [--rounds N]               default: 64+192 256+64, 16384, 5 rounds
+
+Four pairs a step, GPT-2 shape of 6 layers and width 384, float32 on CPU. Each part is our own code, run alone at the step's shapes as often as the
+step runs it: in each layer forward (reference), and forward and backward (policy). Parts and the whole step take turns. What the step takes beyond the sum
+of its parts is the rest: norms, embedding, copies. A part alone may find more in the caches than in the step, and is not fused with its neighbours:
+read the shares to a few percent, and a small rest, or one below zero, as nothing.
+"""
+
+import argparse
+import functools
+import statistics
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from work import OurStep, gpt2, in_turn, random_batch, save_result
+
+from sparsepo_jax.core.tree import merge_module, split_module
+from sparsepo_jax.models.decoder import _ACTIVATIONS, Block, Plan
+from sparsepo_jax.ops.attention import Packed, attention, reach_of
+from sparsepo_jax.ops.logprob_kl import logprob_kl
+
+PAIRS, WIDTH, LAYERS = 4, 384, 6
+
+
+def forward_and_backward(function: Callable, arguments: tuple, fixed: tuple = ()) -> Callable[[], None]:
+    """The value of function(*arguments, *fixed), and its gradient in the arguments from a cotangent of ones."""
+
+    @jax.jit
+    def both(arguments, fixed):
+        value, pull = jax.vjp(lambda *arguments: function(*arguments, *fixed), *arguments)
+        return value, pull(jax.tree.map(jnp.ones_like, value))
+
+    return lambda: jax.block_until_ready(both(arguments, fixed))
+
+
+def in_each_layer(layers: int, function: Callable, arguments: tuple, fixed: tuple = ()) -> Callable[[], None]:
+    """As reference and policy run a block's part: forward, and forward and backward, layer after layer."""
+    forward, policy = jax.jit(function), forward_and_backward(function, arguments, fixed)
+
+    def run() -> None:
+        for _ in range(layers):
+            jax.block_until_ready(forward(*arguments, *fixed))
+        for _ in range(layers):
+            policy()
+
+    return run
+
+
+def parts_of(step: OurStep) -> dict[str, Callable[[], None]]:
+    spec, problem, batch = step.spec, step.problem, jax.tree.map(lambda x: x[0], step.batch)
+    packing, (R, S), M, L, D = batch.packing, batch.packing.ids_RS.shape, batch.packing.at_RM.shape[1], spec.num_layers, spec.width
+    draw = lambda number, *shape: jax.random.normal(jax.random.key(number), shape)  # noqa: E731
+    x_RSD, queries = draw(0, R, S, D), (R, S, spec.num_heads, spec.head_dim)
+    keys = (R, S, spec.num_kv_heads, spec.head_dim)
+    graph, weights = split_module(Block(Plan(spec, jnp.float32, None, nnx.Rngs(0))))
+    projections = {path: x for path, x in weights.items() if path.startswith("attention.")}
+    mlp = {path: x for path, x in weights.items() if path.startswith(("up.", "down."))}
+
+    def project(mine, x_RSD):
+        own = merge_module(graph, weights | mine).attention
+        return own.query(x_RSD), own.key(x_RSD), own.value(x_RSD), own.out(x_RSD)
+
+    def feed(mine, x_RSD):
+        block = merge_module(graph, weights | mine)
+        return block.down(_ACTIVATIONS[spec.activation](block.up(x_RSD)))
+
+    # Which blocks are seen is found once a step; it falls to the rest.
+    seen = jax.jit(lambda packing: reach_of(packing, problem.attention)[:3])(packing)
+    attend = lambda q, k, v, *seen: attention(q, k, v, Packed(*seen, problem.attention), scale=spec.head_dim**-0.5)  # noqa: E731
+    head_VD, *reference = draw(1, spec.vocab_size, D) * 0.02, draw(2, R, M, D), draw(3, spec.vocab_size, D) * 0.02
+    head = functools.partial(logprob_kl, blocks=problem.head_blocks)
+    kept = {"block_out": draw(4, L, R, M, D), "final_norm": draw(5, R, M, D)}
+    key_B = jax.random.split(jax.random.key(0), len(batch.row_B))
+    mask = lambda weights, *fixed: problem.mask_source.make(weights, fixed[0], fixed[1], None, fixed[2], True)  # noqa: E731
+    trained = jax.tree.map(jnp.copy, step.state.weights)  # the step gives its own away
+
+    def optimize(gradient, state, weights):
+        updates, state = step.optimizer.update(gradient, state, weights)
+        return optax.apply_updates(weights, updates), state
+
+    optimize = jax.jit(optimize, donate_argnums=(1, 2))
+    gradient, held = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), trained), [jax.tree.map(jnp.copy, (trained, step.state.optimizer))]
+
+    def update() -> None:
+        weights, state = held.pop()
+        held.append(jax.block_until_ready(optimize(gradient, state, weights)))
+
+    return {"attention": in_each_layer(L, attend, (draw(6, *queries), draw(7, *keys), draw(8, *keys)), seen),
+            "attention's projections": in_each_layer(L, project, (projections, x_RSD)), "MLP": in_each_layer(L, feed, (mlp, x_RSD)),
+            "head": forward_and_backward(head, (draw(9, R, M, D), head_VD), (*reference, packing.label_RM, packing.valid_RM)),
+            "mask net": forward_and_backward(mask, (trained["masks"],), (kept, batch, key_B)), "optimizer": update}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lengths", nargs="*", default=["64+192", "256+64"])
+    parser.add_argument("--vocab", type=int, default=16384)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    found = []
+    for lengths in options.lengths:
+        prompt, response = map(int, lengths.split("+"))
+        step = OurStep(gpt2(options.vocab, prompt + response, width=WIDTH, layers=LAYERS), random_batch(PAIRS, prompt, response, options.vocab))
+        # warm 2: the optimizer's own results lie as the mesh has it, for which it is compiled once more.
+        times_s = in_turn({"whole step": step} | parts_of(step), options.rounds, warm=2)
+        medians_s = {name: statistics.median(times) for name, times in times_s.items()}
+        whole_s = medians_s["whole step"]
+        medians_s["norms, embedding, copies"] = 2 * whole_s - sum(medians_s.values())
+        print(f"{lengths} tokens, vocabulary {options.vocab}")
+        for name, seconds in medians_s.items():
+            spread = f" ({min(times_s[name]):.3f} to {max(times_s[name]):.3f})" if name in times_s else ""
+            found.append({"lengths": lengths, "vocab": options.vocab, "part": name, "median_s": seconds, "share": seconds / whole_s})
+            print(f"  {name:<26}{100 * seconds / whole_s:6.1f} %  {seconds:7.3f} s{spread}", flush=True)
+    print(save_result("shares", {"rows": found}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
