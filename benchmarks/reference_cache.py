@@ -22,7 +22,7 @@ from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.dist.mesh import make_mesh
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.train.step import TrainState, make_pair_loss, make_update
+from sparsepo_jax.train.step import make_pair_loss, make_update, start_state
 
 PAIRS, PROMPT, RESPONSE, VOCAB = 4, 64, 192, 16384
 SHAPE = {"model_type": "gpt2", "vocab_size": VOCAB, "n_positions": PROMPT + RESPONSE, "n_embd": 384, "n_layer": 6, "n_head": 6}
@@ -46,7 +46,7 @@ def main() -> int:
     with jax.set_mesh(mesh):
         for name, one in (("reference run", problem), ("reference cached", build.cached_problem(problem, config))):
             weights = {"policy": build.random_weights(spec, 0, mesh), "masks": {}}
-            state = TrainState(weights, optimizer.init(weights), jnp.int32(0))
+            state = start_state(weights, optimizer)
             reference = None if one.cached else build.random_weights(spec, 1, mesh)
             given = batch if one.cached else batch._replace(ref_logp_BPT=None)
             step = jax.jit(make_update(make_pair_loss(one), optimizer, schedule), donate_argnums=0).lower(state, reference, given).compile()
@@ -56,7 +56,7 @@ def main() -> int:
         for _ in range(9):
             for name, (step, state, reference, given) in steps.items():
                 began_s = time.perf_counter()
-                steps[name][1], metrics = step(state, reference, given)
+                steps[name][1], metrics, _ = step(state, reference, given)
                 jax.block_until_ready(metrics)
                 times_s[name].append(time.perf_counter() - began_s)
     medians = {name: statistics.median(times[1:]) for name, times in times_s.items()}

@@ -29,7 +29,7 @@ from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.table import TokenTable, ragged
 from sparsepo_jax.dist.mesh import make_mesh, put_batch
 from sparsepo_jax.models.spec import DecoderSpec, spec_from_hf
-from sparsepo_jax.train.step import TrainState, make_pair_loss, make_sft_loss, make_update
+from sparsepo_jax.train.step import make_pair_loss, make_sft_loss, make_update, start_state
 
 RESULTS = Path(__file__).parent / "results"
 CANDIDATES = Path(__file__).parent / "candidates"
@@ -67,7 +67,7 @@ class OurStep:
         self.optimizer, schedule = build.make_optimizer(config, config.po, 1000)
         masks = build.initial_masks(config, self.problem.mask_source, mesh) if kind != "sft" else {}
         weights = {"policy": build.random_weights(spec, 0, mesh), "masks": masks}
-        self.state = TrainState(weights, self.optimizer.init(weights), jnp.int32(0))
+        self.state = start_state(weights, self.optimizer)
         self.reference = None if kind == "sft" else jax.tree.map(jnp.copy, weights["policy"])
         self.batch, self.spec, self.mesh, self.compile_s = put_batch(batch, mesh), spec, mesh, 0.0
         loss = make_sft_loss(self.problem) if kind == "sft" else make_pair_loss(self.problem)
@@ -84,7 +84,7 @@ class OurStep:
 
     def advance(self, compiled, batch: PairBatch) -> jax.Array:
         """The loss; not waited for."""
-        self.state, metrics = compiled(self.state, self.reference, batch)
+        self.state, metrics, _ = compiled(self.state, self.reference, batch)
         return metrics["loss"]
 
     def __call__(self) -> float:

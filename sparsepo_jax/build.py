@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +20,24 @@ from sparsepo_jax.data.batching import BatchPlan
 from sparsepo_jax.data.load import cache_directory
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.packing import sizes_of
-from sparsepo_jax.dist.mesh import make_constrain, make_constrain_head, pair_shards, put_batch, replicated
-from sparsepo_jax.dist.rules import weight_shardings
+from sparsepo_jax.dist.mesh import lay, make_constrain, make_place_head, pair_shards, platform_of, put_batch, replicated
+from sparsepo_jax.dist.processes import join_processes
+from sparsepo_jax.dist.rules import check_sharded, state_shardings, weight_shardings
 from sparsepo_jax.eval.generate import Sampler, Sampling, make_sampler
 from sparsepo_jax.losses import sequence, token_weighted
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.learned import masks_from_tensors
 from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
 from sparsepo_jax.models.decoder import Decoder
-from sparsepo_jax.models.lora import Lora
+from sparsepo_jax.models.lora import Lora, hold_base
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, is_mask_tensor, read_config, stream_hf
 from sparsepo_jax.ops.attention import AttentionKernel
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
 from sparsepo_jax.train import optimizer as optimizers
 from sparsepo_jax.train.forward import Problem, reference_tokens, response_log_ratio
-from sparsepo_jax.train.reference_cache import tokens_digest, weights_digest
-from sparsepo_jax.train.step import make_pair_scores
+from sparsepo_jax.train.reference_cache import weights_digest
+from sparsepo_jax.train.step import TrainState, make_pair_loss, make_pair_scores, make_sft_loss, make_update, start_state
 
 # ---------------------------------------------------------------- tokenizer and data
 
@@ -170,9 +172,9 @@ def read_spec(hf_config: dict[str, Any], where: str, tokenizer: Any | None) -> D
     return spec
 
 
-def compute_dtype(config: schema.Config) -> jnp.dtype:
+def compute_dtype(config: schema.Config, mesh: Mesh) -> jnp.dtype:
     if config.compute.dtype == "auto":
-        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+        return jnp.dtype(jnp.float32 if platform_of(mesh) == "cpu" else jnp.bfloat16)
     return jnp.dtype(config.compute.dtype)
 
 
@@ -224,7 +226,7 @@ def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
     weights: Weights = {}
     for name, layer, value in stream_hf(spec, SafeTensors(find_checkpoint(path)), shapes, path):
         if layer is None:
-            weights[name] = jax.device_put(value, shardings[name])
+            weights[name] = lay(value, shardings[name])
             continue
         if name not in weights:
             weights[name] = jnp.zeros(shapes[name], jnp.float32, device=shardings[name])
@@ -305,8 +307,8 @@ def make_objective(config: schema.Config, source: MaskSource):
 
 def choose_attention(config: schema.Config, specs: tuple[DecoderSpec, ...], mesh: Mesh) -> AttentionKernel:
     """The kernel asked for, or the device's own. UserError if it cannot do what is asked of it."""
-    asked, platform = config.compute.attention, mesh.devices.flat[0].platform
-    capped, narrow = any(spec.attn_softcap is not None for spec in specs), compute_dtype(config) == jnp.bfloat16
+    asked, platform = config.compute.attention, platform_of(mesh)
+    capped, narrow = any(spec.attn_softcap is not None for spec in specs), compute_dtype(config, mesh) == jnp.bfloat16
     if asked == "auto":
         return "blocks" if platform == "cpu" else "xla"
     if asked == "cudnn" and (capped or not narrow):
@@ -318,12 +320,12 @@ def choose_attention(config: schema.Config, specs: tuple[DecoderSpec, ...], mesh
 
 
 def make_problem(config: schema.Config, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh, lora: Lora | None = None) -> Problem:
-    dtype, source, head = compute_dtype(config), make_mask_source(config, reference), config.compute.head
+    dtype, source, head = compute_dtype(config, mesh), make_mask_source(config, reference), config.compute.head
     return Problem(
         policy_graph=decoder_graph(policy, dtype, remat=config.compute.remat, lora=lora), reference_graph=decoder_graph(reference, dtype, remat=False),
         mask_source=source, objective=make_objective(config, source), beta=getattr(config.objective, "beta", 1.0), seed=config.seed,
-        attention=choose_attention(config, (policy, reference), mesh), constrain=make_constrain(mesh), constrain_head=make_constrain_head(mesh),
-        head_blocks=HeadBlocks(head.tokens, head.vocabulary, mesh.shape["tensor"], head.keep_logits), adapted=lora is not None,
+        attention=choose_attention(config, (policy, reference), mesh), constrain=make_constrain(mesh),
+        head_blocks=HeadBlocks(head.tokens, head.vocabulary, mesh.shape["tensor"], head.keep_logits, *make_place_head(mesh)), adapted=lora is not None,
     )
 
 
@@ -346,7 +348,7 @@ def initial_masks(config: schema.Config, source: MaskSource, mesh: Mesh) -> Weig
     fresh = source.init(nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), 1)))
     if fresh and (tensors := mask_tensors(config.policy.path)):
         fresh = _fitting(config, tensors, fresh)
-    return {path: jax.device_put(value, replicated(mesh)) for path, value in fresh.items()}
+    return {path: lay(value, replicated(mesh)) for path, value in fresh.items()}
 
 
 def stored_masks(config: schema.Config, source: MaskSource, mesh: Mesh) -> Weights:
@@ -358,7 +360,7 @@ def stored_masks(config: schema.Config, source: MaskSource, mesh: Mesh) -> Weigh
     if not tensors:
         raise UserError(f"policy.path: {config.policy.path} holds no mask nets (masks.safetensors, or common_mask.* / rw_mask.* / kl_mask.* beside "
                         "the model's tensors); give a checkpoint that has them, run the stage po first, or choose another objective.mask.kind")
-    return {path: jax.device_put(value, replicated(mesh)) for path, value in _fitting(config, tensors, shapes).items()}
+    return {path: lay(value, replicated(mesh)) for path, value in _fitting(config, tensors, shapes).items()}
 
 
 def _fitting(config: schema.Config, tensors: dict[str, Any], like: Weights) -> Weights:
@@ -370,6 +372,63 @@ def _fitting(config: schema.Config, tensors: dict[str, Any], like: Weights) -> W
 
 
 # ---------------------------------------------------------------- training and scoring
+
+
+def abstract(policy: dict[str, tuple[int, ...]], masks: MaskSource | None, mesh: Mesh, make: Callable[[Any], Any] = lambda weights: weights) -> Any:
+    """Shapes and shardings of what `make` makes of {"policy", "masks"}."""
+
+    def whole():
+        return make({"policy": {path: jnp.zeros(shape) for path, shape in policy.items()}, "masks": {} if masks is None else masks.init(nnx.Rngs(0))})
+
+    shapes = jax.eval_shape(whole)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(shapes, mesh))
+
+
+def trained_shapes(spec: DecoderSpec, lora: Lora | None) -> dict[str, tuple[int, ...]]:
+    """Of the policy's weights that are trained: all, or the adapters'."""
+    return weight_shapes(spec) if lora is None else adapter_shapes(spec, lora)
+
+
+def check_sharding(config: schema.Config, stage: str, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh) -> None:
+    """UserError if the mesh leaves too much of policy or reference replicated."""
+    lora = make_lora(getattr(config, stage), stage, policy)
+    check_sharded(weight_shapes(policy) | trained_shapes(policy, lora), mesh)
+    if reference != policy:
+        check_sharded(weight_shapes(reference), mesh)
+
+
+class Step(NamedTuple):
+    """The program of a training stage: update(state, reference, batch), compiled, see train/step; it takes the state's memory. like: the state's
+    shapes and shardings. start(weights): the first state, of copies."""
+
+    update: Callable
+    like: TrainState
+    start: Callable[[dict[str, Weights]], TrainState]
+
+
+def make_step(config: schema.Config, stage: str, problem: Problem, spec: DecoderSpec, steps: int, mesh: Mesh) -> Step:
+    """spec: the policy's; steps: of the whole stage, for the schedule."""
+    training = getattr(config, stage)
+    optimizer, schedule = make_optimizer(config, training, steps)
+    loss, masks = (make_sft_loss(problem), None) if stage == "sft" else (make_pair_loss(problem), problem.mask_source)
+    like = abstract(trained_shapes(spec, make_lora(training, stage, spec)), masks, mesh, lambda weights: start_state(weights, optimizer))
+    shardings, whole = jax.tree.map(lambda x: x.sharding, like), replicated(mesh)  # whole: numbers that every host reads
+    # The new state lies as the old one did: else the second step would be another program.
+    update = jax.jit(make_update(loss, optimizer, schedule), donate_argnums=0, out_shardings=(shardings, whole, whole))
+    # Copies: the state will be donated, and what it was made from must live on (the reference is the policy as it was).
+    return Step(update, like, jax.jit(lambda weights: start_state(jax.tree.map(jnp.copy, weights), optimizer), out_shardings=shardings))
+
+
+def held_base(policy: Weights, held: str, mesh: Mesh) -> Weights:
+    """The policy as the base of adapters is kept in memory, cut over the mesh as it was."""
+    base = hold_base(policy, held)
+    return jax.device_put(base, state_shardings(base, mesh))
+
+
+def brings_weights(config: schema.Config) -> bool:
+    """Whether the training pairs come with token weights: those given with the data, or activation masks that were computed before."""
+    mask = mask_config(config)
+    return mask is not None and (mask.kind == "given" or config.reference.cached and mask.kind == "activation")
 
 
 def count_steps(training: schema.Training, plan: BatchPlan) -> int:
@@ -434,7 +493,7 @@ def make_sampling(config: schema.Config, hf_config: dict[str, Any], tokenizer: A
 
 
 def make_policy_sampler(problem: Problem, config: schema.Config, mesh: Mesh, sampling: Sampling) -> Sampler:
-    return make_sampler(problem.policy_graph, compute_dtype(config), mesh, sampling)
+    return make_sampler(problem.policy_graph, compute_dtype(config, mesh), mesh, sampling)
 
 
 def cached_problem(problem: Problem, config: schema.Config) -> Problem:
@@ -460,7 +519,7 @@ def reference_key(config: schema.Config, spec: DecoderSpec, reference: Weights, 
     mask, (max_length, max_prompt_length) = mask_config(config), length_limits(config, spec)
     reads = mask is not None and mask.kind == "activation"
     return {
-        "reference": weights_digest(reference), "shape": repr(spec), "tokens": tokens_digest(table), "max_length": max_length,
+        "reference": weights_digest(reference), "shape": repr(spec), "tokens": table.digest(), "max_length": max_length,
         "max_prompt_length": max_prompt_length, "mask": mask.model_dump(mode="json") if reads else None,
     }
 
@@ -490,6 +549,9 @@ def put_on(mesh: Mesh):
 
 
 def start_jax(config: schema.Config) -> None:
-    """Compiled programs are kept on disk, so that a second start is quick."""
+    """Before any device is touched. Compiled programs are kept on disk, so that a second start is quick."""
+    join_processes(config.compute.distributed)
+    # On CPU a program that is read back has lost the order of its collectives (jaxlib 0.10.2), and processes take one for another.
+    jax.config.update("jax_enable_compilation_cache", jax.process_count() == 1 or jax.default_backend() != "cpu")
     jax.config.update("jax_compilation_cache_dir", config.compute.compile_cache or str(cache_directory("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

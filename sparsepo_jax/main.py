@@ -3,9 +3,15 @@
 import argparse
 import json
 import os
-import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sparsepo_jax.config.schema import Config
+
+RUN_AGAIN = 75  # sysexits' EX_TEMPFAIL: whoever started the run should start it again
 
 _EXAMPLES = """\
 examples:
@@ -16,10 +22,14 @@ examples:
     python -m sparsepo_jax.main --config FILE 'stages=[po, eval]' data.train.0.path=pairs.jsonl po.optimizer.learning_rate=1e-6
   see what it would do:
     python -m sparsepo_jax.main --config FILE --check
+  see whether it would fit 16 chips of a TPU v5e, without one (needs the extra [tpu]):
+    python -m sparsepo_jax.main --config FILE --aot v5e-16
   the JSON schema of configs, for an editor:
     python -m sparsepo_jax.main --schema > schema.json
 
-exit status: 0 done; 1 a run failed; 2 the config or the command line is wrong; 130 interrupted
+exit status: 0 done; 1 a run failed; 2 the config or the command line is wrong; 3 with --aot: it does not fit;
+  130 interrupted (Ctrl-C);
+  75 stopped by SIGTERM, or since another process of the run is gone: start it again, and it continues (134: the same, JAX has aborted it)
 """
 
 
@@ -33,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file that describes the run")
     parser.add_argument("--check", action="store_true", help="check the config and print the plan; runs nothing")
+    parser.add_argument("--aot", metavar="TOPOLOGY", help="compile the train step for a TPU topology, such as v5p:4x4x4, v5e-16 or 2xv5e-16, and print what it "
+                        "takes of a chip; runs nothing and needs no TPU")
+    parser.add_argument("--json", action="store_true", help="with --aot: print one JSON object")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of configs")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="replaces a value of the config")
     options = parser.parse_intermixed_args(arguments)
@@ -43,37 +56,88 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.config is None:
         parser.error("--config FILE is required (or --schema)")
+    if options.json and options.aot is None:
+        parser.error("--json goes with --aot TOPOLOGY")
 
     from sparsepo_jax.config.load import ConfigError, load_config
 
     try:
         config, notes = load_config(options.config, options.overrides)
         for note in notes:
-            print(f"note: {note}")
+            print(f"note: {note}", file=sys.stderr if options.json else sys.stdout)
         if options.check:
             from sparsepo_jax.plan import make_plan_text
 
             print(make_plan_text(config))
             return 0
+        if options.aot is not None:
+            return compile_for(config, options.aot, as_json=options.json)
     except ConfigError as error:
         count = len(error.lines)
         print(f"{options.config}: {count} mistake{'s' if count > 1 else ''}", *error.lines, sep="\n", file=sys.stderr)
         return 2
 
-    from sparsepo_jax.core.errors import UserError
-
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is no news here
-    try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away asks first: as Ctrl-C
-        from sparsepo_jax.stages import run_stages
+    status = run(config)
+    if status and "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
+        # JAX would wait at the end for processes that may never come.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
-        return run_stages(config)
+
+def compile_for(config: "Config", name: str, *, as_json: bool) -> int:
+    """Prints what the train step takes of each chip of a TPU topology; returns the exit status. Raises ConfigError."""
+    from sparsepo_jax.core.errors import UserError
+    from sparsepo_jax.dist.topology import find_topology
+
+    try:
+        topology = find_topology(name)
+    except UserError as error:
+        print(f"error: --aot: {error}", file=sys.stderr)
+        return 2
+    from sparsepo_jax import aot
+
+    try:
+        found = aot.compile_step(config, topology)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    print(json.dumps(aot.as_json(found)) if as_json else aot.as_text(found))
+    return aot.FITS if found.footprint.fits else aot.TOO_LARGE
+
+
+def run(config: "Config") -> int:
+    """The stages of a config, and what went wrong in one line on stderr; returns the exit status. An error that nobody foresaw is shown whole."""
+    from sparsepo_jax.core.errors import UserError
+    from sparsepo_jax.core.stop import Stop, Terminated
+
+    try:
+        with Stop().listening() as stop:
+            from sparsepo_jax.stages import run_stages
+
+            return run_stages(config, stop)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Terminated:
+        print("stopped by SIGTERM; the same command continues the run", file=sys.stderr)
+        return RUN_AGAIN
     except KeyboardInterrupt:
         print("interrupted; the same command continues the run", file=sys.stderr)
         return 130
+    except Exception as error:
+        from sparsepo_jax.dist.processes import lost_process
+        from sparsepo_jax.faults import explain
+
+        if lost_process(error):
+            print(f"error: another process of this run is gone ({' '.join(str(error).split())[:200]}); start all of them again, and the run continues from "
+                  "its last checkpoint", file=sys.stderr)
+            return RUN_AGAIN
+        said = explain(error, config.output_dir)
+        print(f"error: {said}" if said else traceback.format_exc(), file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ _SECTIONS = {
     "export": ("seed", "policy", "tokenizer", "objective", "export"),
 }
 # Settings within these sections that do not change what the stage leaves.
-_HARMLESS = {"data.cache_dir", "reference.cache_dir", "data.inspect_rows", "po.eval_every_steps", "compute.compile_cache"}
+_HARMLESS = {"data.cache_dir", "reference.cache_dir", "data.inspect_rows", "po.eval_every_steps", "po.skip_nonfinite", "sft.skip_nonfinite",
+             "compute.compile_cache", "compute.distributed"}
 _HARMLESS_FOR = {"sft": {"data.train", "data.eval", "data.holdout"}, "po": {"data.sft", "data.eval"}}
 
 
@@ -50,9 +51,7 @@ class Marks:
 
     def mark(self, stage: str, seconds: float) -> None:
         marks = self.all() | {stage: {"depends": self._depends(stage), "seconds": round(seconds, 1), "finished": time.time()}}
-        written = self._path.with_suffix(".tmp")
-        written.write_text(json.dumps(marks, indent=1) + "\n")
-        written.replace(self._path)
+        _write_whole(self._path, marks)
 
     def check(self, stage: str) -> None:
         """UserError if a training stage has begun here with other settings."""
@@ -60,11 +59,20 @@ class Marks:
         if path.exists():
             self._refuse_changes(stage, json.loads(path.read_text()))
 
-    def begin(self, stage: str) -> None:
-        """Writes down with which settings a training stage begins. Not before it can: who mends a mistake must not be held to it."""
-        path = self._directory / stage / "settings.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self._depends(stage)))
+    def check_data(self, stage: str, digests: dict[str, str]) -> None:
+        """UserError if a training stage has begun here with other rows. digests: of each file's tokens."""
+        path = self._directory / stage / "data.json"
+        before = json.loads(path.read_text()) if path.exists() else digests
+        changed = sorted(name for name in before.keys() | digests.keys() if before.get(name) != digests.get(name))
+        if changed:
+            raise UserError(f"{', '.join(changed)}: other rows than those that stage {stage} in {self._directory} began with; bring the old file back, or "
+                            "take another output_dir")
+
+    def begin(self, stage: str, digests: dict[str, str]) -> None:
+        """Writes down with which settings and rows a training stage begins. Not before it can: who mends a mistake must not be held to it."""
+        (self._directory / stage).mkdir(parents=True, exist_ok=True)
+        for name, content in (("data.json", digests), ("settings.json", self._depends(stage))):
+            _write_whole(self._directory / stage / name, content)
 
     def _depends(self, stage: str) -> dict[str, Any]:
         dumped, harmless = self._config.model_dump(mode="json"), _HARMLESS | _HARMLESS_FOR.get(stage, set())
@@ -85,6 +93,13 @@ class Marks:
         changed = sorted(_differences(before, self._depends(stage)))
         if changed:
             raise UserError(f"{self._directory} holds stage {stage} with other settings: {', '.join(changed)}; set them back, or take another output_dir")
+
+
+def _write_whole(path: Path, content: Any) -> None:
+    """JSON, whole or not at all."""
+    written = path.with_suffix(".tmp")
+    written.write_text(json.dumps(content, indent=1) + "\n")
+    written.replace(path)
 
 
 def _stamp(path: Path) -> list:

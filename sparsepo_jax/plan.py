@@ -54,8 +54,8 @@ class Model(NamedTuple):
 def make_plan_text(config: Config) -> str:
     """Stages, parameters, rows, steps, tokens a step, bytes per device. Raises ConfigError if a local file lacks or is unfit."""
     mistakes: list[str] = []
-    policy = _policy(config, mistakes)
-    reference = policy if config.reference.path is None else _model_at(config.reference.path, "reference.path", mistakes)
+    policy = read_policy(config, mistakes)
+    reference = policy if config.reference.path is None else read_model(config.reference.path, "reference.path", mistakes)
     if isinstance(config.tokenizer, PretrainedTokenizer):
         _is_local(config.tokenizer.path, "tokenizer.path", mistakes, _MODEL_ID)
     rows = {name: _rows_of(getattr(config.data, name), f"data.{name}", mistakes) for name in _lists_used(config)}
@@ -93,10 +93,11 @@ def make_plan_text(config: Config) -> str:
 # ---------------------------------------------------------------- models
 
 
-def _policy(config: Config, mistakes: list[str]) -> Model:
+def read_policy(config: Config, mistakes: list[str]) -> Model:
+    """The policy by its config.json, or by policy.config where the checkpoint is not here; no spec where neither is."""
     path = config.policy.path
     if path is not None and (config.policy.config is None or Path(path).exists()):
-        return _model_at(path, "policy.path", mistakes)
+        return read_model(path, "policy.path", mistakes)
     if path is not None:
         return _read_spec(config.policy.config, f"{path} (not here; shape by policy.config)", "policy.config", mistakes)
     if config.policy.config is None:
@@ -122,7 +123,7 @@ def _vocab_size(tokenizer) -> int | None:
     return None
 
 
-def _model_at(path: str, where: str, mistakes: list[str]) -> Model:
+def read_model(path: str, where: str, mistakes: list[str]) -> Model:
     if not _is_local(path, where, mistakes, _MODEL_ID):
         return Model(path)
     try:
@@ -369,8 +370,10 @@ def _sharding(config: Config) -> str:
 
 def _devices(config: Config) -> str:
     axes = config.compute.mesh.model_dump()
+    slices = axes.pop("slices")
     total = "unknown" if None in axes.values() else f"{math.prod(axes.values()):,}"
-    return f"{total} (" + " x ".join(f"{name} {'free' if size is None else size}" for name, size in axes.items()) + ")"
+    shape = " x ".join(f"{name} {'free' if size is None else size}" for name, size in axes.items())
+    return f"{total} ({shape})" + ("" if slices is None else f" in {slices} slices")
 
 
 # ---------------------------------------------------------------- words

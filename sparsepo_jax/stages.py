@@ -8,33 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sparsepo_jax import build, evaluation
 from sparsepo_jax.config.load import save_config
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.data.batching import BatchPlan
+from sparsepo_jax.data.packing import FILLER
 from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.table import TokenTable
-from sparsepo_jax.dist.mesh import make_mesh, replicated
-from sparsepo_jax.dist.rules import state_shardings
+from sparsepo_jax.dist.mesh import make_mesh, to_host
+from sparsepo_jax.dist.processes import make_should_stop
 from sparsepo_jax.eval import scores as scoring
 from sparsepo_jax.marks import TRAINING, Marks
-from sparsepo_jax.models.lora import hold_base, merge_adapters
+from sparsepo_jax.models.lora import merge_adapters
 from sparsepo_jax.models.spec import DecoderSpec
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, load_once, save_once
+from sparsepo_jax.train.forward import Problem
 from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.loop import run_training
 from sparsepo_jax.train.reference_cache import with_reference
-from sparsepo_jax.train.step import TrainState, make_pair_loss, make_sft_loss, make_update
+from sparsepo_jax.train.step import TrainState
 
 
-def run_stages(config: Config) -> int:
-    """Runs config.stages in order; returns the exit code. Everything is written under config.output_dir."""
-    return Run(config).run()
+def run_stages(config: Config, stop: Stop) -> int:
+    """Runs config.stages in order; returns the exit code. Everything is written under config.output_dir. Raises what `stop` is asked for, after
+    what was trained so far is saved."""
+    return Run(config, stop).run()
 
 
 def say(text: str) -> None:
@@ -43,14 +47,22 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def name_rows(table: TokenTable, plan: BatchPlan, step: int, finite: np.ndarray) -> str:
+    """The rows of a step whose loss is no finite number; if there is none (the gradient is to blame), all of them."""
+    rows = plan.batch(step - 1).rows
+    blamed = rows[~finite.ravel() & (rows != FILLER)]
+    blamed = blamed if len(blamed) else rows[rows != FILLER]
+    return ", ".join(table.origin(row) for row in blamed[:8]) + (f" and {len(blamed) - 8} more" if len(blamed) > 8 else "")
+
+
 class Run:
     """One run: what its stages share, made when first needed."""
 
     say = staticmethod(say)
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, stop: Stop):
         build.start_jax(config)
-        self.config, self.started_s = config, time.time()
+        self.config, self.stop, self.started_s = config, stop, time.time()
         self.output_dir = Path(config.output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.marks = Marks(config)
@@ -71,7 +83,7 @@ class Run:
     @functools.cached_property
     def mesh(self):
         mesh = self.config.compute.mesh
-        return make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
+        return make_mesh(mesh.data, mesh.fsdp, mesh.tensor, mesh.slices)
 
     @functools.cached_property
     def tokenizer(self) -> Any | None:
@@ -128,41 +140,24 @@ class Run:
         if jax.process_index() == 0:
             self.marks.mark(stage, time.time() - began_s)
 
-    def begin(self, stage: str) -> None:
+    def begin(self, stage: str, table: TokenTable) -> None:
         if jax.process_index() == 0:
-            self.marks.begin(stage)
+            self.marks.begin(stage, table.file_digests())
 
     def check(self, stage: str) -> None:
-        """UserError before anything is written: other settings than those of the run that would be continued, or a batch that cannot be cut."""
+        """UserError before anything is written: other settings than those of the run that would be continued, a batch that cannot be cut, or weights
+        that the mesh leaves whole."""
         self.marks.check(stage)
         training = getattr(self.config, stage)
         build.check_batch(f"{stage}.batch_size", training.batch_size, training.accumulation, self.mesh)
+        build.check_sharding(self.config, stage, self.spec, self.reference_spec if stage == "po" else self.spec, self.mesh)
 
     # ------------------------------------------------------------ weights
 
-    def abstract(self, policy: dict[str, tuple[int, ...]], *, with_masks: bool, make: Callable[[Any], Any] = lambda weights: weights) -> Any:
-        """Shapes and shardings of what `make` makes of {"policy", "masks"}."""
-
-        def whole():
-            from flax import nnx
-
-            weights = {"policy": {path: jnp.zeros(shape) for path, shape in policy.items()},
-                       "masks": self.problem.mask_source.init(nnx.Rngs(0)) if with_masks else {}}
-            return make(weights)
-
-        shapes = jax.eval_shape(whole)
-        shardings = state_shardings(shapes, self.mesh)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-
-    def trained_shapes(self, stage: str) -> dict[str, tuple[int, ...]]:
-        """Of the policy's weights that a stage trains: all, or the adapters'."""
-        lora = self.lora(stage)
-        return build.weight_shapes(self.spec) if lora is None else build.adapter_shapes(self.spec, lora)
-
     def trained(self, stage: str) -> dict[str, Weights]:
         """{"policy", "masks"} as a finished stage left them: po the weights that it trains, sft the whole policy."""
-        shapes = self.trained_shapes("po") if stage == "po" else build.weight_shapes(self.spec)
-        return load_once(self.output_dir / stage / "final", self.abstract(shapes, with_masks=stage == "po"))
+        lora, masks = (self.lora("po"), self.problem.mask_source) if stage == "po" else (None, None)
+        return load_once(self.output_dir / stage / "final", build.abstract(build.trained_shapes(self.spec, lora), masks, self.mesh))
 
     def starting_policy(self) -> Weights:
         """The policy that po starts from: what sft left, else policy.path, else random weights."""
@@ -175,7 +170,8 @@ class Run:
     def start_weights(self) -> dict[str, Weights] | None:
         """{"policy", "masks"} as po found them; None if it has not begun."""
         begun = self.output_dir / "po" / "start"
-        return load_once(begun, self.abstract(build.weight_shapes(self.spec), with_masks=True)) if begun.exists() else None
+        like = build.abstract(build.weight_shapes(self.spec), self.problem.mask_source, self.mesh)
+        return load_once(begun, like) if begun.exists() else None
 
     def reference_weights(self, start: dict[str, Weights] | None = None) -> Weights:
         """reference.path, else the policy as it was when po began (start_weights, if they are at hand), else (no po here) the policy itself."""
@@ -183,7 +179,7 @@ class Run:
             return build.load_weights(self.config.reference.path, self.reference_spec, self.mesh)
         start = self.start_weights() if start is None else start
         policy = self.starting_policy() if start is None else start["policy"]
-        return policy if self.config.po.lora is None else hold_base(policy, self.config.po.lora.base)
+        return policy if self.config.po.lora is None else build.held_base(policy, self.config.po.lora.base, self.mesh)
 
     def adapted(self, start: dict[str, Weights]) -> dict[str, Weights]:
         """What po trains, when it begins: the weights themselves, or fresh adapters in the policy's place."""
@@ -201,7 +197,7 @@ class Run:
 
     # ------------------------------------------------------------ training stages
 
-    def train(self, stage: str, table: TokenTable, initial: Callable[[], dict[str, Weights]], summed_loss, reference: Weights | None,
+    def train(self, stage: str, table: TokenTable, initial: Callable[[], dict[str, Weights]], problem: Problem, reference: Weights | None,
               evaluate: Callable[[TrainState], dict[str, float]] | None = None, finish: Callable[[dict], dict] = lambda weights: weights,
               with_weights: bool = False) -> None:
         """finish: makes what is kept of the weights that were trained. with_weights: the batches carry the table's token weights."""
@@ -209,7 +205,7 @@ class Run:
         training = getattr(config, stage)
         plan = build.make_plan(config, table, training.batch_size, self.mesh, micro_steps=training.accumulation, shuffle=True)
         steps = build.count_steps(training, plan)
-        optimizer, schedule = build.make_optimizer(config, training, steps)
+        step = build.make_step(config, stage, problem, self.spec, steps, self.mesh)
         directory = self.output_dir / stage
         policy = config.checkpoint
         checkpoints = Checkpoints(
@@ -218,20 +214,15 @@ class Run:
             if stage == "po" else SavePolicy(policy.every_steps, policy.every_minutes, policy.keep),
             {"stage": stage, "seed": config.seed, "config": config.model_dump(mode="json"), "finished_stages": sorted(self.marks.all()),
              "reference": config.reference.path or "the policy when po began (po/start)"},
+            note=lambda text: say(f"{stage}: {text}"),
         )
-        like = self.abstract(self.trained_shapes(stage), with_masks=stage == "po", make=lambda w: TrainState(w, optimizer.init(w), jnp.int32(0)))
-        shardings = jax.tree.map(lambda x: x.sharding, like)
-        if checkpoints.latest_step is not None:
-            state = checkpoints.restore(like)
+        state = checkpoints.restore(step.like)
+        if state is not None:
             say(f"{stage}: continues after step {checkpoints.latest_step} of {steps}")
         else:
-            # jit copies: the state will be donated, and what it was made from must live on (the reference is the policy as it was).
-            make = jax.jit(lambda w: TrainState(jax.tree.map(jnp.copy, w), optimizer.init(w), jnp.int32(0)), out_shardings=shardings)
-            state = make(initial())
+            state = step.start(initial())
         say(f"{stage}: {len(table)} {unit}, {steps} steps of {training.batch_size}, "
             f"{len(plan.shapes)} batch shape(s), {100 * plan.real_token_share():.0f} % real tokens")
-        # The new state lies as the old one did: else the second step would be another program.
-        update = jax.jit(make_update(summed_loss, optimizer, schedule), donate_argnums=0, out_shardings=(shardings, None))
         batches = make_batches(
             table, plan, start=int(state.step), stop=steps, micro_steps=training.accumulation, process_index=jax.process_index(),
             process_count=jax.process_count(), shared=build.is_shared(config), with_weights=with_weights,
@@ -241,9 +232,10 @@ class Run:
             self.output_dir, tensorboard=logging.tensorboard, wandb=logging.wandb and logging.wandb.model_dump(), config=config.model_dump(mode="json")
         ) as log:
             state = run_training(
-                stage=stage, update=update, programs=update._cache_size, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
+                stage=stage, update=step.update, programs=step.update._cache_size, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
                 checkpoints=checkpoints, write=log.write, log_every_steps=logging.every_steps, evaluate=evaluate,
-                eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit,
+                eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit, stop=self.stop, should_stop=make_should_stop(self.stop),
+                may_skip=training.skip_nonfinite, name_rows=functools.partial(name_rows, table, plan),
             )
         save_once(directory / "final", finish(state.weights))
         self.mark(stage, began_s)
@@ -254,15 +246,16 @@ class Run:
             return
         self.check("sft")
         table = build.load_data(self.config, "sft", self.config.data.sft, "sft", self.tokenizer, self.spec)
-        self.begin("sft")
+        self.marks.check_data("sft", table.file_digests())
+        self.begin("sft", table)
         lora = self.lora("sft")
-        loss = make_sft_loss(build.make_problem(self.config, self.spec, self.spec, self.mesh, lora))
+        problem = build.make_problem(self.config, self.spec, self.spec, self.mesh, lora)
         if lora is None:
-            self.train("sft", table, lambda: {"policy": self.starting_policy(), "masks": {}}, loss, None)
+            self.train("sft", table, lambda: {"policy": self.starting_policy(), "masks": {}}, problem, None)
             return
         initial = lambda: {"policy": build.initial_adapters(self.spec, lora, self.config.seed, self.mesh), "masks": {}}  # noqa: E731
         merge = lambda weights: {"policy": merge_adapters(self.starting_policy(), weights["policy"], lora.scale), "masks": {}}  # noqa: E731
-        self.train("sft", table, initial, loss, hold_base(self.starting_policy(), self.config.sft.lora.base), finish=merge)
+        self.train("sft", table, initial, problem, build.held_base(self.starting_policy(), self.config.sft.lora.base, self.mesh), finish=merge)
 
     def po(self) -> None:
         if self.marks.finished("po"):
@@ -270,13 +263,14 @@ class Run:
             return
         self.check("po")
         table, held = self.pairs
+        self.marks.check_data("po", table.file_digests())
         if self.config.evaluation.sampled_prompts is not None and "eval" in self.config.stages and held is not None:  # not after hours of training
             build.check_room("generation.max_new_tokens", self.config.generation.max_new_tokens, held, self.spec)
         begun = self.output_dir / "po" / "start"
         if not begun.exists():
             start = {"policy": self.starting_policy(), "masks": build.initial_masks(self.config, self.problem.mask_source, self.mesh)}
             self.refuse_dead_masks(table, start)
-            self.begin("po")
+            self.begin("po", table)
             save_once(begun, start)
         start = self.start_weights()
         reference, problem = self.reference_weights(start), self.problem
@@ -287,10 +281,8 @@ class Run:
             evaluate = lambda state: scoring.mean_metrics(self.scores(held, state.weights, reference))  # noqa: E731
         elif problem.cached and not problem.adapted:
             start = reference = None  # its memory is free
-        mask = build.mask_config(self.config)
-        given = mask is not None and (mask.kind == "given" or problem.cached and self.problem.mask_source.reads_activations)
         initial = lambda: self.adapted(self.start_weights() if start is None else start)  # noqa: E731
-        self.train("po", table, initial, make_pair_loss(problem), reference, evaluate, with_weights=given)
+        self.train("po", table, initial, problem, reference, evaluate, with_weights=build.brings_weights(self.config))
 
     def with_reference(self, table: TokenTable, reference: Weights) -> TokenTable:
         """The table with what the objective needs of the reference, from the disk or computed now."""
@@ -305,7 +297,7 @@ class Run:
 
         table, found = with_reference(
             table, compute, directory=build.reference_cache_dir(self.config), key=build.reference_key(self.config, self.reference_spec, reference, table),
-            dtype=str(build.compute_dtype(self.config)), masks=self.problem.mask_source.reads_activations,
+            dtype=str(build.compute_dtype(self.config, self.mesh)), masks=self.problem.mask_source.reads_activations,
         )
         say(f"po: the reference's log-probs of {len(table)} pairs " + ("found on disk" if found else f"computed in {time.time() - began_s:.1f} s"))
         return table
@@ -339,11 +331,15 @@ class Run:
     def in_order(self, table: TokenTable, batch_size: int) -> Iterator[PairBatch]:
         """This process's part of batches [1, B, ...] that hold every row once."""
         plan, mask = build.make_plan(self.config, table, batch_size, self.mesh, shuffle=False), build.mask_config(self.config)
-        return make_batches(
+        batches = make_batches(
             table, plan, start=0, stop=plan.batches_per_epoch, micro_steps=1, process_index=jax.process_index(),
             process_count=jax.process_count(), shared=build.is_shared(self.config),
             with_weights=mask is not None and mask.kind == "given" and table.has_weights,
         )
+        for batch in batches:
+            if jax.process_count() == 1:  # of several, one alone must not leave
+                self.stop.check()
+            yield batch
 
     # ------------------------------------------------------------ what a person reads
 
@@ -385,7 +381,7 @@ class Run:
         adapters = weights["policy"] if has_po and lora is not None else None
         if adapters is not None:
             weights["policy"] = merge_adapters(self.start_weights()["policy"], adapters, lora.scale) if whole else {}
-        host = jax.device_get(jax.device_put((weights, adapters), replicated(self.mesh)))
+        host = jax.tree.map(to_host, (weights, adapters))
         if jax.process_index() == 0:
             self.write_export(path, *host, has_po, lora)
         self.mark("export", began_s)

@@ -58,7 +58,10 @@ def lines_of(path: Path) -> list[dict]:
 
 
 def weights_of(directory: Path) -> dict[str, np.ndarray]:
-    """What a stage left: policy and masks by path."""
+    """What a stage left: policy and masks by path, whatever devices wrote them."""
+    import jax
     from orbax.checkpoint import v1 as ocp
 
-    return {f"{group}/{path}": np.asarray(x) for group, weights in ocp.load(directory / "final").items() for path, x in weights.items()}
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), ocp.metadata(directory / "final").metadata)
+    return {f"{group}/{path}": np.asarray(x) for group, weights in ocp.load(directory / "final", like).items() for path, x in weights.items()}

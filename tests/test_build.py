@@ -11,6 +11,7 @@ from sparsepo_jax.config.schema import OBJECTIVES, Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.core.types import TokenMasks, TokenStats
+from sparsepo_jax.dist.mesh import make_mesh
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.train.forward import Problem, forward, pair_keys
@@ -154,12 +155,12 @@ def test_part_of_an_epoch_is_rounded_up_to_whole_steps():
 
 
 def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
-    spec = spec_from_hf(GPT2)
+    spec, mesh = spec_from_hf(GPT2), make_mesh(None, 1, 1)
     weights = split_module(Decoder(spec, rngs=nnx.Rngs(0)))[1]
     found = {}
     for dtype in ("float32", "bfloat16"):
         config = make_config(compute={"dtype": dtype})
-        graph = build.decoder_graph(spec, build.compute_dtype(config), remat=False)
+        graph = build.decoder_graph(spec, build.compute_dtype(config, mesh), remat=False)
         problem = Problem(graph, graph, build.make_mask_source(make_config(objective={"kind": "dpo"}), spec), None, 1.0, 0)
         found[dtype] = forward(problem, weights, {}, weights, random_batch(), None, training=False)[0].logp_BPT
     assert found["bfloat16"].dtype == jnp.float32
@@ -169,7 +170,6 @@ def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
 
 def test_attention_that_does_not_fit_is_refused():
     from sparsepo_jax.core.errors import UserError
-    from sparsepo_jax.dist.mesh import make_mesh
     from tiny import GEMMA2
 
     mesh = make_mesh(None, 1, 1)

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from sparsepo_jax.dist.mesh import make_mesh, make_place_head
 from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_kl
 from tolerances import TOKEN
 
@@ -114,3 +116,23 @@ def test_memory_does_not_know_the_vocabulary():
     """From 2,048 to 16,384 entries, beyond the head's own gradient. Kills: anything of size tokens x vocabulary (64 x 14,336 x 4 bytes: 3.7 MB)."""
     grown = largest_temporary(16384) - largest_temporary(2048)
     assert grown <= 2 * 4 * (16384 - 2048) * D, "at most the head's gradient and a copy of the head"
+
+
+def test_of_a_head_that_is_cut_no_device_holds_the_whole():
+    """Over 8 devices, policy and reference, forward and backward: temporaries are smaller than one head in float32. Kills: a head or its gradient that is
+    gathered as a whole."""
+    mesh = make_mesh(1, 8, 1)
+    gather, scatter = make_place_head(mesh)
+    blocks = HeadBlocks(tokens=8, vocabulary=128, gather=gather, scatter=scatter)
+    R, M, V, D = 8, 8, 4096, 64
+    place = lambda shape, *axes: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes)))  # noqa: E731
+    states, head = place((R, M, D), "fsdp"), place((V, D), None, "fsdp")
+
+    def loss(states_RMD, head_VD, ref_states_RMD, ref_head_VD):
+        label_RM = jnp.zeros((R, M), jnp.int32)
+        logp, _, kl = logprob_kl(states_RMD, head_VD, ref_states_RMD, ref_head_VD, label_RM, label_RM == 0, blocks=blocks)
+        return (logp + kl).sum()
+
+    out = states.sharding, head.sharding
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=out).lower(states, head, states, head).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * V * D

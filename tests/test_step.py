@@ -11,7 +11,7 @@ from flax import nnx
 
 from sparsepo_jax.core.tokens import log_ratio
 from sparsepo_jax.core.tree import split_module
-from sparsepo_jax.dist.mesh import make_constrain, make_constrain_head, make_mesh, put_batch
+from sparsepo_jax.dist.mesh import make_constrain, make_mesh, make_place_head, put_batch
 from sparsepo_jax.dist.rules import state_shardings
 from sparsepo_jax.losses.token_weighted import sparsepo_loss
 from sparsepo_jax.masks.activation import GROUPS
@@ -21,7 +21,7 @@ from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
 from sparsepo_jax.train.forward import Problem, response_log_ratio
 from sparsepo_jax.train.optimizer import adamw_rule, make_optimizer
-from sparsepo_jax.train.step import TrainState, make_pair_loss, make_pair_scores, make_sft_loss, make_update
+from sparsepo_jax.train.step import make_pair_loss, make_pair_scores, make_sft_loss, make_update, start_state
 from tiny import GEMMA3, GPT2, GPTJ, NEOX, packed, random_batch, random_rows
 from tolerances import GRADIENT, SHARDED, TOKEN
 
@@ -52,7 +52,7 @@ def make_problem(graph, source=None, **settings):
 
 def loss_and_gradient(problem, batch, weights, reference):
     summed = make_pair_loss(problem)
-    (loss, (metrics, _)), gradient = jax.jit(jax.value_and_grad(summed, has_aux=True))(weights, reference, batch, jnp.int32(0))
+    (loss, (metrics, *_)), gradient = jax.jit(jax.value_and_grad(summed, has_aux=True))(weights, reference, batch, jnp.int32(0))
     return loss, metrics, gradient
 
 
@@ -116,19 +116,20 @@ def run_update(mesh_shape, micro_steps, pairs=8, fillers=0, steps=2):
     rate = optax.constant_schedule(1e-3)
     optimizer = make_optimizer(adamw_rule(0.9, 0.999, 1e-2), policy_schedule=rate, policy_decay=0.0, mask_schedule=rate, mask_decay=0.01, clip_norm=1.0)
     weights = {"policy": policy, "masks": masks}
-    state = TrainState(weights, optimizer.init(weights), jnp.int32(0))
+    state = start_state(weights, optimizer)
     state = jax.device_put(state, state_shardings(state, mesh))
     reference = jax.device_put(reference, state_shardings(reference, mesh))
     batch = random_batch(pairs, rows=micro_steps * mesh_shape[0] * mesh_shape[1])
     batch = batch._replace(weight_B=(np.arange(pairs, 0, -1) > fillers).astype(np.float32))
     micro = jax.tree.map(lambda x: x.reshape(micro_steps, -1, *x.shape[1:]), batch)
-    blocks = HeadBlocks(tokens=7, vocabulary=12, shards=mesh_shape[2])
-    problem = make_problem(graph, constrain=make_constrain(mesh), constrain_head=make_constrain_head(mesh))._replace(head_blocks=blocks)
+    gather, scatter = make_place_head(mesh)
+    blocks = HeadBlocks(tokens=7, vocabulary=12, shards=mesh_shape[2], gather=gather, scatter=scatter)
+    problem = make_problem(graph, constrain=make_constrain(mesh))._replace(head_blocks=blocks)
     update = jax.jit(make_update(make_pair_loss(problem), optimizer, rate))
     all_metrics = []
     with jax.set_mesh(mesh):
         for _ in range(steps):
-            state, metrics = update(state, reference, put_batch(micro, mesh))
+            state, metrics, _ = update(state, reference, put_batch(micro, mesh))
             all_metrics.append(metrics)
     return jax.device_get(state.weights), jax.device_get(all_metrics)
 
@@ -173,7 +174,7 @@ def test_sft_averages_over_the_tokens_of_the_whole_batch():
     graph, policy, *_ = setup()
     batch = random_batch(pairs=4)
     one = packed([pair[:2] for pair in random_rows(pairs=4)])  # P = 1
-    total, (_, tokens) = make_sft_loss(make_problem(graph))({"policy": policy, "masks": {}}, None, one, jnp.int32(0))
+    total, (_, tokens, _) = make_sft_loss(make_problem(graph))({"policy": policy, "masks": {}}, None, one, jnp.int32(0))
     stats = make_pair_scores(make_problem(graph), training=False)({"policy": policy, "masks": setup()[3]}, policy, batch, jnp.int32(0))[1]
     assert tokens == one.valid_BPT.sum()
     np.testing.assert_allclose(total / tokens, -(stats.logp_BPT[:, 0].sum() / tokens), atol=TOKEN)

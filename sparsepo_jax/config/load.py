@@ -2,6 +2,8 @@
 
 The order: read the file; where an override changes a `kind`, drop the file's keys that the new kind does not have; put in the
 overrides; where a kind is wrong take the nearest, so that the rest of its mapping is checked too; validate with pydantic.
+
+A file may come from anywhere: nothing in it is executed, and its size, its depth and what its aliases stand for are bounded before any of it is built.
 """
 
 import difflib
@@ -12,20 +14,28 @@ from typing import Annotated, Any, Literal, Sequence, get_args, get_origin, get_
 
 from pydantic import Discriminator, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from sparsepo_jax.config.schema import Config, Section
 
 Keys = tuple[str, ...]
+
+MOST_BYTES = 2**18
+MOST_VALUES = 50_000  # aliases written out
+DEEPEST = 64  # mappings and lists within each other
+MOST_MISTAKES = 100  # that are explained
+MOST_BITS = 1000  # of a whole number
+LONGEST_SHOWN = 60  # characters of a key or a value in a message
 
 
 class ConfigError(Exception):
     """A configuration that cannot be run: `lines` holds one mistake a line."""
 
     def __init__(self, lines: Sequence[str]):
-        super().__init__("\n".join(lines))
-        self.lines = list(lines)
+        self.lines = ["".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line) for line in lines]
+        super().__init__("\n".join(self.lines))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
@@ -43,7 +53,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(mistakes + [line for item in error.errors() for line in _explain(item)]) from None
+        found = error.errors()
+        more = [f"and {len(found) - MOST_MISTAKES} more mistakes"] if len(found) > MOST_MISTAKES else []
+        raise ConfigError(mistakes + [line for item in found[:MOST_MISTAKES] for line in _explain(item)] + more) from None
     if mistakes:
         raise ConfigError(mistakes)
     return config, notes
@@ -72,11 +84,63 @@ def json_schema() -> dict[str, Any]:
 # ---------------------------------------------------------------- YAML
 
 
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")}
+
+
 class _Constructor(SafeConstructor):
-    """YAML 1.2 has no dates: 2024-01-01 is a string."""
+    """Text, numbers, booleans, null, lists and mappings with text as keys; nothing else, whatever its tag. YAML 1.2 has no dates: 2024-01-01 is a string."""
+
+    def construct_document(self, node: Node) -> Any:
+        if _measure(node, {})[0] > MOST_VALUES:
+            raise _refused(node, f"more than {MOST_VALUES} values, aliases written out: leave out what is not of the config")
+        return super().construct_document(node)
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        try:
+            made = super().construct_object(node, deep)
+            if isinstance(made, int) and made.bit_length() > MOST_BITS:
+                raise ValueError
+            if isinstance(made, str):  # JSON writes a character beyond the 65,536th as two escapes, the halves of a surrogate pair
+                made = made.encode("utf-16", "surrogatepass").decode("utf-16")
+            return made
+        except (ValueError, KeyError):  # ours, or of Python's constructors: a tag that does not fit, a number of thousands of digits, half a pair
+            raise _refused(node, f"{_shown(node.value)} cannot be read as {node.tag.rpartition(':')[2]}") from None
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
+def _refused(node: Node, problem: str) -> ConstructorError:
+    return ConstructorError(None, None, problem, node.start_mark)
+
+
+def _measure(node: Node, seen: dict[Node, tuple[int, int] | None]) -> tuple[int, int]:
+    """(values, depth) of a node with its aliases written out, in time of what is written. `seen`: those of nodes; None while within one.
+
+    Ten lines of ten aliases each stand for 10^10 values: building them is cheap, printing one is not.
+    """
+    if node in seen:
+        if seen[node] is None:
+            raise _refused(node, "an alias to what it lies in")
+        return seen[node]
+    seen[node] = None
+    if node.tag not in _PLAIN_TAGS:
+        raise _refused(node, f"{node.tag}: only text, numbers, true, false, null, lists and mappings, without tags")
+    size, depth = 1, 0
+    if not isinstance(node, ScalarNode):
+        below = node.value
+        if isinstance(node, MappingNode):
+            for key, _ in node.value:
+                if not isinstance(key, ScalarNode) or key.tag.rpartition(":")[2] not in ("str", "timestamp", "merge", "value"):
+                    raise _refused(key, f"expected text as key, got {_shown(key.value) if isinstance(key, ScalarNode) else 'a list or mapping'}: quote it")
+            below = [value for _, value in node.value]
+        measures = [_measure(child, seen) for child in below]
+        size += sum(size for size, _ in measures)
+        depth = 1 + max((depth for _, depth in measures), default=0)
+        if depth > DEEPEST:
+            raise _refused(node, f"lists and mappings lie within each other more than {DEEPEST} deep")
+    seen[node] = size, depth
+    return seen[node]
 
 
 def _yaml() -> YAML:
@@ -86,16 +150,37 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _read(path: Path) -> dict[Any, Any]:
+class _NotYaml(Exception):
+    """Text that cannot be read, the line (from 1) if it is known, and why."""
+
+    def __init__(self, line: int | None, problem: str):
+        self.line, self.problem = line, problem
+
+
+def _parse(text: str) -> Any:
     try:
-        data = _yaml().load(path.read_text(encoding="utf-8"))
+        return _yaml().load(text)
+    except RecursionError:
+        raise _NotYaml(None, f"lists and mappings lie within each other more than {DEEPEST} deep") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = " ".join((getattr(error, "problem", None) or str(error)).split())
+        raise _NotYaml(mark.line + 1 if mark else None, problem[:300]) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigError([f"{path}: more than {MOST_BYTES} bytes: is it a config?"])
+        data = _parse(content.decode())
     except OSError as error:
         raise ConfigError([f"cannot read {path}: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
-        raise ConfigError([f"{path}: not UTF-8: {error}"]) from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise ConfigError([f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())]) from None
+        raise ConfigError([f"{path}: not UTF-8: {error.reason} at byte {error.start + 1}"]) from None
+    except _NotYaml as error:
+        raise ConfigError([error.problem if error.line is None else f"line {error.line}: {error.problem}"]) from None
     if not isinstance(data, dict):
         raise ConfigError([f"line 1: expected a mapping of sections (stages: ..., policy: ...), got {_shown(data)}"])
     return data
@@ -107,14 +192,13 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[dict[Keys, Any], list[st
     for override in overrides:
         dotted, equals, text = override.partition("=")
         keys = tuple(dotted.split("."))
-        if not equals or not all(keys):
-            mistakes.append(f"{override}: expected section.field=value")
+        if not equals or not all(keys) or not dotted.isprintable() or len(keys) > DEEPEST:
+            mistakes.append(f"{_cut(override)}: expected section.field=value")
             continue
         try:
-            changes[keys] = _yaml().load(text)
-        except YAMLError as error:
-            reason = getattr(error, "problem", None) or "unreadable"
-            mistakes.append(f"{dotted}: {text!r} is not YAML ({reason}); quote it to give a string")
+            changes[keys] = _parse(text)
+        except _NotYaml as error:
+            mistakes.append(f"{_dotted(keys)}: {_shown(text)} is not YAML ({error.problem}); quote it to give a string")
     return changes, mistakes
 
 
@@ -132,7 +216,7 @@ def _with(node: Any, keys: Keys, value: Any, above: Keys = ()) -> Any:
         raise ConfigError([f"{place} is {_shown(node)}, not a mapping"])
     if not key.isdecimal():
         raise ConfigError([f"{place} is a list: give an index, as in {_dotted((*above, '0', *keys))}"])
-    if int(key) > len(node):
+    if len(key) > 9 or int(key) > len(node):
         raise ConfigError([f"{place} has {len(node)} entries, so the highest index is {len(node)}, which appends"])
     entries = node + [None] * (int(key) == len(node))
     entries[int(key)] = _with(entries[int(key)], rest, value, here)
@@ -292,13 +376,16 @@ def _not_one_of(value: Any, names: Any) -> str:
 
 
 def _by_likeness(name: str, names: Any) -> list[str]:
-    return difflib.get_close_matches(name, list(names), n=len(names), cutoff=0.0)
+    return difflib.get_close_matches(name[:LONGEST_SHOWN], list(names), n=len(names), cutoff=0.0)
 
 
 def _shown(value: Any) -> str:
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return _cut("null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
 
 
 def _dotted(keys: Keys) -> str:
-    return ".".join(str(key) for key in keys)
+    return ".".join(_cut(str(key)) for key in keys)

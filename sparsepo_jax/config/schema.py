@@ -4,15 +4,31 @@ Pydantic models, frozen and closed (unknown keys are errors), tagged by `kind` w
 `--check` and configuration errors must not wait for it. Descriptions are what `--schema` hands to editors.
 """
 
+import math
 import re
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Natural = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _finite(mapping: dict[str, Any]) -> dict[str, Any]:
+    """Refuses numbers that JSON does not have, wherever they lie."""
+    left: list[tuple[str, Any]] = list(mapping.items())
+    while left:
+        name, value = left.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}: expected a finite number, got {value}")
+        left += value.items() if isinstance(value, dict) else ((name, item) for item in value) if isinstance(value, list) else ()
+    return mapping
+
+
+Json = Annotated[dict[str, Any], AfterValidator(_finite)]
 
 
 class Section(BaseModel):
@@ -35,7 +51,7 @@ def tagged(default: str, **kinds: type[Section]):
 class Policy(Section):
     path: str | None = None
     """A Hugging Face directory or Hub id to start from (config.json and safetensors)."""
-    config: dict[str, Any] | None = None
+    config: Json | None = None
     """The content of a config.json, inline: a model of this shape is made from scratch. `vocab_size` may be left out: the tokenizer's. Beside
     `path`: the shape that the checkpoint must have, so that --check knows it without the checkpoint."""
 
@@ -68,7 +84,7 @@ class ByteTokenizer(Section):
 
 class BpeTokenizer(Section):
     kind: Literal["bpe"]
-    vocab_size: Annotated[int, Field(ge=258)] = 8192
+    vocab_size: Annotated[int, Field(ge=258, lt=2**31)] = 8192
     """Entries, the special token included; byte-level, so no text is out of vocabulary."""
     max_rows: Positive | None = None
     """Learn from the first so many rows only (time)."""
@@ -102,7 +118,7 @@ class FileSource(Section):
 class ReviewsSource(Section):
     kind: Literal["reviews"]
     rows: Positive = 2048
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
     """Rows of another seed are other reviews; seed and rows fix them."""
     weight: Annotated[float, Field(gt=0)] = 1.0
 
@@ -113,7 +129,7 @@ Source = tagged("file", file=FileSource, reviews=ReviewsSource)
 class Holdout(Section):
     share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the prompts of data.train that are kept out of training and used, with data.eval, for evaluation."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
 
 
 class Data(Section):
@@ -121,7 +137,7 @@ class Data(Section):
     train: list[Source] = []
     eval: list[Source] = []
     holdout: Holdout | None = None
-    max_length: Annotated[int, Field(ge=2)] | None = None
+    max_length: Annotated[int, Field(ge=2, lt=2**31)] | None = None
     """Longest prompt + response, tokens. None: the smaller of 2048 and the model's positions."""
     max_prompt_length: Positive | None = None
     """Longest prompt, tokens; its end is kept. None: half of max_length."""
@@ -129,7 +145,7 @@ class Data(Section):
     """Put between prompt and response (text rows); it counts as prompt."""
     template: Literal["none", "chat", "paper"] = "none"
     """For message lists: the tokenizer's chat template, or the paper's <|user|>/<|assistant|> turns. `none` takes the one that exists."""
-    template_arguments: dict[str, Any] = {}
+    template_arguments: Json = {}
     """Passed to the chat template (e.g. enable_thinking: false)."""
     add_bos: bool | None = None
     """A BOS token before text prompts. None: if the tokenizer has one."""
@@ -373,7 +389,7 @@ class Schedule(Section):
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_share: Rate | None = None
     """Share of all steps; excludes warmup_steps. None and None: 0.1."""
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmup_steps: Natural | None = None
     end: Share = 0.0
     """Where cosine and linear end, as a share of the peak."""
 
@@ -419,6 +435,8 @@ class Training(Section):
     schedule: Schedule = Schedule()
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global norm of the gradient, policy and masks together."""
+    skip_nonfinite: Natural = 0
+    """Leave out at most so many updates whose loss or gradient is not finite, before the stage stops with the rows' names."""
     lora: Lora | None = None
     """Train adapters instead of the weights. po: the reference is the policy without them. sft: they are merged when it ends."""
 
@@ -470,6 +488,8 @@ class Mesh(Section):
     """None (at most one axis): what the devices leave."""
     fsdp: Positive | None = 1
     tensor: Positive | None = 1
+    slices: Positive | None = None
+    """Groups of devices with a fast network of their own (TPU slices): `data` is cut over them first, then `fsdp`. None: as the devices say."""
 
     @model_validator(mode="after")
     def _one_free(self):
@@ -504,6 +524,9 @@ class Compute(Section):
     mesh: Mesh = Mesh()
     compile_cache: str | None = None
     """Directory of compiled programs. None: sparsepo_jax in the user's cache directory."""
+    distributed: bool | None = None
+    """Whether this process is one of several that make one run. None: if JAX_COORDINATOR_ADDRESS is set, in a Slurm step of several tasks, or if
+    TPU_WORKER_HOSTNAMES names several. true: find the others as jax.distributed does (Cloud TPU, GKE, Slurm, MPI)."""
 
 
 class Best(Section):
@@ -556,7 +579,7 @@ def _needs_reference(objective: Any) -> str | None:
 class Config(Section):
     stages: Annotated[list[Literal["inspect", "sft", "po", "score", "eval", "generate", "report", "export"]], Field(min_length=1)]
     output_dir: str
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Natural = 0
     policy: Policy = Policy()
     reference: Reference = Reference()
     tokenizer: Tokenizer = AutoTokenizer()
@@ -571,6 +594,13 @@ class Config(Section):
     logging: Logging = Logging()
     report: Report = Report()
     export: Export = Export()
+
+    @field_validator("output_dir")
+    @classmethod
+    def _can_be_made(cls, path: str) -> str:
+        if "\0" in path:
+            raise ValueError(f"no directory can have this name: {path!r:.60}")
+        return path
 
     @model_validator(mode="after")
     def _stages_fit(self):

@@ -21,7 +21,6 @@ characters of the response), R_decisive (spans [[start, end], ...]) and R_chance
 `tools` goes to the chat template. Other columns are ignored, and a null is an absent column.
 """
 
-import math
 import os.path
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +33,8 @@ Kind = Literal["pairs", "sft"]
 Messages = list[dict[str, Any]]
 Render = Callable[[Messages, list | None, bool], str]
 """(messages, tools, whether a generation prompt follows) -> text."""
+
+LARGEST_ID, LARGEST_WEIGHT = 2**31 - 1, 3.4e38  # int32 and float32 hold them
 
 RESPONSES = {"pairs": ("chosen", "rejected"), "sft": ("completion",)}
 
@@ -81,6 +82,10 @@ def make_render(tokenizer, template: Literal["none", "chat", "paper"], template_
 
 
 def _paper_text(messages: Messages, tools: list | None, generate: bool) -> str:
+    for message in messages:
+        if not isinstance(message.get("content"), str):
+            kind = type(message.get("content")).__name__
+            raise BadRow(f"the paper's template takes messages of text, but one of {message['role']!r} has {kind}: take a tokenizer with a chat template")
     turns = [f"<|{message['role']}|>\n{message['content']}" for message in messages]
     return "\n".join(turns + ["<|assistant|>\n"] if generate else turns)
 
@@ -102,7 +107,7 @@ def parse_row(row: dict[str, Any], kind: Kind, render: Render, eos: str | None) 
     values = tuple(row[name] for name in names)
     if all(isinstance(value, str) for value in values) and isinstance(row.get("prompt", ""), str):
         prompt, responses = (row["prompt"], values) if "prompt" in row else _split_texts(values)
-        return Example(_text(prompt, "prompt"), tuple(_response(r, name) for r, name in zip(responses, names)), annotations)
+        return Example(_text(prompt, "prompt"), tuple(map(_response, responses, names, annotations)), annotations)
     if any(isinstance(value, list) for value in (*values, row.get("prompt"))):
         turns = tuple(_messages(value, name) for value, name in zip(values, names))
         prompt, turns = (_messages(row["prompt"], "prompt", "user"), turns) if "prompt" in row else _split_messages(turns)
@@ -124,7 +129,7 @@ def _one_column(row, annotations, render, eos) -> Example:
             raise BadRow(f"the last of messages must be of the assistant, not of {messages[-1]['role']!r}")
         return _templated(messages[:-1], (messages[-1:],), ("messages",), annotations, row, render, eos)
     if "text" in row:
-        return Example(None, (_response(row["text"], "text"),), annotations)
+        return Example(None, (_response(row["text"], "text", *annotations),), annotations)
     raise BadRow(f"no prompt and completion, messages, text or input_ids; the row has: {', '.join(row) or 'nothing'}")
 
 
@@ -173,15 +178,17 @@ def _templated(prompt: Messages, responses, names, annotations, row, render: Ren
     try:
         start = render(prompt, tools, True)
         wholes = [render(prompt + turns, tools, False) for turns in responses]
+    except BadRow:
+        raise
     except Exception as error:  # a template is a program that the tokenizer brings: it raises what it likes
         raise BadRow(f"the chat template refuses these messages ({one_line(error)})") from None
     texts = []
-    for whole, name in zip(wholes, names):
+    for whole, name, annotation in zip(wholes, names, annotations):
         if not whole.startswith(start):
             raise BadRow(f"the chat template does not write prompt + {name} as a continuation of the prompt with its generation prompt")
         if eos and whole.rstrip().endswith(eos):
             whole = whole.rstrip()
-        texts.append(_response(whole[len(start) :], name))
+        texts.append(_response(whole[len(start) :], name, annotation))
     return Example(_text(start, "prompt"), tuple(texts), annotations, templated=True)
 
 
@@ -210,9 +217,13 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _response(value: Any, name: str) -> str:
+def _response(value: Any, name: str, annotation: Annotation) -> str:
     if not _text(value, name).strip():
         raise BadRow(f"{name} is empty")
+    for spans in (annotation.weights, annotation.decisive, annotation.chance):
+        past = next((span[:2] for span in spans or () if isinstance(span, list) and span[1] > len(value)), None)
+        if past is not None:
+            raise BadRow(f"the span {past} ends past the text of {name}, which has {len(value)} characters")
     return value
 
 
@@ -222,6 +233,9 @@ def _ids(row: dict[str, Any], name: str) -> list[int]:
     ids = row[name]
     if not isinstance(ids, list) or not all(type(i) is int for i in ids):
         raise BadRow(f"{name} must be a list of whole numbers")
+    outside = next((i for i in ids if not 0 <= i <= LARGEST_ID), None)
+    if outside is not None:
+        raise BadRow(f"{name}: {outside} is no token id (0 to {LARGEST_ID})")
     if not ids:
         raise BadRow(f"{name} is empty" + (": the first response token would have nothing before it" if name == "prompt_ids" else ""))
     return ids
@@ -234,11 +248,13 @@ def _annotation(row: dict[str, Any], name: str) -> Annotation:
     decisive, chance = row.get(f"{name}_decisive"), row.get(f"{name}_chance")
     if not (decisive is None or _is_spans(decisive, 2)) or not (chance is None or _is_spans(chance, 3)):
         raise BadRow(f"{name}_decisive must be spans [[start, end], ...], and {name}_chance [[start, end, probability], ...]")
+    if chance is not None and not all(0 <= probability <= 1 for *_, probability in chance):
+        raise BadRow(f"{name}_chance must be probabilities, 0 to 1")
     return Annotation(weights, decisive, chance)
 
 
 def _is_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+    return isinstance(values, list) and all(type(v) in (int, float) and abs(v) <= LARGEST_WEIGHT for v in values)
 
 
 def _is_spans(spans: Any, width: int) -> bool:
@@ -246,11 +262,11 @@ def _is_spans(spans: Any, width: int) -> bool:
 
 
 def row_texts(row: dict[str, Any]) -> list[str]:
-    """Every text of a row that tokenisation may meet, for training a tokenizer."""
+    """Every text of a row that tokenisation may meet, for training a tokenizer. BadRow if one is no Unicode."""
     texts = []
     for name in ("prompt", "chosen", "rejected", "completion", "messages", "text"):
         value = row.get(name)
         turns = value if isinstance(value, list) else [value]
         contents = [turn.get("content") if isinstance(turn, dict) else turn for turn in turns]
-        texts += [content for content in contents if isinstance(content, str) and content]
+        texts += [_text(content, name) for content in contents if isinstance(content, str) and content]
     return texts

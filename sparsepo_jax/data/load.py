@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from sparsepo_jax.data.tokenize import Limits, TokenRow, tokenize
 
 VERSION = 1  # of what is kept: raise it when tokenisation changes
 ROWS_AT_A_TIME = 2000
+# What reading an .npz file raises that is torn, altered or none; pickled objects, which are never loaded, are a ValueError.
+NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 BadRows = list[tuple[int, str]]
 """(line, what is wrong) of each."""
 
@@ -96,6 +99,8 @@ def _tokenize_source(source: Source, kind: Kind, tokenizer, limits: Limits, rend
                 lines.append(row.line)
             except BadRow as fault:
                 bad.append((row.line, str(fault)))
+            except RecursionError:  # of Python's own: what is compared or shown lies too deep
+                bad.append((row.line, "its values lie within each other too deep"))
         for line, found in zip(lines, tokenize(examples, tokenizer, limits, **text_settings), strict=True):
             if isinstance(found, BadRow):
                 bad.append((line, str(found)))
@@ -142,7 +147,7 @@ def _read(path: Path) -> tuple[TokenTable, BadRows] | None:
     try:
         with np.load(path) as arrays:
             return table_from_arrays(arrays), [(line, problem) for line, problem in json.loads(str(arrays["bad_rows"]))]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except NOT_WHOLE:
         return None
 
 
@@ -171,7 +176,10 @@ def read_texts(sources: Sequence[Any], *, on_bad_row: str) -> Iterator[str]:
     for configured in sources:
         source = open_source(configured)
         for row in source.rows():
-            if not isinstance(row.content, BadRow):
+            try:
+                if isinstance(row.content, BadRow):
+                    raise row.content
                 yield from row_texts(row.content)
-            elif on_bad_row != "skip":
-                raise UserError(f"{source.name}:{row.line}: {row.content}; mend it, or leave such rows out with data.on_bad_row=skip")
+            except BadRow as fault:
+                if on_bad_row != "skip":
+                    raise UserError(f"{source.name}:{row.line}: {fault}; mend it, or leave such rows out with data.on_bad_row=skip") from None

@@ -8,17 +8,22 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sparsepo_jax.core.errors import UserError
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_LONGEST_MESSAGE = 400  # characters
 
 
 class BadRow(Exception):
-    """What is wrong with a row, in words. Where it stands is known to whoever reads."""
+    """What is wrong with a row, in words, on one line whatever the row holds. Where it stands is known to whoever reads."""
+
+    def __init__(self, problem: str):
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in problem[: _LONGEST_MESSAGE + 1])
+        super().__init__(shown if len(shown) <= _LONGEST_MESSAGE else shown[: _LONGEST_MESSAGE - 3] + "...")
 
 
 class Row(NamedTuple):
@@ -87,11 +92,19 @@ def _open_file(path: str) -> tuple[str, Callable[[], Iterator[Row]]]:
     suffix = next((s for s in _SUFFIXES if path.lower().endswith(s)), None)
     if suffix is None:
         raise UserError(f"{path}: cannot tell its format; expected a file ending in {', '.join(_SUFFIXES)}")
-    digest = hashlib.sha256(suffix.encode())
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest(), lambda: _parquet_rows(path) if suffix == ".parquet" else _json_rows(path, suffix)
+    return _digest([path], suffix), lambda: _parquet_rows(path) if suffix == ".parquet" else _json_rows(path, suffix)
+
+
+def _digest(paths: Iterable[str], beginning: str) -> str:
+    digest = hashlib.sha256(beginning.encode())
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
 
 
 def _json_rows(path: str, suffix: str) -> Iterator[Row]:
@@ -101,19 +114,20 @@ def _json_rows(path: str, suffix: str) -> Iterator[Row]:
             if suffix in (".json", ".json.gz"):
                 content = file.read().removeprefix(codecs.BOM_UTF8)
                 is_list = content.lstrip()[:1] == b"["
-                yield from _list_rows(content) if is_list else _line_rows(io.BytesIO(content))
+                yield from _list_rows(path, content) if is_list else _line_rows(io.BytesIO(content))
             else:
                 yield from _line_rows(file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _list_rows(content: bytes) -> Iterator[Row]:
+def _list_rows(path: str, content: bytes) -> Iterator[Row]:
     try:
-        rows = json.loads(content.decode())
-    except (ValueError, RecursionError) as error:
-        yield Row(_line_of(error), _not_json(error))
-        return
+        rows = _from_json(content)
+    except (ValueError, RecursionError, BadRow) as error:  # how many rows are lost nobody knows: they cannot be left out
+        raise UserError(f"{path}:{_line_of(error)}: {_not_json(error)}; mend the file, or write it as .jsonl, a row a line") from None
     for number, row in enumerate(rows, 1):
         yield Row(number, _object(row))
 
@@ -126,9 +140,22 @@ def _line_rows(lines) -> Iterator[Row]:
         if not line:
             continue
         try:
-            yield Row(number, _object(json.loads(line.decode())))
-        except (ValueError, RecursionError) as error:
-            yield Row(number, _not_json(error))
+            content = _object(_from_json(line))
+        except (ValueError, RecursionError, BadRow) as error:
+            content = _not_json(error)
+        yield Row(number, content)
+
+
+def _from_json(content: bytes) -> Any:
+    return json.loads(content.decode(), object_pairs_hook=_object_of)
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # JSON leaves open which of the values counts
+        names = [name for name, _ in pairs]
+        raise BadRow(f"no JSON (the key {next(name for name in names if names.count(name) > 1)!r} stands there twice)")
+    return found
 
 
 def _line_of(error: Exception) -> int:
@@ -138,6 +165,8 @@ def _line_of(error: Exception) -> int:
 
 
 def _not_json(error: Exception) -> BadRow:
+    if isinstance(error, BadRow):
+        return error
     if isinstance(error, UnicodeDecodeError):
         return BadRow(f"invalid UTF-8 (byte {error.object[error.start]:#04x} at byte {error.start + 1})")
     if isinstance(error, json.JSONDecodeError):
@@ -155,23 +184,35 @@ def _parquet_rows(path: str) -> Iterator[Row]:
 
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise UserError(f"{path}: two columns have one name; the columns are: {BadRow(', '.join(names))}")
+        for batch in file.iter_batches(batch_size=1024):
             for row in _arrow_rows(batch):
                 number += 1
                 yield Row(number, row)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path}: not a readable parquet file ({error})") from None
+        if number != file.metadata.num_rows:
+            raise UserError(f"{path}: not a whole parquet file (it says that it has {file.metadata.num_rows} rows, and has {number})")
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({one_line(error)})") from None
 
 
 def _arrow_rows(batch) -> Iterator[dict[str, Any] | BadRow]:
     try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:  # arrow does not check UTF-8 when it reads: find the rows that are to blame
-        for i in range(batch.num_rows):
-            try:
-                yield batch.slice(i, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
-                yield _not_json(error)
+        rows = batch.to_pylist()
+    except Exception:  # arrow checks neither UTF-8 when it reads nor whether Python has such a date: find the rows that are to blame
+        rows = [_arrow_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
+    yield from rows
+
+
+def _arrow_row(batch) -> dict[str, Any] | BadRow:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return _not_json(error)
+    except Exception as error:
+        return BadRow(f"Python cannot hold a value of this row ({one_line(error)})")
 
 
 def _open_dataset(path: str, split: str, subset: str | None) -> tuple[str, Callable[[], Iterator[Row]]]:
@@ -195,7 +236,21 @@ def _open_dataset(path: str, split: str, subset: str | None) -> tuple[str, Calla
         raise
     except Exception as error:  # whatever `datasets` raises (it has no common base) is about the user's path, split or subset
         raise UserError(f"{path}: `datasets` cannot read it ({one_line(error)})") from None
-    return data._fingerprint, lambda: map(Row, range(1, len(data) + 1), data)
+    # What a directory says of itself is no proof: its rows count.
+    fingerprint = _digest([file["filename"] for file in data.cache_files], f"{data._fingerprint} {split}")
+    return fingerprint, lambda: _dataset_rows(data)
+
+
+def _dataset_rows(data) -> Iterator[Row]:
+    done = 0
+    while done < len(data):
+        try:
+            for row in data.skip(done) if done else data:
+                done += 1
+                yield Row(done, row)
+        except Exception as error:  # decoding a value (an image, a date, text that is no UTF-8) raises what it likes
+            done += 1
+            yield Row(done, BadRow(f"`datasets` cannot decode this row ({one_line(error)})"))
 
 
 def _require_hub(path: str) -> None:
@@ -215,4 +270,4 @@ def _require_hub(path: str) -> None:
 
 def one_line(error: Exception) -> str:
     """The first line of what a library says, so that our message stays one line."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return str(BadRow(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)))

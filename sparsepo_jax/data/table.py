@@ -1,5 +1,6 @@
 """Tokenised rows as columns: what tokenisation makes, the cache keeps and batching reads."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -132,6 +133,19 @@ class TokenTable:
     def origin(self, i: int) -> str:
         """file:line of row i, counted from 1 (the number of the row where the source has no lines)."""
         return f"{self.files[self.file_N[i]]}:{self.line_N[i]}"
+
+    def digest(self) -> str:
+        """A hash of all tokens."""
+        digest = hashlib.sha256()
+        for part in (self.prompts, self.responses):
+            for x in (part.flat, part.starts):
+                digest.update(np.ascontiguousarray(x).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def file_digests(self) -> dict[str, str]:
+        """A hash of the tokens that came from each file."""
+        return {name: self.take(np.flatnonzero(np.isin(self.file_N, [n for n, other in enumerate(self.files) if other == name]))).digest()
+                for name in dict.fromkeys(self.files)}
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "TokenTable":
         """These rows, in this order."""

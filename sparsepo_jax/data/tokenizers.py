@@ -12,7 +12,8 @@ def load_tokenizer(path: str):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        # Unless it is told, transformers asks on stdin whether to run the code of the directory.
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen types; all mean that it cannot be had
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{path}: no Hugging Face tokenizer to be had there ({first})") from None

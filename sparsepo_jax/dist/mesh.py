@@ -1,7 +1,11 @@
 """The device mesh: `data` (pairs), `fsdp` (pairs, and weights cut along the same axis), `tensor` (heads, MLP and vocabulary cut)."""
 
+import math
+from collections.abc import Sequence
+
 import jax
 import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -9,17 +13,46 @@ from sparsepo_jax.core.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 PAIRS = PartitionSpec(("data", "fsdp"))
+LARGE = 2**30  # bytes
 
 
-def make_mesh(data: int | None, fsdp: int | None, tensor: int | None) -> Mesh:
-    """A mesh over all devices; one axis may be None: what the others leave. Raises UserError if they do not fit the devices."""
-    sizes, count = [data, fsdp, tensor], jax.device_count()
-    known = int(np.prod([size for size in sizes if size]))
-    sizes = [size or count // known for size in sizes]
-    if int(np.prod(sizes)) != count:
-        asked = ", ".join(f"{axis}={size if size else 'free'}" for axis, size in zip(AXES, (data, fsdp, tensor), strict=True))
-        raise UserError(f"compute.mesh: {asked} does not fit {count} device(s): the product must be {count}; leave one axis null")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+def make_mesh(
+    data: int | None, fsdp: int | None, tensor: int | None, slices: int | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over all devices, or these; one axis may be None: what the others leave.
+
+    slices: groups of devices with a fast network of their own, None: as the devices say. Between slices the network is slow: `data`, whose only
+    traffic is one sum of gradients a step, is cut over them first, `fsdp` over what is left, `tensor` never. Raises UserError if the axes do not fit
+    the devices or their slices.
+    """
+    devices = jax.devices() if devices is None else devices
+    asked, count = (data, fsdp, tensor), len(devices)
+    sizes = tuple(size or count // math.prod(size for size in asked if size) for size in asked)
+    if math.prod(sizes) != count:
+        said = ", ".join(f"{axis}={size if size else 'free'}" for axis, size in zip(AXES, asked, strict=True))
+        raise UserError(f"compute.mesh: {said} does not fit {count} device(s): the product must be {count}; leave one axis null")
+    return Mesh(grid_of(sizes, slices, devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def grid_of(sizes: tuple[int, ...], slices: int | None, devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices by their places on the three axes; see make_mesh."""
+    there = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices not in (None, there):
+        raise UserError(f"compute.mesh.slices: {slices}, but these {len(devices)} device(s) are {there} slice(s); leave it null")
+    of_data = math.gcd(there, sizes[0])
+    of_fsdp = there // of_data
+    if sizes[1] % of_fsdp:
+        raise UserError(f"compute.mesh: data={sizes[0]} x fsdp={sizes[1]} cannot be cut over {there} slices, and tensor must not be; "
+                        f"take a multiple of {there} for data")
+    if there == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    within = sizes[0] // of_data, sizes[1] // of_fsdp, sizes[2]
+    return mesh_utils.create_hybrid_device_mesh(within, (of_data, of_fsdp, 1), devices, allow_split_physical_axes=True)
+
+
+def platform_of(mesh: Mesh) -> str:
+    """cpu, gpu or tpu: of the mesh's devices, which need not be here."""
+    return mesh.devices.flat[0].platform
 
 
 def pair_shards(mesh: Mesh) -> int:
@@ -46,14 +79,31 @@ def make_constrain(mesh: Mesh):
     return constrain
 
 
-def make_constrain_head(mesh: Mesh):
-    """Gathers a head matrix [vocabulary, width] over `fsdp` once, before it is read part by part."""
-    sharding = NamedSharding(mesh, PartitionSpec("tensor", None))
+def make_place_head(mesh: Mesh):
+    """(gather, scatter) of heads [shards, vocabulary, width], or parts of their vocabulary: over `fsdp` the width is whole where a part is read, and cut
+    where it is kept. What an axis does not divide stays whole."""
 
-    def constrain(head_VD: Array) -> Array:
-        return jax.lax.with_sharding_constraint(head_VD, sharding) if head_VD.shape[0] % mesh.shape["tensor"] == 0 else head_VD
+    def placed(x_KVD: Array, width: str | None) -> Array:
+        axes = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(("tensor", None, width), x_KVD.shape, strict=True)]
+        return jax.lax.with_sharding_constraint(x_KVD, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    return constrain
+    # First as it is kept: else the whole head is gathered, before the part is taken.
+    return (lambda x_KVD: placed(placed(x_KVD, "fsdp"), None)), (lambda x_KVD: placed(x_KVD, "fsdp"))
+
+
+def lay(x: np.ndarray | Array, sharding: NamedSharding) -> Array:
+    """An array that every process has whole, laid over all of them: each puts what lies on its own devices."""
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+
+def to_host(x: Array) -> np.ndarray:
+    """The whole of an array, wherever its parts lie, in every process. What is large comes layer by layer: it need not fit one device."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    if x.ndim > 1 and x.nbytes > LARGE:
+        return np.stack([to_host(part) for part in x])
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def put_batch(batch, mesh: Mesh):

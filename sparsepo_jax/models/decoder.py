@@ -27,6 +27,7 @@ from sparsepo_jax.ops.attention import Given, Packed, attention
 from sparsepo_jax.ops.logprob_kl import soft_cap
 
 Tap = Callable[[str, Array], Array | None]
+TILE = 128  # columns that a TPU multiplies at a time, whether they are there or not
 
 
 class Hooks(NamedTuple):
@@ -204,13 +205,15 @@ class Decoder(nnx.Module):
         if spec.head_bias:
             self.head_bias = nnx.Param(jnp.zeros(spec.vocab_size))
 
-    def head_inputs(self, states: Float[Array, "... D"]) -> tuple[Float[Array, "... D"], Float[Array, "V D"]]:
+    def head_inputs(self, states: Float[Array, "... D"]) -> tuple[Float[Array, "... W"], Float[Array, "V W"]]:
         """(x, W) with logits = x W^T, before any softcap: the final states, and the token embedding where the head is tied. A head's bias is a column of W that
-        meets a constant 1 in x. W is float32."""
+        meets a constant 1 in x, followed by zeros up to a multiple of TILE: an odd width could not be cut over devices. W is float32."""
         head_VD = (self.embed if self.spec.tied_head else self.head).embedding[...]
         if not self.spec.head_bias:
             return states, head_VD
-        return jnp.concatenate([states, jnp.ones_like(states[..., :1])], axis=-1), jnp.concatenate([head_VD, self.head_bias[...][:, None]], axis=1)
+        last = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -(self.spec.width + 1) % TILE)])  # noqa: E731
+        ones, bias_V1 = jnp.ones_like(states[..., :1]), self.head_bias[...][:, None]
+        return jnp.concatenate([states, last(ones)], axis=-1), jnp.concatenate([head_VD, last(bias_V1)], axis=1)
 
     def __call__(
         self,

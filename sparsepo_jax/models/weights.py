@@ -5,6 +5,7 @@ layer. Errors are collected: a checkpoint with three wrong tensors is told so on
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,7 +255,7 @@ class SafeTensors:
     def __init__(self, directory: Path):
         index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
         if index.exists():
-            names = set(json.loads(index.read_text())["weight_map"].values())
+            names = _shards(index)
         elif single.exists():
             names = {single.name}
         else:
@@ -266,6 +267,9 @@ class SafeTensors:
                 raise UserError(f"{directory}: {path.name}, named by the index, is missing: download or copy it")
             with _opened(path) as file:
                 self._files[path] = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        twice = sorted(name for name, count in Counter(name for shapes in self._files.values() for name in shapes).items() if count > 1)
+        if twice:
+            raise UserError(f"{directory}: {', '.join(twice[:3])} in two files: keep the files that the index names")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: shape for shapes in self._files.values() for name, shape in shapes.items()}
@@ -276,9 +280,31 @@ class SafeTensors:
             for name in shapes:
                 if name in names:
                     with _opened(path) as file:  # anew for each: an open file keeps in memory what has been read of it
-                        tensor = file.get_tensor(name).astype(np.float32, copy=False)
+                        tensor = _as_float32(path, file, name)
                     yield name, tensor
                     del tensor
+
+
+def _shards(index: Path) -> set[str]:
+    """The files of a checkpoint in several, which lie beside their index."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{index}: expected a JSON object with weight_map, tensor -> file; download or copy it again") from None
+    outside = next((name for name in sorted(map(str, names)) if Path(name).name != name or not name.endswith(".safetensors")), None)
+    if outside is not None:
+        raise UserError(f"{index}: expected safetensors files of the same directory, got {outside!r:.80}")
+    return names
+
+
+def _as_float32(path: Path, file, name: str) -> np.ndarray:
+    try:
+        tensor = file.get_tensor(name)
+    except Exception as error:  # types that NumPy does not have raise several kinds
+        raise UserError(f"{path}: {name} cannot be read ({error}); save it as float32 or bfloat16") from None
+    if tensor.dtype.kind in "biu":
+        raise UserError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers (a quantised checkpoint?); save it as float32 or bfloat16")
+    return tensor.astype(np.float32, copy=False)
 
 
 def _opened(path: Path):
@@ -311,6 +337,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not file.exists():
         raise UserError(f"{directory}: expected a config.json (a Hugging Face checkpoint), found none")
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: no valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected a JSON object, got {type(content).__name__}")
+    return content

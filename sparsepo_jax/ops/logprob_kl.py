@@ -11,6 +11,7 @@ with the last one that is there.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,15 +20,22 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 
+def _as_it_lies(x: Array) -> Array:
+    return x
+
+
 class HeadBlocks(NamedTuple):
     """How logits are made. tokens of each row, and entries of the vocabulary, at a time; shards: equal parts in which the vocabulary lies on
     different devices, of which each makes its own. keep: hold all logits from forward to backward instead of making them again (memory for time: a third
-    of the products)."""
+    of the products). gather, scatter: pin a part of a head [K, V, D], of K shards, to how devices read it (the whole width), and a head, or a part
+    of its gradient, to how it is kept (cut over them): of a head that is cut, no device holds more than a part at a time."""
 
     tokens: int = 512
     vocabulary: int = 2048
     shards: int = 1
     keep: bool = False
+    gather: Callable[[Array], Array] = _as_it_lies
+    scatter: Callable[[Array], Array] = _as_it_lies
 
 
 def logprob_kl(
@@ -55,7 +63,7 @@ def logprob_kl(
     pad = ((0, 0), (0, -M % tokens))
     # Padding must not reach the sums: its states may be anything, NaN included.
     inert = lambda x: jnp.pad(jnp.where(valid_RM[..., None], x, 0), (*pad, (0, 0)))  # noqa: E731
-    cut = lambda head_VD, like: head_VD.astype(like.dtype).reshape(shards, V // shards, D)  # noqa: E731
+    cut = lambda head_VD, like: blocks.scatter(head_VD.astype(like.dtype).reshape(shards, V // shards, D))  # noqa: E731
     ref = None
     if ref_states_RMD is not None and ref_head_VD is not None:
         ref = jax.lax.stop_gradient((inert(ref_states_RMD), cut(ref_head_VD, ref_states_RMD)))
@@ -130,7 +138,7 @@ def _forward(blocks, softcaps, states_RMD, head_KVD, ref, label_RM, used):
 
     def of_columns(sums, number):
         columns = _Columns.of(number, blocks, size)
-        heads = [columns.part(head) for _, head, _ in sides]
+        heads = [blocks.gather(columns.part(head)) for _, head, _ in sides]
 
         def of_tokens(n, carried):
             sums, kept = carried
@@ -189,7 +197,7 @@ def _backward(blocks, softcaps, saved, cotangents):
         d_head_KVD, d_states_RMKD = carried
         number, kept = inputs
         columns = _Columns.of(number, blocks, size)
-        head, ref_head = columns.part(head_KVD), columns.part(ref[1]) if with_kl else None
+        head, ref_head = blocks.gather(columns.part(head_KVD)), blocks.gather(columns.part(ref[1])) if with_kl else None
 
         def of_tokens(n, carried):
             d_part, d_states_RMKD = carried
@@ -213,10 +221,11 @@ def _backward(blocks, softcaps, saved, cotangents):
 
         d_part, d_states_RMKD = jax.lax.fori_loop(0, used, of_tokens, (jnp.zeros(head.shape, jnp.float32), d_states_RMKD))
         # Parts overlap at the end, where the later one is zero.
-        d_head_KVD = jax.lax.dynamic_update_slice_in_dim(d_head_KVD, columns.part(d_head_KVD) + d_part, columns.begin, axis=1)
+        d_part = columns.part(d_head_KVD) + blocks.scatter(d_part)
+        d_head_KVD = blocks.scatter(jax.lax.dynamic_update_slice_in_dim(d_head_KVD, d_part, columns.begin, axis=1))
         return (d_head_KVD, d_states_RMKD), None
 
-    start = jnp.zeros(head_KVD.shape, jnp.float32), jnp.zeros((R, M, K, D))
+    start = blocks.scatter(jnp.zeros(head_KVD.shape, jnp.float32)), jnp.zeros((R, M, K, D))
     (d_head_KVD, d_states_RMKD), _ = jax.lax.scan(of_columns, start, (jnp.arange(-(-size // blocks.vocabulary)), kept))
     return d_states_RMKD.sum(axis=2).astype(states_RMD.dtype), d_head_KVD.astype(head_KVD.dtype), None, None, None
 

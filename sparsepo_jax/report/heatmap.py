@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.report.table import number
+from sparsepo_jax.report.table import as_float, number
 
 FAINTEST, STRONGEST = 0.10, 0.80  # opacity of the smallest non-zero value and of full colour
 
@@ -106,7 +106,7 @@ def parse_pair(row: dict, *, where: str) -> Pair:
     _check(isinstance(row.get("index"), int), where, "index must be an integer")
     return Pair(
         index=row["index"],
-        origin=str(row.get("origin") or ""),
+        origin=origin if isinstance(origin := row.get("origin"), str) else "",
         loss=_float(row.get("loss"), where, "loss"),
         margin=_float(row.get("margin"), where, "margin"),
         prompt=None if prompt is None else visible("".join(prompt)),
@@ -154,8 +154,8 @@ def _strings(x) -> bool:
 
 def _float(x, where: str, name: str) -> float:
     numeric = isinstance(x, (int, float)) and not isinstance(x, bool)
-    _check(x is None or numeric, where, f"{name} must be numeric, not {x!r:.40}")
-    return math.nan if x is None else float(x)
+    _check(x is None or numeric, where, f"{name} must be numeric, not {f'{x!r:.40}' if isinstance(x, (str, bool)) else type(x).__name__}")
+    return math.nan if x is None else as_float(x)
 
 
 class Scale(NamedTuple):

@@ -80,7 +80,7 @@ def _facts(config: str | None) -> dict[str, Any]:
     """What a reader wants to know of the configuration at first sight."""
     try:
         found = YAML(typ="safe", pure=True).load(config or "")
-    except YAMLError:
+    except (YAMLError, ValueError, KeyError, RecursionError):  # no file of ours: it is shown as it is
         return {}
     paths = {
         "objective": "objective.kind", "mask": "objective.mask.kind", "beta": "objective.beta",
@@ -91,7 +91,7 @@ def _facts(config: str | None) -> dict[str, Any]:
         x = found
         for key in path.split("."):
             x = x.get(key) if isinstance(x, dict) else None
-        if isinstance(x, (str, int, float)):
+        if isinstance(x, (str, float)) or (isinstance(x, int) and x.bit_length() < 64):
             facts[name] = x
     return facts
 
@@ -105,6 +105,8 @@ def _summary(path: Path) -> dict | None:
     except json.JSONDecodeError as error:
         said = f"{path}: expected JSON, got an error at line {error.lineno}: {error.msg}; run the stage eval again"
         raise UserError(said) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists a thousand deep
+        raise UserError(f"{path}: expected JSON, got what Python cannot read ({error}); run the stage eval again") from None
     if not isinstance(summary, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(summary).__name__}; run the stage eval again")
     return summary
@@ -125,7 +127,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict | None]]:
             if line.strip():
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     row = None
                 yield n, row if isinstance(row, dict) else None
 
@@ -152,4 +154,4 @@ def _samples(path: Path) -> Iterator[dict[str, str]]:
     """prompt, before, after as text ("" where there is none) of what the policy wrote."""
     for _, row in _rows(path) if path.is_file() else ():
         if row is not None:
-            yield {name: str(row.get(name) or "") for name in ("prompt", "before", "after")}
+            yield {name: text if isinstance(text := row.get(name), str) else "" for name in ("prompt", "before", "after")}

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sparsepo_jax.report.table import number
+from sparsepo_jax.report.table import as_float, number
 
 WIDTH, HEIGHT = 360, 190
 TOP, RIGHT, BOTTOM = 10, 10, 32
@@ -50,19 +50,12 @@ def collect(rows: list[dict]) -> tuple[Metrics, int]:
             continue
         for name, x in row.items():
             if name not in ("stage", "step", "time_s") and (x is None or _is_number(x)):
-                metrics.setdefault((stage, name), {})[int(step)] = math.nan if x is None else _as_float(x)
+                metrics.setdefault((stage, name), {})[int(step)] = math.nan if x is None else as_float(x)
     return {key: dict(sorted(series.items())) for key, series in metrics.items()}, unusable
 
 
 def _is_number(x) -> bool:
     return isinstance(x, (int, float)) and not isinstance(x, bool)
-
-
-def _as_float(x: float) -> float:
-    try:
-        return float(x)
-    except OverflowError:  # an integer beyond the largest float
-        return math.inf if x > 0 else -math.inf
 
 
 def drawable(x: float) -> bool:

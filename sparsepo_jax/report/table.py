@@ -51,7 +51,14 @@ def value(summary: dict, path: tuple[str, str] | None) -> float | None:
         return None
     section = summary.get(path[0])
     found = section.get(path[1]) if isinstance(section, dict) else None
-    return found if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+    return as_float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+
+
+def as_float(x: float) -> float:
+    try:
+        return float(x)
+    except OverflowError:  # an integer beyond the largest float
+        return math.inf if x > 0 else -math.inf
 
 
 def number(x: Any, *, sign: bool = False) -> str:

@@ -23,7 +23,7 @@ class Problem(NamedTuple):
 
     objective(stats, masks, key_B) -> LossOutput; beta scales the unmasked margin that is reported. adapted: the policy is the reference with
     adapters (LoRA); the weights that are trained are those of the adapters alone. cached: what the objective needs of the reference comes with
-    the batch, and the reference is not run: the KL is unknown. constrain, constrain_head: pin the sharding of rows of states and of head matrices.
+    the batch, and the reference is not run: the KL is unknown. constrain: pins the sharding of rows of states.
     """
 
     policy_graph: nnx.GraphDef
@@ -35,7 +35,6 @@ class Problem(NamedTuple):
     attention: AttentionKernel = "blocks"
     head_blocks: HeadBlocks = HeadBlocks()
     constrain: Callable[[Array], Array] = lambda x: x
-    constrain_head: Callable[[Array], Array] = lambda x: x
     adapted: bool = False
     cached: bool = False
 
@@ -104,8 +103,7 @@ def _statistics(
     sides = [side for side in (policy, reference) if side is not None]
     heads = []
     for model, states_RSD in sides:
-        states_RMD, head_VD = model.head_inputs(at_tokens(states_RSD, batch.packing.at_RM))
-        heads.append((states_RMD, problem.constrain_head(head_VD)))
+        heads.append(model.head_inputs(at_tokens(states_RSD, batch.packing.at_RM)))
     softcaps = [model.spec.logit_softcap for model, _ in sides]
     if reference is None:
         heads, softcaps = [*heads, (None, None)], [*softcaps, None]

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.dist.mesh import to_host
 
 
 def weights_digest(weights: Weights) -> str:
@@ -27,16 +28,8 @@ def weights_digest(weights: Weights) -> str:
     digest = hashlib.sha256()
     for path in sorted(weights):
         for leaf in jax.tree.leaves(weights[path]):
-            x = np.asarray(multihost_utils.process_allgather(leaf, tiled=True) if jax.process_count() > 1 else leaf)
+            x = to_host(leaf)
             digest.update(f"{path} {x.dtype} {x.shape}".encode())
-            digest.update(np.ascontiguousarray(x).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def tokens_digest(table: TokenTable) -> str:
-    digest = hashlib.sha256()
-    for part in (table.prompts, table.responses):
-        for x in (part.flat, part.starts):
             digest.update(np.ascontiguousarray(x).view(np.uint8).data)
     return digest.hexdigest()
 

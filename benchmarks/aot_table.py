@@ -1,0 +1,76 @@
+"""Bytes on each chip of TPU pods that are not here, for GPT-J-6B (LoRA, and all weights), Llama-3-8B and a Llama-3-70B shape on three sizes each.
+
+    python benchmarks/aot_table.py [MODEL ...]              needs the extra [tpu], no TPU; one to two minutes a row, 12 rows; default: all models
+
+Each row is `python -m sparsepo_jax.main --aot TOPOLOGY --json` of a config in configs/: the same step on more and more chips, of prompts and responses of
+1,024 tokens each, four pairs a shard at a time on the first size and one on the last. Policy, reference and optimizer are float32 and cut over all chips (LoRA:
+a base in bfloat16, and adapters). Over 1/N: bytes times chips, over those of the first size; 1 if bytes fall as 1/N. Rows are kept in results/aot.json
+after each, from which models that are not named are taken.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parent.parent
+KEPT = Path(__file__).parent / "results" / "aot.json"
+SETTINGS = ["stages=[po]", "data.max_length=2048", "data.max_prompt_length=1024", "compute.mesh.data=1", "compute.mesh.fsdp=null"]
+MODELS = {  # name: (config, settings, topologies)
+    "GPT-J-6B, LoRA": ("recipes/tldr.yaml", ["po.batch_size=64", "po.accumulation=1"], ("v5e-16", "v5e-32", "v5e-64")),
+    "GPT-J-6B": ("recipes/tldr.yaml", ["po.batch_size=64", "po.accumulation=1", "po.lora=null"], ("v5e-16", "v5e-32", "v5e-64")),
+    "Llama-3-8B": ("pods/llama3_8b.yaml", [], ("v5e-32", "v5e-64", "v5e-128")),
+    "Llama-3-70B": ("pods/llama3_70b.yaml", [], ("v5p-64", "v5p-128", "v5p-256")),
+}
+
+
+def compiled(config: str, settings: list[str], topology: str) -> dict[str, Any]:
+    """What --aot --json prints. The program's own errors end this one."""
+    command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(REPOSITORY / "configs" / config), "--aot", topology, "--json"]
+    found = subprocess.run([*command, *SETTINGS, *settings], capture_output=True, text=True, cwd=REPOSITORY, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    if found.returncode not in (0, 3):
+        sys.exit(f"{topology}: exit {found.returncode}\n{found.stderr}")
+    return {"name": topology, **json.loads(found.stdout.strip().splitlines()[-1])}
+
+
+def row(model: str, one: dict[str, Any], first: dict[str, Any]) -> str:
+    gib = lambda size: "?" if size is None else f"{size / 2**30:.1f}"  # noqa: E731
+    axes = " x ".join(f"{axis} {size}" for axis, size in one["mesh"].items() if size > 1)
+    known = one["needed_bytes"] is not None and first["needed_bytes"] is not None
+    ratio = f"{one['needed_bytes'] * one['chips'] / (first['needed_bytes'] * first['chips']):.2f}" if known else "?"
+    state = f"{one['argument_bytes'] * one['chips'] / (first['argument_bytes'] * first['chips']):.2f}"
+    return (f"| {model} | {one['name']} | {one['chips']} | {axes} | {gib(one['argument_bytes'])} | {gib(one['temp_bytes'])} | {gib(one['needed_bytes'])} of "
+            f"{gib(one['hbm_bytes'])} | {'yes' if one['fits'] else 'no'} | {state} | {ratio} |")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(map(repr, MODELS)))
+    options = parser.parse_args()
+    if unknown := set(options.models) - MODELS.keys():
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(MODELS)}")
+    kept = json.loads(KEPT.read_text())["rows"] if KEPT.exists() else {}
+    print("| model | topology | chips | mesh | arguments, GiB a chip | temporaries | needed | fits | arguments over 1/N | needed over 1/N |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    about = {"date": datetime.date.today().isoformat(), "versions": {name: version(name) for name in ("jax", "jaxlib", "libtpu")}}
+    for model, (config, settings, topologies) in MODELS.items():
+        if options.models and model not in options.models:
+            for one in kept.get(model, []):
+                print(row(model, one, kept[model][0]))
+            continue
+        kept[model] = []
+        for topology in topologies:
+            kept[model].append(compiled(config, settings, topology))
+            print(row(model, kept[model][-1], kept[model][0]), flush=True)
+            KEPT.write_text(json.dumps(about | {"rows": kept}, indent=1) + "\n")
+    print(KEPT)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

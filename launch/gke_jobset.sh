@@ -1,0 +1,186 @@
+#!/usr/bin/env bash
+# A run on TPU slices of a GKE cluster, as a JobSet (gke_jobset.yaml). Kubernetes itself starts it again: where a host is taken away or the run ends with
+# 75 (state saved) or 134 (aborted by JAX, since another host is gone) all pods are started anew and the run continues; any other failure ends the JobSet.
+#
+#   launch/gke_jobset.sh [SETTINGS] create ARGUMENTS    python -m sparsepo_jax.main ARGUMENTS on all hosts of all slices
+#   launch/gke_jobset.sh [SETTINGS] restart ARGUMENTS   delete, then create: the same ARGUMENTS continue where it stopped
+#   launch/gke_jobset.sh [SETTINGS] logs                follow the log of the first host (--all-hosts: of all)
+#   launch/gke_jobset.sh [SETTINGS] status              the JobSet and its pods
+#   launch/gke_jobset.sh [SETTINGS] delete
+#
+# Settings, before the command; the environment variable in brackets gives the default:
+#   --name NAME                [GKE_NAME]         of the JobSet
+#   --image IMAGE              [GKE_IMAGE]        launch/Dockerfile, built for tpu and pushed
+#   --claim CLAIM              [GKE_CLAIM]        PersistentVolumeClaim that all hosts may write (ReadWriteMany): Filestore, or a bucket by Cloud Storage FUSE
+#   --mount DIR                [GKE_MOUNT]        where it is mounted; default /mnt/shared. output_dir must lie there
+#   --accelerator ACCELERATOR  [GKE_ACCELERATOR]  label of the nodes: tpu-v5-lite-podslice, tpu-v5p-slice, tpu-v6e-slice
+#   --topology TOPOLOGY        [GKE_TOPOLOGY]     of a slice: 4x4, or 2x2x2 for v4 and v5p
+#   --chips N                  [GKE_CHIPS]        of a host; default 4
+#   --slices N                 [GKE_SLICES]       default 1
+#   --namespace NAMESPACE      [GKE_NAMESPACE]    default: kubectl's
+#   --service-account ACCOUNT  [GKE_SERVICE_ACCOUNT]  of the pods, default "default"; a bucket needs one that may write it
+#   --gcsfuse                                     the claim is a bucket (with a hierarchical namespace: a checkpoint is finished by renaming its directory)
+#   --spot                                        on spot nodes
+#   --env NAME=VALUE                              an environment variable of the run; may be repeated
+#   --max-restarts N                              default 100
+#   --grace SECONDS                               between SIGTERM and SIGKILL; default 120
+#   --all-hosts                                   for logs
+#   --dry-run                                     print the commands and the manifest, run nothing
+#
+# The cluster needs the JobSet controller (github.com/kubernetes-sigs/jobset, 0.6 or later) and a node pool for each slice.
+#
+# Example:
+#   export GKE_NAME=sparsepo GKE_IMAGE=us-docker.pkg.dev/p/r/sparsepo_jax:tpu GKE_CLAIM=shared
+#   launch/gke_jobset.sh --accelerator tpu-v5-lite-podslice --topology 4x4 create --config configs/recipes/hh.yaml output_dir=/mnt/shared/hh
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=command.sh
+. "$(dirname "$0")/command.sh"
+
+name=${GKE_NAME:-} image=${GKE_IMAGE:-} claim=${GKE_CLAIM:-} mount=${GKE_MOUNT:-/mnt/shared} accelerator=${GKE_ACCELERATOR:-} topology=${GKE_TOPOLOGY:-}
+chips=${GKE_CHIPS:-4} slices=${GKE_SLICES:-1} namespace=${GKE_NAMESPACE:-} service_account=${GKE_SERVICE_ACCOUNT:-default}
+gcsfuse=false spot=false all_hosts=false max_restarts=100 grace=120 variables=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --gcsfuse | --spot | --all-hosts | --dry-run | --help | -h) setting=$1 value='' && shift ;;
+    --*=*) setting=${1%%=*} value=${1#*=} && shift ;;
+    --*)
+      [ $# -gt 1 ] || fail "$1 needs a value"
+      setting=$1 value=$2
+      shift 2
+      ;;
+    *) break ;;
+  esac
+  case $setting in
+    --name) name=$value ;;
+    --image) image=$value ;;
+    --claim) claim=$value ;;
+    --mount) mount=$value ;;
+    --accelerator) accelerator=$value ;;
+    --topology) topology=$value ;;
+    --chips) chips=$value ;;
+    --slices) slices=$value ;;
+    --namespace) namespace=$value ;;
+    --service-account) service_account=$value ;;
+    --env) variables+=("$value") ;;
+    --max-restarts) max_restarts=$value ;;
+    --grace) grace=$value ;;
+    --gcsfuse) gcsfuse=true ;;
+    --spot) spot=true ;;
+    --all-hosts) all_hosts=true ;;
+    --dry-run) DRY_RUN=true ;;
+    --help | -h) print_header && exit 0 ;;
+    *) fail "unknown setting $setting; settings come before the command, the run's arguments after it (--help)" ;;
+  esac
+done
+command=${1:-}
+[ -n "$command" ] || fail "expected a command: create, restart, logs, status or delete (--help)"
+shift
+arguments=("$@")
+
+needed --name "$name"
+place=()
+[ -z "$namespace" ] || place=(--namespace="$namespace")
+
+# A JSON string, which YAML reads too. Kubernetes expands $(NAME) in arguments and variables: $$ is its dollar.
+json() {
+  local text=$1 dollars='$$'
+  text=${text//\\/\\\\}
+  text=${text//\"/\\\"}
+  text=${text//$'\n'/\\n}
+  text=${text//$'\t'/\\t}
+  text=${text//\$/$dollars}
+  printf '"%s"' "$text"
+}
+
+json_list() {
+  local item list=''
+  for item in "$@"; do list+=", $(json "$item")"; done
+  printf '[%s]' "${list#, }"
+}
+
+# Sets hosts, those of one slice.
+count_hosts() {
+  local sides side count=1
+  [[ $topology =~ ^[0-9]+(x[0-9]+)+$ ]] || fail "--topology: expected a form such as 4x4 or 2x2x2, got '$topology'"
+  IFS=x read -ra sides <<<"$topology"
+  for side in "${sides[@]}"; do count=$((count * side)); done
+  [[ $chips =~ ^[1-9][0-9]*$ ]] || fail "--chips: expected a number, got '$chips'"
+  [ $((count % chips)) = 0 ] || fail "--topology $topology has $count chips, which is no multiple of --chips $chips"
+  hosts=$((count / chips))
+}
+
+manifest() {
+  local text variable run_arguments=("${arguments[@]}") env='' selector=''
+  [ $((hosts * slices)) = 1 ] || run_arguments=(compute.distributed=true "${arguments[@]}")
+  for variable in PYTHONUNBUFFERED=1 ${variables[@]+"${variables[@]}"}; do
+    env+=", {name: $(json "${variable%%=*}"), value: $(json "${variable#*=}")}"
+  done
+  ! $spot || selector=', cloud.google.com/gke-spot: "true"'
+  text=$(<"$(dirname "$0")/gke_jobset.yaml")
+  put() { text=${text//"\${$1}"/"$2"}; }
+  put NAME "$(json "$name")"
+  put MAX_RESTARTS "$max_restarts"
+  put SLICES "$slices"
+  put HOSTS "$hosts"
+  put GCSFUSE "$(json $gcsfuse)"
+  put GRACE "$grace"
+  put SERVICE_ACCOUNT "$(json "$service_account")"
+  put ACCELERATOR "$(json "$accelerator")"
+  put TOPOLOGY "$(json "$topology")"
+  put SPOT "$selector"
+  put IMAGE "$(json "$image")"
+  put CHIPS "$chips"
+  put MOUNT "$(json "$mount")"
+  put CLAIM "$(json "$claim")"
+  put ENV "[${env#, }]"
+  put ARGUMENTS "$(json_list "${run_arguments[@]}")" # last: what users give is put in and never searched
+  printf '%s\n' "$text"
+}
+
+create() {
+  local text
+  text=$(manifest)
+  if $DRY_RUN; then
+    printf "%s <<'END'\n%s\nEND\n" "$(quoted kubectl create ${place[@]+"${place[@]}"} -f -)" "$text"
+  else
+    run kubectl create ${place[@]+"${place[@]}"} -f - <<<"$text"
+  fi
+}
+
+delete() {
+  run kubectl delete jobset "$name" ${place[@]+"${place[@]}"} --ignore-not-found --cascade=foreground
+}
+
+case $command in
+  create | restart)
+    needed --image "$image"
+    needed --claim "$claim"
+    needed --accelerator "$accelerator"
+    needed --topology "$topology"
+    [ ${#arguments[@]} -gt 0 ] || fail "$command: expected the run's arguments, such as --config FILE"
+    for setting in slices max_restarts grace; do
+      [[ ${!setting} =~ ^[0-9]+$ ]] || fail "--${setting/_/-}: expected a number, got '${!setting}'"
+    done
+    for variable in ${variables[@]+"${variables[@]}"}; do
+      [[ $variable =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail "--env: expected NAME=VALUE, got '$variable'"
+    done
+    count_hosts
+    [ "$command" = create ] || delete
+    create
+    ;;
+  logs)
+    selector=jobset.sigs.k8s.io/jobset-name=$name
+    if $all_hosts; then
+      run kubectl logs ${place[@]+"${place[@]}"} --selector="$selector" --container=train --follow --prefix --tail=200 --max-log-requests=1000
+    else
+      run kubectl logs ${place[@]+"${place[@]}"} --selector="$selector,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0" \
+        --container=train --follow --tail=200
+    fi
+    ;;
+  status)
+    run kubectl get jobset "$name" ${place[@]+"${place[@]}"}
+    run kubectl get pods ${place[@]+"${place[@]}"} --selector="jobset.sigs.k8s.io/jobset-name=$name" --output=wide
+    ;;
+  delete) delete ;;
+  *) fail "unknown command '$command': expected create, restart, logs, status or delete (--help)" ;;
+esac

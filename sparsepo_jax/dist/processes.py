@@ -1,0 +1,51 @@
+"""Many processes as one run: how they find each other, agree to stop, and notice that one is gone."""
+
+import os
+from collections.abc import Callable
+
+import jax
+from jax.experimental import multihost_utils
+
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.stop import Stop, Terminated
+
+# What errors say in which a process of the run did not answer any more: gloo (CPU), NCCL (GPU), the coordination service.
+_SIGNS_OF_LOSS = ("gloo", "connection closed by peer", "connection reset by peer", "socket closed", "nccl", "heartbeat", "coordination", "barrier",
+                  "another task", "unavailable")
+
+
+def join_processes(distributed: bool | None) -> None:
+    """Starts jax.distributed where this is one of several processes; before JAX touches a device.
+
+    distributed: None reads the environment: JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID, unless JAX finds them out
+    itself), a Slurm step of several tasks, or TPU_WORKER_HOSTNAMES of several. True leaves it all to JAX's own detection (Cloud TPU, GKE, Slurm,
+    MPI). SIGTERM to any process is then told to all (see make_should_stop). UserError: the others cannot be found.
+    """
+    if jax.distributed.is_initialized() or distributed is False or (distributed is None and not _looks_like_many(os.environ)):
+        return
+    jax.config.update("jax_enable_preemption_service", True)
+    try:
+        count, number = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        jax.distributed.initialize(num_processes=count and int(count), process_id=number and int(number))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"compute.distributed: the processes of the run do not find each other ({' '.join(str(error).split())}); set "
+                        "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each, or compute.distributed=false") from error
+
+
+def _looks_like_many(environment) -> bool:
+    several = lambda name: environment.get(name, "1").isdecimal() and int(environment.get(name, "1")) > 1  # noqa: E731
+    in_slurm_step = "SLURM_PROCID" in environment and several("SLURM_STEP_NUM_TASKS") and several("SLURM_NTASKS")
+    return "JAX_COORDINATOR_ADDRESS" in environment or in_slurm_step or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def make_should_stop(stop: Stop) -> Callable[[int], type[KeyboardInterrupt] | None]:
+    """should_stop(steps done) -> why to stop now, or None. All processes of a run get the same answer at the same step, though only one of them
+    may have been sent the signal."""
+    if jax.process_count() == 1:
+        return lambda step: stop.asked
+    return lambda step: Terminated if multihost_utils.reached_preemption_sync_point(step) else None
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether an error says that another process of this run is gone."""
+    return jax.distributed.is_initialized() and any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS)

@@ -1,0 +1,72 @@
+"""Names of TPU topologies: as libtpu has them (v5p:4x4x4), as the clouds do (v5p-128), and several slices of one (2xv5e-16). No JAX here."""
+
+import math
+import re
+from typing import NamedTuple
+
+from sparsepo_jax.core.errors import UserError
+
+
+class Chip(NamedTuple):
+    """dims: of the torus or mesh that chips form; cores: TensorCores a chip, by which the clouds count where there are two; memory, GiB."""
+
+    dims: int
+    cores: int
+    memory_gib: int
+
+
+CHIPS = {"v4": Chip(3, 2, 32), "v5e": Chip(2, 1, 16), "v5p": Chip(3, 2, 95), "v6e": Chip(2, 1, 32)}
+_SHAPES = {
+    2: ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16"),
+}
+_NAME = re.compile(r"(?:(?P<before>[1-9]\d*)x)?(?P<kind>[a-z]\w*?)(?:-(?P<size>\d+)(?:x(?P<after>[1-9]\d*))?|:(?P<shape>[1-9]\d*(?:x[1-9]\d*)+))")
+
+
+class Topology(NamedTuple):
+    """slices: of `shape` each."""
+
+    kind: str
+    shape: str
+    slices: int
+
+    @property
+    def chips(self) -> int:
+        return self.slices * _count(self.shape)
+
+    @property
+    def chip_bytes(self) -> int:
+        """Memory of a chip."""
+        return CHIPS[self.kind].memory_gib * 2**30
+
+    def __str__(self) -> str:
+        return ("" if self.slices == 1 else f"{self.slices}x") + f"{self.kind}:{self.shape}"
+
+
+def find_topology(name: str) -> Topology:
+    """v5p:4x4x4; v5p-128 (TensorCores, two a chip, as for v4) or v5e-16 (chips; also v5litepod-16); 2xv5e-16, v5e-16x2 or 2xv5e:4x4: two slices of
+    it. UserError: a name that is none of these."""
+    found = _NAME.fullmatch(name)
+    kind = {"v5litepod": "v5e"}.get(found["kind"], found["kind"]) if found else None
+    if kind not in CHIPS or found["before"] and found["after"]:
+        known = "; ".join(f"{kind}-{', '.join(map(str, cloud_sizes(kind)))}" for kind in CHIPS)
+        raise UserError(f"no TPU topology {name!r}; expected a kind and its shape (v5p:4x4x4, v5e:4x4), a cloud's name ({known}), or several slices of "
+                        "one (2xv5e-16)")
+    shape, sizes, dims = found["shape"], cloud_sizes(kind), CHIPS[kind].dims
+    if shape is not None and shape.count("x") + 1 != dims:
+        raise UserError(f"no TPU topology {name!r}: chips of {kind} lie in {dims} dimensions, as in {kind}:{'x'.join(['4'] * dims)}")
+    if shape is None:
+        if int(found["size"]) not in sizes:
+            raise UserError(f"no TPU topology {name!r}; there are {kind}-{', '.join(map(str, sizes))}, and other shapes as {kind}:{'x'.join(['4'] * dims)}")
+        shape = sizes[int(found["size"])]
+    return Topology(kind, shape, int(found["before"] or found["after"] or 1))
+
+
+def cloud_sizes(kind: str) -> dict[int, str]:
+    """The number in a cloud's name -> shape."""
+    chip = CHIPS[kind]
+    return {chip.cores * _count(shape): shape for shape in _SHAPES[chip.dims]}
+
+
+def _count(shape: str) -> int:
+    return math.prod(map(int, shape.split("x")))

@@ -1,0 +1,285 @@
+"""Faults: damaged checkpoints, numbers that are not finite, files that change, signals, disks, processes that are killed. The real program each time."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from program import lines_of, run, weights_of, write_config
+
+from sparsepo_jax.faults import explain
+from sparsepo_jax.main import RUN_AGAIN, main
+
+PO = {"stages": ["po"], "checkpoint": {"every_steps": 2, "keep": 3}, "evaluation": {"batch_size": 8, "sampled_prompts": None}}
+
+
+def same_weights(found: Path, expected: Path) -> None:
+    expected, found = weights_of(expected), weights_of(found)
+    assert expected.keys() == found.keys()
+    for path in expected:
+        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+
+
+def steps_in(directory: Path) -> list[int]:
+    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def array_file(directory: Path) -> Path:
+    """The largest file below a directory: the arrays' own bytes."""
+    return max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed po, and its directory; copied before anything is done to it."""
+    directory = tmp_path_factory.mktemp("whole")
+    return directory, run(directory, **PO)
+
+
+def unfinished(whole, tmp_path: Path) -> tuple[Path, Path]:
+    """(config, output_dir) of a run whose last part was never done: checkpoints at 2, 4 and 6, no end."""
+    directory, _ = whole
+    shutil.copytree(directory, tmp_path / "copy")
+    output = tmp_path / "copy" / "run"
+    shutil.rmtree(output / "po" / "final")
+    (output / "stages.json").unlink()
+    return write_config(tmp_path / "copy", **PO), output
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def flip(path: Path) -> None:
+    """Another bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path, capsys, harm):
+    config, output = unfinished(whole, tmp_path)
+    assert steps_in(output / "po") == [2, 4, 6]
+    harm(array_file(output / "po" / "checkpoints" / "6"))
+    assert main(["--config", str(config)]) == 0
+    said = capsys.readouterr().out
+    assert "checkpoints/6 is damaged" in said and "the one of step 4 is used" in said and "po: continues after step 4 of 6" in said
+    assert (output / "po" / "damaged_6").exists() and steps_in(output / "po") == [2, 4, 6]
+    same_weights(output / "po", whole[1] / "po")
+
+
+def test_damage_that_decompresses_is_found_by_the_checksums(tmp_path):
+    """Written by Orbax itself, with another number in one place: nothing but the checksum can know. Kills: a checksum that places do not count in."""
+    import jax.numpy as jnp
+    from orbax.checkpoint import v1 as ocp
+
+    from sparsepo_jax.core.errors import UserError
+    from sparsepo_jax.train.checkpoint import checksums, load_once
+
+    state = {"a.kernel": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(4, jnp.bfloat16), "c": jnp.array([True, False])}
+    assert checksums(state) == checksums(dict(reversed(state.items())))
+    for other in (state | {"a.kernel": state["a.kernel"].at[1, 2].set(5.0000005)}, state | {"a.kernel": state["a.kernel"][::-1]}, state | {"c": ~state["c"]}):
+        ocp.save((tmp_path / "state").resolve(), other, custom_metadata={"checksums": checksums(state)}, overwrite=True)
+        with pytest.raises(UserError, match="is damaged .*(a.kernel|c).* not as written"):
+            load_once(tmp_path / "state", state)
+
+
+def test_if_all_checkpoints_are_damaged_the_run_says_what_to_do(whole, tmp_path, capsys):
+    config, output = unfinished(whole, tmp_path)
+    for step in (2, 4, 6):
+        cut(array_file(output / "po" / "checkpoints" / str(step)))
+    assert main(["--config", str(config)]) == 1
+    assert "there is no older one; delete" in capsys.readouterr().err
+
+
+def test_a_damaged_start_is_refused(whole, tmp_path, capsys):
+    """It is the reference: without it the run cannot go on."""
+    config, output = unfinished(whole, tmp_path)
+    flip(array_file(output / "po" / "start"))
+    assert main(["--config", str(config)]) == 1
+    error = capsys.readouterr().err
+    assert "po/start is damaged" in error and "bring back a copy" in error and error.count("\n") == 1
+
+
+# ---------------------------------------------------------------- numbers
+
+
+@pytest.fixture(scope="module")
+def broken_model(tmp_path_factory):
+    """A checkpoint whose position 12 is not a number: only rows that are as long meet it."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    directory = tmp_path_factory.mktemp("broken") / "model"
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=31, n_positions=32, n_embd=16, n_layer=2, n_head=2))
+    with torch.no_grad():
+        model.transformer.wpe.weight[12] = float("nan")
+    model.save_pretrained(directory)
+    return directory
+
+
+def broken_config(tmp_path: Path, model: Path, long: set[int], **po) -> Path:
+    """24 pairs in batches of 8; the `long` ones meet what is broken in the model."""
+    rows = [{"prompt_ids": [1, 2, n % 5], "chosen_ids": [5, 6, 7] * (4 if n in long else 1), "rejected_ids": [8, 9]} for n in range(24)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = {"steps": 6, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}} | po
+    return write_config(tmp_path, **(PO | {"data": {"train": [{"path": str(tmp_path / "pairs.jsonl")}], "eval": [], "sft": []}, "po": training,
+                                          "policy": {"config": None, "path": str(model)}, "tokenizer": {"kind": "auto"}, "objective": {"kind": "sparsepo", "mask": {"kind": "ones"}}}))
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_rows(broken_model, tmp_path, capsys):
+    assert main(["--config", str(broken_config(tmp_path, broken_model, {16}))]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "has loss" in error and "pairs.jsonl:17;" in error and "po.skip_nonfinite" in error
+
+
+def test_so_many_updates_may_be_left_out(broken_model, tmp_path, capsys):
+    """Two epochs of three batches: the row comes twice. What is left out changes no weight, and counts over a restart."""
+    config = str(broken_config(tmp_path, broken_model, {16}, skip_nonfinite=1))
+    assert main(["--config", config]) == 1
+    error = capsys.readouterr().err
+    assert "left out (1 of at most 1)" in error and error.splitlines()[-1].startswith("error: po: step ")
+    assert main(["--config", config, "po.skip_nonfinite=2"]) == 0
+    weights = weights_of(tmp_path / "run" / "po")
+    assert {path for path, x in weights.items() if not np.isfinite(x).all()} == {"policy/embed_positions.embedding"}  # as it came
+    assert lines_of(tmp_path / "run" / "metrics.jsonl")[-1]["skipped"] == 2
+
+
+# ---------------------------------------------------------------- files that change
+
+
+def test_a_data_file_that_changes_between_stop_and_resume_is_noticed(broken_model, tmp_path, capsys):
+    config = str(broken_config(tmp_path, broken_model, set()))
+    assert main(["--config", config]) == 0
+    shutil.rmtree(tmp_path / "run" / "po" / "final")
+    (tmp_path / "run" / "stages.json").unlink()
+    rows = (tmp_path / "pairs.jsonl").read_text()
+    (tmp_path / "pairs.jsonl").write_text(rows.replace('"rejected_ids": [8, 9]', '"rejected_ids": [9, 8]', 1))
+    assert main(["--config", config]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error:") and "pairs.jsonl: other rows than those that stage po" in error
+    (tmp_path / "pairs.jsonl").write_text(rows)
+    os.utime(tmp_path / "pairs.jsonl", (0, 0))  # the same rows with another date are the same
+    assert main(["--config", config]) == 0
+
+
+# ---------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize(("number", "status", "says"), [(signal.SIGTERM, RUN_AGAIN, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")])
+def test_a_signal_saves_the_step_and_says_how_to_go_on(whole, tmp_path, capsys, monkeypatch, number, status, says):
+    """No checkpoint is due before the end; the signal comes while a step is under way."""
+    from sparsepo_jax.train import loop
+
+    def update_with_signal(update, at):
+        def signalled(state, reference, batch):
+            if int(state.step) == at:
+                os.kill(os.getpid(), number)
+            return update(state, reference, batch)
+
+        return signalled
+
+    run_training = loop.run_training
+    config = write_config(tmp_path, **(PO | {"checkpoint": {"every_steps": 100}}))
+    with monkeypatch.context() as patched:
+        patched.setattr("sparsepo_jax.stages.run_training", lambda **given: run_training(**(given | {"update": update_with_signal(given["update"], 2)})))
+        assert main(["--config", str(config)]) == status
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert says in said and "the same command continues the run" in said
+    assert main(["--config", str(config)]) == 0
+    assert "po: continues after step 3 of 6" in capsys.readouterr().out
+    same_weights(tmp_path / "run" / "po", whole[1] / "po")
+
+
+def test_a_signal_outside_of_training_ends_the_run_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sparsepo_jax.stages.Run.inspect", lambda self: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60))
+    assert main(["--config", str(write_config(tmp_path, stages=["inspect"]))]) == RUN_AGAIN
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- disks, rights, memory
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of 3 MiB of its own."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_full_disk_is_said_in_one_line_and_nothing_is_lost(whole, tmp_path, full_disk, capsys):
+    config = str(write_config(tmp_path, **(PO | {"output_dir": str(full_disk / "run")})))
+    needed = sum(-(-path.stat().st_size // 4096) * 4096 for path in whole[1].rglob("*") if path.is_file())
+    room = full_disk / "something.else"
+    room.write_bytes(b"x" * (3 * 2**20 - needed * 6 // 10))
+    assert main(["--config", config]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error:") and "no space left" in error and "make room" in error
+    room.unlink()
+    assert main(["--config", config]) == 0
+    same_weights(full_disk / "run" / "po", whole[1] / "po")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (PermissionError(13, "Permission denied", "/there/file"), "/there/file: no permission"),
+        (OSError(30, "Read-only file system", "/there"), "/there: the file system is read-only"),
+        (ValueError("UNKNOWN: write failed [errno ENOSPC: No space left on device]"), "OUT: no space left"),
+        (MemoryError(), "the host is out of memory; take smaller micro-steps"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."), "a device is out of memory"),
+        (OSError(2, "No such file or directory", "pairs.jsonl"), "pairs.jsonl: No such file or directory"),
+        (KeyError("a fault of the program"), None),
+    ],
+)
+def test_faults_from_outside_are_one_line_with_what_to_do(error, says):
+    found = explain(error, "OUT")
+    assert found is None if says is None else found.startswith(says) and "\n" not in found
+    wrapped = RuntimeError("the save failed")
+    wrapped.__cause__ = error
+    assert explain(wrapped, "OUT") == found
+
+
+# ---------------------------------------------------------------- processes that are killed
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_end_in_the_same_bits(tmp_path):
+    """kill -9, each time some random part of a second to a few seconds after training began (a checkpoint is written every second step), until 20 are done; then to the end.
+
+    pytest tests/test_faults.py -m slow -k twenty -s
+    """
+    changes = PO | {"po": {"steps": 400, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}}}
+    whole = run(tmp_path / "whole", **changes)
+    command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(write_config(tmp_path / "parts", **changes))]
+    output, draws, kills, writing, moments = tmp_path / "parts" / "run", random.Random(0), 0, 0, []
+    while kills < 20:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for line in process.stdout:  # until it trains
+            if "steps of 8" in line:
+                break
+        time.sleep(draws.uniform(0.0, 1.5 if kills else 3.0))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: raise po.steps"
+        kills += 1
+        moments.append(max(steps_in(output / "po"), default=0))
+        writing += any(not path.name.isdigit() and path.is_dir() for path in (output / "po" / "checkpoints").iterdir())
+    subprocess.run(command, check=True, capture_output=True)
+    print(f"\nkilled after checkpoints {moments}; a checkpoint was being written {writing} times")
+    assert writing > 0 and max(moments) > min(moments)
+    same_weights(output / "po", whole / "po")

@@ -1,0 +1,101 @@
+"""Several processes as one run, for real: JAX's own service and collectives (gloo) on this machine."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from program import lines_of, run, weights_of, write_config
+from tolerances import SHARDED
+
+from sparsepo_jax.main import RUN_AGAIN
+
+PO = {"stages": ["po"], "policy": {"config": {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 64}}, "checkpoint": {"every_steps": 100}, "po": {"epochs": 2, "steps": None, "batch_size": 8, "eval_every_steps": None,
+      "optimizer": {"kind": "adamw", "learning_rate": 0.001}}, "evaluation": {"batch_size": 8, "sampled_prompts": None}, "logging": {"every_steps": 1, "tensorboard": False}}
+STEPS, PAIRS = 8, 30  # two epochs of 30 pairs in batches of 8
+
+
+def run_together(config: Path, count: int, devices: int, *overrides: str, at_batch: dict[int, str] | None = None, timeout_s: float = 240) -> list[tuple[int, str]]:
+    """(exit status, what it said) of each of `count` processes with so many devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    running = []
+    for number in range(count):
+        own = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number),
+               "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"}
+        if at_batch and number in at_batch:
+            own["AT_BATCH"] = at_batch[number]
+        command = [sys.executable, str(Path(__file__).parent / "one_of_many.py"), str(config.parent / f"rows_{number}.jsonl"), "--config", str(config), *overrides]
+        output = (config.parent / f"said_{number}.txt").open("w+")
+        running.append((subprocess.Popen(command, env=os.environ | own, stdout=output, stderr=subprocess.STDOUT), output))
+    found = []
+    try:
+        for process, output in running:
+            status = process.wait(timeout_s)
+            output.seek(0)
+            found.append((status, output.read()))
+    finally:
+        for process, output in running:
+            process.kill()
+            output.close()
+    return found
+
+
+def rows_by_batch(directory: Path) -> dict[int, list[int]]:
+    """Over all processes; what was fetched again after a stop counts once, as it was at last."""
+    rows: dict[int, list[int]] = {}
+    for path in sorted(directory.glob("rows_*.jsonl")):
+        of_process = {row["batch"]: row["rows"] for row in lines_of(path)}
+        for batch, some in of_process.items():
+            rows.setdefault(batch, []).extend(np.ravel(some).tolist())
+    return rows
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The same run in one process."""
+    return run(tmp_path_factory.mktemp("alone"), **PO)
+
+
+def same_run(output: Path, expected: Path) -> None:
+    losses = [{row["step"]: row["loss"] for row in lines_of(path / "metrics.jsonl")} for path in (output, expected)]
+    assert list(losses[0]) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(losses[0].values()), list(losses[1].values()), atol=SHARDED)
+    found, wanted = weights_of(output / "po"), weights_of(expected / "po")
+    for path in wanted:
+        np.testing.assert_allclose(found[path], wanted[path], atol=SHARDED, err_msg=path)
+
+
+def test_two_processes_stop_together_and_four_go_on(alone, tmp_path):
+    """SIGTERM reaches one of two processes; both save the same step and ask to be started again; four continue. Loss and weights are those of one
+    process, every epoch has seen every pair once. Kills: a host that takes the whole batch, or a stop that only one of them knows of."""
+    config = write_config(tmp_path, **PO)
+    stopped = run_together(config, 2, 1, at_batch={1: "4 SIGTERM"})
+    assert [status for status, _ in stopped] == [RUN_AGAIN] * 2, stopped
+    assert "stopped by SIGTERM; the same command continues the run" in stopped[0][1]
+    before = rows_by_batch(tmp_path)
+    saved = max(int(path.name) for path in (tmp_path / "run" / "po" / "checkpoints").iterdir() if path.name.isdigit())
+    assert 3 <= saved < STEPS
+    for path in tmp_path.glob("rows_*.jsonl"):
+        path.unlink()
+    finished = run_together(config, 4, 1, "compute.mesh={data: 2, fsdp: 2}")
+    assert [status for status, _ in finished] == [0] * 4, finished
+    assert f"po: continues after step {saved} of {STEPS}" in finished[0][1]
+    seen = {batch: rows for batch, rows in before.items() if batch < saved} | rows_by_batch(tmp_path)
+    for epoch in (range(STEPS // 2), range(STEPS // 2, STEPS)):
+        assert Counter(row for batch in epoch for row in seen[batch]) == Counter(range(PAIRS))
+    same_run(tmp_path / "run", alone)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_if_one_process_is_killed_the_other_ends_and_says_so(tmp_path, victim):
+    found = run_together(write_config(tmp_path, **PO), 2, 1, at_batch={victim: "4 SIGKILL"}, timeout_s=90)
+    status, said = found[1 - victim]
+    assert found[victim][0] == -9 and status == RUN_AGAIN, said
+    assert "another process of this run is gone" in said.splitlines()[-1] and "start all of them again" in said.splitlines()[-1]
