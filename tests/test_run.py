@@ -120,8 +120,8 @@ def test_the_export_scores_the_same(finished, tmp_path):
     assert model(ids).logits.shape[-1] == model.config.vocab_size
 
 
-class Interrupted(Exception):
-    pass
+class Interrupted(BaseException):
+    """Nothing that the program knows, as a crash is."""
 
 
 def stop_before(monkeypatch, stage_steps: int):

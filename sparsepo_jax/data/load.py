@@ -99,8 +99,6 @@ def _tokenize_source(source: Source, kind: Kind, tokenizer, limits: Limits, rend
                 lines.append(row.line)
             except BadRow as fault:
                 bad.append((row.line, str(fault)))
-            except RecursionError:  # of Python's own: what is compared or shown lies too deep
-                bad.append((row.line, "its values lie within each other too deep"))
         for line, found in zip(lines, tokenize(examples, tokenizer, limits, **text_settings), strict=True):
             if isinstance(found, BadRow):
                 bad.append((line, str(found)))
