@@ -98,5 +98,7 @@ def test_two_processes_stop_together_and_four_go_on(alone, tmp_path):
 def test_if_one_process_is_killed_the_other_ends_and_says_so(tmp_path, victim):
     found = run_together(write_config(tmp_path, **PO), 2, 1, at_batch={victim: "4 SIGKILL"}, timeout_s=90)
     status, said = found[1 - victim]
-    assert found[victim][0] == -9 and status == RUN_AGAIN, said
-    assert "another process of this run is gone" in said.splitlines()[-1] and "start all of them again" in said.splitlines()[-1]
+    # Whichever notices first: we, by the collective that fails (75), or JAX's own service, which aborts the process (134 in a shell).
+    assert found[victim][0] == -9 and status in (RUN_AGAIN, -6), said
+    ours = "another process of this run is gone" in said and "start all of them again" in said
+    assert ours if status == RUN_AGAIN else ours or "another task died" in said
