@@ -273,7 +273,7 @@ def test_twenty_kills_at_random_moments_end_in_the_same_bits(tmp_path):
         for line in process.stdout:  # until it trains
             if "steps of 8" in line:
                 break
-        time.sleep(draws.uniform(0.0, 1.5 if kills else 3.0))
+        time.sleep(draws.uniform(0.0, 8.0))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: raise po.steps"
         kills += 1
