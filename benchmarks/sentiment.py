@@ -1,0 +1,130 @@
+"""Which objective buys sentiment at the least KL? The paper's IMDB experiment at a size for a laptop, everything made here.
+
+    python benchmarks/sentiment.py DATA [--output runs/sentiment] [--seeds 3] [--betas 0.1,0.4,0.8]
+
+DATA: the directory that holds imdb_reviews/{train,test}.jsonl.gz (rows {"text", "label"}). Trains a small GPT-2 and its tokenizer on the reviews, a
+classifier on their labels, samples continuations of their first words, pairs those that the classifier puts in different classes, and trains every
+objective on the pairs, for each beta and seed. Reward: mean probability of the positive class over continuations of held-out prompts; KL: of what
+the policy writes there, by sampling, nats a response. The same command goes on where it was stopped.
+
+The ones-mask control is TDPO-1: unit masks make the token-weighted objective exactly that (tests/test_losses.py).
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from work import save_result
+
+from sparsepo_jax.report.frontier import matched, shared_range
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "sentiment"
+LEARNED = "kind: learned, init: ones, learning_rate: 3e-3"
+OBJECTIVES = {
+    "DPO": "{kind: dpo}",
+    "TDPO-1 (mask of ones)": "{kind: tdpo1}",
+    "MaPO": "{kind: mapo}",
+    "SparsePO, common mask": "{kind: sparsepo, mask: {sharing: common, " + LEARNED + "}}",
+    "SparsePO, independent masks": "{kind: sparsepo, mask: {sharing: independent, " + LEARNED + "}}",
+    "random mask": "{kind: sparsepo, mask: {kind: random}}",
+}
+BASELINE = "DPO"
+
+
+def program(*arguments: str) -> None:
+    """The main program, whose lines are shown; ends this one if it fails."""
+    done = subprocess.run([sys.executable, "-m", "sparsepo_jax.main", *arguments])
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def run_all(data: Path, output: Path, betas: list[float], seeds: int) -> None:
+    """What is finished is not done again."""
+    train, test = (data / "imdb_reviews" / f"{split}.jsonl.gz" for split in ("train", "test"))
+    program("--config", str(CONFIGS / "sft.yaml"), f"output_dir={output}/sft", f"data.sft.0.path={train}")
+    program("--config", str(CONFIGS / "pairs.yaml"), f"output_dir={output}/pairs", f"policy.path={output}/sft/export", f"data.prompts.0.path={train}",
+            f"pairs.scorer.train.0.path={train}", f"pairs.scorer.test.0.path={test}")
+    program(
+        "--config", str(CONFIGS / "po.yaml"), f"output_dir={output}/grid", f"policy.path={output}/sft/export",
+        f"data.train.0.path={output}/pairs/pairs_made.jsonl", f"evaluation.reward.path={output}/pairs/classifier", "--metric", "generated_reward", "--sweep",
+        "objective=" + ",".join(OBJECTIVES.values()), "objective.beta=" + ",".join(map(str, betas)), "seed=" + ",".join(map(str, range(seeds))),
+    )
+
+
+def read_points(grid: Path) -> list[dict]:
+    """A point a finished run. The sweep names its objectives in the order in which they were given."""
+    runs = json.loads((grid / "sweep.json").read_text())["runs"]
+    order = list(dict.fromkeys(json.dumps(run["values"]["objective"]) for run in runs))
+    points = []
+    for run in runs:
+        if run["status"] != "done":
+            print(f"left out, {run['status']}: {run['name']}", file=sys.stderr)
+            continue
+        summary, values = json.loads((grid / run["name"] / "summary.json").read_text()), run["values"]
+        after = summary["after"]
+        points.append({
+            "objective": list(OBJECTIVES)[order.index(json.dumps(values["objective"]))], "beta": values["objective.beta"], "seed": values["seed"],
+            "kl": after["generated_kl"], "reward": after["generated_reward"], "reward_before": summary["before"]["generated_reward"],
+            "accuracy_unmasked": after["accuracy_unmasked"], "sparsity": summary["mask"]["sparsity_end"], "seconds": run["seconds"],
+        })
+    return points
+
+
+def frontier(points: list[dict], objective: str) -> dict[int, list[tuple[float, float]]]:
+    """seed -> (KL, reward) of its betas, and of the policy before, whose KL is 0."""
+    of_seed: dict[int, list[tuple[float, float]]] = {}
+    for point in points:
+        if point["objective"] == objective:
+            of_seed.setdefault(point["seed"], [(0.0, point["reward_before"])]).append((point["kl"], point["reward"]))
+    return of_seed
+
+
+def compare(points: list[dict]) -> list[dict]:
+    """Each objective against the baseline at KLs that every seed of both reaches, by linear interpolation between betas."""
+    rows = []
+    base = frontier(points, BASELINE)
+    for objective in OBJECTIVES:
+        ours = frontier(points, objective)
+        reached = objective != BASELINE and shared_range(ours, base)
+        if not reached:
+            continue
+        for one in matched(ours, base, [reached[0] + share * (reached[1] - reached[0]) for share in (0.25, 0.5, 0.75, 1.0)]):
+            if one.difference is not None:
+                rows.append({"objective": objective, "kl": one.kl, "seeds": one.difference.n, "difference": one.difference.mean,
+                             "low": one.difference.low, "high": one.difference.high})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("runs/sentiment"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--betas", default="0.1,0.4,0.8")
+    options = parser.parse_args()
+    betas = [float(beta) for beta in options.betas.split(",")]
+    run_all(options.data, options.output, betas, options.seeds)
+    points = read_points(options.output / "grid")
+
+    print(f"\n{'':30} beta      KL  reward  (before)  accuracy, unmasked   zeros   mean of {options.seeds} seeds")
+    for objective in OBJECTIVES:
+        for beta in betas:
+            of = [point for point in points if (point["objective"], point["beta"]) == (objective, beta)]
+            if of:
+                mean = {key: statistics.fmean(point[key] or 0.0 for point in of) for key in ("kl", "reward", "reward_before", "accuracy_unmasked", "sparsity")}
+                print(f"{objective:30} {beta:4} {mean['kl']:7.2f} {mean['reward']:7.3f} {mean['reward_before']:9.3f} {mean['accuracy_unmasked']:19.3f} "
+                      f"{mean['sparsity']:7.3f}")
+    rows = compare(points)
+    print(f"\nreward less that of {BASELINE} at the same KL, 95 % interval over seeds")
+    for row in rows:
+        interval = "one seed" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+        print(f"{row['objective']:30} at {row['kl']:6.2f} nats {row['difference']:+.3f} ({interval})")
+    print(save_result("sentiment", {"betas": betas, "seeds": options.seeds, "points": points, "matched": rows}))
+    print(options.output / "grid" / "comparison.html")
+
+
+if __name__ == "__main__":
+    main()
