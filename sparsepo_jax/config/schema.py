@@ -366,6 +366,7 @@ class AdamW(Section):
     b2: Rate = 0.999
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: NonNegative = 0.0
+    """Not on biases and norms."""
 
 
 class Adafactor(Section):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import optax
 
-from sparsepo_jax.masks.learned import is_decayed
+from sparsepo_jax.masks.learned import is_decayed as is_decayed_mask
 
 
 def make_schedule(kind: str, *, peak: float, steps: int, warmup_steps: int, end: float) -> optax.Schedule:
@@ -36,13 +36,17 @@ def make_optimizer(
 
     make_rule(schedule, decay, decay_mask) makes AdamW, Lion, ... of one group.
     """
-    policy_rule = make_rule(policy_schedule, policy_decay, lambda weights: jax.tree.map(lambda _: True, weights))
-    mask_rule = make_rule(
-        mask_schedule, mask_decay, lambda weights: jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(str(path[-1].key)), weights)
-    )
+    chosen_by = lambda is_decayed: lambda weights: {path: is_decayed(path) for path in weights}  # noqa: E731
+    policy_rule = make_rule(policy_schedule, policy_decay, chosen_by(is_decayed))
+    mask_rule = make_rule(mask_schedule, mask_decay, chosen_by(is_decayed_mask))
     labels = lambda weights: {group: jax.tree.map(lambda _: group, weights[group]) for group in weights}  # noqa: E731
     grouped = optax.partition({"policy": policy_rule, "masks": mask_rule}, labels)
     return grouped if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), grouped)
+
+
+def is_decayed(path: str) -> bool:
+    """Whether weight decay applies to a weight of the policy: not to biases and norms, as in transformers' Trainer and so in TRL."""
+    return not path.endswith(("bias", ".scale"))
 
 
 def adamw_rule(b1: float, b2: float, eps: float):
