@@ -512,7 +512,7 @@ def make_scorer(config: schema.Config, directory: Path, say: Callable[[str], Non
     if chosen.kind == "function":
         return scorers.function_scorer(chosen.function)
     if chosen.kind == "tests":
-        return scorers.tests_scorer(time_s=chosen.time_s, memory_mb=chosen.memory_mb, workers=chosen.workers)
+        return scorers.unit_test_scorer(time_s=chosen.time_s, memory_mb=chosen.memory_mb, workers=chosen.workers)
     if not kept.exists():
         from sparsepo_jax.data.labelled import read_labelled
 

@@ -119,7 +119,7 @@ def _raised(error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)} ({last.filename}:{last.lineno})"
 
 
-def tests_scorer(*, time_s: float, memory_mb: int, workers: int | None) -> Scorer:
+def unit_test_scorer(*, time_s: float, memory_mb: int, workers: int | None) -> Scorer:
     """1 where the program of prompt, completion and the row's tests passes, else 0."""
     from sparsepo_jax.eval.code_tests import program_of
     from sparsepo_jax.eval.sandbox import Limits, run_programs
