@@ -319,7 +319,7 @@ def test_interrupted_or_not_it_makes_the_same_pairs(tmp_path, module, monkeypatc
     assert "data.prompts" in capsys.readouterr().err
     assert main(["--config", str(config)]) == 0
     assert "pairs: continues after 8 of 17 prompts" in capsys.readouterr().out
-    assert sys.modules["my_scores"].calls == [23, 3], "what was scored before is not scored again"
+    assert sys.modules["my_scores"].calls == [24, 23, 3], "each prompt is scored once"
     for name in ("scored_samples.jsonl", "pairs_made.jsonl"):
         assert (output / name).read_text() == (whole / name).read_text()
     assert main(["--config", str(config)]) == 0
