@@ -110,7 +110,7 @@ def mask_summary(run, table: TokenTable, before: list | None, after: list) -> di
 
 def generate(run) -> None:
     """generations.jsonl: responses to the distinct prompts of data.prompts, else of the evaluation pairs."""
-    began_s, path, settings = time.time(), run.output_dir / "generations.jsonl", run.config.generation
+    began_s, path = time.time(), run.output_dir / "generations.jsonl"
     if run.marks.finished("generate", path):
         run.say("generate: finished before")
         return
