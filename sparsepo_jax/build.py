@@ -24,6 +24,7 @@ from sparsepo_jax.dist.mesh import lay, make_constrain, make_place_head, pair_sh
 from sparsepo_jax.dist.processes import join_processes
 from sparsepo_jax.dist.rules import check_sharded, state_shardings, weight_shardings
 from sparsepo_jax.eval.generate import Sampler, Sampling, make_sampler
+from sparsepo_jax.eval.scorers import Scorer
 from sparsepo_jax.losses import sequence, token_weighted
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.learned import masks_from_tensors
@@ -88,21 +89,25 @@ def _source(source: Any, kind: str) -> Any:
     from sparsepo_jax.data.sources import FileRows, GeneratedRows
 
     if source.kind == "reviews":
-        from sparsepo_jax.data.reviews import make_review_pairs, make_review_texts
+        from sparsepo_jax.data.reviews import make_labelled_reviews, make_review_pairs, make_review_texts
 
-        make = make_review_texts if kind == "sft" else make_review_pairs
+        make = {"sft": make_review_texts, "labelled": make_labelled_reviews}.get(kind, make_review_pairs)
         return GeneratedRows(name=f"reviews(seed={source.seed})", rows=make(source.rows, source.seed), weight=source.weight)
     return FileRows(path=source.path, split=source.split, subset=source.subset, columns=source.columns, weight=source.weight)
 
 
 def load_data(config: schema.Config, kind: str, sources: list, name: str, tokenizer: Any | None, spec: DecoderSpec | None) -> TokenTable:
-    """The tokenised rows of `sources` ("sft" or "pairs"); with on_bad_row skip the others are listed in output_dir/bad_rows_NAME.jsonl."""
+    """The tokenised rows of `sources` ("sft", "pairs" or "prompts"); with on_bad_row skip the others are listed in output_dir/bad_rows_NAME.jsonl."""
     from sparsepo_jax.data.load import load_table
+    from sparsepo_jax.data.sources import FirstWords
 
     data = config.data
     max_length, max_prompt_length = length_limits(config, spec)
+    opened = [_source(source, kind) for source in sources]
+    if kind == "prompts" and data.prompt_words is not None:
+        opened = [FirstWords(source, "prompt", data.prompt_words) for source in opened]
     return load_table(
-        [_source(source, kind) for source in sources], kind=kind, tokenizer=tokenizer, vocab_size=None if spec is None else spec.vocab_size,
+        opened, kind=kind, tokenizer=tokenizer, vocab_size=None if spec is None else spec.vocab_size,
         max_length=max_length, max_prompt_length=max_prompt_length, separator=data.separator, template=data.template,
         template_arguments=data.template_arguments, add_bos=data.add_bos, add_eos=data.add_eos, on_bad_row=data.on_bad_row,
         bad_rows_path=Path(config.output_dir) / f"bad_rows_{name}.jsonl", cache_dir=data.cache_dir,
@@ -494,6 +499,32 @@ def make_sampling(config: schema.Config, hf_config: dict[str, Any], tokenizer: A
 
 def make_policy_sampler(problem: Problem, config: schema.Config, mesh: Mesh, sampling: Sampling) -> Sampler:
     return make_sampler(problem.policy_graph, compute_dtype(config, mesh), mesh, sampling)
+
+
+def make_scorer(config: schema.Config, directory: Path, say: Callable[[str], None]) -> Scorer:
+    """As config.pairs.scorer says. A classifier is trained once and kept in directory/classifier."""
+    from sparsepo_jax.eval import classifier as classifiers
+    from sparsepo_jax.eval import scorers
+
+    chosen, kept = config.pairs.scorer, directory / "classifier"
+    if chosen.kind == "hf":
+        return scorers.hf_scorer(chosen.path, label=chosen.label, batch_size=chosen.batch_size, device=chosen.device)
+    if chosen.kind == "function":
+        return scorers.function_scorer(chosen.function)
+    if chosen.kind == "tests":
+        return scorers.unit_test_scorer(time_s=chosen.time_s, memory_mb=chosen.memory_mb, workers=chosen.workers)
+    if not kept.exists():
+        from sparsepo_jax.data.labelled import read_labelled
+
+        read = lambda sources: read_labelled([_source(source, "labelled") for source in sources], chosen.positive, on_bad_row=config.data.on_bad_row)  # noqa: E731
+        rows, test = read(chosen.train), read(chosen.test) if chosen.test else None
+        classifier = classifiers.train_classifier(rows, max_features=chosen.max_features, l2=chosen.l2)
+        about = {"rows": len(rows.texts), "accuracy": classifier.accuracy(rows), "test_accuracy": None if test is None else classifier.accuracy(test)}
+        classifiers.save_classifier(kept, classifier, about)
+    classifier, about = classifiers.load_classifier(kept)
+    on_test = "" if about["test_accuracy"] is None else f", {100 * about['test_accuracy']:.1f} % on the test rows"
+    say(f"pairs: the classifier of {about['rows']} rows is right on {100 * about['accuracy']:.1f} % of them{on_test}")
+    return scorers.classifier_scorer(classifier)
 
 
 def cached_problem(problem: Problem, config: schema.Config) -> Problem:

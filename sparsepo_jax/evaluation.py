@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import numpy as np
 
 from sparsepo_jax import build
 from sparsepo_jax.core.tree import Weights
-from sparsepo_jax.data.batching import plan_prompts
+from sparsepo_jax.data.batching import PlannedPrompts, plan_prompts
 from sparsepo_jax.data.pipeline import make_prompt_batches
 from sparsepo_jax.data.reviews import preferred_share
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.eval import scores as scoring
-from sparsepo_jax.eval.generate import Generated, Sampler, Sampling
+from sparsepo_jax.eval.generate import Generated, Sampler, Sampling, continuation
 from sparsepo_jax.eval.generate import generate as generate_all
 from sparsepo_jax.eval.records import pair_record
 
@@ -36,10 +36,10 @@ def score(run) -> None:
 
 def write_pairs(run, path: Path, table: TokenTable, scores: list[scoring.PairScore], *, with_text: bool = False) -> None:
     tokenizer = run.tokenizer if with_text else None
-    _write_lines(path, (pair_record(score, table, tokenizer, with_text=with_text) for score in scores))
+    write_lines(path, (pair_record(score, table, tokenizer, with_text=with_text) for score in scores))
 
 
-def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """One JSON object a line, whole or not at all; by the first process."""
     if jax.process_index() != 0:
         return
@@ -73,7 +73,7 @@ def evaluate(run) -> None:
     if jax.process_index() == 0:
         summary_path.write_text(json.dumps(summary, indent=1) + "\n")
     if written:
-        _write_lines(run.output_dir / "samples.jsonl", written)
+        write_lines(run.output_dir / "samples.jsonl", written)
     elif jax.process_index() == 0:
         (run.output_dir / "samples.jsonl").unlink(missing_ok=True)
     chosen = np.linspace(0, len(after) - 1, min(run.config.report.pairs, len(after))).astype(int)
@@ -109,41 +109,61 @@ def mask_summary(run, table: TokenTable, before: list | None, after: list) -> di
 
 
 def generate(run) -> None:
-    """generations.jsonl: responses to the distinct prompts of the evaluation pairs."""
-    began_s, path, settings = time.time(), run.output_dir / "generations.jsonl", run.config.generation
+    """generations.jsonl: responses to the distinct prompts of data.prompts, else of the evaluation pairs."""
+    began_s, path = time.time(), run.output_dir / "generations.jsonl"
     if run.marks.finished("generate", path):
         run.say("generate: finished before")
         return
-    prompts = run.pairs[1].distinct_prompts(settings.max_prompts)
+    prompts = prompts_of(run)
     sampling = build.make_sampling(run.config, run.hf_config, run.tokenizer)
     base = run.reference_weights() if run.problem.adapted else None
-    found = _answers(run, prompts, _make_sampler(run, prompts, sampling), run.current_weights()["policy"], base)
-    records = []
-    for row in range(len(prompts)):
-        answers = [{"text": one.text, "token_ids": one.ids.tolist(), "finish": one.finish} for one in found[row * sampling.samples :][: sampling.samples]]
-        records.append({"index": row, "origin": prompts.origin(row), "prompt": _prompt_text(run, prompts, row), "samples": answers})
-    _write_lines(path, records)
+    found = answer(run, prompts, make_sampler_for(run, prompts, sampling), run.current_policy(), base)
+    write_lines(path, (answers_record(run, prompts, row, found[row * sampling.samples :][: sampling.samples]) for row in range(len(prompts))))
     run.mark("generate", began_s)
     seconds, tokens = time.time() - began_s, sum(len(one.ids) for one in found)
     run.say(f"generate: {len(found)} responses to {len(prompts)} prompts, {tokens} tokens in {seconds:.1f} s -> {path}")
 
 
-def _make_sampler(run, prompts: TokenTable, sampling: Sampling) -> Sampler:
+def prompts_of(run) -> TokenTable:
+    """The distinct prompts of data.prompts, else of the evaluation pairs; generation.max_prompts at the most."""
+    if run.config.data.prompts:
+        table = build.load_data(run.config, "prompts", run.config.data.prompts, "prompts", run.tokenizer, run.spec)
+    else:
+        table = run.pairs[1]
+    return table.distinct_prompts(run.config.generation.max_prompts)
+
+
+def answers_record(run, prompts: TokenTable, row: int, found: list[Generated]) -> dict[str, Any]:
+    """A prompt and its answers as generations.jsonl holds them. text: what the answer adds to the prompt's text, before any stop string. row: the
+    columns of the data's row that are not the prompt."""
+    sampling_stop = tuple(run.config.generation.stop)
+    samples = [{"text": continuation(prompts.prompt(row), one, run.tokenizer, sampling_stop), "token_ids": one.ids.tolist(), "finish": one.finish} for one in found]
+    others = {name: value for name, value in prompts.content(row).items() if name not in ("prompt", "prompt_ids")}
+    return {"index": row, "origin": prompts.origin(row), "prompt": prompt_text(run, prompts, row), "samples": samples, "row": others}
+
+
+def make_sampler_for(run, prompts: TokenTable, sampling: Sampling) -> Sampler:
     build.check_batch("generation.batch_size", run.config.generation.batch_size, 1, run.mesh)
     build.check_room("generation.max_new_tokens", sampling.max_new_tokens, prompts, run.spec)
     return build.make_policy_sampler(run.problem, run.config, run.mesh, sampling)
 
 
-def _answers(run, prompts: TokenTable, sampler: Sampler, policy: Weights, base: Weights | None) -> list[Generated]:
-    """By row, then sample. policy: what po trains; base: what its adapters, if it has any, stand on."""
+def plan_answers(run, prompts: TokenTable) -> list[PlannedPrompts]:
+    return plan_prompts(prompts.prompt_lengths_N, batch_size=run.config.generation.batch_size, buckets=run.config.data.buckets)
+
+
+def answer(
+    run, prompts: TokenTable, sampler: Sampler, policy: Weights, base: Weights | None, planned: Sequence[PlannedPrompts] | None = None
+) -> list[Generated]:
+    """By row, then sample. policy: what po trains; base: what its adapters, if it has any, stand on. planned: these batches of plan_answers only."""
     weights, size = {**base, **policy} if run.problem.adapted else policy, run.config.generation.batch_size
-    planned = plan_prompts(prompts.prompt_lengths_N, batch_size=size, buckets=run.config.data.buckets)
+    planned = plan_answers(run, prompts) if planned is None else planned
     batches = make_prompt_batches(prompts, planned, size, process_index=jax.process_index(), process_count=jax.process_count())
     with jax.set_mesh(run.mesh):
         return sorted(generate_all(sampler, weights, batches, run.tokenizer), key=lambda one: (one.row, one.sample))
 
 
-def _prompt_text(run, prompts: TokenTable, row: int) -> str | None:
+def prompt_text(run, prompts: TokenTable, row: int) -> str | None:
     return None if run.tokenizer is None else run.tokenizer.decode(prompts.prompt(row).tolist(), skip_special_tokens=True)
 
 
@@ -158,12 +178,12 @@ def _sampled(run, table: TokenTable, start: dict[str, Weights] | None, now: dict
         return figures, []
     prompts = table.distinct_prompts(run.config.evaluation.sampled_prompts)
     plain = build.make_sampling(run.config, run.hf_config, run.tokenizer)._replace(temperature=1.0, top_k=None, top_p=1.0, samples=1, stop=())
-    records = [{"index": row, "prompt": _prompt_text(run, prompts, row)} for row in range(len(prompts))]
-    put, sampler = build.put_on(run.mesh), _make_sampler(run, prompts, plain)
+    records = [{"index": row, "prompt": prompt_text(run, prompts, row)} for row in range(len(prompts))]
+    put, sampler = build.put_on(run.mesh), make_sampler_for(run, prompts, plain)
     for when, figure, weights in zip(("before", "after"), figures, (start, now), strict=True):
         if weights is None:
             continue
-        found = _answers(run, prompts, sampler, weights["policy"], reference)
+        found = answer(run, prompts, sampler, weights["policy"], reference)
         answered = prompts.with_responses([one.ids for one in found])
         with jax.set_mesh(run.mesh):
             sums = [run.sum_log_ratios(weights["policy"], reference, put(batch)) for batch in run.in_order(answered, run.config.evaluation.batch_size)]

@@ -1,7 +1,7 @@
 """What a run has finished, and with which settings: output_dir/stages.json. A finished stage is not repeated.
 
-A training stage whose settings have changed is refused by name: what lies on disk is another run. A stage that only reads (score, eval,
-export) is done again when its settings, the weights or the files that it read have changed.
+A training stage whose settings have changed is refused by name: what lies on disk is another run. So is the stage pairs, which goes on where it was
+interrupted. A stage that only reads (score, eval, export) is done again when its settings, the weights or the files that it read have changed.
 """
 
 import json
@@ -13,6 +13,7 @@ from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
 
 TRAINING = ("sft", "po")
+_CONTINUED = (*TRAINING, "pairs")
 _READS = ("seed", "policy", "reference", "tokenizer", "data", "objective", "compute")
 _SECTIONS = {
     "sft": ("seed", "policy", "tokenizer", "data", "sft"),
@@ -20,12 +21,17 @@ _SECTIONS = {
     "score": (*_READS, "evaluation"),
     "eval": (*_READS, "evaluation", "generation", "report"),
     "generate": (*_READS, "generation"),
+    "pairs": ("seed", "policy", "tokenizer", "data", "generation", "pairs"),
     "export": ("seed", "policy", "tokenizer", "objective", "export"),
 }
 # Settings within these sections that do not change what the stage leaves.
 _HARMLESS = {"data.cache_dir", "reference.cache_dir", "data.inspect_rows", "po.eval_every_steps", "po.skip_nonfinite", "sft.skip_nonfinite",
              "compute.compile_cache", "compute.distributed"}
-_HARMLESS_FOR = {"sft": {"data.train", "data.eval", "data.holdout"}, "po": {"data.sft", "data.eval"}}
+_PROMPTS = {"data.prompts", "data.prompt_words"}
+_HARMLESS_FOR = {
+    "sft": _PROMPTS | {"data.train", "data.eval", "data.holdout"}, "po": _PROMPTS | {"data.sft", "data.eval"}, "score": _PROMPTS, "eval": _PROMPTS,
+    "pairs": {"data.sft", "data.train", "data.eval", "data.holdout", "generation.batch_size"},
+}
 
 
 class Marks:
@@ -40,13 +46,13 @@ class Marks:
         return json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def finished(self, stage: str, *outputs: Path) -> bool:
-        """Whether a stage is done, with these settings, and its outputs are there. UserError: a training stage with other settings."""
+        """Whether a stage is done, with these settings, and its outputs are there. UserError: a stage that is continued, with other settings."""
         mark = self.all().get(stage)
         if mark is None:
             return False
-        if stage in TRAINING:
+        if stage in _CONTINUED:
             self._refuse_changes(stage, mark["depends"])
-            return True
+            return all(path.exists() for path in outputs)
         return mark["depends"] == self._depends(stage) and all(path.exists() for path in outputs)
 
     def mark(self, stage: str, seconds: float) -> None:
@@ -54,13 +60,16 @@ class Marks:
         _write_whole(self._path, marks)
 
     def check(self, stage: str) -> None:
-        """UserError if a training stage has begun here with other settings."""
+        """UserError if a stage that is continued has begun here with other settings."""
         path = self._directory / stage / "settings.json"
         if path.exists():
             self._refuse_changes(stage, json.loads(path.read_text()))
 
+    def begun(self, stage: str) -> bool:
+        return (self._directory / stage / "settings.json").exists()
+
     def check_data(self, stage: str, digests: dict[str, str]) -> None:
-        """UserError if a training stage has begun here with other rows. digests: of each file's tokens."""
+        """UserError if a stage that is continued has begun here with other rows. digests: of each file's tokens."""
         path = self._directory / stage / "data.json"
         before = json.loads(path.read_text()) if path.exists() else digests
         changed = sorted(name for name in before.keys() | digests.keys() if before.get(name) != digests.get(name))
@@ -69,7 +78,7 @@ class Marks:
                             "take another output_dir")
 
     def begin(self, stage: str, digests: dict[str, str]) -> None:
-        """Writes down with which settings and rows a training stage begins. Not before it can: who mends a mistake must not be held to it."""
+        """Writes down with which settings and rows a stage begins that is continued. Not before it can: who mends a mistake must not be held to it."""
         (self._directory / stage).mkdir(parents=True, exist_ok=True)
         for name, content in (("data.json", digests), ("settings.json", self._depends(stage))):
             _write_whole(self._directory / stage / name, content)
@@ -85,7 +94,10 @@ class Marks:
         if stage not in TRAINING:
             marks = self.all()
             found["trained"] = {name: marks[name]["finished"] for name in TRAINING if name in marks}
-            paths = [self._config.policy.path, self._config.reference.path, *(getattr(s, "path", None) for s in self._config.data.train + self._config.data.eval)]
+        if stage not in _CONTINUED:
+            data = self._config.data
+            sources = data.train + data.eval + data.prompts * (stage == "generate")
+            paths = [self._config.policy.path, self._config.reference.path, *(getattr(source, "path", None) for source in sources)]
             found["files"] = {path: _stamp(Path(path)) for path in paths if path is not None}
         return found
 

@@ -16,10 +16,13 @@ from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.schema import (
     BpeTokenizer,
     ByteTokenizer,
+    ClassifierScorer,
     Config,
     FileSource,
+    HuggingFaceScorer,
     LearnedMask,
     Optimizer,
+    PairMaking,
     PretrainedTokenizer,
     ReviewsTokenizer,
     Source,
@@ -59,6 +62,7 @@ def make_plan_text(config: Config) -> str:
     if isinstance(config.tokenizer, PretrainedTokenizer):
         _is_local(config.tokenizer.path, "tokenizer.path", mistakes, _MODEL_ID)
     rows = {name: _rows_of(getattr(config.data, name), f"data.{name}", mistakes) for name in _lists_used(config)}
+    scorer_rows = _scorer_rows(config, mistakes)
     length = _max_length(config, policy, mistakes)
     _check_vocabularies(config, policy, reference, mistakes)
     _check_batch_sizes(config, mistakes)
@@ -85,6 +89,10 @@ def make_plan_text(config: Config) -> str:
         trained = _sum(_trained(config.po, policy), mask_parameters)
         lines.append(("po", _work(config.po, _kept_rows(rows["train"], config), "pairs", 2 * length)))
         lines.append(("", _memory(config, config.po, trained, policy, reference)))
+    if not {"pairs", "generate"}.isdisjoint(config.stages) and config.data.prompts:
+        lines.append(("prompts", _answers(config, rows["prompts"])))
+    if "pairs" in config.stages:
+        lines.append(("pairs", _pairs(config.pairs, scorer_rows)))
     if not {"score", "eval"}.isdisjoint(config.stages):
         lines.append(("evaluation", f"{_evaluated_rows(rows, config)} pairs"))
     return "\n".join(f"{name:<12}{text}" for name, text in lines)
@@ -187,7 +195,8 @@ def _lists_used(config: Config) -> list[str]:
     """The lists of data that the stages read (a stage may run where the files of the others are not)."""
     wanted, data = set(config.stages), config.data
     scored = not {"score", "eval"}.isdisjoint(wanted)
-    used = {"sft": "sft" in wanted, "train": "po" in wanted or scored and data.holdout is not None, "eval": scored}
+    answered = not {"pairs", "generate"}.isdisjoint(wanted)
+    used = {"sft": "sft" in wanted, "train": "po" in wanted or scored and data.holdout is not None, "eval": scored, "prompts": answered}
     return [name for name in used if used[name] or "inspect" in wanted]
 
 
@@ -276,6 +285,33 @@ def _evaluated_rows(rows: dict[str, Count], config: Config) -> Count:
         return Count(None)
     exact, limit = rows["eval"].exact and held.exact, config.evaluation.max_pairs
     return Count(pairs, exact) if limit is None or limit >= pairs else Count(limit)
+
+
+# ---------------------------------------------------------------- prompts and pairs
+
+
+def _answers(config: Config, prompts: Count) -> str:
+    chosen, number = config.generation, prompts.number
+    if number is not None and chosen.max_prompts is not None and chosen.max_prompts < number:
+        prompts = Count(chosen.max_prompts)
+    return f"at most {prompts} distinct prompts, {chosen.samples} responses each of at most {chosen.max_new_tokens:,} tokens"
+
+
+def _scorer_rows(config: Config, mistakes: list[str]) -> Count | None:
+    """Of a classifier that the stage pairs trains."""
+    scorer = config.pairs.scorer if "pairs" in config.stages else None
+    if isinstance(scorer, HuggingFaceScorer):
+        _is_local(scorer.path, "pairs.scorer.path", mistakes, _MODEL_ID)
+    if not isinstance(scorer, ClassifierScorer):
+        return None
+    _rows_of(scorer.test, "pairs.scorer.test", mistakes)
+    return _rows_of(scorer.train, "pairs.scorer.train", mistakes)
+
+
+def _pairs(making: PairMaking, scorer_rows: Count | None) -> str:
+    trained = "" if scorer_rows is None else f", trained on {scorer_rows} rows"
+    across = "" if making.threshold is None else f" across {making.threshold:g}"
+    return f"{making.rule}{across}, scored by {making.scorer.kind}{trained}"
 
 
 # ---------------------------------------------------------------- training

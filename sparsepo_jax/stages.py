@@ -27,6 +27,7 @@ from sparsepo_jax.eval import scores as scoring
 from sparsepo_jax.marks import TRAINING, Marks
 from sparsepo_jax.models.lora import merge_adapters
 from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.pairs import make_pairs
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, load_once, save_once
 from sparsepo_jax.train.forward import Problem
 from sparsepo_jax.train.log import MetricsLog
@@ -70,7 +71,7 @@ class Run:
     def run(self) -> int:
         stages: dict[str, Callable[[], None]] = {
             "inspect": self.inspect, "sft": self.sft, "po": self.po, "score": lambda: evaluation.score(self), "eval": lambda: evaluation.evaluate(self),
-            "generate": lambda: evaluation.generate(self), "report": self.report, "export": self.export,
+            "generate": lambda: evaluation.generate(self), "pairs": lambda: make_pairs(self), "report": self.report, "export": self.export,
         }
         if set(self.config.stages) != {"report"} and jax.process_index() == 0:
             save_config(self.config, self.output_dir / "config.yaml")
@@ -186,12 +187,20 @@ class Run:
         lora = self.lora("po")
         return start if lora is None else start | {"policy": build.initial_adapters(self.spec, lora, self.config.seed, self.mesh)}
 
+    def finished_po(self) -> bool:
+        """UserError: one that is not finished."""
+        if not self.marks.finished("po") and (self.output_dir / "po" / "start").exists():
+            raise UserError(f"stage po in {self.output_dir} is not finished: run it again with the stage po first")
+        return self.marks.finished("po")
+
+    def current_policy(self) -> Weights:
+        """What answers prompts: the policy as it is now, or its adapters."""
+        return self.trained("po")["policy"] if self.finished_po() else self.adapted({"policy": self.starting_policy()})["policy"]
+
     def current_weights(self) -> dict[str, Weights]:
         """{"policy", "masks"} to score: of the finished po, else policy.path with its stored masks."""
-        if self.marks.finished("po"):
+        if self.finished_po():
             return self.trained("po")
-        if (self.output_dir / "po" / "start").exists():
-            raise UserError(f"stage po in {self.output_dir} is not finished: run it again with the stage po first")
         masks = build.stored_masks(self.config, self.problem.mask_source, self.mesh)
         return self.adapted({"policy": self.starting_policy(), "masks": masks})
 
@@ -363,7 +372,7 @@ class Run:
         from sparsepo_jax.data.inspect import format_rows
 
         data = self.config.data
-        for kind, sources, name in (("sft", data.sft, "sft"), ("pairs", data.train, "train"), ("pairs", data.eval, "eval")):
+        for kind, sources, name in (("sft", data.sft, "sft"), ("pairs", data.train, "train"), ("pairs", data.eval, "eval"), ("prompts", data.prompts, "prompts")):
             if sources:
                 spec = self.spec if self.config.policy.path or self.config.policy.config else None
                 table = build.load_data(self.config, kind, sources, name, self.tokenizer, spec)

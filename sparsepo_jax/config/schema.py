@@ -136,6 +136,10 @@ class Data(Section):
     sft: list[Source] = []
     train: list[Source] = []
     eval: list[Source] = []
+    prompts: list[Source] = []
+    """Prompts that the stages pairs and generate answer. None for generate: those of the evaluation pairs."""
+    prompt_words: Positive | None = None
+    """The prompt is the first so many words of the text in data.prompts, as in the paper's IMDB data (with columns: {prompt: text}). None: all of it."""
     holdout: Holdout | None = None
     max_length: Annotated[int, Field(ge=2, lt=2**31)] | None = None
     """Longest prompt + response, tokens. None: the smaller of 2048 and the model's positions."""
@@ -484,6 +488,69 @@ class Generation(Section):
     """Answer the first so many distinct prompts."""
 
 
+class ClassifierScorer(Section):
+    """Probability of the positive label by TF-IDF of words and pairs of words and a logistic regression, trained here. Needs the extra [reward]."""
+
+    kind: Literal["classifier"] = "classifier"
+    train: Annotated[list[Source], Field(min_length=1)]
+    """Rows {"text", "label"}."""
+    test: list[Source] = []
+    """Rows on which its accuracy is measured and said."""
+    positive: int | str = 1
+    """The label whose probability is the score; all others are the other class."""
+    max_features: Positive = 200_000
+    """Words and pairs of words, the most frequent."""
+    l2: Annotated[float, Field(gt=0)] = 0.1
+    """Weight of the squared coefficients against the sum of the rows' losses."""
+
+
+class HuggingFaceScorer(Section):
+    """A sequence classifier or reward model by transformers and torch; it reads prompt + response as one text."""
+
+    kind: Literal["hf"]
+    path: str
+    """A directory or Hub id."""
+    label: int | str | None = None
+    """The label whose probability is the score, by number or name. None: the model's one output as it is (reward models)."""
+    batch_size: Positive = 32
+    device: str = "cpu"
+    """Where torch runs it."""
+
+
+class FunctionScorer(Section):
+    """A function of your own: f(prompts: list[str], completions: list[str], rows: list[dict]) -> list[float]; rows: the other columns of the data."""
+
+    kind: Literal["function"]
+    function: Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]
+    """module:name, found as Python finds modules (the current directory first)."""
+
+
+class TestsScorer(Section):
+    """1 if the program of prompt, response and the row's unit tests (HumanEval's or MBPP's columns) runs through, else 0."""
+
+    kind: Literal["tests"]
+    time_s: Annotated[float, Field(gt=0)] = 4.0
+    """Longest run of a program."""
+    memory_mb: Positive = 1024
+    workers: Positive | None = None
+    """Programs at a time. None: as many as there are cores."""
+
+
+class PairMaking(Section):
+    """Which of the sampled responses become pairs. How they are sampled: generation.samples, temperature, top_p, max_new_tokens, max_prompts."""
+
+    scorer: tagged("classifier", classifier=ClassifierScorer, hf=HuggingFaceScorer, function=FunctionScorer, tests=TestsScorer) | None = None
+    """What says which response is better."""
+    rule: Literal["all", "best_worst", "first_two"] = "all"
+    """all: every (better, worse) of a prompt's responses; best_worst: the best and the worst; first_two: of the first two the better and the worse."""
+    margin: NonNegative = 0.0
+    """Pairs whose scores do not differ by more are left out."""
+    threshold: float | None = None
+    """The better score must lie above and the worse one not: 0.5 pairs the two classes of a classifier (or passed and failed) only."""
+    max_pairs_per_prompt: Positive | None = None
+    """Of more, those whose scores differ most."""
+
+
 class Mesh(Section):
     data: Positive | None = None
     """None (at most one axis): what the devices leave."""
@@ -578,7 +645,7 @@ def _needs_reference(objective: Any) -> str | None:
 
 
 class Config(Section):
-    stages: Annotated[list[Literal["inspect", "sft", "po", "score", "eval", "generate", "report", "export"]], Field(min_length=1)]
+    stages: Annotated[list[Literal["inspect", "sft", "po", "score", "eval", "generate", "pairs", "report", "export"]], Field(min_length=1)]
     output_dir: str
     seed: Natural = 0
     policy: Policy = Policy()
@@ -590,6 +657,7 @@ class Config(Section):
     po: PairTraining = PairTraining()
     evaluation: Evaluation = Evaluation()
     generation: Generation = Generation()
+    pairs: PairMaking = PairMaking()
     compute: Compute = Compute()
     checkpoint: Checkpoint = Checkpoint()
     logging: Logging = Logging()
@@ -606,19 +674,22 @@ class Config(Section):
     @model_validator(mode="after")
     def _stages_fit(self):
         wanted, said = self.stages, []
-        order = {"inspect": 0, "sft": 1, "po": 2, "score": 3, "eval": 3, "generate": 3, "export": 3, "report": 4}
+        order = {"inspect": 0, "sft": 1, "po": 2, "score": 3, "eval": 3, "generate": 3, "pairs": 3, "export": 3, "report": 4}
         if len(set(wanted)) != len(wanted):
             said.append("stages: a stage is listed twice")
         if [order[stage] for stage in wanted] != sorted(order[stage] for stage in wanted):
-            said.append(f"stages: the order is inspect, sft, po, then score/eval/generate/export, then report; got {', '.join(wanted)}")
-        if self.policy == Policy() and not {"sft", "po", "score", "eval", "generate", "export"}.isdisjoint(wanted):
+            said.append(f"stages: the order is inspect, sft, po, then score/eval/generate/pairs/export, then report; got {', '.join(wanted)}")
+        if self.policy == Policy() and not {"sft", "po", "score", "eval", "generate", "pairs", "export"}.isdisjoint(wanted):
             said.append("policy: needed by these stages: set policy.path (a checkpoint) or policy.config (a shape)")
         if "sft" in wanted and not self.data.sft:
             said.append("data.sft: needed by stage sft, but empty")
         if "po" in wanted and not self.data.train:
             said.append("data.train: needed by stage po, but empty")
-        if not {"score", "eval", "generate"}.isdisjoint(wanted) and not self.data.eval and not (self.data.holdout and self.data.train):
-            said.append("data.eval: stages score, eval and generate need this, or data.train with data.holdout")
+        read = {"score", "eval"} if self.data.prompts else {"score", "eval", "generate"}
+        if not read.isdisjoint(wanted) and not self.data.eval and not (self.data.holdout and self.data.train):
+            said.append("data.eval: stages score, eval and generate need this, or data.train with data.holdout" + ", or (generate) data.prompts" * ("generate" in read))
+        if "pairs" in wanted:
+            said += self._pairs_lack()
         if self.po.lora is not None and self.reference.path is not None:
             said.append("po.lora: the reference is the policy without its adapters: leave out reference.path, or po.lora")
         if self.reference.cached and (why := _needs_reference(self.objective)):
@@ -628,3 +699,12 @@ class Config(Section):
         if said:
             raise ValueError("\n".join(said))  # a line each; they name their place
         return self
+
+    def _pairs_lack(self) -> list[str]:
+        lacks = {
+            "data.prompts: needed by stage pairs, but empty": not self.data.prompts,
+            "pairs.scorer: needed by stage pairs: what says which response is better?": self.pairs.scorer is None,
+            f"generation.samples: stage pairs compares the responses to a prompt: set 2 or more, not {self.generation.samples}": self.generation.samples < 2,
+            "generation.temperature: 0 draws the same response each time, and stage pairs compares different ones": self.generation.temperature == 0,
+        }
+        return [line for line, lacking in lacks.items() if lacking]

@@ -16,6 +16,11 @@ Sft:
     messages                                    the last assistant turn is the completion
     text                                        all of it is the completion
 
+Prompts to be answered:
+
+    prompt_ids                                  token ids, taken as they are
+    prompt                                      text, or a list of {role, content}
+
 Further columns, where R is chosen, rejected or completion: R_weights (a number a token, or spans [[start, end, weight], ...] over the
 characters of the response), R_decisive (spans [[start, end], ...]) and R_chance (spans [[start, end, probability], ...]). With messages,
 `tools` goes to the chat template. Other columns are ignored, and a null is an absent column.
@@ -29,14 +34,14 @@ from typing import Any, Literal
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.sources import BadRow, one_line
 
-Kind = Literal["pairs", "sft"]
+Kind = Literal["pairs", "sft", "prompts"]
 Messages = list[dict[str, Any]]
 Render = Callable[[Messages, list | None, bool], str]
 """(messages, tools, whether a generation prompt follows) -> text."""
 
 LARGEST_ID, LARGEST_WEIGHT = 2**31 - 1, 3.4e38  # int32 and float32 hold them
 
-RESPONSES = {"pairs": ("chosen", "rejected"), "sft": ("completion",)}
+RESPONSES: dict[str, tuple[str, ...]] = {"pairs": ("chosen", "rejected"), "sft": ("completion",), "prompts": ()}
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,18 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Example:
-    """A row in its one form: text (str) or token ids (list of int). `prompt` None: the response's first token, or BOS, is the prompt."""
+    """A row in its one form: text (str) or token ids (list of int). `prompt` None: the response's first token, or BOS, is the prompt. No responses: a
+    prompt to be answered."""
 
     prompt: str | list[int] | None
     responses: tuple[str, ...] | tuple[list[int], ...]
     annotations: tuple[Annotation, ...]
     templated: bool = False
     """Made from messages: the template has written all that stands between prompt and response."""
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.responses[0] if self.responses else self.prompt, str)
 
 
 def make_render(tokenizer, template: Literal["none", "chat", "paper"], template_arguments: dict[str, Any]) -> Render:
@@ -93,6 +103,8 @@ def _paper_text(messages: Messages, tools: list | None, generate: bool) -> str:
 def parse_row(row: dict[str, Any], kind: Kind, render: Render, eos: str | None) -> Example:
     """BadRow says what is wrong. `eos`: the EOS text, behind which a template's white space is dropped, so that EOS is the end."""
     row = {name: value for name, value in row.items() if value is not None}
+    if kind == "prompts":
+        return _prompt(row, render)
     names = RESPONSES[kind]
     annotations = tuple(_annotation(row, name) for name in names)
     if all(f"{name}_ids" in row for name in names):
@@ -114,6 +126,16 @@ def parse_row(row: dict[str, Any], kind: Kind, render: Render, eos: str | None) 
         return _templated(prompt, turns, names, annotations, row, render, eos)
     types = ", ".join(f"{name} is {type(row[name]).__name__}" for name in ("prompt", *names) if name in row)
     raise BadRow(f"expected text or lists of messages: {types}")
+
+
+def _prompt(row, render) -> Example:
+    if "prompt_ids" in row:
+        return Example(_ids(row, "prompt_ids"), (), ())
+    if "prompt" not in row:
+        raise BadRow(f"no prompt; the row has: {', '.join(row) or 'nothing'}")
+    if isinstance(row["prompt"], str):
+        return Example(_text(row["prompt"], "prompt"), (), ())
+    return Example(_text(_render(render, _messages(row["prompt"], "prompt"), _tools(row), True), "prompt"), (), (), templated=True)
 
 
 def _one_column(row, annotations, render, eos) -> Example:
@@ -165,9 +187,7 @@ def _split_messages(dialogues: tuple[Messages, ...]) -> tuple[Messages, tuple[Me
 
 def _templated(prompt: Messages, responses, names, annotations, row, render: Render, eos: str | None) -> Example:
     """The prompt with its generation prompt, and what the template writes after it for each response, its end-of-turn text included."""
-    tools = row.get("tools")
-    if tools is not None and not isinstance(tools, list):
-        raise BadRow(f"tools must be a list, got {type(tools).__name__}")
+    tools = _tools(row)
     for turns, name in zip(responses, names):
         if not turns or not any(str(turn.get("content") or "").strip() or turn.get("tool_calls") for turn in turns):
             raise BadRow(f"{name} is empty")
@@ -175,13 +195,8 @@ def _templated(prompt: Messages, responses, names, annotations, row, render: Ren
             raise BadRow(f"{name} must begin with a message of the assistant, not of {turns[0]['role']!r}")
     if not prompt:
         raise BadRow("no message before the response")
-    try:
-        start = render(prompt, tools, True)
-        wholes = [render(prompt + turns, tools, False) for turns in responses]
-    except BadRow:
-        raise
-    except Exception as error:  # a template is a program that the tokenizer brings: it raises what it likes
-        raise BadRow(f"the chat template refuses these messages ({one_line(error)})") from None
+    start = _render(render, prompt, tools, True)
+    wholes = [_render(render, prompt + turns, tools, False) for turns in responses]
     texts = []
     for whole, name, annotation in zip(wholes, names, annotations):
         if not whole.startswith(start):
@@ -190,6 +205,22 @@ def _templated(prompt: Messages, responses, names, annotations, row, render: Ren
             whole = whole.rstrip()
         texts.append(_response(whole[len(start) :], name, annotation))
     return Example(_text(start, "prompt"), tuple(texts), annotations, templated=True)
+
+
+def _tools(row: dict[str, Any]) -> list | None:
+    tools = row.get("tools")
+    if tools is not None and not isinstance(tools, list):
+        raise BadRow(f"tools must be a list, got {type(tools).__name__}")
+    return tools
+
+
+def _render(render: Render, messages: Messages, tools: list | None, generate: bool) -> str:
+    try:
+        return render(messages, tools, generate)
+    except BadRow:
+        raise
+    except Exception as error:  # a template is a program that the tokenizer brings: it raises what it likes
+        raise BadRow(f"the chat template refuses these messages ({one_line(error)})") from None
 
 
 def _messages(value: Any, name: str, role: str = "assistant") -> Messages:

@@ -27,7 +27,7 @@ def format_rows(table: TokenTable, tokenizer: Any | None, rows: Iterable[int]) -
           prompt      6 tokens  <|endoftext|>│review│ of│ train│…
           chosen     12 tokens   the│ film│ was│* superb*│ .│<|endoftext|>
     """
-    names = ("chosen", "rejected") if table.responses_per_row == 2 else ("response",)
+    names = ((), ("response",), ("chosen", "rejected"))[table.responses_per_row]
     lines = [_LEGEND]
     for i in rows:
         lines.append(table.origin(i))

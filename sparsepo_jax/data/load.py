@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.data.formats import Kind, make_render, parse_row, row_texts
+from sparsepo_jax.data.formats import RESPONSES, Kind, make_render, parse_row, row_texts
 from sparsepo_jax.data.sources import BadRow, Source, open_source
 from sparsepo_jax.data.table import TokenTable, ragged, table_from_arrays
 from sparsepo_jax.data.tokenize import Limits, TokenRow, tokenize
@@ -87,24 +87,29 @@ def cache_directory(name: str) -> Path:
 def _tokenize_source(source: Source, kind: Kind, tokenizer, limits: Limits, render, text_settings) -> tuple[TokenTable, BadRows]:
     eos = None if tokenizer is None else tokenizer.eos_token
     good: list[tuple[int, TokenRow]] = []
+    contents: list[bytes] = []
     bad: BadRows = []
     rows = source.rows()
     while chunk := list(itertools.islice(rows, ROWS_AT_A_TIME)):
-        examples, lines = [], []
+        examples, lines, read = [], [], []
         for row in chunk:
             try:
                 if isinstance(row.content, BadRow):
                     raise row.content
                 examples.append(parse_row(row.content, kind, render, eos))
                 lines.append(row.line)
+                read.append(row.content)
             except BadRow as fault:
                 bad.append((row.line, str(fault)))
-        for line, found in zip(lines, tokenize(examples, tokenizer, limits, **text_settings), strict=True):
+        for line, content, found in zip(lines, read, tokenize(examples, tokenizer, limits, **text_settings), strict=True):
             if isinstance(found, BadRow):
                 bad.append((line, str(found)))
             else:
                 good.append((line, found))
-    return _make_table(good, 2 if kind == "pairs" else 1), sorted(bad)
+                if kind == "prompts":
+                    contents.append(json.dumps(content, default=str).encode())
+    table = _make_table(good, len(RESPONSES[kind]))
+    return (table.with_columns(all_content=ragged([np.frombuffer(c, np.uint8) for c in contents], np.uint8)) if kind == "prompts" else table), sorted(bad)
 
 
 def _make_table(rows: list[tuple[int, TokenRow]], P: int) -> TokenTable:
@@ -123,7 +128,7 @@ def _make_table(rows: list[tuple[int, TokenRow]], P: int) -> TokenTable:
         responses=responses,
         prompt_key_N=np.array([row.prompt_key for row in made], np.uint64),
         prompt_cut_N=np.array([row.prompt_cut for row in made], bool),
-        response_cut_NP=np.array([row.responses_cut for row in made], bool).reshape(-1, P),
+        response_cut_NP=np.array([row.responses_cut for row in made], bool).reshape(len(made), P),
         row_weight_N=np.ones(len(made), np.float32),
         files=("",),
         file_N=np.zeros(len(made), np.int32),

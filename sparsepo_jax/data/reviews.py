@@ -164,6 +164,12 @@ def make_review_texts(rows: int, seed: int) -> list[dict[str, Any]]:
     return made
 
 
+def make_labelled_reviews(rows: int, seed: int) -> list[dict[str, Any]]:
+    """text and label (1 positive, 0 negative): the two reviews of each of so many pairs."""
+    return [{"text": row["prompt"] + row[name], "label": label}
+            for row in make_review_pairs(rows, seed) for name, label in (("chosen", 1), ("rejected", 0))]
+
+
 def preferred_share(texts: list[str]) -> float | None:
     """Of the evaluative words in these reviews, the share that speaks for what is preferred; None if there is none."""
     positive, negative = set(_POSITIVE), set(_NEGATIVE)

@@ -53,6 +53,31 @@ class GeneratedRows:
 
 
 @dataclass(frozen=True)
+class FirstWords:
+    """The rows of another source, of whose text in `column` only the first `words` words (what white space sets apart) are left."""
+
+    source: FileRows | GeneratedRows
+    column: str
+    words: int
+
+    @property
+    def weight(self) -> float:
+        return self.source.weight
+
+    def open(self) -> "Source":
+        whole = open_source(self.source)
+        key = hashlib.sha256(f"{whole.fingerprint} {self.column} {self.words}".encode()).hexdigest()
+        return Source(whole.name, key, lambda: (Row(row.line, self._cut(row.content)) for row in whole.rows()))
+
+    def _cut(self, content: "dict[str, Any] | BadRow") -> "dict[str, Any] | BadRow":
+        if isinstance(content, BadRow) or self.column not in content:
+            return content
+        if not isinstance(content[self.column], str):
+            return BadRow(f"{self.column}: only text has first words, and this is {type(content[self.column]).__name__}")
+        return content | {self.column: re.match(r"\s*((?:\S+\s+){0,%d}\S+|)" % (self.words - 1), content[self.column])[1]}
+
+
+@dataclass(frozen=True)
 class Source:
     """An opened source. `fingerprint` depends on the rows, not on where they lie."""
 
@@ -62,7 +87,9 @@ class Source:
 
 
 def open_source(source) -> Source:
-    """`source`: GeneratedRows, or FileRows (or what has its fields). UserError if there is nothing that can be read."""
+    """`source`: GeneratedRows, FirstWords, or FileRows (or what has its fields). UserError if there is nothing that can be read."""
+    if isinstance(source, FirstWords):
+        return source.open()
     if isinstance(source, GeneratedRows):
         content = json.dumps(source.rows, sort_keys=True).encode()
         return Source(source.name, hashlib.sha256(content).hexdigest(), lambda: map(Row, range(1, len(source.rows) + 1), source.rows))

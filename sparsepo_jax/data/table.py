@@ -1,8 +1,10 @@
 """Tokenised rows as columns: what tokenisation makes, the cache keeps and batching reads."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -49,12 +51,13 @@ def _concat_ragged(parts: Sequence[Ragged]) -> Ragged:
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """N tokenised rows with P responses each: 2 for pairs (chosen, rejected), 1 for sft. Sequence i * P + p of `responses` is response p of row i.
+    """N tokenised rows with P responses each: 2 for pairs (chosen, rejected), 1 for sft, none for prompts. Sequence i * P + p of `responses` is response p of row i.
 
     `all_weights`, `all_decisive`, `all_chance` and `all_ref_logp` have one value per response token, laid out as `responses.flat`, or are None
     where there is none: token weights given with the data; whether the token decides the preference; P(decisive | what comes before the
     token); the reference's log-prob of the token.
-    `prompt_key_N` is a hash of the prompt before tokenisation and truncation: it says which rows are of one prompt.
+    `prompt_key_N` is a hash of the prompt before tokenisation and truncation: it says which rows are of one prompt. `all_content` holds, for prompts
+    alone, the rows as they were read, JSON in UTF-8.
     """
 
     prompts: Ragged
@@ -73,6 +76,7 @@ class TokenTable:
     all_decisive: np.ndarray | None = None
     all_chance: np.ndarray | None = None
     all_ref_logp: np.ndarray | None = None
+    all_content: Ragged | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -134,10 +138,14 @@ class TokenTable:
         """file:line of row i, counted from 1 (the number of the row where the source has no lines)."""
         return f"{self.files[self.file_N[i]]}:{self.line_N[i]}"
 
+    def content(self, i: int) -> dict[str, Any]:
+        """Row i as it was read, where that is kept; else {}."""
+        return {} if self.all_content is None else json.loads(self.all_content[i].tobytes())
+
     def digest(self) -> str:
-        """A hash of all tokens."""
+        """A hash of all tokens, and of the rows as they were read where those are kept."""
         digest = hashlib.sha256()
-        for part in (self.prompts, self.responses):
+        for part in (self.prompts, self.responses, *[self.all_content] * (self.all_content is not None)):
             for x in (part.flat, part.starts):
                 digest.update(np.ascontiguousarray(x).view(np.uint8).data)
         return digest.hexdigest()
@@ -162,6 +170,7 @@ class TokenTable:
             files=self.files,
             file_N=self.file_N[rows],
             line_N=self.line_N[rows],
+            all_content=self.all_content and self.all_content.take(rows),
             **{name: None if (v := getattr(self, name)) is None else v[positions] for name in _PER_TOKEN},
         )
 
@@ -171,7 +180,7 @@ class TokenTable:
         return self.take(first[:limit])
 
     def with_columns(self, **values: np.ndarray) -> "TokenTable":
-        """The same rows with these per-token columns."""
+        """The same rows with these columns."""
         return replace(self, **values)
 
     def with_responses(self, responses: Sequence[np.ndarray]) -> "TokenTable":
@@ -196,6 +205,7 @@ class TokenTable:
             files=tuple(name for t in tables for name in t.files),
             file_N=np.concatenate([t.file_N + n for t, n in zip(tables, first_file)]).astype(np.int32),
             all_weights=weights,
+            all_content=_concat_ragged([t.all_content for t in tables]) if all(t.all_content is not None for t in tables) else None,
             **{name: np.concatenate([getattr(t, name) for t in tables]) if is_known else None for name, is_known in known.items()},
             **columns,
         )
@@ -215,6 +225,8 @@ class TokenTable:
             "response_starts": self.responses.starts,
             "files": np.array(self.files, np.str_),
         }
+        if self.all_content is not None:
+            named |= {"contents": self.all_content.flat, "content_starts": self.all_content.starts}
         for name in _PLAIN + _PER_TOKEN:
             if getattr(self, name) is not None:
                 named[name] = getattr(self, name)
@@ -231,6 +243,7 @@ def table_from_arrays(arrays) -> TokenTable:
         prompts=Ragged(arrays["prompts"], arrays["prompt_starts"]),
         responses=Ragged(arrays["responses"], arrays["response_starts"]),
         files=tuple(str(name) for name in arrays["files"]),
+        all_content=Ragged(arrays["contents"], arrays["content_starts"]) if "contents" in arrays else None,
         **{name: arrays[name] for name in _PLAIN},
         **{name: arrays[name] if name in arrays else None for name in _PER_TOKEN},
     )

@@ -10,6 +10,11 @@ before both responses; a token that reaches over the seam belongs to the respons
 
     prompt "ab", responses "c" / "x", where "bc" is one token:     a|bc  and  a|b|x
     prompt    a          chosen  bc          rejected  b x
+
+A prompt to be answered is read in the same way: where a token would reach from its last space into the response's first word, the space is left to
+the response.
+
+    prompt "A film "                                     tokens  A| film
 """
 
 import hashlib
@@ -47,10 +52,7 @@ def tokenize(
     examples: list[Example], tokenizer: Any | None, limits: Limits, *, separator: str, add_bos: bool | None, add_eos: bool
 ) -> list[TokenRow | BadRow]:
     """Rows in order. add_bos None: if the tokenizer has one. UserError: text without a tokenizer, or a tokenizer without the token asked for."""
-    texts = [
-        _prompt_text(example, separator) + response
-        for example in examples if isinstance(example.responses[0], str) for response in example.responses
-    ]
+    texts = [_prompt_text(example, separator) + response for example in examples if example.is_text for response in _read_with(example, separator)]
     bos = eos = None
     if texts:
         if tokenizer is None:
@@ -60,8 +62,8 @@ def tokenize(
     rows: list[TokenRow | BadRow] = []
     for example in examples:
         try:
-            if isinstance(example.responses[0], str):
-                parts = _from_text(example, [next(encoded) for _ in example.responses], separator, bos, eos)
+            if example.is_text:
+                parts = _from_text(example, [next(encoded) for _ in _read_with(example, separator)], separator, bos, eos)
             else:
                 parts = _from_ids(example)
             rows.append(_finish(example, *parts, bos=bos, limits=limits))
@@ -79,6 +81,11 @@ def _special(tokenizer: Any, name: str, wanted: bool | None) -> int | None:
 
 def _prompt_text(example: Example, separator: str) -> str:
     return (example.prompt or "") if example.templated or example.prompt is None else example.prompt + separator
+
+
+def _read_with(example: Example, separator: str) -> tuple[str, ...]:
+    """The responses; for a prompt alone what may come, if it matters to the prompt's tokens."""
+    return example.responses or ("a" if _prompt_text(example, separator).endswith(" ") else "",)
 
 
 Encoded = tuple[list[int], list[tuple[int, int]]] | BadRow
@@ -125,6 +132,8 @@ def _from_text(example: Example, encoded: list[Encoded], separator: str, bos: in
             if example.prompt is not None or len(rest) < 2:
                 raise BadRow("the prompt has no token of its own and the tokenizer no BOS: the first response token would have nothing before it")
             prompt, rest, ranges = rest[:1], rest[1:], ranges[1:]
+        if not example.responses:
+            break
         closed = eos is not None and rest[-1:] != [eos]
         covered = [(start - seam, end - seam) for start, end in ranges[len(ranges) - len(rest):]]
         responses.append(_Response([*rest, eos] if closed else rest, covered, closed))
@@ -152,7 +161,7 @@ def _finish(example: Example, prompt: list[int], responses: list[_Response], *, 
     if len(kept) == 2 and kept[0] == kept[1]:
         whole = responses[0].ids == responses[1].ids
         raise BadRow("chosen and rejected are the same" + ("" if whole else f" within the first {room} tokens, all that data.max_length leaves them"))
-    columns = [tuple(None if values is None else values[:room] for values in column) for column in zip(*per_token)]
+    columns = [tuple(None if values is None else values[:room] for values in column) for column in zip(*per_token)] if per_token else [()] * 3
     cut = tuple(len(response.ids) > room for response in responses)
     return TokenRow(prompt, kept, _key(example), prompt_cut, cut, *columns)
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from sparsepo_jax.core.errors import UserError
@@ -44,6 +45,11 @@ def make_should_stop(stop: Stop) -> Callable[[int], type[KeyboardInterrupt] | No
     if jax.process_count() == 1:
         return lambda step: stop.asked
     return lambda step: Terminated if multihost_utils.reached_preemption_sync_point(step) else None
+
+
+def as_the_first(x: np.ndarray) -> np.ndarray:
+    """The first process's array, on all: for what only one should read off a disk that others write to."""
+    return x if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(x))
 
 
 def lost_process(error: BaseException) -> bool:

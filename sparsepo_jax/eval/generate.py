@@ -181,6 +181,18 @@ def generate(sampler: Sampler, weights: Weights, batches: Iterable[PromptBatch],
             yield Generated(int(row_B[b]), n, ids, text, "eos" if ids[-1] in sampling.ends else "length")
 
 
+def continuation(prompt_ids: np.ndarray, one: Generated, tokenizer: Any | None, stop: tuple[str, ...]) -> str | None:
+    """What a response adds to the text of its prompt. Not the text of its tokens alone: a tokenizer may drop the space that those begin with."""
+    if tokenizer is None:
+        return None
+    decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # noqa: E731
+    before, whole = decode(prompt_ids.tolist()), decode([*prompt_ids.tolist(), *one.ids.tolist()])
+    if not whole.startswith(before):  # the prompt's end is half of a character
+        return one.text
+    text = whole[len(before) :]
+    return text[: min((text.index(string) for string in stop if string in text), default=None)] if one.finish == "stop" else text
+
+
 def _stop_within(ids: np.ndarray, stop: tuple[str, ...], tokenizer: Any) -> tuple[int, str] | None:
     """(tokens up to the one that completes the first stop string, the text before it), or None."""
     decode = lambda count: tokenizer.decode(ids[:count].tolist(), skip_special_tokens=True)  # noqa: E731
