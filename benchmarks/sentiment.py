@@ -46,10 +46,10 @@ def run_all(data: Path, output: Path, betas: list[float], seeds: int) -> None:
     train, test = (data / "imdb_reviews" / f"{split}.jsonl.gz" for split in ("train", "test"))
     program("--config", str(CONFIGS / "sft.yaml"), f"output_dir={output}/sft", f"data.sft.0.path={train}")
     program("--config", str(CONFIGS / "pairs.yaml"), f"output_dir={output}/pairs", f"policy.path={output}/sft/export", f"data.prompts.0.path={train}",
-            f"pairs.scorer.train.0.path={train}", f"pairs.scorer.test.0.path={test}")
+            f"scorer.train.0.path={train}", f"scorer.test.0.path={test}")
     program(
         "--config", str(CONFIGS / "po.yaml"), f"output_dir={output}/grid", f"policy.path={output}/sft/export",
-        f"data.train.0.path={output}/pairs/pairs_made.jsonl", f"evaluation.reward.path={output}/pairs/classifier", "--metric", "generated_reward", "--sweep",
+        f"data.train.0.path={output}/pairs/pairs_made.jsonl", f"scorer.path={output}/pairs/classifier", "--metric", "generated_reward", "--sweep",
         "objective=" + ",".join(OBJECTIVES.values()), "objective.beta=" + ",".join(map(str, betas)), "seed=" + ",".join(map(str, range(seeds))),
     )
 

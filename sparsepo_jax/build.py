@@ -501,19 +501,20 @@ def make_policy_sampler(problem: Problem, config: schema.Config, mesh: Mesh, sam
     return make_sampler(problem.policy_graph, compute_dtype(config, mesh), mesh, sampling)
 
 
-def make_scorer(config: schema.Config, directory: Path, say: Callable[[str], None]) -> Scorer:
-    """As config.pairs.scorer says. A classifier is trained once and kept in directory/classifier."""
+def make_scorer(config: schema.Config, say: Callable[[str], None]) -> Scorer:
+    """As config.scorer says. A classifier is trained once and kept in output_dir/classifier."""
     from sparsepo_jax.eval import classifier as classifiers
     from sparsepo_jax.eval import scorers
 
-    chosen, kept = config.pairs.scorer, directory / "classifier"
+    chosen = config.scorer
     if chosen.kind == "hf":
         return scorers.hf_scorer(chosen.path, label=chosen.label, batch_size=chosen.batch_size, device=chosen.device)
     if chosen.kind == "function":
         return scorers.function_scorer(chosen.function)
     if chosen.kind == "tests":
         return scorers.unit_test_scorer(time_s=chosen.time_s, memory_mb=chosen.memory_mb, workers=chosen.workers)
-    if not kept.exists():
+    kept = Path(chosen.path or Path(config.output_dir) / "classifier")
+    if chosen.path is None and not kept.exists():
         from sparsepo_jax.data.labelled import read_labelled
 
         read = lambda sources: read_labelled([_source(source, "labelled") for source in sources], chosen.positive, on_bad_row=config.data.on_bad_row)  # noqa: E731
@@ -523,7 +524,7 @@ def make_scorer(config: schema.Config, directory: Path, say: Callable[[str], Non
         classifiers.save_classifier(kept, classifier, about)
     classifier, about = classifiers.load_classifier(kept)
     on_test = "" if about["test_accuracy"] is None else f", {100 * about['test_accuracy']:.1f} % on the test rows"
-    say(f"pairs: the classifier of {about['rows']} rows is right on {100 * about['accuracy']:.1f} % of them{on_test}")
+    say(f"the classifier of {about['rows']} rows is right on {100 * about['accuracy']:.1f} % of them{on_test}")
     return scorers.classifier_scorer(classifier)
 
 

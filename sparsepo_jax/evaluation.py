@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from sparsepo_jax import build
+from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.batching import PlannedPrompts, plan_prompts
 from sparsepo_jax.data.pipeline import make_prompt_batches
@@ -19,6 +20,7 @@ from sparsepo_jax.eval import scores as scoring
 from sparsepo_jax.eval.generate import Generated, Sampler, Sampling, continuation
 from sparsepo_jax.eval.generate import generate as generate_all
 from sparsepo_jax.eval.records import pair_record
+from sparsepo_jax.eval.scorers import score_all
 
 
 def score(run) -> None:
@@ -172,6 +174,7 @@ def _sampled(run, table: TokenTable, start: dict[str, Weights] | None, now: dict
 
     generated_kl: mean over prompts of log pi(y) - log pi_ref(y), y drawn from pi: an unbiased estimate of KL(pi || ref) of whole
     responses, nats. generated_preferred: of the evaluative words (built-in data only), the share that speaks for the preferred sentiment.
+    generated_reward: mean score by config.scorer, if there is one; known to the first process alone.
     """
     figures: list[dict] = [dict.fromkeys(("generated_preferred", "generated_kl")) for _ in range(2)]
     if run.config.evaluation.sampled_prompts is None:
@@ -180,6 +183,11 @@ def _sampled(run, table: TokenTable, start: dict[str, Weights] | None, now: dict
     plain = build.make_sampling(run.config, run.hf_config, run.tokenizer)._replace(temperature=1.0, top_k=None, top_p=1.0, samples=1, stop=())
     records = [{"index": row, "prompt": prompt_text(run, prompts, row)} for row in range(len(prompts))]
     put, sampler = build.put_on(run.mesh), make_sampler_for(run, prompts, plain)
+    scorer = None
+    if run.config.scorer is not None and jax.process_index() == 0:
+        if run.tokenizer is None:
+            raise UserError("scorer: it reads text, and there is no tokenizer to write it: set tokenizer, or leave out scorer")
+        scorer = build.make_scorer(run.config, run.say)
     for when, figure, weights in zip(("before", "after"), figures, (start, now), strict=True):
         if weights is None:
             continue
@@ -191,6 +199,9 @@ def _sampled(run, table: TokenTable, start: dict[str, Weights] | None, now: dict
         texts = [one.text for one in found]
         if run.config.tokenizer.kind == "reviews":
             figure["generated_preferred"] = preferred_share(texts)
+        if scorer is not None:
+            added = [continuation(prompts.prompt(one.row), one, run.tokenizer, ()) for one in found]
+            figure["generated_reward"] = float(np.mean(score_all(scorer, [record["prompt"] for record in records], added, [{}] * len(found))))
         for record, one in zip(records, found, strict=True):
             record[when] = one.text if one.text is not None else " ".join(map(str, one.ids))
     return figures, records

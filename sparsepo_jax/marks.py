@@ -19,9 +19,9 @@ _SECTIONS = {
     "sft": ("seed", "policy", "tokenizer", "data", "sft"),
     "po": ("seed", "policy", "reference", "tokenizer", "data", "objective", "po"),
     "score": (*_READS, "evaluation"),
-    "eval": (*_READS, "evaluation", "generation", "report"),
+    "eval": (*_READS, "evaluation", "generation", "report", "scorer"),
     "generate": (*_READS, "generation"),
-    "pairs": ("seed", "policy", "tokenizer", "data", "generation", "pairs"),
+    "pairs": ("seed", "policy", "tokenizer", "data", "generation", "pairs", "scorer"),
     "export": ("seed", "policy", "tokenizer", "objective", "export"),
 }
 # Settings within these sections that do not change what the stage leaves.

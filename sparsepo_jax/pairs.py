@@ -1,6 +1,6 @@
 """The stage pairs: the policy answers prompts, a scorer says how good each answer is, and the better and worse ones become preference pairs.
 
-    pairs/                    settings and rows that the stage began with; the classifier, if it trains one; summary.json
+    pairs/                    settings and rows that the stage began with; summary.json
     scored_samples.jsonl      a line a prompt: its samples with their scores, as generations.jsonl has them
     pairs_made.jsonl          prompt, chosen, rejected, chosen_reward, rejected_reward, origin: what data.train reads
 
@@ -47,7 +47,7 @@ def make_pairs(run) -> None:
     records = _kept(scored_path) if run.marks.begun("pairs") else {}
     first = jax.process_index() == 0
     if first:
-        scorer = build.make_scorer(run.config, run.output_dir / "pairs", run.say)
+        scorer = build.make_scorer(run.config, run.say)
         if not records:
             scored_path.unlink(missing_ok=True)
     for drawn in _answered(run, prompts, policy, set(records)):

@@ -92,7 +92,7 @@ def make_plan_text(config: Config) -> str:
     if not {"pairs", "generate"}.isdisjoint(config.stages) and config.data.prompts:
         lines.append(("prompts", _answers(config, rows["prompts"])))
     if "pairs" in config.stages:
-        lines.append(("pairs", _pairs(config.pairs, scorer_rows)))
+        lines.append(("pairs", _pairs(config, scorer_rows)))
     if not {"score", "eval"}.isdisjoint(config.stages):
         lines.append(("evaluation", f"{_evaluated_rows(rows, config)} pairs"))
     return "\n".join(f"{name:<12}{text}" for name, text in lines)
@@ -298,20 +298,25 @@ def _answers(config: Config, prompts: Count) -> str:
 
 
 def _scorer_rows(config: Config, mistakes: list[str]) -> Count | None:
-    """Of a classifier that the stage pairs trains."""
-    scorer = config.pairs.scorer if "pairs" in config.stages else None
+    """Of a classifier that is trained."""
+    scorer = config.scorer
     if isinstance(scorer, HuggingFaceScorer):
-        _is_local(scorer.path, "pairs.scorer.path", mistakes, _MODEL_ID)
+        _is_local(scorer.path, "scorer.path", mistakes, _MODEL_ID)
     if not isinstance(scorer, ClassifierScorer):
         return None
-    _rows_of(scorer.test, "pairs.scorer.test", mistakes)
-    return _rows_of(scorer.train, "pairs.scorer.train", mistakes)
+    if scorer.path is not None:
+        if not Path(scorer.path).is_dir():
+            mistakes.append(f"scorer.path: no such directory: {scorer.path}")
+        return None
+    _rows_of(scorer.test, "scorer.test", mistakes)
+    return _rows_of(scorer.train, "scorer.train", mistakes)
 
 
-def _pairs(making: PairMaking, scorer_rows: Count | None) -> str:
+def _pairs(config: Config, scorer_rows: Count | None) -> str:
+    making = config.pairs
     trained = "" if scorer_rows is None else f", trained on {scorer_rows} rows"
     across = "" if making.threshold is None else f" across {making.threshold:g}"
-    return f"{making.rule}{across}, scored by {making.scorer.kind}{trained}"
+    return f"{making.rule}{across}, scored by {config.scorer.kind}{trained}"
 
 
 # ---------------------------------------------------------------- training

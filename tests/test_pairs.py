@@ -179,7 +179,7 @@ def test_labelled_rows_are_read_and_mistakes_named():
     rows = [{"text": "a", "label": "pos"}, {"text": "b", "label": "neg", "id": 3}]
     found = read_labelled([GeneratedRows("rows", rows, 2.0)], "pos", on_bad_row="error")
     assert found.texts == ["a", "b"] and found.positive_N.tolist() == [True, False] and found.weight_N.tolist() == [2.0, 2.0]
-    with pytest.raises(UserError, match="rows: expected rows with the label 1 and rows with another one, found the labels 'neg', 'pos': set pairs.scorer.positive"):
+    with pytest.raises(UserError, match="rows: expected rows with the label 1 and rows with another one, found the labels 'neg', 'pos': set scorer.positive"):
         read_labelled([GeneratedRows("rows", rows)], 1, on_bad_row="error")
     with pytest.raises(UserError, match="rows:3: expected a text in the column text"):
         read_labelled([GeneratedRows("rows", [*rows, {"label": 1}])], "pos", on_bad_row="error")
@@ -285,7 +285,7 @@ PAIRS = {
     "stages": ["pairs"], "sft": None, "objective": None, "po": None, "evaluation": None,
     "data": {"sft": [], "train": [], "eval": [], "prompts": [{"kind": "reviews", "rows": 18, "seed": 5}]},
     "generation": {"samples": 3, "max_new_tokens": 8, "batch_size": 8},
-    "pairs": {"scorer": {"kind": "function", "function": "my_scores:f"}},
+    "scorer": {"kind": "function", "function": "my_scores:f"},
 }
 
 
@@ -342,21 +342,35 @@ def test_a_mistake_of_the_scorer_can_be_mended(tmp_path, module, capsys):
     """Nothing was kept under the wrong setting, so another one is not refused."""
     module(COUNTS)
     config = write_config(tmp_path, **PAIRS)
-    assert main(["--config", str(config), "pairs.scorer.function=my_scores:g"]) == 1
+    assert main(["--config", str(config), "scorer.function=my_scores:g"]) == 1
     assert "my_scores:g: the module" in capsys.readouterr().err
     assert main(["--config", str(config)]) == 0
 
 
 def test_a_classifier_trained_on_reviews_makes_pairs_across_classes(tmp_path, capsys):
     scorer = {"kind": "classifier", "train": [{"kind": "reviews", "rows": 60, "seed": 7}], "test": [{"kind": "reviews", "rows": 20, "seed": 8}]}
-    output = run(tmp_path, **PAIRS | {"pairs": {"scorer": scorer, "threshold": 0.5, "max_pairs_per_prompt": 1}})
-    about = json.loads((output / "pairs" / "classifier" / "about.json").read_text())
+    output = run(tmp_path, **PAIRS | {"scorer": scorer, "pairs": {"threshold": 0.5, "max_pairs_per_prompt": 1}})
+    about = json.loads((output / "classifier" / "about.json").read_text())
     assert about["rows"] == 120 and 0.7 < about["test_accuracy"] < 1 and "% on the test rows" in capsys.readouterr().out
     made = lines_of(output / "pairs_made.jsonl")
     assert all(pair["chosen_reward"] > 0.5 >= pair["rejected_reward"] for pair in made)
     assert len({pair["origin"] for pair in made}) == len(made)
     summary = json.loads((output / "pairs" / "summary.json").read_text())
     assert summary["pairs"] == summary["prompts_with_a_pair"] == len(made)
+
+
+def test_a_kept_classifier_scores_what_the_policy_writes(tmp_path, capsys):
+    """The mean over the answers to sampled prompts, before and after; the file it is kept in is enough."""
+    learned = {"kind": "classifier", "train": [{"kind": "reviews", "rows": 60, "seed": 7}]}
+    kept = run(tmp_path / "a", **PAIRS | {"scorer": learned}) / "classifier"
+    output = run(tmp_path / "b", scorer={"kind": "classifier", "path": str(kept)})
+    said, summary = capsys.readouterr().out, json.loads((output / "summary.json").read_text())
+    samples = lines_of(output / "samples.jsonl")
+    classifier, _ = load_classifier(kept)
+    for when in ("before", "after"):
+        texts = [sample["prompt"] + " " + sample[when] for sample in samples]
+        assert summary[when]["generated_reward"] == pytest.approx(classifier.probability(texts).mean())
+    assert "reward of what it writes" in said and "reward of what it writes" in (output / "report.html").read_text()
 
 
 def test_generate_answers_data_prompts_and_keeps_their_rows(tmp_path):
@@ -375,7 +389,7 @@ def test_what_the_stage_lacks_is_said_a_line_each(tmp_path):
     (tmp_path / "c.yaml").write_text("stages: [pairs]\noutput_dir: x\npolicy: {path: gpt2}\ngeneration: {temperature: 0}")
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "c.yaml")
-    assert [line.split(":")[0] for line in caught.value.lines] == ["data.prompts", "pairs.scorer", "generation.samples", "generation.temperature"]
+    assert [line.split(":")[0] for line in caught.value.lines] == ["data.prompts", "scorer", "generation.samples", "generation.temperature"]
 
 
 def test_the_plan_knows_the_stage(tmp_path):
@@ -384,10 +398,10 @@ def test_the_plan_knows_the_stage(tmp_path):
     (tmp_path / "three.jsonl").write_text("{}\n{}\n{}\n")
     path = str(tmp_path / "three.jsonl")
     config = {"stages": ["pairs"], "output_dir": "x", "policy": {"path": "gpt2"}, "data": {"prompts": [{"path": path}]},
-              "generation": {"samples": 4, "max_new_tokens": 40}, "pairs": {"scorer": {"train": [{"path": path}] * 2}, "threshold": 0.5}}
+              "generation": {"samples": 4, "max_new_tokens": 40}, "scorer": {"train": [{"path": path}] * 2}, "pairs": {"threshold": 0.5}}
     plan = make_plan_text(Config.model_validate(config)).split("\n")
     assert "prompts     at most 3 distinct prompts, 4 responses each of at most 40 tokens" in plan
     assert "pairs       all across 0.5, scored by classifier, trained on 6 rows" in plan
-    config["pairs"]["scorer"]["test"] = [{"path": "absent.jsonl"}]
-    with pytest.raises(ConfigError, match="^pairs.scorer.test.0.path: no such file"):
+    config["scorer"]["test"] = [{"path": "absent.jsonl"}]
+    with pytest.raises(ConfigError, match="^scorer.test.0.path: no such file"):
         make_plan_text(Config.model_validate(config))

@@ -492,8 +492,10 @@ class ClassifierScorer(Section):
     """Probability of the positive label by TF-IDF of words and pairs of words and a logistic regression, trained here. Needs the extra [reward]."""
 
     kind: Literal["classifier"] = "classifier"
-    train: Annotated[list[Source], Field(min_length=1)]
+    train: list[Source] = []
     """Rows {"text", "label"}."""
+    path: str | None = None
+    """Instead of `train`: the directory of one that was trained before (OUTPUT_DIR/classifier)."""
     test: list[Source] = []
     """Rows on which its accuracy is measured and said."""
     positive: int | str = 1
@@ -502,6 +504,12 @@ class ClassifierScorer(Section):
     """Words and pairs of words, the most frequent."""
     l2: Annotated[float, Field(gt=0)] = 0.1
     """Weight of the squared coefficients against the sum of the rows' losses."""
+
+    @model_validator(mode="after")
+    def _one_origin(self):
+        if bool(self.train) == (self.path is not None):
+            raise ValueError("give either `train` (rows to learn from) or `path` (a classifier that is kept)")
+        return self
 
 
 class HuggingFaceScorer(Section):
@@ -536,11 +544,12 @@ class TestsScorer(Section):
     """Programs at a time. None: as many as there are cores."""
 
 
+Scorer = tagged("classifier", classifier=ClassifierScorer, hf=HuggingFaceScorer, function=FunctionScorer, tests=TestsScorer)
+
+
 class PairMaking(Section):
     """Which of the sampled responses become pairs. How they are sampled: generation.samples, temperature, top_p, max_new_tokens, max_prompts."""
 
-    scorer: tagged("classifier", classifier=ClassifierScorer, hf=HuggingFaceScorer, function=FunctionScorer, tests=TestsScorer) | None = None
-    """What says which response is better."""
     rule: Literal["all", "best_worst", "first_two"] = "all"
     """all: every (better, worse) of a prompt's responses; best_worst: the best and the worst; first_two: of the first two the better and the worse."""
     margin: NonNegative = 0.0
@@ -658,6 +667,8 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     generation: Generation = Generation()
     pairs: PairMaking = PairMaking()
+    scorer: Scorer | None = None
+    """What says how good a response is: the stage pairs needs it; the mean score of the answers to evaluation.sampled_prompts is among the results."""
     compute: Compute = Compute()
     checkpoint: Checkpoint = Checkpoint()
     logging: Logging = Logging()
@@ -703,7 +714,7 @@ class Config(Section):
     def _pairs_lack(self) -> list[str]:
         lacks = {
             "data.prompts: needed by stage pairs, but empty": not self.data.prompts,
-            "pairs.scorer: needed by stage pairs: what says which response is better?": self.pairs.scorer is None,
+            "scorer: needed by stage pairs: what says which response is better?": self.scorer is None,
             f"generation.samples: stage pairs compares the responses to a prompt: set 2 or more, not {self.generation.samples}": self.generation.samples < 2,
             "generation.temperature: 0 draws the same response each time, and stage pairs compares different ones": self.generation.temperature == 0,
         }

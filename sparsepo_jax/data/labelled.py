@@ -36,7 +36,7 @@ def read_labelled(sources: Sequence[Any], positive: int | str, *, on_bad_row: st
     if not positive_N.any() or positive_N.all():
         names = ", ".join(open_source(configured).name for configured in sources)
         seen = ", ".join(sorted({repr(label) for label in labels})[:8]) or "none"
-        raise UserError(f"{names}: expected rows with the label {positive!r} and rows with another one, found the labels {seen}: set pairs.scorer.positive")
+        raise UserError(f"{names}: expected rows with the label {positive!r} and rows with another one, found the labels {seen}: set scorer.positive")
     return Labelled(texts, positive_N, np.array(weights))
 
 

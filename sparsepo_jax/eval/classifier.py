@@ -37,7 +37,7 @@ def _vectorizer(**settings):
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError as error:
-        raise UserError("pairs.scorer.kind classifier needs scikit-learn: install sparsepo_jax[reward], or choose another scorer") from error
+        raise UserError("scorer.kind classifier needs scikit-learn: install sparsepo_jax[reward], or choose another scorer") from error
     return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **settings)
 
 
@@ -50,7 +50,7 @@ def train_classifier(rows: Labelled, *, max_features: int, l2: float) -> Classif
     try:
         features = vectorizer.fit_transform(rows.texts)
     except ValueError as error:
-        raise UserError(f"pairs.scorer.train: there is nothing to learn from ({error})") from error
+        raise UserError(f"scorer.train: there is nothing to learn from ({error})") from error
     fitted = LogisticRegression(C=1 / l2, max_iter=1000).fit(features, rows.positive_N, rows.weight_N)
     return Classifier(vectorizer.get_feature_names_out().tolist(), vectorizer.idf_, fitted.coef_[0], float(fitted.intercept_[0]))
 

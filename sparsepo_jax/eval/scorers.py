@@ -25,12 +25,12 @@ def score_all(scorer: Scorer, prompts: list[str], completions: list[str], rows: 
     try:
         scores = [float(score) for score in found]
     except (TypeError, ValueError) as error:
-        raise UserError(f"pairs.scorer: expected a list of numbers, got {str(found)[:80]!r} ({one_line(error)})") from None
+        raise UserError(f"scorer: expected a list of numbers, got {str(found)[:80]!r} ({one_line(error)})") from None
     if len(scores) != len(completions):
-        raise UserError(f"pairs.scorer: expected a score for each of {len(completions)} completions, got {len(scores)}")
+        raise UserError(f"scorer: expected a score for each of {len(completions)} completions, got {len(scores)}")
     bad = next((n for n, score in enumerate(scores) if not math.isfinite(score)), None)
     if bad is not None:
-        raise UserError(f"pairs.scorer: expected finite scores, got {scores[bad]} for the completion {completions[bad][:60]!r}")
+        raise UserError(f"scorer: expected finite scores, got {scores[bad]} for the completion {completions[bad][:60]!r}")
     return scores
 
 
@@ -45,7 +45,7 @@ def hf_scorer(path: str, *, label: int | str | None, batch_size: int, device: st
     try:
         import torch
     except ImportError as error:
-        raise UserError("pairs.scorer.kind hf needs torch, which runs the classifier: pip install torch, or choose another scorer") from error
+        raise UserError("scorer.kind hf needs torch, which runs the classifier: pip install torch, or choose another scorer") from error
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
@@ -54,10 +54,10 @@ def hf_scorer(path: str, *, label: int | str | None, batch_size: int, device: st
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model.to(device).eval()
     except Exception as error:  # transformers and torch raise a dozen types; all mean that it cannot be had
-        raise UserError(f"pairs.scorer.path: {path}: no sequence classifier to be had there ({one_line(error)})") from None
+        raise UserError(f"scorer.path: {path}: no sequence classifier to be had there ({one_line(error)})") from None
     if loading["missing_keys"]:
         names = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise UserError(f"pairs.scorer.path: {path} is no trained sequence classifier: it has no {names}")
+        raise UserError(f"scorer.path: {path} is no trained sequence classifier: it has no {names}")
     number = _label_number(path, model.config, label)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -84,13 +84,13 @@ def _label_number(path: str, config: Any, label: int | str | None) -> int | None
     shown = ", ".join(f"{number} ({name})" for number, name in list(names.items())[:12])
     if len(names) == 1:
         if label is not None:
-            raise UserError(f"pairs.scorer.label: {path} has one output, which is the score: leave the label out")
+            raise UserError(f"scorer.label: {path} has one output, which is the score: leave the label out")
         return None
     if label is None:
-        raise UserError(f"pairs.scorer.label: {path} has the labels {shown}: choose the one whose probability is the score")
+        raise UserError(f"scorer.label: {path} has the labels {shown}: choose the one whose probability is the score")
     number = next((n for n, name in names.items() if label in (n, name)), None)
     if number is None:
-        raise UserError(f"pairs.scorer.label: {path} has no label {label!r}, only {shown}")
+        raise UserError(f"scorer.label: {path} has no label {label!r}, only {shown}")
     return number
 
 
@@ -100,16 +100,16 @@ def function_scorer(name: str) -> Scorer:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a module runs as it is imported, and may raise anything
-        raise UserError(f"pairs.scorer.function: {name}: importing {module_name} raised {_raised(error)}") from error
+        raise UserError(f"scorer.function: {name}: importing {module_name} raised {_raised(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise UserError(f"pairs.scorer.function: {name}: the module {module.__file__ or module_name} has no function {function_name}")
+        raise UserError(f"scorer.function: {name}: the module {module.__file__ or module_name} has no function {function_name}")
 
     def score(prompts: list[str], completions: list[str], rows: list[dict[str, Any]]) -> Sequence[float]:
         try:
             return function(prompts, completions, rows)
         except Exception as error:
-            raise UserError(f"pairs.scorer.function: {name} raised {_raised(error)}") from error
+            raise UserError(f"scorer.function: {name} raised {_raised(error)}") from error
 
     return score
 

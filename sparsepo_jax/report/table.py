@@ -11,6 +11,7 @@ class Row(NamedTuple):
     before: tuple[str, str] | None
     after: tuple[str, str] | None
     meaning: str
+    optional: bool = False  # left out where there is no number
 
 
 POLICY_ROWS = (
@@ -29,6 +30,8 @@ POLICY_ROWS = (
         "KL(policy || reference) of whole responses, estimated on responses that the policy wrote itself, nats."),
     Row("preferred words written", ("before", "generated_preferred"), ("after", "generated_preferred"),
         "Of the evaluative words in these responses, the share of the preferred sentiment (built-in data only)."),
+    Row("reward of what it writes", ("before", "generated_reward"), ("after", "generated_reward"),
+        "Mean score of these responses by the configured scorer.", optional=True),
 )
 MASK_ROWS = (
     Row("mask sparsity", ("mask", "sparsity_start"), ("mask", "sparsity_end"),
@@ -73,6 +76,8 @@ def summary_table(summary: dict) -> str:
     """The content of summary.json as a plain-text table, columns before and after; what is unknown is "-"."""
     lines = [("", "before", "after")]
     for row in POLICY_ROWS + MASK_ROWS:
-        lines.append((row.label, number(value(summary, row.before)), number(value(summary, row.after))))
+        before, after = value(summary, row.before), value(summary, row.after)
+        if not row.optional or (before, after) != (None, None):
+            lines.append((row.label, number(before), number(after)))
     width = max(len(label) for label, _, _ in lines)
     return "\n".join(f"{label:<{width}}  {before:>10}  {after:>10}" for label, before, after in lines)
