@@ -1,6 +1,7 @@
 """The stage pairs: prompts read, answers scored, pairs chosen, and the same file whether it was interrupted or not."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -273,12 +274,13 @@ def test_unit_tests_score_one_or_nought(monkeypatch):
 # ---------------------------------------------------------------- the stage
 
 COUNTS = """
-import os, signal
+import os, signal, time
 calls = []
 def f(prompts, completions, rows):
     calls.append(len(completions))
     if os.environ.get("STOP_AT") == str(len(calls)):
         os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(float(os.environ.get("SLEEP", "0")))
     return [len(text) % 7 for text in completions]
 """
 PAIRS = {
@@ -336,6 +338,29 @@ def test_interrupted_or_not_it_makes_the_same_pairs(tmp_path, module, monkeypatc
         for p, name in enumerate(("chosen", "rejected")):
             drawn = by_text[pair["prompt"], pair[name]]["token_ids"]
             assert table.response(row, p).tolist()[: len(drawn)] == drawn, "po trains on the tokens that were drawn"
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes_and_stop_together(tmp_path, module, monkeypatch):
+    """SIGTERM to the one that scores, in the middle; both ask to be started again. Kills: a process that writes its own part, or leaves alone."""
+    from test_processes import run_together
+
+    prompts = {"sft": [], "train": [], "eval": [], "prompts": [{"kind": "reviews", "rows": 60, "seed": 5}]}
+    module(COUNTS)
+    whole = run(tmp_path / "whole", **PAIRS | {"data": prompts})
+    config = write_config(tmp_path / "many", **PAIRS | {"data": prompts})
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("SLEEP", "0.5")
+    monkeypatch.setenv("STOP_AT", "2")
+    stopped = run_together(config, 2, 1)
+    assert [status for status, _ in stopped] == [RUN_AGAIN] * 2, stopped
+    monkeypatch.delenv("STOP_AT")
+    kept = len(lines_of(tmp_path / "many" / "run" / "scored_samples.jsonl"))
+    continued = run_together(config, 2, 1)
+    assert [status for status, _ in continued] == [0, 0], continued
+    assert f"pairs: continues after {kept} of " in continued[0][1] and "pairs:" not in continued[1][1]
+    for name in ("scored_samples.jsonl", "pairs_made.jsonl"):
+        assert (tmp_path / "many" / "run" / name).read_text() == (whole / name).read_text()
 
 
 def test_a_mistake_of_the_scorer_can_be_mended(tmp_path, module, capsys):
