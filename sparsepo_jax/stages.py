@@ -206,6 +206,7 @@ class Run:
         plan = build.make_plan(config, table, training.batch_size, self.mesh, micro_steps=training.accumulation, shuffle=True)
         steps = build.count_steps(training, plan)
         step = build.make_step(config, stage, problem, self.spec, steps, self.mesh)
+        compiled_before = step.program._cache_size()  # by earlier runs of this process
         directory = self.output_dir / stage
         policy = config.checkpoint
         checkpoints = Checkpoints(
@@ -232,7 +233,7 @@ class Run:
             self.output_dir, tensorboard=logging.tensorboard, wandb=logging.wandb and logging.wandb.model_dump(), config=config.model_dump(mode="json")
         ) as log:
             state = run_training(
-                stage=stage, update=step.update, programs=step.update._cache_size, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
+                stage=stage, update=step.update, programs=lambda: step.program._cache_size() - compiled_before, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
                 checkpoints=checkpoints, write=log.write, log_every_steps=logging.every_steps, evaluate=evaluate,
                 eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit, stop=self.stop, should_stop=make_should_stop(self.stop),
                 may_skip=training.skip_nonfinite, name_rows=functools.partial(name_rows, table, plan),
