@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -128,9 +129,11 @@ def is_shared(config: schema.Config) -> bool:
     return config.compute.layout == "shared"
 
 
-def make_plan(config: schema.Config, table: TokenTable, batch_size: int, mesh: Mesh, *, micro_steps: int = 1, shuffle: bool) -> BatchPlan:
-    """One row of tokens for each shard and micro-step."""
-    sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=is_shared(config))
+def make_plan(config: schema.Config, table: TokenTable, batch_size: int, mesh: Mesh, *, micro_steps: int = 1, shuffle: bool,
+              response_length: int | None = None) -> BatchPlan:
+    """One row of tokens for each shard and micro-step. response_length: leave room for so many tokens in each response, whatever it has."""
+    lengths_NP = table.response_lengths_NP if response_length is None else np.full_like(table.response_lengths_NP, response_length)
+    sizes = sizes_of(table.prompt_lengths_N, lengths_NP, shared=is_shared(config))
     return BatchPlan(sizes, table.row_weight_N if shuffle else None, batch_size=batch_size, rows=micro_steps * pair_shards(mesh),
                      strata=config.data.strata, buckets=config.data.buckets, seed=config.seed, shuffle=shuffle)
 

@@ -329,13 +329,14 @@ class Run:
         with jax.set_mesh(self.mesh):
             return scoring.score_pairs(self.score_batch, build.put_on(self.mesh), self.in_order(table, size), weights, reference)
 
-    def in_order(self, table: TokenTable, batch_size: int) -> Iterator[PairBatch]:
-        """This process's part of batches [1, B, ...] that hold every row once."""
-        plan, mask = build.make_plan(self.config, table, batch_size, self.mesh, shuffle=False), build.mask_config(self.config)
+    def in_order(self, table: TokenTable, batch_size: int, response_length: int | None = None) -> Iterator[PairBatch]:
+        """This process's part of batches [1, B, ...] that hold every row once. response_length: see build.make_plan."""
+        plan = build.make_plan(self.config, table, batch_size, self.mesh, shuffle=False, response_length=response_length)
+        mask = build.mask_config(self.config)
         batches = make_batches(
             table, plan, start=0, stop=plan.batches_per_epoch, micro_steps=1, process_index=jax.process_index(),
             process_count=jax.process_count(), shared=build.is_shared(self.config),
-            with_weights=mask is not None and mask.kind == "given" and table.has_weights,
+            with_weights=mask is not None and mask.kind == "given" and table.has_weights, response_length=response_length,
         )
         for batch in batches:
             if jax.process_count() == 1:  # of several, one alone must not leave
