@@ -75,7 +75,7 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     step = build.make_step(config, stage, problem, policy, build.count_steps(training, plan), mesh)
     arguments = step.like, frozen, batch
     with jax.set_mesh(mesh), _no_compile_cache():
-        footprint, refusal = compile_for_memory(step.update.lower(*arguments), arguments, topology.chip_bytes)
+        footprint, refusal = compile_for_memory(step.program.lower(step.numbers, *arguments), arguments, topology.chip_bytes)
     dtype = str(build.compute_dtype(config, mesh))
     return Compiled(topology, mesh, stage, batch, lengths, problem.attention, dtype, footprint, refusal, time.perf_counter() - began_s)
 

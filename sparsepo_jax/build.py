@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.tree_util import Partial
 
 from sparsepo_jax.config import schema
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights, split_module
+from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.batching import BatchPlan
 from sparsepo_jax.data.load import cache_directory
 from sparsepo_jax.data.table import TokenTable
@@ -131,9 +134,11 @@ def is_shared(config: schema.Config) -> bool:
     return config.compute.layout == "shared"
 
 
-def make_plan(config: schema.Config, table: TokenTable, batch_size: int, mesh: Mesh, *, micro_steps: int = 1, shuffle: bool) -> BatchPlan:
-    """One row of tokens for each shard and micro-step."""
-    sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=is_shared(config))
+def make_plan(config: schema.Config, table: TokenTable, batch_size: int, mesh: Mesh, *, micro_steps: int = 1, shuffle: bool,
+              response_length: int | None = None) -> BatchPlan:
+    """One row of tokens for each shard and micro-step. response_length: leave room for so many tokens in each response, whatever it has."""
+    lengths_NP = table.response_lengths_NP if response_length is None else np.full_like(table.response_lengths_NP, response_length)
+    sizes = sizes_of(table.prompt_lengths_N, lengths_NP, shared=is_shared(config))
     return BatchPlan(sizes, table.row_weight_N if shuffle else None, batch_size=batch_size, rows=micro_steps * pair_shards(mesh),
                      strata=config.data.strata, buckets=config.data.buckets, seed=config.seed, shuffle=shuffle)
 
@@ -183,6 +188,7 @@ def compute_dtype(config: schema.Config, mesh: Mesh) -> jnp.dtype:
     return jnp.dtype(config.compute.dtype)
 
 
+@functools.cache
 def decoder_graph(spec: DecoderSpec, dtype: jnp.dtype, *, remat: bool, lora: Lora | None = None) -> nnx.GraphDef:
     return split_module(nnx.eval_shape(lambda: Decoder(spec, dtype=dtype, remat=remat, lora=lora, rngs=nnx.Rngs(0))))[0]
 
@@ -206,7 +212,12 @@ def make_lora(training: schema.Training, name: str, spec: DecoderSpec) -> Lora |
 
 def initial_adapters(spec: DecoderSpec, lora: Lora, seed: int, mesh: Mesh) -> Weights:
     """A drawn, B zero: the adapted policy is the base."""
-    return jax.jit(lambda: _adapters(spec, lora, seed), out_shardings=weight_shardings(adapter_shapes(spec, lora), mesh))()
+    return _draw_adapters(spec, lora, mesh)(seed)
+
+
+@functools.cache
+def _draw_adapters(spec: DecoderSpec, lora: Lora, mesh: Mesh):
+    return jax.jit(lambda seed: _adapters(spec, lora, seed), out_shardings=weight_shardings(adapter_shapes(spec, lora), mesh))
 
 
 def adapter_shapes(spec: DecoderSpec, lora: Lora) -> dict[str, tuple[int, ...]]:
@@ -222,12 +233,6 @@ def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
     """The weights of a Hugging Face checkpoint, on the mesh: tensor by tensor, so that the host holds little but what lies on its devices."""
     shapes = weight_shapes(spec)
     shardings = weight_shardings(shapes, mesh)
-
-    @functools.cache
-    def put_into(sharding):
-        put = lambda whole, part, layer: jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0)  # noqa: E731
-        return jax.jit(put, donate_argnums=0, out_shardings=sharding)
-
     weights: Weights = {}
     for name, layer, value in stream_hf(spec, SafeTensors(find_checkpoint(path)), shapes, path):
         if layer is None:
@@ -236,14 +241,25 @@ def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
         if name not in weights:
             weights[name] = jnp.zeros(shapes[name], jnp.float32, device=shardings[name])
         # Waited for: else tensors that are read faster than they are stored pile up.
-        weights[name] = put_into(shardings[name])(weights[name], value, layer).block_until_ready()
+        weights[name] = _put_into(shardings[name])(weights[name], value, layer).block_until_ready()
         del value
     return weights
 
 
+@functools.cache
+def _put_into(sharding: NamedSharding):
+    put = lambda whole, part, layer: jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0)  # noqa: E731
+    return jax.jit(put, donate_argnums=0, out_shardings=sharding)
+
+
 def random_weights(spec: DecoderSpec, seed: int, mesh: Mesh) -> Weights:
-    make = lambda: split_module(Decoder(spec, rngs=nnx.Rngs(seed)))[1]  # noqa: E731
-    return jax.jit(make, out_shardings=weight_shardings(weight_shapes(spec), mesh))()
+    return _draw_weights(spec, mesh)(seed)
+
+
+@functools.cache
+def _draw_weights(spec: DecoderSpec, mesh: Mesh):
+    make = lambda seed: split_module(Decoder(spec, rngs=nnx.Rngs(jax.random.key(seed))))[1]  # noqa: E731
+    return jax.jit(make, out_shardings=weight_shardings(weight_shapes(spec), mesh))
 
 
 def same_tokenizer(policy_path: str | None, reference_path: str, policy: DecoderSpec, reference: DecoderSpec) -> None:
@@ -302,12 +318,12 @@ def make_mask_source(config: schema.Config, spec: DecoderSpec) -> MaskSource:
 
 
 def make_objective(config: schema.Config, source: MaskSource):
-    """objective(stats, masks, key_B) -> LossOutput, its settings bound."""
+    """objective(stats, masks, key_B) -> LossOutput, its settings bound: a pytree of them."""
     objective = config.objective
     settings = objective.model_dump(exclude={"kind", "mask", "nll_weight"})
     if objective.kind == "sparsepo":
         settings["shared"] = source.shared
-    return functools.partial(sequence.with_nll(_LOSSES[objective.kind], objective.nll_weight), **settings)
+    return sequence.with_nll(Partial(_LOSSES[objective.kind], **settings), objective.nll_weight)
 
 
 def choose_attention(config: schema.Config, specs: tuple[DecoderSpec, ...], mesh: Mesh) -> AttentionKernel:
@@ -403,25 +419,47 @@ def check_sharding(config: schema.Config, stage: str, policy: DecoderSpec, refer
 
 
 class Step(NamedTuple):
-    """The program of a training stage: update(state, reference, batch), compiled, see train/step; it takes the state's memory. like: the state's
-    shapes and shardings. start(weights): the first state, of copies."""
+    """The program of a training stage, and the numbers that it takes as an argument: stages that differ in these alone have one program, compiled
+    once. like: the state's shapes and shardings. start(weights): the first state, of copies."""
 
-    update: Callable
+    program: Any
+    numbers: tuple[Problem, optimizers.Rates]
     like: TrainState
     start: Callable[[dict[str, Weights]], TrainState]
+
+    def update(self, state: TrainState, reference: Weights | None, batch: PairBatch):
+        """See train/step. Takes the state's memory."""
+        return self.program(self.numbers, state, reference, batch)
 
 
 def make_step(config: schema.Config, stage: str, problem: Problem, spec: DecoderSpec, steps: int, mesh: Mesh) -> Step:
     """spec: the policy's; steps: of the whole stage, for the schedule."""
     training = getattr(config, stage)
-    optimizer, schedule = make_optimizer(config, training, steps)
-    loss, masks = (make_sft_loss(problem), None) if stage == "sft" else (make_pair_loss(problem), problem.mask_source)
-    like = abstract(trained_shapes(spec, make_lora(training, stage, spec)), masks, mesh, lambda weights: start_state(weights, optimizer))
-    shardings, whole = jax.tree.map(lambda x: x.sharding, like), replicated(mesh)  # whole: numbers that every host reads
+    kind, rates, make_loss = optimizer_kind(training), optimizer_rates(config, training, steps), make_pair_loss
+    if stage == "sft":
+        problem, make_loss = without_objective(problem), make_sft_loss
+    optimizer, _ = _optimizer(kind, rates)
+    like = abstract(trained_shapes(spec, make_lora(training, stage, spec)), problem.mask_source, mesh, lambda weights: start_state(weights, optimizer))
+    shardings, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, like))
+    program, start = _step_programs(make_loss, kind, tuple(shardings), tree, mesh)
+    return Step(program, (problem, rates), like, functools.partial(start, rates))
+
+
+@functools.cache
+def _step_programs(make_loss: Callable, kind: tuple[Callable, str], shardings: tuple[NamedSharding, ...], tree: jax.tree_util.PyTreeDef, mesh: Mesh):
+    """(update(numbers, state, reference, batch), start(rates, weights)). shardings, tree: the state's."""
+    of_state, whole = jax.tree.unflatten(tree, shardings), replicated(mesh)  # whole: numbers that every host reads
+
+    def update(numbers: tuple[Problem, optimizers.Rates], state: TrainState, reference: Weights | None, batch: PairBatch):
+        problem, rates = numbers
+        return make_update(make_loss(problem), *_optimizer(kind, rates))(state, reference, batch)
+
+    def start(rates: optimizers.Rates, weights: dict[str, Weights]) -> TrainState:
+        # Copies: the state will be donated, and what it was made from must live on (the reference is the policy as it was).
+        return start_state(jax.tree.map(jnp.copy, weights), _optimizer(kind, rates)[0])
+
     # The new state lies as the old one did: else the second step would be another program.
-    update = jax.jit(make_update(loss, optimizer, schedule), donate_argnums=0, out_shardings=(shardings, whole, whole))
-    # Copies: the state will be donated, and what it was made from must live on (the reference is the policy as it was).
-    return Step(update, like, jax.jit(lambda weights: start_state(jax.tree.map(jnp.copy, weights), optimizer), out_shardings=shardings))
+    return jax.jit(update, donate_argnums=1, out_shardings=(of_state, whole, whole)), jax.jit(start, out_shardings=of_state)
 
 
 def held_base(policy: Weights, held: str, mesh: Mesh) -> Weights:
@@ -442,51 +480,68 @@ def count_steps(training: schema.Training, plan: BatchPlan) -> int:
     return max(1, math.ceil((training.epochs or 1.0) * plan.batches_per_epoch - 1e-9))  # 0.1 x 30 is 3, not 4
 
 
-def make_schedule(training: schema.Training, peak: float, steps: int) -> optax.Schedule:
-    schedule = training.schedule
-    if schedule.warmup_steps is not None:
-        warmup = schedule.warmup_steps
-    else:
-        warmup = round(steps * (0.1 if schedule.warmup_share is None else schedule.warmup_share))
-    return optimizers.make_schedule(schedule.kind, peak=peak, steps=steps, warmup_steps=min(warmup, steps), end=schedule.end)
+def optimizer_rates(config: schema.Config, training: schema.Training, steps: int) -> optimizers.Rates:
+    rule, schedule, mask = training.optimizer, training.schedule, mask_config(config)
+    warmup_steps, own_rate = schedule.warmup_steps, getattr(mask, "learning_rate", None)
+    if warmup_steps is None:
+        warmup_steps = round(steps * (0.1 if schedule.warmup_share is None else schedule.warmup_share))
+    return optimizers.Rates(
+        policy_peak=rule.learning_rate, policy_decay=rule.weight_decay, mask_peak=rule.learning_rate if own_rate is None else own_rate,
+        mask_decay=getattr(mask, "weight_decay", 0.0), steps=steps, warmup_steps=min(warmup_steps, steps), end=schedule.end, clip_norm=training.clip_norm,
+    )
 
 
-def make_optimizer(config: schema.Config, training: schema.Training, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer of {"policy", "masks"} and the policy's learning-rate schedule."""
-    rule, mask = training.optimizer, mask_config(config)
+def optimizer_kind(training: schema.Training) -> tuple[Callable, str]:
+    """What is built into an optimizer's programs: (maker of the rule of a group of weights, kind of schedule)."""
+    rule = training.optimizer
     make_rule = {
         "adamw": lambda: optimizers.adamw_rule(rule.b1, rule.b2, rule.eps),
         "lion": lambda: optimizers.lion_rule(rule.b1, rule.b2),
         "adafactor": optimizers.adafactor_rule,
     }[rule.kind]()
-    own_rate = getattr(mask, "learning_rate", None)
-    schedule = make_schedule(training, rule.learning_rate, steps)
+    return make_rule, training.schedule.kind
+
+
+def make_optimizer(config: schema.Config, training: schema.Training, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of {"policy", "masks"} and the policy's learning-rate schedule."""
+    return _optimizer(optimizer_kind(training), optimizer_rates(config, training, steps))
+
+
+def _optimizer(kind: tuple[Callable, str], rates: optimizers.Rates) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    make_rule, schedule = kind
+    of_policy, of_masks = (
+        optimizers.make_schedule(schedule, peak=peak, steps=rates.steps, warmup_steps=rates.warmup_steps, end=rates.end)
+        for peak in (rates.policy_peak, rates.mask_peak)
+    )
     return optimizers.make_optimizer(
-        make_rule, policy_schedule=schedule, policy_decay=rule.weight_decay,
-        mask_schedule=make_schedule(training, rule.learning_rate if own_rate is None else own_rate, steps),
-        mask_decay=getattr(mask, "weight_decay", 0.0), clip_norm=training.clip_norm,
-    ), schedule
+        make_rule, policy_schedule=of_policy, policy_decay=rates.policy_decay, mask_schedule=of_masks, mask_decay=rates.mask_decay, clip_norm=rates.clip_norm,
+    ), of_policy
+
+
+@functools.cache
+def _on_every_host(function: Callable, mesh: Mesh):
+    """Compiled, its results on every host. Cached, as all makers of programs here are: the next run of the process finds what this one has compiled."""
+    return jax.jit(function, out_shardings=replicated(mesh))
 
 
 def make_score_batch(problem: Problem, mesh: Mesh):
     """score_batch(weights, reference, batch [1, B, ...]) for eval.scores, its results on every host."""
-    scores = make_pair_scores(problem, training=False)
+    return functools.partial(_on_every_host(_score, mesh), problem)
 
-    def score(weights, reference, batch):
-        batch = jax.tree.map(lambda x: x[0], batch)
-        return *scores(weights, reference, batch, jnp.int32(0)), batch.row_B, batch.weight_B
 
-    return jax.jit(score, out_shardings=replicated(mesh))
+def _score(problem: Problem, weights: dict[str, Weights], reference: Weights, batch: PairBatch):
+    batch = jax.tree.map(lambda x: x[0], batch)
+    return *make_pair_scores(problem, training=False)(weights, reference, batch, jnp.int32(0)), batch.row_B, batch.weight_B
 
 
 def make_sum_log_ratios(problem: Problem, mesh: Mesh):
     """sum over a batch's rows [1, B, ...] of log pi(y) - log pi_ref(y), nats, on every host."""
+    return functools.partial(_on_every_host(_sum_log_ratios, mesh), without_objective(problem))
 
-    def total(policy, reference, batch):
-        batch = jax.tree.map(lambda x: x[0], batch)
-        return jnp.sum(jnp.where(batch.weight_B > 0, response_log_ratio(problem, policy, reference, batch)[:, 0], 0.0))
 
-    return jax.jit(total, out_shardings=replicated(mesh))
+def _sum_log_ratios(problem: Problem, policy: Weights, reference: Weights, batch: PairBatch):
+    batch = jax.tree.map(lambda x: x[0], batch)
+    return jnp.sum(jnp.where(batch.weight_B > 0, response_log_ratio(problem, policy, reference, batch)[:, 0], 0.0))
 
 
 def make_sampling(config: schema.Config, hf_config: dict[str, Any], tokenizer: Any | None) -> Sampling:
@@ -528,6 +583,11 @@ def make_scorer(config: schema.Config, say: Callable[[str], None]) -> Scorer:
     return scorers.classifier_scorer(classifier)
 
 
+def without_objective(problem: Problem) -> Problem:
+    """The models alone: programs that need no more are the same for all objectives."""
+    return problem._replace(objective=None, mask_source=None, beta=1.0)
+
+
 def cached_problem(problem: Problem, config: schema.Config) -> Problem:
     """The same objective for batches that carry the reference's log-probs and, if masks are read off its activations, the masks."""
     source, mask = problem.mask_source, mask_config(config)
@@ -538,12 +598,12 @@ def cached_problem(problem: Problem, config: schema.Config) -> Problem:
 
 def make_reference_tokens(problem: Problem, mesh: Mesh):
     """reference_tokens of a batch [1, B, ...], with its rows and their weights, on every host."""
+    return functools.partial(_on_every_host(_reference_tokens, mesh), problem._replace(objective=None))
 
-    def compute(reference, batch):
-        batch = jax.tree.map(lambda x: x[0], batch)
-        return batch.row_B, batch.weight_B, *reference_tokens(problem, reference, batch)
 
-    return jax.jit(compute, out_shardings=replicated(mesh))
+def _reference_tokens(problem: Problem, reference: Weights, batch: PairBatch):
+    batch = jax.tree.map(lambda x: x[0], batch)
+    return batch.row_B, batch.weight_B, *reference_tokens(problem, reference, batch)
 
 
 def reference_key(config: schema.Config, spec: DecoderSpec, reference: Weights, table: TokenTable) -> dict[str, Any]:

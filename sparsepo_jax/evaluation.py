@@ -194,7 +194,9 @@ def _sampled(run, table: TokenTable, start: dict[str, Weights] | None, now: dict
         found = answer(run, prompts, sampler, weights["policy"], reference)
         answered = prompts.with_responses([one.ids for one in found])
         with jax.set_mesh(run.mesh):
-            sums = [run.sum_log_ratios(weights["policy"], reference, put(batch)) for batch in run.in_order(answered, run.config.evaluation.batch_size)]
+            # Room for the longest answer that there can be: one program, whatever the policy writes.
+            batches = run.in_order(answered, run.config.evaluation.batch_size, plain.max_new_tokens)
+            sums = [run.sum_log_ratios(weights["policy"], reference, put(batch)) for batch in batches]
         figure["generated_kl"] = float(np.sum(sums)) / len(answered)
         texts = [one.text for one in found]
         if run.config.tokenizer.kind == "reviews":

@@ -215,6 +215,7 @@ class Run:
         plan = build.make_plan(config, table, training.batch_size, self.mesh, micro_steps=training.accumulation, shuffle=True)
         steps = build.count_steps(training, plan)
         step = build.make_step(config, stage, problem, self.spec, steps, self.mesh)
+        compiled_before = step.program._cache_size()  # by earlier runs of this process
         directory = self.output_dir / stage
         policy = config.checkpoint
         checkpoints = Checkpoints(
@@ -241,7 +242,7 @@ class Run:
             self.output_dir, tensorboard=logging.tensorboard, wandb=logging.wandb and logging.wandb.model_dump(), config=config.model_dump(mode="json")
         ) as log:
             state = run_training(
-                stage=stage, update=step.update, programs=step.update._cache_size, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
+                stage=stage, update=step.update, programs=lambda: step.program._cache_size() - compiled_before, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
                 checkpoints=checkpoints, write=log.write, log_every_steps=logging.every_steps, evaluate=evaluate,
                 eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit, stop=self.stop, should_stop=make_should_stop(self.stop),
                 may_skip=training.skip_nonfinite, name_rows=functools.partial(name_rows, table, plan),
@@ -337,13 +338,14 @@ class Run:
         with jax.set_mesh(self.mesh):
             return scoring.score_pairs(self.score_batch, build.put_on(self.mesh), self.in_order(table, size), weights, reference)
 
-    def in_order(self, table: TokenTable, batch_size: int) -> Iterator[PairBatch]:
-        """This process's part of batches [1, B, ...] that hold every row once."""
-        plan, mask = build.make_plan(self.config, table, batch_size, self.mesh, shuffle=False), build.mask_config(self.config)
+    def in_order(self, table: TokenTable, batch_size: int, response_length: int | None = None) -> Iterator[PairBatch]:
+        """This process's part of batches [1, B, ...] that hold every row once. response_length: see build.make_plan."""
+        plan = build.make_plan(self.config, table, batch_size, self.mesh, shuffle=False, response_length=response_length)
+        mask = build.mask_config(self.config)
         batches = make_batches(
             table, plan, start=0, stop=plan.batches_per_epoch, micro_steps=1, process_index=jax.process_index(),
             process_count=jax.process_count(), shared=build.is_shared(self.config),
-            with_weights=mask is not None and mask.kind == "given" and table.has_weights,
+            with_weights=mask is not None and mask.kind == "given" and table.has_weights, response_length=response_length,
         )
         for batch in batches:
             if jax.process_count() == 1:  # of several, one alone must not leave

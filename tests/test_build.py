@@ -106,12 +106,15 @@ def test_every_mask_can_be_built_and_its_knobs_move_it(kind):
 
 
 def test_a_schedule_warms_up_and_ends_where_it_is_told():
-    config = make_config(po={"steps": 100, "schedule": {"kind": "linear", "warmup_steps": 10, "end": 0.2}})
-    rate = build.make_schedule(config.po, 2.0, 100)
+    def schedule_of(peak, **schedule):
+        config = make_config(po={"steps": 100, "optimizer": {"kind": "adamw", "learning_rate": peak}, "schedule": schedule})
+        return build.make_optimizer(config, config.po, 100)[1]
+
+    rate = schedule_of(2.0, kind="linear", warmup_steps=10, end=0.2)
     np.testing.assert_allclose([rate(n) for n in (0, 4, 9, 10, 55, 100)], [0.2, 1.0, 2.0, 2.0, 1.2, 0.4], rtol=1e-6)
-    cosine = build.make_schedule(make_config(po={"steps": 100}).po, 1.0, 100)
+    cosine = schedule_of(1.0)
     np.testing.assert_allclose([cosine(9), cosine(55), cosine(100)], [1.0, 0.5, 0.0], atol=1e-6)
-    constant = build.make_schedule(make_config(po={"schedule": {"kind": "constant", "warmup_share": 0.0}}).po, 3.0, 100)
+    constant = schedule_of(3.0, kind="constant", warmup_share=0.0)
     assert constant(0) == constant(99) == 3.0
 
 

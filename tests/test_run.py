@@ -44,8 +44,8 @@ def test_a_run_leaves_summary_metrics_scores_pairs_and_report(finished):
     last = [row for row in metrics if row["stage"] == "po"][-1]
     assert {"eval/rewards/accuracies", "eval/kl/chosen"} <= set(last) | set(metrics[-2])
     for row in metrics:
-        if "loss" in row:  # one shape, one program: kills a second step that is compiled anew since its state lies otherwise
-            assert row["programs"] == 1 and 0 < row["real_token_share"] <= 1 and row["tokens_per_s"] > 0, row
+        if "loss" in row:  # one shape, one program (or none: another test's run had the same): kills a second step that is compiled anew since its state lies otherwise
+            assert row["programs"] <= 1 and 0 < row["real_token_share"] <= 1 and row["tokens_per_s"] > 0, row
     assert len(lines_of(output / "scores.jsonl")) == len(lines_of(output / "pairs.jsonl")) == 9
     assert (output / "report.html").read_text().count("<html") == 1
     assert list((output / "tensorboard").glob("events*"))

@@ -12,7 +12,8 @@ stratum. Which rows meet in a batch does not depend on how many rows of tokens i
     positions of each row        31 12 45 8 22 17         batches of 3 from 3 strata: {45 31} {22 17} {12 8}
     an epoch                     [45 17 12] [31 22 8]     in 1 row of tokens: 74 and 61 positions
 
-Batches run in a few shapes, the ones that pad an epoch least, and one that holds whatever an epoch may bring.
+Batches run in a few shapes, the ones that pad an epoch least, and one that holds whatever an epoch may bring. They do not depend on the seed: runs that
+differ in it have one set of compiled programs.
 """
 
 import math
@@ -50,7 +51,7 @@ class BatchPlan:
         self._rows_per_epoch = sum(count * whole + drawn for count, whole, drawn in self._repeats())
         if self._rows_per_epoch == 0:
             raise ValueError("an epoch over these row weights has no row")
-        first = self._compose(0)
+        first = self._compose(0, seed=0)
         self._shapes = self._choose_shapes([self._need(rows) for rows in first], buckets)
         self._known: tuple[int, list[PlannedBatch]] | None = None
 
@@ -83,13 +84,13 @@ class BatchPlan:
         epoch = epoch if self._shuffle else 0
         known = self._known  # read once: several threads ask
         if known is None or known[0] != epoch:
-            batches = [PlannedBatch(rows, self._shape_for(self._need(rows))) for rows in self._compose(epoch)]
+            batches = [PlannedBatch(rows, self._shape_for(self._need(rows))) for rows in self._compose(epoch, self._seed)]
             self._known = known = epoch, batches
         return known[1]
 
-    def _compose(self, epoch: int) -> list[np.ndarray]:
+    def _compose(self, epoch: int, seed: int) -> list[np.ndarray]:
         """The rows of each batch, dealt over its rows of tokens."""
-        draws = np.random.default_rng((self._seed, epoch))
+        draws = np.random.default_rng((seed, epoch))
         parts = []
         for weight, (_, whole, drawn) in zip(np.unique(self._weight_N), self._repeats()):
             rows = np.flatnonzero(self._weight_N == weight)

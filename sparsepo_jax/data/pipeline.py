@@ -24,19 +24,21 @@ def make_batches(
     process_count: int,
     shared: bool,
     with_weights: bool,
+    response_length: int | None = None,
 ) -> Iterator[PairBatch]:
     """This process's part of global batches start..stop-1, numpy arrays [micro-steps, rows or pairs of this process, ...].
 
     Each micro-step's rows of tokens are cut into process_count equal parts in order. shared: see packing.sizes_of, by which the plan must be made.
-    with_weights: fill weights_BPT from the table.
+    with_weights: fill weights_BPT from the table. response_length: the longest response that there is room for; None: the table's longest.
     """
     import grain
 
-    response_length = -(-int(table.response_lengths_NP.max()) // 8) * 8
+    longest = int(table.response_lengths_NP.max()) if response_length is None else response_length
+    T = -(-longest // 8) * 8
 
     def batch(n: int) -> PairBatch:
         planned = plan.batch(n)
-        whole = pack(table, planned.rows, planned.shape, response_length, rows=plan.rows, shared=shared, with_weights=with_weights)
+        whole = pack(table, planned.rows, planned.shape, T, rows=plan.rows, shared=shared, with_weights=with_weights)
         return _part(whole, micro_steps, process_index, process_count)
 
     served = grain.MapDataset.range(start, stop).map(batch)

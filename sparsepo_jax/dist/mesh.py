@@ -1,5 +1,6 @@
 """The device mesh: `data` (pairs), `fsdp` (pairs, and weights cut along the same axis), `tensor` (heads, MLP and vocabulary cut)."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -69,6 +70,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, *PAIRS))
 
 
+@functools.cache  # the same function for the same mesh: programs that are built on it are found again
 def make_constrain(mesh: Mesh):
     """Pins the residual stream [rows, positions, width] to the cut of the rows, so that weights travel instead of activations."""
     sharding = NamedSharding(mesh, PartitionSpec(*PAIRS, None, None))
@@ -79,6 +81,7 @@ def make_constrain(mesh: Mesh):
     return constrain
 
 
+@functools.cache
 def make_place_head(mesh: Mesh):
     """(gather, scatter) of heads [shards, vocabulary, width], or parts of their vocabulary: over `fsdp` the width is whole where a part is read, and cut
     where it is kept. What an axis does not divide stays whole."""

@@ -7,6 +7,7 @@ Rows end with an EOS token on the device. Stop strings are text, so the host loo
 (seed, row, sample, number of the token): it depends neither on the batch nor on the mesh.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -97,7 +98,17 @@ class Sampler(NamedTuple):
 
 
 def make_sampler(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampling) -> Sampler:
-    """A sampler of the decoder `graph`, whose matrices are read in `dtype`, as in training."""
+    """A sampler of the decoder `graph`, whose matrices are read in `dtype`, as in training. Samplers that differ in seed, temperature (but 0) and stop
+    strings alone have one program."""
+    drawn = sampling.temperature > 0
+    begin, advance, rows, seen = _programs(graph, dtype, mesh, sampling._replace(seed=0, temperature=float(drawn), stop=()))
+    temperature = sampling.temperature if drawn else 1.0
+    return Sampler(functools.partial(begin, sampling.seed, temperature), functools.partial(advance, temperature), rows, seen, sampling, mesh)
+
+
+@functools.cache
+def _programs(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampling) -> tuple[Callable, ...]:
+    """begin, advance, rows and seen of samplers, with seed and temperature as arguments; those of `sampling` are not read but for temperature 0."""
     constrain = make_constrain(mesh)
 
     def model_of(weights: Weights) -> Any:
@@ -105,41 +116,41 @@ def make_sampler(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sa
         large = lambda path, x: isinstance(x, jax.Array) and path.endswith((".kernel", ".embedding"))  # noqa: E731
         return merge_module(graph, {path: x.astype(dtype) if large(path, x) else x for path, x in weights.items()})
 
-    def next_token(model: Any, states_RD: Array, drawing: Drawing) -> Drawing:
+    def next_token(model: Any, states_RD: Array, drawing: Drawing, temperature: Array) -> Drawing:
         key_R = jax.vmap(jax.random.fold_in, (0, None))(drawing.key_R, drawing.step)
-        token_R = jnp.where(drawing.done_R, 0, draw(model.logits(states_RD), key_R, sampling))
+        token_R = jnp.where(drawing.done_R, 0, draw(model.logits(states_RD) / temperature, key_R, sampling))
         ended_R = jnp.isin(token_R, jnp.array(sampling.ends, jnp.int32)) if sampling.ends else jnp.zeros_like(drawing.done_R)
         return drawing._replace(
             tokens_RT=jax.lax.dynamic_update_slice(drawing.tokens_RT, token_R[:, None], (0, drawing.step)),
             length_R=drawing.length_R + ~drawing.done_R, done_R=drawing.done_R | ended_R, step=drawing.step + 1,
         )
 
-    def begin(weights: Weights, batch: PromptBatch) -> Drawing:
+    def begin(seed: Array, temperature: Array, weights: Weights, batch: PromptBatch) -> Drawing:
         prompt_BS, valid_BS, row_B, weight_B = (x[0] for x in batch)
         model, n = model_of(weights), sampling.samples
         states_BSD, cache = model.read(prompt_BS, valid_BS, prompt_BS.shape[1] + sampling.max_new_tokens - 1, constrain)
         fold = jax.vmap(jax.random.fold_in)
         row_R, sample_R = jnp.repeat(row_B, n), jnp.tile(jnp.arange(n), len(row_B))
-        key_R = fold(jax.vmap(lambda row: jax.random.fold_in(jax.random.key(sampling.seed), row))(row_R), sample_R)
+        key_R = fold(jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(row_R), sample_R)
         R = len(row_R)
         empty = Drawing(cache.repeated(n) if n > 1 else cache, jnp.zeros((R, sampling.max_new_tokens), jnp.int32), jnp.zeros(R, jnp.int32),
                         jnp.repeat(weight_B == 0, n), key_R, jnp.int32(0))
-        return next_token(model, jnp.repeat(states_BSD[:, -1], n, axis=0), empty)
+        return next_token(model, jnp.repeat(states_BSD[:, -1], n, axis=0), empty, temperature)
 
-    def advance(weights: Weights, drawing: Drawing, limit: Array) -> Drawing:
+    def advance(temperature: Array, weights: Weights, drawing: Drawing, limit: Array) -> Drawing:
         model = model_of(weights)
 
         def one_more(drawing: Drawing) -> Drawing:
             last_R = jax.lax.dynamic_index_in_dim(drawing.tokens_RT, drawing.step - 1, axis=1, keepdims=False)
             states_RD, cache = model.extend(last_R, drawing.cache, constrain)
-            return next_token(model, states_RD, drawing._replace(cache=cache))
+            return next_token(model, states_RD, drawing._replace(cache=cache), temperature)
 
         return jax.lax.while_loop(lambda d: (d.step < limit) & ~d.done_R.all(), one_more, drawing)
 
     everywhere = {"out_shardings": replicated(mesh)}
-    return Sampler(
-        jax.jit(begin), jax.jit(advance, donate_argnums=1), jax.jit(lambda batch: (batch.row_B[0], batch.weight_B[0]), **everywhere),
-        jax.jit(lambda d: (d.tokens_RT, d.length_R, d.done_R), **everywhere), sampling, mesh,
+    return (
+        jax.jit(begin), jax.jit(advance, donate_argnums=2), jax.jit(lambda batch: (batch.row_B[0], batch.weight_B[0]), **everywhere),
+        jax.jit(lambda d: (d.tokens_RT, d.length_R, d.done_R), **everywhere),
     )
 
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
 from sparsepo_jax.core.tokens import log_ratio, response_mean, response_sum, unsure_tokens
-from sparsepo_jax.core.types import LossOutput, TokenMasks, TokenStats
+from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
 from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid
 
 
@@ -33,16 +34,14 @@ def with_nll(loss: Callable[..., LossOutput], nll_weight: float) -> Callable[...
 
     Source: Pang et al. (RPO), arXiv 2404.19733, 2024.
     """
-    if nll_weight == 0:
-        return loss
-
-    def loss_with_nll(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, **settings) -> LossOutput:
-        return _add_nll(loss(stats, masks, key_B, **settings), stats, nll_weight)
-
-    return loss_with_nll
+    return loss if nll_weight == 0 else Partial(_loss_with_nll, loss, nll_weight)
 
 
-def _add_nll(output: LossOutput, stats: TokenStats, nll_weight: float) -> LossOutput:
+def _loss_with_nll(loss: Callable[..., LossOutput], nll_weight: Scalar, stats: TokenStats, masks: TokenMasks, key_B: PairKeys, **settings) -> LossOutput:
+    return _add_nll(loss(stats, masks, key_B, **settings), stats, nll_weight)
+
+
+def _add_nll(output: LossOutput, stats: TokenStats, nll_weight: Scalar) -> LossOutput:
     nll_B = nll_weight * chosen_nll(stats)
     # Summed: cpo and orpo have an NLL of their own, to which with_nll may add.
     reported_B = output.metrics.get("loss/nll", 0.0) + nll_B
@@ -53,7 +52,7 @@ def _summed_log_ratio(stats: TokenStats) -> Float[Array, "B P"]:
     return response_sum(log_ratio(stats), stats.valid_BPT)
 
 
-def cdpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, label_smoothing: float) -> LossOutput:
+def cdpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, label_smoothing: Scalar) -> LossOutput:
     """Conservative DPO: a share e of the labels is taken to be wrong, -(1-e) log sigmoid(beta D) - e log sigmoid(-beta D).
 
     Source: Mitchell, A note on DPO with noisy preferences, 2023.
@@ -65,7 +64,7 @@ def cdpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: fl
     return compare(beta * _summed_log_ratio(stats), smoothed)
 
 
-def robust_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, label_smoothing: float) -> LossOutput:
+def robust_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, label_smoothing: Scalar) -> LossOutput:
     """Robust DPO, unbiased under a share e < 1/2 of flipped labels.
 
     [-(1-e) log sigmoid(beta D) + e log sigmoid(-beta D)] / (1-2e). Source: Chowdhury et al., arXiv 2403.00409, 2024.
@@ -78,7 +77,7 @@ def robust_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: 
     return compare(beta * _summed_log_ratio(stats), unbiased)
 
 
-def ipo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float) -> LossOutput:
+def ipo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
     """IPO: (avg r_c - avg r_r - 1/(2 beta))^2.
 
     Averaged over tokens, as in TRL; the first DPO repository sums. Margin and rewards are without beta.
@@ -87,7 +86,7 @@ def ipo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: flo
     return compare(response_mean(log_ratio(stats), stats.valid_BPT), lambda margin_B: (margin_B - 1 / (2 * beta)) ** 2)
 
 
-def hinge_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float) -> LossOutput:
+def hinge_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
     """SLiC's hinge on log-ratios, as RSO has it: relu(1 - beta D).
 
     Source: Zhao et al., arXiv 2305.10425, 2023; Liu et al. (RSO), arXiv 2309.06657, 2023.
@@ -95,7 +94,7 @@ def hinge_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: f
     return compare(beta * _summed_log_ratio(stats), lambda margin_B: jax.nn.relu(1 - margin_B))
 
 
-def simpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, gamma: float) -> LossOutput:
+def simpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, gamma: Scalar) -> LossOutput:
     """SimPO: -log sigmoid(beta (avg log pi_c - avg log pi_r) - gamma), no reference. `margin` includes gamma.
 
     Source: Meng et al., arXiv 2405.14734, 2024.
@@ -103,7 +102,7 @@ def simpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: f
     return compare(beta * response_mean(stats.logp_BPT, stats.valid_BPT), target=gamma)
 
 
-def orpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, odds_weight: float) -> LossOutput:
+def orpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, odds_weight: Scalar) -> LossOutput:
     """ORPO: chosen mean NLL - odds_weight log sigmoid(log odds_c - log odds_r), no reference.
 
     The odds are p / (1 - p) of p = exp(avg log pi); rewards are their logarithms. Source: Hong et al., arXiv 2403.07691, 2024.
@@ -125,7 +124,7 @@ def _log1mexp(x_BP: Float[Array, "B P"]) -> Float[Array, "B P"]:
     return jnp.where(near_BP, log_expm1_BP, log1p_exp_BP)
 
 
-def cpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, alpha: float) -> LossOutput:
+def cpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar) -> LossOutput:
     """CPO: -log sigmoid(beta (log pi_c - log pi_r)) + alpha times the chosen mean NLL, no reference.
 
     Source: Xu et al., arXiv 2401.08417, 2024.
@@ -133,7 +132,7 @@ def cpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: flo
     return _add_nll(compare(beta * response_sum(stats.logp_BPT, stats.valid_BPT)), stats, alpha)
 
 
-def dpop_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, penalty: float) -> LossOutput:
+def dpop_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, penalty: Scalar) -> LossOutput:
     """DPO-Positive (Smaug): -log sigmoid(beta (D - penalty max(0, -sum r_c))).
 
     The chosen response is kept from becoming less likely; the penalty is part of its reward.
@@ -143,7 +142,7 @@ def dpop_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: fl
     return compare(beta * ratio_BP.at[:, 0].add(-penalty * jax.nn.relu(-ratio_BP[:, 0])))
 
 
-def rdpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, alpha: float) -> LossOutput:
+def rdpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar) -> LossOutput:
     """R-DPO: -log sigmoid(beta D + alpha (|y_c| - |y_r|)), lengths in tokens.
 
     Rewards include alpha |y|, as the implicit reward of a policy under a length penalty does.
@@ -152,7 +151,7 @@ def rdpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: fl
     return compare(beta * _summed_log_ratio(stats) + alpha * stats.valid_BPT.sum(-1))
 
 
-def confpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, gamma: float) -> LossOutput:
+def confpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, gamma: Scalar) -> LossOutput:
     """ConfPO: SimPO on, and averaged over, the tokens that the policy is unsure of.
 
     These have a probability of at most the response's mean (detached). `margin` includes gamma.
@@ -162,7 +161,7 @@ def confpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: 
     return compare(beta * response_mean(stats.logp_BPT, unsure_BPT), target=gamma)
 
 
-def caldpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float) -> LossOutput:
+def caldpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
     """Cal-DPO: -log sigmoid(D) + [(sum r_c - 1/(2 beta))^2 + (sum r_r + 1/(2 beta))^2] / 2.
 
     Margin and rewards are without beta; `loss/calibration` is the second term. Source: Xiao et al., arXiv 2412.14516, 2024.

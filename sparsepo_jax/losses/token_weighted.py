@@ -20,10 +20,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sparsepo_jax.core.tokens import inside, log_ratio, token_number, token_uniforms
-from sparsepo_jax.core.types import LossOutput, TokenMasks, TokenStats
+from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
 
 PairKeys = Key[Array, "B"] | None
 
@@ -36,7 +36,7 @@ def compare(
     reward_BP: Float[Array, "B P"],
     loss_of_margin: Callable[[Float[Array, "B"]], Float[Array, "B"]] = negative_log_sigmoid,
     *,
-    target: float = 0.0,
+    target: Scalar = 0.0,
 ) -> LossOutput:
     """loss_of_margin(chosen - rejected - target) of the two responses' rewards, and the metrics that every objective has.
 
@@ -72,10 +72,10 @@ def sparsepo_loss(
     masks: TokenMasks,
     key_B: PairKeys,
     *,
-    beta: float,
-    l1_reward: float = 0.0,
-    l1_kl: float = 0.0,
-    shared: bool = False,
+    beta: Scalar,
+    l1_reward: Scalar = 0.0,
+    l1_kl: Scalar = 0.0,
+    shared: bool | Bool[Array, ""] = False,
 ) -> LossOutput:
     """SparsePO: -log sigmoid(beta [(R_c - R_r) - (K_r - K_c)]) + l1_reward |m^u|_1 + l1_kl |m^d|_1.
 
@@ -92,7 +92,7 @@ def sparsepo_loss(
     compared = compare(beta * weighted_reward(stats, masks))
     reward_BPT, kl_BPT = inside(masks.reward_BPT, stats.valid_BPT), inside(masks.kl_BPT, stats.valid_BPT)
     size_BPT = l1_reward * _size(reward_BPT) + l1_kl * _size(kl_BPT)
-    l1_B = size_BPT.sum((1, 2)) * (0.5 if shared else 1.0)
+    l1_B = size_BPT.sum((1, 2)) * jnp.where(shared, 0.5, 1.0)
     return LossOutput(compared.loss_B + l1_B, compared.metrics | {"loss/l1": l1_B})
 
 
@@ -101,13 +101,13 @@ def _size(mask_BPT: Float[Array, "B P T"]) -> Float[Array, "B P T"]:
     return mask_BPT * jax.lax.stop_gradient(jnp.sign(mask_BPT))
 
 
-def tdpo1_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float) -> LossOutput:
+def tdpo1_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
     """TDPO-1: -log sigmoid(beta (D - (K_r - K_c))). Source: Zeng et al., arXiv 2404.11999, 2024."""
     ones_BPT = jnp.ones_like(stats.kl_BPT)
     return compare(beta * weighted_reward(stats, TokenMasks(ones_BPT, ones_BPT)))
 
 
-def tdpo2_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, alpha: float) -> LossOutput:
+def tdpo2_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar) -> LossOutput:
     """TDPO-2: -log sigmoid(beta (D - alpha (K_r - sg K_c))), sg: no gradient through the chosen response's KL.
 
     alpha = 1 has the value of TDPO-1, not its gradient. Source: Zeng et al., arXiv 2404.11999, 2024.
@@ -117,17 +117,17 @@ def tdpo2_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: f
     return compare(beta * weighted_reward(stats._replace(kl_BPT=kl_BPT), masks))
 
 
-def dpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float) -> LossOutput:
+def dpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
     """DPO: -log sigmoid(beta D), D the difference of summed log-ratios. Source: Rafailov et al., arXiv 2305.18290, 2023."""
     return compare(beta * weighted_reward(stats, _on_log_ratio(jnp.ones_like(stats.logp_BPT))))
 
 
-def d2po_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, gamma: float) -> LossOutput:
+def d2po_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, gamma: Scalar) -> LossOutput:
     """D2PO: DPO with weight gamma**t on response token t = 1, 2, ... Source: Shao et al., arXiv 2502.14340, 2025."""
     return compare(beta * weighted_reward(stats, _on_log_ratio(jnp.float32(gamma) ** token_number(stats.valid_BPT))))
 
 
-def sampo_loss(stats: TokenStats, masks: TokenMasks, key_B: Key[Array, "B"], *, beta: float) -> LossOutput:
+def sampo_loss(stats: TokenStats, masks: TokenMasks, key_B: Key[Array, "B"], *, beta: Scalar) -> LossOutput:
     """SamPO: DPO on as many uniformly drawn tokens of each response as the shorter one has.
 
     Source: Lu et al., arXiv 2406.10957, 2024.
@@ -139,7 +139,7 @@ def sampo_loss(stats: TokenStats, masks: TokenMasks, key_B: Key[Array, "B"], *, 
     return compare(beta * weighted_reward(stats, _on_log_ratio(drawn_BPT.astype(jnp.float32))))
 
 
-def ldpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: float, alpha: float) -> LossOutput:
+def ldpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar) -> LossOutput:
     """LD-DPO: DPO with weight alpha, from 0 to 1, on the tokens past the shorter response's length.
 
     Source: Liu et al., arXiv 2409.06411, 2024.

@@ -1,5 +1,9 @@
-"""Where the masks of a run come from: what to keep of the reference's activations, the weights to train, and how both become masks."""
+"""Where the masks of a run come from: what to keep of the reference's activations, the weights to train, and how both become masks.
 
+Asked for again, a source is the same object: programs that are built on it are found again.
+"""
+
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,6 +36,7 @@ class MaskSource(NamedTuple):
     reads_activations: bool = False
 
 
+@functools.cache
 def learned_source(*, net: str, sharing: str, on: str, normalised: bool, num_layers: int, width: int, norm_eps: float, init: str,
                    layer_activation: str, mixer_activation: str, dropout: float) -> MaskSource:
     """SparsePO. Weights are named `common.*`, or `reward.*` and `kl.*`; a mask on one of the two needs one net only."""
@@ -77,6 +82,12 @@ def _untrained(keep, mask_of, on: str, normalised: bool) -> MaskSource:
 
 def activation_source(*, points: dict[str, tuple[str, ...]], mapping: str, on: str, normalised: bool) -> MaskSource:
     """MaPO: of each activation only the feature mean is kept."""
+    return _activation_source(tuple(points.items()), mapping, on, normalised)
+
+
+@functools.cache
+def _activation_source(points_of_groups: tuple[tuple[str, tuple[str, ...]], ...], mapping: str, on: str, normalised: bool) -> MaskSource:
+    points = dict(points_of_groups)
     names = {name for group in points.values() for name in group}
 
     def keep(name: str, x: Array, at_RM: Array) -> Array | None:
@@ -90,6 +101,7 @@ def activation_source(*, points: dict[str, tuple[str, ...]], mapping: str, on: s
     return made._replace(reads_activations=True)
 
 
+@functools.cache
 def fixed_source(kind: str, *, on: str, normalised: bool, decay: float = 1.0, model: str = "reference") -> MaskSource:
     """ones, random, positional (decay), confidence (model: reference or policy), given (with the data)."""
     masks = {

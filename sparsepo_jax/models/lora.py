@@ -5,6 +5,7 @@ The adapted decoder's weights are the base's and the adapters' together, {**base
     blocks.up.kernel [L, D, F]        blocks.up.lora.lora_a [L, D, R]        blocks.up.lora.lora_b [L, R, F]
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -58,6 +59,12 @@ def hold_base(base: Weights, held: BaseType) -> Weights:
         return base
     if held == "bfloat16":
         return {path: x.astype(jnp.bfloat16) if path.endswith((".kernel", ".embedding")) else x for path, x in base.items()}
+    quantized = _make_quantized(held)
+    return {path: quantized(x) if path.startswith("blocks.") and path.endswith(".kernel") else x for path, x in base.items()}
+
+
+@functools.cache
+def _make_quantized(held: BaseType):
     try:
         import qwix
     except ImportError:
@@ -67,7 +74,7 @@ def hold_base(base: Weights, held: BaseType) -> Weights:
         tiles = {1: TILE} if held == "nf4" and x.shape[1] % TILE == 0 else {}
         return qwix.quantize(x, "nf4" if held == "nf4" else jnp.int8, channelwise_axes=(0, 2), tiled_axes=tiles)
 
-    return {path: jax.jit(quantized)(x) if path.startswith("blocks.") and path.endswith(".kernel") else x for path, x in base.items()}
+    return jax.jit(quantized)
 
 
 def dequantized(weights: Any) -> Any:

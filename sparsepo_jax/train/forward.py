@@ -6,12 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sparsepo_jax.core.layout import at_tokens, to_pairs
 from sparsepo_jax.core.tokens import response_sum
 from sparsepo_jax.core.tree import Weights, merge_module
-from sparsepo_jax.core.types import LossOutput, PairBatch, TokenMasks, TokenStats
+from sparsepo_jax.core.types import LossOutput, PairBatch, Scalar, TokenMasks, TokenStats
 from sparsepo_jax.masks.source import MaskSource
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.ops.attention import AttentionKernel, reach_of
@@ -19,7 +19,10 @@ from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_kl
 
 
 class Problem(NamedTuple):
-    """What is optimised and how it is computed; everything but weights and data. Static: closed over by jitted functions.
+    """What is optimised and how it is computed; everything but weights and data.
+
+    To jitted functions it is an argument, a pytree whose leaves are numbers: the objective's settings (if it is a jax.tree_util.Partial), beta and
+    seed. All else is compared, and must be found equal: problems that differ in numbers alone have one program.
 
     objective(stats, masks, key_B) -> LossOutput; beta scales the unmasked margin that is reported. adapted: the policy is the reference with
     adapters (LoRA); the weights that are trained are those of the adapters alone. cached: what the objective needs of the reference comes with
@@ -30,8 +33,8 @@ class Problem(NamedTuple):
     reference_graph: nnx.GraphDef
     mask_source: MaskSource
     objective: Callable[[TokenStats, TokenMasks, Array], LossOutput]
-    beta: float
-    seed: int
+    beta: Scalar
+    seed: int | Int[Array, ""]
     attention: AttentionKernel = "blocks"
     head_blocks: HeadBlocks = HeadBlocks()
     constrain: Callable[[Array], Array] = lambda x: x
@@ -43,7 +46,14 @@ class Problem(NamedTuple):
         return merge_module(self.policy_graph, {**base, **trained} if self.adapted else trained)
 
 
-def pair_keys(seed: int, step: Array, row_B: Array) -> Array:
+jax.tree_util.register_pytree_node(
+    Problem,
+    lambda problem: ((problem.objective, problem.beta, problem.seed), problem._replace(objective=None, beta=None, seed=None)),
+    lambda structure, numbers: structure._replace(objective=numbers[0], beta=numbers[1], seed=numbers[2]),
+)
+
+
+def pair_keys(seed: int | Int[Array, ""], step: Array, row_B: Array) -> Array:
     """One random key a pair, from seed, step and row: draws do not depend on batching, accumulation or hosts."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)

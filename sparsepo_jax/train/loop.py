@@ -42,7 +42,7 @@ def run_training(
 ) -> TrainState:
     """Runs `update` over host batches from state.step to total_steps and returns the last state, which is saved.
 
-    While the device works on a step the next batch is put onto it. programs(): how many programs `update` was compiled to so far; a new one is said.
+    While the device works on a step the next batch is put onto it. programs(): how many programs `update` was compiled to since it was handed in; a new one is said.
     batches start at the state's step. write(stage, step, metrics) is called every log_every_steps (means since the last time) and after
     evaluations. When should_stop(steps done) says so, the state is saved and that exception raised; signals that reach this process wait for it.
     may_skip: so many updates of the stage may have a loss or gradient that is not finite; one more is a UserError, and nothing is saved after it.

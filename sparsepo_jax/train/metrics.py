@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sparsepo_jax.core.tokens import log_ratio, response_sum
-from sparsepo_jax.core.types import TokenMasks, TokenStats
+from sparsepo_jax.core.types import Scalar, TokenMasks, TokenStats
 
 
-def pair_metrics(stats: TokenStats, masks: TokenMasks, *, beta: float) -> dict[str, Float[Array, "B"]]:
+def pair_metrics(stats: TokenStats, masks: TokenMasks, *, beta: Scalar) -> dict[str, Float[Array, "B"]]:
     """Metrics `[B]`, finite for filler pairs too; to be averaged over pairs by weight.
 
     `margin_unmasked` is beta D, D the difference of summed log-ratios (beta: the objective's, 1 if it has none),

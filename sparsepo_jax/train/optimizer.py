@@ -1,36 +1,55 @@
 """Optimizers and schedules, from optax; policy and masks are separate groups of one optimizer."""
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
+from sparsepo_jax.core.types import Scalar
 from sparsepo_jax.masks.learned import is_decayed as is_decayed_mask
 
+Count = int | Int[Array, ""]
 
-def make_schedule(kind: str, *, peak: float, steps: int, warmup_steps: int, end: float) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak` over warmup_steps, then constant, linear or cosine to end * peak at `steps`."""
-    after = max(1, steps - warmup_steps)
-    rest = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "linear": lambda: optax.linear_schedule(peak, end * peak, after),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, after, alpha=end),
-    }[kind]()
-    if not warmup_steps:
-        return rest
-    # The first step already moves: step n of the warm-up has n / warmup_steps of the peak, n from 1.
-    warmup = optax.linear_schedule(peak / warmup_steps, peak, max(1, warmup_steps - 1))
-    return optax.join_schedules([warmup, rest], [warmup_steps])
+
+class Rates(NamedTuple):
+    """The numbers of an optimizer and its schedule, which its programs take as arguments. Peaks are learning rates, `end` a share of them."""
+
+    policy_peak: Scalar
+    policy_decay: Scalar
+    mask_peak: Scalar
+    mask_decay: Scalar
+    steps: Count
+    warmup_steps: Count
+    end: Scalar
+    clip_norm: Scalar | None
+
+
+def make_schedule(kind: str, *, peak: Scalar, steps: Count, warmup_steps: Count, end: Scalar) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak` over warmup_steps, then constant, linear or cosine to end * peak at `steps`. Not optax's own, which branch on
+    numbers of steps, so that these could not be arguments of a program."""
+    fall = {"constant": jnp.zeros_like, "linear": lambda done: done, "cosine": lambda done: (1 - jnp.cos(jnp.pi * done)) / 2}[kind]
+
+    def schedule(step: Count) -> Scalar:
+        # The first step already moves: step n of the warm-up has n / warmup_steps of the peak, n from 1.
+        warmup = (step + 1) / jnp.maximum(warmup_steps, 1)
+        done = jnp.clip((step - warmup_steps) / jnp.maximum(steps - warmup_steps, 1), 0.0, 1.0)
+        return peak * jnp.where(step < warmup_steps, warmup, 1 - (1 - end) * fall(done))
+
+    return schedule
 
 
 def make_optimizer(
-    make_rule: Callable[[optax.Schedule, float, Callable], optax.GradientTransformation],
+    make_rule: Callable[[optax.Schedule, Scalar, Callable], optax.GradientTransformation],
     *,
     policy_schedule: optax.Schedule,
-    policy_decay: float,
+    policy_decay: Scalar,
     mask_schedule: optax.Schedule,
-    mask_decay: float,
-    clip_norm: float | None,
+    mask_decay: Scalar,
+    clip_norm: Scalar | None,
 ) -> optax.GradientTransformation:
     """The optimizer of {"policy": weights, "masks": weights}. clip_norm: largest global norm of both groups together, as the official code clips.
 
@@ -49,14 +68,17 @@ def is_decayed(path: str) -> bool:
     return not path.endswith(("bias", ".scale"))
 
 
+@functools.cache  # the same rule for the same settings: programs that are built on it are found again
 def adamw_rule(b1: float, b2: float, eps: float):
     return lambda schedule, decay, decayed: optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=decay, mask=decayed)
 
 
+@functools.cache
 def lion_rule(b1: float, b2: float):
     return lambda schedule, decay, decayed: optax.lion(schedule, b1=b1, b2=b2, weight_decay=decay, mask=decayed)
 
 
+@functools.cache
 def adafactor_rule():
     # Not optax.adafactor: its decay is not scaled by the learning rate, so the same weight_decay would be another than AdamW's.
     return lambda schedule, decay, decayed: optax.chain(
