@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from sparsepo_jax.config.load import ConfigError, load_config, parse_overrides
 from sparsepo_jax.config.schema import Config
+from sparsepo_jax.core.paths import short_names
 
 DONE, FAILED, TO_DO = "done", "failed", "to do"
 LONGEST_VALUE, LONGEST_NAME = 40, 160  # characters in a directory's name
@@ -107,16 +108,6 @@ def parse_axes(texts: Sequence[str]) -> list[Axis]:
     if mistakes:
         raise ConfigError(mistakes)
     return axes
-
-
-def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Path -> as few of its last words as tell it from the others: objective.beta -> beta."""
-    found = {}
-    for path in paths:
-        words = path.split(".")
-        tails = [".".join(words[n:]) for n in range(len(words) - 1, -1, -1)]
-        found[path] = next((tail for tail in tails if not any(other != path and f".{other}".endswith(f".{tail}") for other in paths)), path)
-    return found
 
 
 def run_name(values: dict[str, Any]) -> str:

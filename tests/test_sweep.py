@@ -9,9 +9,10 @@ import pytest
 from program import lines_of, write_config
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.paths import short_names
 from sparsepo_jax.core.stop import Terminated
 from sparsepo_jax.main import RUN_AGAIN, main
-from sparsepo_jax.sweep import parse_axes, plan_sweep, run_name, short_names, split_values
+from sparsepo_jax.sweep import parse_axes, plan_sweep, run_name, split_values
 
 
 @pytest.mark.parametrize(
