@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ examples:
     python -m sparsepo_jax.main --config FILE po.steps=500 --sweep objective.beta=0.1,0.4,0.8 seed=0,1,2
     python -m sparsepo_jax.main --config FILE --sweep 'objective={kind: dpo, beta: 0.1},{kind: tdpo1}' --check
   (a stage sft would be run for each: give it a run of its own with the stage export, and name output_dir/export as policy.path of the sweep)
+  one report of many runs: tables with confidence intervals, metrics against the KL, curves, heat maps (a sweep ends with one of its own):
+    python -m sparsepo_jax.main --compare runs/sweep runs/dpo --metric accuracy_unmasked --baseline dpo --output runs/comparison.html
   the JSON schema of configs, for an editor:
     python -m sparsepo_jax.main --schema > schema.json
 
@@ -48,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file that describes the run")
     parser.add_argument("--sweep", nargs="+", action="extend", metavar="KEY=V1,V2", help="run the config with every combination of these values, one run after the other")
+    parser.add_argument("--compare", nargs="+", metavar="DIR", help="write one report of these runs (or sweeps, or directories of runs); runs nothing")
+    parser.add_argument("--output", metavar="FILE", help="with --compare: the report, FILE.html (default: comparison.html in DIR, or here if there are several)")
+    parser.add_argument("--metric", action="append", default=[], metavar="NAME", help="with --compare or --sweep: a number of summary.json to draw against the KL; "
+                        "may be given more than once (default: accuracy_unmasked)")
+    parser.add_argument("--baseline", metavar="NAME", help="with --compare or --sweep: the group of runs that the others are held against (default: the first)")
     parser.add_argument("--check", action="store_true", help="check the config and print the plan; runs nothing")
     parser.add_argument("--aot", metavar="TOPOLOGY", help="compile the train step for a TPU topology, such as v5p:4x4x4, v5e-16 or 2xv5e-16, and print what it "
                         "takes of a chip; runs nothing and needs no TPU")
@@ -60,8 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(json.dumps(json_schema(), indent=2))
         return 0
+    if options.compare:
+        return compare(options)
     if options.config is None:
-        parser.error("--config FILE is required (or --schema)")
+        parser.error("--config FILE is required (or --schema, or --compare)")
     if options.json and options.aot is None:
         parser.error("--json goes with --aot TOPOLOGY")
 
@@ -136,10 +146,34 @@ def sweep(options: argparse.Namespace) -> int:
 
     try:
         with Stop().listening():  # while no run listens
-            return leave(sweeps.run_sweep(base, planned, attempt))
+            status = sweeps.run_sweep(base, planned, attempt)
     except KeyboardInterrupt as asked:
         print("stopped between two runs; the same command continues the sweep", file=sys.stderr)
         return RUN_AGAIN if isinstance(asked, Terminated) else 130
+    if status in (0, 1) and sweeps.is_first_process():
+        write_comparison([base], base / "comparison.html", options)
+    return leave(status)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """One report of many runs; returns the exit status."""
+    directories = [Path(name) for name in options.compare]
+    output = Path(options.output or (directories[0] if len(directories) == 1 else Path()) / "comparison.html")
+    return write_comparison(directories, output, options)
+
+
+def write_comparison(directories: Sequence[Path], output: Path, options: argparse.Namespace) -> int:
+    from sparsepo_jax.core.errors import UserError
+    from sparsepo_jax.report.comparison import write_comparison as write
+
+    try:
+        print(f"comparison: {write(directories, output, metrics=options.metric, baseline=options.baseline)}")
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error.filename or output}: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 def run(config: "Config") -> int:

@@ -236,6 +236,10 @@ def run_sweep(base: Path, planned: Sequence[Planned], attempt: Callable[[Config]
     return 1 if failed else 0
 
 
+def is_first_process() -> bool:
+    return _processes()[0] == 0
+
+
 def _processes() -> tuple[int, int]:
     """(this process's number, how many there are)."""
     jax = sys.modules.get("jax")

@@ -25,6 +25,11 @@ class Matched(NamedTuple):
     differences: dict[int, float]
     difference: Interval | None
 
+    @property
+    def means(self) -> tuple[float, float] | None:
+        """Of a and of b over the seeds of `differences`."""
+        return tuple(math.fsum(side[seed] for seed in self.differences) / len(self.differences) for side in (self.a, self.b)) if self.differences else None
+
 
 def value_at(points: Sequence[tuple[float, float]], kl: float) -> float | None:
     """The value at a KL, linear between the nearest two of a seed's (KL, value); None outside of their range. Points of the same KL count as their mean.
@@ -58,12 +63,16 @@ def matched(points_a: Points, points_b: Points, at: Sequence[float]) -> list[Mat
 
 
 def shared_range(points_a: Points, points_b: Points) -> tuple[float, float] | None:
-    """(lowest, highest) KL that every seed of both reaches; None if there is no such range."""
-    both = [[kl for kl, _ in points[seed]] for seed in points_a if seed in points_b for points in (points_a, points_b)]
-    if not both or not all(both):
-        return None
-    lowest, highest = max(map(min, both)), min(map(max, both))
-    return (lowest, highest) if lowest < highest else None
+    """(lowest, highest) KL of the stretch that both methods reach with the most seeds; None if no seed reaches any KL with both."""
+    reached = []
+    for seed in points_a:
+        if points_a[seed] and points_b.get(seed):
+            ends = [(min(kl for kl, _ in points[seed]), max(kl for kl, _ in points[seed])) for points in (points_a, points_b)]
+            reached.append((max(lo for lo, _ in ends), min(hi for _, hi in ends)))
+    reached = [(lo, hi) for lo, hi in reached if lo < hi]
+    stretches = [(sum(a <= lo and hi <= b for a, b in reached), lo, hi) for lo, _ in reached for _, hi in reached if lo < hi]
+    most = max(stretches, key=lambda one: (one[0], one[2] - one[1]), default=None)
+    return most and most[1:]
 
 
 # ---------------------------------------------------------------- drawn
@@ -82,7 +91,7 @@ class Spot(NamedTuple):
 
 @dataclass
 class Mark:
-    """As drawn. bars: SVG path of the intervals."""
+    """As drawn. bars: SVG path of the intervals, cut at the edges of the drawing."""
 
     x: float
     y: float
@@ -122,12 +131,22 @@ class Plane:
         return f"{self.title} against {self.x_label}. " + " ".join(f"{curve.name}: {mark.words}." for curve in self.curves for mark in curve.marks)
 
 
+def _held(intervals: Sequence[Interval], seeds: Sequence[float]) -> list[float]:
+    """What an axis must show: all values, and intervals as far as they are not much wider than these lie apart (two seeds can give a very wide one)."""
+    values = [x for x in (*(found.mean for found in intervals), *seeds) if drawable(x)]
+    if not values:
+        return []
+    lo, hi = min(values), max(values)
+    room = 0.3 * (hi - lo) or max(abs(lo), 1e-9)
+    ends = [x for found in intervals for x in (found.low, found.high) if x is not None and drawable(x)]
+    return values + [min(max(x, lo - room), hi + room) for x in ends]
+
+
 def draw(methods: Mapping[str, Sequence[tuple[str, Spot]]], *, title: str, x_label: str) -> Plane | None:
     """methods: name -> (short label, spot) in the order in which a line joins them. None if there is nothing that can be drawn."""
     spots = [spot for named in methods.values() for _, spot in named]
-    ends = lambda of: [x for spot in spots for x in (of(spot).mean, of(spot).low, of(spot).high) if x is not None and drawable(x)]  # noqa: E731
-    kls = ends(lambda spot: spot.kl) + [kl for spot in spots for kl, _ in spot.seeds if drawable(kl)]
-    values = ends(lambda spot: spot.value) + [value for spot in spots for _, value in spot.seeds if drawable(value)]
+    kls, values = _held([spot.kl for spot in spots], [kl for spot in spots for kl, _ in spot.seeds]), _held(
+        [spot.value for spot in spots], [value for spot in spots for _, value in spot.seeds])
     if not kls or not values:
         return None
     x_lo, x_hi, x_ticks = y_axis(kls)
@@ -142,8 +161,9 @@ def draw(methods: Mapping[str, Sequence[tuple[str, Spot]]], *, title: str, x_lab
             if not (drawable(spot.kl.mean) and drawable(spot.value.mean)):
                 continue
             x, y = x_at(spot.kl.mean), y_at(spot.value.mean)
-            bars = "" if spot.kl.low is None else f"M{x_at(spot.kl.low):g} {y:g}H{x_at(spot.kl.high):g}"
-            bars += "" if spot.value.low is None else f"M{x:g} {y_at(spot.value.low):g}V{y_at(spot.value.high):g}"
+            within = lambda x, lo, hi: min(max(x, lo), hi)  # noqa: E731
+            bars = "" if spot.kl.low is None else f"M{x_at(within(spot.kl.low, x_lo, x_hi)):g} {y:g}H{x_at(within(spot.kl.high, x_lo, x_hi)):g}"
+            bars += "" if spot.value.low is None else f"M{x:g} {y_at(within(spot.value.low, y_lo, y_hi)):g}V{y_at(within(spot.value.high, y_lo, y_hi)):g}"
             dots = [(x_at(kl), y_at(value)) for kl, value in spot.seeds if drawable(kl) and drawable(value)] if len(spot.seeds) > 1 else []
             words = f"{spot.label}: {number(spot.value.mean)} at {number(spot.kl.mean)} nats"
             curve.marks.append(Mark(x, y, bars, words, label, dots, x + 14 + GLYPH * len(label) > WIDTH))
