@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,10 +25,17 @@ examples:
     python -m sparsepo_jax.main --config FILE --check
   see whether it would fit 16 chips of a TPU v5e, without one (needs the extra [tpu]):
     python -m sparsepo_jax.main --config FILE --aot v5e-16
+  a grid of runs in one process, each in output_dir/beta=0.1,seed=0 and so on; run again to continue it (values are any YAML, other overrides come before):
+    python -m sparsepo_jax.main --config FILE po.steps=500 --sweep objective.beta=0.1,0.4,0.8 seed=0,1,2
+    python -m sparsepo_jax.main --config FILE --sweep 'objective={kind: dpo, beta: 0.1},{kind: tdpo1}' --check
+  (a stage sft would be run for each: give it a run of its own with the stage export, and name output_dir/export as policy.path of the sweep)
+  one report of many runs: tables with confidence intervals, metrics against the KL, curves, heat maps (a sweep ends with one of its own):
+    python -m sparsepo_jax.main --compare runs/sweep runs/dpo --metric accuracy_unmasked --baseline dpo --output runs/comparison.html
   the JSON schema of configs, for an editor:
     python -m sparsepo_jax.main --schema > schema.json
 
 exit status: 0 done; 1 a run failed; 2 the config or the command line is wrong; 3 with --aot: it does not fit;
+  with --sweep 1 if any of its runs failed (the others are done);
   130 interrupted (Ctrl-C);
   75 stopped by SIGTERM, or since another process of the run is gone: start it again, and it continues (134: the same, JAX has aborted it)
 """
@@ -42,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file that describes the run")
+    parser.add_argument("--sweep", nargs="+", action="extend", metavar="KEY=V1,V2", help="run the config with every combination of these values, one run after the other")
+    parser.add_argument("--compare", nargs="+", metavar="DIR", help="write one report of these runs (or sweeps, or directories of runs); runs nothing")
+    parser.add_argument("--output", metavar="FILE", help="with --compare: the report, FILE.html (default: comparison.html in DIR, or here if there are several)")
+    parser.add_argument("--metric", action="append", default=[], metavar="NAME", help="with --compare or --sweep: a number of summary.json to draw against the KL; "
+                        "may be given more than once (default: accuracy_unmasked)")
+    parser.add_argument("--baseline", metavar="NAME", help="with --compare or --sweep: the group of runs that the others are held against (default: the first)")
     parser.add_argument("--check", action="store_true", help="check the config and print the plan; runs nothing")
     parser.add_argument("--aot", metavar="TOPOLOGY", help="compile the train step for a TPU topology, such as v5p:4x4x4, v5e-16 or 2xv5e-16, and print what it "
                         "takes of a chip; runs nothing and needs no TPU")
@@ -54,14 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(json.dumps(json_schema(), indent=2))
         return 0
+    if options.compare:
+        return compare(options)
     if options.config is None:
-        parser.error("--config FILE is required (or --schema)")
+        parser.error("--config FILE is required (or --schema, or --compare)")
     if options.json and options.aot is None:
         parser.error("--json goes with --aot TOPOLOGY")
 
     from sparsepo_jax.config.load import ConfigError, load_config
 
     try:
+        if options.sweep:
+            return sweep(options)
         config, notes = load_config(options.config, options.overrides)
         for note in notes:
             print(f"note: {note}", file=sys.stderr if options.json else sys.stdout)
@@ -77,8 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.config}: {count} mistake{'s' if count > 1 else ''}", *error.lines, sep="\n", file=sys.stderr)
         return 2
 
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is no news here
-    status = run(config)
+    return leave(run(config))
+
+
+def leave(status: int) -> int:
+    """The exit status of what has run."""
     if status and "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
         # JAX would wait at the end for processes that may never come.
         sys.stdout.flush()
@@ -108,36 +129,87 @@ def compile_for(config: "Config", name: str, *, as_json: bool) -> int:
     return aot.FITS if found.footprint.fits else aot.TOO_LARGE
 
 
+def sweep(options: argparse.Namespace) -> int:
+    """The runs of a grid; returns the exit status. Raises ConfigError, of whichever run, before the first of them begins."""
+    from sparsepo_jax import sweep as sweeps
+
+    base, planned, notes = sweeps.plan_sweep(options.config, options.overrides, sweeps.parse_axes(options.sweep))
+    for note in notes:
+        print(f"note: {note}")
+    if options.check:
+        from sparsepo_jax.plan import make_plan_text
+
+        plans = [make_plan_text(one.config) for one in planned]
+        print(sweeps.grid_text(base, planned), f"the first of them, {planned[0].name}:", plans[0], sep="\n")
+        return 0
+    from sparsepo_jax.core.stop import Stop, Terminated
+
+    try:
+        with Stop().listening():  # while no run listens
+            status = sweeps.run_sweep(base, planned, attempt)
+    except KeyboardInterrupt as asked:
+        print("stopped between two runs; the same command continues the sweep", file=sys.stderr)
+        return RUN_AGAIN if isinstance(asked, Terminated) else 130
+    if status in (0, 1) and sweeps.is_first_process():
+        write_comparison([base], base / "comparison.html", options)
+    return leave(status)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """One report of many runs; returns the exit status."""
+    directories = [Path(name) for name in options.compare]
+    output = Path(options.output or (directories[0] if len(directories) == 1 else Path()) / "comparison.html")
+    return write_comparison(directories, output, options)
+
+
+def write_comparison(directories: Sequence[Path], output: Path, options: argparse.Namespace) -> int:
+    from sparsepo_jax.core.errors import UserError
+    from sparsepo_jax.report.comparison import write_comparison as write
+
+    try:
+        print(f"comparison: {write(directories, output, metrics=options.metric, baseline=options.baseline)}")
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error.filename or output}: {error.strerror}", file=sys.stderr)
+    return 1
+
+
 def run(config: "Config") -> int:
-    """The stages of a config, and what went wrong in one line on stderr; returns the exit status. An error that nobody foresaw is shown whole."""
+    """The stages of a config, and what went wrong on stderr; returns the exit status."""
+    status, said = attempt(config)
+    if said:
+        print(said, file=sys.stderr)
+    return status
+
+
+def attempt(config: "Config") -> tuple[int, str | None]:
+    """Runs the stages of a config: the exit status, and what went wrong in one line. An error that nobody foresaw is shown whole."""
     from sparsepo_jax.core.errors import UserError
     from sparsepo_jax.core.stop import Stop, Terminated
 
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is no news here
     try:
         with Stop().listening() as stop:
             from sparsepo_jax.stages import run_stages
 
-            return run_stages(config, stop)
+            return run_stages(config, stop), None
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 1, f"error: {error}"
     except Terminated:
-        print("stopped by SIGTERM; the same command continues the run", file=sys.stderr)
-        return RUN_AGAIN
+        return RUN_AGAIN, "stopped by SIGTERM; the same command continues the run"
     except KeyboardInterrupt:
-        print("interrupted; the same command continues the run", file=sys.stderr)
-        return 130
+        return 130, "interrupted; the same command continues the run"
     except Exception as error:
         from sparsepo_jax.dist.processes import lost_process
         from sparsepo_jax.faults import explain
 
         if lost_process(error):
-            print(f"error: another process of this run is gone ({' '.join(str(error).split())[:200]}); start all of them again, and the run continues from "
-                  "its last checkpoint", file=sys.stderr)
-            return RUN_AGAIN
+            return RUN_AGAIN, (f"error: another process of this run is gone ({' '.join(str(error).split())[:200]}); start all of them again, and the run "
+                               "continues from its last checkpoint")
         said = explain(error, config.output_dir)
-        print(f"error: {said}" if said else traceback.format_exc(), file=sys.stderr)
-        return 1
+        return 1, f"error: {said}" if said else traceback.format_exc()
 
 
 if __name__ == "__main__":

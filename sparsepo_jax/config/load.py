@@ -41,7 +41,7 @@ class ConfigError(Exception):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
     """The configuration in a YAML file with `section.field=value` overrides put in, and notes to print. Raises ConfigError."""
     data = _read(Path(path))
-    changes, mistakes = _parse_overrides(overrides)
+    changes, mistakes = parse_overrides(overrides)
     notes: list[str] = []
     data = _drop_other_kinds(data, Config, Config, (), changes, notes)
     for keys in sorted(changes, key=len):  # a section before what lies in it, in whatever order they were given
@@ -186,7 +186,7 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _parse_overrides(overrides: Sequence[str]) -> tuple[dict[Keys, Any], list[str]]:
+def parse_overrides(overrides: Sequence[str]) -> tuple[dict[Keys, Any], list[str]]:
     """Dotted path -> value (the last one, where a path is given twice), and the mistakes."""
     changes, mistakes = {}, []
     for override in overrides:

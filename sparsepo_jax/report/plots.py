@@ -130,6 +130,30 @@ def make_charts(metrics: Metrics) -> list[Chart]:
     return charts
 
 
+def make_overlay(groups: dict[str, Metrics]) -> list[Chart]:
+    """A chart for each quantity of CHARTS, with a line for each group of runs that has it (training; dashed: evaluation)."""
+    charts = []
+    for spec in CHARTS:
+        for quantity, metric in spec.quantities.items():
+            drawn = [(f"{name}{said}", colour, bool(said), series)
+                     for colour, (name, metrics) in enumerate(groups.items()) for said, key in (("", metric), (", evaluation", f"eval/{metric}"))
+                     if (series := metrics.get((spec.stage, key)))]
+            if drawn:
+                charts.append(_draw(spec._replace(title=f"{spec.title}: {quantity}" if quantity else spec.title), drawn))
+    return charts
+
+
+def mean_metrics(runs: list[Metrics]) -> Metrics:
+    """The mean over runs of each series, at the steps that all of them have."""
+    found: Metrics = {}
+    for key in dict.fromkeys(key for run in runs for key in run):
+        series = [run[key] for run in runs if key in run]
+        steps = [step for step in series[0] if all(step in one for one in series)]
+        if steps and len(series) == len(runs):
+            found[key] = {step: sum(one[step] for one in series) / len(series) for step in steps}
+    return found
+
+
 def _draw(spec: ChartSpec, found: list[tuple[str, int, bool, Series]]) -> Chart:
     steps = sorted({step for *_, series in found for step in series})
     finite = [x for *_, series in found for x in series.values() if drawable(x)]

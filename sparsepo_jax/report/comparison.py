@@ -1,0 +1,382 @@
+"""The comparison of runs: groups of runs that differ in their seed only, side by side; one HTML file and one JSON file made of the runs' files alone.
+
+A sweep (a directory with sweep.json) is grouped by what it swept; other runs by what differs between their config.yaml.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.paths import leaves, short_names
+from sparsepo_jax.report import frontier, heatmap, plots, table
+from sparsepo_jax.report.files import pairs_path, parse_config, read_metrics, read_pairs, read_summary, read_text
+from sparsepo_jax.report.intervals import Interval, t_interval, wilson
+from sparsepo_jax.report.page import make_environment
+
+KINDS, BETA = "objective.kind", "objective.beta"
+SHARES = ("after.accuracy", "after.accuracy_unmasked")  # shares of independent pairs: Wilson's interval is theirs
+KLS = ("after.generated_kl", "after.kl")  # the first that all runs have
+PAIRS_LOOKED_AT = 64  # of a run's pairs, to find some that all groups have
+# Settings that do not change what a run finds, or (the seed) that its group is made over.
+_NO_DIFFERENCE = ("seed", "output_dir", "stages", "logging", "checkpoint", "export", "report", "data.cache_dir", "data.inspect_rows", "reference.cache_dir",
+                  "compute.compile_cache", "compute.distributed")
+_LONGEST_LABEL = 48
+
+_ROWS = {path: (f"{row.label}{'' if path is row.after else ', before'}", row.meaning)
+         for rows in vars(table).values() if isinstance(rows, tuple) for row in rows if isinstance(row, table.Row)
+         for path in (row.before, row.after) if path is not None and (path is row.after or path[0] == "mask")}
+
+
+@dataclass
+class Run:
+    """settings: what its group is known by, dotted paths; config: every setting, dotted paths. numbers: by dotted path into summary.json."""
+
+    path: Path
+    config: dict[str, Any]
+    seed: int
+    numbers: dict[str, float]
+    metrics: plots.Metrics
+    pairs: int | None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Group:
+    """Runs of the same settings, by seed. method: its settings without beta."""
+
+    label: str
+    method: str
+    beta: float | None
+    runs: list[Run]
+
+    def values(self, metric: str) -> dict[int, float]:
+        """By seed, of the runs that have it."""
+        return {run.seed: run.numbers[metric] for run in self.runs if metric in run.numbers}
+
+    def interval(self, metric: str) -> Interval | None:
+        """Over seeds; of a single seed's accuracy over its pairs. None: no run has it."""
+        values = list(self.values(metric).values())
+        pairs = self.runs[0].pairs
+        if len(values) == 1 and metric in SHARES and pairs and 0 <= values[0] <= 1:
+            return wilson(values[0], pairs)
+        return t_interval(values) if values else None
+
+
+class Difference(NamedTuple):
+    """A group minus the baseline, by the seeds of both. interval: None if they share none."""
+
+    group: str
+    metric: str
+    by_seed: dict[int, float]
+    interval: Interval | None
+
+
+def write_comparison(
+    directories: Sequence[Path], output: Path, *, metrics: Sequence[str] = (), baseline: str | None = None, pairs: int = 3
+) -> Path:
+    """Writes output (.html) and the same numbers as .json beside it; returns output.
+
+    directories: each a run, a sweep, or a directory of runs. metrics: drawn against the KL (accuracy_unmasked where none is named). baseline: a group's
+    label, a method, an objective's kind or a run's name; the first group where it is None. pairs: shown token by token. UserError: there is nothing to
+    compare, or no such metric or baseline.
+    """
+    groups, left_out = find_groups(directories)
+    known = sorted({name for group in groups for run in group.runs for name in run.numbers})
+    drawn = [_find_metric(name, known) for name in metrics] or [name for name in (SHARES[1],) if name in known]
+    base = _find_baseline(groups, baseline)
+    kl = next((name for name in KLS if all(name in run.numbers for group in groups for run in group.runs)), None)
+    columns = sorted(known, key=_place)
+    differences = [_difference(group, base, name) for group in groups if group is not base for name in columns]
+    planes = [plane for name in drawn if kl is not None and (plane := _plane(groups, name, kl)) is not None]
+    matches = [match for name in drawn if kl is not None for match in _matches(groups, base.method, name, kl)]
+    sides = _same_pairs(groups, pairs)
+    shown = [pair for row in sides for _, pair in row]
+    maskless = heatmap.without_masks(shown)
+    html = make_environment().get_template("comparison.html.jinja").render(
+        title=" and ".join(directory.resolve().name for directory in directories[:3]) + (" and more" if len(directories) > 3 else ""),
+        groups=groups, base=base, left_out=left_out, columns=columns, label=label_of, meaning=meaning_of, differences=differences,
+        main=[name for name in columns if name.startswith("after.")], masks=[name for name in columns if name.startswith("mask.") and _known(name)],
+        drawn=drawn, kl=kl, planes=planes, matches=matches, most_pairs=max((run.pairs or 0 for group in groups for run in group.runs), default=0),
+        charts=plots.make_overlay({group.label: plots.mean_metrics([run.metrics for run in group.runs]) for group in groups}),
+        sides=sides, scales=heatmap.make_scales(shown), maskless=maskless, default_key="r" if maskless else "u",
+        any_decisive=any(token.decisive for pair in shown for token in pair.tokens), heatmap=heatmap, table=table,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(html, encoding="utf-8", errors="backslashreplace")
+    content = _as_json(groups, base, left_out, columns, differences, matches, kl)
+    output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return output
+
+
+# ---------------------------------------------------------------- runs and groups
+
+
+def find_groups(directories: Sequence[Path]) -> tuple[list[Group], list[tuple[str, str]]]:
+    """The groups in the order of the runs, and (run, why) of those that are left out. UserError: nothing is left."""
+    runs, left_out, swept = [], [], []
+    for directory in directories:
+        book = _book(directory)
+        if book is not None:
+            swept.append(directory)
+            left_out += [(str(run["name"]), f"failed: {run['error']}" if run["status"] == "failed" else "not finished") for run in book if run["status"] != "done"]
+        found = [directory / str(run["name"]) for run in book if run["status"] == "done"] if book is not None else list(_run_directories(directory))
+        if not found and book is None:
+            left_out.append((str(directory), "no run: expected summary.json or metrics.jsonl in it, or in the directories in it"))
+        for path in found:
+            run = _read_run(path)
+            if run is None:
+                left_out.append((path.name, "neither summary.json nor metrics.jsonl"))
+                continue
+            runs.append(run)
+            if swept == list(directories):  # what was swept, though some other setting may follow from it
+                values = next(one["values"] for one in book if one["name"] == path.name)
+                run.settings = {key: value for key, value in leaves(values) if key != "seed"}
+    if not runs:
+        said = "; ".join(f"{name}: {why}" for name, why in left_out[:3])
+        raise UserError(f"nothing to compare ({said}); give the directories of runs with stages po or eval, or of a sweep")
+    if swept != list(directories) or len(swept) > 1:
+        keys = _differing(runs)
+        for run in runs:
+            run.settings = {key: run.config[key] for key in keys if key in run.config} or ({} if run.config else {"run": run.path.name})
+    return _grouped(runs, left_out, shorten=swept != list(directories) or len(swept) > 1), left_out
+
+
+def _book(directory: Path) -> list[dict] | None:
+    """The runs of a sweep's book; None where there is no book."""
+    text = read_text(directory / "sweep.json")
+    if text is None:
+        return None
+    try:
+        runs = json.loads(text)["runs"]
+        if all(isinstance(run["values"], dict) and isinstance(run["name"], str) and {"status", "error"} <= run.keys() for run in runs):
+            return runs
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise UserError(f"{directory / 'sweep.json'}: not a sweep's book; put it away, and the runs beside it are compared by their config.yaml")
+
+
+def _run_directories(directory: Path) -> Iterator[Path]:
+    if _is_run(directory):
+        yield directory
+    elif directory.is_dir():
+        yield from (path for path in sorted(directory.iterdir()) if path.is_dir() and _is_run(path))
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "summary.json").is_file() or (path / "metrics.jsonl").is_file()
+
+
+def _read_run(path: Path) -> Run | None:
+    if not _is_run(path):
+        return None
+    config = dict(_settings(parse_config(read_text(path / "config.yaml"))))
+    summary = read_summary(path / "summary.json") or {}
+    numbers = {}
+    for name, x in leaves({section: summary.get(section) for section in ("after", "mask")}):
+        if isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(table.as_float(x)):
+            numbers[name] = table.as_float(x)
+    pairs, seed = summary.get("pairs"), config.get("seed")
+    return Run(path, config, seed if type(seed) is int else 0, numbers, read_metrics(path / "metrics.jsonl")[0], pairs if type(pairs) is int else None)
+
+
+def _settings(config: dict) -> Iterator[tuple[str, Any]]:
+    """Dotted path -> value; a mapping also has its own path (value "given"), to be told from null."""
+    for path, value in leaves(config):
+        words = path.split(".")
+        yield from ((".".join(words[:n]), "given") for n in range(1, len(words)))
+        yield path, value
+
+
+def _differing(runs: list[Run]) -> list[str]:
+    """The settings in which runs differ, but for those that do not count. A setting that some runs do not have (of another kind, or from before it was
+    there) counts if those differ that have it. Paths that go with the seed (each seed from a policy of its own) are part of the seed."""
+    found = []
+    for key in dict.fromkeys(key for run in runs for key in run.config):
+        if any(key == name or key.startswith(f"{name}.") for name in _NO_DIFFERENCE):
+            continue
+        values = {json.dumps(run.config[key], sort_keys=True, default=str) for run in runs if key in run.config}
+        by_seed = {(run.seed, json.dumps(run.config.get(key), default=str)) for run in runs}
+        seeds = {run.seed for run in runs}
+        if len(values) > 1 and not (key.endswith(".path") and len(by_seed) == len(seeds) < len(runs)):
+            found.append(key)
+    return found
+
+
+def _grouped(runs: list[Run], left_out: list[tuple[str, str]], *, shorten: bool) -> list[Group]:
+    """shorten: a label says only what tells a run from others of the same objective."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
+    names = short_names(keys)
+    kinds = {run.config.get(KINDS) for run in runs}
+
+    def said(run: Run, without: str | None = None) -> str:
+        words = []
+        for key, value in run.settings.items():
+            if key == without or value == "given":
+                continue
+            alike = [other for other in runs if other.config.get(KINDS) == run.config.get(KINDS)]
+            if key == KINDS:
+                words.insert(0, str(value))
+            elif not shorten or len({json.dumps(other.settings.get(key), default=str) for other in alike}) > 1:
+                words.append(f"{names[key]} {_word(value)}")
+        kind = run.config.get(KINDS)
+        if isinstance(kind, str) and kind not in words and (not words or len(kinds) > 1):
+            words.insert(0, kind)
+        return ", ".join(words) or "all runs"
+
+    groups: dict[str, Group] = {}
+    labels: dict[str, int] = {}
+    for run in runs:
+        key = json.dumps(run.settings, sort_keys=True, default=str)
+        if key not in groups:
+            label = said(run)
+            labels[label] = labels.get(label, 0) + 1
+            beta = run.settings.get(BETA, run.config.get(BETA))
+            beta = table.as_float(beta) if isinstance(beta, (int, float)) and not isinstance(beta, bool) else None
+            label = label if labels[label] == 1 else f"{label} ({labels[label]})"
+            groups[key] = Group(label, said(run, BETA) if BETA in run.settings else label, beta, [])
+        group = groups[key]
+        if any(run.seed == other.seed for other in group.runs):
+            left_out.append((str(run.path), f"the same settings and seed as {next(o.path for o in group.runs if o.seed == run.seed)}"))
+        else:
+            group.runs.append(run)
+    for group in groups.values():
+        group.runs.sort(key=lambda run: run.seed)
+    return list(groups.values())
+
+
+def _word(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= _LONGEST_LABEL else f"{text[:_LONGEST_LABEL // 2 - 2]}...{text[-_LONGEST_LABEL // 2 + 1:]}"
+
+
+def _find_baseline(groups: list[Group], name: str | None) -> Group:
+    if name is None:
+        return groups[0]
+    for fits in (lambda g: g.label == name, lambda g: g.method == name, lambda g: any(run.config.get(KINDS) == name for run in g.runs),
+                 lambda g: any(run.path.name == name for run in g.runs)):
+        if found := [group for group in groups if fits(group)]:
+            return found[0]
+    raise UserError(f"--baseline: expected one of {'; '.join(group.label for group in groups)}; got {name}")
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def _known(name: str) -> bool:
+    return tuple(name.split(".")) in _ROWS
+
+
+def label_of(name: str) -> str:
+    """What a number is called: as in the summary's table, else by its own name."""
+    return _ROWS[tuple(name.split("."))][0] if _known(name) else name.partition(".")[2].replace("_", " ").replace(".", ", ")
+
+
+def meaning_of(name: str) -> str:
+    return _ROWS[tuple(name.split("."))][1] if _known(name) else f"{name} in summary.json."
+
+
+def _place(name: str) -> tuple:
+    """In the order of the summary's table, what it does not know after that."""
+    order = list(_ROWS)
+    path = tuple(name.split("."))
+    return (path[0] != "after", order.index(path) if path in order else len(order), name)
+
+
+def _find_metric(name: str, known: list[str]) -> str:
+    for candidate in (name, f"after.{name}", f"mask.{name}"):
+        if candidate in known:
+            return candidate
+    nearest = difflib.get_close_matches(name, [one.partition(".")[2] for one in known], n=1, cutoff=0)
+    raise UserError(f"--metric: expected one of {', '.join(one.partition('.')[2] for one in known)}; got {name}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+
+
+def _difference(group: Group, base: Group, metric: str) -> Difference:
+    ours, theirs = group.values(metric), base.values(metric)
+    by_seed = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+    return Difference(group.label, metric, by_seed, t_interval(list(by_seed.values())) if by_seed else None)
+
+
+def _methods(groups: list[Group]) -> dict[str, list[Group]]:
+    """Groups that differ in beta only, in its order."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.method, []).append(group)
+    return {method: sorted(of, key=lambda group: math.inf if group.beta is None else group.beta) for method, of in found.items()}
+
+
+def _plane(groups: list[Group], metric: str, kl: str) -> frontier.Plane | None:
+    methods = {}
+    for method, of in _methods(groups).items():
+        spots = []
+        for group in of:
+            both = [run for run in group.runs if metric in run.numbers]
+            if both:
+                seeds = [(run.numbers[kl], run.numbers[metric]) for run in both]
+                short = f"{group.beta:g}" if group.beta is not None and len(of) > 1 else ""
+                spots.append((short, frontier.Spot(group.label, t_interval([x for x, _ in seeds]), group.interval(metric), seeds)))
+        if spots:
+            methods[method] = spots
+    return frontier.draw(methods, title=label_of(metric), x_label=f"{label_of(kl)} (nats per response)") if methods else None
+
+
+class MethodMatch(NamedTuple):
+    method: str
+    base: str
+    metric: str
+    found: list[frontier.Matched]  # empty: there is no KL that both reach
+
+
+def _matches(groups: list[Group], base: str, metric: str, kl: str) -> list[MethodMatch]:
+    """Each method against the baseline's at three KLs from the lowest to the highest that most of their seeds reach."""
+    points: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for method, of in _methods(groups).items():
+        for run in (run for group in of for run in group.runs if metric in run.numbers):
+            points.setdefault(method, {}).setdefault(run.seed, []).append((run.numbers[kl], run.numbers[metric]))
+    found = []
+    for method, ours in points.items():
+        if method != base and base in points:
+            ends = frontier.shared_range(ours, points[base])
+            at = [] if ends is None else [ends[0], (ends[0] + ends[1]) / 2, ends[1]]
+            found.append(MethodMatch(method, base, metric, frontier.matched(ours, points[base], at)))
+    return found
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def _same_pairs(groups: list[Group], limit: int) -> list[list[tuple[Group, heatmap.Pair]]]:
+    """Up to `limit` evaluation pairs as each group's first seed sees them; only pairs of the same texts."""
+    seen = []
+    for group in groups:
+        path = pairs_path(group.runs[0].path)
+        if path is not None:
+            seen.append((group, {pair.index: pair for pair in islice(read_pairs(path), PAIRS_LOOKED_AT)}))
+    rows = []
+    for index in seen[0][1] if seen else ():
+        row = [(group, pairs[index]) for group, pairs in seen if index in pairs]
+        if len(row) == len(seen) and len({tuple(token.text for token in pair.tokens) for _, pair in row}) == 1:
+            rows.append(row)
+    return rows[:limit]
+
+
+def _as_json(groups, base, left_out, columns, differences, matches, kl) -> dict[str, Any]:
+    """The content of comparison.json. Intervals are {n, mean, low, high, kind}; kind "t" over seeds, "wilson" over pairs, null: one seed."""
+    return {
+        "baseline": base.label,
+        "kl": kl,
+        "groups": [
+            {"label": group.label, "method": group.method, "beta": group.beta, "settings": group.runs[0].settings,
+             "runs": {str(run.seed): str(run.path) for run in group.runs},
+             "metrics": {name: interval._asdict() | {"by_seed": group.values(name)} for name in columns if (interval := group.interval(name)) is not None}}
+            for group in groups
+        ],
+        "differences": [one._asdict() | {"interval": one.interval and one.interval._asdict()} for one in differences],
+        "matched": [one._asdict() | {"found": [m._asdict() | {"difference": m.difference and m.difference._asdict()} for m in one.found]} for one in matches],
+        "left_out": [{"run": name, "why": why} for name, why in left_out],
+    }

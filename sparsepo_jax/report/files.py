@@ -1,0 +1,71 @@
+"""The files that a run leaves, read as far as they can be: what an interrupted run left half is passed over."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.report import heatmap, plots
+
+
+def read_text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def parse_config(text: str | None) -> dict[str, Any]:
+    """config.yaml as nested mappings; empty where it is none of ours."""
+    try:
+        found = YAML(typ="safe", pure=True).load(text or "")
+    except (YAMLError, ValueError, KeyError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_summary(path: Path) -> dict | None:
+    text = read_text(path)
+    if text is None:
+        return None
+    try:
+        summary = json.loads(text)
+    except json.JSONDecodeError as error:
+        said = f"{path}: expected JSON, got an error at line {error.lineno}: {error.msg}; run the stage eval again"
+        raise UserError(said) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists a thousand deep
+        raise UserError(f"{path}: expected JSON, got what Python cannot read ({error}); run the stage eval again") from None
+    if not isinstance(summary, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(summary).__name__}; run the stage eval again")
+    return summary
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict | None]]:
+    """Line numbers and objects; None where a line is none."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for n, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                yield n, row if isinstance(row, dict) else None
+
+
+def read_metrics(path: Path) -> tuple[plots.Metrics, int]:
+    rows = [row for _, row in read_rows(path)] if path.is_file() else []
+    good = [row for row in rows if row is not None]
+    metrics, unusable = plots.collect(good)
+    return metrics, len(rows) - len(good) + unusable
+
+
+def pairs_path(output_dir: Path) -> Path | None:
+    return next((path for name in ("pairs.jsonl", "scores.jsonl") if (path := output_dir / name).is_file()), None)
+
+
+def read_pairs(path: Path) -> Iterator[heatmap.Pair]:
+    """The pairs of a file, half a line (of an interrupted run) left out."""
+    for n, row in read_rows(path):
+        if row is not None:
+            yield heatmap.parse_pair(row, where=f"{path} line {n}")

@@ -1,0 +1,196 @@
+"""A grid of runs: what it is made of, and that every run is one of its own, kept apart and continued."""
+
+import json
+import sys
+from types import ModuleType
+
+import pytest
+
+from program import lines_of, write_config
+from sparsepo_jax.config.load import ConfigError
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.paths import short_names
+from sparsepo_jax.core.stop import Terminated
+from sparsepo_jax.main import RUN_AGAIN, main
+from sparsepo_jax.sweep import parse_axes, plan_sweep, run_name, split_values
+
+
+@pytest.mark.parametrize(
+    "text, pieces",
+    [
+        ("0.1,0.4", ["0.1", "0.4"]),
+        ("0", ["0"]),
+        ("{kind: dpo, beta: 0.1},{kind: tdpo1}", ["{kind: dpo, beta: 0.1}", "{kind: tdpo1}"]),
+        ("[sft, po], [po]", ["[sft, po]", "[po]"]),
+        ("[[1, 2], {a: [3, 4]}],5", ["[[1, 2], {a: [3, 4]}]", "5"]),
+        ('"a,b",c', ['"a,b"', "c"]),
+        (r'"a\",b",c', [r'"a\",b"', "c"]),
+        ("'it''s, so',c", ["'it''s, so'", "c"]),
+        ("it's,that's", ["it's", "that's"]),  # a quote within a word begins nothing
+        ("{a: 'x}, y'},b", ["{a: 'x}, y'}", "b"]),
+        ("a],b", ["a]", "b"]),
+        ("1,,2", ["1", "", "2"]),
+    ],
+)
+def test_values_split_at_commas_outside_of_brackets_and_quotes(text, pieces):
+    assert split_values(text) == pieces
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "{a: 1", "'a,b", '"a', "[1},(2"])
+def test_what_is_not_closed_is_refused(text):
+    if text != "[1},(2":  # a bracket of the other kind closes it here; YAML says what is wrong
+        with pytest.raises(ValueError):
+            split_values(text)
+    with pytest.raises(ConfigError):
+        parse_axes([f"seed={text}"])
+
+
+def test_mistakes_of_the_grid_are_said_all_at_once():
+    with pytest.raises(ConfigError) as caught:
+        parse_axes(["seed", "output_dir=a,b", "seed=1,1.0", "seed=2", "objective.beta=0.1,", "objective.beta=0.1,0.10", "po.steps=[1"])
+    assert caught.value.lines == [
+        "--sweep seed: expected section.field=value,value,...",
+        "--sweep output_dir: every run of a sweep gets a directory of its own; other values of the config go before --sweep",
+        "--sweep seed: 1.0 is there twice",
+        "--sweep seed: given twice",
+        "--sweep objective.beta: an empty value; write null if that is meant, and '' for empty text",
+        "--sweep objective.beta: 0.10 is there twice",
+        "--sweep po.steps: a bracket is not closed",
+    ]
+
+
+def test_a_run_is_named_by_its_values():
+    assert run_name({"objective.beta": 0.1, "seed": 2}) == "beta=0.1,seed=2"
+    assert run_name({"po.optimizer.learning_rate": 1e-6}) == "learning_rate=1e-06"
+    assert run_name({"objective.kind": "dpo", "checkpoint.best": None, "reference.cached": True}) == "kind=dpo,best=null,cached=true"
+    assert short_names(["objective.kind", "tokenizer.kind", "seed"]) == {"objective.kind": "objective.kind", "tokenizer.kind": "tokenizer.kind", "seed": "seed"}
+    assert run_name({"objective.kind": "dpo", "tokenizer.kind": "bytes"}) == "objective.kind=dpo,tokenizer.kind=bytes"
+
+
+def test_names_are_safe_and_tell_all_values_apart():
+    values = ["a/b", "a-b", "a b", "0.1", 0.1, "true", True, None, "null", {"a": 1, "b": "c"}, {"a": "1", "b": "c"}, {"a": "1+b-c"}, ["a", "b"], "a+b", "", "..",
+              "x" * 300, "x" * 299, 0.1 + 2e-17, 1 / 3, 0.333333, "\u202eé\n"]
+    names = [run_name({"key": value}) for value in values]
+    assert len(set(names)) == len(set(map(repr, values)))
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.,=+~-") and len(name) < 60 for name in names)
+    many = {f"section.a_rather_long_field_{n}": "x" * 30 for n in range(20)}
+    assert len(run_name(many)) <= 160 and run_name(many) != run_name(many | {"section.a_rather_long_field_19": "y"})
+
+
+def test_the_grid_is_the_product_in_the_order_given(tmp_path):
+    path = write_config(tmp_path)
+    base, planned, _ = plan_sweep(str(path), ["po.steps=3", "seed=7"], parse_axes(["objective.beta=0.1,0.4", "seed=0,1"]))
+    assert base == tmp_path / "run"
+    assert [run.name for run in planned] == ["beta=0.1,seed=0", "beta=0.1,seed=1", "beta=0.4,seed=0", "beta=0.4,seed=1"]
+    assert [(run.config.objective.beta, run.config.seed, run.config.po.steps) for run in planned] == [(0.1, 0, 3), (0.1, 1, 3), (0.4, 0, 3), (0.4, 1, 3)]
+    assert planned[1].config.output_dir == str(tmp_path / "run/beta=0.1,seed=1")
+    assert planned[1].values == {"objective.beta": 0.1, "seed": 1}
+    _, planned, _ = plan_sweep(str(path), [], parse_axes(["objective={kind: dpo, beta: 0.1},{kind: tdpo1}"]))
+    assert [run.config.objective.kind for run in planned] == ["dpo", "tdpo1"] and planned[0].config.objective.beta == 0.1
+
+
+def test_all_configs_are_checked_first_and_mistakes_name_their_runs(tmp_path, capsys, stages):
+    path = str(write_config(tmp_path))
+    assert main(["--config", path, "po.stepps=3", "--sweep", "objective.beta=0.1,much", "seed=0,-1"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 4 and said[1].startswith("po.stepps: unknown key")
+    assert {line.partition(": ")[0] for line in said[2:]} == {"beta=0.1,seed=-1 and beta=much,seed=-1", "beta=much,seed=0 and beta=much,seed=-1"}
+    assert stages.ran == [] and not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- running, with something else in place of the stages
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """A module in place of the stages: notes the runs in `ran`, and raises what `errors` holds for a (beta, seed)."""
+    module = ModuleType("sparsepo_jax.stages")
+    module.ran, module.errors = [], {}
+
+    def run_stages(config, stop):
+        key = (config.objective.beta, config.seed)
+        module.ran.append(key)
+        if key in module.errors:
+            raise module.errors[key]
+        return 0
+
+    module.run_stages = run_stages
+    monkeypatch.setitem(sys.modules, "sparsepo_jax.stages", module)
+    return module
+
+
+def book_of(tmp_path):
+    book = json.loads((tmp_path / "run/sweep.json").read_text())
+    return {run["name"]: (run["status"], run["error"]) for run in book["runs"]}
+
+
+GRID = ["--sweep", "objective.beta=0.1,0.4", "seed=0,1"]
+
+
+def test_a_failure_is_kept_apart_and_the_same_command_tries_it_again(tmp_path, stages, capsys):
+    path = str(write_config(tmp_path))
+    stages.errors = {(0.1, 1): UserError("no data; mend it"), (0.4, 0): ZeroDivisionError("nobody foresaw this")}
+    assert main(["--config", path, *GRID]) == 1
+    assert stages.ran == [(0.1, 0), (0.1, 1), (0.4, 0), (0.4, 1)]
+    wrong = {"beta=0.1,seed=1": ("failed", "no data; mend it"), "beta=0.4,seed=0": ("failed", "ZeroDivisionError: nobody foresaw this")}
+    assert book_of(tmp_path) == {"beta=0.1,seed=0": ("done", None), "beta=0.4,seed=1": ("done", None)} | wrong
+    said = capsys.readouterr().err
+    assert "Traceback" in said and said.endswith("2 of 4 runs failed:\n  beta=0.1,seed=1: no data; mend it\n  beta=0.4,seed=0: ZeroDivisionError: nobody foresaw this\n")
+    stages.errors = {}
+    assert main(["--config", path, *GRID]) == 0
+    assert set(book_of(tmp_path).values()) == {("done", None)}
+
+
+@pytest.mark.parametrize("error, status", [(Terminated(), RUN_AGAIN), (KeyboardInterrupt(), 130)])
+def test_a_stop_ends_the_sweep_and_a_larger_grid_keeps_what_there_is(tmp_path, stages, capsys, error, status):
+    path = str(write_config(tmp_path))
+    stages.errors = {(0.1, 1): error}
+    assert main(["--config", path, *GRID]) == status
+    assert stages.ran == [(0.1, 0), (0.1, 1)]
+    assert capsys.readouterr().err.endswith("the sweep stopped in run 2 of 4; the same command continues it\n")
+    assert [found for found, _ in book_of(tmp_path).values()] == ["done", "to do", "to do", "to do"]
+    stages.errors = {}
+    for name in book_of(tmp_path):
+        (tmp_path / "run" / name).mkdir(exist_ok=True)
+    assert main(["--config", path, "--sweep", "objective.beta=0.8", "seed=0"]) == 0
+    assert len(book_of(tmp_path)) == 5 and book_of(tmp_path)["beta=0.8,seed=0"] == ("done", None)
+
+
+def test_check_prints_the_grid_and_runs_nothing(tmp_path, stages, capsys):
+    path = str(write_config(tmp_path))
+    assert main(["--config", path, *GRID, "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "4 runs" in said and "  beta=0.4,seed=1  to do" in said and "objective   sparsepo" in said
+    assert stages.ran == [] and not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- the real program
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Two betas, two seeds."""
+    directory = tmp_path_factory.mktemp("swept")
+    command = ["--config", str(write_config(directory, stages=["po", "eval", "report"], po={"steps": 2, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}}, evaluation={"sampled_prompts": None})), *GRID]
+    assert main(command) == 0
+    return directory / "run", command
+
+
+def test_every_run_is_as_if_it_had_run_alone(swept):
+    base, command = swept
+    losses = {run.name: lines_of(run / "metrics.jsonl")[0]["loss"] for run in base.iterdir() if run.is_dir()}
+    assert losses.keys() == {"beta=0.1,seed=0", "beta=0.1,seed=1", "beta=0.4,seed=0", "beta=0.4,seed=1"} and len(set(losses.values())) == 4
+    alone = base.parent / "alone"
+    assert main([*command[:2], f"output_dir={alone}", "objective.beta=0.4", "seed=1"]) == 0
+    assert lines_of(alone / "metrics.jsonl")[0]["loss"] == losses["beta=0.4,seed=1"]
+    assert json.loads((alone / "summary.json").read_text())["after"] == json.loads((base / "beta=0.4,seed=1/summary.json").read_text())["after"]
+
+
+def test_what_is_finished_is_not_run_again(swept, capsys):
+    base, command = swept
+    before = {path: path.stat().st_mtime_ns for path in base.rglob("summary.json")}
+    seconds = [run["seconds"] for run in json.loads((base / "sweep.json").read_text())["runs"]]
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("po: finished before") == 4
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert [run["seconds"] for run in json.loads((base / "sweep.json").read_text())["runs"]] == seconds and min(seconds) > 0
