@@ -2,8 +2,14 @@
 
     attention(q, k, v, reach)[query] = softmax over the keys that it sees of (scale q k^T) times v, sums in float32
 
-Rows of tokens are attended to by the kernel that suits the device: `blocks` on CPU, and elsewhere those of ops/sequence_attention. All give the
-same up to rounding.
+Rows of tokens are attended to by the kernel that suits the device. All give the same up to rounding.
+
+| kernel | rows | caps on scores | windows | leaves out |
+|---|---|---|---|---|
+| blocks | as they lie | yes | yes | blocks that nothing sees (windows not considered) |
+| xla | a sequence apart | yes | yes | later columns, in chunks |
+| cudnn (GPU, 16-bit types) | a sequence apart | no | yes | nothing: what is not seen is masked |
+| splash (TPU) | as they lie | yes | yes | blocks that nothing sees |
 """
 
 from typing import Literal, NamedTuple
@@ -15,8 +21,9 @@ from sparsepo_jax.core.types import Packing
 from sparsepo_jax.ops.block_attention import Places, block_attention, blocks_seen
 from sparsepo_jax.ops.dense_attention import dense_attention
 from sparsepo_jax.ops.sequence_attention import sequence_attention
+from sparsepo_jax.ops.splash_attention import Spread, splash_attention
 
-AttentionKernel = Literal["blocks", "xla", "cudnn"]
+AttentionKernel = Literal["blocks", "xla", "cudnn", "splash"]
 
 
 class Given(NamedTuple):
@@ -28,17 +35,19 @@ class Given(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """What rows of tokens say; made once for all layers and models. blocks_QT: for the kernel `blocks`, else None."""
+    """What rows of tokens say; made once for all layers and models. blocks_QT: for the kernel `blocks`, else None. spread: for the kernel
+    `splash`, see ops/splash_attention."""
 
     places: Places
     column_RQW: Int[Array, "R Q W"]
     blocks_QT: Bool[Array, "Q T"] | None
     kernel: AttentionKernel
+    spread: Spread | None = None
 
 
-def reach_of(packing: Packing, kernel: AttentionKernel) -> Packed:
+def reach_of(packing: Packing, kernel: AttentionKernel, spread: Spread | None = None) -> Packed:
     places = Places(packing.sequence_RS, packing.part_RS, packing.positions_RS)
-    return Packed(places, packing.column_RQW, blocks_seen(places) if kernel == "blocks" else None, kernel)
+    return Packed(places, packing.column_RQW, blocks_seen(places) if kernel == "blocks" else None, kernel, spread)
 
 
 def attention(
@@ -60,6 +69,8 @@ def attention(
     if isinstance(reach, Packed):
         if reach.kernel == "blocks":
             return block_attention(q_BSNH, k_BTKH, v_BTKH, reach.places, reach.blocks_QT, window=window, **settings)
+        if reach.kernel == "splash":
+            return splash_attention(q_BSNH, k_BTKH, v_BTKH, reach.places, reach.spread, window=window, **settings)
         return sequence_attention(q_BSNH, k_BTKH, v_BTKH, reach.places, reach.column_RQW, kernel=reach.kernel, window=window, **settings)
     attend_BST = reach.attend_BST
     if window is not None:
