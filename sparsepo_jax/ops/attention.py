@@ -2,14 +2,8 @@
 
     attention(q, k, v, reach)[query] = softmax over the keys that it sees of (scale q k^T) times v, sums in float32
 
-Rows of tokens are attended to by the kernel that suits the device. All give the same up to rounding.
-
-| kernel | rows | caps on scores | windows | leaves out |
-|---|---|---|---|---|
-| blocks | as they lie | yes | yes | blocks that nothing sees (windows not considered) |
-| xla | a sequence apart | yes | yes | later columns, in chunks |
-| cudnn (GPU, 16-bit types) | a sequence apart | no | yes | nothing: what is not seen is masked |
-| splash (TPU) | as they lie | yes | yes | blocks that nothing sees |
+Rows of tokens are attended to by the kernel that suits the device: `blocks` on CPU, and elsewhere those of ops/sequence_attention. All give the
+same up to rounding.
 """
 
 from typing import Literal, NamedTuple
@@ -21,7 +15,7 @@ from sparsepo_jax.core.types import Packing
 from sparsepo_jax.ops.block_attention import Places, block_attention, blocks_seen
 from sparsepo_jax.ops.dense_attention import dense_attention
 from sparsepo_jax.ops.sequence_attention import sequence_attention
-from sparsepo_jax.ops.splash_attention import Spread, splash_attention
+from sparsepo_jax.ops.splash_attention import Spread
 
 AttentionKernel = Literal["blocks", "xla", "cudnn", "splash"]
 
@@ -69,9 +63,8 @@ def attention(
     if isinstance(reach, Packed):
         if reach.kernel == "blocks":
             return block_attention(q_BSNH, k_BTKH, v_BTKH, reach.places, reach.blocks_QT, window=window, **settings)
-        if reach.kernel == "splash":
-            return splash_attention(q_BSNH, k_BTKH, v_BTKH, reach.places, reach.spread, window=window, **settings)
-        return sequence_attention(q_BSNH, k_BTKH, v_BTKH, reach.places, reach.column_RQW, kernel=reach.kernel, window=window, **settings)
+        settings |= {"kernel": reach.kernel, "spread": reach.spread, "window": window}
+        return sequence_attention(q_BSNH, k_BTKH, v_BTKH, reach.places, reach.column_RQW, **settings)
     attend_BST = reach.attend_BST
     if window is not None:
         attend_BST &= reach.positions_BS[:, :, None] - reach.positions_BT[:, None, :] < window

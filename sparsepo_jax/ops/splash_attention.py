@@ -1,8 +1,8 @@
-"""Attention over rows of tokens by Pallas's splash kernel on TPU: blocks of scores in the chip's own memory, nothing of [S, S] scores outside it.
+"""Attention by Pallas's splash kernel on TPU: blocks of scores in the chip's own memory, none of them outside it.
 
-The kernel's usual masks are made when the program is, and say nothing of rows that differ. What it also takes is a mask that is data: of it
-the kernel reads which blocks of keys a block of queries sees at all, leaves the others out, and applies the mask itself in those that are seen in part. So rows are
-attended to as they lie (the prompt once, any number of pairs in a row), with windows by position and caps on scores.
+The kernel's usual masks are made with the program and cannot say what differs from row to row. What it also takes is a mask that is data: it leaves
+out the blocks of keys that no query of a block sees, and applies the mask in those that are seen in part. So a prompt is there once for all its
+responses, with windows by position and caps on scores.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,11 @@ INTERPRET = False  # the kernel step by step, where there is no TPU
 
 
 def splash_attention(
-    q_RSNH: Float[Array, "R S N H"], k_RSKH: Float[Array, "R S K H"], v_RSKH: Float[Array, "R S K H"], places: Places, spread: Spread | None,
-    *, scale: float, softcap: float | None, window: Array | int | None,
+    q_RSNH: Float[Array, "R S N H"], k_RSKH: Float[Array, "R S K H"], v_RSKH: Float[Array, "R S K H"], places: Places,
+    *, scale: float, softcap: float | None, window: Array | int | None, spread: Spread | None,
 ) -> Float[Array, "R S N H"]:
-    """See ops/attention. spread(function, heads, rows, same): the function over each device's rows and heads, see dist/mesh; None: one device."""
+    """See ops/attention. The mask takes S x S bytes of each row, one row at a time. spread(function, heads, rows, same): the function over each
+    device's rows and heads, see dist/mesh; None: one device."""
     S = q_RSNH.shape[1]
     pad = -S % TILE
     longer = lambda x, value=0: jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)), constant_values=value)  # noqa: E731
