@@ -52,16 +52,28 @@ def random_batch(pairs: int, prompt: int, response: int, vocab: int, seed: int =
     return next(make_batches(table, plan, start=0, stop=1, micro_steps=1, process_index=0, process_count=1, shared=True, with_weights=False))
 
 
+def config_of(shape: Mapping[str, Any], kind: str, dtype: str, compute: Mapping[str, Any]) -> Config:
+    objective = {"kind": kind if kind != "sft" else "dpo"}
+    if kind == "sparsepo":
+        objective["mask"] = {"kind": "learned", "init": "ones"}
+    return Config(stages=["inspect"], output_dir="unused", policy={"config": dict(shape)}, objective=objective, compute={"dtype": dtype} | compute)
+
+
+def abstract_step(shape: Mapping[str, Any], batch: PairBatch, kind: str = "sparsepo", dtype: str = "float32", **compute) -> jax.stages.Compiled:
+    """An optimizer step as OurStep's, compiled without weights: from shapes."""
+    config, spec, mesh = config_of(shape, kind, dtype, compute), spec_from_hf(dict(shape)), make_mesh(None, 1, 1)
+    step = build.make_step(config, "po", build.make_problem(config, spec, spec, mesh), spec, 1000, mesh)
+    reference = build.abstract(build.weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
+    with jax.set_mesh(mesh):
+        return step.update.lower(step.like, reference, batch).compile()
+
+
 class OurStep:
     """One compiled optimizer step of an objective, its state kept between calls. kind: an objective's, or "sft" (of a batch with one
     response a prompt)."""
 
     def __init__(self, shape: Mapping[str, Any], batch: PairBatch, kind: str = "sparsepo", dtype: str = "float32", **compute):
-        objective = {"kind": kind if kind != "sft" else "dpo"}
-        if kind == "sparsepo":
-            objective["mask"] = {"kind": "learned", "init": "ones"}
-        config = Config(stages=["inspect"], output_dir="unused", policy={"config": dict(shape)}, objective=objective,
-                        compute={"dtype": dtype} | compute)
+        config = config_of(shape, kind, dtype, compute)
         spec, mesh = spec_from_hf(dict(shape)), make_mesh(None, 1, 1)
         self.problem = build.make_problem(config, spec, spec, mesh)
         self.optimizer, schedule = build.make_optimizer(config, config.po, 1000)

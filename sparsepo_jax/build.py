@@ -23,7 +23,7 @@ from sparsepo_jax.data.batching import BatchPlan
 from sparsepo_jax.data.load import cache_directory
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.packing import sizes_of
-from sparsepo_jax.dist.mesh import lay, make_constrain, make_place_head, pair_shards, platform_of, put_batch, replicated
+from sparsepo_jax.dist.mesh import lay, make_constrain, make_place_head, make_spread, pair_shards, platform_of, put_batch, replicated
 from sparsepo_jax.dist.processes import join_processes
 from sparsepo_jax.dist.rules import check_sharded, state_shardings, weight_shardings
 from sparsepo_jax.eval.generate import Sampler, Sampling, make_sampler
@@ -337,6 +337,8 @@ def choose_attention(config: schema.Config, specs: tuple[DecoderSpec, ...], mesh
         raise UserError(f"compute.attention: cudnn does not fit a model that {why}; take auto or xla" + ("" if capped else ", or compute.dtype=bfloat16"))
     if asked == "cudnn" and platform != "gpu":
         raise UserError(f"compute.attention: cudnn runs on GPU, and these devices are {platform}; take auto")
+    if asked == "splash" and platform != "tpu":
+        raise UserError(f"compute.attention: splash runs on TPU, and these devices are {platform}; take auto")
     return asked
 
 
@@ -345,7 +347,7 @@ def make_problem(config: schema.Config, policy: DecoderSpec, reference: DecoderS
     return Problem(
         policy_graph=decoder_graph(policy, dtype, remat=config.compute.remat, lora=lora), reference_graph=decoder_graph(reference, dtype, remat=False),
         mask_source=source, objective=make_objective(config, source), beta=getattr(config.objective, "beta", 1.0), seed=config.seed,
-        attention=choose_attention(config, (policy, reference), mesh), constrain=make_constrain(mesh),
+        attention=choose_attention(config, (policy, reference), mesh), constrain=make_constrain(mesh), spread=make_spread(mesh),
         head_blocks=HeadBlocks(head.tokens, head.vocabulary, mesh.shape["tensor"], head.keep_logits, *make_place_head(mesh)), adapted=lora is not None,
     )
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsepo_jax.ops import block_attention, dense_attention
+from sparsepo_jax.ops import block_attention, dense_attention, splash_attention
 from sparsepo_jax.ops.attention import Given, attention, reach_of
 from tiny import packed, random_batch
 from tolerances import TOKEN
@@ -47,11 +47,12 @@ def value_and_gradient(function, sees, qkv):
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize(("kv_heads", "softcap", "window"), [(4, None, None), (2, 0.5, None), (1, None, 3), (2, 0.5, "traced")])
-@pytest.mark.parametrize("kernel", ["blocks", "xla", "cudnn"])
+@pytest.mark.parametrize("kernel", ["blocks", "xla", "cudnn", "splash"])
 def test_rows_of_tokens_attend_as_their_pairs_say(monkeypatch, kernel, kv_heads, softcap, window, shared):
     """Kills: a response that sees the other one, or another pair; a block or chunk left out that is seen; a window by column; a soft cap without slope."""
     monkeypatch.setattr(block_attention, "BLOCK", 8)
     monkeypatch.setattr(dense_attention, "CHUNK_QUERIES", 3)
+    monkeypatch.setattr(splash_attention, "INTERPRET", True)
     if kernel == "cudnn":  # what it is given, computed by XLA: there is no GPU here
         theirs, softcap = jax.nn.dot_product_attention, None
         monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *qkv, implementation, **given: theirs(*qkv, implementation="xla", **given))

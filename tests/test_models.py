@@ -16,29 +16,9 @@ from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.spec import SpecError, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, read_config
 from sparsepo_jax.ops.attention import Given
-from tiny import GEMMA2, GEMMA3, GPT2, GPTJ, LLAMA, NEOX, NEOX_SEQUENTIAL, gathered
+from tiny import CONFIGS, GPT2, GPTJ, LLAMA, NEOX, gathered
 from tolerances import BFLOAT16, PARITY_LOGITS
 
-CONFIGS = {
-    "gpt2": GPT2,
-    "gpt2, own head": GPT2 | {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 24},
-    "bigcode, one key/value head": GPT2 | {"model_type": "gpt_bigcode"},
-    "bigcode, all heads": GPT2 | {"model_type": "gpt_bigcode", "multi_query": False},
-    "gptj, part of the dims rotated": GPTJ,
-    "neox": NEOX,
-    "neox, sequential, no attention bias": NEOX_SEQUENTIAL,
-    "neox, tied": NEOX | {"tie_word_embeddings": True, "rotary_pct": 1.0, "rotary_emb_base": 500},
-    "llama": LLAMA,
-    "llama 3": LLAMA | {"head_dim": 6, "attention_bias": True, "mlp_bias": True, "max_position_embeddings": 64, "rope_parameters": {
-        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
-    "llama, tied, linear": LLAMA | {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
-    "mistral": LLAMA | {"model_type": "mistral", "sliding_window": 5},
-    "qwen2": LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
-    "qwen3": LLAMA | {"model_type": "qwen3", "head_dim": 8},
-    "olmo2": LLAMA | {"model_type": "olmo2"},
-    "gemma2, softcaps": GEMMA2,
-    "gemma3, local and global layers": GEMMA3,
-}
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 

@@ -11,7 +11,8 @@ from flax import nnx
 
 from sparsepo_jax.core.tokens import log_ratio
 from sparsepo_jax.core.tree import split_module
-from sparsepo_jax.dist.mesh import make_constrain, make_mesh, make_place_head, put_batch
+from sparsepo_jax.core.types import TokenMasks
+from sparsepo_jax.dist.mesh import make_constrain, make_mesh, make_place_head, make_spread, put_batch
 from sparsepo_jax.dist.rules import state_shardings
 from sparsepo_jax.losses.token_weighted import sparsepo_loss
 from sparsepo_jax.masks.activation import GROUPS
@@ -22,7 +23,7 @@ from sparsepo_jax.ops.logprob_kl import HeadBlocks
 from sparsepo_jax.train.forward import Problem, response_log_ratio
 from sparsepo_jax.train.optimizer import adamw_rule, make_optimizer
 from sparsepo_jax.train.step import make_pair_loss, make_pair_scores, make_sft_loss, make_update, start_state
-from tiny import GEMMA3, GPT2, GPTJ, NEOX, packed, random_batch, random_rows
+from tiny import CONFIGS, GPT2, packed, random_batch, random_rows
 from tolerances import GRADIENT, SHARDED, TOKEN
 
 
@@ -32,14 +33,10 @@ def make_source(**changes):
     return learned_source(**(settings | changes))
 
 
-def spec_of(family):
-    return spec_from_hf({"gpt2": GPT2, "gpt_neox": NEOX, "gptj": GPTJ, "gemma3": GEMMA3}[family] | {"initializer_range": 0.3})
-
-
 @functools.cache
-def setup(family="gpt2"):
+def setup():
     """(graph, policy, reference, masks) with policy and reference apart."""
-    spec = spec_of(family)
+    spec = spec_from_hf(GPT2 | {"initializer_range": 0.3})
     graph, policy = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
     reference = split_module(Decoder(spec, rngs=nnx.Rngs(1)))[1]
     return graph, policy, reference, make_source(num_layers=spec.num_layers).init(nnx.Rngs(2))
@@ -64,24 +61,74 @@ def assert_same_tree(ours, expected, tolerance):
         np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=tolerance, err_msg=str(path))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gptj", "gemma3"])
-def test_prompt_once_gives_what_a_row_per_response_gives(family):
-    """Several pairs in a row of tokens, and a row for each response that holds nothing else, by the plain kernel. With masks from states and from
-    activations, with and without remat. Kills: a response that sees the other one, or another pair; positions that go on counting over it; a window
-    counted in columns."""
-    graph, policy, reference, masks = setup(family)
+def two_sources(num_layers):
+    """A reward mask from activations, a KL mask from states."""
+    sources = (activation_source(points=GROUPS, mapping="zn_rescale", on="reward", normalised=False), make_source(num_layers=num_layers, on="kl"))
+
+    def keep(name, x, at_RM):
+        found = tuple(source.keep(name, x, at_RM) for source in sources)
+        return None if found == (None, None) else found
+
+    def make(weights, kept, *rest):
+        logits = {"logits": kept["logits"]}
+        mine = [{name: x[n] for name, x in kept.items() if name != "logits" and x[n] is not None} | logits for n in (0, 1)]
+        return TokenMasks(sources[0].make({}, mine[0], *rest).reward_BPT, sources[1].make(weights, mine[1], *rest).kl_BPT)
+
+    return sources[1]._replace(keep=keep, make=make)
+
+
+# Kinds of positions, key heads, windows and caps, of which each layout must be right; the others differ from them token by token alone.
+CORE = ("gpt2", "bigcode, one key/value head", "mistral", "gemma2, softcaps")
+
+
+@functools.cache
+def family_setup(name):
+    """(graph, the same with remat, weights, reference, masks made in both ways)."""
+    spec = spec_from_hf(CONFIGS[name] | {"initializer_range": 0.3})
+    graphs = [nnx.split(nnx.eval_shape(lambda: Decoder(spec, remat=remat, rngs=nnx.Rngs(0))), nnx.Param)[0] for remat in (False, True)]  # noqa: B023
+    policy, reference = (split_module(Decoder(spec, rngs=nnx.Rngs(seed)))[1] for seed in (0, 1))
     # As it starts, a LayerNorm's output has mean 0, and an activation mask would be made of its rounding.
     reference = {path: x + 0.3 * jax.random.normal(jax.random.key(n), x.shape) if "norm" in path else x for n, (path, x) in enumerate(reference.items())}
-    layers = 3 if family == "gemma3" else 2
-    remat = nnx.split(Decoder(spec_of(family), remat=True, rngs=nnx.Rngs(0)), nnx.Param)[0]
-    for source in (make_source(num_layers=layers), activation_source(points=GROUPS, mapping="zn_rescale", on="both", normalised=False)):
-        weights = {"policy": policy, "masks": masks if source.init(nnx.Rngs(0)) else {}}
-        expected = loss_and_gradient(make_problem(graph, source, attention="xla"), random_batch(shared=False, rows=4), weights, reference)
-        for of_policy in (graph, remat) if weights["masks"] else (graph,):
-            problem = make_problem(graph, source)._replace(policy_graph=of_policy)
-            found = loss_and_gradient(problem, random_batch(spare=3), weights, reference)
-            np.testing.assert_allclose(found[0], expected[0], atol=TOKEN)
-            assert_same_tree(found[2], expected[2], GRADIENT)
+    source = two_sources(spec.num_layers)
+    return *graphs, {"policy": policy, "masks": source.init(nnx.Rngs(2))}, reference, source
+
+
+@functools.cache
+def row_per_response(name):
+    graph, _, weights, reference, source = family_setup(name)
+    return loss_and_gradient(make_problem(graph, source, attention="xla"), random_batch(shared=False, rows=4), weights, reference)
+
+
+@pytest.mark.parametrize("remat", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [name if name in CORE else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS])
+def test_prompt_once_gives_what_a_row_per_response_gives(name, remat):
+    """Several pairs in a row of tokens, and a row for each response that holds nothing else, by the plain kernel and without remat. With masks from
+    states and from activations. Kills: a response that sees the other one, or another pair; positions that go on counting over it; a window counted in columns."""
+    graph, with_remat, weights, reference, source = family_setup(name)
+    found = loss_and_gradient(make_problem(with_remat if remat else graph, source), random_batch(spare=3), weights, reference)
+    expected = row_per_response(name)
+    np.testing.assert_allclose(found[0], expected[0], atol=TOKEN)
+    assert_same_tree(found[2], expected[2], TOKEN)
+    assert all(np.abs(gradient).max() > 1e-4 for path, gradient in expected[2]["masks"].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+@pytest.mark.parametrize("name", ["gptj, part of the dims rotated", "llama 3", "gemma2, softcaps", "gemma3, local and global layers"])
+def test_prompt_once_on_a_mesh_gives_what_a_row_per_response_gives_on_one_device(name, mesh_shape):
+    graph, _, weights, reference, source = family_setup(name)
+    mesh = make_mesh(*mesh_shape)
+    gather, scatter = make_place_head(mesh)
+    problem = make_problem(graph, source, constrain=make_constrain(mesh), spread=make_spread(mesh))
+    problem = problem._replace(head_blocks=HeadBlocks(tokens=7, vocabulary=12, shards=mesh_shape[2], gather=gather, scatter=scatter))
+    place = lambda tree: jax.device_put(tree, state_shardings(tree, mesh))  # noqa: E731
+    batch = put_batch(jax.tree.map(lambda x: x[None], random_batch(8, rows=mesh_shape[0] * mesh_shape[1], spare=3)), mesh)
+    with jax.set_mesh(mesh):
+        found = loss_and_gradient(problem, jax.tree.map(lambda x: x[0], batch), place(weights), place(reference))
+    plain = make_problem(graph, source, attention="xla")
+    expected = loss_and_gradient(plain, random_batch(8, shared=False, rows=8), weights, reference)
+    np.testing.assert_allclose(found[0], expected[0], rtol=TOKEN)
+    assert_same_tree(found[2], expected[2], TOKEN)
 
 
 def test_padding_is_inert():

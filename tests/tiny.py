@@ -22,6 +22,26 @@ GEMMA3 = LLAMA | {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 
 GEMMA2 = LLAMA | {"model_type": "gemma2", "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 5, "attn_logit_softcapping": 0.5,
                   "final_logit_softcapping": 0.7}
 NEOX_SEQUENTIAL = NEOX | {"use_parallel_residual": False, "attention_bias": False}
+CONFIGS = {
+    "gpt2": GPT2,
+    "gpt2, own head": GPT2 | {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 24},
+    "bigcode, one key/value head": GPT2 | {"model_type": "gpt_bigcode"},
+    "bigcode, all heads": GPT2 | {"model_type": "gpt_bigcode", "multi_query": False},
+    "gptj, part of the dims rotated": GPTJ,
+    "neox": NEOX,
+    "neox, sequential, no attention bias": NEOX_SEQUENTIAL,
+    "neox, tied": NEOX | {"tie_word_embeddings": True, "rotary_pct": 1.0, "rotary_emb_base": 500},
+    "llama": LLAMA,
+    "llama 3": LLAMA | {"head_dim": 6, "attention_bias": True, "mlp_bias": True, "max_position_embeddings": 64, "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
+    "llama, tied, linear": LLAMA | {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+    "mistral": LLAMA | {"model_type": "mistral", "sliding_window": 5},
+    "qwen2": LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": LLAMA | {"model_type": "qwen3", "head_dim": 8},
+    "olmo2": LLAMA | {"model_type": "olmo2"},
+    "gemma2, softcaps": GEMMA2,
+    "gemma3, local and global layers": GEMMA3,
+}
 
 
 def random_rows(pairs: int = 4, prompt: int = 5, tokens: int = 6, vocab: int = 31, seed: int = 0) -> list[tuple[list[int], ...]]:

@@ -595,8 +595,8 @@ class Compute(Section):
     """Recompute each block's activations in the backward pass: less memory, a third more work."""
     layout: Literal["shared", "plain"] = "shared"
     """shared: the prompt runs once a pair and both responses attend to it; plain: once for each response. The results are the same."""
-    attention: Literal["auto", "blocks", "xla", "cudnn"] = "auto"
-    """How rows of tokens attend. auto: blocks on CPU, else xla. cudnn: GPU, bfloat16, no capped scores. The results are the same."""
+    attention: Literal["auto", "blocks", "xla", "cudnn", "splash"] = "auto"
+    """How rows of tokens attend. auto: blocks on CPU, else xla. cudnn: GPU, bfloat16, no capped scores. splash: TPU. The results are the same."""
     head: Head = Head()
     mesh: Mesh = Mesh()
     compile_cache: str | None = None

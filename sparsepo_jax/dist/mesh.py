@@ -82,6 +82,22 @@ def make_constrain(mesh: Mesh):
 
 
 @functools.cache
+def make_spread(mesh: Mesh):
+    """spread(function, heads, rows, same): function(heads, rows, same) run by each device over its own rows [R, ...] and, where all of heads [R, S, heads, H]
+    can be cut over `tensor`, its own heads; for what XLA cannot cut itself: a Pallas call. A single key head is there for all."""
+
+    def spread(function, heads, rows, same):
+        counts = [x.shape[2] for x in heads]
+        cut = all(count == 1 or count % mesh.shape["tensor"] == 0 for count in counts)
+        specs = tuple(PartitionSpec(*PAIRS, None, "tensor" if cut and count > 1 else None, None) for count in counts)
+        of_rows = jax.tree.map(lambda x: PartitionSpec(*PAIRS), rows)
+        # Not checked: what a Pallas call gives does not say over which axes it differs.
+        return jax.shard_map(function, mesh=mesh, in_specs=(specs, of_rows, PartitionSpec()), out_specs=specs[0], check_vma=False)(heads, rows, same)
+
+    return spread
+
+
+@functools.cache
 def make_place_head(mesh: Mesh):
     """(gather, scatter) of heads [shards, vocabulary, width], or parts of their vocabulary: over `fsdp` the width is whole where a part is read, and cut
     where it is kept. What an axis does not divide stays whole."""

@@ -15,8 +15,9 @@ from sparsepo_jax.core.types import Packing
 from sparsepo_jax.ops.block_attention import Places, block_attention, blocks_seen
 from sparsepo_jax.ops.dense_attention import dense_attention
 from sparsepo_jax.ops.sequence_attention import sequence_attention
+from sparsepo_jax.ops.splash_attention import Spread
 
-AttentionKernel = Literal["blocks", "xla", "cudnn"]
+AttentionKernel = Literal["blocks", "xla", "cudnn", "splash"]
 
 
 class Given(NamedTuple):
@@ -28,17 +29,19 @@ class Given(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """What rows of tokens say; made once for all layers and models. blocks_QT: for the kernel `blocks`, else None."""
+    """What rows of tokens say; made once for all layers and models. blocks_QT: for the kernel `blocks`, else None. spread: for the kernel
+    `splash`, see ops/splash_attention."""
 
     places: Places
     column_RQW: Int[Array, "R Q W"]
     blocks_QT: Bool[Array, "Q T"] | None
     kernel: AttentionKernel
+    spread: Spread | None = None
 
 
-def reach_of(packing: Packing, kernel: AttentionKernel) -> Packed:
+def reach_of(packing: Packing, kernel: AttentionKernel, spread: Spread | None = None) -> Packed:
     places = Places(packing.sequence_RS, packing.part_RS, packing.positions_RS)
-    return Packed(places, packing.column_RQW, blocks_seen(places) if kernel == "blocks" else None, kernel)
+    return Packed(places, packing.column_RQW, blocks_seen(places) if kernel == "blocks" else None, kernel, spread)
 
 
 def attention(
@@ -60,7 +63,8 @@ def attention(
     if isinstance(reach, Packed):
         if reach.kernel == "blocks":
             return block_attention(q_BSNH, k_BTKH, v_BTKH, reach.places, reach.blocks_QT, window=window, **settings)
-        return sequence_attention(q_BSNH, k_BTKH, v_BTKH, reach.places, reach.column_RQW, kernel=reach.kernel, window=window, **settings)
+        settings |= {"kernel": reach.kernel, "spread": reach.spread, "window": window}
+        return sequence_attention(q_BSNH, k_BTKH, v_BTKH, reach.places, reach.column_RQW, **settings)
     attend_BST = reach.attend_BST
     if window is not None:
         attend_BST &= reach.positions_BS[:, :, None] - reach.positions_BT[:, None, :] < window

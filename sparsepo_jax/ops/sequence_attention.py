@@ -5,6 +5,7 @@ does best on whole matrices.
 |---|---|---|---|
 | xla | yes | yes | later columns, in chunks |
 | cudnn (`jax.nn.dot_product_attention`, GPU, 16-bit types) | no | yes | nothing: what is not seen is masked |
+| splash (ops/splash_attention, TPU) | yes | yes | blocks that nothing sees |
 """
 
 from typing import Literal
@@ -15,13 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sparsepo_jax.ops.block_attention import Places
 from sparsepo_jax.ops.dense_attention import dense_attention
+from sparsepo_jax.ops.splash_attention import Spread, splash_attention
 
-Kernel = Literal["xla", "cudnn"]
+Kernel = Literal["xla", "cudnn", "splash"]
 
 
 def sequence_attention(
     q_RSNH: Float[Array, "R S N H"], k_RSKH: Float[Array, "R S K H"], v_RSKH: Float[Array, "R S K H"], places: Places,
-    column_RQW: Int[Array, "R Q W"], *, kernel: Kernel, scale: float, softcap: float | None, window: Array | int | None,
+    column_RQW: Int[Array, "R Q W"], *, kernel: Kernel, scale: float, softcap: float | None, window: Array | int | None, spread: Spread | None = None,
 ) -> Float[Array, "R S N H"]:
     """See ops/attention. column_RQW: of each sequence's positions, S where there is none."""
     R, Q, W = column_RQW.shape
@@ -33,8 +35,11 @@ def sequence_attention(
     apart = lambda x: _moved(x, there, back).reshape(R * Q, W, *x.shape[2:])  # noqa: E731
     filled = lambda x, value: jax.vmap(lambda x_S, at: x_S.at[at].get(mode="fill", fill_value=value))(x, there).reshape(R * Q, W)  # noqa: E731
     own = Places(filled(places.sequence_RS, -1), filled(places.part_RS, 0), filled(places.positions_RS, 0))
-    seen = own.seen((0, W), (0, W), window)
-    out = {"xla": dense_attention, "cudnn": _cudnn}[kernel](apart(q_RSNH), apart(k_RSKH), apart(v_RSKH), seen, scale=scale, softcap=softcap)
+    heads, settings = (apart(q_RSNH), apart(k_RSKH), apart(v_RSKH)), {"scale": scale, "softcap": softcap}
+    if kernel == "splash":
+        out = splash_attention(*heads, own, window=window, spread=spread, **settings)
+    else:
+        out = {"xla": dense_attention, "cudnn": _cudnn}[kernel](*heads, own.seen((0, W), (0, W), window), **settings)
     return _moved(out.reshape(R, Q * W, *out.shape[2:]), back, there)
 
 

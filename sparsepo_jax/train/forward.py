@@ -16,6 +16,7 @@ from sparsepo_jax.masks.source import MaskSource
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.ops.attention import AttentionKernel, reach_of
 from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_kl
+from sparsepo_jax.ops.splash_attention import Spread
 
 
 class Problem(NamedTuple):
@@ -26,7 +27,8 @@ class Problem(NamedTuple):
 
     objective(stats, masks, key_B) -> LossOutput; beta scales the unmasked margin that is reported. adapted: the policy is the reference with
     adapters (LoRA); the weights that are trained are those of the adapters alone. cached: what the objective needs of the reference comes with
-    the batch, and the reference is not run: the KL is unknown. constrain: pins the sharding of rows of states.
+    the batch, and the reference is not run: the KL is unknown. constrain: pins the sharding of rows of states; spread: runs on each device what XLA
+    cannot cut, see ops/splash_attention.
     """
 
     policy_graph: nnx.GraphDef
@@ -38,6 +40,7 @@ class Problem(NamedTuple):
     attention: AttentionKernel = "blocks"
     head_blocks: HeadBlocks = HeadBlocks()
     constrain: Callable[[Array], Array] = lambda x: x
+    spread: Spread | None = None
     adapted: bool = False
     cached: bool = False
 
@@ -103,7 +106,7 @@ def reference_tokens(problem: Problem, reference: Weights, batch: PairBatch) -> 
 
 
 def _inputs(problem: Problem, batch: PairBatch) -> tuple:
-    return batch.packing.ids_RS, batch.packing.positions_RS, reach_of(batch.packing, problem.attention)
+    return batch.packing.ids_RS, batch.packing.positions_RS, reach_of(batch.packing, problem.attention, problem.spread)
 
 
 def _statistics(
