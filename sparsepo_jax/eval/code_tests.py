@@ -12,6 +12,7 @@ imports of their own).
 import ast
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,13 +22,14 @@ from sparsepo_jax.core.errors import UserError
 def program_of(row: dict[str, Any], prompt: str, completion: str) -> str:
     """The program that runs to its end if and only if the answer passes. row: the columns of its problem.
 
-    An answer may be a fenced block (```), also with words around it. A HumanEval answer goes on where the prompt ends, unless a fenced one holds the whole
-    function: then it follows the prompt, if that is Python (it has imports and functions to build on), else it stands alone. UserError if the
-    row has no tests.
+    An answer may be a fenced block (```), also with words around it. A HumanEval answer goes on where the prompt ends, unless it holds the whole
+    function (fenced, or after a prompt without its head: a chat): then the prompt stands before it if that is Python (it has imports and
+    functions to build on). UserError if the row has no tests.
     """
     if isinstance(row.get("test"), str) and isinstance(row.get("entry_point"), str):
         entry, prompt, (code, fenced) = row["entry_point"], _unix(prompt), _code_in(_unix(completion))
-        whole = fenced and re.search(rf"^(async )?def {re.escape(entry)}\b", code, re.MULTILINE)
+        head = re.compile(rf"^(async )?def {re.escape(entry)}\b", re.MULTILINE)
+        whole = head.search(code) and (fenced or not head.search(prompt))
         before = (prompt + "\n" if _is_python(prompt) else "") if whole else prompt
         return f"{before}{code}\n{_unix(row['test'])}\ncheck({entry})\n"
     tests = row.get("test_list")
@@ -45,7 +47,8 @@ def _unix(text: str) -> str:
 
 def _is_python(text: str) -> bool:
     try:
-        ast.parse(text)
+        with warnings.catch_warnings(action="ignore"):
+            ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
@@ -56,7 +59,7 @@ def _code_in(answer: str) -> tuple[str, bool]:
     opened = re.search(r"\A\s*```\w*[ \t]*\n|^```(?:python|python3|py)[ \t]*\n", answer, re.MULTILINE | re.IGNORECASE)
     goes_on = re.match(r"\n*[ \t]", answer) and not answer.lstrip().startswith("```")
     code = answer[opened.end() :] if opened and not goes_on else answer
-    return re.split(r"^[ \t]*```", code, maxsplit=1, flags=re.MULTILINE)[0], bool(opened and not goes_on)
+    return re.split(r"^```", code, maxsplit=1, flags=re.MULTILINE)[0], bool(opened and not goes_on)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -30,6 +30,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from sparsepo_jax.core.errors import UserError
+
 CHILD = Path(__file__).with_name("sandbox_child.py")
 START_S = 60.0  # that Python may take to start on a busy machine; a program's time counts from its first line
 MOST_BYTES = 65536  # read of what a child says
@@ -43,14 +45,15 @@ class Limits(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """why: "" if it passed, else "AssertionError: ...", "time", "memory", "exit 3" (of whatever code, before its end), "signal SIGSEGV"."""
+    """why: "" if it passed, else "AssertionError: ...", "time", "memory", "exit 3" (left before its end, with whatever code), "signal SIGSEGV"."""
 
     passed: bool
     why: str
 
 
 def run_programs(programs: Sequence[str], limits: Limits = Limits(), workers: int | None = None) -> list[Outcome]:
-    """What became of each program, in order; `workers` at a time (None: one for each CPU). Hashes, so the order of sets, are the same in every run."""
+    """What became of each program, in order; `workers` at a time (None: one for each CPU). Hashes, so the order of sets, are the same in every run.
+    UserError if Python does not start."""
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         return [outcome for outcome, _ in pool.map(lambda program: _run(program, limits), programs)]
 
@@ -87,7 +90,7 @@ def _run(program: str, limits: Limits) -> tuple[Outcome, tuple[str, ...]]:
         shutil.rmtree(directory, ignore_errors=True)
     first, begun, verdict = said.partition(b"\n")
     if not begun:
-        raise RuntimeError(f"the sandbox did not start: {sys.executable} " + (f"ended with {code}" if in_time else f"took more than {START_S:.0f} s"))
+        raise UserError(f"programs cannot be run here: {sys.executable} " + (f"ended with {code}" if in_time else f"took more than {START_S:.0f} s"))
     return _judge(verdict, word, code, in_time), tuple(json.loads(first))
 
 
