@@ -63,7 +63,8 @@ def main() -> int:
         for n, (row, outcome) in enumerate(zip(samples, outcomes, strict=True)) if outcome.passed != row["passed"]
     ]
     if samples:
-        print(f"labelled samples: {len(samples) - len(other)} of {len(samples)} judged as labelled ({sum(row['passed'] for row in samples)} labelled as passing)")
+        passing = sum(row["passed"] for row in samples)
+        print(f"labelled samples: {len(samples) - len(other)} of {len(samples)} judged as labelled ({passing} labelled as passing)")
         for one in other:
             print(f"  {one['task_id']}, sample {one['sample']}: labelled {'passed' if one['label'] else 'failed'}, now {one['why'] or 'passed'}")
         kinds = Counter(outcome.why.split(":")[0] or "passed" for outcome in outcomes)
@@ -74,7 +75,7 @@ def main() -> int:
         RESULT.write_text(json.dumps({
             "date": datetime.date.today().isoformat(), "python": platform.python_version(), "kernel": platform.release(), "guards": guards(),
             "time_s": limits.time_s, "memory_mb": limits.memory_mb, "canonical": len(problems), "canonical_passed": len(problems) - len(failed),
-            "samples": len(samples), "labelled_passed": sum(row["passed"] for row in samples), "as_labelled": len(samples) - len(other), "otherwise": other,
+            "samples": len(samples), "labelled_passed": passing, "as_labelled": len(samples) - len(other), "otherwise": other,
             "outcomes": dict(kinds.most_common()), "seconds": round(seconds, 1), "workers": parsed.workers,
         }, indent=1) + "\n")
     return 1 if failed else 0

@@ -177,3 +177,17 @@ def test_without_a_reference_texts_are_compared_with_each_other(measured):
     output, run = measured
     run([{**answer, "row": {}} for answer in ANSWERS], {"text": {"reference": None}}, stages=["measure"])
     assert json.loads((output / "measures.json").read_text())["text"].keys() == {"words", "self_bleu", "distinct1", "distinct2", "distinct3", "prompts", "samples"}
+
+
+def test_tests_and_references_travel_with_the_answers(tmp_path):
+    """A random policy answers a HumanEval row and is measured by that row's tests and reference."""
+    (tmp_path / "problems.jsonl").write_text(json.dumps({"prompt": PROMPT, **HUMANEVAL, "chosen": "    return x / 2"}) + "\n")
+    config = write_config(
+        tmp_path, stages=["generate", "measure"], tokenizer={"kind": "bytes"}, policy={"config": {"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 8, "n_positions": 256}},
+        data={"sft": [], "train": [], "eval": [], "prompts": [{"path": str(tmp_path / "problems.jsonl")}], "max_prompt_length": 200},
+        generation={"max_new_tokens": 3, "samples": 2}, measure={"code": {"k": [1, 2]}, "text": {"self_bleu": False}})
+    assert main(["--config", str(config)]) == 0
+    (answered,) = lines_of(tmp_path / "run" / "generations.jsonl")
+    assert answered["prompt"] == PROMPT and answered["row"]["entry_point"] == "half"
+    found = json.loads((tmp_path / "run" / "measures.json").read_text())
+    assert found["code"]["pass@2"] == 0.0 and found["code"]["samples"] == 2 and "rouge1" in found["text"]

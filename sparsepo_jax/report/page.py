@@ -15,7 +15,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.report import heatmap, plots, table
 
 
-RESULTS = ("summary.json", "measures.json", "metrics.jsonl", "pairs.jsonl", "scores.jsonl")
+RESULTS = ("summary.json", "metrics.jsonl", "measures.json", "pairs.jsonl", "scores.jsonl")
 
 
 def write_report(output_dir: Path, pairs: int) -> Path:
@@ -27,7 +27,7 @@ def write_report(output_dir: Path, pairs: int) -> Path:
     """
     if not any((output_dir / name).is_file() for name in RESULTS):
         raise UserError(f"report: expected {', '.join(RESULTS[:-1])} or {RESULTS[-1]} in {output_dir}, found none; "
-                        "run the stage sft, po, score or eval first")
+                        "run the stage sft, po, score, eval or measure first")
     config = _text(output_dir / "config.yaml")
     metrics, unreadable = _metrics(output_dir / "metrics.jsonl")
     pairs_path = _pairs_path(output_dir)
