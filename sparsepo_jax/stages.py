@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparsepo_jax import build, evaluation
+from sparsepo_jax import build, evaluation, measure
 from sparsepo_jax.config.load import save_config
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
@@ -72,7 +72,9 @@ class Run:
         stages: dict[str, Callable[[], None]] = {
             "inspect": self.inspect, "sft": self.sft, "po": self.po, "score": lambda: evaluation.score(self), "eval": lambda: evaluation.evaluate(self),
             "generate": lambda: evaluation.generate(self), "pairs": lambda: make_pairs(self), "report": self.report, "export": self.export,
+            "measure": lambda: measure.measure(self),
         }
+        measure.check_packages(self.config)
         if set(self.config.stages) != {"report"} and jax.process_index() == 0:
             save_config(self.config, self.output_dir / "config.yaml")
         for stage in self.config.stages:

@@ -560,6 +560,42 @@ class PairMaking(Section):
     """Of more, those whose scores differ most."""
 
 
+class CodeMeasure(Section):
+    k: Annotated[list[Positive], Field(min_length=1)] = [1, 10, 100]
+    """pass@k for these k, none above generation.samples."""
+    time_s: Annotated[float, Field(gt=0)] = 4.0
+    """Longest run of a program."""
+    memory_mb: Annotated[int, Field(ge=64, lt=2**31)] = 1024
+    """MiB of address space of a program."""
+    workers: Positive | None = None
+    """Programs at a time. None: one for each CPU."""
+
+
+class BertScore(Section):
+    model: str
+    """A directory or Hub id. Needs the extra [bertscore]."""
+    layer: Positive | None = None
+    """Of its hidden states. None: what bert-score knows as best (models it does not know need it)."""
+
+
+class TextMeasure(Section):
+    reference: str | None = "chosen"
+    """Column of the data's rows that holds the reference text. None: ROUGE and BERTScore are left out."""
+    rouge: bool = True
+    self_bleu: bool = True
+    distinct: bool = True
+    bertscore: BertScore | None = None
+
+
+class Measure(Section):
+    """What the stage measure says of generations.jsonl."""
+
+    code: CodeMeasure | None = None
+    """Run the tests in the data's rows (HumanEval, MBPP): pass@k. An empty mapping is all defaults."""
+    text: TextMeasure | None = None
+    """Compare with references and with each other. An empty mapping is all defaults."""
+
+
 class Mesh(Section):
     data: Positive | None = None
     """None (at most one axis): what the devices leave."""
@@ -654,7 +690,7 @@ def _needs_reference(objective: Any) -> str | None:
 
 
 class Config(Section):
-    stages: Annotated[list[Literal["inspect", "sft", "po", "score", "eval", "generate", "pairs", "report", "export"]], Field(min_length=1)]
+    stages: Annotated[list[Literal["inspect", "sft", "po", "score", "eval", "generate", "pairs", "measure", "report", "export"]], Field(min_length=1)]
     output_dir: str
     seed: Natural = 0
     policy: Policy = Policy()
@@ -669,6 +705,7 @@ class Config(Section):
     pairs: PairMaking = PairMaking()
     scorer: Scorer | None = None
     """What says how good a response is: the stage pairs needs it; the mean score of the answers to evaluation.sampled_prompts is among the results."""
+    measure: Measure = Measure()
     compute: Compute = Compute()
     checkpoint: Checkpoint = Checkpoint()
     logging: Logging = Logging()
@@ -685,11 +722,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _stages_fit(self):
         wanted, said = self.stages, []
-        order = {"inspect": 0, "sft": 1, "po": 2, "score": 3, "eval": 3, "generate": 3, "pairs": 3, "export": 3, "report": 4}
+        order = {"inspect": 0, "sft": 1, "po": 2, "score": 3, "eval": 3, "generate": 3, "pairs": 3, "export": 3, "measure": 4, "report": 5}
         if len(set(wanted)) != len(wanted):
             said.append("stages: a stage is listed twice")
         if [order[stage] for stage in wanted] != sorted(order[stage] for stage in wanted):
-            said.append(f"stages: the order is inspect, sft, po, then score/eval/generate/pairs/export, then report; got {', '.join(wanted)}")
+            said.append(f"stages: the order is inspect, sft, po, then score/eval/generate/pairs/export, then measure, then report; got {', '.join(wanted)}")
         if self.policy == Policy() and not {"sft", "po", "score", "eval", "generate", "pairs", "export"}.isdisjoint(wanted):
             said.append("policy: needed by these stages: set policy.path (a checkpoint) or policy.config (a shape)")
         if "sft" in wanted and not self.data.sft:
@@ -707,6 +744,10 @@ class Config(Section):
             said.append(f"reference.cached: {why}, which needs the reference itself: set it to false")
         if self.generation.stop and self.policy.path is None and self.tokenizer.kind == "auto":
             said.append("generation.stop: stop strings are text: set tokenizer, or policy.path with one beside it")
+        if "measure" in wanted and self.measure == Measure():
+            said.append("measure: needed by stage measure: set measure.code={} or measure.text={}")
+        if {"generate", "measure"} <= set(wanted) and self.measure.code and max(self.measure.code.k) > self.generation.samples:
+            said.append(f"measure.code.k: pass@{max(self.measure.code.k)} needs as many samples of each problem, but generation.samples is {self.generation.samples}")
         if said:
             raise ValueError("\n".join(said))  # a line each; they name their place
         return self

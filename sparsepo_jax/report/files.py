@@ -25,19 +25,20 @@ def parse_config(text: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def read_summary(path: Path) -> dict | None:
+def read_summary(path: Path, *, stage: str = "eval") -> dict | None:
+    """The JSON object that `stage` left; None without the file. UserError: no JSON object."""
     text = read_text(path)
     if text is None:
         return None
     try:
         summary = json.loads(text)
     except json.JSONDecodeError as error:
-        said = f"{path}: expected JSON, got an error at line {error.lineno}: {error.msg}; run the stage eval again"
+        said = f"{path}: expected JSON, got an error at line {error.lineno}: {error.msg}; run the stage {stage} again"
         raise UserError(said) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists a thousand deep
-        raise UserError(f"{path}: expected JSON, got what Python cannot read ({error}); run the stage eval again") from None
+        raise UserError(f"{path}: expected JSON, got what Python cannot read ({error}); run the stage {stage} again") from None
     if not isinstance(summary, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(summary).__name__}; run the stage eval again")
+        raise UserError(f"{path}: expected a JSON object, got {type(summary).__name__}; run the stage {stage} again")
     return summary
 
 

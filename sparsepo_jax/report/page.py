@@ -13,19 +13,19 @@ from sparsepo_jax.report import heatmap, plots, table
 from sparsepo_jax.report.files import pairs_path, parse_config, read_metrics, read_pairs, read_rows, read_summary, read_text
 
 
-RESULTS = ("summary.json", "metrics.jsonl", "pairs.jsonl", "scores.jsonl")
+RESULTS = ("summary.json", "metrics.jsonl", "measures.json", "pairs.jsonl", "scores.jsonl")
 
 
 def write_report(output_dir: Path, pairs: int) -> Path:
     """Write output_dir/report.html and return its path. Shows the first `pairs` pairs.
 
-    Reads config.yaml, summary.json, metrics.jsonl, samples.jsonl and pairs.jsonl (else scores.jsonl, which has no text) in output_dir. The page
+    Reads config.yaml, summary.json, measures.json, metrics.jsonl, samples.jsonl and pairs.jsonl (else scores.jsonl, which has no text) in output_dir. The page
     says which are missing; half a line that an interrupted run left is passed over. UserError if there is nothing to report,
-    summary.json is no JSON object, or a pair lacks fields.
+    summary.json or measures.json is no JSON object, or a pair lacks fields.
     """
     if not any((output_dir / name).is_file() for name in RESULTS):
         raise UserError(f"report: expected {', '.join(RESULTS[:-1])} or {RESULTS[-1]} in {output_dir}, found none; "
-                        "run the stage sft, po, score or eval first")
+                        "run the stage sft, po, score, eval or measure first")
     config = read_text(output_dir / "config.yaml")
     metrics, unreadable = read_metrics(output_dir / "metrics.jsonl")
     pairs_file = pairs_path(output_dir)
@@ -37,6 +37,7 @@ def write_report(output_dir: Path, pairs: int) -> Path:
         facts=_facts(config),
         config=config,
         summary=summary,
+        measures=table.measure_rows(read_summary(output_dir / "measures.json", stage="measure") or {}),
         duration=_duration((summary or {}).get("seconds")),
         charts=plots.make_charts(metrics),
         metrics={key: plots.extent(series) for key, series in sorted(metrics.items())},

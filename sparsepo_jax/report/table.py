@@ -48,6 +48,23 @@ MASK_ROWS = (
 )
 
 
+MEASURES = {  # by how a name begins
+    "pass@": "Chance that one of so many answers passes the problem's tests, mean over problems (unbiased estimate).",
+    "rouge": "Overlap with the reference, F1, mean over answers.",
+    "bertscore": "Likeness to the reference by a model's token embeddings, F1, mean over answers.",
+    "self_bleu": "How alike the answers to one prompt are, BLEU of each against the others; 1: all the same.",
+    "distinct": "Share of distinct n-grams of words among all in the answers.",
+    "words": "Mean length of an answer, words.",
+}
+
+
+def measure_rows(measures: dict) -> list[tuple[str, float, str]]:
+    """(name, number, meaning) of what measures.json says of code and of texts; names that are not known have no place."""
+    parts = [part for part in (measures.get("code"), measures.get("text")) if isinstance(part, dict)]
+    return [(name, as_float(x), meaning) for part in parts for name, x in part.items() for start, meaning in MEASURES.items()
+            if name.startswith(start) and isinstance(x, (int, float)) and not isinstance(x, bool)]
+
+
 def value(summary: dict, path: tuple[str, str] | None) -> float | None:
     """The number at `path`; None if it is absent, null or no number."""
     if path is None:
