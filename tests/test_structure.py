@@ -56,11 +56,7 @@ def test_packages_export_nothing_twice():
     assert all(path.read_text() == "" for path in PACKAGE.rglob("__init__.py"))
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("module", ["main", "plan", "sweep", "config.load", "config.schema", "models.spec", "report.page", "data.sources", "data.reviews", "dist.topology"])
-=======
-@pytest.mark.parametrize("module", ["main", "plan", "config.load", "config.schema", "models.spec", "report.page", "eval.sandbox", "data.sources", "data.reviews", "dist.topology"])
->>>>>>> 3609f0ded28a631bfdc0231069b3cbfbb62d93f1
+@pytest.mark.parametrize("module", ["main", "plan", "sweep", "config.load", "config.schema", "models.spec", "report.page", "data.sources", "data.reviews", "dist.topology", "eval.sandbox"])
 def test_light_modules_do_not_wait_for_heavy_ones(module):
     heavy = "{'jax', 'flax', 'transformers', 'datasets', 'torch', 'orbax'}"
     code = f"import sys, sparsepo_jax.{module}; print(sorted({heavy} & set(sys.modules)))"
