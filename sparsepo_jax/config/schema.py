@@ -465,7 +465,8 @@ class Lexicon(Section):
     kind: Literal["opinion", "scores", "treebank"]
     """A word a line, ; begins a comment (Hu and Liu); word TAB score (VADER, AFINN); or trees whose leaves are labelled 0 to 4 (Stanford)."""
     threshold: NonNegative = 0.0
-    """A word decides if its strength is above this: 1 for opinion, |score|, |mean leaf label - 2|."""
+    """A word decides if its strength is above this: 1 for opinion, |score|, |mean leaf label - 2| (0.5 leaves out treebank words that one spelling
+    in many makes not quite neutral)."""
 
 
 class Evaluation(Section):
