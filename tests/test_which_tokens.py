@@ -11,7 +11,7 @@ from program import lines_of, run, write_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tokens import unsure_tokens
 from sparsepo_jax.data.inspect import token_texts
-from sparsepo_jax.data.tokenizers import train_bpe_tokenizer
+from sparsepo_jax.data.tokenizers import make_word_tokenizer, train_bpe_tokenizer
 from sparsepo_jax.eval.auroc import precision
 from sparsepo_jax.eval.lexicon import load_lexicons, load_strengths, mark_words
 from sparsepo_jax.eval.scores import PairScore, ResponseScore
@@ -208,10 +208,15 @@ def test_words_are_found_over_their_pieces():
     assert "".join("01"[int(x)] for x in marks.union) == "1111011100111"
 
 
-def test_long_texts_are_told_token_by_token_in_windows():
-    """The same as by decoding everything before each token, which takes the square of the length. Characters of several tokens lie on all seams."""
-    tokenizer = train_bpe_tokenizer(["the film was good and bad"] * 3, 300)
-    text = "".join(f" the film{'é🙂' * (n % 3)} was good {n}" for n in range(40))
+@pytest.mark.parametrize("kind", ["bpe", "words"])
+def test_long_texts_are_told_token_by_token_in_windows(kind):
+    """The same as by decoding everything before each token, which takes the square of the length. Characters of several tokens lie on the seams of
+    the windows; the tokenizer of words puts no space before the first one of what it decodes."""
+    if kind == "bpe":
+        tokenizer = train_bpe_tokenizer(["the film was good and bad"] * 3, 300)
+        text = "".join(f" the film{'é🙂' * (n % 3)} was good {n}" for n in range(40))
+    else:
+        tokenizer, text = make_word_tokenizer(["good", "bad"]), "good bad bad " * 100
     ids = np.array(tokenizer(text)["input_ids"])
     whole, before = [], ""
     for n in range(len(ids)):
@@ -219,7 +224,7 @@ def test_long_texts_are_told_token_by_token_in_windows():
         same = next((k for k, (a, b) in enumerate(zip(before, now)) if a != b), min(len(before), len(now)))
         whole.append(now[same:])
         before = now
-    assert len(ids) > 300 and "\ufffd" in "".join(whole) and token_texts(ids, tokenizer) == whole
+    assert len(ids) >= 300 and token_texts(ids, tokenizer) == whole and ("\ufffd" in "".join(whole)) == (kind == "bpe")
 
 
 # ---------------------------------------------------------------- the program
