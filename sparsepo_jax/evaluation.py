@@ -1,5 +1,6 @@
 """The stages that read what training left: score, eval, generate. Each takes the run (stages.Run) and writes under its output directory."""
 
+import functools
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -17,10 +18,13 @@ from sparsepo_jax.data.pipeline import make_prompt_batches
 from sparsepo_jax.data.reviews import preferred_share
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.eval import scores as scoring
+from sparsepo_jax.eval.auroc import auroc, precision
 from sparsepo_jax.eval.generate import Generated, Sampler, Sampling, continuation
 from sparsepo_jax.eval.generate import generate as generate_all
+from sparsepo_jax.eval.lexicon import WordMarks, load_lexicons, mark_table
 from sparsepo_jax.eval.records import pair_record
 from sparsepo_jax.eval.scorers import score_all
+from sparsepo_jax.eval.which_tokens import FIGURES, deletion, token_figures
 
 
 def score(run) -> None:
@@ -57,7 +61,7 @@ def evaluate(run) -> None:
     if run.marks.finished("eval", summary_path, pairs_path):
         run.say("eval: finished before")
         return
-    table, start = run.pairs[1], run.start_weights()
+    (table, marks), start = _word_marks(run, run.pairs[1]), run.start_weights()
     reference = run.reference_weights(start)
     start = None if start is None else run.adapted(start)
     before = None if start is None else run.scores(table, start, reference)
@@ -70,6 +74,8 @@ def evaluate(run) -> None:
         "mask": mask_summary(run, table, before, after),
         "pairs": len(table),
     }
+    if marks is not None:
+        summary["lexicons"] = lexicon_summary(run, marks, before, after)
     earlier_s = sum(mark["seconds"] for stage, mark in run.marks.all().items() if stage not in run.config.stages)
     summary["seconds"] = round(time.time() - run.started_s + earlier_s, 1)
     if jax.process_index() == 0:
@@ -86,25 +92,38 @@ def evaluate(run) -> None:
         run.say_summary()
 
 
-def mask_summary(run, table: TokenTable, before: list | None, after: list) -> dict[str, float | None]:
-    """How sparse the masks are and how well they find the decisive tokens, null where unknown."""
-    names = ("auroc_reward", "auroc_kl", "auroc_ceiling", "auroc_position", "auroc_untrained", "sparsity_start", "sparsity_end")
-    found: dict[str, float | None] = dict.fromkeys(names)
+def _word_marks(run, table: TokenTable) -> tuple[TokenTable, WordMarks | None]:
+    """What evaluation.lexicons say of the pairs' tokens, and the pairs with it, if they do not say themselves which tokens are decisive."""
+    if not run.config.evaluation.lexicons:
+        return table, None
+    marks = mark_table(table, run.tokenizer, load_lexicons(run.config.evaluation.lexicons))
+    return table if table.has_decisive else table.with_columns(all_decisive=marks.union), marks
+
+
+def mask_summary(run, table: TokenTable, before: list | None, after: list) -> dict[str, Any]:
+    """How sparse the masks are, how well they and others find the decisive tokens, and what the preference loses without their largest; null where
+    unknown."""
+    found: dict[str, Any] = dict.fromkeys((*FIGURES, "auroc_ceiling", "precision_ceiling", "sparsity_start", "sparsity_end", "deletion"))
     mask = build.mask_config(run.config)
     if mask is not None:
         found["sparsity_start"] = scoring.mask_sparsity(before) if before else None
         found["sparsity_end"] = scoring.mask_sparsity(after)
+        ranking = "kl" if mask.on == "kl" else "reward"
+        found["deletion"] = deletion(after, beta=run.problem.beta, with_kl=mask.on != "reward_only", ranking=ranking)
     if table.has_decisive:
-        decisive_N = np.concatenate([table.decisive(n, p) for n in range(len(table)) for p in range(2)])
-        found["auroc_position"] = scoring.best_position_auroc(after, decisive_N)
-        if mask is not None:
-            found["auroc_reward"] = scoring.mask_auroc(after, decisive_N, "reward_mask")
-            found["auroc_kl"] = scoring.mask_auroc(after, decisive_N, "kl_mask")
-            found["auroc_untrained"] = scoring.mask_auroc(before, decisive_N, "reward_mask") if before else None
+        decisive_N = table.all_decisive
+        found |= token_figures(after, before, decisive_N, masked=mask is not None)
         if table.has_chance and run.config.tokenizer.kind == "reviews":  # the grammar's chances are those of whole words
-            chance_N = np.concatenate([table.chance(n, p) for n in range(len(table)) for p in range(2)])
-            found["auroc_ceiling"] = scoring.auroc(chance_N, decisive_N)
+            found["auroc_ceiling"] = auroc(table.all_chance, decisive_N)
+            found["precision_ceiling"] = precision(table.all_chance, decisive_N)
     return found
+
+
+def lexicon_summary(run, marks: WordMarks, before: list | None, after: list) -> dict[str, Any]:
+    """token_figures by each lexicon: of all tokens, and of those that are not the rest of a word (`first_pieces`), whose context does not hold the
+    word's beginning."""
+    find = functools.partial(token_figures, after, before, masked=build.mask_config(run.config) is not None)
+    return {name: find(decisive_N) | {"first_pieces": find(decisive_N, kept_N=~marks.rest)} for name, decisive_N in marks.decisive.items()}
 
 
 # ---------------------------------------------------------------- what the policy writes

@@ -97,7 +97,7 @@ class Marks:
             found["trained"] = {name: marks[name]["finished"] for name in TRAINING if name in marks}
         if stage not in _CONTINUED:
             data = self._config.data
-            sources = data.train + data.eval + data.prompts * (stage == "generate")
+            sources = data.train + data.eval + data.prompts * (stage == "generate") + self._config.evaluation.lexicons * (stage == "eval")
             paths = [self._config.policy.path, self._config.reference.path, *(getattr(source, "path", None) for source in sources)]
             if stage == "measure":
                 paths = [str(self._directory / "generations.jsonl")]

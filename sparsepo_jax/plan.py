@@ -63,6 +63,9 @@ def make_plan_text(config: Config) -> str:
         _is_local(config.tokenizer.path, "tokenizer.path", mistakes, _MODEL_ID)
     rows = {name: _rows_of(getattr(config.data, name), f"data.{name}", mistakes) for name in _lists_used(config)}
     scorer_rows = _scorer_rows(config, mistakes)
+    for number, lexicon in enumerate(config.evaluation.lexicons if "eval" in config.stages else []):
+        if not Path(lexicon.path).is_file():
+            mistakes.append(f"evaluation.lexicons.{number}.path: no such file: {lexicon.path}")
     length = _max_length(config, policy, mistakes)
     _check_vocabularies(config, policy, reference, mistakes)
     _check_batch_sizes(config, mistakes)

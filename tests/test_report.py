@@ -317,6 +317,17 @@ def test_summary_table_shows_the_mask_before_and_after():
     assert rows["AUROC, position alone"] == ["-", "0.610"]
 
 
+def test_controls_are_on_the_page_and_not_in_the_printed_table(run_dir):
+    """A number that lies three names deep; half a summary of a run before there were controls shows a dash."""
+    left = {"0.1": {"accuracy_top": 0.7125, "accuracy_random": 0.9375}}
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"mask": SUMMARY["mask"] | {"auroc_shuffled": 0.5375, "deletion": left}}))
+    text = " ".join(page_of(run_dir).text.split())
+    assert "0.537" in text and text.index("without any tenth") < text.index("0.938") < text.index("without the top tenth") < text.index("0.713")
+    assert "tenth" not in summary_table(SUMMARY) and "|log-ratio|" in summary_table(SUMMARY)
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"mask": {"deletion": None}}))
+    assert "without the top tenth" in page_of(run_dir).text
+
+
 def test_report_does_not_import_jax():
     code = "import sys, sparsepo_jax.report.page; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

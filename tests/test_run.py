@@ -35,8 +35,11 @@ def test_a_run_leaves_summary_metrics_scores_pairs_and_report(finished):
     samples = lines_of(output / "samples.jsonl")
     assert [row["index"] for row in samples] == list(range(5)) and all(row["prompt"].startswith("review of") for row in samples)
     assert any(row["before"] != row["after"] for row in samples) or summary["after"]["generated_kl"] < 0.1
-    assert set(summary["mask"]) == {"auroc_reward", "auroc_kl", "auroc_ceiling", "auroc_position", "auroc_untrained", "sparsity_start", "sparsity_end"}
+    left = summary["mask"].pop("deletion")
+    assert set(summary["mask"]) == {f"auroc_{name}" for name in ("reward", "kl", "logratio", "token_kl", "random", "shuffled", "positional", "confidence", "ceiling",
+        "position", "untrained")} | {"sparsity_start", "sparsity_end", "precision_reward", "precision_ceiling", "decisive_share"}
     assert all(0 <= value <= 1 for value in summary["mask"].values())
+    assert list(left) == ["0", "0.05", "0.1", "0.2", "0.4"] and left["0"]["margin_top"] == left["0"]["margin_random"] != left["0.4"]["margin_top"]
     assert summary["mask"]["auroc_reward"] <= summary["mask"]["auroc_ceiling"]
     assert summary["seconds"] > 0
     metrics = lines_of(output / "metrics.jsonl")

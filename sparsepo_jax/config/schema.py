@@ -459,6 +459,16 @@ class PairTraining(Training):
     """Evaluate while training, every so many steps, on data.eval and the held-out part."""
 
 
+class Lexicon(Section):
+    path: str
+    """A UTF-8 file, .gz or not."""
+    kind: Literal["opinion", "scores", "treebank"]
+    """A word a line, ; begins a comment (Hu and Liu); word TAB score (VADER, AFINN); or trees whose leaves are labelled 0 to 4 (Stanford)."""
+    threshold: NonNegative = 0.0
+    """A word decides if its strength is above this: 1 for opinion, |score|, |mean leaf label - 2| (0.5 leaves out treebank words that one spelling
+    in many makes not quite neutral)."""
+
+
 class Evaluation(Section):
     batch_size: Positive = 32
     """Pairs a batch; changes speed, not results."""
@@ -467,6 +477,8 @@ class Evaluation(Section):
     sampled_prompts: Positive | None = None
     """Let the policy answer the first so many distinct prompts, before and after po, one response each from the policy's own distribution
     (temperature 1, nothing cut off; of `generation` only max_new_tokens and batch_size count). None: nothing is sampled."""
+    lexicons: list[Lexicon] = []
+    """Word lists that say which tokens are decisive, in pairs that do not say it themselves. Lists of one kind make one lexicon."""
 
 
 class Generation(Section):
@@ -742,8 +754,9 @@ class Config(Section):
             said.append("po.lora: the reference is the policy without its adapters: leave out reference.path, or po.lora")
         if self.reference.cached and (why := _needs_reference(self.objective)):
             said.append(f"reference.cached: {why}, which needs the reference itself: set it to false")
-        if self.generation.stop and self.policy.path is None and self.tokenizer.kind == "auto":
-            said.append("generation.stop: stop strings are text: set tokenizer, or policy.path with one beside it")
+        for name, is_text in (("generation.stop: stop strings are", self.generation.stop), ("evaluation.lexicons: words are", self.evaluation.lexicons)):
+            if is_text and self.policy.path is None and self.tokenizer.kind == "auto":
+                said.append(f"{name} text: set tokenizer, or policy.path with one beside it")
         if "measure" in wanted and self.measure == Measure():
             said.append("measure: needed by stage measure: set measure.code={} or measure.text={}")
         if {"generate", "measure"} <= set(wanted) and self.measure.code and max(self.measure.code.k) > self.generation.samples:

@@ -10,14 +10,28 @@ import numpy as np
 from sparsepo_jax.data.table import TokenTable
 
 _LEGEND = "tokens are set apart by │; … cut off here; *decisive*; {given weight}, where it is not 1"
+_WINDOW = 32  # tokens
 
 
 def token_texts(ids: np.ndarray, tokenizer: Any | None) -> list[str]:
     """What each token adds to the text; a character split over tokens shows as U+FFFD until its last one. Without a tokenizer, the ids."""
     if tokenizer is None:
         return [f"{int(x)} " for x in ids]
-    texts = ["", *(tokenizer.decode(ids[: n + 1]) for n in range(len(ids)))]
-    return [now[len(os.path.commonprefix([before, now])):] for before, now in itertools.pairwise(texts)]
+    texts: list[str] = []
+    while len(texts) < len(ids):  # in windows: to decode all that came before, for each token, would take the square of the length
+        first = _window_start(ids, len(texts), tokenizer)
+        decoded = ["", *(tokenizer.decode(ids[first:end]) for end in range(first + 1, min(len(texts) + _WINDOW, len(ids)) + 1))]
+        added = [now[len(os.path.commonprefix([before, now])):] for before, now in itertools.pairwise(decoded)]
+        texts += added[len(texts) - first:]
+    return texts
+
+
+def _window_start(ids: np.ndarray, done: int, tokenizer: Any) -> int:
+    """A token or more before `done`: some tokenizers drop the space before the first token of a text, and a character may be in the middle."""
+    first = max(done - 1, 0)
+    while first > max(done - 8, 0) and tokenizer.decode(ids[first : first + 1]).startswith("\ufffd"):
+        first -= 1
+    return first
 
 
 def format_rows(table: TokenTable, tokenizer: Any | None, rows: Iterable[int]) -> str:

@@ -23,3 +23,15 @@ def position_auroc(position_N: np.ndarray, decisive_N: np.ndarray) -> float | No
     _, index_N = np.unique(position_N, return_inverse=True)
     share = np.bincount(index_N, np.asarray(decisive_N, float)) / np.bincount(index_N)
     return auroc(share[index_N], decisive_N)
+
+
+def precision(score_N: np.ndarray, decisive_N: np.ndarray) -> float | None:
+    """The decisive share of the tokens with the largest scores, as many as there are decisive ones; of equal scores at the edge, each counts by its
+    chance to be among them. 1 is perfect, the decisive share of all tokens is chance; None where no token is decisive."""
+    score_N, decisive_N = np.asarray(score_N), np.asarray(decisive_N, bool)
+    count = int(decisive_N.sum())
+    if not count:
+        return None
+    edge = np.sort(score_N)[-count]
+    above_N, at_N = score_N > edge, score_N == edge
+    return float((decisive_N[above_N].sum() + decisive_N[at_N].mean() * (count - above_N.sum())) / count)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparsepo_jax.core.types import PairBatch
-from sparsepo_jax.eval.auroc import auroc, position_auroc
 
 
 class ResponseScore(NamedTuple):
@@ -60,27 +59,6 @@ def headline(scores: list[PairScore]) -> dict[str, float]:
     }
 
 
-def _tokens(scores: list[PairScore], field: str) -> np.ndarray:
-    return np.concatenate([getattr(response, field) for score in scores for response in score.responses])
-
-
 def mask_sparsity(scores: list[PairScore]) -> float:
     """Share of exact zeros in the reward mask over all response tokens."""
-    return float(np.mean(_tokens(scores, "reward_mask") == 0))
-
-
-def mask_auroc(scores: list[PairScore], decisive_N: np.ndarray, field: str) -> float | None:
-    """How well a mask (reward_mask or kl_mask) ranks the decisive tokens above the others, 0.5 is chance.
-
-    decisive_N: a flag for each response token, pairs in order, chosen before rejected.
-    """
-    return auroc(_tokens(scores, field), decisive_N)
-
-
-def position_of_tokens(scores: list[PairScore]) -> np.ndarray:
-    return np.concatenate([np.arange(len(response.logp)) for score in scores for response in score.responses])
-
-
-def best_position_auroc(scores: list[PairScore], decisive_N: np.ndarray) -> float | None:
-    """The best that position in the response alone could do."""
-    return position_auroc(position_of_tokens(scores), decisive_N)
+    return float(np.mean(np.concatenate([response.reward_mask for score in scores for response in score.responses]) == 0))

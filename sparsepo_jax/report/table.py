@@ -8,8 +8,8 @@ class Row(NamedTuple):
     """One line of the summary. `before` and `after` are paths into summary.json; None: there is no such number."""
 
     label: str
-    before: tuple[str, str] | None
-    after: tuple[str, str] | None
+    before: tuple[str, ...] | None
+    after: tuple[str, ...] | None
     meaning: str
     optional: bool = False  # left out where there is no number
 
@@ -41,10 +41,28 @@ MASK_ROWS = (
         "before and after training the mask."),
     Row("AUROC, KL mask", None, ("mask", "auroc_kl"),
         "The same for the KL mask."),
+    Row("AUROC, |log-ratio|", None, ("mask", "auroc_logratio"),
+        "The same for |log policy - log reference| of the token, which sees the token itself: no mask's ceiling binds it."),
     Row("AUROC, ceiling", None, ("mask", "auroc_ceiling"),
         "The best that any mask can reach: a mask sees only what comes before a token."),
     Row("AUROC, position alone", None, ("mask", "auroc_position"),
         "The best ranking of tokens by their position alone, without reading them."),
+)
+CONTROL_ROWS = (  # on the page only
+    Row("AUROC, mask shuffled", None, ("mask", "auroc_shuffled"),
+        "The reward mask's values in a random order within each response."),
+    Row("AUROC, early tokens first", None, ("mask", "auroc_positional"),
+        "Weights that decay from token to token."),
+    Row("AUROC, unsure tokens", None, ("mask", "auroc_confidence"),
+        "1 on tokens whose probability is at most the response's mean (ConfPO), else 0, by the reference."),
+    Row("decisive share", None, ("mask", "decisive_share"),
+        "Share of the response tokens that are decisive."),
+    Row("decisive share of the top", None, ("mask", "precision_reward"),
+        "The same among the tokens with the largest reward mask, as many as are decisive."),
+    Row("accuracy without any tenth", None, ("mask", "deletion", "0.1", "accuracy_random"),
+        "Unmasked accuracy (KL term included, where there is one) when each response loses a tenth of its tokens, drawn by chance."),
+    Row("accuracy without the top tenth", None, ("mask", "deletion", "0.1", "accuracy_top"),
+        "The same when it loses the tenth with the largest mask: lower, if the mask finds what matters."),
 )
 
 
@@ -65,12 +83,11 @@ def measure_rows(measures: dict) -> list[tuple[str, float, str]]:
             if name.startswith(start) and isinstance(x, (int, float)) and not isinstance(x, bool)]
 
 
-def value(summary: dict, path: tuple[str, str] | None) -> float | None:
+def value(summary: dict, path: tuple[str, ...] | None) -> float | None:
     """The number at `path`; None if it is absent, null or no number."""
-    if path is None:
-        return None
-    section = summary.get(path[0])
-    found = section.get(path[1]) if isinstance(section, dict) else None
+    found: Any = None if path is None else summary
+    for name in path or ():
+        found = found.get(name) if isinstance(found, dict) else None
     return as_float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
 
 
