@@ -1,0 +1,27 @@
+"""What the README shows runs."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=[f"block {number}" for number in range(len(PYTHON))])
+def test_python_of_the_readme_runs(code):
+    found: dict = {}
+    exec(code, found)
+    assert np.isfinite(found["value"]) and found["value"] > 0 and np.isfinite(found["gradient"]).all() and np.any(found["gradient"] != 0)
+
+
+def test_there_is_python_in_the_readme():
+    assert PYTHON
+
+
+def test_files_that_the_readme_names_are_there():
+    named = set(re.findall(r"(?:configs|tests|benchmarks|launch)/[\w./-]*\w", README))
+    root = Path(__file__).parent.parent
+    assert len(named) > 20 and not [name for name in sorted(named) if not (root / name).exists()]
