@@ -22,7 +22,6 @@ from sparsepo_jax.config.schema import (
     HuggingFaceScorer,
     LearnedMask,
     Optimizer,
-    PairMaking,
     PretrainedTokenizer,
     ReviewsTokenizer,
     Source,

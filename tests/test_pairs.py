@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -248,27 +247,16 @@ def test_a_checkpoint_that_cannot_score_is_one_line(checkpoints, name, label, sa
 
 
 def test_unit_tests_score_one_or_nought(monkeypatch):
-    """Against stand-ins of the sandbox that have its interface."""
-    from typing import NamedTuple
+    """MBPP's and HumanEval's columns, in the sandbox; the limits reach it."""
+    from sparsepo_jax.eval import sandbox
 
-    class Limits(NamedTuple):
-        time_s: float = 4.0
-        memory_mb: int = 1024
-
-    class Outcome(NamedTuple):
-        passed: bool
-        why: str
-
-    asked = []
-    code_tests, sandbox = ModuleType("code_tests"), ModuleType("sandbox")
-    code_tests.program_of = lambda row, prompt, completion: prompt + completion + row["test"]
-    sandbox.Limits = Limits
-    sandbox.run_programs = lambda programs, limits, workers=None: asked.append((limits, workers)) or [Outcome("ok" in p, "") for p in programs]
-    monkeypatch.setitem(sys.modules, "sparsepo_jax.eval.code_tests", code_tests)
-    monkeypatch.setitem(sys.modules, "sparsepo_jax.eval.sandbox", sandbox)
-    scorer = unit_test_scorer(time_s=2.0, memory_mb=64, workers=3)
-    assert scorer(["a", "b", "o"], ["c", "d", "k"], [{"test": "ok"}, {"test": ""}, {"test": ""}]) == [1.0, 0.0, 1.0]
-    assert asked == [(Limits(2.0, 64), 3)]
+    asked, run_programs = [], sandbox.run_programs
+    monkeypatch.setattr(sandbox, "run_programs", lambda programs, *settings: asked.append(settings) or run_programs(programs, *settings))
+    mbpp, human_eval = {"test_list": ["assert add(1, 2) == 3"]}, {"test": "def check(f):\n    assert f(2) == 4\n", "entry_point": "double"}
+    completions = ["def add(a, b):\n    return a + b\n", "def add(a, b):\n    return a - b\n", "    return 2 * x\n"]
+    scorer = unit_test_scorer(time_s=60.0, memory_mb=512, workers=2)
+    assert scorer(["", "", "def double(x):\n"], completions, [mbpp, mbpp, human_eval]) == [1.0, 0.0, 1.0]
+    assert asked == [(sandbox.Limits(60.0, 512), 2)]
 
 
 # ---------------------------------------------------------------- the stage
