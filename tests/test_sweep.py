@@ -186,6 +186,13 @@ def test_every_run_is_as_if_it_had_run_alone(swept):
     assert json.loads((alone / "summary.json").read_text())["after"] == json.loads((base / "beta=0.4,seed=1/summary.json").read_text())["after"]
 
 
+def test_a_sweep_ends_with_one_report_of_its_runs(swept):
+    found = json.loads((swept[0] / "comparison.json").read_text())
+    assert [(group["label"], list(group["runs"])) for group in found["groups"]] == [("beta 0.1", ["0", "1"]), ("beta 0.4", ["0", "1"])]
+    assert "after.accuracy_unmasked" in found["groups"][0]["metrics"] and found["left_out"] == []
+    assert (swept[0] / "comparison.html").read_text().count("<html") == 1
+
+
 def test_what_is_finished_is_not_run_again(swept, capsys):
     base, command = swept
     before = {path: path.stat().st_mtime_ns for path in base.rglob("summary.json")}
