@@ -68,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(json.dumps(json_schema(), indent=2))
         return 0
+    if options.output and not (options.compare and options.output.endswith(".html")):
+        parser.error("--output FILE.html goes with --compare")
+    if options.sweep and options.aot:
+        parser.error("--aot compiles one config: give it the values of one run in place of --sweep")
     if options.compare:
         return compare(options)
     if options.config is None:

@@ -133,7 +133,7 @@ def write_sweep(base, runs):
     """runs: (values, status, run's settings)."""
     book = []
     for values, status, settings in runs:
-        name = ",".join(f"{key}={value}" for key, value in values.items())
+        name = ",".join(f"{key}={json.dumps(value)}" for key, value in values.items()).replace('"', "")
         if status == "done":
             write_run(base / name, **settings)
         book.append({"name": name, "values": values, "status": status, "error": "no <b>data" if status == "failed" else None, "seconds": 1.0})
@@ -161,6 +161,20 @@ def test_a_sweep_is_grouped_by_what_it_swept_and_says_what_is_left_out(sweep, tm
         (f"{kind}, beta {beta}", kind, beta, ["0", "1"]) for kind in ("dpo", "tdpo1") for beta in (0.5, 0.1)]
     assert found["left_out"] == [{"run": "objective.kind=ipo,seed=0", "why": "failed: no <b>data"}, {"run": "objective.kind=ipo,seed=1", "why": "not finished"}]
     assert "failed: no <b>data" in page.text and "b" not in {tag for tag, attrs in page.tags if attrs}
+
+
+def test_a_label_says_what_tells_runs_of_an_objective_apart(tmp_path):
+    masks = {"sparsepo": [{"kind": "learned", "sharing": "common"}, {"kind": "learned", "sharing": "independent"}, {"kind": "random"}], "dpo": [None]}
+    runs = []
+    for kind, of in masks.items():
+        for mask in of:
+            objective = {"kind": kind} | ({"mask": mask} if mask else {})
+            runs += [({"objective": objective, "objective.beta": beta}, "done", {"kind": kind, "beta": beta}) for beta in (0.1, 0.4)]
+    groups, _ = find_groups([write_sweep(tmp_path / "base", runs)])
+    assert [group.label for group in groups if group.beta == 0.4] == [
+        "sparsepo, mask.kind learned, sharing common, beta 0.4", "sparsepo, mask.kind learned, sharing independent, beta 0.4", "sparsepo, mask.kind random, beta 0.4",
+        "dpo, beta 0.4"]
+    assert [group.method for group in groups if group.beta == 0.4][1:] == ["sparsepo, mask.kind learned, sharing independent", "sparsepo, mask.kind random", "dpo"]
 
 
 def test_every_number_of_the_summary_is_compared_and_differences_are_paired_by_seed(sweep, tmp_path):
