@@ -68,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(json.dumps(json_schema(), indent=2))
         return 0
+    if options.output and not (options.compare and options.output.endswith(".html")):
+        parser.error("--output FILE.html goes with --compare")
+    if options.sweep and options.aot:
+        parser.error("--aot compiles one config: give it the values of one run in place of --sweep")
     if options.compare:
         return compare(options)
     if options.config is None:
@@ -151,7 +155,8 @@ def sweep(options: argparse.Namespace) -> int:
         print("stopped between two runs; the same command continues the sweep", file=sys.stderr)
         return RUN_AGAIN if isinstance(asked, Terminated) else 130
     if status in (0, 1) and sweeps.is_first_process():
-        write_comparison([base], base / "comparison.html", options)
+        if said := write_comparison([base], base / "comparison.html", options):
+            print(f"note: no comparison: {said}")
     return leave(status)
 
 
@@ -159,21 +164,23 @@ def compare(options: argparse.Namespace) -> int:
     """One report of many runs; returns the exit status."""
     directories = [Path(name) for name in options.compare]
     output = Path(options.output or (directories[0] if len(directories) == 1 else Path()) / "comparison.html")
-    return write_comparison(directories, output, options)
+    if said := write_comparison(directories, output, options):
+        print(f"error: {said}", file=sys.stderr)
+    return 1 if said else 0
 
 
-def write_comparison(directories: Sequence[Path], output: Path, options: argparse.Namespace) -> int:
+def write_comparison(directories: Sequence[Path], output: Path, options: argparse.Namespace) -> str | None:
+    """Says where the report is, or returns in one line why there is none."""
     from sparsepo_jax.core.errors import UserError
-    from sparsepo_jax.report.comparison import write_comparison as write
+    from sparsepo_jax.report import comparison
 
     try:
-        print(f"comparison: {write(directories, output, metrics=options.metric, baseline=options.baseline)}")
-        return 0
+        print(f"comparison: {comparison.write_comparison(directories, output, metrics=options.metric, baseline=options.baseline)}")
+        return None
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        return str(error)
     except OSError as error:
-        print(f"error: {error.filename or output}: {error.strerror}", file=sys.stderr)
-    return 1
+        return f"{error.filename or output}: {error.strerror}"
 
 
 def run(config: "Config") -> int:

@@ -1,6 +1,8 @@
 """A grid of runs: what it is made of, and that every run is one of its own, kept apart and continued."""
 
 import json
+import os
+import signal
 import sys
 from types import ModuleType
 
@@ -156,6 +158,20 @@ def test_a_stop_ends_the_sweep_and_a_larger_grid_keeps_what_there_is(tmp_path, s
     assert len(book_of(tmp_path)) == 5 and book_of(tmp_path)["beta=0.8,seed=0"] == ("done", None)
 
 
+def test_a_signal_between_two_runs_ends_the_sweep_too(tmp_path, stages, capsys, monkeypatch):
+    monkeypatch.setattr("sparsepo_jax.sweep.gc.collect", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["--config", str(write_config(tmp_path)), *GRID]) == RUN_AGAIN
+    assert stages.ran == [(0.1, 0)] and list(book_of(tmp_path).values())[:2] == [("done", None), ("to do", None)]
+    assert capsys.readouterr().err == "stopped between two runs; the same command continues the sweep\n"
+
+
+@pytest.mark.parametrize("options", [["--aot", "v5e-16"], ["--output", "x.html"]])
+def test_options_that_do_not_go_with_a_sweep_run_nothing(tmp_path, stages, options):
+    with pytest.raises(SystemExit) as caught:
+        main(["--config", str(write_config(tmp_path)), *GRID, *options])
+    assert caught.value.code == 2 and stages.ran == []
+
+
 def test_check_prints_the_grid_and_runs_nothing(tmp_path, stages, capsys):
     path = str(write_config(tmp_path))
     assert main(["--config", path, *GRID, "--check"]) == 0
@@ -171,7 +187,7 @@ def test_check_prints_the_grid_and_runs_nothing(tmp_path, stages, capsys):
 def swept(tmp_path_factory):
     """Two betas, two seeds."""
     directory = tmp_path_factory.mktemp("swept")
-    command = ["--config", str(write_config(directory, stages=["po", "eval", "report"], po={"steps": 2, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}}, evaluation={"sampled_prompts": None})), *GRID]
+    command = ["--config", str(write_config(directory, stages=["po", "eval", "report"], po={"steps": 2, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}}, evaluation={"sampled_prompts": None})), "objective.kind=dpo", *GRID]
     assert main(command) == 0
     return directory / "run", command
 
@@ -181,9 +197,16 @@ def test_every_run_is_as_if_it_had_run_alone(swept):
     losses = {run.name: lines_of(run / "metrics.jsonl")[0]["loss"] for run in base.iterdir() if run.is_dir()}
     assert losses.keys() == {"beta=0.1,seed=0", "beta=0.1,seed=1", "beta=0.4,seed=0", "beta=0.4,seed=1"} and len(set(losses.values())) == 4
     alone = base.parent / "alone"
-    assert main([*command[:2], f"output_dir={alone}", "objective.beta=0.4", "seed=1"]) == 0
+    assert main([*command[:3], f"output_dir={alone}", "objective.beta=0.4", "seed=1"]) == 0
     assert lines_of(alone / "metrics.jsonl")[0]["loss"] == losses["beta=0.4,seed=1"]
     assert json.loads((alone / "summary.json").read_text())["after"] == json.loads((base / "beta=0.4,seed=1/summary.json").read_text())["after"]
+
+
+def test_a_sweep_ends_with_one_report_of_its_runs(swept):
+    found = json.loads((swept[0] / "comparison.json").read_text())
+    assert [(group["label"], list(group["runs"])) for group in found["groups"]] == [("beta 0.1", ["0", "1"]), ("beta 0.4", ["0", "1"])]
+    assert "after.accuracy_unmasked" in found["groups"][0]["metrics"] and found["left_out"] == []
+    assert (swept[0] / "comparison.html").read_text().count("<html") == 1
 
 
 def test_what_is_finished_is_not_run_again(swept, capsys):

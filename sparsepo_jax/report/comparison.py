@@ -144,7 +144,7 @@ def find_groups(directories: Sequence[Path]) -> tuple[list[Group], list[tuple[st
         keys = _differing(runs)
         for run in runs:
             run.settings = {key: run.config[key] for key in keys if key in run.config} or ({} if run.config else {"run": run.path.name})
-    return _grouped(runs, left_out, shorten=swept != list(directories) or len(swept) > 1), left_out
+    return _grouped(runs, left_out), left_out
 
 
 def _book(directory: Path) -> list[dict] | None:
@@ -208,8 +208,8 @@ def _differing(runs: list[Run]) -> list[str]:
     return found
 
 
-def _grouped(runs: list[Run], left_out: list[tuple[str, str]], *, shorten: bool) -> list[Group]:
-    """shorten: a label says only what tells a run from others of the same objective."""
+def _grouped(runs: list[Run], left_out: list[tuple[str, str]]) -> list[Group]:
+    """Runs of the same settings. A label says only what tells a run from others of the same objective."""
     keys = list(dict.fromkeys(key for run in runs for key in run.settings))
     names = short_names(keys)
     kinds = {run.config.get(KINDS) for run in runs}
@@ -219,10 +219,10 @@ def _grouped(runs: list[Run], left_out: list[tuple[str, str]], *, shorten: bool)
         for key, value in run.settings.items():
             if key == without or value == "given":
                 continue
-            alike = [other for other in runs if other.config.get(KINDS) == run.config.get(KINDS)]
+            alike = {json.dumps(other.settings[key], default=str) for other in runs if other.config.get(KINDS) == run.config.get(KINDS) and key in other.settings}
             if key == KINDS:
                 words.insert(0, str(value))
-            elif not shorten or len({json.dumps(other.settings.get(key), default=str) for other in alike}) > 1:
+            elif len(alike) > 1:
                 words.append(f"{names[key]} {_word(value)}")
         kind = run.config.get(KINDS)
         if isinstance(kind, str) and kind not in words and (not words or len(kinds) > 1):

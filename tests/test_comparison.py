@@ -1,0 +1,271 @@
+"""Runs side by side: groups, intervals by hand numbers, frontiers at the same KL, and a page that lets nothing become markup."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from ruamel.yaml import YAML
+
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.main import main
+from sparsepo_jax.report.comparison import find_groups, write_comparison
+from sparsepo_jax.report.frontier import Spot, draw, matched, shared_range, value_at
+from sparsepo_jax.report.intervals import t_interval, wilson
+from sparsepo_jax.report.plots import mean_metrics
+from test_report import Page, lines, metric_rows, pair
+
+
+def write_run(path, *, kind="dpo", beta=0.1, seed=0, accuracy=0.75, kl=2.0, config=None, pairs=(3, 11), first_mask=0.5, **after):
+    """A run's files, without the run."""
+    path.mkdir(parents=True)
+    with (path / "config.yaml").open("w") as file:
+        YAML(typ="safe").dump({"output_dir": str(path), "seed": seed, "objective": {"kind": kind, "beta": beta}} | (config or {}), file)
+    summary = {"before": {}, "after": {"accuracy_unmasked": accuracy, "kl": kl, "generated_kl": kl / 2} | after, "mask": {"sparsity_end": 0.25, "auroc_kl": None}, "pairs": 64}
+    (path / "summary.json").write_text(json.dumps(summary))
+    (path / "metrics.jsonl").write_text(lines(metric_rows()))
+    rows = [pair(index) for index in pairs]
+    for row in rows:
+        row["chosen"]["reward_mask"][0] = first_mask
+    (path / "pairs.jsonl").write_text(lines(rows))
+    return path
+
+
+def content(directories, tmp_path, **options):
+    output = write_comparison(directories, tmp_path / "out.html", **options)
+    return Page(output.read_text(encoding="utf-8")), json.loads(output.with_suffix(".json").read_text())
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def test_a_t_interval_by_hand():
+    """1, 2, 3: mean 2, s 1, t(2 degrees, 0.975) = 4.3027, half width 4.3027 / sqrt(3) = 2.4841."""
+    found = t_interval([1.0, 2.0, 3.0])
+    assert (found.n, found.mean, found.kind) == (3, 2.0, "t")
+    assert (found.low, found.high) == pytest.approx((-0.4841, 4.4841), abs=1e-4)
+    assert t_interval([7.0]) == (1, 7.0, None, None, None)
+    with pytest.raises(ValueError):
+        t_interval([])
+
+
+def test_a_wilson_interval_by_hand():
+    """2 of 4, z^2 = 3.8415: the centre stays 0.5, half width 1.96 sqrt(0.25/4 + 3.8415/64) / (1 + 3.8415/4) = 0.3500. 0 of 10: (0, z^2 / (10 + z^2))."""
+    assert wilson(0.5, 4)[2:4] == pytest.approx((0.1500, 0.8500), abs=1e-4)
+    assert wilson(0.0, 10)[2:4] == pytest.approx((0.0, 3.8415 / 13.8415), abs=1e-4)
+    assert wilson(1.0, 10).high == pytest.approx(1.0)
+
+
+# ---------------------------------------------------------------- the same KL
+
+
+def test_a_value_between_two_betas_is_linear_in_the_kl_and_there_is_none_outside():
+    points = [(3.0, 0.9), (1.0, 0.5), (5.0, 0.8)]  # in the order of beta, not of KL
+    assert [value_at(points, kl) for kl in (1, 1.5, 3, 4, 5)] == pytest.approx([0.5, 0.6, 0.9, 0.85, 0.8])
+    assert value_at(points, 0.99) is None and value_at(points, 5.01) is None and value_at([], 1) is None
+    assert value_at([(2.0, 0.4), (2.0, 0.6)], 2.0) == 0.5 and value_at([(2.0, 0.4)], 2.0) == 0.4
+
+
+def test_two_methods_at_the_same_kl_by_hand():
+    """At KL 2: seed 0 a 0.7, b 0.6; seed 1 a 0.8, b 0.5: differences 0.1 and 0.3, mean 0.2, s 0.1414, half width 12.706 * 0.1 = 1.2706."""
+    a = {0: [(1.0, 0.6), (3.0, 0.8)], 1: [(2.0, 0.8), (4.0, 1.0)], 2: [(1.0, 0.0), (9.0, 0.0)]}
+    b = {1: [(1.0, 0.4), (3.0, 0.6)], 0: [(2.0, 0.6)]}
+    at_2, at_3, at_8 = matched(a, b, [2.0, 3.0, 8.0])
+    assert (at_2.a, at_2.b) == ({0: pytest.approx(0.7), 1: 0.8}, {0: 0.6, 1: pytest.approx(0.5)})  # seed 2 is not of both
+    assert at_2.differences == pytest.approx({0: 0.1, 1: 0.3}) and at_2.means == pytest.approx((0.75, 0.55))
+    assert (at_2.difference.n, at_2.difference.mean, at_2.difference.high) == (2, pytest.approx(0.2), pytest.approx(0.2 + 1.2706, abs=1e-4))
+    assert at_3.b[0] is None and at_3.differences == {1: pytest.approx(0.3)} and at_3.difference.low is None
+    assert at_8.differences == {} and at_8.difference is None and at_8.means is None
+
+
+def test_the_range_is_what_most_seeds_reach_with_both():
+    a = {0: [(1, 0), (5, 0)], 1: [(2, 0), (6, 0)], 2: [(20, 0), (30, 0)]}
+    b = {0: [(0, 0), (4, 0)], 1: [(3, 0), (9, 0)], 2: [(20, 0), (25, 0)], 3: [(0, 0), (99, 0)]}
+    assert shared_range(a, b) == (3, 4)
+    assert shared_range({0: [(1, 0)]}, {0: [(1, 0)]}) is None and shared_range({0: [(1, 0), (2, 0)]}, {1: [(1, 0), (2, 0)]}) is None
+
+
+def test_a_frontier_is_drawn_within_its_box():
+    wide = Spot("wide", t_interval([1.0, 2.0]), t_interval([0.5, 0.9]), [(1.0, 0.5), (2.0, 0.9)])
+    alone = Spot("alone", t_interval([4.0]), wilson(0.8, 50), [(4.0, 0.8)])
+    broken = Spot("broken", t_interval([math.nan]), t_interval([1.0]), [(math.nan, 1.0)])
+    plane = draw({"m": [("0.1", wide), ("0.2", alone), ("0.3", broken)]}, title="t", x_label="x")
+    (curve,) = plane.curves
+    assert [mark.words for mark in curve.marks] == ["wide: 0.700 at 1.500 nats", "alone: 0.800 at 4.000 nats"]
+    assert curve.path.count("M") == 1 and curve.path.count("L") == 1
+    assert curve.marks[0].x < curve.marks[1].x and curve.marks[0].y > curve.marks[1].y  # SVG's y points down
+    for mark in curve.marks:
+        assert plane.left <= mark.x <= plane.right and plane.top <= mark.y <= plane.bottom
+        for numbers in mark.bars.replace("M", " ").replace("H", " ").replace("V", " ").split():
+            assert 0 <= float(numbers) <= plane.width
+    assert draw({"m": [("", broken)]}, title="t", x_label="x") is None
+
+
+# ---------------------------------------------------------------- groups
+
+
+def labels(*directories):
+    return {group.label: [run.seed for run in group.runs] for group in find_groups(directories)[0]}
+
+
+def test_runs_are_grouped_by_what_differs_but_the_seed(tmp_path):
+    for kind, beta in (("dpo", 0.1), ("dpo", 0.5), ("ipo", 0.3)):
+        for seed in (1, 0):
+            config = {"policy": {"path": f"sft/{seed}"}, "data": {"cache_dir": f"{kind}{seed}"}, "po": {"lora": None}}
+            write_run(tmp_path / f"{kind}-{beta}-{seed}", kind=kind, beta=beta, seed=seed, config=config)
+    assert labels(tmp_path) == {"dpo, beta 0.1": [0, 1], "dpo, beta 0.5": [0, 1], "ipo": [0, 1]}
+    groups, _ = find_groups([tmp_path])
+    assert [(group.method, group.beta) for group in groups] == [("dpo", 0.1), ("dpo", 0.5), ("ipo", 0.3)]
+    assert len(labels(tmp_path / "ipo-0.3-1", tmp_path / "ipo-0.3-0")) == 2  # nothing says that these paths go with the seed
+
+
+def test_null_against_a_section_and_a_path_that_is_not_the_seeds_are_differences(tmp_path):
+    write_run(tmp_path / "a", config={"po": {"lora": None}, "policy": {"path": "x"}})
+    write_run(tmp_path / "b", config={"po": {"lora": {"rank": 4}}, "policy": {"path": "x"}})
+    write_run(tmp_path / "c", config={"po": {"lora": None}, "policy": {"path": "y"}})
+    assert len(labels(tmp_path)) == 3
+    groups, left_out = find_groups([tmp_path / "a", tmp_path / "a"])
+    assert [len(group.runs) for group in groups] == [1] and "same settings and seed" in left_out[0][1]
+
+
+def write_sweep(base, runs):
+    """runs: (values, status, run's settings)."""
+    book = []
+    for values, status, settings in runs:
+        name = ",".join(f"{key}={json.dumps(value)}" for key, value in values.items()).replace('"', "")
+        if status == "done":
+            write_run(base / name, **settings)
+        book.append({"name": name, "values": values, "status": status, "error": "no <b>data" if status == "failed" else None, "seconds": 1.0})
+    (base / "sweep.json").write_text(json.dumps({"sweep": [], "runs": book}))
+    return base
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """dpo reaches (KL, accuracy) (1, 0.6) and (2, 0.8) with seed 0, the same + 0.02 with seed 1; tdpo1 the same + 0.1."""
+    runs = []
+    for kind, more in (("dpo", 0.0), ("tdpo1", 0.1)):
+        for beta, kl, accuracy in ((0.5, 2.0, 0.6), (0.1, 4.0, 0.8)):
+            for seed in (0, 1):
+                settings = {"kind": kind, "beta": beta, "seed": seed, "kl": kl, "accuracy": accuracy + more + 0.02 * seed, "reward": {"mean": 1.5, "words": ["x"]},
+                            "first_mask": 2.0 if kind == "tdpo1" else 0.5}
+                runs.append(({"objective.kind": kind, "objective.beta": beta, "seed": seed}, "done", settings))
+    runs += [({"objective.kind": "ipo", "seed": 0}, "failed", {}), ({"objective.kind": "ipo", "seed": 1}, "to do", {})]
+    return write_sweep(tmp_path / "base", runs)
+
+
+def test_a_sweep_is_grouped_by_what_it_swept_and_says_what_is_left_out(sweep, tmp_path):
+    page, found = content([sweep], tmp_path)
+    assert [(group["label"], group["method"], group["beta"], list(group["runs"])) for group in found["groups"]] == [
+        (f"{kind}, beta {beta}", kind, beta, ["0", "1"]) for kind in ("dpo", "tdpo1") for beta in (0.5, 0.1)]
+    assert found["left_out"] == [{"run": "objective.kind=ipo,seed=0", "why": "failed: no <b>data"}, {"run": "objective.kind=ipo,seed=1", "why": "not finished"}]
+    assert "failed: no <b>data" in page.text and "b" not in {tag for tag, attrs in page.tags if attrs}
+
+
+def test_a_label_says_what_tells_runs_of_an_objective_apart(tmp_path):
+    masks = {"sparsepo": [{"kind": "learned", "sharing": "common"}, {"kind": "learned", "sharing": "independent"}, {"kind": "random"}], "dpo": [None]}
+    runs = []
+    for kind, of in masks.items():
+        for mask in of:
+            objective = {"kind": kind} | ({"mask": mask} if mask else {})
+            runs += [({"objective": objective, "objective.beta": beta}, "done", {"kind": kind, "beta": beta}) for beta in (0.1, 0.4)]
+    groups, _ = find_groups([write_sweep(tmp_path / "base", runs)])
+    assert [group.label for group in groups if group.beta == 0.4] == [
+        "sparsepo, mask.kind learned, sharing common, beta 0.4", "sparsepo, mask.kind learned, sharing independent, beta 0.4", "sparsepo, mask.kind random, beta 0.4",
+        "dpo, beta 0.4"]
+    assert [group.method for group in groups if group.beta == 0.4][1:] == ["sparsepo, mask.kind learned, sharing independent", "sparsepo, mask.kind random", "dpo"]
+
+
+def test_every_number_of_the_summary_is_compared_and_differences_are_paired_by_seed(sweep, tmp_path):
+    page, found = content([sweep], tmp_path, baseline="dpo")
+    group = found["groups"][3]
+    assert set(group["metrics"]) == {"after.accuracy_unmasked", "after.kl", "after.generated_kl", "after.reward.mean", "mask.sparsity_end"}
+    assert "reward, mean" in page.text and "KL to reference" in page.text
+    number = group["metrics"]["after.accuracy_unmasked"]
+    assert number["by_seed"] == pytest.approx({"0": 0.9, "1": 0.92}) and number["mean"] == pytest.approx(0.91) and number["kind"] == "t"
+    assert number["high"] == pytest.approx(0.91 + 12.706 * 0.01, abs=1e-4)  # s / sqrt(2) = 0.01
+    one = next(d for d in found["differences"] if d["group"] == "tdpo1, beta 0.5" and d["metric"] == "after.accuracy_unmasked")
+    assert one["by_seed"] == pytest.approx({"0": 0.1, "1": 0.1}) and one["interval"]["high"] == pytest.approx(0.1)
+
+
+def test_methods_are_held_against_each_other_at_the_same_kl(sweep, tmp_path):
+    _, found = content([sweep], tmp_path)
+    assert found["kl"] == "after.generated_kl"
+    (match,) = found["matched"]
+    assert (match["method"], match["base"], match["metric"]) == ("tdpo1", "dpo", "after.accuracy_unmasked")
+    assert [one["kl"] for one in match["found"]] == [1.0, 1.5, 2.0]
+    assert [one["a"]["0"] for one in match["found"]] == pytest.approx([0.7, 0.8, 0.9])
+    assert [one["difference"]["mean"] for one in match["found"]] == pytest.approx([0.1] * 3)
+
+
+def test_one_seed_has_no_interval_but_an_accuracy_that_of_its_pairs(tmp_path):
+    write_run(tmp_path / "a")
+    page, found = content([tmp_path / "a"], tmp_path)
+    metrics = found["groups"][0]["metrics"]
+    assert metrics["after.kl"]["kind"] is None and "one seed" in page.text
+    assert metrics["after.accuracy_unmasked"]["kind"] == "wilson" and metrics["after.accuracy_unmasked"]["low"] == pytest.approx(wilson(0.75, 64).low)
+    assert "†" in page.text
+
+
+def test_a_chosen_metric_is_drawn_and_a_wrong_one_named(sweep, tmp_path):
+    page, _ = content([sweep], tmp_path, metrics=["reward.mean"])
+    assert "reward, mean against KL of what it writes" in page.text
+    with pytest.raises(UserError, match="did you mean reward.mean"):
+        content([sweep], tmp_path, metrics=["reward.men"])
+    with pytest.raises(UserError, match="--baseline: expected one of dpo, beta 0.5; .* got simpo"):
+        content([sweep], tmp_path, baseline="simpo")
+
+
+def test_a_pair_is_shown_as_each_group_sees_it(sweep, tmp_path):
+    page, _ = content([sweep], tmp_path, pairs=1)
+    first = [token for token in page.tokens if token["text"] == " good"]
+    assert len(first) == 4 and len({token["style"] for token in first}) == 2  # the same colours mean the same in all groups
+    assert "reward mask 2.000" in first[3]["title"] and "reward mask 0.500" in first[0]["title"]
+    assert "Pair 3" in page.text and "Pair 11" not in page.text
+
+
+def test_only_pairs_of_the_same_text_stand_side_by_side(tmp_path):
+    write_run(tmp_path / "a", beta=0.1)
+    write_run(tmp_path / "b", beta=0.2, pairs=(11, 4))
+    page, _ = content([tmp_path], tmp_path)
+    assert "Pair 11" in page.text and "Pair 3" not in page.text and "Pair 4" not in page.text
+    other = pair(11)
+    other["rejected"]["tokens"] = [" worse", ""]
+    (tmp_path / "b/pairs.jsonl").write_text(lines([other]))
+    assert "The same pair" not in content([tmp_path], tmp_path)[0].text
+
+
+def test_the_page_holds_no_markup_of_its_data_and_no_script(sweep, tmp_path):
+    page, _ = content([sweep], tmp_path)
+    assert {tag for tag, _ in page.tags} & {"script", "img", "link", "iframe", "object"} == set()
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on") or name in ("src", "srcset")]
+    assert any(token["text"] == "<script>alert(1)</script>" for token in page.tokens)
+    assert any("default-src 'none'" in (attrs.get("content") or "") for tag, attrs in page.tags if tag == "meta")
+
+
+def test_curves_are_means_over_the_steps_that_all_runs_have():
+    a, b = {("po", "loss"): {1: 1.0, 2: 2.0, 3: 3.0}, ("po", "x"): {1: 0.0}}, {("po", "loss"): {2: 4.0, 3: 5.0, 9: 0.0}}
+    assert mean_metrics([a, b]) == {("po", "loss"): {2: 3.0, 3: 4.0}}
+
+
+def test_the_command_compares_without_waiting_for_jax(sweep, tmp_path):
+    program = f"""
+import sys
+from sparsepo_jax.main import main
+code = main(["--compare", {str(sweep)!r}, "--baseline", "tdpo1", "--metric", "kl"])
+assert not {{"jax", "flax", "transformers"}} & set(sys.modules)
+sys.exit(code)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert json.loads((sweep / "comparison.json").read_text())["baseline"] == "tdpo1, beta 0.5"
+
+
+def test_nothing_to_compare_is_one_line(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["--compare", str(tmp_path / "empty"), str(tmp_path / "absent")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: nothing to compare (") and said.count("\n") == 1
+    (tmp_path / "sweep.json").write_text("[1]")
+    assert main(["--compare", str(tmp_path)]) == 1
+    assert "not a sweep's book" in capsys.readouterr().err
