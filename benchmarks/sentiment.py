@@ -2,7 +2,8 @@
 
     python benchmarks/sentiment.py DATA [--output runs/sentiment] [--seeds 3] [--betas 0.1,0.4,0.8]
 
-DATA: the directory that holds imdb_reviews/{train,test}.jsonl.gz (rows {"text", "label"}). Trains a small GPT-2 and its tokenizer on the reviews, a
+DATA: the directory that holds imdb_reviews/{train,test}.jsonl.gz (rows {"text", "label"}), lexicons/opinion_{positive,negative}.txt (Hu and Liu) and
+sst_trees/train.txt.gz (Stanford), by which the masks are judged. Trains a small GPT-2 and its tokenizer on the reviews, a
 classifier on their labels, samples continuations of their first words, pairs those that the classifier puts in different classes, and trains every
 objective on the pairs, for each beta and seed. Reward: mean probability of the positive class over continuations of held-out prompts; KL: of what
 the policy writes there, by sampling, nats a response. The same command goes on where it was stopped.
@@ -32,6 +33,7 @@ OBJECTIVES = {
     "random mask": "{kind: sparsepo, mask: {kind: random}}",
 }
 BASELINE = "DPO"
+WORDS = ("auroc_reward", "auroc_kl", "auroc_logratio", "auroc_untrained", "auroc_positional", "auroc_confidence", "auroc_random")
 
 
 def program(*arguments: str) -> None:
@@ -47,8 +49,10 @@ def run_all(data: Path, output: Path, betas: list[float], seeds: int) -> None:
     program("--config", str(CONFIGS / "sft.yaml"), f"output_dir={output}/sft", f"data.sft.0.path={train}")
     program("--config", str(CONFIGS / "pairs.yaml"), f"output_dir={output}/pairs", f"policy.path={output}/sft/export", f"data.prompts.0.path={train}",
             f"scorer.train.0.path={train}", f"scorer.test.0.path={test}")
+    lexicons = [f"{{path: {data}/lexicons/opinion_{side}.txt, kind: opinion}}" for side in ("positive", "negative")]
+    lexicons.append(f"{{path: {data}/sst_trees/train.txt.gz, kind: treebank, threshold: 0.5}}")
     program(
-        "--config", str(CONFIGS / "po.yaml"), f"output_dir={output}/grid", f"policy.path={output}/sft/export",
+        "--config", str(CONFIGS / "po.yaml"), f"evaluation.lexicons=[{', '.join(lexicons)}]", f"output_dir={output}/grid", f"policy.path={output}/sft/export",
         f"data.train.0.path={output}/pairs/pairs_made.jsonl", f"scorer.path={output}/pairs/classifier", "--metric", "generated_reward", "--sweep",
         "objective=" + ",".join(OBJECTIVES.values()), "objective.beta=" + ",".join(map(str, betas)), "seed=" + ",".join(map(str, range(seeds))),
     )
@@ -68,7 +72,9 @@ def read_points(grid: Path) -> list[dict]:
         points.append({
             "objective": list(OBJECTIVES)[order.index(json.dumps(values["objective"]))], "beta": values["objective.beta"], "seed": values["seed"],
             "kl": after["generated_kl"], "reward": after["generated_reward"], "reward_before": summary["before"]["generated_reward"],
-            "accuracy_unmasked": after["accuracy_unmasked"], "sparsity": summary["mask"]["sparsity_end"], "seconds": run["seconds"],
+            "accuracy_unmasked": after["accuracy_unmasked"], "sparsity": summary["mask"]["sparsity_end"], "seconds": run["seconds"], "words": {
+                lexicon: {which: {key: of[key] for key in WORDS} for which, of in (("all", found), ("first pieces", found["first_pieces"]))}
+                for lexicon, found in summary["lexicons"].items()},
         })
     return points
 
@@ -122,6 +128,12 @@ def main() -> None:
     for row in rows:
         interval = "one seed" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
         print(f"{row['objective']:30} at {row['kl']:6.2f} nats {row['difference']:+.3f} ({interval})")
+    print("\nAUROC for the words of a lexicon (first pieces of words), mean over betas and seeds\n" + f"{'':41}" + " ".join(f"{key[6:]:>10}" for key in WORDS))
+    for objective in OBJECTIVES:
+        for lexicon in points[0]["words"]:
+            of = [point["words"][lexicon]["first pieces"] for point in points if point["objective"] == objective]
+            mean = [None if any(row[key] is None for row in of) else statistics.fmean(row[key] for row in of) for key in WORDS]
+            print(f"{objective:30} {lexicon:10}" + " ".join(f"{'-' if x is None else format(x, '.3f'):>10}" for x in mean))
     print(save_result("sentiment", {"betas": betas, "seeds": options.seeds, "points": points, "matched": rows}))
     print(options.output / "grid" / "comparison.html")
 
