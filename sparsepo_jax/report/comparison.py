@@ -31,6 +31,7 @@ _LONGEST_LABEL = 48
 _ROWS = {path: (f"{row.label}{'' if path is row.after else ', before'}", row.meaning)
          for rows in vars(table).values() if isinstance(rows, tuple) for row in rows if isinstance(row, table.Row)
          for path in (row.before, row.after) if path is not None and (path is row.after or path[0] == "mask")}
+_MASKS = {".".join(path) for row in table.MASK_ROWS for path in (row.before, row.after) if path is not None}  # in a table of their own, controls are not
 
 
 @dataclass
@@ -101,7 +102,7 @@ def write_comparison(
     html = make_environment().get_template("comparison.html.jinja").render(
         title=" and ".join(directory.resolve().name for directory in directories[:3]) + (" and more" if len(directories) > 3 else ""),
         groups=groups, base=base, left_out=left_out, columns=columns, label=label_of, meaning=meaning_of, differences=differences,
-        main=[name for name in columns if name.startswith("after.")], masks=[name for name in columns if name.startswith("mask.") and _known(name)],
+        main=[name for name in columns if name.startswith("after.")], masks=[name for name in columns if name in _MASKS],
         drawn=drawn, kl=kl, planes=planes, matches=matches, most_pairs=max((run.pairs or 0 for group in groups for run in group.runs), default=0),
         charts=plots.make_overlay({group.label: plots.mean_metrics([run.metrics for run in group.runs]) for group in groups}),
         sides=sides, scales=heatmap.make_scales(shown), maskless=maskless, default_key="r" if maskless else "u",
