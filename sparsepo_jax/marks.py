@@ -1,7 +1,7 @@
 """What a run has finished, and with which settings: output_dir/stages.json. A finished stage is not repeated.
 
 A training stage whose settings have changed is refused by name: what lies on disk is another run. A stage that only reads (score, eval,
-export) is done again when its settings, the weights or the files that it read have changed.
+harness, export) is done again when its settings, the weights or the files that it read have changed.
 """
 
 import json
@@ -20,6 +20,7 @@ _SECTIONS = {
     "score": (*_READS, "evaluation"),
     "eval": (*_READS, "evaluation", "generation", "report"),
     "generate": (*_READS, "generation"),
+    "harness": (*_READS, "harness"),
     "export": ("seed", "policy", "tokenizer", "objective", "export"),
 }
 # Settings within these sections that do not change what the stage leaves.
@@ -86,6 +87,7 @@ class Marks:
             marks = self.all()
             found["trained"] = {name: marks[name]["finished"] for name in TRAINING if name in marks}
             paths = [self._config.policy.path, self._config.reference.path, *(getattr(s, "path", None) for s in self._config.data.train + self._config.data.eval)]
+            paths += [*self._config.harness.tasks, self._config.harness.include_path] if stage == "harness" else []
             found["files"] = {path: _stamp(Path(path)) for path in paths if path is not None}
         return found
 

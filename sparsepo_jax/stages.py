@@ -70,7 +70,7 @@ class Run:
     def run(self) -> int:
         stages: dict[str, Callable[[], None]] = {
             "inspect": self.inspect, "sft": self.sft, "po": self.po, "score": lambda: evaluation.score(self), "eval": lambda: evaluation.evaluate(self),
-            "generate": lambda: evaluation.generate(self), "report": self.report, "export": self.export,
+            "generate": lambda: evaluation.generate(self), "harness": lambda: evaluation.harness(self), "report": self.report, "export": self.export,
         }
         if set(self.config.stages) != {"report"} and jax.process_index() == 0:
             save_config(self.config, self.output_dir / "config.yaml")
@@ -186,13 +186,13 @@ class Run:
         lora = self.lora("po")
         return start if lora is None else start | {"policy": build.initial_adapters(self.spec, lora, self.config.seed, self.mesh)}
 
-    def current_weights(self) -> dict[str, Weights]:
-        """{"policy", "masks"} to score: of the finished po, else policy.path with its stored masks."""
+    def current_weights(self, *, with_masks: bool = True) -> dict[str, Weights]:
+        """{"policy", "masks"} to score: of the finished po, else policy.path with its stored masks (which it need not have without with_masks)."""
         if self.marks.finished("po"):
             return self.trained("po")
         if (self.output_dir / "po" / "start").exists():
             raise UserError(f"stage po in {self.output_dir} is not finished: run it again with the stage po first")
-        masks = build.stored_masks(self.config, self.problem.mask_source, self.mesh)
+        masks = build.stored_masks(self.config, self.problem.mask_source, self.mesh) if with_masks else {}
         return self.adapted({"policy": self.starting_policy(), "masks": masks})
 
     # ------------------------------------------------------------ training stages
