@@ -85,8 +85,9 @@ class HarnessModel(TemplateLM):
             text = self._render(chat_history, None, add_generation_prompt)
         if add_generation_prompt:
             return text
-        begun = chat_history[-1]["content"].strip()
-        return text[: text.rindex(begun) + len(begun)]
+        begun = chat_history[-1]["content"].lstrip()
+        at = text.rindex(begun.rstrip())
+        return text[: at + len(begun if text.startswith(begun, at) else begun.rstrip())]  # a template may trim
 
     # ------------------------------------------------------------ reading
 

@@ -16,16 +16,17 @@ from sparsepo_jax.report import heatmap, plots, table
 
 
 RESULTS = ("summary.json", "metrics.jsonl", "pairs.jsonl", "scores.jsonl")
+OTHERS = ("harness.json",)
 
 
 def write_report(output_dir: Path, pairs: int) -> Path:
     """Write output_dir/report.html and return its path. Shows the first `pairs` pairs.
 
-    Reads config.yaml, summary.json, metrics.jsonl, samples.jsonl and pairs.jsonl (else scores.jsonl, which has no text) in output_dir. The page
+    Reads config.yaml, summary.json, harness.json, metrics.jsonl, samples.jsonl and pairs.jsonl (else scores.jsonl, which has no text) in output_dir. The page
     says which are missing; half a line that an interrupted run left is passed over. UserError if there is nothing to report,
     summary.json is no JSON object, or a pair lacks fields.
     """
-    if not any((output_dir / name).is_file() for name in RESULTS):
+    if not any((output_dir / name).is_file() for name in RESULTS + OTHERS):
         raise UserError(f"report: expected {', '.join(RESULTS[:-1])} or {RESULTS[-1]} in {output_dir}, found none; "
                         "run the stage sft, po, score or eval first")
     config = _text(output_dir / "config.yaml")
@@ -33,12 +34,14 @@ def write_report(output_dir: Path, pairs: int) -> Path:
     pairs_path = _pairs_path(output_dir)
     shown = list(islice(_pairs(pairs_path), pairs)) if pairs_path else []
     summary = _summary(output_dir / "summary.json")
+    harness = _summary(output_dir / "harness.json", "harness")
     maskless = heatmap.without_masks(shown)
     html = _environment().get_template("page.html.jinja").render(
         run=output_dir.resolve().name,
         facts=_facts(config),
         config=config,
         summary=summary,
+        tasks=table.task_rows(harness or {}),
         duration=_duration((summary or {}).get("seconds")),
         charts=plots.make_charts(metrics),
         metrics={key: plots.extent(series) for key, series in sorted(metrics.items())},
@@ -96,19 +99,19 @@ def _facts(config: str | None) -> dict[str, Any]:
     return facts
 
 
-def _summary(path: Path) -> dict | None:
+def _summary(path: Path, stage: str = "eval") -> dict | None:
     text = _text(path)
     if text is None:
         return None
     try:
         summary = json.loads(text)
     except json.JSONDecodeError as error:
-        said = f"{path}: expected JSON, got an error at line {error.lineno}: {error.msg}; run the stage eval again"
+        said = f"{path}: expected JSON, got an error at line {error.lineno}: {error.msg}; run the stage {stage} again"
         raise UserError(said) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists a thousand deep
-        raise UserError(f"{path}: expected JSON, got what Python cannot read ({error}); run the stage eval again") from None
+        raise UserError(f"{path}: expected JSON, got what Python cannot read ({error}); run the stage {stage} again") from None
     if not isinstance(summary, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(summary).__name__}; run the stage eval again")
+        raise UserError(f"{path}: expected a JSON object, got {type(summary).__name__}; run the stage {stage} again")
     return summary
 
 
