@@ -28,7 +28,7 @@ POSITIONS = 48
 TEXTS = ["The cat sat on the mat and the dog sat on the cat.", "A naïve café in 東京: tea, cake, and a cat 🙂 sat there.", "What is the capital of the sea? The whale, the whale!"]
 LONG = " ".join(TEXTS * 3)
 PAIRS = [
-    ("The cat", " sat on the mat"), ("The cat", " dog"), ("The cat sat on ", "the mat"), ("", "The whale"), ("", "a"), ("The café", " in 東京 🙂"), ("東", "京"),
+    ("The cat", " sat on the mat"), ("The cat", " dog"), ("The cat sat on ", "the mat"), ("", "The whale"), ("", "a"), ("The café", " in 東京 🙂"), ("東京", "🙂"),
     (LONG, " the whale, the whale"), (LONG, " cat"), (LONG + " and the", " dog sat on the cat"), ("A", LONG[:60]), ("The cat", " sat"),
     *[("The cat sat on the mat and the dog sat on the cat. What is", choice) for choice in (" tea", " cake", " the sea", " the capital of the whale", " 東京")],
 ]
@@ -104,6 +104,13 @@ def greedy_tokens(theirs, context: list[int], count: int) -> list[int]:
     for _ in range(count):
         ids.append(int(theirs._model_call(torch.tensor([ids]))[0, -1].argmax()))
     return ids[len(context) :]
+
+
+def test_a_continuation_without_a_token_of_its_own_is_said(models):
+    """The tokenizer has one token for the two; and one that is too long."""
+    for pair, said in ((("東", "京"), "continuation of '.*東' has no token of its own"), (("The", LONG), f"does not fit {POSITIONS}")):
+        with pytest.raises(UserError, match=said):
+            models[0].loglikelihood(requests("loglikelihood", [pair]), disable_tqdm=True)
 
 
 def test_rolling_windows_get_the_same_numbers(models):
@@ -216,19 +223,21 @@ def test_the_stage_gives_the_figures_of_the_harness_itself(checkpoint, tmp_path,
 
 
 def test_adapters_are_evaluated_on_their_base(tmp_path):
-    """The same task on the run's adapters and on the merged export."""
-    task, limit = str(write_task(tmp_path, "animals")), {"batch_size": 8, "limit": 3}
-    shape = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 128}
+    """The perplexity of the run's adapters, of the merged export, and of the base alone, which is another."""
+    perplexity = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{question}}", "doc_to_choice": None, "metric_list": None}
+    harness = {"tasks": [str(write_task(tmp_path, "text", **perplexity))], "batch_size": 8, "limit": 3, "bootstrap_iters": 0}
+    shape = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 64}
     po = {"lora": {"rank": 2}, "steps": 2, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.3}}
     rows = [{"prompt": "The cat", "chosen": f" sat {n}", "rejected": f" ate {n}"} for n in range(8)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    out = program.run(tmp_path, stages=["po", "export", "harness"], policy={"config": shape}, tokenizer={"kind": "bytes"}, po=po,
-                      data={"sft": [], "train": [{"path": str(tmp_path / "pairs.jsonl")}], "eval": []}, harness={"tasks": [task], **limit})
+    data = {"sft": [], "train": [{"path": str(tmp_path / "pairs.jsonl")}], "eval": []}
+    byte = {"policy": {"config": shape}, "tokenizer": {"kind": "bytes"}, "harness": harness}
+    out = program.run(tmp_path, stages=["po", "export", "harness"], po=po, data=data, **byte)
     merged = program.run(tmp_path / "merged", stages=["harness"], policy={"path": str(out / "export"), "config": None}, tokenizer={"kind": "auto"}, data=None,
-                         harness={"tasks": [task], **limit})
-    base = program.run(tmp_path / "base", stages=["harness"], policy={"config": shape}, tokenizer={"kind": "bytes"}, data=None, harness={"tasks": [task], **limit})
-    results = [json.loads((path / "harness.json").read_text())["results"]["animals"] for path in (out, merged, base)]
-    assert results[0] == results[1] != results[2]
+                         harness=harness)
+    base = program.run(tmp_path / "base", stages=["harness"], data=None, **byte)
+    adapted, whole, alone = (json.loads((path / "harness.json").read_text())["results"]["text"]["bits_per_byte,none"] for path in (out, merged, base))
+    assert adapted == pytest.approx(whole, rel=1e-5) and abs(adapted - alone) > 1e-3
 
 
 @pytest.mark.parametrize(("name", "changes", "said"), [
