@@ -39,7 +39,7 @@ from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, is_mask_te
 from sparsepo_jax.ops.attention import AttentionKernel
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
 from sparsepo_jax.train import optimizer as optimizers
-from sparsepo_jax.train.forward import Problem, reference_tokens, response_log_ratio
+from sparsepo_jax.train.forward import Problem, reference_tokens, response_greedy, response_log_ratio
 from sparsepo_jax.train.reference_cache import weights_digest
 from sparsepo_jax.train.step import TrainState, make_pair_loss, make_pair_scores, make_sft_loss, make_update, start_state
 
@@ -544,6 +544,16 @@ def make_sum_log_ratios(problem: Problem, mesh: Mesh):
 def _sum_log_ratios(problem: Problem, policy: Weights, reference: Weights, batch: PairBatch):
     batch = jax.tree.map(lambda x: x[0], batch)
     return jnp.sum(jnp.where(batch.weight_B > 0, response_log_ratio(problem, policy, reference, batch)[:, 0], 0.0))
+
+
+def make_score_responses(problem: Problem, mesh: Mesh):
+    """response_greedy of a batch [1, B, ...], with its rows and their weights, on every host."""
+
+    def score(policy, base, batch):
+        batch = jax.tree.map(lambda x: x[0], batch)
+        return *response_greedy(problem, policy, base, batch), batch.row_B, batch.weight_B
+
+    return jax.jit(score, out_shardings=replicated(mesh))
 
 
 def make_sampling(config: schema.Config, hf_config: dict[str, Any], tokenizer: Any | None) -> Sampling:

@@ -1,9 +1,9 @@
-"""The stages that read what training left: score, eval, generate. Each takes the run (stages.Run) and writes under its output directory."""
+"""The stages that read what training left: score, eval, generate, harness. Each takes the run (stages.Run) and writes under its output directory."""
 
 import functools
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +226,62 @@ def _sampled(run, table: TokenTable, start: dict[str, Weights] | None, now: dict
         for record, one in zip(records, found, strict=True):
             record[when] = one.text if one.text is not None else " ".join(map(str, one.ids))
     return figures, records
+
+
+# ---------------------------------------------------------------- tasks of lm-evaluation-harness
+
+
+def harness(run) -> None:
+    """harness.json: the policy's figures in tasks of lm-evaluation-harness. Every process does the whole of it."""
+    began_s, path, settings = time.time(), run.output_dir / "harness.json", run.config.harness
+    if run.marks.finished("harness", path):
+        run.say("harness: finished before")
+        return
+    if run.tokenizer is None:
+        raise UserError("stage harness: tasks are text, but there is no tokenizer beside policy.path; set tokenizer")
+    try:
+        from sparsepo_jax.eval.harness_tasks import run_tasks
+    except ModuleNotFoundError as error:
+        raise UserError(f"stage harness: needs the extra lm_eval ({error}); pip install -e '.[lm_eval]'") from None
+    from sparsepo_jax.report.table import harness_table
+
+    given = {name: getattr(settings, name) for name in ("include_path", "num_fewshot", "gen_kwargs", "limit", "bootstrap_iters", "apply_chat_template",
+                                                        "fewshot_as_multiturn", "system_instruction")}
+    with jax.set_mesh(run.mesh):
+        found = run_tasks(_harness_model(run), settings.tasks, **given)
+    if jax.process_index() == 0:
+        path.write_text(json.dumps(found | {"settings": settings.model_dump(mode="json")}, indent=1) + "\n")
+    run.mark("harness", began_s)
+    run.say(f"harness: {', '.join(settings.tasks)} in {time.time() - began_s:.1f} s -> {path}\n{harness_table(found)}")
+
+
+def _harness_model(run):
+    """The run's policy as the harness takes it."""
+    from sparsepo_jax.data.formats import make_render
+    from sparsepo_jax.eval.harness import HarnessModel
+
+    config, settings, put = run.config, run.config.harness, build.put_on(run.mesh)
+    length = settings.max_length or run.spec.max_positions
+    if length > run.spec.max_positions:
+        raise UserError(f"harness.max_length: {length} tokens do not fit the model's {run.spec.max_positions} positions; set it to these or less")
+    build.check_batch("harness.batch_size", settings.batch_size, 1, run.mesh)
+    policy = run.current_policy()
+    base = run.reference_weights() if run.problem.adapted else None
+    score_batch, own = build.make_score_responses(run.problem, run.mesh), build.make_sampling(config, run.hf_config, run.tokenizer)
+    sampler_of = functools.cache(lambda sampling: build.make_policy_sampler(run.problem, config, run.mesh, sampling))
+
+    def score(table: TokenTable) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        for batch in run.in_order(table, settings.batch_size):
+            logp_BP, greedy_BP, row_B, weight_B = map(np.asarray, score_batch(policy, base, put(batch)))
+            yield from ((int(row_B[b]), logp_BP[b], greedy_BP[b]) for b in np.flatnonzero(weight_B > 0))
+
+    def answer(prompts: TokenTable, asked: Sampling) -> Iterator[Generated]:
+        sampling = asked._replace(seed=own.seed, ends=tuple(sorted({*own.ends, *asked.ends})))
+        # Stop strings are looked for by the host: they make no other program.
+        sampler = sampler_of(sampling._replace(stop=()))._replace(sampling=sampling)
+        planned = plan_prompts(prompts.prompt_lengths_N, batch_size=settings.batch_size, buckets=config.data.buckets)
+        batches = make_prompt_batches(prompts, planned, settings.batch_size, process_index=jax.process_index(), process_count=jax.process_count())
+        yield from generate_all(sampler, {**base, **policy} if run.problem.adapted else policy, batches, run.tokenizer)
+
+    render = make_render(run.tokenizer, config.data.template, config.data.template_arguments)
+    return HarnessModel(run.tokenizer, score, answer, render, max_length=length, add_bos=settings.add_bos, quiet=jax.process_index() != 0)

@@ -1,7 +1,7 @@
 """What a run has finished, and with which settings: output_dir/stages.json. A finished stage is not repeated.
 
 A training stage whose settings have changed is refused by name: what lies on disk is another run. So is the stage pairs, which goes on where it was
-interrupted. A stage that only reads (score, eval, measure, export) is done again when its settings, the weights or the files that it read have changed.
+interrupted. A stage that only reads (score, eval, measure, harness, export) is done again when its settings, the weights or the files that it read have changed.
 """
 
 import json
@@ -23,6 +23,7 @@ _SECTIONS = {
     "generate": (*_READS, "generation"),
     "pairs": ("seed", "policy", "tokenizer", "data", "generation", "pairs", "scorer"),
     "measure": ("measure",),
+    "harness": (*_READS, "harness"),
     "export": ("seed", "policy", "tokenizer", "objective", "export"),
 }
 # Settings within these sections that do not change what the stage leaves.
@@ -101,6 +102,7 @@ class Marks:
             paths = [self._config.policy.path, self._config.reference.path, *(getattr(source, "path", None) for source in sources)]
             if stage == "measure":
                 paths = [str(self._directory / "generations.jsonl")]
+            paths += [*self._config.harness.tasks, self._config.harness.include_path] if stage == "harness" else []
             found["files"] = {path: _stamp(Path(path)) for path in paths if path is not None}
         return found
 

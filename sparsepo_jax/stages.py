@@ -72,7 +72,7 @@ class Run:
         stages: dict[str, Callable[[], None]] = {
             "inspect": self.inspect, "sft": self.sft, "po": self.po, "score": lambda: evaluation.score(self), "eval": lambda: evaluation.evaluate(self),
             "generate": lambda: evaluation.generate(self), "pairs": lambda: make_pairs(self), "report": self.report, "export": self.export,
-            "measure": lambda: measure.measure(self),
+            "measure": lambda: measure.measure(self), "harness": lambda: evaluation.harness(self),
         }
         measure.check_packages(self.config)
         if set(self.config.stages) != {"report"} and jax.process_index() == 0:

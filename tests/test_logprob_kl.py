@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sparsepo_jax.dist.mesh import make_mesh, make_place_head
-from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_kl
+from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_best, logprob_kl
 from tolerances import TOKEN
 
 R, M, D, V = 3, 7, 8, 26
@@ -60,6 +60,18 @@ def test_equal_models_have_exactly_no_ratio_and_no_kl(blocks):
     logp, ref_logp, kl = jax.jit(lambda x, w: logprob_kl(x, w, x, w, label, valid, blocks=blocks))(states, head)
     np.testing.assert_array_equal(logp, ref_logp)
     np.testing.assert_array_equal(kl, 0.0)
+
+
+@pytest.mark.parametrize(("blocks", "softcap"), [(SMALL, None), (SMALL._replace(shards=2), 2.0), (HeadBlocks(), None)])
+def test_the_best_log_prob_is_met_exactly_by_the_most_probable_token(blocks, softcap):
+    states, head, _, _, label, valid = inputs()
+    best_RM = jnp.einsum("RMD,VD->RMV", states, head).argmax(-1)
+    expected, _, _ = plain(states, head, states, head, best_RM, valid, (softcap, softcap))
+    found = jax.jit(lambda y: logprob_best(states, head, y, valid, blocks=blocks, softcap=softcap))
+    for y in (label, best_RM):
+        logp, best = found(y)
+        np.testing.assert_allclose(best, expected, atol=TOKEN)
+        np.testing.assert_array_equal((logp == best)[valid], (y == best_RM)[valid])
 
 
 def test_nan_in_padding_reaches_neither_value_nor_gradient():

@@ -608,6 +608,35 @@ class Measure(Section):
     """Compare with references and with each other. An empty mapping is all defaults."""
 
 
+class Harness(Section):
+    """Tasks of lm-evaluation-harness (the extra `lm_eval`)."""
+
+    tasks: list[Annotated[str, Field(min_length=1)]] = []
+    """Names of its tasks, groups and tags (`lm-eval ls tasks`), or paths of task files (YAML). Such a file is a program: its templates and functions
+    are run."""
+    include_path: str | None = None
+    """A directory with task files that are known by their names, too."""
+    num_fewshot: Natural | None = None
+    """Solved examples before each question. None: as the task says; a task that says 0 keeps it."""
+    limit: Positive | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The first so many rows of each task; below 1: this share of them."""
+    batch_size: Positive = 32
+    """Contexts a batch; changes speed, not results."""
+    max_length: Annotated[int, Field(ge=2, lt=2**31)] | None = None
+    """Longest context + continuation, tokens; the end is kept. None: the model's positions."""
+    add_bos: bool | None = None
+    """A BOS token before contexts. None: if the tokenizer adds one of itself."""
+    gen_kwargs: Json = {}
+    """Over the tasks' generation_kwargs: until, max_gen_toks, do_sample, temperature, top_k, top_p."""
+    apply_chat_template: bool = False
+    """Contexts as messages, written by data.template with data.template_arguments."""
+    fewshot_as_multiturn: bool = True
+    """With it: each solved example is two turns of its own."""
+    system_instruction: str | None = None
+    bootstrap_iters: Natural = 1000
+    """Resamplings behind the standard errors that have no closed form; 0: none is computed."""
+
+
 class Mesh(Section):
     data: Positive | None = None
     """None (at most one axis): what the devices leave."""
@@ -702,7 +731,7 @@ def _needs_reference(objective: Any) -> str | None:
 
 
 class Config(Section):
-    stages: Annotated[list[Literal["inspect", "sft", "po", "score", "eval", "generate", "pairs", "measure", "report", "export"]], Field(min_length=1)]
+    stages: Annotated[list[Literal["inspect", "sft", "po", "score", "eval", "generate", "pairs", "measure", "harness", "report", "export"]], Field(min_length=1)]
     output_dir: str
     seed: Natural = 0
     policy: Policy = Policy()
@@ -718,6 +747,7 @@ class Config(Section):
     scorer: Scorer | None = None
     """What says how good a response is: the stage pairs needs it; the mean score of the answers to evaluation.sampled_prompts is among the results."""
     measure: Measure = Measure()
+    harness: Harness = Harness()
     compute: Compute = Compute()
     checkpoint: Checkpoint = Checkpoint()
     logging: Logging = Logging()
@@ -734,12 +764,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _stages_fit(self):
         wanted, said = self.stages, []
-        order = {"inspect": 0, "sft": 1, "po": 2, "score": 3, "eval": 3, "generate": 3, "pairs": 3, "export": 3, "measure": 4, "report": 5}
+        order = {"inspect": 0, "sft": 1, "po": 2, "score": 3, "eval": 3, "generate": 3, "pairs": 3, "export": 3, "measure": 4, "harness": 4, "report": 5}
         if len(set(wanted)) != len(wanted):
             said.append("stages: a stage is listed twice")
         if [order[stage] for stage in wanted] != sorted(order[stage] for stage in wanted):
-            said.append(f"stages: the order is inspect, sft, po, then score/eval/generate/pairs/export, then measure, then report; got {', '.join(wanted)}")
-        if self.policy == Policy() and not {"sft", "po", "score", "eval", "generate", "pairs", "export"}.isdisjoint(wanted):
+            said.append(f"stages: the order is inspect, sft, po, then score/eval/generate/pairs/export, then measure/harness, then report; got {', '.join(wanted)}")
+        if self.policy == Policy() and not {"sft", "po", "score", "eval", "generate", "pairs", "harness", "export"}.isdisjoint(wanted):
             said.append("policy: needed by these stages: set policy.path (a checkpoint) or policy.config (a shape)")
         if "sft" in wanted and not self.data.sft:
             said.append("data.sft: needed by stage sft, but empty")
@@ -761,6 +791,10 @@ class Config(Section):
             said.append("measure: needed by stage measure: set measure.code={} or measure.text={}")
         if {"generate", "measure"} <= set(wanted) and self.measure.code and max(self.measure.code.k) > self.generation.samples:
             said.append(f"measure.code.k: pass@{max(self.measure.code.k)} needs as many samples of each problem, but generation.samples is {self.generation.samples}")
+        if "harness" in wanted and not self.harness.tasks:
+            said.append("harness.tasks: needed by stage harness, but empty")
+        if "harness" in wanted and self.policy.path is None and self.tokenizer.kind == "auto":
+            said.append("harness: tasks are text: set tokenizer, or policy.path with one beside it")
         if said:
             raise ValueError("\n".join(said))  # a line each; they name their place
         return self

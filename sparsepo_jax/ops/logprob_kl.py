@@ -55,6 +55,20 @@ def logprob_kl(
     are taken in the states' type. The reference is a constant. Without a reference (None, None) ref_logp is the policy's own, detached, and the KL is
     zero. softcaps: of the policy's and the reference's logits, see soft_cap.
     """
+    return _statistics(states_RMD, head_VD, ref_states_RMD, ref_head_VD, label_RM, valid_RM, blocks, softcaps)[:3]
+
+
+def logprob_best(
+    states_RMD: Float[Array, "R M D"], head_VD: Float[Array, "V D"], label_RM: Int[Array, "R M"], valid_RM: Bool[Array, "R M"], *,
+    blocks: HeadBlocks = HeadBlocks(), softcap: float | None = None,
+) -> tuple[Float[Array, "R M"], Float[Array, "R M"]]:
+    """(log pi(y), the largest log pi of any token) of each response token, as logprob_kl; equal, to the last bit, where y is a most probable token."""
+    logp, _, _, best = _statistics(states_RMD, head_VD, None, None, label_RM, valid_RM, blocks, (softcap, None))
+    return logp, best
+
+
+def _statistics(states_RMD, head_VD, ref_states_RMD, ref_head_VD, label_RM, valid_RM, blocks, softcaps) -> tuple[Array, Array, Array, Array]:
+    """What logprob_kl gives, and the policy's largest log-probability."""
     R, M, D = states_RMD.shape
     V = head_VD.shape[0]
     tokens = min(blocks.tokens, M)
@@ -70,8 +84,8 @@ def logprob_kl(
     label = jnp.pad(jnp.where(valid_RM, label_RM, 0), pad)
     used = -(-valid_RM.sum(axis=1).max() // tokens)
     out = _blocked(blocks, softcaps, inert(states_RMD), cut(head_VD, states_RMD), ref, label, used)
-    logp, ref_logp, kl = (jnp.where(valid_RM, x[:, :M], 0.0) for x in out)
-    return logp, jax.lax.stop_gradient(ref_logp), kl
+    logp, ref_logp, kl, best = (jnp.where(valid_RM, x[:, :M], 0.0) for x in out)
+    return logp, jax.lax.stop_gradient(ref_logp), kl, jax.lax.stop_gradient(best)
 
 
 def soft_cap(logits: Array, softcap: float | None) -> Array:
@@ -170,13 +184,14 @@ def _forward(blocks, softcaps, states_RMD, head_KVD, ref, label_RM, used):
     total_ARM = (sums.total_ARMK * jnp.exp(sums.largest_ARMK - largest_ARM[..., None])).sum(axis=-1)
     lse_ARM = largest_ARM + jnp.log(jnp.maximum(total_ARM, jnp.finfo(jnp.float32).tiny))  # of padding nothing was summed
     logp_ARM = sums.label_ARMK.sum(axis=-1) - lse_ARM
+    best_RM = largest_ARM[0] - lse_ARM[0]
     if ref is None:
-        out = logp_ARM[0], logp_ARM[0], jnp.zeros((R, M))
+        out = logp_ARM[0], logp_ARM[0], jnp.zeros((R, M)), best_RM
     else:
         share_RMK = jnp.exp(sums.largest_ARMK[1] - lse_ARM[1, ..., None])
         kl_RM = (sums.kl_RMK * share_RMK).sum(axis=-1) + (lse_ARM[0] - lse_ARM[1])
         # Rounding may leave -1e-8 where the two agree; KL is never negative. The gradient is that of the sum.
-        out = logp_ARM[0], logp_ARM[1], jnp.maximum(kl_RM, 0.0)
+        out = logp_ARM[0], logp_ARM[1], jnp.maximum(kl_RM, 0.0), best_RM
     return out, (states_RMD, head_KVD, ref, label_RM, used, lse_ARM, kept)
 
 
@@ -188,7 +203,7 @@ def _backward(blocks, softcaps, saved, cotangents):
     states_RMD, head_KVD, ref, label_RM, used, lse_ARM, kept = saved
     (R, M, D), (K, size, _), tokens = states_RMD.shape, head_KVD.shape, blocks.tokens
     given = lambda x: None if isinstance(x, SymbolicZero) else x  # noqa: E731
-    a_RM, _, b_RM = map(given, cotangents)  # the reference's log-prob is a constant
+    a_RM, _, b_RM, _ = map(given, cotangents)  # the reference's log-prob and the best one are constants
     overlap = size % blocks.vocabulary != 0
     with_kl = ref is not None and b_RM is not None  # an objective without a KL term needs no product with the reference's head
     a_RM = jnp.zeros((R, M)) if a_RM is None else a_RM

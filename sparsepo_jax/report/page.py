@@ -14,16 +14,17 @@ from sparsepo_jax.report.files import pairs_path, parse_config, read_metrics, re
 
 
 RESULTS = ("summary.json", "metrics.jsonl", "measures.json", "pairs.jsonl", "scores.jsonl")
+OTHERS = ("harness.json",)
 
 
 def write_report(output_dir: Path, pairs: int) -> Path:
     """Write output_dir/report.html and return its path. Shows the first `pairs` pairs.
 
-    Reads config.yaml, summary.json, measures.json, metrics.jsonl, samples.jsonl and pairs.jsonl (else scores.jsonl, which has no text) in output_dir. The page
+    Reads config.yaml, summary.json, measures.json, harness.json, metrics.jsonl, samples.jsonl and pairs.jsonl (else scores.jsonl, which has no text) in output_dir. The page
     says which are missing; half a line that an interrupted run left is passed over. UserError if there is nothing to report,
     summary.json or measures.json is no JSON object, or a pair lacks fields.
     """
-    if not any((output_dir / name).is_file() for name in RESULTS):
+    if not any((output_dir / name).is_file() for name in RESULTS + OTHERS):
         raise UserError(f"report: expected {', '.join(RESULTS[:-1])} or {RESULTS[-1]} in {output_dir}, found none; "
                         "run the stage sft, po, score, eval or measure first")
     config = read_text(output_dir / "config.yaml")
@@ -31,6 +32,7 @@ def write_report(output_dir: Path, pairs: int) -> Path:
     pairs_file = pairs_path(output_dir)
     shown = list(islice(read_pairs(pairs_file), pairs)) if pairs_file else []
     summary = read_summary(output_dir / "summary.json")
+    harness = read_summary(output_dir / "harness.json", stage="harness")
     maskless = heatmap.without_masks(shown)
     html = make_environment().get_template("page.html.jinja").render(
         run=output_dir.resolve().name,
@@ -38,6 +40,7 @@ def write_report(output_dir: Path, pairs: int) -> Path:
         config=config,
         summary=summary,
         measures=table.measure_rows(read_summary(output_dir / "measures.json", stage="measure") or {}),
+        tasks=table.task_rows(harness or {}),
         duration=_duration((summary or {}).get("seconds")),
         charts=plots.make_charts(metrics),
         metrics={key: plots.extent(series) for key, series in sorted(metrics.items())},

@@ -115,3 +115,41 @@ def summary_table(summary: dict) -> str:
             lines.append((row.label, number(before), number(after)))
     width = max(len(label) for label, _, _ in lines)
     return "\n".join(f"{label:<{width}}  {before:>10}  {after:>10}" for label, before, after in lines)
+
+
+class TaskRow(NamedTuple):
+    """A figure of a task of lm-evaluation-harness. filter: of the answers that were taken. rows: of the task's data."""
+
+    task: str
+    shots: int | None
+    filter: str
+    metric: str
+    value: float
+    error: float | None
+    rows: int | None
+
+
+def task_rows(found: dict) -> list[TaskRow]:
+    """The figures in harness.json (results[task]["metric,filter"], and its standard error beside it); what is no number is passed over."""
+    known = lambda x: as_float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) else None  # noqa: E731
+    section = lambda x, name: value if isinstance(x, dict) and isinstance(value := x.get(name), dict) else {}  # noqa: E731
+    rows = []
+    for task, figures in section(found, "results").items():
+        shots, samples = section(found, "n-shot").get(task), section(section(found, "n-samples"), task).get("effective")
+        for name, x in figures.items() if isinstance(figures, dict) else ():
+            metric, comma, taken = name.partition(",")
+            if comma and not metric.endswith("_stderr") and known(x) is not None:
+                rows.append(TaskRow(task, shots if isinstance(shots, int) else None, taken, metric, known(x), known(figures.get(f"{metric}_stderr,{taken}")),
+                                    samples if isinstance(samples, int) else None))
+    return rows
+
+
+def harness_table(found: dict) -> str:
+    """The same as a plain-text table; what is unknown is "-"."""
+    dash = lambda x: "-" if x is None else str(x)  # noqa: E731
+    lines = [("task", "shots", "metric", "value", "error", "rows")]
+    for row in task_rows(found):
+        metric = row.metric if row.filter == "none" else f"{row.metric}, {row.filter}"
+        lines.append((row.task, dash(row.shots), metric, number(row.value), number(row.error), dash(row.rows)))
+    task, metric = (max(len(line[n]) for line in lines) for n in (0, 2))
+    return "\n".join(f"{line[0]:<{task}}  {line[1]:>5}  {line[2]:<{metric}}  {line[3]:>10}  {line[4]:>10}  {line[5]:>7}" for line in lines)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sparsepo_jax.core.layout import at_tokens, to_pairs
 from sparsepo_jax.core.tokens import response_sum
@@ -15,7 +15,7 @@ from sparsepo_jax.core.types import LossOutput, PairBatch, Scalar, TokenMasks, T
 from sparsepo_jax.masks.source import MaskSource
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.ops.attention import AttentionKernel, reach_of
-from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_kl
+from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_best, logprob_kl
 from sparsepo_jax.ops.splash_attention import Spread
 
 
@@ -91,6 +91,16 @@ def response_log_ratio(problem: Problem, policy: Weights, reference: Weights, ba
     models = problem.policy(policy, reference), merge_module(problem.reference_graph, reference)
     of_policy, of_reference = (response_sum(_own_logp(problem, model, batch, None).logp_BPT, batch.valid_BPT) for model in models)
     return of_policy - of_reference
+
+
+def response_greedy(problem: Problem, policy: Weights, base: Weights | None, batch: PairBatch) -> tuple[Float[Array, "B P"], Bool[Array, "B P"]]:
+    """log pi(y) of whole responses, nats, and whether greedy decoding writes them: no token is more probable than the one that is there."""
+    model, packing = problem.policy(policy, base), batch.packing
+    states_RSD, _ = model(*_inputs(problem, batch), constrain=problem.constrain)
+    states_RMD, head_VD = model.head_inputs(at_tokens(states_RSD, packing.at_RM))
+    found = logprob_best(states_RMD, head_VD, packing.label_RM, packing.valid_RM, blocks=problem.head_blocks, softcap=model.spec.logit_softcap)
+    logp_BPT, best_BPT = (to_pairs(x_RM, batch) for x_RM in found)
+    return response_sum(logp_BPT, batch.valid_BPT), (logp_BPT >= best_BPT).all(axis=-1)
 
 
 def reference_tokens(problem: Problem, reference: Weights, batch: PairBatch) -> tuple[Float[Array, "B P T"], Float[Array, "B P T"] | None]:
