@@ -548,12 +548,12 @@ def _sum_log_ratios(problem: Problem, policy: Weights, reference: Weights, batch
 
 def make_score_responses(problem: Problem, mesh: Mesh):
     """response_greedy of a batch [1, B, ...], with its rows and their weights, on every host."""
+    return functools.partial(_on_every_host(_score_responses, mesh), without_objective(problem))
 
-    def score(policy, base, batch):
-        batch = jax.tree.map(lambda x: x[0], batch)
-        return *response_greedy(problem, policy, base, batch), batch.row_B, batch.weight_B
 
-    return jax.jit(score, out_shardings=replicated(mesh))
+def _score_responses(problem: Problem, policy: Weights, base: Weights | None, batch: PairBatch):
+    batch = jax.tree.map(lambda x: x[0], batch)
+    return *response_greedy(problem, policy, base, batch), batch.row_B, batch.weight_B
 
 
 def make_sampling(config: schema.Config, hf_config: dict[str, Any], tokenizer: Any | None) -> Sampling:

@@ -275,7 +275,7 @@ def _harness_model(run):
             logp_BP, greedy_BP, row_B, weight_B = map(np.asarray, score_batch(policy, base, put(batch)))
             yield from ((int(row_B[b]), logp_BP[b], greedy_BP[b]) for b in np.flatnonzero(weight_B > 0))
 
-    def answer(prompts: TokenTable, asked: Sampling) -> Iterator[Generated]:
+    def write(prompts: TokenTable, asked: Sampling) -> Iterator[Generated]:
         sampling = asked._replace(seed=own.seed, ends=tuple(sorted({*own.ends, *asked.ends})))
         # Stop strings are looked for by the host: they make no other program.
         sampler = sampler_of(sampling._replace(stop=()))._replace(sampling=sampling)
@@ -284,4 +284,4 @@ def _harness_model(run):
         yield from generate_all(sampler, {**base, **policy} if run.problem.adapted else policy, batches, run.tokenizer)
 
     render = make_render(run.tokenizer, config.data.template, config.data.template_arguments)
-    return HarnessModel(run.tokenizer, score, answer, render, max_length=length, add_bos=settings.add_bos, quiet=jax.process_index() != 0)
+    return HarnessModel(run.tokenizer, score, write, render, max_length=length, add_bos=settings.add_bos, quiet=jax.process_index() != 0)
