@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -258,28 +259,55 @@ def test_faults_from_outside_are_one_line_with_what_to_do(error, says):
 # ---------------------------------------------------------------- processes that are killed
 
 
+def kill_when(command: list[str], ready: Callable[[], bool], delay_s: float = 0.0) -> None:
+    """Starts the program and sends kill -9 so long after ready(), which is asked every millisecond: how fast the machine is does not matter."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not ready():
+        assert process.poll() is None, f"the run ended ({process.returncode}) before it was killed"
+        time.sleep(0.001)
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: raise `steps`"
+
+
+def names_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()] if directory.exists() else []
+
+
+def is_written(directory: Path) -> bool:
+    """Whether a checkpoint below lies under a passing name."""
+    return any(not name.isdigit() for name in names_in(directory))
+
+
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_end_in_the_same_bits(tmp_path):
-    """kill -9, each time some random part of a second to a few seconds after training began (a checkpoint is written every second step), until 20 are done; then to the end.
+@pytest.mark.parametrize("kills", [pytest.param(3, id="three"), pytest.param(20, id="twenty")])
+def test_kills_all_over_a_run_end_in_the_same_bits(kills, tmp_path):
+    """kill -9: as po's start is written; as its end is written; in between at random steps, spread over the run, in turn while the checkpoint of the step is
+    being written, and some random part of 0.3 s after it was (one comes every second step). Then to the end.
 
     pytest tests/test_faults.py -m slow -k twenty -s
     """
-    changes = PO | {"po": {"steps": 400, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}}}
+    steps, draws = 160, random.Random(0)
+    changes = PO | {"po": {"steps": steps, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}}}
     whole = run(tmp_path / "whole", **changes)
     command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(write_config(tmp_path / "parts", **changes))]
-    output, draws, kills, writing, moments = tmp_path / "parts" / "run", random.Random(0), 0, 0, []
-    while kills < 20:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for line in process.stdout:  # until it trains
-            if "steps of 8" in line:
-                break
-        time.sleep(draws.uniform(0.0, 8.0))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: raise po.steps"
-        kills += 1
-        moments.append(max(steps_in(output / "po"), default=0))
-        writing += any(not path.name.isdigit() and path.is_dir() for path in (output / "po" / "checkpoints").iterdir())
+    po = tmp_path / "parts" / "run" / "po"
+    saved = lambda: max((int(name) for name in names_in(po / "checkpoints") if name.isdigit()), default=0)  # noqa: E731
+    kill_when(command, lambda: any(name.startswith("start") for name in names_in(po)))
+    writing, moments = 0, []
+    for n in range(kills - 2):
+        before = saved()
+        target = max(before + 2, int(0.8 * steps * (n + draws.random()) / (kills - 2)))
+        if n % 2 == 0:
+            kill_when(command, lambda: saved() >= target and is_written(po / "checkpoints"))
+        else:
+            kill_when(command, lambda: saved() >= target, draws.uniform(0.0, 0.3))
+        writing += is_written(po / "checkpoints")
+        moments.append(saved())
+        assert moments[-1] > before, "each part goes further"
+    kill_when(command, lambda: any(name.startswith("final") for name in names_in(po)))
+    assert not (po.parent / "stages.json").exists(), "po was not done yet"
     subprocess.run(command, check=True, capture_output=True)
-    print(f"\nkilled after checkpoints {moments}; a checkpoint was being written {writing} times")
-    assert writing > 0 and max(moments) > min(moments)
-    same_weights(output / "po", whole / "po")
+    print(f"\n{kills} kills: at the start, after checkpoints {moments} of {steps} steps ({writing} while a checkpoint was being written), at the end")
+    assert writing >= max(1, kills // 4) and (kills < 20 or (moments[0] < 0.2 * steps and moments[-1] > 0.6 * steps))
+    same_weights(po, whole / "po")
