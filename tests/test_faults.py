@@ -244,6 +244,10 @@ def test_a_full_disk_is_said_in_one_line_and_nothing_is_lost(whole, tmp_path, fu
         (ValueError("UNKNOWN: write failed [errno ENOSPC: No space left on device]"), "OUT: no space left"),
         (MemoryError(), "the host is out of memory; take smaller micro-steps"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."), "a device is out of memory"),
+        (RuntimeError("INTERNAL: Error dispatching computation: Out of memory allocating 1099511627776 bytes."), "a device is out of memory (INTERNAL"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Error allocating device buffer; 3.2G free of the memory"), "a device is out of memory"),
+        (OSError(12, "Cannot allocate memory"), "the host is out of memory"),
+        (RuntimeError("RESOURCE_EXHAUSTED: too many pings"), None),
         (OSError(2, "No such file or directory", "pairs.jsonl"), "pairs.jsonl: No such file or directory"),
         (KeyError("a fault of the program"), None),
     ],
@@ -254,6 +258,18 @@ def test_faults_from_outside_are_one_line_with_what_to_do(error, says):
     wrapped = RuntimeError("the save failed")
     wrapped.__cause__ = error
     assert explain(wrapped, "OUT") == found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited by Linux's means")
+def test_a_run_that_is_out_of_memory_ends_in_one_line(tmp_path):
+    """The real allocator refuses the real array: an embedding of 128 GiB where 32 may be had, so nothing is ever filled."""
+    policy = {"config": {"model_type": "gpt2", "vocab_size": 2**24, "n_layer": 1, "n_head": 2, "n_embd": 2048, "n_positions": 64}}
+    config = write_config(tmp_path, **(PO | {"policy": policy}))
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35)); from sparsepo_jax.main import main; sys.exit(main(sys.argv[1:]))"
+    ended = subprocess.run([sys.executable, "-c", limited, "--config", str(config)], capture_output=True, text=True, timeout=300)
+    said = ended.stderr.splitlines()[-1]
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
+    assert said.startswith("error: a device is out of memory") and "compute.mesh.fsdp" in said
 
 
 # ---------------------------------------------------------------- processes that are killed
@@ -288,7 +304,7 @@ def test_kills_all_over_a_run_end_in_the_same_bits(kills, tmp_path):
     pytest tests/test_faults.py -m slow -k twenty -s
     """
     steps, draws = 160, random.Random(0)
-    changes = PO | {"po": {"steps": steps, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}}}
+    changes = PO | {"po": {"steps": steps, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.0001}}}
     whole = run(tmp_path / "whole", **changes)
     command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(write_config(tmp_path / "parts", **changes))]
     po = tmp_path / "parts" / "run" / "po"

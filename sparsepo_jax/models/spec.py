@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable, Literal, NamedTuple
 
-from sparsepo_jax.core.errors import one_line
+from sparsepo_jax.core.errors import escaped
 
 
 class SpecError(ValueError):
     """A config that we cannot run as it is meant; the message says why in one line."""
 
     def __init__(self, message: str):
-        super().__init__(one_line(message))
+        super().__init__(escaped(message))
 
 
 Family = Literal["gpt2", "gpt_bigcode", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3_text"]
