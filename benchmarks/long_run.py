@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import svg
 from work import save_result
 
 ROOT = Path(__file__).parent.parent
@@ -34,13 +35,10 @@ def draw(panels: dict[str, list[tuple[float, float]]]) -> str:
     parts, left = [], GAP + 20
     for number, (name, points) in enumerate(panels.items()):
         top, most, last = GAP / 2 + number * (HEIGHT + GAP), 1.1 * max(y for _, y in points), points[-1][0]
-        place = " ".join(f"{left + WIDTH * x / last:.1f},{top + HEIGHT * (1 - y / most):.1f}" for x, y in points)
-        parts += [f'<rect x="{left}" y="{top}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#999"/><polyline fill="none" stroke="#c22" points="{place}"/>',
-                  f'<text x="{left}" y="{top - 6}">{name}</text><text x="{left - 6}" y="{top + 10}" text-anchor="end">{most:.3g}</text>'
-                  f'<text x="{left - 6}" y="{top + HEIGHT}" text-anchor="end">0</text><text x="{left + WIDTH}" y="{top + HEIGHT + 14}" text-anchor="end">{last:.0f}</text>']
-    height = len(panels) * (HEIGHT + GAP) + GAP / 2
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + WIDTH + 20}" height="{height}" font-family="sans-serif" font-size="11">'
-            '<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n")
+        parts += [svg.frame(left, top, WIDTH, HEIGHT), svg.line([(left + WIDTH * x / last, top + HEIGHT * (1 - y / most)) for x, y in points], 'stroke="#c22"'),
+                  svg.text(left, top - 6, name, "start"), svg.text(left - 6, top + 10, f"{most:.3g}", "end"),
+                  svg.text(left - 6, top + HEIGHT, "0", "end"), svg.text(left + WIDTH, top + HEIGHT + 14, f"{last:.0f}", "end")]
+    return svg.page(left + WIDTH + 20, len(panels) * (HEIGHT + GAP) + GAP / 2, parts)
 
 
 def main() -> int:

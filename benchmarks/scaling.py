@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from math import log10
 from typing import Any
 
+import svg
 from work import OurStep, gpt2, in_turn, matrix_rate, random_batch, save_result, step_flop
 
 WIDTH = 256
@@ -37,26 +38,22 @@ def draw(rows: dict[str, list[dict[str, Any]]]) -> str:
     values = [row[name] for of_factor in rows.values() for row in of_factor for name in ("median_s", "floor_s")]
     low, high = log10(min(values)) - 0.1, log10(max(values)) + 0.1
     y = lambda seconds: GAP / 2 + PANEL * (high - log10(seconds)) / (high - low)  # noqa: E731
-    line = lambda points, style: f'<polyline fill="none" {style} points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}"/>'  # noqa: E731
-    text = lambda x, at, words, anchor="middle": f'<text x="{x:.1f}" y="{at:.1f}" text-anchor="{anchor}">{words}</text>'  # noqa: E731
     ticks: Sequence[float] = [step * 10.0**power for power in range(-5, 5) for step in (1, 3) if low < log10(step * 10.0**power) < high]
     parts = []
     for number, (name, of_factor) in enumerate(rows.items()):
         left, first, last = GAP + number * (PANEL + GAP), log10(of_factor[0][name]), log10(of_factor[-1][name])
         x = lambda value: left + 15 + (PANEL - 30) * (log10(value) - first) / (last - first)  # noqa: B023, E731
-        parts += [f'<rect x="{left}" y="{GAP / 2}" width="{PANEL}" height="{PANEL}" fill="none" stroke="#999"/>']
-        parts += [line([(left, y(tick)), (left + PANEL, y(tick))], 'stroke="#ddd"') + text(left - 5, y(tick) + 4, f"{tick:g}", "end") for tick in ticks]
-        parts += [line([(x(row[name]), y(row["floor_s"])) for row in of_factor], 'stroke="#888" stroke-dasharray="5 3"'),
-                  line([(x(row[name]), y(row["median_s"])) for row in of_factor], 'stroke="#c22" stroke-width="1.5"')]
+        parts += [svg.frame(left, GAP / 2, PANEL, PANEL)]
+        parts += [svg.line([(left, y(tick)), (left + PANEL, y(tick))], 'stroke="#ddd"') + svg.text(left - 5, y(tick) + 4, f"{tick:g}", "end") for tick in ticks]
+        parts += [svg.line([(x(row[name]), y(row["floor_s"])) for row in of_factor], 'stroke="#888" stroke-dasharray="5 3"'),
+                  svg.line([(x(row[name]), y(row["median_s"])) for row in of_factor], 'stroke="#c22" stroke-width="1.5"')]
         for row in of_factor:
             parts += [f'<circle cx="{x(row[name]):.1f}" cy="{y(row["median_s"]):.1f}" r="3.5" fill="#c22"/>']
-            parts += [line([(x(row[name]), y(row["min_s"])), (x(row[name]), y(row["max_s"]))], 'stroke="#c22"')]
-            parts += [text(x(row[name]), GAP / 2 + PANEL + 15, f"{row[name]:,}")]
-        parts += [text(left + PANEL / 2, GAP / 2 + PANEL + 32, "response tokens" if name == "response" else name)]
-    parts += [text(GAP, 18, "seconds a step; dashed: operations / matrix rate", "start")]
-    width, height = GAP + len(rows) * (PANEL + GAP), PANEL + 2 * GAP
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="11">'
-            '<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n")
+            parts += [svg.line([(x(row[name]), y(row["min_s"])), (x(row[name]), y(row["max_s"]))], 'stroke="#c22"')]
+            parts += [svg.text(x(row[name]), GAP / 2 + PANEL + 15, f"{row[name]:,}")]
+        parts += [svg.text(left + PANEL / 2, GAP / 2 + PANEL + 32, "response tokens" if name == "response" else name)]
+    parts += [svg.text(GAP, 18, "seconds a step; dashed: operations / matrix rate", "start")]
+    return svg.page(GAP + len(rows) * (PANEL + GAP), PANEL + 2 * GAP, parts)
 
 
 def main() -> int:

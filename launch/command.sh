@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the launchers: how a command is written down, run, or (with --dry-run) printed instead.
+# Sourced by the launchers: how settings are read, and how a command is written down, run, or (with --dry-run) printed instead.
 
 DRY_RUN=false
+command='' arguments=() place=() env=()
 
 fail() {
   printf '%s: %s\n' "$(basename "$0")" "$*" >&2
@@ -29,9 +30,76 @@ run() {
   fi
 }
 
-# needed SETTING VALUE: a setting without a default.
+# needed SETTING...: those that have no default.
 needed() {
-  [ -n "$2" ] || fail "$1 is not set; see the header of this script (--help)"
+  local name
+  for name in "$@"; do
+    [ -n "${!name}" ] || fail "--$name is not set; see the header of this script (--help)"
+  done
+}
+
+# whole_numbers SETTING...: expects one in each.
+whole_numbers() {
+  local name
+  for name in "$@"; do
+    [[ ${!name} =~ ^[0-9]+$ ]] || fail "--${name//_/-}: expected a number, got '${!name}'"
+  done
+}
+
+# place_by SETTING...: sets place, the flags --SETTING=VALUE of those that are set.
+place_by() {
+  local name
+  place=()
+  for name in "$@"; do
+    [ -z "${!name}" ] || place+=(--"$name=${!name}")
+  done
+}
+
+# read_settings COMMANDS VALUES LISTS FLAGS ARGUMENTS...: reads what stands before the command. A setting --of-this-name goes to the variable of_this_name: one of
+# VALUES is its value, one of LISTS is added to an array, one of FLAGS becomes true. Sets command, one of COMMANDS ("a, b or c"), and arguments, what follows it.
+read_settings() {
+  local expected=$1 values=" $2 " lists=" $3 " flags=" $4 dry-run help " setting value variable
+  shift 4
+  while [[ ${1:-} == -* ]]; do
+    [ "$1" != -h ] || set -- --help
+    setting=${1%%=*}
+    setting=${setting#--}
+    if [[ -z $setting || $values$lists$flags != *" $setting "* ]]; then
+      fail "unknown setting ${1%%=*}; settings come before the command, the run's arguments after it (--help)"
+    elif [[ $flags == *" $setting "* ]]; then
+      [ "$1" = "--$setting" ] || fail "--$setting takes no value"
+      value=true
+    elif [[ $1 == *=* ]]; then
+      value=${1#*=}
+    else
+      [ $# -gt 1 ] || fail "$1 needs a value"
+      value=$2
+      shift
+    fi
+    shift
+    variable=${setting//-/_}
+    case $setting in
+      help) print_header && exit 0 ;;
+      dry-run) DRY_RUN=true ;;
+      *)
+        if [[ $lists == *" $setting "* ]]; then
+          eval "$variable+=(\"\$value\")"
+        else
+          printf -v "$variable" %s "$value"
+        fi
+        ;;
+    esac
+  done
+  [ -n "${1:-}" ] || fail "expected a command: $expected (--help)"
+  command=$1
+  values=${expected//,/}
+  [[ " ${values/ or / } " == *" $command "* ]] || fail "unknown command '$command': expected $expected (--help)"
+  shift
+  # shellcheck disable=SC2034 # by the script that sources this
+  arguments=("$@")
+  for variable in ${env[@]+"${env[@]}"}; do
+    [[ $variable =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail "--env: expected NAME=VALUE, got '$variable'"
+  done
 }
 
 # The script's own header, from the second line to the first that is no comment.

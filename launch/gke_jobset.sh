@@ -37,49 +37,13 @@ set -euo pipefail
 . "$(dirname "$0")/command.sh"
 
 name=${GKE_NAME:-} image=${GKE_IMAGE:-} claim=${GKE_CLAIM:-} mount=${GKE_MOUNT:-/mnt/shared} accelerator=${GKE_ACCELERATOR:-} topology=${GKE_TOPOLOGY:-}
+# shellcheck disable=SC2034 # read by their names
 chips=${GKE_CHIPS:-4} slices=${GKE_SLICES:-1} namespace=${GKE_NAMESPACE:-} service_account=${GKE_SERVICE_ACCOUNT:-default}
-gcsfuse=false spot=false all_hosts=false max_restarts=100 grace=120 variables=()
-while [ $# -gt 0 ]; do
-  case $1 in
-    --gcsfuse | --spot | --all-hosts | --dry-run | --help | -h) setting=$1 value='' && shift ;;
-    --*=*) setting=${1%%=*} value=${1#*=} && shift ;;
-    --*)
-      [ $# -gt 1 ] || fail "$1 needs a value"
-      setting=$1 value=$2
-      shift 2
-      ;;
-    *) break ;;
-  esac
-  case $setting in
-    --name) name=$value ;;
-    --image) image=$value ;;
-    --claim) claim=$value ;;
-    --mount) mount=$value ;;
-    --accelerator) accelerator=$value ;;
-    --topology) topology=$value ;;
-    --chips) chips=$value ;;
-    --slices) slices=$value ;;
-    --namespace) namespace=$value ;;
-    --service-account) service_account=$value ;;
-    --env) variables+=("$value") ;;
-    --max-restarts) max_restarts=$value ;;
-    --grace) grace=$value ;;
-    --gcsfuse) gcsfuse=true ;;
-    --spot) spot=true ;;
-    --all-hosts) all_hosts=true ;;
-    --dry-run) DRY_RUN=true ;;
-    --help | -h) print_header && exit 0 ;;
-    *) fail "unknown setting $setting; settings come before the command, the run's arguments after it (--help)" ;;
-  esac
-done
-command=${1:-}
-[ -n "$command" ] || fail "expected a command: create, restart, logs, status or delete (--help)"
-shift
-arguments=("$@")
-
-needed --name "$name"
-place=()
-[ -z "$namespace" ] || place=(--namespace="$namespace")
+gcsfuse=false spot=false all_hosts=false max_restarts=100 grace=120
+read_settings "create, restart, logs, status or delete" \
+  "name image claim mount accelerator topology chips slices namespace service-account max-restarts grace" "env" "gcsfuse spot all-hosts" "$@"
+needed name
+place_by namespace
 
 # A JSON string, which YAML reads too. Kubernetes expands $(NAME) in arguments and variables: $$ is its dollar.
 json() {
@@ -110,10 +74,10 @@ count_hosts() {
 }
 
 manifest() {
-  local text variable run_arguments=("${arguments[@]}") env='' selector=''
+  local text variable run_arguments=("${arguments[@]}") list='' selector=''
   [ $((hosts * slices)) = 1 ] || run_arguments=(compute.distributed=true "${arguments[@]}")
-  for variable in PYTHONUNBUFFERED=1 ${variables[@]+"${variables[@]}"}; do
-    env+=", {name: $(json "${variable%%=*}"), value: $(json "${variable#*=}")}"
+  for variable in PYTHONUNBUFFERED=1 ${env[@]+"${env[@]}"}; do
+    list+=", {name: $(json "${variable%%=*}"), value: $(json "${variable#*=}")}"
   done
   ! $spot || selector=', cloud.google.com/gke-spot: "true"'
   text=$(<"$(dirname "$0")/gke_jobset.yaml")
@@ -132,7 +96,7 @@ manifest() {
   put CHIPS "$chips"
   put MOUNT "$(json "$mount")"
   put CLAIM "$(json "$claim")"
-  put ENV "[${env#, }]"
+  put ENV "[${list#, }]"
   put ARGUMENTS "$(json_list "${run_arguments[@]}")" # last: what users give is put in and never searched
   printf '%s\n' "$text"
 }
@@ -153,17 +117,9 @@ delete() {
 
 case $command in
   create | restart)
-    needed --image "$image"
-    needed --claim "$claim"
-    needed --accelerator "$accelerator"
-    needed --topology "$topology"
+    needed image claim accelerator topology
     [ ${#arguments[@]} -gt 0 ] || fail "$command: expected the run's arguments, such as --config FILE"
-    for setting in slices max_restarts grace; do
-      [[ ${!setting} =~ ^[0-9]+$ ]] || fail "--${setting/_/-}: expected a number, got '${!setting}'"
-    done
-    for variable in ${variables[@]+"${variables[@]}"}; do
-      [[ $variable =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail "--env: expected NAME=VALUE, got '$variable'"
-    done
+    whole_numbers slices max_restarts grace
     count_hosts
     [ "$command" = create ] || delete
     create
@@ -182,5 +138,4 @@ case $command in
     run kubectl get pods ${place[@]+"${place[@]}"} --selector="jobset.sigs.k8s.io/jobset-name=$name" --output=wide
     ;;
   delete) delete ;;
-  *) fail "unknown command '$command': expected create, restart, logs, status or delete (--help)" ;;
 esac

@@ -30,53 +30,18 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=command.sh
 . "$(dirname "$0")/command.sh"
 
+# shellcheck disable=SC2034 # read by their names
 name=${GKE_NAME:-} cluster=${XPK_CLUSTER:-} zone=${TPU_ZONE:-} project=${TPU_PROJECT:-} image=${GKE_IMAGE:-} type=${TPU_TYPE:-} slices=${GKE_SLICES:-1}
 storage=${XPK_STORAGE:-} max_restarts=100 grace=120 options=()
-while [ $# -gt 0 ]; do
-  case $1 in
-    --dry-run | --help | -h) setting=$1 value='' && shift ;;
-    --*=*) setting=${1%%=*} value=${1#*=} && shift ;;
-    --*)
-      [ $# -gt 1 ] || fail "$1 needs a value"
-      setting=$1 value=$2
-      shift 2
-      ;;
-    *) break ;;
-  esac
-  case $setting in
-    --name) name=$value ;;
-    --cluster) cluster=$value ;;
-    --zone) zone=$value ;;
-    --project) project=$value ;;
-    --image) image=$value ;;
-    --type) type=$value ;;
-    --slices) slices=$value ;;
-    --storage) storage=$value ;;
-    --env)
-      [[ $value =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail "--env: expected NAME=VALUE, got '$value'"
-      options+=("--env=$value")
-      ;;
-    --max-restarts) max_restarts=$value ;;
-    --grace) grace=$value ;;
-    --dry-run) DRY_RUN=true ;;
-    --help | -h) print_header && exit 0 ;;
-    *) fail "unknown setting $setting; settings come before the command, the run's arguments after it (--help)" ;;
-  esac
-done
-command=${1:-}
-[ -n "$command" ] || fail "expected a command: create, restart, status or delete (--help)"
-shift
-
-needed --cluster "$cluster"
-needed --zone "$zone"
-place=(--cluster="$cluster" --zone="$zone")
-[ -z "$project" ] || place+=(--project="$project")
+read_settings "create, restart, status or delete" "name cluster zone project image type slices storage max-restarts grace" "env" "" "$@"
+needed cluster zone
+place_by cluster zone project
 
 create() {
   # exec: SIGTERM reaches Python itself, not a shell around it.
   run xpk workload create --workload="$name" "${place[@]}" --tpu-type="$type" --num-slices="$slices" --docker-image="$image" --docker-name=train \
     --max-restarts="$max_restarts" --restart-on-exit-codes=75 --termination-grace-period-seconds="$grace" ${options[@]+"${options[@]}"} \
-    --command="$(quoted exec python -m sparsepo_jax.main compute.distributed=true "$@")"
+    --command="$(quoted exec python -m sparsepo_jax.main compute.distributed=true "${arguments[@]}")"
 }
 
 delete() {
@@ -85,20 +50,19 @@ delete() {
 
 case $command in
   create | restart)
-    needed --name "$name"
-    needed --image "$image"
-    needed --type "$type"
-    [ $# -gt 0 ] || fail "$command: expected the run's arguments, such as --config FILE"
+    needed name image type
+    whole_numbers slices max_restarts grace
+    [ ${#arguments[@]} -gt 0 ] || fail "$command: expected the run's arguments, such as --config FILE"
     # xpk writes the command into one line of a manifest.
-    [[ "$*" != *$'\n'* ]] || fail "an argument holds a line break, which xpk cannot pass on"
+    [[ "${arguments[*]}" != *$'\n'* ]] || fail "an argument holds a line break, which xpk cannot pass on"
     [ -z "$storage" ] || options+=("--storage=$storage")
+    for variable in ${env[@]+"${env[@]}"}; do options+=("--env=$variable"); done
     [ "$command" = create ] || delete
-    create "$@"
+    create
     ;;
   status) run xpk workload list "${place[@]}" ;;
   delete)
-    needed --name "$name"
+    needed name
     delete
     ;;
-  *) fail "unknown command '$command': expected create, restart, status or delete (--help)" ;;
 esac

@@ -44,63 +44,22 @@ set -euo pipefail
 . "$(dirname "$0")/command.sh"
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 
+# shellcheck disable=SC2034 # read by their names
 name=${TPU_NAME:-} zone=${TPU_ZONE:-} project=${TPU_PROJECT:-} type=${TPU_TYPE:-} version=${TPU_VERSION:-}
 share=${TPU_SHARE:-} mount=${TPU_MOUNT:-/mnt/shared}
-queued=false iap=false worker=0 poll=60 max_restarts=100 variables=() create_flags=()
-while [ $# -gt 0 ]; do
-  case $1 in
-    --name | --zone | --project | --type | --version | --share | --mount | --env | --create-flag | --worker | --poll | --max-restarts)
-      [ $# -gt 1 ] || fail "$1 needs a value"
-      setting=$1 value=$2
-      shift 2
-      ;;
-    --*=*) setting=${1%%=*} value=${1#*=} && shift ;;
-    --spot | --queued | --iap | --dry-run | --help | -h) setting=$1 value='' && shift ;;
-    -*) fail "unknown setting $1; settings come before the command, the run's arguments after it (--help)" ;;
-    *) break ;;
-  esac
-  case $setting in
-    --name) name=$value ;;
-    --zone) zone=$value ;;
-    --project) project=$value ;;
-    --type) type=$value ;;
-    --version) version=$value ;;
-    --share) share=$value ;;
-    --mount) mount=$value ;;
-    --env) variables+=("$value") ;;
-    --create-flag) create_flags+=("$value") ;;
-    --worker) worker=$value ;;
-    --poll) poll=$value ;;
-    --max-restarts) max_restarts=$value ;;
-    --spot) create_flags+=(--spot) ;;
-    --queued) queued=true ;;
-    --iap) iap=true ;;
-    --dry-run) DRY_RUN=true ;;
-    --help | -h) print_header && exit 0 ;;
-    *) fail "unknown setting $setting (--help)" ;;
-  esac
-done
-command=${1:-}
-[ -n "$command" ] || fail "expected a command: create, install, run, logs, status, stop, restart, watch or delete (--help)"
-shift
-arguments=("$@")
+queued=false iap=false spot=false worker=0 poll=60 max_restarts=100 create_flag=()
+read_settings "create, install, run, logs, status, stop, restart, watch or delete" \
+  "name zone project type version share mount worker poll max-restarts" "env create-flag" "spot queued iap" "$@"
+! $spot || create_flag+=(--spot)
 
 case $share in
   '' | gs://?* | ?*:/*) ;;
   *) fail "--share: expected gs://BUCKET or HOST:/EXPORT, got '$share'" ;;
 esac
 [[ $poll =~ ^[0-9.]+$ ]] || fail "--poll: expected seconds, got '$poll'"
-[[ $max_restarts =~ ^[0-9]+$ ]] || fail "--max-restarts: expected a number, got '$max_restarts'"
-for variable in ${variables[@]+"${variables[@]}"}; do
-  case $variable in
-    [A-Za-z_]*=*) ;;
-    *) fail "--env: expected NAME=VALUE, got '$variable'" ;;
-  esac
-done
-needed --name "$name"
-needed --zone "$zone"
-place=(--zone="$zone")
-[ -z "$project" ] || place+=(--project="$project")
+whole_numbers max_restarts
+needed name zone
+place_by zone project
 # IAP's flag is not in gcloud's main track.
 ssh=(gcloud compute tpus tpu-vm) ssh_place=("${place[@]}")
 if $iap; then
@@ -108,7 +67,7 @@ if $iap; then
 fi
 
 choose_version() {
-  needed --type "$type"
+  needed type
   [ -z "$version" ] || return 0
   case $type in
     v5litepod-*) version=v2-alpha-tpuv5-lite ;;
@@ -122,9 +81,9 @@ choose_version() {
 create() {
   if $queued; then
     run gcloud compute tpus queued-resources create "$name" --node-id="$name" "${place[@]}" --accelerator-type="$type" --runtime-version="$version" \
-      ${create_flags[@]+"${create_flags[@]}"}
+      ${create_flag[@]+"${create_flag[@]}"}
   else
-    run gcloud compute tpus tpu-vm create "$name" "${place[@]}" --accelerator-type="$type" --version="$version" ${create_flags[@]+"${create_flags[@]}"}
+    run gcloud compute tpus tpu-vm create "$name" "${place[@]}" --accelerator-type="$type" --version="$version" ${create_flag[@]+"${create_flag[@]}"}
   fi
 }
 
@@ -158,7 +117,7 @@ install() {
 }
 
 start_run() {
-  on_workers all "$(quoted bash sparsepo_jax/launch/tpu_worker.sh start ${variables[@]+"${variables[@]}"} -- compute.distributed=true "${arguments[@]}")"
+  on_workers all "$(quoted bash sparsepo_jax/launch/tpu_worker.sh start ${env[@]+"${env[@]}"} -- compute.distributed=true "${arguments[@]}")"
 }
 
 stop() {
@@ -323,5 +282,4 @@ case $command in
   restart) stop && start_run ;;
   watch) watch ;;
   delete) delete ;;
-  *) fail "unknown command '$command': expected create, install, run, logs, status, stop, restart, watch or delete (--help)" ;;
 esac

@@ -1,6 +1,7 @@
 """What goes wrong outside of the program, in one line that says what to do: disks, rights, memory, processes that are gone."""
 
 import errno
+import re
 
 _WAYS_OUT = {
     errno.ENOSPC: "no space left on the device: make room",
@@ -14,15 +15,18 @@ _WAYS_OUT = {
 _MEMORY = ("take smaller micro-steps (a larger po.accumulation or sft.accumulation, a smaller evaluation.batch_size or generation.batch_size), "
            "compute.remat=true, more devices in compute.mesh.fsdp or .tensor, or po.lora")
 
+# XLA says it with a status (RESOURCE_EXHAUSTED, or INTERNAL where the CPU's dispatch fails), CUDA, C++ and the kernel in their own words.
+_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.*memory|out of memory|OUT_OF_MEMORY|bad_alloc|cannot allocate memory", re.IGNORECASE)
+
 
 def explain(error: BaseException, output_dir: str) -> str | None:
     """One line, or None: nothing that is known, so a fault of the program. What hides in another error's text or cause counts, too."""
     seen: BaseException | None = error
     while seen is not None:
         text = " ".join(str(seen).split())
-        if isinstance(seen, MemoryError):
+        if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == errno.ENOMEM):
             return f"the host is out of memory; {_MEMORY}"
-        if "RESOURCE_EXHAUSTED" in text and "memory" in text.lower():
+        if isinstance(seen, RuntimeError | ValueError) and _OUT_OF_MEMORY.search(text):
             return f"a device is out of memory ({text[:160]}); {_MEMORY}"
         number = seen.errno if isinstance(seen, OSError) else None
         # TensorStore, under Orbax, says it in words.

@@ -826,3 +826,20 @@ def test_a_training_state_is_read_without_pickle(tmp_path, canary):
     for place in [tmp_path / "state", *(path for path in (tmp_path / "state").rglob("*") if path.is_dir())]:
         (place / "state.pkl").write_bytes(pickle.dumps(Canary(canary)))
     assert load_once(tmp_path / "state", state)["a"].tolist() == [0, 1, 2, 3]
+
+
+# ---------------------------------------------------------------- one line
+
+
+def test_what_a_message_quotes_cannot_break_or_hide_its_line(tmp_path, capsys):
+    """A path with line ends, through the real program. Kills: a message that is more than one line of the log, or that moves the cursor."""
+    from program import write_config
+
+    from sparsepo_jax.main import main
+
+    assert str(UserError("a\nb\r\x1b[2K\u2028\ud800 é")) == "a\\nb\\r\\x1b[2K\\u2028\\ud800 é"
+    path = tmp_path / "no\nerror: all is well\x1b[1A.jsonl"
+    path.write_text("{}\n")
+    assert main(["--config", str(write_config(tmp_path, stages=["inspect"], data={"train": [{"path": str(path)}], "eval": [], "sft": []}))]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said[:-1].isprintable() and said.startswith("error: ") and "no\\nerror: all is well\\x1b[1A.jsonl:1: " in said

@@ -153,8 +153,8 @@ def test_scripts_pass_shellcheck(path):
 @pytest.mark.parametrize("path", SCRIPTS[:3], ids=lambda path: path.name)
 def test_help_names_every_setting_and_command(path, place):
     text, said = path.read_text(), place.run(path, "--help")
-    settings = set(re.findall(r"^    (--[a-z-]+)(?: \| -h)?\)", text, re.MULTILINE)) - {"--help"}
-    commands = set(re.findall(r"expected a command: (.*) \(--help\)", text)[0].replace(",", "").replace(" or ", " ").split())
+    commands, *settings = re.search(r'read_settings "(.*)" (?:\\\n +)?"(.*)" "(.*)" "(.*)" "\$@"', text).groups()
+    commands, settings = set(re.split(", | or ", commands)), {f"--{name}" for name in f"{' '.join(settings)} dry-run".split()}
     assert {"--name", "--dry-run"} <= settings == settings & set(re.findall(r"--[a-z-]+", said))
     assert commands == set(re.findall(r"\[SETTINGS\] (\w+)", said))
     assert place.calls() == []
@@ -296,6 +296,11 @@ def test_watch_stops_hosts_that_do_not_learn_that_another_has_ended_and_gives_up
     ((*JOBSET, "--slices", "two", "create", "a"), "--slices: expected a number, got 'two'"),
     ((*JOBSET[:5], "create", "a"), "--claim is not set"),
     ((*JOBSET, "--name"), "--name needs a value"),
+    (JOBSET, "expected a command: create, restart, logs, status or delete"),
+    ((*JOBSET, "--spot=yes", "create", "a"), "--spot takes no value"),
+    ((*JOBSET, "--", "create", "a"), "unknown setting --;"),
+    ((*XPK, "--env=9=a", "create", "a"), "--env: expected NAME=VALUE, got '9=a'"),
+    ((*XPK, "or"), "unknown command 'or': expected create, restart, status or delete"),
     ((*XPK, "create", "a\nb"), "an argument holds a line break"),
     ((LAUNCH / "slurm.sbatch",), "expected the run's arguments"),
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip

@@ -1,6 +1,5 @@
 """Several processes as one run, for real: JAX's own service and collectives (gloo) on this machine."""
 
-import json
 import os
 import socket
 import subprocess
@@ -8,11 +7,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from program import lines_of, run, weights_of, write_config
 from tolerances import SHARDED
 
+from sparsepo_jax.dist.processes import lost_process
 from sparsepo_jax.main import RUN_AGAIN
 
 PO = {"stages": ["po"], "policy": {"config": {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 64}}, "checkpoint": {"every_steps": 100}, "po": {"epochs": 2, "steps": None, "batch_size": 8, "eval_every_steps": None,
@@ -102,3 +103,34 @@ def test_if_one_process_is_killed_the_other_ends_and_says_so(tmp_path, victim):
     assert found[victim][0] == -9 and status in (RUN_AGAIN, -6), said
     ours = "another process of this run is gone" in said and "start all of them again" in said
     assert ours if status == RUN_AGAIN else ours or "another task died" in said
+
+
+LOSSES = [
+    "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:46873",
+    "FAILED_PRECONDITION: Buffer Definition Event: Gloo AllGather failed: [..] Read error [10.0.0.2]:1234: Connection reset by peer",
+    "INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited or there was a network error.",
+    "UNAVAILABLE: Task /job:jax_worker/replica:0/task:1 heartbeat timeout. This indicates that the remote task has failed, got preempted, or crashed",
+    "DEADLINE_EXCEEDED: Barrier timed out. Id: orbax::3. Timed out task names:\n/job:jax_worker/replica:0/task:1",
+    "UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was preempted/died/restarted unexpectedly\n:UNKNOWN: Socket closed",
+    "ABORTED: /job:jax_worker/replica:0/task:1 unexpectedly tried to connect with a different incarnation.",
+]
+NO_LOSSES = [
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes for %opt-barrier.3, all-reduce of 2 processes"),
+    jax.errors.JaxRuntimeError("UNAVAILABLE: TPU initialization failed: no device found; the chip is unavailable"),
+    jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed to compile: barrier semaphore"),
+    ConnectionResetError(104, "Connection reset by peer"),  # of a download
+    KeyError("barrier"), ValueError("checkpoint.best.metric: UNAVAILABLE: heartbeat of the coordination service"), TypeError("gloo"), RuntimeError("nccl is unavailable"),
+]
+
+
+def test_only_what_jax_says_of_its_processes_is_a_lost_one(monkeypatch):
+    """Kills: any error in a run of many that holds a word such as "barrier" or "unavailable"."""
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    lost = [jax.errors.JaxRuntimeError(text) for text in LOSSES]
+    assert all(map(lost_process, lost)) and not any(map(lost_process, NO_LOSSES))
+    led_to = RuntimeError("the save failed")
+    led_to.__cause__ = lost[0]
+    assert lost_process(led_to)
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    assert not any(map(lost_process, lost))

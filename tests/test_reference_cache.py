@@ -81,7 +81,36 @@ def test_a_file_of_something_else_is_refused_and_half_a_file_is_made_anew(tmp_pa
     assert "another number of tokens" in capsys.readouterr().err
     file.write_bytes(file.read_bytes()[:100])
     assert main(["--config", config]) == 0
-    assert "computed in" in capsys.readouterr().out and json.loads(str(np.load(file)["about"]))["dtype"] == "float32"
+    out = capsys.readouterr().out
+    assert f"{file} is damaged" in out and "computed in" in out and json.loads(str(np.load(file)["about"]))["dtype"] == "float32"
+
+
+def test_a_damaged_file_is_made_anew_and_said_whatever_the_damage(tmp_path, capsys):
+    """Kills: a kind of damage that ends in a traceback, or in training on what is left of the file."""
+    from sparsepo_jax.train.reference_cache import _read, _write
+
+    file, about, columns = tmp_path / "kept.npz", {"key": 1}, {"ref_logp": np.linspace(-3, 0, 400, dtype=np.float32)}
+    read = lambda: _read(file, about, ("ref_logp",), 400)  # noqa: E731
+    assert read() is None and capsys.readouterr().out == "", "nothing there is no damage"
+    _write(file, about, columns)
+    whole = file.read_bytes()
+    np.testing.assert_array_equal(read()["ref_logp"], columns["ref_logp"])
+    rng = np.random.default_rng(0)
+    contents = [b"", whole[:100], whole[:-30], b"\x93NUMPY" + whole[6:], bytes(1000)]
+    for at in [*range(60), *range(len(whole) - 300, len(whole)), *rng.integers(0, len(whole), 200)]:
+        contents.append(whole[:at] + bytes([whole[at] ^ 1 << rng.integers(8)]) + whole[at + 1 :])
+    for content in contents:
+        file.write_bytes(content)
+        found, said = read(), capsys.readouterr().out
+        if found is None:
+            assert said == f"note: {file} is damaged: the reference's log-probs are computed anew\n"
+        else:  # a bit that nothing reads, such as a date
+            np.testing.assert_array_equal(found["ref_logp"], columns["ref_logp"])
+    said = json.dumps(about)
+    for parts in ({"about": np.array(said)}, {"about": np.array("[1, 2]"), **columns}, {"about": np.array(said), "ref_logp": np.array(["a"])},
+                  {"about": np.array(said), "ref_logp": np.zeros((400, 1))}, {"about": np.array(said), "ref_logp": np.full(400, np.nan)}):
+        np.savez(file, **parts)
+        assert read() is None and "is damaged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("objective", "said"), [

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.errors import UserError, escaped
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _LONGEST_MESSAGE = 400  # characters
@@ -22,7 +22,7 @@ class BadRow(Exception):
     """What is wrong with a row, in words, on one line whatever the row holds. Where it stands is known to whoever reads."""
 
     def __init__(self, problem: str):
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in problem[: _LONGEST_MESSAGE + 1])
+        shown = escaped(problem[: _LONGEST_MESSAGE + 1])
         super().__init__(shown if len(shown) <= _LONGEST_MESSAGE else shown[: _LONGEST_MESSAGE - 3] + "...")
 
 

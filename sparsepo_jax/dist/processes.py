@@ -1,6 +1,7 @@
 """Many processes as one run: how they find each other, agree to stop, and notice that one is gone."""
 
 import os
+import re
 from collections.abc import Callable
 
 import jax
@@ -10,9 +11,11 @@ from jax.experimental import multihost_utils
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.stop import Stop, Terminated
 
-# What errors say in which a process of the run did not answer any more: gloo (CPU), NCCL (GPU), the coordination service.
-_SIGNS_OF_LOSS = ("gloo", "connection closed by peer", "connection reset by peer", "socket closed", "nccl", "heartbeat", "coordination", "barrier",
-                  "another task", "unavailable")
+# What JAX says when a process of the run does not answer any more: collectives on CPU (gloo) and GPU (NCCL), RPCs, and the coordination service, whose
+# words count only beside a status that it gives for this. A runtime error about something else may hold any of these words alone.
+_LOSS = re.compile(
+    r"Gloo [\w -]+ failed|connection (?:closed|reset) by peer|socket closed|remote process exited|ncclRemoteError|CoordinationServiceError"
+    r"|\b(?:UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED): .*(?:coordination (?:service|agent)|heartbeat|barrier|/task:\d)", re.IGNORECASE | re.DOTALL)
 
 
 def join_processes(distributed: bool | None) -> None:
@@ -53,5 +56,10 @@ def as_the_first(x: np.ndarray) -> np.ndarray:
 
 
 def lost_process(error: BaseException) -> bool:
-    """Whether an error says that another process of this run is gone."""
-    return jax.distributed.is_initialized() and any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS)
+    """Whether an error of JAX's runtime, or one that it led to, says that another process of this run is gone."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, jax.errors.JaxRuntimeError) and _LOSS.search(str(seen)):
+            return jax.distributed.is_initialized() and jax.process_count() > 1
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.data.load import NOT_WHOLE
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.dist.mesh import to_host
 
@@ -43,19 +43,19 @@ def with_reference(
     dtype: the reference's type of activations. UserError: a file under this key that says it is of something else.
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    path, about = directory / f"{name}.npz", {**key, "dtype": dtype}
-    found = _read(path, about, len(table.responses.flat))
+    path, about, names = directory / f"{name}.npz", {**key, "dtype": dtype}, ("ref_logp", "mask") if masks else ("ref_logp",)
+    found = _read(path, about, names, len(table.responses.flat))
     if jax.process_count() > 1:  # all or none: computing is a joint effort
         found = found if bool(np.all(multihost_utils.process_allgather(np.array(found is not None)))) else None
-    columns = _collect(table, compute(), masks) if found is None else found
+    columns = _collect(table, compute(), names) if found is None else found
     if found is None and jax.process_index() == 0:
         _write(path, about, columns)
     given = {"all_ref_logp": columns["ref_logp"]} | ({"all_weights": columns["mask"]} if masks else {})
     return table.with_columns(**given), found is not None
 
 
-def _collect(table: TokenTable, computed: Iterable[tuple], masks: bool) -> dict[str, np.ndarray]:
-    columns = {name: np.full(len(table.responses.flat), np.nan, np.float32) for name in (("ref_logp", "mask") if masks else ("ref_logp",))}
+def _collect(table: TokenTable, computed: Iterable[tuple], names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    columns = {name: np.full(len(table.responses.flat), np.nan, np.float32) for name in names}
     starts, P = table.responses.starts, table.responses_per_row
     for row_B, weight_B, *values in computed:
         for b in np.flatnonzero(weight_B):
@@ -70,13 +70,19 @@ def _collect(table: TokenTable, computed: Iterable[tuple], masks: bool) -> dict[
     return columns
 
 
-def _read(path: Path, about: dict[str, Any], tokens: int) -> dict[str, np.ndarray] | None:
-    """None: nothing is there, or a file that is not whole (it is made anew)."""
+def _read(path: Path, about: dict[str, Any], names: tuple[str, ...], tokens: int) -> dict[str, np.ndarray] | None:
+    """None: nothing is there, or a file that is not whole (it is made anew, and said)."""
+    if not path.exists():
+        return None
     try:
         with np.load(path) as arrays:
-            said = json.loads(str(arrays["about"]))
-            columns = {name: arrays[name] for name in arrays.files if name != "about"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            said = dict(json.loads(str(arrays["about"])))
+            columns = {name: np.asarray(arrays[name], np.float32) for name in names}
+        if not all(column.ndim == 1 and np.isfinite(column).all() for column in columns.values()):
+            raise ValueError("nothing that was written here")
+    except NOT_WHOLE:
+        if jax.process_index() == 0:
+            print(f"note: {path} is damaged: the reference's log-probs are computed anew")
         return None
     wrong = sorted(name for name in said.keys() | about.keys() if said.get(name) != about.get(name))
     if wrong or any(len(column) != tokens for column in columns.values()):
