@@ -108,7 +108,6 @@ def test_nothing_of_scores_is_kept_for_the_backward_pass(monkeypatch, kernel):
     """Kills: a gradient derived by JAX, which keeps the [S, T] weights."""
     monkeypatch.setattr(block_attention, "BLOCK", 8)
     packing = packed([([1] * 6, [2] * 6, [3] * 6)]).packing
-    S = packing.ids_RS.shape[1]
     q, k, v = inputs(packing.ids_RS.shape, N)
     _, pullback = jax.vjp(lambda q, k, v: attention(q, k, v, reach_of(packing, kernel), scale=0.3), q, k, v)
     floats = [x for x in jax.tree.leaves(pullback) if jnp.issubdtype(x.dtype, jnp.floating)]

@@ -8,7 +8,6 @@ same up to rounding.
 
 from typing import Literal, NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sparsepo_jax.core.types import Packing

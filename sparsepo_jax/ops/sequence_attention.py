@@ -12,7 +12,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from sparsepo_jax.ops.block_attention import Places
 from sparsepo_jax.ops.dense_attention import dense_attention

@@ -1,6 +1,5 @@
 """The loop around the update: data in, progress and metrics out, evaluation and checkpoints in between."""
 
-import math
 import sys
 import time
 from collections import deque
