@@ -40,7 +40,7 @@ def main() -> int:
     config = Config(stages=["inspect"], output_dir="unused", policy={"config": SHAPE}, objective={"kind": "dpo"}, compute={"dtype": "float32"})
     spec, mesh, batch = spec_from_hf(SHAPE), make_mesh(None, 1, 1), random_batch()
     problem = build.make_problem(config, spec, spec, mesh)
-    optimizer, schedule = build.make_optimizer(config, config.po, 1000)
+    optimizer, schedule = build.make_optimizer(config, config.po, 1000, spec.width)
     steps, times_s = {}, {}
     with jax.set_mesh(mesh):
         for name, one in (("reference run", problem), ("reference cached", build.cached_problem(problem, config))):

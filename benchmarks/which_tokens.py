@@ -24,7 +24,7 @@ from work import save_result
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 MASK = "objective.mask."
-OFFICIAL = {MASK + "init": "official", MASK + "learning_rate": "null", MASK + "normalise": "false"}
+OFFICIAL = {MASK + "official": "true", MASK + "init": "official", MASK + "learning_rate": "null", MASK + "normalise": "false"}
 OWN = {"rate": {MASK + "learning_rate": "5e-3"}, "ones": {MASK + "init": "ones"}, "normalised": {MASK + "normalise": "true"}}
 VARIANTS: dict[str, dict[str, str]] = {
     "default": {},

@@ -76,7 +76,7 @@ class OurStep:
         config = config_of(shape, kind, dtype, compute)
         spec, mesh = spec_from_hf(dict(shape)), make_mesh(None, 1, 1)
         self.problem = build.make_problem(config, spec, spec, mesh)
-        self.optimizer, schedule = build.make_optimizer(config, config.po, 1000)
+        self.optimizer, schedule = build.make_optimizer(config, config.po, 1000, spec.width)
         masks = build.initial_masks(config, self.problem.mask_source, mesh) if kind != "sft" else {}
         weights = {"policy": build.random_weights(spec, 0, mesh), "masks": masks}
         self.state = start_state(weights, self.optimizer)

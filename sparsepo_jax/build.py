@@ -437,7 +437,7 @@ class Step(NamedTuple):
 def make_step(config: schema.Config, stage: str, problem: Problem, spec: DecoderSpec, steps: int, mesh: Mesh) -> Step:
     """spec: the policy's; steps: of the whole stage, for the schedule."""
     training = getattr(config, stage)
-    kind, rates, make_loss = optimizer_kind(training), optimizer_rates(config, training, steps), make_pair_loss
+    kind, rates, make_loss = optimizer_kind(training), optimizer_rates(config, training, steps, spec.width), make_pair_loss
     if stage == "sft":
         problem, make_loss = without_objective(problem), make_sft_loss
     optimizer, _ = _optimizer(kind, rates)
@@ -482,15 +482,25 @@ def count_steps(training: schema.Training, plan: BatchPlan) -> int:
     return max(1, math.ceil((training.epochs or 1.0) * plan.batches_per_epoch - 1e-9))  # 0.1 x 30 is 3, not 4
 
 
-def optimizer_rates(config: schema.Config, training: schema.Training, steps: int) -> optimizers.Rates:
+def optimizer_rates(config: schema.Config, training: schema.Training, steps: int, width: int) -> optimizers.Rates:
+    """width: of the policy."""
     rule, schedule, mask = training.optimizer, training.schedule, mask_config(config)
-    warmup_steps, own_rate = schedule.warmup_steps, getattr(mask, "learning_rate", None)
+    warmup_steps = schedule.warmup_steps
     if warmup_steps is None:
         warmup_steps = round(steps * (0.1 if schedule.warmup_share is None else schedule.warmup_share))
     return optimizers.Rates(
-        policy_peak=rule.learning_rate, policy_decay=rule.weight_decay, mask_peak=rule.learning_rate if own_rate is None else own_rate,
+        policy_peak=rule.learning_rate, policy_decay=rule.weight_decay, mask_peak=mask_rate(mask, rule.learning_rate, width),
         mask_decay=getattr(mask, "weight_decay", 0.0), steps=steps, warmup_steps=min(warmup_steps, steps), end=schedule.end, clip_norm=training.clip_norm,
     )
+
+
+def mask_rate(mask: Any | None, of_policy: float, width: int) -> float:
+    """The learning rate of the mask nets: their own; as released the policy's, at which they hardly move; else one that suits states of any width."""
+    if mask is None or mask.kind != "learned":
+        return of_policy
+    if mask.learning_rate is not None:
+        return mask.learning_rate
+    return of_policy if mask.official else 0.3 / width
 
 
 def optimizer_kind(training: schema.Training) -> tuple[Callable, str]:
@@ -504,9 +514,9 @@ def optimizer_kind(training: schema.Training) -> tuple[Callable, str]:
     return make_rule, training.schedule.kind
 
 
-def make_optimizer(config: schema.Config, training: schema.Training, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(config: schema.Config, training: schema.Training, steps: int, width: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of {"policy", "masks"} and the policy's learning-rate schedule."""
-    return _optimizer(optimizer_kind(training), optimizer_rates(config, training, steps))
+    return _optimizer(optimizer_kind(training), optimizer_rates(config, training, steps, width))
 
 
 def _optimizer(kind: tuple[Callable, str], rates: optimizers.Rates) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -108,7 +108,7 @@ def test_every_mask_can_be_built_and_its_knobs_move_it(kind):
 def test_a_schedule_warms_up_and_ends_where_it_is_told():
     def schedule_of(peak, **schedule):
         config = make_config(po={"steps": 100, "optimizer": {"kind": "adamw", "learning_rate": peak}, "schedule": schedule})
-        return build.make_optimizer(config, config.po, 100)[1]
+        return build.make_optimizer(config, config.po, 100, 16)[1]
 
     rate = schedule_of(2.0, kind="linear", warmup_steps=10, end=0.2)
     np.testing.assert_allclose([rate(n) for n in (0, 4, 9, 10, 55, 100)], [0.2, 1.0, 2.0, 2.0, 1.2, 0.4], rtol=1e-6)
@@ -116,6 +116,19 @@ def test_a_schedule_warms_up_and_ends_where_it_is_told():
     np.testing.assert_allclose([cosine(9), cosine(55), cosine(100)], [1.0, 0.5, 0.0], atol=1e-6)
     constant = schedule_of(3.0, kind="constant", warmup_share=0.0)
     assert constant(0) == constant(99) == 3.0
+
+
+def test_a_mask_moves_at_a_rate_that_suits_its_width_or_as_released_or_as_told():
+    def mask_rates(**mask):
+        config = make_config(objective={"kind": "sparsepo", "mask": {"kind": "learned", **mask}}, po={"optimizer": {"kind": "adamw", "learning_rate": 1e-6}})
+        again = Config.model_validate(config.model_dump(mode="json"))  # as config.yaml of the run has it
+        assert again.objective.mask == config.objective.mask
+        return config.objective.mask.init, [build.optimizer_rates(config, config.po, 10, width).mask_peak for width in (30, 3000)]
+
+    assert mask_rates() == ("ones", [pytest.approx(1e-2), pytest.approx(1e-4)])
+    assert mask_rates(official=True) == ("official", [1e-6, 1e-6])
+    assert mask_rates(official=True, learning_rate=0.5, init="ones") == ("ones", [0.5, 0.5])
+    assert mask_rates(learning_rate=0.5) == ("ones", [0.5, 0.5])
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor", "lion"])
@@ -127,7 +140,7 @@ def test_policy_and_masks_have_their_own_rate_and_decay(kind):
     def moved(**mask):
         config = make_config(objective={"kind": "sparsepo", "mask": {"kind": "learned", **mask}},
                              po={"steps": 10, "optimizer": {"kind": kind, "learning_rate": 0.1}, "schedule": {"kind": "constant", "warmup_steps": 0}})
-        optimizer, _ = build.make_optimizer(config, config.po, 10)
+        optimizer, _ = build.make_optimizer(config, config.po, 10, 16)
         updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
         return updates
 
@@ -137,6 +150,15 @@ def test_policy_and_masks_have_their_own_rate_and_decay(kind):
     assert (strong["masks"]["common.weight"] < mild["masks"]["common.weight"]).all()
     np.testing.assert_array_equal(strong["masks"]["common.bias"], mild["masks"]["common.bias"])
     np.testing.assert_array_equal(strong["policy"]["embed.embedding"], mild["policy"]["embed.embedding"])
+
+
+def test_weight_decay_spares_biases_and_norms():
+    policy = {"embed.embedding": jnp.ones((4, 3)), "blocks.up.bias": jnp.ones(3), "final_norm.scale": jnp.ones(3), "head_bias": jnp.ones(4), "blocks.up.lora.lora_a": jnp.ones((3, 2))}
+    weights = {"policy": policy, "masks": {}}
+    config = make_config(po={"optimizer": {"kind": "adamw", "learning_rate": 0.1, "weight_decay": 0.5}, "schedule": {"kind": "constant", "warmup_steps": 0}})
+    optimizer, _ = build.make_optimizer(config, config.po, 10, 16)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, weights), optimizer.init(weights), weights)
+    assert {path for path, x in updates["policy"].items() if x.any()} == {"embed.embedding", "blocks.up.lora.lora_a"}
 
 
 def test_lengths_default_to_what_the_model_holds():

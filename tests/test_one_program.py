@@ -109,7 +109,7 @@ def test_the_step_with_numbers_as_arguments_is_the_step_with_constants():
         problem, config = problem_of(objective=objective, po={"optimizer": optimizer}, seed=seed)
         step = build.make_step(config, "po", problem, spec, 10, mesh)
         compiled_before = step.program._cache_size()
-        constants = jax.jit(make_update(make_pair_loss(problem), *build.make_optimizer(config, config.po, 10)))
+        constants = jax.jit(make_update(make_pair_loss(problem), *build.make_optimizer(config, config.po, 10, spec.width)))
         weights = {"policy": build.random_weights(spec, 0, mesh), "masks": build.initial_masks(config, problem.mask_source, mesh)}
         reference = build.random_weights(spec, 1, mesh)
         with jax.set_mesh(mesh):

@@ -184,13 +184,20 @@ class LearnedMask(MaskBase):
     """One net for reward and KL, or one each."""
     layer_activation: Literal["relu", "none", "resc", "znorm"] = "relu"
     mixer_activation: Literal["relu", "none", "resc", "znorm"] = "relu"
-    init: Literal["official", "ones"] = "official"
-    """N(0, 0.02) weights; or `ones`: bias 1 and mixer 1/L, so that masks start near 1."""
+    official: bool = False
+    """Take the released settings where none are given: init official, the policy's learning rate."""
+    init: Literal["official", "ones"] = "ones"
+    """`ones`: bias 1 and mixer 1/L, so that masks start near 1; official: N(0, 0.02) weights, masks start at 0.03 to 0.06 or dead."""
     dropout: Rate = 0.0
     learning_rate: NonNegative | None = None
-    """None: the policy's."""
+    """None: 0.3 over the policy's width, so that a step of Adam moves what the net says of a layer by 0.3 at most; if official, the policy's."""
     weight_decay: NonNegative = 0.01
     """On the mask nets' weights, not on biases and LayerNorm."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_released(cls, given: Any) -> Any:
+        return {"init": "official"} | given if isinstance(given, dict) and given.get("official") is True else given
 
 
 class ActivationMask(MaskBase):
