@@ -6,7 +6,7 @@ Default: 16384 65536 262144, width 256, 4 layers, 64+192 tokens, 4 pairs, float3
 gradient each). XLA's own count of temporaries, of two programs. Loss and gradients alone, whose gradients are results and not counted: nothing may grow with
 the vocabulary (in bfloat16 the heads of policy and reference in that type do, and are taken off); exits with 1 if it does, by more than a tenth. The whole
 step: how many float32 matrices [vocabulary, width] it grows by. Two are the gradients; XLA's CPU copies moments in the optimizer's update beside them, as it
-does of every weight, where XLA's TPU and GPU update in place.
+does of every weight; XLA's TPU updates in place.
 """
 
 import argparse
