@@ -59,13 +59,16 @@ def config_of(shape: Mapping[str, Any], kind: str, dtype: str, compute: Mapping[
     return Config(stages=["inspect"], output_dir="unused", policy={"config": dict(shape)}, objective=objective, compute={"dtype": dtype} | compute)
 
 
-def abstract_step(shape: Mapping[str, Any], batch: PairBatch, kind: str = "sparsepo", dtype: str = "float32", **compute) -> jax.stages.Compiled:
-    """An optimizer step as OurStep's, compiled without weights: from shapes."""
+def abstract_step(shape: Mapping[str, Any], batch: PairBatch, kind: str = "sparsepo", dtype: str = "float32", **compute) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+    """(loss and gradients alone, an optimizer step as OurStep's), compiled without weights: from shapes."""
     config, spec, mesh = config_of(shape, kind, dtype, compute), spec_from_hf(dict(shape)), make_mesh(None, 1, 1)
-    step = build.make_step(config, "po", build.make_problem(config, spec, spec, mesh), spec, 1000, mesh)
+    problem = build.make_problem(config, spec, spec, mesh)
+    step = build.make_step(config, "po", problem, spec, 1000, mesh)
     reference = build.abstract(build.weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
+    gradient = jax.jit(jax.value_and_grad(make_pair_loss(problem), has_aux=True))
     with jax.set_mesh(mesh):
-        return step.update.lower(step.like, reference, batch).compile()
+        alone = gradient.lower(step.like.weights, reference, jax.tree.map(lambda x: x[0], batch), step.like.step)
+        return alone.compile(), step.update.lower(step.like, reference, batch).compile()
 
 
 class OurStep:

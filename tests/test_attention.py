@@ -1,14 +1,17 @@
 """Every way to attend, values and gradients, against the plain formula over who sees whom, pair by pair."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparsepo_jax.dist.mesh import make_mesh, make_spread
 from sparsepo_jax.ops import block_attention, dense_attention, splash_attention
 from sparsepo_jax.ops.attention import Given, attention, reach_of
 from tiny import packed, random_batch
-from tolerances import TOKEN
+from tolerances import BFLOAT16, TOKEN
 
 N, H = 4, 8
 
@@ -45,9 +48,8 @@ def value_and_gradient(function, sees, qkv):
     return jax.tree.leaves(jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*qkv))
 
 
-@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize(("kv_heads", "softcap", "window"), [(4, None, None), (2, 0.5, None), (1, None, 3), (2, 0.5, "traced")])
-@pytest.mark.parametrize("kernel", ["blocks", "xla", "cudnn", "splash"])
+@pytest.mark.parametrize(("kernel", "shared"), [*((kernel, shared) for kernel in ("blocks", "xla", "cudnn") for shared in (True, False)), ("splash", True)])
 def test_rows_of_tokens_attend_as_their_pairs_say(monkeypatch, kernel, kv_heads, softcap, window, shared):
     """Kills: a response that sees the other one, or another pair; a block or chunk left out that is seen; a window by column; a soft cap without slope."""
     monkeypatch.setattr(block_attention, "BLOCK", 8)
@@ -66,6 +68,41 @@ def test_rows_of_tokens_attend_as_their_pairs_say(monkeypatch, kernel, kv_heads,
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
 
 
+@pytest.mark.parametrize("mesh_shape", [None, (1, 2, 2), (2, 2, 2), (2, 1, 4)])
+def test_splash_in_several_blocks_and_on_a_mesh(monkeypatch, mesh_shape):
+    """What a TPU would run, step by step on CPU: 3 x 3 blocks of columns, of which some are seen by nothing; rows cut over data x fsdp, heads over tensor
+    (2 key heads: cut over 2 devices, and whole on each of 4). Kills: a block left out that is seen; a mask that is the first row's; heads that meet others' keys."""
+    monkeypatch.setattr(splash_attention, "INTERPRET", True)
+    monkeypatch.setattr(splash_attention, "LARGEST_BLOCK", 128)
+    rows = 4 if mesh_shape else 1
+    lengths = [(120, 90, 110), (30, 128, 129), (7, 2, 200), (200, 9, 80)][:rows]
+    packing = packed([([1] * prompt, [2] * chosen, [3] * rejected) for prompt, chosen, rejected in lengths], rows=rows).packing
+    qkv, attend = inputs(packing.ids_RS.shape, 2), who_sees_whom(packing, 100)
+    sees, spread = attend.any(-1)[..., None, None], None
+    if mesh_shape is not None:
+        mesh = make_mesh(*mesh_shape, devices=jax.devices()[: math.prod(mesh_shape)])
+        spread, rest = make_spread(mesh), jax.sharding.PartitionSpec(("data", "fsdp"))
+        qkv = [jax.device_put(x, jax.sharding.NamedSharding(mesh, rest)) for x in qkv]
+    ours = lambda *qkv: attention(*qkv, reach_of(packing, "splash", spread), scale=0.3, softcap=0.5, window=100)  # noqa: E731
+    expected = value_and_gradient(lambda *qkv: plain(*qkv, jnp.asarray(attend), 0.3, 0.5), sees, qkv)
+    for a, b in zip(value_and_gradient(ours, sees, qkv), expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
+
+
+def test_splash_in_bfloat16_is_as_near_as_the_plain_kernel(monkeypatch):
+    """Root mean squares of the error against float32, of values and gradients. Kills: sums or a softmax in 16 bits."""
+    monkeypatch.setattr(splash_attention, "INTERPRET", True)
+    packing = packed([([1] * 20, [2] * 30, [3] * 40)]).packing
+    qkv, attend = inputs(packing.ids_RS.shape, 2), who_sees_whom(packing)
+    sees = attend.any(-1)[..., None, None]
+    exact = value_and_gradient(lambda *qkv: plain(*qkv, jnp.asarray(attend), 0.3, None), sees, qkv)
+    narrow, errors = [x.astype(jnp.bfloat16) for x in qkv], {}
+    for kernel in ("xla", "splash"):
+        found = value_and_gradient(lambda *qkv: attention(*qkv, reach_of(packing, kernel), scale=0.3), sees, narrow)[1:]  # noqa: B023
+        errors[kernel] = [float(np.sqrt(np.mean(np.square(np.asarray(a, np.float32) - b)))) for a, b in zip(found, exact[1:], strict=True)]
+    assert all(ours <= BFLOAT16 * theirs for ours, theirs in zip(errors["splash"], errors["xla"])), errors
+
+
 @pytest.mark.parametrize("chunk", [2, 128])
 @pytest.mark.parametrize("columns", [9, 1])
 def test_given_keys(monkeypatch, chunk, columns):
@@ -82,8 +119,9 @@ def test_given_keys(monkeypatch, chunk, columns):
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
 
 
-@pytest.mark.parametrize("kernel", ["blocks", "xla"])
-def test_padding_is_finite_and_has_no_gradient(kernel):
+@pytest.mark.parametrize("kernel", ["blocks", "xla", "splash"])
+def test_padding_is_finite_and_has_no_gradient(monkeypatch, kernel):
+    monkeypatch.setattr(splash_attention, "INTERPRET", True)
     packing = random_batch(2, spare=9).packing
     q, k, v = inputs(packing.ids_RS.shape, N)
     real = (packing.sequence_RS >= 0)[..., None, None]

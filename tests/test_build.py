@@ -207,3 +207,5 @@ def test_attention_that_does_not_fit_is_refused():
     ):
         with pytest.raises(UserError, match=said):
             choose(family, attention="cudnn", **compute)
+    with pytest.raises(UserError, match="compute.attention: splash runs on TPU, and these devices are cpu; take auto"):
+        choose(GPT2, attention="splash")
