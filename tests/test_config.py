@@ -4,7 +4,6 @@ import gzip
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -612,7 +611,7 @@ def test_a_failed_and_an_interrupted_run_end_in_one_line(run_with, capsys, error
     assert capsys.readouterr().err == said
 
 
-def test_check_takes_no_accelerator_runtime_and_little_time(complete):
+def test_check_takes_no_accelerator_runtime(complete):
     program = f"""
 import sys
 from sparsepo_jax.main import main
@@ -621,9 +620,7 @@ heavy = {{"jax", "jaxlib", "flax", "optax", "orbax", "transformers", "datasets",
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 sys.exit(code)
 """
-    start = time.monotonic()
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True)
-    assert time.monotonic() - start < 5
 
 
 def test_help_shows_examples_without_loading_even_the_schema():
