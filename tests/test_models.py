@@ -21,7 +21,7 @@ from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.spec import SpecError, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, read_config
 from sparsepo_jax.ops.attention import Given
-from tiny import CONFIGS, GPT2, GPTJ, LLAMA, NEOX, gathered
+from tiny import CONFIGS, GEMMA3, GPT2, GPTJ, LLAMA, NEOX, gathered
 from tolerances import BFLOAT16, PARITY_LOGITS
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
