@@ -176,10 +176,12 @@ def plan_answers(run, prompts: TokenTable) -> list[PlannedPrompts]:
 def answer(
     run, prompts: TokenTable, sampler: Sampler, policy: Weights, base: Weights | None, planned: Sequence[PlannedPrompts] | None = None
 ) -> list[Generated]:
-    """By row, then sample. policy: what po trains; base: what its adapters, if it has any, stand on. planned: these batches of plan_answers only."""
+    """By row, then sample. policy: what po trains; base: what its adapters, if it has any, stand on. planned: these batches of plan_answers only, and
+    signals are the caller's matter; without it they are heard between batches."""
     weights, size = {**base, **policy} if run.problem.adapted else policy, run.config.generation.batch_size
-    planned = plan_answers(run, prompts) if planned is None else planned
-    batches = make_prompt_batches(prompts, planned, size, process_index=jax.process_index(), process_count=jax.process_count())
+    batches = make_prompt_batches(prompts, plan_answers(run, prompts) if planned is None else planned, size, process_index=jax.process_index(),
+                                  process_count=jax.process_count())
+    batches = run.heeding(batches) if planned is None else batches
     with jax.set_mesh(run.mesh):
         return sorted(generate_all(sampler, weights, batches, run.tokenizer), key=lambda one: (one.row, one.sample))
 

@@ -22,7 +22,7 @@ from sparsepo_jax import build
 from sparsepo_jax.config.schema import PairMaking
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.table import TokenTable
-from sparsepo_jax.dist.processes import as_the_first, make_should_stop
+from sparsepo_jax.dist.processes import as_the_first
 from sparsepo_jax.eval.generate import Generated
 from sparsepo_jax.eval.preferences import choose_pairs
 from sparsepo_jax.eval.scorers import Scorer, score_all
@@ -84,7 +84,7 @@ def _answered(run, prompts: TokenTable, policy: Any, done: set[int]) -> Iterator
     from tqdm import tqdm
 
     sampler = make_sampler_for(run, prompts, build.make_sampling(run.config, run.hf_config, run.tokenizer))
-    base, should_stop = run.reference_weights() if run.problem.adapted else None, make_should_stop(run.stop)
+    base, should_stop = run.reference_weights() if run.problem.adapted else None, run.should_stop
     left_N = as_the_first(~np.isin(np.arange(len(prompts)), list(done)))
     planned = [batch for batch in plan_answers(run, prompts) if left_N[batch.rows].any()]  # whole batches: the same programs as at the first time
     if not left_N.all():
@@ -99,7 +99,7 @@ def _answered(run, prompts: TokenTable, policy: Any, done: set[int]) -> Iterator
                     drawn.setdefault(one.row, []).append(one)
             yield drawn
             bar.update(len(drawn))
-            if number < len(planned) and (asked := should_stop(number)) is not None:
+            if number < len(planned) and (asked := should_stop()) is not None:
                 tqdm.write(f"pairs: stopped after {bar.n} of {len(prompts)} prompts", file=sys.stderr)
                 raise asked
 

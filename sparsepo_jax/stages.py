@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,7 @@ class Run:
             state = run_training(
                 stage=stage, update=step.update, programs=lambda: step.program._cache_size() - compiled_before, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
                 checkpoints=checkpoints, write=log.write, log_every_steps=logging.every_steps, evaluate=evaluate,
-                eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit, stop=self.stop, should_stop=make_should_stop(self.stop),
+                eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit, stop=self.stop, should_stop=self.should_stop,
                 may_skip=training.skip_nonfinite, name_rows=functools.partial(name_rows, table, plan),
             )
         save_once(directory / "final", finish(state.weights))
@@ -349,9 +349,17 @@ class Run:
             process_count=jax.process_count(), shared=build.is_shared(self.config),
             with_weights=mask is not None and mask.kind == "given" and table.has_weights, response_length=response_length,
         )
+        return self.heeding(batches)
+
+    @functools.cached_property
+    def should_stop(self) -> Callable[[], type[KeyboardInterrupt] | None]:
+        return make_should_stop(self.stop)
+
+    def heeding(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, till the run is asked to stop; which it is between the same two in all processes."""
         for batch in batches:
-            if jax.process_count() == 1:  # of several, one alone must not leave
-                self.stop.check()
+            if (asked := self.should_stop()) is not None:
+                raise asked
             yield batch
 
     # ------------------------------------------------------------ what a person reads

@@ -276,11 +276,11 @@ def test_a_run_that_is_out_of_memory_ends_in_one_line(tmp_path):
 
 
 def kill_when(command: list[str], ready: Callable[[], bool], delay_s: float = 0.0) -> None:
-    """Starts the program and sends kill -9 so long after ready(), which is asked every millisecond: how fast the machine is does not matter."""
+    """Starts the program and sends kill -9 so long after ready(), which is asked every few milliseconds: how fast the machine is does not matter."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not ready():
         assert process.poll() is None, f"the run ended ({process.returncode}) before it was killed"
-        time.sleep(0.001)
+        time.sleep(0.003)
     time.sleep(delay_s)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: raise `steps`"

@@ -95,9 +95,18 @@ def test_two_processes_stop_together_and_four_go_on(alone, tmp_path):
     same_run(tmp_path / "run", alone)
 
 
+def test_sigterm_outside_of_training_stops_all_between_the_same_batches(tmp_path):
+    """While pairs are scored before the first step; only one process is sent it. Kills: one that is heard only when training begins, or by one alone."""
+    po = PO | {"evaluation": {"batch_size": 2, "sampled_prompts": None}, "data": {"train": [{"kind": "reviews", "rows": 90, "seed": 2}]}}
+    found = run_together(write_config(tmp_path, **po), 2, 1, at_batch={1: "0 SIGTERM 3"})
+    assert [status for status, _ in found] == [RUN_AGAIN] * 2, found
+    assert "stopped by SIGTERM; the same command continues the run" in found[0][1] and "steps of" not in found[0][1]
+    assert not (tmp_path / "run" / "po").exists()
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_if_one_process_is_killed_the_other_ends_and_says_so(tmp_path, victim):
-    found = run_together(write_config(tmp_path, **PO), 2, 1, at_batch={victim: "4 SIGKILL"}, timeout_s=90)
+    found = run_together(write_config(tmp_path, **PO), 2, 1, at_batch={victim: "4 SIGKILL"})
     status, said = found[1 - victim]
     # Whichever notices first: we, by the collective that fails (75), or JAX's own service, which aborts the process (134 in a shell).
     assert found[victim][0] == -9 and status in (RUN_AGAIN, -6), said

@@ -1,5 +1,6 @@
 """Many processes as one run: how they find each other, agree to stop, and notice that one is gone."""
 
+import itertools
 import os
 import re
 from collections.abc import Callable
@@ -42,12 +43,15 @@ def _looks_like_many(environment) -> bool:
     return "JAX_COORDINATOR_ADDRESS" in environment or in_slurm_step or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
-def make_should_stop(stop: Stop) -> Callable[[int], type[KeyboardInterrupt] | None]:
-    """should_stop(steps done) -> why to stop now, or None. All processes of a run get the same answer at the same step, though only one of them
-    may have been sent the signal."""
+_questions = itertools.count(1)  # JAX's service, too, is one a process; it wants numbers that only rise, whichever stage asks
+
+
+def make_should_stop(stop: Stop) -> Callable[[], type[KeyboardInterrupt] | None]:
+    """should_stop() -> why to stop now, or None. All processes of a run get the same answer to the same question, though only one of them may have been
+    sent the signal: so all must ask equally often, as between the batches of a plan that they share."""
     if jax.process_count() == 1:
-        return lambda step: stop.asked
-    return lambda step: Terminated if multihost_utils.reached_preemption_sync_point(step) else None
+        return lambda: stop.asked
+    return lambda: Terminated if multihost_utils.reached_preemption_sync_point(next(_questions)) else None
 
 
 def as_the_first(x: np.ndarray) -> np.ndarray:

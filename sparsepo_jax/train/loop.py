@@ -32,7 +32,7 @@ def run_training(
     write: Callable[[str, int, dict[str, float]], None],
     log_every_steps: int,
     stop: Stop,
-    should_stop: Callable[[int], type[KeyboardInterrupt] | None],
+    should_stop: Callable[[], type[KeyboardInterrupt] | None],
     may_skip: int,
     name_rows: Callable[[int, np.ndarray], str],
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
@@ -43,7 +43,7 @@ def run_training(
 
     While the device works on a step the next batch is put onto it. programs(): how many programs `update` was compiled to since it was handed in; a new one is said.
     batches start at the state's step. write(stage, step, metrics) is called every log_every_steps (means since the last time) and after
-    evaluations. When should_stop(steps done) says so, the state is saved and that exception raised; signals that reach this process wait for it.
+    evaluations. When should_stop() says so, the state is saved and that exception raised; signals that reach this process wait for it.
     may_skip: so many updates of the stage may have a loss or gradient that is not finite; one more is a UserError, and nothing is saved after it.
     name_rows(step, finite [micro-steps, rows]) names the rows that such a step is about.
     """
@@ -131,7 +131,7 @@ def run_training(
                     write(stage, step, found)
                 if step < total_steps and (checkpoints.is_due(step) or (found is not None and checkpoints.follow_evaluation)):
                     save(found)
-                if step < total_steps and (asked := should_stop(step)) is not None:
+                if step < total_steps and (asked := should_stop()) is not None:
                     began_s = time.perf_counter()
                     save()
                     checkpoints.wait()
