@@ -331,7 +331,7 @@ def choose_attention(config: schema.Config, specs: tuple[DecoderSpec, ...], mesh
     asked, platform = config.compute.attention, platform_of(mesh)
     capped, narrow = any(spec.attn_softcap is not None for spec in specs), compute_dtype(config, mesh) == jnp.bfloat16
     if asked == "auto":
-        return "blocks" if platform == "cpu" else "xla"
+        return {"cpu": "blocks", "tpu": "splash"}.get(platform, "xla")
     if asked == "cudnn" and (capped or not narrow):
         why = "caps its scores" if capped else "computes in float32"
         raise UserError(f"compute.attention: cudnn does not fit a model that {why}; take auto or xla" + ("" if capped else ", or compute.dtype=bfloat16"))

@@ -217,6 +217,7 @@ def test_the_step_of_a_run_is_compiled_for_a_pod(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["topology"], found["chips"], found["mesh"]) == ("2xv5e:2x2", 8, {"data": 2, "fsdp": 4, "tensor": 1})
     assert found["fits"] and found["hbm_bytes"] == 16 * 2**30 and found["dtype"] == "bfloat16" and found["batch"]["lengths"] == "of data.train"
+    assert found["kernels"]["attention"] == "splash"
     weights = 4 * (12 * 512**2 + (162 + 64) * 512)
     assert 3 * weights / 4 < found["alias_bytes"] < 1.1 * 3 * weights / 4
     assert weights < found["argument_bytes"] < 1.1 * weights and found["temp_bytes"] > 0
