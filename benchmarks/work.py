@@ -68,7 +68,7 @@ def abstract_step(shape: Mapping[str, Any], batch: PairBatch, kind: str = "spars
     gradient = jax.jit(jax.value_and_grad(make_pair_loss(problem), has_aux=True))
     with jax.set_mesh(mesh):
         alone = gradient.lower(step.like.weights, reference, jax.tree.map(lambda x: x[0], batch), step.like.step)
-        return alone.compile(), step.update.lower(step.like, reference, batch).compile()
+        return alone.compile(), step.program.lower(step.numbers, step.like, reference, batch).compile()
 
 
 class OurStep:

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,6 +109,8 @@ def leave(status: int) -> int:
         # JAX would wait at the end for processes that may never come.
         sys.stdout.flush()
         sys.stderr.flush()
+        if sys.modules["jax"].process_index() == 0:
+            time.sleep(2)  # JAX's service is in this process, and aborts those that are still on their way out when it goes
         os._exit(status)
     return status
 

@@ -123,7 +123,7 @@ def test_a_prompt_length_is_compiled_once(model, one_device):
     sampler = make_sampler(model[0], jnp.dtype(jnp.float32), one_device, Sampling(4, stop=("zzz",)))
     for _ in range(3):
         list(generate(sampler, model[1], [prompts(), prompts()], Letters()))
-    assert sampler.begin._cache_size() == sampler.advance._cache_size() == 1
+    assert sampler.begin.func._cache_size() == sampler.advance.func._cache_size() == 1
 
 
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.7, None, 1.0), (1.0, 5, 1.0), (1.0, None, 0.6), (1.5, 12, 0.8), (1.0, 99, 0.01)])

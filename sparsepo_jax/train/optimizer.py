@@ -55,7 +55,7 @@ def make_optimizer(
 
     make_rule(schedule, decay, decay_mask) makes AdamW, Lion, ... of one group.
     """
-    chosen_by = lambda is_decayed: lambda weights: {path: is_decayed(path) for path in weights}  # noqa: E731
+    chosen_by = lambda is_decayed: lambda weights: jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(str(path[-1].key)), weights)  # noqa: E731
     policy_rule = make_rule(policy_schedule, policy_decay, chosen_by(is_decayed))
     mask_rule = make_rule(mask_schedule, mask_decay, chosen_by(is_decayed_mask))
     labels = lambda weights: {group: jax.tree.map(lambda _: group, weights[group]) for group in weights}  # noqa: E731
