@@ -58,14 +58,14 @@ def unfinished(whole, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def flip(path: Path) -> None:
-    """Another bit in a third of a file: of an array file's second half Orbax reads nothing."""
+    """Another bit in the middle of a file."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 16
+    content[len(content) // 2] ^= 16
     path.write_bytes(content)
 
 
 def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 @pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
