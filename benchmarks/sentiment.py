@@ -1,6 +1,6 @@
 """Which objective buys sentiment at the least KL? The paper's IMDB experiment at a size for a laptop, everything made here.
 
-    python benchmarks/sentiment.py DATA [--output runs/sentiment] [--seeds 3] [--betas 0.1,0.4,0.8]
+    python benchmarks/sentiment.py DATA [--output runs/sentiment] [--seeds 3] [--objectives NAME ...]
 
 DATA: the directory that holds imdb_reviews/{train,test}.jsonl.gz (rows {"text", "label"}), lexicons/opinion_{positive,negative}.txt (Hu and Liu) and
 sst_trees/train.txt.gz (Stanford), by which the masks are judged. Trains a small GPT-2 and its tokenizer on the reviews, a
@@ -21,16 +21,22 @@ from pathlib import Path
 from work import save_result
 
 from sparsepo_jax.report.frontier import matched, shared_range
+from sparsepo_jax.sweep import parse_axes
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "sentiment"
-LEARNED = "kind: learned, init: ones, learning_rate: 3e-3"
-OBJECTIVES = {
-    "DPO": "{kind: dpo}",
-    "TDPO-1 (mask of ones)": "{kind: tdpo1}",
-    "MaPO": "{kind: mapo}",
-    "SparsePO, common mask": "{kind: sparsepo, mask: {sharing: common, " + LEARNED + "}}",
-    "SparsePO, independent masks": "{kind: sparsepo, mask: {sharing: independent, " + LEARNED + "}}",
-    "random mask": "{kind: sparsepo, mask: {kind: random}}",
+LEARNED, BETAS = "kind: learned, init: ones, learning_rate: 3e-3", (0.1, 0.4, 0.8)
+OBJECTIVES: dict[str, tuple[str, tuple[float | None, ...]]] = {  # name -> settings, betas (None: it has none)
+    "DPO": ("kind: dpo", BETAS),
+    "TDPO-1 (mask of ones)": ("kind: tdpo1", BETAS),
+    "TDPO-2": ("kind: tdpo2", BETAS),
+    "MaPO": ("kind: mapo", BETAS),
+    "SparsePO, common mask": ("kind: sparsepo, mask: {sharing: common, " + LEARNED + "}", BETAS),
+    "SparsePO, common mask, L1": ("kind: sparsepo, l1_reward: 5e-3, l1_kl: 5e-3, mask: {sharing: common, " + LEARNED + "}", BETAS),
+    "SparsePO, independent masks": ("kind: sparsepo, mask: {sharing: independent, " + LEARNED + "}", BETAS),
+    "random mask": ("kind: sparsepo, mask: {kind: random}", BETAS),
+    "SimPO": ("kind: simpo, gamma: 1.0", (1.0, 2.0, 4.0)),  # of mean log-probs
+    "DPOP": ("kind: dpop", BETAS),
+    "SFT on the chosen": ("kind: orpo, odds_weight: 0", (None,)),
 }
 BASELINE = "DPO"
 WORDS = ("auroc_reward", "auroc_kl", "auroc_logratio", "auroc_untrained", "auroc_positional", "auroc_confidence", "auroc_random")
@@ -43,7 +49,12 @@ def program(*arguments: str) -> None:
         sys.exit(done.returncode)
 
 
-def run_all(data: Path, output: Path, betas: list[float], seeds: int) -> None:
+def spec(objective: str, beta: float | None) -> str:
+    settings, _ = OBJECTIVES[objective]
+    return f"{{{settings}}}" if beta is None else f"{{{settings}, beta: {beta}}}"
+
+
+def run_all(data: Path, output: Path, objectives: list[str], seeds: int) -> None:
     """What is finished is not done again."""
     train, test = (data / "imdb_reviews" / f"{split}.jsonl.gz" for split in ("train", "test"))
     program("--config", str(CONFIGS / "sft.yaml"), f"output_dir={output}/sft", f"data.sft.0.path={train}")
@@ -54,25 +65,28 @@ def run_all(data: Path, output: Path, betas: list[float], seeds: int) -> None:
     program(
         "--config", str(CONFIGS / "po.yaml"), f"evaluation.lexicons=[{', '.join(lexicons)}]", f"output_dir={output}/grid", f"policy.path={output}/sft/export",
         f"data.train.0.path={output}/pairs/pairs_made.jsonl", f"scorer.path={output}/pairs/classifier", "--metric", "generated_reward", "--sweep",
-        "objective=" + ",".join(OBJECTIVES.values()), "objective.beta=" + ",".join(map(str, betas)), "seed=" + ",".join(map(str, range(seeds))),
+        "objective=" + ",".join(spec(name, beta) for name in objectives for beta in OBJECTIVES[name][1]), "seed=" + ",".join(map(str, range(seeds))),
     )
 
 
 def read_points(grid: Path) -> list[dict]:
-    """A point a finished run. The sweep names its objectives in the order in which they were given."""
+    """A point a finished run."""
+    names = [(name, beta) for name, (_, betas) in OBJECTIVES.items() for beta in betas]
+    (read,) = parse_axes(["objective=" + ",".join(spec(*one) for one in names)])
+    known = {json.dumps(value, sort_keys=True): one for value, one in zip(read.values, names, strict=True)}
     runs = json.loads((grid / "sweep.json").read_text())["runs"]
-    order = list(dict.fromkeys(json.dumps(run["values"]["objective"]) for run in runs))
     points = []
     for run in runs:
         if run["status"] != "done":
             print(f"left out, {run['status']}: {run['name']}", file=sys.stderr)
             continue
         summary, values = json.loads((grid / run["name"] / "summary.json").read_text()), run["values"]
-        after = summary["after"]
+        after, (objective, beta) = summary["after"], known[json.dumps(values["objective"], sort_keys=True)]
         points.append({
-            "objective": list(OBJECTIVES)[order.index(json.dumps(values["objective"]))], "beta": values["objective.beta"], "seed": values["seed"],
+            "objective": objective, "beta": beta, "seed": values["seed"],
             "kl": after["generated_kl"], "reward": after["generated_reward"], "reward_before": summary["before"]["generated_reward"],
-            "accuracy_unmasked": after["accuracy_unmasked"], "sparsity": summary["mask"]["sparsity_end"], "seconds": run["seconds"], "words": {
+            "accuracy_unmasked": after["accuracy_unmasked"], "sparsity_start": summary["mask"]["sparsity_start"],
+            "sparsity": summary["mask"]["sparsity_end"], "deletion": summary["mask"]["deletion"], "seconds": run["seconds"], "words": {
                 lexicon: {which: {key: of[key] for key in WORDS} for which, of in (("all", found), ("first pieces", found["first_pieces"]))}
                 for lexicon, found in summary["lexicons"].items()},
         })
@@ -109,19 +123,18 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/sentiment"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--betas", default="0.1,0.4,0.8")
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES), metavar="NAME")
     options = parser.parse_args()
-    betas = [float(beta) for beta in options.betas.split(",")]
-    run_all(options.data, options.output, betas, options.seeds)
+    run_all(options.data, options.output, options.objectives, options.seeds)
     points = read_points(options.output / "grid")
 
     print(f"\n{'':30} beta      KL  reward  (before)  accuracy, unmasked   zeros   mean of {options.seeds} seeds")
-    for objective in OBJECTIVES:
+    for objective, (_, betas) in OBJECTIVES.items():
         for beta in betas:
             of = [point for point in points if (point["objective"], point["beta"]) == (objective, beta)]
             if of:
                 mean = {key: statistics.fmean(point[key] or 0.0 for point in of) for key in ("kl", "reward", "reward_before", "accuracy_unmasked", "sparsity")}
-                print(f"{objective:30} {beta:4} {mean['kl']:7.2f} {mean['reward']:7.3f} {mean['reward_before']:9.3f} {mean['accuracy_unmasked']:19.3f} "
+                print(f"{objective:30} {beta or '-':>4} {mean['kl']:7.2f} {mean['reward']:7.3f} {mean['reward_before']:9.3f} {mean['accuracy_unmasked']:19.3f} "
                       f"{mean['sparsity']:7.3f}")
     rows = compare(points)
     print(f"\nreward less that of {BASELINE} at the same KL, 95 % interval over seeds")
@@ -134,7 +147,13 @@ def main() -> None:
             of = [point["words"][lexicon]["first pieces"] for point in points if point["objective"] == objective]
             mean = [None if any(row[key] is None for row in of) else statistics.fmean(row[key] for row in of) for key in WORDS]
             print(f"{objective:30} {lexicon:10}" + " ".join(f"{'-' if x is None else format(x, '.3f'):>10}" for x in mean))
-    print(save_result("sentiment", {"betas": betas, "seeds": options.seeds, "points": points, "matched": rows}))
+    print("\naccuracy, unmasked, when each response loses a share of its tokens: those of the largest mask, those of the smallest, any; mean over betas and seeds")
+    for objective in OBJECTIVES:
+        of = [point["deletion"] for point in points if point["objective"] == objective and point["deletion"] is not None]
+        for share in of[0] if of else ():
+            three = (statistics.fmean(one[share][f"accuracy_{rule}"] for one in of) for rule in ("top", "bottom", "random"))
+            print(f"{objective:30} {share:>5}" + "".join(f"{x:9.3f}" for x in three))
+    print(save_result("sentiment", {"seeds": options.seeds, "objectives": {name: spec(name, betas[0]) for name, (_, betas) in OBJECTIVES.items()}, "points": points, "matched": rows}))
     print(options.output / "grid" / "comparison.html")
 
 

@@ -66,11 +66,17 @@ def of_seed(seed: int) -> dict[str, str]:
     return {"seed": str(seed), "data.sft.0.seed": str(3 * seed + 1), "data.train.0.seed": str(3 * seed + 2), "data.eval.0.seed": str(3 * seed + 3)}
 
 
+def from_sft(out: Path, seed: int) -> dict[str, str]:
+    """Settings of a run that starts from the seed's model, which is made if it is not there."""
+    base = out / str(seed) / "sft"
+    execute(base, of_seed(seed) | {"stages": "[sft, export]"})
+    return of_seed(seed) | {"policy.config": "null", "policy.path": str(base / "export")}
+
+
 def run(out: Path, seed: int, name: str) -> dict[str, Any]:
     """The figures of one variant from one seed's model; {"why": ...} where there are none."""
-    base, output = out / str(seed) / "sft", out / str(seed) / name
-    execute(base, of_seed(seed) | {"stages": "[sft, export]"})
-    settings = of_seed(seed) | {"stages": "[po, eval]", "policy.config": "null", "policy.path": str(base / "export"), "evaluation.sampled_prompts": "null"}
+    output = out / str(seed) / name
+    settings = from_sft(out, seed) | {"stages": "[po, eval, export]", "evaluation.sampled_prompts": "null"}
     why = execute(output, settings | VARIANTS[name])
     found: dict[str, Any] = {"seed": seed, "variant": name, "why": why, "wall_s": json.loads((output / "benchmark.json").read_text())["wall_s"]}
     if why is not None:

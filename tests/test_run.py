@@ -66,6 +66,21 @@ def test_scores_have_the_agreed_form(finished):
         np.testing.assert_allclose(row["loss"], np.log1p(np.exp(-row["margin"])), atol=1e-5)
 
 
+def test_scores_are_pairs_with_weights_when_read_again(finished, tmp_path):
+    """A learned mask, written down, can be given with the data: the same tokens, the same log-probs, that mask."""
+    _, output = finished
+    scores, pairs = lines_of(output / "scores.jsonl"), tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt_ids": one["prompt_ids"]} | {f"{name}_{column}": one[name][key] for name in ("chosen", "rejected") for column, key in (
+        ("ids", "token_ids"), ("weights", "reward_mask"))}) + "\n" for one in scores))
+    again = run(tmp_path, stages=["score"], policy={"config": None, "path": str(output / "export")}, tokenizer={"kind": "auto"},
+                objective={"kind": "sparsepo", "mask": {"kind": "given"}}, data={"sft": [], "train": [], "eval": [{"path": str(pairs)}]})
+    for ours, expected in zip(lines_of(again / "scores.jsonl"), scores, strict=True):
+        assert ours["prompt_ids"] == expected["prompt_ids"]
+        for name in ("chosen", "rejected"):
+            np.testing.assert_allclose(ours[name]["logp"], expected[name]["logp"], atol=1e-5)
+            np.testing.assert_allclose(ours[name]["reward_mask"], expected[name]["reward_mask"], atol=1e-7)
+
+
 def test_a_finished_stage_is_not_repeated(finished, capsys):
     directory, output = finished
     files = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file() and path.name not in ("config.yaml", "report.html")}

@@ -14,11 +14,12 @@ def _numbers(values: np.ndarray) -> list[float]:
 
 
 def pair_record(score: PairScore, table: Any, tokenizer: Any | None, *, with_text: bool) -> dict[str, Any]:
-    """index, loss (L1 included), margin (the sigmoid's argument, beta included), and of chosen and rejected the lists over response tokens.
+    """index, loss (L1 included), margin (the sigmoid's argument, beta included), prompt_ids, and of chosen and rejected the lists over response tokens.
 
     with_text adds what a reader needs: origin, prompt_tokens, tokens and decisive (null where unknown).
     """
-    record: dict[str, Any] = {"index": score.row, "loss": score.metrics["loss"], "margin": score.metrics["margin"]}
+    record: dict[str, Any] = {"index": score.row, "loss": score.metrics["loss"], "margin": score.metrics["margin"],
+                              "prompt_ids": [int(x) for x in table.prompt(score.row)]}
     if with_text:
         record |= {"origin": table.origin(score.row), "prompt_tokens": token_texts(table.prompt(score.row), tokenizer)}
     for p, name in enumerate(("chosen", "rejected")):

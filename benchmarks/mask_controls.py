@@ -1,0 +1,114 @@
+"""Does it matter where a mask lies? The built-in reviews, trained with masks that are given and do not learn, all of the same mean in each response.
+
+    python benchmarks/mask_controls.py [--seeds 0 1 2 3 4] [--out runs/which_tokens]
+
+For each seed the quickstart's SparsePO is trained as benchmarks/which_tokens.py does it (its runs under --out are taken where they are finished), its
+final reward mask is read off the training pairs, and the policy is trained anew from the same start with weights given with the data
+(`objective.mask.kind=given`): that mask itself, the same values shuffled within each response, and ones, random, positional, confident and untrained
+masks scaled to its mean in each response. Same pairs, beta, steps and batches; the held-out figures are unmasked. Runs that are finished are not
+repeated. About 20 minutes in all on 2 cores. The result is kept in results/mask_controls-reviews-DEVICE.json.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from which_tokens import execute, from_sft, of_seed, run
+from work import save_result
+
+from sparsepo_jax.report.intervals import t_interval
+
+DECAY = 0.98  # of the positional mask: objective.mask.decay's default
+Response = dict[str, list[float]]  # of scores.jsonl: token_ids, logp, ref_logp, reward_mask, ...
+
+
+def confident(response: Response) -> np.ndarray:
+    prob = np.exp(np.array(response["ref_logp"]))
+    return (prob <= max(prob.mean(), prob.min())).astype(float)
+
+
+# name -> weights of a response's tokens, from its record, its record by an untrained net, and draws
+CONTROLS: dict[str, Callable[[Response, Response, np.random.Generator], np.ndarray]] = {
+    "the learned mask": lambda one, untrained, draws: np.array(one["reward_mask"]),
+    "shuffled": lambda one, untrained, draws: draws.permutation(one["reward_mask"]),
+    "ones": lambda one, untrained, draws: np.ones(len(one["logp"])),
+    "random": lambda one, untrained, draws: draws.random(len(one["logp"])),
+    "positional": lambda one, untrained, draws: DECAY ** np.arange(1, len(one["logp"]) + 1),
+    "confidence": lambda one, untrained, draws: confident(one),
+    "untrained net": lambda one, untrained, draws: np.array(untrained["reward_mask"]),
+}
+SPLITS = {"train": (4096, 2), "eval": (512, 3)}  # rows and seed of the quickstart's reviews, as which_tokens.of_seed has them
+COLUMNS = {"accuracy": "accuracy_unmasked", "margin": "margin_unmasked", "KL": "kl", "KL written": "generated_kl", "preferred written": "generated_preferred"}
+
+
+def scored(output: Path, settings: dict[str, str], seed: int, split: str) -> list[dict[str, Any]] | None:
+    """The records of a split's pairs, token by token; None where the mask is dead."""
+    rows, shift = SPLITS[split]
+    if execute(output, settings | {"data.eval": f"[{{kind: reviews, rows: {rows}, seed: {3 * seed + shift}}}]"}) is not None:
+        return None
+    with (output / "scores.jsonl").open() as file:
+        return [json.loads(line) for line in file]
+
+
+def write_rows(path: Path, learned: list[dict], untrained: list[dict], control: str, draws: np.random.Generator) -> None:
+    """Pairs with token weights, each response's scaled to the mean of the learned mask there."""
+    with path.open("w") as file:
+        for one, other in zip(learned, untrained, strict=True):
+            row = {"prompt_ids": one["prompt_ids"]}
+            for name in ("chosen", "rejected"):
+                mask, mean = CONTROLS[control](one[name], other[name], draws), np.mean(one[name]["reward_mask"])
+                row |= {f"{name}_ids": one[name]["token_ids"], f"{name}_weights": (mask * (mean / mask.mean() if mask.any() else 0.0)).tolist()}
+            file.write(json.dumps(row) + "\n")
+
+
+def runs_of_seed(out: Path, seed: int) -> list[dict[str, Any]]:
+    of = out / str(seed)
+    print(f"seed {seed}", flush=True)
+    if (why := run(out, seed, "default")["why"]) is not None:
+        sys.exit(f"seed {seed}: the default is {why}")
+    start = from_sft(out, seed)
+    learned = of_seed(seed) | {"stages": "[score]", "policy.config": "null", "policy.path": str(of / "default" / "export"), "reference.path": start["policy.path"]}
+    fresh = start | {"stages": "[po, score]", "po.steps": "1", "po.optimizer.learning_rate": "1e-12", "objective.mask": "{kind: learned, official: true}"}
+    records = {(name, split): scored(of / f"scores-{name}-{split}", settings, seed, split)
+               for name, settings in (("learned", learned), ("untrained", fresh)) for split in SPLITS}
+    found = []
+    for number, control in enumerate(CONTROLS):
+        if control == "untrained net" and records["untrained", "train"] is None:
+            print(f"  {control:<18} dead at the start")
+            continue
+        output, draws = of / f"given-{control.replace(' ', '_')}", np.random.default_rng([seed, number])
+        output.mkdir(exist_ok=True)
+        for split in SPLITS:
+            if not (output / f"{split}.jsonl").exists():
+                untrained = records["untrained", split] or records["learned", split]  # read by one control alone, which is not reached then
+                write_rows(output / f"{split}.jsonl", records["learned", split], untrained, control, draws)
+        sources = {f"data.{split}": f"[{{path: {output / split}.jsonl}}]" for split in SPLITS}
+        execute(output / "run", start | sources | {"stages": "[po, eval]", "objective.mask": "{kind: given}"})
+        summary = json.loads((output / "run" / "summary.json").read_text())
+        found.append({"seed": seed, "control": control} | {name: summary["after"][name] for name in COLUMNS.values()})
+        print(f"  {control:<18}" + "".join(f"{found[-1][name]:>18.3f}" for name in COLUMNS.values()), flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--out", type=Path, default=Path("runs/which_tokens"))
+    options = parser.parse_args()
+    print(f"{'':<20}" + "".join(f"{name:>18}" for name in COLUMNS))
+    rows = [row for seed in options.seeds for row in runs_of_seed(options.out, seed)]
+    alive = {control: [row for row in rows if row["control"] == control] for control in CONTROLS}
+    means = {control: {name: t_interval([row[name] for row in of])._asdict() for name in COLUMNS.values()} for control, of in alive.items() if of}
+    print(f"means over {len(options.seeds)} seeds, 95 % intervals")
+    for control, of in means.items():
+        said = (f"{x['mean']:.3f}" + ("" if x["low"] is None else f" ({x['low']:.3f} to {x['high']:.3f})") for x in of.values())
+        print(f"  {control:<18}" + "".join(f"{one:>26}" for one in said))
+    print(save_result("mask_controls-reviews", {"command": " ".join(["python benchmarks/mask_controls.py", *sys.argv[1:]]), "means": means, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
