@@ -16,7 +16,7 @@ import time
 import jax
 import numpy as np
 
-from sparsepo_jax import build
+from sparsepo_jax import build, programs
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.dist.mesh import make_mesh
@@ -40,10 +40,10 @@ def main() -> int:
     config = Config(stages=["inspect"], output_dir="unused", policy={"config": SHAPE}, objective={"kind": "dpo"}, compute={"dtype": "float32"})
     spec, mesh, batch = spec_from_hf(SHAPE), make_mesh(None, 1, 1), random_batch()
     problem = build.make_problem(config, spec, spec, mesh)
-    optimizer, schedule = build.make_optimizer(config, config.po, 1000, spec.width)
+    optimizer, schedule = programs.make_optimizer(config, config.po, 1000, spec.width)
     steps, times_s = {}, {}
     with jax.set_mesh(mesh):
-        for name, one in (("reference run", problem), ("reference cached", build.cached_problem(problem, config))):
+        for name, one in (("reference run", problem), ("reference cached", programs.cached_problem(problem, config))):
             weights = {"policy": build.random_weights(spec, 0, mesh), "masks": {}}
             state = start_state(weights, optimizer)
             reference = None if one.cached else build.random_weights(spec, 1, mesh)

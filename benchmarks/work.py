@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsepo_jax import build
+from sparsepo_jax import build, programs
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.batching import BatchPlan
@@ -63,7 +63,7 @@ def abstract_step(shape: Mapping[str, Any], batch: PairBatch, kind: str = "spars
     """(loss and gradients alone, an optimizer step as OurStep's), compiled without weights: from shapes."""
     config, spec, mesh = config_of(shape, kind, dtype, compute), spec_from_hf(dict(shape)), make_mesh(None, 1, 1)
     problem = build.make_problem(config, spec, spec, mesh)
-    step = build.make_step(config, "po", problem, spec, 1000, mesh)
+    step = programs.make_step(config, "po", problem, spec, 1000, mesh)
     reference = build.abstract(build.weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
     gradient = jax.jit(jax.value_and_grad(make_pair_loss(problem), has_aux=True))
     with jax.set_mesh(mesh):
@@ -79,7 +79,7 @@ class OurStep:
         config = config_of(shape, kind, dtype, compute)
         spec, mesh = spec_from_hf(dict(shape)), make_mesh(None, 1, 1)
         self.problem = build.make_problem(config, spec, spec, mesh)
-        self.optimizer, schedule = build.make_optimizer(config, config.po, 1000, spec.width)
+        self.optimizer, schedule = programs.make_optimizer(config, config.po, 1000, spec.width)
         masks = build.initial_masks(config, self.problem.mask_source, mesh) if kind != "sft" else {}
         weights = {"policy": build.random_weights(spec, 0, mesh), "masks": masks}
         self.state = start_state(weights, self.optimizer)

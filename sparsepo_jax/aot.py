@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sparsepo_jax import build
+from sparsepo_jax import build, programs
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.schema import Config, Policy
 from sparsepo_jax.core.errors import UserError
@@ -63,7 +63,7 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     lora = build.make_lora(training, stage, policy)
     problem = build.make_problem(config, policy, reference if stage == "po" else policy, mesh, lora)
     if stage == "po" and config.reference.cached:
-        problem = build.cached_problem(problem, config)
+        problem = programs.cached_problem(problem, config)
     table, lengths = _table(config, stage, policy, tokenizer, tokenizer_here)
     plan = build.make_plan(config, table, training.batch_size, mesh, micro_steps=training.accumulation, shuffle=True)
     batch = _largest_batch(config, stage, table, plan, mesh)
@@ -72,7 +72,7 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
         frozen = build.abstract(build.weight_shapes(policy), None, mesh, lambda weights: build.hold_base(weights["policy"], training.lora.base))
     elif stage == "po" and not problem.cached:
         frozen = build.abstract(build.weight_shapes(reference), None, mesh, lambda weights: weights["policy"])
-    step = build.make_step(config, stage, problem, policy, build.count_steps(training, plan), mesh)
+    step = programs.make_step(config, stage, problem, policy, build.count_steps(training, plan), mesh)
     arguments = step.like, frozen, batch
     with jax.set_mesh(mesh), _no_compile_cache():
         footprint, refusal = compile_for_memory(step.program.lower(step.numbers, *arguments), arguments, topology.chip_bytes)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparsepo_jax import build
+from sparsepo_jax import build, programs
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.batching import PlannedPrompts, plan_prompts
@@ -166,7 +166,7 @@ def answers_record(run, prompts: TokenTable, row: int, found: list[Generated]) -
 def make_sampler_for(run, prompts: TokenTable, sampling: Sampling) -> Sampler:
     build.check_batch("generation.batch_size", run.config.generation.batch_size, 1, run.mesh)
     build.check_room("generation.max_new_tokens", sampling.max_new_tokens, prompts, run.spec)
-    return build.make_policy_sampler(run.problem, run.config, run.mesh, sampling)
+    return programs.make_policy_sampler(run.problem, run.config, run.mesh, sampling)
 
 
 def plan_answers(run, prompts: TokenTable) -> list[PlannedPrompts]:
@@ -269,8 +269,8 @@ def _harness_model(run):
     build.check_batch("harness.batch_size", settings.batch_size, 1, run.mesh)
     policy = run.current_policy()
     base = run.reference_weights() if run.problem.adapted else None
-    score_batch, own = build.make_score_responses(run.problem, run.mesh), build.make_sampling(config, run.hf_config, run.tokenizer)
-    sampler_of = functools.cache(lambda sampling: build.make_policy_sampler(run.problem, config, run.mesh, sampling))
+    score_batch, own = programs.make_score_responses(run.problem, run.mesh), build.make_sampling(config, run.hf_config, run.tokenizer)
+    sampler_of = functools.cache(lambda sampling: programs.make_policy_sampler(run.problem, config, run.mesh, sampling))
 
     def score(table: TokenTable) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         for batch in run.in_order(table, settings.batch_size):

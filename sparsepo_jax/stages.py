@@ -1,4 +1,4 @@
-"""The stages of a run, one function each, over what build.py makes. A finished training stage is marked in output_dir/stages.json."""
+"""The stages of a run, one function each, over what build.py makes and programs.py compiles. A finished training stage is marked in output_dir/stages.json."""
 
 import functools
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparsepo_jax import build, evaluation, measure
+from sparsepo_jax import build, evaluation, measure, programs
 from sparsepo_jax.config.load import save_config
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
@@ -216,7 +216,7 @@ class Run:
         training = getattr(config, stage)
         plan = build.make_plan(config, table, training.batch_size, self.mesh, micro_steps=training.accumulation, shuffle=True)
         steps = build.count_steps(training, plan)
-        step = build.make_step(config, stage, problem, self.spec, steps, self.mesh)
+        step = programs.make_step(config, stage, problem, self.spec, steps, self.mesh)
         compiled_before = step.program._cache_size()  # by earlier runs of this process
         directory = self.output_dir / stage
         policy = config.checkpoint
@@ -287,7 +287,7 @@ class Run:
         start = self.start_weights()
         reference, problem = self.reference_weights(start), self.problem
         if self.config.reference.cached:
-            table, problem = self.with_reference(table, reference), build.cached_problem(problem, self.config)
+            table, problem = self.with_reference(table, reference), programs.cached_problem(problem, self.config)
         evaluate = None
         if held is not None and self.config.po.eval_every_steps is not None:
             evaluate = lambda state: scoring.mean_metrics(self.scores(held, state.weights, reference))  # noqa: E731
@@ -300,7 +300,7 @@ class Run:
         """The table with what the objective needs of the reference, from the disk or computed now."""
         began_s, size, put = time.time(), self.config.evaluation.batch_size, build.put_on(self.mesh)
         build.check_batch("evaluation.batch_size", size, 1, self.mesh)
-        tokens = build.make_reference_tokens(self.problem, self.mesh)
+        tokens = programs.make_reference_tokens(self.problem, self.mesh)
 
         def compute():
             with jax.set_mesh(self.mesh):
@@ -327,11 +327,11 @@ class Run:
 
     @functools.cached_property
     def score_batch(self):
-        return build.make_score_batch(self.problem, self.mesh)
+        return programs.make_score_batch(self.problem, self.mesh)
 
     @functools.cached_property
     def sum_log_ratios(self):
-        return build.make_sum_log_ratios(self.problem, self.mesh)
+        return programs.make_sum_log_ratios(self.problem, self.mesh)
 
     def scores(self, table: TokenTable, weights: dict[str, Weights], reference: Weights) -> list[scoring.PairScore]:
         """Every pair of a table, in order."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sparsepo_jax import build
+from sparsepo_jax import build, programs
 from sparsepo_jax.config.schema import OBJECTIVES, Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import split_module
@@ -109,7 +109,7 @@ def test_every_mask_can_be_built_and_its_knobs_move_it(kind):
 def test_a_schedule_warms_up_and_ends_where_it_is_told():
     def schedule_of(peak, **schedule):
         config = make_config(po={"steps": 100, "optimizer": {"kind": "adamw", "learning_rate": peak}, "schedule": schedule})
-        return build.make_optimizer(config, config.po, 100, 16)[1]
+        return programs.make_optimizer(config, config.po, 100, 16)[1]
 
     rate = schedule_of(2.0, kind="linear", warmup_steps=10, end=0.2)
     np.testing.assert_allclose([rate(n) for n in (0, 4, 9, 10, 55, 100)], [0.2, 1.0, 2.0, 2.0, 1.2, 0.4], rtol=1e-6)
@@ -124,7 +124,7 @@ def test_a_mask_moves_at_a_rate_that_suits_its_width_or_as_released_or_as_told()
         config = make_config(objective={"kind": "sparsepo", "mask": {"kind": "learned", **mask}}, po={"optimizer": {"kind": "adamw", "learning_rate": 1e-6}})
         again = Config.model_validate(config.model_dump(mode="json"))  # as config.yaml of the run has it
         assert again.objective.mask == config.objective.mask
-        return config.objective.mask.init, [build.optimizer_rates(config, config.po, 10, width).mask_peak for width in (30, 3000)]
+        return config.objective.mask.init, [programs.optimizer_rates(config, config.po, 10, width).mask_peak for width in (30, 3000)]
 
     assert mask_rates() == ("ones", [pytest.approx(1e-2), pytest.approx(1e-4)])
     assert mask_rates(official=True) == ("official", [1e-6, 1e-6])
@@ -141,7 +141,7 @@ def test_policy_and_masks_have_their_own_rate_and_decay(kind):
     def moved(**mask):
         config = make_config(objective={"kind": "sparsepo", "mask": {"kind": "learned", **mask}},
                              po={"steps": 10, "optimizer": {"kind": kind, "learning_rate": 0.1}, "schedule": {"kind": "constant", "warmup_steps": 0}})
-        optimizer, _ = build.make_optimizer(config, config.po, 10, 16)
+        optimizer, _ = programs.make_optimizer(config, config.po, 10, 16)
         updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
         return updates
 
@@ -157,7 +157,7 @@ def test_weight_decay_spares_biases_and_norms():
     policy = {"embed.embedding": jnp.ones((4, 3)), "blocks.up.bias": jnp.ones(3), "final_norm.scale": jnp.ones(3), "head_bias": jnp.ones(4), "blocks.up.lora.lora_a": jnp.ones((3, 2))}
     weights = {"policy": policy, "masks": {}}
     config = make_config(po={"optimizer": {"kind": "adamw", "learning_rate": 0.1, "weight_decay": 0.5}, "schedule": {"kind": "constant", "warmup_steps": 0}})
-    optimizer, _ = build.make_optimizer(config, config.po, 10, 16)
+    optimizer, _ = programs.make_optimizer(config, config.po, 10, 16)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, weights), optimizer.init(weights), weights)
     assert {path for path, x in updates["policy"].items() if x.any()} == {"embed.embedding", "blocks.up.lora.lora_a"}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from program import lines_of, run, weights_of, write_config
-from sparsepo_jax import build
+from sparsepo_jax import build, programs
 from sparsepo_jax.config.schema import OBJECTIVES
 from sparsepo_jax.dist.mesh import make_mesh, put_batch
 from sparsepo_jax.eval.generate import Sampling, make_sampler
@@ -107,9 +107,9 @@ def test_the_step_with_numbers_as_arguments_is_the_step_with_constants():
         objective = {"kind": "sparsepo", "beta": beta, "l1_kl": 0.1 * beta, "mask": {"kind": "learned", "init": "ones", "dropout": 0.3}}
         optimizer = {"kind": "adamw", "eps": 1e-2, "learning_rate": rate, "weight_decay": 0.1 * beta}
         problem, config = problem_of(objective=objective, po={"optimizer": optimizer}, seed=seed)
-        step = build.make_step(config, "po", problem, spec, 10, mesh)
+        step = programs.make_step(config, "po", problem, spec, 10, mesh)
         compiled_before = step.program._cache_size()
-        constants = jax.jit(make_update(make_pair_loss(problem), *build.make_optimizer(config, config.po, 10, spec.width)))
+        constants = jax.jit(make_update(make_pair_loss(problem), *programs.make_optimizer(config, config.po, 10, spec.width)))
         weights = {"policy": build.random_weights(spec, 0, mesh), "masks": build.initial_masks(config, problem.mask_source, mesh)}
         reference = build.random_weights(spec, 1, mesh)
         with jax.set_mesh(mesh):
@@ -139,7 +139,7 @@ def test_programs_hold_no_weights():
     weights = {"policy": build.random_weights(spec, 0, mesh), "masks": {}}
     batch = put_batch(jax.tree.map(lambda x: x[None], random_batch(rows=8, pairs=8)), mesh)
     with jax.set_mesh(mesh):
-        build.make_score_batch(problem, mesh)(weights, weights["policy"], batch)
+        programs.make_score_batch(problem, mesh)(weights, weights["policy"], batch)
     gone = [weakref.ref(x) for x in jax.tree.leaves((weights, batch))]
     del weights, batch
     gc.collect()

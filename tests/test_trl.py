@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from sparsepo_jax import build
+from sparsepo_jax import build, programs
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.data.packing import Shape, pack
 from sparsepo_jax.dist.mesh import make_mesh
@@ -90,7 +90,7 @@ def test_twenty_steps_have_the_losses_of_trl(theirs, ours, tmp_path):
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     spec = build.read_spec(build.policy_config(config, None), "model", None)
     problem = build.make_problem(config, spec, spec, mesh)
-    step = build.make_step(config, "po", problem, spec, STEPS, mesh)
+    step = programs.make_step(config, "po", problem, spec, STEPS, mesh)
     policy = build.load_weights(config.policy.path, spec, mesh)
     state = step.start({"policy": policy, "masks": {}})
     batches = list(trainer.get_train_dataloader())
