@@ -1,6 +1,6 @@
 """Which objective buys sentiment at the least KL? The paper's IMDB experiment at a size for a laptop, everything made here.
 
-    python benchmarks/sentiment.py DATA [--output runs/sentiment] [--seeds 3] [--objectives NAME ...]
+    python benchmarks/sentiment.py DATA [--output runs/sentiment] [--seeds 3] [--objectives NAME ...] [--result sentiment]
 
 DATA: the directory that holds imdb_reviews/{train,test}.jsonl.gz (rows {"text", "label"}), lexicons/opinion_{positive,negative}.txt (Hu and Liu) and
 sst_trees/train.txt.gz (Stanford), by which the masks are judged. Trains a small GPT-2 and its tokenizer on the reviews, a
@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/sentiment"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES), metavar="NAME")
+    parser.add_argument("--result", default="sentiment", help="name of the file in results/")
     options = parser.parse_args()
     run_all(options.data, options.output, options.objectives, options.seeds)
     points = read_points(options.output / "grid")
@@ -153,7 +154,8 @@ def main() -> None:
         for share in of[0] if of else ():
             three = (statistics.fmean(one[share][f"accuracy_{rule}"] for one in of) for rule in ("top", "bottom", "random"))
             print(f"{objective:30} {share:>5}" + "".join(f"{x:9.3f}" for x in three))
-    print(save_result("sentiment", {"seeds": options.seeds, "objectives": {name: spec(name, betas[0]) for name, (_, betas) in OBJECTIVES.items()}, "points": points, "matched": rows}))
+    kept = {"seeds": options.seeds, "objectives": {name: OBJECTIVES[name][0] for name in options.objectives}, "points": points, "matched": rows}
+    print(save_result(options.result, kept))
     print(options.output / "grid" / "comparison.html")
 
 
