@@ -87,7 +87,8 @@ def runs_of_seed(out: Path, seed: int) -> list[dict[str, Any]]:
                 untrained = records["untrained", split] or records["learned", split]  # read by one control alone, which is not reached then
                 write_rows(output / f"{split}.jsonl", records["learned", split], untrained, control, draws)
         sources = {f"data.{split}": f"[{{path: {output / split}.jsonl}}]" for split in SPLITS}
-        execute(output / "run", start | sources | {"stages": "[po, eval]", "objective.mask": "{kind: given}"})
+        settings = {path: value for path, value in start.items() if path not in ("data.train.0.seed", "data.eval.0.seed")} | sources
+        execute(output / "run", settings | {"stages": "[po, eval]", "objective.mask": "{kind: given}"})
         summary = json.loads((output / "run" / "summary.json").read_text())
         found.append({"seed": seed, "control": control} | {name: summary["after"][name] for name in COLUMNS.values()})
         print(f"  {control:<18}" + "".join(f"{found[-1][name]:>18.3f}" for name in COLUMNS.values()), flush=True)
