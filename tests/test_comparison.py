@@ -100,6 +100,7 @@ def test_a_frontier_is_drawn_within_its_box():
         for numbers in mark.bars.replace("M", " ").replace("H", " ").replace("V", " ").split():
             assert 0 <= float(numbers) <= plane.width
     assert draw({"m": [("", broken)]}, title="t", x_label="x") is None
+    assert [(curve.name, curve.colour) for curve in draw({"none": [], "m": [("", alone)]}, title="t", x_label="x").curves] == [("m", 1)]
 
 
 # ---------------------------------------------------------------- groups

@@ -383,9 +383,8 @@ def _plane(groups: list[Group], metric: str, kl: str) -> frontier.Plane | None:
                 seeds = [(run.numbers[kl], run.numbers[metric]) for run in both]
                 short = f"{group.beta:g}" if group.beta is not None and len(of) > 1 else ""
                 spots.append((short, frontier.Spot(group.label, t_interval([x for x, _ in seeds]), group.interval(metric), seeds)))
-        if spots:
-            methods[method] = spots
-    return frontier.draw(methods, title=label_of(metric), x_label=f"{label_of(kl)} (nats per response)") if methods else None
+        methods[method] = spots
+    return frontier.draw(methods, title=label_of(metric), x_label=f"{label_of(kl)} (nats per response)")
 
 
 class MethodMatch(NamedTuple):
