@@ -1,6 +1,7 @@
 """The command: `python -m sparsepo_jax.main --config FILE [section.field=value ...]`. JAX is imported only when a stage runs."""
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -26,10 +27,12 @@ examples:
     python -m sparsepo_jax.main --config FILE --check
   see whether it would fit 16 chips of a TPU v5e, without one (needs the extra [tpu]):
     python -m sparsepo_jax.main --config FILE --aot v5e-16
-  a grid of runs in one process, each in output_dir/beta=0.1,seed=0 and so on; run again to continue it (values are any YAML, other overrides come before):
+  start from the sft of another run, with the same settings of sft, in place of training one:
+    python -m sparsepo_jax.main --config configs/quickstart.yaml output_dir=runs/dpo objective.kind=dpo objective.beta=0.1 sft.taken_from=runs/quickstart
+  a grid of runs in one process, each in output_dir/beta=0.1,seed=0 and so on; run again to continue it (values are any YAML, other overrides come before;
+  runs whose sft would be the same train it once):
     python -m sparsepo_jax.main --config FILE po.steps=500 --sweep objective.beta=0.1,0.4,0.8 seed=0,1,2
     python -m sparsepo_jax.main --config FILE --sweep 'objective={kind: dpo, beta: 0.1},{kind: tdpo1}' --check
-  (a stage sft would be run for each: give it a run of its own with the stage export, and name output_dir/export as policy.path of the sweep)
   one report of many runs: tables with confidence intervals, metrics against the KL, curves, heat maps (a sweep ends with one of its own):
     python -m sparsepo_jax.main --compare runs/sweep runs/dpo --metric accuracy_unmasked --baseline dpo --output runs/comparison.html
   the JSON schema of configs, for an editor:
@@ -54,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sweep", nargs="+", action="extend", metavar="KEY=V1,V2", help="run the config with every combination of these values, one run after the other")
     parser.add_argument("--compare", nargs="+", metavar="DIR", help="write one report of these runs (or sweeps, or directories of runs); runs nothing")
     parser.add_argument("--output", metavar="FILE", help="with --compare: the report, FILE.html (default: comparison.html in DIR, or here if there are several)")
-    parser.add_argument("--metric", action="append", default=[], metavar="NAME", help="with --compare or --sweep: a number of summary.json to draw against the KL; "
-                        "may be given more than once (default: accuracy_unmasked)")
+    parser.add_argument("--metric", action="append", default=[], metavar="NAME", help="with --compare or --sweep: a number to draw against the KL, of "
+                        "summary.json (kl, lexicons.opinion.auroc_reward), measures.json (measures.text.rouge1) or harness.json (harness.arc_easy.acc); may be "
+                        "given more than once (default: accuracy_unmasked)")
     parser.add_argument("--baseline", metavar="NAME", help="with --compare or --sweep: the group of runs that the others are held against (default: the first)")
     parser.add_argument("--check", action="store_true", help="check the config and print the plan; runs nothing")
     parser.add_argument("--aot", metavar="TOPOLOGY", help="compile the train step for a TPU topology, such as v5p:4x4x4, v5e-16 or 2xv5e-16, and print what it "
@@ -153,7 +157,7 @@ def sweep(options: argparse.Namespace) -> int:
 
     try:
         with Stop().listening():  # while no run listens
-            status = sweeps.run_sweep(base, planned, attempt)
+            status = sweeps.run_sweep(base, planned, attempt, functools.partial(lacks_metric, options.metric) if options.metric else None)
     except KeyboardInterrupt as asked:
         print("stopped between two runs; the same command continues the sweep", file=sys.stderr)
         return RUN_AGAIN if isinstance(asked, Terminated) else 130
@@ -170,6 +174,18 @@ def compare(options: argparse.Namespace) -> int:
     if said := write_comparison(directories, output, options):
         print(f"error: {said}", file=sys.stderr)
     return 1 if said else 0
+
+
+def lacks_metric(names: Sequence[str], directory: Path) -> str | None:
+    """In one line, the first of --metric's names that is none of a run's numbers; None: all are."""
+    from sparsepo_jax.core.errors import UserError
+    from sparsepo_jax.report import comparison
+
+    try:
+        comparison.check_metrics(names, directory)
+        return None
+    except UserError as error:
+        return str(error)
 
 
 def write_comparison(directories: Sequence[Path], output: Path, options: argparse.Namespace) -> str | None:

@@ -5,6 +5,7 @@ interrupted. A stage that only reads (score, eval, measure, harness, export) is 
 """
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ _SECTIONS = {
 }
 # Settings within these sections that do not change what the stage leaves.
 _HARMLESS = {"data.cache_dir", "reference.cache_dir", "data.inspect_rows", "po.eval_every_steps", "po.skip_nonfinite", "sft.skip_nonfinite",
-             "compute.compile_cache", "compute.distributed"}
+             "sft.taken_from", "compute.compile_cache", "compute.distributed"}
 _PROMPTS = {"data.prompts", "data.prompt_words"}
 _HARMLESS_FOR = {
     "sft": _PROMPTS | {"data.train", "data.eval", "data.holdout"}, "po": _PROMPTS | {"data.sft", "data.eval"}, "score": _PROMPTS, "eval": _PROMPTS,
@@ -39,13 +40,23 @@ _HARMLESS_FOR = {
 class Marks:
     """Reads and writes the marks of one run. Only the first process of several should call `mark` and `begin`."""
 
-    def __init__(self, config: Config):
-        self._config, self._directory = config, Path(config.output_dir)
-        self._path = self._directory / "stages.json"
+    def __init__(self, config: Config, directory: str | None = None):
+        """directory: of another run, whose sft is to be taken; its marks are held against this one's settings."""
+        self._config, self.directory = config, Path(config.output_dir if directory is None else directory)
+        self._way_out = "take another output_dir" if directory is None else "leave out sft.taken_from"
+        self._path = self.directory / "stages.json"
 
     def all(self) -> dict[str, Any]:
-        """Stage -> {depends, seconds, finished}."""
-        return json.loads(self._path.read_text()) if self._path.exists() else {}
+        """Stage -> {depends, seconds, finished}, and taken_from where it is another run's sft. UserError: the file is none of ours."""
+        if not os.path.isfile(self._path):
+            return {}
+        try:
+            marks = json.loads(self._path.read_text())
+            if all({"depends", "finished"} <= mark.keys() for mark in marks.values()):
+                return marks
+        except (ValueError, AttributeError, RecursionError):
+            pass
+        raise UserError(f"{self._path}: expected what a run has finished, found something else; bring the old file back, or {self._way_out}")
 
     def finished(self, stage: str, *outputs: Path) -> bool:
         """Whether a stage is done, with these settings, and its outputs are there. UserError: a stage that is continued, with other settings."""
@@ -55,37 +66,66 @@ class Marks:
         if stage in _CONTINUED:
             self._refuse_changes(stage, mark["depends"])
             return all(path.exists() for path in outputs)
-        return mark["depends"] == self._depends(stage) and all(path.exists() for path in outputs)
+        return mark["depends"] == self.depends(stage) and all(path.exists() for path in outputs)
 
-    def mark(self, stage: str, seconds: float) -> None:
-        marks = self.all() | {stage: {"depends": self._depends(stage), "seconds": round(seconds, 1), "finished": time.time()}}
+    def mark(self, stage: str, seconds: float, taken: "Marks | None" = None) -> None:
+        """taken: those of the run that trained it, where this one did not. The time is then the other's: it tells one training from another."""
+        now = {"finished": time.time()} if taken is None else {"finished": taken.all()[stage]["finished"], "taken_from": str(taken.directory)}
+        marks = self.all() | {stage: {"depends": self.depends(stage), "seconds": round(seconds, 1)} | now}
         _write_whole(self._path, marks)
+
+    def origin(self, stage: str) -> Path:
+        """Where that lies which a finished stage left: here, or where the sft was trained that was taken. UserError: it is not there any more."""
+        mark = self.all()[stage]
+        if "taken_from" not in mark:
+            return self.directory
+        for directory in (self._config.sft.taken_from, mark["taken_from"]):  # the setting first: the other run may have been moved
+            there = {} if directory is None else Marks(self._config, directory).all().get(stage, {})
+            if there.get("finished") == mark["finished"] and "taken_from" not in there:
+                return Path(directory)
+        raise UserError(f"the {stage} that {self.directory} has taken is not in {mark['taken_from']} any more; bring it back, or {self._way_out}")
+
+    def trained_sft(self) -> "Marks | None":
+        """The marks of the run that trained the sft which is finished here; None: none is, or its weights are gone. UserError: other settings."""
+        if not self.finished("sft"):
+            return None
+        there = Marks(self._config, str(self.origin("sft")))
+        return there if there.finished("sft", there.directory / "sft" / "final") else None
+
+    def sft_to_take(self) -> "Marks":
+        """The marks of the run that trained the sft which sft.taken_from names. UserError: there is none, or it had other settings."""
+        found = Marks(self._config, self._config.sft.taken_from).trained_sft()
+        if found is None:
+            raise UserError(f"sft.taken_from: expected the output_dir of a run that has finished its stage sft, found none in {self._config.sft.taken_from}; "
+                            "run it first, or leave out sft.taken_from")
+        return found
 
     def check(self, stage: str) -> None:
         """UserError if a stage that is continued has begun here with other settings."""
-        path = self._directory / stage / "settings.json"
+        path = self.directory / stage / "settings.json"
         if path.exists():
             self._refuse_changes(stage, json.loads(path.read_text()))
 
     def begun(self, stage: str) -> bool:
-        return (self._directory / stage / "settings.json").exists()
+        return (self.directory / stage / "settings.json").exists()
 
     def check_data(self, stage: str, digests: dict[str, str]) -> None:
         """UserError if a stage that is continued has begun here with other rows. digests: of each file's tokens."""
-        path = self._directory / stage / "data.json"
+        path = self.directory / stage / "data.json"
         before = json.loads(path.read_text()) if path.exists() else digests
         changed = sorted(name for name in before.keys() | digests.keys() if before.get(name) != digests.get(name))
         if changed:
-            raise UserError(f"{', '.join(changed)}: other rows than those that stage {stage} in {self._directory} began with; bring the old file back, or "
-                            "take another output_dir")
+            raise UserError(f"{', '.join(changed)}: other rows than those that stage {stage} in {self.directory} began with; bring the old file back, or "
+                            f"{self._way_out}")
 
     def begin(self, stage: str, digests: dict[str, str]) -> None:
         """Writes down with which settings and rows a stage begins that is continued. Not before it can: who mends a mistake must not be held to it."""
-        (self._directory / stage).mkdir(parents=True, exist_ok=True)
-        for name, content in (("data.json", digests), ("settings.json", self._depends(stage))):
-            _write_whole(self._directory / stage / name, content)
+        (self.directory / stage).mkdir(parents=True, exist_ok=True)
+        for name, content in (("data.json", digests), ("settings.json", self.depends(stage))):
+            _write_whole(self.directory / stage / name, content)
 
-    def _depends(self, stage: str) -> dict[str, Any]:
+    def depends(self, stage: str) -> dict[str, Any]:
+        """The settings that decide what a stage leaves, and (where it only reads) the files and the weights that it reads."""
         dumped, harmless = self._config.model_dump(mode="json"), _HARMLESS | _HARMLESS_FOR.get(stage, set())
         found: dict[str, Any] = {}
         for section in _SECTIONS[stage]:
@@ -101,15 +141,15 @@ class Marks:
             sources = data.train + data.eval + data.prompts * (stage == "generate") + self._config.evaluation.lexicons * (stage == "eval")
             paths = [self._config.policy.path, self._config.reference.path, *(getattr(source, "path", None) for source in sources)]
             if stage == "measure":
-                paths = [str(self._directory / "generations.jsonl")]
+                paths = [str(self.directory / "generations.jsonl")]
             paths += [*self._config.harness.tasks, self._config.harness.include_path] if stage == "harness" else []
             found["files"] = {path: _stamp(Path(path)) for path in paths if path is not None}
         return found
 
     def _refuse_changes(self, stage: str, before: dict[str, Any]) -> None:
-        changed = sorted(_differences(before, self._depends(stage)))
+        changed = sorted(_differences(before, self.depends(stage)))
         if changed:
-            raise UserError(f"{self._directory} holds stage {stage} with other settings: {', '.join(changed)}; set them back, or take another output_dir")
+            raise UserError(f"{self.directory} holds stage {stage} with other settings: {', '.join(changed)}; set them back, or {self._way_out}")
 
 
 def _write_whole(path: Path, content: Any) -> None:

@@ -27,6 +27,8 @@ from sparsepo_jax.config.schema import (
     Source,
     Training,
 )
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.marks import Marks
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, spec_from_hf
 
 _READ_AT_MOST_BYTES = 32 * 2**20  # of a jsonl file; the rest is extrapolated, so that the printout does not wait for large files
@@ -69,6 +71,9 @@ def make_plan_text(config: Config) -> str:
     _check_vocabularies(config, policy, reference, mistakes)
     _check_batch_sizes(config, mistakes)
     _check_adapters(config, policy, mistakes)
+    taken_from = config.sft.taken_from if "sft" in config.stages else None
+    if taken_from is not None:
+        _check_taken(config, mistakes)
     if mistakes:
         raise ConfigError(mistakes)
 
@@ -84,7 +89,9 @@ def make_plan_text(config: Config) -> str:
         net = f" {mask.net}, {mask.sharing}: {_parameters(mask_parameters)}" if isinstance(mask, LearnedMask) else ""
         lines.append(("mask", f"{mask.kind}{net}, on {'reward and KL' if mask.on == 'both' else mask.on}"))
     lines.append(("devices", _devices(config)))
-    if "sft" in config.stages:
+    if taken_from is not None:
+        lines.append(("sft", f"that of {taken_from}"))
+    elif "sft" in config.stages:
         lines.append(("sft", _work(config.sft, rows["sft"], "rows", length)))
         lines.append(("", _memory(config, config.sft, _trained(config.sft, policy), policy)))
     if "po" in config.stages:
@@ -346,18 +353,33 @@ def _memory(config: Config, training: Training, trained: int | None, policy: Mod
     return "bytes per device: " + ", ".join(f"{name} {size}" for name, size in held.items()) + _sharding(config)
 
 
+def _check_taken(config: Config, mistakes: list[str]) -> None:
+    """The sft of another run must be there, if it has not been taken yet."""
+    try:
+        if not Marks(config).finished("sft"):
+            Marks(config).sft_to_take()
+    except UserError as error:
+        mistakes.append(str(error))
+
+
+def _trainings(config: Config) -> list[tuple[str, Training]]:
+    """The stages that train, by name. An sft that another run has trained does not."""
+    stages = [("sft", config.sft), ("po", config.po)] if config.sft.taken_from is None else [("po", config.po)]
+    return [(stage, training) for stage, training in stages if stage in config.stages]
+
+
 def _check_batch_sizes(config: Config, mistakes: list[str]) -> None:
     """Every micro-step's rows must be cut evenly over the shards; a free axis may turn out to be 1."""
     shards = (config.compute.mesh.data or 1) * (config.compute.mesh.fsdp or 1)
-    for stage, training in (("sft", config.sft), ("po", config.po)):
+    for stage, training in _trainings(config):
         parts = training.accumulation * shards
-        if stage in config.stages and training.batch_size % parts:
+        if training.batch_size % parts:
             mistakes.append(f"{stage}.batch_size: {training.batch_size} is no multiple of {parts} (accumulation x data x fsdp)")
 
 
 def _check_adapters(config: Config, policy: Model, mistakes: list[str]) -> None:
-    for stage, training in (("sft", config.sft), ("po", config.po)):
-        if stage in config.stages and training.lora is not None and policy.spec is not None:
+    for stage, training in _trainings(config):
+        if training.lora is not None and policy.spec is not None:
             try:
                 choose_projections(tuple(training.lora.targets), policy.spec)
             except SpecError as error:

@@ -22,7 +22,7 @@ from sparsepo_jax.data.packing import FILLER
 from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.dist.mesh import make_mesh, to_host
-from sparsepo_jax.dist.processes import make_should_stop
+from sparsepo_jax.dist.processes import make_should_stop, wait_for_all
 from sparsepo_jax.eval import scores as scoring
 from sparsepo_jax.marks import TRAINING, Marks
 from sparsepo_jax.models.lora import merge_adapters
@@ -139,9 +139,9 @@ class Run:
                 raise UserError(f"objective.mask.kind: given needs token weights, but {name} has no columns chosen_weights and rejected_weights")
         return train, held
 
-    def mark(self, stage: str, began_s: float) -> None:
+    def mark(self, stage: str, began_s: float, taken: Marks | None = None) -> None:
         if jax.process_index() == 0:
-            self.marks.mark(stage, time.time() - began_s)
+            self.marks.mark(stage, time.time() - began_s, taken)
 
     def begin(self, stage: str, table: TokenTable) -> None:
         if jax.process_index() == 0:
@@ -160,12 +160,14 @@ class Run:
     def trained(self, stage: str) -> dict[str, Weights]:
         """{"policy", "masks"} as a finished stage left them: po the weights that it trains, sft the whole policy."""
         lora, masks = (self.lora("po"), self.problem.mask_source) if stage == "po" else (None, None)
-        return load_once(self.output_dir / stage / "final", build.abstract(build.trained_shapes(self.spec, lora), masks, self.mesh))
+        return load_once(self.marks.origin(stage) / stage / "final", build.abstract(build.trained_shapes(self.spec, lora), masks, self.mesh))
 
     def starting_policy(self) -> Weights:
-        """The policy that po starts from: what sft left, else policy.path, else random weights."""
+        """The policy that po starts from: what sft left, here or in sft.taken_from, else policy.path, else random weights."""
         if self.marks.finished("sft"):
             return self.trained("sft")["policy"]
+        if self.config.sft.taken_from is not None and "sft" not in self.config.stages:
+            raise UserError(f"sft.taken_from: the stage sft takes what {self.config.sft.taken_from} has trained, and has not been run here: add it to stages")
         if self.config.policy.path is not None:
             return build.load_weights(self.config.policy.path, self.spec, self.mesh)
         return build.random_weights(self.spec, self.config.seed, self.mesh)
@@ -251,14 +253,23 @@ class Run:
             )
         save_once(directory / "final", finish(state.weights))
         self.mark(stage, began_s)
+        wait_for_all(f"{stage} marked")
 
     def sft(self) -> None:
         if self.marks.finished("sft"):
-            say("sft: finished before")
+            taken = self.marks.all()["sft"].get("taken_from")
+            say("sft: finished before" + (f", that of {taken}" if taken else ", here: sft.taken_from is not used" if self.config.sft.taken_from else ""))
+            return
+        if self.config.sft.taken_from is not None:
+            began_s, there = time.time(), self.marks.sft_to_take()
+            self.sft_rows(there)
+            wait_for_all("sft to be taken")  # a process that came later would find it finished, and not wait below
+            self.mark("sft", began_s, there)
+            wait_for_all("sft taken")
+            say(f"sft: that of {self.config.sft.taken_from}")
             return
         self.check("sft")
-        table = build.load_data(self.config, "sft", self.config.data.sft, "sft", self.tokenizer, self.spec)
-        self.marks.check_data("sft", table.file_digests())
+        table = self.sft_rows(self.marks)
         self.begin("sft", table)
         lora = self.lora("sft")
         problem = build.make_problem(self.config, self.spec, self.spec, self.mesh, lora)
@@ -268,6 +279,12 @@ class Run:
         initial = lambda: {"policy": build.initial_adapters(self.spec, lora, self.config.seed, self.mesh), "masks": {}}  # noqa: E731
         merge = lambda weights: {"policy": merge_adapters(self.starting_policy(), weights["policy"], lora.scale), "masks": {}}  # noqa: E731
         self.train("sft", table, initial, problem, build.held_base(self.starting_policy(), self.config.sft.lora.base, self.mesh), finish=merge)
+
+    def sft_rows(self, marks: Marks) -> TokenTable:
+        """data.sft. UserError: other rows than those that the sft of these marks began with."""
+        table = build.load_data(self.config, "sft", self.config.data.sft, "sft", self.tokenizer, self.spec)
+        marks.check_data("sft", table.file_digests())
+        return table
 
     def po(self) -> None:
         if self.marks.finished("po"):

@@ -1,7 +1,7 @@
 """Many runs of one config that differ in a few values: `--sweep objective.beta=0.1,0.4 seed=0,1,2`. One process, one run after the other.
 
 A run lies in BASE/NAME (BASE: the config's output_dir, NAME: its swept values) and is a run like any other: its finished stages are not repeated, and
-what was broken off continues. BASE/sweep.json says how each ended.
+what was broken off continues. Runs whose stage sft would train the same train it once. BASE/sweep.json says how each ended.
 """
 
 import gc
@@ -17,9 +17,12 @@ from typing import Any, NamedTuple
 
 from sparsepo_jax.config.load import ConfigError, load_config, parse_overrides
 from sparsepo_jax.config.schema import Config
+from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import short_names
+from sparsepo_jax.marks import Marks
 
 DONE, FAILED, TO_DO = "done", "failed", "to do"
+WRONG_COMMAND = 2  # exit status, as main.py's
 LONGEST_VALUE, LONGEST_NAME = 40, 160  # characters in a directory's name
 _OPEN, _CLOSE = "[{", "]}"
 
@@ -162,6 +165,56 @@ def _name_runs(mistakes: dict[str, list[str]], of: int) -> list[str]:
             for line, names in mistakes.items()]
 
 
+# ---------------------------------------------------------------- one sft for many runs
+
+
+class SharedSft:
+    """Which run's sft the others start from: of the runs whose sft depends on the same settings (marks.py knows them) the first that finishes it.
+
+    A run that has begun one of its own goes on with it, and as long as none is finished (the first one failed) the next run trains.
+    """
+
+    def __init__(self, planned: Sequence[Planned]):
+        self._lies_in: dict[str, str] = {}
+        for run in planned:
+            self.look_at(run.config)
+
+    def look_at(self, config: Config) -> None:
+        """Notes the run's sft, if it is finished."""
+        if (directory := finished_sft(config)) is not None:
+            self.expect(config, directory)
+
+    def expect(self, config: Config, directory: str) -> None:
+        """From here on the runs of this run's kind find their sft there, unless they have found one before."""
+        self._lies_in.setdefault(self._kind(config), directory)
+
+    def source(self, config: Config) -> str | None:
+        """The directory of the run whose sft this one starts from; None: it has no stage sft, trains or has trained one of its own."""
+        if "sft" not in config.stages or config.sft.taken_from is not None:
+            return config.sft.taken_from
+        found = finished_sft(config)
+        if found is None and not Marks(config).begun("sft"):
+            found = self._lies_in.get(self._kind(config))
+        return None if found == config.output_dir else found
+
+    @staticmethod
+    def _kind(config: Config) -> str:
+        return json.dumps(Marks(config).depends("sft"), sort_keys=True)
+
+
+def finished_sft(config: Config) -> str | None:
+    """Where the sft lies that a run has trained or taken; None: it has none that is whole, or one of other settings."""
+    try:
+        there = Marks(config).trained_sft()
+    except UserError:  # the run itself will say it
+        return None
+    return None if there is None else str(there.directory)
+
+
+def with_sft_of(config: Config, directory: str | None) -> Config:
+    return config if directory is None else config.model_copy(update={"sft": config.sft.model_copy(update={"taken_from": directory})})
+
+
 # ---------------------------------------------------------------- the book of a sweep
 
 
@@ -201,25 +254,40 @@ class Book:
 
 def grid_text(base: Path, planned: Sequence[Planned]) -> str:
     """What --check prints of a sweep."""
-    book = Book(base, planned)
+    book, shared = Book(base, planned), SharedSft(planned)
     width = max(len(run.name) for run in planned)
-    return "\n".join([f"{len(planned)} runs, one after the other, in {base}:", *(f"  {run.name:<{width}}  {book.runs[run.name]['status']}" for run in planned)])
+    lines = [f"{len(planned)} runs, one after the other, in {base}:"]
+    for run in planned:
+        said = ""
+        if "sft" in run.config.stages:
+            source = shared.source(run.config)
+            if source is not None:
+                said = f"sft of {Path(source).name if Path(source).parent == base else source}"
+            else:
+                said = "trains sft" if finished_sft(run.config) is None else "has trained sft"
+                shared.expect(run.config, run.config.output_dir)
+        lines.append(f"  {run.name:<{width}}  {book.runs[run.name]['status']:<{len(FAILED)}}  {said}".rstrip())
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------- running it
 
 
-def run_sweep(base: Path, planned: Sequence[Planned], attempt: Callable[[Config], tuple[int, str | None]]) -> int:
-    """Runs what is to do and returns the exit status: 0, 1 if a run failed (the others are done all the same), or that of a run which was told to stop.
+def run_sweep(
+    base: Path, planned: Sequence[Planned], attempt: Callable[[Config], tuple[int, str | None]], lacks: Callable[[Path], str | None] | None = None
+) -> int:
+    """Runs what is to do and returns the exit status: 0, 1 if a run failed (the others are done all the same), that of a run which was told to stop, or
+    2 if the first run that is done lacks something.
 
     attempt: runs a config and returns its exit status and what went wrong. Of several processes one cannot go on without the others, so
-    there a failure ends the sweep.
+    there a failure ends the sweep. lacks: what is asked for and not to be found in the directory of a run that is done.
     """
-    book, failed = Book(base, planned), []
+    book, shared, failed = Book(base, planned), SharedSft(planned), []
     for number, run in enumerate(planned, start=1):
         began_s = time.time()
         print(f"---- run {number} of {len(planned)}: {run.name}", flush=True)
-        status, said = attempt(run.config)
+        status, said = attempt(with_sft_of(run.config, shared.source(run.config)))
+        shared.look_at(run.config)
         if said:
             print(said, file=sys.stderr, flush=True)
         index, count = _processes()
@@ -230,10 +298,27 @@ def run_sweep(base: Path, planned: Sequence[Planned], attempt: Callable[[Config]
             print(f"the sweep stopped in run {number} of {len(planned)}; the same command continues it", file=sys.stderr)
             return status
         failed += [run.name] * (status == 1)
+        if lacks is not None and status == 0:
+            missing, lacks = lacks(Path(run.config.output_dir)) if index == 0 else None, None
+            if missing:
+                print(f"error: {missing}; run {number} of {len(planned)} is done, and the same command with another name goes on", file=sys.stderr)
+            if _first_says(bool(missing)):
+                return WRONG_COMMAND
         gc.collect()  # what a run held in cycles would stay in device memory beside the next one's
     if failed:
         print(f"{len(failed)} of {len(planned)} runs failed:", *(f"  {name}: {book.runs[name]['error']}" for name in failed), sep="\n", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _first_says(here: bool) -> bool:
+    """What the first process says, in all of them."""
+    if _processes()[1] == 1:
+        return here
+    import numpy as np
+
+    from sparsepo_jax.dist.processes import as_the_first
+
+    return bool(as_the_first(np.array(here)))
 
 
 def is_first_process() -> bool:

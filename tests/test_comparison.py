@@ -100,6 +100,7 @@ def test_a_frontier_is_drawn_within_its_box():
         for numbers in mark.bars.replace("M", " ").replace("H", " ").replace("V", " ").split():
             assert 0 <= float(numbers) <= plane.width
     assert draw({"m": [("", broken)]}, title="t", x_label="x") is None
+    assert [(curve.name, curve.colour) for curve in draw({"none": [], "m": [("", alone)]}, title="t", x_label="x").curves] == [("m", 1)]
 
 
 # ---------------------------------------------------------------- groups
@@ -211,7 +212,7 @@ def test_one_seed_has_no_interval_but_an_accuracy_that_of_its_pairs(tmp_path):
 def test_a_chosen_metric_is_drawn_and_a_wrong_one_named(sweep, tmp_path):
     page, _ = content([sweep], tmp_path, metrics=["reward.mean"])
     assert "reward, mean against KL of what it writes" in page.text
-    with pytest.raises(UserError, match="did you mean reward.mean"):
+    with pytest.raises(UserError, match="no number is called reward.men; the nearest of 5 are reward.mean, "):
         content([sweep], tmp_path, metrics=["reward.men"])
     with pytest.raises(UserError, match="--baseline: expected one of dpo, beta 0.5; .* got simpo"):
         content([sweep], tmp_path, baseline="simpo")
@@ -269,3 +270,102 @@ def test_nothing_to_compare_is_one_line(tmp_path, capsys):
     (tmp_path / "sweep.json").write_text("[1]")
     assert main(["--compare", str(tmp_path)]) == 1
     assert "not a sweep's book" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- lexicons, measures, tasks
+
+
+WORDS = {"opinion": {"auroc_reward": 0.75, "auroc_random": 0.5, "auroc_kl": None, "first_pieces": {"auroc_reward": 0.625}}}
+MEASURES = {"text": {"rouge1": 0.3, "self_bleu": None, "prompts": 5, "distinct2": math.nan}, "code": {"pass@10": 0.25, "problems": 164, "time_s": 4.0}}
+ARC = {"alias": "arc_easy", "acc,none": 0.5, "acc_stderr,none": 0.01, "acc_norm,none": 0.55}
+TASKS = {"results": {"arc_easy": ARC, "gsm8k": {"exact_match,strict-match": 0.125}}}
+
+
+def write_all(path, *, measures=MEASURES, tasks=TASKS, **settings):
+    """A run that was evaluated by lexicons, measured, and put to tasks."""
+    write_run(path, **settings)
+    summary = json.loads((path / "summary.json").read_text()) | {"lexicons": WORDS}
+    for name, content in (("summary.json", summary), ("measures.json", measures), ("harness.json", tasks)):
+        (path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+OF_TASKS = {"harness.arc_easy.acc": 0.5, "harness.arc_easy.acc_norm": 0.55, "harness.gsm8k.exact_match,strict-match": 0.125}
+NAMES = OF_TASKS | {"lexicons.opinion.auroc_reward": 0.75, "lexicons.opinion.auroc_random": 0.5, "lexicons.opinion.first_pieces.auroc_reward": 0.625,
+                    "measures.text.rouge1": 0.3, "measures.code.pass@10": 0.25}
+
+
+def test_lexicons_measures_and_tasks_are_compared(tmp_path):
+    write_all(tmp_path / "a")
+    better = {"results": {"arc_easy": {"acc,none": 0.625}}}
+    write_all(tmp_path / "b", beta=0.5, tasks=better)
+    page, found = content([tmp_path / "a", tmp_path / "b"], tmp_path)
+    metrics = found["groups"][0]["metrics"]
+    assert {name: metrics[name]["mean"] for name in metrics if name.split(".")[0] in ("lexicons", "measures", "harness")} == NAMES
+    difference = next(one for one in found["differences"] if one["metric"] == "harness.arc_easy.acc")
+    assert difference["by_seed"] == {"0": 0.125} and difference["interval"]["mean"] == 0.125
+    for said in ("Which words (lexicons)", "opinion: AUROC, reward mask", "opinion: AUROC, reward mask, first pieces", "Measures", "rouge1", "pass@10", "Tasks",
+                 "arc_easy: acc_norm", "gsm8k: exact_match, strict-match"):
+        assert said in page.text, said
+    titles = " ".join(attrs.get("title") or "" for _, attrs in page.tags)
+    assert "of each word its first piece only" in titles and "passes the problem's tests" in titles
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_they_are_drawn_against_the_kl(tmp_path, name):
+    for beta in (0.1, 0.5):
+        write_all(tmp_path / f"{beta}", beta=beta, kl=2 * beta)
+    page, found = content([tmp_path], tmp_path, metrics=[name])
+    assert "against KL of what it writes" in page.text and found["kl"] == "after.generated_kl"
+    with pytest.raises(UserError, match=f"no number is called {name[:-1]}; the nearest of 12 are {name}, "):
+        content([tmp_path], tmp_path, metrics=[name[:-1]])
+
+
+def test_runs_with_tasks_alone_are_compared_and_have_no_place_in_the_plane(tmp_path):
+    """An untrained policy beside trained ones."""
+    write_all(tmp_path / "trained")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/harness.json").write_text(json.dumps(TASKS))
+    page, found = content([tmp_path], tmp_path, metrics=["harness.arc_easy.acc"])
+    assert list(found["groups"][0]["metrics"]) == list(OF_TASKS)
+    assert found["kl"] == "after.generated_kl" and "against KL of what it writes" in page.text
+    page, found = content([tmp_path / "base"], tmp_path)
+    assert "arc_easy: acc" in page.text and found["kl"] is None
+
+
+DEEP = '{"text": ' * 600 + "1" + "}" * 600
+
+
+@pytest.mark.parametrize(
+    "name, broken, said",
+    [
+        ("harness.json", "{", "harness.json: expected JSON"),
+        ("measures.json", "[1]", "measures.json: expected a JSON object"),
+        ("summary.json", "1" * 5000, "summary.json: expected JSON"),
+        ("harness.json", "[" * 100_000, "harness.json: expected JSON"),
+        ("harness.json", '{"results": [], "n-shot": 3, "n-samples": null}', None),
+        ("harness.json", '{"results": {"a": 1, "b": {"acc,none": "high", "acc,": true, ",": null}}}', None),
+        ("measures.json", '{"text": 3, "code": {"pass@1": {}, "rouge1": [1], "words": "many"}}', None),
+        ("measures.json", '{"code": {"pass@1": 1%s}}' % ("0" * 400), None),  # beyond the largest float
+        ("measures.json", DEEP, None),
+        ("summary.json", '{"after": 3, "lexicons": [1]}', None),
+        ("summary.json", '{"after": {"kl": Infinity, "x": null, "y": true}, "mask": null, "lexicons": {"opinion": 1, "other": {"auroc_kl": -Infinity}}}', None),
+        ("summary.json", '{"lexicons": ' * 600 + "NaN" + "}" * 600, None),
+    ],
+)
+def test_files_that_are_none_of_ours_are_said_and_what_is_no_number_is_left_out(tmp_path, name, broken, said):
+    write_all(tmp_path / "good")
+    (write_all(tmp_path / "odd", beta=0.5) / name).write_text(broken)
+    page, found = content([tmp_path], tmp_path)
+    sections = {"summary.json": ("after", "mask", "lexicons"), "measures.json": ("measures",), "harness.json": ("harness",)}
+    good, odd = (group["metrics"] for group in found["groups"])
+    others = [metric for metric in good if metric.split(".")[0] not in sections[name]]
+    assert list(odd) == ["lexicons.opinion"] * ('"opinion": 1' in broken) + others
+    assert [one["run"] for one in found["left_out"]] == ["odd"] * (said is not None)
+    assert said is None or (said in found["left_out"][0]["why"] and said in page.text)
+
+
+def test_settings_say_where_an_sft_was_taken_from_and_make_no_group(tmp_path):
+    for seed, taken_from in ((0, None), (1, "runs/first")):
+        write_run(tmp_path / f"{seed}", seed=seed, config={"sft": {"steps": 3, "taken_from": taken_from}})
+    assert labels(tmp_path) == {"dpo": [0, 1]}

@@ -31,6 +31,7 @@ from sparsepo_jax.config.schema import (
 )
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
+from sparsepo_jax.marks import Marks
 from sparsepo_jax.plan import make_plan_text
 
 ROOT = Path(__file__).parent.parent
@@ -176,6 +177,10 @@ def test_a_kind_that_is_no_word_is_a_mistake(mistakes, kind):
 def test_what_the_stages_lack_is_said_a_line_each(mistakes):
     lines = mistakes("", "stages=[po, sft, eval]")
     assert [line.split(": ")[0] for line in lines] == ["stages", "policy", "data.sft", "data.train", "data.eval"]
+
+
+def test_a_run_cannot_take_its_own_sft(mistakes):
+    assert mistakes("", "sft.taken_from=runs/../runs/x/") == ["sft.taken_from: this is the run's own output_dir; name that of another run, or leave it out"]
 
 
 # ---------------------------------------------------------------- overrides
@@ -373,6 +378,20 @@ def test_the_plan_counts_rows_steps_tokens_parameters_and_bytes(data):
     assert plan["evaluation"] == "7 pairs"
     kb = 4 * GPT2_PARAMETERS / 1e3
     assert plan["sft bytes"] == f"bytes per device: weights {kb:.1f} kB, optimizer {2 * kb:.1f} kB"
+
+
+def test_an_sft_of_another_run_is_said_in_the_plan_and_must_be_there(data, tmp_path):
+    finished = {"stages": ["sft", "po", "eval"], "output_dir": str(tmp_path / "first"), "policy": {"config": GPT2}, "data": data}
+    sections = {"data": data, "sft": {"taken_from": str(tmp_path / "first"), "batch_size": 9}, "compute": {"mesh": {"fsdp": 2}}, "po": {"batch_size": 8}}
+    with pytest.raises(ConfigError, match="sft.taken_from: expected the output_dir of a run that has finished its stage sft, found none in"):
+        plan_of(**sections)
+    (tmp_path / "first/sft/final").mkdir(parents=True)
+    Marks(Config.model_validate(finished)).mark("sft", 1.0)
+    with pytest.raises(ConfigError, match="holds stage sft with other settings: sft.batch_size; set them back, or leave out sft.taken_from"):
+        plan_of(**sections)
+    Marks(Config.model_validate(finished | {"sft": {"batch_size": 9}})).mark("sft", 1.0)
+    plan = plan_of(**sections)  # a batch that the mesh cannot cut is nothing to a run that does not train on it
+    assert plan["sft"] == f"that of {tmp_path / 'first'}" and "sft bytes" not in plan
 
 
 def test_the_plan_counts_bytes_per_device():

@@ -2,18 +2,22 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
+from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from program import lines_of, write_config
-from sparsepo_jax.config.load import ConfigError
+from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import short_names
 from sparsepo_jax.core.stop import Terminated
 from sparsepo_jax.main import RUN_AGAIN, main
+from sparsepo_jax.marks import Marks
 from sparsepo_jax.sweep import parse_axes, plan_sweep, run_name, split_values
 
 
@@ -180,6 +184,131 @@ def test_check_prints_the_grid_and_runs_nothing(tmp_path, stages, capsys):
     assert stages.ran == [] and not (tmp_path / "run").exists()
 
 
+# ---------------------------------------------------------------- --metric
+
+
+@pytest.fixture
+def evaluated(stages):
+    """Runs that leave a summary.json; where the mask is, a null."""
+    plain = stages.run_stages
+
+    def run_stages(config, stop):
+        output = Path(config.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "summary.json").write_text(json.dumps({"after": {"accuracy_unmasked": 0.5, "kl": 1.0}, "mask": {"auroc_reward": None, "deletion": None}}))
+        return plain(config, stop)
+
+    stages.run_stages = run_stages
+    return stages
+
+
+def test_a_wrong_metric_ends_the_sweep_after_the_first_run_that_is_done_and_the_right_one_goes_on(tmp_path, evaluated, capsys):
+    path = str(write_config(tmp_path))
+    evaluated.errors = {(0.1, 0): UserError("no data; mend it")}
+    assert main(["--config", path, *GRID, "--metric", "kl", "--metric", "acuracy_unmasked"]) == 2
+    assert evaluated.ran == [(0.1, 0), (0.1, 1)]
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == ("error: --metric: no number is called acuracy_unmasked; the nearest of 4 are accuracy_unmasked, auroc_reward, kl; "
+                        "run 2 of 4 is done, and the same command with another name goes on")
+    assert [status for status, _ in book_of(tmp_path).values()] == ["failed", "done", "to do", "to do"] and not (tmp_path / "run/comparison.html").exists()
+    evaluated.errors = {}
+    assert main(["--config", path, *GRID, "--metric", "kl", "--metric", "accuracy_unmasked"]) == 0
+    assert len(evaluated.ran) == 2 + 4 and set(book_of(tmp_path).values()) == {("done", None)}
+    assert (tmp_path / "run/comparison.html").exists()
+
+
+def test_a_metric_that_only_some_runs_have_ends_nothing(tmp_path, evaluated):
+    for name in ("mask.auroc_reward", "auroc_reward", "deletion.0.1.accuracy_top"):
+        assert main(["--config", str(write_config(tmp_path)), *GRID, "--metric", name]) == 0
+    assert len(evaluated.ran) == 12
+
+
+def test_a_metric_of_runs_without_numbers_is_said_after_the_first(tmp_path, stages, capsys):
+    assert main(["--config", str(write_config(tmp_path)), *GRID, "--metric", "kl"]) == 2
+    assert stages.ran == [(0.1, 0)] and "there are no numbers in" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- one sft for many runs
+
+
+@pytest.fixture
+def trainers(stages):
+    """Runs that leave the marks of an sft. `sft`: run -> the run whose sft it took, None: it trained; `failing`: runs whose sft fails."""
+    plain, stages.sft, stages.failing = stages.run_stages, {}, set()
+
+    def run_stages(config, stop):
+        output, marks = Path(config.output_dir), Marks(config)
+        output.mkdir(parents=True, exist_ok=True)
+        if not marks.finished("sft"):
+            taken_from = config.sft.taken_from
+            stages.sft[output.name] = taken_from and Path(taken_from).name
+            if taken_from is None:
+                marks.begin("sft", {})
+            if output.name in stages.failing:
+                raise UserError("no memory; buy some")
+            if taken_from is None:
+                (output / "sft/final").mkdir(exist_ok=True)
+            marks.mark("sft", 1.0, None if taken_from is None else marks.sft_to_take())
+        return plain(config, stop)
+
+    stages.run_stages = run_stages
+    return stages
+
+
+FIRST = {"beta=0.1,seed=0": None, "beta=0.1,seed=1": None}
+
+
+def test_runs_whose_sft_would_be_the_same_train_it_once(tmp_path, trainers):
+    path = str(write_config(tmp_path))
+    assert main(["--config", path, *GRID]) == 0
+    assert trainers.sft == FIRST | {"beta=0.4,seed=0": "beta=0.1,seed=0", "beta=0.4,seed=1": "beta=0.1,seed=1"}
+    trainers.sft.clear()
+    assert main(["--config", path, "--sweep", "objective.beta=0.05,0.4", "seed=0"]) == 0, "a larger grid, without the run that trained it"
+    assert trainers.sft == {"beta=0.05,seed=0": "beta=0.1,seed=0"}
+    trainers.sft.clear()
+    assert main(["--config", path, f"output_dir={tmp_path / 'other'}", "--sweep", "sft.steps=4,5", "po.steps=7,8"]) == 0
+    assert trainers.sft == {"sft.steps=4,po.steps=7": None, "sft.steps=4,po.steps=8": "sft.steps=4,po.steps=7",
+                            "sft.steps=5,po.steps=7": None, "sft.steps=5,po.steps=8": "sft.steps=5,po.steps=7"}
+
+
+def test_where_the_first_sft_failed_the_next_run_trains_it(tmp_path, trainers):
+    path, trainers.failing = str(write_config(tmp_path)), {"beta=0.1,seed=0"}
+    grid = ["--sweep", "objective.beta=0.1,0.4,0.8", "seed=0"]
+    assert main(["--config", path, *grid]) == 1
+    assert trainers.sft == {"beta=0.1,seed=0": None, "beta=0.4,seed=0": None, "beta=0.8,seed=0": "beta=0.4,seed=0"}
+    trainers.failing.clear()
+    trainers.sft.clear()
+    assert main(["--config", path, *grid]) == 0
+    assert trainers.sft == {"beta=0.1,seed=0": None}, "what it has begun it goes on with"
+
+
+def test_a_run_that_has_begun_its_own_sft_goes_on_with_it(tmp_path, trainers):
+    path = write_config(tmp_path)
+    config, _ = load_config(path, ["objective.beta=0.4", f"output_dir={tmp_path}/run/beta=0.4,seed=0"])
+    Marks(config).begin("sft", {})
+    assert main(["--config", str(path), *GRID]) == 0
+    assert trainers.sft == FIRST | {"beta=0.4,seed=0": None, "beta=0.4,seed=1": "beta=0.1,seed=1"}
+
+
+def test_an_sft_that_is_named_is_taken_by_all_runs(tmp_path, trainers):
+    path = str(write_config(tmp_path))
+    assert main(["--config", path, f"output_dir={tmp_path / 'alone'}"]) == 0
+    assert main(["--config", path, f"sft.taken_from={tmp_path / 'alone'}", "--sweep", "objective.beta=0.1,0.4"]) == 0
+    assert trainers.sft == {"alone": None, "beta=0.1": "alone", "beta=0.4": "alone"}
+
+
+def test_check_says_which_run_trains_the_sft(tmp_path, trainers, capsys):
+    path = str(write_config(tmp_path))
+    lines = lambda: {line.split()[0]: line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  beta")}  # noqa: E731
+    assert main(["--config", path, *GRID, "--check"]) == 0
+    others = {"beta=0.4,seed=0": "sft of beta=0.1,seed=0", "beta=0.4,seed=1": "sft of beta=0.1,seed=1"}
+    assert lines() == dict.fromkeys(FIRST, "trains sft") | others
+    assert main(["--config", path, *GRID]) == 0
+    capsys.readouterr()
+    assert main(["--config", path, *GRID, "--check"]) == 0
+    assert lines() == dict.fromkeys(FIRST, "has trained sft") | others
+
+
 # ---------------------------------------------------------------- the real program
 
 
@@ -187,18 +316,20 @@ def test_check_prints_the_grid_and_runs_nothing(tmp_path, stages, capsys):
 def swept(tmp_path_factory):
     """Two betas, two seeds."""
     directory = tmp_path_factory.mktemp("swept")
-    command = ["--config", str(write_config(directory, stages=["po", "eval", "report"], po={"steps": 2, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}}, evaluation={"sampled_prompts": None})), "objective.kind=dpo", *GRID]
+    command = ["--config", str(write_config(directory, po={"steps": 2, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}}, evaluation={"sampled_prompts": None})), "objective.kind=dpo", *GRID]
     assert main(command) == 0
     return directory / "run", command
 
 
 def test_every_run_is_as_if_it_had_run_alone(swept):
     base, command = swept
-    losses = {run.name: lines_of(run / "metrics.jsonl")[0]["loss"] for run in base.iterdir() if run.is_dir()}
+    first_loss = lambda run: next(row["loss"] for row in lines_of(run / "metrics.jsonl") if row["stage"] == "po")  # noqa: E731
+    losses = {run.name: first_loss(run) for run in base.iterdir() if run.is_dir()}
     assert losses.keys() == {"beta=0.1,seed=0", "beta=0.1,seed=1", "beta=0.4,seed=0", "beta=0.4,seed=1"} and len(set(losses.values())) == 4
     alone = base.parent / "alone"
     assert main([*command[:3], f"output_dir={alone}", "objective.beta=0.4", "seed=1"]) == 0
-    assert lines_of(alone / "metrics.jsonl")[0]["loss"] == losses["beta=0.4,seed=1"]
+    assert (alone / "sft/final").exists() and not (base / "beta=0.4,seed=1/sft").exists(), "alone it trains the sft that it took in the sweep"
+    assert first_loss(alone) == losses["beta=0.4,seed=1"]
     assert json.loads((alone / "summary.json").read_text())["after"] == json.loads((base / "beta=0.4,seed=1/summary.json").read_text())["after"]
 
 
@@ -214,6 +345,61 @@ def test_what_is_finished_is_not_run_again(swept, capsys):
     before = {path: path.stat().st_mtime_ns for path in base.rglob("summary.json")}
     seconds = [run["seconds"] for run in json.loads((base / "sweep.json").read_text())["runs"]]
     assert main(command) == 0
-    assert capsys.readouterr().out.count("po: finished before") == 4
+    said = capsys.readouterr().out
+    assert said.count("po: finished before") == said.count("sft: finished before") == 4
+    assert f"sft: finished before, that of {base / 'beta=0.1,seed=1'}\n" in said
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert [run["seconds"] for run in json.loads((base / "sweep.json").read_text())["runs"]] == seconds and min(seconds) > 0
+
+
+# ---------------------------------------------------------------- the sft of another run
+
+
+@pytest.fixture
+def trained(swept, tmp_path):
+    """A run that has finished its sft and no more, and the command that takes it for others."""
+    first, directory = swept[0] / "beta=0.1,seed=0", tmp_path / "trained"
+    shutil.copytree(first / "sft", directory / "sft")
+    marks = json.loads((first / "stages.json").read_text())
+    (directory / "stages.json").write_text(json.dumps({"sft": marks["sft"]}))
+    config = swept[1][:2]
+    take = lambda name, *overrides: main([*config, f"output_dir={tmp_path / name}", f"sft.taken_from={directory}", "stages=[sft]", *overrides])  # noqa: E731
+    return directory, take
+
+
+def test_an_sft_of_other_settings_or_rows_or_none_is_refused_in_one_line(trained, tmp_path, capsys):
+    directory, take = trained
+    refused = lambda said: capsys.readouterr().err == f"error: {said}\n" and not (tmp_path / "new/stages.json").exists()  # noqa: E731
+    assert take("new", "sft.steps=9", "seed=3") == 1
+    assert refused(f"{directory} holds stage sft with other settings: seed, sft.steps; set them back, or leave out sft.taken_from")
+    assert take("new", f"sft.taken_from={tmp_path}/absent") == 1
+    none = f"found none in {tmp_path}/absent; run it first, or leave out sft.taken_from"
+    assert refused(f"sft.taken_from: expected the output_dir of a run that has finished its stage sft, {none}")
+    (directory / "sft/data.json").write_text(json.dumps({"reviews(seed=1)": "other"}))
+    assert take("new") == 1
+    assert refused(f"reviews(seed=1): other rows than those that stage sft in {directory} began with; bring the old file back, or leave out sft.taken_from")
+    (directory / "stages.json").write_text("[")
+    assert take("new") == 1
+    assert refused(f"{directory}/stages.json: expected what a run has finished, found something else; bring the old file back, or leave out sft.taken_from")
+    shutil.rmtree(directory / "sft")
+    assert take("new", "stages=[po]") == 1
+    assert refused(f"sft.taken_from: the stage sft takes what {directory} has trained, and has not been run here: add it to stages")
+
+
+def test_an_sft_is_taken_where_it_lies_from_run_to_run(trained, tmp_path, capsys):
+    """b takes from a what a has taken. Moved, it is found by the setting; gone, runs that took it still have it finished, and say what lacks."""
+    from safetensors.numpy import load_file
+
+    directory, take = trained
+    assert take("a") == take("b", f"sft.taken_from={tmp_path / 'a'}") == 0
+    assert capsys.readouterr().out.splitlines() == [f"sft: that of {directory}", f"sft: that of {tmp_path / 'a'}"]
+    assert not list((tmp_path / "b").glob("**/final"))
+    directory.rename(tmp_path / "moved")
+    assert take("b") == 0 and f"sft: finished before, that of {directory}\n" == capsys.readouterr().out
+    assert take("b", "stages=[sft, export]") == 1
+    gone = f"the sft that {tmp_path / 'b'} has taken is not in {directory} any more"
+    assert capsys.readouterr().err == f"error: {gone}; bring it back, or take another output_dir\n"
+    assert take("b", "stages=[sft, export]", f"sft.taken_from={tmp_path / 'moved'}") == 0
+    assert take("moved", "stages=[sft, export]") == take("random", "stages=[export]", "sft.taken_from=null") == 0
+    found, own, random = (load_file(tmp_path / name / "export/model.safetensors") for name in ("b", "moved", "random"))
+    assert all(np.array_equal(found[name], own[name]) for name in own) and any(not np.array_equal(found[name], random[name]) for name in own)

@@ -5,6 +5,7 @@ Pydantic models, frozen and closed (unknown keys are errors), tagged by `kind` w
 """
 
 import math
+import os
 import re
 from typing import Annotated, Any, Literal, Union
 
@@ -461,6 +462,12 @@ class Training(Section):
         return self
 
 
+class TextTraining(Training):
+    taken_from: str | None = None
+    """output_dir of another run with the same settings of stage sft and the same rows, whose finished sft this run starts from in place of training one.
+    It is read where it lies, and po keeps what it began with. A sweep sets this by itself. None: trained here."""
+
+
 class PairTraining(Training):
     eval_every_steps: Positive | None = None
     """Evaluate while training, every so many steps, on data.eval and the held-out part."""
@@ -747,7 +754,7 @@ class Config(Section):
     tokenizer: Tokenizer = AutoTokenizer()
     data: Data = Data()
     objective: Objective = SparsePO()
-    sft: Training = Training()
+    sft: TextTraining = TextTraining()
     po: PairTraining = PairTraining()
     evaluation: Evaluation = Evaluation()
     generation: Generation = Generation()
@@ -781,6 +788,8 @@ class Config(Section):
             said.append("policy: needed by these stages: set policy.path (a checkpoint) or policy.config (a shape)")
         if "sft" in wanted and not self.data.sft:
             said.append("data.sft: needed by stage sft, but empty")
+        if self.sft.taken_from is not None and os.path.abspath(self.sft.taken_from) == os.path.abspath(self.output_dir):
+            said.append("sft.taken_from: this is the run's own output_dir; name that of another run, or leave it out")
         if "po" in wanted and not self.data.train:
             said.append("data.train: needed by stage po, but empty")
         read = {"score", "eval"} if self.data.prompts else {"score", "eval", "generate"}

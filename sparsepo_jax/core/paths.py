@@ -16,8 +16,10 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 
 def leaves(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted path, value) of what is no mapping within nested mappings: {a: {b: 1}} has a.b."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from leaves(value, f"{above}.{key}" if above else str(key))
-    else:
-        yield above, node
+    left = [(above, node)]  # no recursion: a file may hold mappings within each other as deep as Python can read
+    while left:
+        path, value = left.pop()
+        if isinstance(value, dict):
+            left += reversed([(f"{path}.{key}" if path else str(key), inner) for key, inner in value.items()])
+        else:
+            yield path, value

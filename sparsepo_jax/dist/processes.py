@@ -59,6 +59,12 @@ def as_the_first(x: np.ndarray) -> np.ndarray:
     return x if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(x))
 
 
+def wait_for_all(what: str) -> None:
+    """Until every process has come to `what`: the others then find what the first one wrote before."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
 def lost_process(error: BaseException) -> bool:
     """Whether an error of JAX's runtime, or one that it led to, says that another process of this run is gone."""
     seen: BaseException | None = error

@@ -4,6 +4,7 @@ A sweep (a directory with sweep.json) is grouped by what it swept; other runs by
 """
 
 import difflib
+import functools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -15,17 +16,20 @@ from typing import Any, NamedTuple
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import leaves, short_names
 from sparsepo_jax.report import frontier, heatmap, plots, table
-from sparsepo_jax.report.files import pairs_path, parse_config, read_metrics, read_pairs, read_summary, read_text
+from sparsepo_jax.report.files import pairs_path, parse_config, read_if_sound, read_metrics, read_pairs, read_text
 from sparsepo_jax.report.intervals import Interval, t_interval, wilson
 from sparsepo_jax.report.page import make_environment
 
 KINDS, BETA = "objective.kind", "objective.beta"
 SHARES = ("after.accuracy", "after.accuracy_unmasked")  # shares of independent pairs: Wilson's interval is theirs
-KLS = ("after.generated_kl", "after.kl")  # the first that all runs have
+KLS = ("after.generated_kl", "after.kl")  # the first that all runs have, but for those that have none
+SECTIONS = ("after", "mask", "lexicons", "measures", "harness")  # how a number's name begins, in the order of the page
+NEAREST = 3  # names that are said in place of a wrong one
+FILES = ("summary.json", "metrics.jsonl", "measures.json", "harness.json")  # a run has one of them at least
 PAIRS_LOOKED_AT = 64  # of a run's pairs, to find some that all groups have
 # Settings that do not change what a run finds, or (the seed) that its group is made over.
 _NO_DIFFERENCE = ("seed", "output_dir", "stages", "logging", "checkpoint", "export", "report", "data.cache_dir", "data.inspect_rows", "reference.cache_dir",
-                  "compute.compile_cache", "compute.distributed")
+                  "sft.taken_from", "compute.compile_cache", "compute.distributed")
 _LONGEST_LABEL = 48
 
 _ROWS = {path: (f"{row.label}{'' if path is row.after else ', before'}", row.meaning)
@@ -36,7 +40,8 @@ _MASKS = {".".join(path) for row in table.MASK_ROWS for path in (row.before, row
 
 @dataclass
 class Run:
-    """settings: what its group is known by, dotted paths; config: every setting, dotted paths. numbers: by dotted path into summary.json."""
+    """settings: what its group is known by, dotted paths; config: every setting, dotted paths. numbers: see read_numbers, the finite ones. broken: files of
+    them that cannot be read, and why."""
 
     path: Path
     config: dict[str, Any]
@@ -44,6 +49,7 @@ class Run:
     numbers: dict[str, float]
     metrics: plots.Metrics
     pairs: int | None
+    broken: list[str]
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -91,7 +97,8 @@ def write_comparison(
     known = sorted({name for group in groups for run in group.runs for name in run.numbers})
     drawn = [_find_metric(name, known) for name in metrics] or [name for name in (SHARES[1],) if name in known]
     base = _find_baseline(groups, baseline)
-    kl = next((name for name in KLS if all(name in run.numbers for group in groups for run in group.runs)), None)
+    moved = [run for group in groups for run in group.runs if not run.numbers.keys().isdisjoint(KLS)]  # others (tasks alone) have no place in the plane
+    kl = next((name for name in KLS if moved and all(name in run.numbers for run in moved)), None)
     columns = sorted(known, key=_place)
     differences = [_difference(group, base, name) for group in groups if group is not base for name in columns]
     planes = [plane for name in drawn if kl is not None and (plane := _plane(groups, name, kl)) is not None]
@@ -102,7 +109,9 @@ def write_comparison(
     html = make_environment().get_template("comparison.html.jinja").render(
         title=" and ".join(directory.resolve().name for directory in directories[:3]) + (" and more" if len(directories) > 3 else ""),
         groups=groups, base=base, left_out=left_out, columns=columns, label=label_of, meaning=meaning_of, differences=differences,
-        main=[name for name in columns if name.startswith("after.")], masks=[name for name in columns if name in _MASKS],
+        difference_of={(one.group, one.metric): one.interval for one in differences},
+        main=[name for name in columns if name.startswith("after.")], masks=[name for name in columns if name in _MASKS], words=_words(columns),
+        measures=[name for name in columns if name.startswith("measures.")], tasks=[name for name in columns if name.startswith("harness.")],
         drawn=drawn, kl=kl, planes=planes, matches=matches, most_pairs=max((run.pairs or 0 for group in groups for run in group.runs), default=0),
         charts=plots.make_overlay({group.label: plots.mean_metrics([run.metrics for run in group.runs]) for group in groups}),
         sides=sides, scales=heatmap.make_scales(shown), maskless=maskless, default_key="r" if maskless else "u",
@@ -128,13 +137,14 @@ def find_groups(directories: Sequence[Path]) -> tuple[list[Group], list[tuple[st
             left_out += [(str(run["name"]), f"failed: {run['error']}" if run["status"] == "failed" else "not finished") for run in book if run["status"] != "done"]
         found = [directory / str(run["name"]) for run in book if run["status"] == "done"] if book is not None else list(_run_directories(directory))
         if not found and book is None:
-            left_out.append((str(directory), "no run: expected summary.json or metrics.jsonl in it, or in the directories in it"))
+            left_out.append((str(directory), f"no run: expected {', '.join(FILES[:-1])} or {FILES[-1]} in it, or in the directories in it"))
         for path in found:
             run = _read_run(path)
             if run is None:
-                left_out.append((path.name, "neither summary.json nor metrics.jsonl"))
+                left_out.append((path.name, f"no run: none of {', '.join(FILES)}"))
                 continue
             runs.append(run)
+            left_out += [(path.name, said) for said in run.broken]
             if swept == list(directories):  # what was swept, though some other setting may follow from it
                 values = next(one["values"] for one in book if one["name"] == path.name)
                 run.settings = {key: value for key, value in leaves(values) if key != "seed"}
@@ -170,20 +180,33 @@ def _run_directories(directory: Path) -> Iterator[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "summary.json").is_file() or (path / "metrics.jsonl").is_file()
+    return any((path / name).is_file() for name in FILES)
 
 
 def _read_run(path: Path) -> Run | None:
     if not _is_run(path):
         return None
     config = dict(_settings(parse_config(read_text(path / "config.yaml"))))
-    summary = read_summary(path / "summary.json") or {}
-    numbers = {}
-    for name, x in leaves({section: summary.get(section) for section in ("after", "mask")}):
-        if isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(table.as_float(x)):
-            numbers[name] = table.as_float(x)
-    pairs, seed = summary.get("pairs"), config.get("seed")
-    return Run(path, config, seed if type(seed) is int else 0, numbers, read_metrics(path / "metrics.jsonl")[0], pairs if type(pairs) is int else None)
+    numbers, pairs, broken = read_numbers(path)
+    finite, seed = {name: x for name, x in numbers.items() if x is not None}, config.get("seed")
+    return Run(path, config, seed if type(seed) is int else 0, finite, read_metrics(path / "metrics.jsonl")[0], pairs, broken)
+
+
+def read_numbers(path: Path) -> tuple[dict[str, float | None], int | None, list[str]]:
+    """({name: number; None where it is null or not finite}, how many pairs were held out, files that cannot be read and why).
+
+    Names are dotted paths: into summary.json (after.kl, mask.auroc_reward, lexicons.opinion.first_pieces.auroc_reward), into measures.json
+    (measures.text.rouge1), and harness.TASK.METRIC of harness.json, with a comma and the filter where the answers were filtered.
+    """
+    broken: list[str] = []
+    read = lambda name, stage: read_if_sound(path / name, stage=stage, broken=broken)  # noqa: E731
+    summary, measures, harness = read("summary.json", "eval"), read("measures.json", "measure"), read("harness.json", "harness")
+    found: dict[str, Any] = {name: x for name, x in leaves({section: summary.get(section) for section in SECTIONS[:3]}) if "." in name}
+    found |= {f"measures.{part}.{name}": x for (part, name), x in table.measured(measures).items()}
+    found |= {f"harness.{row.task}.{row.metric}{'' if row.filter == 'none' else f',{row.filter}'}": row.value for row in table.task_rows(harness)}
+    numbers = {name: table.number_or_none(x) for name, x in found.items() if x is None or table.number_or_none(x) is not None}
+    pairs = summary.get("pairs")
+    return {name: x if x is not None and math.isfinite(x) else None for name, x in numbers.items()}, pairs if type(pairs) is int else None, broken
 
 
 def _settings(config: dict) -> Iterator[tuple[str, Any]]:
@@ -238,9 +261,8 @@ def _grouped(runs: list[Run], left_out: list[tuple[str, str]]) -> list[Group]:
             label = said(run)
             labels[label] = labels.get(label, 0) + 1
             beta = run.settings.get(BETA, run.config.get(BETA))
-            beta = table.as_float(beta) if isinstance(beta, (int, float)) and not isinstance(beta, bool) else None
             label = label if labels[label] == 1 else f"{label} ({labels[label]})"
-            groups[key] = Group(label, said(run, BETA) if BETA in run.settings else label, beta, [])
+            groups[key] = Group(label, said(run, BETA) if BETA in run.settings else label, table.number_or_none(beta), [])
         group = groups[key]
         if any(run.seed == other.seed for other in group.runs):
             left_out.append((str(run.path), f"the same settings and seed as {next(o.path for o in group.runs if o.seed == run.seed)}"))
@@ -269,32 +291,72 @@ def _find_baseline(groups: list[Group], name: str | None) -> Group:
 # ---------------------------------------------------------------- numbers
 
 
-def _known(name: str) -> bool:
-    return tuple(name.split(".")) in _ROWS
+@functools.cache
+def _row(name: str) -> tuple[str, str]:
+    """(label, meaning): as in the tables of a run's report, else by its own name."""
+    section, _, rest = name.partition(".")
+    path = tuple(name.split("."))
+    if path in _ROWS:
+        return _ROWS[path]
+    if section == "lexicons" and ("mask", path[-1]) in _ROWS:
+        (label, meaning), first = _ROWS["mask", path[-1]], path[-2] == "first_pieces"
+        pieces = ", of each word its first piece only" if first else ""
+        return f"{path[1]}: {label}{', first pieces' if first else ''}", f"{meaning} Decisive: words of {path[1]}{pieces}."
+    if section == "measures":
+        return path[-1], table.meaning_of_measure(path[-1]) or ""
+    if section == "harness":
+        task, _, metric = rest.rpartition(".")
+        return f"{task}: {metric.replace(',', ', ')}", f"{metric} of the task {task}, in harness.json."
+    return rest.replace("_", " ").replace(".", ", "), f"{name} in summary.json."
 
 
 def label_of(name: str) -> str:
-    """What a number is called: as in the summary's table, else by its own name."""
-    return _ROWS[tuple(name.split("."))][0] if _known(name) else name.partition(".")[2].replace("_", " ").replace(".", ", ")
+    return _row(name)[0]
 
 
 def meaning_of(name: str) -> str:
-    return _ROWS[tuple(name.split("."))][1] if _known(name) else f"{name} in summary.json."
+    return _row(name)[1]
 
 
 def _place(name: str) -> tuple:
-    """In the order of the summary's table, what it does not know after that."""
-    order = list(_ROWS)
-    path = tuple(name.split("."))
-    return (path[0] != "after", order.index(path) if path in order else len(order), name)
+    """In the order of the sections; there, lexicon by lexicon, in that of the summary's table, and what it does not know after that."""
+    order, path = list(_ROWS), tuple(name.split("."))
+    above, row = (path[1:-1], ("mask", path[-1])) if path[0] == "lexicons" else ((), path)
+    return (SECTIONS.index(path[0]), above, order.index(row) if row in order else len(order), name)
 
 
-def _find_metric(name: str, known: list[str]) -> str:
-    for candidate in (name, f"after.{name}", f"mask.{name}"):
+def _words(columns: Sequence[str]) -> dict[str, list[str]]:
+    """Lexicon -> what masks make of its words; controls are not among it."""
+    found: dict[str, list[str]] = {}
+    for name in columns:
+        path = name.split(".")
+        if path[0] == "lexicons" and f"mask.{path[-1]}" in _MASKS:
+            found.setdefault(path[1], []).append(name)
+    return found
+
+
+def check_metrics(names: Sequence[str], directory: Path) -> None:
+    """UserError if a --metric is none of a run's numbers. One that is null there counts: other runs may have it, as those with a mask have its AUROC."""
+    numbers, _, broken = read_numbers(directory)
+    if not numbers:
+        raise UserError(broken[0] if broken else f"--metric: there are no numbers in {directory}: the stages eval, measure and harness write them")
+    unknown = tuple(f"{name}." for name, x in numbers.items() if x is None)  # where there is null in place of a mapping
+    for name in names:
+        if not any(candidate.startswith(unknown) for candidate in _candidates(name)):
+            _find_metric(name, list(numbers))
+
+
+def _candidates(name: str) -> tuple[str, ...]:
+    return name, f"after.{name}", f"mask.{name}"
+
+
+def _find_metric(name: str, known: Sequence[str]) -> str:
+    for candidate in _candidates(name):
         if candidate in known:
             return candidate
-    nearest = difflib.get_close_matches(name, [one.partition(".")[2] for one in known], n=1, cutoff=0)
-    raise UserError(f"--metric: expected one of {', '.join(one.partition('.')[2] for one in known)}; got {name}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    short = [one.removeprefix("after.").removeprefix("mask.") for one in known]
+    nearest = difflib.get_close_matches(name, short, n=NEAREST, cutoff=0)
+    raise UserError(f"--metric: no number is called {name}; " + (f"the nearest of {len(short)} are {', '.join(nearest)}" if nearest else "there are none"))
 
 
 def _difference(group: Group, base: Group, metric: str) -> Difference:
@@ -316,14 +378,13 @@ def _plane(groups: list[Group], metric: str, kl: str) -> frontier.Plane | None:
     for method, of in _methods(groups).items():
         spots = []
         for group in of:
-            both = [run for run in group.runs if metric in run.numbers]
+            both = [run for run in group.runs if metric in run.numbers and kl in run.numbers]
             if both:
                 seeds = [(run.numbers[kl], run.numbers[metric]) for run in both]
                 short = f"{group.beta:g}" if group.beta is not None and len(of) > 1 else ""
                 spots.append((short, frontier.Spot(group.label, t_interval([x for x, _ in seeds]), group.interval(metric), seeds)))
-        if spots:
-            methods[method] = spots
-    return frontier.draw(methods, title=label_of(metric), x_label=f"{label_of(kl)} (nats per response)") if methods else None
+        methods[method] = spots
+    return frontier.draw(methods, title=label_of(metric), x_label=f"{label_of(kl)} (nats per response)")
 
 
 class MethodMatch(NamedTuple):
@@ -337,7 +398,7 @@ def _matches(groups: list[Group], base: str, metric: str, kl: str) -> list[Metho
     """Each method against the baseline's at three KLs from the lowest to the highest that most of their seeds reach."""
     points: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for method, of in _methods(groups).items():
-        for run in (run for group in of for run in group.runs if metric in run.numbers):
+        for run in (run for group in of for run in group.runs if metric in run.numbers and kl in run.numbers):
             points.setdefault(method, {}).setdefault(run.seed, []).append((run.numbers[kl], run.numbers[metric]))
     found = []
     for method, ours in points.items():

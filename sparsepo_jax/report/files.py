@@ -42,6 +42,15 @@ def read_summary(path: Path, *, stage: str = "eval") -> dict | None:
     return summary
 
 
+def read_if_sound(path: Path, *, stage: str, broken: list[str]) -> dict:
+    """The same for a reader of many runs: empty without the file, and where it is no JSON object, which is then added to `broken`."""
+    try:
+        return read_summary(path, stage=stage) or {}
+    except UserError as error:
+        broken.append(str(error))
+        return {}
+
+
 def read_rows(path: Path) -> Iterator[tuple[int, dict | None]]:
     """Line numbers and objects; None where a line is none."""
     with path.open(encoding="utf-8", errors="replace") as lines:

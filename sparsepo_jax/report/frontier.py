@@ -143,7 +143,8 @@ def _held(intervals: Sequence[Interval], seeds: Sequence[float]) -> list[float]:
 
 
 def draw(methods: Mapping[str, Sequence[tuple[str, Spot]]], *, title: str, x_label: str) -> Plane | None:
-    """methods: name -> (short label, spot) in the order in which a line joins them. None if there is nothing that can be drawn."""
+    """methods: name -> (short label, spot) in the order in which a line joins them; one without a spot keeps its colour for other planes. None if there is
+    nothing that can be drawn."""
     spots = [spot for named in methods.values() for _, spot in named]
     kls, values = _held([spot.kl for spot in spots], [kl for spot in spots for kl, _ in spot.seeds]), _held(
         [spot.value for spot in spots], [value for spot in spots for _, value in spot.seeds])
@@ -168,5 +169,6 @@ def draw(methods: Mapping[str, Sequence[tuple[str, Spot]]], *, title: str, x_lab
             words = f"{spot.label}: {number(spot.value.mean)} at {number(spot.kl.mean)} nats"
             curve.marks.append(Mark(x, y, bars, words, label, dots, x + 14 + GLYPH * len(label) > WIDTH))
             curve.path += f"{'L' if curve.path else 'M'}{x:g} {y:g}"
-        curves.append(curve)
+        if curve.marks:
+            curves.append(curve)
     return Plane(title, x_label, left, [(x_at(x), label) for x, label in x_ticks], [(y_at(y), label) for y, label in y_ticks], curves)

@@ -76,11 +76,19 @@ MEASURES = {  # by how a name begins
 }
 
 
+def measured(measures: dict) -> dict[tuple[str, str], Any]:
+    """(part, name) -> value of what measures.json says of code and of texts; names that are not known have no place."""
+    parts = {name: part for name in ("code", "text") if isinstance(part := measures.get(name), dict)}
+    return {(part, name): x for part, of in parts.items() for name, x in of.items() if meaning_of_measure(name)}
+
+
+def meaning_of_measure(name: str) -> str | None:
+    return next((meaning for start, meaning in MEASURES.items() if name.startswith(start)), None)
+
+
 def measure_rows(measures: dict) -> list[tuple[str, float, str]]:
-    """(name, number, meaning) of what measures.json says of code and of texts; names that are not known have no place."""
-    parts = [part for part in (measures.get("code"), measures.get("text")) if isinstance(part, dict)]
-    return [(name, as_float(x), meaning) for part in parts for name, x in part.items() for start, meaning in MEASURES.items()
-            if name.startswith(start) and isinstance(x, (int, float)) and not isinstance(x, bool)]
+    """(name, number, meaning) of them."""
+    return [(name, x, meaning_of_measure(name)) for (_, name), found in measured(measures).items() if (x := number_or_none(found)) is not None]
 
 
 def value(summary: dict, path: tuple[str, ...] | None) -> float | None:
@@ -88,7 +96,11 @@ def value(summary: dict, path: tuple[str, ...] | None) -> float | None:
     found: Any = None if path is None else summary
     for name in path or ():
         found = found.get(name) if isinstance(found, dict) else None
-    return as_float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+    return number_or_none(found)
+
+
+def number_or_none(x: Any) -> float | None:
+    return as_float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) else None
 
 
 def as_float(x: float) -> float:
@@ -131,15 +143,15 @@ class TaskRow(NamedTuple):
 
 def task_rows(found: dict) -> list[TaskRow]:
     """The figures in harness.json (results[task]["metric,filter"], and its standard error beside it); what is no number is passed over."""
-    known = lambda x: as_float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) else None  # noqa: E731
     section = lambda x, name: value if isinstance(x, dict) and isinstance(value := x.get(name), dict) else {}  # noqa: E731
     rows = []
     for task, figures in section(found, "results").items():
         shots, samples = section(found, "n-shot").get(task), section(section(found, "n-samples"), task).get("effective")
         for name, x in figures.items() if isinstance(figures, dict) else ():
             metric, comma, taken = name.partition(",")
-            if comma and not metric.endswith("_stderr") and known(x) is not None:
-                rows.append(TaskRow(task, shots if isinstance(shots, int) else None, taken, metric, known(x), known(figures.get(f"{metric}_stderr,{taken}")),
+            if comma and not metric.endswith("_stderr") and (known := number_or_none(x)) is not None:
+                error = number_or_none(figures.get(f"{metric}_stderr,{taken}"))
+                rows.append(TaskRow(task, shots if isinstance(shots, int) else None, taken, metric, known, error,
                                     samples if isinstance(samples, int) else None))
     return rows
 

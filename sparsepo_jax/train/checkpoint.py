@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.dist.processes import wait_for_all
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -145,8 +146,7 @@ class Checkpoints:
             aside = self._orbax.directory.parent / f"damaged_{path.name}"
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoint put aside")
+        wait_for_all("damaged checkpoint put aside")
         self._orbax.reload()
 
     def wait(self) -> None:
