@@ -31,7 +31,8 @@ OBJECTIVES: dict[str, tuple[str, tuple[float | None, ...]]] = {  # name -> setti
     "TDPO-2": ("kind: tdpo2", BETAS),
     "MaPO": ("kind: mapo", BETAS),
     "SparsePO, common mask": ("kind: sparsepo, mask: {sharing: common, " + LEARNED + "}", BETAS),
-    "SparsePO, common mask, L1": ("kind: sparsepo, l1_reward: 5e-3, l1_kl: 5e-3, mask: {sharing: common, " + LEARNED + "}", BETAS),
+    "SparsePO, common mask, L1 1e-3": ("kind: sparsepo, l1_reward: 1e-3, l1_kl: 1e-3, mask: {sharing: common, " + LEARNED + "}", BETAS),
+    "SparsePO, common mask, L1 2e-3": ("kind: sparsepo, l1_reward: 2e-3, l1_kl: 2e-3, mask: {sharing: common, " + LEARNED + "}", BETAS),
     "SparsePO, independent masks": ("kind: sparsepo, mask: {sharing: independent, " + LEARNED + "}", BETAS),
     "random mask": ("kind: sparsepo, mask: {kind: random}", BETAS),
     "SimPO": ("kind: simpo, gamma: 1.0", (1.0, 2.0, 4.0)),  # of mean log-probs
