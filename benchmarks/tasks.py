@@ -122,9 +122,12 @@ TASKS = {"dialogue": dialogue, "summaries": summaries, "code": code}
 
 
 def write(rows: Rows, directory: Path) -> None:
+    """A file that is there already is left as it is: stages that read one with another time are done again."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, of in rows._asdict().items():
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of), encoding="utf-8")
+        path, text = directory / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in of)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
 
 
 def length_rule(rows: Rows) -> float:
