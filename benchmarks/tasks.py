@@ -224,7 +224,8 @@ def as_text(interval: Row, form: str = ".3f") -> str:
 def show(task: str, result: Row) -> None:
     rows, policies, width = result["rows"], result["policies"], max(map(len, LABELS.values())) + 2
     print(f"\n{task}: {rows['train']} pairs to learn from, {rows['held']} of {result['held_prompts']} prompts held out; sft ended at "
-          f"{result['sft_loss']:.2f} nats a token; mean (95 % interval over {result['seeds']} seeds)\n{'':{width}}" + "".join(f"{name:27}" for name in policies))
+          f"{result['sft_loss']:.2f} nats a token; mean (95 % interval over {result['seeds']} seeds)")
+    print(" " * width + "".join(f"{name:27}" for name in policies))
     for figure, label in LABELS.items():
         if any(figure in of for of in policies.values()):
             cells = [as_text(of[figure], ".1f" if figure in ("words", "tokens") else ".3f") if figure in of else "-" for of in policies.values()]
