@@ -1,11 +1,11 @@
 """Which tokens the masks find, and which recipe finds them best: AUROC against the ceiling, sparsity over beta, deletion; on the built-in reviews.
 
-    python benchmarks/which_tokens.py [--seeds 0 1 2 3 4] [--variants NAME ...] [--out runs/which_tokens]
+    python benchmarks/which_tokens.py [--seeds 0 1 2 3 4] [--variants NAME ...] [--out runs/which_tokens] [--result which_tokens-reviews]
 
 Each seed has its own reviews and its own small model (sft, once); the variants start from it: the quickstart's settings (`default`), the official
 ones by name, each departure alone, all of them, and other betas. Runs that are finished under --out are not repeated: the same command goes on
 after an interruption. Prints what is left to do and how long it takes; about 30 minutes in all on 2 cores. The result is kept in
-results/which_tokens-reviews-DEVICE.json.
+results/which_tokens-reviews-DEVICE.json (--result: another name).
 
 A variant whose mask is dead at the start (the program refuses it) counts as such: its figures are left out of the means, and it is said.
 Exits with 1 if the mean reward-mask AUROC of `default` is more than 0.02 below the ceiling.
@@ -121,6 +121,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[name for name in VARIANTS if name not in NOT_BY_DEFAULT])
     parser.add_argument("--out", type=Path, default=Path("runs/which_tokens"))
+    parser.add_argument("--result", default="which_tokens-reviews")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for seed in options.seeds:
@@ -141,7 +142,7 @@ def main() -> int:
         if dead:
             print(f"{name}: dead at the start in {dead} of {len(options.seeds)} seeds")
     # Last: on an accelerator this process would take what the runs need.
-    print(save_result("which_tokens-reviews", {"command": " ".join(["python benchmarks/which_tokens.py", *sys.argv[1:]]), "means": table, "rows": rows,
+    print(save_result(options.result, {"command": " ".join(["python benchmarks/which_tokens.py", *sys.argv[1:]]), "means": table, "rows": rows,
                                                "variants": {name: VARIANTS[name] for name in options.variants}}))
     return 0 if "default" not in table or table["default"]["below ceiling"]["mean"] <= 0.02 else 1
 
