@@ -6,30 +6,25 @@ Four pairs a step, GPT-2 shape of 6 layers and width 384, float32 on CPU, random
 By hand: the head's six products become four, and 8 bytes a response token and entry of the vocabulary are held (policy and reference).
 """
 
-import argparse
 import statistics
 import sys
 
-from work import OurStep, gpt2, in_turn, random_batch, save_result, spread
+from work import PAIRS, OurStep, gpt2, in_turn, random_batch, save_result, spread, step_parser
 
-PAIRS, WIDTH, LAYERS = 4, 384, 6
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lengths", nargs="*", default=["64+192", "256+64"])
+    parser = step_parser(__doc__)
     parser.add_argument("--vocab", type=int, default=16384)
-    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     found = []
     for lengths in options.lengths:
-        prompt, response = map(int, lengths.split("+"))
-        shape, batch = gpt2(options.vocab, prompt + response, width=WIDTH, layers=LAYERS), random_batch(PAIRS, prompt, response, options.vocab)
+        shape, batch = gpt2(options.vocab, sum(lengths)), random_batch(PAIRS, *lengths, options.vocab)
         steps = {name: OurStep(shape, batch, head={"keep_logits": keep}) for name, keep in (("made again", False), ("held", True))}
         times_s = in_turn(steps, options.rounds)
-        print(f"{lengths} tokens, vocabulary {options.vocab}; the held logits are {8 * PAIRS * 2 * response * options.vocab / 1e6:.0f} MB")
+        print(f"{lengths} tokens, vocabulary {options.vocab}; the held logits are {8 * PAIRS * 2 * lengths.response * options.vocab / 1e6:.0f} MB")
         for name, step in steps.items():
-            found.append({"lengths": lengths, "vocab": options.vocab, "logits": name, "median_s": statistics.median(times_s[name]), "times_s": times_s[name],
+            found.append({"lengths": str(lengths), "vocab": options.vocab, "logits": name, "median_s": statistics.median(times_s[name]), "times_s": times_s[name],
                           "temporary_mb": step.temporary_bytes / 1e6})
             print(f"  {name:<11}{spread(times_s[name])} a step, {step.temporary_bytes / 1e6:6.0f} MB of temporaries", flush=True)
         again, held = found[-2:]

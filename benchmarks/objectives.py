@@ -6,34 +6,29 @@ Four pairs a step (SFT: four single responses), GPT-2 shape of 6 layers and widt
 objectives take turns. Ratios are of medians.
 """
 
-import argparse
 import statistics
 import sys
 
-from work import OurStep, gpt2, in_turn, random_batch, save_result, spread
+from work import PAIRS, OurStep, gpt2, in_turn, random_batch, save_result, spread, step_parser
 
-PAIRS, WIDTH, LAYERS = 4, 384, 6
 KINDS = ("sparsepo", "tdpo1", "dpo", "sft")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lengths", nargs="*", default=["64+192", "256+64"])
+    parser = step_parser(__doc__)
     parser.add_argument("--vocab", type=int, default=16384)
-    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     found = []
     for lengths in options.lengths:
-        prompt, response = map(int, lengths.split("+"))
-        shape, steps = gpt2(options.vocab, prompt + response, width=WIDTH, layers=LAYERS), {}
+        shape, steps = gpt2(options.vocab, sum(lengths)), {}
         for kind in KINDS:
-            batch = random_batch(PAIRS, prompt, response, options.vocab, responses=1 if kind == "sft" else 2)
+            batch = random_batch(PAIRS, *lengths, options.vocab, responses=1 if kind == "sft" else 2)
             steps[kind] = OurStep(shape, batch, kind)
         times_s = in_turn(steps, options.rounds)
         medians_s = {kind: statistics.median(times) for kind, times in times_s.items()}
         print(f"{lengths} tokens, vocabulary {options.vocab}")
         for kind, step in steps.items():
-            found.append({"lengths": lengths, "vocab": options.vocab, "kind": kind, "median_s": medians_s[kind], "min_s": min(times_s[kind]),
+            found.append({"lengths": str(lengths), "vocab": options.vocab, "kind": kind, "median_s": medians_s[kind], "min_s": min(times_s[kind]),
                           "max_s": max(times_s[kind]), "temporary_mb": step.temporary_bytes / 1e6,
                           "sparsepo_over_it": medians_s["sparsepo"] / medians_s[kind]})
             print(f"  {kind:<10}{spread(times_s[kind])} {step.temporary_bytes / 1e6:7.0f} MB temporary")

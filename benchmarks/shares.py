@@ -8,7 +8,6 @@ of its parts is the rest: norms, embedding, copies. A part alone may find more i
 read the shares to a few percent, and a small rest, or one below zero, as nothing.
 """
 
-import argparse
 import functools
 import statistics
 import sys
@@ -18,14 +17,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from work import OurStep, gpt2, in_turn, random_batch, save_result
+from work import PAIRS, OurStep, gpt2, in_turn, random_batch, save_result, step_parser
 
 from sparsepo_jax.core.tree import merge_module, split_module
 from sparsepo_jax.models.decoder import _ACTIVATIONS, Block, Plan
 from sparsepo_jax.ops.attention import Packed, attention, reach_of
 from sparsepo_jax.ops.logprob_kl import logprob_kl
 
-PAIRS, WIDTH, LAYERS = 4, 384, 6
 
 
 def forward_and_backward(function: Callable, arguments: tuple, fixed: tuple = ()) -> Callable[[], None]:
@@ -98,15 +96,12 @@ def parts_of(step: OurStep) -> dict[str, Callable[[], None]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lengths", nargs="*", default=["64+192", "256+64"])
+    parser = step_parser(__doc__)
     parser.add_argument("--vocab", type=int, default=16384)
-    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     found = []
     for lengths in options.lengths:
-        prompt, response = map(int, lengths.split("+"))
-        step = OurStep(gpt2(options.vocab, prompt + response, width=WIDTH, layers=LAYERS), random_batch(PAIRS, prompt, response, options.vocab))
+        step = OurStep(gpt2(options.vocab, sum(lengths)), random_batch(PAIRS, *lengths, options.vocab))
         # warm 2: the optimizer's own results lie as the mesh has it, for which it is compiled once more.
         times_s = in_turn({"whole step": step} | parts_of(step), options.rounds, warm=2)
         medians_s = {name: statistics.median(times) for name, times in times_s.items()}
@@ -115,7 +110,7 @@ def main() -> int:
         print(f"{lengths} tokens, vocabulary {options.vocab}")
         for name, seconds in medians_s.items():
             spread = f" ({min(times_s[name]):.3f} to {max(times_s[name]):.3f})" if name in times_s else ""
-            found.append({"lengths": lengths, "vocab": options.vocab, "part": name, "median_s": seconds, "share": seconds / whole_s})
+            found.append({"lengths": str(lengths), "vocab": options.vocab, "part": name, "median_s": seconds, "share": seconds / whole_s})
             print(f"  {name:<26}{100 * seconds / whole_s:6.1f} %  {seconds:7.3f} s{spread}", flush=True)
     print(save_result("shares", {"rows": found}))
     return 0

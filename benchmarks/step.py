@@ -7,15 +7,14 @@ another runs; they take turns, and ratios are of medians over the rounds. Peak m
 --trl: the Python of an environment with trl, torch and datasets (TRL asks for other versions than ours); without it TRL is left out.
 """
 
-import argparse
 import statistics
 import sys
 
-from work import Candidate, answers_in_turn, gpt2, matrix_rate, save_result, step_flop
+from work import PAIRS, Candidate, answers_in_turn, gpt2, matrix_rate, save_result, step_flop, step_parser
 
 from sparsepo_jax.models.spec import spec_from_hf
 
-PAIRS, WIDTH, LAYERS = 4, 384, 6
+WIDTH, LAYERS = 384, 6
 NAMES = {"ours sparsepo": ("ours.py", "sparsepo"), "ours dpo": ("ours.py", "dpo"),
          "torch sparsepo": ("plain_torch.py", "sparsepo"), "torch dpo": ("plain_torch.py", "dpo")}
 TRL = {"trl dpo": ("trl_dpo.py",), "trl dpo, reference precomputed": ("trl_dpo.py", "--precomputed")}
@@ -23,10 +22,8 @@ RATIOS = (("torch sparsepo", "ours sparsepo"), ("torch dpo", "ours dpo"), *((nam
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lengths", nargs="*", default=["64+192", "256+64"])
+    parser = step_parser(__doc__)
     parser.add_argument("--vocab", nargs="+", type=int, default=[16384, 50257])
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trl", metavar="PYTHON")
     options = parser.parse_args()
     rate = matrix_rate()
@@ -34,9 +31,8 @@ def main() -> int:
     found, ratios, versions = [], [], {}
     for vocab in options.vocab:
         for lengths in options.lengths:
-            prompt, response = map(int, lengths.split("+"))
-            flop = step_flop(spec_from_hf(gpt2(vocab, prompt + response, width=WIDTH, layers=LAYERS)), PAIRS, prompt, response)
-            shape = PAIRS, prompt, response, vocab, WIDTH, LAYERS
+            flop = step_flop(spec_from_hf(gpt2(vocab, sum(lengths), width=WIDTH, layers=LAYERS)), PAIRS, *lengths)
+            shape = PAIRS, *lengths, vocab, WIDTH, LAYERS
             running = {name: Candidate(*command, *shape) for name, command in NAMES.items()}
             if options.trl:
                 running |= {name: Candidate(*command, *shape, python=options.trl) for name, command in TRL.items()}
@@ -47,8 +43,8 @@ def main() -> int:
             for name, rows in answers.items():
                 times_s = [row["seconds"] for row in rows]
                 median_s = medians_s[name] = statistics.median(times_s)
-                row = {"candidate": name, "lengths": lengths, "vocab": vocab, "median_s": median_s, "min_s": min(times_s), "max_s": max(times_s),
-                       "tokens_per_s": PAIRS * (prompt + 2 * response) / median_s, "peak_mb": rows[-1]["peak_mb"]}
+                row = {"candidate": name, "lengths": str(lengths), "vocab": vocab, "median_s": median_s, "min_s": min(times_s), "max_s": max(times_s),
+                       "tokens_per_s": PAIRS * (lengths.prompt + 2 * lengths.response) / median_s, "peak_mb": rows[-1]["peak_mb"]}
                 if name == "ours sparsepo":
                     row["share_of_matrix_rate"] = flop / median_s / rate
                 found.append(row)
@@ -57,7 +53,7 @@ def main() -> int:
                       f"{row['peak_mb']:6.0f} MB{share}")
             for theirs, ours in RATIOS:
                 if theirs in medians_s:
-                    ratios.append({"lengths": lengths, "vocab": vocab, "of": theirs, "over": ours, "ratio": medians_s[theirs] / medians_s[ours]})
+                    ratios.append({"lengths": str(lengths), "vocab": vocab, "of": theirs, "over": ours, "ratio": medians_s[theirs] / medians_s[ours]})
                     print(f"  {theirs} over {ours}: {ratios[-1]['ratio']:.2f}", flush=True)
     print(save_result("step", {"matrix_rate": rate, "rows": found, "ratios": ratios, "candidate_versions": versions}))
     return 0

@@ -4,6 +4,7 @@ and times taken in turn.
 Ratios are of medians over rounds in which every candidate runs once, so that a machine that slows down slows all of them.
 """
 
+import argparse
 import datetime
 import json
 import platform
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,29 @@ from sparsepo_jax.train.step import make_pair_loss, make_sft_loss, make_update, 
 
 RESULTS = Path(__file__).parent / "results"
 CANDIDATES = Path(__file__).parent / "candidates"
+PAIRS = 4  # a step
+
+
+class Lengths(NamedTuple):
+    """Tokens of a prompt and of each response, written 64+192."""
+
+    prompt: int
+    response: int
+
+    @classmethod
+    def read(cls, text: str) -> "Lengths":
+        return cls(*map(int, text.split("+")))
+
+    def __str__(self) -> str:
+        return f"{self.prompt}+{self.response}"
+
+
+def step_parser(description: str) -> argparse.ArgumentParser:
+    """[PROMPT+RESPONSE ...] [--rounds N]."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lengths", nargs="*", type=Lengths.read, default=[Lengths(64, 192), Lengths(256, 64)])
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser
 
 
 def gpt2(vocab: int, positions: int, *, width: int = 384, layers: int = 6) -> dict[str, Any]:
