@@ -39,6 +39,7 @@ OBJECTIVES: dict[str, tuple[str, tuple[float | None, ...]]] = {  # name -> setti
     "DPOP": ("kind: dpop", BETAS),
     "SFT on the chosen": ("kind: orpo, odds_weight: 0", (None,)),
 }
+CORE = ("DPO", "TDPO-1 (mask of ones)", "MaPO", "SparsePO, common mask", "SparsePO, independent masks", "random mask")  # by default
 BASELINE = "DPO"
 WORDS = ("auroc_reward", "auroc_kl", "auroc_logratio", "auroc_untrained", "auroc_positional", "auroc_confidence", "auroc_random")
 
@@ -124,33 +125,33 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/sentiment"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES), metavar="NAME")
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(CORE), metavar="NAME")
     parser.add_argument("--result", default="sentiment", help="name of the file in results/")
     options = parser.parse_args()
     run_all(options.data, options.output, options.objectives, options.seeds)
     points = read_points(options.output / "grid")
 
+    trained = [name for name in OBJECTIVES if any(point["objective"] == name for point in points)]
     print(f"\n{'':30} beta      KL  reward  (before)  accuracy, unmasked   zeros   mean of {options.seeds} seeds")
-    for objective, (_, betas) in OBJECTIVES.items():
-        for beta in betas:
+    for objective in trained:
+        for beta in OBJECTIVES[objective][1]:
             of = [point for point in points if (point["objective"], point["beta"]) == (objective, beta)]
-            if of:
-                mean = {key: statistics.fmean(point[key] or 0.0 for point in of) for key in ("kl", "reward", "reward_before", "accuracy_unmasked", "sparsity")}
-                print(f"{objective:30} {beta or '-':>4} {mean['kl']:7.2f} {mean['reward']:7.3f} {mean['reward_before']:9.3f} {mean['accuracy_unmasked']:19.3f} "
-                      f"{mean['sparsity']:7.3f}")
+            mean = {key: statistics.fmean(point[key] or 0.0 for point in of) for key in ("kl", "reward", "reward_before", "accuracy_unmasked", "sparsity")}
+            print(f"{objective:30} {beta or '-':>4} {mean['kl']:7.2f} {mean['reward']:7.3f} {mean['reward_before']:9.3f} {mean['accuracy_unmasked']:19.3f} "
+                  f"{mean['sparsity']:7.3f}")
     rows = compare(points)
     print(f"\nreward less that of {BASELINE} at the same KL, 95 % interval over seeds")
     for row in rows:
         interval = "one seed" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
         print(f"{row['objective']:30} at {row['kl']:6.2f} nats {row['difference']:+.3f} ({interval})")
     print("\nAUROC for the words of a lexicon (first pieces of words), mean over betas and seeds\n" + f"{'':41}" + " ".join(f"{key[6:]:>10}" for key in WORDS))
-    for objective in OBJECTIVES:
+    for objective in trained:
         for lexicon in points[0]["words"]:
             of = [point["words"][lexicon]["first pieces"] for point in points if point["objective"] == objective]
             mean = [None if any(row[key] is None for row in of) else statistics.fmean(row[key] for row in of) for key in WORDS]
             print(f"{objective:30} {lexicon:10}" + " ".join(f"{'-' if x is None else format(x, '.3f'):>10}" for x in mean))
     print("\naccuracy, unmasked, when each response loses a share of its tokens: those of the largest mask, those of the smallest, any; mean over betas and seeds")
-    for objective in OBJECTIVES:
+    for objective in trained:
         of = [point["deletion"] for point in points if point["objective"] == objective and point["deletion"] is not None]
         for share in of[0] if of else ():
             three = (statistics.fmean(one[share][f"accuracy_{rule}"] for one in of) for rule in ("top", "bottom", "random"))
