@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from sparsepo_jax import build
 from sparsepo_jax.core.tokens import log_ratio
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.core.types import TokenMasks
@@ -21,10 +22,11 @@ from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
 from sparsepo_jax.train.forward import Problem, response_log_ratio
-from sparsepo_jax.train.optimizer import adamw_rule, make_optimizer
+from sparsepo_jax.train.optimizer import adafactor_rule, adamw_rule, lion_rule, make_optimizer
 from sparsepo_jax.train.step import make_pair_loss, make_pair_scores, make_sft_loss, make_update, start_state
+from test_build import make_config
 from tiny import CONFIGS, GPT2, packed, random_batch, random_rows
-from tolerances import GRADIENT, SHARDED, TOKEN
+from tolerances import GRADIENT, SHARDED, TOKEN, UPDATE
 
 
 def make_source(**changes):
@@ -198,6 +200,77 @@ def test_every_mesh_and_number_of_micro_steps_gives_the_same_update(mesh_shape, 
     before = setup()[1]
     still = [path for path in before if np.abs(weights["policy"][path] - before[path]).max() < 1e-5]
     assert still == ["blocks.attention.key.bias"], "a key's bias shifts all scores of a query alike and has no gradient; all else moves"
+
+
+def given_update(rule, clip_norm):
+    """(the same with optax's own clipping, update, a state to start from), of a loss that is told: the reference is (gradient of the sums, loss)."""
+    rate, draw = optax.constant_schedule(1e-2), np.random.default_rng(0).normal
+    make = functools.partial(make_optimizer, rule, policy_schedule=rate, policy_decay=0.1, mask_schedule=rate, mask_decay=0.01)
+    optimizer, plain = make(clip_norm=clip_norm), optax.chain(optax.clip_by_global_norm(clip_norm), make(clip_norm=None))
+    shapes = {"policy": {"embed.embedding": (130, 140), "blocks.up.bias": (7,)}, "masks": {"common.weight": (3, 2)}}
+    weights = {group: {path: jnp.asarray(draw(size=shape), jnp.float32) for path, shape in of.items()} for group, of in shapes.items()}
+
+    def summed(weights, reference, batch, step):
+        gradient, loss = reference
+        return sum(map(jnp.vdot, jax.tree.leaves(weights), jax.tree.leaves(gradient))), ({"loss": loss}, batch.weight_B.sum(), loss * batch.weight_B)
+
+    return plain, jax.jit(make_update(summed, optimizer, rate), donate_argnums=0), start_state(weights, optimizer)
+
+
+@pytest.mark.parametrize("clip_norm", [1.0, 1e3])
+@pytest.mark.parametrize("rule", [adamw_rule(0.9, 0.999, 1e-8), lion_rule(0.9, 0.99), adafactor_rule()], ids=["adamw", "lion", "adafactor"])
+def test_the_update_is_optax_s_of_the_mean_gradient(rule, clip_norm):
+    """Weights, moments and norms of three steps, clipped by optax's own and not. Kills: a moment that is read after it was written; a norm of the sums."""
+    batch, draw = jax.tree.map(lambda x: x[None], random_batch()), np.random.default_rng(1).normal
+    plain, update, state = given_update(rule, clip_norm)
+    weights, moments = jax.tree.map(jnp.copy, (state.weights, state.optimizer))
+    for _ in range(3):
+        mean = jax.tree.map(lambda x: jnp.asarray(draw(size=x.shape), jnp.float32), weights)
+        state, metrics, _ = update(state, (jax.tree.map(lambda g: g * batch.weight_B.sum(), mean), jnp.float32(2.0)), batch)
+        changes, moments = plain.update(mean, moments, weights)
+        weights = optax.apply_updates(weights, changes)
+        norms = [optax.global_norm(mean), optax.global_norm(mean["masks"])]
+        assert (norms[0] > clip_norm) == (clip_norm == 1.0)
+        np.testing.assert_allclose([metrics["grad_norm"], metrics["grad_norm/masks"]], norms, rtol=UPDATE)
+        for (path, ours), theirs in zip(jax.tree.leaves_with_path((state.weights, state.optimizer)), jax.tree.leaves((weights, moments)), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=UPDATE, atol=UPDATE, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize(("gradient", "loss"), [(np.nan, 1.0), (np.inf, 1.0), (1.0, np.nan)])
+def test_what_is_not_finite_changes_no_bit_and_the_next_step_goes_on(gradient, loss):
+    """Kills: moments that move with weights that do not; a gradient that is not looked at."""
+    batch = jax.tree.map(lambda x: x[None], random_batch())
+    _, update, state = given_update(adamw_rule(0.9, 0.999, 1e-8), 1.0)
+    fine = jax.tree.map(jnp.ones_like, state.weights), jnp.float32(1.0)
+    bad = {"policy": fine[0]["policy"] | {"blocks.up.bias": jnp.full(7, gradient).at[:6].set(1.0)}, "masks": fine[0]["masks"]}, jnp.float32(loss)
+    state, *_ = update(state, fine, batch)
+    before = jax.device_get(state)
+    state, metrics, finite = update(state, bad, batch)
+    assert (int(state.step), int(state.skipped), float(metrics["skipped"])) == (2, 1, 1.0) and finite.all() == np.isfinite(loss)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get((state.weights, state.optimizer)), (before.weights, before.optimizer))
+    state, *_ = update(state, fine, batch)
+    assert (int(state.step), int(state.skipped)) == (3, 1)
+    assert all((a != b).any() for a, b in zip(jax.tree.leaves(state.weights), jax.tree.leaves(before.weights), strict=True))
+
+
+def test_temporaries_of_the_step_grow_with_the_vocabulary_by_the_gradient_alone():
+    """Compiled from shapes: of embedding and head a float32 matrix [V, D] each. Kills: a choice between new and old moments, which copies them; a product or
+    a quotient of the gradient that is written to memory."""
+    small, large = 4096, 65536
+
+    def temporaries(vocab):
+        config = make_config(policy={"config": GPT2 | {"vocab_size": vocab, "n_layer": 1, "tie_word_embeddings": False}})
+        mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+        spec = spec_from_hf(config.policy.config)
+        problem = build.make_problem(config, spec, spec, mesh)
+        step = build.make_step(config, "po", problem, spec, 10, mesh)
+        reference = build.abstract(build.weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
+        with jax.set_mesh(mesh):
+            lowered = step.program.lower(step.numbers, step.like, reference, jax.tree.map(lambda x: x[None], random_batch()))
+            return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    matrices = (temporaries(large) - temporaries(small)) / (4 * GPT2["n_embd"] * (large - small))
+    assert 1.5 < matrices < 2.2
 
 
 def test_unequal_micro_steps_weigh_by_pair():

@@ -50,7 +50,7 @@ def make_optimizer(
     mask_schedule: optax.Schedule,
     mask_decay: Scalar,
     clip_norm: Scalar | None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer of {"policy": weights, "masks": weights}. clip_norm: largest global norm of both groups together, as the official code clips.
 
     make_rule(schedule, decay, decay_mask) makes AdamW, Lion, ... of one group.
@@ -60,7 +60,18 @@ def make_optimizer(
     mask_rule = make_rule(mask_schedule, mask_decay, chosen_by(is_decayed_mask))
     labels = lambda weights: {group: jax.tree.map(lambda _: group, weights[group]) for group in weights}  # noqa: E731
     grouped = optax.partition({"policy": policy_rule, "masks": mask_rule}, labels)
-    return grouped if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), grouped)
+    return grouped if clip_norm is None else optax.chain(clip_by_norm(clip_norm), grouped)
+
+
+def clip_by_norm(largest: Scalar) -> optax.GradientTransformationExtraArgs:
+    """optax.clip_by_global_norm as a product with one number, which the next operation takes in (XLA's CPU compiler writes a quotient to memory first).
+    update(..., norm=): the global norm, if it is known already."""
+
+    def update(updates, state, params=None, *, norm: Scalar | None = None, **_):
+        factor = jnp.minimum(1.0, largest / (optax.global_norm(updates) if norm is None else norm))
+        return jax.tree.map(lambda x: x * factor, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def is_decayed(path: str) -> bool:

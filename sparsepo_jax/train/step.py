@@ -74,12 +74,13 @@ def make_sft_loss(problem: Problem):
     return summed
 
 
-def make_update(summed_loss, optimizer: optax.GradientTransformation, learning_rate: optax.Schedule):
+def make_update(summed_loss, optimizer: optax.GradientTransformationExtraArgs, learning_rate: optax.Schedule):
     """update(state, reference, batch) -> (state, metrics, finite [micro-steps, rows]). The batch is [micro-steps, rows, ...]: gradients of sums
     are added up and divided once, so that any number of micro-steps gives the update of one large batch.
 
     finite: whether the loss of each row is a finite number. If the whole loss or the gradient is not, weights and optimizer stay as they were:
-    what came before is not lost by one batch.
+    what came before is not lost by one batch. Beside the gradient (two with micro-steps: the sum, and what is added) AdamW's update takes no memory of
+    the weights' size.
     """
 
     def update(state: TrainState, reference: Weights | None, batch: PairBatch) -> tuple[TrainState, Metrics, Bool[Array, "A B"]]:
@@ -102,16 +103,23 @@ def make_update(summed_loss, optimizer: optax.GradientTransformation, learning_r
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             (gradient, metrics, weight), loss_AB = jax.lax.scan(add, zeros, batch)
         scale = 1.0 / jnp.maximum(weight, 1e-30)
-        gradient = jax.tree.map(lambda g: g * scale, gradient)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.weights)
+        norm = scale * optax.global_norm(gradient)
         metrics = {name: value * scale for name, value in metrics.items()}
-        metrics |= {"grad_norm": optax.global_norm(gradient), "learning_rate": jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32)}
+        metrics |= {"grad_norm": norm, "learning_rate": jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32)}
         if state.weights["masks"]:
-            metrics["grad_norm/masks"] = optax.global_norm(gradient["masks"])
-        sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        weights, optimizer_state = jax.tree.map(
-            lambda new, old: jnp.where(sound, new, old), (optax.apply_updates(state.weights, updates), optimizer_state), (state.weights, state.optimizer)
-        )
+            metrics["grad_norm/masks"] = scale * optax.global_norm(gradient["masks"])
+        sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+
+        def move(_, kept):
+            # Bound to what the loop carries: else XLA takes products of the gradient, each as large as the weights, out of the loop.
+            (weights, optimizer_state), held = jax.lax.optimization_barrier((kept, gradient))
+            mean = jax.tree.map(lambda g: g * scale, held)
+            updates, optimizer_state = optimizer.update(mean, optimizer_state, weights, norm=norm)
+            return optax.apply_updates(weights, updates), optimizer_state
+
+        # One round or none: what a loop carries is written where it lies, moments first and weights from them. To choose between new and old by `where`
+        # makes XLA's CPU compiler compute the moments twice, and copy the old ones for it; the branches of a `cond` it runs on one thread.
+        weights, optimizer_state = jax.lax.fori_loop(0, sound.astype(jnp.int32), move, (state.weights, state.optimizer))
         state = TrainState(weights, optimizer_state, state.step + 1, state.skipped + ~sound)
         return state, metrics | {"skipped": state.skipped.astype(jnp.float32)}, jnp.isfinite(loss_AB)
 
