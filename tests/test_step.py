@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from sparsepo_jax import build
+from sparsepo_jax import build, programs
 from sparsepo_jax.core.tokens import log_ratio
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.core.types import TokenMasks
@@ -263,7 +263,7 @@ def test_temporaries_of_the_step_grow_with_the_vocabulary_by_the_gradient_alone(
         mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
         spec = spec_from_hf(config.policy.config)
         problem = build.make_problem(config, spec, spec, mesh)
-        step = build.make_step(config, "po", problem, spec, 10, mesh)
+        step = programs.make_step(config, "po", problem, spec, 10, mesh)
         reference = build.abstract(build.weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
         with jax.set_mesh(mesh):
             lowered = step.program.lower(step.numbers, step.like, reference, jax.tree.map(lambda x: x[None], random_batch()))
