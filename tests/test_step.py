@@ -220,7 +220,7 @@ def given_update(rule, clip_norm):
 @pytest.mark.parametrize("clip_norm", [1.0, 1e3])
 @pytest.mark.parametrize("rule", [adamw_rule(0.9, 0.999, 1e-8), lion_rule(0.9, 0.99), adafactor_rule()], ids=["adamw", "lion", "adafactor"])
 def test_the_update_is_optax_s_of_the_mean_gradient(rule, clip_norm):
-    """Weights, moments and norms of three steps, clipped by optax's own and not. Kills: a moment that is read after it was written; a norm of the sums."""
+    """Weights, moments and norms of three steps, clipped by optax's own and not. Kills: a norm of the sums; updates of an Adam of our own that are not optax's."""
     batch, draw = jax.tree.map(lambda x: x[None], random_batch()), np.random.default_rng(1).normal
     plain, update, state = given_update(rule, clip_norm)
     weights, moments = jax.tree.map(jnp.copy, (state.weights, state.optimizer))

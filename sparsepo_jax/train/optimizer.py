@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from sparsepo_jax.core.types import Scalar
 from sparsepo_jax.masks.learned import is_decayed as is_decayed_mask
@@ -53,6 +53,9 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of {"policy": weights, "masks": weights}. clip_norm: largest global norm of both groups together, as the official code clips.
 
+    update(gradient, state, weights, norm=, sound=). norm: the gradient's global norm, if it is known already. sound: whether the state moves; if not it stays
+    as it was, and the updates are of no use.
+
     make_rule(schedule, decay, decay_mask) makes AdamW, Lion, ... of one group.
     """
     chosen_by = lambda is_decayed: lambda weights: jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(str(path[-1].key)), weights)  # noqa: E731
@@ -63,9 +66,13 @@ def make_optimizer(
     return grouped if clip_norm is None else optax.chain(clip_by_norm(clip_norm), grouped)
 
 
+def is_decayed(path: str) -> bool:
+    """Whether weight decay applies to a weight of the policy: not to biases and norms, as in transformers' Trainer and so in TRL."""
+    return not path.endswith(("bias", ".scale"))
+
+
 def clip_by_norm(largest: Scalar) -> optax.GradientTransformationExtraArgs:
-    """optax.clip_by_global_norm as a product with one number, which the next operation takes in (XLA's CPU compiler writes a quotient to memory first).
-    update(..., norm=): the global norm, if it is known already."""
+    """optax.clip_by_global_norm, but by a product with one number, which what comes next takes in: a quotient XLA's CPU compiler writes to memory first."""
 
     def update(updates, state, params=None, *, norm: Scalar | None = None, **_):
         factor = jnp.minimum(1.0, largest / (optax.global_norm(updates) if norm is None else norm))
@@ -74,24 +81,47 @@ def clip_by_norm(largest: Scalar) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def is_decayed(path: str) -> bool:
-    """Whether weight decay applies to a weight of the policy: not to biases and norms, as in transformers' Trainer and so in TRL."""
-    return not path.endswith(("bias", ".scale"))
+def kept(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """A rule whose state stays as it was where the step is not sound."""
+
+    def update(updates, state, params=None, *, sound: bool | Bool[Array, ""] = True, **_):
+        updates, new_state = rule.update(updates, state, params)
+        return updates, jax.tree.map(lambda new, old: jnp.where(sound, new, old), new_state, state)
+
+    return optax.GradientTransformationExtraArgs(rule.init, update)
+
+
+def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
+    """optax.scale_by_adam, kept, with updates that are made of the moments as they are kept.
+
+    So a weight's update reads nothing that was overwritten before. If it read the new moments before the choice, XLA's CPU compiler would make them again
+    beside it, from the old ones, and copy these first: of all weights, at the same time.
+    """
+    moments = kept(optax.scale_by_adam(b1, b2, eps))
+
+    def update(updates, state, params=None, **extra):
+        _, state = moments.update(updates, state, **extra)
+        mean, square = optax.tree.bias_correction(state.mu, b1, state.count), optax.tree.bias_correction(state.nu, b2, state.count)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mean, square), state
+
+    return optax.GradientTransformationExtraArgs(moments.init, update)
 
 
 @functools.cache  # the same rule for the same settings: programs that are built on it are found again
 def adamw_rule(b1: float, b2: float, eps: float):
-    return lambda schedule, decay, decayed: optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=decay, mask=decayed)
+    return lambda schedule, decay, decayed: optax.chain(  # optax.adamw's
+        scale_by_adam(b1, b2, eps), optax.add_decayed_weights(decay, decayed), kept(optax.scale_by_learning_rate(schedule))
+    )
 
 
 @functools.cache
 def lion_rule(b1: float, b2: float):
-    return lambda schedule, decay, decayed: optax.lion(schedule, b1=b1, b2=b2, weight_decay=decay, mask=decayed)
+    return lambda schedule, decay, decayed: kept(optax.lion(schedule, b1=b1, b2=b2, weight_decay=decay, mask=decayed))
 
 
 @functools.cache
 def adafactor_rule():
     # Not optax.adafactor: its decay is not scaled by the learning rate, so the same weight_decay would be another than AdamW's.
-    return lambda schedule, decay, decayed: optax.chain(
+    return lambda schedule, decay, decayed: kept(optax.chain(
         optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.add_decayed_weights(decay, decayed), optax.scale_by_learning_rate(schedule)
-    )
+    ))

@@ -79,8 +79,9 @@ def make_update(summed_loss, optimizer: optax.GradientTransformationExtraArgs, l
     are added up and divided once, so that any number of micro-steps gives the update of one large batch.
 
     finite: whether the loss of each row is a finite number. If the whole loss or the gradient is not, weights and optimizer stay as they were:
-    what came before is not lost by one batch. Beside the gradient (two with micro-steps: the sum, and what is added) AdamW's update takes no memory of
-    the weights' size.
+    what came before is not lost by one batch.
+    optimizer: one of optimizer.make_optimizer, which keeps its own state then. Of arrays of the weights' size a step with AdamW holds, beside the state,
+    the gradient alone (with micro-steps twice: the sum, and what is added to it).
     """
 
     def update(state: TrainState, reference: Weights | None, batch: PairBatch) -> tuple[TrainState, Metrics, Bool[Array, "A B"]]:
@@ -109,17 +110,9 @@ def make_update(summed_loss, optimizer: optax.GradientTransformationExtraArgs, l
         if state.weights["masks"]:
             metrics["grad_norm/masks"] = scale * optax.global_norm(gradient["masks"])
         sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-
-        def move(_, kept):
-            # Bound to what the loop carries: else XLA takes products of the gradient, each as large as the weights, out of the loop.
-            (weights, optimizer_state), held = jax.lax.optimization_barrier((kept, gradient))
-            mean = jax.tree.map(lambda g: g * scale, held)
-            updates, optimizer_state = optimizer.update(mean, optimizer_state, weights, norm=norm)
-            return optax.apply_updates(weights, updates), optimizer_state
-
-        # One round or none: what a loop carries is written where it lies, moments first and weights from them. To choose between new and old by `where`
-        # makes XLA's CPU compiler compute the moments twice, and copy the old ones for it; the branches of a `cond` it runs on one thread.
-        weights, optimizer_state = jax.lax.fori_loop(0, sound.astype(jnp.int32), move, (state.weights, state.optimizer))
+        mean = jax.tree.map(lambda g: g * scale, gradient)
+        updates, optimizer_state = optimizer.update(mean, state.optimizer, state.weights, norm=norm, sound=sound)
+        weights = jax.tree.map(lambda new, old: jnp.where(sound, new, old), optax.apply_updates(state.weights, updates), state.weights)
         state = TrainState(weights, optimizer_state, state.step + 1, state.skipped + ~sound)
         return state, metrics | {"skipped": state.skipped.astype(jnp.float32)}, jnp.isfinite(loss_AB)
 
