@@ -1,7 +1,9 @@
 """The only place where the configuration meets code: each function makes one thing that the stages need."""
 
 import dataclasses
+import datetime
 import functools
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +112,42 @@ def load_data(config: schema.Config, kind: str, sources: list, name: str, tokeni
         max_length=max_length, max_prompt_length=max_prompt_length, separator=data.separator, template=data.template,
         template_arguments=data.template_arguments, add_bos=data.add_bos, add_eos=data.add_eos, on_bad_row=data.on_bad_row,
         bad_rows_path=Path(config.output_dir) / f"bad_rows_{name}.jsonl", cache_dir=data.cache_dir,
+        template_date=template_date(config, tokenizer), name=f"data.{name}", say=_say,
     )
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def template_date(config: schema.Config, tokenizer: Any | None) -> str | None:
+    """The day that the chat template is told, if it asks: data.template_date, else the day that this run, or that whose sft it takes, has kept,
+    else today, which is kept from now on. None: it does not ask."""
+    from sparsepo_jax.data.templates import reads_clock
+
+    data = config.data
+    if not reads_clock(tokenizer, data.template, data.template_arguments) or data.template_date is not None:
+        return data.template_date
+    for directory in filter(None, (config.output_dir, config.sft.taken_from)):
+        kept = Path(directory) / "template_date.json"
+        if kept.exists():
+            return _kept_date(kept)
+    day = datetime.date.today().isoformat()
+    if jax.process_index() == 0:
+        kept = Path(config.output_dir) / "template_date.json"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        written = kept.with_suffix(".tmp")
+        written.write_text(json.dumps({"template_date": day}) + "\n")
+        written.replace(kept)
+    return day
+
+
+def _kept_date(path: Path) -> str:
+    try:
+        return datetime.date.fromisoformat(json.loads(path.read_text())["template_date"]).isoformat()
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path}: expected the day that the run's chat template was told, found something else; set data.template_date") from None
 
 
 def length_limits(config: schema.Config, spec: DecoderSpec | None) -> tuple[int, int]:

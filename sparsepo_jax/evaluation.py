@@ -259,7 +259,7 @@ def harness(run) -> None:
 
 def _harness_model(run):
     """The run's policy as the harness takes it."""
-    from sparsepo_jax.data.formats import make_render
+    from sparsepo_jax.data.templates import make_render
     from sparsepo_jax.eval.harness import HarnessModel
 
     config, settings, put = run.config, run.config.harness, build.put_on(run.mesh)
@@ -285,5 +285,5 @@ def _harness_model(run):
         batches = make_prompt_batches(prompts, planned, settings.batch_size, process_index=jax.process_index(), process_count=jax.process_count())
         yield from generate_all(sampler, {**base, **policy} if run.problem.adapted else policy, batches, run.tokenizer)
 
-    render = make_render(run.tokenizer, config.data.template, config.data.template_arguments)
+    render = make_render(run.tokenizer, config.data.template, config.data.template_arguments, build.template_date(config, run.tokenizer))
     return HarnessModel(run.tokenizer, score, write, render, max_length=length, add_bos=settings.add_bos, quiet=jax.process_index() != 0)

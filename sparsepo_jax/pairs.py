@@ -142,8 +142,9 @@ def _pairs_of(record: Record, making: PairMaking, prompts: TokenTable) -> Iterat
         pair = {"prompt": record["prompt"] if is_ids else content["prompt"], "chosen": better["text"], "rejected": worse["text"]}
         if is_ids:
             pair |= {"prompt_ids": content["prompt_ids"], "chosen_ids": better["token_ids"], "rejected_ids": worse["token_ids"]}
-        if content.get("tools") is not None:
-            pair["tools"] = content["tools"]  # the chat template writes them
+        for name in ("tools", "chat_template_kwargs"):  # the chat template reads them
+            if content.get(name) is not None:
+                pair[name] = content[name]
         yield pair | {"chosen_reward": better["score"], "rejected_reward": worse["score"], "origin": record["origin"]}
 
 

@@ -28,11 +28,13 @@ from sparsepo_jax.config.schema import (
     Training,
 )
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data.readers import SUFFIXES, suffix_of, table_delimiter, table_lines
+from sparsepo_jax.data.sources import matching_files
+from sparsepo_jax.data.splits import SplitError, split_names, split_ranges
 from sparsepo_jax.marks import Marks
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, spec_from_hf
 
 _READ_AT_MOST_BYTES = 32 * 2**20  # of a jsonl file; the rest is extrapolated, so that the printout does not wait for large files
-_FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _DATA_ID = r"\w[\w.-]*/\w[\w.-]*"
 _MODEL_ID = rf"{_DATA_ID}|\w[\w.-]*"  # old models have no owner: gpt2
 
@@ -221,22 +223,47 @@ def _rows_of(sources: Sequence[Source], where: str, mistakes: list[str]) -> Coun
 def _rows_in(source: Source, where: str, mistakes: list[str]) -> Count:
     if not isinstance(source, FileSource):
         return Count(source.rows)
-    if not _is_local(source.path, f"{where}.path", mistakes, _DATA_ID):
-        return Count(None)
-    path, name = Path(source.path), source.path.lower()
     try:
-        if path.is_dir():
-            return _rows_of_datasets_directory(path, source.split)
-        if name.endswith(".parquet"):
-            import pyarrow.parquet
-
-            return Count(pyarrow.parquet.read_metadata(path).num_rows)
-        if name.endswith(_FILE_SUFFIXES):
-            return _rows_of_json(path, zipped=name.endswith(".gz"))
-        mistakes.append(f"{where}.path: expected a file ending in {', '.join(_FILE_SUFFIXES)}, or a directory, got {path}")
+        files = matching_files(source.path)
+        if files is None and not _is_local(source.path, f"{where}.path", mistakes, _DATA_ID):
+            return Count(None)
+        if files is None:
+            return _rows_of_datasets_directory(Path(source.path), source.split)
+        counts = [_rows_of_file(file) for file in files]
+        whole = Count(None) if any(count.number is None for count in counts) else _sum_of(counts)
+        return _rows_of_split(source.split, {"train": whole})
+    except (SplitError, UserError) as error:
+        mistakes.append(f"{where}.path: {error}")
     except (OSError, EOFError, zlib.error, ValueError, KeyError) as error:  # pyarrow's and json's errors are ValueErrors
-        mistakes.append(f"{where}.path: cannot read {path}: {' '.join(str(error).split())}")
+        mistakes.append(f"{where}.path: cannot read {source.path}: {' '.join(str(error).split())}")
     return Count(None)
+
+
+def _rows_of_file(file: str) -> Count:
+    suffix = suffix_of(file)
+    if suffix is None:
+        raise UserError(f"expected a file ending in {', '.join(SUFFIXES)}, or a directory, got {file}")
+    if suffix == ".parquet":
+        import pyarrow.parquet
+
+        return Count(pyarrow.parquet.read_metadata(file).num_rows)
+    count = _rows_of_table if suffix.startswith((".csv", ".tsv")) else _rows_of_json
+    return count(Path(file), zipped=suffix.endswith(".gz"))
+
+
+def _sum_of(counts: list[Count]) -> Count:
+    return Count(sum(count.number for count in counts), all(count.exact for count in counts))
+
+
+def _rows_of_split(split: str, rows: dict[str, Count]) -> Count:
+    """Of a split or parts of splits. SplitError: one that is not there."""
+    absent = next((name for name in split_names(split) if name not in rows), None)
+    if absent is not None:
+        raise SplitError(f"it has no split {absent!r}, only {', '.join(rows)}")
+    ranges = split_ranges(split, {name: count.number or 0 for name, count in rows.items()})
+    if any(rows[part.split].number is None for part in ranges):
+        return Count(None)
+    return Count(sum(part.stop - part.start for part in ranges), all(rows[part.split].exact for part in ranges))
 
 
 def _rows_of_json(path: Path, zipped: bool) -> Count:
@@ -253,17 +280,36 @@ def _rows_of_json(path: Path, zipped: bool) -> Count:
     return Count(rows)
 
 
+def _rows_of_table(path: Path, zipped: bool) -> Count:
+    """Rows of separated values below the line that names the columns."""
+    rows, size = 0, path.stat().st_size
+    with open(path, "rb") as raw:
+        lines = table_lines(gzip.GzipFile(fileobj=raw) if zipped else raw, table_delimiter(str(path)))
+        next(lines, None)
+        for cells in lines:
+            rows += bool(cells)
+            if lines.line_num % 1000 == 0 and raw.tell() >= _READ_AT_MOST_BYTES:
+                return Count(round(rows * size / raw.tell()), exact=raw.tell() == size)
+    return Count(rows)
+
+
 def _rows_of_datasets_directory(path: Path, split: str) -> Count:
+    """SplitError: a split that is not there."""
     if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
-        if split not in splits:
-            raise ValueError(f"it has no split {split!r}, only {', '.join(splits)}")
-        path = path / split
+        names = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        known = {name: path / name for name in names}
+        rows = {name: _rows_of_saved(known[name]) if name in split_names(split) else Count(0) for name in names}
+        return _rows_of_split(split, rows)
     if not (path / "state.json").exists():
         return Count(None)  # not by `save_to_disk`: only the loader can tell
+    name = json.loads((path / "state.json").read_text()).get("_split") or "train"
+    return _rows_of_split(split, dict.fromkeys((name, "train"), _rows_of_saved(path)))
+
+
+def _rows_of_saved(directory: Path) -> Count:
     import pyarrow
 
-    files = [path / entry["filename"] for entry in json.loads((path / "state.json").read_text())["_data_files"]]
+    files = [directory / entry["filename"] for entry in json.loads((directory / "state.json").read_text())["_data_files"]]
     return Count(sum(batch.num_rows for file in files for batch in pyarrow.ipc.open_stream(pyarrow.memory_map(str(file)))))
 
 
@@ -271,7 +317,7 @@ def _is_local(path: str, where: str, mistakes: list[str], hub_id: str) -> bool:
     """Whether there is such a path here; if not, it must look like a Hub id, else that is a mistake."""
     if Path(path).exists():
         return True
-    if not re.fullmatch(hub_id, path) or path.lower().endswith(_FILE_SUFFIXES):
+    if not re.fullmatch(hub_id, path) or suffix_of(path) is not None:
         mistakes.append(f"{where}: no such file or directory: {path} (nor a Hub id, which is owner/name)")
     return False
 

@@ -491,7 +491,7 @@ def test_a_local_model_is_read_and_the_reference_counted_apart(tmp_path):
 
 def test_all_that_lacks_or_does_not_fit_on_disk_is_said_together(tmp_path, data):
     (tmp_path / "empty").mkdir()
-    paths = [tmp_path / name for name in ("a.csv", "b.jsonl.gz", "c.parquet")]
+    paths = [tmp_path / name for name in ("a.txt", "b.jsonl.gz", "c.parquet")]
     for path in paths:
         path.write_text("no such format\n")
     with pytest.raises(ConfigError) as caught:

@@ -141,7 +141,7 @@ def test_a_chat_template_gets_tools_and_arguments_and_its_special_tokens_are_not
     row = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD], "tools": [{"name": "search"}]}
     for template in ("none", "chat"):
         table = load([row], tokenizer=chat_tokenizer(), template=template, template_arguments={"loud": True})
-        assert texts(table) == (f"{END}[search]!<user>Hi<assistant>", f"Hello{END}", f"What{END}")
+        assert texts(table) == (f"{END}[search]!<user>Hi<assistant>", f"Hello{END}\n", f"What{END}\n")
     assert table.response(0, 0).tolist().count(EOS) == 1 and table.prompt(0).tolist().count(EOS) == 1
     assert texts(load([row], tokenizer=chat_tokenizer(), template="paper"))[0] == f"{END}<|user|>\nHi\n<|assistant|>\n"
 

@@ -4,6 +4,7 @@ Pydantic models, frozen and closed (unknown keys are errors), tagged by `kind` w
 `--check` and configuration errors must not wait for it. Descriptions are what `--schema` hands to editors.
 """
 
+import datetime
 import math
 import os
 import re
@@ -27,6 +28,13 @@ def _finite(mapping: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name}: expected a finite number, got {value}")
         left += value.items() if isinstance(value, dict) else ((name, item) for item in value) if isinstance(value, list) else ()
     return mapping
+
+
+def _day(text: str) -> str:
+    try:
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"expected a day as YYYY-MM-DD, got {text!r}") from None
 
 
 Json = Annotated[dict[str, Any], AfterValidator(_finite)]
@@ -105,9 +113,10 @@ Tokenizer = tagged("auto", auto=AutoTokenizer, pretrained=PretrainedTokenizer, b
 class FileSource(Section):
     kind: Literal["file"] = "file"
     path: str
-    """A .jsonl, .jsonl.gz or .parquet file, a directory written by `datasets`, or a Hub id."""
+    """A .jsonl, .json, .csv, .tsv (each perhaps .gz) or .parquet file, a pattern of such files (data/*.jsonl), a directory that `datasets` reads, or
+    a Hub id."""
     split: str = "train"
-    """The split, for `datasets` directories and Hub ids."""
+    """The split, or parts of splits as `datasets` writes them: train[:80%], train[80%:], train[10:20], train+test. Files have one split, train."""
     subset: str | None = None
     """The configuration name of a Hub data set."""
     columns: dict[str, str] = {}
@@ -151,11 +160,14 @@ class Data(Section):
     template: Literal["none", "chat", "paper"] = "none"
     """For message lists: the tokenizer's chat template, or the paper's <|user|>/<|assistant|> turns. `none` takes the one that exists."""
     template_arguments: Json = {}
-    """Passed to the chat template (e.g. enable_thinking: false)."""
+    """Passed to the chat template (e.g. enable_thinking: false); a row's column chat_template_kwargs goes over it."""
+    template_date: Annotated[str, AfterValidator(_day)] | None = None
+    """YYYY-MM-DD, what a chat template that writes today's date is told. None: the day on which the run first reads its data, which it keeps in
+    template_date.json, so that going on another day changes no token."""
     add_bos: bool | None = None
-    """A BOS token before text prompts. None: if the tokenizer has one."""
+    """A BOS token before text prompts. None: if the tokenizer has one. What a chat template writes stays as it is."""
     add_eos: bool = True
-    """An EOS token after text responses."""
+    """An EOS token after text responses. What a chat template writes stays as it is."""
     on_bad_row: Literal["error", "skip"] = "error"
     cache_dir: str | None = None
     """Where tokenised data is kept. None: sparsepo_jax in the user's cache directory."""

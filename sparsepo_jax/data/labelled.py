@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.data.sources import BadRow, open_source
+from sparsepo_jax.data.rows import BadRow
+from sparsepo_jax.data.sources import open_sources, source_name
 
 
 class Labelled(NamedTuple):
@@ -23,18 +24,18 @@ def read_labelled(sources: Sequence[Any], positive: int | str, *, on_bad_row: st
     labels: list[Any] = []
     weights: list[float] = []
     for configured in sources:
-        source = open_source(configured)
-        for row in source.rows():
-            fault = _fault(row.content)
-            if fault is None:
-                texts.append(row.content["text"])
-                labels.append(row.content["label"])
-                weights.append(configured.weight)
-            elif on_bad_row != "skip":
-                raise UserError(f"{source.name}:{row.line}: {fault}; mend it, or leave such rows out with data.on_bad_row=skip")
+        for source in open_sources(configured):
+            for row in source.rows():
+                fault = _fault(row.content)
+                if fault is None:
+                    texts.append(row.content["text"])
+                    labels.append(row.content["label"])
+                    weights.append(configured.weight)
+                elif on_bad_row != "skip":
+                    raise UserError(f"{source.name}:{row.line}: {fault}; mend it, or leave such rows out with data.on_bad_row=skip")
     positive_N = np.array([label == positive for label in labels], bool)
     if not positive_N.any() or positive_N.all():
-        names = ", ".join(open_source(configured).name for configured in sources)
+        names = ", ".join(source_name(configured) for configured in sources)
         seen = ", ".join(sorted({repr(label) for label in labels})[:8]) or "none"
         raise UserError(f"{names}: expected rows with the label {positive!r} and rows with another one, found the labels {seen}: set scorer.positive")
     return Labelled(texts, positive_N, np.array(weights))

@@ -1,43 +1,31 @@
 """Where rows come from: files, `datasets` directories, the Hub, or rows made in memory. Nothing here knows what a row means."""
 
-import codecs
-import gzip
+import glob
 import hashlib
-import io
+import itertools
 import json
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from sparsepo_jax.core.errors import UserError, escaped
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data.readers import SUFFIXES, count_rows, file_rows, suffix_of
+from sparsepo_jax.data.rows import BadRow, Row, one_line
+from sparsepo_jax.data.splits import SplitError, is_whole_split, split_names, split_ranges
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-_LONGEST_MESSAGE = 400  # characters
-
-
-class BadRow(Exception):
-    """What is wrong with a row, in words, on one line whatever the row holds. Where it stands is known to whoever reads."""
-
-    def __init__(self, problem: str):
-        shown = escaped(problem[: _LONGEST_MESSAGE + 1])
-        super().__init__(shown if len(shown) <= _LONGEST_MESSAGE else shown[: _LONGEST_MESSAGE - 3] + "...")
-
-
-class Row(NamedTuple):
-    line: int
-    """Line, or number of the row where the source has no lines; from 1."""
-    content: dict[str, Any] | BadRow
+Ranges = Sequence[tuple[int, int]]
+"""(first row, row after the last), from 0."""
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """A file, a directory that `datasets` can read, or a Hub id. `columns`: our column name -> theirs."""
+    """A file, a pattern of files such as data/*.jsonl, a directory that `datasets` can read, or a Hub id. `columns`: our column name -> theirs."""
 
     path: str
     split: str = "train"
+    """As `datasets` writes it, parts included: train[:80%]. Files have one split, train."""
     subset: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     weight: float = 1.0
@@ -64,10 +52,12 @@ class FirstWords:
     def weight(self) -> float:
         return self.source.weight
 
-    def open(self) -> "Source":
-        whole = open_source(self.source)
-        key = hashlib.sha256(f"{whole.fingerprint} {self.column} {self.words}".encode()).hexdigest()
-        return Source(whole.name, key, lambda: (Row(row.line, self._cut(row.content)) for row in whole.rows()))
+    def open(self) -> "list[Source]":
+        return [self._open(source) for source in open_sources(self.source)]
+
+    def _open(self, source: "Source") -> "Source":
+        key = hashlib.sha256(f"{source.fingerprint} {self.column} {self.words}".encode()).hexdigest()
+        return Source(source.name, key, lambda: (Row(row.line, self._cut(row.content)) for row in source.rows()))
 
     def _cut(self, content: "dict[str, Any] | BadRow") -> "dict[str, Any] | BadRow":
         if isinstance(content, BadRow) or self.column not in content:
@@ -86,22 +76,57 @@ class Source:
     rows: Callable[[], Iterator[Row]]
 
 
-def open_source(source) -> Source:
-    """`source`: GeneratedRows, FirstWords, or FileRows (or what has its fields). UserError if there is nothing that can be read."""
+def open_sources(source) -> list[Source]:
+    """What there is to read, one Source for each file.
+
+    Args:
+        source: GeneratedRows, FirstWords, or FileRows (or what has its fields).
+
+    Raises:
+        UserError: there is nothing that can be read.
+    """
     if isinstance(source, FirstWords):
         return source.open()
     if isinstance(source, GeneratedRows):
         content = json.dumps(source.rows, sort_keys=True).encode()
-        return Source(source.name, hashlib.sha256(content).hexdigest(), lambda: map(Row, range(1, len(source.rows) + 1), source.rows))
-    if os.path.isfile(source.path):
-        fingerprint, rows = _open_file(source.path)
+        return [Source(source.name, hashlib.sha256(content).hexdigest(), lambda: map(Row, range(1, len(source.rows) + 1), source.rows))]
+    if (paths := matching_files(source.path)) is not None:
+        opened = _open_files(source.path, paths, source.split)
     else:
-        fingerprint, rows = _open_dataset(source.path, source.split, source.subset)
-    columns = dict(source.columns)
+        opened = [Source(source.path, *_open_dataset(source.path, source.split, source.subset))]
+    return [_with_names(file, dict(source.columns)) for file in opened]
+
+
+def source_name(source) -> str:
+    """As the user has named it."""
+    if isinstance(source, FirstWords):
+        return source_name(source.source)
+    return source.name if isinstance(source, GeneratedRows) else source.path
+
+
+def open_source(source) -> Source:
+    """The only Source of what is one file, or none."""
+    (opened,) = open_sources(source)
+    return opened
+
+
+def matching_files(path: str) -> list[str] | None:
+    """The files that a path or pattern means, sorted; None: it is neither a file nor a pattern. UserError: a pattern of nothing."""
+    if os.path.isfile(path):
+        return [path]
+    if os.path.exists(path) or not glob.has_magic(path):
+        return None
+    files = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
+    if not files:
+        raise UserError(f"{path}: no file matches this pattern")
+    return files
+
+
+def _with_names(source: Source, columns: dict[str, str]) -> Source:
     if not columns:
-        return Source(source.path, fingerprint, rows)
-    key = hashlib.sha256((fingerprint + json.dumps(columns, sort_keys=True)).encode()).hexdigest()
-    return Source(source.path, key, lambda: (Row(row.line, rename(row.content, columns)) for row in rows()))
+        return source
+    key = hashlib.sha256((source.fingerprint + json.dumps(columns, sort_keys=True)).encode()).hexdigest()
+    return Source(source.name, key, lambda: (Row(row.line, rename(row.content, columns)) for row in source.rows()))
 
 
 def rename(content: dict[str, Any] | BadRow, columns: dict[str, str]) -> dict[str, Any] | BadRow:
@@ -115,11 +140,37 @@ def rename(content: dict[str, Any] | BadRow, columns: dict[str, str]) -> dict[st
     return kept | {ours: content[theirs] for ours, theirs in columns.items()}
 
 
-def _open_file(path: str) -> tuple[str, Callable[[], Iterator[Row]]]:
-    suffix = next((s for s in _SUFFIXES if path.lower().endswith(s)), None)
-    if suffix is None:
-        raise UserError(f"{path}: cannot tell its format; expected a file ending in {', '.join(_SUFFIXES)}")
-    return _digest([path], suffix), lambda: _parquet_rows(path) if suffix == ".parquet" else _json_rows(path, suffix)
+def _open_files(path: str, files: list[str], split: str) -> list[Source]:
+    """A part of a split counts the rows of all files, one after the other."""
+    for file in files:
+        if suffix_of(file) is None:
+            raise UserError(f"{file}: cannot tell its format; expected a file ending in {', '.join(SUFFIXES)}")
+    try:
+        others = [name for name in split_names(split) if name != "train"]
+        if others:
+            raise SplitError(f"no split {others[0]!r}: files have one split, train; name the file that holds the {others[0]} rows instead")
+        if is_whole_split(split):
+            return [_open_file(file, None) for file in files]
+        sizes = [count_rows(file) for file in files]
+        wanted = [(start, stop) for _, start, stop in split_ranges(split, {"train": sum(sizes)})]
+    except SplitError as error:
+        raise UserError(f"{path}: {error}") from None
+    starts = [0, *itertools.accumulate(sizes)]
+    return [_open_file(file, _shifted(wanted, start, size)) for file, start, size in zip(files, starts, sizes)]
+
+
+def _shifted(ranges: Ranges, start: int, size: int) -> Ranges:
+    """The part of the ranges that lies within `size` rows from `start`, counted from there."""
+    within = [(max(first - start, 0), min(last - start, size)) for first, last in ranges]
+    return [(first, last) for first, last in within if first < last]
+
+
+def _open_file(path: str, ranges: Ranges | None) -> Source:
+    whole = _digest([path], suffix_of(path))
+    if ranges is None:
+        return Source(path, whole, lambda: file_rows(path))
+    key = hashlib.sha256(f"{whole} {[list(part) for part in ranges]}".encode()).hexdigest()
+    return Source(path, key, lambda: (row for first, last in ranges for row in itertools.islice(file_rows(path), first, last)))
 
 
 def _digest(paths: Iterable[str], beginning: str) -> str:
@@ -134,116 +185,9 @@ def _digest(paths: Iterable[str], beginning: str) -> str:
     return digest.hexdigest()
 
 
-def _json_rows(path: str, suffix: str) -> Iterator[Row]:
-    open_bytes = gzip.open if suffix.endswith(".gz") else open
-    try:
-        with open_bytes(path, "rb") as file:
-            if suffix in (".json", ".json.gz"):
-                content = file.read().removeprefix(codecs.BOM_UTF8)
-                is_list = content.lstrip()[:1] == b"["
-                yield from _list_rows(path, content) if is_list else _line_rows(io.BytesIO(content))
-            else:
-                yield from _line_rows(file)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _list_rows(path: str, content: bytes) -> Iterator[Row]:
-    try:
-        rows = _from_json(content)
-    except (ValueError, RecursionError, BadRow) as error:  # how many rows are lost nobody knows: they cannot be left out
-        raise UserError(f"{path}:{_line_of(error)}: {_not_json(error)}; mend the file, or write it as .jsonl, a row a line") from None
-    for number, row in enumerate(rows, 1):
-        yield Row(number, _object(row))
-
-
-def _line_rows(lines) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        line = line.rstrip(b"\r\n")
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if not line:
-            continue
-        try:
-            content = _object(_from_json(line))
-        except (ValueError, RecursionError, BadRow) as error:
-            content = _not_json(error)
-        yield Row(number, content)
-
-
-def _from_json(content: bytes) -> Any:
-    return json.loads(content.decode(), object_pairs_hook=_object_of)
-
-
-def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):  # JSON leaves open which of the values counts
-        names = [name for name, _ in pairs]
-        raise BadRow(f"no JSON (the key {next(name for name in names if names.count(name) > 1)!r} stands there twice)")
-    return found
-
-
-def _line_of(error: Exception) -> int:
-    if isinstance(error, UnicodeDecodeError):
-        return error.object.count(b"\n", 0, error.start) + 1
-    return getattr(error, "lineno", 1)
-
-
-def _not_json(error: Exception) -> BadRow:
-    if isinstance(error, BadRow):
-        return error
-    if isinstance(error, UnicodeDecodeError):
-        return BadRow(f"invalid UTF-8 (byte {error.object[error.start]:#04x} at byte {error.start + 1})")
-    if isinstance(error, json.JSONDecodeError):
-        return BadRow(f"no JSON ({error.msg}, column {error.colno})")
-    return BadRow(f"no JSON ({error})")
-
-
-def _object(row: Any) -> dict[str, Any] | BadRow:
-    return row if isinstance(row, dict) else BadRow(f"expected a JSON object, got {type(row).__name__}")
-
-
-def _parquet_rows(path: str) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
-        names = file.schema_arrow.names
-        if len(set(names)) < len(names):
-            raise UserError(f"{path}: two columns have one name; the columns are: {BadRow(', '.join(names))}")
-        for batch in file.iter_batches(batch_size=1024):
-            for row in _arrow_rows(batch):
-                number += 1
-                yield Row(number, row)
-        if number != file.metadata.num_rows:
-            raise UserError(f"{path}: not a whole parquet file (it says that it has {file.metadata.num_rows} rows, and has {number})")
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({one_line(error)})") from None
-
-
-def _arrow_rows(batch) -> Iterator[dict[str, Any] | BadRow]:
-    try:
-        rows = batch.to_pylist()
-    except Exception:  # arrow checks neither UTF-8 when it reads nor whether Python has such a date: find the rows that are to blame
-        rows = [_arrow_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
-    yield from rows
-
-
-def _arrow_row(batch) -> dict[str, Any] | BadRow:
-    try:
-        return batch.to_pylist()[0]
-    except UnicodeDecodeError as error:
-        return _not_json(error)
-    except Exception as error:
-        return BadRow(f"Python cannot hold a value of this row ({one_line(error)})")
-
-
 def _open_dataset(path: str, split: str, subset: str | None) -> tuple[str, Callable[[], Iterator[Row]]]:
-    hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not path.startswith(".") and not path.lower().endswith(_SUFFIXES)
+    """(fingerprint, rows) of a directory or Hub id."""
+    hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not path.startswith(".") and suffix_of(path) is None
     if not os.path.isdir(path) and not hub_id:
         raise UserError(f"{path}: no such file or directory")
     if not os.path.isdir(path):
@@ -252,27 +196,32 @@ def _open_dataset(path: str, split: str, subset: str | None) -> tuple[str, Calla
 
     try:
         if os.path.exists(os.path.join(path, "dataset_dict.json")) or os.path.exists(os.path.join(path, "state.json")):
-            data = datasets.load_from_disk(path)
-            if isinstance(data, datasets.DatasetDict):
-                if split not in data:
-                    raise UserError(f"{path}: no split {split!r}; it has: {', '.join(data)}")
-                data = data[split]
+            parts = _saved_parts(datasets.load_from_disk(path), split)
         else:
             data = datasets.load_dataset(path, subset, split=split)
-    except UserError:
-        raise
+            parts = [(data, 0, len(data))]
+    except SplitError as error:
+        raise UserError(f"{path}: {error}") from None
     except Exception as error:  # whatever `datasets` raises (it has no common base) is about the user's path, split or subset
         raise UserError(f"{path}: `datasets` cannot read it ({one_line(error)})") from None
     # What a directory says of itself is no proof: its rows count.
-    fingerprint = _digest([file["filename"] for file in data.cache_files], f"{data._fingerprint} {split}")
-    return fingerprint, lambda: _dataset_rows(data)
+    files = dict.fromkeys(file["filename"] for data, _, _ in parts for file in data.cache_files)
+    fingerprint = _digest(files, f"{' '.join(data._fingerprint for data, _, _ in parts)} {split}")
+    return fingerprint, lambda: (row for part in parts for row in _dataset_rows(*part))
 
 
-def _dataset_rows(data) -> Iterator[Row]:
-    done = 0
-    while done < len(data):
+def _saved_parts(saved: Any, split: str) -> list[tuple[Any, int, int]]:
+    """(data, first row, row after the last) of each part of a split of what `save_to_disk` wrote. A Dataset without splits is one split, train."""
+    splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved, "train": saved}
+    ranges = split_ranges(split, {name: len(data) for name, data in splits.items()})
+    return [(splits[name], start, stop) for name, start, stop in ranges]
+
+
+def _dataset_rows(data, start: int, stop: int) -> Iterator[Row]:
+    done = start
+    while done < stop:
         try:
-            for row in data.skip(done) if done else data:
+            for row in data if (done, stop) == (0, len(data)) else data.select(range(done, stop)):
                 done += 1
                 yield Row(done, row)
         except Exception as error:  # decoding a value (an image, a date, text that is no UTF-8) raises what it likes
@@ -293,8 +242,3 @@ def _require_hub(path: str) -> None:
             f"{path}: no such file or directory, and as a Hub data set not to be had ({one_line(error)}); "
             "a copy in the local cache is used with HF_HUB_OFFLINE=1"
         ) from None
-
-
-def one_line(error: Exception) -> str:
-    """The first line of what a library says, so that our message stays one line."""
-    return str(BadRow(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)))

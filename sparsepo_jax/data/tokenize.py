@@ -15,6 +15,12 @@ A prompt to be answered is read in the same way: where a token would reach from 
 the response.
 
     prompt "A film "                                     tokens  A| film
+
+What a chat template has written is tokenised as `apply_chat_template` does: nothing is added. Where it writes the end of the generation prompt
+no more once the answer is there, that end is left out, as TRL does; the prompt's tokens are those that both texts begin with.
+
+    generation prompt    <|assistant|><think>            chosen    <|assistant|>Hello<|end|>
+    prompt    <|assistant|>          chosen  Hello <|end|>
 """
 
 import hashlib
@@ -23,7 +29,7 @@ from typing import Any, NamedTuple
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.formats import Annotation, Example
-from sparsepo_jax.data.sources import BadRow, one_line
+from sparsepo_jax.data.rows import BadRow, one_line
 
 
 class TokenRow(NamedTuple):
@@ -34,6 +40,10 @@ class TokenRow(NamedTuple):
     prompt_key: int
     prompt_cut: bool
     responses_cut: tuple[bool, ...]
+    prompt_length: int
+    """Before it was cut."""
+    response_length: int
+    """Of the longest response, before it was cut."""
     weights: tuple[list[float] | None, ...]
     decisive: tuple[list[bool] | None, ...]
     chance: tuple[list[float] | None, ...]
@@ -52,21 +62,21 @@ def tokenize(
     examples: list[Example], tokenizer: Any | None, limits: Limits, *, separator: str, add_bos: bool | None, add_eos: bool
 ) -> list[TokenRow | BadRow]:
     """Rows in order. add_bos None: if the tokenizer has one. UserError: text without a tokenizer, or a tokenizer without the token asked for."""
-    texts = [_prompt_text(example, separator) + response for example in examples if example.is_text for response in _read_with(example, separator)]
-    bos = eos = None
-    if texts:
-        if tokenizer is None:
-            raise UserError("the data is text, but there is no tokenizer: set tokenizer.kind, or give token ids (prompt_ids, chosen_ids, rejected_ids)")
-        bos, eos = _special(tokenizer, "bos", add_bos), _special(tokenizer, "eos", add_eos)
+    texts = [_prompt_text(example, separator) + rest for example in examples if example.is_text for rest in _read_with(example, separator)]
+    ours = any(example.is_text and not example.has_ends for example in examples)
+    if texts and tokenizer is None:
+        raise UserError("the data is text, but there is no tokenizer: set tokenizer.kind, or give token ids (prompt_ids, chosen_ids, rejected_ids)")
+    bos, eos = (_special(tokenizer, name, wanted) if ours else None for name, wanted in (("bos", add_bos), ("eos", add_eos)))
     encoded = iter(_encode(texts, tokenizer))
     rows: list[TokenRow | BadRow] = []
     for example in examples:
         try:
             if example.is_text:
-                parts = _from_text(example, [next(encoded) for _ in _read_with(example, separator)], separator, bos, eos)
+                added = (None, None) if example.has_ends else (bos, eos)
+                parts = _from_text(example, [next(encoded) for _ in _read_with(example, separator)], separator, *added)
             else:
                 parts = _from_ids(example)
-            rows.append(_finish(example, *parts, bos=bos, limits=limits))
+            rows.append(_finish(example, *parts, tokenizer=tokenizer, limits=limits))
         except BadRow as fault:
             rows.append(fault)
     return rows
@@ -84,8 +94,11 @@ def _prompt_text(example: Example, separator: str) -> str:
 
 
 def _read_with(example: Example, separator: str) -> tuple[str, ...]:
-    """The responses; for a prompt alone what may come, if it matters to the prompt's tokens."""
-    return example.responses or ("a" if _prompt_text(example, separator).endswith(" ") else "",)
+    """What may follow the prompt, of which the prompt's tokens are independent: the responses, the unseen end of the generation prompt; for a prompt
+    alone what may come, if it matters."""
+    if not example.responses:
+        return ("a" if _prompt_text(example, separator).endswith(" ") and not example.has_ends else "",)
+    return (*example.responses, example.unseen) if example.unseen else example.responses
 
 
 Encoded = tuple[list[int], list[tuple[int, int]]] | BadRow
@@ -108,9 +121,11 @@ def _encode(texts: list[str], tokenizer: Any) -> list[Encoded]:
 class _Response(NamedTuple):
     ids: list[int]
     ranges: list[tuple[int, int]] | None
-    """Characters of the response text that each token covers; None for rows of ids."""
+    """Characters of the response text that each token covers, without an EOS of ours; None for rows of ids."""
     closed: bool
     """Whether an EOS of ours is the last token."""
+    content_end: int | None = None
+    """Characters of the response text up to what ends the turn; None: not to be told."""
 
 
 def _from_text(example: Example, encoded: list[Encoded], separator: str, bos: int | None, eos: int | None) -> tuple[list[int], list[_Response]]:
@@ -126,7 +141,7 @@ def _from_text(example: Example, encoded: list[Encoded], separator: str, bos: in
     if bos is not None and prompt[:1] != [bos]:  # a template may have written it
         prompt = [bos, *prompt]
     responses = []
-    for ids, ranges in encoded:
+    for p, (ids, ranges) in enumerate(encoded[: len(example.responses) or 1]):
         rest = ids[num_prompt:]
         if not prompt:
             if example.prompt is not None or len(rest) < 2:
@@ -136,7 +151,8 @@ def _from_text(example: Example, encoded: list[Encoded], separator: str, bos: in
             break
         closed = eos is not None and rest[-1:] != [eos]
         covered = [(start - seam, end - seam) for start, end in ranges[len(ranges) - len(rest):]]
-        responses.append(_Response([*rest, eos] if closed else rest, covered, closed))
+        content_end = example.content_ends[p] if example.content_ends else None
+        responses.append(_Response([*rest, eos] if closed else rest, covered, closed, content_end))
     return prompt, responses
 
 
@@ -144,17 +160,19 @@ def _from_ids(example: Example) -> tuple[list[int], list[_Response]]:
     return list(example.prompt), [_Response(list(ids), None, False) for ids in example.responses]
 
 
-def _finish(example: Example, prompt: list[int], responses: list[_Response], *, bos: int | None, limits: Limits) -> TokenRow:
+def _finish(example: Example, prompt: list[int], responses: list[_Response], *, tokenizer: Any | None, limits: Limits) -> TokenRow:
     """Checks, annotations, truncation."""
+    bos, eos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos"))
     if limits.vocab_size is not None:
         for ids in (prompt, *(response.ids for response in responses)):
             outside = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
             if outside is not None:
                 raise BadRow(f"token id {outside} is outside the model's vocabulary of {limits.vocab_size}")
-    per_token = [_per_token(annotation, response) for annotation, response in zip(example.annotations, responses)]
-    prompt_cut = len(prompt) > limits.max_prompt_length
+    per_token = [_per_token(annotation, response, eos) for annotation, response in zip(example.annotations, responses)]
+    prompt_length = len(prompt)
+    prompt_cut = prompt_length > limits.max_prompt_length
     if prompt_cut:
-        keep_bos = bos is not None and prompt[0] == bos
+        keep_bos = example.is_text and bos is not None and prompt[0] == bos
         prompt = [bos, *prompt[len(prompt) - limits.max_prompt_length + 1:]] if keep_bos else prompt[-limits.max_prompt_length:]
     room = limits.max_length - len(prompt)
     kept = tuple(response.ids[:room] for response in responses)
@@ -163,27 +181,45 @@ def _finish(example: Example, prompt: list[int], responses: list[_Response], *, 
         raise BadRow("chosen and rejected are the same" + ("" if whole else f" within the first {room} tokens, all that data.max_length leaves them"))
     columns = [tuple(None if values is None else values[:room] for values in column) for column in zip(*per_token)] if per_token else [()] * 3
     cut = tuple(len(response.ids) > room for response in responses)
-    return TokenRow(prompt, kept, _key(example), prompt_cut, cut, *columns)
+    response_length = max((len(response.ids) for response in responses), default=0)
+    return TokenRow(prompt, kept, _key(example), prompt_cut, cut, prompt_length, response_length, *columns)
 
 
 def _key(example: Example) -> int:
     """A hash of the prompt as it came, cut or not; of the text where there is no prompt."""
     content = example.responses[0] if example.prompt is None else example.prompt
+    content = content if example.key is None else example.key
     return int.from_bytes(hashlib.sha256(repr(content).encode()).digest()[:8], "big")
 
 
-def _per_token(annotation: Annotation, response: _Response) -> tuple[list[float] | None, list[bool] | None, list[float] | None]:
+def _per_token(
+    annotation: Annotation, response: _Response, eos: int | None
+) -> tuple[list[float] | None, list[bool] | None, list[float] | None]:
     """(weights, decisive, chance) of each token. A token has what any span that it overlaps has, of several the largest."""
     weights = annotation.weights
     if weights is not None and not (weights and isinstance(weights[0], list)):
-        bare = len(response.ids) - response.closed
-        if len(weights) not in (bare, len(response.ids)):
-            raise BadRow(f"{len(weights)} weights for a response of {bare} tokens (without the EOS that is added)")
-        weights = [float(w) for w in weights] + [1.0] * (len(response.ids) - len(weights))
+        weights = _with_end(weights, response, eos)
     else:
         weights = _from_spans(weights, response, 1.0)
     decisive = None if annotation.decisive is None else _from_spans([[*span, 1.0] for span in annotation.decisive], response, 0.0)
     return weights, decisive and [bool(x) for x in decisive], _from_spans(annotation.chance, response, 0.0)
+
+
+def _with_end(weights: list[float], response: _Response, eos: int | None) -> list[float]:
+    """Weights of all tokens; 1 on those of the turn's end, which published data often lacks, whoever wrote them."""
+    ending = _tokens_of_end(response, eos)
+    bare = len(response.ids) - ending
+    if not bare <= len(weights) <= len(response.ids):
+        end = "the EOS that is added" if response.closed else f"the {ending} that end the turn"
+        raise BadRow(f"{len(weights)} weights for a response of {bare} tokens" + (f" (without {end})" if ending else ""))
+    return [float(weight) for weight in weights] + [1.0] * (len(response.ids) - len(weights))
+
+
+def _tokens_of_end(response: _Response, eos: int | None) -> int:
+    """How many tokens at the end only end the turn: what the template writes behind the content, or an EOS."""
+    if response.content_end is not None:
+        return sum(start >= response.content_end for start, _ in response.ranges) + response.closed
+    return int(response.closed or (eos is not None and response.ids[-1:] == [eos] and len(response.ids) > 1))
 
 
 def _from_spans(spans: list | None, response: _Response, outside: float) -> list[float] | None:

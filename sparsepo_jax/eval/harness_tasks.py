@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.data.sources import one_line
+from sparsepo_jax.data.rows import one_line
 
 KEPT = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.data.sources import one_line
+from sparsepo_jax.data.rows import one_line
 from sparsepo_jax.eval.classifier import Classifier
 
 Scorer = Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]

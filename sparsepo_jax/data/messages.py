@@ -1,0 +1,147 @@
+"""Dialogues as data sets hold them, brought to lists of {role, content}; and what goes to a chat template beside them.
+
+    role, content       taken as they are, nulls dropped (Parquet and Arrow add them to every dict that lacks a key of another)
+    from, value         ShareGPT: human is user, gpt is assistant, observation is tool
+    text                that shows such a list (a cell of a CSV file): read as that list
+"""
+
+import ast
+import json
+from typing import Any
+
+from sparsepo_jax.data.rows import BadRow, one_line
+
+Messages = list[dict[str, Any]]
+
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "model": "assistant",
+          "observation": "tool", "function_response": "tool"}
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without the keys whose value is null, at any depth; a null in a list stays (as TRL's remove_none_values)."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def list_in_text(value: Any) -> Any:
+    """The list of messages that a text shows, as JSON or as Python prints it; anything else as it is."""
+    if not isinstance(value, str) or not value.startswith("[{") or not value.rstrip().endswith("}]"):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            shown = read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        is_dialogue = isinstance(shown, list) and all(isinstance(turn, dict) and not {"role", "from"}.isdisjoint(turn) for turn in shown)
+        return shown if is_dialogue else value
+    return value
+
+
+def read_messages(value: Any, name: str, role: str = "assistant") -> Messages:
+    """A list of messages; a text or a single message counts as a list of one.
+
+    Args:
+        value: of the row.
+        name: the column's, for what is said of it.
+        role: whose a text is.
+
+    Raises:
+        BadRow: it is something else, or holds what is no text.
+    """
+    if isinstance(value, str):
+        value = [{"role": role, "content": value}]
+    messages = [value] if isinstance(value, dict) else value
+    if not isinstance(messages, list) or not messages:
+        raise BadRow(f"{name} must be a list of messages, got {'an empty list' if messages == [] else type(messages).__name__}")
+    if all(isinstance(message, str) for message in messages):
+        raise BadRow(f"{name} is a list of {len(messages)} texts, and a row is about one: write a row for each, e.g. with `datasets`: "
+                     "data.map(lambda rows: {...}, batched=True)")
+    return [_read_message(message, name) for message in messages]
+
+
+def _read_message(message: Any, name: str) -> dict[str, Any]:
+    message = without_nulls(message)
+    if isinstance(message, dict) and "role" not in message and isinstance(message.get("from"), str):
+        rest = {key: value for key, value in message.items() if key not in ("from", "value")}
+        message = {"role": _role(message["from"], name)} | ({"content": message["value"]} if "value" in message else {}) | rest
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise BadRow(f"{name}: every message needs a role and content, got {str(message)[:60]!r}")
+    if not isinstance(message.get("content"), str | list) and "tool_calls" not in message:
+        raise BadRow(f"{name}: a message of {message['role']!r} has no content")
+    if isinstance(message.get("content"), list):
+        _check_parts(message["content"], name)
+    return message
+
+
+def _role(speaker: str, name: str) -> str:
+    role = _ROLES.get(speaker, speaker)
+    if role == "function_call":
+        raise BadRow(f"{name}: a turn from 'function_call' holds a call as text; write it as {{role: assistant, tool_calls: [...]}}")
+    return role
+
+
+def _check_parts(parts: list, name: str) -> None:
+    for part in parts:
+        kind = part.get("type", "text" if "text" in part else "without a type") if isinstance(part, dict) else type(part).__name__
+        if kind != "text":
+            raise BadRow(f"{name}: a content has a part of type {kind!r}; only parts {{type: text, text: ...}} can be trained on: leave such rows out")
+        if not isinstance(part.get("text"), str):
+            raise BadRow(f"{name}: a content has a part of type 'text' without a text")
+
+
+def joined_parts(messages: Messages) -> Messages:
+    """The messages with the text parts of each content put together, for templates that print a content as it is."""
+    return [
+        message | {"content": "".join(part["text"] for part in message["content"])} if isinstance(message.get("content"), list) else message
+        for message in messages
+    ]
+
+
+def has_parts(messages: Messages) -> bool:
+    return any(isinstance(message.get("content"), list) for message in messages)
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """All text of a message's content."""
+    content = joined_parts([message])[0].get("content")
+    return content if isinstance(content, str) else ""
+
+
+def read_tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The column tools: schemas, each or all of them perhaps as JSON. None where there are none.
+
+    Raises:
+        BadRow: it is something else.
+    """
+    tools = _from_json(row.get("tools"), "tools")
+    if not tools:  # a template takes an empty list for tools
+        return None
+    if not isinstance(tools, list):
+        raise BadRow(f"tools must be a list, got {type(tools).__name__}")
+    return [without_nulls(_from_json(tool, "tools")) for tool in tools]
+
+
+def read_template_arguments(row: dict[str, Any]) -> dict[str, Any]:
+    """TRL's column chat_template_kwargs: what goes to the chat template for this row, over data.template_arguments.
+
+    Raises:
+        BadRow: it is no mapping.
+    """
+    arguments = _from_json(row.get("chat_template_kwargs"), "chat_template_kwargs")
+    if not arguments:
+        return {}
+    if not isinstance(arguments, dict):
+        raise BadRow(f"chat_template_kwargs must be a mapping, got {type(arguments).__name__}")
+    return without_nulls(arguments)
+
+
+def _from_json(value: Any, name: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"{name} is a text that is no JSON ({one_line(error)})") from None

@@ -1,0 +1,190 @@
+"""The rows of one file: JSON lines, a JSON list, comma- or tab-separated values, Parquet. Nothing here knows what a row means."""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data.rows import BadRow, Row, one_line
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+
+
+def suffix_of(path: str) -> str | None:
+    """Which of SUFFIXES a file has; None: none of them."""
+    return next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), None)
+
+
+def file_rows(path: str) -> Iterator[Row]:
+    """The rows of a file by its suffix, one of SUFFIXES.
+
+    Raises:
+        UserError: the file cannot be read as a whole; a row that cannot be read is a BadRow in its place.
+    """
+    suffix = suffix_of(path)
+    if suffix == ".parquet":
+        return _parquet_rows(path)
+    return _text_rows(path, suffix)
+
+
+def count_rows(path: str) -> int:
+    """How many rows `file_rows` gives, bad ones included."""
+    if suffix_of(path) == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            return pyarrow.parquet.read_metadata(path).num_rows
+        except (pyarrow.ArrowException, OSError):
+            pass  # reading the rows says what is wrong
+    return sum(1 for _ in file_rows(path))
+
+
+def _text_rows(path: str, suffix: str) -> Iterator[Row]:
+    open_bytes = gzip.open if suffix.endswith(".gz") else open
+    try:
+        with open_bytes(path, "rb") as file:
+            if suffix.startswith((".csv", ".tsv")):
+                yield from _table_rows(path, file)
+            elif suffix in (".json", ".json.gz"):
+                content = file.read().removeprefix(codecs.BOM_UTF8)
+                is_list = content.lstrip()[:1] == b"["
+                yield from _list_rows(path, content) if is_list else _line_rows(io.BytesIO(content))
+            else:
+                yield from _line_rows(file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _list_rows(path: str, content: bytes) -> Iterator[Row]:
+    try:
+        rows = _from_json(content)
+    except (ValueError, RecursionError, BadRow) as error:  # how many rows are lost nobody knows: they cannot be left out
+        raise UserError(f"{path}:{_line_of(error)}: {_not_json(error)}; mend the file, or write it as .jsonl, a row a line") from None
+    for number, row in enumerate(rows, 1):
+        yield Row(number, _object(row))
+
+
+def _line_rows(lines) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        line = line.rstrip(b"\r\n")
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if not line:
+            continue
+        try:
+            content = _object(_from_json(line))
+        except (ValueError, RecursionError, BadRow) as error:
+            content = _not_json(error)
+        yield Row(number, content)
+
+
+def _from_json(content: bytes) -> Any:
+    return json.loads(content.decode(), object_pairs_hook=_object_of)
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # JSON leaves open which of the values counts
+        names = [name for name, _ in pairs]
+        raise BadRow(f"no JSON (the key {next(name for name in names if names.count(name) > 1)!r} stands there twice)")
+    return found
+
+
+def _line_of(error: Exception) -> int:
+    if isinstance(error, UnicodeDecodeError):
+        return error.object.count(b"\n", 0, error.start) + 1
+    return getattr(error, "lineno", 1)
+
+
+def _not_json(error: Exception) -> BadRow:
+    if isinstance(error, BadRow):
+        return error
+    if isinstance(error, UnicodeDecodeError):
+        return BadRow(f"invalid UTF-8 (byte {error.object[error.start]:#04x} at byte {error.start + 1})")
+    if isinstance(error, json.JSONDecodeError):
+        return BadRow(f"no JSON ({error.msg}, column {error.colno})")
+    return BadRow(f"no JSON ({error})")
+
+
+def _object(row: Any) -> dict[str, Any] | BadRow:
+    return row if isinstance(row, dict) else BadRow(f"expected a JSON object, got {type(row).__name__}")
+
+
+def table_lines(file, delimiter: str):
+    """A reader of separated values over an open binary file; bytes that are no UTF-8 come as halves of surrogate pairs."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # by default a cell of 128 KiB is an error
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return csv.reader(text, delimiter=delimiter, strict=True)
+
+
+def table_delimiter(path: str) -> str:
+    return "," if suffix_of(path).startswith(".csv") else "\t"
+
+
+def _table_rows(path: str, file) -> Iterator[Row]:
+    """Cells are text, and an empty one is an absent column. The first line names the columns."""
+    lines = table_lines(file, table_delimiter(path))
+    try:
+        names = next(lines, [])
+        if len(set(names)) < len(names):
+            raise UserError(f"{path}:1: two columns have one name; the columns are: {BadRow(', '.join(names))}")
+        line = lines.line_num + 1
+        for cells in lines:
+            if cells:
+                yield Row(line, _table_row(names, cells))
+            line = lines.line_num + 1
+    except csv.Error as error:  # where the next row begins nobody knows
+        raise UserError(f"{path}:{lines.line_num}: no separated values ({one_line(error)}); mend the file") from None
+
+
+def _table_row(names: list[str], cells: list[str]) -> dict[str, Any] | BadRow:
+    if len(cells) != len(names):
+        return BadRow(f"{len(cells)} cells, but the first line names {len(names)} columns")
+    if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell if not cell.isascii()):
+        return BadRow("invalid UTF-8")
+    return {name: cell or None for name, cell in zip(names, cells)}
+
+
+def _parquet_rows(path: str) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise UserError(f"{path}: two columns have one name; the columns are: {BadRow(', '.join(names))}")
+        for batch in file.iter_batches(batch_size=1024):
+            for row in _arrow_rows(batch):
+                number += 1
+                yield Row(number, row)
+        if number != file.metadata.num_rows:
+            raise UserError(f"{path}: not a whole parquet file (it says that it has {file.metadata.num_rows} rows, and has {number})")
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({one_line(error)})") from None
+
+
+def _arrow_rows(batch) -> Iterator[dict[str, Any] | BadRow]:
+    try:
+        rows = batch.to_pylist()
+    except Exception:  # arrow checks neither UTF-8 when it reads nor whether Python has such a date: find the rows that are to blame
+        rows = [_arrow_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
+    yield from rows
+
+
+def _arrow_row(batch) -> dict[str, Any] | BadRow:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return _not_json(error)
+    except Exception as error:
+        return BadRow(f"Python cannot hold a value of this row ({one_line(error)})")

@@ -1,0 +1,257 @@
+"""What a chat template gets and what comes of it, held against transformers and TRL."""
+
+import datetime
+import json
+
+import pytest
+from chat import CHATML, GEMMA, LLAMA, MISTRAL, NO_END, ONLY_PARTS, OPENED, THINKING, chat_tokenizer
+
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data import load as loading
+from sparsepo_jax.data.load import load_table
+from sparsepo_jax.data.sources import FileRows, GeneratedRows
+from sparsepo_jax.data.tokenizers import END, make_byte_tokenizer
+
+USER, GOOD, BAD = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "assistant", "content": "What"}
+PAIR = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
+TEMPLATES = {"chatml": (CHATML, "<|im_end|>"), "llama": (LLAMA, "<|eot|>"), "opened": (OPENED, "<|im_end|>"), "gemma": (GEMMA, "</s>"),
+             "mistral": (MISTRAL, "</s>"), "only parts": (ONLY_PARTS, "</s>"), "no end": (NO_END, "</s>"), "thinking": (THINKING, "<|im_end|>")}
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load(rows or sources, tokenizer, **settings) -> TokenTable; what is said is in load.lines."""
+
+    def load(sources, tokenizer, *, kind="pairs", **settings):
+        sources = [GeneratedRows("rows", sources, 1.0)] if isinstance(sources[0], dict) else sources
+        defaults = dict(vocab_size=None, max_length=2000, max_prompt_length=1000, separator="", template="none", template_arguments={}, add_bos=None,
+                        add_eos=True, on_bad_row="error", bad_rows_path=tmp_path / "bad.jsonl", cache_dir=str(tmp_path / "cache"), say=load.lines.append)
+        return load_table(sources, kind=kind, tokenizer=tokenizer, **(defaults | settings))
+
+    load.lines = []
+    return load
+
+
+def ids(tokenizer, messages, **arguments):
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **arguments)
+
+
+def whole(table, i=0):
+    return [[*table.prompt(i).tolist(), *table.response(i, p).tolist()] for p in range(table.responses_per_row)]
+
+
+# ---------------------------------------------------------------- tokens are transformers'
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in ("thinking", "only parts")])
+def test_prompt_and_responses_are_what_apply_chat_template_writes(load, name):
+    tokenizer = chat_tokenizer(*TEMPLATES[name])
+    prompt = [USER, GOOD, {"role": "user", "content": "And\n\nthen?"}]
+    row = {"prompt": prompt, "chosen": [{"role": "assistant", "content": "Yes.\n"}], "rejected": [BAD]}
+    table = load([row], tokenizer)
+    assert table.prompt(0).tolist() == ids(tokenizer, prompt, add_generation_prompt=True)
+    assert whole(table) == [ids(tokenizer, prompt + row[name]) for name in ("chosen", "rejected")]
+    asked = load([{"prompt": prompt}], tokenizer, kind="prompts")
+    assert asked.prompt(0).tolist() == ids(tokenizer, prompt, add_generation_prompt=True)
+    sft = load([{"messages": prompt + [BAD]}], tokenizer, kind="sft")
+    assert whole(sft) == [ids(tokenizer, prompt + [BAD])] and sft.response(0, 0).tolist() == table.response(0, 1).tolist()
+
+
+def test_knobs_of_texts_add_nothing_to_what_a_template_writes(load):
+    tokenizer = chat_tokenizer(NO_END)
+    table = load([PAIR], tokenizer, add_bos=True, add_eos=True)
+    assert whole(table)[0] == ids(tokenizer, [USER, GOOD])
+    tokenizer.eos_token = tokenizer.bos_token = None
+    assert whole(load([PAIR], tokenizer))[0] == ids(tokenizer, [USER, GOOD]), "a tokenizer without EOS is no matter: none is added"
+
+
+def test_an_opening_that_the_answer_does_not_repeat_is_left_out_as_in_trl_and_said(load):
+    data_utils = pytest.importorskip("trl.data_utils")
+    tokenizer = chat_tokenizer(*TEMPLATES["thinking"])
+    row = {"prompt": [USER], "chosen": [{"role": "assistant", "content": "<b>"}], "rejected": [BAD]}
+    table = load([row], tokenizer)
+    asked, wholes = ids(tokenizer, [USER], add_generation_prompt=True), [ids(tokenizer, [USER, *row[name]]) for name in ("chosen", "rejected")]
+    shared = min(data_utils.common_prefix_length(asked, other) for other in wholes)
+    assert shared < len(asked) and table.prompt(0).tolist() == asked[:shared] and whole(table) == wholes
+    assert len(load.lines) == 1 and "in 1 of 1 rows the chat template does not write the end of its generation prompt" in load.lines[0]
+    quiet = load([row], tokenizer, template_arguments={"enable_thinking": False})
+    assert quiet.prompt(0).tolist() == ids(tokenizer, [USER], add_generation_prompt=True, enable_thinking=False) and len(load.lines) == 1
+
+
+def test_a_template_that_refuses_is_a_bad_row(load):
+    with pytest.raises(UserError, match=r"rows:1: the chat template refuses these messages \(System role not supported\)"):
+        load([PAIR | {"prompt": [{"role": "system", "content": "x"}, USER]}], chat_tokenizer(GEMMA))
+
+
+# ---------------------------------------------------------------- contents
+
+
+def in_parts(message, *texts):
+    return message | {"content": [{"type": "text", "text": text} for text in texts or (message["content"],)]}
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama", "gemma", "mistral", "only parts"])
+def test_text_parts_are_the_text(load, name):
+    tokenizer = chat_tokenizer(*TEMPLATES[name])
+    parts = load([{"prompt": [in_parts(USER, "H", "i")], "chosen": [in_parts(GOOD)], "rejected": [in_parts(BAD)]}], tokenizer)
+    text = load([PAIR], tokenizer)
+    assert whole(parts) == whole(text) and "Hello" in tokenizer.decode(text.response(0, 0)) and "Hi" in tokenizer.decode(text.prompt(0))
+    if name == "gemma":
+        assert whole(parts)[0] == ids(tokenizer, [in_parts(USER, "H", "i"), in_parts(GOOD)])
+
+
+def test_a_template_that_reads_parts_gets_them(load):
+    tokenizer = chat_tokenizer(GEMMA)
+    row = {"prompt": [in_parts(USER, " Hi ", " there")], "chosen": [in_parts(GOOD)], "rejected": [BAD]}
+    table = load([row], tokenizer)
+    assert whole(table)[0] == ids(tokenizer, row["prompt"] + row["chosen"]) and "Hithere" in tokenizer.decode(table.prompt(0))
+
+
+@pytest.mark.parametrize("part", [{"type": "image"}, {"type": "image_url", "image_url": {"url": "x"}}, {"type": "input_audio"}])
+def test_parts_that_are_no_text_are_refused_by_name(load, part):
+    row = PAIR | {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi"}, part]}]}
+    with pytest.raises(UserError, match=f"rows:1: prompt: a content has a part of type '{part['type']}'; only parts"):
+        load([row], chat_tokenizer(GEMMA))
+
+
+# ---------------------------------------------------------------- tools, arguments, nulls
+
+
+def tool(name, **properties):
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": properties}}}
+
+
+def call(name, **arguments):
+    return {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}]}
+
+
+CALLS = [
+    {"prompt": [USER], "chosen": [call("weather", city="Ulm")], "rejected": [BAD], "tools": [tool("weather", city={"type": "string"})]},
+    {"prompt": [USER], "chosen": [call("time", zone="CET")], "rejected": [BAD], "tools": [tool("time", zone={"type": "string", "enum": ["CET"]})]},
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
+def test_calls_and_schemas_are_the_same_from_every_kind_of_file(load, tmp_path, kind):
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in CALLS))
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(CALLS), path)
+    else:
+        datasets.Dataset(pyarrow.Table.from_pylist(CALLS)).save_to_disk(path)
+    tokenizer = chat_tokenizer(*TEMPLATES["llama"])
+    table = load([FileRows(str(path))], tokenizer)
+    assert [whole(table, i)[0] for i in range(2)] == [ids(tokenizer, row["prompt"] + row["chosen"], tools=row["tools"]) for row in CALLS]
+    assert "null" not in tokenizer.decode(whole(table)[0])
+
+
+@pytest.mark.parametrize("as_text", [json.dumps, lambda tools: [json.dumps(tool) for tool in tools]], ids=["all", "each"])
+def test_tools_as_json_are_read(load, as_text):
+    tokenizer = chat_tokenizer(*TEMPLATES["llama"])
+    assert whole(load([CALLS[0] | {"tools": as_text(CALLS[0]["tools"])}], tokenizer)) == whole(load([CALLS[0]], tokenizer))
+
+
+@pytest.mark.parametrize("none", [[], None, "", "[]", "null"])
+def test_no_tools_are_none(load, none):
+    tokenizer = chat_tokenizer(*TEMPLATES["llama"])
+    assert whole(load([PAIR | {"tools": none}], tokenizer)) == whole(load([PAIR], tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ({"tools": "{"}, "tools is a text that is no JSON"),
+        ({"tools": {"a": 1}}, "tools must be a list, got dict"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs must be a mapping, got list"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "tokenize: no argument of a chat template"),
+    ],
+)
+def test_what_a_template_cannot_take_is_a_bad_row(load, column, said):
+    with pytest.raises(UserError, match=f"rows:1: {said}"):
+        load([PAIR | column], chat_tokenizer(CHATML))
+
+
+@pytest.mark.parametrize("write", [dict, json.dumps])
+def test_arguments_of_a_row_go_over_those_of_the_settings(load, write):
+    tokenizer = chat_tokenizer("{{ tone }}{{ pace }}" + CHATML)
+    rows = [PAIR, PAIR | {"chat_template_kwargs": write({"tone": "low", "pace": None})}]
+    table = load(rows, tokenizer, template_arguments={"tone": "high", "pace": "slow"})
+    prompts = [tokenizer.decode(table.prompt(i)) for i in range(2)]
+    assert prompts[0].startswith("highslow<") and prompts[1].startswith("lowslow<")
+
+
+# ---------------------------------------------------------------- the clock
+
+
+class OtherDay(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2031, 5, 4)
+
+
+def test_a_template_that_asks_for_the_date_is_told_the_same_on_another_day(load, monkeypatch):
+    tokenizer = chat_tokenizer(*TEMPLATES["llama"])
+    first = load([PAIR], tokenizer, template_date="2026-11-27")
+    assert "Today Date: 27 Nov 2026" in tokenizer.decode(first.prompt(0))
+    assert ["2026-11-27" in line for line in load.lines] == [True]
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", OtherDay)
+    monkeypatch.setattr(loading, "_read", lambda path: None)
+    again = load([PAIR], tokenizer, template_date="2026-11-27")
+    assert again.digest() == first.digest() and (again.prompt_key_N == first.prompt_key_N).all()
+    other = load([PAIR], tokenizer, template_date="2031-05-04")
+    assert whole(other)[0] == ids(tokenizer, [USER, GOOD]), "the same as by transformers' own clock on that day"
+    assert (other.prompt_key_N == first.prompt_key_N).all(), "the held-out part does not move with the day"
+
+
+def test_the_date_is_in_the_key_of_the_cache_only_if_it_is_read(load, monkeypatch):
+    counts = []
+    monkeypatch.setattr(loading, "_tokenize_source", lambda *a, tokenize=loading._tokenize_source: counts.append(1) or tokenize(*a))
+    for date in ("2026-11-27", "2026-11-28"):
+        load([PAIR], chat_tokenizer(*TEMPLATES["llama"]), template_date=date)
+        load([PAIR], chat_tokenizer(*TEMPLATES["chatml"]), template_date=date)
+        load([PAIR], chat_tokenizer(*TEMPLATES["llama"]), template_date=date, template_arguments={"date_string": "never"})
+    assert len(counts) == 4
+
+
+@pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d", "%A, %B %-d, %Y", "%H:%M %p", "%y%j"])
+def test_every_form_of_the_date_is_as_transformers_writes_it(load, monkeypatch, form):
+    tokenizer = chat_tokenizer("\n{% macro now() %}{{ strftime_now('" + form + "') }}{% endmacro %}  {% if true %}{{ now() }}{% endif %}" + CHATML)
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", OtherDay)
+    assert whole(load([PAIR], tokenizer, template_date="2031-05-04"))[0] == ids(tokenizer, [USER, GOOD])
+
+
+# ---------------------------------------------------------------- weights and spans
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama", "mistral"])
+@pytest.mark.parametrize("lacking", [0, 1, 2])
+def test_weights_may_lack_what_ends_the_turn(load, name, lacking):
+    tokenizer = chat_tokenizer(*TEMPLATES[name])
+    table = load([PAIR], tokenizer)
+    length = len(table.response(0, 0))
+    ends = {"chatml": 2, "llama": 1, "mistral": 1}[name]
+    row = PAIR | {"chosen_weights": [0.5] * (length - lacking)}
+    if lacking <= ends:
+        assert load([row], tokenizer).weights(0, 0).tolist() == [0.5] * (length - lacking) + [1.0] * lacking
+    else:
+        with pytest.raises(UserError, match=rf"weights for a response of {length - ends} tokens \(without the {ends} that end the turn\)"):
+            load([row], tokenizer)
+
+
+def test_weights_may_lack_an_eos_that_the_data_wrote(load):
+    tokenizer = make_byte_tokenizer()
+    row = {"prompt": "Q", "chosen": f" yes{END}", "rejected": " no", "chosen_weights": [2, 2, 2, 2]}
+    assert load([row], tokenizer).weights(0, 0).tolist() == [2, 2, 2, 2, 1]
+    row = {"prompt_ids": [1], "chosen_ids": [2, 3, tokenizer.eos_token_id], "rejected_ids": [4], "chosen_weights": [2, 2]}
+    assert load([row], tokenizer).weights(0, 0).tolist() == [2, 2, 1]
+
+
+def test_spans_stand_on_the_content_wherever_a_template_puts_it(load):
+    tokenizer = chat_tokenizer(*TEMPLATES["mistral"])
+    table = load([PAIR | {"chosen_weights": [[0, 5, 0.25]]}], tokenizer)
+    assert table.weights(0, 0).tolist() == [1, *[0.25] * 5, 1], "the space before the content and EOS are not in the span"
