@@ -50,6 +50,7 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     """The po step (sft, where there is no po among the stages). Raises UserError and ConfigError."""
     began_s = time.perf_counter()
     jax.config.update("jax_platforms", "cpu")  # an accelerator that is here is not asked
+    build.set_precision(config, "tpu")
     stage = next((stage for stage in ("po", "sft") if stage in config.stages), None)
     if stage is None:
         raise UserError(f"stages: {', '.join(config.stages)} train nothing: add po or sft")

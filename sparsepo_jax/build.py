@@ -216,9 +216,36 @@ def read_spec(hf_config: dict[str, Any], where: str, tokenizer: Any | None) -> D
 
 
 def compute_dtype(config: schema.Config, mesh: Mesh) -> jnp.dtype:
+    return _dtype_on(config, platform_of(mesh))
+
+
+def _dtype_on(config: schema.Config, platform: str) -> jnp.dtype:
     if config.compute.dtype == "auto":
-        return jnp.dtype(jnp.float32 if platform_of(mesh) == "cpu" else jnp.bfloat16)
+        return jnp.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
     return jnp.dtype(config.compute.dtype)
+
+
+def set_precision(config: schema.Config, platform: str) -> None:
+    """Sets how JAX multiplies float32 arrays: GPUs and TPUs round them first unless they are told not to.
+
+    Args:
+        platform: cpu, gpu or tpu, for which programs will be compiled.
+    """
+    asked = config.compute.precision
+    if asked == "auto" and _dtype_on(config, platform) == jnp.float32:
+        asked = "float32"
+    chosen = {"auto": None, "float32": "highest", "tf32": "tensorfloat32"}[asked]
+    jax.config.update("jax_default_matmul_precision", chosen)
+
+
+def describe_computing(config: schema.Config, mesh: Mesh) -> str:
+    """The devices, the type of activations and how float32 arrays are multiplied, for a person."""
+    platform, device = platform_of(mesh), mesh.devices.flat[0]
+    name = "" if device.device_kind.lower() == platform else f" {device.device_kind}"
+    products = {None: "as the device does (rounded)", "highest": "float32", "tensorfloat32": "TF32"}
+    precision = "float32" if platform == "cpu" else products[jax.config.jax_default_matmul_precision]
+    dtype = compute_dtype(config, mesh)
+    return f"{mesh.devices.size} x {platform}{name}, activations {dtype}, products of float32 arrays: {precision}"
 
 
 @functools.cache
@@ -543,6 +570,7 @@ def put_on(mesh: Mesh):
 def start_jax(config: schema.Config) -> None:
     """Before any device is touched. Compiled programs are kept on disk, so that a second start is quick."""
     join_processes(config.compute.distributed)
+    set_precision(config, jax.default_backend())
     # On CPU a program that is read back has lost the order of its collectives (jaxlib 0.10.2), and processes take one for another.
     jax.config.update("jax_enable_compilation_cache", jax.process_count() == 1 or jax.default_backend() != "cpu")
     jax.config.update("jax_compilation_cache_dir", config.compute.compile_cache or str(cache_directory("xla")))

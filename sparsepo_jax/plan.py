@@ -91,6 +91,7 @@ def make_plan_text(config: Config) -> str:
         net = f" {mask.net}, {mask.sharing}: {_parameters(mask_parameters)}" if isinstance(mask, LearnedMask) else ""
         lines.append(("mask", f"{mask.kind}{net}, on {'reward and KL' if mask.on == 'both' else mask.on}"))
     lines.append(("devices", _devices(config)))
+    lines.append(("computing", _computing(config)))
     if taken_from is not None:
         lines.append(("sft", f"that of {taken_from}"))
     elif "sft" in config.stages:
@@ -485,6 +486,18 @@ def _devices(config: Config) -> str:
     total = "unknown" if None in axes.values() else f"{math.prod(axes.values()):,}"
     shape = " x ".join(f"{name} {'free' if size is None else size}" for name, size in axes.items())
     return f"{total} ({shape})" + ("" if slices is None else f" in {slices} slices")
+
+
+def _computing(config: Config) -> str:
+    """Type of activations and precision of products, where they depend on the device for each kind of it."""
+    dtype, precision = config.compute.dtype, config.compute.precision
+    activations = "float32 on CPU, bfloat16 on GPU and TPU" if dtype == "auto" else dtype
+    products = {
+        "float32": "float32 everywhere",
+        "tf32": "TF32 on GPU, three bfloat16 passes on TPU, float32 on CPU",
+        "auto": "float32 everywhere" if dtype == "float32" else "float32 on CPU, rounded first on GPU (TF32) and TPU (bfloat16)",
+    }[precision]
+    return f"activations {activations}; products of float32 arrays: {products}"
 
 
 # ---------------------------------------------------------------- words

@@ -86,7 +86,9 @@ class Run:
     @functools.cached_property
     def mesh(self):
         mesh = self.config.compute.mesh
-        return make_mesh(mesh.data, mesh.fsdp, mesh.tensor, mesh.slices)
+        made = make_mesh(mesh.data, mesh.fsdp, mesh.tensor, mesh.slices)
+        say(f"computing: {build.describe_computing(self.config, made)}")
+        return made
 
     @functools.cached_property
     def tokenizer(self) -> Any | None:

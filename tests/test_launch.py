@@ -407,10 +407,25 @@ def test_a_slurm_job_passes_sigterm_on_and_waits_until_the_run_is_saved(place):
 
 
 def test_a_dry_run_of_a_slurm_job_prints_its_commands(place):
-    command, *rest = place.run(LAUNCH / "slurm.sbatch", "--dry-run", *ARGUMENTS).splitlines()
+    command, *rest = place.run(LAUNCH / "slurm.sbatch", "--dry-run", *ARGUMENTS, PYTHON="any/python").splitlines()
     assert place.calls() == []
-    assert shlex.split(command)[0] == "srun" and shlex.split(command)[-len(ARGUMENTS) - 3:] == ["python", "-m", "sparsepo_jax.main", *ARGUMENTS]
+    assert shlex.split(command)[0] == "srun"
+    assert shlex.split(command)[-len(ARGUMENTS) - 3:] == ["any/python", "-m", "sparsepo_jax.main", *ARGUMENTS]
     assert 'scontrol requeue "$SLURM_JOB_ID"' in rest and 'scancel --signal=TERM "$SLURM_JOB_ID"' in rest
+
+
+@pytest.mark.parametrize("checkout", ["with .venv", "without"])
+def test_a_slurm_job_takes_the_python_of_the_checkout_if_it_has_one(place, tmp_path, checkout):
+    """As a clone is after the README's command, and as it is before: whichever of the two runs this test."""
+    shutil.copytree(LAUNCH, tmp_path / "clone" / "launch")
+    own = tmp_path / "clone" / ".venv" / "bin" / "python"
+    if checkout == "with .venv":
+        own.parent.mkdir(parents=True)
+        own.symlink_to(sys.executable)
+    in_clone = f"cd {shlex.quote(str(tmp_path / 'clone'))} && launch/slurm.sbatch --dry-run a=1"
+    command = place.run("sh", "-c", in_clone).splitlines()[0]
+    expected = ".venv/bin/python" if checkout == "with .venv" else "python"
+    assert shlex.split(command)[-4:] == [expected, "-m", "sparsepo_jax.main", "a=1"]
 
 
 def instructions(dockerfile: str) -> list[tuple[str, str]]:

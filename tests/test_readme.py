@@ -1,6 +1,7 @@
 """What the README shows runs."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -25,3 +26,17 @@ def test_files_that_the_readme_names_are_there():
     named = set(re.findall(r"(?:configs|tests|benchmarks|launch)/[\w./-]*\w", README))
     root = Path(__file__).parent.parent
     assert len(named) > 20 and not [name for name in sorted(named) if not (root / name).exists()]
+
+
+def test_ci_types_the_two_commands_of_the_readme():
+    """CI has no commands of its own that could work where the README's do not."""
+    section = README.split("## Two commands")[1].split("\n## ")[0]
+    [block] = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    commands = block.splitlines()
+    assert len(commands) == 2
+    assert all(command.startswith("python3 -m venv .venv && .venv/bin/pip install") for command in commands)
+    script = (Path(__file__).parent.parent / ".ci" / "run").read_text()
+    extracted = subprocess.run(
+        ["bash", "-c", re.search(r"^commands=.*?README.md\)$", script, re.DOTALL | re.MULTILINE)[0] + '\necho "$commands"'],
+        cwd=Path(__file__).parent.parent, check=True, capture_output=True, text=True)
+    assert extracted.stdout.splitlines() == commands

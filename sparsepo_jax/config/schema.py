@@ -694,6 +694,10 @@ class Head(Section):
 class Compute(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations; weights are float32 always. auto: float32 on CPU, bfloat16 elsewhere."""
+    precision: Literal["auto", "float32", "tf32"] = "auto"
+    """How float32 arrays are multiplied. float32: with all their digits. tf32: as fast as the device can with about three digits
+    (NVIDIA's TF32; three bfloat16 passes on TPU); CPUs multiply in float32 all the same. auto: float32 where dtype is float32; where
+    dtype is bfloat16, the device's own way for the few float32 products that are left."""
     remat: bool = False
     """Recompute each block's activations in the backward pass: less memory, a third more work."""
     layout: Literal["shared", "plain"] = "shared"

@@ -1,0 +1,73 @@
+"""float32 means float32: on GPUs and TPUs JAX rounds the factors of a float32 product first, unless it is told otherwise."""
+
+import re
+
+import jax
+import pytest
+
+from sparsepo_jax import build, programs
+from sparsepo_jax.config.schema import Config
+from sparsepo_jax.dist.mesh import make_mesh
+from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.plan import make_plan_text
+from tiny import GPT2, random_batch
+
+
+@pytest.fixture(autouse=True)
+def precision_as_it_was():
+    before = jax.config.jax_default_matmul_precision
+    yield
+    jax.config.update("jax_default_matmul_precision", before)
+
+
+def make_config(**compute) -> Config:
+    return Config.model_validate({
+        "stages": ["po"], "output_dir": "unused", "policy": {"config": GPT2}, "compute": compute,
+        "data": {"train": [{"kind": "reviews", "rows": 8}]}, "tokenizer": {"kind": "reviews"}} | {"policy": {"config": GPT2 | {"vocab_size": 400}}})
+
+
+def float32_products(config: Config, platform: str) -> list[str]:
+    """The lines of the train step, as handed to XLA, that multiply float32 matrices."""
+    build.set_precision(config, platform)
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    spec = spec_from_hf(config.policy.config)
+    problem = build.make_problem(config, spec, spec, mesh)
+    step = programs.make_step(config, "po", problem, spec, 10, mesh)
+    reference = build.abstract(build.weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
+    with jax.set_mesh(mesh):
+        text = step.program.lower(
+            step.numbers, step.like, reference, jax.tree.map(lambda x: x[None], random_batch())).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    return [line for line in products if re.search(r":\s*\(tensor<[\dx]*f32>, tensor<[\dx]*f32>\)", line)]
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_every_float32_product_of_a_float32_step_keeps_all_digits(platform):
+    """Kills: a product that names another precision of its own, in the forward pass or a written gradient."""
+    products = float32_products(make_config(dtype="float32"), platform)
+    assert len(products) > 20
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
+def test_tf32_is_there_for_those_who_ask_for_it():
+    products = float32_products(make_config(dtype="float32", precision="tf32"), "gpu")
+    assert products and not any("HIGHEST" in line for line in products)
+
+
+@pytest.mark.parametrize("compute, platform, expected", [
+    ({}, "cpu", "highest"), ({}, "gpu", None), ({}, "tpu", None), ({"dtype": "bfloat16"}, "gpu", None),
+    ({"dtype": "float32"}, "gpu", "highest"), ({"dtype": "bfloat16", "precision": "float32"}, "gpu", "highest"),
+    ({"dtype": "float32", "precision": "tf32"}, "gpu", "tensorfloat32"),
+])
+def test_auto_goes_by_the_type_of_activations(compute, platform, expected):
+    build.set_precision(make_config(**compute), platform)
+    assert jax.config.jax_default_matmul_precision == expected
+
+
+@pytest.mark.parametrize("compute, words", [
+    ({}, "activations float32 on CPU, bfloat16 on GPU and TPU; products of float32 arrays: float32 on CPU, rounded first"),
+    ({"dtype": "float32"}, "activations float32; products of float32 arrays: float32 everywhere"),
+    ({"dtype": "float32", "precision": "tf32"}, "activations float32; products of float32 arrays: TF32 on GPU"),
+])
+def test_check_says_what_precision_products_have(compute, words):
+    assert words in make_plan_text(make_config(**compute))
