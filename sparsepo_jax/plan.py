@@ -32,7 +32,7 @@ from sparsepo_jax.data.readers import SUFFIXES, suffix_of, table_delimiter, tabl
 from sparsepo_jax.data.sources import matching_files
 from sparsepo_jax.data.splits import SplitError, split_names, split_ranges
 from sparsepo_jax.marks import Marks
-from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, spec_from_hf
+from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, ignored_note, spec_from_hf
 
 _READ_AT_MOST_BYTES = 32 * 2**20  # of a jsonl file; the rest is extrapolated, so that the printout does not wait for large files
 _DATA_ID = r"\w[\w.-]*/\w[\w.-]*"
@@ -55,6 +55,7 @@ class Model(NamedTuple):
     origin: str
     spec: DecoderSpec | None = None
     parameters: int | None = None
+    note: str | None = None  # of config fields that are ignored
 
 
 def make_plan_text(config: Config) -> str:
@@ -107,7 +108,8 @@ def make_plan_text(config: Config) -> str:
         lines.append(("pairs", _pairs(config, scorer_rows)))
     if not {"score", "eval"}.isdisjoint(config.stages):
         lines.append(("evaluation", f"{_evaluated_rows(rows, config)} pairs"))
-    return "\n".join(f"{name:<12}{text}" for name, text in lines)
+    notes = [f"note: {model.note}" for model in dict.fromkeys((policy, reference)) if model.note]
+    return "\n".join([*(f"{name:<12}{text}" for name, text in lines), *notes])
 
 
 # ---------------------------------------------------------------- models
@@ -160,11 +162,11 @@ def _read_spec(content: Any, origin: str, where: str, mistakes: list[str]) -> Mo
         mistakes.append(f"{where}: expected a config.json that holds an object, got {type(content).__name__}")
         return Model(origin)
     try:
-        spec = spec_from_hf(content)
+        spec, note = spec_from_hf(content), ignored_note(content, origin if where.endswith(".path") else where)
     except SpecError as error:
         mistakes.append(f"{where}: {error}")
         return Model(origin)
-    return Model(origin, spec, spec.parameter_count())
+    return Model(origin, spec, spec.parameter_count(), note)
 
 
 def _max_length(config: Config, policy: Model, mistakes: list[str]) -> int:

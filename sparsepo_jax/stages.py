@@ -26,7 +26,7 @@ from sparsepo_jax.dist.processes import make_should_stop, wait_for_all
 from sparsepo_jax.eval import scores as scoring
 from sparsepo_jax.marks import TRAINING, Marks
 from sparsepo_jax.models.lora import merge_adapters
-from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.models.spec import DecoderSpec, ignored_note
 from sparsepo_jax.pairs import make_pairs
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, load_once, save_once
 from sparsepo_jax.train.forward import Problem
@@ -100,14 +100,22 @@ class Run:
 
     @functools.cached_property
     def spec(self) -> DecoderSpec:
-        return build.read_spec(self.hf_config, self.config.policy.path or "policy.config", self.tokenizer)
+        return self.read_spec(self.hf_config, self.config.policy.path or "policy.config")
+
+    def read_spec(self, hf_config: dict[str, Any], where: str) -> DecoderSpec:
+        """A model's spec; says which fields of its config are ignored."""
+        spec = build.read_spec(hf_config, where, self.tokenizer)
+        if note := ignored_note(hf_config, where):
+            say(f"note: {note}")
+        return spec
 
     @functools.cached_property
     def reference_spec(self) -> DecoderSpec:
         path = self.config.reference.path
         if path is None:
             return self.spec
-        spec = build.read_spec(build.read_config(build.find_checkpoint(path)), path, self.tokenizer)
+        hf_config = build.read_config(build.find_checkpoint(path))
+        spec = self.spec if path == self.config.policy.path else self.read_spec(hf_config, path)
         build.same_tokenizer(self.config.policy.path, path, self.spec, spec)
         return spec
 

@@ -15,10 +15,10 @@ from flax import nnx
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import merge_module, split_module
-from sparsepo_jax.models import spec as spec_module
+from sparsepo_jax.models import config_fields
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.export import save_hf
-from sparsepo_jax.models.spec import SpecError, spec_from_hf
+from sparsepo_jax.models.spec import SpecError, ignored_note, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, read_config
 from sparsepo_jax.ops.attention import Given
 from tiny import CONFIGS, GEMMA3, GPT2, GPTJ, LLAMA, NEOX, gathered
@@ -190,7 +190,6 @@ def test_all_wrong_tensors_are_listed_at_once(tmp_path):
     [
         ({"model_type": "bloom"}, "unknown architecture 'bloom'; known: gpt2, gpt_bigcode, gptj, gpt_neox, llama, mistral, qwen2, qwen3, olmo2, gemma2, gemma3_text"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True is not supported"),
-        ({"logit_softcap": 30}, "unknown config fields logit_softcap"),
         ({"n_head": 3}, "no multiple of the 3 heads"),
         ({"activation_function": "mish"}, "unknown activation 'mish'"),
         ({"n_layer": 0}, "n_layer: expected a positive integer up to 16,384, got 0"),
@@ -198,7 +197,6 @@ def test_all_wrong_tensors_are_listed_at_once(tmp_path):
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings: expected true or false, got 'false'"),
         ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon: expected a number above 0 and up to 1, got nan"),
         ({"n_embd": "a\nb" * 99}, "n_embd: expected a positive integer up to 16,777,216, got 'a.{1,3}nba.{1,3}nb.*\\.\\.\\.$"),
-        ({"a\nb": 1, 7: 1}, r"unknown config fields 7, a\\nb: they may"),
     ],
 )
 def test_what_cannot_be_run_faithfully_is_refused_by_name(change, said):
@@ -217,7 +215,6 @@ def test_what_cannot_be_run_faithfully_is_refused_by_name(change, said):
         (LLAMA | {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters: factor: missing"),
         (LLAMA | {"rope_parameters": {"type": "yarn"}}, "rope_type: 'yarn' is not supported"),
         (LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": "8"}}, "rope_scaling.factor: expected a number above 0 and up to 1e.06, got '8'"),
-        (LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "odd": 1}}, "rope_parameters: unknown fields odd"),
         (LLAMA | {"rope_parameters": CONFIGS["llama 3"]["rope_parameters"] | {"high_freq_factor": 1.0}}, "low_freq_factor below high_freq_factor, got 1.0 and 1.0"),
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5 is not supported, only 1.0"),
         (GEMMA3 | {"rope_parameters": {"sliding_attention": [1]}}, r"rope_parameters.sliding_attention: expected an object or null, got \[1\]"),
@@ -237,7 +234,8 @@ def test_a_config_in_the_older_form_of_rope_scaling_means_the_same():
 
 HOSTILE = (None, True, False, 0, 1, -1, 3, 2**40, 2**70, 10**5000, 0.5, 1e39, 1e308, float("nan"), float("inf"), "", "768", "a\nb\ud800", [], [1], [[]], ["full_attention"], {}, {"a": []},
            {1: 2}, {"rope_type": "linear"}, {"rope_type": ["llama3"]}, functools.reduce(lambda deep, _: [deep], range(5000), 0))
-FIELDS = set(re.findall(r'"(\w+)"', Path(spec_module.__file__).read_text()))  # whatever is read anywhere, and some words more
+FIELDS = set().union(*config_fields.READ.values(), config_fields._SWITCHES, config_fields._ROTARY, config_fields._LAYER_KINDS,
+                     {"rotary", "auto_map", "architectures", "id2label", "unknown"})
 ROTARY = [name for name in FIELDS if name in "rope_type type rope_theta factor low_freq_factor high_freq_factor original_max_position_embeddings partial_rotary_factor "
           "full_attention sliding_attention".split()]
 
@@ -253,12 +251,13 @@ def test_a_config_with_any_value_anywhere_is_a_spec_or_one_line(config):
     for change in changes:
         try:
             spec = spec_from_hf(config | change)
+            assert (ignored_note(config | change, "here") or "none").isprintable()
             assert spec.parameter_count() > 0 and math.isfinite(spec.rotary_base) and spec.rotary_dim <= spec.head_dim
             specs += 1
         except SpecError as error:
             assert str(error).isprintable() and len(str(error)) < 400, str(error)
             refused += 1
-    assert len(ROTARY) == 10 and specs > 20 and refused > 1000
+    assert len(ROTARY) == 10 and specs > 20 and refused > 500
 
 
 def test_gemmas_local_layers_follow_the_pattern_of_the_config():

@@ -1,0 +1,410 @@
+"""config.json files as people publish them: accepted where transformers computes what we do, refused by name where it does not."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hub_configs
+from sparsepo_jax.config.load import load_config
+from sparsepo_jax.main import main
+from sparsepo_jax.models import config_fields
+from sparsepo_jax.models.config_fields import HARMLESS, OTHER_NAMES, READ, check_fields, fields_of_installed
+from sparsepo_jax.models.spec import SpecError, ignored_note, spec_from_hf
+from test_models import load_ours, our_logits, their_outputs
+from tiny import CONFIGS, GEMMA2, GEMMA3, GPT2, GPTJ, LLAMA, NEOX
+from tolerances import PARITY_LOGITS
+
+PUBLISHED = hub_configs.CONFIGS
+SHARED = Path(__file__).parents[2] / "shared" / "hub_configs" / "configs.json"
+MISTRAL, QWEN2 = CONFIGS["mistral"], CONFIGS["qwen2"]
+
+
+def ignored_by(config):
+    return set(check_fields(config, config["model_type"]).ignored)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_is_accepted_and_what_it_has_beside_is_listed(name):
+    config = PUBLISHED[name]
+    spec = spec_from_hf(config)
+    assert (
+        spec.num_layers == config.get("n_layer", config.get("num_hidden_layers"))
+        and spec.parameter_count() > 4e7
+    )
+    assert ignored_by(config) == hub_configs.IGNORED.get(name, set())
+    note = ignored_note(config, name)
+    assert (note is None) == (name not in hub_configs.IGNORED)
+    assert note is None or (note.isprintable() and all(field in note for field in hub_configs.IGNORED[name]))
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the published files are not beside this checkout")
+def test_the_published_files_themselves_are_accepted():
+    configs = json.loads(SHARED.read_text())
+    assert len(configs) >= 8 and all(
+        spec_from_hf(config).parameter_count() > 1e8 for config in configs.values()
+    )
+
+
+PARITY = [
+    *hub_configs.EIGHT,
+    "gpt-neox-20b",
+    "DeepSeek-R1-Distill-Qwen-7B",
+    "Mistral-7B-v0.1",
+    "Mistral-7B-v0.3",
+    "OLMo-2-1124-7B",
+    "gemma-3-1b-it",
+    "a llama of GGUF",
+]
+
+
+def assert_same_logits(config, directory):
+    """What transformers makes of a config.json, with random weights, and what we read from the same directory."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    (directory / "config.json").write_text(json.dumps(config))
+    kernels = (
+        {"attn_implementation": "eager"} if config["model_type"] == "gemma2" else {}
+    )  # others leave out the softcap
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(directory), dtype=torch.float32, **kernels
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(directory)
+    (directory / "config.json").write_text(
+        json.dumps(config)
+    )  # as it was published, not as transformers writes it
+    _, graph, weights = load_ours(directory)
+    ids_BS, valid_BS = np.random.default_rng(0).integers(0, 31, (2, 40)), np.ones((2, 40), bool)
+    ours, theirs = (
+        our_logits(graph, weights, ids_BS, valid_BS)[0],
+        their_outputs(model, ids_BS, valid_BS).logits.numpy(),
+    )
+    np.testing.assert_allclose(ours, theirs, atol=PARITY_LOGITS)
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_logits_with_the_switches_of_a_published_config_equal_transformers(name, tmp_path):
+    assert_same_logits(hub_configs.shrunk(PUBLISHED[name]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "change"),
+    [
+        (GPT2, {"reorder_and_upcast_attn": True, "n_positions": 64}),
+        (
+            {"model_type": "gpt2", "vocab_size": 31},
+            {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "n_positions": 64},
+        ),
+        (
+            LLAMA,
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 50.0, "factor": 4.0},
+                "sliding_window": 4,
+            },
+        ),
+        (
+            LLAMA,
+            {
+                "hidden_act": "swish",
+                "final_logit_softcapping": 0.1,
+                "rope_scaling": {"type": "linear", "factor": 4.0},
+                "rope_theta": 50.0,
+            },
+        ),
+        (NEOX, {"rotary_emb_base": 50, "rope_theta": 50, "partial_rotary_factor": 0.5}),
+        (QWEN2, {"sliding_window": 3, "use_sliding_window": False, "max_window_layers": 0}),
+        ({name: value for name, value in GEMMA2.items() if "softcap" not in name}, {}),
+        (
+            {name: value for name, value in GEMMA3.items() if name not in ("rope_parameters", "layer_types")},
+            {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "sliding_window_pattern": 2},
+        ),
+    ],
+    ids=[
+        "reorder",
+        "other names",
+        "unread in rope",
+        "old names",
+        "neox, twice",
+        "window off",
+        "gemma2 softcaps",
+        "gemma3 rope",
+    ],
+)
+def test_logits_where_a_field_could_be_taken_for_another_equal_transformers(config, change, tmp_path):
+    assert_same_logits(config | change, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_interleaved": True},
+        {"use_mrope": True},
+        {"rotary": False},
+        {"scale_attn_weights": False},
+        {"is_causal": False},
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        {"quantization": {"bits": 4}},
+        {"add_cross_attention": True},
+        {"is_encoder_decoder": True},
+        {"pruned_heads": {"0": [1]}},
+        {"use_bidirectional_attention": True},
+        {"use_mrope": "false"},
+        {"per_layer_config": {"0": {"intermediate_size": 8}}},
+        {"quantization_config": float("nan")},
+    ],
+)
+@pytest.mark.parametrize(
+    "config", [LLAMA, GPTJ, NEOX, QWEN2, MISTRAL], ids=lambda config: config["model_type"]
+)
+def test_a_switch_that_makes_another_model_is_refused_by_name(config, change):
+    with pytest.raises(
+        SpecError, match=rf"{config['model_type']}: {next(iter(change))}: .* is not supported, "
+    ):
+        spec_from_hf(config | change)
+
+
+def test_a_quantised_checkpoint_says_what_to_do():
+    with pytest.raises(SpecError, match="take the unquantised checkpoint that it was made from"):
+        spec_from_hf(LLAMA | {"quantization_config": {"quant_method": "awq", "bits": 4}})
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_switches_that_are_off_are_no_news(config):
+    off = {
+        "rope_interleaved": False,
+        "use_mrope": None,
+        "quantization_config": {},
+        "auto_map": None,
+        "is_encoder_decoder": False,
+        "pruned_heads": {},
+        "scale_attn_weights": True,
+        "add_cross_attention": False,
+        "architectures": None,
+        "is_decoder": True,
+        "cross_attention_hidden_size": None,
+        "tie_encoder_decoder": False,
+        "chunk_size_feed_forward": 0,
+        "torch_dtype": None,
+        "rotary": config["model_type"] not in ("gpt2", "gpt_bigcode"),
+    }
+    assert spec_from_hf(config | off) == spec_from_hf(config) and ignored_note(config | off, "here") is None
+
+
+def test_what_transformers_class_does_not_know_is_ignored_whatever_it_holds():
+    odd = {
+        "unsloth_version": "2025.1",
+        "n_inner": "x",
+        "sliding_window": -1,
+        "logit_softcap": 30,
+        "auto_map": {"AutoConfig": "a.B"},
+    }
+    assert spec_from_hf(LLAMA | odd) == spec_from_hf(LLAMA) and ignored_by(LLAMA | odd) == odd.keys()
+
+
+def test_the_note_is_one_line_and_asks_after_mistyped_names():
+    note = ignored_note(
+        {"model_type": "gpt2", "n_layers": 3, "a\nb": 1, 7: 1} | {f"field_{n}": n for n in range(99)},
+        "policy.config",
+    )
+    assert note.isprintable() and note.startswith("policy.config: config fields ignored") and len(note) < 2000
+    assert "(was n_layer meant by n_layers?)" in note and "and 42 more" in note and r"a\nb" in note
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope_scaling.rope_type: 'dynamic' is not supported",
+        ),
+        (
+            LLAMA | {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}},
+            "rope_scaling.rope_type: 'longrope' is not supported",
+        ),
+        (
+            LLAMA | {"rope_scaling": {"factor": 2.0}},
+            "rope_scaling.rope_type: missing, though there is a factor of 2",
+        ),
+        (
+            LLAMA | {"rope_scaling": {"rope_type": "default", "type": "yarn"}},
+            "rope_type 'default' and type 'yarn' differ",
+        ),
+        (
+            LLAMA
+            | {
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5.0},
+            },
+            "rope_scaling and rope_parameters are both there and differ",
+        ),
+        (
+            LLAMA | {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}},
+            "all layers of this family rotate alike",
+        ),
+        (
+            QWEN2 | {"rope_scaling": {"type": "default", "mrope_section": [1, 1, 2]}},
+            "mrope_section: .1, 1, 2. is not supported",
+        ),
+        (
+            GEMMA3 | {"rope_parameters": {"rope_type": "default"}},
+            "expected full_attention and sliding_attention",
+        ),
+        (
+            GEMMA3 | {"rope_scaling": {"type": "linear", "factor": 8.0}},
+            "rope_scaling.type: 'linear' is read under the name rope_type",
+        ),
+        (NEOX | {"rope_theta": 500}, "rope_theta: 500 differs from rotary_emb_base, which is 10000"),
+        (NEOX | {"head_dim": 4}, "head_dim: 4 is not supported, only 8"),
+        (
+            LLAMA | {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types: .* is not supported, only 'full_attention'",
+        ),
+        (
+            QWEN2 | {"layer_types": ["full_attention"]},
+            "layer_types: only 'full_attention' for each of 2 layers",
+        ),
+        (GPT2 | {"hidden_size": 32}, "hidden_size 32 and n_embd 16 mean the same"),
+        (
+            LLAMA | {"architectures": ["LlamaForSequenceClassification"]},
+            "is a classifier or reward model; .* scorer.path",
+        ),
+        (LLAMA | {"architectures": "LlamaForCausalLM"}, "architectures: expected a list of texts or null"),
+        (GPT2 | {"rotary": True}, "rotary: True is not supported, only false"),
+        (
+            CONFIGS["bigcode, one key/value head"] | {"num_key_value_heads": 2},
+            "num_key_value_heads: 2 is not supported, only 1",
+        ),
+    ],
+)
+def test_what_would_be_computed_otherwise_than_meant_is_refused(config, expected):
+    with pytest.raises(SpecError, match=expected):
+        spec_from_hf(config)
+
+
+@pytest.mark.parametrize("family", READ)
+def test_there_is_an_opinion_on_every_field_that_transformers_knows(family):
+    """Fails when a new transformers has a field that our tables do not."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    theirs = CONFIG_MAPPING[family]
+    known = (
+        READ[family] | HARMLESS | config_fields._SWITCHES.keys() | config_fields._OF_FAMILY.get(family, set())
+    )
+    assert {field.name for field in dataclasses.fields(theirs)} <= known and fields_of_installed(
+        family
+    ).keys() <= known | OTHER_NAMES.get(family, {}).keys()
+    assert theirs.attribute_map == OTHER_NAMES.get(family, {})
+    declared = {field.name: field.default for field in dataclasses.fields(theirs)}
+    texts = {
+        name: value
+        for name, value in fields_of_installed(family).items()
+        if value is not config_fields._ABSENT
+    }
+    assert len(texts) > 15 and all(declared[name] == value for name, value in texts.items())
+
+
+def test_a_field_that_only_a_newer_transformers_knows_must_be_at_its_default(monkeypatch):
+    monkeypatch.setattr(
+        config_fields,
+        "fields_of_installed",
+        lambda family: {"new_scale": 1.0, "new_read": config_fields._ABSENT},
+    )
+    assert spec_from_hf(LLAMA | {"new_scale": 1.0, "new_read": None}) == spec_from_hf(LLAMA)
+    for name in ("new_scale", "new_read"):
+        with pytest.raises(
+            SpecError, match=f"{name}: 2.0 is not supported: the installed transformers reads this field"
+        ):
+            spec_from_hf(LLAMA | {name: 2.0})
+
+
+def write_config(directory, name, **settings):
+    """A config file of a run that starts from a published checkpoint (of which there is only the config.json)."""
+    directory.mkdir(exist_ok=True)
+    (directory / "model").mkdir()
+    (directory / "model" / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    (directory / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    run = {
+        "stages": ["po"],
+        "output_dir": str(directory / "run"),
+        "policy": {"path": str(directory / "model")},
+        "data": {"train": [{"path": str(directory / "rows.jsonl")}]},
+        "objective": {"kind": "dpo"},
+        "po": {"steps": 1, "batch_size": 8},
+    } | settings
+    (directory / "run.yaml").write_text(json.dumps(run))
+    return directory / "run.yaml"
+
+
+def test_check_lists_ignored_fields_in_one_line_for_each_model(tmp_path, capsys):
+    other = write_config(tmp_path / "other", "unsloth/Llama-3.2-1B-Instruct").parent / "model"
+    path = write_config(tmp_path / "first", "SmolLM2-135M-Instruct", reference={"path": str(other)})
+    (other / "config.json").write_text(
+        json.dumps(PUBLISHED["SmolLM2-135M-Instruct"] | {"unsloth_fixed": True})
+    )
+    assert main(["--config", str(path), "--check"]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2 and all("is_llama_config, transformers.js_config" in note for note in notes)
+    assert str(path.parent / "model") in notes[0] and str(other) in notes[1] and "unsloth_fixed" in notes[1]
+    inline = {"path": None, "config": LLAMA | {"unsloth_fixed": True, "vocab_size": 257}}
+    assert (
+        main(
+            [
+                "--config",
+                str(path),
+                "--check",
+                "reference.path=null",
+                "tokenizer.kind=bytes",
+                f"policy={json.dumps(inline)}",
+            ]
+        )
+        == 0
+    )
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")][0].startswith(
+        "note: policy.config: "
+    )
+
+
+def test_check_of_a_published_config_takes_no_second_and_no_heavy_package(tmp_path):
+    path = write_config(tmp_path / "here", "SmolLM2-135M-Instruct")
+    code = (
+        "import sys; from sparsepo_jax.main import main; status = main(['--config', sys.argv[1], '--check']); "
+        "print(status, sorted({'jax', 'flax', 'transformers', 'torch', 'datasets'} & set(sys.modules)))"
+    )
+    took_s = []
+    for _ in range(3):
+        began_s = time.perf_counter()
+        ended = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+        )
+        took_s.append(time.perf_counter() - began_s)
+        assert ended.stdout.splitlines()[-1] == "0 []" and "is_llama_config" in ended.stdout
+    assert min(took_s) < 3, "a second on an idle machine; a heavy package alone would take longer than this"
+
+
+RECIPES = {
+    "imdb": "gpt2-large",
+    "imdb_sft": "gpt2-large",
+    "tldr": "gpt-j-6b",
+    "tldr_sft": "gpt-j-6b",
+    "mbpp": "starcoderbase-1b",
+    "ultrafeedback": "Qwen3-0.6B",
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_passes_the_check_with_the_published_config_in_place(recipe, tmp_path, capsys):
+    path = Path(__file__).parents[1] / "configs" / "recipes" / f"{recipe}.yaml"
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[RECIPES[recipe]]))
+    assert load_config(str(path), [])[0].policy.path
+    assert main(["--config", str(path), "--check", f"policy.path={tmp_path}"]) == 0
+    assert f"policy      {tmp_path}: {PUBLISHED[RECIPES[recipe]]['model_type']}, " in capsys.readouterr().out
