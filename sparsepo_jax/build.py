@@ -112,7 +112,7 @@ def load_data(config: schema.Config, kind: str, sources: list, name: str, tokeni
         max_length=max_length, max_prompt_length=max_prompt_length, separator=data.separator, template=data.template,
         template_arguments=data.template_arguments, add_bos=data.add_bos, add_eos=data.add_eos, on_bad_row=data.on_bad_row,
         bad_rows_path=Path(config.output_dir) / f"bad_rows_{name}.jsonl", cache_dir=data.cache_dir,
-        template_date=template_date(config, tokenizer), name=f"data.{name}", say=_say,
+        template_date=template_date(config, tokenizer), name=f"data.{name}", say=_say, positions=None if spec is None else spec.max_positions,
     )
 
 

@@ -81,6 +81,7 @@ def load_table(
     bad_rows_path: Path,
     cache_dir: str | None,
     template_date: str | None = None,
+    positions: int | None = None,
     name: str = "data",
     say: Callable[[str], None] = print,
 ) -> TokenTable:
@@ -92,6 +93,7 @@ def load_table(
     Args:
         sources: FileRows, GeneratedRows or FirstWords.
         template_date: YYYY-MM-DD, what a chat template that asks for the date is told. None: today.
+        positions: what the model can hold, tokens, for what is said. None: not known.
         name: of the setting that names the sources, for what is said.
         say: takes the lines.
 
@@ -127,7 +129,7 @@ def load_table(
         names = ", ".join(source_name(configured) for configured in sources)
         raise UserError(f"{names}: no usable row" + (f"; all {rows} are listed in {bad_rows_path}" if listed else ""))
     whole = TokenTable.concat(tables)
-    for line in [*_remarks(counts, len(whole), date), *_cuts(whole, counts, limits)]:
+    for line in [*_remarks(counts, len(whole), date), *_cuts(whole, counts, limits, positions)]:
         say(f"{name}: {line}")
     return whole
 
@@ -152,21 +154,22 @@ def _remarks(counts: Counts, rows: int, date: str | None) -> list[str]:
     return lines
 
 
-def _cuts(table: TokenTable, counts: Counts, limits: Limits) -> list[str]:
+def _cuts(table: TokenTable, counts: Counts, limits: Limits, positions: int | None) -> list[str]:
     """What was cut off, and what to set to keep it."""
     responses, prompts = int(table.response_cut_NP.sum()), int(table.prompt_cut_N.sum())
-    remedy = f"data.max_length={counts.longest_row}"
-    if prompts or counts.longest_prompt > limits.max_prompt_length:
+    remedy = f"to keep them whole, set data.max_length={counts.longest_row}"
+    if prompts:
         remedy += f" data.max_prompt_length={counts.longest_prompt}"
+    if positions is not None and counts.longest_row > positions:
+        remedy = f"the longest row has {counts.longest_row} tokens, the model {positions} positions: raise data.max_length, or leave long rows out"
     lines = []
     if responses:
         share = responses / table.response_cut_NP.size
         learnt = ", so that the policy hardly learns to end" if share > 0.5 else ""
         lines.append(f"{responses} of {table.response_cut_NP.size} responses lose their end, EOS included, at data.max_length={limits.max_length}"
-                     f"{learnt}: to keep them whole, set {remedy}")
+                     f"{learnt}; {remedy}")
     if prompts:
-        lines.append(f"{prompts} of {len(table)} prompts lose their beginning at data.max_prompt_length={limits.max_prompt_length}: to keep them whole, "
-                     f"set {remedy}")
+        lines.append(f"{prompts} of {len(table)} prompts lose their beginning at data.max_prompt_length={limits.max_prompt_length}; {remedy}")
     return lines
 
 

@@ -55,8 +55,8 @@ def read_messages(value: Any, name: str, role: str = "assistant") -> Messages:
     if not isinstance(messages, list) or not messages:
         raise BadRow(f"{name} must be a list of messages, got {'an empty list' if messages == [] else type(messages).__name__}")
     if all(isinstance(message, str) for message in messages):
-        raise BadRow(f"{name} is a list of {len(messages)} texts, and a row is about one: write a row for each, e.g. with `datasets`: "
-                     "data.map(lambda rows: {...}, batched=True)")
+        raise BadRow(f"{name} is a list of {len(messages)} texts, and a row holds one: write a row for each, in Python rows = "
+                     f"[row | {{'{name}': text}} for row in rows for text in row['{name}']]; chosen and rejected together with zip")
     return [_read_message(message, name) for message in messages]
 
 
