@@ -264,6 +264,14 @@ def test_the_note_is_one_line_and_asks_after_mistyped_names():
             "rope_scaling.type: 'linear' is read under the name rope_type",
         ),
         (NEOX | {"rope_theta": 500}, "rope_theta: 500 differs from rotary_emb_base, which is 10000"),
+        (
+            GEMMA3 | {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "sliding_attention.rope_type: 'linear' is not supported, only 'default'",
+        ),
+        (
+            NEOX | {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_type": "default"}},
+            "gpt_neox: rope_scaling and rope_parameters are both there and differ",
+        ),
         (NEOX | {"head_dim": 4}, "head_dim: 4 is not supported, only 8"),
         (
             LLAMA | {"layer_types": ["full_attention", "sliding_attention"]},
@@ -408,3 +416,25 @@ def test_a_recipe_passes_the_check_with_the_published_config_in_place(recipe, tm
     assert load_config(str(path), [])[0].policy.path
     assert main(["--config", str(path), "--check", f"policy.path={tmp_path}"]) == 0
     assert f"policy      {tmp_path}: {PUBLISHED[RECIPES[recipe]]['model_type']}, " in capsys.readouterr().out
+
+
+def test_a_run_says_at_its_start_which_fields_are_ignored(tmp_path, capsys):
+    path = write_config(
+        tmp_path / "here",
+        "SmolLM2-135M-Instruct",
+        stages=["inspect"],
+        tokenizer={"kind": "bytes"},
+        policy={"config": LLAMA | {"vocab_size": 257, "unsloth_fixed": True}},
+    )
+    assert main(["--config", str(path)]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert (
+        len(notes) == 1
+        and notes[0].startswith("note: policy.config: ")
+        and notes[0].endswith(": unsloth_fixed")
+    )
+
+
+def test_as_many_key_and_value_heads_as_heads_may_be_written_as_null():
+    for family in ("llama", "mistral", "qwen2", "olmo2"):
+        assert spec_from_hf(LLAMA | {"model_type": family, "num_key_value_heads": None}).num_kv_heads == 4

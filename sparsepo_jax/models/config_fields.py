@@ -252,6 +252,19 @@ def listed(names: Any, most: int = 8) -> str:
     return ", ".join(ordered[:most]) + more
 
 
+def first(*values: Any) -> Any:
+    """The first that is there."""
+    return next(value for value in values if value is not None)
+
+
+def needed(config: dict[str, Any], family: str, key: str, default: Any = None) -> Any:
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise SpecError(f"{family}: {key}: missing; it has no default that all checkpoints share")
+    return value
+
+
 # ---------------------------------------------------------------- the rule
 
 

@@ -22,7 +22,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sparsepo_jax.models.cache import Cache, empty_cache
 from sparsepo_jax.models.lora import Lora, dequantized, init_a
-from sparsepo_jax.models.spec import DecoderSpec, RopeScaling
+from sparsepo_jax.models.rotary_fields import RopeScaling
+from sparsepo_jax.models.spec import DecoderSpec
 from sparsepo_jax.ops.attention import Given, Packed, attention
 from sparsepo_jax.ops.logprob_kl import soft_cap
 

@@ -13,10 +13,11 @@ from sparsepo_jax.models.config_fields import (
     Fields,
     SpecError,
     check_fields,
+    needed,
     note_of_ignored,
-    rope_kind,
     shown,
 )
+from sparsepo_jax.models.rotary_fields import RopeScaling, gemma3_local_base, gpt_neox_rope, read_rope
 
 Family = Literal[
     "gpt2",
@@ -31,17 +32,6 @@ Family = Literal[
     "gemma2",
     "gemma3_text",
 ]
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3: wavelengths longer than original_positions / low are stretched by factor, shorter than original_positions / high kept, those
-    between blended. Linear: all are stretched (low, high and original_positions are None)."""
-
-    factor: float
-    low: float | None = None
-    high: float | None = None
-    original_positions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -154,19 +144,6 @@ def _refuse_unless(config: dict[str, Any], family: str, **needed: Any) -> None:
             raise SpecError(f"{family}: {key}: {shown(config[key])} is not supported, only {value!r}")
 
 
-def _first(*values: Any) -> Any:
-    """The first that is there."""
-    return next(value for value in values if value is not None)
-
-
-def _needed(config: dict[str, Any], family: str, key: str, default: Any = None) -> Any:
-    value = config.get(key)
-    value = default if value is None else value
-    if value is None:
-        raise SpecError(f"{family}: {key}: missing; it has no default that all checkpoints share")
-    return value
-
-
 def _activation(config: dict[str, Any], family: str, key: str, default: str) -> Any:
     name = config.get(key, default)
     if name not in _ACTIVATIONS:
@@ -178,7 +155,7 @@ def _activation(config: dict[str, Any], family: str, key: str, default: str) -> 
 
 def _head_dim(config: dict[str, Any], family: str, width: int, heads: int) -> int:
     if config.get("head_dim") is not None:
-        return _needed(config, family, "head_dim")
+        return needed(config, family, "head_dim")
     if width % heads:
         raise SpecError(f"{family}: the width {width} is no multiple of the {heads} heads")
     return width // heads
@@ -206,48 +183,48 @@ def _gpt2_like(
     """GPT-2, and GPTBigCode (StarCoderBase): GPT-2 with one key/value head unless its config says otherwise."""
 
     def make(c: dict[str, Any]) -> DecoderSpec:
-        width, heads = _needed(c, family, "n_embd", 768), _needed(c, family, "n_head", 12)
+        width, heads = needed(c, family, "n_embd", 768), needed(c, family, "n_head", 12)
         kv_heads = 1 if c.get("multi_query", multi_query) else heads
         if c.get("num_key_value_heads") is not None:  # follows from multi_query
             _refuse_unless(c, family, num_key_value_heads=kv_heads)
         return DecoderSpec(
             family=family,
-            vocab_size=_needed(c, family, "vocab_size", 50257),
-            max_positions=_needed(c, family, "n_positions", 1024),
-            num_layers=_needed(c, family, "n_layer", 12),
+            vocab_size=needed(c, family, "vocab_size", 50257),
+            max_positions=needed(c, family, "n_positions", 1024),
+            num_layers=needed(c, family, "n_layer", 12),
             width=width,
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=_head_dim({}, family, width, heads),
-            mlp_width=_needed(c, family, "n_inner", 4 * width),
+            mlp_width=needed(c, family, "n_inner", 4 * width),
             activation=_activation(c, family, "activation_function", activation),
-            norm_eps=float(_needed(c, family, "layer_norm_epsilon", 1e-5)),
+            norm_eps=float(needed(c, family, "layer_norm_epsilon", 1e-5)),
             positions="learned",
             rotary_dim=0,
             rotary_base=0.0,
             tied_head=bool(c.get("tie_word_embeddings", True)),
-            init_std=float(_needed(c, family, "initializer_range", 0.02)),
+            init_std=float(needed(c, family, "initializer_range", 0.02)),
         )
 
     return make
 
 
 def _gptj(c: dict[str, Any]) -> DecoderSpec:
-    width, heads = _needed(c, "gptj", "n_embd"), _needed(c, "gptj", "n_head")
+    width, heads = needed(c, "gptj", "n_embd"), needed(c, "gptj", "n_head")
     return DecoderSpec(
         family="gptj",
-        vocab_size=_needed(c, "gptj", "vocab_size"),
-        max_positions=_needed(c, "gptj", "n_positions"),
-        num_layers=_needed(c, "gptj", "n_layer"),
+        vocab_size=needed(c, "gptj", "vocab_size"),
+        max_positions=needed(c, "gptj", "n_positions"),
+        num_layers=needed(c, "gptj", "n_layer"),
         width=width,
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=_head_dim({}, "gptj", width, heads),
-        mlp_width=_needed(c, "gptj", "n_inner", 4 * width),
+        mlp_width=needed(c, "gptj", "n_inner", 4 * width),
         activation=_activation(c, "gptj", "activation_function", "gelu_new"),
-        norm_eps=float(_needed(c, "gptj", "layer_norm_epsilon", 1e-5)),
+        norm_eps=float(needed(c, "gptj", "layer_norm_epsilon", 1e-5)),
         positions="rotary",
-        rotary_dim=_needed(c, "gptj", "rotary_dim"),
+        rotary_dim=needed(c, "gptj", "rotary_dim"),
         rotary_base=10000.0,
         parallel_residual=True,
         shared_norm=True,
@@ -255,32 +232,32 @@ def _gptj(c: dict[str, Any]) -> DecoderSpec:
         out_bias=False,
         head_bias=True,
         tied_head=bool(c.get("tie_word_embeddings", False)),
-        init_std=float(_needed(c, "gptj", "initializer_range", 0.02)),
+        init_std=float(needed(c, "gptj", "initializer_range", 0.02)),
     )
 
 
 def _gpt_neox(c: dict[str, Any]) -> DecoderSpec:
     width, heads = (
-        _needed(c, "gpt_neox", "hidden_size", 6144),
-        _needed(c, "gpt_neox", "num_attention_heads", 64),
+        needed(c, "gpt_neox", "hidden_size", 6144),
+        needed(c, "gpt_neox", "num_attention_heads", 64),
     )
     head_dim = _head_dim({}, "gpt_neox", width, heads)
     if c.get("head_dim") is not None:  # follows from the two above
         _refuse_unless(c, "gpt_neox", head_dim=head_dim)
-    base, share = _gpt_neox_rope(c)
+    base, share = gpt_neox_rope(c)
     bias = bool(c.get("attention_bias", True))
     return DecoderSpec(
         family="gpt_neox",
-        vocab_size=_needed(c, "gpt_neox", "vocab_size", 50432),
-        max_positions=_needed(c, "gpt_neox", "max_position_embeddings", 2048),
-        num_layers=_needed(c, "gpt_neox", "num_hidden_layers", 44),
+        vocab_size=needed(c, "gpt_neox", "vocab_size", 50432),
+        max_positions=needed(c, "gpt_neox", "max_position_embeddings", 2048),
+        num_layers=needed(c, "gpt_neox", "num_hidden_layers", 44),
         width=width,
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=head_dim,
-        mlp_width=_needed(c, "gpt_neox", "intermediate_size", 24576),
+        mlp_width=needed(c, "gpt_neox", "intermediate_size", 24576),
         activation=_activation(c, "gpt_neox", "hidden_act", "gelu"),
-        norm_eps=float(_needed(c, "gpt_neox", "layer_norm_eps", 1e-5)),
+        norm_eps=float(needed(c, "gpt_neox", "layer_norm_eps", 1e-5)),
         positions="rotary",
         rotary_dim=int(head_dim * share),
         rotary_base=base,
@@ -288,86 +265,7 @@ def _gpt_neox(c: dict[str, Any]) -> DecoderSpec:
         qkv_bias=bias,
         out_bias=bias,
         tied_head=bool(c.get("tie_word_embeddings", False)),
-        init_std=float(_needed(c, "gpt_neox", "initializer_range", 0.02)),
-    )
-
-
-def _gpt_neox_rope(c: dict[str, Any]) -> tuple[float, float]:
-    """(base, share of the dims that are rotated). Some versions wrote both under two names."""
-    rope = _rope_sets(c, "gpt_neox")[0][1]
-    if rope_kind(rope) != "default":
-        raise SpecError(
-            f"gpt_neox: rope_parameters.rope_type: {shown(rope_kind(rope))} is not supported, only 'default'"
-        )
-    base = float(_first(rope.get("rope_theta"), c.get("rotary_emb_base"), 10000.0))
-    share = float(_first(rope.get("partial_rotary_factor"), c.get("rotary_pct"), 0.25))
-    for name, value, own_name in (
-        ("rope_theta", base, "rotary_emb_base"),
-        ("partial_rotary_factor", share, "rotary_pct"),
-    ):
-        if _first(c.get(name), value) != value:
-            raise SpecError(
-                f"gpt_neox: {name}: {shown(c[name])} differs from {own_name}, which is {value:g}; "
-                "keep the right one"
-            )
-    return base, share
-
-
-def _rope_sets(c: dict[str, Any], family: str) -> list[tuple[str, dict[str, Any]]]:
-    """By name, what says how positions are rotated: `rope_parameters` (transformers 5), `rope_scaling` (before)."""
-    sets = [(name, c[name]) for name in ("rope_scaling", "rope_parameters") if c.get(name)]
-    for name, rope in sets:
-        if nested := {"full_attention", "sliding_attention"} & rope.keys():
-            raise SpecError(
-                f"{family}: {name}.{min(nested)}: all layers of this family rotate alike; "
-                "expected rope_type and the like"
-            )
-    return sets or [("rope_parameters", {})]
-
-
-def _rope(c: dict[str, Any], family: str, positions: int) -> tuple[float, RopeScaling | None]:
-    """(base, scaling)."""
-    if family == "gemma3_text":
-        return _rope_of("rope_parameters.full_attention", _gemma3_rope(c), c, family, positions, base=1e6)
-    read = [_rope_of(name, rope, c, family, positions) for name, rope in _rope_sets(c, family)]
-    if read[0] != read[-1]:
-        raise SpecError(
-            f"{family}: rope_scaling and rope_parameters are both there and differ; keep the right one"
-        )
-    return read[0]
-
-
-def _rope_of(
-    where: str, rope: dict[str, Any], c: dict[str, Any], family: str, positions: int, base: float = 10000.0
-) -> tuple[float, RopeScaling | None]:
-    where, kind = f"{family}: {where}", rope_kind(rope)
-    if rope.get("rope_type") and rope.get("type") and rope["rope_type"] != rope["type"]:
-        raise SpecError(
-            f"{where}: rope_type {shown(rope['rope_type'])} and type {shown(rope['type'])} differ; "
-            "keep the right one"
-        )
-    if not (rope.get("rope_type") or rope.get("type")) and _first(rope.get("factor"), 1.0) != 1.0:
-        raise SpecError(f"{where}.rope_type: missing, though there is a factor of {rope['factor']:g}")
-    for fields in (c, rope):
-        if _first(fields.get("partial_rotary_factor"), 1.0) != 1.0:
-            raise SpecError(
-                f"{family}: partial_rotary_factor: {shown(fields['partial_rotary_factor'])} is not supported, "
-                "only 1.0"
-            )
-    base = float(_first(rope.get("rope_theta"), c.get("rope_theta"), base))
-    if kind == "default":
-        return base, None
-    if kind == "linear":
-        return base, RopeScaling(float(_needed(rope, where, "factor")))
-    if kind != "llama3":
-        raise SpecError(f"{where}.rope_type: {shown(kind)} is not supported, only default, linear and llama3")
-    factor, low, high = (
-        float(_needed(rope, where, name)) for name in ("factor", "low_freq_factor", "high_freq_factor")
-    )
-    if low >= high:
-        raise SpecError(f"{where}: expected low_freq_factor below high_freq_factor, got {low} and {high}")
-    return base, RopeScaling(
-        factor, low, high, _first(rope.get("original_max_position_embeddings"), positions)
+        init_std=float(needed(c, "gpt_neox", "initializer_range", 0.02)),
     )
 
 
@@ -378,15 +276,19 @@ def _llama_like(family: Family, **fixed: Any) -> Callable[[dict[str, Any]], Deco
     tied = family in ("gemma2", "gemma3_text")
 
     def make(c: dict[str, Any]) -> DecoderSpec:
-        width, heads = _needed(c, family, "hidden_size"), _needed(c, family, "num_attention_heads")
-        positions = _needed(c, family, "max_position_embeddings")
+        width, heads = needed(c, family, "hidden_size"), needed(c, family, "num_attention_heads")
+        positions = needed(c, family, "max_position_embeddings")
         head_dim = (
-            _needed(c, family, "head_dim")
+            needed(c, family, "head_dim")
             if family in ("qwen3", "gemma2", "gemma3_text")
             else _head_dim(c, family, width, heads)
         )
-        kv_heads = _needed(c, family, "num_key_value_heads", heads if family in ("llama", "olmo2") else None)
-        base, scaling = _rope(c, family, positions)
+        # null means as many as there are heads; where it is absent, the families' own numbers differ
+        alike = family in ("llama", "olmo2") or (
+            "num_key_value_heads" in c and not family.startswith("gemma")
+        )
+        kv_heads = needed(c, family, "num_key_value_heads", heads if alike else None)
+        base, scaling = read_rope(c, family, positions)
         activation = (
             ("hidden_activation", "gelu_pytorch_tanh")
             if "hidden_activation" in READ[family]
@@ -394,24 +296,24 @@ def _llama_like(family: Family, **fixed: Any) -> Callable[[dict[str, Any]], Deco
         )
         return DecoderSpec(
             family=family,
-            vocab_size=_needed(c, family, "vocab_size"),
+            vocab_size=needed(c, family, "vocab_size"),
             max_positions=positions,
-            num_layers=_needed(c, family, "num_hidden_layers"),
+            num_layers=needed(c, family, "num_hidden_layers"),
             width=width,
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
-            mlp_width=_needed(c, family, "intermediate_size"),
+            mlp_width=needed(c, family, "intermediate_size"),
             activation=_activation(c, family, *activation),
             norm="rms",
-            norm_eps=float(_needed(c, family, "rms_norm_eps")),
+            norm_eps=float(needed(c, family, "rms_norm_eps")),
             gated_mlp=True,
             positions="rotary",
             rotary_dim=head_dim,
             rotary_base=base,
             rope_scaling=scaling,
             tied_head=bool(c.get("tie_word_embeddings", tied)),
-            init_std=float(_needed(c, family, "initializer_range", 0.02)),
+            init_std=float(needed(c, family, "initializer_range", 0.02)),
             **{name: value(c) if callable(value) else value for name, value in fixed.items()},
         )
 
@@ -426,7 +328,7 @@ def _no_window(family: str) -> Callable[[dict[str, Any]], None]:
     """Qwen's configs carry a window that is off; alternating layers of it are not supported."""
 
     def check(c: dict[str, Any]) -> None:
-        layers, kinds = _needed(c, family, "num_hidden_layers"), c.get("layer_types")
+        layers, kinds = needed(c, family, "num_hidden_layers"), c.get("layer_types")
         if kinds is not None and (len(kinds) != layers or set(kinds) != {"full_attention"}):
             raise SpecError(
                 f"{family}: layer_types: only 'full_attention' for each of {layers} layers is supported"
@@ -445,8 +347,8 @@ def _gemma(
 
     def local_layers(c: dict[str, Any]) -> tuple[bool, ...]:
         layers, every = (
-            _needed(c, family, "num_hidden_layers"),
-            _needed(c, family, "sliding_window_pattern", full_every),
+            needed(c, family, "num_hidden_layers"),
+            needed(c, family, "sliding_window_pattern", full_every),
         )
         kinds = c.get("layer_types") or [
             "sliding_attention" if (n + 1) % every else "full_attention" for n in range(layers)
@@ -468,41 +370,14 @@ def _gemma(
         mlp_bias=False,
         norms="both",
         norm_offset=1.0,
-        query_scale=lambda c: _needed(c, family, "query_pre_attn_scalar") ** -0.5,
+        query_scale=lambda c: needed(c, family, "query_pre_attn_scalar") ** -0.5,
         embed_scale=lambda c: float(c["hidden_size"]) ** 0.5,
-        window=lambda c: _needed(c, family, "sliding_window"),
+        window=lambda c: needed(c, family, "sliding_window"),
         local_layers=local_layers,
         attn_softcap=softcap("attn_logit_softcapping", softcaps[0]),
         logit_softcap=softcap("final_logit_softcapping", softcaps[1]),
         **fixed,
     )
-
-
-def _gemma3_rope(c: dict[str, Any]) -> dict[str, Any]:
-    """Of layers that see everything: transformers puts `rope_scaling` over it."""
-    sets, scaling = c.get("rope_parameters") or {}, c.get("rope_scaling") or {}
-    if flat := sets.keys() - {"full_attention", "sliding_attention"}:
-        raise SpecError(
-            f"gemma3_text: rope_parameters.{min(flat)}: expected full_attention and sliding_attention, "
-            "each with a set of its own"
-        )
-    if scaling.get("type") and not scaling.get("rope_type"):
-        raise SpecError(
-            f"gemma3_text: rope_scaling.type: {shown(scaling['type'])} is read under the name rope_type only; "
-            "rename it"
-        )
-    return {**(sets.get("full_attention") or {}), **scaling}
-
-
-def _gemma3_local_base(c: dict[str, Any]) -> float:
-    local = (c.get("rope_parameters") or {}).get("sliding_attention") or {}
-    return _rope_of(
-        "rope_parameters.sliding_attention",
-        local,
-        {"rope_theta": c.get("rope_local_base_freq")},
-        "gemma3_text",
-        1,
-    )[0]
 
 
 _READERS: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {
@@ -546,7 +421,7 @@ _READERS: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {
         full_every=6,
         softcaps=(None, None),
         qk_norm="head",
-        local_rotary_base=_gemma3_local_base,
+        local_rotary_base=gemma3_local_base,
     ),
 }
 
