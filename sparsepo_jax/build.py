@@ -33,9 +33,10 @@ from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.learned import masks_from_tensors
 from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
 from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.directory import end_tokens, has_tokenizer, inner_adapter_problem, read_config, read_generation_config, with_end_token
 from sparsepo_jax.models.lora import Lora, hold_base
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, spec_from_hf
-from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, is_mask_tensor, read_config, stream_hf
+from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, is_mask_tensor, stream_hf
 from sparsepo_jax.ops.attention import AttentionKernel
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
 from sparsepo_jax.train.forward import Problem
@@ -71,8 +72,18 @@ def make_tokenizer(config: schema.Config) -> Any | None:
     return tokenizers.load_tokenizer(str(kept))
 
 
-def has_tokenizer(directory: Path) -> bool:
-    return any((directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model"))
+def tokenizer_directory(config: schema.Config) -> Path | None:
+    """Where the files of the run's tokenizer lie, if it came as files; None for one that was made, or that transformers fetches itself."""
+    if config.tokenizer.kind == "auto" and config.policy.path is not None:
+        return find_checkpoint(config.policy.path)
+    if config.tokenizer.kind == "pretrained" and Path(config.tokenizer.path).is_dir():
+        return Path(config.tokenizer.path)
+    return None
+
+
+def made_tokenizer(config: schema.Config, tokenizer: Any | None) -> Any | None:
+    """The run's tokenizer, if it was made for this model: then each of its tokens needs a row there. One that came as files may have more."""
+    return None if config.tokenizer.kind in ("auto", "pretrained") else tokenizer
 
 
 def _texts(sources: list, kind: str, config: schema.Config, max_rows: int | None):
@@ -179,10 +190,18 @@ def make_plan(config: schema.Config, table: TokenTable, batch_size: int, mesh: M
 # ---------------------------------------------------------------- models
 
 
+def checkpoint_config(chosen: schema.Policy | schema.Reference, setting: str) -> dict[str, Any]:
+    """config.json of policy.path or reference.path. UserError: what lies there is no model, or more than one."""
+    directory = find_checkpoint(chosen.path)
+    if getattr(chosen, "adapter", None) is None and (problem := inner_adapter_problem(directory, setting)) is not None:
+        raise UserError(f"{setting}.path: {chosen.path}: {problem}")
+    return read_config(directory, setting)
+
+
 def policy_config(config: schema.Config, tokenizer: Any | None) -> dict[str, Any]:
     """The policy's config.json: the checkpoint's, or the inline one with the tokenizer's vocabulary and special tokens."""
     if config.policy.path is not None:
-        found = read_config(find_checkpoint(config.policy.path))
+        found = checkpoint_config(config.policy, "policy")
         if config.policy.config is not None:
             _same_shape(read_spec(config.policy.config, "policy.config", None), read_spec(found, config.policy.path, None), config.policy.path)
         return found
@@ -204,14 +223,19 @@ def _same_shape(wanted: DecoderSpec, found: DecoderSpec, path: str) -> None:
         raise UserError(f"policy.path: {path} has another shape than policy.config: {said}; mend policy.config, or leave it out")
 
 
-def read_spec(hf_config: dict[str, Any], where: str, tokenizer: Any | None) -> DecoderSpec:
-    """The decoder's spec; UserError if we cannot run it, or if the tokenizer knows more tokens than the model."""
+def read_generation(config: schema.Config) -> dict[str, Any] | None:
+    """The policy's generation_config.json; None if there is none."""
+    return None if config.policy.path is None else read_generation_config(find_checkpoint(config.policy.path))
+
+
+def read_spec(hf_config: dict[str, Any], where: str, made: Any | None) -> DecoderSpec:
+    """The decoder's spec; UserError if we cannot run it, or if a tokenizer that was made for it knows more tokens than it has rows."""
     try:
         spec = spec_from_hf(hf_config)
     except SpecError as error:
         raise UserError(f"{where}: {error}") from error
-    if tokenizer is not None and len(tokenizer) > spec.vocab_size:
-        raise UserError(f"{where}: the tokenizer has {len(tokenizer)} tokens, the model only {spec.vocab_size}; they do not belong together")
+    if made is not None and len(made) > spec.vocab_size:
+        raise UserError(f"{where}: the tokenizer has {len(made)} tokens, the model only {spec.vocab_size} rows; give it as many, or make a smaller tokenizer")
     return spec
 
 
@@ -323,7 +347,8 @@ def _draw_weights(spec: DecoderSpec, mesh: Mesh):
 
 
 def same_tokenizer(policy_path: str | None, reference_path: str, policy: DecoderSpec, reference: DecoderSpec) -> None:
-    """UserError unless both models speak the same vocabulary; tokenizers are compared where both checkpoints bring one."""
+    """UserError unless both models speak the same vocabulary; tokenizers are compared where both checkpoints bring one, by the tokens that the models
+    have rows for."""
     name = policy_path or "policy.config"
     if policy.vocab_size != reference.vocab_size:
         raise UserError(f"reference.path: {reference_path} has a vocabulary of {reference.vocab_size}, the policy ({name}) one of "
@@ -332,11 +357,15 @@ def same_tokenizer(policy_path: str | None, reference_path: str, policy: Decoder
     if len(directories) == 2 and all(has_tokenizer(directory) for directory in directories):
         from sparsepo_jax.data.tokenizers import load_tokenizer
 
-        ours, theirs = (load_tokenizer(str(directory)).get_vocab() for directory in directories)
+        ours, theirs = (_tokens_with_a_row(load_tokenizer(str(directory)), policy.vocab_size) for directory in directories)
         if ours != theirs:
             token = next(token for token in sorted(ours.keys() | theirs.keys()) if ours.get(token) != theirs.get(token))
             raise UserError(f"reference.path: the tokenizers of {name} and {reference_path} differ (token {token!r} is "
                             f"{ours.get(token)} and {theirs.get(token)}); log-ratios need the same one")
+
+
+def _tokens_with_a_row(tokenizer: Any, rows: int) -> dict[str, int]:
+    return {token: number for token, number in tokenizer.get_vocab().items() if number < rows}
 
 
 # ---------------------------------------------------------------- masks and objective
@@ -498,12 +527,32 @@ def count_steps(training: schema.Training, plan: BatchPlan) -> int:
     return max(1, math.ceil((training.epochs or 1.0) * plan.batches_per_epoch - 1e-9))  # 0.1 x 30 is 3, not 4
 
 
-def make_sampling(config: schema.Config, hf_config: dict[str, Any], tokenizer: Any | None) -> Sampling:
-    """As config.generation says; responses end with the model's EOS tokens and the tokenizer's."""
-    chosen, known = config.generation, hf_config.get("eos_token_id")
-    ends = set(known if isinstance(known, list) else [known]) | {getattr(tokenizer, "eos_token_id", None)}
-    return Sampling(chosen.max_new_tokens, chosen.temperature, chosen.top_k, chosen.top_p, chosen.samples, config.seed,
-                    tuple(sorted(ends - {None})), tuple(chosen.stop))
+def ends_of(hf_config: dict[str, Any], generation: dict[str, Any] | None, tokenizer: Any | None) -> tuple[int, ...]:
+    """Ids of the tokens that end a response: the model's, and the tokenizer's EOS, which ends what it learns from."""
+    return tuple(sorted({*end_tokens(hf_config, generation), getattr(tokenizer, "eos_token_id", None)} - {None}))
+
+
+def make_sampling(config: schema.Config, ends: tuple[int, ...]) -> Sampling:
+    """As config.generation says."""
+    chosen = config.generation
+    return Sampling(chosen.max_new_tokens, chosen.temperature, chosen.top_k, chosen.top_p, chosen.samples, config.seed, ends, tuple(chosen.stop))
+
+
+def exported_configs(
+    hf_config: dict[str, Any], generation: dict[str, Any] | None, tokenizer: Any | None, spec: DecoderSpec, *, from_scratch: bool
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """(config.json, generation_config.json or None for none) of the export: as they came, and the tokenizer's EOS ends answers, too. A model from
+    scratch says in both which its special tokens are."""
+    if from_scratch:
+        generation = {name: hf_config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if hf_config.get(name) is not None}
+    eos = getattr(tokenizer, "eos_token_id", None)
+    eos = None if eos is None or eos >= spec.vocab_size else eos
+    return with_end_token(hf_config, eos), None if generation is None else with_end_token(generation, eos)
+
+
+def checkpoint_dtype(path: str) -> str:
+    """The type of the weights in a checkpoint: float32, float16 or bfloat16."""
+    return SafeTensors(find_checkpoint(path)).dtype()
 
 
 def make_scorer(config: schema.Config, say: Callable[[str], None]) -> Scorer:

@@ -136,7 +136,7 @@ def generate(run) -> None:
         run.say("generate: finished before")
         return
     prompts = prompts_of(run)
-    sampling = build.make_sampling(run.config, run.hf_config, run.tokenizer)
+    sampling = build.make_sampling(run.config, run.ends)
     base = run.reference_weights() if run.problem.adapted else None
     found = answer(run, prompts, make_sampler_for(run, prompts, sampling), run.current_policy(), base)
     write_lines(path, (answers_record(run, prompts, row, found[row * sampling.samples :][: sampling.samples]) for row in range(len(prompts))))
@@ -201,7 +201,7 @@ def _sampled(run, table: TokenTable, start: dict[str, Weights] | None, now: dict
     if run.config.evaluation.sampled_prompts is None:
         return figures, []
     prompts = table.distinct_prompts(run.config.evaluation.sampled_prompts)
-    plain = build.make_sampling(run.config, run.hf_config, run.tokenizer)._replace(temperature=1.0, top_k=None, top_p=1.0, samples=1, stop=())
+    plain = build.make_sampling(run.config, run.ends)._replace(temperature=1.0, top_k=None, top_p=1.0, samples=1, stop=())
     records = [{"index": row, "prompt": prompt_text(run, prompts, row)} for row in range(len(prompts))]
     put, sampler = build.put_on(run.mesh), make_sampler_for(run, prompts, plain)
     scorer = None
@@ -269,7 +269,7 @@ def _harness_model(run):
     build.check_batch("harness.batch_size", settings.batch_size, 1, run.mesh)
     policy = run.current_policy()
     base = run.reference_weights() if run.problem.adapted else None
-    score_batch, own = programs.make_score_responses(run.problem, run.mesh), build.make_sampling(config, run.hf_config, run.tokenizer)
+    score_batch, own = programs.make_score_responses(run.problem, run.mesh), build.make_sampling(config, run.ends)
     sampler_of = functools.cache(lambda sampling: programs.make_policy_sampler(run.problem, config, run.mesh, sampling))
 
     def score(table: TokenTable) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -286,4 +286,5 @@ def _harness_model(run):
         yield from generate_all(sampler, {**base, **policy} if run.problem.adapted else policy, batches, run.tokenizer)
 
     render = make_render(run.tokenizer, config.data.template, config.data.template_arguments, build.template_date(config, run.tokenizer))
-    return HarnessModel(run.tokenizer, score, write, render, max_length=length, add_bos=settings.add_bos, quiet=jax.process_index() != 0)
+    return HarnessModel(run.tokenizer, score, write, render, max_length=length, vocab_size=run.spec.vocab_size,
+                        add_bos=settings.add_bos, quiet=jax.process_index() != 0)

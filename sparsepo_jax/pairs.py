@@ -83,7 +83,7 @@ def _answered(run, prompts: TokenTable, policy: Any, done: set[int]) -> Iterator
     """The samples of prompts that are not done, by row, batch by batch. Signals are heard between two batches, by all processes at the same one."""
     from tqdm import tqdm
 
-    sampler = make_sampler_for(run, prompts, build.make_sampling(run.config, run.hf_config, run.tokenizer))
+    sampler = make_sampler_for(run, prompts, build.make_sampling(run.config, run.ends))
     base, should_stop = run.reference_weights() if run.problem.adapted else None, run.should_stop
     left_N = as_the_first(~np.isin(np.arange(len(prompts)), list(done)))
     planned = [batch for batch in plan_answers(run, prompts) if left_N[batch.rows].any()]  # whole batches: the same programs as at the first time

@@ -32,6 +32,7 @@ from sparsepo_jax.data.readers import SUFFIXES, suffix_of, table_delimiter, tabl
 from sparsepo_jax.data.sources import matching_files
 from sparsepo_jax.data.splits import SplitError, split_names, split_ranges
 from sparsepo_jax.marks import Marks
+from sparsepo_jax.models.directory import adapter_problem, inner_adapter_problem, pickle_problem
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, ignored_note, spec_from_hf
 
 _READ_AT_MOST_BYTES = 32 * 2**20  # of a jsonl file; the rest is extrapolated, so that the printout does not wait for large files
@@ -148,6 +149,12 @@ def _vocab_size(tokenizer) -> int | None:
 def read_model(path: str, where: str, mistakes: list[str]) -> Model:
     if not _is_local(path, where, mistakes, _MODEL_ID):
         return Model(path)
+    setting = where.removesuffix(".path")
+    directory = Path(path)
+    problem = adapter_problem(directory, setting) or inner_adapter_problem(directory, setting) or pickle_problem(directory)
+    if problem is not None:
+        mistakes.append(f"{where}: {path}: {problem}")
+        return Model(path)
     try:
         content = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -182,7 +189,8 @@ def _max_length(config: Config, policy: Model, mistakes: list[str]) -> int:
 def _check_vocabularies(config: Config, policy: Model, reference: Model, mistakes: list[str]) -> None:
     if policy.parameters is None:
         return  # its vocabulary is not known
-    ours, tokens = policy.spec.vocab_size, _vocab_size(config.tokenizer)
+    ours = policy.spec.vocab_size
+    tokens = None if isinstance(config.tokenizer, BpeTokenizer) else _vocab_size(config.tokenizer)  # a BPE may find fewer
     if tokens is not None and tokens > ours:
         mistakes.append(f"tokenizer: it has {tokens} tokens, the policy only {ours}")
     if reference.spec and reference.spec.vocab_size != ours:

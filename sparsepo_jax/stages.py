@@ -56,6 +56,11 @@ def name_rows(table: TokenTable, plan: BatchPlan, step: int, finite: np.ndarray)
     return ", ".join(table.origin(row) for row in blamed[:8]) + (f" and {len(blamed) - 8} more" if len(blamed) > 8 else "")
 
 
+def name_model(path: Path | str) -> str:
+    """A local directory by its whole path, so that it is found from anywhere; a Hub id as it is."""
+    return str(Path(path).absolute()) if Path(path).is_dir() else str(path)
+
+
 class Run:
     """One run: what its stages share, made when first needed."""
 
@@ -104,17 +109,36 @@ class Run:
 
     def read_spec(self, hf_config: dict[str, Any], where: str) -> DecoderSpec:
         """A model's spec; says which fields of its config are ignored."""
-        spec = build.read_spec(hf_config, where, self.tokenizer)
+        spec = build.read_spec(hf_config, where, build.made_tokenizer(self.config, self.tokenizer))
         if note := ignored_note(hf_config, where):
             say(f"note: {note}")
         return spec
+
+    @functools.cached_property
+    def generation_config(self) -> dict[str, Any] | None:
+        return build.read_generation(self.config)
+
+    @functools.cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a response."""
+        return build.ends_of(self.hf_config, self.generation_config, self.tokenizer)
+
+    @functools.cached_property
+    def checkpoint_dtype(self) -> str:
+        """The type of the weights in policy.path, said when it is first asked for; float32 from scratch."""
+        path = self.config.policy.path
+        if path is None:
+            return "float32"
+        dtype = build.checkpoint_dtype(path)
+        say(f"policy: {path}: {self.spec.family}, weights in {dtype}; they are trained in float32")
+        return dtype
 
     @functools.cached_property
     def reference_spec(self) -> DecoderSpec:
         path = self.config.reference.path
         if path is None:
             return self.spec
-        hf_config = build.read_config(build.find_checkpoint(path))
+        hf_config = build.checkpoint_config(self.config.reference, "reference")
         spec = self.spec if path == self.config.policy.path else self.read_spec(hf_config, path)
         build.same_tokenizer(self.config.policy.path, path, self.spec, spec)
         return spec
@@ -179,6 +203,7 @@ class Run:
         if self.config.sft.taken_from is not None and "sft" not in self.config.stages:
             raise UserError(f"sft.taken_from: the stage sft takes what {self.config.sft.taken_from} has trained, and has not been run here: add it to stages")
         if self.config.policy.path is not None:
+            self.checkpoint_dtype  # noqa: B018  (says it)
             return build.load_weights(self.config.policy.path, self.spec, self.mesh)
         return build.random_weights(self.spec, self.config.seed, self.mesh)
 
@@ -421,36 +446,77 @@ class Run:
     def export(self) -> None:
         began_s, path = time.time(), Path(self.config.export.path or self.output_dir / "export")
         has_po, lora = self.marks.finished("po"), self.lora("po")
-        whole = self.config.export.merged or lora is None or not has_po
-        if self.marks.finished("export", path / ("config.json" if whole else "adapter/adapter_config.json")):
+        adapted = has_po and lora is not None
+        whole = self.config.export.merged or not adapted
+        base = path / "base" if adapted and not self.starts_from_checkpoint() else None
+        parts = {path / "config.json": whole, path / "adapter" / "adapter_config.json": adapted, path / "base" / "config.json": base is not None}
+        if self.marks.finished("export", *(file for file, written in parts.items() if written)):
             say(f"export: finished before, {path}")
             return
-        weights = self.trained("po") if has_po else {"policy": self.starting_policy(), "masks": {}}
-        adapters = weights["policy"] if has_po and lora is not None else None
-        if adapters is not None:
-            weights["policy"] = merge_adapters(self.start_weights()["policy"], adapters, lora.scale) if whole else {}
-        host = jax.tree.map(to_host, (weights, adapters))
-        if jax.process_index() == 0:
-            self.write_export(path, *host, has_po, lora)
+        trained = self.trained("po") if has_po else {"policy": self.starting_policy(), "masks": {}}
+        start = self.start_weights()["policy"] if adapted and (whole or base is not None) else None
+        masks = jax.tree.map(to_host, trained["masks"])
+        if whole:
+            self.export_model(path, merge_adapters(start, trained["policy"], lora.scale) if adapted else trained["policy"], masks)
+        if base is not None:
+            self.export_model(base, start, {})
+        if adapted:
+            self.export_adapter(path / "adapter", trained["policy"], lora, masks, base)
         self.mark("export", began_s)
-        say(f"export: {path}")
+        say(f"export: {path}, weights in {self.exported_dtype}")
 
-    def write_export(self, path: Path, weights: dict[str, Any], adapters: dict[str, Any] | None, has_po: bool, lora) -> None:
+    def starts_from_checkpoint(self) -> bool:
+        """Whether po starts from the policy as it lies in policy.path."""
+        return self.config.policy.path is not None and not self.marks.finished("sft")
+
+    @property
+    def exported_dtype(self) -> str:
+        return self.checkpoint_dtype if self.config.export.dtype == "auto" else self.config.export.dtype
+
+    def export_model(self, path: Path, policy: Weights, masks: Weights) -> None:
+        """The policy as a Hugging Face directory, by the first process."""
+        from sparsepo_jax.models.export import save_hf
+
+        dtype, policy = self.exported_dtype, jax.tree.map(to_host, policy)
+        if jax.process_index() != 0:
+            return
+        hf_config, generation = build.exported_configs(
+            self.hf_config, self.generation_config, self.tokenizer, self.spec, from_scratch=self.config.policy.path is None)
+        save_hf(path, self.spec, hf_config, policy, self.mask_tensors(masks), self.card(masks), dtype=dtype, generation=generation)
+        self.export_tokenizer(path)
+
+    def export_adapter(self, path: Path, adapters: Weights, lora, masks: Weights, base: Path | None) -> None:
+        """Adapters in PEFT's format, by the first process. base: where the model that they stand on is exported; None: it is policy.path."""
+        from sparsepo_jax.models.export import save_peft
+
+        adapters = jax.tree.map(to_host, adapters)
+        if jax.process_index() != 0:
+            return
+        save_peft(path, self.spec, adapters, lora, self.mask_tensors(masks), self.card(masks), name_model(base or self.config.policy.path))
+        self.export_tokenizer(path)
+
+    def export_tokenizer(self, path: Path) -> None:
+        """Its files as they came, if it came as files."""
+        from sparsepo_jax.models.export import copy_tokenizer
+
+        if (came_from := build.tokenizer_directory(self.config)) is not None:
+            copy_tokenizer(came_from, path)
+        elif self.tokenizer is not None:
+            self.tokenizer.save_pretrained(path)
+
+    def mask_tensors(self, masks: Weights) -> dict[str, Any]:
+        """Mask nets under the official names; {} if none were trained."""
         from sparsepo_jax.masks.learned import masks_to_tensors
-        from sparsepo_jax.models.export import make_card, save_hf, save_peft
 
-        masks = masks_to_tensors(self.config.objective.mask.net, weights["masks"]) if weights["masks"] else {}
+        return masks_to_tensors(self.config.objective.mask.net, masks) if masks else {}
+
+    def card(self, masks: Weights) -> str:
+        """The model card of what is exported."""
+        from sparsepo_jax.models.export import make_card
+
         summary, marks = self.output_dir / "summary.json", self.marks.all()
-        card = make_card(
+        return make_card(
             self.output_dir.name, origin=self.config.policy.path or "random weights", trained=[stage for stage in TRAINING if stage in marks],
-            objective=self.config.objective.kind if has_po else None, has_masks=bool(masks),
+            objective=self.config.objective.kind if "po" in marks else None, has_masks=bool(masks),
             summary=summary.read_text() if summary.exists() else None, config=(self.output_dir / "config.yaml").read_text(),
         )
-        if weights["policy"]:
-            save_hf(path, self.spec, self.hf_config, weights["policy"], masks, card)
-        if adapters is not None:
-            base = None if "sft" in marks else self.config.policy.path
-            save_peft(path / "adapter", self.spec, adapters, lora, masks, card, base)
-        for directory in [path] * bool(weights["policy"]) + [path / "adapter"] * (adapters is not None):
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(directory)

@@ -746,9 +746,12 @@ class Report(Section):
 
 class Export(Section):
     path: str | None = None
-    """Where the Hugging Face directory goes. None: output_dir/export."""
+    """Where the Hugging Face directory goes, none that the run reads. None: output_dir/export."""
     merged: bool = True
-    """With po.lora: write the whole model, too, adapters merged; else only its subdirectory adapter/ (PEFT's format)."""
+    """With po.lora: write the whole model, too, adapters merged; else only its subdirectory adapter/ (PEFT's format), and base/, the model that the
+    adapters stand on, where that is not policy.path as it is (after sft)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights in it. auto: that of the weights in policy.path; float32 from scratch."""
 
 
 def _needs_reference(objective: Any) -> str | None:
@@ -828,9 +831,22 @@ class Config(Section):
             said.append("harness.tasks: needed by stage harness, but empty")
         if "harness" in wanted and self.policy.path is None and self.tokenizer.kind == "auto":
             said.append("harness: tasks are text: set tokenizer, or policy.path with one beside it")
+        said += self._export_overwrites() if "export" in wanted else []
         if said:
             raise ValueError("\n".join(said))  # a line each; they name their place
         return self
+
+    def _export_overwrites(self) -> list[str]:
+        """Models and tokenizers that the export would be written over."""
+        chosen = self.export.path
+        place = os.path.realpath(chosen or os.path.join(self.output_dir, "export"))
+        written = [place, os.path.join(place, "adapter"), os.path.join(place, "base")]
+        read = {"policy.path": self.policy.path, "reference.path": self.reference.path}
+        if self.tokenizer.kind == "pretrained":
+            read["tokenizer.path"] = self.tokenizer.path
+        what = "export.path: this" if chosen else f"export.path: none is set, and output_dir/export, {place},"
+        return [f"{what} is {name}, or holds it, and would be written over: name another directory"
+                for name, path in read.items() if path is not None and os.path.realpath(path) in written]
 
     def _pairs_lack(self) -> list[str]:
         lacks = {

@@ -76,6 +76,7 @@ def tokenize(
                 parts = _from_text(example, [next(encoded) for _ in _read_with(example, separator)], separator, *added)
             else:
                 parts = _from_ids(example)
+            _refuse_outside(*parts, limits.vocab_size, tokenizer)
             rows.append(_finish(example, *parts, tokenizer=tokenizer, limits=limits))
         except BadRow as fault:
             rows.append(fault)
@@ -160,14 +161,21 @@ def _from_ids(example: Example) -> tuple[list[int], list[_Response]]:
     return list(example.prompt), [_Response(list(ids), None, False) for ids in example.responses]
 
 
+def _refuse_outside(prompt: list[int], responses: list[_Response], vocab_size: int | None, tokenizer: Any | None) -> None:
+    """BadRow that names a token for which the model has no row. A tokenizer may have more tokens than the model."""
+    if vocab_size is None:
+        return
+    for ids in (prompt, *(response.ids for response in responses)):
+        outside = next((i for i in ids if not 0 <= i < vocab_size), None)
+        if outside is not None:
+            token = None if tokenizer is None or outside < 0 else tokenizer.convert_ids_to_tokens(outside)
+            name = "" if token is None else f" ({token!r})"
+            raise BadRow(f"token id {outside}{name} is outside the model's vocabulary of {vocab_size}")
+
+
 def _finish(example: Example, prompt: list[int], responses: list[_Response], *, tokenizer: Any | None, limits: Limits) -> TokenRow:
     """Checks, annotations, truncation."""
     bos, eos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos"))
-    if limits.vocab_size is not None:
-        for ids in (prompt, *(response.ids for response in responses)):
-            outside = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
-            if outside is not None:
-                raise BadRow(f"token id {outside} is outside the model's vocabulary of {limits.vocab_size}")
     per_token = [_per_token(annotation, response, eos) for annotation, response in zip(example.annotations, responses)]
     prompt_length = len(prompt)
     prompt_cut = prompt_length > limits.max_prompt_length

@@ -28,7 +28,7 @@ LOOK_EVERY = 16  # tokens between two looks for stop strings
 
 class Sampling(NamedTuple):
     """temperature 0 is greedy. top_k and top_p (applied in this order, after the temperature) leave the most probable tokens: None and 1 leave
-    all. samples: of each prompt. ends: token ids that end a response (EOS). stop: strings that do."""
+    all. samples: of each prompt. ends: token ids that end a response (EOS). stop: strings that do, special tokens among them."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -158,6 +158,7 @@ def generate(sampler: Sampler, weights: Weights, batches: Iterable[PromptBatch],
     """Responses to the prompts of host batches [1, B, ...], batch by batch; of a prompt's samples in order."""
     sampling = sampler.sampling
     every = LOOK_EVERY if sampling.stop else sampling.max_new_tokens
+    stop = StopStrings(sampling.stop, tokenizer)
     for batch in batches:
         on_device = put_batch(batch, sampler.mesh)
         row_B, weight_B = map(np.asarray, sampler.rows(on_device))
@@ -169,7 +170,7 @@ def generate(sampler: Sampler, weights: Weights, batches: Iterable[PromptBatch],
             if sampling.stop:
                 for r in range(len(tokens_RT)):
                     if weight_B[r // sampling.samples] and r not in stopped:
-                        found = _stop_within(tokens_RT[r, : length_R[r]], sampling.stop, tokenizer)
+                        found = stop_within(tokens_RT[r, : length_R[r]], stop, tokenizer)
                         if found is not None:
                             stopped[r] = found
             finished_R = done_R | np.isin(np.arange(len(done_R)), list(stopped))
@@ -196,20 +197,60 @@ def continuation(prompt_ids: np.ndarray, one: Generated, tokenizer: Any | None, 
     """What a response adds to the text of its prompt. Not the text of its tokens alone: a tokenizer may drop the space that those begin with."""
     if tokenizer is None:
         return None
-    decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # noqa: E731
-    before, whole = decode(prompt_ids.tolist()), decode([*prompt_ids.tolist(), *one.ids.tolist()])
+    decode = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+    before, whole = (decode(ids, skip_special_tokens=True) for ids in (prompt_ids.tolist(), [*prompt_ids.tolist(), *one.ids.tolist()]))
     if not whole.startswith(before):  # the prompt's end is half of a character
         return one.text
-    text = whole[len(before) :]
-    return text[: min((text.index(string) for string in stop if string in text), default=None)] if one.finish == "stop" else text
+    if one.finish != "stop":
+        return whole[len(before) :]
+    text = _text_of(decode, prompt_ids.tolist(), one.ids.tolist())
+    return whole[len(before) :][: StopStrings(stop, tokenizer).place(text, len(one.ids))]
 
 
-def _stop_within(ids: np.ndarray, stop: tuple[str, ...], tokenizer: Any) -> tuple[int, str] | None:
+Text = Callable[[int, bool], str]
+"""Text of the first so many tokens of a response, without special tokens or (True) with them."""
+
+
+def _text_of(decode: Callable[..., str], prompt: list[int], ids: list[int]) -> Text:
+    def text(count: int, special: bool) -> str:
+        begin = len(decode(prompt, skip_special_tokens=not special)) if prompt else 0
+        return decode([*prompt, *ids[:count]], skip_special_tokens=not special)[begin:]
+
+    return text
+
+
+class StopStrings:
+    """Strings that end a response. One that holds a special token (<|im_end|>) is looked for in the text with special tokens; any other one in the text
+    without them, so that "|" does not end at <|im_end|>."""
+
+    def __init__(self, stop: tuple[str, ...], tokenizer: Any):
+        special = [token.content for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special]
+        self._special = tuple(string for string in stop if any(token in string for token in special))
+        self._plain = tuple(string for string in stop if string not in self._special)
+
+    def within(self, text: Text, count: int) -> bool:
+        """Whether one is in the text of the first `count` tokens."""
+        return any(string in text(count, False) for string in self._plain) or any(string in text(count, True) for string in self._special)
+
+    def place(self, text: Text, count: int) -> int | None:
+        """Where the first one begins, in the text without special tokens; None if there is none."""
+        plain, places = text(count, False), []
+        places += [plain.index(string) for string in self._plain if string in plain]
+        if self._special:
+            written = text(count, True)
+            places += [self._without_special(text, count, written.index(string)) for string in self._special if string in written]
+        return min(places, default=None)
+
+    def _without_special(self, text: Text, count: int, place: int) -> int:
+        """A place in the text with special tokens as one in the text without: that of the last token which ends before it, and what is left."""
+        whole = next(tokens for tokens in range(count, -1, -1) if len(text(tokens, True)) <= place)
+        return len(text(whole, False)) + place - len(text(whole, True))
+
+
+def stop_within(ids: np.ndarray, stop: StopStrings, tokenizer: Any) -> tuple[int, str] | None:
     """(tokens up to the one that completes the first stop string, the text before it), or None."""
-    decode = lambda count: tokenizer.decode(ids[:count].tolist(), skip_special_tokens=True)  # noqa: E731
-    whole = decode(len(ids))
-    if not any(string in whole for string in stop):
+    text = _text_of(tokenizer.decode, [], ids.tolist())
+    if not stop.within(text, len(ids)):
         return None
-    count = next(count for count in range(1, len(ids) + 1) if any(string in decode(count) for string in stop))
-    text = decode(count)
-    return count, text[: min(text.index(string) for string in stop if string in text)]
+    count = next(count for count in range(1, len(ids) + 1) if stop.within(text, count))
+    return count, text(count, False)[: stop.place(text, count)]

@@ -29,15 +29,17 @@ NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "length_penalty": 1.0, "mi
 
 
 class HarnessModel(TemplateLM):
-    """render(messages, tools, whether a generation prompt follows) -> text. max_length: tokens that the model reads at most. add_bos: before a text;
-    None: as the tokenizer does of itself. UserError if the tokenizer has neither a BOS nor an EOS token."""
+    """render(messages, tools, whether a generation prompt follows) -> text. max_length: tokens that the model reads at most. vocab_size: rows of
+    the model; None: not checked. add_bos: before a text; None: as the tokenizer does of itself. UserError if the tokenizer has neither a BOS nor an EOS token."""
 
-    def __init__(self, tokenizer: Any, score: Score, answer: Answer, render: Callable, *, max_length: int, add_bos: bool | None = None, quiet: bool = False):
+    def __init__(self, tokenizer: Any, score: Score, answer: Answer, render: Callable, *, max_length: int, vocab_size: int | None = None,
+                 add_bos: bool | None = None, quiet: bool = False):
         super().__init__()
         self.tokenizer, self._score, self._answer, self._render = tokenizer, score, answer, render
-        self._max_length, self._add_bos, self._quiet = max_length, add_bos, quiet
+        self._max_length, self._vocab_size, self._add_bos, self._quiet = max_length, vocab_size, add_bos, quiet
         if self.prefix_token_id is None:
             raise UserError("stage harness: the tokenizer has neither a BOS nor an EOS token, and an empty context is one of them")
+        self._refuse_outside([self.prefix_token_id], "an empty context")
 
     # ------------------------------------------------------------ what the harness asks of any model
 
@@ -69,9 +71,18 @@ class HarnessModel(TemplateLM):
             add_special_tokens = False if has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)) else self._add_bos
         special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         try:
-            return self.tokenizer.encode(string, **special)
+            ids = self.tokenizer.encode(string, **special)
         except Exception as error:  # a tokenizer of words meets one that it does not know
             raise UserError(f"stage harness: the run's tokenizer cannot encode {string[:60]!r} ({one_line(error)})") from None
+        self._refuse_outside(ids, repr(string[:60]))
+        return ids
+
+    def _refuse_outside(self, ids: list[int], where: str) -> None:
+        """UserError: a token for which the model has no row."""
+        outside = next((i for i in ids if self._vocab_size is not None and i >= self._vocab_size), None)
+        if outside is not None:
+            raise UserError(f"stage harness: token id {outside} ({self.tokenizer.convert_ids_to_tokens(outside)!r}) in {where} is outside the model's "
+                            f"vocabulary of {self._vocab_size}")
 
     def tok_decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)

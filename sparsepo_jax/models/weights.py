@@ -4,7 +4,6 @@ A rule pairs the name of a Hugging Face tensor with paths of ours and says how t
 layer. Errors are collected: a checkpoint with three wrong tensors is told so once.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.models.directory import read_config, said_dtype, weight_files
 from sparsepo_jax.models.lora import adapted_kernels
 from sparsepo_jax.models.spec import DecoderSpec
 
@@ -157,7 +157,9 @@ _RULES = {"gpt2": _gpt2, "gpt_bigcode": _gpt2, "gptj": _gptj, "gpt_neox": _gpt_n
           "olmo2": _llama, "gemma2": _llama, "gemma3_text": _llama}
 # Buffers that old checkpoints carry and no forward pass of ours reads: causal masks, rotary tables.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+_HEADS = ("lm_head.weight", "embed_out.weight")
 _MASKS = ("common_mask.", "rw_mask.", "kl_mask.")
+_DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 
 
 def is_mask_tensor(name: str) -> bool:
@@ -177,32 +179,59 @@ def stream_hf(spec: DecoderSpec, tensors: "Tensors", expected: Mapping[str, tupl
     """Parts of our arrays from Hugging Face tensors, each read once, in the order in which they lie in their files.
 
     expected: the shape of each of our arrays by path. Before anything is read UserError lists every missing, unexpected and wrongly shaped
-    tensor. Tensors of the mask nets are left alone; so is the head where it is tied.
+    tensor. Tensors of the mask nets are left alone; so is the head where it is tied, but for one that is another than the embedding.
     """
     shapes, faults, places = tensors.shapes(), [], {}
-    prefixed = lambda name: name if name in shapes else name.split(".", 1)[1]  # noqa: E731  (checkpoints of the bare trunk lack the prefix)
+    alias = _name_in(spec, shapes)
     for rule in _RULES[spec.family](spec):
         stacked = "{i}" in rule.theirs
         wanted = rule.join(*(np.empty(expected[path][1:] if stacked else expected[path], np.bool_) for path in rule.ours)).shape
         for layer in range(spec.num_layers) if stacked else (None,):
-            name = prefixed(rule.theirs.format(i=layer))
+            name = alias(rule.theirs.format(i=layer))
             places[name] = rule, layer
             if name not in shapes:
                 faults.append(f"{rule.theirs.format(i=layer)} is missing (expected shape {list(wanted)})")
             elif shapes[name] != wanted:
                 faults.append(f"{name} has shape {list(shapes[name])}, expected {list(wanted)}")
-    tied = {"lm_head.weight", "embed_out.weight"} if spec.tied_head else set()
+    tied = set(_HEADS) if spec.tied_head else set()
     for name in sorted(set(shapes) - set(places) - tied):
         if not name.endswith(_BUFFERS) and not is_mask_tensor(name):
             faults.append(f"{name} is not part of this architecture ({spec.family})")
     if faults:
         raise UserError(f"{where}: {len(faults)} tensor(s) do not fit config.json: " + "; ".join(faults))
+    _refuse_another_head(tensors, tied & shapes.keys() - places.keys(), alias(_embedding(spec)), where)
     for name, tensor in tensors.read(places):
         rule, layer = places[name]
         parts = [Part(path, layer, value) for path, value in zip(rule.ours, rule.split(tensor), strict=True)]
         del tensor  # what has been handed over must not be held while the next one is read
         while parts:
             yield parts.pop(0)
+
+
+def _embedding(spec: DecoderSpec) -> str:
+    return next(rule.theirs for rule in _RULES[spec.family](spec) if rule.ours == ("embed.embedding",))
+
+
+def _name_in(spec: DecoderSpec, shapes: Container[str]) -> Callable[[str], str]:
+    """The name that a tensor has in a checkpoint: without its prefix in one of the bare trunk, the head's where a tied embedding lies there only."""
+    embedding = _embedding(spec)
+
+    def name_in(name: str) -> str:
+        found = name if name in shapes else name.split(".", 1)[1]
+        if name == embedding and spec.tied_head and found not in shapes:
+            return next((head for head in _HEADS if head in shapes), found)
+        return found
+
+    return name_in
+
+
+def _refuse_another_head(tensors: "Tensors", heads: Container[str], embedding: str, where: str) -> None:
+    """UserError: config.json says that the head is the embedding, and the checkpoint has another one, which transformers would use."""
+    for name, head in tensors.read(heads):
+        (_, embedded), = tensors.read({embedding})
+        if not np.array_equal(head, embedded):
+            raise UserError(f"{where}: {name} is not {embedding}, though config.json ties them (transformers would not tie them either): set "
+                            "tie_word_embeddings to false in its config.json")
 
 
 class Tensors(Protocol):
@@ -250,26 +279,28 @@ def to_peft(spec: DecoderSpec, adapters: Mapping[str, np.ndarray]) -> Iterator[t
 
 
 class SafeTensors:
-    """The tensors of a checkpoint directory, one file or several. No pickle is ever opened."""
+    """The tensors of a checkpoint directory, one file or several: those that transformers would take. No pickle is ever opened."""
 
     def __init__(self, directory: Path):
-        index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-        if index.exists():
-            names = _shards(index)
-        elif single.exists():
-            names = {single.name}
-        else:
-            raise UserError(f"{directory}: expected model.safetensors or model.safetensors.index.json, found neither "
-                            "(a checkpoint in PyTorch's pickle format: convert it with transformers' save_pretrained)")
+        self._directory = directory
         self._files: dict[Path, dict[str, tuple[int, ...]]] = {}
-        for path in (directory / name for name in sorted(names)):
-            if not path.exists():
-                raise UserError(f"{directory}: {path.name}, named by the index, is missing: download or copy it")
+        self._kinds: dict[str, str] = {}
+        for path in weight_files(directory):
             with _opened(path) as file:
-                self._files[path] = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+                slices = {name: file.get_slice(name) for name in file.keys()}
+                self._files[path] = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
+                self._kinds |= {name: tensor.get_dtype() for name, tensor in slices.items()}
         twice = sorted(name for name, count in Counter(name for shapes in self._files.values() for name in shapes).items() if count > 1)
         if twice:
             raise UserError(f"{directory}: {', '.join(twice[:3])} in two files: keep the files that the index names")
+
+    def dtype(self) -> str:
+        """float32, float16 or bfloat16: the type of all weights; where they differ what transformers would make of them: the type that config.json
+        names, else that of the first one. Buffers and mask nets do not count; float64 is float32."""
+        kinds = [_DTYPES[kind] for name, kind in self._kinds.items() if kind in _DTYPES and not name.endswith(_BUFFERS) and not is_mask_tensor(name)]
+        if not kinds:
+            return "float32"
+        return kinds[0] if len(set(kinds)) == 1 else said_dtype(read_config(self._directory)) or kinds[0]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: shape for shapes in self._files.values() for name, shape in shapes.items()}
@@ -283,18 +314,6 @@ class SafeTensors:
                         tensor = _as_float32(path, file, name)
                     yield name, tensor
                     del tensor
-
-
-def _shards(index: Path) -> set[str]:
-    """The files of a checkpoint in several, which lie beside their index."""
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{index}: expected a JSON object with weight_map, tensor -> file; download or copy it again") from None
-    outside = next((name for name in sorted(map(str, names)) if Path(name).name != name or not name.endswith(".safetensors")), None)
-    if outside is not None:
-        raise UserError(f"{index}: expected safetensors files of the same directory, got {outside!r:.80}")
-    return names
 
 
 def _as_float32(path: Path, file, name: str) -> np.ndarray:
@@ -329,17 +348,3 @@ def find_checkpoint(path: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
     except Exception as error:  # the Hub's client raises a dozen types; all mean that it cannot be had
         raise UserError(f"{path}: neither a local directory nor reachable on the Hugging Face Hub ({type(error).__name__})") from error
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """The content of config.json."""
-    file = directory / "config.json"
-    if not file.exists():
-        raise UserError(f"{directory}: expected a config.json (a Hugging Face checkpoint), found none")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: no valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected a JSON object, got {type(content).__name__}")
-    return content
