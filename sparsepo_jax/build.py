@@ -20,6 +20,7 @@ from sparsepo_jax.config import schema
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights, split_module
 from sparsepo_jax.data.batching import BatchPlan
+from sparsepo_jax.data.facts import table_facts
 from sparsepo_jax.data.load import cache_directory
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.packing import sizes_of
@@ -610,6 +611,36 @@ def check_batch(name: str, batch_size: int, micro_steps: int, mesh: Mesh) -> Non
     if batch_size % (micro_steps * shards):
         raise UserError(f"{name}: {batch_size} rows in {micro_steps} micro-step(s) cannot be cut over {shards} shards (data x fsdp); "
                         f"take a multiple of {micro_steps * shards}")
+
+
+def machine_facts(config: schema.Config, mesh: Mesh) -> dict[str, Any]:
+    """What the run is computed on, and how exactly, in words for the report."""
+    kinds = sorted({device.device_kind for device in mesh.devices.flat})
+    return {
+        "devices": f"{mesh.devices.size} x {', '.join(kinds)}", "processes": jax.process_count(), "jax": jax.__version__,
+        "activations": str(compute_dtype(config, mesh)), "products": product_precision(config, mesh),
+    }
+
+
+def product_precision(config: schema.Config, mesh: Mesh) -> str:
+    """What the device multiplies in, which need not be the type of the activations."""
+    platform, asked = platform_of(mesh), jax.config.jax_default_matmul_precision
+    if compute_dtype(config, mesh) == jnp.bfloat16:
+        return "bfloat16, sums in float32"
+    if platform == "cpu" or asked in ("highest", "float32"):
+        return "float32"
+    by_itself = {"gpu": "TF32", "tpu": "bfloat16"}.get(platform, "the device's own precision")
+    return f"{by_itself if asked is None else asked}, sums in float32"
+
+
+def stage_facts(config: schema.Config, stage: str, table: TokenTable, spec: DecoderSpec, steps: int, mesh: Mesh) -> dict[str, Any]:
+    """What a training stage works on: for the doctor and the report."""
+    lora, limits = make_lora(getattr(config, stage), stage, spec), length_limits(config, spec)
+    count = lambda shapes: sum(math.prod(shape) for shape in shapes.values())  # noqa: E731
+    return {
+        "steps": steps, "data": table_facts(table), "limits": dict(zip(("max_length", "max_prompt_length"), limits, strict=True)),
+        "parameters": count(weight_shapes(spec)), "trained_parameters": count(trained_shapes(spec, lora)), "machine": machine_facts(config, mesh),
+    }
 
 
 def put_on(mesh: Mesh):

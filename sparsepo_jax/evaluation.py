@@ -25,6 +25,7 @@ from sparsepo_jax.eval.lexicon import WordMarks, load_lexicons, mark_table
 from sparsepo_jax.eval.records import pair_record
 from sparsepo_jax.eval.scorers import score_all
 from sparsepo_jax.eval.which_tokens import FIGURES, deletion, token_figures
+from sparsepo_jax.report.outcome import outcome
 
 
 def score(run) -> None:
@@ -73,11 +74,14 @@ def evaluate(run) -> None:
         "after": scoring.headline(after) | written_after,
         "mask": mask_summary(run, table, before, after),
         "pairs": len(table),
+        "independent_pairs": round(scoring.independent_pairs(after, table.prompt_key_N), 1),
+        "machine": build.machine_facts(run.config, run.mesh),
     }
     if marks is not None:
         summary["lexicons"] = lexicon_summary(run, marks, before, after)
     earlier_s = sum(mark["seconds"] for stage, mark in run.marks.all().items() if stage not in run.config.stages)
     summary["seconds"] = round(time.time() - run.started_s + earlier_s, 1)
+    summary["words"] = outcome(summary)
     if jax.process_index() == 0:
         summary_path.write_text(json.dumps(summary, indent=1) + "\n")
     if written:

@@ -28,6 +28,8 @@ from sparsepo_jax.marks import TRAINING, Marks
 from sparsepo_jax.models.lora import merge_adapters
 from sparsepo_jax.models.spec import DecoderSpec, ignored_note
 from sparsepo_jax.pairs import make_pairs
+from sparsepo_jax.report.doctor import FirstSteps, diagnose, facts_path, read_evidence
+from sparsepo_jax.report.outcome import outcome
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, load_once, save_once
 from sparsepo_jax.train.forward import Problem
 from sparsepo_jax.train.log import MetricsLog
@@ -84,6 +86,8 @@ class Run:
             save_config(self.config, self.output_dir / "config.yaml")
         for stage in self.config.stages:
             stages[stage]()
+        if "po" in self.config.stages and {"eval", "report"}.isdisjoint(self.config.stages):
+            self.say_summary()
         return 0
 
     # ------------------------------------------------------------ shared parts
@@ -276,6 +280,7 @@ class Run:
             table, plan, start=int(state.step), stop=steps, micro_steps=training.accumulation, process_index=jax.process_index(),
             process_count=jax.process_count(), shared=build.is_shared(config), with_weights=with_weights,
         )
+        facts = self.write_facts(stage, table, steps)
         logging = config.logging
         with jax.set_mesh(self.mesh), MetricsLog(
             self.output_dir, tensorboard=logging.tensorboard, wandb=logging.wandb and logging.wandb.model_dump(), config=config.model_dump(mode="json")
@@ -285,10 +290,19 @@ class Run:
                 checkpoints=checkpoints, write=log.write, log_every_steps=logging.every_steps, evaluate=evaluate,
                 eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit, stop=self.stop, should_stop=self.should_stop,
                 may_skip=training.skip_nonfinite, name_rows=functools.partial(name_rows, table, plan),
+                watch=FirstSteps(config.model_dump(mode="json"), facts) if stage == "po" else None,
             )
         save_once(directory / "final", finish(state.weights))
         self.mark(stage, began_s)
         wait_for_all(f"{stage} marked")
+
+    def write_facts(self, stage: str, table: TokenTable, steps: int) -> dict[str, Any]:
+        """What the stage works on, for the doctor and the report, which read files alone."""
+        facts, path = build.stage_facts(self.config, stage, table, self.spec, steps, self.mesh), facts_path(self.output_dir, stage)
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(facts, indent=1) + "\n")
+        return facts
 
     def sft(self) -> None:
         if self.marks.finished("sft"):
@@ -417,11 +431,18 @@ class Run:
     # ------------------------------------------------------------ what a person reads
 
     def say_summary(self) -> None:
+        """What happened in words, the table of numbers, and what the doctor says of the run's files."""
         from sparsepo_jax.report.table import summary_table
 
+        if jax.process_index() != 0:
+            return
         path = self.output_dir / "summary.json"
-        if path.exists():
-            say(summary_table(json.loads(path.read_text())))
+        summary = json.loads(path.read_text()) if path.exists() else {}
+        for text in (summary.get("words") or outcome(summary), summary_table(summary)):
+            if text:
+                say(text)
+        for line in diagnose(read_evidence(self.output_dir)):
+            say(f"doctor: {line}")
 
     def report(self) -> None:
         from sparsepo_jax.report.page import write_report

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sparsepo_jax.core.types import TokenMasks, TokenStats
 from sparsepo_jax.losses import sequence, token_weighted
-from sparsepo_jax.train.metrics import pair_metrics
+from sparsepo_jax.train.metrics import log_ratio_metrics, pair_metrics
 
 # ---------------------------------------------------------------- the objectives, in plain NumPy
 
@@ -539,6 +539,15 @@ def test_pair_metrics_by_hand():
     assert metrics.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_allclose(metrics[key], [value], atol=1e-6, err_msg=key)
+
+
+def test_log_ratios_by_hand():
+    """Log-probs of the policy, less the reference's: D = -0.5 of the margin above."""
+    stats, _ = padded([HAND_PAIR], filler=np.nan)
+    found = {name: float(x[0]) for name, x in log_ratio_metrics(stats).items()}
+    valid = np.asarray(stats.valid_BPT[0])
+    by_hand = [float(np.sum((np.asarray(stats.logp_BPT) - np.asarray(stats.ref_logp_BPT))[0, p][valid[p]])) for p in range(2)]
+    assert found == pytest.approx({"log_ratio/chosen": by_hand[0], "log_ratio/rejected": by_hand[1]}) and by_hand[0] - by_hand[1] == pytest.approx(-0.5)
 
 
 def test_pair_metrics_of_a_tie_and_of_filler_are_finite():

@@ -301,13 +301,44 @@ def test_long_curves_are_thinned_and_keep_their_extremes():
     assert all(chart.top <= y <= chart.bottom for y, _ in chart.y_ticks)
 
 
-def test_summary_table_shows_numbers_and_a_dash_for_null():
-    text = summary_table(SUMMARY | {"before": dict.fromkeys(POLICY), "mask": dict.fromkeys(SUMMARY["mask"])})
+def test_summary_table_leaves_out_what_is_unknown():
+    """Neither a row nor a column of dashes."""
+    text = summary_table(SUMMARY | {"mask": dict.fromkeys(SUMMARY["mask"])})
     rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in text.splitlines()[1:]}
-    assert rows["accuracy"] == ["-", "0.875"] and rows["margin, unmasked"] == ["-", "1.500"]
-    assert rows["KL to reference"] == ["-", "2.125"]
-    assert rows["mask sparsity"] == ["-", "-"] and rows["AUROC, ceiling"] == ["-", "-"]
+    assert rows["accuracy"] == ["0.500", "0.875"] and rows["KL to reference"] == ["0.000", "2.125"]
+    assert list(rows) == ["accuracy", "accuracy, unmasked", "margin", "margin, unmasked", "KL to reference"] and "-" not in text
     assert len({len(line) for line in text.splitlines()}) == 1
+    text = summary_table({"before": dict.fromkeys(POLICY), "after": SUMMARY["after"], "mask": None})
+    assert text.splitlines()[0].split() == ["after"] and text.splitlines()[1].split() == ["accuracy", "0.875"]
+    assert len({len(line) for line in text.splitlines()}) == 1 and summary_table({}) == "" == summary_table({"before": POLICY | dict.fromkeys(POLICY)})
+
+
+def test_the_page_leaves_out_what_is_unknown(run_dir):
+    """A user's own data: nobody knows which tokens are decisive, and nothing was sampled."""
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"mask": dict.fromkeys(SUMMARY["mask"]) | {"sparsity_end": 0.25}}))
+    (run_dir / "pairs.jsonl").write_text(lines([pair(chosen=response(CHOSEN, None), rejected=response(REJECTED, None))]))
+    page = page_of(run_dir)
+    for absent in ("AUROC", "Controls", "preferred words", "of what it writes", "decisive token"):
+        assert absent not in page.text, absent
+    assert "0.250" in page.text and "evaluation.lexicons" in page.text
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"before": dict.fromkeys(POLICY), "mask": {}}))
+    write_report(run_dir, 8)
+    html = (run_dir / "report.html").read_text()
+    assert "<th>as it is</th>" in html and "<th>change</th>" not in html
+
+
+def test_words_and_the_doctors_lines_are_at_the_top(run_dir):
+    page = page_of(run_dir)
+    assert page.text.index("Learnt: 0.75 of the 64 held-out pairs") < page.text.index("margin, unmasked")
+    assert "What looks wrong" not in page.text
+    (run_dir / "po").mkdir()
+    facts = {"steps": 5, "data": {"rows": 1234567, "responses": 2469134, "response_tokens": 12.5, "responses_cut": 30000},
+             "machine": {"devices": "8 x <b>TPU", "products": "bfloat16, sums in float32"}, "limits": {"max_length": 99}}
+    (run_dir / "po" / "facts.json").write_text(json.dumps(facts))
+    page = page_of(run_dir)
+    assert page.text.index("30000 of 2469134 responses are cut") < page.text.index("margin, unmasked")
+    for said in ("1,234,567", "12.5", "8 x <b>TPU", "bfloat16, sums in float32", "99"):
+        assert said in page.text, said
 
 
 def test_summary_table_shows_the_mask_before_and_after():
@@ -318,14 +349,14 @@ def test_summary_table_shows_the_mask_before_and_after():
 
 
 def test_controls_are_on_the_page_and_not_in_the_printed_table(run_dir):
-    """A number that lies three names deep; half a summary of a run before there were controls shows a dash."""
+    """A number that lies three names deep; half a summary of a run before there were controls has no such rows."""
     left = {"0.1": {"accuracy_top": 0.7125, "accuracy_random": 0.9375}}
     (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"mask": SUMMARY["mask"] | {"auroc_shuffled": 0.5375, "deletion": left}}))
     text = " ".join(page_of(run_dir).text.split())
     assert "0.537" in text and text.index("without any tenth") < text.index("0.938") < text.index("without the top tenth") < text.index("0.713")
-    assert "tenth" not in summary_table(SUMMARY) and "|log-ratio|" in summary_table(SUMMARY)
+    assert "tenth" not in summary_table(SUMMARY)
     (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"mask": {"deletion": None}}))
-    assert "without the top tenth" in page_of(run_dir).text
+    assert "without the top tenth" not in page_of(run_dir).text
 
 
 def test_report_does_not_import_jax():

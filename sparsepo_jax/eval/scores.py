@@ -59,6 +59,26 @@ def headline(scores: list[PairScore]) -> dict[str, float]:
     }
 
 
+def independent_pairs(scores: list[PairScore], prompt_key_N: np.ndarray) -> float:
+    """How many independent pairs say as much of the unmasked accuracy as these do, of which several may share a prompt: from 1 to their number.
+
+    n over the design effect, the variance of the mean over prompts against that of n independent pairs. Source: Rao and Scott, 1992.
+    """
+    right_N, n = np.array([score.metrics["accuracy_unmasked"] for score in scores]), len(scores)
+    prompt_N = np.unique(prompt_key_N, return_inverse=True)[1].ravel()
+    prompts = int(prompt_N.max()) + 1
+    if prompts == n:
+        return float(n)
+    share = right_N.mean()
+    if prompts == 1:
+        return 1.0
+    excess = np.bincount(prompt_N, weights=right_N - share)
+    variance = prompts / (prompts - 1) * float(np.sum(excess**2)) / n**2
+    if variance == 0:  # all alike, right or wrong: the prompts have not shown how much they differ
+        return float(prompts)
+    return float(np.clip(share * (1 - share) / variance, 1.0, n))
+
+
 def mask_sparsity(scores: list[PairScore]) -> float:
     """Share of exact zeros in the reward mask over all response tokens."""
     return float(np.mean(np.concatenate([response.reward_mask for score in scores for response in score.responses]) == 0))

@@ -10,9 +10,12 @@ from markupsafe import Markup
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.report import heatmap, plots, table
+from sparsepo_jax.report.doctor import diagnose, read_evidence
 from sparsepo_jax.report.files import pairs_path, parse_config, read_metrics, read_pairs, read_rows, read_summary, read_text
+from sparsepo_jax.report.outcome import outcome
+from sparsepo_jax.report.run_table import run_rows
 
-
+SECTIONS = {"Policy": table.POLICY_ROWS, "Mask": table.MASK_ROWS, "Controls": table.CONTROL_ROWS}
 RESULTS = ("summary.json", "metrics.jsonl", "measures.json", "pairs.jsonl", "scores.jsonl")
 OTHERS = ("harness.json",)
 
@@ -20,8 +23,8 @@ OTHERS = ("harness.json",)
 def write_report(output_dir: Path, pairs: int) -> Path:
     """Write output_dir/report.html and return its path. Shows the first `pairs` pairs.
 
-    Reads config.yaml, summary.json, measures.json, harness.json, metrics.jsonl, samples.jsonl and pairs.jsonl (else scores.jsonl, which has no text) in output_dir. The page
-    says which are missing; half a line that an interrupted run left is passed over. UserError if there is nothing to report,
+    Reads config.yaml, summary.json, measures.json, harness.json, metrics.jsonl, the stages' facts.json, samples.jsonl and pairs.jsonl (else
+    scores.jsonl, which has no text) in output_dir. The page says which are missing; half a line that an interrupted run left is passed over. UserError if there is nothing to report,
     summary.json or measures.json is no JSON object, or a pair lacks fields.
     """
     if not any((output_dir / name).is_file() for name in RESULTS + OTHERS):
@@ -34,11 +37,18 @@ def write_report(output_dir: Path, pairs: int) -> Path:
     summary = read_summary(output_dir / "summary.json")
     harness = read_summary(output_dir / "harness.json", stage="harness")
     maskless = heatmap.without_masks(shown)
+    known = {name: table.known_rows(summary or {}, rows) for name, rows in SECTIONS.items()}
     html = make_environment().get_template("page.html.jinja").render(
         run=output_dir.resolve().name,
         facts=_facts(config),
         config=config,
         summary=summary,
+        words=_words(summary),
+        advice=diagnose(read_evidence(output_dir)),
+        known=known,
+        untrained=not table.has_before(known["Policy"]),
+        any_auroc=any(row.label.startswith("AUROC, ") and row.label.endswith("mask") for row in known["Mask"]),
+        made=run_rows(output_dir, parse_config(config)),
         measures=table.measure_rows(read_summary(output_dir / "measures.json", stage="measure") or {}),
         tasks=table.task_rows(harness or {}),
         duration=_duration((summary or {}).get("seconds")),
@@ -88,6 +98,12 @@ def _facts(config: str | None) -> dict[str, Any]:
         if isinstance(x, (str, float)) or (isinstance(x, int) and x.bit_length() < 64):
             facts[name] = x
     return facts
+
+
+def _words(summary: dict | None) -> str | None:
+    """As the run said it; of a run from before it did so, as it is said now."""
+    said = (summary or {}).get("words")
+    return said if isinstance(said, str) else outcome(summary or {})
 
 
 def _duration(seconds: Any) -> str | None:

@@ -1,6 +1,7 @@
 """The summary of a run: which numbers, what they mean, and the plain-text table at the end of a run."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
@@ -11,7 +12,6 @@ class Row(NamedTuple):
     before: tuple[str, ...] | None
     after: tuple[str, ...] | None
     meaning: str
-    optional: bool = False  # left out where there is no number
 
 
 POLICY_ROWS = (
@@ -31,7 +31,7 @@ POLICY_ROWS = (
     Row("preferred words written", ("before", "generated_preferred"), ("after", "generated_preferred"),
         "Of the evaluative words in these responses, the share of the preferred sentiment (built-in data only)."),
     Row("reward of what it writes", ("before", "generated_reward"), ("after", "generated_reward"),
-        "Mean score of these responses by the configured scorer.", optional=True),
+        "Mean score of these responses by the configured scorer."),
 )
 MASK_ROWS = (
     Row("mask sparsity", ("mask", "sparsity_start"), ("mask", "sparsity_end"),
@@ -118,15 +118,35 @@ def number(x: Any, *, sign: bool = False) -> str:
     return format(x, ("+" if sign else "") + (".3f" if plain else ".2e"))
 
 
+class KnownRow(NamedTuple):
+    """A row of which at least one number is known."""
+
+    label: str
+    before: float | None
+    after: float | None
+    meaning: str
+
+
+def known_rows(summary: dict, rows: Sequence[Row]) -> list[KnownRow]:
+    """The rows that say something about this run: one whose numbers are both unknown is left out."""
+    found = [KnownRow(row.label, value(summary, row.before), value(summary, row.after), row.meaning) for row in rows]
+    return [row for row in found if (row.before, row.after) != (None, None)]
+
+
+def has_before(rows: Sequence[KnownRow]) -> bool:
+    return any(row.before is not None for row in rows)
+
+
 def summary_table(summary: dict) -> str:
-    """The content of summary.json as a plain-text table, columns before and after; what is unknown is "-"."""
-    lines = [("", "before", "after")]
-    for row in POLICY_ROWS + MASK_ROWS:
-        before, after = value(summary, row.before), value(summary, row.after)
-        if not row.optional or (before, after) != (None, None):
-            lines.append((row.label, number(before), number(after)))
-    width = max(len(label) for label, _, _ in lines)
-    return "\n".join(f"{label:<{width}}  {before:>10}  {after:>10}" for label, before, after in lines)
+    """The content of summary.json as a plain-text table, "" if nothing is known. Columns: before, if any row has it, and after."""
+    rows = known_rows(summary, POLICY_ROWS + MASK_ROWS)
+    if not rows:
+        return ""
+    lines = [("", "before", "after"), *((row.label, number(row.before), number(row.after)) for row in rows)]
+    if not has_before(rows):
+        lines = [(label, after) for label, _, after in lines]
+    width = max(len(label) for label, *_ in lines)
+    return "\n".join(f"{label:<{width}}" + "".join(f"  {shown:>10}" for shown in shown_numbers) for label, *shown_numbers in lines)
 
 
 class TaskRow(NamedTuple):

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ def run_training(
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
     eval_every_steps: int | None = None,
     unit: str = "pairs",
+    watch: Callable[[int, dict[str, float]], Sequence[str]] | None = None,
 ) -> TrainState:
     """Runs `update` over host batches from state.step to total_steps and returns the last state, which is saved.
 
@@ -46,6 +47,7 @@ def run_training(
     evaluations. When should_stop() says so, the state is saved and that exception raised; signals that reach this process wait for it.
     may_skip: so many updates of the stage may have a loss or gradient that is not finite; one more is a UserError, and nothing is saved after it.
     name_rows(step, finite [micro-steps, rows]) names the rows that such a step is about.
+    watch(step, metrics) is called after each step that was taken, and returns lines to say.
     """
     from tqdm import tqdm
 
@@ -84,6 +86,8 @@ def run_training(
             note(f"{what}: left out ({skipped} of at most {may_skip})")
         else:
             window.append(metrics)
+            for line in watch(done, metrics) if watch is not None else ():
+                note(f"{stage}: {line}")
         seconds = time.perf_counter() - counted["since_s"]
         rates = {f"{unit}_per_s": counted["rows"] / seconds, "tokens_per_s": counted["tokens"] / seconds}
         bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {rates[f'{unit}_per_s']:.1f} {unit}/s, {rates['tokens_per_s']:.0f} tokens/s", refresh=False)

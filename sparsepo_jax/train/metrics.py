@@ -35,3 +35,12 @@ def pair_metrics(stats: TokenStats, masks: TokenMasks, *, beta: Scalar) -> dict[
         metrics[f"mask/{name}_max"] = jnp.where(valid_BPT.any((1, 2)), largest_B, 0.0)
         metrics[f"mask/{name}_sparsity"] = (valid_BPT & (mask_BPT == 0)).sum((1, 2)) / tokens_B
     return metrics
+
+
+def log_ratio_metrics(stats: TokenStats) -> dict[str, Float[Array, "B"]]:
+    """How much likelier than by the reference the responses have become, `[B]`: unmasked sums of the tokens' log-ratios, nats.
+
+    Below zero for the chosen response, a margin grows by pushing both down.
+    """
+    ratio_BP = log_ratio(stats).sum(-1)
+    return {"log_ratio/chosen": ratio_BP[:, 0], "log_ratio/rejected": ratio_BP[:, 1]}

@@ -11,7 +11,7 @@ from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.losses.sequence import sft_nll
 from sparsepo_jax.train.forward import Problem, forward, pair_keys, response_logp
-from sparsepo_jax.train.metrics import pair_metrics
+from sparsepo_jax.train.metrics import log_ratio_metrics, pair_metrics
 
 
 class TrainState(NamedTuple):
@@ -38,7 +38,7 @@ def make_pair_scores(problem: Problem, *, training: bool):
         key_B = pair_keys(problem.seed, step, batch.row_B)
         stats, masks = forward(problem, weights["policy"], weights["masks"], reference, batch, key_B, training=training)
         output = problem.objective(stats, masks, key_B)
-        metrics = {"loss": output.loss_B} | output.metrics | pair_metrics(stats, masks, beta=problem.beta)
+        metrics = {"loss": output.loss_B} | output.metrics | pair_metrics(stats, masks, beta=problem.beta) | log_ratio_metrics(stats)
         if problem.cached:  # unknown is not zero
             metrics = {name: value for name, value in metrics.items() if not name.startswith("kl/")}
         return metrics, stats, masks
