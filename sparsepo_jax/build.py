@@ -265,12 +265,20 @@ def set_precision(config: schema.Config, platform: str) -> None:
 
 def describe_computing(config: schema.Config, mesh: Mesh) -> str:
     """The devices, the type of activations and how float32 arrays are multiplied, for a person."""
+    machine = machine_facts(config, mesh)
+    return f"{machine['devices']}, activations {machine['activations']}, products of float32 arrays: {machine['products']}"
+
+
+def machine_facts(config: schema.Config, mesh: Mesh) -> dict[str, Any]:
+    """What the run is computed on and how exactly, as the report's table has it."""
     platform, device = platform_of(mesh), mesh.devices.flat[0]
     name = "" if device.device_kind.lower() == platform else f" {device.device_kind}"
     products = {None: "as the device does (rounded)", "highest": "float32", "tensorfloat32": "TF32"}
-    precision = "float32" if platform == "cpu" else products[jax.config.jax_default_matmul_precision]
-    dtype = compute_dtype(config, mesh)
-    return f"{mesh.devices.size} x {platform}{name}, activations {dtype}, products of float32 arrays: {precision}"
+    return {
+        "devices": f"{mesh.devices.size} x {platform}{name}", "processes": jax.process_count(), "jax": jax.__version__,
+        "activations": str(compute_dtype(config, mesh)),
+        "products": "float32" if platform == "cpu" else products[jax.config.jax_default_matmul_precision],
+    }
 
 
 @functools.cache
@@ -611,26 +619,6 @@ def check_batch(name: str, batch_size: int, micro_steps: int, mesh: Mesh) -> Non
     if batch_size % (micro_steps * shards):
         raise UserError(f"{name}: {batch_size} rows in {micro_steps} micro-step(s) cannot be cut over {shards} shards (data x fsdp); "
                         f"take a multiple of {micro_steps * shards}")
-
-
-def machine_facts(config: schema.Config, mesh: Mesh) -> dict[str, Any]:
-    """What the run is computed on, and how exactly, in words for the report."""
-    kinds = sorted({device.device_kind for device in mesh.devices.flat})
-    return {
-        "devices": f"{mesh.devices.size} x {', '.join(kinds)}", "processes": jax.process_count(), "jax": jax.__version__,
-        "activations": str(compute_dtype(config, mesh)), "products": product_precision(config, mesh),
-    }
-
-
-def product_precision(config: schema.Config, mesh: Mesh) -> str:
-    """What the device multiplies in, which need not be the type of the activations."""
-    platform, asked = platform_of(mesh), jax.config.jax_default_matmul_precision
-    if compute_dtype(config, mesh) == jnp.bfloat16:
-        return "bfloat16, sums in float32"
-    if platform == "cpu" or asked in ("highest", "float32"):
-        return "float32"
-    by_itself = {"gpu": "TF32", "tpu": "bfloat16"}.get(platform, "the device's own precision")
-    return f"{by_itself if asked is None else asked}, sums in float32"
 
 
 def stage_facts(config: schema.Config, stage: str, table: TokenTable, spec: DecoderSpec, steps: int, mesh: Mesh) -> dict[str, Any]:

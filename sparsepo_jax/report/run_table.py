@@ -34,7 +34,7 @@ ROWS = {  # label -> path into what is known of a stage
     "devices": ("machine", "devices"),
     "processes": ("machine", "processes"),
     "activations": ("machine", "activations"),
-    "products": ("machine", "products"),
+    "products of float32 arrays": ("machine", "products"),
     "JAX": ("machine", "jax"),
 }
 
