@@ -1,4 +1,4 @@
-"""config.json files as people publish them: accepted where transformers computes what we do, refused by name where it does not."""
+"""config.json files as published: accepted where transformers computes what we do, else refused by name."""
 
 import dataclasses
 import json

@@ -1,7 +1,7 @@
-"""The fields of a Hugging Face `config.json`: which are read, which change nothing, which must have one value.
+"""The fields of a Hugging Face `config.json`: which are read, which change nothing, which have one value.
 
-No JAX here, and transformers is not imported (that takes seconds). The tables hold an opinion on every field that its
-config classes know; a test compares them with the installed transformers.
+No JAX here, and transformers is not imported (that takes seconds). The tables hold an opinion on every field
+that its config classes know; a test compares them with the installed transformers.
 """
 
 import ast
@@ -35,8 +35,8 @@ class Fields(NamedTuple):
 _GPT2 = """vocab_size n_positions n_embd n_layer n_head n_inner activation_function layer_norm_epsilon
     initializer_range tie_word_embeddings"""
 _LLAMA = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
-    head_dim max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters partial_rotary_factor
-    initializer_range tie_word_embeddings"""
+    head_dim max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters
+    partial_rotary_factor initializer_range tie_word_embeddings"""
 _QWEN = f"{_LLAMA} hidden_act use_sliding_window layer_types"
 _GEMMA = f"""{_LLAMA} hidden_activation attention_bias query_pre_attn_scalar sliding_window layer_types
     final_logit_softcapping attn_logit_softcapping use_bidirectional_attention"""
@@ -46,7 +46,8 @@ _READ = {
     "gptj": f"{_GPT2} rotary_dim",
     "gpt_neox": """vocab_size max_position_embeddings hidden_size num_hidden_layers num_attention_heads
         intermediate_size hidden_act layer_norm_eps rotary_pct rotary_emb_base rope_theta rope_scaling
-        rope_parameters use_parallel_residual attention_bias head_dim initializer_range tie_word_embeddings""",
+        rope_parameters use_parallel_residual attention_bias head_dim initializer_range
+        tie_word_embeddings""",
     "llama": f"{_LLAMA} hidden_act attention_bias mlp_bias",
     "mistral": f"{_LLAMA} hidden_act sliding_window",
     "qwen2": _QWEN,
@@ -66,9 +67,9 @@ _GPT_NAMES = {
 }
 OTHER_NAMES: dict[str, dict[str, str]] = dict.fromkeys(("gpt2", "gpt_bigcode", "gptj"), _GPT_NAMES)
 
-# Fields that transformers knows, or knew, and that do not change the forward pass of a dense decoder: names, token
-# ids, dropouts (we train without, as every official recipe does), summary heads of other tasks, precision of the
-# softmax (ours is float32), slices of the same product (`pretraining_tp`), training and generation settings.
+# Fields that transformers knows, or knew, and that do not change the forward pass of a dense decoder: names,
+# token ids, dropouts (we train without, as every official recipe does), summary heads of other tasks, precision
+# of the softmax (ours is float32), slices of the same product (`pretraining_tp`), training and generation.
 HARMLESS = frozenset(
     """model_type architectures transformers_version torch_dtype dtype use_cache bos_token_id eos_token_id
     pad_token_id sep_token_id cls_token_id mask_token_id decoder_start_token_id _name_or_path name_or_path
@@ -280,7 +281,7 @@ def check_fields(config: Mapping[Any, Any], family: str) -> Fields:
         not read them either, so they cannot change what it computes.
 
     Raises:
-        SpecError: A field holds what it cannot, makes another model, or only the installed transformers knows it.
+        SpecError: A field holds what it cannot, makes another model, or is known to transformers only.
     """
     own = _own_names(config, family)
     read = READ[family]
@@ -299,7 +300,7 @@ def check_fields(config: Mapping[Any, Any], family: str) -> Fields:
         _refuse_known_elsewhere(own, family, unknown)
     if own.get(
         "auto_map"
-    ):  # the checkpoint's own code: nothing that is loaded executes, here and in transformers' default
+    ):  # code beside the checkpoint: it does not run here, nor in transformers by default
         unknown.append("auto_map")
     unknown += _unread_of_rope(own, family)
     return Fields({name: value for name, value in own.items() if name in read}, tuple(unknown))
@@ -320,22 +321,18 @@ def _own_names(config: Mapping[Any, Any], family: str) -> dict[Any, Any]:
     return own
 
 
-_OTHER_TASKS = (
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-    "RewardModel",
-    "ForRewardModeling",
+_OTHER_TASKS = re.compile(
+    "SequenceClassification|TokenClassification|QuestionAnswering|Reward|SequenceRegression"
 )
 
 
 def _check_task(config: Mapping[str, Any], family: str) -> None:
-    """A classifier's or reward model's head is none of a language model, whose own head is not in the file."""
+    """A classifier or reward model lacks the head of a language model."""
     names = config.get("architectures")
     if not _is_texts(names):
         raise SpecError(f"{family}: architectures: expected a list of texts or null, got {shown(names)}")
     for name in names or []:
-        if name.endswith(_OTHER_TASKS):
+        if _OTHER_TASKS.search(name):
             raise SpecError(
                 f"{family}: architectures: {shown(name)} is a classifier or reward model; "
                 "expected a language model (a reward model goes into scorer.path)"
@@ -404,7 +401,7 @@ _ABSENT = object()
 
 
 def _refuse_known_elsewhere(config: Mapping[Any, Any], family: str, unknown: list[Any]) -> None:
-    """A newer transformers may know fields that our tables do not: they must be at the default it has for them."""
+    """A newer transformers may know fields that our tables do not: they must be at its default."""
     installed = fields_of_installed(family)
     for name in unknown:
         if not isinstance(name, str) or name not in installed:
@@ -423,11 +420,14 @@ _OF_IMAGES = {"image_token_id", "mm_tokens_per_image", "text_config", "token_typ
 
 @functools.cache
 def fields_of_installed(family: str) -> dict[str, Any]:
-    """The fields that the installed transformers' files of a family read, with the defaults that are literals.
+    """The fields that the installed transformers' files of a family read, with their defaults.
 
     Read from its source text, since importing it takes seconds; {} where it is not installed.
     """
-    package = importlib.util.find_spec("transformers")
+    try:
+        package = importlib.util.find_spec("transformers")
+    except ValueError:  # kept from being imported
+        return {}
     if package is None or package.origin is None:
         return {}
     folder = family.removesuffix("_text")
@@ -437,9 +437,8 @@ def fields_of_installed(family: str) -> dict[str, Any]:
         model = (models / f"modeling_{folder}.py").read_text(encoding="utf-8")
     except OSError:
         return {}
-    text_config = "".join(
-        re.split(r"^(?=class )", config, flags=re.MULTILINE)[:2]
-    )  # Gemma 3's file holds others below
+    parts = re.split(r"^(?=class )", config, flags=re.MULTILINE)
+    text_config = "".join(parts[:2])  # up to the first class: Gemma 3's file has others below
     fields = _fields_read(model) | _fields_read(text_config) | _fields_declared(text_config)
     return {name: default for name, default in fields.items() if name not in _OF_IMAGES}
 
@@ -465,17 +464,14 @@ def _fields_declared(source: str) -> dict[str, Any]:
 def note_of_ignored(
     ignored: tuple[Any, ...], config: Mapping[Any, Any], family: str, where: str
 ) -> str | None:
-    """One line that lists the fields which change nothing, and names that mistyped ones may mean; None: no such."""
+    """One line that lists the fields which change nothing, and what mistyped ones may mean; None: no such."""
     if not ignored:
         return None
     why = f"config fields ignored, since transformers' {family} does not read them either"
     text = f"{where}: {why}: {listed(ignored, 60)}"
     free = [name for name in READ[family] if name not in config]
     for name in ignored[:60]:
-        if (
-            isinstance(name, str)
-            and len(name) < 60
-            and (near := difflib.get_close_matches(name, free, 1, 0.88))
-        ):
-            text += f" (was {near[0]} meant by {name}?)"
+        near = difflib.get_close_matches(str(name)[:60], free, 1, 0.88)
+        if near:
+            text += f" (was {near[0]} meant by {_cut(str(name))}?)"
     return escaped(text)

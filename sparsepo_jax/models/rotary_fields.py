@@ -1,4 +1,4 @@
-"""How positions are rotated: `rope_parameters` (transformers 5), `rope_scaling` and `rope_theta` of a config.json."""
+"""How positions are rotated: `rope_parameters` (transformers 5), `rope_scaling`, `rope_theta` of a config."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -38,10 +38,11 @@ Family = Literal[
 class DecoderSpec:
     """A transformer decoder. Sizes in units; `rotary_dim` of each head's dims are rotated.
 
-    norms: before attention and MLP, after them, or both; shared_norm: one before both (parallel residual). qk_norm: over each head's dims, or over all heads together. window: positions that a
-    token sees back, itself included (None: all), in every layer or in `local_layers` only; these may have a rotary base of their own.
-    norm_offset: what the stored weights of norms lack to the factor that they are (1 in Gemma). query_scale None: 1 / sqrt(head_dim).
-    softcap c: x becomes c tanh(x / c), for attention scores and logits.
+    norms: before attention and MLP, after them, or both; shared_norm: one before both (parallel residual).
+    qk_norm: over each head's dims, or over all heads together. window: positions that a token sees back, itself
+    included (None: all), in every layer or in `local_layers` only; these may have a rotary base of their own.
+    norm_offset: what the stored weights of norms lack to the factor that they are (1 in Gemma).
+    query_scale None: 1 / sqrt(head_dim). softcap c: x becomes c tanh(x / c), for attention scores and logits.
     """
 
     family: Family
@@ -270,8 +271,10 @@ def _gpt_neox(c: dict[str, Any]) -> DecoderSpec:
 
 
 def _llama_like(family: Family, **fixed: Any) -> Callable[[dict[str, Any]], DecoderSpec]:
-    """Llama and its kin: RMS norms, gated MLP, rotary positions, grouped queries. `fixed`: of the spec, or a function of the
-    config. Fields whose defaults differ between families and versions must be there.
+    """Llama and its kin: RMS norms, gated MLP, rotary positions, grouped queries.
+
+    fixed: of the spec, or a function of the config. Fields whose defaults differ between families and versions
+    must be there.
     """
     tied = family in ("gemma2", "gemma3_text")
 
