@@ -369,3 +369,12 @@ def test_settings_say_where_an_sft_was_taken_from_and_make_no_group(tmp_path):
     for seed, taken_from in ((0, None), (1, "runs/first")):
         write_run(tmp_path / f"{seed}", seed=seed, config={"sft": {"steps": 3, "taken_from": taken_from}})
     assert labels(tmp_path) == {"dpo": [0, 1]}
+
+
+def test_a_group_without_a_tables_numbers_is_no_row_of_dashes_there(tmp_path):
+    runs = [write_run(tmp_path / kind, kind=kind) for kind in ("sparsepo", "dpo")]
+    summary = json.loads((runs[1] / "summary.json").read_text())
+    (runs[1] / "summary.json").write_text(json.dumps(summary | {"mask": {"sparsity_end": None}}))
+    page, _ = content(runs, tmp_path)
+    masks = page.text.split("\nMasks\n")[1].split("Differences")[0]
+    assert "sparsepo" in masks and "dpo" not in masks.replace("sparsepo", "")

@@ -108,6 +108,8 @@ def test_what_the_policy_wrote_is_shown_as_text(run_dir):
     assert {"href": "#samples"} in [attrs for tag, attrs in page.tags if tag == "a"]
     assert "What the policy writes" in page.text and "<b>dull" in page.text and "superb\\u202e" in page.text
     assert "b" not in {tag for tag, attrs in page.tags if tag == "b" and attrs}
+    (run_dir / "samples.jsonl").write_text(lines([{"index": 0, "prompt": "Say", "after": "superb"}]))
+    assert "<th class=\"left\">before</th>" not in write_report(run_dir, 8).read_text()  # untrained: no column of dashes
 
 
 def test_page_loads_nothing_and_holds_no_script(run_dir):

@@ -66,6 +66,10 @@ class Group:
         """By seed, of the runs that have it."""
         return {run.seed: run.numbers[metric] for run in self.runs if metric in run.numbers}
 
+    def knows(self, metrics: Sequence[str]) -> bool:
+        """Whether some run has any of these numbers: a group without them is no row of their table."""
+        return any(self.values(metric) for metric in metrics)
+
     def interval(self, metric: str) -> Interval | None:
         """Over seeds; of a single seed's accuracy over its pairs. None: no run has it."""
         values = list(self.values(metric).values())

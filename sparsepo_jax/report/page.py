@@ -18,6 +18,7 @@ from sparsepo_jax.report.run_table import run_rows
 SECTIONS = {"Policy": table.POLICY_ROWS, "Mask": table.MASK_ROWS, "Controls": table.CONTROL_ROWS}
 RESULTS = ("summary.json", "metrics.jsonl", "measures.json", "pairs.jsonl", "scores.jsonl")
 OTHERS = ("harness.json",)
+_SAMPLE_COLUMNS = ("prompt", "before", "after")
 
 
 def write_report(output_dir: Path, pairs: int) -> Path:
@@ -37,6 +38,7 @@ def write_report(output_dir: Path, pairs: int) -> Path:
     summary = read_summary(output_dir / "summary.json")
     harness = read_summary(output_dir / "harness.json", stage="harness")
     maskless = heatmap.without_masks(shown)
+    samples = list(islice(_samples(output_dir / "samples.jsonl"), pairs))
     known = {name: table.known_rows(summary or {}, rows) for name, rows in SECTIONS.items()}
     html = make_environment().get_template("page.html.jinja").render(
         run=output_dir.resolve().name,
@@ -56,7 +58,8 @@ def write_report(output_dir: Path, pairs: int) -> Path:
         metrics={key: plots.extent(series) for key, series in sorted(metrics.items())},
         unreadable=unreadable,
         pairs=shown,
-        samples=list(islice(_samples(output_dir / "samples.jsonl"), pairs)),
+        samples=samples,
+        sample_columns=[name for name in _SAMPLE_COLUMNS if any(sample[name] for sample in samples)],
         pairs_file=pairs_file and pairs_file.name,
         scales=heatmap.make_scales(shown),
         top=heatmap.top_tokens(shown),
@@ -118,4 +121,4 @@ def _samples(path: Path) -> Iterator[dict[str, str]]:
     """prompt, before, after as text ("" where there is none) of what the policy wrote."""
     for _, row in read_rows(path) if path.is_file() else ():
         if row is not None:
-            yield {name: text if isinstance(text := row.get(name), str) else "" for name in ("prompt", "before", "after")}
+            yield {name: text if isinstance(text := row.get(name), str) else "" for name in _SAMPLE_COLUMNS}

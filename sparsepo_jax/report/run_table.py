@@ -21,7 +21,7 @@ class RunRow(NamedTuple):
 ROWS = {  # label -> path into what is known of a stage
     "model": ("model",),
     "parameters": ("parameters",),
-    "of them trained": ("trained_parameters",),
+    "of them trained": ("trained_parameters",),  # said where they are not all
     "rows": ("data", "rows"),
     "tokens a response, mean": ("data", "response_tokens"),
     "responses cut": ("data", "responses_cut"),
@@ -46,7 +46,9 @@ def run_rows(output_dir: Path, config: dict[str, Any]) -> list[RunRow]:
     known = {stage: found | {"config": config.get(stage), "model": _model(config)} for stage, found in facts.items()
              if isinstance(found.get("machine"), dict)}
     rows = [RunRow(label, {stage: _shown(found, path) for stage, found in known.items()}) for label, path in ROWS.items()]
-    return [row for row in rows if any(row.values.values())]
+    parameters = next(row.values for row in rows if row.label == "parameters")
+    usual = {"of them trained": parameters, "micro-steps": {stage: "1" for stage in known}, "processes": {stage: "1" for stage in known}}
+    return [row for row in rows if any(row.values.values()) and any(x and x != usual.get(row.label, {}).get(stage) for stage, x in row.values.items())]
 
 
 def _model(config: dict[str, Any]) -> Any:
