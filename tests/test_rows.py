@@ -245,7 +245,8 @@ def test_every_form_of_a_prompt_is_the_same_tokens_and_keeps_the_prompt(load, ro
     ("row", "said"),
     [
         ({"prompt": "Bye", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "a response begins with a message of 'user'"),
-        ({"prompt": "Hi", "chosen": ["Hello", "Hey"], "rejected": ["What", "No"]}, "chosen is a list of 2 texts, and a row holds one: write a row for each"),
+        ({"prompt": "Hi", "chosen": ["Hello", "Hey"], "rejected": ["What", "No"]}, "chosen is a list of 2 texts, and a row holds one: write a row for each, in Python "
+         "rows = [row | {'chosen': chosen, 'rejected': rejected} for row in rows for chosen, rejected in zip(row['chosen'], row['rejected'])]"),
         ({"question": "Hi", "chosen": "Hello you", "rejected": "Hello me"}, "no prompt, but a column question: if that is the prompt, set columns: {prompt: question}"),
         ({"chosen": [USER, GOOD], "rejected": [USER, GOOD]}, "chosen and rejected are the same"),
         ({"conversations": [{"from": "function_call", "value": "{}"}], "chosen": GPT, "rejected": OTHER}, "conversations: a turn from 'function_call'"),

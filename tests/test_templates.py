@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from pathlib import Path
 
 import pytest
 from chat import CHATML, GEMMA, LLAMA, MISTRAL, NO_END, ONLY_PARTS, OPENED, THINKING, chat_tokenizer
@@ -81,6 +82,34 @@ def test_an_opening_that_the_answer_does_not_repeat_is_left_out_as_in_trl_and_sa
 def test_a_template_that_refuses_is_a_bad_row(load):
     with pytest.raises(UserError, match=r"rows:1: the chat template refuses these messages \(System role not supported\)"):
         load([PAIR | {"prompt": [{"role": "system", "content": "x"}, USER]}], chat_tokenizer(GEMMA))
+
+
+PLAIN = {"prompt": [USER, GOOD, USER], "chosen": [GOOD], "rejected": [BAD]}
+THOUGHT = {"prompt": [USER], "chosen": [{"role": "assistant", "content": "<think>\nhm\n</think>\n\nHello"}], "rejected": [BAD]}
+CALLED = {
+    "prompt": [USER], "rejected": [BAD],
+    "chosen": [{"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "w", "arguments": {"city": "Ulm"}}}]}],
+    "tools": [{"type": "function", "function": {"name": "w", "description": "d", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}],
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["cohere2", "deepseek_r1_distill", "gemma", "gemma3", "gptoss", "lfm2", "llama3_2", "phi3", "qwen2_5", "qwen3", "qwen3_5_think"]
+)
+@pytest.mark.parametrize("row", [PLAIN, THOUGHT, CALLED, PLAIN | {"chat_template_kwargs": {"enable_thinking": False}}], ids=["plain", "thought", "called", "quiet"])
+def test_templates_of_real_families_give_the_tokens_of_trl(load, name, row):
+    trl = pytest.importorskip("trl")
+    pytest.importorskip("trl.data_utils")
+    path = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    if not path.exists():
+        pytest.skip(f"this TRL ships no template {name}")
+    tokenizer = chat_tokenizer(path.read_text(), "<|im_end|>")
+    arguments = {"tools": row.get("tools"), **row.get("chat_template_kwargs", {})}
+    asked = ids(tokenizer, row["prompt"], add_generation_prompt=True, **arguments)
+    wholes = [ids(tokenizer, row["prompt"] + row[response], **arguments) for response in ("chosen", "rejected")]
+    shared = min(trl.data_utils.common_prefix_length(asked, other) for other in wholes)
+    table = load([row], tokenizer, max_length=20_000, max_prompt_length=10_000)
+    assert table.prompt(0).tolist() == asked[:shared] and whole(table) == wholes
 
 
 # ---------------------------------------------------------------- contents

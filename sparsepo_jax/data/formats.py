@@ -45,6 +45,7 @@ from sparsepo_jax.data.messages import (
     read_messages,
     read_template_arguments,
     read_tools,
+    refuse_several,
     text_of,
 )
 from sparsepo_jax.data.rows import BadRow, one_line
@@ -122,6 +123,7 @@ def parse_row(row: dict[str, Any], kind: Kind, render: Render, eos: str | None) 
     if all(isinstance(value, str) for value in values) and isinstance(row.get("prompt", ""), str):
         return _from_texts(row, values, names, annotations)
     if any(isinstance(value, list | dict) for value in (*values, row.get("prompt"))):
+        refuse_several(dict(zip(names, values)))
         turns = tuple(read_messages(value, name) for value, name in zip(values, names))
         prompt, turns = _split_off_prompt(row["prompt"], turns) if "prompt" in row else _split_messages(turns)
         return _templated(prompt, turns, names, annotations, row, render, eos)

@@ -54,10 +54,16 @@ def read_messages(value: Any, name: str, role: str = "assistant") -> Messages:
     messages = [value] if isinstance(value, dict) else value
     if not isinstance(messages, list) or not messages:
         raise BadRow(f"{name} must be a list of messages, got {'an empty list' if messages == [] else type(messages).__name__}")
-    if all(isinstance(message, str) for message in messages):
-        raise BadRow(f"{name} is a list of {len(messages)} texts, and a row holds one: write a row for each, in Python rows = "
-                     f"[row | {{'{name}': text}} for row in rows for text in row['{name}']]; chosen and rejected together with zip")
     return [_read_message(message, name) for message in messages]
+
+
+def refuse_several(values: dict[str, Any]) -> None:
+    """BadRow, with the line that mends it, if columns that hold one response each hold several texts."""
+    several = [name for name, value in values.items() if isinstance(value, list) and value and all(isinstance(text, str) for text in value)]
+    if several:
+        fields, columns = ", ".join(f"'{name}': {name}" for name in several), ", ".join(f"row['{name}']" for name in several)
+        raise BadRow(f"{several[0]} is a list of {len(values[several[0]])} texts, and a row holds one: write a row for each, in Python "
+                     f"rows = [row | {{{fields}}} for row in rows for {', '.join(several)} in zip({columns})]")
 
 
 def _read_message(message: Any, name: str) -> dict[str, Any]:
