@@ -4,6 +4,7 @@ A training stage whose settings have changed is refused by name: what lies on di
 interrupted. A stage that only reads (score, eval, measure, harness, export) is done again when its settings, the weights or the files that it read have changed.
 """
 
+import glob
 import json
 import os
 import time
@@ -160,8 +161,11 @@ def _write_whole(path: Path, content: Any) -> None:
 
 
 def _stamp(path: Path) -> list:
-    """Size and time of a file, or of the files of a directory."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    """Size and time of a file, or of the files of a directory or pattern."""
+    if path.is_dir():
+        files = sorted(path.iterdir())
+    else:
+        files = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
 
 

@@ -14,10 +14,12 @@ from sparsepo_jax import build
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data.labelled import read_labelled
 from sparsepo_jax.data.load import load_table
 from sparsepo_jax.data.sources import FileRows, GeneratedRows, open_sources
 from sparsepo_jax.data.splits import SplitError, split_ranges
 from sparsepo_jax.data.tokenizers import END, make_byte_tokenizer
+from sparsepo_jax.marks import Marks
 from sparsepo_jax.plan import make_plan_text
 
 BYTES, CHAT = make_byte_tokenizer(), chat_tokenizer(CHATML, "<|im_end|>")
@@ -185,6 +187,19 @@ def test_a_cell_may_be_longer_than_python_reads_by_itself(load, tmp_path):
     assert load([FileRows(str(tmp_path / "a.csv"))]).prompt_cut_N.tolist() == [True]
 
 
+def test_an_evaluation_is_done_again_when_a_file_of_a_pattern_has_changed(tmp_path):
+    write("jsonl", tmp_path, [pair(0)], "a")
+    config = Config.model_validate(dict(stages=["eval"], output_dir=str(tmp_path), policy={"path": "m"}, data={"eval": [{"path": str(tmp_path / "*.jsonl")}]}))
+    before = Marks(config).depends("eval")
+    write("jsonl", tmp_path, [pair(0), pair(1)], "b")
+    assert Marks(config).depends("eval") != before
+
+
+def test_labels_of_separated_values_are_numbers_or_words(tmp_path):
+    write("csv", tmp_path, [{"text": "good", "label": "1"}, {"text": "bad", "label": "0"}])
+    assert read_labelled([FileRows(str(tmp_path / "rows.csv"))], 1, on_bad_row="error").positive_N.tolist() == [True, False]
+
+
 # ---------------------------------------------------------------- forms of published data
 
 USER, GOOD, BAD = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "assistant", "content": "What"}
@@ -234,7 +249,7 @@ def test_every_form_for_sft_is_the_same_tokens(load, row):
     assert CHAT.decode(table.prompt(0)) == CHAT.apply_chat_template([SYSTEM, *MORE], tokenize=False, add_generation_prompt=True)
 
 
-@pytest.mark.parametrize("row", [{"prompt": [USER]}, {"conversations": [HUMAN]}, {"instruction": "Hi", "input": ""}])
+@pytest.mark.parametrize("row", [{"prompt": [USER]}, {"conversations": [HUMAN], "prompt": None}, {"instruction": "Hi", "input": ""}])
 def test_every_form_of_a_prompt_is_the_same_tokens_and_keeps_the_prompt(load, row):
     table = load([row], tokenizer=CHAT, kind="prompts")
     assert CHAT.decode(table.prompt(0)) == CHAT.apply_chat_template([USER], tokenize=False, add_generation_prompt=True)

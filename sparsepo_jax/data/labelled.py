@@ -33,7 +33,7 @@ def read_labelled(sources: Sequence[Any], positive: int | str, *, on_bad_row: st
                     weights.append(configured.weight)
                 elif on_bad_row != "skip":
                     raise UserError(f"{source.name}:{row.line}: {fault}; mend it, or leave such rows out with data.on_bad_row=skip")
-    positive_N = np.array([label == positive for label in labels], bool)
+    positive_N = np.array([label in (positive, str(positive)) for label in labels], bool)  # cells of a CSV file are text
     if not positive_N.any() or positive_N.all():
         names = ", ".join(source_name(configured) for configured in sources)
         seen = ", ".join(sorted({repr(label) for label in labels})[:8]) or "none"

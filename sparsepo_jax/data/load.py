@@ -206,7 +206,7 @@ def _tokenize_source(source: Source, kind: Kind, tokenizer, limits: Limits, rend
 
 def _with_prompt(content: dict[str, Any]) -> dict[str, Any]:
     """The row as it was read, and its prompt where that lies in other columns (ShareGPT, Alpaca)."""
-    prompt = in_known_form(content, "prompts").get("prompt")
+    prompt = in_known_form({name: value for name, value in content.items() if value is not None}, "prompts").get("prompt")
     return content if prompt is None or content.get("prompt") is not None else content | {"prompt": prompt}
 
 
