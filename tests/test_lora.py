@@ -1,5 +1,7 @@
 """Adapters: what they add, what they leave alone, and PEFT's reading of them."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,8 +107,6 @@ def finished(tmp_path_factory):
 
 def test_po_trains_adapters_and_masks_over_a_frozen_base(finished):
     _, output = finished
-    import json
-
     kept, start = weights_of(output / "po"), "policy/blocks.attention.query.lora"
     assert {path.split("/")[1] for path in kept if path.startswith("policy/")} == {
         f"blocks.{name}.lora.lora_{x}" for name in ("attention.query", "attention.value", "up") for x in "ab"}
@@ -125,7 +125,7 @@ def test_sft_merges_its_adapters(finished):
 
 def test_the_export_is_the_policy_that_was_trained(finished, tmp_path):
     """Merged: scored as a policy of its own. Adapter: PEFT puts it onto the base that sft left."""
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM
 
     directory, output = finished
@@ -134,12 +134,33 @@ def test_the_export_is_the_policy_that_was_trained(finished, tmp_path):
                  tokenizer={"kind": "auto"}, data={"eval": [{"kind": "reviews", "rows": 4, "seed": 3}]}, sft=None, po=None)
     for ours, again in zip(lines_of(output / "scores.jsonl"), lines_of(scored / "scores.jsonl"), strict=True):
         np.testing.assert_allclose(again["chosen"]["logp"], ours["chosen"]["logp"], atol=TOKEN)
-    base = run(tmp_path / "base", stages=["sft", "export"], sft={"lora": {"rank": 4}, "steps": 3})
     merged = AutoModelForCausalLM.from_pretrained(output / "export")
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base / "export"), output / "export" / "adapter")
+    named = PeftConfig.from_pretrained(output / "export" / "adapter").base_model_name_or_path
+    assert named == str(output / "export" / "base"), "what sft left is nowhere else"
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(named), output / "export" / "adapter")
     with torch.no_grad():
         np.testing.assert_allclose(adapted(torch.tensor(IDS)).logits, merged(torch.tensor(IDS)).logits, atol=PARITY_LOGITS)
     assert (output / "export" / "adapter" / "masks.safetensors").exists()
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_an_adapter_names_the_checkpoint_that_it_was_trained_on(tmp_path, monkeypatch, merged):
+    """By its whole path, whatever the config called it: found from any directory. Without it there would be no base: one from scratch is exported."""
+    from peft import AutoPeftModelForCausalLM
+
+    scratch = run(tmp_path / "scratch", stages=["export"]) / "export"
+    monkeypatch.chdir(tmp_path)
+    settings = {"stages": ["po", "export"], "po": ADAPTED | {"steps": 1}, "export": {"merged": merged}}
+    output = run(tmp_path / "tuned", **settings, policy={"config": None, "path": "scratch/run/export"})
+    monkeypatch.chdir("/")
+    adapter = output / "export" / "adapter"
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(scratch)
+    assert not (output / "export" / "base").exists() and (output / "export" / "config.json").exists() == merged
+    with torch.no_grad():
+        assert AutoPeftModelForCausalLM.from_pretrained(adapter)(torch.tensor(IDS)).logits.shape[-1] > 31
+    fresh = run(tmp_path / "fresh", **settings) / "export"
+    base = json.loads((fresh / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(fresh / "base") and AutoPeftModelForCausalLM.from_pretrained(fresh / "adapter").get_base_model() is not None
 
 
 def test_accumulation_and_layout_do_not_change_an_update_without_dropout(tmp_path):
