@@ -236,7 +236,8 @@ def read_spec(hf_config: dict[str, Any], where: str, made: Any | None) -> Decode
     except SpecError as error:
         raise UserError(f"{where}: {error}") from error
     if made is not None and len(made) > spec.vocab_size:
-        raise UserError(f"{where}: the tokenizer has {len(made)} tokens, the model only {spec.vocab_size} rows; give it as many, or make a smaller tokenizer")
+        raise UserError(f"{where}: the tokenizer has {len(made)} tokens, the model only {spec.vocab_size} rows; give it as many, "
+                        "or make a smaller tokenizer")
     return spec
 
 

@@ -30,7 +30,8 @@ NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "length_penalty": 1.0, "mi
 
 class HarnessModel(TemplateLM):
     """render(messages, tools, whether a generation prompt follows) -> text. max_length: tokens that the model reads at most. vocab_size: rows of
-    the model; None: not checked. add_bos: before a text; None: as the tokenizer does of itself. UserError if the tokenizer has neither a BOS nor an EOS token."""
+    the model; None: not checked. add_bos: before a text; None: as the tokenizer does of itself. UserError if the tokenizer has neither a BOS
+    nor an EOS token."""
 
     def __init__(self, tokenizer: Any, score: Score, answer: Answer, render: Callable, *, max_length: int, vocab_size: int | None = None,
                  add_bos: bool | None = None, quiet: bool = False):

@@ -100,7 +100,8 @@ def _chosen_files(directory: Path, name: Any) -> list[Path]:
     """config.json may name the file, or the index."""
     fits = isinstance(name, str) and name.endswith((".safetensors", ".safetensors.index.json"))
     if not fits or Path(name).name != name:
-        raise UserError(f"{directory}: config.json: transformers_weights: expected a safetensors file or index of the same directory, got {str(name):.60}")
+        raise UserError(f"{directory}: config.json: transformers_weights: expected a safetensors file or index of the same directory, "
+                        f"got {str(name):.60}")
     if not (directory / name).is_file():
         raise UserError(f"{directory}: {name}, which config.json names (transformers_weights), is missing: download or copy it")
     return _shards(directory / name) if name.endswith(".json") else [directory / name]
@@ -128,7 +129,8 @@ def pickle_problem(directory: Path) -> str | None:
     found = next((name for name in _PICKLED if (directory / name).is_file()), None)
     if found is None:
         return None
-    return (f"expected {SINGLE} or {INDEX}, found {found}, a pickle, which may run code and is not opened; convert it once, where torch is: python -c "
+    return (f"expected {SINGLE} or {INDEX}, found {found}, a pickle, which may run code and is not opened; convert it once, where "
+            "torch is: python -c "
             f"\"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{directory}', dtype='auto').save_pretrained('{directory}')\"")
 
 
@@ -149,8 +151,8 @@ def inner_adapter_problem(directory: Path, setting: str = "policy") -> str | Non
     """What to do with a model that has an adapter beside it, which transformers (with PEFT) would put onto it; None if it has none."""
     if not (directory / ADAPTER).is_file() or not (directory / "config.json").exists():
         return None
-    return (f"a PEFT adapter ({ADAPTER}) lies beside the model, and transformers would put it onto it: set {setting}.adapter={directory} to do so, too, or "
-            "move the adapter's files away")
+    return (f"a PEFT adapter ({ADAPTER}) lies beside the model, and transformers would put it onto it: set "
+            f"{setting}.adapter={directory} to do so, too, or move the adapter's files away")
 
 
 def has_tokenizer(directory: Path) -> bool:

@@ -297,7 +297,8 @@ class SafeTensors:
     def dtype(self) -> str:
         """float32, float16 or bfloat16: the type of all weights; where they differ what transformers would make of them: the type that config.json
         names, else that of the first one. Buffers and mask nets do not count; float64 is float32."""
-        kinds = [_DTYPES[kind] for name, kind in self._kinds.items() if kind in _DTYPES and not name.endswith(_BUFFERS) and not is_mask_tensor(name)]
+        counted = (name for name in self._kinds if not name.endswith(_BUFFERS) and not is_mask_tensor(name))
+        kinds = [_DTYPES[self._kinds[name]] for name in counted if self._kinds[name] in _DTYPES]
         if not kinds:
             return "float32"
         return kinds[0] if len(set(kinds)) == 1 else said_dtype(read_config(self._directory)) or kinds[0]
