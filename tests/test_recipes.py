@@ -57,7 +57,7 @@ def test_a_recipe_runs_shrunk(path, tmp_path):
         f"{stage}.batch_size=16", f"{stage}.accumulation=2", "logging.tensorboard=false",
     ]
     if config.data.eval:
-        overrides.append(f"data.eval.0.path={tmp_path / 'rows.jsonl.gz'}")
+        overrides += [f"data.eval.0.path={tmp_path / 'rows.jsonl.gz'}", "data.eval.0.split=train"]  # a file is one split
     if not sft:
         overrides += ["generation.max_new_tokens=4", "generation.batch_size=8", "evaluation.sampled_prompts=8", "objective.mask.init=ones"]
     if task == "ultrafeedback":  # bytes have no chat template

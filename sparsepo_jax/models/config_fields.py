@@ -74,14 +74,15 @@ HARMLESS = frozenset(
     """model_type architectures transformers_version torch_dtype dtype use_cache bos_token_id eos_token_id
     pad_token_id sep_token_id cls_token_id mask_token_id decoder_start_token_id _name_or_path name_or_path
     _commit_hash tokenizer_class task_specific_params gradient_checkpointing attn_pdrop embd_pdrop
-    resid_pdrop attention_dropout hidden_dropout classifier_dropout summary_activation summary_first_dropout
-    summary_last_dropout summary_proj_to_labels summary_type summary_use_proj reorder_and_upcast_attn
-    attention_softmax_in_fp32 scale_attention_softmax_in_fp32 pretraining_tp max_window_layers
-    output_attentions output_hidden_states return_dict use_return_dict is_decoder id2label label2id
-    num_labels problem_type chunk_size_feed_forward finetuning_task prefix output_past torchscript
-    use_bfloat16 tf_legacy_loss _attn_implementation attn_implementation _experts_implementation
-    experts_implementation tie_last_hidden_states _sliding_window_pattern cache_implementation bad_words_ids
-    do_sample early_stopping length_penalty max_length min_length max_new_tokens min_new_tokens num_beams
+    resid_pdrop attention_dropout hidden_dropout classifier_dropout summary_activation
+    summary_first_dropout summary_last_dropout summary_proj_to_labels summary_type summary_use_proj
+    reorder_and_upcast_attn attention_softmax_in_fp32 scale_attention_softmax_in_fp32 pretraining_tp
+    max_window_layers output_attentions output_hidden_states return_dict use_return_dict is_decoder
+    id2label label2id num_labels problem_type chunk_size_feed_forward finetuning_task prefix output_past
+    torchscript use_bfloat16 tf_legacy_loss _attn_implementation attn_implementation
+    _experts_implementation experts_implementation tie_last_hidden_states _sliding_window_pattern
+    transformers_weights fusion_config distributed_config cache_implementation bad_words_ids do_sample
+    early_stopping length_penalty max_length min_length max_new_tokens min_new_tokens num_beams
     num_beam_groups num_return_sequences no_repeat_ngram_size encoder_no_repeat_ngram_size
     repetition_penalty encoder_repetition_penalty temperature top_k top_p min_p typical_p epsilon_cutoff
     eta_cutoff diversity_penalty exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
