@@ -48,7 +48,7 @@ class Compiled(NamedTuple):
 
 def compile_step(config: Config, topology: Topology) -> Compiled:
     """The po step (sft, where there is no po among the stages). Raises UserError and ConfigError."""
-    began_s = time.perf_counter()
+    began_s, config = time.perf_counter(), build.with_adapter_settings(config)
     jax.config.update("jax_platforms", "cpu")  # an accelerator that is here is not asked
     build.set_precision(config, "tpu")
     stage = next((stage for stage in ("po", "sft") if stage in config.stages), None)
@@ -62,7 +62,8 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     build.check_batch(f"{stage}.batch_size", training.batch_size, training.accumulation, mesh)
     build.check_sharding(config, stage, policy, reference if stage == "po" else policy, mesh)
     lora = build.make_lora(training, stage, policy)
-    problem = build.make_problem(config, policy, reference if stage == "po" else policy, mesh, lora)
+    reference_lora = build.make_reference_lora(config, policy, lora) if stage == "po" else None
+    problem = build.make_problem(config, policy, reference if stage == "po" else policy, mesh, lora, reference_lora)
     if stage == "po" and config.reference.cached:
         problem = programs.cached_problem(problem, config)
     table, lengths = _table(config, stage, policy, tokenizer, tokenizer_here)
@@ -70,7 +71,7 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     batch = _largest_batch(config, stage, table, plan, mesh)
     frozen = None
     if lora is not None:
-        frozen = build.abstract(build.weight_shapes(policy), None, mesh, lambda weights: build.hold_base(weights["policy"], training.lora.base))
+        frozen = build.abstract(build.start_shapes(policy, reference_lora), None, mesh, lambda weights: build.hold_base(weights["policy"], training.lora.base))
     elif stage == "po" and not problem.cached:
         frozen = build.abstract(build.weight_shapes(reference), None, mesh, lambda weights: weights["policy"])
     step = programs.make_step(config, stage, problem, policy, build.count_steps(training, plan), mesh)

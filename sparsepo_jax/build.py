@@ -30,9 +30,12 @@ from sparsepo_jax.dist.rules import check_sharded, state_shardings, weight_shard
 from sparsepo_jax.eval.generate import Sampling
 from sparsepo_jax.eval.scorers import Scorer
 from sparsepo_jax.losses import sequence, token_weighted
+from sparsepo_jax.marks import trains_adapter_further
+from sparsepo_jax.adapters import settle_lora
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.learned import masks_from_tensors
 from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
+from sparsepo_jax.models.adapter import Adapter, LoraShape
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.directory import end_tokens, has_tokenizer, inner_adapter_problem, read_config, read_generation_config, with_end_token
 from sparsepo_jax.models.lora import Lora, hold_base
@@ -292,6 +295,51 @@ def weight_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in abstract.items()}
 
 
+def add_adapter(weights: Weights, adapter: Adapter, mesh: Mesh) -> Weights:
+    """The weights with an adapter merged into them, tensor by tensor. Takes their memory."""
+    shardings = weight_shardings({path: x.shape for path, x in weights.items()}, mesh)
+    for (path, layer, value), added in adapter.merge_parts():
+        there = weights[path]
+        if value.shape != (there.shape if layer is None else there.shape[1:]):
+            raise UserError(f"{adapter.where}: {adapter.path}: a tensor of {path} has shape {list(value.shape)}, expected {list(there.shape)[layer is not None:]}")
+        if layer is not None:
+            weights[path] = _put_into(shardings[path], added)(there, value, layer).block_until_ready()
+        else:
+            weights[path] = there + lay(value, shardings[path]) if added else lay(value, shardings[path])
+    return weights
+
+
+def adapter_weights(adapter: Adapter, mesh: Mesh) -> Weights:
+    """An adapter as weights of its own, float32."""
+    arrays = adapter.weights()
+    shardings = weight_shardings({path: x.shape for path, x in arrays.items()}, mesh)
+    return {path: lay(x, shardings[path]) for path, x in arrays.items()}
+
+
+def with_adapter_settings(config: schema.Config) -> schema.Config:
+    """The config with po.lora as policy.adapter has it, where po goes on training that."""
+    if not trains_adapter_further(config):
+        return config
+    hf_config = read_config(find_checkpoint(config.policy.path))
+    return settle_lora(config, read_spec(hf_config, config.policy.path, None))
+
+
+def as_lora(shape: LoraShape) -> Lora:
+    return Lora(shape.targets, shape.rank, shape.alpha, 0.0, shape.rslora)
+
+
+def make_reference_lora(config: schema.Config, spec: DecoderSpec, lora: Lora | None) -> Lora | None:
+    """The adapters that the reference keeps on the base that it shares with an adapted policy; None: it is the base alone, or shares nothing.
+
+    lora: the policy's.
+    """
+    if lora is None:
+        return None
+    if config.reference.adapter is not None:
+        return as_lora(Adapter(config.reference.adapter, spec, "reference.adapter").lora)
+    return lora if trains_adapter_further(config) and config.reference.path is None else None
+
+
 def make_lora(training: schema.Training, name: str, spec: DecoderSpec) -> Lora | None:
     """The adapters of a stage, or None. UserError: a pattern that fits no projection."""
     chosen = training.lora
@@ -335,14 +383,19 @@ def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
         if name not in weights:
             weights[name] = jnp.zeros(shapes[name], jnp.float32, device=shardings[name])
         # Waited for: else tensors that are read faster than they are stored pile up.
-        weights[name] = _put_into(shardings[name])(weights[name], value, layer).block_until_ready()
+        weights[name] = _put_into(shardings[name], False)(weights[name], value, layer).block_until_ready()
         del value
     return weights
 
 
 @functools.cache
-def _put_into(sharding: NamedSharding):
-    put = lambda whole, part, layer: jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0)  # noqa: E731
+def _put_into(sharding: NamedSharding, added: bool):
+    """put(whole, part, layer): the part takes the layer's place, or is added to what is there."""
+
+    def put(whole: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+        part = part + jax.lax.dynamic_index_in_dim(whole, layer, 0, keepdims=False) if added else part
+        return jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0)
+
     return jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 
@@ -441,10 +494,12 @@ def choose_attention(config: schema.Config, specs: tuple[DecoderSpec, ...], mesh
     return asked
 
 
-def make_problem(config: schema.Config, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh, lora: Lora | None = None) -> Problem:
+def make_problem(
+    config: schema.Config, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh, lora: Lora | None = None, reference_lora: Lora | None = None
+) -> Problem:
     dtype, source, head = compute_dtype(config, mesh), make_mask_source(config, reference), config.compute.head
     return Problem(
-        policy_graph=decoder_graph(policy, dtype, remat=config.compute.remat, lora=lora), reference_graph=decoder_graph(reference, dtype, remat=False),
+        policy_graph=decoder_graph(policy, dtype, remat=config.compute.remat, lora=lora), reference_graph=decoder_graph(reference, dtype, remat=False, lora=reference_lora),
         mask_source=source, objective=make_objective(config, source), beta=getattr(config.objective, "beta", 1.0), seed=config.seed,
         attention=choose_attention(config, (policy, reference), mesh), constrain=make_constrain(mesh), spread=make_spread(mesh),
         head_blocks=HeadBlocks(head.tokens, head.vocabulary, mesh.shape["tensor"], head.keep_logits, *make_place_head(mesh)), adapted=lora is not None,
@@ -465,10 +520,21 @@ def mask_tensors(path: str | None) -> dict[str, Any]:
     return dict(tensors.read([name for name in tensors.shapes() if is_mask_tensor(name)]))
 
 
+def policy_mask_tensors(config: schema.Config) -> dict[str, Any]:
+    """Those that lie beside policy.adapter, else those of policy.path."""
+    if config.policy.adapter is not None:
+        beside = find_checkpoint(config.policy.adapter) / "masks.safetensors"
+        if beside.exists():
+            from safetensors.numpy import load_file
+
+            return load_file(beside)
+    return mask_tensors(config.policy.path)
+
+
 def initial_masks(config: schema.Config, source: MaskSource, mesh: Mesh) -> Weights:
-    """Mask weights from policy.path if it has any, else as configured; {} for masks that are not trained."""
+    """Mask weights from policy.adapter or policy.path if they have any, else as configured; {} for masks that are not trained."""
     fresh = source.init(nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), 1)))
-    if fresh and (tensors := mask_tensors(config.policy.path)):
+    if fresh and (tensors := policy_mask_tensors(config)):
         fresh = _fitting(config, tensors, fresh)
     return {path: lay(value, replicated(mesh)) for path, value in fresh.items()}
 
@@ -478,7 +544,7 @@ def stored_masks(config: schema.Config, source: MaskSource, mesh: Mesh) -> Weigh
     shapes = source.init(nnx.Rngs(0))
     if not shapes:
         return {}
-    tensors = mask_tensors(config.policy.path)
+    tensors = policy_mask_tensors(config)
     if not tensors:
         raise UserError(f"policy.path: {config.policy.path} holds no mask nets (masks.safetensors, or common_mask.* / rw_mask.* / kl_mask.* beside "
                         "the model's tensors); give a checkpoint that has them, run the stage po first, or choose another objective.mask.kind")
@@ -506,6 +572,11 @@ def abstract(policy: dict[str, tuple[int, ...]], masks: MaskSource | None, mesh:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(shapes, mesh))
 
 
+def start_shapes(spec: DecoderSpec, lora: Lora | None) -> dict[str, tuple[int, ...]]:
+    """Of the policy as po begins it. lora: the adapters that it begins with, None for none."""
+    return weight_shapes(spec) | ({} if lora is None else adapter_shapes(spec, lora))
+
+
 def trained_shapes(spec: DecoderSpec, lora: Lora | None) -> dict[str, tuple[int, ...]]:
     """Of the policy's weights that are trained: all, or the adapters'."""
     return weight_shapes(spec) if lora is None else adapter_shapes(spec, lora)
@@ -520,7 +591,7 @@ def check_sharding(config: schema.Config, stage: str, policy: DecoderSpec, refer
 
 
 def held_base(policy: Weights, held: str, mesh: Mesh) -> Weights:
-    """The policy as the base of adapters is kept in memory, cut over the mesh as it was."""
+    """The policy as the base of adapters is kept in memory, cut over the mesh as it was. Adapters in it stay as they are."""
     base = hold_base(policy, held)
     return jax.device_put(base, state_shardings(base, mesh))
 

@@ -76,6 +76,7 @@ def evaluate(run) -> None:
         "pairs": len(table),
         "independent_pairs": round(scoring.independent_pairs(after, table.prompt_key_N), 1),
         "machine": build.machine_facts(run.config, run.mesh),
+        "reference": run.reference_record(reference),
     }
     if marks is not None:
         summary["lexicons"] = lexicon_summary(run, marks, before, after)
@@ -182,7 +183,7 @@ def answer(
 ) -> list[Generated]:
     """By row, then sample. policy: what po trains; base: what its adapters, if it has any, stand on. planned: these batches of plan_answers only, and
     signals are the caller's matter; without it they are heard between batches."""
-    weights, size = {**base, **policy} if run.problem.adapted else policy, run.config.generation.batch_size
+    weights, size = run.problem.policy_weights(policy, base), run.config.generation.batch_size
     batches = make_prompt_batches(prompts, plan_answers(run, prompts) if planned is None else planned, size, process_index=jax.process_index(),
                                   process_count=jax.process_count())
     batches = run.heeding(batches) if planned is None else batches
@@ -287,7 +288,7 @@ def _harness_model(run):
         sampler = sampler_of(sampling._replace(stop=()))._replace(sampling=sampling)
         planned = plan_prompts(prompts.prompt_lengths_N, batch_size=settings.batch_size, buckets=config.data.buckets)
         batches = make_prompt_batches(prompts, planned, settings.batch_size, process_index=jax.process_index(), process_count=jax.process_count())
-        yield from generate_all(sampler, {**base, **policy} if run.problem.adapted else policy, batches, run.tokenizer)
+        yield from generate_all(sampler, run.problem.policy_weights(policy, base), batches, run.tokenizer)
 
     render = make_render(run.tokenizer, config.data.template, config.data.template_arguments, build.template_date(config, run.tokenizer))
     return HarnessModel(run.tokenizer, score, write, render, max_length=length, vocab_size=run.spec.vocab_size,

@@ -38,6 +38,14 @@ _HARMLESS_FOR = {
 }
 
 
+def trains_adapter_further(config: Config) -> bool:
+    """Whether po begins with policy.adapter as its LoRA; else the adapter, if there is one, is merged where the policy is loaded."""
+    after_sft = "sft" in config.stages or config.sft.taken_from is not None
+    if config.policy.adapter is None or config.po.lora is None or after_sft:
+        return False
+    return "sft" not in Marks(config).all()
+
+
 class Marks:
     """Reads and writes the marks of one run. Only the first process of several should call `mark` and `begin`."""
 
@@ -73,7 +81,7 @@ class Marks:
         """taken: those of the run that trained it, where this one did not. The time is then the other's: it tells one training from another."""
         now = {"finished": time.time()} if taken is None else {"finished": taken.all()[stage]["finished"], "taken_from": str(taken.directory)}
         marks = self.all() | {stage: {"depends": self.depends(stage), "seconds": round(seconds, 1)} | now}
-        _write_whole(self._path, marks)
+        write_whole(self._path, marks)
 
     def origin(self, stage: str) -> Path:
         """Where that lies which a finished stage left: here, or where the sft was trained that was taken. UserError: it is not there any more."""
@@ -123,7 +131,7 @@ class Marks:
         """Writes down with which settings and rows a stage begins that is continued. Not before it can: who mends a mistake must not be held to it."""
         (self.directory / stage).mkdir(parents=True, exist_ok=True)
         for name, content in (("data.json", digests), ("settings.json", self.depends(stage))):
-            _write_whole(self.directory / stage / name, content)
+            write_whole(self.directory / stage / name, content)
 
     def depends(self, stage: str) -> dict[str, Any]:
         """The settings that decide what a stage leaves, and (where it only reads) the files and the weights that it reads."""
@@ -140,7 +148,8 @@ class Marks:
         if stage not in _CONTINUED:
             data = self._config.data
             sources = data.train + data.eval + data.prompts * (stage == "generate") + self._config.evaluation.lexicons * (stage == "eval")
-            paths = [self._config.policy.path, self._config.reference.path, *(getattr(source, "path", None) for source in sources)]
+            policy, reference = self._config.policy, self._config.reference
+            paths = [policy.path, policy.adapter, reference.path, reference.adapter, *(getattr(source, "path", None) for source in sources)]
             if stage == "measure":
                 paths = [str(self.directory / "generations.jsonl")]
             paths += [*self._config.harness.tasks, self._config.harness.include_path] if stage == "harness" else []
@@ -153,7 +162,7 @@ class Marks:
             raise UserError(f"{self.directory} holds stage {stage} with other settings: {', '.join(changed)}; set them back, or {self._way_out}")
 
 
-def _write_whole(path: Path, content: Any) -> None:
+def write_whole(path: Path, content: Any) -> None:
     """JSON, whole or not at all."""
     written = path.with_suffix(".tmp")
     written.write_text(json.dumps(content, indent=1) + "\n")

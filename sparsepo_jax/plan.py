@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparsepo_jax.adapters import describe_adapter, same_model, settle_lora
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.schema import (
     BpeTokenizer,
@@ -31,7 +32,8 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.readers import SUFFIXES, suffix_of, table_delimiter, table_lines
 from sparsepo_jax.data.sources import matching_files
 from sparsepo_jax.data.splits import SplitError, split_names, split_ranges
-from sparsepo_jax.marks import Marks
+from sparsepo_jax.marks import Marks, trains_adapter_further
+from sparsepo_jax.models.adapter import Adapter, read_adapter_config
 from sparsepo_jax.models.directory import adapter_problem, inner_adapter_problem, pickle_problem
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, ignored_note, spec_from_hf
 
@@ -63,6 +65,7 @@ def make_plan_text(config: Config) -> str:
     """Stages, parameters, rows, steps, tokens a step, bytes per device. Raises ConfigError if a local file lacks or is unfit."""
     mistakes: list[str] = []
     policy = read_policy(config, mistakes)
+    config, added, notes = _read_adapters(config, policy, mistakes)
     reference = policy if config.reference.path is None else read_model(config.reference.path, "reference.path", mistakes)
     if isinstance(config.tokenizer, PretrainedTokenizer):
         _is_local(config.tokenizer.path, "tokenizer.path", mistakes, _MODEL_ID)
@@ -85,8 +88,8 @@ def make_plan_text(config: Config) -> str:
     lines = [
         ("stages", ", ".join(config.stages)),
         ("output", config.output_dir),
-        ("policy", _describe(policy)),
-        ("reference", "the policy as po finds it" if config.reference.path is None else _describe(reference)),
+        ("policy", _describe(policy) + added["policy"]),
+        ("reference", _describe_reference(config, policy, reference) + added["reference"]),
         ("objective", config.objective.kind),
     ]
     if mask := getattr(config.objective, "mask", None):
@@ -109,11 +112,45 @@ def make_plan_text(config: Config) -> str:
         lines.append(("pairs", _pairs(config, scorer_rows)))
     if not {"score", "eval"}.isdisjoint(config.stages):
         lines.append(("evaluation", f"{_evaluated_rows(rows, config)} pairs"))
-    notes = [f"note: {model.note}" for model in dict.fromkeys((policy, reference)) if model.note]
-    return "\n".join([*(f"{name:<12}{text}" for name, text in lines), *notes])
+    notes = [*(model.note for model in dict.fromkeys((policy, reference)) if model.note), *notes]
+    return "\n".join([*(f"{name:<12}{text}" for name, text in lines), *(f"note: {note}" for note in notes)])
 
 
 # ---------------------------------------------------------------- models
+
+
+def _read_adapters(config: Config, policy: Model, mistakes: list[str]) -> tuple[Config, dict[str, str], list[str]]:
+    """(the config with po.lora as policy.adapter has it, what each model's line says of its adapter, notes). Adapters on the Hub are not known here."""
+    added, notes = {"policy": "", "reference": ""}, []
+    for setting in added:
+        path, where = getattr(config, setting).adapter, f"{setting}.adapter"
+        if path is None:
+            continue
+        added[setting] = f" + adapter {path}"
+        if not _is_local(path, where, mistakes, _MODEL_ID):
+            continue
+        try:
+            # The policy's shape is the reference's, too: log-ratios need the same vocabulary, and po.lora the same base.
+            own = policy.spec is not None and (setting == "policy" or config.reference.path in (None, config.policy.path))
+            adapter = Adapter(path, policy.spec, where) if own else read_adapter_config(path, where)
+            if own and setting == "reference" and config.po.lora is not None:
+                adapter.lora  # noqa: B018  (raises where po.lora cannot have it)
+            if own and setting == "policy" and trains_adapter_further(config):
+                config = settle_lora(config, policy.spec)
+        except UserError as error:
+            mistakes.append(str(error))
+            continue
+        added[setting] = describe_adapter(adapter, config, setting)
+        base = (adapter.config if own else adapter).base
+        onto = getattr(config, setting).path or config.policy.path
+        notes += [] if base is None or same_model(base, onto) else [f"{where}: {path} was trained on {base}; it is put onto {onto}"]
+    return config, added, notes
+
+
+def _describe_reference(config: Config, policy: Model, reference: Model) -> str:
+    if config.reference.path is None and config.reference.adapter is None:
+        return "the policy as po finds it"
+    return _describe(policy if config.reference.path is None else reference)
 
 
 def read_policy(config: Config, mistakes: list[str]) -> Model:

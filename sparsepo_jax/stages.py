@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from sparsepo_jax import build, evaluation, measure, programs
+from sparsepo_jax.adapters import same_model
 from sparsepo_jax.config.load import save_config
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
@@ -24,13 +25,15 @@ from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.dist.mesh import make_mesh, to_host
 from sparsepo_jax.dist.processes import make_should_stop, wait_for_all
 from sparsepo_jax.eval import scores as scoring
-from sparsepo_jax.marks import TRAINING, Marks
-from sparsepo_jax.models.lora import merge_adapters
+from sparsepo_jax.marks import TRAINING, Marks, trains_adapter_further, write_whole
+from sparsepo_jax.models.adapter import Adapter
+from sparsepo_jax.models.lora import merge_adapters, split_adapters
 from sparsepo_jax.models.spec import DecoderSpec, ignored_note
 from sparsepo_jax.pairs import make_pairs
 from sparsepo_jax.report.doctor import FirstSteps, diagnose, facts_path, read_evidence
 from sparsepo_jax.report.outcome import outcome
-from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, load_once, save_once
+from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, load_once, save_once, weights_digest
+from sparsepo_jax.train.first_step import check_first_step
 from sparsepo_jax.train.forward import Problem
 from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.loop import run_training
@@ -48,6 +51,19 @@ def say(text: str) -> None:
     """A line for the person at the terminal."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+def origin_of(config: Config) -> str:
+    """What the policy was before any stage, for a reader."""
+    return (config.policy.path or "random weights") + (f" + adapter {config.policy.adapter}" if config.policy.adapter else "")
+
+
+def say_other_base(adapter: Adapter, config: Config) -> None:
+    """A note, where an adapter says that it was trained on another model than the one it is put onto. Names may differ and mean the same model."""
+    base, setting = adapter.config.base, adapter.where.removesuffix(".adapter")
+    path = getattr(config, setting).path or config.policy.path
+    if base and not same_model(base, path):
+        say(f"note: {adapter.where}: {adapter.path} says that it was trained on {base}; it is put onto {path}")
 
 
 def name_rows(table: TokenTable, plan: BatchPlan, step: int, finite: np.ndarray) -> str:
@@ -70,6 +86,7 @@ class Run:
 
     def __init__(self, config: Config, stop: Stop):
         build.start_jax(config)
+        config = build.with_adapter_settings(config)
         self.config, self.stop, self.started_s = config, stop, time.time()
         self.output_dir = Path(config.output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -150,7 +167,9 @@ class Run:
     @functools.cached_property
     def problem(self):
         """Of po, and of what is evaluated."""
-        return build.make_problem(self.config, self.spec, self.reference_spec, self.mesh, self.lora("po"))
+        lora = self.lora("po")
+        return build.make_problem(
+            self.config, self.spec, self.reference_spec, self.mesh, lora, build.make_reference_lora(self.config, self.spec, lora))
 
     def lora(self, stage: str):
         return build.make_lora(getattr(self.config, stage), stage, self.spec)
@@ -201,34 +220,61 @@ class Run:
         return load_once(self.marks.origin(stage) / stage / "final", build.abstract(build.trained_shapes(self.spec, lora), masks, self.mesh))
 
     def starting_policy(self) -> Weights:
-        """The policy that po starts from: what sft left, here or in sft.taken_from, else policy.path, else random weights."""
+        """The policy that po starts from: what sft left, here or in sft.taken_from, else policy.path, else random weights. policy.adapter is merged, or
+        (trains_adapter_further) among them as adapters."""
         if self.marks.finished("sft"):
             return self.trained("sft")["policy"]
         if self.config.sft.taken_from is not None and "sft" not in self.config.stages:
             raise UserError(f"sft.taken_from: the stage sft takes what {self.config.sft.taken_from} has trained, and has not been run here: add it to stages")
         if self.config.policy.path is not None:
             self.checkpoint_dtype  # noqa: B018  (says it)
-            return build.load_weights(self.config.policy.path, self.spec, self.mesh)
+            weights = build.load_weights(self.config.policy.path, self.spec, self.mesh)
+            return self.with_adapter(weights, self.config.policy.adapter, "policy.adapter", merged=not trains_adapter_further(self.config))
         return build.random_weights(self.spec, self.config.seed, self.mesh)
+
+    def with_adapter(self, weights: Weights, path: str | None, where: str, *, merged: bool) -> Weights:
+        """The weights with the adapter that lies in path, if any, merged or beside them."""
+        if path is None:
+            return weights
+        adapter = Adapter(path, self.spec if where == "policy.adapter" else self.reference_spec, where)
+        say_other_base(adapter, self.config)
+        return build.add_adapter(weights, adapter, self.mesh) if merged else weights | build.adapter_weights(adapter, self.mesh)
 
     def start_weights(self) -> dict[str, Weights] | None:
         """{"policy", "masks"} as po found them; None if it has not begun."""
         begun = self.output_dir / "po" / "start"
-        like = build.abstract(build.weight_shapes(self.spec), self.problem.mask_source, self.mesh)
+        lora = self.lora("po") if trains_adapter_further(self.config) else None
+        like = build.abstract(build.start_shapes(self.spec, lora), self.problem.mask_source, self.mesh)
         return load_once(begun, like) if begun.exists() else None
 
     def reference_weights(self, start: dict[str, Weights] | None = None) -> Weights:
-        """reference.path, else the policy as it was when po began (start_weights, if they are at hand), else (no po here) the policy itself."""
-        if self.config.reference.path is not None:
-            return build.load_weights(self.config.reference.path, self.reference_spec, self.mesh)
+        """reference.path or reference.adapter, else the policy as it was when po began (start_weights, if they are at hand), else (no po here) the policy
+        itself. Under po.lora it brings the base that the policy shares with it, and the adapters that stay."""
+        chosen, lora = self.config.reference, self.config.po.lora
+        if lora is None and (chosen.path or chosen.adapter) is not None:
+            weights = build.load_weights(chosen.path or self.config.policy.path, self.reference_spec, self.mesh)
+            return self.with_adapter(weights, chosen.adapter, "reference.adapter", merged=True)
         start = self.start_weights() if start is None else start
         policy = self.starting_policy() if start is None else start["policy"]
-        return policy if self.config.po.lora is None else build.held_base(policy, self.config.po.lora.base, self.mesh)
+        if lora is None:
+            return policy
+        if (chosen.path or chosen.adapter) is not None:
+            self.refuse_reference_after_sft()
+            policy = self.with_adapter(split_adapters(policy)[0], chosen.adapter, "reference.adapter", merged=False)
+        return build.held_base(policy, lora.base, self.mesh)
+
+    def refuse_reference_after_sft(self) -> None:
+        """UserError: under po.lora the reference shares the policy's base, which is not policy.path any more."""
+        if self.marks.finished("sft"):
+            raise UserError("reference: under po.lora the reference stands on what sft left; leave out reference.path and reference.adapter, or po.lora")
 
     def adapted(self, start: dict[str, Weights]) -> dict[str, Weights]:
-        """What po trains, when it begins: the weights themselves, or fresh adapters in the policy's place."""
+        """What po trains, when it begins: the weights themselves, or in the policy's place its adapters, fresh where it has none."""
         lora = self.lora("po")
-        return start if lora is None else start | {"policy": build.initial_adapters(self.spec, lora, self.config.seed, self.mesh)}
+        if lora is None:
+            return start
+        adapters = split_adapters(start["policy"])[1]
+        return start | {"policy": adapters or build.initial_adapters(self.spec, lora, self.config.seed, self.mesh)}
 
     def finished_po(self) -> bool:
         """UserError: one that is not finished."""
@@ -251,8 +297,9 @@ class Run:
 
     def train(self, stage: str, table: TokenTable, initial: Callable[[], dict[str, Weights]], problem: Problem, reference: Weights | None,
               evaluate: Callable[[TrainState], dict[str, float]] | None = None, finish: Callable[[dict], dict] = lambda weights: weights,
-              with_weights: bool = False) -> None:
-        """finish: makes what is kept of the weights that were trained. with_weights: the batches carry the table's token weights."""
+              with_weights: bool = False, reference_record: dict[str, Any] | None = None) -> None:
+        """finish: makes what is kept of the weights that were trained. with_weights: the batches carry the table's token weights. reference_record:
+        what the reference is, for checkpoints."""
         config, began_s, unit = self.config, time.time(), "rows" if stage == "sft" else "pairs"
         training = getattr(config, stage)
         plan = build.make_plan(config, table, training.batch_size, self.mesh, micro_steps=training.accumulation, shuffle=True)
@@ -266,7 +313,7 @@ class Run:
             SavePolicy(policy.every_steps, policy.every_minutes, policy.keep, policy.best and policy.best.metric, policy.best.mode if policy.best else "max")
             if stage == "po" else SavePolicy(policy.every_steps, policy.every_minutes, policy.keep),
             {"stage": stage, "seed": config.seed, "config": config.model_dump(mode="json"), "finished_stages": sorted(self.marks.all()),
-             "reference": config.reference.path or "the policy when po began (po/start)"},
+             "reference": reference_record},
             note=lambda text: say(f"{stage}: {text}"),
         )
         state = checkpoints.restore(step.like)
@@ -291,6 +338,7 @@ class Run:
                 eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit, stop=self.stop, should_stop=self.should_stop,
                 may_skip=training.skip_nonfinite, name_rows=functools.partial(name_rows, table, plan),
                 watch=FirstSteps(config.model_dump(mode="json"), facts) if stage == "po" else None,
+                check_first=self.first_step_check(problem) if stage == "po" else None,
             )
         save_once(directory / "final", finish(state.weights))
         self.mark(stage, began_s)
@@ -352,6 +400,9 @@ class Run:
             save_once(begun, start)
         start = self.start_weights()
         reference, problem = self.reference_weights(start), self.problem
+        record = self.reference_record(reference)
+        say(f"po: reference: {record['is']}, {record['dtype']}, digest {record['digest']}")
+        self.keep_reference(record)
         if self.config.reference.cached:
             table, problem = self.with_reference(table, reference), programs.cached_problem(problem, self.config)
         evaluate = None
@@ -360,7 +411,51 @@ class Run:
         elif problem.cached and not problem.adapted:
             start = reference = None  # its memory is free
         initial = lambda: self.adapted(self.start_weights() if start is None else start)  # noqa: E731
-        self.train("po", table, initial, problem, reference, evaluate, with_weights=build.brings_weights(self.config))
+        self.train("po", table, initial, problem, reference, evaluate, with_weights=build.brings_weights(self.config),
+                   reference_record=record)
+
+    def reference_record(self, reference: Weights) -> dict[str, Any]:
+        """What the reference is, in words and by settings, how it is held, and a digest of its weights."""
+        config, lora = self.config, self.config.po.lora
+        chosen = config.reference if self.reference_is_chosen else config.policy
+        path = chosen.path or (config.policy.path if self.reference_is_chosen else None)
+        name = (path or "") + (f" + adapter {chosen.adapter}" if chosen.adapter else "")
+        words = name if self.reference_is_chosen else "the policy as po began"
+        if not self.reference_is_chosen and name and not self.marks.finished("sft"):
+            words += f" ({name})"
+        return {"is": words, "path": path, "adapter": chosen.adapter, "dtype": "float32" if lora is None else lora.base, "digest": weights_digest(reference)}
+
+    @property
+    def reference_is_chosen(self) -> bool:
+        """Whether the config names a reference; else it is the policy as po began."""
+        return (self.config.reference.path or self.config.reference.adapter) is not None
+
+    def keep_reference(self, record: dict[str, Any]) -> None:
+        """Writes po/reference.json when po begins. UserError: po began with another reference, whose files have changed since."""
+        path = self.output_dir / "po" / "reference.json"
+        before = json.loads(path.read_text()) if path.exists() else record
+        if before["digest"] != record["digest"]:
+            raise UserError(f"the reference ({record['is']}) has other weights than when po began in {self.output_dir} (digest {record['digest']}, then "
+                            f"{before['digest']}): bring the old files back, or take another output_dir")
+        if jax.process_index() == 0:
+            write_whole(path, record)
+
+    def first_step_check(self, problem: Problem) -> Callable[[dict[str, float], float], None] | None:
+        """Of po's first step, where policy = reference; says why, where it is left out."""
+        if self.reference_is_chosen:
+            say("po: the reference is one of your choice: the first step's loss is not held against that of policy = reference")
+            return None
+        lora = self.lora("po")
+        if lora is not None and lora.dropout > 0 and trains_adapter_further(self.config):
+            say("po: po.lora.dropout moves the policy from its first step on: its loss is not held against that of policy = reference")
+            return None
+        dtype = str(build.compute_dtype(self.config, self.mesh))
+
+        def check(metrics: dict[str, float], tokens_a_pair: float) -> None:
+            largest = check_first_step(metrics, tokens_a_pair, beta=float(problem.beta), dtype=dtype)
+            say(f"po: step 1: loss {metrics['loss']:.4f} is that of policy = reference (log-ratio and KL at most {largest:.1g} nats a token)")
+
+        return check
 
     def with_reference(self, table: TokenTable, reference: Weights) -> TokenTable:
         """The table with what the objective needs of the reference, from the disk or computed now."""
@@ -475,7 +570,9 @@ class Run:
             say(f"export: finished before, {path}")
             return
         trained = self.trained("po") if has_po else {"policy": self.starting_policy(), "masks": {}}
-        start = self.start_weights()["policy"] if adapted and (whole or base is not None) else None
+        if not has_po and lora is not None:
+            trained["policy"] = merge_adapters(*split_adapters(trained["policy"]), lora.scale)
+        start = split_adapters(self.start_weights()["policy"])[0] if adapted and (whole or base is not None) else None
         masks = jax.tree.map(to_host, trained["masks"])
         if whole:
             self.export_model(path, merge_adapters(start, trained["policy"], lora.scale) if adapted else trained["policy"], masks)
@@ -537,7 +634,7 @@ class Run:
 
         summary, marks = self.output_dir / "summary.json", self.marks.all()
         return make_card(
-            self.output_dir.name, origin=self.config.policy.path or "random weights", trained=[stage for stage in TRAINING if stage in marks],
+            self.output_dir.name, origin=origin_of(self.config), trained=[stage for stage in TRAINING if stage in marks],
             objective=self.config.objective.kind if "po" in marks else None, has_masks=bool(masks),
             summary=summary.read_text() if summary.exists() else None, config=(self.output_dir / "config.yaml").read_text(),
         )

@@ -63,11 +63,17 @@ class Policy(Section):
     config: Json | None = None
     """The content of a config.json, inline: a model of this shape is made from scratch. `vocab_size` may be left out: the tokenizer's. Beside
     `path`: the shape that the checkpoint must have, so that --check knows it without the checkpoint."""
+    adapter: str | None = None
+    """A LoRA adapter as PEFT saves it (a directory or Hub id), put onto `path`. It is merged; under po.lora, without an sft before it, it is what po
+    goes on training: rank, alpha, rslora and targets are then the adapter's."""
 
 
 class Reference(Section):
     path: str | None = None
-    """A Hugging Face directory or Hub id. None: the policy as it was when po began."""
+    """A Hugging Face directory or Hub id. None: the policy as it was when po began, its adapter included. Under po.lora only policy.path itself may be
+    named: the base without policy.adapter."""
+    adapter: str | None = None
+    """A LoRA adapter as PEFT saves it, put onto `path`, or onto policy.path where that is None."""
     cached: bool = False
     """Compute the reference's log-probs of the training tokens (and MaPO's masks) once, keep them on disk, and train without running it. For
     objectives without a KL term and without learned masks; the KL is then not among the training metrics."""
@@ -816,8 +822,7 @@ class Config(Section):
             said.append("data.eval: stages score, eval and generate need this, or data.train with data.holdout" + ", or (generate) data.prompts" * ("generate" in read))
         if "pairs" in wanted:
             said += self._pairs_lack()
-        if self.po.lora is not None and self.reference.path is not None:
-            said.append("po.lora: the reference is the policy without its adapters: leave out reference.path, or po.lora")
+        said += self._adapters_lack()
         if self.reference.cached and (why := _needs_reference(self.objective)):
             said.append(f"reference.cached: {why}, which needs the reference itself: set it to false")
         for name, is_text in (("generation.stop: stop strings are", self.generation.stop), ("evaluation.lexicons: words are", self.evaluation.lexicons)):
@@ -841,12 +846,26 @@ class Config(Section):
         chosen = self.export.path
         place = os.path.realpath(chosen or os.path.join(self.output_dir, "export"))
         written = [place, os.path.join(place, "adapter"), os.path.join(place, "base")]
-        read = {"policy.path": self.policy.path, "reference.path": self.reference.path}
+        read = {"policy.path": self.policy.path, "reference.path": self.reference.path,
+                "policy.adapter": self.policy.adapter, "reference.adapter": self.reference.adapter}
         if self.tokenizer.kind == "pretrained":
             read["tokenizer.path"] = self.tokenizer.path
         what = "export.path: this" if chosen else f"export.path: none is set, and output_dir/export, {place},"
         return [f"{what} is {name}, or holds it, and would be written over: name another directory"
                 for name, path in read.items() if path is not None and os.path.realpath(path) in written]
+
+    def _adapters_lack(self) -> list[str]:
+        policy, reference = self.policy, self.reference
+        own_base = reference.path is None or reference.path == policy.path
+        after_sft = "sft" in self.stages or self.sft.taken_from is not None
+        lacks = {
+            "policy.adapter: it is put onto a model: set policy.path": policy.adapter is not None and policy.path is None,
+            "reference.adapter: it is put onto a model: set reference.path or policy.path": reference.adapter is not None and not (reference.path or policy.path),
+            "po.lora: the reference is the policy without its adapters: leave out reference.path, or po.lora": self.po.lora is not None and not own_base,
+            "po.lora: after sft the reference is what sft leaves: leave out reference.path and reference.adapter, or po.lora":
+                self.po.lora is not None and own_base and after_sft and (reference.path or reference.adapter) is not None,
+        }
+        return [line for line, lacking in lacks.items() if lacking]
 
     def _pairs_lack(self) -> list[str]:
         lacks = {

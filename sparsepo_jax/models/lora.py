@@ -6,7 +6,6 @@ The adapted decoder's weights are the base's and the adapters' together, {**base
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from jaxtyping import Array
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.models.weights import adapted_kernels
 
 TILE = 64  # weights that share a scale in nf4, as in QLoRA (2305.14314)
 BaseType = Literal["float32", "bfloat16", "int8", "nf4"]
@@ -40,10 +40,10 @@ def init_a(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def adapted_kernels(adapters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Path of the base's kernel -> (A [L, in, R], B [L, R, out])."""
-    end = ".lora.lora_a"
-    return {path.removesuffix(end) + ".kernel": (a, adapters[path[:-1] + "b"]) for path, a in adapters.items() if path.endswith(end)}
+def split_adapters(weights: Weights) -> tuple[Weights, Weights]:
+    """(the base's weights, the adapters') of an adapted decoder."""
+    adapters = {path: x for path, x in weights.items() if ".lora." in path}
+    return {path: x for path, x in weights.items() if path not in adapters}, adapters
 
 
 def merge_adapters(base: Weights, adapters: Weights, scale: float) -> Weights:

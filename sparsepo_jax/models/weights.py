@@ -14,7 +14,6 @@ import numpy as np
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.directory import read_config, said_dtype, weight_files
-from sparsepo_jax.models.lora import adapted_kernels
 from sparsepo_jax.models.spec import DecoderSpec
 
 @dataclass(frozen=True)
@@ -162,6 +161,11 @@ _MASKS = ("common_mask.", "rw_mask.", "kl_mask.")
 _DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 
 
+def family_rules(spec: DecoderSpec) -> list[Rule]:
+    """The table of a decoder's family."""
+    return _RULES[spec.family](spec)
+
+
 def is_mask_tensor(name: str) -> bool:
     """Whether a tensor belongs to the mask nets that the official code stores beside the model's weights."""
     return name.startswith(_MASKS)
@@ -252,6 +256,12 @@ def to_hf(spec: DecoderSpec, tree: Mapping[str, np.ndarray]) -> Iterator[tuple[s
             yield rule.theirs.format(i=layer), rule.join(*(np.asarray(tree[path][layer]) for path in rule.ours))
 
 
+def adapted_kernels(adapters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Path of the base's kernel -> (A [L, in, R], B [L, R, out])."""
+    end = ".lora.lora_a"
+    return {path.removesuffix(end) + ".kernel": (a, adapters[path[:-1] + "b"]) for path, a in adapters.items() if path.endswith(end)}
+
+
 def to_peft(spec: DecoderSpec, adapters: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
     """(layer's module by its full name, its name within a layer, lora_A [R, in], lora_B [out, R]) of every adapted Hugging Face module.
 
@@ -286,7 +296,7 @@ class SafeTensors:
         self._files: dict[Path, dict[str, tuple[int, ...]]] = {}
         self._kinds: dict[str, str] = {}
         for path in weight_files(directory):
-            with _opened(path) as file:
+            with open_safetensors(path) as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}
                 self._files[path] = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
                 self._kinds |= {name: tensor.get_dtype() for name, tensor in slices.items()}
@@ -311,13 +321,14 @@ class SafeTensors:
         for path, shapes in self._files.items():
             for name in shapes:
                 if name in names:
-                    with _opened(path) as file:  # anew for each: an open file keeps in memory what has been read of it
-                        tensor = _as_float32(path, file, name)
+                    with open_safetensors(path) as file:  # anew for each: an open file keeps in memory what has been read of it
+                        tensor = read_float32(path, file, name)
                     yield name, tensor
                     del tensor
 
 
-def _as_float32(path: Path, file, name: str) -> np.ndarray:
+def read_float32(path: Path, file, name: str) -> np.ndarray:
+    """A tensor of an opened safetensors file, float32. UserError: it holds no floating-point numbers."""
     try:
         tensor = file.get_tensor(name)
     except Exception as error:  # types that NumPy does not have raise several kinds
@@ -327,7 +338,8 @@ def _as_float32(path: Path, file, name: str) -> np.ndarray:
     return tensor.astype(np.float32, copy=False)
 
 
-def _opened(path: Path):
+def open_safetensors(path: Path):
+    """A safetensors file, opened for NumPy. UserError: it is none."""
     import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16)
     from safetensors import safe_open
 

@@ -5,6 +5,8 @@ the step is RNG and data position, too; both are written beside it for the reade
 disk does to it later is found out by checksums of the arrays: a damaged state is never used.
 """
 
+import hashlib
+import json
 import logging
 import shutil
 import time
@@ -45,7 +47,10 @@ def _sums(state: Any) -> list[jax.Array]:
     on how an array is cut over devices."""
 
     def of(x: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")) if x.dtype != bool else x
+        if x.dtype in (bool, jnp.int4, jnp.uint4):
+            bits = x
+        else:
+            bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
         place = jnp.zeros(x.shape, jnp.uint32)
         for axis, size in enumerate(x.shape):
             place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
@@ -58,6 +63,11 @@ def checksums(state: Any) -> dict[str, int]:
     """By path: jax.tree_util.keystr."""
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
     return dict(zip(paths, map(int, jax.device_get(_sums(state))), strict=True))
+
+
+def weights_digest(weights: Any) -> str:
+    """16 hex digits that change when any weight does, made where the weights lie. The same on all meshes."""
+    return hashlib.sha256(json.dumps(checksums(weights), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _damage(state: Any, expected: Mapping[str, int] | None) -> str | None:

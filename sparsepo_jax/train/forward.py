@@ -14,6 +14,7 @@ from sparsepo_jax.core.tree import Weights, merge_module
 from sparsepo_jax.core.types import LossOutput, PairBatch, Scalar, TokenMasks, TokenStats
 from sparsepo_jax.masks.source import MaskSource
 from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.lora import split_adapters
 from sparsepo_jax.ops.attention import AttentionKernel, reach_of
 from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_best, logprob_kl
 from sparsepo_jax.ops.splash_attention import Spread
@@ -25,8 +26,8 @@ class Problem(NamedTuple):
     To jitted functions it is an argument, a pytree whose leaves are numbers: the objective's settings (if it is a jax.tree_util.Partial), beta and
     seed. All else is compared, and must be found equal: problems that differ in numbers alone have one program.
 
-    objective(stats, masks, key_B) -> LossOutput; beta scales the unmasked margin that is reported. adapted: the policy is the reference with
-    adapters (LoRA); the weights that are trained are those of the adapters alone. cached: what the objective needs of the reference comes with
+    objective(stats, masks, key_B) -> LossOutput; beta scales the unmasked margin that is reported. adapted: the policy is the reference's base
+    with adapters (LoRA); the weights that are trained are those of the adapters alone. The reference may have adapters of its own, which stay. cached: what the objective needs of the reference comes with
     the batch, and the reference is not run: the KL is unknown. constrain: pins the sharding of rows of states; spread: runs on each device what XLA
     cannot cut, see ops/splash_attention.
     """
@@ -44,9 +45,13 @@ class Problem(NamedTuple):
     adapted: bool = False
     cached: bool = False
 
+    def policy_weights(self, trained: Weights, base: Weights | None) -> Weights:
+        """All weights of the policy, from those that are trained and, under adapters, those that are not. Adapters of the reference's own are left out."""
+        return {**split_adapters(base)[0], **trained} if self.adapted else trained
+
     def policy(self, trained: Weights, base: Weights | None) -> Decoder:
-        """The policy, from the weights that are trained and, under adapters, those that are not."""
-        return merge_module(self.policy_graph, {**base, **trained} if self.adapted else trained)
+        """The policy, from the same."""
+        return merge_module(self.policy_graph, self.policy_weights(trained, base))
 
 
 jax.tree_util.register_pytree_node(

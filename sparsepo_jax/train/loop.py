@@ -39,6 +39,7 @@ def run_training(
     eval_every_steps: int | None = None,
     unit: str = "pairs",
     watch: Callable[[int, dict[str, float]], Sequence[str]] | None = None,
+    check_first: Callable[[dict[str, float], float], None] | None = None,
 ) -> TrainState:
     """Runs `update` over host batches from state.step to total_steps and returns the last state, which is saved.
 
@@ -48,6 +49,7 @@ def run_training(
     may_skip: so many updates of the stage may have a loss or gradient that is not finite; one more is a UserError, and nothing is saved after it.
     name_rows(step, finite [micro-steps, rows]) names the rows that such a step is about.
     watch(step, metrics) is called after each step that was taken, and returns lines to say.
+    check_first(metrics, tokens a row) looks at the stage's first step, before anything of it is kept.
     """
     from tqdm import tqdm
 
@@ -85,6 +87,8 @@ def run_training(
                                 "started again, the run continues from its last checkpoint")
             note(f"{what}: left out ({skipped} of at most {may_skip})")
         else:
+            if done == 1 and check_first is not None:
+                check_first(metrics, counts["tokens"] / counts["rows"])
             window.append(metrics)
             for line in watch(done, metrics) if watch is not None else ():
                 note(f"{stage}: {line}")
