@@ -239,11 +239,12 @@ def test_an_adapter_is_trained_further_over_its_own_base(made, tmp_path, capfd):
 def test_the_reference_may_be_the_base_or_another_adapter(reference, words, lora, made, tmp_path, capfd):
     """Its log-probs are those of transformers' model of it, whichever way it is held."""
     named = {"path": str(made / "base")} if "path" in reference else {"adapter": str(made / "second" / "adapter")}
-    output = run(tmp_path, **settings_of(made, stages=["po", "score"], po=TRAIN | {"lora": lora}, reference=named, objective={"kind": "dpo"}))
+    settings = settings_of(made, stages=["po", "score"], po=TRAIN | {"lora": lora}, reference=named)
+    output = run(tmp_path, "objective={kind: dpo}", **settings)
     said = capfd.readouterr().out
     assert words in said.split("po: reference: ")[1].split("\n")[0] and "the reference is one of your choice" in said
     record = lines_of(output / "scores.jsonl")[0]
-    plain = run(tmp_path / "plain", stages=["score"], sft=None, po=None, objective={"kind": "dpo"}, policy={
+    plain = run(tmp_path / "plain", "objective={kind: dpo}", stages=["score"], sft=None, po=None, policy={
         "config": None, "path": str(made / "base"), **({"adapter": named["adapter"]} if "adapter" in named else {})})
     expected = lines_of(plain / "scores.jsonl")[0]
     np.testing.assert_allclose(record["chosen"]["ref_logp"], expected["chosen"]["logp"], atol=TOKEN)
