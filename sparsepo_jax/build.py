@@ -320,8 +320,7 @@ def with_adapter_settings(config: schema.Config) -> schema.Config:
     """The config with po.lora as policy.adapter has it, where po goes on training that."""
     if not trains_adapter_further(config):
         return config
-    hf_config = read_config(find_checkpoint(config.policy.path))
-    return settle_lora(config, read_spec(hf_config, config.policy.path, None))
+    return settle_lora(config, read_spec(checkpoint_config(config.policy, "policy"), config.policy.path, None))
 
 
 def as_lora(shape: LoraShape) -> Lora:

@@ -66,7 +66,8 @@ def make_plan_text(config: Config) -> str:
     mistakes: list[str] = []
     policy = read_policy(config, mistakes)
     config, added, notes = _read_adapters(config, policy, mistakes)
-    reference = policy if config.reference.path is None else read_model(config.reference.path, "reference.path", mistakes)
+    reference = policy if config.reference.path is None else read_model(
+        config.reference.path, "reference.path", mistakes, adapted=config.reference.adapter is not None)
     if isinstance(config.tokenizer, PretrainedTokenizer):
         _is_local(config.tokenizer.path, "tokenizer.path", mistakes, _MODEL_ID)
     rows = {name: _rows_of(getattr(config.data, name), f"data.{name}", mistakes) for name in _lists_used(config)}
@@ -157,7 +158,7 @@ def read_policy(config: Config, mistakes: list[str]) -> Model:
     """The policy by its config.json, or by policy.config where the checkpoint is not here; no spec where neither is."""
     path = config.policy.path
     if path is not None and (config.policy.config is None or Path(path).exists()):
-        return read_model(path, "policy.path", mistakes)
+        return read_model(path, "policy.path", mistakes, adapted=config.policy.adapter is not None)
     if path is not None:
         return _read_spec(config.policy.config, f"{path} (not here; shape by policy.config)", "policy.config", mistakes)
     if config.policy.config is None:
@@ -183,12 +184,13 @@ def _vocab_size(tokenizer) -> int | None:
     return None
 
 
-def read_model(path: str, where: str, mistakes: list[str]) -> Model:
+def read_model(path: str, where: str, mistakes: list[str], *, adapted: bool = False) -> Model:
+    """adapted: an adapter is put onto it, so that one beside it is no matter."""
     if not _is_local(path, where, mistakes, _MODEL_ID):
         return Model(path)
     setting = where.removesuffix(".path")
     directory = Path(path)
-    problem = adapter_problem(directory, setting) or inner_adapter_problem(directory, setting) or pickle_problem(directory)
+    problem = adapter_problem(directory, setting) or (None if adapted else inner_adapter_problem(directory, setting)) or pickle_problem(directory)
     if problem is not None:
         mistakes.append(f"{where}: {path}: {problem}")
         return Model(path)
