@@ -299,9 +299,8 @@ def check_fields(config: Mapping[Any, Any], family: str) -> Fields:
     unknown = [name for name in own if not isinstance(name, str) or name not in known]
     if unknown:
         _refuse_known_elsewhere(own, family, unknown)
-    if own.get(
-        "auto_map"
-    ):  # code beside the checkpoint: it does not run here, nor in transformers by default
+    # Code beside the checkpoint: it does not run here, nor in transformers by default.
+    if own.get("auto_map"):
         unknown.append("auto_map")
     unknown += _unread_of_rope(own, family)
     return Fields({name: value for name, value in own.items() if name in read}, tuple(unknown))
