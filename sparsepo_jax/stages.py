@@ -104,7 +104,7 @@ class Run:
         for stage in self.config.stages:
             stages[stage]()
         if "po" in self.config.stages and {"eval", "report"}.isdisjoint(self.config.stages):
-            self.say_summary()
+            self.say_doctor(evaluated=False)  # a summary.json that lies here may be of before
         return 0
 
     # ------------------------------------------------------------ shared parts
@@ -536,8 +536,13 @@ class Run:
         for text in (summary.get("words") or outcome(summary), summary_table(summary)):
             if text:
                 say(text)
-        for line in diagnose(read_evidence(self.output_dir)):
-            say(f"doctor: {line}")
+        self.say_doctor(evaluated=True)
+
+    def say_doctor(self, *, evaluated: bool) -> None:
+        if jax.process_index() == 0:
+            evidence = read_evidence(self.output_dir)
+            for line in diagnose(evidence if evaluated else evidence._replace(summary={})):
+                say(f"doctor: {line}")
 
     def report(self) -> None:
         from sparsepo_jax.report.page import write_report
