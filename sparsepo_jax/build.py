@@ -197,7 +197,7 @@ def make_plan(config: schema.Config, table: TokenTable, batch_size: int, mesh: M
 def checkpoint_config(chosen: schema.Policy | schema.Reference, setting: str) -> dict[str, Any]:
     """config.json of policy.path or reference.path. UserError: what lies there is no model, or more than one."""
     directory = find_checkpoint(chosen.path)
-    if getattr(chosen, "adapter", None) is None and (problem := inner_adapter_problem(directory, setting)) is not None:
+    if chosen.adapter is None and (problem := inner_adapter_problem(directory, setting)) is not None:
         raise UserError(f"{setting}.path: {chosen.path}: {problem}")
     return read_config(directory, setting)
 
