@@ -36,6 +36,7 @@ def score(run) -> None:
         return
     table = run.pairs[1]
     scores = run.scores(table, run.current_weights(), run.reference_weights())
+    run.unmark("score")
     write_pairs(run, path, table, scores)
     run.mark("score", began_s)
     run.say(f"score: {len(scores)} pairs, mean loss {np.mean([score.metrics['loss'] for score in scores]):.4f} -> {path}")
@@ -83,6 +84,7 @@ def evaluate(run) -> None:
     earlier_s = sum(mark["seconds"] for stage, mark in run.marks.all().items() if stage not in run.config.stages)
     summary["seconds"] = round(time.time() - run.started_s + earlier_s, 1)
     summary["words"] = outcome(summary)
+    run.unmark("eval")
     if jax.process_index() == 0:
         summary_path.write_text(json.dumps(summary, indent=1) + "\n")
     if written:
@@ -144,6 +146,7 @@ def generate(run) -> None:
     sampling = build.make_sampling(run.config, run.ends)
     base = run.reference_weights() if run.problem.adapted else None
     found = answer(run, prompts, make_sampler_for(run, prompts, sampling), run.current_policy(), base)
+    run.unmark("generate")
     write_lines(path, (answers_record(run, prompts, row, found[row * sampling.samples :][: sampling.samples]) for row in range(len(prompts))))
     run.mark("generate", began_s)
     seconds, tokens = time.time() - began_s, sum(len(one.ids) for one in found)
@@ -256,6 +259,7 @@ def harness(run) -> None:
                                                         "fewshot_as_multiturn", "system_instruction")}
     with jax.set_mesh(run.mesh):
         found = run_tasks(_harness_model(run), settings.tasks, **given)
+    run.unmark("harness")
     if jax.process_index() == 0:
         path.write_text(json.dumps(found | {"settings": settings.model_dump(mode="json")}, indent=1) + "\n")
     run.mark("harness", began_s)

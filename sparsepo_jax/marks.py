@@ -47,7 +47,7 @@ def trains_adapter_further(config: Config) -> bool:
 
 
 class Marks:
-    """Reads and writes the marks of one run. Only the first process of several should call `mark` and `begin`."""
+    """Reads and writes the marks of one run. Only the first process of several should call `mark`, `unmark` and `begin`."""
 
     def __init__(self, config: Config, directory: str | None = None):
         """directory: of another run, whose sft is to be taken; its marks are held against this one's settings."""
@@ -83,6 +83,12 @@ class Marks:
         marks = self.all() | {stage: {"depends": self.depends(stage), "seconds": round(seconds, 1)} | now}
         write_whole(self._path, marks)
 
+    def unmark(self, stage: str) -> None:
+        """Takes the mark of a stage away, if it has one."""
+        marks = self.all()
+        if marks.pop(stage, None) is not None:
+            _write_whole(self._path, marks)
+
     def origin(self, stage: str) -> Path:
         """Where that lies which a finished stage left: here, or where the sft was trained that was taken. UserError: it is not there any more."""
         mark = self.all()[stage]
@@ -114,6 +120,12 @@ class Marks:
         path = self.directory / stage / "settings.json"
         if path.exists():
             self._refuse_changes(stage, json.loads(path.read_text()))
+
+    def check_trained(self) -> None:
+        """UserError if a stage has been trained here, or begun, with other settings: a run that goes on here would put them beside the old results."""
+        for stage in TRAINING:
+            self.finished(stage)
+            self.check(stage)
 
     def begun(self, stage: str) -> bool:
         return (self.directory / stage / "settings.json").exists()

@@ -51,6 +51,7 @@ def measure(run) -> None:
         missing = {"network", "processes", "files"} - set(found["code"]["guards"])
         if missing:
             run.say(f"note: this machine does not guard {', '.join(sorted(missing))} against the programs that were run (sparsepo_jax/eval/sandbox.py)")
+    run.unmark("measure")
     path.write_text(json.dumps(found, indent=1) + "\n")
     write_lines(samples_path, lines)
     run.mark("measure", began_s)

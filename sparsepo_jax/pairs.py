@@ -53,6 +53,7 @@ def make_pairs(run) -> None:
     for drawn in _answered(run, prompts, policy, set(records)):
         if first:
             fresh = _scored(run, prompts, drawn, scorer)
+            run.keep_config()
             if not run.marks.begun("pairs"):
                 run.marks.begin("pairs", digests)
             with scored_path.open("a", encoding="utf-8") as file:

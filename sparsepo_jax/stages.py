@@ -1,5 +1,6 @@
 """The stages of a run, one function each, over what build.py makes and programs.py compiles. A finished training stage is marked in output_dir/stages.json."""
 
+import contextlib
 import functools
 import json
 import time
@@ -12,9 +13,10 @@ import numpy as np
 
 from sparsepo_jax import build, evaluation, measure, programs
 from sparsepo_jax.adapters import same_model
-from sparsepo_jax.config.load import save_config
+from sparsepo_jax.config.load import config_text, save_config
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.lock import DirectoryLock
 from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch
@@ -23,7 +25,7 @@ from sparsepo_jax.data.packing import FILLER
 from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.dist.mesh import make_mesh, to_host
-from sparsepo_jax.dist.processes import make_should_stop, wait_for_all
+from sparsepo_jax.dist.processes import as_the_first, make_should_stop, wait_for_all
 from sparsepo_jax.eval import scores as scoring
 from sparsepo_jax.marks import TRAINING, Marks, trains_adapter_further, write_whole
 from sparsepo_jax.models.adapter import Adapter
@@ -39,6 +41,8 @@ from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.loop import run_training
 from sparsepo_jax.train.reference_cache import with_reference
 from sparsepo_jax.train.step import TrainState
+
+_LOOKING = {"inspect", "report"}  # these leave no result: they may be run beside a run, and in a directory of other settings
 
 
 def run_stages(config: Config, stop: Stop) -> int:
@@ -89,8 +93,8 @@ class Run:
         config = build.with_adapter_settings(config)
         self.config, self.stop, self.started_s = config, stop, time.time()
         self.output_dir = Path(config.output_dir)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         self.marks = Marks(config)
+        self._config_kept = False
 
     def run(self) -> int:
         stages: dict[str, Callable[[], None]] = {
@@ -99,13 +103,35 @@ class Run:
             "measure": lambda: measure.measure(self), "harness": lambda: evaluation.harness(self),
         }
         measure.check_packages(self.config)
-        if set(self.config.stages) != {"report"} and jax.process_index() == 0:
-            save_config(self.config, self.output_dir / "config.yaml")
-        for stage in self.config.stages:
-            stages[stage]()
+        with self.holding() if not set(self.config.stages) <= _LOOKING else contextlib.nullcontext():
+            for stage in self.config.stages:
+                stages[stage]()
         if "po" in self.config.stages and {"eval", "report"}.isdisjoint(self.config.stages):
             self.say_doctor(evaluated=False)  # a summary.json that lies here may be of before
         return 0
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """The directory is this run's alone. UserError, in all processes of the run: another run holds it, or has trained here with other settings."""
+        lock, refusal = DirectoryLock(self.output_dir, say), None
+        if jax.process_index() == 0:
+            try:
+                lock.take()
+                self.marks.check_trained()
+            except Exception as error:  # the other processes must hear of it, whatever it is
+                refusal = error
+        try:
+            if as_the_first(np.array(refusal is not None)):
+                raise refusal or UserError("the first process of this run says why it does not begin")
+            yield
+        finally:
+            lock.release()
+
+    def keep_config(self) -> None:
+        """Writes config.yaml, once something is known to be done with these settings. What each stage was done with is in stages.json."""
+        if jax.process_index() == 0 and not self._config_kept:
+            save_config(self.config, self.output_dir / "config.yaml")
+            self._config_kept = True
 
     # ------------------------------------------------------------ shared parts
 
@@ -197,12 +223,19 @@ class Run:
         return train, held
 
     def mark(self, stage: str, began_s: float, taken: Marks | None = None) -> None:
+        self.keep_config()
         if jax.process_index() == 0:
             self.marks.mark(stage, time.time() - began_s, taken)
 
     def begin(self, stage: str, table: TokenTable) -> None:
+        self.keep_config()
         if jax.process_index() == 0:
             self.marks.begin(stage, table.file_digests())
+
+    def unmark(self, stage: str) -> None:
+        """Before a stage that reads writes anew: a record of old settings must not stand beside new figures, if the run breaks off between the two."""
+        if jax.process_index() == 0:
+            self.marks.unmark(stage)
 
     def check(self, stage: str) -> None:
         """UserError before anything is written: other settings than those of the run that would be continued, a batch that cannot be cut, or weights
@@ -327,10 +360,11 @@ class Run:
             table, plan, start=int(state.step), stop=steps, micro_steps=training.accumulation, process_index=jax.process_index(),
             process_count=jax.process_count(), shared=build.is_shared(config), with_weights=with_weights,
         )
+        self.keep_config()
         facts = self.write_facts(stage, table, steps)
         logging = config.logging
         with jax.set_mesh(self.mesh), MetricsLog(
-            self.output_dir, tensorboard=logging.tensorboard, wandb=logging.wandb and logging.wandb.model_dump(), config=config.model_dump(mode="json")
+            self.output_dir, stage=stage, after_step=int(state.step), tensorboard=logging.tensorboard, wandb=logging.wandb and logging.wandb.model_dump(), config=config.model_dump(mode="json")
         ) as log:
             state = run_training(
                 stage=stage, update=step.update, programs=lambda: step.program._cache_size() - compiled_before, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
@@ -579,6 +613,7 @@ class Run:
             trained["policy"] = merge_adapters(*split_adapters(trained["policy"]), lora.scale)
         start = split_adapters(self.start_weights()["policy"])[0] if adapted and (whole or base is not None) else None
         masks = jax.tree.map(to_host, trained["masks"])
+        self.unmark("export")
         if whole:
             self.export_model(path, merge_adapters(start, trained["policy"], lora.scale) if adapted else trained["policy"], masks)
         if base is not None:
@@ -641,5 +676,5 @@ class Run:
         return make_card(
             self.output_dir.name, origin=origin_of(self.config), trained=[stage for stage in TRAINING if stage in marks],
             objective=self.config.objective.kind if "po" in marks else None, has_masks=bool(masks),
-            summary=summary.read_text() if summary.exists() else None, config=(self.output_dir / "config.yaml").read_text(),
+            summary=summary.read_text() if summary.exists() else None, config=config_text(self.config),
         )

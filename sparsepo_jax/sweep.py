@@ -224,13 +224,8 @@ class Book:
 
     def __init__(self, base: Path, planned: Sequence[Planned]):
         self.path = base / "sweep.json"
-        earlier = {}
-        try:
-            earlier = {run["name"]: run for run in json.loads(self.path.read_text())["runs"]}
-        except FileNotFoundError:
-            pass
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError([f"{self.path}: not a sweep's book ({error}); put it away, the runs beside it are found again"]) from None
+        self._noted: set[str] = set()
+        earlier = self._read()
         grid = {run.name: run.values for run in planned}
         fresh = {"status": TO_DO, "error": None, "seconds": 0.0}
         self.runs: dict[str, dict] = {name: {"name": name, "values": values} | {key: earlier.get(name, {}).get(key, fresh[key]) for key in fresh}
@@ -238,14 +233,25 @@ class Book:
         self.runs |= {name: run for name, run in earlier.items() if name not in grid and (base / name).is_dir()}
         self._paths = list(dict.fromkeys(path for run in planned for path in run.values))
 
+    def _read(self) -> dict[str, dict]:
+        try:
+            return {run["name"]: run for run in json.loads(self.path.read_text())["runs"]}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError([f"{self.path}: not a sweep's book ({error}); put it away, the runs beside it are found again"]) from None
+
     def note(self, name: str, status: str, error: str | None, seconds: float) -> None:
         run = self.runs[name]
         if run["status"] != DONE:  # to look once more at what is finished takes no time of the run's
             run["seconds"] = round(run["seconds"] + seconds, 1)
         run |= {"status": status, "error": error}
+        self._noted.add(name)
         self.write()
 
     def write(self) -> None:
+        """What another sweep in the same directory has noted meanwhile stays."""
+        self.runs |= {name: run for name, run in self._read().items() if name not in self._noted and (self.path.parent / name).is_dir()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         written = self.path.with_suffix(".tmp")
         written.write_text(json.dumps({"sweep": self._paths, "runs": list(self.runs.values())}, indent=1) + "\n", encoding="utf-8")

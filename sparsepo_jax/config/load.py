@@ -62,11 +62,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Writes every knob as YAML; `load_config(path)` gives an equal Config."""
+    """Writes every knob as YAML, whole or not at all; `load_config(path)` gives an equal Config."""
+    written = Path(path).with_suffix(".tmp")
+    written.write_text(config_text(config), encoding="utf-8")
+    written.replace(path)
+
+
+def config_text(config: Config) -> str:
+    """Every knob as YAML."""
     text, yaml = io.StringIO(), _yaml()
     yaml.allow_unicode = False  # else line ends beyond ASCII (U+0085, U+2028) are written as they are, and read as spaces
     yaml.dump(config.model_dump(), text)
-    Path(path).write_text(text.getvalue(), encoding="utf-8")
+    return text.getvalue()
 
 
 def json_schema() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The comparison of runs: groups of runs that differ in their seed only, side by side; one HTML file and one JSON file made of the runs' files alone.
 
-A sweep (a directory with sweep.json) is grouped by what it swept; other runs by what differs between their config.yaml.
+A sweep (a directory with sweep.json) is grouped by what it swept; other runs by what differs between the settings that they were made with
+(stages.json, and config.yaml for what no stage has recorded).
 """
 
 import difflib
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import leaves, short_names
 from sparsepo_jax.report import frontier, heatmap, plots, table
-from sparsepo_jax.report.files import pairs_path, parse_config, read_if_sound, read_metrics, read_pairs, read_text
+from sparsepo_jax.report.files import pairs_path, read_if_sound, read_metrics, read_pairs, read_settings, read_text
 from sparsepo_jax.report.intervals import Interval, t_interval, wilson
 from sparsepo_jax.report.page import make_environment
 
@@ -190,7 +191,7 @@ def _is_run(path: Path) -> bool:
 def _read_run(path: Path) -> Run | None:
     if not _is_run(path):
         return None
-    config = dict(_settings(parse_config(read_text(path / "config.yaml"))))
+    config = dict(_settings(read_settings(path)))
     numbers, pairs, broken = read_numbers(path)
     finite, seed = {name: x for name, x in numbers.items() if x is not None}, config.get("seed")
     return Run(path, config, seed if type(seed) is int else 0, finite, read_metrics(path / "metrics.jsonl")[0], pairs, broken)

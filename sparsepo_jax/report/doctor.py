@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsepo_jax.report import plots
-from sparsepo_jax.report.files import parse_config, read_if_sound, read_metrics, read_text
+from sparsepo_jax.report.files import read_if_sound, read_metrics, read_settings
 from sparsepo_jax.report.intervals import wilson
 from sparsepo_jax.report.table import number_or_none, value
 
@@ -102,7 +102,7 @@ def read_evidence(output_dir: Path) -> Evidence:
     series = {name: found for (stage, name), found in metrics.items() if stage == "po" and not name.startswith("eval/")}
     last, steps = max((step for found in series.values() for step in found), default=0), number_or_none(facts.get("steps"))
     summary = read_if_sound(output_dir / "summary.json", stage="eval", broken=[])
-    return Evidence(parse_config(read_text(output_dir / "config.yaml")), series, steps is None or last >= steps, facts, summary)
+    return Evidence(read_settings(output_dir), series, steps is None or last >= steps, facts, summary)
 
 
 class FirstSteps:

@@ -25,6 +25,44 @@ def parse_config(text: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+# Of which stage's record a section is taken, the last that has it: what was trained says what was trained, what was evaluated how.
+_RECORDS = (("harness", None), ("measure", None), ("eval", None), ("generate", ("generation",)), ("sft", None), ("po", None))
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """The settings with which a run's files were made: of each stage as stages.json has them (of one that was begun, its settings.json), the rest by
+    config.yaml, which holds those of the last run in the directory."""
+    settings = parse_config(read_text(directory / "config.yaml"))
+    for stage, sections in _RECORDS:
+        for section, recorded in _recorded(directory, stage).items():
+            if section not in ("trained", "files") and (sections is None or section in sections):
+                settings[section] = _with_record(settings.get(section), recorded)
+    return settings
+
+
+def _recorded(directory: Path, stage: str) -> dict[str, Any]:
+    """The settings that a stage depends on, by section; empty where it was not run, or the file is none of ours."""
+    mark = _read_object(directory / "stages.json").get(stage)
+    depends = mark.get("depends") if isinstance(mark, dict) else _read_object(directory / stage / "settings.json")
+    return depends if isinstance(depends, dict) else {}
+
+
+def _with_record(value: Any, recorded: Any) -> Any:
+    """A record leaves out of a section what makes no difference; a section of a kind is recorded whole."""
+    if not isinstance(value, dict) or not isinstance(recorded, dict) or "kind" in recorded:
+        return recorded
+    return value | recorded
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none."""
+    try:
+        found = json.loads(read_text(path) or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_summary(path: Path, *, stage: str = "eval") -> dict | None:
     """The JSON object that `stage` left; None without the file. UserError: no JSON object."""
     text = read_text(path)

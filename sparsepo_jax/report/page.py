@@ -11,7 +11,7 @@ from markupsafe import Markup
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.report import heatmap, plots, table
 from sparsepo_jax.report.doctor import diagnose, read_evidence
-from sparsepo_jax.report.files import pairs_path, parse_config, read_metrics, read_pairs, read_rows, read_summary, read_text
+from sparsepo_jax.report.files import pairs_path, read_metrics, read_pairs, read_rows, read_settings, read_summary, read_text
 from sparsepo_jax.report.outcome import outcome
 from sparsepo_jax.report.run_table import run_rows
 
@@ -31,7 +31,7 @@ def write_report(output_dir: Path, pairs: int) -> Path:
     if not any((output_dir / name).is_file() for name in RESULTS + OTHERS):
         raise UserError(f"report: expected {', '.join(RESULTS[:-1])} or {RESULTS[-1]} in {output_dir}, found none; "
                         "run the stage sft, po, score, eval or measure first")
-    config = read_text(output_dir / "config.yaml")
+    config, settings = read_text(output_dir / "config.yaml"), read_settings(output_dir)
     metrics, unreadable = read_metrics(output_dir / "metrics.jsonl")
     pairs_file = pairs_path(output_dir)
     shown = list(islice(read_pairs(pairs_file), pairs)) if pairs_file else []
@@ -42,7 +42,7 @@ def write_report(output_dir: Path, pairs: int) -> Path:
     known = {name: table.known_rows(summary or {}, rows) for name, rows in SECTIONS.items()}
     html = make_environment().get_template("page.html.jinja").render(
         run=output_dir.resolve().name,
-        facts=_facts(config),
+        facts=_facts(settings),
         config=config,
         summary=summary,
         words=_words(summary),
@@ -50,7 +50,7 @@ def write_report(output_dir: Path, pairs: int) -> Path:
         known=known,
         untrained=not table.has_before(known["Policy"]),
         any_auroc=any(row.label.startswith("AUROC, ") and row.label.endswith("mask") for row in known["Mask"]),
-        made=run_rows(output_dir, parse_config(config)),
+        made=run_rows(output_dir, settings),
         measures=table.measure_rows(read_summary(output_dir / "measures.json", stage="measure") or {}),
         tasks=table.task_rows(harness or {}),
         duration=_duration((summary or {}).get("seconds")),
@@ -87,15 +87,15 @@ def make_environment() -> Environment:
     )
 
 
-def _facts(config: str | None) -> dict[str, Any]:
+def _facts(settings: dict[str, Any]) -> dict[str, Any]:
     """What a reader wants to know of the configuration at first sight."""
-    found, paths = parse_config(config), {
+    paths = {
         "objective": "objective.kind", "mask": "objective.mask.kind", "beta": "objective.beta",
         "policy": "policy.path", "seed": "seed",
     }
     facts = {}
     for name, path in paths.items():
-        x: Any = found
+        x: Any = settings
         for key in path.split("."):
             x = x.get(key) if isinstance(x, dict) else None
         if isinstance(x, (str, float)) or (isinstance(x, int) and x.bit_length() < 64):

@@ -12,17 +12,18 @@ from sparsepo_jax.core.errors import UserError
 
 
 class MetricsLog:
-    """`write(stage, step, metrics)` adds a line to metrics.jsonl and a point to each curve. Use as a context manager."""
+    """`write(stage, step, metrics)` adds a line to metrics.jsonl and a point to each curve. Use as a context manager.
 
-    def __init__(self, output_dir: Path, *, tensorboard: bool, wandb: Mapping[str, str | None] | None, config: Mapping[str, object]):
+    A stage that continues after a step writes the steps behind it once more: what was written of them before is taken out of metrics.jsonl.
+    """
+
+    def __init__(self, output_dir: Path, *, stage: str, after_step: int, tensorboard: bool, wandb: Mapping[str, str | None] | None, config: Mapping[str, object]):
         self._start_s, self._file, self._board, self._wandb = time.time(), None, None, None
         if jax.process_index() != 0:
             return
         path = output_dir / "metrics.jsonl"
-        torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        _drop_steps(path, stage, after_step)
         self._file = path.open("a", encoding="utf-8")
-        if torn:  # a killed run may leave half a line: end it, so that the next one is whole
-            self._file.write("\n")
         if tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -55,3 +56,24 @@ class MetricsLog:
         for sink, close in ((self._file, "close"), (self._board, "close"), (self._wandb, "finish")):
             if sink is not None:
                 getattr(sink, close)()
+
+
+def _drop_steps(path: Path, stage: str, after_step: int) -> None:
+    """Takes the stage's lines of later steps out of the file, and half a line, which a killed run may leave."""
+    if not path.exists():
+        return
+    before = path.read_bytes()
+    kept = b"".join(line for line in before.splitlines(keepends=True) if not _is_redone(line, stage, after_step))
+    kept += b"\n" * bool(kept and not kept.endswith(b"\n"))
+    if kept != before:
+        written = path.with_suffix(".tmp")
+        written.write_bytes(kept)
+        written.replace(path)
+
+
+def _is_redone(line: bytes, stage: str, after_step: int) -> bool:
+    try:
+        row = json.loads(line)
+        return row["stage"] == stage and row["step"] > after_step
+    except (ValueError, KeyError, TypeError):
+        return not line.endswith(b"\n")
