@@ -1,6 +1,7 @@
 """The command: `python -m sparsepo_jax.main --config FILE [section.field=value ...]`. JAX is imported only when a stage runs."""
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sparsepo_jax.config.schema import Config
 
+PIPE_CLOSED = 141  # what a shell says of a program that wrote to `head` after it had ended
 RUN_AGAIN = 75  # sysexits' EX_TEMPFAIL: whoever started the run should start it again
 
 _EXAMPLES = """\
@@ -46,7 +48,22 @@ exit status: 0 done; 1 a run failed; 2 the config or the command line is wrong; 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
+    """Runs the command and returns its exit status. Whoever reads its output may stop to: what has nothing else to do then ends."""
+    from sparsepo_jax.core.streams import discard, opened_output
+
+    try:
+        with opened_output():
+            status = command(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return status
+    except BrokenPipeError:
+        discard(sys.stdout)
+        return PIPE_CLOSED
+
+
+def command(arguments: Sequence[str] | None) -> int:
+    """What the command line asks for; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m sparsepo_jax.main",
         description="Token-level preference optimisation in JAX: train, evaluate and explain SparsePO and its relatives.",
@@ -73,6 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(json.dumps(json_schema(), indent=2))
         return 0
+    try:
+        expand_paths(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if options.output and not (options.compare and options.output.endswith(".html")):
         parser.error("--output FILE.html goes with --compare")
     if options.sweep and options.aot:
@@ -105,6 +127,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     return leave(run(config))
+
+
+def expand_paths(options: argparse.Namespace) -> None:
+    """Puts home directories and environment variables into the paths among the options. ValueError: there is no such variable or user."""
+    from sparsepo_jax.config.paths import expand_path
+
+    for name in ("config", "output"):
+        if (path := getattr(options, name)) is not None:
+            setattr(options, name, expand_path(path))
+    options.compare = options.compare and [expand_path(path) for path in options.compare]
 
 
 def leave(status: int) -> int:
@@ -155,8 +187,10 @@ def sweep(options: argparse.Namespace) -> int:
         return 0
     from sparsepo_jax.core.stop import Stop, Terminated
 
+    from sparsepo_jax.core.streams import lasting_output
+
     try:
-        with Stop().listening():  # while no run listens
+        with Stop().listening(), lasting_output():  # while no run listens
             status = sweeps.run_sweep(base, planned, attempt, functools.partial(lacks_metric, options.metric) if options.metric else None)
     except KeyboardInterrupt as asked:
         print("stopped between two runs; the same command continues the sweep", file=sys.stderr)
@@ -204,9 +238,13 @@ def write_comparison(directories: Sequence[Path], output: Path, options: argpars
 
 def run(config: "Config") -> int:
     """The stages of a config, and what went wrong on stderr; returns the exit status."""
-    status, said = attempt(config)
-    if said:
-        print(said, file=sys.stderr)
+    from sparsepo_jax.core.streams import lasting_output
+    from sparsepo_jax.marks import LOOKING
+
+    with contextlib.nullcontext() if LOOKING.issuperset(config.stages) else lasting_output():
+        status, said = attempt(config)
+        if said:
+            print(said, file=sys.stderr)
     return status
 
 
@@ -230,6 +268,10 @@ def attempt(config: "Config") -> tuple[int, str | None]:
     except Exception as error:
         from sparsepo_jax.dist.processes import lost_process
         from sparsepo_jax.faults import explain
+        from sparsepo_jax.marks import LOOKING
+
+        if isinstance(error, BrokenPipeError) and LOOKING.issuperset(config.stages):
+            raise  # nobody reads any more
 
         if lost_process(error):
             return RUN_AGAIN, (f"error: another process of this run is gone ({' '.join(str(error).split())[:200]}); start all of them again, and the run "

@@ -15,6 +15,7 @@ from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
 
 TRAINING = ("sft", "po")
+LOOKING = {"inspect", "report"}  # these leave no result: they may be run beside a run, and in a directory of other settings
 _CONTINUED = (*TRAINING, "pairs")
 _READS = ("seed", "policy", "reference", "tokenizer", "data", "objective", "compute")
 _SECTIONS = {

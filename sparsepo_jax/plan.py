@@ -29,6 +29,7 @@ from sparsepo_jax.config.schema import (
     Training,
 )
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.paths import is_mistyped_path
 from sparsepo_jax.data.readers import SUFFIXES, suffix_of, table_delimiter, table_lines
 from sparsepo_jax.data.sources import matching_files
 from sparsepo_jax.data.splits import SplitError, split_names, split_ranges
@@ -367,7 +368,7 @@ def _is_local(path: str, where: str, mistakes: list[str], hub_id: str) -> bool:
     """Whether there is such a path here; if not, it must look like a Hub id, else that is a mistake."""
     if Path(path).exists():
         return True
-    if not re.fullmatch(hub_id, path) or suffix_of(path) is not None:
+    if not re.fullmatch(hub_id, path) or suffix_of(path) is not None or is_mistyped_path(path):
         mistakes.append(f"{where}: no such file or directory: {path} (nor a Hub id, which is owner/name)")
     return False
 

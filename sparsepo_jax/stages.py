@@ -27,7 +27,7 @@ from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.dist.mesh import make_mesh, to_host
 from sparsepo_jax.dist.processes import as_the_first, make_should_stop, wait_for_all
 from sparsepo_jax.eval import scores as scoring
-from sparsepo_jax.marks import TRAINING, Marks, trains_adapter_further, write_whole
+from sparsepo_jax.marks import LOOKING, TRAINING, Marks, trains_adapter_further, write_whole
 from sparsepo_jax.models.adapter import Adapter
 from sparsepo_jax.models.lora import merge_adapters, split_adapters
 from sparsepo_jax.models.spec import DecoderSpec, ignored_note
@@ -41,9 +41,6 @@ from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.loop import run_training
 from sparsepo_jax.train.reference_cache import with_reference
 from sparsepo_jax.train.step import TrainState
-
-_LOOKING = {"inspect", "report"}  # these leave no result: they may be run beside a run, and in a directory of other settings
-
 
 def run_stages(config: Config, stop: Stop) -> int:
     """Runs config.stages in order; returns the exit code. Everything is written under config.output_dir. Raises what `stop` is asked for, after
@@ -103,7 +100,7 @@ class Run:
             "measure": lambda: measure.measure(self), "harness": lambda: evaluation.harness(self),
         }
         measure.check_packages(self.config)
-        with self.holding() if not set(self.config.stages) <= _LOOKING else contextlib.nullcontext():
+        with self.holding() if not LOOKING.issuperset(self.config.stages) else contextlib.nullcontext():
             for stage in self.config.stages:
                 stages[stage]()
         if "po" in self.config.stages and {"eval", "report"}.isdisjoint(self.config.stages):

@@ -18,6 +18,7 @@ from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
+from sparsepo_jax.config.names import NOTES, SETTINGS, other_program, same_name
 from sparsepo_jax.config.schema import Config, Section
 
 Keys = tuple[str, ...]
@@ -41,6 +42,9 @@ class ConfigError(Exception):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
     """The configuration in a YAML file with `section.field=value` overrides put in, and notes to print. Raises ConfigError."""
     data = _read(Path(path))
+    if (program := other_program(data)) is not None:
+        raise ConfigError([f"this is a config of {program}: `Coming from TRL` in the README says what each of its settings is called here; "
+                           "configs/quickstart.yaml is one to begin with"])
     changes, mistakes = parse_overrides(overrides)
     notes: list[str] = []
     data = _drop_other_kinds(data, Config, Config, (), changes, notes)
@@ -332,8 +336,11 @@ def _explain(error: Any) -> list[str]:
         case "extra_forbidden":
             fields = _fields(owner)
             names = _by_likeness(path[-1], fields)
+            elsewhere = _name_here(path, names)
             below = [name for name in fields if any(path[-1] in _fields(model) for model in _kinds(fields[name]).values())]
             unknown = f"{where}: unknown key" + (f" for kind {kind}" if kind else "")
+            if elsewhere is not None:
+                return [f"{unknown}; did you mean {elsewhere}?"]
             if difflib.get_close_matches(path[-1], names[:1]):
                 return [f"{unknown}; did you mean {names[0]}?"]
             if len(below) == 1:
@@ -342,7 +349,9 @@ def _explain(error: Any) -> list[str]:
         case "literal_error":
             return [f"{where}: {_not_one_of(error['input'], _choices(_fields(owner), path))}"]
         case "model_type" | "dict_type" | "model_attributes_type":
-            return [f"{where}: expected a mapping (key: value), got {got}"]
+            return [f"{where}: expected a mapping (key: value), got {got}{_as_mapping(path, owner, error['input'])}"]
+        case "list_type":
+            return [f"{where}: expected a list, got {got}{_as_list(path, owner, error['input'])}"]
         case "string_type":
             quote = f'; quote it to give a string: "{got}"' if isinstance(error["input"], (int, float)) else ""
             return [f"{where}: expected a string, got {got}{quote}"]
@@ -350,6 +359,61 @@ def _explain(error: Any) -> list[str]:
         wanted = message.removeprefix("Input should be ").split(", ")[0]
         message = "expected " + wanted.replace("a valid i", "an i").replace("a valid ", "a ")
     return [f"{where}: {message}, got {got}"]
+
+
+def _name_here(path: Keys, names: Sequence[str]) -> str | None:
+    """What an unknown key is called here, if it is written in other letters or is another program's name."""
+    if (same := same_name(path[-1], names)) is not None:
+        return same
+    ours = SETTINGS.get(path[-1])
+    if ours is None:
+        return None
+    if path[0] == "sft" and ours.startswith("po.") and not ours.startswith("po.eval_every_steps"):
+        ours = f"sft.{ours.removeprefix('po.')}"
+    above, _, last = ours.rpartition(".")
+    if above == ".".join(path[:-1]):
+        return last if last in names else None
+    return ours + NOTES.get(ours, "")
+
+
+def _as_mapping(path: Keys, owner: type[Section], value: Any) -> str:
+    """How a text that stands where a mapping goes could have been meant: '; did you mean ...?', or nothing."""
+    if not isinstance(value, str) or not value or not value.isprintable() or len(value) > LONGEST_SHOWN:
+        return ""
+    kinds, where = _kinds(_annotation(path, owner)), _dotted(path)
+    model = next(iter(kinds.values()), None)
+    if model is None:
+        return ""
+    known = [kind for kind in kinds if kind is not None] or (_choices(_fields(model), ("kind",)) if "kind" in _fields(model) else [])
+    if same_name(value, known) or difflib.get_close_matches(value, known, n=1):
+        key, meant = "kind", _by_likeness(value, known)[0]
+    elif "path" in _fields(model):
+        key, meant = "path", value
+    elif known:
+        key, meant = "kind", _by_likeness(value, known)[0]
+    else:
+        return f"; its keys are {', '.join(_fields(model))}"
+    return f"; did you mean {where}.{key}={meant} (in a file {path[-1] + ': ' if not path[-1].isdecimal() else ''}{{{key}: {meant}}})?"
+
+
+def _as_list(path: Keys, owner: type[Section], value: Any) -> str:
+    """The same where a list goes."""
+    if not isinstance(value, str) or not value or not value.isprintable() or len(value) > LONGEST_SHOWN:
+        return ""
+    kinds = _kinds((get_args(_plain(_annotation(path, owner))) or (None,))[0])
+    if not kinds:
+        return f"; did you mean [{value}]?"
+    key = "kind" if value in kinds else "path"
+    return f"; did you mean [{{{key}: {value}}}]?" if any(key in _fields(model) for model in kinds.values()) else ""
+
+
+def _annotation(path: Keys, owner: type[Section]) -> Any:
+    """Of the last place on a path, in the section that holds it: a field's, or that of an entry of a field's list."""
+    fields = _fields(owner)
+    if path[-1] in fields:
+        return fields[path[-1]]
+    field = next((key for key in reversed(path) if key in fields), None)
+    return None if field is None else (get_args(_plain(fields[field])) or (None,))[0]
 
 
 def _place(loc: tuple[str | int, ...]) -> tuple[Keys, type[Section], str | None]:
@@ -383,7 +447,10 @@ def _not_one_of(value: Any, names: Any) -> str:
 
 
 def _by_likeness(name: str, names: Any) -> list[str]:
-    return difflib.get_close_matches(name[:LONGEST_SHOWN], list(names), n=len(names), cutoff=0.0)
+    """The names, the one that is meant first."""
+    nearest = difflib.get_close_matches(name[:LONGEST_SHOWN].casefold(), list(names), n=len(names), cutoff=0.0)
+    same = same_name(name, names)
+    return nearest if same is None else [same, *(other for other in nearest if other != same)]
 
 
 def _shown(value: Any) -> str:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from sparsepo_jax.config.paths import PathText
+
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -58,26 +60,26 @@ def tagged(default: str, **kinds: type[Section]):
 
 
 class Policy(Section):
-    path: str | None = None
+    path: PathText | None = None
     """A Hugging Face directory or Hub id to start from (config.json and safetensors)."""
     config: Json | None = None
     """The content of a config.json, inline: a model of this shape is made from scratch. `vocab_size` may be left out: the tokenizer's. Beside
     `path`: the shape that the checkpoint must have, so that --check knows it without the checkpoint."""
-    adapter: str | None = None
+    adapter: PathText | None = None
     """A LoRA adapter as PEFT saves it (a directory or Hub id), put onto `path`. It is merged; under po.lora, without an sft before it, it is what po
     goes on training: rank, alpha, rslora and targets are then the adapter's."""
 
 
 class Reference(Section):
-    path: str | None = None
+    path: PathText | None = None
     """A Hugging Face directory or Hub id. None: the policy as it was when po began, its adapter included. Under po.lora only policy.path itself may be
     named: the base without policy.adapter."""
-    adapter: str | None = None
+    adapter: PathText | None = None
     """A LoRA adapter as PEFT saves it, put onto `path`, or onto policy.path where that is None."""
     cached: bool = False
     """Compute the reference's log-probs of the training tokens (and MaPO's masks) once, keep them on disk, and train without running it. For
     objectives without a KL term and without learned masks; the KL is then not among the training metrics."""
-    cache_dir: str | None = None
+    cache_dir: PathText | None = None
     """Where they are kept. None: sparsepo_jax in the user's cache directory."""
 
 
@@ -88,7 +90,7 @@ class AutoTokenizer(Section):
 
 class PretrainedTokenizer(Section):
     kind: Literal["pretrained"]
-    path: str
+    path: PathText
     """A directory or Hub id with a Hugging Face tokenizer."""
 
 
@@ -118,7 +120,7 @@ Tokenizer = tagged("auto", auto=AutoTokenizer, pretrained=PretrainedTokenizer, b
 
 class FileSource(Section):
     kind: Literal["file"] = "file"
-    path: str
+    path: PathText
     """A .jsonl, .json, .csv, .tsv (each perhaps .gz) or .parquet file, a pattern of such files (data/*.jsonl), a directory that `datasets` reads, or
     a Hub id."""
     split: str = "train"
@@ -175,7 +177,7 @@ class Data(Section):
     add_eos: bool = True
     """An EOS token after text responses. What a chat template writes stays as it is."""
     on_bad_row: Literal["error", "skip"] = "error"
-    cache_dir: str | None = None
+    cache_dir: PathText | None = None
     """Where tokenised data is kept. None: sparsepo_jax in the user's cache directory."""
     buckets: Annotated[int, Field(ge=1, le=8)] = 4
     """Batch shapes at the most: fewer compile less, more pad less."""
@@ -481,7 +483,7 @@ class Training(Section):
 
 
 class TextTraining(Training):
-    taken_from: str | None = None
+    taken_from: PathText | None = None
     """output_dir of another run with the same settings of stage sft and the same rows, whose finished sft this run starts from in place of training one.
     It is read where it lies, and po keeps what it began with. A sweep sets this by itself. None: trained here."""
 
@@ -492,7 +494,7 @@ class PairTraining(Training):
 
 
 class Lexicon(Section):
-    path: str
+    path: PathText
     """A UTF-8 file, .gz or not."""
     kind: Literal["opinion", "scores", "treebank"]
     """A word a line, ; begins a comment (Hu and Liu); word TAB score (VADER, AFINN); or trees whose leaves are labelled 0 to 4 (Stanford)."""
@@ -538,7 +540,7 @@ class ClassifierScorer(Section):
     kind: Literal["classifier"] = "classifier"
     train: list[Source] = []
     """Rows {"text", "label"}."""
-    path: str | None = None
+    path: PathText | None = None
     """Instead of `train`: the directory of one that was trained before (OUTPUT_DIR/classifier)."""
     test: list[Source] = []
     """Rows on which its accuracy is measured and said."""
@@ -560,7 +562,7 @@ class HuggingFaceScorer(Section):
     """A sequence classifier or reward model by transformers and torch; it reads prompt + response as one text."""
 
     kind: Literal["hf"]
-    path: str
+    path: PathText
     """A directory or Hub id."""
     label: int | str | None = None
     """The label whose probability is the score, by number or name. None: the model's one output as it is (reward models)."""
@@ -616,7 +618,7 @@ class CodeMeasure(Section):
 
 
 class BertScore(Section):
-    model: str
+    model: PathText
     """A directory or Hub id. Needs the extra [bertscore]."""
     layer: Positive | None = None
     """Of its hidden states. None: what bert-score knows as best (models it does not know need it)."""
@@ -643,10 +645,10 @@ class Measure(Section):
 class Harness(Section):
     """Tasks of lm-evaluation-harness (the extra `lm_eval`)."""
 
-    tasks: list[Annotated[str, Field(min_length=1)]] = []
+    tasks: list[Annotated[PathText, Field(min_length=1)]] = []
     """Names of its tasks, groups and tags (`lm-eval ls tasks`), or paths of task files (YAML). Such a file is a program: its templates and functions
     are run."""
-    include_path: str | None = None
+    include_path: PathText | None = None
     """A directory with task files that are known by their names, too."""
     num_fewshot: Natural | None = None
     """Solved examples before each question. None: as the task says; a task that says 0 keeps it."""
@@ -713,7 +715,7 @@ class Compute(Section):
     chip, 6.0 by xla), else xla. cudnn: GPU, bfloat16, no capped scores. splash: TPU. The results are the same."""
     head: Head = Head()
     mesh: Mesh = Mesh()
-    compile_cache: str | None = None
+    compile_cache: PathText | None = None
     """Directory of compiled programs. None: sparsepo_jax in the user's cache directory."""
     distributed: bool | None = None
     """Whether this process is one of several that make one run. None: if JAX_COORDINATOR_ADDRESS is set, in a Slurm step of several tasks, or if
@@ -751,7 +753,7 @@ class Report(Section):
 
 
 class Export(Section):
-    path: str | None = None
+    path: PathText | None = None
     """Where the Hugging Face directory goes, none that the run reads. None: output_dir/export."""
     merged: bool = True
     """With po.lora: write the whole model, too, adapters merged; else only its subdirectory adapter/ (PEFT's format), and base/, the model that the
@@ -772,7 +774,7 @@ def _needs_reference(objective: Any) -> str | None:
 
 class Config(Section):
     stages: Annotated[list[Literal["inspect", "sft", "po", "score", "eval", "generate", "pairs", "measure", "harness", "report", "export"]], Field(min_length=1)]
-    output_dir: str
+    output_dir: PathText
     seed: Natural = 0
     policy: Policy = Policy()
     reference: Reference = Reference()

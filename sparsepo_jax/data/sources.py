@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.paths import is_mistyped_path
 from sparsepo_jax.data.readers import SUFFIXES, count_rows, file_rows, suffix_of
 from sparsepo_jax.data.rows import BadRow, Row, one_line
 from sparsepo_jax.data.splits import SplitError, is_whole_split, split_names, split_ranges
@@ -187,7 +188,7 @@ def _digest(paths: Iterable[str], beginning: str) -> str:
 
 def _open_dataset(path: str, split: str, subset: str | None) -> tuple[str, Callable[[], Iterator[Row]]]:
     """(fingerprint, rows) of a directory or Hub id."""
-    hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not path.startswith(".") and suffix_of(path) is None
+    hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not is_mistyped_path(path) and suffix_of(path) is None
     if not os.path.isdir(path) and not hub_id:
         raise UserError(f"{path}: no such file or directory")
     if not os.path.isdir(path):

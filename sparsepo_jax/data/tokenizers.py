@@ -1,8 +1,10 @@
 """Tokenizers: any Hugging Face one, and three made on the spot. Those have one special token, which begins and ends every text and pads."""
 
+import os
 from collections.abc import Iterable
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.paths import is_mistyped_path
 
 END = "<|endoftext|>"
 
@@ -11,6 +13,8 @@ def load_tokenizer(path: str):
     """The tokenizer of a directory or Hub id. UserError if there is none, or one without character offsets (they place the response's start)."""
     from transformers import AutoTokenizer
 
+    if not os.path.exists(path) and is_mistyped_path(path):
+        raise UserError(f"{path}: no such directory (expected one with a Hugging Face tokenizer, or a Hub id like owner/name)")
     try:
         # Unless it is told, transformers asks on stdin whether to run the code of the directory.
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)

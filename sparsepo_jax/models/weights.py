@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.paths import is_mistyped_path
 from sparsepo_jax.models.directory import read_config, said_dtype, weight_files
 from sparsepo_jax.models.spec import DecoderSpec
 
@@ -353,7 +354,7 @@ def find_checkpoint(path: str) -> Path:
     """The local directory of a checkpoint: `path` itself, or the Hub's copy of that id. Raises UserError if it cannot be had."""
     if Path(path).is_dir():
         return Path(path)
-    if path.count("/") > 1 or path.startswith((".", "/", "~")):
+    if is_mistyped_path(path):
         raise UserError(f"{path}: no such directory (expected a Hugging Face checkpoint directory or a Hub id like owner/name)")
     from huggingface_hub import snapshot_download
 
