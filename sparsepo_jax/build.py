@@ -30,7 +30,7 @@ from sparsepo_jax.dist.rules import check_sharded, state_shardings, weight_shard
 from sparsepo_jax.eval.generate import Sampling
 from sparsepo_jax.eval.scorers import Scorer
 from sparsepo_jax.losses import sequence, token_weighted
-from sparsepo_jax.marks import trains_adapter_further
+from sparsepo_jax.marks import LOOKING, trains_adapter_further
 from sparsepo_jax.adapters import settle_lora
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.learned import masks_from_tensors
@@ -70,7 +70,7 @@ def make_tokenizer(config: schema.Config) -> Any | None:
     if not kept.exists():
         sources, kind = (config.data.sft, "sft") if config.data.sft else (config.data.train, "pairs")
         tokenizer = tokenizers.train_bpe_tokenizer(_texts(sources, kind, config, choice.max_rows), choice.vocab_size)
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not LOOKING.issuperset(config.stages):
             tokenizer.save_pretrained(kept)
         return tokenizer
     return tokenizers.load_tokenizer(str(kept))
@@ -149,7 +149,7 @@ def template_date(config: schema.Config, tokenizer: Any | None) -> str | None:
         if kept.exists():
             return _kept_date(kept)
     day = datetime.date.today().isoformat()
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not LOOKING.issuperset(config.stages):
         kept = Path(config.output_dir) / "template_date.json"
         kept.parent.mkdir(parents=True, exist_ok=True)
         written = kept.with_suffix(".tmp")
