@@ -271,6 +271,7 @@ def test_the_score_stage_on_an_official_checkpoint(family, sharing, beta, l1, tm
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(dict(zip(names, row))) + "\n" for row in golden.rows(family)))
     output = run(
         tmp_path, stages=["score"], policy={"config": None, "path": str(policy)}, reference={"path": str(reference)}, tokenizer=None, sft=None, po=None,
+        compute={"dtype": "float32"},
         data={"sft": [], "train": [], "eval": [{"path": str(tmp_path / "pairs.jsonl")}]},
         objective={"kind": "sparsepo", "beta": beta, "l1_reward": l1, "l1_kl": l1, "mask": {"kind": "learned", "sharing": sharing}},
     )
@@ -296,6 +297,7 @@ def test_the_score_stage_with_official_activation_masks(family, tmp_path):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(dict(zip(names, row))) + "\n" for row in golden.rows(family)))
     output = run(
         tmp_path, stages=["score"], policy={"config": None, "path": str(policy)}, reference={"path": str(reference)}, tokenizer=None, sft=None, po=None,
+        compute={"dtype": "float32"},
         data={"sft": [], "train": [], "eval": [{"path": str(tmp_path / "pairs.jsonl")}]},
         objective={"kind": "sparsepo", "beta": 0.8, "mask": {"kind": "activation", "official": True}},
     )
