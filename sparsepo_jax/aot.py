@@ -20,10 +20,9 @@ from sparsepo_jax.config.schema import Config, Policy
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.holdout import split_holdout
-from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.table import TokenTable, ragged
 from sparsepo_jax.dist.aot import Footprint, absent_devices, compile_for_memory
-from sparsepo_jax.dist.mesh import batch_sharding, make_mesh
+from sparsepo_jax.dist.mesh import make_mesh
 from sparsepo_jax.dist.topology import Topology
 from sparsepo_jax.models.spec import DecoderSpec
 from sparsepo_jax.plan import read_model, read_policy
@@ -67,14 +66,11 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     if stage == "po" and config.reference.cached:
         problem = programs.cached_problem(problem, config)
     table, lengths = _table(config, stage, policy, tokenizer, tokenizer_here)
-    plan = build.make_plan(config, table, training.batch_size, mesh, micro_steps=training.accumulation, shuffle=True)
-    batch = _largest_batch(config, stage, table, plan, mesh)
-    frozen = None
-    if lora is not None:
-        frozen = build.abstract(build.start_shapes(policy, reference_lora), None, mesh, lambda weights: build.hold_base(weights["policy"], training.lora.base))
-    elif stage == "po" and not problem.cached:
-        frozen = build.abstract(build.weight_shapes(reference), None, mesh, lambda weights: weights["policy"])
-    step = programs.make_step(config, stage, problem, policy, build.count_steps(training, plan), mesh)
+    plan = build.make_training_plan(config, stage, table, mesh)
+    with_weights = stage == "po" and build.brings_weights(config)
+    batch = build.abstract_batches(config, table, plan, mesh, micro_steps=training.accumulation, with_weights=with_weights)[-1]
+    frozen = build.abstract_frozen(config, stage, problem, policy, reference, mesh)
+    step = programs.make_step(config, stage, problem, policy, plan.steps, mesh)
     arguments = step.like, frozen, batch
     with jax.set_mesh(mesh), _no_compile_cache():
         footprint, refusal = compile_for_memory(step.program.lower(step.numbers, *arguments), arguments, topology.chip_bytes)
@@ -156,16 +152,6 @@ def _equal_rows(rows: int, prompt: int, response: int, responses: int) -> TokenT
     zeros, none = lambda number, length: ragged([np.zeros(length, np.int32)] * number, np.int32), np.zeros(rows, bool)
     return TokenTable(zeros(rows, prompt), zeros(rows * responses, response), np.arange(rows), none, np.zeros((rows, responses), bool),
                       np.ones(rows, np.float32), ("assumed",), np.zeros(rows, np.int32), np.arange(rows))
-
-
-def _largest_batch(config: Config, stage: str, table: TokenTable, plan: Any, mesh: Mesh) -> PairBatch:
-    """Shapes and shardings of the batch of the first epoch that takes most."""
-    number = max(range(plan.batches_per_epoch), key=lambda n: plan.batch(n).shape)
-    batch = next(make_batches(
-        table, plan, start=number, stop=number + 1, micro_steps=getattr(config, stage).accumulation, process_index=0, process_count=1,
-        shared=build.is_shared(config), with_weights=stage == "po" and build.brings_weights(config),
-    ))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), batch)
 
 
 # ---------------------------------------------------------------- words

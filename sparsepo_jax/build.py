@@ -24,7 +24,8 @@ from sparsepo_jax.data.facts import table_facts
 from sparsepo_jax.data.load import cache_directory
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.packing import sizes_of
-from sparsepo_jax.dist.mesh import lay, make_constrain, make_place_head, make_spread, pair_shards, platform_of, put_batch, replicated
+from sparsepo_jax.data.pipeline import empty_batch
+from sparsepo_jax.dist.mesh import batch_sharding, lay, make_constrain, make_place_head, make_spread, pair_shards, platform_of, put_batch, replicated
 from sparsepo_jax.dist.processes import join_processes
 from sparsepo_jax.dist.rules import check_sharded, state_shardings, weight_shardings
 from sparsepo_jax.eval.generate import Sampling
@@ -45,6 +46,9 @@ from sparsepo_jax.ops.attention import AttentionKernel
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
 from sparsepo_jax.train.forward import Problem
 from sparsepo_jax.train.reference_cache import weights_digest
+
+# To compile a batch shape takes about as long as so many steps: from five of a 135M model on two CPU cores, over a hundred on an H100, to more for toys.
+SHAPE_STEPS = 64
 
 # ---------------------------------------------------------------- tokenizer and data
 
@@ -182,13 +186,35 @@ def is_shared(config: schema.Config) -> bool:
     return config.compute.layout == "shared"
 
 
-def make_plan(config: schema.Config, table: TokenTable, batch_size: int, mesh: Mesh, *, micro_steps: int = 1, shuffle: bool,
-              response_length: int | None = None) -> BatchPlan:
-    """One row of tokens for each shard and micro-step. response_length: leave room for so many tokens in each response, whatever it has."""
+def make_training_plan(config: schema.Config, stage: str, table: TokenTable, mesh: Mesh) -> BatchPlan:
+    """The plan of a training stage: one row of tokens for each shard and micro-step."""
+    training = getattr(config, stage)
+    sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=is_shared(config))
+    return BatchPlan(
+        sizes, table.row_weight_N, batch_size=training.batch_size, rows=training.accumulation * pair_shards(mesh), strata=config.data.strata,
+        buckets=config.data.buckets, seed=config.seed, shuffle=True, epochs=training.epochs or 1.0, steps=training.steps, shape_steps=SHAPE_STEPS,
+    )
+
+
+def make_reading_plan(config: schema.Config, table: TokenTable, batch_size: int, mesh: Mesh, *, response_length: int | None = None) -> BatchPlan:
+    """Every row once, one row of tokens for each shard. response_length: leave room for so many tokens in each response, whatever it has."""
     lengths_NP = table.response_lengths_NP if response_length is None else np.full_like(table.response_lengths_NP, response_length)
     sizes = sizes_of(table.prompt_lengths_N, lengths_NP, shared=is_shared(config))
-    return BatchPlan(sizes, table.row_weight_N if shuffle else None, batch_size=batch_size, rows=micro_steps * pair_shards(mesh),
-                     strata=config.data.strata, buckets=config.data.buckets, seed=config.seed, shuffle=shuffle)
+    return BatchPlan(
+        sizes, None, batch_size=batch_size, rows=pair_shards(mesh), strata=config.data.strata, buckets=config.data.buckets, seed=config.seed,
+        shuffle=False, shape_steps=SHAPE_STEPS,
+    )
+
+
+def abstract_batches(config: schema.Config, table: TokenTable, plan: BatchPlan, mesh: Mesh, *, micro_steps: int, with_weights: bool,
+                     response_length: int | None = None) -> list[Any]:
+    """Shapes and shardings of a batch of each shape that the plan has."""
+    laid = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))  # noqa: E731
+    return [
+        jax.tree.map(laid, empty_batch(table, plan, shape, micro_steps=micro_steps, shared=is_shared(config), with_weights=with_weights,
+                                       response_length=response_length))
+        for shape in plan.shapes
+    ]
 
 
 # ---------------------------------------------------------------- models
@@ -595,16 +621,21 @@ def held_base(policy: Weights, held: str, mesh: Mesh) -> Weights:
     return jax.device_put(base, state_shardings(base, mesh))
 
 
+def abstract_frozen(config: schema.Config, stage: str, problem: Problem, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh) -> Any | None:
+    """Shapes and shardings of what a stage's step reads beside the state: the reference, or the base of adapters; None: nothing."""
+    lora = getattr(config, stage).lora
+    if lora is not None:
+        reference_lora = make_reference_lora(config, policy, make_lora(getattr(config, stage), stage, policy)) if stage == "po" else None
+        return abstract(start_shapes(policy, reference_lora), None, mesh, lambda weights: hold_base(weights["policy"], lora.base))
+    if stage == "sft" or problem.cached:
+        return None
+    return abstract(weight_shapes(reference), None, mesh, lambda weights: weights["policy"])
+
+
 def brings_weights(config: schema.Config) -> bool:
     """Whether the training pairs come with token weights: those given with the data, or activation masks that were computed before."""
     mask = mask_config(config)
     return mask is not None and (mask.kind == "given" or config.reference.cached and mask.kind == "activation")
-
-
-def count_steps(training: schema.Training, plan: BatchPlan) -> int:
-    if training.steps is not None:
-        return training.steps
-    return max(1, math.ceil((training.epochs or 1.0) * plan.batches_per_epoch - 1e-9))  # 0.1 x 30 is 3, not 4
 
 
 def ends_of(hf_config: dict[str, Any], generation: dict[str, Any] | None, tokenizer: Any | None) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from sparsepo_jax.build import abstract, compute_dtype, make_lora, mask_config, trained_shapes
+from sparsepo_jax.compiled import Program
 from sparsepo_jax.config import schema
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch
@@ -31,7 +32,7 @@ class Step(NamedTuple):
     """The program of a training stage, and the numbers that it takes as an argument: stages that differ in these alone have one program, compiled
     once. like: the state's shapes and shardings. start(weights): the first state, of copies."""
 
-    program: Any
+    program: Program
     numbers: tuple[Problem, optimizers.Rates]
     like: TrainState
     start: Callable[[dict[str, Weights]], TrainState]
@@ -39,6 +40,10 @@ class Step(NamedTuple):
     def update(self, state: TrainState, reference: Weights | None, batch: PairBatch):
         """See train/step. Takes the state's memory."""
         return self.program(self.numbers, state, reference, batch)
+
+    def compile_ahead(self, reference: Any, batches: list[Any]) -> Callable[[], tuple[int, float]]:
+        """See Program.compile_ahead. reference, batches: abstract or not."""
+        return self.program.compile_ahead([(self.numbers, self.like, reference, batch) for batch in batches])
 
 
 def make_step(config: schema.Config, stage: str, problem: Problem, spec: DecoderSpec, steps: int, mesh: Mesh) -> Step:
@@ -68,7 +73,7 @@ def _step_programs(make_loss: Callable, kind: tuple[Callable, str], shardings: t
         return start_state(jax.tree.map(jnp.copy, weights), _optimizer(kind, rates)[0])
 
     # The new state lies as the old one did: else the second step would be another program.
-    return jax.jit(update, donate_argnums=1, out_shardings=(of_state, whole, whole)), jax.jit(start, out_shardings=of_state)
+    return Program(jax.jit(update, donate_argnums=1, out_shardings=(of_state, whole, whole))), jax.jit(start, out_shardings=of_state)
 
 
 def optimizer_rates(config: schema.Config, training: schema.Training, steps: int, width: int) -> optimizers.Rates:
@@ -125,12 +130,17 @@ def _optimizer(kind: tuple[Callable, str], rates: optimizers.Rates) -> tuple[opt
 @functools.cache
 def _on_every_host(function: Callable, mesh: Mesh):
     """Compiled, its results on every host. Cached, as all makers of programs here are: the next run of the process finds what this one has compiled."""
-    return jax.jit(function, out_shardings=replicated(mesh))
+    return Program(jax.jit(function, out_shardings=replicated(mesh)))
 
 
 def make_score_batch(problem: Problem, mesh: Mesh):
     """score_batch(weights, reference, batch [1, B, ...]) for eval.scores, its results on every host."""
     return functools.partial(_on_every_host(_score, mesh), problem)
+
+
+def score_ahead(problem: Problem, mesh: Mesh, calls: list[tuple]) -> Callable[[], tuple[int, float]]:
+    """Program.compile_ahead of score_batch's calls."""
+    return _on_every_host(_score, mesh).compile_ahead([(problem, *call) for call in calls])
 
 
 def _score(problem: Problem, weights: dict[str, Weights], reference: Weights, batch: PairBatch):

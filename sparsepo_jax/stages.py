@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -78,6 +78,26 @@ def name_rows(table: TokenTable, plan: BatchPlan, step: int, finite: np.ndarray)
 def name_model(path: Path | str) -> str:
     """A local directory by its whole path, so that it is found from anywhere; a Hub id as it is."""
     return str(Path(path).absolute()) if Path(path).is_dir() else str(path)
+
+
+class Prepared(NamedTuple):
+    """A training stage whose programs are being compiled. compiled_before: how many of its step's there were before it. with_weights: its batches carry
+    the table's token weights."""
+
+    table: TokenTable
+    problem: Problem
+    plan: BatchPlan
+    step: programs.Step
+    compiled_before: int
+    with_weights: bool
+    compiling: list[Callable[[], tuple[int, float]]]
+
+    def wait(self) -> str:
+        """Until all are compiled; what there is to say of it."""
+        counts, seconds = zip(*(wait() for wait in self.compiling), strict=True)
+        shapes = len(self.plan.shapes)
+        found = f"compiled in {max(seconds):.1f} s{', side by side' if sum(counts) > 1 else ''}" if any(counts) else "compiled before, by this process"
+        return f"{shapes} batch {'shape' if shapes == 1 else 'shapes'}, {found}"
 
 
 class Run:
@@ -325,17 +345,31 @@ class Run:
 
     # ------------------------------------------------------------ training stages
 
-    def train(self, stage: str, table: TokenTable, initial: Callable[[], dict[str, Weights]], problem: Problem, reference: Weights | None,
+    def prepare(self, stage: str, table: TokenTable, problem: Problem, evaluated: TokenTable | None = None) -> "Prepared":
+        """Plans a training stage and begins to compile its programs, from shapes alone: other things can be done meanwhile.
+
+        evaluated: the pairs that it is evaluated on between its steps.
+        """
+        config, training = self.config, getattr(self.config, stage)
+        plan = build.make_training_plan(config, stage, table, self.mesh)
+        step = programs.make_step(config, stage, problem, self.spec, plan.steps, self.mesh)
+        compiled_before = len(step.program)  # by earlier runs of this process
+        reference = build.abstract_frozen(config, stage, problem, self.spec, self.reference_spec if stage == "po" else self.spec, self.mesh)
+        with_weights = stage == "po" and build.brings_weights(config)
+        batches = build.abstract_batches(config, table, plan, self.mesh, micro_steps=training.accumulation, with_weights=with_weights)
+        with jax.set_mesh(self.mesh):
+            waits = [step.compile_ahead(reference, batches)]
+        if evaluated is not None:
+            waits.append(self.compile_scores(evaluated, step.like.weights))
+        return Prepared(table, problem, plan, step, compiled_before, with_weights, waits)
+
+    def train(self, stage: str, prepared: "Prepared", initial: Callable[[], dict[str, Weights]], reference: Weights | None,
               evaluate: Callable[[TrainState], dict[str, float]] | None = None, finish: Callable[[dict], dict] = lambda weights: weights,
-              with_weights: bool = False, reference_record: dict[str, Any] | None = None) -> None:
-        """finish: makes what is kept of the weights that were trained. with_weights: the batches carry the table's token weights. reference_record:
-        what the reference is, for checkpoints."""
+              reference_record: dict[str, Any] | None = None) -> None:
+        """finish: makes what is kept of the weights that were trained. reference_record: what the reference is, for checkpoints."""
         config, began_s, unit = self.config, time.time(), "rows" if stage == "sft" else "pairs"
-        training = getattr(config, stage)
-        plan = build.make_plan(config, table, training.batch_size, self.mesh, micro_steps=training.accumulation, shuffle=True)
-        steps = build.count_steps(training, plan)
-        step = programs.make_step(config, stage, problem, self.spec, steps, self.mesh)
-        compiled_before = step.program._cache_size()  # by earlier runs of this process
+        training, (table, problem, plan, step, *_) = getattr(config, stage), prepared
+        steps = plan.steps
         directory = self.output_dir / stage
         policy = config.checkpoint
         checkpoints = Checkpoints(
@@ -351,11 +385,13 @@ class Run:
             say(f"{stage}: continues after step {checkpoints.latest_step} of {steps}")
         else:
             state = step.start(initial())
-        say(f"{stage}: {len(table)} {unit}, {steps} steps of {training.batch_size}, "
-            f"{len(plan.shapes)} batch shape(s), {100 * plan.real_token_share():.0f} % real tokens")
+        say(f"{stage}: {len(table)} {unit}, {steps} steps of {training.batch_size}, {100 * plan.real_token_share():.0f} % real tokens")
+        with jax.set_mesh(self.mesh):
+            checkpoints.warm_up(state)
+        say(f"{stage}: {prepared.wait()}")
         batches = make_batches(
             table, plan, start=int(state.step), stop=steps, micro_steps=training.accumulation, process_index=jax.process_index(),
-            process_count=jax.process_count(), shared=build.is_shared(config), with_weights=with_weights,
+            process_count=jax.process_count(), shared=build.is_shared(config), with_weights=prepared.with_weights,
         )
         self.keep_config()
         facts = self.write_facts(stage, table, steps)
@@ -364,7 +400,7 @@ class Run:
             self.output_dir, stage=stage, after_step=int(state.step), tensorboard=logging.tensorboard, wandb=logging.wandb and logging.wandb.model_dump(), config=config.model_dump(mode="json")
         ) as log:
             state = run_training(
-                stage=stage, update=step.update, programs=lambda: step.program._cache_size() - compiled_before, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
+                stage=stage, update=step.update, programs=lambda: len(step.program) - prepared.compiled_before, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
                 checkpoints=checkpoints, write=log.write, log_every_steps=logging.every_steps, evaluate=evaluate,
                 eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit, stop=self.stop, should_stop=self.should_stop,
                 may_skip=training.skip_nonfinite, name_rows=functools.partial(name_rows, table, plan),
@@ -401,12 +437,13 @@ class Run:
         self.begin("sft", table)
         lora = self.lora("sft")
         problem = build.make_problem(self.config, self.spec, self.spec, self.mesh, lora)
+        prepared = self.prepare("sft", table, problem)
         if lora is None:
-            self.train("sft", table, lambda: {"policy": self.starting_policy(), "masks": {}}, problem, None)
+            self.train("sft", prepared, lambda: {"policy": self.starting_policy(), "masks": {}}, None)
             return
         initial = lambda: {"policy": build.initial_adapters(self.spec, lora, self.config.seed, self.mesh), "masks": {}}  # noqa: E731
         merge = lambda weights: {"policy": merge_adapters(self.starting_policy(), weights["policy"], lora.scale), "masks": {}}  # noqa: E731
-        self.train("sft", table, initial, problem, build.held_base(self.starting_policy(), self.config.sft.lora.base, self.mesh), finish=merge)
+        self.train("sft", prepared, initial, build.held_base(self.starting_policy(), self.config.sft.lora.base, self.mesh), finish=merge)
 
     def sft_rows(self, marks: Marks) -> TokenTable:
         """data.sft. UserError: other rows than those that the sft of these marks began with."""
@@ -423,6 +460,8 @@ class Run:
         self.marks.check_data("po", table.file_digests())
         if self.config.evaluation.sampled_prompts is not None and "eval" in self.config.stages and held is not None:  # not after hours of training
             build.check_room("generation.max_new_tokens", self.config.generation.max_new_tokens, held, self.spec)
+        cached, evaluated = self.config.reference.cached, held if self.config.po.eval_every_steps is not None else None
+        prepared = None if cached else self.prepare("po", table, self.problem, evaluated)
         begun = self.output_dir / "po" / "start"
         if not begun.exists():
             start = {"policy": self.starting_policy(), "masks": build.initial_masks(self.config, self.problem.mask_source, self.mesh)}
@@ -430,20 +469,19 @@ class Run:
             self.begin("po", table)
             save_once(begun, start)
         start = self.start_weights()
-        reference, problem = self.reference_weights(start), self.problem
+        reference, evaluate = self.reference_weights(start), None
         record = self.reference_record(reference)
         say(f"po: reference: {record['is']}, {record['dtype']}, digest {record['digest']}")
         self.keep_reference(record)
-        if self.config.reference.cached:
-            table, problem = self.with_reference(table, reference), programs.cached_problem(problem, self.config)
-        evaluate = None
-        if held is not None and self.config.po.eval_every_steps is not None:
+        if cached:
+            table, problem = self.with_reference(table, reference), programs.cached_problem(self.problem, self.config)
+            prepared = self.prepare("po", table, problem, evaluated)
+        if evaluated is not None:
             evaluate = lambda state: scoring.mean_metrics(self.scores(held, state.weights, reference))  # noqa: E731
-        elif problem.cached and not problem.adapted:
+        elif cached and not self.problem.adapted:
             start = reference = None  # its memory is free
         initial = lambda: self.adapted(self.start_weights() if start is None else start)  # noqa: E731
-        self.train("po", table, initial, problem, reference, evaluate, with_weights=build.brings_weights(self.config),
-                   reference_record=record)
+        self.train("po", prepared, initial, reference, evaluate, reference_record=record)
 
     def reference_record(self, reference: Weights) -> dict[str, Any]:
         """What the reference is, in words and by settings, how it is held, and a digest of its weights."""
@@ -532,14 +570,28 @@ class Run:
         with jax.set_mesh(self.mesh):
             return scoring.score_pairs(self.score_batch, build.put_on(self.mesh), self.in_order(table, size), weights, reference)
 
-    def in_order(self, table: TokenTable, batch_size: int, response_length: int | None = None) -> Iterator[PairBatch]:
-        """This process's part of batches [1, B, ...] that hold every row once. response_length: see build.make_plan."""
-        plan = build.make_plan(self.config, table, batch_size, self.mesh, shuffle=False, response_length=response_length)
+    def compile_scores(self, table: TokenTable, weights: dict[str, Any]) -> Callable[[], tuple[int, float]]:
+        """Begins to compile what `scores` of the table needs; see Program.compile_ahead. weights: abstract ones will do."""
+        size = self.config.evaluation.batch_size
+        build.check_batch("evaluation.batch_size", size, 1, self.mesh)
+        plan = build.make_reading_plan(self.config, table, size, self.mesh)
+        reference = build.abstract_frozen(self.config, "po", self.problem, self.spec, self.reference_spec, self.mesh)
+        batches = build.abstract_batches(self.config, table, plan, self.mesh, micro_steps=1, with_weights=self.reads_weights(table))
+        with jax.set_mesh(self.mesh):
+            return programs.score_ahead(self.problem, self.mesh, [(weights, reference, batch) for batch in batches])
+
+    def reads_weights(self, table: TokenTable) -> bool:
+        """Whether the masks that score these pairs come with them."""
         mask = build.mask_config(self.config)
+        return mask is not None and mask.kind == "given" and table.has_weights
+
+    def in_order(self, table: TokenTable, batch_size: int, response_length: int | None = None) -> Iterator[PairBatch]:
+        """This process's part of batches [1, B, ...] that hold every row once. response_length: see build.make_reading_plan."""
+        plan = build.make_reading_plan(self.config, table, batch_size, self.mesh, response_length=response_length)
         batches = make_batches(
             table, plan, start=0, stop=plan.batches_per_epoch, micro_steps=1, process_index=jax.process_index(),
             process_count=jax.process_count(), shared=build.is_shared(self.config),
-            with_weights=mask is not None and mask.kind == "given" and table.has_weights, response_length=response_length,
+            with_weights=self.reads_weights(table), response_length=response_length,
         )
         return self.heeding(batches)
 

@@ -1,5 +1,7 @@
 """The plan of batches, and the batches that come of it."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,14 +18,14 @@ def lengths(rows, seed=0, responses=2):
     return rng.integers(1, 40, rows), rng.integers(1, 90, (rows, responses))
 
 
-def make_plan(rows=50, *, weights=None, batch_size=8, token_rows=1, strata=4, buckets=3, seed=0, shuffle=True):
+def make_plan(rows=50, *, weights=None, batch_size=8, token_rows=1, strata=4, buckets=3, seed=0, shuffle=True, epochs=3.0, **length):
     return BatchPlan(sizes_of(*lengths(rows), shared=True), weights, batch_size=batch_size, rows=token_rows, strata=strata, buckets=buckets, seed=seed,
-                     shuffle=shuffle)
+                     shuffle=shuffle, epochs=epochs, **length)
 
 
 def plan_of(table, *, batch_size, rows=1, buckets=1, seed=0, shuffle=False, shared=True):
     sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=shared)
-    return BatchPlan(sizes, None, batch_size=batch_size, rows=rows, strata=4, buckets=buckets, seed=seed, shuffle=shuffle)
+    return BatchPlan(sizes, None, batch_size=batch_size, rows=rows, strata=4, buckets=buckets, seed=seed, shuffle=shuffle, epochs=3)
 
 
 def rows_of(plan, epoch):
@@ -102,6 +104,53 @@ def test_little_padding_whatever_the_lengths():
         sizes = sizes_of(prompts, responses, shared=True)
         plan = BatchPlan(sizes, None, batch_size=4 * per_row, rows=4, strata=strata, buckets=8, seed=0, shuffle=True)
         assert plan.real_token_share() > least, per_row
+
+
+def test_part_of_an_epoch_is_rounded_up_to_whole_steps():
+    steps = lambda **length: make_plan(240, **length).steps  # noqa: E731
+    assert [steps(epochs=e) for e in (0.01, 0.1, 1.0, 2.5)] == [1, 3, 30, 75]
+    assert steps(steps=7) == 7
+
+
+LONG_TAILED = np.random.default_rng(0).lognormal(4.5, 0.8, (3, 3000)).astype(int) + 1
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize(("epochs", "weights"), [(3.0, None), (0.3, None), (3.0, np.tile([0.5, 1.5, 0.25, 1.0], 750))])
+def test_the_shapes_are_those_of_all_epochs_and_no_other(seed, epochs, weights):
+    """Kills: shapes that are known of the first epoch, of all rows alike, or that no batch has."""
+    sizes = sizes_of(LONG_TAILED[0], LONG_TAILED[1:].T, shared=True)
+    plan = BatchPlan(sizes, weights, batch_size=16, rows=4, strata=4, buckets=4, seed=seed, shuffle=True, epochs=epochs, shape_steps=10)
+    assert set(plan.shapes) == {plan.batch(n).shape for n in range(plan.steps)} and len(plan.shapes) <= 4
+    assert len(plan.shapes) > 1 or epochs < 1
+
+
+def test_runs_that_differ_in_the_seed_have_the_same_shapes():
+    sizes = sizes_of(LONG_TAILED[0], LONG_TAILED[1:].T, shared=True)
+    shapes = [BatchPlan(sizes, None, batch_size=32, rows=1, strata=4, buckets=1, seed=seed, shuffle=True, epochs=2).shapes for seed in range(8)]
+    assert Counter(map(tuple, shapes)).most_common(1)[0][1] >= 5, "nearly always; here, with a long tail, most often"
+
+
+def test_a_short_run_has_fewer_shapes():
+    """A shape more must save what it costs. Kills: shapes by `buckets` alone."""
+    sizes = sizes_of(LONG_TAILED[0], LONG_TAILED[1:].T, shared=True)
+    counts = [len(BatchPlan(sizes, None, batch_size=8, rows=4, strata=4, buckets=8, seed=0, shuffle=True, steps=steps, shape_steps=64).shapes)
+              for steps in (24, 1000, 20_000)]
+    assert counts[0] == 1 < counts[1] < counts[2] <= 8
+
+
+@given(rows=st.integers(1, 60), per_row=st.integers(1, 8), token_rows=st.integers(1, 3), buckets=st.integers(1, 4), seed=st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_no_batch_exceeds_what_a_run_too_long_to_look_at_takes(rows, per_row, token_rows, buckets, seed):
+    """Its largest shape is a bound, with fractional weights, too."""
+    prompts, responses = lengths(rows, seed)
+    weights = np.random.default_rng(seed).choice([0.3, 0.5, 1.0, 1.7], rows)
+    weights[0] = 1.0
+    plan = BatchPlan(sizes_of(prompts, responses, shared=True), weights, batch_size=per_row * token_rows, rows=token_rows, strata=4, buckets=buckets,
+                     seed=seed, shuffle=True, steps=2**30)
+    assert plan.batches_per_epoch * 6 < plan.steps
+    taken = {plan.batch(n).shape for n in range(6 * plan.batches_per_epoch)}
+    assert taken <= set(plan.shapes) and len(plan.shapes) <= buckets
 
 
 def test_batches_are_of_about_the_same_size_and_mix_lengths():

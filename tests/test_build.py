@@ -172,14 +172,6 @@ def test_lengths_default_to_what_the_model_holds():
         build.length_limits(make_config(data=PATHS["data"] | {"max_length": 20, "max_prompt_length": 20}), spec)
 
 
-def test_part_of_an_epoch_is_rounded_up_to_whole_steps():
-    class Plan:
-        batches_per_epoch = 30
-
-    assert [build.count_steps(make_config(po={"epochs": e}).po, Plan()) for e in (0.01, 0.1, 1.0, 2.5)] == [1, 3, 30, 75]
-    assert build.count_steps(make_config(po={"steps": 7}).po, Plan()) == 7
-
-
 def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
     spec, mesh = spec_from_hf(GPT2), make_mesh(None, 1, 1)
     weights = split_module(Decoder(spec, rngs=nnx.Rngs(0)))[1]

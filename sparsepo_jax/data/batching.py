@@ -12,11 +12,13 @@ stratum. Which rows meet in a batch does not depend on how many rows of tokens i
     positions of each row        31 12 45 8 22 17         batches of 3 from 3 strata: {45 31} {22 17} {12 8}
     an epoch                     [45 17 12] [31 22 8]     in 1 row of tokens: 74 and 61 positions
 
-Batches run in a few shapes, the ones that pad an epoch least, and one that holds whatever an epoch may bring. They do not depend on the seed: runs that
-differ in it have one set of compiled programs.
+Batches run in a few shapes, known before the first step and chosen for all epochs that the run will see: the ones that pad them least, and only as
+many as save more work than compiling them costs. Runs that differ in the seed alone nearly always have the same shapes, and so one set of
+compiled programs.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +28,8 @@ from sparsepo_jax.data.packing import FILLER, Shape, Sizes
 MULTIPLE = 8  # lengths are rounded up to this: they suit vector units
 CUTS = 256  # candidates for the boundaries between shapes
 JITTER = 0.05  # by which lengths count as the same
-SPARE = 1.125  # of response tokens and sequence lengths beyond what the first epoch needs
+SPARE = Shape(1.03, 1.125, 1.125)  # beyond what a first epoch needs, so that another seed or epoch fits the same shape
+READ_AHEAD_ROWS = 2**23  # a run that draws more rows (a few seconds' work) takes the bound of all batches for its largest shape
 
 
 class PlannedBatch(NamedTuple):
@@ -39,11 +42,12 @@ class PlannedBatch(NamedTuple):
 class BatchPlan:
     """row_weight_N: how often an epoch sees a row, None once; the fraction of 2.5 is a random half of the rows of that weight, anew each epoch.
     rows: of tokens, in which a batch lies; must divide batch_size. strata: from which a batch draws, at the most (they must divide batch_size).
-    buckets: shapes at the most. Without shuffle every epoch is the same. ValueError: no rows."""
+    buckets: shapes at the most. Without shuffle every epoch is the same. epochs, steps: how long the run is; steps count where both are set.
+    shape_steps: a further shape must save the work of so many steps. ValueError: no rows."""
 
     def __init__(
         self, sizes: Sizes, row_weight_N: np.ndarray | None, *, batch_size: int, rows: int, strata: int, buckets: int, seed: int,
-        shuffle: bool
+        shuffle: bool, epochs: float = 1.0, steps: int | None = None, shape_steps: float = 0.0
     ):
         self.batch_size, self.rows, self._sizes, self._seed, self._shuffle = batch_size, rows, sizes, seed, shuffle
         self._strata = max(n for n in range(1, strata + 1) if batch_size % n == 0)
@@ -51,45 +55,57 @@ class BatchPlan:
         self._rows_per_epoch = sum(count * whole + drawn for count, whole, drawn in self._repeats())
         if self._rows_per_epoch == 0:
             raise ValueError("an epoch over these row weights has no row")
-        first = self._compose(0, seed=0)
-        self._shapes = self._choose_shapes([self._need(rows) for rows in first], buckets)
-        self._known: tuple[int, list[PlannedBatch]] | None = None
+        # 0.1 x 30 is 3, not 4
+        self.steps = max(1, math.ceil(epochs * self.batches_per_epoch - 1e-9)) if steps is None else steps
+        self._known: tuple[int, np.ndarray, np.ndarray] | None = None
+        ahead = self._needs_of_run()
+        self._shapes = self._choose_shapes(ahead, buckets, shape_steps)
+        # Those that batches of the run have: to be compiled before the first step.
+        taken = range(len(self._shapes)) if ahead is None else np.unique(self._shape_numbers(ahead))
+        self.shapes = [self._shapes[number] for number in taken]
 
     @property
     def batches_per_epoch(self) -> int:
         return math.ceil(self._rows_per_epoch / self.batch_size)
 
-    @property
-    def shapes(self) -> list[Shape]:
-        """Those of the first epoch's batches."""
-        return sorted({b.shape for b in self._epoch(0)})
-
     def batch(self, n: int) -> PlannedBatch:
-        """Global batch n = 0, 1, ...; epochs follow one another."""
+        """Global batch n = 0, 1, ... of `steps`; epochs follow one another."""
         epoch, index = divmod(n, self.batches_per_epoch)
-        return self._epoch(epoch)[index]
+        rows, shape_numbers = self._epoch(epoch)
+        return PlannedBatch(rows[index], self._shapes[shape_numbers[index]])
 
     def real_token_share(self) -> float:
-        """Share of the first epoch's positions that are no padding, 0 to 1."""
-        batches = self._epoch(0)
-        real = sum(self._sizes.positions_N[b.rows[b.rows != FILLER]].sum() for b in batches)
-        return float(real / sum(self.rows * b.shape.positions for b in batches))
+        """Share of positions that are no padding, 0 to 1, in the first epoch (or what the run takes of it)."""
+        rows, shape_numbers = self._epoch(0)
+        real = np.where(rows == FILLER, 0, self._sizes.positions_N[rows]).sum()
+        padded = np.array([shape.positions for shape in self._shapes])[shape_numbers].sum() * self.rows
+        return float(real / padded)
 
     def _repeats(self) -> list[tuple[int, int, int]]:
         """For each distinct weight: its rows, how often an epoch has all of them, and how many it has once more."""
         weights, counts = np.unique(self._weight_N, return_counts=True)
         return [(int(count), int(weight), round(count * (weight % 1.0))) for weight, count in zip(weights, counts)]
 
-    def _epoch(self, epoch: int) -> list[PlannedBatch]:
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rows of each batch, number of its shape), of the batches that the run takes."""
         epoch = epoch if self._shuffle else 0
         known = self._known  # read once: several threads ask
         if known is None or known[0] != epoch:
-            batches = [PlannedBatch(rows, self._shape_for(self._need(rows))) for rows in self._compose(epoch, self._seed)]
-            self._known = known = epoch, batches
-        return known[1]
+            rows = self._compose(epoch, self._seed)[: self.steps - epoch * self.batches_per_epoch]
+            self._known = known = epoch, rows, self._shape_numbers(self._needs(rows))
+        return known[1:]
 
-    def _compose(self, epoch: int, seed: int) -> list[np.ndarray]:
-        """The rows of each batch, dealt over its rows of tokens."""
+    def _needs_of_run(self) -> np.ndarray | None:
+        """[steps, 3], of one epoch where all are the same; None: the run is too long to look at every batch."""
+        if not self._shuffle:
+            return self._needs(self._compose(0, self._seed))[: self.steps]
+        if self.steps * self.batch_size > READ_AHEAD_ROWS:
+            return None
+        epochs = range(math.ceil(self.steps / self.batches_per_epoch))
+        return np.concatenate([self._needs(self._compose(epoch, self._seed)) for epoch in epochs])[: self.steps]
+
+    def _compose(self, epoch: int, seed: int) -> np.ndarray:
+        """[batches, batch_size]: the rows of each batch, dealt over its rows of tokens."""
         draws = np.random.default_rng((seed, epoch))
         parts = []
         for weight, (_, whole, drawn) in zip(np.unique(self._weight_N), self._repeats()):
@@ -111,7 +127,7 @@ class BatchPlan:
             begin += size
         if self._shuffle:
             batches = batches[draws.permutation(len(batches))]
-        return [self._dealt(rows.ravel()) for rows in batches]
+        return self._dealt(batches.reshape(len(batches), -1))
 
     def _stratum_sizes(self) -> np.ndarray:
         """Rows of each stratum, the longest rows' first."""
@@ -119,48 +135,78 @@ class BatchPlan:
         whole = self.batches_per_epoch * (self.batch_size // self._strata)
         return whole - np.bincount(np.arange(lacking) % self._strata, minlength=self._strata)
 
-    def _dealt(self, rows: np.ndarray) -> np.ndarray:
+    def _dealt(self, rows_NB: np.ndarray) -> np.ndarray:
         """Row of tokens after row of tokens: what one gets more of in one deal, it gets less of in the next."""
-        length = np.where(rows == FILLER, -1, self._sizes.positions_N[rows])
-        deals = rows[np.argsort(-length, kind="stable")].reshape(-1, self.rows)
-        deals[1::2] = deals[1::2, ::-1]
-        return deals.T.ravel()
+        length_NB = np.where(rows_NB == FILLER, -1, self._sizes.positions_N[rows_NB])
+        sorted_NB = np.take_along_axis(rows_NB, np.argsort(-length_NB, axis=1, kind="stable"), axis=1)
+        deals = sorted_NB.reshape(len(rows_NB), -1, self.rows)
+        deals[:, 1::2] = deals[:, 1::2, ::-1]
+        return deals.transpose(0, 2, 1).reshape(len(rows_NB), -1)
 
-    def _need(self, rows: np.ndarray) -> Shape:
-        """The smallest shape that holds a batch, before rounding."""
-        real = rows != FILLER
-        positions, tokens, longest = (np.where(real, x_N[rows], 0) for x_N in self._sizes)
-        most = lambda x: int(x.reshape(self.rows, -1).sum(axis=1).max())  # noqa: E731
-        return Shape(most(positions), most(tokens), int(longest.max()))
+    def _needs(self, rows_NB: np.ndarray) -> np.ndarray:
+        """[batches, 3]: the smallest shape that holds each batch, before rounding."""
+        positions, tokens, longest = (np.where(rows_NB == FILLER, 0, x_N[rows_NB]) for x_N in self._sizes)
+        positions, tokens = (x.reshape(len(rows_NB), self.rows, -1).sum(axis=2).max(axis=1) for x in (positions, tokens))
+        return np.stack([positions, tokens, longest.max(axis=1)], axis=1)
 
-    def _choose_shapes(self, needs: list[Shape], buckets: int) -> list[Shape]:
-        """From small to large; the last one holds any batch."""
+    def _choose_shapes(self, ahead: np.ndarray | None, buckets: int, shape_steps: float) -> list[Shape]:
+        """From small to large; the last one holds every batch of the run, whose needs are `ahead` (None: not known).
+
+        They are fitted to a run of seed 0. Where a batch of this run needs more, the last is widened, by SPARE at a time and up to the bound.
+        """
+        needs = self._needs(self._compose(0, seed=0))[: self.steps]
+        lengths = self._choose_lengths(needs[:, 0], buckets, shape_steps)
+        bound = self._bound()
+        shapes = []
+        for length in lengths:
+            most = needs[needs[:, 0] <= length].max(axis=0) * SPARE
+            shapes.append(Shape(length, *(min(_rounded(x), limit) for x, limit in zip(most[1:], bound[1:]))))
+        last = bound if ahead is None else _widened(needs.max(axis=0), ahead.max(axis=0), bound)
+        return [shape for shape in shapes[:-1] if not shape.holds(last)] + [last]
+
+    def _choose_lengths(self, need_N: np.ndarray, buckets: int, shape_steps: float) -> list[int]:
+        """The lengths, at most `buckets`, that cost the run least: its padded steps, and shape_steps for each length."""
+        chosen, least = [], math.inf
+        for count in range(1, buckets + 1):
+            lengths = choose_lengths(need_N, count)
+            padded = np.array(lengths)[np.searchsorted(lengths, need_N)].mean() / need_N.mean()
+            cost = padded * self.steps + shape_steps * len(lengths)
+            if cost < least:
+                chosen, least = lengths, cost
+        return chosen
+
+    def _bound(self) -> Shape:
+        """What no batch of any epoch exceeds."""
         starts = np.cumsum(self._stratum_sizes()) - self._stratum_sizes()
-        # Of a whole epoch's rows, sorted; those of fractional weight count as often as they may occur.
+        # Rows of fractional weight count as often as they may occur: the n-th longest of some rows is not longer than that of all of them.
         counts = np.ceil(self._weight_N).astype(np.int64)
         sorted_N = -np.sort(-np.repeat(self._sizes.positions_N, counts))
         longest_of_strata = sorted_N[np.minimum(starts, len(sorted_N) - 1)]
         deals = np.arange(0, self.batch_size, self.rows)
         longest_of_deals = longest_of_strata[deals * self._strata // self.batch_size]
         largest_tokens = -np.sort(-np.repeat(self._sizes.tokens_N, counts))[: len(deals)]
-        whole = Shape(*map(_rounded, (longest_of_deals.sum(), largest_tokens.sum(), self._sizes.longest_N.max())))
-        shapes = []
-        for positions in choose_lengths(np.array([need.positions for need in needs]), buckets - 1) if buckets > 1 else []:
-            fitting = [need for need in needs if need.positions <= positions]
-            tokens, longest = (_rounded(SPARE * max(sizes)) for sizes in list(zip(*fitting))[1:])
-            shapes.append(Shape(positions, min(tokens, whole.tokens), min(longest, whole.longest)))
-        return [shape for shape in shapes if not shape.holds(whole)] + [whole]
+        return Shape(*map(_rounded, (longest_of_deals.sum(), largest_tokens.sum(), self._sizes.longest_N.max())))
 
-    def _shape_for(self, need: Shape) -> Shape:
-        for shape in self._shapes:
-            if shape.holds(need):
-                return shape
-        # Random parts of rows (fractional weights) may bring an epoch of longer rows than all of them together.
-        return Shape(*(_rounded(max(x, y)) for x, y in zip(need, self._shapes[-1])))
+    def _shape_numbers(self, needs: np.ndarray) -> np.ndarray:
+        """Of the first shape that holds each."""
+        holds = (np.array(self._shapes)[None] >= needs[:, None]).all(axis=2)
+        assert holds.any(axis=1).all(), "a batch beyond the bound of all batches"
+        return holds.argmax(axis=1)
 
 
 def _rounded(length: float) -> int:
     return max(MULTIPLE, math.ceil(length / MULTIPLE) * MULTIPLE)
+
+
+def _widened(fitted: np.ndarray, needed: np.ndarray, bound: Shape) -> Shape:
+    """`fitted` and SPARE beyond, once or as often as it takes to hold what is needed, up to the bound."""
+    sizes = []
+    for size, need, limit, factor in zip(fitted, needed, bound, SPARE, strict=True):
+        size = size * factor
+        while _rounded(size) < need:
+            size *= factor
+        sizes.append(min(_rounded(size), limit))
+    return Shape(*sizes)
 
 
 def choose_lengths(need_N: np.ndarray, count: int) -> list[int]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from sparsepo_jax.core.types import PairBatch, PromptBatch
 from sparsepo_jax.data.batching import BatchPlan, PlannedPrompts
-from sparsepo_jax.data.packing import pack
+from sparsepo_jax.data.packing import FILLER, Shape, pack
 from sparsepo_jax.data.table import TokenTable
 
 THREADS, READ_AHEAD = 2, 4
@@ -33,8 +33,7 @@ def make_batches(
     """
     import grain
 
-    longest = int(table.response_lengths_NP.max()) if response_length is None else response_length
-    T = -(-longest // 8) * 8
+    T = _room(table, response_length)
 
     def batch(n: int) -> PairBatch:
         planned = plan.batch(n)
@@ -43,6 +42,20 @@ def make_batches(
 
     served = grain.MapDataset.range(start, stop).map(batch)
     return iter(served.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=READ_AHEAD)))
+
+
+def empty_batch(
+    table: TokenTable, plan: BatchPlan, shape: Shape, *, micro_steps: int, shared: bool, with_weights: bool, response_length: int | None = None
+) -> PairBatch:
+    """A global batch of this shape without rows: its arrays are those of every such batch that make_batches gives."""
+    fillers = np.full(plan.batch_size, FILLER)
+    whole = pack(table, fillers, shape, _room(table, response_length), rows=plan.rows, shared=shared, with_weights=with_weights)
+    return _part(whole, micro_steps, 0, 1)
+
+
+def _room(table: TokenTable, response_length: int | None) -> int:
+    longest = int(table.response_lengths_NP.max()) if response_length is None else response_length
+    return -(-longest // 8) * 8
 
 
 def make_prompt_batches(

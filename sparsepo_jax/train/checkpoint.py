@@ -115,6 +115,10 @@ class Checkpoints:
         """Whether each evaluation is saved, since it may be the best."""
         return self._policy.best_metric is not None
 
+    def warm_up(self, state: Any) -> None:
+        """Compiles what `save` needs of the device, so that the first checkpoint does not hold up training."""
+        checksums(state)
+
     def save(self, state: Any, step: int, metrics: Mapping[str, float] | None = None) -> None:
         """Starts writing; the arrays are copied to the host before this returns, so the state may be donated."""
         if step == self.latest_step:

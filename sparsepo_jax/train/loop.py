@@ -43,7 +43,7 @@ def run_training(
 ) -> TrainState:
     """Runs `update` over host batches from state.step to total_steps and returns the last state, which is saved.
 
-    While the device works on a step the next batch is put onto it. programs(): how many programs `update` was compiled to since it was handed in; a new one is said.
+    While the device works on a step the next batch is put onto it. programs(): how many programs of `update` this run has compiled; all of them before, so that a further one is said.
     batches start at the state's step. write(stage, step, metrics) is called every log_every_steps (means since the last time) and after
     evaluations. When should_stop() says so, the state is saved and that exception raised; signals that reach this process wait for it.
     may_skip: so many updates of the stage may have a loss or gradient that is not finite; one more is a UserError, and nothing is saved after it.
@@ -57,7 +57,7 @@ def run_training(
     waiting: deque[tuple[int, dict[str, jax.Array], jax.Array, dict[str, float]]] = deque()
     window: list[dict[str, float]] = []
     counted: dict[str, float] = {}
-    known_programs = 0
+    known_programs = programs()
 
     def note(text: str) -> None:
         if jax.process_index() == 0:
@@ -123,7 +123,8 @@ def run_training(
                 state, metrics, finite = update(state, reference, on_device)
                 if programs() > known_programs:
                     known_programs = programs()
-                    note(f"{stage}: step {step + 1} compiled program {known_programs} in {time.perf_counter() - began_s:.1f} s")
+                    note(f"note: {stage}: step {step + 1} had a shape that was not known before the first step: program {known_programs} "
+                         f"was compiled in the middle, in {time.perf_counter() - began_s:.1f} s")
                 step += 1
                 ahead = next_batch() if step < total_steps else None
                 waiting.append((step, metrics, finite, counts))
