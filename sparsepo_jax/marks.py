@@ -88,7 +88,7 @@ class Marks:
         """Takes the mark of a stage away, if it has one."""
         marks = self.all()
         if marks.pop(stage, None) is not None:
-            _write_whole(self._path, marks)
+            write_whole(self._path, marks)
 
     def origin(self, stage: str) -> Path:
         """Where that lies which a finished stage left: here, or where the sft was trained that was taken. UserError: it is not there any more."""
