@@ -42,6 +42,7 @@ from sparsepo_jax.train.loop import run_training
 from sparsepo_jax.train.reference_cache import with_reference
 from sparsepo_jax.train.step import TrainState
 
+
 def run_stages(config: Config, stop: Stop) -> int:
     """Runs config.stages in order; returns the exit code. Everything is written under config.output_dir. Raises what `stop` is asked for, after
     what was trained so far is saved."""
@@ -518,11 +519,16 @@ class Run:
         if lora is not None and lora.dropout > 0 and trains_adapter_further(self.config):
             say("po: po.lora.dropout moves the policy from its first step on: its loss is not held against that of policy = reference")
             return None
+        from tqdm import tqdm
+
         dtype = str(build.compute_dtype(self.config, self.mesh))
 
         def check(metrics: dict[str, float], tokens_a_pair: float) -> None:
             largest = check_first_step(metrics, tokens_a_pair, beta=float(problem.beta), dtype=dtype)
-            say(f"po: step 1: loss {metrics['loss']:.4f} is that of policy = reference (log-ratio and KL at most {largest:.1g} nats a token)")
+            if jax.process_index() == 0:
+                tqdm.write(  # beside the bar of progress, not on its line
+                    f"po: step 1: loss {metrics['loss']:.4f} is that of policy = reference "
+                    f"(log-ratio and KL at most {largest:.1g} nats a token)")
 
         return check
 

@@ -265,8 +265,12 @@ def test_a_reference_that_is_not_the_policy_stops_the_first_step(made, tmp_path,
     assert "other weights than when po began" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("metrics", [{"margin_unmasked": 0.4}, {"margin_unmasked": 0.0, "kl/chosen": 0.2, "kl/rejected": 0.1}])
+@pytest.mark.parametrize("metrics", [
+    {"margin_unmasked": 0.4}, {"kl/chosen": 0.2, "kl/rejected": 0.1}, {"log_ratio/chosen": -0.3, "log_ratio/rejected": -0.3},
+])
 def test_the_first_step_is_held_against_the_tolerance(metrics):
+    """Kills: log-ratios that are the same on both sides, and so leave no margin."""
+    metrics = {"margin_unmasked": 0.0, "log_ratio/chosen": 0.0, "log_ratio/rejected": 0.0} | metrics
     check = {"tokens_a_pair": 20.0, "beta": 0.1, "dtype": "float32"}
     with pytest.raises(UserError, match="expected policy = reference"):
         first_step.check_first_step(metrics | {"loss": 0.7}, **check)

@@ -3,8 +3,6 @@
 import functools
 import json
 import math
-import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp

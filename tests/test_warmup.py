@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -113,3 +114,21 @@ def test_other_references_compile_nothing_in_the_middle(tmp_path, late, capsys, 
     cached = {"cached": "dpo" in override, "cache_dir": str(tmp_path / "reference")}
     run(tmp_path, override, stages=["po"], reference=cached)
     assert late == {"po": []} and "in the middle" not in capsys.readouterr().err
+
+
+HH = Path(__file__).parents[2] / "shared" / "data" / "hh_harmless" / "train.jsonl.gz"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HH.exists(), reason="needs the HH pairs, which are not part of the repository")
+def test_real_dialogues_over_three_epochs_compile_nothing_in_the_middle(tmp_path, late, capsys, monkeypatch):
+    """HH pairs with the default buckets, as a long run would have them."""
+    monkeypatch.setattr("sparsepo_jax.build.SHAPE_STEPS", 0)
+    output = run(
+        tmp_path, "stages=[po]", "po.steps=null", "po.epochs=3", "po.batch_size=32", tokenizer={"kind": "bytes"}, evaluation={"batch_size": 8, "sampled_prompts": None},
+        policy={"config": {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 512}},
+        data={"sft": [], "train": [{"path": str(HH), "split": "train[:1000]"}], "eval": []},
+    )
+    assert late == {"po": []}
+    assert "in the middle" not in capsys.readouterr().err
+    assert {row["programs"] for row in lines_of(output / "metrics.jsonl")} <= {2, 3, 4}

@@ -18,7 +18,6 @@ compiled programs.
 """
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np

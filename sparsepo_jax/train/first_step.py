@@ -12,8 +12,8 @@ def check_first_step(metrics: Mapping[str, float], tokens_a_pair: float, *, beta
     """Checks the metrics of the first step, which are of the weights before their first update.
 
     Args:
-        metrics: means over pairs; `margin_unmasked` is beta times the difference of summed log-ratios, `kl/*` are sums over a response, and lack where
-            the reference is not run.
+        metrics: means over pairs; `margin_unmasked` is beta times the difference of summed log-ratios, `log_ratio/*` and `kl/*` are sums over a
+            response, and `kl/*` lack where the reference is not run.
         tokens_a_pair: of prompt and responses, mean.
         beta: 1/nat, of the objective.
         dtype: of activations.
@@ -24,7 +24,8 @@ def check_first_step(metrics: Mapping[str, float], tokens_a_pair: float, *, beta
     Raises:
         UserError: it is beyond the tolerance.
     """
-    log_ratio = abs(metrics["margin_unmasked"]) / beta / tokens_a_pair
+    sums = [metrics["margin_unmasked"] / beta, *(metrics[f"log_ratio/{side}"] for side in ("chosen", "rejected"))]
+    log_ratio = max(map(abs, sums)) / tokens_a_pair
     kl = (metrics.get("kl/chosen", 0.0) + metrics.get("kl/rejected", 0.0)) / tokens_a_pair
     largest = max(log_ratio, abs(kl))
     if largest > TOLERANCE[dtype]:
