@@ -131,4 +131,4 @@ def test_real_dialogues_over_three_epochs_compile_nothing_in_the_middle(tmp_path
     )
     assert late == {"po": []}
     assert "in the middle" not in capsys.readouterr().err
-    assert {row["programs"] for row in lines_of(output / "metrics.jsonl")} <= {2, 3, 4}
+    assert {row["programs"] for row in lines_of(output / "metrics.jsonl")} <= {1, 2, 3, 4}
