@@ -23,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 LONGEST, BUCKETS = 2048, 8  # tokens of prompt + response, batch shapes
 
 
-def load(file: str, tokenizer: str, vocab: int, pairs: int) -> tuple[TokenTable, BatchPlan]:
+def load(file: str, tokenizer: str, vocab: int, pairs: int, steps: int) -> tuple[TokenTable, BatchPlan]:
     table = load_table(
         [FileRows(file)], kind="pairs", tokenizer=load_tokenizer(tokenizer), vocab_size=vocab, max_length=LONGEST, max_prompt_length=LONGEST // 2,
         separator="", template="none", template_arguments={}, add_bos=None, add_eos=True, on_bad_row="skip",
         bad_rows_path=Path(tokenizer) / "bad_rows.jsonl", cache_dir=f"{tokenizer}/tokens",
     )
     sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=True)
-    return table, BatchPlan(sizes, None, batch_size=pairs, rows=1, strata=4, buckets=BUCKETS, seed=0, shuffle=True)
+    return table, BatchPlan(sizes, None, batch_size=pairs, rows=1, strata=4, buckets=BUCKETS, seed=0, shuffle=True, steps=steps)
 
 
 def ours(table: TokenTable, plan: BatchPlan, steps: int, chunk: int, vocab: int, width: int, layers: int) -> None:
@@ -104,7 +104,7 @@ def torch_steps(table: TokenTable, plan: BatchPlan, steps: int, chunk: int, voca
 def main() -> None:
     side, file, tokenizer, *numbers = sys.argv[1:]
     steps, pairs, chunk, vocab, width, layers = map(int, numbers)
-    {"ours": ours, "torch": torch_steps}[side](*load(file, tokenizer, vocab, pairs), steps, chunk, vocab, width, layers)
+    {"ours": ours, "torch": torch_steps}[side](*load(file, tokenizer, vocab, pairs, steps), steps, chunk, vocab, width, layers)
 
 
 if __name__ == "__main__":
