@@ -21,6 +21,8 @@ class Program:
         self._compiled: dict[Any, Future[jax.stages.Compiled]] = {}
 
     def __call__(self, *arguments):
+        if _has_four_bits(arguments):
+            return self.jitted(*arguments)
         kind = _kind(arguments)
         if kind not in self._compiled:
             self._compile({kind: arguments}, threads=1)
@@ -28,7 +30,7 @@ class Program:
 
     def __len__(self) -> int:
         """Programs compiled so far in this process, and those that are being compiled."""
-        return len(self._compiled)
+        return len(self._compiled) + self.jitted._cache_size()
 
     def lower(self, *arguments) -> jax.stages.Lowered:
         return self.jitted.lower(*arguments)
@@ -39,6 +41,7 @@ class Program:
         The function returned waits for it and gives (how many were compiled, seconds from the beginning). Call this where the mesh is set.
         """
         began_s = time.perf_counter()
+        calls = [call for call in calls if not _has_four_bits(call)]
         missing = {kind: call for call in calls if (kind := _kind(call)) not in self._compiled}
         ends_s = [began_s]
         for future in self._compile(missing, threads=os.cpu_count() or 1):
@@ -58,6 +61,11 @@ class Program:
         with_threads.shutdown(wait=False)
         self._compiled.update(futures)
         return list(futures.values())
+
+
+def _has_four_bits(arguments: tuple) -> bool:
+    """Whether an array holds numbers of 4 bits (nf4): JAX gives its layout differently to a program that is compiled ahead, which then refuses it."""
+    return any(str(getattr(x, "dtype", "")) in ("int4", "uint4") for x in jax.tree.leaves(arguments))
 
 
 def _kind(arguments: tuple) -> Any:
