@@ -20,10 +20,24 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
 KEPT = Path(__file__).parent / "results" / "aot.json"
-SETTINGS = ["stages=[po]", "data.max_length=2048", "data.max_prompt_length=1024", "compute.mesh.data=1", "compute.mesh.fsdp=null"]
+SETTINGS = [
+    "stages=[po]",
+    "data.max_length=2048",
+    "data.max_prompt_length=1024",
+    "compute.mesh.data=1",
+    "compute.mesh.fsdp=null",
+]
 MODELS = {  # name: (config, settings, topologies)
-    "GPT-J-6B, LoRA": ("recipes/tldr.yaml", ["po.batch_size=64", "po.accumulation=1"], ("v5e-16", "v5e-32", "v5e-64")),
-    "GPT-J-6B": ("recipes/tldr.yaml", ["po.batch_size=64", "po.accumulation=1", "po.lora=null"], ("v5e-16", "v5e-32", "v5e-64")),
+    "GPT-J-6B, LoRA": (
+        "recipes/tldr.yaml",
+        ["po.batch_size=64", "po.accumulation=1"],
+        ("v5e-16", "v5e-32", "v5e-64"),
+    ),
+    "GPT-J-6B": (
+        "recipes/tldr.yaml",
+        ["po.batch_size=64", "po.accumulation=1", "po.lora=null"],
+        ("v5e-16", "v5e-32", "v5e-64"),
+    ),
     "Llama-3-8B": ("pods/llama3_8b.yaml", [], ("v5e-32", "v5e-64", "v5e-128")),
     "Llama-3-70B": ("pods/llama3_70b.yaml", [], ("v5p-64", "v5p-128", "v5p-256")),
 }
@@ -31,8 +45,23 @@ MODELS = {  # name: (config, settings, topologies)
 
 def compiled(config: str, settings: list[str], topology: str) -> dict[str, Any]:
     """What --aot --json prints. The program's own errors end this one."""
-    command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(REPOSITORY / "configs" / config), "--aot", topology, "--json"]
-    found = subprocess.run([*command, *SETTINGS, *settings], capture_output=True, text=True, cwd=REPOSITORY, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "sparsepo_jax.main",
+        "--config",
+        str(REPOSITORY / "configs" / config),
+        "--aot",
+        topology,
+        "--json",
+    ]
+    found = subprocess.run(
+        [*command, *SETTINGS, *settings],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
     if found.returncode not in (0, 3):
         sys.exit(f"{topology}: exit {found.returncode}\n{found.stderr}")
     return {"name": topology, **json.loads(found.stdout.strip().splitlines()[-1])}
@@ -42,22 +71,35 @@ def row(model: str, one: dict[str, Any], first: dict[str, Any]) -> str:
     gib = lambda size: "?" if size is None else f"{size / 2**30:.1f}"  # noqa: E731
     axes = " x ".join(f"{axis} {size}" for axis, size in one["mesh"].items() if size > 1)
     known = one["needed_bytes"] is not None and first["needed_bytes"] is not None
-    ratio = f"{one['needed_bytes'] * one['chips'] / (first['needed_bytes'] * first['chips']):.2f}" if known else "?"
+    ratio = (
+        f"{one['needed_bytes'] * one['chips'] / (first['needed_bytes'] * first['chips']):.2f}"
+        if known
+        else "?"
+    )
     state = f"{one['argument_bytes'] * one['chips'] / (first['argument_bytes'] * first['chips']):.2f}"
-    return (f"| {model} | {one['name']} | {one['chips']} | {axes} | {gib(one['argument_bytes'])} | {gib(one['temp_bytes'])} | {gib(one['needed_bytes'])} of "
-            f"{gib(one['hbm_bytes'])} | {'yes' if one['fits'] else 'no'} | {state} | {ratio} |")
+    return (
+        f"| {model} | {one['name']} | {one['chips']} | {axes} | {gib(one['argument_bytes'])} | {gib(one['temp_bytes'])} | {gib(one['needed_bytes'])} of "
+        f"{gib(one['hbm_bytes'])} | {'yes' if one['fits'] else 'no'} | {state} | {ratio} |"
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(map(repr, MODELS)))
     options = parser.parse_args()
     if unknown := set(options.models) - MODELS.keys():
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(MODELS)}")
     kept = json.loads(KEPT.read_text())["rows"] if KEPT.exists() else {}
-    print("| model | topology | chips | mesh | arguments, GiB a chip | temporaries | needed | fits | arguments over 1/N | needed over 1/N |")
+    print(
+        "| model | topology | chips | mesh | arguments, GiB a chip | temporaries | needed | fits | arguments over 1/N | needed over 1/N |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    about = {"date": datetime.date.today().isoformat(), "versions": {name: version(name) for name in ("jax", "jaxlib", "libtpu")}}
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "libtpu")},
+    }
     for model, (config, settings, topologies) in MODELS.items():
         if options.models and model not in options.models:
             for one in kept.get(model, []):

@@ -22,17 +22,19 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from sparsepo_jax.build import decoder_graph, load_weights
 from sparsepo_jax.core.types import PromptBatch
-from sparsepo_jax.dist.mesh import make_mesh
-from sparsepo_jax.eval.generate import Sampling, generate, make_sampler
+from sparsepo_jax.generate.sampler import Sampling, generate, make_sampler
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.weights import read_config
+from sparsepo_jax.sharding.mesh import make_mesh
 
 PROMPT, NEW, VOCAB = 64, 64, 16384
 
 
 def prompts(rows: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    return rng.integers(0, VOCAB, (rows, PROMPT)).astype(np.int32), np.arange(PROMPT)[::-1] < rng.integers(48, PROMPT + 1, (rows, 1))
+    return rng.integers(0, VOCAB, (rows, PROMPT)).astype(np.int32), np.arange(PROMPT)[::-1] < rng.integers(
+        48, PROMPT + 1, (rows, 1)
+    )
 
 
 def best_of_three(call) -> tuple[np.ndarray, float]:
@@ -46,26 +48,49 @@ def best_of_three(call) -> tuple[np.ndarray, float]:
 
 def main() -> int:
     torch.manual_seed(0)
-    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=PROMPT + NEW, n_embd=384, n_layer=6, n_head=6, initializer_range=0.1)).eval()
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCAB, n_positions=PROMPT + NEW, n_embd=384, n_layer=6, n_head=6, initializer_range=0.1
+        )
+    ).eval()
     mesh = make_mesh(None, 1, 1)
     with tempfile.TemporaryDirectory() as directory:
         theirs.save_pretrained(directory)
         spec = spec_from_hf(read_config(Path(directory)))
         weights = load_weights(directory, spec, mesh)
-    sampler = make_sampler(decoder_graph(spec, jnp.dtype(jnp.float32), remat=False), jnp.dtype(jnp.float32), mesh, Sampling(NEW, temperature=0.0))
+    sampler = make_sampler(
+        decoder_graph(spec, jnp.dtype(jnp.float32), remat=False),
+        jnp.dtype(jnp.float32),
+        mesh,
+        Sampling(NEW, temperature=0.0),
+    )
     print(f"{'rows':>5}{'transformers':>16}{'ours':>12}   tokens/s ({jax.default_backend()})")
     for rows in map(int, sys.argv[1:] or (1, 8, 32)):
         ids_BS, valid_BS = prompts(rows)
-        settings = dict(do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW, eos_token_id=None, pad_token_id=0)
-        inputs = dict(input_ids=torch.tensor(ids_BS, dtype=torch.long), attention_mask=torch.tensor(valid_BS.astype(np.int64)))
-        batch = PromptBatch(*(x[None] for x in (ids_BS, valid_BS, np.arange(rows, dtype=np.int32), np.ones(rows, np.float32))))
+        settings = dict(
+            do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW, eos_token_id=None, pad_token_id=0
+        )
+        inputs = dict(
+            input_ids=torch.tensor(ids_BS, dtype=torch.long),
+            attention_mask=torch.tensor(valid_BS.astype(np.int64)),
+        )
+        batch = PromptBatch(
+            *(x[None] for x in (ids_BS, valid_BS, np.arange(rows, dtype=np.int32), np.ones(rows, np.float32)))
+        )
         with torch.no_grad():
-            expected, theirs_s = best_of_three(lambda: theirs.generate(**inputs, **settings)[:, PROMPT:].numpy())  # noqa: B023
+            expected, theirs_s = best_of_three(
+                lambda: theirs.generate(**inputs, **settings)[:, PROMPT:].numpy()
+            )  # noqa: B023
         with jax.set_mesh(mesh):
-            found, ours_s = best_of_three(lambda: np.stack([one.ids for one in generate(sampler, weights, [batch], None)]))  # noqa: B023
+            found, ours_s = best_of_three(
+                lambda: np.stack([one.ids for one in generate(sampler, weights, [batch], None)])
+            )  # noqa: B023
         if not np.array_equal(expected, found):
             sys.exit(f"{rows} rows: the tokens differ, so the times say nothing")
-        print(f"{rows:>5}{rows * NEW / theirs_s:>16.0f}{rows * NEW / ours_s:>12.0f}   ratio {theirs_s / ours_s:.2f}", flush=True)
+        print(
+            f"{rows:>5}{rows * NEW / theirs_s:>16.0f}{rows * NEW / ours_s:>12.0f}   ratio {theirs_s / ours_s:.2f}",
+            flush=True,
+        )
     return 0
 
 

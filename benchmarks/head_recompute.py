@@ -12,7 +12,6 @@ import sys
 from work import PAIRS, OurStep, gpt2, in_turn, random_batch, save_result, spread, step_parser
 
 
-
 def main() -> int:
     parser = step_parser(__doc__)
     parser.add_argument("--vocab", type=int, default=16384)
@@ -20,15 +19,34 @@ def main() -> int:
     found = []
     for lengths in options.lengths:
         shape, batch = gpt2(options.vocab, sum(lengths)), random_batch(PAIRS, *lengths, options.vocab)
-        steps = {name: OurStep(shape, batch, head={"keep_logits": keep}) for name, keep in (("made again", False), ("held", True))}
+        steps = {
+            name: OurStep(shape, batch, head={"keep_logits": keep})
+            for name, keep in (("made again", False), ("held", True))
+        }
         times_s = in_turn(steps, options.rounds)
-        print(f"{lengths} tokens, vocabulary {options.vocab}; the held logits are {8 * PAIRS * 2 * lengths.response * options.vocab / 1e6:.0f} MB")
+        print(
+            f"{lengths} tokens, vocabulary {options.vocab}; the held logits are {8 * PAIRS * 2 * lengths.response * options.vocab / 1e6:.0f} MB"
+        )
         for name, step in steps.items():
-            found.append({"lengths": str(lengths), "vocab": options.vocab, "logits": name, "median_s": statistics.median(times_s[name]), "times_s": times_s[name],
-                          "temporary_mb": step.temporary_bytes / 1e6})
-            print(f"  {name:<11}{spread(times_s[name])} a step, {step.temporary_bytes / 1e6:6.0f} MB of temporaries", flush=True)
+            found.append(
+                {
+                    "lengths": str(lengths),
+                    "vocab": options.vocab,
+                    "logits": name,
+                    "median_s": statistics.median(times_s[name]),
+                    "times_s": times_s[name],
+                    "temporary_mb": step.temporary_bytes / 1e6,
+                }
+            )
+            print(
+                f"  {name:<11}{spread(times_s[name])} a step, {step.temporary_bytes / 1e6:6.0f} MB of temporaries",
+                flush=True,
+            )
         again, held = found[-2:]
-        print(f"  held over made again: time {held['median_s'] / again['median_s']:.2f}, memory {held['temporary_mb'] / again['temporary_mb']:.2f}", flush=True)
+        print(
+            f"  held over made again: time {held['median_s'] / again['median_s']:.2f}, memory {held['temporary_mb'] / again['temporary_mb']:.2f}",
+            flush=True,
+        )
     print(save_result("head_recompute", {"rows": found}))
     return 0
 

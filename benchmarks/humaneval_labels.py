@@ -17,8 +17,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from sparsepo_jax.eval.code_tests import program_of
-from sparsepo_jax.eval.sandbox import Limits, guards, run_programs
+from sparsepo_jax.sandbox.code_tests import program_of
+from sparsepo_jax.sandbox.parent import Limits, guards, run_programs
 
 RESULT = Path(__file__).parent / "results" / "humaneval_labels-cpu.json"
 CHUNK = 200
@@ -33,13 +33,20 @@ def judge(programs: list[str], limits: Limits, workers: int) -> list:
     outcomes, began_s = [], time.monotonic()
     for first in range(0, len(programs), CHUNK):
         outcomes += run_programs(programs[first : first + CHUNK], limits, workers)
-        print(f"\r{len(outcomes)} of {len(programs)}, {time.monotonic() - began_s:.0f} s", end="", file=sys.stderr, flush=True)
+        print(
+            f"\r{len(outcomes)} of {len(programs)}, {time.monotonic() - began_s:.0f} s",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
     print(file=sys.stderr)
     return outcomes
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dir", type=Path)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--workers", type=int, default=2)
@@ -50,34 +57,66 @@ def main() -> int:
     samples = read(labelled_path) if labelled_path.exists() else []
     whole = parsed.limit is None or parsed.limit >= len(samples)
     samples = samples if whole else samples[:: -(-len(samples) // parsed.limit)]
-    program = lambda task_id, completion: program_of(problems[task_id], problems[task_id]["prompt"], completion)  # noqa: E731
+    program = lambda task_id, completion: program_of(
+        problems[task_id], problems[task_id]["prompt"], completion
+    )  # noqa: E731
 
     began_s = time.monotonic()
-    canonical = judge([program(name, row["canonical_solution"]) for name, row in problems.items()], limits, parsed.workers)
-    failed = [f"{name}: {outcome.why}" for name, outcome in zip(problems, canonical, strict=True) if not outcome.passed]
+    canonical = judge(
+        [program(name, row["canonical_solution"]) for name, row in problems.items()], limits, parsed.workers
+    )
+    failed = [
+        f"{name}: {outcome.why}"
+        for name, outcome in zip(problems, canonical, strict=True)
+        if not outcome.passed
+    ]
     print(f"canonical solutions: {len(problems) - len(failed)} of {len(problems)} pass", *failed, sep="\n  ")
     outcomes = judge([program(row["task_id"], row["completion"]) for row in samples], limits, parsed.workers)
     seconds = time.monotonic() - began_s
     other = [
         {"sample": n, "task_id": row["task_id"], "label": row["passed"], "why": outcome.why}
-        for n, (row, outcome) in enumerate(zip(samples, outcomes, strict=True)) if outcome.passed != row["passed"]
+        for n, (row, outcome) in enumerate(zip(samples, outcomes, strict=True))
+        if outcome.passed != row["passed"]
     ]
     if samples:
         passing = sum(row["passed"] for row in samples)
-        print(f"labelled samples: {len(samples) - len(other)} of {len(samples)} judged as labelled ({passing} labelled as passing)")
+        print(
+            f"labelled samples: {len(samples) - len(other)} of {len(samples)} judged as labelled ({passing} labelled as passing)"
+        )
         for one in other:
-            print(f"  {one['task_id']}, sample {one['sample']}: labelled {'passed' if one['label'] else 'failed'}, now {one['why'] or 'passed'}")
+            print(
+                f"  {one['task_id']}, sample {one['sample']}: labelled {'passed' if one['label'] else 'failed'}, now {one['why'] or 'passed'}"
+            )
         kinds = Counter(outcome.why.split(":")[0] or "passed" for outcome in outcomes)
         print("  " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
     count = len(problems) + len(samples)
-    print(f"{count} programs in {seconds:.0f} s, {1000 * seconds / count:.0f} ms each with {parsed.workers} workers; guards: {', '.join(guards()) or 'none'}")
+    print(
+        f"{count} programs in {seconds:.0f} s, {1000 * seconds / count:.0f} ms each with {parsed.workers} workers; guards: {', '.join(guards()) or 'none'}"
+    )
     if whole and samples:
-        RESULT.write_text(json.dumps({
-            "date": datetime.date.today().isoformat(), "python": platform.python_version(), "kernel": platform.release(), "guards": guards(),
-            "time_s": limits.time_s, "memory_mb": limits.memory_mb, "canonical": len(problems), "canonical_passed": len(problems) - len(failed),
-            "samples": len(samples), "labelled_passed": passing, "as_labelled": len(samples) - len(other), "otherwise": other,
-            "outcomes": dict(kinds.most_common()), "seconds": round(seconds, 1), "workers": parsed.workers,
-        }, indent=1) + "\n")
+        RESULT.write_text(
+            json.dumps(
+                {
+                    "date": datetime.date.today().isoformat(),
+                    "python": platform.python_version(),
+                    "kernel": platform.release(),
+                    "guards": guards(),
+                    "time_s": limits.time_s,
+                    "memory_mb": limits.memory_mb,
+                    "canonical": len(problems),
+                    "canonical_passed": len(problems) - len(failed),
+                    "samples": len(samples),
+                    "labelled_passed": passing,
+                    "as_labelled": len(samples) - len(other),
+                    "otherwise": other,
+                    "outcomes": dict(kinds.most_common()),
+                    "seconds": round(seconds, 1),
+                    "workers": parsed.workers,
+                },
+                indent=1,
+            )
+            + "\n"
+        )
     return 1 if failed else 0
 
 

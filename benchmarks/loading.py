@@ -16,13 +16,22 @@ import numpy as np
 from safetensors.numpy import save_file
 
 FILE_BYTES = 256 * 10**6
-CONFIG = {"model_type": "llama", "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4,
-          "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
 LOAD = """
 import re, sys, time
 from pathlib import Path
 from sparsepo_jax.build import load_weights
-from sparsepo_jax.dist.mesh import make_mesh
+from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.weights import read_config
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -41,13 +50,19 @@ def write_checkpoint(directory: Path, size: int) -> None:
     from sparsepo_jax.models.weights import to_hf
 
     one = spec_from_hf(CONFIG | {"num_hidden_layers": 1})
-    rest = 4 * one.parameter_count() - 4 * (block := spec_from_hf(CONFIG | {"num_hidden_layers": 2}).parameter_count() - one.parameter_count())
+    rest = 4 * one.parameter_count() - 4 * (
+        block := spec_from_hf(CONFIG | {"num_hidden_layers": 2}).parameter_count() - one.parameter_count()
+    )
     config = CONFIG | {"num_hidden_layers": max(1, round((size - rest) / (4 * block)))}
     spec = spec_from_hf(config)
     (directory / "config.json").write_text(json.dumps(config))
     draws = np.random.default_rng(0)
-    tree = {path: np.broadcast_to(draws.random(shape[1:] if path.startswith("blocks.") else shape, np.float32), shape)
-            for path, shape in weight_shapes(spec).items()}
+    tree = {
+        path: np.broadcast_to(
+            draws.random(shape[1:] if path.startswith("blocks.") else shape, np.float32), shape
+        )
+        for path, shape in weight_shapes(spec).items()
+    }
     files: list[list[str]] = []
     waiting: dict[str, np.ndarray] = {}
 
@@ -61,7 +76,9 @@ def write_checkpoint(directory: Path, size: int) -> None:
             write()
         waiting[name] = np.ascontiguousarray(tensor)
     write()
-    index = {"weight_map": {name: f"model-{n:05d}.safetensors" for n, names in enumerate(files) for name in names}}
+    index = {
+        "weight_map": {name: f"model-{n:05d}.safetensors" for n, names in enumerate(files) for name in names}
+    }
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
@@ -70,12 +87,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         write_checkpoint(Path(directory), int(size * 1e9))
         largest = max(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
-        said = subprocess.run([sys.executable, "-c", LOAD, directory], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(
+            [sys.executable, "-c", LOAD, directory], capture_output=True, text=True, check=True
+        ).stdout
     grown, model, seconds = map(float, said.split())
     limit = 1.3 * largest + model
     print(f"model {model / 1e9:.2f} GB, largest file {largest / 1e9:.2f} GB, loaded in {seconds:.1f} s")
-    print(f"peak {grown / 1e9:.2f} GB over the start, limit {limit / 1e9:.2f} GB (1.3 x largest file + model): ratio {grown / limit:.2f} "
-          + ("within" if grown <= limit else "OVER"))
+    print(
+        f"peak {grown / 1e9:.2f} GB over the start, limit {limit / 1e9:.2f} GB (1.3 x largest file + model): ratio {grown / limit:.2f} "
+        + ("within" if grown <= limit else "OVER")
+    )
     return 0 if grown <= limit else 1
 
 

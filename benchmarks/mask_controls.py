@@ -41,27 +41,49 @@ CONTROLS: dict[str, Callable[[Response, Response, np.random.Generator], np.ndarr
     "confidence": lambda one, untrained, draws: confident(one),
     "untrained net": lambda one, untrained, draws: np.array(untrained["reward_mask"]),
 }
-SPLITS = {"train": (4096, 2), "eval": (512, 3)}  # rows and seed of the quickstart's reviews, as which_tokens.of_seed has them
-COLUMNS = {"accuracy": "accuracy_unmasked", "margin": "margin_unmasked", "KL": "kl", "KL written": "generated_kl", "preferred written": "generated_preferred"}
+SPLITS = {
+    "train": (4096, 2),
+    "eval": (512, 3),
+}  # rows and seed of the quickstart's reviews, as which_tokens.of_seed has them
+COLUMNS = {
+    "accuracy": "accuracy_unmasked",
+    "margin": "margin_unmasked",
+    "KL": "kl",
+    "KL written": "generated_kl",
+    "preferred written": "generated_preferred",
+}
 
 
 def scored(output: Path, settings: dict[str, str], seed: int, split: str) -> list[dict[str, Any]] | None:
     """The records of a split's pairs, token by token; None where the mask is dead."""
     rows, shift = SPLITS[split]
-    if execute(output, settings | {"data.eval": f"[{{kind: reviews, rows: {rows}, seed: {3 * seed + shift}}}]"}) is not None:
+    if (
+        execute(
+            output, settings | {"data.eval": f"[{{kind: reviews, rows: {rows}, seed: {3 * seed + shift}}}]"}
+        )
+        is not None
+    ):
         return None
     with (output / "scores.jsonl").open() as file:
         return [json.loads(line) for line in file]
 
 
-def write_rows(path: Path, learned: list[dict], untrained: list[dict], control: str, draws: np.random.Generator) -> None:
+def write_rows(
+    path: Path, learned: list[dict], untrained: list[dict], control: str, draws: np.random.Generator
+) -> None:
     """Pairs with token weights, each response's scaled to the mean of the learned mask there."""
     with path.open("w") as file:
         for one, other in zip(learned, untrained, strict=True):
             row = {"prompt_ids": one["prompt_ids"]}
             for name in ("chosen", "rejected"):
-                mask, mean = CONTROLS[control](one[name], other[name], draws), np.mean(one[name]["reward_mask"])
-                row |= {f"{name}_ids": one[name]["token_ids"], f"{name}_weights": (mask * (mean / mask.mean() if mask.any() else 0.0)).tolist()}
+                mask, mean = (
+                    CONTROLS[control](one[name], other[name], draws),
+                    np.mean(one[name]["reward_mask"]),
+                )
+                row |= {
+                    f"{name}_ids": one[name]["token_ids"],
+                    f"{name}_weights": (mask * (mean / mask.mean() if mask.any() else 0.0)).tolist(),
+                }
             file.write(json.dumps(row) + "\n")
 
 
@@ -71,10 +93,23 @@ def runs_of_seed(out: Path, seed: int) -> list[dict[str, Any]]:
     if (why := run(out, seed, "default")["why"]) is not None:
         sys.exit(f"seed {seed}: the default is {why}")
     start = from_sft(out, seed)
-    learned = of_seed(seed) | {"stages": "[score]", "policy.config": "null", "policy.path": str(of / "default" / "export"), "reference.path": start["policy.path"]}
-    fresh = start | {"stages": "[po, score]", "po.steps": "1", "po.optimizer.learning_rate": "1e-12", "objective.mask": "{kind: learned, official: true}"}
-    records = {(name, split): scored(of / f"scores-{name}-{split}", settings, seed, split)
-               for name, settings in (("learned", learned), ("untrained", fresh)) for split in SPLITS}
+    learned = of_seed(seed) | {
+        "stages": "[score]",
+        "policy.config": "null",
+        "policy.path": str(of / "default" / "export"),
+        "reference.path": start["policy.path"],
+    }
+    fresh = start | {
+        "stages": "[po, score]",
+        "po.steps": "1",
+        "po.optimizer.learning_rate": "1e-12",
+        "objective.mask": "{kind: learned, official: true}",
+    }
+    records = {
+        (name, split): scored(of / f"scores-{name}-{split}", settings, seed, split)
+        for name, settings in (("learned", learned), ("untrained", fresh))
+        for split in SPLITS
+    }
     found = []
     for number, control in enumerate(CONTROLS):
         if control == "untrained net" and records["untrained", "train"] is None:
@@ -84,31 +119,59 @@ def runs_of_seed(out: Path, seed: int) -> list[dict[str, Any]]:
         output.mkdir(exist_ok=True)
         for split in SPLITS:
             if not (output / f"{split}.jsonl").exists():
-                untrained = records["untrained", split] or records["learned", split]  # read by one control alone, which is not reached then
+                untrained = (
+                    records["untrained", split] or records["learned", split]
+                )  # read by one control alone, which is not reached then
                 write_rows(output / f"{split}.jsonl", records["learned", split], untrained, control, draws)
         sources = {f"data.{split}": f"[{{path: {output / split}.jsonl}}]" for split in SPLITS}
-        settings = {path: value for path, value in start.items() if path not in ("data.train.0.seed", "data.eval.0.seed")} | sources
+        settings = {
+            path: value
+            for path, value in start.items()
+            if path not in ("data.train.0.seed", "data.eval.0.seed")
+        } | sources
         execute(output / "run", settings | {"stages": "[po, eval]", "objective.mask": "{kind: given}"})
         summary = json.loads((output / "run" / "summary.json").read_text())
-        found.append({"seed": seed, "control": control} | {name: summary["after"][name] for name in COLUMNS.values()})
-        print(f"  {control:<18}" + "".join(f"{found[-1][name]:>18.3f}" for name in COLUMNS.values()), flush=True)
+        found.append(
+            {"seed": seed, "control": control} | {name: summary["after"][name] for name in COLUMNS.values()}
+        )
+        print(
+            f"  {control:<18}" + "".join(f"{found[-1][name]:>18.3f}" for name in COLUMNS.values()), flush=True
+        )
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--out", type=Path, default=Path("runs/which_tokens"))
     options = parser.parse_args()
     print(f"{'':<20}" + "".join(f"{name:>18}" for name in COLUMNS))
     rows = [row for seed in options.seeds for row in runs_of_seed(options.out, seed)]
     alive = {control: [row for row in rows if row["control"] == control] for control in CONTROLS}
-    means = {control: {name: t_interval([row[name] for row in of])._asdict() for name in COLUMNS.values()} for control, of in alive.items() if of}
+    means = {
+        control: {name: t_interval([row[name] for row in of])._asdict() for name in COLUMNS.values()}
+        for control, of in alive.items()
+        if of
+    }
     print(f"means over {len(options.seeds)} seeds, 95 % intervals")
     for control, of in means.items():
-        said = (f"{x['mean']:.3f}" + ("" if x["low"] is None else f" ({x['low']:.3f} to {x['high']:.3f})") for x in of.values())
+        said = (
+            f"{x['mean']:.3f}" + ("" if x["low"] is None else f" ({x['low']:.3f} to {x['high']:.3f})")
+            for x in of.values()
+        )
         print(f"  {control:<18}" + "".join(f"{one:>26}" for one in said))
-    print(save_result("mask_controls-reviews", {"command": " ".join(["python benchmarks/mask_controls.py", *sys.argv[1:]]), "means": means, "rows": rows}))
+    print(
+        save_result(
+            "mask_controls-reviews",
+            {
+                "command": " ".join(["python benchmarks/mask_controls.py", *sys.argv[1:]]),
+                "means": means,
+                "rows": rows,
+            },
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -28,11 +28,23 @@ def main() -> int:
         medians_s = {kind: statistics.median(times) for kind, times in times_s.items()}
         print(f"{lengths} tokens, vocabulary {options.vocab}")
         for kind, step in steps.items():
-            found.append({"lengths": str(lengths), "vocab": options.vocab, "kind": kind, "median_s": medians_s[kind], "min_s": min(times_s[kind]),
-                          "max_s": max(times_s[kind]), "temporary_mb": step.temporary_bytes / 1e6,
-                          "sparsepo_over_it": medians_s["sparsepo"] / medians_s[kind]})
+            found.append(
+                {
+                    "lengths": str(lengths),
+                    "vocab": options.vocab,
+                    "kind": kind,
+                    "median_s": medians_s[kind],
+                    "min_s": min(times_s[kind]),
+                    "max_s": max(times_s[kind]),
+                    "temporary_mb": step.temporary_bytes / 1e6,
+                    "sparsepo_over_it": medians_s["sparsepo"] / medians_s[kind],
+                }
+            )
             print(f"  {kind:<10}{spread(times_s[kind])} {step.temporary_bytes / 1e6:7.0f} MB temporary")
-        print(f"  SparsePO over TDPO: {medians_s['sparsepo'] / medians_s['tdpo1']:.3f}, over DPO: {medians_s['sparsepo'] / medians_s['dpo']:.3f}", flush=True)
+        print(
+            f"  SparsePO over TDPO: {medians_s['sparsepo'] / medians_s['tdpo1']:.3f}, over DPO: {medians_s['sparsepo'] / medians_s['dpo']:.3f}",
+            flush=True,
+        )
     print(save_result("objectives", {"rows": found}))
     return 0
 

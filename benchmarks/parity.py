@@ -19,11 +19,19 @@ import numpy as np
 import torch
 from flax import nnx
 from test_generate import prompts, run
-from test_models import CONFIGS, bfloat16_errors, load_ours, make_theirs, our_logits, our_states, their_outputs
+from test_models import (
+    CONFIGS,
+    bfloat16_errors,
+    load_ours,
+    make_theirs,
+    our_logits,
+    our_states,
+    their_outputs,
+)
 from tolerances import BFLOAT16, PARITY_LOGITS
 
 from sparsepo_jax.core.tree import split_module
-from sparsepo_jax.eval.generate import Sampling
+from sparsepo_jax.generate.sampler import Sampling
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.export import save_hf
 
@@ -45,29 +53,60 @@ def row(config: dict) -> tuple[float, float, float, float, bool, float]:
             theirs = their_outputs(model, IDS, valid_BS)
             ours, kept = our_logits(graph, weights, IDS, valid_BS)
             logits.append(largest(ours, theirs.logits, valid_BS))
-            states = max(states, *(largest(a, b, valid_BS) for a, b in zip(our_states(kept), theirs.hidden_states, strict=True)))
+            states = max(
+                states,
+                *(
+                    largest(a, b, valid_BS)
+                    for a, b in zip(our_states(kept), theirs.hidden_states, strict=True)
+                ),
+            )
         fresh = split_module(Decoder(spec, rngs=nnx.Rngs(3)))[1]
-        save_hf(Path(directory) / "out", spec, config, {path: np.asarray(x) for path, x in fresh.items()}, {}, "")
+        save_hf(
+            Path(directory) / "out", spec, config, {path: np.asarray(x) for path, x in fresh.items()}, {}, ""
+        )
         exported = type(model).from_pretrained(Path(directory) / "out").eval()
         everything = np.ones_like(IDS, bool)
-        export = largest(our_logits(graph, fresh, IDS, everything)[0], their_outputs(exported, IDS, everything).logits, everything)
-        mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()[:1])
+        export = largest(
+            our_logits(graph, fresh, IDS, everything)[0],
+            their_outputs(exported, IDS, everything).logits,
+            everything,
+        )
+        mesh = jax.make_mesh(
+            (1, 1, 1),
+            ("data", "fsdp", "tensor"),
+            axis_types=(jax.sharding.AxisType.Auto,) * 3,
+            devices=jax.devices()[:1],
+        )
         batch = prompts()
         expected = model.generate(
-            input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long), attention_mask=torch.tensor(batch.valid_BS[0].astype(np.int64)),
-            do_sample=False, max_new_tokens=12, eos_token_id=None, pad_token_id=0)[:, 7:].numpy()
-        same = np.array_equal(expected, np.stack([one.ids for one in run(graph, weights, mesh, Sampling(12, temperature=0.0))]))
+            input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long),
+            attention_mask=torch.tensor(batch.valid_BS[0].astype(np.int64)),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=None,
+            pad_token_id=0,
+        )[:, 7:].numpy()
+        same = np.array_equal(
+            expected, np.stack([one.ids for one in run(graph, weights, mesh, Sampling(12, temperature=0.0))])
+        )
         ours, theirs = bfloat16_errors(config, Path(directory) / "rounded")
     return states, *logits, export, same, ours / theirs
 
 
 def main() -> int:
-    print("| family | states | logits, right pad | left pad | export | greedy | bfloat16 error, ours / theirs |\n|---|---|---|---|---|---|---|")
+    print(
+        "| family | states | logits, right pad | left pad | export | greedy | bfloat16 error, ours / theirs |\n|---|---|---|---|---|---|---|"
+    )
     sound = True
     for name, config in CONFIGS.items():
         *differences, same, ratio = row(config)
         sound &= max(differences) <= PARITY_LOGITS and same and ratio <= BFLOAT16
-        print(f"| {name} | " + " | ".join(f"{x:.0e}" for x in differences) + f" | {'same' if same else 'DIFFERENT'} | {ratio:.2f} |", flush=True)
+        print(
+            f"| {name} | "
+            + " | ".join(f"{x:.0e}" for x in differences)
+            + f" | {'same' if same else 'DIFFERENT'} | {ratio:.2f} |",
+            flush=True,
+        )
     print("all within tolerance" if sound else "OUT OF TOLERANCE")
     return 0 if sound else 1
 

@@ -14,14 +14,33 @@ import time
 from pathlib import Path
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
-COLUMNS = ("auroc_reward", "auroc_ceiling", "auroc_position", "auroc_untrained", "sparsity_start", "sparsity_end", "accuracy", "accuracy_unmasked", "kl", "preferred_before", "preferred_after", "generated_kl",
-           "wall_s")
+COLUMNS = (
+    "auroc_reward",
+    "auroc_ceiling",
+    "auroc_position",
+    "auroc_untrained",
+    "sparsity_start",
+    "sparsity_end",
+    "accuracy",
+    "accuracy_unmasked",
+    "kl",
+    "preferred_before",
+    "preferred_after",
+    "generated_kl",
+    "wall_s",
+)
 
 
 def run(seed: int, directory: Path) -> dict[str, float]:
     """The figures of one seed: its model, its batches and its reviews are other ones."""
     output = directory / str(seed)
-    overrides = [f"output_dir={output}", f"seed={seed}", f"data.sft.0.seed={3 * seed + 1}", f"data.train.0.seed={3 * seed + 2}", f"data.eval.0.seed={3 * seed + 3}"]
+    overrides = [
+        f"output_dir={output}",
+        f"seed={seed}",
+        f"data.sft.0.seed={3 * seed + 1}",
+        f"data.train.0.seed={3 * seed + 2}",
+        f"data.eval.0.seed={3 * seed + 3}",
+    ]
     began_s = time.perf_counter()
     command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(CONFIG), *overrides]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -42,8 +61,14 @@ def main() -> int:
             print(f"{seed:>4}  " + "  ".join(f"{rows[-1][name]:>17.3f}" for name in COLUMNS), flush=True)
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in COLUMNS}
     print("mean  " + "  ".join(f"{mean[name]:>17.3f}" for name in COLUMNS))
-    reached = mean["auroc_ceiling"] - mean["auroc_reward"] <= 0.03 and mean["auroc_ceiling"] >= 0.9 and mean["auroc_position"] <= 0.75
-    print(f"{mean['auroc_reward'] / mean['auroc_ceiling']:.3f} of the ceiling: {'reached' if reached else 'MISSED'}")
+    reached = (
+        mean["auroc_ceiling"] - mean["auroc_reward"] <= 0.03
+        and mean["auroc_ceiling"] >= 0.9
+        and mean["auroc_position"] <= 0.75
+    )
+    print(
+        f"{mean['auroc_reward'] / mean['auroc_ceiling']:.3f} of the ceiling: {'reached' if reached else 'MISSED'}"
+    )
     return 0 if reached else 1
 
 

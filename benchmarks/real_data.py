@@ -22,7 +22,9 @@ CHUNK, VOCAB, WIDTH, LAYERS = 5, 50257, 384, 6
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--pairs", type=int, default=4)
@@ -34,17 +36,34 @@ def main() -> int:
         running = {side: Candidate("real.py", side, *settings) for side in ("ours", "torch")}
         about = {side: candidate.about for side, candidate in running.items()}
         answers = answers_in_turn(running, len(about["ours"]["pairs"]), warm=0)
-    rates, found = {}, {"pairs": options.pairs, "steps": options.steps, "tokenizer": len(tokenizer), "about": about}
-    print(f"{about['ours']['rows']} pairs in the file, {len(tokenizer)} entries learned; "
-          f"{len(about['ours']['shapes'])} shapes of ours compiled in {about['ours']['compile_s']:.1f} s")
+    rates, found = (
+        {},
+        {"pairs": options.pairs, "steps": options.steps, "tokenizer": len(tokenizer), "about": about},
+    )
+    print(
+        f"{about['ours']['rows']} pairs in the file, {len(tokenizer)} entries learned; "
+        f"{len(about['ours']['shapes'])} shapes of ours compiled in {about['ours']['compile_s']:.1f} s"
+    )
     for side, rows in answers.items():
         pairs, seconds = about[side]["pairs"], [row["seconds"] for row in rows]
         rates[side], of_chunk = sum(pairs) / sum(seconds), [n / s for n, s in zip(pairs, seconds)]
-        found[side] = {"pairs_per_s": rates[side], "by_chunk": of_chunk, "pairs": sum(pairs), "peak_mb": rows[-1]["peak_mb"]}
-        print(f"{side:<6}{rates[side]:7.2f} pairs/s ({min(of_chunk):.2f} to {max(of_chunk):.2f} by chunk), {sum(pairs)} pairs in {sum(seconds):.1f} s, "
-              f"{about[side]['real_token_share']:.2f} real tokens, {rows[-1]['peak_mb']:.0f} MB")
+        found[side] = {
+            "pairs_per_s": rates[side],
+            "by_chunk": of_chunk,
+            "pairs": sum(pairs),
+            "peak_mb": rows[-1]["peak_mb"],
+        }
+        print(
+            f"{side:<6}{rates[side]:7.2f} pairs/s ({min(of_chunk):.2f} to {max(of_chunk):.2f} by chunk), {sum(pairs)} pairs in {sum(seconds):.1f} s, "
+            f"{about[side]['real_token_share']:.2f} real tokens, {rows[-1]['peak_mb']:.0f} MB"
+        )
     print(f"ours over PyTorch: {rates['ours'] / rates['torch']:.2f}")
-    print(save_result(f"real_data-{Path(options.file).resolve().parent.name}", found | {"ratio": rates["ours"] / rates["torch"]}))
+    print(
+        save_result(
+            f"real_data-{Path(options.file).resolve().parent.name}",
+            found | {"ratio": rates["ours"] / rates["torch"]},
+        )
+    )
     return 0
 
 

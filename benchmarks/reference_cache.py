@@ -19,36 +19,64 @@ import numpy as np
 from sparsepo_jax import build, programs
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.types import PairBatch
-from sparsepo_jax.dist.mesh import make_mesh
 from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.train.step import make_pair_loss, make_update, start_state
 
 PAIRS, PROMPT, RESPONSE, VOCAB = 4, 64, 192, 16384
-SHAPE = {"model_type": "gpt2", "vocab_size": VOCAB, "n_positions": PROMPT + RESPONSE, "n_embd": 384, "n_layer": 6, "n_head": 6}
+SHAPE = {
+    "model_type": "gpt2",
+    "vocab_size": VOCAB,
+    "n_positions": PROMPT + RESPONSE,
+    "n_embd": 384,
+    "n_layer": 6,
+    "n_head": 6,
+}
 
 
 def random_batch() -> PairBatch:
     rng = np.random.default_rng(0)
     ids = lambda *shape: rng.integers(0, VOCAB, shape).astype(np.int32)  # noqa: E731
     sizes = (PAIRS, 2, RESPONSE)
-    whole = PairBatch(ids(PAIRS, PROMPT), np.ones((PAIRS, PROMPT), bool), ids(*sizes), np.ones(sizes, bool), np.arange(PAIRS, dtype=np.int32),
-                      np.ones(PAIRS, np.float32), None, np.full(sizes, -9.7, np.float32))
+    whole = PairBatch(
+        ids(PAIRS, PROMPT),
+        np.ones((PAIRS, PROMPT), bool),
+        ids(*sizes),
+        np.ones(sizes, bool),
+        np.arange(PAIRS, dtype=np.int32),
+        np.ones(PAIRS, np.float32),
+        None,
+        np.full(sizes, -9.7, np.float32),
+    )
     return PairBatch(*(None if x is None else x[None] for x in whole))
 
 
 def main() -> int:
-    config = Config(stages=["inspect"], output_dir="unused", policy={"config": SHAPE}, objective={"kind": "dpo"}, compute={"dtype": "float32"})
+    config = Config(
+        stages=["inspect"],
+        output_dir="unused",
+        policy={"config": SHAPE},
+        objective={"kind": "dpo"},
+        compute={"dtype": "float32"},
+    )
     spec, mesh, batch = spec_from_hf(SHAPE), make_mesh(None, 1, 1), random_batch()
     problem = build.make_problem(config, spec, spec, mesh)
     optimizer, schedule = programs.make_optimizer(config, config.po, 1000, spec.width)
     steps, times_s = {}, {}
     with jax.set_mesh(mesh):
-        for name, one in (("reference run", problem), ("reference cached", programs.cached_problem(problem, config))):
+        for name, one in (
+            ("reference run", problem),
+            ("reference cached", programs.cached_problem(problem, config)),
+        ):
             weights = {"policy": build.random_weights(spec, 0, mesh), "masks": {}}
             state = start_state(weights, optimizer)
             reference = None if one.cached else build.random_weights(spec, 1, mesh)
             given = batch if one.cached else batch._replace(ref_logp_BPT=None)
-            step = jax.jit(make_update(make_pair_loss(one), optimizer, schedule), donate_argnums=0).lower(state, reference, given).compile()
+            step = (
+                jax.jit(make_update(make_pair_loss(one), optimizer, schedule), donate_argnums=0)
+                .lower(state, reference, given)
+                .compile()
+            )
             memory = step.memory_analysis()
             print(f"{name:<18}{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6:8.0f} MB")
             steps[name], times_s[name] = [step, state, reference, given], []

@@ -24,9 +24,25 @@ COMPILED = re.compile(r"step 1 compiled program 1 in ([\d.]+) s")
 
 def start(output: Path, cache: Path, layers: int, width: int) -> dict[str, float]:
     """Seconds of one start."""
-    shape = [f"policy.config.n_layer={layers}", f"policy.config.n_embd={width}", f"policy.config.n_head={max(1, width // 64)}"]
-    command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(ROOT / "configs/quickstart.yaml"), "stages=[po]", "po.steps=2", "logging.every_steps=1",
-               f"output_dir={output}", f"compute.compile_cache={cache}", f"data.cache_dir={output}-data", *shape]
+    shape = [
+        f"policy.config.n_layer={layers}",
+        f"policy.config.n_embd={width}",
+        f"policy.config.n_head={max(1, width // 64)}",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "sparsepo_jax.main",
+        "--config",
+        str(ROOT / "configs/quickstart.yaml"),
+        "stages=[po]",
+        "po.steps=2",
+        "logging.every_steps=1",
+        f"output_dir={output}",
+        f"compute.compile_cache={cache}",
+        f"data.cache_dir={output}-data",
+        *shape,
+    ]
     began_s, log, first_s = time.time(), output / "metrics.jsonl", None
     with (output.parent / f"{output.name}.txt").open("w+") as said:
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, text=True)
@@ -39,21 +55,35 @@ def start(output: Path, cache: Path, layers: int, width: int) -> dict[str, float
     found = COMPILED.search(text)
     if process.returncode or found is None:
         sys.exit(f"{' '.join(command)}: exit {process.returncode}\n{text}")
-    return {"start_s": first_s if first_s is not None else log.stat().st_mtime - began_s, "compile_s": float(found[1])}
+    return {
+        "start_s": first_s if first_s is not None else log.stat().st_mtime - began_s,
+        "compile_s": float(found[1]),
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=64)
     options = parser.parse_args()
     rows = {"first": [], "second": []}
     with tempfile.TemporaryDirectory() as place:
-        start(Path(place, "warm"), Path(place, "warm-cache"), options.layers, options.width)  # files of libraries come from the disk once
+        start(
+            Path(place, "warm"), Path(place, "warm-cache"), options.layers, options.width
+        )  # files of libraries come from the disk once
         for number in range(options.rounds):
             for name, found in rows.items():
-                found.append(start(Path(place, f"{name}{number}"), Path(place, f"cache{number}"), options.layers, options.width))
+                found.append(
+                    start(
+                        Path(place, f"{name}{number}"),
+                        Path(place, f"cache{number}"),
+                        options.layers,
+                        options.width,
+                    )
+                )
         programs = [path.stat().st_size for path in Path(place, "cache0").rglob("*") if path.is_file()]
     medians = {}
     for name, found in rows.items():
@@ -61,10 +91,25 @@ def main() -> int:
             values = [row[what] for row in found]
             medians[name, what] = statistics.median(values)
             label = {"start_s": "until the first step is done", "compile_s": "of these compiling it"}[what]
-            print(f"{name:<7}{label:<29}{medians[name, what]:7.2f} s ({min(values):.2f} to {max(values):.2f})")
+            print(
+                f"{name:<7}{label:<29}{medians[name, what]:7.2f} s ({min(values):.2f} to {max(values):.2f})"
+            )
     ratios = {what: medians["second", what] / medians["first", what] for what in ("start_s", "compile_s")}
-    print(f"second over first: start {ratios['start_s']:.2f}, compiling {ratios['compile_s']:.2f}; {len(programs)} files of {sum(programs) / 1e6:.1f} MB")
-    print(save_result("second_start", {"layers": options.layers, "width": options.width, "rows": rows, "second_over_first": ratios, "cache_mb": sum(programs) / 1e6}))
+    print(
+        f"second over first: start {ratios['start_s']:.2f}, compiling {ratios['compile_s']:.2f}; {len(programs)} files of {sum(programs) / 1e6:.1f} MB"
+    )
+    print(
+        save_result(
+            "second_start",
+            {
+                "layers": options.layers,
+                "width": options.width,
+                "rows": rows,
+                "second_over_first": ratios,
+                "cache_mb": sum(programs) / 1e6,
+            },
+        )
+    )
     return 0
 
 

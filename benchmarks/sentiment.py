@@ -21,7 +21,7 @@ from pathlib import Path
 from work import save_result
 
 from sparsepo_jax.report.frontier import matched, shared_range
-from sparsepo_jax.sweep import parse_axes
+from sparsepo_jax.run.sweep import parse_axes
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "sentiment"
 LEARNED, BETAS = "kind: learned, init: ones, learning_rate: 3e-3", (0.1, 0.4, 0.8)
@@ -31,17 +31,38 @@ OBJECTIVES: dict[str, tuple[str, tuple[float | None, ...]]] = {  # name -> setti
     "TDPO-2": ("kind: tdpo2", BETAS),
     "MaPO": ("kind: mapo", BETAS),
     "SparsePO, common mask": ("kind: sparsepo, mask: {sharing: common, " + LEARNED + "}", BETAS),
-    "SparsePO, common mask, L1 1e-3": ("kind: sparsepo, l1_reward: 1e-3, l1_kl: 1e-3, mask: {sharing: common, " + LEARNED + "}", BETAS),
-    "SparsePO, common mask, L1 2e-3": ("kind: sparsepo, l1_reward: 2e-3, l1_kl: 2e-3, mask: {sharing: common, " + LEARNED + "}", BETAS),
+    "SparsePO, common mask, L1 1e-3": (
+        "kind: sparsepo, l1_reward: 1e-3, l1_kl: 1e-3, mask: {sharing: common, " + LEARNED + "}",
+        BETAS,
+    ),
+    "SparsePO, common mask, L1 2e-3": (
+        "kind: sparsepo, l1_reward: 2e-3, l1_kl: 2e-3, mask: {sharing: common, " + LEARNED + "}",
+        BETAS,
+    ),
     "SparsePO, independent masks": ("kind: sparsepo, mask: {sharing: independent, " + LEARNED + "}", BETAS),
     "random mask": ("kind: sparsepo, mask: {kind: random}", BETAS),
     "SimPO": ("kind: simpo, gamma: 1.0", (1.0, 2.0, 4.0)),  # of mean log-probs
     "DPOP": ("kind: dpop", BETAS),
     "SFT on the chosen": ("kind: orpo, odds_weight: 0", (None,)),
 }
-CORE = ("DPO", "TDPO-1 (mask of ones)", "MaPO", "SparsePO, common mask", "SparsePO, independent masks", "random mask")  # by default
+CORE = (
+    "DPO",
+    "TDPO-1 (mask of ones)",
+    "MaPO",
+    "SparsePO, common mask",
+    "SparsePO, independent masks",
+    "random mask",
+)  # by default
 BASELINE = "DPO"
-WORDS = ("auroc_reward", "auroc_kl", "auroc_logratio", "auroc_untrained", "auroc_positional", "auroc_confidence", "auroc_random")
+WORDS = (
+    "auroc_reward",
+    "auroc_kl",
+    "auroc_logratio",
+    "auroc_untrained",
+    "auroc_positional",
+    "auroc_confidence",
+    "auroc_random",
+)
 
 
 def program(*arguments: str) -> None:
@@ -60,14 +81,32 @@ def run_all(data: Path, output: Path, objectives: list[str], seeds: int) -> None
     """What is finished is not done again."""
     train, test = (data / "imdb_reviews" / f"{split}.jsonl.gz" for split in ("train", "test"))
     program("--config", str(CONFIGS / "sft.yaml"), f"output_dir={output}/sft", f"data.sft.0.path={train}")
-    program("--config", str(CONFIGS / "pairs.yaml"), f"output_dir={output}/pairs", f"policy.path={output}/sft/export", f"data.prompts.0.path={train}",
-            f"scorer.train.0.path={train}", f"scorer.test.0.path={test}")
-    lexicons = [f"{{path: {data}/lexicons/opinion_{side}.txt, kind: opinion}}" for side in ("positive", "negative")]
+    program(
+        "--config",
+        str(CONFIGS / "pairs.yaml"),
+        f"output_dir={output}/pairs",
+        f"policy.path={output}/sft/export",
+        f"data.prompts.0.path={train}",
+        f"scorer.train.0.path={train}",
+        f"scorer.test.0.path={test}",
+    )
+    lexicons = [
+        f"{{path: {data}/lexicons/opinion_{side}.txt, kind: opinion}}" for side in ("positive", "negative")
+    ]
     lexicons.append(f"{{path: {data}/sst_trees/train.txt.gz, kind: treebank, threshold: 0.5}}")
     program(
-        "--config", str(CONFIGS / "po.yaml"), f"evaluation.lexicons=[{', '.join(lexicons)}]", f"output_dir={output}/grid", f"policy.path={output}/sft/export",
-        f"data.train.0.path={output}/pairs/pairs_made.jsonl", f"scorer.path={output}/pairs/classifier", "--metric", "generated_reward", "--sweep",
-        "objective=" + ",".join(spec(name, beta) for name in objectives for beta in OBJECTIVES[name][1]), "seed=" + ",".join(map(str, range(seeds))),
+        "--config",
+        str(CONFIGS / "po.yaml"),
+        f"evaluation.lexicons=[{', '.join(lexicons)}]",
+        f"output_dir={output}/grid",
+        f"policy.path={output}/sft/export",
+        f"data.train.0.path={output}/pairs/pairs_made.jsonl",
+        f"scorer.path={output}/pairs/classifier",
+        "--metric",
+        "generated_reward",
+        "--sweep",
+        "objective=" + ",".join(spec(name, beta) for name in objectives for beta in OBJECTIVES[name][1]),
+        "seed=" + ",".join(map(str, range(seeds))),
     )
 
 
@@ -84,14 +123,28 @@ def read_points(grid: Path) -> list[dict]:
             continue
         summary, values = json.loads((grid / run["name"] / "summary.json").read_text()), run["values"]
         after, (objective, beta) = summary["after"], known[json.dumps(values["objective"], sort_keys=True)]
-        points.append({
-            "objective": objective, "beta": beta, "seed": values["seed"],
-            "kl": after["generated_kl"], "reward": after["generated_reward"], "reward_before": summary["before"]["generated_reward"],
-            "accuracy_unmasked": after["accuracy_unmasked"], "sparsity_start": summary["mask"]["sparsity_start"],
-            "sparsity": summary["mask"]["sparsity_end"], "deletion": summary["mask"]["deletion"], "seconds": run["seconds"], "words": {
-                lexicon: {which: {key: of[key] for key in WORDS} for which, of in (("all", found), ("first pieces", found["first_pieces"]))}
-                for lexicon, found in summary["lexicons"].items()},
-        })
+        points.append(
+            {
+                "objective": objective,
+                "beta": beta,
+                "seed": values["seed"],
+                "kl": after["generated_kl"],
+                "reward": after["generated_reward"],
+                "reward_before": summary["before"]["generated_reward"],
+                "accuracy_unmasked": after["accuracy_unmasked"],
+                "sparsity_start": summary["mask"]["sparsity_start"],
+                "sparsity": summary["mask"]["sparsity_end"],
+                "deletion": summary["mask"]["deletion"],
+                "seconds": run["seconds"],
+                "words": {
+                    lexicon: {
+                        which: {key: of[key] for key in WORDS}
+                        for which, of in (("all", found), ("first pieces", found["first_pieces"]))
+                    }
+                    for lexicon, found in summary["lexicons"].items()
+                },
+            }
+        )
     return points
 
 
@@ -100,7 +153,9 @@ def frontier(points: list[dict], objective: str) -> dict[int, list[tuple[float, 
     of_seed: dict[int, list[tuple[float, float]]] = {}
     for point in points:
         if point["objective"] == objective:
-            of_seed.setdefault(point["seed"], [(0.0, point["reward_before"])]).append((point["kl"], point["reward"]))
+            of_seed.setdefault(point["seed"], [(0.0, point["reward_before"])]).append(
+                (point["kl"], point["reward"])
+            )
     return of_seed
 
 
@@ -113,15 +168,27 @@ def compare(points: list[dict]) -> list[dict]:
         reached = objective != BASELINE and shared_range(ours, base)
         if not reached:
             continue
-        for one in matched(ours, base, [reached[0] + share * (reached[1] - reached[0]) for share in (0.25, 0.5, 0.75, 1.0)]):
+        for one in matched(
+            ours, base, [reached[0] + share * (reached[1] - reached[0]) for share in (0.25, 0.5, 0.75, 1.0)]
+        ):
             if one.difference is not None:
-                rows.append({"objective": objective, "kl": one.kl, "seeds": one.difference.n, "difference": one.difference.mean,
-                             "low": one.difference.low, "high": one.difference.high})
+                rows.append(
+                    {
+                        "objective": objective,
+                        "kl": one.kl,
+                        "seeds": one.difference.n,
+                        "difference": one.difference.mean,
+                        "low": one.difference.low,
+                        "high": one.difference.high,
+                    }
+                )
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/sentiment"))
     parser.add_argument("--seeds", type=int, default=3)
@@ -132,31 +199,64 @@ def main() -> None:
     points = read_points(options.output / "grid")
 
     trained = [name for name in OBJECTIVES if any(point["objective"] == name for point in points)]
-    print(f"\n{'':30} beta      KL  reward  (before)  accuracy, unmasked   zeros   mean of {options.seeds} seeds")
+    print(
+        f"\n{'':30} beta      KL  reward  (before)  accuracy, unmasked   zeros   mean of {options.seeds} seeds"
+    )
     for objective in trained:
         for beta in OBJECTIVES[objective][1]:
             of = [point for point in points if (point["objective"], point["beta"]) == (objective, beta)]
-            mean = {key: statistics.fmean(point[key] or 0.0 for point in of) for key in ("kl", "reward", "reward_before", "accuracy_unmasked", "sparsity")}
-            print(f"{objective:30} {beta or '-':>4} {mean['kl']:7.2f} {mean['reward']:7.3f} {mean['reward_before']:9.3f} {mean['accuracy_unmasked']:19.3f} "
-                  f"{mean['sparsity']:7.3f}")
+            mean = {
+                key: statistics.fmean(point[key] or 0.0 for point in of)
+                for key in ("kl", "reward", "reward_before", "accuracy_unmasked", "sparsity")
+            }
+            print(
+                f"{objective:30} {beta or '-':>4} {mean['kl']:7.2f} {mean['reward']:7.3f} {mean['reward_before']:9.3f} {mean['accuracy_unmasked']:19.3f} "
+                f"{mean['sparsity']:7.3f}"
+            )
     rows = compare(points)
     print(f"\nreward less that of {BASELINE} at the same KL, 95 % interval over seeds")
     for row in rows:
         interval = "one seed" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
         print(f"{row['objective']:30} at {row['kl']:6.2f} nats {row['difference']:+.3f} ({interval})")
-    print("\nAUROC for the words of a lexicon (first pieces of words), mean over betas and seeds\n" + f"{'':41}" + " ".join(f"{key[6:]:>10}" for key in WORDS))
+    print(
+        "\nAUROC for the words of a lexicon (first pieces of words), mean over betas and seeds\n"
+        + f"{'':41}"
+        + " ".join(f"{key[6:]:>10}" for key in WORDS)
+    )
     for objective in trained:
         for lexicon in points[0]["words"]:
-            of = [point["words"][lexicon]["first pieces"] for point in points if point["objective"] == objective]
-            mean = [None if any(row[key] is None for row in of) else statistics.fmean(row[key] for row in of) for key in WORDS]
-            print(f"{objective:30} {lexicon:10}" + " ".join(f"{'-' if x is None else format(x, '.3f'):>10}" for x in mean))
-    print("\naccuracy, unmasked, when each response loses a share of its tokens: those of the largest mask, those of the smallest, any; mean over betas and seeds")
+            of = [
+                point["words"][lexicon]["first pieces"] for point in points if point["objective"] == objective
+            ]
+            mean = [
+                None if any(row[key] is None for row in of) else statistics.fmean(row[key] for row in of)
+                for key in WORDS
+            ]
+            print(
+                f"{objective:30} {lexicon:10}"
+                + " ".join(f"{'-' if x is None else format(x, '.3f'):>10}" for x in mean)
+            )
+    print(
+        "\naccuracy, unmasked, when each response loses a share of its tokens: those of the largest mask, those of the smallest, any; mean over betas and seeds"
+    )
     for objective in trained:
-        of = [point["deletion"] for point in points if point["objective"] == objective and point["deletion"] is not None]
+        of = [
+            point["deletion"]
+            for point in points
+            if point["objective"] == objective and point["deletion"] is not None
+        ]
         for share in of[0] if of else ():
-            three = (statistics.fmean(one[share][f"accuracy_{rule}"] for one in of) for rule in ("top", "bottom", "random"))
+            three = (
+                statistics.fmean(one[share][f"accuracy_{rule}"] for one in of)
+                for rule in ("top", "bottom", "random")
+            )
             print(f"{objective:30} {share:>5}" + "".join(f"{x:9.3f}" for x in three))
-    kept = {"seeds": options.seeds, "objectives": {name: OBJECTIVES[name][0] for name in options.objectives}, "points": points, "matched": rows}
+    kept = {
+        "seeds": options.seeds,
+        "objectives": {name: OBJECTIVES[name][0] for name in options.objectives},
+        "points": points,
+        "matched": rows,
+    }
     print(save_result(options.result, kept))
     print(options.output / "grid" / "comparison.html")
 

@@ -25,7 +25,6 @@ from sparsepo_jax.ops.attention import Packed, attention, reach_of
 from sparsepo_jax.ops.logprob_kl import logprob_kl
 
 
-
 def forward_and_backward(function: Callable, arguments: tuple, fixed: tuple = ()) -> Callable[[], None]:
     """The value of function(*arguments, *fixed), and its gradient in the arguments from a cotangent of ones."""
 
@@ -52,7 +51,13 @@ def in_each_layer(layers: int, function: Callable, arguments: tuple, fixed: tupl
 
 def parts_of(step: OurStep) -> dict[str, Callable[[], None]]:
     spec, problem, batch = step.spec, step.problem, jax.tree.map(lambda x: x[0], step.batch)
-    packing, (R, S), M, L, D = batch.packing, batch.packing.ids_RS.shape, batch.packing.at_RM.shape[1], spec.num_layers, spec.width
+    packing, (R, S), M, L, D = (
+        batch.packing,
+        batch.packing.ids_RS.shape,
+        batch.packing.at_RM.shape[1],
+        spec.num_layers,
+        spec.width,
+    )
     draw = lambda number, *shape: jax.random.normal(jax.random.key(number), shape)  # noqa: E731
     x_RSD, queries = draw(0, R, S, D), (R, S, spec.num_heads, spec.head_dim)
     keys = (R, S, spec.num_kv_heads, spec.head_dim)
@@ -70,8 +75,14 @@ def parts_of(step: OurStep) -> dict[str, Callable[[], None]]:
 
     # Which blocks are seen is found once a step; it falls to the rest.
     seen = jax.jit(lambda packing: reach_of(packing, problem.attention)[:3])(packing)
-    attend = lambda q, k, v, *seen: attention(q, k, v, Packed(*seen, problem.attention), scale=spec.head_dim**-0.5)  # noqa: E731
-    head_VD, *reference = draw(1, spec.vocab_size, D) * 0.02, draw(2, R, M, D), draw(3, spec.vocab_size, D) * 0.02
+    attend = lambda q, k, v, *seen: attention(
+        q, k, v, Packed(*seen, problem.attention), scale=spec.head_dim**-0.5
+    )  # noqa: E731
+    head_VD, *reference = (
+        draw(1, spec.vocab_size, D) * 0.02,
+        draw(2, R, M, D),
+        draw(3, spec.vocab_size, D) * 0.02,
+    )
     head = functools.partial(logprob_kl, blocks=problem.head_blocks)
     kept = {"block_out": draw(4, L, R, M, D), "final_norm": draw(5, R, M, D)}
     key_B = jax.random.split(jax.random.key(0), len(batch.row_B))
@@ -83,16 +94,25 @@ def parts_of(step: OurStep) -> dict[str, Callable[[], None]]:
         return optax.apply_updates(weights, updates), state
 
     optimize = jax.jit(optimize, donate_argnums=(1, 2))
-    gradient, held = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), trained), [jax.tree.map(jnp.copy, (trained, step.state.optimizer))]
+    gradient, held = (
+        jax.tree.map(lambda x: jnp.full_like(x, 1e-3), trained),
+        [jax.tree.map(jnp.copy, (trained, step.state.optimizer))],
+    )
 
     def update() -> None:
         weights, state = held.pop()
         held.append(jax.block_until_ready(optimize(gradient, state, weights)))
 
-    return {"attention": in_each_layer(L, attend, (draw(6, *queries), draw(7, *keys), draw(8, *keys)), seen),
-            "attention's projections": in_each_layer(L, project, (projections, x_RSD)), "MLP": in_each_layer(L, feed, (mlp, x_RSD)),
-            "head": forward_and_backward(head, (draw(9, R, M, D), head_VD), (*reference, packing.label_RM, packing.valid_RM)),
-            "mask net": forward_and_backward(mask, (trained["masks"],), (kept, batch, key_B)), "optimizer": update}
+    return {
+        "attention": in_each_layer(L, attend, (draw(6, *queries), draw(7, *keys), draw(8, *keys)), seen),
+        "attention's projections": in_each_layer(L, project, (projections, x_RSD)),
+        "MLP": in_each_layer(L, feed, (mlp, x_RSD)),
+        "head": forward_and_backward(
+            head, (draw(9, R, M, D), head_VD), (*reference, packing.label_RM, packing.valid_RM)
+        ),
+        "mask net": forward_and_backward(mask, (trained["masks"],), (kept, batch, key_B)),
+        "optimizer": update,
+    }
 
 
 def main() -> int:
@@ -110,7 +130,15 @@ def main() -> int:
         print(f"{lengths} tokens, vocabulary {options.vocab}")
         for name, seconds in medians_s.items():
             spread = f" ({min(times_s[name]):.3f} to {max(times_s[name]):.3f})" if name in times_s else ""
-            found.append({"lengths": str(lengths), "vocab": options.vocab, "part": name, "median_s": seconds, "share": seconds / whole_s})
+            found.append(
+                {
+                    "lengths": str(lengths),
+                    "vocab": options.vocab,
+                    "part": name,
+                    "median_s": seconds,
+                    "share": seconds / whole_s,
+                }
+            )
             print(f"  {name:<26}{100 * seconds / whole_s:6.1f} %  {seconds:7.3f} s{spread}", flush=True)
     print(save_result("shares", {"rows": found}))
     return 0

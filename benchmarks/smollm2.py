@@ -46,18 +46,27 @@ def ours(objective: str, directory: Path, options: argparse.Namespace, train: st
     """Seconds by the run's own log, and figures of its summary."""
     output = directory / objective
     config = {
-        "stages": ["po", "eval"], "output_dir": str(output), "policy": {"path": options.model},
+        "stages": ["po", "eval"],
+        "output_dir": str(output),
+        "policy": {"path": options.model},
         "data": {"train": [{"path": train}], "eval": [{"path": held_out}], "max_length": options.length},
         "objective": {"kind": objective, "beta": options.beta},
-        "po": {"steps": options.steps, "batch_size": options.pairs, "optimizer": {"learning_rate": options.rate}},
-        "evaluation": {"batch_size": options.pairs}, "logging": {"every_steps": 1, "tensorboard": False},
+        "po": {
+            "steps": options.steps,
+            "batch_size": options.pairs,
+            "optimizer": {"learning_rate": options.rate},
+        },
+        "evaluation": {"batch_size": options.pairs},
+        "logging": {"every_steps": 1, "tensorboard": False},
         "compute": {"dtype": "float32"},
     }
     file = directory / f"{objective}.yaml"
     file.write_text(json.dumps(config))  # JSON is YAML
     environment = os.environ | {"XDG_CACHE_HOME": str(directory / f"cache_{objective}")}
     began_s, first_step_s = time.perf_counter(), None
-    running = subprocess.Popen([sys.executable, "-m", "sparsepo_jax.main", "--config", str(file)], env=environment)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "sparsepo_jax.main", "--config", str(file)], env=environment
+    )
     metrics = output / "metrics.jsonl"
     while running.poll() is None:
         if first_step_s is None and metrics.exists() and "\n" in metrics.read_text():
@@ -68,20 +77,32 @@ def ours(objective: str, directory: Path, options: argparse.Namespace, train: st
     ends_s = [json.loads(line)["time_s"] for line in metrics.read_text().splitlines()]
     summary = json.loads((output / "summary.json").read_text())
     return {
-        "first_step_s": first_step_s, "step_s": (ends_s[-1] - ends_s[0]) / (len(ends_s) - 1),
-        "accuracy": summary["after"]["accuracy"], "accuracy_unmasked": summary["after"]["accuracy_unmasked"], "kl": summary["after"]["kl"],
+        "first_step_s": first_step_s,
+        "step_s": (ends_s[-1] - ends_s[0]) / (len(ends_s) - 1),
+        "accuracy": summary["after"]["accuracy"],
+        "accuracy_unmasked": summary["after"]["accuracy_unmasked"],
+        "kl": summary["after"]["kl"],
         "words": summary.get("words"),
     }
 
 
 def theirs(options: argparse.Namespace, train: str, held_out: str) -> dict:
     numbers = map(str, (options.steps, options.pairs, options.length, options.rate, options.beta))
-    command = [options.trl, str(HERE / "candidates" / "trl_chat.py"), options.model, train, held_out, *numbers]
+    command = [
+        options.trl,
+        str(HERE / "candidates" / "trl_chat.py"),
+        options.model,
+        train,
+        held_out,
+        *numbers,
+    ]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("file")
     parser.add_argument("--steps", type=int, default=24)
@@ -102,13 +123,29 @@ def main() -> int:
             "DPO, ours": ours("dpo", directory, options, *files),
             "DPO, TRL": theirs(options, *files),
         }
-    print(f"{len(trained)} pairs to train on, {len(held)} held out; {options.steps} steps of {options.pairs} pairs")
+    print(
+        f"{len(trained)} pairs to train on, {len(held)} held out; {options.steps} steps of {options.pairs} pairs"
+    )
     for side, figures in results.items():
-        print(f"{side:<16}{figures['first_step_s']:7.1f} s to the first step {figures['step_s']:7.2f} s a step"
-              f"   accuracy {figures['accuracy']:.3f}" + (f"   KL {figures['kl']:.3f}" if "kl" in figures else ""))
-    print(f"a step, TRL over ours (DPO): {results['DPO, TRL']['step_s'] / results['DPO, ours']['step_s']:.2f}")
-    settings = {key: value for key, value in vars(options).items() if key in ("steps", "pairs", "length", "rate", "beta")}
-    print(save_result("smollm2", {"settings": settings, "trained": len(trained), "held_out": len(held), "results": results}))
+        print(
+            f"{side:<16}{figures['first_step_s']:7.1f} s to the first step {figures['step_s']:7.2f} s a step"
+            f"   accuracy {figures['accuracy']:.3f}"
+            + (f"   KL {figures['kl']:.3f}" if "kl" in figures else "")
+        )
+    print(
+        f"a step, TRL over ours (DPO): {results['DPO, TRL']['step_s'] / results['DPO, ours']['step_s']:.2f}"
+    )
+    settings = {
+        key: value
+        for key, value in vars(options).items()
+        if key in ("steps", "pairs", "length", "rate", "beta")
+    }
+    print(
+        save_result(
+            "smollm2",
+            {"settings": settings, "trained": len(trained), "held_out": len(held), "results": results},
+        )
+    )
     return 0
 
 

@@ -15,10 +15,18 @@ from work import PAIRS, Candidate, answers_in_turn, gpt2, matrix_rate, save_resu
 from sparsepo_jax.models.spec import spec_from_hf
 
 WIDTH, LAYERS = 384, 6
-NAMES = {"ours sparsepo": ("ours.py", "sparsepo"), "ours dpo": ("ours.py", "dpo"),
-         "torch sparsepo": ("plain_torch.py", "sparsepo"), "torch dpo": ("plain_torch.py", "dpo")}
+NAMES = {
+    "ours sparsepo": ("ours.py", "sparsepo"),
+    "ours dpo": ("ours.py", "dpo"),
+    "torch sparsepo": ("plain_torch.py", "sparsepo"),
+    "torch dpo": ("plain_torch.py", "dpo"),
+}
 TRL = {"trl dpo": ("trl_dpo.py",), "trl dpo, reference precomputed": ("trl_dpo.py", "--precomputed")}
-RATIOS = (("torch sparsepo", "ours sparsepo"), ("torch dpo", "ours dpo"), *((name, "ours sparsepo") for name in TRL))
+RATIOS = (
+    ("torch sparsepo", "ours sparsepo"),
+    ("torch dpo", "ours dpo"),
+    *((name, "ours sparsepo") for name in TRL),
+)
 
 
 def main() -> int:
@@ -31,31 +39,65 @@ def main() -> int:
     found, ratios, versions = [], [], {}
     for vocab in options.vocab:
         for lengths in options.lengths:
-            flop = step_flop(spec_from_hf(gpt2(vocab, sum(lengths), width=WIDTH, layers=LAYERS)), PAIRS, *lengths)
+            flop = step_flop(
+                spec_from_hf(gpt2(vocab, sum(lengths), width=WIDTH, layers=LAYERS)), PAIRS, *lengths
+            )
             shape = PAIRS, *lengths, vocab, WIDTH, LAYERS
             running = {name: Candidate(*command, *shape) for name, command in NAMES.items()}
             if options.trl:
-                running |= {name: Candidate(*command, *shape, python=options.trl) for name, command in TRL.items()}
-            versions |= {name: candidate.about["versions"] for name, candidate in running.items() if "versions" in candidate.about}
+                running |= {
+                    name: Candidate(*command, *shape, python=options.trl) for name, command in TRL.items()
+                }
+            versions |= {
+                name: candidate.about["versions"]
+                for name, candidate in running.items()
+                if "versions" in candidate.about
+            }
             answers = answers_in_turn(running, options.rounds)
             print(f"{lengths} tokens, vocabulary {vocab}: {flop / 1e9:.0f} GFLOP by hand (shared prompt)")
             medians_s = {}
             for name, rows in answers.items():
                 times_s = [row["seconds"] for row in rows]
                 median_s = medians_s[name] = statistics.median(times_s)
-                row = {"candidate": name, "lengths": str(lengths), "vocab": vocab, "median_s": median_s, "min_s": min(times_s), "max_s": max(times_s),
-                       "tokens_per_s": PAIRS * (lengths.prompt + 2 * lengths.response) / median_s, "peak_mb": rows[-1]["peak_mb"]}
+                row = {
+                    "candidate": name,
+                    "lengths": str(lengths),
+                    "vocab": vocab,
+                    "median_s": median_s,
+                    "min_s": min(times_s),
+                    "max_s": max(times_s),
+                    "tokens_per_s": PAIRS * (lengths.prompt + 2 * lengths.response) / median_s,
+                    "peak_mb": rows[-1]["peak_mb"],
+                }
                 if name == "ours sparsepo":
                     row["share_of_matrix_rate"] = flop / median_s / rate
                 found.append(row)
-                share = f", {row['share_of_matrix_rate']:.2f} of the matrix rate" if "share_of_matrix_rate" in row else ""
-                print(f"  {name:<31}{median_s:7.2f} s ({min(times_s):.2f} to {max(times_s):.2f}) {row['tokens_per_s']:7.0f} tokens/s "
-                      f"{row['peak_mb']:6.0f} MB{share}")
+                share = (
+                    f", {row['share_of_matrix_rate']:.2f} of the matrix rate"
+                    if "share_of_matrix_rate" in row
+                    else ""
+                )
+                print(
+                    f"  {name:<31}{median_s:7.2f} s ({min(times_s):.2f} to {max(times_s):.2f}) {row['tokens_per_s']:7.0f} tokens/s "
+                    f"{row['peak_mb']:6.0f} MB{share}"
+                )
             for theirs, ours in RATIOS:
                 if theirs in medians_s:
-                    ratios.append({"lengths": str(lengths), "vocab": vocab, "of": theirs, "over": ours, "ratio": medians_s[theirs] / medians_s[ours]})
+                    ratios.append(
+                        {
+                            "lengths": str(lengths),
+                            "vocab": vocab,
+                            "of": theirs,
+                            "over": ours,
+                            "ratio": medians_s[theirs] / medians_s[ours],
+                        }
+                    )
                     print(f"  {theirs} over {ours}: {ratios[-1]['ratio']:.2f}", flush=True)
-    print(save_result("step", {"matrix_rate": rate, "rows": found, "ratios": ratios, "candidate_versions": versions}))
+    print(
+        save_result(
+            "step", {"matrix_rate": rate, "rows": found, "ratios": ratios, "candidate_versions": versions}
+        )
+    )
     return 0
 
 

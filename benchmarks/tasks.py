@@ -28,23 +28,47 @@ from typing import Any, NamedTuple
 from work import save_result
 
 from sparsepo_jax.eval.measures import measure_code
-from sparsepo_jax.eval.sandbox import Limits
 from sparsepo_jax.report.intervals import t_interval, wilson
+from sparsepo_jax.sandbox.parent import Limits
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "tasks"
 HELD_OUT = 5  # one prompt of so many
 PAIRS_A_POST = {"train": 4, "held": 2}  # of 17 in the mean, so that no post outweighs others by much
 COMPLETIONS_A_PROBLEM = 8  # that sft reads
 QUICK_SFT = ("sft.epochs=null", "sft.steps=3")
-QUICK = ("po.steps=2", "evaluation.max_pairs=16", "evaluation.sampled_prompts=4", "generation.max_prompts=4", "generation.batch_size=4")
+QUICK = (
+    "po.steps=2",
+    "evaluation.max_pairs=16",
+    "evaluation.sampled_prompts=4",
+    "generation.max_prompts=4",
+    "generation.batch_size=4",
+)
 LABELS = {
-    "accuracy": "held-out pairs, accuracy", "accuracy_unmasked": "the same, unmasked", "kl": "KL to the reference, nats a response",
-    "generated_kl": "KL of what it writes", "zeros": "zeros in the mask",
-    "words": "words written", "tokens": "tokens written", "ended": "answers that end in time",
-    "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum", "self_bleu": "self-BLEU", "distinct1": "distinct-1",
-    "distinct2": "distinct-2", "distinct3": "distinct-3", "pass@1": "pass@1", "pass@10": "pass@10", "parses": "Python, and not empty",
+    "accuracy": "held-out pairs, accuracy",
+    "accuracy_unmasked": "the same, unmasked",
+    "kl": "KL to the reference, nats a response",
+    "generated_kl": "KL of what it writes",
+    "zeros": "zeros in the mask",
+    "words": "words written",
+    "tokens": "tokens written",
+    "ended": "answers that end in time",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
+    "self_bleu": "self-BLEU",
+    "distinct1": "distinct-1",
+    "distinct2": "distinct-2",
+    "distinct3": "distinct-3",
+    "pass@1": "pass@1",
+    "pass@10": "pass@10",
+    "parses": "Python, and not empty",
 }
-POLICIES = {"before": "before/seed={}", "SparsePO": "grid/kind=sparsepo,seed={}", "DPO": "grid/kind=dpo,seed={}"}
+POLICIES = {
+    "before": "before/seed={}",
+    "SparsePO": "grid/kind=sparsepo,seed={}",
+    "DPO": "grid/kind=dpo,seed={}",
+}
 NOT_PYTHON = ("SyntaxError", "IndentationError", "TabError")
 Row = dict[str, Any]
 
@@ -62,14 +86,20 @@ class Rows(NamedTuple):
 
 
 def read(path: Path) -> list[Row]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+    with (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8") as file
+    ):
         return [json.loads(line) for line in file]
 
 
 def split(rows: list[Row], key: Callable[[Row], str]) -> tuple[list[Row], list[Row]]:
     """(training, held out): all rows of a key go to one side."""
     held = [int(hashlib.sha256(key(row).encode()).hexdigest(), 16) % HELD_OUT == 0 for row in rows]
-    return [row for row, out in zip(rows, held, strict=True) if not out], [row for row, out in zip(rows, held, strict=True) if out]
+    return [row for row, out in zip(rows, held, strict=True) if not out], [
+        row for row, out in zip(rows, held, strict=True) if out
+    ]
 
 
 def thinned(rows: list[Row], most: int) -> list[Row]:
@@ -77,7 +107,9 @@ def thinned(rows: list[Row], most: int) -> list[Row]:
     of_prompt: dict[str, list[Row]] = {}
     for row in rows:
         of_prompt.setdefault(row["prompt"], []).append(row)
-    return [of[n * len(of) // min(most, len(of))] for of in of_prompt.values() for n in range(min(most, len(of)))]
+    return [
+        of[n * len(of) // min(most, len(of))] for of in of_prompt.values() for n in range(min(most, len(of)))
+    ]
 
 
 def lesson(row: Row) -> Row:
@@ -87,8 +119,16 @@ def lesson(row: Row) -> Row:
 
 def dialogue(data: Path) -> Rows:
     """sft reads each dialogue twice: from its opening on, and (the prompt's end, as po will see it) its last answer."""
-    train, held = split(read(data / "hh_harmless" / "train.jsonl.gz"), lambda row: row["prompt"].partition("\n\nAssistant:")[0])
-    return Rows([one for row in train for one in ({"text": row["prompt"] + row["chosen"]}, lesson(row))], train, held, held)
+    train, held = split(
+        read(data / "hh_harmless" / "train.jsonl.gz"),
+        lambda row: row["prompt"].partition("\n\nAssistant:")[0],
+    )
+    return Rows(
+        [one for row in train for one in ({"text": row["prompt"] + row["chosen"]}, lesson(row))],
+        train,
+        held,
+        held,
+    )
 
 
 def summaries(data: Path) -> Rows:
@@ -100,22 +140,43 @@ def summaries(data: Path) -> Rows:
         of += [row] * all(row["chosen"] != other["chosen"] for other in of)
     train, held = split(pairs, lambda row: row["prompt"])
     posts = lambda rows: list(dict.fromkeys(row["prompt"] for row in rows))  # noqa: E731
-    sft = [one for post in posts(train) for one in ({"text": post + best[post][0]["chosen"]}, *map(lesson, best[post][:2]))]
-    return Rows(sft, thinned(train, PAIRS_A_POST["train"]), thinned(held, PAIRS_A_POST["held"]), [best[post][0] for post in posts(held)])
+    sft = [
+        one
+        for post in posts(train)
+        for one in ({"text": post + best[post][0]["chosen"]}, *map(lesson, best[post][:2]))
+    ]
+    return Rows(
+        sft,
+        thinned(train, PAIRS_A_POST["train"]),
+        thinned(held, PAIRS_A_POST["held"]),
+        [best[post][0] for post in posts(held)],
+    )
 
 
 def code(data: Path) -> Rows:
     """sft reads MBPP's training problems, and of HumanEval's the completions that pass, not the problems."""
     problems = [
-        {"prompt": f'"""\n{row["text"]}\n{row["test_list"][0]}\n"""\n', **row, "code": row["code"].replace("\r\n", "\n").strip() + "\n"}
+        {
+            "prompt": f'"""\n{row["text"]}\n{row["test_list"][0]}\n"""\n',
+            **row,
+            "code": row["code"].replace("\r\n", "\n").strip() + "\n",
+        }
         for row in read(data / "mbpp" / "mbpp.jsonl")
     ]
     asked = [row for row in problems if 11 <= row["task_id"] <= 510]
-    known = {row[name] for row in asked for name in ("text", "code")}  # three training problems are test problems, too
+    known = {
+        row[name] for row in asked for name in ("text", "code")
+    }  # three training problems are test problems, too
     learned = [row for row in problems if row["task_id"] > 510 and not known & {row["text"], row["code"]}]
-    train, held = split(read(data / "humaneval" / "pass_fail_pairs_train.jsonl.gz"), lambda row: row["prompt"])
-    sft = [{"text": row["prompt"] + row["code"]} for row in learned] + [lesson(row) for row in thinned(train, COMPLETIONS_A_PROBLEM)]
-    return Rows(sft, train, held, [{name: value for name, value in row.items() if name != "text"} for row in asked])
+    train, held = split(
+        read(data / "humaneval" / "pass_fail_pairs_train.jsonl.gz"), lambda row: row["prompt"]
+    )
+    sft = [{"text": row["prompt"] + row["code"]} for row in learned] + [
+        lesson(row) for row in thinned(train, COMPLETIONS_A_PROBLEM)
+    ]
+    return Rows(
+        sft, train, held, [{name: value for name, value in row.items() if name != "text"} for row in asked]
+    )
 
 
 TASKS = {"dialogue": dialogue, "summaries": summaries, "code": code}
@@ -153,10 +214,21 @@ def program(*arguments: str) -> None:
 
 def run(task: str, output: Path, seeds: int, quick: bool) -> None:
     """sft, then before/seed=N (what its policy writes) and grid/kind=K,seed=N. What is finished is not done again."""
-    program("--config", str(CONFIGS / f"{task}_sft.yaml"), f"output_dir={output}/sft", f"data.sft.0.path={output}/data/sft.jsonl", *QUICK_SFT * quick)
+    program(
+        "--config",
+        str(CONFIGS / f"{task}_sft.yaml"),
+        f"output_dir={output}/sft",
+        f"data.sft.0.path={output}/data/sft.jsonl",
+        *QUICK_SFT * quick,
+    )
     files = {"train": "train", "eval": "held", "prompts": "prompts"}
-    shared = ("--config", str(CONFIGS / f"{task}.yaml"), f"policy.path={output}/sft/export",
-              *(f"data.{name}.0.path={output}/data/{file}.jsonl" for name, file in files.items()), *QUICK * quick)
+    shared = (
+        "--config",
+        str(CONFIGS / f"{task}.yaml"),
+        f"policy.path={output}/sft/export",
+        *(f"data.{name}.0.path={output}/data/{file}.jsonl" for name, file in files.items()),
+        *QUICK * quick,
+    )
     seed = "seed=" + ",".join(map(str, range(seeds)))
     program(*shared, f"output_dir={output}/before", "stages=[generate, measure]", "--sweep", seed)
     program(*shared, f"output_dir={output}/grid", "--sweep", "objective.kind=sparsepo,dpo", seed)
@@ -171,28 +243,44 @@ def figures(run: Path) -> dict[str, float]:
     measures = json.loads((run / "measures.json").read_text())
     found |= measures.get("text", {}) | measures.get("code", {})
     samples = [sample for line in read(run / "generations.jsonl") for sample in line["samples"]]
-    found["words"], found["tokens"] = (fmean(len(of) for of in each) for each in ((s["text"].split() for s in samples), (s["token_ids"] for s in samples)))
+    found["words"], found["tokens"] = (
+        fmean(len(of) for of in each)
+        for each in ((s["text"].split() for s in samples), (s["token_ids"] for s in samples))
+    )
     found["ended"] = fmean(sample["finish"] != "length" for sample in samples)
     if "code" in measures:
         whys = [line["why"].partition(":")[0] for line in read(run / "measures_samples.jsonl")]
-        found["parses"] = fmean(sample["text"].strip() != "" and why not in NOT_PYTHON for sample, why in zip(samples, whys, strict=True))
+        found["parses"] = fmean(
+            sample["text"].strip() != "" and why not in NOT_PYTHON
+            for sample, why in zip(samples, whys, strict=True)
+        )
     return {name: found[name] for name in LABELS if found.get(name) is not None}
 
 
 def ends(runs: list[Path]) -> dict[str, float]:
     """How the programs of some runs ended, the most frequent first: shares."""
-    whys = Counter(line["why"].partition(":")[0] or "passed" for run in runs for line in read(run / "measures_samples.jsonl"))
+    whys = Counter(
+        line["why"].partition(":")[0] or "passed"
+        for run in runs
+        for line in read(run / "measures_samples.jsonl")
+    )
     return {why: count / whys.total() for why, count in whys.most_common()}
 
 
 def seconds(output: Path) -> float:
     """What all stages of all runs took, without the starts of the program."""
-    return sum(mark["seconds"] for path in output.rglob("stages.json") for mark in json.loads(path.read_text()).values())
+    return sum(
+        mark["seconds"]
+        for path in output.rglob("stages.json")
+        for mark in json.loads(path.read_text()).values()
+    )
 
 
 def own_programs_pass(run: Path) -> float:
     """pass@1 of the programs that come with the problems which the run was asked: 1, or the tests are not what they should be."""
-    records = [record | {"samples": [{"text": record["row"]["code"]}]} for record in read(run / "generations.jsonl")]
+    records = [
+        record | {"samples": [{"text": record["row"]["code"]}]} for record in read(run / "generations.jsonl")
+    ]
     return measure_code(records, [1], Limits(), None, lambda: None)[0]["pass@1"]
 
 
@@ -203,41 +291,75 @@ def result_of(rows: Rows, output: Path, seeds: int) -> Row:
     """What the finished runs of a task have found; intervals as in report.intervals."""
     runs = {name: [output / where.format(seed) for seed in range(seeds)] for name, where in POLICIES.items()}
     by_seed = {name: [figures(run) for run in of] for name, of in runs.items()}
-    policies = {name: {figure: t_interval(values)._asdict() | {"by_seed": values} for figure in of[0] for values in [[one[figure] for one in of]]}
-                for name, of in by_seed.items()}
+    policies = {
+        name: {
+            figure: t_interval(values)._asdict() | {"by_seed": values}
+            for figure in of[0]
+            for values in [[one[figure] for one in of]]
+        }
+        for name, of in by_seed.items()
+    }
     prompts = len({row["prompt"] for row in rows.held})
     result: Row = {
-        "seeds": seeds, "seconds": round(seconds(output), 1), "rows": {name: len(of) for name, of in rows._asdict().items()}, "held_prompts": prompts,
-        "sft_loss": read(output / "sft" / "metrics.jsonl")[-1]["loss"], "length_rule": length_rule(rows), "policies": policies,
+        "seeds": seeds,
+        "seconds": round(seconds(output), 1),
+        "rows": {name: len(of) for name, of in rows._asdict().items()},
+        "held_prompts": prompts,
+        "sft_loss": read(output / "sft" / "metrics.jsonl")[-1]["loss"],
+        "length_rule": length_rule(rows),
+        "policies": policies,
         # As if all pairs of a prompt were one case: they are not independent.
-        "accuracy_over_prompts": {name: wilson(policies[name]["accuracy_unmasked"]["mean"], prompts)._asdict() for name in ("SparsePO", "DPO")},
+        "accuracy_over_prompts": {
+            name: wilson(policies[name]["accuracy_unmasked"]["mean"], prompts)._asdict()
+            for name in ("SparsePO", "DPO")
+        },
     }
     if "pass@1" in policies["before"]:
-        result |= {"own_programs_pass": own_programs_pass(runs["before"][0]), "ends": {name: ends(of) for name, of in runs.items()}}
+        result |= {
+            "own_programs_pass": own_programs_pass(runs["before"][0]),
+            "ends": {name: ends(of) for name, of in runs.items()},
+        }
     return result
 
 
 def as_text(interval: Row, form: str = ".3f") -> str:
-    return f"{interval['mean']:{form}}" + ("" if interval["low"] is None else f" ({interval['low']:{form}} to {interval['high']:{form}})")
+    return f"{interval['mean']:{form}}" + (
+        "" if interval["low"] is None else f" ({interval['low']:{form}} to {interval['high']:{form}})"
+    )
 
 
 def show(task: str, result: Row) -> None:
     rows, policies, width = result["rows"], result["policies"], max(map(len, LABELS.values())) + 2
-    print(f"\n{task}: {rows['train']} pairs to learn from, {rows['held']} of {result['held_prompts']} prompts held out; sft ended at "
-          f"{result['sft_loss']:.2f} nats a token; mean (95 % interval over {result['seeds']} seeds)")
+    print(
+        f"\n{task}: {rows['train']} pairs to learn from, {rows['held']} of {result['held_prompts']} prompts held out; sft ended at "
+        f"{result['sft_loss']:.2f} nats a token; mean (95 % interval over {result['seeds']} seeds)"
+    )
     print(" " * width + "".join(f"{name:27}" for name in policies))
     for figure, label in LABELS.items():
         if any(figure in of for of in policies.values()):
-            cells = [as_text(of[figure], ".1f" if figure in ("words", "tokens") else ".3f") if figure in of else "-" for of in policies.values()]
+            cells = [
+                as_text(of[figure], ".1f" if figure in ("words", "tokens") else ".3f")
+                if figure in of
+                else "-"
+                for of in policies.values()
+            ]
             print(f"{label:{width}}" + "".join(f"{cell:27}" for cell in cells))
-    others = ", ".join(f"{name} {as_text(interval)}" for name, interval in result["accuracy_over_prompts"].items())
-    print(f"unmasked accuracy, had the held-out prompts been others (Wilson): {others}; by length alone: {result['length_rule']:.3f}")
+    others = ", ".join(
+        f"{name} {as_text(interval)}" for name, interval in result["accuracy_over_prompts"].items()
+    )
+    print(
+        f"unmasked accuracy, had the held-out prompts been others (Wilson): {others}; by length alone: {result['length_rule']:.3f}"
+    )
     if "ends" in result:
-        print(f"the problems' own programs: pass@1 {result['own_programs_pass']:.3f}; how the policy's ended (shares): {result['ends']}")
+        print(
+            f"the problems' own programs: pass@1 {result['own_programs_pass']:.3f}; how the policy's ended (shares): {result['ends']}"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--output", type=Path, default=Path("runs/tasks"))

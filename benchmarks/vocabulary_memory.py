@@ -17,7 +17,9 @@ PAIRS, TOLERATED = 4, 1.1
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("vocabularies", nargs="*", type=int, default=[16384, 65536, 262144])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
@@ -27,19 +29,45 @@ def main() -> int:
     options = parser.parse_args()
     prompt, response = map(int, options.lengths.split("+"))
     rows = []
-    print("              loss and gradients: MB      ratio    whole step: MB    matrices it grows by    all logits, for comparison")
+    print(
+        "              loss and gradients: MB      ratio    whole step: MB    matrices it grows by    all logits, for comparison"
+    )
     for vocab in options.vocabularies:
-        shape = gpt2(vocab, prompt + response, width=options.width, layers=options.layers) | {"tie_word_embeddings": False}
-        compiled = abstract_step(shape, random_batch(PAIRS, prompt, response, vocab), dtype=options.dtype, head={"keep_logits": options.keep_logits})
+        shape = gpt2(vocab, prompt + response, width=options.width, layers=options.layers) | {
+            "tie_word_embeddings": False
+        }
+        compiled = abstract_step(
+            shape,
+            random_batch(PAIRS, prompt, response, vocab),
+            dtype=options.dtype,
+            head={"keep_logits": options.keep_logits},
+        )
         gradients, step = (one.memory_analysis().temp_size_in_bytes / 1e6 for one in compiled)
         matrix_mb = 4 * vocab * options.width / 1e6
-        rows.append({"vocab": vocab, "gradients_mb": gradients - (matrix_mb if options.dtype == "bfloat16" else 0), "step_mb": step, "matrix_mb": matrix_mb})
+        rows.append(
+            {
+                "vocab": vocab,
+                "gradients_mb": gradients - (matrix_mb if options.dtype == "bfloat16" else 0),
+                "step_mb": step,
+                "matrix_mb": matrix_mb,
+            }
+        )
         first = rows[0]
-        growth = f"{(step - first['step_mb']) / (matrix_mb - first['matrix_mb']):.2f}" if vocab != first["vocab"] else ""
+        growth = (
+            f"{(step - first['step_mb']) / (matrix_mb - first['matrix_mb']):.2f}"
+            if vocab != first["vocab"]
+            else ""
+        )
         logits_mb = 2 * 4 * PAIRS * 2 * response * vocab / 1e6
-        print(f"{vocab:>10,}{rows[-1]['gradients_mb']:26.1f}{rows[-1]['gradients_mb'] / first['gradients_mb']:13.3f}{step:18.1f}{growth:>24}{logits_mb:24,.0f} MB", flush=True)
+        print(
+            f"{vocab:>10,}{rows[-1]['gradients_mb']:26.1f}{rows[-1]['gradients_mb'] / first['gradients_mb']:13.3f}{step:18.1f}{growth:>24}{logits_mb:24,.0f} MB",
+            flush=True,
+        )
     print(save_result("vocabulary_memory", {"settings": vars(options), "rows": rows}))
-    alone, less_gradients = ([row[name] - taken_off * row["matrix_mb"] for row in rows] for name, taken_off in (("gradients_mb", 0), ("step_mb", 2)))
+    alone, less_gradients = (
+        [row[name] - taken_off * row["matrix_mb"] for row in rows]
+        for name, taken_off in (("gradients_mb", 0), ("step_mb", 2))
+    )
     return int(any(max(mb) > TOLERATED * mb[0] for mb in (alone, less_gradients)))
 
 

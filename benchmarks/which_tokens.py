@@ -24,8 +24,17 @@ from work import save_result
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 MASK = "objective.mask."
-OFFICIAL = {MASK + "official": "true", MASK + "init": "official", MASK + "learning_rate": "null", MASK + "normalise": "false"}
-OWN = {"rate": {MASK + "learning_rate": "5e-3"}, "ones": {MASK + "init": "ones"}, "normalised": {MASK + "normalise": "true"}}
+OFFICIAL = {
+    MASK + "official": "true",
+    MASK + "init": "official",
+    MASK + "learning_rate": "null",
+    MASK + "normalise": "false",
+}
+OWN = {
+    "rate": {MASK + "learning_rate": "5e-3"},
+    "ones": {MASK + "init": "ones"},
+    "normalised": {MASK + "normalise": "true"},
+}
 VARIANTS: dict[str, dict[str, str]] = {
     "default": {},
     "official": OFFICIAL,
@@ -53,17 +62,32 @@ def execute(output: Path, settings: dict[str, str]) -> str | None:
         return found["why"]
     output.mkdir(parents=True, exist_ok=True)
     began_s = time.perf_counter()
-    command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(CONFIG), f"output_dir={output}", *told]
+    command = [
+        sys.executable,
+        "-m",
+        "sparsepo_jax.main",
+        "--config",
+        str(CONFIG),
+        f"output_dir={output}",
+        *told,
+    ]
     ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if ended.returncode and DEAD not in ended.stderr:
         sys.exit(f"{output}: {(ended.stderr.splitlines() or ['no message'])[-1]}")
     why = "dead at the start" if ended.returncode else None
-    done.write_text(json.dumps({"settings": told, "why": why, "wall_s": round(time.perf_counter() - began_s, 1)}) + "\n")
+    done.write_text(
+        json.dumps({"settings": told, "why": why, "wall_s": round(time.perf_counter() - began_s, 1)}) + "\n"
+    )
     return why
 
 
 def of_seed(seed: int) -> dict[str, str]:
-    return {"seed": str(seed), "data.sft.0.seed": str(3 * seed + 1), "data.train.0.seed": str(3 * seed + 2), "data.eval.0.seed": str(3 * seed + 3)}
+    return {
+        "seed": str(seed),
+        "data.sft.0.seed": str(3 * seed + 1),
+        "data.train.0.seed": str(3 * seed + 2),
+        "data.eval.0.seed": str(3 * seed + 3),
+    }
 
 
 def from_sft(out: Path, seed: int) -> dict[str, str]:
@@ -78,13 +102,22 @@ def run(out: Path, seed: int, name: str) -> dict[str, Any]:
     output = out / str(seed) / name
     settings = from_sft(out, seed) | {"stages": "[po, eval, export]", "evaluation.sampled_prompts": "null"}
     why = execute(output, settings | VARIANTS[name])
-    found: dict[str, Any] = {"seed": seed, "variant": name, "why": why, "wall_s": json.loads((output / "benchmark.json").read_text())["wall_s"]}
+    found: dict[str, Any] = {
+        "seed": seed,
+        "variant": name,
+        "why": why,
+        "wall_s": json.loads((output / "benchmark.json").read_text())["wall_s"],
+    }
     if why is not None:
         return found
     summary = json.loads((output / "summary.json").read_text())
     mask = summary["mask"]
-    return found | mask | {"below_ceiling": mask["auroc_ceiling"] - mask["auroc_reward"]} | {name: summary["after"][name] for name in (
-        "accuracy_unmasked", "margin_unmasked", "kl")}
+    return (
+        found
+        | mask
+        | {"below_ceiling": mask["auroc_ceiling"] - mask["auroc_reward"]}
+        | {name: summary["after"][name] for name in ("accuracy_unmasked", "margin_unmasked", "kl")}
+    )
 
 
 def left_s(out: Path, seeds: list[int], names: list[str]) -> float:
@@ -98,52 +131,104 @@ def left_s(out: Path, seeds: list[int], names: list[str]) -> float:
                 wall_s[kind].append(json.loads(done.read_text())["wall_s"])
             else:
                 left[kind] += 1
-    return sum(left[kind] * (statistics.median(wall_s[kind]) if wall_s[kind] else EXPECTED_S[kind]) for kind in left)
+    return sum(
+        left[kind] * (statistics.median(wall_s[kind]) if wall_s[kind] else EXPECTED_S[kind]) for kind in left
+    )
 
 
 COLUMNS = {  # heading -> figure of a row
-    "AUROC": lambda row: row["auroc_reward"], "below ceiling": lambda row: row["below_ceiling"], "untrained": lambda row: row["auroc_untrained"],
-    "|log-ratio|": lambda row: row["auroc_logratio"], "shuffled": lambda row: row["auroc_shuffled"], "position": lambda row: row["auroc_position"],
-    "random": lambda row: row["auroc_random"], "confidence": lambda row: row["auroc_confidence"], "zeros at 0": lambda row: row["sparsity_start"],
-    "zeros at end": lambda row: row["sparsity_end"], "accuracy": lambda row: row["accuracy_unmasked"], "KL": lambda row: row["kl"],
-    "without top 10 %": lambda row: row["deletion"]["0.1"]["accuracy_top"], "without any 10 %": lambda row: row["deletion"]["0.1"]["accuracy_random"],
+    "AUROC": lambda row: row["auroc_reward"],
+    "below ceiling": lambda row: row["below_ceiling"],
+    "untrained": lambda row: row["auroc_untrained"],
+    "|log-ratio|": lambda row: row["auroc_logratio"],
+    "shuffled": lambda row: row["auroc_shuffled"],
+    "position": lambda row: row["auroc_position"],
+    "random": lambda row: row["auroc_random"],
+    "confidence": lambda row: row["auroc_confidence"],
+    "zeros at 0": lambda row: row["sparsity_start"],
+    "zeros at end": lambda row: row["sparsity_end"],
+    "accuracy": lambda row: row["accuracy_unmasked"],
+    "KL": lambda row: row["kl"],
+    "without top 10 %": lambda row: row["deletion"]["0.1"]["accuracy_top"],
+    "without any 10 %": lambda row: row["deletion"]["0.1"]["accuracy_random"],
 }
 
 
 def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Heading -> mean, least and largest over the seeds."""
     values = {heading: [figure(row) for row in rows] for heading, figure in COLUMNS.items()}
-    return {heading: {"mean": statistics.mean(found), "least": min(found), "largest": max(found)} for heading, found in values.items()}
+    return {
+        heading: {"mean": statistics.mean(found), "least": min(found), "largest": max(found)}
+        for heading, found in values.items()
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[name for name in VARIANTS if name not in NOT_BY_DEFAULT])
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=[name for name in VARIANTS if name not in NOT_BY_DEFAULT],
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/which_tokens"))
     parser.add_argument("--result", default="which_tokens-reviews")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for seed in options.seeds:
         for name in options.variants:
-            print(f"about {left_s(options.out, options.seeds, options.variants) / 60:.0f} min left; seed {seed}, {name}: ", end="", flush=True)
+            print(
+                f"about {left_s(options.out, options.seeds, options.variants) / 60:.0f} min left; seed {seed}, {name}: ",
+                end="",
+                flush=True,
+            )
             rows.append(run(options.out, seed, name))
             row = rows[-1]
-            print(row["why"] or f"AUROC {row['auroc_reward']:.3f}, ceiling {row['auroc_ceiling']:.3f}, {row['wall_s']:.0f} s", flush=True)
-    alive = {name: [row for row in rows if row["variant"] == name and row["why"] is None] for name in options.variants}
-    table = {name: {"seeds": len(found), "dead": sum(row["variant"] == name for row in rows) - len(found)} | means(found)
-             for name, found in alive.items() if found}
-    print(f"{'means over seeds':<22}{'AUROC (least to largest)':>25}" + "".join(f"{heading:>18}" for heading in list(COLUMNS)[1:]))
+            print(
+                row["why"]
+                or f"AUROC {row['auroc_reward']:.3f}, ceiling {row['auroc_ceiling']:.3f}, {row['wall_s']:.0f} s",
+                flush=True,
+            )
+    alive = {
+        name: [row for row in rows if row["variant"] == name and row["why"] is None]
+        for name in options.variants
+    }
+    table = {
+        name: {"seeds": len(found), "dead": sum(row["variant"] == name for row in rows) - len(found)}
+        | means(found)
+        for name, found in alive.items()
+        if found
+    }
+    print(
+        f"{'means over seeds':<22}{'AUROC (least to largest)':>25}"
+        + "".join(f"{heading:>18}" for heading in list(COLUMNS)[1:])
+    )
     for name, found in table.items():
         first, *others = (found[heading] for heading in COLUMNS)
-        print(f"{name:<22}" + f"{first['mean']:.3f} ({first['least']:.3f} to {first['largest']:.3f})".rjust(25) + "".join(f"{c['mean']:>18.3f}" for c in others))
+        print(
+            f"{name:<22}"
+            + f"{first['mean']:.3f} ({first['least']:.3f} to {first['largest']:.3f})".rjust(25)
+            + "".join(f"{c['mean']:>18.3f}" for c in others)
+        )
     for name in options.variants:
         dead = sum(row["variant"] == name and row["why"] is not None for row in rows)
         if dead:
             print(f"{name}: dead at the start in {dead} of {len(options.seeds)} seeds")
     # Last: on an accelerator this process would take what the runs need.
-    print(save_result(options.result, {"command": " ".join(["python benchmarks/which_tokens.py", *sys.argv[1:]]), "means": table, "rows": rows,
-                                               "variants": {name: VARIANTS[name] for name in options.variants}}))
+    print(
+        save_result(
+            options.result,
+            {
+                "command": " ".join(["python benchmarks/which_tokens.py", *sys.argv[1:]]),
+                "means": table,
+                "rows": rows,
+                "variants": {name: VARIANTS[name] for name in options.variants},
+            },
+        )
+    )
     return 0 if "default" not in table or table["default"]["below ceiling"]["mean"] <= 0.02 else 1
 
 

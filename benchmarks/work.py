@@ -28,8 +28,8 @@ from sparsepo_jax.data.batching import BatchPlan
 from sparsepo_jax.data.packing import sizes_of
 from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.table import TokenTable, ragged
-from sparsepo_jax.dist.mesh import make_mesh, put_batch
 from sparsepo_jax.models.spec import DecoderSpec, spec_from_hf
+from sparsepo_jax.sharding.mesh import make_mesh, put_batch
 from sparsepo_jax.train.step import make_pair_loss, make_sft_loss, make_update, start_state
 
 RESULTS = Path(__file__).parent / "results"
@@ -53,7 +53,9 @@ class Lengths(NamedTuple):
 
 def step_parser(description: str) -> argparse.ArgumentParser:
     """[PROMPT+RESPONSE ...] [--rounds N]."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("lengths", nargs="*", type=Lengths.read, default=[Lengths(64, 192), Lengths(256, 64)])
     parser.add_argument("--rounds", type=int, default=5)
     return parser
@@ -61,37 +63,81 @@ def step_parser(description: str) -> argparse.ArgumentParser:
 
 def gpt2(vocab: int, positions: int, *, width: int = 384, layers: int = 6) -> dict[str, Any]:
     """A config.json of the GPT-2 shape; heads of 64."""
-    return {"model_type": "gpt2", "vocab_size": vocab, "n_positions": positions, "n_embd": width, "n_layer": layers, "n_head": width // 64}
+    return {
+        "model_type": "gpt2",
+        "vocab_size": vocab,
+        "n_positions": positions,
+        "n_embd": width,
+        "n_layer": layers,
+        "n_head": width // 64,
+    }
 
 
-def random_batch(pairs: int, prompt: int, response: int, vocab: int, seed: int = 0, responses: int = 2) -> PairBatch:
+def random_batch(
+    pairs: int, prompt: int, response: int, vocab: int, seed: int = 0, responses: int = 2
+) -> PairBatch:
     """[1, ...], all pairs in one row of tokens, without padding but for rounding."""
     rng = np.random.default_rng(seed)
     ids = lambda rows, length: ragged(list(rng.integers(0, vocab, (rows, length))), np.int32)  # noqa: E731
     none = np.zeros(pairs, bool)
-    table = TokenTable(ids(pairs, prompt), ids(pairs * responses, response), np.arange(pairs), none, np.zeros((pairs, responses), bool),
-                       np.ones(pairs, np.float32), ("random",), np.zeros(pairs, np.int32), np.arange(pairs))
+    table = TokenTable(
+        ids(pairs, prompt),
+        ids(pairs * responses, response),
+        np.arange(pairs),
+        none,
+        np.zeros((pairs, responses), bool),
+        np.ones(pairs, np.float32),
+        ("random",),
+        np.zeros(pairs, np.int32),
+        np.arange(pairs),
+    )
     sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=True)
     plan = BatchPlan(sizes, None, batch_size=pairs, rows=1, strata=4, buckets=1, seed=seed, shuffle=False)
-    return next(make_batches(table, plan, start=0, stop=1, micro_steps=1, process_index=0, process_count=1, shared=True, with_weights=False))
+    return next(
+        make_batches(
+            table,
+            plan,
+            start=0,
+            stop=1,
+            micro_steps=1,
+            process_index=0,
+            process_count=1,
+            shared=True,
+            with_weights=False,
+        )
+    )
 
 
 def config_of(shape: Mapping[str, Any], kind: str, dtype: str, compute: Mapping[str, Any]) -> Config:
     objective = {"kind": kind if kind != "sft" else "dpo"}
     if kind == "sparsepo":
         objective["mask"] = {"kind": "learned", "init": "ones"}
-    return Config(stages=["inspect"], output_dir="unused", policy={"config": dict(shape)}, objective=objective, compute={"dtype": dtype} | compute)
+    return Config(
+        stages=["inspect"],
+        output_dir="unused",
+        policy={"config": dict(shape)},
+        objective=objective,
+        compute={"dtype": dtype} | compute,
+    )
 
 
-def abstract_step(shape: Mapping[str, Any], batch: PairBatch, kind: str = "sparsepo", dtype: str = "float32", **compute) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+def abstract_step(
+    shape: Mapping[str, Any], batch: PairBatch, kind: str = "sparsepo", dtype: str = "float32", **compute
+) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
     """(loss and gradients alone, an optimizer step as OurStep's), compiled without weights: from shapes."""
-    config, spec, mesh = config_of(shape, kind, dtype, compute), spec_from_hf(dict(shape)), make_mesh(None, 1, 1)
+    config, spec, mesh = (
+        config_of(shape, kind, dtype, compute),
+        spec_from_hf(dict(shape)),
+        make_mesh(None, 1, 1),
+    )
     problem = build.make_problem(config, spec, spec, mesh)
     step = programs.make_step(config, "po", problem, spec, 1000, mesh)
     reference = build.abstract(build.weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
     gradient = jax.jit(jax.value_and_grad(make_pair_loss(problem), has_aux=True))
     with jax.set_mesh(mesh):
-        alone = gradient.lower(step.like.weights, reference, jax.tree.map(lambda x: x[0], batch), step.like.step)
+        alone = gradient.lower(
+            step.like.weights, reference, jax.tree.map(lambda x: x[0], batch), step.like.step
+        )
         return alone.compile(), step.program.lower(step.numbers, step.like, reference, batch).compile()
 
 
@@ -99,7 +145,14 @@ class OurStep:
     """One compiled optimizer step of an objective, its state kept between calls. kind: an objective's, or "sft" (of a batch with one
     response a prompt)."""
 
-    def __init__(self, shape: Mapping[str, Any], batch: PairBatch, kind: str = "sparsepo", dtype: str = "float32", **compute):
+    def __init__(
+        self,
+        shape: Mapping[str, Any],
+        batch: PairBatch,
+        kind: str = "sparsepo",
+        dtype: str = "float32",
+        **compute,
+    ):
         config = config_of(shape, kind, dtype, compute)
         spec, mesh = spec_from_hf(dict(shape)), make_mesh(None, 1, 1)
         self.problem = build.make_problem(config, spec, spec, mesh)
@@ -138,7 +191,9 @@ class OurStep:
 # ---------------------------------------------------------------- counting
 
 
-def step_flop(spec: DecoderSpec, pairs: int, prompt: int, response: int, *, passes: int = 4, head_products: int = 6) -> float:
+def step_flop(
+    spec: DecoderSpec, pairs: int, prompt: int, response: int, *, passes: int = 4, head_products: int = 6
+) -> float:
     """Matrix operations of one pair step in the shared layout, counted by hand: 2 for each multiply-add.
 
     passes: of the decoder over its positions: reference forward 1, policy forward 1, backward 2. head_products: of [response tokens, D] with
@@ -146,7 +201,9 @@ def step_flop(spec: DecoderSpec, pairs: int, prompt: int, response: int, *, pass
     """
     positions = pairs * (prompt + 2 * (response - 1))
     queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    weights = spec.width * (2 * queries + 2 * keys) + spec.width * spec.mlp_width * (3 if spec.gated_mlp else 2)
+    weights = spec.width * (2 * queries + 2 * keys) + spec.width * spec.mlp_width * (
+        3 if spec.gated_mlp else 2
+    )
     seen = prompt * prompt / 2 + 2 * (response - 1) * (prompt + (response - 1) / 2)
     attention = 2 * 2 * queries * seen * pairs
     head = 2 * spec.vocab_size * spec.width * pairs * 2 * response
@@ -170,7 +227,9 @@ def matrix_rate(dtype: str = "float32", size: int | None = None) -> float:
 # ---------------------------------------------------------------- timing
 
 
-def in_turn(candidates: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 1) -> dict[str, list[float]]:
+def in_turn(
+    candidates: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 1
+) -> dict[str, list[float]]:
     """Seconds of each candidate in each round; the first `warm` rounds do not count."""
     times_s: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(warm + rounds):
@@ -187,7 +246,9 @@ class Candidate:
 
     def __init__(self, script: str, *arguments: str | int, python: str = sys.executable):
         command = [python, str(CANDIDATES / script), *map(str, arguments)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         self.about = self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -206,7 +267,9 @@ class Candidate:
         self.process.wait()
 
 
-def answers_in_turn(running: Mapping[str, Candidate], rounds: int, *, warm: int = 1) -> dict[str, list[dict[str, Any]]]:
+def answers_in_turn(
+    running: Mapping[str, Candidate], rounds: int, *, warm: int = 1
+) -> dict[str, list[dict[str, Any]]]:
     """What each candidate answers in each round; the first `warm` rounds do not count. Ends the candidates."""
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
     for number in range(warm + rounds):
@@ -227,7 +290,12 @@ def save_result(name: str, result: Mapping[str, Any]) -> Path:
     device = jax.devices()[0].device_kind.replace(" ", "-").lower()
     path = RESULTS / f"{name}-{device}.json"
     RESULTS.mkdir(exist_ok=True)
-    about = {"date": datetime.date.today().isoformat(), "device": device, "devices": jax.device_count(), "python": platform.python_version(),
-             "versions": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax", "numpy")}}
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "device": device,
+        "devices": jax.device_count(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax", "numpy")},
+    }
     path.write_text(json.dumps(about | dict(result), indent=1) + "\n")
     return path

@@ -22,28 +22,45 @@ from sparsepo_jax.core.tree import Weights, split_module
 from sparsepo_jax.data.batching import BatchPlan
 from sparsepo_jax.data.facts import table_facts
 from sparsepo_jax.data.load import cache_directory
-from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.packing import sizes_of
 from sparsepo_jax.data.pipeline import empty_batch
-from sparsepo_jax.dist.mesh import batch_sharding, lay, make_constrain, make_place_head, make_spread, pair_shards, platform_of, put_batch, replicated
-from sparsepo_jax.dist.processes import join_processes
-from sparsepo_jax.dist.rules import check_sharded, state_shardings, weight_shardings
-from sparsepo_jax.eval.generate import Sampling
-from sparsepo_jax.eval.scorers import Scorer
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.generate.sampler import Sampling
 from sparsepo_jax.losses import sequence, token_weighted
-from sparsepo_jax.marks import LOOKING, trains_adapter_further
-from sparsepo_jax.adapters import settle_lora
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.learned import masks_from_tensors
 from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
 from sparsepo_jax.models.adapter import Adapter, LoraShape
 from sparsepo_jax.models.decoder import Decoder
-from sparsepo_jax.models.directory import end_tokens, has_tokenizer, inner_adapter_problem, read_config, read_generation_config, with_end_token
+from sparsepo_jax.models.directory import (
+    end_tokens,
+    has_tokenizer,
+    inner_adapter_problem,
+    read_config,
+    read_generation_config,
+    with_end_token,
+)
 from sparsepo_jax.models.lora import Lora, hold_base
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, is_mask_tensor, stream_hf
 from sparsepo_jax.ops.attention import AttentionKernel
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
+from sparsepo_jax.run.adapters import settle_lora
+from sparsepo_jax.run.resume import LOOKING, trains_adapter_further
+from sparsepo_jax.scoring.scorers import Scorer
+from sparsepo_jax.sharding.mesh import (
+    batch_sharding,
+    lay,
+    make_constrain,
+    make_place_head,
+    make_spread,
+    pair_shards,
+    platform_of,
+    put_batch,
+    replicated,
+)
+from sparsepo_jax.sharding.processes import join_processes
+from sparsepo_jax.sharding.rules import check_sharded, state_shardings, weight_shardings
 from sparsepo_jax.train.forward import Problem
 from sparsepo_jax.train.reference_cache import weights_digest
 
@@ -73,7 +90,9 @@ def make_tokenizer(config: schema.Config) -> Any | None:
         return tokenizers.make_word_tokenizer(reviews_vocabulary())
     if not kept.exists():
         sources, kind = (config.data.sft, "sft") if config.data.sft else (config.data.train, "pairs")
-        tokenizer = tokenizers.train_bpe_tokenizer(_texts(sources, kind, config, choice.max_rows), choice.vocab_size)
+        tokenizer = tokenizers.train_bpe_tokenizer(
+            _texts(sources, kind, config, choice.max_rows), choice.vocab_size
+        )
         if jax.process_index() == 0 and not LOOKING.issuperset(config.stages):
             tokenizer.save_pretrained(kept)
         return tokenizer
@@ -98,7 +117,9 @@ def _texts(sources: list, kind: str, config: schema.Config, max_rows: int | None
     """All text in the rows of some sources, for a tokenizer to learn from."""
     from sparsepo_jax.data.load import read_texts
 
-    for number, text in enumerate(read_texts([_source(source, kind) for source in sources], on_bad_row=config.data.on_bad_row)):
+    for number, text in enumerate(
+        read_texts([_source(source, kind) for source in sources], on_bad_row=config.data.on_bad_row)
+    ):
         if max_rows is not None and number >= max_rows:
             return
         yield text
@@ -112,11 +133,26 @@ def _source(source: Any, kind: str) -> Any:
         from sparsepo_jax.data.reviews import make_labelled_reviews, make_review_pairs, make_review_texts
 
         make = {"sft": make_review_texts, "labelled": make_labelled_reviews}.get(kind, make_review_pairs)
-        return GeneratedRows(name=f"reviews(seed={source.seed})", rows=make(source.rows, source.seed), weight=source.weight)
-    return FileRows(path=source.path, split=source.split, subset=source.subset, columns=source.columns, weight=source.weight)
+        return GeneratedRows(
+            name=f"reviews(seed={source.seed})", rows=make(source.rows, source.seed), weight=source.weight
+        )
+    return FileRows(
+        path=source.path,
+        split=source.split,
+        subset=source.subset,
+        columns=source.columns,
+        weight=source.weight,
+    )
 
 
-def load_data(config: schema.Config, kind: str, sources: list, name: str, tokenizer: Any | None, spec: DecoderSpec | None) -> TokenTable:
+def load_data(
+    config: schema.Config,
+    kind: str,
+    sources: list,
+    name: str,
+    tokenizer: Any | None,
+    spec: DecoderSpec | None,
+) -> TokenTable:
     """The tokenised rows of `sources` ("sft", "pairs" or "prompts"); with on_bad_row skip the others are listed in output_dir/bad_rows_NAME.jsonl."""
     from sparsepo_jax.data.load import load_table
     from sparsepo_jax.data.sources import FirstWords
@@ -127,11 +163,24 @@ def load_data(config: schema.Config, kind: str, sources: list, name: str, tokeni
     if kind == "prompts" and data.prompt_words is not None:
         opened = [FirstWords(source, "prompt", data.prompt_words) for source in opened]
     return load_table(
-        opened, kind=kind, tokenizer=tokenizer, vocab_size=None if spec is None else spec.vocab_size,
-        max_length=max_length, max_prompt_length=max_prompt_length, separator=data.separator, template=data.template,
-        template_arguments=data.template_arguments, add_bos=data.add_bos, add_eos=data.add_eos, on_bad_row=data.on_bad_row,
-        bad_rows_path=Path(config.output_dir) / f"bad_rows_{name}.jsonl", cache_dir=data.cache_dir,
-        template_date=template_date(config, tokenizer), name=f"data.{name}", say=_say, positions=None if spec is None else spec.max_positions,
+        opened,
+        kind=kind,
+        tokenizer=tokenizer,
+        vocab_size=None if spec is None else spec.vocab_size,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        separator=data.separator,
+        template=data.template,
+        template_arguments=data.template_arguments,
+        add_bos=data.add_bos,
+        add_eos=data.add_eos,
+        on_bad_row=data.on_bad_row,
+        bad_rows_path=Path(config.output_dir) / f"bad_rows_{name}.jsonl",
+        cache_dir=data.cache_dir,
+        template_date=template_date(config, tokenizer),
+        name=f"data.{name}",
+        say=_say,
+        positions=None if spec is None else spec.max_positions,
     )
 
 
@@ -166,7 +215,9 @@ def _kept_date(path: Path) -> str:
     try:
         return datetime.date.fromisoformat(json.loads(path.read_text())["template_date"]).isoformat()
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path}: expected the day that the run's chat template was told, found something else; set data.template_date") from None
+        raise UserError(
+            f"{path}: expected the day that the run's chat template was told, found something else; set data.template_date"
+        ) from None
 
 
 def length_limits(config: schema.Config, spec: DecoderSpec | None) -> tuple[int, int]:
@@ -174,10 +225,14 @@ def length_limits(config: schema.Config, spec: DecoderSpec | None) -> tuple[int,
     positions = 2048 if spec is None else spec.max_positions
     longest = config.data.max_length or min(2048, positions)
     if longest > positions:
-        raise UserError(f"data.max_length: {longest} tokens do not fit the model's {positions} positions; set it to {positions} or less")
+        raise UserError(
+            f"data.max_length: {longest} tokens do not fit the model's {positions} positions; set it to {positions} or less"
+        )
     prompt = config.data.max_prompt_length or longest // 2
     if prompt >= longest:
-        raise UserError(f"data.max_prompt_length: {prompt} leaves no room for a response within {longest} tokens; set it lower")
+        raise UserError(
+            f"data.max_prompt_length: {prompt} leaves no room for a response within {longest} tokens; set it lower"
+        )
     return longest, prompt
 
 
@@ -191,28 +246,73 @@ def make_training_plan(config: schema.Config, stage: str, table: TokenTable, mes
     training = getattr(config, stage)
     sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=is_shared(config))
     return BatchPlan(
-        sizes, table.row_weight_N, batch_size=training.batch_size, rows=training.accumulation * pair_shards(mesh), strata=config.data.strata,
-        buckets=config.data.buckets, seed=config.seed, shuffle=True, epochs=training.epochs or 1.0, steps=training.steps, shape_steps=SHAPE_STEPS,
+        sizes,
+        table.row_weight_N,
+        batch_size=training.batch_size,
+        rows=training.accumulation * pair_shards(mesh),
+        strata=config.data.strata,
+        buckets=config.data.buckets,
+        seed=config.seed,
+        shuffle=True,
+        epochs=training.epochs or 1.0,
+        steps=training.steps,
+        shape_steps=SHAPE_STEPS,
     )
 
 
-def make_reading_plan(config: schema.Config, table: TokenTable, batch_size: int, mesh: Mesh, *, response_length: int | None = None) -> BatchPlan:
+def make_reading_plan(
+    config: schema.Config,
+    table: TokenTable,
+    batch_size: int,
+    mesh: Mesh,
+    *,
+    response_length: int | None = None,
+) -> BatchPlan:
     """Every row once, one row of tokens for each shard. response_length: leave room for so many tokens in each response, whatever it has."""
-    lengths_NP = table.response_lengths_NP if response_length is None else np.full_like(table.response_lengths_NP, response_length)
+    lengths_NP = (
+        table.response_lengths_NP
+        if response_length is None
+        else np.full_like(table.response_lengths_NP, response_length)
+    )
     sizes = sizes_of(table.prompt_lengths_N, lengths_NP, shared=is_shared(config))
     return BatchPlan(
-        sizes, None, batch_size=batch_size, rows=pair_shards(mesh), strata=config.data.strata, buckets=config.data.buckets, seed=config.seed,
-        shuffle=False, shape_steps=SHAPE_STEPS,
+        sizes,
+        None,
+        batch_size=batch_size,
+        rows=pair_shards(mesh),
+        strata=config.data.strata,
+        buckets=config.data.buckets,
+        seed=config.seed,
+        shuffle=False,
+        shape_steps=SHAPE_STEPS,
     )
 
 
-def abstract_batches(config: schema.Config, table: TokenTable, plan: BatchPlan, mesh: Mesh, *, micro_steps: int, with_weights: bool,
-                     response_length: int | None = None) -> list[Any]:
+def abstract_batches(
+    config: schema.Config,
+    table: TokenTable,
+    plan: BatchPlan,
+    mesh: Mesh,
+    *,
+    micro_steps: int,
+    with_weights: bool,
+    response_length: int | None = None,
+) -> list[Any]:
     """Shapes and shardings of a batch of each shape that the plan has."""
     laid = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))  # noqa: E731
     return [
-        jax.tree.map(laid, empty_batch(table, plan, shape, micro_steps=micro_steps, shared=is_shared(config), with_weights=with_weights,
-                                       response_length=response_length))
+        jax.tree.map(
+            laid,
+            empty_batch(
+                table,
+                plan,
+                shape,
+                micro_steps=micro_steps,
+                shared=is_shared(config),
+                with_weights=with_weights,
+                response_length=response_length,
+            ),
+        )
         for shape in plan.shapes
     ]
 
@@ -233,7 +333,11 @@ def policy_config(config: schema.Config, tokenizer: Any | None) -> dict[str, Any
     if config.policy.path is not None:
         found = checkpoint_config(config.policy, "policy")
         if config.policy.config is not None:
-            _same_shape(read_spec(config.policy.config, "policy.config", None), read_spec(found, config.policy.path, None), config.policy.path)
+            _same_shape(
+                read_spec(config.policy.config, "policy.config", None),
+                read_spec(found, config.policy.path, None),
+                config.policy.path,
+            )
         return found
     found = dict(config.policy.config or {})
     if tokenizer is not None:
@@ -247,10 +351,18 @@ def policy_config(config: schema.Config, tokenizer: Any | None) -> dict[str, Any
 
 def _same_shape(wanted: DecoderSpec, found: DecoderSpec, path: str) -> None:
     """UserError that names what differs. How fresh weights would be drawn is no part of a shape."""
-    differing = [field.name for field in dataclasses.fields(DecoderSpec) if field.name != "init_std" and getattr(wanted, field.name) != getattr(found, field.name)]
+    differing = [
+        field.name
+        for field in dataclasses.fields(DecoderSpec)
+        if field.name != "init_std" and getattr(wanted, field.name) != getattr(found, field.name)
+    ]
     if differing:
-        said = ", ".join(f"{name} {getattr(found, name)} (policy.config: {getattr(wanted, name)})" for name in differing)
-        raise UserError(f"policy.path: {path} has another shape than policy.config: {said}; mend policy.config, or leave it out")
+        said = ", ".join(
+            f"{name} {getattr(found, name)} (policy.config: {getattr(wanted, name)})" for name in differing
+        )
+        raise UserError(
+            f"policy.path: {path} has another shape than policy.config: {said}; mend policy.config, or leave it out"
+        )
 
 
 def read_generation(config: schema.Config) -> dict[str, Any] | None:
@@ -265,8 +377,10 @@ def read_spec(hf_config: dict[str, Any], where: str, made: Any | None) -> Decode
     except SpecError as error:
         raise UserError(f"{where}: {error}") from error
     if made is not None and len(made) > spec.vocab_size:
-        raise UserError(f"{where}: the tokenizer has {len(made)} tokens, the model only {spec.vocab_size} rows; give it as many, "
-                        "or make a smaller tokenizer")
+        raise UserError(
+            f"{where}: the tokenizer has {len(made)} tokens, the model only {spec.vocab_size} rows; give it as many, "
+            "or make a smaller tokenizer"
+        )
     return spec
 
 
@@ -305,15 +419,21 @@ def machine_facts(config: schema.Config, mesh: Mesh) -> dict[str, Any]:
     name = "" if device.device_kind.lower() == platform else f" {device.device_kind}"
     products = {None: "as the device does (rounded)", "highest": "float32", "tensorfloat32": "TF32"}
     return {
-        "devices": f"{mesh.devices.size} x {platform}{name}", "processes": jax.process_count(), "jax": jax.__version__,
+        "devices": f"{mesh.devices.size} x {platform}{name}",
+        "processes": jax.process_count(),
+        "jax": jax.__version__,
         "activations": str(compute_dtype(config, mesh)),
         "products": "float32" if platform == "cpu" else products[jax.config.jax_default_matmul_precision],
     }
 
 
 @functools.cache
-def decoder_graph(spec: DecoderSpec, dtype: jnp.dtype, *, remat: bool, lora: Lora | None = None) -> nnx.GraphDef:
-    return split_module(nnx.eval_shape(lambda: Decoder(spec, dtype=dtype, remat=remat, lora=lora, rngs=nnx.Rngs(0))))[0]
+def decoder_graph(
+    spec: DecoderSpec, dtype: jnp.dtype, *, remat: bool, lora: Lora | None = None
+) -> nnx.GraphDef:
+    return split_module(
+        nnx.eval_shape(lambda: Decoder(spec, dtype=dtype, remat=remat, lora=lora, rngs=nnx.Rngs(0)))
+    )[0]
 
 
 def weight_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
@@ -327,7 +447,9 @@ def add_adapter(weights: Weights, adapter: Adapter, mesh: Mesh) -> Weights:
     for (path, layer, value), added in adapter.merge_parts():
         there = weights[path]
         if value.shape != (there.shape if layer is None else there.shape[1:]):
-            raise UserError(f"{adapter.where}: {adapter.path}: a tensor of {path} has shape {list(value.shape)}, expected {list(there.shape)[layer is not None:]}")
+            raise UserError(
+                f"{adapter.where}: {adapter.path}: a tensor of {path} has shape {list(value.shape)}, expected {list(there.shape)[layer is not None :]}"
+            )
         if layer is not None:
             weights[path] = _put_into(shardings[path], added)(there, value, layer).block_until_ready()
         else:
@@ -346,7 +468,9 @@ def with_adapter_settings(config: schema.Config) -> schema.Config:
     """The config with po.lora as policy.adapter has it, where po goes on training that."""
     if not trains_adapter_further(config):
         return config
-    return settle_lora(config, read_spec(checkpoint_config(config.policy, "policy"), config.policy.path, None))
+    return settle_lora(
+        config, read_spec(checkpoint_config(config.policy, "policy"), config.policy.path, None)
+    )
 
 
 def as_lora(shape: LoraShape) -> Lora:
@@ -384,7 +508,10 @@ def initial_adapters(spec: DecoderSpec, lora: Lora, seed: int, mesh: Mesh) -> We
 
 @functools.cache
 def _draw_adapters(spec: DecoderSpec, lora: Lora, mesh: Mesh):
-    return jax.jit(lambda seed: _adapters(spec, lora, seed), out_shardings=weight_shardings(adapter_shapes(spec, lora), mesh))
+    return jax.jit(
+        lambda seed: _adapters(spec, lora, seed),
+        out_shardings=weight_shardings(adapter_shapes(spec, lora), mesh),
+    )
 
 
 def adapter_shapes(spec: DecoderSpec, lora: Lora) -> dict[str, tuple[int, ...]]:
@@ -392,7 +519,9 @@ def adapter_shapes(spec: DecoderSpec, lora: Lora) -> dict[str, tuple[int, ...]]:
 
 
 def _adapters(spec: DecoderSpec, lora: Lora, seed: int) -> Weights:
-    _, weights = split_module(Decoder(spec, lora=lora, rngs=nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 2))))
+    _, weights = split_module(
+        Decoder(spec, lora=lora, rngs=nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 2)))
+    )
     return {path: x for path, x in weights.items() if ".lora." in path}
 
 
@@ -434,22 +563,32 @@ def _draw_weights(spec: DecoderSpec, mesh: Mesh):
     return jax.jit(make, out_shardings=weight_shardings(weight_shapes(spec), mesh))
 
 
-def same_tokenizer(policy_path: str | None, reference_path: str, policy: DecoderSpec, reference: DecoderSpec) -> None:
+def same_tokenizer(
+    policy_path: str | None, reference_path: str, policy: DecoderSpec, reference: DecoderSpec
+) -> None:
     """UserError unless both models speak the same vocabulary; tokenizers are compared where both checkpoints bring one, by the tokens that the models
     have rows for."""
     name = policy_path or "policy.config"
     if policy.vocab_size != reference.vocab_size:
-        raise UserError(f"reference.path: {reference_path} has a vocabulary of {reference.vocab_size}, the policy ({name}) one of "
-                        f"{policy.vocab_size}; log-ratios need the same one")
+        raise UserError(
+            f"reference.path: {reference_path} has a vocabulary of {reference.vocab_size}, the policy ({name}) one of "
+            f"{policy.vocab_size}; log-ratios need the same one"
+        )
     directories = [find_checkpoint(path) for path in (policy_path, reference_path) if path is not None]
     if len(directories) == 2 and all(has_tokenizer(directory) for directory in directories):
         from sparsepo_jax.data.tokenizers import load_tokenizer
 
-        ours, theirs = (_tokens_with_a_row(load_tokenizer(str(directory)), policy.vocab_size) for directory in directories)
+        ours, theirs = (
+            _tokens_with_a_row(load_tokenizer(str(directory)), policy.vocab_size) for directory in directories
+        )
         if ours != theirs:
-            token = next(token for token in sorted(ours.keys() | theirs.keys()) if ours.get(token) != theirs.get(token))
-            raise UserError(f"reference.path: the tokenizers of {name} and {reference_path} differ (token {token!r} is "
-                            f"{ours.get(token)} and {theirs.get(token)}); log-ratios need the same one")
+            token = next(
+                token for token in sorted(ours.keys() | theirs.keys()) if ours.get(token) != theirs.get(token)
+            )
+            raise UserError(
+                f"reference.path: the tokenizers of {name} and {reference_path} differ (token {token!r} is "
+                f"{ours.get(token)} and {theirs.get(token)}); log-ratios need the same one"
+            )
 
 
 def _tokens_with_a_row(tokenizer: Any, rows: int) -> dict[str, int]:
@@ -459,11 +598,25 @@ def _tokens_with_a_row(tokenizer: Any, rows: int) -> dict[str, int]:
 # ---------------------------------------------------------------- masks and objective
 
 _LOSSES = {
-    "sparsepo": token_weighted.sparsepo_loss, "mapo": token_weighted.sparsepo_loss, "dpo": token_weighted.dpo_loss,
-    "tdpo1": token_weighted.tdpo1_loss, "tdpo2": token_weighted.tdpo2_loss, "d2po": token_weighted.d2po_loss,
-    "sampo": token_weighted.sampo_loss, "ldpo": token_weighted.ldpo_loss, "cdpo": sequence.cdpo_loss, "robust": sequence.robust_loss,
-    "ipo": sequence.ipo_loss, "hinge": sequence.hinge_loss, "simpo": sequence.simpo_loss, "orpo": sequence.orpo_loss, "cpo": sequence.cpo_loss,
-    "dpop": sequence.dpop_loss, "rdpo": sequence.rdpo_loss, "confpo": sequence.confpo_loss, "caldpo": sequence.caldpo_loss,
+    "sparsepo": token_weighted.sparsepo_loss,
+    "mapo": token_weighted.sparsepo_loss,
+    "dpo": token_weighted.dpo_loss,
+    "tdpo1": token_weighted.tdpo1_loss,
+    "tdpo2": token_weighted.tdpo2_loss,
+    "d2po": token_weighted.d2po_loss,
+    "sampo": token_weighted.sampo_loss,
+    "ldpo": token_weighted.ldpo_loss,
+    "cdpo": sequence.cdpo_loss,
+    "robust": sequence.robust_loss,
+    "ipo": sequence.ipo_loss,
+    "hinge": sequence.hinge_loss,
+    "simpo": sequence.simpo_loss,
+    "orpo": sequence.orpo_loss,
+    "cpo": sequence.cpo_loss,
+    "dpop": sequence.dpop_loss,
+    "rdpo": sequence.rdpo_loss,
+    "confpo": sequence.confpo_loss,
+    "caldpo": sequence.caldpo_loss,
 }
 
 
@@ -480,18 +633,32 @@ def make_mask_source(config: schema.Config, spec: DecoderSpec) -> MaskSource:
     placing = {"on": mask.on, "normalised": mask.normalise}
     if mask.kind == "learned":
         return learned_source(
-            net=mask.net, sharing=mask.sharing, num_layers=spec.num_layers, width=spec.width, norm_eps=spec.norm_eps, init=mask.init,
-            layer_activation=mask.layer_activation, mixer_activation=mask.mixer_activation, dropout=mask.dropout, **placing,
+            net=mask.net,
+            sharing=mask.sharing,
+            num_layers=spec.num_layers,
+            width=spec.width,
+            norm_eps=spec.norm_eps,
+            init=mask.init,
+            layer_activation=mask.layer_activation,
+            mixer_activation=mask.mixer_activation,
+            dropout=mask.dropout,
+            **placing,
         )
     if mask.kind == "activation":
-        if "logits" in mask.groups and spec.logit_softcap is not None:  # the mean of capped logits would need them all
-            raise UserError(f"objective.mask.groups: logits is not supported for {spec.family}, whose logits are capped; leave it out")
+        if (
+            "logits" in mask.groups and spec.logit_softcap is not None
+        ):  # the mean of capped logits would need them all
+            raise UserError(
+                f"objective.mask.groups: logits is not supported for {spec.family}, whose logits are capped; leave it out"
+            )
         try:
             points = choose_points(spec.family, tuple(mask.groups), mask.official)
         except ValueError as error:
             raise UserError(f"objective.mask.groups: {error}") from error
         return activation_source(points=points, mapping=mask.mapping, **placing)
-    return fixed_source(mask.kind, decay=getattr(mask, "decay", 1.0), model=getattr(mask, "model", "reference"), **placing)
+    return fixed_source(
+        mask.kind, decay=getattr(mask, "decay", 1.0), model=getattr(mask, "model", "reference"), **placing
+    )
 
 
 def make_objective(config: schema.Config, source: MaskSource):
@@ -506,12 +673,18 @@ def make_objective(config: schema.Config, source: MaskSource):
 def choose_attention(config: schema.Config, specs: tuple[DecoderSpec, ...], mesh: Mesh) -> AttentionKernel:
     """The kernel asked for, or the device's own. UserError if it cannot do what is asked of it."""
     asked, platform = config.compute.attention, platform_of(mesh)
-    capped, narrow = any(spec.attn_softcap is not None for spec in specs), compute_dtype(config, mesh) == jnp.bfloat16
+    capped, narrow = (
+        any(spec.attn_softcap is not None for spec in specs),
+        compute_dtype(config, mesh) == jnp.bfloat16,
+    )
     if asked == "auto":
         return {"cpu": "blocks", "tpu": "splash"}.get(platform, "xla")
     if asked == "cudnn" and (capped or not narrow):
         why = "caps its scores" if capped else "computes in float32"
-        raise UserError(f"compute.attention: cudnn does not fit a model that {why}; take auto or xla" + ("" if capped else ", or compute.dtype=bfloat16"))
+        raise UserError(
+            f"compute.attention: cudnn does not fit a model that {why}; take auto or xla"
+            + ("" if capped else ", or compute.dtype=bfloat16")
+        )
     if asked == "cudnn" and platform != "gpu":
         raise UserError(f"compute.attention: cudnn runs on GPU, and these devices are {platform}; take auto")
     if asked == "splash" and platform != "tpu":
@@ -520,14 +693,32 @@ def choose_attention(config: schema.Config, specs: tuple[DecoderSpec, ...], mesh
 
 
 def make_problem(
-    config: schema.Config, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh, lora: Lora | None = None, reference_lora: Lora | None = None
+    config: schema.Config,
+    policy: DecoderSpec,
+    reference: DecoderSpec,
+    mesh: Mesh,
+    lora: Lora | None = None,
+    reference_lora: Lora | None = None,
 ) -> Problem:
-    dtype, source, head = compute_dtype(config, mesh), make_mask_source(config, reference), config.compute.head
+    dtype, source, head = (
+        compute_dtype(config, mesh),
+        make_mask_source(config, reference),
+        config.compute.head,
+    )
     return Problem(
-        policy_graph=decoder_graph(policy, dtype, remat=config.compute.remat, lora=lora), reference_graph=decoder_graph(reference, dtype, remat=False, lora=reference_lora),
-        mask_source=source, objective=make_objective(config, source), beta=getattr(config.objective, "beta", 1.0), seed=config.seed,
-        attention=choose_attention(config, (policy, reference), mesh), constrain=make_constrain(mesh), spread=make_spread(mesh),
-        head_blocks=HeadBlocks(head.tokens, head.vocabulary, mesh.shape["tensor"], head.keep_logits, *make_place_head(mesh)), adapted=lora is not None,
+        policy_graph=decoder_graph(policy, dtype, remat=config.compute.remat, lora=lora),
+        reference_graph=decoder_graph(reference, dtype, remat=False, lora=reference_lora),
+        mask_source=source,
+        objective=make_objective(config, source),
+        beta=getattr(config.objective, "beta", 1.0),
+        seed=config.seed,
+        attention=choose_attention(config, (policy, reference), mesh),
+        constrain=make_constrain(mesh),
+        spread=make_spread(mesh),
+        head_blocks=HeadBlocks(
+            head.tokens, head.vocabulary, mesh.shape["tensor"], head.keep_logits, *make_place_head(mesh)
+        ),
+        adapted=lora is not None,
     )
 
 
@@ -571,30 +762,48 @@ def stored_masks(config: schema.Config, source: MaskSource, mesh: Mesh) -> Weigh
         return {}
     tensors = policy_mask_tensors(config)
     if not tensors:
-        raise UserError(f"policy.path: {config.policy.path} holds no mask nets (masks.safetensors, or common_mask.* / rw_mask.* / kl_mask.* beside "
-                        "the model's tensors); give a checkpoint that has them, run the stage po first, or choose another objective.mask.kind")
+        raise UserError(
+            f"policy.path: {config.policy.path} holds no mask nets (masks.safetensors, or common_mask.* / rw_mask.* / kl_mask.* beside "
+            "the model's tensors); give a checkpoint that has them, run the stage po first, or choose another objective.mask.kind"
+        )
     return {path: lay(value, replicated(mesh)) for path, value in _fitting(config, tensors, shapes).items()}
 
 
 def _fitting(config: schema.Config, tensors: dict[str, Any], like: Weights) -> Weights:
     try:
-        return masks_from_tensors(config.objective.mask.net, tensors, {path: value.shape for path, value in like.items()})
+        return masks_from_tensors(
+            config.objective.mask.net, tensors, {path: value.shape for path, value in like.items()}
+        )
     except ValueError as error:
-        raise UserError(f"policy.path: the stored masks do not fit objective.mask (net {config.objective.mask.net}, "
-                        f"sharing {config.objective.mask.sharing}, on {config.objective.mask.on}): {error}") from error
+        raise UserError(
+            f"policy.path: the stored masks do not fit objective.mask (net {config.objective.mask.net}, "
+            f"sharing {config.objective.mask.sharing}, on {config.objective.mask.on}): {error}"
+        ) from error
 
 
 # ---------------------------------------------------------------- training, sampling, scoring
 
 
-def abstract(policy: dict[str, tuple[int, ...]], masks: MaskSource | None, mesh: Mesh, make: Callable[[Any], Any] = lambda weights: weights) -> Any:
+def abstract(
+    policy: dict[str, tuple[int, ...]],
+    masks: MaskSource | None,
+    mesh: Mesh,
+    make: Callable[[Any], Any] = lambda weights: weights,
+) -> Any:
     """Shapes and shardings of what `make` makes of {"policy", "masks"}."""
 
     def whole():
-        return make({"policy": {path: jnp.zeros(shape) for path, shape in policy.items()}, "masks": {} if masks is None else masks.init(nnx.Rngs(0))})
+        return make(
+            {
+                "policy": {path: jnp.zeros(shape) for path, shape in policy.items()},
+                "masks": {} if masks is None else masks.init(nnx.Rngs(0)),
+            }
+        )
 
     shapes = jax.eval_shape(whole)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(shapes, mesh))
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(shapes, mesh)
+    )
 
 
 def start_shapes(spec: DecoderSpec, lora: Lora | None) -> dict[str, tuple[int, ...]]:
@@ -607,7 +816,9 @@ def trained_shapes(spec: DecoderSpec, lora: Lora | None) -> dict[str, tuple[int,
     return weight_shapes(spec) if lora is None else adapter_shapes(spec, lora)
 
 
-def check_sharding(config: schema.Config, stage: str, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh) -> None:
+def check_sharding(
+    config: schema.Config, stage: str, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh
+) -> None:
     """UserError if the mesh leaves too much of policy or reference replicated."""
     lora = make_lora(getattr(config, stage), stage, policy)
     check_sharded(weight_shapes(policy) | trained_shapes(policy, lora), mesh)
@@ -621,12 +832,28 @@ def held_base(policy: Weights, held: str, mesh: Mesh) -> Weights:
     return jax.device_put(base, state_shardings(base, mesh))
 
 
-def abstract_frozen(config: schema.Config, stage: str, problem: Problem, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh) -> Any | None:
+def abstract_frozen(
+    config: schema.Config,
+    stage: str,
+    problem: Problem,
+    policy: DecoderSpec,
+    reference: DecoderSpec,
+    mesh: Mesh,
+) -> Any | None:
     """Shapes and shardings of what a stage's step reads beside the state: the reference, or the base of adapters; None: nothing."""
     lora = getattr(config, stage).lora
     if lora is not None:
-        reference_lora = make_reference_lora(config, policy, make_lora(getattr(config, stage), stage, policy)) if stage == "po" else None
-        return abstract(start_shapes(policy, reference_lora), None, mesh, lambda weights: hold_base(weights["policy"], lora.base))
+        reference_lora = (
+            make_reference_lora(config, policy, make_lora(getattr(config, stage), stage, policy))
+            if stage == "po"
+            else None
+        )
+        return abstract(
+            start_shapes(policy, reference_lora),
+            None,
+            mesh,
+            lambda weights: hold_base(weights["policy"], lora.base),
+        )
     if stage == "sft" or problem.cached:
         return None
     return abstract(weight_shapes(reference), None, mesh, lambda weights: weights["policy"])
@@ -635,27 +862,51 @@ def abstract_frozen(config: schema.Config, stage: str, problem: Problem, policy:
 def brings_weights(config: schema.Config) -> bool:
     """Whether the training pairs come with token weights: those given with the data, or activation masks that were computed before."""
     mask = mask_config(config)
-    return mask is not None and (mask.kind == "given" or config.reference.cached and mask.kind == "activation")
+    return mask is not None and (
+        mask.kind == "given" or (config.reference.cached and mask.kind == "activation")
+    )
 
 
-def ends_of(hf_config: dict[str, Any], generation: dict[str, Any] | None, tokenizer: Any | None) -> tuple[int, ...]:
+def ends_of(
+    hf_config: dict[str, Any], generation: dict[str, Any] | None, tokenizer: Any | None
+) -> tuple[int, ...]:
     """Ids of the tokens that end a response: the model's, and the tokenizer's EOS, which ends what it learns from."""
-    return tuple(sorted({*end_tokens(hf_config, generation), getattr(tokenizer, "eos_token_id", None)} - {None}))
+    return tuple(
+        sorted({*end_tokens(hf_config, generation), getattr(tokenizer, "eos_token_id", None)} - {None})
+    )
 
 
 def make_sampling(config: schema.Config, ends: tuple[int, ...]) -> Sampling:
     """As config.generation says."""
     chosen = config.generation
-    return Sampling(chosen.max_new_tokens, chosen.temperature, chosen.top_k, chosen.top_p, chosen.samples, config.seed, ends, tuple(chosen.stop))
+    return Sampling(
+        chosen.max_new_tokens,
+        chosen.temperature,
+        chosen.top_k,
+        chosen.top_p,
+        chosen.samples,
+        config.seed,
+        ends,
+        tuple(chosen.stop),
+    )
 
 
 def exported_configs(
-    hf_config: dict[str, Any], generation: dict[str, Any] | None, tokenizer: Any | None, spec: DecoderSpec, *, from_scratch: bool
+    hf_config: dict[str, Any],
+    generation: dict[str, Any] | None,
+    tokenizer: Any | None,
+    spec: DecoderSpec,
+    *,
+    from_scratch: bool,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """(config.json, generation_config.json or None for none) of the export: as they came, and the tokenizer's EOS ends answers, too. A model from
     scratch says in both which its special tokens are."""
     if from_scratch:
-        generation = {name: hf_config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if hf_config.get(name) is not None}
+        generation = {
+            name: hf_config[name]
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+            if hf_config.get(name) is not None
+        }
     eos = getattr(tokenizer, "eos_token_id", None)
     eos = None if eos is None or eos >= spec.vocab_size else eos
     return with_end_token(hf_config, eos), None if generation is None else with_end_token(generation, eos)
@@ -668,38 +919,60 @@ def checkpoint_dtype(path: str) -> str:
 
 def make_scorer(config: schema.Config, say: Callable[[str], None]) -> Scorer:
     """As config.scorer says. A classifier is trained once and kept in output_dir/classifier."""
-    from sparsepo_jax.eval import classifier as classifiers
-    from sparsepo_jax.eval import scorers
+    from sparsepo_jax.scoring import classifier as classifiers
+    from sparsepo_jax.scoring import scorers
 
     chosen = config.scorer
     if chosen.kind == "hf":
-        return scorers.hf_scorer(chosen.path, label=chosen.label, batch_size=chosen.batch_size, device=chosen.device)
+        return scorers.hf_scorer(
+            chosen.path, label=chosen.label, batch_size=chosen.batch_size, device=chosen.device
+        )
     if chosen.kind == "function":
         return scorers.function_scorer(chosen.function)
     if chosen.kind == "tests":
-        return scorers.unit_test_scorer(time_s=chosen.time_s, memory_mb=chosen.memory_mb, workers=chosen.workers)
+        return scorers.unit_test_scorer(
+            time_s=chosen.time_s, memory_mb=chosen.memory_mb, workers=chosen.workers
+        )
     kept = Path(chosen.path or Path(config.output_dir) / "classifier")
     if chosen.path is None and not kept.exists():
         from sparsepo_jax.data.labelled import read_labelled
 
-        read = lambda sources: read_labelled([_source(source, "labelled") for source in sources], chosen.positive, on_bad_row=config.data.on_bad_row)  # noqa: E731
+        read = lambda sources: read_labelled(
+            [_source(source, "labelled") for source in sources],
+            chosen.positive,
+            on_bad_row=config.data.on_bad_row,
+        )  # noqa: E731
         rows, test = read(chosen.train), read(chosen.test) if chosen.test else None
         classifier = classifiers.train_classifier(rows, max_features=chosen.max_features, l2=chosen.l2)
-        about = {"rows": len(rows.texts), "accuracy": classifier.accuracy(rows), "test_accuracy": None if test is None else classifier.accuracy(test)}
+        about = {
+            "rows": len(rows.texts),
+            "accuracy": classifier.accuracy(rows),
+            "test_accuracy": None if test is None else classifier.accuracy(test),
+        }
         classifiers.save_classifier(kept, classifier, about)
     classifier, about = classifiers.load_classifier(kept)
-    on_test = "" if about["test_accuracy"] is None else f", {100 * about['test_accuracy']:.1f} % on the test rows"
-    say(f"the classifier of {about['rows']} rows is right on {100 * about['accuracy']:.1f} % of them{on_test}")
+    on_test = (
+        "" if about["test_accuracy"] is None else f", {100 * about['test_accuracy']:.1f} % on the test rows"
+    )
+    say(
+        f"the classifier of {about['rows']} rows is right on {100 * about['accuracy']:.1f} % of them{on_test}"
+    )
     return scorers.classifier_scorer(classifier)
 
 
-def reference_key(config: schema.Config, spec: DecoderSpec, reference: Weights, table: TokenTable) -> dict[str, Any]:
+def reference_key(
+    config: schema.Config, spec: DecoderSpec, reference: Weights, table: TokenTable
+) -> dict[str, Any]:
     """What the reference's numbers depend on: its weights and shape, the tokens, the truncation; the mask that is read off its activations."""
     mask, (max_length, max_prompt_length) = mask_config(config), length_limits(config, spec)
     reads = mask is not None and mask.kind == "activation"
     return {
-        "reference": weights_digest(reference), "shape": repr(spec), "tokens": table.digest(), "max_length": max_length,
-        "max_prompt_length": max_prompt_length, "mask": mask.model_dump(mode="json") if reads else None,
+        "reference": weights_digest(reference),
+        "shape": repr(spec),
+        "tokens": table.digest(),
+        "max_length": max_length,
+        "max_prompt_length": max_prompt_length,
+        "mask": mask.model_dump(mode="json") if reads else None,
     }
 
 
@@ -711,25 +984,35 @@ def check_room(name: str, new_tokens: int, prompts: TokenTable, spec: DecoderSpe
     """UserError if a response of so many tokens may run past the model's positions."""
     longest = int(prompts.prompt_lengths_N.max())
     if longest + new_tokens > spec.max_positions:
-        raise UserError(f"{name}: {new_tokens} tokens after the longest prompt ({longest}) do not fit the model's {spec.max_positions} positions; "
-                        f"take {max(spec.max_positions - longest, 0)} or fewer, or a smaller data.max_prompt_length")
+        raise UserError(
+            f"{name}: {new_tokens} tokens after the longest prompt ({longest}) do not fit the model's {spec.max_positions} positions; "
+            f"take {max(spec.max_positions - longest, 0)} or fewer, or a smaller data.max_prompt_length"
+        )
 
 
 def check_batch(name: str, batch_size: int, micro_steps: int, mesh: Mesh) -> None:
     """UserError unless a micro-step's pairs can be cut evenly over the mesh."""
     shards = pair_shards(mesh)
     if batch_size % (micro_steps * shards):
-        raise UserError(f"{name}: {batch_size} rows in {micro_steps} micro-step(s) cannot be cut over {shards} shards (data x fsdp); "
-                        f"take a multiple of {micro_steps * shards}")
+        raise UserError(
+            f"{name}: {batch_size} rows in {micro_steps} micro-step(s) cannot be cut over {shards} shards (data x fsdp); "
+            f"take a multiple of {micro_steps * shards}"
+        )
 
 
-def stage_facts(config: schema.Config, stage: str, table: TokenTable, spec: DecoderSpec, steps: int, mesh: Mesh) -> dict[str, Any]:
+def stage_facts(
+    config: schema.Config, stage: str, table: TokenTable, spec: DecoderSpec, steps: int, mesh: Mesh
+) -> dict[str, Any]:
     """What a training stage works on: for the doctor and the report."""
     lora, limits = make_lora(getattr(config, stage), stage, spec), length_limits(config, spec)
     count = lambda shapes: sum(math.prod(shape) for shape in shapes.values())  # noqa: E731
     return {
-        "steps": steps, "data": table_facts(table), "limits": dict(zip(("max_length", "max_prompt_length"), limits, strict=True)),
-        "parameters": count(weight_shapes(spec)), "trained_parameters": count(trained_shapes(spec, lora)), "machine": machine_facts(config, mesh),
+        "steps": steps,
+        "data": table_facts(table),
+        "limits": dict(zip(("max_length", "max_prompt_length"), limits, strict=True)),
+        "parameters": count(weight_shapes(spec)),
+        "trained_parameters": count(trained_shapes(spec, lora)),
+        "machine": machine_facts(config, mesh),
     }
 
 
@@ -742,6 +1025,10 @@ def start_jax(config: schema.Config) -> None:
     join_processes(config.compute.distributed)
     set_precision(config, jax.default_backend())
     # On CPU a program that is read back has lost the order of its collectives (jaxlib 0.10.2), and processes take one for another.
-    jax.config.update("jax_enable_compilation_cache", jax.process_count() == 1 or jax.default_backend() != "cpu")
-    jax.config.update("jax_compilation_cache_dir", config.compute.compile_cache or str(cache_directory("xla")))
+    jax.config.update(
+        "jax_enable_compilation_cache", jax.process_count() == 1 or jax.default_backend() != "cpu"
+    )
+    jax.config.update(
+        "jax_compilation_cache_dir", config.compute.compile_cache or str(cache_directory("xla"))
+    )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -71,19 +71,52 @@ def command(arguments: Sequence[str] | None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file that describes the run")
-    parser.add_argument("--sweep", nargs="+", action="extend", metavar="KEY=V1,V2", help="run the config with every combination of these values, one run after the other")
-    parser.add_argument("--compare", nargs="+", metavar="DIR", help="write one report of these runs (or sweeps, or directories of runs); runs nothing")
-    parser.add_argument("--output", metavar="FILE", help="with --compare: the report, FILE.html (default: comparison.html in DIR, or here if there are several)")
-    parser.add_argument("--metric", action="append", default=[], metavar="NAME", help="with --compare or --sweep: a number to draw against the KL, of "
-                        "summary.json (kl, lexicons.opinion.auroc_reward), measures.json (measures.text.rouge1) or harness.json (harness.arc_easy.acc); may be "
-                        "given more than once (default: accuracy_unmasked)")
-    parser.add_argument("--baseline", metavar="NAME", help="with --compare or --sweep: the group of runs that the others are held against (default: the first)")
-    parser.add_argument("--check", action="store_true", help="check the config and print the plan; runs nothing")
-    parser.add_argument("--aot", metavar="TOPOLOGY", help="compile the train step for a TPU topology, such as v5p:4x4x4, v5e-16 or 2xv5e-16, and print what it "
-                        "takes of a chip; runs nothing and needs no TPU")
+    parser.add_argument(
+        "--sweep",
+        nargs="+",
+        action="extend",
+        metavar="KEY=V1,V2",
+        help="run the config with every combination of these values, one run after the other",
+    )
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="DIR",
+        help="write one report of these runs (or sweeps, or directories of runs); runs nothing",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="with --compare: the report, FILE.html (default: comparison.html in DIR, or here if there are several)",
+    )
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="with --compare or --sweep: a number to draw against the KL, of "
+        "summary.json (kl, lexicons.opinion.auroc_reward), measures.json (measures.text.rouge1) or harness.json (harness.arc_easy.acc); may be "
+        "given more than once (default: accuracy_unmasked)",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="with --compare or --sweep: the group of runs that the others are held against (default: the first)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="check the config and print the plan; runs nothing"
+    )
+    parser.add_argument(
+        "--aot",
+        metavar="TOPOLOGY",
+        help="compile the train step for a TPU topology, such as v5p:4x4x4, v5e-16 or 2xv5e-16, and print what it "
+        "takes of a chip; runs nothing and needs no TPU",
+    )
     parser.add_argument("--json", action="store_true", help="with --aot: print one JSON object")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of configs")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="replaces a value of the config")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="replaces a value of the config"
+    )
     options = parser.parse_intermixed_args(arguments)
     if options.schema:
         from sparsepo_jax.config.load import json_schema
@@ -115,7 +148,7 @@ def command(arguments: Sequence[str] | None) -> int:
         for note in notes:
             print(f"note: {note}", file=sys.stderr if options.json else sys.stdout)
         if options.check:
-            from sparsepo_jax.plan import make_plan_text
+            from sparsepo_jax.run.check import make_plan_text
 
             print(make_plan_text(config))
             return 0
@@ -123,7 +156,12 @@ def command(arguments: Sequence[str] | None) -> int:
             return compile_for(config, options.aot, as_json=options.json)
     except ConfigError as error:
         count = len(error.lines)
-        print(f"{options.config}: {count} mistake{'s' if count > 1 else ''}", *error.lines, sep="\n", file=sys.stderr)
+        print(
+            f"{options.config}: {count} mistake{'s' if count > 1 else ''}",
+            *error.lines,
+            sep="\n",
+            file=sys.stderr,
+        )
         return 2
 
     return leave(run(config))
@@ -146,22 +184,24 @@ def leave(status: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         if sys.modules["jax"].process_index() == 0:
-            time.sleep(2)  # JAX's service is in this process, and aborts those that are still on their way out when it goes
+            time.sleep(
+                2
+            )  # JAX's service is in this process, and aborts those that are still on their way out when it goes
         os._exit(status)
     return status
 
 
 def compile_for(config: "Config", name: str, *, as_json: bool) -> int:
     """Prints what the train step takes of each chip of a TPU topology; returns the exit status. Raises ConfigError."""
+    from sparsepo_jax.aot.topology import find_topology
     from sparsepo_jax.core.errors import UserError
-    from sparsepo_jax.dist.topology import find_topology
 
     try:
         topology = find_topology(name)
     except UserError as error:
         print(f"error: --aot: {error}", file=sys.stderr)
         return 2
-    from sparsepo_jax import aot
+    from sparsepo_jax.aot import compile as aot
 
     try:
         found = aot.compile_step(config, topology)
@@ -174,24 +214,30 @@ def compile_for(config: "Config", name: str, *, as_json: bool) -> int:
 
 def sweep(options: argparse.Namespace) -> int:
     """The runs of a grid; returns the exit status. Raises ConfigError, of whichever run, before the first of them begins."""
-    from sparsepo_jax import sweep as sweeps
+    from sparsepo_jax.run import sweep as sweeps
 
-    base, planned, notes = sweeps.plan_sweep(options.config, options.overrides, sweeps.parse_axes(options.sweep))
+    base, planned, notes = sweeps.plan_sweep(
+        options.config, options.overrides, sweeps.parse_axes(options.sweep)
+    )
     for note in notes:
         print(f"note: {note}")
     if options.check:
-        from sparsepo_jax.plan import make_plan_text
+        from sparsepo_jax.run.check import make_plan_text
 
         plans = [make_plan_text(one.config) for one in planned]
         print(sweeps.grid_text(base, planned), f"the first of them, {planned[0].name}:", plans[0], sep="\n")
         return 0
     from sparsepo_jax.core.stop import Stop, Terminated
-
     from sparsepo_jax.core.streams import lasting_output
 
     try:
         with Stop().listening(), lasting_output():  # while no run listens
-            status = sweeps.run_sweep(base, planned, attempt, functools.partial(lacks_metric, options.metric) if options.metric else None)
+            status = sweeps.run_sweep(
+                base,
+                planned,
+                attempt,
+                functools.partial(lacks_metric, options.metric) if options.metric else None,
+            )
     except KeyboardInterrupt as asked:
         print("stopped between two runs; the same command continues the sweep", file=sys.stderr)
         return RUN_AGAIN if isinstance(asked, Terminated) else 130
@@ -213,7 +259,7 @@ def compare(options: argparse.Namespace) -> int:
 def lacks_metric(names: Sequence[str], directory: Path) -> str | None:
     """In one line, the first of --metric's names that is none of a run's numbers; None: all are."""
     from sparsepo_jax.core.errors import UserError
-    from sparsepo_jax.report import comparison
+    from sparsepo_jax.report import compare as comparison
 
     try:
         comparison.check_metrics(names, directory)
@@ -225,10 +271,12 @@ def lacks_metric(names: Sequence[str], directory: Path) -> str | None:
 def write_comparison(directories: Sequence[Path], output: Path, options: argparse.Namespace) -> str | None:
     """Says where the report is, or returns in one line why there is none."""
     from sparsepo_jax.core.errors import UserError
-    from sparsepo_jax.report import comparison
+    from sparsepo_jax.report import compare as comparison
 
     try:
-        print(f"comparison: {comparison.write_comparison(directories, output, metrics=options.metric, baseline=options.baseline)}")
+        print(
+            f"comparison: {comparison.write_comparison(directories, output, metrics=options.metric, baseline=options.baseline)}"
+        )
         return None
     except UserError as error:
         return str(error)
@@ -239,7 +287,7 @@ def write_comparison(directories: Sequence[Path], output: Path, options: argpars
 def run(config: "Config") -> int:
     """The stages of a config, and what went wrong on stderr; returns the exit status."""
     from sparsepo_jax.core.streams import lasting_output
-    from sparsepo_jax.marks import LOOKING
+    from sparsepo_jax.run.resume import LOOKING
 
     with contextlib.nullcontext() if LOOKING.issuperset(config.stages) else lasting_output():
         status, said = attempt(config)
@@ -253,7 +301,9 @@ def attempt(config: "Config") -> tuple[int, str | None]:
     from sparsepo_jax.core.errors import UserError
     from sparsepo_jax.core.stop import Stop, Terminated
 
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is no news here
+    os.environ.setdefault(
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
+    )  # that there is no PyTorch is no news here
     try:
         with Stop().listening() as stop:
             from sparsepo_jax.stages import run_stages
@@ -266,16 +316,18 @@ def attempt(config: "Config") -> tuple[int, str | None]:
     except KeyboardInterrupt:
         return 130, "interrupted; the same command continues the run"
     except Exception as error:
-        from sparsepo_jax.dist.processes import lost_process
-        from sparsepo_jax.faults import explain
-        from sparsepo_jax.marks import LOOKING
+        from sparsepo_jax.run.faults import explain
+        from sparsepo_jax.run.resume import LOOKING
+        from sparsepo_jax.sharding.processes import lost_process
 
         if isinstance(error, BrokenPipeError) and LOOKING.issuperset(config.stages):
             raise  # nobody reads any more
 
         if lost_process(error):
-            return RUN_AGAIN, (f"error: another process of this run is gone ({' '.join(str(error).split())[:200]}); start all of them again, and the run "
-                               "continues from its last checkpoint")
+            return RUN_AGAIN, (
+                f"error: another process of this run is gone ({' '.join(str(error).split())[:200]}); start all of them again, and the run "
+                "continues from its last checkpoint"
+            )
         said = explain(error, config.output_dir)
         return 1, f"error: {said}" if said else traceback.format_exc()
 

@@ -22,11 +22,18 @@ from sparsepo_jax import build
 from sparsepo_jax.config.schema import PairMaking
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.table import TokenTable
-from sparsepo_jax.dist.processes import as_the_first
-from sparsepo_jax.eval.generate import Generated
-from sparsepo_jax.eval.preferences import choose_pairs
-from sparsepo_jax.eval.scorers import Scorer, score_all
-from sparsepo_jax.evaluation import answer, answers_record, make_sampler_for, plan_answers, prompts_of, write_lines
+from sparsepo_jax.evaluation import (
+    answer,
+    answers_record,
+    make_sampler_for,
+    plan_answers,
+    prompts_of,
+    write_lines,
+)
+from sparsepo_jax.generate.sampler import Generated
+from sparsepo_jax.scoring.preferences import choose_pairs
+from sparsepo_jax.scoring.scorers import Scorer, score_all
+from sparsepo_jax.sharding.processes import as_the_first
 from sparsepo_jax.train.reference_cache import weights_digest
 
 Record = dict[str, Any]
@@ -34,13 +41,19 @@ Record = dict[str, Any]
 
 def make_pairs(run) -> None:
     """pairs_made.jsonl and scored_samples.jsonl, see above."""
-    began_s, made_path, scored_path = time.time(), run.output_dir / "pairs_made.jsonl", run.output_dir / "scored_samples.jsonl"
+    began_s, made_path, scored_path = (
+        time.time(),
+        run.output_dir / "pairs_made.jsonl",
+        run.output_dir / "scored_samples.jsonl",
+    )
     if run.marks.finished("pairs", made_path, scored_path):
         run.say("pairs: finished before")
         return
     run.marks.check("pairs")
     if run.tokenizer is None:
-        raise UserError("stage pairs: scorers read text, and there is no tokenizer to write it: set tokenizer")
+        raise UserError(
+            "stage pairs: scorers read text, and there is no tokenizer to write it: set tokenizer"
+        )
     prompts, policy = prompts_of(run), run.current_policy()
     digests = prompts.file_digests() | {"policy": weights_digest(policy)}
     run.marks.check_data("pairs", digests)
@@ -87,11 +100,20 @@ def _answered(run, prompts: TokenTable, policy: Any, done: set[int]) -> Iterator
     sampler = make_sampler_for(run, prompts, build.make_sampling(run.config, run.ends))
     base, should_stop = run.reference_weights() if run.problem.adapted else None, run.should_stop
     left_N = as_the_first(~np.isin(np.arange(len(prompts)), list(done)))
-    planned = [batch for batch in plan_answers(run, prompts) if left_N[batch.rows].any()]  # whole batches: the same programs as at the first time
+    planned = [
+        batch for batch in plan_answers(run, prompts) if left_N[batch.rows].any()
+    ]  # whole batches: the same programs as at the first time
     if not left_N.all():
         run.say(f"pairs: continues after {len(prompts) - left_N.sum()} of {len(prompts)} prompts")
-    bar = tqdm(total=len(prompts), initial=int(len(prompts) - left_N.sum()), desc="pairs", unit="prompt", dynamic_ncols=True,
-               disable=jax.process_index() != 0, mininterval=0.5)
+    bar = tqdm(
+        total=len(prompts),
+        initial=int(len(prompts) - left_N.sum()),
+        desc="pairs",
+        unit="prompt",
+        dynamic_ncols=True,
+        disable=jax.process_index() != 0,
+        mininterval=0.5,
+    )
     with bar, run.stop.later():
         for number, batch in enumerate(planned, 1):
             drawn: dict[int, list[Generated]] = {}
@@ -110,11 +132,25 @@ def _scored(run, prompts: TokenTable, drawn: dict[int, list[Generated]], scorer:
     records = {row: answers_record(run, prompts, row, found) for row, found in drawn.items()}
     given = {row: _given(run, prompts.content(row), record) for row, record in records.items()}
     for row, record in records.items():
-        if given[row].endswith(" ") and not record["prompt"].endswith(" "):  # the first token of a response holds the prompt's last space
+        if given[row].endswith(" ") and not record["prompt"].endswith(
+            " "
+        ):  # the first token of a response holds the prompt's last space
             for sample in record["samples"]:
                 sample["text"] = sample["text"].removeprefix(" ")
-    texts = list(dict.fromkeys((row, sample["text"]) for row, record in records.items() for sample in record["samples"] if sample["text"].strip()))
-    scores = score_all(scorer, [given[row] for row, _ in texts], [text for _, text in texts], [records[row]["row"] for row, _ in texts])
+    texts = list(
+        dict.fromkeys(
+            (row, sample["text"])
+            for row, record in records.items()
+            for sample in record["samples"]
+            if sample["text"].strip()
+        )
+    )
+    scores = score_all(
+        scorer,
+        [given[row] for row, _ in texts],
+        [text for _, text in texts],
+        [records[row]["row"] for row, _ in texts],
+    )
     by_text = dict(zip(texts, scores, strict=True))
     for row, record in records.items():
         for sample in record["samples"]:
@@ -131,36 +167,64 @@ def _given(run, content: dict[str, Any], record: Record) -> str:
 
 def _distinct(record: Record) -> list[dict[str, Any]]:
     """The samples of a prompt that are not empty, the first of each text."""
-    return list({sample["text"]: sample for sample in reversed(record["samples"]) if sample["score"] is not None}.values())[::-1]
+    return list(
+        {
+            sample["text"]: sample for sample in reversed(record["samples"]) if sample["score"] is not None
+        }.values()
+    )[::-1]
 
 
 def _pairs_of(record: Record, making: PairMaking, prompts: TokenTable) -> Iterator[Record]:
     samples, content = _distinct(record), prompts.content(record["index"])
     scores = [sample["score"] for sample in samples]
-    chosen = choose_pairs(scores, making.rule, margin=making.margin, threshold=making.threshold, limit=making.max_pairs_per_prompt)
+    chosen = choose_pairs(
+        scores,
+        making.rule,
+        margin=making.margin,
+        threshold=making.threshold,
+        limit=making.max_pairs_per_prompt,
+    )
     is_ids = content.get("prompt_ids") is not None
     for better, worse in ((samples[a], samples[b]) for a, b in chosen):
-        pair = {"prompt": record["prompt"] if is_ids else content["prompt"], "chosen": better["text"], "rejected": worse["text"]}
+        pair = {
+            "prompt": record["prompt"] if is_ids else content["prompt"],
+            "chosen": better["text"],
+            "rejected": worse["text"],
+        }
         if is_ids:
-            pair |= {"prompt_ids": content["prompt_ids"], "chosen_ids": better["token_ids"], "rejected_ids": worse["token_ids"]}
+            pair |= {
+                "prompt_ids": content["prompt_ids"],
+                "chosen_ids": better["token_ids"],
+                "rejected_ids": worse["token_ids"],
+            }
         for name in ("tools", "chat_template_kwargs"):  # the chat template reads them
             if content.get(name) is not None:
                 pair[name] = content[name]
-        yield pair | {"chosen_reward": better["score"], "rejected_reward": worse["score"], "origin": record["origin"]}
+        yield pair | {
+            "chosen_reward": better["score"],
+            "rejected_reward": worse["score"],
+            "origin": record["origin"],
+        }
 
 
 def _summary(records: dict[int, Record], made: dict[int, list[Record]]) -> dict[str, Any]:
     samples = [sample for record in records.values() for sample in record["samples"]]
     scores = [sample["score"] for sample in samples if sample["score"] is not None]
     return {
-        "prompts": len(records), "samples": len(samples), "empty": len(samples) - len(scores),
-        "repeated": len(scores) - sum(len(_distinct(record)) for record in records.values()), "pairs": sum(map(len, made.values())),
-        "prompts_with_a_pair": sum(map(bool, made.values())), "mean_score": float(np.mean(scores)) if scores else None,
+        "prompts": len(records),
+        "samples": len(samples),
+        "empty": len(samples) - len(scores),
+        "repeated": len(scores) - sum(len(_distinct(record)) for record in records.values()),
+        "pairs": sum(map(len, made.values())),
+        "prompts_with_a_pair": sum(map(bool, made.values())),
+        "mean_score": float(np.mean(scores)) if scores else None,
     }
 
 
 def _said(summary: dict[str, Any], seconds: float, path: Path) -> str:
     mean = "none" if summary["mean_score"] is None else f"{summary['mean_score']:.4f}"
-    return (f"pairs: {summary['prompts']} prompts, {summary['samples']} samples ({summary['empty']} empty and {summary['repeated']} repeated left out), "
-            f"{summary['pairs']} pairs, {100 * summary['prompts_with_a_pair'] / summary['prompts']:.0f} % of the prompts with a pair, mean score {mean}, "
-            f"in {seconds:.1f} s -> {path}")
+    return (
+        f"pairs: {summary['prompts']} prompts, {summary['samples']} samples ({summary['empty']} empty and {summary['repeated']} repeated left out), "
+        f"{summary['pairs']} pairs, {100 * summary['prompts_with_a_pair'] / summary['prompts']:.0f} % of the prompts with a pair, mean score {mean}, "
+        f"in {seconds:.1f} s -> {path}"
+    )

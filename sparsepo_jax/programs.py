@@ -13,17 +13,24 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from sparsepo_jax.build import abstract, compute_dtype, make_lora, mask_config, trained_shapes
-from sparsepo_jax.compiled import Program
 from sparsepo_jax.config import schema
+from sparsepo_jax.core.program import Program
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch
-from sparsepo_jax.dist.mesh import replicated
-from sparsepo_jax.eval.generate import Sampler, Sampling, make_sampler
+from sparsepo_jax.generate.sampler import Sampler, Sampling, make_sampler
 from sparsepo_jax.masks.source import fixed_source
 from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.sharding.mesh import replicated
 from sparsepo_jax.train import optimizer as optimizers
 from sparsepo_jax.train.forward import Problem, reference_tokens, response_greedy, response_log_ratio
-from sparsepo_jax.train.step import TrainState, make_pair_loss, make_pair_scores, make_sft_loss, make_update, start_state
+from sparsepo_jax.train.step import (
+    TrainState,
+    make_pair_loss,
+    make_pair_scores,
+    make_sft_loss,
+    make_update,
+    start_state,
+)
 
 # ---------------------------------------------------------------- training
 
@@ -46,25 +53,50 @@ class Step(NamedTuple):
         return self.program.compile_ahead([(self.numbers, self.like, reference, batch) for batch in batches])
 
 
-def make_step(config: schema.Config, stage: str, problem: Problem, spec: DecoderSpec, steps: int, mesh: Mesh) -> Step:
+def make_step(
+    config: schema.Config, stage: str, problem: Problem, spec: DecoderSpec, steps: int, mesh: Mesh
+) -> Step:
     """spec: the policy's; steps: of the whole stage, for the schedule."""
     training = getattr(config, stage)
-    kind, rates, make_loss = optimizer_kind(training), optimizer_rates(config, training, steps, spec.width), make_pair_loss
+    kind, rates, make_loss = (
+        optimizer_kind(training),
+        optimizer_rates(config, training, steps, spec.width),
+        make_pair_loss,
+    )
     if stage == "sft":
         problem, make_loss = without_objective(problem), make_sft_loss
     optimizer, _ = _optimizer(kind, rates)
-    like = abstract(trained_shapes(spec, make_lora(training, stage, spec)), problem.mask_source, mesh, lambda weights: start_state(weights, optimizer))
+    like = abstract(
+        trained_shapes(spec, make_lora(training, stage, spec)),
+        problem.mask_source,
+        mesh,
+        lambda weights: start_state(weights, optimizer),
+    )
     shardings, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, like))
     program, start = _step_programs(make_loss, kind, tuple(shardings), tree, mesh)
     return Step(program, (problem, rates), like, functools.partial(start, rates))
 
 
 @functools.cache
-def _step_programs(make_loss: Callable, kind: tuple[Callable, str], shardings: tuple[NamedSharding, ...], tree: jax.tree_util.PyTreeDef, mesh: Mesh):
+def _step_programs(
+    make_loss: Callable,
+    kind: tuple[Callable, str],
+    shardings: tuple[NamedSharding, ...],
+    tree: jax.tree_util.PyTreeDef,
+    mesh: Mesh,
+):
     """(update(numbers, state, reference, batch), start(rates, weights)). shardings, tree: the state's."""
-    of_state, whole = jax.tree.unflatten(tree, shardings), replicated(mesh)  # whole: numbers that every host reads
+    of_state, whole = (
+        jax.tree.unflatten(tree, shardings),
+        replicated(mesh),
+    )  # whole: numbers that every host reads
 
-    def update(numbers: tuple[Problem, optimizers.Rates], state: TrainState, reference: Weights | None, batch: PairBatch):
+    def update(
+        numbers: tuple[Problem, optimizers.Rates],
+        state: TrainState,
+        reference: Weights | None,
+        batch: PairBatch,
+    ):
         problem, rates = numbers
         return make_update(make_loss(problem), *_optimizer(kind, rates))(state, reference, batch)
 
@@ -73,18 +105,28 @@ def _step_programs(make_loss: Callable, kind: tuple[Callable, str], shardings: t
         return start_state(jax.tree.map(jnp.copy, weights), _optimizer(kind, rates)[0])
 
     # The new state lies as the old one did: else the second step would be another program.
-    return Program(jax.jit(update, donate_argnums=1, out_shardings=(of_state, whole, whole))), jax.jit(start, out_shardings=of_state)
+    return Program(jax.jit(update, donate_argnums=1, out_shardings=(of_state, whole, whole))), jax.jit(
+        start, out_shardings=of_state
+    )
 
 
-def optimizer_rates(config: schema.Config, training: schema.Training, steps: int, width: int) -> optimizers.Rates:
+def optimizer_rates(
+    config: schema.Config, training: schema.Training, steps: int, width: int
+) -> optimizers.Rates:
     """width: of the policy."""
     rule, schedule, mask = training.optimizer, training.schedule, mask_config(config)
     warmup_steps = schedule.warmup_steps
     if warmup_steps is None:
         warmup_steps = round(steps * (0.1 if schedule.warmup_share is None else schedule.warmup_share))
     return optimizers.Rates(
-        policy_peak=rule.learning_rate, policy_decay=rule.weight_decay, mask_peak=mask_rate(mask, rule.learning_rate, width),
-        mask_decay=getattr(mask, "weight_decay", 0.0), steps=steps, warmup_steps=min(warmup_steps, steps), end=schedule.end, clip_norm=training.clip_norm,
+        policy_peak=rule.learning_rate,
+        policy_decay=rule.weight_decay,
+        mask_peak=mask_rate(mask, rule.learning_rate, width),
+        mask_decay=getattr(mask, "weight_decay", 0.0),
+        steps=steps,
+        warmup_steps=min(warmup_steps, steps),
+        end=schedule.end,
+        clip_norm=training.clip_norm,
     )
 
 
@@ -108,19 +150,30 @@ def optimizer_kind(training: schema.Training) -> tuple[Callable, str]:
     return make_rule, training.schedule.kind
 
 
-def make_optimizer(config: schema.Config, training: schema.Training, steps: int, width: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(
+    config: schema.Config, training: schema.Training, steps: int, width: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of {"policy", "masks"} and the policy's learning-rate schedule."""
     return _optimizer(optimizer_kind(training), optimizer_rates(config, training, steps, width))
 
 
-def _optimizer(kind: tuple[Callable, str], rates: optimizers.Rates) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def _optimizer(
+    kind: tuple[Callable, str], rates: optimizers.Rates
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     make_rule, schedule = kind
     of_policy, of_masks = (
-        optimizers.make_schedule(schedule, peak=peak, steps=rates.steps, warmup_steps=rates.warmup_steps, end=rates.end)
+        optimizers.make_schedule(
+            schedule, peak=peak, steps=rates.steps, warmup_steps=rates.warmup_steps, end=rates.end
+        )
         for peak in (rates.policy_peak, rates.mask_peak)
     )
     return optimizers.make_optimizer(
-        make_rule, policy_schedule=of_policy, policy_decay=rates.policy_decay, mask_schedule=of_masks, mask_decay=rates.mask_decay, clip_norm=rates.clip_norm,
+        make_rule,
+        policy_schedule=of_policy,
+        policy_decay=rates.policy_decay,
+        mask_schedule=of_masks,
+        mask_decay=rates.mask_decay,
+        clip_norm=rates.clip_norm,
     ), of_policy
 
 
@@ -145,7 +198,11 @@ def score_ahead(problem: Problem, mesh: Mesh, calls: list[tuple]) -> Callable[[]
 
 def _score(problem: Problem, weights: dict[str, Weights], reference: Weights, batch: PairBatch):
     batch = jax.tree.map(lambda x: x[0], batch)
-    return *make_pair_scores(problem, training=False)(weights, reference, batch, jnp.int32(0)), batch.row_B, batch.weight_B
+    return (
+        *make_pair_scores(problem, training=False)(weights, reference, batch, jnp.int32(0)),
+        batch.row_B,
+        batch.weight_B,
+    )
 
 
 def make_sum_log_ratios(problem: Problem, mesh: Mesh):
@@ -155,7 +212,9 @@ def make_sum_log_ratios(problem: Problem, mesh: Mesh):
 
 def _sum_log_ratios(problem: Problem, policy: Weights, reference: Weights, batch: PairBatch):
     batch = jax.tree.map(lambda x: x[0], batch)
-    return jnp.sum(jnp.where(batch.weight_B > 0, response_log_ratio(problem, policy, reference, batch)[:, 0], 0.0))
+    return jnp.sum(
+        jnp.where(batch.weight_B > 0, response_log_ratio(problem, policy, reference, batch)[:, 0], 0.0)
+    )
 
 
 def make_score_responses(problem: Problem, mesh: Mesh):

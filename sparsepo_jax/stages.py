@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from sparsepo_jax import build, evaluation, measure, programs
-from sparsepo_jax.adapters import same_model
 from sparsepo_jax.config.load import config_text, save_config
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
@@ -24,16 +23,17 @@ from sparsepo_jax.data.batching import BatchPlan
 from sparsepo_jax.data.packing import FILLER
 from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.table import TokenTable
-from sparsepo_jax.dist.mesh import make_mesh, to_host
-from sparsepo_jax.dist.processes import as_the_first, make_should_stop, wait_for_all
 from sparsepo_jax.eval import scores as scoring
-from sparsepo_jax.marks import LOOKING, TRAINING, Marks, trains_adapter_further, write_whole
 from sparsepo_jax.models.adapter import Adapter
 from sparsepo_jax.models.lora import merge_adapters, split_adapters
 from sparsepo_jax.models.spec import DecoderSpec, ignored_note
 from sparsepo_jax.pairs import make_pairs
 from sparsepo_jax.report.doctor import FirstSteps, diagnose, facts_path, read_evidence
 from sparsepo_jax.report.outcome import outcome
+from sparsepo_jax.run.adapters import same_model
+from sparsepo_jax.run.resume import LOOKING, TRAINING, Marks, trains_adapter_further, write_whole
+from sparsepo_jax.sharding.mesh import make_mesh, to_host
+from sparsepo_jax.sharding.processes import as_the_first, make_should_stop, wait_for_all
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, load_once, save_once, weights_digest
 from sparsepo_jax.train.first_step import check_first_step
 from sparsepo_jax.train.forward import Problem
@@ -57,7 +57,9 @@ def say(text: str) -> None:
 
 def origin_of(config: Config) -> str:
     """What the policy was before any stage, for a reader."""
-    return (config.policy.path or "random weights") + (f" + adapter {config.policy.adapter}" if config.policy.adapter else "")
+    return (config.policy.path or "random weights") + (
+        f" + adapter {config.policy.adapter}" if config.policy.adapter else ""
+    )
 
 
 def say_other_base(adapter: Adapter, config: Config) -> None:
@@ -65,7 +67,9 @@ def say_other_base(adapter: Adapter, config: Config) -> None:
     base, setting = adapter.config.base, adapter.where.removesuffix(".adapter")
     path = getattr(config, setting).path or config.policy.path
     if base and not same_model(base, path):
-        say(f"note: {adapter.where}: {adapter.path} says that it was trained on {base}; it is put onto {path}")
+        say(
+            f"note: {adapter.where}: {adapter.path} says that it was trained on {base}; it is put onto {path}"
+        )
 
 
 def name_rows(table: TokenTable, plan: BatchPlan, step: int, finite: np.ndarray) -> str:
@@ -73,7 +77,9 @@ def name_rows(table: TokenTable, plan: BatchPlan, step: int, finite: np.ndarray)
     rows = plan.batch(step - 1).rows
     blamed = rows[~finite.ravel() & (rows != FILLER)]
     blamed = blamed if len(blamed) else rows[rows != FILLER]
-    return ", ".join(table.origin(row) for row in blamed[:8]) + (f" and {len(blamed) - 8} more" if len(blamed) > 8 else "")
+    return ", ".join(table.origin(row) for row in blamed[:8]) + (
+        f" and {len(blamed) - 8} more" if len(blamed) > 8 else ""
+    )
 
 
 def name_model(path: Path | str) -> str:
@@ -97,7 +103,11 @@ class Prepared(NamedTuple):
         """Until all are compiled; what there is to say of it."""
         counts, seconds = zip(*(wait() for wait in self.compiling), strict=True)
         shapes = len(self.plan.shapes)
-        found = f"compiled in {max(seconds):.1f} s{', side by side' if sum(counts) > 1 else ''}" if any(counts) else "compiled before, by this process"
+        found = (
+            f"compiled in {max(seconds):.1f} s{', side by side' if sum(counts) > 1 else ''}"
+            if any(counts)
+            else "compiled before, by this process"
+        )
         return f"{shapes} batch {'shape' if shapes == 1 else 'shapes'}, {found}"
 
 
@@ -116,9 +126,17 @@ class Run:
 
     def run(self) -> int:
         stages: dict[str, Callable[[], None]] = {
-            "inspect": self.inspect, "sft": self.sft, "po": self.po, "score": lambda: evaluation.score(self), "eval": lambda: evaluation.evaluate(self),
-            "generate": lambda: evaluation.generate(self), "pairs": lambda: make_pairs(self), "report": self.report, "export": self.export,
-            "measure": lambda: measure.measure(self), "harness": lambda: evaluation.harness(self),
+            "inspect": self.inspect,
+            "sft": self.sft,
+            "po": self.po,
+            "score": lambda: evaluation.score(self),
+            "eval": lambda: evaluation.evaluate(self),
+            "generate": lambda: evaluation.generate(self),
+            "pairs": lambda: make_pairs(self),
+            "report": self.report,
+            "export": self.export,
+            "measure": lambda: measure.measure(self),
+            "harness": lambda: evaluation.harness(self),
         }
         measure.check_packages(self.config)
         with self.holding() if not LOOKING.issuperset(self.config.stages) else contextlib.nullcontext():
@@ -213,7 +231,13 @@ class Run:
         """Of po, and of what is evaluated."""
         lora = self.lora("po")
         return build.make_problem(
-            self.config, self.spec, self.reference_spec, self.mesh, lora, build.make_reference_lora(self.config, self.spec, lora))
+            self.config,
+            self.spec,
+            self.reference_spec,
+            self.mesh,
+            lora,
+            build.make_reference_lora(self.config, self.spec, lora),
+        )
 
     def lora(self, stage: str):
         return build.make_lora(getattr(self.config, stage), stage, self.spec)
@@ -223,21 +247,30 @@ class Run:
         """(training pairs, evaluation pairs); the held-out part of data.train goes to the second."""
         from sparsepo_jax.data.holdout import split_holdout
 
-        data, load = self.config.data, functools.partial(build.load_data, self.config, "pairs", tokenizer=self.tokenizer, spec=self.spec)
+        data, load = (
+            self.config.data,
+            functools.partial(
+                build.load_data, self.config, "pairs", tokenizer=self.tokenizer, spec=self.spec
+            ),
+        )
         train = load(data.train, "train") if data.train else None
         held = load(data.eval, "eval") if data.eval else None
         if data.holdout is not None and train is not None:
             train, part = split_holdout(train, data.holdout.share, data.holdout.seed)
             if not len(train) or not len(part):
-                raise UserError(f"data.holdout.share: {data.holdout.share} leaves {len(train)} pairs to train and {len(part)} to evaluate; both "
-                                "need some: change the share, or give data.eval")
+                raise UserError(
+                    f"data.holdout.share: {data.holdout.share} leaves {len(train)} pairs to train and {len(part)} to evaluate; both "
+                    "need some: change the share, or give data.eval"
+                )
             held = part if held is None else TokenTable.concat([held, part])
         if held is not None and self.config.evaluation.max_pairs is not None:
             held = held.take(np.arange(min(len(held), self.config.evaluation.max_pairs)))
         for name, table in (("data.train", train), ("data.eval", held)):
             mask = build.mask_config(self.config)
             if mask is not None and mask.kind == "given" and table is not None and not table.has_weights:
-                raise UserError(f"objective.mask.kind: given needs token weights, but {name} has no columns chosen_weights and rejected_weights")
+                raise UserError(
+                    f"objective.mask.kind: given needs token weights, but {name} has no columns chosen_weights and rejected_weights"
+                )
         return train, held
 
     def mark(self, stage: str, began_s: float, taken: Marks | None = None) -> None:
@@ -261,14 +294,19 @@ class Run:
         self.marks.check(stage)
         training = getattr(self.config, stage)
         build.check_batch(f"{stage}.batch_size", training.batch_size, training.accumulation, self.mesh)
-        build.check_sharding(self.config, stage, self.spec, self.reference_spec if stage == "po" else self.spec, self.mesh)
+        build.check_sharding(
+            self.config, stage, self.spec, self.reference_spec if stage == "po" else self.spec, self.mesh
+        )
 
     # ------------------------------------------------------------ weights
 
     def trained(self, stage: str) -> dict[str, Weights]:
         """{"policy", "masks"} as a finished stage left them: po the weights that it trains, sft the whole policy."""
         lora, masks = (self.lora("po"), self.problem.mask_source) if stage == "po" else (None, None)
-        return load_once(self.marks.origin(stage) / stage / "final", build.abstract(build.trained_shapes(self.spec, lora), masks, self.mesh))
+        return load_once(
+            self.marks.origin(stage) / stage / "final",
+            build.abstract(build.trained_shapes(self.spec, lora), masks, self.mesh),
+        )
 
     def starting_policy(self) -> Weights:
         """The policy that po starts from: what sft left, here or in sft.taken_from, else policy.path, else random weights. policy.adapter is merged, or
@@ -276,11 +314,18 @@ class Run:
         if self.marks.finished("sft"):
             return self.trained("sft")["policy"]
         if self.config.sft.taken_from is not None and "sft" not in self.config.stages:
-            raise UserError(f"sft.taken_from: the stage sft takes what {self.config.sft.taken_from} has trained, and has not been run here: add it to stages")
+            raise UserError(
+                f"sft.taken_from: the stage sft takes what {self.config.sft.taken_from} has trained, and has not been run here: add it to stages"
+            )
         if self.config.policy.path is not None:
             self.checkpoint_dtype  # noqa: B018  (says it)
             weights = build.load_weights(self.config.policy.path, self.spec, self.mesh)
-            return self.with_adapter(weights, self.config.policy.adapter, "policy.adapter", merged=not trains_adapter_further(self.config))
+            return self.with_adapter(
+                weights,
+                self.config.policy.adapter,
+                "policy.adapter",
+                merged=not trains_adapter_further(self.config),
+            )
         return build.random_weights(self.spec, self.config.seed, self.mesh)
 
     def with_adapter(self, weights: Weights, path: str | None, where: str, *, merged: bool) -> Weights:
@@ -289,7 +334,11 @@ class Run:
             return weights
         adapter = Adapter(path, self.spec if where == "policy.adapter" else self.reference_spec, where)
         say_other_base(adapter, self.config)
-        return build.add_adapter(weights, adapter, self.mesh) if merged else weights | build.adapter_weights(adapter, self.mesh)
+        return (
+            build.add_adapter(weights, adapter, self.mesh)
+            if merged
+            else weights | build.adapter_weights(adapter, self.mesh)
+        )
 
     def start_weights(self) -> dict[str, Weights] | None:
         """{"policy", "masks"} as po found them; None if it has not begun."""
@@ -303,7 +352,9 @@ class Run:
         itself. Under po.lora it brings the base that the policy shares with it, and the adapters that stay."""
         chosen, lora = self.config.reference, self.config.po.lora
         if lora is None and (chosen.path or chosen.adapter) is not None:
-            weights = build.load_weights(chosen.path or self.config.policy.path, self.reference_spec, self.mesh)
+            weights = build.load_weights(
+                chosen.path or self.config.policy.path, self.reference_spec, self.mesh
+            )
             return self.with_adapter(weights, chosen.adapter, "reference.adapter", merged=True)
         start = self.start_weights() if start is None else start
         policy = self.starting_policy() if start is None else start["policy"]
@@ -311,13 +362,17 @@ class Run:
             return policy
         if (chosen.path or chosen.adapter) is not None:
             self.refuse_reference_after_sft()
-            policy = self.with_adapter(split_adapters(policy)[0], chosen.adapter, "reference.adapter", merged=False)
+            policy = self.with_adapter(
+                split_adapters(policy)[0], chosen.adapter, "reference.adapter", merged=False
+            )
         return build.held_base(policy, lora.base, self.mesh)
 
     def refuse_reference_after_sft(self) -> None:
         """UserError: under po.lora the reference shares the policy's base, which is not policy.path any more."""
         if self.marks.finished("sft"):
-            raise UserError("reference: under po.lora the reference stands on what sft left; leave out reference.path and reference.adapter, or po.lora")
+            raise UserError(
+                "reference: under po.lora the reference stands on what sft left; leave out reference.path and reference.adapter, or po.lora"
+            )
 
     def adapted(self, start: dict[str, Weights]) -> dict[str, Weights]:
         """What po trains, when it begins: the weights themselves, or in the policy's place its adapters, fresh where it has none."""
@@ -325,17 +380,25 @@ class Run:
         if lora is None:
             return start
         adapters = split_adapters(start["policy"])[1]
-        return start | {"policy": adapters or build.initial_adapters(self.spec, lora, self.config.seed, self.mesh)}
+        return start | {
+            "policy": adapters or build.initial_adapters(self.spec, lora, self.config.seed, self.mesh)
+        }
 
     def finished_po(self) -> bool:
         """UserError: one that is not finished."""
         if not self.marks.finished("po") and (self.output_dir / "po" / "start").exists():
-            raise UserError(f"stage po in {self.output_dir} is not finished: run it again with the stage po first")
+            raise UserError(
+                f"stage po in {self.output_dir} is not finished: run it again with the stage po first"
+            )
         return self.marks.finished("po")
 
     def current_policy(self) -> Weights:
         """What answers prompts: the policy as it is now, or its adapters."""
-        return self.trained("po")["policy"] if self.finished_po() else self.adapted({"policy": self.starting_policy()})["policy"]
+        return (
+            self.trained("po")["policy"]
+            if self.finished_po()
+            else self.adapted({"policy": self.starting_policy()})["policy"]
+        )
 
     def current_weights(self) -> dict[str, Weights]:
         """{"policy", "masks"} to score: of the finished po, else policy.path with its stored masks."""
@@ -346,7 +409,9 @@ class Run:
 
     # ------------------------------------------------------------ training stages
 
-    def prepare(self, stage: str, table: TokenTable, problem: Problem, evaluated: TokenTable | None = None) -> "Prepared":
+    def prepare(
+        self, stage: str, table: TokenTable, problem: Problem, evaluated: TokenTable | None = None
+    ) -> "Prepared":
         """Plans a training stage and begins to compile its programs, from shapes alone: other things can be done meanwhile.
 
         evaluated: the pairs that it is evaluated on between its steps.
@@ -355,18 +420,29 @@ class Run:
         plan = build.make_training_plan(config, stage, table, self.mesh)
         step = programs.make_step(config, stage, problem, self.spec, plan.steps, self.mesh)
         compiled_before = len(step.program)  # by earlier runs of this process
-        reference = build.abstract_frozen(config, stage, problem, self.spec, self.reference_spec if stage == "po" else self.spec, self.mesh)
+        reference = build.abstract_frozen(
+            config, stage, problem, self.spec, self.reference_spec if stage == "po" else self.spec, self.mesh
+        )
         with_weights = stage == "po" and build.brings_weights(config)
-        batches = build.abstract_batches(config, table, plan, self.mesh, micro_steps=training.accumulation, with_weights=with_weights)
+        batches = build.abstract_batches(
+            config, table, plan, self.mesh, micro_steps=training.accumulation, with_weights=with_weights
+        )
         with jax.set_mesh(self.mesh):
             waits = [step.compile_ahead(reference, batches)]
         if evaluated is not None:
             waits.append(self.compile_scores(evaluated, step.like.weights))
         return Prepared(table, problem, plan, step, compiled_before, with_weights, waits)
 
-    def train(self, stage: str, prepared: "Prepared", initial: Callable[[], dict[str, Weights]], reference: Weights | None,
-              evaluate: Callable[[TrainState], dict[str, float]] | None = None, finish: Callable[[dict], dict] = lambda weights: weights,
-              reference_record: dict[str, Any] | None = None) -> None:
+    def train(
+        self,
+        stage: str,
+        prepared: "Prepared",
+        initial: Callable[[], dict[str, Weights]],
+        reference: Weights | None,
+        evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+        finish: Callable[[dict], dict] = lambda weights: weights,
+        reference_record: dict[str, Any] | None = None,
+    ) -> None:
         """finish: makes what is kept of the weights that were trained. reference_record: what the reference is, for checkpoints."""
         config, began_s, unit = self.config, time.time(), "rows" if stage == "sft" else "pairs"
         training, (table, problem, plan, step, *_) = getattr(config, stage), prepared
@@ -375,10 +451,22 @@ class Run:
         policy = config.checkpoint
         checkpoints = Checkpoints(
             directory / "checkpoints",
-            SavePolicy(policy.every_steps, policy.every_minutes, policy.keep, policy.best and policy.best.metric, policy.best.mode if policy.best else "max")
-            if stage == "po" else SavePolicy(policy.every_steps, policy.every_minutes, policy.keep),
-            {"stage": stage, "seed": config.seed, "config": config.model_dump(mode="json"), "finished_stages": sorted(self.marks.all()),
-             "reference": reference_record},
+            SavePolicy(
+                policy.every_steps,
+                policy.every_minutes,
+                policy.keep,
+                policy.best and policy.best.metric,
+                policy.best.mode if policy.best else "max",
+            )
+            if stage == "po"
+            else SavePolicy(policy.every_steps, policy.every_minutes, policy.keep),
+            {
+                "stage": stage,
+                "seed": config.seed,
+                "config": config.model_dump(mode="json"),
+                "finished_stages": sorted(self.marks.all()),
+                "reference": reference_record,
+            },
             note=lambda text: say(f"{stage}: {text}"),
         )
         state = checkpoints.restore(step.like)
@@ -386,25 +474,56 @@ class Run:
             say(f"{stage}: continues after step {checkpoints.latest_step} of {steps}")
         else:
             state = step.start(initial())
-        say(f"{stage}: {len(table)} {unit}, {steps} steps of {training.batch_size}, {100 * plan.real_token_share():.0f} % real tokens")
+        say(
+            f"{stage}: {len(table)} {unit}, {steps} steps of {training.batch_size}, {100 * plan.real_token_share():.0f} % real tokens"
+        )
         with jax.set_mesh(self.mesh):
             checkpoints.warm_up(state)
         say(f"{stage}: {prepared.wait()}")
         batches = make_batches(
-            table, plan, start=int(state.step), stop=steps, micro_steps=training.accumulation, process_index=jax.process_index(),
-            process_count=jax.process_count(), shared=build.is_shared(config), with_weights=prepared.with_weights,
+            table,
+            plan,
+            start=int(state.step),
+            stop=steps,
+            micro_steps=training.accumulation,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            shared=build.is_shared(config),
+            with_weights=prepared.with_weights,
         )
         self.keep_config()
         facts = self.write_facts(stage, table, steps)
         logging = config.logging
-        with jax.set_mesh(self.mesh), MetricsLog(
-            self.output_dir, stage=stage, after_step=int(state.step), tensorboard=logging.tensorboard, wandb=logging.wandb and logging.wandb.model_dump(), config=config.model_dump(mode="json")
-        ) as log:
+        with (
+            jax.set_mesh(self.mesh),
+            MetricsLog(
+                self.output_dir,
+                stage=stage,
+                after_step=int(state.step),
+                tensorboard=logging.tensorboard,
+                wandb=logging.wandb and logging.wandb.model_dump(),
+                config=config.model_dump(mode="json"),
+            ) as log,
+        ):
             state = run_training(
-                stage=stage, update=step.update, programs=lambda: len(step.program) - prepared.compiled_before, state=state, reference=reference, batches=batches, put=build.put_on(self.mesh), total_steps=steps,
-                checkpoints=checkpoints, write=log.write, log_every_steps=logging.every_steps, evaluate=evaluate,
-                eval_every_steps=getattr(training, "eval_every_steps", None), unit=unit, stop=self.stop, should_stop=self.should_stop,
-                may_skip=training.skip_nonfinite, name_rows=functools.partial(name_rows, table, plan),
+                stage=stage,
+                update=step.update,
+                programs=lambda: len(step.program) - prepared.compiled_before,
+                state=state,
+                reference=reference,
+                batches=batches,
+                put=build.put_on(self.mesh),
+                total_steps=steps,
+                checkpoints=checkpoints,
+                write=log.write,
+                log_every_steps=logging.every_steps,
+                evaluate=evaluate,
+                eval_every_steps=getattr(training, "eval_every_steps", None),
+                unit=unit,
+                stop=self.stop,
+                should_stop=self.should_stop,
+                may_skip=training.skip_nonfinite,
+                name_rows=functools.partial(name_rows, table, plan),
                 watch=FirstSteps(config.model_dump(mode="json"), facts) if stage == "po" else None,
                 check_first=self.first_step_check(problem) if stage == "po" else None,
             )
@@ -414,7 +533,10 @@ class Run:
 
     def write_facts(self, stage: str, table: TokenTable, steps: int) -> dict[str, Any]:
         """What the stage works on, for the doctor and the report, which read files alone."""
-        facts, path = build.stage_facts(self.config, stage, table, self.spec, steps, self.mesh), facts_path(self.output_dir, stage)
+        facts, path = (
+            build.stage_facts(self.config, stage, table, self.spec, steps, self.mesh),
+            facts_path(self.output_dir, stage),
+        )
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(facts, indent=1) + "\n")
@@ -423,12 +545,23 @@ class Run:
     def sft(self) -> None:
         if self.marks.finished("sft"):
             taken = self.marks.all()["sft"].get("taken_from")
-            say("sft: finished before" + (f", that of {taken}" if taken else ", here: sft.taken_from is not used" if self.config.sft.taken_from else ""))
+            say(
+                "sft: finished before"
+                + (
+                    f", that of {taken}"
+                    if taken
+                    else ", here: sft.taken_from is not used"
+                    if self.config.sft.taken_from
+                    else ""
+                )
+            )
             return
         if self.config.sft.taken_from is not None:
             began_s, there = time.time(), self.marks.sft_to_take()
             self.sft_rows(there)
-            wait_for_all("sft to be taken")  # a process that came later would find it finished, and not wait below
+            wait_for_all(
+                "sft to be taken"
+            )  # a process that came later would find it finished, and not wait below
             self.mark("sft", began_s, there)
             wait_for_all("sft taken")
             say(f"sft: that of {self.config.sft.taken_from}")
@@ -442,9 +575,21 @@ class Run:
         if lora is None:
             self.train("sft", prepared, lambda: {"policy": self.starting_policy(), "masks": {}}, None)
             return
-        initial = lambda: {"policy": build.initial_adapters(self.spec, lora, self.config.seed, self.mesh), "masks": {}}  # noqa: E731
-        merge = lambda weights: {"policy": merge_adapters(self.starting_policy(), weights["policy"], lora.scale), "masks": {}}  # noqa: E731
-        self.train("sft", prepared, initial, build.held_base(self.starting_policy(), self.config.sft.lora.base, self.mesh), finish=merge)
+        initial = lambda: {
+            "policy": build.initial_adapters(self.spec, lora, self.config.seed, self.mesh),
+            "masks": {},
+        }  # noqa: E731
+        merge = lambda weights: {
+            "policy": merge_adapters(self.starting_policy(), weights["policy"], lora.scale),
+            "masks": {},
+        }  # noqa: E731
+        self.train(
+            "sft",
+            prepared,
+            initial,
+            build.held_base(self.starting_policy(), self.config.sft.lora.base, self.mesh),
+            finish=merge,
+        )
 
     def sft_rows(self, marks: Marks) -> TokenTable:
         """data.sft. UserError: other rows than those that the sft of these marks began with."""
@@ -459,13 +604,25 @@ class Run:
         self.check("po")
         table, held = self.pairs
         self.marks.check_data("po", table.file_digests())
-        if self.config.evaluation.sampled_prompts is not None and "eval" in self.config.stages and held is not None:  # not after hours of training
-            build.check_room("generation.max_new_tokens", self.config.generation.max_new_tokens, held, self.spec)
-        cached, evaluated = self.config.reference.cached, held if self.config.po.eval_every_steps is not None else None
+        if (
+            self.config.evaluation.sampled_prompts is not None
+            and "eval" in self.config.stages
+            and held is not None
+        ):  # not after hours of training
+            build.check_room(
+                "generation.max_new_tokens", self.config.generation.max_new_tokens, held, self.spec
+            )
+        cached, evaluated = (
+            self.config.reference.cached,
+            held if self.config.po.eval_every_steps is not None else None,
+        )
         prepared = None if cached else self.prepare("po", table, self.problem, evaluated)
         begun = self.output_dir / "po" / "start"
         if not begun.exists():
-            start = {"policy": self.starting_policy(), "masks": build.initial_masks(self.config, self.problem.mask_source, self.mesh)}
+            start = {
+                "policy": self.starting_policy(),
+                "masks": build.initial_masks(self.config, self.problem.mask_source, self.mesh),
+            }
             self.refuse_dead_masks(table, start)
             self.begin("po", table)
             save_once(begun, start)
@@ -475,7 +632,10 @@ class Run:
         say(f"po: reference: {record['is']}, {record['dtype']}, digest {record['digest']}")
         self.keep_reference(record)
         if cached:
-            table, problem = self.with_reference(table, reference), programs.cached_problem(self.problem, self.config)
+            table, problem = (
+                self.with_reference(table, reference),
+                programs.cached_problem(self.problem, self.config),
+            )
             prepared = self.prepare("po", table, problem, evaluated)
         if evaluated is not None:
             evaluate = lambda state: scoring.mean_metrics(self.scores(held, state.weights, reference))  # noqa: E731
@@ -493,7 +653,13 @@ class Run:
         words = name if self.reference_is_chosen else "the policy as po began"
         if not self.reference_is_chosen and name and not self.marks.finished("sft"):
             words += f" ({name})"
-        return {"is": words, "path": path, "adapter": chosen.adapter, "dtype": "float32" if lora is None else lora.base, "digest": weights_digest(reference)}
+        return {
+            "is": words,
+            "path": path,
+            "adapter": chosen.adapter,
+            "dtype": "float32" if lora is None else lora.base,
+            "digest": weights_digest(reference),
+        }
 
     @property
     def reference_is_chosen(self) -> bool:
@@ -505,19 +671,25 @@ class Run:
         path = self.output_dir / "po" / "reference.json"
         before = json.loads(path.read_text()) if path.exists() else record
         if before["digest"] != record["digest"]:
-            raise UserError(f"the reference ({record['is']}) has other weights than when po began in {self.output_dir} (digest {record['digest']}, then "
-                            f"{before['digest']}): bring the old files back, or take another output_dir")
+            raise UserError(
+                f"the reference ({record['is']}) has other weights than when po began in {self.output_dir} (digest {record['digest']}, then "
+                f"{before['digest']}): bring the old files back, or take another output_dir"
+            )
         if jax.process_index() == 0:
             write_whole(path, record)
 
     def first_step_check(self, problem: Problem) -> Callable[[dict[str, float], float], None] | None:
         """Of po's first step, where policy = reference; says why, where it is left out."""
         if self.reference_is_chosen:
-            say("po: the reference is one of your choice: the first step's loss is not held against that of policy = reference")
+            say(
+                "po: the reference is one of your choice: the first step's loss is not held against that of policy = reference"
+            )
             return None
         lora = self.lora("po")
         if lora is not None and lora.dropout > 0 and trains_adapter_further(self.config):
-            say("po: po.lora.dropout moves the policy from its first step on: its loss is not held against that of policy = reference")
+            say(
+                "po: po.lora.dropout moves the policy from its first step on: its loss is not held against that of policy = reference"
+            )
             return None
         from tqdm import tqdm
 
@@ -528,7 +700,8 @@ class Run:
             if jax.process_index() == 0:
                 tqdm.write(  # beside the bar of progress, not on its line
                     f"po: step 1: loss {metrics['loss']:.4f} is that of policy = reference "
-                    f"(log-ratio and KL at most {largest:.1g} nats a token)")
+                    f"(log-ratio and KL at most {largest:.1g} nats a token)"
+                )
 
         return check
 
@@ -544,10 +717,17 @@ class Run:
                     yield jax.device_get(tokens(reference, put(batch)))
 
         table, found = with_reference(
-            table, compute, directory=build.reference_cache_dir(self.config), key=build.reference_key(self.config, self.reference_spec, reference, table),
-            dtype=str(build.compute_dtype(self.config, self.mesh)), masks=self.problem.mask_source.reads_activations,
+            table,
+            compute,
+            directory=build.reference_cache_dir(self.config),
+            key=build.reference_key(self.config, self.reference_spec, reference, table),
+            dtype=str(build.compute_dtype(self.config, self.mesh)),
+            masks=self.problem.mask_source.reads_activations,
         )
-        say(f"po: the reference's log-probs of {len(table)} pairs " + ("found on disk" if found else f"computed in {time.time() - began_s:.1f} s"))
+        say(
+            f"po: the reference's log-probs of {len(table)} pairs "
+            + ("found on disk" if found else f"computed in {time.time() - began_s:.1f} s")
+        )
         return table
 
     def refuse_dead_masks(self, table: TokenTable, start: dict[str, Weights]) -> None:
@@ -555,9 +735,14 @@ class Run:
         if not start["masks"]:
             return
         some = table.take(np.arange(min(len(table), 256)))
-        if scoring.mask_sparsity(self.scores(some, self.adapted(start), self.reference_weights(start))) == 1.0:
-            raise UserError(f"the reward mask starts at zero on every token of the first {len(some)} pairs: neither policy nor mask would get a "
-                            "gradient; set objective.mask.init=ones, or take another seed")
+        if (
+            scoring.mask_sparsity(self.scores(some, self.adapted(start), self.reference_weights(start)))
+            == 1.0
+        ):
+            raise UserError(
+                f"the reward mask starts at zero on every token of the first {len(some)} pairs: neither policy nor mask would get a "
+                "gradient; set objective.mask.init=ones, or take another seed"
+            )
 
     # ------------------------------------------------------------ scores
 
@@ -569,35 +754,56 @@ class Run:
     def sum_log_ratios(self):
         return programs.make_sum_log_ratios(self.problem, self.mesh)
 
-    def scores(self, table: TokenTable, weights: dict[str, Weights], reference: Weights) -> list[scoring.PairScore]:
+    def scores(
+        self, table: TokenTable, weights: dict[str, Weights], reference: Weights
+    ) -> list[scoring.PairScore]:
         """Every pair of a table, in order."""
         size = self.config.evaluation.batch_size
         build.check_batch("evaluation.batch_size", size, 1, self.mesh)
         with jax.set_mesh(self.mesh):
-            return scoring.score_pairs(self.score_batch, build.put_on(self.mesh), self.in_order(table, size), weights, reference)
+            return scoring.score_pairs(
+                self.score_batch, build.put_on(self.mesh), self.in_order(table, size), weights, reference
+            )
 
     def compile_scores(self, table: TokenTable, weights: dict[str, Any]) -> Callable[[], tuple[int, float]]:
         """Begins to compile what `scores` of the table needs; see Program.compile_ahead. weights: abstract ones will do."""
         size = self.config.evaluation.batch_size
         build.check_batch("evaluation.batch_size", size, 1, self.mesh)
         plan = build.make_reading_plan(self.config, table, size, self.mesh)
-        reference = build.abstract_frozen(self.config, "po", self.problem, self.spec, self.reference_spec, self.mesh)
-        batches = build.abstract_batches(self.config, table, plan, self.mesh, micro_steps=1, with_weights=self.reads_weights(table))
+        reference = build.abstract_frozen(
+            self.config, "po", self.problem, self.spec, self.reference_spec, self.mesh
+        )
+        batches = build.abstract_batches(
+            self.config, table, plan, self.mesh, micro_steps=1, with_weights=self.reads_weights(table)
+        )
         with jax.set_mesh(self.mesh):
-            return programs.score_ahead(self.problem, self.mesh, [(weights, reference, batch) for batch in batches])
+            return programs.score_ahead(
+                self.problem, self.mesh, [(weights, reference, batch) for batch in batches]
+            )
 
     def reads_weights(self, table: TokenTable) -> bool:
         """Whether the masks that score these pairs come with them."""
         mask = build.mask_config(self.config)
         return mask is not None and mask.kind == "given" and table.has_weights
 
-    def in_order(self, table: TokenTable, batch_size: int, response_length: int | None = None) -> Iterator[PairBatch]:
+    def in_order(
+        self, table: TokenTable, batch_size: int, response_length: int | None = None
+    ) -> Iterator[PairBatch]:
         """This process's part of batches [1, B, ...] that hold every row once. response_length: see build.make_reading_plan."""
-        plan = build.make_reading_plan(self.config, table, batch_size, self.mesh, response_length=response_length)
+        plan = build.make_reading_plan(
+            self.config, table, batch_size, self.mesh, response_length=response_length
+        )
         batches = make_batches(
-            table, plan, start=0, stop=plan.batches_per_epoch, micro_steps=1, process_index=jax.process_index(),
-            process_count=jax.process_count(), shared=build.is_shared(self.config),
-            with_weights=self.reads_weights(table), response_length=response_length,
+            table,
+            plan,
+            start=0,
+            stop=plan.batches_per_epoch,
+            micro_steps=1,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            shared=build.is_shared(self.config),
+            with_weights=self.reads_weights(table),
+            response_length=response_length,
         )
         return self.heeding(batches)
 
@@ -646,7 +852,12 @@ class Run:
         from sparsepo_jax.data.inspect import format_rows
 
         data = self.config.data
-        for kind, sources, name in (("sft", data.sft, "sft"), ("pairs", data.train, "train"), ("pairs", data.eval, "eval"), ("prompts", data.prompts, "prompts")):
+        for kind, sources, name in (
+            ("sft", data.sft, "sft"),
+            ("pairs", data.train, "train"),
+            ("pairs", data.eval, "eval"),
+            ("prompts", data.prompts, "prompts"),
+        ):
             if sources:
                 spec = self.spec if self.config.policy.path or self.config.policy.config else None
                 table = build.load_data(self.config, kind, sources, name, self.tokenizer, spec)
@@ -659,18 +870,30 @@ class Run:
         adapted = has_po and lora is not None
         whole = self.config.export.merged or not adapted
         base = path / "base" if adapted and not self.starts_from_checkpoint() else None
-        parts = {path / "config.json": whole, path / "adapter" / "adapter_config.json": adapted, path / "base" / "config.json": base is not None}
+        parts = {
+            path / "config.json": whole,
+            path / "adapter" / "adapter_config.json": adapted,
+            path / "base" / "config.json": base is not None,
+        }
         if self.marks.finished("export", *(file for file, written in parts.items() if written)):
             say(f"export: finished before, {path}")
             return
         trained = self.trained("po") if has_po else {"policy": self.starting_policy(), "masks": {}}
         if not has_po and lora is not None:
             trained["policy"] = merge_adapters(*split_adapters(trained["policy"]), lora.scale)
-        start = split_adapters(self.start_weights()["policy"])[0] if adapted and (whole or base is not None) else None
+        start = (
+            split_adapters(self.start_weights()["policy"])[0]
+            if adapted and (whole or base is not None)
+            else None
+        )
         masks = jax.tree.map(to_host, trained["masks"])
         self.unmark("export")
         if whole:
-            self.export_model(path, merge_adapters(start, trained["policy"], lora.scale) if adapted else trained["policy"], masks)
+            self.export_model(
+                path,
+                merge_adapters(start, trained["policy"], lora.scale) if adapted else trained["policy"],
+                masks,
+            )
         if base is not None:
             self.export_model(base, start, {})
         if adapted:
@@ -694,8 +917,22 @@ class Run:
         if jax.process_index() != 0:
             return
         hf_config, generation = build.exported_configs(
-            self.hf_config, self.generation_config, self.tokenizer, self.spec, from_scratch=self.config.policy.path is None)
-        save_hf(path, self.spec, hf_config, policy, self.mask_tensors(masks), self.card(masks), dtype=dtype, generation=generation)
+            self.hf_config,
+            self.generation_config,
+            self.tokenizer,
+            self.spec,
+            from_scratch=self.config.policy.path is None,
+        )
+        save_hf(
+            path,
+            self.spec,
+            hf_config,
+            policy,
+            self.mask_tensors(masks),
+            self.card(masks),
+            dtype=dtype,
+            generation=generation,
+        )
         self.export_tokenizer(path)
 
     def export_adapter(self, path: Path, adapters: Weights, lora, masks: Weights, base: Path | None) -> None:
@@ -705,7 +942,15 @@ class Run:
         adapters = jax.tree.map(to_host, adapters)
         if jax.process_index() != 0:
             return
-        save_peft(path, self.spec, adapters, lora, self.mask_tensors(masks), self.card(masks), name_model(base or self.config.policy.path))
+        save_peft(
+            path,
+            self.spec,
+            adapters,
+            lora,
+            self.mask_tensors(masks),
+            self.card(masks),
+            name_model(base or self.config.policy.path),
+        )
         self.export_tokenizer(path)
 
     def export_tokenizer(self, path: Path) -> None:
@@ -729,7 +974,11 @@ class Run:
 
         summary, marks = self.output_dir / "summary.json", self.marks.all()
         return make_card(
-            self.output_dir.name, origin=origin_of(self.config), trained=[stage for stage in TRAINING if stage in marks],
-            objective=self.config.objective.kind if "po" in marks else None, has_masks=bool(masks),
-            summary=summary.read_text() if summary.exists() else None, config=config_text(self.config),
+            self.output_dir.name,
+            origin=origin_of(self.config),
+            trained=[stage for stage in TRAINING if stage in marks],
+            objective=self.config.objective.kind if "po" in marks else None,
+            has_masks=bool(masks),
+            summary=summary.read_text() if summary.exists() else None,
+            config=config_text(self.config),
         )

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+from tiny import packed
 
 from sparsepo_jax.core.types import PairBatch
-from tiny import packed
 
 FAMILIES = ("gpt2", "gpt_neox")
 PAIRS = 3
@@ -20,7 +20,9 @@ def vectors(family: str) -> dict[str, np.ndarray]:
 
 
 def part(family: str, prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): value for name, value in vectors(family).items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in vectors(family).items() if name.startswith(prefix)
+    }
 
 
 def rows(family: str) -> list[tuple[list[int], list[int], list[int]]]:
@@ -47,7 +49,9 @@ def pair_batch(family: str, *, shared: bool = True) -> PairBatch:
     return packed(rows(family), spare=3, shared=shared)
 
 
-def write_checkpoint(family: str, who: str, directory: Path, masks: dict[str, np.ndarray] | None = None) -> Path:
+def write_checkpoint(
+    family: str, who: str, directory: Path, masks: dict[str, np.ndarray] | None = None
+) -> Path:
     """A Hugging Face directory of the policy or reference; masks beside the model's tensors, as the official code stores them."""
     from safetensors.numpy import save_file
 

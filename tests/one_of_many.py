@@ -1,7 +1,7 @@
 """One process of a run, for tests: the real program, which writes down the rows that it is given, and does to itself what the test wants.
 
-    python one_of_many.py RECORDS ARGUMENTS...        AT_BATCH="5 SIGTERM": sends itself the signal as it fetches the fifth batch of training
-                                                      AT_BATCH="0 SIGTERM 3": as it fetches the third of some evaluation, or of the reference's scores
+python one_of_many.py RECORDS ARGUMENTS...        AT_BATCH="5 SIGTERM": sends itself the signal as it fetches the fifth batch of training
+                                                  AT_BATCH="0 SIGTERM 3": as it fetches the third of some evaluation, or of the reference's scores
 """
 
 import json
@@ -29,7 +29,9 @@ def recorded(table, plan, *, start, stop, **settings):
         for number, batch in enumerate(batches, start):
             if number + 1 == int(at):
                 os.kill(os.getpid(), getattr(signal, what))
-            time.sleep(float(os.environ.get("SLEEP", "0.3")) * (0 < int(at) <= number + 1))  # tiny steps would be over before the others hear of it
+            time.sleep(
+                float(os.environ.get("SLEEP", "0.3")) * (0 < int(at) <= number + 1)
+            )  # tiny steps would be over before the others hear of it
             file.write(json.dumps({"batch": number, "rows": batch.row_B[batch.weight_B > 0].tolist()}) + "\n")
             file.flush()
             yield batch

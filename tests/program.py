@@ -18,7 +18,11 @@ SMALL = {
         "eval": [{"kind": "reviews", "rows": 9, "seed": 3}],
         "buckets": 1,
     },
-    "objective": {"kind": "sparsepo", "beta": 0.8, "mask": {"kind": "learned", "init": "ones", "learning_rate": 0.01}},
+    "objective": {
+        "kind": "sparsepo",
+        "beta": 0.8,
+        "mask": {"kind": "learned", "init": "ones", "learning_rate": 0.01},
+    },
     "sft": {"steps": 4, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.003}},
     "po": {"steps": 6, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}},
     "evaluation": {"batch_size": 8, "sampled_prompts": 5},
@@ -31,7 +35,11 @@ def merged(config: dict, changes: dict) -> dict:
     """Changes by section, one level deep; None removes the section."""
     found = dict(config)
     for name, value in changes.items():
-        found[name] = {**found[name], **value} if isinstance(value, dict) and isinstance(found.get(name), dict) else value
+        found[name] = (
+            {**found[name], **value}
+            if isinstance(value, dict) and isinstance(found.get(name), dict)
+            else value
+        )
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -63,5 +71,12 @@ def weights_of(directory: Path) -> dict[str, np.ndarray]:
     from orbax.checkpoint import v1 as ocp
 
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), ocp.metadata(directory / "final").metadata)
-    return {f"{group}/{path}": np.asarray(x) for group, weights in ocp.load(directory / "final", like).items() for path, x in weights.items()}
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        ocp.metadata(directory / "final").metadata,
+    )
+    return {
+        f"{group}/{path}": np.asarray(x)
+        for group, weights in ocp.load(directory / "final", like).items()
+        for path, x in weights.items()
+    }

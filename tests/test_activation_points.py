@@ -5,18 +5,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from test_models import CONFIGS
 
 from sparsepo_jax.masks.activation import GROUPS, activation_mask, choose_points, map_means
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.ops.attention import Given
-from test_models import CONFIGS
 
-EVERY = {name for names in GROUPS.values() for name in names} - {"logits"}  # logits are made from the final states, in every family
+EVERY = {name for names in GROUPS.values() for name in names} - {
+    "logits"
+}  # logits are made from the final states, in every family
 ROTATED = {"q_rotated", "k_rotated"}
 MISSING = {  # family -> points that it does not have; the others have all
-    "gpt2": ROTATED, "gpt2, own head": ROTATED, "bigcode, one key/value head": ROTATED, "bigcode, all heads": ROTATED,
-    "gptj, part of the dims rotated": {"attn_resid", "mlp_norm"}, "neox": {"attn_resid"}, "neox, tied": {"attn_resid"}, "olmo2": {"attn_norm", "mlp_norm"},
+    "gpt2": ROTATED,
+    "gpt2, own head": ROTATED,
+    "bigcode, one key/value head": ROTATED,
+    "bigcode, all heads": ROTATED,
+    "gptj, part of the dims rotated": {"attn_resid", "mlp_norm"},
+    "neox": {"attn_resid"},
+    "neox, tied": {"attn_resid"},
+    "olmo2": {"attn_norm", "mlp_norm"},
 }
 
 
@@ -29,25 +37,52 @@ def test_points_of_every_family(name):
         assert x.ndim == 3, "heads are merged"
 
     ids = jnp.zeros((1, 3), jnp.int32)
-    jax.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))(ids, ids, Given(jnp.ones((1, 3, 3), bool), ids, ids), tap=tap)[0])
+    jax.eval_shape(
+        lambda: Decoder(spec, rngs=nnx.Rngs(0))(
+            ids, ids, Given(jnp.ones((1, 3, 3), bool), ids, ids), tap=tap
+        )[0]
+    )
     assert fired == EVERY - MISSING.get(name, set())
 
 
 def test_the_official_points_of_gptj():
     """Heads after the projection; the last block's output twice, in place of the final norm; a mask is the mean of its groups' means."""
-    rng, valid_BPT = np.random.default_rng(0), np.array([[[True, True, True, False], [True, True, True, True]]])
-    layers = {name for names in GROUPS.values() for name in names} - {"embed", "final_norm", "logits", "attn_resid", "mlp_norm"}
-    means = {name: jnp.asarray(rng.normal(size=((2,) if name in layers else ()) + (1, 2, 4)), jnp.float32) for name in layers | {"embed", "final_norm", "logits"}}
+    rng, valid_BPT = (
+        np.random.default_rng(0),
+        np.array([[[True, True, True, False], [True, True, True, True]]]),
+    )
+    layers = {name for names in GROUPS.values() for name in names} - {
+        "embed",
+        "final_norm",
+        "logits",
+        "attn_resid",
+        "mlp_norm",
+    }
+    means = {
+        name: jnp.asarray(rng.normal(size=((2,) if name in layers else ()) + (1, 2, 4)), jnp.float32)
+        for name in layers | {"embed", "final_norm", "logits"}
+    }
     every = ("mlp", "attn", "resid", "logits")
     found = activation_mask(means, valid_BPT, choose_points("gptj", every, True), "zn_rescale")
-    of = lambda *arrays: map_means(jnp.concatenate([x.reshape(-1, 1, 2, 4) for x in arrays]), valid_BPT, "zn_rescale").mean(axis=0)  # noqa: E731
+    of = lambda *arrays: map_means(
+        jnp.concatenate([x.reshape(-1, 1, 2, 4) for x in arrays]), valid_BPT, "zn_rescale"
+    ).mean(axis=0)  # noqa: E731
     m = means
-    groups = [of(m["mlp_act"]), of(m["q"], m["k"], m["v"], m["q_rotated"], m["k_rotated"], m["attn_out"]),
-              of(m["embed"], m["attn_norm"], m["attn_out"], m["mlp_out"], m["block_out"], m["block_out"][1]), of(m["logits"])]
+    groups = [
+        of(m["mlp_act"]),
+        of(m["q"], m["k"], m["v"], m["q_rotated"], m["k_rotated"], m["attn_out"]),
+        of(m["embed"], m["attn_norm"], m["attn_out"], m["mlp_out"], m["block_out"], m["block_out"][1]),
+        of(m["logits"]),
+    ]
     np.testing.assert_allclose(found, np.where(valid_BPT, sum(groups) / 4, 0), rtol=1e-6)
-    assert (found != activation_mask(means, valid_BPT, choose_points("gptj", every, False), "zn_rescale")).any()
+    assert (
+        found != activation_mask(means, valid_BPT, choose_points("gptj", every, False), "zn_rescale")
+    ).any()
 
 
 def test_families_that_the_official_code_does_not_have_are_refused():
-    with pytest.raises(ValueError, match="hook points of llama are not reproduced, only those of gpt2, gpt_bigcode, gpt_neox, gptj"):
+    with pytest.raises(
+        ValueError,
+        match="hook points of llama are not reproduced, only those of gpt2, gpt_bigcode, gpt_neox, gptj",
+    ):
         choose_points("llama", ("attn",), True)

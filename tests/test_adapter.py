@@ -5,23 +5,26 @@ import json
 import numpy as np
 import pytest
 import torch
-
 from program import lines_of, merged, run, weights_of, write_config
-from sparsepo_jax.config.load import load_config
-from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.dist.mesh import make_mesh
-from sparsepo_jax.main import main
-from sparsepo_jax.models.adapter import Adapter
-from sparsepo_jax.train import first_step
 from test_lora import IDS, VALID
 from test_models import load_ours, make_theirs, our_logits, their_outputs
 from tiny import CONFIGS, GPT2, LLAMA
 from tolerances import PARITY_LOGITS, TOKEN
 
+from sparsepo_jax.config.load import load_config
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.main import main
+from sparsepo_jax.models.adapter import Adapter
+from sparsepo_jax.sharding.mesh import make_mesh
+from sparsepo_jax.train import first_step
+
 # Names of modules to adapt, by family: fused projections among them.
 TARGETS = {
-    "gpt2": ["c_attn", "c_proj", "c_fc"], "gpt_neox": ["query_key_value", "dense_h_to_4h"], "llama": ["q_proj", "v_proj", "down_proj"],
-    "gptj": ["q_proj", "v_proj", "fc_in"], "gpt_bigcode": ["c_attn", "c_fc"],
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "gpt_neox": ["query_key_value", "dense_h_to_4h"],
+    "llama": ["q_proj", "v_proj", "down_proj"],
+    "gptj": ["q_proj", "v_proj", "fc_in"],
+    "gpt_bigcode": ["c_attn", "c_fc"],
 }
 
 
@@ -31,7 +34,12 @@ def make_adapted(config, directory, *, base=None, seed=1, **settings):
 
     model = make_theirs(config)
     model.save_pretrained(directory / "base")
-    settings = {"r": 3, "lora_alpha": 12, "target_modules": TARGETS.get(config["model_type"]), "task_type": "CAUSAL_LM"} | settings
+    settings = {
+        "r": 3,
+        "lora_alpha": 12,
+        "target_modules": TARGETS.get(config["model_type"]),
+        "task_type": "CAUSAL_LM",
+    } | settings
     adapted = get_peft_model(model, LoraConfig(**settings))
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -70,7 +78,17 @@ def lora_logits(directory):
     return our_logits(graph, base | adapter.weights(), IDS, VALID)[0]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gptj, part of the dims rotated", "neox", "llama", "bigcode, all heads", "bigcode, one key/value head"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt2",
+        "gptj, part of the dims rotated",
+        "neox",
+        "llama",
+        "bigcode, all heads",
+        "bigcode, one key/value head",
+    ],
+)
 def test_an_adapter_computes_what_peft_computes_merged_and_as_lora(name, tmp_path):
     theirs = their_outputs(make_adapted(CONFIGS[name], tmp_path), IDS, VALID).logits.numpy()
     ours, base = merged_logits(tmp_path)
@@ -79,15 +97,30 @@ def test_an_adapter_computes_what_peft_computes_merged_and_as_lora(name, tmp_pat
     np.testing.assert_allclose(lora_logits(tmp_path), theirs, atol=PARITY_LOGITS)
 
 
-@pytest.mark.parametrize("settings", [
-    {"use_rslora": True},
-    {"rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 5}, "alpha_pattern": {"v_proj": 5, "layers.0.mlp.down_proj": 7}},
-    {"target_modules": "all-linear"},
-    {"layers_to_transform": [1]},
-    {"target_modules": r".*\.(q|o)_proj", "bias": "all"},
-    {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
-    {"modules_to_save": ["lm_head", "norm"]},
-], ids=["rslora", "patterns", "all-linear", "one layer", "regular expression with biases", "embedding and head", "modules_to_save"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True},
+        {
+            "rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 5},
+            "alpha_pattern": {"v_proj": 5, "layers.0.mlp.down_proj": 7},
+        },
+        {"target_modules": "all-linear"},
+        {"layers_to_transform": [1]},
+        {"target_modules": r".*\.(q|o)_proj", "bias": "all"},
+        {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+        {"modules_to_save": ["lm_head", "norm"]},
+    ],
+    ids=[
+        "rslora",
+        "patterns",
+        "all-linear",
+        "one layer",
+        "regular expression with biases",
+        "embedding and head",
+        "modules_to_save",
+    ],
+)
 def test_whatever_plain_lora_can_be_is_merged(settings, tmp_path):
     config = CONFIGS["llama 3"] if settings.get("bias") else LLAMA
     theirs = their_outputs(make_adapted(config, tmp_path, **settings), IDS, VALID).logits.numpy()
@@ -96,13 +129,19 @@ def test_whatever_plain_lora_can_be_is_merged(settings, tmp_path):
     np.testing.assert_allclose(ours, theirs, atol=PARITY_LOGITS)
 
 
-@pytest.mark.parametrize(("settings", "reason"), [
-    ({"rank_pattern": {"q_proj": 2}}, "different ranks (2, 3)"),
-    ({"alpha_pattern": {"v_proj": 5}}, "different scales"),
-    ({"layers_to_transform": [1]}, "in 1 of 2 layers"),
-    ({"modules_to_save": ["norm"]}, "it holds whole tensors (base_model.model.model."),
-    ({"target_modules": ["lm_head", "q_proj"]}, "it holds whole tensors (base_model.model.lm_head.base_layer.weight)"),
-])
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"rank_pattern": {"q_proj": 2}}, "different ranks (2, 3)"),
+        ({"alpha_pattern": {"v_proj": 5}}, "different scales"),
+        ({"layers_to_transform": [1]}, "in 1 of 2 layers"),
+        ({"modules_to_save": ["norm"]}, "it holds whole tensors (base_model.model.model."),
+        (
+            {"target_modules": ["lm_head", "q_proj"]},
+            "it holds whole tensors (base_model.model.lm_head.base_layer.weight)",
+        ),
+    ],
+)
 def test_what_po_lora_cannot_be_is_said(settings, reason, tmp_path):
     make_adapted(LLAMA, tmp_path, **settings)
     spec = load_ours(tmp_path / "base")[0]
@@ -117,19 +156,27 @@ def changed(directory, **settings):
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
-@pytest.mark.parametrize(("settings", "reason"), [
-    ({"use_dora": True}, "use_dora: True is not supported"),
-    ({"peft_type": "IA3"}, "peft_type: 'IA3' is not supported, only LORA"),
-    ({"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa' changes the base itself"),
-    ({"layer_replication": [[0, 2]]}, "layer_replication: [[0, 2]] is not supported"),
-    ({"use_something_new": True}, "use_something_new: True is not supported"),
-    ({"r": "eight"}, "expected a whole number r >= 1"),
-    ({"alpha_pattern": {"(": 2}}, "alpha_pattern: expected a mapping of patterns to numbers"),
-])
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"use_dora": True}, "use_dora: True is not supported"),
+        ({"peft_type": "IA3"}, "peft_type: 'IA3' is not supported, only LORA"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa' changes the base itself"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication: [[0, 2]] is not supported"),
+        ({"use_something_new": True}, "use_something_new: True is not supported"),
+        ({"r": "eight"}, "expected a whole number r >= 1"),
+        ({"alpha_pattern": {"(": 2}}, "alpha_pattern: expected a mapping of patterns to numbers"),
+    ],
+)
 def test_more_than_plain_lora_is_refused_by_name(settings, reason, tmp_path):
     make_adapted(LLAMA, tmp_path)
     spec = load_ours(tmp_path / "base")[0]
-    changed(tmp_path, made_with_version="2024.8", auto_mapping={"unsloth_fixed": True}, runtime_config={"ephemeral_gpu_offload": False})
+    changed(
+        tmp_path,
+        made_with_version="2024.8",
+        auto_mapping={"unsloth_fixed": True},
+        runtime_config={"ephemeral_gpu_offload": False},
+    )
     Adapter(str(tmp_path / "adapter"), spec, "policy.adapter")  # what changes nothing is no fault
     changed(tmp_path, **settings)
     with pytest.raises(UserError) as error:
@@ -140,10 +187,15 @@ def test_more_than_plain_lora_is_refused_by_name(settings, reason, tmp_path):
 def test_tensors_that_do_not_fit_are_listed(tmp_path):
     make_adapted(LLAMA, tmp_path)
     make_theirs(LLAMA | {"hidden_size": 32}).save_pretrained(tmp_path / "wider")
-    with pytest.raises(UserError, match=r"6 tensor\(s\) do not fit the model \(llama\): .*self_attn.q_proj: A \[3, 16\] and B \[16, 3\], expected \[rank, 32\]"):
+    with pytest.raises(
+        UserError,
+        match=r"6 tensor\(s\) do not fit the model \(llama\): .*self_attn.q_proj: A \[3, 16\] and B \[16, 3\], expected \[rank, 32\]",
+    ):
         Adapter(str(tmp_path / "adapter"), load_ours(tmp_path / "wider")[0], "policy.adapter")
     make_theirs(GPT2).save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match=r"12 tensor\(s\) .* \(gpt2\): .*q_proj.lora_A.weight is no part of this architecture"):
+    with pytest.raises(
+        UserError, match=r"12 tensor\(s\) .* \(gpt2\): .*q_proj.lora_A.weight is no part of this architecture"
+    ):
         Adapter(str(tmp_path / "adapter"), load_ours(tmp_path / "other")[0], "policy.adapter")
     make_theirs(LLAMA | {"tie_word_embeddings": True}).save_pretrained(tmp_path / "tied")
     make_adapted(LLAMA, tmp_path / "head", target_modules=["lm_head"])
@@ -171,8 +223,16 @@ def made(tmp_path_factory):
 
 
 def settings_of(made, **changes):
-    return merged({"stages": ["po", "eval", "export"], "policy": {"config": None, "path": str(made / "base"), "adapter": str(made / "adapter")},
-                   "sft": None, "po": TRAIN, "evaluation": {"sampled_prompts": None}}, changes)
+    return merged(
+        {
+            "stages": ["po", "eval", "export"],
+            "policy": {"config": None, "path": str(made / "base"), "adapter": str(made / "adapter")},
+            "sft": None,
+            "po": TRAIN,
+            "evaluation": {"sampled_prompts": None},
+        },
+        changes,
+    )
 
 
 def config_of(directory, made, **changes):
@@ -187,13 +247,20 @@ def test_a_merged_adapter_is_the_policy_and_its_own_reference(made, tmp_path, ca
     output = run(tmp_path, **settings_of(made))
     said = capfd.readouterr().out
     reference = summary_of(output)["reference"]
-    assert f"po: reference: the policy as po began ({made / 'base'} + adapter {made / 'adapter'}), float32, digest {reference['digest']}" in said
+    assert (
+        f"po: reference: the policy as po began ({made / 'base'} + adapter {made / 'adapter'}), float32, digest {reference['digest']}"
+        in said
+    )
     assert "po: step 1: loss " in said and "is that of policy = reference" in said
-    assert reference == json.loads((output / "po" / "reference.json").read_text()) and reference["adapter"] == str(made / "adapter")
+    assert reference == json.loads((output / "po" / "reference.json").read_text()) and reference[
+        "adapter"
+    ] == str(made / "adapter")
     summary = summary_of(output)
     assert summary["before"]["kl"] == 0 < summary["after"]["kl"]
     merged_base = merged_weights(made)
-    np.testing.assert_allclose(start_of(output)["blocks.up.kernel"], merged_base["blocks.up.kernel"], atol=TOKEN)
+    np.testing.assert_allclose(
+        start_of(output)["blocks.up.kernel"], merged_base["blocks.up.kernel"], atol=TOKEN
+    )
     assert (output / "export" / "config.json").exists() and not (output / "export" / "adapter").exists()
 
 
@@ -203,7 +270,10 @@ def start_of(output):
     from orbax.checkpoint import v1 as ocp
 
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), ocp.metadata(output / "po" / "start").metadata)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        ocp.metadata(output / "po" / "start").metadata,
+    )
     return {path: np.asarray(x) for path, x in ocp.load(output / "po" / "start", like)["policy"].items()}
 
 
@@ -220,32 +290,67 @@ def test_an_adapter_is_trained_further_over_its_own_base(made, tmp_path, capfd):
     path = "blocks.attention.query.lora.lora_b"
     assert np.abs(start[path]).max() > 0 and 0 < np.abs(kept[f"policy/{path}"] - start[path]).max() < 0.1
     assert load_config(output / "config.yaml", [])[0].po.lora.rank == 3, "taken from the adapter"
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(made / "base"), output / "export" / "adapter")
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(made / "base"), output / "export" / "adapter"
+    )
     whole = AutoModelForCausalLM.from_pretrained(output / "export")
     with torch.no_grad():
-        np.testing.assert_allclose(adapted(torch.tensor(IDS)).logits, whole(torch.tensor(IDS)).logits, atol=PARITY_LOGITS)
-    again = run(tmp_path / "again", **settings_of(made, stages=["po"], po=TRAIN | {"lora": {}}, policy={
-        "config": None, "path": str(made / "base"), "adapter": str(output / "export" / "adapter")}))
+        np.testing.assert_allclose(
+            adapted(torch.tensor(IDS)).logits, whole(torch.tensor(IDS)).logits, atol=PARITY_LOGITS
+        )
+    again = run(
+        tmp_path / "again",
+        **settings_of(
+            made,
+            stages=["po"],
+            po=TRAIN | {"lora": {}},
+            policy={
+                "config": None,
+                "path": str(made / "base"),
+                "adapter": str(output / "export" / "adapter"),
+            },
+        ),
+    )
     begun = start_of(again)
     np.testing.assert_array_equal(begun[path], kept[f"policy/{path}"], "our own export begins where it ended")
     assert main(["--config", str(tmp_path / "config.yaml")]) == 0, "nothing is trained twice"
     assert "po: finished before" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize(("reference", "words"), [
-    ({"adapter": "second"}, "second/adapter"), ({"path": "base"}, "base,"),
-], ids=["another adapter", "the bare base"])
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ({"adapter": "second"}, "second/adapter"),
+        ({"path": "base"}, "base,"),
+    ],
+    ids=["another adapter", "the bare base"],
+)
 @pytest.mark.parametrize("lora", [None, {}], ids=["merged", "trained further"])
 def test_the_reference_may_be_the_base_or_another_adapter(reference, words, lora, made, tmp_path, capfd):
     """Its log-probs are those of transformers' model of it, whichever way it is held."""
-    named = {"path": str(made / "base")} if "path" in reference else {"adapter": str(made / "second" / "adapter")}
+    named = (
+        {"path": str(made / "base")} if "path" in reference else {"adapter": str(made / "second" / "adapter")}
+    )
     settings = settings_of(made, stages=["po", "score"], po=TRAIN | {"lora": lora}, reference=named)
     output = run(tmp_path, "objective={kind: dpo}", **settings)
     said = capfd.readouterr().out
-    assert words in said.split("po: reference: ")[1].split("\n")[0] and "the reference is one of your choice" in said
+    assert (
+        words in said.split("po: reference: ")[1].split("\n")[0]
+        and "the reference is one of your choice" in said
+    )
     record = lines_of(output / "scores.jsonl")[0]
-    plain = run(tmp_path / "plain", "objective={kind: dpo}", stages=["score"], sft=None, po=None, policy={
-        "config": None, "path": str(made / "base"), **({"adapter": named["adapter"]} if "adapter" in named else {})})
+    plain = run(
+        tmp_path / "plain",
+        "objective={kind: dpo}",
+        stages=["score"],
+        sft=None,
+        po=None,
+        policy={
+            "config": None,
+            "path": str(made / "base"),
+            **({"adapter": named["adapter"]} if "adapter" in named else {}),
+        },
+    )
     expected = lines_of(plain / "scores.jsonl")[0]
     np.testing.assert_allclose(record["chosen"]["ref_logp"], expected["chosen"]["logp"], atol=TOKEN)
 
@@ -254,7 +359,11 @@ def test_a_reference_that_is_not_the_policy_stops_the_first_step(made, tmp_path,
     from sparsepo_jax.stages import Run
 
     true = Run.reference_weights
-    monkeypatch.setattr(Run, "reference_weights", lambda self, start=None: {path: 1.5 * x for path, x in true(self, start).items()})
+    monkeypatch.setattr(
+        Run,
+        "reference_weights",
+        lambda self, start=None: {path: 1.5 * x for path, x in true(self, start).items()},
+    )
     config = config_of(tmp_path, made, stages=["po"])
     assert main(["--config", config, "checkpoint.every_steps=1", "objective={kind: dpo}"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -265,9 +374,14 @@ def test_a_reference_that_is_not_the_policy_stops_the_first_step(made, tmp_path,
     assert "other weights than when po began" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("metrics", [
-    {"margin_unmasked": 0.4}, {"kl/chosen": 0.2, "kl/rejected": 0.1}, {"log_ratio/chosen": -0.3, "log_ratio/rejected": -0.3},
-])
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"margin_unmasked": 0.4},
+        {"kl/chosen": 0.2, "kl/rejected": 0.1},
+        {"log_ratio/chosen": -0.3, "log_ratio/rejected": -0.3},
+    ],
+)
 def test_the_first_step_is_held_against_the_tolerance(metrics):
     """Kills: log-ratios that are the same on both sides, and so leave no margin."""
     metrics = {"margin_unmasked": 0.0, "log_ratio/chosen": 0.0, "log_ratio/rejected": 0.0} | metrics
@@ -283,14 +397,19 @@ def test_the_digest_of_weights_changes_with_any_of_them_and_not_with_the_mesh():
 
     from sparsepo_jax.train.checkpoint import weights_digest
 
-    weights = {"blocks.up.kernel": jnp.arange(24.0).reshape(2, 3, 4), "head.embedding": jnp.ones((4, 4), jnp.bfloat16)}
+    weights = {
+        "blocks.up.kernel": jnp.arange(24.0).reshape(2, 3, 4),
+        "head.embedding": jnp.ones((4, 4), jnp.bfloat16),
+    }
     digests = {weights_digest(weights)}
     for path, x in weights.items():
         digests.add(weights_digest(weights | {path: x.at[(0,) * x.ndim].add(0.25)}))
     digests.add(weights_digest(weights | {"head.embedding": weights["head.embedding"].astype(jnp.float32)}))
     digests.add(weights_digest(weights | {"blocks.up.kernel": weights["blocks.up.kernel"][:, ::-1]}))
     assert len(digests) == 5
-    spread = jax.device_put(weights, jax.sharding.NamedSharding(jax.make_mesh((2,), ("x",)), jax.sharding.PartitionSpec("x")))
+    spread = jax.device_put(
+        weights, jax.sharding.NamedSharding(jax.make_mesh((2,), ("x",)), jax.sharding.PartitionSpec("x"))
+    )
     assert weights_digest(spread) in digests and weights_digest(spread) == weights_digest(weights)
 
 
@@ -302,11 +421,15 @@ def test_check_says_adapters_without_jax(made, tmp_path):
     import sys
 
     config = config_of(tmp_path, made)
-    code = ("import sys; from sparsepo_jax.main import main; main(['--config', *sys.argv[1:], '--check']); "
-            "print(sorted({'jax', 'torch', 'transformers', 'peft'} & set(sys.modules)))")
+    code = (
+        "import sys; from sparsepo_jax.main import main; main(['--config', *sys.argv[1:], '--check']); "
+        "print(sorted({'jax', 'torch', 'transformers', 'peft'} & set(sys.modules)))"
+    )
 
     def check(*overrides):
-        return subprocess.run([sys.executable, "-c", code, config, *overrides], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [sys.executable, "-c", code, config, *overrides], capture_output=True, text=True, check=True
+        ).stdout
 
     said = check()
     assert said.endswith("[]\n") and f" + adapter {made / 'adapter'} (LoRA rank 3, merged)" in said
@@ -320,7 +443,11 @@ def test_another_base_is_a_note(made, tmp_path, capsys):
 
     shutil.copytree(made / "adapter", tmp_path / "adapter")
     changed(tmp_path, base_model_name_or_path="someone/else")
-    config = config_of(tmp_path, made, policy={"config": None, "path": str(made / "base"), "adapter": str(tmp_path / "adapter")})
+    config = config_of(
+        tmp_path,
+        made,
+        policy={"config": None, "path": str(made / "base"), "adapter": str(tmp_path / "adapter")},
+    )
     assert main(["--config", config, "--check"]) == 0
     assert f"was trained on someone/else; it is put onto {made / 'base'}" in capsys.readouterr().out
 
@@ -335,19 +462,34 @@ def test_mistakes_about_adapters_are_one_line_each(made, tmp_path, capsys):
     assert "policy.adapter: no such file or directory: ./nowhere" in check("policy.adapter=./nowhere")
     assert "it holds a whole model: set policy.path to it" in check(f"policy.adapter={made / 'base'}")
     said = check("po.lora={rank: 8, alpha: 12, targets: [query]}")
-    assert "po.lora: rank 8, targets ['query'], but policy.adapter, which po trains further, has rank 3, targets attention.query, " in said
+    assert (
+        "po.lora: rank 8, targets ['query'], but policy.adapter, which po trains further, has rank 3, targets attention.query, "
+        in said
+    )
     assert "leave out po.lora.rank and po.lora.targets" in said and said.count("\n") == 2
-    assert "policy.adapter: it is put onto a model: set policy.path" in check("policy.path=null", f"policy.config={json.dumps(SHAPE)}")
+    assert "policy.adapter: it is put onto a model: set policy.path" in check(
+        "policy.path=null", f"policy.config={json.dumps(SHAPE)}"
+    )
     (tmp_path / "pickle").mkdir()
-    (tmp_path / "pickle" / "adapter_config.json").write_text((made / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "pickle" / "adapter_config.json").write_text(
+        (made / "adapter" / "adapter_config.json").read_text()
+    )
     (tmp_path / "pickle" / "adapter_model.bin").write_bytes(b"")
-    assert "adapter_model.bin is a pickle, which is not opened" in check(f"policy.adapter={tmp_path / 'pickle'}")
+    assert "adapter_model.bin is a pickle, which is not opened" in check(
+        f"policy.adapter={tmp_path / 'pickle'}"
+    )
     assert "po.lora: after sft the reference is what sft leaves" in check(
-        "stages=[sft, po]", "data.sft=[{kind: reviews}]", "po.lora={}", f"reference.adapter={made / 'adapter'}")
+        "stages=[sft, po]",
+        "data.sft=[{kind: reviews}]",
+        "po.lora={}",
+        f"reference.adapter={made / 'adapter'}",
+    )
 
 
 def test_a_changed_adapter_makes_what_was_read_of_it_old(made, tmp_path):
-    from sparsepo_jax.marks import Marks
+    from sparsepo_jax.run.resume import Marks
 
     marks = Marks(load_config(config_of(tmp_path, made), [])[0])
-    assert str(made / "adapter") in marks.depends("score")["files"] and marks.depends("po")["policy"]["adapter"] == str(made / "adapter")
+    assert str(made / "adapter") in marks.depends("score")["files"] and marks.depends("po")["policy"][
+        "adapter"
+    ] == str(made / "adapter")

@@ -5,17 +5,20 @@ import json
 from dataclasses import dataclass
 
 import pytest
-
 from program import write_config
+
+from sparsepo_jax.aot.hlo import Collective, collectives_in, kernels_in, refused_bytes
+from sparsepo_jax.aot.topology import find_topology
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.dist.aot import Collective, collectives_in, kernels_in, refused_bytes
-from sparsepo_jax.dist.mesh import grid_of, make_mesh
-from sparsepo_jax.dist.rules import check_sharded, replicated_share
-from sparsepo_jax.dist.topology import find_topology
 from sparsepo_jax.main import main
+from sparsepo_jax.sharding.mesh import grid_of, make_mesh
+from sparsepo_jax.sharding.rules import check_sharded, replicated_share
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu: pip install 'sparsepo_jax[tpu]'")
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="compiling for a TPU needs libtpu: pip install 'sparsepo_jax[tpu]'",
+)
 
 # ---------------------------------------------------------------- names
 
@@ -23,9 +26,17 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 @pytest.mark.parametrize(
     ("name", "said", "chips", "gib"),
     [
-        ("v5e-16", "v5e:4x4", 16, 16), ("v5litepod-8", "v5e:2x4", 8, 16), ("v6e-256", "v6e:16x16", 256, 32), ("v5e:4x4", "v5e:4x4", 16, 16),
-        ("v5p-128", "v5p:4x4x4", 64, 95), ("v5p-8", "v5p:2x2x1", 4, 95), ("v4-8", "v4:2x2x1", 4, 32), ("v5p:4x4x4", "v5p:4x4x4", 64, 95),
-        ("2xv5e-16", "2xv5e:4x4", 32, 16), ("v5e-16x2", "2xv5e:4x4", 32, 16), ("3xv5p:2x2x2", "3xv5p:2x2x2", 24, 95),
+        ("v5e-16", "v5e:4x4", 16, 16),
+        ("v5litepod-8", "v5e:2x4", 8, 16),
+        ("v6e-256", "v6e:16x16", 256, 32),
+        ("v5e:4x4", "v5e:4x4", 16, 16),
+        ("v5p-128", "v5p:4x4x4", 64, 95),
+        ("v5p-8", "v5p:2x2x1", 4, 95),
+        ("v4-8", "v4:2x2x1", 4, 32),
+        ("v5p:4x4x4", "v5p:4x4x4", 64, 95),
+        ("2xv5e-16", "2xv5e:4x4", 32, 16),
+        ("v5e-16x2", "2xv5e:4x4", 32, 16),
+        ("3xv5p:2x2x2", "3xv5p:2x2x2", 24, 95),
     ],
 )
 def test_topologies_go_by_the_names_that_people_use(name, said, chips, gib):
@@ -36,13 +47,26 @@ def test_topologies_go_by_the_names_that_people_use(name, said, chips, gib):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("v5p-64x", "expected a kind and its shape"), ("v9-16", "v5e-1, 4, 8, 16"), ("", "v5p-8, 16, 32"), ("2xv5e-16x2", "several slices of one"),
-     ("v5e-17", "there are v5e-1, 4, 8"), ("v5p-4", "there are v5p-8, 16"), ("v5p:4x4", "3 dimensions"), ("v5e:4x4x4", "2 dimensions"), ("v5e:0x4", "expected")],
+    [
+        ("v5p-64x", "expected a kind and its shape"),
+        ("v9-16", "v5e-1, 4, 8, 16"),
+        ("", "v5p-8, 16, 32"),
+        ("2xv5e-16x2", "several slices of one"),
+        ("v5e-17", "there are v5e-1, 4, 8"),
+        ("v5p-4", "there are v5p-8, 16"),
+        ("v5p:4x4", "3 dimensions"),
+        ("v5e:4x4x4", "2 dimensions"),
+        ("v5e:0x4", "expected"),
+    ],
 )
 def test_a_wrong_name_is_one_line_that_knows_others(name, said, tmp_path, capsys):
     assert main(["--config", str(write_config(tmp_path)), "--aot", name]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f"error: --aot: no TPU topology {name!r}") and said in lines[0]
+    assert (
+        len(lines) == 1
+        and lines[0].startswith(f"error: --aot: no TPU topology {name!r}")
+        and said in lines[0]
+    )
 
 
 # ---------------------------------------------------------------- programs
@@ -110,23 +134,38 @@ def test_collectives_count_as_often_as_they_run():
     found, open_loops = collectives_in(HLO)
     assert open_loops
     assert found == {
-        "all-gather": Collective(4, 3 * 1024 + 32), "all-reduce": Collective(1, 24), "collective-permute": Collective(3, 3 * 64),
+        "all-gather": Collective(4, 3 * 1024 + 32),
+        "all-reduce": Collective(1, 24),
+        "collective-permute": Collective(3, 3 * 64),
         "reduce-scatter": Collective(4, 3 * 32 + 48),
     }
-    assert collectives_in(HLO.replace("while(%t), condition=%condition.2", "while(%t), condition=%condition.1"))[1] is False
+    assert (
+        collectives_in(HLO.replace("while(%t), condition=%condition.2", "while(%t), condition=%condition.1"))[
+            1
+        ]
+        is False
+    )
     assert kernels_in(HLO) == {"AsyncCollectiveStart": 1, "tpu_custom_call": 1}
 
 
 def test_a_refusal_says_what_is_needed():
     said = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 25.50G of 15.75G hbm. Exceeded hbm capacity by 9.75G."
-    assert refused_bytes(said) == (None, 25.5 * 2**30) and refused_bytes("Used 512.0M of 15.75G hbm") == (None, 2**29)
+    assert refused_bytes(said) == (None, 25.5 * 2**30) and refused_bytes("Used 512.0M of 15.75G hbm") == (
+        None,
+        2**29,
+    )
     said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (48.50G) exceeds available HBM (15.75G)."
     assert refused_bytes(said) == (48.5 * 2**30, None) and refused_bytes("something else") == (None, None)
 
 
 # ---------------------------------------------------------------- mesh and rules
 
-SHAPES = {"embed.embedding": (30, 16), "blocks.up.kernel": (2, 16, 64), "blocks.down.kernel": (2, 64, 16), "final_norm.scale": (16,)}
+SHAPES = {
+    "embed.embedding": (30, 16),
+    "blocks.up.kernel": (2, 16, 64),
+    "blocks.down.kernel": (2, 64, 16),
+    "final_norm.scale": (16,),
+}
 TOTAL = 480 + 2 * 2048 + 16
 
 
@@ -136,13 +175,18 @@ def test_the_replicated_share_by_hand():
     share = replicated_share(SHAPES, {"data": 1, "fsdp": 2, "tensor": 4})
     assert share == pytest.approx((held / TOTAL - 1 / 8) / (1 - 1 / 8))
     assert replicated_share(SHAPES, {"data": 8, "fsdp": 1, "tensor": 1}) == 0.0  # nothing to cut over
-    assert replicated_share({"final_norm.scale": (16,)}, {"data": 1, "fsdp": 2, "tensor": 4}) == pytest.approx(1.0)
+    assert replicated_share(
+        {"final_norm.scale": (16,)}, {"data": 1, "fsdp": 2, "tensor": 4}
+    ) == pytest.approx(1.0)
 
 
 def test_a_mesh_that_leaves_weights_whole_is_refused_with_one_that_does_not():
     mesh = make_mesh(1, 2, 4)
-    with pytest.raises(UserError, match=r"data=1, fsdp=2, tensor=4 leaves 5 % of the weights replicated \(at most 2 % may be\): embed.embedding \[30, 16\] in 2 "
-                                        r"part\(s\), .* instead of 8, .*; take data=1, fsdp=4, tensor=2"):
+    with pytest.raises(
+        UserError,
+        match=r"data=1, fsdp=2, tensor=4 leaves 5 % of the weights replicated \(at most 2 % may be\): embed.embedding \[30, 16\] in 2 "
+        r"part\(s\), .* instead of 8, .*; take data=1, fsdp=4, tensor=2",
+    ):
         check_sharded(SHAPES, mesh)
     check_sharded(SHAPES, make_mesh(1, 4, 2))
     check_sharded({"final_norm.scale": (16,)}, make_mesh(8, 1, 1))
@@ -168,7 +212,10 @@ class Chip:
     device_kind: str = "none"
 
 
-@pytest.mark.parametrize(("sizes", "slices_of_axes"), [((4, 2, 1), (2, 1, 1)), ((2, 2, 2), (2, 1, 1)), ((1, 4, 2), (1, 2, 1)), ((2, 4, 1), (2, 1, 1))])
+@pytest.mark.parametrize(
+    ("sizes", "slices_of_axes"),
+    [((4, 2, 1), (2, 1, 1)), ((2, 2, 2), (2, 1, 1)), ((1, 4, 2), (1, 2, 1)), ((2, 4, 1), (2, 1, 1))],
+)
 def test_data_is_cut_over_slices_first_and_fsdp_over_the_rest(sizes, slices_of_axes):
     """Along an axis that is not cut over slices all devices are of one slice."""
     chips = [Chip(n, n % 2) for n in range(8)]  # the order in which they are found says nothing
@@ -181,7 +228,10 @@ def test_data_is_cut_over_slices_first_and_fsdp_over_the_rest(sizes, slices_of_a
 
 def test_slices_that_cannot_be_are_refused():
     chips = [Chip(n, n % 2) for n in range(6)]
-    with pytest.raises(UserError, match="data=1 x fsdp=3 cannot be cut over 2 slices, and tensor must not be; take a multiple of 2 for data"):
+    with pytest.raises(
+        UserError,
+        match="data=1 x fsdp=3 cannot be cut over 2 slices, and tensor must not be; take a multiple of 2 for data",
+    ):
         grid_of((1, 3, 2), None, chips)
     with pytest.raises(UserError, match="slices: 3, but these 6 device.s. are 2 slice"):
         grid_of((6, 1, 1), 3, chips)
@@ -200,7 +250,7 @@ def test_json_goes_with_aot_alone(tmp_path):
 
 @needs_libtpu
 def test_two_slices_of_a_real_topology():
-    from sparsepo_jax.dist.aot import absent_devices
+    from sparsepo_jax.aot.hlo import absent_devices
 
     mesh = make_mesh(None, 4, 1, devices=absent_devices(find_topology("2xv5e:2x2")))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
@@ -211,25 +261,50 @@ def test_two_slices_of_a_real_topology():
 def test_the_step_of_a_run_is_compiled_for_a_pod(tmp_path, capsys):
     """Two slices of four chips, rows of the data. What is donated is the whole state, and a chip holds a quarter of it (and of the reference):
     little more than its bytes, in tiles. Kills: a replicated state or reference; a step without donation; float32 on TPU."""
-    config = write_config(tmp_path, stages=["po"], compute={"mesh": {"data": None, "fsdp": 4}}, policy={
-        "config": {"model_type": "gpt2", "n_layer": 1, "n_head": 4, "n_embd": 512, "n_positions": 64}})
+    config = write_config(
+        tmp_path,
+        stages=["po"],
+        compute={"mesh": {"data": None, "fsdp": 4}},
+        policy={
+            "config": {"model_type": "gpt2", "n_layer": 1, "n_head": 4, "n_embd": 512, "n_positions": 64}
+        },
+    )
     assert main(["--config", str(config), "--aot", "2xv5e:2x2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["topology"], found["chips"], found["mesh"]) == ("2xv5e:2x2", 8, {"data": 2, "fsdp": 4, "tensor": 1})
-    assert found["fits"] and found["hbm_bytes"] == 16 * 2**30 and found["dtype"] == "bfloat16" and found["batch"]["lengths"] == "of data.train"
+    assert (found["topology"], found["chips"], found["mesh"]) == (
+        "2xv5e:2x2",
+        8,
+        {"data": 2, "fsdp": 4, "tensor": 1},
+    )
+    assert (
+        found["fits"]
+        and found["hbm_bytes"] == 16 * 2**30
+        and found["dtype"] == "bfloat16"
+        and found["batch"]["lengths"] == "of data.train"
+    )
     assert found["kernels"]["attention"] == "splash"
     weights = 4 * (12 * 512**2 + (162 + 64) * 512)
     assert 3 * weights / 4 < found["alias_bytes"] < 1.1 * 3 * weights / 4
     assert weights < found["argument_bytes"] < 1.1 * weights and found["temp_bytes"] > 0
-    assert found["collectives"]["all-gather"]["bytes"] > 0 and sum(one["count"] for one in found["collectives"].values()) > 10
+    assert (
+        found["collectives"]["all-gather"]["bytes"] > 0
+        and sum(one["count"] for one in found["collectives"].values()) > 10
+    )
 
 
 @needs_libtpu
 @pytest.mark.parametrize("family", [{}, {"model_type": "gpt_bigcode"}])
 def test_splash_is_in_the_step_of_a_mesh_that_cuts_rows_and_heads(tmp_path, capsys, family):
     """Forward of reference and policy, and the policy's two backward kernels. Two heads of 128 dims, and one key head for both."""
-    config = write_config(tmp_path, stages=["po"], compute={"attention": "splash", "mesh": {"data": 1, "fsdp": 2, "tensor": 2}}, policy={
-        "config": {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 256, "n_positions": 64} | family})
+    config = write_config(
+        tmp_path,
+        stages=["po"],
+        compute={"attention": "splash", "mesh": {"data": 1, "fsdp": 2, "tensor": 2}},
+        policy={
+            "config": {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 256, "n_positions": 64}
+            | family
+        },
+    )
     assert main(["--config", str(config), "--aot", "v5e-4", "--json"]) == 0
     kernels = json.loads(capsys.readouterr().out)["kernels"]
     assert kernels["attention"] == "splash" and kernels["custom_calls"]["tpu_custom_call"] == 4
@@ -239,12 +314,35 @@ def test_splash_is_in_the_step_of_a_mesh_that_cuts_rows_and_heads(tmp_path, caps
 def test_a_step_that_does_not_fit_needs_neither_data_nor_network(tmp_path, capsys):
     """A Hub id with its shape, whose embedding alone is 4 x 17 GB."""
     config = write_config(
-        tmp_path, stages=["po"], tokenizer=None, policy={"path": "no-one/here", "config": {
-            "model_type": "gpt2", "n_layer": 1, "n_head": 8, "n_embd": 1024, "n_positions": 64, "vocab_size": 2**22}},
-        data={"train": [{"path": "no-one/there"}], "sft": [], "eval": []}, po={"batch_size": 4, "steps": 5},
+        tmp_path,
+        stages=["po"],
+        tokenizer=None,
+        policy={
+            "path": "no-one/here",
+            "config": {
+                "model_type": "gpt2",
+                "n_layer": 1,
+                "n_head": 8,
+                "n_embd": 1024,
+                "n_positions": 64,
+                "vocab_size": 2**22,
+            },
+        },
+        data={"train": [{"path": "no-one/there"}], "sft": [], "eval": []},
+        po={"batch_size": 4, "steps": 5},
     )
     assert load_config(str(config), [])[0].policy.path == "no-one/here"
-    assert main(["--config", str(config), "--aot", "v5e-4", "--json", "compute.mesh={data: 1, fsdp: null}"]) == 3
+    assert (
+        main(["--config", str(config), "--aot", "v5e-4", "--json", "compute.mesh={data: 1, fsdp: null}"]) == 3
+    )
     found = json.loads(capsys.readouterr().out)
-    assert not found["fits"] and "no-one/there is not here" in found["batch"]["lengths"] and "32" in found["batch"]["lengths"]
-    assert found["argument_bytes"] > 4 * 2**32 and found["needed_bytes"] > found["hbm_bytes"] > 0 and "RESOURCE_EXHAUSTED" in found["refusal"]
+    assert (
+        not found["fits"]
+        and "no-one/there is not here" in found["batch"]["lengths"]
+        and "32" in found["batch"]["lengths"]
+    )
+    assert (
+        found["argument_bytes"] > 4 * 2**32
+        and found["needed_bytes"] > found["hbm_bytes"] > 0
+        and "RESOURCE_EXHAUSTED" in found["refusal"]
+    )

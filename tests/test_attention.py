@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from sparsepo_jax.dist.mesh import make_mesh, make_spread
-from sparsepo_jax.ops import block_attention, dense_attention, splash_attention
-from sparsepo_jax.ops.attention import Given, attention, reach_of
 from tiny import packed, random_batch
 from tolerances import BFLOAT16, TOKEN
+
+from sparsepo_jax.ops import block_attention, dense_attention, splash_attention
+from sparsepo_jax.ops.attention import Given, attention, reach_of
+from sparsepo_jax.sharding.mesh import make_mesh, make_spread
 
 N, H = 4, 8
 
@@ -20,7 +20,9 @@ def plain(q, k, v, attend, scale, softcap):
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("BSNH,BTNH->BNST", q, k) * scale
     scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
-    return jnp.einsum("BNST,BTNH->BSNH", jax.nn.softmax(jnp.where(attend[:, None], scores, -1e30), axis=-1), v)
+    return jnp.einsum(
+        "BNST,BTNH->BSNH", jax.nn.softmax(jnp.where(attend[:, None], scores, -1e30), axis=-1), v
+    )
 
 
 def who_sees_whom(packing, window=None):
@@ -39,7 +41,9 @@ def who_sees_whom(packing, window=None):
 
 def inputs(shape, kv_heads, seed=0):
     rng = np.random.default_rng(seed)
-    return [jnp.asarray(rng.normal(size=(*shape, heads, H)), jnp.float32) for heads in (N, kv_heads, kv_heads)]
+    return [
+        jnp.asarray(rng.normal(size=(*shape, heads, H)), jnp.float32) for heads in (N, kv_heads, kv_heads)
+    ]
 
 
 def value_and_gradient(function, sees, qkv):
@@ -48,8 +52,16 @@ def value_and_gradient(function, sees, qkv):
     return jax.tree.leaves(jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*qkv))
 
 
-@pytest.mark.parametrize(("kv_heads", "softcap", "window"), [(4, None, None), (2, 0.5, None), (1, None, 3), (2, 0.5, "traced")])
-@pytest.mark.parametrize(("kernel", "shared"), [*((kernel, shared) for kernel in ("blocks", "xla", "cudnn") for shared in (True, False)), ("splash", True)])
+@pytest.mark.parametrize(
+    ("kv_heads", "softcap", "window"), [(4, None, None), (2, 0.5, None), (1, None, 3), (2, 0.5, "traced")]
+)
+@pytest.mark.parametrize(
+    ("kernel", "shared"),
+    [
+        *((kernel, shared) for kernel in ("blocks", "xla", "cudnn") for shared in (True, False)),
+        ("splash", True),
+    ],
+)
 def test_rows_of_tokens_attend_as_their_pairs_say(monkeypatch, kernel, kv_heads, softcap, window, shared):
     """Kills: a response that sees the other one, or another pair; a block or chunk left out that is seen; a window by column; a soft cap without slope."""
     monkeypatch.setattr(block_attention, "BLOCK", 8)
@@ -57,7 +69,11 @@ def test_rows_of_tokens_attend_as_their_pairs_say(monkeypatch, kernel, kv_heads,
     monkeypatch.setattr(splash_attention, "INTERPRET", True)
     if kernel == "cudnn":  # what it is given, computed by XLA: there is no GPU here
         theirs, softcap = jax.nn.dot_product_attention, None
-        monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *qkv, implementation, **given: theirs(*qkv, implementation="xla", **given))
+        monkeypatch.setattr(
+            jax.nn,
+            "dot_product_attention",
+            lambda *qkv, implementation, **given: theirs(*qkv, implementation="xla", **given),
+        )
     packing = random_batch(8, 6, 7, rows=2, shared=shared, spare=3).packing
     qkv, attend = inputs(packing.ids_RS.shape, kv_heads), who_sees_whom(packing, 3 if window else None)
     sees = attend.any(-1)[..., None, None]
@@ -76,14 +92,18 @@ def test_splash_in_several_blocks_and_on_a_mesh(monkeypatch, mesh_shape):
     monkeypatch.setattr(splash_attention, "LARGEST_BLOCK", 128)
     rows = 4 if mesh_shape else 1
     lengths = [(120, 90, 110), (30, 128, 129), (7, 2, 200), (200, 9, 80)][:rows]
-    packing = packed([([1] * prompt, [2] * chosen, [3] * rejected) for prompt, chosen, rejected in lengths], rows=rows).packing
+    packing = packed(
+        [([1] * prompt, [2] * chosen, [3] * rejected) for prompt, chosen, rejected in lengths], rows=rows
+    ).packing
     qkv, attend = inputs(packing.ids_RS.shape, 2), who_sees_whom(packing, 100)
     sees, spread = attend.any(-1)[..., None, None], None
     if mesh_shape is not None:
         mesh = make_mesh(*mesh_shape, devices=jax.devices()[: math.prod(mesh_shape)])
         spread, rest = make_spread(mesh), jax.sharding.PartitionSpec(("data", "fsdp"))
         qkv = [jax.device_put(x, jax.sharding.NamedSharding(mesh, rest)) for x in qkv]
-    ours = lambda *qkv: attention(*qkv, reach_of(packing, "splash", spread), scale=0.3, softcap=0.5, window=100)  # noqa: E731
+    ours = lambda *qkv: attention(
+        *qkv, reach_of(packing, "splash", spread), scale=0.3, softcap=0.5, window=100
+    )  # noqa: E731
     expected = value_and_gradient(lambda *qkv: plain(*qkv, jnp.asarray(attend), 0.3, 0.5), sees, qkv)
     for a, b in zip(value_and_gradient(ours, sees, qkv), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
@@ -98,8 +118,13 @@ def test_splash_in_bfloat16_is_as_near_as_the_plain_kernel(monkeypatch):
     exact = value_and_gradient(lambda *qkv: plain(*qkv, jnp.asarray(attend), 0.3, None), sees, qkv)
     narrow, errors = [x.astype(jnp.bfloat16) for x in qkv], {}
     for kernel in ("xla", "splash"):
-        found = value_and_gradient(lambda *qkv: attention(*qkv, reach_of(packing, kernel), scale=0.3), sees, narrow)[1:]  # noqa: B023
-        errors[kernel] = [float(np.sqrt(np.mean(np.square(np.asarray(a, np.float32) - b)))) for a, b in zip(found, exact[1:], strict=True)]
+        found = value_and_gradient(
+            lambda *qkv: attention(*qkv, reach_of(packing, kernel), scale=0.3), sees, narrow
+        )[1:]  # noqa: B023
+        errors[kernel] = [
+            float(np.sqrt(np.mean(np.square(np.asarray(a, np.float32) - b))))
+            for a, b in zip(found, exact[1:], strict=True)
+        ]
     assert all(ours <= BFLOAT16 * theirs for ours, theirs in zip(errors["splash"], errors["xla"])), errors
 
 
@@ -115,7 +140,9 @@ def test_given_keys(monkeypatch, chunk, columns):
     sees = attend.any(-1)[..., None, None]
     reach = Given(attend, positions[:, 9 - columns :], positions)
     ours = value_and_gradient(lambda *qkv: attention(*qkv, reach, scale=0.3), sees, qkv)
-    for a, b in zip(ours, value_and_gradient(lambda *qkv: plain(*qkv, attend, 0.3, None), sees, qkv), strict=True):
+    for a, b in zip(
+        ours, value_and_gradient(lambda *qkv: plain(*qkv, attend, 0.3, None), sees, qkv), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
 
 

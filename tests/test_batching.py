@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import pair_table
 
 from sparsepo_jax.data.batching import BatchPlan, choose_lengths, plan_prompts
 from sparsepo_jax.data.packing import FILLER, Shape, pack, sizes_of
 from sparsepo_jax.data.pipeline import make_batches, make_prompt_batches
-from tiny import pair_table
 
 
 def lengths(rows, seed=0, responses=2):
@@ -18,14 +18,46 @@ def lengths(rows, seed=0, responses=2):
     return rng.integers(1, 40, rows), rng.integers(1, 90, (rows, responses))
 
 
-def make_plan(rows=50, *, weights=None, batch_size=8, token_rows=1, strata=4, buckets=3, seed=0, shuffle=True, epochs=3.0, **length):
-    return BatchPlan(sizes_of(*lengths(rows), shared=True), weights, batch_size=batch_size, rows=token_rows, strata=strata, buckets=buckets, seed=seed,
-                     shuffle=shuffle, epochs=epochs, **length)
+def make_plan(
+    rows=50,
+    *,
+    weights=None,
+    batch_size=8,
+    token_rows=1,
+    strata=4,
+    buckets=3,
+    seed=0,
+    shuffle=True,
+    epochs=3.0,
+    **length,
+):
+    return BatchPlan(
+        sizes_of(*lengths(rows), shared=True),
+        weights,
+        batch_size=batch_size,
+        rows=token_rows,
+        strata=strata,
+        buckets=buckets,
+        seed=seed,
+        shuffle=shuffle,
+        epochs=epochs,
+        **length,
+    )
 
 
 def plan_of(table, *, batch_size, rows=1, buckets=1, seed=0, shuffle=False, shared=True):
     sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=shared)
-    return BatchPlan(sizes, None, batch_size=batch_size, rows=rows, strata=4, buckets=buckets, seed=seed, shuffle=shuffle, epochs=3)
+    return BatchPlan(
+        sizes,
+        None,
+        batch_size=batch_size,
+        rows=rows,
+        strata=4,
+        buckets=buckets,
+        seed=seed,
+        shuffle=shuffle,
+        epochs=3,
+    )
 
 
 def rows_of(plan, epoch):
@@ -34,13 +66,30 @@ def rows_of(plan, epoch):
     return rows[rows != FILLER]
 
 
-@given(rows=st.integers(1, 70), per_row=st.integers(1, 10), token_rows=st.integers(1, 4), strata=st.integers(1, 9), buckets=st.integers(1, 8), seed=st.integers(0, 3),
-       shuffle=st.booleans())
+@given(
+    rows=st.integers(1, 70),
+    per_row=st.integers(1, 10),
+    token_rows=st.integers(1, 4),
+    strata=st.integers(1, 9),
+    buckets=st.integers(1, 8),
+    seed=st.integers(0, 3),
+    shuffle=st.booleans(),
+)
 @settings(max_examples=60, deadline=None)
-def test_an_epoch_sees_each_row_once_in_a_shape_that_holds_it(rows, per_row, token_rows, strata, buckets, seed, shuffle):
+def test_an_epoch_sees_each_row_once_in_a_shape_that_holds_it(
+    rows, per_row, token_rows, strata, buckets, seed, shuffle
+):
     prompt_N, response_NP = lengths(rows)
     batch_size = per_row * token_rows
-    plan = make_plan(rows, batch_size=batch_size, token_rows=token_rows, strata=strata, buckets=buckets, seed=seed, shuffle=shuffle)
+    plan = make_plan(
+        rows,
+        batch_size=batch_size,
+        token_rows=token_rows,
+        strata=strata,
+        buckets=buckets,
+        seed=seed,
+        shuffle=shuffle,
+    )
     assert plan.batches_per_epoch == -(-rows // batch_size)
     shapes, fillers = set(), []
     for epoch in range(3):
@@ -99,10 +148,15 @@ def test_more_buckets_pad_less():
 def test_little_padding_whatever_the_lengths():
     """Lengths over a factor of forty: several pairs to a row of tokens pad less than a tenth, one pair to a row a fifth at the most."""
     rng = np.random.default_rng(0)
-    prompts, responses = np.exp(rng.normal(4.5, 0.8, 2000)).astype(int) + 1, np.exp(rng.normal(3.5, 0.9, (2000, 2))).astype(int) + 1
+    prompts, responses = (
+        np.exp(rng.normal(4.5, 0.8, 2000)).astype(int) + 1,
+        np.exp(rng.normal(3.5, 0.9, (2000, 2))).astype(int) + 1,
+    )
     for per_row, strata, least in ((8, 4, 0.95), (4, 4, 0.92), (1, 1, 0.8)):
         sizes = sizes_of(prompts, responses, shared=True)
-        plan = BatchPlan(sizes, None, batch_size=4 * per_row, rows=4, strata=strata, buckets=8, seed=0, shuffle=True)
+        plan = BatchPlan(
+            sizes, None, batch_size=4 * per_row, rows=4, strata=strata, buckets=8, seed=0, shuffle=True
+        )
         assert plan.real_token_share() > least, per_row
 
 
@@ -116,38 +170,88 @@ LONG_TAILED = np.random.default_rng(0).lognormal(4.5, 0.8, (3, 3000)).astype(int
 
 
 @pytest.mark.parametrize("seed", [0, 7])
-@pytest.mark.parametrize(("epochs", "weights"), [(3.0, None), (0.3, None), (3.0, np.tile([0.5, 1.5, 0.25, 1.0], 750))])
+@pytest.mark.parametrize(
+    ("epochs", "weights"), [(3.0, None), (0.3, None), (3.0, np.tile([0.5, 1.5, 0.25, 1.0], 750))]
+)
 def test_the_shapes_are_those_of_all_epochs_and_no_other(seed, epochs, weights):
     """Kills: shapes that are known of the first epoch, of all rows alike, or that no batch has."""
     sizes = sizes_of(LONG_TAILED[0], LONG_TAILED[1:].T, shared=True)
-    plan = BatchPlan(sizes, weights, batch_size=16, rows=4, strata=4, buckets=4, seed=seed, shuffle=True, epochs=epochs, shape_steps=10)
+    plan = BatchPlan(
+        sizes,
+        weights,
+        batch_size=16,
+        rows=4,
+        strata=4,
+        buckets=4,
+        seed=seed,
+        shuffle=True,
+        epochs=epochs,
+        shape_steps=10,
+    )
     assert set(plan.shapes) == {plan.batch(n).shape for n in range(plan.steps)} and len(plan.shapes) <= 4
     assert len(plan.shapes) > 1 or epochs < 1
 
 
 def test_runs_that_differ_in_the_seed_have_the_same_shapes():
     sizes = sizes_of(LONG_TAILED[0], LONG_TAILED[1:].T, shared=True)
-    shapes = [BatchPlan(sizes, None, batch_size=32, rows=1, strata=4, buckets=1, seed=seed, shuffle=True, epochs=2).shapes for seed in range(8)]
-    assert Counter(map(tuple, shapes)).most_common(1)[0][1] >= 5, "nearly always; here, with a long tail, most often"
+    shapes = [
+        BatchPlan(
+            sizes, None, batch_size=32, rows=1, strata=4, buckets=1, seed=seed, shuffle=True, epochs=2
+        ).shapes
+        for seed in range(8)
+    ]
+    assert Counter(map(tuple, shapes)).most_common(1)[0][1] >= 5, (
+        "nearly always; here, with a long tail, most often"
+    )
 
 
 def test_a_short_run_has_fewer_shapes():
     """A shape more must save what it costs. Kills: shapes by `buckets` alone."""
     sizes = sizes_of(LONG_TAILED[0], LONG_TAILED[1:].T, shared=True)
-    counts = [len(BatchPlan(sizes, None, batch_size=8, rows=4, strata=4, buckets=8, seed=0, shuffle=True, steps=steps, shape_steps=64).shapes)
-              for steps in (24, 1000, 20_000)]
+    counts = [
+        len(
+            BatchPlan(
+                sizes,
+                None,
+                batch_size=8,
+                rows=4,
+                strata=4,
+                buckets=8,
+                seed=0,
+                shuffle=True,
+                steps=steps,
+                shape_steps=64,
+            ).shapes
+        )
+        for steps in (24, 1000, 20_000)
+    ]
     assert counts[0] == 1 < counts[1] < counts[2] <= 8
 
 
-@given(rows=st.integers(1, 60), per_row=st.integers(1, 8), token_rows=st.integers(1, 3), buckets=st.integers(1, 4), seed=st.integers(0, 9))
+@given(
+    rows=st.integers(1, 60),
+    per_row=st.integers(1, 8),
+    token_rows=st.integers(1, 3),
+    buckets=st.integers(1, 4),
+    seed=st.integers(0, 9),
+)
 @settings(max_examples=60, deadline=None)
 def test_no_batch_exceeds_what_a_run_too_long_to_look_at_takes(rows, per_row, token_rows, buckets, seed):
     """Its largest shape is a bound, with fractional weights, too."""
     prompts, responses = lengths(rows, seed)
     weights = np.random.default_rng(seed).choice([0.3, 0.5, 1.0, 1.7], rows)
     weights[0] = 1.0
-    plan = BatchPlan(sizes_of(prompts, responses, shared=True), weights, batch_size=per_row * token_rows, rows=token_rows, strata=4, buckets=buckets,
-                     seed=seed, shuffle=True, steps=2**30)
+    plan = BatchPlan(
+        sizes_of(prompts, responses, shared=True),
+        weights,
+        batch_size=per_row * token_rows,
+        rows=token_rows,
+        strata=4,
+        buckets=buckets,
+        seed=seed,
+        shuffle=True,
+        steps=2**30,
+    )
     assert plan.batches_per_epoch * 6 < plan.steps
     taken = {plan.batch(n).shape for n in range(6 * plan.batches_per_epoch)}
     assert taken <= set(plan.shapes) and len(plan.shapes) <= buckets
@@ -158,28 +262,54 @@ def test_batches_are_of_about_the_same_size_and_mix_lengths():
     plan, (prompts, responses) = make_plan(400, batch_size=8), lengths(400)
     sizes = prompts + responses.sum(axis=1)
     batches = [sizes[plan.batch(n).rows] for n in range(plan.batches_per_epoch)]
-    assert np.std([batch.sum() for batch in batches]) < 0.6 * np.std(sizes) * 8**0.5, "six tenths of what random batches have"
+    assert np.std([batch.sum() for batch in batches]) < 0.6 * np.std(sizes) * 8**0.5, (
+        "six tenths of what random batches have"
+    )
     assert np.mean([batch.max() - batch.min() for batch in batches]) > 2 * np.std(sizes)
 
 
 def test_real_token_share_counts_positions():
     """2 rows of 4 + (5 - 1) + (6 - 1) positions in one row of tokens of 32: 26 of 32."""
-    plan = BatchPlan(sizes_of(np.array([4, 4]), np.array([[5, 6], [5, 6]]), shared=True), None, batch_size=2, rows=1, strata=4, buckets=1, seed=0, shuffle=False)
+    plan = BatchPlan(
+        sizes_of(np.array([4, 4]), np.array([[5, 6], [5, 6]]), shared=True),
+        None,
+        batch_size=2,
+        rows=1,
+        strata=4,
+        buckets=1,
+        seed=0,
+        shuffle=False,
+    )
     assert plan.shapes == [Shape(positions=32, tokens=24, longest=16)]
     assert plan.real_token_share() == 26 / 32
 
 
 def test_lengths_are_chosen_where_they_save_most():
-    assert choose_lengths(np.array([8] * 50 + [9] * 2 + [64]), 2) == [16, 64] or choose_lengths(np.array([8] * 50 + [9] * 2 + [64]), 2) == [8, 64]
+    assert choose_lengths(np.array([8] * 50 + [9] * 2 + [64]), 2) == [16, 64] or choose_lengths(
+        np.array([8] * 50 + [9] * 2 + [64]), 2
+    ) == [8, 64]
     assert choose_lengths(np.array([3, 60, 61]), 8) == [8, 64]
 
 
 PAIRS = [([1, 2], [3, 4, 5], [6]), ([7], [8], [9, 10]), ([11, 12, 13], [14], [15])]
 
 
-def batches_of(table, plan, *, start=0, stop=1, micro_steps=1, process=(0, 1), shared=True, with_weights=False):
-    return list(make_batches(table, plan, start=start, stop=stop, micro_steps=micro_steps, process_index=process[0], process_count=process[1],
-                             shared=shared, with_weights=with_weights))
+def batches_of(
+    table, plan, *, start=0, stop=1, micro_steps=1, process=(0, 1), shared=True, with_weights=False
+):
+    return list(
+        make_batches(
+            table,
+            plan,
+            start=start,
+            stop=stop,
+            micro_steps=micro_steps,
+            process_index=process[0],
+            process_count=process[1],
+            shared=shared,
+            with_weights=with_weights,
+        )
+    )
 
 
 def test_packing_by_hand():
@@ -212,7 +342,10 @@ def test_batches_hold_the_rows(shared):
     assert packing.ids_RS.shape[:2] == (1, 2) and batch.valid_BPT.shape == (1, 4, 2, 8)
     for b in np.flatnonzero(batch.weight_B[0] > 0):
         r = b // 2
-        responses = [packing.label_RM[0, r][batch.slot_BPT[0, b, p]][batch.valid_BPT[0, b, p]].tolist() for p in range(2)]
+        responses = [
+            packing.label_RM[0, r][batch.slot_BPT[0, b, p]][batch.valid_BPT[0, b, p]].tolist()
+            for p in range(2)
+        ]
         last = packing.at_RM[0, r][batch.slot_BPT[0, b, 0, 0]]
         first = last - packing.positions_RS[0, r, last]
         found[int(batch.row_B[0, b])] = (packing.ids_RS[0, r, first : last + 1].tolist(), *responses)
@@ -225,7 +358,11 @@ def test_prompts_are_padded_on_the_left_and_all_there():
     table = pair_table([([n + 1] * (n % 7 + 1), [1], [2]) for n in range(11)])
     planned = plan_prompts(table.prompt_lengths_N, batch_size=4, buckets=2)
     batches = list(make_prompt_batches(table, planned, 4, process_index=0, process_count=1))
-    found = {int(batch.row_B[0, b]): batch.prompt_BS[0, b][batch.valid_BS[0, b]].tolist() for batch in batches for b in np.flatnonzero(batch.weight_B[0])}
+    found = {
+        int(batch.row_B[0, b]): batch.prompt_BS[0, b][batch.valid_BS[0, b]].tolist()
+        for batch in batches
+        for b in np.flatnonzero(batch.weight_B[0])
+    }
     assert found == {n: [n + 1] * (n % 7 + 1) for n in range(11)}
     assert all(batch.valid_BS[0, :, -1].all() for batch in batches), "a filler has a prompt, too"
     assert len({batch.prompt_BS.shape for batch in batches}) <= 2
@@ -235,7 +372,10 @@ def test_prompts_are_padded_on_the_left_and_all_there():
 def test_processes_share_a_batch_without_overlap_or_loss(micro_steps):
     table = pair_table([([n + 1], [n + 2], [n + 3]) for n in range(8)])
     plan = plan_of(table, batch_size=8, rows=2 * micro_steps, shuffle=True)
-    alone, *parts = ([batch.row_B for batch in batches_of(table, plan, stop=2, micro_steps=micro_steps, process=process)] for process in ((0, 1), (0, 2), (1, 2)))
+    alone, *parts = (
+        [batch.row_B for batch in batches_of(table, plan, stop=2, micro_steps=micro_steps, process=process)]
+        for process in ((0, 1), (0, 2), (1, 2))
+    )
     for n in range(2):
         np.testing.assert_array_equal(np.concatenate([part[n] for part in parts], axis=1), alone[n])
 
@@ -243,7 +383,9 @@ def test_processes_share_a_batch_without_overlap_or_loss(micro_steps):
 def test_a_start_in_the_middle_continues_the_same_batches():
     table = pair_table([([n + 1], [n + 2], [n + 3]) for n in range(9)])
     plan = plan_of(table, batch_size=2, shuffle=True)
-    whole, rest = ([batch.row_B.tolist() for batch in batches_of(table, plan, start=start, stop=12)] for start in (0, 7))
+    whole, rest = (
+        [batch.row_B.tolist() for batch in batches_of(table, plan, start=start, stop=12)] for start in (0, 7)
+    )
     assert rest == whole[7:] and len(whole) == 12
 
 

@@ -5,19 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny import GPT2, NEOX, random_batch
 
 from sparsepo_jax import build, programs
 from sparsepo_jax.config.schema import OBJECTIVES, Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.core.types import TokenMasks, TokenStats
-from sparsepo_jax.dist.mesh import make_mesh
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.train.forward import Problem, forward, pair_keys
-from tiny import GPT2, NEOX, random_batch
 
-PATHS = {"stages": ["po"], "output_dir": "unused", "policy": {"config": GPT2}, "data": {"train": [{"path": "unused.jsonl"}]}}
+PATHS = {
+    "stages": ["po"],
+    "output_dir": "unused",
+    "policy": {"config": GPT2},
+    "data": {"train": [{"path": "unused.jsonl"}]},
+}
 
 
 def make_config(**changes) -> Config:
@@ -27,10 +32,16 @@ def make_config(**changes) -> Config:
 def made_stats(seed=0) -> tuple[TokenStats, TokenMasks]:
     rng, batch = np.random.default_rng(seed), random_batch()
     valid = batch.valid_BPT
-    ratio, kl, masks = rng.normal(0, 0.5, valid.shape), rng.exponential(0.2, valid.shape), rng.uniform(0, 2, (2, *valid.shape))
+    ratio, kl, masks = (
+        rng.normal(0, 0.5, valid.shape),
+        rng.exponential(0.2, valid.shape),
+        rng.uniform(0, 2, (2, *valid.shape)),
+    )
     ref = -rng.exponential(1.5, valid.shape) - 2
     zero = lambda x: jnp.asarray(np.where(valid, x, 0), jnp.float32)  # noqa: E731
-    return TokenStats(zero(ref + ratio), zero(ref), zero(kl), jnp.asarray(valid)), TokenMasks(zero(masks[0]), zero(masks[1]))
+    return TokenStats(zero(ref + ratio), zero(ref), zero(kl), jnp.asarray(valid)), TokenMasks(
+        zero(masks[0]), zero(masks[1])
+    )
 
 
 def losses(objective, step=0):
@@ -52,15 +63,30 @@ def test_every_objective_can_be_built_and_its_knobs_move_the_loss(kind):
 
 
 def test_no_two_objectives_are_the_same():
-    found = {kind: losses({"kind": kind, **({"beta": 0.37} if kind != "orpo" else {})}) for kind in OBJECTIVES}
+    found = {
+        kind: losses({"kind": kind, **({"beta": 0.37} if kind != "orpo" else {})}) for kind in OBJECTIVES
+    }
     same = [(a, b) for a in found for b in found if a < b and np.allclose(found[a], found[b], atol=1e-6)]
     assert same == [("mapo", "sparsepo")], "one loss, told apart by where its masks come from"
 
 
 MASKS = {
-    "learned": {"sharing": "independent", "net": "simple_last", "layer_activation": "none", "mixer_activation": "znorm", "init": "ones",
-                "on": "kl", "normalise": True},
-    "activation": {"groups": ["resid"], "mapping": "sigmoid", "official": True, "on": "reward", "normalise": True},
+    "learned": {
+        "sharing": "independent",
+        "net": "simple_last",
+        "layer_activation": "none",
+        "mixer_activation": "znorm",
+        "init": "ones",
+        "on": "kl",
+        "normalise": True,
+    },
+    "activation": {
+        "groups": ["resid"],
+        "mapping": "sigmoid",
+        "official": True,
+        "on": "reward",
+        "normalise": True,
+    },
     "ones": {"on": "kl"},
     "random": {"on": "kl", "normalise": True},
     "positional": {"decay": 0.5, "normalise": True},
@@ -77,10 +103,14 @@ def masks_of(mask, family=NEOX, training=False):
     graph, policy = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
     reference = split_module(Decoder(spec, rngs=nnx.Rngs(1)))[1]
     batch = random_batch(pairs=3)
-    batch = batch._replace(weights_BPT=np.random.default_rng(3).uniform(0, 2, batch.valid_BPT.shape).astype(np.float32))
+    batch = batch._replace(
+        weights_BPT=np.random.default_rng(3).uniform(0, 2, batch.valid_BPT.shape).astype(np.float32)
+    )
     keys = pair_keys(0, jnp.int32(0), batch.row_B)
     problem = Problem(graph, graph, source, None, 1.0, 0, attention="xla")  # of which less is to compile
-    masks = jax.jit(lambda *inputs: forward(problem, *inputs, training=training)[1])(policy, source.init(nnx.Rngs(5)), reference, batch, keys)
+    masks = jax.jit(lambda *inputs: forward(problem, *inputs, training=training)[1])(
+        policy, source.init(nnx.Rngs(5)), reference, batch, keys
+    )
     return np.stack(masks), batch.valid_BPT
 
 
@@ -88,7 +118,9 @@ def masks_of(mask, family=NEOX, training=False):
 def test_every_mask_can_be_built_and_its_knobs_move_it(kind):
     """Official hooks differ from the paper's in GPT-2 only."""
     family = GPT2 if kind == "activation" else NEOX
-    plain = {"kind": kind} | ({"init": "official"} if kind == "learned" else {})  # of `ones` some activations change nothing
+    plain = {"kind": kind} | (
+        {"init": "official"} if kind == "learned" else {}
+    )  # of `ones` some activations change nothing
     base, valid_BPT = masks_of(plain, family)
     assert np.isfinite(base).all() and (base[:, ~valid_BPT] == 0).all() and (base != 0).any()
     if kind != "learned":
@@ -108,11 +140,15 @@ def test_every_mask_can_be_built_and_its_knobs_move_it(kind):
 
 def test_a_schedule_warms_up_and_ends_where_it_is_told():
     def schedule_of(peak, **schedule):
-        config = make_config(po={"steps": 100, "optimizer": {"kind": "adamw", "learning_rate": peak}, "schedule": schedule})
+        config = make_config(
+            po={"steps": 100, "optimizer": {"kind": "adamw", "learning_rate": peak}, "schedule": schedule}
+        )
         return programs.make_optimizer(config, config.po, 100, 16)[1]
 
     rate = schedule_of(2.0, kind="linear", warmup_steps=10, end=0.2)
-    np.testing.assert_allclose([rate(n) for n in (0, 4, 9, 10, 55, 100)], [0.2, 1.0, 2.0, 2.0, 1.2, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(
+        [rate(n) for n in (0, 4, 9, 10, 55, 100)], [0.2, 1.0, 2.0, 2.0, 1.2, 0.4], rtol=1e-6
+    )
     cosine = schedule_of(1.0)
     np.testing.assert_allclose([cosine(9), cosine(55), cosine(100)], [1.0, 0.5, 0.0], atol=1e-6)
     constant = schedule_of(3.0, kind="constant", warmup_share=0.0)
@@ -121,10 +157,15 @@ def test_a_schedule_warms_up_and_ends_where_it_is_told():
 
 def test_a_mask_moves_at_a_rate_that_suits_its_width_or_as_released_or_as_told():
     def mask_rates(**mask):
-        config = make_config(objective={"kind": "sparsepo", "mask": {"kind": "learned", **mask}}, po={"optimizer": {"kind": "adamw", "learning_rate": 1e-6}})
+        config = make_config(
+            objective={"kind": "sparsepo", "mask": {"kind": "learned", **mask}},
+            po={"optimizer": {"kind": "adamw", "learning_rate": 1e-6}},
+        )
         again = Config.model_validate(config.model_dump(mode="json"))  # as config.yaml of the run has it
         assert again.objective.mask == config.objective.mask
-        return config.objective.mask.init, [programs.optimizer_rates(config, config.po, 10, width).mask_peak for width in (30, 3000)]
+        return config.objective.mask.init, [
+            programs.optimizer_rates(config, config.po, 10, width).mask_peak for width in (30, 3000)
+        ]
 
     assert mask_rates() == ("ones", [pytest.approx(1e-2), pytest.approx(1e-4)])
     assert mask_rates(official=True) == ("official", [1e-6, 1e-6])
@@ -135,12 +176,21 @@ def test_a_mask_moves_at_a_rate_that_suits_its_width_or_as_released_or_as_told()
 @pytest.mark.parametrize("kind", ["adamw", "adafactor", "lion"])
 def test_policy_and_masks_have_their_own_rate_and_decay(kind):
     """A mask rate of zero leaves masks still and moves the policy; decay reaches mask matrices, not their biases."""
-    weights = {"policy": {"embed.embedding": jnp.ones((4, 3))}, "masks": {"common.weight": jnp.ones((2, 3)), "common.bias": jnp.ones(2)}}
+    weights = {
+        "policy": {"embed.embedding": jnp.ones((4, 3))},
+        "masks": {"common.weight": jnp.ones((2, 3)), "common.bias": jnp.ones(2)},
+    }
     gradient = jax.tree.map(jnp.ones_like, weights)
 
     def moved(**mask):
-        config = make_config(objective={"kind": "sparsepo", "mask": {"kind": "learned", **mask}},
-                             po={"steps": 10, "optimizer": {"kind": kind, "learning_rate": 0.1}, "schedule": {"kind": "constant", "warmup_steps": 0}})
+        config = make_config(
+            objective={"kind": "sparsepo", "mask": {"kind": "learned", **mask}},
+            po={
+                "steps": 10,
+                "optimizer": {"kind": kind, "learning_rate": 0.1},
+                "schedule": {"kind": "constant", "warmup_steps": 0},
+            },
+        )
         optimizer, _ = programs.make_optimizer(config, config.po, 10, 16)
         updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
         return updates
@@ -154,12 +204,26 @@ def test_policy_and_masks_have_their_own_rate_and_decay(kind):
 
 
 def test_weight_decay_spares_biases_and_norms():
-    policy = {"embed.embedding": jnp.ones((4, 3)), "blocks.up.bias": jnp.ones(3), "final_norm.scale": jnp.ones(3), "head_bias": jnp.ones(4), "blocks.up.lora.lora_a": jnp.ones((3, 2))}
+    policy = {
+        "embed.embedding": jnp.ones((4, 3)),
+        "blocks.up.bias": jnp.ones(3),
+        "final_norm.scale": jnp.ones(3),
+        "head_bias": jnp.ones(4),
+        "blocks.up.lora.lora_a": jnp.ones((3, 2)),
+    }
     weights = {"policy": policy, "masks": {}}
-    config = make_config(po={"optimizer": {"kind": "adamw", "learning_rate": 0.1, "weight_decay": 0.5}, "schedule": {"kind": "constant", "warmup_steps": 0}})
+    config = make_config(
+        po={
+            "optimizer": {"kind": "adamw", "learning_rate": 0.1, "weight_decay": 0.5},
+            "schedule": {"kind": "constant", "warmup_steps": 0},
+        }
+    )
     optimizer, _ = programs.make_optimizer(config, config.po, 10, 16)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, weights), optimizer.init(weights), weights)
-    assert {path for path, x in updates["policy"].items() if x.any()} == {"embed.embedding", "blocks.up.lora.lora_a"}
+    assert {path for path, x in updates["policy"].items() if x.any()} == {
+        "embed.embedding",
+        "blocks.up.lora.lora_a",
+    }
 
 
 def test_lengths_default_to_what_the_model_holds():
@@ -169,7 +233,9 @@ def test_lengths_default_to_what_the_model_holds():
     with pytest.raises(UserError, match="data.max_length: 40 tokens do not fit the model's 32 positions"):
         build.length_limits(make_config(data=PATHS["data"] | {"max_length": 40}), spec)
     with pytest.raises(UserError, match="leaves no room for a response"):
-        build.length_limits(make_config(data=PATHS["data"] | {"max_length": 20, "max_prompt_length": 20}), spec)
+        build.length_limits(
+            make_config(data=PATHS["data"] | {"max_length": 20, "max_prompt_length": 20}), spec
+        )
 
 
 def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
@@ -179,26 +245,39 @@ def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
     for dtype in ("float32", "bfloat16"):
         config = make_config(compute={"dtype": dtype})
         graph = build.decoder_graph(spec, build.compute_dtype(config, mesh), remat=False)
-        problem = Problem(graph, graph, build.make_mask_source(make_config(objective={"kind": "dpo"}), spec), None, 1.0, 0)
-        found[dtype] = forward(problem, weights, {}, weights, random_batch(), None, training=False)[0].logp_BPT
+        problem = Problem(
+            graph, graph, build.make_mask_source(make_config(objective={"kind": "dpo"}), spec), None, 1.0, 0
+        )
+        found[dtype] = forward(problem, weights, {}, weights, random_batch(), None, training=False)[
+            0
+        ].logp_BPT
     assert found["bfloat16"].dtype == jnp.float32
     assert (found["bfloat16"] != found["float32"]).any()
     np.testing.assert_allclose(found["bfloat16"], found["float32"], atol=0.05)
 
 
 def test_attention_that_does_not_fit_is_refused():
-    from sparsepo_jax.core.errors import UserError
     from tiny import GEMMA2
 
+    from sparsepo_jax.core.errors import UserError
+
     mesh = make_mesh(None, 1, 1)
-    choose = lambda family, **compute: build.choose_attention(make_config(compute=compute), (spec_from_hf(family),), mesh)  # noqa: E731
+    choose = lambda family, **compute: build.choose_attention(
+        make_config(compute=compute), (spec_from_hf(family),), mesh
+    )  # noqa: E731
     assert choose(GPT2) == "blocks" and choose(GPT2, attention="xla") == "xla"
     for family, compute, said in (
-        (GPT2, {"dtype": "float32"}, "cudnn does not fit a model that computes in float32; take auto or xla, or compute.dtype=bfloat16"),
+        (
+            GPT2,
+            {"dtype": "float32"},
+            "cudnn does not fit a model that computes in float32; take auto or xla, or compute.dtype=bfloat16",
+        ),
         (GEMMA2, {"dtype": "bfloat16"}, "cudnn does not fit a model that caps its scores; take auto or xla"),
         (GPT2, {"dtype": "bfloat16"}, "cudnn runs on GPU, and these devices are cpu; take auto"),
     ):
         with pytest.raises(UserError, match=said):
             choose(family, attention="cudnn", **compute)
-    with pytest.raises(UserError, match="compute.attention: splash runs on TPU, and these devices are cpu; take auto"):
+    with pytest.raises(
+        UserError, match="compute.attention: splash runs on TPU, and these devices are cpu; take auto"
+    ):
         choose(GPT2, attention="splash")

@@ -6,25 +6,33 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
 from program import lines_of, run, write_config
+from safetensors.torch import load_file, save_file
+from test_models import load_ours, make_theirs
+from tiny import GPT2, LLAMA
+
 from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.tokenizers import END, make_byte_tokenizer
-from sparsepo_jax.eval.generate import Generated, StopStrings, continuation, stop_within
+from sparsepo_jax.generate.sampler import Generated, StopStrings, continuation, stop_within
 from sparsepo_jax.main import main
 from sparsepo_jax.models.directory import end_tokens, read_config, read_generation_config
 from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors
-from sparsepo_jax.plan import make_plan_text
-from test_models import load_ours, make_theirs
-from tiny import GPT2, LLAMA
+from sparsepo_jax.run.check import make_plan_text
 
-SHAPE = LLAMA | {"vocab_size": 264, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": 258, "pad_token_id": 256}
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}" \
+SHAPE = LLAMA | {
+    "vocab_size": 264,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": 258,
+    "pad_token_id": 256,
+}
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 IM_START, IM_END = 257, 258
 
 
@@ -67,7 +75,11 @@ def put_shards(directory, tensors, names):
     """The tensors, dealt to files, and their index."""
     where = {tensor: names[n % len(names)] for n, tensor in enumerate(sorted(tensors))}
     for name in names:
-        save_file({tensor: tensors[tensor] for tensor in where if where[tensor] == name}, directory / name, {"format": "pt"})
+        save_file(
+            {tensor: tensors[tensor] for tensor in where if where[tensor] == name},
+            directory / name,
+            {"format": "pt"},
+        )
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
@@ -79,8 +91,20 @@ def plain(tmp_path_factory):
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
-@pytest.mark.parametrize("files", ["single", "index", "single index", "index stale", "index bin", "single bin", "single original", "single chosen",
-                                   "single chosen-index"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        "single",
+        "index",
+        "single index",
+        "index stale",
+        "index bin",
+        "single bin",
+        "single original",
+        "single chosen",
+        "single chosen-index",
+    ],
+)
 def test_the_weights_are_those_that_transformers_takes(plain, tmp_path, files):
     """Each file holds other numbers."""
     shutil.copy(plain / "config.json", tmp_path)
@@ -104,7 +128,7 @@ def test_the_weights_are_those_that_transformers_takes(plain, tmp_path, files):
         change_json(tmp_path / "config.json", transformers_weights=chosen)
     expected = theirs_of(tmp_path).get_input_embeddings().weight.detach().numpy()
     content = {k: v for k, v in read_config(tmp_path).items() if k != "transformers_weights"}
-    (_, ours), = SafeTensors(tmp_path).read({"model.embed_tokens.weight"})
+    ((_, ours),) = SafeTensors(tmp_path).read({"model.embed_tokens.weight"})
     np.testing.assert_array_equal(ours, expected)
     assert spec_from_hf(content)
 
@@ -134,22 +158,34 @@ def test_a_tied_head_is_what_transformers_makes_of_it(tmp_path, head):
         tensors["lm_head.weight"] = embedding.clone() + (head == "other")
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     if head == "other":
-        with pytest.raises(UserError, match="lm_head.weight is not model.embed_tokens.weight.*tie_word_embeddings to false"):
+        with pytest.raises(
+            UserError, match="lm_head.weight is not model.embed_tokens.weight.*tie_word_embeddings to false"
+        ):
             load_ours(tmp_path)
         return
     _, _, weights = load_ours(tmp_path)
-    np.testing.assert_array_equal(weights["embed.embedding"], theirs_of(tmp_path).lm_head.weight.detach().numpy())
+    np.testing.assert_array_equal(
+        weights["embed.embedding"], theirs_of(tmp_path).lm_head.weight.detach().numpy()
+    )
 
 
 @pytest.mark.parametrize("where", ["policy", "reference"])
 def test_an_adapter_says_what_to_set(plain, tmp_path, capsys, where):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base"}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base"})
+    )
     policy = {"config": None, "path": str(adapter if where == "policy" else plain)}
     reference = {"path": str(adapter)} if where == "reference" else {}
     expected = f"this is a PEFT adapter for org/base, not a model: set {where}.path=org/base {where}.adapter={adapter}"
-    settings = {"policy": policy, "reference": reference, "tokenizer": None, "stages": ["score"], "data": {"sft": [], "train": [], "eval": [ids_file(tmp_path)]}}
+    settings = {
+        "policy": policy,
+        "reference": reference,
+        "tokenizer": None,
+        "stages": ["score"],
+        "data": {"sft": [], "train": [], "eval": [ids_file(tmp_path)]},
+    }
     with pytest.raises(ConfigError, match=expected):
         plan_of(tmp_path, **settings)
     assert main(["--config", str(write_config(tmp_path, **settings))]) == 1
@@ -161,7 +197,9 @@ def test_an_adapter_beside_the_model_is_not_passed_over(plain, tmp_path, capsys)
     """transformers, with PEFT, would put it onto the model."""
     both = tmp_path / "both"
     shutil.copytree(plain, both)
-    (both / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base"}))
+    (both / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base"})
+    )
     settings = {"policy": {"config": None, "path": str(both)}, "tokenizer": None, "stages": ["export"]}
     with pytest.raises(ConfigError, match="adapter_config.json. lies beside the model.*policy.adapter="):
         plan_of(tmp_path, **settings)
@@ -185,7 +223,9 @@ def ids_file(directory):
 
 
 @pytest.mark.parametrize("config", [None, 2, [2, 3]])
-@pytest.mark.parametrize("generation", ["none", {}, {"temperature": 0.5}, {"eos_token_id": 4}, {"eos_token_id": [1, 4]}])
+@pytest.mark.parametrize(
+    "generation", ["none", {}, {"temperature": 0.5}, {"eos_token_id": 4}, {"eos_token_id": [1, 4]}]
+)
 def test_answers_end_where_those_of_transformers_end(plain, tmp_path, config, generation):
     shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
     change_json(tmp_path / "config.json", eos_token_id=config)
@@ -211,19 +251,38 @@ def test_a_generation_config_that_is_no_json_is_named(tmp_path):
 def test_every_end_token_ends_what_is_generated(tmp_path):
     """Each of the ids that a flat model draws from ends an answer: those of generation_config.json, and the tokenizer's EOS; config.json's does not."""
     generation = {"eos_token_id": [5, 9]}
-    model = make_checkpoint(tmp_path / "model", SHAPE | {"vocab_size": 264, "eos_token_id": 7}, generation=generation, tokenizer=make_tokenizer())
+    model = make_checkpoint(
+        tmp_path / "model",
+        SHAPE | {"vocab_size": 264, "eos_token_id": 7},
+        generation=generation,
+        tokenizer=make_tokenizer(),
+    )
     tensors = load_file(model / "model.safetensors")
-    save_file({name: torch.zeros_like(x) if "layernorm" not in name and "norm" not in name else x for name, x in tensors.items()},
-              model / "model.safetensors", {"format": "pt"})
+    save_file(
+        {
+            name: torch.zeros_like(x) if "layernorm" not in name and "norm" not in name else x
+            for name, x in tensors.items()
+        },
+        model / "model.safetensors",
+        {"format": "pt"},
+    )
     rows = tmp_path / "prompts.jsonl"
     rows.write_text(json.dumps({"prompt": "ab"}) + "\n")
-    output = run(tmp_path, "objective={kind: dpo}", stages=["generate"], policy={"config": None, "path": str(model)}, tokenizer=None,
-                 data={"sft": [], "train": [], "eval": [], "prompts": [{"path": str(rows)}]}, generation={"samples": 128, "max_new_tokens": 50,
-                                                                                                      "batch_size": 8})
+    output = run(
+        tmp_path,
+        "objective={kind: dpo}",
+        stages=["generate"],
+        policy={"config": None, "path": str(model)},
+        tokenizer=None,
+        data={"sft": [], "train": [], "eval": [], "prompts": [{"path": str(rows)}]},
+        generation={"samples": 128, "max_new_tokens": 50, "batch_size": 8},
+    )
     ended = [one for one in lines_of(output / "generations.jsonl")[0]["samples"]]
     lasts = {one["token_ids"][-1] for one in ended if one["finish"] == "eos"}
     assert lasts == {5, 9, IM_END}
-    assert any(7 in one["token_ids"][:-1] for one in ended) and not any({5, 9, IM_END} & set(one["token_ids"][:-1]) for one in ended)
+    assert any(7 in one["token_ids"][:-1] for one in ended) and not any(
+        {5, 9, IM_END} & set(one["token_ids"][:-1]) for one in ended
+    )
 
 
 # ---------------------------------------------------------------- stop strings
@@ -236,16 +295,23 @@ def written(tokenizer, text, stop):
     return None if found is None else (tokenizer.decode(ids[: found[0]]), found[1])
 
 
-@pytest.mark.parametrize(("text", "stop", "kept"), [
-    ("fine<|im_end|>\nmore", ("<|im_end|>",), ("fine<|im_end|>", "fine")),
-    ("fine\n<|im_end|>", ("\n<|im_end|>",), ("fine\n<|im_end|>", "fine")),
-    ("fine<|im_end|>\n<|im_start|>user", ("<|im_end|>\n<|im_start|>",), ("fine<|im_end|>\n<|im_start|>", "fine")),
-    ("a<|im_start|>b, then", (", ", "<|im_end|>"), ("a<|im_start|>b, ", "ab")),
-    ("<|im_end|>", ("<|im_end|>",), ("<|im_end|>", "")),
-    ("a|b<|im_end|>", ("<|im_end|>", "|"), ("a|", "a")),
-    ("a<|im_end|>b", ("|", "im_end", "<"), None),
-    ("été<|im_end|>", ("<|im_end|>",), ("été<|im_end|>", "été")),
-])
+@pytest.mark.parametrize(
+    ("text", "stop", "kept"),
+    [
+        ("fine<|im_end|>\nmore", ("<|im_end|>",), ("fine<|im_end|>", "fine")),
+        ("fine\n<|im_end|>", ("\n<|im_end|>",), ("fine\n<|im_end|>", "fine")),
+        (
+            "fine<|im_end|>\n<|im_start|>user",
+            ("<|im_end|>\n<|im_start|>",),
+            ("fine<|im_end|>\n<|im_start|>", "fine"),
+        ),
+        ("a<|im_start|>b, then", (", ", "<|im_end|>"), ("a<|im_start|>b, ", "ab")),
+        ("<|im_end|>", ("<|im_end|>",), ("<|im_end|>", "")),
+        ("a|b<|im_end|>", ("<|im_end|>", "|"), ("a|", "a")),
+        ("a<|im_end|>b", ("|", "im_end", "<"), None),
+        ("été<|im_end|>", ("<|im_end|>",), ("été<|im_end|>", "été")),
+    ],
+)
 def test_a_special_token_is_a_stop_string(text, stop, kept):
     """A stop string that holds no special token is not looked for within the names of those."""
     tokenizer = make_tokenizer()
@@ -266,8 +332,12 @@ def chat_run(directory, model, content, **changes):
     rows = directory / "rows.jsonl"
     pair = {"prompt": f"Say {content}", "chosen": "yes", "rejected": "no"}
     rows.write_text("".join(json.dumps(pair | {"prompt": f"{n} {pair['prompt']}"}) + "\n" for n in range(3)))
-    settings = {"stages": ["inspect"], "policy": {"config": None, "path": str(model)}, "tokenizer": None,
-                "data": {"sft": [], "train": [{"path": str(rows)}], "eval": []}} | changes
+    settings = {
+        "stages": ["inspect"],
+        "policy": {"config": None, "path": str(model)},
+        "tokenizer": None,
+        "data": {"sft": [], "train": [{"path": str(rows)}], "eval": []},
+    } | changes
     return write_config(directory, **settings)
 
 
@@ -280,8 +350,14 @@ def test_tokens_without_a_row_are_refused_only_where_a_row_has_them(tmp_path, ca
     capsys.readouterr()
     assert main(["--config", str(bad)]) == 1
     said = capsys.readouterr().err
-    assert "rows.jsonl:1: token id 264 ('<|extra_5|>') is outside the model's vocabulary of 264" in said and said.count("\n") == 1
-    assert main(["--config", str(bad), "data.on_bad_row=skip"]) == 1 and "no usable row" in capsys.readouterr().err
+    assert (
+        "rows.jsonl:1: token id 264 ('<|extra_5|>') is outside the model's vocabulary of 264" in said
+        and said.count("\n") == 1
+    )
+    assert (
+        main(["--config", str(bad), "data.on_bad_row=skip"]) == 1
+        and "no usable row" in capsys.readouterr().err
+    )
 
 
 def test_tokens_without_a_row_do_not_part_policy_and_reference(tmp_path, capsys):
@@ -298,7 +374,11 @@ def test_tokens_without_a_row_do_not_part_policy_and_reference(tmp_path, capsys)
 
 
 def test_a_made_tokenizer_needs_its_rows_at_the_check_and_in_the_run(tmp_path, capsys):
-    settings = {"stages": ["export"], "tokenizer": {"kind": "bytes"}, "policy": {"config": GPT2 | {"vocab_size": 256}}}
+    settings = {
+        "stages": ["export"],
+        "tokenizer": {"kind": "bytes"},
+        "policy": {"config": GPT2 | {"vocab_size": 256}},
+    }
     config = str(write_config(tmp_path, **settings))
     assert main(["--config", config, "--check"]) == 2 and "257 tokens" in capsys.readouterr().err
     assert main(["--config", config]) == 1 and "257 tokens" in capsys.readouterr().err
@@ -307,29 +387,54 @@ def test_a_made_tokenizer_needs_its_rows_at_the_check_and_in_the_run(tmp_path, c
 # ---------------------------------------------------------------- the type of the weights
 
 
-@pytest.mark.parametrize(("kinds", "said", "expected"), [
-    ({"": torch.bfloat16}, "bfloat16", "bfloat16"), ({"": torch.bfloat16}, None, "bfloat16"), ({"": torch.float16}, "float32", "float16"),
-    ({"": torch.float64}, None, "float32"), ({"": torch.bfloat16, "norm": torch.float32}, "bfloat16", "bfloat16"),
-    ({"": torch.bfloat16, "norm": torch.float32}, "float32", "float32"), ({"": torch.bfloat16, "mask": torch.float32}, None, "bfloat16"),
-])
+@pytest.mark.parametrize(
+    ("kinds", "said", "expected"),
+    [
+        ({"": torch.bfloat16}, "bfloat16", "bfloat16"),
+        ({"": torch.bfloat16}, None, "bfloat16"),
+        ({"": torch.float16}, "float32", "float16"),
+        ({"": torch.float64}, None, "float32"),
+        ({"": torch.bfloat16, "norm": torch.float32}, "bfloat16", "bfloat16"),
+        ({"": torch.bfloat16, "norm": torch.float32}, "float32", "float32"),
+        ({"": torch.bfloat16, "mask": torch.float32}, None, "bfloat16"),
+    ],
+)
 def test_the_type_of_a_checkpoint(plain, tmp_path, kinds, said, expected):
     shutil.copy(plain / "config.json", tmp_path)
     change_json(tmp_path / "config.json", dtype=said)
     tensors = load_file(plain / "model.safetensors") | {"common_mask.mixer.weight": torch.ones(1, 2)}
-    kind_of = lambda name: next(kinds[part] for part in ("mask", "norm", "") if part in kinds and part in name)  # noqa: E731
+    kind_of = lambda name: next(
+        kinds[part] for part in ("mask", "norm", "") if part in kinds and part in name
+    )  # noqa: E731
     if "mask" not in kinds:
         del tensors["common_mask.mixer.weight"]
-    save_file({name: x.to(kind_of(name)) for name, x in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: x.to(kind_of(name)) for name, x in tensors.items()},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
     assert SafeTensors(tmp_path).dtype() == expected
 
 
 def exported(directory, model, *overrides, **changes):
-    settings = {"stages": ["export"], "policy": {"config": None, "path": str(model)}, "tokenizer": None} | changes
+    settings = {
+        "stages": ["export"],
+        "policy": {"config": None, "path": str(model)},
+        "tokenizer": None,
+    } | changes
     return run(directory, *overrides, **settings) / "export"
 
 
-SETTINGS = {"eos_token_id": [256, IM_END, 3], "bos_token_id": 257, "pad_token_id": 256, "do_sample": True, "temperature": 0.6, "top_p": 0.9,
-            "max_new_tokens": 99, "transformers_version": "4.40.0"}
+SETTINGS = {
+    "eos_token_id": [256, IM_END, 3],
+    "bos_token_id": 257,
+    "pad_token_id": 256,
+    "do_sample": True,
+    "temperature": 0.6,
+    "top_p": 0.9,
+    "max_new_tokens": 99,
+    "transformers_version": "4.40.0",
+}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -339,19 +444,29 @@ def test_all_of_it_comes_back(tmp_path, dtype, tied):
     from transformers import AutoTokenizer
 
     shape = SHAPE | {"tie_word_embeddings": tied, "pretraining_tp": 1}
-    model = make_checkpoint(tmp_path / "model", shape, dtype=getattr(torch, dtype), generation=SETTINGS, tokenizer=make_tokenizer(*MORE[:2]))
+    model = make_checkpoint(
+        tmp_path / "model",
+        shape,
+        dtype=getattr(torch, dtype),
+        generation=SETTINGS,
+        tokenizer=make_tokenizer(*MORE[:2]),
+    )
     (model / "preprocessor_config.json").write_text('{"of": "a processor"}')
     out = exported(tmp_path, model)
     before, after = theirs_of(model), theirs_of(out)
     assert str(after.dtype) == f"torch.{dtype}"
     assert {name: x.dtype for name, x in load_file(out / "model.safetensors").items()} == {
-        name: x.dtype for name, x in load_file(model / "model.safetensors").items()}
+        name: x.dtype for name, x in load_file(model / "model.safetensors").items()
+    }
     assert (out / "model.safetensors").stat().st_size <= 1.02 * (model / "model.safetensors").stat().st_size
     assert all(torch.equal(x, after.state_dict()[name]) for name, x in before.state_dict().items())
     assert after.generation_config.to_dict() == before.generation_config.to_dict()
     assert read_config(out) == read_config(model)
     ours, theirs = AutoTokenizer.from_pretrained(out), AutoTokenizer.from_pretrained(model)
-    assert ours.special_tokens_map == theirs.special_tokens_map and ours.chat_template == theirs.chat_template == TEMPLATE
+    assert (
+        ours.special_tokens_map == theirs.special_tokens_map
+        and ours.chat_template == theirs.chat_template == TEMPLATE
+    )
     assert ours.get_vocab() == theirs.get_vocab() and (out / "preprocessor_config.json").exists()
     again = exported(tmp_path / "again", out)
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
@@ -369,14 +484,23 @@ def test_the_names_that_config_json_has_used_come_back(tmp_path):
     out = exported(tmp_path, model)
     assert read_config(out) == read_config(model) and not (out / "generation_config.json").exists()
     assert theirs_of(out).generation_config.to_dict() == theirs_of(model).generation_config.to_dict()
-    assert AutoTokenizer.from_pretrained(out).chat_template == {one["name"]: one["template"] for one in templates}
+    assert AutoTokenizer.from_pretrained(out).chat_template == {
+        one["name"]: one["template"] for one in templates
+    }
 
 
-@pytest.mark.parametrize(("config", "generation", "expected"), [
-    (256, None, ([256, IM_END], None)), (256, {"eos_token_id": [256, 1]}, ([256, IM_END], [256, 1, IM_END])),
-    (IM_END, {"temperature": 0.5}, (IM_END, IM_END)), (None, {"eos_token_id": IM_END}, (IM_END, IM_END)),
-])
-def test_what_training_ends_answers_with_is_among_the_exported_end_tokens(tmp_path, config, generation, expected):
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        (256, None, ([256, IM_END], None)),
+        (256, {"eos_token_id": [256, 1]}, ([256, IM_END], [256, 1, IM_END])),
+        (IM_END, {"temperature": 0.5}, (IM_END, IM_END)),
+        (None, {"eos_token_id": IM_END}, (IM_END, IM_END)),
+    ],
+)
+def test_what_training_ends_answers_with_is_among_the_exported_end_tokens(
+    tmp_path, config, generation, expected
+):
     model = make_checkpoint(tmp_path / "model", SHAPE, generation=generation, tokenizer=make_tokenizer())
     change_json(model / "config.json", eos_token_id=config)
     out = exported(tmp_path, model)
@@ -392,11 +516,18 @@ def test_the_type_of_the_export_can_be_chosen(tmp_path, capsys):
     assert {x.dtype for x in load_file(out / "model.safetensors").values()} == {torch.float16}
     assert str(theirs_of(exported(tmp_path, model, "export.dtype=float32")).dtype) == "torch.float32"
     tensors = load_file(model / "model.safetensors")
-    save_file({name: x + 1e5 if "embed" in name else x for name, x in tensors.items()}, model / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: x + 1e5 if "embed" in name else x for name, x in tensors.items()},
+        model / "model.safetensors",
+        {"format": "pt"},
+    )
     before = (out / "model.safetensors").read_bytes()
     capsys.readouterr()
     assert main(["--config", str(tmp_path / "config.yaml"), "export.dtype=float16"]) == 1
-    assert "too large for float16" in capsys.readouterr().err and (out / "model.safetensors").read_bytes() == before
+    assert (
+        "too large for float16" in capsys.readouterr().err
+        and (out / "model.safetensors").read_bytes() == before
+    )
 
 
 def test_a_model_from_scratch_is_exported_in_float32(tmp_path):
@@ -410,11 +541,17 @@ def test_a_model_from_scratch_is_exported_in_float32(tmp_path):
 def test_shards_come_back_as_shards_and_left_over_files_go(plain, tmp_path):
     """A directory that was exported to before, in one file and with another type."""
     spec, _, weights = load_ours(plain)
-    config, arrays, out = read_config(plain), {path: np.asarray(x) for path, x in weights.items()}, tmp_path / "out"
+    config, arrays, out = (
+        read_config(plain),
+        {path: np.asarray(x) for path, x in weights.items()},
+        tmp_path / "out",
+    )
     save_hf(out, spec, config, arrays, {}, "", generation={"eos_token_id": 3})
     save_hf(out, spec, config, arrays, {}, "", dtype="bfloat16", shard_bytes=3000)
     names = sorted(path.name for path in out.glob("*.safetensors"))
-    assert len(names) > 2 and "model.safetensors" not in names and not (out / "generation_config.json").exists()
+    assert (
+        len(names) > 2 and "model.safetensors" not in names and not (out / "generation_config.json").exists()
+    )
     assert all(path.stat().st_size < 6000 for path in out.glob("*.safetensors"))
     for name, x in theirs_of(plain).state_dict().items():
         torch.testing.assert_close(theirs_of(out).state_dict()[name], x.to(torch.bfloat16), rtol=0, atol=0)
@@ -426,7 +563,9 @@ def test_shards_come_back_as_shards_and_left_over_files_go(plain, tmp_path):
 # ---------------------------------------------------------------- what must not be written over
 
 
-@pytest.mark.parametrize("how", ["itself", "slash", "relative", "link", "parent of adapter", "tokenizer", "reference", "default"])
+@pytest.mark.parametrize(
+    "how", ["itself", "slash", "relative", "link", "parent of adapter", "tokenizer", "reference", "default"]
+)
 def test_an_export_over_what_the_run_reads_is_refused(plain, tmp_path, monkeypatch, capsys, how):
     monkeypatch.chdir(tmp_path)
     target = tmp_path / {"default": "run/export", "parent of adapter": "model/adapter"}.get(how, "model")
@@ -435,8 +574,14 @@ def test_an_export_over_what_the_run_reads_is_refused(plain, tmp_path, monkeypat
     settings = {"stages": ["export"], "policy": {"config": None, "path": str(target)}, "tokenizer": None}
     if how in ("tokenizer", "reference"):
         settings["policy"] = {"config": None, "path": str(plain)}
-        settings |= {"reference": {"path": "model"}} if how == "reference" else {"tokenizer": {"kind": "pretrained", "path": "model/"}}
-    path = {"slash": f"{target}/", "relative": "link/../model/.", "link": "link", "default": None}.get(how, str(tmp_path / "model"))
+        settings |= (
+            {"reference": {"path": "model"}}
+            if how == "reference"
+            else {"tokenizer": {"kind": "pretrained", "path": "model/"}}
+        )
+    path = {"slash": f"{target}/", "relative": "link/../model/.", "link": "link", "default": None}.get(
+        how, str(tmp_path / "model")
+    )
     config = str(write_config(tmp_path, **settings, export={"path": path}))
     names = sorted(tmp_path.rglob("*"))
     for arguments in (["--check"], []):
@@ -449,6 +594,13 @@ def test_an_export_over_what_the_run_reads_is_refused(plain, tmp_path, monkeypat
 def test_an_export_within_the_model_s_directory_is_none_of_its_files(plain, tmp_path):
     shutil.copytree(plain, tmp_path / "model")
     before = (tmp_path / "model" / "model.safetensors").read_bytes()
-    run(tmp_path, stages=["export"], policy={"config": None, "path": str(tmp_path / "model")}, tokenizer=None,
-        export={"path": str(tmp_path / "model" / "tuned")})
-    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before and (tmp_path / "model" / "tuned" / "config.json").exists()
+    run(
+        tmp_path,
+        stages=["export"],
+        policy={"config": None, "path": str(tmp_path / "model")},
+        tokenizer=None,
+        export={"path": str(tmp_path / "model" / "tuned")},
+    )
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before and (
+        tmp_path / "model" / "tuned" / "config.json"
+    ).exists()

@@ -7,22 +7,43 @@ import sys
 
 import pytest
 from ruamel.yaml import YAML
+from test_report import Page, lines, metric_rows, pair
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
-from sparsepo_jax.report.comparison import find_groups, write_comparison
+from sparsepo_jax.report.compare import find_groups, write_comparison
 from sparsepo_jax.report.frontier import Spot, draw, matched, shared_range, value_at
 from sparsepo_jax.report.intervals import t_interval, wilson
 from sparsepo_jax.report.plots import mean_metrics
-from test_report import Page, lines, metric_rows, pair
 
 
-def write_run(path, *, kind="dpo", beta=0.1, seed=0, accuracy=0.75, kl=2.0, config=None, pairs=(3, 11), first_mask=0.5, **after):
+def write_run(
+    path,
+    *,
+    kind="dpo",
+    beta=0.1,
+    seed=0,
+    accuracy=0.75,
+    kl=2.0,
+    config=None,
+    pairs=(3, 11),
+    first_mask=0.5,
+    **after,
+):
     """A run's files, without the run."""
     path.mkdir(parents=True)
     with (path / "config.yaml").open("w") as file:
-        YAML(typ="safe").dump({"output_dir": str(path), "seed": seed, "objective": {"kind": kind, "beta": beta}} | (config or {}), file)
-    summary = {"before": {}, "after": {"accuracy_unmasked": accuracy, "kl": kl, "generated_kl": kl / 2} | after, "mask": {"sparsity_end": 0.25, "auroc_kl": None}, "pairs": 64}
+        YAML(typ="safe").dump(
+            {"output_dir": str(path), "seed": seed, "objective": {"kind": kind, "beta": beta}}
+            | (config or {}),
+            file,
+        )
+    summary = {
+        "before": {},
+        "after": {"accuracy_unmasked": accuracy, "kl": kl, "generated_kl": kl / 2} | after,
+        "mask": {"sparsity_end": 0.25, "auroc_kl": None},
+        "pairs": 64,
+    }
     (path / "summary.json").write_text(json.dumps(summary))
     (path / "metrics.jsonl").write_text(lines(metric_rows()))
     rows = [pair(index) for index in pairs]
@@ -72,9 +93,16 @@ def test_two_methods_at_the_same_kl_by_hand():
     a = {0: [(1.0, 0.6), (3.0, 0.8)], 1: [(2.0, 0.8), (4.0, 1.0)], 2: [(1.0, 0.0), (9.0, 0.0)]}
     b = {1: [(1.0, 0.4), (3.0, 0.6)], 0: [(2.0, 0.6)]}
     at_2, at_3, at_8 = matched(a, b, [2.0, 3.0, 8.0])
-    assert (at_2.a, at_2.b) == ({0: pytest.approx(0.7), 1: 0.8}, {0: 0.6, 1: pytest.approx(0.5)})  # seed 2 is not of both
+    assert (at_2.a, at_2.b) == (
+        {0: pytest.approx(0.7), 1: 0.8},
+        {0: 0.6, 1: pytest.approx(0.5)},
+    )  # seed 2 is not of both
     assert at_2.differences == pytest.approx({0: 0.1, 1: 0.3}) and at_2.means == pytest.approx((0.75, 0.55))
-    assert (at_2.difference.n, at_2.difference.mean, at_2.difference.high) == (2, pytest.approx(0.2), pytest.approx(0.2 + 1.2706, abs=1e-4))
+    assert (at_2.difference.n, at_2.difference.mean, at_2.difference.high) == (
+        2,
+        pytest.approx(0.2),
+        pytest.approx(0.2 + 1.2706, abs=1e-4),
+    )
     assert at_3.b[0] is None and at_3.differences == {1: pytest.approx(0.3)} and at_3.difference.low is None
     assert at_8.differences == {} and at_8.difference is None and at_8.means is None
 
@@ -83,7 +111,10 @@ def test_the_range_is_what_most_seeds_reach_with_both():
     a = {0: [(1, 0), (5, 0)], 1: [(2, 0), (6, 0)], 2: [(20, 0), (30, 0)]}
     b = {0: [(0, 0), (4, 0)], 1: [(3, 0), (9, 0)], 2: [(20, 0), (25, 0)], 3: [(0, 0), (99, 0)]}
     assert shared_range(a, b) == (3, 4)
-    assert shared_range({0: [(1, 0)]}, {0: [(1, 0)]}) is None and shared_range({0: [(1, 0), (2, 0)]}, {1: [(1, 0), (2, 0)]}) is None
+    assert (
+        shared_range({0: [(1, 0)]}, {0: [(1, 0)]}) is None
+        and shared_range({0: [(1, 0), (2, 0)]}, {1: [(1, 0), (2, 0)]}) is None
+    )
 
 
 def test_a_frontier_is_drawn_within_its_box():
@@ -100,7 +131,10 @@ def test_a_frontier_is_drawn_within_its_box():
         for numbers in mark.bars.replace("M", " ").replace("H", " ").replace("V", " ").split():
             assert 0 <= float(numbers) <= plane.width
     assert draw({"m": [("", broken)]}, title="t", x_label="x") is None
-    assert [(curve.name, curve.colour) for curve in draw({"none": [], "m": [("", alone)]}, title="t", x_label="x").curves] == [("m", 1)]
+    assert [
+        (curve.name, curve.colour)
+        for curve in draw({"none": [], "m": [("", alone)]}, title="t", x_label="x").curves
+    ] == [("m", 1)]
 
 
 # ---------------------------------------------------------------- groups
@@ -113,12 +147,18 @@ def labels(*directories):
 def test_runs_are_grouped_by_what_differs_but_the_seed(tmp_path):
     for kind, beta in (("dpo", 0.1), ("dpo", 0.5), ("ipo", 0.3)):
         for seed in (1, 0):
-            config = {"policy": {"path": f"sft/{seed}"}, "data": {"cache_dir": f"{kind}{seed}"}, "po": {"lora": None}}
+            config = {
+                "policy": {"path": f"sft/{seed}"},
+                "data": {"cache_dir": f"{kind}{seed}"},
+                "po": {"lora": None},
+            }
             write_run(tmp_path / f"{kind}-{beta}-{seed}", kind=kind, beta=beta, seed=seed, config=config)
     assert labels(tmp_path) == {"dpo, beta 0.1": [0, 1], "dpo, beta 0.5": [0, 1], "ipo": [0, 1]}
     groups, _ = find_groups([tmp_path])
     assert [(group.method, group.beta) for group in groups] == [("dpo", 0.1), ("dpo", 0.5), ("ipo", 0.3)]
-    assert len(labels(tmp_path / "ipo-0.3-1", tmp_path / "ipo-0.3-0")) == 2  # nothing says that these paths go with the seed
+    assert (
+        len(labels(tmp_path / "ipo-0.3-1", tmp_path / "ipo-0.3-0")) == 2
+    )  # nothing says that these paths go with the seed
 
 
 def test_null_against_a_section_and_a_path_that_is_not_the_seeds_are_differences(tmp_path):
@@ -137,7 +177,15 @@ def write_sweep(base, runs):
         name = ",".join(f"{key}={json.dumps(value)}" for key, value in values.items()).replace('"', "")
         if status == "done":
             write_run(base / name, **settings)
-        book.append({"name": name, "values": values, "status": status, "error": "no <b>data" if status == "failed" else None, "seconds": 1.0})
+        book.append(
+            {
+                "name": name,
+                "values": values,
+                "status": status,
+                "error": "no <b>data" if status == "failed" else None,
+                "seconds": 1.0,
+            }
+        )
     (base / "sweep.json").write_text(json.dumps({"sweep": [], "runs": book}))
     return base
 
@@ -149,45 +197,96 @@ def sweep(tmp_path):
     for kind, more in (("dpo", 0.0), ("tdpo1", 0.1)):
         for beta, kl, accuracy in ((0.5, 2.0, 0.6), (0.1, 4.0, 0.8)):
             for seed in (0, 1):
-                settings = {"kind": kind, "beta": beta, "seed": seed, "kl": kl, "accuracy": accuracy + more + 0.02 * seed, "reward": {"mean": 1.5, "words": ["x"]},
-                            "first_mask": 2.0 if kind == "tdpo1" else 0.5}
-                runs.append(({"objective.kind": kind, "objective.beta": beta, "seed": seed}, "done", settings))
-    runs += [({"objective.kind": "ipo", "seed": 0}, "failed", {}), ({"objective.kind": "ipo", "seed": 1}, "to do", {})]
+                settings = {
+                    "kind": kind,
+                    "beta": beta,
+                    "seed": seed,
+                    "kl": kl,
+                    "accuracy": accuracy + more + 0.02 * seed,
+                    "reward": {"mean": 1.5, "words": ["x"]},
+                    "first_mask": 2.0 if kind == "tdpo1" else 0.5,
+                }
+                runs.append(
+                    ({"objective.kind": kind, "objective.beta": beta, "seed": seed}, "done", settings)
+                )
+    runs += [
+        ({"objective.kind": "ipo", "seed": 0}, "failed", {}),
+        ({"objective.kind": "ipo", "seed": 1}, "to do", {}),
+    ]
     return write_sweep(tmp_path / "base", runs)
 
 
 def test_a_sweep_is_grouped_by_what_it_swept_and_says_what_is_left_out(sweep, tmp_path):
     page, found = content([sweep], tmp_path)
-    assert [(group["label"], group["method"], group["beta"], list(group["runs"])) for group in found["groups"]] == [
-        (f"{kind}, beta {beta}", kind, beta, ["0", "1"]) for kind in ("dpo", "tdpo1") for beta in (0.5, 0.1)]
-    assert found["left_out"] == [{"run": "objective.kind=ipo,seed=0", "why": "failed: no <b>data"}, {"run": "objective.kind=ipo,seed=1", "why": "not finished"}]
+    assert [
+        (group["label"], group["method"], group["beta"], list(group["runs"])) for group in found["groups"]
+    ] == [
+        (f"{kind}, beta {beta}", kind, beta, ["0", "1"]) for kind in ("dpo", "tdpo1") for beta in (0.5, 0.1)
+    ]
+    assert found["left_out"] == [
+        {"run": "objective.kind=ipo,seed=0", "why": "failed: no <b>data"},
+        {"run": "objective.kind=ipo,seed=1", "why": "not finished"},
+    ]
     assert "failed: no <b>data" in page.text and "b" not in {tag for tag, attrs in page.tags if attrs}
 
 
 def test_a_label_says_what_tells_runs_of_an_objective_apart(tmp_path):
-    masks = {"sparsepo": [{"kind": "learned", "sharing": "common"}, {"kind": "learned", "sharing": "independent"}, {"kind": "random"}], "dpo": [None]}
+    masks = {
+        "sparsepo": [
+            {"kind": "learned", "sharing": "common"},
+            {"kind": "learned", "sharing": "independent"},
+            {"kind": "random"},
+        ],
+        "dpo": [None],
+    }
     runs = []
     for kind, of in masks.items():
         for mask in of:
             objective = {"kind": kind} | ({"mask": mask} if mask else {})
-            runs += [({"objective": objective, "objective.beta": beta}, "done", {"kind": kind, "beta": beta}) for beta in (0.1, 0.4)]
+            runs += [
+                ({"objective": objective, "objective.beta": beta}, "done", {"kind": kind, "beta": beta})
+                for beta in (0.1, 0.4)
+            ]
     groups, _ = find_groups([write_sweep(tmp_path / "base", runs)])
     assert [group.label for group in groups if group.beta == 0.4] == [
-        "sparsepo, mask.kind learned, sharing common, beta 0.4", "sparsepo, mask.kind learned, sharing independent, beta 0.4", "sparsepo, mask.kind random, beta 0.4",
-        "dpo, beta 0.4"]
-    assert [group.method for group in groups if group.beta == 0.4][1:] == ["sparsepo, mask.kind learned, sharing independent", "sparsepo, mask.kind random", "dpo"]
+        "sparsepo, mask.kind learned, sharing common, beta 0.4",
+        "sparsepo, mask.kind learned, sharing independent, beta 0.4",
+        "sparsepo, mask.kind random, beta 0.4",
+        "dpo, beta 0.4",
+    ]
+    assert [group.method for group in groups if group.beta == 0.4][1:] == [
+        "sparsepo, mask.kind learned, sharing independent",
+        "sparsepo, mask.kind random",
+        "dpo",
+    ]
 
 
 def test_every_number_of_the_summary_is_compared_and_differences_are_paired_by_seed(sweep, tmp_path):
     page, found = content([sweep], tmp_path, baseline="dpo")
     group = found["groups"][3]
-    assert set(group["metrics"]) == {"after.accuracy_unmasked", "after.kl", "after.generated_kl", "after.reward.mean", "mask.sparsity_end"}
+    assert set(group["metrics"]) == {
+        "after.accuracy_unmasked",
+        "after.kl",
+        "after.generated_kl",
+        "after.reward.mean",
+        "mask.sparsity_end",
+    }
     assert "reward, mean" in page.text and "KL to reference" in page.text
     number = group["metrics"]["after.accuracy_unmasked"]
-    assert number["by_seed"] == pytest.approx({"0": 0.9, "1": 0.92}) and number["mean"] == pytest.approx(0.91) and number["kind"] == "t"
+    assert (
+        number["by_seed"] == pytest.approx({"0": 0.9, "1": 0.92})
+        and number["mean"] == pytest.approx(0.91)
+        and number["kind"] == "t"
+    )
     assert number["high"] == pytest.approx(0.91 + 12.706 * 0.01, abs=1e-4)  # s / sqrt(2) = 0.01
-    one = next(d for d in found["differences"] if d["group"] == "tdpo1, beta 0.5" and d["metric"] == "after.accuracy_unmasked")
-    assert one["by_seed"] == pytest.approx({"0": 0.1, "1": 0.1}) and one["interval"]["high"] == pytest.approx(0.1)
+    one = next(
+        d
+        for d in found["differences"]
+        if d["group"] == "tdpo1, beta 0.5" and d["metric"] == "after.accuracy_unmasked"
+    )
+    assert one["by_seed"] == pytest.approx({"0": 0.1, "1": 0.1}) and one["interval"]["high"] == pytest.approx(
+        0.1
+    )
 
 
 def test_methods_are_held_against_each_other_at_the_same_kl(sweep, tmp_path):
@@ -205,7 +304,9 @@ def test_one_seed_has_no_interval_but_an_accuracy_that_of_its_pairs(tmp_path):
     page, found = content([tmp_path / "a"], tmp_path)
     metrics = found["groups"][0]["metrics"]
     assert metrics["after.kl"]["kind"] is None and "one seed" in page.text
-    assert metrics["after.accuracy_unmasked"]["kind"] == "wilson" and metrics["after.accuracy_unmasked"]["low"] == pytest.approx(wilson(0.75, 64).low)
+    assert metrics["after.accuracy_unmasked"]["kind"] == "wilson" and metrics["after.accuracy_unmasked"][
+        "low"
+    ] == pytest.approx(wilson(0.75, 64).low)
     assert "†" in page.text
 
 
@@ -221,7 +322,9 @@ def test_a_chosen_metric_is_drawn_and_a_wrong_one_named(sweep, tmp_path):
 def test_a_pair_is_shown_as_each_group_sees_it(sweep, tmp_path):
     page, _ = content([sweep], tmp_path, pairs=1)
     first = [token for token in page.tokens if token["text"] == " good"]
-    assert len(first) == 4 and len({token["style"] for token in first}) == 2  # the same colours mean the same in all groups
+    assert (
+        len(first) == 4 and len({token["style"] for token in first}) == 2
+    )  # the same colours mean the same in all groups
     assert "reward mask 2.000" in first[3]["title"] and "reward mask 0.500" in first[0]["title"]
     assert "Pair 3" in page.text and "Pair 11" not in page.text
 
@@ -240,13 +343,20 @@ def test_only_pairs_of_the_same_text_stand_side_by_side(tmp_path):
 def test_the_page_holds_no_markup_of_its_data_and_no_script(sweep, tmp_path):
     page, _ = content([sweep], tmp_path)
     assert {tag for tag, _ in page.tags} & {"script", "img", "link", "iframe", "object"} == set()
-    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on") or name in ("src", "srcset")]
+    assert not [
+        name for _, attrs in page.tags for name in attrs if name.startswith("on") or name in ("src", "srcset")
+    ]
     assert any(token["text"] == "<script>alert(1)</script>" for token in page.tokens)
-    assert any("default-src 'none'" in (attrs.get("content") or "") for tag, attrs in page.tags if tag == "meta")
+    assert any(
+        "default-src 'none'" in (attrs.get("content") or "") for tag, attrs in page.tags if tag == "meta"
+    )
 
 
 def test_curves_are_means_over_the_steps_that_all_runs_have():
-    a, b = {("po", "loss"): {1: 1.0, 2: 2.0, 3: 3.0}, ("po", "x"): {1: 0.0}}, {("po", "loss"): {2: 4.0, 3: 5.0, 9: 0.0}}
+    a, b = (
+        {("po", "loss"): {1: 1.0, 2: 2.0, 3: 3.0}, ("po", "x"): {1: 0.0}},
+        {("po", "loss"): {2: 4.0, 3: 5.0, 9: 0.0}},
+    )
     assert mean_metrics([a, b]) == {("po", "loss"): {2: 3.0, 3: 4.0}}
 
 
@@ -275,8 +385,18 @@ def test_nothing_to_compare_is_one_line(tmp_path, capsys):
 # ---------------------------------------------------------------- lexicons, measures, tasks
 
 
-WORDS = {"opinion": {"auroc_reward": 0.75, "auroc_random": 0.5, "auroc_kl": None, "first_pieces": {"auroc_reward": 0.625}}}
-MEASURES = {"text": {"rouge1": 0.3, "self_bleu": None, "prompts": 5, "distinct2": math.nan}, "code": {"pass@10": 0.25, "problems": 164, "time_s": 4.0}}
+WORDS = {
+    "opinion": {
+        "auroc_reward": 0.75,
+        "auroc_random": 0.5,
+        "auroc_kl": None,
+        "first_pieces": {"auroc_reward": 0.625},
+    }
+}
+MEASURES = {
+    "text": {"rouge1": 0.3, "self_bleu": None, "prompts": 5, "distinct2": math.nan},
+    "code": {"pass@10": 0.25, "problems": 164, "time_s": 4.0},
+}
 ARC = {"alias": "arc_easy", "acc,none": 0.5, "acc_stderr,none": 0.01, "acc_norm,none": 0.55}
 TASKS = {"results": {"arc_easy": ARC, "gsm8k": {"exact_match,strict-match": 0.125}}}
 
@@ -290,9 +410,18 @@ def write_all(path, *, measures=MEASURES, tasks=TASKS, **settings):
     return path
 
 
-OF_TASKS = {"harness.arc_easy.acc": 0.5, "harness.arc_easy.acc_norm": 0.55, "harness.gsm8k.exact_match,strict-match": 0.125}
-NAMES = OF_TASKS | {"lexicons.opinion.auroc_reward": 0.75, "lexicons.opinion.auroc_random": 0.5, "lexicons.opinion.first_pieces.auroc_reward": 0.625,
-                    "measures.text.rouge1": 0.3, "measures.code.pass@10": 0.25}
+OF_TASKS = {
+    "harness.arc_easy.acc": 0.5,
+    "harness.arc_easy.acc_norm": 0.55,
+    "harness.gsm8k.exact_match,strict-match": 0.125,
+}
+NAMES = OF_TASKS | {
+    "lexicons.opinion.auroc_reward": 0.75,
+    "lexicons.opinion.auroc_random": 0.5,
+    "lexicons.opinion.first_pieces.auroc_reward": 0.625,
+    "measures.text.rouge1": 0.3,
+    "measures.code.pass@10": 0.25,
+}
 
 
 def test_lexicons_measures_and_tasks_are_compared(tmp_path):
@@ -301,11 +430,24 @@ def test_lexicons_measures_and_tasks_are_compared(tmp_path):
     write_all(tmp_path / "b", beta=0.5, tasks=better)
     page, found = content([tmp_path / "a", tmp_path / "b"], tmp_path)
     metrics = found["groups"][0]["metrics"]
-    assert {name: metrics[name]["mean"] for name in metrics if name.split(".")[0] in ("lexicons", "measures", "harness")} == NAMES
+    assert {
+        name: metrics[name]["mean"]
+        for name in metrics
+        if name.split(".")[0] in ("lexicons", "measures", "harness")
+    } == NAMES
     difference = next(one for one in found["differences"] if one["metric"] == "harness.arc_easy.acc")
     assert difference["by_seed"] == {"0": 0.125} and difference["interval"]["mean"] == 0.125
-    for said in ("Which words (lexicons)", "opinion: AUROC, reward mask", "opinion: AUROC, reward mask, first pieces", "Measures", "rouge1", "pass@10", "Tasks",
-                 "arc_easy: acc_norm", "gsm8k: exact_match, strict-match"):
+    for said in (
+        "Which words (lexicons)",
+        "opinion: AUROC, reward mask",
+        "opinion: AUROC, reward mask, first pieces",
+        "Measures",
+        "rouge1",
+        "pass@10",
+        "Tasks",
+        "arc_easy: acc_norm",
+        "gsm8k: exact_match, strict-match",
+    ):
         assert said in page.text, said
     titles = " ".join(attrs.get("title") or "" for _, attrs in page.tags)
     assert "of each word its first piece only" in titles and "passes the problem's tests" in titles
@@ -349,7 +491,11 @@ DEEP = '{"text": ' * 600 + "1" + "}" * 600
         ("measures.json", '{"code": {"pass@1": 1%s}}' % ("0" * 400), None),  # beyond the largest float
         ("measures.json", DEEP, None),
         ("summary.json", '{"after": 3, "lexicons": [1]}', None),
-        ("summary.json", '{"after": {"kl": Infinity, "x": null, "y": true}, "mask": null, "lexicons": {"opinion": 1, "other": {"auroc_kl": -Infinity}}}', None),
+        (
+            "summary.json",
+            '{"after": {"kl": Infinity, "x": null, "y": true}, "mask": null, "lexicons": {"opinion": 1, "other": {"auroc_kl": -Infinity}}}',
+            None,
+        ),
         ("summary.json", '{"lexicons": ' * 600 + "NaN" + "}" * 600, None),
     ],
 )
@@ -357,7 +503,11 @@ def test_files_that_are_none_of_ours_are_said_and_what_is_no_number_is_left_out(
     write_all(tmp_path / "good")
     (write_all(tmp_path / "odd", beta=0.5) / name).write_text(broken)
     page, found = content([tmp_path], tmp_path)
-    sections = {"summary.json": ("after", "mask", "lexicons"), "measures.json": ("measures",), "harness.json": ("harness",)}
+    sections = {
+        "summary.json": ("after", "mask", "lexicons"),
+        "measures.json": ("measures",),
+        "harness.json": ("harness",),
+    }
     good, odd = (group["metrics"] for group in found["groups"])
     others = [metric for metric in good if metric.split(".")[0] not in sections[name]]
     assert list(odd) == ["lexicons.opinion"] * ('"opinion": 1' in broken) + others

@@ -31,8 +31,8 @@ from sparsepo_jax.config.schema import (
 )
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
-from sparsepo_jax.marks import Marks
-from sparsepo_jax.plan import make_plan_text
+from sparsepo_jax.run.check import make_plan_text
+from sparsepo_jax.run.resume import Marks
 
 ROOT = Path(__file__).parent.parent
 GPT2 = {"model_type": "gpt2", "vocab_size": 10, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
@@ -80,7 +80,12 @@ def test_a_duplicate_key_names_its_line(mistakes):
 
 @pytest.mark.parametrize(
     "text, line",
-    [("a: [1\nb: 2\n", "line 2: "), ("- 1\n- 2\n", "line 1: expected a mapping"), ("", "line 1: "), ("a: *b", "line 1: ")],
+    [
+        ("a: [1\nb: 2\n", "line 2: "),
+        ("- 1\n- 2\n", "line 1: expected a mapping"),
+        ("", "line 1: "),
+        ("a: *b", "line 1: "),
+    ],
 )
 def test_a_file_that_is_no_yaml_mapping_gives_one_line_with_its_number(tmp_path, text, line):
     (tmp_path / "c.yaml").write_text(text)
@@ -127,7 +132,7 @@ report: 3
             "objective.betta: unknown key for kind sparsepo; did you mean beta?",
             "objective.mask.net: expected one of simple_all, simple_last, ml_all, ml_last, binary_all, binary_last; "
             "got 'simple_al'; did you mean simple_all?",
-            "data.train.0.path: expected a string, got 1; quote it to give a string: \"1\"",
+            'data.train.0.path: expected a string, got 1; quote it to give a string: "1"',
             "data.train.1.path: required, but missing",
             "data.buckets: expected less than or equal to 8, got 9",
             "po.batch_size: expected an integer, got 'x'",
@@ -143,7 +148,9 @@ def test_a_key_like_none_gets_the_known_ones_nearest_first(mistakes):
 
 
 def test_an_entry_of_a_list_is_checked_by_its_index(load, tmp_path):
-    (tmp_path / "c.yaml").write_text("stages: [po, exprt]\nobjective: {kind: mapo, mask: {groups: [mlp, atn]}}")
+    (tmp_path / "c.yaml").write_text(
+        "stages: [po, exprt]\nobjective: {kind: mapo, mask: {groups: [mlp, atn]}}"
+    )
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "c.yaml")
     assert caught.value.lines == [
@@ -176,11 +183,19 @@ def test_a_kind_that_is_no_word_is_a_mistake(mistakes, kind):
 
 def test_what_the_stages_lack_is_said_a_line_each(mistakes):
     lines = mistakes("", "stages=[po, sft, eval]")
-    assert [line.split(": ")[0] for line in lines] == ["stages", "policy", "data.sft", "data.train", "data.eval"]
+    assert [line.split(": ")[0] for line in lines] == [
+        "stages",
+        "policy",
+        "data.sft",
+        "data.train",
+        "data.eval",
+    ]
 
 
 def test_a_run_cannot_take_its_own_sft(mistakes):
-    assert mistakes("", "sft.taken_from=runs/../runs/x/") == ["sft.taken_from: this is the run's own output_dir; name that of another run, or leave it out"]
+    assert mistakes("", "sft.taken_from=runs/../runs/x/") == [
+        "sft.taken_from: this is the run's own output_dir; name that of another run, or leave it out"
+    ]
 
 
 # ---------------------------------------------------------------- overrides
@@ -192,7 +207,10 @@ def test_a_run_cannot_take_its_own_sft(mistakes):
         ("po.optimizer.learning_rate=1e-6", lambda c: c.po.optimizer.learning_rate == 1e-6),
         ("po.clip_norm=null", lambda c: c.po.clip_norm is None),
         ("po.clip_norm=", lambda c: c.po.clip_norm is None),
-        ("data.train=[{path: b}, {path: c}]", lambda c: [source.path for source in c.data.train] == ["b", "c"]),
+        (
+            "data.train=[{path: b}, {path: c}]",
+            lambda c: [source.path for source in c.data.train] == ["b", "c"],
+        ),
         ("data.train.0.path=x=y", lambda c: c.data.train == [FileSource(path="x=y", split="dev")]),
         ("data.train.1.path=b", lambda c: [source.path for source in c.data.train] == ["a", "b"]),
         ("data.eval.0.path=b", lambda c: [source.path for source in c.data.eval] == ["b"]),
@@ -223,7 +241,10 @@ def test_an_aliased_section_is_overridden_alone(load):
         ("=1", "=1: expected section.field=value"),
         ("po..steps=1", "po..steps=1: expected section.field=value"),
         ("data.train=[", "data.train: '[' is not YAML"),
-        ("data.train.path=b", "data.train.path: data.train is a list: give an index, as in data.train.0.path"),
+        (
+            "data.train.path=b",
+            "data.train.path: data.train is a list: give an index, as in data.train.0.path",
+        ),
         ("data.train.2.path=b", "data.train.2.path: data.train has 1 entries, so the highest index is 1"),
         ("seed.x=1", "seed.x: seed is 3, not a mapping"),
         ("objektive.beta=1", "objektive: unknown key; did you mean objective?"),
@@ -261,14 +282,18 @@ def test_a_mask_stays_where_the_new_objective_has_one(load):
 
 
 def test_a_mask_of_no_kind_follows_the_default_of_its_objective(load):
-    assert load("objective: {kind: mapo, mask: {official: true}}")[0].objective.mask == ActivationMask(official=True)
+    assert load("objective: {kind: mapo, mask: {official: true}}")[0].objective.mask == ActivationMask(
+        official=True
+    )
     config, notes = load(SPARSEPO, "objective.kind=mapo", "objective.mask.official=true")
     assert config.objective == MaPO(kind="mapo", beta=0.5, mask=ActivationMask(on="kl", official=True))
     assert notes[1] == "objective.mask.kind=activation: dropped init, which activation does not have"
 
 
 def test_an_overridden_kind_in_a_list_drops_too(load):
-    config, notes = load("data: {train: [{path: a}, {path: b, weight: 2}]}", "data.train.1.rows=9", "data.train.1.kind=reviews")
+    config, notes = load(
+        "data: {train: [{path: a}, {path: b, weight: 2}]}", "data.train.1.rows=9", "data.train.1.kind=reviews"
+    )
     assert config.data.train == [FileSource(path="a"), ReviewsSource(kind="reviews", rows=9, weight=2)]
     assert notes == ["data.train.1.kind=reviews: dropped path, which reviews does not have"]
 
@@ -279,12 +304,21 @@ def test_the_same_kind_again_drops_nothing(load):
 
 
 def test_keys_of_the_command_line_are_never_dropped_whatever_their_order(load, mistakes):
-    for first, second in (("objective.kind=dpo", "objective.l1_kl=1"), ("objective.l1_kl=1", "objective.kind=dpo")):
+    for first, second in (
+        ("objective.kind=dpo", "objective.l1_kl=1"),
+        ("objective.l1_kl=1", "objective.kind=dpo"),
+    ):
         (line,) = mistakes(SPARSEPO, first, second)
         assert line.startswith("objective.l1_kl: unknown key for kind dpo")
-    for overrides in (["objective.kind=tdpo2", "objective.alpha=0.25"], ["objective.alpha=0.25", "objective.kind=tdpo2"]):
+    for overrides in (
+        ["objective.kind=tdpo2", "objective.alpha=0.25"],
+        ["objective.alpha=0.25", "objective.kind=tdpo2"],
+    ):
         assert load(SPARSEPO, *overrides)[0].objective.alpha == 0.25
-    for overrides in (["objective.kind=ipo", "objective={kind: dpo}"], ["objective={kind: dpo}", "objective.kind=ipo"]):
+    for overrides in (
+        ["objective.kind=ipo", "objective={kind: dpo}"],
+        ["objective={kind: dpo}", "objective.kind=ipo"],
+    ):
         config, notes = load(SPARSEPO, *overrides)
         assert (config.objective.kind, config.objective.beta, notes) == ("ipo", 0.1, [])
 
@@ -296,17 +330,27 @@ def test_a_misspelt_key_of_the_file_is_not_dropped(mistakes):
 
 # ---------------------------------------------------------------- saving, schema
 
-words = st.sampled_from(["null", "\x85", "a\u2028b", "on", "1e-6", "2024-01-01", "0o7", "~", "a: b", "- x", " #"]) | st.text(max_size=8)
-positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False) | st.sampled_from([1e-6, 5e-7, 1e22])
+words = st.sampled_from(
+    ["null", "\x85", "a\u2028b", "on", "1e-6", "2024-01-01", "0o7", "~", "a: b", "- x", " #"]
+) | st.text(max_size=8)
+positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False) | st.sampled_from(
+    [1e-6, 5e-7, 1e22]
+)
 
 
 @settings(max_examples=40, deadline=None)  # no deadline: the machine may be busy
 @given(
-    objective=st.builds(SparsePO, beta=positive, mask=st.builds(LearnedMask, learning_rate=positive | st.none()))
+    objective=st.builds(
+        SparsePO, beta=positive, mask=st.builds(LearnedMask, learning_rate=positive | st.none())
+    )
     | st.builds(Dpo, kind=st.just("dpo"), beta=positive),
-    optimizer=st.builds(AdamW, learning_rate=positive) | st.builds(Lion, kind=st.just("lion"), learning_rate=positive),
-    source=st.builds(FileSource, path=words, columns=st.dictionaries(words, words, max_size=2), weight=positive),
-    content=st.none() | st.dictionaries(words, positive | words | st.booleans() | st.integers() | st.none(), max_size=3),
+    optimizer=st.builds(AdamW, learning_rate=positive)
+    | st.builds(Lion, kind=st.just("lion"), learning_rate=positive),
+    source=st.builds(
+        FileSource, path=words, columns=st.dictionaries(words, words, max_size=2), weight=positive
+    ),
+    content=st.none()
+    | st.dictionaries(words, positive | words | st.booleans() | st.integers() | st.none(), max_size=3),
     name=words.filter(lambda name: "\0" not in name),
 )
 def test_a_saved_config_reloads_equal(tmp_path_factory, objective, optimizer, source, content, name):
@@ -355,7 +399,10 @@ def data(tmp_path):
     shard = tmp_path / "seven" / "test"
     shard.mkdir(parents=True)
     table = pyarrow.table({"prompt": list("abcdefg")})
-    with pyarrow.OSFile(str(shard / "data.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+    with (
+        pyarrow.OSFile(str(shard / "data.arrow"), "wb") as sink,
+        pyarrow.ipc.new_stream(sink, table.schema) as writer,
+    ):
         writer.write_table(table, max_chunksize=3)
     (shard / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
     (tmp_path / "seven" / "dataset_dict.json").write_text('{"splits": ["test"]}')
@@ -381,39 +428,80 @@ def test_the_plan_counts_rows_steps_tokens_parameters_and_bytes(data):
 
 
 def test_an_sft_of_another_run_is_said_in_the_plan_and_must_be_there(data, tmp_path):
-    finished = {"stages": ["sft", "po", "eval"], "output_dir": str(tmp_path / "first"), "policy": {"config": GPT2}, "data": data}
-    sections = {"data": data, "sft": {"taken_from": str(tmp_path / "first"), "batch_size": 9}, "compute": {"mesh": {"fsdp": 2}}, "po": {"batch_size": 8}}
-    with pytest.raises(ConfigError, match="sft.taken_from: expected the output_dir of a run that has finished its stage sft, found none in"):
+    finished = {
+        "stages": ["sft", "po", "eval"],
+        "output_dir": str(tmp_path / "first"),
+        "policy": {"config": GPT2},
+        "data": data,
+    }
+    sections = {
+        "data": data,
+        "sft": {"taken_from": str(tmp_path / "first"), "batch_size": 9},
+        "compute": {"mesh": {"fsdp": 2}},
+        "po": {"batch_size": 8},
+    }
+    with pytest.raises(
+        ConfigError,
+        match="sft.taken_from: expected the output_dir of a run that has finished its stage sft, found none in",
+    ):
         plan_of(**sections)
     (tmp_path / "first/sft/final").mkdir(parents=True)
     Marks(Config.model_validate(finished)).mark("sft", 1.0)
-    with pytest.raises(ConfigError, match="holds stage sft with other settings: sft.batch_size; set them back, or leave out sft.taken_from"):
+    with pytest.raises(
+        ConfigError,
+        match="holds stage sft with other settings: sft.batch_size; set them back, or leave out sft.taken_from",
+    ):
         plan_of(**sections)
     Marks(Config.model_validate(finished | {"sft": {"batch_size": 9}})).mark("sft", 1.0)
-    plan = plan_of(**sections)  # a batch that the mesh cannot cut is nothing to a run that does not train on it
+    plan = plan_of(
+        **sections
+    )  # a batch that the mesh cannot cut is nothing to a run that does not train on it
     assert plan["sft"] == f"that of {tmp_path / 'first'}" and "sft bytes" not in plan
 
 
 def test_the_plan_counts_bytes_per_device():
-    wide = {**GPT2, "n_embd": 1000, "n_positions": 1, "vocab_size": 976_000}  # 976 M embeddings, 24 M in the blocks
+    wide = {
+        **GPT2,
+        "n_embd": 1000,
+        "n_positions": 1,
+        "vocab_size": 976_000,
+    }  # 976 M embeddings, 24 M in the blocks
     weights = 976e6 + 1000 + 2 * (12 * 1e6 + 13 * 1000) + 2000
     mb = lambda number: f"{number / 1e9:,.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"  # noqa: E731
     sections = {"stages": ["po"], "policy": {"config": wide}, "data": REVIEWS, "objective": {"kind": "dpo"}}
     for optimizer, held in (("adamw", 2 * weights), ("lion", weights)):
         said = plan_of(**sections, po={"optimizer": {"kind": optimizer}})["po bytes"]
-        assert said == f"bytes per device: weights {mb(4 * weights)}, optimizer {mb(4 * held)}, reference {mb(4 * weights)}"
-    assert "optimizer about 8.0 MB" in plan_of(**sections, po={"optimizer": {"kind": "adafactor"}})["po bytes"]
+        assert (
+            said
+            == f"bytes per device: weights {mb(4 * weights)}, optimizer {mb(4 * held)}, reference {mb(4 * weights)}"
+        )
+    assert (
+        "optimizer about 8.0 MB" in plan_of(**sections, po={"optimizer": {"kind": "adafactor"}})["po bytes"]
+    )
     matrices, adapters = 24e6, 2 * 4 * 2 * (1000 + 1000)  # 2 layers, rank 4, queries and values
-    for base, held in (("float32", weights), ("bfloat16", weights / 2), ("int8", weights - matrices + matrices / 4), ("nf4", weights - matrices + matrices / 8)):
-        said = plan_of(**sections, po={"lora": {"targets": ["query", "value"], "rank": 4, "base": base}})["po bytes"]
-        assert said.startswith(f"bytes per device: weights {4 * adapters / 1e3:.1f} kB, optimizer {8 * adapters / 1e3:.1f} kB, base ({base}) ")
+    for base, held in (
+        ("float32", weights),
+        ("bfloat16", weights / 2),
+        ("int8", weights - matrices + matrices / 4),
+        ("nf4", weights - matrices + matrices / 8),
+    ):
+        said = plan_of(**sections, po={"lora": {"targets": ["query", "value"], "rank": 4, "base": base}})[
+            "po bytes"
+        ]
+        assert said.startswith(
+            f"bytes per device: weights {4 * adapters / 1e3:.1f} kB, optimizer {8 * adapters / 1e3:.1f} kB, base ({base}) "
+        )
         assert said.endswith(mb(4 * held)) and ("about" in said) == (base in ("int8", "nf4"))
     plan = plan_of(**sections, compute={"mesh": {"data": 3, "fsdp": 4, "tensor": 2}}, po={"batch_size": 48})
     assert plan["devices"] == "24 (data 3 x fsdp 4 x tensor 2)"
-    assert f"weights {mb(4 * weights / 8)}," in plan["po bytes"] and plan["po bytes"].endswith("(sharded over fsdp x tensor = 8)")
+    assert f"weights {mb(4 * weights / 8)}," in plan["po bytes"] and plan["po bytes"].endswith(
+        "(sharded over fsdp x tensor = 8)"
+    )
     plan = plan_of(**sections, compute={"mesh": {"data": 1, "fsdp": None}})
     assert plan["devices"] == "unknown (data 1 x fsdp free x tensor 1)"
-    assert f"weights {mb(4 * weights)}," in plan["po bytes"] and plan["po bytes"].endswith("(as if fsdp, which is free, were 1)")
+    assert f"weights {mb(4 * weights)}," in plan["po bytes"] and plan["po bytes"].endswith(
+        "(as if fsdp, which is free, were 1)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -430,7 +518,10 @@ def test_the_plan_counts_bytes_per_device():
     ],
 )
 def test_the_plan_counts_learned_masks(mask, parameters):
-    assert f": {parameters:,} parameters" in plan_of(stages=["po"], data=REVIEWS, objective={"mask": mask})["mask"]
+    assert (
+        f": {parameters:,} parameters"
+        in plan_of(stages=["po"], data=REVIEWS, objective={"mask": mask})["mask"]
+    )
 
 
 def test_a_holdout_makes_the_rows_about_and_gives_evaluation_its_share(data):
@@ -445,18 +536,27 @@ def test_a_json_file_is_a_list_or_lines(tmp_path, name, opened):
     for text in ('[{"text": "a"},\n {"text": "b"}]', '{"text": "a"}\n\n{"text": "b"}\n'):
         with opened(tmp_path / name, "wt") as file:
             file.write(text)
-        assert plan_of(stages=["sft"], data={"sft": [{"path": str(tmp_path / name)}]})["sft"].startswith("2 rows an epoch")
+        assert plan_of(stages=["sft"], data={"sft": [{"path": str(tmp_path / name)}]})["sft"].startswith(
+            "2 rows an epoch"
+        )
 
 
 def test_rows_of_a_large_file_are_estimated(data, monkeypatch):
-    monkeypatch.setattr("sparsepo_jax.plan._READ_AT_MOST_BYTES", 4)
-    assert plan_of(data={**data, "sft": data["sft"][:1]})["sft"].startswith("about 3 rows an epoch, about 1 steps")
+    monkeypatch.setattr("sparsepo_jax.run.check._READ_AT_MOST_BYTES", 4)
+    assert plan_of(data={**data, "sft": data["sft"][:1]})["sft"].startswith(
+        "about 3 rows an epoch, about 1 steps"
+    )
 
 
 def test_what_only_network_or_data_tell_is_unknown(data):
-    plan = plan_of(policy={"path": "owner/name"}, data={**data, "train": [{"path": "owner/data"}, {"kind": "reviews"}]})
+    plan = plan_of(
+        policy={"path": "owner/name"}, data={**data, "train": [{"path": "owner/data"}, {"kind": "reviews"}]}
+    )
     assert plan["policy"] == "owner/name: family unknown, unknown parameters"
-    assert plan_of(stages=["export"], policy={"path": "gpt2"})["policy"] == "gpt2: family unknown, unknown parameters"
+    assert (
+        plan_of(stages=["export"], policy={"path": "gpt2"})["policy"]
+        == "gpt2: family unknown, unknown parameters"
+    )
     assert "unknown parameters" in plan["mask"]
     assert plan["devices"].startswith("unknown")
     assert plan["po"].startswith("unknown pairs an epoch, unknown steps of 64 pairs, at most 262,144 tokens")
@@ -465,7 +565,11 @@ def test_what_only_network_or_data_tell_is_unknown(data):
 
 @pytest.mark.parametrize(
     "tokenizer, size",
-    [({"kind": "bytes"}, 257), ({"kind": "bpe", "vocab_size": 300}, 300), ({"kind": "pretrained", "path": "owner/name"}, None)],
+    [
+        ({"kind": "bytes"}, 257),
+        ({"kind": "bpe", "vocab_size": 300}, 300),
+        ({"kind": "pretrained", "path": "owner/name"}, None),
+    ],
 )
 def test_a_shape_without_vocabulary_takes_the_tokenizers(tokenizer, size):
     shape = {key: value for key, value in GPT2.items() if key != "vocab_size"}
@@ -485,7 +589,10 @@ def test_the_reviews_tokenizer_gives_its_vocabulary():
 def test_a_local_model_is_read_and_the_reference_counted_apart(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**GPT2, "n_layer": 1}))
     plan = plan_of(stages=["po"], data=REVIEWS, reference={"path": str(tmp_path)})
-    assert f"{GPT2_PARAMETERS:,} parameters" in plan["policy"] and f"{GPT2_PARAMETERS - 872:,} parameters" in plan["reference"]
+    assert (
+        f"{GPT2_PARAMETERS:,} parameters" in plan["policy"]
+        and f"{GPT2_PARAMETERS - 872:,} parameters" in plan["reference"]
+    )
     assert f": {9 + 1 + 16} parameters" in plan["mask"]  # masks read the reference, of one layer here
 
 
@@ -525,7 +632,9 @@ def test_a_model_that_cannot_run_or_hold_the_length_is_a_mistake():
         plan_of(stages=["export"], policy={"config": {**GPT2, "model_type": "gpt9"}})
     with pytest.raises(ConfigError, match="data.max_length: 17 tokens do not fit the policy's 16 positions"):
         plan_of(stages=["export"], data={"max_length": 17})
-    with pytest.raises(ConfigError, match="data.max_prompt_length: 16 leaves no room for a response within 16 tokens"):
+    with pytest.raises(
+        ConfigError, match="data.max_prompt_length: 16 leaves no room for a response within 16 tokens"
+    ):
         plan_of(stages=["export"], data={"max_prompt_length": 16})
 
 
@@ -569,9 +678,13 @@ def complete(tmp_path):
 
 
 def test_check_prints_the_plan_and_the_notes(complete, capsys):
-    assert main(["--config", complete, "data.train.0.kind=file", "--check", "data.train.0.path=owner/name"]) == 0
+    assert (
+        main(["--config", complete, "data.train.0.kind=file", "--check", "data.train.0.path=owner/name"]) == 0
+    )
     out = capsys.readouterr().out
-    assert out.startswith("note: data.train.0.kind=file: dropped rows, which file does not have\nstages      sft, po\n")
+    assert out.startswith(
+        "note: data.train.0.kind=file: dropped rows, which file does not have\nstages      sft, po\n"
+    )
     assert "unknown pairs an epoch" in out
 
 
@@ -579,10 +692,16 @@ def test_mistakes_go_to_stderr_one_a_line_and_exit_2(complete, capsys):
     for options in ([], ["--check"]):
         assert main(["--config", complete, "sed=1", *options, "po.stepps=2"]) == 2
         out, err = capsys.readouterr()
-        assert out == "" and err.split("\n")[0] == f"{complete}: 2 mistakes" and len(err.strip().split("\n")) == 3
+        assert (
+            out == ""
+            and err.split("\n")[0] == f"{complete}: 2 mistakes"
+            and len(err.strip().split("\n")) == 3
+        )
     assert main(["--config", complete, "data.train.0={path: absent.jsonl}", "--check"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"{complete}: 1 mistake\ndata.train.0.path: no such file or directory: absent.jsonl")
+    assert err.startswith(
+        f"{complete}: 1 mistake\ndata.train.0.path: no such file or directory: absent.jsonl"
+    )
 
 
 def test_schema_prints_json(capsys):
@@ -651,5 +770,7 @@ try:
 except SystemExit:
     assert "pydantic" not in sys.modules and "ruamel" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True, text=True
+    )
     assert "examples:" in done.stdout and "objective.kind=dpo" in done.stdout

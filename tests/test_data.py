@@ -11,7 +11,13 @@ from sparsepo_jax.data.holdout import split_holdout
 from sparsepo_jax.data.inspect import format_rows
 from sparsepo_jax.data.load import load_table, read_texts
 from sparsepo_jax.data.sources import FileRows, GeneratedRows
-from sparsepo_jax.data.tokenizers import END, load_tokenizer, make_byte_tokenizer, make_word_tokenizer, train_bpe_tokenizer
+from sparsepo_jax.data.tokenizers import (
+    END,
+    load_tokenizer,
+    make_byte_tokenizer,
+    make_word_tokenizer,
+    train_bpe_tokenizer,
+)
 
 BYTES = make_byte_tokenizer()
 EOS = BYTES.eos_token_id
@@ -24,8 +30,19 @@ def load(tmp_path):
     def load(sources, *, kind="pairs", tokenizer=BYTES, **settings):
         if isinstance(sources[0], dict):
             sources = [GeneratedRows("rows", sources, 1.0)]
-        defaults = dict(vocab_size=None, max_length=400, max_prompt_length=200, separator="", template="none", template_arguments={}, add_bos=None,
-                        add_eos=True, on_bad_row="error", bad_rows_path=tmp_path / "bad.jsonl", cache_dir=str(tmp_path / "cache"))
+        defaults = dict(
+            vocab_size=None,
+            max_length=400,
+            max_prompt_length=200,
+            separator="",
+            template="none",
+            template_arguments={},
+            add_bos=None,
+            add_eos=True,
+            on_bad_row="error",
+            bad_rows_path=tmp_path / "bad.jsonl",
+            cache_dir=str(tmp_path / "cache"),
+        )
         return load_table(sources, kind=kind, tokenizer=tokenizer, **(defaults | settings))
 
     return load
@@ -37,7 +54,10 @@ def text(ids, tokenizer=BYTES):
 
 def texts(table, i=0, tokenizer=BYTES):
     """(prompt, responses...) decoded, with begin and end of text."""
-    return tuple(text(ids, tokenizer) for ids in (table.prompt(i), *(table.response(i, p) for p in range(table.responses_per_row))))
+    return tuple(
+        text(ids, tokenizer)
+        for ids in (table.prompt(i), *(table.response(i, p) for p in range(table.responses_per_row)))
+    )
 
 
 PAIR = {"prompt": "Is it good?", "chosen": " Yes.", "rejected": " No."}
@@ -79,7 +99,10 @@ def test_every_kind_of_source_gives_the_same_rows(load, tmp_path, kind):
 
 
 def test_columns_are_renamed(load, tmp_path):
-    path = write(tmp_path / "x.jsonl", [{"question": "Is it good?", "chosen": " Yes.", "worse": " No.", "rejected_other": 1}])
+    path = write(
+        tmp_path / "x.jsonl",
+        [{"question": "Is it good?", "chosen": " Yes.", "worse": " No.", "rejected_other": 1}],
+    )
     assert texts(load([FileRows(path, columns={"prompt": "question", "rejected": "worse"})])) == WHOLE
 
 
@@ -114,15 +137,30 @@ def test_a_missing_split_names_those_there_are(load, tmp_path):
 
 def test_implicit_prompts_are_the_common_beginning(load):
     dialogue = "\n\nHuman: Hi\n\nAssistant:"
-    table = load([{"chosen": f"{dialogue} Hello there", "rejected": f"{dialogue} Hell no"}, {"chosen": "Is it? Yes it is", "rejected": "Is it? Yellow"}])
+    table = load(
+        [
+            {"chosen": f"{dialogue} Hello there", "rejected": f"{dialogue} Hell no"},
+            {"chosen": "Is it? Yes it is", "rejected": "Is it? Yellow"},
+        ]
+    )
     assert texts(table, 0) == (f"{END}{dialogue}", f" Hello there{END}", f" Hell no{END}")
     assert texts(table, 1) == (f"{END}Is it?", f" Yes it is{END}", f" Yellow{END}")
 
 
-USER, GOOD, BAD = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "assistant", "content": "What"}
+USER, GOOD, BAD = (
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "assistant", "content": "What"},
+)
 
 
-@pytest.mark.parametrize("row", [{"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, {"chosen": [USER, GOOD], "rejected": [USER, BAD]}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    ],
+)
 def test_messages_without_a_chat_template_take_the_papers_turns(load, row):
     assert texts(load([row])) == (f"{END}<|user|>\nHi\n<|assistant|>\n", f"Hello{END}", f"What{END}")
 
@@ -143,7 +181,10 @@ def test_a_chat_template_gets_tools_and_arguments_and_its_special_tokens_are_not
         table = load([row], tokenizer=chat_tokenizer(), template=template, template_arguments={"loud": True})
         assert texts(table) == (f"{END}[search]!<user>Hi<assistant>", f"Hello{END}\n", f"What{END}\n")
     assert table.response(0, 0).tolist().count(EOS) == 1 and table.prompt(0).tolist().count(EOS) == 1
-    assert texts(load([row], tokenizer=chat_tokenizer(), template="paper"))[0] == f"{END}<|user|>\nHi\n<|assistant|>\n"
+    assert (
+        texts(load([row], tokenizer=chat_tokenizer(), template="paper"))[0]
+        == f"{END}<|user|>\nHi\n<|assistant|>\n"
+    )
 
 
 def test_a_chat_template_asked_for_but_absent_is_an_error(load):
@@ -152,8 +193,17 @@ def test_a_chat_template_asked_for_but_absent_is_an_error(load):
 
 
 def test_token_ids_are_taken_as_they_are(load):
-    table = load([{"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8, 9]}], tokenizer=None, add_eos=True, add_bos=True)
-    assert [x.tolist() for x in (table.prompt(0), table.response(0, 0), table.response(0, 1))] == [[5, 6], [7], [8, 9]]
+    table = load(
+        [{"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8, 9]}],
+        tokenizer=None,
+        add_eos=True,
+        add_bos=True,
+    )
+    assert [x.tolist() for x in (table.prompt(0), table.response(0, 0), table.response(0, 1))] == [
+        [5, 6],
+        [7],
+        [8, 9],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +231,10 @@ def test_the_separator_counts_as_prompt(load):
 
 
 def test_end_of_text_is_there_once_and_only_if_wanted(load):
-    ends = [load([PAIR | {"chosen": f" Yes.{END}"}], add_eos=add).response(0, 0).tolist().count(EOS) for add in (True, False)]
+    ends = [
+        load([PAIR | {"chosen": f" Yes.{END}"}], add_eos=add).response(0, 0).tolist().count(EOS)
+        for add in (True, False)
+    ]
     assert ends == [1, 1]
     assert load([PAIR], add_eos=False).response(0, 0).tolist().count(EOS) == 0
     assert load([PAIR | {"prompt": f"{END}Is it"}]).prompt(0).tolist().count(EOS) == 1
@@ -191,15 +244,25 @@ def test_end_of_text_is_there_once_and_only_if_wanted(load):
 def test_a_token_over_the_seam_belongs_to_the_response(load):
     tokenizer = train_bpe_tokenizer(["bc bc bc bc bc"] * 5, 258)  # 256 bytes, END, and the one merge: bc
     table = load([{"prompt": "ab", "chosen": "c", "rejected": "x"}], tokenizer=tokenizer)
-    pieces = [tokenizer.convert_ids_to_tokens(ids.tolist()) for ids in (table.prompt(0), table.response(0, 0), table.response(0, 1))]
+    pieces = [
+        tokenizer.convert_ids_to_tokens(ids.tolist())
+        for ids in (table.prompt(0), table.response(0, 0), table.response(0, 1))
+    ]
     assert pieces == [[END, "a"], ["bc", END], ["b", "x", END]]
 
 
 def test_long_prompts_keep_their_end_and_bos_long_responses_their_start(load):
-    table = load([{"prompt": "abcdefgh", "chosen": "0123456789", "rejected": "98"}], max_length=10, max_prompt_length=4)
+    table = load(
+        [{"prompt": "abcdefgh", "chosen": "0123456789", "rejected": "98"}], max_length=10, max_prompt_length=4
+    )
     assert texts(table) == (f"{END}fgh", "012345", f"98{END}")
     assert table.prompt_cut_N.tolist() == [True] and table.response_cut_NP.tolist() == [[True, False]]
-    ids = load([{"prompt_ids": list(range(8)), "chosen_ids": [1, 2], "rejected_ids": [3]}], tokenizer=None, max_length=10, max_prompt_length=4)
+    ids = load(
+        [{"prompt_ids": list(range(8)), "chosen_ids": [1, 2], "rejected_ids": [3]}],
+        tokenizer=None,
+        max_length=10,
+        max_prompt_length=4,
+    )
     assert ids.prompt(0).tolist() == [4, 5, 6, 7], "ids are taken as they are: nothing is known of a BOS"
 
 
@@ -222,10 +285,20 @@ def test_weights_by_token_and_by_span_stand_on_their_tokens(load):
 
 def test_decisive_spans_and_chances_stand_on_the_tokens_they_touch(load):
     words = make_word_tokenizer(["it", "was", "fine", "bad"])
-    row = {"prompt": "it was", "chosen": " fine it", "rejected": " bad", "chosen_decisive": [[1, 5]], "rejected_decisive": [[1, 4]],
-           "chosen_chance": [[1, 5, 0.5], [6, 8, 0.25]], "rejected_chance": [[1, 4, 0.5]]}
+    row = {
+        "prompt": "it was",
+        "chosen": " fine it",
+        "rejected": " bad",
+        "chosen_decisive": [[1, 5]],
+        "rejected_decisive": [[1, 4]],
+        "chosen_chance": [[1, 5, 0.5], [6, 8, 0.25]],
+        "rejected_chance": [[1, 4, 0.5]],
+    }
     table = load([row], tokenizer=words)
-    assert table.decisive(0, 0).tolist() == [True, False, False] and table.decisive(0, 1).tolist() == [True, False]
+    assert table.decisive(0, 0).tolist() == [True, False, False] and table.decisive(0, 1).tolist() == [
+        True,
+        False,
+    ]
     assert table.chance(0, 0).tolist() == [0.5, 0.25, 0.0]
     unknown = load([row, {"prompt": "it was", "chosen": " fine", "rejected": " bad"}], tokenizer=words)
     assert not unknown.has_decisive, "False on a row that says nothing would be wrong"
@@ -239,7 +312,7 @@ BAD_ROWS = {
     b'{"prompt": "a", "chosen": "b", "rejected": "b"}': "chosen and rejected are the same",
     b'{"prompt": "a", "chosen": "\xff", "rejected": "b"}': "invalid UTF-8 (byte 0xff",
     b'{"prompt": "a", "chosen"': "no JSON",
-    b'[1, 2]': "expected a JSON object, got list",
+    b"[1, 2]": "expected a JSON object, got list",
     b'{"prompt_ids": [1], "chosen_ids": [999], "rejected_ids": [2]}': "token id 999 is outside the model's vocabulary of 300",
     b'{"prompt_ids": [1], "chosen_ids": [], "rejected_ids": [2]}': "chosen_ids is empty",
     b'{"prompt": "a", "chosen": "b", "rejected": 3}': "expected text or lists of messages",
@@ -264,7 +337,9 @@ def test_skipped_rows_are_counted_and_listed_again_from_the_cache(load, tmp_path
         table = load([FileRows(str(path))], vocab_size=300, on_bad_row="skip")
         assert texts(table) == WHOLE and table.origin(0) == f"{path}:{len(BAD_ROWS) + 1}"
         listed = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-        assert [(row["file"], row["line"]) for row in listed] == [(str(path), n + 1) for n in range(len(BAD_ROWS))]
+        assert [(row["file"], row["line"]) for row in listed] == [
+            (str(path), n + 1) for n in range(len(BAD_ROWS))
+        ]
         assert all(row["problem"].startswith(said) for row, said in zip(listed, BAD_ROWS.values()))
         assert f"{len(BAD_ROWS)} of {len(BAD_ROWS) + 1} rows are bad and left out" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"and 10 more bad rows"):
@@ -292,7 +367,13 @@ def test_text_needs_a_tokenizer_and_the_tokens_it_is_asked_for(load):
 
 def test_words_that_a_tokenizer_does_not_know_are_bad_rows(load):
     with pytest.raises(UserError, match="rows:2: the tokenizer cannot encode it"):
-        load([{"prompt": "a", "chosen": " b", "rejected": " a"}, {"prompt": "a", "chosen": " c", "rejected": " a"}], tokenizer=make_word_tokenizer(["a", "b"]))
+        load(
+            [
+                {"prompt": "a", "chosen": " b", "rejected": " a"},
+                {"prompt": "a", "chosen": " c", "rejected": " a"},
+            ],
+            tokenizer=make_word_tokenizer(["a", "b"]),
+        )
 
 
 # ---------------------------------------------------------------- cache
@@ -318,12 +399,23 @@ def test_rows_are_tokenised_once_by_what_matters_and_nothing_else(load, tmp_path
     load([FileRows(path)])
     assert counted() == 1
     again = load([FileRows(path)])
-    moved = load([FileRows(write(tmp_path / "b.jsonl", [PAIR]), weight=3.0)], bad_rows_path=tmp_path / "elsewhere")
+    moved = load(
+        [FileRows(write(tmp_path / "b.jsonl", [PAIR]), weight=3.0)], bad_rows_path=tmp_path / "elsewhere"
+    )
     assert counted() == 1
     assert texts(again) == texts(moved) == WHOLE
     assert moved.origin(0).endswith("b.jsonl:1") and moved.row_weight_N.tolist() == [3.0]
-    changes = [dict(max_length=9), dict(max_prompt_length=5), dict(separator=" "), dict(add_eos=False), dict(add_bos=False), dict(vocab_size=300),
-               dict(tokenizer=chat_tokenizer()), dict(tokenizer=train_bpe_tokenizer(["good good"], 258)), dict(template="paper")]
+    changes = [
+        dict(max_length=9),
+        dict(max_prompt_length=5),
+        dict(separator=" "),
+        dict(add_eos=False),
+        dict(add_bos=False),
+        dict(vocab_size=300),
+        dict(tokenizer=chat_tokenizer()),
+        dict(tokenizer=train_bpe_tokenizer(["good good"], 258)),
+        dict(template="paper"),
+    ]
     for number, change in enumerate(changes):
         load([FileRows(path)], **change)
         assert counted() == 2 + number, change
@@ -340,8 +432,17 @@ def test_a_torn_cache_file_is_made_anew(load, tmp_path, counted):
 
 
 def test_the_cache_gives_back_every_column(load):
-    row = PAIR | {"chosen_weights": [1, 2, 3, 4, 5], "chosen_decisive": [[1, 4]], "rejected_decisive": [], "chosen_chance": [[1, 4, 0.3]], "rejected_chance": []}
-    first, second = load([row], max_length=20, max_prompt_length=6), load([row], max_length=20, max_prompt_length=6)
+    row = PAIR | {
+        "chosen_weights": [1, 2, 3, 4, 5],
+        "chosen_decisive": [[1, 4]],
+        "rejected_decisive": [],
+        "chosen_chance": [[1, 4, 0.3]],
+        "rejected_chance": [],
+    }
+    first, second = (
+        load([row], max_length=20, max_prompt_length=6),
+        load([row], max_length=20, max_prompt_length=6),
+    )
     ours, theirs = first.arrays(), second.arrays()
     assert ours.keys() == theirs.keys() >= {"all_weights", "all_decisive", "all_chance"}
     for name in ours:
@@ -359,12 +460,19 @@ def test_a_holdout_keeps_prompts_apart_and_does_not_move(load):
     assert 0.1 < len(prompts[1]) / 40 < 0.4
     fewer = split_holdout(load(rows[:60]), 0.25, 0)[1]
     assert {text(fewer.prompt(i)) for i in range(len(fewer))} == prompts[1]
-    assert {text(t.prompt(0)) for t in split_holdout(load(rows), 0.25, 1)} != {text(rest.prompt(0)), text(held.prompt(0))}
+    assert {text(t.prompt(0)) for t in split_holdout(load(rows), 0.25, 1)} != {
+        text(rest.prompt(0)),
+        text(held.prompt(0)),
+    }
     with pytest.raises(UserError, match="leaves none of 1 prompts for evaluation"):
         split_holdout(load([PAIR]), 0.001, 0)
 
 
-@pytest.mark.parametrize("make", [make_byte_tokenizer, lambda: train_bpe_tokenizer(["some text to learn", "some more text"], 280)], ids=["bytes", "bpe"])
+@pytest.mark.parametrize(
+    "make",
+    [make_byte_tokenizer, lambda: train_bpe_tokenizer(["some text to learn", "some more text"], 280)],
+    ids=["bytes", "bpe"],
+)
 def test_tokenizers_made_here_take_any_text_and_come_back_from_disk(make, tmp_path):
     tokenizer = make()
     sample = "Ünïcode  two spaces\n\ttab 中文 🙂"
@@ -391,9 +499,17 @@ def test_a_directory_without_tokenizer_is_one_line(tmp_path):
 
 def test_inspect_marks_prompt_response_cuts_weights_and_decisive_tokens(load):
     words = make_word_tokenizer(["it", "was", "fine", "bad", "very"])
-    row = {"prompt": "it was it was", "chosen": "very fine it was", "rejected": "bad", "chosen_decisive": [[5, 9]], "rejected_decisive": [],
-           "chosen_weights": [[0, 4, 0.5]]}
-    shown = format_rows(load([row], tokenizer=words, separator=" ", max_length=6, max_prompt_length=3), words, [0]).splitlines()
+    row = {
+        "prompt": "it was it was",
+        "chosen": "very fine it was",
+        "rejected": "bad",
+        "chosen_decisive": [[5, 9]],
+        "rejected_decisive": [],
+        "chosen_weights": [[0, 4, 0.5]],
+    }
+    shown = format_rows(
+        load([row], tokenizer=words, separator=" ", max_length=6, max_prompt_length=3), words, [0]
+    ).splitlines()
     assert shown[1:] == [
         "rows:1",
         f"  prompt        3 tokens  …│{END}│ it│ was",

@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 from program import lines_of, run, weights_of, write_config
 
-from sparsepo_jax.faults import explain
 from sparsepo_jax.main import RUN_AGAIN, main
+from sparsepo_jax.run.faults import explain
 
-PO = {"stages": ["po"], "checkpoint": {"every_steps": 2, "keep": 3}, "evaluation": {"batch_size": 8, "sampled_prompts": None}}
+PO = {
+    "stages": ["po"],
+    "checkpoint": {"every_steps": 2, "keep": 3},
+    "evaluation": {"batch_size": 8, "sampled_prompts": None},
+}
 
 
 def same_weights(found: Path, expected: Path) -> None:
@@ -34,7 +38,10 @@ def steps_in(directory: Path) -> list[int]:
 
 def array_file(directory: Path) -> Path:
     """The arrays' own bytes, all of which are read. (What each process wrote lies beside them in ocdbt.process_N: merged into these, and mostly dead.)"""
-    return max((path for path in directory.rglob("d/*") if not path.parent.parent.name.startswith("ocdbt.process_")), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in directory.rglob("d/*") if not path.parent.parent.name.startswith("ocdbt.process_")),
+        key=lambda path: path.stat().st_size,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +82,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_pat
     harm(array_file(output / "po" / "checkpoints" / "6"))
     assert main(["--config", str(config)]) == 0
     said = capsys.readouterr().out
-    assert "checkpoints/6 is damaged" in said and "the one of step 4 is used" in said and "po: continues after step 4 of 6" in said
+    assert (
+        "checkpoints/6 is damaged" in said
+        and "the one of step 4 is used" in said
+        and "po: continues after step 4 of 6" in said
+    )
     assert (output / "po" / "damaged_6").exists() and steps_in(output / "po") == [2, 4, 6]
     same_weights(output / "po", whole[1] / "po")
 
@@ -88,10 +99,23 @@ def test_damage_that_decompresses_is_found_by_the_checksums(tmp_path):
     from sparsepo_jax.core.errors import UserError
     from sparsepo_jax.train.checkpoint import checksums, load_once
 
-    state = {"a.kernel": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(4, jnp.bfloat16), "c": jnp.array([True, False])}
+    state = {
+        "a.kernel": jnp.arange(6.0).reshape(2, 3),
+        "b": jnp.ones(4, jnp.bfloat16),
+        "c": jnp.array([True, False]),
+    }
     assert checksums(state) == checksums(dict(reversed(state.items())))
-    for other in (state | {"a.kernel": state["a.kernel"].at[1, 2].set(5.0000005)}, state | {"a.kernel": state["a.kernel"][::-1]}, state | {"c": ~state["c"]}):
-        ocp.save((tmp_path / "state").resolve(), other, custom_metadata={"checksums": checksums(state)}, overwrite=True)
+    for other in (
+        state | {"a.kernel": state["a.kernel"].at[1, 2].set(5.0000005)},
+        state | {"a.kernel": state["a.kernel"][::-1]},
+        state | {"c": ~state["c"]},
+    ):
+        ocp.save(
+            (tmp_path / "state").resolve(),
+            other,
+            custom_metadata={"checksums": checksums(state)},
+            overwrite=True,
+        )
         with pytest.raises(UserError, match="is damaged .*(a.kernel|c).* not as written"):
             load_once(tmp_path / "state", state)
 
@@ -132,11 +156,29 @@ def broken_model(tmp_path_factory):
 
 def broken_config(tmp_path: Path, model: Path, long: set[int], **po) -> Path:
     """24 pairs in batches of 8; the `long` ones meet what is broken in the model."""
-    rows = [{"prompt_ids": [1, 2, n % 5], "chosen_ids": [5, 6, 7] * (4 if n in long else 1), "rejected_ids": [8, 9]} for n in range(24)]
+    rows = [
+        {
+            "prompt_ids": [1, 2, n % 5],
+            "chosen_ids": [5, 6, 7] * (4 if n in long else 1),
+            "rejected_ids": [8, 9],
+        }
+        for n in range(24)
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     training = {"steps": 6, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}} | po
-    return write_config(tmp_path, **(PO | {"data": {"train": [{"path": str(tmp_path / "pairs.jsonl")}], "eval": [], "sft": []}, "po": training,
-                                          "policy": {"config": None, "path": str(model)}, "tokenizer": {"kind": "auto"}, "objective": {"kind": "sparsepo", "mask": {"kind": "ones"}}}))
+    return write_config(
+        tmp_path,
+        **(
+            PO
+            | {
+                "data": {"train": [{"path": str(tmp_path / "pairs.jsonl")}], "eval": [], "sft": []},
+                "po": training,
+                "policy": {"config": None, "path": str(model)},
+                "tokenizer": {"kind": "auto"},
+                "objective": {"kind": "sparsepo", "mask": {"kind": "ones"}},
+            }
+        ),
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rows(broken_model, tmp_path, capsys):
@@ -153,7 +195,9 @@ def test_so_many_updates_may_be_left_out(broken_model, tmp_path, capsys):
     assert "left out (1 of at most 1)" in error and error.splitlines()[-1].startswith("error: po: step ")
     assert main(["--config", config, "po.skip_nonfinite=2"]) == 0
     weights = weights_of(tmp_path / "run" / "po")
-    assert {path for path, x in weights.items() if not np.isfinite(x).all()} == {"policy/embed_positions.embedding"}  # as it came
+    assert {path for path, x in weights.items() if not np.isfinite(x).all()} == {
+        "policy/embed_positions.embedding"
+    }  # as it came
     assert lines_of(tmp_path / "run" / "metrics.jsonl")[-1]["skipped"] == 2
 
 
@@ -178,8 +222,13 @@ def test_a_data_file_that_changes_between_stop_and_resume_is_noticed(broken_mode
 # ---------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize(("number", "status", "says"), [(signal.SIGTERM, RUN_AGAIN, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")])
-def test_a_signal_saves_the_step_and_says_how_to_go_on(whole, tmp_path, capsys, monkeypatch, number, status, says):
+@pytest.mark.parametrize(
+    ("number", "status", "says"),
+    [(signal.SIGTERM, RUN_AGAIN, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_signal_saves_the_step_and_says_how_to_go_on(
+    whole, tmp_path, capsys, monkeypatch, number, status, says
+):
     """No checkpoint is due before the end; the signal comes while a step is under way."""
     from sparsepo_jax.train import loop
 
@@ -194,7 +243,10 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(whole, tmp_path, capsys, 
     run_training = loop.run_training
     config = write_config(tmp_path, **(PO | {"checkpoint": {"every_steps": 100}}))
     with monkeypatch.context() as patched:
-        patched.setattr("sparsepo_jax.stages.run_training", lambda **given: run_training(**(given | {"update": update_with_signal(given["update"], 2)})))
+        patched.setattr(
+            "sparsepo_jax.stages.run_training",
+            lambda **given: run_training(**(given | {"update": update_with_signal(given["update"], 2)})),
+        )
         assert main(["--config", str(config)]) == status
     said = capsys.readouterr().err.splitlines()[-1]
     assert says in said and "the same command continues the run" in said
@@ -204,7 +256,9 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(whole, tmp_path, capsys, 
 
 
 def test_a_signal_outside_of_training_ends_the_run_at_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sparsepo_jax.stages.Run.inspect", lambda self: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60))
+    monkeypatch.setattr(
+        "sparsepo_jax.stages.Run.inspect", lambda self: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)
+    )
     assert main(["--config", str(write_config(tmp_path, stages=["inspect"]))]) == RUN_AGAIN
     assert "stopped by SIGTERM" in capsys.readouterr().err
 
@@ -217,7 +271,9 @@ def full_disk(tmp_path):
     """A file system of 3 MiB of its own."""
     place = tmp_path / "small"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True
+    ).returncode:
         pytest.skip("only root may mount a small file system")
     yield place
     subprocess.run(["umount", "-l", place], check=True)
@@ -243,9 +299,20 @@ def test_a_full_disk_is_said_in_one_line_and_nothing_is_lost(whole, tmp_path, fu
         (OSError(30, "Read-only file system", "/there"), "/there: the file system is read-only"),
         (ValueError("UNKNOWN: write failed [errno ENOSPC: No space left on device]"), "OUT: no space left"),
         (MemoryError(), "the host is out of memory; take smaller micro-steps"),
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."), "a device is out of memory"),
-        (RuntimeError("INTERNAL: Error dispatching computation: Out of memory allocating 1099511627776 bytes."), "a device is out of memory (INTERNAL"),
-        (RuntimeError("RESOURCE_EXHAUSTED: Error allocating device buffer; 3.2G free of the memory"), "a device is out of memory"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."),
+            "a device is out of memory",
+        ),
+        (
+            RuntimeError(
+                "INTERNAL: Error dispatching computation: Out of memory allocating 1099511627776 bytes."
+            ),
+            "a device is out of memory (INTERNAL",
+        ),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Error allocating device buffer; 3.2G free of the memory"),
+            "a device is out of memory",
+        ),
         (OSError(12, "Cannot allocate memory"), "the host is out of memory"),
         (RuntimeError("RESOURCE_EXHAUSTED: too many pings"), None),
         (OSError(2, "No such file or directory", "pairs.jsonl"), "pairs.jsonl: No such file or directory"),
@@ -263,10 +330,21 @@ def test_faults_from_outside_are_one_line_with_what_to_do(error, says):
 @pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited by Linux's means")
 def test_a_run_that_is_out_of_memory_ends_in_one_line(tmp_path):
     """The real allocator refuses the real array: an embedding of 128 GiB where 32 may be had, so nothing is ever filled."""
-    policy = {"config": {"model_type": "gpt2", "vocab_size": 2**24, "n_layer": 1, "n_head": 2, "n_embd": 2048, "n_positions": 64}}
+    policy = {
+        "config": {
+            "model_type": "gpt2",
+            "vocab_size": 2**24,
+            "n_layer": 1,
+            "n_head": 2,
+            "n_embd": 2048,
+            "n_positions": 64,
+        }
+    }
     config = write_config(tmp_path, **(PO | {"policy": policy}))
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35)); from sparsepo_jax.main import main; sys.exit(main(sys.argv[1:]))"
-    ended = subprocess.run([sys.executable, "-c", limited, "--config", str(config)], capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(
+        [sys.executable, "-c", limited, "--config", str(config)], capture_output=True, text=True, timeout=300
+    )
     said = ended.stderr.splitlines()[-1]
     assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
     assert said.startswith("error: a device is out of memory") and "compute.mesh.fsdp" in said
@@ -304,9 +382,17 @@ def test_kills_all_over_a_run_end_in_the_same_bits(kills, tmp_path):
     pytest tests/test_faults.py -m slow -k twenty -s
     """
     steps, draws = 160, random.Random(0)
-    changes = PO | {"po": {"steps": steps, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.0001}}}
+    changes = PO | {
+        "po": {"steps": steps, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.0001}}
+    }
     whole = run(tmp_path / "whole", **changes)
-    command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(write_config(tmp_path / "parts", **changes))]
+    command = [
+        sys.executable,
+        "-m",
+        "sparsepo_jax.main",
+        "--config",
+        str(write_config(tmp_path / "parts", **changes)),
+    ]
     po = tmp_path / "parts" / "run" / "po"
     saved = lambda: max((int(name) for name in names_in(po / "checkpoints") if name.isdigit()), default=0)  # noqa: E731
     kill_when(command, lambda: any(name.startswith("start") for name in names_in(po)))
@@ -324,6 +410,10 @@ def test_kills_all_over_a_run_end_in_the_same_bits(kills, tmp_path):
     kill_when(command, lambda: any(name.startswith("final") for name in names_in(po)))
     assert not (po.parent / "stages.json").exists(), "po was not done yet"
     subprocess.run(command, check=True, capture_output=True)
-    print(f"\n{kills} kills: at the start, after checkpoints {moments} of {steps} steps ({writing} while a checkpoint was being written), at the end")
-    assert writing >= max(1, kills // 4) and (kills < 20 or (moments[0] < 0.2 * steps and moments[-1] > 0.6 * steps))
+    print(
+        f"\n{kills} kills: at the start, after checkpoints {moments} of {steps} steps ({writing} while a checkpoint was being written), at the end"
+    )
+    assert writing >= max(1, kills // 4) and (
+        kills < 20 or (moments[0] < 0.2 * steps and moments[-1] > 0.6 * steps)
+    )
     same_weights(po, whole / "po")

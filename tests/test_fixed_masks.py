@@ -22,7 +22,9 @@ def test_ones_are_one_on_the_response_only():
 
 def test_positional_decays_from_the_first_token():
     """0.5, 0.25, 0.125, ..."""
-    np.testing.assert_allclose(fixed.positional_mask(VALID, decay=0.5), [[[0.5, 0.25, 0, 0], [0.5, 0.25, 0.125, 0]]])
+    np.testing.assert_allclose(
+        fixed.positional_mask(VALID, decay=0.5), [[[0.5, 0.25, 0, 0], [0.5, 0.25, 0.125, 0]]]
+    )
 
 
 def test_positional_counts_response_tokens_not_columns():

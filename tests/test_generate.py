@@ -5,22 +5,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-
-from sparsepo_jax.core.types import PromptBatch
-from sparsepo_jax.dist.mesh import make_mesh, put_batch
-from sparsepo_jax.dist.rules import weight_shardings
-from sparsepo_jax.eval.generate import Sampling, generate, kept_logits, make_sampler
-from sparsepo_jax.models.decoder import Decoder
-from sparsepo_jax.models.spec import spec_from_hf
 from test_models import CONFIGS, load_ours, make_theirs
 from tiny import LLAMA
+
+from sparsepo_jax.core.types import PromptBatch
+from sparsepo_jax.generate.sampler import Sampling, generate, kept_logits, make_sampler
+from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.sharding.mesh import make_mesh, put_batch
+from sparsepo_jax.sharding.rules import weight_shardings
 
 LENGTHS = np.array([7, 2, 5, 4, 1, 7, 3, 6])
 
 
 @pytest.fixture(scope="module")
 def one_device():
-    return jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()[:1])
+    return jax.make_mesh(
+        (1, 1, 1),
+        ("data", "fsdp", "tensor"),
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+        devices=jax.devices()[:1],
+    )
 
 
 def prompts(rows=8, vocab=31, first_row=0) -> PromptBatch:
@@ -50,8 +55,12 @@ def test_greedy_tokens_equal_transformers(config, tmp_path, one_device):
     _, graph, weights = load_ours(tmp_path)
     batch = prompts()
     expected = model.generate(
-        input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long), attention_mask=torch.tensor(batch.valid_BS[0].astype(np.int64)),
-        do_sample=False, max_new_tokens=12, eos_token_id=None, pad_token_id=0,
+        input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long),
+        attention_mask=torch.tensor(batch.valid_BS[0].astype(np.int64)),
+        do_sample=False,
+        max_new_tokens=12,
+        eos_token_id=None,
+        pad_token_id=0,
     )[:, 7:].numpy()
     found = run(graph, weights, one_device, Sampling(12, temperature=0.0))
     assert [one.row for one in found] == list(range(8)) and all(one.finish == "length" for one in found)
@@ -113,8 +122,14 @@ def test_a_mesh_draws_what_one_device_draws(model, one_device, axes):
     on_mesh = {path: jax.device_put(x, shardings[path]) for path, x in weights.items()}
     with jax.set_mesh(mesh):
         found = run(graph, on_mesh, mesh, sampling)
-        keys = make_sampler(graph, jnp.dtype(jnp.float32), mesh, sampling).begin(on_mesh, put_batch(prompts(), mesh)).cache.keys_LBTKH
-    assert keys.addressable_shards[0].data.size <= keys.size / (axes[0] * axes[1]), "each device holds the cache of its own rows"
+        keys = (
+            make_sampler(graph, jnp.dtype(jnp.float32), mesh, sampling)
+            .begin(on_mesh, put_batch(prompts(), mesh))
+            .cache.keys_LBTKH
+        )
+    assert keys.addressable_shards[0].data.size <= keys.size / (axes[0] * axes[1]), (
+        "each device holds the cache of its own rows"
+    )
     for one, other in zip(run(graph, weights, one_device, sampling), found, strict=True):
         np.testing.assert_array_equal(one.ids, other.ids)
 
@@ -126,7 +141,10 @@ def test_a_prompt_length_is_compiled_once(model, one_device):
     assert sampler.begin.func._cache_size() == sampler.advance.func._cache_size() == 1
 
 
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.7, None, 1.0), (1.0, 5, 1.0), (1.0, None, 0.6), (1.5, 12, 0.8), (1.0, 99, 0.01)])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(0.7, None, 1.0), (1.0, 5, 1.0), (1.0, None, 0.6), (1.5, 12, 0.8), (1.0, 99, 0.01)],
+)
 def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p):
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -136,12 +154,14 @@ def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p):
         theirs = TopKLogitsWarper(top_k)(None, theirs)
     if top_p < 1:
         theirs = TopPLogitsWarper(top_p)(None, theirs)
-    np.testing.assert_allclose(kept_logits(jnp.asarray(logits), temperature, top_k, top_p), theirs.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(
+        kept_logits(jnp.asarray(logits), temperature, top_k, top_p), theirs.numpy(), rtol=1e-6
+    )
 
 
 def test_sampling_follows_the_distribution(model):
     """20,000 draws from three tokens of probability 0.5, 0.3, 0.2; four standard errors."""
-    from sparsepo_jax.eval.generate import draw
+    from sparsepo_jax.generate.sampler import draw
 
     n, probability = 20_000, np.array([0.5, 0.3, 0.2])
     keys = jax.random.split(jax.random.key(0), n)

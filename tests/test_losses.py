@@ -44,7 +44,9 @@ def dpo_difference(c, r):
 def numpy_sparsepo(c, r, beta, l1_reward, l1_kl, shared):
     reward_c, reward_r = (c.reward_mask * c.ratio).sum(), (r.reward_mask * r.ratio).sum()
     kl_c, kl_r = (c.kl_mask * c.kl).sum(), (r.kl_mask * r.kl).sum()
-    l1 = l1_reward * (abs(c.reward_mask).sum() + abs(r.reward_mask).sum()) + l1_kl * (abs(c.kl_mask).sum() + abs(r.kl_mask).sum())
+    l1 = l1_reward * (abs(c.reward_mask).sum() + abs(r.reward_mask).sum()) + l1_kl * (
+        abs(c.kl_mask).sum() + abs(r.kl_mask).sum()
+    )
     return -log_sigmoid(beta * ((reward_c - reward_r) - (kl_r - kl_c))) + (l1 / 2 if shared else l1)
 
 
@@ -113,65 +115,129 @@ LOG_ODDS_R = -1.2 - math.log(1 - math.exp(-1.2))
 
 HAND_PAIR = (
     Response(*map(np.array, ([-0.5, -1.5], [-1.0, -0.8], [0.1, 0.3], [1.0, 0.5], [2.0, 1.0]))),
-    Response(*map(np.array, ([-1.0, -2.0, -0.6], [-0.8, -1.9, -1.2], [0.2, 0.0, 0.4], [0.0, 2.0, 1.0], [0.5, 1.0, 0.25]))),
+    Response(
+        *map(
+            np.array,
+            ([-1.0, -2.0, -0.6], [-0.8, -1.9, -1.2], [0.2, 0.0, 0.4], [0.0, 2.0, 1.0], [0.5, 1.0, 0.25]),
+        )
+    ),
 )
 
 OBJECTIVES = {
     "sparsepo": Objective(  # 0.8 [(0.15 - 0.4) - (0.2 - 0.5)] = 0.04; L1 0.01 * 4.5 + 0.02 * 4.75
-        token_weighted.sparsepo_loss, dict(beta=0.8, l1_reward=0.01, l1_kl=0.02, shared=False), numpy_sparsepo,
-        0.04, softplus_of_minus(0.04) + 0.14),
+        token_weighted.sparsepo_loss,
+        dict(beta=0.8, l1_reward=0.01, l1_kl=0.02, shared=False),
+        numpy_sparsepo,
+        0.04,
+        softplus_of_minus(0.04) + 0.14,
+    ),
     "sparsepo shared": Objective(  # each L1 factor counts half
-        token_weighted.sparsepo_loss, dict(beta=0.8, l1_reward=0.01, l1_kl=0.02, shared=True), numpy_sparsepo,
-        0.04, softplus_of_minus(0.04) + 0.07),
+        token_weighted.sparsepo_loss,
+        dict(beta=0.8, l1_reward=0.01, l1_kl=0.02, shared=True),
+        numpy_sparsepo,
+        0.04,
+        softplus_of_minus(0.04) + 0.07,
+    ),
     "tdpo1": Objective(  # 0.5 (-0.5 - (0.6 - 0.4))
-        token_weighted.tdpo1_loss, dict(beta=0.5),
+        token_weighted.tdpo1_loss,
+        dict(beta=0.5),
         lambda c, r, beta: -log_sigmoid(beta * (dpo_difference(c, r) - (r.kl.sum() - c.kl.sum()))),
-        -0.35, softplus_of_minus(-0.35)),
+        -0.35,
+        softplus_of_minus(-0.35),
+    ),
     "tdpo2": Objective(  # 0.5 (-0.5 - 0.5 (0.6 - 0.4))
-        token_weighted.tdpo2_loss, dict(beta=0.5, alpha=0.5),
-        lambda c, r, beta, alpha: -log_sigmoid(beta * (dpo_difference(c, r) - alpha * (r.kl.sum() - c.kl.sum()))),
-        -0.3, softplus_of_minus(-0.3)),
+        token_weighted.tdpo2_loss,
+        dict(beta=0.5, alpha=0.5),
+        lambda c, r, beta, alpha: (
+            -log_sigmoid(beta * (dpo_difference(c, r) - alpha * (r.kl.sum() - c.kl.sum())))
+        ),
+        -0.3,
+        softplus_of_minus(-0.3),
+    ),
     "dpo": Objective(  # 0.5 * -0.5
-        token_weighted.dpo_loss, dict(beta=0.5), lambda c, r, beta: -log_sigmoid(beta * dpo_difference(c, r)),
-        -0.25, softplus_of_minus(-0.25)),
+        token_weighted.dpo_loss,
+        dict(beta=0.5),
+        lambda c, r, beta: -log_sigmoid(beta * dpo_difference(c, r)),
+        -0.25,
+        softplus_of_minus(-0.25),
+    ),
     "d2po": Objective(  # 0.5 [(0.5 * 0.5 - 0.25 * 0.7) - (-0.5 * 0.2 - 0.25 * 0.1 + 0.125 * 0.6)] = 0.5 [0.075 + 0.05]
-        token_weighted.d2po_loss, dict(beta=0.5, gamma=0.5), numpy_d2po, 0.0625, softplus_of_minus(0.0625)),
+        token_weighted.d2po_loss, dict(beta=0.5, gamma=0.5), numpy_d2po, 0.0625, softplus_of_minus(0.0625)
+    ),
     "ldpo": Objective(  # rejected: -0.2 - 0.1 + 0.5 * 0.6 = 0, so 0.5 * -0.2
-        token_weighted.ldpo_loss, dict(beta=0.5, alpha=0.5), numpy_ldpo, -0.1, softplus_of_minus(-0.1)),
+        token_weighted.ldpo_loss, dict(beta=0.5, alpha=0.5), numpy_ldpo, -0.1, softplus_of_minus(-0.1)
+    ),
     "cdpo": Objective(
-        sequence.cdpo_loss, dict(beta=0.5, label_smoothing=0.1), numpy_cdpo,
-        -0.25, 0.9 * softplus_of_minus(-0.25) + 0.1 * softplus_of_minus(0.25)),
+        sequence.cdpo_loss,
+        dict(beta=0.5, label_smoothing=0.1),
+        numpy_cdpo,
+        -0.25,
+        0.9 * softplus_of_minus(-0.25) + 0.1 * softplus_of_minus(0.25),
+    ),
     "robust": Objective(
-        sequence.robust_loss, dict(beta=0.5, label_smoothing=0.1), numpy_robust,
-        -0.25, (0.9 * softplus_of_minus(-0.25) - 0.1 * softplus_of_minus(0.25)) / 0.8),
+        sequence.robust_loss,
+        dict(beta=0.5, label_smoothing=0.1),
+        numpy_robust,
+        -0.25,
+        (0.9 * softplus_of_minus(-0.25) - 0.1 * softplus_of_minus(0.25)) / 0.8,
+    ),
     "ipo": Objective(  # (-0.1 - 0.1 - 1)^2
-        sequence.ipo_loss, dict(beta=0.5), lambda c, r, beta: (c.ratio.mean() - r.ratio.mean() - 1 / (2 * beta)) ** 2,
-        -0.2, 1.44),
+        sequence.ipo_loss,
+        dict(beta=0.5),
+        lambda c, r, beta: (c.ratio.mean() - r.ratio.mean() - 1 / (2 * beta)) ** 2,
+        -0.2,
+        1.44,
+    ),
     "hinge": Objective(  # 1 - 0.5 * -0.5
-        sequence.hinge_loss, dict(beta=0.5), lambda c, r, beta: max(0.0, 1 - beta * dpo_difference(c, r)), -0.25, 1.25),
+        sequence.hinge_loss,
+        dict(beta=0.5),
+        lambda c, r, beta: max(0.0, 1 - beta * dpo_difference(c, r)),
+        -0.25,
+        1.25,
+    ),
     "simpo": Objective(  # 2 (-1.0 + 1.2) - 0.5
-        sequence.simpo_loss, dict(beta=2.0, gamma=0.5),
+        sequence.simpo_loss,
+        dict(beta=2.0, gamma=0.5),
         lambda c, r, beta, gamma: -log_sigmoid(beta * (c.logp.mean() - r.logp.mean()) - gamma),
-        -0.1, softplus_of_minus(-0.1)),
+        -0.1,
+        softplus_of_minus(-0.1),
+    ),
     "orpo": Objective(
-        sequence.orpo_loss, dict(odds_weight=0.1), numpy_orpo,
-        LOG_ODDS_C - LOG_ODDS_R, 1.0 + 0.1 * softplus_of_minus(LOG_ODDS_C - LOG_ODDS_R)),
+        sequence.orpo_loss,
+        dict(odds_weight=0.1),
+        numpy_orpo,
+        LOG_ODDS_C - LOG_ODDS_R,
+        1.0 + 0.1 * softplus_of_minus(LOG_ODDS_C - LOG_ODDS_R),
+    ),
     "cpo": Objective(  # 0.5 (-2.0 + 3.6); 3 * 1.0
-        sequence.cpo_loss, dict(beta=0.5, alpha=3.0),
+        sequence.cpo_loss,
+        dict(beta=0.5, alpha=3.0),
         lambda c, r, beta, alpha: -log_sigmoid(beta * (c.logp.sum() - r.logp.sum())) - alpha * c.logp.mean(),
-        0.8, softplus_of_minus(0.8) + 3.0),
+        0.8,
+        softplus_of_minus(0.8) + 3.0,
+    ),
     "dpop": Objective(  # 0.5 (-0.5 - 2 * 0.2)
-        sequence.dpop_loss, dict(beta=0.5, penalty=2.0), numpy_dpop, -0.45, softplus_of_minus(-0.45)),
+        sequence.dpop_loss, dict(beta=0.5, penalty=2.0), numpy_dpop, -0.45, softplus_of_minus(-0.45)
+    ),
     "rdpo": Objective(  # 0.5 * -0.5 + 0.1 (2 - 3)
-        sequence.rdpo_loss, dict(beta=0.5, alpha=0.1),
-        lambda c, r, beta, alpha: -log_sigmoid(beta * dpo_difference(c, r) + alpha * (len(c.logp) - len(r.logp))),
-        -0.35, softplus_of_minus(-0.35)),
+        sequence.rdpo_loss,
+        dict(beta=0.5, alpha=0.1),
+        lambda c, r, beta, alpha: (
+            -log_sigmoid(beta * dpo_difference(c, r) + alpha * (len(c.logp) - len(r.logp)))
+        ),
+        -0.35,
+        softplus_of_minus(-0.35),
+    ),
     "confpo": Objective(  # probabilities .61 .22, mean .41: the second; .37 .14 .55, mean .35: the second; 2 (-1.5 + 2.0) - 0.5
-        sequence.confpo_loss, dict(beta=2.0, gamma=0.5), numpy_confpo, 0.5, softplus_of_minus(0.5)),
+        sequence.confpo_loss, dict(beta=2.0, gamma=0.5), numpy_confpo, 0.5, softplus_of_minus(0.5)
+    ),
     "caldpo": Objective(  # [(-0.2 - 1)^2 + (0.3 + 1)^2] / 2 = (1.44 + 1.69) / 2
-        sequence.caldpo_loss, dict(beta=0.5), numpy_caldpo, -0.5, softplus_of_minus(-0.5) + 1.565),
+        sequence.caldpo_loss, dict(beta=0.5), numpy_caldpo, -0.5, softplus_of_minus(-0.5) + 1.565
+    ),
 }
-SAMPO = Objective(token_weighted.sampo_loss, dict(beta=0.5), None, math.nan, math.nan)  # random: has tests of its own
+SAMPO = Objective(
+    token_weighted.sampo_loss, dict(beta=0.5), None, math.nan, math.nan
+)  # random: has tests of its own
 ALL = OBJECTIVES | {"sampo": SAMPO}
 
 each_objective = pytest.mark.parametrize("name", ALL)
@@ -203,10 +269,15 @@ def random_pairs(seed, *, same_policy=False, same_length=False):
 
     def response(length):
         logp, ref_logp = -rng.gamma(1.0, 1.0, (2, length)) - 0.05
-        kl, (reward_mask, kl_mask) = rng.gamma(0.5, 0.2, length), np.maximum(rng.normal(0.5, 1.0, (2, length)), 0.0)
+        kl, (reward_mask, kl_mask) = (
+            rng.gamma(0.5, 0.2, length),
+            np.maximum(rng.normal(0.5, 1.0, (2, length)), 0.0),
+        )
         if same_policy:
             ref_logp, kl = logp, np.zeros(length)
-        return Response(*(x.astype(np.float32).astype(np.float64) for x in (logp, ref_logp, kl, reward_mask, kl_mask)))
+        return Response(
+            *(x.astype(np.float32).astype(np.float64) for x in (logp, ref_logp, kl, reward_mask, kl_mask))
+        )
 
     pairs = []
     for _ in range(PAIRS):
@@ -221,7 +292,9 @@ def compiled(name):
 
     def total(floats, valid, keys):
         logp, ref_logp, kl, reward, kl_mask = floats
-        output = ALL[name].ours(TokenStats(logp, ref_logp, kl, valid), TokenMasks(reward, kl_mask), keys, **ALL[name].settings)
+        output = ALL[name].ours(
+            TokenStats(logp, ref_logp, kl, valid), TokenMasks(reward, kl_mask), keys, **ALL[name].settings
+        )
         return output.loss_B.sum(), output
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -246,7 +319,9 @@ def test_a_pair_computed_by_hand(name):
     output, _ = evaluate(name, *padded([HAND_PAIR] * PAIRS))
     np.testing.assert_allclose(output.metrics["margin"], objective.margin_by_hand, atol=2e-7)
     np.testing.assert_allclose(output.loss_B, objective.loss_by_hand, rtol=5e-7)
-    assert objective.numpy(*HAND_PAIR, **objective.settings) == pytest.approx(objective.loss_by_hand, rel=1e-12)
+    assert objective.numpy(*HAND_PAIR, **objective.settings) == pytest.approx(
+        objective.loss_by_hand, rel=1e-12
+    )
 
 
 @each_formula
@@ -277,7 +352,12 @@ def test_gradient_equals_finite_differences_of_the_plain_formula(name):
             if name == "tdpo2" and Response._fields[field] == "kl" and p == 0:
                 assert slope != 0
                 slope = 0.0  # the stopped gradient
-            assert gradient[field, b, p, t] == pytest.approx(slope, rel=2e-5, abs=2e-6), (Response._fields[field], b, p, t)
+            assert gradient[field, b, p, t] == pytest.approx(slope, rel=2e-5, abs=2e-6), (
+                Response._fields[field],
+                b,
+                p,
+                t,
+            )
 
 
 @each_objective
@@ -334,7 +414,9 @@ def test_a_filler_pair_is_finite_and_without_gradient(name, garbage):
 
 # At policy = reference all log-ratios and KL are 0, so D = 0: ln 2 for the logistic ones, 1/(4 beta^2) = 1 for ipo, relu(1) for
 # hinge, ln 2 + (1 + 1) / 2 for caldpo.
-AT_REFERENCE = {name: math.log(2) for name in ("tdpo1", "tdpo2", "dpo", "d2po", "ldpo", "cdpo", "robust", "dpop", "sampo")}
+AT_REFERENCE = {
+    name: math.log(2) for name in ("tdpo1", "tdpo2", "dpo", "d2po", "ldpo", "cdpo", "robust", "dpop", "sampo")
+}
 AT_REFERENCE |= {"ipo": 1.0, "hinge": 1.0, "caldpo": math.log(2) + 1.0}
 
 
@@ -439,17 +521,24 @@ def test_orpo_is_stable_from_certain_to_impossible_tokens(logp):
     output, gradient = evaluate("orpo", *padded([certain] * PAIRS))
     assert np.isfinite(output.loss_B).all() and np.isfinite(gradient).all()
     if logp < -1e-6:
-        np.testing.assert_allclose(output.metrics["rewards/chosen"], logp - math.log(-math.expm1(logp)), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            output.metrics["rewards/chosen"], logp - math.log(-math.expm1(logp)), rtol=1e-6, atol=1e-6
+        )
     else:
         assert (output.metrics["rewards/chosen"] > 15).all()
 
 
 def test_confpo_takes_equal_probabilities_all_even_where_their_mean_rounds_below_them():
     chosen, rejected = HAND_PAIR
-    equal = [(chosen._replace(logp=np.full(2, logp)), rejected._replace(logp=np.full(3, logp))) for logp in (-0.1, -0.3, -1.7)]
+    equal = [
+        (chosen._replace(logp=np.full(2, logp)), rejected._replace(logp=np.full(3, logp)))
+        for logp in (-0.1, -0.3, -1.7)
+    ]
     output, gradient = evaluate("confpo", *padded(equal))
     np.testing.assert_allclose(output.metrics["rewards/chosen"], 2 * np.array([-0.1, -0.3, -1.7]), rtol=1e-6)
-    np.testing.assert_allclose(output.metrics["rewards/rejected"], 2 * np.array([-0.1, -0.3, -1.7]), rtol=1e-6)
+    np.testing.assert_allclose(
+        output.metrics["rewards/rejected"], 2 * np.array([-0.1, -0.3, -1.7]), rtol=1e-6
+    )
     assert (np.abs(gradient[0]).sum((1, 2)) > 0).all()
 
 
@@ -471,7 +560,9 @@ def test_sampo_weighs_as_many_tokens_of_each_response_as_the_shorter_has(seed):
     output, gradient = evaluate("sampo", stats, masks)
     slope = 0.5 / (1 + np.exp(output.metrics["margin"]))[:, None]
     shorter = np.asarray(stats.valid_BPT).sum(-1).min(-1)[:, None]
-    np.testing.assert_allclose(gradient[0].sum(-1), np.concatenate([-slope * shorter, slope * shorter], 1), rtol=1e-5)
+    np.testing.assert_allclose(
+        gradient[0].sum(-1), np.concatenate([-slope * shorter, slope * shorter], 1), rtol=1e-5
+    )
     np.testing.assert_array_equal((gradient[0] != 0).sum(-1), np.broadcast_to(shorter, (PAIRS, 2)))
 
 
@@ -479,7 +570,9 @@ def test_sampo_weighs_as_many_tokens_of_each_response_as_the_shorter_has(seed):
 @few
 def test_sampo_of_equal_lengths_is_dpo(seed):
     stats, masks = padded(random_pairs(seed, same_length=True))
-    np.testing.assert_allclose(evaluate("sampo", stats, masks)[0].loss_B, evaluate("dpo", stats, masks)[0].loss_B, rtol=2e-6)
+    np.testing.assert_allclose(
+        evaluate("sampo", stats, masks)[0].loss_B, evaluate("dpo", stats, masks)[0].loss_B, rtol=2e-6
+    )
 
 
 def test_sampo_draws_the_same_tokens_in_any_batch_and_padding():
@@ -493,7 +586,10 @@ def test_sampo_draws_the_same_tokens_in_any_batch_and_padding():
 
 def test_sampo_draws_anew_with_other_keys():
     stats, masks = padded([HAND_PAIR] * PAIRS)
-    losses = [evaluate("sampo", stats, masks, jax.random.split(jax.random.key(i), PAIRS))[0].loss_B for i in range(8)]
+    losses = [
+        evaluate("sampo", stats, masks, jax.random.split(jax.random.key(i), PAIRS))[0].loss_B
+        for i in range(8)
+    ]
     assert len(np.unique(np.round(losses, 5))) == 3
 
 
@@ -506,7 +602,9 @@ def test_sft_gives_sums_and_counts_without_padding():
     (nll, tokens), pull = jax.vjp(lambda logp: sequence.sft_nll(logp, stats.valid_BPT[0]), stats.logp_BPT[0])
     np.testing.assert_allclose(nll, [2.0, 3.6], rtol=1e-6)
     np.testing.assert_array_equal(tokens, [2.0, 3.0])
-    np.testing.assert_array_equal(pull((jnp.ones(2), jnp.zeros(2)))[0], -np.asarray(stats.valid_BPT[0], np.float32))
+    np.testing.assert_array_equal(
+        pull((jnp.ones(2), jnp.zeros(2)))[0], -np.asarray(stats.valid_BPT[0], np.float32)
+    )
 
 
 @pytest.mark.parametrize(("name", "own"), [("dpo", 0.0), ("sparsepo", 0.0), ("cpo", 3.0), ("orpo", 1.0)])
@@ -546,8 +644,13 @@ def test_log_ratios_by_hand():
     stats, _ = padded([HAND_PAIR], filler=np.nan)
     found = {name: float(x[0]) for name, x in log_ratio_metrics(stats).items()}
     valid = np.asarray(stats.valid_BPT[0])
-    by_hand = [float(np.sum((np.asarray(stats.logp_BPT) - np.asarray(stats.ref_logp_BPT))[0, p][valid[p]])) for p in range(2)]
-    assert found == pytest.approx({"log_ratio/chosen": by_hand[0], "log_ratio/rejected": by_hand[1]}) and by_hand[0] - by_hand[1] == pytest.approx(-0.5)
+    by_hand = [
+        float(np.sum((np.asarray(stats.logp_BPT) - np.asarray(stats.ref_logp_BPT))[0, p][valid[p]]))
+        for p in range(2)
+    ]
+    assert found == pytest.approx(
+        {"log_ratio/chosen": by_hand[0], "log_ratio/rejected": by_hand[1]}
+    ) and by_hand[0] - by_hand[1] == pytest.approx(-0.5)
 
 
 def test_pair_metrics_of_a_tie_and_of_filler_are_finite():

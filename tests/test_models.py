@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from tiny import CONFIGS, GEMMA3, GPT2, GPTJ, LLAMA, NEOX, gathered
+from tolerances import BFLOAT16, PARITY_LOGITS
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import merge_module, split_module
@@ -19,8 +21,6 @@ from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.spec import SpecError, ignored_note, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, read_config
 from sparsepo_jax.ops.attention import Given
-from tiny import CONFIGS, GEMMA3, GPT2, GPTJ, LLAMA, NEOX, gathered
-from tolerances import BFLOAT16, PARITY_LOGITS
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -32,7 +32,9 @@ def make_theirs(config, **settings):
     config = dict(config)
     if config["model_type"] == "gemma2":  # its other kernels leave out the cap on scores
         settings |= {"attn_implementation": "eager"}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config), **settings)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(config.pop("model_type"), **config), **settings
+    )
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases away from 1 and 0, so that each is seen
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -86,8 +88,12 @@ def bfloat16_errors(config, directory):
 def their_outputs(model, ids_BS, valid_BS):
     positions_BS = np.maximum(np.cumsum(valid_BS, axis=1) - 1, 0)
     with torch.no_grad():
-        return model(input_ids=torch.tensor(ids_BS), attention_mask=torch.tensor(valid_BS.astype(np.int64)),
-                     position_ids=torch.tensor(positions_BS), output_hidden_states=True)
+        return model(
+            input_ids=torch.tensor(ids_BS),
+            attention_mask=torch.tensor(valid_BS.astype(np.int64)),
+            position_ids=torch.tensor(positions_BS),
+            output_hidden_states=True,
+        )
 
 
 @every_config
@@ -102,9 +108,13 @@ def test_logits_and_states_of_every_layer_equal_transformers(config, tmp_path):
     for valid_BS in (right, left):
         theirs = their_outputs(model, ids_BS, valid_BS)
         logits, kept = our_logits(graph, weights, ids_BS, valid_BS)
-        np.testing.assert_allclose(np.asarray(logits)[valid_BS], theirs.logits.numpy()[valid_BS], atol=PARITY_LOGITS)
+        np.testing.assert_allclose(
+            np.asarray(logits)[valid_BS], theirs.logits.numpy()[valid_BS], atol=PARITY_LOGITS
+        )
         for state, expected in zip(our_states(kept), theirs.hidden_states, strict=True):
-            np.testing.assert_allclose(np.asarray(state)[valid_BS], expected.numpy()[valid_BS], atol=PARITY_LOGITS)
+            np.testing.assert_allclose(
+                np.asarray(state)[valid_BS], expected.numpy()[valid_BS], atol=PARITY_LOGITS
+            )
 
 
 @every_config
@@ -120,15 +130,26 @@ def test_transformers_loads_what_we_export(config, tmp_path):
     spec = spec_from_hf(config)
     graph, weights = split_module(Decoder(spec, rngs=nnx.Rngs(3)))
     masks = {"common_mask.mixer.weight": np.ones((1, 2), np.float32)}
-    save_hf(tmp_path / "out", spec, config, {path: np.asarray(x) for path, x in weights.items()}, masks, "# A card")
+    save_hf(
+        tmp_path / "out",
+        spec,
+        config,
+        {path: np.asarray(x) for path, x in weights.items()},
+        masks,
+        "# A card",
+    )
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     ids_BS, valid_BS = np.random.default_rng(1).integers(0, 31, (2, 9)), np.ones((2, 9), bool)
     expected = their_outputs(model.eval(), ids_BS, valid_BS).logits.numpy()
     np.testing.assert_allclose(our_logits(graph, weights, ids_BS, valid_BS)[0], expected, atol=PARITY_LOGITS)
-    assert (tmp_path / "out" / "masks.safetensors").exists() and (tmp_path / "out" / "README.md").read_text() == "# A card"
+    assert (tmp_path / "out" / "masks.safetensors").exists() and (
+        tmp_path / "out" / "README.md"
+    ).read_text() == "# A card"
     again = load_ours(tmp_path / "out")[2]
-    assert all(np.array_equal(again[path], weights[path]) for path in weights), "our own export comes back bit for bit"
+    assert all(np.array_equal(again[path], weights[path]) for path in weights), (
+        "our own export comes back bit for bit"
+    )
 
 
 def test_a_sharded_checkpoint_loads_like_one_file(tmp_path):
@@ -144,15 +165,17 @@ def test_a_sharded_checkpoint_loads_like_one_file(tmp_path):
 def test_weights_are_streamed_onto_a_mesh(axes, tmp_path):
     """As sharded as the rules say, the same numbers."""
     from sparsepo_jax.build import load_weights
-    from sparsepo_jax.dist.mesh import make_mesh
-    from sparsepo_jax.dist.rules import weight_shardings
+    from sparsepo_jax.sharding.mesh import make_mesh
+    from sparsepo_jax.sharding.rules import weight_shardings
 
     make_theirs(GPTJ).save_pretrained(tmp_path, max_shard_size="10KB")
     spec, _, expected = load_ours(tmp_path)
     mesh = make_mesh(*axes)
     found = load_weights(str(tmp_path), spec, mesh)
     shardings = weight_shardings({path: x.shape for path, x in expected.items()}, mesh)
-    assert found.keys() == expected.keys() and any(not x.sharding.is_fully_replicated for x in found.values()) == (axes != (8, 1, 1))
+    assert found.keys() == expected.keys() and any(
+        not x.sharding.is_fully_replicated for x in found.values()
+    ) == (axes != (8, 1, 1))
     for path, x in found.items():
         assert x.sharding.is_equivalent_to(shardings[path], x.ndim)
         np.testing.assert_array_equal(x, expected[path])
@@ -163,7 +186,9 @@ def test_a_bfloat16_checkpoint_loads_as_float32(tmp_path):
     model.save_pretrained(tmp_path)
     weights = load_ours(tmp_path)[2]
     assert weights["embed.embedding"].dtype == jnp.float32
-    np.testing.assert_array_equal(weights["embed.embedding"], model.transformer.wte.weight.detach().float().numpy())
+    np.testing.assert_array_equal(
+        weights["embed.embedding"], model.transformer.wte.weight.detach().float().numpy()
+    )
 
 
 def test_all_wrong_tensors_are_listed_at_once(tmp_path):
@@ -186,15 +211,24 @@ def test_all_wrong_tensors_are_listed_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "bloom"}, "unknown architecture 'bloom'; known: gpt2, gpt_bigcode, gptj, gpt_neox, llama, mistral, qwen2, qwen3, olmo2, gemma2, gemma3_text"),
+        (
+            {"model_type": "bloom"},
+            "unknown architecture 'bloom'; known: gpt2, gpt_bigcode, gptj, gpt_neox, llama, mistral, qwen2, qwen3, olmo2, gemma2, gemma3_text",
+        ),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True is not supported"),
         ({"n_head": 3}, "no multiple of the 3 heads"),
         ({"activation_function": "mish"}, "unknown activation 'mish'"),
         ({"n_layer": 0}, "n_layer: expected a positive integer up to 16,384, got 0"),
         ({"n_layer": 2**40}, "n_layer: expected a positive integer up to 16,384, got 1099511627776"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings: expected true or false, got 'false'"),
-        ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon: expected a number above 0 and up to 1, got nan"),
-        ({"n_embd": "a\nb" * 99}, "n_embd: expected a positive integer up to 16,777,216, got 'a.{1,3}nba.{1,3}nb.*\\.\\.\\.$"),
+        (
+            {"layer_norm_epsilon": float("nan")},
+            "layer_norm_epsilon: expected a number above 0 and up to 1, got nan",
+        ),
+        (
+            {"n_embd": "a\nb" * 99},
+            "n_embd: expected a positive integer up to 16,777,216, got 'a.{1,3}nba.{1,3}nb.*\\.\\.\\.$",
+        ),
     ],
 )
 def test_what_cannot_be_run_faithfully_is_refused_by_name(change, said):
@@ -205,17 +239,35 @@ def test_what_cannot_be_run_faithfully_is_refused_by_name(change, said):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (NEOX | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type: 'linear'"),
-        (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type: 'yarn' is not supported, only default, linear and llama3"),
-        (LLAMA | {"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window: True is not supported"),
+        (
+            NEOX | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            "rope_type: 'linear'",
+        ),
+        (
+            LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+            "rope_type: 'yarn' is not supported, only default, linear and llama3",
+        ),
+        (
+            LLAMA | {"model_type": "qwen2", "use_sliding_window": True},
+            "use_sliding_window: True is not supported",
+        ),
         (LLAMA | {"rms_norm_eps": None}, "rms_norm_eps: missing"),
         (LLAMA | {"num_key_value_heads": 3}, "4 query heads are no multiple of the 3 key/value heads"),
         (LLAMA | {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters: factor: missing"),
         (LLAMA | {"rope_parameters": {"type": "yarn"}}, "rope_type: 'yarn' is not supported"),
-        (LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": "8"}}, "rope_scaling.factor: expected a number above 0 and up to 1e.06, got '8'"),
-        (LLAMA | {"rope_parameters": CONFIGS["llama 3"]["rope_parameters"] | {"high_freq_factor": 1.0}}, "low_freq_factor below high_freq_factor, got 1.0 and 1.0"),
+        (
+            LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": "8"}},
+            "rope_scaling.factor: expected a number above 0 and up to 1e.06, got '8'",
+        ),
+        (
+            LLAMA | {"rope_parameters": CONFIGS["llama 3"]["rope_parameters"] | {"high_freq_factor": 1.0}},
+            "low_freq_factor below high_freq_factor, got 1.0 and 1.0",
+        ),
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5 is not supported, only 1.0"),
-        (GEMMA3 | {"rope_parameters": {"sliding_attention": [1]}}, r"rope_parameters.sliding_attention: expected an object or null, got \[1\]"),
+        (
+            GEMMA3 | {"rope_parameters": {"sliding_attention": [1]}},
+            r"rope_parameters.sliding_attention: expected an object or null, got \[1\]",
+        ),
         (NEOX | {"rotary_pct": 0.1}, "0 rotated dims do not fit heads of 8"),
     ],
 )
@@ -225,17 +277,67 @@ def test_positions_windows_and_heads_that_cannot_be_run_are_refused(config, said
 
 
 def test_a_config_in_the_older_form_of_rope_scaling_means_the_same():
-    new, old = ({"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}},
-                {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 4.0}})
+    new, old = (
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}},
+        {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 4.0}},
+    )
     assert spec_from_hf(LLAMA | new) == spec_from_hf(LLAMA | old)
 
 
-HOSTILE = (None, True, False, 0, 1, -1, 3, 2**40, 2**70, 10**5000, 0.5, 1e39, 1e308, float("nan"), float("inf"), "", "768", "a\nb\ud800", [], [1], [[]], ["full_attention"], {}, {"a": []},
-           {1: 2}, {"rope_type": "linear"}, {"rope_type": ["llama3"]}, functools.reduce(lambda deep, _: [deep], range(5000), 0))
-FIELDS = set().union(*config_fields.READ.values(), config_fields._SWITCHES, config_fields._ROTARY, config_fields._LAYER_KINDS,
-                     {"rotary", "auto_map", "architectures", "id2label", "unknown"})
-ROTARY = [name for name in FIELDS if name in "rope_type type rope_theta factor low_freq_factor high_freq_factor original_max_position_embeddings partial_rotary_factor "
-          "full_attention sliding_attention".split()]
+HOSTILE = (
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    3,
+    2**40,
+    2**70,
+    10**5000,
+    0.5,
+    1e39,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "768",
+    "a\nb\ud800",
+    [],
+    [1],
+    [[]],
+    ["full_attention"],
+    {},
+    {"a": []},
+    {1: 2},
+    {"rope_type": "linear"},
+    {"rope_type": ["llama3"]},
+    functools.reduce(lambda deep, _: [deep], range(5000), 0),
+)
+FIELDS = set().union(
+    *config_fields.READ.values(),
+    config_fields._SWITCHES,
+    config_fields._ROTARY,
+    config_fields._LAYER_KINDS,
+    {"rotary", "auto_map", "architectures", "id2label", "unknown"},
+)
+ROTARY = [
+    name
+    for name in FIELDS
+    if name
+    in [
+        "rope_type",
+        "type",
+        "rope_theta",
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+        "partial_rotary_factor",
+        "full_attention",
+        "sliding_attention",
+    ]
+]
 
 
 @every_config
@@ -243,14 +345,27 @@ def test_a_config_with_any_value_anywhere_is_a_spec_or_one_line(config):
     """Kills: a field that is read without its kind being known. 1,469 such mutations once gave 118 tracebacks, and two that never ended."""
     specs, refused = 0, 0
     changes = [{name: value} for name in config.keys() | FIELDS for value in HOSTILE]
-    scalings = [{"rope_type": kind, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0} for kind in ("default", "linear", "llama3")]
-    changes += [{whole: outer(scaling | {name: value})} for scaling in scalings for name in ROTARY for value in HOSTILE for whole in ("rope_parameters", "rope_scaling")
-                for outer in (dict, lambda rope: {"full_attention": rope}, lambda rope: {"sliding_attention": rope})]
+    scalings = [
+        {"rope_type": kind, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        for kind in ("default", "linear", "llama3")
+    ]
+    changes += [
+        {whole: outer(scaling | {name: value})}
+        for scaling in scalings
+        for name in ROTARY
+        for value in HOSTILE
+        for whole in ("rope_parameters", "rope_scaling")
+        for outer in (dict, lambda rope: {"full_attention": rope}, lambda rope: {"sliding_attention": rope})
+    ]
     for change in changes:
         try:
             spec = spec_from_hf(config | change)
             assert (ignored_note(config | change, "here") or "none").isprintable()
-            assert spec.parameter_count() > 0 and math.isfinite(spec.rotary_base) and spec.rotary_dim <= spec.head_dim
+            assert (
+                spec.parameter_count() > 0
+                and math.isfinite(spec.rotary_base)
+                and spec.rotary_dim <= spec.head_dim
+            )
             specs += 1
         except SpecError as error:
             assert str(error).isprintable() and len(str(error)) < 400, str(error)
@@ -260,7 +375,10 @@ def test_a_config_with_any_value_anywhere_is_a_spec_or_one_line(config):
 
 def test_gemmas_local_layers_follow_the_pattern_of_the_config():
     config = {name: value for name, value in GEMMA3.items() if name != "layer_types"}
-    assert spec_from_hf(config | {"sliding_window_pattern": 2}).local_layers == (True, False, True) and spec_from_hf(config).local_layers == (True,) * 3
+    assert (
+        spec_from_hf(config | {"sliding_window_pattern": 2}).local_layers == (True, False, True)
+        and spec_from_hf(config).local_layers == (True,) * 3
+    )
 
 
 @every_config
@@ -277,7 +395,9 @@ def test_remat_changes_no_gradient():
 
     def gradient(remat):
         graph = split_module(nnx.eval_shape(lambda: Decoder(spec, remat=remat, rngs=nnx.Rngs(0))))[0]
-        return jax.jit(jax.grad(lambda w: jnp.sum(merge_module(graph, w)(ids, ids, Given(attend, ids, ids))[0] ** 2)))(weights)
+        return jax.jit(
+            jax.grad(lambda w: jnp.sum(merge_module(graph, w)(ids, ids, Given(attend, ids, ids))[0] ** 2))
+        )(weights)
 
     plain, again = gradient(False), gradient(True)
     for path in plain:

@@ -10,23 +10,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from program import lines_of, run, weights_of, write_config
-from sparsepo_jax import build, programs
-from sparsepo_jax.config.schema import OBJECTIVES
-from sparsepo_jax.dist.mesh import make_mesh, put_batch
-from sparsepo_jax.eval.generate import Sampling, make_sampler
-from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.train.forward import pair_keys
-from sparsepo_jax.train.step import make_pair_loss, make_update
 from test_build import made_stats, make_config
 from tiny import GPT2, random_batch
 
+from sparsepo_jax import build, programs
+from sparsepo_jax.config.schema import OBJECTIVES
+from sparsepo_jax.generate.sampler import Sampling, make_sampler
+from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.sharding.mesh import make_mesh, put_batch
+from sparsepo_jax.train.forward import pair_keys
+from sparsepo_jax.train.step import make_pair_loss, make_update
+
 ONE, OTHER = (
     ["seed=3", "objective.beta=0.8"],
-    ["seed=4", "objective.beta=0.1", "objective.l1_reward=0.02", "objective.mask.learning_rate=0.1", "objective.mask.weight_decay=0.3",
-     "sft.optimizer.learning_rate=0.01", "po.optimizer.learning_rate=0.01", "po.optimizer.weight_decay=0.1", "po.clip_norm=0.5", "po.steps=8",
-     "po.schedule={kind: cosine, warmup_steps: 3, end: 0.1}", "generation.temperature=0.7"],
+    [
+        "seed=4",
+        "objective.beta=0.1",
+        "objective.l1_reward=0.02",
+        "objective.mask.learning_rate=0.1",
+        "objective.mask.weight_decay=0.3",
+        "sft.optimizer.learning_rate=0.01",
+        "po.optimizer.learning_rate=0.01",
+        "po.optimizer.weight_decay=0.1",
+        "po.clip_norm=0.5",
+        "po.steps=8",
+        "po.schedule={kind: cosine, warmup_steps: 3, end: 0.1}",
+        "generation.temperature=0.7",
+    ],
 )
 STAGES = "stages=[sft, po, score, eval, generate]"
 
@@ -35,8 +46,13 @@ def test_a_second_run_with_other_numbers_compiles_nothing_and_gets_what_it_gets_
     """Alone: in a process of its own. Kills: a number of the first run built into a program that the second one uses; a seed, a rate, a temperature or
     the lengths of answers that make a program anew."""
     config = write_config(tmp_path / "alone")
-    alone = subprocess.Popen([sys.executable, "-m", "sparsepo_jax.main", "--config", config, STAGES, *OTHER], env=os.environ, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, text=True)
+    alone = subprocess.Popen(
+        [sys.executable, "-m", "sparsepo_jax.main", "--config", config, STAGES, *OTHER],
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         one = run(tmp_path / "one", STAGES, *ONE)
         jax.config.update("jax_log_compiles", True)
@@ -56,7 +72,9 @@ def test_a_second_run_with_other_numbers_compiles_nothing_and_gets_what_it_gets_
     assert all((found[path] != before[path]).any() for path in found)
     for name in ("samples.jsonl", "generations.jsonl"):
         assert lines_of(other / name) == lines_of(expected / name) != lines_of(one / name), name
-    ours, theirs = (json.loads((output / "summary.json").read_text())["after"] for output in (other, expected))
+    ours, theirs = (
+        json.loads((output / "summary.json").read_text())["after"] for output in (other, expected)
+    )
     assert ours == pytest.approx(theirs, abs=1e-5)
 
 
@@ -74,7 +92,12 @@ def test_an_objective_takes_its_numbers_as_arguments(kind):
     keys = pair_keys(0, jnp.int32(0), jnp.arange(stats.valid_BPT.shape[0]))
     with_arguments = jax.jit(lambda objective: objective(stats, masks, keys).loss_B)
     for one in (base, changed):
-        np.testing.assert_allclose(with_arguments(objective_of(one)), objective_of(one)(stats, masks, keys).loss_B, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            with_arguments(objective_of(one)),
+            objective_of(one)(stats, masks, keys).loss_B,
+            rtol=1e-5,
+            atol=1e-6,
+        )
     assert with_arguments._cache_size() == 1
 
 
@@ -87,14 +110,31 @@ def problem_of(family=GPT2, objective=None, **changes):
 def test_what_is_no_number_makes_another_program():
     """Kills: a key of programs that leaves something out."""
     same, structure = problem_of()[0], lambda problem: jax.tree.structure(problem)
-    numbers = {"kind": "sparsepo", "beta": 0.3, "l1_reward": 0.1, "l1_kl": 0.2, "mask": {"learning_rate": 0.5, "weight_decay": 0.3}}
+    numbers = {
+        "kind": "sparsepo",
+        "beta": 0.3,
+        "l1_reward": 0.1,
+        "l1_kl": 0.2,
+        "mask": {"learning_rate": 0.5, "weight_decay": 0.3},
+    }
     assert structure(problem_of(objective=numbers, seed=5)[0]) == structure(same)
     learned = lambda **mask: {"objective": {"kind": "sparsepo", "mask": {"kind": "learned", **mask}}}  # noqa: E731
     for change in (
-        {"objective": {"kind": "dpo"}}, {"objective": {"kind": "sparsepo", "nll_weight": 0.1}}, learned(net="simple_last"), learned(sharing="independent"),
-        learned(on="kl"), learned(normalise=True), learned(dropout=0.1), {"objective": {"kind": "sparsepo", "mask": {"kind": "ones"}}},
-        {"objective": {"kind": "sparsepo", "mask": {"kind": "activation"}}}, {"family": GPT2 | {"n_layer": 3}}, {"compute": {"dtype": "bfloat16"}},
-        {"compute": {"remat": True}}, {"compute": {"attention": "xla"}}, {"compute": {"head": {"vocabulary": 8}}}, {"po": {"lora": {"rank": 2}}},
+        {"objective": {"kind": "dpo"}},
+        {"objective": {"kind": "sparsepo", "nll_weight": 0.1}},
+        learned(net="simple_last"),
+        learned(sharing="independent"),
+        learned(on="kl"),
+        learned(normalise=True),
+        learned(dropout=0.1),
+        {"objective": {"kind": "sparsepo", "mask": {"kind": "ones"}}},
+        {"objective": {"kind": "sparsepo", "mask": {"kind": "activation"}}},
+        {"family": GPT2 | {"n_layer": 3}},
+        {"compute": {"dtype": "bfloat16"}},
+        {"compute": {"remat": True}},
+        {"compute": {"attention": "xla"}},
+        {"compute": {"head": {"vocabulary": 8}}},
+        {"po": {"lora": {"rank": 2}}},
     ):
         assert structure(problem_of(**change)[0]) != structure(same), change
 
@@ -104,13 +144,23 @@ def test_the_step_with_numbers_as_arguments_is_the_step_with_constants():
     batch, spec, mesh, found = random_batch(rows=8, pairs=8), spec_from_hf(GPT2), make_mesh(None, 1, 1), []
     on_mesh = put_batch(jax.tree.map(lambda x: x[None], batch), mesh)
     for rate, beta, seed in ((0.1, 0.5, 0), (0.03, 0.2, 1)):
-        objective = {"kind": "sparsepo", "beta": beta, "l1_kl": 0.1 * beta, "mask": {"kind": "learned", "init": "ones", "dropout": 0.3}}
+        objective = {
+            "kind": "sparsepo",
+            "beta": beta,
+            "l1_kl": 0.1 * beta,
+            "mask": {"kind": "learned", "init": "ones", "dropout": 0.3},
+        }
         optimizer = {"kind": "adamw", "eps": 1e-2, "learning_rate": rate, "weight_decay": 0.1 * beta}
         problem, config = problem_of(objective=objective, po={"optimizer": optimizer}, seed=seed)
         step = programs.make_step(config, "po", problem, spec, 10, mesh)
         compiled_before = len(step.program)
-        constants = jax.jit(make_update(make_pair_loss(problem), *programs.make_optimizer(config, config.po, 10, spec.width)))
-        weights = {"policy": build.random_weights(spec, 0, mesh), "masks": build.initial_masks(config, problem.mask_source, mesh)}
+        constants = jax.jit(
+            make_update(make_pair_loss(problem), *programs.make_optimizer(config, config.po, 10, spec.width))
+        )
+        weights = {
+            "policy": build.random_weights(spec, 0, mesh),
+            "masks": build.initial_masks(config, problem.mask_source, mesh),
+        }
         reference = build.random_weights(spec, 1, mesh)
         with jax.set_mesh(mesh):
             expected, metrics, _ = constants(step.start(weights), reference, on_mesh)
@@ -119,14 +169,33 @@ def test_the_step_with_numbers_as_arguments_is_the_step_with_constants():
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         found.append((ours["loss"], ours["learning_rate"], step.program))
     assert found[0][0] != found[1][0] and found[0][1] != found[1][1]
-    assert found[0][2] is found[1][2] and len(step.program) == compiled_before, "the second setting needs no program of its own"
+    assert found[0][2] is found[1][2] and len(step.program) == compiled_before, (
+        "the second setting needs no program of its own"
+    )
 
 
 def test_samplers_share_programs_but_for_greedy_and_cut_ones():
-    graph, mesh = build.decoder_graph(spec_from_hf(GPT2), jnp.dtype(jnp.float32), remat=False), make_mesh(None, 1, 1)
-    program = lambda **sampling: make_sampler(graph, jnp.dtype(jnp.float32), mesh, Sampling(4, **sampling)).begin.func  # noqa: E731
+    graph, mesh = (
+        build.decoder_graph(spec_from_hf(GPT2), jnp.dtype(jnp.float32), remat=False),
+        make_mesh(None, 1, 1),
+    )
+    program = lambda **sampling: (
+        make_sampler(graph, jnp.dtype(jnp.float32), mesh, Sampling(4, **sampling)).begin.func
+    )  # noqa: E731
     assert program(seed=1, temperature=0.5, stop=("x",)) is program()
-    assert len({program(), program(temperature=0.0), program(top_k=3), program(top_p=0.5), program(samples=2), program(ends=(1,))}) == 6
+    assert (
+        len(
+            {
+                program(),
+                program(temperature=0.0),
+                program(top_k=3),
+                program(top_p=0.5),
+                program(samples=2),
+                program(ends=(1,)),
+            }
+        )
+        == 6
+    )
 
 
 def test_programs_hold_no_weights():

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from program import lines_of, run, write_config
+
 from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.labelled import Labelled, read_labelled
 from sparsepo_jax.data.load import load_table
 from sparsepo_jax.data.sources import FirstWords, GeneratedRows
 from sparsepo_jax.data.tokenizers import make_byte_tokenizer, train_bpe_tokenizer
-from sparsepo_jax.eval.classifier import load_classifier, save_classifier, train_classifier
-from sparsepo_jax.eval.preferences import choose_pairs
-from sparsepo_jax.eval.scorers import function_scorer, hf_scorer, score_all, unit_test_scorer
 from sparsepo_jax.main import RUN_AGAIN, main
-from sparsepo_jax.plan import make_plan_text
+from sparsepo_jax.run.check import make_plan_text
+from sparsepo_jax.scoring.classifier import load_classifier, save_classifier, train_classifier
+from sparsepo_jax.scoring.preferences import choose_pairs
+from sparsepo_jax.scoring.scorers import function_scorer, hf_scorer, score_all, unit_test_scorer
 
 # ---------------------------------------------------------------- which pairs
 
@@ -47,12 +47,18 @@ def test_rules_by_hand(rule, settings, expected):
 
 @given(st.lists(st.integers(0, 4).map(float), max_size=6), st.integers(0, 2), st.none() | st.integers(0, 4))
 def test_all_is_every_ordered_pair_that_differs_enough(scores, margin, threshold):
-    wanted = {(a, b) for a in range(len(scores)) for b in range(len(scores))
-              if scores[a] - scores[b] > margin and (threshold is None or scores[a] > threshold >= scores[b])}
+    wanted = {
+        (a, b)
+        for a in range(len(scores))
+        for b in range(len(scores))
+        if scores[a] - scores[b] > margin and (threshold is None or scores[a] > threshold >= scores[b])
+    }
     found = choose_pairs(scores, "all", margin=margin, threshold=threshold)
     assert set(found) == wanted and len(found) == len(wanted)
     assert set(choose_pairs(scores, "best_worst", margin=margin, threshold=threshold)) <= wanted
-    assert [pair for pair in found if set(pair) == {0, 1}] == choose_pairs(scores, "first_two", margin=margin, threshold=threshold)
+    assert [pair for pair in found if set(pair) == {0, 1}] == choose_pairs(
+        scores, "first_two", margin=margin, threshold=threshold
+    )
 
 
 # ---------------------------------------------------------------- prompts
@@ -61,26 +67,56 @@ def test_all_is_every_ordered_pair_that_differs_enough(scores, margin, threshold
 def prompts_of(rows, tmp_path, tokenizer, words=None, separator=""):
     source = GeneratedRows("rows", rows)
     return load_table(
-        [source if words is None else FirstWords(source, "prompt", words)], kind="prompts", tokenizer=tokenizer, vocab_size=None, max_length=64,
-        max_prompt_length=32, separator=separator, template="none", template_arguments={}, add_bos=False, add_eos=True, on_bad_row="error",
-        bad_rows_path=tmp_path / "bad.jsonl", cache_dir=str(tmp_path / "cache"))
+        [source if words is None else FirstWords(source, "prompt", words)],
+        kind="prompts",
+        tokenizer=tokenizer,
+        vocab_size=None,
+        max_length=64,
+        max_prompt_length=32,
+        separator=separator,
+        template="none",
+        template_arguments={},
+        add_bos=False,
+        add_eos=True,
+        on_bad_row="error",
+        bad_rows_path=tmp_path / "bad.jsonl",
+        cache_dir=str(tmp_path / "cache"),
+    )
 
 
 def test_a_prompt_may_be_the_first_words_and_its_row_is_kept(tmp_path):
-    rows = [{"prompt": "  A film\nof two  parts , long", "label": 1}, {"prompt": "Short", "tests": ["assert f(1)"]}, {"prompt": "A film\nof fun"}]
+    rows = [
+        {"prompt": "  A film\nof two  parts , long", "label": 1},
+        {"prompt": "Short", "tests": ["assert f(1)"]},
+        {"prompt": "A film\nof fun"},
+    ]
     for _ in range(2):  # tokenised, and from the cache
         table = prompts_of(rows, tmp_path, make_byte_tokenizer(), words=3)
-        assert [table.content(i) for i in range(3)] == [{"prompt": "A film\nof", "label": 1}, {"prompt": "Short", "tests": ["assert f(1)"]}, {"prompt": "A film\nof"}]
-        assert bytes(make_byte_tokenizer().decode(table.prompt(0)), "ascii") == b"A film\nof" and table.responses_per_row == 0
+        assert [table.content(i) for i in range(3)] == [
+            {"prompt": "A film\nof", "label": 1},
+            {"prompt": "Short", "tests": ["assert f(1)"]},
+            {"prompt": "A film\nof"},
+        ]
+        assert (
+            bytes(make_byte_tokenizer().decode(table.prompt(0)), "ascii") == b"A film\nof"
+            and table.responses_per_row == 0
+        )
     first = table.distinct_prompts(None)
-    assert [first.origin(i) for i in range(len(first))] == ["rows:1", "rows:2"] and first.content(1) == rows[1]
+    assert [first.origin(i) for i in range(len(first))] == ["rows:1", "rows:2"] and first.content(1) == rows[
+        1
+    ]
     assert prompts_of(rows, tmp_path, make_byte_tokenizer(), words=2).content(0)["prompt"] == "A film"
     with pytest.raises(UserError, match="rows:1: prompt: only text has first words"):
-        prompts_of([{"prompt": [{"role": "user", "content": "Hi"}]}], tmp_path, make_byte_tokenizer(), words=3)
+        prompts_of(
+            [{"prompt": [{"role": "user", "content": "Hi"}]}], tmp_path, make_byte_tokenizer(), words=3
+        )
 
 
 def test_rows_of_another_content_are_another_table(tmp_path):
-    digests = [prompts_of([{"prompt": "Add", "test": test}], tmp_path, make_byte_tokenizer()).digest() for test in ("a", "b", "a")]
+    digests = [
+        prompts_of([{"prompt": "Add", "test": test}], tmp_path, make_byte_tokenizer()).digest()
+        for test in ("a", "b", "a")
+    ]
     assert digests[0] == digests[2] != digests[1]
 
 
@@ -91,16 +127,34 @@ def test_a_last_space_is_left_to_the_response_where_words_begin_with_it(tmp_path
         alone = prompts_of([{"prompt": "a film"}], tmp_path, tokenizer, separator=" ")
         assert tokenizer.decode(alone.prompt(0)) == left
         pairs = load_table(
-            [GeneratedRows("pairs", [{"prompt": "a film", "chosen": "and", "rejected": "ant"}])], kind="pairs", tokenizer=tokenizer, vocab_size=None,
-            max_length=64, max_prompt_length=32, separator=" ", template="none", template_arguments={}, add_bos=False, add_eos=True, on_bad_row="error",
-            bad_rows_path=tmp_path / "bad.jsonl", cache_dir=str(tmp_path / "cache"))
+            [GeneratedRows("pairs", [{"prompt": "a film", "chosen": "and", "rejected": "ant"}])],
+            kind="pairs",
+            tokenizer=tokenizer,
+            vocab_size=None,
+            max_length=64,
+            max_prompt_length=32,
+            separator=" ",
+            template="none",
+            template_arguments={},
+            add_bos=False,
+            add_eos=True,
+            on_bad_row="error",
+            bad_rows_path=tmp_path / "bad.jsonl",
+            cache_dir=str(tmp_path / "cache"),
+        )
         np.testing.assert_array_equal(alone.prompt(0), pairs.prompt(0))
 
 
 def test_messages_and_token_ids_are_prompts_too(tmp_path):
-    rows = [{"prompt": [{"role": "user", "content": "Hi"}], "n": 1}, {"prompt_ids": [3, 4, 5], "n": 2}, {"prompt": "Hi"}]
+    rows = [
+        {"prompt": [{"role": "user", "content": "Hi"}], "n": 1},
+        {"prompt_ids": [3, 4, 5], "n": 2},
+        {"prompt": "Hi"},
+    ]
     table, tokenizer = prompts_of(rows, tmp_path, make_byte_tokenizer()), make_byte_tokenizer()
-    assert tokenizer.decode(table.prompt(0)) == "<|user|>\nHi\n<|assistant|>\n" and table.prompt(1).tolist() == [3, 4, 5]
+    assert tokenizer.decode(table.prompt(0)) == "<|user|>\nHi\n<|assistant|>\n" and table.prompt(
+        1
+    ).tolist() == [3, 4, 5]
     assert len(table.distinct_prompts(None)) == 3 and table.content(0) == rows[0]
     with pytest.raises(UserError, match="rows:1: no prompt; the row has: text"):
         prompts_of([{"text": "a"}], tmp_path, make_byte_tokenizer())
@@ -125,14 +179,38 @@ def module(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("text", "function", "said"),
     [
-        ("import absent_module", "my_scores:f", "importing my_scores raised ModuleNotFoundError: No module named 'absent_module'"),
+        (
+            "import absent_module",
+            "my_scores:f",
+            "importing my_scores raised ModuleNotFoundError: No module named 'absent_module'",
+        ),
         ("g = 1", "my_scores:g", "has no function g"),
-        ("def f(prompts, completions, rows):\n    return [1 / 0]", "my_scores:f", r"my_scores:f raised ZeroDivisionError: division by zero \(.*my_scores.py:2\)"),
+        (
+            "def f(prompts, completions, rows):\n    return [1 / 0]",
+            "my_scores:f",
+            r"my_scores:f raised ZeroDivisionError: division by zero \(.*my_scores.py:2\)",
+        ),
         ("def f(prompts, completions):\n    return [1]", "my_scores:f", "my_scores:f raised TypeError"),
-        ("def f(prompts, completions, rows):\n    return [1]", "my_scores:f", "a score for each of 2 completions, got 1"),
-        ("def f(prompts, completions, rows):\n    return ['good', 2]", "my_scores:f", "expected a list of numbers, got"),
-        ("def f(prompts, completions, rows):\n    return None", "my_scores:f", "expected a list of numbers, got 'None'"),
-        ("def f(prompts, completions, rows):\n    return [1, float('nan')]", "my_scores:f", "expected finite scores, got nan for the completion 'd'"),
+        (
+            "def f(prompts, completions, rows):\n    return [1]",
+            "my_scores:f",
+            "a score for each of 2 completions, got 1",
+        ),
+        (
+            "def f(prompts, completions, rows):\n    return ['good', 2]",
+            "my_scores:f",
+            "expected a list of numbers, got",
+        ),
+        (
+            "def f(prompts, completions, rows):\n    return None",
+            "my_scores:f",
+            "expected a list of numbers, got 'None'",
+        ),
+        (
+            "def f(prompts, completions, rows):\n    return [1, float('nan')]",
+            "my_scores:f",
+            "expected finite scores, got nan for the completion 'd'",
+        ),
     ],
 )
 def test_mistakes_of_a_function_are_one_line(module, text, function, said):
@@ -143,17 +221,33 @@ def test_mistakes_of_a_function_are_one_line(module, text, function, said):
 
 
 def test_a_function_is_given_prompts_completions_and_rows(module):
-    module("import numpy\ndef f(prompts, completions, rows):\n    return numpy.array([len(p) + 10 * len(c) + row['n'] for p, c, row in zip(prompts, completions, rows)])")
-    assert score_all(function_scorer("my_scores:f"), ["a", "bb"], ["c", ""], [{"n": 100}, {"n": 200}]) == [111.0, 202.0]
+    module(
+        "import numpy\ndef f(prompts, completions, rows):\n    return numpy.array([len(p) + 10 * len(c) + row['n'] for p, c, row in zip(prompts, completions, rows)])"
+    )
+    assert score_all(function_scorer("my_scores:f"), ["a", "bb"], ["c", ""], [{"n": 100}, {"n": 200}]) == [
+        111.0,
+        202.0,
+    ]
 
 
-REVIEWS = ["good great film", "great fun good", "fun great", "dull bad film", "bad boring dull", "boring dull"] * 3
+REVIEWS = [
+    "good great film",
+    "great fun good",
+    "fun great",
+    "dull bad film",
+    "bad boring dull",
+    "boring dull",
+] * 3
 LABELLED = Labelled(REVIEWS, np.tile([True] * 3 + [False] * 3, 3), np.ones(18))
 
 
 def test_a_classifier_is_kept_without_pickle_and_loads_equal(tmp_path):
     classifier = train_classifier(LABELLED, max_features=50, l2=0.1)
-    assert classifier.accuracy(LABELLED) == 1.0 and len(classifier.words) <= 50 and "great fun" in classifier.words
+    assert (
+        classifier.accuracy(LABELLED) == 1.0
+        and len(classifier.words) <= 50
+        and "great fun" in classifier.words
+    )
     save_classifier(tmp_path / "kept", classifier, {"rows": 18, "accuracy": 1.0, "test_accuracy": None})
     again, about = load_classifier(tmp_path / "kept")
     texts = ["great film", "bad film", "nothing that was seen"]
@@ -169,27 +263,50 @@ def test_the_classifier_is_scikit_learns_own_and_weights_count(tmp_path):
     from sklearn.pipeline import make_pipeline
 
     rows = Labelled([*REVIEWS, "film"], np.array([*LABELLED.positive_N, True]), np.array([1.0] * 18 + [9.0]))
-    theirs = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=2.0, max_iter=1000))
+    theirs = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=2.0, max_iter=1000)
+    )
     theirs.fit(rows.texts, rows.positive_N, logisticregression__sample_weight=rows.weight_N)
     texts = ["great film film film", "dull", "unseen"]
-    np.testing.assert_allclose(train_classifier(rows, max_features=999, l2=0.5).probability(texts), theirs.predict_proba(texts)[:, 1], rtol=1e-12)
+    np.testing.assert_allclose(
+        train_classifier(rows, max_features=999, l2=0.5).probability(texts),
+        theirs.predict_proba(texts)[:, 1],
+        rtol=1e-12,
+    )
 
 
 def test_labelled_rows_are_read_and_mistakes_named():
     rows = [{"text": "a", "label": "pos"}, {"text": "b", "label": "neg", "id": 3}]
     found = read_labelled([GeneratedRows("rows", rows, 2.0)], "pos", on_bad_row="error")
-    assert found.texts == ["a", "b"] and found.positive_N.tolist() == [True, False] and found.weight_N.tolist() == [2.0, 2.0]
-    with pytest.raises(UserError, match="rows: expected rows with the label 1 and rows with another one, found the labels 'neg', 'pos': set scorer.positive"):
+    assert (
+        found.texts == ["a", "b"]
+        and found.positive_N.tolist() == [True, False]
+        and found.weight_N.tolist() == [2.0, 2.0]
+    )
+    with pytest.raises(
+        UserError,
+        match="rows: expected rows with the label 1 and rows with another one, found the labels 'neg', 'pos': set scorer.positive",
+    ):
         read_labelled([GeneratedRows("rows", rows)], 1, on_bad_row="error")
     with pytest.raises(UserError, match="rows:3: expected a text in the column text"):
         read_labelled([GeneratedRows("rows", [*rows, {"label": 1}])], "pos", on_bad_row="error")
-    assert len(read_labelled([GeneratedRows("rows", [*rows, {"label": 1}])], "pos", on_bad_row="skip").texts) == 2
+    assert (
+        len(read_labelled([GeneratedRows("rows", [*rows, {"label": 1}])], "pos", on_bad_row="skip").texts)
+        == 2
+    )
 
 
-@pytest.mark.parametrize(("package", "make", "said"), [
-    ("sklearn.feature_extraction.text", lambda: train_classifier(LABELLED, max_features=9, l2=1.0), r"needs scikit-learn: install sparsepo_jax\[reward\]"),
-    ("torch", lambda: hf_scorer("x", label=None, batch_size=1, device="cpu"), "needs torch"),
-])
+@pytest.mark.parametrize(
+    ("package", "make", "said"),
+    [
+        (
+            "sklearn.feature_extraction.text",
+            lambda: train_classifier(LABELLED, max_features=9, l2=1.0),
+            r"needs scikit-learn: install sparsepo_jax\[reward\]",
+        ),
+        ("torch", lambda: hf_scorer("x", label=None, batch_size=1, device="cpu"), "needs torch"),
+    ],
+)
 def test_a_missing_package_is_one_line(monkeypatch, package, make, said):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=said):
@@ -204,9 +321,18 @@ def checkpoints(tmp_path_factory):
 
     directory = tmp_path_factory.mktemp("classifiers")
     torch.manual_seed(0)
-    shape = {"vocab_size": 257, "n_positions": 24, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.3}
+    shape = {
+        "vocab_size": 257,
+        "n_positions": 24,
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "initializer_range": 0.3,
+    }
     names = {0: "bad", 1: "fair", 2: "good"}
-    GPT2ForSequenceClassification(GPT2Config(**shape, num_labels=3, id2label=names, label2id={v: k for k, v in names.items()})).save_pretrained(directory / "three")
+    GPT2ForSequenceClassification(
+        GPT2Config(**shape, num_labels=3, id2label=names, label2id={v: k for k, v in names.items()})
+    ).save_pretrained(directory / "three")
     GPT2ForSequenceClassification(GPT2Config(**shape, num_labels=1)).save_pretrained(directory / "one")
     GPT2Model(GPT2Config(**shape)).save_pretrained(directory / "none")
     for path in directory.iterdir():
@@ -226,7 +352,9 @@ def test_a_hugging_face_classifier_gives_the_probability_of_a_label(checkpoints)
         logits = [model(torch.tensor([tokenizer.encode(p + c)[:24]])).logits[0] for p, c in texts]
         expected = [(x[0] if column is None else x.softmax(-1)[column]).item() for x in logits]
         for size in (1, 2, 32):
-            found = hf_scorer(str(checkpoints / name), label=label, batch_size=size, device="cpu")(list(prompts), list(completions), [{}] * 3)
+            found = hf_scorer(str(checkpoints / name), label=label, batch_size=size, device="cpu")(
+                list(prompts), list(completions), [{}] * 3
+            )
             np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -248,12 +376,23 @@ def test_a_checkpoint_that_cannot_score_is_one_line(checkpoints, name, label, sa
 
 def test_unit_tests_score_one_or_nought(monkeypatch):
     """MBPP's and HumanEval's columns, in the sandbox; the limits reach it."""
-    from sparsepo_jax.eval import sandbox
+    from sparsepo_jax.sandbox import parent as sandbox
 
     asked, run_programs = [], sandbox.run_programs
-    monkeypatch.setattr(sandbox, "run_programs", lambda programs, *settings: asked.append(settings) or run_programs(programs, *settings))
-    mbpp, human_eval = {"test_list": ["assert add(1, 2) == 3"]}, {"test": "def check(f):\n    assert f(2) == 4\n", "entry_point": "double"}
-    completions = ["def add(a, b):\n    return a + b\n", "def add(a, b):\n    return a - b\n", "    return 2 * x\n"]
+    monkeypatch.setattr(
+        sandbox,
+        "run_programs",
+        lambda programs, *settings: asked.append(settings) or run_programs(programs, *settings),
+    )
+    mbpp, human_eval = (
+        {"test_list": ["assert add(1, 2) == 3"]},
+        {"test": "def check(f):\n    assert f(2) == 4\n", "entry_point": "double"},
+    )
+    completions = [
+        "def add(a, b):\n    return a + b\n",
+        "def add(a, b):\n    return a - b\n",
+        "    return 2 * x\n",
+    ]
     scorer = unit_test_scorer(time_s=60.0, memory_mb=512, workers=2)
     assert scorer(["", "", "def double(x):\n"], completions, [mbpp, mbpp, human_eval]) == [1.0, 0.0, 1.0]
     assert asked == [(sandbox.Limits(60.0, 512), 2)]
@@ -272,7 +411,11 @@ def f(prompts, completions, rows):
     return [len(text) % 7 for text in completions]
 """
 PAIRS = {
-    "stages": ["pairs"], "sft": None, "objective": None, "po": None, "evaluation": None,
+    "stages": ["pairs"],
+    "sft": None,
+    "objective": None,
+    "po": None,
+    "evaluation": None,
     "data": {"sft": [], "train": [], "eval": [], "prompts": [{"kind": "reviews", "rows": 18, "seed": 5}]},
     "generation": {"samples": 3, "max_new_tokens": 8, "batch_size": 8},
     "scorer": {"kind": "function", "function": "my_scores:f"},
@@ -290,9 +433,15 @@ def tokens_of(output: Path, config_path: Path):
 def test_interrupted_or_not_it_makes_the_same_pairs(tmp_path, module, monkeypatch, capsys):
     module(COUNTS)
     whole = run(tmp_path / "whole", **PAIRS)
-    assert sys.modules["my_scores"].calls == [24, 23, 3]  # 17 distinct prompts in batches of 8; one sample is empty
+    assert sys.modules["my_scores"].calls == [
+        24,
+        23,
+        3,
+    ]  # 17 distinct prompts in batches of 8; one sample is empty
     said = capsys.readouterr().out
-    assert "pairs: 17 prompts, 51 samples (1 empty and 0 repeated left out), " in said and "mean score" in said
+    assert (
+        "pairs: 17 prompts, 51 samples (1 empty and 0 repeated left out), " in said and "mean score" in said
+    )
 
     module(COUNTS)
     monkeypatch.setenv("STOP_AT", "1")
@@ -304,7 +453,10 @@ def test_interrupted_or_not_it_makes_the_same_pairs(tmp_path, module, monkeypatc
     with (output / "scored_samples.jsonl").open("a") as file:
         file.write('{"index": 16, "sam')  # as a crash leaves it
     assert main(["--config", str(config), "generation.max_new_tokens=9", "pairs.margin=0.1"]) == 1
-    assert "holds stage pairs with other settings: generation.max_new_tokens, pairs.margin; set them back" in capsys.readouterr().err
+    assert (
+        "holds stage pairs with other settings: generation.max_new_tokens, pairs.margin; set them back"
+        in capsys.readouterr().err
+    )
     assert main(["--config", str(config), "data.prompts.0.seed=6"]) == 1
     assert "data.prompts" in capsys.readouterr().err
     assert main(["--config", str(config)]) == 0
@@ -316,16 +468,25 @@ def test_interrupted_or_not_it_makes_the_same_pairs(tmp_path, module, monkeypatc
     assert "pairs: finished before" in capsys.readouterr().out
 
     made, scored = lines_of(output / "pairs_made.jsonl"), lines_of(output / "scored_samples.jsonl")
-    assert [record["index"] for record in scored] == list(range(17)) and all(len(record["samples"]) == 3 for record in scored)
-    by_text = {(record["prompt"], sample["text"]): sample for record in scored for sample in record["samples"]}
-    assert made and all(by_text[pair["prompt"], pair["chosen"]]["score"] == pair["chosen_reward"] > pair["rejected_reward"] for pair in made)
+    assert [record["index"] for record in scored] == list(range(17)) and all(
+        len(record["samples"]) == 3 for record in scored
+    )
+    by_text = {
+        (record["prompt"], sample["text"]): sample for record in scored for sample in record["samples"]
+    }
+    assert made and all(
+        by_text[pair["prompt"], pair["chosen"]]["score"] == pair["chosen_reward"] > pair["rejected_reward"]
+        for pair in made
+    )
     assert all(pair["origin"].startswith("reviews(seed=5):") for pair in made)
     table = tokens_of(output, config)
     assert len(table) == len(made)
     for row, pair in enumerate(made):
         for p, name in enumerate(("chosen", "rejected")):
             drawn = by_text[pair["prompt"], pair[name]]["token_ids"]
-            assert table.response(row, p).tolist()[: len(drawn)] == drawn, "po trains on the tokens that were drawn"
+            assert table.response(row, p).tolist()[: len(drawn)] == drawn, (
+                "po trains on the tokens that were drawn"
+            )
 
 
 @pytest.mark.slow
@@ -361,10 +522,20 @@ def test_a_mistake_of_the_scorer_can_be_mended(tmp_path, module, capsys):
 
 
 def test_a_classifier_trained_on_reviews_makes_pairs_across_classes(tmp_path, capsys):
-    scorer = {"kind": "classifier", "train": [{"kind": "reviews", "rows": 60, "seed": 7}], "test": [{"kind": "reviews", "rows": 20, "seed": 8}]}
-    output = run(tmp_path, **PAIRS | {"scorer": scorer, "pairs": {"threshold": 0.5, "max_pairs_per_prompt": 1}})
+    scorer = {
+        "kind": "classifier",
+        "train": [{"kind": "reviews", "rows": 60, "seed": 7}],
+        "test": [{"kind": "reviews", "rows": 20, "seed": 8}],
+    }
+    output = run(
+        tmp_path, **PAIRS | {"scorer": scorer, "pairs": {"threshold": 0.5, "max_pairs_per_prompt": 1}}
+    )
     about = json.loads((output / "classifier" / "about.json").read_text())
-    assert about["rows"] == 120 and 0.7 < about["test_accuracy"] < 1 and "% on the test rows" in capsys.readouterr().out
+    assert (
+        about["rows"] == 120
+        and 0.7 < about["test_accuracy"] < 1
+        and "% on the test rows" in capsys.readouterr().out
+    )
     made = lines_of(output / "pairs_made.jsonl")
     assert all(pair["chosen_reward"] > 0.5 >= pair["rejected_reward"] for pair in made)
     assert len({pair["origin"] for pair in made}) == len(made)
@@ -383,15 +554,32 @@ def test_a_kept_classifier_scores_what_the_policy_writes(tmp_path, capsys):
     for when in ("before", "after"):
         texts = [sample["prompt"] + " " + sample[when] for sample in samples]
         assert summary[when]["generated_reward"] == pytest.approx(classifier.probability(texts).mean())
-    assert "reward of what it writes" in said and "reward of what it writes" in (output / "report.html").read_text()
+    assert (
+        "reward of what it writes" in said
+        and "reward of what it writes" in (output / "report.html").read_text()
+    )
 
 
 def test_generate_answers_data_prompts_and_keeps_their_rows(tmp_path):
-    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps({"question": f"Add {n}:", "test": f"assert {n}", "n": n}) + "\n" for n in (1, 2, 1)))
+    (tmp_path / "tasks.jsonl").write_text(
+        "".join(
+            json.dumps({"question": f"Add {n}:", "test": f"assert {n}", "n": n}) + "\n" for n in (1, 2, 1)
+        )
+    )
     prompts = [{"path": str(tmp_path / "tasks.jsonl"), "columns": {"prompt": "question"}}]
-    output = run(tmp_path, **PAIRS | {"stages": ["generate"], "tokenizer": {"kind": "bytes"}, "data": {"sft": [], "train": [], "eval": [], "prompts": prompts}})
+    output = run(
+        tmp_path,
+        **PAIRS
+        | {
+            "stages": ["generate"],
+            "tokenizer": {"kind": "bytes"},
+            "data": {"sft": [], "train": [], "eval": [], "prompts": prompts},
+        },
+    )
     records = lines_of(output / "generations.jsonl")
-    assert [(record["prompt"], record["row"]) for record in records] == [(f"Add {n}:", {"test": f"assert {n}", "n": n}) for n in (1, 2)]
+    assert [(record["prompt"], record["row"]) for record in records] == [
+        (f"Add {n}:", {"test": f"assert {n}", "n": n}) for n in (1, 2)
+    ]
     assert all(len(record["samples"]) == 3 for record in records)
 
 
@@ -399,10 +587,17 @@ def test_generate_answers_data_prompts_and_keeps_their_rows(tmp_path):
 
 
 def test_what_the_stage_lacks_is_said_a_line_each(tmp_path):
-    (tmp_path / "c.yaml").write_text("stages: [pairs]\noutput_dir: x\npolicy: {path: gpt2}\ngeneration: {temperature: 0}")
+    (tmp_path / "c.yaml").write_text(
+        "stages: [pairs]\noutput_dir: x\npolicy: {path: gpt2}\ngeneration: {temperature: 0}"
+    )
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "c.yaml")
-    assert [line.split(":")[0] for line in caught.value.lines] == ["data.prompts", "scorer", "generation.samples", "generation.temperature"]
+    assert [line.split(":")[0] for line in caught.value.lines] == [
+        "data.prompts",
+        "scorer",
+        "generation.samples",
+        "generation.temperature",
+    ]
 
 
 def test_the_plan_knows_the_stage(tmp_path):
@@ -410,8 +605,15 @@ def test_the_plan_knows_the_stage(tmp_path):
 
     (tmp_path / "three.jsonl").write_text("{}\n{}\n{}\n")
     path = str(tmp_path / "three.jsonl")
-    config = {"stages": ["pairs"], "output_dir": "x", "policy": {"path": "gpt2"}, "data": {"prompts": [{"path": path}]},
-              "generation": {"samples": 4, "max_new_tokens": 40}, "scorer": {"train": [{"path": path}] * 2}, "pairs": {"threshold": 0.5}}
+    config = {
+        "stages": ["pairs"],
+        "output_dir": "x",
+        "policy": {"path": "gpt2"},
+        "data": {"prompts": [{"path": path}]},
+        "generation": {"samples": 4, "max_new_tokens": 40},
+        "scorer": {"train": [{"path": path}] * 2},
+        "pairs": {"threshold": 0.5},
+    }
     plan = make_plan_text(Config.model_validate(config)).split("\n")
     assert "prompts     at most 3 distinct prompts, 4 responses each of at most 40 tokens" in plan
     assert "pairs       all across 0.5, scored by classifier, trained on 6 rows" in plan

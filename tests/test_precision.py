@@ -4,13 +4,13 @@ import re
 
 import jax
 import pytest
+from tiny import GPT2, random_batch
 
 from sparsepo_jax import build, programs
 from sparsepo_jax.config.schema import Config
-from sparsepo_jax.dist.mesh import make_mesh
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.plan import make_plan_text
-from tiny import GPT2, random_batch
+from sparsepo_jax.run.check import make_plan_text
+from sparsepo_jax.sharding.mesh import make_mesh
 
 
 @pytest.fixture(autouse=True)
@@ -21,9 +21,17 @@ def precision_as_it_was():
 
 
 def make_config(**compute) -> Config:
-    return Config.model_validate({
-        "stages": ["po"], "output_dir": "unused", "policy": {"config": GPT2}, "compute": compute,
-        "data": {"train": [{"kind": "reviews", "rows": 8}]}, "tokenizer": {"kind": "reviews"}} | {"policy": {"config": GPT2 | {"vocab_size": 400}}})
+    return Config.model_validate(
+        {
+            "stages": ["po"],
+            "output_dir": "unused",
+            "policy": {"config": GPT2},
+            "compute": compute,
+            "data": {"train": [{"kind": "reviews", "rows": 8}]},
+            "tokenizer": {"kind": "reviews"},
+        }
+        | {"policy": {"config": GPT2 | {"vocab_size": 400}}}
+    )
 
 
 def float32_products(config: Config, platform: str) -> list[str]:
@@ -36,7 +44,8 @@ def float32_products(config: Config, platform: str) -> list[str]:
     reference = build.abstract(build.weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
     with jax.set_mesh(mesh):
         text = step.program.lower(
-            step.numbers, step.like, reference, jax.tree.map(lambda x: x[None], random_batch())).as_text()
+            step.numbers, step.like, reference, jax.tree.map(lambda x: x[None], random_batch())
+        ).as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     return [line for line in products if re.search(r":\s*\(tensor<[\dx]*f32>, tensor<[\dx]*f32>\)", line)]
 
@@ -54,20 +63,36 @@ def test_tf32_is_there_for_those_who_ask_for_it():
     assert products and not any("HIGHEST" in line for line in products)
 
 
-@pytest.mark.parametrize("compute, platform, expected", [
-    ({}, "cpu", "highest"), ({}, "gpu", None), ({}, "tpu", None), ({"dtype": "bfloat16"}, "gpu", None),
-    ({"dtype": "float32"}, "gpu", "highest"), ({"dtype": "bfloat16", "precision": "float32"}, "gpu", "highest"),
-    ({"dtype": "float32", "precision": "tf32"}, "gpu", "tensorfloat32"),
-])
+@pytest.mark.parametrize(
+    "compute, platform, expected",
+    [
+        ({}, "cpu", "highest"),
+        ({}, "gpu", None),
+        ({}, "tpu", None),
+        ({"dtype": "bfloat16"}, "gpu", None),
+        ({"dtype": "float32"}, "gpu", "highest"),
+        ({"dtype": "bfloat16", "precision": "float32"}, "gpu", "highest"),
+        ({"dtype": "float32", "precision": "tf32"}, "gpu", "tensorfloat32"),
+    ],
+)
 def test_auto_goes_by_the_type_of_activations(compute, platform, expected):
     build.set_precision(make_config(**compute), platform)
     assert jax.config.jax_default_matmul_precision == expected
 
 
-@pytest.mark.parametrize("compute, words", [
-    ({}, "activations float32 on CPU, bfloat16 on GPU and TPU; products of float32 arrays: float32 on CPU, rounded first"),
-    ({"dtype": "float32"}, "activations float32; products of float32 arrays: float32 everywhere"),
-    ({"dtype": "float32", "precision": "tf32"}, "activations float32; products of float32 arrays: TF32 on GPU"),
-])
+@pytest.mark.parametrize(
+    "compute, words",
+    [
+        (
+            {},
+            "activations float32 on CPU, bfloat16 on GPU and TPU; products of float32 arrays: float32 on CPU, rounded first",
+        ),
+        ({"dtype": "float32"}, "activations float32; products of float32 arrays: float32 everywhere"),
+        (
+            {"dtype": "float32", "precision": "tf32"},
+            "activations float32; products of float32 arrays: TF32 on GPU",
+        ),
+    ],
+)
 def test_check_says_what_precision_products_have(compute, words):
     assert words in make_plan_text(make_config(**compute))

@@ -13,29 +13,61 @@ import pytest
 from program import lines_of, run, weights_of, write_config
 from tolerances import SHARDED
 
-from sparsepo_jax.dist.processes import lost_process
 from sparsepo_jax.main import RUN_AGAIN
+from sparsepo_jax.sharding.processes import lost_process
 
-PO = {"stages": ["po"], "policy": {"config": {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 64}}, "checkpoint": {"every_steps": 100}, "po": {"epochs": 2, "steps": None, "batch_size": 8, "eval_every_steps": None,
-      # A large eps: else a gradient that is rounding alone moves a weight by a whole learning rate.
-      "optimizer": {"kind": "adamw", "learning_rate": 0.001, "eps": 1e-4}}, "evaluation": {"batch_size": 8, "sampled_prompts": None}, "logging": {"every_steps": 1, "tensorboard": False}}
+PO = {
+    "stages": ["po"],
+    "policy": {"config": {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 64}},
+    "checkpoint": {"every_steps": 100},
+    "po": {
+        "epochs": 2,
+        "steps": None,
+        "batch_size": 8,
+        "eval_every_steps": None,
+        # A large eps: else a gradient that is rounding alone moves a weight by a whole learning rate.
+        "optimizer": {"kind": "adamw", "learning_rate": 0.001, "eps": 1e-4},
+    },
+    "evaluation": {"batch_size": 8, "sampled_prompts": None},
+    "logging": {"every_steps": 1, "tensorboard": False},
+}
 STEPS, PAIRS = 8, 30  # two epochs of 30 pairs in batches of 8
 
 
-def run_together(config: Path, count: int, devices: int, *overrides: str, at_batch: dict[int, str] | None = None, timeout_s: float = 240) -> list[tuple[int, str]]:
+def run_together(
+    config: Path,
+    count: int,
+    devices: int,
+    *overrides: str,
+    at_batch: dict[int, str] | None = None,
+    timeout_s: float = 240,
+) -> list[tuple[int, str]]:
     """(exit status, what it said) of each of `count` processes with so many devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     running = []
     for number in range(count):
-        own = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number),
-               "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"}
+        own = {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(number),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        }
         if at_batch and number in at_batch:
             own["AT_BATCH"] = at_batch[number]
-        command = [sys.executable, str(Path(__file__).parent / "one_of_many.py"), str(config.parent / f"rows_{number}.jsonl"), "--config", str(config), *overrides]
+        command = [
+            sys.executable,
+            str(Path(__file__).parent / "one_of_many.py"),
+            str(config.parent / f"rows_{number}.jsonl"),
+            "--config",
+            str(config),
+            *overrides,
+        ]
         output = (config.parent / f"said_{number}.txt").open("w+")
-        running.append((subprocess.Popen(command, env=os.environ | own, stdout=output, stderr=subprocess.STDOUT), output))
+        running.append(
+            (subprocess.Popen(command, env=os.environ | own, stdout=output, stderr=subprocess.STDOUT), output)
+        )
     found = []
     try:
         for process, output in running:
@@ -66,7 +98,9 @@ def alone(tmp_path_factory):
 
 
 def same_run(output: Path, expected: Path) -> None:
-    losses = [{row["step"]: row["loss"] for row in lines_of(path / "metrics.jsonl")} for path in (output, expected)]
+    losses = [
+        {row["step"]: row["loss"] for row in lines_of(path / "metrics.jsonl")} for path in (output, expected)
+    ]
     assert list(losses[0]) == list(range(1, STEPS + 1))
     np.testing.assert_allclose(list(losses[0].values()), list(losses[1].values()), atol=SHARDED)
     found, wanted = weights_of(output / "po"), weights_of(expected / "po")
@@ -82,7 +116,9 @@ def test_two_processes_stop_together_and_four_go_on(alone, tmp_path):
     assert [status for status, _ in stopped] == [RUN_AGAIN] * 2, stopped
     assert "stopped by SIGTERM; the same command continues the run" in stopped[0][1]
     before = rows_by_batch(tmp_path)
-    saved = max(int(path.name) for path in (tmp_path / "run" / "po" / "checkpoints").iterdir() if path.name.isdigit())
+    saved = max(
+        int(path.name) for path in (tmp_path / "run" / "po" / "checkpoints").iterdir() if path.name.isdigit()
+    )
     assert 3 <= saved < STEPS
     for path in tmp_path.glob("rows_*.jsonl"):
         path.unlink()
@@ -97,10 +133,16 @@ def test_two_processes_stop_together_and_four_go_on(alone, tmp_path):
 
 def test_sigterm_outside_of_training_stops_all_between_the_same_batches(tmp_path):
     """While pairs are scored before the first step; only one process is sent it. Kills: one that is heard only when training begins, or by one alone."""
-    po = PO | {"evaluation": {"batch_size": 2, "sampled_prompts": None}, "data": {"train": [{"kind": "reviews", "rows": 90, "seed": 2}]}}
+    po = PO | {
+        "evaluation": {"batch_size": 2, "sampled_prompts": None},
+        "data": {"train": [{"kind": "reviews", "rows": 90, "seed": 2}]},
+    }
     found = run_together(write_config(tmp_path, **po), 2, 1, at_batch={1: "0 SIGTERM 3"})
     assert [status for status, _ in found] == [RUN_AGAIN] * 2, found
-    assert "stopped by SIGTERM; the same command continues the run" in found[0][1] and "steps of" not in found[0][1]
+    assert (
+        "stopped by SIGTERM; the same command continues the run" in found[0][1]
+        and "steps of" not in found[0][1]
+    )
     assert not (tmp_path / "run" / "po").exists()
 
 
@@ -124,11 +166,18 @@ LOSSES = [
     "ABORTED: /job:jax_worker/replica:0/task:1 unexpectedly tried to connect with a different incarnation.",
 ]
 NO_LOSSES = [
-    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes for %opt-barrier.3, all-reduce of 2 processes"),
-    jax.errors.JaxRuntimeError("UNAVAILABLE: TPU initialization failed: no device found; the chip is unavailable"),
+    jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes for %opt-barrier.3, all-reduce of 2 processes"
+    ),
+    jax.errors.JaxRuntimeError(
+        "UNAVAILABLE: TPU initialization failed: no device found; the chip is unavailable"
+    ),
     jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed to compile: barrier semaphore"),
     ConnectionResetError(104, "Connection reset by peer"),  # of a download
-    KeyError("barrier"), ValueError("checkpoint.best.metric: UNAVAILABLE: heartbeat of the coordination service"), TypeError("gloo"), RuntimeError("nccl is unavailable"),
+    KeyError("barrier"),
+    ValueError("checkpoint.best.metric: UNAVAILABLE: heartbeat of the coordination service"),
+    TypeError("gloo"),
+    RuntimeError("nccl is unavailable"),
 ]
 
 

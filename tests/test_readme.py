@@ -15,7 +15,12 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 def test_python_of_the_readme_runs(code):
     found: dict = {}
     exec(code, found)
-    assert np.isfinite(found["value"]) and found["value"] > 0 and np.isfinite(found["gradient"]).all() and np.any(found["gradient"] != 0)
+    assert (
+        np.isfinite(found["value"])
+        and found["value"] > 0
+        and np.isfinite(found["gradient"]).all()
+        and np.any(found["gradient"] != 0)
+    )
 
 
 def test_there_is_python_in_the_readme():
@@ -37,6 +42,15 @@ def test_ci_types_the_two_commands_of_the_readme():
     assert all(command.startswith("python3 -m venv .venv && .venv/bin/pip install") for command in commands)
     script = (Path(__file__).parent.parent / ".ci" / "run").read_text()
     extracted = subprocess.run(
-        ["bash", "-c", re.search(r"^commands=.*?README.md\)$", script, re.DOTALL | re.MULTILINE)[0] + '\necho "$commands"'],
-        cwd=Path(__file__).parent.parent, check=True, capture_output=True, text=True)
+        [
+            "bash",
+            "-c",
+            re.search(r"^commands=.*?README.md\)$", script, re.DOTALL | re.MULTILINE)[0]
+            + '\necho "$commands"',
+        ],
+        cwd=Path(__file__).parent.parent,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert extracted.stdout.splitlines() == commands

@@ -5,21 +5,21 @@ import json
 from pathlib import Path
 
 import pytest
-
 from program import lines_of
+
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.main import main
-from sparsepo_jax.plan import make_plan_text
+from sparsepo_jax.run.check import make_plan_text
 
 RECIPES = Path(__file__).parent.parent / "configs" / "recipes"
 TINY = {
     "gpt2": "{model_type: gpt2, n_layer: 1, n_head: 2, n_embd: 8, n_positions: 96}",
     "gpt_neox": "{model_type: gpt_neox, max_position_embeddings: 96, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16, "
-                "rotary_pct: 0.5}",
+    "rotary_pct: 0.5}",
     "gptj": "{model_type: gptj, n_positions: 96, n_embd: 8, n_layer: 1, n_head: 2, rotary_dim: 2}",
     "gpt_bigcode": "{model_type: gpt_bigcode, n_positions: 96, n_embd: 8, n_layer: 1, n_head: 2}",
     "qwen3": "{model_type: qwen3, max_position_embeddings: 96, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2, "
-             "num_key_value_heads: 1, head_dim: 4, rms_norm_eps: 1e-6, tie_word_embeddings: true}",
+    "num_key_value_heads: 1, head_dim: 4, rms_norm_eps: 1e-6, tie_word_embeddings: true}",
 }
 FAMILY = {"imdb": "gpt2", "hh": "gpt_neox", "tldr": "gptj", "mbpp": "gpt_bigcode", "ultrafeedback": "qwen3"}
 
@@ -30,10 +30,19 @@ def rows(task: str, n: int) -> dict:
     hh = f"\n\nHuman: Is {n} even?\n\nAssistant:"
     say = lambda answer: [{"role": "user", "content": f"Add {n}"}, {"role": "assistant", "content": answer}]  # noqa: E731
     return {
-        "imdb_sft": {"text": f"Film {n} was good.", "label": 1}, "imdb": text, "mbpp": text | {"prompt": f"def f{n}(x):\n"},
-        "hh_sft": {"chosen": hh + " Yes.", "rejected": hh + " No."}, "hh": {"chosen": hh + " Yes.", "rejected": hh + " No."},
-        "tldr_sft": {"prompt": f"POST: {n} cats\n\nTL;DR:", "completion": " Cats."}, "tldr": text | {"prompt": f"POST: {n} cats\n\nTL;DR:"},
-        "ultrafeedback": {"chosen": say("fine"), "rejected": say("no"), "score_chosen": 8.0, "score_rejected": 2.0},
+        "imdb_sft": {"text": f"Film {n} was good.", "label": 1},
+        "imdb": text,
+        "mbpp": text | {"prompt": f"def f{n}(x):\n"},
+        "hh_sft": {"chosen": hh + " Yes.", "rejected": hh + " No."},
+        "hh": {"chosen": hh + " Yes.", "rejected": hh + " No."},
+        "tldr_sft": {"prompt": f"POST: {n} cats\n\nTL;DR:", "completion": " Cats."},
+        "tldr": text | {"prompt": f"POST: {n} cats\n\nTL;DR:"},
+        "ultrafeedback": {
+            "chosen": say("fine"),
+            "rejected": say("no"),
+            "score_chosen": 8.0,
+            "score_rejected": 2.0,
+        },
     }[task]
 
 
@@ -52,14 +61,31 @@ def test_a_recipe_runs_shrunk(path, tmp_path):
         file.writelines(json.dumps(rows(task, n)) + "\n" for n in range(20))
     config, _ = load_config(str(path), [])
     overrides = [
-        f"output_dir={tmp_path / 'run'}", "policy.path=null", f"policy.config={TINY[FAMILY[task.removesuffix('_sft')]]}", "tokenizer={kind: bytes}",
-        f"data.{train}.0.path={tmp_path / 'rows.jsonl.gz'}", f"data.cache_dir={tmp_path}", "data.buckets=1", f"{stage}.epochs=null", f"{stage}.steps=2",
-        f"{stage}.batch_size=16", f"{stage}.accumulation=2", "logging.tensorboard=false",
+        f"output_dir={tmp_path / 'run'}",
+        "policy.path=null",
+        f"policy.config={TINY[FAMILY[task.removesuffix('_sft')]]}",
+        "tokenizer={kind: bytes}",
+        f"data.{train}.0.path={tmp_path / 'rows.jsonl.gz'}",
+        f"data.cache_dir={tmp_path}",
+        "data.buckets=1",
+        f"{stage}.epochs=null",
+        f"{stage}.steps=2",
+        f"{stage}.batch_size=16",
+        f"{stage}.accumulation=2",
+        "logging.tensorboard=false",
     ]
     if config.data.eval:
-        overrides += [f"data.eval.0.path={tmp_path / 'rows.jsonl.gz'}", "data.eval.0.split=train"]  # a file is one split
+        overrides += [
+            f"data.eval.0.path={tmp_path / 'rows.jsonl.gz'}",
+            "data.eval.0.split=train",
+        ]  # a file is one split
     if not sft:
-        overrides += ["generation.max_new_tokens=4", "generation.batch_size=8", "evaluation.sampled_prompts=8", "objective.mask.init=ones"]
+        overrides += [
+            "generation.max_new_tokens=4",
+            "generation.batch_size=8",
+            "evaluation.sampled_prompts=8",
+            "objective.mask.init=ones",
+        ]
     if task == "ultrafeedback":  # bytes have no chat template
         overrides += ["data.template=paper", "data.template_arguments={}"]
     if config.data.holdout is not None:
@@ -74,11 +100,27 @@ def test_a_recipe_runs_shrunk(path, tmp_path):
 def test_a_hub_id_without_a_network_is_one_line(tmp_path, capsys):
     assert main(["--config", str(RECIPES / "mbpp.yaml"), f"output_dir={tmp_path}", "po.accumulation=1"]) == 1
     said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1 and said[0].startswith("error: bigcode/starcoderbase-1b: neither a local directory nor reachable on the Hugging Face Hub")
+    assert len(said) == 1 and said[0].startswith(
+        "error: bigcode/starcoderbase-1b: neither a local directory nor reachable on the Hugging Face Hub"
+    )
 
 
 def test_a_checkpoint_of_another_shape_than_the_recipe_says_is_refused(tmp_path, capsys):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "gpt_bigcode", "n_layer": 3}))
-    assert main(["--config", str(RECIPES / "mbpp.yaml"), f"output_dir={tmp_path}", f"policy.path={tmp_path / 'model'}", "po.accumulation=1"]) == 1
-    assert "has another shape than policy.config: vocab_size 50257 (policy.config: 49152)" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "--config",
+                str(RECIPES / "mbpp.yaml"),
+                f"output_dir={tmp_path}",
+                f"policy.path={tmp_path / 'model'}",
+                "po.accumulation=1",
+            ]
+        )
+        == 1
+    )
+    assert (
+        "has another shape than policy.config: vocab_size 50257 (policy.config: 49152)"
+        in capsys.readouterr().err
+    )

@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-
 from program import lines_of, run, write_config
+
 from sparsepo_jax.core import lock as locks
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.lock import DirectoryLock
 from sparsepo_jax.main import main
-from sparsepo_jax.report.comparison import find_groups
+from sparsepo_jax.report.compare import find_groups
 from sparsepo_jax.report.files import read_settings
 from sparsepo_jax.train.log import MetricsLog
 
@@ -32,31 +32,50 @@ def files_of(directory: Path) -> dict[Path, bytes]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("finished")
-    return directory, run(directory, "objective.beta=0.1", stages=["sft", "po", "eval"], evaluation={"sampled_prompts": None})
+    return directory, run(
+        directory, "objective.beta=0.1", stages=["sft", "po", "eval"], evaluation={"sampled_prompts": None}
+    )
 
 
 # ---------------------------------------------------------------- settings
 
 
-@pytest.mark.parametrize("stages", ["sft, po, eval", "eval", "score", "generate", "export", "measure", "harness", "pairs", "inspect"])
+@pytest.mark.parametrize(
+    "stages",
+    ["sft, po, eval", "eval", "score", "generate", "export", "measure", "harness", "pairs", "inspect"],
+)
 def test_a_run_with_other_settings_leaves_the_record_as_it_is(finished, stages, capsys):
     """Reading stages, too: their figures would stand beside a beta that nothing was trained with."""
     directory, output = finished
     before = files_of(output)
-    settings = ["measure.text={}", "harness.tasks=[arc_easy]", "data.prompts=[{kind: reviews}]", "scorer={kind: function, function: 'm:f'}", "generation.samples=2"]
-    status = main(["--config", str(directory / "config.yaml"), f"stages=[{stages}]", "objective.beta=0.9", *settings])
+    settings = [
+        "measure.text={}",
+        "harness.tasks=[arc_easy]",
+        "data.prompts=[{kind: reviews}]",
+        "scorer={kind: function, function: 'm:f'}",
+        "generation.samples=2",
+    ]
+    status = main(
+        ["--config", str(directory / "config.yaml"), f"stages=[{stages}]", "objective.beta=0.9", *settings]
+    )
     said = capsys.readouterr()
     if stages == "inspect":
         assert status == 0
     else:
-        assert status == 1 and "holds stage po with other settings: objective.beta;" in said.err and said.err.count("\n") == 1
+        assert (
+            status == 1
+            and "holds stage po with other settings: objective.beta;" in said.err
+            and said.err.count("\n") == 1
+        )
     assert files_of(output) == before
 
 
 def test_inspecting_with_another_model_leaves_the_record_as_it_is(finished):
     directory, output = finished
     before = files_of(output)
-    assert main(["--config", str(directory / "config.yaml"), "stages=[inspect]", "policy.config.n_embd=32"]) == 0
+    assert (
+        main(["--config", str(directory / "config.yaml"), "stages=[inspect]", "policy.config.n_embd=32"]) == 0
+    )
     assert files_of(output) == before
 
 
@@ -65,10 +84,18 @@ def test_a_comparison_reads_what_was_trained_and_evaluated_not_what_was_typed_la
     config = output / "config.yaml"
     whole = config.read_text()
     try:
-        config.write_text(whole.replace("beta: 0.1", "beta: 0.9").replace("n_embd: 16", "n_embd: 32").replace("max_pairs: null", "max_pairs: 3"))
+        config.write_text(
+            whole.replace("beta: 0.1", "beta: 0.9")
+            .replace("n_embd: 16", "n_embd: 32")
+            .replace("max_pairs: null", "max_pairs: 3")
+        )
         assert config.read_text() != whole
         settings = read_settings(output)
-        assert settings["objective"]["beta"] == 0.1 and settings["policy"]["config"]["n_embd"] == 16 and settings["evaluation"]["max_pairs"] is None
+        assert (
+            settings["objective"]["beta"] == 0.1
+            and settings["policy"]["config"]["n_embd"] == 16
+            and settings["evaluation"]["max_pairs"] is None
+        )
         (group,), _ = find_groups([output])
         assert group.beta == 0.1
     finally:
@@ -76,8 +103,14 @@ def test_a_comparison_reads_what_was_trained_and_evaluated_not_what_was_typed_la
 
 
 def test_a_kind_that_was_typed_last_leaves_nothing_in_the_settings(tmp_path):
-    (tmp_path / "config.yaml").write_text("objective: {kind: sparsepo, mask: {kind: learned}}\ndata: {cache_dir: c, train: [1]}")
-    (tmp_path / "stages.json").write_text(json.dumps({"po": {"depends": {"objective": {"kind": "dpo"}, "data": {"train": [2]}}, "finished": 1.0}}))
+    (tmp_path / "config.yaml").write_text(
+        "objective: {kind: sparsepo, mask: {kind: learned}}\ndata: {cache_dir: c, train: [1]}"
+    )
+    (tmp_path / "stages.json").write_text(
+        json.dumps(
+            {"po": {"depends": {"objective": {"kind": "dpo"}, "data": {"train": [2]}}, "finished": 1.0}}
+        )
+    )
     assert read_settings(tmp_path) == {"objective": {"kind": "dpo"}, "data": {"cache_dir": "c", "train": [2]}}
 
 
@@ -90,18 +123,52 @@ def test_a_record_that_is_none_of_ours_is_passed_over(tmp_path, record):
 
 def test_a_stage_that_reads_is_recorded_with_its_own_settings(finished):
     directory, output = finished
-    command = ["--config", str(directory / "config.yaml"), "objective.beta=0.1", "generation.max_prompts=2", "generation.max_new_tokens=4"]
+    command = [
+        "--config",
+        str(directory / "config.yaml"),
+        "objective.beta=0.1",
+        "generation.max_prompts=2",
+        "generation.max_new_tokens=4",
+    ]
     assert main([*command, "stages=[generate]", "generation.temperature=0.5"]) == 0
     marks = json.loads((output / "stages.json").read_text())
-    assert marks["generate"]["depends"]["generation"]["temperature"] == 0.5 and marks["eval"]["depends"]["generation"]["temperature"] == 1.0
+    assert (
+        marks["generate"]["depends"]["generation"]["temperature"] == 0.5
+        and marks["eval"]["depends"]["generation"]["temperature"] == 1.0
+    )
 
 
 def test_a_run_that_fails_before_anything_happened_leaves_nothing(tmp_path, capsys):
-    for wrong in ("data.sft=[{path: nowhere.jsonl}]", "sft.batch_size=12", "policy={path: ./nowhere}", "sft.taken_from=nowhere"):
-        assert main(["--config", str(write_config(tmp_path, output_dir=str(tmp_path / "a" / "b"))), "stages=[sft]", wrong]) == 1, wrong
+    for wrong in (
+        "data.sft=[{path: nowhere.jsonl}]",
+        "sft.batch_size=12",
+        "policy={path: ./nowhere}",
+        "sft.taken_from=nowhere",
+    ):
+        assert (
+            main(
+                [
+                    "--config",
+                    str(write_config(tmp_path, output_dir=str(tmp_path / "a" / "b"))),
+                    "stages=[sft]",
+                    wrong,
+                ]
+            )
+            == 1
+        ), wrong
         assert not (tmp_path / "a").exists(), wrong
     (tmp_path / "a").mkdir()
-    assert main(["--config", str(write_config(tmp_path, output_dir=str(tmp_path / "a"))), "stages=[sft]", "sft.batch_size=12"]) == 1
+    assert (
+        main(
+            [
+                "--config",
+                str(write_config(tmp_path, output_dir=str(tmp_path / "a"))),
+                "stages=[sft]",
+                "sft.batch_size=12",
+            ]
+        )
+        == 1
+    )
     assert list((tmp_path / "a").iterdir()) == [], "a directory that was there stays"
 
 
@@ -119,13 +186,22 @@ def test_steps_behind_the_checkpoint_are_written_once(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "po", "st')  # killed
     log("po", 2, (4, 6, 8))
-    assert steps_of(tmp_path / "metrics.jsonl") == [("sft", 2), ("sft", 4), ("po", 2), ("po", 4), ("po", 6), ("po", 8)]
+    assert steps_of(tmp_path / "metrics.jsonl") == [
+        ("sft", 2),
+        ("sft", 4),
+        ("po", 2),
+        ("po", 4),
+        ("po", 6),
+        ("po", 8),
+    ]
     log("po", 0, (2,))
     assert steps_of(tmp_path / "metrics.jsonl") == [("sft", 2), ("sft", 4), ("po", 2)]
 
 
 def write_steps(directory: Path, stage: str, after: int, steps: tuple[int, ...]) -> None:
-    with MetricsLog(directory, stage=stage, after_step=after, tensorboard=False, wandb=None, config={}) as log:
+    with MetricsLog(
+        directory, stage=stage, after_step=after, tensorboard=False, wandb=None, config={}
+    ) as log:
         for step in steps:
             log.write(stage, step, {"loss": 1.0})
 
@@ -138,14 +214,18 @@ HOLD = "import sys, time; from pathlib import Path; from sparsepo_jax.core.lock 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock on tmp_path/run."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
     process.wait()
 
 
-def test_a_second_run_in_a_directory_is_refused_in_one_line_and_takes_over_when_the_first_is_killed(holder, tmp_path, capsys):
+def test_a_second_run_in_a_directory_is_refused_in_one_line_and_takes_over_when_the_first_is_killed(
+    holder, tmp_path, capsys
+):
     config = write_config(tmp_path, stages=["sft"])
     before = files_of(tmp_path / "run")
     assert main(["--config", str(config)]) == 1
@@ -169,7 +249,11 @@ def test_looking_at_a_directory_in_use_is_allowed(holder, tmp_path, capsys):
 def sign(directory: Path, **changes) -> dict:
     """The lock file of an owner that we cannot see; changes: of what it says of itself."""
     directory.mkdir(parents=True, exist_ok=True)
-    owner = locks._this_process(0) | {"pid": 7, "host": "elsewhere", "kernel": "another", "alive": time.time(), "run": "theirs"} | changes
+    owner = (
+        locks._this_process(0)
+        | {"pid": 7, "host": "elsewhere", "kernel": "another", "alive": time.time(), "run": "theirs"}
+        | changes
+    )
     (directory / locks.FILE).write_text(json.dumps(owner))
     os.utime(directory / locks.FILE, (owner["alive"], owner["alive"]))
     return owner

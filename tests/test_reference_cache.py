@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-
 from program import lines_of, run, weights_of, write_config
+
 from sparsepo_jax.main import main
 
 PO = {"steps": 3, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}}
@@ -14,11 +14,26 @@ MAPO = {"kind": "mapo", "mask": {"kind": "activation", "on": "reward_only", "nor
 
 def cached_run(directory, cache, objective, *, seed=0, po=PO, cached=True, **changes):
     data = {"train": [{"kind": "reviews", "rows": 30, "seed": 2}], "buckets": 1}
-    return run(directory, stages=["po"], objective=objective, po=po, seed=seed, reference={"cached": cached, "cache_dir": str(cache)}, **{"data": data} | changes)
+    return run(
+        directory,
+        stages=["po"],
+        objective=objective,
+        po=po,
+        seed=seed,
+        reference={"cached": cached, "cache_dir": str(cache)},
+        **{"data": data} | changes,
+    )
 
 
 def cached_config(directory, cache, objective, **changes):
-    return write_config(directory, stages=["po"], po=PO, reference={"cached": True, "cache_dir": str(cache)}, objective=objective, **changes)
+    return write_config(
+        directory,
+        stages=["po"],
+        po=PO,
+        reference={"cached": True, "cache_dir": str(cache)},
+        objective=objective,
+        **changes,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -26,16 +41,26 @@ def small(monkeypatch):
     """SMALL's objective has a learned mask: another kind takes its place whole."""
     import program
 
-    monkeypatch.setattr(program, "SMALL", {name: value for name, value in program.SMALL.items() if name != "objective"})
+    monkeypatch.setattr(
+        program, "SMALL", {name: value for name, value in program.SMALL.items() if name != "objective"}
+    )
 
 
-@pytest.mark.parametrize("objective", [{"kind": "dpo"}, MAPO, {
-    "kind": "sparsepo", "mask": {"kind": "confidence", "on": "reward_only"}}], ids=lambda x: x["kind"])
+@pytest.mark.parametrize(
+    "objective",
+    [{"kind": "dpo"}, MAPO, {"kind": "sparsepo", "mask": {"kind": "confidence", "on": "reward_only"}}],
+    ids=lambda x: x["kind"],
+)
 def test_training_is_the_same_and_a_second_run_finds_the_file(tmp_path, capsys, objective):
     plain = cached_run(tmp_path / "plain", tmp_path / "cache", objective, cached=False)
     first = cached_run(tmp_path / "first", tmp_path / "cache", objective)
     assert "log-probs of 30 pairs computed" in capsys.readouterr().out
-    again = cached_run(tmp_path / "again", tmp_path / "cache", objective, po=PO | {"optimizer": {"kind": "adamw", "learning_rate": 0.001}, "batch_size": 8})
+    again = cached_run(
+        tmp_path / "again",
+        tmp_path / "cache",
+        objective,
+        po=PO | {"optimizer": {"kind": "adamw", "learning_rate": 0.001}, "batch_size": 8},
+    )
     assert "log-probs of 30 pairs found on disk" in capsys.readouterr().out
     assert len(list((tmp_path / "cache").iterdir())) == 1
     expected, computed, found = (weights_of(output / "po") for output in (plain, first, again))
@@ -44,7 +69,9 @@ def test_training_is_the_same_and_a_second_run_finds_the_file(tmp_path, capsys, 
         np.testing.assert_array_equal(found[path], computed[path], err_msg=path)
     of_plain, of_cached = (lines_of(output / "metrics.jsonl")[-1] for output in (plain, first))
     np.testing.assert_allclose(of_cached["loss"], of_plain["loss"], atol=1e-5)
-    assert "kl/chosen" in of_plain and not any(name.startswith("kl/") for name in of_cached), "unknown is not zero"
+    assert "kl/chosen" in of_plain and not any(name.startswith("kl/") for name in of_cached), (
+        "unknown is not zero"
+    )
 
 
 def test_what_counts_misses_and_what_does_not_hits(tmp_path, capsys):
@@ -56,7 +83,11 @@ def test_what_counts_misses_and_what_does_not_hits(tmp_path, capsys):
         return "found on disk" in capsys.readouterr().out
 
     assert not is_found("one")
-    assert is_found("rate", {"kind": "ipo", "beta": 0.5}, po=PO | {"optimizer": {"kind": "lion", "learning_rate": 0.1}, "steps": 1})
+    assert is_found(
+        "rate",
+        {"kind": "ipo", "beta": 0.5},
+        po=PO | {"optimizer": {"kind": "lion", "learning_rate": 0.1}, "steps": 1},
+    )
     assert is_found("layout", compute={"layout": "plain"}, evaluation={"batch_size": 16})
     data = {"train": [{"kind": "reviews", "rows": 30, "seed": 2}], "buckets": 1}
     assert not is_found("truncation", data=data | {"max_length": 50, "max_prompt_length": 20})
@@ -70,10 +101,20 @@ def test_a_file_of_something_else_is_refused_and_half_a_file_is_made_anew(tmp_pa
     cache = tmp_path / "cache"
     cached_run(tmp_path / "one", cache, {"kind": "dpo"})
     (file,) = cache.iterdir()
-    config = str(cached_config(tmp_path / "two", cache, {"kind": "dpo"}, data={"train": [{"kind": "reviews", "rows": 30, "seed": 2}], "buckets": 1}))
+    config = str(
+        cached_config(
+            tmp_path / "two",
+            cache,
+            {"kind": "dpo"},
+            data={"train": [{"kind": "reviews", "rows": 30, "seed": 2}], "buckets": 1},
+        )
+    )
     assert main(["--config", config, "compute.dtype=bfloat16"]) == 1
     said = capsys.readouterr().err
-    assert f"{file}: reference log-probs of something else: dtype 'float32' (expected 'bfloat16'); delete the file" in said
+    assert (
+        f"{file}: reference log-probs of something else: dtype 'float32' (expected 'bfloat16'); delete the file"
+        in said
+    )
     with np.load(file) as arrays:
         kept = dict(arrays)
     np.savez(file, **kept | {"ref_logp": kept["ref_logp"][:-1]})
@@ -82,14 +123,22 @@ def test_a_file_of_something_else_is_refused_and_half_a_file_is_made_anew(tmp_pa
     file.write_bytes(file.read_bytes()[:100])
     assert main(["--config", config]) == 0
     out = capsys.readouterr().out
-    assert f"{file} is damaged" in out and "computed in" in out and json.loads(str(np.load(file)["about"]))["dtype"] == "float32"
+    assert (
+        f"{file} is damaged" in out
+        and "computed in" in out
+        and json.loads(str(np.load(file)["about"]))["dtype"] == "float32"
+    )
 
 
 def test_a_damaged_file_is_made_anew_and_said_whatever_the_damage(tmp_path, capsys):
     """Kills: a kind of damage that ends in a traceback, or in training on what is left of the file."""
     from sparsepo_jax.train.reference_cache import _read, _write
 
-    file, about, columns = tmp_path / "kept.npz", {"key": 1}, {"ref_logp": np.linspace(-3, 0, 400, dtype=np.float32)}
+    file, about, columns = (
+        tmp_path / "kept.npz",
+        {"key": 1},
+        {"ref_logp": np.linspace(-3, 0, 400, dtype=np.float32)},
+    )
     read = lambda: _read(file, about, ("ref_logp",), 400)  # noqa: E731
     assert read() is None and capsys.readouterr().out == "", "nothing there is no damage"
     _write(file, about, columns)
@@ -107,17 +156,25 @@ def test_a_damaged_file_is_made_anew_and_said_whatever_the_damage(tmp_path, caps
         else:  # a bit that nothing reads, such as a date
             np.testing.assert_array_equal(found["ref_logp"], columns["ref_logp"])
     said = json.dumps(about)
-    for parts in ({"about": np.array(said)}, {"about": np.array("[1, 2]"), **columns}, {"about": np.array(said), "ref_logp": np.array(["a"])},
-                  {"about": np.array(said), "ref_logp": np.zeros((400, 1))}, {"about": np.array(said), "ref_logp": np.full(400, np.nan)}):
+    for parts in (
+        {"about": np.array(said)},
+        {"about": np.array("[1, 2]"), **columns},
+        {"about": np.array(said), "ref_logp": np.array(["a"])},
+        {"about": np.array(said), "ref_logp": np.zeros((400, 1))},
+        {"about": np.array(said), "ref_logp": np.full(400, np.nan)},
+    ):
         np.savez(file, **parts)
         assert read() is None and "is damaged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("objective", "said"), [
-    ({"kind": "sparsepo"}, "objective.mask.kind learned reads the reference's states"),
-    ({"kind": "mapo"}, "objective mapo has a KL term (but with objective.mask.on=reward_only)"),
-    ({"kind": "tdpo2"}, "objective tdpo2 has a KL term"),
-])
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ({"kind": "sparsepo"}, "objective.mask.kind learned reads the reference's states"),
+        ({"kind": "mapo"}, "objective mapo has a KL term (but with objective.mask.on=reward_only)"),
+        ({"kind": "tdpo2"}, "objective tdpo2 has a KL term"),
+    ],
+)
 def test_objectives_that_need_the_reference_itself_are_refused(tmp_path, capsys, objective, said):
     assert main(["--config", str(cached_config(tmp_path, tmp_path, objective))]) == 2
     assert f"reference.cached: {said}" in capsys.readouterr().err
@@ -126,7 +183,9 @@ def test_objectives_that_need_the_reference_itself_are_refused(tmp_path, capsys,
 def test_adapters_train_over_a_cached_reference(tmp_path):
     """The base is still needed; without the cache the adapters come out the same."""
     po = PO | {"lora": {"rank": 2, "base": "nf4"}}
-    plain = weights_of(cached_run(tmp_path / "plain", tmp_path / "cache", {"kind": "dpo"}, po=po, cached=False) / "po")
+    plain = weights_of(
+        cached_run(tmp_path / "plain", tmp_path / "cache", {"kind": "dpo"}, po=po, cached=False) / "po"
+    )
     found = weights_of(cached_run(tmp_path / "cached", tmp_path / "cache", {"kind": "dpo"}, po=po) / "po")
     for path in plain:
         np.testing.assert_allclose(found[path], plain[path], atol=2e-5, err_msg=path)

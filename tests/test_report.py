@@ -17,43 +17,84 @@ from sparsepo_jax.report.table import summary_table
 POLICY = {"accuracy": 0.5, "accuracy_unmasked": 0.5, "margin": 0.0, "margin_unmasked": 0.0, "kl": 0.0}
 SUMMARY = {
     "before": POLICY,
-    "after": {"accuracy": 0.875, "accuracy_unmasked": 0.75, "margin": 3.25, "margin_unmasked": 1.5, "kl": 2.125},
-    "mask": {"auroc_reward": 0.91, "auroc_kl": 0.92, "auroc_ceiling": 0.97, "auroc_position": 0.61, "auroc_untrained": 0.52,
-             "sparsity_start": 0.45, "sparsity_end": 0.77},
+    "after": {
+        "accuracy": 0.875,
+        "accuracy_unmasked": 0.75,
+        "margin": 3.25,
+        "margin_unmasked": 1.5,
+        "kl": 2.125,
+    },
+    "mask": {
+        "auroc_reward": 0.91,
+        "auroc_kl": 0.92,
+        "auroc_ceiling": 0.97,
+        "auroc_position": 0.61,
+        "auroc_untrained": 0.52,
+        "sparsity_start": 0.45,
+        "sparsity_end": 0.77,
+    },
     "pairs": 64,
     "seconds": 130.0,
 }
-CHOSEN = [" good", "<script>alert(1)</script>", "\n", "\x1b[31m\u202e", "'\" onmouseover=\"x"]
+CHOSEN = [" good", "<script>alert(1)</script>", "\n", "\x1b[31m\u202e", '\'" onmouseover="x']
 REJECTED = [" bad", ""]
 
 
 def response(tokens, decisive, *, first_mask=0.5):
     n = len(tokens)
     return {
-        "token_ids": list(range(7, 7 + n)), "logp": [-1.0] * n, "ref_logp": [-1.5 + t for t in range(n)], "kl": [0.1234] * n,
-        "reward_mask": [first_mask] + [0.0] * (n - 1), "kl_mask": [0.3125] * n, "tokens": tokens, "decisive": decisive,
+        "token_ids": list(range(7, 7 + n)),
+        "logp": [-1.0] * n,
+        "ref_logp": [-1.5 + t for t in range(n)],
+        "kl": [0.1234] * n,
+        "reward_mask": [first_mask] + [0.0] * (n - 1),
+        "kl_mask": [0.3125] * n,
+        "tokens": tokens,
+        "decisive": decisive,
     }
 
 
 def pair(index=3, **changes):
     return {
-        "index": index, "loss": 0.456, "margin": 1.789, "origin": "<b>reviews", "prompt_tokens": ["Say", " <i>why</i>"],
-        "chosen": response(CHOSEN, [True] + [False] * 4), "rejected": response(REJECTED, [False, False]),
+        "index": index,
+        "loss": 0.456,
+        "margin": 1.789,
+        "origin": "<b>reviews",
+        "prompt_tokens": ["Say", " <i>why</i>"],
+        "chosen": response(CHOSEN, [True] + [False] * 4),
+        "rejected": response(REJECTED, [False, False]),
     } | changes
 
 
 def without_text(row):
-    sides = {side: {k: v for k, v in row[side].items() if k not in ("tokens", "decisive")} for side in ("chosen", "rejected")}
+    sides = {
+        side: {k: v for k, v in row[side].items() if k not in ("tokens", "decisive")}
+        for side in ("chosen", "rejected")
+    }
     return {k: row[k] for k in ("index", "loss", "margin")} | sides
 
 
 def metric_rows():
     rows = [{"stage": "sft", "step": step, "time_s": 0.1, "loss": 3.0 / step} for step in range(1, 6)]
     for step in range(1, 6):
-        rows.append({"stage": "po", "step": step, "time_s": 0.2, "loss": 0.7, "rewards/margins": 0.1 * step,
-                     "margin_unmasked": 0.05 * step, "rewards/accuracies": 0.5, "accuracy_unmasked": 0.5,
-                     "kl/chosen": 0.1, "kl/rejected": 0.2,
-                     "mask/reward_sparsity": 0.4, "mask/kl_sparsity": 0.4, "mask/reward_mean": 0.3, "mask/kl_mean": 0.3})
+        rows.append(
+            {
+                "stage": "po",
+                "step": step,
+                "time_s": 0.2,
+                "loss": 0.7,
+                "rewards/margins": 0.1 * step,
+                "margin_unmasked": 0.05 * step,
+                "rewards/accuracies": 0.5,
+                "accuracy_unmasked": 0.5,
+                "kl/chosen": 0.1,
+                "kl/rejected": 0.2,
+                "mask/reward_sparsity": 0.4,
+                "mask/kl_sparsity": 0.4,
+                "mask/reward_mean": 0.3,
+                "mask/kl_mean": 0.3,
+            }
+        )
     return rows + [{"stage": "po", "step": 5, "time_s": 0.3, "eval/rewards/margins": 0.625}]
 
 
@@ -103,18 +144,30 @@ def page_of(output_dir, pairs=8):
 
 def test_what_the_policy_wrote_is_shown_as_text(run_dir):
     assert "What the policy writes" not in page_of(run_dir).text
-    (run_dir / "samples.jsonl").write_text(lines([{"index": 0, "prompt": "Say", "before": "<b>dull", "after": "superb\u202e"}, {"index": 1, "prompt": "Hm"}]) + '{"in')
+    (run_dir / "samples.jsonl").write_text(
+        lines(
+            [
+                {"index": 0, "prompt": "Say", "before": "<b>dull", "after": "superb\u202e"},
+                {"index": 1, "prompt": "Hm"},
+            ]
+        )
+        + '{"in'
+    )
     page = page_of(run_dir)
     assert {"href": "#samples"} in [attrs for tag, attrs in page.tags if tag == "a"]
     assert "What the policy writes" in page.text and "<b>dull" in page.text and "superb\\u202e" in page.text
     assert "b" not in {tag for tag, attrs in page.tags if tag == "b" and attrs}
     (run_dir / "samples.jsonl").write_text(lines([{"index": 0, "prompt": "Say", "after": "superb"}]))
-    assert "<th class=\"left\">before</th>" not in write_report(run_dir, 8).read_text()  # untrained: no column of dashes
+    assert (
+        '<th class="left">before</th>' not in write_report(run_dir, 8).read_text()
+    )  # untrained: no column of dashes
 
 
 def test_page_loads_nothing_and_holds_no_script(run_dir):
     page = page_of(run_dir)
-    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "img", "iframe", "object", "embed", "base")]
+    assert not [
+        tag for tag, _ in page.tags if tag in ("script", "link", "img", "iframe", "object", "embed", "base")
+    ]
     for _, attrs in page.tags:
         assert not [name for name in attrs if name == "src" or name.startswith("on")]
         assert attrs.get("href", "#").startswith("#")
@@ -126,7 +179,15 @@ def test_page_loads_nothing_and_holds_no_script(run_dir):
 def test_tokens_are_text_and_what_cannot_be_seen_is_shown(run_dir):
     page = page_of(run_dir, pairs=1)
     texts = [token["text"] for token in page.tokens]
-    assert texts == [" good", "<script>alert(1)</script>", "↵\n", "\\x1b[31m\\u202e", "'\" onmouseover=\"x", " bad", "⟨8⟩"]
+    assert texts == [
+        " good",
+        "<script>alert(1)</script>",
+        "↵\n",
+        "\\x1b[31m\\u202e",
+        '\'" onmouseover="x',
+        " bad",
+        "⟨8⟩",
+    ]
     assert "<i>why</i>" in page.text and "<b>reviews" in page.text and "# <u>" in page.text
     assert not {"i", "u"} & {tag for tag, _ in page.tags}
 
@@ -190,21 +251,43 @@ def test_objective_without_masks_says_so_and_shows_log_ratios(run_dir):
 
 def test_headline_curves_and_configuration_are_there(run_dir):
     page = page_of(run_dir)
-    for said in ("0.875", "+0.375", "3.250", "2.125", "0.910", "0.450", "0.770", "2 min 10 s", "64 held-out pairs"):
+    for said in (
+        "0.875",
+        "+0.375",
+        "3.250",
+        "2.125",
+        "0.910",
+        "0.450",
+        "0.770",
+        "2 min 10 s",
+        "64 held-out pairs",
+    ):
         assert said in page.text, said
     charts = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg" and "aria-label" in attrs]
-    for start in ("Fine-tuning loss", "Preference loss", "Margin", "Accuracy", "KL to the reference", "Mask sparsity"):
+    for start in (
+        "Fine-tuning loss",
+        "Preference loss",
+        "Margin",
+        "Accuracy",
+        "KL to the reference",
+        "Mask sparsity",
+    ):
         assert any(chart.startswith(start) for chart in charts), start
-    assert "masked, evaluation: min 0.625" in "".join(charts) and "unmasked, training: min 0.050, max 0.250" in "".join(charts)
+    assert "masked, evaluation: min 0.625" in "".join(
+        charts
+    ) and "unmasked, training: min 0.050, max 0.250" in "".join(charts)
     assert "objective: {kind: sparsepo, beta: 0.8}" in page.text
 
 
-@pytest.mark.parametrize("missing, said", [
-    ("config.yaml", "There is no config.yaml"),
-    ("summary.json", "There is no summary.json"),
-    ("metrics.jsonl", "There is nothing to draw"),
-    ("pairs.jsonl", "There are no pairs to show"),
-])
+@pytest.mark.parametrize(
+    "missing, said",
+    [
+        ("config.yaml", "There is no config.yaml"),
+        ("summary.json", "There is no summary.json"),
+        ("metrics.jsonl", "There is nothing to draw"),
+        ("pairs.jsonl", "There are no pairs to show"),
+    ],
+)
 def test_a_missing_file_is_said_and_the_rest_is_shown(run_dir, missing, said):
     assert said not in page_of(run_dir).text
     (run_dir / missing).unlink()
@@ -216,8 +299,12 @@ def test_a_missing_file_is_said_and_the_rest_is_shown(run_dir, missing, said):
 
 @pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "pairs.jsonl", "scores.jsonl"])
 def test_one_result_file_is_enough(tmp_path, name):
-    content = {"summary.json": json.dumps(SUMMARY), "metrics.jsonl": lines(metric_rows()), "pairs.jsonl": lines([pair()]),
-               "scores.jsonl": lines([without_text(pair())])}[name]
+    content = {
+        "summary.json": json.dumps(SUMMARY),
+        "metrics.jsonl": lines(metric_rows()),
+        "pairs.jsonl": lines([pair()]),
+        "scores.jsonl": lines([without_text(pair())]),
+    }[name]
     (tmp_path / name).write_text(content)
     assert page_of(tmp_path).text
 
@@ -225,7 +312,9 @@ def test_one_result_file_is_enough(tmp_path, name):
 def test_nothing_to_report_is_one_clear_line(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     for empty in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(UserError, match="expected summary.json, metrics.jsonl, .* found none; run the stage") as error:
+        with pytest.raises(
+            UserError, match="expected summary.json, metrics.jsonl, .* found none; run the stage"
+        ) as error:
             write_report(empty, 8)
         assert "\n" not in str(error.value)
 
@@ -259,13 +348,16 @@ def test_half_a_line_is_passed_over_and_counted(run_dir):
     assert "could not be read: 1." in page.text and "Pair 11" in page.text
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"chosen": {"token_ids": [1]}}, "chosen.logp must be a list of 1 numbers"),
-    ({"chosen": response([" a"], [True]) | {"kl": [0.1, 0.2]}}, "chosen.kl must be a list of 1 numbers"),
-    ({"rejected": response([" a"], [True, False])}, "rejected.decisive must be null or 1 booleans"),
-    ({"rejected": None}, "rejected must be an object"),
-    ({"margin": "large"}, "margin must be numeric"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"chosen": {"token_ids": [1]}}, "chosen.logp must be a list of 1 numbers"),
+        ({"chosen": response([" a"], [True]) | {"kl": [0.1, 0.2]}}, "chosen.kl must be a list of 1 numbers"),
+        ({"rejected": response([" a"], [True, False])}, "rejected.decisive must be null or 1 booleans"),
+        ({"rejected": None}, "rejected must be an object"),
+        ({"margin": "large"}, "margin must be numeric"),
+    ],
+)
 def test_a_pair_that_does_not_fit_is_named(run_dir, change, said):
     (run_dir / "pairs.jsonl").write_text(lines([pair(), pair(**change)]))
     with pytest.raises(UserError, match=f"pairs.jsonl line 2: {said}"):
@@ -308,17 +400,26 @@ def test_summary_table_leaves_out_what_is_unknown():
     text = summary_table(SUMMARY | {"mask": dict.fromkeys(SUMMARY["mask"])})
     rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in text.splitlines()[1:]}
     assert rows["accuracy"] == ["0.500", "0.875"] and rows["KL to reference"] == ["0.000", "2.125"]
-    assert list(rows) == ["accuracy", "accuracy, unmasked", "margin", "margin, unmasked", "KL to reference"] and "-" not in text
+    assert (
+        list(rows) == ["accuracy", "accuracy, unmasked", "margin", "margin, unmasked", "KL to reference"]
+        and "-" not in text
+    )
     assert len({len(line) for line in text.splitlines()}) == 1
     text = summary_table({"before": dict.fromkeys(POLICY), "after": SUMMARY["after"], "mask": None})
     assert text.splitlines()[0].split() == ["after"] and text.splitlines()[1].split() == ["accuracy", "0.875"]
-    assert len({len(line) for line in text.splitlines()}) == 1 and summary_table({}) == "" == summary_table({"before": POLICY | dict.fromkeys(POLICY)})
+    assert len({len(line) for line in text.splitlines()}) == 1 and summary_table({}) == "" == summary_table(
+        {"before": POLICY | dict.fromkeys(POLICY)}
+    )
 
 
 def test_the_page_leaves_out_what_is_unknown(run_dir):
     """A user's own data: nobody knows which tokens are decisive, and nothing was sampled."""
-    (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"mask": dict.fromkeys(SUMMARY["mask"]) | {"sparsity_end": 0.25}}))
-    (run_dir / "pairs.jsonl").write_text(lines([pair(chosen=response(CHOSEN, None), rejected=response(REJECTED, None))]))
+    (run_dir / "summary.json").write_text(
+        json.dumps(SUMMARY | {"mask": dict.fromkeys(SUMMARY["mask"]) | {"sparsity_end": 0.25}})
+    )
+    (run_dir / "pairs.jsonl").write_text(
+        lines([pair(chosen=response(CHOSEN, None), rejected=response(REJECTED, None))])
+    )
     page = page_of(run_dir)
     for absent in ("AUROC", "Controls", "preferred words", "of what it writes", "decisive token"):
         assert absent not in page.text, absent
@@ -334,8 +435,12 @@ def test_words_and_the_doctors_lines_are_at_the_top(run_dir):
     assert page.text.index("Learnt: 0.75 of the 64 held-out pairs") < page.text.index("margin, unmasked")
     assert "What looks wrong" not in page.text
     (run_dir / "po").mkdir()
-    facts = {"steps": 5, "data": {"rows": 1234567, "responses": 2469134, "response_tokens": 12.5, "responses_cut": 30000},
-             "machine": {"devices": "8 x <b>TPU", "products": "bfloat16, sums in float32"}, "limits": {"max_length": 99}}
+    facts = {
+        "steps": 5,
+        "data": {"rows": 1234567, "responses": 2469134, "response_tokens": 12.5, "responses_cut": 30000},
+        "machine": {"devices": "8 x <b>TPU", "products": "bfloat16, sums in float32"},
+        "limits": {"max_length": 99},
+    }
     (run_dir / "po" / "facts.json").write_text(json.dumps(facts))
     page = page_of(run_dir)
     assert page.text.index("30000 of 2469134 responses are cut") < page.text.index("margin, unmasked")
@@ -353,9 +458,13 @@ def test_summary_table_shows_the_mask_before_and_after():
 def test_controls_are_on_the_page_and_not_in_the_printed_table(run_dir):
     """A number that lies three names deep; half a summary of a run before there were controls has no such rows."""
     left = {"0.1": {"accuracy_top": 0.7125, "accuracy_random": 0.9375}}
-    (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"mask": SUMMARY["mask"] | {"auroc_shuffled": 0.5375, "deletion": left}}))
+    (run_dir / "summary.json").write_text(
+        json.dumps(SUMMARY | {"mask": SUMMARY["mask"] | {"auroc_shuffled": 0.5375, "deletion": left}})
+    )
     text = " ".join(page_of(run_dir).text.split())
-    assert "0.537" in text and text.index("without any tenth") < text.index("0.938") < text.index("without the top tenth") < text.index("0.713")
+    assert "0.537" in text and text.index("without any tenth") < text.index("0.938") < text.index(
+        "without the top tenth"
+    ) < text.index("0.713")
     assert "tenth" not in summary_table(SUMMARY)
     (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"mask": {"deletion": None}}))
     assert "without the top tenth" not in page_of(run_dir).text

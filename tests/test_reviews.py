@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from sparsepo_jax.data import reviews
-from sparsepo_jax.data.reviews import make_review_pairs, make_review_texts, preferred_share, reviews_vocabulary
+from sparsepo_jax.data.reviews import (
+    make_review_pairs,
+    make_review_texts,
+    preferred_share,
+    reviews_vocabulary,
+)
 from sparsepo_jax.eval.auroc import auroc, position_auroc
 
 DECIDING = set(reviews._POSITIVE) | set(reviews._NEGATIVE)
@@ -34,7 +39,11 @@ def responses():
 @pytest.fixture(scope="module")
 def tokens(responses):
     """(decisive, chance, position) of every response token, the closing end of text included."""
-    rows = [(flag, chance, n) for words in responses for n, (_, flag, chance) in enumerate([*words, ("", False, 0.0)])]
+    rows = [
+        (flag, chance, n)
+        for words in responses
+        for n, (_, flag, chance) in enumerate([*words, ("", False, 0.0)])
+    ]
     return tuple(np.array(column) for column in zip(*rows))
 
 
@@ -47,14 +56,24 @@ def test_rows_depend_on_seed_and_number_alone():
 
 def test_the_vocabulary_is_just_what_is_used():
     rows = [*make_review_pairs(400, 0), *make_review_texts(400, 0)]
-    used = {word for row in rows for name in ("prompt", "chosen", "rejected", "completion") for word in row.get(name, "").split()}
+    used = {
+        word
+        for row in rows
+        for name in ("prompt", "chosen", "rejected", "completion")
+        for word in row.get(name, "").split()
+    }
     assert used == set(reviews_vocabulary()) and 100 <= len(used) <= 200
 
 
 def test_decisive_words_are_the_evaluative_ones_and_tell_the_side(responses):
     for number, words in enumerate(responses):
         assert all(flag == (word in DECIDING) for word, flag, _ in words)
-    agree = [(word in reviews._POSITIVE) == (number % 2 == 0) for number, words in enumerate(responses) for word, flag, _ in words if flag]
+    agree = [
+        (word in reviews._POSITIVE) == (number % 2 == 0)
+        for number, words in enumerate(responses)
+        for word, flag, _ in words
+        if flag
+    ]
     assert 0.93 < np.mean(agree) < 0.97
 
 
@@ -90,14 +109,21 @@ def test_the_ceiling_is_high_and_position_alone_is_not(tokens):
 def test_reviews_vary_in_length_and_texts_for_sft_in_sentiment(responses):
     lengths = [len(words) for words in responses]
     assert min(lengths) >= 20 and max(lengths) <= 45 and np.std(lengths) > 3
-    sides = [sum((w in reviews._POSITIVE) - (w in reviews._NEGATIVE) for w in row["completion"].split()) for row in make_review_texts(400, 0)]
+    sides = [
+        sum((w in reviews._POSITIVE) - (w in reviews._NEGATIVE) for w in row["completion"].split())
+        for row in make_review_texts(400, 0)
+    ]
     assert 0.3 < np.mean(np.array(sides) > 0) < 0.6 and 0.3 < np.mean(np.array(sides) < 0) < 0.6
 
 
 def test_an_adverb_shifts_the_chance_as_bayes_says():
     """Log-odds 0 and the adverb "truly": P(evaluative | truly) = .5 x .4 x .3 / (.5 x .4 x .3 + .5 x .25 x .02) = .96."""
-    found = {words[0].text: words[1].chance for n in range(300) if len(words := reviews._slot(random.Random(n), True, 0.0, phrases=False)) > 1
-             and words[0].text in reviews._ADVERBS}
+    found = {
+        words[0].text: words[1].chance
+        for n in range(300)
+        if len(words := reviews._slot(random.Random(n), True, 0.0, phrases=False)) > 1
+        and words[0].text in reviews._ADVERBS
+    }
     assert found["truly"] == pytest.approx(0.06 / 0.0625) and found["mostly"] == pytest.approx(0.02 / 0.07)
 
 

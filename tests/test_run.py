@@ -7,8 +7,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-
 from program import lines_of, run, weights_of, write_config
+
 from sparsepo_jax.main import main
 
 
@@ -17,7 +17,9 @@ def finished(tmp_path_factory):
     """A whole run, evaluated while training, with all its files. Its output_dir is a relative path, as most are."""
     directory = tmp_path_factory.mktemp("finished")
     changes = {"output_dir": os.path.relpath(directory / "run"), "logging": {"tensorboard": True}}
-    return directory, run(directory, "stages=[sft, po, score, eval, export, report]", "po.eval_every_steps=3", **changes)
+    return directory, run(
+        directory, "stages=[sft, po, score, eval, export, report]", "po.eval_every_steps=3", **changes
+    )
 
 
 def test_a_run_leaves_summary_metrics_scores_pairs_and_report(finished):
@@ -25,26 +27,64 @@ def test_a_run_leaves_summary_metrics_scores_pairs_and_report(finished):
     summary = json.loads((output / "summary.json").read_text())
     assert summary["before"]["accuracy_unmasked"] == 0.5 and summary["before"]["kl"] == 0.0
     assert summary["after"]["kl"] > 0
-    assert set(summary["before"]) == set(summary["after"]) == {
-        "accuracy", "accuracy_unmasked", "margin", "margin_unmasked", "kl", "generated_preferred", "generated_kl"}
+    assert (
+        set(summary["before"])
+        == set(summary["after"])
+        == {
+            "accuracy",
+            "accuracy_unmasked",
+            "margin",
+            "margin_unmasked",
+            "kl",
+            "generated_preferred",
+            "generated_kl",
+        }
+    )
     assert summary["before"]["generated_kl"] == 0.0 != summary["after"]["generated_kl"]
     assert 0 <= summary["after"]["generated_preferred"] <= 1
     samples = lines_of(output / "samples.jsonl")
-    assert [row["index"] for row in samples] == list(range(5)) and all(row["prompt"].startswith("review of") for row in samples)
+    assert [row["index"] for row in samples] == list(range(5)) and all(
+        row["prompt"].startswith("review of") for row in samples
+    )
     assert any(row["before"] != row["after"] for row in samples) or summary["after"]["generated_kl"] < 0.1
     left = summary["mask"].pop("deletion")
-    assert set(summary["mask"]) == {f"auroc_{name}" for name in ("reward", "kl", "logratio", "token_kl", "random", "shuffled", "positional", "confidence", "ceiling",
-        "position", "untrained")} | {"sparsity_start", "sparsity_end", "precision_reward", "precision_ceiling", "decisive_share"}
+    assert set(summary["mask"]) == {
+        f"auroc_{name}"
+        for name in (
+            "reward",
+            "kl",
+            "logratio",
+            "token_kl",
+            "random",
+            "shuffled",
+            "positional",
+            "confidence",
+            "ceiling",
+            "position",
+            "untrained",
+        )
+    } | {"sparsity_start", "sparsity_end", "precision_reward", "precision_ceiling", "decisive_share"}
     assert all(0 <= value <= 1 for value in summary["mask"].values())
-    assert list(left) == ["0", "0.05", "0.1", "0.2", "0.4"] and left["0"]["margin_top"] == left["0"]["margin_random"] != left["0.4"]["margin_top"]
+    assert (
+        list(left) == ["0", "0.05", "0.1", "0.2", "0.4"]
+        and left["0"]["margin_top"] == left["0"]["margin_random"] != left["0.4"]["margin_top"]
+    )
     assert summary["mask"]["auroc_reward"] <= summary["mask"]["auroc_ceiling"]
     assert summary["seconds"] > 0
     metrics = lines_of(output / "metrics.jsonl")
-    assert {(row["stage"], row["step"]) for row in metrics} >= {("sft", 2), ("sft", 4), ("po", 2), ("po", 3), ("po", 6)}
+    assert {(row["stage"], row["step"]) for row in metrics} >= {
+        ("sft", 2),
+        ("sft", 4),
+        ("po", 2),
+        ("po", 3),
+        ("po", 6),
+    }
     last = [row for row in metrics if row["stage"] == "po"][-1]
     assert {"eval/rewards/accuracies", "eval/kl/chosen"} <= set(last) | set(metrics[-2])
     for row in metrics:
-        if "loss" in row:  # one shape, one program (or none: another test's run had the same): kills a second step that is compiled anew since its state lies otherwise
+        if (
+            "loss" in row
+        ):  # one shape, one program (or none: another test's run had the same): kills a second step that is compiled anew since its state lies otherwise
             assert row["programs"] <= 1 and 0 < row["real_token_share"] <= 1 and row["tokens_per_s"] > 0, row
     assert len(lines_of(output / "scores.jsonl")) == len(lines_of(output / "pairs.jsonl")) == 9
     assert (output / "report.html").read_text().count("<html") == 1
@@ -57,11 +97,19 @@ def test_scores_have_the_agreed_form(finished):
     assert [row["index"] for row in rows] == list(range(9))
     for row in rows:
         for name in ("chosen", "rejected"):
-            columns = [row[name][key] for key in ("token_ids", "logp", "ref_logp", "kl", "reward_mask", "kl_mask")]
+            columns = [
+                row[name][key] for key in ("token_ids", "logp", "ref_logp", "kl", "reward_mask", "kl_mask")
+            ]
             assert len({len(column) for column in columns}) == 1
             assert min(row[name]["kl"]) >= 0 and max(row[name]["logp"]) < 0
-        margin = sum(s * (np.dot(row[n]["reward_mask"], np.subtract(row[n]["logp"], row[n]["ref_logp"])) + np.dot(row[n]["kl_mask"], row[n]["kl"]))
-                     for n, s in (("chosen", 1), ("rejected", -1)))
+        margin = sum(
+            s
+            * (
+                np.dot(row[n]["reward_mask"], np.subtract(row[n]["logp"], row[n]["ref_logp"]))
+                + np.dot(row[n]["kl_mask"], row[n]["kl"])
+            )
+            for n, s in (("chosen", 1), ("rejected", -1))
+        )
         np.testing.assert_allclose(row["margin"], 0.8 * margin, atol=1e-5)
         np.testing.assert_allclose(row["loss"], np.log1p(np.exp(-row["margin"])), atol=1e-5)
 
@@ -70,10 +118,28 @@ def test_scores_are_pairs_with_weights_when_read_again(finished, tmp_path):
     """A learned mask, written down, can be given with the data: the same tokens, the same log-probs, that mask."""
     _, output = finished
     scores, pairs = lines_of(output / "scores.jsonl"), tmp_path / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps({"prompt_ids": one["prompt_ids"]} | {f"{name}_{column}": one[name][key] for name in ("chosen", "rejected") for column, key in (
-        ("ids", "token_ids"), ("weights", "reward_mask"))}) + "\n" for one in scores))
-    again = run(tmp_path, stages=["score"], policy={"config": None, "path": str(output / "export")}, tokenizer={"kind": "auto"},
-                objective={"kind": "sparsepo", "mask": {"kind": "given"}}, data={"sft": [], "train": [], "eval": [{"path": str(pairs)}]})
+    pairs.write_text(
+        "".join(
+            json.dumps(
+                {"prompt_ids": one["prompt_ids"]}
+                | {
+                    f"{name}_{column}": one[name][key]
+                    for name in ("chosen", "rejected")
+                    for column, key in (("ids", "token_ids"), ("weights", "reward_mask"))
+                }
+            )
+            + "\n"
+            for one in scores
+        )
+    )
+    again = run(
+        tmp_path,
+        stages=["score"],
+        policy={"config": None, "path": str(output / "export")},
+        tokenizer={"kind": "auto"},
+        objective={"kind": "sparsepo", "mask": {"kind": "given"}},
+        data={"sft": [], "train": [], "eval": [{"path": str(pairs)}]},
+    )
     for ours, expected in zip(lines_of(again / "scores.jsonl"), scores, strict=True):
         assert ours["prompt_ids"] == expected["prompt_ids"]
         for name in ("chosen", "rejected"):
@@ -83,9 +149,23 @@ def test_scores_are_pairs_with_weights_when_read_again(finished, tmp_path):
 
 def test_a_finished_stage_is_not_repeated(finished, capsys):
     directory, output = finished
-    files = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file() and path.name not in ("config.yaml", "report.html")}
+    files = {
+        path: path.stat().st_mtime_ns
+        for path in output.rglob("*")
+        if path.is_file() and path.name not in ("config.yaml", "report.html")
+    }
     stages = ["sft", "po", "score", "eval", "export"]
-    assert main(["--config", str(directory / "config.yaml"), f"stages=[{', '.join(stages)}, report]", "po.eval_every_steps=3"]) == 0
+    assert (
+        main(
+            [
+                "--config",
+                str(directory / "config.yaml"),
+                f"stages=[{', '.join(stages)}, report]",
+                "po.eval_every_steps=3",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert all(f"{stage}: finished before" in said for stage in stages)
     assert files == {path: path.stat().st_mtime_ns for path in files}
@@ -113,10 +193,16 @@ def test_changed_settings_are_refused_by_name(finished, capsys):
 
 def test_evaluation_does_not_depend_on_the_batch_size(finished, tmp_path):
     directory, output = finished
-    assert main(["--config", str(directory / "config.yaml"), "stages=[score]", "evaluation.batch_size=16"]) == 0
-    for ours, expected in zip(lines_of(output / "scores.jsonl"), lines_of(output / "pairs.jsonl"), strict=True):
+    assert (
+        main(["--config", str(directory / "config.yaml"), "stages=[score]", "evaluation.batch_size=16"]) == 0
+    )
+    for ours, expected in zip(
+        lines_of(output / "scores.jsonl"), lines_of(output / "pairs.jsonl"), strict=True
+    ):
         np.testing.assert_allclose(ours["margin"], expected["margin"], atol=1e-5)
-        np.testing.assert_allclose(ours["chosen"]["reward_mask"], expected["chosen"]["reward_mask"], atol=1e-5)
+        np.testing.assert_allclose(
+            ours["chosen"]["reward_mask"], expected["chosen"]["reward_mask"], atol=1e-5
+        )
 
 
 def test_the_export_scores_the_same(finished, tmp_path):
@@ -127,10 +213,19 @@ def test_the_export_scores_the_same(finished, tmp_path):
     _, output = finished
     model = AutoModelForCausalLM.from_pretrained(output / "export").eval()
     assert len(AutoTokenizer.from_pretrained(output / "export")) == model.config.vocab_size
-    again = run(tmp_path, stages=["score"], policy={"config": None, "path": str(output / "export")}, tokenizer={"kind": "auto"})
-    for ours, expected in zip(lines_of(again / "scores.jsonl"), lines_of(output / "pairs.jsonl"), strict=True):
+    again = run(
+        tmp_path,
+        stages=["score"],
+        policy={"config": None, "path": str(output / "export")},
+        tokenizer={"kind": "auto"},
+    )
+    for ours, expected in zip(
+        lines_of(again / "scores.jsonl"), lines_of(output / "pairs.jsonl"), strict=True
+    ):
         np.testing.assert_allclose(ours["chosen"]["logp"], expected["chosen"]["logp"], atol=1e-5)
-        np.testing.assert_allclose(ours["rejected"]["kl"], 0, atol=1e-6)  # no reference is named: the policy itself
+        np.testing.assert_allclose(
+            ours["rejected"]["kl"], 0, atol=1e-6
+        )  # no reference is named: the policy itself
     ids = torch.tensor([expected["chosen"]["token_ids"]])
     assert model(ids).logits.shape[-1] == model.config.vocab_size
 
@@ -157,13 +252,20 @@ def stop_before(monkeypatch, stage_steps: int):
             return next(self.batches)
 
     whole = loop.run_training
-    monkeypatch.setattr("sparsepo_jax.stages.run_training", lambda **arguments: whole(**{**arguments, "batches": Dying(arguments["batches"])}))
+    monkeypatch.setattr(
+        "sparsepo_jax.stages.run_training",
+        lambda **arguments: whole(**{**arguments, "batches": Dying(arguments["batches"])}),
+    )
 
 
 @pytest.mark.parametrize(("stage", "steps"), [("sft", 3), ("po", 1), ("po", 5)])
 def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, stage, steps):
     """Dies before the first checkpoint and after it, starts again with the same command. The mask has dropout: draws are keyed by step."""
-    changes = {"stages": [stage], "checkpoint": {"every_steps": 2}, "objective": {"mask": {"kind": "learned", "init": "ones", "dropout": 0.2}}}
+    changes = {
+        "stages": [stage],
+        "checkpoint": {"every_steps": 2},
+        "objective": {"mask": {"kind": "learned", "init": "ones", "dropout": 0.2}},
+    }
     whole = run(tmp_path / "whole", **changes)
     config = write_config(tmp_path / "parts", **changes)
     with monkeypatch.context() as patched:
@@ -173,21 +275,41 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, stage, 
     assert not (tmp_path / "parts" / "run" / stage / "final").exists()
     assert main(["--config", str(config)]) == 0
     expected, found = weights_of(whole / stage), weights_of(tmp_path / "parts" / "run" / stage)
-    assert expected.keys() == found.keys() and any(path.startswith("masks/") for path in expected) == (stage == "po")
+    assert expected.keys() == found.keys() and any(path.startswith("masks/") for path in expected) == (
+        stage == "po"
+    )
     for path in expected:
         np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
 
 
 def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
-    output = run(tmp_path, "stages=[po]", "po.eval_every_steps=1", "checkpoint.keep=1",
-                 "checkpoint.best={metric: eval/kl/chosen, mode: min}")  # the KL grows: the first evaluation is the best
-    steps = sorted(int(path.name) for path in (output / "po" / "checkpoints").iterdir() if path.name.isdigit())
+    output = run(
+        tmp_path,
+        "stages=[po]",
+        "po.eval_every_steps=1",
+        "checkpoint.keep=1",
+        "checkpoint.best={metric: eval/kl/chosen, mode: min}",
+    )  # the KL grows: the first evaluation is the best
+    steps = sorted(
+        int(path.name) for path in (output / "po" / "checkpoints").iterdir() if path.name.isdigit()
+    )
     assert steps == [1, 6]
 
 
 def test_an_unknown_best_metric_names_the_known_ones(tmp_path, capsys):
     config = write_config(tmp_path)
-    assert main(["--config", str(config), "stages=[po]", "po.eval_every_steps=1", "checkpoint.best.metric=eval/acuracy"]) == 1
+    assert (
+        main(
+            [
+                "--config",
+                str(config),
+                "stages=[po]",
+                "po.eval_every_steps=1",
+                "checkpoint.best.metric=eval/acuracy",
+            ]
+        )
+        == 1
+    )
     assert "checkpoint.best.metric: no metric 'eval/acuracy'; there are eval/" in capsys.readouterr().err
 
 
@@ -196,44 +318,75 @@ def test_a_dead_mask_is_said_with_what_to_do(tmp_path, capsys):
     from safetensors.numpy import load_file, save_file
 
     output = run(tmp_path / "made", "stages=[export]", sft=None)
-    masks = {"common_mask.w.weight": np.zeros((1, 16), np.float32), "common_mask.w.bias": np.full(1, -1, np.float32)}
-    save_file(load_file(output / "export" / "model.safetensors"), output / "export" / "model.safetensors", metadata={"format": "pt"})
+    masks = {
+        "common_mask.w.weight": np.zeros((1, 16), np.float32),
+        "common_mask.w.bias": np.full(1, -1, np.float32),
+    }
+    save_file(
+        load_file(output / "export" / "model.safetensors"),
+        output / "export" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     save_file(masks, output / "export" / "masks.safetensors")
-    config = write_config(tmp_path / "dead", stages=["po"], policy={"config": None, "path": str(output / "export")},
-                          objective={"mask": {"kind": "learned", "net": "simple_last"}})
+    config = write_config(
+        tmp_path / "dead",
+        stages=["po"],
+        policy={"config": None, "path": str(output / "export")},
+        objective={"mask": {"kind": "learned", "net": "simple_last"}},
+    )
     assert main(["--config", str(config)]) == 1
     said = capsys.readouterr().err
     assert "the reward mask starts at zero on every token" in said and "objective.mask.init=ones" in said
-    assert main(["--config", str(config), "objective.mask.kind=ones", "po.steps=1"]) == 0, "who mends it is not held to the settings that failed"
+    assert main(["--config", str(config), "objective.mask.kind=ones", "po.steps=1"]) == 0, (
+        "who mends it is not held to the settings that failed"
+    )
 
 
 def test_scoring_without_stored_masks_is_an_error(tmp_path, capsys):
     output = run(tmp_path / "made", "stages=[export]", sft=None)
-    config = write_config(tmp_path / "score", stages=["score"], policy={"config": None, "path": str(output / "export")})
+    config = write_config(
+        tmp_path / "score", stages=["score"], policy={"config": None, "path": str(output / "export")}
+    )
     assert main(["--config", str(config)]) == 1
     assert "holds no mask nets" in capsys.readouterr().err
 
 
 def test_a_batch_that_the_mesh_cannot_cut_is_refused(tmp_path, capsys):
     assert main(["--config", str(write_config(tmp_path)), "stages=[po]", "po.batch_size=12"]) == 1
-    assert f"po.batch_size: 12 rows in 1 micro-step(s) cannot be cut over {jax.device_count()} shards" in capsys.readouterr().err
+    assert (
+        f"po.batch_size: 12 rows in 1 micro-step(s) cannot be cut over {jax.device_count()} shards"
+        in capsys.readouterr().err
+    )
 
 
 def test_inspect_shows_rows_of_every_source_without_a_model(tmp_path, capsys):
     run(tmp_path, stages=["inspect"], policy=None, data={"inspect_rows": 2})
     said = capsys.readouterr().out
     assert all(line in said for line in ("data.sft: 40 rows", "data.train: 30 rows", "data.eval: 9 rows"))
-    assert said.count("  prompt ") == 6 and said.count("  chosen ") == said.count("  rejected ") == 4 and "*" in said
+    assert (
+        said.count("  prompt ") == 6
+        and said.count("  chosen ") == said.count("  rejected ") == 4
+        and "*" in said
+    )
 
 
 def test_generate_answers_the_distinct_prompts(finished, capsys):
     directory, output = finished
-    settings = ["stages=[generate]", "generation.samples=2", "generation.max_prompts=3", "generation.stop=['the', '.']", "generation.top_p=0.9", "generation.max_new_tokens=6"]
+    settings = [
+        "stages=[generate]",
+        "generation.samples=2",
+        "generation.max_prompts=3",
+        "generation.stop=['the', '.']",
+        "generation.top_p=0.9",
+        "generation.max_new_tokens=6",
+    ]
     assert main(["--config", str(directory / "config.yaml"), *settings]) == 0
     rows = lines_of(output / "generations.jsonl")
     assert [row["index"] for row in rows] == [0, 1, 2] and all(len(row["samples"]) == 2 for row in rows)
     answers = [answer for row in rows for answer in row["samples"]]
-    assert {answer["finish"] for answer in answers} <= {"eos", "stop", "length"} and all(1 <= len(answer["token_ids"]) <= 6 for answer in answers)
+    assert {answer["finish"] for answer in answers} <= {"eos", "stop", "length"} and all(
+        1 <= len(answer["token_ids"]) <= 6 for answer in answers
+    )
     assert not any("the" in answer["text"] or "." in answer["text"] for answer in answers)
     assert "6 responses to 3 prompts" in capsys.readouterr().out
     assert main(["--config", str(directory / "config.yaml"), *settings]) == 0
@@ -244,27 +397,65 @@ def test_a_padded_vocabulary_is_kept(tmp_path):
     """The model has more entries than the tokenizer, as Pythia has: trained, sampled, exported."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    output = run(tmp_path, "stages=[po, generate, export]", "policy.config.vocab_size=400", "generation.max_prompts=8", "po.steps=1")
+    output = run(
+        tmp_path,
+        "stages=[po, generate, export]",
+        "policy.config.vocab_size=400",
+        "generation.max_prompts=8",
+        "po.steps=1",
+    )
     exported = AutoModelForCausalLM.from_pretrained(output / "export")
-    assert exported.config.vocab_size == 400 == exported.get_input_embeddings().num_embeddings > len(AutoTokenizer.from_pretrained(output / "export"))
+    assert (
+        exported.config.vocab_size
+        == 400
+        == exported.get_input_embeddings().num_embeddings
+        > len(AutoTokenizer.from_pretrained(output / "export"))
+    )
     answers = [answer for row in lines_of(output / "generations.jsonl") for answer in row["samples"]]
-    assert any(max(answer["token_ids"]) >= 200 for answer in answers), "an untrained model draws from all entries"
+    assert any(max(answer["token_ids"]) >= 200 for answer in answers), (
+        "an untrained model draws from all entries"
+    )
     assert all(isinstance(answer["text"], str) for answer in answers)
 
 
 def test_responses_that_do_not_fit_the_model_are_refused(finished, capsys):
-    assert main(["--config", str(finished[0] / "config.yaml"), "stages=[generate]", "generation.max_new_tokens=60"]) == 1
+    assert (
+        main(
+            [
+                "--config",
+                str(finished[0] / "config.yaml"),
+                "stages=[generate]",
+                "generation.max_new_tokens=60",
+            ]
+        )
+        == 1
+    )
     assert "generation.max_new_tokens: 60 tokens after the longest prompt" in capsys.readouterr().err
 
 
 def test_a_tokenizer_learned_from_the_data_is_kept_with_the_run(tmp_path):
-    rows = [{"prompt": f"Is {n} good?", "chosen": " Yes, it is.", "rejected": f" No, {n} is not."} for n in range(20)]
+    rows = [
+        {"prompt": f"Is {n} good?", "chosen": " Yes, it is.", "rejected": f" No, {n} is not."}
+        for n in range(20)
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    changes = dict(stages=["po", "eval"], tokenizer={"kind": "bpe", "vocab_size": 270}, sft=None, po={"steps": 1},
-                   data={"sft": [], "train": [{"path": str(tmp_path / "pairs.jsonl")}], "eval": [], "holdout": {"share": 0.4}})
+    changes = dict(
+        stages=["po", "eval"],
+        tokenizer={"kind": "bpe", "vocab_size": 270},
+        sft=None,
+        po={"steps": 1},
+        data={
+            "sft": [],
+            "train": [{"path": str(tmp_path / "pairs.jsonl")}],
+            "eval": [],
+            "holdout": {"share": 0.4},
+        },
+    )
     output = run(tmp_path, **changes)
     kept = (output / "tokenizer" / "tokenizer.json").read_text()
-    assert run(tmp_path, **changes) == output and (output / "tokenizer" / "tokenizer.json").read_text() == kept
+    assert (
+        run(tmp_path, **changes) == output and (output / "tokenizer" / "tokenizer.json").read_text() == kept
+    )
     summary = json.loads((output / "summary.json").read_text())
     assert 0 < summary["pairs"] < 20 and summary["mask"]["auroc_ceiling"] is None
 
@@ -292,7 +483,12 @@ def test_models_of_other_tokenizers_are_no_reference(finished, tmp_path, capsys)
     assert '"film"' in text and '"plot"' in text
     swapped = text.replace('"film"', '"@"').replace('"plot"', '"film"').replace('"@"', '"plot"')
     (tmp_path / "other" / "tokenizer.json").write_text(swapped)
-    config = write_config(tmp_path / "run", stages=["po"], policy={"config": None, "path": str(export)}, tokenizer={"kind": "auto"},
-                          reference={"path": str(tmp_path / "other")})
+    config = write_config(
+        tmp_path / "run",
+        stages=["po"],
+        policy={"config": None, "path": str(export)},
+        tokenizer={"kind": "auto"},
+        reference={"path": str(tmp_path / "other")},
+    )
     assert main(["--config", str(config)]) == 1
     assert "differ (token 'film' is" in capsys.readouterr().err

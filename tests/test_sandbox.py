@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsepo_jax.eval import sandbox_child
-from sparsepo_jax.eval.sandbox import Limits, Outcome, guards, run_programs
+from sparsepo_jax.sandbox import child
+from sparsepo_jax.sandbox.parent import Limits, Outcome, guards, run_programs
 
 SMALL = Limits(time_s=10.0, memory_mb=256)
 GUARDS = guards()
@@ -45,12 +45,33 @@ ENDS = {  # program -> why ("": passes)
     "import os, sys\nassert 'SECRET' not in os.environ and sys.argv == ['program.py'] and os.listdir() == ['program.py']": "",
 }
 REFUSED = {
-    "network": ["import socket; socket.create_connection(('127.0.0.1', PORT), 1)", "import urllib.request as r; r.urlopen('http://127.0.0.1:PORT', timeout=1)"],
-    "processes": ["import os; os.fork()", "import os\nif os.fork() == 0: os._exit(0)", "import subprocess; subprocess.run(['true'])", "import os; assert os.system('true') == 0",
-                  "import os; os.kill(-1, 9)", "import os; os.kill(VICTIM, 9)", "import os; os.killpg(VICTIM, 9)", "import resource as r; r.prlimit(VICTIM, r.RLIMIT_CPU, (0, 0))"],
-    "files": ["open('FILE', 'w')", "open('FILE', 'r+').write('x')", "import os; os.remove('FILE')", "import os; os.truncate('FILE', 0)", "import os; os.rename('FILE', 'here')",
-              "import os; os.mkdir('DIRECTORY/new')", "open('DIRECTORY/new', 'w')", "import os; os.symlink('x', 'DIRECTORY/new')", "import os; os.chmod('FILE', 0)",
-              "import os; os.utime('FILE', (0, 0))", "import os; os.link('FILE', 'here'); open('here', 'w')"],
+    "network": [
+        "import socket; socket.create_connection(('127.0.0.1', PORT), 1)",
+        "import urllib.request as r; r.urlopen('http://127.0.0.1:PORT', timeout=1)",
+    ],
+    "processes": [
+        "import os; os.fork()",
+        "import os\nif os.fork() == 0: os._exit(0)",
+        "import subprocess; subprocess.run(['true'])",
+        "import os; assert os.system('true') == 0",
+        "import os; os.kill(-1, 9)",
+        "import os; os.kill(VICTIM, 9)",
+        "import os; os.killpg(VICTIM, 9)",
+        "import resource as r; r.prlimit(VICTIM, r.RLIMIT_CPU, (0, 0))",
+    ],
+    "files": [
+        "open('FILE', 'w')",
+        "open('FILE', 'r+').write('x')",
+        "import os; os.remove('FILE')",
+        "import os; os.truncate('FILE', 0)",
+        "import os; os.rename('FILE', 'here')",
+        "import os; os.mkdir('DIRECTORY/new')",
+        "open('DIRECTORY/new', 'w')",
+        "import os; os.symlink('x', 'DIRECTORY/new')",
+        "import os; os.chmod('FILE', 0)",
+        "import os; os.utime('FILE', (0, 0))",
+        "import os; os.link('FILE', 'here'); open('here', 'w')",
+    ],
 }
 
 
@@ -59,14 +80,21 @@ def test_what_stops_a_program_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for program, why, outcome in zip(ENDS, ENDS.values(), run_programs(list(ENDS), SMALL), strict=True):
         assert outcome.passed == (why == ""), (program, outcome)
-        assert outcome.why.startswith(why[:-3]) and outcome.why if why.endswith("...") else outcome.why == why, (program, outcome)
+        assert (
+            outcome.why.startswith(why[:-3]) and outcome.why if why.endswith("...") else outcome.why == why
+        ), (program, outcome)
     assert list(tmp_path.iterdir()) == [], "working directories are removed"
 
 
 def test_time_is_up():
-    hanging = ["while True: pass", "import time; time.sleep(60)", "while True: print('x' * 1000)", "import os; os.closerange(3, 64)\nwhile True: pass",
-               "import signal\nfor n in set(range(1, 65)) - {9, 19, 32, 33}: signal.signal(n, signal.SIG_IGN)\nwhile True: pass",
-               "while True:\n  try:\n    while True: pass\n  except BaseException: pass"]
+    hanging = [
+        "while True: pass",
+        "import time; time.sleep(60)",
+        "while True: print('x' * 1000)",
+        "import os; os.closerange(3, 64)\nwhile True: pass",
+        "import signal\nfor n in set(range(1, 65)) - {9, 19, 32, 33}: signal.signal(n, signal.SIG_IGN)\nwhile True: pass",
+        "while True:\n  try:\n    while True: pass\n  except BaseException: pass",
+    ]
     assert run_programs(hanging, Limits(time_s=0.5), workers=3) == [Outcome(False, "time")] * len(hanging)
 
 
@@ -79,7 +107,12 @@ def test_nothing_outside_is_reached(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         try:
             server.settimeout(0.1)
-            names = {"PORT": str(server.getsockname()[1]), "VICTIM": str(victim.pid), "FILE": str(file), "DIRECTORY": str(tmp_path)}
+            names = {
+                "PORT": str(server.getsockname()[1]),
+                "VICTIM": str(victim.pid),
+                "FILE": str(file),
+                "DIRECTORY": str(tmp_path),
+            }
             programs = [program for guard in GUARDS for program in REFUSED[guard]]
             for name, value in names.items():
                 programs = [program.replace(name, value) for program in programs]
@@ -96,8 +129,14 @@ def test_nothing_outside_is_reached(tmp_path):
 
 
 def test_without_the_kernels_guards_an_audit_hook_refuses():
-    for program in ("import socket; socket.socket()", "import os; os.fork()", "import subprocess; subprocess.run(['true'])", "import os; os.system('true')", "import os; os.kill(1, 0)"):
-        code = f"import sys; sys.path.insert(0, {str(Path(sandbox_child.__file__).parent)!r}); import sandbox_child; sys.addaudithook(sandbox_child.refuse_events)\n{program}"
+    for program in (
+        "import socket; socket.socket()",
+        "import os; os.fork()",
+        "import subprocess; subprocess.run(['true'])",
+        "import os; os.system('true')",
+        "import os; os.kill(1, 0)",
+    ):
+        code = f"import sys; sys.path.insert(0, {str(Path(child.__file__).parent)!r}); import child; sys.addaudithook(child.refuse_events)\n{program}"
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert run.returncode and "PermissionError: [Errno 1] not in the sandbox" in run.stderr
 
@@ -105,5 +144,7 @@ def test_without_the_kernels_guards_an_audit_hook_refuses():
 def test_order_is_kept_and_hashes_are_the_same_in_every_run():
     programs = [f"raise ValueError({n}, hash('a'))" for n in range(6)]
     first, second = run_programs(programs, SMALL, workers=4), run_programs(programs, SMALL, workers=1)
-    assert first == second and [outcome.why.split(",")[0] for outcome in first] == [f"ValueError: ({n}" for n in range(6)]
+    assert first == second and [outcome.why.split(",")[0] for outcome in first] == [
+        f"ValueError: ({n}" for n in range(6)
+    ]
     assert run_programs([], SMALL) == []

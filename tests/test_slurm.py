@@ -1,6 +1,6 @@
 """Slurm itself on this machine: launch/slurm.sbatch with two tasks, stopped by SIGTERM, requeued, and resumed.
 
-    apt-get install slurm-wlm munge && pytest -m slow tests/test_slurm.py
+apt-get install slurm-wlm munge && pytest -m slow tests/test_slurm.py
 """
 
 import contextlib
@@ -19,12 +19,26 @@ import pytest
 from program import lines_of, write_config
 from safetensors.numpy import load_file
 
-_MISSING = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin") is None]
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(_MISSING), reason=f"no {', '.join(_MISSING)} here: apt-get install slurm-wlm munge")]
+_MISSING = [
+    name
+    for name in ("munged", "slurmctld", "slurmd", "sbatch")
+    if shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin") is None
+]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(_MISSING), reason=f"no {', '.join(_MISSING)} here: apt-get install slurm-wlm munge"
+    ),
+]
 
 SCRIPT = Path(__file__).parent.parent / "launch" / "slurm.sbatch"
 STEPS = 40
-CHANGES = {"stages": ["po", "export"], "po": {"steps": STEPS}, "checkpoint": {"every_steps": 5, "keep": 2}, "logging": {"every_steps": 1}}
+CHANGES = {
+    "stages": ["po", "export"],
+    "po": {"steps": STEPS},
+    "checkpoint": {"every_steps": 5, "keep": 2},
+    "logging": {"every_steps": 1},
+}
 
 
 def free_ports(count: int) -> list[int]:
@@ -80,22 +94,45 @@ def slurm(tmp_path_factory):
     key = directory / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
-    environment = os.environ | {"SLURM_CONF": str(write_slurm_conf(directory)), "PATH": os.environ["PATH"] + ":/usr/sbin"}
+    environment = os.environ | {
+        "SLURM_CONF": str(write_slurm_conf(directory)),
+        "PATH": os.environ["PATH"] + ":/usr/sbin",
+    }
 
     def command(*arguments: str, **variables: str) -> str:
-        done = subprocess.run(arguments, check=False, env=environment | variables, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            arguments, check=False, env=environment | variables, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, (arguments, done.stdout, done.stderr)
         return done.stdout.strip()
 
-    daemons = (["munged", "--foreground", "--force", f"--socket={directory}/munge.socket", f"--key-file={key}", f"--pid-file={directory}/munged.pid",
-                f"--log-file={directory}/munged.log", f"--seed-file={directory}/munged.seed"], ["slurmctld", "-D"], ["slurmd", "-D"])
+    daemons = (
+        [
+            "munged",
+            "--foreground",
+            "--force",
+            f"--socket={directory}/munge.socket",
+            f"--key-file={key}",
+            f"--pid-file={directory}/munged.pid",
+            f"--log-file={directory}/munged.log",
+            f"--seed-file={directory}/munged.seed",
+        ],
+        ["slurmctld", "-D"],
+        ["slurmd", "-D"],
+    )
     running = []
     try:
         for daemon in daemons:
             with (directory / f"{daemon[0]}.out").open("w") as out:
-                running.append(subprocess.Popen(daemon, env=environment, stdout=out, stderr=subprocess.STDOUT))
+                running.append(
+                    subprocess.Popen(daemon, env=environment, stdout=out, stderr=subprocess.STDOUT)
+                )
             time.sleep(1)
-        until(lambda: command("sinfo", "--noheader", "--format=%T") == "idle", 60, lambda: (directory / "slurmd.log").read_text())
+        until(
+            lambda: command("sinfo", "--noheader", "--format=%T") == "idle",
+            60,
+            lambda: (directory / "slurmd.log").read_text(),
+        )
         yield command
         subprocess.run(["scancel", "--me"], check=False, env=environment, timeout=60)
     finally:
@@ -117,8 +154,20 @@ def until(condition, seconds: float, say=lambda: ""):
 def submit(slurm, directory: Path, *overrides: str, **changes) -> tuple[str, Path]:
     """A job of two tasks of one device each: its number and its log."""
     config, log = write_config(directory, **CHANGES | changes), directory / "log"
-    said = slurm("sbatch", "--parsable", "--ntasks=2", "--ntasks-per-node=2", f"--output={log}", f"--chdir={SCRIPT.parent.parent}", str(SCRIPT), "--config",
-                 str(config), *overrides, PYTHON=sys.executable, XLA_FLAGS="--xla_backend_optimization_level=0")
+    said = slurm(
+        "sbatch",
+        "--parsable",
+        "--ntasks=2",
+        "--ntasks-per-node=2",
+        f"--output={log}",
+        f"--chdir={SCRIPT.parent.parent}",
+        str(SCRIPT),
+        "--config",
+        str(config),
+        *overrides,
+        PYTHON=sys.executable,
+        XLA_FLAGS="--xla_backend_optimization_level=0",
+    )
     return said.split(";")[0], log
 
 
@@ -151,7 +200,9 @@ def test_a_run_of_two_tasks_is_stopped_requeued_and_resumed(slurm, tmp_path):
     until(lambda: state(slurm, job) in ("COMPLETED", "FAILED"), 300, log.read_text)
     assert state(slurm, job) == "COMPLETED", log.read_text()
     for file in ("model.safetensors", "masks.safetensors"):
-        touched, untouched = (load_file(tmp_path / name / "run" / "export" / file) for name in ("touched", "untouched"))
+        touched, untouched = (
+            load_file(tmp_path / name / "run" / "export" / file) for name in ("touched", "untouched")
+        )
         assert set(touched) == set(untouched)
         for name, value in untouched.items():
             np.testing.assert_array_equal(touched[name], value, err_msg=name)

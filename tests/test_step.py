@@ -8,30 +8,41 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from test_build import make_config
+from tiny import CONFIGS, GPT2, packed, random_batch, random_rows
+from tolerances import GRADIENT, SHARDED, TOKEN, UPDATE
 
 from sparsepo_jax import build, programs
 from sparsepo_jax.core.tokens import log_ratio
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.core.types import TokenMasks
-from sparsepo_jax.dist.mesh import make_constrain, make_mesh, make_place_head, make_spread, put_batch
-from sparsepo_jax.dist.rules import state_shardings
 from sparsepo_jax.losses.token_weighted import sparsepo_loss
 from sparsepo_jax.masks.activation import GROUPS
 from sparsepo_jax.masks.source import activation_source, learned_source
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
+from sparsepo_jax.sharding.mesh import make_constrain, make_mesh, make_place_head, make_spread, put_batch
+from sparsepo_jax.sharding.rules import state_shardings
 from sparsepo_jax.train.forward import Problem, response_log_ratio
 from sparsepo_jax.train.optimizer import adafactor_rule, adamw_rule, lion_rule, make_optimizer
 from sparsepo_jax.train.step import make_pair_loss, make_pair_scores, make_sft_loss, make_update, start_state
-from test_build import make_config
-from tiny import CONFIGS, GPT2, packed, random_batch, random_rows
-from tolerances import GRADIENT, SHARDED, TOKEN, UPDATE
 
 
 def make_source(**changes):
-    settings = dict(net="simple_all", sharing="common", on="both", normalised=False, num_layers=2, width=16, norm_eps=1e-5, init="ones",
-                    layer_activation="relu", mixer_activation="relu", dropout=0.0)
+    settings = dict(
+        net="simple_all",
+        sharing="common",
+        on="both",
+        normalised=False,
+        num_layers=2,
+        width=16,
+        norm_eps=1e-5,
+        init="ones",
+        layer_activation="relu",
+        mixer_activation="relu",
+        dropout=0.0,
+    )
     return learned_source(**(settings | changes))
 
 
@@ -46,12 +57,23 @@ def setup():
 
 def make_problem(graph, source=None, **settings):
     objective = functools.partial(sparsepo_loss, beta=0.5, l1_reward=0.01, l1_kl=0.02, shared=True)
-    return Problem(graph, graph, source or make_source(), objective, beta=0.5, seed=0, head_blocks=HeadBlocks(tokens=7, vocabulary=12), **settings)
+    return Problem(
+        graph,
+        graph,
+        source or make_source(),
+        objective,
+        beta=0.5,
+        seed=0,
+        head_blocks=HeadBlocks(tokens=7, vocabulary=12),
+        **settings,
+    )
 
 
 def loss_and_gradient(problem, batch, weights, reference):
     summed = make_pair_loss(problem)
-    (loss, (metrics, *_)), gradient = jax.jit(jax.value_and_grad(summed, has_aux=True))(weights, reference, batch, jnp.int32(0))
+    (loss, (metrics, *_)), gradient = jax.jit(jax.value_and_grad(summed, has_aux=True))(
+        weights, reference, batch, jnp.int32(0)
+    )
     return loss, metrics, gradient
 
 
@@ -60,12 +82,17 @@ def assert_same_tree(ours, expected, tolerance):
     largest = max(float(np.abs(b).max()) for b in jax.tree.leaves(expected))
     for path, (a, b) in enumerate(zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True)):
         scale = max(float(np.abs(b).max()), 1e-3, 1e-2 * largest)
-        np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=tolerance, err_msg=str(path))
+        np.testing.assert_allclose(
+            np.asarray(a) / scale, np.asarray(b) / scale, atol=tolerance, err_msg=str(path)
+        )
 
 
 def two_sources(num_layers):
     """A reward mask from activations, a KL mask from states."""
-    sources = (activation_source(points=GROUPS, mapping="zn_rescale", on="reward", normalised=False), make_source(num_layers=num_layers, on="kl"))
+    sources = (
+        activation_source(points=GROUPS, mapping="zn_rescale", on="reward", normalised=False),
+        make_source(num_layers=num_layers, on="kl"),
+    )
 
     def keep(name, x, at_RM):
         found = tuple(source.keep(name, x, at_RM) for source in sources)
@@ -73,8 +100,13 @@ def two_sources(num_layers):
 
     def make(weights, kept, *rest):
         logits = {"logits": kept["logits"]}
-        mine = [{name: x[n] for name, x in kept.items() if name != "logits" and x[n] is not None} | logits for n in (0, 1)]
-        return TokenMasks(sources[0].make({}, mine[0], *rest).reward_BPT, sources[1].make(weights, mine[1], *rest).kl_BPT)
+        mine = [
+            {name: x[n] for name, x in kept.items() if name != "logits" and x[n] is not None} | logits
+            for n in (0, 1)
+        ]
+        return TokenMasks(
+            sources[0].make({}, mine[0], *rest).reward_BPT, sources[1].make(weights, mine[1], *rest).kl_BPT
+        )
 
     return sources[1]._replace(keep=keep, make=make)
 
@@ -87,10 +119,16 @@ CORE = ("gpt2", "bigcode, one key/value head", "mistral", "gemma2, softcaps")
 def family_setup(name):
     """(graph, the same with remat, weights, reference, masks made in both ways)."""
     spec = spec_from_hf(CONFIGS[name] | {"initializer_range": 0.3})
-    graphs = [nnx.split(nnx.eval_shape(lambda: Decoder(spec, remat=remat, rngs=nnx.Rngs(0))), nnx.Param)[0] for remat in (False, True)]  # noqa: B023
+    graphs = [
+        nnx.split(nnx.eval_shape(lambda: Decoder(spec, remat=remat, rngs=nnx.Rngs(0))), nnx.Param)[0]
+        for remat in (False, True)
+    ]  # noqa: B023
     policy, reference = (split_module(Decoder(spec, rngs=nnx.Rngs(seed)))[1] for seed in (0, 1))
     # As it starts, a LayerNorm's output has mean 0, and an activation mask would be made of its rounding.
-    reference = {path: x + 0.3 * jax.random.normal(jax.random.key(n), x.shape) if "norm" in path else x for n, (path, x) in enumerate(reference.items())}
+    reference = {
+        path: x + 0.3 * jax.random.normal(jax.random.key(n), x.shape) if "norm" in path else x
+        for n, (path, x) in enumerate(reference.items())
+    }
     source = two_sources(spec.num_layers)
     return *graphs, {"policy": policy, "masks": source.init(nnx.Rngs(2))}, reference, source
 
@@ -98,16 +136,22 @@ def family_setup(name):
 @functools.cache
 def row_per_response(name):
     graph, _, weights, reference, source = family_setup(name)
-    return loss_and_gradient(make_problem(graph, source, attention="xla"), random_batch(shared=False, rows=4), weights, reference)
+    return loss_and_gradient(
+        make_problem(graph, source, attention="xla"), random_batch(shared=False, rows=4), weights, reference
+    )
 
 
 @pytest.mark.parametrize("remat", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [name if name in CORE else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS])
+@pytest.mark.parametrize(
+    "name", [name if name in CORE else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
 def test_prompt_once_gives_what_a_row_per_response_gives(name, remat):
     """Several pairs in a row of tokens, and a row for each response that holds nothing else, by the plain kernel and without remat. With masks from
     states and from activations. Kills: a response that sees the other one, or another pair; positions that go on counting over it; a window counted in columns."""
     graph, with_remat, weights, reference, source = family_setup(name)
-    found = loss_and_gradient(make_problem(with_remat if remat else graph, source), random_batch(spare=3), weights, reference)
+    found = loss_and_gradient(
+        make_problem(with_remat if remat else graph, source), random_batch(spare=3), weights, reference
+    )
     expected = row_per_response(name)
     np.testing.assert_allclose(found[0], expected[0], atol=TOKEN)
     assert_same_tree(found[2], expected[2], TOKEN)
@@ -116,17 +160,26 @@ def test_prompt_once_gives_what_a_row_per_response_gives(name, remat):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
-@pytest.mark.parametrize("name", ["gptj, part of the dims rotated", "llama 3", "gemma2, softcaps", "gemma3, local and global layers"])
+@pytest.mark.parametrize(
+    "name",
+    ["gptj, part of the dims rotated", "llama 3", "gemma2, softcaps", "gemma3, local and global layers"],
+)
 def test_prompt_once_on_a_mesh_gives_what_a_row_per_response_gives_on_one_device(name, mesh_shape):
     graph, _, weights, reference, source = family_setup(name)
     mesh = make_mesh(*mesh_shape)
     gather, scatter = make_place_head(mesh)
     problem = make_problem(graph, source, constrain=make_constrain(mesh), spread=make_spread(mesh))
-    problem = problem._replace(head_blocks=HeadBlocks(tokens=7, vocabulary=12, shards=mesh_shape[2], gather=gather, scatter=scatter))
+    problem = problem._replace(
+        head_blocks=HeadBlocks(tokens=7, vocabulary=12, shards=mesh_shape[2], gather=gather, scatter=scatter)
+    )
     place = lambda tree: jax.device_put(tree, state_shardings(tree, mesh))  # noqa: E731
-    batch = put_batch(jax.tree.map(lambda x: x[None], random_batch(8, rows=mesh_shape[0] * mesh_shape[1], spare=3)), mesh)
+    batch = put_batch(
+        jax.tree.map(lambda x: x[None], random_batch(8, rows=mesh_shape[0] * mesh_shape[1], spare=3)), mesh
+    )
     with jax.set_mesh(mesh):
-        found = loss_and_gradient(problem, jax.tree.map(lambda x: x[0], batch), place(weights), place(reference))
+        found = loss_and_gradient(
+            problem, jax.tree.map(lambda x: x[0], batch), place(weights), place(reference)
+        )
     plain = make_problem(graph, source, attention="xla")
     expected = loss_and_gradient(plain, random_batch(8, shared=False, rows=8), weights, reference)
     np.testing.assert_allclose(found[0], expected[0], rtol=TOKEN)
@@ -143,15 +196,20 @@ def test_padding_is_inert():
     padding = gone | (packing.sequence_RS < 0)
     tokens = packing.valid_RM & (np.cumsum(packing.valid_RM, axis=1) <= batch.packing.valid_RM.sum())
     wide = wide._replace(
-        weight_B=np.array([1, 1, 1, 1, 0], np.float32), valid_BPT=wide.valid_BPT & (np.arange(5) < 4)[:, None, None],
+        weight_B=np.array([1, 1, 1, 1, 0], np.float32),
+        valid_BPT=wide.valid_BPT & (np.arange(5) < 4)[:, None, None],
         packing=packing._replace(
-            ids_RS=np.where(padding, rng.integers(0, 31, padding.shape), packing.ids_RS).astype(np.int32), valid_RM=tokens,
-            sequence_RS=np.where(padding, -1, packing.sequence_RS), label_RM=np.where(tokens, packing.label_RM, 10**6),
+            ids_RS=np.where(padding, rng.integers(0, 31, padding.shape), packing.ids_RS).astype(np.int32),
+            valid_RM=tokens,
+            sequence_RS=np.where(padding, -1, packing.sequence_RS),
+            label_RM=np.where(tokens, packing.label_RM, 10**6),
         ),
     )
     assert not np.array_equal(wide.packing.ids_RS, packing.ids_RS)
     problem = make_problem(graph)
-    (loss, metrics, gradient), (wide_loss, wide_metrics, wide_gradient) = (loss_and_gradient(problem, b, weights, reference) for b in (batch, wide))
+    (loss, metrics, gradient), (wide_loss, wide_metrics, wide_gradient) = (
+        loss_and_gradient(problem, b, weights, reference) for b in (batch, wide)
+    )
     np.testing.assert_allclose(wide_loss, loss, atol=TOKEN)
     assert_same_tree(wide_metrics, metrics, TOKEN)
     assert_same_tree(wide_gradient, gradient, GRADIENT)
@@ -161,9 +219,21 @@ def run_update(mesh_shape, micro_steps, pairs=8, fillers=0, steps=2):
     """Weights and metrics after some steps on a mesh; the last so many pairs count nothing."""
     graph, policy, reference, masks = setup()
     count = int(np.prod(mesh_shape))
-    mesh = jax.make_mesh(mesh_shape, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()[:count])
+    mesh = jax.make_mesh(
+        mesh_shape,
+        ("data", "fsdp", "tensor"),
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+        devices=jax.devices()[:count],
+    )
     rate = optax.constant_schedule(1e-3)
-    optimizer = make_optimizer(adamw_rule(0.9, 0.999, 1e-2), policy_schedule=rate, policy_decay=0.0, mask_schedule=rate, mask_decay=0.01, clip_norm=1.0)
+    optimizer = make_optimizer(
+        adamw_rule(0.9, 0.999, 1e-2),
+        policy_schedule=rate,
+        policy_decay=0.0,
+        mask_schedule=rate,
+        mask_decay=0.01,
+        clip_norm=1.0,
+    )
     weights = {"policy": policy, "masks": masks}
     state = start_state(weights, optimizer)
     state = jax.device_put(state, state_shardings(state, mesh))
@@ -189,7 +259,8 @@ def one_device():
 
 
 @pytest.mark.parametrize(
-    ("mesh_shape", "micro_steps"), [((1, 1, 1), 2), ((1, 1, 1), 4), ((8, 1, 1), 1), ((2, 2, 2), 1), ((2, 2, 2), 2)],
+    ("mesh_shape", "micro_steps"),
+    [((1, 1, 1), 2), ((1, 1, 1), 4), ((8, 1, 1), 1), ((2, 2, 2), 1), ((2, 2, 2), 2)],
 )
 def test_every_mesh_and_number_of_micro_steps_gives_the_same_update(mesh_shape, micro_steps):
     """Loss, masks' metrics, gradient norms and weights after two steps. Kills: means of means; a reference forward over the wrong slice."""
@@ -199,26 +270,51 @@ def test_every_mesh_and_number_of_micro_steps_gives_the_same_update(mesh_shape, 
     assert_same_tree(weights, expected_weights, SHARDED)
     before = setup()[1]
     still = [path for path in before if np.abs(weights["policy"][path] - before[path]).max() < 1e-5]
-    assert still == ["blocks.attention.key.bias"], "a key's bias shifts all scores of a query alike and has no gradient; all else moves"
+    assert still == ["blocks.attention.key.bias"], (
+        "a key's bias shifts all scores of a query alike and has no gradient; all else moves"
+    )
 
 
 def given_update(rule, clip_norm):
     """(the same with optax's own clipping, update, a state to start from), of a loss that is told: the reference is (gradient of the sums, loss)."""
     rate, draw = optax.constant_schedule(1e-2), np.random.default_rng(0).normal
-    make = functools.partial(make_optimizer, rule, policy_schedule=rate, policy_decay=0.1, mask_schedule=rate, mask_decay=0.01)
-    optimizer, plain = make(clip_norm=clip_norm), optax.chain(optax.clip_by_global_norm(clip_norm), make(clip_norm=None))
-    shapes = {"policy": {"embed.embedding": (130, 140), "blocks.up.bias": (7,)}, "masks": {"common.weight": (3, 2)}}
-    weights = {group: {path: jnp.asarray(draw(size=shape), jnp.float32) for path, shape in of.items()} for group, of in shapes.items()}
+    make = functools.partial(
+        make_optimizer, rule, policy_schedule=rate, policy_decay=0.1, mask_schedule=rate, mask_decay=0.01
+    )
+    optimizer, plain = (
+        make(clip_norm=clip_norm),
+        optax.chain(optax.clip_by_global_norm(clip_norm), make(clip_norm=None)),
+    )
+    shapes = {
+        "policy": {"embed.embedding": (130, 140), "blocks.up.bias": (7,)},
+        "masks": {"common.weight": (3, 2)},
+    }
+    weights = {
+        group: {path: jnp.asarray(draw(size=shape), jnp.float32) for path, shape in of.items()}
+        for group, of in shapes.items()
+    }
 
     def summed(weights, reference, batch, step):
         gradient, loss = reference
-        return sum(map(jnp.vdot, jax.tree.leaves(weights), jax.tree.leaves(gradient))), ({"loss": loss}, batch.weight_B.sum(), loss * batch.weight_B)
+        return sum(map(jnp.vdot, jax.tree.leaves(weights), jax.tree.leaves(gradient))), (
+            {"loss": loss},
+            batch.weight_B.sum(),
+            loss * batch.weight_B,
+        )
 
-    return plain, jax.jit(make_update(summed, optimizer, rate), donate_argnums=0), start_state(weights, optimizer)
+    return (
+        plain,
+        jax.jit(make_update(summed, optimizer, rate), donate_argnums=0),
+        start_state(weights, optimizer),
+    )
 
 
 @pytest.mark.parametrize("clip_norm", [1.0, 1e3])
-@pytest.mark.parametrize("rule", [adamw_rule(0.9, 0.999, 1e-8), lion_rule(0.9, 0.99), adafactor_rule()], ids=["adamw", "lion", "adafactor"])
+@pytest.mark.parametrize(
+    "rule",
+    [adamw_rule(0.9, 0.999, 1e-8), lion_rule(0.9, 0.99), adafactor_rule()],
+    ids=["adamw", "lion", "adafactor"],
+)
 def test_the_update_is_optax_s_of_the_mean_gradient(rule, clip_norm):
     """Weights, moments and norms of three steps, clipped by optax's own and not. Kills: a norm of the sums; updates of an Adam of our own that are not optax's."""
     batch, draw = jax.tree.map(lambda x: x[None], random_batch()), np.random.default_rng(1).normal
@@ -226,14 +322,22 @@ def test_the_update_is_optax_s_of_the_mean_gradient(rule, clip_norm):
     weights, moments = jax.tree.map(jnp.copy, (state.weights, state.optimizer))
     for _ in range(3):
         mean = jax.tree.map(lambda x: jnp.asarray(draw(size=x.shape), jnp.float32), weights)
-        state, metrics, _ = update(state, (jax.tree.map(lambda g: g * batch.weight_B.sum(), mean), jnp.float32(2.0)), batch)
+        state, metrics, _ = update(
+            state, (jax.tree.map(lambda g: g * batch.weight_B.sum(), mean), jnp.float32(2.0)), batch
+        )
         changes, moments = plain.update(mean, moments, weights)
         weights = optax.apply_updates(weights, changes)
         norms = [optax.global_norm(mean), optax.global_norm(mean["masks"])]
         assert (norms[0] > clip_norm) == (clip_norm == 1.0)
         np.testing.assert_allclose([metrics["grad_norm"], metrics["grad_norm/masks"]], norms, rtol=UPDATE)
-        for (path, ours), theirs in zip(jax.tree.leaves_with_path((state.weights, state.optimizer)), jax.tree.leaves((weights, moments)), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=UPDATE, atol=UPDATE, err_msg=jax.tree_util.keystr(path))
+        for (path, ours), theirs in zip(
+            jax.tree.leaves_with_path((state.weights, state.optimizer)),
+            jax.tree.leaves((weights, moments)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(
+                ours, theirs, rtol=UPDATE, atol=UPDATE, err_msg=jax.tree_util.keystr(path)
+            )
 
 
 @pytest.mark.parametrize(("gradient", "loss"), [(np.nan, 1.0), (np.inf, 1.0), (1.0, np.nan)])
@@ -242,15 +346,32 @@ def test_what_is_not_finite_changes_no_bit_and_the_next_step_goes_on(gradient, l
     batch = jax.tree.map(lambda x: x[None], random_batch())
     _, update, state = given_update(adamw_rule(0.9, 0.999, 1e-8), 1.0)
     fine = jax.tree.map(jnp.ones_like, state.weights), jnp.float32(1.0)
-    bad = {"policy": fine[0]["policy"] | {"blocks.up.bias": jnp.full(7, gradient).at[:6].set(1.0)}, "masks": fine[0]["masks"]}, jnp.float32(loss)
+    bad = (
+        {
+            "policy": fine[0]["policy"] | {"blocks.up.bias": jnp.full(7, gradient).at[:6].set(1.0)},
+            "masks": fine[0]["masks"],
+        },
+        jnp.float32(loss),
+    )
     state, *_ = update(state, fine, batch)
     before = jax.device_get(state)
     state, metrics, finite = update(state, bad, batch)
-    assert (int(state.step), int(state.skipped), float(metrics["skipped"])) == (2, 1, 1.0) and finite.all() == np.isfinite(loss)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get((state.weights, state.optimizer)), (before.weights, before.optimizer))
+    assert (int(state.step), int(state.skipped), float(metrics["skipped"])) == (
+        2,
+        1,
+        1.0,
+    ) and finite.all() == np.isfinite(loss)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.device_get((state.weights, state.optimizer)),
+        (before.weights, before.optimizer),
+    )
     state, *_ = update(state, fine, batch)
     assert (int(state.step), int(state.skipped)) == (3, 1)
-    assert all((a != b).any() for a, b in zip(jax.tree.leaves(state.weights), jax.tree.leaves(before.weights), strict=True))
+    assert all(
+        (a != b).any()
+        for a, b in zip(jax.tree.leaves(state.weights), jax.tree.leaves(before.weights), strict=True)
+    )
 
 
 def test_temporaries_of_the_step_grow_with_the_vocabulary_by_the_gradient_alone():
@@ -259,14 +380,18 @@ def test_temporaries_of_the_step_grow_with_the_vocabulary_by_the_gradient_alone(
     small, large = 4096, 65536
 
     def temporaries(vocab):
-        config = make_config(policy={"config": GPT2 | {"vocab_size": vocab, "n_layer": 1, "tie_word_embeddings": False}})
+        config = make_config(
+            policy={"config": GPT2 | {"vocab_size": vocab, "n_layer": 1, "tie_word_embeddings": False}}
+        )
         mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
         spec = spec_from_hf(config.policy.config)
         problem = build.make_problem(config, spec, spec, mesh)
         step = programs.make_step(config, "po", problem, spec, 10, mesh)
         reference = build.abstract(build.weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
         with jax.set_mesh(mesh):
-            lowered = step.program.lower(step.numbers, step.like, reference, jax.tree.map(lambda x: x[None], random_batch()))
+            lowered = step.program.lower(
+                step.numbers, step.like, reference, jax.tree.map(lambda x: x[None], random_batch())
+            )
             return lowered.compile().memory_analysis().temp_size_in_bytes
 
     matrices = (temporaries(large) - temporaries(small)) / (4 * GPT2["n_embd"] * (large - small))
@@ -278,14 +403,18 @@ def test_unequal_micro_steps_weigh_by_pair():
     graph, policy, reference, masks = setup()
     _, (metrics, _) = run_update((1, 1, 1), 2, pairs=4, fillers=1)
     three = packed(random_rows(pairs=4)[:3])
-    scores, *_ = make_pair_scores(make_problem(graph), training=True)({"policy": policy, "masks": masks}, reference, three, jnp.int32(0))
+    scores, *_ = make_pair_scores(make_problem(graph), training=True)(
+        {"policy": policy, "masks": masks}, reference, three, jnp.int32(0)
+    )
     np.testing.assert_allclose(metrics["loss"], scores["loss"].mean(), atol=TOKEN)
 
 
 def test_at_step_0_the_loss_is_ln_2_exactly():
     graph, policy, _, masks = setup()
     problem = make_problem(graph)._replace(objective=functools.partial(sparsepo_loss, beta=0.5))
-    metrics, stats, _ = make_pair_scores(problem, training=True)({"policy": policy, "masks": masks}, policy, random_batch(), jnp.int32(0))
+    metrics, stats, _ = make_pair_scores(problem, training=True)(
+        {"policy": policy, "masks": masks}, policy, random_batch(), jnp.int32(0)
+    )
     np.testing.assert_array_equal(stats.logp_BPT, stats.ref_logp_BPT)
     np.testing.assert_array_equal(metrics["loss"], np.log(np.float32(2)))
 
@@ -294,8 +423,12 @@ def test_sft_averages_over_the_tokens_of_the_whole_batch():
     graph, policy, *_ = setup()
     batch = random_batch(pairs=4)
     one = packed([pair[:2] for pair in random_rows(pairs=4)])  # P = 1
-    total, (_, tokens, _) = make_sft_loss(make_problem(graph))({"policy": policy, "masks": {}}, None, one, jnp.int32(0))
-    stats = make_pair_scores(make_problem(graph), training=False)({"policy": policy, "masks": setup()[3]}, policy, batch, jnp.int32(0))[1]
+    total, (_, tokens, _) = make_sft_loss(make_problem(graph))(
+        {"policy": policy, "masks": {}}, None, one, jnp.int32(0)
+    )
+    stats = make_pair_scores(make_problem(graph), training=False)(
+        {"policy": policy, "masks": setup()[3]}, policy, batch, jnp.int32(0)
+    )[1]
     assert tokens == one.valid_BPT.sum()
     np.testing.assert_allclose(total / tokens, -(stats.logp_BPT[:, 0].sum() / tokens), atol=TOKEN)
 
@@ -305,7 +438,9 @@ def test_dropout_is_on_in_training_only_and_keyed_by_step_and_row():
     problem, weights = make_problem(graph, make_source(dropout=0.5)), {"policy": policy, "masks": masks}
 
     def reward(training, step, batch):
-        return make_pair_scores(problem, training=training)(weights, reference, batch, jnp.int32(step))[2].reward_BPT
+        return make_pair_scores(problem, training=training)(weights, reference, batch, jnp.int32(step))[
+            2
+        ].reward_BPT
 
     batch = random_batch()
     still, first, second = reward(False, 0, batch), reward(True, 0, batch), reward(True, 1, batch)
@@ -321,7 +456,9 @@ def test_masks_that_start_near_one_do():
     for init in ("ones", "official"):
         source = make_source(init=init)
         weights = {"policy": policy, "masks": source.init(nnx.Rngs(2))}
-        found = make_pair_scores(make_problem(graph, source), training=False)(weights, reference, random_batch(), jnp.int32(0))[2]
+        found = make_pair_scores(make_problem(graph, source), training=False)(
+            weights, reference, random_batch(), jnp.int32(0)
+        )[2]
         means[init] = float(found.reward_BPT[random_batch().valid_BPT].mean())
     assert 0.8 < means["ones"] < 1.2 and means["official"] < 0.1
 
@@ -338,7 +475,9 @@ def test_the_log_ratio_of_responses_is_the_policy_over_the_reference():
     """What generated_kl averages. Kills: its sign; a sum over padding."""
     graph, policy, reference, masks = setup()
     problem, batch = make_problem(graph), random_batch()
-    _, stats, _ = make_pair_scores(problem, training=False)({"policy": policy, "masks": masks}, reference, batch, jnp.int32(0))
+    _, stats, _ = make_pair_scores(problem, training=False)(
+        {"policy": policy, "masks": masks}, reference, batch, jnp.int32(0)
+    )
     expected_BP = np.asarray(log_ratio(stats)).sum(-1)
     assert np.abs(expected_BP).max() > 0.1
     np.testing.assert_allclose(response_log_ratio(problem, policy, reference, batch), expected_BP, atol=TOKEN)

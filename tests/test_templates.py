@@ -13,10 +13,22 @@ from sparsepo_jax.data.load import load_table
 from sparsepo_jax.data.sources import FileRows, GeneratedRows
 from sparsepo_jax.data.tokenizers import END, make_byte_tokenizer
 
-USER, GOOD, BAD = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "assistant", "content": "What"}
+USER, GOOD, BAD = (
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "assistant", "content": "What"},
+)
 PAIR = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
-TEMPLATES = {"chatml": (CHATML, "<|im_end|>"), "llama": (LLAMA, "<|eot|>"), "opened": (OPENED, "<|im_end|>"), "gemma": (GEMMA, "</s>"),
-             "mistral": (MISTRAL, "</s>"), "only parts": (ONLY_PARTS, "</s>"), "no end": (NO_END, "</s>"), "thinking": (THINKING, "<|im_end|>")}
+TEMPLATES = {
+    "chatml": (CHATML, "<|im_end|>"),
+    "llama": (LLAMA, "<|eot|>"),
+    "opened": (OPENED, "<|im_end|>"),
+    "gemma": (GEMMA, "</s>"),
+    "mistral": (MISTRAL, "</s>"),
+    "only parts": (ONLY_PARTS, "</s>"),
+    "no end": (NO_END, "</s>"),
+    "thinking": (THINKING, "<|im_end|>"),
+}
 
 
 @pytest.fixture
@@ -25,8 +37,20 @@ def load(tmp_path):
 
     def load(sources, tokenizer, *, kind="pairs", **settings):
         sources = [GeneratedRows("rows", sources, 1.0)] if isinstance(sources[0], dict) else sources
-        defaults = dict(vocab_size=None, max_length=2000, max_prompt_length=1000, separator="", template="none", template_arguments={}, add_bos=None,
-                        add_eos=True, on_bad_row="error", bad_rows_path=tmp_path / "bad.jsonl", cache_dir=str(tmp_path / "cache"), say=load.lines.append)
+        defaults = dict(
+            vocab_size=None,
+            max_length=2000,
+            max_prompt_length=1000,
+            separator="",
+            template="none",
+            template_arguments={},
+            add_bos=None,
+            add_eos=True,
+            on_bad_row="error",
+            bad_rows_path=tmp_path / "bad.jsonl",
+            cache_dir=str(tmp_path / "cache"),
+            say=load.lines.append,
+        )
         return load_table(sources, kind=kind, tokenizer=tokenizer, **(defaults | settings))
 
     load.lines = []
@@ -38,7 +62,9 @@ def ids(tokenizer, messages, **arguments):
 
 
 def whole(table, i=0):
-    return [[*table.prompt(i).tolist(), *table.response(i, p).tolist()] for p in range(table.responses_per_row)]
+    return [
+        [*table.prompt(i).tolist(), *table.response(i, p).tolist()] for p in range(table.responses_per_row)
+    ]
 
 
 # ---------------------------------------------------------------- tokens are transformers'
@@ -55,7 +81,10 @@ def test_prompt_and_responses_are_what_apply_chat_template_writes(load, name):
     asked = load([{"prompt": prompt}], tokenizer, kind="prompts")
     assert asked.prompt(0).tolist() == ids(tokenizer, prompt, add_generation_prompt=True)
     sft = load([{"messages": prompt + [BAD]}], tokenizer, kind="sft")
-    assert whole(sft) == [ids(tokenizer, prompt + [BAD])] and sft.response(0, 0).tolist() == table.response(0, 1).tolist()
+    assert (
+        whole(sft) == [ids(tokenizer, prompt + [BAD])]
+        and sft.response(0, 0).tolist() == table.response(0, 1).tolist()
+    )
 
 
 def test_knobs_of_texts_add_nothing_to_what_a_template_writes(load):
@@ -63,7 +92,9 @@ def test_knobs_of_texts_add_nothing_to_what_a_template_writes(load):
     table = load([PAIR], tokenizer, add_bos=True, add_eos=True)
     assert whole(table)[0] == ids(tokenizer, [USER, GOOD])
     tokenizer.eos_token = tokenizer.bos_token = None
-    assert whole(load([PAIR], tokenizer))[0] == ids(tokenizer, [USER, GOOD]), "a tokenizer without EOS is no matter: none is added"
+    assert whole(load([PAIR], tokenizer))[0] == ids(tokenizer, [USER, GOOD]), (
+        "a tokenizer without EOS is no matter: none is added"
+    )
 
 
 def test_an_opening_that_the_answer_does_not_repeat_is_left_out_as_in_trl_and_said(load):
@@ -71,32 +102,81 @@ def test_an_opening_that_the_answer_does_not_repeat_is_left_out_as_in_trl_and_sa
     tokenizer = chat_tokenizer(*TEMPLATES["thinking"])
     row = {"prompt": [USER], "chosen": [{"role": "assistant", "content": "<b>"}], "rejected": [BAD]}
     table = load([row], tokenizer)
-    asked, wholes = ids(tokenizer, [USER], add_generation_prompt=True), [ids(tokenizer, [USER, *row[name]]) for name in ("chosen", "rejected")]
+    asked, wholes = (
+        ids(tokenizer, [USER], add_generation_prompt=True),
+        [ids(tokenizer, [USER, *row[name]]) for name in ("chosen", "rejected")],
+    )
     shared = min(data_utils.common_prefix_length(asked, other) for other in wholes)
     assert shared < len(asked) and table.prompt(0).tolist() == asked[:shared] and whole(table) == wholes
-    assert len(load.lines) == 1 and "in 1 of 1 rows the chat template does not write the end of its generation prompt" in load.lines[0]
+    assert (
+        len(load.lines) == 1
+        and "in 1 of 1 rows the chat template does not write the end of its generation prompt"
+        in load.lines[0]
+    )
     quiet = load([row], tokenizer, template_arguments={"enable_thinking": False})
-    assert quiet.prompt(0).tolist() == ids(tokenizer, [USER], add_generation_prompt=True, enable_thinking=False) and len(load.lines) == 1
+    assert (
+        quiet.prompt(0).tolist() == ids(tokenizer, [USER], add_generation_prompt=True, enable_thinking=False)
+        and len(load.lines) == 1
+    )
 
 
 def test_a_template_that_refuses_is_a_bad_row(load):
-    with pytest.raises(UserError, match=r"rows:1: the chat template refuses these messages \(System role not supported\)"):
+    with pytest.raises(
+        UserError, match=r"rows:1: the chat template refuses these messages \(System role not supported\)"
+    ):
         load([PAIR | {"prompt": [{"role": "system", "content": "x"}, USER]}], chat_tokenizer(GEMMA))
 
 
 PLAIN = {"prompt": [USER, GOOD, USER], "chosen": [GOOD], "rejected": [BAD]}
-THOUGHT = {"prompt": [USER], "chosen": [{"role": "assistant", "content": "<think>\nhm\n</think>\n\nHello"}], "rejected": [BAD]}
+THOUGHT = {
+    "prompt": [USER],
+    "chosen": [{"role": "assistant", "content": "<think>\nhm\n</think>\n\nHello"}],
+    "rejected": [BAD],
+}
 CALLED = {
-    "prompt": [USER], "rejected": [BAD],
-    "chosen": [{"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "w", "arguments": {"city": "Ulm"}}}]}],
-    "tools": [{"type": "function", "function": {"name": "w", "description": "d", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}],
+    "prompt": [USER],
+    "rejected": [BAD],
+    "chosen": [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": {"name": "w", "arguments": {"city": "Ulm"}}}],
+        }
+    ],
+    "tools": [
+        {
+            "type": "function",
+            "function": {
+                "name": "w",
+                "description": "d",
+                "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+            },
+        }
+    ],
 }
 
 
 @pytest.mark.parametrize(
-    "name", ["cohere2", "deepseek_r1_distill", "gemma", "gemma3", "gptoss", "lfm2", "llama3_2", "phi3", "qwen2_5", "qwen3", "qwen3_5_think"]
+    "name",
+    [
+        "cohere2",
+        "deepseek_r1_distill",
+        "gemma",
+        "gemma3",
+        "gptoss",
+        "lfm2",
+        "llama3_2",
+        "phi3",
+        "qwen2_5",
+        "qwen3",
+        "qwen3_5_think",
+    ],
 )
-@pytest.mark.parametrize("row", [PLAIN, THOUGHT, CALLED, PLAIN | {"chat_template_kwargs": {"enable_thinking": False}}], ids=["plain", "thought", "called", "quiet"])
+@pytest.mark.parametrize(
+    "row",
+    [PLAIN, THOUGHT, CALLED, PLAIN | {"chat_template_kwargs": {"enable_thinking": False}}],
+    ids=["plain", "thought", "called", "quiet"],
+)
 def test_templates_of_real_families_give_the_tokens_of_trl(load, name, row):
     trl = pytest.importorskip("trl")
     pytest.importorskip("trl.data_utils")
@@ -106,7 +186,9 @@ def test_templates_of_real_families_give_the_tokens_of_trl(load, name, row):
     tokenizer = chat_tokenizer(path.read_text(), "<|im_end|>")
     arguments = {"tools": row.get("tools"), **row.get("chat_template_kwargs", {})}
     asked = ids(tokenizer, row["prompt"], add_generation_prompt=True, **arguments)
-    wholes = [ids(tokenizer, row["prompt"] + row[response], **arguments) for response in ("chosen", "rejected")]
+    wholes = [
+        ids(tokenizer, row["prompt"] + row[response], **arguments) for response in ("chosen", "rejected")
+    ]
     shared = min(trl.data_utils.common_prefix_length(asked, other) for other in wholes)
     table = load([row], tokenizer, max_length=20_000, max_prompt_length=10_000)
     assert table.prompt(0).tolist() == asked[:shared] and whole(table) == wholes
@@ -122,9 +204,16 @@ def in_parts(message, *texts):
 @pytest.mark.parametrize("name", ["chatml", "llama", "gemma", "mistral", "only parts"])
 def test_text_parts_are_the_text(load, name):
     tokenizer = chat_tokenizer(*TEMPLATES[name])
-    parts = load([{"prompt": [in_parts(USER, "H", "i")], "chosen": [in_parts(GOOD)], "rejected": [in_parts(BAD)]}], tokenizer)
+    parts = load(
+        [{"prompt": [in_parts(USER, "H", "i")], "chosen": [in_parts(GOOD)], "rejected": [in_parts(BAD)]}],
+        tokenizer,
+    )
     text = load([PAIR], tokenizer)
-    assert whole(parts) == whole(text) and "Hello" in tokenizer.decode(text.response(0, 0)) and "Hi" in tokenizer.decode(text.prompt(0))
+    assert (
+        whole(parts) == whole(text)
+        and "Hello" in tokenizer.decode(text.response(0, 0))
+        and "Hi" in tokenizer.decode(text.prompt(0))
+    )
     if name == "gemma":
         assert whole(parts)[0] == ids(tokenizer, [in_parts(USER, "H", "i"), in_parts(GOOD)])
 
@@ -133,13 +222,19 @@ def test_a_template_that_reads_parts_gets_them(load):
     tokenizer = chat_tokenizer(GEMMA)
     row = {"prompt": [in_parts(USER, " Hi ", " there")], "chosen": [in_parts(GOOD)], "rejected": [BAD]}
     table = load([row], tokenizer)
-    assert whole(table)[0] == ids(tokenizer, row["prompt"] + row["chosen"]) and "Hithere" in tokenizer.decode(table.prompt(0))
+    assert whole(table)[0] == ids(tokenizer, row["prompt"] + row["chosen"]) and "Hithere" in tokenizer.decode(
+        table.prompt(0)
+    )
 
 
-@pytest.mark.parametrize("part", [{"type": "image"}, {"type": "image_url", "image_url": {"url": "x"}}, {"type": "input_audio"}])
+@pytest.mark.parametrize(
+    "part", [{"type": "image"}, {"type": "image_url", "image_url": {"url": "x"}}, {"type": "input_audio"}]
+)
 def test_parts_that_are_no_text_are_refused_by_name(load, part):
     row = PAIR | {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi"}, part]}]}
-    with pytest.raises(UserError, match=f"rows:1: prompt: a content has a part of type '{part['type']}'; only parts"):
+    with pytest.raises(
+        UserError, match=f"rows:1: prompt: a content has a part of type '{part['type']}'; only parts"
+    ):
         load([row], chat_tokenizer(GEMMA))
 
 
@@ -147,16 +242,32 @@ def test_parts_that_are_no_text_are_refused_by_name(load, part):
 
 
 def tool(name, **properties):
-    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": properties}}}
+    return {
+        "type": "function",
+        "function": {"name": name, "parameters": {"type": "object", "properties": properties}},
+    }
 
 
 def call(name, **arguments):
-    return {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}]}
+    return {
+        "role": "assistant",
+        "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}],
+    }
 
 
 CALLS = [
-    {"prompt": [USER], "chosen": [call("weather", city="Ulm")], "rejected": [BAD], "tools": [tool("weather", city={"type": "string"})]},
-    {"prompt": [USER], "chosen": [call("time", zone="CET")], "rejected": [BAD], "tools": [tool("time", zone={"type": "string", "enum": ["CET"]})]},
+    {
+        "prompt": [USER],
+        "chosen": [call("weather", city="Ulm")],
+        "rejected": [BAD],
+        "tools": [tool("weather", city={"type": "string"})],
+    },
+    {
+        "prompt": [USER],
+        "chosen": [call("time", zone="CET")],
+        "rejected": [BAD],
+        "tools": [tool("time", zone={"type": "string", "enum": ["CET"]})],
+    },
 ]
 
 
@@ -175,14 +286,20 @@ def test_calls_and_schemas_are_the_same_from_every_kind_of_file(load, tmp_path, 
         datasets.Dataset(pyarrow.Table.from_pylist(CALLS)).save_to_disk(path)
     tokenizer = chat_tokenizer(*TEMPLATES["llama"])
     table = load([FileRows(str(path))], tokenizer)
-    assert [whole(table, i)[0] for i in range(2)] == [ids(tokenizer, row["prompt"] + row["chosen"], tools=row["tools"]) for row in CALLS]
+    assert [whole(table, i)[0] for i in range(2)] == [
+        ids(tokenizer, row["prompt"] + row["chosen"], tools=row["tools"]) for row in CALLS
+    ]
     assert "null" not in tokenizer.decode(whole(table)[0])
 
 
-@pytest.mark.parametrize("as_text", [json.dumps, lambda tools: [json.dumps(tool) for tool in tools]], ids=["all", "each"])
+@pytest.mark.parametrize(
+    "as_text", [json.dumps, lambda tools: [json.dumps(tool) for tool in tools]], ids=["all", "each"]
+)
 def test_tools_as_json_are_read(load, as_text):
     tokenizer = chat_tokenizer(*TEMPLATES["llama"])
-    assert whole(load([CALLS[0] | {"tools": as_text(CALLS[0]["tools"])}], tokenizer)) == whole(load([CALLS[0]], tokenizer))
+    assert whole(load([CALLS[0] | {"tools": as_text(CALLS[0]["tools"])}], tokenizer)) == whole(
+        load([CALLS[0]], tokenizer)
+    )
 
 
 @pytest.mark.parametrize("none", [[], None, "", "[]", "null"])
@@ -233,23 +350,39 @@ def test_a_template_that_asks_for_the_date_is_told_the_same_on_another_day(load,
     again = load([PAIR], tokenizer, template_date="2026-11-27")
     assert again.digest() == first.digest() and (again.prompt_key_N == first.prompt_key_N).all()
     other = load([PAIR], tokenizer, template_date="2031-05-04")
-    assert whole(other)[0] == ids(tokenizer, [USER, GOOD]), "the same as by transformers' own clock on that day"
+    assert whole(other)[0] == ids(tokenizer, [USER, GOOD]), (
+        "the same as by transformers' own clock on that day"
+    )
     assert (other.prompt_key_N == first.prompt_key_N).all(), "the held-out part does not move with the day"
 
 
 def test_the_date_is_in_the_key_of_the_cache_only_if_it_is_read(load, monkeypatch):
     counts = []
-    monkeypatch.setattr(loading, "_tokenize_source", lambda *a, tokenize=loading._tokenize_source: counts.append(1) or tokenize(*a))
+    monkeypatch.setattr(
+        loading,
+        "_tokenize_source",
+        lambda *a, tokenize=loading._tokenize_source: counts.append(1) or tokenize(*a),
+    )
     for date in ("2026-11-27", "2026-11-28"):
         load([PAIR], chat_tokenizer(*TEMPLATES["llama"]), template_date=date)
         load([PAIR], chat_tokenizer(*TEMPLATES["chatml"]), template_date=date)
-        load([PAIR], chat_tokenizer(*TEMPLATES["llama"]), template_date=date, template_arguments={"date_string": "never"})
+        load(
+            [PAIR],
+            chat_tokenizer(*TEMPLATES["llama"]),
+            template_date=date,
+            template_arguments={"date_string": "never"},
+        )
     assert len(counts) == 4
 
 
 @pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d", "%A, %B %-d, %Y", "%H:%M %p", "%y%j"])
 def test_every_form_of_the_date_is_as_transformers_writes_it(load, monkeypatch, form):
-    tokenizer = chat_tokenizer("\n{% macro now() %}{{ strftime_now('" + form + "') }}{% endmacro %}  {% if true %}{{ now() }}{% endif %}" + CHATML)
+    tokenizer = chat_tokenizer(
+        "\n{% macro now() %}{{ strftime_now('"
+        + form
+        + "') }}{% endmacro %}  {% if true %}{{ now() }}{% endif %}"
+        + CHATML
+    )
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", OtherDay)
     assert whole(load([PAIR], tokenizer, template_date="2031-05-04"))[0] == ids(tokenizer, [USER, GOOD])
 
@@ -268,7 +401,10 @@ def test_weights_may_lack_what_ends_the_turn(load, name, lacking):
     if lacking <= ends:
         assert load([row], tokenizer).weights(0, 0).tolist() == [0.5] * (length - lacking) + [1.0] * lacking
     else:
-        with pytest.raises(UserError, match=rf"weights for a response of {length - ends} tokens \(without the {ends} that end the turn\)"):
+        with pytest.raises(
+            UserError,
+            match=rf"weights for a response of {length - ends} tokens \(without the {ends} that end the turn\)",
+        ):
             load([row], tokenizer)
 
 
@@ -276,11 +412,18 @@ def test_weights_may_lack_an_eos_that_the_data_wrote(load):
     tokenizer = make_byte_tokenizer()
     row = {"prompt": "Q", "chosen": f" yes{END}", "rejected": " no", "chosen_weights": [2, 2, 2, 2]}
     assert load([row], tokenizer).weights(0, 0).tolist() == [2, 2, 2, 2, 1]
-    row = {"prompt_ids": [1], "chosen_ids": [2, 3, tokenizer.eos_token_id], "rejected_ids": [4], "chosen_weights": [2, 2]}
+    row = {
+        "prompt_ids": [1],
+        "chosen_ids": [2, 3, tokenizer.eos_token_id],
+        "rejected_ids": [4],
+        "chosen_weights": [2, 2],
+    }
     assert load([row], tokenizer).weights(0, 0).tolist() == [2, 2, 1]
 
 
 def test_spans_stand_on_the_content_wherever_a_template_puts_it(load):
     tokenizer = chat_tokenizer(*TEMPLATES["mistral"])
     table = load([PAIR | {"chosen_weights": [[0, 5, 0.25]]}], tokenizer)
-    assert table.weights(0, 0).tolist() == [1, *[0.25] * 5, 1], "the space before the content and EOS are not in the span"
+    assert table.weights(0, 0).tolist() == [1, *[0.25] * 5, 1], (
+        "the space before the content and EOS are not in the span"
+    )

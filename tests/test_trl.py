@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 import torch
+from tiny import pair_table
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tolerances import TRAINED
 
 from sparsepo_jax import build, programs
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.data.packing import Shape, pack
-from sparsepo_jax.dist.mesh import make_mesh
-from tiny import pair_table
-from tolerances import TRAINED
+from sparsepo_jax.sharding.mesh import make_mesh
 
 trl = pytest.importorskip("trl")
 STEPS, PAIRS, VOCAB, END = 20, 4, 31, "<end>"
@@ -25,17 +25,34 @@ def make_trainer(model, directory, **settings):
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({str(n): n for n in range(VOCAB - 1)} | {END: VOCAB - 1}, unk_token=END))
+    tokenizer = Tokenizer(
+        models.WordLevel({str(n): n for n in range(VOCAB - 1)} | {END: VOCAB - 1}, unk_token=END)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     draws = random.Random(0)
     text = lambda: " ".join(str(draws.randrange(VOCAB - 1)) for _ in range(draws.randint(1, 6)))  # noqa: E731
     rows = [{"prompt": text() + " ", "chosen": text(), "rejected": text()} for _ in range(STEPS * PAIRS)]
     trainer = trl.DPOTrainer(
-        model, copy.deepcopy(model),
-        trl.DPOConfig(output_dir=str(directory), use_cpu=True, bf16=False, fp16=False, per_device_train_batch_size=PAIRS, gradient_checkpointing=False,
-                      disable_dropout=True, weight_decay=0.1, learning_rate=1e-3, lr_scheduler_type="constant", max_steps=STEPS, disable_tqdm=True,
-                      report_to="none", **settings),
-        train_dataset=Dataset.from_list(rows), processing_class=PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END),
+        model,
+        copy.deepcopy(model),
+        trl.DPOConfig(
+            output_dir=str(directory),
+            use_cpu=True,
+            bf16=False,
+            fp16=False,
+            per_device_train_batch_size=PAIRS,
+            gradient_checkpointing=False,
+            disable_dropout=True,
+            weight_decay=0.1,
+            learning_rate=1e-3,
+            lr_scheduler_type="constant",
+            max_steps=STEPS,
+            disable_tqdm=True,
+            report_to="none",
+            **settings,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END),
     )
     trainer.create_optimizer_and_scheduler(STEPS)
     trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
@@ -67,8 +84,14 @@ def pairs_of(batch):
         ({"loss_type": "sigmoid"}, {"kind": "dpo"}),
         ({"loss_type": "ipo"}, {"kind": "ipo"}),
         pytest.param({"loss_type": "hinge"}, {"kind": "hinge"}, marks=pytest.mark.slow),
-        pytest.param({"loss_type": "robust", "label_smoothing": 0.2}, {"kind": "robust", "label_smoothing": 0.2}, marks=pytest.mark.slow),
-        pytest.param({"loss_type": "sigmoid", "ld_alpha": 0.3}, {"kind": "ldpo", "alpha": 0.3}, marks=pytest.mark.slow),
+        pytest.param(
+            {"loss_type": "robust", "label_smoothing": 0.2},
+            {"kind": "robust", "label_smoothing": 0.2},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"loss_type": "sigmoid", "ld_alpha": 0.3}, {"kind": "ldpo", "alpha": 0.3}, marks=pytest.mark.slow
+        ),
     ],
     ids=["dpo", "ipo", "hinge", "robust", "ldpo"],
 )
@@ -78,14 +101,31 @@ def test_twenty_steps_have_the_losses_of_trl(theirs, ours, tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    shape = GPT2Config(vocab_size=VOCAB, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3, bos_token_id=VOCAB - 1, eos_token_id=VOCAB - 1)
+    shape = GPT2Config(
+        vocab_size=VOCAB,
+        n_positions=32,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,
+        bos_token_id=VOCAB - 1,
+        eos_token_id=VOCAB - 1,
+    )
     model = GPT2LMHeadModel(shape)
     model.save_pretrained(tmp_path / "model")
     trainer = make_trainer(model, tmp_path / "trl", beta=0.5, **theirs)
     config = Config(
-        stages=["po"], output_dir=str(tmp_path), policy={"path": str(tmp_path / "model")}, data={"train": [{"path": "unused"}]}, objective={"beta": 0.5, **ours},
-        po={"steps": STEPS, "batch_size": PAIRS, "optimizer": {"kind": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1},
-            "schedule": {"kind": "constant", "warmup_steps": 0}},
+        stages=["po"],
+        output_dir=str(tmp_path),
+        policy={"path": str(tmp_path / "model")},
+        data={"train": [{"path": "unused"}]},
+        objective={"beta": 0.5, **ours},
+        po={
+            "steps": STEPS,
+            "batch_size": PAIRS,
+            "optimizer": {"kind": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1},
+            "schedule": {"kind": "constant", "warmup_steps": 0},
+        },
     )
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     spec = build.read_spec(build.policy_config(config, None), "model", None)
@@ -100,7 +140,9 @@ def test_twenty_steps_have_the_losses_of_trl(theirs, ours, tmp_path):
         for number, batch in enumerate(batches):
             rows = np.arange(number * PAIRS, (number + 1) * PAIRS)
             micro_step = pack(table, rows, Shape(PAIRS * 20, PAIRS * 14, 20), 7, rows=1, shared=True)
-            state, metrics, _ = step.update(state, policy, build.put_on(mesh)(jax.tree.map(lambda x: x[None], micro_step)))
+            state, metrics, _ = step.update(
+                state, policy, build.put_on(mesh)(jax.tree.map(lambda x: x[None], micro_step))
+            )
             ours_T.append(float(metrics["loss"]))
             theirs_T.append(their_step(trainer, batch))
     assert len(ours_T) == STEPS and np.ptp(theirs_T) > 0.05, "the loss moves"

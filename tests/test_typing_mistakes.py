@@ -8,8 +8,8 @@ import typing
 from pathlib import Path
 
 import pytest
-
 from program import write_config
+
 from sparsepo_jax.config.load import ConfigError, _fields, _kinds, _plain, load_config, save_config
 from sparsepo_jax.config.names import SETTINGS
 from sparsepo_jax.config.paths import PathText, expand_path
@@ -40,16 +40,29 @@ def mistakes(load):
 # ---------------------------------------------------------------- paths
 
 
-@pytest.mark.parametrize(("text", "path"), [
-    ("~/runs/x", "/home/ann/runs/x"), ("~", "/home/ann"), ("$HOME/x", "/home/ann/x"), ("${PLACE}/$HOME", "/scratch//home/ann"), ("a/~", "a/~"), ("a$$b", "a$b"),
-    ("$5", "$5"), ("x$", "x$"), ("./~", "./~")])
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("~/runs/x", "/home/ann/runs/x"),
+        ("~", "/home/ann"),
+        ("$HOME/x", "/home/ann/x"),
+        ("${PLACE}/$HOME", "/scratch//home/ann"),
+        ("a/~", "a/~"),
+        ("a$$b", "a$b"),
+        ("$5", "$5"),
+        ("x$", "x$"),
+        ("./~", "./~"),
+    ],
+)
 def test_home_and_variables_are_put_in(text, path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
     monkeypatch.setenv("PLACE", "/scratch")
     assert expand_path(text) == path
 
 
-def sections(model: type[Section] = Config, above: str = "") -> typing.Iterator[tuple[str, typing.Any, type[Section]]]:
+def sections(
+    model: type[Section] = Config, above: str = ""
+) -> typing.Iterator[tuple[str, typing.Any, type[Section]]]:
     """(dotted name, annotation, section) of every field of the schema."""
     for name, annotation in _fields(model).items():
         yield f"{above}{name}", annotation, model
@@ -68,17 +81,39 @@ def is_path(annotation: typing.Any) -> bool:
 def test_every_setting_that_is_a_path_is_expanded():
     """A new one gets it by its type: by name, or by a description that begins as paths' do."""
     named = re.compile(r"(^|_)(path|dir|directory|file|adapter|cache|tasks|taken_from)$")
-    plain = {name for name, annotation, model in sections()
-             if str in {annotation, *typing.get_args(_plain(annotation)), *typing.get_args(annotation)} or is_path(annotation)
-             if named.search(name) or re.match(r"(A|Where|Directory|directory|output_dir)\b.*(directory|file|kept|goes)|Directory of", model.model_fields[
-                 name.rpartition(".")[2]].description or "")
-             if not is_path(annotation)}
+    plain = {
+        name
+        for name, annotation, model in sections()
+        if str in {annotation, *typing.get_args(_plain(annotation)), *typing.get_args(annotation)}
+        or is_path(annotation)
+        if named.search(name)
+        or re.match(
+            r"(A|Where|Directory|directory|output_dir)\b.*(directory|file|kept|goes)|Directory of",
+            model.model_fields[name.rpartition(".")[2]].description or "",
+        )
+        if not is_path(annotation)
+    }
     assert not plain
     assert sum(is_path(annotation) for _, annotation, _ in sections()) >= 16
 
 
-@pytest.mark.parametrize("path", ["output_dir", "policy.path", "reference.path", "reference.cache_dir", "data.cache_dir", "export.path", "compute.compile_cache",
-                                  "sft.taken_from", "harness.include_path", "data.train.0.path", "evaluation.lexicons.0.path", "harness.tasks.0"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "output_dir",
+        "policy.path",
+        "reference.path",
+        "reference.cache_dir",
+        "data.cache_dir",
+        "export.path",
+        "compute.compile_cache",
+        "sft.taken_from",
+        "harness.include_path",
+        "data.train.0.path",
+        "evaluation.lexicons.0.path",
+        "harness.tasks.0",
+    ],
+)
 def test_paths_of_the_command_line_are_expanded_and_kept_as_they_are(load, path, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "a$HOME"))
     more = ["evaluation.lexicons.0.kind=opinion", "policy.path=x"] if "lexicons" in path else []
@@ -94,10 +129,16 @@ def test_paths_of_the_command_line_are_expanded_and_kept_as_they_are(load, path,
 def test_an_unknown_variable_or_user_is_one_line(mistakes, capsys, monkeypatch):
     monkeypatch.delenv("NOWHERE", raising=False)
     (line,) = mistakes("output_dir=$NOWHERE/x")
-    assert line.startswith("output_dir: '$NOWHERE/x' names the environment variable NOWHERE, which is not set")
+    assert line.startswith(
+        "output_dir: '$NOWHERE/x' names the environment variable NOWHERE, which is not set"
+    )
     (line,) = mistakes("policy.path=~nobody-at-all/x")
     assert "a user who is not known here" in line
-    for options in (["--config", "$NOWHERE/c.yaml"], ["--compare", "$NOWHERE/run"], ["--compare", "a", "--output", "$NOWHERE/a.html"]):
+    for options in (
+        ["--config", "$NOWHERE/c.yaml"],
+        ["--compare", "$NOWHERE/run"],
+        ["--compare", "a", "--output", "$NOWHERE/a.html"],
+    ):
         assert main(options) == 2
         said = capsys.readouterr().err
         assert "NOWHERE" in said and said.count("\n") == 1
@@ -120,30 +161,63 @@ def test_names_of_other_programs_lead_to_settings_that_exist():
     assert not wrong
 
 
-@pytest.mark.parametrize(("override", "meant"), [
-    ("objective.kind=DPO", "dpo"), ("objective.kind=SimPO", "simpo"), ("objective.kind=T-DPO_2", "tdpo2"), ("objective.kind=sigmoid", "dpo"),
-    ("objective.mask.kind=Learned", "learned"), ("po.optimizer.kind=adamw_torch", "adamw"), ("compute.dtype=bf16", "bfloat16"), ("tokenizer.kind=byte", "bytes"),
-    ("po.schedule.kind=constant_with_warmup", "constant"), ("stages=[PO]", "po"),
-    ("po.schedule.warmup_ratio=0.1", "warmup_share"), ("warmup_ratio=0.1", "po.schedule.warmup_share"), ("sft.warmup_ratio=0.1", "sft.schedule.warmup_share"),
-    ("learning_rate=1", "po.optimizer.learning_rate"), ("po.lr=1", "po.optimizer.learning_rate"), ("sft.lr=1", "sft.optimizer.learning_rate"),
-    ("per_device_train_batch_size=1", "po.batch_size (of all devices and micro-steps together)"), ("gradient_accumulation_steps=2", "po.accumulation"),
-    ("num_train_epochs=1", "po.epochs"), ("max_steps=3", "po.steps"), ("bf16=true", "compute.dtype"), ("gradient_checkpointing=true", "compute.remat"),
-    ("lr_scheduler_type=cosine", "po.schedule.kind"), ("loss_type=ipo", "objective.kind"), ("ref_model=a/b", "reference.path"),
-    ("model_name_or_path=a/b", "policy.path"), ("peft_config={}", "po.lora"), ("lora_r=8", "po.lora.rank"), ("po.lora.lora_alpha=8", "alpha"),
-    ("po.batch-size=8", "batch_size"), ("Seed=3", "seed"),
-    ("objective=dpo", "objective.kind=dpo (in a file objective: {kind: dpo})"), ("objective=DPO", "objective.kind=dpo (in a file objective: {kind: dpo})"),
-    ("tokenizer=bytes", "tokenizer.kind=bytes (in a file tokenizer: {kind: bytes})"), ("po.optimizer=lion", "po.optimizer.kind=lion (in a file optimizer: {kind: lion})"),
-    ("objective.mask=learned", "objective.mask.kind=learned (in a file mask: {kind: learned})"), ("po.schedule=linear", "po.schedule.kind=linear (in a file schedule: {kind: linear})"),
-    ("policy=gpt2", "policy.path=gpt2 (in a file policy: {path: gpt2})"), ("data.train=a.jsonl", "[{path: a.jsonl}]"), ("data.train=reviews", "[{kind: reviews}]"),
-    ("data.train=[a.jsonl]", "data.train.0.path=a.jsonl (in a file {path: a.jsonl})"), ("stages=po", "[po]"), ("harness.tasks=arc_easy", "[arc_easy]"),
-])
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("objective.kind=DPO", "dpo"),
+        ("objective.kind=SimPO", "simpo"),
+        ("objective.kind=T-DPO_2", "tdpo2"),
+        ("objective.kind=sigmoid", "dpo"),
+        ("objective.mask.kind=Learned", "learned"),
+        ("po.optimizer.kind=adamw_torch", "adamw"),
+        ("compute.dtype=bf16", "bfloat16"),
+        ("tokenizer.kind=byte", "bytes"),
+        ("po.schedule.kind=constant_with_warmup", "constant"),
+        ("stages=[PO]", "po"),
+        ("po.schedule.warmup_ratio=0.1", "warmup_share"),
+        ("warmup_ratio=0.1", "po.schedule.warmup_share"),
+        ("sft.warmup_ratio=0.1", "sft.schedule.warmup_share"),
+        ("learning_rate=1", "po.optimizer.learning_rate"),
+        ("po.lr=1", "po.optimizer.learning_rate"),
+        ("sft.lr=1", "sft.optimizer.learning_rate"),
+        ("per_device_train_batch_size=1", "po.batch_size (of all devices and micro-steps together)"),
+        ("gradient_accumulation_steps=2", "po.accumulation"),
+        ("num_train_epochs=1", "po.epochs"),
+        ("max_steps=3", "po.steps"),
+        ("bf16=true", "compute.dtype"),
+        ("gradient_checkpointing=true", "compute.remat"),
+        ("lr_scheduler_type=cosine", "po.schedule.kind"),
+        ("loss_type=ipo", "objective.kind"),
+        ("ref_model=a/b", "reference.path"),
+        ("model_name_or_path=a/b", "policy.path"),
+        ("peft_config={}", "po.lora"),
+        ("lora_r=8", "po.lora.rank"),
+        ("po.lora.lora_alpha=8", "alpha"),
+        ("po.batch-size=8", "batch_size"),
+        ("Seed=3", "seed"),
+        ("objective=dpo", "objective.kind=dpo (in a file objective: {kind: dpo})"),
+        ("objective=DPO", "objective.kind=dpo (in a file objective: {kind: dpo})"),
+        ("tokenizer=bytes", "tokenizer.kind=bytes (in a file tokenizer: {kind: bytes})"),
+        ("po.optimizer=lion", "po.optimizer.kind=lion (in a file optimizer: {kind: lion})"),
+        ("objective.mask=learned", "objective.mask.kind=learned (in a file mask: {kind: learned})"),
+        ("po.schedule=linear", "po.schedule.kind=linear (in a file schedule: {kind: linear})"),
+        ("policy=gpt2", "policy.path=gpt2 (in a file policy: {path: gpt2})"),
+        ("data.train=a.jsonl", "[{path: a.jsonl}]"),
+        ("data.train=reviews", "[{kind: reviews}]"),
+        ("data.train=[a.jsonl]", "data.train.0.path=a.jsonl (in a file {path: a.jsonl})"),
+        ("stages=po", "[po]"),
+        ("harness.tasks=arc_easy", "[arc_easy]"),
+    ],
+)
 def test_what_was_meant_is_said(mistakes, override, meant):
     (line,) = mistakes(override)
     assert line.endswith(f"; did you mean {meant}?")
 
 
 def test_a_text_where_a_section_goes_gets_its_keys(mistakes):
-    assert mistakes("compute.mesh=auto") == ["compute.mesh: expected a mapping (key: value), got 'auto'; its keys are data, fsdp, tensor, slices"]
+    assert mistakes("compute.mesh=auto") == [
+        "compute.mesh: expected a mapping (key: value), got 'auto'; its keys are data, fsdp, tensor, slices"
+    ]
 
 
 TRL = """model_name_or_path: Qwen/Qwen2.5-0.5B-Instruct
@@ -166,7 +240,9 @@ AXOLOTL = "base_model: a/b\nrl: dpo\ndatasets: [{path: c/d, type: chatml.intel}]
 FACTORY = "model_name_or_path: a/b\nstage: dpo\nfinetuning_type: lora\nlora_target: all\npref_beta: 0.1\ncutoff_len: 2048\ndataset: x\noutput_dir: out\nlearning_rate: 1e-6\n"
 
 
-@pytest.mark.parametrize(("text", "program"), [(TRL, "TRL"), (AXOLOTL, "Axolotl"), (FACTORY, "LLaMA-Factory")])
+@pytest.mark.parametrize(
+    ("text", "program"), [(TRL, "TRL"), (AXOLOTL, "Axolotl"), (FACTORY, "LLaMA-Factory")]
+)
 def test_a_config_of_another_program_is_one_line(tmp_path, text, program):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -177,7 +253,9 @@ def test_a_config_of_another_program_is_one_line(tmp_path, text, program):
 
 
 def test_our_config_with_other_names_keeps_a_line_for_each(tmp_path):
-    (tmp_path / "c.yaml").write_text("stages: [report]\noutput_dir: runs/x\nlearning_rate: 1\nnum_train_epochs: 1\nbf16: true\nloss_type: ipo")
+    (tmp_path / "c.yaml").write_text(
+        "stages: [report]\noutput_dir: runs/x\nlearning_rate: 1\nnum_train_epochs: 1\nbf16: true\nloss_type: ipo"
+    )
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "c.yaml")
     assert len(caught.value.lines) == 4
@@ -186,9 +264,24 @@ def test_our_config_with_other_names_keeps_a_line_for_each(tmp_path):
 # ---------------------------------------------------------------- no Hub ids
 
 
-@pytest.mark.parametrize(("path", "mistyped"), [
-    ("runs/missing", True), ("models/llama", True), ("here/llama", True), ("./a/b", True), ("../b", True), ("/a/b", True), ("a/b/c", True), ("a\\b", True), ("owner/", True),
-    ("EleutherAI/pythia-410m", False), ("gpt2", False), ("Qwen/Qwen3-0.6B", False), ("kept/model", False)])
+@pytest.mark.parametrize(
+    ("path", "mistyped"),
+    [
+        ("runs/missing", True),
+        ("models/llama", True),
+        ("here/llama", True),
+        ("./a/b", True),
+        ("../b", True),
+        ("/a/b", True),
+        ("a/b/c", True),
+        ("a\\b", True),
+        ("owner/", True),
+        ("EleutherAI/pythia-410m", False),
+        ("gpt2", False),
+        ("Qwen/Qwen3-0.6B", False),
+        ("kept/model", False),
+    ],
+)
 def test_a_path_that_is_not_there_is_no_hub_id(path, mistyped, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -203,9 +296,14 @@ def test_check_refuses_a_path_that_is_not_there(setting, path, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("here").mkdir()
     config = write_config(tmp_path)
-    kind = {"tokenizer.path": "tokenizer.kind=pretrained", "data.train.0.path": "data.train.0.kind=file"}.get(setting, "seed=0")
+    kind = {"tokenizer.path": "tokenizer.kind=pretrained", "data.train.0.path": "data.train.0.kind=file"}.get(
+        setting, "seed=0"
+    )
     other = [] if setting == "policy.path" else ["policy.path=gpt2"]
-    assert main(["--config", str(config), "--check", kind, "policy.config=null", *other, f"{setting}={path}"]) == 2
+    assert (
+        main(["--config", str(config), "--check", kind, "policy.config=null", *other, f"{setting}={path}"])
+        == 2
+    )
     assert f"{setting}: no such file or directory: {path}" in capsys.readouterr().err
 
 
@@ -214,15 +312,22 @@ def test_check_refuses_a_path_that_is_not_there(setting, path, tmp_path, monkeyp
 
 def piped(arguments: list[str], *, reads: int) -> tuple[int, str]:
     """Exit status and stderr of the program, whose stdout is read for so many bytes and then closed."""
-    process = subprocess.Popen([sys.executable, "-m", "sparsepo_jax.main", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
-                               env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sparsepo_jax.main", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
     process.stdout.read(reads)
     process.stdout.close()
     error = process.stderr.read().decode()
     return process.wait(), error
 
 
-@pytest.mark.parametrize("arguments", [["--schema"], ["--check"], ["stages=[inspect]", "data.inspect_rows=40"]])
+@pytest.mark.parametrize(
+    "arguments", [["--schema"], ["--check"], ["stages=[inspect]", "data.inspect_rows=40"]]
+)
 def test_a_reader_that_goes_ends_the_program_quietly(arguments, tmp_path):
     config = [] if arguments == ["--schema"] else ["--config", str(write_config(tmp_path))]
     status, error = piped([*config, *arguments], reads=0)

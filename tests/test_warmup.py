@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-
 from program import lines_of, run
-from sparsepo_jax.compiled import Program
+
+from sparsepo_jax.core.program import Program
 from sparsepo_jax.train import loop
 
 OURS = {"update", "_score", "_sums", "start"}  # not Orbax's copies of single arrays
@@ -20,10 +20,18 @@ LENGTHS = np.clip(np.random.default_rng(0).lognormal(2.2, 0.8, (3, 120)), 2, 60)
 
 def write_pairs(path, rows):
     words = np.random.default_rng(1).integers(5, 90, (3, 60))
-    path.write_text("".join(
-        json.dumps({f"{name}_ids": words[part, :length[part]].tolist() for part, name in enumerate(("prompt", "chosen", "rejected"))}) + "\n"
-        for length in rows
-    ))
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    f"{name}_ids": words[part, : length[part]].tolist()
+                    for part, name in enumerate(("prompt", "chosen", "rejected"))
+                }
+            )
+            + "\n"
+            for length in rows
+        )
+    )
 
 
 @pytest.fixture
@@ -64,15 +72,29 @@ def late(monkeypatch):
 def test_the_quickstarts_stages_compile_nothing_in_the_middle(tmp_path, late, capsys):
     """Its buckets, more than one epoch, evaluations and checkpoints in between. Kills: a shape that only a later epoch has; a state whose checksum is
     compiled at the first checkpoint; scores that are compiled at the first evaluation."""
-    output = run(tmp_path, "stages=[sft, po]", "data.buckets=2", "sft.steps=12", "po.steps=14", "po.eval_every_steps=5", "checkpoint.every_steps=4")
+    output = run(
+        tmp_path,
+        "stages=[sft, po]",
+        "data.buckets=2",
+        "sft.steps=12",
+        "po.steps=14",
+        "po.eval_every_steps=5",
+        "checkpoint.every_steps=4",
+    )
     assert late == {"sft": [], "po": []}
     said = capsys.readouterr()
-    assert "sft: 1 batch shape, compiled " in said.out and "po: 1 batch shape, compiled " in said.out and "in the middle" not in said.err
+    assert (
+        "sft: 1 batch shape, compiled " in said.out
+        and "po: 1 batch shape, compiled " in said.out
+        and "in the middle" not in said.err
+    )
     assert {row["programs"] for row in lines_of(output / "metrics.jsonl") if "programs" in row} <= {0, 1}
 
 
 @pytest.mark.parametrize("weights", [None, (0.5, 1.5)])
-def test_long_tailed_pairs_over_three_epochs_compile_nothing_in_the_middle(tmp_path, late, capsys, monkeypatch, weights):
+def test_long_tailed_pairs_over_three_epochs_compile_nothing_in_the_middle(
+    tmp_path, late, capsys, monkeypatch, weights
+):
     """The default buckets, several shapes; with fractional weights, whose rows are drawn anew each epoch."""
     monkeypatch.setattr("sparsepo_jax.build.SHAPE_STEPS", 0)  # as if the run was long
     sources, rows = [], LENGTHS.T
@@ -80,14 +102,31 @@ def test_long_tailed_pairs_over_three_epochs_compile_nothing_in_the_middle(tmp_p
         write_pairs(tmp_path / f"pairs_{n}.jsonl", rows[n :: len(weights or [1.0])])
         sources.append({"path": str(tmp_path / f"pairs_{n}.jsonl"), "weight": weight})
     output = run(
-        tmp_path, "stages=[po]", "po.steps=null", "po.epochs=3", tokenizer=None, evaluation={"batch_size": 8, "sampled_prompts": None},
-        policy={"config": {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 128, "vocab_size": 96}},
+        tmp_path,
+        "stages=[po]",
+        "po.steps=null",
+        "po.epochs=3",
+        tokenizer=None,
+        evaluation={"batch_size": 8, "sampled_prompts": None},
+        policy={
+            "config": {
+                "model_type": "gpt2",
+                "n_layer": 1,
+                "n_head": 2,
+                "n_embd": 16,
+                "n_positions": 128,
+                "vocab_size": 96,
+            }
+        },
         data={"sft": [], "train": sources, "eval": [], "buckets": 4},
     )
     assert late == {"po": []}
     said, programs = capsys.readouterr(), {row["programs"] for row in lines_of(output / "metrics.jsonl")}
     assert len(programs) == 1 and programs.pop() <= 4
-    assert re.search(r"po: [234] batch shapes, compiled (in [\d.]+ s|before)", said.out) and "in the middle" not in said.err
+    assert (
+        re.search(r"po: [234] batch shapes, compiled (in [\d.]+ s|before)", said.out)
+        and "in the middle" not in said.err
+    )
 
 
 def test_a_program_in_the_middle_is_said(tmp_path, capsys, monkeypatch):
@@ -95,12 +134,17 @@ def test_a_program_in_the_middle_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Program, "compile_ahead", lambda *_: lambda: (0, 0.0))
     jax.clear_caches()
     run(tmp_path, "stages=[sft]", "policy.config.n_embd=20")
-    assert "note: sft: step 1 had a shape that was not known before the first step: program 1 was compiled in the middle" in capsys.readouterr().err
+    assert (
+        "note: sft: step 1 had a shape that was not known before the first step: program 1 was compiled in the middle"
+        in capsys.readouterr().err
+    )
 
 
 def test_programs_are_compiled_ahead_and_found_again():
     program = Program(jax.jit(lambda scale, x: scale * x))
-    abstract = [jax.ShapeDtypeStruct((n,), np.float32, sharding=jax.numpy.zeros(1).sharding) for n in (3, 4, 3)]
+    abstract = [
+        jax.ShapeDtypeStruct((n,), np.float32, sharding=jax.numpy.zeros(1).sharding) for n in (3, 4, 3)
+    ]
     count, seconds = program.compile_ahead([(2.0, x) for x in abstract])()
     assert count == len(program) == 2 and seconds > 0
     assert program(3.0, jax.numpy.ones(4)).tolist() == [3.0] * 4 and len(program) == 2
@@ -125,8 +169,16 @@ def test_real_dialogues_over_three_epochs_compile_nothing_in_the_middle(tmp_path
     """HH pairs with the default buckets, as a long run would have them."""
     monkeypatch.setattr("sparsepo_jax.build.SHAPE_STEPS", 0)
     output = run(
-        tmp_path, "stages=[po]", "po.steps=null", "po.epochs=3", "po.batch_size=32", tokenizer={"kind": "bytes"}, evaluation={"batch_size": 8, "sampled_prompts": None},
-        policy={"config": {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 512}},
+        tmp_path,
+        "stages=[po]",
+        "po.steps=null",
+        "po.epochs=3",
+        "po.batch_size=32",
+        tokenizer={"kind": "bytes"},
+        evaluation={"batch_size": 8, "sampled_prompts": None},
+        policy={
+            "config": {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 512}
+        },
         data={"sft": [], "train": [{"path": str(HH), "split": "train[:1000]"}], "eval": []},
     )
     assert late == {"po": []}

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-
 from program import lines_of, run, write_config
+
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tokens import unsure_tokens
 from sparsepo_jax.data.inspect import token_texts
@@ -38,16 +38,33 @@ def test_precision_by_hand():
     decisive: (1 + 1/3) / 2."""
     assert precision([3, 1, 2, 0], [True, True, False, False]) == 0.5
     assert precision([3, 1, 1, 1], [True, True, False, False]) == pytest.approx((1 + 1 / 3) / 2)
-    assert precision([1, 2], [False, False]) is None and precision([2, 2, 2, 2], [True, False, False, False]) == 0.25
+    assert (
+        precision([1, 2], [False, False]) is None
+        and precision([2, 2, 2, 2], [True, False, False, False]) == 0.25
+    )
 
 
 def test_figures_by_hand():
     """Tokens of chosen c1 c2 c3 and rejected r1 r2; decisive c2 and r1. Reward mask 0 2 1 | 0 3: of 2 x 3 comparisons c2 wins two (c1, c3), r1 ties
     with c1: 2.5 of 6. |log-ratio| .1 .5 .3 | .6 .4: all six. Kills: the signed ratio (r1's is negative), masks taken for one another."""
-    scores = [pair(response([0, 2, 1], [0.1, 0.5, 0.3], kl_mask=[0, 1, 0]), response([0, 3], [-0.6, 0.4], kl_mask=[1, 0]))]
+    scores = [
+        pair(
+            response([0, 2, 1], [0.1, 0.5, 0.3], kl_mask=[0, 1, 0]),
+            response([0, 3], [-0.6, 0.4], kl_mask=[1, 0]),
+        )
+    ]
     found = token_figures(scores, None, np.array([False, True, False, True, False]), masked=True)
-    assert found["auroc_reward"] == 2.5 / 6 and found["auroc_logratio"] == 1.0 and found["auroc_kl"] == 1.0 and found["auroc_token_kl"] == 0.5
-    assert found["auroc_untrained"] is None and found["decisive_share"] == 0.4 and found["precision_reward"] == 0.5  # of r2, c2
+    assert (
+        found["auroc_reward"] == 2.5 / 6
+        and found["auroc_logratio"] == 1.0
+        and found["auroc_kl"] == 1.0
+        and found["auroc_token_kl"] == 0.5
+    )
+    assert (
+        found["auroc_untrained"] is None
+        and found["decisive_share"] == 0.4
+        and found["precision_reward"] == 0.5
+    )  # of r2, c2
     # Early first: 0 1 2 | 0 1. c2 beats c3 and ties with r2: 1.5; r1 ties with c1, beats the other two: 2.5.
     assert found["auroc_positional"] == 4 / 6
     assert found.keys() == set(FIGURES)
@@ -62,8 +79,16 @@ def test_what_came_before_training_is_ranked_by_its_own_mask():
 def test_tokens_that_do_not_count_change_nothing():
     scores = [pair(response([5, 2, 1], [9, 0, 0]), response([0, 3], [0, 0]))]
     kept = np.array([False, True, True, True, True])
-    assert token_figures(scores, None, np.array([False, True, False, False, True]), masked=True)["auroc_reward"] == 4 / 6
-    assert token_figures(scores, None, np.array([False, True, False, False, True]), masked=True, kept_N=kept)["auroc_reward"] == 1.0
+    assert (
+        token_figures(scores, None, np.array([False, True, False, False, True]), masked=True)["auroc_reward"]
+        == 4 / 6
+    )
+    assert (
+        token_figures(scores, None, np.array([False, True, False, False, True]), masked=True, kept_N=kept)[
+            "auroc_reward"
+        ]
+        == 1.0
+    )
 
 
 def test_without_a_mask_only_what_needs_none_is_ranked():
@@ -76,7 +101,10 @@ def test_without_a_mask_only_what_needs_none_is_ranked():
 def many(rng, pairs=300, tokens=12):
     """A mask that is large on the decisive tokens; half of each response is decisive in the odd rows, none in the even ones."""
     decisive = [[np.arange(tokens) % 2 * (n % 2) == 1 for _ in range(2)] for n in range(pairs)]
-    scores = [pair(*(response(d + rng.uniform(0, 0.1, tokens), rng.normal(size=tokens)) for d in both), row=n) for n, both in enumerate(decisive)]
+    scores = [
+        pair(*(response(d + rng.uniform(0, 0.1, tokens), rng.normal(size=tokens)) for d in both), row=n)
+        for n, both in enumerate(decisive)
+    ]
     return scores, np.concatenate([d for both in decisive for d in both])
 
 
@@ -89,15 +117,22 @@ def test_controls_know_nothing_but_what_they_are_given():
     # even rows: 1/2 x 1 + 1/2 x 1/2.
     assert found["auroc_shuffled"] == pytest.approx(1 / 3 * 0.5 + 2 / 3 * 0.75, abs=0.02)
     for ranking in ("shuffled", "random"):
-        assert (ranked(scores, ranking, 0) != ranked(scores, ranking, 1)).any() and (ranked(scores, ranking, 1) == ranked(scores, ranking, 1)).all()
-    np.testing.assert_array_equal(np.sort(RANKINGS["shuffled"](scores[0].responses[0], np.random.default_rng(1))), np.sort(scores[0].responses[0].reward_mask))
+        assert (ranked(scores, ranking, 0) != ranked(scores, ranking, 1)).any() and (
+            ranked(scores, ranking, 1) == ranked(scores, ranking, 1)
+        ).all()
+    np.testing.assert_array_equal(
+        np.sort(RANKINGS["shuffled"](scores[0].responses[0], np.random.default_rng(1))),
+        np.sort(scores[0].responses[0].reward_mask),
+    )
 
 
 def test_the_confidence_control_is_confpos():
     rng = np.random.default_rng(1)
     for prob in (rng.uniform(0.01, 0.99, 9), np.full(3, 0.1), np.array([0.2])):
         one = response(np.zeros(len(prob)), rng.normal(size=len(prob)), ref=prob)
-        np.testing.assert_array_equal(RANKINGS["confidence"](one, rng), unsure_tokens(one.ref_logp, np.ones(len(prob), bool)))
+        np.testing.assert_array_equal(
+            RANKINGS["confidence"](one, rng), unsure_tokens(one.ref_logp, np.ones(len(prob), bool))
+        )
 
 
 # ---------------------------------------------------------------- deletion
@@ -110,16 +145,26 @@ def test_deletion_by_hand():
     scores = [pair(response([3, 0, 1, 2], [2, -1, 0.5, 0.25], kl=0.5), response([1, 2], [0, 1]))]
     found = deletion(scores, beta=2.0, with_kl=True, shares=(0.0, 0.25))
     assert found["0"]["margin_top"] == found["0"]["margin_random"] == pytest.approx(2 * (1.75 + 2 - 1))
-    assert found["0.25"]["margin_top"] == pytest.approx(2 * 1.25) and found["0.25"]["margin_bottom"] == pytest.approx(2 * 3.25)
+    assert found["0.25"]["margin_top"] == pytest.approx(2 * 1.25) and found["0.25"][
+        "margin_bottom"
+    ] == pytest.approx(2 * 3.25)
     plain = deletion(scores, beta=2.0, with_kl=False, shares=(0.25,))["0.25"]
-    assert plain["margin_top"] == pytest.approx(2 * -0.25) and plain["accuracy_top"] == 0.0 and plain["accuracy_bottom"] == 1.0
+    assert (
+        plain["margin_top"] == pytest.approx(2 * -0.25)
+        and plain["accuracy_top"] == 0.0
+        and plain["accuracy_bottom"] == 1.0
+    )
 
 
 def test_the_shares_are_of_each_response_and_one_token_goes_at_least():
     """20 tokens of r 1 and 3 of r 1: 5 % is one of each, 40 % eight and one (1.2). All gone is a tie, whatever is rounded."""
     scores = [pair(response(np.arange(20), np.ones(20)), response(np.arange(3), np.ones(3)))]
     found = deletion(scores, beta=1.0, with_kl=False, shares=(0.05, 0.4, 1.0))
-    assert [found[share]["margin_top"] for share in ("0.05", "0.4", "1")] == [pytest.approx(19 - 2, abs=1e-5), pytest.approx(12 - 2, abs=1e-5), 0.0]
+    assert [found[share]["margin_top"] for share in ("0.05", "0.4", "1")] == [
+        pytest.approx(19 - 2, abs=1e-5),
+        pytest.approx(12 - 2, abs=1e-5),
+        0.0,
+    ]
     assert found["1"]["accuracy_random"] == 0.5
 
 
@@ -136,12 +181,27 @@ def test_a_faithful_mask_loses_the_preference_first():
     rng, scores = np.random.default_rng(2), []
     for n in range(200):
         mask = (np.arange(20) % 10 == 3).astype(float)
-        scores.append(pair(*(response(mask, sign * mask + rng.normal(0, 0.05, 20)) for sign in (1, -1)), row=n))
+        scores.append(
+            pair(*(response(mask, sign * mask + rng.normal(0, 0.05, 20)) for sign in (1, -1)), row=n)
+        )
     found = deletion(scores, beta=1.0, with_kl=False)
-    assert found["0"]["accuracy_top"] == 1.0 and found["0.1"]["accuracy_random"] > 0.95 and abs(found["0.1"]["accuracy_top"] - 0.5) < 0.1
+    assert (
+        found["0"]["accuracy_top"] == 1.0
+        and found["0.1"]["accuracy_random"] > 0.95
+        and abs(found["0.1"]["accuracy_top"] - 0.5) < 0.1
+    )
     assert found["0.4"]["margin_bottom"] == pytest.approx(found["0"]["margin_bottom"], abs=0.2)
-    shuffled = deletion([score._replace(responses=tuple(r._replace(reward_mask=1 - r.reward_mask) for r in score.responses)) for score in scores],
-                        beta=1.0, with_kl=False, ranking="kl")
+    shuffled = deletion(
+        [
+            score._replace(
+                responses=tuple(r._replace(reward_mask=1 - r.reward_mask) for r in score.responses)
+            )
+            for score in scores
+        ],
+        beta=1.0,
+        with_kl=False,
+        ranking="kl",
+    )
     assert shuffled == found, "ranking kl goes by the KL mask"
 
 
@@ -156,8 +216,14 @@ class Entry(NamedTuple):
 
 FILES = {
     "opinion": ("; Opinion lexicon\n;;;\n\ngood\nA+\nawfully\n", {"good": 1, "a+": 1, "awfully": 1}),
-    "scores": ("bad\t-2.5\t0.9\t[-3, -2]\nfine\t0\ncan't stand\t-3\nBad\t-1.5\n", {"bad": 2, "fine": 0, "can't stand": 3}),
-    "treebank": ("(3 (2 A) (4 (4 Good) (2 film)))\n(1 (0 bad) (3 good))\n", {"a": 0, "good": 1.5, "film": 0, "bad": 2}),
+    "scores": (
+        "bad\t-2.5\t0.9\t[-3, -2]\nfine\t0\ncan't stand\t-3\nBad\t-1.5\n",
+        {"bad": 2, "fine": 0, "can't stand": 3},
+    ),
+    "treebank": (
+        "(3 (2 A) (4 (4 Good) (2 film)))\n(1 (0 bad) (3 good))\n",
+        {"a": 0, "good": 1.5, "film": 0, "bad": 2},
+    ),
 }
 
 
@@ -175,21 +241,34 @@ def test_words_above_the_threshold_decide_and_lists_of_a_kind_are_one(tmp_path):
     for kind, (text, _) in FILES.items():
         (tmp_path / kind).write_text(text)
     (tmp_path / "more").write_text("dull\n")
-    found = load_lexicons([Entry(str(tmp_path / "opinion"), "opinion"), Entry(str(tmp_path / "more"), "opinion"), Entry(str(tmp_path / "scores"), "scores", 2.0),
-                           Entry(str(tmp_path / "treebank"), "treebank")])
-    assert found == {"opinion": {"good", "a+", "awfully", "dull"}, "scores": {"can't stand"}, "treebank": {"good", "bad"}}
+    found = load_lexicons(
+        [
+            Entry(str(tmp_path / "opinion"), "opinion"),
+            Entry(str(tmp_path / "more"), "opinion"),
+            Entry(str(tmp_path / "scores"), "scores", 2.0),
+            Entry(str(tmp_path / "treebank"), "treebank"),
+        ]
+    )
+    assert found == {
+        "opinion": {"good", "a+", "awfully", "dull"},
+        "scores": {"can't stand"},
+        "treebank": {"good", "bad"},
+    }
     with pytest.raises(UserError, match="has no word of a strength above 3.0"):
         load_lexicons([Entry(str(tmp_path / "scores"), "scores", 3.0)])
 
 
-@pytest.mark.parametrize(("kind", "content", "said"), [
-    ("opinion", b"good\nvery bad\n", ":2 is no line of kind opinion, which is one word: 'very bad'"),
-    ("scores", b"good\t1\nbad\tworse\n", ":2 is no line of kind scores"),
-    ("scores", b"good 1\n", ":1 is no line of kind scores"),
-    ("treebank", b"(5 good)\n", ":1 is no line of kind treebank"),
-    ("opinion", b"\xff\xfe", "cannot be read"),
-    ("opinion", None, "cannot be read (No such file"),
-])
+@pytest.mark.parametrize(
+    ("kind", "content", "said"),
+    [
+        ("opinion", b"good\nvery bad\n", ":2 is no line of kind opinion, which is one word: 'very bad'"),
+        ("scores", b"good\t1\nbad\tworse\n", ":2 is no line of kind scores"),
+        ("scores", b"good 1\n", ":1 is no line of kind scores"),
+        ("treebank", b"(5 good)\n", ":1 is no line of kind treebank"),
+        ("opinion", b"\xff\xfe", "cannot be read"),
+        ("opinion", None, "cannot be read (No such file"),
+    ],
+)
 def test_what_is_no_list_is_named(tmp_path, kind, content, said):
     if content is not None:
         (tmp_path / "list").write_bytes(content)
@@ -200,11 +279,27 @@ def test_what_is_no_list_is_named(tmp_path, kind, content, said):
 
 def test_words_are_found_over_their_pieces():
     """Every piece of a word is decisive, all but its first are its rest; a word within another is none; an apostrophe belongs to a word from within only."""
-    texts = ["aw", "ful", "ly", " 'bad", "' badly", " is", "n't", " film", ".", "", " good bad", "ness ba", "d"]
+    texts = [
+        "aw",
+        "ful",
+        "ly",
+        " 'bad",
+        "' badly",
+        " is",
+        "n't",
+        " film",
+        ".",
+        "",
+        " good bad",
+        "ness ba",
+        "d",
+    ]
     marks = mark_words(texts, {"one": {"awfully", "bad", "isn't", "good"}, "two": {"film"}})
     assert "".join("01"[int(x)] for x in marks.decisive["one"]) == "1111011000111"
     assert "".join("01"[int(x)] for x in marks.decisive["two"]) == "0000000100000"
-    assert "".join("01"[int(x)] for x in marks.rest) == "0110001000001", "a token that begins a word is not the rest of one"
+    assert "".join("01"[int(x)] for x in marks.rest) == "0110001000001", (
+        "a token that begins a word is not the rest of one"
+    )
     assert "".join("01"[int(x)] for x in marks.union) == "1111011100111"
 
 
@@ -224,7 +319,11 @@ def test_long_texts_are_told_token_by_token_in_windows(kind):
         same = next((k for k, (a, b) in enumerate(zip(before, now)) if a != b), min(len(before), len(now)))
         whole.append(now[same:])
         before = now
-    assert len(ids) >= 300 and token_texts(ids, tokenizer) == whole and ("\ufffd" in "".join(whole)) == (kind == "bpe")
+    assert (
+        len(ids) >= 300
+        and token_texts(ids, tokenizer) == whole
+        and ("\ufffd" in "".join(whole)) == (kind == "bpe")
+    )
 
 
 # ---------------------------------------------------------------- the program
@@ -240,31 +339,62 @@ def test_word_lists_mark_pairs_that_do_not_say_what_decides(tmp_path, capsys):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(rows_of_text(n)) + "\n" for n in range(24)))
     (tmp_path / "words.txt").write_text("superb\nlovely\nawful\ndreadful\n")
     (tmp_path / "trees.txt").write_text("(2 (2 a) (2 film) (4 superb))\n")
-    changes = dict(stages=["po", "eval", "report"], tokenizer={"kind": "bpe", "vocab_size": 270}, sft=None, po={"steps": 1},
-                   data={"sft": [], "train": [{"path": str(tmp_path / "pairs.jsonl")}], "eval": [], "holdout": {"share": 0.4}},
-                   evaluation={"batch_size": 8, "sampled_prompts": None, "lexicons": [{"path": str(tmp_path / "words.txt"), "kind": "opinion"},
-                                                                                      {"path": str(tmp_path / "trees.txt"), "kind": "treebank"}]})
+    changes = dict(
+        stages=["po", "eval", "report"],
+        tokenizer={"kind": "bpe", "vocab_size": 270},
+        sft=None,
+        po={"steps": 1},
+        data={
+            "sft": [],
+            "train": [{"path": str(tmp_path / "pairs.jsonl")}],
+            "eval": [],
+            "holdout": {"share": 0.4},
+        },
+        evaluation={
+            "batch_size": 8,
+            "sampled_prompts": None,
+            "lexicons": [
+                {"path": str(tmp_path / "words.txt"), "kind": "opinion"},
+                {"path": str(tmp_path / "trees.txt"), "kind": "treebank"},
+            ],
+        },
+    )
     output = run(tmp_path, **changes)
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["lexicons"].keys() == {"opinion", "treebank"} and all(0 <= summary["mask"][f"auroc_{name}"] <= 1 for name in ("reward", "logratio", "random"))
+    assert summary["lexicons"].keys() == {"opinion", "treebank"} and all(
+        0 <= summary["mask"][f"auroc_{name}"] <= 1 for name in ("reward", "logratio", "random")
+    )
     opinion = summary["lexicons"]["opinion"]
-    assert summary["mask"]["auroc_reward"] == opinion["auroc_reward"] and summary["mask"]["auroc_ceiling"] is None
+    assert (
+        summary["mask"]["auroc_reward"] == opinion["auroc_reward"]
+        and summary["mask"]["auroc_ceiling"] is None
+    )
     assert summary["lexicons"]["treebank"]["decisive_share"] < opinion["decisive_share"]
     assert 0 < opinion["first_pieces"]["decisive_share"] != opinion["decisive_share"]
     side = lines_of(output / "pairs.jsonl")[0]["chosen"]
-    word = "".join(text for text, decisive in zip(side["tokens"], side["decisive"], strict=True) if decisive).strip()
+    word = "".join(
+        text for text, decisive in zip(side["tokens"], side["decisive"], strict=True) if decisive
+    ).strip()
     assert word in ("superb", "lovely") and "underlined" in (output / "report.html").read_text()
     capsys.readouterr()
     (tmp_path / "words.txt").write_text("film\n")
     assert main(["--config", str(tmp_path / "config.yaml")]) == 0
     assert "po: finished before" in capsys.readouterr().out
-    assert json.loads((output / "summary.json").read_text())["lexicons"]["opinion"]["decisive_share"] != opinion["decisive_share"]
+    assert (
+        json.loads((output / "summary.json").read_text())["lexicons"]["opinion"]["decisive_share"]
+        != opinion["decisive_share"]
+    )
 
 
 def test_word_lists_that_cannot_serve_are_said_before_anything_runs(tmp_path, capsys):
     lexicons = {"lexicons": [{"path": str(tmp_path / "absent.txt"), "kind": "opinion"}]}
     assert main(["--config", str(write_config(tmp_path, evaluation=lexicons)), "--check"]) == 2
     assert "evaluation.lexicons.0.path: no such file" in capsys.readouterr().err
-    config = write_config(tmp_path, evaluation=lexicons, tokenizer={"kind": "auto"}, policy={"config": {"model_type": "gpt2", "vocab_size": 9}})
+    config = write_config(
+        tmp_path,
+        evaluation=lexicons,
+        tokenizer={"kind": "auto"},
+        policy={"config": {"model_type": "gpt2", "vocab_size": 9}},
+    )
     assert main(["--config", str(config), "--check"]) == 2
     assert "evaluation.lexicons: words are text: set tokenizer" in capsys.readouterr().err

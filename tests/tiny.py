@@ -10,17 +10,57 @@ from sparsepo_jax.data.packing import Shape, pack, sizes_of
 from sparsepo_jax.data.table import TokenTable, ragged
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 31, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
-NEOX = {"model_type": "gpt_neox", "vocab_size": 31, "max_position_embeddings": 32, "hidden_size": 16, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "intermediate_size": 32, "rotary_pct": 0.5, "hidden_act": "gelu"}
-LLAMA = {"model_type": "llama", "vocab_size": 31, "max_position_embeddings": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "intermediate_size": 24, "rms_norm_eps": 1e-5}
-GPTJ = {"model_type": "gptj", "vocab_size": 31, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4}
-GEMMA3 = LLAMA | {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 5, "num_hidden_layers": 3,
-                  "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-                  "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
-                                      "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}}
-GEMMA2 = LLAMA | {"model_type": "gemma2", "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 5, "attn_logit_softcapping": 0.5,
-                  "final_logit_softcapping": 0.7}
+NEOX = {
+    "model_type": "gpt_neox",
+    "vocab_size": 31,
+    "max_position_embeddings": 32,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "rotary_pct": 0.5,
+    "hidden_act": "gelu",
+}
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 31,
+    "max_position_embeddings": 32,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "rms_norm_eps": 1e-5,
+}
+GPTJ = {
+    "model_type": "gptj",
+    "vocab_size": 31,
+    "n_positions": 32,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "rotary_dim": 4,
+}
+GEMMA3 = LLAMA | {
+    "model_type": "gemma3_text",
+    "head_dim": 8,
+    "sliding_window": 4,
+    "query_pre_attn_scalar": 5,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
+    },
+}
+GEMMA2 = LLAMA | {
+    "model_type": "gemma2",
+    "head_dim": 8,
+    "sliding_window": 4,
+    "query_pre_attn_scalar": 5,
+    "attn_logit_softcapping": 0.5,
+    "final_logit_softcapping": 0.7,
+}
 NEOX_SEQUENTIAL = NEOX | {"use_parallel_residual": False, "attention_bias": False}
 CONFIGS = {
     "gpt2": GPT2,
@@ -32,9 +72,26 @@ CONFIGS = {
     "neox, sequential, no attention bias": NEOX_SEQUENTIAL,
     "neox, tied": NEOX | {"tie_word_embeddings": True, "rotary_pct": 1.0, "rotary_emb_base": 500},
     "llama": LLAMA,
-    "llama 3": LLAMA | {"head_dim": 6, "attention_bias": True, "mlp_bias": True, "max_position_embeddings": 64, "rope_parameters": {
-        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
-    "llama, tied, linear": LLAMA | {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+    "llama 3": LLAMA
+    | {
+        "head_dim": 6,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "max_position_embeddings": 64,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "llama, tied, linear": LLAMA
+    | {
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+    },
     "mistral": LLAMA | {"model_type": "mistral", "sliding_window": 5},
     "qwen2": LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": LLAMA | {"model_type": "qwen3", "head_dim": 8},
@@ -44,7 +101,9 @@ CONFIGS = {
 }
 
 
-def random_rows(pairs: int = 4, prompt: int = 5, tokens: int = 6, vocab: int = 31, seed: int = 0) -> list[tuple[list[int], ...]]:
+def random_rows(
+    pairs: int = 4, prompt: int = 5, tokens: int = 6, vocab: int = 31, seed: int = 0
+) -> list[tuple[list[int], ...]]:
     """(prompt, chosen, rejected) ids of various lengths; the first pair has the longest of each."""
     rng = np.random.default_rng(seed)
     prompt_lengths, lengths = rng.integers(1, prompt + 1, pairs), rng.integers(1, tokens + 1, (pairs, 2))
@@ -53,19 +112,42 @@ def random_rows(pairs: int = 4, prompt: int = 5, tokens: int = 6, vocab: int = 3
     return [(ids(n), ids(chosen), ids(rejected)) for n, (chosen, rejected) in zip(prompt_lengths, lengths)]
 
 
-def packed(pairs, *, rows: int = 1, shared: bool = True, spare: int = 0, response_length: int | None = None) -> PairBatch:
+def packed(
+    pairs, *, rows: int = 1, shared: bool = True, spare: int = 0, response_length: int | None = None
+) -> PairBatch:
     """Pairs (prompt ids, responses' ids ...) in order, in `rows` rows of tokens; spare: more room than is needed, everywhere."""
-    prompts, responses = [np.array(p, np.int32) for p, *_ in pairs], [np.array(r, np.int32) for _, *rs in pairs for r in rs]
+    prompts, responses = (
+        [np.array(p, np.int32) for p, *_ in pairs],
+        [np.array(r, np.int32) for _, *rs in pairs for r in rs],
+    )
     P, none = len(pairs[0]) - 1, np.zeros(len(pairs), bool)
-    table = TokenTable(ragged(prompts, np.int32), ragged(responses, np.int32), np.arange(len(pairs)), none, np.zeros((len(pairs), P), bool),
-                       np.ones(len(pairs), np.float32), ("pairs",), np.zeros(len(pairs), np.int32), np.arange(len(pairs)))
+    table = TokenTable(
+        ragged(prompts, np.int32),
+        ragged(responses, np.int32),
+        np.arange(len(pairs)),
+        none,
+        np.zeros((len(pairs), P), bool),
+        np.ones(len(pairs), np.float32),
+        ("pairs",),
+        np.zeros(len(pairs), np.int32),
+        np.arange(len(pairs)),
+    )
     sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=shared)
     most = [x.reshape(rows, -1).sum(axis=1).max() for x in sizes[:2]] + [sizes.longest_N.max()]
     longest = int(table.response_lengths_NP.max()) if response_length is None else response_length
-    return pack(table, np.arange(len(pairs)), Shape(*(int(x) + spare for x in most)), longest, rows=rows, shared=shared)
+    return pack(
+        table,
+        np.arange(len(pairs)),
+        Shape(*(int(x) + spare for x in most)),
+        longest,
+        rows=rows,
+        shared=shared,
+    )
 
 
-def random_batch(pairs: int = 4, prompt: int = 5, tokens: int = 6, vocab: int = 31, seed: int = 0, **packing) -> PairBatch:
+def random_batch(
+    pairs: int = 4, prompt: int = 5, tokens: int = 6, vocab: int = 31, seed: int = 0, **packing
+) -> PairBatch:
     return packed(random_rows(pairs, prompt, tokens, vocab, seed), **packing)
 
 
@@ -78,9 +160,22 @@ def pair_table(pairs, weights=None):
     for row, given in zip(rows, weights or []):
         row |= dict(zip(("chosen_weights", "rejected_weights"), given))
     with tempfile.TemporaryDirectory() as cache:
-        return load_table([GeneratedRows("pairs", rows, 1.0)], kind="pairs", tokenizer=None, vocab_size=None, max_length=64, max_prompt_length=32,
-                          separator="", template="none", template_arguments={}, add_bos=None, add_eos=True, on_bad_row="error",
-                          bad_rows_path=Path(cache) / "bad.jsonl", cache_dir=cache)
+        return load_table(
+            [GeneratedRows("pairs", rows, 1.0)],
+            kind="pairs",
+            tokenizer=None,
+            vocab_size=None,
+            max_length=64,
+            max_prompt_length=32,
+            separator="",
+            template="none",
+            template_arguments={},
+            add_bos=None,
+            add_eos=True,
+            on_bad_row="error",
+            bad_rows_path=Path(cache) / "bad.jsonl",
+            cache_dir=cache,
+        )
 
 
 class InMemory:

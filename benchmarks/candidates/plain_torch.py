@@ -24,7 +24,9 @@ class OfficialMask(torch.nn.Module):
         torch.nn.init.constant_(self.mixer.weight, 1 / layers)
 
     def forward(self, states):
-        per_layer = [torch.relu(linear(self.layer_norm(state))) for linear, state in zip(self.w_per_layer, states)]
+        per_layer = [
+            torch.relu(linear(self.layer_norm(state))) for linear, state in zip(self.w_per_layer, states)
+        ]
         return torch.relu(self.mixer(torch.cat(per_layer, dim=-1)))[..., 0]
 
 
@@ -32,7 +34,12 @@ class Step:
     """One optimizer step: AdamW, gradients clipped at norm 1."""
 
     def __init__(self, kind: str, policy, reference, beta: float = 0.8):
-        self.kind, self.policy, self.reference, self.beta = kind, policy, reference.eval().requires_grad_(False), beta
+        self.kind, self.policy, self.reference, self.beta = (
+            kind,
+            policy,
+            reference.eval().requires_grad_(False),
+            beta,
+        )
         config = policy.config
         self.masks = OfficialMask(config.n_layer, config.n_embd) if kind == "sparsepo" else None
         parameters = [*policy.parameters(), *(self.masks.parameters() if self.masks else [])]
@@ -42,9 +49,16 @@ class Step:
         """ids [2B, S], chosen rows first; response [2B, S]: which tokens are the response's."""
         labels, keep = ids[:, 1:], response[:, 1:]
         with torch.no_grad():
-            found = self.reference(ids, attention_mask=attention_mask, output_hidden_states=self.masks is not None, use_cache=False)
+            found = self.reference(
+                ids,
+                attention_mask=attention_mask,
+                output_hidden_states=self.masks is not None,
+                use_cache=False,
+            )
             ref_logps = found.logits[:, :-1].log_softmax(-1)
-        logps = self.policy(ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1].log_softmax(-1)
+        logps = (
+            self.policy(ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1].log_softmax(-1)
+        )
         pick = lambda x: torch.gather(x, 2, labels[..., None])[..., 0]  # noqa: E731
         ratio = pick(logps) - pick(ref_logps)
         margin = lambda x: (lambda sums: sums[: len(sums) // 2] - sums[len(sums) // 2 :])((x * keep).sum(-1))  # noqa: E731
@@ -64,8 +78,16 @@ class Step:
 
 def make_models(vocab: int, positions: int, width: int, layers: int):
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=vocab, n_positions=positions, n_embd=width, n_layer=layers, n_head=width // 64, resid_pdrop=0, embd_pdrop=0,
-                        attn_pdrop=0)
+    config = GPT2Config(
+        vocab_size=vocab,
+        n_positions=positions,
+        n_embd=width,
+        n_layer=layers,
+        n_head=width // 64,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+    )
     policy, reference = GPT2LMHeadModel(config), GPT2LMHeadModel(config)
     reference.load_state_dict(policy.state_dict())
     return policy, reference
@@ -75,11 +97,17 @@ def main() -> None:
     kind, (pairs, prompt, response, vocab, width, layers) = sys.argv[1], map(int, sys.argv[2:])
     step = Step(kind, *make_models(vocab, prompt + response, width, layers))
     generator = torch.Generator().manual_seed(0)
-    prompts, responses = torch.randint(vocab, (pairs, prompt), generator=generator), torch.randint(vocab, (2 * pairs, response), generator=generator)
+    prompts, responses = (
+        torch.randint(vocab, (pairs, prompt), generator=generator),
+        torch.randint(vocab, (2 * pairs, response), generator=generator),
+    )
     ids = torch.cat([prompts.repeat(2, 1), responses], dim=1)
     is_response = torch.arange(prompt + response).expand_as(ids) >= prompt
     attention_mask = torch.ones_like(ids)
-    serve(lambda: step(ids, attention_mask, is_response), versions={"torch": torch.__version__, "transformers": transformers.__version__})
+    serve(
+        lambda: step(ids, attention_mask, is_response),
+        versions={"torch": torch.__version__, "transformers": transformers.__version__},
+    )
 
 
 if __name__ == "__main__":

@@ -25,22 +25,47 @@ LONGEST, BUCKETS = 2048, 8  # tokens of prompt + response, batch shapes
 
 def load(file: str, tokenizer: str, vocab: int, pairs: int, steps: int) -> tuple[TokenTable, BatchPlan]:
     table = load_table(
-        [FileRows(file)], kind="pairs", tokenizer=load_tokenizer(tokenizer), vocab_size=vocab, max_length=LONGEST, max_prompt_length=LONGEST // 2,
-        separator="", template="none", template_arguments={}, add_bos=None, add_eos=True, on_bad_row="skip",
-        bad_rows_path=Path(tokenizer) / "bad_rows.jsonl", cache_dir=f"{tokenizer}/tokens",
+        [FileRows(file)],
+        kind="pairs",
+        tokenizer=load_tokenizer(tokenizer),
+        vocab_size=vocab,
+        max_length=LONGEST,
+        max_prompt_length=LONGEST // 2,
+        separator="",
+        template="none",
+        template_arguments={},
+        add_bos=None,
+        add_eos=True,
+        on_bad_row="skip",
+        bad_rows_path=Path(tokenizer) / "bad_rows.jsonl",
+        cache_dir=f"{tokenizer}/tokens",
     )
     sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=True)
-    return table, BatchPlan(sizes, None, batch_size=pairs, rows=1, strata=4, buckets=BUCKETS, seed=0, shuffle=True, steps=steps)
+    return table, BatchPlan(
+        sizes, None, batch_size=pairs, rows=1, strata=4, buckets=BUCKETS, seed=0, shuffle=True, steps=steps
+    )
 
 
-def ours(table: TokenTable, plan: BatchPlan, steps: int, chunk: int, vocab: int, width: int, layers: int) -> None:
+def ours(
+    table: TokenTable, plan: BatchPlan, steps: int, chunk: int, vocab: int, width: int, layers: int
+) -> None:
     from work import OurStep, gpt2
 
     from sparsepo_jax.data.pipeline import make_batches
-    from sparsepo_jax.dist.mesh import put_batch
+    from sparsepo_jax.sharding.mesh import put_batch
 
     def batches(start: int, stop: int):
-        return make_batches(table, plan, start=start, stop=stop, micro_steps=1, process_index=0, process_count=1, shared=True, with_weights=False)
+        return make_batches(
+            table,
+            plan,
+            start=start,
+            stop=stop,
+            micro_steps=1,
+            process_index=0,
+            process_count=1,
+            shared=True,
+            with_weights=False,
+        )
 
     planned = [plan.batch(n) for n in range(steps)]
     first_of = {batch.shape: n for n, batch in reversed(list(enumerate(planned)))}
@@ -64,11 +89,19 @@ def ours(table: TokenTable, plan: BatchPlan, steps: int, chunk: int, vocab: int,
         return float(loss)
 
     pairs = [int((batch.rows != FILLER).sum()) for batch in planned]
-    serve(run, pairs=[sum(pairs[n : n + chunk]) for n in range(0, steps, chunk)], real_token_share=plan.real_token_share(),
-          shapes=list(compiled), compile_s=step.compile_s, rows=len(table))
+    serve(
+        run,
+        pairs=[sum(pairs[n : n + chunk]) for n in range(0, steps, chunk)],
+        real_token_share=plan.real_token_share(),
+        shapes=list(compiled),
+        compile_s=step.compile_s,
+        rows=len(table),
+    )
 
 
-def torch_steps(table: TokenTable, plan: BatchPlan, steps: int, chunk: int, vocab: int, width: int, layers: int) -> None:
+def torch_steps(
+    table: TokenTable, plan: BatchPlan, steps: int, chunk: int, vocab: int, width: int, layers: int
+) -> None:
     import torch
     import transformers
     from plain_torch import Step, make_models
@@ -81,14 +114,18 @@ def torch_steps(table: TokenTable, plan: BatchPlan, steps: int, chunk: int, voca
     def collate(rows: np.ndarray) -> tuple:
         """(ids, attention mask, which tokens are the response's), chosen rows first."""
         whole = [(table.prompt(row), table.response(row, p)) for p in (0, 1) for row in rows]
-        ids, mask, response = (torch.zeros(len(whole), int(length_NP[rows].max()), dtype=torch.long) for _ in range(3))
+        ids, mask, response = (
+            torch.zeros(len(whole), int(length_NP[rows].max()), dtype=torch.long) for _ in range(3)
+        )
         for n, (prompt, said) in enumerate(whole):
             end = len(prompt) + len(said)
             ids[n, :end], mask[n, :end] = torch.from_numpy(np.concatenate([prompt, said])), 1
             response[n, len(prompt) : end] = 1
         return ids, mask, response.bool()
 
-    step(*collate(max(planned, key=lambda rows: length_NP[rows].max())))  # the longest, before the clock starts
+    step(
+        *collate(max(planned, key=lambda rows: length_NP[rows].max()))
+    )  # the longest, before the clock starts
     starts = iter(range(0, steps, chunk))
 
     def run() -> float:
@@ -96,15 +133,20 @@ def torch_steps(table: TokenTable, plan: BatchPlan, steps: int, chunk: int, voca
         return [step(*collate(rows)) for rows in planned[start : start + chunk]][-1]
 
     padded = sum(length_NP[rows].size * length_NP[rows].max() for rows in planned)
-    serve(run, pairs=[sum(map(len, planned[n : n + chunk])) for n in range(0, steps, chunk)],
-          real_token_share=float(sum(length_NP[rows].sum() for rows in planned) / padded),
-          versions={"torch": torch.__version__, "transformers": transformers.__version__})
+    serve(
+        run,
+        pairs=[sum(map(len, planned[n : n + chunk])) for n in range(0, steps, chunk)],
+        real_token_share=float(sum(length_NP[rows].sum() for rows in planned) / padded),
+        versions={"torch": torch.__version__, "transformers": transformers.__version__},
+    )
 
 
 def main() -> None:
     side, file, tokenizer, *numbers = sys.argv[1:]
     steps, pairs, chunk, vocab, width, layers = map(int, numbers)
-    {"ours": ours, "torch": torch_steps}[side](*load(file, tokenizer, vocab, pairs, steps), steps, chunk, vocab, width, layers)
+    {"ours": ours, "torch": torch_steps}[side](
+        *load(file, tokenizer, vocab, pairs, steps), steps, chunk, vocab, width, layers
+    )
 
 
 if __name__ == "__main__":

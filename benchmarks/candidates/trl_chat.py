@@ -39,22 +39,43 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         rows = load_dataset("json", data_files={"train": train, "eval": held_out}, cache_dir=directory)
         settings = trl.DPOConfig(
-            output_dir=directory, use_cpu=True, bf16=False, fp16=False, per_device_train_batch_size=pairs,
-            per_device_eval_batch_size=pairs, gradient_checkpointing=False, disable_dropout=True, max_grad_norm=1.0,
-            max_length=length, weight_decay=0.0, learning_rate=rate, beta=beta, lr_scheduler_type="cosine", warmup_steps=round(0.1 * steps),
-            max_steps=steps, report_to="none", disable_tqdm=True, save_strategy="no", logging_steps=steps,
+            output_dir=directory,
+            use_cpu=True,
+            bf16=False,
+            fp16=False,
+            per_device_train_batch_size=pairs,
+            per_device_eval_batch_size=pairs,
+            gradient_checkpointing=False,
+            disable_dropout=True,
+            max_grad_norm=1.0,
+            max_length=length,
+            weight_decay=0.0,
+            learning_rate=rate,
+            beta=beta,
+            lr_scheduler_type="cosine",
+            warmup_steps=round(0.1 * steps),
+            max_steps=steps,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            logging_steps=steps,
         )
         trainer = trl.DPOTrainer(
             AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-            AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), settings,
-            train_dataset=rows["train"], eval_dataset=rows["eval"],
-            processing_class=AutoTokenizer.from_pretrained(model), callbacks=[clock])
+            AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+            settings,
+            train_dataset=rows["train"],
+            eval_dataset=rows["eval"],
+            processing_class=AutoTokenizer.from_pretrained(model),
+            callbacks=[clock],
+        )
         trainer.train()
         figures = trainer.evaluate()
     answer = {
         "first_step_s": clock.ends_s[0],
         "step_s": (clock.ends_s[-1] - clock.ends_s[0]) / (steps - 1),
-        "accuracy": figures["eval_rewards/accuracies"], "margin": figures["eval_rewards/margins"],
+        "accuracy": figures["eval_rewards/accuracies"],
+        "margin": figures["eval_rewards/margins"],
         "versions": {"trl": trl.__version__, "torch": torch.__version__},
     }
     print(json.dumps(answer), file=ANSWERS, flush=True)

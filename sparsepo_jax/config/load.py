@@ -8,9 +8,10 @@ A file may come from anywhere: nothing in it is executed, and its size, its dept
 
 import difflib
 import io
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Sequence, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import Discriminator, ValidationError
 from ruamel.yaml import YAML
@@ -35,7 +36,10 @@ class ConfigError(Exception):
     """A configuration that cannot be run: `lines` holds one mistake a line."""
 
     def __init__(self, lines: Sequence[str]):
-        self.lines = ["".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line) for line in lines]
+        self.lines = [
+            "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+            for line in lines
+        ]
         super().__init__("\n".join(self.lines))
 
 
@@ -43,12 +47,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config
     """The configuration in a YAML file with `section.field=value` overrides put in, and notes to print. Raises ConfigError."""
     data = _read(Path(path))
     if (program := other_program(data)) is not None:
-        raise ConfigError([f"this is a config of {program}: `Coming from TRL` in the README says what each of its settings is called here; "
-                           "configs/quickstart.yaml is one to begin with"])
+        raise ConfigError(
+            [
+                f"this is a config of {program}: `Coming from TRL` in the README says what each of its settings is called here; "
+                "configs/quickstart.yaml is one to begin with"
+            ]
+        )
     changes, mistakes = parse_overrides(overrides)
     notes: list[str] = []
     data = _drop_other_kinds(data, Config, Config, (), changes, notes)
-    for keys in sorted(changes, key=len):  # a section before what lies in it, in whatever order they were given
+    for keys in sorted(
+        changes, key=len
+    ):  # a section before what lies in it, in whatever order they were given
         try:
             data = _with(data, keys, changes[keys])
         except ConfigError as error:
@@ -59,7 +69,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config
     except ValidationError as error:
         found = error.errors()
         more = [f"and {len(found) - MOST_MISTAKES} more mistakes"] if len(found) > MOST_MISTAKES else []
-        raise ConfigError(mistakes + [line for item in found[:MOST_MISTAKES] for line in _explain(item)] + more) from None
+        raise ConfigError(
+            mistakes + [line for item in found[:MOST_MISTAKES] for line in _explain(item)] + more
+        ) from None
     if mistakes:
         raise ConfigError(mistakes)
     return config, notes
@@ -75,7 +87,9 @@ def save_config(config: Config, path: str | Path) -> None:
 def config_text(config: Config) -> str:
     """Every knob as YAML."""
     text, yaml = io.StringIO(), _yaml()
-    yaml.allow_unicode = False  # else line ends beyond ASCII (U+0085, U+2028) are written as they are, and read as spaces
+    yaml.allow_unicode = (
+        False  # else line ends beyond ASCII (U+0085, U+2028) are written as they are, and read as spaces
+    )
     yaml.dump(config.model_dump(), text)
     return text.getvalue()
 
@@ -95,7 +109,10 @@ def json_schema() -> dict[str, Any]:
 # ---------------------------------------------------------------- YAML
 
 
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")}
+_PLAIN_TAGS = {
+    f"tag:yaml.org,2002:{name}"
+    for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
+}
 
 
 class _Constructor(SafeConstructor):
@@ -103,7 +120,10 @@ class _Constructor(SafeConstructor):
 
     def construct_document(self, node: Node) -> Any:
         if _measure(node, {})[0] > MOST_VALUES:
-            raise _refused(node, f"more than {MOST_VALUES} values, aliases written out: leave out what is not of the config")
+            raise _refused(
+                node,
+                f"more than {MOST_VALUES} values, aliases written out: leave out what is not of the config",
+            )
         return super().construct_document(node)
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
@@ -111,11 +131,18 @@ class _Constructor(SafeConstructor):
             made = super().construct_object(node, deep)
             if isinstance(made, int) and made.bit_length() > MOST_BITS:
                 raise ValueError
-            if isinstance(made, str):  # JSON writes a character beyond the 65,536th as two escapes, the halves of a surrogate pair
+            if isinstance(
+                made, str
+            ):  # JSON writes a character beyond the 65,536th as two escapes, the halves of a surrogate pair
                 made = made.encode("utf-16", "surrogatepass").decode("utf-16")
             return made
-        except (ValueError, KeyError):  # ours, or of Python's constructors: a tag that does not fit, a number of thousands of digits, half a pair
-            raise _refused(node, f"{_shown(node.value)} cannot be read as {node.tag.rpartition(':')[2]}") from None
+        except (
+            ValueError,
+            KeyError,
+        ):  # ours, or of Python's constructors: a tag that does not fit, a number of thousands of digits, half a pair
+            raise _refused(
+                node, f"{_shown(node.value)} cannot be read as {node.tag.rpartition(':')[2]}"
+            ) from None
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
@@ -136,14 +163,24 @@ def _measure(node: Node, seen: dict[Node, tuple[int, int] | None]) -> tuple[int,
         return seen[node]
     seen[node] = None
     if node.tag not in _PLAIN_TAGS:
-        raise _refused(node, f"{node.tag}: only text, numbers, true, false, null, lists and mappings, without tags")
+        raise _refused(
+            node, f"{node.tag}: only text, numbers, true, false, null, lists and mappings, without tags"
+        )
     size, depth = 1, 0
     if not isinstance(node, ScalarNode):
         below = node.value
         if isinstance(node, MappingNode):
             for key, _ in node.value:
-                if not isinstance(key, ScalarNode) or key.tag.rpartition(":")[2] not in ("str", "timestamp", "merge", "value"):
-                    raise _refused(key, f"expected text as key, got {_shown(key.value) if isinstance(key, ScalarNode) else 'a list or mapping'}: quote it")
+                if not isinstance(key, ScalarNode) or key.tag.rpartition(":")[2] not in (
+                    "str",
+                    "timestamp",
+                    "merge",
+                    "value",
+                ):
+                    raise _refused(
+                        key,
+                        f"expected text as key, got {_shown(key.value) if isinstance(key, ScalarNode) else 'a list or mapping'}: quote it",
+                    )
             below = [value for _, value in node.value]
         measures = [_measure(child, seen) for child in below]
         size += sum(size for size, _ in measures)
@@ -191,9 +228,13 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8: {error.reason} at byte {error.start + 1}"]) from None
     except _NotYaml as error:
-        raise ConfigError([error.problem if error.line is None else f"line {error.line}: {error.problem}"]) from None
+        raise ConfigError(
+            [error.problem if error.line is None else f"line {error.line}: {error.problem}"]
+        ) from None
     if not isinstance(data, dict):
-        raise ConfigError([f"line 1: expected a mapping of sections (stages: ..., policy: ...), got {_shown(data)}"])
+        raise ConfigError(
+            [f"line 1: expected a mapping of sections (stages: ..., policy: ...), got {_shown(data)}"]
+        )
     return data
 
 
@@ -209,7 +250,9 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[dict[Keys, Any], list[str
         try:
             changes[keys] = _parse(text)
         except _NotYaml as error:
-            mistakes.append(f"{_dotted(keys)}: {_shown(text)} is not YAML ({error.problem}); quote it to give a string")
+            mistakes.append(
+                f"{_dotted(keys)}: {_shown(text)} is not YAML ({error.problem}); quote it to give a string"
+            )
     return changes, mistakes
 
 
@@ -228,7 +271,9 @@ def _with(node: Any, keys: Keys, value: Any, above: Keys = ()) -> Any:
     if not key.isdecimal():
         raise ConfigError([f"{place} is a list: give an index, as in {_dotted((*above, '0', *keys))}"])
     if len(key) > 9 or int(key) > len(node):
-        raise ConfigError([f"{place} has {len(node)} entries, so the highest index is {len(node)}, which appends"])
+        raise ConfigError(
+            [f"{place} has {len(node)} entries, so the highest index is {len(node)}, which appends"]
+        )
     entries = node + [None] * (int(key) == len(node))
     entries[int(key)] = _with(entries[int(key)], rest, value, here)
     return entries
@@ -249,7 +294,9 @@ def _plain(annotation: Any) -> Any:
 
 
 def _discriminator(annotation: Any) -> Discriminator | None:
-    return next((extra for extra in getattr(annotation, "__metadata__", ()) if isinstance(extra, Discriminator)), None)
+    return next(
+        (extra for extra in getattr(annotation, "__metadata__", ()) if isinstance(extra, Discriminator)), None
+    )
 
 
 def _kinds(annotation: Any) -> dict[str | None, type[Section]]:
@@ -277,7 +324,9 @@ def _fields(model: type[Section]) -> dict[str, Any]:
     return {name: hints[name] for name in model.model_fields}
 
 
-def _drop_other_kinds(value: Any, old: Any, new: Any, at: Keys, changes: dict[Keys, Any], notes: list[str]) -> Any:
+def _drop_other_kinds(
+    value: Any, old: Any, new: Any, at: Keys, changes: dict[Keys, Any], notes: list[str]
+) -> Any:
     """The file's `value` without keys of other kinds, wherever `changes` alter its kind (by name, or by altering the default).
 
     `old` and `new` are the annotations before and after the change. A key that no kind has is misspelt, and stays.
@@ -286,7 +335,10 @@ def _drop_other_kinds(value: Any, old: Any, new: Any, at: Keys, changes: dict[Ke
         return value  # replaced as a whole
     if isinstance(value, list) and get_origin(_plain(new)) is list:
         item_old, item_new = get_args(_plain(old))[0], get_args(_plain(new))[0]
-        return [_drop_other_kinds(item, item_old, item_new, (*at, str(i)), changes, notes) for i, item in enumerate(value)]
+        return [
+            _drop_other_kinds(item, item_old, item_new, (*at, str(i)), changes, notes)
+            for i, item in enumerate(value)
+        ]
     if not isinstance(value, dict) or not _kinds(old) or not _kinds(new):
         return value
     chosen = changes.get((*at, "kind"))
@@ -298,10 +350,14 @@ def _drop_other_kinds(value: Any, old: Any, new: Any, at: Keys, changes: dict[Ke
         dropped = [key for key in value if key in known and key not in new_fields]
         kept = {key: item for key, item in value.items() if key not in dropped}
         if dropped:
-            notes.append(f"{_dotted((*at, 'kind'))}={kind}: dropped {', '.join(dropped)}, which {kind} does not have")
+            notes.append(
+                f"{_dotted((*at, 'kind'))}={kind}: dropped {', '.join(dropped)}, which {kind} does not have"
+            )
     shared = old_fields.keys() & new_fields.keys()
     return {
-        key: _drop_other_kinds(item, old_fields[key], new_fields[key], (*at, key), changes, notes) if key in shared else item
+        key: _drop_other_kinds(item, old_fields[key], new_fields[key], (*at, key), changes, notes)
+        if key in shared
+        else item
         for key, item in kept.items()
     }
 
@@ -318,7 +374,9 @@ def _with_nearest_kinds(value: Any, annotation: Any, at: Keys, mistakes: list[st
         mistakes.append(f"{_dotted((*at, 'kind'))}: {_not_one_of(value['kind'], _kinds(annotation))}")
         value = {**value, "kind": kind}
     fields = _fields(_kinds(annotation)[kind])
-    return {key: _with_nearest_kinds(item, fields.get(key), (*at, key), mistakes) for key, item in value.items()}
+    return {
+        key: _with_nearest_kinds(item, fields.get(key), (*at, key), mistakes) for key, item in value.items()
+    }
 
 
 # ---------------------------------------------------------------- saying what is wrong
@@ -329,7 +387,9 @@ def _explain(error: Any) -> list[str]:
     path, owner, kind = _place(error["loc"])
     message, got, where = error["msg"], _shown(error["input"]), _dotted(path)
     match error["type"]:
-        case "value_error":  # ours, from schema.py: a line each; the outermost lines name their place themselves
+        case (
+            "value_error"
+        ):  # ours, from schema.py: a line each; the outermost lines name their place themselves
             return [f"{where}: {line}" if where else line for line in str(error["ctx"]["error"]).split("\n")]
         case "missing":
             return [f"{where}: required, but missing"]
@@ -337,7 +397,11 @@ def _explain(error: Any) -> list[str]:
             fields = _fields(owner)
             names = _by_likeness(path[-1], fields)
             elsewhere = _name_here(path, names)
-            below = [name for name in fields if any(path[-1] in _fields(model) for model in _kinds(fields[name]).values())]
+            below = [
+                name
+                for name in fields
+                if any(path[-1] in _fields(model) for model in _kinds(fields[name]).values())
+            ]
             unknown = f"{where}: unknown key" + (f" for kind {kind}" if kind else "")
             if elsewhere is not None:
                 return [f"{unknown}; did you mean {elsewhere}?"]
@@ -349,11 +413,15 @@ def _explain(error: Any) -> list[str]:
         case "literal_error":
             return [f"{where}: {_not_one_of(error['input'], _choices(_fields(owner), path))}"]
         case "model_type" | "dict_type" | "model_attributes_type":
-            return [f"{where}: expected a mapping (key: value), got {got}{_as_mapping(path, owner, error['input'])}"]
+            return [
+                f"{where}: expected a mapping (key: value), got {got}{_as_mapping(path, owner, error['input'])}"
+            ]
         case "list_type":
             return [f"{where}: expected a list, got {got}{_as_list(path, owner, error['input'])}"]
         case "string_type":
-            quote = f'; quote it to give a string: "{got}"' if isinstance(error["input"], (int, float)) else ""
+            quote = (
+                f'; quote it to give a string: "{got}"' if isinstance(error["input"], (int, float)) else ""
+            )
             return [f"{where}: expected a string, got {got}{quote}"]
     if message.startswith("Input should be "):
         wanted = message.removeprefix("Input should be ").split(", ")[0]
@@ -384,7 +452,9 @@ def _as_mapping(path: Keys, owner: type[Section], value: Any) -> str:
     model = next(iter(kinds.values()), None)
     if model is None:
         return ""
-    known = [kind for kind in kinds if kind is not None] or (_choices(_fields(model), ("kind",)) if "kind" in _fields(model) else [])
+    known = [kind for kind in kinds if kind is not None] or (
+        _choices(_fields(model), ("kind",)) if "kind" in _fields(model) else []
+    )
     if same_name(value, known) or difflib.get_close_matches(value, known, n=1):
         key, meant = "kind", _by_likeness(value, known)[0]
     elif "path" in _fields(model):
@@ -404,7 +474,11 @@ def _as_list(path: Keys, owner: type[Section], value: Any) -> str:
     if not kinds:
         return f"; did you mean [{value}]?"
     key = "kind" if value in kinds else "path"
-    return f"; did you mean [{{{key}: {value}}}]?" if any(key in _fields(model) for model in kinds.values()) else ""
+    return (
+        f"; did you mean [{{{key}: {value}}}]?"
+        if any(key in _fields(model) for model in kinds.values())
+        else ""
+    )
 
 
 def _annotation(path: Keys, owner: type[Section]) -> Any:
@@ -448,7 +522,9 @@ def _not_one_of(value: Any, names: Any) -> str:
 
 def _by_likeness(name: str, names: Any) -> list[str]:
     """The names, the one that is meant first."""
-    nearest = difflib.get_close_matches(name[:LONGEST_SHOWN].casefold(), list(names), n=len(names), cutoff=0.0)
+    nearest = difflib.get_close_matches(
+        name[:LONGEST_SHOWN].casefold(), list(names), n=len(names), cutoff=0.0
+    )
     same = same_name(name, names)
     return nearest if same is None else [same, *(other for other in nearest if other != same)]
 

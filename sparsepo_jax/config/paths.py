@@ -17,14 +17,18 @@ def expand_path(text: str) -> str:
         if name == "$":
             return "$"
         if name not in os.environ:
-            raise ValueError(f"{text!r:.80} names the environment variable {name}, which is not set: set it, or write the path out ($$ is a plain $)")
+            raise ValueError(
+                f"{text!r:.80} names the environment variable {name}, which is not set: set it, or write the path out ($$ is a plain $)"
+            )
         return os.environ[name]
 
     path = _VARIABLE.sub(value, text)
     if text.startswith("~"):  # and not where a variable's value does
         path = os.path.expanduser(path)
     if text.startswith("~") and path.startswith("~"):
-        raise ValueError(f"{text!r:.80} is in the home directory of a user who is not known here: write the path out (./~ is a directory of that name)")
+        raise ValueError(
+            f"{text!r:.80} is in the home directory of a user who is not known here: write the path out (./~ is a directory of that name)"
+        )
     return path
 
 

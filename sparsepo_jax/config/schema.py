@@ -10,7 +10,16 @@ import os
 import re
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from sparsepo_jax.config.paths import PathText
 
@@ -28,7 +37,13 @@ def _finite(mapping: dict[str, Any]) -> dict[str, Any]:
         name, value = left.pop()
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}: expected a finite number, got {value}")
-        left += value.items() if isinstance(value, dict) else ((name, item) for item in value) if isinstance(value, list) else ()
+        left += (
+            value.items()
+            if isinstance(value, dict)
+            else ((name, item) for item in value)
+            if isinstance(value, list)
+            else ()
+        )
     return mapping
 
 
@@ -53,7 +68,7 @@ def tagged(default: str, **kinds: type[Section]):
         return value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", default)
 
     members = tuple(Annotated[model, Tag(kind)] for kind, model in kinds.items())
-    return Annotated[Union[members], Discriminator(kind_of)] if len(members) > 1 else members[0]
+    return Annotated[Union[members], Discriminator(kind_of)]  # noqa: UP007 if len(members) > 1 else members[0]
 
 
 # ---------------------------------------------------------------- models and tokenizers
@@ -113,7 +128,14 @@ class ReviewsTokenizer(Section):
     """One token a word of the built-in `reviews` grammar."""
 
 
-Tokenizer = tagged("auto", auto=AutoTokenizer, pretrained=PretrainedTokenizer, bytes=ByteTokenizer, bpe=BpeTokenizer, reviews=ReviewsTokenizer)
+Tokenizer = tagged(
+    "auto",
+    auto=AutoTokenizer,
+    pretrained=PretrainedTokenizer,
+    bytes=ByteTokenizer,
+    bpe=BpeTokenizer,
+    reviews=ReviewsTokenizer,
+)
 
 # ---------------------------------------------------------------- data
 
@@ -218,12 +240,21 @@ class LearnedMask(MaskBase):
     @model_validator(mode="before")
     @classmethod
     def _as_released(cls, given: Any) -> Any:
-        return {"init": "official"} | given if isinstance(given, dict) and given.get("official") is True else given
+        return (
+            {"init": "official"} | given
+            if isinstance(given, dict) and given.get("official") is True
+            else given
+        )
 
 
 class ActivationMask(MaskBase):
     kind: Literal["activation"] = "activation"
-    groups: Annotated[list[Literal["mlp", "attn", "resid", "logits"]], Field(min_length=1)] = ["mlp", "attn", "resid", "logits"]
+    groups: Annotated[list[Literal["mlp", "attn", "resid", "logits"]], Field(min_length=1)] = [
+        "mlp",
+        "attn",
+        "resid",
+        "logits",
+    ]
     mapping: Literal["zn_rescale", "none", "sigmoid", "layernorm"] = "zn_rescale"
     official: bool = False
     """Exactly the points where the official code's hooks fire; otherwise the points that the paper names."""
@@ -255,8 +286,15 @@ class GivenMask(MaskBase):
     """The data's columns chosen_weights and rejected_weights."""
 
 
-_MASKS = dict(learned=LearnedMask, activation=ActivationMask, ones=OnesMask, random=RandomMask, positional=PositionalMask,
-              confidence=ConfidenceMask, given=GivenMask)
+_MASKS = dict(
+    learned=LearnedMask,
+    activation=ActivationMask,
+    ones=OnesMask,
+    random=RandomMask,
+    positional=PositionalMask,
+    confidence=ConfidenceMask,
+    given=GivenMask,
+)
 Mask = tagged("learned", **_MASKS)
 
 # ---------------------------------------------------------------- objectives (METHODS section 4; beta in 1/nat)
@@ -384,8 +422,27 @@ class Caldpo(ObjectiveBase):
     beta: Annotated[float, Field(gt=0)] = 0.1
 
 
-OBJECTIVES = dict(sparsepo=SparsePO, mapo=MaPO, dpo=Dpo, cdpo=Cdpo, robust=Robust, ipo=Ipo, hinge=Hinge, simpo=SimPO, orpo=Orpo, cpo=Cpo,
-                  dpop=Dpop, rdpo=Rdpo, tdpo1=Tdpo1, tdpo2=Tdpo2, d2po=D2po, sampo=Sampo, ldpo=Ldpo, confpo=Confpo, caldpo=Caldpo)
+OBJECTIVES = dict(
+    sparsepo=SparsePO,
+    mapo=MaPO,
+    dpo=Dpo,
+    cdpo=Cdpo,
+    robust=Robust,
+    ipo=Ipo,
+    hinge=Hinge,
+    simpo=SimPO,
+    orpo=Orpo,
+    cpo=Cpo,
+    dpop=Dpop,
+    rdpo=Rdpo,
+    tdpo1=Tdpo1,
+    tdpo2=Tdpo2,
+    d2po=D2po,
+    sampo=Sampo,
+    ldpo=Ldpo,
+    confpo=Confpo,
+    caldpo=Caldpo,
+)
 Objective = tagged("sparsepo", **OBJECTIVES)
 
 # ---------------------------------------------------------------- training
@@ -590,7 +647,13 @@ class TestsScorer(Section):
     """Programs at a time. None: as many as there are cores."""
 
 
-Scorer = tagged("classifier", classifier=ClassifierScorer, hf=HuggingFaceScorer, function=FunctionScorer, tests=TestsScorer)
+Scorer = tagged(
+    "classifier",
+    classifier=ClassifierScorer,
+    hf=HuggingFaceScorer,
+    function=FunctionScorer,
+    tests=TestsScorer,
+)
 
 
 class PairMaking(Section):
@@ -768,12 +831,31 @@ def _needs_reference(objective: Any) -> str | None:
     if mask is not None and mask.kind == "learned":
         return "objective.mask.kind learned reads the reference's states"
     if objective.kind in ("tdpo1", "tdpo2") or (mask is not None and mask.on != "reward_only"):
-        return f"objective {objective.kind} has a KL term" + ("" if mask is None else " (but with objective.mask.on=reward_only)")
+        return f"objective {objective.kind} has a KL term" + (
+            "" if mask is None else " (but with objective.mask.on=reward_only)"
+        )
     return None
 
 
 class Config(Section):
-    stages: Annotated[list[Literal["inspect", "sft", "po", "score", "eval", "generate", "pairs", "measure", "harness", "report", "export"]], Field(min_length=1)]
+    stages: Annotated[
+        list[
+            Literal[
+                "inspect",
+                "sft",
+                "po",
+                "score",
+                "eval",
+                "generate",
+                "pairs",
+                "measure",
+                "harness",
+                "report",
+                "export",
+            ]
+        ],
+        Field(min_length=1),
+    ]
     output_dir: PathText
     seed: Natural = 0
     policy: Policy = Policy()
@@ -806,34 +888,75 @@ class Config(Section):
     @model_validator(mode="after")
     def _stages_fit(self):
         wanted, said = self.stages, []
-        order = {"inspect": 0, "sft": 1, "po": 2, "score": 3, "eval": 3, "generate": 3, "pairs": 3, "export": 3, "measure": 4, "harness": 4, "report": 5}
+        order = {
+            "inspect": 0,
+            "sft": 1,
+            "po": 2,
+            "score": 3,
+            "eval": 3,
+            "generate": 3,
+            "pairs": 3,
+            "export": 3,
+            "measure": 4,
+            "harness": 4,
+            "report": 5,
+        }
         if len(set(wanted)) != len(wanted):
             said.append("stages: a stage is listed twice")
         if [order[stage] for stage in wanted] != sorted(order[stage] for stage in wanted):
-            said.append(f"stages: the order is inspect, sft, po, then score/eval/generate/pairs/export, then measure/harness, then report; got {', '.join(wanted)}")
-        if self.policy == Policy() and not {"sft", "po", "score", "eval", "generate", "pairs", "harness", "export"}.isdisjoint(wanted):
-            said.append("policy: needed by these stages: set policy.path (a checkpoint) or policy.config (a shape)")
+            said.append(
+                f"stages: the order is inspect, sft, po, then score/eval/generate/pairs/export, then measure/harness, then report; got {', '.join(wanted)}"
+            )
+        if self.policy == Policy() and not {
+            "sft",
+            "po",
+            "score",
+            "eval",
+            "generate",
+            "pairs",
+            "harness",
+            "export",
+        }.isdisjoint(wanted):
+            said.append(
+                "policy: needed by these stages: set policy.path (a checkpoint) or policy.config (a shape)"
+            )
         if "sft" in wanted and not self.data.sft:
             said.append("data.sft: needed by stage sft, but empty")
-        if self.sft.taken_from is not None and os.path.abspath(self.sft.taken_from) == os.path.abspath(self.output_dir):
-            said.append("sft.taken_from: this is the run's own output_dir; name that of another run, or leave it out")
+        if self.sft.taken_from is not None and os.path.abspath(self.sft.taken_from) == os.path.abspath(
+            self.output_dir
+        ):
+            said.append(
+                "sft.taken_from: this is the run's own output_dir; name that of another run, or leave it out"
+            )
         if "po" in wanted and not self.data.train:
             said.append("data.train: needed by stage po, but empty")
         read = {"score", "eval"} if self.data.prompts else {"score", "eval", "generate"}
         if not read.isdisjoint(wanted) and not self.data.eval and not (self.data.holdout and self.data.train):
-            said.append("data.eval: stages score, eval and generate need this, or data.train with data.holdout" + ", or (generate) data.prompts" * ("generate" in read))
+            said.append(
+                "data.eval: stages score, eval and generate need this, or data.train with data.holdout"
+                + ", or (generate) data.prompts" * ("generate" in read)
+            )
         if "pairs" in wanted:
             said += self._pairs_lack()
         said += self._adapters_lack()
         if self.reference.cached and (why := _needs_reference(self.objective)):
             said.append(f"reference.cached: {why}, which needs the reference itself: set it to false")
-        for name, is_text in (("generation.stop: stop strings are", self.generation.stop), ("evaluation.lexicons: words are", self.evaluation.lexicons)):
+        for name, is_text in (
+            ("generation.stop: stop strings are", self.generation.stop),
+            ("evaluation.lexicons: words are", self.evaluation.lexicons),
+        ):
             if is_text and self.policy.path is None and self.tokenizer.kind == "auto":
                 said.append(f"{name} text: set tokenizer, or policy.path with one beside it")
         if "measure" in wanted and self.measure == Measure():
             said.append("measure: needed by stage measure: set measure.code={} or measure.text={}")
-        if {"generate", "measure"} <= set(wanted) and self.measure.code and max(self.measure.code.k) > self.generation.samples:
-            said.append(f"measure.code.k: pass@{max(self.measure.code.k)} needs as many samples of each problem, but generation.samples is {self.generation.samples}")
+        if (
+            {"generate", "measure"} <= set(wanted)
+            and self.measure.code
+            and max(self.measure.code.k) > self.generation.samples
+        ):
+            said.append(
+                f"measure.code.k: pass@{max(self.measure.code.k)} needs as many samples of each problem, but generation.samples is {self.generation.samples}"
+            )
         if "harness" in wanted and not self.harness.tasks:
             said.append("harness.tasks: needed by stage harness, but empty")
         if "harness" in wanted and self.policy.path is None and self.tokenizer.kind == "auto":
@@ -848,24 +971,39 @@ class Config(Section):
         chosen = self.export.path
         place = os.path.realpath(chosen or os.path.join(self.output_dir, "export"))
         written = [place, os.path.join(place, "adapter"), os.path.join(place, "base")]
-        read = {"policy.path": self.policy.path, "reference.path": self.reference.path,
-                "policy.adapter": self.policy.adapter, "reference.adapter": self.reference.adapter}
+        read = {
+            "policy.path": self.policy.path,
+            "reference.path": self.reference.path,
+            "policy.adapter": self.policy.adapter,
+            "reference.adapter": self.reference.adapter,
+        }
         if self.tokenizer.kind == "pretrained":
             read["tokenizer.path"] = self.tokenizer.path
         what = "export.path: this" if chosen else f"export.path: none is set, and output_dir/export, {place},"
-        return [f"{what} is {name}, or holds it, and would be written over: name another directory"
-                for name, path in read.items() if path is not None and os.path.realpath(path) in written]
+        return [
+            f"{what} is {name}, or holds it, and would be written over: name another directory"
+            for name, path in read.items()
+            if path is not None and os.path.realpath(path) in written
+        ]
 
     def _adapters_lack(self) -> list[str]:
         policy, reference = self.policy, self.reference
         own_base = reference.path is None or reference.path == policy.path
         after_sft = "sft" in self.stages or self.sft.taken_from is not None
         lacks = {
-            "policy.adapter: it is put onto a model: set policy.path": policy.adapter is not None and policy.path is None,
-            "reference.adapter: it is put onto a model: set reference.path or policy.path": reference.adapter is not None and not (reference.path or policy.path),
-            "po.lora: the reference is the policy without its adapters: leave out reference.path, or po.lora": self.po.lora is not None and not own_base,
-            "po.lora: after sft the reference is what sft leaves: leave out reference.path and reference.adapter, or po.lora":
-                self.po.lora is not None and own_base and after_sft and (reference.path or reference.adapter) is not None,
+            "policy.adapter: it is put onto a model: set policy.path": policy.adapter is not None
+            and policy.path is None,
+            "reference.adapter: it is put onto a model: set reference.path or policy.path": reference.adapter
+            is not None
+            and not (reference.path or policy.path),
+            "po.lora: the reference is the policy without its adapters: leave out reference.path, or po.lora": self.po.lora
+            is not None
+            and not own_base,
+            "po.lora: after sft the reference is what sft leaves: leave out reference.path and reference.adapter, or po.lora": self.po.lora
+            is not None
+            and own_base
+            and after_sft
+            and (reference.path or reference.adapter) is not None,
         }
         return [line for line, lacking in lacks.items() if lacking]
 
@@ -873,7 +1011,9 @@ class Config(Section):
         lacks = {
             "data.prompts: needed by stage pairs, but empty": not self.data.prompts,
             "scorer: needed by stage pairs: what says which response is better?": self.scorer is None,
-            f"generation.samples: stage pairs compares the responses to a prompt: set 2 or more, not {self.generation.samples}": self.generation.samples < 2,
-            "generation.temperature: 0 draws the same response each time, and stage pairs compares different ones": self.generation.temperature == 0,
+            f"generation.samples: stage pairs compares the responses to a prompt: set 2 or more, not {self.generation.samples}": self.generation.samples
+            < 2,
+            "generation.temperature: 0 draws the same response each time, and stage pairs compares different ones": self.generation.temperature
+            == 0,
         }
         return [line for line, lacking in lacks.items() if lacking]

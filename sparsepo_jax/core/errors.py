@@ -3,7 +3,11 @@
 
 def escaped(text: str) -> str:
     """The text with what would break or hide in a line (line ends, control characters, halves of surrogate pairs) written as escapes."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    )
 
 
 class UserError(Exception):

@@ -116,7 +116,9 @@ class DirectoryLock:
     def _wait_for_silence(self, owner: dict[str, Any]) -> None:
         """Until an owner whom nothing else tells of has given no sign for a minute. UserError: it gives one."""
         left_s = max(0.0, min(GONE_AFTER_S, GONE_AFTER_S - self._silent_s(owner)))
-        self._note(f"{self._directory}: the last run here, {_name(owner)}, has not ended properly; waiting up to {left_s:.0f} s for a sign of life from it")
+        self._note(
+            f"{self._directory}: the last run here, {_name(owner)}, has not ended properly; waiting up to {left_s:.0f} s for a sign of life from it"
+        )
         until_s = time.monotonic() + left_s
         while time.monotonic() < until_s:
             time.sleep(min(1.0, left_s))
@@ -125,8 +127,10 @@ class DirectoryLock:
                 raise self._refusal(now)
 
     def _refusal(self, owner: dict[str, Any] | None) -> UserError:
-        return UserError(f"{self._directory} is in use: {_name(owner)} is running in it; wait for it or stop it, or take another output_dir "
-                         "(processes of one run: set compute.distributed=true)")
+        return UserError(
+            f"{self._directory} is in use: {_name(owner)} is running in it; wait for it or stop it, or take another output_dir "
+            "(processes of one run: set compute.distributed=true)"
+        )
 
     # ------------------------------------------------------------ holding it
 
@@ -138,11 +142,15 @@ class DirectoryLock:
     def _live(self) -> None:
         while not self._ended.wait(SIGN_EVERY_S):
             owner = _read(self._path)
-            if owner is not None and owner.get("run") != self._owner["run"]:  # we have been silent for too long, or both began at the same moment
+            if (
+                owner is not None and owner.get("run") != self._owner["run"]
+            ):  # we have been silent for too long, or both began at the same moment
                 self._note(f"{self._directory}: {_name(owner)} has taken this directory over; this run stops")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-            with contextlib.suppress(OSError):  # a file system that is away for a moment: the run itself will say if it stays away
+            with contextlib.suppress(
+                OSError
+            ):  # a file system that is away for a moment: the run itself will say if it stays away
                 self._sign()
 
     def _close(self) -> None:
@@ -182,8 +190,16 @@ def _same_file(file: int, path: Path) -> bool:
 def _this_process(device: int) -> dict[str, Any]:
     """Who holds a lock. kernel: of this machine since it was started; processes: the space that `pid` is a number of; started: when the process did."""
     pid = os.getpid()
-    return {"pid": pid, "host": socket.gethostname()[:100], "since": time.strftime("%Y-%m-%d %H:%M:%S"), "kernel": _kernel(), "processes": _process_space(),
-            "started": _started(pid), "device": device, "run": uuid.uuid4().hex}
+    return {
+        "pid": pid,
+        "host": socket.gethostname()[:100],
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "kernel": _kernel(),
+        "processes": _process_space(),
+        "started": _started(pid),
+        "device": device,
+        "run": uuid.uuid4().hex,
+    }
 
 
 def _kernel() -> str:

@@ -5,8 +5,35 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 # Nobody means an owner on the Hub by these.
-_DIRECTORIES = {"run", "runs", "model", "models", "data", "dataset", "datasets", "out", "output", "outputs", "result", "results", "ckpt", "ckpts", "checkpoint",
-                "checkpoints", "export", "exports", "experiments", "log", "logs", "tmp", "config", "configs", "weights", "artifacts", "saved_models"}
+_DIRECTORIES = {
+    "run",
+    "runs",
+    "model",
+    "models",
+    "data",
+    "dataset",
+    "datasets",
+    "out",
+    "output",
+    "outputs",
+    "result",
+    "results",
+    "ckpt",
+    "ckpts",
+    "checkpoint",
+    "checkpoints",
+    "export",
+    "exports",
+    "experiments",
+    "log",
+    "logs",
+    "tmp",
+    "config",
+    "configs",
+    "weights",
+    "artifacts",
+    "saved_models",
+}
 
 
 def is_mistyped_path(path: str) -> bool:
@@ -30,13 +57,22 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
     for path in paths:
         words = path.split(".")
         tails = [".".join(words[n:]) for n in range(len(words) - 1, -1, -1)]
-        found[path] = next((tail for tail in tails if not any(other != path and f".{other}".endswith(f".{tail}") for other in paths)), path)
+        found[path] = next(
+            (
+                tail
+                for tail in tails
+                if not any(other != path and f".{other}".endswith(f".{tail}") for other in paths)
+            ),
+            path,
+        )
     return found
 
 
 def leaves(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted path, value) of what is no mapping within nested mappings: {a: {b: 1}} has a.b."""
-    left = [(above, node)]  # no recursion: a file may hold mappings within each other as deep as Python can read
+    left = [
+        (above, node)
+    ]  # no recursion: a file may hold mappings within each other as deep as Python can read
     while left:
         path, value = left.pop()
         if isinstance(value, dict):

@@ -27,7 +27,10 @@ class Stop:
                 signal.signal(number, handler)
 
     def _take(self, number: int, frame: object) -> None:
-        again, self.asked = self.asked is not None, Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        again, self.asked = (
+            self.asked is not None,
+            Terminated if number == signal.SIGTERM else KeyboardInterrupt,
+        )
         if again or not self._waits:
             raise self.asked
 

@@ -14,12 +14,17 @@ Weights = dict[str, jax.Array]  # e.g. "blocks.attention.query.kernel" -> array
 def split_module(module: nnx.Module) -> tuple[nnx.GraphDef, Weights]:
     """A module's structure and its weights by path."""
     graph, state = nnx.split(module, nnx.Param)
-    return graph, {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+    return graph, {
+        ".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)
+    }
 
 
 def merge_module(graph: nnx.GraphDef, weights: Mapping[str, Any]) -> Any:
     """The module again; the inverse of split_module."""
-    return nnx.merge(graph, nnx.from_flat_state([(tuple(path.split(".")), nnx.Param(value)) for path, value in weights.items()]))
+    return nnx.merge(
+        graph,
+        nnx.from_flat_state([(tuple(path.split(".")), nnx.Param(value)) for path, value in weights.items()]),
+    )
 
 
 def label_paths(paths: Iterable[str], rules: Sequence[tuple[str, Label]]) -> dict[str, Label]:

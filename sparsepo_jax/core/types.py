@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float, Int
 Scalar = float | Float[Array, ""]  # a setting: a program that takes it as an argument serves any value
 
 
-
 class Packing(NamedTuple):
     """Rows of tokens without gaps, each a number of sequences one after the other; padding at a row's end alone.
 

@@ -27,8 +27,12 @@ from sparsepo_jax.data.packing import FILLER, Shape, Sizes
 MULTIPLE = 8  # lengths are rounded up to this: they suit vector units
 CUTS = 256  # candidates for the boundaries between shapes
 JITTER = 0.05  # by which lengths count as the same
-SPARE = Shape(1.03, 1.125, 1.125)  # beyond what a first epoch needs, so that another seed or epoch fits the same shape
-READ_AHEAD_ROWS = 2**23  # a run that draws more rows (a few seconds' work) takes the bound of all batches for its largest shape
+SPARE = Shape(
+    1.03, 1.125, 1.125
+)  # beyond what a first epoch needs, so that another seed or epoch fits the same shape
+READ_AHEAD_ROWS = (
+    2**23
+)  # a run that draws more rows (a few seconds' work) takes the bound of all batches for its largest shape
 
 
 class PlannedBatch(NamedTuple):
@@ -45,12 +49,31 @@ class BatchPlan:
     shape_steps: a further shape must save the work of so many steps. ValueError: no rows."""
 
     def __init__(
-        self, sizes: Sizes, row_weight_N: np.ndarray | None, *, batch_size: int, rows: int, strata: int, buckets: int, seed: int,
-        shuffle: bool, epochs: float = 1.0, steps: int | None = None, shape_steps: float = 0.0
+        self,
+        sizes: Sizes,
+        row_weight_N: np.ndarray | None,
+        *,
+        batch_size: int,
+        rows: int,
+        strata: int,
+        buckets: int,
+        seed: int,
+        shuffle: bool,
+        epochs: float = 1.0,
+        steps: int | None = None,
+        shape_steps: float = 0.0,
     ):
-        self.batch_size, self.rows, self._sizes, self._seed, self._shuffle = batch_size, rows, sizes, seed, shuffle
+        self.batch_size, self.rows, self._sizes, self._seed, self._shuffle = (
+            batch_size,
+            rows,
+            sizes,
+            seed,
+            shuffle,
+        )
         self._strata = max(n for n in range(1, strata + 1) if batch_size % n == 0)
-        self._weight_N = np.ones(len(sizes.positions_N)) if row_weight_N is None else np.asarray(row_weight_N, np.float64)
+        self._weight_N = (
+            np.ones(len(sizes.positions_N)) if row_weight_N is None else np.asarray(row_weight_N, np.float64)
+        )
         self._rows_per_epoch = sum(count * whole + drawn for count, whole, drawn in self._repeats())
         if self._rows_per_epoch == 0:
             raise ValueError("an epoch over these row weights has no row")
@@ -83,7 +106,9 @@ class BatchPlan:
     def _repeats(self) -> list[tuple[int, int, int]]:
         """For each distinct weight: its rows, how often an epoch has all of them, and how many it has once more."""
         weights, counts = np.unique(self._weight_N, return_counts=True)
-        return [(int(count), int(weight), round(count * (weight % 1.0))) for weight, count in zip(weights, counts)]
+        return [
+            (int(count), int(weight), round(count * (weight % 1.0))) for weight, count in zip(weights, counts)
+        ]
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows of each batch, number of its shape), of the batches that the run takes."""
@@ -101,7 +126,9 @@ class BatchPlan:
         if self.steps * self.batch_size > READ_AHEAD_ROWS:
             return None
         epochs = range(math.ceil(self.steps / self.batches_per_epoch))
-        return np.concatenate([self._needs(self._compose(epoch, self._seed)) for epoch in epochs])[: self.steps]
+        return np.concatenate([self._needs(self._compose(epoch, self._seed)) for epoch in epochs])[
+            : self.steps
+        ]
 
     def _compose(self, epoch: int, seed: int) -> np.ndarray:
         """[batches, batch_size]: the rows of each batch, dealt over its rows of tokens."""
@@ -117,8 +144,12 @@ class BatchPlan:
         for stratum, size in enumerate(self._stratum_sizes()):
             mine = rows[begin : begin + size]
             # Other neighbours in every epoch, of nearly the same length.
-            mine = mine[np.argsort(-self._sizes.positions_N[mine] * draws.uniform(1, 1 + JITTER, size), kind="stable")]
-            mine = np.concatenate([mine, np.full(len(batches) * together - size, FILLER)]).reshape(-1, together)
+            mine = mine[
+                np.argsort(-self._sizes.positions_N[mine] * draws.uniform(1, 1 + JITTER, size), kind="stable")
+            ]
+            mine = np.concatenate([mine, np.full(len(batches) * together - size, FILLER)]).reshape(
+                -1, together
+            )
             # What the rows lack to whole batches, the last batch lacks.
             whole = len(mine) - (FILLER in mine[-1])
             batches[:whole, stratum] = draws.permutation(mine[:whole])
@@ -145,7 +176,9 @@ class BatchPlan:
     def _needs(self, rows_NB: np.ndarray) -> np.ndarray:
         """[batches, 3]: the smallest shape that holds each batch, before rounding."""
         positions, tokens, longest = (np.where(rows_NB == FILLER, 0, x_N[rows_NB]) for x_N in self._sizes)
-        positions, tokens = (x.reshape(len(rows_NB), self.rows, -1).sum(axis=2).max(axis=1) for x in (positions, tokens))
+        positions, tokens = (
+            x.reshape(len(rows_NB), self.rows, -1).sum(axis=2).max(axis=1) for x in (positions, tokens)
+        )
         return np.stack([positions, tokens, longest.max(axis=1)], axis=1)
 
     def _choose_shapes(self, ahead: np.ndarray | None, buckets: int, shape_steps: float) -> list[Shape]:
@@ -184,7 +217,9 @@ class BatchPlan:
         deals = np.arange(0, self.batch_size, self.rows)
         longest_of_deals = longest_of_strata[deals * self._strata // self.batch_size]
         largest_tokens = -np.sort(-np.repeat(self._sizes.tokens_N, counts))[: len(deals)]
-        return Shape(*map(_rounded, (longest_of_deals.sum(), largest_tokens.sum(), self._sizes.longest_N.max())))
+        return Shape(
+            *map(_rounded, (longest_of_deals.sum(), largest_tokens.sum(), self._sizes.longest_N.max()))
+        )
 
     def _shape_numbers(self, needs: np.ndarray) -> np.ndarray:
         """Of the first shape that holds each."""
@@ -240,4 +275,7 @@ def plan_prompts(prompt_lengths_N: np.ndarray, *, batch_size: int, buckets: int)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     longest = np.array([prompt_lengths_N[rows].max() for rows in batches])
     lengths = np.array(choose_lengths(longest, buckets))
-    return [PlannedPrompts(rows, int(lengths[np.searchsorted(lengths, most)])) for rows, most in zip(batches, longest)]
+    return [
+        PlannedPrompts(rows, int(lengths[np.searchsorted(lengths, most)]))
+        for rows, most in zip(batches, longest)
+    ]

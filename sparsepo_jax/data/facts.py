@@ -26,7 +26,10 @@ def table_facts(table: TokenTable) -> dict[str, Any]:
 
 
 def _pair_facts(table: TokenTable) -> dict[str, int]:
-    pairs = [(int(table.prompt_key_N[n]), table.response(n, 0).tobytes(), table.response(n, 1).tobytes()) for n in range(len(table))]
+    pairs = [
+        (int(table.prompt_key_N[n]), table.response(n, 0).tobytes(), table.response(n, 1).tobytes())
+        for n in range(len(table))
+    ]
     different = [(prompt, chosen, rejected) for prompt, chosen, rejected in pairs if chosen != rejected]
     known = set(different)
     contradicting = sum((prompt, rejected, chosen) in known for prompt, chosen, rejected in different)

@@ -55,7 +55,11 @@ Kind = Literal["pairs", "sft", "prompts"]
 
 LARGEST_ID, LARGEST_WEIGHT = 2**31 - 1, 3.4e38  # int32 and float32 hold them
 
-RESPONSES: dict[str, tuple[str, ...]] = {"pairs": ("chosen", "rejected"), "sft": ("completion",), "prompts": ()}
+RESPONSES: dict[str, tuple[str, ...]] = {
+    "pairs": ("chosen", "rejected"),
+    "sft": ("completion",),
+    "prompts": (),
+}
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,11 @@ def in_known_form(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
         dialogue = _system(row) + read_messages(row["conversations"], "conversations", "user")
         return row | {"messages" if kind == "sft" and "completion" not in row else "prompt": dialogue}
     if "instruction" in row and not (kind == "sft" and {"messages", "text", "input_ids"}.intersection(row)):
-        answer = {"completion": [{"role": "assistant", "content": row["output"]}]} if kind == "sft" and isinstance(row.get("output"), str) else {}
+        answer = (
+            {"completion": [{"role": "assistant", "content": row["output"]}]}
+            if kind == "sft" and isinstance(row.get("output"), str)
+            else {}
+        )
         return answer | row | {"prompt": _alpaca_prompt(row)}
     return row
 
@@ -154,7 +162,10 @@ def _alpaca_prompt(row: dict[str, Any]) -> Messages:
     for exchange in row.get("history") or []:
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise BadRow("history must be a list of [question, answer]")
-        turns += [{"role": role, "content": _text(text, "history")} for role, text in zip(("user", "assistant"), exchange)]
+        turns += [
+            {"role": role, "content": _text(text, "history")}
+            for role, text in zip(("user", "assistant"), exchange)
+        ]
     return [*_system(row), *turns, {"role": "user", "content": "\n".join(text for text in question if text)}]
 
 
@@ -175,12 +186,25 @@ def _prompt(row: dict[str, Any], render: Render) -> Example:
     return Example(text, (), (), templated=True, has_ends=render.writes_ends, key=_key(messages, tools))
 
 
-def _from_texts(row: dict[str, Any], values: tuple[str, ...], names: tuple[str, ...], annotations: tuple[Annotation, ...]) -> Example:
-    if "prompt" not in row and (question := next((name for name in ("question", "query", "input") if isinstance(row.get(name), str)), None)):
-        raise BadRow(f"no prompt, but a column {question}: if that is the prompt, set columns: {{prompt: {question}}} beside the path of the data")
+def _from_texts(
+    row: dict[str, Any], values: tuple[str, ...], names: tuple[str, ...], annotations: tuple[Annotation, ...]
+) -> Example:
+    if "prompt" not in row and (
+        question := next(
+            (name for name in ("question", "query", "input") if isinstance(row.get(name), str)), None
+        )
+    ):
+        raise BadRow(
+            f"no prompt, but a column {question}: if that is the prompt, set columns: {{prompt: {question}}} beside the path of the data"
+        )
     prompt, responses = (row["prompt"], values) if "prompt" in row else _split_texts(values)
     texts = tuple(map(_response, responses, names, annotations))
-    return Example(_text(prompt, "prompt"), texts, annotations, has_other_turns=any("\n\nHuman:" in text for text in texts))
+    return Example(
+        _text(prompt, "prompt"),
+        texts,
+        annotations,
+        has_other_turns=any("\n\nHuman:" in text for text in texts),
+    )
 
 
 def _one_column(row, annotations, render, eos) -> Example:
@@ -198,17 +222,19 @@ def _one_column(row, annotations, render, eos) -> Example:
     if "text" in row:
         text = _response(row["text"], "text", *annotations)
         return Example(None, (text,), annotations)
-    raise BadRow(f"no prompt and completion, messages, text or input_ids; the row has: {', '.join(row) or 'nothing'}")
+    raise BadRow(
+        f"no prompt and completion, messages, text or input_ids; the row has: {', '.join(row) or 'nothing'}"
+    )
 
 
 def _split_texts(dialogues: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """The common beginning and the rests, cut where a response may begin: after the last "\\n\\nAssistant:", else before the last space.
 
-        chosen      \\n\\nHuman: Hi\\n\\nAssistant: Hello there         chosen      Is it good? Yes it is
-        rejected    \\n\\nHuman: Hi\\n\\nAssistant: Hell no             rejected    Is it good? Yellow
-        prompt      \\n\\nHuman: Hi\\n\\nAssistant:                     prompt      Is it good?
-        responses                           " Hello there"          responses               " Yes it is"
-                                            " Hell no"                                      " Yellow"
+    chosen      \\n\\nHuman: Hi\\n\\nAssistant: Hello there         chosen      Is it good? Yes it is
+    rejected    \\n\\nHuman: Hi\\n\\nAssistant: Hell no             rejected    Is it good? Yellow
+    prompt      \\n\\nHuman: Hi\\n\\nAssistant:                     prompt      Is it good?
+    responses                           " Hello there"          responses               " Yes it is"
+                                        " Hell no"                                      " Yellow"
     """
     common = os.path.commonprefix(dialogues)
     turn = "\n\nAssistant:"
@@ -241,9 +267,9 @@ def _common_messages(dialogues: tuple[Messages, ...]) -> int:
 def _split_off_prompt(value: Any, dialogues: tuple[Messages, ...]) -> tuple[Messages, tuple[Messages, ...]]:
     """(prompt, what follows it) where the responses may be whole dialogues, which hold the prompt once more.
 
-        prompt      Hi                                       or [{user, Hi}]
-        chosen      [{user, Hi}, {assistant, Hello}]         is [{assistant, Hello}]
-        rejected    [{user, Hi}, {assistant, What}]          is [{assistant, What}]
+    prompt      Hi                                       or [{user, Hi}]
+    chosen      [{user, Hi}, {assistant, Hello}]         is [{assistant, Hello}]
+    rejected    [{user, Hi}, {assistant, What}]          is [{assistant, What}]
     """
     prompt = read_messages(value, "prompt", "user")
     role = next((dialogue[0]["role"] for dialogue in dialogues if dialogue[0]["role"] != "assistant"), None)
@@ -253,7 +279,9 @@ def _split_off_prompt(value: Any, dialogues: tuple[Messages, ...]) -> tuple[Mess
     while common and common[-1]["role"] == "assistant":  # the answer begins with it
         common.pop()
     if not _holds(common, prompt):
-        raise BadRow(f"a response begins with a message of {role!r}: expected messages of the assistant, or whole dialogues that begin with the prompt")
+        raise BadRow(
+            f"a response begins with a message of {role!r}: expected messages of the assistant, or whole dialogues that begin with the prompt"
+        )
     return common, tuple(dialogue[len(common) :] for dialogue in dialogues)
 
 
@@ -263,7 +291,9 @@ def _holds(dialogue: Messages, part: Messages) -> bool:
     return any(texts[n : n + len(wanted)] == wanted for n in range(len(texts)))
 
 
-def _templated(prompt: Messages, responses, names, annotations, row, render: Render, eos: str | None) -> Example:
+def _templated(
+    prompt: Messages, responses, names, annotations, row, render: Render, eos: str | None
+) -> Example:
     """The prompt with its generation prompt, and what the template writes after it for each response, the end of the turn included."""
     for turns, name in zip(responses, names):
         _check_turns(turns, name)
@@ -276,7 +306,9 @@ def _templated(prompt: Messages, responses, names, annotations, row, render: Ren
     start = _render(render, settled[0][: len(prompt)], tools, True, arguments)
     begun = os.path.commonprefix([start, *wholes])
     if text_of(prompt[-1]).strip() in start[len(begun) :] and begun != start:
-        raise BadRow(f"the chat template does not write prompt + {' or '.join(names)} as a continuation of the prompt")
+        raise BadRow(
+            f"the chat template does not write prompt + {' or '.join(names)} as a continuation of the prompt"
+        )
     texts, shifted, ends = [], [], []
     for whole, dialogue, name, annotation in zip(wholes, dialogues, names, annotations):
         if not render.writes_ends and eos and whole.rstrip().endswith(eos):
@@ -286,8 +318,15 @@ def _templated(prompt: Messages, responses, names, annotations, row, render: Ren
         texts.append(_response(text, name, shifted[-1]))
         ends.append(_content_end(text, dialogue[-1]))
     return Example(
-        _text(begun, "prompt"), tuple(texts), tuple(shifted), templated=True, has_ends=render.writes_ends, content_ends=tuple(ends),
-        unseen=start[len(begun) :], key=_key(prompt, tools), has_other_turns=any(turn["role"] != "assistant" for turns in responses for turn in turns),
+        _text(begun, "prompt"),
+        tuple(texts),
+        tuple(shifted),
+        templated=True,
+        has_ends=render.writes_ends,
+        content_ends=tuple(ends),
+        unseen=start[len(begun) :],
+        key=_key(prompt, tools),
+        has_other_turns=any(turn["role"] != "assistant" for turns in responses for turn in turns),
     )
 
 
@@ -300,14 +339,26 @@ def _check_turns(turns: Messages, name: str) -> None:
 
 def _on_content(annotation: Annotation, text: str, turns: Messages, name: str) -> Annotation:
     """The annotation with its spans, which count the content's characters, moved to where the template has put the content."""
-    spans = {field: values for field in ("weights", "decisive", "chance") if (values := getattr(annotation, field)) and isinstance(values[0], list)}
+    spans = {
+        field: values
+        for field in ("weights", "decisive", "chance")
+        if (values := getattr(annotation, field)) and isinstance(values[0], list)
+    }
     content = text_of(turns[0])
     if not spans or text.startswith(content):
         return annotation
     at = text.find(content)
     if at < 0:
-        raise BadRow(f"the chat template alters the text of {name}: its spans cannot be placed; leave white space at its ends out of it")
-    return replace(annotation, **{field: [[first + at, last + at, *rest] for first, last, *rest in values] for field, values in spans.items()})
+        raise BadRow(
+            f"the chat template alters the text of {name}: its spans cannot be placed; leave white space at its ends out of it"
+        )
+    return replace(
+        annotation,
+        **{
+            field: [[first + at, last + at, *rest] for first, last, *rest in values]
+            for field, values in spans.items()
+        },
+    )
 
 
 def _content_end(text: str, message: dict[str, Any]) -> int | None:
@@ -321,7 +372,9 @@ def _key(prompt: Messages, tools: list | None) -> str:
     return json.dumps([joined_parts(prompt), tools], default=str)
 
 
-def _render(render: Render, messages: Messages, tools: list | None, generate: bool, arguments: dict[str, Any]) -> str:
+def _render(
+    render: Render, messages: Messages, tools: list | None, generate: bool, arguments: dict[str, Any]
+) -> str:
     try:
         return render(messages, tools, generate, arguments)
     except BadRow:
@@ -344,7 +397,9 @@ def _response(value: Any, name: str, annotation: Annotation) -> str:
     if not _text(value, name).strip():
         raise BadRow(f"{name} is empty")
     for spans in (annotation.weights, annotation.decisive, annotation.chance):
-        past = next((span[:2] for span in spans or () if isinstance(span, list) and span[1] > len(value)), None)
+        past = next(
+            (span[:2] for span in spans or () if isinstance(span, list) and span[1] > len(value)), None
+        )
         if past is not None:
             raise BadRow(f"the span {past} ends past the text of {name}, which has {len(value)} characters")
     return value
@@ -360,16 +415,25 @@ def _ids(row: dict[str, Any], name: str) -> list[int]:
     if outside is not None:
         raise BadRow(f"{name}: {outside} is no token id (0 to {LARGEST_ID})")
     if not ids:
-        raise BadRow(f"{name} is empty" + (": the first response token would have nothing before it" if name == "prompt_ids" else ""))
+        raise BadRow(
+            f"{name} is empty"
+            + (": the first response token would have nothing before it" if name == "prompt_ids" else "")
+        )
     return ids
 
 
 def _annotation(row: dict[str, Any], name: str) -> Annotation:
-    weights, decisive, chance = (_list(row.get(f"{name}_{what}")) for what in ("weights", "decisive", "chance"))
+    weights, decisive, chance = (
+        _list(row.get(f"{name}_{what}")) for what in ("weights", "decisive", "chance")
+    )
     if weights is not None and not (_is_numbers(weights) or _is_spans(weights, 3)):
-        raise BadRow(f"{name}_weights must be finite numbers, one a token, or spans [[start, end, weight], ...]")
+        raise BadRow(
+            f"{name}_weights must be finite numbers, one a token, or spans [[start, end, weight], ...]"
+        )
     if not (decisive is None or _is_spans(decisive, 2)) or not (chance is None or _is_spans(chance, 3)):
-        raise BadRow(f"{name}_decisive must be spans [[start, end], ...], and {name}_chance [[start, end, probability], ...]")
+        raise BadRow(
+            f"{name}_decisive must be spans [[start, end], ...], and {name}_chance [[start, end, probability], ...]"
+        )
     if chance is not None and not all(0 <= probability <= 1 for *_, probability in chance):
         raise BadRow(f"{name}_chance must be probabilities, 0 to 1")
     return Annotation(weights, decisive, chance)
@@ -384,11 +448,15 @@ def _list(value: Any) -> Any:
 
 
 def _is_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) in (int, float) and abs(v) <= LARGEST_WEIGHT for v in values)
+    return isinstance(values, list) and all(
+        type(v) in (int, float) and abs(v) <= LARGEST_WEIGHT for v in values
+    )
 
 
 def _is_spans(spans: Any, width: int) -> bool:
-    return isinstance(spans, list) and all(_is_numbers(span) and len(span) == width and 0 <= span[0] < span[1] for span in spans)
+    return isinstance(spans, list) and all(
+        _is_numbers(span) and len(span) == width and 0 <= span[0] < span[1] for span in spans
+    )
 
 
 def row_texts(row: dict[str, Any]) -> list[str]:
@@ -398,6 +466,10 @@ def row_texts(row: dict[str, Any]) -> list[str]:
         value = list_in_text(row.get(name))
         for turn in value if isinstance(value, list) else [value]:
             content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else turn
-            parts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else [content]
+            parts = (
+                [part.get("text") for part in content if isinstance(part, dict)]
+                if isinstance(content, list)
+                else [content]
+            )
             texts += [_text(part, name) for part in parts if isinstance(part, str) and part]
     return texts

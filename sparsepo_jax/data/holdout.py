@@ -18,6 +18,8 @@ def split_holdout(table: TokenTable, share: float, seed: int) -> tuple[TokenTabl
     held_K = np.array([int.from_bytes(draw, "big") < share * 2.0**64 for draw in draws])
     if held_K.all() or not held_K.any():
         side = "training" if held_K.all() else "evaluation"
-        raise UserError(f"data.holdout.share {share} leaves none of {len(keys)} prompts for {side}: change the share or its seed")
+        raise UserError(
+            f"data.holdout.share {share} leaves none of {len(keys)} prompts for {side}: change the share or its seed"
+        )
     held_N = held_K[row_key_N]
     return table.take(np.flatnonzero(~held_N)), table.take(np.flatnonzero(held_N))

@@ -18,11 +18,21 @@ def token_texts(ids: np.ndarray, tokenizer: Any | None) -> list[str]:
     if tokenizer is None:
         return [f"{int(x)} " for x in ids]
     texts: list[str] = []
-    while len(texts) < len(ids):  # in windows: to decode all that came before, for each token, would take the square of the length
+    while len(texts) < len(
+        ids
+    ):  # in windows: to decode all that came before, for each token, would take the square of the length
         first = _window_start(ids, len(texts), tokenizer)
-        decoded = ["", *(tokenizer.decode(ids[first:end]) for end in range(first + 1, min(len(texts) + _WINDOW, len(ids)) + 1))]
-        added = [now[len(os.path.commonprefix([before, now])):] for before, now in itertools.pairwise(decoded)]
-        texts += added[len(texts) - first:]
+        decoded = [
+            "",
+            *(
+                tokenizer.decode(ids[first:end])
+                for end in range(first + 1, min(len(texts) + _WINDOW, len(ids)) + 1)
+            ),
+        ]
+        added = [
+            now[len(os.path.commonprefix([before, now])) :] for before, now in itertools.pairwise(decoded)
+        ]
+        texts += added[len(texts) - first :]
     return texts
 
 
@@ -37,9 +47,9 @@ def _window_start(ids: np.ndarray, done: int, tokenizer: Any) -> int:
 def format_rows(table: TokenTable, tokenizer: Any | None, rows: Iterable[int]) -> str:
     """A few lines for each row:
 
-        pairs.jsonl:1
-          prompt      6 tokens  <|endoftext|>│review│ of│ train│…
-          chosen     12 tokens   the│ film│ was│* superb*│ .│<|endoftext|>
+    pairs.jsonl:1
+      prompt      6 tokens  <|endoftext|>│review│ of│ train│…
+      chosen     12 tokens   the│ film│ was│* superb*│ .│<|endoftext|>
     """
     names = ((), ("response",), ("chosen", "rejected"))[table.responses_per_row]
     lines = [_LEGEND]
@@ -50,9 +60,14 @@ def format_rows(table: TokenTable, tokenizer: Any | None, rows: Iterable[int]) -
         for p, name in enumerate(names):
             texts = [_visible(text) for text in token_texts(table.response(i, p), tokenizer)]
             if table.has_decisive:
-                texts = [f"*{text}*" if decisive else text for text, decisive in zip(texts, table.decisive(i, p))]
+                texts = [
+                    f"*{text}*" if decisive else text for text, decisive in zip(texts, table.decisive(i, p))
+                ]
             if table.has_weights:
-                texts = [text if weight == 1 else f"{text}{{{weight:.3g}}}" for text, weight in zip(texts, table.weights(i, p))]
+                texts = [
+                    text if weight == 1 else f"{text}{{{weight:.3g}}}"
+                    for text, weight in zip(texts, table.weights(i, p))
+                ]
             lines.append(_line(name, texts, cut_end=bool(table.response_cut_NP[i, p])))
     return "\n".join(lines)
 

@@ -32,12 +32,18 @@ def read_labelled(sources: Sequence[Any], positive: int | str, *, on_bad_row: st
                     labels.append(row.content["label"])
                     weights.append(configured.weight)
                 elif on_bad_row != "skip":
-                    raise UserError(f"{source.name}:{row.line}: {fault}; mend it, or leave such rows out with data.on_bad_row=skip")
-    positive_N = np.array([label in (positive, str(positive)) for label in labels], bool)  # cells of a CSV file are text
+                    raise UserError(
+                        f"{source.name}:{row.line}: {fault}; mend it, or leave such rows out with data.on_bad_row=skip"
+                    )
+    positive_N = np.array(
+        [label in (positive, str(positive)) for label in labels], bool
+    )  # cells of a CSV file are text
     if not positive_N.any() or positive_N.all():
         names = ", ".join(source_name(configured) for configured in sources)
         seen = ", ".join(sorted({repr(label) for label in labels})[:8]) or "none"
-        raise UserError(f"{names}: expected rows with the label {positive!r} and rows with another one, found the labels {seen}: set scorer.positive")
+        raise UserError(
+            f"{names}: expected rows with the label {positive!r} and rows with another one, found the labels {seen}: set scorer.positive"
+        )
     return Labelled(texts, positive_N, np.array(weights))
 
 
@@ -46,4 +52,8 @@ def _fault(content: dict[str, Any] | BadRow) -> str | None:
         return str(content)
     if not isinstance(content.get("text"), str):
         return f"expected a text in the column text, and the row has: {', '.join(content)}"
-    return None if isinstance(content.get("label"), int | str) else "expected a whole number or a word in the column label"
+    return (
+        None
+        if isinstance(content.get("label"), int | str)
+        else "expected a whole number or a word in the column label"
+    )

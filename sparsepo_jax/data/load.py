@@ -47,13 +47,18 @@ class Counts(NamedTuple):
 
     def with_row(self, example: Example, row: TokenRow) -> "Counts":
         return Counts(
-            self.templated + example.has_ends, self.prompt_cut_short + bool(example.unseen), self.other_turns + example.has_other_turns,
-            max(self.longest_prompt, row.prompt_length), max(self.longest_row, row.prompt_length + row.response_length),
+            self.templated + example.has_ends,
+            self.prompt_cut_short + bool(example.unseen),
+            self.other_turns + example.has_other_turns,
+            max(self.longest_prompt, row.prompt_length),
+            max(self.longest_row, row.prompt_length + row.response_length),
         )
 
     def with_counts(self, other: "Counts") -> "Counts":
         sums = (mine + theirs for mine, theirs in zip(self[:3], other[:3]))
-        return Counts(*sums, max(self.longest_prompt, other.longest_prompt), max(self.longest_row, other.longest_row))
+        return Counts(
+            *sums, max(self.longest_prompt, other.longest_prompt), max(self.longest_row, other.longest_row)
+        )
 
 
 class Tokenised(NamedTuple):
@@ -106,13 +111,28 @@ def load_table(
     if reads_clock(tokenizer, template, template_arguments):
         date = template_date or datetime.date.today().isoformat()
     render = make_render(tokenizer, template, template_arguments, date)
-    settings = [VERSION, kind, max_length, max_prompt_length, vocab_size, separator, template, template_arguments, add_bos, add_eos, _content(tokenizer)]
+    settings = [
+        VERSION,
+        kind,
+        max_length,
+        max_prompt_length,
+        vocab_size,
+        separator,
+        template,
+        template_arguments,
+        add_bos,
+        add_eos,
+        _content(tokenizer),
+    ]
     settings += [date] if date is not None else []
     directory = Path(cache_dir) if cache_dir else cache_directory("tokens")
     tables, listed, rows, counts = [], [], 0, Counts()
     for configured in sources:
         for source in open_sources(configured):
-            kept = directory / f"{hashlib.sha256(json.dumps([source.fingerprint, *settings], sort_keys=True).encode()).hexdigest()[:32]}.npz"
+            kept = (
+                directory
+                / f"{hashlib.sha256(json.dumps([source.fingerprint, *settings], sort_keys=True).encode()).hexdigest()[:32]}.npz"
+            )
             tokenised = _read(kept)
             if tokenised is None:
                 tokenised = _tokenize_source(source, kind, tokenizer, limits, render, text_settings)
@@ -127,7 +147,9 @@ def load_table(
     _list_bad_rows(listed, rows, bad_rows_path)
     if not tables:
         names = ", ".join(source_name(configured) for configured in sources)
-        raise UserError(f"{names}: no usable row" + (f"; all {rows} are listed in {bad_rows_path}" if listed else ""))
+        raise UserError(
+            f"{names}: no usable row" + (f"; all {rows} are listed in {bad_rows_path}" if listed else "")
+        )
     whole = TokenTable.concat(tables)
     for line in [*_remarks(counts, len(whole), date), *_cuts(whole, counts, limits, positions)]:
         say(f"{name}: {line}")
@@ -137,20 +159,28 @@ def load_table(
 def _refusal(name: str, bad: BadRows) -> UserError:
     line, problem = bad[0]
     more = f" (and {len(bad) - 1} more bad rows)" if len(bad) > 1 else ""
-    return UserError(f"{name}:{line}: {problem}{more}; mend it, or leave such rows out with data.on_bad_row=skip")
+    return UserError(
+        f"{name}:{line}: {problem}{more}; mend it, or leave such rows out with data.on_bad_row=skip"
+    )
 
 
 def _remarks(counts: Counts, rows: int, date: str | None) -> list[str]:
     """What is worth knowing of the rows, a line each."""
     lines = []
     if date is not None and counts.templated:
-        lines.append(f"the chat template writes the date: {date} in this run, whenever it goes on (data.template_date)")
+        lines.append(
+            f"the chat template writes the date: {date} in this run, whenever it goes on (data.template_date)"
+        )
     if counts.prompt_cut_short:
-        lines.append(f"in {counts.prompt_cut_short} of {rows} rows the chat template does not write the end of its generation prompt once the answer is "
-                     "there: it is left out, as in TRL, and the policy will be asked with it; data.template_arguments may switch it off "
-                     "(enable_thinking: false)")
+        lines.append(
+            f"in {counts.prompt_cut_short} of {rows} rows the chat template does not write the end of its generation prompt once the answer is "
+            "there: it is left out, as in TRL, and the policy will be asked with it; data.template_arguments may switch it off "
+            "(enable_thinking: false)"
+        )
     if counts.other_turns:
-        lines.append(f"in {counts.other_turns} of {rows} rows a response holds turns that are not the assistant's; they are trained on like its own")
+        lines.append(
+            f"in {counts.other_turns} of {rows} rows a response holds turns that are not the assistant's; they are trained on like its own"
+        )
     return lines
 
 
@@ -166,10 +196,14 @@ def _cuts(table: TokenTable, counts: Counts, limits: Limits, positions: int | No
     if responses:
         share = responses / table.response_cut_NP.size
         learnt = ", so that the policy hardly learns to end" if share > 0.5 else ""
-        lines.append(f"{responses} of {table.response_cut_NP.size} responses lose their end, EOS included, at data.max_length={limits.max_length}"
-                     f"{learnt}; {remedy}")
+        lines.append(
+            f"{responses} of {table.response_cut_NP.size} responses lose their end, EOS included, at data.max_length={limits.max_length}"
+            f"{learnt}; {remedy}"
+        )
     if prompts:
-        lines.append(f"{prompts} of {len(table)} prompts lose their beginning at data.max_prompt_length={limits.max_prompt_length}; {remedy}")
+        lines.append(
+            f"{prompts} of {len(table)} prompts lose their beginning at data.max_prompt_length={limits.max_prompt_length}; {remedy}"
+        )
     return lines
 
 
@@ -178,7 +212,9 @@ def cache_directory(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsepo_jax" / name
 
 
-def _tokenize_source(source: Source, kind: Kind, tokenizer, limits: Limits, render: Render, text_settings) -> Tokenised:
+def _tokenize_source(
+    source: Source, kind: Kind, tokenizer, limits: Limits, render: Render, text_settings
+) -> Tokenised:
     eos = None if tokenizer is None else tokenizer.eos_token
     good: list[tuple[int, TokenRow]] = []
     contents: list[bytes] = []
@@ -200,13 +236,17 @@ def _tokenize_source(source: Source, kind: Kind, tokenizer, limits: Limits, rend
                 contents.append(json.dumps(_with_prompt(row.content), default=str).encode())
     table = _make_table(good, len(RESPONSES[kind]))
     if kind == "prompts":
-        table = table.with_columns(all_content=ragged([np.frombuffer(content, np.uint8) for content in contents], np.uint8))
+        table = table.with_columns(
+            all_content=ragged([np.frombuffer(content, np.uint8) for content in contents], np.uint8)
+        )
     return Tokenised(table, sorted(bad), counts)
 
 
 def _with_prompt(content: dict[str, Any]) -> dict[str, Any]:
     """The row as it was read, and its prompt where that lies in other columns (ShareGPT, Alpaca)."""
-    prompt = in_known_form({name: value for name, value in content.items() if value is not None}, "prompts").get("prompt")
+    prompt = in_known_form(
+        {name: value for name, value in content.items() if value is not None}, "prompts"
+    ).get("prompt")
     return content if prompt is None or content.get("prompt") is not None else content | {"prompt": prompt}
 
 
@@ -230,7 +270,10 @@ def _make_table(rows: list[tuple[int, TokenRow]], P: int) -> TokenTable:
         values = [value for row in made for value in getattr(row, name)]
         known = [value is not None for value in values]
         if any(known) if name == "weights" else (known and all(known)):
-            filled = [np.ones(length) if value is None else value for value, length in zip(values, responses.lengths)]
+            filled = [
+                np.ones(length) if value is None else value
+                for value, length in zip(values, responses.lengths)
+            ]
             columns[f"all_{name}"] = ragged(filled, dtype).flat
     return TokenTable(
         prompts=ragged([row.prompt for row in made], np.int32),
@@ -250,7 +293,11 @@ def _content(tokenizer: Any | None) -> str | None:
     """A hash of all that makes a tokenizer what it is."""
     if tokenizer is None:
         return None
-    parts = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)]
+    parts = [
+        tokenizer.backend_tokenizer.to_str(),
+        str(tokenizer.chat_template),
+        json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
+    ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -266,7 +313,10 @@ def _read(path: Path) -> Tokenised | None:
 
 def _write(path: Path, tokenised: Tokenised) -> None:
     """Whole or not at all; several processes may write the same. A cache that cannot be written is no reason to stop."""
-    beside = {name: np.array(json.dumps(getattr(tokenised, field))) for name, field in (("bad_rows", "bad"), ("counts", "counts"))}
+    beside = {
+        name: np.array(json.dumps(getattr(tokenised, field)))
+        for name, field in (("bad_rows", "bad"), ("counts", "counts"))
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:

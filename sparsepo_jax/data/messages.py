@@ -1,8 +1,8 @@
 """Dialogues as data sets hold them, brought to lists of {role, content}; and what goes to a chat template beside them.
 
-    role, content       taken as they are, nulls dropped (Parquet and Arrow add them to every dict that lacks a key of another)
-    from, value         ShareGPT: human is user, gpt is assistant, observation is tool
-    text                that shows such a list (a cell of a CSV file): read as that list
+role, content       taken as they are, nulls dropped (Parquet and Arrow add them to every dict that lacks a key of another)
+from, value         ShareGPT: human is user, gpt is assistant, observation is tool
+text                that shows such a list (a cell of a CSV file): read as that list
 """
 
 import ast
@@ -13,8 +13,16 @@ from sparsepo_jax.data.rows import BadRow, one_line
 
 Messages = list[dict[str, Any]]
 
-_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "model": "assistant",
-          "observation": "tool", "function_response": "tool"}
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+}
 
 
 def without_nulls(value: Any) -> Any:
@@ -33,7 +41,9 @@ def list_in_text(value: Any) -> Any:
             shown = read(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        is_dialogue = isinstance(shown, list) and all(isinstance(turn, dict) and not {"role", "from"}.isdisjoint(turn) for turn in shown)
+        is_dialogue = isinstance(shown, list) and all(
+            isinstance(turn, dict) and not {"role", "from"}.isdisjoint(turn) for turn in shown
+        )
         return shown if is_dialogue else value
     return value
 
@@ -53,24 +63,39 @@ def read_messages(value: Any, name: str, role: str = "assistant") -> Messages:
         value = [{"role": role, "content": value}]
     messages = [value] if isinstance(value, dict) else value
     if not isinstance(messages, list) or not messages:
-        raise BadRow(f"{name} must be a list of messages, got {'an empty list' if messages == [] else type(messages).__name__}")
+        raise BadRow(
+            f"{name} must be a list of messages, got {'an empty list' if messages == [] else type(messages).__name__}"
+        )
     return [_read_message(message, name) for message in messages]
 
 
 def refuse_several(values: dict[str, Any]) -> None:
     """BadRow, with the line that mends it, if columns that hold one response each hold several texts."""
-    several = [name for name, value in values.items() if isinstance(value, list) and value and all(isinstance(text, str) for text in value)]
+    several = [
+        name
+        for name, value in values.items()
+        if isinstance(value, list) and value and all(isinstance(text, str) for text in value)
+    ]
     if several:
-        fields, columns = ", ".join(f"'{name}': {name}" for name in several), ", ".join(f"row['{name}']" for name in several)
-        raise BadRow(f"{several[0]} is a list of {len(values[several[0]])} texts, and a row holds one: write a row for each, in Python "
-                     f"rows = [row | {{{fields}}} for row in rows for {', '.join(several)} in zip({columns})]")
+        fields, columns = (
+            ", ".join(f"'{name}': {name}" for name in several),
+            ", ".join(f"row['{name}']" for name in several),
+        )
+        raise BadRow(
+            f"{several[0]} is a list of {len(values[several[0]])} texts, and a row holds one: write a row for each, in Python "
+            f"rows = [row | {{{fields}}} for row in rows for {', '.join(several)} in zip({columns})]"
+        )
 
 
 def _read_message(message: Any, name: str) -> dict[str, Any]:
     message = without_nulls(message)
     if isinstance(message, dict) and "role" not in message and isinstance(message.get("from"), str):
         rest = {key: value for key, value in message.items() if key not in ("from", "value")}
-        message = {"role": _role(message["from"], name)} | ({"content": message["value"]} if "value" in message else {}) | rest
+        message = (
+            {"role": _role(message["from"], name)}
+            | ({"content": message["value"]} if "value" in message else {})
+            | rest
+        )
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise BadRow(f"{name}: every message needs a role and content, got {str(message)[:60]!r}")
     if not isinstance(message.get("content"), str | list) and "tool_calls" not in message:
@@ -83,15 +108,23 @@ def _read_message(message: Any, name: str) -> dict[str, Any]:
 def _role(speaker: str, name: str) -> str:
     role = _ROLES.get(speaker, speaker)
     if role == "function_call":
-        raise BadRow(f"{name}: a turn from 'function_call' holds a call as text; write it as {{role: assistant, tool_calls: [...]}}")
+        raise BadRow(
+            f"{name}: a turn from 'function_call' holds a call as text; write it as {{role: assistant, tool_calls: [...]}}"
+        )
     return role
 
 
 def _check_parts(parts: list, name: str) -> None:
     for part in parts:
-        kind = part.get("type", "text" if "text" in part else "without a type") if isinstance(part, dict) else type(part).__name__
+        kind = (
+            part.get("type", "text" if "text" in part else "without a type")
+            if isinstance(part, dict)
+            else type(part).__name__
+        )
         if kind != "text":
-            raise BadRow(f"{name}: a content has a part of type {kind!r}; only parts {{type: text, text: ...}} can be trained on: leave such rows out")
+            raise BadRow(
+                f"{name}: a content has a part of type {kind!r}; only parts {{type: text, text: ...}} can be trained on: leave such rows out"
+            )
         if not isinstance(part.get("text"), str):
             raise BadRow(f"{name}: a content has a part of type 'text' without a text")
 
@@ -99,7 +132,9 @@ def _check_parts(parts: list, name: str) -> None:
 def joined_parts(messages: Messages) -> Messages:
     """The messages with the text parts of each content put together, for templates that print a content as it is."""
     return [
-        message | {"content": "".join(part["text"] for part in message["content"])} if isinstance(message.get("content"), list) else message
+        message | {"content": "".join(part["text"] for part in message["content"])}
+        if isinstance(message.get("content"), list)
+        else message
         for message in messages
     ]
 

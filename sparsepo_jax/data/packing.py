@@ -34,11 +34,20 @@ def sizes_of(prompt_lengths_N: np.ndarray, response_lengths_NP: np.ndarray, *, s
     run_NP = response_lengths_NP - 1  # the last token of a response is not run
     alone_NP = prompt_lengths_N[:, None] + run_NP
     positions_N = prompt_lengths_N + run_NP.sum(axis=1) if shared else alone_NP.sum(axis=1)
-    return Sizes(positions_N, response_lengths_NP.sum(axis=1), positions_N if shared else alone_NP.max(axis=1))
+    return Sizes(
+        positions_N, response_lengths_NP.sum(axis=1), positions_N if shared else alone_NP.max(axis=1)
+    )
 
 
 def pack(
-    table: TokenTable, numbers: Sequence[int] | np.ndarray, shape: Shape, response_length: int, *, rows: int, shared: bool, with_weights: bool = False
+    table: TokenTable,
+    numbers: Sequence[int] | np.ndarray,
+    shape: Shape,
+    response_length: int,
+    *,
+    rows: int,
+    shared: bool,
+    with_weights: bool = False,
 ) -> PairBatch:
     """The numbered rows of a table (FILLER: none) as a batch of `rows` rows of tokens, each with the same number of pairs, in order.
 

@@ -37,19 +37,38 @@ def make_batches(
 
     def batch(n: int) -> PairBatch:
         planned = plan.batch(n)
-        whole = pack(table, planned.rows, planned.shape, T, rows=plan.rows, shared=shared, with_weights=with_weights)
+        whole = pack(
+            table, planned.rows, planned.shape, T, rows=plan.rows, shared=shared, with_weights=with_weights
+        )
         return _part(whole, micro_steps, process_index, process_count)
 
     served = grain.MapDataset.range(start, stop).map(batch)
-    return iter(served.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=READ_AHEAD)))
+    return iter(
+        served.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=READ_AHEAD))
+    )
 
 
 def empty_batch(
-    table: TokenTable, plan: BatchPlan, shape: Shape, *, micro_steps: int, shared: bool, with_weights: bool, response_length: int | None = None
+    table: TokenTable,
+    plan: BatchPlan,
+    shape: Shape,
+    *,
+    micro_steps: int,
+    shared: bool,
+    with_weights: bool,
+    response_length: int | None = None,
 ) -> PairBatch:
     """A global batch of this shape without rows: its arrays are those of every such batch that make_batches gives."""
     fillers = np.full(plan.batch_size, FILLER)
-    whole = pack(table, fillers, shape, _room(table, response_length), rows=plan.rows, shared=shared, with_weights=with_weights)
+    whole = pack(
+        table,
+        fillers,
+        shape,
+        _room(table, response_length),
+        rows=plan.rows,
+        shared=shared,
+        with_weights=with_weights,
+    )
     return _part(whole, micro_steps, 0, 1)
 
 
@@ -59,7 +78,12 @@ def _room(table: TokenTable, response_length: int | None) -> int:
 
 
 def make_prompt_batches(
-    table: TokenTable, planned: Sequence[PlannedPrompts], batch_size: int, *, process_index: int, process_count: int
+    table: TokenTable,
+    planned: Sequence[PlannedPrompts],
+    batch_size: int,
+    *,
+    process_index: int,
+    process_count: int,
 ) -> Iterator[PromptBatch]:
     """This process's part of the planned prompts, arrays [1, prompts of this process, ...]. A filler has a prompt of one token, so that its
     attention has something to see."""
@@ -78,4 +102,6 @@ def _part(whole: Any, micro_steps: int, process_index: int, process_count: int) 
     """[micro-steps, this process's part, ...] of arrays whose first axis holds all micro-steps, and in each of them all processes."""
     import jax
 
-    return jax.tree.map(lambda x: x.reshape(micro_steps, process_count, -1, *x.shape[1:])[:, process_index], whole)
+    return jax.tree.map(
+        lambda x: x.reshape(micro_steps, process_count, -1, *x.shape[1:])[:, process_index], whole
+    )

@@ -66,8 +66,14 @@ def _text_rows(path: str, suffix: str) -> Iterator[Row]:
 def _list_rows(path: str, content: bytes) -> Iterator[Row]:
     try:
         rows = _from_json(content)
-    except (ValueError, RecursionError, BadRow) as error:  # how many rows are lost nobody knows: they cannot be left out
-        raise UserError(f"{path}:{_line_of(error)}: {_not_json(error)}; mend the file, or write it as .jsonl, a row a line") from None
+    except (
+        ValueError,
+        RecursionError,
+        BadRow,
+    ) as error:  # how many rows are lost nobody knows: they cannot be left out
+        raise UserError(
+            f"{path}:{_line_of(error)}: {_not_json(error)}; mend the file, or write it as .jsonl, a row a line"
+        ) from None
     for number, row in enumerate(rows, 1):
         yield Row(number, _object(row))
 
@@ -94,7 +100,9 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):  # JSON leaves open which of the values counts
         names = [name for name, _ in pairs]
-        raise BadRow(f"no JSON (the key {next(name for name in names if names.count(name) > 1)!r} stands there twice)")
+        raise BadRow(
+            f"no JSON (the key {next(name for name in names if names.count(name) > 1)!r} stands there twice)"
+        )
     return found
 
 
@@ -135,14 +143,18 @@ def _table_rows(path: str, file) -> Iterator[Row]:
     try:
         names = next(lines, [])
         if len(set(names)) < len(names):
-            raise UserError(f"{path}:1: two columns have one name; the columns are: {BadRow(', '.join(names))}")
+            raise UserError(
+                f"{path}:1: two columns have one name; the columns are: {BadRow(', '.join(names))}"
+            )
         line = lines.line_num + 1
         for cells in lines:
             if cells:
                 yield Row(line, _table_row(names, cells))
             line = lines.line_num + 1
     except csv.Error as error:  # where the next row begins nobody knows
-        raise UserError(f"{path}:{lines.line_num}: no separated values ({one_line(error)}); mend the file") from None
+        raise UserError(
+            f"{path}:{lines.line_num}: no separated values ({one_line(error)}); mend the file"
+        ) from None
 
 
 def _table_row(names: list[str], cells: list[str]) -> dict[str, Any] | BadRow:
@@ -168,7 +180,9 @@ def _parquet_rows(path: str) -> Iterator[Row]:
                 number += 1
                 yield Row(number, row)
         if number != file.metadata.num_rows:
-            raise UserError(f"{path}: not a whole parquet file (it says that it has {file.metadata.num_rows} rows, and has {number})")
+            raise UserError(
+                f"{path}: not a whole parquet file (it says that it has {file.metadata.num_rows} rows, and has {number})"
+            )
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable parquet file ({one_line(error)})") from None
 

@@ -18,32 +18,122 @@ import random
 from typing import Any, NamedTuple
 
 # Log-odds that a slot is evaluative: noun + verb.
-_NOUNS = {"acting": 1.6, "music": 1.0, "story": 0.6, "dialogue": 0.6, "film": 0.0, "plot": -0.2, "ending": 0.4, "camera": -0.8, "cast": -1.2, "opening": -1.6}
+_NOUNS = {
+    "acting": 1.6,
+    "music": 1.0,
+    "story": 0.6,
+    "dialogue": 0.6,
+    "film": 0.0,
+    "plot": -0.2,
+    "ending": 0.4,
+    "camera": -0.8,
+    "cast": -1.2,
+    "opening": -1.6,
+}
 _VERBS = {"felt": 1.9, "seemed": 1.3, "was": 0.7, "looked": 0.1, "stayed": -1.3, "ran": -2.6}
-_PLURALS = "scenes songs jokes lines".split()
+_PLURALS = ["scenes", "songs", "jokes", "lines"]
 # Adverbs before an evaluative and before a neutral word.
 _ADVERB_SHARE = {True: 0.4, False: 0.25}
-_ADVERBS = {"very": (0.35, 0.15), "truly": (0.3, 0.02), "quite": (0.15, 0.2), "rather": (0.1, 0.23), "mostly": (0.1, 0.4)}
+_ADVERBS = {
+    "very": (0.35, 0.15),
+    "truly": (0.3, 0.02),
+    "quite": (0.15, 0.2),
+    "rather": (0.1, 0.23),
+    "mostly": (0.1, 0.4),
+}
 
-_POSITIVE = """superb wonderful brilliant lovely moving charming delightful excellent graceful funny clever great gripping touching splendid
-warm fresh stunning""".split()
-_NEGATIVE = """awful dull boring terrible clumsy tedious dreadful lifeless shallow poor stale annoying weak messy bland cold painful
-forgettable""".split()
-_NEUTRAL = """long short old new modern loud quiet dark bright simple french american digital famous local early late slow""".split()
-_PHRASES = [phrase.split() for phrase in ("set in rome", "set in paris", "filmed in winter", "about a family", "about two friends", "based on letters")]
+_POSITIVE = [
+    "superb",
+    "wonderful",
+    "brilliant",
+    "lovely",
+    "moving",
+    "charming",
+    "delightful",
+    "excellent",
+    "graceful",
+    "funny",
+    "clever",
+    "great",
+    "gripping",
+    "touching",
+    "splendid",
+    "warm",
+    "fresh",
+    "stunning",
+]
+_NEGATIVE = [
+    "awful",
+    "dull",
+    "boring",
+    "terrible",
+    "clumsy",
+    "tedious",
+    "dreadful",
+    "lifeless",
+    "shallow",
+    "poor",
+    "stale",
+    "annoying",
+    "weak",
+    "messy",
+    "bland",
+    "cold",
+    "painful",
+    "forgettable",
+]
+_NEUTRAL = [
+    "long",
+    "short",
+    "old",
+    "new",
+    "modern",
+    "loud",
+    "quiet",
+    "dark",
+    "bright",
+    "simple",
+    "french",
+    "american",
+    "digital",
+    "famous",
+    "local",
+    "early",
+    "late",
+    "slow",
+]
+_PHRASES = [
+    phrase.split()
+    for phrase in (
+        "set in rome",
+        "set in paris",
+        "filmed in winter",
+        "about a family",
+        "about two friends",
+        "based on letters",
+    )
+]
 _FILLERS = [
     phrase.split()
     for phrase in (
-        "we saw it on a {day} .", "i saw it with my {friend} .", "my {friend} came along .", "the cinema was near the {place} .",
-        "it lasted about two hours .", "we sat close to the {place} .", "tickets were sold at the {place} .",
+        "we saw it on a {day} .",
+        "i saw it with my {friend} .",
+        "my {friend} came along .",
+        "the cinema was near the {place} .",
+        "it lasted about two hours .",
+        "we sat close to the {place} .",
+        "tickets were sold at the {place} .",
     )
 ]
-_DAYS = "monday tuesday friday saturday sunday".split()
-_FRIENDS = "brother sister father mother neighbour".split()
-_PLACES = "station river door market park".split()
-_OPENERS = "overall also still then".split()
-_TITLES = ["harbour winter garden letter train island mirror lantern".split(), "night road summer bridge house sea clock forest".split()]
-_GENRES = "comedy drama thriller documentary".split()
+_DAYS = ["monday", "tuesday", "friday", "saturday", "sunday"]
+_FRIENDS = ["brother", "sister", "father", "mother", "neighbour"]
+_PLACES = ["station", "river", "door", "market", "park"]
+_OPENERS = ["overall", "also", "still", "then"]
+_TITLES = [
+    ["harbour", "winter", "garden", "letter", "train", "island", "mirror", "lantern"],
+    ["night", "road", "summer", "bridge", "house", "sea", "clock", "forest"],
+]
+_GENRES = ["comedy", "drama", "thriller", "documentary"]
 
 _SLIP = 0.05  # share of evaluative words that speak against the review's sentiment
 _SECOND = 0.15  # share of adjectives that are followed by "and" and another one
@@ -105,15 +195,34 @@ def _clause(draws: random.Random, positive: bool) -> list[Word]:
     form = _weighted(draws, _FORMS)
     if form == "filler":
         named = {"{day}": _DAYS, "{friend}": _FRIENDS, "{place}": _PLACES}
-        return words + [Word(_pick(draws, named[word]) if word in named else word) for word in _pick(draws, _FILLERS)]
+        return words + [
+            Word(_pick(draws, named[word]) if word in named else word) for word in _pick(draws, _FILLERS)
+        ]
     if form == "some":
-        words += [Word("it"), Word("had"), Word("some"), *_slot(draws, positive, -0.3, phrases=False), Word(_pick(draws, _PLURALS))]
+        words += [
+            Word("it"),
+            Word("had"),
+            Word("some"),
+            *_slot(draws, positive, -0.3, phrases=False),
+            Word(_pick(draws, _PLURALS)),
+        ]
     elif form == "find":
         noun = _pick(draws, list(_NOUNS))
-        words += [Word("i"), Word("found"), Word("the"), Word(noun), *_slot(draws, positive, _NOUNS[noun] + 1.2, phrases=False)]
+        words += [
+            Word("i"),
+            Word("found"),
+            Word("the"),
+            Word(noun),
+            *_slot(draws, positive, _NOUNS[noun] + 1.2, phrases=False),
+        ]
     else:
         noun, verb = _pick(draws, list(_NOUNS)), _pick(draws, list(_VERBS))
-        words += [Word("the"), Word(noun), Word(verb), *_slot(draws, positive, _NOUNS[noun] + _VERBS[verb], phrases=True)]
+        words += [
+            Word("the"),
+            Word(noun),
+            Word(verb),
+            *_slot(draws, positive, _NOUNS[noun] + _VERBS[verb], phrases=True),
+        ]
     return words + [Word(".")]
 
 
@@ -128,7 +237,11 @@ def _prompt(draws: random.Random) -> str:
 
 def _as_row(name: str, words: list[Word]) -> dict[str, Any]:
     """The response as text, one space before each word, with character spans of decisive words and of chances."""
-    row: dict[str, Any] = {name: "".join(f" {word.text}" for word in words), f"{name}_decisive": [], f"{name}_chance": []}
+    row: dict[str, Any] = {
+        name: "".join(f" {word.text}" for word in words),
+        f"{name}_decisive": [],
+        f"{name}_chance": [],
+    }
     end = 0
     for word in words:
         start, end = end + 1, end + 1 + len(word.text)
@@ -166,8 +279,11 @@ def make_review_texts(rows: int, seed: int) -> list[dict[str, Any]]:
 
 def make_labelled_reviews(rows: int, seed: int) -> list[dict[str, Any]]:
     """text and label (1 positive, 0 negative): the two reviews of each of so many pairs."""
-    return [{"text": row["prompt"] + row[name], "label": label}
-            for row in make_review_pairs(rows, seed) for name, label in (("chosen", 1), ("rejected", 0))]
+    return [
+        {"text": row["prompt"] + row[name], "label": label}
+        for row in make_review_pairs(rows, seed)
+        for name, label in (("chosen", 1), ("rejected", 0))
+    ]
 
 
 def preferred_share(texts: list[str]) -> float | None:
@@ -180,6 +296,22 @@ def preferred_share(texts: list[str]) -> float | None:
 
 def reviews_vocabulary() -> list[str]:
     """All words of prompts and reviews, sorted; "." "," ":" are words."""
-    lists = [_NOUNS, _VERBS, _PLURALS, _ADVERBS, _POSITIVE, _NEGATIVE, _NEUTRAL, *_PHRASES, *_FILLERS, _DAYS, _FRIENDS, _PLACES, _OPENERS, *_TITLES,
-             _GENRES, "review of , a : it had some i found the and .".split()]
+    lists = [
+        _NOUNS,
+        _VERBS,
+        _PLURALS,
+        _ADVERBS,
+        _POSITIVE,
+        _NEGATIVE,
+        _NEUTRAL,
+        *_PHRASES,
+        *_FILLERS,
+        _DAYS,
+        _FRIENDS,
+        _PLACES,
+        _OPENERS,
+        *_TITLES,
+        _GENRES,
+        ["review", "of", ",", "a", ":", "it", "had", "some", "i", "found", "the", "and", "."],
+    ]
     return sorted({word for words in lists for word in words if not word.startswith("{")})

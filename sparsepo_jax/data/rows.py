@@ -23,4 +23,6 @@ class Row(NamedTuple):
 
 def one_line(error: Exception) -> str:
     """The first line of what a library says, so that our message stays one line."""
-    return str(BadRow(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)))
+    return str(
+        BadRow(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
+    )

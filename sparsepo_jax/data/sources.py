@@ -58,14 +58,20 @@ class FirstWords:
 
     def _open(self, source: "Source") -> "Source":
         key = hashlib.sha256(f"{source.fingerprint} {self.column} {self.words}".encode()).hexdigest()
-        return Source(source.name, key, lambda: (Row(row.line, self._cut(row.content)) for row in source.rows()))
+        return Source(
+            source.name, key, lambda: (Row(row.line, self._cut(row.content)) for row in source.rows())
+        )
 
     def _cut(self, content: "dict[str, Any] | BadRow") -> "dict[str, Any] | BadRow":
         if isinstance(content, BadRow) or self.column not in content:
             return content
         if not isinstance(content[self.column], str):
-            return BadRow(f"{self.column}: only text has first words, and this is {type(content[self.column]).__name__}")
-        return content | {self.column: re.match(r"\s*((?:\S+\s+){0,%d}\S+|)" % (self.words - 1), content[self.column])[1]}
+            return BadRow(
+                f"{self.column}: only text has first words, and this is {type(content[self.column]).__name__}"
+            )
+        return content | {
+            self.column: re.match(r"\s*((?:\S+\s+){0,%d}\S+|)" % (self.words - 1), content[self.column])[1]
+        }
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,13 @@ def open_sources(source) -> list[Source]:
         return source.open()
     if isinstance(source, GeneratedRows):
         content = json.dumps(source.rows, sort_keys=True).encode()
-        return [Source(source.name, hashlib.sha256(content).hexdigest(), lambda: map(Row, range(1, len(source.rows) + 1), source.rows))]
+        return [
+            Source(
+                source.name,
+                hashlib.sha256(content).hexdigest(),
+                lambda: map(Row, range(1, len(source.rows) + 1), source.rows),
+            )
+        ]
     if (paths := matching_files(source.path)) is not None:
         opened = _open_files(source.path, paths, source.split)
     else:
@@ -127,7 +139,9 @@ def _with_names(source: Source, columns: dict[str, str]) -> Source:
     if not columns:
         return source
     key = hashlib.sha256((source.fingerprint + json.dumps(columns, sort_keys=True)).encode()).hexdigest()
-    return Source(source.name, key, lambda: (Row(row.line, rename(row.content, columns)) for row in source.rows()))
+    return Source(
+        source.name, key, lambda: (Row(row.line, rename(row.content, columns)) for row in source.rows())
+    )
 
 
 def rename(content: dict[str, Any] | BadRow, columns: dict[str, str]) -> dict[str, Any] | BadRow:
@@ -145,11 +159,15 @@ def _open_files(path: str, files: list[str], split: str) -> list[Source]:
     """A part of a split counts the rows of all files, one after the other."""
     for file in files:
         if suffix_of(file) is None:
-            raise UserError(f"{file}: cannot tell its format; expected a file ending in {', '.join(SUFFIXES)}")
+            raise UserError(
+                f"{file}: cannot tell its format; expected a file ending in {', '.join(SUFFIXES)}"
+            )
     try:
         others = [name for name in split_names(split) if name != "train"]
         if others:
-            raise SplitError(f"no split {others[0]!r}: files have one split, train; name the file that holds the {others[0]} rows instead")
+            raise SplitError(
+                f"no split {others[0]!r}: files have one split, train; name the file that holds the {others[0]} rows instead"
+            )
         if is_whole_split(split):
             return [_open_file(file, None) for file in files]
         sizes = [count_rows(file) for file in files]
@@ -157,7 +175,9 @@ def _open_files(path: str, files: list[str], split: str) -> list[Source]:
     except SplitError as error:
         raise UserError(f"{path}: {error}") from None
     starts = [0, *itertools.accumulate(sizes)]
-    return [_open_file(file, _shifted(wanted, start, size)) for file, start, size in zip(files, starts, sizes)]
+    return [
+        _open_file(file, _shifted(wanted, start, size)) for file, start, size in zip(files, starts, sizes)
+    ]
 
 
 def _shifted(ranges: Ranges, start: int, size: int) -> Ranges:
@@ -171,7 +191,11 @@ def _open_file(path: str, ranges: Ranges | None) -> Source:
     if ranges is None:
         return Source(path, whole, lambda: file_rows(path))
     key = hashlib.sha256(f"{whole} {[list(part) for part in ranges]}".encode()).hexdigest()
-    return Source(path, key, lambda: (row for first, last in ranges for row in itertools.islice(file_rows(path), first, last)))
+    return Source(
+        path,
+        key,
+        lambda: (row for first, last in ranges for row in itertools.islice(file_rows(path), first, last)),
+    )
 
 
 def _digest(paths: Iterable[str], beginning: str) -> str:
@@ -188,7 +212,9 @@ def _digest(paths: Iterable[str], beginning: str) -> str:
 
 def _open_dataset(path: str, split: str, subset: str | None) -> tuple[str, Callable[[], Iterator[Row]]]:
     """(fingerprint, rows) of a directory or Hub id."""
-    hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not is_mistyped_path(path) and suffix_of(path) is None
+    hub_id = (
+        re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not is_mistyped_path(path) and suffix_of(path) is None
+    )
     if not os.path.isdir(path) and not hub_id:
         raise UserError(f"{path}: no such file or directory")
     if not os.path.isdir(path):
@@ -196,7 +222,9 @@ def _open_dataset(path: str, split: str, subset: str | None) -> tuple[str, Calla
     import datasets
 
     try:
-        if os.path.exists(os.path.join(path, "dataset_dict.json")) or os.path.exists(os.path.join(path, "state.json")):
+        if os.path.exists(os.path.join(path, "dataset_dict.json")) or os.path.exists(
+            os.path.join(path, "state.json")
+        ):
             parts = _saved_parts(datasets.load_from_disk(path), split)
         else:
             data = datasets.load_dataset(path, subset, split=split)
@@ -225,7 +253,9 @@ def _dataset_rows(data, start: int, stop: int) -> Iterator[Row]:
             for row in data if (done, stop) == (0, len(data)) else data.select(range(done, stop)):
                 done += 1
                 yield Row(done, row)
-        except Exception as error:  # decoding a value (an image, a date, text that is no UTF-8) raises what it likes
+        except (
+            Exception
+        ) as error:  # decoding a value (an image, a date, text that is no UTF-8) raises what it likes
             done += 1
             yield Row(done, BadRow(f"`datasets` cannot decode this row ({one_line(error)})"))
 

@@ -1,9 +1,9 @@
 """Splits and their parts, written as `datasets` writes them.
 
-    train               all rows
-    train[:80%]         the first 80 %; train[80%:] is the rest
-    train[10:20]        ten rows; train[-100:] the last hundred
-    train[:5%]+test     one after the other
+train               all rows
+train[:80%]         the first 80 %; train[80%:] is the rest
+train[10:20]        ten rows; train[-100:] the last hundred
+train[:5%]+test     one after the other
 """
 
 import math
@@ -66,7 +66,9 @@ def split_ranges(split: str, rows: Mapping[str, int]) -> list[Range]:
 def _parts(split: str) -> list[re.Match]:
     matches = [_PART.fullmatch(part) for part in re.split(r"\s*\+\s*", split.strip())]
     if None in matches:
-        raise SplitError(f"cannot read the split {split!r}; expected one such as train, train[:80%], train[10:20] or train[:10%]+test")
+        raise SplitError(
+            f"cannot read the split {split!r}; expected one such as train, train[:80%], train[10:20] or train[:10%]+test"
+        )
     return matches
 
 

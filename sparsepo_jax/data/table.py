@@ -46,7 +46,9 @@ def ragged(sequences: Sequence[np.ndarray | list], dtype: type) -> Ragged:
 
 
 def _concat_ragged(parts: Sequence[Ragged]) -> Ragged:
-    return Ragged(np.concatenate([p.flat for p in parts]), starts_of(np.concatenate([p.lengths for p in parts])))
+    return Ragged(
+        np.concatenate([p.flat for p in parts]), starts_of(np.concatenate([p.lengths for p in parts]))
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +154,14 @@ class TokenTable:
 
     def file_digests(self) -> dict[str, str]:
         """A hash of the tokens that came from each file."""
-        return {name: self.take(np.flatnonzero(np.isin(self.file_N, [n for n, other in enumerate(self.files) if other == name]))).digest()
-                for name in dict.fromkeys(self.files)}
+        return {
+            name: self.take(
+                np.flatnonzero(
+                    np.isin(self.file_N, [n for n, other in enumerate(self.files) if other == name])
+                )
+            ).digest()
+            for name in dict.fromkeys(self.files)
+        }
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "TokenTable":
         """These rows, in this order."""
@@ -185,7 +193,12 @@ class TokenTable:
 
     def with_responses(self, responses: Sequence[np.ndarray]) -> "TokenTable":
         """The same prompts, each with one response of these token ids."""
-        return replace(self, responses=ragged(responses, np.int32), response_cut_NP=np.zeros((len(self), 1), bool), **dict.fromkeys(_PER_TOKEN))
+        return replace(
+            self,
+            responses=ragged(responses, np.int32),
+            response_cut_NP=np.zeros((len(self), 1), bool),
+            **dict.fromkeys(_PER_TOKEN),
+        )
 
     @staticmethod
     def concat(tables: "Sequence[TokenTable]") -> "TokenTable":
@@ -194,26 +207,43 @@ class TokenTable:
         if len(tables) == 1:
             return tables[0]
         first_file = np.cumsum([0] + [len(t.files) for t in tables])
-        columns = {name: np.concatenate([getattr(t, name) for t in tables]) for name in _PLAIN if name != "file_N"}
+        columns = {
+            name: np.concatenate([getattr(t, name) for t in tables]) for name in _PLAIN if name != "file_N"
+        }
         weights = None
         if any(t.all_weights is not None for t in tables):
-            weights = np.concatenate([np.ones(len(t.responses.flat), np.float32) if t.all_weights is None else t.all_weights for t in tables])
-        known = {name: all(getattr(t, name) is not None for t in tables) for name in ("all_decisive", "all_chance")}
+            weights = np.concatenate(
+                [
+                    np.ones(len(t.responses.flat), np.float32) if t.all_weights is None else t.all_weights
+                    for t in tables
+                ]
+            )
+        known = {
+            name: all(getattr(t, name) is not None for t in tables) for name in ("all_decisive", "all_chance")
+        }
         return TokenTable(
             prompts=_concat_ragged([t.prompts for t in tables]),
             responses=_concat_ragged([t.responses for t in tables]),
             files=tuple(name for t in tables for name in t.files),
             file_N=np.concatenate([t.file_N + n for t, n in zip(tables, first_file)]).astype(np.int32),
             all_weights=weights,
-            all_content=_concat_ragged([t.all_content for t in tables]) if all(t.all_content is not None for t in tables) else None,
-            **{name: np.concatenate([getattr(t, name) for t in tables]) if is_known else None for name, is_known in known.items()},
+            all_content=_concat_ragged([t.all_content for t in tables])
+            if all(t.all_content is not None for t in tables)
+            else None,
+            **{
+                name: np.concatenate([getattr(t, name) for t in tables]) if is_known else None
+                for name, is_known in known.items()
+            },
             **columns,
         )
 
     def from_source(self, name: str, weight: float) -> "TokenTable":
         """The same rows, said to come from `name` and seen `weight` times an epoch."""
         return replace(
-            self, files=(name,), file_N=np.zeros(len(self), np.int32), row_weight_N=np.full(len(self), weight, np.float32)
+            self,
+            files=(name,),
+            file_N=np.zeros(len(self), np.int32),
+            row_weight_N=np.full(len(self), weight, np.float32),
         )
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -59,21 +59,39 @@ class Limits:
 
 
 def tokenize(
-    examples: list[Example], tokenizer: Any | None, limits: Limits, *, separator: str, add_bos: bool | None, add_eos: bool
+    examples: list[Example],
+    tokenizer: Any | None,
+    limits: Limits,
+    *,
+    separator: str,
+    add_bos: bool | None,
+    add_eos: bool,
 ) -> list[TokenRow | BadRow]:
     """Rows in order. add_bos None: if the tokenizer has one. UserError: text without a tokenizer, or a tokenizer without the token asked for."""
-    texts = [_prompt_text(example, separator) + rest for example in examples if example.is_text for rest in _read_with(example, separator)]
+    texts = [
+        _prompt_text(example, separator) + rest
+        for example in examples
+        if example.is_text
+        for rest in _read_with(example, separator)
+    ]
     ours = any(example.is_text and not example.has_ends for example in examples)
     if texts and tokenizer is None:
-        raise UserError("the data is text, but there is no tokenizer: set tokenizer.kind, or give token ids (prompt_ids, chosen_ids, rejected_ids)")
-    bos, eos = (_special(tokenizer, name, wanted) if ours else None for name, wanted in (("bos", add_bos), ("eos", add_eos)))
+        raise UserError(
+            "the data is text, but there is no tokenizer: set tokenizer.kind, or give token ids (prompt_ids, chosen_ids, rejected_ids)"
+        )
+    bos, eos = (
+        _special(tokenizer, name, wanted) if ours else None
+        for name, wanted in (("bos", add_bos), ("eos", add_eos))
+    )
     encoded = iter(_encode(texts, tokenizer))
     rows: list[TokenRow | BadRow] = []
     for example in examples:
         try:
             if example.is_text:
                 added = (None, None) if example.has_ends else (bos, eos)
-                parts = _from_text(example, [next(encoded) for _ in _read_with(example, separator)], separator, *added)
+                parts = _from_text(
+                    example, [next(encoded) for _ in _read_with(example, separator)], separator, *added
+                )
             else:
                 parts = _from_ids(example)
             _refuse_outside(*parts, limits.vocab_size, tokenizer)
@@ -86,12 +104,16 @@ def tokenize(
 def _special(tokenizer: Any, name: str, wanted: bool | None) -> int | None:
     found = getattr(tokenizer, f"{name}_token_id")
     if wanted and found is None:
-        raise UserError(f"data.add_{name}: the tokenizer has no {name.upper()} token; set data.add_{name}=false, or take a tokenizer that has one")
+        raise UserError(
+            f"data.add_{name}: the tokenizer has no {name.upper()} token; set data.add_{name}=false, or take a tokenizer that has one"
+        )
     return None if wanted is False else found
 
 
 def _prompt_text(example: Example, separator: str) -> str:
-    return (example.prompt or "") if example.templated or example.prompt is None else example.prompt + separator
+    return (
+        (example.prompt or "") if example.templated or example.prompt is None else example.prompt + separator
+    )
 
 
 def _read_with(example: Example, separator: str) -> tuple[str, ...]:
@@ -109,7 +131,9 @@ def _encode(texts: list[str], tokenizer: Any) -> list[Encoded]:
     """(ids, character range of each) of every text, without special tokens of the tokenizer's own."""
     if not texts:
         return []
-    settings = dict(add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+    settings = dict(
+        add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+    )
     try:
         found = tokenizer(texts, **settings)
     except Exception as error:  # some text holds what this tokenizer does not know: find out which
@@ -129,7 +153,9 @@ class _Response(NamedTuple):
     """Characters of the response text up to what ends the turn; None: not to be told."""
 
 
-def _from_text(example: Example, encoded: list[Encoded], separator: str, bos: int | None, eos: int | None) -> tuple[list[int], list[_Response]]:
+def _from_text(
+    example: Example, encoded: list[Encoded], separator: str, bos: int | None, eos: int | None
+) -> tuple[list[int], list[_Response]]:
     for one in encoded:
         if isinstance(one, BadRow):
             raise one
@@ -146,12 +172,14 @@ def _from_text(example: Example, encoded: list[Encoded], separator: str, bos: in
         rest = ids[num_prompt:]
         if not prompt:
             if example.prompt is not None or len(rest) < 2:
-                raise BadRow("the prompt has no token of its own and the tokenizer no BOS: the first response token would have nothing before it")
+                raise BadRow(
+                    "the prompt has no token of its own and the tokenizer no BOS: the first response token would have nothing before it"
+                )
             prompt, rest, ranges = rest[:1], rest[1:], ranges[1:]
         if not example.responses:
             break
         closed = eos is not None and rest[-1:] != [eos]
-        covered = [(start - seam, end - seam) for start, end in ranges[len(ranges) - len(rest):]]
+        covered = [(start - seam, end - seam) for start, end in ranges[len(ranges) - len(rest) :]]
         content_end = example.content_ends[p] if example.content_ends else None
         responses.append(_Response([*rest, eos] if closed else rest, covered, closed, content_end))
     return prompt, responses
@@ -161,7 +189,9 @@ def _from_ids(example: Example) -> tuple[list[int], list[_Response]]:
     return list(example.prompt), [_Response(list(ids), None, False) for ids in example.responses]
 
 
-def _refuse_outside(prompt: list[int], responses: list[_Response], vocab_size: int | None, tokenizer: Any | None) -> None:
+def _refuse_outside(
+    prompt: list[int], responses: list[_Response], vocab_size: int | None, tokenizer: Any | None
+) -> None:
     """BadRow that names a token for which the model has no row. A tokenizer may have more tokens than the model."""
     if vocab_size is None:
         return
@@ -173,21 +203,36 @@ def _refuse_outside(prompt: list[int], responses: list[_Response], vocab_size: i
             raise BadRow(f"token id {outside}{name} is outside the model's vocabulary of {vocab_size}")
 
 
-def _finish(example: Example, prompt: list[int], responses: list[_Response], *, tokenizer: Any | None, limits: Limits) -> TokenRow:
+def _finish(
+    example: Example, prompt: list[int], responses: list[_Response], *, tokenizer: Any | None, limits: Limits
+) -> TokenRow:
     """Checks, annotations, truncation."""
     bos, eos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos"))
-    per_token = [_per_token(annotation, response, eos) for annotation, response in zip(example.annotations, responses)]
+    per_token = [
+        _per_token(annotation, response, eos) for annotation, response in zip(example.annotations, responses)
+    ]
     prompt_length = len(prompt)
     prompt_cut = prompt_length > limits.max_prompt_length
     if prompt_cut:
         keep_bos = example.is_text and bos is not None and prompt[0] == bos
-        prompt = [bos, *prompt[len(prompt) - limits.max_prompt_length + 1:]] if keep_bos else prompt[-limits.max_prompt_length:]
+        prompt = (
+            [bos, *prompt[len(prompt) - limits.max_prompt_length + 1 :]]
+            if keep_bos
+            else prompt[-limits.max_prompt_length :]
+        )
     room = limits.max_length - len(prompt)
     kept = tuple(response.ids[:room] for response in responses)
     if len(kept) == 2 and kept[0] == kept[1]:
         whole = responses[0].ids == responses[1].ids
-        raise BadRow("chosen and rejected are the same" + ("" if whole else f" within the first {room} tokens, all that data.max_length leaves them"))
-    columns = [tuple(None if values is None else values[:room] for values in column) for column in zip(*per_token)] if per_token else [()] * 3
+        raise BadRow(
+            "chosen and rejected are the same"
+            + ("" if whole else f" within the first {room} tokens, all that data.max_length leaves them")
+        )
+    columns = (
+        [tuple(None if values is None else values[:room] for values in column) for column in zip(*per_token)]
+        if per_token
+        else [()] * 3
+    )
     cut = tuple(len(response.ids) > room for response in responses)
     response_length = max((len(response.ids) for response in responses), default=0)
     return TokenRow(prompt, kept, _key(example), prompt_cut, cut, prompt_length, response_length, *columns)
@@ -209,7 +254,11 @@ def _per_token(
         weights = _with_end(weights, response, eos)
     else:
         weights = _from_spans(weights, response, 1.0)
-    decisive = None if annotation.decisive is None else _from_spans([[*span, 1.0] for span in annotation.decisive], response, 0.0)
+    decisive = (
+        None
+        if annotation.decisive is None
+        else _from_spans([[*span, 1.0] for span in annotation.decisive], response, 0.0)
+    )
     return weights, decisive and [bool(x) for x in decisive], _from_spans(annotation.chance, response, 0.0)
 
 
@@ -219,7 +268,10 @@ def _with_end(weights: list[float], response: _Response, eos: int | None) -> lis
     bare = len(response.ids) - ending
     if not bare <= len(weights) <= len(response.ids):
         end = "the EOS that is added" if response.closed else f"the {ending} that end the turn"
-        raise BadRow(f"{len(weights)} weights for a response of {bare} tokens" + (f" (without {end})" if ending else ""))
+        raise BadRow(
+            f"{len(weights)} weights for a response of {bare} tokens"
+            + (f" (without {end})" if ending else "")
+        )
     return [float(weight) for weight in weights] + [1.0] * (len(response.ids) - len(weights))
 
 

@@ -14,7 +14,9 @@ def load_tokenizer(path: str):
     from transformers import AutoTokenizer
 
     if not os.path.exists(path) and is_mistyped_path(path):
-        raise UserError(f"{path}: no such directory (expected one with a Hugging Face tokenizer, or a Hub id like owner/name)")
+        raise UserError(
+            f"{path}: no such directory (expected one with a Hugging Face tokenizer, or a Hub id like owner/name)"
+        )
     try:
         # Unless it is told, transformers asks on stdin whether to run the code of the directory.
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -22,7 +24,9 @@ def load_tokenizer(path: str):
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{path}: no Hugging Face tokenizer to be had there ({first})") from None
     if not tokenizer.is_fast:
-        raise UserError(f"{path}: expected a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}; convert it with transformers")
+        raise UserError(
+            f"{path}: expected a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}; convert it with transformers"
+        )
     return tokenizer
 
 
@@ -46,7 +50,9 @@ def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return _wrapped(tokenizer)
 
@@ -66,5 +72,9 @@ def _wrapped(tokenizer):
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        pad_token=END,
+        clean_up_tokenization_spaces=False,
     )

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.rows import one_line
 from sparsepo_jax.data.table import TokenTable, ragged
-from sparsepo_jax.eval.generate import Generated, Sampling
+from sparsepo_jax.generate.sampler import Generated, Sampling
 
 Score = Callable[[TokenTable], Iterable[tuple[int, np.ndarray, np.ndarray]]]
 """Of a table's rows, in any order: (row, log-prob of each response [P], nats; whether it is what greedy decoding writes [P])."""
@@ -25,7 +25,13 @@ Answer = Callable[[TokenTable, Sampling], Iterable[Generated]]
 """Answers to a table's prompts, in any order; its seed and the run's ends are its own."""
 
 SHARED = (4, 2, 1)  # continuations that one row may hold: each number is a program of its own
-NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "length_penalty": 1.0, "min_p": 0.0, "use_cache": True}  # values that change nothing
+NEUTRAL = {
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "min_p": 0.0,
+    "use_cache": True,
+}  # values that change nothing
 
 
 class HarnessModel(TemplateLM):
@@ -33,13 +39,30 @@ class HarnessModel(TemplateLM):
     the model; None: not checked. add_bos: before a text; None: as the tokenizer does of itself. UserError if the tokenizer has neither a BOS
     nor an EOS token."""
 
-    def __init__(self, tokenizer: Any, score: Score, answer: Answer, render: Callable, *, max_length: int, vocab_size: int | None = None,
-                 add_bos: bool | None = None, quiet: bool = False):
+    def __init__(
+        self,
+        tokenizer: Any,
+        score: Score,
+        answer: Answer,
+        render: Callable,
+        *,
+        max_length: int,
+        vocab_size: int | None = None,
+        add_bos: bool | None = None,
+        quiet: bool = False,
+    ):
         super().__init__()
         self.tokenizer, self._score, self._answer, self._render = tokenizer, score, answer, render
-        self._max_length, self._vocab_size, self._add_bos, self._quiet = max_length, vocab_size, add_bos, quiet
+        self._max_length, self._vocab_size, self._add_bos, self._quiet = (
+            max_length,
+            vocab_size,
+            add_bos,
+            quiet,
+        )
         if self.prefix_token_id is None:
-            raise UserError("stage harness: the tokenizer has neither a BOS nor an EOS token, and an empty context is one of them")
+            raise UserError(
+                "stage harness: the tokenizer has neither a BOS nor an EOS token, and an empty context is one of them"
+            )
         self._refuse_outside([self.prefix_token_id], "an empty context")
 
     # ------------------------------------------------------------ what the harness asks of any model
@@ -51,7 +74,11 @@ class HarnessModel(TemplateLM):
     @property
     def prefix_token_id(self) -> int | None:
         """What stands before a text that has no context."""
-        return self.tokenizer.eos_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
+        return (
+            self.tokenizer.eos_token_id
+            if self.tokenizer.bos_token_id is None
+            else self.tokenizer.bos_token_id
+        )
 
     @property
     def max_length(self) -> int:
@@ -69,12 +96,18 @@ class HarnessModel(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """A text that begins with BOS gets no second one."""
         if add_special_tokens is None:
-            add_special_tokens = False if has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)) else self._add_bos
+            add_special_tokens = (
+                False
+                if has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+                else self._add_bos
+            )
         special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         try:
             ids = self.tokenizer.encode(string, **special)
         except Exception as error:  # a tokenizer of words meets one that it does not know
-            raise UserError(f"stage harness: the run's tokenizer cannot encode {string[:60]!r} ({one_line(error)})") from None
+            raise UserError(
+                f"stage harness: the run's tokenizer cannot encode {string[:60]!r} ({one_line(error)})"
+            ) from None
         self._refuse_outside(ids, repr(string[:60]))
         return ids
 
@@ -82,13 +115,17 @@ class HarnessModel(TemplateLM):
         """UserError: a token for which the model has no row."""
         outside = next((i for i in ids if self._vocab_size is not None and i >= self._vocab_size), None)
         if outside is not None:
-            raise UserError(f"stage harness: token id {outside} ({self.tokenizer.convert_ids_to_tokens(outside)!r}) in {where} is outside the model's "
-                            f"vocabulary of {self._vocab_size}")
+            raise UserError(
+                f"stage harness: token id {outside} ({self.tokenizer.convert_ids_to_tokens(outside)!r}) in {where} is outside the model's "
+                f"vocabulary of {self._vocab_size}"
+            )
 
     def tok_decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """Without a generation prompt the last message is a beginning that the model goes on with. A template that refuses system messages gets none."""
         try:
             text = self._render(chat_history, None, add_generation_prompt)
@@ -99,17 +136,25 @@ class HarnessModel(TemplateLM):
             return text
         begun = chat_history[-1]["content"].lstrip()
         at = text.rindex(begun.rstrip())
-        return text[: at + len(begun if text.startswith(begun, at) else begun.rstrip())]  # a template may trim
+        return text[
+            : at + len(begun if text.startswith(begun, at) else begun.rstrip())
+        ]  # a template may trim
 
     # ------------------------------------------------------------ reading
 
-    def _loglikelihood_tokens(self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
         """(log-prob of the continuation, nats; whether greedy decoding writes it) of (name, context, continuation), in order."""
         pairs = [(self._cut(context, continuation), continuation) for _, context, continuation in requests]
         found: list[Any] = [None] * len(pairs)
-        with tqdm(total=len(pairs), desc="harness: continuations", disable=disable_tqdm or self._quiet) as bar:
+        with tqdm(
+            total=len(pairs), desc="harness: continuations", disable=disable_tqdm or self._quiet
+        ) as bar:
             for count, rows in grouped(pairs).items():
-                table = table_of([pairs[row[0]][0] for row in rows], [[pairs[n][1] for n in row] for row in rows])
+                table = table_of(
+                    [pairs[row[0]][0] for row in rows], [[pairs[n][1] for n in row] for row in rows]
+                )
                 for row, logp_P, greedy_P in self._score(table):
                     for n, logp, greedy in zip(rows[row], logp_P, greedy_P, strict=True):
                         found[n] = float(logp), bool(greedy)
@@ -122,18 +167,24 @@ class HarnessModel(TemplateLM):
     def _cut(self, context: list[int], continuation: list[int]) -> list[int]:
         """The end of the context: with it max_length + 1 tokens, of which the last one is not read."""
         if not continuation:
-            raise UserError(f"stage harness: a continuation of {self.tok_decode(context)[-40:]!r} has no token of its own: the tokenizer joins it with the "
-                            "context")
+            raise UserError(
+                f"stage harness: a continuation of {self.tok_decode(context)[-40:]!r} has no token of its own: the tokenizer joins it with the "
+                "context"
+            )
         if len(continuation) > self.max_length:
-            raise UserError(f"stage harness: a continuation of {len(continuation)} tokens does not fit {self.max_length} (harness.max_length, or the model's "
-                            "positions)")
+            raise UserError(
+                f"stage harness: a continuation of {len(continuation)} tokens does not fit {self.max_length} (harness.max_length, or the model's "
+                "positions)"
+            )
         return context[-(self.max_length + 1 - len(continuation)) :]
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         """log-prob of whole texts, nats, in windows: each token is predicted once, and what comes before it is as long as it can be."""
         windows, whose = [], []
         for number, request in enumerate(requests):
-            for window in get_rolling_token_windows(self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1):
+            for window in get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1
+            ):
                 windows.append((None, *make_disjoint_window(window)))
                 whose.append(number)
         totals = [0.0] * len(requests)
@@ -156,9 +207,13 @@ class HarnessModel(TemplateLM):
             for sampling, numbers in alike.items():
                 room = self.max_length - sampling.max_new_tokens
                 if room < 1:
-                    raise UserError(f"stage harness: a task asks for {sampling.max_new_tokens} tokens, but context and answer have only {self.max_length} "
-                                    f"(harness.max_length, or the model's positions); set harness.gen_kwargs.max_gen_toks to {self.max_length // 2} or so")
-                contexts = [(self.tok_encode(requests[n].args[0]) or [self.prefix_token_id])[-room:] for n in numbers]
+                    raise UserError(
+                        f"stage harness: a task asks for {sampling.max_new_tokens} tokens, but context and answer have only {self.max_length} "
+                        f"(harness.max_length, or the model's positions); set harness.gen_kwargs.max_gen_toks to {self.max_length // 2} or so"
+                    )
+                contexts = [
+                    (self.tok_encode(requests[n].args[0]) or [self.prefix_token_id])[-room:] for n in numbers
+                ]
                 for one in self._answer(table_of(contexts, [[]] * len(contexts)), sampling):
                     request = requests[numbers[one.row]]
                     texts[numbers[one.row]] = one.text
@@ -170,14 +225,34 @@ class HarnessModel(TemplateLM):
         """As a task's generation_kwargs say. UserError: something that we cannot do and that would change the answer."""
         asked = dict(normalize_gen_kwargs(gen_kwargs, self.max_gen_toks))
         until, max_new_tokens, draws = asked.pop("until"), asked.pop("max_gen_toks"), asked.pop("do_sample")
-        temperature, top_k, top_p = asked.pop("temperature", 1.0), asked.pop("top_k", None), asked.pop("top_p", 1.0)
-        unknown = {name: value for name, value in asked.items() if value is not None and NEUTRAL.get(name, ...) != value}
+        temperature, top_k, top_p = (
+            asked.pop("temperature", 1.0),
+            asked.pop("top_k", None),
+            asked.pop("top_p", 1.0),
+        )
+        unknown = {
+            name: value
+            for name, value in asked.items()
+            if value is not None and NEUTRAL.get(name, ...) != value
+        }
         if unknown:
             said = ", ".join(f"{name}={value}" for name, value in unknown.items())
-            raise UserError(f"stage harness: a task wants {said}, which is not supported; set other values in harness.gen_kwargs, or leave the task out")
-        special = {string: self.tokenizer.convert_tokens_to_ids(string) for string in until if string in self.tokenizer.all_special_tokens}
-        return Sampling(max_new_tokens, float(temperature) if draws else 0.0, top_k or None, 1.0 if top_p is None else float(top_p),
-                        ends=tuple(sorted(special.values())), stop=tuple(string for string in until if string and string not in special))
+            raise UserError(
+                f"stage harness: a task wants {said}, which is not supported; set other values in harness.gen_kwargs, or leave the task out"
+            )
+        special = {
+            string: self.tokenizer.convert_tokens_to_ids(string)
+            for string in until
+            if string in self.tokenizer.all_special_tokens
+        }
+        return Sampling(
+            max_new_tokens,
+            float(temperature) if draws else 0.0,
+            top_k or None,
+            1.0 if top_p is None else float(top_p),
+            ends=tuple(sorted(special.values())),
+            stop=tuple(string for string in until if string and string not in special),
+        )
 
 
 def grouped(pairs: Sequence[tuple[list[int], list[int]]]) -> dict[int, list[list[int]]]:
@@ -193,7 +268,7 @@ def grouped(pairs: Sequence[tuple[list[int], list[int]]]) -> dict[int, list[list
     for context, numbers in of_context.items():
         fits = lambda some: sum(len(pairs[n][1]) for n in some) <= len(context)  # noqa: B023, E731 (called at once)
         while numbers:
-            count = next(n for n in SHARED if n == 1 or n <= len(numbers) and fits(numbers[:n]))
+            count = next(n for n in SHARED if n == 1 or (n <= len(numbers) and fits(numbers[:n])))
             rows.setdefault(count, []).append(numbers[:count])
             numbers = numbers[count:]
     return rows
@@ -203,5 +278,14 @@ def table_of(prompts: list[list[int]], responses: list[list[list[int]]]) -> Toke
     """Rows of token ids, each with the same number of responses, as batching takes them."""
     N, P = len(prompts), len(responses[0])
     no = np.zeros(N, bool)
-    return TokenTable(ragged(prompts, np.int32), ragged([one for row in responses for one in row], np.int32), np.arange(N), no, np.zeros((N, P), bool),
-                      np.ones(N, np.float32), ("requests",), np.zeros(N, np.int32), np.arange(N))
+    return TokenTable(
+        ragged(prompts, np.int32),
+        ragged([one for row in responses for one in row], np.int32),
+        np.arange(N),
+        no,
+        np.zeros((N, P), bool),
+        np.ones(N, np.float32),
+        ("requests",),
+        np.zeros(N, np.int32),
+        np.arange(N),
+    )

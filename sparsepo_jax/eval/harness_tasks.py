@@ -36,15 +36,19 @@ def load_tasks(names: Sequence[str], include_path: str | None) -> dict[str, Any]
     for name in names:
         if name not in manager.task_index and not Path(name).is_file():
             near = get_close_matches(name, manager.all_tasks, 3, 0.6)
-            raise UserError(f"harness.tasks: {name} is neither a task of lm_eval {importlib.metadata.version('lm_eval')} nor a task file"
-                            + (f"; did you mean {', '.join(near)}?" if near else ""))
+            raise UserError(
+                f"harness.tasks: {name} is neither a task of lm_eval {importlib.metadata.version('lm_eval')} nor a task file"
+                + (f"; did you mean {', '.join(near)}?" if near else "")
+            )
     try:
         loaded = manager.load(list(names))
     except UserError:
         raise
     except Exception as error:  # yaml, jinja2, datasets, huggingface_hub, a task's own functions: all about a task that cannot be had
-        raise UserError(f"harness.tasks: {', '.join(names)}: a task or its data set cannot be had ({one_line(error)}); data sets on the Hub need a network, "
-                        "or a copy in the local cache and HF_HUB_OFFLINE=1") from None
+        raise UserError(
+            f"harness.tasks: {', '.join(names)}: a task or its data set cannot be had ({one_line(error)}); data sets on the Hub need a network, "
+            "or a copy in the local cache and HF_HUB_OFFLINE=1"
+        ) from None
     for name, task in loaded["tasks"].items():
         _refuse(name, task)
     return loaded
@@ -53,18 +57,24 @@ def load_tasks(names: Sequence[str], include_path: str | None) -> dict[str, Any]
 def _stands_alone(name: str) -> bool:
     """Whether it is a file of one task; else all tasks that come with the harness are looked through, which takes seconds."""
     path = Path(name)
-    return path.is_file() and not re.search(r"^(group|include)\s*:", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return path.is_file() and not re.search(
+        r"^(group|include)\s*:", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+    )
 
 
 def _refuse(name: str, task: Any) -> None:
     if getattr(task, "UNSAFE_CODE", False):
-        raise UserError(f"harness.tasks: {name} runs what the model writes, in this process; the stage measure does so in a sandbox")
+        raise UserError(
+            f"harness.tasks: {name} runs what the model writes, in this process; the stage measure does so in a sandbox"
+        )
     if getattr(task, "MULTIMODAL", False):
         raise UserError(f"harness.tasks: {name} shows pictures or sound, and the policy reads text alone")
     if task.config.process_results is None:
         for metric, compute in task._metric_fn_list.items():
             if compute is None:
-                raise UserError(f"harness.tasks: {name}: the metric {metric} is no metric of lm_eval's own: it would be code from the Hub, which is not run")
+                raise UserError(
+                    f"harness.tasks: {name}: the metric {metric} is no metric of lm_eval's own: it would be code from the Hub, which is not run"
+                )
 
 
 @contextlib.contextmanager
@@ -72,7 +82,9 @@ def no_code_from_the_hub() -> Iterator[None]:
     """`evaluate.load` would download a metric's Python file and run it."""
 
     def refuse(name: str, *_: Any, **__: Any) -> None:
-        raise UserError(f"harness.tasks: a task wants the metric {name} from the Hub, which is code, and is not run; leave the task out")
+        raise UserError(
+            f"harness.tasks: a task wants the metric {name} from the Hub, which is code, and is not run; leave the task out"
+        )
 
     before, metrics_of_the_hub.load = metrics_of_the_hub.load, refuse
     try:
@@ -82,13 +94,23 @@ def no_code_from_the_hub() -> Iterator[None]:
 
 
 def run_tasks(
-    model: LM, names: Sequence[str], *, include_path: str | None = None, num_fewshot: int | None = None, gen_kwargs: dict[str, Any] | None = None,
-    limit: float | None = None, bootstrap_iters: int = 1000, apply_chat_template: bool = False, fewshot_as_multiturn: bool = True,
+    model: LM,
+    names: Sequence[str],
+    *,
+    include_path: str | None = None,
+    num_fewshot: int | None = None,
+    gen_kwargs: dict[str, Any] | None = None,
+    limit: float | None = None,
+    bootstrap_iters: int = 1000,
+    apply_chat_template: bool = False,
+    fewshot_as_multiturn: bool = True,
     system_instruction: str | None = None,
 ) -> dict[str, Any]:
     """The tasks' figures with standard errors, versions and numbers of rows, as JSON has it: the figures of lm_eval's simple_evaluate, its seeds
     included. Arguments: see config.schema.Harness."""
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # for standard errors lm_eval would fork, and a fork of a process that runs JAX may hang
+    os.environ.setdefault(
+        "DISABLE_MULTIPROC", "1"
+    )  # for standard errors lm_eval would fork, and a fork of a process that runs JAX may hang
     with no_code_from_the_hub():
         loaded = load_tasks(names, include_path)
         for task in loaded["tasks"].values():
@@ -99,8 +121,16 @@ def run_tasks(
                 task.set_config(key="num_fewshot", value=num_fewshot or 0)
             task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
         found = evaluate(
-            model, loaded, limit=limit, bootstrap_iters=bootstrap_iters, log_samples=False, apply_chat_template=apply_chat_template,
-            fewshot_as_multiturn=fewshot_as_multiturn, system_instruction=system_instruction,
+            model,
+            loaded,
+            limit=limit,
+            bootstrap_iters=bootstrap_iters,
+            log_samples=False,
+            apply_chat_template=apply_chat_template,
+            fewshot_as_multiturn=fewshot_as_multiturn,
+            system_instruction=system_instruction,
         )
-    kept = {key: found[key] for key in KEPT if key in found} | {"lm_eval": importlib.metadata.version("lm_eval")}
+    kept = {key: found[key] for key in KEPT if key in found} | {
+        "lm_eval": importlib.metadata.version("lm_eval")
+    }
     return json.loads(json.dumps(kept, default=handle_non_serializable))

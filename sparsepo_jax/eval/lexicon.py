@@ -31,7 +31,7 @@ def load_strengths(path: str, kind: str) -> dict[str, float]:
     a file that cannot be read, or a line that is none of its kind."""
     values: dict[str, list[float]] = {}
     for number, line in enumerate(_lines(path), 1):
-        if not line.strip() or kind == "opinion" and line.startswith(";"):
+        if not line.strip() or (kind == "opinion" and line.startswith(";")):
             continue
         for word, value in _values(line, kind, f"{path}:{number}"):
             values.setdefault(word.lower(), []).append(value)
@@ -43,7 +43,9 @@ def _lines(path: str) -> list[str]:
         content = Path(path).read_bytes()
         return (gzip.decompress(content) if path.endswith(".gz") else content).decode("utf-8").splitlines()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"evaluation.lexicons: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(
+            f"evaluation.lexicons: {path} cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from None
 
 
 def _values(line: str, kind: str, where: str) -> list[tuple[str, float]]:
@@ -58,7 +60,9 @@ def _values(line: str, kind: str, where: str) -> list[tuple[str, float]]:
             pass
     if kind == "treebank" and (leaves := _LEAF.findall(line)):
         return [(word, int(label) - 2.0) for label, word in leaves]
-    raise UserError(f"evaluation.lexicons: {where} is no line of kind {kind}, which is {_LINE[kind]}: {line[:60]!r}")
+    raise UserError(
+        f"evaluation.lexicons: {where} is no line of kind {kind}, which is {_LINE[kind]}: {line[:60]!r}"
+    )
 
 
 def load_lexicons(entries: Iterable[Any]) -> dict[str, frozenset[str]]:
@@ -66,9 +70,15 @@ def load_lexicons(entries: Iterable[Any]) -> dict[str, frozenset[str]]:
     load_strengths, or if a list leaves no word."""
     found: dict[str, frozenset[str]] = {}
     for entry in entries:
-        words = frozenset(word for word, strength in load_strengths(entry.path, entry.kind).items() if strength > entry.threshold)
+        words = frozenset(
+            word
+            for word, strength in load_strengths(entry.path, entry.kind).items()
+            if strength > entry.threshold
+        )
         if not words:
-            raise UserError(f"evaluation.lexicons: {entry.path} has no word of a strength above {entry.threshold}; lower its threshold")
+            raise UserError(
+                f"evaluation.lexicons: {entry.path} has no word of a strength above {entry.threshold}; lower its threshold"
+            )
         found[entry.kind] = found.get(entry.kind, frozenset()) | words
     return found
 
@@ -88,9 +98,9 @@ class WordMarks(NamedTuple):
 def mark_words(texts: Sequence[str], lexicons: Mapping[str, Collection[str]]) -> WordMarks:
     """Marks of one response, from what each of its tokens adds to the text.
 
-        tokens      The| aw|ful|ly| bad| film|.        lexicon: awfully, bad
-        decisive     0    1   1   1    1     0   0
-        rest         0    0   1   1    0     0   0
+    tokens      The| aw|ful|ly| bad| film|.        lexicon: awfully, bad
+    decisive     0    1   1   1    1     0   0
+    rest         0    0   1   1    0     0   0
     """
     ends = np.cumsum([len(text) for text in texts])
     decisive = {name: np.zeros(len(texts), bool) for name in lexicons}
@@ -105,9 +115,18 @@ def mark_words(texts: Sequence[str], lexicons: Mapping[str, Collection[str]]) ->
     return WordMarks(decisive, holds & ~begins)
 
 
-def mark_table(table: TokenTable, tokenizer: Any | None, lexicons: Mapping[str, Collection[str]]) -> WordMarks:
+def mark_table(
+    table: TokenTable, tokenizer: Any | None, lexicons: Mapping[str, Collection[str]]
+) -> WordMarks:
     """Marks of all response tokens of a table, laid out as `responses.flat`. UserError without a tokenizer."""
     if tokenizer is None:
-        raise UserError("evaluation.lexicons: words are text, but there is no tokenizer to read the tokens with: set tokenizer.kind")
-    marks = [mark_words(token_texts(table.responses[n], tokenizer), lexicons) for n in range(len(table.responses))]
-    return WordMarks({name: np.concatenate([one.decisive[name] for one in marks]) for name in lexicons}, np.concatenate([one.rest for one in marks]))
+        raise UserError(
+            "evaluation.lexicons: words are text, but there is no tokenizer to read the tokens with: set tokenizer.kind"
+        )
+    marks = [
+        mark_words(token_texts(table.responses[n], tokenizer), lexicons) for n in range(len(table.responses))
+    ]
+    return WordMarks(
+        {name: np.concatenate([one.decisive[name] for one in marks]) for name in lexicons},
+        np.concatenate([one.rest for one in marks]),
+    )

@@ -5,18 +5,28 @@ from typing import Any
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.eval import text_measures
-from sparsepo_jax.eval.code_tests import mean_pass_at_k, pass_at_k, program_of
-from sparsepo_jax.eval.sandbox import Limits, guards, run_programs
+from sparsepo_jax.sandbox.code_tests import mean_pass_at_k, pass_at_k, program_of
+from sparsepo_jax.sandbox.parent import Limits, guards, run_programs
 
 CHUNK = 256  # programs between two looks at whether to stop
 Record = dict[str, Any]
 
 
-def measure_code(records: Sequence[Record], ks: Sequence[int], limits: Limits, workers: int | None, look: Callable[[], None]) -> tuple[dict, list[Record]]:
+def measure_code(
+    records: Sequence[Record],
+    ks: Sequence[int],
+    limits: Limits,
+    workers: int | None,
+    look: Callable[[], None],
+) -> tuple[dict, list[Record]]:
     """({pass@k, problems, samples, guards, counts: samples and passes of each problem}, {passed, why} of each sample). look: called now and then."""
     for record in records:
         pass_at_k(len(record["samples"]), 0, max(ks))  # before anything runs
-    programs = [program_of(record["row"], record["prompt"], sample["text"]) for record in records for sample in record["samples"]]
+    programs = [
+        program_of(record["row"], record["prompt"], sample["text"])
+        for record in records
+        for sample in record["samples"]
+    ]
     outcomes = []
     for first in range(0, len(programs), CHUNK):
         look()
@@ -24,14 +34,35 @@ def measure_code(records: Sequence[Record], ks: Sequence[int], limits: Limits, w
     left, counts = iter(outcomes), []
     for record in records:
         passes = sum(next(left).passed for _ in record["samples"])
-        counts.append({"index": record["index"], "origin": record["origin"], "samples": len(record["samples"]), "passed": passes})
-    found = {f"pass@{k}": mean_pass_at_k([(count["samples"], count["passed"]) for count in counts], k) for k in ks}
-    found |= {"problems": len(records), "samples": len(outcomes), **limits._asdict(), "guards": list(guards()), "counts": counts}
+        counts.append(
+            {
+                "index": record["index"],
+                "origin": record["origin"],
+                "samples": len(record["samples"]),
+                "passed": passes,
+            }
+        )
+    found = {
+        f"pass@{k}": mean_pass_at_k([(count["samples"], count["passed"]) for count in counts], k) for k in ks
+    }
+    found |= {
+        "problems": len(records),
+        "samples": len(outcomes),
+        **limits._asdict(),
+        "guards": list(guards()),
+        "counts": counts,
+    }
     return found, [{"passed": outcome.passed, "why": outcome.why} for outcome in outcomes]
 
 
 def measure_text(
-    records: Sequence[Record], *, reference: str | None, rouge: bool, self_bleu: bool, distinct: bool, bertscore: tuple[str, int | None] | None
+    records: Sequence[Record],
+    *,
+    reference: str | None,
+    rouge: bool,
+    self_bleu: bool,
+    distinct: bool,
+    bertscore: tuple[str, int | None] | None,
 ) -> tuple[dict, list[Record]]:
     """(means over samples, what is known of each sample). bertscore: (model, layer)."""
     groups = [[sample["text"] for sample in record["samples"]] for record in records]
@@ -40,9 +71,17 @@ def measure_text(
     if reference is not None and (rouge or bertscore is not None):
         references = [_reference(record, reference) for record in records for _ in record["samples"]]
         if rouge:
-            of_each = [one | score for one, score in zip(of_each, text_measures.rouge(texts, references), strict=True)]
+            of_each = [
+                one | score
+                for one, score in zip(of_each, text_measures.rouge(texts, references), strict=True)
+            ]
         if bertscore is not None:
-            of_each = [one | {"bertscore": score} for one, score in zip(of_each, text_measures.bertscore(texts, references, *bertscore), strict=True)]
+            of_each = [
+                one | {"bertscore": score}
+                for one, score in zip(
+                    of_each, text_measures.bertscore(texts, references, *bertscore), strict=True
+                )
+            ]
     found = {name: sum(one[name] for one in of_each) / len(of_each) for name in of_each[0]}
     if self_bleu:
         found["self_bleu"] = text_measures.self_bleu(groups)
@@ -58,6 +97,8 @@ def _reference(record: Record, column: str) -> str:
         found = found[-1].get("content")
     if not isinstance(found, str):
         columns = ", ".join(sorted(record["row"])) or "(none)"
-        raise UserError(f"{record['origin']}: expected a text in the column {column} (measure.text.reference), got the columns {columns}; "
-                        "name another, or set it to null")
+        raise UserError(
+            f"{record['origin']}: expected a text in the column {column} (measure.text.reference), got the columns {columns}; "
+            "name another, or set it to null"
+        )
     return found

@@ -18,13 +18,22 @@ def pair_record(score: PairScore, table: Any, tokenizer: Any | None, *, with_tex
 
     with_text adds what a reader needs: origin, prompt_tokens, tokens and decisive (null where unknown).
     """
-    record: dict[str, Any] = {"index": score.row, "loss": score.metrics["loss"], "margin": score.metrics["margin"],
-                              "prompt_ids": [int(x) for x in table.prompt(score.row)]}
+    record: dict[str, Any] = {
+        "index": score.row,
+        "loss": score.metrics["loss"],
+        "margin": score.metrics["margin"],
+        "prompt_ids": [int(x) for x in table.prompt(score.row)],
+    }
     if with_text:
-        record |= {"origin": table.origin(score.row), "prompt_tokens": token_texts(table.prompt(score.row), tokenizer)}
+        record |= {
+            "origin": table.origin(score.row),
+            "prompt_tokens": token_texts(table.prompt(score.row), tokenizer),
+        }
     for p, name in enumerate(("chosen", "rejected")):
         ids, response = table.response(score.row, p), score.responses[p]
-        record[name] = {"token_ids": [int(x) for x in ids]} | {field: _numbers(getattr(response, field)) for field in response._fields}
+        record[name] = {"token_ids": [int(x) for x in ids]} | {
+            field: _numbers(getattr(response, field)) for field in response._fields
+        }
         if with_text:
             decisive = [bool(x) for x in table.decisive(score.row, p)] if table.has_decisive else None
             record[name] |= {"tokens": token_texts(ids, tokenizer), "decisive": decisive}

@@ -25,7 +25,11 @@ class PairScore(NamedTuple):
 
 
 def score_pairs(
-    score_batch: Callable[[Any, Any, Any], tuple], put: Callable[[PairBatch], Any], batches: Iterable[PairBatch], weights: Any, reference: Any
+    score_batch: Callable[[Any, Any, Any], tuple],
+    put: Callable[[PairBatch], Any],
+    batches: Iterable[PairBatch],
+    weights: Any,
+    reference: Any,
 ) -> list[PairScore]:
     """Scores sorted by row. score_batch(weights, reference, batch on device) gives (metrics [B], TokenStats, TokenMasks, valid, row, weight)
     that every host can read; batches are host arrays [1, B, ...]. Does not depend on how the rows are batched."""
@@ -33,11 +37,18 @@ def score_pairs(
     for batch in batches:
         metrics_B, stats, masks, row_B, weight_B = score_batch(weights, reference, put(batch))
         metrics_B = {name: np.asarray(value) for name, value in metrics_B.items()}
-        columns = [np.asarray(x) for x in (stats.logp_BPT, stats.ref_logp_BPT, stats.kl_BPT, masks.reward_BPT, masks.kl_BPT)]
+        columns = [
+            np.asarray(x)
+            for x in (stats.logp_BPT, stats.ref_logp_BPT, stats.kl_BPT, masks.reward_BPT, masks.kl_BPT)
+        ]
         valid_BPT, row_B, weight_B = np.asarray(stats.valid_BPT), np.asarray(row_B), np.asarray(weight_B)
         for b in np.flatnonzero(weight_B > 0):
             responses = tuple(ResponseScore(*(x[b, p][valid_BPT[b, p]] for x in columns)) for p in range(2))
-            scores.append(PairScore(int(row_B[b]), {name: float(value[b]) for name, value in metrics_B.items()}, responses))
+            scores.append(
+                PairScore(
+                    int(row_B[b]), {name: float(value[b]) for name, value in metrics_B.items()}, responses
+                )
+            )
     return sorted(scores, key=lambda score: score.row)
 
 
@@ -81,4 +92,8 @@ def independent_pairs(scores: list[PairScore], prompt_key_N: np.ndarray) -> floa
 
 def mask_sparsity(scores: list[PairScore]) -> float:
     """Share of exact zeros in the reward mask over all response tokens."""
-    return float(np.mean(np.concatenate([response.reward_mask for score in scores for response in score.responses]) == 0))
+    return float(
+        np.mean(
+            np.concatenate([response.reward_mask for score in scores for response in score.responses]) == 0
+        )
+    )

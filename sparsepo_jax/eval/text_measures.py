@@ -14,13 +14,18 @@ def _need(module: str, extra: str, what: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(f"{what} needs a package that is not here ({error}): pip install 'sparsepo_jax[{extra}]', or switch it off") from None
+        raise UserError(
+            f"{what} needs a package that is not here ({error}): pip install 'sparsepo_jax[{extra}]', or switch it off"
+        ) from None
 
 
 def rouge(texts: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
     """F1 of ROUGE-1, -2, -L and -Lsum (lines are sentences) of each text, by Google's package, words not stemmed (Lin 2004, W04-1013)."""
     scorer = _need("rouge_score.rouge_scorer", "measures", "ROUGE").RougeScorer(ROUGE)
-    return [{name: score.fmeasure for name, score in scorer.score(reference, text).items()} for text, reference in zip(texts, references, strict=True)]
+    return [
+        {name: score.fmeasure for name, score in scorer.score(reference, text).items()}
+        for text, reference in zip(texts, references, strict=True)
+    ]
 
 
 def self_bleu(groups: Sequence[Sequence[str]]) -> float | None:
@@ -28,7 +33,10 @@ def self_bleu(groups: Sequence[Sequence[str]]) -> float | None:
     answers or more; None without any. 1: all the same. sacrebleu's sentence BLEU: 13a tokens, smoothed, n-grams no longer than the text."""
     bleu = _need("sacrebleu", "measures", "self-BLEU")
     percents = [
-        bleu.sentence_bleu(text, [*group[:n], *group[n + 1 :]]).score for group in groups if len(group) > 1 for n, text in enumerate(group)
+        bleu.sentence_bleu(text, [*group[:n], *group[n + 1 :]]).score
+        for group in groups
+        if len(group) > 1
+        for n, text in enumerate(group)
     ]
     return min(1.0, sum(percents) / len(percents) / 100) if percents else None
 
@@ -45,16 +53,28 @@ def bertscore(texts: Sequence[str], references: Sequence[str], model: str, layer
     its hidden states, None where the package knows the best."""
     package = _need("bert_score", "bertscore", "BERTScore")
     if layer is None and model not in package.utils.model2layers:
-        raise UserError(f"measure.text.bertscore: the best layer of {model} is not known to bert-score: set measure.text.bertscore.layer")
+        raise UserError(
+            f"measure.text.bertscore: the best layer of {model} is not known to bert-score: set measure.text.bertscore.layer"
+        )
     scores = [0.0] * len(texts)  # of empty texts: nothing matches, and the package cannot read them
     full = [n for n in range(len(texts)) if texts[n].strip() and references[n].strip()]
     try:
-        found = package.score([texts[n] for n in full], [references[n] for n in full], model_type=model, num_layers=layer)[2].tolist() if full else []
+        found = (
+            package.score(
+                [texts[n] for n in full], [references[n] for n in full], model_type=model, num_layers=layer
+            )[2].tolist()
+            if full
+            else []
+        )
     except OverflowError:
-        raise UserError(f"measure.text.bertscore.model: the tokenizer of {model} names no longest input: set model_max_length in its "
-                        "tokenizer_config.json") from None
+        raise UserError(
+            f"measure.text.bertscore.model: the tokenizer of {model} names no longest input: set model_max_length in its "
+            "tokenizer_config.json"
+        ) from None
     except (OSError, AssertionError) as error:  # an assertion: no such layer
-        raise UserError(f"measure.text.bertscore.model: cannot load {model} ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(
+            f"measure.text.bertscore.model: cannot load {model} ({' '.join(str(error).split())[:200]})"
+        ) from None
     for n, score in zip(full, found, strict=True):
         scores[n] = score
     return scores

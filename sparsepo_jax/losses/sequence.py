@@ -16,7 +16,9 @@ from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
 from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid
 
 
-def sft_nll(logp_BT: Float[Array, "B T"], valid_BT: Bool[Array, "B T"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+def sft_nll(
+    logp_BT: Float[Array, "B T"], valid_BT: Bool[Array, "B T"]
+) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
     """Negative log-likelihood of each row's response, nats, and its number of tokens.
 
     The sft loss is the quotient of their sums over the global batch, so that every token counts the same in whichever row it is.
@@ -37,7 +39,14 @@ def with_nll(loss: Callable[..., LossOutput], nll_weight: float) -> Callable[...
     return loss if nll_weight == 0 else Partial(_loss_with_nll, loss, nll_weight)
 
 
-def _loss_with_nll(loss: Callable[..., LossOutput], nll_weight: Scalar, stats: TokenStats, masks: TokenMasks, key_B: PairKeys, **settings) -> LossOutput:
+def _loss_with_nll(
+    loss: Callable[..., LossOutput],
+    nll_weight: Scalar,
+    stats: TokenStats,
+    masks: TokenMasks,
+    key_B: PairKeys,
+    **settings,
+) -> LossOutput:
     return _add_nll(loss(stats, masks, key_B, **settings), stats, nll_weight)
 
 
@@ -52,19 +61,25 @@ def _summed_log_ratio(stats: TokenStats) -> Float[Array, "B P"]:
     return response_sum(log_ratio(stats), stats.valid_BPT)
 
 
-def cdpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, label_smoothing: Scalar) -> LossOutput:
+def cdpo_loss(
+    stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, label_smoothing: Scalar
+) -> LossOutput:
     """Conservative DPO: a share e of the labels is taken to be wrong, -(1-e) log sigmoid(beta D) - e log sigmoid(-beta D).
 
     Source: Mitchell, A note on DPO with noisy preferences, 2023.
     """
 
     def smoothed(margin_B):
-        return (1 - label_smoothing) * negative_log_sigmoid(margin_B) + label_smoothing * negative_log_sigmoid(-margin_B)
+        return (1 - label_smoothing) * negative_log_sigmoid(
+            margin_B
+        ) + label_smoothing * negative_log_sigmoid(-margin_B)
 
     return compare(beta * _summed_log_ratio(stats), smoothed)
 
 
-def robust_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, label_smoothing: Scalar) -> LossOutput:
+def robust_loss(
+    stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, label_smoothing: Scalar
+) -> LossOutput:
     """Robust DPO, unbiased under a share e < 1/2 of flipped labels.
 
     [-(1-e) log sigmoid(beta D) + e log sigmoid(-beta D)] / (1-2e). Source: Chowdhury et al., arXiv 2403.00409, 2024.
@@ -83,7 +98,9 @@ def ipo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Sca
     Averaged over tokens, as in TRL; the first DPO repository sums. Margin and rewards are without beta.
     Source: Azar et al., arXiv 2310.12036, 2023.
     """
-    return compare(response_mean(log_ratio(stats), stats.valid_BPT), lambda margin_B: (margin_B - 1 / (2 * beta)) ** 2)
+    return compare(
+        response_mean(log_ratio(stats), stats.valid_BPT), lambda margin_B: (margin_B - 1 / (2 * beta)) ** 2
+    )
 
 
 def hinge_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
@@ -94,7 +111,9 @@ def hinge_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: S
     return compare(beta * _summed_log_ratio(stats), lambda margin_B: jax.nn.relu(1 - margin_B))
 
 
-def simpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, gamma: Scalar) -> LossOutput:
+def simpo_loss(
+    stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, gamma: Scalar
+) -> LossOutput:
     """SimPO: -log sigmoid(beta (avg log pi_c - avg log pi_r) - gamma), no reference. `margin` includes gamma.
 
     Source: Meng et al., arXiv 2405.14734, 2024.
@@ -124,7 +143,9 @@ def _log1mexp(x_BP: Float[Array, "B P"]) -> Float[Array, "B P"]:
     return jnp.where(near_BP, log_expm1_BP, log1p_exp_BP)
 
 
-def cpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar) -> LossOutput:
+def cpo_loss(
+    stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar
+) -> LossOutput:
     """CPO: -log sigmoid(beta (log pi_c - log pi_r)) + alpha times the chosen mean NLL, no reference.
 
     Source: Xu et al., arXiv 2401.08417, 2024.
@@ -132,7 +153,9 @@ def cpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Sca
     return _add_nll(compare(beta * response_sum(stats.logp_BPT, stats.valid_BPT)), stats, alpha)
 
 
-def dpop_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, penalty: Scalar) -> LossOutput:
+def dpop_loss(
+    stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, penalty: Scalar
+) -> LossOutput:
     """DPO-Positive (Smaug): -log sigmoid(beta (D - penalty max(0, -sum r_c))).
 
     The chosen response is kept from becoming less likely; the penalty is part of its reward.
@@ -142,7 +165,9 @@ def dpop_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Sc
     return compare(beta * ratio_BP.at[:, 0].add(-penalty * jax.nn.relu(-ratio_BP[:, 0])))
 
 
-def rdpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar) -> LossOutput:
+def rdpo_loss(
+    stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar
+) -> LossOutput:
     """R-DPO: -log sigmoid(beta D + alpha (|y_c| - |y_r|)), lengths in tokens.
 
     Rewards include alpha |y|, as the implicit reward of a policy under a length penalty does.
@@ -151,7 +176,9 @@ def rdpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Sc
     return compare(beta * _summed_log_ratio(stats) + alpha * stats.valid_BPT.sum(-1))
 
 
-def confpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, gamma: Scalar) -> LossOutput:
+def confpo_loss(
+    stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, gamma: Scalar
+) -> LossOutput:
     """ConfPO: SimPO on, and averaged over, the tokens that the policy is unsure of.
 
     These have a probability of at most the response's mean (detached). `margin` includes gamma.

@@ -107,7 +107,9 @@ def tdpo1_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: S
     return compare(beta * weighted_reward(stats, TokenMasks(ones_BPT, ones_BPT)))
 
 
-def tdpo2_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar) -> LossOutput:
+def tdpo2_loss(
+    stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar
+) -> LossOutput:
     """TDPO-2: -log sigmoid(beta (D - alpha (K_r - sg K_c))), sg: no gradient through the chosen response's KL.
 
     alpha = 1 has the value of TDPO-1, not its gradient. Source: Zeng et al., arXiv 2404.11999, 2024.
@@ -122,9 +124,13 @@ def dpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Sca
     return compare(beta * weighted_reward(stats, _on_log_ratio(jnp.ones_like(stats.logp_BPT))))
 
 
-def d2po_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, gamma: Scalar) -> LossOutput:
+def d2po_loss(
+    stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, gamma: Scalar
+) -> LossOutput:
     """D2PO: DPO with weight gamma**t on response token t = 1, 2, ... Source: Shao et al., arXiv 2502.14340, 2025."""
-    return compare(beta * weighted_reward(stats, _on_log_ratio(jnp.float32(gamma) ** token_number(stats.valid_BPT))))
+    return compare(
+        beta * weighted_reward(stats, _on_log_ratio(jnp.float32(gamma) ** token_number(stats.valid_BPT)))
+    )
 
 
 def sampo_loss(stats: TokenStats, masks: TokenMasks, key_B: Key[Array, "B"], *, beta: Scalar) -> LossOutput:
@@ -139,7 +145,9 @@ def sampo_loss(stats: TokenStats, masks: TokenMasks, key_B: Key[Array, "B"], *, 
     return compare(beta * weighted_reward(stats, _on_log_ratio(drawn_BPT.astype(jnp.float32))))
 
 
-def ldpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar) -> LossOutput:
+def ldpo_loss(
+    stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar
+) -> LossOutput:
     """LD-DPO: DPO with weight alpha, from 0 to 1, on the tokens past the shorter response's length.
 
     Source: Liu et al., arXiv 2409.06411, 2024.

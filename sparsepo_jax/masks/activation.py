@@ -11,7 +11,16 @@ from jaxtyping import Array, Bool, Float
 GROUPS: dict[str, tuple[str, ...]] = {
     "mlp": ("mlp_act",),
     "attn": ("q", "k", "v", "q_rotated", "k_rotated", "attn_heads"),
-    "resid": ("embed", "attn_norm", "attn_out", "attn_resid", "mlp_norm", "mlp_out", "block_out", "final_norm"),
+    "resid": (
+        "embed",
+        "attn_norm",
+        "attn_out",
+        "attn_resid",
+        "mlp_norm",
+        "mlp_out",
+        "block_out",
+        "final_norm",
+    ),
     "logits": ("logits",),
 }
 # Where the official code's hooks fire. In GPT-2 the one it calls the attention's delta is the residual stream after attention, and the MLP's
@@ -42,17 +51,24 @@ _OFFICIAL: dict[str, dict[str, tuple[str, ...]]] = {
 def choose_points(family: str, groups: tuple[str, ...], official: bool) -> dict[str, tuple[str, ...]]:
     """The activations of each chosen group. Raises ValueError if none of the groups exists (official hooks of that family)."""
     if official and family not in _OFFICIAL:
-        raise ValueError(f"the official code's hook points of {family} are not reproduced, only those of {', '.join(_OFFICIAL)}; "
-                         "set objective.mask.official=false")
+        raise ValueError(
+            f"the official code's hook points of {family} are not reproduced, only those of {', '.join(_OFFICIAL)}; "
+            "set objective.mask.official=false"
+        )
     table = _OFFICIAL[family] if official else GROUPS
     chosen = {group: table[group] for group in groups if group in table}
     if not chosen:
-        raise ValueError(f"the official hooks of {family} never fire for {', '.join(groups)}; it has {', '.join(table)}")
+        raise ValueError(
+            f"the official hooks of {family} never fire for {', '.join(groups)}; it has {', '.join(table)}"
+        )
     return chosen
 
 
 def activation_mask(
-    means: dict[str, Float[Array, "*L B P T"]], valid_BPT: Bool[Array, "B P T"], points: dict[str, tuple[str, ...]], mapping: str
+    means: dict[str, Float[Array, "*L B P T"]],
+    valid_BPT: Bool[Array, "B P T"],
+    points: dict[str, tuple[str, ...]],
+    mapping: str,
 ) -> Float[Array, "B P T"]:
     """The mask from feature means at the positions that predict each response token; block activations carry a leading L.
 
@@ -68,7 +84,9 @@ def activation_mask(
     return jax.lax.stop_gradient(jnp.where(valid_BPT, sum(groups_BPT) / len(groups_BPT), 0.0))
 
 
-def map_means(mean_NBPT: Float[Array, "*N B P T"], valid_BPT: Bool[Array, "B P T"], mapping: str) -> Float[Array, "*N B P T"]:
+def map_means(
+    mean_NBPT: Float[Array, "*N B P T"], valid_BPT: Bool[Array, "B P T"], mapping: str
+) -> Float[Array, "*N B P T"]:
     """Weights from feature means a, over the tokens of each response, zero elsewhere.
 
     zn_rescale: z-score (unbiased deviation), then min-max to [0, 1]. layernorm: (a - mean) / sqrt(variance + 1e-5). sigmoid, none: of a itself.
@@ -94,4 +112,8 @@ def rescale(x: Float[Array, "... T"], valid: Bool[Array, "... T"]) -> Float[Arra
     low = jnp.where(valid, x, jnp.inf).min(axis=-1, keepdims=True)
     high = jnp.where(valid, x, -jnp.inf).max(axis=-1, keepdims=True)
     spread = jnp.where(high > low, high - low, 1.0)
-    return jnp.where(valid, jnp.where(high > low, (jnp.where(valid, x, 0.0) - jnp.where(valid, low, 0.0)) / spread, 1.0), 0.0)
+    return jnp.where(
+        valid,
+        jnp.where(high > low, (jnp.where(valid, x, 0.0) - jnp.where(valid, low, 0.0)) / spread, 1.0),
+        0.0,
+    )

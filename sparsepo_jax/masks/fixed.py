@@ -28,7 +28,9 @@ def positional_mask(valid_BPT: Bool[Array, "B P T"], *, decay: float) -> Float[A
     return inside(jnp.float32(decay) ** token_number(valid_BPT), valid_BPT)
 
 
-def confidence_mask(logp_BPT: Float[Array, "B P T"], valid_BPT: Bool[Array, "B P T"]) -> Float[Array, "B P T"]:
+def confidence_mask(
+    logp_BPT: Float[Array, "B P T"], valid_BPT: Bool[Array, "B P T"]
+) -> Float[Array, "B P T"]:
     """1 where the token's probability is at most the response's mean, else 0; no gradient (ConfPO, arXiv 2506.08712)."""
     return unsure_tokens(logp_BPT, valid_BPT).astype(jnp.float32)
 
@@ -51,7 +53,11 @@ def normalise(mask_BPT: Float[Array, "B P T"], valid_BPT: Bool[Array, "B P T"]) 
     return mask_BPT / scale_BP[..., None]
 
 
-def place(mask_BPT: Float[Array, "B P T"], valid_BPT: Bool[Array, "B P T"], on: Literal["both", "reward", "kl", "reward_only"]) -> TokenMasks:
+def place(
+    mask_BPT: Float[Array, "B P T"],
+    valid_BPT: Bool[Array, "B P T"],
+    on: Literal["both", "reward", "kl", "reward_only"],
+) -> TokenMasks:
     """The mask on log-ratios, KL or both; ones on the other. reward_only: on log-ratios, and no KL at all (with a mask of ones, DPO)."""
     mask_BPT = inside(mask_BPT, valid_BPT)
     if on == "reward_only":

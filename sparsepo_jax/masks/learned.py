@@ -21,7 +21,9 @@ from sparsepo_jax.masks.activation import map_means, rescale
 HIDDEN = 200  # width of the two-layer nets, as published
 
 
-def activate(x_BPT: Float[Array, "... B P T"], valid_BPT: Bool[Array, "B P T"], name: str) -> Float[Array, "... B P T"]:
+def activate(
+    x_BPT: Float[Array, "... B P T"], valid_BPT: Bool[Array, "B P T"], name: str
+) -> Float[Array, "... B P T"]:
     """relu, none, resc (min-max over the response) or znorm (z-score, then min-max); zero outside the response except for relu and none."""
     if name == "relu":
         return jax.nn.relu(x_BPT)
@@ -38,10 +40,25 @@ class MaskNet(nnx.Module):
     """net: simple (one linear a layer), ml (two linears, no non-linearity between) or binary (sign of the relu: never learns, a control);
     _all reads every layer through a LayerNorm and a mixer, _last the last state as it is."""
 
-    def __init__(self, net: str, *, num_layers: int, width: int, norm_eps: float, init: str, layer_activation: str, mixer_activation: str,
-                 dropout: float, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        net: str,
+        *,
+        num_layers: int,
+        width: int,
+        norm_eps: float,
+        init: str,
+        layer_activation: str,
+        mixer_activation: str,
+        dropout: float,
+        rngs: nnx.Rngs,
+    ):
         self.kind, _, self.reads = net.partition("_")
-        self.layer_activation, self.mixer_activation, self.dropout = layer_activation, mixer_activation, dropout
+        self.layer_activation, self.mixer_activation, self.dropout = (
+            layer_activation,
+            mixer_activation,
+            dropout,
+        )
         L, normal = (num_layers if self.reads == "all" else 1), nnx.initializers.normal(0.02)
         near_one = init == "ones"
         if self.kind == "ml":
@@ -53,12 +70,18 @@ class MaskNet(nnx.Module):
             self.norm = nnx.LayerNorm(width, epsilon=norm_eps, use_fast_variance=False, rngs=rngs)
             self.mixer = nnx.Param(jnp.full(L, 1.0 / L) if near_one else normal(rngs.params(), (L,)))
 
-    def __call__(self, states_LRMD: Float[Array, "L R M D"], batch: PairBatch, key_B: Array | None = None) -> Float[Array, "B P T"]:
+    def __call__(
+        self, states_LRMD: Float[Array, "L R M D"], batch: PairBatch, key_B: Array | None = None
+    ) -> Float[Array, "B P T"]:
         """The mask, zero outside the response, from the states at the positions that predict each response token of the batch's rows. States are
         constants; key_B (one key a pair) switches dropout on."""
         states_LRMD = jax.lax.stop_gradient(states_LRMD if self.reads == "all" else states_LRMD[-1:])
         # Layer by layer, and again in the backward pass: no float32 copy of all states.
-        weights = self.weight[...], self.bias[...], (self.weight1[...], self.bias1[...]) if self.kind == "ml" else None
+        weights = (
+            self.weight[...],
+            self.bias[...],
+            (self.weight1[...], self.bias1[...]) if self.kind == "ml" else None,
+        )
         of_layer = jax.checkpoint(lambda inputs: self._of_layer(*inputs, batch.packing.valid_RM))
         out_LBPT = to_pairs(jax.lax.map(of_layer, (states_LRMD, *weights)), batch)
         valid_BPT = batch.valid_BPT
@@ -72,7 +95,14 @@ class MaskNet(nnx.Module):
             mask_BPT = jnp.sign(mask_BPT)
         return jnp.where(valid_BPT, mask_BPT, 0.0)
 
-    def _of_layer(self, states_RMD: Array, weight_X: Array, bias: Array, first: tuple[Array, Array] | None, valid_RM: Array) -> Float[Array, "R M"]:
+    def _of_layer(
+        self,
+        states_RMD: Array,
+        weight_X: Array,
+        bias: Array,
+        first: tuple[Array, Array] | None,
+        valid_RM: Array,
+    ) -> Float[Array, "R M"]:
         # Padding may hold anything, NaN included: it must not meet the weights.
         x_RMX = jnp.where(valid_RM[..., None], states_RMD.astype(jnp.float32), 0.0)
         if self.reads == "all":
@@ -85,7 +115,10 @@ class MaskNet(nnx.Module):
         if key_B is None or self.dropout == 0.0:
             return x
         shape = (*x.shape[:-3], *x.shape[-2:])  # of one pair
-        keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, place), 1 - self.dropout, shape), out_axes=-3)(key_B)
+        keep = jax.vmap(
+            lambda key: jax.random.bernoulli(jax.random.fold_in(key, place), 1 - self.dropout, shape),
+            out_axes=-3,
+        )(key_B)
         return jnp.where(keep, x / (1 - self.dropout), 0.0)
 
 
@@ -105,10 +138,20 @@ def _tensor_rules(net: str, num_layers: int) -> list[tuple[str, str, int | None,
         prefix = f"w_per_layer.{layer}." if reads == "all" else ""
         first, last = ("ff1", "ff2") if kind == "ml" else (None, "w")
         if first:
-            rules += [(f"{prefix}{first}.weight", "weight1", layer, None), (f"{prefix}{first}.bias", "bias1", layer, None)]
-        rules += [(f"{prefix}{last}.weight", "weight", layer, (1, -1)), (f"{prefix}{last}.bias", "bias", layer, (1,))]
+            rules += [
+                (f"{prefix}{first}.weight", "weight1", layer, None),
+                (f"{prefix}{first}.bias", "bias1", layer, None),
+            ]
+        rules += [
+            (f"{prefix}{last}.weight", "weight", layer, (1, -1)),
+            (f"{prefix}{last}.bias", "bias", layer, (1,)),
+        ]
     if reads == "all":
-        rules += [("mixer.weight", "mixer", None, (1, -1)), ("layer_norm.weight", "norm.scale", None, None), ("layer_norm.bias", "norm.bias", None, None)]
+        rules += [
+            ("mixer.weight", "mixer", None, (1, -1)),
+            ("layer_norm.weight", "norm.scale", None, None),
+            ("layer_norm.bias", "norm.bias", None, None),
+        ]
     return rules
 
 
@@ -126,7 +169,9 @@ def masks_to_tensors(net: str, weights: dict[str, Array]) -> dict[str, Array]:
     return tensors
 
 
-def masks_from_tensors(net: str, tensors: dict[str, Array], expected: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+def masks_from_tensors(
+    net: str, tensors: dict[str, Array], expected: dict[str, tuple[int, ...]]
+) -> dict[str, Array]:
     """Our weights from official tensors. Raises ValueError that lists every missing, left-over and wrongly shaped tensor."""
     weights = {path: jnp.zeros(shape) for path, shape in expected.items()}
     faults, used = [], set()

@@ -17,7 +17,13 @@ from sparsepo_jax.core.tree import Weights, merge_module, split_module
 from sparsepo_jax.core.types import PairBatch, TokenMasks, TokenStats
 from sparsepo_jax.masks.activation import activation_mask
 from sparsepo_jax.masks.fixed import (
-    confidence_mask, given_mask, normalise, ones_mask, place, positional_mask, random_mask,
+    confidence_mask,
+    given_mask,
+    normalise,
+    ones_mask,
+    place,
+    positional_mask,
+    random_mask,
 )
 from sparsepo_jax.masks.learned import MaskNet
 
@@ -37,14 +43,37 @@ class MaskSource(NamedTuple):
 
 
 @functools.cache
-def learned_source(*, net: str, sharing: str, on: str, normalised: bool, num_layers: int, width: int, norm_eps: float, init: str,
-                   layer_activation: str, mixer_activation: str, dropout: float) -> MaskSource:
+def learned_source(
+    *,
+    net: str,
+    sharing: str,
+    on: str,
+    normalised: bool,
+    num_layers: int,
+    width: int,
+    norm_eps: float,
+    init: str,
+    layer_activation: str,
+    mixer_activation: str,
+    dropout: float,
+) -> MaskSource:
     """SparsePO. Weights are named `common.*`, or `reward.*` and `kl.*`; a mask on one of the two needs one net only."""
-    roles = ("common",) if sharing == "common" else {"both": ("reward", "kl"), "kl": ("kl",)}.get(on, ("reward",))
+    roles = (
+        ("common",) if sharing == "common" else {"both": ("reward", "kl"), "kl": ("kl",)}.get(on, ("reward",))
+    )
 
     def make_net(rngs: nnx.Rngs) -> MaskNet:
-        return MaskNet(net, num_layers=num_layers, width=width, norm_eps=norm_eps, init=init, layer_activation=layer_activation,
-                       mixer_activation=mixer_activation, dropout=dropout, rngs=rngs)
+        return MaskNet(
+            net,
+            num_layers=num_layers,
+            width=width,
+            norm_eps=norm_eps,
+            init=init,
+            layer_activation=layer_activation,
+            mixer_activation=mixer_activation,
+            dropout=dropout,
+            rngs=rngs,
+        )
 
     graph = nnx.split(nnx.eval_shape(lambda: make_net(nnx.Rngs(0))), nnx.Param)[0]
 
@@ -58,7 +87,11 @@ def learned_source(*, net: str, sharing: str, on: str, normalised: bool, num_lay
             states_LRMD = jnp.concatenate([kept["block_out"][:-1], states_LRMD])
 
         def run(role: str) -> Array:
-            mine = {path.removeprefix(f"{role}."): value for path, value in weights.items() if path.startswith(f"{role}.")}
+            mine = {
+                path.removeprefix(f"{role}."): value
+                for path, value in weights.items()
+                if path.startswith(f"{role}.")
+            }
             mask_BPT = merge_module(graph, mine)(states_LRMD, batch, key_B if training else None)
             return normalise(mask_BPT, batch.valid_BPT) if normalised else mask_BPT
 
@@ -67,7 +100,11 @@ def learned_source(*, net: str, sharing: str, on: str, normalised: bool, num_lay
         return TokenMasks(reward_BPT=run("reward"), kl_BPT=run("kl"))
 
     def init_weights(rngs: nnx.Rngs) -> Weights:
-        return {f"{role}.{path}": value for role in roles for path, value in split_module(make_net(rngs))[1].items()}
+        return {
+            f"{role}.{path}": value
+            for role in roles
+            for path, value in split_module(make_net(rngs))[1].items()
+        }
 
     return MaskSource(keep, make, init_weights, shared=sharing == "common", reads_activations=True)
 
@@ -80,13 +117,17 @@ def _untrained(keep, mask_of, on: str, normalised: bool) -> MaskSource:
     return MaskSource(keep, make, lambda rngs: {}, shared=True)
 
 
-def activation_source(*, points: dict[str, tuple[str, ...]], mapping: str, on: str, normalised: bool) -> MaskSource:
+def activation_source(
+    *, points: dict[str, tuple[str, ...]], mapping: str, on: str, normalised: bool
+) -> MaskSource:
     """MaPO: of each activation only the feature mean is kept."""
     return _activation_source(tuple(points.items()), mapping, on, normalised)
 
 
 @functools.cache
-def _activation_source(points_of_groups: tuple[tuple[str, tuple[str, ...]], ...], mapping: str, on: str, normalised: bool) -> MaskSource:
+def _activation_source(
+    points_of_groups: tuple[tuple[str, tuple[str, ...]], ...], mapping: str, on: str, normalised: bool
+) -> MaskSource:
     points = dict(points_of_groups)
     names = {name for group in points.values() for name in group}
 
@@ -102,14 +143,18 @@ def _activation_source(points_of_groups: tuple[tuple[str, tuple[str, ...]], ...]
 
 
 @functools.cache
-def fixed_source(kind: str, *, on: str, normalised: bool, decay: float = 1.0, model: str = "reference") -> MaskSource:
+def fixed_source(
+    kind: str, *, on: str, normalised: bool, decay: float = 1.0, model: str = "reference"
+) -> MaskSource:
     """ones, random, positional (decay), confidence (model: reference or policy), given (with the data)."""
     masks = {
         "ones": lambda batch, stats, key_B: ones_mask(batch.valid_BPT),
         "random": lambda batch, stats, key_B: random_mask(key_B, batch.valid_BPT),
         "positional": lambda batch, stats, key_B: positional_mask(batch.valid_BPT, decay=decay),
         "confidence": lambda batch, stats, key_B: confidence_mask(
-            jax.lax.stop_gradient(stats.logp_BPT if model == "policy" else stats.ref_logp_BPT), batch.valid_BPT),
+            jax.lax.stop_gradient(stats.logp_BPT if model == "policy" else stats.ref_logp_BPT),
+            batch.valid_BPT,
+        ),
         "given": lambda batch, stats, key_B: given_mask(batch.weights_BPT, batch.valid_BPT),
     }
     return _untrained(lambda name, x, at_RM: None, lambda kept, *rest: masks[kind](*rest), on, normalised)

@@ -16,12 +16,49 @@ import numpy as np
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.spec import DecoderSpec
-from sparsepo_jax.models.weights import Part, Rule, family_rules, find_checkpoint, open_safetensors, read_float32
+from sparsepo_jax.models.weights import (
+    Part,
+    Rule,
+    family_rules,
+    find_checkpoint,
+    open_safetensors,
+    read_float32,
+)
 
 # Settings of LoraConfig that change nothing once the adapter is trained: where it came from, how it was started, how it was run.
-_HARMLESS = frozenset("""peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules exclude_modules
-    lora_alpha lora_dropout fan_in_fan_out bias use_rslora modules_to_save init_lora_weights layers_to_transform layers_pattern rank_pattern
-    alpha_pattern megatron_core loftq_config eva_config corda_config lora_ga_config qalora_group_size runtime_config ensure_weight_tying""".split())
+_HARMLESS = frozenset(
+    [
+        "peft_type",
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "r",
+        "target_modules",
+        "exclude_modules",
+        "lora_alpha",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "bias",
+        "use_rslora",
+        "modules_to_save",
+        "init_lora_weights",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "qalora_group_size",
+        "runtime_config",
+        "ensure_weight_tying",
+    ]
+)
 # Starts that leave the base as it is; the others (pissa, olora, ...) take from the base what they give to the adapter.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _TIED = ("wte", "embed_tokens", "embed_in", "lm_head", "embed_out")
@@ -79,8 +116,14 @@ def read_adapter_config(path: str, where: str) -> AdapterConfig:
     directory = find_checkpoint(path)
     file = directory / "adapter_config.json"
     if not file.exists():
-        hint = f"; it holds a whole model: set {where.removesuffix('adapter')}path to it" if (directory / "config.json").exists() else ""
-        raise UserError(f"{where}: {path}: expected an adapter as PEFT saves it, with adapter_config.json, found none{hint}")
+        hint = (
+            f"; it holds a whole model: set {where.removesuffix('adapter')}path to it"
+            if (directory / "config.json").exists()
+            else ""
+        )
+        raise UserError(
+            f"{where}: {path}: expected an adapter as PEFT saves it, with adapter_config.json, found none{hint}"
+        )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -92,29 +135,51 @@ def read_adapter_config(path: str, where: str) -> AdapterConfig:
         hint = hint if (directory / "adapter_model.bin").exists() else ""
         raise UserError(f"{where}: {path}: expected adapter_model.safetensors, found none{hint}")
     _refuse_unsupported(content, f"{where}: {file}")
-    return AdapterConfig(directory, content.get("base_model_name_or_path"), content["r"], float(content["lora_alpha"]),
-                         bool(content.get("use_rslora")), content.get("alpha_pattern") or {})
+    return AdapterConfig(
+        directory,
+        content.get("base_model_name_or_path"),
+        content["r"],
+        float(content["lora_alpha"]),
+        bool(content.get("use_rslora")),
+        content.get("alpha_pattern") or {},
+    )
 
 
 def _refuse_unsupported(content: Mapping[str, Any], where: str) -> None:
     """UserError that names what an adapter asks for beyond plain LoRA, or what is none of its settings' values."""
     kind = content.get("peft_type")
     if kind != "LORA":
-        raise UserError(f"{where}: peft_type: {kind!r:.40} is not supported, only LORA: merge it into its model with PEFT (merge_and_unload)")
+        raise UserError(
+            f"{where}: peft_type: {kind!r:.40} is not supported, only LORA: merge it into its model with PEFT (merge_and_unload)"
+        )
     rank, alpha = content.get("r"), content.get("lora_alpha")
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
-        raise UserError(f"{where}: expected a whole number r >= 1 and a number lora_alpha, got {rank!r:.40} and {alpha!r:.40}")
+        raise UserError(
+            f"{where}: expected a whole number r >= 1 and a number lora_alpha, got {rank!r:.40} and {alpha!r:.40}"
+        )
     alphas = content.get("alpha_pattern") or {}
-    if not isinstance(alphas, dict) or not all(type(value) in (int, float) and _is_pattern(key) for key, value in alphas.items()):
-        raise UserError(f"{where}: alpha_pattern: expected a mapping of patterns to numbers, got {alphas!r:.60}")
+    if not isinstance(alphas, dict) or not all(
+        type(value) in (int, float) and _is_pattern(key) for key, value in alphas.items()
+    ):
+        raise UserError(
+            f"{where}: alpha_pattern: expected a mapping of patterns to numbers, got {alphas!r:.60}"
+        )
     if content.get("init_lora_weights", True) not in _STARTS:
-        raise UserError(f"{where}: init_lora_weights: {content['init_lora_weights']!r:.40} changes the base itself: save the adapter with PEFT's "
-                        "path_initial_model_for_weight_conversion, which makes a plain one of it")
+        raise UserError(
+            f"{where}: init_lora_weights: {content['init_lora_weights']!r:.40} changes the base itself: save the adapter with PEFT's "
+            "path_initial_model_for_weight_conversion, which makes a plain one of it"
+        )
     # A setting that nobody here knows is taken for a switch if it looks like one; a version or a date is not.
-    on = [name for name, value in content.items() if name not in _HARMLESS and value and isinstance(value, bool | list | dict)]
+    on = [
+        name
+        for name, value in content.items()
+        if name not in _HARMLESS and value and isinstance(value, bool | list | dict)
+    ]
     if on:
-        raise UserError(f"{where}: {', '.join(f'{name}: {content[name]!r:.40}' for name in on)} is not supported, only plain LoRA: merge the adapter into "
-                        "its model with PEFT (merge_and_unload), and start from that")
+        raise UserError(
+            f"{where}: {', '.join(f'{name}: {content[name]!r:.40}' for name in on)} is not supported, only plain LoRA: merge the adapter into "
+            "its model with PEFT (merge_and_unload), and start from that"
+        )
 
 
 def _is_pattern(key: str) -> bool:
@@ -139,7 +204,9 @@ class Adapter:
         faults = self._sort_tensors()
         if faults:
             shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-            raise UserError(f"{where}: {path}: {len(faults)} tensor(s) do not fit the model ({spec.family}): {shown}")
+            raise UserError(
+                f"{where}: {path}: {len(faults)} tensor(s) do not fit the model ({spec.family}): {shown}"
+            )
         if not self.modules and not self.whole:
             raise UserError(f"{where}: {path}: adapter_model.safetensors holds no tensors")
 
@@ -154,7 +221,9 @@ class Adapter:
             place = known.get(f"{match['module']}.weight" if match else name)
             module = match["module"] if match else name.removesuffix(".weight")
             if self.spec.tied_head and module.endswith(_TIED):
-                faults.append(f"{full_name}: embedding and head are one in this model, and PEFT adapts one of them alone")
+                faults.append(
+                    f"{full_name}: embedding and head are one in this model, and PEFT adapts one of them alone"
+                )
             elif place is None:
                 faults.append(f"{full_name} is no part of this architecture, or of plain LoRA")
             elif match:
@@ -191,7 +260,9 @@ class Adapter:
         (rank, *rest_a), (*rest_b, rank_b) = self._shapes[a], self._shapes[b]
         if [*rest_a, *rest_b] != [inside, outside] or rank != rank_b:
             return f"{module}: A {list(self._shapes[a])} and B {list(self._shapes[b])}, expected [rank, {inside}] and [{outside}, rank]"
-        self.modules.append(Module(rule, layer, module, (a, b), rank, self.config.scale(module, rank), embedding))
+        self.modules.append(
+            Module(rule, layer, module, (a, b), rank, self.config.scale(module, rank), embedding)
+        )
         return None
 
     def _size(self, rule: Rule) -> tuple[int, int] | None:
@@ -200,7 +271,8 @@ class Adapter:
         if all(path in sizes for path in rule.ours):
             return sizes[rule.ours[0]][0], sum(sizes[path][1] for path in rule.ours)
         return {
-            "embed.embedding": (self.spec.vocab_size, self.spec.width), "embed_positions.embedding": (self.spec.max_positions, self.spec.width),
+            "embed.embedding": (self.spec.vocab_size, self.spec.width),
+            "embed_positions.embedding": (self.spec.max_positions, self.spec.width),
             "head.embedding": (self.spec.width, self.spec.vocab_size),
         }.get(rule.ours[0])
 
@@ -259,13 +331,17 @@ class Adapter:
             return names
         blocks = same[0].rank // rank
         if len(ranks) > 1 or same[0].rank % rank or not 1 < blocks <= len(names):
-            self._refuse(f"its modules have different ranks ({', '.join(map(str, sorted({module.rank for module in self.modules})))})")
+            self._refuse(
+                f"its modules have different ranks ({', '.join(map(str, sorted({module.rank for module in self.modules})))})"
+            )
         if blocks == len(names):
             return names
         parts = self._split_b(same[0])
         moving = [name for name, part in zip(names, parts, strict=True) if part.any()]
         if len(moving) != blocks:
-            self._refuse(f"{same[0].name} has rank {same[0].rank}, and which of {', '.join(names)} it adapts cannot be told")
+            self._refuse(
+                f"{same[0].name} has rank {same[0].rank}, and which of {', '.join(names)} it adapts cannot be told"
+            )
         return moving
 
     def _split_b(self, module: Module) -> tuple[np.ndarray, ...]:
@@ -279,22 +355,36 @@ class Adapter:
         for module in self.modules:
             a = self._read(module.names[0])
             parts = zip(module.rule.ours, self._split_b(module), strict=True)
-            adapted = [(path, b) for path, b in parts if path.removeprefix("blocks.").removesuffix(".kernel") in shape.targets]
+            adapted = [
+                (path, b)
+                for path, b in parts
+                if path.removeprefix("blocks.").removesuffix(".kernel") in shape.targets
+            ]
             for number, (path, b) in enumerate(adapted):
                 begin = number * shape.rank if module.rank > shape.rank else 0
                 rows = slice(begin, begin + shape.rank)
                 if np.delete(b, np.arange(module.rank)[rows], axis=0).any():
-                    self._refuse(f"{module.name} has rank {module.rank}, shared by the projections that it holds")
+                    self._refuse(
+                        f"{module.name} has rank {module.rank}, shared by the projections that it holds"
+                    )
                 stem = path.removesuffix(".kernel")
                 found.setdefault(f"{stem}.lora.lora_a", {})[module.layer] = a[rows].T
                 found.setdefault(f"{stem}.lora.lora_b", {})[module.layer] = b[rows]
-        return {path: np.stack([layers[i] for i in range(self.spec.num_layers)]) for path, layers in found.items()}
+        return {
+            path: np.stack([layers[i] for i in range(self.spec.num_layers)]) for path, layers in found.items()
+        }
 
     def _refuse(self, why: str) -> None:
-        raise UserError(f"{self.where}: {self.path}: {why}, which cannot be trained further under po.lora: leave out po.lora (then the adapter is merged), "
-                        "or export the merged model first and start from that")
+        raise UserError(
+            f"{self.where}: {self.path}: {why}, which cannot be trained further under po.lora: leave out po.lora (then the adapter is merged), "
+            "or export the merged model first and start from that"
+        )
 
     def describe(self) -> str:
         """For a reader: LoRA, its rank or ranks."""
         ranks = sorted({module.rank for module in self.modules})
-        return "LoRA rank " + (f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}") if ranks else "whole tensors only"
+        return (
+            "LoRA rank " + (f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}")
+            if ranks
+            else "whole tensors only"
+        )

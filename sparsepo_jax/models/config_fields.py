@@ -71,24 +71,109 @@ OTHER_NAMES: dict[str, dict[str, str]] = dict.fromkeys(("gpt2", "gpt_bigcode", "
 # token ids, dropouts (we train without, as every official recipe does), summary heads of other tasks, precision
 # of the softmax (ours is float32), slices of the same product (`pretraining_tp`), training and generation.
 HARMLESS = frozenset(
-    """model_type architectures transformers_version torch_dtype dtype use_cache bos_token_id eos_token_id
-    pad_token_id sep_token_id cls_token_id mask_token_id decoder_start_token_id _name_or_path name_or_path
-    _commit_hash tokenizer_class task_specific_params gradient_checkpointing attn_pdrop embd_pdrop
-    resid_pdrop attention_dropout hidden_dropout classifier_dropout summary_activation
-    summary_first_dropout summary_last_dropout summary_proj_to_labels summary_type summary_use_proj
-    reorder_and_upcast_attn attention_softmax_in_fp32 scale_attention_softmax_in_fp32 pretraining_tp
-    max_window_layers output_attentions output_hidden_states return_dict use_return_dict is_decoder
-    id2label label2id num_labels problem_type chunk_size_feed_forward finetuning_task prefix output_past
-    torchscript use_bfloat16 tf_legacy_loss _attn_implementation attn_implementation
-    _experts_implementation experts_implementation tie_last_hidden_states _sliding_window_pattern
-    transformers_weights fusion_config distributed_config cache_implementation bad_words_ids do_sample
-    early_stopping length_penalty max_length min_length max_new_tokens min_new_tokens num_beams
-    num_beam_groups num_return_sequences no_repeat_ngram_size encoder_no_repeat_ngram_size
-    repetition_penalty encoder_repetition_penalty temperature top_k top_p min_p typical_p epsilon_cutoff
-    eta_cutoff diversity_penalty exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
-    remove_invalid_values suppress_tokens begin_suppress_tokens return_dict_in_generate output_scores
-    output_logits renormalize_logits num_assistant_tokens num_assistant_tokens_schedule
-    assistant_confidence_threshold assistant_lookbehind target_lookbehind is_assistant""".split()
+    [
+        "model_type",
+        "architectures",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "cls_token_id",
+        "mask_token_id",
+        "decoder_start_token_id",
+        "_name_or_path",
+        "name_or_path",
+        "_commit_hash",
+        "tokenizer_class",
+        "task_specific_params",
+        "gradient_checkpointing",
+        "attn_pdrop",
+        "embd_pdrop",
+        "resid_pdrop",
+        "attention_dropout",
+        "hidden_dropout",
+        "classifier_dropout",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_last_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "reorder_and_upcast_attn",
+        "attention_softmax_in_fp32",
+        "scale_attention_softmax_in_fp32",
+        "pretraining_tp",
+        "max_window_layers",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "use_return_dict",
+        "is_decoder",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "chunk_size_feed_forward",
+        "finetuning_task",
+        "prefix",
+        "output_past",
+        "torchscript",
+        "use_bfloat16",
+        "tf_legacy_loss",
+        "_attn_implementation",
+        "attn_implementation",
+        "_experts_implementation",
+        "experts_implementation",
+        "tie_last_hidden_states",
+        "_sliding_window_pattern",
+        "transformers_weights",
+        "fusion_config",
+        "distributed_config",
+        "cache_implementation",
+        "bad_words_ids",
+        "do_sample",
+        "early_stopping",
+        "length_penalty",
+        "max_length",
+        "min_length",
+        "max_new_tokens",
+        "min_new_tokens",
+        "num_beams",
+        "num_beam_groups",
+        "num_return_sequences",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "repetition_penalty",
+        "encoder_repetition_penalty",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "typical_p",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "diversity_penalty",
+        "exponential_decay_length_penalty",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "remove_invalid_values",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "return_dict_in_generate",
+        "output_scores",
+        "output_logits",
+        "renormalize_logits",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
+        "assistant_lookbehind",
+        "target_lookbehind",
+        "is_assistant",
+    ]
 )
 _OF_FAMILY = {
     "qwen2": {"sliding_window"},
@@ -186,26 +271,42 @@ _LAYER_KINDS = {"full_attention": _ROTARY, "sliding_attention": _ROTARY}  # Gemm
 # What the fields hold that any family reads; a mapping within has kinds of its own. null stands for absent.
 _KINDS: dict[str, Kind | dict] = {
     **dict.fromkeys(
-        "vocab_size n_embd hidden_size n_inner intermediate_size head_dim rotary_dim".split(), _SIZE
+        ["vocab_size", "n_embd", "hidden_size", "n_inner", "intermediate_size", "head_dim", "rotary_dim"],
+        _SIZE,
     ),
     **dict.fromkeys(
-        """n_layer num_hidden_layers n_head num_attention_heads num_key_value_heads
-        sliding_window_pattern""".split(),
+        [
+            "n_layer",
+            "num_hidden_layers",
+            "n_head",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "sliding_window_pattern",
+        ],
         _COUNT,
     ),
-    **dict.fromkeys("n_positions max_position_embeddings sliding_window".split(), _integer(2**31 - 1)),
+    **dict.fromkeys(["n_positions", "max_position_embeddings", "sliding_window"], _integer(2**31 - 1)),
     **dict.fromkeys(
-        "layer_norm_epsilon layer_norm_eps rms_norm_eps rotary_pct partial_rotary_factor".split(), _number(1)
+        ["layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "rotary_pct", "partial_rotary_factor"],
+        _number(1),
     ),
-    **dict.fromkeys("rotary_emb_base rope_theta rope_local_base_freq".split(), _BASE),
+    **dict.fromkeys(["rotary_emb_base", "rope_theta", "rope_local_base_freq"], _BASE),
     **dict.fromkeys(
-        """initializer_range query_pre_attn_scalar attn_logit_softcapping
-        final_logit_softcapping""".split(),
+        ["initializer_range", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"],
         _number(1e6),
     ),
     **dict.fromkeys(
-        """tie_word_embeddings attention_bias mlp_bias use_parallel_residual multi_query scale_attn_weights
-        scale_attn_by_inverse_layer_idx add_cross_attention use_sliding_window""".split(),
+        [
+            "tie_word_embeddings",
+            "attention_bias",
+            "mlp_bias",
+            "use_parallel_residual",
+            "multi_query",
+            "scale_attn_weights",
+            "scale_attn_by_inverse_layer_idx",
+            "add_cross_attention",
+            "use_sliding_window",
+        ],
         _FLAG,
     ),
     "use_bidirectional_attention": Kind(

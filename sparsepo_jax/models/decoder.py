@@ -53,13 +53,17 @@ def _keeping_slope(function: Callable[[Array], Array]) -> Callable[[Array], Arra
     """The same function, whose derivative is computed on the way and is all that is kept for the backward pass: derived from what it kept
     otherwise, that of tanh-GELU costs XLA's CPU a tenth of a whole step, and a quarter of its memory."""
     kept = jax.custom_vjp(function)
-    kept.defvjp(lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),)), lambda slope, cotangent: (cotangent * slope,))
+    kept.defvjp(
+        lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),)), lambda slope, cotangent: (cotangent * slope,)
+    )
     return kept
 
 
 _ACTIVATIONS = {
-    "gelu_tanh": _keeping_slope(lambda x: nnx.gelu(x, approximate=True)), "gelu": _keeping_slope(lambda x: nnx.gelu(x, approximate=False)),
-    "relu": nnx.relu, "silu": _keeping_slope(nnx.silu),
+    "gelu_tanh": _keeping_slope(lambda x: nnx.gelu(x, approximate=True)),
+    "gelu": _keeping_slope(lambda x: nnx.gelu(x, approximate=False)),
+    "relu": nnx.relu,
+    "silu": _keeping_slope(nnx.silu),
 }
 
 
@@ -69,7 +73,9 @@ def rotary_frequencies(rotary_dim: int, base: float, scaling: RopeScaling | None
     if scaling is not None and scaling.low is None:
         frequency_H = frequency_H / scaling.factor
     elif scaling is not None:
-        turns_H = scaling.original_positions * frequency_H / (2 * np.pi)  # over the positions that the model was first trained on
+        turns_H = (
+            scaling.original_positions * frequency_H / (2 * np.pi)
+        )  # over the positions that the model was first trained on
         keep_H = np.clip((turns_H - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
         frequency_H = keep_H * frequency_H + (1 - keep_H) * frequency_H / scaling.factor
     return frequency_H.astype(np.float32)
@@ -92,11 +98,21 @@ class Plan(NamedTuple):
     lora: Lora | None
     rngs: nnx.Rngs
 
-    def linear(self, name: str, inside: int, outside: int, *, bias: bool, std: float | None = None) -> nnx.Linear:
+    def linear(
+        self, name: str, inside: int, outside: int, *, bias: bool, std: float | None = None
+    ) -> nnx.Linear:
         init = nnx.initializers.normal(std or self.spec.init_std)
         made = nnx.Linear(inside, outside, use_bias=bias, dtype=self.dtype, kernel_init=init, rngs=self.rngs)
         if self.lora is not None and name in self.lora.targets:
-            made.lora = nnx.LoRA(inside, self.lora.rank, outside, dtype=self.dtype, a_initializer=init_a, lora_param_type=nnx.Param, rngs=self.rngs)
+            made.lora = nnx.LoRA(
+                inside,
+                self.lora.rank,
+                outside,
+                dtype=self.dtype,
+                a_initializer=init_a,
+                lora_param_type=nnx.Param,
+                rngs=self.rngs,
+            )
             made.lora_scale = self.lora.scale
         return made
 
@@ -105,7 +121,9 @@ class Plan(NamedTuple):
         if spec.norm == "rms":
             return nnx.RMSNorm(spec.width, epsilon=spec.norm_eps, dtype=self.dtype, rngs=self.rngs)
         # The fast variance (mean of squares minus squared mean) loses digits that parity with transformers needs.
-        return nnx.LayerNorm(spec.width, epsilon=spec.norm_eps, dtype=self.dtype, use_fast_variance=False, rngs=self.rngs)
+        return nnx.LayerNorm(
+            spec.width, epsilon=spec.norm_eps, dtype=self.dtype, use_fast_variance=False, rngs=self.rngs
+        )
 
 
 class Attention(nnx.Module):
@@ -113,30 +131,56 @@ class Attention(nnx.Module):
         spec = plan.spec
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         make = lambda name, width: plan.linear(f"attention.{name}", spec.width, width, bias=spec.qkv_bias)  # noqa: E731
-        self.spec, self.query, self.key, self.value = spec, make("query", queries), make("key", keys), make("value", keys)
+        self.spec, self.query, self.key, self.value = (
+            spec,
+            make("query", queries),
+            make("key", keys),
+            make("value", keys),
+        )
         if spec.qk_norm is not None:
             widths = (queries, keys) if spec.qk_norm == "all" else (spec.head_dim, spec.head_dim)
-            self.query_norm, self.key_norm = (nnx.RMSNorm(width, epsilon=spec.norm_eps, dtype=plan.dtype, rngs=plan.rngs) for width in widths)
-        self.out = plan.linear("attention.out", queries, spec.width, bias=spec.out_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
+            self.query_norm, self.key_norm = (
+                nnx.RMSNorm(width, epsilon=spec.norm_eps, dtype=plan.dtype, rngs=plan.rngs)
+                for width in widths
+            )
+        self.out = plan.linear(
+            "attention.out",
+            queries,
+            spec.width,
+            bias=spec.out_bias,
+            std=spec.init_std / (2 * spec.num_layers) ** 0.5,
+        )
 
     def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, hooks: Hooks) -> Array:
         spec, keep, (B, S, _) = self.spec, hooks.keep, x_BSD.shape
-        q, k, v = (hooks.project(f"attention.{name}", getattr(self, name), x_BSD) for name in ("query", "key", "value"))
+        q, k, v = (
+            hooks.project(f"attention.{name}", getattr(self, name), x_BSD)
+            for name in ("query", "key", "value")
+        )
         for name, x in (("q", q), ("k", k), ("v", v)):
             keep(name, x)
         if spec.qk_norm == "all":
             q, k = self.query_norm(q), self.key_norm(k)
-        q_BSNH, k_BSKH, v_BSKH = q.reshape(B, S, -1, spec.head_dim), k.reshape(B, S, -1, spec.head_dim), v.reshape(B, S, -1, spec.head_dim)
+        q_BSNH, k_BSKH, v_BSKH = (
+            q.reshape(B, S, -1, spec.head_dim),
+            k.reshape(B, S, -1, spec.head_dim),
+            v.reshape(B, S, -1, spec.head_dim),
+        )
         if spec.qk_norm == "head":
             q_BSNH, k_BSKH = self.query_norm(q_BSNH), self.key_norm(k_BSKH)
         if frequency_H is not None:
-            q_BSNH, k_BSKH = rotate(q_BSNH, positions_BS, frequency_H), rotate(k_BSKH, positions_BS, frequency_H)
+            q_BSNH, k_BSKH = (
+                rotate(q_BSNH, positions_BS, frequency_H),
+                rotate(k_BSKH, positions_BS, frequency_H),
+            )
             keep("q_rotated", q_BSNH.reshape(B, S, -1))
             keep("k_rotated", k_BSKH.reshape(B, S, -1))
         k_BTKH, v_BTKH = hooks.remember(k_BSKH, v_BSKH)
         scale = spec.query_scale or spec.head_dim**-0.5
         seen = {"reach": hooks.reach, "window": hooks.window}
-        heads_BSD = attention(q_BSNH, k_BTKH, v_BTKH, **seen, scale=scale, softcap=spec.attn_softcap).reshape(B, S, -1)
+        heads_BSD = attention(q_BSNH, k_BTKH, v_BTKH, **seen, scale=scale, softcap=spec.attn_softcap).reshape(
+            B, S, -1
+        )
         keep("attn_heads", heads_BSD)
         return hooks.project("attention.out", self.out, heads_BSD)
 
@@ -154,7 +198,13 @@ class Block(nnx.Module):
         self.up = plan.linear("up", spec.width, spec.mlp_width, bias=spec.mlp_bias)
         if spec.gated_mlp:
             self.gate = plan.linear("gate", spec.width, spec.mlp_width, bias=spec.mlp_bias)
-        self.down = plan.linear("down", spec.mlp_width, spec.width, bias=spec.mlp_bias, std=spec.init_std / (2 * spec.num_layers) ** 0.5)
+        self.down = plan.linear(
+            "down",
+            spec.mlp_width,
+            spec.width,
+            bias=spec.mlp_bias,
+            std=spec.init_std / (2 * spec.num_layers) ** 0.5,
+        )
 
     def __call__(self, x_BSD: Array, positions_BS: Array, frequency_H: Array | None, hooks: Hooks) -> Array:
         spec, keep, activation = self.spec, hooks.keep, _ACTIVATIONS[self.spec.activation]
@@ -174,7 +224,11 @@ class Block(nnx.Module):
             mlp_in_BSD = self.mlp_norm(mlp_in_BSD)
             keep("mlp_norm", mlp_in_BSD)
         up_BSF = hooks.project("up", self.up, mlp_in_BSD)
-        act_BSF = activation(hooks.project("gate", self.gate, mlp_in_BSD)) * up_BSF if spec.gated_mlp else activation(up_BSF)
+        act_BSF = (
+            activation(hooks.project("gate", self.gate, mlp_in_BSD)) * up_BSF
+            if spec.gated_mlp
+            else activation(up_BSF)
+        )
         keep("mlp_act", act_BSF)
         mlp_BSD = hooks.project("down", self.down, act_BSF)
         keep("mlp_out", mlp_BSD)
@@ -187,12 +241,27 @@ class Decoder(nnx.Module):
     """`dtype` is the type of activations; weights are float32, those under adapters as models/lora holds them. Block weights carry a leading
     layer axis."""
 
-    def __init__(self, spec: DecoderSpec, *, dtype: jnp.dtype = jnp.float32, remat: bool = False, lora: Lora | None = None, rngs: nnx.Rngs):
-        self.spec, self.dtype, self.remat, self.dropout = spec, dtype, remat, 0.0 if lora is None else lora.dropout
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
+        lora: Lora | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.spec, self.dtype, self.remat, self.dropout = (
+            spec,
+            dtype,
+            remat,
+            0.0 if lora is None else lora.dropout,
+        )
         init = nnx.initializers.normal(spec.init_std)
         self.embed = nnx.Embed(spec.vocab_size, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
         if spec.positions == "learned":
-            self.embed_positions = nnx.Embed(spec.max_positions, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
+            self.embed_positions = nnx.Embed(
+                spec.max_positions, spec.width, dtype=dtype, embedding_init=init, rngs=rngs
+            )
 
         @nnx.split_rngs(splits=spec.num_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
@@ -214,7 +283,9 @@ class Decoder(nnx.Module):
             return states, head_VD
         last = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -(self.spec.width + 1) % TILE)])  # noqa: E731
         ones, bias_V1 = jnp.ones_like(states[..., :1]), self.head_bias[...][:, None]
-        return jnp.concatenate([states, last(ones)], axis=-1), jnp.concatenate([head_VD, last(bias_V1)], axis=1)
+        return jnp.concatenate([states, last(ones)], axis=-1), jnp.concatenate(
+            [head_VD, last(bias_V1)], axis=1
+        )
 
     def __call__(
         self,
@@ -234,12 +305,20 @@ class Decoder(nnx.Module):
         return self._run(ids_BS, positions_BS, reach, None, tap, constrain, dropout_key_BS)[:2]
 
     def read(
-        self, ids_BS: Int[Array, "B S"], valid_BS: Bool[Array, "B S"], columns: int, constrain: Callable[[Array], Array] = lambda x: x
+        self,
+        ids_BS: Int[Array, "B S"],
+        valid_BS: Bool[Array, "B S"],
+        columns: int,
+        constrain: Callable[[Array], Array] = lambda x: x,
     ) -> tuple[Float[Array, "B S D"], Cache]:
         """Final states of prompts, padded on the left, and a cache of `columns` >= S columns that holds them."""
         positions_BS = jnp.maximum(jnp.cumsum(valid_BS, axis=1) - 1, 0)
-        cache, attend_BST = empty_cache(self.spec, ids_BS.shape[0], columns, self.dtype).appended(positions_BS, valid_BS)
-        reach = Given(attend_BST[:, :, : ids_BS.shape[1]], positions_BS, positions_BS)  # nothing else is there yet
+        cache, attend_BST = empty_cache(self.spec, ids_BS.shape[0], columns, self.dtype).appended(
+            positions_BS, valid_BS
+        )
+        reach = Given(
+            attend_BST[:, :, : ids_BS.shape[1]], positions_BS, positions_BS
+        )  # nothing else is there yet
         states_BSD, _, cache = self._run(ids_BS, positions_BS, reach, cache, None, constrain)
         return states_BSD, cache
 
@@ -249,11 +328,24 @@ class Decoder(nnx.Module):
         """Final state of one more token in each row, and the cache with it."""
         positions_B1 = cache.valid_BT.sum(axis=1, dtype=jnp.int32)[:, None]
         cache, attend_B1T = cache.appended(positions_B1, jnp.ones_like(positions_B1, bool))
-        states_B1D, _, cache = self._run(ids_B[:, None], positions_B1, Given(attend_B1T, positions_B1, cache.positions_BT), cache, None, constrain)
+        states_B1D, _, cache = self._run(
+            ids_B[:, None],
+            positions_B1,
+            Given(attend_B1T, positions_B1, cache.positions_BT),
+            cache,
+            None,
+            constrain,
+        )
         return states_B1D[:, 0], cache
 
     def _run(
-        self, ids_BS: Array, positions_BS: Array, reach: Given | Packed, cache: Cache | None, tap: Tap | None, constrain: Callable[[Array], Array],
+        self,
+        ids_BS: Array,
+        positions_BS: Array,
+        reach: Given | Packed,
+        cache: Cache | None,
+        tap: Tap | None,
+        constrain: Callable[[Array], Array],
         dropout_key_BS: Array | None = None,
     ) -> tuple[Array, dict[str, Array], Cache | None]:
         kept: dict[str, Array] = {}
@@ -278,7 +370,9 @@ class Decoder(nnx.Module):
                 if cache is None:
                     return k_BSKH, v_BSKH
                 cache = cache.written(number, k_BSKH, v_BSKH)
-                if reach.attend_BST.shape[-1] == k_BSKH.shape[1]:  # the first to be written see nothing but themselves
+                if (
+                    reach.attend_BST.shape[-1] == k_BSKH.shape[1]
+                ):  # the first to be written see nothing but themselves
                     return k_BSKH, v_BSKH
                 return cache.keys_LBTKH[number], cache.values_LBTKH[number]
 
@@ -286,17 +380,26 @@ class Decoder(nnx.Module):
                 if dropout_key_BS is None or self.dropout == 0.0:
                     return x
                 place = number * len(names) + names.index(name)
-                of_token = lambda key: jax.random.bernoulli(jax.random.fold_in(key, place), 1 - self.dropout, x.shape[2:])  # noqa: E731
+                of_token = lambda key: jax.random.bernoulli(
+                    jax.random.fold_in(key, place), 1 - self.dropout, x.shape[2:]
+                )  # noqa: E731
                 return jnp.where(jax.vmap(jax.vmap(of_token))(dropout_key_BS), x / (1 - self.dropout), 0)
 
             # The two kinds of layer share one program: what differs is chosen, not branched on.
-            frequency_H, window = near if is_local is None else jax.tree.map(lambda x, y: jnp.where(is_local, x, y), near, *far)
-            block, hooks = nnx.merge(graph, dequantized(weights)), Hooks(_keeper(tap, kept_here), remember, drop, reach, window)
+            frequency_H, window = (
+                near if is_local is None else jax.tree.map(lambda x, y: jnp.where(is_local, x, y), near, *far)
+            )
+            block, hooks = (
+                nnx.merge(graph, dequantized(weights)),
+                Hooks(_keeper(tap, kept_here), remember, drop, reach, window),
+            )
             x_BSD = block(x_BSD, positions_BS, frequency_H, hooks)
             return (constrain(x_BSD), cache), kept_here
 
         layers = stacked, local_L, jnp.arange(self.spec.num_layers)
-        (x_BSD, cache), kept_L = jax.lax.scan(jax.checkpoint(run_block) if self.remat else run_block, (x_BSD, cache), layers)
+        (x_BSD, cache), kept_L = jax.lax.scan(
+            jax.checkpoint(run_block) if self.remat else run_block, (x_BSD, cache), layers
+        )
         kept.update(kept_L)
         x_BSD = self.final_norm(x_BSD)
         _keeper(tap, kept)("final_norm", x_BSD)
@@ -310,13 +413,18 @@ class Decoder(nnx.Module):
         frequency_H = jnp.asarray(rotary_frequencies(spec.rotary_dim, spec.rotary_base, spec.rope_scaling))
         if spec.local_layers is None:
             return [(frequency_H, spec.window)]
-        near = jnp.asarray(rotary_frequencies(spec.rotary_dim, spec.local_rotary_base or spec.rotary_base)), spec.window
+        near = (
+            jnp.asarray(rotary_frequencies(spec.rotary_dim, spec.local_rotary_base or spec.rotary_base)),
+            spec.window,
+        )
         return [near, (frequency_H, jnp.iinfo(jnp.int32).max)]  # as far as there are positions
 
     def logits(self, states_BSD: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Next-token logits, float32. For inspection and parity; training uses ops.logprob_kl, which never holds them all."""
         x_BSD, head_VD = self.head_inputs(states_BSD)
-        logits_BSV = jnp.einsum("...D,VD->...V", x_BSD, head_VD.astype(self.dtype), preferred_element_type=jnp.float32)
+        logits_BSV = jnp.einsum(
+            "...D,VD->...V", x_BSD, head_VD.astype(self.dtype), preferred_element_type=jnp.float32
+        )
         return soft_cap(logits_BSV, self.spec.logit_softcap)
 
 

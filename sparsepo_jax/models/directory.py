@@ -1,9 +1,9 @@
 """What the files of a Hugging Face checkpoint directory mean, as transformers takes them. No JAX here.
 
-    config.json               the model's shape; what it says of generation counts only where there is no generation_config.json
-    generation_config.json    how the model answers, the tokens that end an answer among it
-    model.safetensors         the weights; else the files that model.safetensors.index.json names. Other files of weights are not read
-    adapter_config.json       an adapter for another model, or for the one beside it
+config.json               the model's shape; what it says of generation counts only where there is no generation_config.json
+generation_config.json    how the model answers, the tokens that end an answer among it
+model.safetensors         the weights; else the files that model.safetensors.index.json names. Other files of weights are not read
+adapter_config.json       an adapter for another model, or for the one beside it
 """
 
 import json
@@ -13,12 +13,29 @@ from typing import Any
 
 from sparsepo_jax.core.errors import UserError
 
-SINGLE, INDEX, GENERATION, ADAPTER = "model.safetensors", "model.safetensors.index.json", "generation_config.json", "adapter_config.json"
+SINGLE, INDEX, GENERATION, ADAPTER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "generation_config.json",
+    "adapter_config.json",
+)
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # What transformers' tokenizers and processors read.
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model",
-    "*.tiktoken", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja", "preprocessor_config.json", "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 _BEGINS_A_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -56,7 +73,9 @@ def end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any] | None) 
     value = content.get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
-        raise UserError(f"{name}: eos_token_id: expected a token id, a list of them or null, got {str(value):.60}")
+        raise UserError(
+            f"{name}: eos_token_id: expected a token id, a list of them or null, got {value!s:.60}"
+        )
     return ids
 
 
@@ -100,10 +119,14 @@ def _chosen_files(directory: Path, name: Any) -> list[Path]:
     """config.json may name the file, or the index."""
     fits = isinstance(name, str) and name.endswith((".safetensors", ".safetensors.index.json"))
     if not fits or Path(name).name != name:
-        raise UserError(f"{directory}: config.json: transformers_weights: expected a safetensors file or index of the same directory, "
-                        f"got {str(name):.60}")
+        raise UserError(
+            f"{directory}: config.json: transformers_weights: expected a safetensors file or index of the same directory, "
+            f"got {name!s:.60}"
+        )
     if not (directory / name).is_file():
-        raise UserError(f"{directory}: {name}, which config.json names (transformers_weights), is missing: download or copy it")
+        raise UserError(
+            f"{directory}: {name}, which config.json names (transformers_weights), is missing: download or copy it"
+        )
     return _shards(directory / name) if name.endswith(".json") else [directory / name]
 
 
@@ -112,8 +135,17 @@ def _shards(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{index}: expected a JSON object with weight_map, tensor -> file; download or copy it again") from None
-    outside = next((name for name in sorted(map(str, names)) if Path(name).name != name or not name.endswith(".safetensors")), None)
+        raise UserError(
+            f"{index}: expected a JSON object with weight_map, tensor -> file; download or copy it again"
+        ) from None
+    outside = next(
+        (
+            name
+            for name in sorted(map(str, names))
+            if Path(name).name != name or not name.endswith(".safetensors")
+        ),
+        None,
+    )
     if outside is not None:
         raise UserError(f"{index}: expected safetensors files of the same directory, got {outside!r:.80}")
     missing = next((name for name in sorted(names) if not (index.parent / name).exists()), None)
@@ -129,9 +161,11 @@ def pickle_problem(directory: Path) -> str | None:
     found = next((name for name in _PICKLED if (directory / name).is_file()), None)
     if found is None:
         return None
-    return (f"expected {SINGLE} or {INDEX}, found {found}, a pickle, which may run code and is not opened; convert it once, where "
-            "torch is: python -c "
-            f"\"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{directory}', dtype='auto').save_pretrained('{directory}')\"")
+    return (
+        f"expected {SINGLE} or {INDEX}, found {found}, a pickle, which may run code and is not opened; convert it once, where "
+        "torch is: python -c "
+        f"\"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{directory}', dtype='auto').save_pretrained('{directory}')\""
+    )
 
 
 def adapter_problem(directory: Path, setting: str = "policy") -> str | None:
@@ -143,16 +177,20 @@ def adapter_problem(directory: Path, setting: str = "policy") -> str | None:
     except UserError as error:
         return f"a PEFT adapter, whose {ADAPTER} cannot be read ({error})"
     named = f"for {base}" if isinstance(base, str) and base else "that does not say for which model"
-    return (f"this is a PEFT adapter {named}, not a model: set {setting}.path={base if isinstance(base, str) and base else 'BASE'} "
-            f"{setting}.adapter={directory}")
+    return (
+        f"this is a PEFT adapter {named}, not a model: set {setting}.path={base if isinstance(base, str) and base else 'BASE'} "
+        f"{setting}.adapter={directory}"
+    )
 
 
 def inner_adapter_problem(directory: Path, setting: str = "policy") -> str | None:
     """What to do with a model that has an adapter beside it, which transformers (with PEFT) would put onto it; None if it has none."""
     if not (directory / ADAPTER).is_file() or not (directory / "config.json").exists():
         return None
-    return (f"a PEFT adapter ({ADAPTER}) lies beside the model, and transformers would put it onto it: set "
-            f"{setting}.adapter={directory} to do so, too, or move the adapter's files away")
+    return (
+        f"a PEFT adapter ({ADAPTER}) lies beside the model, and transformers would put it onto it: set "
+        f"{setting}.adapter={directory} to do so, too, or move the adapter's files away"
+    )
 
 
 def has_tokenizer(directory: Path) -> bool:

@@ -48,7 +48,10 @@ def split_adapters(weights: Weights) -> tuple[Weights, Weights]:
 
 def merge_adapters(base: Weights, adapters: Weights, scale: float) -> Weights:
     """The base's weights with s A B added, float32: a model that needs no adapter."""
-    added = {path: base[path] + scale * jnp.einsum("LDR,LRF->LDF", a, b, precision="highest") for path, (a, b) in adapted_kernels(adapters).items()}
+    added = {
+        path: base[path] + scale * jnp.einsum("LDR,LRF->LDF", a, b, precision="highest")
+        for path, (a, b) in adapted_kernels(adapters).items()
+    }
     return {**base, **added}
 
 
@@ -58,9 +61,15 @@ def hold_base(base: Weights, held: BaseType) -> Weights:
     if held == "float32":
         return base
     if held == "bfloat16":
-        return {path: x.astype(jnp.bfloat16) if path.endswith((".kernel", ".embedding")) else x for path, x in base.items()}
+        return {
+            path: x.astype(jnp.bfloat16) if path.endswith((".kernel", ".embedding")) else x
+            for path, x in base.items()
+        }
     quantized = _make_quantized(held)
-    return {path: quantized(x) if path.startswith("blocks.") and path.endswith(".kernel") else x for path, x in base.items()}
+    return {
+        path: quantized(x) if path.startswith("blocks.") and path.endswith(".kernel") else x
+        for path, x in base.items()
+    }
 
 
 @functools.cache
@@ -68,11 +77,15 @@ def _make_quantized(held: BaseType):
     try:
         import qwix
     except ImportError:
-        raise UserError(f"lora.base: {held} needs qwix: pip install 'sparsepo_jax[quant]', or take float32 or bfloat16") from None
+        raise UserError(
+            f"lora.base: {held} needs qwix: pip install 'sparsepo_jax[quant]', or take float32 or bfloat16"
+        ) from None
 
     def quantized(x: Array):  # [L, in, out]
         tiles = {1: TILE} if held == "nf4" and x.shape[1] % TILE == 0 else {}
-        return qwix.quantize(x, "nf4" if held == "nf4" else jnp.int8, channelwise_axes=(0, 2), tiled_axes=tiles)
+        return qwix.quantize(
+            x, "nf4" if held == "nf4" else jnp.int8, channelwise_axes=(0, 2), tiled_axes=tiles
+        )
 
     return jax.jit(quantized)
 
@@ -83,7 +96,9 @@ def dequantized(weights: Any) -> Any:
         return weights
     import qwix
 
-    return jax.tree.map(lambda x: qwix.dequantize(x) if _is_quantized(x) else x, weights, is_leaf=_is_quantized)
+    return jax.tree.map(
+        lambda x: qwix.dequantize(x) if _is_quantized(x) else x, weights, is_leaf=_is_quantized
+    )
 
 
 def _is_quantized(x: Any) -> bool:

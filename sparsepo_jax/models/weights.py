@@ -17,6 +17,7 @@ from sparsepo_jax.core.paths import is_mistyped_path
 from sparsepo_jax.models.directory import read_config, said_dtype, weight_files
 from sparsepo_jax.models.spec import DecoderSpec
 
+
 @dataclass(frozen=True)
 class Rule:
     """`split` turns the Hugging Face tensor into one array per path of ours, `join` is its inverse."""
@@ -43,12 +44,17 @@ def _projections(part: str) -> tuple[str, ...]:
     return tuple(f"blocks.attention.{name}.{part}" for name in ("query", "key", "value"))
 
 
-def _by_head(spec: DecoderSpec) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, ...]], Callable[..., np.ndarray]]:
+def _by_head(
+    spec: DecoderSpec,
+) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, ...]], Callable[..., np.ndarray]]:
     """(split, join) of a fused projection [heads x (q | k | v), ...]: weight [3 D, D] -> three kernels [D, D], bias [3 D] -> three."""
     N, H = spec.num_heads, spec.head_dim
 
     def split(x):
-        return tuple(part.reshape(N * H, *x.shape[1:]).T for part in np.moveaxis(x.reshape(N, 3, H, *x.shape[1:]), 1, 0))
+        return tuple(
+            part.reshape(N * H, *x.shape[1:]).T
+            for part in np.moveaxis(x.reshape(N, 3, H, *x.shape[1:]), 1, 0)
+        )
 
     def join(*parts):
         stacked = np.stack([part.T.reshape(N, H, *part.T.shape[1:]) for part in parts], axis=1)
@@ -61,8 +67,10 @@ def _one_after_another(sizes: tuple[int, ...], axis: int, *, transposed: bool) -
     """(split, join) of a fused projection q | k | v of these output sizes."""
     ends = np.cumsum(sizes)[:-1]
     turned = (lambda x: x.T) if transposed else (lambda x: x)
-    return (lambda x: tuple(turned(part) for part in np.split(x, ends, axis=axis)),
-            lambda *parts: np.concatenate([turned(part) for part in parts], axis=axis))
+    return (
+        lambda x: tuple(turned(part) for part in np.split(x, ends, axis=axis)),
+        lambda *parts: np.concatenate([turned(part) for part in parts], axis=axis),
+    )
 
 
 def _gpt2(spec: DecoderSpec) -> list[Rule]:
@@ -84,7 +92,10 @@ def _gpt2(spec: DecoderSpec) -> list[Rule]:
         *_norm("transformer.ln_f", "final_norm"),
     ]
     for theirs, ours in (("attn.c_proj", "attention.out"), ("mlp.c_fc", "up"), ("mlp.c_proj", "down")):
-        rules += [kernel(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"), _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")]
+        rules += [
+            kernel(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"),
+            _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias"),
+        ]
     return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
 
 
@@ -110,7 +121,10 @@ def _gptj(spec: DecoderSpec) -> list[Rule]:
         _same("lm_head.bias", "head_bias"),
     ]
     for theirs, ours in (("mlp.fc_in", "up"), ("mlp.fc_out", "down")):
-        rules += [_transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"), _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")]
+        rules += [
+            _transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"),
+            _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias"),
+        ]
     return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
 
 
@@ -125,38 +139,84 @@ def _gpt_neox(spec: DecoderSpec) -> list[Rule]:
         *_norm("gpt_neox.final_layer_norm", "final_norm"),
     ]
     if spec.qkv_bias:
-        rules += [Rule(f"{h}.attention.query_key_value.bias", _projections("bias"), split, join),
-                  _same(f"{h}.attention.dense.bias", "blocks.attention.out.bias")]
+        rules += [
+            Rule(f"{h}.attention.query_key_value.bias", _projections("bias"), split, join),
+            _same(f"{h}.attention.dense.bias", "blocks.attention.out.bias"),
+        ]
     for theirs, ours in (("mlp.dense_h_to_4h", "up"), ("mlp.dense_4h_to_h", "down")):
-        rules += [_transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"), _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")]
+        rules += [
+            _transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"),
+            _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias"),
+        ]
     return rules + ([] if spec.tied_head else [_same("embed_out.weight", "head.embedding")])
 
 
 def _llama(spec: DecoderSpec) -> list[Rule]:
     h = "model.layers.{i}"
-    linears = [(f"self_attn.{theirs}_proj", f"attention.{ours}", bias) for theirs, ours, bias in (
-        ("q", "query", spec.qkv_bias), ("k", "key", spec.qkv_bias), ("v", "value", spec.qkv_bias), ("o", "out", spec.out_bias))]
+    linears = [
+        (f"self_attn.{theirs}_proj", f"attention.{ours}", bias)
+        for theirs, ours, bias in (
+            ("q", "query", spec.qkv_bias),
+            ("k", "key", spec.qkv_bias),
+            ("v", "value", spec.qkv_bias),
+            ("o", "out", spec.out_bias),
+        )
+    ]
     linears += [(f"mlp.{name}_proj", name, spec.mlp_bias) for name in ("gate", "up", "down")]
     norms = {
         "before": {"input": "attn_norm", "post_attention": "mlp_norm"},
         "after": {"post_attention": "attn_post_norm", "post_feedforward": "mlp_post_norm"},
-        "both": {"input": "attn_norm", "post_attention": "attn_post_norm", "pre_feedforward": "mlp_norm", "post_feedforward": "mlp_post_norm"},
+        "both": {
+            "input": "attn_norm",
+            "post_attention": "attn_post_norm",
+            "pre_feedforward": "mlp_norm",
+            "post_feedforward": "mlp_post_norm",
+        },
     }[spec.norms]
-    scales = {f"{h}.{theirs}_layernorm.weight": f"blocks.{ours}.scale" for theirs, ours in norms.items()} | {"model.norm.weight": "final_norm.scale"}
+    scales = {f"{h}.{theirs}_layernorm.weight": f"blocks.{ours}.scale" for theirs, ours in norms.items()} | {
+        "model.norm.weight": "final_norm.scale"
+    }
     if spec.qk_norm is not None:
-        scales |= {f"{h}.self_attn.{name[0]}_norm.weight": f"blocks.attention.{name}_norm.scale" for name in ("query", "key")}
+        scales |= {
+            f"{h}.self_attn.{name[0]}_norm.weight": f"blocks.attention.{name}_norm.scale"
+            for name in ("query", "key")
+        }
     offset = np.float32(spec.norm_offset)
-    rules = [Rule(theirs, (ours,), lambda x: (x + offset,), lambda x: x - offset) if offset else _same(theirs, ours) for theirs, ours in scales.items()]
+    rules = [
+        Rule(theirs, (ours,), lambda x: (x + offset,), lambda x: x - offset)
+        if offset
+        else _same(theirs, ours)
+        for theirs, ours in scales.items()
+    ]
     rules.append(_same("model.embed_tokens.weight", "embed.embedding"))
     for theirs, ours, bias in linears:
-        rules += [_transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel")] + ([_same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")] if bias else [])
+        rules += [_transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel")] + (
+            [_same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")] if bias else []
+        )
     return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
 
 
-_RULES = {"gpt2": _gpt2, "gpt_bigcode": _gpt2, "gptj": _gptj, "gpt_neox": _gpt_neox, "llama": _llama, "mistral": _llama, "qwen2": _llama, "qwen3": _llama,
-          "olmo2": _llama, "gemma2": _llama, "gemma3_text": _llama}
+_RULES = {
+    "gpt2": _gpt2,
+    "gpt_bigcode": _gpt2,
+    "gptj": _gptj,
+    "gpt_neox": _gpt_neox,
+    "llama": _llama,
+    "mistral": _llama,
+    "qwen2": _llama,
+    "qwen3": _llama,
+    "olmo2": _llama,
+    "gemma2": _llama,
+    "gemma3_text": _llama,
+}
 # Buffers that old checkpoints carry and no forward pass of ours reads: causal masks, rotary tables.
-_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+_BUFFERS = (
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".rotary_emb.inv_freq",
+)
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _MASKS = ("common_mask.", "rw_mask.", "kl_mask.")
 _DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
@@ -180,7 +240,9 @@ class Part(NamedTuple):
     value: np.ndarray
 
 
-def stream_hf(spec: DecoderSpec, tensors: "Tensors", expected: Mapping[str, tuple[int, ...]], where: str) -> Iterator[Part]:
+def stream_hf(
+    spec: DecoderSpec, tensors: "Tensors", expected: Mapping[str, tuple[int, ...]], where: str
+) -> Iterator[Part]:
     """Parts of our arrays from Hugging Face tensors, each read once, in the order in which they lie in their files.
 
     expected: the shape of each of our arrays by path. Before anything is read UserError lists every missing, unexpected and wrongly shaped
@@ -190,7 +252,9 @@ def stream_hf(spec: DecoderSpec, tensors: "Tensors", expected: Mapping[str, tupl
     alias = _name_in(spec, shapes)
     for rule in _RULES[spec.family](spec):
         stacked = "{i}" in rule.theirs
-        wanted = rule.join(*(np.empty(expected[path][1:] if stacked else expected[path], np.bool_) for path in rule.ours)).shape
+        wanted = rule.join(
+            *(np.empty(expected[path][1:] if stacked else expected[path], np.bool_) for path in rule.ours)
+        ).shape
         for layer in range(spec.num_layers) if stacked else (None,):
             name = alias(rule.theirs.format(i=layer))
             places[name] = rule, layer
@@ -233,10 +297,12 @@ def _name_in(spec: DecoderSpec, shapes: Container[str]) -> Callable[[str], str]:
 def _refuse_another_head(tensors: "Tensors", heads: Container[str], embedding: str, where: str) -> None:
     """UserError: config.json says that the head is the embedding, and the checkpoint has another one, which transformers would use."""
     for name, head in tensors.read(heads):
-        (_, embedded), = tensors.read({embedding})
+        ((_, embedded),) = tensors.read({embedding})
         if not np.array_equal(head, embedded):
-            raise UserError(f"{where}: {name} is not {embedding}, though config.json ties them (transformers would not tie them either): set "
-                            "tie_word_embeddings to false in its config.json")
+            raise UserError(
+                f"{where}: {name} is not {embedding}, though config.json ties them (transformers would not tie them either): set "
+                "tie_word_embeddings to false in its config.json"
+            )
 
 
 class Tensors(Protocol):
@@ -254,28 +320,44 @@ def to_hf(spec: DecoderSpec, tree: Mapping[str, np.ndarray]) -> Iterator[tuple[s
             yield rule.theirs, rule.join(*(np.asarray(tree[path]) for path in rule.ours))
             continue
         for layer in range(spec.num_layers):
-            yield rule.theirs.format(i=layer), rule.join(*(np.asarray(tree[path][layer]) for path in rule.ours))
+            yield (
+                rule.theirs.format(i=layer),
+                rule.join(*(np.asarray(tree[path][layer]) for path in rule.ours)),
+            )
 
 
 def adapted_kernels(adapters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Path of the base's kernel -> (A [L, in, R], B [L, R, out])."""
     end = ".lora.lora_a"
-    return {path.removesuffix(end) + ".kernel": (a, adapters[path[:-1] + "b"]) for path, a in adapters.items() if path.endswith(end)}
+    return {
+        path.removesuffix(end) + ".kernel": (a, adapters[path[:-1] + "b"])
+        for path, a in adapters.items()
+        if path.endswith(end)
+    }
 
 
-def to_peft(spec: DecoderSpec, adapters: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+def to_peft(
+    spec: DecoderSpec, adapters: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
     """(layer's module by its full name, its name within a layer, lora_A [R, in], lora_B [out, R]) of every adapted Hugging Face module.
 
     A module that holds several of our projections gets one adapter of their ranks together: rows of A one after the other, B in blocks, so
     that B A is theirs exactly.
     """
-    kernels, sizes = adapted_kernels(adapters), {f"blocks.{name}.kernel": size for name, size in spec.projections().items()}
+    kernels, sizes = (
+        adapted_kernels(adapters),
+        {f"blocks.{name}.kernel": size for name, size in spec.projections().items()},
+    )
     for rule in _RULES[spec.family](spec):
         if not any(path in kernels for path in rule.ours):
             continue
         module = rule.theirs.removesuffix(".weight")
         for layer in range(spec.num_layers):
-            parts_A, parts_B, rank = [], [], sum(kernels[path][0].shape[-1] for path in rule.ours if path in kernels)
+            parts_A, parts_B, rank = (
+                [],
+                [],
+                sum(kernels[path][0].shape[-1] for path in rule.ours if path in kernels),
+            )
             for path in rule.ours:
                 block = np.zeros((rank, sizes[path][1]), np.float32)
                 if path in kernels:
@@ -286,7 +368,12 @@ def to_peft(spec: DecoderSpec, adapters: Mapping[str, np.ndarray]) -> Iterator[t
                 parts_B.append(block)
             joined = rule.join(*parts_B)  # as a kernel whose inputs are the ranks
             b = joined.T if spec.family == "gpt2" else joined  # GPT-2's modules store [in, out]
-            yield module.format(i=layer), module.split("{i}.")[1], np.concatenate(parts_A), np.ascontiguousarray(b)
+            yield (
+                module.format(i=layer),
+                module.split("{i}.")[1],
+                np.concatenate(parts_A),
+                np.ascontiguousarray(b),
+            )
 
 
 class SafeTensors:
@@ -301,9 +388,15 @@ class SafeTensors:
                 slices = {name: file.get_slice(name) for name in file.keys()}
                 self._files[path] = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
                 self._kinds |= {name: tensor.get_dtype() for name, tensor in slices.items()}
-        twice = sorted(name for name, count in Counter(name for shapes in self._files.values() for name in shapes).items() if count > 1)
+        twice = sorted(
+            name
+            for name, count in Counter(name for shapes in self._files.values() for name in shapes).items()
+            if count > 1
+        )
         if twice:
-            raise UserError(f"{directory}: {', '.join(twice[:3])} in two files: keep the files that the index names")
+            raise UserError(
+                f"{directory}: {', '.join(twice[:3])} in two files: keep the files that the index names"
+            )
 
     def dtype(self) -> str:
         """float32, float16 or bfloat16: the type of all weights; where they differ what transformers would make of them: the type that config.json
@@ -322,7 +415,9 @@ class SafeTensors:
         for path, shapes in self._files.items():
             for name in shapes:
                 if name in names:
-                    with open_safetensors(path) as file:  # anew for each: an open file keeps in memory what has been read of it
+                    with open_safetensors(
+                        path
+                    ) as file:  # anew for each: an open file keeps in memory what has been read of it
                         tensor = read_float32(path, file, name)
                     yield name, tensor
                     del tensor
@@ -335,7 +430,9 @@ def read_float32(path: Path, file, name: str) -> np.ndarray:
     except Exception as error:  # types that NumPy does not have raise several kinds
         raise UserError(f"{path}: {name} cannot be read ({error}); save it as float32 or bfloat16") from None
     if tensor.dtype.kind in "biu":
-        raise UserError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers (a quantised checkpoint?); save it as float32 or bfloat16")
+        raise UserError(
+            f"{path}: {name} holds {tensor.dtype}, not floating-point numbers (a quantised checkpoint?); save it as float32 or bfloat16"
+        )
     return tensor.astype(np.float32, copy=False)
 
 
@@ -355,10 +452,16 @@ def find_checkpoint(path: str) -> Path:
     if Path(path).is_dir():
         return Path(path)
     if is_mistyped_path(path):
-        raise UserError(f"{path}: no such directory (expected a Hugging Face checkpoint directory or a Hub id like owner/name)")
+        raise UserError(
+            f"{path}: no such directory (expected a Hugging Face checkpoint directory or a Hub id like owner/name)"
+        )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+        return Path(
+            snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"])
+        )
     except Exception as error:  # the Hub's client raises a dozen types; all mean that it cannot be had
-        raise UserError(f"{path}: neither a local directory nor reachable on the Hugging Face Hub ({type(error).__name__})") from error
+        raise UserError(
+            f"{path}: neither a local directory nor reachable on the Hugging Face Hub ({type(error).__name__})"
+        ) from error

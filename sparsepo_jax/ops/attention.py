@@ -40,7 +40,9 @@ class Packed(NamedTuple):
 
 def reach_of(packing: Packing, kernel: AttentionKernel, spread: Spread | None = None) -> Packed:
     places = Places(packing.sequence_RS, packing.part_RS, packing.positions_RS)
-    return Packed(places, packing.column_RQW, blocks_seen(places) if kernel == "blocks" else None, kernel, spread)
+    return Packed(
+        places, packing.column_RQW, blocks_seen(places) if kernel == "blocks" else None, kernel, spread
+    )
 
 
 def attention(
@@ -61,7 +63,9 @@ def attention(
     settings = {"scale": scale, "softcap": softcap}
     if isinstance(reach, Packed):
         if reach.kernel == "blocks":
-            return block_attention(q_BSNH, k_BTKH, v_BTKH, reach.places, reach.blocks_QT, window=window, **settings)
+            return block_attention(
+                q_BSNH, k_BTKH, v_BTKH, reach.places, reach.blocks_QT, window=window, **settings
+            )
         settings |= {"kernel": reach.kernel, "spread": reach.spread, "window": window}
         return sequence_attention(q_BSNH, k_BTKH, v_BTKH, reach.places, reach.column_RQW, **settings)
     attend_BST = reach.attend_BST

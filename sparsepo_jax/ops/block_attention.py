@@ -25,39 +25,67 @@ class Places(NamedTuple):
     part_RS: Int[Array, "R S"]
     positions_RS: Int[Array, "R S"]
 
-    def seen(self, queries: slice | tuple, keys: slice | tuple, window: Array | int | None) -> Bool[Array, "R S T"]:
+    def seen(
+        self, queries: slice | tuple, keys: slice | tuple, window: Array | int | None
+    ) -> Bool[Array, "R S T"]:
         """Whether each query sees each key; both given as (first column, number)."""
-        of = lambda span: (*(jax.lax.dynamic_slice_in_dim(x, *span, axis=1) for x in self), span[0] + jnp.arange(span[1]))  # noqa: E731
-        (q_sequence, q_part, q_position, q_column), (k_sequence, k_part, k_position, k_column) = of(queries), of(keys)
+        of = lambda span: (
+            *(jax.lax.dynamic_slice_in_dim(x, *span, axis=1) for x in self),
+            span[0] + jnp.arange(span[1]),
+        )  # noqa: E731
+        (q_sequence, q_part, q_position, q_column), (k_sequence, k_part, k_position, k_column) = (
+            of(queries),
+            of(keys),
+        )
         q_sequence, q_part, q_position = (x[:, :, None] for x in (q_sequence, q_part, q_position))
         k_sequence, k_part, k_position = (x[:, None, :] for x in (k_sequence, k_part, k_position))
-        found = (q_sequence == k_sequence) & (q_sequence >= 0) & (q_column[:, None] >= k_column) & ((k_part == 0) | (k_part == q_part))
+        found = (
+            (q_sequence == k_sequence)
+            & (q_sequence >= 0)
+            & (q_column[:, None] >= k_column)
+            & ((k_part == 0) | (k_part == q_part))
+        )
         return found if window is None else found & (q_position - k_position < window)
 
     def padded(self) -> "Places":
         """To whole blocks."""
         pad = ((0, 0), (0, -self.sequence_RS.shape[1] % BLOCK))
-        return Places(jnp.pad(self.sequence_RS, pad, constant_values=-1), jnp.pad(self.part_RS, pad), jnp.pad(self.positions_RS, pad))
+        return Places(
+            jnp.pad(self.sequence_RS, pad, constant_values=-1),
+            jnp.pad(self.part_RS, pad),
+            jnp.pad(self.positions_RS, pad),
+        )
 
 
 def blocks_seen(places: Places) -> Bool[Array, "Q T"]:
     """Which block of keys any query of a block sees, in any row; windows not considered."""
     places = places.padded()
     R, S = places.sequence_RS.shape
-    of_block = lambda n: places.seen((n * BLOCK, BLOCK), (0, S), None).reshape(R, BLOCK, -1, BLOCK).any(axis=(0, 1, 3))  # noqa: E731
+    of_block = lambda n: (
+        places.seen((n * BLOCK, BLOCK), (0, S), None).reshape(R, BLOCK, -1, BLOCK).any(axis=(0, 1, 3))
+    )  # noqa: E731
     return jax.lax.map(of_block, jnp.arange(S // BLOCK))
 
 
 def block_attention(
-    q_RSNH: Float[Array, "R S N H"], k_RSKH: Float[Array, "R S K H"], v_RSKH: Float[Array, "R S K H"], places: Places, seen_QT: Bool[Array, "Q T"],
-    *, scale: float, softcap: float | None, window: Array | int | None,
+    q_RSNH: Float[Array, "R S N H"],
+    k_RSKH: Float[Array, "R S K H"],
+    v_RSKH: Float[Array, "R S K H"],
+    places: Places,
+    seen_QT: Bool[Array, "Q T"],
+    *,
+    scale: float,
+    softcap: float | None,
+    window: Array | int | None,
 ) -> Float[Array, "R S N H"]:
     """See ops/attention. seen_QT: blocks_seen(places)."""
     (R, S, N, H), K = q_RSNH.shape, k_RSKH.shape[2]
     pad = ((0, 0), (0, 0), (0, -S % BLOCK), (0, 0))
     heads_first = lambda x: jnp.pad(jnp.moveaxis(x, 1, 2), pad)  # noqa: E731
     q_RKGSH = heads_first(q_RSNH * jnp.asarray(scale, q_RSNH.dtype)).reshape(R, K, N // K, -1, H)
-    out = _blocked(softcap, q_RKGSH, heads_first(k_RSKH), heads_first(v_RSKH), places.padded(), seen_QT, window)
+    out = _blocked(
+        softcap, q_RKGSH, heads_first(k_RSKH), heads_first(v_RSKH), places.padded(), seen_QT, window
+    )
     return jnp.moveaxis(out.reshape(R, N, -1, H)[:, :, :S], 1, 2)
 
 
@@ -67,7 +95,9 @@ def _block(x: Array, n: Array, axis: int = -2) -> Array:
 
 def _over_seen(seen_T: Array, n: Array, visit, carried):
     """visit(key block, carried) for the blocks that query block n sees."""
-    step = lambda t, carried: jax.lax.cond(seen_T[t], functools.partial(visit, t), lambda carried: carried, carried)  # noqa: E731
+    step = lambda t, carried: jax.lax.cond(
+        seen_T[t], functools.partial(visit, t), lambda carried: carried, carried
+    )  # noqa: E731
     return jax.lax.fori_loop(jnp.argmax(seen_T), n + 1, step, carried)
 
 
@@ -90,10 +120,19 @@ def _forward(softcap, q_RKGSH, k_RKSH, v_RKSH, places, seen_QT, window):
             # A query that has seen nothing yet has the least number as its largest score.
             weights = jnp.where(seen[:, None, None], jnp.exp(scores - larger[..., None]), 0.0)
             shrink = jnp.exp(largest - larger)
-            more = jnp.einsum("BKGST,BKTH->BKGSH", weights.astype(v_RKSH.dtype), _block(v_RKSH, t), preferred_element_type=jnp.float32)
+            more = jnp.einsum(
+                "BKGST,BKTH->BKGSH",
+                weights.astype(v_RKSH.dtype),
+                _block(v_RKSH, t),
+                preferred_element_type=jnp.float32,
+            )
             return larger, total * shrink + weights.sum(axis=-1), out * shrink[..., None] + more
 
-        start = jnp.full((*heads, BLOCK), jnp.finfo(jnp.float32).min), jnp.zeros((*heads, BLOCK)), jnp.zeros((*heads, BLOCK, H))
+        start = (
+            jnp.full((*heads, BLOCK), jnp.finfo(jnp.float32).min),
+            jnp.zeros((*heads, BLOCK)),
+            jnp.zeros((*heads, BLOCK, H)),
+        )
         largest, total, out = _over_seen(seen_QT[n], n, visit, start)
         total = jnp.where(total > 0, total, 1.0)
         return None, ((out / total[..., None]).astype(v_RKSH.dtype), largest + jnp.log(total))

@@ -55,19 +55,30 @@ def logprob_kl(
     are taken in the states' type. The reference is a constant. Without a reference (None, None) ref_logp is the policy's own, detached, and the KL is
     zero. softcaps: of the policy's and the reference's logits, see soft_cap.
     """
-    return _statistics(states_RMD, head_VD, ref_states_RMD, ref_head_VD, label_RM, valid_RM, blocks, softcaps)[:3]
+    return _statistics(
+        states_RMD, head_VD, ref_states_RMD, ref_head_VD, label_RM, valid_RM, blocks, softcaps
+    )[:3]
 
 
 def logprob_best(
-    states_RMD: Float[Array, "R M D"], head_VD: Float[Array, "V D"], label_RM: Int[Array, "R M"], valid_RM: Bool[Array, "R M"], *,
-    blocks: HeadBlocks = HeadBlocks(), softcap: float | None = None,
+    states_RMD: Float[Array, "R M D"],
+    head_VD: Float[Array, "V D"],
+    label_RM: Int[Array, "R M"],
+    valid_RM: Bool[Array, "R M"],
+    *,
+    blocks: HeadBlocks = HeadBlocks(),
+    softcap: float | None = None,
 ) -> tuple[Float[Array, "R M"], Float[Array, "R M"]]:
     """(log pi(y), the largest log pi of any token) of each response token, as logprob_kl; equal, to the last bit, where y is a most probable token."""
-    logp, _, _, best = _statistics(states_RMD, head_VD, None, None, label_RM, valid_RM, blocks, (softcap, None))
+    logp, _, _, best = _statistics(
+        states_RMD, head_VD, None, None, label_RM, valid_RM, blocks, (softcap, None)
+    )
     return logp, best
 
 
-def _statistics(states_RMD, head_VD, ref_states_RMD, ref_head_VD, label_RM, valid_RM, blocks, softcaps) -> tuple[Array, Array, Array, Array]:
+def _statistics(
+    states_RMD, head_VD, ref_states_RMD, ref_head_VD, label_RM, valid_RM, blocks, softcaps
+) -> tuple[Array, Array, Array, Array]:
     """What logprob_kl gives, and the policy's largest log-probability."""
     R, M, D = states_RMD.shape
     V = head_VD.shape[0]
@@ -125,7 +136,12 @@ def _put(x: Array, part: Array, number: Array, tokens: int, axis: int = 1) -> Ar
 
 def _logits(states_RCD: Array, head_KVD: Array, softcap: float | None) -> Array:
     (R, C, D), (K, V, _) = states_RCD.shape, head_KVD.shape
-    z = jnp.einsum("ND,VD->NV", states_RCD.reshape(R * C, D), head_KVD.reshape(K * V, D), preferred_element_type=jnp.float32)
+    z = jnp.einsum(
+        "ND,VD->NV",
+        states_RCD.reshape(R * C, D),
+        head_KVD.reshape(K * V, D),
+        preferred_element_type=jnp.float32,
+    )
     return soft_cap(z.reshape(R, C, K, V), softcap)
 
 
@@ -156,7 +172,10 @@ def _forward(blocks, softcaps, states_RMD, head_KVD, ref, label_RM, used):
 
         def of_tokens(n, carried):
             sums, kept = carried
-            z_ARCKV = [_logits(_rows(states, n, tokens), head, softcap) for (states, _, softcap), head in zip(sides, heads)]
+            z_ARCKV = [
+                _logits(_rows(states, n, tokens), head, softcap)
+                for (states, _, softcap), head in zip(sides, heads)
+            ]
             place_RCK, here_RCK = columns.label_here(_rows(label_RM, n, tokens), size, K)
             # Policy and reference side by side through the same operations: where they agree, so do their sums to the last bit.
             both_ARCKV = jnp.stack(z_ARCKV)
@@ -164,12 +183,16 @@ def _forward(blocks, softcaps, states_RMD, head_KVD, ref, label_RM, used):
                 both_ARCKV = jnp.where(columns.fresh_V, both_ARCKV, least)
             old = _Sums(*(_rows(x, n, tokens, axis=-2) for x in sums))
             largest = jnp.maximum(old.largest_ARMK, both_ARCKV.max(axis=-1))
-            total = old.total_ARMK * jnp.exp(old.largest_ARMK - largest) + jnp.exp(both_ARCKV - largest[..., None]).sum(axis=-1)
+            total = old.total_ARMK * jnp.exp(old.largest_ARMK - largest) + jnp.exp(
+                both_ARCKV - largest[..., None]
+            ).sum(axis=-1)
             picked = jnp.take_along_axis(both_ARCKV, place_RCK[None, ..., None], axis=-1)[..., 0]
             label, kl = old.label_ARMK + jnp.where(here_RCK, picked, 0.0), old.kl_RMK
             if ref is not None:
                 weight = jnp.exp(both_ARCKV[1] - largest[1, ..., None])  # 0 where not new
-                kl = kl * jnp.exp(old.largest_ARMK[1] - largest[1]) + (weight * (z_ARCKV[1] - z_ARCKV[0])).sum(axis=-1)
+                kl = kl * jnp.exp(old.largest_ARMK[1] - largest[1]) + (
+                    weight * (z_ARCKV[1] - z_ARCKV[0])
+                ).sum(axis=-1)
             new = _Sums(largest, total, label, kl)
             if blocks.keep:
                 kept = _put(kept, both_ARCKV, n, tokens, axis=2)
@@ -182,7 +205,9 @@ def _forward(blocks, softcaps, states_RMD, head_KVD, ref, label_RM, used):
     # The shards' sums become one.
     largest_ARM = sums.largest_ARMK.max(axis=-1)
     total_ARM = (sums.total_ARMK * jnp.exp(sums.largest_ARMK - largest_ARM[..., None])).sum(axis=-1)
-    lse_ARM = largest_ARM + jnp.log(jnp.maximum(total_ARM, jnp.finfo(jnp.float32).tiny))  # of padding nothing was summed
+    lse_ARM = largest_ARM + jnp.log(
+        jnp.maximum(total_ARM, jnp.finfo(jnp.float32).tiny)
+    )  # of padding nothing was summed
     logp_ARM = sums.label_ARMK.sum(axis=-1) - lse_ARM
     best_RM = largest_ARM[0] - lse_ARM[0]
     if ref is None:
@@ -196,7 +221,9 @@ def _forward(blocks, softcaps, states_RMD, head_KVD, ref, label_RM, used):
 
 
 def _forward_rule(blocks, softcaps, *primals):
-    return _forward(blocks, softcaps, *jax.tree.map(lambda x: x.value, primals, is_leaf=lambda x: hasattr(x, "perturbed")))
+    return _forward(
+        blocks, softcaps, *jax.tree.map(lambda x: x.value, primals, is_leaf=lambda x: hasattr(x, "perturbed"))
+    )
 
 
 def _backward(blocks, softcaps, saved, cotangents):
@@ -205,20 +232,28 @@ def _backward(blocks, softcaps, saved, cotangents):
     given = lambda x: None if isinstance(x, SymbolicZero) else x  # noqa: E731
     a_RM, _, b_RM, _ = map(given, cotangents)  # the reference's log-prob and the best one are constants
     overlap = size % blocks.vocabulary != 0
-    with_kl = ref is not None and b_RM is not None  # an objective without a KL term needs no product with the reference's head
+    with_kl = (
+        ref is not None and b_RM is not None
+    )  # an objective without a KL term needs no product with the reference's head
     a_RM = jnp.zeros((R, M)) if a_RM is None else a_RM
 
     def of_columns(carried, inputs):
         d_head_KVD, d_states_RMKD = carried
         number, kept = inputs
         columns = _Columns.of(number, blocks, size)
-        head, ref_head = blocks.gather(columns.part(head_KVD)), blocks.gather(columns.part(ref[1])) if with_kl else None
+        head, ref_head = (
+            blocks.gather(columns.part(head_KVD)),
+            blocks.gather(columns.part(ref[1])) if with_kl else None,
+        )
 
         def of_tokens(n, carried):
             d_part, d_states_RMKD = carried
             rows = lambda x: _rows(x, n, tokens)[:, :, None, None]  # noqa: E731
             logits = lambda side, states, head: (  # noqa: E731
-                _logits(_rows(states, n, tokens), head, softcaps[side]) if kept is None else _rows(kept[side], n, tokens))
+                _logits(_rows(states, n, tokens), head, softcaps[side])
+                if kept is None
+                else _rows(kept[side], n, tokens)
+            )
             z = logits(0, states_RMD, head)
             place_RCK, here_RCK = columns.label_here(_rows(label_RM, n, tokens), size, K)
             onehot = jnp.where(here_RCK, place_RCK, -1)[..., None] == jnp.arange(blocks.vocabulary)
@@ -230,19 +265,37 @@ def _backward(blocks, softcaps, saved, cotangents):
                 d_z *= 1 - (z / softcaps[0]) ** 2
             d_z = (jnp.where(columns.fresh_V, d_z, 0.0) if overlap else d_z).astype(states_RMD.dtype)
             states_ND = _rows(states_RMD, n, tokens).reshape(R * tokens, D)
-            d_part += jnp.einsum("NV,ND->VD", d_z.reshape(R * tokens, -1), states_ND, preferred_element_type=jnp.float32).reshape(d_part.shape)
-            more = jnp.einsum("NKV,KVD->NKD", d_z.reshape(R * tokens, K, -1), head, preferred_element_type=jnp.float32)
-            return d_part, _put(d_states_RMKD, _rows(d_states_RMKD, n, tokens) + more.reshape(R, tokens, K, D), n, tokens)
+            d_part += jnp.einsum(
+                "NV,ND->VD", d_z.reshape(R * tokens, -1), states_ND, preferred_element_type=jnp.float32
+            ).reshape(d_part.shape)
+            more = jnp.einsum(
+                "NKV,KVD->NKD", d_z.reshape(R * tokens, K, -1), head, preferred_element_type=jnp.float32
+            )
+            return d_part, _put(
+                d_states_RMKD, _rows(d_states_RMKD, n, tokens) + more.reshape(R, tokens, K, D), n, tokens
+            )
 
-        d_part, d_states_RMKD = jax.lax.fori_loop(0, used, of_tokens, (jnp.zeros(head.shape, jnp.float32), d_states_RMKD))
+        d_part, d_states_RMKD = jax.lax.fori_loop(
+            0, used, of_tokens, (jnp.zeros(head.shape, jnp.float32), d_states_RMKD)
+        )
         # Parts overlap at the end, where the later one is zero.
         d_part = columns.part(d_head_KVD) + blocks.scatter(d_part)
-        d_head_KVD = blocks.scatter(jax.lax.dynamic_update_slice_in_dim(d_head_KVD, d_part, columns.begin, axis=1))
+        d_head_KVD = blocks.scatter(
+            jax.lax.dynamic_update_slice_in_dim(d_head_KVD, d_part, columns.begin, axis=1)
+        )
         return (d_head_KVD, d_states_RMKD), None
 
     start = blocks.scatter(jnp.zeros(head_KVD.shape, jnp.float32)), jnp.zeros((R, M, K, D))
-    (d_head_KVD, d_states_RMKD), _ = jax.lax.scan(of_columns, start, (jnp.arange(-(-size // blocks.vocabulary)), kept))
-    return d_states_RMKD.sum(axis=2).astype(states_RMD.dtype), d_head_KVD.astype(head_KVD.dtype), None, None, None
+    (d_head_KVD, d_states_RMKD), _ = jax.lax.scan(
+        of_columns, start, (jnp.arange(-(-size // blocks.vocabulary)), kept)
+    )
+    return (
+        d_states_RMKD.sum(axis=2).astype(states_RMD.dtype),
+        d_head_KVD.astype(head_KVD.dtype),
+        None,
+        None,
+        None,
+    )
 
 
 _blocked.defvjp(_forward_rule, _backward, symbolic_zeros=True)

@@ -20,21 +20,33 @@ INTERPRET = False  # the kernel step by step, where there is no TPU
 
 
 def splash_attention(
-    q_RSNH: Float[Array, "R S N H"], k_RSKH: Float[Array, "R S K H"], v_RSKH: Float[Array, "R S K H"], places: Places,
-    *, scale: float, softcap: float | None, window: Array | int | None, spread: Spread | None,
+    q_RSNH: Float[Array, "R S N H"],
+    k_RSKH: Float[Array, "R S K H"],
+    v_RSKH: Float[Array, "R S K H"],
+    places: Places,
+    *,
+    scale: float,
+    softcap: float | None,
+    window: Array | int | None,
+    spread: Spread | None,
 ) -> Float[Array, "R S N H"]:
     """See ops/attention. The mask takes S x S bytes of each row, one row at a time. spread(function, heads, rows, same): the function over each
     device's rows and heads, see dist/mesh; None: one device."""
     S = q_RSNH.shape[1]
     pad = -S % TILE
-    longer = lambda x, value=0: jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)), constant_values=value)  # noqa: E731
+    longer = lambda x, value=0: jnp.pad(
+        x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)), constant_values=value
+    )  # noqa: E731
     heads = longer(q_RSNH * jnp.asarray(scale, q_RSNH.dtype)), longer(k_RSKH), longer(v_RSKH)
     rows = Places(longer(places.sequence_RS, -1), longer(places.part_RS), longer(places.positions_RS))
     window = jnp.int32(jnp.iinfo(jnp.int32).max if window is None else window)
 
     def attend(heads, rows, window):
         # Only names are kept for the backward pass: the output and a logsumexp a query. What is seen is made again, it would be [S, S] a layer.
-        of_row = jax.checkpoint(lambda row: _of_row(*row, window, softcap), policy=jax.checkpoint_policies.save_only_these_names(_KEPT))
+        of_row = jax.checkpoint(
+            lambda row: _of_row(*row, window, softcap),
+            policy=jax.checkpoint_policies.save_only_these_names(_KEPT),
+        )
         return jax.lax.map(of_row, (heads, rows))
 
     out = attend(heads, rows, window) if spread is None else spread(attend, heads, rows, window)
@@ -54,7 +66,13 @@ def _of_row(heads: tuple[Array, Array, Array], places: Places, window: Array, so
     block = next(size for size in range(min(LARGEST_BLOCK, S), 0, -TILE) if S % size == 0)
     sizes = splash.BlockSizes(**dict.fromkeys(_BLOCKS, block))
     kernel = splash.make_splash_mha(
-        seen_SS[None], block_sizes=sizes, head_shards=1, q_seq_shards=1, attn_logits_soft_cap=softcap, residual_checkpoint_name=_KEPT, interpret=INTERPRET,
+        seen_SS[None],
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=softcap,
+        residual_checkpoint_name=_KEPT,
+        interpret=INTERPRET,
     )
     # It makes an array of this flag, too, and then asks it (JAX 0.10.2).
     kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
@@ -62,4 +80,13 @@ def _of_row(heads: tuple[Array, Array, Array], places: Places, window: Array, so
     return jnp.where(places.sequence_RS[:, None, None] >= 0, jnp.moveaxis(out_NSH, 0, 1), 0)
 
 
-_BLOCKS = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
+_BLOCKS = (
+    "block_q",
+    "block_kv",
+    "block_kv_compute",
+    "block_q_dkv",
+    "block_kv_dkv",
+    "block_kv_dkv_compute",
+    "block_q_dq",
+    "block_kv_dq",
+)

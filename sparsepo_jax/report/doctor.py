@@ -15,7 +15,19 @@ from sparsepo_jax.report.table import number_or_none, value
 
 FIRST_STEPS = 10  # after so many the doctor speaks for the first time
 # Objectives whose loss (without L1 and NLL) is ln 2 where the policy is the reference, since their margin is 0 there.
-STARTS_AT_LN2 = ("sparsepo", "mapo", "dpo", "cdpo", "robust", "dpop", "tdpo1", "tdpo2", "d2po", "sampo", "ldpo")
+STARTS_AT_LN2 = (
+    "sparsepo",
+    "mapo",
+    "dpo",
+    "cdpo",
+    "robust",
+    "dpop",
+    "tdpo1",
+    "tdpo2",
+    "d2po",
+    "sampo",
+    "ldpo",
+)
 LN2 = math.log(2.0)
 
 
@@ -53,7 +65,7 @@ class Evidence(NamedTuple):
     def late(self, name: str) -> list[float]:
         """Of the last quarter."""
         values = self.values(name)
-        return values[len(values) - max(1, len(values) // 4):] if values else []
+        return values[len(values) - max(1, len(values) // 4) :] if values else []
 
     def late_mean(self, name: str) -> float | None:
         return mean(late) if (late := self.late(name)) else None
@@ -61,12 +73,19 @@ class Evidence(NamedTuple):
     def preference_loss(self) -> list[float]:
         """The loss without what L1 and NLL add."""
         added = [self.series.get(name, {}) for name in ("loss/l1", "loss/nll")]
-        losses = {step: x - sum(part.get(step, 0.0) for part in added) for step, x in self.series.get("loss", {}).items()}
+        losses = {
+            step: x - sum(part.get(step, 0.0) for part in added)
+            for step, x in self.series.get("loss", {}).items()
+        }
         return [x for x in losses.values() if math.isfinite(x)]
 
     def kl(self) -> float | None:
         """The largest known, nats a response: on held-out pairs, of what the policy writes, else the last in training."""
-        known = [x for name in ("kl", "generated_kl") if (x := value(self.summary, ("after", name))) is not None and math.isfinite(x)]
+        known = [
+            x
+            for name in ("kl", "generated_kl")
+            if (x := value(self.summary, ("after", name))) is not None and math.isfinite(x)
+        ]
         if known:
             return max(known)
         chosen, rejected = self.late_mean("kl/chosen"), self.late_mean("kl/rejected")
@@ -99,8 +118,15 @@ def read_facts(output_dir: Path, stage: str) -> dict[str, Any]:
 def read_evidence(output_dir: Path) -> Evidence:
     """Of a run's files; what is missing or broken there is unknown."""
     facts, metrics = read_facts(output_dir, "po"), read_metrics(output_dir / "metrics.jsonl")[0]
-    series = {name: found for (stage, name), found in metrics.items() if stage == "po" and not name.startswith("eval/")}
-    last, steps = max((step for found in series.values() for step in found), default=0), number_or_none(facts.get("steps"))
+    series = {
+        name: found
+        for (stage, name), found in metrics.items()
+        if stage == "po" and not name.startswith("eval/")
+    }
+    last, steps = (
+        max((step for found in series.values() for step in found), default=0),
+        number_or_none(facts.get("steps")),
+    )
     summary = read_if_sound(output_dir / "summary.json", stage="eval", broken=[])
     return Evidence(read_settings(output_dir), series, steps is None or last >= steps, facts, summary)
 
@@ -119,7 +145,9 @@ class FirstSteps:
             return []
         series = {name: found for (_, name), found in plots.collect(self._rows)[0].items()}
         steps = number_or_none(self._facts.get("steps"))
-        return diagnose(Evidence(self._config, series, steps is not None and steps <= FIRST_STEPS, self._facts))
+        return diagnose(
+            Evidence(self._config, series, steps is not None and steps <= FIRST_STEPS, self._facts)
+        )
 
 
 # ---------------------------------------------------------------- nothing is learnt
@@ -142,7 +170,7 @@ def loss_stays(evidence: Evidence) -> str | None:
         return loss_does_not_fall(evidence)
     farthest = max(abs(x - LN2) for x in losses)
     if evidence.ended:
-        last = mean(losses[len(losses) - max(1, len(losses) // 4):])
+        last = mean(losses[len(losses) - max(1, len(losses) // 4) :])
         stays = abs(last - LN2) < STAYS_WITHIN and farthest < NEVER_LEFT
     else:
         stays = farthest * _rate_to_come(evidence) < STAYS_WITHIN
@@ -159,7 +187,10 @@ def _rate_to_come(evidence: Evidence) -> float:
 
 
 def _why_nothing_moves(evidence: Evidence) -> str:
-    pairs, useless = evidence.count("rows"), evidence.count("equal_pairs") + evidence.count("contradicting_pairs")
+    pairs, useless = (
+        evidence.count("rows"),
+        evidence.count("equal_pairs") + evidence.count("contradicting_pairs"),
+    )
     kl, rates = evidence.kl(), evidence.values("learning_rate")
     if _mask_is_dead(evidence):
         return "the reward mask is zero everywhere (see below)"
@@ -168,11 +199,15 @@ def _why_nothing_moves(evidence: Evidence) -> str:
     if pairs and useless >= 0.4 * pairs:
         return "most pairs are equal or contradict each other (see below)"
     if kl is not None and kl > 0.05:
-        return (f"the policy has moved (KL {kl:.2g} nats a response), but does not tell chosen from rejected; look at the pairs with "
-                "'stages=[inspect]': are they noise, or swapped?")
+        return (
+            f"the policy has moved (KL {kl:.2g} nats a response), but does not tell chosen from rejected; look at the pairs with "
+            "'stages=[inspect]': are they noise, or swapped?"
+        )
     rate = f" ({max(rates):.2g} at most)" if rates else ""
-    return (f"the policy has hardly moved; the learning rate{rate} is too low for so few steps: raise po.optimizer.learning_rate "
-            "(with po.lora tenfold and more), or po.steps")
+    return (
+        f"the policy has hardly moved; the learning rate{rate} is too low for so few steps: raise po.optimizer.learning_rate "
+        "(with po.lora tenfold and more), or po.steps"
+    )
 
 
 def loss_does_not_fall(evidence: Evidence) -> str | None:
@@ -185,8 +220,10 @@ def loss_does_not_fall(evidence: Evidence) -> str | None:
     first, last = losses[:quarter], losses[-quarter:]
     if mean(first) - mean(last) > 2 * math.sqrt(squared_error(first) + squared_error(last)):
         return None
-    return (f"the loss does not fall ({mean(first):.4f} in the first quarter, {mean(last):.4f} in the last): the learning rate is too low or too "
-            "high, or the pairs do not say what is better; try po.optimizer.learning_rate, and look at the pairs with 'stages=[inspect]'")
+    return (
+        f"the loss does not fall ({mean(first):.4f} in the first quarter, {mean(last):.4f} in the last): the learning rate is too low or too "
+        "high, or the pairs do not say what is better; try po.optimizer.learning_rate, and look at the pairs with 'stages=[inspect]'"
+    )
 
 
 NO_GRADIENT = 1e-8  # AdamW's eps: below it a gradient moves nothing
@@ -209,9 +246,14 @@ def _mask_without_gradient(evidence: Evidence) -> str | None:
     """The mask's alone, exactly zero after the first step (at which policy = reference leaves it none)."""
     norms = list(evidence.series.get("grad_norm/masks", {}).items())
     moves = max(evidence.values("learning_rate"), default=0.0) > 0
-    if not moves or len(norms) < 2 or any(x != 0 for _, x in norms[1:]) or str(evidence.setting("objective.mask.net")).startswith("binary"):
+    if (
+        not moves
+        or len(norms) < 2
+        or any(x != 0 for _, x in norms[1:])
+        or str(evidence.setting("objective.mask.net")).startswith("binary")
+    ):
         return None
-    return ("the mask gets no gradient: it stays as it began; objective.mask.init=ones starts it near 1, where every token has one")
+    return "the mask gets no gradient: it stays as it began; objective.mask.init=ones starts it near 1, where every token has one"
 
 
 def _mask_is_dead(evidence: Evidence) -> bool:
@@ -244,17 +286,25 @@ def chosen_falls(evidence: Evidence) -> str | None:
     Preference losses ask for a difference only and may lower both (Pal et al., 2402.13228); below one nat a response that is drift.
     """
     chosen, rejected = evidence.late("log_ratio/chosen"), evidence.late_mean("log_ratio/rejected")
-    if not chosen or rejected is None or mean(chosen) + 2 * math.sqrt(squared_error(chosen)) > -LESS_LIKELY_NATS:
+    if (
+        not chosen
+        or rejected is None
+        or mean(chosen) + 2 * math.sqrt(squared_error(chosen)) > -LESS_LIKELY_NATS
+    ):
         return None
     weight, kind = evidence.number("objective.nll_weight") or 0.0, evidence.setting("objective.kind")
     if kind == "dpop":
-        remedy = f"raise objective.penalty ({evidence.number('objective.penalty'):g}), or lower the learning rate"
+        remedy = (
+            f"raise objective.penalty ({evidence.number('objective.penalty'):g}), or lower the learning rate"
+        )
     elif weight > 0:
         remedy = f"raise objective.nll_weight ({weight:g}), or take objective.kind=dpop"
     else:
         remedy = "objective.nll_weight=0.1 or more, or objective.kind=dpop, holds them up"
-    return (f"the chosen responses have become less likely (log-ratio to the reference {mean(chosen):.1f} nats a response; rejected "
-            f"{rejected:.1f}): {remedy}")
+    return (
+        f"the chosen responses have become less likely (log-ratio to the reference {mean(chosen):.1f} nats a response; rejected "
+        f"{rejected:.1f}): {remedy}"
+    )
 
 
 ONLY_BY_MASK = 0.1  # of masked margin: an odds of 1.1
@@ -266,10 +316,18 @@ def margin_only_by_mask(evidence: Evidence) -> str | None:
     of zero, or below."""
     if evidence.setting("objective.mask") is None:
         return None
-    masked, unmasked = value(evidence.summary, ("after", "margin")), value(evidence.summary, ("after", "margin_unmasked"))
+    masked, unmasked = (
+        value(evidence.summary, ("after", "margin")),
+        value(evidence.summary, ("after", "margin_unmasked")),
+    )
     shares = [value(evidence.summary, ("after", name)) for name in ("accuracy", "accuracy_unmasked")]
     pairs = evidence.summary.get("independent_pairs", evidence.summary.get("pairs"))
-    if masked is not None and unmasked is not None and number_or_none(pairs) and all(x is not None and 0 <= x <= 1 for x in shares):
+    if (
+        masked is not None
+        and unmasked is not None
+        and number_or_none(pairs)
+        and all(x is not None and 0 <= x <= 1 for x in shares)
+    ):
         with_mask, without = (wilson(x, max(1, round(pairs))) for x in shares)
         only = with_mask.low > 0.5 >= without.low
     else:
@@ -280,8 +338,10 @@ def margin_only_by_mask(evidence: Evidence) -> str | None:
         only = unmasked <= 2 * math.sqrt(squared_error(late))
     if not only or masked < ONLY_BY_MASK:
         return None
-    return (f"the margin grows only through the mask (masked {masked:.2g}, unmasked {unmasked:.2g}): the policy itself prefers nothing yet; raise "
-            "po.optimizer.learning_rate, or lower objective.mask.learning_rate")
+    return (
+        f"the margin grows only through the mask (masked {masked:.2g}, unmasked {unmasked:.2g}): the policy itself prefers nothing yet; raise "
+        "po.optimizer.learning_rate, or lower objective.mask.learning_rate"
+    )
 
 
 NO_ZEROS = 0.01
@@ -297,8 +357,10 @@ def mask_without_zeros(evidence: Evidence) -> str | None:
     zeros = evidence.late_mean(f"mask/{role}_sparsity") if zeros is None else zeros
     if zeros is None or zeros >= NO_ZEROS or any(terms):
         return None
-    return (f"the mask has no zeros ({100 * zeros:.2g} %), and there is no L1 term that would make some: objective.l1_reward=1e-3 (and l1_kl) "
-            "makes it sparse")
+    return (
+        f"the mask has no zeros ({100 * zeros:.2g} %), and there is no L1 term that would make some: objective.l1_reward=1e-3 (and l1_kl) "
+        "makes it sparse"
+    )
 
 
 FAR_NATS, FAR_NATS_A_TOKEN = 20.0, 0.5
@@ -317,8 +379,10 @@ def kl_far(evidence: Evidence) -> str | None:
         return None
     beta = evidence.number("objective.beta")
     knob = "" if beta is None else f"raise objective.beta ({beta:g}), or "
-    return (f"the KL to the reference is {kl:.3g} nats a response, beyond what a frontier is about ({limit:.3g} here): the policy has left the "
-            f"reference; {knob}lower po.optimizer.learning_rate or po.steps")
+    return (
+        f"the KL to the reference is {kl:.3g} nats a response, beyond what a frontier is about ({limit:.3g} here): the policy has left the "
+        f"reference; {knob}lower po.optimizer.learning_rate or po.steps"
+    )
 
 
 # ---------------------------------------------------------------- the pairs
@@ -332,8 +396,10 @@ def responses_cut(evidence: Evidence) -> str | None:
     cut, responses = evidence.count("responses_cut"), evidence.count("responses")
     if not cut or cut < SEEN_SHARE * responses:
         return None
-    return (f"{cut:.0f} of {responses:.0f} responses are cut and have lost their end, EOS included: the policy does not see how they end; raise "
-            f"data.max_length{_now(evidence, 'data.max_length')}, or leave these pairs out")
+    return (
+        f"{cut:.0f} of {responses:.0f} responses are cut and have lost their end, EOS included: the policy does not see how they end; raise "
+        f"data.max_length{_now(evidence, 'data.max_length')}, or leave these pairs out"
+    )
 
 
 def prompts_cut(evidence: Evidence) -> str | None:
@@ -341,13 +407,17 @@ def prompts_cut(evidence: Evidence) -> str | None:
     cut, rows = evidence.count("prompts_cut"), evidence.count("rows")
     if not cut or cut < SEEN_SHARE * rows:
         return None
-    return (f"{cut:.0f} of {rows:.0f} pairs are longer than the limit and have lost the beginning of their prompt; raise data.max_prompt_length"
-            f"{_now(evidence, 'data.max_prompt_length')} and data.max_length")
+    return (
+        f"{cut:.0f} of {rows:.0f} pairs are longer than the limit and have lost the beginning of their prompt; raise data.max_prompt_length"
+        f"{_now(evidence, 'data.max_prompt_length')} and data.max_length"
+    )
 
 
 def _now(evidence: Evidence, name: str) -> str:
     limits = evidence.facts.get("limits")
-    known = evidence.number(name) or (number_or_none(limits.get(name.removeprefix("data."))) if isinstance(limits, Mapping) else None)
+    known = evidence.number(name) or (
+        number_or_none(limits.get(name.removeprefix("data."))) if isinstance(limits, Mapping) else None
+    )
     return "" if known is None else f" ({known:.0f} tokens)"
 
 
@@ -356,8 +426,21 @@ def pairs_useless(evidence: Evidence) -> str | None:
     rows, equal, against = (evidence.count(name) for name in ("rows", "equal_pairs", "contradicting_pairs"))
     if not equal + against or equal + against < USELESS_SHARE * rows:
         return None
-    seen = [f"{equal:.0f} have equal responses"] * (equal > 0) + [f"{against:.0f} are there the other way round, too"] * (against > 0)
+    seen = [f"{equal:.0f} have equal responses"] * (equal > 0) + [
+        f"{against:.0f} are there the other way round, too"
+    ] * (against > 0)
     return f"of {rows:.0f} pairs {' and '.join(seen)}: they teach nothing; leave them out of data.train"
 
 
-RULES = (loss_stays, gradient_zero, mask_dead, chosen_falls, margin_only_by_mask, mask_without_zeros, kl_far, responses_cut, prompts_cut, pairs_useless)
+RULES = (
+    loss_stays,
+    gradient_zero,
+    mask_dead,
+    chosen_falls,
+    margin_only_by_mask,
+    mask_without_zeros,
+    kl_far,
+    responses_cut,
+    prompts_cut,
+    pairs_useless,
+)

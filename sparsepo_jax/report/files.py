@@ -26,7 +26,14 @@ def parse_config(text: str | None) -> dict[str, Any]:
 
 
 # Of which stage's record a section is taken, the last that has it: what was trained says what was trained, what was evaluated how.
-_RECORDS = (("harness", None), ("measure", None), ("eval", None), ("generate", ("generation",)), ("sft", None), ("po", None))
+_RECORDS = (
+    ("harness", None),
+    ("measure", None),
+    ("eval", None),
+    ("generate", ("generation",)),
+    ("sft", None),
+    ("po", None),
+)
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
@@ -43,7 +50,9 @@ def read_settings(directory: Path) -> dict[str, Any]:
 def _recorded(directory: Path, stage: str) -> dict[str, Any]:
     """The settings that a stage depends on, by section; empty where it was not run, or the file is none of ours."""
     mark = _read_object(directory / "stages.json").get(stage)
-    depends = mark.get("depends") if isinstance(mark, dict) else _read_object(directory / stage / "settings.json")
+    depends = (
+        mark.get("depends") if isinstance(mark, dict) else _read_object(directory / stage / "settings.json")
+    )
     return depends if isinstance(depends, dict) else {}
 
 
@@ -74,9 +83,13 @@ def read_summary(path: Path, *, stage: str = "eval") -> dict | None:
         said = f"{path}: expected JSON, got an error at line {error.lineno}: {error.msg}; run the stage {stage} again"
         raise UserError(said) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists a thousand deep
-        raise UserError(f"{path}: expected JSON, got what Python cannot read ({error}); run the stage {stage} again") from None
+        raise UserError(
+            f"{path}: expected JSON, got what Python cannot read ({error}); run the stage {stage} again"
+        ) from None
     if not isinstance(summary, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(summary).__name__}; run the stage {stage} again")
+        raise UserError(
+            f"{path}: expected a JSON object, got {type(summary).__name__}; run the stage {stage} again"
+        )
     return summary
 
 
@@ -109,7 +122,9 @@ def read_metrics(path: Path) -> tuple[plots.Metrics, int]:
 
 
 def pairs_path(output_dir: Path) -> Path | None:
-    return next((path for name in ("pairs.jsonl", "scores.jsonl") if (path := output_dir / name).is_file()), None)
+    return next(
+        (path for name in ("pairs.jsonl", "scores.jsonl") if (path := output_dir / name).is_file()), None
+    )
 
 
 def read_pairs(path: Path) -> Iterator[heatmap.Pair]:

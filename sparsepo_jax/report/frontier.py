@@ -28,7 +28,14 @@ class Matched(NamedTuple):
     @property
     def means(self) -> tuple[float, float] | None:
         """Of a and of b over the seeds of `differences`."""
-        return tuple(math.fsum(side[seed] for seed in self.differences) / len(self.differences) for side in (self.a, self.b)) if self.differences else None
+        return (
+            tuple(
+                math.fsum(side[seed] for seed in self.differences) / len(self.differences)
+                for side in (self.a, self.b)
+            )
+            if self.differences
+            else None
+        )
 
 
 def value_at(points: Sequence[tuple[float, float]], kl: float) -> float | None:
@@ -57,8 +64,12 @@ def matched(points_a: Points, points_b: Points, at: Sequence[float]) -> list[Mat
     for kl in at:
         seeds = [seed for seed in points_a if seed in points_b]
         a, b = ({seed: value_at(points[seed], kl) for seed in seeds} for points in (points_a, points_b))
-        differences = {seed: a[seed] - b[seed] for seed in seeds if a[seed] is not None and b[seed] is not None}
-        found.append(Matched(kl, a, b, differences, t_interval(list(differences.values())) if differences else None))
+        differences = {
+            seed: a[seed] - b[seed] for seed in seeds if a[seed] is not None and b[seed] is not None
+        }
+        found.append(
+            Matched(kl, a, b, differences, t_interval(list(differences.values())) if differences else None)
+        )
     return found
 
 
@@ -67,10 +78,18 @@ def shared_range(points_a: Points, points_b: Points) -> tuple[float, float] | No
     reached = []
     for seed in points_a:
         if points_a[seed] and points_b.get(seed):
-            ends = [(min(kl for kl, _ in points[seed]), max(kl for kl, _ in points[seed])) for points in (points_a, points_b)]
+            ends = [
+                (min(kl for kl, _ in points[seed]), max(kl for kl, _ in points[seed]))
+                for points in (points_a, points_b)
+            ]
             reached.append((max(lo for lo, _ in ends), min(hi for _, hi in ends)))
     reached = [(lo, hi) for lo, hi in reached if lo < hi]
-    stretches = [(sum(a <= lo and hi <= b for a, b in reached), lo, hi) for lo, _ in reached for _, hi in reached if lo < hi]
+    stretches = [
+        (sum(a <= lo and hi <= b for a, b in reached), lo, hi)
+        for lo, _ in reached
+        for _, hi in reached
+        if lo < hi
+    ]
     most = max(stretches, key=lambda one: (one[0], one[2] - one[1]), default=None)
     return most and most[1:]
 
@@ -128,7 +147,9 @@ class Plane:
 
     @property
     def words(self) -> str:
-        return f"{self.title} against {self.x_label}. " + " ".join(f"{curve.name}: {mark.words}." for curve in self.curves for mark in curve.marks)
+        return f"{self.title} against {self.x_label}. " + " ".join(
+            f"{curve.name}: {mark.words}." for curve in self.curves for mark in curve.marks
+        )
 
 
 def _held(intervals: Sequence[Interval], seeds: Sequence[float]) -> list[float]:
@@ -146,8 +167,10 @@ def draw(methods: Mapping[str, Sequence[tuple[str, Spot]]], *, title: str, x_lab
     """methods: name -> (short label, spot) in the order in which a line joins them; one without a spot keeps its colour for other planes. None if there is
     nothing that can be drawn."""
     spots = [spot for named in methods.values() for _, spot in named]
-    kls, values = _held([spot.kl for spot in spots], [kl for spot in spots for kl, _ in spot.seeds]), _held(
-        [spot.value for spot in spots], [value for spot in spots for _, value in spot.seeds])
+    kls, values = (
+        _held([spot.kl for spot in spots], [kl for spot in spots for kl, _ in spot.seeds]),
+        _held([spot.value for spot in spots], [value for spot in spots for _, value in spot.seeds]),
+    )
     if not kls or not values:
         return None
     x_lo, x_hi, x_ticks = y_axis(kls)
@@ -163,12 +186,31 @@ def draw(methods: Mapping[str, Sequence[tuple[str, Spot]]], *, title: str, x_lab
                 continue
             x, y = x_at(spot.kl.mean), y_at(spot.value.mean)
             within = lambda x, lo, hi: min(max(x, lo), hi)  # noqa: E731
-            bars = "" if spot.kl.low is None else f"M{x_at(within(spot.kl.low, x_lo, x_hi)):g} {y:g}H{x_at(within(spot.kl.high, x_lo, x_hi)):g}"
-            bars += "" if spot.value.low is None else f"M{x:g} {y_at(within(spot.value.low, y_lo, y_hi)):g}V{y_at(within(spot.value.high, y_lo, y_hi)):g}"
-            dots = [(x_at(kl), y_at(value)) for kl, value in spot.seeds if drawable(kl) and drawable(value)] if len(spot.seeds) > 1 else []
+            bars = (
+                ""
+                if spot.kl.low is None
+                else f"M{x_at(within(spot.kl.low, x_lo, x_hi)):g} {y:g}H{x_at(within(spot.kl.high, x_lo, x_hi)):g}"
+            )
+            bars += (
+                ""
+                if spot.value.low is None
+                else f"M{x:g} {y_at(within(spot.value.low, y_lo, y_hi)):g}V{y_at(within(spot.value.high, y_lo, y_hi)):g}"
+            )
+            dots = (
+                [(x_at(kl), y_at(value)) for kl, value in spot.seeds if drawable(kl) and drawable(value)]
+                if len(spot.seeds) > 1
+                else []
+            )
             words = f"{spot.label}: {number(spot.value.mean)} at {number(spot.kl.mean)} nats"
             curve.marks.append(Mark(x, y, bars, words, label, dots, x + 14 + GLYPH * len(label) > WIDTH))
             curve.path += f"{'L' if curve.path else 'M'}{x:g} {y:g}"
         if curve.marks:
             curves.append(curve)
-    return Plane(title, x_label, left, [(x_at(x), label) for x, label in x_ticks], [(y_at(y), label) for y, label in y_ticks], curves)
+    return Plane(
+        title,
+        x_label,
+        left,
+        [(x_at(x), label) for x, label in x_ticks],
+        [(y_at(y), label) for y, label in y_ticks],
+        curves,
+    )

@@ -20,10 +20,24 @@ class Quantity(NamedTuple):
 
 
 QUANTITIES = (
-    Quantity("u", "Reward mask", "Weight of the token's log-ratio in the loss. A mask sees only what comes before a token."),
-    Quantity("m", "KL mask", "Weight of the token's KL in the loss. A mask sees only what comes before a token."),
-    Quantity("r", "Log-ratio", "log policy − log reference of the token, in nats: positive where training made it likelier."),
-    Quantity("k", "KL", "KL(reference ‖ policy) of the next-token distribution that the token was drawn from, in nats."),
+    Quantity(
+        "u",
+        "Reward mask",
+        "Weight of the token's log-ratio in the loss. A mask sees only what comes before a token.",
+    ),
+    Quantity(
+        "m", "KL mask", "Weight of the token's KL in the loss. A mask sees only what comes before a token."
+    ),
+    Quantity(
+        "r",
+        "Log-ratio",
+        "log policy − log reference of the token, in nats: positive where training made it likelier.",
+    ),
+    Quantity(
+        "k",
+        "KL",
+        "KL(reference ‖ policy) of the next-token distribution that the token was drawn from, in nats.",
+    ),
 )
 
 
@@ -79,7 +93,9 @@ def visible(text: str) -> str:
 
     The two joiners of Persian, Indic scripts and emoji stay: without them text is not readable, and they cannot reorder it.
     """
-    return "".join(_escaped(c) if unicodedata.category(c) in _UNSEEN and c not in "\n\t\u200c\u200d" else c for c in text)
+    return "".join(
+        _escaped(c) if unicodedata.category(c) in _UNSEEN and c not in "\n\t\u200c\u200d" else c for c in text
+    )
 
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -119,7 +135,11 @@ def _response(row: dict, side: str, where: str) -> list[Token]:
     response = row.get(side)
     _check(isinstance(response, dict), where, f"{side} must be an object")
     ids = response.get("token_ids")
-    _check(isinstance(ids, list) and all(isinstance(i, int) for i in ids), where, f"{side}.token_ids must be a list of integers")
+    _check(
+        isinstance(ids, list) and all(isinstance(i, int) for i in ids),
+        where,
+        f"{side}.token_ids must be a list of integers",
+    )
 
     def column(name: str) -> list[float]:
         values = response.get(name)
@@ -127,19 +147,37 @@ def _response(row: dict, side: str, where: str) -> list[Token]:
         _check(fits, where, f"{side}.{name} must be a list of {len(ids)} numbers, as many as token_ids")
         return [_float(x, where, f"{side}.{name}") for x in values]
 
-    logp, ref_logp, kl, reward_mask, kl_mask = map(column, ("logp", "ref_logp", "kl", "reward_mask", "kl_mask"))
+    logp, ref_logp, kl, reward_mask, kl_mask = map(
+        column, ("logp", "ref_logp", "kl", "reward_mask", "kl_mask")
+    )
     texts, decisive = response.get("tokens"), response.get("decisive")
-    _check(texts is None or (_strings(texts) and len(texts) == len(ids)), where,
-           f"{side}.tokens must be {len(ids)} strings, as many as token_ids")
-    _check(decisive is None or (isinstance(decisive, list) and len(decisive) == len(ids)), where,
-           f"{side}.decisive must be null or {len(ids)} booleans, as many as token_ids")
+    _check(
+        texts is None or (_strings(texts) and len(texts) == len(ids)),
+        where,
+        f"{side}.tokens must be {len(ids)} strings, as many as token_ids",
+    )
+    _check(
+        decisive is None or (isinstance(decisive, list) and len(decisive) == len(ids)),
+        where,
+        f"{side}.decisive must be null or {len(ids)} booleans, as many as token_ids",
+    )
     tokens = []
     for t, token_id in enumerate(ids):
         text, label = f"{token_id} ", str(token_id)
         if texts is not None:
             text, label = flowing(texts[t], token_id), labelled(texts[t], token_id)
         values = {"u": reward_mask[t], "m": kl_mask[t], "r": logp[t] - ref_logp[t], "k": kl[t]}
-        tokens.append(Token(text, label, token_id, logp[t], ref_logp[t], values, None if decisive is None else bool(decisive[t])))
+        tokens.append(
+            Token(
+                text,
+                label,
+                token_id,
+                logp[t],
+                ref_logp[t],
+                values,
+                None if decisive is None else bool(decisive[t]),
+            )
+        )
     return tokens
 
 
@@ -154,7 +192,11 @@ def _strings(x) -> bool:
 
 def _float(x, where: str, name: str) -> float:
     numeric = isinstance(x, (int, float)) and not isinstance(x, bool)
-    _check(x is None or numeric, where, f"{name} must be numeric, not {f'{x!r:.40}' if isinstance(x, (str, bool)) else type(x).__name__}")
+    _check(
+        x is None or numeric,
+        where,
+        f"{name} must be numeric, not {f'{x!r:.40}' if isinstance(x, (str, bool)) else type(x).__name__}",
+    )
     return math.nan if x is None else as_float(x)
 
 
@@ -220,7 +262,15 @@ def top_tokens(pairs: list[Pair], *, limit: int = 20) -> list[TokenMean]:
         values = [token.values["u"] for token in tokens if math.isfinite(token.values["u"])]
         marks = [token.decisive for token in tokens]
         yes = marks.count(True)
-        decisive = "-" if None in marks else "yes" if yes == len(marks) else "no" if yes == 0 else f"{yes} of {len(marks)}"
+        decisive = (
+            "-"
+            if None in marks
+            else "yes"
+            if yes == len(marks)
+            else "no"
+            if yes == 0
+            else f"{yes} of {len(marks)}"
+        )
         if values and sum(values) != 0:
             rows.append(TokenMean(label, len(tokens), sum(values) / len(values), decisive))
     return sorted(rows, key=lambda row: (-row.mean, -row.count, row.label))[:limit]

@@ -34,4 +34,10 @@ def wilson(share: float, n: int) -> Interval:
     """95 % interval of a share of n independent cases (Wilson 1927): what other pairs might have given, not what another seed might."""
     z = 1.959963984540054
     centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Interval(n, share, max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n)), "wilson")
+    return Interval(
+        n,
+        share,
+        max(0.0, (centre - half) / (1 + z * z / n)),
+        min(1.0, (centre + half) / (1 + z * z / n)),
+        "wilson",
+    )

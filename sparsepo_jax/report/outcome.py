@@ -7,7 +7,9 @@ from sparsepo_jax.report.intervals import Interval, wilson
 from sparsepo_jax.report.table import value
 
 CHANCE = 0.5
-FEW_PAIRS = 100  # with fewer, the interval around one half reaches a tenth to either side: less is not to be seen
+FEW_PAIRS = (
+    100  # with fewer, the interval around one half reaches a tenth to either side: less is not to be seen
+)
 DELETED = "0.1"  # the share of deleted tokens that is spoken of
 UNMOVED_NATS = 1e-4  # a KL below this is rounding, or a rate that is as good as zero
 
@@ -36,7 +38,11 @@ def _verdict(found: Interval, before: float | None, kl: float | None) -> str:
         return "Learnt"
     if found.high < min(CHANCE, before):
         return "Learnt the wrong way round"
-    return "Not learnt, as far as so few pairs can tell" if found.n < FEW_PAIRS and found.high > level else "Not learnt"
+    return (
+        "Not learnt, as far as so few pairs can tell"
+        if found.n < FEW_PAIRS and found.high > level
+        else "Not learnt"
+    )
 
 
 def _preferred(found: Interval, pairs: int, before: float | None) -> str:
@@ -55,7 +61,9 @@ def _doubts(found: Interval, before: float | None, kl: float | None) -> list[str
     if kl is not None and kl < UNMOVED_NATS:
         return ["the policy is where it was"]
     if found.low <= max(CHANCE, before) <= found.high and found.n < FEW_PAIRS:
-        return [f"the interval of {found.n} independent pair{'s' * (found.n > 1)} is {found.high - found.low:.2f} wide: evaluate on more"]
+        return [
+            f"the interval of {found.n} independent pair{'s' * (found.n > 1)} is {found.high - found.low:.2f} wide: evaluate on more"
+        ]
     return []
 
 
@@ -63,8 +71,10 @@ def _of_mask(summary: dict, found: Interval, *, learnt: bool) -> list[str]:
     """Its zeros; and, if there is a preference to carry, what is left of it without the tokens of the largest mask."""
     zeros = value(summary, ("mask", "sparsity_end"))
     clauses = [] if zeros is None else [_zeros(zeros)]
-    everything, top, chance = (value(summary, ("mask", "deletion", *path)) for path in
-                               (("0", "accuracy_top"), (DELETED, "accuracy_top"), (DELETED, "accuracy_random")))
+    everything, top, chance = (
+        value(summary, ("mask", "deletion", *path))
+        for path in (("0", "accuracy_top"), (DELETED, "accuracy_top"), (DELETED, "accuracy_random"))
+    )
     if zeros is None or zeros == 1 or not learnt or None in (everything, top, chance) or not 0 <= top <= 1:
         return clauses
     without_top = wilson(top, found.n)
@@ -75,7 +85,10 @@ def _of_mask(summary: dict, found: Interval, *, learnt: bool) -> list[str]:
     else:
         carries = "whether it carries the preference cannot be told from that"
     change = "falls to" if top < everything else "is"
-    return [*clauses, f"without its top tenth of tokens accuracy {change} {top:.2f}, without any tenth {chance:.2f}: {carries}"]
+    return [
+        *clauses,
+        f"without its top tenth of tokens accuracy {change} {top:.2f}, without any tenth {chance:.2f}: {carries}",
+    ]
 
 
 def _zeros(share: float) -> str:
@@ -83,4 +96,8 @@ def _zeros(share: float) -> str:
         return "the mask is zero on every token: it lets no preference through"
     if share == 0:
         return "the mask has no zeros"
-    return f"the mask has {100 * share:.0f} % zeros" if share >= 0.01 else f"the mask has hardly any zeros ({100 * share:.2g} %)"
+    return (
+        f"the mask has {100 * share:.0f} % zeros"
+        if share >= 0.01
+        else f"the mask has hardly any zeros ({100 * share:.2g} %)"
+    )

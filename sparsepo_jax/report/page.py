@@ -11,7 +11,15 @@ from markupsafe import Markup
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.report import heatmap, plots, table
 from sparsepo_jax.report.doctor import diagnose, read_evidence
-from sparsepo_jax.report.files import pairs_path, read_metrics, read_pairs, read_rows, read_settings, read_summary, read_text
+from sparsepo_jax.report.files import (
+    pairs_path,
+    read_metrics,
+    read_pairs,
+    read_rows,
+    read_settings,
+    read_summary,
+    read_text,
+)
 from sparsepo_jax.report.outcome import outcome
 from sparsepo_jax.report.run_table import run_rows
 
@@ -29,8 +37,10 @@ def write_report(output_dir: Path, pairs: int) -> Path:
     summary.json or measures.json is no JSON object, or a pair lacks fields.
     """
     if not any((output_dir / name).is_file() for name in RESULTS + OTHERS):
-        raise UserError(f"report: expected {', '.join(RESULTS[:-1])} or {RESULTS[-1]} in {output_dir}, found none; "
-                        "run the stage sft, po, score, eval or measure first")
+        raise UserError(
+            f"report: expected {', '.join(RESULTS[:-1])} or {RESULTS[-1]} in {output_dir}, found none; "
+            "run the stage sft, po, score, eval or measure first"
+        )
     config, settings = read_text(output_dir / "config.yaml"), read_settings(output_dir)
     metrics, unreadable = read_metrics(output_dir / "metrics.jsonl")
     pairs_file = pairs_path(output_dir)
@@ -40,35 +50,41 @@ def write_report(output_dir: Path, pairs: int) -> Path:
     maskless = heatmap.without_masks(shown)
     samples = list(islice(_samples(output_dir / "samples.jsonl"), pairs))
     known = {name: table.known_rows(summary or {}, rows) for name, rows in SECTIONS.items()}
-    html = make_environment().get_template("page.html.jinja").render(
-        run=output_dir.resolve().name,
-        facts=_facts(settings),
-        config=config,
-        summary=summary,
-        words=_words(summary),
-        advice=diagnose(read_evidence(output_dir)),
-        known=known,
-        untrained=not table.has_before(known["Policy"]),
-        any_auroc=any(row.label.startswith("AUROC, ") and row.label.endswith("mask") for row in known["Mask"]),
-        made=run_rows(output_dir, settings),
-        measures=table.measure_rows(read_summary(output_dir / "measures.json", stage="measure") or {}),
-        tasks=table.task_rows(harness or {}),
-        duration=_duration((summary or {}).get("seconds")),
-        charts=plots.make_charts(metrics),
-        metrics={key: plots.extent(series) for key, series in sorted(metrics.items())},
-        unreadable=unreadable,
-        pairs=shown,
-        samples=samples,
-        sample_columns=[name for name in _SAMPLE_COLUMNS if any(sample[name] for sample in samples)],
-        pairs_file=pairs_file and pairs_file.name,
-        scales=heatmap.make_scales(shown),
-        top=heatmap.top_tokens(shown),
-        maskless=maskless,
-        default_key="r" if maskless else "u",
-        any_decisive=any(token.decisive for pair in shown for token in pair.tokens),
-        any_broken=any(token.broken for pair in shown for token in pair.tokens),
-        heatmap=heatmap,
-        table=table,
+    html = (
+        make_environment()
+        .get_template("page.html.jinja")
+        .render(
+            run=output_dir.resolve().name,
+            facts=_facts(settings),
+            config=config,
+            summary=summary,
+            words=_words(summary),
+            advice=diagnose(read_evidence(output_dir)),
+            known=known,
+            untrained=not table.has_before(known["Policy"]),
+            any_auroc=any(
+                row.label.startswith("AUROC, ") and row.label.endswith("mask") for row in known["Mask"]
+            ),
+            made=run_rows(output_dir, settings),
+            measures=table.measure_rows(read_summary(output_dir / "measures.json", stage="measure") or {}),
+            tasks=table.task_rows(harness or {}),
+            duration=_duration((summary or {}).get("seconds")),
+            charts=plots.make_charts(metrics),
+            metrics={key: plots.extent(series) for key, series in sorted(metrics.items())},
+            unreadable=unreadable,
+            pairs=shown,
+            samples=samples,
+            sample_columns=[name for name in _SAMPLE_COLUMNS if any(sample[name] for sample in samples)],
+            pairs_file=pairs_file and pairs_file.name,
+            scales=heatmap.make_scales(shown),
+            top=heatmap.top_tokens(shown),
+            maskless=maskless,
+            default_key="r" if maskless else "u",
+            any_decisive=any(token.decisive for pair in shown for token in pair.tokens),
+            any_broken=any(token.broken for pair in shown for token in pair.tokens),
+            heatmap=heatmap,
+            table=table,
+        )
     )
     path = output_dir / "report.html"
     path.write_text(html, encoding="utf-8", errors="backslashreplace")
@@ -90,8 +106,11 @@ def make_environment() -> Environment:
 def _facts(settings: dict[str, Any]) -> dict[str, Any]:
     """What a reader wants to know of the configuration at first sight."""
     paths = {
-        "objective": "objective.kind", "mask": "objective.mask.kind", "beta": "objective.beta",
-        "policy": "policy.path", "seed": "seed",
+        "objective": "objective.kind",
+        "mask": "objective.mask.kind",
+        "beta": "objective.beta",
+        "policy": "policy.path",
+        "seed": "seed",
     }
     facts = {}
     for name, path in paths.items():
@@ -114,7 +133,9 @@ def _duration(seconds: Any) -> str | None:
         return None
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    return (
+        f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    )
 
 
 def _samples(path: Path) -> Iterator[dict[str, str]]:

@@ -28,10 +28,25 @@ class ChartSpec(NamedTuple):
 CHARTS = (
     ChartSpec("sft", "Fine-tuning loss (nats per token)", {"": "loss"}),
     ChartSpec("po", "Preference loss", {"": "loss"}),
-    ChartSpec("po", "Margin, chosen over rejected", {"masked": "rewards/margins", "unmasked": "margin_unmasked"}, (0,)),
+    ChartSpec(
+        "po",
+        "Margin, chosen over rejected",
+        {"masked": "rewards/margins", "unmasked": "margin_unmasked"},
+        (0,),
+    ),
     ChartSpec("po", "Accuracy", {"masked": "rewards/accuracies", "unmasked": "accuracy_unmasked"}, (0, 1)),
-    ChartSpec("po", "KL to the reference (nats per response)", {"chosen": "kl/chosen", "rejected": "kl/rejected"}, (0,)),
-    ChartSpec("po", "Mask sparsity (share of exact zeros)", {"reward": "mask/reward_sparsity", "KL": "mask/kl_sparsity"}, (0, 1)),
+    ChartSpec(
+        "po",
+        "KL to the reference (nats per response)",
+        {"chosen": "kl/chosen", "rejected": "kl/rejected"},
+        (0,),
+    ),
+    ChartSpec(
+        "po",
+        "Mask sparsity (share of exact zeros)",
+        {"reward": "mask/reward_sparsity", "KL": "mask/kl_sparsity"},
+        (0, 1),
+    ),
     ChartSpec("po", "Mask mean", {"reward": "mask/reward_mean", "KL": "mask/kl_mean"}, (0,)),
 )
 
@@ -115,7 +130,10 @@ def make_charts(metrics: Metrics) -> list[Chart]:
     for spec in CHARTS:
         drawn: list[tuple[str, Series, Series]] = []
         for quantity, metric in spec.quantities.items():
-            training, evaluation = metrics.get((spec.stage, metric), {}), metrics.get((spec.stage, f"eval/{metric}"), {})
+            training, evaluation = (
+                metrics.get((spec.stage, metric), {}),
+                metrics.get((spec.stage, f"eval/{metric}"), {}),
+            )
             if drawn and drawn[-1][1:] == (training, evaluation):
                 drawn[-1] = (f"{drawn[-1][0]} = {quantity}", training, evaluation)
             else:
@@ -135,11 +153,16 @@ def make_overlay(groups: dict[str, Metrics]) -> list[Chart]:
     charts = []
     for spec in CHARTS:
         for quantity, metric in spec.quantities.items():
-            drawn = [(f"{name}{said}", colour, bool(said), series)
-                     for colour, (name, metrics) in enumerate(groups.items()) for said, key in (("", metric), (", evaluation", f"eval/{metric}"))
-                     if (series := metrics.get((spec.stage, key)))]
+            drawn = [
+                (f"{name}{said}", colour, bool(said), series)
+                for colour, (name, metrics) in enumerate(groups.items())
+                for said, key in (("", metric), (", evaluation", f"eval/{metric}"))
+                if (series := metrics.get((spec.stage, key)))
+            ]
             if drawn:
-                charts.append(_draw(spec._replace(title=f"{spec.title}: {quantity}" if quantity else spec.title), drawn))
+                charts.append(
+                    _draw(spec._replace(title=f"{spec.title}: {quantity}" if quantity else spec.title), drawn)
+                )
     return charts
 
 
@@ -177,7 +200,9 @@ def _draw(spec: ChartSpec, found: list[tuple[str, int, bool, Series]]) -> Chart:
         dots = dots if len(dots) == 1 or (evaluation and len(dots) <= 60) else []
         chart.lines.append(Line(name, colour, evaluation, extent(series), _path(points, x_at, y_at), dots))
     chart.words = f"{spec.title}, steps {first} to {last}. " + " ".join(
-        f"{line.name}: min {line.extent.least}, max {line.extent.most}, last {line.extent.last}." for line in chart.lines)
+        f"{line.name}: min {line.extent.least}, max {line.extent.most}, last {line.extent.last}."
+        for line in chart.lines
+    )
     chart.bands = _bands(steps, found, x_at, chart)
     return chart
 
@@ -202,7 +227,7 @@ def thin(series: Series) -> list[tuple[int, float]]:
     size = math.ceil(len(points) / (MAX_POINTS // 2))
     kept = []
     for start in range(0, len(points), size):
-        stretch = points[start:start + size]
+        stretch = points[start : start + size]
         finite = [p for p in stretch if drawable(p[1])]
         chosen = {min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])} if finite else set()
         chosen |= set([p for p in stretch if not drawable(p[1])][:1])
@@ -213,7 +238,7 @@ def thin(series: Series) -> list[tuple[int, float]]:
 def _bands(steps: list[int], found, x_at, chart: Chart) -> list[tuple[float, float, str]]:
     """Vertical strips that say the values on hover: a strip for a step, or for a few, with each series' last value among them."""
     size = math.ceil(len(steps) / MAX_BANDS)
-    groups = [steps[i:i + size] for i in range(0, len(steps), size)]
+    groups = [steps[i : i + size] for i in range(0, len(steps), size)]
     centres = [(x_at(group[0]) + x_at(group[-1])) / 2 for group in groups]
     edges = [chart.left, *((a + b) / 2 for a, b in zip(centres, centres[1:])), chart.right]
     bands = []

@@ -42,13 +42,30 @@ ROWS = {  # label -> path into what is known of a stage
 def run_rows(output_dir: Path, config: dict[str, Any]) -> list[RunRow]:
     """The rows that are known of some stage; none for a run that has written down no facts."""
     facts = {stage: read_facts(output_dir, stage) for stage in STAGES[:2]}
-    facts["eval"] = {"machine": read_if_sound(output_dir / "summary.json", stage="eval", broken=[]).get("machine")}
-    known = {stage: found | {"config": config.get(stage), "model": _model(config)} for stage, found in facts.items()
-             if isinstance(found.get("machine"), dict)}
-    rows = [RunRow(label, {stage: _shown(found, path) for stage, found in known.items()}) for label, path in ROWS.items()]
+    facts["eval"] = {
+        "machine": read_if_sound(output_dir / "summary.json", stage="eval", broken=[]).get("machine")
+    }
+    known = {
+        stage: found | {"config": config.get(stage), "model": _model(config)}
+        for stage, found in facts.items()
+        if isinstance(found.get("machine"), dict)
+    }
+    rows = [
+        RunRow(label, {stage: _shown(found, path) for stage, found in known.items()})
+        for label, path in ROWS.items()
+    ]
     parameters = next(row.values for row in rows if row.label == "parameters")
-    usual = {"of them trained": parameters, "micro-steps": {stage: "1" for stage in known}, "processes": {stage: "1" for stage in known}}
-    return [row for row in rows if any(row.values.values()) and any(x and x != usual.get(row.label, {}).get(stage) for stage, x in row.values.items())]
+    usual = {
+        "of them trained": parameters,
+        "micro-steps": {stage: "1" for stage in known},
+        "processes": {stage: "1" for stage in known},
+    }
+    return [
+        row
+        for row in rows
+        if any(row.values.values())
+        and any(x and x != usual.get(row.label, {}).get(stage) for stage, x in row.values.items())
+    ]
 
 
 def _model(config: dict[str, Any]) -> Any:
@@ -56,7 +73,9 @@ def _model(config: dict[str, Any]) -> Any:
     if not isinstance(policy, dict):
         return None
     shape = policy.get("config")
-    return policy.get("path") or (f"{shape.get('model_type')}, from random weights" if isinstance(shape, dict) else None)
+    return policy.get("path") or (
+        f"{shape.get('model_type')}, from random weights" if isinstance(shape, dict) else None
+    )
 
 
 def _shown(found: Any, path: tuple[str, ...]) -> str:
@@ -67,4 +86,8 @@ def _shown(found: Any, path: tuple[str, ...]) -> str:
     known = number_or_none(found)
     if known is None:
         return ""
-    return f"{known:,.0f}" if math.isfinite(known) and known == int(known) and abs(known) < 1e15 else f"{known:g}"
+    return (
+        f"{known:,.0f}"
+        if math.isfinite(known) and known == int(known) and abs(known) < 1e15
+        else f"{known:g}"
+    )

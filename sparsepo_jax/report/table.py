@@ -15,54 +15,130 @@ class Row(NamedTuple):
 
 
 POLICY_ROWS = (
-    Row("accuracy", ("before", "accuracy"), ("after", "accuracy"),
+    Row(
+        "accuracy",
+        ("before", "accuracy"),
+        ("after", "accuracy"),
         "Share of held-out pairs whose chosen response gets the larger implicit reward, tokens weighted by the masks; "
-        "a tie counts one half."),
-    Row("accuracy, unmasked", ("before", "accuracy_unmasked"), ("after", "accuracy_unmasked"),
-        "The same with every token weight 1: what the policy alone has learned."),
-    Row("margin", ("before", "margin"), ("after", "margin"),
-        "Mean over pairs of the chosen response's implicit reward minus the rejected one's, beta and masks included."),
-    Row("margin, unmasked", ("before", "margin_unmasked"), ("after", "margin_unmasked"),
-        "The same with every token weight 1. A mask can raise the masked margin just by growing; this one it cannot touch."),
-    Row("KL to reference", ("before", "kl"), ("after", "kl"),
-        "Mean over responses of KL(reference || policy), summed over the tokens, unmasked, nats: how far the policy has moved."),
-    Row("KL of what it writes", ("before", "generated_kl"), ("after", "generated_kl"),
-        "KL(policy || reference) of whole responses, estimated on responses that the policy wrote itself, nats."),
-    Row("preferred words written", ("before", "generated_preferred"), ("after", "generated_preferred"),
-        "Of the evaluative words in these responses, the share of the preferred sentiment (built-in data only)."),
-    Row("reward of what it writes", ("before", "generated_reward"), ("after", "generated_reward"),
-        "Mean score of these responses by the configured scorer."),
+        "a tie counts one half.",
+    ),
+    Row(
+        "accuracy, unmasked",
+        ("before", "accuracy_unmasked"),
+        ("after", "accuracy_unmasked"),
+        "The same with every token weight 1: what the policy alone has learned.",
+    ),
+    Row(
+        "margin",
+        ("before", "margin"),
+        ("after", "margin"),
+        "Mean over pairs of the chosen response's implicit reward minus the rejected one's, beta and masks included.",
+    ),
+    Row(
+        "margin, unmasked",
+        ("before", "margin_unmasked"),
+        ("after", "margin_unmasked"),
+        "The same with every token weight 1. A mask can raise the masked margin just by growing; this one it cannot touch.",
+    ),
+    Row(
+        "KL to reference",
+        ("before", "kl"),
+        ("after", "kl"),
+        "Mean over responses of KL(reference || policy), summed over the tokens, unmasked, nats: how far the policy has moved.",
+    ),
+    Row(
+        "KL of what it writes",
+        ("before", "generated_kl"),
+        ("after", "generated_kl"),
+        "KL(policy || reference) of whole responses, estimated on responses that the policy wrote itself, nats.",
+    ),
+    Row(
+        "preferred words written",
+        ("before", "generated_preferred"),
+        ("after", "generated_preferred"),
+        "Of the evaluative words in these responses, the share of the preferred sentiment (built-in data only).",
+    ),
+    Row(
+        "reward of what it writes",
+        ("before", "generated_reward"),
+        ("after", "generated_reward"),
+        "Mean score of these responses by the configured scorer.",
+    ),
 )
 MASK_ROWS = (
-    Row("mask sparsity", ("mask", "sparsity_start"), ("mask", "sparsity_end"),
-        "Share of exact zeros of the reward mask over response tokens, at the first and at the last step."),
-    Row("AUROC, reward mask", ("mask", "auroc_untrained"), ("mask", "auroc_reward"),
+    Row(
+        "mask sparsity",
+        ("mask", "sparsity_start"),
+        ("mask", "sparsity_end"),
+        "Share of exact zeros of the reward mask over response tokens, at the first and at the last step.",
+    ),
+    Row(
+        "AUROC, reward mask",
+        ("mask", "auroc_untrained"),
+        ("mask", "auroc_reward"),
         "Chance that a decisive token has a larger reward mask than another token (0.5 is guessing), "
-        "before and after training the mask."),
-    Row("AUROC, KL mask", None, ("mask", "auroc_kl"),
-        "The same for the KL mask."),
-    Row("AUROC, |log-ratio|", None, ("mask", "auroc_logratio"),
-        "The same for |log policy - log reference| of the token, which sees the token itself: no mask's ceiling binds it."),
-    Row("AUROC, ceiling", None, ("mask", "auroc_ceiling"),
-        "The best that any mask can reach: a mask sees only what comes before a token."),
-    Row("AUROC, position alone", None, ("mask", "auroc_position"),
-        "The best ranking of tokens by their position alone, without reading them."),
+        "before and after training the mask.",
+    ),
+    Row("AUROC, KL mask", None, ("mask", "auroc_kl"), "The same for the KL mask."),
+    Row(
+        "AUROC, |log-ratio|",
+        None,
+        ("mask", "auroc_logratio"),
+        "The same for |log policy - log reference| of the token, which sees the token itself: no mask's ceiling binds it.",
+    ),
+    Row(
+        "AUROC, ceiling",
+        None,
+        ("mask", "auroc_ceiling"),
+        "The best that any mask can reach: a mask sees only what comes before a token.",
+    ),
+    Row(
+        "AUROC, position alone",
+        None,
+        ("mask", "auroc_position"),
+        "The best ranking of tokens by their position alone, without reading them.",
+    ),
 )
 CONTROL_ROWS = (  # on the page only
-    Row("AUROC, mask shuffled", None, ("mask", "auroc_shuffled"),
-        "The reward mask's values in a random order within each response."),
-    Row("AUROC, early tokens first", None, ("mask", "auroc_positional"),
-        "Weights that decay from token to token."),
-    Row("AUROC, unsure tokens", None, ("mask", "auroc_confidence"),
-        "1 on tokens whose probability is at most the response's mean (ConfPO), else 0, by the reference."),
-    Row("decisive share", None, ("mask", "decisive_share"),
-        "Share of the response tokens that are decisive."),
-    Row("decisive share of the top", None, ("mask", "precision_reward"),
-        "The same among the tokens with the largest reward mask, as many as are decisive."),
-    Row("accuracy without any tenth", None, ("mask", "deletion", "0.1", "accuracy_random"),
-        "Unmasked accuracy (KL term included, where there is one) when each response loses a tenth of its tokens, drawn by chance."),
-    Row("accuracy without the top tenth", None, ("mask", "deletion", "0.1", "accuracy_top"),
-        "The same when it loses the tenth with the largest mask: lower, if the mask finds what matters."),
+    Row(
+        "AUROC, mask shuffled",
+        None,
+        ("mask", "auroc_shuffled"),
+        "The reward mask's values in a random order within each response.",
+    ),
+    Row(
+        "AUROC, early tokens first",
+        None,
+        ("mask", "auroc_positional"),
+        "Weights that decay from token to token.",
+    ),
+    Row(
+        "AUROC, unsure tokens",
+        None,
+        ("mask", "auroc_confidence"),
+        "1 on tokens whose probability is at most the response's mean (ConfPO), else 0, by the reference.",
+    ),
+    Row(
+        "decisive share", None, ("mask", "decisive_share"), "Share of the response tokens that are decisive."
+    ),
+    Row(
+        "decisive share of the top",
+        None,
+        ("mask", "precision_reward"),
+        "The same among the tokens with the largest reward mask, as many as are decisive.",
+    ),
+    Row(
+        "accuracy without any tenth",
+        None,
+        ("mask", "deletion", "0.1", "accuracy_random"),
+        "Unmasked accuracy (KL term included, where there is one) when each response loses a tenth of its tokens, drawn by chance.",
+    ),
+    Row(
+        "accuracy without the top tenth",
+        None,
+        ("mask", "deletion", "0.1", "accuracy_top"),
+        "The same when it loses the tenth with the largest mask: lower, if the mask finds what matters.",
+    ),
 )
 
 
@@ -79,7 +155,9 @@ MEASURES = {  # by how a name begins
 def measured(measures: dict) -> dict[tuple[str, str], Any]:
     """(part, name) -> value of what measures.json says of code and of texts; names that are not known have no place."""
     parts = {name: part for name in ("code", "text") if isinstance(part := measures.get(name), dict)}
-    return {(part, name): x for part, of in parts.items() for name, x in of.items() if meaning_of_measure(name)}
+    return {
+        (part, name): x for part, of in parts.items() for name, x in of.items() if meaning_of_measure(name)
+    }
 
 
 def meaning_of_measure(name: str) -> str | None:
@@ -88,7 +166,11 @@ def meaning_of_measure(name: str) -> str | None:
 
 def measure_rows(measures: dict) -> list[tuple[str, float, str]]:
     """(name, number, meaning) of them."""
-    return [(name, x, meaning_of_measure(name)) for (_, name), found in measured(measures).items() if (x := number_or_none(found)) is not None]
+    return [
+        (name, x, meaning_of_measure(name))
+        for (_, name), found in measured(measures).items()
+        if (x := number_or_none(found)) is not None
+    ]
 
 
 def value(summary: dict, path: tuple[str, ...] | None) -> float | None:
@@ -129,7 +211,10 @@ class KnownRow(NamedTuple):
 
 def known_rows(summary: dict, rows: Sequence[Row]) -> list[KnownRow]:
     """The rows that say something about this run: one whose numbers are both unknown is left out."""
-    found = [KnownRow(row.label, value(summary, row.before), value(summary, row.after), row.meaning) for row in rows]
+    found = [
+        KnownRow(row.label, value(summary, row.before), value(summary, row.after), row.meaning)
+        for row in rows
+    ]
     return [row for row in found if (row.before, row.after) != (None, None)]
 
 
@@ -146,7 +231,10 @@ def summary_table(summary: dict) -> str:
     if not has_before(rows):
         lines = [(label, after) for label, _, after in lines]
     width = max(len(label) for label, *_ in lines)
-    return "\n".join(f"{label:<{width}}" + "".join(f"  {shown:>10}" for shown in shown_numbers) for label, *shown_numbers in lines)
+    return "\n".join(
+        f"{label:<{width}}" + "".join(f"  {shown:>10}" for shown in shown_numbers)
+        for label, *shown_numbers in lines
+    )
 
 
 class TaskRow(NamedTuple):
@@ -166,13 +254,25 @@ def task_rows(found: dict) -> list[TaskRow]:
     section = lambda x, name: value if isinstance(x, dict) and isinstance(value := x.get(name), dict) else {}  # noqa: E731
     rows = []
     for task, figures in section(found, "results").items():
-        shots, samples = section(found, "n-shot").get(task), section(section(found, "n-samples"), task).get("effective")
+        shots, samples = (
+            section(found, "n-shot").get(task),
+            section(section(found, "n-samples"), task).get("effective"),
+        )
         for name, x in figures.items() if isinstance(figures, dict) else ():
             metric, comma, taken = name.partition(",")
             if comma and not metric.endswith("_stderr") and (known := number_or_none(x)) is not None:
                 error = number_or_none(figures.get(f"{metric}_stderr,{taken}"))
-                rows.append(TaskRow(task, shots if isinstance(shots, int) else None, taken, metric, known, error,
-                                    samples if isinstance(samples, int) else None))
+                rows.append(
+                    TaskRow(
+                        task,
+                        shots if isinstance(shots, int) else None,
+                        taken,
+                        metric,
+                        known,
+                        error,
+                        samples if isinstance(samples, int) else None,
+                    )
+                )
     return rows
 
 
@@ -182,6 +282,11 @@ def harness_table(found: dict) -> str:
     lines = [("task", "shots", "metric", "value", "error", "rows")]
     for row in task_rows(found):
         metric = row.metric if row.filter == "none" else f"{row.metric}, {row.filter}"
-        lines.append((row.task, dash(row.shots), metric, number(row.value), number(row.error), dash(row.rows)))
+        lines.append(
+            (row.task, dash(row.shots), metric, number(row.value), number(row.error), dash(row.rows))
+        )
     task, metric = (max(len(line[n]) for line in lines) for n in (0, 2))
-    return "\n".join(f"{line[0]:<{task}}  {line[1]:>5}  {line[2]:<{metric}}  {line[3]:>10}  {line[4]:>10}  {line[5]:>7}" for line in lines)
+    return "\n".join(
+        f"{line[0]:<{task}}  {line[1]:>5}  {line[2]:<{metric}}  {line[3]:>10}  {line[4]:>10}  {line[5]:>7}"
+        for line in lines
+    )

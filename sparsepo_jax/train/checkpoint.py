@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.dist.processes import wait_for_all
+from sparsepo_jax.sharding.processes import wait_for_all
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -75,7 +75,11 @@ def _damage(state: Any, expected: Mapping[str, int] | None) -> str | None:
     if expected is None:
         return None
     wrong = [path for path, number in checksums(state).items() if expected.get(path) != number]
-    return f"{', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''} not as written" if wrong else None
+    return (
+        f"{', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''} not as written"
+        if wrong
+        else None
+    )
 
 
 # Not the file's fault: memory, rights.
@@ -85,19 +89,28 @@ _OTHER_FAULTS = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 class Checkpoints:
     """The states of one training stage. `about` (plain JSON values) is written into each checkpoint. note(text): a line for the user."""
 
-    def __init__(self, directory: Path, policy: SavePolicy, about: Mapping[str, Any], note: Callable[[str], None] = print):
+    def __init__(
+        self,
+        directory: Path,
+        policy: SavePolicy,
+        about: Mapping[str, Any],
+        note: Callable[[str], None] = print,
+    ):
         self._policy, self._about, self._note, self._saved_at_s = policy, dict(about), note, time.monotonic()
         last = ocp.training.preservation_policies.LatestN(policy.keep)
         keep = [last] if policy.best_metric is None else [last, self._best()]
         self._orbax = ocp.training.Checkpointer(
-            directory.resolve(), preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(keep),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1), cleanup_tmp_directories=True,
+            directory.resolve(),
+            preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(keep),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            cleanup_tmp_directories=True,
         )
 
     def _best(self):
         name, sign = self._policy.best_metric, 1.0 if self._policy.best_mode == "max" else -1.0
         return ocp.training.preservation_policies.BestN(
-            get_metric_fn=lambda metrics: sign * metrics[name], n=1, keep_checkpoints_without_metrics=False)
+            get_metric_fn=lambda metrics: sign * metrics[name], n=1, keep_checkpoints_without_metrics=False
+        )
 
     @property
     def latest_step(self) -> int | None:
@@ -107,7 +120,11 @@ class Checkpoints:
         """Whether the policy asks for a checkpoint after this step. The clock is this process's: with several hosts use every_steps."""
         by_steps = self._policy.every_steps is not None and step % self._policy.every_steps == 0
         minutes = self._policy.every_minutes
-        by_time = minutes is not None and jax.process_count() == 1 and time.monotonic() - self._saved_at_s > 60 * minutes
+        by_time = (
+            minutes is not None
+            and jax.process_count() == 1
+            and time.monotonic() - self._saved_at_s > 60 * minutes
+        )
         return by_steps or by_time
 
     @property
@@ -126,10 +143,18 @@ class Checkpoints:
         self._saved_at_s = time.monotonic()
         wanted = self._policy.best_metric
         if metrics is not None and wanted is not None and wanted not in metrics:
-            raise UserError(f"checkpoint.best.metric: no metric {wanted!r}; there are {', '.join(sorted(metrics))}")
+            raise UserError(
+                f"checkpoint.best.metric: no metric {wanted!r}; there are {', '.join(sorted(metrics))}"
+            )
         kept = {wanted: float(metrics[wanted])} if metrics is not None and wanted is not None else None
-        about = self._about | {"step": step, "data_position": {"next_batch": step}, "rng": {"keyed_by": ["seed", "step", "row"]}}
-        self._orbax.save_checkpointables_async(step, {"state": state}, metrics=kept, custom_metadata=about | {"checksums": checksums(state)})
+        about = self._about | {
+            "step": step,
+            "data_position": {"next_batch": step},
+            "rng": {"keyed_by": ["seed", "step", "row"]},
+        }
+        self._orbax.save_checkpointables_async(
+            step, {"state": state}, metrics=kept, custom_metadata=about | {"checksums": checksums(state)}
+        )
 
     def restore(self, like: Any) -> Any | None:
         """The last state that is whole, laid out as `like` (a state or its abstract form); None: there is none yet. A damaged one is said and
@@ -147,12 +172,20 @@ class Checkpoints:
                 damage = " ".join(str(error).split())[:200] or type(error).__name__
             if not _anywhere(damage is not None):
                 # Restored buffers may not be donatable; a copy made by XLA is. It lies as `like`, or the step would be compiled once more.
-                return jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=jax.tree.map(lambda x: x.sharding, like))(state)
+                return jax.jit(
+                    lambda x: jax.tree.map(jnp.copy, x),
+                    out_shardings=jax.tree.map(lambda x: x.sharding, like),
+                )(state)
             said.append(f"checkpoint {last.path} is damaged ({damage or 'as another process reads it'})")
             self._put_aside(last.path)
-            self._note(said[-1] + (f": the one of step {self.latest_step} is used" if self.latest_step is not None else ""))
+            self._note(
+                said[-1]
+                + (f": the one of step {self.latest_step} is used" if self.latest_step is not None else "")
+            )
         if said:
-            raise UserError(f"{said[-1]}, and there is no older one; delete {self._orbax.directory} to begin the stage anew, or bring back a copy")
+            raise UserError(
+                f"{said[-1]}, and there is no older one; delete {self._orbax.directory} to begin the stage anew, or bring back a copy"
+            )
         return None
 
     def _put_aside(self, path: Path) -> None:
@@ -173,13 +206,17 @@ class Checkpoints:
 
 def _anywhere(here: bool) -> bool:
     """Whether it is so in any process of the run."""
-    return bool(np.any(multihost_utils.process_allgather(np.array(here)))) if jax.process_count() > 1 else here
+    return (
+        bool(np.any(multihost_utils.process_allgather(np.array(here)))) if jax.process_count() > 1 else here
+    )
 
 
 def save_once(path: Path, state: Any) -> None:
     """A state that does not change again (the policy and masks as po began). Kept if it is there already: a resumed run must not move it."""
     if not path.exists():
-        ocp.save(path.resolve(), state, custom_metadata={"checksums": checksums(state)})  # Orbax takes absolute paths only
+        ocp.save(
+            path.resolve(), state, custom_metadata={"checksums": checksums(state)}
+        )  # Orbax takes absolute paths only
 
 
 def load_once(path: Path, like: Any) -> Any:
@@ -192,5 +229,7 @@ def load_once(path: Path, like: Any) -> Any:
     except Exception as error:
         damage = " ".join(str(error).split())[:200] or type(error).__name__
     if _anywhere(damage is not None):
-        raise UserError(f"{path} is damaged ({damage or 'as another process reads it'}); bring back a copy, or delete {path.parent} to run the stage anew")
+        raise UserError(
+            f"{path} is damaged ({damage or 'as another process reads it'}); bring back a copy, or delete {path.parent} to run the stage anew"
+        )
     return state

@@ -24,12 +24,16 @@ def check_first_step(metrics: Mapping[str, float], tokens_a_pair: float, *, beta
     Raises:
         UserError: it is beyond the tolerance.
     """
-    sums = [metrics["margin_unmasked"] / beta, *(metrics[f"log_ratio/{side}"] for side in ("chosen", "rejected"))]
+    sums = [
+        metrics["margin_unmasked"] / beta,
+        *(metrics[f"log_ratio/{side}"] for side in ("chosen", "rejected")),
+    ]
     log_ratio = max(map(abs, sums)) / tokens_a_pair
     kl = (metrics.get("kl/chosen", 0.0) + metrics.get("kl/rejected", 0.0)) / tokens_a_pair
     largest = max(log_ratio, abs(kl))
     if largest > TOLERANCE[dtype]:
         raise UserError(
             f"po: step 1: expected policy = reference (log-ratio and KL 0 within {TOLERANCE[dtype]:g} nats a token), got log-ratio {log_ratio:.3g} and KL "
-            f"{kl:.3g}, loss {metrics['loss']:.4f}: look at what the reference is (the line above), at policy.adapter and reference.cached; nothing was trained")
+            f"{kl:.3g}, loss {metrics['loss']:.4f}: look at what the reference is (the line above), at policy.adapter and reference.cached; nothing was trained"
+        )
     return largest

@@ -56,7 +56,10 @@ class Problem(NamedTuple):
 
 jax.tree_util.register_pytree_node(
     Problem,
-    lambda problem: ((problem.objective, problem.beta, problem.seed), problem._replace(objective=None, beta=None, seed=None)),
+    lambda problem: (
+        (problem.objective, problem.beta, problem.seed),
+        problem._replace(objective=None, beta=None, seed=None),
+    ),
     lambda structure, numbers: structure._replace(objective=numbers[0], beta=numbers[1], seed=numbers[2]),
 )
 
@@ -68,47 +71,84 @@ def pair_keys(seed: int | Int[Array, ""], step: Array, row_B: Array) -> Array:
 
 
 def forward(
-    problem: Problem, policy: Weights, masks: Weights, reference: Weights, batch: PairBatch, key_B: Array, *, training: bool
+    problem: Problem,
+    policy: Weights,
+    masks: Weights,
+    reference: Weights,
+    batch: PairBatch,
+    key_B: Array,
+    *,
+    training: bool,
 ) -> tuple[TokenStats, TokenMasks]:
     """Statistics and masks of every response token. The reference is run as the policy is, so that equal weights give exactly r = k = 0."""
     if problem.cached:
-        stats = response_logp(problem, policy, reference, batch, key_B if training else None)._replace(ref_logp_BPT=batch.ref_logp_BPT)
+        stats = response_logp(problem, policy, reference, batch, key_B if training else None)._replace(
+            ref_logp_BPT=batch.ref_logp_BPT
+        )
         return stats, problem.mask_source.make(masks, {}, batch, stats, key_B, training)
-    policy_model, reference_model = problem.policy(policy, reference), merge_module(problem.reference_graph, reference)
+    policy_model, reference_model = (
+        problem.policy(policy, reference),
+        merge_module(problem.reference_graph, reference),
+    )
     inputs, at_RM = _inputs(problem, batch), batch.packing.at_RM
-    states_RSD, _ = policy_model(*inputs, constrain=problem.constrain, dropout_key_BS=_dropout_keys(problem, batch, key_B if training else None))
+    states_RSD, _ = policy_model(
+        *inputs,
+        constrain=problem.constrain,
+        dropout_key_BS=_dropout_keys(problem, batch, key_B if training else None),
+    )
     # Nothing of the reference is differentiated: XLA keeps none of it for the backward pass.
     ref_states_RSD, kept = jax.lax.stop_gradient(
-        reference_model(*inputs, tap=lambda name, x: problem.mask_source.keep(name, x, at_RM), constrain=problem.constrain)
+        reference_model(
+            *inputs, tap=lambda name, x: problem.mask_source.keep(name, x, at_RM), constrain=problem.constrain
+        )
     )
-    stats, (ref_states_RMD, ref_head_VD) = _statistics(problem, batch, (policy_model, states_RSD), (reference_model, ref_states_RSD))
+    stats, (ref_states_RMD, ref_head_VD) = _statistics(
+        problem, batch, (policy_model, states_RSD), (reference_model, ref_states_RSD)
+    )
     kept["logits"] = _mean_logits(ref_states_RMD, ref_head_VD)
     return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training)
 
 
-def response_logp(problem: Problem, policy: Weights, base: Weights | None, batch: PairBatch, key_B: Array | None = None) -> TokenStats:
+def response_logp(
+    problem: Problem, policy: Weights, base: Weights | None, batch: PairBatch, key_B: Array | None = None
+) -> TokenStats:
     """The policy's side alone (sft): ref_logp is its own, the KL zero. key_B switches the adapters' dropout on."""
     return _own_logp(problem, problem.policy(policy, base), batch, key_B)
 
 
-def response_log_ratio(problem: Problem, policy: Weights, reference: Weights, batch: PairBatch) -> Float[Array, "B P"]:
+def response_log_ratio(
+    problem: Problem, policy: Weights, reference: Weights, batch: PairBatch
+) -> Float[Array, "B P"]:
     """log pi(y) - log pi_ref(y) of whole responses, nats: of responses drawn from pi, on average KL(pi || ref)."""
     models = problem.policy(policy, reference), merge_module(problem.reference_graph, reference)
-    of_policy, of_reference = (response_sum(_own_logp(problem, model, batch, None).logp_BPT, batch.valid_BPT) for model in models)
+    of_policy, of_reference = (
+        response_sum(_own_logp(problem, model, batch, None).logp_BPT, batch.valid_BPT) for model in models
+    )
     return of_policy - of_reference
 
 
-def response_greedy(problem: Problem, policy: Weights, base: Weights | None, batch: PairBatch) -> tuple[Float[Array, "B P"], Bool[Array, "B P"]]:
+def response_greedy(
+    problem: Problem, policy: Weights, base: Weights | None, batch: PairBatch
+) -> tuple[Float[Array, "B P"], Bool[Array, "B P"]]:
     """log pi(y) of whole responses, nats, and whether greedy decoding writes them: no token is more probable than the one that is there."""
     model, packing = problem.policy(policy, base), batch.packing
     states_RSD, _ = model(*_inputs(problem, batch), constrain=problem.constrain)
     states_RMD, head_VD = model.head_inputs(at_tokens(states_RSD, packing.at_RM))
-    found = logprob_best(states_RMD, head_VD, packing.label_RM, packing.valid_RM, blocks=problem.head_blocks, softcap=model.spec.logit_softcap)
+    found = logprob_best(
+        states_RMD,
+        head_VD,
+        packing.label_RM,
+        packing.valid_RM,
+        blocks=problem.head_blocks,
+        softcap=model.spec.logit_softcap,
+    )
     logp_BPT, best_BPT = (to_pairs(x_RM, batch) for x_RM in found)
     return response_sum(logp_BPT, batch.valid_BPT), (logp_BPT >= best_BPT).all(axis=-1)
 
 
-def reference_tokens(problem: Problem, reference: Weights, batch: PairBatch) -> tuple[Float[Array, "B P T"], Float[Array, "B P T"] | None]:
+def reference_tokens(
+    problem: Problem, reference: Weights, batch: PairBatch
+) -> tuple[Float[Array, "B P T"], Float[Array, "B P T"] | None]:
     """The reference's log-prob of each response token, and the mask that is read off its activations (None: the objective has no such mask)."""
     model = merge_module(problem.reference_graph, reference)
     tap = lambda name, x: problem.mask_source.keep(name, x, batch.packing.at_RM)  # noqa: E731
@@ -121,11 +161,18 @@ def reference_tokens(problem: Problem, reference: Weights, batch: PairBatch) -> 
 
 
 def _inputs(problem: Problem, batch: PairBatch) -> tuple:
-    return batch.packing.ids_RS, batch.packing.positions_RS, reach_of(batch.packing, problem.attention, problem.spread)
+    return (
+        batch.packing.ids_RS,
+        batch.packing.positions_RS,
+        reach_of(batch.packing, problem.attention, problem.spread),
+    )
 
 
 def _statistics(
-    problem: Problem, batch: PairBatch, policy: tuple[Decoder, Array], reference: tuple[Decoder, Array] | None = None
+    problem: Problem,
+    batch: PairBatch,
+    policy: tuple[Decoder, Array],
+    reference: tuple[Decoder, Array] | None = None,
 ) -> tuple[TokenStats, tuple[Array, Array]]:
     """Statistics from final states [R, S, D], and what the last model's head reads at response tokens, a constant."""
     sides = [side for side in (policy, reference) if side is not None]
@@ -135,7 +182,14 @@ def _statistics(
     softcaps = [model.spec.logit_softcap for model, _ in sides]
     if reference is None:
         heads, softcaps = [*heads, (None, None)], [*softcaps, None]
-    numbers_RM = logprob_kl(*heads[0], *heads[1], batch.packing.label_RM, batch.packing.valid_RM, blocks=problem.head_blocks, softcaps=tuple(softcaps))
+    numbers_RM = logprob_kl(
+        *heads[0],
+        *heads[1],
+        batch.packing.label_RM,
+        batch.packing.valid_RM,
+        blocks=problem.head_blocks,
+        softcaps=tuple(softcaps),
+    )
     stats = TokenStats(*(to_pairs(x_RM, batch) for x_RM in numbers_RM), batch.valid_BPT)
     return stats, jax.lax.stop_gradient(heads[len(sides) - 1])
 
@@ -146,7 +200,11 @@ def _mean_logits(states_RMD: Array, head_VD: Array) -> Float[Array, "R M"]:
 
 
 def _own_logp(problem: Problem, model: Decoder, batch: PairBatch, key_B: Array | None) -> TokenStats:
-    states_RSD, _ = model(*_inputs(problem, batch), constrain=problem.constrain, dropout_key_BS=_dropout_keys(problem, batch, key_B))
+    states_RSD, _ = model(
+        *_inputs(problem, batch),
+        constrain=problem.constrain,
+        dropout_key_BS=_dropout_keys(problem, batch, key_B),
+    )
     return _statistics(problem, batch, (model, states_RSD))[0]
 
 
@@ -160,5 +218,7 @@ def _dropout_keys(problem: Problem, batch: PairBatch, key_B: Array | None) -> Ar
     per_pair = column_RQW.shape[1] // pairs  # sequences
     pair_RS, first_RS = (jnp.maximum(sequence_RS, 0) // per_pair * n for n in (1, per_pair))
     begin_RS = jnp.take_along_axis(column_RQW[:, :, 0], first_RS, axis=1)
-    key_RS = jax.vmap(lambda key, pair: key[pair])(jax.vmap(jax.random.fold_in, (0, None))(key_B, 1000).reshape(R, pairs), pair_RS)
+    key_RS = jax.vmap(lambda key, pair: key[pair])(
+        jax.vmap(jax.random.fold_in, (0, None))(key_B, 1000).reshape(R, pairs), pair_RS
+    )
     return jax.vmap(jax.vmap(jax.random.fold_in))(key_RS, jnp.arange(sequence_RS.shape[1]) - begin_RS)

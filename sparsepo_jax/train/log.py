@@ -17,7 +17,16 @@ class MetricsLog:
     A stage that continues after a step writes the steps behind it once more: what was written of them before is taken out of metrics.jsonl.
     """
 
-    def __init__(self, output_dir: Path, *, stage: str, after_step: int, tensorboard: bool, wandb: Mapping[str, str | None] | None, config: Mapping[str, object]):
+    def __init__(
+        self,
+        output_dir: Path,
+        *,
+        stage: str,
+        after_step: int,
+        tensorboard: bool,
+        wandb: Mapping[str, str | None] | None,
+        config: Mapping[str, object],
+    ):
         self._start_s, self._file, self._board, self._wandb = time.time(), None, None, None
         if jax.process_index() != 0:
             return
@@ -32,8 +41,16 @@ class MetricsLog:
             try:
                 import wandb as client
             except ImportError as error:
-                raise UserError("logging.wandb needs the package wandb: install sparsepo_jax[wandb], or set logging.wandb to null") from error
-            self._wandb = client.init(project=wandb["project"], name=wandb["name"], config=dict(config), dir=str(output_dir), resume="allow")
+                raise UserError(
+                    "logging.wandb needs the package wandb: install sparsepo_jax[wandb], or set logging.wandb to null"
+                ) from error
+            self._wandb = client.init(
+                project=wandb["project"],
+                name=wandb["name"],
+                config=dict(config),
+                dir=str(output_dir),
+                resume="allow",
+            )
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         if self._file is None:
@@ -47,7 +64,9 @@ class MetricsLog:
             for name, value in metrics.items():
                 self._board.add_scalar(f"{stage}/{name}", value, step)
         if self._wandb is not None:
-            self._wandb.log({f"{stage}/{name}": value for name, value in metrics.items()} | {f"{stage}/step": step})
+            self._wandb.log(
+                {f"{stage}/{name}": value for name, value in metrics.items()} | {f"{stage}/step": step}
+            )
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -63,7 +82,9 @@ def _drop_steps(path: Path, stage: str, after_step: int) -> None:
     if not path.exists():
         return
     before = path.read_bytes()
-    kept = b"".join(line for line in before.splitlines(keepends=True) if not _is_redone(line, stage, after_step))
+    kept = b"".join(
+        line for line in before.splitlines(keepends=True) if not _is_redone(line, stage, after_step)
+    )
     kept += b"\n" * bool(kept and not kept.endswith(b"\n"))
     if kept != before:
         written = path.with_suffix(".tmp")

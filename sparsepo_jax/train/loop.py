@@ -67,7 +67,15 @@ def run_training(
         counted.update(rows=0.0, tokens=0.0, positions=0.0, since_s=time.perf_counter())
 
     count_anew()
-    bar = tqdm(total=total_steps, initial=start, desc=stage, unit="step", dynamic_ncols=True, disable=jax.process_index() != 0, mininterval=0.5)
+    bar = tqdm(
+        total=total_steps,
+        initial=start,
+        desc=stage,
+        unit="step",
+        dynamic_ncols=True,
+        disable=jax.process_index() != 0,
+        mininterval=0.5,
+    )
 
     skipped = int(state.skipped)
 
@@ -83,8 +91,10 @@ def run_training(
             what = f"{stage}: step {done} has loss {metrics['loss']} and gradient norm {metrics['grad_norm']}, from {name_rows(done, np.asarray(finite))}"
             if skipped > may_skip:
                 bar.close()
-                raise UserError(f"{what}; look at these rows, lower the learning rate or beta, or let {stage}.skip_nonfinite updates be left out; "
-                                "started again, the run continues from its last checkpoint")
+                raise UserError(
+                    f"{what}; look at these rows, lower the learning rate or beta, or let {stage}.skip_nonfinite updates be left out; "
+                    "started again, the run continues from its last checkpoint"
+                )
             note(f"{what}: left out ({skipped} of at most {may_skip})")
         else:
             if done == 1 and check_first is not None:
@@ -94,10 +104,19 @@ def run_training(
                 note(f"{stage}: {line}")
         seconds = time.perf_counter() - counted["since_s"]
         rates = {f"{unit}_per_s": counted["rows"] / seconds, "tokens_per_s": counted["tokens"] / seconds}
-        bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {rates[f'{unit}_per_s']:.1f} {unit}/s, {rates['tokens_per_s']:.0f} tokens/s", refresh=False)
+        bar.set_postfix_str(
+            f"loss {metrics['loss']:.4f}, {rates[f'{unit}_per_s']:.1f} {unit}/s, {rates['tokens_per_s']:.0f} tokens/s",
+            refresh=False,
+        )
         if window and (done % log_every_steps == 0 or done == total_steps):
             means = {name: float(np.mean([row[name] for row in window])) for name in window[0]}
-            write(stage, done, means | rates | {"real_token_share": counted["tokens"] / counted["positions"], "programs": known_programs})
+            write(
+                stage,
+                done,
+                means
+                | rates
+                | {"real_token_share": counted["tokens"] / counted["positions"], "programs": known_programs},
+            )
             window.clear()
             count_anew()
 
@@ -123,28 +142,38 @@ def run_training(
                 state, metrics, finite = update(state, reference, on_device)
                 if programs() > known_programs:
                     known_programs = programs()
-                    note(f"note: {stage}: step {step + 1} had a shape that was not known before the first step: program {known_programs} "
-                         f"was compiled in the middle, in {time.perf_counter() - began_s:.1f} s")
+                    note(
+                        f"note: {stage}: step {step + 1} had a shape that was not known before the first step: program {known_programs} "
+                        f"was compiled in the middle, in {time.perf_counter() - began_s:.1f} s"
+                    )
                 step += 1
                 ahead = next_batch() if step < total_steps else None
                 waiting.append((step, metrics, finite, counts))
                 while len(waiting) >= IN_FLIGHT:
                     fetch()
                 found = None
-                if evaluate is not None and eval_every_steps is not None and (step % eval_every_steps == 0 or step == total_steps):
+                if (
+                    evaluate is not None
+                    and eval_every_steps is not None
+                    and (step % eval_every_steps == 0 or step == total_steps)
+                ):
                     try:
                         found = {f"eval/{name}": value for name, value in evaluate(state).items()}
                     except KeyboardInterrupt:
                         save()
                         raise
                     write(stage, step, found)
-                if step < total_steps and (checkpoints.is_due(step) or (found is not None and checkpoints.follow_evaluation)):
+                if step < total_steps and (
+                    checkpoints.is_due(step) or (found is not None and checkpoints.follow_evaluation)
+                ):
                     save(found)
                 if step < total_steps and (asked := should_stop()) is not None:
                     began_s = time.perf_counter()
                     save()
                     checkpoints.wait()
-                    note(f"{stage}: stopped after step {step}, saved in {time.perf_counter() - began_s:.1f} s")
+                    note(
+                        f"{stage}: stopped after step {step}, saved in {time.perf_counter() - began_s:.1f} s"
+                    )
                     raise asked
             save(found)
     finally:

@@ -28,10 +28,16 @@ class Rates(NamedTuple):
     clip_norm: Scalar | None
 
 
-def make_schedule(kind: str, *, peak: Scalar, steps: Count, warmup_steps: Count, end: Scalar) -> optax.Schedule:
+def make_schedule(
+    kind: str, *, peak: Scalar, steps: Count, warmup_steps: Count, end: Scalar
+) -> optax.Schedule:
     """Linear warm-up from 0 to `peak` over warmup_steps, then constant, linear or cosine to end * peak at `steps`. Not optax's own, which branch on
     numbers of steps, so that these could not be arguments of a program."""
-    fall = {"constant": jnp.zeros_like, "linear": lambda done: done, "cosine": lambda done: (1 - jnp.cos(jnp.pi * done)) / 2}[kind]
+    fall = {
+        "constant": jnp.zeros_like,
+        "linear": lambda done: done,
+        "cosine": lambda done: (1 - jnp.cos(jnp.pi * done)) / 2,
+    }[kind]
 
     def schedule(step: Count) -> Scalar:
         # The first step already moves: step n of the warm-up has n / warmup_steps of the peak, n from 1.
@@ -58,7 +64,11 @@ def make_optimizer(
 
     make_rule(schedule, decay, decay_mask) makes AdamW, Lion, ... of one group.
     """
-    chosen_by = lambda is_decayed: lambda weights: jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(str(path[-1].key)), weights)  # noqa: E731
+    chosen_by = lambda is_decayed: (
+        lambda weights: jax.tree_util.tree_map_with_path(
+            lambda path, _: is_decayed(str(path[-1].key)), weights
+        )
+    )  # noqa: E731
     policy_rule = make_rule(policy_schedule, policy_decay, chosen_by(is_decayed))
     mask_rule = make_rule(mask_schedule, mask_decay, chosen_by(is_decayed_mask))
     labels = lambda weights: {group: jax.tree.map(lambda _: group, weights[group]) for group in weights}  # noqa: E731
@@ -101,7 +111,10 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 
     def update(updates, state, params=None, **extra):
         _, state = moments.update(updates, state, **extra)
-        mean, square = optax.tree.bias_correction(state.mu, b1, state.count), optax.tree.bias_correction(state.nu, b2, state.count)
+        mean, square = (
+            optax.tree.bias_correction(state.mu, b1, state.count),
+            optax.tree.bias_correction(state.nu, b2, state.count),
+        )
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mean, square), state
 
     return optax.GradientTransformationExtraArgs(moments.init, update)
@@ -110,18 +123,27 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 @functools.cache  # the same rule for the same settings: programs that are built on it are found again
 def adamw_rule(b1: float, b2: float, eps: float):
     return lambda schedule, decay, decayed: optax.chain(  # optax.adamw's
-        scale_by_adam(b1, b2, eps), optax.add_decayed_weights(decay, decayed), kept(optax.scale_by_learning_rate(schedule))
+        scale_by_adam(b1, b2, eps),
+        optax.add_decayed_weights(decay, decayed),
+        kept(optax.scale_by_learning_rate(schedule)),
     )
 
 
 @functools.cache
 def lion_rule(b1: float, b2: float):
-    return lambda schedule, decay, decayed: kept(optax.lion(schedule, b1=b1, b2=b2, weight_decay=decay, mask=decayed))
+    return lambda schedule, decay, decayed: kept(
+        optax.lion(schedule, b1=b1, b2=b2, weight_decay=decay, mask=decayed)
+    )
 
 
 @functools.cache
 def adafactor_rule():
     # Not optax.adafactor: its decay is not scaled by the learning rate, so the same weight_decay would be another than AdamW's.
-    return lambda schedule, decay, decayed: kept(optax.chain(
-        optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.add_decayed_weights(decay, decayed), optax.scale_by_learning_rate(schedule)
-    ))
+    return lambda schedule, decay, decayed: kept(
+        optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.add_decayed_weights(decay, decayed),
+            optax.scale_by_learning_rate(schedule),
+        )
+    )

@@ -20,7 +20,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.load import NOT_WHOLE
 from sparsepo_jax.data.table import TokenTable
-from sparsepo_jax.dist.mesh import to_host
+from sparsepo_jax.sharding.mesh import to_host
 
 
 def weights_digest(weights: Weights) -> str:
@@ -35,7 +35,13 @@ def weights_digest(weights: Weights) -> str:
 
 
 def with_reference(
-    table: TokenTable, compute: Callable[[], Iterable[tuple]], *, directory: Path, key: Mapping[str, Any], dtype: str, masks: bool
+    table: TokenTable,
+    compute: Callable[[], Iterable[tuple]],
+    *,
+    directory: Path,
+    key: Mapping[str, Any],
+    dtype: str,
+    masks: bool,
 ) -> tuple[TokenTable, bool]:
     """(the table with the reference's log-probs and, where wanted, its masks as token weights; whether they were found on disk).
 
@@ -43,10 +49,16 @@ def with_reference(
     dtype: the reference's type of activations. UserError: a file under this key that says it is of something else.
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    path, about, names = directory / f"{name}.npz", {**key, "dtype": dtype}, ("ref_logp", "mask") if masks else ("ref_logp",)
+    path, about, names = (
+        directory / f"{name}.npz",
+        {**key, "dtype": dtype},
+        ("ref_logp", "mask") if masks else ("ref_logp",),
+    )
     found = _read(path, about, names, len(table.responses.flat))
     if jax.process_count() > 1:  # all or none: computing is a joint effort
-        found = found if bool(np.all(multihost_utils.process_allgather(np.array(found is not None)))) else None
+        found = (
+            found if bool(np.all(multihost_utils.process_allgather(np.array(found is not None)))) else None
+        )
     columns = _collect(table, compute(), names) if found is None else found
     if found is None and jax.process_index() == 0:
         _write(path, about, columns)
@@ -65,12 +77,16 @@ def _collect(table: TokenTable, computed: Iterable[tuple], names: tuple[str, ...
                     column[begin:end] = x_BPT[b, p, : end - begin]
     for name, column in columns.items():
         if not np.isfinite(column).all():
-            raise UserError(f"reference.cached: {int((~np.isfinite(column)).sum())} of {len(column)} values of {name} are not finite numbers; is the "
-                            "reference sound? (set reference.cached=false to train on it as it is)")
+            raise UserError(
+                f"reference.cached: {int((~np.isfinite(column)).sum())} of {len(column)} values of {name} are not finite numbers; is the "
+                "reference sound? (set reference.cached=false to train on it as it is)"
+            )
     return columns
 
 
-def _read(path: Path, about: dict[str, Any], names: tuple[str, ...], tokens: int) -> dict[str, np.ndarray] | None:
+def _read(
+    path: Path, about: dict[str, Any], names: tuple[str, ...], tokens: int
+) -> dict[str, np.ndarray] | None:
     """None: nothing is there, or a file that is not whole (it is made anew, and said)."""
     if not path.exists():
         return None
@@ -86,8 +102,13 @@ def _read(path: Path, about: dict[str, Any], names: tuple[str, ...], tokens: int
         return None
     wrong = sorted(name for name in said.keys() | about.keys() if said.get(name) != about.get(name))
     if wrong or any(len(column) != tokens for column in columns.values()):
-        what = ", ".join(f"{name} {said.get(name)!r} (expected {about.get(name)!r})" for name in wrong) or "another number of tokens"
-        raise UserError(f"{path}: reference log-probs of something else: {what}; delete the file, or set reference.cached=false")
+        what = (
+            ", ".join(f"{name} {said.get(name)!r} (expected {about.get(name)!r})" for name in wrong)
+            or "another number of tokens"
+        )
+        raise UserError(
+            f"{path}: reference log-probs of something else: {what}; delete the file, or set reference.cached=false"
+        )
     return columns
 
 
@@ -99,4 +120,6 @@ def _write(path: Path, about: dict[str, Any], columns: dict[str, np.ndarray]) ->
             np.savez(file, about=np.array(json.dumps(about)), **columns)
         os.replace(file.name, path)
     except OSError as error:
-        print(f"note: the reference's log-probs are not kept: {path.parent} cannot be written ({error.strerror})")
+        print(
+            f"note: the reference's log-probs are not kept: {path.parent} cannot be written ({error.strerror})"
+        )

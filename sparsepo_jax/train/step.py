@@ -36,9 +36,16 @@ def make_pair_scores(problem: Problem, *, training: bool):
 
     def scores(weights: dict[str, Weights], reference: Weights, batch: PairBatch, step: Array):
         key_B = pair_keys(problem.seed, step, batch.row_B)
-        stats, masks = forward(problem, weights["policy"], weights["masks"], reference, batch, key_B, training=training)
+        stats, masks = forward(
+            problem, weights["policy"], weights["masks"], reference, batch, key_B, training=training
+        )
         output = problem.objective(stats, masks, key_B)
-        metrics = {"loss": output.loss_B} | output.metrics | pair_metrics(stats, masks, beta=problem.beta) | log_ratio_metrics(stats)
+        metrics = (
+            {"loss": output.loss_B}
+            | output.metrics
+            | pair_metrics(stats, masks, beta=problem.beta)
+            | log_ratio_metrics(stats)
+        )
         if problem.cached:  # unknown is not zero
             metrics = {name: value for name, value in metrics.items() if not name.startswith("kl/")}
         return metrics, stats, masks
@@ -54,7 +61,9 @@ def make_pair_loss(problem: Problem):
     def summed(weights, reference: Weights, batch: PairBatch, step: Array):
         metrics_B, _, _ = scores(weights, reference, batch, step)
         # where, not a product: a filler pair must not bring a NaN
-        weighted_B = {name: jnp.where(batch.weight_B > 0, batch.weight_B * x_B, 0.0) for name, x_B in metrics_B.items()}
+        weighted_B = {
+            name: jnp.where(batch.weight_B > 0, batch.weight_B * x_B, 0.0) for name, x_B in metrics_B.items()
+        }
         sums = {name: jnp.sum(x_B) for name, x_B in weighted_B.items()}
         return sums["loss"], (sums, batch.weight_B.sum(), weighted_B["loss"])
 
@@ -66,7 +75,9 @@ def make_sft_loss(problem: Problem):
     counted the same. base: what adapters are trained on, None without."""
 
     def summed(weights, base: Weights | None, batch: PairBatch, step: Array):
-        stats = response_logp(problem, weights["policy"], base, batch, pair_keys(problem.seed, step, batch.row_B))
+        stats = response_logp(
+            problem, weights["policy"], base, batch, pair_keys(problem.seed, step, batch.row_B)
+        )
         nll_B, tokens_B = sft_nll(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
         total, tokens = jnp.sum(nll_B), jnp.sum(tokens_B)
         return total, ({"loss": total}, tokens, nll_B)
@@ -84,11 +95,15 @@ def make_update(summed_loss, optimizer: optax.GradientTransformationExtraArgs, l
     the gradient alone (with micro-steps twice: the sum, and what is added to it).
     """
 
-    def update(state: TrainState, reference: Weights | None, batch: PairBatch) -> tuple[TrainState, Metrics, Bool[Array, "A B"]]:
+    def update(
+        state: TrainState, reference: Weights | None, batch: PairBatch
+    ) -> tuple[TrainState, Metrics, Bool[Array, "A B"]]:
         differentiate = jax.value_and_grad(summed_loss, has_aux=True)
 
         def sums(micro_batch):
-            (_, (metrics, weight, loss_B)), gradient = differentiate(state.weights, reference, micro_batch, state.step)
+            (_, (metrics, weight, loss_B)), gradient = differentiate(
+                state.weights, reference, micro_batch, state.step
+            )
             return (gradient, metrics, weight), loss_B
 
         if batch.row_B.shape[0] == 1:
@@ -106,13 +121,22 @@ def make_update(summed_loss, optimizer: optax.GradientTransformationExtraArgs, l
         scale = 1.0 / jnp.maximum(weight, 1e-30)
         norm = scale * optax.global_norm(gradient)
         metrics = {name: value * scale for name, value in metrics.items()}
-        metrics |= {"grad_norm": norm, "learning_rate": jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32)}
+        metrics |= {
+            "grad_norm": norm,
+            "learning_rate": jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32),
+        }
         if state.weights["masks"]:
             metrics["grad_norm/masks"] = scale * optax.global_norm(gradient["masks"])
         sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         mean = jax.tree.map(lambda g: g * scale, gradient)
-        updates, optimizer_state = optimizer.update(mean, state.optimizer, state.weights, norm=norm, sound=sound)
-        weights = jax.tree.map(lambda new, old: jnp.where(sound, new, old), optax.apply_updates(state.weights, updates), state.weights)
+        updates, optimizer_state = optimizer.update(
+            mean, state.optimizer, state.weights, norm=norm, sound=sound
+        )
+        weights = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old),
+            optax.apply_updates(state.weights, updates),
+            state.weights,
+        )
         state = TrainState(weights, optimizer_state, state.step + 1, state.skipped + ~sound)
         return state, metrics | {"skipped": state.skipped.astype(jnp.float32)}, jnp.isfinite(loss_AB)
 

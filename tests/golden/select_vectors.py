@@ -12,11 +12,27 @@ import numpy as np
 from safetensors.numpy import load_file
 
 KEEP = (
-    "batch/concatenated_", "base/chosen_", "base/rejected_", "base/policy_chosen", "base/policy_rejected", "base/reference_chosen",
-    "base/reference_rejected", "sparse/common/mask", "sparse/independent/mask", "mask_models/", "mapo/fp32/mask/", "mapo/fp32/group/",
-    "mapo/fp32/beta0.8/loss", "mapo_uniform/beta0.8/loss", "adamw/common/beta0.1/l1_0.0/loss_before_step",
+    "batch/concatenated_",
+    "base/chosen_",
+    "base/rejected_",
+    "base/policy_chosen",
+    "base/policy_rejected",
+    "base/reference_chosen",
+    "base/reference_rejected",
+    "sparse/common/mask",
+    "sparse/independent/mask",
+    "mask_models/",
+    "mapo/fp32/mask/",
+    "mapo/fp32/group/",
+    "mapo/fp32/beta0.8/loss",
+    "mapo_uniform/beta0.8/loss",
+    "adamw/common/beta0.1/l1_0.0/loss_before_step",
 )
-GRADIENTS = ("sparse/common/beta0.8/l1_0.001/grad/", "sparse/independent/beta0.1/l1_0.001/grad/", "mapo/fp32/beta0.8/grad/")
+GRADIENTS = (
+    "sparse/common/beta0.8/l1_0.001/grad/",
+    "sparse/independent/beta0.1/l1_0.001/grad/",
+    "mapo/fp32/beta0.8/grad/",
+)
 
 
 def wanted(name: str) -> bool:
@@ -34,7 +50,9 @@ def main(source: Path) -> None:
         for who in ("policy", "reference"):
             tensors = load_file(source / family / who / "model.safetensors")
             kept |= {f"weights/{who}/{name}": tensor for name, tensor in tensors.items()}
-            kept[f"config/{who}"] = np.frombuffer((source / family / who / "config.json").read_bytes(), np.uint8)
+            kept[f"config/{who}"] = np.frombuffer(
+                (source / family / who / "config.json").read_bytes(), np.uint8
+            )
         np.savez_compressed(Path(__file__).parent / f"{family}.npz", **kept)
 
 

@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sparsepo_jax.core.tree import Weights, merge_module
 from sparsepo_jax.core.types import PromptBatch
-from sparsepo_jax.dist.mesh import make_constrain, put_batch, replicated
 from sparsepo_jax.models.cache import Cache
+from sparsepo_jax.sharding.mesh import make_constrain, put_batch, replicated
 
 LOOK_EVERY = 16  # tokens between two looks for stop strings
 
@@ -61,7 +61,9 @@ class Drawing(NamedTuple):
     step: Int[Array, ""]
 
 
-def kept_logits(logits_RV: Float[Array, "R V"], temperature: float, top_k: int | None, top_p: float) -> Float[Array, "R V"]:
+def kept_logits(
+    logits_RV: Float[Array, "R V"], temperature: float, top_k: int | None, top_p: float
+) -> Float[Array, "R V"]:
     """Logits of the distribution that is drawn from, -inf outside. top_p: the fewest tokens whose probability together reaches p (nucleus,
     Holtzman et al. 2020, 1904.09751); tokens as probable as the last one kept are kept, too."""
     logits_RV = logits_RV / temperature
@@ -101,9 +103,18 @@ def make_sampler(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sa
     """A sampler of the decoder `graph`, whose matrices are read in `dtype`, as in training. Samplers that differ in seed, temperature (but 0) and stop
     strings alone have one program."""
     drawn = sampling.temperature > 0
-    begin, advance, rows, seen = _programs(graph, dtype, mesh, sampling._replace(seed=0, temperature=float(drawn), stop=()))
+    begin, advance, rows, seen = _programs(
+        graph, dtype, mesh, sampling._replace(seed=0, temperature=float(drawn), stop=())
+    )
     temperature = sampling.temperature if drawn else 1.0
-    return Sampler(functools.partial(begin, sampling.seed, temperature), functools.partial(advance, temperature), rows, seen, sampling, mesh)
+    return Sampler(
+        functools.partial(begin, sampling.seed, temperature),
+        functools.partial(advance, temperature),
+        rows,
+        seen,
+        sampling,
+        mesh,
+    )
 
 
 @functools.cache
@@ -114,27 +125,43 @@ def _programs(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampl
     def model_of(weights: Weights) -> Any:
         # Cast once, not at every token: reading the weights is what a token costs.
         large = lambda path, x: isinstance(x, jax.Array) and path.endswith((".kernel", ".embedding"))  # noqa: E731
-        return merge_module(graph, {path: x.astype(dtype) if large(path, x) else x for path, x in weights.items()})
+        return merge_module(
+            graph, {path: x.astype(dtype) if large(path, x) else x for path, x in weights.items()}
+        )
 
     def next_token(model: Any, states_RD: Array, drawing: Drawing, temperature: Array) -> Drawing:
         key_R = jax.vmap(jax.random.fold_in, (0, None))(drawing.key_R, drawing.step)
         token_R = jnp.where(drawing.done_R, 0, draw(model.logits(states_RD) / temperature, key_R, sampling))
-        ended_R = jnp.isin(token_R, jnp.array(sampling.ends, jnp.int32)) if sampling.ends else jnp.zeros_like(drawing.done_R)
+        ended_R = (
+            jnp.isin(token_R, jnp.array(sampling.ends, jnp.int32))
+            if sampling.ends
+            else jnp.zeros_like(drawing.done_R)
+        )
         return drawing._replace(
             tokens_RT=jax.lax.dynamic_update_slice(drawing.tokens_RT, token_R[:, None], (0, drawing.step)),
-            length_R=drawing.length_R + ~drawing.done_R, done_R=drawing.done_R | ended_R, step=drawing.step + 1,
+            length_R=drawing.length_R + ~drawing.done_R,
+            done_R=drawing.done_R | ended_R,
+            step=drawing.step + 1,
         )
 
     def begin(seed: Array, temperature: Array, weights: Weights, batch: PromptBatch) -> Drawing:
         prompt_BS, valid_BS, row_B, weight_B = (x[0] for x in batch)
         model, n = model_of(weights), sampling.samples
-        states_BSD, cache = model.read(prompt_BS, valid_BS, prompt_BS.shape[1] + sampling.max_new_tokens - 1, constrain)
+        states_BSD, cache = model.read(
+            prompt_BS, valid_BS, prompt_BS.shape[1] + sampling.max_new_tokens - 1, constrain
+        )
         fold = jax.vmap(jax.random.fold_in)
         row_R, sample_R = jnp.repeat(row_B, n), jnp.tile(jnp.arange(n), len(row_B))
         key_R = fold(jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(row_R), sample_R)
         R = len(row_R)
-        empty = Drawing(cache.repeated(n) if n > 1 else cache, jnp.zeros((R, sampling.max_new_tokens), jnp.int32), jnp.zeros(R, jnp.int32),
-                        jnp.repeat(weight_B == 0, n), key_R, jnp.int32(0))
+        empty = Drawing(
+            cache.repeated(n) if n > 1 else cache,
+            jnp.zeros((R, sampling.max_new_tokens), jnp.int32),
+            jnp.zeros(R, jnp.int32),
+            jnp.repeat(weight_B == 0, n),
+            key_R,
+            jnp.int32(0),
+        )
         return next_token(model, jnp.repeat(states_BSD[:, -1], n, axis=0), empty, temperature)
 
     def advance(temperature: Array, weights: Weights, drawing: Drawing, limit: Array) -> Drawing:
@@ -149,12 +176,16 @@ def _programs(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampl
 
     everywhere = {"out_shardings": replicated(mesh)}
     return (
-        jax.jit(begin), jax.jit(advance, donate_argnums=2), jax.jit(lambda batch: (batch.row_B[0], batch.weight_B[0]), **everywhere),
+        jax.jit(begin),
+        jax.jit(advance, donate_argnums=2),
+        jax.jit(lambda batch: (batch.row_B[0], batch.weight_B[0]), **everywhere),
         jax.jit(lambda d: (d.tokens_RT, d.length_R, d.done_R), **everywhere),
     )
 
 
-def generate(sampler: Sampler, weights: Weights, batches: Iterable[PromptBatch], tokenizer: Any | None) -> Iterator[Generated]:
+def generate(
+    sampler: Sampler, weights: Weights, batches: Iterable[PromptBatch], tokenizer: Any | None
+) -> Iterator[Generated]:
     """Responses to the prompts of host batches [1, B, ...], batch by batch; of a prompt's samples in order."""
     sampling = sampler.sampling
     every = LOOK_EVERY if sampling.stop else sampling.max_new_tokens
@@ -193,12 +224,17 @@ def generate(sampler: Sampler, weights: Weights, batches: Iterable[PromptBatch],
             yield Generated(int(row_B[b]), n, ids, text, "eos" if ids[-1] in sampling.ends else "length")
 
 
-def continuation(prompt_ids: np.ndarray, one: Generated, tokenizer: Any | None, stop: tuple[str, ...]) -> str | None:
+def continuation(
+    prompt_ids: np.ndarray, one: Generated, tokenizer: Any | None, stop: tuple[str, ...]
+) -> str | None:
     """What a response adds to the text of its prompt. Not the text of its tokens alone: a tokenizer may drop the space that those begin with."""
     if tokenizer is None:
         return None
     decode = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
-    before, whole = (decode(ids, skip_special_tokens=True) for ids in (prompt_ids.tolist(), [*prompt_ids.tolist(), *one.ids.tolist()]))
+    before, whole = (
+        decode(ids, skip_special_tokens=True)
+        for ids in (prompt_ids.tolist(), [*prompt_ids.tolist(), *one.ids.tolist()])
+    )
     if not whole.startswith(before):  # the prompt's end is half of a character
         return one.text
     if one.finish != "stop":
@@ -224,13 +260,19 @@ class StopStrings:
     without them, so that "|" does not end at <|im_end|>."""
 
     def __init__(self, stop: tuple[str, ...], tokenizer: Any):
-        special = [token.content for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special]
+        special = [
+            token.content
+            for token in getattr(tokenizer, "added_tokens_decoder", {}).values()
+            if token.special
+        ]
         self._special = tuple(string for string in stop if any(token in string for token in special))
         self._plain = tuple(string for string in stop if string not in self._special)
 
     def within(self, text: Text, count: int) -> bool:
         """Whether one is in the text of the first `count` tokens."""
-        return any(string in text(count, False) for string in self._plain) or any(string in text(count, True) for string in self._special)
+        return any(string in text(count, False) for string in self._plain) or any(
+            string in text(count, True) for string in self._special
+        )
 
     def place(self, text: Text, count: int) -> int | None:
         """Where the first one begins, in the text without special tokens; None if there is none."""
@@ -238,7 +280,11 @@ class StopStrings:
         places += [plain.index(string) for string in self._plain if string in plain]
         if self._special:
             written = text(count, True)
-            places += [self._without_special(text, count, written.index(string)) for string in self._special if string in written]
+            places += [
+                self._without_special(text, count, written.index(string))
+                for string in self._special
+                if string in written
+            ]
         return min(places, default=None)
 
     def _without_special(self, text: Text, count: int, place: int) -> int:

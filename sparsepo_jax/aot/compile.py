@@ -15,17 +15,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsepo_jax import build, programs
+from sparsepo_jax.aot.hlo import Footprint, absent_devices, compile_for_memory
+from sparsepo_jax.aot.topology import Topology
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.schema import Config, Policy
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.holdout import split_holdout
 from sparsepo_jax.data.table import TokenTable, ragged
-from sparsepo_jax.dist.aot import Footprint, absent_devices, compile_for_memory
-from sparsepo_jax.dist.mesh import make_mesh
-from sparsepo_jax.dist.topology import Topology
 from sparsepo_jax.models.spec import DecoderSpec
-from sparsepo_jax.plan import read_model, read_policy
+from sparsepo_jax.run.check import read_model, read_policy
+from sparsepo_jax.sharding.mesh import make_mesh
 
 FITS, TOO_LARGE = 0, 3  # exit statuses
 
@@ -62,20 +62,37 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     build.check_sharding(config, stage, policy, reference if stage == "po" else policy, mesh)
     lora = build.make_lora(training, stage, policy)
     reference_lora = build.make_reference_lora(config, policy, lora) if stage == "po" else None
-    problem = build.make_problem(config, policy, reference if stage == "po" else policy, mesh, lora, reference_lora)
+    problem = build.make_problem(
+        config, policy, reference if stage == "po" else policy, mesh, lora, reference_lora
+    )
     if stage == "po" and config.reference.cached:
         problem = programs.cached_problem(problem, config)
     table, lengths = _table(config, stage, policy, tokenizer, tokenizer_here)
     plan = build.make_training_plan(config, stage, table, mesh)
     with_weights = stage == "po" and build.brings_weights(config)
-    batch = build.abstract_batches(config, table, plan, mesh, micro_steps=training.accumulation, with_weights=with_weights)[-1]
+    batch = build.abstract_batches(
+        config, table, plan, mesh, micro_steps=training.accumulation, with_weights=with_weights
+    )[-1]
     frozen = build.abstract_frozen(config, stage, problem, policy, reference, mesh)
     step = programs.make_step(config, stage, problem, policy, plan.steps, mesh)
     arguments = step.like, frozen, batch
     with jax.set_mesh(mesh), _no_compile_cache():
-        footprint, refusal = compile_for_memory(step.program.lower(step.numbers, *arguments), arguments, topology.chip_bytes)
+        footprint, refusal = compile_for_memory(
+            step.program.lower(step.numbers, *arguments), arguments, topology.chip_bytes
+        )
     dtype = str(build.compute_dtype(config, mesh))
-    return Compiled(topology, mesh, stage, batch, lengths, problem.attention, dtype, footprint, refusal, time.perf_counter() - began_s)
+    return Compiled(
+        topology,
+        mesh,
+        stage,
+        batch,
+        lengths,
+        problem.attention,
+        dtype,
+        footprint,
+        refusal,
+        time.perf_counter() - began_s,
+    )
 
 
 @contextlib.contextmanager
@@ -93,22 +110,32 @@ def _specs(config: Config, tokenizer: Any | None) -> tuple[DecoderSpec, DecoderS
         config = config.model_copy(update={"policy": Policy(config=build.policy_config(config, tokenizer))})
     mistakes: list[str] = []
     policy = read_policy(config, mistakes)
-    reference = policy if config.reference.path is None else read_model(config.reference.path, "reference.path", mistakes)
+    reference = (
+        policy
+        if config.reference.path is None
+        else read_model(config.reference.path, "reference.path", mistakes)
+    )
     if mistakes:
         raise ConfigError(mistakes)
     if policy.spec is None:
-        raise UserError(f"policy.path: {policy.origin} is not here; give its shape beside it, policy.config: {{model_type: ..., ...}} as in its config.json")
+        raise UserError(
+            f"policy.path: {policy.origin} is not here; give its shape beside it, policy.config: {{model_type: ..., ...}} as in its config.json"
+        )
     if policy.parameters is None:
         raise UserError("policy.config.vocab_size: needed, since the tokenizer is not here to tell it")
     if reference.spec is None:
-        raise UserError(f"reference.path: {reference.origin} is not here; give a local directory with its config.json")
+        raise UserError(
+            f"reference.path: {reference.origin} is not here; give a local directory with its config.json"
+        )
     return policy.spec, reference.spec
 
 
 # ---------------------------------------------------------------- the batch
 
 
-def _table(config: Config, stage: str, spec: DecoderSpec, tokenizer: Any | None, tokenizer_here: bool) -> tuple[TokenTable, str]:
+def _table(
+    config: Config, stage: str, spec: DecoderSpec, tokenizer: Any | None, tokenizer_here: bool
+) -> tuple[TokenTable, str]:
     """(rows to make a batch of, where their lengths come from)."""
     name, kind = ("sft", "sft") if stage == "sft" else ("train", "pairs")
     sources = getattr(config.data, name)
@@ -149,9 +176,21 @@ def _longest(config: Config, spec: DecoderSpec) -> tuple[int, int]:
 
 
 def _equal_rows(rows: int, prompt: int, response: int, responses: int) -> TokenTable:
-    zeros, none = lambda number, length: ragged([np.zeros(length, np.int32)] * number, np.int32), np.zeros(rows, bool)
-    return TokenTable(zeros(rows, prompt), zeros(rows * responses, response), np.arange(rows), none, np.zeros((rows, responses), bool),
-                      np.ones(rows, np.float32), ("assumed",), np.zeros(rows, np.int32), np.arange(rows))
+    zeros, none = (
+        lambda number, length: ragged([np.zeros(length, np.int32)] * number, np.int32),
+        np.zeros(rows, bool),
+    )
+    return TokenTable(
+        zeros(rows, prompt),
+        zeros(rows * responses, response),
+        np.arange(rows),
+        none,
+        np.zeros((rows, responses), bool),
+        np.ones(rows, np.float32),
+        ("assumed",),
+        np.zeros(rows, np.int32),
+        np.arange(rows),
+    )
 
 
 # ---------------------------------------------------------------- words
@@ -160,14 +199,30 @@ def _equal_rows(rows: int, prompt: int, response: int, responses: int) -> TokenT
 def as_json(found: Compiled) -> dict[str, Any]:
     footprint, packing = found.footprint, found.batch.packing
     return {
-        "topology": str(found.topology), "chips": found.topology.chips, "mesh": dict(found.mesh.shape), "stage": found.stage, "dtype": found.dtype,
-        "batch": {"rows": int(np.prod(found.batch.row_B.shape)), "micro_steps": packing.ids_RS.shape[0], "rows_of_tokens": packing.ids_RS.shape[1],
-                  "positions": packing.ids_RS.shape[2], "lengths": found.lengths},
-        "argument_bytes": footprint.argument_bytes, "temp_bytes": footprint.temp_bytes, "alias_bytes": footprint.alias_bytes,
-        "needed_bytes": footprint.needed_bytes, "hbm_bytes": found.topology.chip_bytes, "fits": footprint.fits,
-        "collectives": footprint.collectives and {kind: one._asdict() for kind, one in footprint.collectives.items()},
-        "open_loops": footprint.open_loops, "kernels": {"attention": found.attention, "custom_calls": footprint.kernels},
-        "refusal": found.refusal, "seconds": round(found.seconds, 1),
+        "topology": str(found.topology),
+        "chips": found.topology.chips,
+        "mesh": dict(found.mesh.shape),
+        "stage": found.stage,
+        "dtype": found.dtype,
+        "batch": {
+            "rows": int(np.prod(found.batch.row_B.shape)),
+            "micro_steps": packing.ids_RS.shape[0],
+            "rows_of_tokens": packing.ids_RS.shape[1],
+            "positions": packing.ids_RS.shape[2],
+            "lengths": found.lengths,
+        },
+        "argument_bytes": footprint.argument_bytes,
+        "temp_bytes": footprint.temp_bytes,
+        "alias_bytes": footprint.alias_bytes,
+        "needed_bytes": footprint.needed_bytes,
+        "hbm_bytes": found.topology.chip_bytes,
+        "fits": footprint.fits,
+        "collectives": footprint.collectives
+        and {kind: one._asdict() for kind, one in footprint.collectives.items()},
+        "open_loops": footprint.open_loops,
+        "kernels": {"attention": found.attention, "custom_calls": footprint.kernels},
+        "refusal": found.refusal,
+        "seconds": round(found.seconds, 1),
     }
 
 
@@ -175,21 +230,50 @@ def as_text(found: Compiled) -> str:
     footprint, topology, packing = found.footprint, found.topology, found.batch.packing
     micro_steps, rows, positions = packing.ids_RS.shape
     axes = " x ".join(f"{axis} {size}" for axis, size in found.mesh.shape.items())
-    batch = (f"{micro_steps} micro-step(s) of {rows} rows of {positions:,} tokens, {found.batch.row_B.shape[1] // rows} "
-             f"{'row' if found.stage == 'sft' else 'pair'}(s) in each; lengths {found.lengths}")
-    needed = "unknown" if footprint.needed_bytes is None else f"{_gb(footprint.needed_bytes)}, {100 * footprint.needed_bytes / topology.chip_bytes:.0f} % of it"
+    batch = (
+        f"{micro_steps} micro-step(s) of {rows} rows of {positions:,} tokens, {found.batch.row_B.shape[1] // rows} "
+        f"{'row' if found.stage == 'sft' else 'pair'}(s) in each; lengths {found.lengths}"
+    )
+    needed = (
+        "unknown"
+        if footprint.needed_bytes is None
+        else f"{_gb(footprint.needed_bytes)}, {100 * footprint.needed_bytes / topology.chip_bytes:.0f} % of it"
+    )
     slices = f" in {topology.slices} slices" if topology.slices > 1 else ""
     lines = [
-        ("topology", f"{topology}: {topology.chips} chips of {topology.chip_bytes / 2**30:.0f} GiB, {axes}{slices}"),
+        (
+            "topology",
+            f"{topology}: {topology.chips} chips of {topology.chip_bytes / 2**30:.0f} GiB, {axes}{slices}",
+        ),
         ("step", f"{found.stage} in {found.dtype}, compiled in {found.seconds:.0f} s"),
         ("batch", batch),
-        ("a chip", f"arguments {_gb(footprint.argument_bytes)} (donated {_gb(footprint.alias_bytes)}), temporaries {_gb(footprint.temp_bytes)}"),
+        (
+            "a chip",
+            f"arguments {_gb(footprint.argument_bytes)} (donated {_gb(footprint.alias_bytes)}), temporaries {_gb(footprint.temp_bytes)}",
+        ),
         ("fits", f"{'yes' if footprint.fits else 'no'}: it needs {needed}"),
     ]
     if footprint.collectives is not None:
-        sent = ", ".join(f"{kind} {one.count:,} of {_gb(one.bytes)}" for kind, one in footprint.collectives.items()) or "none"
-        lines.append(("collectives", sent + (" a step (what is in loops of unknown length counts once)" if footprint.open_loops else " a step")))
-        calls = ", ".join(f"{name} x {count}" for name, count in footprint.kernels.items()) or "no custom calls"
+        sent = (
+            ", ".join(
+                f"{kind} {one.count:,} of {_gb(one.bytes)}" for kind, one in footprint.collectives.items()
+            )
+            or "none"
+        )
+        lines.append(
+            (
+                "collectives",
+                sent
+                + (
+                    " a step (what is in loops of unknown length counts once)"
+                    if footprint.open_loops
+                    else " a step"
+                ),
+            )
+        )
+        calls = (
+            ", ".join(f"{name} x {count}" for name, count in footprint.kernels.items()) or "no custom calls"
+        )
         lines.append(("kernels", f"attention {found.attention}; {calls}"))
     if found.refusal is not None:
         lines.append(("compiler", found.refusal[:400]))

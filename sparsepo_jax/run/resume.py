@@ -15,7 +15,10 @@ from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
 
 TRAINING = ("sft", "po")
-LOOKING = {"inspect", "report"}  # these leave no result: they may be run beside a run, and in a directory of other settings
+LOOKING = {
+    "inspect",
+    "report",
+}  # these leave no result: they may be run beside a run, and in a directory of other settings
 _CONTINUED = (*TRAINING, "pairs")
 _READS = ("seed", "policy", "reference", "tokenizer", "data", "objective", "compute")
 _SECTIONS = {
@@ -30,11 +33,23 @@ _SECTIONS = {
     "export": ("seed", "policy", "tokenizer", "objective", "export"),
 }
 # Settings within these sections that do not change what the stage leaves.
-_HARMLESS = {"data.cache_dir", "reference.cache_dir", "data.inspect_rows", "po.eval_every_steps", "po.skip_nonfinite", "sft.skip_nonfinite",
-             "sft.taken_from", "compute.compile_cache", "compute.distributed"}
+_HARMLESS = {
+    "data.cache_dir",
+    "reference.cache_dir",
+    "data.inspect_rows",
+    "po.eval_every_steps",
+    "po.skip_nonfinite",
+    "sft.skip_nonfinite",
+    "sft.taken_from",
+    "compute.compile_cache",
+    "compute.distributed",
+}
 _PROMPTS = {"data.prompts", "data.prompt_words"}
 _HARMLESS_FOR = {
-    "sft": _PROMPTS | {"data.train", "data.eval", "data.holdout"}, "po": _PROMPTS | {"data.sft", "data.eval"}, "score": _PROMPTS, "eval": _PROMPTS,
+    "sft": _PROMPTS | {"data.train", "data.eval", "data.holdout"},
+    "po": _PROMPTS | {"data.sft", "data.eval"},
+    "score": _PROMPTS,
+    "eval": _PROMPTS,
     "pairs": {"data.sft", "data.train", "data.eval", "data.holdout", "generation.batch_size"},
 }
 
@@ -66,7 +81,9 @@ class Marks:
                 return marks
         except (ValueError, AttributeError, RecursionError):
             pass
-        raise UserError(f"{self._path}: expected what a run has finished, found something else; bring the old file back, or {self._way_out}")
+        raise UserError(
+            f"{self._path}: expected what a run has finished, found something else; bring the old file back, or {self._way_out}"
+        )
 
     def finished(self, stage: str, *outputs: Path) -> bool:
         """Whether a stage is done, with these settings, and its outputs are there. UserError: a stage that is continued, with other settings."""
@@ -80,7 +97,11 @@ class Marks:
 
     def mark(self, stage: str, seconds: float, taken: "Marks | None" = None) -> None:
         """taken: those of the run that trained it, where this one did not. The time is then the other's: it tells one training from another."""
-        now = {"finished": time.time()} if taken is None else {"finished": taken.all()[stage]["finished"], "taken_from": str(taken.directory)}
+        now = (
+            {"finished": time.time()}
+            if taken is None
+            else {"finished": taken.all()[stage]["finished"], "taken_from": str(taken.directory)}
+        )
         marks = self.all() | {stage: {"depends": self.depends(stage), "seconds": round(seconds, 1)} | now}
         write_whole(self._path, marks)
 
@@ -95,11 +116,16 @@ class Marks:
         mark = self.all()[stage]
         if "taken_from" not in mark:
             return self.directory
-        for directory in (self._config.sft.taken_from, mark["taken_from"]):  # the setting first: the other run may have been moved
+        for directory in (
+            self._config.sft.taken_from,
+            mark["taken_from"],
+        ):  # the setting first: the other run may have been moved
             there = {} if directory is None else Marks(self._config, directory).all().get(stage, {})
             if there.get("finished") == mark["finished"] and "taken_from" not in there:
                 return Path(directory)
-        raise UserError(f"the {stage} that {self.directory} has taken is not in {mark['taken_from']} any more; bring it back, or {self._way_out}")
+        raise UserError(
+            f"the {stage} that {self.directory} has taken is not in {mark['taken_from']} any more; bring it back, or {self._way_out}"
+        )
 
     def trained_sft(self) -> "Marks | None":
         """The marks of the run that trained the sft which is finished here; None: none is, or its weights are gone. UserError: other settings."""
@@ -112,8 +138,10 @@ class Marks:
         """The marks of the run that trained the sft which sft.taken_from names. UserError: there is none, or it had other settings."""
         found = Marks(self._config, self._config.sft.taken_from).trained_sft()
         if found is None:
-            raise UserError(f"sft.taken_from: expected the output_dir of a run that has finished its stage sft, found none in {self._config.sft.taken_from}; "
-                            "run it first, or leave out sft.taken_from")
+            raise UserError(
+                f"sft.taken_from: expected the output_dir of a run that has finished its stage sft, found none in {self._config.sft.taken_from}; "
+                "run it first, or leave out sft.taken_from"
+            )
         return found
 
     def check(self, stage: str) -> None:
@@ -135,10 +163,14 @@ class Marks:
         """UserError if a stage that is continued has begun here with other rows. digests: of each file's tokens."""
         path = self.directory / stage / "data.json"
         before = json.loads(path.read_text()) if path.exists() else digests
-        changed = sorted(name for name in before.keys() | digests.keys() if before.get(name) != digests.get(name))
+        changed = sorted(
+            name for name in before.keys() | digests.keys() if before.get(name) != digests.get(name)
+        )
         if changed:
-            raise UserError(f"{', '.join(changed)}: other rows than those that stage {stage} in {self.directory} began with; bring the old file back, or "
-                            f"{self._way_out}")
+            raise UserError(
+                f"{', '.join(changed)}: other rows than those that stage {stage} in {self.directory} began with; bring the old file back, or "
+                f"{self._way_out}"
+            )
 
     def begin(self, stage: str, digests: dict[str, str]) -> None:
         """Writes down with which settings and rows a stage begins that is continued. Not before it can: who mends a mistake must not be held to it."""
@@ -160,19 +192,34 @@ class Marks:
             found["trained"] = {name: marks[name]["finished"] for name in TRAINING if name in marks}
         if stage not in _CONTINUED:
             data = self._config.data
-            sources = data.train + data.eval + data.prompts * (stage == "generate") + self._config.evaluation.lexicons * (stage == "eval")
+            sources = (
+                data.train
+                + data.eval
+                + data.prompts * (stage == "generate")
+                + self._config.evaluation.lexicons * (stage == "eval")
+            )
             policy, reference = self._config.policy, self._config.reference
-            paths = [policy.path, policy.adapter, reference.path, reference.adapter, *(getattr(source, "path", None) for source in sources)]
+            paths = [
+                policy.path,
+                policy.adapter,
+                reference.path,
+                reference.adapter,
+                *(getattr(source, "path", None) for source in sources),
+            ]
             if stage == "measure":
                 paths = [str(self.directory / "generations.jsonl")]
-            paths += [*self._config.harness.tasks, self._config.harness.include_path] if stage == "harness" else []
+            paths += (
+                [*self._config.harness.tasks, self._config.harness.include_path] if stage == "harness" else []
+            )
             found["files"] = {path: _stamp(Path(path)) for path in paths if path is not None}
         return found
 
     def _refuse_changes(self, stage: str, before: dict[str, Any]) -> None:
         changed = sorted(_differences(before, self.depends(stage)))
         if changed:
-            raise UserError(f"{self.directory} holds stage {stage} with other settings: {', '.join(changed)}; set them back, or {self._way_out}")
+            raise UserError(
+                f"{self.directory} holds stage {stage} with other settings: {', '.join(changed)}; set them back, or {self._way_out}"
+            )
 
 
 def write_whole(path: Path, content: Any) -> None:
@@ -187,13 +234,18 @@ def _stamp(path: Path) -> list:
     if path.is_dir():
         files = sorted(path.iterdir())
     else:
-        files = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        files = (
+            [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        )
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:
     """Dotted paths at which two nested mappings differ."""
     if isinstance(before, dict) and isinstance(now, dict):
-        return [found for key in sorted(before.keys() | now.keys())
-                for found in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)]
+        return [
+            found
+            for key in sorted(before.keys() | now.keys())
+            for found in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+        ]
     return [] if before == now else [path]

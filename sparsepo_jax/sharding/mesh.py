@@ -18,7 +18,11 @@ LARGE = 2**30  # bytes
 
 
 def make_mesh(
-    data: int | None, fsdp: int | None, tensor: int | None, slices: int | None = None, devices: Sequence[jax.Device] | None = None
+    data: int | None,
+    fsdp: int | None,
+    tensor: int | None,
+    slices: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """A mesh over all devices, or these; one axis may be None: what the others leave.
 
@@ -31,7 +35,9 @@ def make_mesh(
     sizes = tuple(size or count // math.prod(size for size in asked if size) for size in asked)
     if math.prod(sizes) != count:
         said = ", ".join(f"{axis}={size if size else 'free'}" for axis, size in zip(AXES, asked, strict=True))
-        raise UserError(f"compute.mesh: {said} does not fit {count} device(s): the product must be {count}; leave one axis null")
+        raise UserError(
+            f"compute.mesh: {said} does not fit {count} device(s): the product must be {count}; leave one axis null"
+        )
     return Mesh(grid_of(sizes, slices, devices), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -39,16 +45,22 @@ def grid_of(sizes: tuple[int, ...], slices: int | None, devices: Sequence[jax.De
     """The devices by their places on the three axes; see make_mesh."""
     there = len({getattr(device, "slice_index", 0) for device in devices})
     if slices not in (None, there):
-        raise UserError(f"compute.mesh.slices: {slices}, but these {len(devices)} device(s) are {there} slice(s); leave it null")
+        raise UserError(
+            f"compute.mesh.slices: {slices}, but these {len(devices)} device(s) are {there} slice(s); leave it null"
+        )
     of_data = math.gcd(there, sizes[0])
     of_fsdp = there // of_data
     if sizes[1] % of_fsdp:
-        raise UserError(f"compute.mesh: data={sizes[0]} x fsdp={sizes[1]} cannot be cut over {there} slices, and tensor must not be; "
-                        f"take a multiple of {there} for data")
+        raise UserError(
+            f"compute.mesh: data={sizes[0]} x fsdp={sizes[1]} cannot be cut over {there} slices, and tensor must not be; "
+            f"take a multiple of {there} for data"
+        )
     if there == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     within = sizes[0] // of_data, sizes[1] // of_fsdp, sizes[2]
-    return mesh_utils.create_hybrid_device_mesh(within, (of_data, of_fsdp, 1), devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(
+        within, (of_data, of_fsdp, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def platform_of(mesh: Mesh) -> str:
@@ -89,10 +101,18 @@ def make_spread(mesh: Mesh):
     def spread(function, heads, rows, same):
         counts = [x.shape[2] for x in heads]
         cut = all(count == 1 or count % mesh.shape["tensor"] == 0 for count in counts)
-        specs = tuple(PartitionSpec(*PAIRS, None, "tensor" if cut and count > 1 else None, None) for count in counts)
+        specs = tuple(
+            PartitionSpec(*PAIRS, None, "tensor" if cut and count > 1 else None, None) for count in counts
+        )
         of_rows = jax.tree.map(lambda x: PartitionSpec(*PAIRS), rows)
         # Not checked: what a Pallas call gives does not say over which axes it differs.
-        return jax.shard_map(function, mesh=mesh, in_specs=(specs, of_rows, PartitionSpec()), out_specs=specs[0], check_vma=False)(heads, rows, same)
+        return jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(specs, of_rows, PartitionSpec()),
+            out_specs=specs[0],
+            check_vma=False,
+        )(heads, rows, same)
 
     return spread
 
@@ -103,7 +123,10 @@ def make_place_head(mesh: Mesh):
     where it is kept. What an axis does not divide stays whole."""
 
     def placed(x_KVD: Array, width: str | None) -> Array:
-        axes = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(("tensor", None, width), x_KVD.shape, strict=True)]
+        axes = [
+            axis if axis and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(("tensor", None, width), x_KVD.shape, strict=True)
+        ]
         return jax.lax.with_sharding_constraint(x_KVD, NamedSharding(mesh, PartitionSpec(*axes)))
 
     # First as it is kept: else the whole head is gathered, before the part is taken.

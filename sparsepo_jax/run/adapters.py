@@ -4,9 +4,9 @@ from pathlib import Path
 
 from sparsepo_jax.config.schema import Config, Lora
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.marks import trains_adapter_further
 from sparsepo_jax.models.adapter import Adapter, AdapterConfig, LoraShape
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections
+from sparsepo_jax.run.resume import trains_adapter_further
 
 
 def settle_lora(config: Config, spec: DecoderSpec) -> Config:
@@ -16,12 +16,24 @@ def settle_lora(config: Config, spec: DecoderSpec) -> Config:
         UserError: a setting is another than the adapter's, or the adapter is none that po.lora can train.
     """
     shape, lora = Adapter(config.policy.adapter, spec, "policy.adapter").lora, config.po.lora
-    wanted = {"rank": shape.rank, "alpha": shape.alpha, "rslora": shape.rslora, "targets": [f"^{name}$" for name in shape.targets]}
-    differing = [name for name in wanted if name in lora.model_fields_set and not _agree(name, lora, shape, spec)]
+    wanted = {
+        "rank": shape.rank,
+        "alpha": shape.alpha,
+        "rslora": shape.rslora,
+        "targets": [f"^{name}$" for name in shape.targets],
+    }
+    differing = [
+        name for name in wanted if name in lora.model_fields_set and not _agree(name, lora, shape, spec)
+    ]
     if differing:
         ours = ", ".join(f"{name} {getattr(lora, name)}" for name in differing)
-        theirs = ", ".join(f"{name} {getattr(shape, name)}" if name != "targets" else f"targets {', '.join(shape.targets)}" for name in differing)
-        raise UserError(f"po.lora: {ours}, but policy.adapter, which po trains further, has {theirs}: leave out po.lora.{' and po.lora.'.join(differing)}")
+        theirs = ", ".join(
+            f"{name} {getattr(shape, name)}" if name != "targets" else f"targets {', '.join(shape.targets)}"
+            for name in differing
+        )
+        raise UserError(
+            f"po.lora: {ours}, but policy.adapter, which po trains further, has {theirs}: leave out po.lora.{' and po.lora.'.join(differing)}"
+        )
     kept = {name: getattr(lora, name) for name in wanted if name in lora.model_fields_set}
     settled = lora.model_copy(update=wanted | kept)
     return config.model_copy(update={"po": config.po.model_copy(update={"lora": settled})})
@@ -38,7 +50,9 @@ def _agree(name: str, lora: Lora, shape: LoraShape, spec: DecoderSpec) -> bool:
 
 def same_model(base: str, path: str) -> bool:
     """Whether two names mean one model, as far as names tell: equal, the same directory, or the same last part (a Hub id and its copy)."""
-    return base == path or Path(base).absolute() == Path(path).absolute() or Path(base).name == Path(path).name
+    return (
+        base == path or Path(base).absolute() == Path(path).absolute() or Path(base).name == Path(path).name
+    )
 
 
 def describe_adapter(adapter: Adapter | AdapterConfig, config: Config, setting: str) -> str:

@@ -37,7 +37,9 @@ def _vectorizer(**settings):
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError as error:
-        raise UserError("scorer.kind classifier needs scikit-learn: install sparsepo_jax[reward], or choose another scorer") from error
+        raise UserError(
+            "scorer.kind classifier needs scikit-learn: install sparsepo_jax[reward], or choose another scorer"
+        ) from error
     return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **settings)
 
 
@@ -52,7 +54,12 @@ def train_classifier(rows: Labelled, *, max_features: int, l2: float) -> Classif
     except ValueError as error:
         raise UserError(f"scorer.train: there is nothing to learn from ({error})") from error
     fitted = LogisticRegression(C=1 / l2, max_iter=1000).fit(features, rows.positive_N, rows.weight_N)
-    return Classifier(vectorizer.get_feature_names_out().tolist(), vectorizer.idf_, fitted.coef_[0], float(fitted.intercept_[0]))
+    return Classifier(
+        vectorizer.get_feature_names_out().tolist(),
+        vectorizer.idf_,
+        fitted.coef_[0],
+        float(fitted.intercept_[0]),
+    )
 
 
 def save_classifier(directory: Path, classifier: Classifier, about: dict[str, float | None]) -> None:
@@ -63,7 +70,14 @@ def save_classifier(directory: Path, classifier: Classifier, about: dict[str, fl
     shutil.rmtree(written, ignore_errors=True)
     written.mkdir(parents=True)
     (written / "words.json").write_text(json.dumps(classifier.words))
-    save_file({"idf": classifier.idf_V, "coefficients": classifier.coefficient_V, "intercept": np.array([classifier.intercept])}, written / "numbers.safetensors")
+    save_file(
+        {
+            "idf": classifier.idf_V,
+            "coefficients": classifier.coefficient_V,
+            "intercept": np.array([classifier.intercept]),
+        },
+        written / "numbers.safetensors",
+    )
     (written / "about.json").write_text(json.dumps(about, indent=1) + "\n")
     shutil.rmtree(directory, ignore_errors=True)
     written.rename(directory)
@@ -73,5 +87,10 @@ def load_classifier(directory: Path) -> tuple[Classifier, dict[str, float | None
     from safetensors.numpy import load_file
 
     numbers = load_file(directory / "numbers.safetensors")
-    classifier = Classifier(json.loads((directory / "words.json").read_text()), numbers["idf"], numbers["coefficients"], float(numbers["intercept"][0]))
+    classifier = Classifier(
+        json.loads((directory / "words.json").read_text()),
+        numbers["idf"],
+        numbers["coefficients"],
+        float(numbers["intercept"][0]),
+    )
     return classifier, json.loads((directory / "about.json").read_text())

@@ -19,7 +19,7 @@ from sparsepo_jax.config.load import ConfigError, load_config, parse_overrides
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import short_names
-from sparsepo_jax.marks import Marks
+from sparsepo_jax.run.resume import Marks
 
 DONE, FAILED, TO_DO = "done", "failed", "to do"
 WRONG_COMMAND = 2  # exit status, as main.py's
@@ -94,9 +94,13 @@ def parse_axes(texts: Sequence[str]) -> list[Axis]:
             mistakes.append(f"--sweep {path}: {error}")
             continue
         if path == "output_dir":
-            mistakes.append("--sweep output_dir: every run of a sweep gets a directory of its own; other values of the config go before --sweep")
+            mistakes.append(
+                "--sweep output_dir: every run of a sweep gets a directory of its own; other values of the config go before --sweep"
+            )
         elif "" in pieces:
-            mistakes.append(f"--sweep {path}: an empty value; write null if that is meant, and '' for empty text")
+            mistakes.append(
+                f"--sweep {path}: an empty value; write null if that is meant, and '' for empty text"
+            )
         elif path in {axis.path for axis in axes}:
             mistakes.append(f"--sweep {path}: given twice")
         else:
@@ -106,7 +110,11 @@ def parse_axes(texts: Sequence[str]) -> list[Axis]:
                 mistakes += [f"--sweep {line}" for line in wrong]
                 values += read.values()
             names = [_value_name(value) for value in values]
-            mistakes += [f"--sweep {path}: {pieces[n]} is there twice" for n, name in enumerate(names) if name in names[:n]]
+            mistakes += [
+                f"--sweep {path}: {pieces[n]} is there twice"
+                for n, name in enumerate(names)
+                if name in names[:n]
+            ]
             axes.append(Axis(path, pieces, values))
     if mistakes:
         raise ConfigError(mistakes)
@@ -115,8 +123,11 @@ def parse_axes(texts: Sequence[str]) -> list[Axis]:
 
 def run_name(values: dict[str, Any]) -> str:
     """'beta=0.1,seed=2': fit for any file system, the same for the same values whatever else the grid holds, and another for others."""
-    name = ",".join(f"{re.sub(r'[^A-Za-z0-9_.-]', '-', short)}={_value_name(values[path])}" for path, short in short_names(list(values)).items())
-    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME - 9]}~{_digest(values)}"
+    name = ",".join(
+        f"{re.sub(r'[^A-Za-z0-9_.-]', '-', short)}={_value_name(values[path])}"
+        for path, short in short_names(list(values)).items()
+    )
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}~{_digest(values)}"
 
 
 def _value_name(value: Any) -> str:
@@ -125,26 +136,39 @@ def _value_name(value: Any) -> str:
         return f"{value:g}"
     if not isinstance(value, (str, dict, list)):
         return json.dumps(value)
-    whole = isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", value) and value not in ("true", "false", "null")
-    text = value if isinstance(value, str) else re.sub(r'["\s{}\[\]]', "", json.dumps(value)).replace(",", "+").replace(":", "-")
+    whole = (
+        isinstance(value, str)
+        and re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", value)
+        and value not in ("true", "false", "null")
+    )
+    text = (
+        value
+        if isinstance(value, str)
+        else re.sub(r'["\s{}\[\]]', "", json.dumps(value)).replace(",", "+").replace(":", "-")
+    )
     if whole and len(text) <= LONGEST_VALUE:
         return text
     text = re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-.")
-    return f"{text[:LONGEST_VALUE - 9]}~{_digest(value)}"
+    return f"{text[: LONGEST_VALUE - 9]}~{_digest(value)}"
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def plan_sweep(path: str, overrides: Sequence[str], axes: Sequence[Axis]) -> tuple[Path, list[Planned], list[str]]:
+def plan_sweep(
+    path: str, overrides: Sequence[str], axes: Sequence[Axis]
+) -> tuple[Path, list[Planned], list[str]]:
     """(BASE, the runs of the grid, notes). Nothing runs before every config is sound: ConfigError with all mistakes and the runs they are of."""
     planned, notes, mistakes = [], {}, {}
     base, count = None, 0
     for chosen in itertools.product(*(range(len(axis.values)) for axis in axes)):
         count += 1
         values = {axis.path: axis.values[n] for axis, n in zip(axes, chosen, strict=True)}
-        swept, name = [f"{axis.path}={axis.texts[n]}" for axis, n in zip(axes, chosen, strict=True)], run_name(values)
+        swept, name = (
+            [f"{axis.path}={axis.texts[n]}" for axis, n in zip(axes, chosen, strict=True)],
+            run_name(values),
+        )
         try:
             config, said = load_config(path, [*overrides, *swept])
         except ConfigError as error:
@@ -161,8 +185,12 @@ def plan_sweep(path: str, overrides: Sequence[str], axes: Sequence[Axis]) -> tup
 
 def _name_runs(mistakes: dict[str, list[str]], of: int) -> list[str]:
     """A mistake of all runs stands alone, another with up to three of its runs."""
-    return [line if len(names) == of else f"{' and '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {line}"
-            for line, names in mistakes.items()]
+    return [
+        line
+        if len(names) == of
+        else f"{' and '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {line}"
+        for line, names in mistakes.items()
+    ]
 
 
 # ---------------------------------------------------------------- one sft for many runs
@@ -212,7 +240,11 @@ def finished_sft(config: Config) -> str | None:
 
 
 def with_sft_of(config: Config, directory: str | None) -> Config:
-    return config if directory is None else config.model_copy(update={"sft": config.sft.model_copy(update={"taken_from": directory})})
+    return (
+        config
+        if directory is None
+        else config.model_copy(update={"sft": config.sft.model_copy(update={"taken_from": directory})})
+    )
 
 
 # ---------------------------------------------------------------- the book of a sweep
@@ -228,9 +260,14 @@ class Book:
         earlier = self._read()
         grid = {run.name: run.values for run in planned}
         fresh = {"status": TO_DO, "error": None, "seconds": 0.0}
-        self.runs: dict[str, dict] = {name: {"name": name, "values": values} | {key: earlier.get(name, {}).get(key, fresh[key]) for key in fresh}
-                                      for name, values in grid.items()}
-        self.runs |= {name: run for name, run in earlier.items() if name not in grid and (base / name).is_dir()}
+        self.runs: dict[str, dict] = {
+            name: {"name": name, "values": values}
+            | {key: earlier.get(name, {}).get(key, fresh[key]) for key in fresh}
+            for name, values in grid.items()
+        }
+        self.runs |= {
+            name: run for name, run in earlier.items() if name not in grid and (base / name).is_dir()
+        }
         self._paths = list(dict.fromkeys(path for run in planned for path in run.values))
 
     def _read(self) -> dict[str, dict]:
@@ -239,7 +276,11 @@ class Book:
         except FileNotFoundError:
             return {}
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError([f"{self.path}: not a sweep's book ({error}); put it away, the runs beside it are found again"]) from None
+            raise ConfigError(
+                [
+                    f"{self.path}: not a sweep's book ({error}); put it away, the runs beside it are found again"
+                ]
+            ) from None
 
     def note(self, name: str, status: str, error: str | None, seconds: float) -> None:
         run = self.runs[name]
@@ -251,10 +292,17 @@ class Book:
 
     def write(self) -> None:
         """What another sweep in the same directory has noted meanwhile stays."""
-        self.runs |= {name: run for name, run in self._read().items() if name not in self._noted and (self.path.parent / name).is_dir()}
+        self.runs |= {
+            name: run
+            for name, run in self._read().items()
+            if name not in self._noted and (self.path.parent / name).is_dir()
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         written = self.path.with_suffix(".tmp")
-        written.write_text(json.dumps({"sweep": self._paths, "runs": list(self.runs.values())}, indent=1) + "\n", encoding="utf-8")
+        written.write_text(
+            json.dumps({"sweep": self._paths, "runs": list(self.runs.values())}, indent=1) + "\n",
+            encoding="utf-8",
+        )
         written.replace(self.path)
 
 
@@ -272,7 +320,9 @@ def grid_text(base: Path, planned: Sequence[Planned]) -> str:
             else:
                 said = "trains sft" if finished_sft(run.config) is None else "has trained sft"
                 shared.expect(run.config, run.config.output_dir)
-        lines.append(f"  {run.name:<{width}}  {book.runs[run.name]['status']:<{len(FAILED)}}  {said}".rstrip())
+        lines.append(
+            f"  {run.name:<{width}}  {book.runs[run.name]['status']:<{len(FAILED)}}  {said}".rstrip()
+        )
     return "\n".join(lines)
 
 
@@ -280,7 +330,10 @@ def grid_text(base: Path, planned: Sequence[Planned]) -> str:
 
 
 def run_sweep(
-    base: Path, planned: Sequence[Planned], attempt: Callable[[Config], tuple[int, str | None]], lacks: Callable[[Path], str | None] | None = None
+    base: Path,
+    planned: Sequence[Planned],
+    attempt: Callable[[Config], tuple[int, str | None]],
+    lacks: Callable[[Path], str | None] | None = None,
 ) -> int:
     """Runs what is to do and returns the exit status: 0, 1 if a run failed (the others are done all the same), that of a run which was told to stop, or
     2 if the first run that is done lacks something.
@@ -299,20 +352,36 @@ def run_sweep(
         index, count = _processes()
         if index == 0:
             outcome = DONE if status == 0 else FAILED if status == 1 else TO_DO
-            book.note(run.name, outcome, said.strip().splitlines()[-1].removeprefix("error: ") if said and outcome == FAILED else None, time.time() - began_s)
+            book.note(
+                run.name,
+                outcome,
+                said.strip().splitlines()[-1].removeprefix("error: ") if said and outcome == FAILED else None,
+                time.time() - began_s,
+            )
         if status not in (0, 1) or (status and count > 1):
-            print(f"the sweep stopped in run {number} of {len(planned)}; the same command continues it", file=sys.stderr)
+            print(
+                f"the sweep stopped in run {number} of {len(planned)}; the same command continues it",
+                file=sys.stderr,
+            )
             return status
         failed += [run.name] * (status == 1)
         if lacks is not None and status == 0:
             missing, lacks = lacks(Path(run.config.output_dir)) if index == 0 else None, None
             if missing:
-                print(f"error: {missing}; run {number} of {len(planned)} is done, and the same command with another name goes on", file=sys.stderr)
+                print(
+                    f"error: {missing}; run {number} of {len(planned)} is done, and the same command with another name goes on",
+                    file=sys.stderr,
+                )
             if _first_says(bool(missing)):
                 return WRONG_COMMAND
         gc.collect()  # what a run held in cycles would stay in device memory beside the next one's
     if failed:
-        print(f"{len(failed)} of {len(planned)} runs failed:", *(f"  {name}: {book.runs[name]['error']}" for name in failed), sep="\n", file=sys.stderr)
+        print(
+            f"{len(failed)} of {len(planned)} runs failed:",
+            *(f"  {name}: {book.runs[name]['error']}" for name in failed),
+            sep="\n",
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 
@@ -322,7 +391,7 @@ def _first_says(here: bool) -> bool:
         return here
     import numpy as np
 
-    from sparsepo_jax.dist.processes import as_the_first
+    from sparsepo_jax.sharding.processes import as_the_first
 
     return bool(as_the_first(np.array(here)))
 

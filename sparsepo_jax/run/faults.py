@@ -12,11 +12,15 @@ _WAYS_OUT = {
     errno.EROFS: "the file system is read-only: take another place",
     errno.EIO: "the disk cannot be read or written: take another one",
 }
-_MEMORY = ("take smaller micro-steps (a larger po.accumulation or sft.accumulation, a smaller evaluation.batch_size or generation.batch_size), "
-           "compute.remat=true, more devices in compute.mesh.fsdp or .tensor, or po.lora")
+_MEMORY = (
+    "take smaller micro-steps (a larger po.accumulation or sft.accumulation, a smaller evaluation.batch_size or generation.batch_size), "
+    "compute.remat=true, more devices in compute.mesh.fsdp or .tensor, or po.lora"
+)
 
 # XLA says it with a status (RESOURCE_EXHAUSTED, or INTERNAL where the CPU's dispatch fails), CUDA, C++ and the kernel in their own words.
-_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.*memory|out of memory|OUT_OF_MEMORY|bad_alloc|cannot allocate memory", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"RESOURCE_EXHAUSTED.*memory|out of memory|OUT_OF_MEMORY|bad_alloc|cannot allocate memory", re.IGNORECASE
+)
 
 
 def explain(error: BaseException, output_dir: str) -> str | None:
@@ -30,7 +34,15 @@ def explain(error: BaseException, output_dir: str) -> str | None:
             return f"a device is out of memory ({text[:160]}); {_MEMORY}"
         number = seen.errno if isinstance(seen, OSError) else None
         # TensorStore, under Orbax, says it in words.
-        number = number or (errno.ENOSPC if "No space left" in text else errno.EFBIG if "File too large" in text else errno.EACCES if "Permission denied" in text else None)
+        number = number or (
+            errno.ENOSPC
+            if "No space left" in text
+            else errno.EFBIG
+            if "File too large" in text
+            else errno.EACCES
+            if "Permission denied" in text
+            else None
+        )
         if number in _WAYS_OUT:
             name = seen.filename if isinstance(seen, OSError) and seen.filename else output_dir
             return f"{name}: {_WAYS_OUT[number]}; the same command then continues the run"

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from sparsepo_jax.aot.topology import Topology
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.dist.topology import Topology
 
 
 class Collective(NamedTuple):
@@ -40,8 +40,14 @@ class Footprint(NamedTuple):
 
 
 # There is no TPU here to ask, to lock, or to warn of.
-_ALONE = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-          "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
+_ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
 
 
 def absent_devices(topology: Topology) -> list[jax.Device]:
@@ -51,12 +57,18 @@ def absent_devices(topology: Topology) -> list[jax.Device]:
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=f"{topology.kind}:{topology.shape}", num_slices=topology.slices).devices
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{topology.kind}:{topology.shape}", num_slices=topology.slices
+        ).devices
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"libtpu does not know the topology {topology}: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(
+            f"libtpu does not know the topology {topology}: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
-def compile_for_memory(lowered: jax.stages.Lowered, arguments: Any, chip_bytes: int) -> tuple[Footprint, str | None]:
+def compile_for_memory(
+    lowered: jax.stages.Lowered, arguments: Any, chip_bytes: int
+) -> tuple[Footprint, str | None]:
     """(footprint, the compiler's own words if it refuses for want of memory). arguments: abstract, with shardings, as `lowered` was made of them."""
     try:
         compiled = lowered.compile()
@@ -66,13 +78,29 @@ def compile_for_memory(lowered: jax.stages.Lowered, arguments: Any, chip_bytes: 
             raise
         own = sum(map(_chip_bytes, jax.tree.leaves(arguments)))
         temporaries, needed = refused_bytes(said)
-        return Footprint(own, temporaries, None, needed or (temporaries and own + temporaries), False, None, False, None), said
+        return Footprint(
+            own, temporaries, None, needed or (temporaries and own + temporaries), False, None, False, None
+        ), said
     memory, text = compiled.memory_analysis(), compiled.as_text()
     alias = memory.alias_size_in_bytes
-    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - alias + memory.generated_code_size_in_bytes
+    needed = (
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - alias
+        + memory.generated_code_size_in_bytes
+    )
     collectives, open_loops = collectives_in(text)
-    return Footprint(memory.argument_size_in_bytes, memory.temp_size_in_bytes, alias, needed, needed <= chip_bytes, collectives, open_loops,
-                     kernels_in(text)), None
+    return Footprint(
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        alias,
+        needed,
+        needed <= chip_bytes,
+        collectives,
+        open_loops,
+        kernels_in(text),
+    ), None
 
 
 def _chip_bytes(x: jax.ShapeDtypeStruct) -> int:
@@ -86,7 +114,10 @@ _BYTES = r"(\d+(?:\.\d+)?)([KMGT]?)"
 def refused_bytes(refusal: str) -> tuple[int | None, int | None]:
     """(bytes of temporaries, bytes of all) as far as the compiler says them: 'HLO temporaries (48.06G) exceeds available HBM (15.75G)', or 'Used 25.3G
     of 15.75G hbm'."""
-    found = [re.search(pattern, refusal) for pattern in (rf"HLO temporaries \({_BYTES}i?B?\)", rf"Used {_BYTES}i?B? of ")]
+    found = [
+        re.search(pattern, refusal)
+        for pattern in (rf"HLO temporaries \({_BYTES}i?B?\)", rf"Used {_BYTES}i?B? of ")
+    ]
     temporaries, whole = (match and round(float(match[1]) * _UNITS[match[2]]) for match in found)
     return temporaries, whole
 
@@ -96,10 +127,14 @@ def refused_bytes(refusal: str) -> tuple[int | None, int | None]:
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"
 _COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{_KINDS})(?P<start>-start)?\(")
 _CHAIN = re.compile(r'channel_id=\d+|chain_id="\d+"')
-_CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}"
+)
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+)")
 _LIMIT = re.compile(r" constant\((\d+)\)")
-_GROUP = re.compile(r"replica_groups=(?:\[\d+,(?P<size>\d+)\]|\{\{(?P<first>[\d,]+)\}|mesh\[(?P<axes>[^\]]*)\] \{(?P<over>[^}]*)\})")
+_GROUP = re.compile(
+    r"replica_groups=(?:\[\d+,(?P<size>\d+)\]|\{\{(?P<first>[\d,]+)\}|mesh\[(?P<axes>[^\]]*)\] \{(?P<over>[^}]*)\})"
+)
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 
@@ -120,7 +155,11 @@ def collectives_in(text: str) -> tuple[dict[str, Collective], bool]:
         arrays = _ARRAY.findall(match["type"])
         # What is started gives its operands, its results and maybe numbers of its own: one of the first two is the whole.
         sizes = [_array_bytes(*array) for array in arrays if not match["start"] or array != ("u32", "")]
-        size = max(sum(sizes[: len(sizes) // 2]), sum(sizes[len(sizes) // 2 :])) if match["start"] and len(sizes) > 1 else sum(sizes)
+        size = (
+            max(sum(sizes[: len(sizes) // 2]), sum(sizes[len(sizes) // 2 :]))
+            if match["start"] and len(sizes) > 1
+            else sum(sizes)
+        )
         kind = "reduce-scatter" if computation.startswith("all-reduce-scatter") else match["kind"]
         if match["kind"] == "reduce-scatter" and not match["start"]:
             size *= _group_size(line)
@@ -172,7 +211,10 @@ def _times_run(text: str) -> tuple[Mapping[str, int], bool]:
 def _rounds(condition: list[str]) -> int | None:
     """Of a loop that counts from 0 up to a constant, as JAX's scans do; else None."""
     limits = [int(limit) for line in condition for limit in _LIMIT.findall(line)]
-    counts_up = any(line.lstrip().startswith("ROOT") and " compare(" in line and "direction=LT" in line for line in condition)
+    counts_up = any(
+        line.lstrip().startswith("ROOT") and " compare(" in line and "direction=LT" in line
+        for line in condition
+    )
     return limits[0] if counts_up and len(limits) == 1 else None
 
 

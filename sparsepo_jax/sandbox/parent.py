@@ -1,7 +1,7 @@
 """Programs that a model wrote, each run in a process of its own, under limits: did it run to its end?
 
 A program passes if its last line was reached: an exit code says nothing (`sys.exit(0)` before the tests), so the child sends a word, drawn anew for
-each program, after the last line. What stands between a program and the machine (sandbox_child.py sets it up; `guards` names what this machine allows):
+each program, after the last line. What stands between a program and the machine (child.py sets it up; `guards` names what this machine allows):
 
     always       its own process, session and empty working directory, which are removed with it; an environment of five names; no input, output thrown
                  away; limits of wall-clock and CPU time, address space, size of a file, open files; no core files
@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 from sparsepo_jax.core.errors import UserError
 
-CHILD = Path(__file__).with_name("sandbox_child.py")
+CHILD = Path(__file__).with_name("child.py")
 START_S = 60.0  # that Python may take to start on a busy machine; a program's time counts from its first line
 MOST_BYTES = 65536  # read of what a child says
 
@@ -51,7 +51,9 @@ class Outcome(NamedTuple):
     why: str
 
 
-def run_programs(programs: Sequence[str], limits: Limits = Limits(), workers: int | None = None) -> list[Outcome]:
+def run_programs(
+    programs: Sequence[str], limits: Limits = Limits(), workers: int | None = None
+) -> list[Outcome]:
     """What became of each program, in order; `workers` at a time (None: one for each CPU). Hashes, so the order of sets, are the same in every run.
     UserError if Python does not start."""
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
@@ -71,8 +73,22 @@ def _run(program: str, limits: Limits) -> tuple[Outcome, tuple[str, ...]]:
         try:
             # As python -I, but with the hash seed, which -I would ignore: the order of sets must not change a verdict.
             child = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-B", str(CHILD), str(writing), str(limits.time_s), str(limits.memory_mb)], cwd=directory,
-                env=_environment(directory), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[writing],
+                [
+                    sys.executable,
+                    "-P",
+                    "-s",
+                    "-B",
+                    str(CHILD),
+                    str(writing),
+                    str(limits.time_s),
+                    str(limits.memory_mb),
+                ],
+                cwd=directory,
+                env=_environment(directory),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[writing],
                 start_new_session=True,
             )
         finally:
@@ -90,13 +106,22 @@ def _run(program: str, limits: Limits) -> tuple[Outcome, tuple[str, ...]]:
         shutil.rmtree(directory, ignore_errors=True)
     first, begun, verdict = said.partition(b"\n")
     if not begun:
-        raise UserError(f"programs cannot be run here: {sys.executable} " + (f"ended with {code}" if in_time else f"took more than {START_S:.0f} s"))
+        raise UserError(
+            f"programs cannot be run here: {sys.executable} "
+            + (f"ended with {code}" if in_time else f"took more than {START_S:.0f} s")
+        )
     return _judge(verdict, word, code, in_time), tuple(json.loads(first))
 
 
 def _environment(directory: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    return kept | {"PATH": os.defpath, "HOME": directory, "TMPDIR": directory, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+    return kept | {
+        "PATH": os.defpath,
+        "HOME": directory,
+        "TMPDIR": directory,
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+    }
 
 
 def _listen(reading: int, pid: int, time_s: float) -> tuple[bytes, bool]:
@@ -111,7 +136,9 @@ def _listen(reading: int, pid: int, time_s: float) -> tuple[bytes, bool]:
         said += read[: MOST_BYTES - len(said)]
         if not begun and b"\n" in said:
             begun, deadline_s = True, time.monotonic() + time_s
-    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:  # it may have closed the pipe and live on
+    while (
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+    ):  # it may have closed the pipe and live on
         if time.monotonic() > deadline_s:
             return said, False
         time.sleep(0.001)

@@ -16,7 +16,9 @@ from sparsepo_jax.core.stop import Stop, Terminated
 # words count only beside a status that it gives for this. A runtime error about something else may hold any of these words alone.
 _LOSS = re.compile(
     r"Gloo [\w -]+ failed|connection (?:closed|reset) by peer|socket closed|remote process exited|ncclRemoteError|CoordinationServiceError"
-    r"|\b(?:UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED): .*(?:coordination (?:service|agent)|heartbeat|barrier|/task:\d)", re.IGNORECASE | re.DOTALL)
+    r"|\b(?:UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED): .*(?:coordination (?:service|agent)|heartbeat|barrier|/task:\d)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def join_processes(distributed: bool | None) -> None:
@@ -26,24 +28,38 @@ def join_processes(distributed: bool | None) -> None:
     itself), a Slurm step of several tasks, or TPU_WORKER_HOSTNAMES of several. True leaves it all to JAX's own detection (Cloud TPU, GKE, Slurm,
     MPI). SIGTERM to any process is then told to all (see make_should_stop). UserError: the others cannot be found.
     """
-    if jax.distributed.is_initialized() or distributed is False or (distributed is None and not _looks_like_many(os.environ)):
+    if (
+        jax.distributed.is_initialized()
+        or distributed is False
+        or (distributed is None and not _looks_like_many(os.environ))
+    ):
         return
     jax.config.update("jax_enable_preemption_service", True)
     try:
         count, number = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
         jax.distributed.initialize(num_processes=count and int(count), process_id=number and int(number))
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"compute.distributed: the processes of the run do not find each other ({' '.join(str(error).split())}); set "
-                        "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each, or compute.distributed=false") from error
+        raise UserError(
+            f"compute.distributed: the processes of the run do not find each other ({' '.join(str(error).split())}); set "
+            "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each, or compute.distributed=false"
+        ) from error
 
 
 def _looks_like_many(environment) -> bool:
     several = lambda name: environment.get(name, "1").isdecimal() and int(environment.get(name, "1")) > 1  # noqa: E731
-    in_slurm_step = "SLURM_PROCID" in environment and several("SLURM_STEP_NUM_TASKS") and several("SLURM_NTASKS")
-    return "JAX_COORDINATOR_ADDRESS" in environment or in_slurm_step or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    in_slurm_step = (
+        "SLURM_PROCID" in environment and several("SLURM_STEP_NUM_TASKS") and several("SLURM_NTASKS")
+    )
+    return (
+        "JAX_COORDINATOR_ADDRESS" in environment
+        or in_slurm_step
+        or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    )
 
 
-_questions = itertools.count(1)  # JAX's service, too, is one a process; it wants numbers that only rise, whichever stage asks
+_questions = itertools.count(
+    1
+)  # JAX's service, too, is one a process; it wants numbers that only rise, whichever stage asks
 
 
 def make_should_stop(stop: Stop) -> Callable[[], type[KeyboardInterrupt] | None]:

@@ -18,9 +18,23 @@ class Chip(NamedTuple):
 CHIPS = {"v4": Chip(3, 2, 32), "v5e": Chip(2, 1, 16), "v5p": Chip(3, 2, 95), "v6e": Chip(2, 1, 32)}
 _SHAPES = {
     2: ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
-    3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16"),
+    3: (
+        "2x2x1",
+        "2x2x2",
+        "2x2x4",
+        "2x4x4",
+        "4x4x4",
+        "4x4x8",
+        "4x8x8",
+        "8x8x8",
+        "8x8x16",
+        "8x16x16",
+        "16x16x16",
+    ),
 }
-_NAME = re.compile(r"(?:(?P<before>[1-9]\d*)x)?(?P<kind>[a-z]\w*?)(?:-(?P<size>\d+)(?:x(?P<after>[1-9]\d*))?|:(?P<shape>[1-9]\d*(?:x[1-9]\d*)+))")
+_NAME = re.compile(
+    r"(?:(?P<before>[1-9]\d*)x)?(?P<kind>[a-z]\w*?)(?:-(?P<size>\d+)(?:x(?P<after>[1-9]\d*))?|:(?P<shape>[1-9]\d*(?:x[1-9]\d*)+))"
+)
 
 
 class Topology(NamedTuple):
@@ -48,16 +62,22 @@ def find_topology(name: str) -> Topology:
     it. UserError: a name that is none of these."""
     found = _NAME.fullmatch(name)
     kind = {"v5litepod": "v5e"}.get(found["kind"], found["kind"]) if found else None
-    if kind not in CHIPS or found["before"] and found["after"]:
+    if kind not in CHIPS or (found["before"] and found["after"]):
         known = "; ".join(f"{kind}-{', '.join(map(str, cloud_sizes(kind)))}" for kind in CHIPS)
-        raise UserError(f"no TPU topology {name!r}; expected a kind and its shape (v5p:4x4x4, v5e:4x4), a cloud's name ({known}), or several slices of "
-                        "one (2xv5e-16)")
+        raise UserError(
+            f"no TPU topology {name!r}; expected a kind and its shape (v5p:4x4x4, v5e:4x4), a cloud's name ({known}), or several slices of "
+            "one (2xv5e-16)"
+        )
     shape, sizes, dims = found["shape"], cloud_sizes(kind), CHIPS[kind].dims
     if shape is not None and shape.count("x") + 1 != dims:
-        raise UserError(f"no TPU topology {name!r}: chips of {kind} lie in {dims} dimensions, as in {kind}:{'x'.join(['4'] * dims)}")
+        raise UserError(
+            f"no TPU topology {name!r}: chips of {kind} lie in {dims} dimensions, as in {kind}:{'x'.join(['4'] * dims)}"
+        )
     if shape is None:
         if int(found["size"]) not in sizes:
-            raise UserError(f"no TPU topology {name!r}; there are {kind}-{', '.join(map(str, sizes))}, and other shapes as {kind}:{'x'.join(['4'] * dims)}")
+            raise UserError(
+                f"no TPU topology {name!r}; there are {kind}-{', '.join(map(str, sizes))}, and other shapes as {kind}:{'x'.join(['4'] * dims)}"
+            )
         shape = sizes[int(found["size"])]
     return Topology(kind, shape, int(found["before"] or found["after"] or 1))
 

@@ -37,8 +37,10 @@ def program_of(row: dict[str, Any], prompt: str, completion: str) -> str:
         imports = row.get("test_imports") or []
         parts = [_code_in(_unix(completion))[0], row.get("test_setup_code") or "", *imports, *tests]
         return "\n".join(_unix(part) for part in parts) + "\n"
-    raise UserError(f"expected tests in the row: `test` and `entry_point` (HumanEval) or `test_list` (MBPP), got the columns "
-                    f"{', '.join(sorted(row)) or '(none)'}; give data.prompts the rows with their tests, or set measure.code to null")
+    raise UserError(
+        f"expected tests in the row: `test` and `entry_point` (HumanEval) or `test_list` (MBPP), got the columns "
+        f"{', '.join(sorted(row)) or '(none)'}; give data.prompts the rows with their tests, or set measure.code to null"
+    )
 
 
 def _unix(text: str) -> str:
@@ -56,7 +58,9 @@ def _is_python(text: str) -> bool:
 
 def _code_in(answer: str) -> tuple[str, bool]:
     """(the code, whether a fence was opened before it). Code that starts at once, indented, goes to its closing fence, or to the end."""
-    opened = re.search(r"\A\s*```\w*[ \t]*\n|^```(?:python|python3|py)[ \t]*\n", answer, re.MULTILINE | re.IGNORECASE)
+    opened = re.search(
+        r"\A\s*```\w*[ \t]*\n|^```(?:python|python3|py)[ \t]*\n", answer, re.MULTILINE | re.IGNORECASE
+    )
     goes_on = re.match(r"\n*[ \t]", answer) and not answer.lstrip().startswith("```")
     code = answer[opened.end() :] if opened and not goes_on else answer
     return re.split(r"^```", code, maxsplit=1, flags=re.MULTILINE)[0], bool(opened and not goes_on)
@@ -68,8 +72,12 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if not 0 <= c <= n or k < 1:
         raise ValueError(f"expected 0 <= passes <= samples and k >= 1, got {c} of {n}, k = {k}")
     if k > n:
-        raise UserError(f"pass@{k} needs at least {k} samples of each problem, got {n}: raise generation.samples, or lower measure.code.k")
-    return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))  # one factor is 0 where n - c < k <= n
+        raise UserError(
+            f"pass@{k} needs at least {k} samples of each problem, got {n}: raise generation.samples, or lower measure.code.k"
+        )
+    return 1.0 - math.prod(
+        1.0 - k / i for i in range(n - c + 1, n + 1)
+    )  # one factor is 0 where n - c < k <= n
 
 
 def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:

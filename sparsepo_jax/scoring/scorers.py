@@ -12,12 +12,14 @@ from typing import Any
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.rows import one_line
-from sparsepo_jax.eval.classifier import Classifier
+from sparsepo_jax.scoring.classifier import Classifier
 
 Scorer = Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]
 
 
-def score_all(scorer: Scorer, prompts: list[str], completions: list[str], rows: list[dict[str, Any]]) -> list[float]:
+def score_all(
+    scorer: Scorer, prompts: list[str], completions: list[str], rows: list[dict[str, Any]]
+) -> list[float]:
     """UserError unless there is a finite number for each completion."""
     if not completions:
         return []
@@ -25,18 +27,26 @@ def score_all(scorer: Scorer, prompts: list[str], completions: list[str], rows: 
     try:
         scores = [float(score) for score in found]
     except (TypeError, ValueError) as error:
-        raise UserError(f"scorer: expected a list of numbers, got {str(found)[:80]!r} ({one_line(error)})") from None
+        raise UserError(
+            f"scorer: expected a list of numbers, got {str(found)[:80]!r} ({one_line(error)})"
+        ) from None
     if len(scores) != len(completions):
-        raise UserError(f"scorer: expected a score for each of {len(completions)} completions, got {len(scores)}")
+        raise UserError(
+            f"scorer: expected a score for each of {len(completions)} completions, got {len(scores)}"
+        )
     bad = next((n for n, score in enumerate(scores) if not math.isfinite(score)), None)
     if bad is not None:
-        raise UserError(f"scorer: expected finite scores, got {scores[bad]} for the completion {completions[bad][:60]!r}")
+        raise UserError(
+            f"scorer: expected finite scores, got {scores[bad]} for the completion {completions[bad][:60]!r}"
+        )
     return scores
 
 
 def classifier_scorer(classifier: Classifier) -> Scorer:
     """The probability of the positive label."""
-    return lambda prompts, completions, rows: classifier.probability([p + c for p, c in zip(prompts, completions, strict=True)]).tolist()
+    return lambda prompts, completions, rows: classifier.probability(
+        [p + c for p, c in zip(prompts, completions, strict=True)]
+    ).tolist()
 
 
 def hf_scorer(path: str, *, label: int | str | None, batch_size: int, device: str) -> Scorer:
@@ -45,16 +55,21 @@ def hf_scorer(path: str, *, label: int | str | None, batch_size: int, device: st
     try:
         import torch
     except ImportError as error:
-        raise UserError("scorer.kind hf needs torch, which runs the classifier: pip install torch, or choose another scorer") from error
+        raise UserError(
+            "scorer.kind hf needs torch, which runs the classifier: pip install torch, or choose another scorer"
+        ) from error
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
-            path, output_loading_info=True, trust_remote_code=False, dtype=torch.float32, use_safetensors=True)
+            path, output_loading_info=True, trust_remote_code=False, dtype=torch.float32, use_safetensors=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model.to(device).eval()
     except Exception as error:  # transformers and torch raise a dozen types; all mean that it cannot be had
-        raise UserError(f"scorer.path: {path}: no sequence classifier to be had there ({one_line(error)})") from None
+        raise UserError(
+            f"scorer.path: {path}: no sequence classifier to be had there ({one_line(error)})"
+        ) from None
     if loading["missing_keys"]:
         names = ", ".join(sorted(loading["missing_keys"])[:3])
         raise UserError(f"scorer.path: {path} is no trained sequence classifier: it has no {names}")
@@ -63,14 +78,26 @@ def hf_scorer(path: str, *, label: int | str | None, batch_size: int, device: st
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length)
-    squash = torch.sigmoid if model.config.problem_type == "multi_label_classification" else lambda x: torch.softmax(x, dim=-1)
+    longest = min(
+        tokenizer.model_max_length,
+        getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length,
+    )
+    squash = (
+        torch.sigmoid
+        if model.config.problem_type == "multi_label_classification"
+        else lambda x: torch.softmax(x, dim=-1)
+    )
 
     def score(prompts: list[str], completions: list[str], rows: list[dict[str, Any]]) -> list[float]:
         found: list[float] = []
         for start in range(0, len(completions), batch_size):
-            texts = [p + c for p, c in zip(prompts[start : start + batch_size], completions[start : start + batch_size])]
-            read = tokenizer(texts, padding=len(texts) > 1, truncation=True, max_length=longest, return_tensors="pt").to(device)
+            texts = [
+                p + c
+                for p, c in zip(prompts[start : start + batch_size], completions[start : start + batch_size])
+            ]
+            read = tokenizer(
+                texts, padding=len(texts) > 1, truncation=True, max_length=longest, return_tensors="pt"
+            ).to(device)
             with torch.inference_mode():
                 logits = model(**read).logits
             found += (logits[:, 0] if number is None else squash(logits)[:, number]).tolist()
@@ -87,7 +114,9 @@ def _label_number(path: str, config: Any, label: int | str | None) -> int | None
             raise UserError(f"scorer.label: {path} has one output, which is the score: leave the label out")
         return None
     if label is None:
-        raise UserError(f"scorer.label: {path} has the labels {shown}: choose the one whose probability is the score")
+        raise UserError(
+            f"scorer.label: {path} has the labels {shown}: choose the one whose probability is the score"
+        )
     number = next((n for n, name in names.items() if label in (n, name)), None)
     if number is None:
         raise UserError(f"scorer.label: {path} has no label {label!r}, only {shown}")
@@ -100,10 +129,14 @@ def function_scorer(name: str) -> Scorer:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a module runs as it is imported, and may raise anything
-        raise UserError(f"scorer.function: {name}: importing {module_name} raised {_raised(error)}") from error
+        raise UserError(
+            f"scorer.function: {name}: importing {module_name} raised {_raised(error)}"
+        ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise UserError(f"scorer.function: {name}: the module {module.__file__ or module_name} has no function {function_name}")
+        raise UserError(
+            f"scorer.function: {name}: the module {module.__file__ or module_name} has no function {function_name}"
+        )
 
     def score(prompts: list[str], completions: list[str], rows: list[dict[str, Any]]) -> Sequence[float]:
         try:
@@ -121,13 +154,16 @@ def _raised(error: Exception) -> str:
 
 def unit_test_scorer(*, time_s: float, memory_mb: int, workers: int | None) -> Scorer:
     """1 where the program of prompt, completion and the row's tests passes, else 0."""
-    from sparsepo_jax.eval.code_tests import program_of
-    from sparsepo_jax.eval.sandbox import Limits, run_programs
+    from sparsepo_jax.sandbox.code_tests import program_of
+    from sparsepo_jax.sandbox.parent import Limits, run_programs
 
     limits = Limits(time_s=time_s, memory_mb=memory_mb)
 
     def score(prompts: list[str], completions: list[str], rows: list[dict[str, Any]]) -> list[float]:
-        programs = [program_of(row, prompt, completion) for prompt, completion, row in zip(prompts, completions, rows, strict=True)]
+        programs = [
+            program_of(row, prompt, completion)
+            for prompt, completion, row in zip(prompts, completions, rows, strict=True)
+        ]
         return [float(outcome.passed) for outcome in run_programs(programs, limits, workers)]
 
     return score

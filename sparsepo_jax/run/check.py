@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparsepo_jax.adapters import describe_adapter, same_model, settle_lora
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.schema import (
     BpeTokenizer,
@@ -33,12 +32,15 @@ from sparsepo_jax.core.paths import is_mistyped_path
 from sparsepo_jax.data.readers import SUFFIXES, suffix_of, table_delimiter, table_lines
 from sparsepo_jax.data.sources import matching_files
 from sparsepo_jax.data.splits import SplitError, split_names, split_ranges
-from sparsepo_jax.marks import Marks, trains_adapter_further
 from sparsepo_jax.models.adapter import Adapter, read_adapter_config
 from sparsepo_jax.models.directory import adapter_problem, inner_adapter_problem, pickle_problem
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, ignored_note, spec_from_hf
+from sparsepo_jax.run.adapters import describe_adapter, same_model, settle_lora
+from sparsepo_jax.run.resume import Marks, trains_adapter_further
 
-_READ_AT_MOST_BYTES = 32 * 2**20  # of a jsonl file; the rest is extrapolated, so that the printout does not wait for large files
+_READ_AT_MOST_BYTES = (
+    32 * 2**20
+)  # of a jsonl file; the rest is extrapolated, so that the printout does not wait for large files
 _DATA_ID = r"\w[\w.-]*/\w[\w.-]*"
 _MODEL_ID = rf"{_DATA_ID}|\w[\w.-]*"  # old models have no owner: gpt2
 
@@ -67,11 +69,18 @@ def make_plan_text(config: Config) -> str:
     mistakes: list[str] = []
     policy = read_policy(config, mistakes)
     config, added, notes = _read_adapters(config, policy, mistakes)
-    reference = policy if config.reference.path is None else read_model(
-        config.reference.path, "reference.path", mistakes, adapted=config.reference.adapter is not None)
+    reference = (
+        policy
+        if config.reference.path is None
+        else read_model(
+            config.reference.path, "reference.path", mistakes, adapted=config.reference.adapter is not None
+        )
+    )
     if isinstance(config.tokenizer, PretrainedTokenizer):
         _is_local(config.tokenizer.path, "tokenizer.path", mistakes, _MODEL_ID)
-    rows = {name: _rows_of(getattr(config.data, name), f"data.{name}", mistakes) for name in _lists_used(config)}
+    rows = {
+        name: _rows_of(getattr(config.data, name), f"data.{name}", mistakes) for name in _lists_used(config)
+    }
     scorer_rows = _scorer_rows(config, mistakes)
     for number, lexicon in enumerate(config.evaluation.lexicons if "eval" in config.stages else []):
         if not Path(lexicon.path).is_file():
@@ -95,7 +104,11 @@ def make_plan_text(config: Config) -> str:
         ("objective", config.objective.kind),
     ]
     if mask := getattr(config.objective, "mask", None):
-        net = f" {mask.net}, {mask.sharing}: {_parameters(mask_parameters)}" if isinstance(mask, LearnedMask) else ""
+        net = (
+            f" {mask.net}, {mask.sharing}: {_parameters(mask_parameters)}"
+            if isinstance(mask, LearnedMask)
+            else ""
+        )
         lines.append(("mask", f"{mask.kind}{net}, on {'reward and KL' if mask.on == 'both' else mask.on}"))
     lines.append(("devices", _devices(config)))
     lines.append(("computing", _computing(config)))
@@ -121,7 +134,9 @@ def make_plan_text(config: Config) -> str:
 # ---------------------------------------------------------------- models
 
 
-def _read_adapters(config: Config, policy: Model, mistakes: list[str]) -> tuple[Config, dict[str, str], list[str]]:
+def _read_adapters(
+    config: Config, policy: Model, mistakes: list[str]
+) -> tuple[Config, dict[str, str], list[str]]:
     """(the config with po.lora as policy.adapter has it, what each model's line says of its adapter, notes). Adapters on the Hub are not known here."""
     added, notes = {"policy": "", "reference": ""}, []
     for setting in added:
@@ -133,7 +148,9 @@ def _read_adapters(config: Config, policy: Model, mistakes: list[str]) -> tuple[
             continue
         try:
             # The policy's shape is the reference's, too: log-ratios need the same vocabulary, and po.lora the same base.
-            own = policy.spec is not None and (setting == "policy" or config.reference.path in (None, config.policy.path))
+            own = policy.spec is not None and (
+                setting == "policy" or config.reference.path in (None, config.policy.path)
+            )
             adapter = Adapter(path, policy.spec, where) if own else read_adapter_config(path, where)
             if own and setting == "reference" and config.po.lora is not None:
                 adapter.lora  # noqa: B018  (raises where po.lora cannot have it)
@@ -145,7 +162,11 @@ def _read_adapters(config: Config, policy: Model, mistakes: list[str]) -> tuple[
         added[setting] = describe_adapter(adapter, config, setting)
         base = (adapter.config if own else adapter).base
         onto = getattr(config, setting).path or config.policy.path
-        notes += [] if base is None or same_model(base, onto) else [f"{where}: {path} was trained on {base}; it is put onto {onto}"]
+        notes += (
+            []
+            if base is None or same_model(base, onto)
+            else [f"{where}: {path} was trained on {base}; it is put onto {onto}"]
+        )
     return config, added, notes
 
 
@@ -161,7 +182,9 @@ def read_policy(config: Config, mistakes: list[str]) -> Model:
     if path is not None and (config.policy.config is None or Path(path).exists()):
         return read_model(path, "policy.path", mistakes, adapted=config.policy.adapter is not None)
     if path is not None:
-        return _read_spec(config.policy.config, f"{path} (not here; shape by policy.config)", "policy.config", mistakes)
+        return _read_spec(
+            config.policy.config, f"{path} (not here; shape by policy.config)", "policy.config", mistakes
+        )
     if config.policy.config is None:
         return Model("none")
     if "vocab_size" not in config.policy.config and config.tokenizer.kind == "auto":
@@ -191,7 +214,11 @@ def read_model(path: str, where: str, mistakes: list[str], *, adapted: bool = Fa
         return Model(path)
     setting = where.removesuffix(".path")
     directory = Path(path)
-    problem = adapter_problem(directory, setting) or (None if adapted else inner_adapter_problem(directory, setting)) or pickle_problem(directory)
+    problem = (
+        adapter_problem(directory, setting)
+        or (None if adapted else inner_adapter_problem(directory, setting))
+        or pickle_problem(directory)
+    )
     if problem is not None:
         mistakes.append(f"{where}: {path}: {problem}")
         return Model(path)
@@ -209,7 +236,10 @@ def _read_spec(content: Any, origin: str, where: str, mistakes: list[str]) -> Mo
         mistakes.append(f"{where}: expected a config.json that holds an object, got {type(content).__name__}")
         return Model(origin)
     try:
-        spec, note = spec_from_hf(content), ignored_note(content, origin if where.endswith(".path") else where)
+        spec, note = (
+            spec_from_hf(content),
+            ignored_note(content, origin if where.endswith(".path") else where),
+        )
     except SpecError as error:
         mistakes.append(f"{where}: {error}")
         return Model(origin)
@@ -222,7 +252,9 @@ def _max_length(config: Config, policy: Model, mistakes: list[str]) -> int:
     if positions is not None and length > positions:
         mistakes.append(f"data.max_length: {length} tokens do not fit the policy's {positions} positions")
     if prompt is not None and prompt >= length:
-        mistakes.append(f"data.max_prompt_length: {prompt} leaves no room for a response within {length} tokens")
+        mistakes.append(
+            f"data.max_prompt_length: {prompt} leaves no room for a response within {length} tokens"
+        )
     return length
 
 
@@ -230,11 +262,15 @@ def _check_vocabularies(config: Config, policy: Model, reference: Model, mistake
     if policy.parameters is None:
         return  # its vocabulary is not known
     ours = policy.spec.vocab_size
-    tokens = None if isinstance(config.tokenizer, BpeTokenizer) else _vocab_size(config.tokenizer)  # a BPE may find fewer
+    tokens = (
+        None if isinstance(config.tokenizer, BpeTokenizer) else _vocab_size(config.tokenizer)
+    )  # a BPE may find fewer
     if tokens is not None and tokens > ours:
         mistakes.append(f"tokenizer: it has {tokens} tokens, the policy only {ours}")
     if reference.spec and reference.spec.vocab_size != ours:
-        mistakes.append(f"reference.path: a vocabulary of {reference.spec.vocab_size}, but the policy has one of {ours}")
+        mistakes.append(
+            f"reference.path: a vocabulary of {reference.spec.vocab_size}, but the policy has one of {ours}"
+        )
 
 
 def _mask_parameters(config: Config, spec: DecoderSpec | None) -> int | None:
@@ -246,7 +282,9 @@ def _mask_parameters(config: Config, spec: DecoderSpec | None) -> int | None:
         return None
     D, L = spec.width, spec.num_layers
     net = D * 200 + 200 + 200 + 1 if mask.net.startswith("ml") else D + 1
-    one = L * net + L + 2 * D if mask.net.endswith("all") else net  # a net a layer, the mixer, the shared LayerNorm
+    one = (
+        L * net + L + 2 * D if mask.net.endswith("all") else net
+    )  # a net a layer, the mixer, the shared LayerNorm
     return 2 * one if mask.sharing == "independent" and mask.on == "both" else one
 
 
@@ -258,7 +296,12 @@ def _lists_used(config: Config) -> list[str]:
     wanted, data = set(config.stages), config.data
     scored = not {"score", "eval"}.isdisjoint(wanted)
     answered = not {"pairs", "generate"}.isdisjoint(wanted)
-    used = {"sft": "sft" in wanted, "train": "po" in wanted or scored and data.holdout is not None, "eval": scored, "prompts": answered}
+    used = {
+        "sft": "sft" in wanted,
+        "train": "po" in wanted or (scored and data.holdout is not None),
+        "eval": scored,
+        "prompts": answered,
+    }
     return [name for name in used if used[name] or "inspect" in wanted]
 
 
@@ -285,7 +328,13 @@ def _rows_in(source: Source, where: str, mistakes: list[str]) -> Count:
         return _rows_of_split(source.split, {"train": whole})
     except (SplitError, UserError) as error:
         mistakes.append(f"{where}.path: {error}")
-    except (OSError, EOFError, zlib.error, ValueError, KeyError) as error:  # pyarrow's and json's errors are ValueErrors
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        KeyError,
+    ) as error:  # pyarrow's and json's errors are ValueErrors
         mistakes.append(f"{where}.path: cannot read {source.path}: {' '.join(str(error).split())}")
     return Count(None)
 
@@ -314,7 +363,9 @@ def _rows_of_split(split: str, rows: dict[str, Count]) -> Count:
     ranges = split_ranges(split, {name: count.number or 0 for name, count in rows.items()})
     if any(rows[part.split].number is None for part in ranges):
         return Count(None)
-    return Count(sum(part.stop - part.start for part in ranges), all(rows[part.split].exact for part in ranges))
+    return Count(
+        sum(part.stop - part.start for part in ranges), all(rows[part.split].exact for part in ranges)
+    )
 
 
 def _rows_of_json(path: Path, zipped: bool) -> Count:
@@ -324,7 +375,11 @@ def _rows_of_json(path: Path, zipped: bool) -> Count:
         lines = gzip.GzipFile(fileobj=raw) if zipped else raw
         for line in lines:
             if rows == 0 and line.lstrip().startswith(b"["):
-                return Count(len(json.loads(line + lines.read()))) if size <= _READ_AT_MOST_BYTES else Count(None)
+                return (
+                    Count(len(json.loads(line + lines.read())))
+                    if size <= _READ_AT_MOST_BYTES
+                    else Count(None)
+                )
             rows += not line.isspace()
             if raw.tell() >= _READ_AT_MOST_BYTES:
                 return Count(round(rows * size / raw.tell()), exact=raw.tell() == size)
@@ -349,7 +404,9 @@ def _rows_of_datasets_directory(path: Path, split: str) -> Count:
     if (path / "dataset_dict.json").exists():
         names = json.loads((path / "dataset_dict.json").read_text())["splits"]
         known = {name: path / name for name in names}
-        rows = {name: _rows_of_saved(known[name]) if name in split_names(split) else Count(0) for name in names}
+        rows = {
+            name: _rows_of_saved(known[name]) if name in split_names(split) else Count(0) for name in names
+        }
         return _rows_of_split(split, rows)
     if not (path / "state.json").exists():
         return Count(None)  # not by `save_to_disk`: only the loader can tell
@@ -360,8 +417,17 @@ def _rows_of_datasets_directory(path: Path, split: str) -> Count:
 def _rows_of_saved(directory: Path) -> Count:
     import pyarrow
 
-    files = [directory / entry["filename"] for entry in json.loads((directory / "state.json").read_text())["_data_files"]]
-    return Count(sum(batch.num_rows for file in files for batch in pyarrow.ipc.open_stream(pyarrow.memory_map(str(file)))))
+    files = [
+        directory / entry["filename"]
+        for entry in json.loads((directory / "state.json").read_text())["_data_files"]
+    ]
+    return Count(
+        sum(
+            batch.num_rows
+            for file in files
+            for batch in pyarrow.ipc.open_stream(pyarrow.memory_map(str(file)))
+        )
+    )
 
 
 def _is_local(path: str, where: str, mistakes: list[str], hub_id: str) -> bool:
@@ -430,24 +496,35 @@ def _pairs(config: Config, scorer_rows: Count | None) -> str:
 
 def _work(training: Training, rows: Count, unit: str, tokens_a_row: int) -> str:
     tokens = f"at most {training.batch_size * tokens_a_row:,} tokens a step"
-    return f"{rows} {unit} an epoch, {_steps(training, rows)} steps of {training.batch_size:,} {unit}, {tokens}"
+    return (
+        f"{rows} {unit} an epoch, {_steps(training, rows)} steps of {training.batch_size:,} {unit}, {tokens}"
+    )
 
 
 def _trained(training: Training, policy: Model) -> int | None:
     """Parameters of the policy that a stage trains."""
     if training.lora is None or policy.spec is None:
         return policy.parameters if training.lora is None else None
-    return policy.spec.adapter_parameter_count(choose_projections(tuple(training.lora.targets), policy.spec), training.lora.rank)
+    return policy.spec.adapter_parameter_count(
+        choose_projections(tuple(training.lora.targets), policy.spec), training.lora.rank
+    )
 
 
-def _memory(config: Config, training: Training, trained: int | None, policy: Model, reference: Model | None = None) -> str:
+def _memory(
+    config: Config, training: Training, trained: int | None, policy: Model, reference: Model | None = None
+) -> str:
     """Bytes per device of `trained` parameters, their optimizer's state, and what is not trained: the base of adapters, or the reference."""
-    held = {"weights": _bytes(trained, config), "optimizer": _optimizer_bytes(training.optimizer, trained, policy.spec, config)}
+    held = {
+        "weights": _bytes(trained, config),
+        "optimizer": _optimizer_bytes(training.optimizer, trained, policy.spec, config),
+    }
     if training.lora is not None:
         held[f"base ({training.lora.base})"] = _base_bytes(training.lora.base, policy, config)
     elif reference is not None:
         held["reference"] = _bytes(reference.parameters, config)
-    return "bytes per device: " + ", ".join(f"{name} {size}" for name, size in held.items()) + _sharding(config)
+    return (
+        "bytes per device: " + ", ".join(f"{name} {size}" for name, size in held.items()) + _sharding(config)
+    )
 
 
 def _check_taken(config: Config, mistakes: list[str]) -> None:
@@ -461,7 +538,9 @@ def _check_taken(config: Config, mistakes: list[str]) -> None:
 
 def _trainings(config: Config) -> list[tuple[str, Training]]:
     """The stages that train, by name. An sft that another run has trained does not."""
-    stages = [("sft", config.sft), ("po", config.po)] if config.sft.taken_from is None else [("po", config.po)]
+    stages = (
+        [("sft", config.sft), ("po", config.po)] if config.sft.taken_from is None else [("po", config.po)]
+    )
     return [(stage, training) for stage, training in stages if stage in config.stages]
 
 
@@ -471,7 +550,9 @@ def _check_batch_sizes(config: Config, mistakes: list[str]) -> None:
     for stage, training in _trainings(config):
         parts = training.accumulation * shards
         if training.batch_size % parts:
-            mistakes.append(f"{stage}.batch_size: {training.batch_size} is no multiple of {parts} (accumulation x data x fsdp)")
+            mistakes.append(
+                f"{stage}.batch_size: {training.batch_size} is no multiple of {parts} (accumulation x data x fsdp)"
+            )
 
 
 def _check_adapters(config: Config, policy: Model, mistakes: list[str]) -> None:
@@ -490,7 +571,9 @@ def _steps(training: Training, rows: Count) -> Count:
     return Count(max(1, math.ceil(batches - 1e-9)), rows.exact)  # 0.1 x 30 is 3, not 4
 
 
-def _optimizer_bytes(optimizer: Optimizer, parameters: int | None, spec: DecoderSpec | None, config: Config) -> str:
+def _optimizer_bytes(
+    optimizer: Optimizer, parameters: int | None, spec: DecoderSpec | None, config: Config
+) -> str:
     if parameters is None:
         return "unknown"
     match optimizer.kind:
@@ -498,7 +581,9 @@ def _optimizer_bytes(optimizer: Optimizer, parameters: int | None, spec: Decoder
             return _bytes(2 * parameters, config)
         case "lion":
             return _bytes(parameters, config)
-        case "adafactor":  # a row and a column for each matrix; optax factors only those of at least 128 rows and columns
+        case (
+            "adafactor"
+        ):  # a row and a column for each matrix; optax factors only those of at least 128 rows and columns
             return "about " + _bytes(parameters if spec.width < 128 else 2 * parameters // spec.width, config)
 
 
@@ -508,7 +593,9 @@ def _base_bytes(base: str, policy: Model, config: Config) -> str:
         return "unknown"
     if base in ("float32", "bfloat16"):
         return _bytes(policy.parameters if base == "float32" else policy.parameters // 2, config)
-    matrices = policy.spec.num_layers * sum(inside * outside for inside, outside in policy.spec.projections().values())
+    matrices = policy.spec.num_layers * sum(
+        inside * outside for inside, outside in policy.spec.projections().values()
+    )
     return "about " + _bytes(policy.parameters - matrices + matrices // {"int8": 4, "nf4": 8}[base], config)
 
 
@@ -545,7 +632,9 @@ def _computing(config: Config) -> str:
     products = {
         "float32": "float32 everywhere",
         "tf32": "TF32 on GPU, three bfloat16 passes on TPU, float32 on CPU",
-        "auto": "float32 everywhere" if dtype == "float32" else "float32 on CPU, rounded first on GPU (TF32) and TPU (bfloat16)",
+        "auto": "float32 everywhere"
+        if dtype == "float32"
+        else "float32 on CPU, rounded first on GPU (TF32) and TPU (bfloat16)",
     }[precision]
     return f"activations {activations}; products of float32 arrays: {products}"
 
@@ -555,7 +644,9 @@ def _computing(config: Config) -> str:
 
 def _describe(model: Model) -> str:
     if model.spec is None:
-        return model.origin if model.origin == "none" else f"{model.origin}: family unknown, {_parameters(None)}"
+        return (
+            model.origin if model.origin == "none" else f"{model.origin}: family unknown, {_parameters(None)}"
+        )
     spec = model.spec
     shape = f"{spec.num_layers} layers, width {spec.width:,}, {spec.max_positions:,} positions"
     return f"{model.origin}: {spec.family}, {_parameters(model.parameters)} ({shape})"

@@ -44,7 +44,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 def weight_shardings(shapes: Shapes, mesh: Mesh) -> dict[str, NamedSharding]:
     """The sharding of each weight by path. A dimension that its axis does not divide stays whole. ValueError: a weight without a rule."""
     labels = label_paths(shapes, RULES)
-    return {path: NamedSharding(mesh, PartitionSpec(*_dividing(axes, shapes[path], mesh.shape))) for path, axes in labels.items()}
+    return {
+        path: NamedSharding(mesh, PartitionSpec(*_dividing(axes, shapes[path], mesh.shape)))
+        for path, axes in labels.items()
+    }
 
 
 def _dividing(axes: tuple[Axes, ...], shape: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[Axes, ...]:
@@ -70,15 +73,24 @@ def check_sharded(shapes: Shapes, mesh: Mesh) -> None:
     order = sorted(shapes, key=lambda path: -math.prod(shapes[path]) * (1 / parts[path] - 1 / whole))
     named = ", ".join(f"{path} {list(shapes[path])} in {parts[path]} part(s)" for path in order[:3])
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    other = next(sizes for sizes in _other_axes(mesh.shape) if replicated_share(shapes, sizes) <= MOST_REPLICATED)
-    raise UserError(f"compute.mesh: {axes} leaves {100 * share:.0f} % of the weights replicated (at most {100 * MOST_REPLICATED:.0f} % may be): {named} instead of "
-                    f"{whole}, since axes must divide dimensions; take " + ", ".join(f"{axis}={size}" for axis, size in other.items()))
+    other = next(
+        sizes for sizes in _other_axes(mesh.shape) if replicated_share(shapes, sizes) <= MOST_REPLICATED
+    )
+    raise UserError(
+        f"compute.mesh: {axes} leaves {100 * share:.0f} % of the weights replicated (at most {100 * MOST_REPLICATED:.0f} % may be): {named} instead of "
+        f"{whole}, since axes must divide dimensions; take "
+        + ", ".join(f"{axis}={size}" for axis, size in other.items())
+    )
 
 
 def replicated_share(shapes: Shapes, sizes: Mapping[str, int]) -> float:
     """The share s of the weights that would lie whole on every device, were the others perfectly cut over fsdp x tensor = N, for a device to hold as much
     as it does: held / all = s + (1 - s) / N. 0 where there is nothing to cut over. ValueError: a weight without a rule."""
-    N, total, all_parts = sizes["fsdp"] * sizes["tensor"], sum(map(math.prod, shapes.values())), _parts(shapes, sizes)
+    N, total, all_parts = (
+        sizes["fsdp"] * sizes["tensor"],
+        sum(map(math.prod, shapes.values())),
+        _parts(shapes, sizes),
+    )
     if N == 1:
         return 0.0
     held = sum(math.prod(shapes[path]) / parts for path, parts in all_parts.items())
@@ -89,7 +101,10 @@ def _parts(shapes: Shapes, sizes: Mapping[str, int]) -> dict[str, int]:
     """Into how many different parts each weight is cut."""
     labels = label_paths(shapes, RULES)
     names = lambda axes: (axes,) if isinstance(axes, str) else axes or ()  # noqa: E731
-    return {path: math.prod(sizes[name] for axes in _dividing(rule, shapes[path], sizes) for name in names(axes)) for path, rule in labels.items()}
+    return {
+        path: math.prod(sizes[name] for axes in _dividing(rule, shapes[path], sizes) for name in names(axes))
+        for path, rule in labels.items()
+    }
 
 
 def _other_axes(sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
@@ -110,13 +125,17 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     weights: dict[str, tuple[int, ...]] = {}
     for path, leaf in jax.tree.leaves_with_path(state):
         if (key := _weight_of(path)) is not None:
-            weights.setdefault(key, leaf.shape)  # the weights come first in a state; what an optimizer keeps of one may be smaller
+            weights.setdefault(
+                key, leaf.shape
+            )  # the weights come first in a state; what an optimizer keeps of one may be smaller
     labels = label_paths(weights, RULES)
 
     def one(path, leaf):
         key = _weight_of(path)
         cut = key in labels and len(leaf.shape) == len(weights[key])
-        return NamedSharding(mesh, PartitionSpec(*_dividing(labels[key], leaf.shape, mesh.shape)) if cut else PartitionSpec())
+        return NamedSharding(
+            mesh, PartitionSpec(*_dividing(labels[key], leaf.shape, mesh.shape)) if cut else PartitionSpec()
+        )
 
     return jax.tree_util.tree_map_with_path(one, state)
 

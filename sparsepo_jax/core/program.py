@@ -70,4 +70,6 @@ def _has_four_bits(arguments: tuple) -> bool:
 
 def _kind(arguments: tuple) -> Any:
     leaves, structure = jax.tree.flatten(arguments)
-    return structure, tuple((x.shape, x.dtype, getattr(x, "sharding", None)) if hasattr(x, "shape") else type(x) for x in leaves)
+    return structure, tuple(
+        (x.shape, x.dtype, getattr(x, "sharding", None)) if hasattr(x, "shape") else type(x) for x in leaves
+    )
