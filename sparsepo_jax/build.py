@@ -18,6 +18,7 @@ from jax.tree_util import Partial
 
 from sparsepo_jax.config import schema
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import write_json
 from sparsepo_jax.core.tree import Weights, split_module
 from sparsepo_jax.data.batching import BatchPlan
 from sparsepo_jax.data.facts import table_facts
@@ -203,11 +204,7 @@ def template_date(config: schema.Config, tokenizer: Any | None) -> str | None:
             return _kept_date(kept)
     day = datetime.date.today().isoformat()
     if jax.process_index() == 0 and not LOOKING.issuperset(config.stages):
-        kept = Path(config.output_dir) / "template_date.json"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        written = kept.with_suffix(".tmp")
-        written.write_text(json.dumps({"template_date": day}) + "\n")
-        written.replace(kept)
+        write_json(Path(config.output_dir) / "template_date.json", {"template_date": day})
     return day
 
 

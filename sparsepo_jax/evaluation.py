@@ -1,7 +1,6 @@
 """The stages that read what training left: score, eval, generate, harness. Each takes the run (stages.Run) and writes under its output directory."""
 
 import functools
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from sparsepo_jax import build, programs
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.batching import PlannedPrompts, plan_prompts
 from sparsepo_jax.data.pipeline import make_prompt_batches
@@ -52,13 +52,10 @@ def write_pairs(
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line, whole or not at all; by the first process."""
+    """One JSON object a line, by the first process."""
     if jax.process_index() != 0:
         return
-    written = path.with_suffix(".tmp")
-    with written.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
-    written.replace(path)
+    write_jsonl(path, records)
 
 
 def evaluate(run) -> None:
@@ -97,7 +94,7 @@ def evaluate(run) -> None:
     summary["words"] = outcome(summary)
     run.unmark("eval")
     if jax.process_index() == 0:
-        summary_path.write_text(json.dumps(summary, indent=1) + "\n")
+        write_json(summary_path, summary)
     if written:
         write_lines(run.output_dir / "samples.jsonl", written)
     elif jax.process_index() == 0:
@@ -347,7 +344,7 @@ def harness(run) -> None:
         found = run_tasks(_harness_model(run), settings.tasks, **given)
     run.unmark("harness")
     if jax.process_index() == 0:
-        path.write_text(json.dumps(found | {"settings": settings.model_dump(mode="json")}, indent=1) + "\n")
+        write_json(path, found | {"settings": settings.model_dump(mode="json")})
     run.mark("harness", began_s)
     run.say(
         f"harness: {', '.join(settings.tasks)} in {time.time() - began_s:.1f} s -> {path}\n{harness_table(found)}"

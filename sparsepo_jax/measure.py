@@ -10,8 +10,8 @@ import jax
 
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.eval.measures import measure_code, measure_text
-from sparsepo_jax.evaluation import write_lines
 from sparsepo_jax.sandbox.parent import Limits
 
 
@@ -69,8 +69,8 @@ def measure(run) -> None:
                 f"note: this machine does not guard {', '.join(sorted(missing))} against the programs that were run (sparsepo_jax/sandbox/parent.py)"
             )
     run.unmark("measure")
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    write_lines(samples_path, lines)
+    write_json(path, found)
+    write_jsonl(samples_path, lines)
     run.mark("measure", began_s)
     for part, numbers in found.items():
         said = ", ".join(

@@ -21,6 +21,7 @@ import numpy as np
 from sparsepo_jax import build
 from sparsepo_jax.config.schema import PairMaking
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.evaluation import (
     answer,
@@ -28,7 +29,6 @@ from sparsepo_jax.evaluation import (
     make_sampler_for,
     plan_answers,
     prompts_of,
-    write_lines,
 )
 from sparsepo_jax.generate.sampler import Generated
 from sparsepo_jax.scoring.preferences import choose_pairs
@@ -74,11 +74,11 @@ def make_pairs(run) -> None:
             records |= fresh
     if first:
         records = dict(sorted(records.items()))
-        write_lines(scored_path, records.values())
+        write_jsonl(scored_path, records.values())
         made = {row: list(_pairs_of(record, run.config.pairs, prompts)) for row, record in records.items()}
-        write_lines(made_path, (pair for pairs in made.values() for pair in pairs))
+        write_jsonl(made_path, (pair for pairs in made.values() for pair in pairs))
         summary = _summary(records, made)
-        (run.output_dir / "pairs" / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        write_json(run.output_dir / "pairs" / "summary.json", summary)
         run.say(_said(summary, time.time() - began_s, made_path))
     run.mark("pairs", began_s)
 

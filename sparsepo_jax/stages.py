@@ -15,6 +15,7 @@ from sparsepo_jax import build, evaluation, measure, programs
 from sparsepo_jax.config.load import config_text, save_config
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import write_json
 from sparsepo_jax.core.lock import DirectoryLock
 from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.core.tree import Weights
@@ -31,7 +32,7 @@ from sparsepo_jax.pairs import make_pairs
 from sparsepo_jax.report.doctor import FirstSteps, diagnose, facts_path, read_evidence
 from sparsepo_jax.report.outcome import outcome
 from sparsepo_jax.run.adapters import same_model
-from sparsepo_jax.run.resume import LOOKING, TRAINING, Marks, trains_adapter_further, write_whole
+from sparsepo_jax.run.resume import LOOKING, TRAINING, Marks, trains_adapter_further
 from sparsepo_jax.sharding.mesh import make_mesh, to_host
 from sparsepo_jax.sharding.processes import as_the_first, make_should_stop, wait_for_all
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, load_once, save_once, weights_digest
@@ -539,7 +540,7 @@ class Run:
         )
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(facts, indent=1) + "\n")
+            write_json(path, facts)
         return facts
 
     def sft(self) -> None:
@@ -676,7 +677,7 @@ class Run:
                 f"{before['digest']}): bring the old files back, or take another output_dir"
             )
         if jax.process_index() == 0:
-            write_whole(path, record)
+            write_json(path, record)
 
     def first_step_check(self, problem: Problem) -> Callable[[dict[str, float], float], None] | None:
         """Of po's first step, where policy = reference; says why, where it is left out."""

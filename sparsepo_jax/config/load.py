@@ -21,6 +21,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from sparsepo_jax.config.names import NOTES, SETTINGS, other_program, same_name
 from sparsepo_jax.config.schema import Config, Section
+from sparsepo_jax.core.files import write_text
 
 Keys = tuple[str, ...]
 
@@ -79,9 +80,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config
 
 def save_config(config: Config, path: str | Path) -> None:
     """Writes every knob as YAML, whole or not at all; `load_config(path)` gives an equal Config."""
-    written = Path(path).with_suffix(".tmp")
-    written.write_text(config_text(config), encoding="utf-8")
-    written.replace(path)
+    write_text(path, config_text(config))
 
 
 def config_text(config: Config) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import write_jsonl, written_atomically
 from sparsepo_jax.data.formats import RESPONSES, Example, Kind, in_known_form, parse_row, row_texts
 from sparsepo_jax.data.rows import BadRow, Row
 from sparsepo_jax.data.sources import Source, open_sources, source_name
@@ -318,10 +318,8 @@ def _write(path: Path, tokenised: Tokenised) -> None:
         for name, field in (("bad_rows", "bad"), ("counts", "counts"))
     }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        with written_atomically(path) as file:
             np.savez(file, **beside, **tokenised.table.arrays())
-        os.replace(file.name, path)
     except OSError as error:
         print(f"note: tokenised data is not kept: {path.parent} cannot be written ({error.strerror})")
 
@@ -331,7 +329,7 @@ def _list_bad_rows(listed: list[dict[str, Any]], rows: int, path: Path) -> None:
         path.unlink()
     if listed:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in listed))
+        write_jsonl(path, listed)
         print(f"note: {len(listed)} of {rows} rows are bad and left out; they are listed in {path}")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import write_json, write_text
 from sparsepo_jax.core.paths import leaves, short_names
 from sparsepo_jax.report import frontier, heatmap, plots, table
 from sparsepo_jax.report.files import (
@@ -195,10 +196,9 @@ def write_comparison(
             table=table,
         )
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(html, encoding="utf-8", errors="backslashreplace")
+    write_text(output, html, errors="backslashreplace")
     content = _as_json(groups, base, left_out, columns, differences, matches, kl)
-    output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(output.with_suffix(".json"), content)
     return output
 
 

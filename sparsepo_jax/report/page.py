@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import write_text
 from sparsepo_jax.report import heatmap, plots, table
 from sparsepo_jax.report.doctor import diagnose, read_evidence
 from sparsepo_jax.report.files import (
@@ -87,7 +88,7 @@ def write_report(output_dir: Path, pairs: int) -> Path:
         )
     )
     path = output_dir / "report.html"
-    path.write_text(html, encoding="utf-8", errors="backslashreplace")
+    write_text(path, html, errors="backslashreplace")
     return path
 
 

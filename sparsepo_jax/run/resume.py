@@ -13,6 +13,7 @@ from typing import Any
 
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import write_json
 
 TRAINING = ("sft", "po")
 LOOKING = {
@@ -103,13 +104,13 @@ class Marks:
             else {"finished": taken.all()[stage]["finished"], "taken_from": str(taken.directory)}
         )
         marks = self.all() | {stage: {"depends": self.depends(stage), "seconds": round(seconds, 1)} | now}
-        write_whole(self._path, marks)
+        write_json(self._path, marks)
 
     def unmark(self, stage: str) -> None:
         """Takes the mark of a stage away, if it has one."""
         marks = self.all()
         if marks.pop(stage, None) is not None:
-            write_whole(self._path, marks)
+            write_json(self._path, marks)
 
     def origin(self, stage: str) -> Path:
         """Where that lies which a finished stage left: here, or where the sft was trained that was taken. UserError: it is not there any more."""
@@ -176,7 +177,7 @@ class Marks:
         """Writes down with which settings and rows a stage begins that is continued. Not before it can: who mends a mistake must not be held to it."""
         (self.directory / stage).mkdir(parents=True, exist_ok=True)
         for name, content in (("data.json", digests), ("settings.json", self.depends(stage))):
-            write_whole(self.directory / stage / name, content)
+            write_json(self.directory / stage / name, content)
 
     def depends(self, stage: str) -> dict[str, Any]:
         """The settings that decide what a stage leaves, and (where it only reads) the files and the weights that it reads."""
@@ -220,13 +221,6 @@ class Marks:
             raise UserError(
                 f"{self.directory} holds stage {stage} with other settings: {', '.join(changed)}; set them back, or {self._way_out}"
             )
-
-
-def write_whole(path: Path, content: Any) -> None:
-    """JSON, whole or not at all."""
-    written = path.with_suffix(".tmp")
-    written.write_text(json.dumps(content, indent=1) + "\n")
-    written.replace(path)
 
 
 def _stamp(path: Path) -> list:

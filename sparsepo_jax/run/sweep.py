@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from sparsepo_jax.config.load import ConfigError, load_config, parse_overrides
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import write_json
 from sparsepo_jax.core.paths import short_names
 from sparsepo_jax.run.resume import Marks
 
@@ -297,13 +298,7 @@ class Book:
             for name, run in self._read().items()
             if name not in self._noted and (self.path.parent / name).is_dir()
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        written = self.path.with_suffix(".tmp")
-        written.write_text(
-            json.dumps({"sweep": self._paths, "runs": list(self.runs.values())}, indent=1) + "\n",
-            encoding="utf-8",
-        )
-        written.replace(self.path)
+        write_json(self.path, {"sweep": self._paths, "runs": list(self.runs.values())})
 
 
 def grid_text(base: Path, planned: Sequence[Planned]) -> str:

@@ -4,7 +4,6 @@ Kept without pickle, since a pickle runs code when it is read: words.json in ord
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import write_directory
 from sparsepo_jax.data.labelled import Labelled
 
 
@@ -63,24 +63,20 @@ def train_classifier(rows: Labelled, *, max_features: int, l2: float) -> Classif
 
 
 def save_classifier(directory: Path, classifier: Classifier, about: dict[str, float | None]) -> None:
-    """Whole or not at all."""
+    """Replaces what lies in the directory."""
     from safetensors.numpy import save_file
 
-    written = directory.with_name(directory.name + ".tmp")
-    shutil.rmtree(written, ignore_errors=True)
-    written.mkdir(parents=True)
-    (written / "words.json").write_text(json.dumps(classifier.words))
-    save_file(
-        {
+    def fill(unfinished: Path) -> None:
+        (unfinished / "words.json").write_text(json.dumps(classifier.words))
+        arrays = {
             "idf": classifier.idf_V,
             "coefficients": classifier.coefficient_V,
             "intercept": np.array([classifier.intercept]),
-        },
-        written / "numbers.safetensors",
-    )
-    (written / "about.json").write_text(json.dumps(about, indent=1) + "\n")
-    shutil.rmtree(directory, ignore_errors=True)
-    written.rename(directory)
+        }
+        save_file(arrays, unfinished / "numbers.safetensors")
+        (unfinished / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+
+    write_directory(directory, fill)
 
 
 def load_classifier(directory: Path) -> tuple[Classifier, dict[str, float | None]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import written_atomically
 
 
 class MetricsLog:
@@ -87,9 +88,8 @@ def _drop_steps(path: Path, stage: str, after_step: int) -> None:
     )
     kept += b"\n" * bool(kept and not kept.endswith(b"\n"))
     if kept != before:
-        written = path.with_suffix(".tmp")
-        written.write_bytes(kept)
-        written.replace(path)
+        with written_atomically(path) as file:
+            file.write(kept)
 
 
 def _is_redone(line: bytes, stage: str, after_step: int) -> bool:

@@ -6,8 +6,6 @@ counts: another learning rate, objective or batch size finds it again. What it s
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import written_atomically
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.load import NOT_WHOLE
 from sparsepo_jax.data.table import TokenTable
@@ -115,10 +114,8 @@ def _read(
 def _write(path: Path, about: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
     """Whole or not at all. A cache that cannot be written is no reason to stop."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        with written_atomically(path) as file:
             np.savez(file, about=np.array(json.dumps(about)), **columns)
-        os.replace(file.name, path)
     except OSError as error:
         print(
             f"note: the reference's log-probs are not kept: {path.parent} cannot be written ({error.strerror})"
