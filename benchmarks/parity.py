@@ -13,23 +13,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import conftest  # noqa: F401  (sets the devices up before JAX starts)
 import jax
 import numpy as np
 import torch
 from flax import nnx
-from test_generate import prompts, run
-from test_models import (
-    CONFIGS,
-    bfloat16_errors,
-    load_ours,
-    make_theirs,
-    our_logits,
-    our_states,
-    their_outputs,
-)
-from tolerances import BFLOAT16, PARITY_LOGITS
 
+import conftest  # noqa: F401  (sets the devices up before JAX starts)
+from helpers.parity import bfloat16_errors, load_ours, make_theirs, our_logits, our_states, their_outputs
+from helpers.prompts import prompts, run
+from helpers.tiny import CONFIGS
+from helpers.tolerances import BFLOAT16, PARITY_LOGITS
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.generate.sampler import Sampling
 from sparsepo_jax.models.decoder import Decoder

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_models import CONFIGS
 
+from helpers.tiny import CONFIGS
 from sparsepo_jax.masks.activation import GROUPS, activation_mask, choose_points, map_means
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf

@@ -5,12 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from program import lines_of, merged, run, weights_of, write_config
-from test_lora import IDS, VALID
-from test_models import load_ours, make_theirs, our_logits, their_outputs
-from tiny import CONFIGS, GPT2, LLAMA
-from tolerances import PARITY_LOGITS, TOKEN
 
+from helpers.parity import IDS, VALID, load_ours, make_theirs, our_logits, their_outputs
+from helpers.program import lines_of, merged, run, weights_of, write_config
+from helpers.tiny import CONFIGS, GPT2, LLAMA
+from helpers.tolerances import PARITY_LOGITS, TOKEN
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main

@@ -5,8 +5,8 @@ import json
 from dataclasses import dataclass
 
 import pytest
-from program import write_config
 
+from helpers.program import write_config
 from sparsepo_jax.aot.hlo import Collective, collectives_in, kernels_in, refused_bytes
 from sparsepo_jax.aot.topology import find_topology
 from sparsepo_jax.config.load import load_config

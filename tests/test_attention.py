@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import packed, random_batch
-from tolerances import BFLOAT16, TOKEN
 
+from helpers.tiny import packed, random_batch
+from helpers.tolerances import BFLOAT16, TOKEN
 from sparsepo_jax.ops import block_attention, dense_attention, splash_attention
 from sparsepo_jax.ops.attention import Given, attention, reach_of
 from sparsepo_jax.sharding.mesh import make_mesh, make_spread

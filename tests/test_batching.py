@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import pair_table
 
+from helpers.tiny import pair_table
 from sparsepo_jax.data.batching import BatchPlan, choose_lengths, plan_prompts
 from sparsepo_jax.data.packing import FILLER, Shape, pack, sizes_of
 from sparsepo_jax.data.pipeline import make_batches, make_prompt_batches

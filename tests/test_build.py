@@ -5,43 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import GPT2, NEOX, random_batch
 
+from helpers.configs import PATHS, made_stats, make_config
+from helpers.tiny import GPT2, NEOX, random_batch
 from sparsepo_jax import build, programs
 from sparsepo_jax.config.schema import OBJECTIVES, Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import split_module
-from sparsepo_jax.core.types import TokenMasks, TokenStats
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.train.forward import Problem, forward, pair_keys
-
-PATHS = {
-    "stages": ["po"],
-    "output_dir": "unused",
-    "policy": {"config": GPT2},
-    "data": {"train": [{"path": "unused.jsonl"}]},
-}
-
-
-def make_config(**changes) -> Config:
-    return Config.model_validate(PATHS | changes)
-
-
-def made_stats(seed=0) -> tuple[TokenStats, TokenMasks]:
-    rng, batch = np.random.default_rng(seed), random_batch()
-    valid = batch.valid_BPT
-    ratio, kl, masks = (
-        rng.normal(0, 0.5, valid.shape),
-        rng.exponential(0.2, valid.shape),
-        rng.uniform(0, 2, (2, *valid.shape)),
-    )
-    ref = -rng.exponential(1.5, valid.shape) - 2
-    zero = lambda x: jnp.asarray(np.where(valid, x, 0), jnp.float32)  # noqa: E731
-    return TokenStats(zero(ref + ratio), zero(ref), zero(kl), jnp.asarray(valid)), TokenMasks(
-        zero(masks[0]), zero(masks[1])
-    )
 
 
 def losses(objective, step=0):
@@ -257,8 +231,7 @@ def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
 
 
 def test_attention_that_does_not_fit_is_refused():
-    from tiny import GEMMA2
-
+    from helpers.tiny import GEMMA2
     from sparsepo_jax.core.errors import UserError
 
     mesh = make_mesh(None, 1, 1)

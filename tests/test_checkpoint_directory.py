@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from program import lines_of, run, write_config
 from safetensors.torch import load_file, save_file
-from test_models import load_ours, make_theirs
-from tiny import GPT2, LLAMA
 
+from helpers.parity import load_ours, make_theirs
+from helpers.program import lines_of, run, write_config
+from helpers.tiny import GPT2, LLAMA
 from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.tokenizers import END, make_byte_tokenizer

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 from ruamel.yaml import YAML
-from test_report import Page, lines, metric_rows, pair
 
+from helpers.report_files import Page, lines, metric_rows, pair
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
 from sparsepo_jax.report.compare import find_groups, write_comparison

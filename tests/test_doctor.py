@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from program import lines_of, run, write_config
-from tiny import pair_table
 
+from helpers.program import lines_of, run, write_config
+from helpers.tiny import pair_table
 from sparsepo_jax.data.facts import table_facts
 from sparsepo_jax.main import main
 from sparsepo_jax.report import doctor

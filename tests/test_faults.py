@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from program import lines_of, run, weights_of, write_config
 
+from helpers.program import lines_of, run, weights_of, write_config
 from sparsepo_jax.main import RUN_AGAIN, main
 from sparsepo_jax.run.faults import explain
 

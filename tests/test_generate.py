@@ -5,17 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from test_models import CONFIGS, load_ours, make_theirs
-from tiny import LLAMA
 
-from sparsepo_jax.core.types import PromptBatch
+from helpers.parity import load_ours, make_theirs
+from helpers.prompts import prompts, run
+from helpers.tiny import CONFIGS, LLAMA
 from sparsepo_jax.generate.sampler import Sampling, generate, kept_logits, make_sampler
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh, put_batch
 from sparsepo_jax.sharding.rules import weight_shardings
-
-LENGTHS = np.array([7, 2, 5, 4, 1, 7, 3, 6])
 
 
 @pytest.fixture(scope="module")
@@ -28,24 +26,11 @@ def one_device():
     )
 
 
-def prompts(rows=8, vocab=31, first_row=0) -> PromptBatch:
-    """Prompts of various lengths, padded on the left with ids that do occur; a host batch [1, B, ...]."""
-    ids_BS = np.random.default_rng(3).integers(0, vocab, (8, 7)).astype(np.int32)[:rows]
-    valid_BS = np.arange(7)[::-1] < LENGTHS[:rows, None]
-    row_B = np.arange(first_row, first_row + rows, dtype=np.int32)
-    return PromptBatch(*(x[None] for x in (ids_BS, valid_BS, row_B, np.ones(rows, np.float32))))
-
-
 class Letters:
     """A tokenizer of one letter a token."""
 
     def decode(self, ids, skip_special_tokens):
         return "".join(chr(97 + i) for i in ids)
-
-
-def run(graph, weights, mesh, sampling, batch=None, tokenizer=None):
-    sampler = make_sampler(graph, jnp.dtype(jnp.float32), mesh, sampling)
-    return list(generate(sampler, weights, [prompts() if batch is None else batch], tokenizer))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())

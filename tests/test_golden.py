@@ -3,17 +3,17 @@
 import functools
 import json
 
-import golden_vectors as golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
-from program import lines_of, run
-from tiny import InMemory, gathered
-from tolerances import GRADIENT, TOKEN
 
+from helpers import golden_vectors as golden
+from helpers.program import lines_of, run
+from helpers.tiny import InMemory, gathered
+from helpers.tolerances import GRADIENT, TOKEN
 from sparsepo_jax.core.layout import to_pairs
 from sparsepo_jax.core.tree import merge_module, split_module
 from sparsepo_jax.losses.token_weighted import sparsepo_loss, tdpo1_loss

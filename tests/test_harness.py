@@ -4,13 +4,13 @@ import json
 import sys
 
 import jax
-import program
 import pytest
 from ruamel.yaml import YAML
-from test_models import make_theirs
-from tiny import GPT2, LLAMA
 from tokenizers.processors import TemplateProcessing
 
+from helpers import program
+from helpers.parity import make_theirs
+from helpers.tiny import GPT2, LLAMA
 from sparsepo_jax import evaluation
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.core.errors import UserError

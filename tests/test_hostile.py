@@ -1298,8 +1298,7 @@ def test_a_training_state_is_read_without_pickle(tmp_path, canary):
 
 def test_what_a_message_quotes_cannot_break_or_hide_its_line(tmp_path, capsys):
     """A path with line ends, through the real program. Kills: a message that is more than one line of the log, or that moves the cursor."""
-    from program import write_config
-
+    from helpers.program import write_config
     from sparsepo_jax.main import main
 
     assert str(UserError("a\nb\r\x1b[2K\u2028\ud800 é")) == "a\\nb\\r\\x1b[2K\\u2028\\ud800 é"

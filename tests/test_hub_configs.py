@@ -7,14 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-import hub_configs
 import numpy as np
 import pytest
 import torch
-from test_models import load_ours, our_logits, their_outputs
-from tiny import CONFIGS, GEMMA2, GEMMA3, GPT2, GPTJ, LLAMA, NEOX
-from tolerances import PARITY_LOGITS
 
+from helpers import hub_configs
+from helpers.parity import load_ours, our_logits, their_outputs
+from helpers.tiny import CONFIGS, GEMMA2, GEMMA3, GPT2, GPTJ, LLAMA, NEOX
+from helpers.tolerances import PARITY_LOGITS
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.main import main
 from sparsepo_jax.models import config_fields

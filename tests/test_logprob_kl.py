@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from tolerances import TOKEN
 
+from helpers.tolerances import TOKEN
 from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_best, logprob_kl
 from sparsepo_jax.sharding.mesh import make_mesh, make_place_head
 

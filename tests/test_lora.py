@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from program import lines_of, run, weights_of, write_config
-from test_models import CONFIGS, load_ours, make_theirs, our_logits, their_outputs
-from tiny import GPT2, LLAMA
-from tolerances import PARITY_LOGITS, TOKEN
 
+from helpers.parity import IDS, VALID, load_ours, make_theirs, our_logits, their_outputs
+from helpers.program import lines_of, run, weights_of, write_config
+from helpers.tiny import CONFIGS, GPT2, LLAMA
+from helpers.tolerances import PARITY_LOGITS, TOKEN
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.main import main
 from sparsepo_jax.models.decoder import Decoder
@@ -22,7 +22,6 @@ from sparsepo_jax.models.spec import SpecError, choose_projections, spec_from_hf
 
 ALL = tuple(spec_from_hf(LLAMA).projections())
 EVERYWHERE = Lora(ALL, rank=3, alpha=12.0)
-IDS, VALID = np.random.default_rng(0).integers(0, 31, (2, 9)), np.ones((2, 9), bool)
 
 
 def adapters_of(spec, lora, *, std=0.1):
@@ -256,7 +255,7 @@ def test_dropout_is_drawn_by_seed_step_and_row(tmp_path):
 
 
 def test_an_adapted_run_continues_bit_for_bit(tmp_path, monkeypatch):
-    from test_run import Interrupted, stop_before
+    from helpers.interrupt import Interrupted, stop_before
 
     changes = {
         "stages": ["po"],

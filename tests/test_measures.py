@@ -8,8 +8,8 @@ from importlib.util import find_spec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from program import lines_of, write_config
 
+from helpers.program import lines_of, write_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.eval.text_measures import bertscore, distinct, rouge, self_bleu
 from sparsepo_jax.main import main

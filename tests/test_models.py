@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from tiny import CONFIGS, GEMMA3, GPT2, GPTJ, LLAMA, NEOX, gathered
-from tolerances import BFLOAT16, PARITY_LOGITS
 
+from helpers.parity import bfloat16_errors, load_ours, make_theirs, our_logits, our_states, their_outputs
+from helpers.tiny import CONFIGS, GEMMA3, GPT2, GPTJ, LLAMA, NEOX
+from helpers.tolerances import BFLOAT16, PARITY_LOGITS
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import merge_module, split_module
 from sparsepo_jax.models import config_fields
@@ -23,77 +24,6 @@ from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, read_confi
 from sparsepo_jax.ops.attention import Given
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-
-
-def make_theirs(config, **settings):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = dict(config)
-    if config["model_type"] == "gemma2":  # its other kernels leave out the cap on scores
-        settings |= {"attn_implementation": "eager"}
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(config.pop("model_type"), **config), **settings
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():  # norms and biases away from 1 and 0, so that each is seen
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def load_ours(directory):
-    spec = spec_from_hf(read_config(directory))
-    graph, fresh = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
-    return spec, graph, gathered(spec, SafeTensors(directory), fresh)
-
-
-def our_logits(graph, weights, ids_BS, valid_BS):
-    """As transformers runs a padded batch: causal, padding unseen, positions counted over real tokens."""
-    positions_BS = np.maximum(np.cumsum(valid_BS, axis=1) - 1, 0)
-    causal_SS = np.tril(np.ones((ids_BS.shape[1],) * 2, bool))
-    attend_BSS = causal_SS & valid_BS[:, None, :]
-
-    @jax.jit
-    def run(weights):
-        model = merge_module(graph, weights)
-        ids, positions, attend = map(jnp.asarray, (ids_BS, positions_BS, attend_BSS))
-        states_BSD, kept = model(ids, positions, Given(attend, positions, positions), tap=keep_states)
-        return model.logits(states_BSD), kept
-
-    return run(weights)
-
-
-def keep_states(name, x):
-    return x if name in ("embed", "block_out", "final_norm") else None
-
-
-def our_states(kept):
-    """In transformers' order: the embedding, after each block but the last, after the final norm."""
-    return [kept["embed"], *kept["block_out"][:-1], kept["final_norm"]]
-
-
-def bfloat16_errors(config, directory):
-    """(ours, transformers') root mean square error of bfloat16 logits against float32, on the same rounded weights."""
-    model = make_theirs(config).to(torch.bfloat16)
-    model.save_pretrained(directory)
-    spec, _, weights = load_ours(directory)
-    graph, _ = split_module(Decoder(spec, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
-    ids_BS, valid_BS = np.random.default_rng(2).integers(0, 31, (16, 12)), np.ones((16, 12), bool)
-    theirs = their_outputs(model, ids_BS, valid_BS).logits.float().numpy()
-    exact = their_outputs(model.float(), ids_BS, valid_BS).logits.numpy()
-    size = lambda x: float(np.sqrt(np.mean(np.square(x))))  # noqa: E731
-    return size(np.asarray(our_logits(graph, weights, ids_BS, valid_BS)[0]) - exact), size(theirs - exact)
-
-
-def their_outputs(model, ids_BS, valid_BS):
-    positions_BS = np.maximum(np.cumsum(valid_BS, axis=1) - 1, 0)
-    with torch.no_grad():
-        return model(
-            input_ids=torch.tensor(ids_BS),
-            attention_mask=torch.tensor(valid_BS.astype(np.int64)),
-            position_ids=torch.tensor(positions_BS),
-            output_hidden_states=True,
-        )
 
 
 @every_config

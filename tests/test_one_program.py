@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from program import lines_of, run, weights_of, write_config
-from test_build import made_stats, make_config
-from tiny import GPT2, random_batch
 
+from helpers.configs import made_stats, make_config
+from helpers.program import lines_of, run, weights_of, write_config
+from helpers.tiny import GPT2, random_batch
 from sparsepo_jax import build, programs
 from sparsepo_jax.config.schema import OBJECTIVES
 from sparsepo_jax.generate.sampler import Sampling, make_sampler

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from program import lines_of, run, write_config
 
+from helpers.program import lines_of, run, write_config
 from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.labelled import Labelled, read_labelled
@@ -492,7 +492,7 @@ def test_interrupted_or_not_it_makes_the_same_pairs(tmp_path, module, monkeypatc
 @pytest.mark.slow
 def test_two_processes_make_what_one_makes_and_stop_together(tmp_path, module, monkeypatch):
     """SIGTERM to the one that scores, in the middle; both ask to be started again. Kills: a process that writes its own part, or leaves alone."""
-    from test_processes import run_together
+    from helpers.processes import run_together
 
     prompts = {"sft": [], "train": [], "eval": [], "prompts": [{"kind": "reviews", "rows": 60, "seed": 5}]}
     module(COUNTS)

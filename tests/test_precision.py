@@ -4,8 +4,8 @@ import re
 
 import jax
 import pytest
-from tiny import GPT2, random_batch
 
+from helpers.tiny import GPT2, random_batch
 from sparsepo_jax import build, programs
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.models.spec import spec_from_hf

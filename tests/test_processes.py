@@ -1,18 +1,15 @@
 """Several processes as one run, for real: JAX's own service and collectives (gloo) on this machine."""
 
-import os
-import socket
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from program import lines_of, run, weights_of, write_config
-from tolerances import SHARDED
 
+from helpers.processes import run_together
+from helpers.program import lines_of, run, weights_of, write_config
+from helpers.tolerances import SHARDED
 from sparsepo_jax.main import RUN_AGAIN
 from sparsepo_jax.sharding.processes import lost_process
 
@@ -32,53 +29,6 @@ PO = {
     "logging": {"every_steps": 1, "tensorboard": False},
 }
 STEPS, PAIRS = 8, 30  # two epochs of 30 pairs in batches of 8
-
-
-def run_together(
-    config: Path,
-    count: int,
-    devices: int,
-    *overrides: str,
-    at_batch: dict[int, str] | None = None,
-    timeout_s: float = 240,
-) -> list[tuple[int, str]]:
-    """(exit status, what it said) of each of `count` processes with so many devices each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    running = []
-    for number in range(count):
-        own = {
-            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-            "JAX_NUM_PROCESSES": str(count),
-            "JAX_PROCESS_ID": str(number),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-        }
-        if at_batch and number in at_batch:
-            own["AT_BATCH"] = at_batch[number]
-        command = [
-            sys.executable,
-            str(Path(__file__).parent / "one_of_many.py"),
-            str(config.parent / f"rows_{number}.jsonl"),
-            "--config",
-            str(config),
-            *overrides,
-        ]
-        output = (config.parent / f"said_{number}.txt").open("w+")
-        running.append(
-            (subprocess.Popen(command, env=os.environ | own, stdout=output, stderr=subprocess.STDOUT), output)
-        )
-    found = []
-    try:
-        for process, output in running:
-            status = process.wait(timeout_s)
-            output.seek(0)
-            found.append((status, output.read()))
-    finally:
-        for process, output in running:
-            process.kill()
-            output.close()
-    return found
 
 
 def rows_by_batch(directory: Path) -> dict[int, list[int]]:

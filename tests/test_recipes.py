@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from program import lines_of
 
+from helpers.program import lines_of
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.main import main
 from sparsepo_jax.run.check import make_plan_text

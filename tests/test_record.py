@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from program import lines_of, run, write_config
 
+from helpers.program import lines_of, run, write_config
 from sparsepo_jax.core import lock as locks
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.lock import DirectoryLock

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from program import lines_of, run, weights_of, write_config
 
+from helpers.program import lines_of, run, weights_of, write_config
 from sparsepo_jax.main import main
 
 PO = {"steps": 3, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}}
@@ -39,7 +39,7 @@ def cached_config(directory, cache, objective, **changes):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """SMALL's objective has a learned mask: another kind takes its place whole."""
-    import program
+    from helpers import program
 
     monkeypatch.setattr(
         program, "SMALL", {name: value for name, value in program.SMALL.items() if name != "objective"}

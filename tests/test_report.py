@@ -4,10 +4,10 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 
+from helpers.report_files import CHOSEN, REJECTED, Page, lines, metric_rows, pair, response
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.report.heatmap import QUANTITIES, make_scales, parse_pair
 from sparsepo_jax.report.page import write_report
@@ -36,34 +36,6 @@ SUMMARY = {
     "pairs": 64,
     "seconds": 130.0,
 }
-CHOSEN = [" good", "<script>alert(1)</script>", "\n", "\x1b[31m\u202e", '\'" onmouseover="x']
-REJECTED = [" bad", ""]
-
-
-def response(tokens, decisive, *, first_mask=0.5):
-    n = len(tokens)
-    return {
-        "token_ids": list(range(7, 7 + n)),
-        "logp": [-1.0] * n,
-        "ref_logp": [-1.5 + t for t in range(n)],
-        "kl": [0.1234] * n,
-        "reward_mask": [first_mask] + [0.0] * (n - 1),
-        "kl_mask": [0.3125] * n,
-        "tokens": tokens,
-        "decisive": decisive,
-    }
-
-
-def pair(index=3, **changes):
-    return {
-        "index": index,
-        "loss": 0.456,
-        "margin": 1.789,
-        "origin": "<b>reviews",
-        "prompt_tokens": ["Say", " <i>why</i>"],
-        "chosen": response(CHOSEN, [True] + [False] * 4),
-        "rejected": response(REJECTED, [False, False]),
-    } | changes
 
 
 def without_text(row):
@@ -74,34 +46,6 @@ def without_text(row):
     return {k: row[k] for k in ("index", "loss", "margin")} | sides
 
 
-def metric_rows():
-    rows = [{"stage": "sft", "step": step, "time_s": 0.1, "loss": 3.0 / step} for step in range(1, 6)]
-    for step in range(1, 6):
-        rows.append(
-            {
-                "stage": "po",
-                "step": step,
-                "time_s": 0.2,
-                "loss": 0.7,
-                "rewards/margins": 0.1 * step,
-                "margin_unmasked": 0.05 * step,
-                "rewards/accuracies": 0.5,
-                "accuracy_unmasked": 0.5,
-                "kl/chosen": 0.1,
-                "kl/rejected": 0.2,
-                "mask/reward_sparsity": 0.4,
-                "mask/kl_sparsity": 0.4,
-                "mask/reward_mean": 0.3,
-                "mask/kl_mean": 0.3,
-            }
-        )
-    return rows + [{"stage": "po", "step": 5, "time_s": 0.3, "eval/rewards/margins": 0.625}]
-
-
-def lines(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
 @pytest.fixture
 def run_dir(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 3\nobjective: {kind: sparsepo, beta: 0.8}\n# <u>\n")
@@ -109,31 +53,6 @@ def run_dir(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(lines(metric_rows()))
     (tmp_path / "pairs.jsonl").write_text(lines([pair(3), pair(11)]))
     return tmp_path
-
-
-class Page(HTMLParser):
-    """The page as a browser takes it apart: tags, and the text and attributes of the tokens."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.tokens, self.inputs, self.inside = [], [], [], False
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.tags.append((tag, attrs))
-        if tag == "span" and (attrs.get("class") or "").split()[:1] == ["t"]:
-            self.tokens.append(attrs | {"text": ""})
-            self.inside = True
-
-    def handle_endtag(self, tag):
-        self.inside = self.inside and tag != "span"
-
-    def handle_data(self, data):
-        self.text += data
-        if self.inside:
-            self.tokens[-1]["text"] += data
 
 
 def page_of(output_dir, pairs=8):

@@ -8,8 +8,8 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-from chat import CHATML, chat_tokenizer
 
+from helpers.chat import CHATML, chat_tokenizer
 from sparsepo_jax import build
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.schema import Config

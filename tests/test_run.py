@@ -7,8 +7,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-from program import lines_of, run, weights_of, write_config
 
+from helpers.interrupt import Interrupted, stop_before
+from helpers.program import lines_of, run, weights_of, write_config
 from sparsepo_jax.main import main
 
 
@@ -228,34 +229,6 @@ def test_the_export_scores_the_same(finished, tmp_path):
         )  # no reference is named: the policy itself
     ids = torch.tensor([expected["chosen"]["token_ids"]])
     assert model(ids).logits.shape[-1] == model.config.vocab_size
-
-
-class Interrupted(BaseException):
-    """Nothing that the program knows, as a crash is."""
-
-
-def stop_before(monkeypatch, stage_steps: int):
-    """The run dies as it fetches the batch after that many steps."""
-    from sparsepo_jax.train import loop
-
-    class Dying:
-        def __init__(self, batches):
-            self.batches, self.left = iter(batches), stage_steps
-
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            if self.left == 0:
-                raise Interrupted
-            self.left -= 1
-            return next(self.batches)
-
-    whole = loop.run_training
-    monkeypatch.setattr(
-        "sparsepo_jax.stages.run_training",
-        lambda **arguments: whole(**{**arguments, "batches": Dying(arguments["batches"])}),
-    )
 
 
 @pytest.mark.parametrize(("stage", "steps"), [("sft", 3), ("po", 1), ("po", 5)])

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from program import lines_of, write_config
 from safetensors.numpy import load_file
+
+from helpers.program import lines_of, write_config
 
 _MISSING = [
     name

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_models import load_ours, our_logits, their_outputs
-from tolerances import PARITY_LOGITS
+
+from helpers.parity import load_ours, our_logits, their_outputs
+from helpers.tolerances import PARITY_LOGITS
 
 pytestmark = pytest.mark.slow
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "pref_small" / "rasbt_instruction_preference.json.gz"

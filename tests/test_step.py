@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from test_build import make_config
-from tiny import CONFIGS, GPT2, packed, random_batch, random_rows
-from tolerances import GRADIENT, SHARDED, TOKEN, UPDATE
 
+from helpers.configs import make_config
+from helpers.tiny import CONFIGS, GPT2, packed, random_batch, random_rows
+from helpers.tolerances import GRADIENT, SHARDED, TOKEN, UPDATE
 from sparsepo_jax import build, programs
 from sparsepo_jax.core.tokens import log_ratio
 from sparsepo_jax.core.tree import split_module

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from program import lines_of, write_config
 
+from helpers.program import lines_of, write_config
 from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import short_names

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from chat import CHATML, GEMMA, LLAMA, MISTRAL, NO_END, ONLY_PARTS, OPENED, THINKING, chat_tokenizer
 
+from helpers.chat import CHATML, GEMMA, LLAMA, MISTRAL, NO_END, ONLY_PARTS, OPENED, THINKING, chat_tokenizer
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data import load as loading
 from sparsepo_jax.data.load import load_table

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-from tiny import pair_table
 from tokenizers import Tokenizer, models, pre_tokenizers
-from tolerances import TRAINED
 
+from helpers.tiny import pair_table
+from helpers.tolerances import TRAINED
 from sparsepo_jax import build, programs
 from sparsepo_jax.config.schema import Config
 from sparsepo_jax.data.packing import Shape, pack

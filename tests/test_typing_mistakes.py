@@ -8,8 +8,8 @@ import typing
 from pathlib import Path
 
 import pytest
-from program import write_config
 
+from helpers.program import write_config
 from sparsepo_jax.config.load import ConfigError, _fields, _kinds, _plain, load_config, save_config
 from sparsepo_jax.config.names import SETTINGS
 from sparsepo_jax.config.paths import PathText, expand_path

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from program import lines_of, run
 
+from helpers.program import lines_of, run
 from sparsepo_jax.core.program import Program
 from sparsepo_jax.train import loop
 

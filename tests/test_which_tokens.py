@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from program import lines_of, run, write_config
 
+from helpers.program import lines_of, run, write_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tokens import unsure_tokens
 from sparsepo_jax.data.inspect import token_texts

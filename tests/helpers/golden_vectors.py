@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tiny import packed
 
+from helpers.tiny import packed
 from sparsepo_jax.core.types import PairBatch
 
 FAMILIES = ("gpt2", "gpt_neox")
@@ -15,7 +15,7 @@ PAIRS = 3
 
 @functools.cache
 def vectors(family: str) -> dict[str, np.ndarray]:
-    with np.load(Path(__file__).parent / "golden" / f"{family}.npz") as file:
+    with np.load(Path(__file__).parents[1] / "golden" / f"{family}.npz") as file:
         return {name: file[name] for name in file.files}
 
 

@@ -1,0 +1,34 @@
+"""Configs without files, and statistics and masks for objectives."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from helpers.tiny import GPT2, random_batch
+from sparsepo_jax.config.schema import Config
+from sparsepo_jax.core.types import TokenMasks, TokenStats
+
+PATHS = {
+    "stages": ["po"],
+    "output_dir": "unused",
+    "policy": {"config": GPT2},
+    "data": {"train": [{"path": "unused.jsonl"}]},
+}
+
+
+def make_config(**changes) -> Config:
+    return Config.model_validate(PATHS | changes)
+
+
+def made_stats(seed=0) -> tuple[TokenStats, TokenMasks]:
+    rng, batch = np.random.default_rng(seed), random_batch()
+    valid = batch.valid_BPT
+    ratio, kl, masks = (
+        rng.normal(0, 0.5, valid.shape),
+        rng.exponential(0.2, valid.shape),
+        rng.uniform(0, 2, (2, *valid.shape)),
+    )
+    ref = -rng.exponential(1.5, valid.shape) - 2
+    zero = lambda x: jnp.asarray(np.where(valid, x, 0), jnp.float32)  # noqa: E731
+    return TokenStats(zero(ref + ratio), zero(ref), zero(kl), jnp.asarray(valid)), TokenMasks(
+        zero(masks[0]), zero(masks[1])
+    )

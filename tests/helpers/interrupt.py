@@ -1,0 +1,29 @@
+"""A run that dies in the middle of training."""
+
+
+class Interrupted(BaseException):
+    """Nothing that the program knows, as a crash is."""
+
+
+def stop_before(monkeypatch, stage_steps: int):
+    """The run dies as it fetches the batch after that many steps."""
+    from sparsepo_jax.train import loop
+
+    class Dying:
+        def __init__(self, batches):
+            self.batches, self.left = iter(batches), stage_steps
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.left == 0:
+                raise Interrupted
+            self.left -= 1
+            return next(self.batches)
+
+    whole = loop.run_training
+    monkeypatch.setattr(
+        "sparsepo_jax.stages.run_training",
+        lambda **arguments: whole(**{**arguments, "batches": Dying(arguments["batches"])}),
+    )
