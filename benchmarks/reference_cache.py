@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from sparsepo_jax import build, programs
-from sparsepo_jax.config.schema import Config
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsepo_jax import build, programs
-from sparsepo_jax.config.schema import Config
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.batching import BatchPlan
 from sparsepo_jax.data.packing import sizes_of

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.tree_util import Partial
 
-from sparsepo_jax.config import schema
+import sparsepo_jax.config.schema.root as schema
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json
 from sparsepo_jax.core.tree import Weights, split_module
@@ -486,7 +486,7 @@ def make_reference_lora(config: schema.Config, spec: DecoderSpec, lora: Lora | N
     return lora if trains_adapter_further(config) and config.reference.path is None else None
 
 
-def make_lora(training: schema.Training, name: str, spec: DecoderSpec) -> Lora | None:
+def make_lora(training: schema.TextTraining, name: str, spec: DecoderSpec) -> Lora | None:
     """The adapters of a stage, or None. UserError: a pattern that fits no projection."""
     chosen = training.lora
     if chosen is None:

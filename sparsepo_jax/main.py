@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sparsepo_jax.config.schema import Config
+    from sparsepo_jax.config.schema.root import Config
 
 PIPE_CLOSED = 141  # what a shell says of a program that wrote to `head` after it had ended
 RUN_AGAIN = 75  # sysexits' EX_TEMPFAIL: whoever started the run should start it again

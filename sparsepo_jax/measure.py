@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from sparsepo_jax.config.schema import Config
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.eval.measures import measure_code, measure_text

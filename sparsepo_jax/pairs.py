@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from sparsepo_jax import build
-from sparsepo_jax.config.schema import PairMaking
+from sparsepo_jax.config.schema.generation import PairMaking
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.data.table import TokenTable

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+import sparsepo_jax.config.schema.root as schema
 from sparsepo_jax.build import abstract, compute_dtype, make_lora, mask_config, trained_shapes
-from sparsepo_jax.config import schema
 from sparsepo_jax.core.program import Program
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch
@@ -111,7 +111,7 @@ def _step_programs(
 
 
 def optimizer_rates(
-    config: schema.Config, training: schema.Training, steps: int, width: int
+    config: schema.Config, training: schema.TextTraining, steps: int, width: int
 ) -> optimizers.Rates:
     """width: of the policy."""
     rule, schedule, mask = training.optimizer, training.schedule, mask_config(config)
@@ -139,7 +139,7 @@ def mask_rate(mask: Any | None, of_policy: float, width: int) -> float:
     return of_policy if mask.official else 0.3 / width
 
 
-def optimizer_kind(training: schema.Training) -> tuple[Callable, str]:
+def optimizer_kind(training: schema.TextTraining) -> tuple[Callable, str]:
     """What is built into an optimizer's programs: (maker of the rule of a group of weights, kind of schedule)."""
     rule = training.optimizer
     make_rule = {
@@ -151,7 +151,7 @@ def optimizer_kind(training: schema.Training) -> tuple[Callable, str]:
 
 
 def make_optimizer(
-    config: schema.Config, training: schema.Training, steps: int, width: int
+    config: schema.Config, training: schema.TextTraining, steps: int, width: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of {"policy", "masks"} and the policy's learning-rate schedule."""
     return _optimizer(optimizer_kind(training), optimizer_rates(config, training, steps, width))

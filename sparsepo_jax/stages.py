@@ -13,7 +13,7 @@ import numpy as np
 
 from sparsepo_jax import build, evaluation, measure, programs
 from sparsepo_jax.config.load import config_text, save_config
-from sparsepo_jax.config.schema import Config
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json
 from sparsepo_jax.core.lock import DirectoryLock

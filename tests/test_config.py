@@ -14,21 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsepo_jax.config.load import ConfigError, json_schema, load_config, save_config
-from sparsepo_jax.config.schema import (
-    ActivationMask,
-    AdamW,
-    Config,
-    Data,
-    Dpo,
-    FileSource,
-    LearnedMask,
-    Lion,
-    MaPO,
-    PairTraining,
-    Policy,
-    ReviewsSource,
-    SparsePO,
-)
+from sparsepo_jax.config.schema.data import Data, FileSource, ReviewsSource
+from sparsepo_jax.config.schema.masks import ActivationMask, LearnedMask
+from sparsepo_jax.config.schema.models import Policy
+from sparsepo_jax.config.schema.objectives import Dpo, MaPO, SparsePO
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.config.schema.training import AdamW, Lion, PairTraining
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
 from sparsepo_jax.run.check import make_plan_text

@@ -23,8 +23,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparsepo_jax.config import schema
 from sparsepo_jax.config.load import ConfigError, load_config, save_config
+from sparsepo_jax.config.schema.base import Section
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.load import load_table, read_texts
 from sparsepo_jax.data.sources import FileRows, open_source
@@ -581,14 +582,16 @@ YAML_TRICKS = [
     "kind: nothing",
     "stages: [po]",
 ]
-KEYS = sorted(
-    {
-        name
-        for value in vars(schema).values()
-        if isinstance(value, type) and issubclass(value, schema.Section)
-        for name in value.model_fields
-    }
-)
+
+
+def all_sections(model=Section):
+    """Every class of the schema."""
+    for below in model.__subclasses__():
+        yield below
+        yield from all_sections(below)
+
+
+KEYS = sorted({name for model in all_sections() for name in model.model_fields})
 BASES = [path.read_text() for path in sorted((ROOT / "configs").rglob("*.yaml"))]
 SMALL = [
     "stages: [report]\noutput_dir: x\n",
@@ -625,7 +628,7 @@ def altered_yaml(draw):
 
 def parts(annotation):
     """The sections and the words that a field's annotation allows, and whether in a list."""
-    if isinstance(annotation, type) and issubclass(annotation, schema.Section):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return {annotation}, set(), False
     if get_origin(annotation) is not None:
         found = (
@@ -674,7 +677,7 @@ def mapping_of(model):
 
 
 WHOLE = st.tuples(
-    mapping_of(schema.Config), st.sampled_from([{"stages": ["report"], "output_dir": "x"}] * 5 + [{}])
+    mapping_of(Config), st.sampled_from([{"stages": ["report"], "output_dir": "x"}] * 5 + [{}])
 ).map(lambda both: both[0] | both[1])
 CONFIGS = altered_yaml() | st.tuples(WHOLE, st.booleans()).map(
     lambda both: json.dumps(both[0], ensure_ascii=both[1]).encode("utf-8", "surrogatepass")

@@ -15,7 +15,8 @@ from helpers.configs import made_stats, make_config
 from helpers.program import lines_of, run, weights_of, write_config
 from helpers.tiny import GPT2, random_batch
 from sparsepo_jax import build, programs
-from sparsepo_jax.config.schema import OBJECTIVES
+from sparsepo_jax.config.schema.base import members
+from sparsepo_jax.config.schema.objectives import Objective
 from sparsepo_jax.generate.sampler import Sampling, make_sampler
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh, put_batch
@@ -78,7 +79,7 @@ def test_a_second_run_with_other_numbers_compiles_nothing_and_gets_what_it_gets_
     assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize("kind", members(Objective))
 def test_an_objective_takes_its_numbers_as_arguments(kind):
     """One structure for all values, and as arguments they do what they do as constants. Kills: a loss that branches on the value of a setting."""
     (stats, masks), base = made_stats(), {"kind": kind, "nll_weight": 0.2}

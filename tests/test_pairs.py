@@ -601,7 +601,7 @@ def test_what_the_stage_lacks_is_said_a_line_each(tmp_path):
 
 
 def test_the_plan_knows_the_stage(tmp_path):
-    from sparsepo_jax.config.schema import Config
+    from sparsepo_jax.config.schema.root import Config
 
     (tmp_path / "three.jsonl").write_text("{}\n{}\n{}\n")
     path = str(tmp_path / "three.jsonl")

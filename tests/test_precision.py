@@ -7,7 +7,7 @@ import pytest
 
 from helpers.tiny import GPT2, random_batch
 from sparsepo_jax import build, programs
-from sparsepo_jax.config.schema import Config
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.run.check import make_plan_text
 from sparsepo_jax.sharding.mesh import make_mesh

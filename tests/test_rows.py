@@ -12,7 +12,7 @@ import pytest
 from helpers.chat import CHATML, chat_tokenizer
 from sparsepo_jax import build
 from sparsepo_jax.config.load import ConfigError
-from sparsepo_jax.config.schema import Config
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.labelled import read_labelled
 from sparsepo_jax.data.load import load_table

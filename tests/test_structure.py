@@ -81,7 +81,7 @@ def test_packages_export_nothing_twice():
         "run.check",
         "run.sweep",
         "config.load",
-        "config.schema",
+        "config.schema.root",
         "models.spec",
         "report.page",
         "data.sources",

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from helpers.tiny import pair_table
 from helpers.tolerances import TRAINED
 from sparsepo_jax import build, programs
-from sparsepo_jax.config.schema import Config
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.data.packing import Shape, pack
 from sparsepo_jax.sharding.mesh import make_mesh
 

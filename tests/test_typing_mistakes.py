@@ -13,7 +13,8 @@ from helpers.program import write_config
 from sparsepo_jax.config.load import ConfigError, _fields, _kinds, _plain, load_config, save_config
 from sparsepo_jax.config.names import SETTINGS
 from sparsepo_jax.config.paths import PathText, expand_path
-from sparsepo_jax.config.schema import Config, Section
+from sparsepo_jax.config.schema.base import Section
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.paths import is_mistyped_path
 from sparsepo_jax.main import PIPE_CLOSED, main
 

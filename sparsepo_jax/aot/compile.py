@@ -18,7 +18,8 @@ from sparsepo_jax import build, programs
 from sparsepo_jax.aot.hlo import Footprint, absent_devices, compile_for_memory
 from sparsepo_jax.aot.topology import Topology
 from sparsepo_jax.config.load import ConfigError
-from sparsepo_jax.config.schema import Config, Policy
+from sparsepo_jax.config.schema.models import Policy
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.holdout import split_holdout

@@ -13,14 +13,15 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import Discriminator, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from sparsepo_jax.config.names import NOTES, SETTINGS, other_program, same_name
-from sparsepo_jax.config.schema import Config, Section
+from sparsepo_jax.config.schema.base import ByKind, Section, members
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.files import write_text
 
 Keys = tuple[str, ...]
@@ -284,7 +285,7 @@ def _with(node: Any, keys: Keys, value: Any, above: Keys = ()) -> Any:
 def _plain(annotation: Any) -> Any:
     """Without `| None` and constraints; a union told apart by `kind` stays as it is annotated."""
     while True:
-        if get_origin(annotation) is Annotated and not _discriminator(annotation):
+        if get_origin(annotation) is Annotated and _by_kind(annotation) is None:
             annotation = get_args(annotation)[0]
         elif type(None) in get_args(annotation):
             annotation = next(part for part in get_args(annotation) if part is not type(None))
@@ -292,29 +293,26 @@ def _plain(annotation: Any) -> Any:
             return annotation
 
 
-def _discriminator(annotation: Any) -> Discriminator | None:
-    return next(
-        (extra for extra in getattr(annotation, "__metadata__", ()) if isinstance(extra, Discriminator)), None
-    )
+def _by_kind(annotation: Any) -> ByKind | None:
+    """How a union of sections is told apart; None: the annotation is no such union."""
+    return next((mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, ByKind)), None)
 
 
 def _kinds(annotation: Any) -> dict[str | None, type[Section]]:
     """The models that a mapping at this annotation may be, by kind (None: the only one); empty where no section goes."""
     annotation = _plain(annotation)
-    if _discriminator(annotation):
-        members = [get_args(member) for member in get_args(get_args(annotation)[0])]
-        return {tag.tag: model for model, tag in members}
+    if _by_kind(annotation) is not None:
+        return dict(members(annotation))
     return {None: annotation} if isinstance(annotation, type) and issubclass(annotation, Section) else {}
 
 
 def _kind(annotation: Any, mapping: dict[Any, Any]) -> str | None:
     """The kind of a mapping, the default if it names none, the nearest if it names one that does not exist."""
-    kinds = _kinds(annotation)
-    if None in kinds:
+    by_kind = _by_kind(_plain(annotation))
+    if by_kind is None:
         return None
-    kind_of = _discriminator(_plain(annotation)).discriminator
-    kind = kind_of(mapping)
-    return _by_likeness(kind, kinds)[0] if isinstance(kind, str) else kind_of({})
+    kind = by_kind.kind_of(mapping)
+    return _by_likeness(kind, _kinds(annotation))[0] if isinstance(kind, str) else by_kind.default
 
 
 @cache
@@ -495,7 +493,7 @@ def _place(loc: tuple[str | int, ...]) -> tuple[Keys, type[Section], str | None]
     node, owner, kind, entered = Config, Config, None, None
     for part in loc:
         node = _plain(node)
-        if _discriminator(node):
+        if _by_kind(node) is not None:
             node, entered = _kinds(node)[part], part
             continue
         path.append(str(part))

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from sparsepo_jax.config.schema import Config, Lora
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.config.schema.training import Lora
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.adapter import Adapter, AdapterConfig, LoraShape
 from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections

@@ -13,20 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsepo_jax.config.load import ConfigError
-from sparsepo_jax.config.schema import (
+from sparsepo_jax.config.schema.data import FileSource, Source
+from sparsepo_jax.config.schema.generation import ClassifierScorer, HuggingFaceScorer
+from sparsepo_jax.config.schema.masks import LearnedMask
+from sparsepo_jax.config.schema.models import (
     BpeTokenizer,
     ByteTokenizer,
-    ClassifierScorer,
-    Config,
-    FileSource,
-    HuggingFaceScorer,
-    LearnedMask,
-    Optimizer,
     PretrainedTokenizer,
     ReviewsTokenizer,
-    Source,
-    Training,
 )
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.config.schema.training import Optimizer, Training
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import is_mistyped_path
 from sparsepo_jax.data.readers import SUFFIXES, suffix_of, table_delimiter, table_lines

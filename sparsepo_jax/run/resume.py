@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sparsepo_jax.config.schema import Config
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsepo_jax.config.load import ConfigError, load_config, parse_overrides
-from sparsepo_jax.config.schema import Config
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json
 from sparsepo_jax.core.paths import short_names

@@ -1,0 +1,59 @@
+"""What all sections of the configuration stand on: the closed model, unions told apart by `kind`, and types of numbers."""
+
+import dataclasses
+import math
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Natural = Annotated[int, Field(ge=0, lt=2**31)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByKind:
+    """Annotates a union of sections: `kind` tells them apart, and a mapping without `kind` means `default`."""
+
+    default: str
+
+    def kind_of(self, mapping: dict[Any, Any]) -> Any:
+        return mapping.get("kind", self.default)
+
+    def __get_pydantic_core_schema__(self, union: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        by_tag = handler.generate_schema(Annotated[union, Field(discriminator="kind")])
+        return core_schema.no_info_before_validator_function(self._with_kind, by_tag)
+
+    def _with_kind(self, value: Any) -> Any:
+        return {**value, "kind": self.kind_of(value)} if isinstance(value, dict) else value
+
+
+def members(union: Any) -> dict[str, type[Section]]:
+    """The sections of a union annotated with ByKind, by their kind."""
+    sections = get_args(get_args(union)[0])
+    return {get_args(section.model_fields["kind"].annotation)[0]: section for section in sections}
+
+
+def _finite(mapping: dict[str, Any]) -> dict[str, Any]:
+    """Refuses numbers that JSON does not have, at any depth."""
+    unchecked: list[tuple[str, Any]] = list(mapping.items())
+    while unchecked:
+        name, value = unchecked.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}: expected a finite number, got {value}")
+        if isinstance(value, dict):
+            unchecked += value.items()
+        elif isinstance(value, list):
+            unchecked += [(name, item) for item in value]
+    return mapping
+
+
+Json = Annotated[dict[str, Any], AfterValidator(_finite)]

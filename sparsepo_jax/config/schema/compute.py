@@ -1,0 +1,68 @@
+"""The section `compute`: devices, number types, memory and kernels. Nothing here changes what is computed."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from sparsepo_jax.config.paths import PathText
+from sparsepo_jax.config.schema.base import Positive, Section
+
+
+class Mesh(Section):
+    data: Positive | None = None
+    """Devices over which batches are cut. None (at most one axis): what the other axes leave."""
+    fsdp: Positive | None = 1
+    """Devices over which batches, weights and optimizer state are cut."""
+    tensor: Positive | None = 1
+    """Devices over which each layer's matrices and the vocabulary are cut."""
+    slices: Positive | None = None
+    """Groups of devices with a fast network of their own (TPU slices): `data` is cut over them first, then
+    `fsdp`. None: as the devices report it."""
+
+    @model_validator(mode="after")
+    def _one_free(self) -> Self:
+        free = [name for name in ("data", "fsdp", "tensor") if getattr(self, name) is None]
+        if len(free) > 1:
+            raise ValueError(f"only one axis may be null (free), not {' and '.join(free)}")
+        return self
+
+
+class Head(Section):
+    """Logits exist in blocks of tokens and vocabulary; changes memory and speed, not results."""
+
+    tokens: Positive = 512
+    """Response tokens of a device at a time."""
+    vocabulary: Positive = 2048
+    """Entries of the vocabulary of a device at a time."""
+    keep_logits: bool = False
+    """Hold all logits from the forward to the backward pass instead of computing them again: a third fewer
+    products in the head, for 8 bytes per response token and entry of the vocabulary."""
+
+
+class Compute(Section):
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of activations; weights are float32 always. auto: float32 on CPU, bfloat16 elsewhere."""
+    precision: Literal["auto", "float32", "tf32"] = "auto"
+    """How float32 arrays are multiplied. float32: with all their digits. tf32: as fast as the device can with
+    about three digits (NVIDIA's TF32; three bfloat16 passes on TPU); CPUs multiply in float32 all the same. auto:
+    float32 where dtype is float32; where dtype is bfloat16, the device's own way for the few float32 products
+    that are left."""
+    remat: bool = False
+    """Recompute each block's activations in the backward pass: less memory, a third more work."""
+    layout: Literal["shared", "plain"] = "shared"
+    """shared: the prompt runs once per pair and both responses attend to it; plain: once for each response. The
+    results are the same."""
+    attention: Literal["auto", "blocks", "xla", "cudnn", "splash"] = "auto"
+    """The attention kernel. auto: blocks on CPU, splash on TPU (compiled only, never timed: Llama-3-8B's step on
+    v5e-64 takes 4.9 GB of temporaries a chip, 6.0 by xla), else xla. cudnn: GPU, bfloat16, no capped scores.
+    splash: TPU. The results are the same."""
+    head: Head = Head()
+    """Blocks in which logits are computed."""
+    mesh: Mesh = Mesh()
+    """How the devices are arranged: data x fsdp x tensor."""
+    compile_cache: PathText | None = None
+    """Directory of compiled programs. None: sparsepo_jax in the user's cache directory."""
+    distributed: bool | None = None
+    """Whether this process is one of several that make one run. None: if JAX_COORDINATOR_ADDRESS is set, in a
+    Slurm step of several tasks, or if TPU_WORKER_HOSTNAMES names several. true: find the others as
+    jax.distributed does (Cloud TPU, GKE, Slurm, MPI)."""

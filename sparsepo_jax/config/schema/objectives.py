@@ -1,0 +1,193 @@
+"""The section `objective`: one class for each loss. beta is in 1/nat."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sparsepo_jax.config.schema.base import ByKind, NonNegative, PositiveFloat, Section, Share
+from sparsepo_jax.config.schema.masks import ActivationMask, LearnedMask, Mask, MaskOfMaPO
+
+Beta = Annotated[
+    float,
+    Field(
+        gt=0,
+        description="Scale of log-ratios, 1/nat: the larger, the closer the policy stays to the reference.",
+    ),
+]
+LabelNoise = Annotated[
+    float, Field(ge=0, lt=0.5, description="Share of pairs whose labels are taken to be exchanged.")
+]
+
+
+class ObjectiveBase(Section):
+    nll_weight: NonNegative = 0.0
+    """Adds this times the mean negative log-likelihood of the chosen response's tokens (RPO)."""
+
+
+class SparsePO(ObjectiveBase):
+    kind: Literal["sparsepo"] = "sparsepo"
+    """Log-ratio and KL of each token, weighted by a token mask (2410.05102)."""
+    beta: Beta = 0.8
+    l1_reward: NonNegative = 0.0
+    """Weight of the sum of the reward mask's absolute values."""
+    l1_kl: NonNegative = 0.0
+    """Weight of the sum of the KL mask's absolute values. With a common mask each of the two weights counts half,
+    as in the official code."""
+    mask: Mask = LearnedMask()
+    """The token mask. A mapping without `kind` is a learned mask here."""
+
+
+class MaPO(ObjectiveBase):
+    kind: Literal["mapo"]
+    """SparsePO's loss on activation masks, without L1 (2410.05102)."""
+    beta: Beta = 0.8
+    mask: MaskOfMaPO = ActivationMask()
+    """The token mask. A mapping without `kind` is an activation mask here."""
+
+
+class Dpo(ObjectiveBase):
+    kind: Literal["dpo"]
+    """Direct preference optimisation (2305.18290)."""
+    beta: Beta = 0.1
+
+
+class Cdpo(ObjectiveBase):
+    kind: Literal["cdpo"]
+    """Conservative DPO: cross-entropy with smoothed labels (Mitchell 2023)."""
+    beta: Beta = 0.1
+    label_smoothing: LabelNoise = 0.1
+
+
+class Robust(ObjectiveBase):
+    kind: Literal["robust"]
+    """DPO made unbiased under exchanged labels (2403.00409)."""
+    beta: Beta = 0.1
+    label_smoothing: LabelNoise = 0.1
+
+
+class Ipo(ObjectiveBase):
+    kind: Literal["ipo"]
+    """Squared distance of the mean log-ratios' difference from 1/(2 beta) (2310.12036)."""
+    beta: Beta = 0.1
+
+
+class Hinge(ObjectiveBase):
+    kind: Literal["hinge"]
+    """SLiC's hinge on log-ratios (2305.10425, 2309.06657)."""
+    beta: Beta = 0.1
+
+
+class SimPO(ObjectiveBase):
+    kind: Literal["simpo"]
+    """Mean log-probs with a target margin, without a reference (2405.14734)."""
+    beta: PositiveFloat = 2.0
+    """Scale of the mean log-probs."""
+    gamma: NonNegative = 1.0
+    """Target margin: taken off beta times the difference of mean log-probs."""
+
+
+class Orpo(ObjectiveBase):
+    kind: Literal["orpo"]
+    """Likelihood plus an odds ratio, without a reference (2403.07691)."""
+    odds_weight: NonNegative = 0.1
+    """lambda: weight of the odds-ratio term."""
+
+
+class Cpo(ObjectiveBase):
+    kind: Literal["cpo"]
+    """DPO's comparison of log-probs without a reference, plus likelihood (2401.08417)."""
+    beta: PositiveFloat = 0.1
+    """Scale of the summed log-probs."""
+    alpha: NonNegative = 1.0
+    """Weight of the chosen response's mean NLL."""
+
+
+class Dpop(ObjectiveBase):
+    kind: Literal["dpop"]
+    """DPO that keeps the chosen response from becoming less likely (Smaug, 2402.13228)."""
+    beta: Beta = 0.3
+    penalty: NonNegative = 50.0
+    """lambda: weight of max(0, -sum of the chosen log-ratios)."""
+
+
+class Rdpo(ObjectiveBase):
+    kind: Literal["rdpo"]
+    """DPO with a length penalty (2403.19159)."""
+    beta: Beta = 0.1
+    alpha: NonNegative = 0.01
+    """Added to the margin for each token by which the chosen response is longer."""
+
+
+class Tdpo1(ObjectiveBase):
+    kind: Literal["tdpo1"]
+    """DPO minus the difference of the responses' KL (2404.11999)."""
+    beta: Beta = 0.1
+
+
+class Tdpo2(ObjectiveBase):
+    kind: Literal["tdpo2"]
+    """TDPO-1 with a weighted KL term and no gradient through the chosen response's KL (2404.11999)."""
+    beta: Beta = 0.1
+    alpha: NonNegative = 0.5
+    """Weight of the KL term."""
+
+
+class D2po(ObjectiveBase):
+    kind: Literal["d2po"]
+    """DPO whose token weights fall with the position (2502.14340)."""
+    beta: Beta = 0.1
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """Weight gamma**t of response token t = 1, 2, ..."""
+
+
+class Sampo(ObjectiveBase):
+    kind: Literal["sampo"]
+    """DPO on as many drawn tokens of each response as the shorter one has (2406.10957)."""
+    beta: Beta = 0.1
+
+
+class Ldpo(ObjectiveBase):
+    kind: Literal["ldpo"]
+    """DPO that counts the longer response's surplus tokens less (LD-DPO, 2409.06411)."""
+    beta: Beta = 0.1
+    alpha: Share = 0.5
+    """Weight of tokens past the shorter response's length."""
+
+
+class Confpo(ObjectiveBase):
+    kind: Literal["confpo"]
+    """SimPO on the tokens that the policy is unsure of (2506.08712)."""
+    beta: PositiveFloat = 2.0
+    """Scale of the mean log-probs."""
+    gamma: NonNegative = 1.0
+    """Target margin, as in simpo."""
+
+
+class Caldpo(ObjectiveBase):
+    kind: Literal["caldpo"]
+    """DPO whose rewards are calibrated to 1/(2 beta) and -1/(2 beta) (2412.14516)."""
+    beta: Beta = 0.1
+
+
+Objective = Annotated[
+    SparsePO
+    | MaPO
+    | Dpo
+    | Cdpo
+    | Robust
+    | Ipo
+    | Hinge
+    | SimPO
+    | Orpo
+    | Cpo
+    | Dpop
+    | Rdpo
+    | Tdpo1
+    | Tdpo2
+    | D2po
+    | Sampo
+    | Ldpo
+    | Confpo
+    | Caldpo,
+    ByKind("sparsepo"),
+]

@@ -1,0 +1,263 @@
+"""Every knob of the project: `Config`, the configuration that a run is described by.
+
+Pydantic models, frozen and closed (unknown keys are errors), told apart by `kind` where there is a choice. Nothing here
+imports JAX, so that `--help`, `--check` and configuration errors do not wait for it. Descriptions are what
+`--schema` hands to editors.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from sparsepo_jax.config.paths import PathText
+from sparsepo_jax.config.schema.base import Natural, Section
+from sparsepo_jax.config.schema.compute import Compute
+from sparsepo_jax.config.schema.data import Data
+from sparsepo_jax.config.schema.evaluation import Evaluation, Harness, Measure, Report
+from sparsepo_jax.config.schema.generation import Generation, PairMaking, Scorer
+from sparsepo_jax.config.schema.models import AutoTokenizer, Export, Policy, Reference, Tokenizer
+from sparsepo_jax.config.schema.objectives import Objective, SparsePO
+from sparsepo_jax.config.schema.training import Checkpoint, Logging, PairTraining, TextTraining
+
+Stage = Literal[
+    "inspect",
+    "sft",
+    "po",
+    "score",
+    "eval",
+    "generate",
+    "pairs",
+    "measure",
+    "harness",
+    "report",
+    "export",
+]
+# Stages of one rank may stand in any order among themselves.
+_RANKS: dict[Stage, int] = {
+    "inspect": 0,
+    "sft": 1,
+    "po": 2,
+    "score": 3,
+    "eval": 3,
+    "generate": 3,
+    "pairs": 3,
+    "export": 3,
+    "measure": 4,
+    "harness": 4,
+    "report": 5,
+}
+_ORDER = "inspect, sft, po, then score/eval/generate/pairs/export, then measure/harness, then report"
+_NEED_A_POLICY = {"sft", "po", "score", "eval", "generate", "pairs", "harness", "export"}
+
+
+class Config(Section):
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    """What the run does, in this order: inspect, sft, po, then score, eval, generate, pairs and export, then
+    measure and harness, then report. Finished stages are not repeated."""
+    output_dir: PathText
+    """Where everything the run writes is kept; the same directory continues the run."""
+    seed: Natural = 0
+    """Seeds weights from scratch, adapters, masks, batches, dropout and samples."""
+    policy: Policy = Policy()
+    """The model that is trained or evaluated."""
+    reference: Reference = Reference()
+    """The frozen model that log-ratios are taken against."""
+    tokenizer: Tokenizer = AutoTokenizer()
+    """How text becomes tokens."""
+    data: Data = Data()
+    """Where rows come from and how they become tokens and batches."""
+    objective: Objective = SparsePO()
+    """The loss of stage po."""
+    sft: TextTraining = TextTraining()
+    """Training on responses by likelihood."""
+    po: PairTraining = PairTraining()
+    """Training on preference pairs."""
+    evaluation: Evaluation = Evaluation()
+    """The stages score and eval."""
+    generation: Generation = Generation()
+    """How the stages generate and pairs sample."""
+    pairs: PairMaking = PairMaking()
+    """The stage pairs: which sampled responses become pairs."""
+    scorer: Scorer | None = None
+    """How good a response is: the stage pairs needs it, and the mean score of the answers to
+    evaluation.sampled_prompts is among the results. None: nothing is scored."""
+    measure: Measure = Measure()
+    """The stage measure."""
+    harness: Harness = Harness()
+    """The stage harness."""
+    compute: Compute = Compute()
+    """Devices, number types, memory and kernels."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When training states are kept."""
+    logging: Logging = Logging()
+    """Where metrics go."""
+    report: Report = Report()
+    """The stage report."""
+    export: Export = Export()
+    """The stage export."""
+
+    @field_validator("output_dir")
+    @classmethod
+    def _can_be_made(cls, path: str) -> str:
+        if "\0" in path:
+            raise ValueError(f"no directory can have this name: {path!r:.60}")
+        return path
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        mistakes = [
+            *self._stage_mistakes(),
+            *self._input_mistakes(),
+            *(self._pair_making_mistakes() if "pairs" in self.stages else ()),
+            *self._adapter_mistakes(),
+            *self._reference_mistakes(),
+            *self._text_mistakes(),
+            *self._measure_mistakes(),
+            *self._harness_mistakes(),
+            *(self._export_mistakes() if "export" in self.stages else ()),
+        ]
+        if mistakes:
+            raise ValueError("\n".join(mistakes))  # one per line; each names its place
+        return self
+
+    def _runs(self, *stages: Stage) -> bool:
+        """Whether any of these stages is asked for."""
+        return not set(stages).isdisjoint(self.stages)
+
+    @property
+    def _has_text(self) -> bool:
+        """Whether a tokenizer is sure to exist, as far as the settings tell."""
+        return self.policy.path is not None or self.tokenizer.kind != "auto"
+
+    def _stage_mistakes(self) -> Iterator[str]:
+        if len(set(self.stages)) != len(self.stages):
+            yield "stages: a stage is listed twice"
+        ranks = [_RANKS[stage] for stage in self.stages]
+        if ranks != sorted(ranks):
+            yield f"stages: the order is {_ORDER}; got {', '.join(self.stages)}"
+
+    def _input_mistakes(self) -> Iterator[str]:
+        """Models and rows that the stages need."""
+        if self.policy == Policy() and not _NEED_A_POLICY.isdisjoint(self.stages):
+            yield "policy: needed by these stages: set policy.path (a checkpoint) or policy.config (a shape)"
+        if self._runs("sft") and not self.data.sft:
+            yield "data.sft: needed by stage sft, but empty"
+        source = self.sft.taken_from
+        if source is not None and os.path.abspath(source) == os.path.abspath(self.output_dir):
+            yield (
+                "sft.taken_from: this is the run's own output_dir; name that of another run, or leave it out"
+            )
+        if self._runs("po") and not self.data.train:
+            yield "data.train: needed by stage po, but empty"
+        generate_needs_pairs = not self.data.prompts
+        reads_pairs = self._runs("score", "eval") or (self._runs("generate") and generate_needs_pairs)
+        if reads_pairs and not self.data.eval and not (self.data.holdout and self.data.train):
+            needs = "data.eval: stages score, eval and generate need this, or data.train with data.holdout"
+            yield needs + (", or (generate) data.prompts" if generate_needs_pairs else "")
+
+    def _pair_making_mistakes(self) -> Iterator[str]:
+        if not self.data.prompts:
+            yield "data.prompts: needed by stage pairs, but empty"
+        if self.scorer is None:
+            yield "scorer: needed by stage pairs: what says which response is better?"
+        samples = self.generation.samples
+        if samples < 2:
+            yield (
+                "generation.samples: stage pairs compares the responses to a prompt: set 2 or more, "
+                f"not {samples}"
+            )
+        if self.generation.temperature == 0:
+            yield (
+                "generation.temperature: 0 draws the same response each time, and stage pairs compares "
+                "different ones"
+            )
+
+    def _adapter_mistakes(self) -> Iterator[str]:
+        policy, reference = self.policy, self.reference
+        if policy.adapter is not None and policy.path is None:
+            yield "policy.adapter: it is put onto a model: set policy.path"
+        if reference.adapter is not None and not (reference.path or policy.path):
+            yield "reference.adapter: it is put onto a model: set reference.path or policy.path"
+        if self.po.lora is None:
+            return
+        if reference.path not in (None, policy.path):
+            yield (
+                "po.lora: the reference is the policy without its adapters: leave out reference.path, or po.lora"
+            )
+            return
+        after_sft = self._runs("sft") or self.sft.taken_from is not None
+        if after_sft and (reference.path or reference.adapter) is not None:
+            yield (
+                "po.lora: after sft the reference is what sft leaves: leave out reference.path and "
+                "reference.adapter, or po.lora"
+            )
+
+    def _reference_mistakes(self) -> Iterator[str]:
+        reason = needs_reference(self.objective) if self.reference.cached else None
+        if reason is not None:
+            yield f"reference.cached: {reason}, which needs the reference itself: set it to false"
+
+    def _text_mistakes(self) -> Iterator[str]:
+        if self._has_text:
+            return
+        if self.generation.stop:
+            yield "generation.stop: stop strings are text: set tokenizer, or policy.path with one beside it"
+        if self.evaluation.lexicons:
+            yield "evaluation.lexicons: words are text: set tokenizer, or policy.path with one beside it"
+
+    def _measure_mistakes(self) -> Iterator[str]:
+        if not self._runs("measure"):
+            return
+        if self.measure == Measure():
+            yield "measure: needed by stage measure: set measure.code={} or measure.text={}"
+        if self.measure.code is None or not self._runs("generate"):
+            return
+        largest, samples = max(self.measure.code.k), self.generation.samples
+        if largest > samples:
+            yield (
+                f"measure.code.k: pass@{largest} needs as many samples of each problem, but generation.samples "
+                f"is {samples}"
+            )
+
+    def _harness_mistakes(self) -> Iterator[str]:
+        if not self._runs("harness"):
+            return
+        if not self.harness.tasks:
+            yield "harness.tasks: needed by stage harness, but empty"
+        if not self._has_text:
+            yield "harness: tasks are text: set tokenizer, or policy.path with one beside it"
+
+    def _export_mistakes(self) -> Iterator[str]:
+        """Models and tokenizers that the export would be written over."""
+        asked = self.export.path
+        target = os.path.realpath(asked or os.path.join(self.output_dir, "export"))
+        written = [target, os.path.join(target, "adapter"), os.path.join(target, "base")]
+        read = {
+            "policy.path": self.policy.path,
+            "reference.path": self.reference.path,
+            "policy.adapter": self.policy.adapter,
+            "reference.adapter": self.reference.adapter,
+        }
+        if self.tokenizer.kind == "pretrained":
+            read["tokenizer.path"] = self.tokenizer.path
+        what = "this" if asked else f"none is set, and output_dir/export, {target},"
+        for name, path in read.items():
+            if path is not None and os.path.realpath(path) in written:
+                yield (
+                    f"export.path: {what} is {name}, or holds it, and would be written over: "
+                    "name another directory"
+                )
+
+
+def needs_reference(objective: Any) -> str | None:
+    """Why an objective needs more of the reference than its log-probs of the response tokens; None: it does not."""
+    mask = getattr(objective, "mask", None)
+    if mask is not None and mask.kind == "learned":
+        return "objective.mask.kind learned reads the reference's states"
+    has_kl = objective.kind in ("tdpo1", "tdpo2") or (mask is not None and mask.on != "reward_only")
+    if not has_kl:
+        return None
+    except_for = "" if mask is None else " (but with objective.mask.on=reward_only)"
+    return f"objective {objective.kind} has a KL term{except_for}"
