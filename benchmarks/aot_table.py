@@ -1,11 +1,15 @@
-"""Bytes on each chip of TPU pods that are not here, for GPT-J-6B (LoRA, and all weights), Llama-3-8B and a Llama-3-70B shape on three sizes each.
+"""Bytes on each chip of TPU pods that are not here, for GPT-J-6B (LoRA, and all weights), Llama-3-8B and a
+Llama-3-70B shape on three sizes each.
 
-    python benchmarks/aot_table.py [MODEL ...]              needs the extra [tpu], no TPU; one to two minutes a row, 12 rows; default: all models
+    python benchmarks/aot_table.py [MODEL ...]
 
-Each row is `python -m sparsepo_jax.main --aot TOPOLOGY --json` of a config in configs/: the same step on more and more chips, of prompts and responses of
-1,024 tokens each, four pairs a shard at a time on the first size and one on the last. Policy, reference and optimizer are float32 and cut over all chips (LoRA:
-a base in bfloat16, and adapters). Over 1/N: bytes times chips, over those of the first size; 1 if bytes fall as 1/N. Rows are kept in results/aot.json
-after each, from which models that are not named are taken.
+Needs the extra [tpu], no TPU; one to two minutes a row, 12 rows; default: all models.
+
+Each row is `python -m sparsepo_jax.main --aot TOPOLOGY --json` of a config in configs/: the same step on more
+and more chips, of prompts and responses of 1,024 tokens each, four pairs a shard at a time on the first size
+and one on the last. Policy, reference and optimizer are float32 and cut over all chips (LoRA: a base in
+bfloat16, and adapters). Over 1/N: bytes times chips, over those of the first size; 1 if bytes fall as 1/N.
+Rows are kept in results/aot.json after each, from which models that are not named are taken.
 """
 
 import argparse
@@ -68,7 +72,9 @@ def compiled(config: str, settings: list[str], topology: str) -> dict[str, Any]:
 
 
 def row(model: str, one: dict[str, Any], first: dict[str, Any]) -> str:
-    gib = lambda size: "?" if size is None else f"{size / 2**30:.1f}"  # noqa: E731
+    def gib(size: float | None) -> str:
+        return "?" if size is None else f"{size / 2**30:.1f}"
+
     axes = " x ".join(f"{axis} {size}" for axis, size in one["mesh"].items() if size > 1)
     known = one["needed_bytes"] is not None and first["needed_bytes"] is not None
     ratio = (
@@ -78,7 +84,8 @@ def row(model: str, one: dict[str, Any], first: dict[str, Any]) -> str:
     )
     state = f"{one['argument_bytes'] * one['chips'] / (first['argument_bytes'] * first['chips']):.2f}"
     return (
-        f"| {model} | {one['name']} | {one['chips']} | {axes} | {gib(one['argument_bytes'])} | {gib(one['temp_bytes'])} | {gib(one['needed_bytes'])} of "
+        f"| {model} | {one['name']} | {one['chips']} | {axes} | {gib(one['argument_bytes'])} | "
+        f"{gib(one['temp_bytes'])} | {gib(one['needed_bytes'])} of "
         f"{gib(one['hbm_bytes'])} | {'yes' if one['fits'] else 'no'} | {state} | {ratio} |"
     )
 
@@ -93,7 +100,8 @@ def main() -> int:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(MODELS)}")
     kept = json.loads(KEPT.read_text())["rows"] if KEPT.exists() else {}
     print(
-        "| model | topology | chips | mesh | arguments, GiB a chip | temporaries | needed | fits | arguments over 1/N | needed over 1/N |"
+        "| model | topology | chips | mesh | arguments, GiB a chip | temporaries | needed | fits | "
+        "arguments over 1/N | needed over 1/N |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     about = {

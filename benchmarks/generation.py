@@ -1,12 +1,15 @@
-"""Greedy generation against transformers on the same weights, tokens/s on this machine's CPU (or, for ours, its accelerator).
+"""Greedy generation against transformers on the same weights: tokens/s ours and theirs.
 
-    python benchmarks/generation.py [ROWS ...]          default: 1 8 32 rows; needs torch; about two minutes on 2 cores
+    python benchmarks/generation.py [ROWS ...]
 
-A GPT-2 shape of 6 layers, width 384 and 16,384 tokens, prompts of 48 to 64 tokens padded on the left, 64 new tokens each, float32. Compiling
-and one whole call are left out of both; best of three. Both write the same tokens, else the program stops.
+Default: 1 8 32 rows; needs torch; about two minutes on 2 cores.
 
-Expected: about twice, since each token costs one reading of the weights and transformers adds Python's time. Found on 2 cores (jax 0.10.2,
-torch 2.13, two runs): ratio 2.3 at 1 row, 1.8 at 8, 1.1 at 32 (1200 tokens/s), where products over all rows count and both have the same.
+A GPT-2 shape of 6 layers, width 384 and 16,384 tokens, prompts of 48 to 64 tokens padded on the left, 64 new
+tokens each, float32. Compilation and one full call are left out of both; best of three. Both must write the
+same tokens, otherwise the program stops. The result is kept in results/generation-DEVICE.json.
+
+Expected: about twice as fast for a single row, where every token costs one reading of the weights and
+transformers adds Python's time; nearly equal at 32 rows, where matrix products dominate in both.
 """
 
 import sys
@@ -19,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+from work import save_result
 
 from sparsepo_jax.build import decoder_graph, load_weights
 from sparsepo_jax.core.types import PromptBatch
@@ -28,6 +32,13 @@ from sparsepo_jax.models.weights import read_config
 from sparsepo_jax.sharding.mesh import make_mesh
 
 PROMPT, NEW, VOCAB = 64, 64, 16384
+SETTINGS = {
+    "do_sample": False,
+    "max_new_tokens": NEW,
+    "min_new_tokens": NEW,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
 
 
 def prompts(rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,32 +76,36 @@ def main() -> int:
         Sampling(NEW, temperature=0.0),
     )
     print(f"{'rows':>5}{'transformers':>16}{'ours':>12}   tokens/s ({jax.default_backend()})")
+    kept = []
     for rows in map(int, sys.argv[1:] or (1, 8, 32)):
         ids_BS, valid_BS = prompts(rows)
-        settings = dict(
-            do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW, eos_token_id=None, pad_token_id=0
-        )
         inputs = dict(
             input_ids=torch.tensor(ids_BS, dtype=torch.long),
             attention_mask=torch.tensor(valid_BS.astype(np.int64)),
         )
-        batch = PromptBatch(
-            *(x[None] for x in (ids_BS, valid_BS, np.arange(rows, dtype=np.int32), np.ones(rows, np.float32)))
-        )
+        numbers, weight = np.arange(rows, dtype=np.int32), np.ones(rows, np.float32)
+        batch = PromptBatch(ids_BS[None], valid_BS[None], numbers[None], weight[None])
+
+        def write_theirs(inputs=inputs) -> np.ndarray:
+            return theirs.generate(**inputs, **SETTINGS)[:, PROMPT:].numpy()
+
+        def write_ours(batch=batch) -> np.ndarray:
+            return np.stack([response.ids for response in generate(sampler, weights, [batch], None)])
+
         with torch.no_grad():
-            expected, theirs_s = best_of_three(
-                lambda: theirs.generate(**inputs, **settings)[:, PROMPT:].numpy()
-            )  # noqa: B023
+            expected, theirs_s = best_of_three(write_theirs)
         with jax.set_mesh(mesh):
-            found, ours_s = best_of_three(
-                lambda: np.stack([one.ids for one in generate(sampler, weights, [batch], None)])
-            )  # noqa: B023
-        if not np.array_equal(expected, found):
+            written, ours_s = best_of_three(write_ours)
+        if not np.array_equal(expected, written):
             sys.exit(f"{rows} rows: the tokens differ, so the times say nothing")
+        speeds = {"transformers": rows * NEW / theirs_s, "ours": rows * NEW / ours_s}
+        kept.append({"rows": rows, "tokens_per_s": speeds, "ratio": theirs_s / ours_s})
         print(
-            f"{rows:>5}{rows * NEW / theirs_s:>16.0f}{rows * NEW / ours_s:>12.0f}   ratio {theirs_s / ours_s:.2f}",
+            f"{rows:>5}{speeds['transformers']:>16.0f}{speeds['ours']:>12.0f}   ratio "
+            f"{kept[-1]['ratio']:.2f}",
             flush=True,
         )
+    print(save_result("generation", {"torch": torch.__version__, "rows": kept}))
     return 0
 
 

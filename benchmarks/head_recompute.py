@@ -1,9 +1,13 @@
-"""Our SparsePO step with logits made again in the backward pass (the default) against logits held from the forward pass (compute.head.keep_logits).
+"""Our SparsePO step with logits made again in the backward pass (the default) against logits held from the
+forward pass (compute.head.keep_logits).
 
-    python benchmarks/head_recompute.py [PROMPT+RESPONSE ...] [--vocab V] [--rounds N]       default: 64+192 256+64, 16384, 5 rounds
+    python benchmarks/head_recompute.py [PROMPT+RESPONSE ...] [--vocab V] [--rounds N]
 
-Four pairs a step, GPT-2 shape of 6 layers and width 384, float32 on CPU, random tokens; the two take turns. Memory: XLA's own count of temporaries.
-By hand: the head's six products become four, and 8 bytes a response token and entry of the vocabulary are held (policy and reference).
+Default: 64+192 256+64, 16384, 5 rounds.
+
+Four pairs a step, GPT-2 shape of 6 layers and width 384, float32 on CPU, random tokens; the two take turns.
+Memory: XLA's own count of temporaries. By hand: the head's six products become four, and 8 bytes a response
+token and entry of the vocabulary are held (policy and reference).
 """
 
 import statistics
@@ -25,7 +29,8 @@ def main() -> int:
         }
         times_s = in_turn(steps, options.rounds)
         print(
-            f"{lengths} tokens, vocabulary {options.vocab}; the held logits are {8 * PAIRS * 2 * lengths.response * options.vocab / 1e6:.0f} MB"
+            f"{lengths} tokens, vocabulary {options.vocab}; the held logits are "
+            f"{8 * PAIRS * 2 * lengths.response * options.vocab / 1e6:.0f} MB"
         )
         for name, step in steps.items():
             found.append(
@@ -39,12 +44,14 @@ def main() -> int:
                 }
             )
             print(
-                f"  {name:<11}{spread(times_s[name])} a step, {step.temporary_bytes / 1e6:6.0f} MB of temporaries",
+                f"  {name:<11}{spread(times_s[name])} a step, {step.temporary_bytes / 1e6:6.0f} MB of "
+                "temporaries",
                 flush=True,
             )
         again, held = found[-2:]
         print(
-            f"  held over made again: time {held['median_s'] / again['median_s']:.2f}, memory {held['temporary_mb'] / again['temporary_mb']:.2f}",
+            f"  held over made again: time {held['median_s'] / again['median_s']:.2f}, memory "
+            f"{held['temporary_mb'] / again['temporary_mb']:.2f}",
             flush=True,
         )
     print(save_result("head_recompute", {"rows": found}))

@@ -1,10 +1,13 @@
-"""The sandbox against HumanEval: do the canonical solutions pass, and are published samples judged as they are labelled?
+"""The sandbox against HumanEval: do the canonical solutions pass, and are published samples judged as they
+are labelled?
 
     python benchmarks/humaneval_labels.py DIR [--limit N] [--workers 2]
 
-DIR: HumanEval.jsonl.gz (task_id, prompt, entry_point, canonical_solution, test) and, if there, codegen16b_labelled.jsonl.gz (task_id, completion,
-passed: run elsewhere with 4 s and 1 GiB). --limit: every so manyth sample, N in all. Prints what is judged otherwise and why; writes
-benchmarks/results/humaneval_labels-cpu.json when nothing is left out. Exits with 1 if a canonical solution fails.
+DIR: HumanEval.jsonl.gz (task_id, prompt, entry_point, canonical_solution, test) and, if there,
+codegen16b_labelled.jsonl.gz (task_id, completion, passed: run elsewhere with 4 s and 1 GiB). --limit: every
+so manyth sample, N in all. Prints what is judged otherwise and why; writes
+benchmarks/results/humaneval_labels-cpu.json when nothing is left out. Exits with 1 if a canonical solution
+fails.
 """
 
 import argparse
@@ -57,9 +60,9 @@ def main() -> int:
     samples = read(labelled_path) if labelled_path.exists() else []
     whole = parsed.limit is None or parsed.limit >= len(samples)
     samples = samples if whole else samples[:: -(-len(samples) // parsed.limit)]
-    program = lambda task_id, completion: program_of(
-        problems[task_id], problems[task_id]["prompt"], completion
-    )  # noqa: E731
+
+    def program(task_id: str, completion: str) -> str:
+        return program_of(problems[task_id], problems[task_id]["prompt"], completion)
 
     began_s = time.monotonic()
     canonical = judge(
@@ -81,17 +84,20 @@ def main() -> int:
     if samples:
         passing = sum(row["passed"] for row in samples)
         print(
-            f"labelled samples: {len(samples) - len(other)} of {len(samples)} judged as labelled ({passing} labelled as passing)"
+            f"labelled samples: {len(samples) - len(other)} of {len(samples)} judged as labelled ({passing} "
+            "labelled as passing)"
         )
         for one in other:
             print(
-                f"  {one['task_id']}, sample {one['sample']}: labelled {'passed' if one['label'] else 'failed'}, now {one['why'] or 'passed'}"
+                f"  {one['task_id']}, sample {one['sample']}: labelled "
+                f"{'passed' if one['label'] else 'failed'}, now {one['why'] or 'passed'}"
             )
         kinds = Counter(outcome.why.split(":")[0] or "passed" for outcome in outcomes)
         print("  " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
     count = len(problems) + len(samples)
     print(
-        f"{count} programs in {seconds:.0f} s, {1000 * seconds / count:.0f} ms each with {parsed.workers} workers; guards: {', '.join(guards()) or 'none'}"
+        f"{count} programs in {seconds:.0f} s, {1000 * seconds / count:.0f} ms each with {parsed.workers} "
+        f"workers; guards: {', '.join(guards()) or 'none'}"
     )
     if whole and samples:
         RESULT.write_text(

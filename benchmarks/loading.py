@@ -1,9 +1,13 @@
-"""Peak host memory while a checkpoint is loaded, against 1.3 x its largest file plus the model as it lies in memory (float32).
+"""Peak host memory while a checkpoint is loaded, against 1.3 times its largest file plus the model in
+float32.
 
-    python benchmarks/loading.py [GB]          default: 2; writes that much to a temporary directory; about a minute
+    python benchmarks/loading.py [GB]
 
-A Llama shape of random numbers, in files of 256 MB. The model is loaded in a process of its own by the stages' loader; its peak is VmHWM, taken
-before and after. Exits with 1 if the growth is over the limit.
+Default: 2; writes that much to a temporary directory; about a minute.
+
+A Llama shape of random numbers, in files of 256 MB. The stages' own loader reads it in a process of its own;
+the growth of that process's peak (VmHWM) over its value before counts. Exits with 1 if the growth is over the
+limit. The result is kept in results/loading-DEVICE.json.
 """
 
 import json
@@ -14,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
+from work import save_result
 
 FILE_BYTES = 256 * 10**6
 CONFIG = {
@@ -37,7 +42,8 @@ from sparsepo_jax.models.weights import read_config
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 import jax.numpy as jnp
 jnp.zeros(1).block_until_ready()
-spec, mesh, before, began = spec_from_hf(read_config(Path(sys.argv[1]))), make_mesh(None, 1, 1), peak(), time.perf_counter()
+spec, mesh = spec_from_hf(read_config(Path(sys.argv[1]))), make_mesh(None, 1, 1)
+before, began = peak(), time.perf_counter()
 weights = load_weights(sys.argv[1], spec, mesh)
 print(peak() - before, sum(x.nbytes for x in weights.values()), time.perf_counter() - began)
 """
@@ -49,11 +55,10 @@ def write_checkpoint(directory: Path, size: int) -> None:
     from sparsepo_jax.models.spec import spec_from_hf
     from sparsepo_jax.models.weights import to_hf
 
-    one = spec_from_hf(CONFIG | {"num_hidden_layers": 1})
-    rest = 4 * one.parameter_count() - 4 * (
-        block := spec_from_hf(CONFIG | {"num_hidden_layers": 2}).parameter_count() - one.parameter_count()
-    )
-    config = CONFIG | {"num_hidden_layers": max(1, round((size - rest) / (4 * block)))}
+    parameters = [spec_from_hf(CONFIG | {"num_hidden_layers": n}).parameter_count() for n in (1, 2)]
+    layer_bytes = 4 * (parameters[1] - parameters[0])
+    other_bytes = 4 * parameters[0] - layer_bytes
+    config = CONFIG | {"num_hidden_layers": max(1, round((size - other_bytes) / layer_bytes))}
     spec = spec_from_hf(config)
     (directory / "config.json").write_text(json.dumps(config))
     draws = np.random.default_rng(0)
@@ -87,15 +92,19 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         write_checkpoint(Path(directory), int(size * 1e9))
         largest = max(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
-        said = subprocess.run(
+        printed = subprocess.run(
             [sys.executable, "-c", LOAD, directory], capture_output=True, text=True, check=True
         ).stdout
-    grown, model, seconds = map(float, said.split())
+    grown, model, seconds = map(float, printed.split())
     limit = 1.3 * largest + model
     print(f"model {model / 1e9:.2f} GB, largest file {largest / 1e9:.2f} GB, loaded in {seconds:.1f} s")
     print(
-        f"peak {grown / 1e9:.2f} GB over the start, limit {limit / 1e9:.2f} GB (1.3 x largest file + model): ratio {grown / limit:.2f} "
-        + ("within" if grown <= limit else "OVER")
+        f"peak {grown / 1e9:.2f} GB over the start, limit {limit / 1e9:.2f} GB (1.3 x largest file + model): "
+        f"ratio {grown / limit:.2f} {'within' if grown <= limit else 'OVER'}"
+    )
+    sizes = {"model_gb": model / 1e9, "largest_file_gb": largest / 1e9, "peak_gb": grown / 1e9}
+    print(
+        save_result("loading", sizes | {"limit_gb": limit / 1e9, "ratio": grown / limit, "seconds": seconds})
     )
     return 0 if grown <= limit else 1
 

@@ -1,12 +1,15 @@
-"""Whether a long run stays as it began: memory, seconds a step and compiled programs over 2000 steps of quickstart's size, checkpoints included.
+"""Whether a long run stays as it began: memory, seconds a step and compiled programs over 2000 steps of
+quickstart's size, checkpoints included.
 
     python benchmarks/long_run.py [--steps N]
 
-Runs the real program (stage po of configs/quickstart.yaml, from random weights) as a process of its own and looks at its resident memory twice a
-second. A tenth of the steps is warm-up. Prints the last tenth over the first tenth after it; results/long_run-DEVICE.json and .svg.
+Runs the real program (stage po of configs/quickstart.yaml, from random weights) as a process of its own and
+looks at its resident memory twice a second. A tenth of the steps is warm-up. Prints the last tenth over the
+first tenth after it; results/long_run-DEVICE.json and .svg.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -79,23 +82,29 @@ def main() -> int:
         log = Path(place, "run/metrics.jsonl")
         rows, ended_s = [json.loads(line) for line in log.read_text().splitlines()], log.stat().st_mtime
     ends_s = [(row["step"], row["time_s"]) for row in rows]
-    step_s = [(step, (end - before) / every) for (_, before), (step, end) in zip(ends_s, ends_s[1:])]
+    step_s = [(step, (end - before) / every) for (_, before), (step, end) in itertools.pairwise(ends_s)]
     start_s = ended_s - ends_s[-1][1]  # the log counts from its own start
     mb_at = [
         (step, next((mb for when, mb in reversed(memory) if when <= start_s + end), memory[0][1]))
         for step, end in ends_s
     ]
     tenth = options.steps // 10
-    of = lambda points, first: statistics.median(y for step, y in points if first < step <= first + tenth)  # noqa: E731
+
+    def of(points: list[tuple[int, float]], first: int) -> float:
+        return statistics.median(y for step, y in points if first < step <= first + tenth)
+
     ratios = {
         "step_s": of(step_s, options.steps - tenth) / of(step_s, tenth),
         "resident_mb": of(mb_at, options.steps - tenth) / of(mb_at, tenth),
     }
     programs = sorted({row["programs"] for row in rows if row["step"] > tenth})
     print(
-        f"{options.steps} steps in {time.time() - began_s:.0f} s; last tenth over the second: seconds a step {ratios['step_s']:.3f} "
-        f"({1e3 * of(step_s, tenth):.1f} to {1e3 * of(step_s, options.steps - tenth):.1f} ms), resident memory {ratios['resident_mb']:.3f} "
-        f"({of(mb_at, tenth):.0f} to {of(mb_at, options.steps - tenth):.0f} MB); programs after warm-up: {programs}"
+        f"{options.steps} steps in {time.time() - began_s:.0f} s; last tenth over the second: seconds a "
+        f"step {ratios['step_s']:.3f} "
+        f"({1e3 * of(step_s, tenth):.1f} to {1e3 * of(step_s, options.steps - tenth):.1f} ms), resident "
+        f"memory {ratios['resident_mb']:.3f} "
+        f"({of(mb_at, tenth):.0f} to {of(mb_at, options.steps - tenth):.0f} MB); programs after warm-up: "
+        f"{programs}"
     )
     path = save_result(
         "long_run",

@@ -1,12 +1,15 @@
-"""Does it matter where a mask lies? The built-in reviews, trained with masks that are given and do not learn, all of the same mean in each response.
+"""Does it matter where a mask lies? The built-in reviews, trained with masks that are given and do not learn,
+all of the same mean in each response.
 
     python benchmarks/mask_controls.py [--seeds 0 1 2 3 4] [--out runs/which_tokens]
 
-For each seed the quickstart's SparsePO is trained as benchmarks/which_tokens.py does it (its runs under --out are taken where they are finished), its
-final reward mask is read off the training pairs, and the policy is trained anew from the same start with weights given with the data
-(`objective.mask.kind=given`): that mask itself, the same values shuffled within each response, and ones, random, positional, confident and untrained
-masks scaled to its mean in each response. Same pairs, beta, steps and batches; the held-out figures are unmasked. Runs that are finished are not
-repeated. About 20 minutes in all on 2 cores. The result is kept in results/mask_controls-reviews-DEVICE.json.
+For each seed the quickstart's SparsePO is trained as benchmarks/which_tokens.py does it (its runs under --out
+are taken where they are finished), its final reward mask is read off the training pairs, and the policy is
+trained anew from the same start with weights given with the data (`objective.mask.kind=given`): that mask
+itself, the same values shuffled within each response, and ones, random, positional, confident and untrained
+masks scaled to its mean in each response. Same pairs, beta, steps and batches; the held-out figures are
+unmasked. Runs that are finished are not repeated. About 20 minutes in all on 2 cores. The result is kept in
+results/mask_controls-reviews-DEVICE.json.
 """
 
 import argparse

@@ -1,9 +1,11 @@
 """Our SparsePO step against our own TDPO, DPO and SFT steps: seconds and temporary memory.
 
-    python benchmarks/objectives.py [PROMPT+RESPONSE ...] [--vocab V] [--rounds N]         default: 64+192 256+64, 16384, 5 rounds
+    python benchmarks/objectives.py [PROMPT+RESPONSE ...] [--vocab V] [--rounds N]
 
-Four pairs a step (SFT: four single responses), GPT-2 shape of 6 layers and width 384, float32 on CPU, random tokens; one process, in which the
-objectives take turns. Ratios are of medians.
+Default: 64+192 256+64, 16384, 5 rounds.
+
+Four pairs a step (SFT: four single responses), GPT-2 shape of 6 layers and width 384, float32 on CPU, random
+tokens; one process, in which the objectives take turns. Ratios are of medians.
 """
 
 import statistics
@@ -42,7 +44,8 @@ def main() -> int:
             )
             print(f"  {kind:<10}{spread(times_s[kind])} {step.temporary_bytes / 1e6:7.0f} MB temporary")
         print(
-            f"  SparsePO over TDPO: {medians_s['sparsepo'] / medians_s['tdpo1']:.3f}, over DPO: {medians_s['sparsepo'] / medians_s['dpo']:.3f}",
+            f"  SparsePO over TDPO: {medians_s['sparsepo'] / medians_s['tdpo1']:.3f}, over DPO: "
+            f"{medians_s['sparsepo'] / medians_s['dpo']:.3f}",
             flush=True,
         )
     print(save_result("objectives", {"rows": found}))

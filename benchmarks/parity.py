@@ -1,14 +1,16 @@
-"""Every family against transformers on a tiny random model: the table in the README.
+"""Every family against transformers on a tiny random model: the table in docs/results/parity.md.
 
     python benchmarks/parity.py          needs the test extra; about two minutes on 2 cores
 
-Largest absolute difference, float32, of the states of all layers and of the logits of padded batches (`pad`: on the right, on the left) and of
-a model that was exported and read back by transformers; whether 12 greedy tokens are the same; and, in bfloat16, our error against float32
-over transformers' own (root mean squares: 1 is as good). Exits with 1 if any is out of tolerance.
+Largest absolute difference, in float32, of the states of all layers, of the logits of batches padded on the
+right and on the left, and of a model that was exported and read back by transformers; whether 12 greedy
+tokens are the same; and, in bfloat16, our error against float32 over transformers' own (root mean squares: 1
+is as good). Exits with 1 if any is out of tolerance. The result is kept in results/parity-DEVICE.json.
 """
 
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -17,6 +19,7 @@ import jax
 import numpy as np
 import torch
 from flax import nnx
+from work import save_result
 
 import conftest  # noqa: F401  (sets the devices up before JAX starts)
 from helpers.parity import bfloat16_errors, load_ours, make_theirs, our_logits, our_states, their_outputs
@@ -87,20 +90,27 @@ def row(config: dict) -> tuple[float, float, float, float, bool, float]:
 
 
 def main() -> int:
-    print(
-        "| family | states | logits, right pad | left pad | export | greedy | bfloat16 error, ours / theirs |\n|---|---|---|---|---|---|---|"
-    )
-    sound = True
+    names = ("states", "right_pad", "left_pad", "export", "greedy_same", "bfloat16_ratio")
+    print("| " + " | ".join(("family", *names)) + " |\n" + "|---" * (len(names) + 1) + "|")
+    kept = {}
     for name, config in CONFIGS.items():
-        *differences, same, ratio = row(config)
-        sound &= max(differences) <= PARITY_LOGITS and same and ratio <= BFLOAT16
-        print(
-            f"| {name} | "
-            + " | ".join(f"{x:.0e}" for x in differences)
-            + f" | {'same' if same else 'DIFFERENT'} | {ratio:.2f} |",
-            flush=True,
-        )
+        kept[name] = dict(zip(names, row(config), strict=True))
+        *differences, same, ratio = kept[name].values()
+        cells = [name, *(f"{x:.0e}" for x in differences), "same" if same else "DIFFERENT", f"{ratio:.2f}"]
+        print("| " + " | ".join(cells) + " |", flush=True)
+    sound = all(
+        max(figures[key] for key in names[:4]) <= PARITY_LOGITS
+        and figures["greedy_same"]
+        and figures["bfloat16_ratio"] <= BFLOAT16
+        for figures in kept.values()
+    )
     print("all within tolerance" if sound else "OUT OF TOLERANCE")
+    if sound:
+        print(
+            save_result(
+                "parity", {"torch": torch.__version__, "transformers": version("transformers"), "rows": kept}
+            )
+        )
     return 0 if sound else 1
 
 

@@ -1,10 +1,12 @@
-"""Pairs/s over a file of preference pairs: our SparsePO step in packed batches against plain PyTorch's in random batches, padded on the right.
+"""Pairs/s over a file of preference pairs: our SparsePO step in packed batches against plain PyTorch's in
+random batches, padded on the right.
 
     python benchmarks/real_data.py FILE.jsonl.gz [--steps N] [--pairs 4]           default: 50 steps
 
-GPT-2 shape of 6 layers and width 384, vocabulary 50,257, up to 2048 tokens (prompts 1024), float32. A BPE of up to as many entries is learned on the
-file. Both sides have tokenised the file before the clock starts, and our shapes are compiled (reported apart); the clock covers everything from
-the tokenised rows on: collating or packing, and the update. Both train on the same pairs, five steps in turn, each in a process of its own.
+GPT-2 shape of 6 layers and width 384, vocabulary 50,257, up to 2048 tokens (prompts 1024), float32. A BPE of
+up to as many entries is learned on the file. Both sides have tokenised the file before the clock starts, and
+our shapes are compiled (reported apart); the clock covers everything from the tokenised rows on: collating or
+packing, and the update. Both train on the same pairs, five steps in turn, each in a process of its own.
 """
 
 import argparse
@@ -46,7 +48,8 @@ def main() -> int:
     )
     for side, rows in answers.items():
         pairs, seconds = about[side]["pairs"], [row["seconds"] for row in rows]
-        rates[side], of_chunk = sum(pairs) / sum(seconds), [n / s for n, s in zip(pairs, seconds)]
+        rates[side] = sum(pairs) / sum(seconds)
+        of_chunk = [count / time_s for count, time_s in zip(pairs, seconds, strict=True)]
         found[side] = {
             "pairs_per_s": rates[side],
             "by_chunk": of_chunk,
@@ -54,7 +57,8 @@ def main() -> int:
             "peak_mb": rows[-1]["peak_mb"],
         }
         print(
-            f"{side:<6}{rates[side]:7.2f} pairs/s ({min(of_chunk):.2f} to {max(of_chunk):.2f} by chunk), {sum(pairs)} pairs in {sum(seconds):.1f} s, "
+            f"{side:<6}{rates[side]:7.2f} pairs/s ({min(of_chunk):.2f} to {max(of_chunk):.2f} by chunk), "
+            f"{sum(pairs)} pairs in {sum(seconds):.1f} s, "
             f"{about[side]['real_token_share']:.2f} real tokens, {rows[-1]['peak_mb']:.0f} MB"
         )
     print(f"ours over PyTorch: {rates['ours'] / rates['torch']:.2f}")

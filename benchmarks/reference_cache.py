@@ -1,95 +1,81 @@
-"""A DPO step with the reference's log-probs from the cache against one that runs the reference: time and memory.
+"""A DPO step with the reference's log-probs from the cache against one that runs the reference: time and
+memory.
 
     python benchmarks/reference_cache.py          about two minutes on 2 cores
 
-A GPT-2 shape of 6 layers, width 384 and 16,384 tokens, 4 pairs a step of 64 prompt and 192 response tokens, float32; the two are timed in turn,
-eight rounds, medians. Memory: XLA's own count of arguments and temporaries of the compiled step.
+A GPT-2 shape of 6 layers, width 384 and 16,384 tokens, 4 pairs a step of 64 prompt and 192 response tokens,
+float32. The two are timed in turn, eight rounds, medians. Memory: XLA's own count of arguments and
+temporaries of the compiled step. The result is kept in results/reference_cache-DEVICE.json.
 
-Expected: of five passes' worth (reference forward 1, policy forward 1, backward 2, the head both ways 1) a quarter falls away, with the
-reference's 104 MB. Found on 2 cores: 2.41 and 1.75 s a step (0.73), 1318 and 1214 MB.
+Expected: of about five passes (reference forward 1, policy forward 1, backward 2, the head both ways 1) a
+fifth to a quarter goes, and with it the memory of the reference's weights.
 """
 
 import statistics
 import sys
-import time
 
 import jax
 import numpy as np
+from work import PAIRS, config_of, gpt2, in_turn, random_batch, save_result
 
 from sparsepo_jax import build, programs
-from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.sharding.mesh import make_mesh
-from sparsepo_jax.train.step import make_pair_loss, make_update, start_state
+from sparsepo_jax.sharding.mesh import make_mesh, put_batch
+from sparsepo_jax.train.step import Problem, make_pair_loss, make_update, start_state
 
-PAIRS, PROMPT, RESPONSE, VOCAB = 4, 64, 192, 16384
-SHAPE = {
-    "model_type": "gpt2",
-    "vocab_size": VOCAB,
-    "n_positions": PROMPT + RESPONSE,
-    "n_embd": 384,
-    "n_layer": 6,
-    "n_head": 6,
-}
+PROMPT, RESPONSE, VOCAB = 64, 192, 16384
+ROUNDS = 8
 
 
-def random_batch() -> PairBatch:
-    rng = np.random.default_rng(0)
-    ids = lambda *shape: rng.integers(0, VOCAB, shape).astype(np.int32)  # noqa: E731
-    sizes = (PAIRS, 2, RESPONSE)
-    whole = PairBatch(
-        ids(PAIRS, PROMPT),
-        np.ones((PAIRS, PROMPT), bool),
-        ids(*sizes),
-        np.ones(sizes, bool),
-        np.arange(PAIRS, dtype=np.int32),
-        np.ones(PAIRS, np.float32),
-        None,
-        np.full(sizes, -9.7, np.float32),
-    )
-    return PairBatch(*(None if x is None else x[None] for x in whole))
+class Step:
+    """A compiled DPO step and its state."""
+
+    def __init__(self, problem: Problem, batch: PairBatch, config, spec, mesh):
+        optimizer, schedule = programs.make_optimizer(config, config.po, 1000, spec.width)
+        self.state = start_state({"policy": build.random_weights(spec, 0, mesh), "masks": {}}, optimizer)
+        self.reference = None if problem.cached else build.random_weights(spec, 1, mesh)
+        self.batch = put_batch(batch, mesh)
+        update = jax.jit(make_update(make_pair_loss(problem), optimizer, schedule), donate_argnums=0)
+        self.compiled = update.lower(self.state, self.reference, self.batch).compile()
+
+    def __call__(self) -> None:
+        self.state, metrics, _ = self.compiled(self.state, self.reference, self.batch)
+        jax.block_until_ready(metrics)
+
+    @property
+    def memory_mb(self) -> float:
+        memory = self.compiled.memory_analysis()
+        return (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6
 
 
 def main() -> int:
-    config = Config(
-        stages=["inspect"],
-        output_dir="unused",
-        policy={"config": SHAPE},
-        objective={"kind": "dpo"},
-        compute={"dtype": "float32"},
-    )
-    spec, mesh, batch = spec_from_hf(SHAPE), make_mesh(None, 1, 1), random_batch()
+    shape = gpt2(VOCAB, PROMPT + RESPONSE)
+    config, spec, mesh = config_of(shape, "dpo", "float32", {}), spec_from_hf(shape), make_mesh(None, 1, 1)
+    batch = random_batch(PAIRS, PROMPT, RESPONSE, VOCAB)
+    kept_logp_BPT = np.full(batch.valid_BPT.shape, -np.log(VOCAB), np.float32)
     problem = build.make_problem(config, spec, spec, mesh)
-    optimizer, schedule = programs.make_optimizer(config, config.po, 1000, spec.width)
-    steps, times_s = {}, {}
     with jax.set_mesh(mesh):
-        for name, one in (
-            ("reference run", problem),
-            ("reference cached", programs.cached_problem(problem, config)),
-        ):
-            weights = {"policy": build.random_weights(spec, 0, mesh), "masks": {}}
-            state = start_state(weights, optimizer)
-            reference = None if one.cached else build.random_weights(spec, 1, mesh)
-            given = batch if one.cached else batch._replace(ref_logp_BPT=None)
-            step = (
-                jax.jit(make_update(make_pair_loss(one), optimizer, schedule), donate_argnums=0)
-                .lower(state, reference, given)
-                .compile()
-            )
-            memory = step.memory_analysis()
-            print(f"{name:<18}{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6:8.0f} MB")
-            steps[name], times_s[name] = [step, state, reference, given], []
-        for _ in range(9):
-            for name, (step, state, reference, given) in steps.items():
-                began_s = time.perf_counter()
-                steps[name][1], metrics, _ = step(state, reference, given)
-                jax.block_until_ready(metrics)
-                times_s[name].append(time.perf_counter() - began_s)
-    medians = {name: statistics.median(times[1:]) for name, times in times_s.items()}
-    for name, median in medians.items():
-        print(f"{name:<18}{median:8.2f} s/step")
-    print(f"cached over run: {medians['reference cached'] / medians['reference run']:.2f}")
+        steps = {
+            "run": Step(problem, batch, config, spec, mesh),
+            "cached": Step(
+                programs.cached_problem(problem, config),
+                batch._replace(ref_logp_BPT=kept_logp_BPT),
+                config,
+                spec,
+                mesh,
+            ),
+        }
+        times_s = in_turn(steps, ROUNDS)
+    rows = {
+        name: {"median_s": statistics.median(times_s[name]), "memory_mb": step.memory_mb}
+        for name, step in steps.items()
+    }
+    for name, row in rows.items():
+        print(f"reference {name:<8}{row['median_s']:8.2f} s/step{row['memory_mb']:8.0f} MB")
+    ratio = rows["cached"]["median_s"] / rows["run"]["median_s"]
+    print(f"cached over run: {ratio:.2f}")
+    print(save_result("reference_cache", {"rows": rows, "ratio": ratio}))
     return 0
 
 

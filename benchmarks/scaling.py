@@ -1,9 +1,11 @@
-"""Cost and temporary memory of our SparsePO step against length, vocabulary, batch and layers: one is varied, the others stay at the base.
+"""Cost and temporary memory of our SparsePO step against length, vocabulary, batch and layers: one is varied,
+the others stay at the base.
 
     python benchmarks/scaling.py [--rounds N]                                                default: 3 rounds
 
-Base: 4 pairs, 64 prompt and 64 response tokens, vocabulary 16,384, GPT-2 shape of 4 layers and width 256; random tokens. The matrix rate is
-measured anew beside each point. A table, and results/scaling-DEVICE.svg: what was measured, and below it floating point operations over that rate.
+Base: 4 pairs, 64 prompt and 64 response tokens, vocabulary 16,384, GPT-2 shape of 4 layers and width 256;
+random tokens. The matrix rate is measured anew beside each point. A table, and results/scaling-DEVICE.svg:
+what was measured, and below it floating point operations over that rate.
 """
 
 import argparse
@@ -39,8 +41,9 @@ def measure(
         matrix_rate(),
         step_flop(step.spec, pairs, prompt, response),
     )
-    # The gradient of the head (here the embedding too) is float32 [V, D] whatever is done about logits: the optimizer reads it whole. What is left
-    # of the temporary memory shows whether anything else grows with the vocabulary.
+    # The gradient of the head (here the embedding too) is float32 [V, D] whatever is done about logits: the
+    # optimizer reads it whole. What is left of the temporary memory shows whether anything else grows with
+    # the vocabulary.
     head_mb = 4 * vocab * WIDTH / 1e6
     return {
         "median_s": statistics.median(times_s),
@@ -54,7 +57,8 @@ def measure(
 
 
 def draw(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """A log-log panel for each factor, seconds on one scale: measured (solid, with points) and the floor (dashed)."""
+    """A log-log panel for each factor, seconds on one scale: measured (solid, with points) and the floor
+    (dashed)."""
     values = [
         row[name] for of_factor in rows.values() for row in of_factor for name in ("median_s", "floor_s")
     ]
@@ -111,7 +115,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     print(
-        "                     seconds (min to max)    of matrix rate   temporary MB   without the head's gradient"
+        "                     seconds (min to max)    of matrix rate   temporary MB   without the head's "
+        "gradient"
     )
     rows = {name: [] for name in VARIED}
     for name, values in VARIED.items():
@@ -120,7 +125,8 @@ def main() -> int:
             row = point | measure(options.rounds, **point)
             rows[name].append(row)
             print(
-                f"{name:<9}{value:>8,}  {row['median_s']:7.3f} ({row['min_s']:.3f} to {row['max_s']:.3f}) {row['share_of_matrix_rate']:11.2f} "
+                f"{name:<9}{value:>8,}  {row['median_s']:7.3f} ({row['min_s']:.3f} to {row['max_s']:.3f}) "
+                f"{row['share_of_matrix_rate']:11.2f} "
                 f"{row['temporary_mb']:14.0f} {row['temporary_mb_without_head']:14.0f}",
                 flush=True,
             )

@@ -1,10 +1,14 @@
-"""How much sooner a second start is at its first step than a first one, since compiled programs are kept on disk (compute.compile_cache).
+"""How much sooner a second start is at its first step than a first one, since compiled programs are kept on
+disk (compute.compile_cache).
 
-    python benchmarks/second_start.py [--rounds N] [--layers L --width D]                    default: 3 rounds, 2 layers of width 64
+    python benchmarks/second_start.py [--rounds N] [--layers L --width D]
 
-The real program (stage po of configs/quickstart.yaml, two steps from random weights), each start a process of its own. In each round first with an empty
-directory, then again with what that left. Start: from the process's begin, imports and data included, until the first step is in the log.
-Compiling: what the program says that its first step took to compile, or to read back.
+Default: 3 rounds, 2 layers of width 64.
+
+The real program (stage po of configs/quickstart.yaml, two steps from random weights), each start a process of
+its own. In each round first with an empty directory, then again with what that left. Start: from the
+process's begin, imports and data included, until the first step is in the log. Compiling: what the program
+says that its first step took to compile, or to read back.
 """
 
 import argparse
@@ -96,7 +100,8 @@ def main() -> int:
             )
     ratios = {what: medians["second", what] / medians["first", what] for what in ("start_s", "compile_s")}
     print(
-        f"second over first: start {ratios['start_s']:.2f}, compiling {ratios['compile_s']:.2f}; {len(programs)} files of {sum(programs) / 1e6:.1f} MB"
+        f"second over first: start {ratios['start_s']:.2f}, compiling {ratios['compile_s']:.2f}; "
+        f"{len(programs)} files of {sum(programs) / 1e6:.1f} MB"
     )
     print(
         save_result(

@@ -1,14 +1,19 @@
-"""Which objective buys sentiment at the least KL? The paper's IMDB experiment at a size for a laptop, everything made here.
+"""Which objective buys sentiment at the least KL? The paper's IMDB experiment at a size for a laptop,
+everything made here.
 
-    python benchmarks/sentiment.py DATA [--output runs/sentiment] [--seeds 3] [--objectives NAME ...] [--result sentiment]
+    python benchmarks/sentiment.py DATA [--output runs/sentiment] [--seeds 3] [--objectives NAME ...] \
+        [--result sentiment]
 
-DATA: the directory that holds imdb_reviews/{train,test}.jsonl.gz (rows {"text", "label"}), lexicons/opinion_{positive,negative}.txt (Hu and Liu) and
-sst_trees/train.txt.gz (Stanford), by which the masks are judged. Trains a small GPT-2 and its tokenizer on the reviews, a
-classifier on their labels, samples continuations of their first words, pairs those that the classifier puts in different classes, and trains every
-objective on the pairs, for each beta and seed. Reward: mean probability of the positive class over continuations of held-out prompts; KL: of what
-the policy writes there, by sampling, nats a response. The same command goes on where it was stopped.
+DATA: the directory that holds imdb_reviews/{train,test}.jsonl.gz (rows {"text", "label"}),
+lexicons/opinion_{positive,negative}.txt (Hu and Liu) and sst_trees/train.txt.gz (Stanford), by which the
+masks are judged. Trains a small GPT-2 and its tokenizer on the reviews, a classifier on their labels, samples
+continuations of their first words, pairs those that the classifier puts in different classes, and trains
+every objective on the pairs, for each beta and seed. Reward: mean probability of the positive class over
+continuations of held-out prompts; KL: of what the policy writes there, by sampling, nats a response. The same
+command goes on where it was stopped.
 
-The ones-mask control is TDPO-1: unit masks make the token-weighted objective exactly that (tests/test_losses.py).
+The ones-mask control is TDPO-1: unit masks make the token-weighted objective exactly that
+(tests/test_losses.py).
 """
 
 import argparse
@@ -160,7 +165,8 @@ def frontier(points: list[dict], objective: str) -> dict[int, list[tuple[float, 
 
 
 def compare(points: list[dict]) -> list[dict]:
-    """Each objective against the baseline at KLs that every seed of both reaches, by linear interpolation between betas."""
+    """Each objective against the baseline at KLs that every seed of both reaches, by linear interpolation
+    between betas."""
     rows = []
     base = frontier(points, BASELINE)
     for objective in OBJECTIVES:
@@ -200,7 +206,8 @@ def main() -> None:
 
     trained = [name for name in OBJECTIVES if any(point["objective"] == name for point in points)]
     print(
-        f"\n{'':30} beta      KL  reward  (before)  accuracy, unmasked   zeros   mean of {options.seeds} seeds"
+        f"\n{'':30} beta      KL  reward  (before)  accuracy, unmasked   zeros   mean of {options.seeds} "
+        "seeds"
     )
     for objective in trained:
         for beta in OBJECTIVES[objective][1]:
@@ -210,7 +217,8 @@ def main() -> None:
                 for key in ("kl", "reward", "reward_before", "accuracy_unmasked", "sparsity")
             }
             print(
-                f"{objective:30} {beta or '-':>4} {mean['kl']:7.2f} {mean['reward']:7.3f} {mean['reward_before']:9.3f} {mean['accuracy_unmasked']:19.3f} "
+                f"{objective:30} {beta or '-':>4} {mean['kl']:7.2f} {mean['reward']:7.3f} "
+                f"{mean['reward_before']:9.3f} {mean['accuracy_unmasked']:19.3f} "
                 f"{mean['sparsity']:7.3f}"
             )
     rows = compare(points)
@@ -237,7 +245,8 @@ def main() -> None:
                 + " ".join(f"{'-' if x is None else format(x, '.3f'):>10}" for x in mean)
             )
     print(
-        "\naccuracy, unmasked, when each response loses a share of its tokens: those of the largest mask, those of the smallest, any; mean over betas and seeds"
+        "\naccuracy, unmasked, when each response loses a share of its tokens: those of the largest mask, "
+        "those of the smallest, any; mean over betas and seeds"
     )
     for objective in trained:
         of = [

@@ -1,11 +1,14 @@
 """Share of our SparsePO step that each part takes: attention, projections, MLP, head, mask net, optimizer.
 
-    python benchmarks/shares.py [PROMPT+RESPONSE ...] [--vocab V] [--rounds N]               default: 64+192 256+64, 16384, 5 rounds
+    python benchmarks/shares.py [PROMPT+RESPONSE ...] [--vocab V] [--rounds N]
 
-Four pairs a step, GPT-2 shape of 6 layers and width 384, float32 on CPU. Each part is our own code, run alone at the step's shapes as often as the
-step runs it: in each layer forward (reference), and forward and backward (policy). Parts and the whole step take turns. What the step takes beyond the sum
-of its parts is the rest: norms, embedding, copies. A part alone may find more in the caches than in the step, and is not fused with its neighbours:
-read the shares to a few percent, and a small rest, or one below zero, as nothing.
+Default: 64+192 256+64, 16384, 5 rounds.
+
+Four pairs a step, GPT-2 shape of 6 layers and width 384, float32 on CPU. Each part is our own code, run alone
+at the step's shapes as often as the step runs it: in each layer forward (reference), and forward and backward
+(policy). Parts and the whole step take turns. What the step takes beyond the sum of its parts is the rest:
+norms, embedding, copies. A part alone may find more in the caches than in the step, and is not fused with its
+neighbours: read the shares to a few percent, and a small rest, or one below zero, as nothing.
 """
 
 import functools
@@ -26,7 +29,8 @@ from sparsepo_jax.ops.logprob_kl import logprob_kl
 
 
 def forward_and_backward(function: Callable, arguments: tuple, fixed: tuple = ()) -> Callable[[], None]:
-    """The value of function(*arguments, *fixed), and its gradient in the arguments from a cotangent of ones."""
+    """The value of function(*arguments, *fixed), and its gradient in the arguments from a cotangent of
+    ones."""
 
     @jax.jit
     def both(arguments, fixed):
@@ -58,7 +62,10 @@ def parts_of(step: OurStep) -> dict[str, Callable[[], None]]:
         spec.num_layers,
         spec.width,
     )
-    draw = lambda number, *shape: jax.random.normal(jax.random.key(number), shape)  # noqa: E731
+
+    def draw(number: int, *shape: int) -> jax.Array:
+        return jax.random.normal(jax.random.key(number), shape)
+
     x_RSD, queries = draw(0, R, S, D), (R, S, spec.num_heads, spec.head_dim)
     keys = (R, S, spec.num_kv_heads, spec.head_dim)
     graph, weights = split_module(Block(Plan(spec, jnp.float32, None, nnx.Rngs(0))))
@@ -75,9 +82,10 @@ def parts_of(step: OurStep) -> dict[str, Callable[[], None]]:
 
     # Which blocks are seen is found once a step; it falls to the rest.
     seen = jax.jit(lambda packing: reach_of(packing, problem.attention)[:3])(packing)
-    attend = lambda q, k, v, *seen: attention(
-        q, k, v, Packed(*seen, problem.attention), scale=spec.head_dim**-0.5
-    )  # noqa: E731
+
+    def attend(q, k, v, *seen):
+        return attention(q, k, v, Packed(*seen, problem.attention), scale=spec.head_dim**-0.5)
+
     head_VD, *reference = (
         draw(1, spec.vocab_size, D) * 0.02,
         draw(2, R, M, D),
@@ -86,7 +94,10 @@ def parts_of(step: OurStep) -> dict[str, Callable[[], None]]:
     head = functools.partial(logprob_kl, blocks=problem.head_blocks)
     kept = {"block_out": draw(4, L, R, M, D), "final_norm": draw(5, R, M, D)}
     key_B = jax.random.split(jax.random.key(0), len(batch.row_B))
-    mask = lambda weights, *fixed: problem.mask_source.make(weights, fixed[0], fixed[1], None, fixed[2], True)  # noqa: E731
+
+    def mask(weights, kept, batch, key_B):
+        return problem.mask_source.make(weights, kept, batch, None, key_B, True)
+
     trained = jax.tree.map(jnp.copy, step.state.weights)  # the step gives its own away
 
     def optimize(gradient, state, weights):

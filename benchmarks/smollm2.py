@@ -1,11 +1,14 @@
-"""A model that can speak, on real preferences: ours (SparsePO and DPO) beside TRL's DPO, one after the other on the same pairs.
+"""A model that can speak, on real preferences: ours (SparsePO and DPO) beside TRL's DPO, one after the other
+on the same pairs.
 
-    python benchmarks/smollm2.py MODEL PAIRS.json.gz [--steps 24] [--pairs 8] [--length 256] [--rate 1e-5] [--trl PYTHON]
+    python benchmarks/smollm2.py MODEL PAIRS.json.gz [--steps 24] [--pairs 8] [--length 256] [--rate 1e-5] \
+        [--trl PYTHON]
 
-MODEL: SmolLM2-135M-Instruct as a Hugging Face directory. PAIRS: rows of instruction, input, chosen and rejected, such as
-rasbt/instruction_preference (polite and rude answers). A tenth of the rows is held out. Each side is a process of its own, float32,
-with nothing compiled before: seconds from its start to the end of the first step, seconds of each later step, and held-out accuracy.
---trl: a Python with trl and torch (default: this one).
+MODEL: SmolLM2-135M-Instruct as a Hugging Face directory. PAIRS: rows of instruction, input, chosen and
+rejected, such as rasbt/instruction_preference (polite and rude answers). A tenth of the rows is held out.
+Each side is a process of its own, float32, with nothing compiled before: seconds from its start to the end of
+the first step, seconds of each later step, and held-out accuracy. --trl: a Python with trl and torch
+(default: this one).
 """
 
 import argparse
@@ -124,7 +127,8 @@ def main() -> int:
             "DPO, TRL": theirs(options, *files),
         }
     print(
-        f"{len(trained)} pairs to train on, {len(held)} held out; {options.steps} steps of {options.pairs} pairs"
+        f"{len(trained)} pairs to train on, {len(held)} held out; {options.steps} steps of {options.pairs} "
+        "pairs"
     )
     for side, figures in results.items():
         print(

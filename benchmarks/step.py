@@ -1,10 +1,14 @@
-"""A training step of ours against a plain PyTorch/transformers step of SparsePO and DPO, and TRL's DPOTrainer: seconds, tokens/s, peak memory.
+"""A training step of ours against a plain PyTorch/transformers step of SparsePO and DPO, and TRL's
+DPOTrainer: seconds, tokens/s, peak memory.
 
-    python benchmarks/step.py [PROMPT+RESPONSE ...] [--vocab V ...] [--rounds N] [--trl PYTHON]     default: 64+192 256+64, 16384 50257, 5 rounds
+    python benchmarks/step.py [PROMPT+RESPONSE ...] [--vocab V ...] [--rounds N] [--trl PYTHON]
 
-Four pairs a step, GPT-2 shape of 6 layers and width 384, float32, random tokens. Every candidate is a process of its own that waits while
-another runs; they take turns, and ratios are of medians over the rounds. Peak memory is the process's, libraries and compiler included.
---trl: the Python of an environment with trl, torch and datasets (TRL asks for other versions than ours); without it TRL is left out.
+Default: 64+192 256+64, 16384 50257, 5 rounds.
+
+Four pairs a step, GPT-2 shape of 6 layers and width 384, float32, random tokens. Every candidate is a process
+of its own that waits while another runs; they take turns, and ratios are of medians over the rounds. Peak
+memory is the process's, libraries and compiler included. --trl: the Python of an environment with trl, torch
+and datasets (TRL asks for other versions than ours); without it TRL is left out.
 """
 
 import statistics
@@ -78,7 +82,8 @@ def main() -> int:
                     else ""
                 )
                 print(
-                    f"  {name:<31}{median_s:7.2f} s ({min(times_s):.2f} to {max(times_s):.2f}) {row['tokens_per_s']:7.0f} tokens/s "
+                    f"  {name:<31}{median_s:7.2f} s ({min(times_s):.2f} to {max(times_s):.2f}) "
+                    f"{row['tokens_per_s']:7.0f} tokens/s "
                     f"{row['peak_mb']:6.0f} MB{share}"
                 )
             for theirs, ours in RATIOS:

@@ -1,14 +1,19 @@
-"""The paper's other tasks - dialogue, summaries, code - end to end on real data, at a size for a laptop, with the measures that the paper takes of them.
+"""The paper's other tasks - dialogue, summaries, code - end to end on real data, at a size for a laptop, with
+the measures that the paper takes of them.
 
-    python benchmarks/tasks.py DATA [--tasks dialogue summaries code] [--output runs/tasks] [--seeds 3] [--quick]
+    python benchmarks/tasks.py DATA [--tasks dialogue summaries code] [--output runs/tasks] [--seeds 3] \
+        [--quick]
 
-DATA: the directory that holds hh_harmless/train.jsonl.gz and tldr_pairs/train.jsonl.gz (rows {"prompt", "chosen", "rejected"}, of summaries with
-"chosen_reward"), humaneval/pass_fail_pairs_train.jsonl.gz (the same: programs that pass and fail HumanEval's tests) and mbpp/mbpp.jsonl ({"text",
-"code", "task_id", "test_list", "test_setup_code"}). For each task a small GPT-2 and its tokenizer are trained from nothing on its text
-(configs/tasks/*_sft.yaml), then SparsePO and DPO from there, each over the same seeds (configs/tasks/*.yaml), measured on what no stage has seen:
-pairs of held-out prompts (of one dialogue's opening, one post, one problem), and what the policy writes before and after. The programs it writes are
-for MBPP's test problems (11 to 510): its training pairs are of HumanEval's. Needs the extra [measures]; BERTScore is left out, it needs a pretrained
-model. The same command goes on where it was stopped; a result a task is kept in benchmarks/results/.
+DATA: the directory that holds hh_harmless/train.jsonl.gz and tldr_pairs/train.jsonl.gz (rows {"prompt",
+"chosen", "rejected"}, of summaries with "chosen_reward"), humaneval/pass_fail_pairs_train.jsonl.gz (the same:
+programs that pass and fail HumanEval's tests) and mbpp/mbpp.jsonl ({"text", "code", "task_id", "test_list",
+"test_setup_code"}). For each task a small GPT-2 and its tokenizer are trained from nothing on its text
+(configs/tasks/*_sft.yaml), then SparsePO and DPO from there, each over the same seeds (configs/tasks/*.yaml),
+measured on what no stage has seen: pairs of held-out prompts (of one dialogue's opening, one post, one
+problem), and what the policy writes before and after. The programs it writes are for MBPP's test problems (11
+to 510): its training pairs are of HumanEval's. Needs the extra [measures]; BERTScore is left out, it needs a
+pretrained model. The same command goes on where it was stopped; a result a task is kept in
+benchmarks/results/.
 
 --quick: a few steps of everything, into OUTPUT/quick, to see that it runs; no result is kept.
 """
@@ -74,7 +79,8 @@ Row = dict[str, Any]
 
 
 class Rows(NamedTuple):
-    """sft: texts to begin with, of training prompts alone; train, held: pairs; prompts: what the policy answers."""
+    """sft: texts to begin with, of training prompts alone; train, held: pairs; prompts: what the policy
+    answers."""
 
     sft: list[Row]
     train: list[Row]
@@ -118,7 +124,8 @@ def lesson(row: Row) -> Row:
 
 
 def dialogue(data: Path) -> Rows:
-    """sft reads each dialogue twice: from its opening on, and (the prompt's end, as po will see it) its last answer."""
+    """sft reads each dialogue twice: from its opening on, and (the prompt's end, as po will see it) its last
+    answer."""
     train, held = split(
         read(data / "hh_harmless" / "train.jsonl.gz"),
         lambda row: row["prompt"].partition("\n\nAssistant:")[0],
@@ -132,14 +139,18 @@ def dialogue(data: Path) -> Rows:
 
 
 def summaries(data: Path) -> Rows:
-    """sft reads each post once, and its two best rated summaries; the best one is the reference of a held-out post."""
+    """sft reads each post once, and its two best rated summaries; the best one is the reference of a held-out
+    post."""
     pairs = read(data / "tldr_pairs" / "train.jsonl.gz")
     best: dict[str, list[Row]] = {}  # by post, from the best on, each summary once
     for row in sorted(pairs, key=lambda row: -row["chosen_reward"]):
         of = best.setdefault(row["prompt"], [])
         of += [row] * all(row["chosen"] != other["chosen"] for other in of)
     train, held = split(pairs, lambda row: row["prompt"])
-    posts = lambda rows: list(dict.fromkeys(row["prompt"] for row in rows))  # noqa: E731
+
+    def posts(rows: list[Row]) -> list[str]:
+        return list(dict.fromkeys(row["prompt"] for row in rows))
+
     sft = [
         one
         for post in posts(train)
@@ -183,7 +194,8 @@ TASKS = {"dialogue": dialogue, "summaries": summaries, "code": code}
 
 
 def write(rows: Rows, directory: Path) -> None:
-    """A file that is there already is left as it is: stages that read one with another time are done again."""
+    """A file that is there already is left as it is: stages that read one with another time are done
+    again."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, of in rows._asdict().items():
         path, text = directory / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in of)
@@ -192,8 +204,9 @@ def write(rows: Rows, directory: Path) -> None:
 
 
 def length_rule(rows: Rows) -> float:
-    """Accuracy on held-out pairs of the rule that the longer answer (or the shorter, whatever holds for the training pairs) is preferred; words, a tie
-    counts one half. What a policy reaches that has learned lengths alone."""
+    """Accuracy on held-out pairs of the rule that the longer answer (or the shorter, whatever holds for the
+    training pairs) is preferred; words, a tie counts one half. What a policy reaches that has learned lengths
+    alone."""
 
     def longer(pairs: list[Row]) -> float:
         lengths = [(len(row["chosen"].split()), len(row["rejected"].split())) for row in pairs]
@@ -213,7 +226,8 @@ def program(*arguments: str) -> None:
 
 
 def run(task: str, output: Path, seeds: int, quick: bool) -> None:
-    """sft, then before/seed=N (what its policy writes) and grid/kind=K,seed=N. What is finished is not done again."""
+    """sft, then before/seed=N (what its policy writes) and grid/kind=K,seed=N. What is finished is not done
+    again."""
     program(
         "--config",
         str(CONFIGS / f"{task}_sft.yaml"),
@@ -277,7 +291,8 @@ def seconds(output: Path) -> float:
 
 
 def own_programs_pass(run: Path) -> float:
-    """pass@1 of the programs that come with the problems which the run was asked: 1, or the tests are not what they should be."""
+    """pass@1 of the programs that come with the problems which the run was asked: 1, or the tests are not
+    what they should be."""
     records = [
         record | {"samples": [{"text": record["row"]["code"]}]} for record in read(run / "generations.jsonl")
     ]
@@ -331,7 +346,8 @@ def as_text(interval: Row, form: str = ".3f") -> str:
 def show(task: str, result: Row) -> None:
     rows, policies, width = result["rows"], result["policies"], max(map(len, LABELS.values())) + 2
     print(
-        f"\n{task}: {rows['train']} pairs to learn from, {rows['held']} of {result['held_prompts']} prompts held out; sft ended at "
+        f"\n{task}: {rows['train']} pairs to learn from, {rows['held']} of {result['held_prompts']} prompts "
+        "held out; sft ended at "
         f"{result['sft_loss']:.2f} nats a token; mean (95 % interval over {result['seeds']} seeds)"
     )
     print(" " * width + "".join(f"{name:27}" for name in policies))
@@ -348,11 +364,13 @@ def show(task: str, result: Row) -> None:
         f"{name} {as_text(interval)}" for name, interval in result["accuracy_over_prompts"].items()
     )
     print(
-        f"unmasked accuracy, had the held-out prompts been others (Wilson): {others}; by length alone: {result['length_rule']:.3f}"
+        f"unmasked accuracy, had the held-out prompts been others (Wilson): {others}; by length alone: "
+        f"{result['length_rule']:.3f}"
     )
     if "ends" in result:
         print(
-            f"the problems' own programs: pass@1 {result['own_programs_pass']:.3f}; how the policy's ended (shares): {result['ends']}"
+            f"the problems' own programs: pass@1 {result['own_programs_pass']:.3f}; how the policy's ended "
+            f"(shares): {result['ends']}"
         )
 
 

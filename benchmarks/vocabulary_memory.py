@@ -1,11 +1,15 @@
-"""Temporary memory of our SparsePO step against the vocabulary: compiled from shapes alone, nothing is run or timed.
+"""Temporary memory of our SparsePO step against the vocabulary: compiled from shapes alone, nothing is run or
+timed.
 
-    python benchmarks/vocabulary_memory.py [VOCABULARY ...] [--width D] [--layers L] [--lengths PROMPT+RESPONSE] [--dtype TYPE] [--keep-logits]
+    python benchmarks/vocabulary_memory.py [VOCABULARY ...] [--width D] [--layers L] \
+        [--lengths PROMPT+RESPONSE] [--dtype TYPE] [--keep-logits]
 
-Default: 16384 65536 262144, width 256, 4 layers, 64+192 tokens, 4 pairs, float32, GPT-2 shape with a head of its own (not tied: embedding and head have a
-gradient each). XLA's own count of temporaries, of two programs. Loss and gradients alone, whose gradients are results and not counted: nothing may grow with
-the vocabulary (in bfloat16 the heads of policy and reference in that type do, and are taken off). The whole step: how many float32 matrices [vocabulary,
-width] it grows by; may be two, the gradients, which are taken off. Exits with 1 if one of the two grows by more than a tenth.
+Default: 16384 65536 262144, width 256, 4 layers, 64+192 tokens, 4 pairs, float32, GPT-2 shape with a head of
+its own (not tied: embedding and head have a gradient each). XLA's own count of temporaries, of two programs.
+Loss and gradients alone, whose gradients are results and not counted: nothing may grow with the vocabulary
+(in bfloat16 the heads of policy and reference in that type do, and are taken off). The whole step: how many
+float32 matrices [vocabulary, width] it grows by; may be two, the gradients, which are taken off. Exits with 1
+if one of the two grows by more than a tenth.
 """
 
 import argparse
@@ -30,7 +34,8 @@ def main() -> int:
     prompt, response = map(int, options.lengths.split("+"))
     rows = []
     print(
-        "              loss and gradients: MB      ratio    whole step: MB    matrices it grows by    all logits, for comparison"
+        "              loss and gradients: MB      ratio    whole step: MB    matrices it grows by    all "
+        "logits, for comparison"
     )
     for vocab in options.vocabularies:
         shape = gpt2(vocab, prompt + response, width=options.width, layers=options.layers) | {
@@ -52,7 +57,7 @@ def main() -> int:
                 "matrix_mb": matrix_mb,
             }
         )
-        first = rows[0]
+        first, alone = rows[0], rows[-1]["gradients_mb"]
         growth = (
             f"{(step - first['step_mb']) / (matrix_mb - first['matrix_mb']):.2f}"
             if vocab != first["vocab"]
@@ -60,7 +65,8 @@ def main() -> int:
         )
         logits_mb = 2 * 4 * PAIRS * 2 * response * vocab / 1e6
         print(
-            f"{vocab:>10,}{rows[-1]['gradients_mb']:26.1f}{rows[-1]['gradients_mb'] / first['gradients_mb']:13.3f}{step:18.1f}{growth:>24}{logits_mb:24,.0f} MB",
+            f"{vocab:>10,}{alone:26.1f}{alone / first['gradients_mb']:13.3f}"
+            f"{step:18.1f}{growth:>24}{logits_mb:24,.0f} MB",
             flush=True,
         )
     print(save_result("vocabulary_memory", {"settings": vars(options), "rows": rows}))

@@ -1,14 +1,18 @@
-"""Which tokens the masks find, and which recipe finds them best: AUROC against the ceiling, sparsity over beta, deletion; on the built-in reviews.
+"""Which tokens the masks find, and which recipe finds them best: AUROC against the ceiling, sparsity over
+beta, deletion; on the built-in reviews.
 
-    python benchmarks/which_tokens.py [--seeds 0 1 2 3 4] [--variants NAME ...] [--out runs/which_tokens] [--result which_tokens-reviews]
+    python benchmarks/which_tokens.py [--seeds 0 1 2 3 4] [--variants NAME ...] [--out runs/which_tokens] \
+        [--result which_tokens-reviews]
 
-Each seed has its own reviews and its own small model (sft, once); the variants start from it: the quickstart's settings (`default`), the official
-ones by name, each departure alone, all of them, and other betas. Runs that are finished under --out are not repeated: the same command goes on
-after an interruption. Prints what is left to do and how long it takes; about 30 minutes in all on 2 cores. The result is kept in
+Each seed has its own reviews and its own small model (sft, once); the variants start from it: the
+quickstart's settings (`default`), the official ones by name, each departure alone, all of them, and other
+betas. Runs that are finished under --out are not repeated: the same command goes on after an interruption.
+Prints what is left to do and how long it takes; about 30 minutes in all on 2 cores. The result is kept in
 results/which_tokens-reviews-DEVICE.json (--result: another name).
 
-A variant whose mask is dead at the start (the program refuses it) counts as such: its figures are left out of the means, and it is said.
-Exits with 1 if the mean reward-mask AUROC of `default` is more than 0.02 below the ceiling.
+A variant whose mask is dead at the start (the program refuses it) counts as such: its figures are left out of
+the means, and it is said. Exits with 1 if the mean reward-mask AUROC of `default` is more than 0.02 below the
+ceiling.
 """
 
 import argparse
@@ -53,7 +57,8 @@ EXPECTED_S = {"sft": 45.0, "po": 25.0}  # until some run has been timed
 
 
 def execute(output: Path, settings: dict[str, str]) -> str | None:
-    """Runs the program into `output`, unless it is done there with these settings. Returns why there is no result; None: there is one."""
+    """Runs the program into `output`, unless it is done there with these settings. Returns why there is no
+    result; None: there is one."""
     told, done = [f"{name}={value}" for name, value in settings.items()], output / "benchmark.json"
     if done.exists():
         found = json.loads(done.read_text())
@@ -181,7 +186,8 @@ def main() -> int:
     for seed in options.seeds:
         for name in options.variants:
             print(
-                f"about {left_s(options.out, options.seeds, options.variants) / 60:.0f} min left; seed {seed}, {name}: ",
+                f"about {left_s(options.out, options.seeds, options.variants) / 60:.0f} min left; seed "
+                f"{seed}, {name}: ",
                 end="",
                 flush=True,
             )
@@ -189,7 +195,8 @@ def main() -> int:
             row = rows[-1]
             print(
                 row["why"]
-                or f"AUROC {row['auroc_reward']:.3f}, ceiling {row['auroc_ceiling']:.3f}, {row['wall_s']:.0f} s",
+                or f"AUROC {row['auroc_reward']:.3f}, ceiling {row['auroc_ceiling']:.3f}, "
+                f"{row['wall_s']:.0f} s",
                 flush=True,
             )
     alive = {

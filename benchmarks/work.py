@@ -1,7 +1,8 @@
-"""What the speed benchmarks share: shapes, random pairs, our own step, floating point operations counted by hand, the measured matrix rate,
-and times taken in turn.
+"""What the speed benchmarks share: shapes, random pairs, our own step, floating point operations counted by
+hand, the measured matrix rate, and times taken in turn.
 
-Ratios are of medians over rounds in which every candidate runs once, so that a machine that slows down slows all of them.
+Ratios are of medians over rounds in which every candidate runs once, so that a machine that slows down slows
+all of them.
 """
 
 import argparse
@@ -78,7 +79,10 @@ def random_batch(
 ) -> PairBatch:
     """[1, ...], all pairs in one row of tokens, without padding but for rounding."""
     rng = np.random.default_rng(seed)
-    ids = lambda rows, length: ragged(list(rng.integers(0, vocab, (rows, length))), np.int32)  # noqa: E731
+
+    def ids(rows: int, length: int):
+        return ragged(list(rng.integers(0, vocab, (rows, length))), np.int32)
+
     none = np.zeros(pairs, bool)
     table = TokenTable(
         ids(pairs, prompt),
@@ -142,8 +146,8 @@ def abstract_step(
 
 
 class OurStep:
-    """One compiled optimizer step of an objective, its state kept between calls. kind: an objective's, or "sft" (of a batch with one
-    response a prompt)."""
+    """One compiled optimizer step of an objective, its state kept between calls. kind: an objective's, or
+    "sft" (of a batch with one response a prompt)."""
 
     def __init__(
         self,
@@ -196,8 +200,9 @@ def step_flop(
 ) -> float:
     """Matrix operations of one pair step in the shared layout, counted by hand: 2 for each multiply-add.
 
-    passes: of the decoder over its positions: reference forward 1, policy forward 1, backward 2. head_products: of [response tokens, D] with
-    [D, V]: both forward, both again backward, and the gradients of states and head. Attention counts what a token may see: half a square.
+    passes: of the decoder over its positions: reference forward 1, policy forward 1, backward 2.
+    head_products: of [response tokens, D] with [D, V]: both forward, both again backward, and the gradients
+    of states and head. Attention counts what a token may see: half a square.
     """
     positions = pairs * (prompt + 2 * (response - 1))
     queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
@@ -242,7 +247,8 @@ def in_turn(
 
 
 class Candidate:
-    """A process that does a step for each line it is given (candidates/serve.py). python: the one of an environment that has what it needs."""
+    """A process that does a step for each line it is given (candidates/serve.py). python: the one of an
+    environment that has what it needs."""
 
     def __init__(self, script: str, *arguments: str | int, python: str = sys.executable):
         command = [python, str(CANDIDATES / script), *map(str, arguments)]
@@ -270,7 +276,8 @@ class Candidate:
 def answers_in_turn(
     running: Mapping[str, Candidate], rounds: int, *, warm: int = 1
 ) -> dict[str, list[dict[str, Any]]]:
-    """What each candidate answers in each round; the first `warm` rounds do not count. Ends the candidates."""
+    """What each candidate answers in each round; the first `warm` rounds do not count. Ends the
+    candidates."""
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
     for number in range(warm + rounds):
         for name, candidate in running.items():

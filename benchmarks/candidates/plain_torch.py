@@ -1,5 +1,6 @@
-"""A plain PyTorch/transformers step of SparsePO or DPO, without tricks: both responses concatenated into one batch of prompt + response rows,
-the full log-softmax of policy and reference, the official mask net (one linear a layer over a shared LayerNorm, a mixer, relu twice).
+"""A plain PyTorch/transformers step of SparsePO or DPO, without tricks: both responses concatenated into one
+batch of prompt + response rows, the full log-softmax of policy and reference, the official mask net (one
+linear a layer over a shared LayerNorm, a mixer, relu twice).
 
     python plain_torch.py sparsepo|dpo PAIRS PROMPT RESPONSE VOCAB WIDTH LAYERS
 """
@@ -25,7 +26,8 @@ class OfficialMask(torch.nn.Module):
 
     def forward(self, states):
         per_layer = [
-            torch.relu(linear(self.layer_norm(state))) for linear, state in zip(self.w_per_layer, states)
+            torch.relu(linear(self.layer_norm(state)))
+            for linear, state in zip(self.w_per_layer, states, strict=True)
         ]
         return torch.relu(self.mixer(torch.cat(per_layer, dim=-1)))[..., 0]
 
@@ -59,9 +61,16 @@ class Step:
         logps = (
             self.policy(ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1].log_softmax(-1)
         )
-        pick = lambda x: torch.gather(x, 2, labels[..., None])[..., 0]  # noqa: E731
+
+        def pick(x):
+            return torch.gather(x, 2, labels[..., None])[..., 0]
+
         ratio = pick(logps) - pick(ref_logps)
-        margin = lambda x: (lambda sums: sums[: len(sums) // 2] - sums[len(sums) // 2 :])((x * keep).sum(-1))  # noqa: E731
+
+        def margin(x):
+            sums = (x * keep).sum(-1)
+            return sums[: len(sums) // 2] - sums[len(sums) // 2 :]
+
         if self.masks is None:
             logits = self.beta * margin(ratio)
         else:

@@ -1,8 +1,10 @@
-"""Chunks of steps over a file of pairs: ours in packed batches, or plain PyTorch in random ones, padded on the right. Both take the same pairs.
+"""Chunks of steps over a file of pairs: ours in packed batches, or plain PyTorch in random ones, padded on
+the right. Both take the same pairs.
 
     python real.py ours|torch FILE TOKENIZER STEPS PAIRS CHUNK VOCAB WIDTH LAYERS
 
-The pairs are those of the first STEPS batches of our plan over the whole file. TOKENIZER: a directory; tokens are kept there, too.
+The pairs are those of the first STEPS batches of our plan over the whole file. TOKENIZER: a directory; tokens
+are kept there, too.
 """
 
 import sys

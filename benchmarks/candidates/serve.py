@@ -1,4 +1,5 @@
-"""How a candidate lets itself be timed from outside: a process of its own that does one step for each line on its stdin."""
+"""How a candidate lets itself be timed from outside: a process of its own that does one step for each line on
+its stdin."""
 
 import json
 import resource
@@ -20,7 +21,8 @@ def peak_mb() -> float:
 
 
 def serve(step: Callable[[], float], **about) -> None:
-    """Answers once that it is ready, then each line with the seconds and the loss of a step, until stdin ends."""
+    """Answers once that it is ready, then each line with the seconds and the loss of a step, until stdin
+    ends."""
     answer(ready=True, **about)
     for _ in sys.stdin:
         began_s = time.perf_counter()

@@ -1,8 +1,12 @@
-"""TRL's DPOTrainer on message pairs with a real model: seconds to the first step, seconds a step, held-out accuracy. One JSON line.
+"""TRL's DPOTrainer on message pairs with a real model: seconds to the first step, seconds a step, held-out
+accuracy. One JSON line.
 
-    python trl_chat.py MODEL TRAIN.jsonl EVAL.jsonl STEPS PAIRS LENGTH RATE BETA        in an environment with trl, torch and datasets
+    python trl_chat.py MODEL TRAIN.jsonl EVAL.jsonl STEPS PAIRS LENGTH RATE BETA
 
-float32 on CPU, no gradient checkpointing, no dropout, reference log-probs on the fly; all else as TRL has it by default.
+In an environment with trl, torch and datasets.
+
+float32 on CPU, no gradient checkpointing, no dropout, reference log-probs on the fly; all else as TRL has it
+by default.
 """
 
 import json

@@ -1,7 +1,10 @@
-"""A step of TRL's DPOTrainer on random pairs, as the trainer's own loop does one: its data loader and collator, training_step, clipping,
-optimizer, schedule. float32 on CPU; neither gradient checkpointing nor dropout; all else as TRL has it by default.
+"""A step of TRL's DPOTrainer on random pairs, as the trainer's own loop does one: its data loader and
+collator, training_step, clipping, optimizer, schedule. float32 on CPU; neither gradient checkpointing nor
+dropout; all else as TRL has it by default.
 
-    python trl_dpo.py [--precomputed] PAIRS PROMPT RESPONSE VOCAB WIDTH LAYERS        in an environment with trl, torch and datasets
+    python trl_dpo.py [--precomputed] PAIRS PROMPT RESPONSE VOCAB WIDTH LAYERS
+
+In an environment with trl, torch and datasets.
 
 --precomputed: the reference's log-probs are computed before the first step (precompute_ref_log_probs).
 """
@@ -35,7 +38,10 @@ def number_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 def random_pairs(pairs: int, prompt: int, response: int, vocab: int) -> Dataset:
     """TRL adds END to each response, which then has `response` tokens."""
     draws = random.Random(0)
-    text = lambda tokens: " ".join(str(draws.randrange(vocab - 1)) for _ in range(tokens))  # noqa: E731
+
+    def text(tokens: int) -> str:
+        return " ".join(str(draws.randrange(vocab - 1)) for _ in range(tokens))
+
     return Dataset.from_list(
         [
             {"prompt": text(prompt) + " ", "chosen": text(response - 1), "rejected": text(response - 1)}
