@@ -35,7 +35,7 @@ CONFIG = {
 LOAD = """
 import re, sys, time
 from pathlib import Path
-from sparsepo_jax.build import load_weights
+from sparsepo_jax.build.weights import load_weights
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.weights import read_config
@@ -51,7 +51,7 @@ print(peak() - before, sum(x.nbytes for x in weights.values()), time.perf_counte
 
 def write_checkpoint(directory: Path, size: int) -> None:
     """Tensors by Hugging Face's names until the model has about `size` bytes, file after file."""
-    from sparsepo_jax.build import weight_shapes
+    from sparsepo_jax.build.models import weight_shapes
     from sparsepo_jax.models.spec import spec_from_hf
     from sparsepo_jax.models.weights import to_hf
 

@@ -18,7 +18,9 @@ import jax
 import numpy as np
 from work import PAIRS, config_of, gpt2, in_turn, random_batch, save_result
 
-from sparsepo_jax import build, programs
+from sparsepo_jax.build.objective import cached_problem, make_problem
+from sparsepo_jax.build.optimizer import make_optimizer
+from sparsepo_jax.build.weights import random_weights
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh, put_batch
@@ -32,9 +34,9 @@ class Step:
     """A compiled DPO step and its state."""
 
     def __init__(self, problem: Problem, batch: PairBatch, config, spec, mesh):
-        optimizer, schedule = programs.make_optimizer(config, config.po, 1000, spec.width)
-        self.state = start_state({"policy": build.random_weights(spec, 0, mesh), "masks": {}}, optimizer)
-        self.reference = None if problem.cached else build.random_weights(spec, 1, mesh)
+        optimizer, schedule = make_optimizer(config, config.po, 1000, spec.width)
+        self.state = start_state({"policy": random_weights(spec, 0, mesh), "masks": {}}, optimizer)
+        self.reference = None if problem.cached else random_weights(spec, 1, mesh)
         self.batch = put_batch(batch, mesh)
         update = jax.jit(make_update(make_pair_loss(problem), optimizer, schedule), donate_argnums=0)
         self.compiled = update.lower(self.state, self.reference, self.batch).compile()
@@ -54,12 +56,12 @@ def main() -> int:
     config, spec, mesh = config_of(shape, "dpo", "float32", {}), spec_from_hf(shape), make_mesh(None, 1, 1)
     batch = random_batch(PAIRS, PROMPT, RESPONSE, VOCAB)
     kept_logp_BPT = np.full(batch.valid_BPT.shape, -np.log(VOCAB), np.float32)
-    problem = build.make_problem(config, spec, spec, mesh)
+    problem = make_problem(config, spec, spec, mesh)
     with jax.set_mesh(mesh):
         steps = {
             "run": Step(problem, batch, config, spec, mesh),
             "cached": Step(
-                programs.cached_problem(problem, config),
+                cached_problem(problem, config),
                 batch._replace(ref_logp_BPT=kept_logp_BPT),
                 config,
                 spec,

@@ -22,7 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsepo_jax import build, programs
+from sparsepo_jax.build.masks import initial_masks
+from sparsepo_jax.build.models import weight_shapes
+from sparsepo_jax.build.objective import make_problem
+from sparsepo_jax.build.optimizer import make_optimizer
+from sparsepo_jax.build.step import make_step
+from sparsepo_jax.build.weights import abstract, random_weights
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.batching import BatchPlan
@@ -134,9 +139,9 @@ def abstract_step(
         spec_from_hf(dict(shape)),
         make_mesh(None, 1, 1),
     )
-    problem = build.make_problem(config, spec, spec, mesh)
-    step = programs.make_step(config, "po", problem, spec, 1000, mesh)
-    reference = build.abstract(build.weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
+    problem = make_problem(config, spec, spec, mesh)
+    step = make_step(config, "po", problem, spec, 1000, mesh)
+    reference = abstract(weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
     gradient = jax.jit(jax.value_and_grad(make_pair_loss(problem), has_aux=True))
     with jax.set_mesh(mesh):
         alone = gradient.lower(
@@ -159,10 +164,10 @@ class OurStep:
     ):
         config = config_of(shape, kind, dtype, compute)
         spec, mesh = spec_from_hf(dict(shape)), make_mesh(None, 1, 1)
-        self.problem = build.make_problem(config, spec, spec, mesh)
-        self.optimizer, schedule = programs.make_optimizer(config, config.po, 1000, spec.width)
-        masks = build.initial_masks(config, self.problem.mask_source, mesh) if kind != "sft" else {}
-        weights = {"policy": build.random_weights(spec, 0, mesh), "masks": masks}
+        self.problem = make_problem(config, spec, spec, mesh)
+        self.optimizer, schedule = make_optimizer(config, config.po, 1000, spec.width)
+        masks = initial_masks(config, self.problem.mask_source, mesh) if kind != "sft" else {}
+        weights = {"policy": random_weights(spec, 0, mesh), "masks": masks}
         self.state = start_state(weights, self.optimizer)
         self.reference = None if kind == "sft" else jax.tree.map(jnp.copy, weights["policy"])
         self.batch, self.spec, self.mesh, self.compile_s = put_batch(batch, mesh), spec, mesh, 0.0

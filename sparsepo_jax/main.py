@@ -306,7 +306,7 @@ def attempt(config: "Config") -> tuple[int, str | None]:
     )  # that there is no PyTorch is no news here
     try:
         with Stop().listening() as stop:
-            from sparsepo_jax.stages import run_stages
+            from sparsepo_jax.stages.runner import run_stages
 
             return run_stages(config, stop), None
     except UserError as error:

@@ -66,7 +66,7 @@ def test_the_official_points_of_gptj():
     found = activation_mask(means, valid_BPT, choose_points("gptj", every, True), "zn_rescale")
     of = lambda *arrays: map_means(
         jnp.concatenate([x.reshape(-1, 1, 2, 4) for x in arrays]), valid_BPT, "zn_rescale"
-    ).mean(axis=0)  # noqa: E731
+    ).mean(axis=0)
     m = means
     groups = [
         of(m["mlp_act"]),

@@ -51,11 +51,11 @@ def make_adapted(config, directory, *, base=None, seed=1, **settings):
 
 def merged_weights(directory):
     """base with the adapter in it, merged on a mesh of eight devices."""
-    from sparsepo_jax import build
+    from sparsepo_jax.build.weights import add_adapter, load_weights
 
     mesh, spec = make_mesh(None, 2, 2, None), load_ours(directory / "base")[0]
-    weights = build.load_weights(str(directory / "base"), spec, mesh)
-    merged = build.add_adapter(weights, Adapter(str(directory / "adapter"), spec, "policy.adapter"), mesh)
+    weights = load_weights(str(directory / "base"), spec, mesh)
+    merged = add_adapter(weights, Adapter(str(directory / "adapter"), spec, "policy.adapter"), mesh)
     return {path: np.asarray(x) for path, x in merged.items()}
 
 
@@ -69,7 +69,8 @@ def lora_logits(directory):
     """Logits of our decoder with the adapter as its LoRA."""
     import jax.numpy as jnp
 
-    from sparsepo_jax.build import as_lora, decoder_graph
+    from sparsepo_jax.build.lora import as_lora
+    from sparsepo_jax.build.models import decoder_graph
 
     spec, _, base = load_ours(directory / "base")
     adapter = Adapter(str(directory / "adapter"), spec, "policy.adapter")
@@ -355,13 +356,13 @@ def test_the_reference_may_be_the_base_or_another_adapter(reference, words, lora
 
 
 def test_a_reference_that_is_not_the_policy_stops_the_first_step(made, tmp_path, capsys, monkeypatch):
-    from sparsepo_jax.stages import Run
+    from sparsepo_jax.stages import po
 
-    true = Run.reference_weights
+    reference_weights = po.reference_weights
     monkeypatch.setattr(
-        Run,
+        po,
         "reference_weights",
-        lambda self, start=None: {path: 1.5 * x for path, x in true(self, start).items()},
+        lambda run, start=None: {path: 1.5 * x for path, x in reference_weights(run, start).items()},
     )
     config = config_of(tmp_path, made, stages=["po"])
     assert main(["--config", config, "checkpoint.every_steps=1", "objective={kind: dpo}"]) == 1

@@ -48,7 +48,7 @@ def inputs(shape, kv_heads, seed=0):
 
 def value_and_gradient(function, sees, qkv):
     weights = jnp.asarray(np.random.default_rng(1).normal(size=qkv[0].shape), jnp.float32)
-    total = lambda q, k, v: jnp.sum(jnp.where(sees, weights * function(q, k, v), 0.0))  # noqa: E731
+    total = lambda q, k, v: jnp.sum(jnp.where(sees, weights * function(q, k, v), 0.0))
     return jax.tree.leaves(jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*qkv))
 
 
@@ -78,7 +78,7 @@ def test_rows_of_tokens_attend_as_their_pairs_say(monkeypatch, kernel, kv_heads,
     qkv, attend = inputs(packing.ids_RS.shape, kv_heads), who_sees_whom(packing, 3 if window else None)
     sees = attend.any(-1)[..., None, None]
     window = jnp.int32(3) if window == "traced" else window
-    ours = lambda *qkv: attention(*qkv, reach_of(packing, kernel), scale=0.3, softcap=softcap, window=window)  # noqa: E731
+    ours = lambda *qkv: attention(*qkv, reach_of(packing, kernel), scale=0.3, softcap=softcap, window=window)
     expected = value_and_gradient(lambda *qkv: plain(*qkv, jnp.asarray(attend), 0.3, softcap), sees, qkv)
     for a, b in zip(value_and_gradient(ours, sees, qkv), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
@@ -103,7 +103,7 @@ def test_splash_in_several_blocks_and_on_a_mesh(monkeypatch, mesh_shape):
         qkv = [jax.device_put(x, jax.sharding.NamedSharding(mesh, rest)) for x in qkv]
     ours = lambda *qkv: attention(
         *qkv, reach_of(packing, "splash", spread), scale=0.3, softcap=0.5, window=100
-    )  # noqa: E731
+    )
     expected = value_and_gradient(lambda *qkv: plain(*qkv, jnp.asarray(attend), 0.3, 0.5), sees, qkv)
     for a, b in zip(value_and_gradient(ours, sees, qkv), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
@@ -120,7 +120,7 @@ def test_splash_in_bfloat16_is_as_near_as_the_plain_kernel(monkeypatch):
     for kernel in ("xla", "splash"):
         found = value_and_gradient(
             lambda *qkv: attention(*qkv, reach_of(packing, kernel), scale=0.3), sees, narrow
-        )[1:]  # noqa: B023
+        )[1:]
         errors[kernel] = [
             float(np.sqrt(np.mean(np.square(np.asarray(a, np.float32) - b))))
             for a, b in zip(found, exact[1:], strict=True)
@@ -152,7 +152,7 @@ def test_padding_is_finite_and_has_no_gradient(monkeypatch, kernel):
     packing = random_batch(2, spare=9).packing
     q, k, v = inputs(packing.ids_RS.shape, N)
     real = (packing.sequence_RS >= 0)[..., None, None]
-    total = lambda q, k, v: jnp.sum(attention(q, k, v, reach_of(packing, kernel), scale=0.3))  # noqa: E731
+    total = lambda q, k, v: jnp.sum(attention(q, k, v, reach_of(packing, kernel), scale=0.3))
     value, gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
     assert np.isfinite(value) and not real.all()
     for gradient in gradients:

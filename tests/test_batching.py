@@ -161,7 +161,7 @@ def test_little_padding_whatever_the_lengths():
 
 
 def test_part_of_an_epoch_is_rounded_up_to_whole_steps():
-    steps = lambda **length: make_plan(240, **length).steps  # noqa: E731
+    steps = lambda **length: make_plan(240, **length).steps
     assert [steps(epochs=e) for e in (0.01, 0.1, 1.0, 2.5)] == [1, 3, 30, 75]
     assert steps(steps=7) == 7
 

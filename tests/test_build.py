@@ -8,7 +8,11 @@ from flax import nnx
 
 from helpers.configs import PATHS, made_stats, make_config
 from helpers.tiny import GPT2, NEOX, random_batch
-from sparsepo_jax import build, programs
+from sparsepo_jax.build.compute import choose_attention, compute_dtype
+from sparsepo_jax.build.data import length_limits
+from sparsepo_jax.build.models import decoder_graph
+from sparsepo_jax.build.objective import make_mask_source, make_objective
+from sparsepo_jax.build.optimizer import make_optimizer, optimizer_rates
 from sparsepo_jax.config.schema.base import members
 from sparsepo_jax.config.schema.objectives import Objective
 from sparsepo_jax.config.schema.root import Config
@@ -23,9 +27,9 @@ from sparsepo_jax.train.forward import Problem, forward, pair_keys
 def losses(objective, step=0):
     stats, masks = made_stats()
     config = make_config(objective=objective)
-    source = build.make_mask_source(config, spec_from_hf(GPT2))
+    source = make_mask_source(config, spec_from_hf(GPT2))
     keys = pair_keys(config.seed, jnp.int32(step), jnp.arange(stats.valid_BPT.shape[0]))
-    return np.asarray(build.make_objective(config, source)(stats, masks, keys).loss_B)
+    return np.asarray(make_objective(config, source)(stats, masks, keys).loss_B)
 
 
 @pytest.mark.parametrize("kind", members(Objective))
@@ -76,7 +80,7 @@ def masks_of(mask, family=NEOX, training=False):
     """The masks of a batch whose tokens, weights and models are apart."""
     spec = spec_from_hf(family | {"initializer_range": 0.5})
     config = make_config(policy={"config": family}, objective={"kind": "sparsepo", "mask": mask})
-    source = build.make_mask_source(config, spec)
+    source = make_mask_source(config, spec)
     graph, policy = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
     reference = split_module(Decoder(spec, rngs=nnx.Rngs(1)))[1]
     batch = random_batch(pairs=3)
@@ -120,7 +124,7 @@ def test_a_schedule_warms_up_and_ends_where_it_is_told():
         config = make_config(
             po={"steps": 100, "optimizer": {"kind": "adamw", "learning_rate": peak}, "schedule": schedule}
         )
-        return programs.make_optimizer(config, config.po, 100, 16)[1]
+        return make_optimizer(config, config.po, 100, 16)[1]
 
     rate = schedule_of(2.0, kind="linear", warmup_steps=10, end=0.2)
     np.testing.assert_allclose(
@@ -141,7 +145,7 @@ def test_a_mask_moves_at_a_rate_that_suits_its_width_or_as_released_or_as_told()
         again = Config.model_validate(config.model_dump(mode="json"))  # as config.yaml of the run has it
         assert again.objective.mask == config.objective.mask
         return config.objective.mask.init, [
-            programs.optimizer_rates(config, config.po, 10, width).mask_peak for width in (30, 3000)
+            optimizer_rates(config, config.po, 10, width).mask_peak for width in (30, 3000)
         ]
 
     assert mask_rates() == ("ones", [pytest.approx(1e-2), pytest.approx(1e-4)])
@@ -168,7 +172,7 @@ def test_policy_and_masks_have_their_own_rate_and_decay(kind):
                 "schedule": {"kind": "constant", "warmup_steps": 0},
             },
         )
-        optimizer, _ = programs.make_optimizer(config, config.po, 10, 16)
+        optimizer, _ = make_optimizer(config, config.po, 10, 16)
         updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
         return updates
 
@@ -195,7 +199,7 @@ def test_weight_decay_spares_biases_and_norms():
             "schedule": {"kind": "constant", "warmup_steps": 0},
         }
     )
-    optimizer, _ = programs.make_optimizer(config, config.po, 10, 16)
+    optimizer, _ = make_optimizer(config, config.po, 10, 16)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, weights), optimizer.init(weights), weights)
     assert {path for path, x in updates["policy"].items() if x.any()} == {
         "embed.embedding",
@@ -205,14 +209,12 @@ def test_weight_decay_spares_biases_and_norms():
 
 def test_lengths_default_to_what_the_model_holds():
     spec = spec_from_hf(GPT2)
-    assert build.length_limits(make_config(), spec) == (32, 16)
-    assert build.length_limits(make_config(), None) == (2048, 1024)
+    assert length_limits(make_config(), spec) == (32, 16)
+    assert length_limits(make_config(), None) == (2048, 1024)
     with pytest.raises(UserError, match="data.max_length: 40 tokens do not fit the model's 32 positions"):
-        build.length_limits(make_config(data=PATHS["data"] | {"max_length": 40}), spec)
+        length_limits(make_config(data=PATHS["data"] | {"max_length": 40}), spec)
     with pytest.raises(UserError, match="leaves no room for a response"):
-        build.length_limits(
-            make_config(data=PATHS["data"] | {"max_length": 20, "max_prompt_length": 20}), spec
-        )
+        length_limits(make_config(data=PATHS["data"] | {"max_length": 20, "max_prompt_length": 20}), spec)
 
 
 def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
@@ -221,9 +223,9 @@ def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
     found = {}
     for dtype in ("float32", "bfloat16"):
         config = make_config(compute={"dtype": dtype})
-        graph = build.decoder_graph(spec, build.compute_dtype(config, mesh), remat=False)
+        graph = decoder_graph(spec, compute_dtype(config, mesh), remat=False)
         problem = Problem(
-            graph, graph, build.make_mask_source(make_config(objective={"kind": "dpo"}), spec), None, 1.0, 0
+            graph, graph, make_mask_source(make_config(objective={"kind": "dpo"}), spec), None, 1.0, 0
         )
         found[dtype] = forward(problem, weights, {}, weights, random_batch(), None, training=False)[
             0
@@ -238,9 +240,9 @@ def test_attention_that_does_not_fit_is_refused():
     from sparsepo_jax.core.errors import UserError
 
     mesh = make_mesh(None, 1, 1)
-    choose = lambda family, **compute: build.choose_attention(
+    choose = lambda family, **compute: choose_attention(
         make_config(compute=compute), (spec_from_hf(family),), mesh
-    )  # noqa: E731
+    )
     assert choose(GPT2) == "blocks" and choose(GPT2, attention="xla") == "xla"
     for family, compute, said in (
         (

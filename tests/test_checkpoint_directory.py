@@ -109,7 +109,7 @@ def test_the_weights_are_those_that_transformers_takes(plain, tmp_path, files):
     """Each file holds other numbers."""
     shutil.copy(plain / "config.json", tmp_path)
     tensors = load_file(plain / "model.safetensors")
-    other = lambda n: {name: (x + n).contiguous() for name, x in tensors.items()}  # noqa: E731
+    other = lambda n: {name: (x + n).contiguous() for name, x in tensors.items()}
     if "single" in files:
         save_file(other(1), tmp_path / "model.safetensors", {"format": "pt"})
     if "index" in files:
@@ -405,7 +405,7 @@ def test_the_type_of_a_checkpoint(plain, tmp_path, kinds, said, expected):
     tensors = load_file(plain / "model.safetensors") | {"common_mask.mixer.weight": torch.ones(1, 2)}
     kind_of = lambda name: next(
         kinds[part] for part in ("mask", "norm", "") if part in kinds and part in name
-    )  # noqa: E731
+    )
     if "mask" not in kinds:
         del tensors["common_mask.mixer.weight"]
     save_file(

@@ -397,7 +397,7 @@ def data(tmp_path):
         writer.write_table(table, max_chunksize=3)
     (shard / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
     (tmp_path / "seven" / "dataset_dict.json").write_text('{"splits": ["test"]}')
-    path = lambda name: str(tmp_path / name)  # noqa: E731
+    path = lambda name: str(tmp_path / name)
     return {
         "sft": [{"path": path("three.jsonl")}, {"path": path("four.jsonl.gz"), "weight": 0.5}],
         "train": [{"path": path("ten.parquet")}],
@@ -458,7 +458,7 @@ def test_the_plan_counts_bytes_per_device():
         "vocab_size": 976_000,
     }  # 976 M embeddings, 24 M in the blocks
     weights = 976e6 + 1000 + 2 * (12 * 1e6 + 13 * 1000) + 2000
-    mb = lambda number: f"{number / 1e9:,.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"  # noqa: E731
+    mb = lambda number: f"{number / 1e9:,.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
     sections = {"stages": ["po"], "policy": {"config": wide}, "data": REVIEWS, "objective": {"kind": "dpo"}}
     for optimizer, held in (("adamw", 2 * weights), ("lion", weights)):
         said = plan_of(**sections, po={"optimizer": {"kind": optimizer}})["po bytes"]
@@ -711,9 +711,9 @@ def run_with(monkeypatch, complete):
     """The command, with something else in place of the stages."""
 
     def run(run_stages):
-        stages = ModuleType("sparsepo_jax.stages")
+        stages = ModuleType("sparsepo_jax.stages.runner")
         stages.run_stages = run_stages
-        monkeypatch.setitem(sys.modules, "sparsepo_jax.stages", stages)
+        monkeypatch.setitem(sys.modules, "sparsepo_jax.stages.runner", stages)
         return main(["--config", complete, "objective.kind=dpo"])
 
     return run

@@ -17,6 +17,7 @@ import pytest
 from helpers.program import lines_of, run, weights_of, write_config
 from sparsepo_jax.main import RUN_AGAIN, main
 from sparsepo_jax.run.faults import explain
+from sparsepo_jax.stages import runner
 
 PO = {
     "stages": ["po"],
@@ -244,7 +245,7 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(
     config = write_config(tmp_path, **(PO | {"checkpoint": {"every_steps": 100}}))
     with monkeypatch.context() as patched:
         patched.setattr(
-            "sparsepo_jax.stages.run_training",
+            "sparsepo_jax.stages.training.run_training",
             lambda **given: run_training(**(given | {"update": update_with_signal(given["update"], 2)})),
         )
         assert main(["--config", str(config)]) == status
@@ -256,9 +257,11 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(
 
 
 def test_a_signal_outside_of_training_ends_the_run_at_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "sparsepo_jax.stages.Run.inspect", lambda self: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)
-    )
+    def inspect(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setitem(runner.STAGES, "inspect", inspect)
     assert main(["--config", str(write_config(tmp_path, stages=["inspect"]))]) == RUN_AGAIN
     assert "stopped by SIGTERM" in capsys.readouterr().err
 
@@ -394,7 +397,7 @@ def test_kills_all_over_a_run_end_in_the_same_bits(kills, tmp_path):
         str(write_config(tmp_path / "parts", **changes)),
     ]
     po = tmp_path / "parts" / "run" / "po"
-    saved = lambda: max((int(name) for name in names_in(po / "checkpoints") if name.isdigit()), default=0)  # noqa: E731
+    saved = lambda: max((int(name) for name in names_in(po / "checkpoints") if name.isdigit()), default=0)
     kill_when(command, lambda: any(name.startswith("start") for name in names_in(po)))
     writing, moments = 0, []
     for n in range(kills - 2):

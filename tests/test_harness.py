@@ -11,7 +11,6 @@ from tokenizers.processors import TemplateProcessing
 from helpers import program
 from helpers.parity import make_theirs
 from helpers.tiny import GPT2, LLAMA
-from sparsepo_jax import evaluation
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.stop import Stop
@@ -19,7 +18,8 @@ from sparsepo_jax.data.tokenizers import train_bpe_tokenizer
 from sparsepo_jax.generate.sampler import Sampling
 from sparsepo_jax.main import main
 from sparsepo_jax.report.table import task_rows
-from sparsepo_jax.stages import Run
+from sparsepo_jax.stages.context import Run
+from sparsepo_jax.stages.harness import make_harness_model
 
 pytest.importorskip("lm_eval", reason="pip install -e '.[lm_eval]'")
 from sparsepo_jax.eval.harness import grouped, table_of
@@ -100,7 +100,7 @@ def models(checkpoint):
     with jax.set_mesh(run.mesh):
         # With its cache of logits, HFLM 0.4.13 takes the wrong columns where one of two equal texts is cut elsewhere (PAIRS 0 and 2).
         yield (
-            evaluation._harness_model(run),
+            make_harness_model(run),
             HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=3, logits_cache=False),
         )
 
@@ -179,7 +179,7 @@ def test_answers_are_the_same_strings(models):
         requests(
             "generate_until", [(c, {"max_gen_toks": 12, "do_sample": False, **kwargs}) for c in contexts]
         )
-    )  # noqa: E731
+    )
     ours, theirs = models
     free = ask(theirs, until=[])
     assert ask(ours, until=[]) == free
@@ -198,7 +198,7 @@ def test_draws_follow_temperature_and_request(models):
     ours, _ = models
     ask = lambda **kwargs: ours.generate_until(
         requests("generate_until", [("The cat", {"max_gen_toks": 12, "until": [], **kwargs})] * 3)
-    )  # noqa: E731
+    )
     greedy, drawn = ask(do_sample=False, temperature=1.5), ask(do_sample=True, temperature=1.5)
     assert len(set(greedy)) == 1 and len(set(drawn)) == 3, "each request has its own draws"
     assert ask(temperature=1.5) == drawn

@@ -257,7 +257,7 @@ def told(row, kind):
         for name, value in row.items()
         if name in ("prompt", *names)
     }
-    write = lambda messages: "\n".join(f"<|{m['role']}|>\n{m['content']}" for m in messages)  # noqa: E731
+    write = lambda messages: "\n".join(f"<|{m['role']}|>\n{m['content']}" for m in messages)
     wholes = [write(turns.get("prompt", []) + turns[name]) for name in names]
     start = write(turns["prompt"]) + "\n<|assistant|>\n" if "prompt" in turns else None
     return "text", start, [whole.rstrip() if whole.rstrip().endswith(END) else whole for whole in wholes]
@@ -975,7 +975,7 @@ MARKUP = [
 def write_run(directory: Path, texts: list[str]) -> Path:
     """A run whose every text is one of these: tokens, prompts, origins, samples, names of metrics and stages, the summary, the config."""
     directory.mkdir()
-    write = lambda name, rows: (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows))  # noqa: E731
+    write = lambda name, rows: (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def response(tokens):
         n = len(tokens)

@@ -16,7 +16,7 @@ SMALL = HeadBlocks(tokens=3, vocabulary=5)  # neither divides
 
 def inputs(seed=0):
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     valid_RM = np.arange(M) < np.array([7, 3, 0])[:, None]
     return (
         normal(R, M, D),
@@ -29,10 +29,10 @@ def inputs(seed=0):
 
 
 def plain(states, head, ref_states, ref_head, label, valid, softcaps=(None, None)):
-    capped = lambda z, c: z if c is None else c * jnp.tanh(z / c)  # noqa: E731
+    capped = lambda z, c: z if c is None else c * jnp.tanh(z / c)
     logits = [jnp.einsum("RMD,VD->RMV", x, h) for x, h in ((states, head), (ref_states, ref_head))]
     logp, ref = (jax.nn.log_softmax(capped(z, c)) for z, c in zip(logits, softcaps))
-    pick = lambda x: jnp.where(valid, jnp.take_along_axis(x, label[..., None], -1)[..., 0], 0.0)  # noqa: E731
+    pick = lambda x: jnp.where(valid, jnp.take_along_axis(x, label[..., None], -1)[..., 0], 0.0)
     return pick(logp), pick(ref), jnp.where(valid, (jnp.exp(ref) * (ref - logp)).sum(-1), 0.0)
 
 
@@ -62,8 +62,8 @@ def test_blocks_equal_the_full_softmax_in_value_and_gradient(blocks, softcaps, w
 
         return jax.jit(jax.grad(total, argnums=(0, 1)))(states, head)
 
-    ours = lambda s, h: logprob_kl(s, h, ref_states, ref_head, label, valid, blocks=blocks, softcaps=softcaps)  # noqa: E731
-    full = lambda s, h: plain(s, h, ref_states, ref_head, label, valid, softcaps)  # noqa: E731
+    ours = lambda s, h: logprob_kl(s, h, ref_states, ref_head, label, valid, blocks=blocks, softcaps=softcaps)
+    full = lambda s, h: plain(s, h, ref_states, ref_head, label, valid, softcaps)
     for found, expected in zip(jax.jit(ours)(states, head), full(states, head)):
         np.testing.assert_allclose(found, expected, atol=TOKEN)
     for found, expected in zip(scalar(ours), scalar(full)):
@@ -96,7 +96,7 @@ def test_the_best_log_prob_is_met_exactly_by_the_most_probable_token(blocks, sof
 
 def test_nan_in_padding_reaches_neither_value_nor_gradient():
     states, head, ref_states, ref_head, label, valid = inputs()
-    spoil = lambda x: jnp.where(valid[..., None], x, jnp.nan)  # noqa: E731
+    spoil = lambda x: jnp.where(valid[..., None], x, jnp.nan)
     spoiled_label = jnp.where(valid, label, 10**6)
 
     def total(s, h, r, y):
@@ -111,7 +111,7 @@ def test_nan_in_padding_reaches_neither_value_nor_gradient():
 
 def test_without_a_reference_the_ratio_is_zero_and_the_gradient_that_of_the_log_prob():
     states, head, _, _, label, valid = inputs()
-    total = lambda s: logprob_kl(s, head, None, None, label, valid, blocks=SMALL)[0].sum()  # noqa: E731
+    total = lambda s: logprob_kl(s, head, None, None, label, valid, blocks=SMALL)[0].sum()
     expected = jax.grad(lambda s: plain(s, head, s, head, label, valid)[0].sum())(states)
     np.testing.assert_allclose(jax.grad(total)(states), expected, atol=TOKEN)
     logp, ref_logp, kl = logprob_kl(states, head, None, None, label, valid, blocks=SMALL)
@@ -124,7 +124,7 @@ def test_bfloat16_states_have_float32_sums():
     states, head, ref_states, ref_head, label, valid = inputs()
     low = [x.astype(jnp.bfloat16) for x in (states, ref_states)]
     found = logprob_kl(low[0], head, low[1], ref_head, label, valid, blocks=SMALL)
-    rounded = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)  # noqa: E731
+    rounded = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)
     expected = plain(*map(rounded, (states, head, ref_states, ref_head)), label, valid)
     for x, y in zip(found, expected):
         assert x.dtype == jnp.float32
@@ -163,7 +163,7 @@ def test_of_a_head_that_is_cut_no_device_holds_the_whole():
     R, M, V, D = 8, 8, 4096, 64
     place = lambda shape, *axes: jax.ShapeDtypeStruct(
         shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes))
-    )  # noqa: E731
+    )
     states, head = place((R, M, D), "fsdp"), place((V, D), None, "fsdp")
 
     def loss(states_RMD, head_VD, ref_states_RMD, ref_head_VD):

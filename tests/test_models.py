@@ -94,7 +94,7 @@ def test_a_sharded_checkpoint_loads_like_one_file(tmp_path):
 @pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)])
 def test_weights_are_streamed_onto_a_mesh(axes, tmp_path):
     """As sharded as the rules say, the same numbers."""
-    from sparsepo_jax.build import load_weights
+    from sparsepo_jax.build.weights import load_weights
     from sparsepo_jax.sharding.mesh import make_mesh
     from sparsepo_jax.sharding.rules import weight_shardings
 

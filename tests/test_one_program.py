@@ -14,7 +14,14 @@ import pytest
 from helpers.configs import made_stats, make_config
 from helpers.program import lines_of, run, weights_of, write_config
 from helpers.tiny import GPT2, random_batch
-from sparsepo_jax import build, programs
+from sparsepo_jax.build.lora import make_lora
+from sparsepo_jax.build.masks import initial_masks
+from sparsepo_jax.build.models import decoder_graph
+from sparsepo_jax.build.objective import make_mask_source, make_objective, make_problem
+from sparsepo_jax.build.optimizer import make_optimizer
+from sparsepo_jax.build.reading import make_score_batch
+from sparsepo_jax.build.step import make_step
+from sparsepo_jax.build.weights import random_weights
 from sparsepo_jax.config.schema.base import members
 from sparsepo_jax.config.schema.objectives import Objective
 from sparsepo_jax.generate.sampler import Sampling, make_sampler
@@ -88,7 +95,7 @@ def test_an_objective_takes_its_numbers_as_arguments(kind):
 
     def objective_of(objective):
         config = make_config(objective=objective)
-        return build.make_objective(config, build.make_mask_source(config, spec_from_hf(GPT2)))
+        return make_objective(config, make_mask_source(config, spec_from_hf(GPT2)))
 
     keys = pair_keys(0, jnp.int32(0), jnp.arange(stats.valid_BPT.shape[0]))
     with_arguments = jax.jit(lambda objective: objective(stats, masks, keys).loss_B)
@@ -105,7 +112,7 @@ def test_an_objective_takes_its_numbers_as_arguments(kind):
 def problem_of(family=GPT2, objective=None, **changes):
     config = make_config(policy={"config": family}, objective=objective or {"kind": "sparsepo"}, **changes)
     spec, mesh = spec_from_hf(family), make_mesh(None, 1, 1)
-    return build.make_problem(config, spec, spec, mesh, build.make_lora(config.po, "po", spec)), config
+    return make_problem(config, spec, spec, mesh, make_lora(config.po, "po", spec)), config
 
 
 def test_what_is_no_number_makes_another_program():
@@ -119,7 +126,7 @@ def test_what_is_no_number_makes_another_program():
         "mask": {"learning_rate": 0.5, "weight_decay": 0.3},
     }
     assert structure(problem_of(objective=numbers, seed=5)[0]) == structure(same)
-    learned = lambda **mask: {"objective": {"kind": "sparsepo", "mask": {"kind": "learned", **mask}}}  # noqa: E731
+    learned = lambda **mask: {"objective": {"kind": "sparsepo", "mask": {"kind": "learned", **mask}}}
     for change in (
         {"objective": {"kind": "dpo"}},
         {"objective": {"kind": "sparsepo", "nll_weight": 0.1}},
@@ -153,16 +160,16 @@ def test_the_step_with_numbers_as_arguments_is_the_step_with_constants():
         }
         optimizer = {"kind": "adamw", "eps": 1e-2, "learning_rate": rate, "weight_decay": 0.1 * beta}
         problem, config = problem_of(objective=objective, po={"optimizer": optimizer}, seed=seed)
-        step = programs.make_step(config, "po", problem, spec, 10, mesh)
+        step = make_step(config, "po", problem, spec, 10, mesh)
         compiled_before = len(step.program)
         constants = jax.jit(
-            make_update(make_pair_loss(problem), *programs.make_optimizer(config, config.po, 10, spec.width))
+            make_update(make_pair_loss(problem), *make_optimizer(config, config.po, 10, spec.width))
         )
         weights = {
-            "policy": build.random_weights(spec, 0, mesh),
-            "masks": build.initial_masks(config, problem.mask_source, mesh),
+            "policy": random_weights(spec, 0, mesh),
+            "masks": initial_masks(config, problem.mask_source, mesh),
         }
-        reference = build.random_weights(spec, 1, mesh)
+        reference = random_weights(spec, 1, mesh)
         with jax.set_mesh(mesh):
             expected, metrics, _ = constants(step.start(weights), reference, on_mesh)
             state, ours, _ = step.update(step.start(weights), reference, on_mesh)
@@ -177,12 +184,12 @@ def test_the_step_with_numbers_as_arguments_is_the_step_with_constants():
 
 def test_samplers_share_programs_but_for_greedy_and_cut_ones():
     graph, mesh = (
-        build.decoder_graph(spec_from_hf(GPT2), jnp.dtype(jnp.float32), remat=False),
+        decoder_graph(spec_from_hf(GPT2), jnp.dtype(jnp.float32), remat=False),
         make_mesh(None, 1, 1),
     )
     program = lambda **sampling: (
         make_sampler(graph, jnp.dtype(jnp.float32), mesh, Sampling(4, **sampling)).begin.func
-    )  # noqa: E731
+    )
     assert program(seed=1, temperature=0.5, stop=("x",)) is program()
     assert (
         len(
@@ -206,10 +213,10 @@ def test_programs_hold_no_weights():
 
     spec, mesh = spec_from_hf(GPT2), make_mesh(None, 1, 1)
     problem, _ = problem_of(objective={"kind": "dpo"})
-    weights = {"policy": build.random_weights(spec, 0, mesh), "masks": {}}
+    weights = {"policy": random_weights(spec, 0, mesh), "masks": {}}
     batch = put_batch(jax.tree.map(lambda x: x[None], random_batch(rows=8, pairs=8)), mesh)
     with jax.set_mesh(mesh):
-        programs.make_score_batch(problem, mesh)(weights, weights["policy"], batch)
+        make_score_batch(problem, mesh)(weights, weights["policy"], batch)
     gone = [weakref.ref(x) for x in jax.tree.leaves((weights, batch))]
     del weights, batch
     gc.collect()

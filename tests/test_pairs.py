@@ -424,10 +424,11 @@ PAIRS = {
 
 def tokens_of(output: Path, config_path: Path):
     """The pairs that a run has made, as po would read them."""
-    from sparsepo_jax import build
+    from sparsepo_jax.build.data import load_data
+    from sparsepo_jax.build.tokenizer import make_tokenizer
 
     config, _ = load_config(config_path, [f"data.train=[{{path: {output / 'pairs_made.jsonl'}}}]"])
-    return build.load_data(config, "pairs", config.data.train, "train", build.make_tokenizer(config), None)
+    return load_data(config, "pairs", config.data.train, "train", make_tokenizer(config), None)
 
 
 def test_interrupted_or_not_it_makes_the_same_pairs(tmp_path, module, monkeypatch, capsys):

@@ -6,7 +6,11 @@ import jax
 import pytest
 
 from helpers.tiny import GPT2, random_batch
-from sparsepo_jax import build, programs
+from sparsepo_jax.build.compute import set_precision
+from sparsepo_jax.build.models import weight_shapes
+from sparsepo_jax.build.objective import make_problem
+from sparsepo_jax.build.step import make_step
+from sparsepo_jax.build.weights import abstract
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.run.check import make_plan_text
@@ -36,12 +40,12 @@ def make_config(**compute) -> Config:
 
 def float32_products(config: Config, platform: str) -> list[str]:
     """The lines of the train step, as handed to XLA, that multiply float32 matrices."""
-    build.set_precision(config, platform)
+    set_precision(config, platform)
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     spec = spec_from_hf(config.policy.config)
-    problem = build.make_problem(config, spec, spec, mesh)
-    step = programs.make_step(config, "po", problem, spec, 10, mesh)
-    reference = build.abstract(build.weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
+    problem = make_problem(config, spec, spec, mesh)
+    step = make_step(config, "po", problem, spec, 10, mesh)
+    reference = abstract(weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
     with jax.set_mesh(mesh):
         text = step.program.lower(
             step.numbers, step.like, reference, jax.tree.map(lambda x: x[None], random_batch())
@@ -76,7 +80,7 @@ def test_tf32_is_there_for_those_who_ask_for_it():
     ],
 )
 def test_auto_goes_by_the_type_of_activations(compute, platform, expected):
-    build.set_precision(make_config(**compute), platform)
+    set_precision(make_config(**compute), platform)
     assert jax.config.jax_default_matmul_precision == expected
 
 

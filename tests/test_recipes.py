@@ -28,7 +28,7 @@ def rows(task: str, n: int) -> dict:
     """Row n as the task's data has it."""
     text = {"prompt": f"Film {n} was", "chosen": f" good {n}.", "rejected": f" dull {n}."}
     hh = f"\n\nHuman: Is {n} even?\n\nAssistant:"
-    say = lambda answer: [{"role": "user", "content": f"Add {n}"}, {"role": "assistant", "content": answer}]  # noqa: E731
+    say = lambda answer: [{"role": "user", "content": f"Add {n}"}, {"role": "assistant", "content": answer}]
     return {
         "imdb_sft": {"text": f"Film {n} was good.", "label": 1},
         "imdb": text,

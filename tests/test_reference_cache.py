@@ -139,7 +139,7 @@ def test_a_damaged_file_is_made_anew_and_said_whatever_the_damage(tmp_path, caps
         {"key": 1},
         {"ref_logp": np.linspace(-3, 0, 400, dtype=np.float32)},
     )
-    read = lambda: _read(file, about, ("ref_logp",), 400)  # noqa: E731
+    read = lambda: _read(file, about, ("ref_logp",), 400)
     assert read() is None and capsys.readouterr().out == "", "nothing there is no damage"
     _write(file, about, columns)
     whole = file.read_bytes()

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from helpers.chat import CHATML, chat_tokenizer
-from sparsepo_jax import build
+from sparsepo_jax.build.tokenizer import template_date
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
@@ -345,7 +345,7 @@ FORMS = {
 def test_every_form_of_a_pair_is_the_same_tokens(load, form):
     row, prompt = FORMS[form]
     table = load([row], tokenizer=CHAT)
-    write = lambda messages, **settings: CHAT.apply_chat_template(messages, tokenize=False, **settings)  # noqa: E731
+    write = lambda messages, **settings: CHAT.apply_chat_template(messages, tokenize=False, **settings)
     assert CHAT.decode(table.prompt(0)) == write(prompt, add_generation_prompt=True)
     assert [CHAT.decode(table.prompt(0)) + CHAT.decode(table.response(0, p)) for p in (0, 1)] == [
         write([*prompt, answer]) for answer in (GOOD, BAD)
@@ -516,19 +516,19 @@ def test_a_run_keeps_the_day_that_its_template_was_told(tmp_path):
             data={"train": [{"path": "x.jsonl"}]},
         )
     )
-    day = build.template_date(config, tokenizer)
+    day = template_date(config, tokenizer)
     kept = tmp_path / "run" / "template_date.json"
     assert json.loads(kept.read_text()) == {"template_date": day}
     kept.write_text('{"template_date": "2020-02-29"}')
-    assert build.template_date(config, tokenizer) == "2020-02-29", "going on another day"
-    assert build.template_date(config, CHAT) is None, "a template that does not ask"
+    assert template_date(config, tokenizer) == "2020-02-29", "going on another day"
+    assert template_date(config, CHAT) is None, "a template that does not ask"
     chosen = config.model_copy(
         update={"data": config.data.model_copy(update={"template_date": "2019-01-01"})}
     )
-    assert build.template_date(chosen, tokenizer) == "2019-01-01"
+    assert template_date(chosen, tokenizer) == "2019-01-01"
     kept.write_text("{}")
     with pytest.raises(UserError, match="template_date.json: expected the day"):
-        build.template_date(config, tokenizer)
+        template_date(config, tokenizer)
 
 
 def test_a_day_that_is_none_is_refused():

@@ -12,7 +12,10 @@ from flax import nnx
 from helpers.configs import make_config
 from helpers.tiny import CONFIGS, GPT2, packed, random_batch, random_rows
 from helpers.tolerances import GRADIENT, SHARDED, TOKEN, UPDATE
-from sparsepo_jax import build, programs
+from sparsepo_jax.build.models import weight_shapes
+from sparsepo_jax.build.objective import make_problem
+from sparsepo_jax.build.step import make_step
+from sparsepo_jax.build.weights import abstract
 from sparsepo_jax.core.tokens import log_ratio
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.core.types import TokenMasks
@@ -55,7 +58,7 @@ def setup():
     return graph, policy, reference, make_source(num_layers=spec.num_layers).init(nnx.Rngs(2))
 
 
-def make_problem(graph, source=None, **settings):
+def tiny_problem(graph, source=None, **settings):
     objective = functools.partial(sparsepo_loss, beta=0.5, l1_reward=0.01, l1_kl=0.02, shared=True)
     return Problem(
         graph,
@@ -122,7 +125,7 @@ def family_setup(name):
     graphs = [
         nnx.split(nnx.eval_shape(lambda: Decoder(spec, remat=remat, rngs=nnx.Rngs(0))), nnx.Param)[0]
         for remat in (False, True)
-    ]  # noqa: B023
+    ]
     policy, reference = (split_module(Decoder(spec, rngs=nnx.Rngs(seed)))[1] for seed in (0, 1))
     # As it starts, a LayerNorm's output has mean 0, and an activation mask would be made of its rounding.
     reference = {
@@ -137,7 +140,7 @@ def family_setup(name):
 def row_per_response(name):
     graph, _, weights, reference, source = family_setup(name)
     return loss_and_gradient(
-        make_problem(graph, source, attention="xla"), random_batch(shared=False, rows=4), weights, reference
+        tiny_problem(graph, source, attention="xla"), random_batch(shared=False, rows=4), weights, reference
     )
 
 
@@ -150,7 +153,7 @@ def test_prompt_once_gives_what_a_row_per_response_gives(name, remat):
     states and from activations. Kills: a response that sees the other one, or another pair; positions that go on counting over it; a window counted in columns."""
     graph, with_remat, weights, reference, source = family_setup(name)
     found = loss_and_gradient(
-        make_problem(with_remat if remat else graph, source), random_batch(spare=3), weights, reference
+        tiny_problem(with_remat if remat else graph, source), random_batch(spare=3), weights, reference
     )
     expected = row_per_response(name)
     np.testing.assert_allclose(found[0], expected[0], atol=TOKEN)
@@ -168,11 +171,11 @@ def test_prompt_once_on_a_mesh_gives_what_a_row_per_response_gives_on_one_device
     graph, _, weights, reference, source = family_setup(name)
     mesh = make_mesh(*mesh_shape)
     gather, scatter = make_place_head(mesh)
-    problem = make_problem(graph, source, constrain=make_constrain(mesh), spread=make_spread(mesh))
+    problem = tiny_problem(graph, source, constrain=make_constrain(mesh), spread=make_spread(mesh))
     problem = problem._replace(
         head_blocks=HeadBlocks(tokens=7, vocabulary=12, shards=mesh_shape[2], gather=gather, scatter=scatter)
     )
-    place = lambda tree: jax.device_put(tree, state_shardings(tree, mesh))  # noqa: E731
+    place = lambda tree: jax.device_put(tree, state_shardings(tree, mesh))
     batch = put_batch(
         jax.tree.map(lambda x: x[None], random_batch(8, rows=mesh_shape[0] * mesh_shape[1], spare=3)), mesh
     )
@@ -180,7 +183,7 @@ def test_prompt_once_on_a_mesh_gives_what_a_row_per_response_gives_on_one_device
         found = loss_and_gradient(
             problem, jax.tree.map(lambda x: x[0], batch), place(weights), place(reference)
         )
-    plain = make_problem(graph, source, attention="xla")
+    plain = tiny_problem(graph, source, attention="xla")
     expected = loss_and_gradient(plain, random_batch(8, shared=False, rows=8), weights, reference)
     np.testing.assert_allclose(found[0], expected[0], rtol=TOKEN)
     assert_same_tree(found[2], expected[2], TOKEN)
@@ -206,7 +209,7 @@ def test_padding_is_inert():
         ),
     )
     assert not np.array_equal(wide.packing.ids_RS, packing.ids_RS)
-    problem = make_problem(graph)
+    problem = tiny_problem(graph)
     (loss, metrics, gradient), (wide_loss, wide_metrics, wide_gradient) = (
         loss_and_gradient(problem, b, weights, reference) for b in (batch, wide)
     )
@@ -243,7 +246,7 @@ def run_update(mesh_shape, micro_steps, pairs=8, fillers=0, steps=2):
     micro = jax.tree.map(lambda x: x.reshape(micro_steps, -1, *x.shape[1:]), batch)
     gather, scatter = make_place_head(mesh)
     blocks = HeadBlocks(tokens=7, vocabulary=12, shards=mesh_shape[2], gather=gather, scatter=scatter)
-    problem = make_problem(graph, constrain=make_constrain(mesh))._replace(head_blocks=blocks)
+    problem = tiny_problem(graph, constrain=make_constrain(mesh))._replace(head_blocks=blocks)
     update = jax.jit(make_update(make_pair_loss(problem), optimizer, rate))
     all_metrics = []
     with jax.set_mesh(mesh):
@@ -385,9 +388,9 @@ def test_temporaries_of_the_step_grow_with_the_vocabulary_by_the_gradient_alone(
         )
         mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
         spec = spec_from_hf(config.policy.config)
-        problem = build.make_problem(config, spec, spec, mesh)
-        step = programs.make_step(config, "po", problem, spec, 10, mesh)
-        reference = build.abstract(build.weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
+        problem = make_problem(config, spec, spec, mesh)
+        step = make_step(config, "po", problem, spec, 10, mesh)
+        reference = abstract(weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
         with jax.set_mesh(mesh):
             lowered = step.program.lower(
                 step.numbers, step.like, reference, jax.tree.map(lambda x: x[None], random_batch())
@@ -403,7 +406,7 @@ def test_unequal_micro_steps_weigh_by_pair():
     graph, policy, reference, masks = setup()
     _, (metrics, _) = run_update((1, 1, 1), 2, pairs=4, fillers=1)
     three = packed(random_rows(pairs=4)[:3])
-    scores, *_ = make_pair_scores(make_problem(graph), training=True)(
+    scores, *_ = make_pair_scores(tiny_problem(graph), training=True)(
         {"policy": policy, "masks": masks}, reference, three, jnp.int32(0)
     )
     np.testing.assert_allclose(metrics["loss"], scores["loss"].mean(), atol=TOKEN)
@@ -411,7 +414,7 @@ def test_unequal_micro_steps_weigh_by_pair():
 
 def test_at_step_0_the_loss_is_ln_2_exactly():
     graph, policy, _, masks = setup()
-    problem = make_problem(graph)._replace(objective=functools.partial(sparsepo_loss, beta=0.5))
+    problem = tiny_problem(graph)._replace(objective=functools.partial(sparsepo_loss, beta=0.5))
     metrics, stats, _ = make_pair_scores(problem, training=True)(
         {"policy": policy, "masks": masks}, policy, random_batch(), jnp.int32(0)
     )
@@ -423,10 +426,10 @@ def test_sft_averages_over_the_tokens_of_the_whole_batch():
     graph, policy, *_ = setup()
     batch = random_batch(pairs=4)
     one = packed([pair[:2] for pair in random_rows(pairs=4)])  # P = 1
-    total, (_, tokens, _) = make_sft_loss(make_problem(graph))(
+    total, (_, tokens, _) = make_sft_loss(tiny_problem(graph))(
         {"policy": policy, "masks": {}}, None, one, jnp.int32(0)
     )
-    stats = make_pair_scores(make_problem(graph), training=False)(
+    stats = make_pair_scores(tiny_problem(graph), training=False)(
         {"policy": policy, "masks": setup()[3]}, policy, batch, jnp.int32(0)
     )[1]
     assert tokens == one.valid_BPT.sum()
@@ -435,7 +438,7 @@ def test_sft_averages_over_the_tokens_of_the_whole_batch():
 
 def test_dropout_is_on_in_training_only_and_keyed_by_step_and_row():
     graph, policy, reference, masks = setup()
-    problem, weights = make_problem(graph, make_source(dropout=0.5)), {"policy": policy, "masks": masks}
+    problem, weights = tiny_problem(graph, make_source(dropout=0.5)), {"policy": policy, "masks": masks}
 
     def reward(training, step, batch):
         return make_pair_scores(problem, training=training)(weights, reference, batch, jnp.int32(step))[
@@ -456,7 +459,7 @@ def test_masks_that_start_near_one_do():
     for init in ("ones", "official"):
         source = make_source(init=init)
         weights = {"policy": policy, "masks": source.init(nnx.Rngs(2))}
-        found = make_pair_scores(make_problem(graph, source), training=False)(
+        found = make_pair_scores(tiny_problem(graph, source), training=False)(
             weights, reference, random_batch(), jnp.int32(0)
         )[2]
         means[init] = float(found.reward_BPT[random_batch().valid_BPT].mean())
@@ -474,7 +477,7 @@ def test_meshes_that_do_not_fit_are_refused():
 def test_the_log_ratio_of_responses_is_the_policy_over_the_reference():
     """What generated_kl averages. Kills: its sign; a sum over padding."""
     graph, policy, reference, masks = setup()
-    problem, batch = make_problem(graph), random_batch()
+    problem, batch = tiny_problem(graph), random_batch()
     _, stats, _ = make_pair_scores(problem, training=False)(
         {"policy": policy, "masks": masks}, reference, batch, jnp.int32(0)
     )

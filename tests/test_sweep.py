@@ -175,7 +175,7 @@ def test_all_configs_are_checked_first_and_mistakes_name_their_runs(tmp_path, ca
 @pytest.fixture
 def stages(monkeypatch):
     """A module in place of the stages: notes the runs in `ran`, and raises what `errors` holds for a (beta, seed)."""
-    module = ModuleType("sparsepo_jax.stages")
+    module = ModuleType("sparsepo_jax.stages.runner")
     module.ran, module.errors = [], {}
 
     def run_stages(config, stop):
@@ -186,7 +186,7 @@ def stages(monkeypatch):
         return 0
 
     module.run_stages = run_stages
-    monkeypatch.setitem(sys.modules, "sparsepo_jax.stages", module)
+    monkeypatch.setitem(sys.modules, "sparsepo_jax.stages.runner", module)
     return module
 
 
@@ -418,7 +418,7 @@ def test_check_says_which_run_trains_the_sft(tmp_path, trainers, capsys):
         line.split()[0]: line.split("  ")[-1].strip()
         for line in capsys.readouterr().out.splitlines()
         if line.startswith("  beta")
-    }  # noqa: E731
+    }
     assert main(["--config", path, *GRID, "--check"]) == 0
     others = {"beta=0.4,seed=0": "sft of beta=0.1,seed=0", "beta=0.4,seed=1": "sft of beta=0.1,seed=1"}
     assert lines() == dict.fromkeys(FIRST, "trains sft") | others
@@ -455,7 +455,7 @@ def test_every_run_is_as_if_it_had_run_alone(swept):
     base, command = swept
     first_loss = lambda run: next(
         row["loss"] for row in lines_of(run / "metrics.jsonl") if row["stage"] == "po"
-    )  # noqa: E731
+    )
     losses = {run.name: first_loss(run) for run in base.iterdir() if run.is_dir()}
     assert (
         losses.keys() == {"beta=0.1,seed=0", "beta=0.1,seed=1", "beta=0.4,seed=0", "beta=0.4,seed=1"}
@@ -510,7 +510,7 @@ def trained(swept, tmp_path):
     config = swept[1][:2]
     take = lambda name, *overrides: main(
         [*config, f"output_dir={tmp_path / name}", f"sft.taken_from={directory}", "stages=[sft]", *overrides]
-    )  # noqa: E731
+    )
     return directory, take
 
 
@@ -518,7 +518,7 @@ def test_an_sft_of_other_settings_or_rows_or_none_is_refused_in_one_line(trained
     directory, take = trained
     refused = lambda said: (
         capsys.readouterr().err == f"error: {said}\n" and not (tmp_path / "new/stages.json").exists()
-    )  # noqa: E731
+    )
     assert take("new", "sft.steps=9", "seed=3") == 1
     assert refused(
         f"{directory} holds stage sft with other settings: seed, sft.steps; set them back, or leave out sft.taken_from"

@@ -11,7 +11,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from helpers.tiny import pair_table
 from helpers.tolerances import TRAINED
-from sparsepo_jax import build, programs
+from sparsepo_jax.build.compute import put_on
+from sparsepo_jax.build.models import policy_config, read_spec
+from sparsepo_jax.build.objective import make_problem
+from sparsepo_jax.build.step import make_step
+from sparsepo_jax.build.weights import load_weights
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.data.packing import Shape, pack
 from sparsepo_jax.sharding.mesh import make_mesh
@@ -30,7 +34,7 @@ def make_trainer(model, directory, **settings):
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     draws = random.Random(0)
-    text = lambda: " ".join(str(draws.randrange(VOCAB - 1)) for _ in range(draws.randint(1, 6)))  # noqa: E731
+    text = lambda: " ".join(str(draws.randrange(VOCAB - 1)) for _ in range(draws.randint(1, 6)))
     rows = [{"prompt": text() + " ", "chosen": text(), "rejected": text()} for _ in range(STEPS * PAIRS)]
     trainer = trl.DPOTrainer(
         model,
@@ -128,10 +132,10 @@ def test_twenty_steps_have_the_losses_of_trl(theirs, ours, tmp_path):
         },
     )
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    spec = build.read_spec(build.policy_config(config, None), "model", None)
-    problem = build.make_problem(config, spec, spec, mesh)
-    step = programs.make_step(config, "po", problem, spec, STEPS, mesh)
-    policy = build.load_weights(config.policy.path, spec, mesh)
+    spec = read_spec(policy_config(config, None), "model", None)
+    problem = make_problem(config, spec, spec, mesh)
+    step = make_step(config, "po", problem, spec, STEPS, mesh)
+    policy = load_weights(config.policy.path, spec, mesh)
     state = step.start({"policy": policy, "masks": {}})
     batches = list(trainer.get_train_dataloader())
     table = pair_table([pair for batch in batches for pair in pairs_of(batch)])
@@ -141,7 +145,7 @@ def test_twenty_steps_have_the_losses_of_trl(theirs, ours, tmp_path):
             rows = np.arange(number * PAIRS, (number + 1) * PAIRS)
             micro_step = pack(table, rows, Shape(PAIRS * 20, PAIRS * 14, 20), 7, rows=1, shared=True)
             state, metrics, _ = step.update(
-                state, policy, build.put_on(mesh)(jax.tree.map(lambda x: x[None], micro_step))
+                state, policy, put_on(mesh)(jax.tree.map(lambda x: x[None], micro_step))
             )
             ours_T.append(float(metrics["loss"]))
             theirs_T.append(their_step(trainer, batch))

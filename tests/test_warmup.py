@@ -60,7 +60,7 @@ def late(monkeypatch):
         finally:
             where[0] = None
 
-    monkeypatch.setattr("sparsepo_jax.stages.run_training", watched)
+    monkeypatch.setattr("sparsepo_jax.stages.training.run_training", watched)
     jax.config.update("jax_log_compiles", True)
     handler, compiler = Names(), logging.getLogger("jax._src.interpreters.pxla")
     compiler.addHandler(handler)
@@ -96,7 +96,7 @@ def test_long_tailed_pairs_over_three_epochs_compile_nothing_in_the_middle(
     tmp_path, late, capsys, monkeypatch, weights
 ):
     """The default buckets, several shapes; with fractional weights, whose rows are drawn anew each epoch."""
-    monkeypatch.setattr("sparsepo_jax.build.SHAPE_STEPS", 0)  # as if the run was long
+    monkeypatch.setattr("sparsepo_jax.build.data.SHAPE_STEPS", 0)  # as if the run was long
     sources, rows = [], LENGTHS.T
     for n, weight in enumerate(weights or [1.0]):
         write_pairs(tmp_path / f"pairs_{n}.jsonl", rows[n :: len(weights or [1.0])])
@@ -167,7 +167,7 @@ HH = Path(__file__).parents[2] / "shared" / "data" / "hh_harmless" / "train.json
 @pytest.mark.skipif(not HH.exists(), reason="needs the HH pairs, which are not part of the repository")
 def test_real_dialogues_over_three_epochs_compile_nothing_in_the_middle(tmp_path, late, capsys, monkeypatch):
     """HH pairs with the default buckets, as a long run would have them."""
-    monkeypatch.setattr("sparsepo_jax.build.SHAPE_STEPS", 0)
+    monkeypatch.setattr("sparsepo_jax.build.data.SHAPE_STEPS", 0)
     output = run(
         tmp_path,
         "stages=[po]",

@@ -16,10 +16,10 @@ import time
 
 BEGAN_S = time.perf_counter()
 
-import torch  # noqa: E402
-import trl  # noqa: E402
-from datasets import load_dataset  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
+import torch
+import trl
+from datasets import load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 ANSWERS = sys.stdout
 sys.stdout = sys.stderr  # what libraries print is no answer

@@ -14,9 +14,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sparsepo_jax import build, programs
 from sparsepo_jax.aot.hlo import Footprint, absent_devices, compile_for_memory
 from sparsepo_jax.aot.topology import Topology
+from sparsepo_jax.build.compute import check_batch, compute_dtype, set_precision
+from sparsepo_jax.build.data import abstract_batches, length_limits, load_data, make_training_plan
+from sparsepo_jax.build.lora import make_lora, make_reference_lora, with_adapter_settings
+from sparsepo_jax.build.models import policy_config
+from sparsepo_jax.build.objective import brings_weights, cached_problem, make_problem
+from sparsepo_jax.build.step import make_step
+from sparsepo_jax.build.tokenizer import make_tokenizer
+from sparsepo_jax.build.weights import abstract_frozen, check_sharding
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.schema.models import Policy
 from sparsepo_jax.config.schema.root import Config
@@ -48,40 +55,38 @@ class Compiled(NamedTuple):
 
 def compile_step(config: Config, topology: Topology) -> Compiled:
     """The po step (sft, where there is no po among the stages). Raises UserError and ConfigError."""
-    began_s, config = time.perf_counter(), build.with_adapter_settings(config)
+    began_s, config = time.perf_counter(), with_adapter_settings(config)
     jax.config.update("jax_platforms", "cpu")  # an accelerator that is here is not asked
-    build.set_precision(config, "tpu")
+    set_precision(config, "tpu")
     stage = next((stage for stage in ("po", "sft") if stage in config.stages), None)
     if stage is None:
         raise UserError(f"stages: {', '.join(config.stages)} train nothing: add po or sft")
     tokenizer_here = _tokenizer_is_here(config)
-    tokenizer = build.make_tokenizer(config) if tokenizer_here else None
+    tokenizer = make_tokenizer(config) if tokenizer_here else None
     policy, reference = _specs(config, tokenizer)
     axes, training = config.compute.mesh, getattr(config, stage)
     mesh = make_mesh(axes.data, axes.fsdp, axes.tensor, axes.slices, absent_devices(topology))
-    build.check_batch(f"{stage}.batch_size", training.batch_size, training.accumulation, mesh)
-    build.check_sharding(config, stage, policy, reference if stage == "po" else policy, mesh)
-    lora = build.make_lora(training, stage, policy)
-    reference_lora = build.make_reference_lora(config, policy, lora) if stage == "po" else None
-    problem = build.make_problem(
-        config, policy, reference if stage == "po" else policy, mesh, lora, reference_lora
-    )
+    check_batch(f"{stage}.batch_size", training.batch_size, training.accumulation, mesh)
+    check_sharding(config, stage, policy, reference if stage == "po" else policy, mesh)
+    lora = make_lora(training, stage, policy)
+    reference_lora = make_reference_lora(config, policy, lora) if stage == "po" else None
+    problem = make_problem(config, policy, reference if stage == "po" else policy, mesh, lora, reference_lora)
     if stage == "po" and config.reference.cached:
-        problem = programs.cached_problem(problem, config)
+        problem = cached_problem(problem, config)
     table, lengths = _table(config, stage, policy, tokenizer, tokenizer_here)
-    plan = build.make_training_plan(config, stage, table, mesh)
-    with_weights = stage == "po" and build.brings_weights(config)
-    batch = build.abstract_batches(
+    plan = make_training_plan(config, stage, table, mesh)
+    with_weights = stage == "po" and brings_weights(config)
+    batch = abstract_batches(
         config, table, plan, mesh, micro_steps=training.accumulation, with_weights=with_weights
     )[-1]
-    frozen = build.abstract_frozen(config, stage, problem, policy, reference, mesh)
-    step = programs.make_step(config, stage, problem, policy, plan.steps, mesh)
+    frozen = abstract_frozen(config, stage, problem, policy, reference, mesh)
+    step = make_step(config, stage, problem, policy, plan.steps, mesh)
     arguments = step.like, frozen, batch
     with jax.set_mesh(mesh), _no_compile_cache():
         footprint, refusal = compile_for_memory(
             step.program.lower(step.numbers, *arguments), arguments, topology.chip_bytes
         )
-    dtype = str(build.compute_dtype(config, mesh))
+    dtype = str(compute_dtype(config, mesh))
     return Compiled(
         topology,
         mesh,
@@ -108,7 +113,7 @@ def _no_compile_cache():
 def _specs(config: Config, tokenizer: Any | None) -> tuple[DecoderSpec, DecoderSpec]:
     """Of policy and reference, from what is here. A tokenizer says how large the vocabulary of a policy from scratch is."""
     if tokenizer is not None and config.policy.path is None:
-        config = config.model_copy(update={"policy": Policy(config=build.policy_config(config, tokenizer))})
+        config = config.model_copy(update={"policy": Policy(config=policy_config(config, tokenizer))})
     mistakes: list[str] = []
     policy = read_policy(config, mistakes)
     reference = (
@@ -148,14 +153,14 @@ def _table(
         table = _equal_rows(getattr(config, stage).batch_size, prompt, response, 1 if stage == "sft" else 2)
         lengths = f"assumed, prompts of {prompt:,} and responses of {response:,} tokens, the longest by data.max_length ({missing[0]} is not here)"
     else:
-        table = build.load_data(config, kind, sources, name, tokenizer, spec)
+        table = load_data(config, kind, sources, name, tokenizer, spec)
         if stage == "po" and config.data.holdout is not None:
             table, _ = split_holdout(table, config.data.holdout.share, config.data.holdout.seed)
         lengths = f"of data.{name}"
     numbers = np.zeros(len(table.responses.flat), np.float32)
     if stage == "po" and config.reference.cached:
         table = dataclasses.replace(table, all_ref_logp=numbers)
-    if stage == "po" and build.brings_weights(config):
+    if stage == "po" and brings_weights(config):
         table = dataclasses.replace(table, all_weights=numbers)
     return table, lengths
 
@@ -172,7 +177,7 @@ def _tokenizer_is_here(config: Config) -> bool:
 
 
 def _longest(config: Config, spec: DecoderSpec) -> tuple[int, int]:
-    longest, prompt = build.length_limits(config, spec)
+    longest, prompt = length_limits(config, spec)
     return prompt, longest - prompt
 
 

@@ -266,7 +266,7 @@ def grouped(pairs: Sequence[tuple[list[int], list[int]]]) -> dict[int, list[list
         of_context.setdefault(tuple(context), []).append(number)
     rows: dict[int, list[list[int]]] = {}
     for context, numbers in of_context.items():
-        fits = lambda some: sum(len(pairs[n][1]) for n in some) <= len(context)  # noqa: B023, E731 (called at once)
+        fits = lambda some: sum(len(pairs[n][1]) for n in some) <= len(context)
         while numbers:
             count = next(n for n in SHARED if n == 1 or (n <= len(numbers) and fits(numbers[:n])))
             rows.setdefault(count, []).append(numbers[:count])

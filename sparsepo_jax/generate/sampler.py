@@ -124,7 +124,7 @@ def _programs(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampl
 
     def model_of(weights: Weights) -> Any:
         # Cast once, not at every token: reading the weights is what a token costs.
-        large = lambda path, x: isinstance(x, jax.Array) and path.endswith((".kernel", ".embedding"))  # noqa: E731
+        large = lambda path, x: isinstance(x, jax.Array) and path.endswith((".kernel", ".embedding"))
         return merge_module(
             graph, {path: x.astype(dtype) if large(path, x) else x for path, x in weights.items()}
         )
@@ -209,7 +209,7 @@ def generate(
                 break
             step = min(step + every, sampling.max_new_tokens)
             sharding = drawing.done_R.sharding
-            held = jax.make_array_from_callback(finished_R.shape, sharding, lambda index: finished_R[index])  # noqa: B023 (called at once)
+            held = jax.make_array_from_callback(finished_R.shape, sharding, lambda index: finished_R[index])
             drawing = sampler.advance(weights, drawing._replace(done_R=held), step)
         for r in range(len(tokens_RT)):
             b, n = divmod(r, sampling.samples)

@@ -31,14 +31,14 @@ class Cache(NamedTuple):
     def written(self, layer: Array, keys_BSKH: Array, values_BSKH: Array) -> "Cache":
         """With the last S columns of a layer filled."""
         begin = (layer, 0, self.used - keys_BSKH.shape[1], 0, 0)
-        put = lambda whole, part: jax.lax.dynamic_update_slice(whole, part[None].astype(whole.dtype), begin)  # noqa: E731
+        put = lambda whole, part: jax.lax.dynamic_update_slice(whole, part[None].astype(whole.dtype), begin)
         return self._replace(
             keys_LBTKH=put(self.keys_LBTKH, keys_BSKH), values_LBTKH=put(self.values_LBTKH, values_BSKH)
         )
 
     def repeated(self, times: int) -> "Cache":
         """Each row `times` times, one after the other: several continuations of one prompt."""
-        rows = lambda x, axis: jnp.repeat(x, times, axis=axis)  # noqa: E731
+        rows = lambda x, axis: jnp.repeat(x, times, axis=axis)
         return Cache(
             rows(self.keys_LBTKH, 1),
             rows(self.values_LBTKH, 1),

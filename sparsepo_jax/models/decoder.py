@@ -130,7 +130,7 @@ class Attention(nnx.Module):
     def __init__(self, plan: Plan):
         spec = plan.spec
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        make = lambda name, width: plan.linear(f"attention.{name}", spec.width, width, bias=spec.qkv_bias)  # noqa: E731
+        make = lambda name, width: plan.linear(f"attention.{name}", spec.width, width, bias=spec.qkv_bias)
         self.spec, self.query, self.key, self.value = (
             spec,
             make("query", queries),
@@ -281,7 +281,7 @@ class Decoder(nnx.Module):
         head_VD = (self.embed if self.spec.tied_head else self.head).embedding[...]
         if not self.spec.head_bias:
             return states, head_VD
-        last = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -(self.spec.width + 1) % TILE)])  # noqa: E731
+        last = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -(self.spec.width + 1) % TILE)])
         ones, bias_V1 = jnp.ones_like(states[..., :1]), self.head_bias[...][:, None]
         return jnp.concatenate([states, last(ones)], axis=-1), jnp.concatenate(
             [head_VD, last(bias_V1)], axis=1
@@ -382,7 +382,7 @@ class Decoder(nnx.Module):
                 place = number * len(names) + names.index(name)
                 of_token = lambda key: jax.random.bernoulli(
                     jax.random.fold_in(key, place), 1 - self.dropout, x.shape[2:]
-                )  # noqa: E731
+                )
                 return jnp.where(jax.vmap(jax.vmap(of_token))(dropout_key_BS), x / (1 - self.dropout), 0)
 
             # The two kinds of layer share one program: what differs is chosen, not branched on.

@@ -32,7 +32,7 @@ class Places(NamedTuple):
         of = lambda span: (
             *(jax.lax.dynamic_slice_in_dim(x, *span, axis=1) for x in self),
             span[0] + jnp.arange(span[1]),
-        )  # noqa: E731
+        )
         (q_sequence, q_part, q_position, q_column), (k_sequence, k_part, k_position, k_column) = (
             of(queries),
             of(keys),
@@ -63,7 +63,7 @@ def blocks_seen(places: Places) -> Bool[Array, "Q T"]:
     R, S = places.sequence_RS.shape
     of_block = lambda n: (
         places.seen((n * BLOCK, BLOCK), (0, S), None).reshape(R, BLOCK, -1, BLOCK).any(axis=(0, 1, 3))
-    )  # noqa: E731
+    )
     return jax.lax.map(of_block, jnp.arange(S // BLOCK))
 
 
@@ -81,7 +81,7 @@ def block_attention(
     """See ops/attention. seen_QT: blocks_seen(places)."""
     (R, S, N, H), K = q_RSNH.shape, k_RSKH.shape[2]
     pad = ((0, 0), (0, 0), (0, -S % BLOCK), (0, 0))
-    heads_first = lambda x: jnp.pad(jnp.moveaxis(x, 1, 2), pad)  # noqa: E731
+    heads_first = lambda x: jnp.pad(jnp.moveaxis(x, 1, 2), pad)
     q_RKGSH = heads_first(q_RSNH * jnp.asarray(scale, q_RSNH.dtype)).reshape(R, K, N // K, -1, H)
     out = _blocked(
         softcap, q_RKGSH, heads_first(k_RSKH), heads_first(v_RSKH), places.padded(), seen_QT, window
@@ -97,7 +97,7 @@ def _over_seen(seen_T: Array, n: Array, visit, carried):
     """visit(key block, carried) for the blocks that query block n sees."""
     step = lambda t, carried: jax.lax.cond(
         seen_T[t], functools.partial(visit, t), lambda carried: carried, carried
-    )  # noqa: E731
+    )
     return jax.lax.fori_loop(jnp.argmax(seen_T), n + 1, step, carried)
 
 
@@ -147,12 +147,12 @@ def _backward(softcap, saved, d_out):
     mean = output_mean(out, d_out)
 
     def of_queries(d_kv, n):
-        q, d, l, m = _block(q_RKGSH, n), _block(d_out, n), _block(lse, n, -1), _block(mean, n, -1)  # noqa: E741
+        q, d, l, m = _block(q_RKGSH, n), _block(d_out, n), _block(lse, n, -1), _block(mean, n, -1)
 
         def visit(t, carried):
             seen = places.seen((n * BLOCK, BLOCK), (t * BLOCK, BLOCK), window)
             d_q, *more = gradients(softcap, q, _block(k_RKSH, t), _block(v_RKSH, t), seen, l, d, m)
-            add = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, _block(x, t) + y, t * BLOCK, axis=-2)  # noqa: E731
+            add = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, _block(x, t) + y, t * BLOCK, axis=-2)
             return carried[0] + d_q, *map(add, carried[1:], more)
 
         d_q, *d_kv = _over_seen(seen_QT[n], n, visit, (jnp.zeros(q.shape, jnp.float32), *d_kv))

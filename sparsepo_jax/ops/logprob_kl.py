@@ -87,8 +87,8 @@ def _statistics(
     blocks = blocks._replace(tokens=tokens, vocabulary=min(blocks.vocabulary, V // shards), shards=shards)
     pad = ((0, 0), (0, -M % tokens))
     # Padding must not reach the sums: its states may be anything, NaN included.
-    inert = lambda x: jnp.pad(jnp.where(valid_RM[..., None], x, 0), (*pad, (0, 0)))  # noqa: E731
-    cut = lambda head_VD, like: blocks.scatter(head_VD.astype(like.dtype).reshape(shards, V // shards, D))  # noqa: E731
+    inert = lambda x: jnp.pad(jnp.where(valid_RM[..., None], x, 0), (*pad, (0, 0)))
+    cut = lambda head_VD, like: blocks.scatter(head_VD.astype(like.dtype).reshape(shards, V // shards, D))
     ref = None
     if ref_states_RMD is not None and ref_head_VD is not None:
         ref = jax.lax.stop_gradient((inert(ref_states_RMD), cut(ref_head_VD, ref_states_RMD)))
@@ -229,7 +229,7 @@ def _forward_rule(blocks, softcaps, *primals):
 def _backward(blocks, softcaps, saved, cotangents):
     states_RMD, head_KVD, ref, label_RM, used, lse_ARM, kept = saved
     (R, M, D), (K, size, _), tokens = states_RMD.shape, head_KVD.shape, blocks.tokens
-    given = lambda x: None if isinstance(x, SymbolicZero) else x  # noqa: E731
+    given = lambda x: None if isinstance(x, SymbolicZero) else x
     a_RM, _, b_RM, _ = map(given, cotangents)  # the reference's log-prob and the best one are constants
     overlap = size % blocks.vocabulary != 0
     with_kl = (
@@ -248,8 +248,8 @@ def _backward(blocks, softcaps, saved, cotangents):
 
         def of_tokens(n, carried):
             d_part, d_states_RMKD = carried
-            rows = lambda x: _rows(x, n, tokens)[:, :, None, None]  # noqa: E731
-            logits = lambda side, states, head: (  # noqa: E731
+            rows = lambda x: _rows(x, n, tokens)[:, :, None, None]
+            logits = lambda side, states, head: (
                 _logits(_rows(states, n, tokens), head, softcaps[side])
                 if kept is None
                 else _rows(kept[side], n, tokens)

@@ -43,10 +43,10 @@ def sequence_attention(
     back = jnp.where(
         places.sequence_RS >= 0, sequence_RS * W + jnp.arange(sequence_RS.shape[1]) - begin_RS, Q * W
     )
-    apart = lambda x: _moved(x, there, back).reshape(R * Q, W, *x.shape[2:])  # noqa: E731
+    apart = lambda x: _moved(x, there, back).reshape(R * Q, W, *x.shape[2:])
     filled = lambda x, value: jax.vmap(lambda x_S, at: x_S.at[at].get(mode="fill", fill_value=value))(
         x, there
-    ).reshape(R * Q, W)  # noqa: E731
+    ).reshape(R * Q, W)
     own = Places(filled(places.sequence_RS, -1), filled(places.part_RS, 0), filled(places.positions_RS, 0))
     heads, settings = (apart(q_RSNH), apart(k_RSKH), apart(v_RSKH)), {"scale": scale, "softcap": softcap}
     if kernel == "splash":

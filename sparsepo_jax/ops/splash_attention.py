@@ -36,7 +36,7 @@ def splash_attention(
     pad = -S % TILE
     longer = lambda x, value=0: jnp.pad(
         x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)), constant_values=value
-    )  # noqa: E731
+    )
     heads = longer(q_RSNH * jnp.asarray(scale, q_RSNH.dtype)), longer(k_RSKH), longer(v_RSKH)
     rows = Places(longer(places.sequence_RS, -1), longer(places.part_RS), longer(places.positions_RS))
     window = jnp.int32(jnp.iinfo(jnp.int32).max if window is None else window)

@@ -309,7 +309,7 @@ def read_numbers(path: Path) -> tuple[dict[str, float | None], int | None, list[
     (measures.text.rouge1), and harness.TASK.METRIC of harness.json, with a comma and the filter where the answers were filtered.
     """
     broken: list[str] = []
-    read = lambda name, stage: read_if_sound(path / name, stage=stage, broken=broken)  # noqa: E731
+    read = lambda name, stage: read_if_sound(path / name, stage=stage, broken=broken)
     summary, measures, harness = (
         read("summary.json", "eval"),
         read("measures.json", "measure"),

@@ -176,8 +176,8 @@ def draw(methods: Mapping[str, Sequence[tuple[str, Spot]]], *, title: str, x_lab
     x_lo, x_hi, x_ticks = y_axis(kls)
     y_lo, y_hi, y_ticks = y_axis(values)
     left = 12 + GLYPH * max(len(label) for _, label in y_ticks)
-    x_at = lambda x: round(left + (x - x_lo) / (x_hi - x_lo) * (WIDTH - RIGHT - left), 1)  # noqa: E731
-    y_at = lambda y: round(HEIGHT - BOTTOM - (y - y_lo) / (y_hi - y_lo) * (HEIGHT - BOTTOM - TOP), 1)  # noqa: E731
+    x_at = lambda x: round(left + (x - x_lo) / (x_hi - x_lo) * (WIDTH - RIGHT - left), 1)
+    y_at = lambda y: round(HEIGHT - BOTTOM - (y - y_lo) / (y_hi - y_lo) * (HEIGHT - BOTTOM - TOP), 1)
     curves = []
     for colour, (name, named) in enumerate(methods.items()):
         curve = Curve(name, colour, "")
@@ -185,7 +185,7 @@ def draw(methods: Mapping[str, Sequence[tuple[str, Spot]]], *, title: str, x_lab
             if not (drawable(spot.kl.mean) and drawable(spot.value.mean)):
                 continue
             x, y = x_at(spot.kl.mean), y_at(spot.value.mean)
-            within = lambda x, lo, hi: min(max(x, lo), hi)  # noqa: E731
+            within = lambda x, lo, hi: min(max(x, lo), hi)
             bars = (
                 ""
                 if spot.kl.low is None

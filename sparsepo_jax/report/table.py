@@ -251,7 +251,7 @@ class TaskRow(NamedTuple):
 
 def task_rows(found: dict) -> list[TaskRow]:
     """The figures in harness.json (results[task]["metric,filter"], and its standard error beside it); what is no number is passed over."""
-    section = lambda x, name: value if isinstance(x, dict) and isinstance(value := x.get(name), dict) else {}  # noqa: E731
+    section = lambda x, name: value if isinstance(x, dict) and isinstance(value := x.get(name), dict) else {}
     rows = []
     for task, figures in section(found, "results").items():
         shots, samples = (
@@ -278,7 +278,7 @@ def task_rows(found: dict) -> list[TaskRow]:
 
 def harness_table(found: dict) -> str:
     """The same as a plain-text table; what is unknown is "-"."""
-    dash = lambda x: "-" if x is None else str(x)  # noqa: E731
+    dash = lambda x: "-" if x is None else str(x)
     lines = [("task", "shots", "metric", "value", "error", "rows")]
     for row in task_rows(found):
         metric = row.metric if row.filter == "none" else f"{row.metric}, {row.filter}"

@@ -150,7 +150,7 @@ def _read_adapters(
             )
             adapter = Adapter(path, policy.spec, where) if own else read_adapter_config(path, where)
             if own and setting == "reference" and config.po.lora is not None:
-                adapter.lora  # noqa: B018  (raises where po.lora cannot have it)
+                adapter.lora
             if own and setting == "policy" and trains_adapter_further(config):
                 config = settle_lora(config, policy.spec)
         except UserError as error:

@@ -71,7 +71,7 @@ REFUSED_EVENTS = (
 
 
 def main(answer_fd: int, time_s: float, memory_mb: int) -> None:
-    word, source = os.read(0, 64), open("program.py", "rb").read()  # noqa: SIM115
+    word, source = os.read(0, 64), open("program.py", "rb").read()
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -181,9 +181,9 @@ def refuse_calls() -> bool:
     """Drops all capabilities and sets a seccomp filter (classic BPF): REFUSED fail, threads may be started but no processes."""
     if number_of(CLONE) is None:
         return False
-    load = lambda offset: (0x20, 0, 0, offset)  # noqa: E731
-    equal = lambda x, yes, no: (0x15, yes, no, x)  # noqa: E731
-    answer = lambda x: (0x06, 0, 0, x)  # noqa: E731
+    load = lambda offset: (0x20, 0, 0, offset)
+    equal = lambda x, yes, no: (0x15, yes, no, x)
+    answer = lambda x: (0x06, 0, 0, x)
     allow, refuse, unknown, kill = (
         answer(0x7FFF0000),
         answer(0x00050000 | EPERM),

@@ -46,7 +46,7 @@ def join_processes(distributed: bool | None) -> None:
 
 
 def _looks_like_many(environment) -> bool:
-    several = lambda name: environment.get(name, "1").isdecimal() and int(environment.get(name, "1")) > 1  # noqa: E731
+    several = lambda name: environment.get(name, "1").isdecimal() and int(environment.get(name, "1")) > 1
     in_slurm_step = (
         "SLURM_PROCID" in environment and several("SLURM_STEP_NUM_TASKS") and several("SLURM_NTASKS")
     )

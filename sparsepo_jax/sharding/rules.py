@@ -100,7 +100,7 @@ def replicated_share(shapes: Shapes, sizes: Mapping[str, int]) -> float:
 def _parts(shapes: Shapes, sizes: Mapping[str, int]) -> dict[str, int]:
     """Into how many different parts each weight is cut."""
     labels = label_paths(shapes, RULES)
-    names = lambda axes: (axes,) if isinstance(axes, str) else axes or ()  # noqa: E731
+    names = lambda axes: (axes,) if isinstance(axes, str) else axes or ()
     return {
         path: math.prod(sizes[name] for axes in _dividing(rule, shapes[path], sizes) for name in names(axes))
         for path, rule in labels.items()
@@ -110,7 +110,7 @@ def _parts(shapes: Shapes, sizes: Mapping[str, int]) -> dict[str, int]:
 def _other_axes(sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
     """Meshes of as many devices, those that cut weights most first; of these, those with the nearest tensor."""
     count = math.prod(sizes.values())
-    divisors = lambda n: [d for d in range(n, 0, -1) if n % d == 0]  # noqa: E731
+    divisors = lambda n: [d for d in range(n, 0, -1) if n % d == 0]
     for whole in divisors(count):
         for tensor in sorted(divisors(whole), key=lambda size: abs(size - sizes["tensor"])):
             yield {"data": count // whole, "fsdp": whole // tensor, "tensor": tensor}

@@ -151,7 +151,7 @@ def reference_tokens(
 ) -> tuple[Float[Array, "B P T"], Float[Array, "B P T"] | None]:
     """The reference's log-prob of each response token, and the mask that is read off its activations (None: the objective has no such mask)."""
     model = merge_module(problem.reference_graph, reference)
-    tap = lambda name, x: problem.mask_source.keep(name, x, batch.packing.at_RM)  # noqa: E731
+    tap = lambda name, x: problem.mask_source.keep(name, x, batch.packing.at_RM)
     states_RSD, kept = model(*_inputs(problem, batch), tap=tap, constrain=problem.constrain)
     stats, head_inputs = _statistics(problem, batch, (model, states_RSD))
     if not problem.mask_source.reads_activations:

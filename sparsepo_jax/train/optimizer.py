@@ -68,10 +68,10 @@ def make_optimizer(
         lambda weights: jax.tree_util.tree_map_with_path(
             lambda path, _: is_decayed(str(path[-1].key)), weights
         )
-    )  # noqa: E731
+    )
     policy_rule = make_rule(policy_schedule, policy_decay, chosen_by(is_decayed))
     mask_rule = make_rule(mask_schedule, mask_decay, chosen_by(is_decayed_mask))
-    labels = lambda weights: {group: jax.tree.map(lambda _: group, weights[group]) for group in weights}  # noqa: E731
+    labels = lambda weights: {group: jax.tree.map(lambda _: group, weights[group]) for group in weights}
     grouped = optax.partition({"policy": policy_rule, "masks": mask_rule}, labels)
     return grouped if clip_norm is None else optax.chain(clip_by_norm(clip_norm), grouped)
 

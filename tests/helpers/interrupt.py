@@ -24,6 +24,6 @@ def stop_before(monkeypatch, stage_steps: int):
 
     whole = loop.run_training
     monkeypatch.setattr(
-        "sparsepo_jax.stages.run_training",
+        "sparsepo_jax.stages.training.run_training",
         lambda **arguments: whole(**{**arguments, "batches": Dying(arguments["batches"])}),
     )

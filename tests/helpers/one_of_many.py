@@ -10,9 +10,10 @@ import signal
 import sys
 import time
 
-from sparsepo_jax import main, stages
+from sparsepo_jax import main
+from sparsepo_jax.stages import scores, training
 
-make_batches = stages.make_batches
+make_batches = training.make_batches
 at, what, at_scored = (os.environ.get("AT_BATCH", "0 SIGTERM") + " 0").split()[:3]
 
 
@@ -37,5 +38,5 @@ def recorded(table, plan, *, start, stop, **settings):
             yield batch
 
 
-stages.make_batches = recorded
+scores.make_batches = training.make_batches = recorded
 sys.exit(main.main(sys.argv[2:]))

@@ -73,7 +73,7 @@ def bfloat16_errors(config, directory):
     ids_BS, valid_BS = np.random.default_rng(2).integers(0, 31, (16, 12)), np.ones((16, 12), bool)
     theirs = their_outputs(model, ids_BS, valid_BS).logits.float().numpy()
     exact = their_outputs(model.float(), ids_BS, valid_BS).logits.numpy()
-    size = lambda x: float(np.sqrt(np.mean(np.square(x))))  # noqa: E731
+    size = lambda x: float(np.sqrt(np.mean(np.square(x))))
     return size(np.asarray(our_logits(graph, weights, ids_BS, valid_BS)[0]) - exact), size(theirs - exact)
 
 

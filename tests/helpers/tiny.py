@@ -108,7 +108,7 @@ def random_rows(
     rng = np.random.default_rng(seed)
     prompt_lengths, lengths = rng.integers(1, prompt + 1, pairs), rng.integers(1, tokens + 1, (pairs, 2))
     prompt_lengths[0], lengths[0] = prompt, tokens
-    ids = lambda n: rng.integers(0, vocab, n).tolist()  # noqa: E731
+    ids = lambda n: rng.integers(0, vocab, n).tolist()
     return [(ids(n), ids(chosen), ids(rejected)) for n, (chosen, rejected) in zip(prompt_lengths, lengths)]
 
 

@@ -1,0 +1,176 @@
+"""The run's tokenised rows and the plans of their batches."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from sparsepo_jax.build.sources import open_source
+from sparsepo_jax.build.tokenizer import template_date
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data.batching import BatchPlan
+from sparsepo_jax.data.packing import sizes_of
+from sparsepo_jax.data.pipeline import empty_batch
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.sharding.mesh import (
+    batch_sharding,
+    pair_shards,
+)
+
+# To compile a batch shape takes about as long as so many steps: from five of a 135M model on two CPU cores, over a hundred on an H100, to more for toys.
+SHAPE_STEPS = 64
+
+
+def load_data(
+    config: Config,
+    kind: str,
+    sources: list,
+    name: str,
+    tokenizer: Any | None,
+    spec: DecoderSpec | None,
+) -> TokenTable:
+    """The tokenised rows of `sources` ("sft", "pairs" or "prompts"); with on_bad_row skip the others are listed in output_dir/bad_rows_NAME.jsonl."""
+    from sparsepo_jax.data.load import load_table
+    from sparsepo_jax.data.sources import FirstWords
+
+    data = config.data
+    max_length, max_prompt_length = length_limits(config, spec)
+    opened = [open_source(source, kind) for source in sources]
+    if kind == "prompts" and data.prompt_words is not None:
+        opened = [FirstWords(source, "prompt", data.prompt_words) for source in opened]
+    return load_table(
+        opened,
+        kind=kind,
+        tokenizer=tokenizer,
+        vocab_size=None if spec is None else spec.vocab_size,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        separator=data.separator,
+        template=data.template,
+        template_arguments=data.template_arguments,
+        add_bos=data.add_bos,
+        add_eos=data.add_eos,
+        on_bad_row=data.on_bad_row,
+        bad_rows_path=Path(config.output_dir) / f"bad_rows_{name}.jsonl",
+        cache_dir=data.cache_dir,
+        template_date=template_date(config, tokenizer),
+        name=f"data.{name}",
+        say=_say,
+        positions=None if spec is None else spec.max_positions,
+    )
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def length_limits(config: Config, spec: DecoderSpec | None) -> tuple[int, int]:
+    """(max_length, max_prompt_length), tokens: by default the smaller of 2048 and the model's positions, and half of it."""
+    positions = 2048 if spec is None else spec.max_positions
+    longest = config.data.max_length or min(2048, positions)
+    if longest > positions:
+        raise UserError(
+            f"data.max_length: {longest} tokens do not fit the model's {positions} positions; set it to {positions} or less"
+        )
+    prompt = config.data.max_prompt_length or longest // 2
+    if prompt >= longest:
+        raise UserError(
+            f"data.max_prompt_length: {prompt} leaves no room for a response within {longest} tokens; set it lower"
+        )
+    return longest, prompt
+
+
+def is_shared(config: Config) -> bool:
+    """Whether the prompt runs once for all responses of a row."""
+    return config.compute.layout == "shared"
+
+
+def make_training_plan(config: Config, stage: str, table: TokenTable, mesh: Mesh) -> BatchPlan:
+    """The plan of a training stage: one row of tokens for each shard and micro-step."""
+    training = getattr(config, stage)
+    sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=is_shared(config))
+    return BatchPlan(
+        sizes,
+        table.row_weight_N,
+        batch_size=training.batch_size,
+        rows=training.accumulation * pair_shards(mesh),
+        strata=config.data.strata,
+        buckets=config.data.buckets,
+        seed=config.seed,
+        shuffle=True,
+        epochs=training.epochs or 1.0,
+        steps=training.steps,
+        shape_steps=SHAPE_STEPS,
+    )
+
+
+def make_reading_plan(
+    config: Config,
+    table: TokenTable,
+    batch_size: int,
+    mesh: Mesh,
+    *,
+    response_length: int | None = None,
+) -> BatchPlan:
+    """Every row once, one row of tokens for each shard. response_length: leave room for so many tokens in each response, whatever it has."""
+    lengths_NP = (
+        table.response_lengths_NP
+        if response_length is None
+        else np.full_like(table.response_lengths_NP, response_length)
+    )
+    sizes = sizes_of(table.prompt_lengths_N, lengths_NP, shared=is_shared(config))
+    return BatchPlan(
+        sizes,
+        None,
+        batch_size=batch_size,
+        rows=pair_shards(mesh),
+        strata=config.data.strata,
+        buckets=config.data.buckets,
+        seed=config.seed,
+        shuffle=False,
+        shape_steps=SHAPE_STEPS,
+    )
+
+
+def abstract_batches(
+    config: Config,
+    table: TokenTable,
+    plan: BatchPlan,
+    mesh: Mesh,
+    *,
+    micro_steps: int,
+    with_weights: bool,
+    response_length: int | None = None,
+) -> list[Any]:
+    """Shapes and shardings of a batch of each shape that the plan has."""
+    laid = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
+    return [
+        jax.tree.map(
+            laid,
+            empty_batch(
+                table,
+                plan,
+                shape,
+                micro_steps=micro_steps,
+                shared=is_shared(config),
+                with_weights=with_weights,
+                response_length=response_length,
+            ),
+        )
+        for shape in plan.shapes
+    ]
+
+
+def check_room(name: str, new_tokens: int, prompts: TokenTable, spec: DecoderSpec) -> None:
+    """UserError if a response of so many tokens may run past the model's positions."""
+    longest = int(prompts.prompt_lengths_N.max())
+    if longest + new_tokens > spec.max_positions:
+        raise UserError(
+            f"{name}: {new_tokens} tokens after the longest prompt ({longest}) do not fit the model's {spec.max_positions} positions; "
+            f"take {max(spec.max_positions - longest, 0)} or fewer, or a smaller data.max_prompt_length"
+        )

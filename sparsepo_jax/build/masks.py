@@ -1,0 +1,77 @@
+"""The weights of the mask nets: new ones, and those stored with a checkpoint."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.masks.learned import masks_from_tensors
+from sparsepo_jax.masks.source import MaskSource
+from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, is_mask_tensor
+from sparsepo_jax.sharding.mesh import (
+    lay,
+    replicated,
+)
+
+
+def mask_tensors(path: str | None) -> dict[str, Any]:
+    """The mask nets stored with a checkpoint: in masks.safetensors (ours) or beside the model's tensors (the official code's); {} if none."""
+    if path is None:
+        return {}
+    directory = find_checkpoint(path)
+    own = directory / "masks.safetensors"
+    if own.exists():
+        from safetensors.numpy import load_file
+
+        return load_file(own)
+    tensors = SafeTensors(directory)
+    return dict(tensors.read([name for name in tensors.shapes() if is_mask_tensor(name)]))
+
+
+def policy_mask_tensors(config: Config) -> dict[str, Any]:
+    """Those that lie beside policy.adapter, else those of policy.path."""
+    if config.policy.adapter is not None:
+        beside = find_checkpoint(config.policy.adapter) / "masks.safetensors"
+        if beside.exists():
+            from safetensors.numpy import load_file
+
+            return load_file(beside)
+    return mask_tensors(config.policy.path)
+
+
+def initial_masks(config: Config, source: MaskSource, mesh: Mesh) -> Weights:
+    """Mask weights from policy.adapter or policy.path if they have any, else as configured; {} for masks that are not trained."""
+    fresh = source.init(nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), 1)))
+    if fresh and (tensors := policy_mask_tensors(config)):
+        fresh = _fitting(config, tensors, fresh)
+    return {path: lay(value, replicated(mesh)) for path, value in fresh.items()}
+
+
+def stored_masks(config: Config, source: MaskSource, mesh: Mesh) -> Weights:
+    """Mask weights from policy.path; UserError if there are none to be had."""
+    shapes = source.init(nnx.Rngs(0))
+    if not shapes:
+        return {}
+    tensors = policy_mask_tensors(config)
+    if not tensors:
+        raise UserError(
+            f"policy.path: {config.policy.path} holds no mask nets (masks.safetensors, or common_mask.* / rw_mask.* / kl_mask.* beside "
+            "the model's tensors); give a checkpoint that has them, run the stage po first, or choose another objective.mask.kind"
+        )
+    return {path: lay(value, replicated(mesh)) for path, value in _fitting(config, tensors, shapes).items()}
+
+
+def _fitting(config: Config, tensors: dict[str, Any], like: Weights) -> Weights:
+    try:
+        return masks_from_tensors(
+            config.objective.mask.net, tensors, {path: value.shape for path, value in like.items()}
+        )
+    except ValueError as error:
+        raise UserError(
+            f"policy.path: the stored masks do not fit objective.mask (net {config.objective.mask.net}, "
+            f"sharing {config.objective.mask.sharing}, on {config.objective.mask.on}): {error}"
+        ) from error

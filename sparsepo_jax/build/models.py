@@ -1,0 +1,127 @@
+"""The policy's and the reference's configurations, and their decoders' shapes."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from sparsepo_jax.config.schema.models import Policy, Reference
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.tree import split_module
+from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.directory import (
+    inner_adapter_problem,
+    read_config,
+    read_generation_config,
+    with_end_token,
+)
+from sparsepo_jax.models.lora import Lora
+from sparsepo_jax.models.spec import DecoderSpec, SpecError, spec_from_hf
+from sparsepo_jax.models.weights import SafeTensors, find_checkpoint
+
+
+def checkpoint_config(chosen: Policy | Reference, setting: str) -> dict[str, Any]:
+    """config.json of policy.path or reference.path. UserError: what lies there is no model, or more than one."""
+    directory = find_checkpoint(chosen.path)
+    if chosen.adapter is None and (problem := inner_adapter_problem(directory, setting)) is not None:
+        raise UserError(f"{setting}.path: {chosen.path}: {problem}")
+    return read_config(directory, setting)
+
+
+def policy_config(config: Config, tokenizer: Any | None) -> dict[str, Any]:
+    """The policy's config.json: the checkpoint's, or the inline one with the tokenizer's vocabulary and special tokens."""
+    if config.policy.path is not None:
+        found = checkpoint_config(config.policy, "policy")
+        if config.policy.config is not None:
+            _same_shape(
+                read_spec(config.policy.config, "policy.config", None),
+                read_spec(found, config.policy.path, None),
+                config.policy.path,
+            )
+        return found
+    found = dict(config.policy.config or {})
+    if tokenizer is not None:
+        found.setdefault("vocab_size", len(tokenizer))
+        found.setdefault("bos_token_id", tokenizer.bos_token_id)
+        found.setdefault("eos_token_id", tokenizer.eos_token_id)
+    elif "vocab_size" not in found:
+        raise UserError("policy.config.vocab_size: needed where there is no tokenizer to take it from")
+    return found
+
+
+def _same_shape(wanted: DecoderSpec, found: DecoderSpec, path: str) -> None:
+    """UserError that names what differs. How fresh weights would be drawn is no part of a shape."""
+    differing = [
+        field.name
+        for field in dataclasses.fields(DecoderSpec)
+        if field.name != "init_std" and getattr(wanted, field.name) != getattr(found, field.name)
+    ]
+    if differing:
+        said = ", ".join(
+            f"{name} {getattr(found, name)} (policy.config: {getattr(wanted, name)})" for name in differing
+        )
+        raise UserError(
+            f"policy.path: {path} has another shape than policy.config: {said}; mend policy.config, or leave it out"
+        )
+
+
+def read_generation(config: Config) -> dict[str, Any] | None:
+    """The policy's generation_config.json; None if there is none."""
+    return None if config.policy.path is None else read_generation_config(find_checkpoint(config.policy.path))
+
+
+def read_spec(hf_config: dict[str, Any], where: str, made: Any | None) -> DecoderSpec:
+    """The decoder's spec; UserError if we cannot run it, or if a tokenizer that was made for it knows more tokens than it has rows."""
+    try:
+        spec = spec_from_hf(hf_config)
+    except SpecError as error:
+        raise UserError(f"{where}: {error}") from error
+    if made is not None and len(made) > spec.vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer has {len(made)} tokens, the model only {spec.vocab_size} rows; give it as many, "
+            "or make a smaller tokenizer"
+        )
+    return spec
+
+
+def exported_configs(
+    hf_config: dict[str, Any],
+    generation: dict[str, Any] | None,
+    tokenizer: Any | None,
+    spec: DecoderSpec,
+    *,
+    from_scratch: bool,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """(config.json, generation_config.json or None for none) of the export: as they came, and the tokenizer's EOS ends answers, too. A model from
+    scratch says in both which its special tokens are."""
+    if from_scratch:
+        generation = {
+            name: hf_config[name]
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+            if hf_config.get(name) is not None
+        }
+    eos = getattr(tokenizer, "eos_token_id", None)
+    eos = None if eos is None or eos >= spec.vocab_size else eos
+    return with_end_token(hf_config, eos), None if generation is None else with_end_token(generation, eos)
+
+
+def checkpoint_dtype(path: str) -> str:
+    """The type of the weights in a checkpoint: float32, float16 or bfloat16."""
+    return SafeTensors(find_checkpoint(path)).dtype()
+
+
+@functools.cache
+def decoder_graph(
+    spec: DecoderSpec, dtype: jnp.dtype, *, remat: bool, lora: Lora | None = None
+) -> nnx.GraphDef:
+    return split_module(
+        nnx.eval_shape(lambda: Decoder(spec, dtype=dtype, remat=remat, lora=lora, rngs=nnx.Rngs(0)))
+    )[0]
+
+
+def weight_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+    abstract = split_module(nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))))[1]
+    return {path: leaf.shape for path, leaf in abstract.items()}

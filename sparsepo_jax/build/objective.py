@@ -1,0 +1,146 @@
+"""The problem that a stage solves: models, mask source and loss, as the configuration asks for them."""
+
+from typing import Any
+
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from sparsepo_jax.build.compute import choose_attention, compute_dtype
+from sparsepo_jax.build.models import decoder_graph
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.losses import sequence, token_weighted
+from sparsepo_jax.masks.activation import choose_points
+from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
+from sparsepo_jax.models.lora import Lora
+from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.ops.logprob_kl import HeadBlocks
+from sparsepo_jax.sharding.mesh import (
+    make_constrain,
+    make_place_head,
+    make_spread,
+)
+from sparsepo_jax.train.forward import Problem
+
+LOSSES = {
+    "sparsepo": token_weighted.sparsepo_loss,
+    "mapo": token_weighted.sparsepo_loss,
+    "dpo": token_weighted.dpo_loss,
+    "tdpo1": token_weighted.tdpo1_loss,
+    "tdpo2": token_weighted.tdpo2_loss,
+    "d2po": token_weighted.d2po_loss,
+    "sampo": token_weighted.sampo_loss,
+    "ldpo": token_weighted.ldpo_loss,
+    "cdpo": sequence.cdpo_loss,
+    "robust": sequence.robust_loss,
+    "ipo": sequence.ipo_loss,
+    "hinge": sequence.hinge_loss,
+    "simpo": sequence.simpo_loss,
+    "orpo": sequence.orpo_loss,
+    "cpo": sequence.cpo_loss,
+    "dpop": sequence.dpop_loss,
+    "rdpo": sequence.rdpo_loss,
+    "confpo": sequence.confpo_loss,
+    "caldpo": sequence.caldpo_loss,
+}
+
+
+def mask_config(config: Config) -> Any | None:
+    """The configured mask, or None for objectives without one."""
+    return getattr(config.objective, "mask", None)
+
+
+def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
+    """spec: the reference's, whose states the masks read."""
+    mask = mask_config(config)
+    if mask is None:
+        return fixed_source("ones", on="both", normalised=False)
+    placing = {"on": mask.on, "normalised": mask.normalise}
+    if mask.kind == "learned":
+        return learned_source(
+            net=mask.net,
+            sharing=mask.sharing,
+            num_layers=spec.num_layers,
+            width=spec.width,
+            norm_eps=spec.norm_eps,
+            init=mask.init,
+            layer_activation=mask.layer_activation,
+            mixer_activation=mask.mixer_activation,
+            dropout=mask.dropout,
+            **placing,
+        )
+    if mask.kind == "activation":
+        if (
+            "logits" in mask.groups and spec.logit_softcap is not None
+        ):  # the mean of capped logits would need them all
+            raise UserError(
+                f"objective.mask.groups: logits is not supported for {spec.family}, whose logits are capped; leave it out"
+            )
+        try:
+            points = choose_points(spec.family, tuple(mask.groups), mask.official)
+        except ValueError as error:
+            raise UserError(f"objective.mask.groups: {error}") from error
+        return activation_source(points=points, mapping=mask.mapping, **placing)
+    return fixed_source(
+        mask.kind, decay=getattr(mask, "decay", 1.0), model=getattr(mask, "model", "reference"), **placing
+    )
+
+
+def make_objective(config: Config, source: MaskSource):
+    """objective(stats, masks, key_B) -> LossOutput, its settings bound: a pytree of them."""
+    objective = config.objective
+    settings = objective.model_dump(exclude={"kind", "mask", "nll_weight"})
+    if objective.kind == "sparsepo":
+        settings["shared"] = source.shared
+    return sequence.with_nll(Partial(LOSSES[objective.kind], **settings), objective.nll_weight)
+
+
+def make_problem(
+    config: Config,
+    policy: DecoderSpec,
+    reference: DecoderSpec,
+    mesh: Mesh,
+    lora: Lora | None = None,
+    reference_lora: Lora | None = None,
+) -> Problem:
+    dtype, source, head = (
+        compute_dtype(config, mesh),
+        make_mask_source(config, reference),
+        config.compute.head,
+    )
+    return Problem(
+        policy_graph=decoder_graph(policy, dtype, remat=config.compute.remat, lora=lora),
+        reference_graph=decoder_graph(reference, dtype, remat=False, lora=reference_lora),
+        mask_source=source,
+        objective=make_objective(config, source),
+        beta=getattr(config.objective, "beta", 1.0),
+        seed=config.seed,
+        attention=choose_attention(config, (policy, reference), mesh),
+        constrain=make_constrain(mesh),
+        spread=make_spread(mesh),
+        head_blocks=HeadBlocks(
+            head.tokens, head.vocabulary, mesh.shape["tensor"], head.keep_logits, *make_place_head(mesh)
+        ),
+        adapted=lora is not None,
+    )
+
+
+def brings_weights(config: Config) -> bool:
+    """Whether the training pairs come with token weights: those given with the data, or activation masks that were computed before."""
+    mask = mask_config(config)
+    return mask is not None and (
+        mask.kind == "given" or (config.reference.cached and mask.kind == "activation")
+    )
+
+
+def without_objective(problem: Problem) -> Problem:
+    """The models alone: programs that need no more are the same for all objectives."""
+    return problem._replace(objective=None, mask_source=None, beta=1.0)
+
+
+def cached_problem(problem: Problem, config: Config) -> Problem:
+    """The same objective for batches that carry the reference's log-probs and, if masks are read off its activations, the masks."""
+    source, mask = problem.mask_source, mask_config(config)
+    if source.reads_activations:
+        source = fixed_source("given", on=mask.on, normalised=mask.normalise)
+    return problem._replace(cached=True, mask_source=source)

@@ -1,0 +1,31 @@
+"""What the cached log-probs of the reference depend on, and where they lie."""
+
+from pathlib import Path
+from typing import Any
+
+from sparsepo_jax.build.data import length_limits
+from sparsepo_jax.build.objective import mask_config
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.data.load import cache_directory
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.train.reference_cache import weights_digest
+
+
+def reference_key(config: Config, spec: DecoderSpec, reference: Weights, table: TokenTable) -> dict[str, Any]:
+    """What the reference's numbers depend on: its weights and shape, the tokens, the truncation; the mask that is read off its activations."""
+    mask, (max_length, max_prompt_length) = mask_config(config), length_limits(config, spec)
+    reads = mask is not None and mask.kind == "activation"
+    return {
+        "reference": weights_digest(reference),
+        "shape": repr(spec),
+        "tokens": table.digest(),
+        "max_length": max_length,
+        "max_prompt_length": max_prompt_length,
+        "mask": mask.model_dump(mode="json") if reads else None,
+    }
+
+
+def reference_cache_dir(config: Config) -> Path:
+    return Path(config.reference.cache_dir) if config.reference.cache_dir else cache_directory("reference")

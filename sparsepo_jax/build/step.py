@@ -1,0 +1,106 @@
+"""The compiled step of a training stage."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from sparsepo_jax.build.lora import make_lora
+from sparsepo_jax.build.objective import without_objective
+from sparsepo_jax.build.optimizer import build_optimizer, optimizer_kind, optimizer_rates
+from sparsepo_jax.build.weights import abstract, trained_shapes
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.program import Program
+from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.sharding.mesh import (
+    replicated,
+)
+from sparsepo_jax.train import optimizer as optimizers
+from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.step import (
+    TrainState,
+    make_pair_loss,
+    make_sft_loss,
+    make_update,
+    start_state,
+)
+
+
+class Step(NamedTuple):
+    """The program of a training stage, and the numbers that it takes as an argument: stages that differ in these alone have one program, compiled
+    once. like: the state's shapes and shardings. start(weights): the first state, of copies."""
+
+    program: Program
+    numbers: tuple[Problem, optimizers.Rates]
+    like: TrainState
+    start: Callable[[dict[str, Weights]], TrainState]
+
+    def update(self, state: TrainState, reference: Weights | None, batch: PairBatch):
+        """See train/step. Takes the state's memory."""
+        return self.program(self.numbers, state, reference, batch)
+
+    def compile_ahead(self, reference: Any, batches: list[Any]) -> Callable[[], tuple[int, float]]:
+        """See Program.compile_ahead. reference, batches: abstract or not."""
+        return self.program.compile_ahead([(self.numbers, self.like, reference, batch) for batch in batches])
+
+
+def make_step(
+    config: Config, stage: str, problem: Problem, spec: DecoderSpec, steps: int, mesh: Mesh
+) -> Step:
+    """spec: the policy's; steps: of the whole stage, for the schedule."""
+    training = getattr(config, stage)
+    kind, rates, make_loss = (
+        optimizer_kind(training),
+        optimizer_rates(config, training, steps, spec.width),
+        make_pair_loss,
+    )
+    if stage == "sft":
+        problem, make_loss = without_objective(problem), make_sft_loss
+    optimizer, _ = build_optimizer(kind, rates)
+    like = abstract(
+        trained_shapes(spec, make_lora(training, stage, spec)),
+        problem.mask_source,
+        mesh,
+        lambda weights: start_state(weights, optimizer),
+    )
+    shardings, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, like))
+    program, start = _step_programs(make_loss, kind, tuple(shardings), tree, mesh)
+    return Step(program, (problem, rates), like, functools.partial(start, rates))
+
+
+@functools.cache
+def _step_programs(
+    make_loss: Callable,
+    kind: tuple[Callable, str],
+    shardings: tuple[NamedSharding, ...],
+    tree: jax.tree_util.PyTreeDef,
+    mesh: Mesh,
+):
+    """(update(numbers, state, reference, batch), start(rates, weights)). shardings, tree: the state's."""
+    of_state, whole = (
+        jax.tree.unflatten(tree, shardings),
+        replicated(mesh),
+    )  # whole: numbers that every host reads
+
+    def update(
+        numbers: tuple[Problem, optimizers.Rates],
+        state: TrainState,
+        reference: Weights | None,
+        batch: PairBatch,
+    ):
+        problem, rates = numbers
+        return make_update(make_loss(problem), *build_optimizer(kind, rates))(state, reference, batch)
+
+    def start(rates: optimizers.Rates, weights: dict[str, Weights]) -> TrainState:
+        # Copies: the state will be donated, and what it was made from must live on (the reference is the policy as it was).
+        return start_state(jax.tree.map(jnp.copy, weights), build_optimizer(kind, rates)[0])
+
+    # The new state lies as the old one did: else the second step would be another program.
+    return Program(jax.jit(update, donate_argnums=1, out_shardings=(of_state, whole, whole))), jax.jit(
+        start, out_shardings=of_state
+    )

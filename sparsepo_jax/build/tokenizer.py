@@ -1,0 +1,143 @@
+"""The run's tokenizer, and what the configuration and the models say of it."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sparsepo_jax.build.sources import open_source
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import write_json
+from sparsepo_jax.models.directory import (
+    end_tokens,
+    has_tokenizer,
+)
+from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.models.weights import find_checkpoint
+from sparsepo_jax.run.resume import LOOKING
+
+
+def make_tokenizer(config: Config) -> Any | None:
+    """The run's tokenizer, or None (data must be tokenised). One that is learned is learned once and kept in output_dir/tokenizer."""
+    from sparsepo_jax.data import tokenizers
+
+    choice, kept = config.tokenizer, Path(config.output_dir) / "tokenizer"
+    if choice.kind == "auto":
+        if config.policy.path is None:
+            return None
+        directory = find_checkpoint(config.policy.path)
+        return tokenizers.load_tokenizer(str(directory)) if has_tokenizer(directory) else None
+    if choice.kind == "pretrained":
+        return tokenizers.load_tokenizer(choice.path)
+    if choice.kind == "bytes":
+        return tokenizers.make_byte_tokenizer()
+    if choice.kind == "reviews":
+        from sparsepo_jax.data.reviews import reviews_vocabulary
+
+        return tokenizers.make_word_tokenizer(reviews_vocabulary())
+    if not kept.exists():
+        sources, kind = (config.data.sft, "sft") if config.data.sft else (config.data.train, "pairs")
+        tokenizer = tokenizers.train_bpe_tokenizer(
+            _texts(sources, kind, config, choice.max_rows), choice.vocab_size
+        )
+        if jax.process_index() == 0 and not LOOKING.issuperset(config.stages):
+            tokenizer.save_pretrained(kept)
+        return tokenizer
+    return tokenizers.load_tokenizer(str(kept))
+
+
+def tokenizer_directory(config: Config) -> Path | None:
+    """Where the files of the run's tokenizer lie, if it came as files; None for one that was made, or that transformers fetches itself."""
+    if config.tokenizer.kind == "auto" and config.policy.path is not None:
+        return find_checkpoint(config.policy.path)
+    if config.tokenizer.kind == "pretrained" and Path(config.tokenizer.path).is_dir():
+        return Path(config.tokenizer.path)
+    return None
+
+
+def made_tokenizer(config: Config, tokenizer: Any | None) -> Any | None:
+    """The run's tokenizer, if it was made for this model: then each of its tokens needs a row there. One that came as files may have more."""
+    return None if config.tokenizer.kind in ("auto", "pretrained") else tokenizer
+
+
+def _texts(sources: list, kind: str, config: Config, max_rows: int | None):
+    """All text in the rows of some sources, for a tokenizer to learn from."""
+    from sparsepo_jax.data.load import read_texts
+
+    for number, text in enumerate(
+        read_texts([open_source(source, kind) for source in sources], on_bad_row=config.data.on_bad_row)
+    ):
+        if max_rows is not None and number >= max_rows:
+            return
+        yield text
+
+
+def template_date(config: Config, tokenizer: Any | None) -> str | None:
+    """The day that the chat template is told, if it asks: data.template_date, else the day that this run, or that whose sft it takes, has kept,
+    else today, which is kept from now on. None: it does not ask."""
+    from sparsepo_jax.data.templates import reads_clock
+
+    data = config.data
+    if not reads_clock(tokenizer, data.template, data.template_arguments) or data.template_date is not None:
+        return data.template_date
+    for directory in filter(None, (config.output_dir, config.sft.taken_from)):
+        kept = Path(directory) / "template_date.json"
+        if kept.exists():
+            return _kept_date(kept)
+    day = datetime.date.today().isoformat()
+    if jax.process_index() == 0 and not LOOKING.issuperset(config.stages):
+        write_json(Path(config.output_dir) / "template_date.json", {"template_date": day})
+    return day
+
+
+def _kept_date(path: Path) -> str:
+    try:
+        return datetime.date.fromisoformat(json.loads(path.read_text())["template_date"]).isoformat()
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{path}: expected the day that the run's chat template was told, found something else; set data.template_date"
+        ) from None
+
+
+def same_tokenizer(
+    policy_path: str | None, reference_path: str, policy: DecoderSpec, reference: DecoderSpec
+) -> None:
+    """UserError unless both models speak the same vocabulary; tokenizers are compared where both checkpoints bring one, by the tokens that the models
+    have rows for."""
+    name = policy_path or "policy.config"
+    if policy.vocab_size != reference.vocab_size:
+        raise UserError(
+            f"reference.path: {reference_path} has a vocabulary of {reference.vocab_size}, the policy ({name}) one of "
+            f"{policy.vocab_size}; log-ratios need the same one"
+        )
+    directories = [find_checkpoint(path) for path in (policy_path, reference_path) if path is not None]
+    if len(directories) == 2 and all(has_tokenizer(directory) for directory in directories):
+        from sparsepo_jax.data.tokenizers import load_tokenizer
+
+        ours, theirs = (
+            _tokens_with_a_row(load_tokenizer(str(directory)), policy.vocab_size) for directory in directories
+        )
+        if ours != theirs:
+            token = next(
+                token for token in sorted(ours.keys() | theirs.keys()) if ours.get(token) != theirs.get(token)
+            )
+            raise UserError(
+                f"reference.path: the tokenizers of {name} and {reference_path} differ (token {token!r} is "
+                f"{ours.get(token)} and {theirs.get(token)}); log-ratios need the same one"
+            )
+
+
+def _tokens_with_a_row(tokenizer: Any, rows: int) -> dict[str, int]:
+    return {token: number for token, number in tokenizer.get_vocab().items() if number < rows}
+
+
+def ends_of(
+    hf_config: dict[str, Any], generation: dict[str, Any] | None, tokenizer: Any | None
+) -> tuple[int, ...]:
+    """Ids of the tokens that end a response: the model's, and the tokenizer's EOS, which ends what it learns from."""
+    return tuple(
+        sorted({*end_tokens(hf_config, generation), getattr(tokenizer, "eos_token_id", None)} - {None})
+    )

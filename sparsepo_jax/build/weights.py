@@ -1,0 +1,187 @@
+"""Weights on the mesh: loaded, drawn at random, merged, and the shapes and shardings of what is not made yet."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from sparsepo_jax.build.lora import make_lora, make_reference_lora
+from sparsepo_jax.build.models import weight_shapes
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.tree import Weights, split_module
+from sparsepo_jax.masks.source import MaskSource
+from sparsepo_jax.models.adapter import Adapter
+from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.lora import Lora, hold_base
+from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, stream_hf
+from sparsepo_jax.sharding.mesh import (
+    lay,
+)
+from sparsepo_jax.sharding.rules import check_sharded, state_shardings, weight_shardings
+from sparsepo_jax.train.forward import Problem
+
+
+def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
+    """The weights of a Hugging Face checkpoint, on the mesh: tensor by tensor, so that the host holds little but what lies on its devices."""
+    shapes = weight_shapes(spec)
+    shardings = weight_shardings(shapes, mesh)
+    weights: Weights = {}
+    for name, layer, value in stream_hf(spec, SafeTensors(find_checkpoint(path)), shapes, path):
+        if layer is None:
+            weights[name] = lay(value, shardings[name])
+            continue
+        if name not in weights:
+            weights[name] = jnp.zeros(shapes[name], jnp.float32, device=shardings[name])
+        # Waited for: else tensors that are read faster than they are stored pile up.
+        weights[name] = _put_into(shardings[name], False)(weights[name], value, layer).block_until_ready()
+        del value
+    return weights
+
+
+@functools.cache
+def _put_into(sharding: NamedSharding, added: bool):
+    """put(whole, part, layer): the part takes the layer's place, or is added to what is there."""
+
+    def put(whole: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+        part = part + jax.lax.dynamic_index_in_dim(whole, layer, 0, keepdims=False) if added else part
+        return jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0)
+
+    return jax.jit(put, donate_argnums=0, out_shardings=sharding)
+
+
+def random_weights(spec: DecoderSpec, seed: int, mesh: Mesh) -> Weights:
+    return _draw_weights(spec, mesh)(seed)
+
+
+@functools.cache
+def _draw_weights(spec: DecoderSpec, mesh: Mesh):
+    make = lambda seed: split_module(Decoder(spec, rngs=nnx.Rngs(jax.random.key(seed))))[1]
+    return jax.jit(make, out_shardings=weight_shardings(weight_shapes(spec), mesh))
+
+
+def add_adapter(weights: Weights, adapter: Adapter, mesh: Mesh) -> Weights:
+    """The weights with an adapter merged into them, tensor by tensor. Takes their memory."""
+    shardings = weight_shardings({path: x.shape for path, x in weights.items()}, mesh)
+    for (path, layer, value), added in adapter.merge_parts():
+        there = weights[path]
+        if value.shape != (there.shape if layer is None else there.shape[1:]):
+            raise UserError(
+                f"{adapter.where}: {adapter.path}: a tensor of {path} has shape {list(value.shape)}, expected {list(there.shape)[layer is not None :]}"
+            )
+        if layer is not None:
+            weights[path] = _put_into(shardings[path], added)(there, value, layer).block_until_ready()
+        else:
+            weights[path] = there + lay(value, shardings[path]) if added else lay(value, shardings[path])
+    return weights
+
+
+def adapter_weights(adapter: Adapter, mesh: Mesh) -> Weights:
+    """An adapter as weights of its own, float32."""
+    arrays = adapter.weights()
+    shardings = weight_shardings({path: x.shape for path, x in arrays.items()}, mesh)
+    return {path: lay(x, shardings[path]) for path, x in arrays.items()}
+
+
+def initial_adapters(spec: DecoderSpec, lora: Lora, seed: int, mesh: Mesh) -> Weights:
+    """A drawn, B zero: the adapted policy is the base."""
+    return _draw_adapters(spec, lora, mesh)(seed)
+
+
+@functools.cache
+def _draw_adapters(spec: DecoderSpec, lora: Lora, mesh: Mesh):
+    return jax.jit(
+        lambda seed: _adapters(spec, lora, seed),
+        out_shardings=weight_shardings(adapter_shapes(spec, lora), mesh),
+    )
+
+
+def adapter_shapes(spec: DecoderSpec, lora: Lora) -> dict[str, tuple[int, ...]]:
+    return {path: x.shape for path, x in jax.eval_shape(lambda: _adapters(spec, lora, 0)).items()}
+
+
+def _adapters(spec: DecoderSpec, lora: Lora, seed: int) -> Weights:
+    _, weights = split_module(
+        Decoder(spec, lora=lora, rngs=nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 2)))
+    )
+    return {path: x for path, x in weights.items() if ".lora." in path}
+
+
+def held_base(policy: Weights, held: str, mesh: Mesh) -> Weights:
+    """The policy as the base of adapters is kept in memory, cut over the mesh as it was. Adapters in it stay as they are."""
+    base = hold_base(policy, held)
+    return jax.device_put(base, state_shardings(base, mesh))
+
+
+def abstract(
+    policy: dict[str, tuple[int, ...]],
+    masks: MaskSource | None,
+    mesh: Mesh,
+    make: Callable[[Any], Any] = lambda weights: weights,
+) -> Any:
+    """Shapes and shardings of what `make` makes of {"policy", "masks"}."""
+
+    def whole():
+        return make(
+            {
+                "policy": {path: jnp.zeros(shape) for path, shape in policy.items()},
+                "masks": {} if masks is None else masks.init(nnx.Rngs(0)),
+            }
+        )
+
+    shapes = jax.eval_shape(whole)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(shapes, mesh)
+    )
+
+
+def start_shapes(spec: DecoderSpec, lora: Lora | None) -> dict[str, tuple[int, ...]]:
+    """Of the policy as po begins it. lora: the adapters that it begins with, None for none."""
+    return weight_shapes(spec) | ({} if lora is None else adapter_shapes(spec, lora))
+
+
+def trained_shapes(spec: DecoderSpec, lora: Lora | None) -> dict[str, tuple[int, ...]]:
+    """Of the policy's weights that are trained: all, or the adapters'."""
+    return weight_shapes(spec) if lora is None else adapter_shapes(spec, lora)
+
+
+def check_sharding(
+    config: Config, stage: str, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh
+) -> None:
+    """UserError if the mesh leaves too much of policy or reference replicated."""
+    lora = make_lora(getattr(config, stage), stage, policy)
+    check_sharded(weight_shapes(policy) | trained_shapes(policy, lora), mesh)
+    if reference != policy:
+        check_sharded(weight_shapes(reference), mesh)
+
+
+def abstract_frozen(
+    config: Config,
+    stage: str,
+    problem: Problem,
+    policy: DecoderSpec,
+    reference: DecoderSpec,
+    mesh: Mesh,
+) -> Any | None:
+    """Shapes and shardings of what a stage's step reads beside the state: the reference, or the base of adapters; None: nothing."""
+    lora = getattr(config, stage).lora
+    if lora is not None:
+        reference_lora = (
+            make_reference_lora(config, policy, make_lora(getattr(config, stage), stage, policy))
+            if stage == "po"
+            else None
+        )
+        return abstract(
+            start_shapes(policy, reference_lora),
+            None,
+            mesh,
+            lambda weights: hold_base(weights["policy"], lora.base),
+        )
+    if stage == "sft" or problem.cached:
+        return None
+    return abstract(weight_shapes(reference), None, mesh, lambda weights: weights["policy"])

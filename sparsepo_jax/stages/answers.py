@@ -1,0 +1,103 @@
+"""Responses to prompts, as the stages generate, pairs and eval draw and record them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from sparsepo_jax.build.compute import check_batch
+from sparsepo_jax.build.data import check_room, load_data
+from sparsepo_jax.build.sampling import make_policy_sampler
+from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.data.batching import PlannedPrompts, plan_prompts
+from sparsepo_jax.data.pipeline import make_prompt_batches
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.generate.sampler import Generated, Sampler, Sampling, continuation
+from sparsepo_jax.generate.sampler import generate as draw_responses
+from sparsepo_jax.stages.context import Run
+
+
+def load_prompts(run: Run) -> TokenTable:
+    """The distinct prompts of data.prompts, else of the evaluation pairs; generation.max_prompts at the most."""
+    config = run.config
+    if config.data.prompts:
+        table = load_data(config, "prompts", config.data.prompts, "prompts", run.tokenizer, run.spec)
+    else:
+        table = run.pairs[1]
+    return table.distinct_prompts(config.generation.max_prompts)
+
+
+def make_run_sampler(run: Run, prompts: TokenTable, sampling: Sampling) -> Sampler:
+    """The policy's sampler. UserError: a batch cannot be cut over the mesh, or a response may not fit the model."""
+    check_batch("generation.batch_size", run.config.generation.batch_size, 1, run.mesh)
+    check_room("generation.max_new_tokens", sampling.max_new_tokens, prompts, run.spec)
+    return make_policy_sampler(run.problem, run.config, run.mesh, sampling)
+
+
+def plan_answers(run: Run, prompts: TokenTable) -> list[PlannedPrompts]:
+    """The batches in which prompts are answered."""
+    batch_size = run.config.generation.batch_size
+    return plan_prompts(prompts.prompt_lengths_N, batch_size=batch_size, buckets=run.config.data.buckets)
+
+
+def answer(
+    run: Run,
+    prompts: TokenTable,
+    sampler: Sampler,
+    policy: Weights,
+    base: Weights | None,
+    planned: Sequence[PlannedPrompts] | None = None,
+) -> list[Generated]:
+    """Responses, ordered by row of `prompts`, then by sample.
+
+    Args:
+        policy: what po trains: the weights, or their adapters.
+        base: what the adapters stand on, if there are any.
+        planned: only these batches of plan_answers; the caller then looks for signals. Without it all prompts
+            are answered, and signals are heard between batches.
+    """
+    weights = run.problem.policy_weights(policy, base)
+    batches = make_prompt_batches(
+        prompts,
+        plan_answers(run, prompts) if planned is None else planned,
+        run.config.generation.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    if planned is None:
+        batches = run.until_stopped(batches)
+    with jax.set_mesh(run.mesh):
+        responses = draw_responses(sampler, weights, batches, run.tokenizer)
+        return sorted(responses, key=lambda response: (response.row, response.sample))
+
+
+def answers_record(run: Run, prompts: TokenTable, row: int, responses: list[Generated]) -> dict[str, Any]:
+    """A prompt and its responses, as generations.jsonl holds them.
+
+    `text` is what a response adds to the prompt's text, before any stop string; `row` holds the columns of the
+    data's row that are not the prompt.
+    """
+    prompt, stop = prompts.prompt(row), tuple(run.config.generation.stop)
+    samples = [
+        {
+            "text": continuation(prompt, response, run.tokenizer, stop),
+            "token_ids": response.ids.tolist(),
+            "finish": response.finish,
+        }
+        for response in responses
+    ]
+    content = prompts.content(row)
+    return {
+        "index": row,
+        "origin": prompts.origin(row),
+        "prompt": prompt_text(run, prompts, row),
+        "samples": samples,
+        "row": {name: value for name, value in content.items() if name not in ("prompt", "prompt_ids")},
+    }
+
+
+def prompt_text(run: Run, prompts: TokenTable, row: int) -> str | None:
+    """The prompt's text without special tokens; None if there is no tokenizer."""
+    if run.tokenizer is None:
+        return None
+    return run.tokenizer.decode(prompts.prompt(row).tolist(), skip_special_tokens=True)

@@ -1,0 +1,245 @@
+"""What the stages of a run share: its settings, its directory, and what is made from the settings when first needed."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from sparsepo_jax.build.compute import check_batch, describe_computing, start_jax
+from sparsepo_jax.build.data import load_data
+from sparsepo_jax.build.lora import make_lora, make_reference_lora, with_adapter_settings
+from sparsepo_jax.build.models import (
+    checkpoint_config,
+    checkpoint_dtype,
+    policy_config,
+    read_generation,
+    read_spec,
+)
+from sparsepo_jax.build.objective import make_problem, mask_config
+from sparsepo_jax.build.tokenizer import ends_of, made_tokenizer, make_tokenizer, same_tokenizer
+from sparsepo_jax.build.weights import check_sharding
+from sparsepo_jax.config.load import save_config
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.lock import DirectoryLock
+from sparsepo_jax.core.stop import Stop
+from sparsepo_jax.data.holdout import split_holdout
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.models.lora import Lora
+from sparsepo_jax.models.spec import DecoderSpec, ignored_note
+from sparsepo_jax.run.resume import Marks
+from sparsepo_jax.sharding.mesh import make_mesh
+from sparsepo_jax.sharding.processes import as_the_first, make_should_stop
+from sparsepo_jax.train.forward import Problem
+
+
+def say(text: str) -> None:
+    """Prints a line for the person at the terminal, in the first process only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+class Run:
+    """One run. Stages take it as their argument and write under `output_dir`."""
+
+    def __init__(self, config: Config, stop: Stop):
+        start_jax(config)
+        self.config = with_adapter_settings(config)
+        self.stop = stop
+        self.started_s = time.time()
+        self.output_dir = Path(config.output_dir)
+        self.marks = Marks(self.config)
+        self._config_is_written = False
+
+    # ------------------------------------------------------------ made from the settings, when first needed
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The devices; says what they are and in which precision they compute."""
+        axes = self.config.compute.mesh
+        mesh = make_mesh(axes.data, axes.fsdp, axes.tensor, axes.slices)
+        say(f"computing: {describe_computing(self.config, mesh)}")
+        return mesh
+
+    @functools.cached_property
+    def tokenizer(self) -> Any | None:
+        """The tokenizer; None if the data must come tokenised."""
+        return make_tokenizer(self.config)
+
+    @functools.cached_property
+    def hf_config(self) -> dict[str, Any]:
+        """The policy's config.json."""
+        return policy_config(self.config, self.tokenizer)
+
+    @functools.cached_property
+    def spec(self) -> DecoderSpec:
+        """The policy's decoder."""
+        return self._read_spec(self.hf_config, self.config.policy.path or "policy.config")
+
+    @functools.cached_property
+    def reference_spec(self) -> DecoderSpec:
+        """The reference's decoder; the policy's unless reference.path names another."""
+        path = self.config.reference.path
+        if path is None:
+            return self.spec
+        hf_config = checkpoint_config(self.config.reference, "reference")
+        spec = self.spec if path == self.config.policy.path else self._read_spec(hf_config, path)
+        same_tokenizer(self.config.policy.path, path, self.spec, spec)
+        return spec
+
+    def _read_spec(self, hf_config: dict[str, Any], where: str) -> DecoderSpec:
+        """A model's decoder; says which fields of its config are ignored."""
+        spec = read_spec(hf_config, where, made_tokenizer(self.config, self.tokenizer))
+        if note := ignored_note(hf_config, where):
+            say(f"note: {note}")
+        return spec
+
+    @functools.cached_property
+    def generation_config(self) -> dict[str, Any] | None:
+        """The policy's generation_config.json, or None."""
+        return read_generation(self.config)
+
+    @functools.cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a response."""
+        return ends_of(self.hf_config, self.generation_config, self.tokenizer)
+
+    @functools.cached_property
+    def checkpoint_dtype(self) -> str:
+        """The type of the weights in policy.path, float32 without one; says it once."""
+        path = self.config.policy.path
+        if path is None:
+            return "float32"
+        dtype = checkpoint_dtype(path)
+        say(f"policy: {path}: {self.spec.family}, weights in {dtype}; they are trained in float32")
+        return dtype
+
+    @functools.cached_property
+    def problem(self) -> Problem:
+        """What the stage po trains, and what is evaluated."""
+        lora = self.lora("po")
+        reference_lora = make_reference_lora(self.config, self.spec, lora)
+        return make_problem(self.config, self.spec, self.reference_spec, self.mesh, lora, reference_lora)
+
+    def lora(self, stage: str) -> Lora | None:
+        """The adapters that a training stage trains; None if it trains all weights."""
+        return make_lora(getattr(self.config, stage), stage, self.spec)
+
+    @functools.cached_property
+    def pairs(self) -> tuple[TokenTable | None, TokenTable | None]:
+        """(training pairs, evaluation pairs). The held-out part of data.train belongs to the second."""
+        data = self.config.data
+        train = self._load_pairs(data.train, "train")
+        evaluated = self._load_pairs(data.eval, "eval")
+        if data.holdout is not None and train is not None:
+            train, held_out = split_holdout(train, data.holdout.share, data.holdout.seed)
+            if not len(train) or not len(held_out):
+                raise UserError(
+                    f"data.holdout.share: {data.holdout.share} leaves {len(train)} pairs to train and "
+                    f"{len(held_out)} to evaluate; both need some: change the share, or give data.eval"
+                )
+            evaluated = held_out if evaluated is None else TokenTable.concat([evaluated, held_out])
+        if evaluated is not None and self.config.evaluation.max_pairs is not None:
+            evaluated = evaluated.take(np.arange(min(len(evaluated), self.config.evaluation.max_pairs)))
+        self._check_given_weights("data.train", train)
+        self._check_given_weights("data.eval", evaluated)
+        return train, evaluated
+
+    def _load_pairs(self, sources: list[Any], name: str) -> TokenTable | None:
+        if not sources:
+            return None
+        return load_data(self.config, "pairs", sources, name, self.tokenizer, self.spec)
+
+    def _check_given_weights(self, name: str, table: TokenTable | None) -> None:
+        mask = mask_config(self.config)
+        if mask is not None and mask.kind == "given" and table is not None and not table.has_weights:
+            raise UserError(
+                f"objective.mask.kind: given needs token weights, but {name} has no columns chosen_weights "
+                "and rejected_weights"
+            )
+
+    # ------------------------------------------------------------ signals
+
+    @functools.cached_property
+    def should_stop(self) -> Callable[[], type[KeyboardInterrupt] | None]:
+        """Asks all processes whether one of them was told to stop."""
+        return make_should_stop(self.stop)
+
+    def until_stopped(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, until the run is asked to stop. All processes stop between the same two batches."""
+        for batch in batches:
+            if (asked := self.should_stop()) is not None:
+                raise asked
+            yield batch
+
+    # ------------------------------------------------------------ the directory and its record
+
+    @contextlib.contextmanager
+    def locked_directory(self) -> Iterator[None]:
+        """Keeps the output directory to this run.
+
+        Raises:
+            UserError: in all processes, if another run holds it or has trained in it with other settings.
+        """
+        lock = DirectoryLock(self.output_dir, say)
+        refusal: Exception | None = None
+        if jax.process_index() == 0:
+            try:
+                lock.take()
+                self.marks.check_trained()
+            except Exception as error:  # whatever it is, the other processes must hear of it
+                refusal = error
+        try:
+            if as_the_first(np.array(refusal is not None)):
+                raise refusal or UserError("the first process of this run says why it does not begin")
+            yield
+        finally:
+            lock.release()
+
+    def write_config(self) -> None:
+        """Writes config.yaml, when something is about to be done with these settings.
+
+        What each stage was done with is in stages.json.
+        """
+        if jax.process_index() == 0 and not self._config_is_written:
+            save_config(self.config, self.output_dir / "config.yaml")
+            self._config_is_written = True
+
+    def check_training(self, stage: str) -> None:
+        """Refuses a training stage before anything is written.
+
+        Raises:
+            UserError: the run to be continued had other settings, a batch cannot be cut into micro-steps and
+                shards, or the mesh leaves weights whole.
+        """
+        self.marks.check(stage)
+        training = getattr(self.config, stage)
+        check_batch(f"{stage}.batch_size", training.batch_size, training.accumulation, self.mesh)
+        reference_spec = self.reference_spec if stage == "po" else self.spec
+        check_sharding(self.config, stage, self.spec, reference_spec, self.mesh)
+
+    def begin(self, stage: str, table: TokenTable) -> None:
+        """Notes that a training stage begins, and with which rows."""
+        self.write_config()
+        if jax.process_index() == 0:
+            self.marks.begin(stage, table.file_digests())
+
+    def mark(self, stage: str, began_s: float, taken: Marks | None = None) -> None:
+        """Notes that a stage is finished. taken: the marks of the run that trained it, if that was another."""
+        self.write_config()
+        if jax.process_index() == 0:
+            self.marks.mark(stage, time.time() - began_s, taken)
+
+    def unmark(self, stage: str) -> None:
+        """Takes a reading stage's mark away before it writes anew.
+
+        Otherwise a run that breaks off in between would leave new figures beside the record of old settings.
+        """
+        if jax.process_index() == 0:
+            self.marks.unmark(stage)

@@ -1,0 +1,129 @@
+"""The stage eval: how the policy scores the evaluation pairs, before and after po, in summary.json."""
+
+import functools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparsepo_jax.build.compute import machine_facts
+from sparsepo_jax.build.objective import mask_config
+from sparsepo_jax.core.files import write_json, write_jsonl
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.eval.auroc import auroc, precision
+from sparsepo_jax.eval.lexicon import WordMarks, load_lexicons, mark_table
+from sparsepo_jax.eval.scores import PairScore, headline, independent_pairs, mask_sparsity
+from sparsepo_jax.eval.which_tokens import FIGURES, deletion, token_figures
+from sparsepo_jax.report.outcome import outcome
+from sparsepo_jax.stages.context import Run, say
+from sparsepo_jax.stages.reference import describe_reference
+from sparsepo_jax.stages.report import say_summary
+from sparsepo_jax.stages.sampled import sampled_figures
+from sparsepo_jax.stages.score import write_pairs
+from sparsepo_jax.stages.scores import score_table
+from sparsepo_jax.stages.weights import adapted, current_weights, reference_weights, start_weights
+
+
+def evaluate(run: Run) -> None:
+    """Writes summary.json, pairs.jsonl (for the report) and, where prompts are answered, samples.jsonl."""
+    began_s = time.time()
+    summary_path, pairs_path = run.output_dir / "summary.json", run.output_dir / "pairs.jsonl"
+    samples_path = run.output_dir / "samples.jsonl"
+    if run.marks.finished("eval", summary_path, pairs_path):
+        say("eval: finished before")
+        return
+    table, marks = _mark_words(run, run.pairs[1])
+    start = start_weights(run)
+    reference = reference_weights(run, start)
+    if start is not None:
+        start = adapted(run, start)
+    before = None if start is None else score_table(run, table, start, reference)
+    now = current_weights(run)
+    after = score_table(run, table, now, reference)
+    sampled_before, sampled_after, samples = sampled_figures(run, table, start, now, reference)
+    headline_before = headline(before) if before else dict.fromkeys(headline(after))
+    summary = {
+        "before": headline_before | sampled_before,
+        "after": headline(after) | sampled_after,
+        "mask": mask_summary(run, table, before, after),
+        "pairs": len(table),
+        "independent_pairs": round(independent_pairs(after, table.prompt_key_N), 1),
+        "machine": machine_facts(run.config, run.mesh),
+        "reference": describe_reference(run, reference),
+    }
+    if marks is not None:
+        summary["lexicons"] = _lexicon_summary(run, marks, before, after)
+    summary["seconds"] = round(time.time() - run.started_s + _earlier_seconds(run), 1)
+    summary["words"] = outcome(summary)
+    run.unmark("eval")
+    if jax.process_index() == 0:
+        write_json(summary_path, summary)
+        if samples:
+            write_jsonl(samples_path, samples)
+        else:
+            samples_path.unlink(missing_ok=True)
+    shown = np.linspace(0, len(after) - 1, min(run.config.report.pairs, len(after))).astype(int)
+    write_pairs(run, pairs_path, table, [after[n] for n in shown], with_text=True)
+    run.mark("eval", began_s)
+    say(f"eval: {len(table)} pairs in {time.time() - began_s:.1f} s")
+    if "report" not in run.config.stages:
+        say_summary(run)
+
+
+def _earlier_seconds(run: Run) -> float:
+    """Time that finished stages took in earlier runs of this directory."""
+    finished = run.marks.all()
+    return sum(mark["seconds"] for stage, mark in finished.items() if stage not in run.config.stages)
+
+
+def _mark_words(run: Run, table: TokenTable) -> tuple[TokenTable, WordMarks | None]:
+    """The pairs, and what evaluation.lexicons say of their tokens.
+
+    If the pairs do not say themselves which tokens are decisive, the words of the lexicons are.
+    """
+    if not run.config.evaluation.lexicons:
+        return table, None
+    marks = mark_table(table, run.tokenizer, load_lexicons(run.config.evaluation.lexicons))
+    return table if table.has_decisive else table.with_columns(all_decisive=marks.union), marks
+
+
+def mask_summary(
+    run: Run, table: TokenTable, before: list[PairScore] | None, after: list[PairScore]
+) -> dict[str, Any]:
+    """How sparse the masks are, how well they and other rankings find the decisive tokens, and what the preference
+    loses without the tokens of largest mask. Null where unknown."""
+    summary: dict[str, Any] = dict.fromkeys(
+        (*FIGURES, "auroc_ceiling", "precision_ceiling", "sparsity_start", "sparsity_end", "deletion")
+    )
+    mask = mask_config(run.config)
+    if mask is not None:
+        summary["sparsity_start"] = mask_sparsity(before) if before else None
+        summary["sparsity_end"] = mask_sparsity(after)
+        ranking = "kl" if mask.on == "kl" else "reward"
+        summary["deletion"] = deletion(
+            after, beta=run.problem.beta, with_kl=mask.on != "reward_only", ranking=ranking
+        )
+    if table.has_decisive:
+        decisive_N = table.all_decisive
+        summary |= token_figures(after, before, decisive_N, masked=mask is not None)
+        # The grammar's chances are those of whole words, which are the tokens of the built-in reviews alone.
+        if table.has_chance and run.config.tokenizer.kind == "reviews":
+            summary["auroc_ceiling"] = auroc(table.all_chance, decisive_N)
+            summary["precision_ceiling"] = precision(table.all_chance, decisive_N)
+    return summary
+
+
+def _lexicon_summary(
+    run: Run, marks: WordMarks, before: list[PairScore] | None, after: list[PairScore]
+) -> dict[str, Any]:
+    """token_figures by lexicon: of all tokens, and of the first tokens of words (`first_pieces`).
+
+    The rest of a word follows from its beginning, which stands in its context.
+    """
+    masked = mask_config(run.config) is not None
+    figures = functools.partial(token_figures, after, before, masked=masked)
+    return {
+        name: figures(decisive_N) | {"first_pieces": figures(decisive_N, kept_N=~marks.rest)}
+        for name, decisive_N in marks.decisive.items()
+    }

@@ -1,0 +1,168 @@
+"""The stage export: the policy as a Hugging Face directory, and adapters in PEFT's format."""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from sparsepo_jax.build.models import exported_configs
+from sparsepo_jax.build.tokenizer import tokenizer_directory
+from sparsepo_jax.config.load import config_text
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.models.lora import Lora, merge_adapters, split_adapters
+from sparsepo_jax.run.resume import TRAINING
+from sparsepo_jax.sharding.mesh import to_host
+from sparsepo_jax.stages.context import Run, say
+from sparsepo_jax.stages.weights import start_weights, starting_policy, trained
+
+
+class Parts(NamedTuple):
+    """What an export consists of.
+
+    Attributes:
+        model: where the complete model is written; None: it is not asked for.
+        adapter: where the adapters are written; None: po has trained none.
+        base: where the model that the adapters stand on is written; None: it is policy.path as it lies.
+    """
+
+    model: Path | None
+    adapter: Path | None
+    base: Path | None
+
+    def outputs(self) -> list[Path]:
+        """The files by which a finished export is known."""
+        files = {self.model: "config.json", self.adapter: "adapter_config.json", self.base: "config.json"}
+        return [directory / name for directory, name in files.items() if directory is not None]
+
+
+def export(run: Run) -> None:
+    """Writes the trained policy, with its mask nets, tokenizer and model card."""
+    began_s = time.time()
+    path = Path(run.config.export.path or run.output_dir / "export")
+    has_po, lora = run.marks.finished("po"), run.lora("po")
+    parts = _parts(run, path, adapters_trained=has_po and lora is not None)
+    if run.marks.finished("export", *parts.outputs()):
+        say(f"export: finished before, {path}")
+        return
+    weights = trained(run, "po") if has_po else {"policy": starting_policy(run), "masks": {}}
+    masks = jax.tree.map(to_host, weights["masks"])
+    policy = weights["policy"]
+    if parts.adapter is None:
+        if lora is not None:  # po has not run: what it would start from
+            policy = merge_adapters(*split_adapters(policy), lora.scale)
+        run.unmark("export")
+        _export_model(run, parts.model, policy, masks)
+    else:
+        needs_start = parts.model is not None or parts.base is not None
+        start = split_adapters(start_weights(run)["policy"])[0] if needs_start else None
+        run.unmark("export")
+        if parts.model is not None:
+            _export_model(run, parts.model, merge_adapters(start, policy, lora.scale), masks)
+        if parts.base is not None:
+            _export_model(run, parts.base, start, {})
+        _export_adapter(run, parts, policy, lora, masks)
+    run.mark("export", began_s)
+    say(f"export: {path}, weights in {_exported_dtype(run)}")
+
+
+def _parts(run: Run, path: Path, *, adapters_trained: bool) -> Parts:
+    if not adapters_trained:
+        return Parts(path, None, None)
+    starts_from_checkpoint = run.config.policy.path is not None and not run.marks.finished("sft")
+    return Parts(
+        model=path if run.config.export.merged else None,
+        adapter=path / "adapter",
+        base=None if starts_from_checkpoint else path / "base",
+    )
+
+
+def _exported_dtype(run: Run) -> str:
+    return run.checkpoint_dtype if run.config.export.dtype == "auto" else run.config.export.dtype
+
+
+def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None:
+    """Writes a Hugging Face directory, in the first process."""
+    from sparsepo_jax.models.export import save_hf
+
+    dtype = _exported_dtype(run)
+    policy = jax.tree.map(to_host, policy)
+    if jax.process_index() != 0:
+        return
+    hf_config, generation = exported_configs(
+        run.hf_config,
+        run.generation_config,
+        run.tokenizer,
+        run.spec,
+        from_scratch=run.config.policy.path is None,
+    )
+    save_hf(
+        path,
+        run.spec,
+        hf_config,
+        policy,
+        _mask_tensors(run, masks),
+        _card(run, masks),
+        dtype=dtype,
+        generation=generation,
+    )
+    _export_tokenizer(run, path)
+
+
+def _export_adapter(run: Run, parts: Parts, adapters: Weights, lora: Lora, masks: Weights) -> None:
+    """Writes adapters in PEFT's format, in the first process."""
+    from sparsepo_jax.models.export import save_peft
+
+    adapters = jax.tree.map(to_host, adapters)
+    if jax.process_index() != 0:
+        return
+    base = name_model(parts.base or run.config.policy.path)
+    card = _card(run, masks)
+    save_peft(parts.adapter, run.spec, adapters, lora, _mask_tensors(run, masks), card, base)
+    _export_tokenizer(run, parts.adapter)
+
+
+def _export_tokenizer(run: Run, path: Path) -> None:
+    """Writes the tokenizer: its files as they came, if it came as files."""
+    from sparsepo_jax.models.export import copy_tokenizer
+
+    source = tokenizer_directory(run.config)
+    if source is not None:
+        copy_tokenizer(source, path)
+    elif run.tokenizer is not None:
+        run.tokenizer.save_pretrained(path)
+
+
+def _mask_tensors(run: Run, masks: Weights) -> dict[str, Any]:
+    """Mask nets under the official names; {} if none were trained."""
+    from sparsepo_jax.masks.learned import masks_to_tensors
+
+    return masks_to_tensors(run.config.objective.mask.net, masks) if masks else {}
+
+
+def _card(run: Run, masks: Weights) -> str:
+    """The model card."""
+    from sparsepo_jax.models.export import make_card
+
+    summary, marks = run.output_dir / "summary.json", run.marks.all()
+    return make_card(
+        run.output_dir.name,
+        origin=_origin(run.config),
+        trained=[stage for stage in TRAINING if stage in marks],
+        objective=run.config.objective.kind if "po" in marks else None,
+        has_masks=bool(masks),
+        summary=summary.read_text() if summary.exists() else None,
+        config=config_text(run.config),
+    )
+
+
+def _origin(config: Config) -> str:
+    """What the policy was before any stage, for a reader."""
+    model = config.policy.path or "random weights"
+    return f"{model} + adapter {config.policy.adapter}" if config.policy.adapter else model
+
+
+def name_model(path: Path | str) -> str:
+    """A local directory by its absolute path, so that it is found from anywhere; a Hub id as it is."""
+    return str(Path(path).absolute()) if Path(path).is_dir() else str(path)

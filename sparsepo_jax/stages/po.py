@@ -1,0 +1,100 @@
+"""The stage po: preference optimisation of the policy against the frozen reference, and of the masks with it."""
+
+import numpy as np
+
+from sparsepo_jax.build.data import check_room
+from sparsepo_jax.build.masks import initial_masks
+from sparsepo_jax.build.objective import cached_problem
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.eval.scores import mask_sparsity, mean_metrics
+from sparsepo_jax.stages.context import Run, say
+from sparsepo_jax.stages.reference import (
+    add_reference,
+    describe_reference,
+    keep_reference,
+    make_first_step_check,
+)
+from sparsepo_jax.stages.scores import score_table
+from sparsepo_jax.stages.training import prepare, train
+from sparsepo_jax.stages.weights import adapted, reference_weights, start_weights, starting_policy
+from sparsepo_jax.train.checkpoint import save_once
+from sparsepo_jax.train.step import TrainState
+
+
+def po(run: Run) -> None:
+    """Trains on data.train; evaluates on the evaluation pairs every po.eval_every_steps."""
+    if run.marks.finished("po"):
+        say("po: finished before")
+        return
+    config = run.config
+    run.check_training("po")
+    table, eval_pairs = run.pairs
+    run.marks.check_data("po", table.file_digests())
+    _check_room_to_answer(run, eval_pairs)
+    evaluated = eval_pairs if config.po.eval_every_steps is not None else None
+    is_cached = config.reference.cached
+    prepared = None if is_cached else prepare(run, "po", table, run.problem, evaluated)
+    start = _begin(run, table)
+    reference: Weights | None = reference_weights(run, start)
+    record = describe_reference(run, reference)
+    say(f"po: reference: {record['is']}, {record['dtype']}, digest {record['digest']}")
+    keep_reference(run, record)
+    if is_cached:
+        table = add_reference(run, table, reference)
+        prepared = prepare(run, "po", table, cached_problem(run.problem, config), evaluated)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        return mean_metrics(score_table(run, evaluated, state.weights, reference))
+
+    if is_cached and evaluated is None and not run.problem.adapted:
+        start = reference = None  # frees their memory: the step does not read them
+
+    def initial() -> dict[str, Weights]:
+        return adapted(run, start_weights(run) if start is None else start)
+
+    train(
+        run,
+        "po",
+        prepared,
+        initial,
+        reference,
+        evaluate=None if evaluated is None else evaluate,
+        check_first=make_first_step_check(run),
+        reference_record=record,
+    )
+
+
+def _check_room_to_answer(run: Run, eval_pairs: TokenTable | None) -> None:
+    """Checks now, rather than after hours of training, that the stage eval will be able to answer prompts."""
+    config = run.config
+    answers = config.evaluation.sampled_prompts is not None and "eval" in config.stages
+    if answers and eval_pairs is not None:
+        check_room("generation.max_new_tokens", config.generation.max_new_tokens, eval_pairs, run.spec)
+
+
+def _begin(run: Run, table: TokenTable) -> dict[str, Weights]:
+    """{"policy", "masks"} that po starts from, kept in po/start when it begins."""
+    directory = run.output_dir / "po" / "start"
+    if not directory.exists():
+        masks = initial_masks(run.config, run.problem.mask_source, run.mesh)
+        start = {"policy": starting_policy(run), "masks": masks}
+        _refuse_dead_masks(run, table, start)
+        run.begin("po", table)
+        save_once(directory, start)
+        del start
+    return start_weights(run)
+
+
+def _refuse_dead_masks(run: Run, table: TokenTable, start: dict[str, Weights]) -> None:
+    """UserError if a learned reward mask is zero on every token of some pairs: with policy = reference nothing would move."""
+    if not start["masks"]:
+        return
+    first_pairs = table.take(np.arange(min(len(table), 256)))
+    scores = score_table(run, first_pairs, adapted(run, start), reference_weights(run, start))
+    if mask_sparsity(scores) == 1.0:
+        raise UserError(
+            f"the reward mask starts at zero on every token of the first {len(first_pairs)} pairs: neither policy "
+            "nor mask would get a gradient; set objective.mask.init=ones, or take another seed"
+        )

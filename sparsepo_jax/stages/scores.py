@@ -1,0 +1,75 @@
+"""Scores of pairs, and the batches that read every row of a table once."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from sparsepo_jax.build.compute import check_batch, put_on
+from sparsepo_jax.build.data import abstract_batches, is_shared, make_reading_plan
+from sparsepo_jax.build.objective import mask_config
+from sparsepo_jax.build.reading import make_score_batch, score_ahead
+from sparsepo_jax.build.weights import abstract_frozen
+from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.data.pipeline import make_batches
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.eval.scores import PairScore, score_pairs
+from sparsepo_jax.stages.context import Run
+
+
+def score_table(
+    run: Run, table: TokenTable, weights: dict[str, Weights], reference: Weights
+) -> list[PairScore]:
+    """The scores of every pair of a table, in order."""
+    size = run.config.evaluation.batch_size
+    check_batch("evaluation.batch_size", size, 1, run.mesh)
+    score_batch = make_score_batch(run.problem, run.mesh)
+    with jax.set_mesh(run.mesh):
+        return score_pairs(score_batch, put_on(run.mesh), in_order(run, table, size), weights, reference)
+
+
+def compile_scores(run: Run, table: TokenTable, weights: dict[str, Any]) -> Callable[[], tuple[int, float]]:
+    """Begins to compile what score_table needs for a table; see Program.compile_ahead.
+
+    Args:
+        weights: abstract arrays will do.
+    """
+    size = run.config.evaluation.batch_size
+    check_batch("evaluation.batch_size", size, 1, run.mesh)
+    plan = make_reading_plan(run.config, table, size, run.mesh)
+    reference = abstract_frozen(run.config, "po", run.problem, run.spec, run.reference_spec, run.mesh)
+    with_weights = reads_weights(run, table)
+    batches = abstract_batches(run.config, table, plan, run.mesh, micro_steps=1, with_weights=with_weights)
+    with jax.set_mesh(run.mesh):
+        return score_ahead(run.problem, run.mesh, [(weights, reference, batch) for batch in batches])
+
+
+def reads_weights(run: Run, table: TokenTable) -> bool:
+    """Whether the masks that score these pairs come with them."""
+    mask = mask_config(run.config)
+    return mask is not None and mask.kind == "given" and table.has_weights
+
+
+def in_order(
+    run: Run, table: TokenTable, batch_size: int, response_length: int | None = None
+) -> Iterator[PairBatch]:
+    """This process's part of batches [1, B, ...] that hold every row once.
+
+    Args:
+        response_length: see build.data.make_reading_plan.
+    """
+    plan = make_reading_plan(run.config, table, batch_size, run.mesh, response_length=response_length)
+    batches = make_batches(
+        table,
+        plan,
+        start=0,
+        stop=plan.batches_per_epoch,
+        micro_steps=1,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        shared=is_shared(run.config),
+        with_weights=reads_weights(run, table),
+        response_length=response_length,
+    )
+    return run.until_stopped(batches)

@@ -1,0 +1,70 @@
+"""The stage sft: supervised fine-tuning on data.sft, or another run's sft taken over."""
+
+import time
+
+from sparsepo_jax.build.data import load_data
+from sparsepo_jax.build.objective import make_problem
+from sparsepo_jax.build.weights import held_base, initial_adapters
+from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.models.lora import merge_adapters
+from sparsepo_jax.run.resume import Marks
+from sparsepo_jax.sharding.processes import wait_for_all
+from sparsepo_jax.stages.context import Run, say
+from sparsepo_jax.stages.training import prepare, train
+from sparsepo_jax.stages.weights import starting_policy
+
+
+def sft(run: Run) -> None:
+    """Trains the policy, or its adapters, which are merged into it at the end."""
+    taken_from = run.config.sft.taken_from
+    if run.marks.finished("sft"):
+        say(f"sft: finished before{_where_finished(run)}")
+        return
+    if taken_from is not None:
+        _take(run, taken_from)
+        return
+    run.check_training("sft")
+    table = _rows(run, run.marks)
+    run.begin("sft", table)
+    lora = run.lora("sft")
+    prepared = prepare(run, "sft", table, make_problem(run.config, run.spec, run.spec, run.mesh, lora))
+    if lora is None:
+        train(run, "sft", prepared, lambda: {"policy": starting_policy(run), "masks": {}}, None)
+        return
+
+    def initial() -> dict[str, Weights]:
+        return {"policy": initial_adapters(run.spec, lora, run.config.seed, run.mesh), "masks": {}}
+
+    def merge(weights: dict[str, Weights]) -> dict[str, Weights]:
+        policy = merge_adapters(starting_policy(run), weights["policy"], lora.scale)
+        return {"policy": policy, "masks": {}}
+
+    base = held_base(starting_policy(run), run.config.sft.lora.base, run.mesh)
+    train(run, "sft", prepared, initial, base, finish=merge)
+
+
+def _where_finished(run: Run) -> str:
+    """Says where a finished sft was trained, where that could be mistaken."""
+    taken_from = run.marks.all()["sft"].get("taken_from")
+    if taken_from:
+        return f", that of {taken_from}"
+    return ", here: sft.taken_from is not used" if run.config.sft.taken_from else ""
+
+
+def _take(run: Run, taken_from: str) -> None:
+    """Takes over the sft of another run, whose settings and rows must be the same."""
+    began_s = time.time()
+    theirs = run.marks.sft_to_take()
+    _rows(run, theirs)
+    wait_for_all("sft to be taken")  # a process that came later would find it finished, and not wait below
+    run.mark("sft", began_s, theirs)
+    wait_for_all("sft taken")
+    say(f"sft: that of {taken_from}")
+
+
+def _rows(run: Run, marks: Marks) -> TokenTable:
+    """data.sft. UserError: other rows than those that the sft of these marks began with."""
+    table = load_data(run.config, "sft", run.config.data.sft, "sft", run.tokenizer, run.spec)
+    marks.check_data("sft", table.file_digests())
+    return table

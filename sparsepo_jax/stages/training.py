@@ -1,0 +1,226 @@
+"""Training, as the stages sft and po have it in common: plan, compile ahead, continue from a checkpoint, loop."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sparsepo_jax.build.compute import put_on
+from sparsepo_jax.build.data import abstract_batches, is_shared, make_training_plan
+from sparsepo_jax.build.facts import stage_facts
+from sparsepo_jax.build.objective import brings_weights
+from sparsepo_jax.build.step import Step, make_step
+from sparsepo_jax.build.weights import abstract_frozen
+from sparsepo_jax.core.files import write_json
+from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.data.batching import BatchPlan
+from sparsepo_jax.data.packing import FILLER
+from sparsepo_jax.data.pipeline import make_batches
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.report.doctor import FirstSteps, facts_path
+from sparsepo_jax.sharding.processes import wait_for_all
+from sparsepo_jax.stages.context import Run, say
+from sparsepo_jax.stages.scores import compile_scores
+from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, save_once
+from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.log import MetricsLog
+from sparsepo_jax.train.loop import run_training
+from sparsepo_jax.train.step import TrainState
+
+
+class Prepared(NamedTuple):
+    """A training stage whose programs are being compiled.
+
+    Attributes:
+        compiled_before: how many programs of its step this process had compiled before it.
+        with_weights: whether its batches carry the table's token weights.
+        compiling: each waits for programs and gives (how many were compiled, seconds).
+    """
+
+    table: TokenTable
+    problem: Problem
+    plan: BatchPlan
+    step: Step
+    compiled_before: int
+    with_weights: bool
+    compiling: list[Callable[[], tuple[int, float]]]
+
+    def wait(self) -> str:
+        """Waits until all programs are compiled; returns what there is to say of it."""
+        counts, seconds = zip(*(wait() for wait in self.compiling), strict=True)
+        shapes = len(self.plan.shapes)
+        if any(counts):
+            at_once = ", side by side" if sum(counts) > 1 else ""
+            when = f"compiled in {max(seconds):.1f} s{at_once}"
+        else:
+            when = "compiled before, by this process"
+        return f"{shapes} batch {'shape' if shapes == 1 else 'shapes'}, {when}"
+
+
+def prepare(
+    run: Run, stage: str, table: TokenTable, problem: Problem, evaluated: TokenTable | None = None
+) -> Prepared:
+    """Plans a training stage and begins to compile its programs from shapes alone, so that other work can go on.
+
+    Args:
+        evaluated: the pairs that the stage is evaluated on between its steps.
+    """
+    config = run.config
+    plan = make_training_plan(config, stage, table, run.mesh)
+    step = make_step(config, stage, problem, run.spec, plan.steps, run.mesh)
+    compiled_before = len(step.program)
+    reference_spec = run.reference_spec if stage == "po" else run.spec
+    reference = abstract_frozen(config, stage, problem, run.spec, reference_spec, run.mesh)
+    with_weights = stage == "po" and brings_weights(config)
+    micro_steps = getattr(config, stage).accumulation
+    batches = abstract_batches(
+        config, table, plan, run.mesh, micro_steps=micro_steps, with_weights=with_weights
+    )
+    with jax.set_mesh(run.mesh):
+        compiling = [step.compile_ahead(reference, batches)]
+    if evaluated is not None:
+        compiling.append(compile_scores(run, evaluated, step.like.weights))
+    return Prepared(table, problem, plan, step, compiled_before, with_weights, compiling)
+
+
+def train(
+    run: Run,
+    stage: str,
+    prepared: Prepared,
+    initial: Callable[[], dict[str, Weights]],
+    reference: Weights | None,
+    *,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    finish: Callable[[dict[str, Weights]], dict[str, Weights]] = lambda weights: weights,
+    check_first: Callable[[dict[str, float], float], None] | None = None,
+    reference_record: dict[str, Any] | None = None,
+) -> None:
+    """Trains a prepared stage from its last checkpoint or from the beginning, and keeps what it leaves.
+
+    Args:
+        initial: makes {"policy", "masks"} to begin with, if there is no checkpoint.
+        reference: what the step reads beside its state; None for nothing.
+        evaluate: gives metrics of a state, between steps.
+        finish: makes what is kept of the trained weights.
+        check_first: is given the metrics of step 1 and the tokens of a pair; raises if they are wrong.
+        reference_record: what the reference is, for checkpoints.
+    """
+    config = run.config
+    training = getattr(config, stage)
+    table, plan, step = prepared.table, prepared.plan, prepared.step
+    unit = "rows" if stage == "sft" else "pairs"
+    began_s = time.time()
+    checkpoints = _checkpoints(run, stage, reference_record)
+    state = checkpoints.restore(step.like)
+    if state is None:
+        state = step.start(initial())
+    else:
+        say(f"{stage}: continues after step {checkpoints.latest_step} of {plan.steps}")
+    say(
+        f"{stage}: {len(table)} {unit}, {plan.steps} steps of {training.batch_size}, "
+        f"{100 * plan.real_token_share():.0f} % real tokens"
+    )
+    with jax.set_mesh(run.mesh):
+        checkpoints.warm_up(state)
+    say(f"{stage}: {prepared.wait()}")
+    batches = _batches(run, stage, prepared, start=int(state.step))
+    run.write_config()
+    facts = _write_facts(run, stage, table, plan.steps)
+    with jax.set_mesh(run.mesh), _metrics_log(run, stage, after_step=int(state.step)) as log:
+        state = run_training(
+            stage=stage,
+            update=step.update,
+            programs=lambda: len(step.program) - prepared.compiled_before,
+            state=state,
+            reference=reference,
+            batches=batches,
+            put=put_on(run.mesh),
+            total_steps=plan.steps,
+            checkpoints=checkpoints,
+            write=log.write,
+            log_every_steps=config.logging.every_steps,
+            evaluate=evaluate,
+            eval_every_steps=getattr(training, "eval_every_steps", None),
+            unit=unit,
+            stop=run.stop,
+            should_stop=run.should_stop,
+            may_skip=training.skip_nonfinite,
+            name_rows=functools.partial(name_rows, table, plan),
+            watch=FirstSteps(config.model_dump(mode="json"), facts) if stage == "po" else None,
+            check_first=check_first,
+        )
+    save_once(run.output_dir / stage / "final", finish(state.weights))
+    run.mark(stage, began_s)
+    wait_for_all(f"{stage} marked")
+
+
+def _checkpoints(run: Run, stage: str, reference_record: dict[str, Any] | None) -> Checkpoints:
+    config = run.config
+    chosen = config.checkpoint
+    policy = SavePolicy(chosen.every_steps, chosen.every_minutes, chosen.keep)
+    if stage == "po" and chosen.best is not None:
+        policy = SavePolicy(
+            chosen.every_steps, chosen.every_minutes, chosen.keep, chosen.best.metric, chosen.best.mode
+        )
+    record = {
+        "stage": stage,
+        "seed": config.seed,
+        "config": config.model_dump(mode="json"),
+        "finished_stages": sorted(run.marks.all()),
+        "reference": reference_record,
+    }
+    directory = run.output_dir / stage / "checkpoints"
+    return Checkpoints(directory, policy, record, note=lambda text: say(f"{stage}: {text}"))
+
+
+def _batches(run: Run, stage: str, prepared: Prepared, start: int) -> Any:
+    """This process's part of the batches of steps start + 1 to the last."""
+    return make_batches(
+        prepared.table,
+        prepared.plan,
+        start=start,
+        stop=prepared.plan.steps,
+        micro_steps=getattr(run.config, stage).accumulation,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        shared=is_shared(run.config),
+        with_weights=prepared.with_weights,
+    )
+
+
+def _metrics_log(run: Run, stage: str, after_step: int) -> MetricsLog:
+    logging = run.config.logging
+    return MetricsLog(
+        run.output_dir,
+        stage=stage,
+        after_step=after_step,
+        tensorboard=logging.tensorboard,
+        wandb=logging.wandb and logging.wandb.model_dump(),
+        config=run.config.model_dump(mode="json"),
+    )
+
+
+def _write_facts(run: Run, stage: str, table: TokenTable, steps: int) -> dict[str, Any]:
+    """Writes what the stage works on, for the doctor and the report, which read files alone."""
+    facts = stage_facts(run.config, stage, table, run.spec, steps, run.mesh)
+    if jax.process_index() == 0:
+        write_json(facts_path(run.output_dir, stage), facts)
+    return facts
+
+
+def name_rows(table: TokenTable, plan: BatchPlan, step: int, finite: np.ndarray) -> str:
+    """Names the rows of a step whose loss is not finite; all of its rows if only the gradient is not.
+
+    Args:
+        step: counted from 1.
+        finite: [micro-steps, rows of a micro-step], bool.
+    """
+    rows = plan.batch(step - 1).rows
+    blamed = rows[~finite.ravel() & (rows != FILLER)]
+    if not len(blamed):
+        blamed = rows[rows != FILLER]
+    names = ", ".join(table.origin(row) for row in blamed[:8])
+    return names + (f" and {len(blamed) - 8} more" if len(blamed) > 8 else "")

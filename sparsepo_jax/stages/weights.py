@@ -1,0 +1,152 @@
+"""The weights that a stage starts from, holds against, or reads: policy, reference and masks."""
+
+from sparsepo_jax.build.masks import stored_masks
+from sparsepo_jax.build.weights import (
+    abstract,
+    adapter_weights,
+    add_adapter,
+    held_base,
+    initial_adapters,
+    load_weights,
+    random_weights,
+    start_shapes,
+    trained_shapes,
+)
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.models.adapter import Adapter
+from sparsepo_jax.models.lora import split_adapters
+from sparsepo_jax.run.adapters import same_model
+from sparsepo_jax.run.resume import trains_adapter_further
+from sparsepo_jax.stages.context import Run, say
+from sparsepo_jax.train.checkpoint import load_once
+
+
+def trained(run: Run, stage: str) -> dict[str, Weights]:
+    """{"policy", "masks"} as a finished stage left them: what po trains, or the whole policy after sft."""
+    lora = run.lora("po") if stage == "po" else None
+    masks = run.problem.mask_source if stage == "po" else None
+    like = abstract(trained_shapes(run.spec, lora), masks, run.mesh)
+    return load_once(run.marks.origin(stage) / stage / "final", like)
+
+
+def starting_policy(run: Run) -> Weights:
+    """The policy that po starts from: what sft left (here or in sft.taken_from), else policy.path, else random weights.
+
+    policy.adapter is merged into policy.path, or lies beside it where po trains it further.
+    """
+    config = run.config
+    if run.marks.finished("sft"):
+        return trained(run, "sft")["policy"]
+    if config.sft.taken_from is not None and "sft" not in config.stages:
+        raise UserError(
+            f"sft.taken_from: the stage sft takes what {config.sft.taken_from} has trained, and has not been "
+            "run here: add it to stages"
+        )
+    if config.policy.path is None:
+        return random_weights(run.spec, config.seed, run.mesh)
+    _ = run.checkpoint_dtype  # says which type the weights come in
+    weights = load_weights(config.policy.path, run.spec, run.mesh)
+    merged = not trains_adapter_further(config)
+    return _with_adapter(run, weights, config.policy.adapter, "policy.adapter", merged=merged)
+
+
+def _with_adapter(run: Run, weights: Weights, path: str | None, where: str, *, merged: bool) -> Weights:
+    """The weights with the adapter in `path`, if any, merged or beside them."""
+    if path is None:
+        return weights
+    adapter = Adapter(path, run.spec if where == "policy.adapter" else run.reference_spec, where)
+    _say_other_base(adapter, run.config)
+    if merged:
+        return add_adapter(weights, adapter, run.mesh)
+    return weights | adapter_weights(adapter, run.mesh)
+
+
+def _say_other_base(adapter: Adapter, config: Config) -> None:
+    """Notes that an adapter was trained on a model of another name. Names may differ and mean the same model."""
+    base = adapter.config.base
+    path = getattr(config, adapter.where.removesuffix(".adapter")).path or config.policy.path
+    if base and not same_model(base, path):
+        say(
+            f"note: {adapter.where}: {adapter.path} says that it was trained on {base}; it is put onto {path}"
+        )
+
+
+def start_weights(run: Run) -> dict[str, Weights] | None:
+    """{"policy", "masks"} as po found them; None if po has not begun."""
+    directory = run.output_dir / "po" / "start"
+    if not directory.exists():
+        return None
+    lora = run.lora("po") if trains_adapter_further(run.config) else None
+    return load_once(directory, abstract(start_shapes(run.spec, lora), run.problem.mask_source, run.mesh))
+
+
+def reference_weights(run: Run, start: dict[str, Weights] | None = None) -> Weights:
+    """The reference: reference.path or reference.adapter, else the policy as it was when po began.
+
+    Where po has not begun, that is the policy itself. Under po.lora the reference brings the base that the policy
+    shares with it, and the adapters that stay on it.
+
+    Args:
+        start: what start_weights gives, if the caller has it.
+    """
+    chosen = run.config.reference
+    lora = run.config.po.lora
+    if lora is None and reference_is_chosen(run.config):
+        weights = load_weights(chosen.path or run.config.policy.path, run.reference_spec, run.mesh)
+        return _with_adapter(run, weights, chosen.adapter, "reference.adapter", merged=True)
+    start = start_weights(run) if start is None else start
+    policy = starting_policy(run) if start is None else start["policy"]
+    if lora is None:
+        return policy
+    if reference_is_chosen(run.config):
+        if run.marks.finished("sft"):
+            raise UserError(
+                "reference: under po.lora the reference stands on what sft left; leave out reference.path and "
+                "reference.adapter, or po.lora"
+            )
+        base = split_adapters(policy)[0]
+        policy = _with_adapter(run, base, chosen.adapter, "reference.adapter", merged=False)
+    return held_base(policy, lora.base, run.mesh)
+
+
+def reference_is_chosen(config: Config) -> bool:
+    """Whether the config names a reference; otherwise it is the policy as po began."""
+    return (config.reference.path or config.reference.adapter) is not None
+
+
+def adapted(run: Run, start: dict[str, Weights]) -> dict[str, Weights]:
+    """What po trains when it begins: `start` itself, or with the policy's adapters in the policy's place.
+
+    The adapters are new where the policy brings none.
+    """
+    lora = run.lora("po")
+    if lora is None:
+        return start
+    adapters = split_adapters(start["policy"])[1]
+    return start | {"policy": adapters or initial_adapters(run.spec, lora, run.config.seed, run.mesh)}
+
+
+def finished_po(run: Run) -> bool:
+    """Whether there is a finished po. UserError: po has begun and is not finished."""
+    if run.marks.finished("po"):
+        return True
+    if (run.output_dir / "po" / "start").exists():
+        raise UserError(f"stage po in {run.output_dir} is not finished: run it again with the stage po first")
+    return False
+
+
+def current_policy(run: Run) -> Weights:
+    """The policy as it is now, or its adapters: what answers prompts."""
+    if finished_po(run):
+        return trained(run, "po")["policy"]
+    return adapted(run, {"policy": starting_policy(run)})["policy"]
+
+
+def current_weights(run: Run) -> dict[str, Weights]:
+    """{"policy", "masks"} to score with: of the finished po, else policy.path with its stored masks."""
+    if finished_po(run):
+        return trained(run, "po")
+    masks = stored_masks(run.config, run.problem.mask_source, run.mesh)
+    return adapted(run, {"policy": starting_policy(run), "masks": masks})
