@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from helpers.tiny import GPT2, random_batch
-from sparsepo_jax.config.schema import Config
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.types import TokenMasks, TokenStats
 
 PATHS = {
