@@ -46,6 +46,7 @@ ALLOWED = {  # room -> rooms it may import; a room may always import itself
         "eval",
         "generate",
         "build",
+        "masks",
         "models",
         "report",
         "run",
