@@ -1,15 +1,14 @@
-"""Bytes on each chip of TPU pods that are not here, for GPT-J-6B (LoRA, and all weights), Llama-3-8B and a
-Llama-3-70B shape on three sizes each.
+"""Bytes on each chip of TPU pods that are not here: GPT-J-6B (LoRA, and all weights), Llama-3-8B,
+Llama-3-70B.
 
     python benchmarks/aot_table.py [MODEL ...]
 
-Needs the extra [tpu], no TPU; one to two minutes a row, 12 rows; default: all models.
-
-Each row is `python -m sparsepo_jax.main --aot TOPOLOGY --json` of a config in configs/: the same step on more
-and more chips, of prompts and responses of 1,024 tokens each, four pairs a shard at a time on the first size
-and one on the last. Policy, reference and optimizer are float32 and cut over all chips (LoRA: a base in
-bfloat16, and adapters). Over 1/N: bytes times chips, over those of the first size; 1 if bytes fall as 1/N.
-Rows are kept in results/aot.json after each, from which models that are not named are taken.
+Needs the extra [tpu], no TPU; one to two minutes a row, 12 rows; default: all models. Each row is `python -m
+sparsepo_jax.main --aot TOPOLOGY --json` of a config in configs/: the same step on more and more chips, with
+prompts and responses of 1,024 tokens each, four pairs a shard at a time on the first size and one on the
+last. Policy, reference and optimizer are float32 and cut over all chips (LoRA: a base in bfloat16, and
+adapters). "Over 1/N" is bytes times chips, over those of the first size: 1 if bytes fall as 1/N. Every row is
+kept in results/aot.json as it is made; models that are not named keep the rows they have there.
 """
 
 import argparse
@@ -59,34 +58,34 @@ def compiled(config: str, settings: list[str], topology: str) -> dict[str, Any]:
         topology,
         "--json",
     ]
-    found = subprocess.run(
+    done = subprocess.run(
         [*command, *SETTINGS, *settings],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
-    if found.returncode not in (0, 3):
-        sys.exit(f"{topology}: exit {found.returncode}\n{found.stderr}")
-    return {"name": topology, **json.loads(found.stdout.strip().splitlines()[-1])}
+    if done.returncode not in (0, 3):
+        sys.exit(f"{topology}: exit {done.returncode}\n{done.stderr}")
+    return {"name": topology, **json.loads(done.stdout.strip().splitlines()[-1])}
 
 
-def row(model: str, one: dict[str, Any], first: dict[str, Any]) -> str:
+def row(model: str, figures: dict[str, Any], first: dict[str, Any]) -> str:
     def gib(size: float | None) -> str:
         return "?" if size is None else f"{size / 2**30:.1f}"
 
-    axes = " x ".join(f"{axis} {size}" for axis, size in one["mesh"].items() if size > 1)
-    known = one["needed_bytes"] is not None and first["needed_bytes"] is not None
+    axes = " x ".join(f"{axis} {size}" for axis, size in figures["mesh"].items() if size > 1)
+    known = figures["needed_bytes"] is not None and first["needed_bytes"] is not None
     ratio = (
-        f"{one['needed_bytes'] * one['chips'] / (first['needed_bytes'] * first['chips']):.2f}"
+        f"{figures['needed_bytes'] * figures['chips'] / (first['needed_bytes'] * first['chips']):.2f}"
         if known
         else "?"
     )
-    state = f"{one['argument_bytes'] * one['chips'] / (first['argument_bytes'] * first['chips']):.2f}"
+    state = f"{figures['argument_bytes'] * figures['chips'] / (first['argument_bytes'] * first['chips']):.2f}"
     return (
-        f"| {model} | {one['name']} | {one['chips']} | {axes} | {gib(one['argument_bytes'])} | "
-        f"{gib(one['temp_bytes'])} | {gib(one['needed_bytes'])} of "
-        f"{gib(one['hbm_bytes'])} | {'yes' if one['fits'] else 'no'} | {state} | {ratio} |"
+        f"| {model} | {figures['name']} | {figures['chips']} | {axes} | {gib(figures['argument_bytes'])} | "
+        f"{gib(figures['temp_bytes'])} | {gib(figures['needed_bytes'])} of "
+        f"{gib(figures['hbm_bytes'])} | {'yes' if figures['fits'] else 'no'} | {state} | {ratio} |"
     )
 
 
@@ -110,8 +109,8 @@ def main() -> int:
     }
     for model, (config, settings, topologies) in MODELS.items():
         if options.models and model not in options.models:
-            for one in kept.get(model, []):
-                print(row(model, one, kept[model][0]))
+            for figures in kept.get(model, []):
+                print(row(model, figures, kept[model][0]))
             continue
         kept[model] = []
         for topology in topologies:

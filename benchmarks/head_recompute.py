@@ -1,13 +1,11 @@
-"""Our SparsePO step with logits made again in the backward pass (the default) against logits held from the
-forward pass (compute.head.keep_logits).
+"""Our SparsePO step with logits made again in the backward pass (the default) against logits that are held.
 
     python benchmarks/head_recompute.py [PROMPT+RESPONSE ...] [--vocab V] [--rounds N]
 
-Default: 64+192 256+64, 16384, 5 rounds.
-
-Four pairs a step, GPT-2 shape of 6 layers and width 384, float32 on CPU, random tokens; the two take turns.
-Memory: XLA's own count of temporaries. By hand: the head's six products become four, and 8 bytes a response
-token and entry of the vocabulary are held (policy and reference).
+Default: 64+192 256+64, 16384, 5 rounds. Held: compute.head.keep_logits. Four pairs a step, GPT-2 shape of 6
+layers and width 384, float32 on CPU, random tokens; the two take turns. Memory: XLA's own count of
+temporaries. By hand: the head's six products become four, and 8 bytes a response token and entry of the
+vocabulary are held (policy and reference).
 """
 
 import statistics
@@ -20,7 +18,7 @@ def main() -> int:
     parser = step_parser(__doc__)
     parser.add_argument("--vocab", type=int, default=16384)
     options = parser.parse_args()
-    found = []
+    rows = []
     for lengths in options.lengths:
         shape, batch = gpt2(options.vocab, sum(lengths)), random_batch(PAIRS, *lengths, options.vocab)
         steps = {
@@ -33,7 +31,7 @@ def main() -> int:
             f"{8 * PAIRS * 2 * lengths.response * options.vocab / 1e6:.0f} MB"
         )
         for name, step in steps.items():
-            found.append(
+            rows.append(
                 {
                     "lengths": str(lengths),
                     "vocab": options.vocab,
@@ -48,13 +46,13 @@ def main() -> int:
                 "temporaries",
                 flush=True,
             )
-        again, held = found[-2:]
+        again, held = rows[-2:]
         print(
             f"  held over made again: time {held['median_s'] / again['median_s']:.2f}, memory "
             f"{held['temporary_mb'] / again['temporary_mb']:.2f}",
             flush=True,
         )
-    print(save_result("head_recompute", {"rows": found}))
+    print(save_result("head_recompute", {"rows": rows}))
     return 0
 
 

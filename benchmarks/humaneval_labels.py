@@ -1,13 +1,11 @@
-"""The sandbox against HumanEval: do the canonical solutions pass, and are published samples judged as they
-are labelled?
+"""The sandbox against HumanEval: do canonical solutions pass, and are published samples judged as labelled?
 
     python benchmarks/humaneval_labels.py DIR [--limit N] [--workers 2]
 
-DIR: HumanEval.jsonl.gz (task_id, prompt, entry_point, canonical_solution, test) and, if there,
-codegen16b_labelled.jsonl.gz (task_id, completion, passed: run elsewhere with 4 s and 1 GiB). --limit: every
-so manyth sample, N in all. Prints what is judged otherwise and why; writes
-benchmarks/results/humaneval_labels-cpu.json when nothing is left out. Exits with 1 if a canonical solution
-fails.
+DIR holds HumanEval.jsonl.gz (task_id, prompt, entry_point, canonical_solution, test) and, optionally,
+codegen16b_labelled.jsonl.gz (task_id, completion, passed: run elsewhere with 4 s and 1 GiB). --limit takes N
+samples, evenly spaced. Prints what is judged otherwise and why, and writes results/humaneval_labels-cpu.json
+when nothing is left out. Exits with 1 if a canonical solution fails.
 """
 
 import argparse
@@ -58,8 +56,8 @@ def main() -> int:
     problems = {row["task_id"]: row for row in read(parsed.dir / "HumanEval.jsonl.gz")}
     labelled_path = parsed.dir / "codegen16b_labelled.jsonl.gz"
     samples = read(labelled_path) if labelled_path.exists() else []
-    whole = parsed.limit is None or parsed.limit >= len(samples)
-    samples = samples if whole else samples[:: -(-len(samples) // parsed.limit)]
+    complete = parsed.limit is None or parsed.limit >= len(samples)
+    samples = samples if complete else samples[:: -(-len(samples) // parsed.limit)]
 
     def program(task_id: str, completion: str) -> str:
         return program_of(problems[task_id], problems[task_id]["prompt"], completion)
@@ -87,10 +85,10 @@ def main() -> int:
             f"labelled samples: {len(samples) - len(other)} of {len(samples)} judged as labelled ({passing} "
             "labelled as passing)"
         )
-        for one in other:
+        for sample in other:
             print(
-                f"  {one['task_id']}, sample {one['sample']}: labelled "
-                f"{'passed' if one['label'] else 'failed'}, now {one['why'] or 'passed'}"
+                f"  {sample['task_id']}, sample {sample['sample']}: labelled "
+                f"{'passed' if sample['label'] else 'failed'}, now {sample['why'] or 'passed'}"
             )
         kinds = Counter(outcome.why.split(":")[0] or "passed" for outcome in outcomes)
         print("  " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
@@ -99,7 +97,7 @@ def main() -> int:
         f"{count} programs in {seconds:.0f} s, {1000 * seconds / count:.0f} ms each with {parsed.workers} "
         f"workers; guards: {', '.join(guards()) or 'none'}"
     )
-    if whole and samples:
+    if complete and samples:
         RESULT.write_text(
             json.dumps(
                 {

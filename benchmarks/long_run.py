@@ -1,11 +1,10 @@
-"""Whether a long run stays as it began: memory, seconds a step and compiled programs over 2000 steps of
-quickstart's size, checkpoints included.
+"""Whether a long run stays as it began: memory, seconds a step and compiled programs over 2,000 steps.
 
     python benchmarks/long_run.py [--steps N]
 
-Runs the real program (stage po of configs/quickstart.yaml, from random weights) as a process of its own and
-looks at its resident memory twice a second. A tenth of the steps is warm-up. Prints the last tenth over the
-first tenth after it; results/long_run-DEVICE.json and .svg.
+Runs the real program (stage po of configs/quickstart.yaml, from random weights, checkpoints included) as a
+process of its own and samples its resident memory twice a second. The first tenth of the steps is warm-up.
+Prints the last tenth over the second; kept in results/long_run-DEVICE.json and .svg.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""Does it matter where a mask lies? The built-in reviews, trained with masks that are given and do not learn,
-all of the same mean in each response.
+"""Does it matter where a mask lies? Policies trained with fixed masks that have the same mean in each
+response.
 
     python benchmarks/mask_controls.py [--seeds 0 1 2 3 4] [--out runs/which_tokens]
 
-For each seed the quickstart's SparsePO is trained as benchmarks/which_tokens.py does it (its runs under --out
-are taken where they are finished), its final reward mask is read off the training pairs, and the policy is
-trained anew from the same start with weights given with the data (`objective.mask.kind=given`): that mask
-itself, the same values shuffled within each response, and ones, random, positional, confident and untrained
-masks scaled to its mean in each response. Same pairs, beta, steps and batches; the held-out figures are
-unmasked. Runs that are finished are not repeated. About 20 minutes in all on 2 cores. The result is kept in
-results/mask_controls-reviews-DEVICE.json.
+On the built-in reviews. For each seed the quickstart's SparsePO is trained as in benchmarks/which_tokens.py,
+whose finished runs under --out are used. Its final reward mask is read off the training pairs, and the policy
+is trained anew from the same start with weights given with the data (`objective.mask.kind=given`): that mask
+itself, its values shuffled within each response, and masks of ones, random, positional, by confidence and of
+an untrained net, all scaled to its mean in each response. Pairs, beta, steps and batches are the same; the
+held-out figures are unmasked. Finished runs are not repeated. About 20 minutes in all on 2 cores. The result
+is kept in results/mask_controls-reviews-DEVICE.json.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def runs_of_seed(out: Path, seed: int) -> list[dict[str, Any]]:
         for name, settings in (("learned", learned), ("untrained", fresh))
         for split in SPLITS
     }
-    found = []
+    rows = []
     for number, control in enumerate(CONTROLS):
         if control == "untrained net" and records["untrained", "train"] is None:
             print(f"  {control:<18} dead at the start")
@@ -134,13 +134,13 @@ def runs_of_seed(out: Path, seed: int) -> list[dict[str, Any]]:
         } | sources
         execute(output / "run", settings | {"stages": "[po, eval]", "objective.mask": "{kind: given}"})
         summary = json.loads((output / "run" / "summary.json").read_text())
-        found.append(
+        rows.append(
             {"seed": seed, "control": control} | {name: summary["after"][name] for name in COLUMNS.values()}
         )
         print(
-            f"  {control:<18}" + "".join(f"{found[-1][name]:>18.3f}" for name in COLUMNS.values()), flush=True
+            f"  {control:<18}" + "".join(f"{rows[-1][name]:>18.3f}" for name in COLUMNS.values()), flush=True
         )
-    return found
+    return rows
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ def main() -> int:
     parser = step_parser(__doc__)
     parser.add_argument("--vocab", type=int, default=16384)
     options = parser.parse_args()
-    found = []
+    rows = []
     for lengths in options.lengths:
         shape, steps = gpt2(options.vocab, sum(lengths)), {}
         for kind in KINDS:
@@ -30,7 +30,7 @@ def main() -> int:
         medians_s = {kind: statistics.median(times) for kind, times in times_s.items()}
         print(f"{lengths} tokens, vocabulary {options.vocab}")
         for kind, step in steps.items():
-            found.append(
+            rows.append(
                 {
                     "lengths": str(lengths),
                     "vocab": options.vocab,
@@ -48,7 +48,7 @@ def main() -> int:
             f"{medians_s['sparsepo'] / medians_s['dpo']:.3f}",
             flush=True,
         )
-    print(save_result("objectives", {"rows": found}))
+    print(save_result("objectives", {"rows": rows}))
     return 0
 
 

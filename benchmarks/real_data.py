@@ -1,12 +1,12 @@
-"""Pairs/s over a file of preference pairs: our SparsePO step in packed batches against plain PyTorch's in
-random batches, padded on the right.
+"""Pairs/s over a file of preference pairs: our SparsePO step against plain PyTorch's.
 
     python benchmarks/real_data.py FILE.jsonl.gz [--steps N] [--pairs 4]           default: 50 steps
 
-GPT-2 shape of 6 layers and width 384, vocabulary 50,257, up to 2048 tokens (prompts 1024), float32. A BPE of
-up to as many entries is learned on the file. Both sides have tokenised the file before the clock starts, and
-our shapes are compiled (reported apart); the clock covers everything from the tokenised rows on: collating or
-packing, and the update. Both train on the same pairs, five steps in turn, each in a process of its own.
+Ours runs packed batches, PyTorch's random batches padded on the right. GPT-2 shape of 6 layers and width 384,
+vocabulary 50,257, up to 2048 tokens (prompts 1024), float32. A BPE of up to that many entries is learned on
+the file. Before the clock starts both sides have tokenised the file and our shapes are compiled (reported
+apart); the clock covers everything from the tokenised rows on: collating or packing, and the update. Both
+train on the same pairs, five steps in turn, each in a process of its own.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> int:
         running = {side: Candidate("real.py", side, *settings) for side in ("ours", "torch")}
         about = {side: candidate.about for side, candidate in running.items()}
         answers = answers_in_turn(running, len(about["ours"]["pairs"]), warm=0)
-    rates, found = (
+    rates, sides = (
         {},
         {"pairs": options.pairs, "steps": options.steps, "tokenizer": len(tokenizer), "about": about},
     )
@@ -50,7 +50,7 @@ def main() -> int:
         pairs, seconds = about[side]["pairs"], [row["seconds"] for row in rows]
         rates[side] = sum(pairs) / sum(seconds)
         of_chunk = [count / time_s for count, time_s in zip(pairs, seconds, strict=True)]
-        found[side] = {
+        sides[side] = {
             "pairs_per_s": rates[side],
             "by_chunk": of_chunk,
             "pairs": sum(pairs),
@@ -65,7 +65,7 @@ def main() -> int:
     print(
         save_result(
             f"real_data-{Path(options.file).resolve().parent.name}",
-            found | {"ratio": rates["ours"] / rates["torch"]},
+            sides | {"ratio": rates["ours"] / rates["torch"]},
         )
     )
     return 0

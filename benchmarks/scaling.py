@@ -1,11 +1,11 @@
-"""Cost and temporary memory of our SparsePO step against length, vocabulary, batch and layers: one is varied,
-the others stay at the base.
+"""Cost and temporary memory of our SparsePO step against length, vocabulary, batch and layers.
 
     python benchmarks/scaling.py [--rounds N]                                                default: 3 rounds
 
-Base: 4 pairs, 64 prompt and 64 response tokens, vocabulary 16,384, GPT-2 shape of 4 layers and width 256;
-random tokens. The matrix rate is measured anew beside each point. A table, and results/scaling-DEVICE.svg:
-what was measured, and below it floating point operations over that rate.
+One of them is varied at a time, the others stay at the base: 4 pairs, 64 prompt and 64 response tokens,
+vocabulary 16,384, GPT-2 shape of 4 layers and width 256, random tokens. The matrix rate is measured anew
+beside each point. Writes a table, and results/scaling-DEVICE.svg: what was measured, and below it the
+floating point operations over that rate.
 """
 
 import argparse

@@ -1,14 +1,12 @@
-"""How much sooner a second start is at its first step than a first one, since compiled programs are kept on
-disk (compute.compile_cache).
+"""How much sooner a second start reaches its first step, because compiled programs are kept on disk.
 
     python benchmarks/second_start.py [--rounds N] [--layers L --width D]
 
-Default: 3 rounds, 2 layers of width 64.
-
-The real program (stage po of configs/quickstart.yaml, two steps from random weights), each start a process of
-its own. In each round first with an empty directory, then again with what that left. Start: from the
-process's begin, imports and data included, until the first step is in the log. Compiling: what the program
-says that its first step took to compile, or to read back.
+Default: 3 rounds, 2 layers of width 64. The real program (stage po of configs/quickstart.yaml, two steps from
+random weights), each start a process of its own. In each round first with an empty cache
+(compute.compile_cache), then with the cache that this left. Start: from the beginning of the process, imports
+and data included, until the first step is logged. Compilation: what the program reports for compiling its
+first step, or for reading it back.
 """
 
 import argparse
@@ -48,14 +46,14 @@ def start(output: Path, cache: Path, layers: int, width: int) -> dict[str, float
         *shape,
     ]
     began_s, log, first_s = time.time(), output / "metrics.jsonl", None
-    with (output.parent / f"{output.name}.txt").open("w+") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, text=True)
+    with (output.parent / f"{output.name}.txt").open("w+") as output_file:
+        process = subprocess.Popen(command, stdout=output_file, stderr=subprocess.STDOUT, text=True)
         while process.poll() is None:
             if first_s is None and log.exists() and log.stat().st_size:
                 first_s = time.time() - began_s
             time.sleep(0.02)
-        said.seek(0)
-        text = said.read()
+        output_file.seek(0)
+        text = output_file.read()
     found = COMPILED.search(text)
     if process.returncode or found is None:
         sys.exit(f"{' '.join(command)}: exit {process.returncode}\n{text}")

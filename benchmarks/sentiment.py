@@ -1,18 +1,17 @@
-"""Which objective buys sentiment at the least KL? The paper's IMDB experiment at a size for a laptop,
-everything made here.
+"""Which objective buys sentiment at the least KL? The paper's IMDB experiment at a size for a laptop.
 
-    python benchmarks/sentiment.py DATA [--output runs/sentiment] [--seeds 3] [--objectives NAME ...] \
+    python benchmarks/sentiment.py DATA [--output runs/sentiment] [--seeds 3] [--objectives NAME ...] \\
         [--result sentiment]
 
-DATA: the directory that holds imdb_reviews/{train,test}.jsonl.gz (rows {"text", "label"}),
-lexicons/opinion_{positive,negative}.txt (Hu and Liu) and sst_trees/train.txt.gz (Stanford), by which the
-masks are judged. Trains a small GPT-2 and its tokenizer on the reviews, a classifier on their labels, samples
+DATA is the directory that holds imdb_reviews/{train,test}.jsonl.gz (rows {"text", "label"}) and the word
+lists that judge the masks, lexicons/opinion_{positive,negative}.txt (Hu and Liu) and sst_trees/train.txt.gz
+(Stanford). Trains a small GPT-2 and its tokenizer on the reviews and a classifier on their labels, samples
 continuations of their first words, pairs those that the classifier puts in different classes, and trains
 every objective on the pairs, for each beta and seed. Reward: mean probability of the positive class over
-continuations of held-out prompts; KL: of what the policy writes there, by sampling, nats a response. The same
-command goes on where it was stopped.
+continuations of held-out prompts. KL: of what the policy writes there, by sampling, nats a response. The same
+command continues where it was stopped.
 
-The ones-mask control is TDPO-1: unit masks make the token-weighted objective exactly that
+The control with a mask of ones is TDPO-1: unit masks make the token-weighted objective exactly that
 (tests/test_losses.py).
 """
 

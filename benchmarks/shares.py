@@ -2,13 +2,12 @@
 
     python benchmarks/shares.py [PROMPT+RESPONSE ...] [--vocab V] [--rounds N]
 
-Default: 64+192 256+64, 16384, 5 rounds.
-
-Four pairs a step, GPT-2 shape of 6 layers and width 384, float32 on CPU. Each part is our own code, run alone
-at the step's shapes as often as the step runs it: in each layer forward (reference), and forward and backward
-(policy). Parts and the whole step take turns. What the step takes beyond the sum of its parts is the rest:
-norms, embedding, copies. A part alone may find more in the caches than in the step, and is not fused with its
-neighbours: read the shares to a few percent, and a small rest, or one below zero, as nothing.
+Default: 64+192 256+64, 16384, 5 rounds. Four pairs a step, GPT-2 shape of 6 layers and width 384, float32 on
+CPU. Each part is our own code, run alone at the step's shapes as often as the step runs it: in each layer
+forward (reference), and forward and backward (policy). The parts and the full step take turns. What the step
+takes beyond the sum of its parts is the rest: norms, embedding, copies. A part alone may find more in the
+caches than it does in the step, and is not fused with its neighbours, so read the shares to a few percent,
+and a small or negative rest as nothing.
 """
 
 import functools
@@ -72,12 +71,12 @@ def parts_of(step: OurStep) -> dict[str, Callable[[], None]]:
     projections = {path: x for path, x in weights.items() if path.startswith("attention.")}
     mlp = {path: x for path, x in weights.items() if path.startswith(("up.", "down."))}
 
-    def project(mine, x_RSD):
-        own = merge_module(graph, weights | mine).attention
-        return own.query(x_RSD), own.key(x_RSD), own.value(x_RSD), own.out(x_RSD)
+    def project(part_weights, x_RSD):
+        block = merge_module(graph, weights | part_weights).attention
+        return block.query(x_RSD), block.key(x_RSD), block.value(x_RSD), block.out(x_RSD)
 
-    def feed(mine, x_RSD):
-        block = merge_module(graph, weights | mine)
+    def feed(part_weights, x_RSD):
+        block = merge_module(graph, weights | part_weights)
         return block.down(_ACTIVATIONS[spec.activation](block.up(x_RSD)))
 
     # Which blocks are seen is found once a step; it falls to the rest.
@@ -130,7 +129,7 @@ def main() -> int:
     parser = step_parser(__doc__)
     parser.add_argument("--vocab", type=int, default=16384)
     options = parser.parse_args()
-    found = []
+    rows = []
     for lengths in options.lengths:
         step = OurStep(gpt2(options.vocab, sum(lengths)), random_batch(PAIRS, *lengths, options.vocab))
         # warm 2: the optimizer's own results lie as the mesh has it, for which it is compiled once more.
@@ -141,7 +140,7 @@ def main() -> int:
         print(f"{lengths} tokens, vocabulary {options.vocab}")
         for name, seconds in medians_s.items():
             spread = f" ({min(times_s[name]):.3f} to {max(times_s[name]):.3f})" if name in times_s else ""
-            found.append(
+            rows.append(
                 {
                     "lengths": str(lengths),
                     "vocab": options.vocab,
@@ -151,7 +150,7 @@ def main() -> int:
                 }
             )
             print(f"  {name:<26}{100 * seconds / whole_s:6.1f} %  {seconds:7.3f} s{spread}", flush=True)
-    print(save_result("shares", {"rows": found}))
+    print(save_result("shares", {"rows": rows}))
     return 0
 
 

@@ -1,14 +1,13 @@
-"""A model that can speak, on real preferences: ours (SparsePO and DPO) beside TRL's DPO, one after the other
-on the same pairs.
+"""A model that can write, on real preferences: our SparsePO and DPO beside TRL's DPO, on the same pairs.
 
-    python benchmarks/smollm2.py MODEL PAIRS.json.gz [--steps 24] [--pairs 8] [--length 256] [--rate 1e-5] \
+    python benchmarks/smollm2.py MODEL PAIRS.json.gz [--steps 24] [--pairs 8] [--length 256] [--rate 1e-5] \\
         [--trl PYTHON]
 
 MODEL: SmolLM2-135M-Instruct as a Hugging Face directory. PAIRS: rows of instruction, input, chosen and
-rejected, such as rasbt/instruction_preference (polite and rude answers). A tenth of the rows is held out.
-Each side is a process of its own, float32, with nothing compiled before: seconds from its start to the end of
-the first step, seconds of each later step, and held-out accuracy. --trl: a Python with trl and torch
-(default: this one).
+rejected, such as rasbt/instruction_preference (polite and rude answers). A tenth of the rows is held out. The
+sides run one after the other, each in a process of its own, float32, with nothing compiled before. Reported:
+seconds from the start to the end of the first step, seconds of each later step, and held-out accuracy. --trl:
+a Python with trl and torch (default: this one).
 """
 
 import argparse

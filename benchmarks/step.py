@@ -1,14 +1,12 @@
-"""A training step of ours against a plain PyTorch/transformers step of SparsePO and DPO, and TRL's
-DPOTrainer: seconds, tokens/s, peak memory.
+"""A training step of ours against plain PyTorch's and TRL's: seconds, tokens/s, peak memory.
 
     python benchmarks/step.py [PROMPT+RESPONSE ...] [--vocab V ...] [--rounds N] [--trl PYTHON]
 
-Default: 64+192 256+64, 16384 50257, 5 rounds.
-
-Four pairs a step, GPT-2 shape of 6 layers and width 384, float32, random tokens. Every candidate is a process
-of its own that waits while another runs; they take turns, and ratios are of medians over the rounds. Peak
-memory is the process's, libraries and compiler included. --trl: the Python of an environment with trl, torch
-and datasets (TRL asks for other versions than ours); without it TRL is left out.
+Default: 64+192 256+64, 16384 50257, 5 rounds. Four pairs a step, GPT-2 shape of 6 layers and width 384,
+float32, random tokens. Plain PyTorch runs SparsePO and DPO with transformers, TRL its DPOTrainer. Every
+candidate is a process of its own that waits while another runs; they take turns, and ratios are of medians
+over the rounds. Peak memory is the process's, libraries and compiler included. --trl: the Python of an
+environment with trl, torch and datasets (TRL asks for other versions than ours); without it TRL is left out.
 """
 
 import statistics
@@ -40,7 +38,7 @@ def main() -> int:
     options = parser.parse_args()
     rate = matrix_rate()
     print(f"matrix rate {rate / 1e9:.0f} GFLOP/s")
-    found, ratios, versions = [], [], {}
+    step_rows, ratios, versions = [], [], {}
     for vocab in options.vocab:
         for lengths in options.lengths:
             flop = step_flop(
@@ -75,7 +73,7 @@ def main() -> int:
                 }
                 if name == "ours sparsepo":
                     row["share_of_matrix_rate"] = flop / median_s / rate
-                found.append(row)
+                step_rows.append(row)
                 share = (
                     f", {row['share_of_matrix_rate']:.2f} of the matrix rate"
                     if "share_of_matrix_rate" in row
@@ -100,7 +98,7 @@ def main() -> int:
                     print(f"  {theirs} over {ours}: {ratios[-1]['ratio']:.2f}", flush=True)
     print(
         save_result(
-            "step", {"matrix_rate": rate, "rows": found, "ratios": ratios, "candidate_versions": versions}
+            "step", {"matrix_rate": rate, "rows": step_rows, "ratios": ratios, "candidate_versions": versions}
         )
     )
     return 0

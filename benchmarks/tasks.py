@@ -1,19 +1,21 @@
-"""The paper's other tasks - dialogue, summaries, code - end to end on real data, at a size for a laptop, with
-the measures that the paper takes of them.
+"""The paper's other tasks - dialogue, summaries, code - on real data, with its measures, at laptop size.
 
-    python benchmarks/tasks.py DATA [--tasks dialogue summaries code] [--output runs/tasks] [--seeds 3] \
+    python benchmarks/tasks.py DATA [--tasks dialogue summaries code] [--output runs/tasks] [--seeds 3] \\
         [--quick]
 
-DATA: the directory that holds hh_harmless/train.jsonl.gz and tldr_pairs/train.jsonl.gz (rows {"prompt",
-"chosen", "rejected"}, of summaries with "chosen_reward"), humaneval/pass_fail_pairs_train.jsonl.gz (the same:
-programs that pass and fail HumanEval's tests) and mbpp/mbpp.jsonl ({"text", "code", "task_id", "test_list",
-"test_setup_code"}). For each task a small GPT-2 and its tokenizer are trained from nothing on its text
-(configs/tasks/*_sft.yaml), then SparsePO and DPO from there, each over the same seeds (configs/tasks/*.yaml),
-measured on what no stage has seen: pairs of held-out prompts (of one dialogue's opening, one post, one
-problem), and what the policy writes before and after. The programs it writes are for MBPP's test problems (11
-to 510): its training pairs are of HumanEval's. Needs the extra [measures]; BERTScore is left out, it needs a
-pretrained model. The same command goes on where it was stopped; a result a task is kept in
-benchmarks/results/.
+DATA is the directory that holds
+
+    hh_harmless/train.jsonl.gz                  {"prompt", "chosen", "rejected"}
+    tldr_pairs/train.jsonl.gz                   the same, and "chosen_reward"
+    humaneval/pass_fail_pairs_train.jsonl.gz    programs that pass and fail HumanEval's tests, in the same form
+    mbpp/mbpp.jsonl                             {"text", "code", "task_id", "test_list", "test_setup_code"}
+
+For each task a small GPT-2 and its tokenizer are trained from nothing on its text (configs/tasks/*_sft.yaml),
+then SparsePO and DPO from there over the same seeds (configs/tasks/*.yaml). They are measured on what no
+stage has seen: pairs of held-out prompts (of a dialogue's opening, a post, a problem), and what the policy
+writes before and after. The programs it writes are for MBPP's test problems (11 to 510), while its training
+pairs are HumanEval's. Needs the extra [measures]; BERTScore is left out, because it needs a pretrained model.
+The same command continues where it was stopped; one result a task is kept in results/.
 
 --quick: a few steps of everything, into OUTPUT/quick, to see that it runs; no result is kept.
 """
@@ -145,7 +147,8 @@ def summaries(data: Path) -> Rows:
     best: dict[str, list[Row]] = {}  # by post, from the best on, each summary once
     for row in sorted(pairs, key=lambda row: -row["chosen_reward"]):
         of = best.setdefault(row["prompt"], [])
-        of += [row] * all(row["chosen"] != other["chosen"] for other in of)
+        if all(row["chosen"] != other["chosen"] for other in of):
+            of.append(row)
     train, held = split(pairs, lambda row: row["prompt"])
 
     def posts(rows: list[Row]) -> list[str]:
@@ -233,7 +236,7 @@ def run(task: str, output: Path, seeds: int, quick: bool) -> None:
         str(CONFIGS / f"{task}_sft.yaml"),
         f"output_dir={output}/sft",
         f"data.sft.0.path={output}/data/sft.jsonl",
-        *QUICK_SFT * quick,
+        *(QUICK_SFT if quick else ()),
     )
     files = {"train": "train", "eval": "held", "prompts": "prompts"}
     shared = (
@@ -241,7 +244,7 @@ def run(task: str, output: Path, seeds: int, quick: bool) -> None:
         str(CONFIGS / f"{task}.yaml"),
         f"policy.path={output}/sft/export",
         *(f"data.{name}.0.path={output}/data/{file}.jsonl" for name, file in files.items()),
-        *QUICK * quick,
+        *(QUICK if quick else ()),
     )
     seed = "seed=" + ",".join(map(str, range(seeds)))
     program(*shared, f"output_dir={output}/before", "stages=[generate, measure]", "--sweep", seed)
@@ -250,25 +253,25 @@ def run(task: str, output: Path, seeds: int, quick: bool) -> None:
 
 def figures(run: Path) -> dict[str, float]:
     """The numbers in LABELS that a finished run's files say."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if (run / "summary.json").exists():
         summary = json.loads((run / "summary.json").read_text())
-        found = summary["after"] | {"zeros": summary["mask"]["sparsity_end"]}
+        values = summary["after"] | {"zeros": summary["mask"]["sparsity_end"]}
     measures = json.loads((run / "measures.json").read_text())
-    found |= measures.get("text", {}) | measures.get("code", {})
+    values |= measures.get("text", {}) | measures.get("code", {})
     samples = [sample for line in read(run / "generations.jsonl") for sample in line["samples"]]
-    found["words"], found["tokens"] = (
+    values["words"], values["tokens"] = (
         fmean(len(of) for of in each)
         for each in ((s["text"].split() for s in samples), (s["token_ids"] for s in samples))
     )
-    found["ended"] = fmean(sample["finish"] != "length" for sample in samples)
+    values["ended"] = fmean(sample["finish"] != "length" for sample in samples)
     if "code" in measures:
         whys = [line["why"].partition(":")[0] for line in read(run / "measures_samples.jsonl")]
-        found["parses"] = fmean(
+        values["parses"] = fmean(
             sample["text"].strip() != "" and why not in NOT_PYTHON
             for sample, why in zip(samples, whys, strict=True)
         )
-    return {name: found[name] for name in LABELS if found.get(name) is not None}
+    return {name: values[name] for name in LABELS if values.get(name) is not None}
 
 
 def ends(runs: list[Path]) -> dict[str, float]:

@@ -1,15 +1,19 @@
-"""Temporary memory of our SparsePO step against the vocabulary: compiled from shapes alone, nothing is run or
+"""Temporary memory of our SparsePO step against the vocabulary: compiled from shapes, nothing is run or
 timed.
 
-    python benchmarks/vocabulary_memory.py [VOCABULARY ...] [--width D] [--layers L] \
+    python benchmarks/vocabulary_memory.py [VOCABULARY ...] [--width D] [--layers L] \\
         [--lengths PROMPT+RESPONSE] [--dtype TYPE] [--keep-logits]
 
 Default: 16384 65536 262144, width 256, 4 layers, 64+192 tokens, 4 pairs, float32, GPT-2 shape with a head of
-its own (not tied: embedding and head have a gradient each). XLA's own count of temporaries, of two programs.
-Loss and gradients alone, whose gradients are results and not counted: nothing may grow with the vocabulary
-(in bfloat16 the heads of policy and reference in that type do, and are taken off). The whole step: how many
-float32 matrices [vocabulary, width] it grows by; may be two, the gradients, which are taken off. Exits with 1
-if one of the two grows by more than a tenth.
+its own (not tied, so embedding and head have a gradient each). XLA's own count of temporaries, of two
+programs:
+
+    loss and gradients    the gradients are results and not counted, so nothing may grow with the vocabulary
+                          (in bfloat16 the heads of policy and reference in that type do, and are taken off)
+    the full step         reported as the number of float32 matrices [vocabulary, width] by which it grows;
+                          two, the gradients, are allowed and taken off
+
+Exits with 1 if one of the two grows by more than a tenth.
 """
 
 import argparse
@@ -47,7 +51,7 @@ def main() -> int:
             dtype=options.dtype,
             head={"keep_logits": options.keep_logits},
         )
-        gradients, step = (one.memory_analysis().temp_size_in_bytes / 1e6 for one in compiled)
+        gradients, step = (program.memory_analysis().temp_size_in_bytes / 1e6 for program in compiled)
         matrix_mb = 4 * vocab * options.width / 1e6
         rows.append(
             {

@@ -1,18 +1,17 @@
-"""Which tokens the masks find, and which recipe finds them best: AUROC against the ceiling, sparsity over
-beta, deletion; on the built-in reviews.
+"""Which tokens the masks find, and which recipe finds them best: AUROC against the ceiling, deletion,
+sparsity.
 
-    python benchmarks/which_tokens.py [--seeds 0 1 2 3 4] [--variants NAME ...] [--out runs/which_tokens] \
+    python benchmarks/which_tokens.py [--seeds 0 1 2 3 4] [--variants NAME ...] [--out runs/which_tokens] \\
         [--result which_tokens-reviews]
 
-Each seed has its own reviews and its own small model (sft, once); the variants start from it: the
-quickstart's settings (`default`), the official ones by name, each departure alone, all of them, and other
-betas. Runs that are finished under --out are not repeated: the same command goes on after an interruption.
-Prints what is left to do and how long it takes; about 30 minutes in all on 2 cores. The result is kept in
+On the built-in reviews. Each seed has its own reviews and its own small model, trained once (sft). The
+variants start from it: the quickstart's settings (`default`), the official ones, each departure from them
+alone, all of them, and other betas. Finished runs under --out are not repeated, so the same command continues
+after an interruption. Prints how much is left; about 30 minutes in all on 2 cores. The result is kept in
 results/which_tokens-reviews-DEVICE.json (--result: another name).
 
-A variant whose mask is dead at the start (the program refuses it) counts as such: its figures are left out of
-the means, and it is said. Exits with 1 if the mean reward-mask AUROC of `default` is more than 0.02 below the
-ceiling.
+A variant whose mask is dead at the start, which the program refuses, is counted as dead and left out of the
+means. Exits with 1 if the mean AUROC of `default` is more than 0.02 below the ceiling.
 """
 
 import argparse
@@ -61,10 +60,10 @@ def execute(output: Path, settings: dict[str, str]) -> str | None:
     result; None: there is one."""
     told, done = [f"{name}={value}" for name, value in settings.items()], output / "benchmark.json"
     if done.exists():
-        found = json.loads(done.read_text())
-        if found["settings"] != told:
+        record = json.loads(done.read_text())
+        if record["settings"] != told:
             sys.exit(f"{output} was made with other settings; remove it, or take another --out")
-        return found["why"]
+        return record["why"]
     output.mkdir(parents=True, exist_ok=True)
     began_s = time.perf_counter()
     command = [
@@ -107,18 +106,18 @@ def run(out: Path, seed: int, name: str) -> dict[str, Any]:
     output = out / str(seed) / name
     settings = from_sft(out, seed) | {"stages": "[po, eval, export]", "evaluation.sampled_prompts": "null"}
     why = execute(output, settings | VARIANTS[name])
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "seed": seed,
         "variant": name,
         "why": why,
         "wall_s": json.loads((output / "benchmark.json").read_text())["wall_s"],
     }
     if why is not None:
-        return found
+        return figures
     summary = json.loads((output / "summary.json").read_text())
     mask = summary["mask"]
     return (
-        found
+        figures
         | mask
         | {"below_ceiling": mask["auroc_ceiling"] - mask["auroc_reward"]}
         | {name: summary["after"][name] for name in ("accuracy_unmasked", "margin_unmasked", "kl")}
@@ -163,8 +162,8 @@ def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Heading -> mean, least and largest over the seeds."""
     values = {heading: [figure(row) for row in rows] for heading, figure in COLUMNS.items()}
     return {
-        heading: {"mean": statistics.mean(found), "least": min(found), "largest": max(found)}
-        for heading, found in values.items()
+        heading: {"mean": statistics.mean(figures), "least": min(figures), "largest": max(figures)}
+        for heading, figures in values.items()
     }
 
 
@@ -204,17 +203,17 @@ def main() -> int:
         for name in options.variants
     }
     table = {
-        name: {"seeds": len(found), "dead": sum(row["variant"] == name for row in rows) - len(found)}
-        | means(found)
-        for name, found in alive.items()
-        if found
+        name: {"seeds": len(living), "dead": sum(row["variant"] == name for row in rows) - len(living)}
+        | means(living)
+        for name, living in alive.items()
+        if living
     }
     print(
         f"{'means over seeds':<22}{'AUROC (least to largest)':>25}"
         + "".join(f"{heading:>18}" for heading in list(COLUMNS)[1:])
     )
-    for name, found in table.items():
-        first, *others = (found[heading] for heading in COLUMNS)
+    for name, figures in table.items():
+        first, *others = (figures[heading] for heading in COLUMNS)
         print(
             f"{name:<22}"
             + f"{first['mean']:.3f} ({first['least']:.3f} to {first['largest']:.3f})".rjust(25)

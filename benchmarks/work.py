@@ -1,5 +1,4 @@
-"""What the speed benchmarks share: shapes, random pairs, our own step, floating point operations counted by
-hand, the measured matrix rate, and times taken in turn.
+"""What the speed benchmarks share: shapes, random pairs, our own step, operations counted by hand, timing.
 
 Ratios are of medians over rounds in which every candidate runs once, so that a machine that slows down slows
 all of them.
@@ -287,7 +286,8 @@ def answers_in_turn(
     for number in range(warm + rounds):
         for name, candidate in running.items():
             answer = candidate.step()
-            answers[name] += [answer] * (number >= warm)
+            if number >= warm:
+                answers[name].append(answer)
     for candidate in running.values():
         candidate.close()
     return answers

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the launchers: how settings are read, and how a command is written down, run, or (with --dry-run) printed instead.
+# Sourced by the launchers: reads settings, and writes down a command, runs it, or (with --dry-run) prints it
+# instead.
 
 DRY_RUN=false
 command='' arguments=() place=() env=()
@@ -9,7 +10,8 @@ fail() {
   exit 2
 }
 
-# The arguments as one line that any POSIX shell (here, behind ssh, in a container) reads back as the same arguments.
+# The arguments as one line that any POSIX shell (here, behind ssh, in a container) reads back as the same
+# arguments.
 quoted() {
   local word line='' quote="'\\''"
   for word in "$@"; do
@@ -55,8 +57,10 @@ place_by() {
   done
 }
 
-# read_settings COMMANDS VALUES LISTS FLAGS ARGUMENTS...: reads what stands before the command. A setting --of-this-name goes to the variable of_this_name: one of
-# VALUES is its value, one of LISTS is added to an array, one of FLAGS becomes true. Sets command, one of COMMANDS ("a, b or c"), and arguments, what follows it.
+# read_settings COMMANDS VALUES LISTS FLAGS ARGUMENTS...: reads the settings before the command. A setting
+# --of-this-name goes to the variable of_this_name: for one of VALUES its value, for one of LISTS a further
+# entry of an array, for one of FLAGS true. Sets command, one of COMMANDS ("a, b or c"), and arguments, what
+# follows it.
 read_settings() {
   local expected=$1 values=" $2 " lists=" $3 " flags=" $4 dry-run help " setting value variable
   shift 4

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A run on TPU slices of a GKE cluster, as a JobSet (gke_jobset.yaml). Kubernetes itself starts it again: where a host is taken away or the run ends with
-# 75 (state saved) or 134 (aborted by JAX, since another host is gone) all pods are started anew and the run continues; any other failure ends the JobSet.
+# A run on TPU slices of a GKE cluster, as a JobSet (gke_jobset.yaml). Kubernetes restarts it: when a host is
+# taken away, or the run ends with 75 (state saved) or 134 (aborted by JAX, because another host is gone), all
+# pods start anew and the run continues. Any other failure ends the JobSet.
 #
 #   launch/gke_jobset.sh [SETTINGS] create ARGUMENTS    python -m sparsepo_jax.main ARGUMENTS on all hosts of all slices
 #   launch/gke_jobset.sh [SETTINGS] restart ARGUMENTS   delete, then create: the same ARGUMENTS continue where it stopped
@@ -11,7 +12,8 @@
 # Settings, before the command; the environment variable in brackets gives the default:
 #   --name NAME                [GKE_NAME]         of the JobSet
 #   --image IMAGE              [GKE_IMAGE]        launch/Dockerfile, built for tpu and pushed
-#   --claim CLAIM              [GKE_CLAIM]        PersistentVolumeClaim that all hosts may write (ReadWriteMany): Filestore, or a bucket by Cloud Storage FUSE
+#   --claim CLAIM              [GKE_CLAIM]        PersistentVolumeClaim that all hosts may write (ReadWriteMany):
+#                                                 Filestore, or a bucket by Cloud Storage FUSE
 #   --mount DIR                [GKE_MOUNT]        where it is mounted; default /mnt/shared. output_dir must lie there
 #   --accelerator ACCELERATOR  [GKE_ACCELERATOR]  label of the nodes: tpu-v5-lite-podslice, tpu-v5p-slice, tpu-v6e-slice
 #   --topology TOPOLOGY        [GKE_TOPOLOGY]     of a slice: 4x4, or 2x2x2 for v4 and v5p
@@ -19,7 +21,8 @@
 #   --slices N                 [GKE_SLICES]       default 1
 #   --namespace NAMESPACE      [GKE_NAMESPACE]    default: kubectl's
 #   --service-account ACCOUNT  [GKE_SERVICE_ACCOUNT]  of the pods, default "default"; a bucket needs one that may write it
-#   --gcsfuse                                     the claim is a bucket (with a hierarchical namespace: a checkpoint is finished by renaming its directory)
+#   --gcsfuse                                     the claim is a bucket (with a hierarchical namespace, because
+#                                                 finishing a checkpoint renames its directory)
 #   --spot                                        on spot nodes
 #   --env NAME=VALUE                              an environment variable of the run; may be repeated
 #   --max-restarts N                              default 100
@@ -27,11 +30,13 @@
 #   --all-hosts                                   for logs
 #   --dry-run                                     print the commands and the manifest, run nothing
 #
-# The cluster needs the JobSet controller (github.com/kubernetes-sigs/jobset, 0.6 or later) and a node pool for each slice.
+# The cluster needs the JobSet controller (github.com/kubernetes-sigs/jobset, 0.6 or later) and a node pool
+# for each slice.
 #
 # Example:
 #   export GKE_NAME=sparsepo GKE_IMAGE=us-docker.pkg.dev/p/r/sparsepo_jax:tpu GKE_CLAIM=shared
-#   launch/gke_jobset.sh --accelerator tpu-v5-lite-podslice --topology 4x4 create --config configs/recipes/hh.yaml output_dir=/mnt/shared/hh
+#   launch/gke_jobset.sh --accelerator tpu-v5-lite-podslice --topology 4x4 create \
+#     --config configs/recipes/hh.yaml output_dir=/mnt/shared/hh
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=command.sh
 . "$(dirname "$0")/command.sh"
@@ -45,7 +50,8 @@ read_settings "create, restart, logs, status or delete" \
 needed name
 place_by namespace
 
-# A JSON string, which YAML reads too. Kubernetes expands $(NAME) in arguments and variables: $$ is its dollar.
+# A JSON string, which YAML reads too. Kubernetes expands $(NAME) in arguments and variables: $$ is its
+# dollar.
 json() {
   local text=$1 dollars='$$'
   text=${text//\\/\\\\}
@@ -97,7 +103,7 @@ manifest() {
   put MOUNT "$(json "$mount")"
   put CLAIM "$(json "$claim")"
   put ENV "[${list#, }]"
-  put ARGUMENTS "$(json_list "${run_arguments[@]}")" # last: what users give is put in and never searched
+  put ARGUMENTS "$(json_list "${run_arguments[@]}")" # last, so that what users write is never searched for names
   printf '%s\n' "$text"
 }
 

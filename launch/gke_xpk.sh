@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# A run on TPU slices of a GKE cluster that xpk made (github.com/AI-Hypercomputer/xpk, 1.0 or later): what gke_jobset.sh does, submitted and queued by xpk.
+# A run on TPU slices of a GKE cluster that xpk made (github.com/AI-Hypercomputer/xpk, 1.0 or later): what
+# gke_jobset.sh does, submitted and queued by xpk.
 #
 #   launch/gke_xpk.sh [SETTINGS] create ARGUMENTS    python -m sparsepo_jax.main ARGUMENTS on all hosts of all slices
 #   launch/gke_xpk.sh [SETTINGS] restart ARGUMENTS   delete, then create: the same ARGUMENTS continue where it stopped
 #   launch/gke_xpk.sh [SETTINGS] status              the cluster's workloads
 #   launch/gke_xpk.sh [SETTINGS] delete
-#   (its log: launch/gke_jobset.sh --name NAME logs, for xpk makes a JobSet, its container named train as there)
+#   (its log: launch/gke_jobset.sh --name NAME logs; xpk makes a JobSet, too, whose container is named train)
 #
 # Settings, before the command; the environment variable in brackets gives the default:
 #   --name NAME        [GKE_NAME]      of the workload
@@ -24,8 +25,9 @@
 # The workload is started again on exit status 75 (state saved) and, by xpk's own rule, on 42 and 127 to 255.
 #
 # Example:
-#   launch/gke_xpk.sh --name sparsepo --cluster pods --zone us-west4-a --image us-docker.pkg.dev/p/r/sparsepo_jax:tpu --type v5litepod-16 \
-#     --storage shared create --config configs/recipes/hh.yaml output_dir=/shared/hh 'stages=[po, eval, report]'
+#   launch/gke_xpk.sh --name sparsepo --cluster pods --zone us-west4-a --type v5litepod-16 \
+#     --image us-docker.pkg.dev/p/r/sparsepo_jax:tpu --storage shared create \
+#     --config configs/recipes/hh.yaml output_dir=/shared/hh 'stages=[po, eval, report]'
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=command.sh
 . "$(dirname "$0")/command.sh"

@@ -2,14 +2,17 @@
 # A run on one Cloud TPU slice, of one host or of many, by gcloud from your machine.
 #
 #   launch/tpu_pod.sh [SETTINGS] create             make the TPU VM; with --queued ask for it as a queued resource and return
-#   launch/tpu_pod.sh [SETTINGS] install            this checkout (untracked files too, ignored ones not) and sparsepo_jax[tpu], on all hosts
-#   launch/tpu_pod.sh [SETTINGS] run ARGUMENTS      start python -m sparsepo_jax.main ARGUMENTS on all hosts; it goes on when you disconnect
+#   launch/tpu_pod.sh [SETTINGS] install            this checkout (with untracked files, without ignored ones) and
+#                                                   sparsepo_jax[tpu], on all hosts
+#   launch/tpu_pod.sh [SETTINGS] run ARGUMENTS      start python -m sparsepo_jax.main ARGUMENTS on all hosts; it keeps
+#                                                   running when you disconnect
 #   launch/tpu_pod.sh [SETTINGS] logs               follow the log of host 0 (--worker all: of all)
 #   launch/tpu_pod.sh [SETTINGS] status             the state of the TPU, and of the run on each host
 #   launch/tpu_pod.sh [SETTINGS] stop               SIGTERM to all: the run saves its state and ends
 #   launch/tpu_pod.sh [SETTINGS] restart ARGUMENTS  stop, then run: the same ARGUMENTS continue where it stopped
-#   launch/tpu_pod.sh [SETTINGS] watch ARGUMENTS    all of this until the run has ended: create what is missing, install, run; after a preemption
-#                                                   delete, create, install, run again; run again where it ended with 75 or 134, or a host went down
+#   launch/tpu_pod.sh [SETTINGS] watch ARGUMENTS    all of this until the run has ended: create what is missing, install,
+#                                                   run; after a preemption delete, create, install and run again; run
+#                                                   again when it ended with 75 or 134, or a host went down
 #   launch/tpu_pod.sh [SETTINGS] delete             delete the TPU VM, or with --queued the queued resource and its VM
 #
 # Settings, before the command; the environment variable in brackets gives the default:
@@ -17,11 +20,13 @@
 #   --zone ZONE         [TPU_ZONE]
 #   --project PROJECT   [TPU_PROJECT]   default: gcloud's
 #   --type TYPE         [TPU_TYPE]      accelerator type, such as v5litepod-16, v5p-32, v6e-8
-#   --version VERSION   [TPU_VERSION]   the VM's software: v2-alpha-tpuv5-lite, v2-alpha-tpuv5, v2-alpha-tpuv6e; default: as --type needs
+#   --version VERSION   [TPU_VERSION]   the VM's software: v2-alpha-tpuv5-lite, v2-alpha-tpuv5,
+#                                       v2-alpha-tpuv6e; default: what --type needs
 #   --share SHARE       [TPU_SHARE]     storage that all hosts share: gs://BUCKET, or HOST:/EXPORT (Filestore, NFS)
 #   --mount DIR         [TPU_MOUNT]     where SHARE is mounted; default /mnt/shared
 #   --env NAME=VALUE                    an environment variable of the run, such as HF_TOKEN; may be repeated
-#   --create-flag FLAG                  a further flag of gcloud's create, such as --create-flag=--service-account=A; may be repeated
+#   --create-flag FLAG                  a further flag of gcloud's create, such as
+#                                       --create-flag=--service-account=A; may be repeated
 #   --spot, --queued                    preemptible; as a queued resource
 #   --iap                               ssh through Identity-Aware Proxy, for VMs without an external address
 #   --worker N|all                      for logs; default 0
@@ -29,14 +34,16 @@
 #   --max-restarts N                    for watch: runs that may end with 75 or be lost before it gives up; default 100
 #   --dry-run                           print the commands, run nothing (watch: those of one round after a preemption)
 #
-# output_dir must lie on SHARE: all hosts read and write it, and it must outlive the VM. A bucket needs a hierarchical namespace, since a checkpoint is
-# finished by renaming its directory:
-#   gcloud storage buckets create gs://BUCKET --location=REGION --uniform-bucket-level-access --enable-hierarchical-namespace
+# output_dir must lie on SHARE: all hosts read and write it, and it must outlive the VM. A bucket needs a
+# hierarchical namespace, because finishing a checkpoint renames its directory:
+#   gcloud storage buckets create gs://BUCKET --location=REGION --uniform-bucket-level-access \
+#     --enable-hierarchical-namespace
 # Many hosts: run `ssh-add ~/.ssh/google_compute_engine` first, as gcloud asks for.
 #
 # Example:
 #   export TPU_NAME=sparsepo TPU_ZONE=us-west4-a TPU_TYPE=v5litepod-16 TPU_SHARE=gs://my-bucket
-#   launch/tpu_pod.sh --spot --queued watch --config configs/recipes/hh.yaml output_dir=/mnt/shared/hh 'stages=[po, eval, report]'
+#   launch/tpu_pod.sh --spot --queued watch --config configs/recipes/hh.yaml \
+#     output_dir=/mnt/shared/hh 'stages=[po, eval, report]'
 #
 # watch ends with the run's exit status: 0 done; 1 or 2 failed; other values: see its log.
 set -euo pipefail
@@ -134,7 +141,8 @@ if_installed() {
   printf 'if [ -e sparsepo_jax/launch/tpu_worker.sh ]; then bash sparsepo_jax/launch/tpu_worker.sh %s%s; fi' "$1" "$2"
 }
 
-# State of a resource, such as READY; ABSENT where there is none. Fails, with gcloud's message, where gcloud does otherwise.
+# State of a resource, such as READY; ABSENT where there is none. Fails, with gcloud's message, where gcloud
+# does otherwise.
 state_of() {
   if gcloud compute tpus "$1" describe "$name" "${place[@]}" --format="value($2)" 2>"$scratch/errors"; then
     return
@@ -163,7 +171,7 @@ note() {
   printf '%s  %s: %s\n' "$(date '+%F %T')" "$name" "$*" >&2
 }
 
-# Waiting for capacity is no failure; anything else that create says will be said again.
+# Waiting for capacity is no failure; any other failure of create will show again.
 create_or_wait() {
   if ! create 2>"$scratch/errors"; then
     cat "$scratch/errors" >&2
@@ -173,7 +181,8 @@ create_or_wait() {
   fi
 }
 
-# What to do about the run, from the lines "run: ..." of all hosts: wait, wait-for-others, start, install, done, other, or fail STATUS.
+# What to do about the run, according to the lines "run: ..." of all hosts: wait, wait-for-others, start,
+# install, done, other, or fail STATUS.
 verdict() {
   local line status='' running=0 over=0 missing=0 ended=0
   while IFS= read -r line; do
@@ -203,7 +212,8 @@ verdict() {
   fi
 }
 
-# Starts the run, after installing where $1 is install. Before the checkout is replaced nothing may run out of it.
+# Starts the run, after installing where $1 is install. Before the checkout is replaced nothing may run out of
+# it.
 begin() {
   [ $starts -le "$max_restarts" ] || fail "started $starts times; --max-restarts $max_restarts allows no more"
   starts=$((starts + 1))

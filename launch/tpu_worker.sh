@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.sh does on each host of a TPU slice, out of the checkout that it copied there. By hand only to look.
+# What launch/tpu_pod.sh does on each host of a TPU slice, from the checkout that it copied there. Run it by
+# hand only to look.
 #
 #   tpu_worker.sh install [SHARE MOUNT]     Python 3.11 or 3.12, sparsepo_jax[tpu]; SHARE (gs://BUCKET or HOST:/EXPORT) mounted at MOUNT
 #   tpu_worker.sh start [NAME=VALUE ...] -- ARGUMENTS     python -m sparsepo_jax.main ARGUMENTS, detached, its log in ~/sparsepo_run/log
@@ -39,7 +40,8 @@ mount_share() {
     gs://*)
       sudo chown "$(id -u):$(id -g)" "$mount"
       command -v gcsfuse >/dev/null || install_gcsfuse
-      # Nothing is remembered about files (with NFS: for a second): each host must see what another has just written.
+      # No caching of file metadata (with NFS: for a second): each host must see what another has just
+      # written.
       gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "${share#gs://}" "$mount"
       ;;
     *:/*)
@@ -83,7 +85,8 @@ case $command in
     rm -f "$STATE/exit" "$STATE/pid"
     printf '%s\0' "$@" >"$STATE/arguments"
     cd "$ROOT"
-    # A session of its own lives on when ssh ends. The pid is the program's, so that SIGTERM reaches it and its exit status is kept.
+    # A session of its own outlives ssh. The pid is the program's, so that SIGTERM reaches it and its exit
+    # status is kept.
     # shellcheck disable=SC2016 # expanded by the inner shell
     setsid bash -c 'state=$1 boot=$2; shift 2; "$@" & echo "$! $boot" >"$state/pid.new"; mv "$state/pid.new" "$state/pid"
       status=0; wait "$!" || status=$?; echo "$status" >"$state/exit"' start "$STATE" "$(boot_id)" \

@@ -51,13 +51,13 @@ class Step:
         """ids [2B, S], chosen rows first; response [2B, S]: which tokens are the response's."""
         labels, keep = ids[:, 1:], response[:, 1:]
         with torch.no_grad():
-            found = self.reference(
+            ref_output = self.reference(
                 ids,
                 attention_mask=attention_mask,
                 output_hidden_states=self.masks is not None,
                 use_cache=False,
             )
-            ref_logps = found.logits[:, :-1].log_softmax(-1)
+            ref_logps = ref_output.logits[:, :-1].log_softmax(-1)
         logps = (
             self.policy(ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1].log_softmax(-1)
         )
@@ -75,7 +75,7 @@ class Step:
             logits = self.beta * margin(ratio)
         else:
             kl = (ref_logps.exp() * (ref_logps - logps)).sum(-1)
-            mask = self.masks([state[:, :-1] for state in found.hidden_states[1:]])
+            mask = self.masks([state[:, :-1] for state in ref_output.hidden_states[1:]])
             logits = self.beta * (margin(mask * ratio) - margin(mask * kl))
         loss = -torch.nn.functional.logsigmoid(logits).mean()
         self.optimizer.zero_grad(set_to_none=True)

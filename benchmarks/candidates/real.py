@@ -115,13 +115,13 @@ def torch_steps(
 
     def collate(rows: np.ndarray) -> tuple:
         """(ids, attention mask, which tokens are the response's), chosen rows first."""
-        whole = [(table.prompt(row), table.response(row, p)) for p in (0, 1) for row in rows]
+        sequences = [(table.prompt(row), table.response(row, p)) for p in (0, 1) for row in rows]
         ids, mask, response = (
-            torch.zeros(len(whole), int(length_NP[rows].max()), dtype=torch.long) for _ in range(3)
+            torch.zeros(len(sequences), int(length_NP[rows].max()), dtype=torch.long) for _ in range(3)
         )
-        for n, (prompt, said) in enumerate(whole):
-            end = len(prompt) + len(said)
-            ids[n, :end], mask[n, :end] = torch.from_numpy(np.concatenate([prompt, said])), 1
+        for n, (prompt, response) in enumerate(sequences):
+            end = len(prompt) + len(response)
+            ids[n, :end], mask[n, :end] = torch.from_numpy(np.concatenate([prompt, response])), 1
             response[n, len(prompt) : end] = 1
         return ids, mask, response.bool()
 
