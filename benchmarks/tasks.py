@@ -5,9 +5,9 @@
 
 DATA is the directory that holds
 
-    hh_harmless/train.jsonl.gz                  {"prompt", "chosen", "rejected"}
-    tldr_pairs/train.jsonl.gz                   the same, and "chosen_reward"
-    humaneval/pass_fail_pairs_train.jsonl.gz    programs that pass and fail HumanEval's tests, in the same form
+    hh_harmless/train.jsonl.gz                 {"prompt", "chosen", "rejected"}
+    tldr_pairs/train.jsonl.gz                  the same, and "chosen_reward"
+    humaneval/pass_fail_pairs_train.jsonl.gz   programs that pass and fail HumanEval's tests, in the same form
     mbpp/mbpp.jsonl                             {"text", "code", "task_id", "test_list", "test_setup_code"}
 
 For each task a small GPT-2 and its tokenizer are trained from nothing on its text (configs/tasks/*_sft.yaml),

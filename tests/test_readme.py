@@ -27,12 +27,6 @@ def test_there_is_python_in_the_readme():
     assert PYTHON
 
 
-def test_files_that_the_readme_names_are_there():
-    named = set(re.findall(r"(?:configs|tests|benchmarks|launch)/[\w./-]*\w", README))
-    root = Path(__file__).parent.parent
-    assert len(named) > 20 and not [name for name in sorted(named) if not (root / name).exists()]
-
-
 def test_ci_types_the_two_commands_of_the_readme():
     """CI has no commands of its own that could work where the README's do not."""
     section = README.split("## Two commands")[1].split("\n## ")[0]

@@ -249,8 +249,8 @@ def test_a_config_of_another_program_is_one_line(tmp_path, text, program):
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "c.yaml")
     (line,) = caught.value.lines
-    assert line.startswith(f"this is a config of {program}: `Coming from TRL` in the README")
-    assert "## Coming from TRL" in (ROOT / "README.md").read_text()
+    assert line.startswith(f"this is a config of {program}: docs/guides/trl.md says")
+    assert "# Coming from TRL" in (ROOT / "docs" / "guides" / "trl.md").read_text()
 
 
 def test_our_config_with_other_names_keeps_a_line_for_each(tmp_path):

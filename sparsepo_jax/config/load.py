@@ -51,8 +51,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config
     if (program := other_program(data)) is not None:
         raise ConfigError(
             [
-                f"this is a config of {program}: `Coming from TRL` in the README says what each of its settings is called here; "
-                "configs/quickstart.yaml is one to begin with"
+                f"this is a config of {program}: docs/guides/trl.md says what each of its settings is called "
+                "here; configs/quickstart.yaml is one to begin with"
             ]
         )
     changes, mistakes = parse_overrides(overrides)
