@@ -1,0 +1,178 @@
+"""The documentation: figures are those of the JSON, commands and configs are accepted, code runs."""
+
+import copy
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from sparsepo_jax.config.load import json_schema, load_config
+from sparsepo_jax.run.sweep import parse_axes, plan_sweep
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+TEXT = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PAGES}
+
+
+def script(name: str):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RESULTS, CONFIGURATION = script("results"), script("configuration")
+SCHEMA = json_schema()
+
+
+def blocks(language: str) -> list:
+    """The fenced blocks of a language, each with the name of its page as its id."""
+    return [
+        pytest.param(block, id=f"{name}-{number}")
+        for name, text in TEXT.items()
+        for number, block in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL))
+    ]
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_pages_and_readme_have_the_figures_of_the_json():
+    done = subprocess.run(
+        [sys.executable, str(DOCS / "results.py"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}run: python docs/results.py"
+
+
+@pytest.mark.parametrize(
+    ("path", "page"),
+    [
+        (("which_tokens_reviews", "means", "default", "AUROC", "mean"), "README.md"),
+        (("which_tokens_reviews", "means", "default", "untrained", "mean"), "docs/results/tokens.md"),
+        (("tasks_code", "length_rule"), "docs/results/tasks.md"),
+        (("second_start", "second_over_first", "start_s"), "docs/results/speed.md"),
+    ],
+)
+def test_another_figure_in_the_json_makes_another_page(path, page):
+    values = copy.deepcopy(RESULTS.load_results())
+    section = values
+    for name in path[:-1]:
+        section = section[name]
+    section[path[-1]] += 0.123
+    assert RESULTS.render_all(values)[ROOT / page] != TEXT[page]
+
+
+def test_every_result_is_on_some_page():
+    templates = "".join(path.read_text() for path in (DOCS / "templates").glob("*.jinja"))
+    assert not [name for name in RESULTS.load_results() if f"results.{name}" not in templates]
+
+
+# ---------------------------------------------------------------- configuration and objectives
+
+
+def test_the_configuration_page_has_every_setting():
+    page = CONFIGURATION.make_page(SCHEMA)
+    for name, definition in SCHEMA["$defs"].items():
+        section = page.split(f"{{#{CONFIGURATION.anchor(name)}}}\n")[1].split("\n##")[0]
+        for field in definition["properties"].keys() - {"kind"}:
+            assert f"| `{field}` |" in section, f"{name}.{field}"
+    assert all(f"\n## {name}" in page or f"| `{name}` |" in page for name in SCHEMA["properties"])
+
+
+def test_links_within_the_configuration_page_have_their_target():
+    page = CONFIGURATION.make_page(SCHEMA)
+    assert set(re.findall(r"\]\(#([\w-]+)\)", page)) <= set(re.findall(r"\{#([\w-]+)\}", page))
+
+
+KINDS = [
+    CONFIGURATION.kind_of(SCHEMA, name)
+    for name in CONFIGURATION.references(SCHEMA, SCHEMA["properties"]["objective"])
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_objective_has_a_page(kind):
+    text = TEXT[f"docs/objectives/{kind}.md"]
+    assert f"<!-- settings: {kind} -->" in text and f"kind: {kind}" in text
+    assert re.search(r"arxiv\.org/abs/\d{4}\.\d{5}|no arXiv number", text)
+    assert f"({kind}.md)" in TEXT["docs/objectives/index.md"]
+    assert CONFIGURATION.objective_table(SCHEMA, kind).startswith("| setting |")
+
+
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text())
+    made_by_hooks = {"reference/configuration.md", "reference/map.md"}
+    assert len(set(listed)) == len(listed)
+    assert set(listed) == {path.relative_to(DOCS).as_posix() for path in PAGES[1:]} | made_by_hooks
+
+
+# ---------------------------------------------------------------- what readers type
+
+MY_CONFIG = re.findall(r"```yaml\n(.*?)```", TEXT["README.md"], re.DOTALL)[0]
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_configs_are_accepted(block, tmp_path):
+    """A block that is no whole config is put over the README's."""
+    yaml = YAML(typ="safe")
+    shown = yaml.load(block)
+    if "stages" not in shown:
+        shown = yaml.load(MY_CONFIG) | shown
+    with (tmp_path / "config.yaml").open("w") as file:
+        yaml.dump(shown, file)
+    load_config(tmp_path / "config.yaml")
+
+
+def commands() -> list:
+    """Every command of a shell block that starts the main program."""
+    lines = []
+    for name, text in TEXT.items():
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("python -m sparsepo_jax.main "):
+                    lines.append(pytest.param(line, id=f"{name}-{len(lines)}"))
+    return lines
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_accepted(command, tmp_path):
+    """Their settings are; those that name a file of the reader's take the README's config."""
+    words = shlex.split(command, comments=True)[3:]
+    if words[0] in ("--schema", "--compare"):
+        return
+    words = words[: words.index(">")] if ">" in words else words
+    assert words[0] == "--config"
+    path = ROOT / words[1]
+    if words[1] in ("my.yaml", "FILE"):
+        path = tmp_path / "my.yaml"
+        path.write_text(MY_CONFIG)
+    rest = [word for word in words[2:] if word not in ("--check", "--aot") and "=" in word]
+    if "--sweep" in words:
+        before = [word for word in words[2 : words.index("--sweep")] if "=" in word]
+        assert len(plan_sweep(str(path), before, parse_axes(rest[len(before) :]))[1]) > 1
+    else:
+        load_config(path, rest)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs(code):
+    exec(code, {})
+
+
+def test_files_that_are_named_are_there():
+    pattern = r"(?:configs|tests|benchmarks|launch|docs)/[\w./-]*\w"
+    named = {(name, page) for page, text in TEXT.items() for name in re.findall(pattern, text)}
+    named |= {
+        (name, path.name)
+        for path in (ROOT / "configs").rglob("*.yaml")
+        for name in re.findall(pattern, path.read_text())
+    }
+    missing = sorted(pair for pair in named if not (ROOT / pair[0]).exists())
+    assert len(named) > 40 and not missing
