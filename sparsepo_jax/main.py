@@ -1,4 +1,7 @@
-"""The command: `python -m sparsepo_jax.main --config FILE [section.field=value ...]`. JAX is imported only when a stage runs."""
+"""The command: `python -m sparsepo_jax.main --config FILE [section.field=value ...]`.
+
+JAX is imported only when a stage runs.
+"""
 
 import argparse
 import contextlib
@@ -48,7 +51,10 @@ exit status: 0 done; 1 a run failed; 2 the config or the command line is wrong; 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status. Whoever reads its output may stop to: what has nothing else to do then ends."""
+    """Runs the command and returns its exit status.
+
+    Whoever reads its output may stop to: what has nothing else to do then ends.
+    """
     from sparsepo_jax.core.streams import discard, opened_output
 
     try:
@@ -95,7 +101,8 @@ def command(arguments: Sequence[str] | None) -> int:
         default=[],
         metavar="NAME",
         help="with --compare or --sweep: a number to draw against the KL, of "
-        "summary.json (kl, lexicons.opinion.auroc_reward), measures.json (measures.text.rouge1) or harness.json (harness.arc_easy.acc); may be "
+        "summary.json (kl, lexicons.opinion.auroc_reward), measures.json (measures.text.rouge1) or "
+        "harness.json (harness.arc_easy.acc); may be "
         "given more than once (default: accuracy_unmasked)",
     )
     parser.add_argument(
@@ -168,7 +175,10 @@ def command(arguments: Sequence[str] | None) -> int:
 
 
 def expand_paths(options: argparse.Namespace) -> None:
-    """Puts home directories and environment variables into the paths among the options. ValueError: there is no such variable or user."""
+    """Puts home directories and environment variables into the paths among the options.
+
+    ValueError: there is no such variable or user.
+    """
     from sparsepo_jax.config.paths import expand_path
 
     for name in ("config", "output"):
@@ -192,7 +202,10 @@ def leave(status: int) -> int:
 
 
 def compile_for(config: "Config", name: str, *, as_json: bool) -> int:
-    """Prints what the train step takes of each chip of a TPU topology; returns the exit status. Raises ConfigError."""
+    """Prints what the train step takes of each chip of a TPU topology; returns the exit status.
+
+    Raises ConfigError.
+    """
     from sparsepo_jax.aot.topology import find_topology
     from sparsepo_jax.core.errors import UserError
 
@@ -213,7 +226,10 @@ def compile_for(config: "Config", name: str, *, as_json: bool) -> int:
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """The runs of a grid; returns the exit status. Raises ConfigError, of whichever run, before the first of them begins."""
+    """The runs of a grid; returns the exit status.
+
+    Raises ConfigError, of whichever run, before the first of them begins.
+    """
     from sparsepo_jax.run import sweep as sweeps
 
     base, planned, notes = sweeps.plan_sweep(
@@ -275,7 +291,8 @@ def write_comparison(directories: Sequence[Path], output: Path, options: argpars
 
     try:
         print(
-            f"comparison: {comparison.write_comparison(directories, output, metrics=options.metric, baseline=options.baseline)}"
+            "comparison: "
+            f"{comparison.write_comparison(directories, output, metrics=options.metric, baseline=options.baseline)}"
         )
         return None
     except UserError as error:
@@ -297,7 +314,10 @@ def run(config: "Config") -> int:
 
 
 def attempt(config: "Config") -> tuple[int, str | None]:
-    """Runs the stages of a config: the exit status, and what went wrong in one line. An error that nobody foresaw is shown whole."""
+    """Runs the stages of a config: the exit status, and what went wrong in one line.
+
+    An error that nobody foresaw is shown whole.
+    """
     from sparsepo_jax.core.errors import UserError
     from sparsepo_jax.core.stop import Stop, Terminated
 
@@ -325,7 +345,8 @@ def attempt(config: "Config") -> tuple[int, str | None]:
 
         if lost_process(error):
             return RUN_AGAIN, (
-                f"error: another process of this run is gone ({' '.join(str(error).split())[:200]}); start all of them again, and the run "
+                f"error: another process of this run is gone ({' '.join(str(error).split())[:200]}); start "
+                "all of them again, and the run "
                 "continues from its last checkpoint"
             )
         said = explain(error, config.output_dir)

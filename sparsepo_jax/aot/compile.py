@@ -1,7 +1,10 @@
-"""What a config's train step takes of a TPU topology that is not here: compiled as it would run there, from shapes alone; `--aot`.
+"""What a config's train step takes of a TPU topology that is not here.
 
-The step is the one that stages.py trains with. Batches are those of the data where that and its tokenizer are here, else all pairs are as long as
-data.max_length and data.max_prompt_length allow. Needs neither weights nor a network.
+Compiled as it would run there, from shapes alone; `--aot`.
+
+The step is the one that stages.py trains with. Batches are those of the data where that and its tokenizer are
+here, else all pairs are as long as data.max_length and data.max_prompt_length allow. Needs neither weights
+nor a network.
 """
 
 import contextlib
@@ -39,7 +42,10 @@ FITS, TOO_LARGE = 0, 3  # exit statuses
 
 
 class Compiled(NamedTuple):
-    """The step of a stage for a topology. lengths: where those of its batch come from; refusal: the compiler's own words, if it does not fit."""
+    """The step of a stage for a topology.
+
+    lengths: where those of its batch come from; refusal: the compiler's own words, if it does not fit.
+    """
 
     topology: Topology
     mesh: Mesh
@@ -111,7 +117,10 @@ def _no_compile_cache():
 
 
 def _specs(config: Config, tokenizer: Any | None) -> tuple[DecoderSpec, DecoderSpec]:
-    """Of policy and reference, from what is here. A tokenizer says how large the vocabulary of a policy from scratch is."""
+    """Of policy and reference, from what is here.
+
+    A tokenizer says how large the vocabulary of a policy from scratch is.
+    """
     if tokenizer is not None and config.policy.path is None:
         config = config.model_copy(update={"policy": Policy(config=policy_config(config, tokenizer))})
     mistakes: list[str] = []
@@ -125,7 +134,8 @@ def _specs(config: Config, tokenizer: Any | None) -> tuple[DecoderSpec, DecoderS
         raise ConfigError(mistakes)
     if policy.spec is None:
         raise UserError(
-            f"policy.path: {policy.origin} is not here; give its shape beside it, policy.config: {{model_type: ..., ...}} as in its config.json"
+            f"policy.path: {policy.origin} is not here; give its shape beside it, policy.config: "
+            f"{{model_type: ..., ...}} as in its config.json"
         )
     if policy.parameters is None:
         raise UserError("policy.config.vocab_size: needed, since the tokenizer is not here to tell it")
@@ -237,7 +247,8 @@ def as_text(found: Compiled) -> str:
     micro_steps, rows, positions = packing.ids_RS.shape
     axes = " x ".join(f"{axis} {size}" for axis, size in found.mesh.shape.items())
     batch = (
-        f"{micro_steps} micro-step(s) of {rows} rows of {positions:,} tokens, {found.batch.row_B.shape[1] // rows} "
+        f"{micro_steps} micro-step(s) of {rows} rows of {positions:,} tokens, "
+        f"{found.batch.row_B.shape[1] // rows} "
         f"{'row' if found.stage == 'sft' else 'pair'}(s) in each; lengths {found.lengths}"
     )
     needed = (
@@ -255,7 +266,8 @@ def as_text(found: Compiled) -> str:
         ("batch", batch),
         (
             "a chip",
-            f"arguments {_gb(footprint.argument_bytes)} (donated {_gb(footprint.alias_bytes)}), temporaries {_gb(footprint.temp_bytes)}",
+            f"arguments {_gb(footprint.argument_bytes)} (donated {_gb(footprint.alias_bytes)}), "
+            f"temporaries {_gb(footprint.temp_bytes)}",
         ),
         ("fits", f"{'yes' if footprint.fits else 'no'}: it needs {needed}"),
     ]

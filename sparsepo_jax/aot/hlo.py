@@ -1,4 +1,7 @@
-"""Compiling for TPUs that are not here, and what the compiled program says: bytes on a chip, what chips send each other, kernels."""
+"""Compiling for TPUs that are not here, and what the compiled program says.
+
+Bytes on a chip, what chips send each other, kernels.
+"""
 
 import importlib.util
 import math
@@ -16,17 +19,24 @@ from sparsepo_jax.core.errors import UserError
 
 
 class Collective(NamedTuple):
-    """count: how often a step runs it; bytes: of the whole arrays that a group of chips gathers, sums or exchanges thereby, as one chip sees them."""
+    """count: how often a step runs it; bytes.
+
+    Of the whole arrays that a group of chips gathers, sums or exchanges thereby, as one chip sees them.
+    """
 
     count: int
     bytes: int
 
 
 class Footprint(NamedTuple):
-    """Bytes on each chip. needed: arguments + temporaries + results that are not donated arguments (alias). Of a program that the compiler refuses for want
-    of memory only `argument_bytes` is our own count, `needed_bytes` is the compiler's, and the rest is unknown (None).
+    """Bytes on each chip.
 
-    open_loops: whether there are loops whose number of rounds is only known when they run; what is in them counts once.
+    needed: arguments + temporaries + results that are not donated arguments (alias). Of a program that the
+    compiler refuses for want of memory only `argument_bytes` is our own count, `needed_bytes` is the
+    compiler's, and the rest is unknown (None).
+
+    open_loops: whether there are loops whose number of rounds is only known when they run; what is in them
+    counts once.
     """
 
     argument_bytes: int
@@ -69,7 +79,10 @@ def absent_devices(topology: Topology) -> list[jax.Device]:
 def compile_for_memory(
     lowered: jax.stages.Lowered, arguments: Any, chip_bytes: int
 ) -> tuple[Footprint, str | None]:
-    """(footprint, the compiler's own words if it refuses for want of memory). arguments: abstract, with shardings, as `lowered` was made of them."""
+    """(footprint, the compiler's own words if it refuses for want of memory).
+
+    arguments: abstract, with shardings, as `lowered` was made of them.
+    """
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -112,8 +125,10 @@ _BYTES = r"(\d+(?:\.\d+)?)([KMGT]?)"
 
 
 def refused_bytes(refusal: str) -> tuple[int | None, int | None]:
-    """(bytes of temporaries, bytes of all) as far as the compiler says them: 'HLO temporaries (48.06G) exceeds available HBM (15.75G)', or 'Used 25.3G
-    of 15.75G hbm'."""
+    """(bytes of temporaries, bytes of all) as far as the compiler says them.
+
+    'HLO temporaries (48.06G) exceeds available HBM (15.75G)', or 'Used 25.3G of 15.75G hbm'.
+    """
     found = [
         re.search(pattern, refusal)
         for pattern in (rf"HLO temporaries \({_BYTES}i?B?\)", rf"Used {_BYTES}i?B? of ")
@@ -153,7 +168,8 @@ def collectives_in(text: str) -> tuple[dict[str, Collective], bool]:
             continue
         seen.add(chain)
         arrays = _ARRAY.findall(match["type"])
-        # What is started gives its operands, its results and maybe numbers of its own: one of the first two is the whole.
+        # What is started gives its operands, its results and maybe numbers of its own: one of the first two
+        # is the whole.
         sizes = [_array_bytes(*array) for array in arrays if not match["start"] or array != ("u32", "")]
         size = (
             max(sum(sizes[: len(sizes) // 2]), sum(sizes[len(sizes) // 2 :]))

@@ -1,4 +1,7 @@
-"""Names of TPU topologies: as libtpu has them (v5p:4x4x4), as the clouds do (v5p-128), and several slices of one (2xv5e-16). No JAX here."""
+"""Names of TPU topologies.
+
+As libtpu has them (v5p:4x4x4), as the clouds do (v5p-128), and several slices of one (2xv5e-16). No JAX here.
+"""
 
 import math
 import re
@@ -8,7 +11,10 @@ from sparsepo_jax.core.errors import UserError
 
 
 class Chip(NamedTuple):
-    """dims: of the torus or mesh that chips form; cores: TensorCores a chip, by which the clouds count where there are two; memory, GiB."""
+    """dims: of the torus or mesh that chips form; cores.
+
+    TensorCores a chip, by which the clouds count where there are two; memory, GiB.
+    """
 
     dims: int
     cores: int
@@ -58,25 +64,30 @@ class Topology(NamedTuple):
 
 
 def find_topology(name: str) -> Topology:
-    """v5p:4x4x4; v5p-128 (TensorCores, two a chip, as for v4) or v5e-16 (chips; also v5litepod-16); 2xv5e-16, v5e-16x2 or 2xv5e:4x4: two slices of
-    it. UserError: a name that is none of these."""
+    """v5p:4x4x4; v5p-128 (TensorCores, two a chip, as for v4) or v5e-16 (chips; also v5litepod-16).
+
+    2xv5e-16, v5e-16x2 or 2xv5e:4x4: two slices of it. UserError: a name that is none of these.
+    """
     found = _NAME.fullmatch(name)
     kind = {"v5litepod": "v5e"}.get(found["kind"], found["kind"]) if found else None
     if kind not in CHIPS or (found["before"] and found["after"]):
         known = "; ".join(f"{kind}-{', '.join(map(str, cloud_sizes(kind)))}" for kind in CHIPS)
         raise UserError(
-            f"no TPU topology {name!r}; expected a kind and its shape (v5p:4x4x4, v5e:4x4), a cloud's name ({known}), or several slices of "
+            f"no TPU topology {name!r}; expected a kind and its shape (v5p:4x4x4, v5e:4x4), a cloud's name "
+            f"({known}), or several slices of "
             "one (2xv5e-16)"
         )
     shape, sizes, dims = found["shape"], cloud_sizes(kind), CHIPS[kind].dims
     if shape is not None and shape.count("x") + 1 != dims:
         raise UserError(
-            f"no TPU topology {name!r}: chips of {kind} lie in {dims} dimensions, as in {kind}:{'x'.join(['4'] * dims)}"
+            f"no TPU topology {name!r}: chips of {kind} lie in {dims} dimensions, as in "
+            f"{kind}:{'x'.join(['4'] * dims)}"
         )
     if shape is None:
         if int(found["size"]) not in sizes:
             raise UserError(
-                f"no TPU topology {name!r}; there are {kind}-{', '.join(map(str, sizes))}, and other shapes as {kind}:{'x'.join(['4'] * dims)}"
+                f"no TPU topology {name!r}; there are {kind}-{', '.join(map(str, sizes))}, and other "
+                f"shapes as {kind}:{'x'.join(['4'] * dims)}"
             )
         shape = sizes[int(found["size"])]
     return Topology(kind, shape, int(found["before"] or found["after"] or 1))

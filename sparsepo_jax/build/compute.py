@@ -1,5 +1,7 @@
 """What the run is computed on: devices, types, precision, the attention kernel, and what must divide what."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from sparsepo_jax.sharding.processes import join_processes
 
 
 def compute_dtype(config: Config, mesh: Mesh) -> jnp.dtype:
+    """The type of activations: by default float32 on CPUs, bfloat16 elsewhere."""
     return _dtype_on(config, platform_of(mesh))
 
 
@@ -30,26 +33,29 @@ def _dtype_on(config: Config, platform: str) -> jnp.dtype:
 
 
 def set_precision(config: Config, platform: str) -> None:
-    """Sets how JAX multiplies float32 arrays: GPUs and TPUs round them first unless they are told not to.
+    """Sets how JAX multiplies float32 arrays. GPUs and TPUs round them first unless they are told not to.
 
     Args:
         platform: cpu, gpu or tpu, for which programs will be compiled.
     """
-    asked = config.compute.precision
-    if asked == "auto" and _dtype_on(config, platform) == jnp.float32:
-        asked = "float32"
-    chosen = {"auto": None, "float32": "highest", "tf32": "tensorfloat32"}[asked]
-    jax.config.update("jax_default_matmul_precision", chosen)
+    precision = config.compute.precision
+    if precision == "auto" and _dtype_on(config, platform) == jnp.float32:
+        precision = "float32"
+    jax_name = {"auto": None, "float32": "highest", "tf32": "tensorfloat32"}[precision]
+    jax.config.update("jax_default_matmul_precision", jax_name)
 
 
 def describe_computing(config: Config, mesh: Mesh) -> str:
     """The devices, the type of activations and how float32 arrays are multiplied, for a person."""
     machine = machine_facts(config, mesh)
-    return f"{machine['devices']}, activations {machine['activations']}, products of float32 arrays: {machine['products']}"
+    return (
+        f"{machine['devices']}, activations {machine['activations']}, "
+        f"products of float32 arrays: {machine['products']}"
+    )
 
 
 def machine_facts(config: Config, mesh: Mesh) -> dict[str, Any]:
-    """What the run is computed on and how exactly, as the report's table has it."""
+    """What the run is computed on and in which precision, as the report's table shows it."""
     platform, device = platform_of(mesh), mesh.devices.flat[0]
     name = "" if device.device_kind.lower() == platform else f" {device.device_kind}"
     products = {None: "as the device does (rounded)", "highest": "float32", "tensorfloat32": "TF32"}
@@ -63,10 +69,14 @@ def machine_facts(config: Config, mesh: Mesh) -> dict[str, Any]:
 
 
 def start_jax(config: Config) -> None:
-    """Before any device is touched. Compiled programs are kept on disk, so that a second start is quick."""
+    """Sets JAX up; call it before any device is used.
+
+    Compiled programs are kept on disk, so that a second start is quick.
+    """
     join_processes(config.compute.distributed)
     set_precision(config, jax.default_backend())
-    # On CPU a program that is read back has lost the order of its collectives (jaxlib 0.10.2), and processes take one for another.
+    # On CPU a program that is read back has lost the order of its collectives (jaxlib 0.10.2), and several
+    # processes would mistake one collective for another.
     jax.config.update(
         "jax_enable_compilation_cache", jax.process_count() == 1 or jax.default_backend() != "cpu"
     )
@@ -79,17 +89,16 @@ def start_jax(config: Config) -> None:
 def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], mesh: Mesh) -> AttentionKernel:
     """The kernel asked for, or the device's own. UserError if it cannot do what is asked of it."""
     asked, platform = config.compute.attention, platform_of(mesh)
-    capped, narrow = (
-        any(spec.attn_softcap is not None for spec in specs),
-        compute_dtype(config, mesh) == jnp.bfloat16,
-    )
     if asked == "auto":
         return {"cpu": "blocks", "tpu": "splash"}.get(platform, "xla")
-    if asked == "cudnn" and (capped or not narrow):
-        why = "caps its scores" if capped else "computes in float32"
+    if asked == "cudnn" and any(spec.attn_softcap is not None for spec in specs):
         raise UserError(
-            f"compute.attention: cudnn does not fit a model that {why}; take auto or xla"
-            + ("" if capped else ", or compute.dtype=bfloat16")
+            "compute.attention: cudnn does not fit a model that caps its scores; take auto or xla"
+        )
+    if asked == "cudnn" and compute_dtype(config, mesh) != jnp.bfloat16:
+        raise UserError(
+            "compute.attention: cudnn does not fit a model that computes in float32; take auto or xla, "
+            "or compute.dtype=bfloat16"
         )
     if asked == "cudnn" and platform != "gpu":
         raise UserError(f"compute.attention: cudnn runs on GPU, and these devices are {platform}; take auto")
@@ -98,15 +107,22 @@ def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], mesh: Mesh)
     return asked
 
 
-def put_on(mesh: Mesh):
-    return lambda batch: put_batch(batch, mesh)
+def put_on(mesh: Mesh) -> Callable[[Any], Any]:
+    """put(batch): the batch on the mesh's devices, from this process's part of it."""
+    return functools.partial(put_batch, mesh=mesh)
 
 
 def check_batch(name: str, batch_size: int, micro_steps: int, mesh: Mesh) -> None:
-    """UserError unless a micro-step's pairs can be cut evenly over the mesh."""
+    """UserError unless the rows of a micro-step can be cut evenly over the mesh.
+
+    Args:
+        name: the setting to blame.
+        batch_size: rows, over all micro-steps and devices.
+    """
     shards = pair_shards(mesh)
     if batch_size % (micro_steps * shards):
         raise UserError(
-            f"{name}: {batch_size} rows in {micro_steps} micro-step(s) cannot be cut over {shards} shards (data x fsdp); "
+            f"{name}: {batch_size} rows in {micro_steps} micro-step(s) cannot be cut over {shards} shards "
+            "(data x fsdp); "
             f"take a multiple of {micro_steps * shards}"
         )

@@ -21,7 +21,8 @@ from sparsepo_jax.sharding.mesh import (
     pair_shards,
 )
 
-# To compile a batch shape takes about as long as so many steps: from five of a 135M model on two CPU cores, over a hundred on an H100, to more for toys.
+# Compiling one batch shape takes about as long as this many steps: five of a 135M model on two CPU cores,
+# over a hundred on an H100, more for toy models.
 SHAPE_STEPS = 64
 
 
@@ -33,7 +34,15 @@ def load_data(
     tokenizer: Any | None,
     spec: DecoderSpec | None,
 ) -> TokenTable:
-    """The tokenised rows of `sources` ("sft", "pairs" or "prompts"); with on_bad_row skip the others are listed in output_dir/bad_rows_NAME.jsonl."""
+    """The tokenised rows of some sources.
+
+    With data.on_bad_row=skip, unusable rows are listed in output_dir/bad_rows_NAME.jsonl.
+
+    Args:
+        kind: "sft", "pairs" or "prompts".
+        name: of the sources in the section `data`.
+        spec: the policy's; None: its vocabulary and positions are not known.
+    """
     from sparsepo_jax.data.load import load_table
     from sparsepo_jax.data.sources import FirstWords
 
@@ -70,17 +79,22 @@ def _say(text: str) -> None:
 
 
 def length_limits(config: Config, spec: DecoderSpec | None) -> tuple[int, int]:
-    """(max_length, max_prompt_length), tokens: by default the smaller of 2048 and the model's positions, and half of it."""
+    """(max_length, max_prompt_length), in tokens.
+
+    By default the smaller of 2048 and the model's positions, and half of that.
+    """
     positions = 2048 if spec is None else spec.max_positions
     longest = config.data.max_length or min(2048, positions)
     if longest > positions:
         raise UserError(
-            f"data.max_length: {longest} tokens do not fit the model's {positions} positions; set it to {positions} or less"
+            f"data.max_length: {longest} tokens do not fit the model's {positions} positions; set it to "
+            f"{positions} or less"
         )
     prompt = config.data.max_prompt_length or longest // 2
     if prompt >= longest:
         raise UserError(
-            f"data.max_prompt_length: {prompt} leaves no room for a response within {longest} tokens; set it lower"
+            f"data.max_prompt_length: {prompt} leaves no room for a response within {longest} tokens; "
+            "set it lower"
         )
     return longest, prompt
 
@@ -117,7 +131,11 @@ def make_reading_plan(
     *,
     response_length: int | None = None,
 ) -> BatchPlan:
-    """Every row once, one row of tokens for each shard. response_length: leave room for so many tokens in each response, whatever it has."""
+    """A plan of every row once, one row of tokens for each shard.
+
+    Args:
+        response_length: leave room for this many tokens in each response, whatever its length.
+    """
     lengths_NP = (
         table.response_lengths_NP
         if response_length is None
@@ -148,10 +166,13 @@ def abstract_batches(
     response_length: int | None = None,
 ) -> list[Any]:
     """Shapes and shardings of a batch of each shape that the plan has."""
-    laid = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
+
+    def with_sharding(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
+
     return [
         jax.tree.map(
-            laid,
+            with_sharding,
             empty_batch(
                 table,
                 plan,
@@ -167,10 +188,11 @@ def abstract_batches(
 
 
 def check_room(name: str, new_tokens: int, prompts: TokenTable, spec: DecoderSpec) -> None:
-    """UserError if a response of so many tokens may run past the model's positions."""
+    """UserError if a response of new_tokens may run past the model's positions."""
     longest = int(prompts.prompt_lengths_N.max())
     if longest + new_tokens > spec.max_positions:
         raise UserError(
-            f"{name}: {new_tokens} tokens after the longest prompt ({longest}) do not fit the model's {spec.max_positions} positions; "
+            f"{name}: {new_tokens} tokens after the longest prompt ({longest}) do not fit the model's "
+            f"{spec.max_positions} positions; "
             f"take {max(spec.max_positions - longest, 0)} or fewer, or a smaller data.max_prompt_length"
         )

@@ -20,13 +20,17 @@ def stage_facts(
     config: Config, stage: str, table: TokenTable, spec: DecoderSpec, steps: int, mesh: Mesh
 ) -> dict[str, Any]:
     """What a training stage works on: for the doctor and the report."""
-    lora, limits = make_lora(getattr(config, stage), stage, spec), length_limits(config, spec)
-    count = lambda shapes: sum(math.prod(shape) for shape in shapes.values())
+    lora = make_lora(getattr(config, stage), stage, spec)
+    max_length, max_prompt_length = length_limits(config, spec)
     return {
         "steps": steps,
         "data": table_facts(table),
-        "limits": dict(zip(("max_length", "max_prompt_length"), limits, strict=True)),
-        "parameters": count(weight_shapes(spec)),
-        "trained_parameters": count(trained_shapes(spec, lora)),
+        "limits": {"max_length": max_length, "max_prompt_length": max_prompt_length},
+        "parameters": _count(weight_shapes(spec)),
+        "trained_parameters": _count(trained_shapes(spec, lora)),
         "machine": machine_facts(config, mesh),
     }
+
+
+def _count(shapes: dict[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())

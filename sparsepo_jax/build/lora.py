@@ -25,9 +25,12 @@ def as_lora(shape: LoraShape) -> Lora:
 
 
 def make_reference_lora(config: Config, spec: DecoderSpec, lora: Lora | None) -> Lora | None:
-    """The adapters that the reference keeps on the base that it shares with an adapted policy; None: it is the base alone, or shares nothing.
+    """The adapters that the reference keeps on the base that it shares with an adapted policy.
 
-    lora: the policy's.
+    None: the reference is the base alone, or it shares no base.
+
+    Args:
+        lora: the policy's adapters.
     """
     if lora is None:
         return None

@@ -19,21 +19,24 @@ from sparsepo_jax.sharding.mesh import (
 
 
 def mask_tensors(path: str | None) -> dict[str, Any]:
-    """The mask nets stored with a checkpoint: in masks.safetensors (ours) or beside the model's tensors (the official code's); {} if none."""
+    """The mask nets stored with a checkpoint; {} if there are none.
+
+    Ours lie in masks.safetensors, those of the official code among the model's tensors.
+    """
     if path is None:
         return {}
     directory = find_checkpoint(path)
-    own = directory / "masks.safetensors"
-    if own.exists():
+    separate = directory / "masks.safetensors"
+    if separate.exists():
         from safetensors.numpy import load_file
 
-        return load_file(own)
+        return load_file(separate)
     tensors = SafeTensors(directory)
     return dict(tensors.read([name for name in tensors.shapes() if is_mask_tensor(name)]))
 
 
 def policy_mask_tensors(config: Config) -> dict[str, Any]:
-    """Those that lie beside policy.adapter, else those of policy.path."""
+    """The mask nets beside policy.adapter, else those of policy.path."""
     if config.policy.adapter is not None:
         beside = find_checkpoint(config.policy.adapter) / "masks.safetensors"
         if beside.exists():
@@ -44,7 +47,10 @@ def policy_mask_tensors(config: Config) -> dict[str, Any]:
 
 
 def initial_masks(config: Config, source: MaskSource, mesh: Mesh) -> Weights:
-    """Mask weights from policy.adapter or policy.path if they have any, else as configured; {} for masks that are not trained."""
+    """The mask weights that po starts from; {} for masks that are not trained.
+
+    They come from policy.adapter or policy.path if there are any, else they are new.
+    """
     fresh = source.init(nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), 1)))
     if fresh and (tensors := policy_mask_tensors(config)):
         fresh = _fitting(config, tensors, fresh)
@@ -59,8 +65,10 @@ def stored_masks(config: Config, source: MaskSource, mesh: Mesh) -> Weights:
     tensors = policy_mask_tensors(config)
     if not tensors:
         raise UserError(
-            f"policy.path: {config.policy.path} holds no mask nets (masks.safetensors, or common_mask.* / rw_mask.* / kl_mask.* beside "
-            "the model's tensors); give a checkpoint that has them, run the stage po first, or choose another objective.mask.kind"
+            f"policy.path: {config.policy.path} holds no mask nets (masks.safetensors, or common_mask.* / "
+            "rw_mask.* / kl_mask.* beside the model's tensors); give a checkpoint that has them, run the "
+            "stage po "
+            "first, or choose another objective.mask.kind"
         )
     return {path: lay(value, replicated(mesh)) for path, value in _fitting(config, tensors, shapes).items()}
 

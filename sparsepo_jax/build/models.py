@@ -24,7 +24,7 @@ from sparsepo_jax.models.weights import SafeTensors, find_checkpoint
 
 
 def checkpoint_config(chosen: Policy | Reference, setting: str) -> dict[str, Any]:
-    """config.json of policy.path or reference.path. UserError: what lies there is no model, or more than one."""
+    """config.json of policy.path or reference.path. UserError: there is no model, or more than one."""
     directory = find_checkpoint(chosen.path)
     if chosen.adapter is None and (problem := inner_adapter_problem(directory, setting)) is not None:
         raise UserError(f"{setting}.path: {chosen.path}: {problem}")
@@ -32,39 +32,38 @@ def checkpoint_config(chosen: Policy | Reference, setting: str) -> dict[str, Any
 
 
 def policy_config(config: Config, tokenizer: Any | None) -> dict[str, Any]:
-    """The policy's config.json: the checkpoint's, or the inline one with the tokenizer's vocabulary and special tokens."""
+    """The policy's config.json.
+
+    It is the checkpoint's, else policy.config with the vocabulary and special tokens of the tokenizer.
+    """
     if config.policy.path is not None:
-        found = checkpoint_config(config.policy, "policy")
+        hf_config = checkpoint_config(config.policy, "policy")
         if config.policy.config is not None:
-            _same_shape(
-                read_spec(config.policy.config, "policy.config", None),
-                read_spec(found, config.policy.path, None),
-                config.policy.path,
-            )
-        return found
-    found = dict(config.policy.config or {})
+            wanted = read_spec(config.policy.config, "policy.config", None)
+            _check_same_shape(wanted, read_spec(hf_config, config.policy.path, None), config.policy.path)
+        return hf_config
+    hf_config = dict(config.policy.config or {})
     if tokenizer is not None:
-        found.setdefault("vocab_size", len(tokenizer))
-        found.setdefault("bos_token_id", tokenizer.bos_token_id)
-        found.setdefault("eos_token_id", tokenizer.eos_token_id)
-    elif "vocab_size" not in found:
+        hf_config.setdefault("vocab_size", len(tokenizer))
+        hf_config.setdefault("bos_token_id", tokenizer.bos_token_id)
+        hf_config.setdefault("eos_token_id", tokenizer.eos_token_id)
+    elif "vocab_size" not in hf_config:
         raise UserError("policy.config.vocab_size: needed where there is no tokenizer to take it from")
-    return found
+    return hf_config
 
 
-def _same_shape(wanted: DecoderSpec, found: DecoderSpec, path: str) -> None:
-    """UserError that names what differs. How fresh weights would be drawn is no part of a shape."""
-    differing = [
-        field.name
-        for field in dataclasses.fields(DecoderSpec)
-        if field.name != "init_std" and getattr(wanted, field.name) != getattr(found, field.name)
+def _check_same_shape(wanted: DecoderSpec, actual: DecoderSpec, path: str) -> None:
+    """UserError that names what differs. How new weights would be drawn is no part of a shape."""
+    names = [field.name for field in dataclasses.fields(DecoderSpec) if field.name != "init_std"]
+    differences = [
+        f"{name} {getattr(actual, name)} (policy.config: {getattr(wanted, name)})"
+        for name in names
+        if getattr(wanted, name) != getattr(actual, name)
     ]
-    if differing:
-        said = ", ".join(
-            f"{name} {getattr(found, name)} (policy.config: {getattr(wanted, name)})" for name in differing
-        )
+    if differences:
         raise UserError(
-            f"policy.path: {path} has another shape than policy.config: {said}; mend policy.config, or leave it out"
+            f"policy.path: {path} has another shape than policy.config: {', '.join(differences)}; "
+            "mend policy.config, or leave it out"
         )
 
 
@@ -74,15 +73,25 @@ def read_generation(config: Config) -> dict[str, Any] | None:
 
 
 def read_spec(hf_config: dict[str, Any], where: str, made: Any | None) -> DecoderSpec:
-    """The decoder's spec; UserError if we cannot run it, or if a tokenizer that was made for it knows more tokens than it has rows."""
+    """A model's decoder.
+
+    Args:
+        hf_config: the model's config.json.
+        where: what to name in an error.
+        made: a tokenizer that was made for the model, see build.tokenizer.made_tokenizer.
+
+    Raises:
+        UserError: we cannot run it, or the tokenizer has more tokens than the model rows.
+    """
     try:
         spec = spec_from_hf(hf_config)
     except SpecError as error:
         raise UserError(f"{where}: {error}") from error
     if made is not None and len(made) > spec.vocab_size:
         raise UserError(
-            f"{where}: the tokenizer has {len(made)} tokens, the model only {spec.vocab_size} rows; give it as many, "
-            "or make a smaller tokenizer"
+            f"{where}: the tokenizer has {len(made)} tokens, the model only {spec.vocab_size} rows; give "
+            "it as "
+            "many, or make a smaller tokenizer"
         )
     return spec
 
@@ -95,8 +104,11 @@ def exported_configs(
     *,
     from_scratch: bool,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """(config.json, generation_config.json or None for none) of the export: as they came, and the tokenizer's EOS ends answers, too. A model from
-    scratch says in both which its special tokens are."""
+    """(config.json, generation_config.json or None) of an export.
+
+    They are as they came, with the tokenizer's EOS among the tokens that end answers. A model from scratch
+    names its special tokens in both.
+    """
     if from_scratch:
         generation = {
             name: hf_config[name]

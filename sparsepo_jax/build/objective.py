@@ -51,7 +51,11 @@ def mask_config(config: Config) -> Any | None:
 
 
 def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
-    """spec: the reference's, whose states the masks read."""
+    """The maker of token masks.
+
+    Args:
+        spec: the reference's, whose states the masks read.
+    """
     mask = mask_config(config)
     if mask is None:
         return fixed_source("ones", on="both", normalised=False)
@@ -70,11 +74,11 @@ def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
             **placing,
         )
     if mask.kind == "activation":
-        if (
-            "logits" in mask.groups and spec.logit_softcap is not None
-        ):  # the mean of capped logits would need them all
+        if "logits" in mask.groups and spec.logit_softcap is not None:
+            # The mean of capped logits would need all of them at once.
             raise UserError(
-                f"objective.mask.groups: logits is not supported for {spec.family}, whose logits are capped; leave it out"
+                f"objective.mask.groups: logits is not supported for {spec.family}, whose logits are capped; "
+                "leave it out"
             )
         try:
             points = choose_points(spec.family, tuple(mask.groups), mask.official)
@@ -103,11 +107,17 @@ def make_problem(
     lora: Lora | None = None,
     reference_lora: Lora | None = None,
 ) -> Problem:
-    dtype, source, head = (
-        compute_dtype(config, mesh),
-        make_mask_source(config, reference),
-        config.compute.head,
-    )
+    """The problem that a stage trains or scores.
+
+    The two models, the masks, the loss, and how they are computed.
+
+    Args:
+        lora: the policy's adapters; None: all its weights are trained.
+        reference_lora: the adapters that the reference keeps on the shared base.
+    """
+    dtype = compute_dtype(config, mesh)
+    source = make_mask_source(config, reference)
+    head = config.compute.head
     return Problem(
         policy_graph=decoder_graph(policy, dtype, remat=config.compute.remat, lora=lora),
         reference_graph=decoder_graph(reference, dtype, remat=False, lora=reference_lora),
@@ -126,20 +136,26 @@ def make_problem(
 
 
 def brings_weights(config: Config) -> bool:
-    """Whether the training pairs come with token weights: those given with the data, or activation masks that were computed before."""
+    """Whether the training pairs carry token weights.
+
+    Given with the data, or activation masks computed before.
+    """
     mask = mask_config(config)
-    return mask is not None and (
-        mask.kind == "given" or (config.reference.cached and mask.kind == "activation")
-    )
+    if mask is None:
+        return False
+    return mask.kind == "given" or (config.reference.cached and mask.kind == "activation")
 
 
 def without_objective(problem: Problem) -> Problem:
-    """The models alone: programs that need no more are the same for all objectives."""
+    """The models alone: programs that need no more are shared by all objectives."""
     return problem._replace(objective=None, mask_source=None, beta=1.0)
 
 
 def cached_problem(problem: Problem, config: Config) -> Problem:
-    """The same objective for batches that carry the reference's log-probs and, if masks are read off its activations, the masks."""
+    """The same problem for batches that carry the reference's log-probs.
+
+    If the masks are read off the reference's activations, the batches carry the masks, too.
+    """
     source, mask = problem.mask_source, mask_config(config)
     if source.reads_activations:
         source = fixed_source("given", on=mask.on, normalised=mask.normalise)

@@ -12,7 +12,12 @@ from sparsepo_jax.train import optimizer as optimizers
 
 
 def optimizer_rates(config: Config, training: Training, steps: int, width: int) -> optimizers.Rates:
-    """width: of the policy."""
+    """The numbers of a stage's optimizer, which its program takes as an argument.
+
+    Args:
+        steps: of the stage.
+        width: of the policy's states.
+    """
     rule, schedule, mask = training.optimizer, training.schedule, mask_config(config)
     warmup_steps = schedule.warmup_steps
     if warmup_steps is None:
@@ -30,7 +35,14 @@ def optimizer_rates(config: Config, training: Training, steps: int, width: int) 
 
 
 def mask_rate(mask: Any | None, of_policy: float, width: int) -> float:
-    """The learning rate of the mask nets: their own; as released the policy's, at which they hardly move; else one that suits states of any width."""
+    """The learning rate of the mask nets.
+
+    It is objective.mask.learning_rate if set; under `official` the policy's, as in the released code, at
+    which the nets hardly move; else 0.3 / width, which suits states of any width.
+
+    Args:
+        of_policy: the policy's learning rate.
+    """
     if mask is None or mask.kind != "learned":
         return of_policy
     if mask.learning_rate is not None:
@@ -39,7 +51,10 @@ def mask_rate(mask: Any | None, of_policy: float, width: int) -> float:
 
 
 def optimizer_kind(training: Training) -> tuple[Callable, str]:
-    """What is built into an optimizer's programs: (maker of the rule of a group of weights, kind of schedule)."""
+    """(maker of the rule of a group of weights, kind of schedule).
+
+    What an optimizer's program is compiled with.
+    """
     rule = training.optimizer
     make_rule = {
         "adamw": lambda: optimizers.adamw_rule(rule.b1, rule.b2, rule.eps),

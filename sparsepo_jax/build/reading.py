@@ -1,7 +1,8 @@
 """Compiled programs that read and train nothing: scores, log-ratios, the reference's log-probs.
 
-All makers are cached and take numbers as arguments of the program, so that the next run of the process finds what
-this one has compiled."""
+All makers are cached and take numbers as arguments of the program, so that the next run of the process finds
+what this one has compiled.
+"""
 
 import functools
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from sparsepo_jax.train.step import (
 
 @functools.cache
 def _on_every_host(function: Callable, mesh: Mesh):
-    """Compiled, its results on every host. Cached, as all makers of programs here are: the next run of the process finds what this one has compiled."""
+    """The compiled function, with its results on every host."""
     return Program(jax.jit(function, out_shardings=replicated(mesh)))
 
 

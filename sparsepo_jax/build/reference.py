@@ -14,8 +14,12 @@ from sparsepo_jax.train.reference_cache import weights_digest
 
 
 def reference_key(config: Config, spec: DecoderSpec, reference: Weights, table: TokenTable) -> dict[str, Any]:
-    """What the reference's numbers depend on: its weights and shape, the tokens, the truncation; the mask that is read off its activations."""
-    mask, (max_length, max_prompt_length) = mask_config(config), length_limits(config, spec)
+    """What the reference's log-probs and masks depend on.
+
+    That is its weights and shape, the tokens, the truncation, and the mask that is read off its activations.
+    """
+    mask = mask_config(config)
+    max_length, max_prompt_length = length_limits(config, spec)
     reads = mask is not None and mask.kind == "activation"
     return {
         "reference": weights_digest(reference),

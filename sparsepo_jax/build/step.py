@@ -32,8 +32,15 @@ from sparsepo_jax.train.step import (
 
 
 class Step(NamedTuple):
-    """The program of a training stage, and the numbers that it takes as an argument: stages that differ in these alone have one program, compiled
-    once. like: the state's shapes and shardings. start(weights): the first state, of copies."""
+    """The program of a training stage, and the numbers that it takes as an argument.
+
+    Stages that differ in these numbers alone share one program, compiled once.
+
+    Attributes:
+        numbers: (the problem with beta and the objective's settings, the optimizer's rates).
+        like: shapes and shardings of the state.
+        start: start(weights) gives the first state, of copies.
+    """
 
     program: Program
     numbers: tuple[Problem, optimizers.Rates]
@@ -41,7 +48,7 @@ class Step(NamedTuple):
     start: Callable[[dict[str, Weights]], TrainState]
 
     def update(self, state: TrainState, reference: Weights | None, batch: PairBatch):
-        """See train/step. Takes the state's memory."""
+        """One step; see train.step. Takes the memory of `state`."""
         return self.program(self.numbers, state, reference, batch)
 
     def compile_ahead(self, reference: Any, batches: list[Any]) -> Callable[[], tuple[int, float]]:
@@ -52,15 +59,19 @@ class Step(NamedTuple):
 def make_step(
     config: Config, stage: str, problem: Problem, spec: DecoderSpec, steps: int, mesh: Mesh
 ) -> Step:
-    """spec: the policy's; steps: of the whole stage, for the schedule."""
+    """The compiled step of a training stage.
+
+    Args:
+        spec: the policy's.
+        steps: of the stage, for the schedule.
+    """
     training = getattr(config, stage)
-    kind, rates, make_loss = (
-        optimizer_kind(training),
-        optimizer_rates(config, training, steps, spec.width),
-        make_pair_loss,
-    )
+    kind = optimizer_kind(training)
+    rates = optimizer_rates(config, training, steps, spec.width)
+    make_loss = make_pair_loss
     if stage == "sft":
-        problem, make_loss = without_objective(problem), make_sft_loss
+        problem = without_objective(problem)
+        make_loss = make_sft_loss
     optimizer, _ = build_optimizer(kind, rates)
     like = abstract(
         trained_shapes(spec, make_lora(training, stage, spec)),
@@ -82,10 +93,8 @@ def _step_programs(
     mesh: Mesh,
 ):
     """(update(numbers, state, reference, batch), start(rates, weights)). shardings, tree: the state's."""
-    of_state, whole = (
-        jax.tree.unflatten(tree, shardings),
-        replicated(mesh),
-    )  # whole: numbers that every host reads
+    state_shardings = jax.tree.unflatten(tree, shardings)
+    on_every_host = replicated(mesh)
 
     def update(
         numbers: tuple[Problem, optimizers.Rates],
@@ -97,10 +106,10 @@ def _step_programs(
         return make_update(make_loss(problem), *build_optimizer(kind, rates))(state, reference, batch)
 
     def start(rates: optimizers.Rates, weights: dict[str, Weights]) -> TrainState:
-        # Copies: the state will be donated, and what it was made from must live on (the reference is the policy as it was).
+        # Copies: the state will be donated, but the reference, which may be these very arrays, must live on.
         return start_state(jax.tree.map(jnp.copy, weights), build_optimizer(kind, rates)[0])
 
-    # The new state lies as the old one did: else the second step would be another program.
-    return Program(jax.jit(update, donate_argnums=1, out_shardings=(of_state, whole, whole))), jax.jit(
-        start, out_shardings=of_state
-    )
+    # Give the new state the shardings of the old one; otherwise the second step would compile again.
+    return Program(
+        jax.jit(update, donate_argnums=1, out_shardings=(state_shardings, on_every_host, on_every_host))
+    ), jax.jit(start, out_shardings=state_shardings)

@@ -21,7 +21,10 @@ from sparsepo_jax.run.resume import LOOKING
 
 
 def make_tokenizer(config: Config) -> Any | None:
-    """The run's tokenizer, or None (data must be tokenised). One that is learned is learned once and kept in output_dir/tokenizer."""
+    """The run's tokenizer; None if the data must come tokenised.
+
+    A tokenizer that is learned from the data is learned once and kept in output_dir/tokenizer.
+    """
     from sparsepo_jax.data import tokenizers
 
     choice, kept = config.tokenizer, Path(config.output_dir) / "tokenizer"
@@ -50,7 +53,10 @@ def make_tokenizer(config: Config) -> Any | None:
 
 
 def tokenizer_directory(config: Config) -> Path | None:
-    """Where the files of the run's tokenizer lie, if it came as files; None for one that was made, or that transformers fetches itself."""
+    """Where the files of the run's tokenizer lie.
+
+    None for a tokenizer that was made for this run, or that transformers fetches itself.
+    """
     if config.tokenizer.kind == "auto" and config.policy.path is not None:
         return find_checkpoint(config.policy.path)
     if config.tokenizer.kind == "pretrained" and Path(config.tokenizer.path).is_dir():
@@ -59,7 +65,11 @@ def tokenizer_directory(config: Config) -> Path | None:
 
 
 def made_tokenizer(config: Config, tokenizer: Any | None) -> Any | None:
-    """The run's tokenizer, if it was made for this model: then each of its tokens needs a row there. One that came as files may have more."""
+    """The run's tokenizer if it was made for this model, else None.
+
+    A model needs a row for each token of a tokenizer that was made for it. One that came as files may have
+    more.
+    """
     return None if config.tokenizer.kind in ("auto", "pretrained") else tokenizer
 
 
@@ -76,8 +86,12 @@ def _texts(sources: list, kind: str, config: Config, max_rows: int | None):
 
 
 def template_date(config: Config, tokenizer: Any | None) -> str | None:
-    """The day that the chat template is told, if it asks: data.template_date, else the day that this run, or that whose sft it takes, has kept,
-    else today, which is kept from now on. None: it does not ask."""
+    """The day that the chat template is told, as YYYY-MM-DD; None if it does not ask.
+
+    It is data.template_date, else the day kept by this run or by the run whose sft it takes, else today,
+    which is
+    kept from now on: tokens must not change when the run is continued on another day.
+    """
     from sparsepo_jax.data.templates import reads_clock
 
     data = config.data
@@ -98,19 +112,24 @@ def _kept_date(path: Path) -> str:
         return datetime.date.fromisoformat(json.loads(path.read_text())["template_date"]).isoformat()
     except (ValueError, TypeError, KeyError):
         raise UserError(
-            f"{path}: expected the day that the run's chat template was told, found something else; set data.template_date"
+            f"{path}: expected the day that the run's chat template was told, found something else; "
+            "set data.template_date"
         ) from None
 
 
 def same_tokenizer(
     policy_path: str | None, reference_path: str, policy: DecoderSpec, reference: DecoderSpec
 ) -> None:
-    """UserError unless both models speak the same vocabulary; tokenizers are compared where both checkpoints bring one, by the tokens that the models
-    have rows for."""
+    """UserError unless policy and reference have the same vocabulary.
+
+    Where both checkpoints bring a tokenizer, these are compared too, by the tokens that the models have rows
+    for.
+    """
     name = policy_path or "policy.config"
     if policy.vocab_size != reference.vocab_size:
         raise UserError(
-            f"reference.path: {reference_path} has a vocabulary of {reference.vocab_size}, the policy ({name}) one of "
+            f"reference.path: {reference_path} has a vocabulary of {reference.vocab_size}, the policy "
+            f"({name}) one of "
             f"{policy.vocab_size}; log-ratios need the same one"
         )
     directories = [find_checkpoint(path) for path in (policy_path, reference_path) if path is not None]
@@ -137,7 +156,9 @@ def _tokens_with_a_row(tokenizer: Any, rows: int) -> dict[str, int]:
 def ends_of(
     hf_config: dict[str, Any], generation: dict[str, Any] | None, tokenizer: Any | None
 ) -> tuple[int, ...]:
-    """Ids of the tokens that end a response: the model's, and the tokenizer's EOS, which ends what it learns from."""
-    return tuple(
-        sorted({*end_tokens(hf_config, generation), getattr(tokenizer, "eos_token_id", None)} - {None})
-    )
+    """Ids of the tokens that end a response.
+
+    The model's, and the tokenizer's EOS, which ends its training data.
+    """
+    eos = getattr(tokenizer, "eos_token_id", None)
+    return tuple(sorted({*end_tokens(hf_config, generation), eos} - {None}))

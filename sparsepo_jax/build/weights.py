@@ -1,4 +1,7 @@
-"""Weights on the mesh: loaded, drawn at random, merged, and the shapes and shardings of what is not made yet."""
+"""Weights on the mesh.
+
+Loaded, drawn at random, merged, and the shapes and shardings of what is not made yet.
+"""
 
 import functools
 from collections.abc import Callable
@@ -28,7 +31,10 @@ from sparsepo_jax.train.forward import Problem
 
 
 def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
-    """The weights of a Hugging Face checkpoint, on the mesh: tensor by tensor, so that the host holds little but what lies on its devices."""
+    """The weights of a Hugging Face checkpoint, on the mesh.
+
+    They are read tensor by tensor, so that the host never holds the complete model.
+    """
     shapes = weight_shapes(spec)
     shardings = weight_shardings(shapes, mesh)
     weights: Weights = {}
@@ -38,46 +44,55 @@ def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
             continue
         if name not in weights:
             weights[name] = jnp.zeros(shapes[name], jnp.float32, device=shardings[name])
-        # Waited for: else tensors that are read faster than they are stored pile up.
+        # Wait: tensors that are read faster than they are stored would pile up.
         weights[name] = _put_into(shardings[name], False)(weights[name], value, layer).block_until_ready()
         del value
     return weights
 
 
 @functools.cache
-def _put_into(sharding: NamedSharding, added: bool):
-    """put(whole, part, layer): the part takes the layer's place, or is added to what is there."""
+def _put_into(sharding: NamedSharding, added: bool) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+    """put(stacked, part, layer): the part takes the layer's place, or is added to what is there."""
 
-    def put(whole: jax.Array, part: jax.Array, layer: int) -> jax.Array:
-        part = part + jax.lax.dynamic_index_in_dim(whole, layer, 0, keepdims=False) if added else part
-        return jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0)
+    def put(stacked: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+        if added:
+            part = part + jax.lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(stacked, part, layer, 0)
 
     return jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 
 def random_weights(spec: DecoderSpec, seed: int, mesh: Mesh) -> Weights:
+    """New weights, drawn as the model family initialises them."""
     return _draw_weights(spec, mesh)(seed)
 
 
 @functools.cache
-def _draw_weights(spec: DecoderSpec, mesh: Mesh):
-    make = lambda seed: split_module(Decoder(spec, rngs=nnx.Rngs(jax.random.key(seed))))[1]
+def _draw_weights(spec: DecoderSpec, mesh: Mesh) -> Callable[[int], Weights]:
+    def make(seed: int) -> Weights:
+        return split_module(Decoder(spec, rngs=nnx.Rngs(jax.random.key(seed))))[1]
+
     return jax.jit(make, out_shardings=weight_shardings(weight_shapes(spec), mesh))
 
 
 def add_adapter(weights: Weights, adapter: Adapter, mesh: Mesh) -> Weights:
-    """The weights with an adapter merged into them, tensor by tensor. Takes their memory."""
+    """The weights with an adapter merged into them, tensor by tensor. Takes the memory of `weights`."""
     shardings = weight_shardings({path: x.shape for path, x in weights.items()}, mesh)
     for (path, layer, value), added in adapter.merge_parts():
-        there = weights[path]
-        if value.shape != (there.shape if layer is None else there.shape[1:]):
+        weight = weights[path]
+        expected = weight.shape if layer is None else weight.shape[1:]
+        if value.shape != expected:
             raise UserError(
-                f"{adapter.where}: {adapter.path}: a tensor of {path} has shape {list(value.shape)}, expected {list(there.shape)[layer is not None :]}"
+                f"{adapter.where}: {adapter.path}: a tensor of {path} has shape {list(value.shape)}, "
+                "expected "
+                f"{list(expected)}"
             )
         if layer is not None:
-            weights[path] = _put_into(shardings[path], added)(there, value, layer).block_until_ready()
+            weights[path] = _put_into(shardings[path], added)(weight, value, layer).block_until_ready()
+        elif added:
+            weights[path] = weight + lay(value, shardings[path])
         else:
-            weights[path] = there + lay(value, shardings[path]) if added else lay(value, shardings[path])
+            weights[path] = lay(value, shardings[path])
     return weights
 
 
@@ -89,12 +104,12 @@ def adapter_weights(adapter: Adapter, mesh: Mesh) -> Weights:
 
 
 def initial_adapters(spec: DecoderSpec, lora: Lora, seed: int, mesh: Mesh) -> Weights:
-    """A drawn, B zero: the adapted policy is the base."""
+    """New adapters: A is drawn, B is zero, so that the adapted policy equals its base."""
     return _draw_adapters(spec, lora, mesh)(seed)
 
 
 @functools.cache
-def _draw_adapters(spec: DecoderSpec, lora: Lora, mesh: Mesh):
+def _draw_adapters(spec: DecoderSpec, lora: Lora, mesh: Mesh) -> Callable[[int], Weights]:
     return jax.jit(
         lambda seed: _adapters(spec, lora, seed),
         out_shardings=weight_shardings(adapter_shapes(spec, lora), mesh),
@@ -113,7 +128,13 @@ def _adapters(spec: DecoderSpec, lora: Lora, seed: int) -> Weights:
 
 
 def held_base(policy: Weights, held: str, mesh: Mesh) -> Weights:
-    """The policy as the base of adapters is kept in memory, cut over the mesh as it was. Adapters in it stay as they are."""
+    """The policy in the type in which a base of adapters is held, sharded as it was.
+
+    Adapters among the weights keep their type.
+
+    Args:
+        held: po.lora.base or sft.lora.base.
+    """
     base = hold_base(policy, held)
     return jax.device_put(base, state_shardings(base, mesh))
 
@@ -124,29 +145,31 @@ def abstract(
     mesh: Mesh,
     make: Callable[[Any], Any] = lambda weights: weights,
 ) -> Any:
-    """Shapes and shardings of what `make` makes of {"policy", "masks"}."""
+    """Shapes and shardings of what `make` makes of {"policy", "masks"}; allocates nothing.
 
-    def whole():
-        return make(
-            {
-                "policy": {path: jnp.zeros(shape) for path, shape in policy.items()},
-                "masks": {} if masks is None else masks.init(nnx.Rngs(0)),
-            }
-        )
+    Args:
+        policy: shapes by path.
+    """
 
-    shapes = jax.eval_shape(whole)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(shapes, mesh)
-    )
+    def make_all() -> Any:
+        weights = {path: jnp.zeros(shape) for path, shape in policy.items()}
+        mask_weights = {} if masks is None else masks.init(nnx.Rngs(0))
+        return make({"policy": weights, "masks": mask_weights})
+
+    def with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    shapes = jax.eval_shape(make_all)
+    return jax.tree.map(with_sharding, shapes, state_shardings(shapes, mesh))
 
 
 def start_shapes(spec: DecoderSpec, lora: Lora | None) -> dict[str, tuple[int, ...]]:
-    """Of the policy as po begins it. lora: the adapters that it begins with, None for none."""
+    """Shapes of the policy as po begins. lora: the adapters that it begins with, None for none."""
     return weight_shapes(spec) | ({} if lora is None else adapter_shapes(spec, lora))
 
 
 def trained_shapes(spec: DecoderSpec, lora: Lora | None) -> dict[str, tuple[int, ...]]:
-    """Of the policy's weights that are trained: all, or the adapters'."""
+    """Shapes of the policy's weights that are trained: all of them, or the adapters."""
     return weight_shapes(spec) if lora is None else adapter_shapes(spec, lora)
 
 
@@ -168,14 +191,16 @@ def abstract_frozen(
     reference: DecoderSpec,
     mesh: Mesh,
 ) -> Any | None:
-    """Shapes and shardings of what a stage's step reads beside the state: the reference, or the base of adapters; None: nothing."""
-    lora = getattr(config, stage).lora
+    """Shapes and shardings of what a stage's step reads beside its state.
+
+    That is the reference, or the base of adapters; None if it reads nothing.
+    """
+    training = getattr(config, stage)
+    lora = training.lora
     if lora is not None:
-        reference_lora = (
-            make_reference_lora(config, policy, make_lora(getattr(config, stage), stage, policy))
-            if stage == "po"
-            else None
-        )
+        reference_lora = None
+        if stage == "po":
+            reference_lora = make_reference_lora(config, policy, make_lora(training, stage, policy))
         return abstract(
             start_shapes(policy, reference_lora),
             None,

@@ -1,7 +1,8 @@
 """What a run has finished, and with which settings: output_dir/stages.json. A finished stage is not repeated.
 
-A training stage whose settings have changed is refused by name: what lies on disk is another run. So is the stage pairs, which goes on where it was
-interrupted. A stage that only reads (score, eval, measure, harness, export) is done again when its settings, the weights or the files that it read have changed.
+A training stage whose settings have changed is refused by name: what lies on disk is another run. So is the
+stage pairs, which goes on where it was interrupted. A stage that only reads (score, eval, measure, harness,
+export) is done again when its settings, the weights or the files that it read have changed.
 """
 
 import glob
@@ -56,7 +57,10 @@ _HARMLESS_FOR = {
 
 
 def trains_adapter_further(config: Config) -> bool:
-    """Whether po begins with policy.adapter as its LoRA; else the adapter, if there is one, is merged where the policy is loaded."""
+    """Whether po begins with policy.adapter as its LoRA.
+
+    Else the adapter, if there is one, is merged where the policy is loaded.
+    """
     after_sft = "sft" in config.stages or config.sft.taken_from is not None
     if config.policy.adapter is None or config.po.lora is None or after_sft:
         return False
@@ -64,16 +68,25 @@ def trains_adapter_further(config: Config) -> bool:
 
 
 class Marks:
-    """Reads and writes the marks of one run. Only the first process of several should call `mark`, `unmark` and `begin`."""
+    """Reads and writes the marks of one run.
+
+    Only the first process of several should call `mark`, `unmark` and `begin`.
+    """
 
     def __init__(self, config: Config, directory: str | None = None):
-        """directory: of another run, whose sft is to be taken; its marks are held against this one's settings."""
+        """directory: of another run, whose sft is to be taken.
+
+        Its marks are held against this one's settings.
+        """
         self._config, self.directory = config, Path(config.output_dir if directory is None else directory)
         self._way_out = "take another output_dir" if directory is None else "leave out sft.taken_from"
         self._path = self.directory / "stages.json"
 
     def all(self) -> dict[str, Any]:
-        """Stage -> {depends, seconds, finished}, and taken_from where it is another run's sft. UserError: the file is none of ours."""
+        """Stage -> {depends, seconds, finished}, and taken_from where it is another run's sft.
+
+        UserError: the file is none of ours.
+        """
         if not os.path.isfile(self._path):
             return {}
         try:
@@ -83,11 +96,15 @@ class Marks:
         except (ValueError, AttributeError, RecursionError):
             pass
         raise UserError(
-            f"{self._path}: expected what a run has finished, found something else; bring the old file back, or {self._way_out}"
+            f"{self._path}: expected what a run has finished, found something else; bring the old file "
+            f"back, or {self._way_out}"
         )
 
     def finished(self, stage: str, *outputs: Path) -> bool:
-        """Whether a stage is done, with these settings, and its outputs are there. UserError: a stage that is continued, with other settings."""
+        """Whether a stage is done, with these settings, and its outputs are there.
+
+        UserError: a stage that is continued, with other settings.
+        """
         mark = self.all().get(stage)
         if mark is None:
             return False
@@ -97,7 +114,10 @@ class Marks:
         return mark["depends"] == self.depends(stage) and all(path.exists() for path in outputs)
 
     def mark(self, stage: str, seconds: float, taken: "Marks | None" = None) -> None:
-        """taken: those of the run that trained it, where this one did not. The time is then the other's: it tells one training from another."""
+        """taken: those of the run that trained it, where this one did not.
+
+        The time is then the other's: it tells one training from another.
+        """
         now = (
             {"finished": time.time()}
             if taken is None
@@ -113,7 +133,10 @@ class Marks:
             write_json(self._path, marks)
 
     def origin(self, stage: str) -> Path:
-        """Where that lies which a finished stage left: here, or where the sft was trained that was taken. UserError: it is not there any more."""
+        """Where that lies which a finished stage left: here, or where the sft was trained that was taken.
+
+        UserError: it is not there any more.
+        """
         mark = self.all()[stage]
         if "taken_from" not in mark:
             return self.directory
@@ -125,22 +148,30 @@ class Marks:
             if there.get("finished") == mark["finished"] and "taken_from" not in there:
                 return Path(directory)
         raise UserError(
-            f"the {stage} that {self.directory} has taken is not in {mark['taken_from']} any more; bring it back, or {self._way_out}"
+            f"the {stage} that {self.directory} has taken is not in {mark['taken_from']} any more; bring "
+            f"it back, or {self._way_out}"
         )
 
     def trained_sft(self) -> "Marks | None":
-        """The marks of the run that trained the sft which is finished here; None: none is, or its weights are gone. UserError: other settings."""
+        """The marks of the run that trained the sft which is finished here; None.
+
+        None is, or its weights are gone. UserError: other settings.
+        """
         if not self.finished("sft"):
             return None
         there = Marks(self._config, str(self.origin("sft")))
         return there if there.finished("sft", there.directory / "sft" / "final") else None
 
     def sft_to_take(self) -> "Marks":
-        """The marks of the run that trained the sft which sft.taken_from names. UserError: there is none, or it had other settings."""
+        """The marks of the run that trained the sft which sft.taken_from names.
+
+        UserError: there is none, or it had other settings.
+        """
         found = Marks(self._config, self._config.sft.taken_from).trained_sft()
         if found is None:
             raise UserError(
-                f"sft.taken_from: expected the output_dir of a run that has finished its stage sft, found none in {self._config.sft.taken_from}; "
+                "sft.taken_from: expected the output_dir of a run that has finished its stage sft, found "
+                f"none in {self._config.sft.taken_from}; "
                 "run it first, or leave out sft.taken_from"
             )
         return found
@@ -152,7 +183,10 @@ class Marks:
             self._refuse_changes(stage, json.loads(path.read_text()))
 
     def check_trained(self) -> None:
-        """UserError if a stage has been trained here, or begun, with other settings: a run that goes on here would put them beside the old results."""
+        """UserError if a stage has been trained here, or begun, with other settings.
+
+        A run that goes on here would put them beside the old results.
+        """
         for stage in TRAINING:
             self.finished(stage)
             self.check(stage)
@@ -161,7 +195,10 @@ class Marks:
         return (self.directory / stage / "settings.json").exists()
 
     def check_data(self, stage: str, digests: dict[str, str]) -> None:
-        """UserError if a stage that is continued has begun here with other rows. digests: of each file's tokens."""
+        """UserError if a stage that is continued has begun here with other rows.
+
+        digests: of each file's tokens.
+        """
         path = self.directory / stage / "data.json"
         before = json.loads(path.read_text()) if path.exists() else digests
         changed = sorted(
@@ -169,12 +206,16 @@ class Marks:
         )
         if changed:
             raise UserError(
-                f"{', '.join(changed)}: other rows than those that stage {stage} in {self.directory} began with; bring the old file back, or "
+                f"{', '.join(changed)}: other rows than those that stage {stage} in {self.directory} began "
+                "with; bring the old file back, or "
                 f"{self._way_out}"
             )
 
     def begin(self, stage: str, digests: dict[str, str]) -> None:
-        """Writes down with which settings and rows a stage begins that is continued. Not before it can: who mends a mistake must not be held to it."""
+        """Writes down with which settings and rows a stage begins that is continued.
+
+        Not before it can: who mends a mistake must not be held to it.
+        """
         (self.directory / stage).mkdir(parents=True, exist_ok=True)
         for name, content in (("data.json", digests), ("settings.json", self.depends(stage))):
             write_json(self.directory / stage / name, content)
@@ -219,7 +260,8 @@ class Marks:
         changed = sorted(_differences(before, self.depends(stage)))
         if changed:
             raise UserError(
-                f"{self.directory} holds stage {stage} with other settings: {', '.join(changed)}; set them back, or {self._way_out}"
+                f"{self.directory} holds stage {stage} with other settings: {', '.join(changed)}; set them "
+                f"back, or {self._way_out}"
             )
 
 

@@ -18,7 +18,10 @@ from sparsepo_jax.stages.context import Run
 
 
 def load_prompts(run: Run) -> TokenTable:
-    """The distinct prompts of data.prompts, else of the evaluation pairs; generation.max_prompts at the most."""
+    """The distinct prompts of data.prompts, else of the evaluation pairs.
+
+    Generation.max_prompts at the most.
+    """
     config = run.config
     if config.data.prompts:
         table = load_data(config, "prompts", config.data.prompts, "prompts", run.tokenizer, run.spec)
@@ -28,7 +31,10 @@ def load_prompts(run: Run) -> TokenTable:
 
 
 def make_run_sampler(run: Run, prompts: TokenTable, sampling: Sampling) -> Sampler:
-    """The policy's sampler. UserError: a batch cannot be cut over the mesh, or a response may not fit the model."""
+    """The policy's sampler.
+
+    UserError: a batch cannot be cut over the mesh, or a response may not fit the model.
+    """
     check_batch("generation.batch_size", run.config.generation.batch_size, 1, run.mesh)
     check_room("generation.max_new_tokens", sampling.max_new_tokens, prompts, run.spec)
     return make_policy_sampler(run.problem, run.config, run.mesh, sampling)
@@ -74,8 +80,8 @@ def answer(
 def answers_record(run: Run, prompts: TokenTable, row: int, responses: list[Generated]) -> dict[str, Any]:
     """A prompt and its responses, as generations.jsonl holds them.
 
-    `text` is what a response adds to the prompt's text, before any stop string; `row` holds the columns of the
-    data's row that are not the prompt.
+    `text` is what a response adds to the prompt's text, before any stop string; `row` holds the columns of
+    the data's row that are not the prompt.
     """
     prompt, stop = prompts.prompt(row), tuple(run.config.generation.stop)
     samples = [

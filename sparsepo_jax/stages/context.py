@@ -1,4 +1,7 @@
-"""What the stages of a run share: its settings, its directory, and what is made from the settings when first needed."""
+"""What the stages of a run share.
+
+Its settings, its directory, and what is made from the settings when first needed.
+"""
 
 import contextlib
 import functools
@@ -231,7 +234,10 @@ class Run:
             self.marks.begin(stage, table.file_digests())
 
     def mark(self, stage: str, began_s: float, taken: Marks | None = None) -> None:
-        """Notes that a stage is finished. taken: the marks of the run that trained it, if that was another."""
+        """Notes that a stage is finished.
+
+        taken: the marks of the run that trained it, if that was another.
+        """
         self.write_config()
         if jax.process_index() == 0:
             self.marks.mark(stage, time.time() - began_s, taken)

@@ -86,7 +86,8 @@ def _measure_parts(run: Run, records: list[dict[str, Any]]) -> dict[str, tuple[d
         missing = {"network", "processes", "files"} - set(parts["code"][0]["guards"])
         if missing:
             say(
-                f"note: this machine does not guard {', '.join(sorted(missing))} against the programs that were "
+                f"note: this machine does not guard {', '.join(sorted(missing))} against the programs that "
+                "were "
                 "run (sparsepo_jax/sandbox/parent.py)"
             )
     return parts

@@ -1,12 +1,14 @@
-"""The stage pairs: the policy answers prompts, a scorer judges the answers, and better and worse ones become pairs.
+"""The stage pairs.
+
+The policy answers prompts, a scorer judges the answers, and better and worse ones become pairs.
 
     pairs/                    settings and rows that the stage began with; summary.json
     scored_samples.jsonl      a line a prompt: its samples with their scores, as generations.jsonl has them
     pairs_made.jsonl          prompt, chosen, rejected, chosen_reward, rejected_reward, origin: what data.train reads
 
-Prompts are answered in batches, and each batch is kept when it is scored: an interrupted run goes on with the next
-batch. What is drawn depends on seed, prompt and sample alone, so the result is that of an uninterrupted run. (The
-pairs of the paper's IMDB and MBPP data, arXiv:2410.05102 section 4, were made in this way.)
+Prompts are answered in batches, and each batch is kept when it is scored: an interrupted run goes on with the
+next batch. What is drawn depends on seed, prompt and sample alone, so the result is that of an uninterrupted
+run. (The pairs of the paper's IMDB and MBPP data, arXiv:2410.05102 section 4, were made in this way.)
 """
 
 import json
@@ -135,7 +137,10 @@ def _answer_batches(
 def _score(
     run: Run, prompts: TokenTable, responses: dict[int, list[Generated]], scorer: Scorer
 ) -> dict[int, Record]:
-    """A record a prompt, its samples with `score`: null where the text is empty. Equal texts are scored once."""
+    """A record a prompt, its samples with `score`: null where the text is empty.
+
+    Equal texts are scored once.
+    """
     records = {row: answers_record(run, prompts, row, samples) for row, samples in responses.items()}
     prompt_texts = {row: _prompt_text(run, prompts, record) for row, record in records.items()}
     for row, record in records.items():
@@ -230,6 +235,7 @@ def _describe(summary: dict[str, Any]) -> str:
     share = 100 * summary["prompts_with_a_pair"] / summary["prompts"]
     return (
         f"{summary['prompts']} prompts, {summary['samples']} samples ({summary['empty']} empty and "
-        f"{summary['repeated']} repeated left out), {summary['pairs']} pairs, {share:.0f} % of the prompts with a "
+        f"{summary['repeated']} repeated left out), {summary['pairs']} pairs, {share:.0f} % of the prompts "
+        "with a "
         f"pair, mean score {mean}"
     )

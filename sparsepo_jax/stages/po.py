@@ -1,4 +1,7 @@
-"""The stage po: preference optimisation of the policy against the frozen reference, and of the masks with it."""
+"""The stage po.
+
+Preference optimisation of the policy against the frozen reference, and of the masks with it.
+"""
 
 import numpy as np
 
@@ -88,13 +91,17 @@ def _begin(run: Run, table: TokenTable) -> dict[str, Weights]:
 
 
 def _refuse_dead_masks(run: Run, table: TokenTable, start: dict[str, Weights]) -> None:
-    """UserError if a learned reward mask is zero on every token of some pairs: with policy = reference nothing would move."""
+    """UserError if a learned reward mask is zero on every token of some pairs.
+
+    With policy = reference nothing would move.
+    """
     if not start["masks"]:
         return
     first_pairs = table.take(np.arange(min(len(table), 256)))
     scores = score_table(run, first_pairs, adapted(run, start), reference_weights(run, start))
     if mask_sparsity(scores) == 1.0:
         raise UserError(
-            f"the reward mask starts at zero on every token of the first {len(first_pairs)} pairs: neither policy "
+            f"the reward mask starts at zero on every token of the first {len(first_pairs)} pairs: neither "
+            "policy "
             "nor mask would get a gradient; set objective.mask.init=ones, or take another seed"
         )

@@ -56,7 +56,8 @@ def keep_reference(run: Run, record: dict[str, Any]) -> None:
     if before["digest"] != record["digest"]:
         raise UserError(
             f"the reference ({record['is']}) has other weights than when po began in {run.output_dir} "
-            f"(digest {record['digest']}, then {before['digest']}): bring the old files back, or take another "
+            f"(digest {record['digest']}, then {before['digest']}): bring the old files back, or take "
+            "another "
             "output_dir"
         )
     if jax.process_index() == 0:
@@ -64,7 +65,10 @@ def keep_reference(run: Run, record: dict[str, Any]) -> None:
 
 
 def make_first_step_check(run: Run) -> Callable[[dict[str, float], float], None] | None:
-    """A check that the first step's loss is that of policy = reference; None, with a line that says why, if it need not be."""
+    """A check that the first step's loss is that of policy = reference.
+
+    None, with a line that says why, if it need not be.
+    """
     config = run.config
     if reference_is_chosen(config):
         say(
@@ -75,7 +79,8 @@ def make_first_step_check(run: Run) -> Callable[[dict[str, float], float], None]
     lora = run.lora("po")
     if lora is not None and lora.dropout > 0 and trains_adapter_further(config):
         say(
-            "po: po.lora.dropout moves the policy from its first step on: its loss is not held against that of "
+            "po: po.lora.dropout moves the policy from its first step on: its loss is not held against "
+            "that of "
             "policy = reference"
         )
         return None

@@ -32,9 +32,9 @@ def sampled_figures(
     """(figures before, figures after, a record a prompt) of the same draws from `start` and from `now`.
 
     generated_kl: mean over prompts of log pi(y) - log pi_ref(y), y drawn from pi: an unbiased estimate of
-    KL(pi || ref) of whole responses, nats. generated_preferred: of the evaluative words (built-in data only), the
-    share that speaks for the preferred sentiment. generated_reward: mean score by config.scorer, if there is one;
-    known to the first process alone.
+    KL(pi || ref) of whole responses, nats. generated_preferred: of the evaluative words (built-in data only),
+    the share that speaks for the preferred sentiment. generated_reward: mean score by config.scorer, if there
+    is one; known to the first process alone.
     """
     before: Figures = dict.fromkeys(("generated_preferred", "generated_kl"))
     after = dict(before)

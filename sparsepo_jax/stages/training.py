@@ -1,4 +1,7 @@
-"""Training, as the stages sft and po have it in common: plan, compile ahead, continue from a checkpoint, loop."""
+"""Training, as the stages sft and po have it in common.
+
+Plan, compile ahead, continue from a checkpoint, loop.
+"""
 
 import functools
 import time

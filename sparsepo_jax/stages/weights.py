@@ -32,7 +32,9 @@ def trained(run: Run, stage: str) -> dict[str, Weights]:
 
 
 def starting_policy(run: Run) -> Weights:
-    """The policy that po starts from: what sft left (here or in sft.taken_from), else policy.path, else random weights.
+    """The policy that po starts from.
+
+    What sft left (here or in sft.taken_from), else policy.path, else random weights.
 
     policy.adapter is merged into policy.path, or lies beside it where po trains it further.
     """
@@ -64,7 +66,10 @@ def _with_adapter(run: Run, weights: Weights, path: str | None, where: str, *, m
 
 
 def _say_other_base(adapter: Adapter, config: Config) -> None:
-    """Notes that an adapter was trained on a model of another name. Names may differ and mean the same model."""
+    """Notes that an adapter was trained on a model of another name.
+
+    Names may differ and mean the same model.
+    """
     base = adapter.config.base
     path = getattr(config, adapter.where.removesuffix(".adapter")).path or config.policy.path
     if base and not same_model(base, path):
@@ -85,8 +90,8 @@ def start_weights(run: Run) -> dict[str, Weights] | None:
 def reference_weights(run: Run, start: dict[str, Weights] | None = None) -> Weights:
     """The reference: reference.path or reference.adapter, else the policy as it was when po began.
 
-    Where po has not begun, that is the policy itself. Under po.lora the reference brings the base that the policy
-    shares with it, and the adapters that stay on it.
+    Where po has not begun, that is the policy itself. Under po.lora the reference brings the base that the
+    policy shares with it, and the adapters that stay on it.
 
     Args:
         start: what start_weights gives, if the caller has it.
@@ -103,7 +108,8 @@ def reference_weights(run: Run, start: dict[str, Weights] | None = None) -> Weig
     if reference_is_chosen(run.config):
         if run.marks.finished("sft"):
             raise UserError(
-                "reference: under po.lora the reference stands on what sft left; leave out reference.path and "
+                "reference: under po.lora the reference stands on what sft left; leave out reference.path "
+                "and "
                 "reference.adapter, or po.lora"
             )
         base = split_adapters(policy)[0]
