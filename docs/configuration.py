@@ -6,6 +6,7 @@ mkdocs calls this through hooks.py, so the page is never older than the schema.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -108,7 +109,10 @@ def default_text(node: Schema, *, required: bool) -> str:
 
 
 def cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    """Text for a cell of a table: one line, and no bar that would end the cell, within code neither."""
+    line = " ".join(text.split())
+    line = re.sub(r"`([^`]*\|[^`]*)`", lambda code: f"<code>{code[1]}</code>", line)
+    return line.replace("|", "&#124;")
 
 
 def settings_table(schema: Schema, section: Schema) -> str:

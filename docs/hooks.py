@@ -45,7 +45,7 @@ def code_map() -> str:
         docstring = ast.get_docstring(ast.parse(path.read_text()))
         if docstring is None:
             continue
-        paragraph = " ".join(docstring.split("\n\n")[0].split()).replace("|", "\\|")
+        paragraph = configuration.cell(docstring.split("\n\n")[0])
         room = path.relative_to(PACKAGE).parent.as_posix()
         rooms.setdefault(room, []).append(f"| `{path.name}` | {paragraph} |")
     order = [*FIRST_ROOMS, *sorted(rooms.keys() - {*FIRST_ROOMS, "."}), "."]
