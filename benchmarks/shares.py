@@ -22,7 +22,7 @@ from flax import nnx
 from work import PAIRS, OurStep, gpt2, in_turn, random_batch, save_result, step_parser
 
 from sparsepo_jax.core.tree import merge_module, split_module
-from sparsepo_jax.models.decoder import _ACTIVATIONS, Block, Plan
+from sparsepo_jax.models.layers import ACTIVATIONS, Block, LayerFactory
 from sparsepo_jax.ops.attention import Packed, attention, reach_of
 from sparsepo_jax.ops.logprob_kl import logprob_kl
 
@@ -67,7 +67,7 @@ def parts_of(step: OurStep) -> dict[str, Callable[[], None]]:
 
     x_RSD, queries = draw(0, R, S, D), (R, S, spec.num_heads, spec.head_dim)
     keys = (R, S, spec.num_kv_heads, spec.head_dim)
-    graph, weights = split_module(Block(Plan(spec, jnp.float32, None, nnx.Rngs(0))))
+    graph, weights = split_module(Block(LayerFactory(spec, jnp.float32, None, nnx.Rngs(0))))
     projections = {path: x for path, x in weights.items() if path.startswith("attention.")}
     mlp = {path: x for path, x in weights.items() if path.startswith(("up.", "down."))}
 
@@ -77,7 +77,7 @@ def parts_of(step: OurStep) -> dict[str, Callable[[], None]]:
 
     def feed(part_weights, x_RSD):
         block = merge_module(graph, weights | part_weights)
-        return block.down(_ACTIVATIONS[spec.activation](block.up(x_RSD)))
+        return block.down(ACTIVATIONS[spec.activation](block.up(x_RSD)))
 
     # Which blocks are seen is found once a step; it falls to the rest.
     seen = jax.jit(lambda packing: reach_of(packing, problem.attention)[:3])(packing)

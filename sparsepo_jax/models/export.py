@@ -1,4 +1,7 @@
-"""A Hugging Face directory that transformers loads as any other; mask nets lie beside the model, in masks.safetensors."""
+"""Writes a Hugging Face directory that transformers loads like any other, or an adapter for PEFT.
+
+Mask nets lie beside the model, in masks.safetensors.
+"""
 
 import json
 import shutil
@@ -9,12 +12,20 @@ from typing import Any
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.models.directory import ADAPTER, GENERATION, INDEX, SINGLE, TOKENIZER_FILES, with_dtype
+from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.directory import (
+    ADAPTER,
+    CONFIG,
+    GENERATION,
+    INDEX,
+    SINGLE,
+    TOKENIZER_FILES,
+    with_dtype,
+)
 from sparsepo_jax.models.lora import Lora
-from sparsepo_jax.models.spec import DecoderSpec
 from sparsepo_jax.models.weights import to_hf, to_peft
 
-SHARD_BYTES = 5 * 10**9
+SHARD_BYTES = 5 * 10**9  # as transformers splits large models
 _ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
     "gpt_bigcode": "GPTBigCodeForCausalLM",
@@ -42,21 +53,32 @@ def save_hf(
     generation: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes config.json, generation_config.json, safetensors (sharded beyond shard_bytes), masks.safetensors and README.md.
+    """Writes config.json, generation_config.json, safetensors, masks.safetensors and README.md.
 
-    weights: ours by path, on any devices. masks: official tensor names -> arrays; {} writes no file. dtype: of the weights, float32, float16 or
-    bfloat16. generation: the content of generation_config.json; None writes no file: transformers then reads config.json.
+    Args:
+        directory: to write into; files of an earlier export there are replaced.
+        spec: the decoder.
+        hf_config: the content of config.json that the decoder was read from.
+        weights: our arrays by path, on any device.
+        masks: tensors of the mask nets under their official names; {} writes no file.
+        card: the text of README.md.
+        dtype: type of the weights, float32, float16 or bfloat16.
+        generation: the content of generation_config.json; None writes no file, and transformers then reads
+            config.json.
+        shard_bytes: the weights are split into files of at most this size.
+
+    Raises:
+        UserError: a weight is too large for float16. Nothing is written then.
     """
-    shards = _cut(
-        ((name, _cast(name, tensor, dtype)) for name, tensor in to_hf(spec, weights)), shard_bytes
-    )  # before anything is written
+    tensors = ((name, _cast(name, tensor, dtype)) for name, tensor in to_hf(spec, weights))
+    shards = _split_into_shards(tensors, shard_bytes)
     directory.mkdir(parents=True, exist_ok=True)
     config = with_dtype(hf_config, dtype) | {
         "architectures": [_ARCHITECTURES[spec.family]],
         "vocab_size": spec.vocab_size,
     }
-    config.pop("transformers_weights", None)  # a file of the checkpoint that was read
-    _write_json(directory / "config.json", config)
+    config.pop("transformers_weights", None)  # names a file of the checkpoint that was read
+    _write_json(directory / CONFIG, config)
     if generation is None:
         (directory / GENERATION).unlink(missing_ok=True)
     else:
@@ -70,8 +92,10 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def _cut(tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int) -> list[dict[str, np.ndarray]]:
-    """Tensors in order, in as many parts as hold at most so many bytes."""
+def _split_into_shards(
+    tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int
+) -> list[dict[str, np.ndarray]]:
+    """The tensors in order, in as few parts as hold at most so many bytes each."""
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, tensor in tensors:
         if shards[-1] and sum(x.nbytes for x in shards[-1].values()) + tensor.nbytes > shard_bytes:
@@ -81,7 +105,7 @@ def _cut(tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int) -> list[di
 
 
 def _save_weights(directory: Path, shards: list[dict[str, np.ndarray]]) -> None:
-    """model.safetensors, or several files and their index, in place of what is there."""
+    """Writes model.safetensors, or several files and their index, and removes those that were there."""
     from safetensors.numpy import save_file
 
     for old in (*directory.glob("model*.safetensors"), *directory.glob(INDEX)):
@@ -89,32 +113,37 @@ def _save_weights(directory: Path, shards: list[dict[str, np.ndarray]]) -> None:
     if len(shards) == 1:
         save_file(shards[0], directory / SINGLE, metadata={"format": "pt"})
         return
-    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, directory / name, metadata={"format": "pt"})
-    index = {
-        "metadata": {"total_size": sum(x.nbytes for shard in shards for x in shard.values())},
-        "weight_map": {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard},
-    }
+        weight_map |= dict.fromkeys(shard, name)
+    total_size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """UserError: a number that float16 cannot hold."""
+    """The tensor in another type. UserError: float16 cannot hold one of its numbers."""
     import ml_dtypes
 
-    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(tensor, kind)
+        cast = np.ascontiguousarray(tensor, ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype))
     if dtype == "float16" and not np.isfinite(cast).all() and np.isfinite(tensor).all():
         raise UserError(
-            f"export.dtype: {name} holds {np.abs(tensor).max():.3g}, too large for float16; set it to bfloat16 or float32"
+            f"export.dtype: {name} holds {np.abs(tensor).max():.3g}, too large for float16; "
+            "set it to bfloat16 or float32"
         )
     return cast
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
-    """The files of a tokenizer, its chat templates and processors, as they are, in place of those in `directory`, which is another one."""
+    """Copies a tokenizer, its chat templates and processors unchanged, and removes those that were there.
+
+    Args:
+        source: directory to copy from.
+        directory: another directory, to copy to.
+    """
     for old in _tokenizer_files(directory):
         old.unlink()
     for path in _tokenizer_files(source):
@@ -136,23 +165,41 @@ def save_peft(
     card: str,
     base: str | None,
 ) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors, which PEFT loads onto the base model, masks.safetensors and README.md.
+    """Writes an adapter that PEFT loads onto the base model, masks.safetensors and README.md.
 
-    base: the base model's path or id.
+    Args:
+        directory: to write into.
+        spec: the decoder.
+        adapters: our adapters' arrays by path, on any device.
+        lora: the adapters' settings.
+        masks: tensors of the mask nets under their official names; {} writes no file.
+        card: the text of README.md.
+        base: path or Hub id of the base model; None: not known.
     """
     from safetensors.numpy import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    tensors, ranks = {}, {}
-    for module, name, a, b in to_peft(spec, adapters):
-        tensors |= {
-            f"base_model.model.{module}.lora_A.weight": a,
-            f"base_model.model.{module}.lora_B.weight": b,
-        }
-        ranks[name] = len(a)
-    # A fused module's rank is a multiple of ours: its alpha grows so that the scale stays.
-    alphas = {name: lora.scale * (rank**0.5 if lora.rslora else rank) for name, rank in ranks.items()}
-    config = {
+    tensors: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
+    for module in to_peft(spec, adapters):
+        tensors[f"base_model.model.{module.full_name}.lora_A.weight"] = module.a
+        tensors[f"base_model.model.{module.full_name}.lora_B.weight"] = module.b
+        ranks[module.name] = len(module.a)
+    _write_json(directory / ADAPTER, _peft_config(spec, lora, ranks, base))
+    save_file(_as_float32(tensors), directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    _save_masks(directory, masks)
+    (directory / "README.md").write_text(card)
+
+
+def _peft_config(spec: DecoderSpec, lora: Lora, ranks: Mapping[str, int], base: str | None) -> dict[str, Any]:
+    """ranks: of each kind of module, by its name within a layer."""
+    # The rank of a module that holds several projections is a multiple of ours; alpha grows so that the
+    # scale stays.
+    other_ranks = {name: rank for name, rank in ranks.items() if rank != lora.rank}
+    other_alphas = {
+        name: lora.scale * (rank**0.5 if lora.rslora else rank) for name, rank in other_ranks.items()
+    }
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -164,17 +211,13 @@ def save_peft(
         "use_rslora": lora.rslora,
         "fan_in_fan_out": spec.family == "gpt2",
         "target_modules": sorted(ranks),
-        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != lora.rank},
-        "alpha_pattern": {name: alphas[name] for name, rank in ranks.items() if rank != lora.rank},
+        "rank_pattern": other_ranks,
+        "alpha_pattern": other_alphas,
     }
-    _write_json(directory / ADAPTER, config)
-    save_file(
-        {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()},
-        directory / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
-    _save_masks(directory, masks)
-    (directory / "README.md").write_text(card)
+
+
+def _as_float32(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
 
 
 def _save_masks(directory: Path, masks: Mapping[str, Any]) -> None:
@@ -182,11 +225,7 @@ def _save_masks(directory: Path, masks: Mapping[str, Any]) -> None:
 
     (directory / "masks.safetensors").unlink(missing_ok=True)
     if masks:
-        save_file(
-            {name: np.ascontiguousarray(x, np.float32) for name, x in masks.items()},
-            directory / "masks.safetensors",
-            metadata={"format": "pt"},
-        )
+        save_file(_as_float32(masks), directory / "masks.safetensors", metadata={"format": "pt"})
 
 
 def make_card(
@@ -199,7 +238,19 @@ def make_card(
     summary: str | None,
     config: str,
 ) -> str:
-    """The model card (Markdown): how the model came about. summary: JSON text of the evaluation, config: YAML text of the run."""
+    """The model card, Markdown: how the model came about.
+
+    Args:
+        name: the model's name.
+        origin: what the run started from.
+        trained: the stages that trained it, in order.
+        objective: kind of the objective; None: no preference optimisation.
+        has_masks: whether masks.safetensors lies beside it.
+        summary: the evaluation, JSON text; None: there was none.
+        config: the run's configuration, YAML text.
+    """
+    stages = ", ".join(trained) or "not trained further"
+    with_objective = f" (objective {objective})" if objective else ""
     lines = [
         "---",
         "library_name: transformers",
@@ -208,13 +259,13 @@ def make_card(
         "",
         f"# {name}",
         "",
-        f"Trained with sparsepo_jax from {origin}: {', '.join(trained) or 'not trained further'}"
-        + (f" (objective {objective})." if objective else "."),
+        f"Trained with sparsepo_jax from {origin}: {stages}{with_objective}.",
         "",
     ]
     if has_masks:
         lines += [
-            "`masks.safetensors` holds the mask nets, under the official names; transformers and vLLM do not need it.",
+            "`masks.safetensors` holds the mask nets, under the official names; transformers and vLLM do not "
+            "need it.",
             "",
         ]
     if summary:

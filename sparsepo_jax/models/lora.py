@@ -1,27 +1,42 @@
-"""LoRA (Hu et al. 2021, 2106.09685): a frozen projection x W gets a trained s (x A) B beside it; W may be held in fewer bits.
+"""LoRA: a frozen projection x W gets a trained s (x A) B beside it. W may be held in fewer bits.
 
-The adapted decoder's weights are the base's and the adapters' together, {**base, **adapters}: policy and reference share the base's arrays.
+An adapted decoder's weights are those of the base and of the adapters together, {**base, **adapters}:
+policy and reference share the base's arrays.
 
     blocks.up.kernel [L, D, F]        blocks.up.lora.lora_a [L, D, R]        blocks.up.lora.lora_b [L, R, F]
+
+References:
+    Hu et al., LoRA, arXiv 2106.09685, 2021. Kalajdzievski, rsLoRA (the scale s = alpha / sqrt(rank)), arXiv
+    2312.03732, 2023. Dettmers et al., QLoRA (nf4, and a scale for each 64 weights), arXiv 2305.14314, 2023.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.models.weights import adapted_kernels
 
-TILE = 64  # weights that share a scale in nf4, as in QLoRA (2305.14314)
+TILE = 64  # weights that share a scale in nf4, as in QLoRA
 BaseType = Literal["float32", "bfloat16", "int8", "nf4"]
 
 
 class Lora(NamedTuple):
-    """targets: names of projections (DecoderSpec.projections). s = alpha / rank, or alpha / sqrt(rank) (rsLoRA, 2312.03732). dropout: on x, in training."""
+    """Settings of the adapters.
+
+    Attributes:
+        targets: names of the projections that have one (see `DecoderSpec.projections`).
+        rank: inner size R of A [in, R] and B [R, out].
+        alpha: numerator of the scale s.
+        dropout: share of an adapter's inputs that training sets to zero, 0 to 1.
+        rslora: whether s is alpha / sqrt(rank) instead of alpha / rank.
+    """
 
     targets: tuple[str, ...]
     rank: int
@@ -31,33 +46,62 @@ class Lora(NamedTuple):
 
     @property
     def scale(self) -> float:
+        """s, the factor of x A B."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
-def init_a(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
-    """Uniform within 1 / sqrt(inputs), as PEFT starts A; B starts at zero, so the adapted model is the base."""
+def init_a(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Initial A, as PEFT draws it: uniform within 1 / sqrt(inputs). B starts at zero, and so does s A B.
+
+    Args:
+        key: of the draw.
+        shape: (inputs, rank).
+        dtype: type of A.
+    """
     bound = shape[0] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def split_adapters(weights: Weights) -> tuple[Weights, Weights]:
-    """(the base's weights, the adapters') of an adapted decoder."""
+    """Splits the weights of an adapted decoder.
+
+    Args:
+        weights: by path; without adapters all of them are the base's.
+
+    Returns:
+        The weights of the base, and those of the adapters.
+    """
     adapters = {path: x for path, x in weights.items() if ".lora." in path}
     return {path: x for path, x in weights.items() if path not in adapters}, adapters
 
 
 def merge_adapters(base: Weights, adapters: Weights, scale: float) -> Weights:
-    """The base's weights with s A B added, float32: a model that needs no adapter."""
-    added = {
-        path: base[path] + scale * jnp.einsum("LDR,LRF->LDF", a, b, precision="highest")
-        for path, (a, b) in adapted_kernels(adapters).items()
+    """The base's weights with s A B added, float32: the same model, without adapters.
+
+    Args:
+        base: weights of the base, float32.
+        adapters: weights of the adapters.
+        scale: s.
+    """
+    merged = {
+        path: base[path] + scale * jnp.einsum("LDR,LRF->LDF", a_LDR, b_LRF, precision="highest")
+        for path, (a_LDR, b_LRF) in adapted_kernels(adapters).items()
     }
-    return {**base, **added}
+    return {**base, **merged}
 
 
 def hold_base(base: Weights, held: BaseType) -> Weights:
-    """The base as it is kept in memory. int8: a scale for each output; nf4: one for each TILE inputs of an output (qwix). The projections of
-    blocks only: embeddings, heads, norms and biases stay as they are; bfloat16 rounds all matrices."""
+    """The frozen base as it is kept in memory.
+
+    Args:
+        base: its weights, float32.
+        held: float32 changes nothing; bfloat16 rounds all matrices; int8 (with a scale for each output) and
+            nf4 (with one for each TILE inputs of an output) hold the projections of blocks alone, and leave
+            embeddings, heads, norms and biases as they are.
+
+    Raises:
+        UserError: int8 or nf4 without the package qwix.
+    """
     if held == "float32":
         return base
     if held == "bfloat16":
@@ -65,15 +109,15 @@ def hold_base(base: Weights, held: BaseType) -> Weights:
             path: x.astype(jnp.bfloat16) if path.endswith((".kernel", ".embedding")) else x
             for path, x in base.items()
         }
-    quantized = _make_quantized(held)
+    quantize = _quantizer(held)
     return {
-        path: quantized(x) if path.startswith("blocks.") and path.endswith(".kernel") else x
+        path: quantize(x) if path.startswith("blocks.") and path.endswith(".kernel") else x
         for path, x in base.items()
     }
 
 
 @functools.cache
-def _make_quantized(held: BaseType):
+def _quantizer(held: Literal["int8", "nf4"]) -> Callable[[Array], Any]:
     try:
         import qwix
     except ImportError:
@@ -81,17 +125,24 @@ def _make_quantized(held: BaseType):
             f"lora.base: {held} needs qwix: pip install 'sparsepo_jax[quant]', or take float32 or bfloat16"
         ) from None
 
-    def quantized(x: Array):  # [L, in, out]
-        tiles = {1: TILE} if held == "nf4" and x.shape[1] % TILE == 0 else {}
+    def quantize(x: Array) -> Any:  # [L, in, out]
+        tiled = held == "nf4" and x.shape[1] % TILE == 0
         return qwix.quantize(
-            x, "nf4" if held == "nf4" else jnp.int8, channelwise_axes=(0, 2), tiled_axes=tiles
+            x,
+            "nf4" if held == "nf4" else jnp.int8,
+            channelwise_axes=(0, 2),
+            tiled_axes={1: TILE} if tiled else {},
         )
 
-    return jax.jit(quantized)
+    return jax.jit(quantize)
 
 
 def dequantized(weights: Any) -> Any:
-    """A tree of weights in which those that hold_base quantised are numbers again."""
+    """The weights as numbers that can be computed with.
+
+    Args:
+        weights: a tree of arrays and of what `hold_base` quantised.
+    """
     if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(weights, is_leaf=_is_quantized)):
         return weights
     import qwix

@@ -1,12 +1,10 @@
-"""Hugging Face safetensors <-> our decoder: one table a family, read in both directions.
+"""Weights between Hugging Face's safetensors and our arrays; which tensor is which stands in weight_rules.
 
-A rule pairs the name of a Hugging Face tensor with paths of ours and says how the one becomes the other. Names with {i} stand for every
-layer. Errors are collected: a checkpoint with three wrong tensors is told so once.
+Errors are collected: a checkpoint with three wrong tensors gives one message that lists all three.
 """
 
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,202 +12,12 @@ import numpy as np
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import is_mistyped_path
-from sparsepo_jax.models.directory import read_config, said_dtype, weight_files
-from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.directory import config_dtype, read_config, weight_files
+from sparsepo_jax.models.safetensors_file import open_safetensors, read_float32, tensor_names
+from sparsepo_jax.models.weight_rules import Rule, family_rules
 
-
-@dataclass(frozen=True)
-class Rule:
-    """`split` turns the Hugging Face tensor into one array per path of ours, `join` is its inverse."""
-
-    theirs: str
-    ours: tuple[str, ...]
-    split: Callable[[np.ndarray], tuple[np.ndarray, ...]]
-    join: Callable[..., np.ndarray]
-
-
-def _same(theirs: str, ours: str) -> Rule:
-    return Rule(theirs, (ours,), lambda x: (x,), lambda x: x)
-
-
-def _transposed(theirs: str, ours: str) -> Rule:
-    return Rule(theirs, (ours,), lambda x: (x.T,), lambda x: x.T)
-
-
-def _norm(theirs: str, ours: str) -> list[Rule]:
-    return [_same(f"{theirs}.weight", f"{ours}.scale"), _same(f"{theirs}.bias", f"{ours}.bias")]
-
-
-def _projections(part: str) -> tuple[str, ...]:
-    return tuple(f"blocks.attention.{name}.{part}" for name in ("query", "key", "value"))
-
-
-def _by_head(
-    spec: DecoderSpec,
-) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, ...]], Callable[..., np.ndarray]]:
-    """(split, join) of a fused projection [heads x (q | k | v), ...]: weight [3 D, D] -> three kernels [D, D], bias [3 D] -> three."""
-    N, H = spec.num_heads, spec.head_dim
-
-    def split(x):
-        return tuple(
-            part.reshape(N * H, *x.shape[1:]).T
-            for part in np.moveaxis(x.reshape(N, 3, H, *x.shape[1:]), 1, 0)
-        )
-
-    def join(*parts):
-        stacked = np.stack([part.T.reshape(N, H, *part.T.shape[1:]) for part in parts], axis=1)
-        return stacked.reshape(3 * N * H, *stacked.shape[3:])
-
-    return split, join
-
-
-def _one_after_another(sizes: tuple[int, ...], axis: int, *, transposed: bool) -> tuple[Callable, Callable]:
-    """(split, join) of a fused projection q | k | v of these output sizes."""
-    ends = np.cumsum(sizes)[:-1]
-    turned = (lambda x: x.T) if transposed else (lambda x: x)
-    return (
-        lambda x: tuple(turned(part) for part in np.split(x, ends, axis=axis)),
-        lambda *parts: np.concatenate([turned(part) for part in parts], axis=axis),
-    )
-
-
-def _gpt2(spec: DecoderSpec) -> list[Rule]:
-    """GPT-2 stores [in, out] (Conv1D), GPTBigCode [out, in]."""
-    h, conv = "transformer.h.{i}", spec.family == "gpt2"
-    sizes = tuple(heads * spec.head_dim for heads in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads))
-    if conv or spec.num_kv_heads == 1:
-        split, join = _one_after_another(sizes, -1 if conv else 0, transposed=not conv)
-    else:
-        split, join = _by_head(spec)
-    kernel = _same if conv else _transposed
-    rules = [
-        _same("transformer.wte.weight", "embed.embedding"),
-        _same("transformer.wpe.weight", "embed_positions.embedding"),
-        *_norm(f"{h}.ln_1", "blocks.attn_norm"),
-        *_norm(f"{h}.ln_2", "blocks.mlp_norm"),
-        Rule(f"{h}.attn.c_attn.weight", _projections("kernel"), split, join),
-        Rule(f"{h}.attn.c_attn.bias", _projections("bias"), split, join),
-        *_norm("transformer.ln_f", "final_norm"),
-    ]
-    for theirs, ours in (("attn.c_proj", "attention.out"), ("mlp.c_fc", "up"), ("mlp.c_proj", "down")):
-        rules += [
-            kernel(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"),
-            _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias"),
-        ]
-    return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
-
-
-def _gptj(spec: DecoderSpec) -> list[Rule]:
-    """GPT-J rotates neighbouring dims; ours rotates halves. The dims of queries and keys are put in our order: their products do not change."""
-    h, N, H, R = "transformer.h.{i}", spec.num_heads, spec.head_dim, spec.rotary_dim
-    order = np.concatenate([np.arange(0, R, 2), np.arange(1, R, 2), np.arange(R, H)])
-
-    def reordered(theirs: str, ours: str) -> Rule:
-        def put(x, places):  # [N * H, D]
-            return x.reshape(N, H, -1)[:, places].reshape(x.shape)
-
-        return Rule(theirs, (ours,), lambda x: (put(x, order).T,), lambda x: put(x.T, np.argsort(order)))
-
-    rules = [
-        _same("transformer.wte.weight", "embed.embedding"),
-        *_norm(f"{h}.ln_1", "blocks.attn_norm"),
-        reordered(f"{h}.attn.q_proj.weight", "blocks.attention.query.kernel"),
-        reordered(f"{h}.attn.k_proj.weight", "blocks.attention.key.kernel"),
-        _transposed(f"{h}.attn.v_proj.weight", "blocks.attention.value.kernel"),
-        _transposed(f"{h}.attn.out_proj.weight", "blocks.attention.out.kernel"),
-        *_norm("transformer.ln_f", "final_norm"),
-        _same("lm_head.bias", "head_bias"),
-    ]
-    for theirs, ours in (("mlp.fc_in", "up"), ("mlp.fc_out", "down")):
-        rules += [
-            _transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"),
-            _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias"),
-        ]
-    return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
-
-
-def _gpt_neox(spec: DecoderSpec) -> list[Rule]:
-    h, (split, join) = "gpt_neox.layers.{i}", _by_head(spec)
-    rules = [
-        _same("gpt_neox.embed_in.weight", "embed.embedding"),
-        *_norm(f"{h}.input_layernorm", "blocks.attn_norm"),
-        *_norm(f"{h}.post_attention_layernorm", "blocks.mlp_norm"),
-        Rule(f"{h}.attention.query_key_value.weight", _projections("kernel"), split, join),
-        _transposed(f"{h}.attention.dense.weight", "blocks.attention.out.kernel"),
-        *_norm("gpt_neox.final_layer_norm", "final_norm"),
-    ]
-    if spec.qkv_bias:
-        rules += [
-            Rule(f"{h}.attention.query_key_value.bias", _projections("bias"), split, join),
-            _same(f"{h}.attention.dense.bias", "blocks.attention.out.bias"),
-        ]
-    for theirs, ours in (("mlp.dense_h_to_4h", "up"), ("mlp.dense_4h_to_h", "down")):
-        rules += [
-            _transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel"),
-            _same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias"),
-        ]
-    return rules + ([] if spec.tied_head else [_same("embed_out.weight", "head.embedding")])
-
-
-def _llama(spec: DecoderSpec) -> list[Rule]:
-    h = "model.layers.{i}"
-    linears = [
-        (f"self_attn.{theirs}_proj", f"attention.{ours}", bias)
-        for theirs, ours, bias in (
-            ("q", "query", spec.qkv_bias),
-            ("k", "key", spec.qkv_bias),
-            ("v", "value", spec.qkv_bias),
-            ("o", "out", spec.out_bias),
-        )
-    ]
-    linears += [(f"mlp.{name}_proj", name, spec.mlp_bias) for name in ("gate", "up", "down")]
-    norms = {
-        "before": {"input": "attn_norm", "post_attention": "mlp_norm"},
-        "after": {"post_attention": "attn_post_norm", "post_feedforward": "mlp_post_norm"},
-        "both": {
-            "input": "attn_norm",
-            "post_attention": "attn_post_norm",
-            "pre_feedforward": "mlp_norm",
-            "post_feedforward": "mlp_post_norm",
-        },
-    }[spec.norms]
-    scales = {f"{h}.{theirs}_layernorm.weight": f"blocks.{ours}.scale" for theirs, ours in norms.items()} | {
-        "model.norm.weight": "final_norm.scale"
-    }
-    if spec.qk_norm is not None:
-        scales |= {
-            f"{h}.self_attn.{name[0]}_norm.weight": f"blocks.attention.{name}_norm.scale"
-            for name in ("query", "key")
-        }
-    offset = np.float32(spec.norm_offset)
-    rules = [
-        Rule(theirs, (ours,), lambda x: (x + offset,), lambda x: x - offset)
-        if offset
-        else _same(theirs, ours)
-        for theirs, ours in scales.items()
-    ]
-    rules.append(_same("model.embed_tokens.weight", "embed.embedding"))
-    for theirs, ours, bias in linears:
-        rules += [_transposed(f"{h}.{theirs}.weight", f"blocks.{ours}.kernel")] + (
-            [_same(f"{h}.{theirs}.bias", f"blocks.{ours}.bias")] if bias else []
-        )
-    return rules + ([] if spec.tied_head else [_same("lm_head.weight", "head.embedding")])
-
-
-_RULES = {
-    "gpt2": _gpt2,
-    "gpt_bigcode": _gpt2,
-    "gptj": _gptj,
-    "gpt_neox": _gpt_neox,
-    "llama": _llama,
-    "mistral": _llama,
-    "qwen2": _llama,
-    "qwen3": _llama,
-    "olmo2": _llama,
-    "gemma2": _llama,
-    "gemma3_text": _llama,
-}
-# Buffers that old checkpoints carry and no forward pass of ours reads: causal masks, rotary tables.
+# Buffers that old checkpoints carry and that our forward pass does not need: causal masks, rotary tables.
 _BUFFERS = (
     ".attn.bias",
     ".attn.masked_bias",
@@ -221,113 +29,171 @@ _HEADS = ("lm_head.weight", "embed_out.weight")
 _MASKS = ("common_mask.", "rw_mask.", "kl_mask.")
 _DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 
-
-def family_rules(spec: DecoderSpec) -> list[Rule]:
-    """The table of a decoder's family."""
-    return _RULES[spec.family](spec)
-
-
-def is_mask_tensor(name: str) -> bool:
-    """Whether a tensor belongs to the mask nets that the official code stores beside the model's weights."""
-    return name.startswith(_MASKS)
+Place = tuple[Rule, int | None]  # what a tensor is: a rule, and a layer if there is such a tensor in each
 
 
 class Part(NamedTuple):
-    """A tensor's share of one of our arrays: the whole array, or one layer of it."""
+    """A tensor's share of one of our arrays: all of it (layer None), or one layer."""
 
     path: str
     layer: int | None
     value: np.ndarray
 
 
-def stream_hf(
-    spec: DecoderSpec, tensors: "Tensors", expected: Mapping[str, tuple[int, ...]], where: str
-) -> Iterator[Part]:
-    """Parts of our arrays from Hugging Face tensors, each read once, in the order in which they lie in their files.
+class Tensors(Protocol):
+    """Named arrays whose shapes are known before they are read."""
 
-    expected: the shape of each of our arrays by path. Before anything is read UserError lists every missing, unexpected and wrongly shaped
-    tensor. Tensors of the mask nets are left alone; so is the head where it is tied, but for one that is another than the embedding.
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor by name."""
+
+    def read(self, names: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, array) of those of the names that there are."""
+
+
+def is_mask_tensor(name: str) -> bool:
+    """Whether a tensor belongs to the mask nets, which the official code stores beside the weights."""
+    return name.startswith(_MASKS)
+
+
+# ---------------------------------------------------------------- theirs to ours
+
+
+def stream_hf(
+    spec: DecoderSpec, tensors: Tensors, expected: Mapping[str, tuple[int, ...]], where: str
+) -> Iterator[Part]:
+    """Parts of our arrays from Hugging Face tensors, each tensor read once, in the order of their files.
+
+    Tensors of the mask nets are left out. So is a tied head, if it equals the embedding.
+
+    Args:
+        spec: the decoder.
+        tensors: those of the checkpoint.
+        expected: the shape of each of our arrays, by path.
+        where: the checkpoint's name, for messages.
+
+    Raises:
+        UserError: before anything is read, a list of every missing, unexpected and wrongly shaped tensor;
+            or a head that config.json ties to the embedding and that is not equal to it.
     """
-    shapes, faults, places = tensors.shapes(), [], {}
-    alias = _name_in(spec, shapes)
-    for rule in _RULES[spec.family](spec):
-        stacked = "{i}" in rule.theirs
-        wanted = rule.join(
-            *(np.empty(expected[path][1:] if stacked else expected[path], np.bool_) for path in rule.ours)
-        ).shape
-        for layer in range(spec.num_layers) if stacked else (None,):
-            name = alias(rule.theirs.format(i=layer))
-            places[name] = rule, layer
-            if name not in shapes:
-                faults.append(f"{rule.theirs.format(i=layer)} is missing (expected shape {list(wanted)})")
-            elif shapes[name] != wanted:
-                faults.append(f"{name} has shape {list(shapes[name])}, expected {list(wanted)}")
-    tied = set(_HEADS) if spec.tied_head else set()
-    for name in sorted(set(shapes) - set(places) - tied):
+    shapes = tensors.shapes()
+    stored_name = _stored_names(spec, shapes)
+    places, faults = _match(spec, shapes, expected, stored_name)
+    tied_heads = set(_HEADS) if spec.tied_head else set()
+    for name in sorted(shapes.keys() - places.keys() - tied_heads):
         if not name.endswith(_BUFFERS) and not is_mask_tensor(name):
             faults.append(f"{name} is not part of this architecture ({spec.family})")
     if faults:
         raise UserError(f"{where}: {len(faults)} tensor(s) do not fit config.json: " + "; ".join(faults))
-    _refuse_another_head(tensors, tied & shapes.keys() - places.keys(), alias(_embedding(spec)), where)
+    spare_heads = tied_heads & shapes.keys() - places.keys()
+    _refuse_another_head(tensors, spare_heads, stored_name(_embedding_name(spec)), where)
     for name, tensor in tensors.read(places):
         rule, layer = places[name]
         parts = [Part(path, layer, value) for path, value in zip(rule.ours, rule.split(tensor), strict=True)]
-        del tensor  # what has been handed over must not be held while the next one is read
+        del tensor  # let go of what was handed over before the next tensor is read: it may be gigabytes
         while parts:
             yield parts.pop(0)
 
 
-def _embedding(spec: DecoderSpec) -> str:
-    return next(rule.theirs for rule in _RULES[spec.family](spec) if rule.ours == ("embed.embedding",))
+def _match(
+    spec: DecoderSpec,
+    shapes: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    stored_name: Callable[[str], str],
+) -> tuple[dict[str, Place], list[str]]:
+    """What each stored tensor is, and which tensors are missing or have another shape."""
+    places: dict[str, Place] = {}
+    faults = []
+    for rule in family_rules(spec):
+        ours = [
+            np.empty(expected[path][1:] if rule.per_layer else expected[path], bool) for path in rule.ours
+        ]
+        wanted = rule.join(*ours).shape
+        for layer, full_name in _names_of(rule, spec):
+            name = stored_name(full_name)
+            places[name] = rule, layer
+            if name not in shapes:
+                faults.append(f"{full_name} is missing (expected shape {list(wanted)})")
+            elif shapes[name] != wanted:
+                faults.append(f"{name} has shape {list(shapes[name])}, expected {list(wanted)}")
+    return places, faults
 
 
-def _name_in(spec: DecoderSpec, shapes: Container[str]) -> Callable[[str], str]:
-    """The name that a tensor has in a checkpoint: without its prefix in one of the bare trunk, the head's where a tied embedding lies there only."""
-    embedding = _embedding(spec)
-
-    def name_in(name: str) -> str:
-        found = name if name in shapes else name.split(".", 1)[1]
-        if name == embedding and spec.tied_head and found not in shapes:
-            return next((head for head in _HEADS if head in shapes), found)
-        return found
-
-    return name_in
+def _names_of(rule: Rule, spec: DecoderSpec) -> list[tuple[int | None, str]]:
+    """(layer, name) of the tensors of a rule; layer None if there is only one."""
+    if not rule.per_layer:
+        return [(None, rule.theirs)]
+    return [(layer, rule.theirs.format(i=layer)) for layer in range(spec.num_layers)]
 
 
-def _refuse_another_head(tensors: "Tensors", heads: Container[str], embedding: str, where: str) -> None:
-    """UserError: config.json says that the head is the embedding, and the checkpoint has another one, which transformers would use."""
+def tensor_places(spec: DecoderSpec) -> dict[str, Place]:
+    """What each Hugging Face tensor of a decoder is, by its full name.
+
+    Args:
+        spec: the decoder.
+    """
+    return {name: (rule, layer) for rule in family_rules(spec) for layer, name in _names_of(rule, spec)}
+
+
+def _embedding_name(spec: DecoderSpec) -> str:
+    return next(rule.theirs for rule in family_rules(spec) if rule.ours == ("embed.embedding",))
+
+
+def _stored_names(spec: DecoderSpec, shapes: Container[str]) -> Callable[[str], str]:
+    """A function from a tensor's full name to its name in a checkpoint.
+
+    A checkpoint of the bare trunk lacks the first part of the names. A tied embedding may be stored under
+    the name of the head alone.
+    """
+    embedding = _embedding_name(spec)
+
+    def stored_name(full_name: str) -> str:
+        name = full_name if full_name in shapes else full_name.split(".", 1)[1]
+        if full_name == embedding and spec.tied_head and name not in shapes:
+            return next((head for head in _HEADS if head in shapes), name)
+        return name
+
+    return stored_name
+
+
+def _refuse_another_head(tensors: Tensors, heads: Container[str], embedding: str, where: str) -> None:
+    """UserError if config.json ties a head that is not the embedding: transformers would use that head."""
     for name, head in tensors.read(heads):
         ((_, embedded),) = tensors.read({embedding})
         if not np.array_equal(head, embedded):
             raise UserError(
-                f"{where}: {name} is not {embedding}, though config.json ties them (transformers would not tie them either): set "
-                "tie_word_embeddings to false in its config.json"
+                f"{where}: {name} is not {embedding}, though config.json ties them (transformers would not "
+                "tie them either): set tie_word_embeddings to false in its config.json"
             )
 
 
-class Tensors(Protocol):
-    """Named arrays whose shapes are known before they are read."""
-
-    def shapes(self) -> dict[str, tuple[int, ...]]: ...
-
-    def read(self, names: Container[str]) -> Iterator[tuple[str, np.ndarray]]: ...
+# ---------------------------------------------------------------- ours to theirs
 
 
-def to_hf(spec: DecoderSpec, tree: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Hugging Face tensors, one at a time, from our arrays; a tied head is left out, as transformers does."""
-    for rule in _RULES[spec.family](spec):
-        if "{i}" not in rule.theirs:
-            yield rule.theirs, rule.join(*(np.asarray(tree[path]) for path in rule.ours))
-            continue
-        for layer in range(spec.num_layers):
-            yield (
-                rule.theirs.format(i=layer),
-                rule.join(*(np.asarray(tree[path][layer]) for path in rule.ours)),
-            )
+def to_hf(spec: DecoderSpec, weights: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Hugging Face tensors from our arrays, one at a time.
+
+    Args:
+        spec: the decoder.
+        weights: our arrays by path, on any device.
+
+    Yields:
+        (name, tensor). A tied head is left out, as transformers does.
+    """
+    for rule in family_rules(spec):
+        for layer, name in _names_of(rule, spec):
+            arrays = (weights[path] if layer is None else weights[path][layer] for path in rule.ours)
+            yield name, rule.join(*(np.asarray(x) for x in arrays))
 
 
 def adapted_kernels(adapters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Path of the base's kernel -> (A [L, in, R], B [L, R, out])."""
+    """The adapters of each kernel.
+
+    Args:
+        adapters: arrays of adapters by path (others are ignored).
+
+    Returns:
+        Path of the base's kernel -> (A [L, in, R], B [L, R, out]).
+    """
     end = ".lora.lora_a"
     return {
         path.removesuffix(end) + ".kernel": (a, adapters[path[:-1] + "b"])
@@ -336,132 +202,161 @@ def adapted_kernels(adapters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def to_peft(
-    spec: DecoderSpec, adapters: Mapping[str, np.ndarray]
-) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """(layer's module by its full name, its name within a layer, lora_A [R, in], lora_B [out, R]) of every adapted Hugging Face module.
+class PeftModule(NamedTuple):
+    """An adapted Hugging Face module of one layer.
 
-    A module that holds several of our projections gets one adapter of their ranks together: rows of A one after the other, B in blocks, so
-    that B A is theirs exactly.
+    Attributes:
+        full_name: the module's name in the model.
+        name: its name within a layer.
+        a: lora_A [R, in].
+        b: lora_B [out, R].
     """
-    kernels, sizes = (
-        adapted_kernels(adapters),
-        {f"blocks.{name}.kernel": size for name, size in spec.projections().items()},
+
+    full_name: str
+    name: str
+    a: np.ndarray
+    b: np.ndarray
+
+
+def to_peft(spec: DecoderSpec, adapters: Mapping[str, Any]) -> Iterator[PeftModule]:
+    """Adapters as PEFT has them, one module at a time.
+
+    Args:
+        spec: the decoder.
+        adapters: our adapters' arrays by path, on any device.
+    """
+    kernels = adapted_kernels(adapters)
+    for rule in family_rules(spec):
+        if any(path in kernels for path in rule.ours):
+            for layer in range(spec.num_layers):
+                yield _peft_module(spec, rule, layer, kernels)
+
+
+def _peft_module(
+    spec: DecoderSpec, rule: Rule, layer: int, kernels: Mapping[str, tuple[Any, Any]]
+) -> PeftModule:
+    """One adapter for a module that may hold several of our projections.
+
+    Its rank is the sum of theirs: rows of A one after the other, B in blocks, so that B A is exactly theirs.
+    """
+    sizes = {f"blocks.{name}.kernel": size for name, size in spec.projections().items()}
+    total_rank = sum(kernels[path][0].shape[-1] for path in rule.ours if path in kernels)
+    rows_of_a: list[np.ndarray] = []
+    columns_of_b: list[np.ndarray] = []
+    begin = 0
+    for path in rule.ours:
+        _, outputs = sizes[path]
+        block_RF = np.zeros((total_rank, outputs), np.float32)
+        if path in kernels:
+            a_DR, b_RF = (np.asarray(x[layer]) for x in kernels[path])
+            rows_of_a.append(a_DR.T)
+            block_RF[begin : begin + len(b_RF)] = b_RF
+            begin += len(b_RF)
+        columns_of_b.append(block_RF)
+    joined = rule.join(*columns_of_b)  # as a kernel whose inputs are the ranks
+    b = joined.T if spec.family == "gpt2" else joined  # GPT-2's modules store [in, out]
+    module = rule.theirs.removesuffix(".weight")
+    return PeftModule(
+        full_name=module.format(i=layer),
+        name=module.split("{i}.")[1],
+        a=np.concatenate(rows_of_a),
+        b=np.ascontiguousarray(b),
     )
-    for rule in _RULES[spec.family](spec):
-        if not any(path in kernels for path in rule.ours):
-            continue
-        module = rule.theirs.removesuffix(".weight")
-        for layer in range(spec.num_layers):
-            parts_A, parts_B, rank = (
-                [],
-                [],
-                sum(kernels[path][0].shape[-1] for path in rule.ours if path in kernels),
-            )
-            for path in rule.ours:
-                block = np.zeros((rank, sizes[path][1]), np.float32)
-                if path in kernels:
-                    a_DR, b_RF = (np.asarray(x[layer]) for x in kernels[path])
-                    begin = sum(len(part) for part in parts_A)
-                    parts_A.append(a_DR.T)
-                    block[begin : begin + len(b_RF)] = b_RF
-                parts_B.append(block)
-            joined = rule.join(*parts_B)  # as a kernel whose inputs are the ranks
-            b = joined.T if spec.family == "gpt2" else joined  # GPT-2's modules store [in, out]
-            yield (
-                module.format(i=layer),
-                module.split("{i}.")[1],
-                np.concatenate(parts_A),
-                np.ascontiguousarray(b),
-            )
+
+
+# ---------------------------------------------------------------- files
 
 
 class SafeTensors:
-    """The tensors of a checkpoint directory, one file or several: those that transformers would take. No pickle is ever opened."""
+    """The tensors of a checkpoint directory, in one file or several, as transformers would choose them.
+
+    Pickles are never opened.
+    """
 
     def __init__(self, directory: Path):
+        """Reads names, shapes and types, and no numbers.
+
+        Args:
+            directory: of a Hugging Face checkpoint.
+
+        Raises:
+            UserError: there are no safetensors, or one name is in two files.
+        """
         self._directory = directory
         self._files: dict[Path, dict[str, tuple[int, ...]]] = {}
-        self._kinds: dict[str, str] = {}
+        self._types: dict[str, str] = {}
         for path in weight_files(directory):
             with open_safetensors(path) as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}
+                slices = {name: file.get_slice(name) for name in tensor_names(file)}
                 self._files[path] = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
-                self._kinds |= {name: tensor.get_dtype() for name, tensor in slices.items()}
-        twice = sorted(
-            name
-            for name, count in Counter(name for shapes in self._files.values() for name in shapes).items()
-            if count > 1
-        )
+                self._types |= {name: tensor.get_dtype() for name, tensor in slices.items()}
+        counts = Counter(name for shapes in self._files.values() for name in shapes)
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise UserError(
                 f"{directory}: {', '.join(twice[:3])} in two files: keep the files that the index names"
             )
 
     def dtype(self) -> str:
-        """float32, float16 or bfloat16: the type of all weights; where they differ what transformers would make of them: the type that config.json
-        names, else that of the first one. Buffers and mask nets do not count; float64 is float32."""
-        counted = (name for name in self._kinds if not name.endswith(_BUFFERS) and not is_mask_tensor(name))
-        kinds = [_DTYPES[self._kinds[name]] for name in counted if self._kinds[name] in _DTYPES]
-        if not kinds:
+        """The type of the weights: float32, float16 or bfloat16.
+
+        Where they differ it is what transformers would make of them: the type that config.json names, else
+            that of the first tensor. Buffers and mask nets do not count; float64 counts as float32.
+        """
+        counted = (name for name in self._types if not name.endswith(_BUFFERS) and not is_mask_tensor(name))
+        types = [_DTYPES[self._types[name]] for name in counted if self._types[name] in _DTYPES]
+        if not types:
             return "float32"
-        return kinds[0] if len(set(kinds)) == 1 else said_dtype(read_config(self._directory)) or kinds[0]
+        if len(set(types)) == 1:
+            return types[0]
+        return config_dtype(read_config(self._directory)) or types[0]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor by name."""
         return {name: shape for shapes in self._files.values() for name, shape in shapes.items()}
 
     def read(self, names: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, float32 array) of those of the names that are there."""
+        """(name, float32 array) of those of the names that there are, in the order of the files.
+
+        Args:
+            names: of tensors.
+
+        Raises:
+            UserError: a tensor holds no floating-point numbers.
+        """
         for path, shapes in self._files.items():
             for name in shapes:
                 if name in names:
-                    with open_safetensors(
-                        path
-                    ) as file:  # anew for each: an open file keeps in memory what has been read of it
+                    # Opened anew for each tensor: an open file keeps in memory what was read of it.
+                    with open_safetensors(path) as file:
                         tensor = read_float32(path, file, name)
                     yield name, tensor
                     del tensor
 
 
-def read_float32(path: Path, file, name: str) -> np.ndarray:
-    """A tensor of an opened safetensors file, float32. UserError: it holds no floating-point numbers."""
-    try:
-        tensor = file.get_tensor(name)
-    except Exception as error:  # types that NumPy does not have raise several kinds
-        raise UserError(f"{path}: {name} cannot be read ({error}); save it as float32 or bfloat16") from None
-    if tensor.dtype.kind in "biu":
-        raise UserError(
-            f"{path}: {name} holds {tensor.dtype}, not floating-point numbers (a quantised checkpoint?); save it as float32 or bfloat16"
-        )
-    return tensor.astype(np.float32, copy=False)
-
-
-def open_safetensors(path: Path):
-    """A safetensors file, opened for NumPy. UserError: it is none."""
-    import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16)
-    from safetensors import safe_open
-
-    try:
-        return safe_open(path, framework="numpy")
-    except Exception as error:  # safetensors raises its own type, not exported
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
-
-
 def find_checkpoint(path: str) -> Path:
-    """The local directory of a checkpoint: `path` itself, or the Hub's copy of that id. Raises UserError if it cannot be had."""
+    """The local directory of a checkpoint, fetched from the Hub if need be.
+
+    Args:
+        path: a directory, or a Hub id like owner/name.
+
+    Raises:
+        UserError: there is no such directory, and it cannot be had from the Hub.
+    """
     if Path(path).is_dir():
         return Path(path)
     if is_mistyped_path(path):
         raise UserError(
-            f"{path}: no such directory (expected a Hugging Face checkpoint directory or a Hub id like owner/name)"
+            f"{path}: no such directory (expected a Hugging Face checkpoint directory or a Hub id like "
+            "owner/name)"
         )
     from huggingface_hub import snapshot_download
 
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(
-            snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"])
-        )
+        return Path(snapshot_download(path, allow_patterns=patterns))
     except Exception as error:  # the Hub's client raises a dozen types; all mean that it cannot be had
         raise UserError(
-            f"{path}: neither a local directory nor reachable on the Hugging Face Hub ({type(error).__name__})"
+            f"{path}: neither a local directory nor reachable on the Hugging Face Hub "
+            f"({type(error).__name__})"
         ) from error

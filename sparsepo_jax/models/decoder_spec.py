@@ -1,0 +1,181 @@
+"""What a decoder looks like, as the few facts that our one implementation needs. No JAX here."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from sparsepo_jax.models.config_fields import SpecError
+from sparsepo_jax.models.rotary_fields import RopeScaling
+
+Family = Literal[
+    "gpt2",
+    "gpt_bigcode",
+    "gptj",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "olmo2",
+    "gemma2",
+    "gemma3_text",
+]
+Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """The shape of a transformer decoder.
+
+    Attributes:
+        family: `model_type` of its Hugging Face config.
+        vocab_size: rows of the embedding, tokens.
+        max_positions: longest sequence that the model is meant for, tokens.
+        num_layers: blocks.
+        width: features of the residual stream.
+        num_heads: query heads.
+        mlp_width: features inside the MLP.
+        activation: the MLP's activation function.
+        norm_eps: what norms add to the variance or mean square.
+        positions: whether positions are embedded (learned) or queries and keys rotated.
+        rotary_dim: dims of each head that are rotated, even; 0 with learned positions.
+        rotary_base: base of the rotary frequencies.
+        tied_head: the head is the token embedding.
+        init_std: standard deviation of random initial weights.
+        num_kv_heads: key and value heads; divides `num_heads`.
+        head_dim: dims of a head.
+        norm: LayerNorm (scale and bias) or RMSNorm (scale).
+        gated_mlp: the MLP is down(act(gate(x)) * up(x)) instead of down(act(up(x))).
+        parallel_residual: attention and MLP read the same residual stream.
+        shared_norm: one norm serves both of them (parallel residual only).
+        head_bias: the head has a bias.
+        qkv_bias: the projections to queries, keys and values have biases.
+        out_bias: the attention's output projection has a bias.
+        mlp_bias: the projections of the MLP have biases.
+        norms: where attention and MLP are normed: their inputs, their outputs, or both.
+        norm_offset: what the stored scales of norms lack to the factor that they stand for (1 in Gemma).
+        qk_norm: queries and keys are normed over each head's dims, or over all heads together.
+        query_scale: factor of attention scores; None: 1 / sqrt(head_dim).
+        embed_scale: factor of token embeddings.
+        rope_scaling: how rotary positions are stretched.
+        window: positions that a token sees back, itself included; None: all.
+        local_layers: for each layer whether `window` applies to it; None: to all layers.
+        local_rotary_base: rotary base of local layers; None: `rotary_base`.
+        attn_softcap: attention scores s become c tanh(s / c) for this c; None: no cap.
+        logit_softcap: the same for logits.
+    """
+
+    family: Family
+    vocab_size: int
+    max_positions: int
+    num_layers: int
+    width: int
+    num_heads: int
+    mlp_width: int
+    activation: Activation
+    norm_eps: float
+    positions: Literal["learned", "rotary"]
+    rotary_dim: int
+    rotary_base: float
+    tied_head: bool
+    init_std: float
+    num_kv_heads: int
+    head_dim: int
+    norm: Literal["layer", "rms"] = "layer"
+    gated_mlp: bool = False
+    parallel_residual: bool = False
+    shared_norm: bool = False
+    head_bias: bool = False
+    qkv_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    norms: Literal["before", "after", "both"] = "before"
+    norm_offset: float = 0.0
+    qk_norm: Literal["head", "all"] | None = None
+    query_scale: float | None = None
+    embed_scale: float = 1.0
+    rope_scaling: RopeScaling | None = None
+    window: int | None = None
+    local_layers: tuple[bool, ...] | None = None
+    local_rotary_base: float | None = None
+    attn_softcap: float | None = None
+    logit_softcap: float | None = None
+
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of each matrix of a block, by name."""
+        D, F = self.width, self.mlp_width
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        sizes = {
+            "attention.query": (D, queries),
+            "attention.key": (D, keys),
+            "attention.value": (D, keys),
+            "attention.out": (queries, D),
+            "up": (D, F),
+        }
+        if self.gated_mlp:
+            sizes["gate"] = (D, F)
+        sizes["down"] = (F, D)
+        return sizes
+
+    def adapter_parameter_count(self, targets: tuple[str, ...], rank: int) -> int:
+        """Weights of LoRA adapters.
+
+        Args:
+            targets: names of the adapted projections.
+            rank: inner size of each adapter.
+        """
+        sizes = self.projections()
+        return self.num_layers * rank * sum(sum(sizes[name]) for name in targets)
+
+    def parameter_count(self) -> int:
+        """Weights of the whole decoder; a tied head counts once."""
+        D = self.width
+        embeddings = self.vocab_size * D
+        if self.positions == "learned":
+            embeddings += self.max_positions * D
+        head = 0 if self.tied_head else self.vocab_size * D
+        if self.head_bias:
+            head += self.vocab_size
+        return embeddings + self.num_layers * self._block_parameter_count() + self._norm_size() + head
+
+    def _norm_size(self) -> int:
+        return (2 if self.norm == "layer" else 1) * self.width
+
+    def _block_parameter_count(self) -> int:
+        D, F = self.width, self.mlp_width
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        count = sum(inputs * outputs for inputs, outputs in self.projections().values())
+        if self.qkv_bias:
+            count += queries + 2 * keys
+        if self.out_bias:
+            count += D
+        if self.mlp_bias:
+            count += (2 * F if self.gated_mlp else F) + D
+        if self.qk_norm == "head":
+            count += 2 * self.head_dim
+        elif self.qk_norm == "all":
+            count += queries + keys
+        norms = 1 if self.shared_norm else 2
+        if self.norms == "both":
+            norms = 4
+        return count + norms * self._norm_size()
+
+
+def choose_projections(patterns: tuple[str, ...], spec: DecoderSpec) -> tuple[str, ...]:
+    """The projections whose names fit one of the patterns.
+
+    Args:
+        patterns: regular expressions, searched for anywhere in a name.
+        spec: the decoder.
+
+    Returns:
+        Names, in the order of `DecoderSpec.projections`.
+
+    Raises:
+        SpecError: a pattern fits no projection.
+    """
+    names = tuple(spec.projections())
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            raise SpecError(f"{pattern!r} fits no projection; there are {', '.join(names)}")
+    return tuple(name for name in names if any(re.search(pattern, name) for pattern in patterns))

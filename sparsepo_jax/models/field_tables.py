@@ -1,0 +1,241 @@
+"""Tables of the fields of a Hugging Face `config.json`: read, harmless, or allowed one value only.
+
+They hold an opinion on every field that transformers' config classes know; a test compares them with the
+installed transformers. `config_fields` applies them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+# ---------------------------------------------------------------- what is read
+
+_GPT2 = """vocab_size n_positions n_embd n_layer n_head n_inner activation_function layer_norm_epsilon
+    initializer_range tie_word_embeddings"""
+_LLAMA = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+    head_dim max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters
+    partial_rotary_factor initializer_range tie_word_embeddings"""
+_QWEN = f"{_LLAMA} hidden_act use_sliding_window layer_types"
+_GEMMA = f"""{_LLAMA} hidden_activation attention_bias query_pre_attn_scalar sliding_window layer_types
+    final_logit_softcapping attn_logit_softcapping use_bidirectional_attention"""
+_READ = {
+    "gpt2": f"{_GPT2} scale_attn_weights scale_attn_by_inverse_layer_idx add_cross_attention",
+    "gpt_bigcode": f"{_GPT2} scale_attn_weights add_cross_attention multi_query num_key_value_heads",
+    "gptj": f"{_GPT2} rotary_dim",
+    "gpt_neox": """vocab_size max_position_embeddings hidden_size num_hidden_layers num_attention_heads
+        intermediate_size hidden_act layer_norm_eps rotary_pct rotary_emb_base rope_theta rope_scaling
+        rope_parameters use_parallel_residual attention_bias head_dim initializer_range
+        tie_word_embeddings""",
+    "llama": f"{_LLAMA} hidden_act attention_bias mlp_bias",
+    "mistral": f"{_LLAMA} hidden_act sliding_window",
+    "qwen2": _QWEN,
+    "qwen3": f"{_QWEN} attention_bias",
+    "olmo2": f"{_LLAMA} hidden_act attention_bias",
+    "gemma2": _GEMMA,
+    "gemma3_text": f"{_GEMMA} rope_local_base_freq sliding_window_pattern",
+}
+READ: dict[str, frozenset[str]] = {family: frozenset(names.split()) for family, names in _READ.items()}
+
+
+# Other names that transformers takes for a field of the family (its `attribute_map`).
+_GPT_NAMES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+OTHER_NAMES: dict[str, dict[str, str]] = dict.fromkeys(("gpt2", "gpt_bigcode", "gptj"), _GPT_NAMES)
+
+# ---------------------------------------------------------------- what changes nothing
+
+# Fields that transformers knows, or knew, and that do not change the forward pass of a dense decoder.
+_HARMLESS_BY_SUBJECT = {
+    "names, and how the file was written": """
+        model_type architectures transformers_version _name_or_path name_or_path _commit_hash
+        tokenizer_class torch_dtype dtype use_bfloat16 torchscript transformers_weights
+    """,
+    "token ids": """
+        bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id
+        decoder_start_token_id
+    """,
+    "dropout: we train without, as every official recipe does": """
+        attn_pdrop embd_pdrop resid_pdrop attention_dropout hidden_dropout classifier_dropout
+    """,
+    "heads of other tasks": """
+        summary_activation summary_first_dropout summary_last_dropout summary_proj_to_labels
+        summary_type summary_use_proj id2label label2id num_labels problem_type finetuning_task
+        task_specific_params
+    """,
+    "precision of the softmax: ours is float32": """
+        reorder_and_upcast_attn attention_softmax_in_fp32 scale_attention_softmax_in_fp32
+    """,
+    "how the same numbers are computed": """
+        use_cache pretraining_tp chunk_size_feed_forward gradient_checkpointing
+        _attn_implementation attn_implementation _experts_implementation experts_implementation
+        fusion_config distributed_config
+    """,
+    "windows that are off, or given by other fields": "max_window_layers _sliding_window_pattern",
+    "what a call returns": """
+        output_attentions output_hidden_states return_dict use_return_dict output_past
+        tf_legacy_loss is_decoder prefix tie_last_hidden_states
+    """,
+    "generation": """
+        cache_implementation bad_words_ids do_sample early_stopping length_penalty max_length
+        min_length max_new_tokens min_new_tokens num_beams num_beam_groups num_return_sequences
+        no_repeat_ngram_size encoder_no_repeat_ngram_size repetition_penalty
+        encoder_repetition_penalty temperature top_k top_p min_p typical_p epsilon_cutoff
+        eta_cutoff diversity_penalty exponential_decay_length_penalty forced_bos_token_id
+        forced_eos_token_id remove_invalid_values suppress_tokens begin_suppress_tokens
+        return_dict_in_generate output_scores output_logits renormalize_logits
+        num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold
+        assistant_lookbehind target_lookbehind is_assistant
+    """,
+}
+HARMLESS = frozenset(name for names in _HARMLESS_BY_SUBJECT.values() for name in names.split())
+# Switched off unless use_sliding_window is true, which is refused.
+HARMLESS_IN_FAMILY: dict[str, set[str]] = {"qwen2": {"sliding_window"}, "qwen3": {"sliding_window"}}
+
+# ---------------------------------------------------------------- what has one value only
+
+
+class Switch(NamedTuple):
+    """A field that makes another model unless it is absent, null or at one value.
+
+    Attributes:
+        off: that value, true or false; None: every empty value switches it off.
+        remedy: what to do otherwise, for the message.
+    """
+
+    off: bool | None
+    remedy: str = ""
+
+
+_UNQUANTISED = (
+    "since quantised weights are no plain numbers: take the unquantised checkpoint that it was made from"
+)
+_NO_DECODER = "only decoders that read nothing but their own tokens"
+# It is plain what the authors of a checkpoint meant by these, whether transformers' class knows them or not.
+SWITCHES = {
+    "quantization_config": Switch(None, _UNQUANTISED),
+    "quantization": Switch(None, _UNQUANTISED),
+    "compression_config": Switch(None, _UNQUANTISED),
+    "rope_interleaved": Switch(False),
+    "use_mrope": Switch(False),
+    "alibi": Switch(False),
+    "scale_attn_weights": Switch(True),
+    "scale_attn_by_inverse_layer_idx": Switch(False),
+    "use_sliding_window": Switch(False),
+    "use_bidirectional_attention": Switch(False),
+    "is_causal": Switch(True),
+    "add_cross_attention": Switch(False, _NO_DECODER),
+    "cross_attention_hidden_size": Switch(None, _NO_DECODER),
+    "is_encoder_decoder": Switch(False, _NO_DECODER),
+    "tie_encoder_decoder": Switch(False, _NO_DECODER),
+    "pruned_heads": Switch(None, "all layers must have the same heads"),
+    "per_layer_config": Switch(None, "all layers must have the same shape"),
+}
+
+
+# ---------------------------------------------------------------- what a field may hold
+
+
+class Kind(NamedTuple):
+    """What a field may hold: in words, and as a test."""
+
+    expected: str
+    fits: Callable[[Any], bool]
+
+
+Kinds = Mapping[str, "Kind | Kinds"]  # a mapping within the config has kinds of its own
+
+
+def _integer(most: int) -> Kind:
+    def fits(value: Any) -> bool:
+        return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most)
+
+    return Kind(f"a positive integer up to {most:,}", fits)
+
+
+def _number(most: float) -> Kind:
+    """The upper bound keeps out infinity, NaN (no comparison holds) and integers too large for a float."""
+
+    def fits(value: Any) -> bool:
+        if value is None:
+            return True
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= most
+
+    return Kind(f"a number above 0 and up to {most:g}", fits)
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a value is null or a list of texts."""
+    return value is None or (isinstance(value, list) and all(isinstance(entry, str) for entry in value))
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_flag_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+# Far beyond any model, and far from what would hang or overflow us.
+_SIZE = _integer(2**24)
+_COUNT = _integer(2**14)
+_POSITIONS = _integer(2**31 - 1)
+_SHARE = _number(1)
+_FACTOR = _number(1e6)
+_BASE = _number(1e15)
+_FLAG = Kind("true or false", _is_flag)  # null would mean false to one reader and the default to another
+_TEXT = Kind("a text", _is_text)
+_TEXTS = Kind("a list of texts", is_texts)
+
+ROTARY_KINDS: dict[str, Kind] = {
+    "rope_type": _TEXT,
+    "type": _TEXT,
+    "rope_theta": _BASE,
+    "factor": _FACTOR,
+    "low_freq_factor": _FACTOR,
+    "high_freq_factor": _FACTOR,
+    "original_max_position_embeddings": _POSITIONS,
+    "partial_rotary_factor": _SHARE,
+}
+# Gemma 3 has a set of rotary fields for each kind of layer.
+LAYER_KINDS: dict[str, Kinds] = {"full_attention": ROTARY_KINDS, "sliding_attention": ROTARY_KINDS}
+
+
+def _all_of(kind: Kind, names: str) -> dict[str, Kind]:
+    return dict.fromkeys(names.split(), kind)
+
+
+# The kind of every field that some family reads. null stands for absent.
+KINDS: dict[str, Kind | Kinds] = {
+    **_all_of(_SIZE, "vocab_size n_embd hidden_size n_inner intermediate_size head_dim rotary_dim"),
+    **_all_of(_COUNT, "n_layer num_hidden_layers n_head num_attention_heads num_key_value_heads"),
+    "sliding_window_pattern": _COUNT,
+    **_all_of(_POSITIONS, "n_positions max_position_embeddings sliding_window"),
+    **_all_of(_SHARE, "layer_norm_epsilon layer_norm_eps rms_norm_eps rotary_pct partial_rotary_factor"),
+    **_all_of(_BASE, "rotary_emb_base rope_theta rope_local_base_freq"),
+    **_all_of(_FACTOR, "initializer_range query_pre_attn_scalar"),
+    **_all_of(_FACTOR, "attn_logit_softcapping final_logit_softcapping"),
+    **_all_of(_FLAG, "tie_word_embeddings attention_bias mlp_bias use_parallel_residual multi_query"),
+    **_all_of(_FLAG, "scale_attn_weights scale_attn_by_inverse_layer_idx add_cross_attention"),
+    "use_sliding_window": _FLAG,
+    "use_bidirectional_attention": Kind("true, false or null", _is_flag_or_null),
+    **_all_of(_TEXT, "activation_function hidden_act hidden_activation"),
+    "layer_types": _TEXTS,
+    "rope_scaling": ROTARY_KINDS,
+    "rope_parameters": {**ROTARY_KINDS, **LAYER_KINDS},
+}
+
+# The fields that each kind of rotation reads.
+_PLAIN_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+ROPE_READ = {
+    "default": _PLAIN_ROPE,
+    "linear": _PLAIN_ROPE | {"factor"},
+    "llama3": set(ROTARY_KINDS),
+}

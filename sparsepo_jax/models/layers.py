@@ -1,0 +1,329 @@
+"""One transformer block, for all families: attention and an MLP, with norms before or after each.
+
+A block does not know where it runs. What changes between training, reading a prompt and generating is
+handed to it as `Hooks`: who listens to activations, which keys and values a query may see, and the
+adapters' dropout.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from sparsepo_jax.models.lora import Lora, init_a
+from sparsepo_jax.models.rotary import rotate
+from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.ops.attention import Given, Packed, attention
+
+
+class Hooks(NamedTuple):
+    """What a block calls while it runs.
+
+    Attributes:
+        keep: keep(name, x) is told of each named activation, [B, S, features].
+        remember: takes a layer's new keys and values [B, S, K, H] and returns all that its queries may see,
+            [B, T, K, H] each: the same arrays, or a cache with the new ones at its end.
+        drop: drop(projection, x) applies the adapters' dropout to the input of a projection's adapter.
+        reach: which keys each query sees (see ops/attention).
+        window: a query sees fewer than so many positions back; None: all.
+    """
+
+    keep: Callable[[str, Array], None]
+    remember: Callable[[Array, Array], tuple[Array, Array]]
+    drop: Callable[[str, Array], Array]
+    reach: Given | Packed
+    window: Array | int | None
+
+    def project(self, name: str, linear: nnx.Linear, x_BSX: Array) -> Array:
+        """linear(x), plus the adapter's part if the projection has one."""
+        if not isinstance(linear, AdaptedLinear):
+            return linear(x_BSX)
+        scale = jnp.asarray(linear.lora_scale, x_BSX.dtype)
+        return linear(x_BSX) + scale * linear.lora(self.drop(name, x_BSX))
+
+
+# ---------------------------------------------------------------- activation functions
+
+
+def _keeping_slope(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The same function, with a backward pass that only needs the derivative, computed on the way forward.
+
+    JAX would keep intermediate values and derive from them: for tanh-GELU that costs XLA's CPU backend a
+    tenth of a training step and a quarter of its memory.
+    """
+
+    def forward(x: Array) -> tuple[Array, Array]:
+        return jax.jvp(function, (x,), (jnp.ones_like(x),))
+
+    def backward(slope: Array, cotangent: Array) -> tuple[Array]:
+        return (cotangent * slope,)
+
+    differentiable = jax.custom_vjp(function)
+    differentiable.defvjp(forward, backward)
+    return differentiable
+
+
+def _gelu_tanh(x: Array) -> Array:
+    return nnx.gelu(x, approximate=True)
+
+
+def _gelu(x: Array) -> Array:
+    return nnx.gelu(x, approximate=False)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_tanh": _keeping_slope(_gelu_tanh),
+    "gelu": _keeping_slope(_gelu),
+    "relu": nnx.relu,
+    "silu": _keeping_slope(nnx.silu),
+}
+
+
+# ---------------------------------------------------------------- layers
+
+
+class AdaptedLinear(nnx.Linear):
+    """A projection x W with an adapter beside it: x W + s (x A) B, s = `lora_scale` (see models/lora)."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        adapter: Lora,
+        *,
+        use_bias: bool,
+        dtype: DTypeLike,
+        kernel_init: nnx.Initializer,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+        self.lora = nnx.LoRA(
+            inputs,
+            adapter.rank,
+            outputs,
+            dtype=dtype,
+            a_initializer=init_a,
+            lora_param_type=nnx.Param,
+            rngs=rngs,
+        )
+        self.lora_scale = adapter.scale
+
+
+class LayerFactory(NamedTuple):
+    """Makes the projections and norms of a decoder, all from the same settings.
+
+    Attributes:
+        spec: the decoder's shape.
+        dtype: type of the activations. Weights are float32.
+        lora: which projections get an adapter; None: none does.
+        rngs: source of the initial weights.
+    """
+
+    spec: DecoderSpec
+    dtype: DTypeLike
+    lora: Lora | None
+    rngs: nnx.Rngs
+
+    def linear(
+        self, name: str, inputs: int, outputs: int, *, bias: bool, std: float | None = None
+    ) -> nnx.Linear:
+        """A projection of a block, with an adapter if `lora` targets it.
+
+        Args:
+            name: its name, one of `DecoderSpec.projections`.
+            inputs: features that it reads.
+            outputs: features that it writes.
+            bias: whether it adds a bias.
+            std: standard deviation of the initial weights; None: the spec's `init_std`.
+        """
+        kernel_init = nnx.initializers.normal(std or self.spec.init_std)
+        if self.lora is None or name not in self.lora.targets:
+            return nnx.Linear(
+                inputs, outputs, use_bias=bias, dtype=self.dtype, kernel_init=kernel_init, rngs=self.rngs
+            )
+        return AdaptedLinear(
+            inputs,
+            outputs,
+            self.lora,
+            use_bias=bias,
+            dtype=self.dtype,
+            kernel_init=kernel_init,
+            rngs=self.rngs,
+        )
+
+    def output_std(self) -> float:
+        """Initial standard deviation of projections that write to the residual stream, as in GPT-2."""
+        return self.spec.init_std / (2 * self.spec.num_layers) ** 0.5
+
+    def norm(self) -> nnx.LayerNorm | nnx.RMSNorm:
+        """A norm over the width of the residual stream."""
+        if self.spec.norm == "rms":
+            return self.rms_norm(self.spec.width)
+        # The fast variance, E[x^2] - E[x]^2, loses digits that parity with transformers needs.
+        return nnx.LayerNorm(
+            self.spec.width,
+            epsilon=self.spec.norm_eps,
+            dtype=self.dtype,
+            use_fast_variance=False,
+            rngs=self.rngs,
+        )
+
+    def rms_norm(self, features: int) -> nnx.RMSNorm:
+        """An RMS norm over this many features."""
+        return nnx.RMSNorm(features, epsilon=self.spec.norm_eps, dtype=self.dtype, rngs=self.rngs)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention, with optional norms and rotation of queries and keys."""
+
+    def __init__(self, make: LayerFactory):
+        spec = make.spec
+        queries = spec.num_heads * spec.head_dim
+        keys = spec.num_kv_heads * spec.head_dim
+        self.spec = spec
+        self.query = make.linear("attention.query", spec.width, queries, bias=spec.qkv_bias)
+        self.key = make.linear("attention.key", spec.width, keys, bias=spec.qkv_bias)
+        self.value = make.linear("attention.value", spec.width, keys, bias=spec.qkv_bias)
+        if spec.qk_norm is not None:
+            over_all_heads = spec.qk_norm == "all"
+            self.query_norm = make.rms_norm(queries if over_all_heads else spec.head_dim)
+            self.key_norm = make.rms_norm(keys if over_all_heads else spec.head_dim)
+        self.out = make.linear(
+            "attention.out", queries, spec.width, bias=spec.out_bias, std=make.output_std()
+        )
+
+    def __call__(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        positions_BS: Int[Array, "B S"],
+        frequency_X: Float[Array, " X"] | None,
+        hooks: Hooks,
+    ) -> Float[Array, "B S D"]:
+        """The attention's contribution to the residual stream.
+
+        Args:
+            x_BSD: the block's (normed) input.
+            positions_BS: position of each token, from 0.
+            frequency_X: radians per position of each rotated pair of dims; None: no rotation.
+            hooks: see `Hooks`.
+        """
+        spec = self.spec
+        B, S, _ = x_BSD.shape
+        q_BSNH, k_BSKH, v_BSKH = self._projected(x_BSD, hooks)
+        if frequency_X is not None:
+            q_BSNH = rotate(q_BSNH, positions_BS, frequency_X)
+            k_BSKH = rotate(k_BSKH, positions_BS, frequency_X)
+            hooks.keep("q_rotated", q_BSNH.reshape(B, S, -1))
+            hooks.keep("k_rotated", k_BSKH.reshape(B, S, -1))
+        k_BTKH, v_BTKH = hooks.remember(k_BSKH, v_BSKH)
+        heads_BSNH = attention(
+            q_BSNH,
+            k_BTKH,
+            v_BTKH,
+            hooks.reach,
+            scale=spec.query_scale or spec.head_dim**-0.5,
+            softcap=spec.attn_softcap,
+            window=hooks.window,
+        )
+        heads_BSX = heads_BSNH.reshape(B, S, -1)
+        hooks.keep("attn_heads", heads_BSX)
+        return hooks.project("attention.out", self.out, heads_BSX)
+
+    def _projected(self, x_BSD: Array, hooks: Hooks) -> tuple[Array, Array, Array]:
+        """Queries [B, S, N, H], keys and values [B, S, K, H], before rotation."""
+        spec = self.spec
+        B, S, _ = x_BSD.shape
+        q_BSX = hooks.project("attention.query", self.query, x_BSD)
+        k_BSX = hooks.project("attention.key", self.key, x_BSD)
+        v_BSX = hooks.project("attention.value", self.value, x_BSD)
+        hooks.keep("q", q_BSX)
+        hooks.keep("k", k_BSX)
+        hooks.keep("v", v_BSX)
+        if spec.qk_norm == "all":
+            q_BSX = self.query_norm(q_BSX)
+            k_BSX = self.key_norm(k_BSX)
+        q_BSNH = q_BSX.reshape(B, S, -1, spec.head_dim)
+        k_BSKH = k_BSX.reshape(B, S, -1, spec.head_dim)
+        v_BSKH = v_BSX.reshape(B, S, -1, spec.head_dim)
+        if spec.qk_norm == "head":
+            q_BSNH = self.query_norm(q_BSNH)
+            k_BSKH = self.key_norm(k_BSKH)
+        return q_BSNH, k_BSKH, v_BSKH
+
+
+class Block(nnx.Module):
+    """A decoder layer: attention and MLP, each added to the residual stream, in sequence or in parallel."""
+
+    def __init__(self, make: LayerFactory):
+        spec = make.spec
+        self.spec = spec
+        if spec.norms != "after":
+            self.attn_norm = make.norm()
+        if spec.norms != "after" and not spec.shared_norm:
+            self.mlp_norm = make.norm()
+        if spec.norms != "before":
+            self.attn_post_norm = make.norm()
+            self.mlp_post_norm = make.norm()
+        self.attention = Attention(make)
+        self.up = make.linear("up", spec.width, spec.mlp_width, bias=spec.mlp_bias)
+        if spec.gated_mlp:
+            self.gate = make.linear("gate", spec.width, spec.mlp_width, bias=spec.mlp_bias)
+        self.down = make.linear("down", spec.mlp_width, spec.width, bias=spec.mlp_bias, std=make.output_std())
+
+    def __call__(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        positions_BS: Int[Array, "B S"],
+        frequency_X: Float[Array, " X"] | None,
+        hooks: Hooks,
+    ) -> Float[Array, "B S D"]:
+        """The residual stream after the block.
+
+        Args:
+            x_BSD: the residual stream before it.
+            positions_BS: position of each token, from 0.
+            frequency_X: radians per position of each rotated pair of dims; None: no rotation.
+            hooks: see `Hooks`.
+        """
+        spec = self.spec
+        with jax.named_scope("attention"):
+            attn_in_BSD = x_BSD
+            if spec.norms != "after":
+                attn_in_BSD = self.attn_norm(x_BSD)
+                hooks.keep("attn_norm", attn_in_BSD)
+            attn_BSD = self.attention(attn_in_BSD, positions_BS, frequency_X, hooks)
+            hooks.keep("attn_out", attn_BSD)
+            if spec.norms != "before":
+                attn_BSD = self.attn_post_norm(attn_BSD)
+            resid_BSD = x_BSD + attn_BSD
+            if not spec.parallel_residual:
+                hooks.keep("attn_resid", resid_BSD)
+        with jax.named_scope("mlp"):
+            mlp_in_BSD = x_BSD if spec.parallel_residual else resid_BSD
+            if spec.shared_norm:
+                mlp_in_BSD = attn_in_BSD
+            elif spec.norms != "after":
+                mlp_in_BSD = self.mlp_norm(mlp_in_BSD)
+                hooks.keep("mlp_norm", mlp_in_BSD)
+            mlp_BSD = self._mlp(mlp_in_BSD, hooks)
+            if spec.norms != "before":
+                mlp_BSD = self.mlp_post_norm(mlp_BSD)
+            out_BSD = resid_BSD + mlp_BSD
+            hooks.keep("block_out", out_BSD)
+        return out_BSD
+
+    def _mlp(self, x_BSD: Array, hooks: Hooks) -> Array:
+        activation = ACTIVATIONS[self.spec.activation]
+        up_BSF = hooks.project("up", self.up, x_BSD)
+        if self.spec.gated_mlp:
+            act_BSF = activation(hooks.project("gate", self.gate, x_BSD)) * up_BSF
+        else:
+            act_BSF = activation(up_BSF)
+        hooks.keep("mlp_act", act_BSF)
+        mlp_BSD = hooks.project("down", self.down, act_BSF)
+        hooks.keep("mlp_out", mlp_BSD)
+        return mlp_BSD
