@@ -18,7 +18,9 @@ from helpers.tolerances import PARITY_LOGITS
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.main import main
 from sparsepo_jax.models import config_fields
-from sparsepo_jax.models.config_fields import HARMLESS, OTHER_NAMES, READ, check_fields, fields_of_installed
+from sparsepo_jax.models.config_fields import check_fields
+from sparsepo_jax.models.field_tables import HARMLESS, HARMLESS_IN_FAMILY, OTHER_NAMES, READ, SWITCHES
+from sparsepo_jax.models.installed_fields import ABSENT, fields_of_installed
 from sparsepo_jax.models.spec import SpecError, ignored_note, spec_from_hf
 
 PUBLISHED = hub_configs.CONFIGS
@@ -305,19 +307,13 @@ def test_there_is_an_opinion_on_every_field_that_transformers_knows(family):
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     theirs = CONFIG_MAPPING[family]
-    known = (
-        READ[family] | HARMLESS | config_fields._SWITCHES.keys() | config_fields._OF_FAMILY.get(family, set())
-    )
+    known = READ[family] | HARMLESS | SWITCHES.keys() | HARMLESS_IN_FAMILY.get(family, set())
     assert {field.name for field in dataclasses.fields(theirs)} <= known and fields_of_installed(
         family
     ).keys() <= known | OTHER_NAMES.get(family, {}).keys()
     assert theirs.attribute_map == OTHER_NAMES.get(family, {})
     declared = {field.name: field.default for field in dataclasses.fields(theirs)}
-    texts = {
-        name: value
-        for name, value in fields_of_installed(family).items()
-        if value is not config_fields._ABSENT
-    }
+    texts = {name: value for name, value in fields_of_installed(family).items() if value is not ABSENT}
     assert len(texts) > 15 and all(declared[name] == value for name, value in texts.items())
 
 
@@ -325,7 +321,7 @@ def test_a_field_that_only_a_newer_transformers_knows_must_be_at_its_default(mon
     monkeypatch.setattr(
         config_fields,
         "fields_of_installed",
-        lambda family: {"new_scale": 1.0, "new_read": config_fields._ABSENT},
+        lambda family: {"new_scale": 1.0, "new_read": ABSENT},
     )
     assert spec_from_hf(LLAMA | {"new_scale": 1.0, "new_read": None}) == spec_from_hf(LLAMA)
     for name in ("new_scale", "new_read"):

@@ -16,7 +16,7 @@ from helpers.tiny import CONFIGS, GEMMA3, GPT2, GPTJ, LLAMA, NEOX
 from helpers.tolerances import BFLOAT16, PARITY_LOGITS
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import merge_module, split_module
-from sparsepo_jax.models import config_fields
+from sparsepo_jax.models import field_tables
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.spec import SpecError, ignored_note, spec_from_hf
@@ -245,10 +245,10 @@ HOSTILE = (
     functools.reduce(lambda deep, _: [deep], range(5000), 0),
 )
 FIELDS = set().union(
-    *config_fields.READ.values(),
-    config_fields._SWITCHES,
-    config_fields._ROTARY,
-    config_fields._LAYER_KINDS,
+    *field_tables.READ.values(),
+    field_tables.SWITCHES,
+    field_tables.ROTARY_KINDS,
+    field_tables.LAYER_KINDS,
     {"rotary", "auto_map", "architectures", "id2label", "unknown"},
 )
 ROTARY = [
