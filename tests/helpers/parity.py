@@ -65,7 +65,7 @@ def our_states(kept):
 
 
 def bfloat16_errors(config, directory):
-    """(ours, transformers') root mean square error of bfloat16 logits against float32, on the same rounded weights."""
+    """(ours, transformers'): root mean square errors of bfloat16 logits against float32, equal weights."""
     model = make_theirs(config).to(torch.bfloat16)
     model.save_pretrained(directory)
     spec, _, weights = load_ours(directory)
