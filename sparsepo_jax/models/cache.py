@@ -66,7 +66,11 @@ class Cache(NamedTuple):
         )
 
     def repeated(self, times: int) -> "Cache":
-        """The cache with each row repeated, copies side by side: several continuations of each prompt."""
+        """The cache with each row repeated, copies side by side.
+
+        Args:
+            times: continuations of each prompt.
+        """
         return Cache(
             keys_LBTKH=jnp.repeat(self.keys_LBTKH, times, axis=1),
             values_LBTKH=jnp.repeat(self.values_LBTKH, times, axis=1),

@@ -230,7 +230,11 @@ def needed(config: Mapping[str, Any], where: str, key: str, default: Any = None)
 
 
 def shown(value: Any) -> str:
-    """A value as a message quotes it, 60 characters at most."""
+    """A value as a message quotes it: 60 characters at most.
+
+    Args:
+        value: anything that a JSON file can hold.
+    """
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # thousands of digits, or lists within lists

@@ -161,7 +161,11 @@ def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a tokenizer lies beside the model."""
+    """Whether a tokenizer lies beside the model.
+
+    Args:
+        directory: of a checkpoint.
+    """
     return any((directory / name).exists() for name in _BEGINS_A_TOKENIZER)
 
 

@@ -167,7 +167,11 @@ def _number(most: float) -> Kind:
 
 
 def is_texts(value: Any) -> bool:
-    """Whether a value is null or a list of texts."""
+    """Whether a value is null or a list of texts.
+
+    Args:
+        value: of a field.
+    """
     return value is None or (isinstance(value, list) and all(isinstance(entry, str) for entry in value))
 
 

@@ -39,7 +39,13 @@ class Hooks(NamedTuple):
     window: Array | int | None
 
     def project(self, name: str, linear: nnx.Linear, x_BSX: Array) -> Array:
-        """linear(x), plus the adapter's part if the projection has one."""
+        """linear(x), plus the adapter's part if the projection has one.
+
+        Args:
+            name: the projection's name, as in `DecoderSpec.projections`.
+            linear: the projection.
+            x_BSX: its input.
+        """
         if not isinstance(linear, AdaptedLinear):
             return linear(x_BSX)
         scale = jnp.asarray(linear.lora_scale, x_BSX.dtype)
@@ -100,6 +106,17 @@ class AdaptedLinear(nnx.Linear):
         kernel_init: nnx.Initializer,
         rngs: nnx.Rngs,
     ):
+        """A projection with random weights and an adapter that adds nothing yet.
+
+        Args:
+            inputs: features that it reads.
+            outputs: features that it writes.
+            adapter: rank and scale of the adapter.
+            use_bias: whether the frozen part has a bias.
+            dtype: type of the activations.
+            kernel_init: initial values of W.
+            rngs: source of the initial weights.
+        """
         super().__init__(inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
         self.lora = nnx.LoRA(
             inputs,
@@ -173,7 +190,11 @@ class LayerFactory(NamedTuple):
         )
 
     def rms_norm(self, features: int) -> nnx.RMSNorm:
-        """An RMS norm over this many features."""
+        """An RMS norm.
+
+        Args:
+            features: size of the axis that it is taken over.
+        """
         return nnx.RMSNorm(features, epsilon=self.spec.norm_eps, dtype=self.dtype, rngs=self.rngs)
 
 
@@ -181,6 +202,11 @@ class Attention(nnx.Module):
     """Grouped-query attention, with optional norms and rotation of queries and keys."""
 
     def __init__(self, make: LayerFactory):
+        """Attention with random weights.
+
+        Args:
+            make: makes its projections and norms, and knows its shape.
+        """
         spec = make.spec
         queries = spec.num_heads * spec.head_dim
         keys = spec.num_kv_heads * spec.head_dim
@@ -259,6 +285,11 @@ class Block(nnx.Module):
     """A decoder layer: attention and MLP, each added to the residual stream, in sequence or in parallel."""
 
     def __init__(self, make: LayerFactory):
+        """A block with random weights.
+
+        Args:
+            make: makes its projections and norms, and knows its shape.
+        """
         spec = make.spec
         self.spec = spec
         if spec.norms != "after":

@@ -47,11 +47,19 @@ class Tensors(Protocol):
         """Shape of each tensor by name."""
 
     def read(self, names: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, array) of those of the names that there are."""
+        """(name, array) of those of the names that there are, in any order.
+
+        Args:
+            names: of tensors; others are not read.
+        """
 
 
 def is_mask_tensor(name: str) -> bool:
-    """Whether a tensor belongs to the mask nets, which the official code stores beside the weights."""
+    """Whether a tensor belongs to the mask nets, which the official code stores beside the weights.
+
+    Args:
+        name: the tensor's name in the checkpoint.
+    """
     return name.startswith(_MASKS)
 
 
