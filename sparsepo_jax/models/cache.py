@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.models.decoder_spec import DecoderSpec
 
 
 class Cache(NamedTuple):

@@ -167,9 +167,10 @@ def rope_kind(rope: Mapping[str, Any]) -> str:
 
 def _unread_of_rope(config: Mapping[str, Any], family: str) -> list[str]:
     """The fields within rope_scaling and rope_parameters that their kind of rotation does not read."""
-    sets = {
-        name: config.get(name) or {} for name in ("rope_scaling", "rope_parameters") if name in READ[family]
-    }
+    sets: dict[str, dict[str, Any]] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        if name in READ[family]:
+            sets[name] = config.get(name) or {}
     for kind in LAYER_KINDS:
         sets[f"rope_parameters.{kind}"] = sets.get("rope_parameters", {}).get(kind) or {}
     unread = []

@@ -24,10 +24,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sparsepo_jax.models.cache import Cache, empty_cache
+from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.layers import Block, Hooks, LayerFactory
 from sparsepo_jax.models.lora import Lora, dequantized
 from sparsepo_jax.models.rotary import rotary_frequencies
-from sparsepo_jax.models.spec import DecoderSpec
 from sparsepo_jax.ops.attention import Given, Packed
 from sparsepo_jax.ops.logprob_kl import soft_cap
 

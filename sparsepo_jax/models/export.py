@@ -113,7 +113,7 @@ def _save_weights(directory: Path, shards: list[dict[str, np.ndarray]]) -> None:
     if len(shards) == 1:
         save_file(shards[0], directory / SINGLE, metadata={"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, directory / name, metadata={"format": "pt"})

@@ -14,9 +14,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import Lora, init_a
 from sparsepo_jax.models.rotary import rotate
-from sparsepo_jax.models.spec import DecoderSpec
 from sparsepo_jax.ops.attention import Given, Packed, attention
 
 
