@@ -28,8 +28,8 @@ from sparsepo_jax.build.models import decoder_graph
 from sparsepo_jax.build.weights import load_weights
 from sparsepo_jax.core.types import PromptBatch
 from sparsepo_jax.generate.sampler import Sampling, generate, make_sampler
+from sparsepo_jax.models.directory import read_config
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.models.weights import read_config
 from sparsepo_jax.sharding.mesh import make_mesh
 
 PROMPT, NEW, VOCAB = 64, 64, 16384

@@ -38,7 +38,7 @@ from pathlib import Path
 from sparsepo_jax.build.weights import load_weights
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.models.weights import read_config
+from sparsepo_jax.models.directory import read_config
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 import jax.numpy as jnp
 jnp.zeros(1).block_until_ready()

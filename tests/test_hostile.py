@@ -30,8 +30,10 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.load import load_table, read_texts
 from sparsepo_jax.data.sources import FileRows, open_source
 from sparsepo_jax.data.tokenizers import END, load_tokenizer, make_byte_tokenizer
-from sparsepo_jax.models.spec import SpecError, spec_from_hf
-from sparsepo_jax.models.weights import SafeTensors, read_config
+from sparsepo_jax.models.config_fields import SpecError
+from sparsepo_jax.models.directory import read_config
+from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.models.weights import SafeTensors
 from sparsepo_jax.report.page import write_report
 
 ROOT = Path(__file__).parent.parent

@@ -18,10 +18,10 @@ from helpers.tolerances import PARITY_LOGITS
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.main import main
 from sparsepo_jax.models import config_fields
-from sparsepo_jax.models.config_fields import check_fields
+from sparsepo_jax.models.config_fields import SpecError, check_fields
 from sparsepo_jax.models.field_tables import HARMLESS, HARMLESS_IN_FAMILY, OTHER_NAMES, READ, SWITCHES
 from sparsepo_jax.models.installed_fields import ABSENT, fields_of_installed
-from sparsepo_jax.models.spec import SpecError, ignored_note, spec_from_hf
+from sparsepo_jax.models.spec import ignored_note, spec_from_hf
 
 PUBLISHED = hub_configs.CONFIGS
 SHARED = Path(__file__).parents[2] / "shared" / "hub_configs" / "configs.json"

@@ -15,10 +15,12 @@ from helpers.tiny import CONFIGS, GPT2, LLAMA
 from helpers.tolerances import PARITY_LOGITS, TOKEN
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.main import main
+from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.decoder_spec import choose_projections
 from sparsepo_jax.models.export import save_peft
 from sparsepo_jax.models.lora import Lora, dequantized, hold_base, merge_adapters, split_adapters
-from sparsepo_jax.models.spec import SpecError, choose_projections, spec_from_hf
+from sparsepo_jax.models.spec import spec_from_hf
 
 ALL = tuple(spec_from_hf(LLAMA).projections())
 EVERYWHERE = Lora(ALL, rank=3, alpha=12.0)

@@ -17,10 +17,12 @@ from helpers.tolerances import BFLOAT16, PARITY_LOGITS
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import merge_module, split_module
 from sparsepo_jax.models import field_tables
+from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.directory import read_config
 from sparsepo_jax.models.export import save_hf
-from sparsepo_jax.models.spec import SpecError, ignored_note, spec_from_hf
-from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, read_config
+from sparsepo_jax.models.spec import ignored_note, spec_from_hf
+from sparsepo_jax.models.weights import SafeTensors, find_checkpoint
 from sparsepo_jax.ops.attention import Given
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())

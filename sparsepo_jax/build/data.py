@@ -15,7 +15,7 @@ from sparsepo_jax.data.batching import BatchPlan
 from sparsepo_jax.data.packing import sizes_of
 from sparsepo_jax.data.pipeline import empty_batch
 from sparsepo_jax.data.table import TokenTable
-from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.sharding.mesh import (
     batch_sharding,
     pair_shards,

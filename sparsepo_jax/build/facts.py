@@ -13,7 +13,7 @@ from sparsepo_jax.build.weights import trained_shapes
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.data.facts import table_facts
 from sparsepo_jax.data.table import TokenTable
-from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.models.decoder_spec import DecoderSpec
 
 
 def stage_facts(

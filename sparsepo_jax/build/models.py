@@ -11,7 +11,9 @@ from sparsepo_jax.config.schema.models import Policy, Reference
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import split_module
+from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.directory import (
     inner_adapter_problem,
     read_config,
@@ -19,7 +21,7 @@ from sparsepo_jax.models.directory import (
     with_end_token,
 )
 from sparsepo_jax.models.lora import Lora
-from sparsepo_jax.models.spec import DecoderSpec, SpecError, spec_from_hf
+from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint
 
 

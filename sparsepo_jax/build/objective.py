@@ -12,8 +12,8 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.losses import sequence, token_weighted
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
+from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import Lora
-from sparsepo_jax.models.spec import DecoderSpec
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
 from sparsepo_jax.sharding.mesh import (
     make_constrain,

@@ -16,7 +16,7 @@ from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.program import Program
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch
-from sparsepo_jax.models.spec import DecoderSpec
+from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.sharding.mesh import (
     replicated,
 )

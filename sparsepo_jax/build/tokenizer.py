@@ -11,11 +11,11 @@ from sparsepo_jax.build.sources import open_source
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json
+from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.directory import (
     end_tokens,
     has_tokenizer,
 )
-from sparsepo_jax.models.spec import DecoderSpec
 from sparsepo_jax.models.weights import find_checkpoint
 from sparsepo_jax.run.resume import LOOKING
 

@@ -20,8 +20,8 @@ from sparsepo_jax.core.tree import Weights, split_module
 from sparsepo_jax.masks.source import MaskSource
 from sparsepo_jax.models.adapter import Adapter
 from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import Lora, hold_base
-from sparsepo_jax.models.spec import DecoderSpec
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, stream_hf
 from sparsepo_jax.sharding.mesh import (
     lay,

@@ -16,13 +16,11 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.models.adapter_config import WEIGHTS, AdapterConfig, read_adapter_config
+from sparsepo_jax.models.adapter_config import WEIGHTS, read_adapter_config
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.safetensors_file import open_safetensors, read_float32, tensor_shapes
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.weights import Part, Place, tensor_places
-
-__all__ = ["Adapter", "AdapterConfig", "LoraShape", "read_adapter_config"]
 
 # Modules that share the embedding's weight where the head is tied.
 _TIED = ("wte", "embed_tokens", "embed_in", "lm_head", "embed_out")

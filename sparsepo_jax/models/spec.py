@@ -17,10 +17,8 @@ from sparsepo_jax.models.config_fields import (
     note_of_ignored,
     shown,
 )
-from sparsepo_jax.models.decoder_spec import Activation, DecoderSpec, Family, choose_projections
+from sparsepo_jax.models.decoder_spec import Activation, DecoderSpec, Family
 from sparsepo_jax.models.rotary_fields import gemma3_local_base, gpt_neox_rope, read_rope
-
-__all__ = ["DecoderSpec", "SpecError", "choose_projections", "ignored_note", "spec_from_hf"]
 
 Config = dict[str, Any]  # the fields that a family reads, under the family's names
 

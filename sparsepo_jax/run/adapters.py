@@ -5,8 +5,10 @@ from pathlib import Path
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.schema.training import Lora
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.models.adapter import Adapter, AdapterConfig, LoraShape
-from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections
+from sparsepo_jax.models.adapter import Adapter, LoraShape
+from sparsepo_jax.models.adapter_config import AdapterConfig
+from sparsepo_jax.models.config_fields import SpecError
+from sparsepo_jax.models.decoder_spec import DecoderSpec, choose_projections
 from sparsepo_jax.run.resume import trains_adapter_further
 
 

@@ -29,9 +29,12 @@ from sparsepo_jax.core.paths import is_mistyped_path
 from sparsepo_jax.data.readers import SUFFIXES, suffix_of, table_delimiter, table_lines
 from sparsepo_jax.data.sources import matching_files
 from sparsepo_jax.data.splits import SplitError, split_names, split_ranges
-from sparsepo_jax.models.adapter import Adapter, read_adapter_config
+from sparsepo_jax.models.adapter import Adapter
+from sparsepo_jax.models.adapter_config import read_adapter_config
+from sparsepo_jax.models.config_fields import SpecError
+from sparsepo_jax.models.decoder_spec import DecoderSpec, choose_projections
 from sparsepo_jax.models.directory import adapter_problem, inner_adapter_problem, pickle_problem
-from sparsepo_jax.models.spec import DecoderSpec, SpecError, choose_projections, ignored_note, spec_from_hf
+from sparsepo_jax.models.spec import ignored_note, spec_from_hf
 from sparsepo_jax.run.adapters import describe_adapter, same_model, settle_lora
 from sparsepo_jax.run.resume import Marks, trains_adapter_further
 

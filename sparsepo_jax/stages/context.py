@@ -34,8 +34,9 @@ from sparsepo_jax.core.lock import DirectoryLock
 from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.data.holdout import split_holdout
 from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import Lora
-from sparsepo_jax.models.spec import DecoderSpec, ignored_note
+from sparsepo_jax.models.spec import ignored_note
 from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.sharding.processes import as_the_first, make_should_stop

@@ -9,8 +9,9 @@ from flax import nnx
 from helpers.tiny import gathered
 from sparsepo_jax.core.tree import merge_module, split_module
 from sparsepo_jax.models.decoder import Decoder
+from sparsepo_jax.models.directory import read_config
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.models.weights import SafeTensors, read_config
+from sparsepo_jax.models.weights import SafeTensors
 from sparsepo_jax.ops.attention import Given
 
 IDS = np.random.default_rng(0).integers(0, 31, (2, 9))  # two rows without padding
