@@ -13,12 +13,13 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsepo_jax.config.schema.root import Config
 
-PIPE_CLOSED = 141  # what a shell says of a program that wrote to `head` after it had ended
+TOO_LARGE = 3
+PIPE_CLOSED = 141  # what a shell reports of a program whose reader (`head`) has ended
 RUN_AGAIN = 75  # sysexits' EX_TEMPFAIL: whoever started the run should start it again
 
 _EXAMPLES = """\
@@ -26,34 +27,78 @@ examples:
   run the stages of a config (run again to continue an interrupted run):
     python -m sparsepo_jax.main --config configs/quickstart.yaml
   the same with other values (any YAML: numbers, lists, null, {a: 1}; an index picks an entry of a list):
-    python -m sparsepo_jax.main --config configs/quickstart.yaml output_dir=runs/dpo objective.kind=dpo objective.beta=0.1
-    python -m sparsepo_jax.main --config FILE 'stages=[po, eval]' data.train.0.path=pairs.jsonl po.optimizer.learning_rate=1e-6
+    python -m sparsepo_jax.main --config configs/quickstart.yaml output_dir=runs/dpo objective.kind=dpo
+    python -m sparsepo_jax.main --config FILE 'stages=[po, eval]' data.train.0.path=pairs.jsonl
   see what it would do:
     python -m sparsepo_jax.main --config FILE --check
   see whether it would fit 16 chips of a TPU v5e, without one (needs the extra [tpu]):
     python -m sparsepo_jax.main --config FILE --aot v5e-16
   start from the sft of another run, with the same settings of sft, in place of training one:
-    python -m sparsepo_jax.main --config configs/quickstart.yaml output_dir=runs/dpo objective.kind=dpo objective.beta=0.1 sft.taken_from=runs/quickstart
-  a grid of runs in one process, each in output_dir/beta=0.1,seed=0 and so on; run again to continue it (values are any YAML, other overrides come before;
-  runs whose sft would be the same train it once):
+    python -m sparsepo_jax.main --config FILE output_dir=runs/new sft.taken_from=runs/old
+  a grid of runs in one process, each in output_dir/beta=0.1,seed=0 and so on; run again to continue it
+  (values are any YAML, other overrides come before; runs whose sft would be the same train it once):
     python -m sparsepo_jax.main --config FILE po.steps=500 --sweep objective.beta=0.1,0.4,0.8 seed=0,1,2
     python -m sparsepo_jax.main --config FILE --sweep 'objective={kind: dpo, beta: 0.1},{kind: tdpo1}' --check
-  one report of many runs: tables with confidence intervals, metrics against the KL, curves, heat maps (a sweep ends with one of its own):
-    python -m sparsepo_jax.main --compare runs/sweep runs/dpo --metric accuracy_unmasked --baseline dpo --output runs/comparison.html
+  one report of many runs: tables with confidence intervals, metrics against the KL, curves, heat maps
+  (a sweep ends with one of its own):
+    python -m sparsepo_jax.main --compare runs/sweep runs/dpo --baseline dpo --output runs/comparison.html
   the JSON schema of configs, for an editor:
     python -m sparsepo_jax.main --schema > schema.json
 
 exit status: 0 done; 1 a run failed; 2 the config or the command line is wrong; 3 with --aot: it does not fit;
   with --sweep 1 if any of its runs failed (the others are done);
   130 interrupted (Ctrl-C);
-  75 stopped by SIGTERM, or since another process of the run is gone: start it again, and it continues (134: the same, JAX has aborted it)
+  75 stopped by SIGTERM, or because another process of the run is gone: start it again, and it continues
+  (134: the same, JAX has aborted it)
 """
+
+# (name, help, further settings of argparse's add_argument)
+_OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("--config", "YAML file that describes the run", {"metavar": "FILE"}),
+    (
+        "--sweep",
+        "run the config with every combination of these values, one run after the other",
+        {"metavar": "KEY=V1,V2", "nargs": "+", "action": "extend"},
+    ),
+    (
+        "--compare",
+        "write one report of these runs (or sweeps, or directories of runs); runs nothing",
+        {"metavar": "DIR", "nargs": "+"},
+    ),
+    (
+        "--output",
+        "with --compare: the report, FILE.html (default: comparison.html in DIR, or here for several)",
+        {"metavar": "FILE"},
+    ),
+    (
+        "--metric",
+        "with --compare or --sweep: a number to draw against the KL, of summary.json (kl, "
+        "lexicons.opinion.auroc_reward), measures.json (measures.text.rouge1) or harness.json "
+        "(harness.arc_easy.acc); may be given more than once (default: accuracy_unmasked)",
+        {"metavar": "NAME", "action": "append", "default": []},
+    ),
+    (
+        "--baseline",
+        "with --compare or --sweep: the group of runs that the others are compared with (default: the first)",
+        {"metavar": "NAME"},
+    ),
+    ("--check", "check the config and print the plan; runs nothing", {"action": "store_true"}),
+    (
+        "--aot",
+        "compile the train step for a TPU topology, such as v5p:4x4x4, v5e-16 or 2xv5e-16, and print what it "
+        "takes of a chip; runs nothing and needs no TPU",
+        {"metavar": "TOPOLOGY"},
+    ),
+    ("--json", "with --aot: print one JSON object", {"action": "store_true"}),
+    ("--schema", "print the JSON schema of configs", {"action": "store_true"}),
+    ("overrides", "replaces a value of the config", {"metavar": "section.field=value", "nargs": "*"}),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
 
-    Whoever reads its output may stop to: what has nothing else to do then ends.
+    A command that only prints ends quietly when its reader (`head`) does.
     """
     from sparsepo_jax.core.streams import discard, opened_output
 
@@ -69,62 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def command(arguments: Sequence[str] | None) -> int:
-    """What the command line asks for; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sparsepo_jax.main",
-        description="Token-level preference optimisation in JAX: train, evaluate and explain SparsePO and its relatives.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file that describes the run")
-    parser.add_argument(
-        "--sweep",
-        nargs="+",
-        action="extend",
-        metavar="KEY=V1,V2",
-        help="run the config with every combination of these values, one run after the other",
-    )
-    parser.add_argument(
-        "--compare",
-        nargs="+",
-        metavar="DIR",
-        help="write one report of these runs (or sweeps, or directories of runs); runs nothing",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="with --compare: the report, FILE.html (default: comparison.html in DIR, or here if there are several)",
-    )
-    parser.add_argument(
-        "--metric",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="with --compare or --sweep: a number to draw against the KL, of "
-        "summary.json (kl, lexicons.opinion.auroc_reward), measures.json (measures.text.rouge1) or "
-        "harness.json (harness.arc_easy.acc); may be "
-        "given more than once (default: accuracy_unmasked)",
-    )
-    parser.add_argument(
-        "--baseline",
-        metavar="NAME",
-        help="with --compare or --sweep: the group of runs that the others are held against (default: the first)",
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="check the config and print the plan; runs nothing"
-    )
-    parser.add_argument(
-        "--aot",
-        metavar="TOPOLOGY",
-        help="compile the train step for a TPU topology, such as v5p:4x4x4, v5e-16 or 2xv5e-16, and print what it "
-        "takes of a chip; runs nothing and needs no TPU",
-    )
-    parser.add_argument("--json", action="store_true", help="with --aot: print one JSON object")
-    parser.add_argument("--schema", action="store_true", help="print the JSON schema of configs")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.field=value", help="replaces a value of the config"
-    )
-    options = parser.parse_intermixed_args(arguments)
+    """Does what the command line asks for and returns the exit status."""
+    options = parse_arguments(arguments)
     if options.schema:
         from sparsepo_jax.config.load import json_schema
 
@@ -135,16 +126,8 @@ def command(arguments: Sequence[str] | None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.output and not (options.compare and options.output.endswith(".html")):
-        parser.error("--output FILE.html goes with --compare")
-    if options.sweep and options.aot:
-        parser.error("--aot compiles one config: give it the values of one run in place of --sweep")
     if options.compare:
         return compare(options)
-    if options.config is None:
-        parser.error("--config FILE is required (or --schema, or --compare)")
-    if options.json and options.aot is None:
-        parser.error("--json goes with --aot TOPOLOGY")
 
     from sparsepo_jax.config.load import ConfigError, load_config
 
@@ -162,22 +145,44 @@ def command(arguments: Sequence[str] | None) -> int:
         if options.aot is not None:
             return compile_for(config, options.aot, as_json=options.json)
     except ConfigError as error:
-        count = len(error.lines)
-        print(
-            f"{options.config}: {count} mistake{'s' if count > 1 else ''}",
-            *error.lines,
-            sep="\n",
-            file=sys.stderr,
-        )
+        mistakes = f"{len(error.lines)} mistake{'s' if len(error.lines) > 1 else ''}"
+        print(f"{options.config}: {mistakes}", *error.lines, sep="\n", file=sys.stderr)
         return 2
-
     return leave(run(config))
 
 
-def expand_paths(options: argparse.Namespace) -> None:
-    """Puts home directories and environment variables into the paths among the options.
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line. Ends the program with status 2 if they do not go together."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sparsepo_jax.main",
+        description=(
+            "Token-level preference optimisation in JAX: train, evaluate and explain SparsePO and its "
+            "relatives."
+        ),
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, help_text, settings in _OPTIONS:
+        parser.add_argument(name, help=help_text, **settings)
+    options = parser.parse_intermixed_args(arguments)
+    if options.schema:
+        return options
+    if options.output and not (options.compare and options.output.endswith(".html")):
+        parser.error("--output FILE.html goes with --compare")
+    if options.sweep and options.aot:
+        parser.error("--aot compiles one config: give it the values of one run in place of --sweep")
+    if not options.compare and options.config is None:
+        parser.error("--config FILE is required (or --schema, or --compare)")
+    if not options.compare and options.json and options.aot is None:
+        parser.error("--json goes with --aot TOPOLOGY")
+    return options
 
-    ValueError: there is no such variable or user.
+
+def expand_paths(options: argparse.Namespace) -> None:
+    """Expands home directories and environment variables in the paths among the options.
+
+    Raises:
+        ValueError: there is no such variable or user.
     """
     from sparsepo_jax.config.paths import expand_path
 
@@ -188,15 +193,15 @@ def expand_paths(options: argparse.Namespace) -> None:
 
 
 def leave(status: int) -> int:
-    """The exit status of what has run."""
+    """Ends the process if others of the run are gone; otherwise returns the exit status."""
     if status and "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
         # JAX would wait at the end for processes that may never come.
         sys.stdout.flush()
         sys.stderr.flush()
         if sys.modules["jax"].process_index() == 0:
-            time.sleep(
-                2
-            )  # JAX's service is in this process, and aborts those that are still on their way out when it goes
+            # JAX's service runs in this process; when it ends it aborts the processes that have not ended
+            # yet.
+            time.sleep(2)
         os._exit(status)
     return status
 
@@ -204,7 +209,8 @@ def leave(status: int) -> int:
 def compile_for(config: "Config", name: str, *, as_json: bool) -> int:
     """Prints what the train step takes of each chip of a TPU topology; returns the exit status.
 
-    Raises ConfigError.
+    Raises:
+        ConfigError: the config is wrong.
     """
     from sparsepo_jax.aot.topology import find_topology
     from sparsepo_jax.core.errors import UserError
@@ -214,21 +220,23 @@ def compile_for(config: "Config", name: str, *, as_json: bool) -> int:
     except UserError as error:
         print(f"error: --aot: {error}", file=sys.stderr)
         return 2
-    from sparsepo_jax.aot import compile as aot
+    from sparsepo_jax.aot import describe
+    from sparsepo_jax.aot.compile import compile_step
 
     try:
-        found = aot.compile_step(config, topology)
+        compiled = compile_step(config, topology)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(aot.as_json(found)) if as_json else aot.as_text(found))
-    return aot.FITS if found.footprint.fits else aot.TOO_LARGE
+    print(json.dumps(describe.as_json(compiled)) if as_json else describe.as_text(compiled))
+    return 0 if compiled.footprint.fits else TOO_LARGE
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """The runs of a grid; returns the exit status.
+    """Runs a grid of configs and returns the exit status.
 
-    Raises ConfigError, of whichever run, before the first of them begins.
+    Raises:
+        ConfigError: any of the configs is wrong; nothing has run.
     """
     from sparsepo_jax.run import sweep as sweeps
 
@@ -240,14 +248,14 @@ def sweep(options: argparse.Namespace) -> int:
     if options.check:
         from sparsepo_jax.run.check import make_plan_text
 
-        plans = [make_plan_text(one.config) for one in planned]
+        plans = [make_plan_text(planned_run.config) for planned_run in planned]
         print(sweeps.grid_text(base, planned), f"the first of them, {planned[0].name}:", plans[0], sep="\n")
         return 0
     from sparsepo_jax.core.stop import Stop, Terminated
     from sparsepo_jax.core.streams import lasting_output
 
     try:
-        with Stop().listening(), lasting_output():  # while no run listens
+        with Stop().listening(), lasting_output():  # hears signals between two runs
             status = sweeps.run_sweep(
                 base,
                 planned,
@@ -258,22 +266,24 @@ def sweep(options: argparse.Namespace) -> int:
         print("stopped between two runs; the same command continues the sweep", file=sys.stderr)
         return RUN_AGAIN if isinstance(asked, Terminated) else 130
     if status in (0, 1) and sweeps.is_first_process():
-        if said := write_comparison([base], base / "comparison.html", options):
-            print(f"note: no comparison: {said}")
+        problem = write_comparison([base], base / "comparison.html", options)
+        if problem:
+            print(f"note: no comparison: {problem}")
     return leave(status)
 
 
 def compare(options: argparse.Namespace) -> int:
-    """One report of many runs; returns the exit status."""
+    """Writes one report of many runs; returns the exit status."""
     directories = [Path(name) for name in options.compare]
-    output = Path(options.output or (directories[0] if len(directories) == 1 else Path()) / "comparison.html")
-    if said := write_comparison(directories, output, options):
-        print(f"error: {said}", file=sys.stderr)
-    return 1 if said else 0
+    default = (directories[0] if len(directories) == 1 else Path()) / "comparison.html"
+    problem = write_comparison(directories, Path(options.output or default), options)
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problem else 0
 
 
 def lacks_metric(names: Sequence[str], directory: Path) -> str | None:
-    """In one line, the first of --metric's names that is none of a run's numbers; None: all are."""
+    """One line about the first of --metric's names that is not among a run's numbers; None if all are."""
     from sparsepo_jax.core.errors import UserError
     from sparsepo_jax.report import compare as comparison
 
@@ -285,15 +295,15 @@ def lacks_metric(names: Sequence[str], directory: Path) -> str | None:
 
 
 def write_comparison(directories: Sequence[Path], output: Path, options: argparse.Namespace) -> str | None:
-    """Says where the report is, or returns in one line why there is none."""
+    """Writes the comparison and prints where it is; returns one line if that fails."""
     from sparsepo_jax.core.errors import UserError
     from sparsepo_jax.report import compare as comparison
 
     try:
-        print(
-            "comparison: "
-            f"{comparison.write_comparison(directories, output, metrics=options.metric, baseline=options.baseline)}"
+        path = comparison.write_comparison(
+            directories, output, metrics=options.metric, baseline=options.baseline
         )
+        print(f"comparison: {path}")
         return None
     except UserError as error:
         return str(error)
@@ -302,28 +312,26 @@ def write_comparison(directories: Sequence[Path], output: Path, options: argpars
 
 
 def run(config: "Config") -> int:
-    """The stages of a config, and what went wrong on stderr; returns the exit status."""
+    """Runs the stages of a config and prints what went wrong; returns the exit status."""
     from sparsepo_jax.core.streams import lasting_output
     from sparsepo_jax.run.resume import LOOKING
 
     with contextlib.nullcontext() if LOOKING.issuperset(config.stages) else lasting_output():
-        status, said = attempt(config)
-        if said:
-            print(said, file=sys.stderr)
+        status, problem = attempt(config)
+        if problem:
+            print(problem, file=sys.stderr)
     return status
 
 
 def attempt(config: "Config") -> tuple[int, str | None]:
-    """Runs the stages of a config: the exit status, and what went wrong in one line.
+    """Runs the stages of a config; returns the exit status and one line about what went wrong.
 
-    An error that nobody foresaw is shown whole.
+    An unforeseen error comes with its traceback.
     """
     from sparsepo_jax.core.errors import UserError
     from sparsepo_jax.core.stop import Stop, Terminated
 
-    os.environ.setdefault(
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
-    )  # that there is no PyTorch is no news here
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would warn that PyTorch is missing
     try:
         with Stop().listening() as stop:
             from sparsepo_jax.stages.runner import run_stages
@@ -342,15 +350,15 @@ def attempt(config: "Config") -> tuple[int, str | None]:
 
         if isinstance(error, BrokenPipeError) and LOOKING.issuperset(config.stages):
             raise  # nobody reads any more
-
         if lost_process(error):
+            reason = " ".join(str(error).split())[:200]
             return RUN_AGAIN, (
-                f"error: another process of this run is gone ({' '.join(str(error).split())[:200]}); start "
-                "all of them again, and the run "
+                f"error: another process of this run is gone ({reason}); start all of them again, and the "
+                "run "
                 "continues from its last checkpoint"
             )
-        said = explain(error, config.output_dir)
-        return 1, f"error: {said}" if said else traceback.format_exc()
+        explanation = explain(error, config.output_dir)
+        return 1, f"error: {explanation}" if explanation else traceback.format_exc()
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def test_json_goes_with_aot_alone(tmp_path):
 
 @needs_libtpu
 def test_two_slices_of_a_real_topology():
-    from sparsepo_jax.aot.hlo import absent_devices
+    from sparsepo_jax.aot.footprint import absent_devices
 
     mesh = make_mesh(None, 4, 1, devices=absent_devices(find_topology("2xv5e:2x2")))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}

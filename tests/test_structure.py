@@ -38,7 +38,7 @@ ALLOWED = {  # room -> rooms it may import; a room may always import itself
         "sharding",
         "train",
     },
-    "aot": {"core", "config", "data", "sharding", "models", "run", "build"},
+    "aot": {"core", "config", "data", "sharding", "models", "run", "train", "build"},
     "stages": {
         "core",
         "config",

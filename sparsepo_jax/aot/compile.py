@@ -1,15 +1,14 @@
-"""What a config's train step takes of a TPU topology that is not here.
+"""`--aot`: compiles a config's train step for a TPU topology that is not here, from shapes alone.
 
-Compiled as it would run there, from shapes alone; `--aot`.
-
-The step is the one that stages.py trains with. Batches are those of the data where that and its tokenizer are
-here, else all pairs are as long as data.max_length and data.max_prompt_length allow. Needs neither weights
-nor a network.
+The step is the one that a run trains with. Batches are those of the data if data and tokenizer are here;
+otherwise all pairs are as long as data.max_length and data.max_prompt_length allow. Needs neither weights nor
+a network.
 """
 
 import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sparsepo_jax.aot.hlo import Footprint, absent_devices, compile_for_memory
+from sparsepo_jax.aot.footprint import Footprint, absent_devices, compile_for_memory
 from sparsepo_jax.aot.topology import Topology
 from sparsepo_jax.build.compute import check_batch, compute_dtype, set_precision
 from sparsepo_jax.build.data import abstract_batches, length_limits, load_data, make_training_plan
@@ -33,18 +32,19 @@ from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.holdout import split_holdout
-from sparsepo_jax.data.table import TokenTable, ragged
+from sparsepo_jax.data.table import Ragged, TokenTable, ragged
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.run.check import read_model, read_policy
 from sparsepo_jax.sharding.mesh import make_mesh
-
-FITS, TOO_LARGE = 0, 3  # exit statuses
+from sparsepo_jax.train.forward import Problem
 
 
 class Compiled(NamedTuple):
-    """The step of a stage for a topology.
+    """The step of a stage, compiled for a topology.
 
-    lengths: where those of its batch come from; refusal: the compiler's own words, if it does not fit.
+    Attributes:
+        lengths: where the lengths of its batch come from.
+        refusal: the compiler's own words, if it does not fit.
     """
 
     topology: Topology
@@ -60,9 +60,15 @@ class Compiled(NamedTuple):
 
 
 def compile_step(config: Config, topology: Topology) -> Compiled:
-    """The po step (sft, where there is no po among the stages). Raises UserError and ConfigError."""
-    began_s, config = time.perf_counter(), with_adapter_settings(config)
-    jax.config.update("jax_platforms", "cpu")  # an accelerator that is here is not asked
+    """Compiles the step of po, or of sft if po is not among the stages.
+
+    Raises:
+        UserError: libtpu is missing, something that is needed is not here, or nothing would be trained.
+        ConfigError: the config is wrong.
+    """
+    began_s = time.perf_counter()
+    config = with_adapter_settings(config)
+    jax.config.update("jax_platforms", "cpu")  # leaves an accelerator that is here alone
     set_precision(config, "tpu")
     stage = next((stage for stage in ("po", "sft") if stage in config.stages), None)
     if stage is None:
@@ -70,72 +76,72 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     tokenizer_here = _tokenizer_is_here(config)
     tokenizer = make_tokenizer(config) if tokenizer_here else None
     policy, reference = _specs(config, tokenizer)
+    if stage == "sft":
+        reference = policy
     axes, training = config.compute.mesh, getattr(config, stage)
     mesh = make_mesh(axes.data, axes.fsdp, axes.tensor, axes.slices, absent_devices(topology))
     check_batch(f"{stage}.batch_size", training.batch_size, training.accumulation, mesh)
-    check_sharding(config, stage, policy, reference if stage == "po" else policy, mesh)
-    lora = make_lora(training, stage, policy)
-    reference_lora = make_reference_lora(config, policy, lora) if stage == "po" else None
-    problem = make_problem(config, policy, reference if stage == "po" else policy, mesh, lora, reference_lora)
-    if stage == "po" and config.reference.cached:
-        problem = cached_problem(problem, config)
+    check_sharding(config, stage, policy, reference, mesh)
+    problem = _problem(config, stage, policy, reference, mesh)
     table, lengths = _table(config, stage, policy, tokenizer, tokenizer_here)
     plan = make_training_plan(config, stage, table, mesh)
     with_weights = stage == "po" and brings_weights(config)
-    batch = abstract_batches(
+    largest_batch = abstract_batches(
         config, table, plan, mesh, micro_steps=training.accumulation, with_weights=with_weights
     )[-1]
-    frozen = abstract_frozen(config, stage, problem, policy, reference, mesh)
     step = make_step(config, stage, problem, policy, plan.steps, mesh)
-    arguments = step.like, frozen, batch
+    arguments = step.like, abstract_frozen(config, stage, problem, policy, reference, mesh), largest_batch
     with jax.set_mesh(mesh), _no_compile_cache():
-        footprint, refusal = compile_for_memory(
-            step.program.lower(step.numbers, *arguments), arguments, topology.chip_bytes
-        )
-    dtype = str(compute_dtype(config, mesh))
+        lowered = step.program.lower(step.numbers, *arguments)
+        footprint, refusal = compile_for_memory(lowered, arguments, topology.chip_bytes)
     return Compiled(
-        topology,
-        mesh,
-        stage,
-        batch,
-        lengths,
-        problem.attention,
-        dtype,
-        footprint,
-        refusal,
-        time.perf_counter() - began_s,
+        topology=topology,
+        mesh=mesh,
+        stage=stage,
+        batch=largest_batch,
+        lengths=lengths,
+        attention=problem.attention,
+        dtype=str(compute_dtype(config, mesh)),
+        footprint=footprint,
+        refusal=refusal,
+        seconds=time.perf_counter() - began_s,
     )
 
 
+def _problem(config: Config, stage: str, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh) -> Problem:
+    lora = make_lora(getattr(config, stage), stage, policy)
+    reference_lora = make_reference_lora(config, policy, lora) if stage == "po" else None
+    problem = make_problem(config, policy, reference, mesh, lora, reference_lora)
+    return cached_problem(problem, config) if stage == "po" and config.reference.cached else problem
+
+
 @contextlib.contextmanager
-def _no_compile_cache():
-    """Programs for chips that are not here cannot be loaded again."""
-    kept = jax.config.jax_enable_compilation_cache
+def _no_compile_cache() -> Iterator[None]:
+    """Switches JAX's cache of programs off: those for chips that are not here cannot be loaded again."""
+    before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     yield
-    jax.config.update("jax_enable_compilation_cache", kept)
+    jax.config.update("jax_enable_compilation_cache", before)
 
 
 def _specs(config: Config, tokenizer: Any | None) -> tuple[DecoderSpec, DecoderSpec]:
-    """Of policy and reference, from what is here.
+    """The decoders of policy and reference, from what is here.
 
-    A tokenizer says how large the vocabulary of a policy from scratch is.
+    The tokenizer tells the size of the vocabulary of a policy from scratch.
     """
     if tokenizer is not None and config.policy.path is None:
         config = config.model_copy(update={"policy": Policy(config=policy_config(config, tokenizer))})
     mistakes: list[str] = []
     policy = read_policy(config, mistakes)
-    reference = (
-        policy
-        if config.reference.path is None
-        else read_model(config.reference.path, "reference.path", mistakes)
-    )
+    reference = policy
+    if config.reference.path is not None:
+        reference = read_model(config.reference.path, "reference.path", mistakes)
     if mistakes:
         raise ConfigError(mistakes)
     if policy.spec is None:
         raise UserError(
             f"policy.path: {policy.origin} is not here; give its shape beside it, policy.config: "
-            f"{{model_type: ..., ...}} as in its config.json"
+            "{model_type: ..., ...} as in its config.json"
         )
     if policy.parameters is None:
         raise UserError("policy.config.vocab_size: needed, since the tokenizer is not here to tell it")
@@ -159,146 +165,52 @@ def _table(
     if not tokenizer_here:
         missing.append("the tokenizer")
     if missing:
-        prompt, response = _longest(config, spec)
-        table = _equal_rows(getattr(config, stage).batch_size, prompt, response, 1 if stage == "sft" else 2)
-        lengths = f"assumed, prompts of {prompt:,} and responses of {response:,} tokens, the longest by data.max_length ({missing[0]} is not here)"
+        longest, prompt = length_limits(config, spec)
+        response = longest - prompt
+        responses = 1 if stage == "sft" else 2
+        table = _equal_rows(getattr(config, stage).batch_size, prompt, response, responses)
+        lengths = (
+            f"assumed, prompts of {prompt:,} and responses of {response:,} tokens, the longest by "
+            f"data.max_length ({missing[0]} is not here)"
+        )
     else:
         table = load_data(config, kind, sources, name, tokenizer, spec)
         if stage == "po" and config.data.holdout is not None:
             table, _ = split_holdout(table, config.data.holdout.share, config.data.holdout.seed)
         lengths = f"of data.{name}"
-    numbers = np.zeros(len(table.responses.flat), np.float32)
+    zeros_N = np.zeros(len(table.responses.flat), np.float32)
     if stage == "po" and config.reference.cached:
-        table = dataclasses.replace(table, all_ref_logp=numbers)
+        table = dataclasses.replace(table, all_ref_logp=zeros_N)
     if stage == "po" and brings_weights(config):
-        table = dataclasses.replace(table, all_weights=numbers)
+        table = dataclasses.replace(table, all_weights=zeros_N)
     return table, lengths
 
 
 def _tokenizer_is_here(config: Config) -> bool:
     match config.tokenizer.kind:
-        case "auto":  # beside the policy; without a policy.path the data must be tokenised
+        case "auto":  # it lies beside the policy; without a policy.path the data must come tokenised
             return config.policy.path is None or Path(config.policy.path).exists()
         case "pretrained":
             return Path(config.tokenizer.path).exists()
-        case "bpe":  # learned when a run begins
+        case "bpe":  # a run learns it when it begins
             return (Path(config.output_dir) / "tokenizer").exists()
     return True
 
 
-def _longest(config: Config, spec: DecoderSpec) -> tuple[int, int]:
-    longest, prompt = length_limits(config, spec)
-    return prompt, longest - prompt
-
-
 def _equal_rows(rows: int, prompt: int, response: int, responses: int) -> TokenTable:
-    zeros, none = (
-        lambda number, length: ragged([np.zeros(length, np.int32)] * number, np.int32),
-        np.zeros(rows, bool),
-    )
+    """Rows of equal lengths, in tokens. responses: of a row, 1 or 2."""
+
+    def zeros(count: int, length: int) -> Ragged:
+        return ragged([np.zeros(length, np.int32)] * count, np.int32)
+
     return TokenTable(
         zeros(rows, prompt),
         zeros(rows * responses, response),
         np.arange(rows),
-        none,
+        np.zeros(rows, bool),
         np.zeros((rows, responses), bool),
         np.ones(rows, np.float32),
         ("assumed",),
         np.zeros(rows, np.int32),
         np.arange(rows),
     )
-
-
-# ---------------------------------------------------------------- words
-
-
-def as_json(found: Compiled) -> dict[str, Any]:
-    footprint, packing = found.footprint, found.batch.packing
-    return {
-        "topology": str(found.topology),
-        "chips": found.topology.chips,
-        "mesh": dict(found.mesh.shape),
-        "stage": found.stage,
-        "dtype": found.dtype,
-        "batch": {
-            "rows": int(np.prod(found.batch.row_B.shape)),
-            "micro_steps": packing.ids_RS.shape[0],
-            "rows_of_tokens": packing.ids_RS.shape[1],
-            "positions": packing.ids_RS.shape[2],
-            "lengths": found.lengths,
-        },
-        "argument_bytes": footprint.argument_bytes,
-        "temp_bytes": footprint.temp_bytes,
-        "alias_bytes": footprint.alias_bytes,
-        "needed_bytes": footprint.needed_bytes,
-        "hbm_bytes": found.topology.chip_bytes,
-        "fits": footprint.fits,
-        "collectives": footprint.collectives
-        and {kind: one._asdict() for kind, one in footprint.collectives.items()},
-        "open_loops": footprint.open_loops,
-        "kernels": {"attention": found.attention, "custom_calls": footprint.kernels},
-        "refusal": found.refusal,
-        "seconds": round(found.seconds, 1),
-    }
-
-
-def as_text(found: Compiled) -> str:
-    footprint, topology, packing = found.footprint, found.topology, found.batch.packing
-    micro_steps, rows, positions = packing.ids_RS.shape
-    axes = " x ".join(f"{axis} {size}" for axis, size in found.mesh.shape.items())
-    batch = (
-        f"{micro_steps} micro-step(s) of {rows} rows of {positions:,} tokens, "
-        f"{found.batch.row_B.shape[1] // rows} "
-        f"{'row' if found.stage == 'sft' else 'pair'}(s) in each; lengths {found.lengths}"
-    )
-    needed = (
-        "unknown"
-        if footprint.needed_bytes is None
-        else f"{_gb(footprint.needed_bytes)}, {100 * footprint.needed_bytes / topology.chip_bytes:.0f} % of it"
-    )
-    slices = f" in {topology.slices} slices" if topology.slices > 1 else ""
-    lines = [
-        (
-            "topology",
-            f"{topology}: {topology.chips} chips of {topology.chip_bytes / 2**30:.0f} GiB, {axes}{slices}",
-        ),
-        ("step", f"{found.stage} in {found.dtype}, compiled in {found.seconds:.0f} s"),
-        ("batch", batch),
-        (
-            "a chip",
-            f"arguments {_gb(footprint.argument_bytes)} (donated {_gb(footprint.alias_bytes)}), "
-            f"temporaries {_gb(footprint.temp_bytes)}",
-        ),
-        ("fits", f"{'yes' if footprint.fits else 'no'}: it needs {needed}"),
-    ]
-    if footprint.collectives is not None:
-        sent = (
-            ", ".join(
-                f"{kind} {one.count:,} of {_gb(one.bytes)}" for kind, one in footprint.collectives.items()
-            )
-            or "none"
-        )
-        lines.append(
-            (
-                "collectives",
-                sent
-                + (
-                    " a step (what is in loops of unknown length counts once)"
-                    if footprint.open_loops
-                    else " a step"
-                ),
-            )
-        )
-        calls = (
-            ", ".join(f"{name} x {count}" for name, count in footprint.kernels.items()) or "no custom calls"
-        )
-        lines.append(("kernels", f"attention {found.attention}; {calls}"))
-    if found.refusal is not None:
-        lines.append(("compiler", found.refusal[:400]))
-    return "\n".join(f"{name:<12}{text}" for name, text in lines)
-
-
-def _gb(size: int | None) -> str:
-    if size is None:
-        return "unknown"
-    return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

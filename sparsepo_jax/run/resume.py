@@ -17,10 +17,8 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json
 
 TRAINING = ("sft", "po")
-LOOKING = {
-    "inspect",
-    "report",
-}  # these leave no result: they may be run beside a run, and in a directory of other settings
+# These stages leave no result: they may run beside another run, and in a directory of other settings.
+LOOKING = {"inspect", "report"}
 _CONTINUED = (*TRAINING, "pairs")
 _READS = ("seed", "policy", "reference", "tokenizer", "data", "objective", "compute")
 _SECTIONS = {
@@ -57,9 +55,9 @@ _HARMLESS_FOR = {
 
 
 def trains_adapter_further(config: Config) -> bool:
-    """Whether po begins with policy.adapter as its LoRA.
+    """Whether po trains policy.adapter further, as its LoRA.
 
-    Else the adapter, if there is one, is merged where the policy is loaded.
+    Otherwise the adapter, if there is one, is merged when the policy is loaded.
     """
     after_sft = "sft" in config.stages or config.sft.taken_from is not None
     if config.policy.adapter is None or config.po.lora is None or after_sft:
@@ -68,24 +66,26 @@ def trains_adapter_further(config: Config) -> bool:
 
 
 class Marks:
-    """Reads and writes the marks of one run.
+    """The marks of one run: which stages are finished or have begun, and with which settings.
 
-    Only the first process of several should call `mark`, `unmark` and `begin`.
+    Of several processes only the first should call `mark`, `unmark` and `begin`.
     """
 
     def __init__(self, config: Config, directory: str | None = None):
-        """directory: of another run, whose sft is to be taken.
+        """The marks in `directory`, compared with the settings of `config`.
 
-        Its marks are held against this one's settings.
+        Args:
+            directory: of another run, whose sft is to be taken; None: config.output_dir.
         """
         self._config, self.directory = config, Path(config.output_dir if directory is None else directory)
         self._way_out = "take another output_dir" if directory is None else "leave out sft.taken_from"
         self._path = self.directory / "stages.json"
 
     def all(self) -> dict[str, Any]:
-        """Stage -> {depends, seconds, finished}, and taken_from where it is another run's sft.
+        """{stage: {depends, seconds, finished}}, with taken_from where the sft is another run's.
 
-        UserError: the file is none of ours.
+        Raises:
+            UserError: stages.json holds something else.
         """
         if not os.path.isfile(self._path):
             return {}
@@ -101,9 +101,10 @@ class Marks:
         )
 
     def finished(self, stage: str, *outputs: Path) -> bool:
-        """Whether a stage is done, with these settings, and its outputs are there.
+        """Whether a stage is finished with these settings, and its outputs are there.
 
-        UserError: a stage that is continued, with other settings.
+        Raises:
+            UserError: a stage that would be continued was run with other settings.
         """
         mark = self.all().get(stage)
         if mark is None:
@@ -114,17 +115,18 @@ class Marks:
         return mark["depends"] == self.depends(stage) and all(path.exists() for path in outputs)
 
     def mark(self, stage: str, seconds: float, taken: "Marks | None" = None) -> None:
-        """taken: those of the run that trained it, where this one did not.
+        """Notes that a stage is finished.
 
-        The time is then the other's: it tells one training from another.
+        Args:
+            seconds: that it took.
+            taken: the marks of the run that trained it, if that was another. Its time of finishing is kept,
+                which tells one training from another.
         """
-        now = (
-            {"finished": time.time()}
-            if taken is None
-            else {"finished": taken.all()[stage]["finished"], "taken_from": str(taken.directory)}
-        )
-        marks = self.all() | {stage: {"depends": self.depends(stage), "seconds": round(seconds, 1)} | now}
-        write_json(self._path, marks)
+        mark = {"depends": self.depends(stage), "seconds": round(seconds, 1), "finished": time.time()}
+        if taken is not None:
+            mark["finished"] = taken.all()[stage]["finished"]
+            mark["taken_from"] = str(taken.directory)
+        write_json(self._path, self.all() | {stage: mark})
 
     def unmark(self, stage: str) -> None:
         """Takes the mark of a stage away, if it has one."""
@@ -133,19 +135,22 @@ class Marks:
             write_json(self._path, marks)
 
     def origin(self, stage: str) -> Path:
-        """Where that lies which a finished stage left: here, or where the sft was trained that was taken.
+        """The directory of the run that trained a finished stage.
 
-        UserError: it is not there any more.
+        This one, or the one its sft was taken from.
+
+        Raises:
+            UserError: the other run is not there any more.
         """
         mark = self.all()[stage]
         if "taken_from" not in mark:
             return self.directory
-        for directory in (
-            self._config.sft.taken_from,
-            mark["taken_from"],
-        ):  # the setting first: the other run may have been moved
-            there = {} if directory is None else Marks(self._config, directory).all().get(stage, {})
-            if there.get("finished") == mark["finished"] and "taken_from" not in there:
+        # The setting comes first: the other run may have been moved.
+        for directory in (self._config.sft.taken_from, mark["taken_from"]):
+            if directory is None:
+                continue
+            theirs = Marks(self._config, directory).all().get(stage, {})
+            if theirs.get("finished") == mark["finished"] and "taken_from" not in theirs:
                 return Path(directory)
         raise UserError(
             f"the {stage} that {self.directory} has taken is not in {mark['taken_from']} any more; bring "
@@ -153,28 +158,32 @@ class Marks:
         )
 
     def trained_sft(self) -> "Marks | None":
-        """The marks of the run that trained the sft which is finished here; None.
+        """The marks of the run that trained the sft which is finished here.
 
-        None is, or its weights are gone. UserError: other settings.
+        None: no sft is finished here, or its weights are gone.
+
+        Raises:
+            UserError: it was trained with other settings.
         """
         if not self.finished("sft"):
             return None
-        there = Marks(self._config, str(self.origin("sft")))
-        return there if there.finished("sft", there.directory / "sft" / "final") else None
+        trainer = Marks(self._config, str(self.origin("sft")))
+        return trainer if trainer.finished("sft", trainer.directory / "sft" / "final") else None
 
     def sft_to_take(self) -> "Marks":
-        """The marks of the run that trained the sft which sft.taken_from names.
+        """The marks of the run that trained the sft of sft.taken_from.
 
-        UserError: there is none, or it had other settings.
+        Raises:
+            UserError: there is none, or it had other settings.
         """
-        found = Marks(self._config, self._config.sft.taken_from).trained_sft()
-        if found is None:
+        trainer = Marks(self._config, self._config.sft.taken_from).trained_sft()
+        if trainer is None:
             raise UserError(
                 "sft.taken_from: expected the output_dir of a run that has finished its stage sft, found "
-                f"none in {self._config.sft.taken_from}; "
-                "run it first, or leave out sft.taken_from"
+                "none in "
+                f"{self._config.sft.taken_from}; run it first, or leave out sft.taken_from"
             )
-        return found
+        return trainer
 
     def check(self, stage: str) -> None:
         """UserError if a stage that is continued has begun here with other settings."""
@@ -183,21 +192,23 @@ class Marks:
             self._refuse_changes(stage, json.loads(path.read_text()))
 
     def check_trained(self) -> None:
-        """UserError if a stage has been trained here, or begun, with other settings.
+        """UserError if a stage was trained or has begun here with other settings.
 
-        A run that goes on here would put them beside the old results.
+        Going on would put new results beside those of other settings.
         """
         for stage in TRAINING:
             self.finished(stage)
             self.check(stage)
 
     def begun(self, stage: str) -> bool:
+        """Whether a stage that is continued has begun here."""
         return (self.directory / stage / "settings.json").exists()
 
     def check_data(self, stage: str, digests: dict[str, str]) -> None:
         """UserError if a stage that is continued has begun here with other rows.
 
-        digests: of each file's tokens.
+        Args:
+            digests: of each file's tokens.
         """
         path = self.directory / stage / "data.json"
         before = json.loads(path.read_text()) if path.exists() else digests
@@ -207,54 +218,54 @@ class Marks:
         if changed:
             raise UserError(
                 f"{', '.join(changed)}: other rows than those that stage {stage} in {self.directory} began "
-                "with; bring the old file back, or "
-                f"{self._way_out}"
+                "with; "
+                f"bring the old file back, or {self._way_out}"
             )
 
     def begin(self, stage: str, digests: dict[str, str]) -> None:
-        """Writes down with which settings and rows a stage begins that is continued.
+        """Notes with which settings and rows a stage that can be continued begins.
 
-        Not before it can: who mends a mistake must not be held to it.
+        Call it once the stage can really begin: whoever mends a mistake must not be held to the mistake.
         """
         (self.directory / stage).mkdir(parents=True, exist_ok=True)
         for name, content in (("data.json", digests), ("settings.json", self.depends(stage))):
             write_json(self.directory / stage / name, content)
 
     def depends(self, stage: str) -> dict[str, Any]:
-        """The settings that decide what a stage leaves, and (where it only reads) the files and the weights that it reads."""
-        dumped, harmless = self._config.model_dump(mode="json"), _HARMLESS | _HARMLESS_FOR.get(stage, set())
-        found: dict[str, Any] = {}
+        """What decides what a stage leaves.
+
+        Settings and, where it only reads, the files and weights it reads.
+        """
+        settings = self._config.model_dump(mode="json")
+        harmless = _HARMLESS | _HARMLESS_FOR.get(stage, set())
+        depends: dict[str, Any] = {}
         for section in _SECTIONS[stage]:
-            value = dumped[section]
+            value = settings[section]
             if isinstance(value, dict):
                 value = {key: inner for key, inner in value.items() if f"{section}.{key}" not in harmless}
-            found[section] = value
+            depends[section] = value
         if stage not in TRAINING:
             marks = self.all()
-            found["trained"] = {name: marks[name]["finished"] for name in TRAINING if name in marks}
+            depends["trained"] = {name: marks[name]["finished"] for name in TRAINING if name in marks}
         if stage not in _CONTINUED:
-            data = self._config.data
-            sources = (
-                data.train
-                + data.eval
-                + data.prompts * (stage == "generate")
-                + self._config.evaluation.lexicons * (stage == "eval")
-            )
-            policy, reference = self._config.policy, self._config.reference
-            paths = [
-                policy.path,
-                policy.adapter,
-                reference.path,
-                reference.adapter,
-                *(getattr(source, "path", None) for source in sources),
-            ]
-            if stage == "measure":
-                paths = [str(self.directory / "generations.jsonl")]
-            paths += (
-                [*self._config.harness.tasks, self._config.harness.include_path] if stage == "harness" else []
-            )
-            found["files"] = {path: _stamp(Path(path)) for path in paths if path is not None}
-        return found
+            depends["files"] = {path: _stamp(Path(path)) for path in self._files_read(stage)}
+        return depends
+
+    def _files_read(self, stage: str) -> list[str]:
+        """Files and directories that a stage reads which is not continued."""
+        config = self._config
+        if stage == "measure":
+            return [str(self.directory / "generations.jsonl")]
+        models = [config.policy.path, config.policy.adapter, config.reference.path, config.reference.adapter]
+        sources: list[Any] = [*config.data.train, *config.data.eval]
+        if stage == "generate":
+            sources += config.data.prompts
+        if stage == "eval":
+            sources += config.evaluation.lexicons
+        paths = models + [getattr(source, "path", None) for source in sources]
+        if stage == "harness":
+            paths += [*config.harness.tasks, config.harness.include_path]
+        return [path for path in paths if path is not None]
 
     def _refuse_changes(self, stage: str, before: dict[str, Any]) -> None:
         changed = sorted(_differences(before, self.depends(stage)))
@@ -269,10 +280,10 @@ def _stamp(path: Path) -> list:
     """Size and time of a file, or of the files of a directory or pattern."""
     if path.is_dir():
         files = sorted(path.iterdir())
+    elif path.exists():
+        files = [path]
     else:
-        files = (
-            [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-        )
+        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
 
 
@@ -280,8 +291,8 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
     """Dotted paths at which two nested mappings differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [
-            found
+            difference
             for key in sorted(before.keys() | now.keys())
-            for found in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+            for difference in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
         ]
     return [] if before == now else [path]

@@ -91,8 +91,11 @@ def _mark_words(run: Run, table: TokenTable) -> tuple[TokenTable, WordMarks | No
 def mask_summary(
     run: Run, table: TokenTable, before: list[PairScore] | None, after: list[PairScore]
 ) -> dict[str, Any]:
-    """How sparse the masks are, how well they and other rankings find the decisive tokens, and what the preference
-    loses without the tokens of largest mask. Null where unknown."""
+    """What the masks are like; null where unknown.
+
+    How sparse they are, how well they and other rankings find the decisive tokens, and what the preference
+    loses without the tokens of largest mask.
+    """
     summary: dict[str, Any] = dict.fromkeys(
         (*FIGURES, "auroc_ceiling", "precision_ceiling", "sparsity_start", "sparsity_end", "deletion")
     )

@@ -4,7 +4,7 @@ The policy answers prompts, a scorer judges the answers, and better and worse on
 
     pairs/                    settings and rows that the stage began with; summary.json
     scored_samples.jsonl      a line a prompt: its samples with their scores, as generations.jsonl has them
-    pairs_made.jsonl          prompt, chosen, rejected, chosen_reward, rejected_reward, origin: what data.train reads
+    pairs_made.jsonl          prompt, chosen, rejected, their rewards, origin: what data.train reads
 
 Prompts are answered in batches, and each batch is kept when it is scored: an interrupted run goes on with the
 next batch. What is drawn depends on seed, prompt and sample alone, so the result is that of an uninterrupted

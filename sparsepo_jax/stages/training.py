@@ -66,7 +66,9 @@ class Prepared(NamedTuple):
 def prepare(
     run: Run, stage: str, table: TokenTable, problem: Problem, evaluated: TokenTable | None = None
 ) -> Prepared:
-    """Plans a training stage and begins to compile its programs from shapes alone, so that other work can go on.
+    """Plans a training stage and begins to compile its programs, from shapes alone.
+
+    The caller can do other work meanwhile.
 
     Args:
         evaluated: the pairs that the stage is evaluated on between its steps.
