@@ -40,12 +40,12 @@ def make_scorer(config: Config, say: Callable[[str], None]) -> Scorer:
 
 
 def _train_classifier(config: Config, directory: Path) -> None:
-    from sparsepo_jax.data.labelled import LabelledRows, read_labelled
+    from sparsepo_jax.data.labelled import Labelled, read_labelled
     from sparsepo_jax.scoring import classifier as classifiers
 
     chosen = config.scorer
 
-    def read(sources: list[Source]) -> LabelledRows:
+    def read(sources: list[Source]) -> Labelled:
         opened = [open_source(source, "labelled") for source in sources]
         return read_labelled(opened, chosen.positive, on_bad_row=config.data.on_bad_row)
 
