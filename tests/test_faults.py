@@ -246,7 +246,9 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(
     with monkeypatch.context() as patched:
         patched.setattr(
             "sparsepo_jax.stages.training.run_training",
-            lambda **given: run_training(**(given | {"update": update_with_signal(given["update"], 2)})),
+            lambda work, *rest, **parts: run_training(
+                work._replace(update=update_with_signal(work.update, 2)), *rest, **parts
+            ),
         )
         assert main(["--config", str(config)]) == status
     said = capsys.readouterr().err.splitlines()[-1]

@@ -52,11 +52,11 @@ def late(monkeypatch):
 
     run_training = loop.run_training
 
-    def watched(**arguments):
-        where[:] = arguments["stage"], 0
-        found[arguments["stage"]] = []
+    def watched(work, *rest, **parts):
+        where[:] = work.stage, 0
+        found[work.stage] = []
         try:
-            return run_training(**{**arguments, "batches": counted(arguments["batches"])})
+            return run_training(work._replace(batches=counted(work.batches)), *rest, **parts)
         finally:
             where[0] = None
 

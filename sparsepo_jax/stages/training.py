@@ -30,7 +30,8 @@ from sparsepo_jax.stages.scores import compile_scores
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, save_once
 from sparsepo_jax.train.forward import Problem
 from sparsepo_jax.train.log import MetricsLog
-from sparsepo_jax.train.loop import run_training
+from sparsepo_jax.train.loop import Evaluation, Stopping, Work, run_training
+from sparsepo_jax.train.progress import Checks, Reporting
 from sparsepo_jax.train.step import TrainState
 
 
@@ -134,28 +135,25 @@ def train(
     batches = _batches(run, stage, prepared, start=int(state.step))
     run.write_config()
     facts = _write_facts(run, stage, table, plan.steps)
+    watch = FirstSteps(config.model_dump(mode="json"), facts) if stage == "po" else None
+    every_steps = getattr(training, "eval_every_steps", None)
     with jax.set_mesh(run.mesh), _metrics_log(run, stage, after_step=int(state.step)) as log:
         state = run_training(
-            stage=stage,
-            update=step.update,
-            programs=lambda: len(step.program) - prepared.compiled_before,
-            state=state,
-            reference=reference,
-            batches=batches,
-            put=put_on(run.mesh),
-            total_steps=plan.steps,
+            Work(
+                stage=stage,
+                update=step.update,
+                programs=lambda: len(step.program) - prepared.compiled_before,
+                reference=reference,
+                batches=batches,
+                put=put_on(run.mesh),
+                total_steps=plan.steps,
+            ),
+            state,
+            reporting=Reporting(log.write, config.logging.every_steps, unit, watch),
+            checks=Checks(training.skip_nonfinite, functools.partial(name_rows, table, plan), check_first),
+            stopping=Stopping(run.stop, run.should_stop),
             checkpoints=checkpoints,
-            write=log.write,
-            log_every_steps=config.logging.every_steps,
-            evaluate=evaluate,
-            eval_every_steps=getattr(training, "eval_every_steps", None),
-            unit=unit,
-            stop=run.stop,
-            should_stop=run.should_stop,
-            may_skip=training.skip_nonfinite,
-            name_rows=functools.partial(name_rows, table, plan),
-            watch=FirstSteps(config.model_dump(mode="json"), facts) if stage == "po" else None,
-            check_first=check_first,
+            evaluation=Evaluation(evaluate, every_steps) if evaluate and every_steps else None,
         )
     save_once(run.output_dir / stage / "final", finish(state.weights))
     run.mark(stage, began_s)

@@ -1,182 +1,143 @@
-"""The loop around the update: data in, progress and metrics out, evaluation and checkpoints in between."""
+"""The loop around the update: data in, metrics out, evaluation and checkpoints in between."""
 
-import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.train.checkpoint import Checkpoints
+from sparsepo_jax.train.progress import Checks, Counts, Meter, Reporting, count
 from sparsepo_jax.train.step import TrainState
 
-IN_FLIGHT = 2  # steps handed to the device before their metrics are fetched
+
+class Work(NamedTuple):
+    """What a stage trains.
+
+    Attributes:
+        stage: its name, "sft" or "po".
+        update: `update(state, reference, batch) -> (state, metrics, finite)`, see train/step; it may take
+            the state's memory.
+        programs: how many programs of `update` this run has compiled so far. All are compiled before the
+            first step, so that a further one is worth a note.
+        reference: the frozen weights that `update` is given; None: there are none.
+        batches: this process's host batches, the first one that of the state's next step.
+        put: places a host batch on the devices.
+        total_steps: of the whole stage, steps of earlier runs included.
+    """
+
+    stage: str
+    update: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array], jax.Array]]
+    programs: Callable[[], int]
+    reference: Any
+    batches: Iterable[PairBatch]
+    put: Callable[[PairBatch], Any]
+    total_steps: int
+
+
+class Evaluation(NamedTuple):
+    """How a stage is evaluated between its steps.
+
+    Attributes:
+        scores: `scores(state)` gives metrics by name; they are reported as "eval/NAME".
+        every_steps: steps between two evaluations; the last step is evaluated in any case.
+    """
+
+    scores: Callable[[TrainState], dict[str, float]]
+    every_steps: int
+
+
+class Stopping(NamedTuple):
+    """How a stage is asked to stop early.
+
+    Attributes:
+        stop: holds back signals that reach this process, until a step is complete.
+        should_stop: the exception that the run was asked for, in agreement with all processes; None: go on.
+    """
+
+    stop: Stop
+    should_stop: Callable[[], type[KeyboardInterrupt] | None]
 
 
 def run_training(
-    *,
-    stage: str,
-    update: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array], jax.Array]],
-    programs: Callable[[], int],
+    work: Work,
     state: TrainState,
-    reference: Any,
-    batches: Iterable[PairBatch],
-    put: Callable[[PairBatch], Any],
-    total_steps: int,
+    *,
+    reporting: Reporting,
+    checks: Checks,
+    stopping: Stopping,
     checkpoints: Checkpoints,
-    write: Callable[[str, int, dict[str, float]], None],
-    log_every_steps: int,
-    stop: Stop,
-    should_stop: Callable[[], type[KeyboardInterrupt] | None],
-    may_skip: int,
-    name_rows: Callable[[int, np.ndarray], str],
-    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
-    eval_every_steps: int | None = None,
-    unit: str = "pairs",
-    watch: Callable[[int, dict[str, float]], Sequence[str]] | None = None,
-    check_first: Callable[[dict[str, float], float], None] | None = None,
+    evaluation: Evaluation | None = None,
 ) -> TrainState:
-    """Runs `update` over host batches from state.step to total_steps and returns the last state, which is saved.
+    """Trains from `state.step` to `work.total_steps`.
 
-    While the device works on a step the next batch is put onto it. programs(): how many programs of `update` this run has compiled; all of them before, so that a further one is said.
-    batches start at the state's step. write(stage, step, metrics) is called every log_every_steps (means since the last time) and after
-    evaluations. When should_stop() says so, the state is saved and that exception raised; signals that reach this process wait for it.
-    may_skip: so many updates of the stage may have a loss or gradient that is not finite; one more is a UserError, and nothing is saved after it.
-    name_rows(step, finite [micro-steps, rows]) names the rows that such a step is about.
-    watch(step, metrics) is called after each step that was taken, and returns lines to say.
-    check_first(metrics, tokens a row) looks at the stage's first step, before anything of it is kept.
+    While the device works on a step, the next batch is put onto it. A state is saved only once its metrics
+    have been seen.
+
+    Args:
+        work: what is trained.
+        state: where to begin. Its memory is taken.
+        reporting: where numbers and notes go.
+        checks: which steps are refused.
+        stopping: how the run is asked to stop.
+        checkpoints: where states are saved. Closed at the end.
+        evaluation: what is measured between steps. None: nothing.
+
+    Returns:
+        The last state, which is saved.
+
+    Raises:
+        UserError: a step does not pass the checks.
+        KeyboardInterrupt: the run was asked to stop; the state is saved.
     """
-    from tqdm import tqdm
+    step = int(state.step)
+    scores: dict[str, float] | None = None  # of this step's evaluation
+    meter = Meter(work.stage, state, reporting, checks, total=work.total_steps, programs=work.programs())
+    batches = iter(work.batches)
 
-    step = start = int(state.step)
-    waiting: deque[tuple[int, dict[str, jax.Array], jax.Array, dict[str, float]]] = deque()
-    window: list[dict[str, float]] = []
-    counted: dict[str, float] = {}
-    known_programs = programs()
+    def put_next() -> tuple[Any, Counts] | None:
+        if step >= work.total_steps:
+            return None
+        batch = next(batches)
+        return work.put(batch), count(batch)
 
-    def note(text: str) -> None:
-        if jax.process_index() == 0:
-            tqdm.write(text, file=sys.stderr)
+    def save() -> None:
+        meter.catch_up()
+        checkpoints.save(state, step, scores)
 
-    def count_anew() -> None:
-        counted.update(rows=0.0, tokens=0.0, positions=0.0, since_s=time.perf_counter())
-
-    count_anew()
-    bar = tqdm(
-        total=total_steps,
-        initial=start,
-        desc=stage,
-        unit="step",
-        dynamic_ncols=True,
-        disable=jax.process_index() != 0,
-        mininterval=0.5,
-    )
-
-    skipped = int(state.skipped)
-
-    def fetch() -> None:
-        nonlocal skipped
-        done, on_device, finite, counts = waiting.popleft()
-        for name, count in counts.items():
-            counted[name] += count
-        metrics = {name: float(value) for name, value in on_device.items()}
-        bar.update(1)
-        if metrics["skipped"] > skipped:
-            skipped = int(metrics["skipped"])
-            what = f"{stage}: step {done} has loss {metrics['loss']} and gradient norm {metrics['grad_norm']}, from {name_rows(done, np.asarray(finite))}"
-            if skipped > may_skip:
-                bar.close()
-                raise UserError(
-                    f"{what}; look at these rows, lower the learning rate or beta, or let {stage}.skip_nonfinite updates be left out; "
-                    "started again, the run continues from its last checkpoint"
-                )
-            note(f"{what}: left out ({skipped} of at most {may_skip})")
-        else:
-            if done == 1 and check_first is not None:
-                check_first(metrics, counts["tokens"] / counts["rows"])
-            window.append(metrics)
-            for line in watch(done, metrics) if watch is not None else ():
-                note(f"{stage}: {line}")
-        seconds = time.perf_counter() - counted["since_s"]
-        rates = {f"{unit}_per_s": counted["rows"] / seconds, "tokens_per_s": counted["tokens"] / seconds}
-        bar.set_postfix_str(
-            f"loss {metrics['loss']:.4f}, {rates[f'{unit}_per_s']:.1f} {unit}/s, {rates['tokens_per_s']:.0f} tokens/s",
-            refresh=False,
-        )
-        if window and (done % log_every_steps == 0 or done == total_steps):
-            means = {name: float(np.mean([row[name] for row in window])) for name in window[0]}
-            write(
-                stage,
-                done,
-                means
-                | rates
-                | {"real_token_share": counted["tokens"] / counted["positions"], "programs": known_programs},
-            )
-            window.clear()
-            count_anew()
-
-    def next_batch() -> Any:
-        batch: PairBatch = next(source)
-        real = batch.packing.sequence_RS >= 0
-        counts = {"rows": (batch.weight_B > 0).sum(), "tokens": real.sum(), "positions": real.size}
-        return put(batch), {name: float(count) * jax.process_count() for name, count in counts.items()}
-
-    def save(found: dict[str, float] | None = None) -> None:
-        while waiting:  # a state is kept when its metrics have been seen
-            fetch()
-        checkpoints.save(state, step, found)
-
-    source: Iterator[PairBatch] = iter(batches)
     try:
-        with stop.later():
-            found = None
-            ahead = next_batch() if step < total_steps else None
-            while step < total_steps:
-                on_device, counts = ahead
+        with stopping.stop.later():
+            ahead = put_next()
+            while ahead is not None:
+                batch, counts = ahead
                 began_s = time.perf_counter()
-                state, metrics, finite = update(state, reference, on_device)
-                if programs() > known_programs:
-                    known_programs = programs()
-                    note(
-                        f"note: {stage}: step {step + 1} had a shape that was not known before the first step: program {known_programs} "
-                        f"was compiled in the middle, in {time.perf_counter() - began_s:.1f} s"
-                    )
+                state, metrics, finite = work.update(state, work.reference, batch)
                 step += 1
-                ahead = next_batch() if step < total_steps else None
-                waiting.append((step, metrics, finite, counts))
-                while len(waiting) >= IN_FLIGHT:
-                    fetch()
-                found = None
-                if (
-                    evaluate is not None
-                    and eval_every_steps is not None
-                    and (step % eval_every_steps == 0 or step == total_steps)
-                ):
+                scores = None
+                meter.note_compiled(step, work.programs(), time.perf_counter() - began_s)
+                ahead = put_next()
+                meter.add(step, metrics, finite, counts)
+                if evaluation is not None and (step % evaluation.every_steps == 0 or ahead is None):
                     try:
-                        found = {f"eval/{name}": value for name, value in evaluate(state).items()}
+                        scores = {f"eval/{name}": x for name, x in evaluation.scores(state).items()}
                     except KeyboardInterrupt:
                         save()
                         raise
-                    write(stage, step, found)
-                if step < total_steps and (
-                    checkpoints.is_due(step) or (found is not None and checkpoints.follow_evaluation)
-                ):
-                    save(found)
-                if step < total_steps and (asked := should_stop()) is not None:
+                    reporting.write(work.stage, step, scores)
+                if ahead is None:
+                    break
+                if checkpoints.is_due(step) or (scores is not None and checkpoints.follow_evaluation):
+                    save()
+                if (exception := stopping.should_stop()) is not None:
                     began_s = time.perf_counter()
                     save()
                     checkpoints.wait()
-                    note(
-                        f"{stage}: stopped after step {step}, saved in {time.perf_counter() - began_s:.1f} s"
-                    )
-                    raise asked
-            save(found)
+                    meter.note(f"stopped after step {step}, saved in {time.perf_counter() - began_s:.1f} s")
+                    raise exception
+            save()
     finally:
-        bar.close()
+        meter.close()
         checkpoints.close()
     return state

@@ -22,8 +22,8 @@ def stop_before(monkeypatch, stage_steps: int):
             self.left -= 1
             return next(self.batches)
 
-    whole = loop.run_training
+    run_training = loop.run_training
     monkeypatch.setattr(
         "sparsepo_jax.stages.training.run_training",
-        lambda **arguments: whole(**{**arguments, "batches": Dying(arguments["batches"])}),
+        lambda work, *rest, **parts: run_training(work._replace(batches=Dying(work.batches)), *rest, **parts),
     )
