@@ -1,4 +1,5 @@
-"""The reference's log-probs and masks from the disk: the same training, found again when nothing that counts has changed."""
+"""The reference's log-probs and masks from the disk: the same training, found again when nothing that
+counts has changed."""
 
 import json
 
@@ -63,10 +64,10 @@ def test_training_is_the_same_and_a_second_run_finds_the_file(tmp_path, capsys, 
     )
     assert "log-probs of 30 pairs found on disk" in capsys.readouterr().out
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    expected, computed, found = (weights_of(output / "po") for output in (plain, first, again))
+    expected, computed, cached = (weights_of(output / "po") for output in (plain, first, again))
     for path in expected:
         np.testing.assert_allclose(computed[path], expected[path], atol=2e-5, err_msg=path)
-        np.testing.assert_array_equal(found[path], computed[path], err_msg=path)
+        np.testing.assert_array_equal(cached[path], computed[path], err_msg=path)
     of_plain, of_cached = (lines_of(output / "metrics.jsonl")[-1] for output in (plain, first))
     np.testing.assert_allclose(of_cached["loss"], of_plain["loss"], atol=1e-5)
     assert "kl/chosen" in of_plain and not any(name.startswith("kl/") for name in of_cached), (
@@ -110,10 +111,10 @@ def test_a_file_of_something_else_is_refused_and_half_a_file_is_made_anew(tmp_pa
         )
     )
     assert main(["--config", config, "compute.dtype=bfloat16"]) == 1
-    said = capsys.readouterr().err
+    errors = capsys.readouterr().err
     assert (
-        f"{file}: reference log-probs of something else: dtype 'float32' (expected 'bfloat16'); delete the file"
-        in said
+        f"{file}: reference log-probs of something else: dtype 'float32' (expected 'bfloat16'); delete "
+        "the file" in errors
     )
     with np.load(file) as arrays:
         kept = dict(arrays)
@@ -139,7 +140,10 @@ def test_a_damaged_file_is_made_anew_and_said_whatever_the_damage(tmp_path, caps
         {"key": 1},
         {"ref_logp": np.linspace(-3, 0, 400, dtype=np.float32)},
     )
-    read = lambda: _read(file, about, ("ref_logp",), 400)
+
+    def read():
+        return _read(file, about, ("ref_logp",), 400)
+
     assert read() is None and capsys.readouterr().out == "", "nothing there is no damage"
     _write(file, about, columns)
     whole = file.read_bytes()
@@ -150,34 +154,35 @@ def test_a_damaged_file_is_made_anew_and_said_whatever_the_damage(tmp_path, caps
         contents.append(whole[:at] + bytes([whole[at] ^ 1 << rng.integers(8)]) + whole[at + 1 :])
     for content in contents:
         file.write_bytes(content)
-        found, said = read(), capsys.readouterr().out
-        if found is None:
-            assert said == f"note: {file} is damaged: the reference's log-probs are computed anew\n"
+        columns_read = read()
+        printed = capsys.readouterr().out
+        if columns_read is None:
+            assert printed == f"note: {file} is damaged: the reference's log-probs are computed anew\n"
         else:  # a bit that nothing reads, such as a date
-            np.testing.assert_array_equal(found["ref_logp"], columns["ref_logp"])
-    said = json.dumps(about)
+            np.testing.assert_array_equal(columns_read["ref_logp"], columns["ref_logp"])
+    about_N = np.array(json.dumps(about))
     for parts in (
-        {"about": np.array(said)},
+        {"about": about_N},
         {"about": np.array("[1, 2]"), **columns},
-        {"about": np.array(said), "ref_logp": np.array(["a"])},
-        {"about": np.array(said), "ref_logp": np.zeros((400, 1))},
-        {"about": np.array(said), "ref_logp": np.full(400, np.nan)},
+        {"about": about_N, "ref_logp": np.array(["a"])},
+        {"about": about_N, "ref_logp": np.zeros((400, 1))},
+        {"about": about_N, "ref_logp": np.full(400, np.nan)},
     ):
         np.savez(file, **parts)
         assert read() is None and "is damaged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("objective", "said"),
+    ("objective", "message"),
     [
         ({"kind": "sparsepo"}, "objective.mask.kind learned reads the reference's states"),
         ({"kind": "mapo"}, "objective mapo has a KL term (but with objective.mask.on=reward_only)"),
         ({"kind": "tdpo2"}, "objective tdpo2 has a KL term"),
     ],
 )
-def test_objectives_that_need_the_reference_itself_are_refused(tmp_path, capsys, objective, said):
+def test_objectives_that_need_the_reference_itself_are_refused(tmp_path, capsys, objective, message):
     assert main(["--config", str(cached_config(tmp_path, tmp_path, objective))]) == 2
-    assert f"reference.cached: {said}" in capsys.readouterr().err
+    assert f"reference.cached: {message}" in capsys.readouterr().err
 
 
 def test_adapters_train_over_a_cached_reference(tmp_path):
@@ -186,6 +191,6 @@ def test_adapters_train_over_a_cached_reference(tmp_path):
     plain = weights_of(
         cached_run(tmp_path / "plain", tmp_path / "cache", {"kind": "dpo"}, po=po, cached=False) / "po"
     )
-    found = weights_of(cached_run(tmp_path / "cached", tmp_path / "cache", {"kind": "dpo"}, po=po) / "po")
+    cached = weights_of(cached_run(tmp_path / "cached", tmp_path / "cache", {"kind": "dpo"}, po=po) / "po")
     for path in plain:
-        np.testing.assert_allclose(found[path], plain[path], atol=2e-5, err_msg=path)
+        np.testing.assert_allclose(cached[path], plain[path], atol=2e-5, err_msg=path)

@@ -15,7 +15,8 @@ from sparsepo_jax.main import main
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A whole run, evaluated while training, with all its files. Its output_dir is a relative path, as most are."""
+    """A whole run, evaluated while training, with all its files. Its output_dir is a relative path, as most
+    are."""
     directory = tmp_path_factory.mktemp("finished")
     changes = {"output_dir": os.path.relpath(directory / "run"), "logging": {"tensorboard": True}}
     return directory, run(
@@ -83,13 +84,14 @@ def test_a_run_leaves_summary_metrics_scores_pairs_and_report(finished):
     last = [row for row in metrics if row["stage"] == "po"][-1]
     assert {"eval/rewards/accuracies", "eval/kl/chosen"} <= set(last) | set(metrics[-2])
     for row in metrics:
-        if (
-            "loss" in row
-        ):  # one shape, one program (or none: another test's run had the same): kills a second step that is compiled anew since its state lies otherwise
+        if "loss" in row:
+            # One shape, one program (none if another test's run had the same one). Kills a second step that
+            # is compiled anew because its state has other shardings.
             assert row["programs"] <= 1 and 0 < row["real_token_share"] <= 1 and row["tokens_per_s"] > 0, row
     assert len(lines_of(output / "scores.jsonl")) == len(lines_of(output / "pairs.jsonl")) == 9
     assert (output / "report.html").read_text().count("<html") == 1
-    assert list((output / "tensorboard").glob("events*"))
+    for stage in ("sft", "po"):
+        assert list((output / "tensorboard" / stage).glob("events*"))
 
 
 def test_scores_have_the_agreed_form(finished):
@@ -116,21 +118,22 @@ def test_scores_have_the_agreed_form(finished):
 
 
 def test_scores_are_pairs_with_weights_when_read_again(finished, tmp_path):
-    """A learned mask, written down, can be given with the data: the same tokens, the same log-probs, that mask."""
+    """A learned mask, written down, can be given with the data: the same tokens, the same log-probs, that
+    mask."""
     _, output = finished
     scores, pairs = lines_of(output / "scores.jsonl"), tmp_path / "pairs.jsonl"
     pairs.write_text(
         "".join(
             json.dumps(
-                {"prompt_ids": one["prompt_ids"]}
+                {"prompt_ids": score["prompt_ids"]}
                 | {
-                    f"{name}_{column}": one[name][key]
+                    f"{name}_{column}": score[name][key]
                     for name in ("chosen", "rejected")
                     for column, key in (("ids", "token_ids"), ("weights", "reward_mask"))
                 }
             )
             + "\n"
-            for one in scores
+            for score in scores
         )
     )
     again = run(
@@ -167,28 +170,28 @@ def test_a_finished_stage_is_not_repeated(finished, capsys):
         )
         == 0
     )
-    said = capsys.readouterr().out
-    assert all(f"{stage}: finished before" in said for stage in stages)
+    printed = capsys.readouterr().out
+    assert all(f"{stage}: finished before" in printed for stage in stages)
     assert files == {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_a_stage_that_reads_is_done_again_when_its_output_or_a_setting_is_another(finished, capsys):
     directory, output = finished
     command = ["--config", str(directory / "config.yaml"), "stages=[score]"]
-    whole = (output / "scores.jsonl").read_text()
+    before = (output / "scores.jsonl").read_text()
     (output / "scores.jsonl").unlink()
-    assert main(command) == 0 and (output / "scores.jsonl").read_text() == whole
+    assert main(command) == 0 and (output / "scores.jsonl").read_text() == before
     assert main([*command, "evaluation.max_pairs=4"]) == 0 and len(lines_of(output / "scores.jsonl")) == 4
     assert "finished before" not in capsys.readouterr().out
-    assert main(command) == 0 and (output / "scores.jsonl").read_text() == whole
+    assert main(command) == 0 and (output / "scores.jsonl").read_text() == before
 
 
 def test_changed_settings_are_refused_by_name(finished, capsys):
     directory, output = finished
     marks = (output / "stages.json").read_text()
     assert main(["--config", str(directory / "config.yaml"), "objective.beta=0.3", "po.steps=9"]) == 1
-    said = capsys.readouterr().err
-    assert "stage po with other settings: objective.beta, po.steps;" in said and said.count("\n") == 1
+    errors = capsys.readouterr().err
+    assert "stage po with other settings: objective.beta, po.steps;" in errors and errors.count("\n") == 1
     assert (output / "stages.json").read_text() == marks
 
 
@@ -207,7 +210,8 @@ def test_evaluation_does_not_depend_on_the_batch_size(finished, tmp_path):
 
 
 def test_the_export_scores_the_same(finished, tmp_path):
-    """Policy and masks come back from the export, the reference from a path; transformers loads the directory."""
+    """Policy and masks come back from the export, the reference from a path; transformers loads the
+    directory."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -233,13 +237,14 @@ def test_the_export_scores_the_same(finished, tmp_path):
 
 @pytest.mark.parametrize(("stage", "steps"), [("sft", 3), ("po", 1), ("po", 5)])
 def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, stage, steps):
-    """Dies before the first checkpoint and after it, starts again with the same command. The mask has dropout: draws are keyed by step."""
+    """Dies before the first checkpoint and after it, starts again with the same command. The mask has
+    dropout: draws are keyed by step."""
     changes = {
         "stages": [stage],
         "checkpoint": {"every_steps": 2},
         "objective": {"mask": {"kind": "learned", "init": "ones", "dropout": 0.2}},
     }
-    whole = run(tmp_path / "whole", **changes)
+    undisturbed = run(tmp_path / "whole", **changes)
     config = write_config(tmp_path / "parts", **changes)
     with monkeypatch.context() as patched:
         stop_before(patched, steps)
@@ -247,12 +252,12 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, stage, 
             main(["--config", str(config)])
     assert not (tmp_path / "parts" / "run" / stage / "final").exists()
     assert main(["--config", str(config)]) == 0
-    expected, found = weights_of(whole / stage), weights_of(tmp_path / "parts" / "run" / stage)
-    assert expected.keys() == found.keys() and any(path.startswith("masks/") for path in expected) == (
+    expected, resumed = weights_of(undisturbed / stage), weights_of(tmp_path / "parts" / "run" / stage)
+    assert expected.keys() == resumed.keys() and any(path.startswith("masks/") for path in expected) == (
         stage == "po"
     )
     for path in expected:
-        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+        np.testing.assert_array_equal(resumed[path], expected[path], err_msg=path)
 
 
 def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
@@ -308,8 +313,8 @@ def test_a_dead_mask_is_said_with_what_to_do(tmp_path, capsys):
         objective={"mask": {"kind": "learned", "net": "simple_last"}},
     )
     assert main(["--config", str(config)]) == 1
-    said = capsys.readouterr().err
-    assert "the reward mask starts at zero on every token" in said and "objective.mask.init=ones" in said
+    errors = capsys.readouterr().err
+    assert "the reward mask starts at zero on every token" in errors and "objective.mask.init=ones" in errors
     assert main(["--config", str(config), "objective.mask.kind=ones", "po.steps=1"]) == 0, (
         "who mends it is not held to the settings that failed"
     )
@@ -334,12 +339,12 @@ def test_a_batch_that_the_mesh_cannot_cut_is_refused(tmp_path, capsys):
 
 def test_inspect_shows_rows_of_every_source_without_a_model(tmp_path, capsys):
     run(tmp_path, stages=["inspect"], policy=None, data={"inspect_rows": 2})
-    said = capsys.readouterr().out
-    assert all(line in said for line in ("data.sft: 40 rows", "data.train: 30 rows", "data.eval: 9 rows"))
+    printed = capsys.readouterr().out
+    assert all(line in printed for line in ("data.sft: 40 rows", "data.train: 30 rows", "data.eval: 9 rows"))
     assert (
-        said.count("  prompt ") == 6
-        and said.count("  chosen ") == said.count("  rejected ") == 4
-        and "*" in said
+        printed.count("  prompt ") == 6
+        and printed.count("  chosen ") == printed.count("  rejected ") == 4
+        and "*" in printed
     )
 
 

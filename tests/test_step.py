@@ -81,7 +81,8 @@ def loss_and_gradient(problem, batch, weights, reference):
 
 
 def assert_same_tree(ours, expected, tolerance):
-    """Relative to the largest entry of each tensor. What is zero in truth (the gradient of a key's bias) is rounding alone: its measure is the tree's largest entry."""
+    """Relative to the largest entry of each tensor. What is zero in truth (the gradient of a key's bias) is
+    rounding alone: its measure is the tree's largest entry."""
     largest = max(float(np.abs(b).max()) for b in jax.tree.leaves(expected))
     for path, (a, b) in enumerate(zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True)):
         scale = max(float(np.abs(b).max()), 1e-3, 1e-2 * largest)
@@ -98,23 +99,25 @@ def two_sources(num_layers):
     )
 
     def keep(name, x, at_RM):
-        found = tuple(source.keep(name, x, at_RM) for source in sources)
-        return None if found == (None, None) else found
+        kept = tuple(source.keep(name, x, at_RM) for source in sources)
+        return None if kept == (None, None) else kept
 
     def make(weights, kept, *rest):
         logits = {"logits": kept["logits"]}
-        mine = [
+        kept_by_source = [
             {name: x[n] for name, x in kept.items() if name != "logits" and x[n] is not None} | logits
             for n in (0, 1)
         ]
         return TokenMasks(
-            sources[0].make({}, mine[0], *rest).reward_BPT, sources[1].make(weights, mine[1], *rest).kl_BPT
+            sources[0].make({}, kept_by_source[0], *rest).reward_BPT,
+            sources[1].make(weights, kept_by_source[1], *rest).kl_BPT,
         )
 
     return sources[1]._replace(keep=keep, make=make)
 
 
-# Kinds of positions, key heads, windows and caps, of which each layout must be right; the others differ from them token by token alone.
+# Kinds of positions, key heads, windows and caps, of which each layout must be right; the others differ
+# from them token by token alone.
 CORE = ("gpt2", "bigcode, one key/value head", "mistral", "gemma2, softcaps")
 
 
@@ -122,10 +125,10 @@ CORE = ("gpt2", "bigcode, one key/value head", "mistral", "gemma2, softcaps")
 def family_setup(name):
     """(graph, the same with remat, weights, reference, masks made in both ways)."""
     spec = spec_from_hf(CONFIGS[name] | {"initializer_range": 0.3})
-    graphs = [
-        nnx.split(nnx.eval_shape(lambda: Decoder(spec, remat=remat, rngs=nnx.Rngs(0))), nnx.Param)[0]
-        for remat in (False, True)
-    ]
+
+    def graph_of(remat):
+        return nnx.split(nnx.eval_shape(lambda: Decoder(spec, remat=remat, rngs=nnx.Rngs(0))), nnx.Param)[0]
+
     policy, reference = (split_module(Decoder(spec, rngs=nnx.Rngs(seed)))[1] for seed in (0, 1))
     # As it starts, a LayerNorm's output has mean 0, and an activation mask would be made of its rounding.
     reference = {
@@ -133,7 +136,8 @@ def family_setup(name):
         for n, (path, x) in enumerate(reference.items())
     }
     source = two_sources(spec.num_layers)
-    return *graphs, {"policy": policy, "masks": source.init(nnx.Rngs(2))}, reference, source
+    weights = {"policy": policy, "masks": source.init(nnx.Rngs(2))}
+    return graph_of(False), graph_of(True), weights, reference, source
 
 
 @functools.cache
@@ -149,15 +153,16 @@ def row_per_response(name):
     "name", [name if name in CORE else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 )
 def test_prompt_once_gives_what_a_row_per_response_gives(name, remat):
-    """Several pairs in a row of tokens, and a row for each response that holds nothing else, by the plain kernel and without remat. With masks from
-    states and from activations. Kills: a response that sees the other one, or another pair; positions that go on counting over it; a window counted in columns."""
+    """Several pairs in a row of tokens, and a row for each response that holds nothing else, by the plain
+    kernel and without remat. With masks from states and from activations. Kills: a response that sees the
+    other one, or another pair; positions that go on counting over it; a window counted in columns."""
     graph, with_remat, weights, reference, source = family_setup(name)
-    found = loss_and_gradient(
+    ours = loss_and_gradient(
         tiny_problem(with_remat if remat else graph, source), random_batch(spare=3), weights, reference
     )
     expected = row_per_response(name)
-    np.testing.assert_allclose(found[0], expected[0], atol=TOKEN)
-    assert_same_tree(found[2], expected[2], TOKEN)
+    np.testing.assert_allclose(ours[0], expected[0], atol=TOKEN)
+    assert_same_tree(ours[2], expected[2], TOKEN)
     assert all(np.abs(gradient).max() > 1e-4 for path, gradient in expected[2]["masks"].items())
 
 
@@ -175,22 +180,26 @@ def test_prompt_once_on_a_mesh_gives_what_a_row_per_response_gives_on_one_device
     problem = problem._replace(
         head_blocks=HeadBlocks(tokens=7, vocabulary=12, shards=mesh_shape[2], gather=gather, scatter=scatter)
     )
-    place = lambda tree: jax.device_put(tree, state_shardings(tree, mesh))
+
+    def place(tree):
+        return jax.device_put(tree, state_shardings(tree, mesh))
+
     batch = put_batch(
         jax.tree.map(lambda x: x[None], random_batch(8, rows=mesh_shape[0] * mesh_shape[1], spare=3)), mesh
     )
     with jax.set_mesh(mesh):
-        found = loss_and_gradient(
+        ours = loss_and_gradient(
             problem, jax.tree.map(lambda x: x[0], batch), place(weights), place(reference)
         )
     plain = tiny_problem(graph, source, attention="xla")
     expected = loss_and_gradient(plain, random_batch(8, shared=False, rows=8), weights, reference)
-    np.testing.assert_allclose(found[0], expected[0], rtol=TOKEN)
-    assert_same_tree(found[2], expected[2], TOKEN)
+    np.testing.assert_allclose(ours[0], expected[0], rtol=TOKEN)
+    assert_same_tree(ours[2], expected[2], TOKEN)
 
 
 def test_padding_is_inert():
-    """More padding, other ids in it, room for longer responses, and a filler pair change neither loss nor gradient."""
+    """More padding, other ids in it, room for longer responses, and a filler pair change neither loss nor
+    gradient."""
     graph, policy, reference, masks = setup()
     weights, batch = {"policy": policy, "masks": masks}, random_batch()
     wide = packed([*random_rows(), ([5], [6], [7])], spare=11, response_length=12)
@@ -266,7 +275,8 @@ def one_device():
     [((1, 1, 1), 2), ((1, 1, 1), 4), ((8, 1, 1), 1), ((2, 2, 2), 1), ((2, 2, 2), 2)],
 )
 def test_every_mesh_and_number_of_micro_steps_gives_the_same_update(mesh_shape, micro_steps):
-    """Loss, masks' metrics, gradient norms and weights after two steps. Kills: means of means; a reference forward over the wrong slice."""
+    """Loss, masks' metrics, gradient norms and weights after two steps. Kills: means of means; a reference
+    forward over the wrong slice."""
     weights, metrics = run_update(mesh_shape, micro_steps)
     expected_weights, expected_metrics = one_device()
     assert_same_tree(metrics, expected_metrics, SHARDED)
@@ -278,8 +288,28 @@ def test_every_mesh_and_number_of_micro_steps_gives_the_same_update(mesh_shape, 
     )
 
 
+def test_a_profile_tells_the_parts_of_the_step_apart():
+    graph, policy, reference, masks = setup()
+    rate = optax.constant_schedule(1e-3)
+    optimizer = make_optimizer(
+        lion_rule(0.9, 0.99),
+        policy_schedule=rate,
+        policy_decay=0.0,
+        mask_schedule=rate,
+        mask_decay=0.0,
+        clip_norm=1.0,
+    )
+    state = start_state({"policy": policy, "masks": masks}, optimizer)
+    update = make_update(make_pair_loss(tiny_problem(graph)), optimizer, rate)
+    batch = jax.tree.map(lambda x: x[None], random_batch())
+    program = jax.jit(update).lower(state, reference, batch).as_text(debug_info=True)
+    for scope in ("policy", "reference", "logprob_kl", "masks", "objective", "optimizer"):
+        assert f"/{scope}/" in program or f"({scope})/" in program, scope
+
+
 def given_update(rule, clip_norm):
-    """(the same with optax's own clipping, update, a state to start from), of a loss that is told: the reference is (gradient of the sums, loss)."""
+    """(the same with optax's own clipping, update, a state to start from), of a loss that is told: the
+    reference is (gradient of the sums, loss)."""
     rate, draw = optax.constant_schedule(1e-2), np.random.default_rng(0).normal
     make = functools.partial(
         make_optimizer, rule, policy_schedule=rate, policy_decay=0.1, mask_schedule=rate, mask_decay=0.01
@@ -319,7 +349,8 @@ def given_update(rule, clip_norm):
     ids=["adamw", "lion", "adafactor"],
 )
 def test_the_update_is_optax_s_of_the_mean_gradient(rule, clip_norm):
-    """Weights, moments and norms of three steps, clipped by optax's own and not. Kills: a norm of the sums; updates of an Adam of our own that are not optax's."""
+    """Weights, moments and norms of three steps, clipped by optax's own and not. Kills: a norm of the sums;
+    updates of an Adam of our own that are not optax's."""
     batch, draw = jax.tree.map(lambda x: x[None], random_batch()), np.random.default_rng(1).normal
     plain, update, state = given_update(rule, clip_norm)
     weights, moments = jax.tree.map(jnp.copy, (state.weights, state.optimizer))
@@ -378,8 +409,9 @@ def test_what_is_not_finite_changes_no_bit_and_the_next_step_goes_on(gradient, l
 
 
 def test_temporaries_of_the_step_grow_with_the_vocabulary_by_the_gradient_alone():
-    """Compiled from shapes: of embedding and head a float32 matrix [V, D] each. Kills: a choice between new and old moments, which copies them; a product or
-    a quotient of the gradient that is written to memory."""
+    """Compiled from shapes: of embedding and head a float32 matrix [V, D] each. Kills: a choice between new
+    and old moments, which copies them; a product or a quotient of the gradient that is written to
+    memory."""
     small, large = 4096, 65536
 
     def temporaries(vocab):
@@ -402,7 +434,8 @@ def test_temporaries_of_the_step_grow_with_the_vocabulary_by_the_gradient_alone(
 
 
 def test_unequal_micro_steps_weigh_by_pair():
-    """Three real pairs and a filler in two micro-steps: the mean over three pairs, not the mean of two means."""
+    """Three real pairs and a filler in two micro-steps: the mean over three pairs, not the mean of two
+    means."""
     graph, policy, reference, masks = setup()
     _, (metrics, _) = run_update((1, 1, 1), 2, pairs=4, fillers=1)
     three = packed(random_rows(pairs=4)[:3])
@@ -425,14 +458,14 @@ def test_at_step_0_the_loss_is_ln_2_exactly():
 def test_sft_averages_over_the_tokens_of_the_whole_batch():
     graph, policy, *_ = setup()
     batch = random_batch(pairs=4)
-    one = packed([pair[:2] for pair in random_rows(pairs=4)])  # P = 1
+    responses = packed([pair[:2] for pair in random_rows(pairs=4)])  # P = 1
     total, (_, tokens, _) = make_sft_loss(tiny_problem(graph))(
-        {"policy": policy, "masks": {}}, None, one, jnp.int32(0)
+        {"policy": policy, "masks": {}}, None, responses, jnp.int32(0)
     )
     stats = make_pair_scores(tiny_problem(graph), training=False)(
         {"policy": policy, "masks": setup()[3]}, policy, batch, jnp.int32(0)
     )[1]
-    assert tokens == one.valid_BPT.sum()
+    assert tokens == responses.valid_BPT.sum()
     np.testing.assert_allclose(total / tokens, -(stats.logp_BPT[:, 0].sum() / tokens), atol=TOKEN)
 
 
@@ -454,15 +487,15 @@ def test_dropout_is_on_in_training_only_and_keyed_by_step_and_row():
 
 
 def test_masks_that_start_near_one_do():
-    graph, policy, reference, masks = setup()
+    graph, policy, reference, _ = setup()
     means = {}
     for init in ("ones", "official"):
         source = make_source(init=init)
         weights = {"policy": policy, "masks": source.init(nnx.Rngs(2))}
-        found = make_pair_scores(tiny_problem(graph, source), training=False)(
+        token_masks = make_pair_scores(tiny_problem(graph, source), training=False)(
             weights, reference, random_batch(), jnp.int32(0)
         )[2]
-        means[init] = float(found.reward_BPT[random_batch().valid_BPT].mean())
+        means[init] = float(token_masks.reward_BPT[random_batch().valid_BPT].mean())
     assert 0.8 < means["ones"] < 1.2 and means["official"] < 0.1
 
 

@@ -1,8 +1,9 @@
-"""What survives a lost machine: training states under a directory, written behind the run's back, and states that are saved once.
+"""What survives a lost machine: training states that are saved while the run goes on, and states saved once.
 
-A training state holds policy, masks, optimizer and step. Random draws are keyed by (seed, step, row) and batches are a plan over the step, so
-the step is RNG and data position, too; both are written beside it for the reader. Orbax writes atomically: a checkpoint is whole or absent. What a
-disk does to it later is found out by checksums of the arrays: a damaged state is never used.
+A training state holds policy, masks, optimizer and step. Random draws are keyed by (seed, step, row) and
+batches are a plan over the step, so that the step fixes random numbers and data position, too; both are
+written beside the state for the reader. Orbax writes atomically: a checkpoint is complete or absent. What a
+disk does to it later is found by checksums of the arrays: a damaged state is never used.
 """
 
 import hashlib
@@ -27,7 +28,15 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class SavePolicy(NamedTuple):
-    """every_steps, every_minutes: None means never. keep: the last so many. best_metric ("max" or "min" by best_mode) keeps one more."""
+    """When states are saved and which of them stay.
+
+    Attributes:
+        every_steps: steps between two checkpoints; None: never by steps.
+        every_minutes: minutes between two checkpoints; None: never by time.
+        keep: how many of the last checkpoints stay.
+        best_metric: the metric of an evaluation whose best checkpoint stays as well; None: no such one.
+        best_mode: "max" or "min", which values of best_metric are the better ones.
+    """
 
     every_steps: int | None = None
     every_minutes: float | None = None
@@ -37,57 +46,87 @@ class SavePolicy(NamedTuple):
 
 
 def abstract(state: Any) -> Any:
-    """Shapes, types and shardings: without shardings Orbax would restore onto the devices that wrote."""
+    """A state's shapes, types and shardings.
+
+    Without shardings Orbax would restore arrays onto the devices that wrote them.
+
+    Args:
+        state: arrays, or their abstract form already.
+    """
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
 @jax.jit
 def _sums(state: Any) -> list[jax.Array]:
-    """A checksum of each array, uint32: the sum of its elements' bits, each times an odd number that its place gives. Sums of integers do not depend
-    on how an array is cut over devices."""
+    """A checksum of each array, uint32."""
+    return [_sum(x) for x in jax.tree.leaves(state)]
 
-    def of(x: jax.Array) -> jax.Array:
-        if x.dtype in (bool, jnp.int4, jnp.uint4):
-            bits = x
-        else:
-            bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-        place = jnp.zeros(x.shape, jnp.uint32)
-        for axis, size in enumerate(x.shape):
-            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        return jnp.sum(bits.astype(jnp.uint32) * (place * jnp.uint32(2654435761) * 2 + 1), dtype=jnp.uint32)
 
-    return [of(x) for x in jax.tree.leaves(state)]
+def _sum(x: jax.Array) -> jax.Array:
+    """The sum of all elements' bits, each times an odd number made of its place, modulo 2^32.
+
+    Sums of integers do not depend on how an array is cut over devices.
+    """
+    if x.dtype in (bool, jnp.int4, jnp.uint4):
+        bits = x
+    else:
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    factor = place * jnp.uint32(2654435761) * 2 + 1
+    return jnp.sum(bits.astype(jnp.uint32) * factor, dtype=jnp.uint32)
 
 
 def checksums(state: Any) -> dict[str, int]:
-    """By path: jax.tree_util.keystr."""
+    """A checksum of each array, by its path (jax.tree_util.keystr).
+
+    Args:
+        state: a tree of arrays, computed on where they are.
+    """
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
-    return dict(zip(paths, map(int, jax.device_get(_sums(state))), strict=True))
+    sums = jax.device_get(_sums(state))
+    return {path: int(number) for path, number in zip(paths, sums, strict=True)}
 
 
 def weights_digest(weights: Any) -> str:
-    """16 hex digits that change when any weight does, made where the weights lie. The same on all meshes."""
+    """16 hex digits that change when any weight does, computed on the devices. The same on all meshes.
+
+    Args:
+        weights: a tree of arrays.
+    """
     return hashlib.sha256(json.dumps(checksums(weights), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _damage(state: Any, expected: Mapping[str, int] | None) -> str | None:
-    """What is wrong with a state that was read, None if it is what was written (or it was written without checksums)."""
+    """What is wrong with a state that was read. None: nothing, or it was written without checksums."""
     if expected is None:
         return None
     wrong = [path for path, number in checksums(state).items() if expected.get(path) != number]
-    return (
-        f"{', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''} not as written"
-        if wrong
-        else None
-    )
+    if not wrong:
+        return None
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return f"{', '.join(wrong[:3])}{more} not as written"
 
 
-# Not the file's fault: memory, rights.
+def _load(load: Callable[[], tuple[Any, Mapping[str, Any] | None]]) -> tuple[Any, str | None]:
+    """(state, what is wrong with it or None). load() gives (state, metadata)."""
+    try:
+        state, metadata = load()
+        return state, _damage(state, (metadata or {}).get("checksums"))
+    except _OTHER_FAULTS:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        return None, " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# Memory and permissions: not the file's fault.
 _OTHER_FAULTS = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+_ELSEWHERE = "as another process reads it"
 
 
 class Checkpoints:
-    """The states of one training stage. `about` (plain JSON values) is written into each checkpoint. note(text): a line for the user."""
+    """The states of one training stage."""
 
     def __init__(
         self,
@@ -96,36 +135,54 @@ class Checkpoints:
         about: Mapping[str, Any],
         note: Callable[[str], None] = print,
     ):
-        self._policy, self._about, self._note, self._saved_at_s = policy, dict(about), note, time.monotonic()
-        last = ocp.training.preservation_policies.LatestN(policy.keep)
-        keep = [last] if policy.best_metric is None else [last, self._best()]
+        """Opens a directory, which is made if it is missing. Starts the clock of `every_minutes`.
+
+        Args:
+            directory: where checkpoints are, one a subdirectory named by its step.
+            policy: when to save and what to keep.
+            about: plain JSON values that are written into each checkpoint.
+            note: is given lines for the user.
+        """
+        self._policy = policy
+        self._about = dict(about)
+        self._note = note
+        self._saved_at_s = time.monotonic()
+        policies = ocp.training.preservation_policies
+        keep: list[Any] = [policies.LatestN(policy.keep)]
+        if policy.best_metric is not None:
+            keep.append(self._best())
         self._orbax = ocp.training.Checkpointer(
             directory.resolve(),
-            preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(keep),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
         )
 
-    def _best(self):
-        name, sign = self._policy.best_metric, 1.0 if self._policy.best_mode == "max" else -1.0
+    def _best(self) -> Any:
+        name = self._policy.best_metric
+        sign = 1.0 if self._policy.best_mode == "max" else -1.0
         return ocp.training.preservation_policies.BestN(
             get_metric_fn=lambda metrics: sign * metrics[name], n=1, keep_checkpoints_without_metrics=False
         )
 
     @property
     def latest_step(self) -> int | None:
+        """The step of the last checkpoint, None if there is none."""
         return None if self._orbax.latest is None else self._orbax.latest.step
 
     def is_due(self, step: int) -> bool:
-        """Whether the policy asks for a checkpoint after this step. The clock is this process's: with several hosts use every_steps."""
-        by_steps = self._policy.every_steps is not None and step % self._policy.every_steps == 0
-        minutes = self._policy.every_minutes
-        by_time = (
-            minutes is not None
-            and jax.process_count() == 1
-            and time.monotonic() - self._saved_at_s > 60 * minutes
-        )
-        return by_steps or by_time
+        """Whether the policy asks for a checkpoint now.
+
+        Clocks differ between processes, so that a run of several saves by steps alone.
+
+        Args:
+            step: the step that was just done.
+        """
+        if self._policy.every_steps is not None and step % self._policy.every_steps == 0:
+            return True
+        if self._policy.every_minutes is None or jax.process_count() > 1:
+            return False
+        return time.monotonic() - self._saved_at_s > 60 * self._policy.every_minutes
 
     @property
     def follow_evaluation(self) -> bool:
@@ -133,62 +190,80 @@ class Checkpoints:
         return self._policy.best_metric is not None
 
     def warm_up(self, state: Any) -> None:
-        """Compiles what `save` needs of the device, so that the first checkpoint does not hold up training."""
+        """Compiles what `save` needs of the device, so that the first checkpoint does not hold up training.
+
+        Args:
+            state: one of those that will be saved.
+        """
         checksums(state)
 
     def save(self, state: Any, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Starts writing; the arrays are copied to the host before this returns, so the state may be donated."""
+        """Starts writing, unless the step is saved already.
+
+        The arrays are copied to the host before this returns, so that the state may be donated.
+
+        Args:
+            state: to be saved.
+            step: its number.
+            metrics: of an evaluation of this state; None: it was not evaluated, and cannot be the best.
+
+        Raises:
+            UserError: `best_metric` is not among the metrics.
+        """
         if step == self.latest_step:
             return
         self._saved_at_s = time.monotonic()
-        wanted = self._policy.best_metric
-        if metrics is not None and wanted is not None and wanted not in metrics:
-            raise UserError(
-                f"checkpoint.best.metric: no metric {wanted!r}; there are {', '.join(sorted(metrics))}"
-            )
-        kept = {wanted: float(metrics[wanted])} if metrics is not None and wanted is not None else None
+        name = self._policy.best_metric
+        best: dict[str, float] | None = None
+        if metrics is not None and name is not None:
+            if name not in metrics:
+                names = ", ".join(sorted(metrics))
+                raise UserError(f"checkpoint.best.metric: no metric {name!r}; there are {names}")
+            best = {name: float(metrics[name])}
         about = self._about | {
             "step": step,
             "data_position": {"next_batch": step},
             "rng": {"keyed_by": ["seed", "step", "row"]},
+            "checksums": checksums(state),
         }
-        self._orbax.save_checkpointables_async(
-            step, {"state": state}, metrics=kept, custom_metadata=about | {"checksums": checksums(state)}
-        )
+        self._orbax.save_checkpointables_async(step, {"state": state}, metrics=best, custom_metadata=about)
 
     def restore(self, like: Any) -> Any | None:
-        """The last state that is whole, laid out as `like` (a state or its abstract form); None: there is none yet. A damaged one is said and
-        put aside, as DIRECTORY/../damaged_STEP. UserError: all are damaged."""
-        said = []
+        """The last state that is not damaged.
+
+        A damaged one is told and renamed to DIRECTORY/../damaged_STEP.
+
+        Args:
+            like: a state, or its abstract form, of the wanted shapes, types and shardings.
+
+        Returns:
+            The state; None: there is no checkpoint yet.
+
+        Raises:
+            UserError: all checkpoints are damaged.
+        """
+        message = None
         while (last := self._orbax.latest) is not None:
-            state, damage = None, None
-            try:
-                state = self._orbax.load_checkpointables(last.step, {"state": abstract(like)})["state"]
-                about = self._orbax.checkpointables_metadata(last.step).custom_metadata
-                damage = _damage(state, (about or {}).get("checksums"))
-            except _OTHER_FAULTS:
-                raise
-            except Exception as error:  # Orbax and TensorStore raise many kinds
-                damage = " ".join(str(error).split())[:200] or type(error).__name__
+
+            def load(step: int = last.step) -> tuple[Any, Mapping[str, Any] | None]:
+                state = self._orbax.load_checkpointables(step, {"state": abstract(like)})["state"]
+                return state, self._orbax.checkpointables_metadata(step).custom_metadata
+
+            state, damage = _load(load)
             if not _anywhere(damage is not None):
-                # Restored buffers may not be donatable; a copy made by XLA is. It lies as `like`, or the step would be compiled once more.
-                return jax.jit(
-                    lambda x: jax.tree.map(jnp.copy, x),
-                    out_shardings=jax.tree.map(lambda x: x.sharding, like),
-                )(state)
-            said.append(f"checkpoint {last.path} is damaged ({damage or 'as another process reads it'})")
+                return _donatable(state, like)
+            message = f"checkpoint {last.path} is damaged ({damage or _ELSEWHERE})"
             self._put_aside(last.path)
-            self._note(
-                said[-1]
-                + (f": the one of step {self.latest_step} is used" if self.latest_step is not None else "")
-            )
-        if said:
+            older = f": the one of step {self.latest_step} is used" if self.latest_step is not None else ""
+            self._note(message + older)
+        if message is not None:
             raise UserError(
-                f"{said[-1]}, and there is no older one; delete {self._orbax.directory} to begin the stage anew, or bring back a copy"
+                f"{message}, and there is no older one; delete {self._orbax.directory} to begin the stage "
+                "anew, or bring back a copy"
             )
         return None
 
-    def _put_aside(self, path: Path) -> None:
+    def _put_aside(self, path: Any) -> None:
         if jax.process_index() == 0:
             aside = self._orbax.directory.parent / f"damaged_{path.name}"
             shutil.rmtree(aside, ignore_errors=True)
@@ -197,39 +272,60 @@ class Checkpoints:
         self._orbax.reload()
 
     def wait(self) -> None:
-        """Until everything is on disk."""
+        """Returns when everything is on disk."""
         self._orbax.wait()
 
     def close(self) -> None:
-        self._orbax.close()  # which waits, too
+        """Waits, and ends Orbax's threads."""
+        self._orbax.close()
+
+
+def _donatable(state: Any, like: Any) -> Any:
+    """A copy made by XLA: buffers that Orbax restores may not be donatable.
+
+    It has the shardings of `like`; otherwise the step would be compiled once more.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    return jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=shardings)(state)
 
 
 def _anywhere(here: bool) -> bool:
     """Whether it is so in any process of the run."""
-    return (
-        bool(np.any(multihost_utils.process_allgather(np.array(here)))) if jax.process_count() > 1 else here
-    )
+    if jax.process_count() == 1:
+        return here
+    return bool(np.any(multihost_utils.process_allgather(np.array(here))))
 
 
 def save_once(path: Path, state: Any) -> None:
-    """A state that does not change again (the policy and masks as po began). Kept if it is there already: a resumed run must not move it."""
+    """Saves a state that does not change again, such as the policy and masks as po began.
+
+    Args:
+        path: a directory. What is there already stays: a resumed run must not move it.
+        state: a tree of arrays.
+    """
     if not path.exists():
-        ocp.save(
-            path.resolve(), state, custom_metadata={"checksums": checksums(state)}
-        )  # Orbax takes absolute paths only
+        # Orbax takes absolute paths only.
+        ocp.save(path.resolve(), state, custom_metadata={"checksums": checksums(state)})
 
 
 def load_once(path: Path, like: Any) -> Any:
-    """The inverse of save_once, laid out as `like`. UserError: it is damaged."""
-    try:
-        state = ocp.load(path.resolve(), abstract(like))
-        damage = _damage(state, (ocp.metadata(path.resolve()).custom_metadata or {}).get("checksums"))
-    except _OTHER_FAULTS:
-        raise
-    except Exception as error:
-        damage = " ".join(str(error).split())[:200] or type(error).__name__
+    """The inverse of save_once.
+
+    Args:
+        path: the directory.
+        like: a state, or its abstract form, of the wanted shapes, types and shardings.
+
+    Raises:
+        UserError: the state is damaged.
+    """
+
+    def load() -> tuple[Any, Mapping[str, Any] | None]:
+        return ocp.load(path.resolve(), abstract(like)), ocp.metadata(path.resolve()).custom_metadata
+
+    state, damage = _load(load)
     if _anywhere(damage is not None):
         raise UserError(
-            f"{path} is damaged ({damage or 'as another process reads it'}); bring back a copy, or delete {path.parent} to run the stage anew"
+            f"{path} is damaged ({damage or _ELSEWHERE}); bring back a copy, or delete {path.parent} to "
+            "run the stage anew"
         )
     return state

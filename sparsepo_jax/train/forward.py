@@ -1,12 +1,12 @@
 """One pass: a batch of pairs through policy and reference gives per-token statistics and masks."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sparsepo_jax.core.layout import at_tokens, to_pairs
 from sparsepo_jax.core.tokens import response_sum
@@ -15,21 +15,38 @@ from sparsepo_jax.core.types import LossOutput, PairBatch, Scalar, TokenMasks, T
 from sparsepo_jax.masks.source import MaskSource
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.lora import split_adapters
-from sparsepo_jax.ops.attention import AttentionKernel, reach_of
+from sparsepo_jax.ops.attention import AttentionKernel, Packed, reach_of
 from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_best, logprob_kl
 from sparsepo_jax.ops.splash_attention import Spread
 
 
+def _unchanged(x: Array) -> Array:
+    return x
+
+
 class Problem(NamedTuple):
-    """What is optimised and how it is computed; everything but weights and data.
+    """What is optimised and how it is computed: everything but weights and data.
 
-    To jitted functions it is an argument, a pytree whose leaves are numbers: the objective's settings (if it is a jax.tree_util.Partial), beta and
-    seed. All else is compared, and must be found equal: problems that differ in numbers alone have one program.
+    A jitted function takes it as an argument. It is a pytree whose leaves are numbers: the settings of the
+    objective (if that is a jax.tree_util.Partial), beta and seed. All other fields are compared, and have
+    to be equal, so that problems that differ in numbers alone share one compiled program.
 
-    objective(stats, masks, key_B) -> LossOutput; beta scales the unmasked margin that is reported. adapted: the policy is the reference's base
-    with adapters (LoRA); the weights that are trained are those of the adapters alone. The reference may have adapters of its own, which stay. cached: what the objective needs of the reference comes with
-    the batch, and the reference is not run: the KL is unknown. constrain: pins the sharding of rows of states; spread: runs on each device what XLA
-    cannot cut, see ops/splash_attention.
+    Attributes:
+        policy_graph: the policy's structure, see core/tree.
+        reference_graph: the reference's structure.
+        mask_source: where token masks come from.
+        objective: `objective(stats, masks, key_B)` gives the loss of each pair.
+        beta: 1/nat; scales the margin that is reported without masks.
+        seed: of all random draws.
+        attention: the kernel that computes attention, see ops/attention.
+        head_blocks: the blocks in which log-probs and KL are computed, see ops/logprob_kl.
+        constrain: pins the sharding of a model's states [R, S, D].
+        spread: runs on each device what XLA cannot partition, see ops/splash_attention. None: a single
+            device.
+        adapted: the policy is the reference's base with adapters (LoRA) of its own, which alone are trained.
+            Adapters of the reference stay as they are.
+        cached: the batch brings what the objective needs of the reference. The reference is not run, and the
+            KL is unknown.
     """
 
     policy_graph: nnx.GraphDef
@@ -40,32 +57,60 @@ class Problem(NamedTuple):
     seed: int | Int[Array, ""]
     attention: AttentionKernel = "blocks"
     head_blocks: HeadBlocks = HeadBlocks()
-    constrain: Callable[[Array], Array] = lambda x: x
+    constrain: Callable[[Array], Array] = _unchanged
     spread: Spread | None = None
     adapted: bool = False
     cached: bool = False
 
     def policy_weights(self, trained: Weights, base: Weights | None) -> Weights:
-        """All weights of the policy, from those that are trained and, under adapters, those that are not. Adapters of the reference's own are left out."""
-        return {**split_adapters(base)[0], **trained} if self.adapted else trained
+        """All weights of the policy.
+
+        Args:
+            trained: those that are trained: all of them, or the adapters.
+            base: the frozen model under the adapters, without regard to adapters in it; unused if the
+                policy is not adapted.
+        """
+        if not self.adapted:
+            return trained
+        if base is None:
+            raise ValueError("adapters need the weights of their base")
+        return {**split_adapters(base)[0], **trained}
 
     def policy(self, trained: Weights, base: Weights | None) -> Decoder:
-        """The policy, from the same."""
+        """The policy as a model, from the same arguments as `policy_weights`."""
         return merge_module(self.policy_graph, self.policy_weights(trained, base))
 
-
-jax.tree_util.register_pytree_node(
-    Problem,
-    lambda problem: (
-        (problem.objective, problem.beta, problem.seed),
-        problem._replace(objective=None, beta=None, seed=None),
-    ),
-    lambda structure, numbers: structure._replace(objective=numbers[0], beta=numbers[1], seed=numbers[2]),
-)
+    def reference(self, weights: Weights) -> Decoder:
+        """The reference as a model, from its weights by path."""
+        return merge_module(self.reference_graph, weights)
 
 
-def pair_keys(seed: int | Int[Array, ""], step: Array, row_B: Array) -> Array:
-    """One random key a pair, from seed, step and row: draws do not depend on batching, accumulation or hosts."""
+def _flatten(problem: Problem) -> tuple[tuple[Any, ...], Problem]:
+    numbers = (problem.objective, problem.beta, problem.seed)
+    return numbers, problem._replace(objective=None, beta=None, seed=None)  # type: ignore[arg-type]
+
+
+def _unflatten(structure: Problem, numbers: Sequence[Any]) -> Problem:
+    objective, beta, seed = numbers
+    return structure._replace(objective=objective, beta=beta, seed=seed)
+
+
+jax.tree_util.register_pytree_node(Problem, _flatten, _unflatten)
+
+
+def pair_keys(
+    seed: int | Int[Array, ""], step: int | Int[Array, ""], row_B: Int[Array, "B"]
+) -> Key[Array, "B"]:
+    """One random key a pair, so that draws do not depend on batching, micro-steps or hosts.
+
+    Args:
+        seed: of the run.
+        step: number of the step, from 0.
+        row_B: the pair's row in the data.
+
+    Returns:
+        Keys derived from seed, step and row alone.
+    """
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
 
@@ -76,65 +121,108 @@ def forward(
     masks: Weights,
     reference: Weights,
     batch: PairBatch,
-    key_B: Array,
+    key_B: Key[Array, "B"],
     *,
     training: bool,
 ) -> tuple[TokenStats, TokenMasks]:
-    """Statistics and masks of every response token. The reference is run as the policy is, so that equal weights give exactly r = k = 0."""
+    """Statistics and masks of every response token.
+
+    The reference is computed as the policy is (same kernels, same types), so that equal weights give
+    log-ratios and KL of exactly 0.
+
+    Args:
+        problem: what is computed.
+        policy: the policy's trained weights (under LoRA the adapters).
+        masks: weights of the mask nets, {} if there are none.
+        reference: the reference's weights; under LoRA also the policy's base.
+        batch: pairs.
+        key_B: a key a pair, for dropout and for masks that are drawn.
+        training: switches dropout on.
+
+    Returns:
+        (statistics, masks); the KL is 0 where the problem is cached.
+    """
+    dropout_key_B = key_B if training else None
     if problem.cached:
-        stats = response_logp(problem, policy, reference, batch, key_B if training else None)._replace(
-            ref_logp_BPT=batch.ref_logp_BPT
-        )
-        return stats, problem.mask_source.make(masks, {}, batch, stats, key_B, training)
-    policy_model, reference_model = (
-        problem.policy(policy, reference),
-        merge_module(problem.reference_graph, reference),
-    )
-    inputs, at_RM = _inputs(problem, batch), batch.packing.at_RM
-    states_RSD, _ = policy_model(
-        *inputs,
-        constrain=problem.constrain,
-        dropout_key_BS=_dropout_keys(problem, batch, key_B if training else None),
-    )
-    # Nothing of the reference is differentiated: XLA keeps none of it for the backward pass.
-    ref_states_RSD, kept = jax.lax.stop_gradient(
-        reference_model(
-            *inputs, tap=lambda name, x: problem.mask_source.keep(name, x, at_RM), constrain=problem.constrain
-        )
-    )
+        stats = response_logp(problem, policy, reference, batch, dropout_key_B)
+        if batch.ref_logp_BPT is None:
+            raise ValueError("a cached problem needs batches with the reference's log-probs")
+        stats = stats._replace(ref_logp_BPT=batch.ref_logp_BPT)
+        with jax.named_scope("masks"):
+            return stats, problem.mask_source.make(masks, {}, batch, stats, key_B, training)
+    policy_model = problem.policy(policy, reference)
+    reference_model = problem.reference(reference)
+    policy_states_RSD = _policy_states(problem, policy_model, batch, dropout_key_B)
+    ref_states_RSD, kept = _reference_states(problem, reference_model, batch)
     stats, (ref_states_RMD, ref_head_VD) = _statistics(
-        problem, batch, (policy_model, states_RSD), (reference_model, ref_states_RSD)
+        problem, batch, (policy_model, policy_states_RSD), (reference_model, ref_states_RSD)
     )
-    kept["logits"] = _mean_logits(ref_states_RMD, ref_head_VD)
-    return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training)
+    with jax.named_scope("masks"):
+        kept["logits"] = _mean_logits(ref_states_RMD, ref_head_VD)
+        return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training)
 
 
 def response_logp(
-    problem: Problem, policy: Weights, base: Weights | None, batch: PairBatch, key_B: Array | None = None
+    problem: Problem,
+    policy: Weights,
+    base: Weights | None,
+    batch: PairBatch,
+    key_B: Key[Array, "B"] | None = None,
 ) -> TokenStats:
-    """The policy's side alone (sft): ref_logp is its own, the KL zero. key_B switches the adapters' dropout on."""
+    """The policy's side of the statistics alone, for sft and where the reference is cached.
+
+    Args:
+        problem: what is computed.
+        policy: the policy's trained weights.
+        base: what they stand on under LoRA, else None or unused.
+        batch: pairs, or single responses.
+        key_B: a key a pair switches dropout in the adapters on; None: no dropout.
+
+    Returns:
+        Statistics whose reference is the policy itself, detached, at a KL of zero.
+    """
     return _own_logp(problem, problem.policy(policy, base), batch, key_B)
 
 
 def response_log_ratio(
     problem: Problem, policy: Weights, reference: Weights, batch: PairBatch
 ) -> Float[Array, "B P"]:
-    """log pi(y) - log pi_ref(y) of whole responses, nats: of responses drawn from pi, on average KL(pi || ref)."""
-    models = problem.policy(policy, reference), merge_module(problem.reference_graph, reference)
-    of_policy, of_reference = (
-        response_sum(_own_logp(problem, model, batch, None).logp_BPT, batch.valid_BPT) for model in models
-    )
-    return of_policy - of_reference
+    """log pi(y) - log pi_ref(y) of responses, summed over tokens, in nats.
+
+    Averaged over responses that pi has drawn, it estimates KL(pi || ref).
+
+    Args:
+        problem: what is computed.
+        policy: the policy's trained weights.
+        reference: the reference's weights; under LoRA also the policy's base.
+        batch: responses to be scored.
+    """
+
+    def log_prob(model: Decoder) -> Float[Array, "B P"]:
+        return response_sum(_own_logp(problem, model, batch, None).logp_BPT, batch.valid_BPT)
+
+    return log_prob(problem.policy(policy, reference)) - log_prob(problem.reference(reference))
 
 
 def response_greedy(
     problem: Problem, policy: Weights, base: Weights | None, batch: PairBatch
 ) -> tuple[Float[Array, "B P"], Bool[Array, "B P"]]:
-    """log pi(y) of whole responses, nats, and whether greedy decoding writes them: no token is more probable than the one that is there."""
-    model, packing = problem.policy(policy, base), batch.packing
-    states_RSD, _ = model(*_inputs(problem, batch), constrain=problem.constrain)
+    """Log-probs of responses, and whether greedy decoding would write them.
+
+    Args:
+        problem: what is computed.
+        policy: the policy's trained weights.
+        base: what they stand on under LoRA, else None or unused.
+        batch: responses to be scored.
+
+    Returns:
+        (log pi(y) summed over tokens, in nats; whether no token is more probable than the one that is there).
+    """
+    model = problem.policy(policy, base)
+    packing = batch.packing
+    states_RSD = _policy_states(problem, model, batch, None)
     states_RMD, head_VD = model.head_inputs(at_tokens(states_RSD, packing.at_RM))
-    found = logprob_best(
+    logp_RM, best_RM = logprob_best(
         states_RMD,
         head_VD,
         packing.label_RM,
@@ -142,30 +230,69 @@ def response_greedy(
         blocks=problem.head_blocks,
         softcap=model.spec.logit_softcap,
     )
-    logp_BPT, best_BPT = (to_pairs(x_RM, batch) for x_RM in found)
+    logp_BPT = to_pairs(logp_RM, batch)
+    best_BPT = to_pairs(best_RM, batch)
     return response_sum(logp_BPT, batch.valid_BPT), (logp_BPT >= best_BPT).all(axis=-1)
 
 
 def reference_tokens(
     problem: Problem, reference: Weights, batch: PairBatch
 ) -> tuple[Float[Array, "B P T"], Float[Array, "B P T"] | None]:
-    """The reference's log-prob of each response token, and the mask that is read off its activations (None: the objective has no such mask)."""
-    model = merge_module(problem.reference_graph, reference)
-    tap = lambda name, x: problem.mask_source.keep(name, x, batch.packing.at_RM)
-    states_RSD, kept = model(*_inputs(problem, batch), tap=tap, constrain=problem.constrain)
+    """What a cache keeps of the reference, token by token.
+
+    Args:
+        problem: what is computed.
+        reference: the reference's weights.
+        batch: pairs.
+
+    Returns:
+        (log-probs in nats; the mask that is read off the reference's activations, None if the objective has
+        no
+        such mask).
+    """
+    model = problem.reference(reference)
+    states_RSD, kept = _reference_states(problem, model, batch)
     stats, head_inputs = _statistics(problem, batch, (model, states_RSD))
     if not problem.mask_source.reads_activations:
         return stats.logp_BPT, None
     kept["logits"] = _mean_logits(*head_inputs)
-    return stats.logp_BPT, problem.mask_source.make({}, kept, batch, stats, None, False).reward_BPT
+    key_B = pair_keys(problem.seed, 0, batch.row_B)  # such a mask draws nothing
+    return stats.logp_BPT, problem.mask_source.make({}, kept, batch, stats, key_B, False).reward_BPT
 
 
-def _inputs(problem: Problem, batch: PairBatch) -> tuple:
-    return (
-        batch.packing.ids_RS,
-        batch.packing.positions_RS,
-        reach_of(batch.packing, problem.attention, problem.spread),
-    )
+def _inputs(problem: Problem, batch: PairBatch) -> tuple[Int[Array, "R S"], Int[Array, "R S"], Packed]:
+    """The positional arguments of a model."""
+    packing = batch.packing
+    return packing.ids_RS, packing.positions_RS, reach_of(packing, problem.attention, problem.spread)
+
+
+def _policy_states(
+    problem: Problem, model: Decoder, batch: PairBatch, key_B: Key[Array, "B"] | None
+) -> Float[Array, "R S D"]:
+    """The final states of a model that may have dropout; key_B None: it has none."""
+    with jax.named_scope("policy"):
+        states_RSD, _ = model(
+            *_inputs(problem, batch),
+            constrain=problem.constrain,
+            dropout_key_BS=_dropout_keys(problem, batch, key_B),
+        )
+        return states_RSD
+
+
+def _reference_states(
+    problem: Problem, model: Decoder, batch: PairBatch
+) -> tuple[Float[Array, "R S D"], dict[str, Array]]:
+    """The reference's final states, and what the masks read of its activations, by name.
+
+    Nothing of it is differentiated, so that XLA keeps nothing of it for the backward pass.
+    """
+
+    def tap(name: str, x_RSD: Array) -> Array | None:
+        return problem.mask_source.keep(name, x_RSD, batch.packing.at_RM)
+
+    with jax.named_scope("reference"):
+        outputs = model(*_inputs(problem, batch), tap=tap, constrain=problem.constrain)
+        return jax.lax.stop_gradient(outputs)
 
 
 def _statistics(
@@ -174,51 +301,68 @@ def _statistics(
     policy: tuple[Decoder, Array],
     reference: tuple[Decoder, Array] | None = None,
 ) -> tuple[TokenStats, tuple[Array, Array]]:
-    """Statistics from final states [R, S, D], and what the last model's head reads at response tokens, a constant."""
-    sides = [side for side in (policy, reference) if side is not None]
-    heads = []
-    for model, states_RSD in sides:
-        heads.append(model.head_inputs(at_tokens(states_RSD, batch.packing.at_RM)))
-    softcaps = [model.spec.logit_softcap for model, _ in sides]
-    if reference is None:
-        heads, softcaps = [*heads, (None, None)], [*softcaps, None]
-    numbers_RM = logprob_kl(
-        *heads[0],
-        *heads[1],
-        batch.packing.label_RM,
-        batch.packing.valid_RM,
-        blocks=problem.head_blocks,
-        softcaps=tuple(softcaps),
-    )
-    stats = TokenStats(*(to_pairs(x_RM, batch) for x_RM in numbers_RM), batch.valid_BPT)
-    return stats, jax.lax.stop_gradient(heads[len(sides) - 1])
+    """Statistics from models and their final states [R, S, D].
+
+    Returns:
+        (statistics, (states [R, M, D], head [V, D]) of the last model at response tokens, as constants).
+    """
+    packing = batch.packing
+    with jax.named_scope("logprob_kl"):
+        model, states_RSD = policy
+        head_inputs = model.head_inputs(at_tokens(states_RSD, packing.at_RM))
+        softcap = model.spec.logit_softcap
+        last = head_inputs
+        ref_head_inputs: tuple[Array, Array] | tuple[None, None] = (None, None)
+        ref_softcap = None
+        if reference is not None:
+            ref_model, ref_states_RSD = reference
+            last = ref_head_inputs = ref_model.head_inputs(at_tokens(ref_states_RSD, packing.at_RM))
+            ref_softcap = ref_model.spec.logit_softcap
+        numbers_RM = logprob_kl(
+            *head_inputs,
+            *ref_head_inputs,
+            packing.label_RM,
+            packing.valid_RM,
+            blocks=problem.head_blocks,
+            softcaps=(softcap, ref_softcap),
+        )
+        logp_BPT, ref_logp_BPT, kl_BPT = (to_pairs(x_RM, batch) for x_RM in numbers_RM)
+        stats = TokenStats(logp_BPT, ref_logp_BPT, kl_BPT, batch.valid_BPT)
+        return stats, jax.lax.stop_gradient(last)
 
 
 def _mean_logits(states_RMD: Array, head_VD: Array) -> Float[Array, "R M"]:
-    """The mean logit over the vocabulary is the product with the head's mean row: no logits are needed (dropped by XLA where unused)."""
+    """The mean logit over the vocabulary, as the product with the head's mean row.
+
+    No logits are needed for it, and XLA drops it where no mask reads it.
+    """
     return jnp.einsum("RMD,D->RM", states_RMD.astype(jnp.float32), head_VD.mean(axis=0))
 
 
-def _own_logp(problem: Problem, model: Decoder, batch: PairBatch, key_B: Array | None) -> TokenStats:
-    states_RSD, _ = model(
-        *_inputs(problem, batch),
-        constrain=problem.constrain,
-        dropout_key_BS=_dropout_keys(problem, batch, key_B),
-    )
+def _own_logp(
+    problem: Problem, model: Decoder, batch: PairBatch, key_B: Key[Array, "B"] | None
+) -> TokenStats:
+    states_RSD = _policy_states(problem, model, batch, key_B)
     return _statistics(problem, batch, (model, states_RSD))[0]
 
 
-def _dropout_keys(problem: Problem, batch: PairBatch, key_B: Array | None) -> Array | None:
-    """A key for each position, from its pair's (by others than masks and objectives draw with) and its column in the pair: draws do not depend on
-    what else lies in the row. None: no dropout."""
+def _dropout_keys(
+    problem: Problem, batch: PairBatch, key_B: Key[Array, "B"] | None
+) -> Key[Array, "R S"] | None:
+    """A key for each position, from its pair's key and its column in the pair; None: no dropout.
+
+    So a draw does not depend on what else lies in the row. The pair's key is folded once, so that dropout
+    draws other numbers than masks and objectives.
+    """
     if key_B is None or not problem.adapted:
         return None
     sequence_RS, column_RQW = batch.packing.sequence_RS, batch.packing.column_RQW
-    R, pairs = sequence_RS.shape[0], len(key_B) // sequence_RS.shape[0]
-    per_pair = column_RQW.shape[1] // pairs  # sequences
-    pair_RS, first_RS = (jnp.maximum(sequence_RS, 0) // per_pair * n for n in (1, per_pair))
-    begin_RS = jnp.take_along_axis(column_RQW[:, :, 0], first_RS, axis=1)
-    key_RS = jax.vmap(lambda key, pair: key[pair])(
-        jax.vmap(jax.random.fold_in, (0, None))(key_B, 1000).reshape(R, pairs), pair_RS
-    )
-    return jax.vmap(jax.vmap(jax.random.fold_in))(key_RS, jnp.arange(sequence_RS.shape[1]) - begin_RS)
+    R = sequence_RS.shape[0]
+    pairs = len(key_B) // R  # of a row of tokens
+    sequences = column_RQW.shape[1] // pairs  # of a pair
+    pair_RS = jnp.maximum(sequence_RS, 0) // sequences
+    begin_RS = jnp.take_along_axis(column_RQW[:, :, 0], pair_RS * sequences, axis=1)
+    pair_key_RB = jax.vmap(jax.random.fold_in, (0, None))(key_B, 1000).reshape(R, pairs)
+    key_RS = jax.vmap(lambda key_B, pair_S: key_B[pair_S])(pair_key_RB, pair_RS)
+    column_RS = jnp.arange(sequence_RS.shape[1]) - begin_RS
+    return jax.vmap(jax.vmap(jax.random.fold_in))(key_RS, column_RS)

@@ -1,4 +1,4 @@
-"""What is reported of a pair whatever the objective: margin, accuracy and KL without masks, log-probs, and the masks' shape."""
+"""What is reported of a pair with any objective: unmasked margin, accuracy, KL, log-probs, mask figures."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -8,12 +8,25 @@ from sparsepo_jax.core.types import Scalar, TokenMasks, TokenStats
 
 
 def pair_metrics(stats: TokenStats, masks: TokenMasks, *, beta: Scalar) -> dict[str, Float[Array, "B"]]:
-    """Metrics `[B]`, finite for filler pairs too; to be averaged over pairs by weight.
+    """Metrics of each pair that do not depend on the objective.
 
-    `margin_unmasked` is beta D, D the difference of summed log-ratios (beta: the objective's, 1 if it has none),
-    `accuracy_unmasked` its sign, a tie counting one half. Always look at these beside the masked ones: a growing mask alone
-    raises the masked margin. `kl/*` and `logps/*` are sums over the response, nats; official SeqKL counts prompt and padding too.
-    `mask/*` are over the tokens of both responses; sparsity is the share of exact zeros, 0 to 1.
+    Look at the unmasked ones beside those that the objective reports: a growing mask alone raises the
+    masked margin. Sums over a response are over its tokens; the official code's SeqKL counts prompt and
+    padding too.
+
+    Args:
+        stats: log-probs and KL.
+        masks: of the objective.
+        beta: 1/nat, the objective's; 1 if it has none.
+
+    Returns:
+        Metrics [B] by name, finite for filler pairs too, to be averaged over pairs by weight:
+
+        * `margin_unmasked`: beta D, where D is the difference of the responses' summed log-ratios.
+        * `accuracy_unmasked`: whether D > 0; a tie counts one half.
+        * `kl/chosen`, `kl/rejected`, `logps/chosen`, `logps/rejected`: sums over the response, nats.
+        * `mask/reward_mean`, `mask/reward_max`, `mask/reward_sparsity`, and the same for `kl`: over the
+          tokens of both responses; sparsity is the share of exact zeros, 0 to 1.
     """
     valid_BPT = stats.valid_BPT
     ratio_BP = log_ratio(stats).sum(-1)
@@ -38,9 +51,15 @@ def pair_metrics(stats: TokenStats, masks: TokenMasks, *, beta: Scalar) -> dict[
 
 
 def log_ratio_metrics(stats: TokenStats) -> dict[str, Float[Array, "B"]]:
-    """How much likelier than by the reference the responses have become, `[B]`: unmasked sums of the tokens' log-ratios, nats.
+    """How much likelier than by the reference the responses have become.
 
-    Below zero for the chosen response, a margin grows by pushing both down.
+    Where it is below zero for the chosen response, a margin grows by pushing both responses down.
+
+    Args:
+        stats: log-probs of policy and reference.
+
+    Returns:
+        `log_ratio/chosen` and `log_ratio/rejected`, [B]: sums over the response's tokens without masks, nats.
     """
     ratio_BP = log_ratio(stats).sum(-1)
     return {"log_ratio/chosen": ratio_BP[:, 0], "log_ratio/rejected": ratio_BP[:, 1]}

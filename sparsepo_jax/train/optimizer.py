@@ -2,21 +2,35 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import Scalar
 from sparsepo_jax.masks.learned import is_decayed as is_decayed_mask
 
 Count = int | Int[Array, ""]
+Decayed = Callable[[Weights], dict[str, bool]]  # which weights of a group decay
+MakeRule = Callable[[optax.Schedule, Scalar, Decayed], optax.GradientTransformation]
 
 
 class Rates(NamedTuple):
-    """The numbers of an optimizer and its schedule, which its programs take as arguments. Peaks are learning rates, `end` a share of them."""
+    """The numbers of an optimizer and its schedule, which its programs take as arguments.
+
+    Attributes:
+        policy_peak: the policy's largest learning rate.
+        policy_decay: the policy's weight decay, scaled by the learning rate.
+        mask_peak: the largest learning rate of the mask nets.
+        mask_decay: their weight decay.
+        steps: of the whole stage.
+        warmup_steps: 0 to `steps`.
+        end: the learning rate after the last step, as a share of its peak.
+        clip_norm: the largest global norm of the gradient; None: it is not clipped.
+    """
 
     policy_peak: Scalar
     policy_decay: Scalar
@@ -28,19 +42,42 @@ class Rates(NamedTuple):
     clip_norm: Scalar | None
 
 
+def _linear(done: Array) -> Array:
+    return done
+
+
+def _cosine(done: Array) -> Array:
+    return (1 - jnp.cos(jnp.pi * done)) / 2
+
+
+_FALLS: dict[str, Callable[[Array], Array]] = {
+    "constant": jnp.zeros_like,
+    "linear": _linear,
+    "cosine": _cosine,
+}
+
+
 def make_schedule(
     kind: str, *, peak: Scalar, steps: Count, warmup_steps: Count, end: Scalar
 ) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak` over warmup_steps, then constant, linear or cosine to end * peak at `steps`. Not optax's own, which branch on
-    numbers of steps, so that these could not be arguments of a program."""
-    fall = {
-        "constant": jnp.zeros_like,
-        "linear": lambda done: done,
-        "cosine": lambda done: (1 - jnp.cos(jnp.pi * done)) / 2,
-    }[kind]
+    """Linear warm-up, then a constant, linear or cosine fall.
 
-    def schedule(step: Count) -> Scalar:
-        # The first step already moves: step n of the warm-up has n / warmup_steps of the peak, n from 1.
+    Unlike optax's own schedules it does not branch on numbers of steps, so that these can be arguments of a
+    program.
+
+    Args:
+        kind: "constant", "linear" or "cosine".
+        peak: the learning rate at the end of the warm-up.
+        steps: of the whole stage.
+        warmup_steps: 0: none. The first step moves already: step n, from 1, has n / warmup_steps of the peak.
+        end: what is left after `steps`, as a share of the peak; without meaning if constant.
+
+    Returns:
+        `schedule(step)`, the learning rate of a step, from 0.
+    """
+    fall = _FALLS[kind]
+
+    def schedule(step: Count) -> Float[Array, ""]:
         warmup = (step + 1) / jnp.maximum(warmup_steps, 1)
         done = jnp.clip((step - warmup_steps) / jnp.maximum(steps - warmup_steps, 1), 0.0, 1.0)
         return peak * jnp.where(step < warmup_steps, warmup, 1 - (1 - end) * fall(done))
@@ -49,7 +86,7 @@ def make_schedule(
 
 
 def make_optimizer(
-    make_rule: Callable[[optax.Schedule, Scalar, Callable], optax.GradientTransformation],
+    make_rule: MakeRule,
     *,
     policy_schedule: optax.Schedule,
     policy_decay: Scalar,
@@ -57,44 +94,80 @@ def make_optimizer(
     mask_decay: Scalar,
     clip_norm: Scalar | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of {"policy": weights, "masks": weights}. clip_norm: largest global norm of both groups together, as the official code clips.
+    """The optimizer of {"policy": weights, "masks": weights}.
 
-    update(gradient, state, weights, norm=, sound=). norm: the gradient's global norm, if it is known already. sound: whether the state moves; if not it stays
-    as it was, and the updates are of no use.
+    Its update takes two arguments more than optax's: `update(gradient, state, weights, norm=, sound=)`.
+    norm is the gradient's global norm if it is known already. If sound is False, the state stays as it was
+    and the updates have no meaning.
 
-    make_rule(schedule, decay, decay_mask) makes AdamW, Lion, ... of one group.
+    Args:
+        make_rule: makes the rule of one group: adamw_rule, lion_rule, adafactor_rule.
+        policy_schedule: learning rate of the policy.
+        policy_decay: weight decay of the policy.
+        mask_schedule: learning rate of the mask nets.
+        mask_decay: weight decay of the mask nets.
+        clip_norm: largest global norm of both groups together, as in the official code; None: no clipping.
     """
-    chosen_by = lambda is_decayed: (
-        lambda weights: jax.tree_util.tree_map_with_path(
-            lambda path, _: is_decayed(str(path[-1].key)), weights
-        )
-    )
-    policy_rule = make_rule(policy_schedule, policy_decay, chosen_by(is_decayed))
-    mask_rule = make_rule(mask_schedule, mask_decay, chosen_by(is_decayed_mask))
-    labels = lambda weights: {group: jax.tree.map(lambda _: group, weights[group]) for group in weights}
-    grouped = optax.partition({"policy": policy_rule, "masks": mask_rule}, labels)
+    rules = {
+        "policy": make_rule(policy_schedule, policy_decay, _chosen_by(is_decayed)),
+        "masks": make_rule(mask_schedule, mask_decay, _chosen_by(is_decayed_mask)),
+    }
+    grouped = optax.partition(rules, _labels)
     return grouped if clip_norm is None else optax.chain(clip_by_norm(clip_norm), grouped)
 
 
+def _chosen_by(is_chosen: Callable[[str], bool]) -> Decayed:
+    def chosen(weights: Any) -> Any:
+        return jax.tree.map_with_path(lambda path, _: is_chosen(str(path[-1].key)), weights)
+
+    return chosen
+
+
+def _labels(weights: dict[str, Any]) -> dict[str, Any]:
+    """For optax.partition: each weight's group."""
+    return {group: dict.fromkeys(weights[group], group) for group in weights}
+
+
 def is_decayed(path: str) -> bool:
-    """Whether weight decay applies to a weight of the policy: not to biases and norms, as in transformers' Trainer and so in TRL."""
+    """Whether weight decay applies to a weight of the policy, as in transformers' Trainer and so in TRL.
+
+    Args:
+        path: the weight's path. Biases and norms do not decay.
+    """
     return not path.endswith(("bias", ".scale"))
 
 
 def clip_by_norm(largest: Scalar) -> optax.GradientTransformationExtraArgs:
-    """optax.clip_by_global_norm, but by a product with one number, which what comes next takes in: a quotient XLA's CPU compiler writes to memory first."""
+    """optax.clip_by_global_norm by multiplication with one factor.
 
-    def update(updates, state, params=None, *, norm: Scalar | None = None, **_):
-        factor = jnp.minimum(1.0, largest / (optax.global_norm(updates) if norm is None else norm))
+    A product is fused into what comes next, whereas XLA's CPU compiler writes optax's quotient to memory
+    first.
+
+    Args:
+        largest: the largest norm that is left as it is.
+    """
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, norm: Scalar | None = None, **_: Any
+    ) -> tuple[Any, Any]:
+        if norm is None:
+            norm = optax.global_norm(updates)
+        factor = jnp.minimum(1.0, largest / norm)
         return jax.tree.map(lambda x: x * factor, updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def kept(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """A rule whose state stays as it was where the step is not sound."""
+    """A rule whose state stays as it was where the step is not sound.
 
-    def update(updates, state, params=None, *, sound: bool | Bool[Array, ""] = True, **_):
+    Args:
+        rule: any of optax. The new rule's update takes `sound`, a bool, True by default.
+    """
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, sound: bool | Bool[Array, ""] = True, **_: Any
+    ) -> tuple[Any, Any]:
         updates, new_state = rule.update(updates, state, params)
         return updates, jax.tree.map(lambda new, old: jnp.where(sound, new, old), new_state, state)
 
@@ -102,48 +175,83 @@ def kept(rule: optax.GradientTransformation) -> optax.GradientTransformationExtr
 
 
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
-    """optax.scale_by_adam, kept, with updates that are made of the moments as they are kept.
+    """optax.scale_by_adam, kept, whose updates are made of the moments after the choice of `kept`.
 
-    So a weight's update reads nothing that was overwritten before. If it read the new moments before the choice, XLA's CPU compiler would make them again
-    beside it, from the old ones, and copy these first: of all weights, at the same time.
+    So a weight's update reads nothing that was overwritten before. If it read the new moments before the
+    choice, XLA's CPU compiler would compute them a second time beside it, from the old ones, and copy those
+    first, for all weights at once.
+
+    Args:
+        b1: decay rate of the mean, 0 to 1.
+        b2: decay rate of the mean square, 0 to 1.
+        eps: added to the root of the mean square, > 0.
     """
     moments = kept(optax.scale_by_adam(b1, b2, eps))
 
-    def update(updates, state, params=None, **extra):
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         _, state = moments.update(updates, state, **extra)
-        mean, square = (
-            optax.tree.bias_correction(state.mu, b1, state.count),
-            optax.tree.bias_correction(state.nu, b2, state.count),
-        )
+        mean = optax.tree.bias_correction(state.mu, b1, state.count)
+        square = optax.tree.bias_correction(state.nu, b2, state.count)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mean, square), state
 
     return optax.GradientTransformationExtraArgs(moments.init, update)
 
 
-@functools.cache  # the same rule for the same settings: programs that are built on it are found again
-def adamw_rule(b1: float, b2: float, eps: float):
-    return lambda schedule, decay, decayed: optax.chain(  # optax.adamw's
-        scale_by_adam(b1, b2, eps),
-        optax.add_decayed_weights(decay, decayed),
-        kept(optax.scale_by_learning_rate(schedule)),
-    )
+# The rules are cached: asked for the same settings again, they are the same objects, so that programs built
+# on them are not compiled again.
 
 
 @functools.cache
-def lion_rule(b1: float, b2: float):
-    return lambda schedule, decay, decayed: kept(
-        optax.lion(schedule, b1=b1, b2=b2, weight_decay=decay, mask=decayed)
-    )
+def adamw_rule(b1: float, b2: float, eps: float) -> MakeRule:
+    """optax.adamw, kept.
 
+    Args:
+        b1: decay rate of the mean, 0 to 1.
+        b2: decay rate of the mean square, 0 to 1.
+        eps: added to the root of the mean square, > 0.
+    """
 
-@functools.cache
-def adafactor_rule():
-    # Not optax.adafactor: its decay is not scaled by the learning rate, so the same weight_decay would be another than AdamW's.
-    return lambda schedule, decay, decayed: kept(
-        optax.chain(
-            optax.scale_by_factored_rms(),
-            optax.clip_by_block_rms(1.0),
+    def rule(schedule: optax.Schedule, decay: Scalar, decayed: Decayed) -> optax.GradientTransformation:
+        return optax.chain(
+            scale_by_adam(b1, b2, eps),
             optax.add_decayed_weights(decay, decayed),
-            optax.scale_by_learning_rate(schedule),
+            kept(optax.scale_by_learning_rate(schedule)),
         )
-    )
+
+    return rule
+
+
+@functools.cache
+def lion_rule(b1: float, b2: float) -> MakeRule:
+    """optax.lion, kept.
+
+    Args:
+        b1: share of the momentum in the update's sign, 0 to 1.
+        b2: decay rate of the momentum, 0 to 1.
+    """
+
+    def rule(schedule: optax.Schedule, decay: Scalar, decayed: Decayed) -> optax.GradientTransformation:
+        return kept(optax.lion(schedule, b1=b1, b2=b2, weight_decay=decay, mask=decayed))
+
+    return rule
+
+
+@functools.cache
+def adafactor_rule() -> MakeRule:
+    """Adafactor, kept, with AdamW's weight decay.
+
+    Not optax.adafactor, whose decay is not scaled by the learning rate: the same weight_decay would mean
+    another decay than AdamW's.
+    """
+
+    def rule(schedule: optax.Schedule, decay: Scalar, decayed: Decayed) -> optax.GradientTransformation:
+        return kept(
+            optax.chain(
+                optax.scale_by_factored_rms(),
+                optax.clip_by_block_rms(1.0),
+                optax.add_decayed_weights(decay, decayed),
+                optax.scale_by_learning_rate(schedule),
+            )
+        )
+
+    return rule

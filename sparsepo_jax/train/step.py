@@ -1,5 +1,6 @@
 """The update: pure functions of state and batch, to be jitted with a donated state."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,15 +9,22 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from sparsepo_jax.core.tree import Weights
-from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.core.types import PairBatch, TokenMasks, TokenStats
 from sparsepo_jax.losses.sequence import sft_nll
 from sparsepo_jax.train.forward import Problem, forward, pair_keys, response_logp
 from sparsepo_jax.train.metrics import log_ratio_metrics, pair_metrics
 
 
 class TrainState(NamedTuple):
-    """All that training changes. weights: {"policy": ..., "masks": ...}, float32; step: batches done so far; skipped: those of them whose update
-    was left out. Under LoRA "policy" holds the adapters alone, and the frozen base comes in as the reference."""
+    """All that training changes.
+
+    Attributes:
+        weights: {"policy": ..., "masks": ...}, float32. Under LoRA "policy" holds the adapters alone, and
+            the frozen base comes in as the reference.
+        optimizer: the optimizer's state.
+        step: batches done so far.
+        skipped: those of them whose update was left out.
+    """
 
     weights: dict[str, Weights]
     optimizer: Any
@@ -25,27 +33,56 @@ class TrainState(NamedTuple):
 
 
 Metrics = dict[str, Float[Array, ""]]
+PairScores = Callable[
+    [dict[str, Weights], Weights, PairBatch, Int[Array, ""]],
+    tuple[dict[str, Float[Array, "B"]], TokenStats, TokenMasks],
+]
+SummedLoss = Callable[
+    [dict[str, Weights], Any, PairBatch, Int[Array, ""]],
+    tuple[Float[Array, ""], tuple[Metrics, Array, Float[Array, "B"]]],
+]
+Update = Callable[[TrainState, Weights | None, PairBatch], tuple[TrainState, Metrics, Bool[Array, "A B"]]]
 
 
 def start_state(weights: dict[str, Weights], optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        weights: {"policy": ..., "masks": ...}, taken as they are, without a copy.
+        optimizer: one of make_optimizer.
+    """
     return TrainState(weights, optimizer.init(weights), jnp.int32(0), jnp.int32(0))
 
 
-def make_pair_scores(problem: Problem, *, training: bool):
-    """scores(weights, reference, batch, step) -> (metrics [B] of each pair, "loss" among them, TokenStats, TokenMasks)."""
+def make_pair_scores(problem: Problem, *, training: bool) -> PairScores:
+    """The objective and all metrics of single pairs.
 
-    def scores(weights: dict[str, Weights], reference: Weights, batch: PairBatch, step: Array):
+    Args:
+        problem: what is computed.
+        training: switches dropout on.
+
+    Returns:
+        `scores(weights, reference, batch, step)`, which gives (metrics [B], "loss" among them; statistics;
+        masks).
+        Where the problem is cached, metrics of the KL are left out: it is unknown.
+    """
+
+    def scores(
+        weights: dict[str, Weights], reference: Weights, batch: PairBatch, step: Int[Array, ""]
+    ) -> tuple[dict[str, Float[Array, "B"]], TokenStats, TokenMasks]:
         key_B = pair_keys(problem.seed, step, batch.row_B)
         stats, masks = forward(
             problem, weights["policy"], weights["masks"], reference, batch, key_B, training=training
         )
-        output = problem.objective(stats, masks, key_B)
-        metrics = (
-            {"loss": output.loss_B}
-            | output.metrics
-            | pair_metrics(stats, masks, beta=problem.beta)
-            | log_ratio_metrics(stats)
-        )
+        with jax.named_scope("objective"):
+            output = problem.objective(stats, masks, key_B)
+        with jax.named_scope("metrics"):
+            metrics = {
+                "loss": output.loss_B,
+                **output.metrics,
+                **pair_metrics(stats, masks, beta=problem.beta),
+                **log_ratio_metrics(stats),
+            }
         if problem.cached:  # unknown is not zero
             metrics = {name: value for name, value in metrics.items() if not name.startswith("kl/")}
         return metrics, stats, masks
@@ -53,12 +90,22 @@ def make_pair_scores(problem: Problem, *, training: bool):
     return scores
 
 
-def make_pair_loss(problem: Problem):
-    """summed(weights, reference, batch, step) -> (loss, (sums of metrics, weight, loss [B])): the objective over the pairs of a batch, each
-    counted by its weight."""
+def make_pair_loss(problem: Problem) -> SummedLoss:
+    """The objective over the pairs of a batch, each counted by its weight.
+
+    Args:
+        problem: what is computed.
+
+    Returns:
+        `summed(weights, reference, batch, step)`, which gives (sum of the losses, (sums of all metrics, sum
+        of the
+        pairs' weights, weighted loss [B])).
+    """
     scores = make_pair_scores(problem, training=True)
 
-    def summed(weights, reference: Weights, batch: PairBatch, step: Array):
+    def summed(
+        weights: dict[str, Weights], reference: Weights, batch: PairBatch, step: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, ""], Float[Array, "B"]]]:
         metrics_B, _, _ = scores(weights, reference, batch, step)
         # where, not a product: a filler pair must not bring a NaN
         weighted_B = {
@@ -70,74 +117,109 @@ def make_pair_loss(problem: Problem):
     return summed
 
 
-def make_sft_loss(problem: Problem):
-    """summed(weights, base, batch, step) -> (loss, ({"loss"}, tokens, loss [B])): negative log-likelihood, each response token of the global batch
-    counted the same. base: what adapters are trained on, None without."""
+def make_sft_loss(problem: Problem) -> SummedLoss:
+    """Negative log-likelihood, in which each response token of the global batch counts the same.
 
-    def summed(weights, base: Weights | None, batch: PairBatch, step: Array):
-        stats = response_logp(
-            problem, weights["policy"], base, batch, pair_keys(problem.seed, step, batch.row_B)
-        )
-        nll_B, tokens_B = sft_nll(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
-        total, tokens = jnp.sum(nll_B), jnp.sum(tokens_B)
+    Args:
+        problem: what is computed; its objective and masks are not used.
+
+    Returns:
+        `summed(weights, base, batch, step)`, which gives (sum over tokens in nats, ({"loss": the same},
+        number of
+        tokens, sum of each row [B])). base: what adapters are trained on; None without adapters.
+    """
+
+    def summed(
+        weights: dict[str, Weights], base: Weights | None, batch: PairBatch, step: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[Metrics, Int[Array, ""], Float[Array, "B"]]]:
+        key_B = pair_keys(problem.seed, step, batch.row_B)
+        stats = response_logp(problem, weights["policy"], base, batch, key_B)
+        with jax.named_scope("objective"):
+            nll_B, tokens_B = sft_nll(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
+            total, tokens = jnp.sum(nll_B), jnp.sum(tokens_B)
         return total, ({"loss": total}, tokens, nll_B)
 
     return summed
 
 
-def make_update(summed_loss, optimizer: optax.GradientTransformationExtraArgs, learning_rate: optax.Schedule):
-    """update(state, reference, batch) -> (state, metrics, finite [micro-steps, rows]). The batch is [micro-steps, rows, ...]: gradients of sums
-    are added up and divided once, so that any number of micro-steps gives the update of one large batch.
+def make_update(
+    summed_loss: SummedLoss,
+    optimizer: optax.GradientTransformationExtraArgs,
+    learning_rate: optax.Schedule,
+) -> Update:
+    """A training step.
 
-    finite: whether the loss of each row is a finite number. If the whole loss or the gradient is not, weights and optimizer stay as they were:
-    what came before is not lost by one batch.
-    optimizer: one of optimizer.make_optimizer, which keeps its own state then. Of arrays of the weights' size a step with AdamW holds, beside the state,
-    the gradient alone (with micro-steps twice: the sum, and what is added to it).
+    Gradients of sums are added up over micro-steps and divided once, so that any number of micro-steps
+    gives the update of one large batch. If the loss or the gradient is not finite, weights and optimizer
+    stay as they were, so that one batch cannot destroy what was learnt before.
+
+    Beside the state, a step with AdamW holds one array of the weights' size, the gradient. With several
+    micro-steps it holds two, the sum and what is added to it.
+
+    Args:
+        summed_loss: of make_pair_loss or make_sft_loss.
+        optimizer: one of make_optimizer, which can leave its own state as it was.
+        learning_rate: the policy's schedule, to be reported.
+
+    Returns:
+        `update(state, reference, batch)`, which gives (state, metrics, finite). The batch is [micro-steps,
+        rows, ...].
+        Metrics are means over the global batch, together with the learning rate, the gradient's norms and
+        the number
+        of updates left out so far. finite, bool [micro-steps, rows], says whether the loss of each row is a
+        finite
+        number.
     """
+    differentiate = jax.value_and_grad(summed_loss, has_aux=True)
 
     def update(
         state: TrainState, reference: Weights | None, batch: PairBatch
     ) -> tuple[TrainState, Metrics, Bool[Array, "A B"]]:
-        differentiate = jax.value_and_grad(summed_loss, has_aux=True)
-
-        def sums(micro_batch):
+        def sums(micro_batch: PairBatch) -> tuple[tuple[Any, Metrics, Array], Float[Array, "B"]]:
             (_, (metrics, weight, loss_B)), gradient = differentiate(
                 state.weights, reference, micro_batch, state.step
             )
             return (gradient, metrics, weight), loss_B
 
-        if batch.row_B.shape[0] == 1:
-            (gradient, metrics, weight), loss_B = sums(jax.tree.map(lambda x: x[0], batch))
-            loss_AB = loss_B[None]
-        else:
-
-            def add(total, micro_batch):
-                more, loss_B = sums(micro_batch)
-                return jax.tree.map(jnp.add, total, more), loss_B
-
-            shapes, _ = jax.eval_shape(sums, jax.tree.map(lambda x: x[0], batch))
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            (gradient, metrics, weight), loss_AB = jax.lax.scan(add, zeros, batch)
+        (gradient, metrics, weight), loss_AB = _over_micro_steps(sums, batch)
         scale = 1.0 / jnp.maximum(weight, 1e-30)
         norm = scale * optax.global_norm(gradient)
         metrics = {name: value * scale for name, value in metrics.items()}
-        metrics |= {
-            "grad_norm": norm,
-            "learning_rate": jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32),
-        }
+        metrics["grad_norm"] = norm
+        metrics["learning_rate"] = jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32)
         if state.weights["masks"]:
             metrics["grad_norm/masks"] = scale * optax.global_norm(gradient["masks"])
         sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        mean = jax.tree.map(lambda g: g * scale, gradient)
-        updates, optimizer_state = optimizer.update(
-            mean, state.optimizer, state.weights, norm=norm, sound=sound
-        )
-        weights = jax.tree.map(
-            lambda new, old: jnp.where(sound, new, old),
-            optax.apply_updates(state.weights, updates),
-            state.weights,
-        )
+        with jax.named_scope("optimizer"):
+            mean = jax.tree.map(lambda g: g * scale, gradient)
+            updates, optimizer_state = optimizer.update(
+                mean, state.optimizer, state.weights, norm=norm, sound=sound
+            )
+            weights = jax.tree.map(
+                lambda new, old: jnp.where(sound, new, old),
+                optax.apply_updates(state.weights, updates),
+                state.weights,
+            )
         state = TrainState(weights, optimizer_state, state.step + 1, state.skipped + ~sound)
-        return state, metrics | {"skipped": state.skipped.astype(jnp.float32)}, jnp.isfinite(loss_AB)
+        metrics["skipped"] = state.skipped.astype(jnp.float32)
+        return state, metrics, jnp.isfinite(loss_AB)
 
     return update
+
+
+def _over_micro_steps(
+    sums: Callable[[PairBatch], tuple[Any, Float[Array, "B"]]], batch: PairBatch
+) -> tuple[Any, Float[Array, "A B"]]:
+    """Adds `sums` up over the micro-steps of a batch, and stacks what comes beside them."""
+    first = jax.tree.map(lambda x: x[0], batch)
+    if batch.row_B.shape[0] == 1:
+        total, loss_B = sums(first)
+        return total, loss_B[None]
+
+    def add(total: Any, micro_batch: PairBatch) -> tuple[Any, Float[Array, "B"]]:
+        more, loss_B = sums(micro_batch)
+        return jax.tree.map(jnp.add, total, more), loss_B
+
+    shapes, _ = jax.eval_shape(sums, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, batch)
