@@ -309,18 +309,20 @@ def _statistics(
     packing = batch.packing
     with jax.named_scope("logprob_kl"):
         model, states_RSD = policy
-        head_inputs = model.head_inputs(at_tokens(states_RSD, packing.at_RM))
+        states_RMD, head_VD = model.head_inputs(at_tokens(states_RSD, packing.at_RM))
+        last = states_RMD, head_VD
         softcap = model.spec.logit_softcap
-        last = head_inputs
-        ref_head_inputs: tuple[Array, Array] | tuple[None, None] = (None, None)
-        ref_softcap = None
+        ref_states_RMD = ref_head_VD = ref_softcap = None
         if reference is not None:
             ref_model, ref_states_RSD = reference
-            last = ref_head_inputs = ref_model.head_inputs(at_tokens(ref_states_RSD, packing.at_RM))
+            ref_states_RMD, ref_head_VD = ref_model.head_inputs(at_tokens(ref_states_RSD, packing.at_RM))
+            last = ref_states_RMD, ref_head_VD
             ref_softcap = ref_model.spec.logit_softcap
         numbers_RM = logprob_kl(
-            *head_inputs,
-            *ref_head_inputs,
+            states_RMD,
+            head_VD,
+            ref_states_RMD,
+            ref_head_VD,
             packing.label_RM,
             packing.valid_RM,
             blocks=problem.head_blocks,

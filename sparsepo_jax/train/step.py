@@ -63,8 +63,7 @@ def make_pair_scores(problem: Problem, *, training: bool) -> PairScores:
 
     Returns:
         `scores(weights, reference, batch, step)`, which gives (metrics [B], "loss" among them; statistics;
-        masks).
-        Where the problem is cached, metrics of the KL are left out: it is unknown.
+        masks). Where the problem is cached, metrics of the KL are left out: it is unknown.
     """
 
     def scores(
