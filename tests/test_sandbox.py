@@ -1,4 +1,5 @@
-"""Programs run to their end or are judged by what stopped them; none reaches the network, other processes or files outside."""
+"""Programs run to their end or are judged by what stopped them; none reaches the network, other processes
+or files outside."""
 
 import socket
 import subprocess
@@ -25,7 +26,9 @@ ENDS = {  # program -> why ("": passes)
     "import os; os._exit(0)": "exit 0",
     "exit(3)": "exit 3",
     "import atexit, os; atexit.register(os._exit, 0); raise SystemExit": "exit 0",
-    "import os\nfor fd in range(1, 64):\n  try: os.write(fd, b'\\n' * 99)\n  except OSError: pass\nos._exit(0)": "exit 0",  # says things on every pipe
+    # writes on every pipe
+    "import os\nfor fd in range(1, 64):\n  try: os.write(fd, b'\\n' * 99)\n"
+    "  except OSError: pass\nos._exit(0)": "exit 0",
     "import os; os.closerange(3, 64); os._exit(0)": "exit 0",
     "class E(BaseException):\n  def __str__(self): raise self\nraise E": "an exception that cannot be shown",
     "import os; os.abort()": "signal SIGABRT",
@@ -38,11 +41,13 @@ ENDS = {  # program -> why ("": passes)
     # what is allowed
     "print('x' * 10**6)": "",
     "open('own', 'w').write('x'); import os; os.remove('own'); open(os.devnull, 'w').write('x')": "",
-    "import threading, time\nt = threading.Thread(target=time.sleep, args=(99,)); t.start()": "",  # its end is reached; nobody waits for threads
+    # its end is reached; nobody waits for threads
+    "import threading, time\nt = threading.Thread(target=time.sleep, args=(99,)); t.start()": "",
     "import asyncio\nasync def f(): return 1\nassert asyncio.run(f()) == 1": "",
     "from dataclasses import dataclass\n@dataclass\nclass A:\n  x: 'int'\nassert A(1) == A(1)": "",
     "if __name__ == '__main__': raise SystemExit": "",
-    "import os, sys\nassert 'SECRET' not in os.environ and sys.argv == ['program.py'] and os.listdir() == ['program.py']": "",
+    "import os, sys\nassert 'SECRET' not in os.environ\n"
+    "assert sys.argv == ['program.py'] and os.listdir() == ['program.py']": "",
 }
 REFUSED = {
     "network": [
@@ -92,7 +97,8 @@ def test_time_is_up():
         "import time; time.sleep(60)",
         "while True: print('x' * 1000)",
         "import os; os.closerange(3, 64)\nwhile True: pass",
-        "import signal\nfor n in set(range(1, 65)) - {9, 19, 32, 33}: signal.signal(n, signal.SIG_IGN)\nwhile True: pass",
+        "import signal\nfor n in set(range(1, 65)) - {9, 19, 32, 33}: signal.signal(n, signal.SIG_IGN)\n"
+        "while True: pass",
         "while True:\n  try:\n    while True: pass\n  except BaseException: pass",
     ]
     assert run_programs(hanging, Limits(time_s=0.5), workers=3) == [Outcome(False, "time")] * len(hanging)
@@ -136,7 +142,11 @@ def test_without_the_kernels_guards_an_audit_hook_refuses():
         "import os; os.system('true')",
         "import os; os.kill(1, 0)",
     ):
-        code = f"import sys; sys.path.insert(0, {str(Path(child.__file__).parent)!r}); import child; sys.addaudithook(child.refuse_events)\n{program}"
+        directory = str(Path(child.__file__).parent)
+        code = (
+            f"import sys; sys.path.insert(0, {directory!r}); import child\n"
+            f"sys.addaudithook(child.refuse_events)\n{program}"
+        )
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert run.returncode and "PermissionError: [Errno 1] not in the sandbox" in run.stderr
 

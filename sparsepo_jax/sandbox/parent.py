@@ -1,17 +1,34 @@
-"""Programs that a model wrote, each run in a process of its own, under limits: did it run to its end?
+"""Programs that a model wrote, each run in a process of its own under limits: did it run to its end?
 
-A program passes if its last line was reached: an exit code says nothing (`sys.exit(0)` before the tests), so the child sends a word, drawn anew for
-each program, after the last line. What stands between a program and the machine (child.py sets it up; `guards` names what this machine allows):
+A guard against accidents, not a security boundary. It keeps a model's mistakes (endless loops, all the
+memory, a deleted directory, a request to a server) from doing harm; it is not made to hold a program that was
+written to break out. For code from people who mean harm run the stage in a virtual machine.
 
-    always       its own process, session and empty working directory, which are removed with it; an environment of five names; no input, output thrown
-                 away; limits of wall-clock and CPU time, address space, size of a file, open files; no core files
-    "network"    Linux: a network namespace of its own and no sockets. Elsewhere a Python audit hook refuses sockets: C code could pass it
-    "processes"  Linux (seccomp): no other process can be started, signalled or traced; else the audit hook refuses fork, exec and kill
-    "files"      Linux 5.13 (Landlock): nothing outside the working directory can be written, made, renamed or removed
+A program passes if its last line was reached. An exit code would say nothing (`sys.exit(0)` before the
+tests), so that the child sends a secret word, drawn anew for each program, after the last line.
 
-It does not protect against: reading what the user may read (but nothing gets out except the message of an exception), filling the disk with many files
-for the time of one program, faults of the kernel, and a program written against this very file, which can find the word in the frames above it
-and claim to have passed. For code from people who mean harm run the whole stage in a virtual machine.
+What it stops (child.py sets it up; `guards` names which of the last three this machine has):
+
+    always       endless programs and too much memory: limits of wall-clock and CPU time, address space, size
+                 of a file, open files; no core files. Leavings: a process, session and working directory of
+                 its own are removed with the program. It has an environment of a few names and no input,
+                 and its output is thrown away
+    "network"    Linux: a network namespace of its own and no sockets. Elsewhere a Python audit hook refuses
+                 sockets, which C code could pass
+    "processes"  Linux (seccomp): no other process can be started, signalled or traced. Elsewhere the audit
+                 hook refuses fork, exec and kill
+    "files"      Linux 5.13 (Landlock): nothing outside the working directory can be written, made, renamed or
+                 removed. Elsewhere it can
+
+What it does not stop:
+
+    reading      any file that the user may read; nothing of it gets out but the message of an exception
+    a full disk  many files, until the program ends
+    cheating     a program written against this very file can find the word in the frames above it and claim
+                 to have passed
+    the kernel   its faults
+
+It needs nothing but Python's standard library, so that it is no extra: there would be nothing to install.
 """
 
 import contextlib
@@ -34,69 +51,74 @@ from sparsepo_jax.core.errors import UserError
 
 CHILD = Path(__file__).with_name("child.py")
 START_S = 60.0  # that Python may take to start on a busy machine; a program's time counts from its first line
-MOST_BYTES = 65536  # read of what a child says
+MOST_BYTES = 65536  # of a child's answer that are read
 
 
 class Limits(NamedTuple):
-    """time_s: wall clock, from the program's first line. memory_mb: MiB of address space, the interpreter (about 30) included."""
+    """Of one program.
+
+    Attributes:
+        time_s: wall clock, from the program's first line.
+        memory_mb: MiB of address space, the interpreter (about 30) included.
+    """
 
     time_s: float = 4.0
     memory_mb: int = 1024
 
 
+DEFAULT_LIMITS = Limits()
+
+
 class Outcome(NamedTuple):
-    """why: "" if it passed, else "AssertionError: ...", "time", "memory", "exit 3" (left before its end, with whatever code), "signal SIGSEGV"."""
+    """What became of a program.
+
+    Attributes:
+        passed: whether it ran to its end.
+        why: "" if it passed, else "AssertionError: ...", "time", "memory", "signal SIGSEGV", or "exit 3" (it
+            left before its end, with whatever code).
+    """
 
     passed: bool
     why: str
 
 
 def run_programs(
-    programs: Sequence[str], limits: Limits = Limits(), workers: int | None = None
+    programs: Sequence[str], limits: Limits = DEFAULT_LIMITS, workers: int | None = None
 ) -> list[Outcome]:
-    """What became of each program, in order; `workers` at a time (None: one for each CPU). Hashes, so the order of sets, are the same in every run.
-    UserError if Python does not start."""
+    """What became of each program, in order. Hashes, and so the order of sets, are the same in every run.
+
+    Args:
+        programs: Python source.
+        limits: of each program.
+        workers: how many run at a time; None: one for each CPU.
+
+    Raises:
+        UserError: Python does not start.
+    """
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         return [outcome for outcome, _ in pool.map(lambda program: _run(program, limits), programs)]
 
 
 def guards() -> tuple[str, ...]:
-    """Which of "network", "processes" and "files" the kernel keeps here."""
+    """Which of "network", "processes" and "files" the kernel of this machine guards."""
     return _run("", Limits(time_s=START_S))[1]
 
 
 def _run(program: str, limits: Limits) -> tuple[Outcome, tuple[str, ...]]:
-    directory, word = tempfile.mkdtemp(prefix="sandbox-"), secrets.token_hex(16).encode()
+    """(what became of the program, the guards that held)."""
+    directory = tempfile.mkdtemp(prefix="sandbox-")
+    word = secrets.token_hex(16).encode()
     reading, writing = os.pipe()
     try:
         Path(directory, "program.py").write_bytes(program.encode("utf-8", "surrogatepass"))
         try:
-            # As python -I, but with the hash seed, which -I would ignore: the order of sets must not change a verdict.
-            child = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-s",
-                    "-B",
-                    str(CHILD),
-                    str(writing),
-                    str(limits.time_s),
-                    str(limits.memory_mb),
-                ],
-                cwd=directory,
-                env=_environment(directory),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[writing],
-                start_new_session=True,
-            )
+            child = _start(directory, writing, limits)
         finally:
             os.close(writing)
         try:
             with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
                 stdin.write(word)
-            said, in_time = _listen(reading, child.pid, limits.time_s)
+            answer, in_time = _listen(reading, child.pid, limits.time_s)
         finally:  # before the leader is reaped, so that the group is still ours
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
@@ -104,13 +126,27 @@ def _run(program: str, limits: Limits) -> tuple[Outcome, tuple[str, ...]]:
     finally:
         os.close(reading)
         shutil.rmtree(directory, ignore_errors=True)
-    first, begun, verdict = said.partition(b"\n")
-    if not begun:
-        raise UserError(
-            f"programs cannot be run here: {sys.executable} "
-            + (f"ended with {code}" if in_time else f"took more than {START_S:.0f} s")
-        )
-    return _judge(verdict, word, code, in_time), tuple(json.loads(first))
+    first_line, has_begun, verdict = answer.partition(b"\n")
+    if not has_begun:
+        reason = f"ended with {code}" if in_time else f"took more than {START_S:.0f} s"
+        raise UserError(f"programs cannot be run here: {sys.executable} {reason}")
+    return _judge(verdict, word, code, in_time), tuple(json.loads(first_line))
+
+
+def _start(directory: str, writing: int, limits: Limits) -> subprocess.Popen:
+    # As python -I, but with the hash seed, which -I ignores: the order of sets must not change a verdict.
+    options = ["-P", "-s", "-B"]
+    arguments = [str(CHILD), str(writing), str(limits.time_s), str(limits.memory_mb)]
+    return subprocess.Popen(
+        [sys.executable, *options, *arguments],
+        cwd=directory,
+        env=_environment(directory),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[writing],
+        start_new_session=True,
+    )
 
 
 def _environment(directory: str) -> dict[str, str]:
@@ -125,24 +161,26 @@ def _environment(directory: str) -> dict[str, str]:
 
 
 def _listen(reading: int, pid: int, time_s: float) -> tuple[bytes, bool]:
-    """(what the child said, whether it ended in time). Its first line says that it is ready; from there on its time runs."""
-    said, deadline_s, begun = b"", time.monotonic() + START_S, False
+    """(what the child wrote, whether it ended in time). Its time runs from its first line: it is ready."""
+    answer = b""
+    has_begun = False
+    deadline_s = time.monotonic() + START_S
     while True:
         if not select.select([reading], [], [], max(0.0, deadline_s - time.monotonic()))[0]:
-            return said, False
-        read = os.read(reading, MOST_BYTES)
-        if not read:
+            return answer, False
+        part = os.read(reading, MOST_BYTES)
+        if not part:
             break
-        said += read[: MOST_BYTES - len(said)]
-        if not begun and b"\n" in said:
-            begun, deadline_s = True, time.monotonic() + time_s
-    while (
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
-    ):  # it may have closed the pipe and live on
+        answer += part[: MOST_BYTES - len(answer)]
+        if not has_begun and b"\n" in answer:
+            has_begun = True
+            deadline_s = time.monotonic() + time_s
+    # It may have closed the pipe and live on.
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
         if time.monotonic() > deadline_s:
-            return said, False
+            return answer, False
         time.sleep(0.001)
-    return said, True
+    return answer, True
 
 
 def _judge(verdict: bytes, word: bytes, code: int, in_time: bool) -> Outcome:
