@@ -32,7 +32,8 @@ from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.batching import BatchPlan
 from sparsepo_jax.data.packing import sizes_of
 from sparsepo_jax.data.pipeline import make_batches
-from sparsepo_jax.data.table import TokenTable, ragged
+from sparsepo_jax.data.ragged import ragged
+from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh, put_batch

@@ -382,7 +382,7 @@ def test_words_that_a_tokenizer_does_not_know_are_bad_rows(load):
 @pytest.fixture
 def counted(monkeypatch):
     """How many rows were tokenised, not read from the cache."""
-    from sparsepo_jax.data import load as module
+    from sparsepo_jax.data import tokenised as module
 
     whole, count = module.tokenize, []
 

@@ -346,7 +346,7 @@ def test_a_template_that_asks_for_the_date_is_told_the_same_on_another_day(load,
     assert "Today Date: 27 Nov 2026" in tokenizer.decode(first.prompt(0))
     assert ["2026-11-27" in line for line in load.lines] == [True]
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", OtherDay)
-    monkeypatch.setattr(loading, "_read", lambda path: None)
+    monkeypatch.setattr(loading, "read_kept", lambda path: None)
     again = load([PAIR], tokenizer, template_date="2026-11-27")
     assert again.digest() == first.digest() and (again.prompt_key_N == first.prompt_key_N).all()
     other = load([PAIR], tokenizer, template_date="2031-05-04")
@@ -360,8 +360,8 @@ def test_the_date_is_in_the_key_of_the_cache_only_if_it_is_read(load, monkeypatc
     counts = []
     monkeypatch.setattr(
         loading,
-        "_tokenize_source",
-        lambda *a, tokenize=loading._tokenize_source: counts.append(1) or tokenize(*a),
+        "tokenize_source",
+        lambda *a, tokenize=loading.tokenize_source: counts.append(1) or tokenize(*a),
     )
     for date in ("2026-11-27", "2026-11-28"):
         load([PAIR], chat_tokenizer(*TEMPLATES["llama"]), template_date=date)

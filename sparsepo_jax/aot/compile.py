@@ -32,7 +32,8 @@ from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.holdout import split_holdout
-from sparsepo_jax.data.table import Ragged, TokenTable, ragged
+from sparsepo_jax.data.ragged import Ragged, ragged
+from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.run.check import read_model, read_policy
 from sparsepo_jax.sharding.mesh import make_mesh

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.data.load import cache_directory
+from sparsepo_jax.data.cache import cache_directory
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.ops.attention import AttentionKernel
 from sparsepo_jax.sharding.mesh import (

@@ -16,6 +16,7 @@ from sparsepo_jax.data.packing import sizes_of
 from sparsepo_jax.data.pipeline import empty_batch
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.run.resume import LOOKING
 from sparsepo_jax.sharding.mesh import (
     batch_sharding,
     pair_shards,
@@ -36,7 +37,8 @@ def load_data(
 ) -> TokenTable:
     """The tokenised rows of some sources.
 
-    With data.on_bad_row=skip, unusable rows are listed in output_dir/bad_rows_NAME.jsonl.
+    With data.on_bad_row=skip, unusable rows are listed in output_dir/bad_rows_NAME.jsonl, unless the run only
+    looks.
 
     Args:
         kind: "sft", "pairs" or "prompts".
@@ -48,6 +50,7 @@ def load_data(
 
     data = config.data
     max_length, max_prompt_length = length_limits(config, spec)
+    only_looks = LOOKING.issuperset(config.stages)
     opened = [open_source(source, kind) for source in sources]
     if kind == "prompts" and data.prompt_words is not None:
         opened = [FirstWords(source, "prompt", data.prompt_words) for source in opened]
@@ -64,7 +67,7 @@ def load_data(
         add_bos=data.add_bos,
         add_eos=data.add_eos,
         on_bad_row=data.on_bad_row,
-        bad_rows_path=Path(config.output_dir) / f"bad_rows_{name}.jsonl",
+        bad_rows_path=None if only_looks else Path(config.output_dir) / f"bad_rows_{name}.jsonl",
         cache_dir=data.cache_dir,
         template_date=template_date(config, tokenizer),
         name=f"data.{name}",

@@ -7,7 +7,7 @@ from sparsepo_jax.build.data import length_limits
 from sparsepo_jax.build.objective import mask_config
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.tree import Weights
-from sparsepo_jax.data.load import cache_directory
+from sparsepo_jax.data.cache import cache_directory
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.train.reference_cache import weights_digest

@@ -1,7 +1,8 @@
 """Dialogues as data sets hold them, brought to lists of {role, content}; and what goes to a chat template beside them.
 
-role, content       taken as they are, nulls dropped (Parquet and Arrow add them to every dict that lacks a key of another)
-from, value         ShareGPT: human is user, gpt is assistant, observation is tool
+role, content       taken as they are; nulls are dropped (Parquet and Arrow add a null for each key that another
+                    dict of the same column has)
+from, value         ShareGPT: human becomes user, gpt assistant, observation tool
 text                that shows such a list (a cell of a CSV file): read as that list
 """
 
@@ -26,14 +27,26 @@ _ROLES = {
 
 
 def without_nulls(value: Any) -> Any:
-    """The value without the keys whose value is null, at any depth; a null in a list stays (as TRL's remove_none_values)."""
+    """The value without keys that are null, at any depth. A null in a list stays, as in TRL's remove_none_values.
+
+        {"role": "user", "name": None, "parts": [{"a": None}, None]}    becomes    {"role": "user", "parts": [{}, None]}
+
+    Args:
+        value: what JSON can hold.
+    """
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [without_nulls(inner) for inner in value]
+    return value
 
 
 def list_in_text(value: Any) -> Any:
-    """The list of messages that a text shows, as JSON or as Python prints it; anything else as it is."""
+    """The list of messages that a text shows, as JSON or as Python prints it; any other value as it is.
+
+    Args:
+        value: of a column that may hold a dialogue.
+    """
     if not isinstance(value, str) or not value.startswith("[{") or not value.rstrip().endswith("}]"):
         return value
     for read in (json.loads, ast.literal_eval):
@@ -49,40 +62,48 @@ def list_in_text(value: Any) -> Any:
 
 
 def read_messages(value: Any, name: str, role: str = "assistant") -> Messages:
-    """A list of messages; a text or a single message counts as a list of one.
+    """The messages in a column; a text or a single message counts as a list of one.
 
     Args:
-        value: of the row.
-        name: the column's, for what is said of it.
-        role: whose a text is.
+        value: what the column holds.
+        name: of the column, for messages.
+        role: who speaks where the value is plain text.
+
+    Returns:
+        {role, content} of each, never empty.
 
     Raises:
-        BadRow: it is something else, or holds what is no text.
+        BadRow: it is something else, or a content has parts that are no text.
     """
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
     messages = [value] if isinstance(value, dict) else value
     if not isinstance(messages, list) or not messages:
-        raise BadRow(
-            f"{name} must be a list of messages, got {'an empty list' if messages == [] else type(messages).__name__}"
-        )
+        kind = "an empty list" if messages == [] else type(messages).__name__
+        raise BadRow(f"{name} must be a list of messages, got {kind}")
     return [_read_message(message, name) for message in messages]
 
 
 def refuse_several(values: dict[str, Any]) -> None:
-    """BadRow, with the line that mends it, if columns that hold one response each hold several texts."""
+    """Checks that columns which hold one response each do not hold a list of texts.
+
+    Args:
+        values: of those columns, by name.
+
+    Raises:
+        BadRow: one does; the message has the line of Python that makes a row of each text.
+    """
     several = [
         name
         for name, value in values.items()
         if isinstance(value, list) and value and all(isinstance(text, str) for text in value)
     ]
     if several:
-        fields, columns = (
-            ", ".join(f"'{name}': {name}" for name in several),
-            ", ".join(f"row['{name}']" for name in several),
-        )
+        fields = ", ".join(f"'{name}': {name}" for name in several)
+        columns = ", ".join(f"row['{name}']" for name in several)
         raise BadRow(
-            f"{several[0]} is a list of {len(values[several[0]])} texts, and a row holds one: write a row for each, in Python "
+            f"{several[0]} is a list of {len(values[several[0]])} texts, and a row holds one: "
+            "write a row for each, in Python "
             f"rows = [row | {{{fields}}} for row in rows for {', '.join(several)} in zip({columns})]"
         )
 
@@ -90,12 +111,7 @@ def refuse_several(values: dict[str, Any]) -> None:
 def _read_message(message: Any, name: str) -> dict[str, Any]:
     message = without_nulls(message)
     if isinstance(message, dict) and "role" not in message and isinstance(message.get("from"), str):
-        rest = {key: value for key, value in message.items() if key not in ("from", "value")}
-        message = (
-            {"role": _role(message["from"], name)}
-            | ({"content": message["value"]} if "value" in message else {})
-            | rest
-        )
+        message = _from_sharegpt(message, name)
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise BadRow(f"{name}: every message needs a role and content, got {str(message)[:60]!r}")
     if not isinstance(message.get("content"), str | list) and "tool_calls" not in message:
@@ -105,58 +121,79 @@ def _read_message(message: Any, name: str) -> dict[str, Any]:
     return message
 
 
+def _from_sharegpt(turn: dict[str, Any], name: str) -> dict[str, Any]:
+    """{from, value} as {role, content}; other keys stay."""
+    message = {"role": _role(turn["from"], name)}
+    if "value" in turn:
+        message["content"] = turn["value"]
+    return message | {key: value for key, value in turn.items() if key not in ("from", "value")}
+
+
 def _role(speaker: str, name: str) -> str:
     role = _ROLES.get(speaker, speaker)
     if role == "function_call":
         raise BadRow(
-            f"{name}: a turn from 'function_call' holds a call as text; write it as {{role: assistant, tool_calls: [...]}}"
+            f"{name}: a turn from 'function_call' holds a call as text; "
+            "write it as {role: assistant, tool_calls: [...]}"
         )
     return role
 
 
 def _check_parts(parts: list, name: str) -> None:
     for part in parts:
-        kind = (
-            part.get("type", "text" if "text" in part else "without a type")
-            if isinstance(part, dict)
-            else type(part).__name__
-        )
+        kind = type(part).__name__
+        if isinstance(part, dict):
+            kind = part.get("type", "text" if "text" in part else "without a type")
         if kind != "text":
             raise BadRow(
-                f"{name}: a content has a part of type {kind!r}; only parts {{type: text, text: ...}} can be trained on: leave such rows out"
+                f"{name}: a content has a part of type {kind!r}; only parts {{type: text, text: ...}} "
+                "can be trained on: leave such rows out"
             )
         if not isinstance(part.get("text"), str):
             raise BadRow(f"{name}: a content has a part of type 'text' without a text")
 
 
 def joined_parts(messages: Messages) -> Messages:
-    """The messages with the text parts of each content put together, for templates that print a content as it is."""
+    """The messages with the text parts of each content joined, for templates that print a content as it is.
+
+        content    [{type: text, text: "H"}, {type: text, text: "i"}]    becomes    "Hi"
+
+    Args:
+        messages: as `read_messages` returns them.
+    """
     return [
         message | {"content": "".join(part["text"] for part in message["content"])}
-        if isinstance(message.get("content"), list)
+        if has_parts([message])
         else message
         for message in messages
     ]
 
 
 def has_parts(messages: Messages) -> bool:
+    """Whether the content of one of these messages is a list of parts."""
     return any(isinstance(message.get("content"), list) for message in messages)
 
 
 def text_of(message: dict[str, Any]) -> str:
-    """All text of a message's content."""
+    """All text of a message's content; empty if it has none."""
     content = joined_parts([message])[0].get("content")
     return content if isinstance(content, str) else ""
 
 
 def read_tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The column tools: schemas, each or all of them perhaps as JSON. None where there are none.
+    """The schemas in the column tools.
+
+    Args:
+        row: the row; the column may be JSON in text, and so may each schema in it.
+
+    Returns:
+        None if there are none.
 
     Raises:
-        BadRow: it is something else.
+        BadRow: the column holds something else.
     """
     tools = _from_json(row.get("tools"), "tools")
-    if not tools:  # a template takes an empty list for tools
+    if not tools:  # templates write their section for tools even if the list of them is empty
         return None
     if not isinstance(tools, list):
         raise BadRow(f"tools must be a list, got {type(tools).__name__}")
@@ -164,10 +201,16 @@ def read_tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def read_template_arguments(row: dict[str, Any]) -> dict[str, Any]:
-    """TRL's column chat_template_kwargs: what goes to the chat template for this row, over data.template_arguments.
+    """What goes to the chat template for this row, from TRL's column chat_template_kwargs.
+
+    Args:
+        row: the row; the column may be JSON in text.
+
+    Returns:
+        Arguments that win over data.template_arguments; empty if there are none.
 
     Raises:
-        BadRow: it is no mapping.
+        BadRow: the column holds no mapping.
     """
     arguments = _from_json(row.get("chat_template_kwargs"), "chat_template_kwargs")
     if not arguments:
@@ -178,6 +221,7 @@ def read_template_arguments(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_json(value: Any, name: str) -> Any:
+    """What a text holds as JSON, None if it is blank; any other value as it is."""
     if not isinstance(value, str):
         return value
     if not value.strip():

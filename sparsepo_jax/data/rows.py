@@ -8,7 +8,10 @@ _LONGEST_MESSAGE = 400  # characters
 
 
 class BadRow(Exception):
-    """What is wrong with a row, in words, on one line whatever the row holds. Where it stands is known to whoever reads."""
+    """What is wrong with a row, in words: one line of at most 400 characters, whatever the row holds.
+
+    It does not say where the row stands. The code that reads the rows knows that and adds it.
+    """
 
     def __init__(self, problem: str):
         shown = escaped(problem[: _LONGEST_MESSAGE + 1])
@@ -17,12 +20,11 @@ class BadRow(Exception):
 
 class Row(NamedTuple):
     line: int
-    """Line, or number of the row where the source has no lines; from 1."""
+    """Line in the file, from 1; the number of the row where the source has no lines."""
     content: dict[str, Any] | BadRow
 
 
 def one_line(error: Exception) -> str:
-    """The first line of what a library says, so that our message stays one line."""
-    return str(
-        BadRow(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
-    )
+    """The first line of a library's message that is not blank, so that our own message stays one line."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return str(BadRow(next((line for line in lines if line), type(error).__name__)))

@@ -1,70 +1,33 @@
-"""Tokenised rows as columns: what tokenisation makes, the cache keeps and batching reads."""
+"""Tokenised rows as columns: tokenisation makes them, the cache keeps them, batching reads them."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from sparsepo_jax.data.ragged import Ragged, concat_ragged, ragged
 
-@dataclass(frozen=True, eq=False)
-class Ragged:
-    """Sequences of different lengths in one array: sequence i is flat[starts[i]:starts[i + 1]]."""
-
-    flat: np.ndarray
-    starts: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.flat[self.starts[i] : self.starts[i + 1]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.starts)
-
-    def positions(self, sequences: np.ndarray) -> np.ndarray:
-        """Where the values of these sequences lie in `flat`, one sequence after the other."""
-        lengths = self.lengths[sequences]
-        shift = self.starts[:-1][sequences] - (np.cumsum(lengths) - lengths)
-        return np.arange(lengths.sum()) + np.repeat(shift, lengths)
-
-    def take(self, sequences: np.ndarray) -> "Ragged":
-        return Ragged(self.flat[self.positions(sequences)], starts_of(self.lengths[sequences]))
-
-
-def starts_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-
-
-def ragged(sequences: Sequence[np.ndarray | list], dtype: type) -> Ragged:
-    flat = np.concatenate([np.asarray(s, dtype) for s in sequences]) if sequences else np.zeros(0, dtype)
-    return Ragged(flat, starts_of([len(s) for s in sequences]))
-
-
-def _concat_ragged(parts: Sequence[Ragged]) -> Ragged:
-    return Ragged(
-        np.concatenate([p.flat for p in parts]), starts_of(np.concatenate([p.lengths for p in parts]))
-    )
+_PER_ROW = ("prompt_key_N", "prompt_cut_N", "response_cut_NP", "row_weight_N", "file_N", "line_N")
+_PER_TOKEN = ("all_weights", "all_decisive", "all_chance", "all_ref_logp")
 
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """N tokenised rows with P responses each: 2 for pairs (chosen, rejected), 1 for sft, none for prompts. Sequence i * P + p of `responses` is response p of row i.
+    """N tokenised rows with P responses each: 2 for pairs (chosen, rejected), 1 for sft, 0 for prompts.
 
-    `all_weights`, `all_decisive`, `all_chance` and `all_ref_logp` have one value per response token, laid out as `responses.flat`, or are None
-    where there is none: token weights given with the data; whether the token decides the preference; P(decisive | what comes before the
-    token); the reference's log-prob of the token.
-    `prompt_key_N` is a hash of the prompt before tokenisation and truncation: it says which rows are of one prompt. `all_content` holds, for prompts
-    alone, the rows as they were read, JSON in UTF-8.
+    The columns all_... hold one value for each response token, in the order of `responses.flat`. They are None
+    where the data says nothing.
     """
 
     prompts: Ragged
+    """Token ids, int32."""
     responses: Ragged
+    """Token ids, int32; sequence i * P + p is response p of row i."""
     prompt_key_N: np.ndarray
+    """A hash of the prompt before tokenisation and truncation: equal for rows of one prompt."""
     prompt_cut_N: np.ndarray
     """Whether the prompt's beginning was cut off."""
     response_cut_NP: np.ndarray
@@ -72,35 +35,46 @@ class TokenTable:
     row_weight_N: np.ndarray
     """The source's weight: how often an epoch sees the row."""
     files: tuple[str, ...]
+    """Names of the sources."""
     file_N: np.ndarray
+    """Number of the row's source in `files`."""
     line_N: np.ndarray
+    """The row's line there, from 1."""
     all_weights: np.ndarray | None = None
+    """Token weights given with the data."""
     all_decisive: np.ndarray | None = None
+    """Whether the token decides the preference."""
     all_chance: np.ndarray | None = None
+    """P(decisive | what comes before the token)."""
     all_ref_logp: np.ndarray | None = None
+    """The reference's log-prob of the token, nats."""
     all_content: Ragged | None = None
+    """For prompts alone: the rows as they were read, as JSON in UTF-8."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     @property
     def responses_per_row(self) -> int:
+        """P."""
         return self.response_cut_NP.shape[1]
 
     @property
     def prompt_lengths_N(self) -> np.ndarray:
+        """Tokens of each prompt."""
         return self.prompts.lengths
 
     @property
     def response_lengths_NP(self) -> np.ndarray:
+        """Tokens of each response."""
         return self.responses.lengths.reshape(len(self), self.responses_per_row)
 
     def prompt(self, i: int) -> np.ndarray:
-        """Token ids, int32 [S]."""
+        """Token ids of the prompt of row i, int32 [S]."""
         return self.prompts[i]
 
     def response(self, i: int, p: int) -> np.ndarray:
-        """Token ids, int32 [T]."""
+        """Token ids of response p of row i, int32 [T]."""
         return self.responses[i * self.responses_per_row + p]
 
     @property
@@ -116,19 +90,19 @@ class TokenTable:
         return self.all_chance is not None
 
     def weights(self, i: int, p: int) -> np.ndarray:
-        """Given weights of response p of row i, float32 [T]. ValueError if the data has none, as with the next two."""
+        """Given weights of response p of row i, float32 [T]. ValueError if the data has none, as for the next three."""
         return self._of_response(self.all_weights, "weights", i, p)
 
     def decisive(self, i: int, p: int) -> np.ndarray:
-        """Whether each token decides the preference, bool [T]."""
+        """Whether each token of response p of row i decides the preference, bool [T]."""
         return self._of_response(self.all_decisive, "decisive tokens", i, p)
 
     def chance(self, i: int, p: int) -> np.ndarray:
-        """P(decisive | what comes before) of each token, float32 [T]."""
+        """P(decisive | what comes before) of each token of response p of row i, float32 [T]."""
         return self._of_response(self.all_chance, "chances", i, p)
 
     def ref_logp(self, i: int, p: int) -> np.ndarray:
-        """The reference's log-prob of each token, float32 [T], nats."""
+        """The reference's log-prob of each token of response p of row i, float32 [T], nats."""
         return self._of_response(self.all_ref_logp, "log-probs of a reference", i, p)
 
     def _of_response(self, values: np.ndarray | None, name: str, i: int, p: int) -> np.ndarray:
@@ -137,62 +111,72 @@ class TokenTable:
         return Ragged(values, self.responses.starts)[i * self.responses_per_row + p]
 
     def origin(self, i: int) -> str:
-        """file:line of row i, counted from 1 (the number of the row where the source has no lines)."""
+        """file:line of row i; the line counts from 1 (the number of the row where the source has no lines)."""
         return f"{self.files[self.file_N[i]]}:{self.line_N[i]}"
 
     def content(self, i: int) -> dict[str, Any]:
-        """Row i as it was read, where that is kept; else {}."""
+        """Row i as it was read; {} where that is not kept."""
         return {} if self.all_content is None else json.loads(self.all_content[i].tobytes())
 
     def digest(self) -> str:
         """A hash of all tokens, and of the rows as they were read where those are kept."""
+        parts = [self.prompts, self.responses]
+        if self.all_content is not None:
+            parts.append(self.all_content)
         digest = hashlib.sha256()
-        for part in (self.prompts, self.responses, *[self.all_content] * (self.all_content is not None)):
-            for x in (part.flat, part.starts):
-                digest.update(np.ascontiguousarray(x).view(np.uint8).data)
+        for part in parts:
+            for array in (part.flat, part.starts):
+                digest.update(np.ascontiguousarray(array).view(np.uint8).data)
         return digest.hexdigest()
 
     def file_digests(self) -> dict[str, str]:
-        """A hash of the tokens that came from each file."""
-        return {
-            name: self.take(
-                np.flatnonzero(
-                    np.isin(self.file_N, [n for n, other in enumerate(self.files) if other == name])
-                )
-            ).digest()
-            for name in dict.fromkeys(self.files)
-        }
+        """`digest` of the rows that came from each file, by its name."""
+        digests = {}
+        for name in dict.fromkeys(self.files):
+            numbers = [n for n, other in enumerate(self.files) if other == name]
+            digests[name] = self.take(np.flatnonzero(np.isin(self.file_N, numbers))).digest()
+        return digests
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "TokenTable":
-        """These rows, in this order."""
+        """Some of the rows.
+
+        Args:
+            rows: their numbers, in any order, repeated or not.
+        """
         rows = np.asarray(rows, np.int64)
         sequences = (rows[:, None] * self.responses_per_row + np.arange(self.responses_per_row)).ravel()
         positions = self.responses.positions(sequences)
+        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in _PER_ROW}
+        for name in _PER_TOKEN:
+            values = getattr(self, name)
+            columns[name] = None if values is None else values[positions]
         return TokenTable(
             prompts=self.prompts.take(rows),
             responses=self.responses.take(sequences),
-            prompt_key_N=self.prompt_key_N[rows],
-            prompt_cut_N=self.prompt_cut_N[rows],
-            response_cut_NP=self.response_cut_NP[rows],
-            row_weight_N=self.row_weight_N[rows],
             files=self.files,
-            file_N=self.file_N[rows],
-            line_N=self.line_N[rows],
-            all_content=self.all_content and self.all_content.take(rows),
-            **{name: None if (v := getattr(self, name)) is None else v[positions] for name in _PER_TOKEN},
+            all_content=None if self.all_content is None else self.all_content.take(rows),
+            **columns,
         )
 
     def distinct_prompts(self, limit: int | None) -> "TokenTable":
-        """The first row of each prompt, `limit` at the most."""
+        """The first row of each prompt.
+
+        Args:
+            limit: rows at the most. None: all.
+        """
         first = np.sort(np.unique(self.prompt_key_N, return_index=True)[1])
         return self.take(first[:limit])
 
-    def with_columns(self, **values: np.ndarray) -> "TokenTable":
-        """The same rows with these columns."""
+    def with_columns(self, **values: Any) -> "TokenTable":
+        """The same rows with other columns, by the names of the fields."""
         return replace(self, **values)
 
     def with_responses(self, responses: Sequence[np.ndarray]) -> "TokenTable":
-        """The same prompts, each with one response of these token ids."""
+        """The same prompts, each with one response.
+
+        Args:
+            responses: token ids, one array for each row.
+        """
         return replace(
             self,
             responses=ragged(responses, np.int32),
@@ -200,45 +184,13 @@ class TokenTable:
             **dict.fromkeys(_PER_TOKEN),
         )
 
-    @staticmethod
-    def concat(tables: "Sequence[TokenTable]") -> "TokenTable":
-        """All rows, one table after the other. Rows without given weights get 1 where others have some; decisive and chance stay only if
-        every table knows them, since False for an unknown token would be wrong."""
-        if len(tables) == 1:
-            return tables[0]
-        first_file = np.cumsum([0] + [len(t.files) for t in tables])
-        columns = {
-            name: np.concatenate([getattr(t, name) for t in tables]) for name in _PLAIN if name != "file_N"
-        }
-        weights = None
-        if any(t.all_weights is not None for t in tables):
-            weights = np.concatenate(
-                [
-                    np.ones(len(t.responses.flat), np.float32) if t.all_weights is None else t.all_weights
-                    for t in tables
-                ]
-            )
-        known = {
-            name: all(getattr(t, name) is not None for t in tables) for name in ("all_decisive", "all_chance")
-        }
-        return TokenTable(
-            prompts=_concat_ragged([t.prompts for t in tables]),
-            responses=_concat_ragged([t.responses for t in tables]),
-            files=tuple(name for t in tables for name in t.files),
-            file_N=np.concatenate([t.file_N + n for t, n in zip(tables, first_file)]).astype(np.int32),
-            all_weights=weights,
-            all_content=_concat_ragged([t.all_content for t in tables])
-            if all(t.all_content is not None for t in tables)
-            else None,
-            **{
-                name: np.concatenate([getattr(t, name) for t in tables]) if is_known else None
-                for name, is_known in known.items()
-            },
-            **columns,
-        )
-
     def from_source(self, name: str, weight: float) -> "TokenTable":
-        """The same rows, said to come from `name` and seen `weight` times an epoch."""
+        """The same rows with another origin.
+
+        Args:
+            name: of the source that they come from.
+            weight: how often an epoch sees them.
+        """
         return replace(
             self,
             files=(name,),
@@ -246,8 +198,37 @@ class TokenTable:
             row_weight_N=np.full(len(self), weight, np.float32),
         )
 
+    @staticmethod
+    def concat(tables: "Sequence[TokenTable]") -> "TokenTable":
+        """All rows, one table after the other.
+
+        Rows without given weights weigh 1 if others have weights. Decisive tokens and chances stay only if every
+        table has them, since False for a token of which nothing is known would be wrong.
+
+        Args:
+            tables: at least one, all with the same number of responses a row.
+        """
+        if len(tables) == 1:
+            return tables[0]
+        first_files = np.cumsum([0] + [len(table.files) for table in tables[:-1]])
+        columns: dict[str, Any] = {name: _joined(tables, name) for name in _PER_ROW if name != "file_N"}
+        for name in ("all_decisive", "all_chance"):
+            if all(getattr(table, name) is not None for table in tables):
+                columns[name] = _joined(tables, name)
+        if all(table.all_content is not None for table in tables):
+            columns["all_content"] = concat_ragged([table.all_content for table in tables])
+        files = [table.file_N + first for table, first in zip(tables, first_files, strict=True)]
+        return TokenTable(
+            prompts=concat_ragged([table.prompts for table in tables]),
+            responses=concat_ragged([table.responses for table in tables]),
+            files=tuple(name for table in tables for name in table.files),
+            file_N=np.concatenate(files).astype(np.int32),
+            all_weights=_joined_weights(tables),
+            **columns,
+        )
+
     def arrays(self) -> dict[str, np.ndarray]:
-        """All columns as plain arrays, for one .npz without pickle."""
+        """All columns as plain arrays, for one .npz file without pickled objects."""
         named = {
             "prompts": self.prompts.flat,
             "prompt_starts": self.prompts.starts,
@@ -257,23 +238,44 @@ class TokenTable:
         }
         if self.all_content is not None:
             named |= {"contents": self.all_content.flat, "content_starts": self.all_content.starts}
-        for name in _PLAIN + _PER_TOKEN:
+        for name in _PER_ROW + _PER_TOKEN:
             if getattr(self, name) is not None:
                 named[name] = getattr(self, name)
         return named
 
 
-_PLAIN = ("prompt_key_N", "prompt_cut_N", "response_cut_NP", "row_weight_N", "file_N", "line_N")
-_PER_TOKEN = ("all_weights", "all_decisive", "all_chance", "all_ref_logp")
+def _joined(tables: Sequence[TokenTable], column: str) -> np.ndarray:
+    return np.concatenate([getattr(table, column) for table in tables])
 
 
-def table_from_arrays(arrays) -> TokenTable:
-    """The inverse of `TokenTable.arrays`. KeyError where a column is missing."""
+def _joined_weights(tables: Sequence[TokenTable]) -> np.ndarray | None:
+    """Given weights of all tables, 1 in those that have none; None if none has any."""
+    if all(table.all_weights is None for table in tables):
+        return None
+    weights = [
+        np.ones(len(table.responses.flat), np.float32) if table.all_weights is None else table.all_weights
+        for table in tables
+    ]
+    return np.concatenate(weights)
+
+
+def table_from_arrays(arrays: Mapping[str, np.ndarray]) -> TokenTable:
+    """The inverse of `TokenTable.arrays`.
+
+    Args:
+        arrays: by name, for example an opened .npz file.
+
+    Raises:
+        KeyError: a column is missing.
+    """
+    content = None
+    if "contents" in arrays:
+        content = Ragged(arrays["contents"], arrays["content_starts"])
     return TokenTable(
         prompts=Ragged(arrays["prompts"], arrays["prompt_starts"]),
         responses=Ragged(arrays["responses"], arrays["response_starts"]),
         files=tuple(str(name) for name in arrays["files"]),
-        all_content=Ragged(arrays["contents"], arrays["content_starts"]) if "contents" in arrays else None,
-        **{name: arrays[name] for name in _PLAIN},
-        **{name: arrays[name] if name in arrays else None for name in _PER_TOKEN},
+        all_content=content,
+        **{name: arrays[name] for name in _PER_ROW},
+        **{name: arrays.get(name) for name in _PER_TOKEN},
     )

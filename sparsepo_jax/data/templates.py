@@ -3,13 +3,14 @@
 import datetime
 import functools
 import json
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.messages import Messages, has_parts, joined_parts
-from sparsepo_jax.data.rows import BadRow
+from sparsepo_jax.data.rows import BadRow, one_line
 
-# Arguments of apply_chat_template that are not the template's; these would change what comes back.
+# Arguments of apply_chat_template that do not go to the template; these would change what comes back.
 _RESERVED = {
     "conversation",
     "messages",
@@ -34,64 +35,76 @@ class Render(Protocol):
     """Writes messages as text."""
 
     writes_ends: bool
-    """Whether begin and end of text are the template's to write: then none is added."""
+    """Whether begin and end of text are for the template to write: then none is added."""
 
     def __call__(
         self, messages: Messages, tools: list | None, generate: bool, arguments: dict[str, Any] | None = None
     ) -> str:
-        """generate: whether a generation prompt follows. arguments: of this row, over data.template_arguments."""
+        """The messages as text.
+
+        Args:
+            messages: from first to last.
+            tools: JSON schemas of the tools that the model may call. None: there are none.
+            generate: whether a generation prompt follows.
+            arguments: of this row; they win over data.template_arguments.
+        """
 
 
 def make_render(
-    tokenizer,
+    tokenizer: Any | None,
     template: Literal["none", "chat", "paper"],
     template_arguments: dict[str, Any],
     date: str | None = None,
 ) -> Render:
     """How messages become text.
 
-    The paper's (SparsePO, Christopoulou et al. 2024, section 4.4) for [{user, "Hi"}, {assistant, "Hello"}], EOS being added later:
+    The paper's template for [{user, "Hi"}, {assistant, "Hello"}], to which EOS is added later:
 
         prompt      <|user|>\\nHi\\n<|assistant|>\\n
         response                                    Hello
 
     Args:
-        tokenizer: whose chat template it is, or None.
+        tokenizer: the one whose chat template is used, or None.
         template: "none" takes the tokenizer's chat template if it has one, else the paper's.
         template_arguments: go to the chat template.
-        date: YYYY-MM-DD, what a template that asks for the date is told. None: today.
+        date: YYYY-MM-DD, for a template that asks for the date. None: today.
 
     Raises:
         UserError: "chat", but the tokenizer has no chat template.
+
+    References:
+        The paper's template: Christopoulou et al., SparsePO, arXiv:2410.05102 (2024), section 4.4.
     """
     has_chat = tokenizer is not None and tokenizer.chat_template is not None
     if template == "chat" and not has_chat:
         raise UserError(
-            "data.template is chat, but the tokenizer has no chat template: take a tokenizer that has one, or data.template=paper"
+            "data.template is chat, but the tokenizer has no chat template: take a tokenizer that has one, "
+            "or data.template=paper"
         )
-    return (
-        PaperTemplate()
-        if template == "paper" or not has_chat
-        else ChatTemplate(tokenizer, template_arguments, date)
-    )
+    if template == "paper" or not has_chat:
+        return PaperTemplate()
+    return ChatTemplate(tokenizer, template_arguments, date)
 
 
 def reads_clock(
-    tokenizer, template: Literal["none", "chat", "paper"], template_arguments: dict[str, Any]
+    tokenizer: Any | None, template: Literal["none", "chat", "paper"], template_arguments: dict[str, Any]
 ) -> bool:
-    """Whether what messages become depends on the day: the chat template asks for the date, and no date_string is given."""
-    if (
-        template == "paper"
-        or tokenizer is None
-        or tokenizer.chat_template is None
-        or "date_string" in template_arguments
-    ):
+    """Whether what messages become depends on the day.
+
+    It does if the chat template asks for the date and no date_string is set.
+
+    Args:
+        tokenizer: the one whose chat template is used, or None.
+        template: as for `make_render`.
+        template_arguments: go to the chat template.
+    """
+    if template == "paper" or tokenizer is None or tokenizer.chat_template is None:
         return False
-    return _CLOCK in str(tokenizer.chat_template)
+    return "date_string" not in template_arguments and _CLOCK in str(tokenizer.chat_template)
 
 
 class PaperTemplate:
-    """The paper's turns; messages of text alone."""
+    """The paper's turns; it takes messages of text alone."""
 
     writes_ends = False
 
@@ -99,26 +112,43 @@ class PaperTemplate:
         self, messages: Messages, tools: list | None, generate: bool, arguments: dict[str, Any] | None = None
     ) -> str:
         for message in messages:
-            if not isinstance(message.get("content"), str):
-                kind = type(message.get("content")).__name__
-                raise BadRow(
-                    f"the paper's template takes messages of text, but one of {message['role']!r} has {kind}: take a tokenizer with a chat template"
-                )
-            if message.get("tool_calls"):
-                raise BadRow(
-                    f"the paper's template cannot write the tool calls of a message of {message['role']!r}: take a tokenizer with a chat template"
-                )
+            _check_plain(message)
         turns = [f"<|{message['role']}|>\n{message['content']}" for message in messages]
-        return "\n".join(turns + ["<|assistant|>\n"] if generate else turns)
+        if generate:
+            turns.append("<|assistant|>\n")
+        return "\n".join(turns)
+
+
+def _check_plain(message: dict[str, Any]) -> None:
+    """BadRow for a message that the paper's template cannot write."""
+    if not isinstance(message.get("content"), str):
+        kind = type(message.get("content")).__name__
+        raise BadRow(
+            f"the paper's template takes messages of text, but one of {message['role']!r} has {kind}: "
+            "take a tokenizer with a chat template"
+        )
+    if message.get("tool_calls"):
+        raise BadRow(
+            f"the paper's template cannot write the tool calls of a message of {message['role']!r}: "
+            "take a tokenizer with a chat template"
+        )
 
 
 class ChatTemplate:
-    """The tokenizer's chat template."""
+    """The tokenizer's chat template.
+
+    Args:
+        tokenizer: the one that has it.
+        arguments: go to the template.
+        date: YYYY-MM-DD, for a template that asks for the date. None: today.
+    """
 
     writes_ends = True
 
-    def __init__(self, tokenizer, arguments: dict[str, Any], date: str | None = None):
-        self._tokenizer, self._arguments, self._date = tokenizer, arguments, date
+    def __init__(self, tokenizer: Any, arguments: dict[str, Any], date: str | None = None):
+        self._tokenizer = tokenizer
+        self._arguments = arguments
+        self._date = date
 
     def __call__(
         self, messages: Messages, tools: list | None, generate: bool, arguments: dict[str, Any] | None = None
@@ -133,7 +163,8 @@ class ChatTemplate:
         settings = self._arguments | arguments
         if reserved := sorted(_RESERVED.intersection(settings)):
             raise BadRow(
-                f"{', '.join(reserved)}: no argument of a chat template (data.template_arguments, chat_template_kwargs)"
+                f"{', '.join(reserved)}: no argument of a chat template "
+                "(data.template_arguments, chat_template_kwargs)"
             )
         template = self._tokenizer.get_chat_template(settings.pop("chat_template", None), tools)
         if self._date is not None and _CLOCK in template:
@@ -149,26 +180,34 @@ class ChatTemplate:
 
     @functools.cached_property
     def _takes_only_parts(self) -> bool:
-        """Whether a text as content leaves no trace, but a list of parts does: some multimodal models' templates."""
-        return not self._shows("text-in-a-probe") and self._shows(
-            [{"type": "text", "text": "text-in-a-probe"}]
-        )
+        """Whether a content that is text leaves no trace, but a list of parts does, as with some multimodal models."""
+        parts = [{"type": "text", "text": _PROBE}]
+        return not self._shows(_PROBE) and self._shows(parts)
 
     def _shows(self, content: Any) -> bool:
         try:
-            return "text-in-a-probe" in self._write([{"role": "user", "content": content}], None, False, {})
-        except Exception:  # a template is a program: it raises what it likes
+            return _PROBE in self._write([{"role": "user", "content": content}], None, False, {})
+        except Exception:  # a template is a program and may raise anything
             return False
 
 
+_PROBE = "text-in-a-probe"
+
+
 def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with a content that is text as a list of one part."""
     content = message.get("content")
-    return message | {"content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+    if not isinstance(content, str):
+        return message
+    return message | {"content": [{"type": "text", "text": content}]}
 
 
 @functools.cache
 def _clock_at(date: str) -> str:
-    """Jinja that puts a clock which stands at midnight of this day in the place of transformers' own. Its last line break is Jinja's to drop."""
+    """Jinja code that replaces transformers' clock by one that stands at midnight of this day.
+
+    It is put before the template. Jinja drops its last line break.
+    """
     day = datetime.datetime.strptime(date, "%Y-%m-%d")
     codes = ["-d", "-m", "-H", "-I", "-M", "-S", "-j", *"aAbBcdDeFhHIjklmMpPSTuUwWxXyY"]
     pieces = "".join(
@@ -177,35 +216,74 @@ def _clock_at(date: str) -> str:
     return f"{{%- macro {_CLOCK}(format) -%}}{{{{ format{pieces} }}}}{{%- endmacro %}}\n"
 
 
-def settle_parts(
-    render: Render, dialogues: list[Messages], tools: list | None, generate: bool, arguments: dict[str, Any]
-) -> list[Messages]:
-    """The dialogues as they are if the template reads contents that are lists of parts; else with the parts of each content put together.
+@dataclass(frozen=True)
+class Writer:
+    """A template together with what one row gives it."""
 
-    A template that only prints a content would write the list as Python shows it. (The paper's refuses what is no text.)
-    """
-    if isinstance(render, PaperTemplate):
+    render: Render
+    tools: list | None
+    """JSON schemas. None: there are none."""
+    arguments: dict[str, Any]
+    """Of the row; they win over data.template_arguments."""
+
+    @property
+    def writes_ends(self) -> bool:
+        """Whether begin and end of text are for the template to write."""
+        return self.render.writes_ends
+
+    def __call__(self, messages: Messages, *, generate: bool) -> str:
+        """The messages as text.
+
+        Args:
+            messages: from first to last.
+            generate: whether a generation prompt follows.
+
+        Raises:
+            BadRow: the template refuses them.
+        """
+        try:
+            return self.render(messages, self.tools, generate, self.arguments)
+        except BadRow:
+            raise
+        except (
+            Exception
+        ) as error:  # a template is a program that comes with the tokenizer: it may raise anything
+            raise BadRow(f"the chat template refuses these messages ({one_line(error)})") from None
+
+    def settled(self, dialogues: list[Messages], *, generate: bool) -> list[Messages]:
+        """The dialogues with contents of a kind that the template can read.
+
+        A template that only prints a content would write a list of parts as Python shows it. For such a
+        template the parts of each content are joined; for one that reads parts, nothing changes. (The paper's
+        refuses them later.)
+
+        Args:
+            dialogues: each a list of messages.
+            generate: whether a generation prompt follows.
+        """
+        if isinstance(self.render, PaperTemplate):
+            return dialogues
+        for messages in dialogues:
+            if has_parts(messages) and not self._reads_parts(messages, generate):
+                return [joined_parts(messages) for messages in dialogues]
         return dialogues
-    for messages in dialogues:
-        if has_parts(messages) and not _reads_parts(render, messages, tools, generate, arguments):
-            return [joined_parts(messages) for messages in dialogues]
-    return dialogues
 
-
-def _reads_parts(
-    render: Render, messages: Messages, tools: list | None, generate: bool, arguments: dict[str, Any]
-) -> bool:
-    try:
-        written = render(messages, tools, generate, arguments)
-    except Exception:  # a template is a program: it raises what it likes
-        return False
-    try:
-        joined = render(joined_parts(messages), tools, generate, arguments)
-    except Exception:
-        return True
-    texts = [
-        part["text"].strip() for message in messages if has_parts([message]) for part in message["content"]
-    ]
-    lost = any(text in joined and text not in written for text in texts)
-    shown = any(written.count(mark) > joined.count(mark) for mark in ("'text': ", '"text": '))
-    return not lost and not shown
+    def _reads_parts(self, messages: Messages, generate: bool) -> bool:
+        """Whether the template writes all text of the parts, and does not print the lists that hold them."""
+        try:
+            written = self(messages, generate=generate)
+        except BadRow:
+            return False
+        try:
+            joined = self(joined_parts(messages), generate=generate)
+        except BadRow:
+            return True
+        texts = [
+            part["text"].strip()
+            for message in messages
+            if has_parts([message])
+            for part in message["content"]
+        ]
+        lost = any(text in joined and text not in written for text in texts)
+        printed = any(written.count(mark) > joined.count(mark) for mark in ("'text': ", '"text": '))
+        return not lost and not printed

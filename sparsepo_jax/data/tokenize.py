@@ -1,23 +1,24 @@
-"""From a row in its one form to token ids: begin and end of text, the seam between prompt and response, truncation, per-token annotations.
+"""From a row in its one form to token ids: begin and end of text, the seam between prompt and response, truncation.
 
     prompt "A film", responses " is good" / " is"        tokens  A| film| is| good      and  A| film| is
     prompt    BOS A film                                 BOS once at the front, if the tokenizer has one
     chosen    is good EOS                                EOS once at the end
     rejected  is EOS
 
-Prompt and response are tokenised together, as the model will meet them. The prompt's tokens are those that lie in the prompt and are the same
-before both responses; a token that reaches over the seam belongs to the response.
+Prompt and response are tokenised together, as the model will meet them. The prompt's tokens are those that lie
+in the prompt and are the same before both responses; a token that reaches over the seam belongs to the response.
 
     prompt "ab", responses "c" / "x", where "bc" is one token:     a|bc  and  a|b|x
     prompt    a          chosen  bc          rejected  b x
 
-A prompt to be answered is read in the same way: where a token would reach from its last space into the response's first word, the space is left to
-the response.
+A prompt to be answered is read in the same way: where a token would reach from its last space into the
+response's first word, the space is left to the response.
 
     prompt "A film "                                     tokens  A| film
 
-What a chat template has written is tokenised as `apply_chat_template` does: nothing is added. Where it writes the end of the generation prompt
-no more once the answer is there, that end is left out, as TRL does; the prompt's tokens are those that both texts begin with.
+What a chat template has written is tokenised as `apply_chat_template` does: nothing is added. Some templates
+drop the end of the generation prompt once the answer is there. That end is then left out, as TRL does; the
+prompt's tokens are those that both texts begin with.
 
     generation prompt    <|assistant|><think>            chosen    <|assistant|>Hello<|end|>
     prompt    <|assistant|>          chosen  Hello <|end|>
@@ -28,34 +29,45 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.data.formats import Annotation, Example
+from sparsepo_jax.data.annotations import ResponseTokens, per_token
+from sparsepo_jax.data.example import Example
 from sparsepo_jax.data.rows import BadRow, one_line
+
+Encoded = tuple[list[int], list[tuple[int, int]]] | BadRow
+"""(token ids, first and last + 1 character of each) of a text, or why it cannot be encoded."""
 
 
 class TokenRow(NamedTuple):
-    """One tokenised row; the per-token lists stand beside responses, None where the row has none."""
+    """One tokenised row."""
 
     prompt: list[int]
     responses: tuple[list[int], ...]
     prompt_key: int
+    """A hash of the prompt before tokenisation and truncation."""
     prompt_cut: bool
+    """Whether the prompt's beginning was cut off."""
     responses_cut: tuple[bool, ...]
+    """Whether the end of each response was cut off."""
     prompt_length: int
-    """Before it was cut."""
+    """Tokens before the cut."""
     response_length: int
-    """Of the longest response, before it was cut."""
+    """Tokens of the longest response, before the cut."""
     weights: tuple[list[float] | None, ...]
+    """One list a response, as long as it; None where the row says nothing. So are the next two."""
     decisive: tuple[list[bool] | None, ...]
     chance: tuple[list[float] | None, ...]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Tokens: the longest prompt (its end is kept, and BOS), the longest prompt + response (the response's start is kept)."""
+    """What a row may be at the most."""
 
     max_length: int
+    """Tokens of prompt + response; the response's start is kept."""
     max_prompt_length: int
+    """Tokens; the prompt's end is kept, and BOS."""
     vocab_size: int | None
+    """Of the model; ids at or above it are refused. None: not known."""
 
 
 def tokenize(
@@ -67,104 +79,109 @@ def tokenize(
     add_bos: bool | None,
     add_eos: bool,
 ) -> list[TokenRow | BadRow]:
-    """Rows in order. add_bos None: if the tokenizer has one. UserError: text without a tokenizer, or a tokenizer without the token asked for."""
+    """Rows in the order of the examples; a BadRow in the place of one that cannot be tokenised.
+
+    Args:
+        examples: rows in their one form.
+        tokenizer: a fast one of Hugging Face. None: the rows are token ids.
+        limits: what a row may be at the most.
+        separator: put between prompt and response; it counts as prompt.
+        add_bos: whether texts get a BOS at the front. None: if the tokenizer has one.
+        add_eos: whether texts get an EOS at the end.
+
+    Raises:
+        UserError: there is text but no tokenizer, or a tokenizer without the token asked for.
+    """
     texts = [
-        _prompt_text(example, separator) + rest
+        _prompt_text(example, separator) + continuation
         for example in examples
         if example.is_text
-        for rest in _read_with(example, separator)
+        for continuation in _continuations(example, separator)
     ]
-    ours = any(example.is_text and not example.has_ends for example in examples)
     if texts and tokenizer is None:
         raise UserError(
-            "the data is text, but there is no tokenizer: set tokenizer.kind, or give token ids (prompt_ids, chosen_ids, rejected_ids)"
+            "the data is text, but there is no tokenizer: set tokenizer.kind, "
+            "or give token ids (prompt_ids, chosen_ids, rejected_ids)"
         )
-    bos, eos = (
-        _special(tokenizer, name, wanted) if ours else None
-        for name, wanted in (("bos", add_bos), ("eos", add_eos))
-    )
+    bos, eos = None, None
+    if any(example.is_text and not example.has_ends for example in examples):
+        bos = _special(tokenizer, "bos", add_bos)
+        eos = _special(tokenizer, "eos", add_eos)
     encoded = iter(_encode(texts, tokenizer))
     rows: list[TokenRow | BadRow] = []
     for example in examples:
         try:
             if example.is_text:
-                added = (None, None) if example.has_ends else (bos, eos)
-                parts = _from_text(
-                    example, [next(encoded) for _ in _read_with(example, separator)], separator, *added
-                )
+                parts = [next(encoded) for _ in _continuations(example, separator)]
+                ends = (None, None) if example.has_ends else (bos, eos)
+                prompt, responses = _from_text(example, parts, separator, *ends)
             else:
-                parts = _from_ids(example)
-            _refuse_outside(*parts, limits.vocab_size, tokenizer)
-            rows.append(_finish(example, *parts, tokenizer=tokenizer, limits=limits))
+                prompt, responses = _from_ids(example)
+            _refuse_outside(prompt, responses, limits.vocab_size, tokenizer)
+            rows.append(_finish(example, prompt, responses, tokenizer, limits))
         except BadRow as fault:
             rows.append(fault)
     return rows
 
 
 def _special(tokenizer: Any, name: str, wanted: bool | None) -> int | None:
-    found = getattr(tokenizer, f"{name}_token_id")
-    if wanted and found is None:
+    """The id of BOS or EOS; None if it is not to be added. wanted None: it is, if the tokenizer has one."""
+    token = getattr(tokenizer, f"{name}_token_id")
+    if wanted and token is None:
         raise UserError(
-            f"data.add_{name}: the tokenizer has no {name.upper()} token; set data.add_{name}=false, or take a tokenizer that has one"
+            f"data.add_{name}: the tokenizer has no {name.upper()} token; "
+            f"set data.add_{name}=false, or take a tokenizer that has one"
         )
-    return None if wanted is False else found
+    return None if wanted is False else token
 
 
 def _prompt_text(example: Example, separator: str) -> str:
-    return (
-        (example.prompt or "") if example.templated or example.prompt is None else example.prompt + separator
-    )
+    if example.prompt is None:
+        return ""
+    return example.prompt if example.templated else example.prompt + separator
 
 
-def _read_with(example: Example, separator: str) -> tuple[str, ...]:
-    """What may follow the prompt, of which the prompt's tokens are independent: the responses, the unseen end of the generation prompt; for a prompt
-    alone what may come, if it matters."""
-    if not example.responses:
-        return ("a" if _prompt_text(example, separator).endswith(" ") and not example.has_ends else "",)
-    return (*example.responses, example.unseen) if example.unseen else example.responses
+def _continuations(example: Example, separator: str) -> tuple[str, ...]:
+    """The texts that may follow the prompt: its tokens must be the same before all of them.
 
-
-Encoded = tuple[list[int], list[tuple[int, int]]] | BadRow
+    These are the responses and the unseen end of the generation prompt. For a prompt alone it is a word, if that
+    could make a difference: a word that follows a space.
+    """
+    if example.responses:
+        return (*example.responses, example.unseen) if example.unseen else example.responses
+    ends_in_space = _prompt_text(example, separator).endswith(" ") and not example.has_ends
+    return ("a",) if ends_in_space else ("",)
 
 
 def _encode(texts: list[str], tokenizer: Any) -> list[Encoded]:
-    """(ids, character range of each) of every text, without special tokens of the tokenizer's own."""
+    """Every text encoded, without special tokens that the tokenizer would add."""
     if not texts:
         return []
-    settings = dict(
-        add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
-    )
     try:
-        found = tokenizer(texts, **settings)
-    except Exception as error:  # some text holds what this tokenizer does not know: find out which
+        encoded = tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+    except Exception as error:  # some text holds what this tokenizer does not know: find out which one
         if len(texts) == 1:
             return [BadRow(f"the tokenizer cannot encode it ({one_line(error)})")]
-        return [one for text in texts for one in _encode([text], tokenizer)]
-    return list(zip(found["input_ids"], found["offset_mapping"]))
-
-
-class _Response(NamedTuple):
-    ids: list[int]
-    ranges: list[tuple[int, int]] | None
-    """Characters of the response text that each token covers, without an EOS of ours; None for rows of ids."""
-    closed: bool
-    """Whether an EOS of ours is the last token."""
-    content_end: int | None = None
-    """Characters of the response text up to what ends the turn; None: not to be told."""
+        return [_encode([text], tokenizer)[0] for text in texts]
+    return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
 
 
 def _from_text(
     example: Example, encoded: list[Encoded], separator: str, bos: int | None, eos: int | None
-) -> tuple[list[int], list[_Response]]:
-    for one in encoded:
-        if isinstance(one, BadRow):
-            raise one
+) -> tuple[list[int], list[ResponseTokens]]:
+    """(prompt, responses) of a row of text; bos and eos None: none is added."""
+    for part in encoded:
+        if isinstance(part, BadRow):
+            raise part
     seam = len(_prompt_text(example, separator))
-    num_prompt = min(sum(end <= seam for _, end in ranges) for _, ranges in encoded)
-    first = encoded[0][0]
-    while any(ids[:num_prompt] != first[:num_prompt] for ids, _ in encoded):
-        num_prompt -= 1
-    prompt = first[:num_prompt]
+    num_prompt = _count_prompt_tokens(encoded, seam)
+    prompt = encoded[0][0][:num_prompt]
     if bos is not None and prompt[:1] != [bos]:  # a template may have written it
         prompt = [bos, *prompt]
     responses = []
@@ -173,7 +190,8 @@ def _from_text(
         if not prompt:
             if example.prompt is not None or len(rest) < 2:
                 raise BadRow(
-                    "the prompt has no token of its own and the tokenizer no BOS: the first response token would have nothing before it"
+                    "the prompt has no token of its own and the tokenizer no BOS: "
+                    "the first response token would have nothing before it"
                 )
             prompt, rest, ranges = rest[:1], rest[1:], ranges[1:]
         if not example.responses:
@@ -181,16 +199,25 @@ def _from_text(
         closed = eos is not None and rest[-1:] != [eos]
         covered = [(start - seam, end - seam) for start, end in ranges[len(ranges) - len(rest) :]]
         content_end = example.content_ends[p] if example.content_ends else None
-        responses.append(_Response([*rest, eos] if closed else rest, covered, closed, content_end))
+        responses.append(ResponseTokens([*rest, eos] if closed else rest, covered, closed, content_end))
     return prompt, responses
 
 
-def _from_ids(example: Example) -> tuple[list[int], list[_Response]]:
-    return list(example.prompt), [_Response(list(ids), None, False) for ids in example.responses]
+def _count_prompt_tokens(encoded: list[Encoded], seam: int) -> int:
+    """How many first tokens lie before the seam (a character) and are the same in all texts."""
+    count = min(sum(end <= seam for _, end in ranges) for _, ranges in encoded)
+    first = encoded[0][0]
+    while any(ids[:count] != first[:count] for ids, _ in encoded):
+        count -= 1
+    return count
+
+
+def _from_ids(example: Example) -> tuple[list[int], list[ResponseTokens]]:
+    return list(example.prompt), [ResponseTokens(list(ids), None, False) for ids in example.responses]
 
 
 def _refuse_outside(
-    prompt: list[int], responses: list[_Response], vocab_size: int | None, tokenizer: Any | None
+    prompt: list[int], responses: list[ResponseTokens], vocab_size: int | None, tokenizer: Any | None
 ) -> None:
     """BadRow that names a token for which the model has no row. A tokenizer may have more tokens than the model."""
     if vocab_size is None:
@@ -204,91 +231,66 @@ def _refuse_outside(
 
 
 def _finish(
-    example: Example, prompt: list[int], responses: list[_Response], *, tokenizer: Any | None, limits: Limits
+    example: Example,
+    prompt: list[int],
+    responses: list[ResponseTokens],
+    tokenizer: Any | None,
+    limits: Limits,
 ) -> TokenRow:
-    """Checks, annotations, truncation."""
-    bos, eos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos"))
-    per_token = [
-        _per_token(annotation, response, eos) for annotation, response in zip(example.annotations, responses)
+    """The row cut to its limits, with a value a token for each annotation."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    eos = getattr(tokenizer, "eos_token_id", None)
+    values = [
+        per_token(annotation, response, eos)
+        for annotation, response in zip(example.annotations, responses, strict=True)
     ]
-    prompt_length = len(prompt)
-    prompt_cut = prompt_length > limits.max_prompt_length
-    if prompt_cut:
-        keep_bos = example.is_text and bos is not None and prompt[0] == bos
-        prompt = (
-            [bos, *prompt[len(prompt) - limits.max_prompt_length + 1 :]]
-            if keep_bos
-            else prompt[-limits.max_prompt_length :]
-        )
-    room = limits.max_length - len(prompt)
-    kept = tuple(response.ids[:room] for response in responses)
-    if len(kept) == 2 and kept[0] == kept[1]:
-        whole = responses[0].ids == responses[1].ids
-        raise BadRow(
-            "chosen and rejected are the same"
-            + ("" if whole else f" within the first {room} tokens, all that data.max_length leaves them")
-        )
-    columns = (
-        [tuple(None if values is None else values[:room] for values in column) for column in zip(*per_token)]
-        if per_token
-        else [()] * 3
+    kept_prompt = _cut_prompt(prompt, limits.max_prompt_length, bos if example.is_text else None)
+    room = limits.max_length - len(kept_prompt)
+    _refuse_equal(responses, room)
+
+    def kept(column: str) -> tuple[list | None, ...]:
+        lists = (getattr(value, column) for value in values)
+        return tuple(None if entries is None else entries[:room] for entries in lists)
+
+    return TokenRow(
+        kept_prompt,
+        tuple(response.ids[:room] for response in responses),
+        prompt_key=_key(example),
+        prompt_cut=len(prompt) > limits.max_prompt_length,
+        responses_cut=tuple(len(response.ids) > room for response in responses),
+        prompt_length=len(prompt),
+        response_length=max((len(response.ids) for response in responses), default=0),
+        weights=kept("weights"),
+        decisive=kept("decisive"),
+        chance=kept("chance"),
     )
-    cut = tuple(len(response.ids) > room for response in responses)
-    response_length = max((len(response.ids) for response in responses), default=0)
-    return TokenRow(prompt, kept, _key(example), prompt_cut, cut, prompt_length, response_length, *columns)
+
+
+def _cut_prompt(prompt: list[int], limit: int, bos: int | None) -> list[int]:
+    """The last tokens of a prompt that is too long; a BOS at the front stays, and takes the place of one."""
+    if len(prompt) <= limit:
+        return prompt
+    if bos is not None and prompt[0] == bos:
+        return [bos, *prompt[len(prompt) - limit + 1 :]]
+    return prompt[-limit:]
+
+
+def _refuse_equal(responses: list[ResponseTokens], room: int) -> None:
+    """BadRow for two responses whose first `room` tokens are the same: such a pair cannot teach anything."""
+    if len(responses) != 2:
+        return
+    first, second = responses[0].ids, responses[1].ids
+    if first[:room] != second[:room]:
+        return
+    where = (
+        "" if first == second else f" within the first {room} tokens, all that data.max_length leaves them"
+    )
+    raise BadRow(f"chosen and rejected are the same{where}")
 
 
 def _key(example: Example) -> int:
-    """A hash of the prompt as it came, cut or not; of the text where there is no prompt."""
-    content = example.responses[0] if example.prompt is None else example.prompt
-    content = content if example.key is None else example.key
+    """A hash of the prompt as it came, cut or not; of the response where there is no prompt."""
+    content: Any = example.key
+    if content is None:
+        content = example.responses[0] if example.prompt is None else example.prompt
     return int.from_bytes(hashlib.sha256(repr(content).encode()).digest()[:8], "big")
-
-
-def _per_token(
-    annotation: Annotation, response: _Response, eos: int | None
-) -> tuple[list[float] | None, list[bool] | None, list[float] | None]:
-    """(weights, decisive, chance) of each token. A token has what any span that it overlaps has, of several the largest."""
-    weights = annotation.weights
-    if weights is not None and not (weights and isinstance(weights[0], list)):
-        weights = _with_end(weights, response, eos)
-    else:
-        weights = _from_spans(weights, response, 1.0)
-    decisive = (
-        None
-        if annotation.decisive is None
-        else _from_spans([[*span, 1.0] for span in annotation.decisive], response, 0.0)
-    )
-    return weights, decisive and [bool(x) for x in decisive], _from_spans(annotation.chance, response, 0.0)
-
-
-def _with_end(weights: list[float], response: _Response, eos: int | None) -> list[float]:
-    """Weights of all tokens; 1 on those of the turn's end, which published data often lacks, whoever wrote them."""
-    ending = _tokens_of_end(response, eos)
-    bare = len(response.ids) - ending
-    if not bare <= len(weights) <= len(response.ids):
-        end = "the EOS that is added" if response.closed else f"the {ending} that end the turn"
-        raise BadRow(
-            f"{len(weights)} weights for a response of {bare} tokens"
-            + (f" (without {end})" if ending else "")
-        )
-    return [float(weight) for weight in weights] + [1.0] * (len(response.ids) - len(weights))
-
-
-def _tokens_of_end(response: _Response, eos: int | None) -> int:
-    """How many tokens at the end only end the turn: what the template writes behind the content, or an EOS."""
-    if response.content_end is not None:
-        return sum(start >= response.content_end for start, _ in response.ranges) + response.closed
-    return int(response.closed or (eos is not None and response.ids[-1:] == [eos] and len(response.ids) > 1))
-
-
-def _from_spans(spans: list | None, response: _Response, outside: float) -> list[float] | None:
-    if spans is None:
-        return None
-    if response.ranges is None:
-        raise BadRow("spans of characters need text, but the row has token ids: give a number a token")
-    values = []
-    for start, end in response.ranges:
-        found = [value for first, last, value in spans if first < end and last > start]
-        values.append(float(max(found, default=outside)))
-    return values + [outside] * (len(response.ids) - len(values))

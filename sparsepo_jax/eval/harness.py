@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.rows import one_line
-from sparsepo_jax.data.table import TokenTable, ragged
+from sparsepo_jax.data.ragged import ragged
+from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.generate.sampler import Generated, Sampling
 
 Score = Callable[[TokenTable], Iterable[tuple[int, np.ndarray, np.ndarray]]]

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import written_atomically
 from sparsepo_jax.core.tree import Weights
-from sparsepo_jax.data.load import NOT_WHOLE
+from sparsepo_jax.data.cache import NOT_WHOLE
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.sharding.mesh import to_host
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.packing import Shape, pack, sizes_of
-from sparsepo_jax.data.table import TokenTable, ragged
+from sparsepo_jax.data.ragged import ragged
+from sparsepo_jax.data.table import TokenTable
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 31, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
 NEOX = {

@@ -1,0 +1,196 @@
+"""What a row says of single tokens of a response, from its columns to one value a token.
+
+Weights, decisive spans and chances come in columns beside the response (R is chosen, rejected or completion):
+
+    R_weights     [1, 0.5, ...], a number a token, or spans [[start, end, weight], ...] over characters of the response
+    R_decisive    [[start, end], ...]                   the characters that decide the preference
+    R_chance      [[start, end, probability], ...]      P(decisive | what comes before)
+
+A token takes the value of the spans that it overlaps, the largest if there are several:
+
+    response     the film was superb.        chosen_weights  [[13, 19, 3]]
+    tokens       the| film| was| super|b|.   weights         1 1 1 3 3 1
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from sparsepo_jax.data.rows import BadRow
+from sparsepo_jax.data.values import is_numbers, is_spans, list_in_cell
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a row says of the tokens of one response. None: the row says nothing of it."""
+
+    weights: list | None = None
+    """A number a token, or spans [start, end, weight]."""
+    decisive: list | None = None
+    """Spans [start, end]."""
+    chance: list | None = None
+    """Spans [start, end, probability]."""
+
+
+class ResponseTokens(NamedTuple):
+    """A response as token ids, with what it takes to place an annotation on them."""
+
+    ids: list[int]
+    ranges: list[tuple[int, int]] | None
+    """Characters of the response text that each token covers, without an EOS of ours; None for rows of ids."""
+    closed: bool
+    """Whether the last token is an EOS that we have added."""
+    content_end: int | None = None
+    """Characters of the response text before what ends the turn; None if that cannot be told."""
+
+
+class TokenValues(NamedTuple):
+    """One value for each token of a response; None where the row says nothing."""
+
+    weights: list[float] | None
+    decisive: list[bool] | None
+    chance: list[float] | None
+
+
+def read_annotation(row: dict[str, Any], name: str) -> Annotation:
+    """The annotation of one response, read from the columns beside it.
+
+    Args:
+        row: the row, without nulls.
+        name: of the response: chosen, rejected or completion.
+
+    Raises:
+        BadRow: a column holds something else than numbers or spans.
+    """
+    weights = list_in_cell(row.get(f"{name}_weights"))
+    decisive = list_in_cell(row.get(f"{name}_decisive"))
+    chance = list_in_cell(row.get(f"{name}_chance"))
+    if weights is not None and not (is_numbers(weights) or is_spans(weights, 3)):
+        raise BadRow(
+            f"{name}_weights must be finite numbers, one a token, or spans [[start, end, weight], ...]"
+        )
+    decisive_is_bad = decisive is not None and not is_spans(decisive, 2)
+    chance_is_bad = chance is not None and not is_spans(chance, 3)
+    if decisive_is_bad or chance_is_bad:
+        raise BadRow(
+            f"{name}_decisive must be spans [[start, end], ...], "
+            f"and {name}_chance [[start, end, probability], ...]"
+        )
+    if chance is not None and not all(0 <= probability <= 1 for *_, probability in chance):
+        raise BadRow(f"{name}_chance must be probabilities, 0 to 1")
+    return Annotation(weights, decisive, chance)
+
+
+def refuse_past_end(annotation: Annotation, text: str, name: str) -> None:
+    """Checks that every span ends within the response.
+
+    Args:
+        annotation: whose spans count the characters of the text.
+        text: the response.
+        name: of the response, for the message.
+
+    Raises:
+        BadRow: a span ends past the text.
+    """
+    for values in (annotation.weights, annotation.decisive, annotation.chance):
+        for span in values or ():
+            if isinstance(span, list) and span[1] > len(text):
+                raise BadRow(
+                    f"the span {span[:2]} ends past the text of {name}, which has {len(text)} characters"
+                )
+
+
+def shifted_to(annotation: Annotation, text: str, content: str, name: str) -> Annotation:
+    """The annotation with its spans moved to where a chat template has put the content.
+
+        content     Hello                   spans  [[0, 5, 2.0]]
+        text         Hello</s>              spans  [[1, 6, 2.0]]
+
+    Args:
+        annotation: whose spans count the characters of `content`.
+        text: what the template has written for the response.
+        content: of the response's first message.
+        name: of the response, for the message.
+
+    Raises:
+        BadRow: the template has altered the content, so that spans cannot be placed.
+    """
+    fields = [field for field in ("weights", "decisive", "chance") if _has_spans(getattr(annotation, field))]
+    if not fields or text.startswith(content):
+        return annotation
+    shift = text.find(content)
+    if shift < 0:
+        raise BadRow(
+            f"the chat template alters the text of {name}: its spans cannot be placed; "
+            "leave white space at its ends out of it"
+        )
+    moved = {
+        field: [[start + shift, end + shift, *rest] for start, end, *rest in getattr(annotation, field)]
+        for field in fields
+    }
+    return replace(annotation, **moved)
+
+
+def _has_spans(values: list | None) -> bool:
+    return bool(values) and isinstance(values[0], list)
+
+
+def per_token(annotation: Annotation, response: ResponseTokens, eos: int | None) -> TokenValues:
+    """One value for each token of a response.
+
+    Args:
+        annotation: of the response; its spans count the characters that `response.ranges` counts.
+        response: its tokens.
+        eos: id of the tokenizer's EOS; None if there is none.
+
+    Returns:
+        Weights (1 outside spans, and on the tokens that end the turn if the row gives none), decisive (False
+        outside spans) and chances (0 outside spans), each as long as `response.ids`; or None where the row
+        says nothing.
+
+    Raises:
+        BadRow: the number of weights does not fit, or there are spans but the row came as token ids.
+    """
+    weights = annotation.weights
+    if weights is None or _has_spans(weights):
+        weights = _from_spans(weights, response, outside=1.0)
+    else:
+        weights = _with_end(weights, response, eos)
+    decisive = None
+    if annotation.decisive is not None:
+        ones = _from_spans([[*span, 1.0] for span in annotation.decisive], response, outside=0.0)
+        decisive = [bool(value) for value in ones]
+    return TokenValues(weights, decisive, _from_spans(annotation.chance, response, outside=0.0))
+
+
+def _with_end(weights: list[float], response: ResponseTokens, eos: int | None) -> list[float]:
+    """Weights of all tokens. Published data often has none for the tokens that end the turn: these weigh 1."""
+    ending = _tokens_of_end(response, eos)
+    bare = len(response.ids) - ending
+    if not bare <= len(weights) <= len(response.ids):
+        end = "the EOS that is added" if response.closed else f"the {ending} that end the turn"
+        without = f" (without {end})" if ending else ""
+        raise BadRow(f"{len(weights)} weights for a response of {bare} tokens{without}")
+    missing = len(response.ids) - len(weights)
+    return [float(weight) for weight in weights] + [1.0] * missing
+
+
+def _tokens_of_end(response: ResponseTokens, eos: int | None) -> int:
+    """How many tokens at the end only end the turn: what the template writes behind the content, or an EOS."""
+    if response.content_end is not None:
+        behind = sum(start >= response.content_end for start, _ in response.ranges)
+        return behind + response.closed
+    ends_in_eos = eos is not None and response.ids[-1:] == [eos] and len(response.ids) > 1
+    return int(response.closed or ends_in_eos)
+
+
+def _from_spans(spans: list | None, response: ResponseTokens, *, outside: float) -> list[float] | None:
+    """The largest value of the spans that each token overlaps; `outside` for a token that overlaps none."""
+    if spans is None:
+        return None
+    if response.ranges is None:
+        raise BadRow("spans of characters need text, but the row has token ids: give a number a token")
+    values = []
+    for start, end in response.ranges:
+        overlapping = [value for first, last, value in spans if first < end and last > start]
+        values.append(float(max(overlapping, default=outside)))
+    return values + [outside] * (len(response.ids) - len(values))

@@ -1,0 +1,93 @@
+"""Tokenised sources kept between runs, one file each, under a name made of all that their tokens depend on."""
+
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsepo_jax.core.files import written_atomically
+from sparsepo_jax.data.table import table_from_arrays
+from sparsepo_jax.data.tokenised import Counts, Tokenised
+
+VERSION = 2  # of what is kept: raise it when tokenisation changes
+# What reading a file that is torn, altered or no .npz raises; pickled objects, which are never loaded, are a ValueError.
+NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+def cache_directory(name: str) -> Path:
+    """Where things of one kind are kept between runs, in the user's cache directory.
+
+    Args:
+        name: of the kind: tokens, reference.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsepo_jax" / name
+
+
+def cache_path(directory: Path, fingerprint: str, settings: list[Any]) -> Path:
+    """The file in which a tokenised source is kept.
+
+    Args:
+        directory: of the cache.
+        fingerprint: of the source's rows.
+        settings: all else that its tokens depend on, as JSON can hold it.
+    """
+    key = json.dumps([fingerprint, VERSION, *settings], sort_keys=True)
+    return directory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+
+
+def tokenizer_digest(tokenizer: Any | None) -> str | None:
+    """A hash of all that makes a tokenizer what it is: its vocabulary and rules, chat template, special tokens.
+
+    Args:
+        tokenizer: a fast one of Hugging Face, or None.
+    """
+    if tokenizer is None:
+        return None
+    parts = [
+        tokenizer.backend_tokenizer.to_str(),
+        str(tokenizer.chat_template),
+        json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def read_kept(path: Path) -> Tokenised | None:
+    """A source that was kept.
+
+    Args:
+        path: see `cache_path`.
+
+    Returns:
+        None if there is no such file, or one that is damaged: the source is then tokenised again.
+    """
+    try:
+        with np.load(path) as arrays:
+            bad = [(line, problem) for line, problem in json.loads(str(arrays["bad_rows"]))]
+            return Tokenised(table_from_arrays(arrays), bad, Counts(*json.loads(str(arrays["counts"]))))
+    except NOT_WHOLE:
+        return None
+
+
+def keep(path: Path, tokenised: Tokenised) -> None:
+    """Writes a tokenised source, atomically, since several processes may write the same one.
+
+    A cache that cannot be written is no reason to stop: a line says so.
+
+    Args:
+        path: see `cache_path`.
+        tokenised: what is written.
+    """
+    beside = {
+        "bad_rows": np.array(json.dumps(tokenised.bad)),
+        "counts": np.array(json.dumps(tokenised.counts)),
+    }
+    try:
+        with written_atomically(path) as file:
+            np.savez(file, **beside, **tokenised.table.arrays())
+    except OSError as error:
+        print(f"note: tokenised data is not kept: {path.parent} cannot be written ({error.strerror})")

@@ -1,0 +1,195 @@
+"""Rows that are dialogues: split into prompt and responses, and written as text by the chat template."""
+
+import json
+from typing import Any
+
+from sparsepo_jax.data.annotations import Annotation, refuse_past_end, shifted_to
+from sparsepo_jax.data.example import Example
+from sparsepo_jax.data.messages import Messages, joined_parts, read_messages, text_of
+from sparsepo_jax.data.rows import BadRow
+from sparsepo_jax.data.templates import Writer
+from sparsepo_jax.data.values import check_text, common_prefix
+
+
+def split_messages(dialogues: tuple[Messages, ...]) -> tuple[Messages, tuple[Messages, ...]]:
+    """Splits whole dialogues into the messages that they begin with in common, and the rest of each.
+
+        chosen      user: Hi, assistant: Hello          prompt      user: Hi
+        rejected    user: Hi, assistant: What           responses   assistant: Hello / assistant: What
+
+    Args:
+        dialogues: one for each response.
+
+    Returns:
+        (prompt, responses)
+
+    Raises:
+        BadRow: they have no first message in common, or are all the same.
+    """
+    n = _count_common(dialogues)
+    if n == 0:
+        raise BadRow("no prompt, and chosen and rejected have no first messages in common")
+    if all(n == len(dialogue) for dialogue in dialogues):
+        raise BadRow("chosen and rejected are the same")
+    return dialogues[0][:n], tuple(dialogue[n:] for dialogue in dialogues)
+
+
+def split_off_prompt(value: Any, dialogues: tuple[Messages, ...]) -> tuple[Messages, tuple[Messages, ...]]:
+    """Takes the prompt off responses that may be whole dialogues, which begin with the prompt once more.
+
+        prompt      Hi                                       or [{user, Hi}]
+        chosen      [{user, Hi}, {assistant, Hello}]         becomes [{assistant, Hello}]
+        rejected    [{user, Hi}, {assistant, What}]          becomes [{assistant, What}]
+
+    Args:
+        value: of the column prompt: text, a message or a list of messages.
+        dialogues: one for each response.
+
+    Returns:
+        (prompt, responses). Where the responses are whole dialogues, the prompt is all that they have in
+        common before the answer: a system message, for example, that the column prompt leaves out.
+
+    Raises:
+        BadRow: a response is neither an answer nor a dialogue that holds the prompt.
+    """
+    prompt = read_messages(value, "prompt", "user")
+    first_roles = (dialogue[0]["role"] for dialogue in dialogues)
+    other_role = next((role for role in first_roles if role != "assistant"), None)
+    if other_role is None:
+        return prompt, dialogues
+    common = dialogues[0][: _count_common(dialogues)]
+    while common and common[-1]["role"] == "assistant":  # both answers begin with it
+        common.pop()
+    if not _holds(common, prompt):
+        raise BadRow(
+            f"a response begins with a message of {other_role!r}: expected messages of the assistant, "
+            "or whole dialogues that begin with the prompt"
+        )
+    return common, tuple(dialogue[len(common) :] for dialogue in dialogues)
+
+
+def _count_common(dialogues: tuple[Messages, ...]) -> int:
+    """How many messages all dialogues begin with."""
+    n = 0
+    while all(n < len(dialogue) and dialogue[n] == dialogues[0][n] for dialogue in dialogues):
+        n += 1
+    return n
+
+
+def _holds(dialogue: Messages, part: Messages) -> bool:
+    """Whether the texts of `part` stand in the dialogue, one directly after the other."""
+    texts = [text_of(message).strip() for message in dialogue]
+    wanted = [text_of(message).strip() for message in part]
+    return any(texts[n : n + len(wanted)] == wanted for n in range(len(texts)))
+
+
+def prompt_from_messages(messages: Messages, write: Writer) -> Example:
+    """A prompt to be answered, with the generation prompt behind it.
+
+    Args:
+        messages: that are to be answered.
+        write: the chat template, with what the row gives it.
+
+    Raises:
+        BadRow: the template refuses them.
+    """
+    (settled,) = write.settled([messages], generate=True)
+    text = check_text(write(settled, generate=True), "prompt")
+    key = _prompt_key(messages, write.tools)
+    return Example(text, (), (), templated=True, has_ends=write.writes_ends, key=key)
+
+
+def answers_from_messages(
+    prompt: Messages,
+    responses: tuple[Messages, ...],
+    names: tuple[str, ...],
+    annotations: tuple[Annotation, ...],
+    write: Writer,
+    eos: str | None,
+) -> Example:
+    """The prompt with its generation prompt, and what the template writes behind it for each response.
+
+        ChatML      prompt      <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n
+                    response                                                        Hello<|im_end|>\\n
+
+    Args:
+        prompt: messages before the answer.
+        responses: messages of each answer, the assistant's first.
+        names: of the responses, for messages.
+        annotations: of the responses; spans count the characters of the first message's content.
+        write: the chat template, with what the row gives it.
+        eos: text of EOS. White space that the paper's template has put behind it is dropped, so that EOS is
+            the end.
+
+    Raises:
+        BadRow: there is no prompt, a response is empty or not the assistant's, or the template refuses the
+            messages or does not write the answer as a continuation of the prompt.
+    """
+    for turns, name in zip(responses, names, strict=True):
+        _check_turns(turns, name)
+    if not prompt:
+        raise BadRow("no message before the response")
+    dialogues = write.settled([prompt + turns for turns in responses], generate=False)
+    written = [write(dialogue, generate=False) for dialogue in dialogues]
+    asked = write(dialogues[0][: len(prompt)], generate=True)
+    begun = common_prefix(asked, *written)
+    unseen = asked[len(begun) :]
+    if unseen and text_of(prompt[-1]).strip() in unseen:
+        raise BadRow(
+            f"the chat template does not write prompt + {' or '.join(names)} as a continuation of the prompt"
+        )
+    texts, shifted, content_ends = [], [], []
+    for whole, turns, name, annotation in zip(written, responses, names, annotations, strict=True):
+        if not write.writes_ends and eos and whole.rstrip().endswith(eos):
+            whole = whole.rstrip()
+        text = whole[len(begun) :]
+        shifted.append(shifted_to(annotation, text, text_of(turns[0]), name))
+        texts.append(check_response(text, name, shifted[-1]))
+        content_ends.append(_content_end(text, turns[-1]))
+    return Example(
+        check_text(begun, "prompt"),
+        tuple(texts),
+        tuple(shifted),
+        templated=True,
+        has_ends=write.writes_ends,
+        content_ends=tuple(content_ends),
+        unseen=unseen,
+        key=_prompt_key(prompt, write.tools),
+        has_other_turns=any(turn["role"] != "assistant" for turns in responses for turn in turns),
+    )
+
+
+def _check_turns(turns: Messages, name: str) -> None:
+    if not turns or not any(text_of(turn).strip() or turn.get("tool_calls") for turn in turns):
+        raise BadRow(f"{name} is empty")
+    if turns[0]["role"] != "assistant":
+        raise BadRow(f"{name} must begin with a message of the assistant, not of {turns[0]['role']!r}")
+
+
+def _content_end(text: str, message: dict[str, Any]) -> int | None:
+    """Where the content of a message ends in what the template has written; None if it is not there as it was."""
+    content = text_of(message).rstrip()
+    start = text.rfind(content) if content else -1
+    return None if start < 0 else start + len(content)
+
+
+def _prompt_key(prompt: Messages, tools: list | None) -> str:
+    """By the messages, not by the text: a template may write the date, and the prompt is the same on another day."""
+    return json.dumps([joined_parts(prompt), tools], default=str)
+
+
+def check_response(value: Any, name: str, annotation: Annotation) -> str:
+    """The text of a response, if it is not empty and holds all spans of its annotation.
+
+    Args:
+        value: what the row holds, or what a template has written.
+        name: of the response, for messages.
+        annotation: of the response; spans count the characters of the text.
+
+    Raises:
+        BadRow: it is no text, holds white space alone, or ends before a span does.
+    """
+    if not check_text(value, name).strip():
+        raise BadRow(f"{name} is empty")
+    refuse_past_end(annotation, value, name)
+    return value

@@ -1,0 +1,45 @@
+"""The one form to which every shape of a row is brought before it is tokenised."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sparsepo_jax.data.annotations import Annotation
+
+Kind = Literal["pairs", "sft", "prompts"]
+"""What rows are read as: preference pairs, texts to imitate, or prompts to be answered."""
+
+RESPONSES: dict[str, tuple[str, ...]] = {
+    "pairs": ("chosen", "rejected"),
+    "sft": ("completion",),
+    "prompts": (),
+}
+"""The columns that hold the responses, by kind."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row in its one form: a prompt and its responses, all text (str) or all token ids (list of int)."""
+
+    prompt: str | list[int] | None
+    """None: the prompt is BOS, or the response's first token if there is no BOS."""
+    responses: tuple[str, ...] | tuple[list[int], ...]
+    """Empty for a prompt to be answered."""
+    annotations: tuple[Annotation, ...]
+    """One for each response."""
+    templated: bool = False
+    """Made from messages: the template has written everything between prompt and response."""
+    has_ends: bool = False
+    """The template was in charge of begin and end of text: none is added, even if it has written none."""
+    content_ends: tuple[int | None, ...] = ()
+    """Characters of each response up to the end of its last content; the rest ends the turn. None if that cannot be told."""
+    unseen: str = ""
+    """The end of the generation prompt that the template drops once the answer is there. It is not trained on."""
+    key: str | None = None
+    """Tells one prompt from another. None: the prompt itself does."""
+    has_other_turns: bool = False
+    """A response holds turns that are not the assistant's."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the row came as text, not as token ids."""
+        return isinstance(self.responses[0] if self.responses else self.prompt, str)

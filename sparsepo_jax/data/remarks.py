@@ -1,0 +1,67 @@
+"""What a user should know of the rows that were read: what a chat template does with them, what was cut off."""
+
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.data.tokenised import Counts
+from sparsepo_jax.data.tokenize import Limits
+
+
+def template_remarks(counts: Counts, rows: int, date: str | None) -> list[str]:
+    """A line for each thing that a chat template does and that is worth knowing.
+
+    Args:
+        counts: of the rows.
+        rows: how many they are.
+        date: that the template was told, YYYY-MM-DD. None: it does not ask.
+    """
+    lines = []
+    if date is not None and counts.templated:
+        lines.append(
+            f"the chat template writes the date: {date} in this run, whenever it goes on (data.template_date)"
+        )
+    if counts.prompt_cut_short:
+        lines.append(
+            f"in {counts.prompt_cut_short} of {rows} rows the chat template does not write the end of its "
+            "generation prompt once the answer is there: it is left out, as in TRL, and the policy will be asked "
+            "with it; data.template_arguments may switch it off (enable_thinking: false)"
+        )
+    if counts.other_turns:
+        lines.append(
+            f"in {counts.other_turns} of {rows} rows a response holds turns that are not the assistant's; "
+            "they are trained on like its own"
+        )
+    return lines
+
+
+def cut_remarks(table: TokenTable, counts: Counts, limits: Limits, positions: int | None) -> list[str]:
+    """A line for each kind of cut, with what to set to avoid it.
+
+    Args:
+        table: the rows.
+        counts: of the rows.
+        limits: by which they were cut.
+        positions: tokens that the model can hold. None: not known.
+    """
+    responses = int(table.response_cut_NP.sum())
+    prompts = int(table.prompt_cut_N.sum())
+    remedy = f"to keep them whole, set data.max_length={counts.longest_row}"
+    if prompts:
+        remedy += f" data.max_prompt_length={counts.longest_prompt}"
+    if positions is not None and counts.longest_row > positions:
+        remedy = (
+            f"the longest row has {counts.longest_row} tokens, the model {positions} positions: "
+            "raise data.max_length, or leave long rows out"
+        )
+    lines = []
+    if responses:
+        total = table.response_cut_NP.size
+        consequence = ", so that the policy hardly learns to end" if responses > total / 2 else ""
+        lines.append(
+            f"{responses} of {total} responses lose their end, EOS included, "
+            f"at data.max_length={limits.max_length}{consequence}; {remedy}"
+        )
+    if prompts:
+        lines.append(
+            f"{prompts} of {len(table)} prompts lose their beginning "
+            f"at data.max_prompt_length={limits.max_prompt_length}; {remedy}"
+        )
+    return lines

@@ -1,0 +1,186 @@
+"""A source, tokenised: its rows as a table, the bad ones by line, and counts of what a user should know."""
+
+import itertools
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparsepo_jax.data.example import RESPONSES, Example, Kind
+from sparsepo_jax.data.formats import in_known_form, parse_row, without_absent
+from sparsepo_jax.data.ragged import ragged
+from sparsepo_jax.data.rows import BadRow, Row
+from sparsepo_jax.data.sources import Source
+from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.data.templates import Render
+from sparsepo_jax.data.tokenize import Limits, TokenRow, tokenize
+
+ROWS_AT_A_TIME = 2000  # are tokenised together
+BadRows = list[tuple[int, str]]
+"""(line, what is wrong) of each."""
+
+
+class Counts(NamedTuple):
+    """What a user should know of the rows of a source, beside its table."""
+
+    templated: int = 0
+    """Rows that a chat template has written."""
+    prompt_cut_short: int = 0
+    """Rows for which the template drops the end of the generation prompt once the answer is there."""
+    other_turns: int = 0
+    """Rows with turns inside a response that are not the assistant's."""
+    longest_prompt: int = 0
+    """Tokens, before the cut."""
+    longest_row: int = 0
+    """Tokens of a prompt and the longest of its responses, before the cut."""
+
+    def with_row(self, example: Example, row: TokenRow) -> "Counts":
+        """The counts with a row more.
+
+        Args:
+            example: the row in its one form.
+            row: the same row, tokenised.
+        """
+        length = row.prompt_length + row.response_length
+        more = Counts(
+            int(example.has_ends),
+            int(bool(example.unseen)),
+            int(example.has_other_turns),
+            row.prompt_length,
+            length,
+        )
+        return self.with_counts(more)
+
+    def with_counts(self, other: "Counts") -> "Counts":
+        """The counts of both.
+
+        Args:
+            other: of other rows.
+        """
+        return Counts(
+            self.templated + other.templated,
+            self.prompt_cut_short + other.prompt_cut_short,
+            self.other_turns + other.other_turns,
+            max(self.longest_prompt, other.longest_prompt),
+            max(self.longest_row, other.longest_row),
+        )
+
+
+class Tokenised(NamedTuple):
+    """A source, tokenised: what the cache keeps."""
+
+    table: TokenTable
+    bad: BadRows
+    counts: Counts
+
+
+def tokenize_source(
+    source: Source,
+    kind: Kind,
+    tokenizer: Any | None,
+    limits: Limits,
+    render: Render,
+    text_settings: dict[str, Any],
+) -> Tokenised:
+    """Reads and tokenises all rows of a source.
+
+    Args:
+        source: where they come from.
+        kind: what they are read as.
+        tokenizer: a fast one of Hugging Face. None: the rows are token ids.
+        limits: what a row may be at the most.
+        render: writes messages as text.
+        text_settings: separator, add_bos and add_eos, see `tokenize`.
+
+    Raises:
+        UserError: the source cannot be read, or the tokenizer lacks a token asked for.
+    """
+    eos = None if tokenizer is None else tokenizer.eos_token
+    good: list[tuple[int, TokenRow]] = []
+    contents: list[bytes] = []
+    bad: BadRows = []
+    counts = Counts()
+    rows = source.rows()
+    while chunk := list(itertools.islice(rows, ROWS_AT_A_TIME)):
+        parsed: list[tuple[Row, Example]] = []
+        for row in chunk:
+            example = _parsed(row, kind, render, eos)
+            if isinstance(example, BadRow):
+                bad.append((row.line, str(example)))
+            else:
+                parsed.append((row, example))
+        tokenised = tokenize([example for _, example in parsed], tokenizer, limits, **text_settings)
+        for (row, example), tokens in zip(parsed, tokenised, strict=True):
+            if isinstance(tokens, BadRow):
+                bad.append((row.line, str(tokens)))
+                continue
+            good.append((row.line, tokens))
+            counts = counts.with_row(example, tokens)
+            if kind == "prompts":
+                contents.append(json.dumps(_with_prompt(row.content), default=str).encode())
+    table = _make_table(good, len(RESPONSES[kind]))
+    if kind == "prompts":
+        arrays = [np.frombuffer(content, np.uint8) for content in contents]
+        table = table.with_columns(all_content=ragged(arrays, np.uint8))
+    return Tokenised(table, sorted(bad), counts)
+
+
+def _parsed(row: Row, kind: Kind, render: Render, eos: str | None) -> Example | BadRow:
+    if isinstance(row.content, BadRow):
+        return row.content
+    try:
+        return parse_row(row.content, kind, render, eos)
+    except BadRow as fault:
+        return fault
+    except RecursionError:
+        return BadRow("a value is nested too deeply")
+
+
+def _with_prompt(content: dict[str, Any]) -> dict[str, Any]:
+    """The row as it was read, with its prompt under that name where it lies in other columns (ShareGPT, Alpaca)."""
+    prompt = in_known_form(without_absent(content), "prompts").get("prompt")
+    if prompt is None or content.get("prompt") is not None:
+        return content
+    return content | {"prompt": prompt}
+
+
+def _make_table(rows: list[tuple[int, TokenRow]], responses_per_row: int) -> TokenTable:
+    """The rows as a table of a source without a name.
+
+    Rows without given weights weigh 1 if others have some; decisive and chance only if every row has them.
+    """
+    tokens = [row for _, row in rows]
+    responses = ragged([ids for row in tokens for ids in row.responses], np.int32)
+    cut = np.array([row.responses_cut for row in tokens], bool)
+    columns: dict[str, np.ndarray | None] = {}
+    for name, dtype in (("weights", np.float32), ("decisive", np.bool_), ("chance", np.float32)):
+        values = [value for row in tokens for value in getattr(row, name)]
+        columns[f"all_{name}"] = _joined(values, responses.lengths, dtype, partly=name == "weights")
+    return TokenTable(
+        prompts=ragged([row.prompt for row in tokens], np.int32),
+        responses=responses,
+        prompt_key_N=np.array([row.prompt_key for row in tokens], np.uint64),
+        prompt_cut_N=np.array([row.prompt_cut for row in tokens], bool),
+        response_cut_NP=cut.reshape(len(tokens), responses_per_row),
+        row_weight_N=np.ones(len(tokens), np.float32),
+        files=("",),
+        file_N=np.zeros(len(tokens), np.int32),
+        line_N=np.array([line for line, _ in rows], np.int64),
+        **columns,
+    )
+
+
+def _joined(
+    values: list[list | None], lengths: np.ndarray, dtype: type, *, partly: bool
+) -> np.ndarray | None:
+    """The values of all responses in one array; None if they are not known.
+
+    partly: they may be missing for some responses, which have 1 instead; else for none.
+    """
+    known = [value is not None for value in values]
+    if not any(known) or not (partly or all(known)):
+        return None
+    filled = [
+        np.ones(length) if value is None else value for value, length in zip(values, lengths, strict=True)
+    ]
+    return ragged(filled, dtype).flat

@@ -1,0 +1,93 @@
+"""Values in the columns of a row: checked, and brought to the type that the rest of the room expects."""
+
+import json
+from typing import Any
+
+from sparsepo_jax.data.rows import BadRow
+
+LARGEST_ID = 2**31 - 1  # int32
+LARGEST_WEIGHT = 3.4e38  # float32
+
+
+def check_text(value: Any, name: str) -> str:
+    """The value, if it is text that can be written as UTF-8.
+
+    Args:
+        value: what the row holds.
+        name: of its column, for the message.
+
+    Raises:
+        BadRow: it is no text, or holds half of a surrogate pair.
+    """
+    if not isinstance(value, str):
+        raise BadRow(f"{name} must be text, got {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRow(f"{name} is no valid Unicode (it holds half of a surrogate pair)") from None
+    return value
+
+
+def read_ids(row: dict[str, Any], name: str) -> list[int]:
+    """The token ids in a column: a list, or a text that shows one.
+
+    Args:
+        row: the row, without nulls.
+        name: of the column.
+
+    Raises:
+        BadRow: the column is missing or empty, or an entry is no whole number from 0 to 2**31 - 1.
+    """
+    if name not in row:
+        raise BadRow(f"no {name}; the row has: {', '.join(row)}")
+    ids = list_in_cell(row[name])
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        raise BadRow(f"{name} must be a list of whole numbers")
+    outside = next((i for i in ids if not 0 <= i <= LARGEST_ID), None)
+    if outside is not None:
+        raise BadRow(f"{name}: {outside} is no token id (0 to {LARGEST_ID})")
+    if not ids:
+        reason = ": the first response token would have nothing before it" if name == "prompt_ids" else ""
+        raise BadRow(f"{name} is empty{reason}")
+    return ids
+
+
+def list_in_cell(value: Any) -> Any:
+    """The list that a text shows as JSON (a cell of a CSV file); any other value as it is."""
+    if not isinstance(value, str) or not value.startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def is_numbers(values: Any) -> bool:
+    """Whether this is a list of numbers that float32 can hold."""
+    return isinstance(values, list) and all(
+        type(value) in (int, float) and abs(value) <= LARGEST_WEIGHT for value in values
+    )
+
+
+def is_spans(spans: Any, width: int) -> bool:
+    """Whether this is a list of spans [start, end, ...] of `width` numbers each, with 0 <= start < end."""
+    return isinstance(spans, list) and all(
+        is_numbers(span) and len(span) == width and 0 <= span[0] < span[1] for span in spans
+    )
+
+
+def columns_of(row: dict[str, Any]) -> str:
+    """The names of the row's columns, for a message about one that is missing."""
+    return ", ".join(row) or "nothing"
+
+
+def common_prefix(*texts: str) -> str:
+    """What all texts begin with, character by character."""
+    first, last = (
+        min(texts),
+        max(texts),
+    )  # all others lie between them and begin with whatever these two share
+    for n, character in enumerate(first):
+        if character != last[n]:
+            return first[:n]
+    return first
