@@ -2,9 +2,9 @@
 
 Weights, decisive spans and chances come in columns beside the response (R is chosen, rejected or completion):
 
-    R_weights     [1, 0.5, ...], a number a token, or spans [[start, end, weight], ...] over characters of the response
-    R_decisive    [[start, end], ...]                   the characters that decide the preference
-    R_chance      [[start, end, probability], ...]      P(decisive | what comes before)
+    R_weights     [1, 0.5, ...] or [[start, end, weight], ...]      a number a token, or spans of characters
+    R_decisive    [[start, end], ...]                               the characters that decide the preference
+    R_chance      [[start, end, probability], ...]                  P(decisive | what comes before)
 
 A token takes the value of the spans that it overlaps, the largest if there are several:
 
@@ -36,7 +36,7 @@ class ResponseTokens(NamedTuple):
 
     ids: list[int]
     ranges: list[tuple[int, int]] | None
-    """Characters of the response text that each token covers, without an EOS of ours; None for rows of ids."""
+    """Characters of the response text that each token covers, except an EOS of ours; None for rows of ids."""
     closed: bool
     """Whether the last token is an EOS that we have added."""
     content_end: int | None = None
@@ -163,7 +163,7 @@ def per_token(annotation: Annotation, response: ResponseTokens, eos: int | None)
 
 
 def _with_end(weights: list[float], response: ResponseTokens, eos: int | None) -> list[float]:
-    """Weights of all tokens. Published data often has none for the tokens that end the turn: these weigh 1."""
+    """Weights of all tokens. Published data often lacks those of the tokens that end the turn: 1."""
     ending = _tokens_of_end(response, eos)
     bare = len(response.ids) - ending
     if not bare <= len(weights) <= len(response.ids):
@@ -175,7 +175,7 @@ def _with_end(weights: list[float], response: ResponseTokens, eos: int | None) -
 
 
 def _tokens_of_end(response: ResponseTokens, eos: int | None) -> int:
-    """How many tokens at the end only end the turn: what the template writes behind the content, or an EOS."""
+    """How many last tokens only end the turn: what the template writes behind the content, or an EOS."""
     if response.content_end is not None:
         behind = sum(start >= response.content_end for start, _ in response.ranges)
         return behind + response.closed
@@ -184,7 +184,7 @@ def _tokens_of_end(response: ResponseTokens, eos: int | None) -> int:
 
 
 def _from_spans(spans: list | None, response: ResponseTokens, *, outside: float) -> list[float] | None:
-    """The largest value of the spans that each token overlaps; `outside` for a token that overlaps none."""
+    """For each token, the largest value of the spans that it overlaps; `outside` if it overlaps none."""
     if spans is None:
         return None
     if response.ranges is None:

@@ -1,4 +1,4 @@
-"""Tokenised sources kept between runs, one file each, under a name made of all that their tokens depend on."""
+"""Tokenised sources kept between runs, a file each, named by a hash of all that their tokens depend on."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from sparsepo_jax.data.table import table_from_arrays
 from sparsepo_jax.data.tokenised import Counts, Tokenised
 
 VERSION = 2  # of what is kept: raise it when tokenisation changes
-# What reading a file that is torn, altered or no .npz raises; pickled objects, which are never loaded, are a ValueError.
+# What reading a file raises that is torn, altered or no .npz. Pickled objects are never loaded: a ValueError.
 NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -41,7 +41,7 @@ def cache_path(directory: Path, fingerprint: str, settings: list[Any]) -> Path:
 
 
 def tokenizer_digest(tokenizer: Any | None) -> str | None:
-    """A hash of all that makes a tokenizer what it is: its vocabulary and rules, chat template, special tokens.
+    """A hash of all that makes a tokenizer what it is: vocabulary, rules, chat template, special tokens.
 
     Args:
         tokenizer: a fast one of Hugging Face, or None.

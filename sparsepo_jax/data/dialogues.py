@@ -167,14 +167,14 @@ def _check_turns(turns: Messages, name: str) -> None:
 
 
 def _content_end(text: str, message: dict[str, Any]) -> int | None:
-    """Where the content of a message ends in what the template has written; None if it is not there as it was."""
+    """Where the content of a message ends in what the template has written; None if it was altered."""
     content = text_of(message).rstrip()
     start = text.rfind(content) if content else -1
     return None if start < 0 else start + len(content)
 
 
 def _prompt_key(prompt: Messages, tools: list | None) -> str:
-    """By the messages, not by the text: a template may write the date, and the prompt is the same on another day."""
+    """By the messages, not by the text: a template that writes the date would change it every day."""
     return json.dumps([joined_parts(prompt), tools], default=str)
 
 

@@ -31,9 +31,9 @@ class Example:
     has_ends: bool = False
     """The template was in charge of begin and end of text: none is added, even if it has written none."""
     content_ends: tuple[int | None, ...] = ()
-    """Characters of each response up to the end of its last content; the rest ends the turn. None if that cannot be told."""
+    """Characters of each response before what ends the turn. None if that cannot be told."""
     unseen: str = ""
-    """The end of the generation prompt that the template drops once the answer is there. It is not trained on."""
+    """The end of the generation prompt that the template drops once the answer is there; not trained on."""
     key: str | None = None
     """Tells one prompt from another. None: the prompt itself does."""
     has_other_turns: bool = False

@@ -8,12 +8,20 @@ from sparsepo_jax.data.table import TokenTable
 
 
 def table_facts(table: TokenTable) -> dict[str, Any]:
-    """Counts of a table with responses, as JSON holds them.
+    """Counts of a table with responses.
+
+    Args:
+        table: pairs or sft rows.
 
     Returns:
-        rows; responses; response_tokens: mean length; prompts_cut: rows whose prompt lost its beginning; responses_cut: responses that lost
-        their end. Of pairs besides: equal_pairs, whose responses are the same tokens; contradicting_pairs, of which the table also holds the
-        pair with chosen and rejected swapped.
+        By name, as JSON can hold it:
+
+        rows, responses        how many
+        response_tokens        mean length
+        prompts_cut            rows whose prompt has lost its beginning
+        responses_cut          responses that have lost their end
+        equal_pairs            pairs whose responses are the same tokens (pairs only, and so is the next)
+        contradicting_pairs    pairs that the table also holds with chosen and rejected swapped
     """
     facts = {
         "rows": len(table),

@@ -6,11 +6,11 @@ Pairs, by the columns that are there (the first that fits):
     prompt, chosen, rejected                    text
     chosen, rejected                            whole dialogues as text; their common beginning is the prompt
     prompt, chosen, rejected                    lists of {role, content}
-    prompt, chosen, rejected                    text, or a list, and whole lists of {role, content} that begin with it
-                                                (UltraFeedback)
-    chosen, rejected                            whole lists of {role, content}; the common messages are the prompt
+    prompt, chosen, rejected                    text, or a list, and whole lists of {role, content} that begin
+                                                with it (UltraFeedback)
+    chosen, rejected                            whole lists of {role, content} that begin with the prompt
     conversations, chosen, rejected             ShareGPT: lists of {from, value}
-    instruction, input, chosen, rejected        Alpaca: instruction and input, a line each, are a message of the user
+    instruction, input, chosen, rejected        Alpaca: instruction and input, a line each, are the prompt
 
 Sft:
 

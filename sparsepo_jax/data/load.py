@@ -43,9 +43,9 @@ def load_table(
 ) -> TokenTable:
     """The rows of all sources, one after the other.
 
-    A tokenised source is kept in a cache by what its tokens depend on (rows, tokenizer, truncation and format), not
-    by where it lies or how it is weighted. `say` gets a line for each thing that a user should know of the rows:
-    what is cut, what is left out.
+    A tokenised source is kept in a cache by what its tokens depend on (rows, tokenizer, truncation and
+    format), not by where it lies or how it is weighted. `say` gets a line for each thing that a user should
+    know of the rows: what is cut, what is left out.
 
     Args:
         sources: FileRows, GeneratedRows or FirstWords.

@@ -1,7 +1,7 @@
-"""Dialogues as data sets hold them, brought to lists of {role, content}; and what goes to a chat template beside them.
+"""Dialogues as data sets hold them, brought to lists of {role, content}; tools and arguments for a template.
 
-role, content       taken as they are; nulls are dropped (Parquet and Arrow add a null for each key that another
-                    dict of the same column has)
+role, content       taken as they are; nulls are dropped (Parquet and Arrow add one for each key that
+                    another dict of the same column has)
 from, value         ShareGPT: human becomes user, gpt assistant, observation tool
 text                that shows such a list (a cell of a CSV file): read as that list
 """
@@ -27,9 +27,9 @@ _ROLES = {
 
 
 def without_nulls(value: Any) -> Any:
-    """The value without keys that are null, at any depth. A null in a list stays, as in TRL's remove_none_values.
+    """The value without keys that are null, at any depth; a null in a list stays, as in TRL.
 
-        {"role": "user", "name": None, "parts": [{"a": None}, None]}    becomes    {"role": "user", "parts": [{}, None]}
+        {"name": None, "parts": [{"a": None}, None]}    becomes    {"parts": [{}, None]}
 
     Args:
         value: what JSON can hold.

@@ -10,7 +10,8 @@ from sparsepo_jax.data.batching import BatchPlan, PlannedPrompts
 from sparsepo_jax.data.packing import FILLER, Shape, pack
 from sparsepo_jax.data.table import TokenTable
 
-THREADS, READ_AHEAD = 2, 4
+THREADS = 2
+READ_AHEAD = 4  # batches
 
 
 def make_batches(
@@ -26,26 +27,33 @@ def make_batches(
     with_weights: bool,
     response_length: int | None = None,
 ) -> Iterator[PairBatch]:
-    """This process's part of global batches start..stop-1, numpy arrays [micro-steps, rows or pairs of this process, ...].
+    """This process's part of some global batches: numpy arrays [micro-steps, its rows or pairs, ...].
 
-    Each micro-step's rows of tokens are cut into process_count equal parts in order. shared: see packing.sizes_of, by which the plan must be made.
-    with_weights: fill weights_BPT from the table. response_length: the longest response that there is room for; None: the table's longest.
+    The rows of tokens of each micro-step are cut into process_count equal parts, in order.
+
+    Args:
+        table: whose rows the plan names.
+        plan: made with the sizes that `sizes_of` returns for the same `shared`.
+        start: the first batch.
+        stop: the batch after the last.
+        micro_steps: into which a batch is cut; with process_count it divides the plan's rows of tokens.
+        process_index: of this process, from 0.
+        process_count: how many processes share a batch.
+        shared: whether the prompt runs once for all responses of a pair.
+        with_weights: whether weights_BPT is filled from the table.
+        response_length: tokens of the longest response that there is room for. None: the table's longest.
     """
     import grain
 
     T = _room(table, response_length)
 
     def batch(n: int) -> PairBatch:
-        planned = plan.batch(n)
-        whole = pack(
-            table, planned.rows, planned.shape, T, rows=plan.rows, shared=shared, with_weights=with_weights
-        )
-        return _part(whole, micro_steps, process_index, process_count)
+        numbers, shape = plan.batch(n)
+        packed = pack(table, numbers, shape, T, rows=plan.rows, shared=shared, with_weights=with_weights)
+        return _part(packed, micro_steps, process_index, process_count)
 
-    served = grain.MapDataset.range(start, stop).map(batch)
-    return iter(
-        served.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=READ_AHEAD))
-    )
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=READ_AHEAD)
+    return iter(grain.MapDataset.range(start, stop).map(batch).to_iter_dataset(options))
 
 
 def empty_batch(
@@ -58,21 +66,21 @@ def empty_batch(
     with_weights: bool,
     response_length: int | None = None,
 ) -> PairBatch:
-    """A global batch of this shape without rows: its arrays are those of every such batch that make_batches gives."""
-    fillers = np.full(plan.batch_size, FILLER)
-    whole = pack(
-        table,
-        fillers,
-        shape,
-        _room(table, response_length),
-        rows=plan.rows,
-        shared=shared,
-        with_weights=with_weights,
-    )
-    return _part(whole, micro_steps, 0, 1)
+    """A global batch without pairs, whose arrays have the shapes and types of every batch of this shape.
+
+    Args:
+        table: as for `make_batches`, and so are the arguments that are not named here.
+        plan: whose batches it is like.
+        shape: one of the plan's.
+    """
+    T = _room(table, response_length)
+    numbers = np.full(plan.batch_size, FILLER)
+    packed = pack(table, numbers, shape, T, rows=plan.rows, shared=shared, with_weights=with_weights)
+    return _part(packed, micro_steps, 0, 1)
 
 
 def _room(table: TokenTable, response_length: int | None) -> int:
+    """Tokens of a response, rounded up to eights."""
     longest = int(table.response_lengths_NP.max()) if response_length is None else response_length
     return -(-longest // 8) * 8
 
@@ -85,23 +93,40 @@ def make_prompt_batches(
     process_index: int,
     process_count: int,
 ) -> Iterator[PromptBatch]:
-    """This process's part of the planned prompts, arrays [1, prompts of this process, ...]. A filler has a prompt of one token, so that its
-    attention has something to see."""
+    """This process's part of batches of prompts, as numpy arrays [1, prompts of this process, ...].
+
+    A filler has a prompt of one token, so that its attention has something to see.
+
+    Args:
+        table: whose rows are named.
+        planned: which rows form each batch, see `plan_prompts`.
+        batch_size: prompts of a batch, fillers included.
+        process_index: of this process, from 0.
+        process_count: how many processes share a batch; divides batch_size.
+    """
     for rows, length in planned:
-        prompt_BS, valid_BS = np.zeros((batch_size, length), np.int32), np.zeros((batch_size, length), bool)
+        prompt_BS = np.zeros((batch_size, length), np.int32)
+        valid_BS = np.zeros((batch_size, length), bool)
         valid_BS[:, -1] = True
-        row_B, weight_B = np.zeros(batch_size, np.int32), np.zeros(batch_size, np.float32)
+        row_B = np.zeros(batch_size, np.int32)
+        weight_B = np.zeros(batch_size, np.float32)
         for b, row in enumerate(rows):
             prompt = table.prompt(row)
-            prompt_BS[b, length - len(prompt) :], valid_BS[b, length - len(prompt) :] = prompt, True
-            row_B[b], weight_B[b] = row, 1.0
+            prompt_BS[b, length - len(prompt) :] = prompt
+            valid_BS[b, length - len(prompt) :] = True
+            row_B[b] = row
+            weight_B[b] = 1.0
         yield _part(PromptBatch(prompt_BS, valid_BS, row_B, weight_B), 1, process_index, process_count)
 
 
-def _part(whole: Any, micro_steps: int, process_index: int, process_count: int) -> Any:
-    """[micro-steps, this process's part, ...] of arrays whose first axis holds all micro-steps, and in each of them all processes."""
+def _part(batch: Any, micro_steps: int, process_index: int, process_count: int) -> Any:
+    """[micro-steps, this process's part, ...] of arrays whose first axis holds a global batch.
+
+    That axis holds one micro-step after the other, and in each of them one process after the other.
+    """
     import jax
 
-    return jax.tree.map(
-        lambda x: x.reshape(micro_steps, process_count, -1, *x.shape[1:])[:, process_index], whole
-    )
+    def part(x: np.ndarray) -> np.ndarray:
+        return x.reshape(micro_steps, process_count, -1, *x.shape[1:])[:, process_index]
+
+    return jax.tree.map(part, batch)

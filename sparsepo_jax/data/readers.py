@@ -1,4 +1,7 @@
-"""The rows of one file: JSON lines, a JSON list, comma- or tab-separated values, Parquet. Nothing here knows what a row means."""
+"""The rows of one file: JSON lines, a JSON list, comma- or tab-separated values, Parquet.
+
+Nothing here knows what a row means.
+"""
 
 import codecs
 import csv
@@ -7,8 +10,8 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.rows import BadRow, Row, one_line
@@ -17,15 +20,25 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".tsv
 
 
 def suffix_of(path: str) -> str | None:
-    """Which of SUFFIXES a file has; None: none of them."""
+    """The one of SUFFIXES that a file has.
+
+    Args:
+        path: of the file; upper and lower case count the same.
+
+    Returns:
+        None if it has none of them.
+    """
     return next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), None)
 
 
 def file_rows(path: str) -> Iterator[Row]:
-    """The rows of a file by its suffix, one of SUFFIXES.
+    """The rows of a file; one that cannot be read is a BadRow in its place.
+
+    Args:
+        path: of a file that has one of SUFFIXES.
 
     Raises:
-        UserError: the file cannot be read as a whole; a row that cannot be read is a BadRow in its place.
+        UserError: the file as a whole cannot be read.
     """
     suffix = suffix_of(path)
     if suffix == ".parquet":
@@ -34,7 +47,14 @@ def file_rows(path: str) -> Iterator[Row]:
 
 
 def count_rows(path: str) -> int:
-    """How many rows `file_rows` gives, bad ones included."""
+    """How many rows a file has, bad ones included.
+
+    Args:
+        path: as for `file_rows`.
+
+    Raises:
+        UserError: the file as a whole cannot be read.
+    """
     if suffix_of(path) == ".parquet":
         import pyarrow.parquet
 
@@ -66,19 +86,15 @@ def _text_rows(path: str, suffix: str) -> Iterator[Row]:
 def _list_rows(path: str, content: bytes) -> Iterator[Row]:
     try:
         rows = _from_json(content)
-    except (
-        ValueError,
-        RecursionError,
-        BadRow,
-    ) as error:  # how many rows are lost nobody knows: they cannot be left out
-        raise UserError(
-            f"{path}:{_line_of(error)}: {_not_json(error)}; mend the file, or write it as .jsonl, a row a line"
-        ) from None
+    except (ValueError, RecursionError, BadRow) as error:
+        # Nobody knows how many rows are lost, so that they cannot be left out.
+        problem = f"{path}:{_line_of(error)}: {_not_json(error)}"
+        raise UserError(f"{problem}; mend the file, or write it as .jsonl, a row a line") from None
     for number, row in enumerate(rows, 1):
         yield Row(number, _object(row))
 
 
-def _line_rows(lines) -> Iterator[Row]:
+def _line_rows(lines: Iterable[bytes]) -> Iterator[Row]:
     for number, line in enumerate(lines, 1):
         line = line.rstrip(b"\r\n")
         if number == 1:
@@ -97,22 +113,24 @@ def _from_json(content: bytes) -> Any:
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):  # JSON leaves open which of the values counts
+    """A JSON object. BadRow if a key is there twice, since JSON leaves open which of the values counts."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise BadRow(
-            f"no JSON (the key {next(name for name in names if names.count(name) > 1)!r} stands there twice)"
-        )
-    return found
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRow(f"no JSON (the key {twice!r} stands there twice)")
+    return content
 
 
 def _line_of(error: Exception) -> int:
+    """The line of a JSON text at which an error is, from 1."""
     if isinstance(error, UnicodeDecodeError):
         return error.object.count(b"\n", 0, error.start) + 1
     return getattr(error, "lineno", 1)
 
 
 def _not_json(error: Exception) -> BadRow:
+    """What is wrong with a row that cannot be read as JSON."""
     if isinstance(error, BadRow):
         return error
     if isinstance(error, UnicodeDecodeError):
@@ -126,19 +144,29 @@ def _object(row: Any) -> dict[str, Any] | BadRow:
     return row if isinstance(row, dict) else BadRow(f"expected a JSON object, got {type(row).__name__}")
 
 
-def table_lines(file, delimiter: str):
-    """A reader of separated values over an open binary file; bytes that are no UTF-8 come as halves of surrogate pairs."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # by default a cell of 128 KiB is an error
+def table_lines(file: BinaryIO, delimiter: str) -> Any:
+    """A csv.reader of an open file; bytes that are no UTF-8 come as halves of surrogate pairs.
+
+    Args:
+        file: opened for bytes.
+        delimiter: between cells, see `table_delimiter`.
+    """
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # by default, a cell of more than 128 KiB is an error
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     return csv.reader(text, delimiter=delimiter, strict=True)
 
 
 def table_delimiter(path: str) -> str:
+    """What is between the cells of a file, by its suffix.
+
+    Args:
+        path: of a file of separated values.
+    """
     return "," if suffix_of(path).startswith(".csv") else "\t"
 
 
-def _table_rows(path: str, file) -> Iterator[Row]:
-    """Cells are text, and an empty one is an absent column. The first line names the columns."""
+def _table_rows(path: str, file: BinaryIO) -> Iterator[Row]:
+    """Rows of text; an empty cell is null. The first line names the columns."""
     lines = table_lines(file, table_delimiter(path))
     try:
         names = next(lines, [])
@@ -151,7 +179,7 @@ def _table_rows(path: str, file) -> Iterator[Row]:
             if cells:
                 yield Row(line, _table_row(names, cells))
             line = lines.line_num + 1
-    except csv.Error as error:  # where the next row begins nobody knows
+    except csv.Error as error:  # nobody knows where the next row begins
         raise UserError(
             f"{path}:{lines.line_num}: no separated values ({one_line(error)}); mend the file"
         ) from None
@@ -162,7 +190,7 @@ def _table_row(names: list[str], cells: list[str]) -> dict[str, Any] | BadRow:
         return BadRow(f"{len(cells)} cells, but the first line names {len(names)} columns")
     if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell if not cell.isascii()):
         return BadRow("invalid UTF-8")
-    return {name: cell or None for name, cell in zip(names, cells)}
+    return {name: cell or None for name, cell in zip(names, cells, strict=True)}
 
 
 def _parquet_rows(path: str) -> Iterator[Row]:
@@ -181,21 +209,24 @@ def _parquet_rows(path: str) -> Iterator[Row]:
                 yield Row(number, row)
         if number != file.metadata.num_rows:
             raise UserError(
-                f"{path}: not a whole parquet file (it says that it has {file.metadata.num_rows} rows, and has {number})"
+                f"{path}: not a whole parquet file "
+                f"(it says that it has {file.metadata.num_rows} rows, and has {number})"
             )
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable parquet file ({one_line(error)})") from None
 
 
-def _arrow_rows(batch) -> Iterator[dict[str, Any] | BadRow]:
+def _arrow_rows(batch: Any) -> Iterator[dict[str, Any] | BadRow]:
     try:
         rows = batch.to_pylist()
-    except Exception:  # arrow checks neither UTF-8 when it reads nor whether Python has such a date: find the rows that are to blame
+    except Exception:
+        # Arrow does not check on reading whether text is UTF-8, or whether Python has such a date. Find the
+        # rows that are to blame.
         rows = [_arrow_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
     yield from rows
 
 
-def _arrow_row(batch) -> dict[str, Any] | BadRow:
+def _arrow_row(batch: Any) -> dict[str, Any] | BadRow:
     try:
         return batch.to_pylist()[0]
     except UnicodeDecodeError as error:

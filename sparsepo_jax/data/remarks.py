@@ -1,4 +1,4 @@
-"""What a user should know of the rows that were read: what a chat template does with them, what was cut off."""
+"""What a user should know of the rows that were read: what a chat template does to them, what is cut."""
 
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.tokenised import Counts
@@ -21,8 +21,8 @@ def template_remarks(counts: Counts, rows: int, date: str | None) -> list[str]:
     if counts.prompt_cut_short:
         lines.append(
             f"in {counts.prompt_cut_short} of {rows} rows the chat template does not write the end of its "
-            "generation prompt once the answer is there: it is left out, as in TRL, and the policy will be asked "
-            "with it; data.template_arguments may switch it off (enable_thinking: false)"
+            "generation prompt once the answer is there: it is left out, as in TRL, and the policy will be "
+            "asked with it; data.template_arguments may switch it off (enable_thinking: false)"
         )
     if counts.other_turns:
         lines.append(

@@ -1,4 +1,7 @@
-"""Where rows come from: files, `datasets` directories, the Hub, or rows made in memory. Nothing here knows what a row means."""
+"""Where rows come from: files, `datasets` directories, the Hub, or rows made in memory.
+
+Nothing here knows what a row means.
+"""
 
 import glob
 import hashlib
@@ -22,72 +25,87 @@ Ranges = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class FileRows:
-    """A file, a pattern of files such as data/*.jsonl, a directory that `datasets` can read, or a Hub id. `columns`: our column name -> theirs."""
+    """Rows of files, of a directory that `datasets` can read, or of a data set on the Hub."""
 
     path: str
+    """Of a file or directory; or a pattern of files such as data/*.jsonl; or a Hub id."""
     split: str = "train"
     """As `datasets` writes it, parts included: train[:80%]. Files have one split, train."""
     subset: str | None = None
+    """Of a data set that has several: `datasets` calls it a configuration."""
     columns: dict[str, str] = field(default_factory=dict)
+    """Our column name -> theirs."""
     weight: float = 1.0
+    """How often an epoch sees each row."""
 
 
 @dataclass(frozen=True)
 class GeneratedRows:
-    """Rows made in memory, as a source beside those that have a path."""
+    """Rows made in memory."""
 
     name: str
+    """In place of a path, in messages."""
     rows: list[dict[str, Any]]
     weight: float = 1.0
+    """How often an epoch sees each row."""
 
 
 @dataclass(frozen=True)
 class FirstWords:
-    """The rows of another source, of whose text in `column` only the first `words` words (what white space sets apart) are left."""
+    """The rows of another source, with no more than the first words of one column.
+
+    words 2, column prompt        "A fine film, I think"    becomes    "A fine"
+    """
 
     source: FileRows | GeneratedRows
     column: str
     words: int
+    """How many are left; words are what white space sets apart."""
 
     @property
     def weight(self) -> float:
+        """How often an epoch sees each row."""
         return self.source.weight
 
     def open(self) -> "list[Source]":
+        """What there is to read. UserError as for `open_sources`."""
         return [self._open(source) for source in open_sources(self.source)]
 
     def _open(self, source: "Source") -> "Source":
         key = hashlib.sha256(f"{source.fingerprint} {self.column} {self.words}".encode()).hexdigest()
-        return Source(
-            source.name, key, lambda: (Row(row.line, self._cut(row.content)) for row in source.rows())
-        )
+
+        def rows() -> Iterator[Row]:
+            return (Row(row.line, self._cut(row.content)) for row in source.rows())
+
+        return Source(source.name, key, rows)
 
     def _cut(self, content: "dict[str, Any] | BadRow") -> "dict[str, Any] | BadRow":
         if isinstance(content, BadRow) or self.column not in content:
             return content
-        if not isinstance(content[self.column], str):
-            return BadRow(
-                f"{self.column}: only text has first words, and this is {type(content[self.column]).__name__}"
-            )
-        return content | {
-            self.column: re.match(r"\s*((?:\S+\s+){0,%d}\S+|)" % (self.words - 1), content[self.column])[1]
-        }
+        text = content[self.column]
+        if not isinstance(text, str):
+            return BadRow(f"{self.column}: only text has first words, and this is {type(text).__name__}")
+        first_words = re.match(rf"\s*((?:\S+\s+){{0,{self.words - 1}}}\S+|)", text)[1]
+        return content | {self.column: first_words}
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened source. `fingerprint` depends on the rows, not on where they lie."""
+    """An opened source."""
 
     name: str
+    """In messages: the path, or what stands for it."""
     fingerprint: str
+    """Depends on the rows, not on where they lie."""
     rows: Callable[[], Iterator[Row]]
+    """Reads them, from the first on."""
 
 
-def open_sources(source) -> list[Source]:
+def open_sources(source: Any) -> list[Source]:
     """What there is to read, one Source for each file.
 
     Args:
-        source: GeneratedRows, FirstWords, or FileRows (or what has its fields).
+        source: GeneratedRows, FirstWords, or FileRows (or an object with its fields).
 
     Raises:
         UserError: there is nothing that can be read.
@@ -95,14 +113,7 @@ def open_sources(source) -> list[Source]:
     if isinstance(source, FirstWords):
         return source.open()
     if isinstance(source, GeneratedRows):
-        content = json.dumps(source.rows, sort_keys=True).encode()
-        return [
-            Source(
-                source.name,
-                hashlib.sha256(content).hexdigest(),
-                lambda: map(Row, range(1, len(source.rows) + 1), source.rows),
-            )
-        ]
+        return [_open_generated(source)]
     if (paths := matching_files(source.path)) is not None:
         opened = _open_files(source.path, paths, source.split)
     else:
@@ -110,21 +121,51 @@ def open_sources(source) -> list[Source]:
     return [_with_names(file, dict(source.columns)) for file in opened]
 
 
-def source_name(source) -> str:
-    """As the user has named it."""
+def _open_generated(source: GeneratedRows) -> Source:
+    content = json.dumps(source.rows, sort_keys=True).encode()
+
+    def rows() -> Iterator[Row]:
+        return (Row(number, row) for number, row in enumerate(source.rows, 1))
+
+    return Source(source.name, hashlib.sha256(content).hexdigest(), rows)
+
+
+def source_name(source: Any) -> str:
+    """What the user calls a source: its path, or the name of rows made in memory.
+
+    Args:
+        source: as for `open_sources`.
+    """
     if isinstance(source, FirstWords):
         return source_name(source.source)
     return source.name if isinstance(source, GeneratedRows) else source.path
 
 
-def open_source(source) -> Source:
-    """The only Source of what is one file, or none."""
+def open_source(source: Any) -> Source:
+    """The only Source of what is one file, directory, data set of the Hub or list of rows.
+
+    Args:
+        source: as for `open_sources`, but no pattern of several files.
+
+    Raises:
+        UserError: there is nothing that can be read.
+    """
     (opened,) = open_sources(source)
     return opened
 
 
 def matching_files(path: str) -> list[str] | None:
-    """The files that a path or pattern means, sorted; None: it is neither a file nor a pattern. UserError: a pattern of nothing."""
+    """The files that a path or pattern means, sorted.
+
+    Args:
+        path: of a file, or a pattern such as data/*.jsonl.
+
+    Returns:
+        None if it is neither a file nor a pattern.
+
+    Raises:
+        UserError: a pattern that matches no file.
+    """
     if os.path.isfile(path):
         return [path]
     if os.path.exists(path) or not glob.has_magic(path):
@@ -139,13 +180,25 @@ def _with_names(source: Source, columns: dict[str, str]) -> Source:
     if not columns:
         return source
     key = hashlib.sha256((source.fingerprint + json.dumps(columns, sort_keys=True)).encode()).hexdigest()
-    return Source(
-        source.name, key, lambda: (Row(row.line, rename(row.content, columns)) for row in source.rows())
-    )
+
+    def rows() -> Iterator[Row]:
+        return (Row(row.line, rename(row.content, columns)) for row in source.rows())
+
+    return Source(source.name, key, rows)
 
 
 def rename(content: dict[str, Any] | BadRow, columns: dict[str, str]) -> dict[str, Any] | BadRow:
-    """{ours: theirs}. Their name is gone afterwards, so that it cannot be taken for one of ours."""
+    """A row with our names for its columns. Their names are gone, so that none is taken for one of ours.
+
+        columns {prompt: text}        {text: Hi, prompt: 7}    becomes    {prompt: Hi}
+
+    Args:
+        content: the row; a bad one stays as it is.
+        columns: our name -> theirs.
+
+    Returns:
+        A BadRow if one of their columns is missing.
+    """
     if isinstance(content, BadRow):
         return content
     absent = [f"{theirs} (for {ours})" for ours, theirs in columns.items() if theirs not in content]
@@ -156,7 +209,7 @@ def rename(content: dict[str, Any] | BadRow, columns: dict[str, str]) -> dict[st
 
 
 def _open_files(path: str, files: list[str], split: str) -> list[Source]:
-    """A part of a split counts the rows of all files, one after the other."""
+    """The files of a path. A part of a split counts their rows as if they were one file."""
     for file in files:
         if suffix_of(file) is None:
             raise UserError(
@@ -166,7 +219,8 @@ def _open_files(path: str, files: list[str], split: str) -> list[Source]:
         others = [name for name in split_names(split) if name != "train"]
         if others:
             raise SplitError(
-                f"no split {others[0]!r}: files have one split, train; name the file that holds the {others[0]} rows instead"
+                f"no split {others[0]!r}: files have one split, train; "
+                f"name the file that holds the {others[0]} rows instead"
             )
         if is_whole_split(split):
             return [_open_file(file, None) for file in files]
@@ -176,7 +230,8 @@ def _open_files(path: str, files: list[str], split: str) -> list[Source]:
         raise UserError(f"{path}: {error}") from None
     starts = [0, *itertools.accumulate(sizes)]
     return [
-        _open_file(file, _shifted(wanted, start, size)) for file, start, size in zip(files, starts, sizes)
+        _open_file(file, _shifted(wanted, start, size))
+        for file, start, size in zip(files, starts[:-1], sizes, strict=True)
     ]
 
 
@@ -187,18 +242,21 @@ def _shifted(ranges: Ranges, start: int, size: int) -> Ranges:
 
 
 def _open_file(path: str, ranges: Ranges | None) -> Source:
-    whole = _digest([path], suffix_of(path))
+    """ranges: the rows that are read. None: all."""
+    digest = _digest([path], suffix_of(path))
     if ranges is None:
-        return Source(path, whole, lambda: file_rows(path))
-    key = hashlib.sha256(f"{whole} {[list(part) for part in ranges]}".encode()).hexdigest()
-    return Source(
-        path,
-        key,
-        lambda: (row for first, last in ranges for row in itertools.islice(file_rows(path), first, last)),
-    )
+        return Source(path, digest, lambda: file_rows(path))
+    key = hashlib.sha256(f"{digest} {[list(part) for part in ranges]}".encode()).hexdigest()
+
+    def rows() -> Iterator[Row]:
+        for first, last in ranges:
+            yield from itertools.islice(file_rows(path), first, last)
+
+    return Source(path, key, rows)
 
 
 def _digest(paths: Iterable[str], beginning: str) -> str:
+    """A hash of a text and the content of files."""
     digest = hashlib.sha256(beginning.encode())
     for path in paths:
         try:
@@ -212,56 +270,60 @@ def _digest(paths: Iterable[str], beginning: str) -> str:
 
 def _open_dataset(path: str, split: str, subset: str | None) -> tuple[str, Callable[[], Iterator[Row]]]:
     """(fingerprint, rows) of a directory or Hub id."""
-    hub_id = (
-        re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not is_mistyped_path(path) and suffix_of(path) is None
-    )
-    if not os.path.isdir(path) and not hub_id:
-        raise UserError(f"{path}: no such file or directory")
     if not os.path.isdir(path):
         _require_hub(path)
     import datasets
 
+    saved = (os.path.join(path, name) for name in ("dataset_dict.json", "state.json"))
     try:
-        if os.path.exists(os.path.join(path, "dataset_dict.json")) or os.path.exists(
-            os.path.join(path, "state.json")
-        ):
+        if any(map(os.path.exists, saved)):
             parts = _saved_parts(datasets.load_from_disk(path), split)
         else:
             data = datasets.load_dataset(path, subset, split=split)
             parts = [(data, 0, len(data))]
     except SplitError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # whatever `datasets` raises (it has no common base) is about the user's path, split or subset
+    except Exception as error:
+        # Whatever `datasets` raises (its errors have no common base) is about the user's path, split or
+        # subset.
         raise UserError(f"{path}: `datasets` cannot read it ({one_line(error)})") from None
-    # What a directory says of itself is no proof: its rows count.
+    # The fingerprint that a directory states is no proof that its rows are the same: they are read.
     files = dict.fromkeys(file["filename"] for data, _, _ in parts for file in data.cache_files)
     fingerprint = _digest(files, f"{' '.join(data._fingerprint for data, _, _ in parts)} {split}")
     return fingerprint, lambda: (row for part in parts for row in _dataset_rows(*part))
 
 
 def _saved_parts(saved: Any, split: str) -> list[tuple[Any, int, int]]:
-    """(data, first row, row after the last) of each part of a split of what `save_to_disk` wrote. A Dataset without splits is one split, train."""
+    """(data, first row, row after the last) of each part of a split of what `save_to_disk` wrote.
+
+    A Dataset without splits counts as one split, train.
+    """
     splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved, "train": saved}
     ranges = split_ranges(split, {name: len(data) for name, data in splits.items()})
     return [(splits[name], start, stop) for name, start, stop in ranges]
 
 
-def _dataset_rows(data, start: int, stop: int) -> Iterator[Row]:
+def _dataset_rows(data: Any, start: int, stop: int) -> Iterator[Row]:
+    """Rows `start` to `stop` (not included); reading goes on behind one that cannot be decoded."""
     done = start
     while done < stop:
         try:
             for row in data if (done, stop) == (0, len(data)) else data.select(range(done, stop)):
                 done += 1
                 yield Row(done, row)
-        except (
-            Exception
-        ) as error:  # decoding a value (an image, a date, text that is no UTF-8) raises what it likes
+        except Exception as error:  # decoding an image, a date or text that is no UTF-8 may raise anything
             done += 1
             yield Row(done, BadRow(f"`datasets` cannot decode this row ({one_line(error)})"))
 
 
 def _require_hub(path: str) -> None:
-    """Ask before `datasets` does: without a network it tries for half a minute."""
+    """UserError unless this is a data set that the Hub has, or may have in the local cache.
+
+    The Hub is asked before `datasets` does it, which tries for half a minute without a network.
+    """
+    is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and suffix_of(path) is None
+    if not is_hub_id or is_mistyped_path(path):
+        raise UserError(f"{path}: no such file or directory")
     import huggingface_hub
 
     if huggingface_hub.constants.HF_HUB_OFFLINE:

@@ -33,6 +33,9 @@ class Range(NamedTuple):
 def split_names(split: str) -> list[str]:
     """The splits that a text names, each once.
 
+    Args:
+        split: such as train[:80%]+test.
+
     Raises:
         SplitError: the text names no splits.
     """
@@ -40,16 +43,22 @@ def split_names(split: str) -> list[str]:
 
 
 def is_whole_split(split: str) -> bool:
-    """Whether the text is the name of a split and no more."""
+    """Whether a text is the name of a split and no more.
+
+    Args:
+        split: such as train.
+    """
     return re.fullmatch(r"\w+(\.\w+)*", split) is not None
 
 
 def split_ranges(split: str, rows: Mapping[str, int]) -> list[Range]:
-    """The rows that a text means; rounded as `datasets` rounds.
+    """The rows that a text means, rounded as `datasets` rounds.
+
+        train[:80%]+test    of 7 and 2 rows    becomes    (train, 0, 6) (test, 0, 2)
 
     Args:
         split: such as train[:80%].
-        rows: how many rows each split has.
+        rows: how many rows each split has, by its name.
 
     Raises:
         SplitError: the text names no splits, or one that is not there.
@@ -67,12 +76,14 @@ def _parts(split: str) -> list[re.Match]:
     matches = [_PART.fullmatch(part) for part in re.split(r"\s*\+\s*", split.strip())]
     if None in matches:
         raise SplitError(
-            f"cannot read the split {split!r}; expected one such as train, train[:80%], train[10:20] or train[:10%]+test"
+            f"cannot read the split {split!r}; "
+            "expected one such as train, train[:80%], train[10:20] or train[:10%]+test"
         )
     return matches
 
 
 def _bounds(match: re.Match, rows: int) -> tuple[int, int]:
+    """(first row, row after the last) of a part of a split of so many rows."""
     in_percent = match["first_percent"] or match["last_percent"]
     bounds = []
     for text, default in ((match["first"], 0), (match["last"], rows)):

@@ -18,8 +18,8 @@ _PER_TOKEN = ("all_weights", "all_decisive", "all_chance", "all_ref_logp")
 class TokenTable:
     """N tokenised rows with P responses each: 2 for pairs (chosen, rejected), 1 for sft, 0 for prompts.
 
-    The columns all_... hold one value for each response token, in the order of `responses.flat`. They are None
-    where the data says nothing.
+    The columns all_... hold one value for each response token, in the order of `responses.flat`. They are
+    None where the data says nothing.
     """
 
     prompts: Ragged
@@ -90,7 +90,7 @@ class TokenTable:
         return self.all_chance is not None
 
     def weights(self, i: int, p: int) -> np.ndarray:
-        """Given weights of response p of row i, float32 [T]. ValueError if the data has none, as for the next three."""
+        """Given weights of response p of row i, float32 [T]. ValueError: there are none."""
         return self._of_response(self.all_weights, "weights", i, p)
 
     def decisive(self, i: int, p: int) -> np.ndarray:
@@ -111,7 +111,7 @@ class TokenTable:
         return Ragged(values, self.responses.starts)[i * self.responses_per_row + p]
 
     def origin(self, i: int) -> str:
-        """file:line of row i; the line counts from 1 (the number of the row where the source has no lines)."""
+        """file:line of row i, from 1; the number of the row where the source has no lines."""
         return f"{self.files[self.file_N[i]]}:{self.line_N[i]}"
 
     def content(self, i: int) -> dict[str, Any]:
@@ -202,8 +202,8 @@ class TokenTable:
     def concat(tables: "Sequence[TokenTable]") -> "TokenTable":
         """All rows, one table after the other.
 
-        Rows without given weights weigh 1 if others have weights. Decisive tokens and chances stay only if every
-        table has them, since False for a token of which nothing is known would be wrong.
+        Rows without given weights weigh 1 if others have weights. Decisive tokens and chances stay only if
+        every table has them, since False for a token of which nothing is known would be wrong.
 
         Args:
             tables: at least one, all with the same number of responses a row.

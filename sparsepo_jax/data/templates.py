@@ -1,4 +1,4 @@
-"""How messages become text: by the tokenizer's chat template as transformers applies it, or by the paper's."""
+"""How messages become text: by the tokenizer's chat template, as in transformers, or by the paper's."""
 
 import datetime
 import functools
@@ -180,7 +180,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _takes_only_parts(self) -> bool:
-        """Whether a content that is text leaves no trace, but a list of parts does, as with some multimodal models."""
+        """Whether it writes lists of parts but drops plain text, as those of some multimodal models do."""
         parts = [{"type": "text", "text": _PROBE}]
         return not self._shows(_PROBE) and self._shows(parts)
 

@@ -137,7 +137,7 @@ def _parsed(row: Row, kind: Kind, render: Render, eos: str | None) -> Example | 
 
 
 def _with_prompt(content: dict[str, Any]) -> dict[str, Any]:
-    """The row as it was read, with its prompt under that name where it lies in other columns (ShareGPT, Alpaca)."""
+    """The row as it was read, with a column prompt if its prompt is elsewhere (ShareGPT, Alpaca)."""
     prompt = in_known_form(without_absent(content), "prompts").get("prompt")
     if prompt is None or content.get("prompt") is not None:
         return content

@@ -1,12 +1,13 @@
-"""From a row in its one form to token ids: begin and end of text, the seam between prompt and response, truncation.
+"""From a row in its one form to token ids: begin and end of text, the seam after the prompt, truncation.
 
     prompt "A film", responses " is good" / " is"        tokens  A| film| is| good      and  A| film| is
     prompt    BOS A film                                 BOS once at the front, if the tokenizer has one
     chosen    is good EOS                                EOS once at the end
     rejected  is EOS
 
-Prompt and response are tokenised together, as the model will meet them. The prompt's tokens are those that lie
-in the prompt and are the same before both responses; a token that reaches over the seam belongs to the response.
+Prompt and response are tokenised together, as the model will meet them. The prompt's tokens are those that
+lie in the prompt and are the same before both responses; a token that reaches over the seam belongs to the
+response.
 
     prompt "ab", responses "c" / "x", where "bc" is one token:     a|bc  and  a|b|x
     prompt    a          chosen  bc          rejected  b x
@@ -144,8 +145,8 @@ def _prompt_text(example: Example, separator: str) -> str:
 def _continuations(example: Example, separator: str) -> tuple[str, ...]:
     """The texts that may follow the prompt: its tokens must be the same before all of them.
 
-    These are the responses and the unseen end of the generation prompt. For a prompt alone it is a word, if that
-    could make a difference: a word that follows a space.
+    These are the responses and the unseen end of the generation prompt. For a prompt alone it is a word, if
+    that could make a difference: a word that follows a space.
     """
     if example.responses:
         return (*example.responses, example.unseen) if example.unseen else example.responses
@@ -219,7 +220,7 @@ def _from_ids(example: Example) -> tuple[list[int], list[ResponseTokens]]:
 def _refuse_outside(
     prompt: list[int], responses: list[ResponseTokens], vocab_size: int | None, tokenizer: Any | None
 ) -> None:
-    """BadRow that names a token for which the model has no row. A tokenizer may have more tokens than the model."""
+    """BadRow that names a token for which the model has no row: a tokenizer may have more tokens than it."""
     if vocab_size is None:
         return
     for ids in (prompt, *(response.ids for response in responses)):

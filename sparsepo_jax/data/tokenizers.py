@@ -1,7 +1,11 @@
-"""Tokenizers: any Hugging Face one, and three made on the spot. Those have one special token, which begins and ends every text and pads."""
+"""Tokenizers: any of Hugging Face, and three kinds that are made on the spot.
+
+Those that are made here have one special token, END, which begins and ends every text and pads.
+"""
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import is_mistyped_path
@@ -9,29 +13,40 @@ from sparsepo_jax.core.paths import is_mistyped_path
 END = "<|endoftext|>"
 
 
-def load_tokenizer(path: str):
-    """The tokenizer of a directory or Hub id. UserError if there is none, or one without character offsets (they place the response's start)."""
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a directory or Hub id, as transformers loads it.
+
+    Args:
+        path: of the directory, or the Hub id.
+
+    Raises:
+        UserError: there is none, or it is not a fast one. (Only fast ones tell which characters a token
+            covers, and that is how the start of a response is located.)
+    """
     from transformers import AutoTokenizer
 
     if not os.path.exists(path) and is_mistyped_path(path):
         raise UserError(
-            f"{path}: no such directory (expected one with a Hugging Face tokenizer, or a Hub id like owner/name)"
+            f"{path}: no such directory "
+            "(expected one with a Hugging Face tokenizer, or a Hub id like owner/name)"
         )
     try:
-        # Unless it is told, transformers asks on stdin whether to run the code of the directory.
+        # Without this argument, transformers asks on stdin whether to run code from the directory.
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # transformers raises a dozen types; all mean that it cannot be had
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{path}: no Hugging Face tokenizer to be had there ({first})") from None
+    except Exception as error:  # transformers raises a dozen types, all for a tokenizer that cannot be loaded
+        lines = (line.strip() for line in str(error).splitlines())
+        reason = next((line for line in lines if line), type(error).__name__)
+        raise UserError(f"{path}: no Hugging Face tokenizer to be had there ({reason})") from None
     if not tokenizer.is_fast:
         raise UserError(
-            f"{path}: expected a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}; convert it with transformers"
+            f"{path}: expected a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}; "
+            "convert it with transformers"
         )
     return tokenizer
 
 
-def make_byte_tokenizer():
-    """256 bytes and END: 257 entries, no text is out of vocabulary."""
+def make_byte_tokenizer() -> Any:
+    """A token a byte, and END: 257 entries. It can encode every text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     entries = {character: n for n, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -42,8 +57,14 @@ def make_byte_tokenizer():
     return _wrapped(tokenizer)
 
 
-def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int):
-    """A byte-level BPE as GPT-2's, learned from texts; at most vocab_size entries, END among them (fewer if the texts hold no more merges)."""
+def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """A byte-level BPE like GPT-2's, learned from texts.
+
+    Args:
+        texts: to learn from.
+        vocab_size: entries at the most, END and the 256 bytes included; there are fewer if the texts hold no
+            more merges.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -57,8 +78,14 @@ def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int):
     return _wrapped(tokenizer)
 
 
-def make_word_tokenizer(words: Iterable[str]):
-    """One token a word, words separated by spaces; a word that is not among them cannot be encoded (there is no unknown token)."""
+def make_word_tokenizer(words: Iterable[str]) -> Any:
+    """A token a word, for text whose words are separated by spaces.
+
+    There is no unknown token: a text with other words cannot be encoded.
+
+    Args:
+        words: all that there are.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     entries = {word: n for n, word in enumerate([END, *words])}
@@ -68,7 +95,8 @@ def make_word_tokenizer(words: Iterable[str]):
     return _wrapped(tokenizer)
 
 
-def _wrapped(tokenizer):
+def _wrapped(tokenizer: Any) -> Any:
+    """A tokenizer of `tokenizers` as one of transformers."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
