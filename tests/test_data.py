@@ -1,4 +1,4 @@
-"""From rows in files to token tables: every source, every row shape, the seam, truncation, the cache, and what is wrong with bad rows."""
+"""From rows in files to token tables: sources, row shapes, the seam, truncation, the cache, bad rows."""
 
 import gzip
 import json
@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from helpers.chat import BAD, GOOD, USER
+from helpers.loading import BYTES, Load, texts
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.holdout import split_holdout
 from sparsepo_jax.data.inspect import format_rows
-from sparsepo_jax.data.load import load_table, read_texts
+from sparsepo_jax.data.load import read_texts
 from sparsepo_jax.data.sources import FileRows, GeneratedRows
 from sparsepo_jax.data.tokenizers import (
     END,
@@ -19,45 +21,13 @@ from sparsepo_jax.data.tokenizers import (
     train_bpe_tokenizer,
 )
 
-BYTES = make_byte_tokenizer()
 EOS = BYTES.eos_token_id
 
 
 @pytest.fixture
 def load(tmp_path):
-    """load(rows or sources, **settings) -> TokenTable, tokenised by bytes."""
-
-    def load(sources, *, kind="pairs", tokenizer=BYTES, **settings):
-        if isinstance(sources[0], dict):
-            sources = [GeneratedRows("rows", sources, 1.0)]
-        defaults = dict(
-            vocab_size=None,
-            max_length=400,
-            max_prompt_length=200,
-            separator="",
-            template="none",
-            template_arguments={},
-            add_bos=None,
-            add_eos=True,
-            on_bad_row="error",
-            bad_rows_path=tmp_path / "bad.jsonl",
-            cache_dir=str(tmp_path / "cache"),
-        )
-        return load_table(sources, kind=kind, tokenizer=tokenizer, **(defaults | settings))
-
-    return load
-
-
-def text(ids, tokenizer=BYTES):
-    return tokenizer.decode(ids)
-
-
-def texts(table, i=0, tokenizer=BYTES):
-    """(prompt, responses...) decoded, with begin and end of text."""
-    return tuple(
-        text(ids, tokenizer)
-        for ids in (table.prompt(i), *(table.response(i, p) for p in range(table.responses_per_row)))
-    )
+    """load(rows or sources, tokenizer, **settings) -> TokenTable, tokenised by bytes."""
+    return Load(tmp_path, max_length=400, max_prompt_length=200)
 
 
 PAIR = {"prompt": "Is it good?", "chosen": " Yes.", "rejected": " No."}
@@ -147,13 +117,6 @@ def test_implicit_prompts_are_the_common_beginning(load):
     assert texts(table, 1) == (f"{END}Is it?", f" Yes it is{END}", f" Yellow{END}")
 
 
-USER, GOOD, BAD = (
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Hello"},
-    {"role": "assistant", "content": "What"},
-)
-
-
 @pytest.mark.parametrize(
     "row",
     [
@@ -169,7 +132,8 @@ def chat_tokenizer():
     tokenizer = make_byte_tokenizer()
     tokenizer.chat_template = (
         "{{ bos_token }}{% if tools %}[{{ tools[0].name }}]{% endif %}{% if loud %}!{% endif %}"
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}\n{% endif %}{% endfor %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}\n{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     return tokenizer
@@ -313,11 +277,17 @@ BAD_ROWS = {
     b'{"prompt": "a", "chosen": "\xff", "rejected": "b"}': "invalid UTF-8 (byte 0xff",
     b'{"prompt": "a", "chosen"': "no JSON",
     b"[1, 2]": "expected a JSON object, got list",
-    b'{"prompt_ids": [1], "chosen_ids": [999], "rejected_ids": [2]}': "token id 999 is outside the model's vocabulary of 300",
+    b'{"prompt_ids": [1], "chosen_ids": [999], "rejected_ids": [2]}': (
+        "token id 999 is outside the model's vocabulary of 300"
+    ),
     b'{"prompt_ids": [1], "chosen_ids": [], "rejected_ids": [2]}': "chosen_ids is empty",
     b'{"prompt": "a", "chosen": "b", "rejected": 3}': "expected text or lists of messages",
-    b'{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_weights": [1, 2, 3]}': "3 weights for a response of 1 tokens",
-    b'{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_weights": [1, null]}': "chosen_weights must be finite numbers",
+    b'{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_weights": [1, 2, 3]}': (
+        "3 weights for a response of 1 tokens"
+    ),
+    b'{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_weights": [1, null]}': (
+        "chosen_weights must be finite numbers"
+    ),
 }
 
 
@@ -455,14 +425,14 @@ def test_the_cache_gives_back_every_column(load):
 def test_a_holdout_keeps_prompts_apart_and_does_not_move(load):
     rows = [PAIR | {"prompt": f"Prompt {n % 40}", "chosen": f" {n}"} for n in range(120)]
     rest, held = split_holdout(load(rows), 0.25, 0)
-    prompts = [{text(table.prompt(i)) for i in range(len(table))} for table in (rest, held)]
+    prompts = [{BYTES.decode(table.prompt(i)) for i in range(len(table))} for table in (rest, held)]
     assert not prompts[0] & prompts[1] and len(prompts[0] | prompts[1]) == 40 and len(rest) + len(held) == 120
     assert 0.1 < len(prompts[1]) / 40 < 0.4
     fewer = split_holdout(load(rows[:60]), 0.25, 0)[1]
-    assert {text(fewer.prompt(i)) for i in range(len(fewer))} == prompts[1]
-    assert {text(t.prompt(0)) for t in split_holdout(load(rows), 0.25, 1)} != {
-        text(rest.prompt(0)),
-        text(held.prompt(0)),
+    assert {BYTES.decode(fewer.prompt(i)) for i in range(len(fewer))} == prompts[1]
+    assert {BYTES.decode(t.prompt(0)) for t in split_holdout(load(rows), 0.25, 1)} != {
+        BYTES.decode(rest.prompt(0)),
+        BYTES.decode(held.prompt(0)),
     }
     with pytest.raises(UserError, match="leaves none of 1 prompts for evaluation"):
         split_holdout(load([PAIR]), 0.001, 0)

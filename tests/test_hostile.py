@@ -1,6 +1,8 @@
-"""Hostile input: whatever rows, files and configs hold, they end in one clear line or in the right result; texts never become markup; nothing executes.
+"""Hostile input: whatever rows, files and configs hold, they end in one clear line or in the right result.
 
-10,000 generated inputs, counted:  pytest tests/test_hostile.py -m slow -s     (the default suite runs 400 of them)
+Texts never become markup, and nothing is executed.
+
+10,000 generated inputs, counted:  pytest tests/test_hostile.py -m slow -s     (the default suite runs 400)
 """
 
 import gzip
@@ -231,7 +233,10 @@ def rows_of(content: bytes) -> dict[int, dict | None]:
 
 
 def told(row, kind):
-    """What a usable row says: ("ids", prompt, responses), or ("text", prompt or None, prompt + response of each). Written from the table in formats.py."""
+    """What a usable row says: ("ids", prompt, responses), or ("text", prompt or None, prompt + response of each).
+
+    Written from the table in formats.py.
+    """
     row = {name: value for name, value in row.items() if value is not None}
     names = ("chosen", "rejected") if kind == "pairs" else ("completion",)
     if all(f"{name}_ids" in row for name in names):
@@ -245,24 +250,26 @@ def told(row, kind):
             return "text", None, [row["text"]]
     values = [row[name] for name in names]
     if all(isinstance(value, str) for value in [row.get("prompt", ""), *values]):
-        return (
-            ("text", row["prompt"], [row["prompt"] + value for value in values])
-            if "prompt" in row
-            else ("text", None, values)
-        )
-    turns = {
-        name: [value]
-        if isinstance(value, dict)
-        else [{"role": "user" if name == "prompt" else "assistant", "content": value}]
-        if isinstance(value, str)
-        else value
-        for name, value in row.items()
-        if name in ("prompt", *names)
-    }
-    write = lambda messages: "\n".join(f"<|{m['role']}|>\n{m['content']}" for m in messages)
-    wholes = [write(turns.get("prompt", []) + turns[name]) for name in names]
-    start = write(turns["prompt"]) + "\n<|assistant|>\n" if "prompt" in turns else None
+        if "prompt" not in row:
+            return "text", None, values
+        return "text", row["prompt"], [row["prompt"] + value for value in values]
+    turns = {name: as_turns(row[name], name) for name in ("prompt", *names) if name in row}
+    wholes = [in_paper_template(turns.get("prompt", []) + turns[name]) for name in names]
+    start = in_paper_template(turns["prompt"]) + "\n<|assistant|>\n" if "prompt" in turns else None
     return "text", start, [whole.rstrip() if whole.rstrip().endswith(END) else whole for whole in wholes]
+
+
+def as_turns(value, name):
+    """A column as a list of messages."""
+    if isinstance(value, dict):
+        return [value]
+    if isinstance(value, str):
+        return [{"role": "user" if name == "prompt" else "assistant", "content": value}]
+    return value
+
+
+def in_paper_template(messages):
+    return "\n".join(f"<|{message['role']}|>\n{message['content']}" for message in messages)
 
 
 def plain(row, kind) -> bool:
@@ -287,7 +294,7 @@ def plain(row, kind) -> bool:
 
 
 def check_row(table, i, row, kind, limits):
-    """That row i holds what was given: the right text in the right response, nothing lost but what is said to be cut."""
+    """That row i holds the right text in the right response, and has lost nothing but what is said to be cut."""
     how, prompt, wholes = told(row, kind)
     got = table.prompt(i).tolist()
     most, most_prompt = limits
@@ -598,7 +605,8 @@ BASES = [path.read_text() for path in sorted((ROOT / "configs").rglob("*.yaml"))
 SMALL = [
     "stages: [report]\noutput_dir: x\n",
     "stages: [report]\noutput_dir: x\ndata: {train: [{path: a}]}\nobjective: {kind: dpo, beta: 0.2}\n",
-    "stages: [report]\noutput_dir: x\npo: &a {steps: 2}\nsft: *a\nobjective: {mask: {kind: learned, init: ones}}\n",
+    "stages: [report]\noutput_dir: x\npo: &a {steps: 2}\nsft: *a\n"
+    "objective: {mask: {kind: learned, init: ones}}\n",
 ]
 
 
@@ -755,9 +763,8 @@ def test_ten_thousand_generated_inputs_are_handled(tmp_path):
     handled = {
         fuzz.__name__.removeprefix("fuzz_"): fuzz(number, tmp_path) for fuzz, (_, number) in FUZZERS.items()
     }
-    print(
-        f"\n{sum(handled.values())} of {asked} handled: {', '.join(f'{n} {name}' for name, n in handled.items())}; {time.monotonic() - began:.0f} s"
-    )
+    parts = ", ".join(f"{n} {name}" for name, n in handled.items())
+    print(f"\n{sum(handled.values())} of {asked} handled: {parts}; {time.monotonic() - began:.0f} s")
     assert asked == 10_000 and sum(handled.values()) >= asked
 
 
@@ -781,7 +788,7 @@ def test_a_text_of_a_million_characters_is_cut_and_said_to_be(load):
 
 
 def test_rows_of_every_depth_are_one_line_or_a_row(load):
-    """What Python can read of nested lists it must also be able to compare and to show: the bound is near the 1,000th."""
+    """Nested lists that Python can read it must also be able to compare and to show: the bound is near 1,000."""
     for depth in [10, 200, *range(900, 1000)]:
         deep = "[" * depth + "]" * depth
         talk = f'[{{"role": "user", "content": {deep}}}, {{"role": "assistant", "content": "a"}}]'
@@ -811,11 +818,13 @@ def test_rows_of_every_depth_are_one_line_or_a_row(load):
             "the span [0, 2] ends past the text of chosen, which has 1 characters",
         ),
         (
-            '{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_chance": [[0, 1, 7]], "rejected_chance": []}',
+            '{"prompt": "a", "chosen": "b", "rejected": "c", '
+            '"chosen_chance": [[0, 1, 7]], "rejected_chance": []}',
             "chosen_chance must be probabilities",
         ),
         (
-            '{"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "chosen": "b", "rejected": "c"}',
+            '{"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], '
+            '"chosen": "b", "rejected": "c"}',
             "messages of text, but one of 'user' has list",
         ),
         ('{"a\\nb\\u001b[2J": 1}', "the row has: a\\nb\\x1b[2J"),
@@ -966,7 +975,7 @@ MARKUP = [
     "<\x00script>",
     "\u202e<b>",
     "\ud800<b>",
-    "＜script＞",
+    "\uff1cscript\uff1e",
     "<b\u2028>",
     "\x1b]0;x\x07",
     "`-alert(1)-`",
@@ -975,9 +984,14 @@ MARKUP = [
 
 
 def write_run(directory: Path, texts: list[str]) -> Path:
-    """A run whose every text is one of these: tokens, prompts, origins, samples, names of metrics and stages, the summary, the config."""
+    """A run whose every text is one of these.
+
+    They are its tokens, prompts, origins, samples, names of metrics and stages, its summary and its config.
+    """
     directory.mkdir()
-    write = lambda name, rows: (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def write(name, rows):
+        (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def response(tokens):
         n = len(tokens)
@@ -1029,7 +1043,7 @@ def write_run(directory: Path, texts: list[str]) -> Path:
 
 
 class Parsed(HTMLParser):
-    """Elements with the names of their attributes, in order; what the page's style sheet and texts say; where links lead."""
+    """A page: elements with the names of their attributes in order, style sheet, texts, where links lead."""
 
     def __init__(self, path: Path):
         super().__init__(convert_charrefs=True)
@@ -1302,28 +1316,18 @@ def test_a_training_state_is_read_without_pickle(tmp_path, canary):
 
 
 def test_what_a_message_quotes_cannot_break_or_hide_its_line(tmp_path, capsys):
-    """A path with line ends, through the real program. Kills: a message that is more than one line of the log, or that moves the cursor."""
+    """A path with line ends, through the real program.
+
+    Kills: a message that is more than one line of the log, or that moves the cursor.
+    """
     from helpers.program import write_config
     from sparsepo_jax.main import main
 
     assert str(UserError("a\nb\r\x1b[2K\u2028\ud800 é")) == "a\\nb\\r\\x1b[2K\\u2028\\ud800 é"
     path = tmp_path / "no\nerror: all is well\x1b[1A.jsonl"
     path.write_text("{}\n")
-    assert (
-        main(
-            [
-                "--config",
-                str(
-                    write_config(
-                        tmp_path,
-                        stages=["inspect"],
-                        data={"train": [{"path": str(path)}], "eval": [], "sft": []},
-                    )
-                ),
-            ]
-        )
-        == 1
-    )
+    data = {"train": [{"path": str(path)}], "eval": [], "sft": []}
+    assert main(["--config", str(write_config(tmp_path, stages=["inspect"], data=data))]) == 1
     said = capsys.readouterr().err
     assert (
         said.count("\n") == 1

@@ -22,13 +22,14 @@ def words_of(row, name):
     """(word, decisive, chance) of a response, read back from text and spans."""
     text, decisive = row[name], {tuple(span) for span in row[f"{name}_decisive"]}
     chances = {(start, end): chance for start, end, chance in row[f"{name}_chance"]}
-    found, end = [], 0
+    words = []
+    end = 0
     for word in text.split():
         start, end = end + 1, end + 1 + len(word)
         assert text[start:end] == word and text[start - 1] == " "
-        found.append((word, (start, end) in decisive, chances.pop((start, end), 0.0)))
-    assert not chances and len(decisive) == sum(flag for _, flag, _ in found)
-    return found
+        words.append((word, (start, end) in decisive, chances.pop((start, end), 0.0)))
+    assert not chances and len(decisive) == sum(flag for _, flag, _ in words)
+    return words
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_the_vocabulary_is_just_what_is_used():
 
 
 def test_decisive_words_are_the_evaluative_ones_and_tell_the_side(responses):
-    for number, words in enumerate(responses):
+    for words in responses:
         assert all(flag == (word in DECIDING) for word, flag, _ in words)
     agree = [
         (word in reviews._POSITIVE) == (number % 2 == 0)
@@ -78,8 +79,10 @@ def test_decisive_words_are_the_evaluative_ones_and_tell_the_side(responses):
 
 
 def test_chances_are_those_that_occur(tokens):
-    """In every band of predicted chance the share of decisive words is that chance, within four standard errors. Kills: an adverb's
-    likelihood the wrong way round; the adverb forgotten before the slot."""
+    """In every band of predicted chance, the share of decisive words is that chance within four standard errors.
+
+    Kills: an adverb's likelihood the wrong way round; the adverb forgotten before the slot.
+    """
     decisive, chance, _ = tokens
     assert not decisive[chance == 0].any()
     for low in np.arange(0, 1, 0.1):
@@ -117,14 +120,15 @@ def test_reviews_vary_in_length_and_texts_for_sft_in_sentiment(responses):
 
 
 def test_an_adverb_shifts_the_chance_as_bayes_says():
-    """Log-odds 0 and the adverb "truly": P(evaluative | truly) = .5 x .4 x .3 / (.5 x .4 x .3 + .5 x .25 x .02) = .96."""
-    found = {
+    """Log-odds 0, "truly": P(evaluative | truly) = .5 x .4 x .3 / (.5 x .4 x .3 + .5 x .25 x .02) = .96."""
+    chances = {
         words[0].text: words[1].chance
         for n in range(300)
         if len(words := reviews._slot(random.Random(n), True, 0.0, phrases=False)) > 1
         and words[0].text in reviews._ADVERBS
     }
-    assert found["truly"] == pytest.approx(0.06 / 0.0625) and found["mostly"] == pytest.approx(0.02 / 0.07)
+    assert chances["truly"] == pytest.approx(0.06 / 0.0625)
+    assert chances["mostly"] == pytest.approx(0.02 / 0.07)
 
 
 def test_preferred_share_counts_evaluative_words_only():

@@ -1,4 +1,4 @@
-"""Rows as published data sets hold them, splits and their parts, patterns, separated values, and what is said of what is cut."""
+"""Rows of published data, splits and their parts, patterns, separated values, and what is said of what is cut."""
 
 import gzip
 import itertools
@@ -9,53 +9,26 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from helpers.chat import CHATML, chat_tokenizer
+from helpers.chat import BAD, CHATML, GOOD, USER, chat_tokenizer
+from helpers.loading import Load, texts
 from sparsepo_jax.build.tokenizer import template_date
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.labelled import read_labelled
-from sparsepo_jax.data.load import load_table
-from sparsepo_jax.data.sources import FileRows, GeneratedRows, open_sources
+from sparsepo_jax.data.sources import FileRows, open_sources
 from sparsepo_jax.data.splits import SplitError, split_ranges
-from sparsepo_jax.data.tokenizers import END, make_byte_tokenizer
+from sparsepo_jax.data.tokenizers import END
 from sparsepo_jax.run.check import make_plan_text
 from sparsepo_jax.run.resume import Marks
 
-BYTES, CHAT = make_byte_tokenizer(), chat_tokenizer(CHATML, "<|im_end|>")
+CHAT = chat_tokenizer(CHATML, "<|im_end|>")
 
 
 @pytest.fixture
 def load(tmp_path):
-    """load(rows or sources, **settings) -> TokenTable; what is said is in load.lines."""
-
-    def load(sources, *, kind="pairs", tokenizer=BYTES, **settings):
-        sources = [GeneratedRows("rows", sources, 1.0)] if isinstance(sources[0], dict) else sources
-        defaults = dict(
-            vocab_size=None,
-            max_length=2000,
-            max_prompt_length=1000,
-            separator="",
-            template="none",
-            template_arguments={},
-            add_bos=None,
-            add_eos=True,
-            on_bad_row="error",
-            bad_rows_path=tmp_path / "bad.jsonl",
-            cache_dir=str(tmp_path / "cache"),
-            say=load.lines.append,
-        )
-        return load_table(sources, kind=kind, tokenizer=tokenizer, **(defaults | settings))
-
-    load.lines = []
-    return load
-
-
-def texts(table, i=0, tokenizer=BYTES):
-    return tuple(
-        tokenizer.decode(ids)
-        for ids in (table.prompt(i), *(table.response(i, p) for p in range(table.responses_per_row)))
-    )
+    """load(rows or sources, tokenizer, **settings) -> TokenTable; what is said is in load.lines."""
+    return Load(tmp_path)
 
 
 def pair(n):
@@ -273,17 +246,10 @@ def test_labels_of_separated_values_are_numbers_or_words(tmp_path):
 
 # ---------------------------------------------------------------- forms of published data
 
-USER, GOOD, BAD = (
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Hello"},
-    {"role": "assistant", "content": "What"},
-)
 SYSTEM = {"role": "system", "content": "S"}
-HUMAN, GPT, OTHER = (
-    {"from": "human", "value": "Hi"},
-    {"from": "gpt", "value": "Hello"},
-    {"from": "gpt", "value": "What"},
-)
+HUMAN = {"from": "human", "value": "Hi"}
+GPT = {"from": "gpt", "value": "Hello"}
+OTHER = {"from": "gpt", "value": "What"}
 MORE = [USER, GOOD, {"role": "user", "content": "Go on"}]
 FORMS = {
     "messages": ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, [USER]),
@@ -345,7 +311,10 @@ FORMS = {
 def test_every_form_of_a_pair_is_the_same_tokens(load, form):
     row, prompt = FORMS[form]
     table = load([row], tokenizer=CHAT)
-    write = lambda messages, **settings: CHAT.apply_chat_template(messages, tokenize=False, **settings)
+
+    def write(messages, **settings):
+        return CHAT.apply_chat_template(messages, tokenize=False, **settings)
+
     assert CHAT.decode(table.prompt(0)) == write(prompt, add_generation_prompt=True)
     assert [CHAT.decode(table.prompt(0)) + CHAT.decode(table.response(0, p)) for p in (0, 1)] == [
         write([*prompt, answer]) for answer in (GOOD, BAD)
@@ -401,7 +370,8 @@ def test_every_form_of_a_prompt_is_the_same_tokens_and_keeps_the_prompt(load, ro
         (
             {"prompt": "Hi", "chosen": ["Hello", "Hey"], "rejected": ["What", "No"]},
             "chosen is a list of 2 texts, and a row holds one: write a row for each, in Python "
-            "rows = [row | {'chosen': chosen, 'rejected': rejected} for row in rows for chosen, rejected in zip(row['chosen'], row['rejected'])]",
+            "rows = [row | {'chosen': chosen, 'rejected': rejected} for row in rows "
+            "for chosen, rejected in zip(row['chosen'], row['rejected'])]",
         ),
         (
             {"question": "Hi", "chosen": "Hello you", "rejected": "Hello me"},
@@ -463,7 +433,8 @@ def test_what_is_cut_is_counted_and_what_to_set_keeps_it(load):
     ]
     load(rows, max_length=40, max_prompt_length=20)
     assert [line.split(";")[0] for line in load.lines] == [
-        "data: 3 of 4 responses lose their end, EOS included, at data.max_length=40, so that the policy hardly learns to end",
+        "data: 3 of 4 responses lose their end, EOS included, at data.max_length=40, "
+        "so that the policy hardly learns to end",
         "data: 1 of 2 prompts lose their beginning at data.max_prompt_length=20",
     ]
     remedy = "to keep them whole, set data.max_length=82 data.max_prompt_length=31"
@@ -475,6 +446,9 @@ def test_what_is_cut_is_counted_and_what_to_set_keeps_it(load):
     assert "the longest row has 82 tokens, the model 64 positions" in load.lines[0]
 
 
+OTHER_TURNS = "a response holds turns that are not the assistant's; they are trained on like its own"
+
+
 def test_what_is_said_is_said_again_from_the_cache(load):
     rows = [
         {"prompt": [USER], "chosen": [GOOD, USER, GOOD], "rejected": [BAD]},
@@ -483,24 +457,13 @@ def test_what_is_said_is_said_again_from_the_cache(load):
     for _ in range(2):
         load(rows, tokenizer=CHAT, max_length=60)
     assert load.lines[:2] == load.lines[2:] and len(load.lines) == 4
-    assert (
-        load.lines[0]
-        == "data: in 1 of 2 rows a response holds turns that are not the assistant's; they are trained on like its own"
-    )
+    assert load.lines[0] == f"data: in 1 of 2 rows {OTHER_TURNS}"
 
 
 def test_turns_of_the_user_inside_a_text_are_said(load):
-    load(
-        [
-            {
-                "chosen": "\n\nHuman: Hi\n\nAssistant: Yes\n\nHuman: So?\n\nAssistant: A",
-                "rejected": "\n\nHuman: Hi\n\nAssistant: No",
-            }
-        ]
-    )
-    assert load.lines == [
-        "data: in 1 of 1 rows a response holds turns that are not the assistant's; they are trained on like its own"
-    ]
+    chosen = "\n\nHuman: Hi\n\nAssistant: Yes\n\nHuman: So?\n\nAssistant: A"
+    load([{"chosen": chosen, "rejected": "\n\nHuman: Hi\n\nAssistant: No"}])
+    assert load.lines == [f"data: in 1 of 1 rows {OTHER_TURNS}"]
 
 
 # ---------------------------------------------------------------- the day of a run

@@ -6,18 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from helpers.chat import CHATML, GEMMA, LLAMA, MISTRAL, NO_END, ONLY_PARTS, OPENED, THINKING, chat_tokenizer
+from helpers.chat import (
+    BAD,
+    CHATML,
+    GEMMA,
+    GOOD,
+    LLAMA,
+    MISTRAL,
+    NO_END,
+    ONLY_PARTS,
+    OPENED,
+    THINKING,
+    USER,
+    chat_tokenizer,
+)
+from helpers.loading import Load
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data import load as loading
-from sparsepo_jax.data.load import load_table
-from sparsepo_jax.data.sources import FileRows, GeneratedRows
+from sparsepo_jax.data.sources import FileRows
 from sparsepo_jax.data.tokenizers import END, make_byte_tokenizer
 
-USER, GOOD, BAD = (
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Hello"},
-    {"role": "assistant", "content": "What"},
-)
 PAIR = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
 TEMPLATES = {
     "chatml": (CHATML, "<|im_end|>"),
@@ -34,27 +42,7 @@ TEMPLATES = {
 @pytest.fixture
 def load(tmp_path):
     """load(rows or sources, tokenizer, **settings) -> TokenTable; what is said is in load.lines."""
-
-    def load(sources, tokenizer, *, kind="pairs", **settings):
-        sources = [GeneratedRows("rows", sources, 1.0)] if isinstance(sources[0], dict) else sources
-        defaults = dict(
-            vocab_size=None,
-            max_length=2000,
-            max_prompt_length=1000,
-            separator="",
-            template="none",
-            template_arguments={},
-            add_bos=None,
-            add_eos=True,
-            on_bad_row="error",
-            bad_rows_path=tmp_path / "bad.jsonl",
-            cache_dir=str(tmp_path / "cache"),
-            say=load.lines.append,
-        )
-        return load_table(sources, kind=kind, tokenizer=tokenizer, **(defaults | settings))
-
-    load.lines = []
-    return load
+    return Load(tmp_path)
 
 
 def ids(tokenizer, messages, **arguments):
@@ -80,11 +68,9 @@ def test_prompt_and_responses_are_what_apply_chat_template_writes(load, name):
     assert whole(table) == [ids(tokenizer, prompt + row[name]) for name in ("chosen", "rejected")]
     asked = load([{"prompt": prompt}], tokenizer, kind="prompts")
     assert asked.prompt(0).tolist() == ids(tokenizer, prompt, add_generation_prompt=True)
-    sft = load([{"messages": prompt + [BAD]}], tokenizer, kind="sft")
-    assert (
-        whole(sft) == [ids(tokenizer, prompt + [BAD])]
-        and sft.response(0, 0).tolist() == table.response(0, 1).tolist()
-    )
+    sft = load([{"messages": [*prompt, BAD]}], tokenizer, kind="sft")
+    assert whole(sft) == [ids(tokenizer, [*prompt, BAD])]
+    assert sft.response(0, 0).tolist() == table.response(0, 1).tolist()
 
 
 def test_knobs_of_texts_add_nothing_to_what_a_template_writes(load):
@@ -401,10 +387,8 @@ def test_weights_may_lack_what_ends_the_turn(load, name, lacking):
     if lacking <= ends:
         assert load([row], tokenizer).weights(0, 0).tolist() == [0.5] * (length - lacking) + [1.0] * lacking
     else:
-        with pytest.raises(
-            UserError,
-            match=rf"weights for a response of {length - ends} tokens \(without the {ends} that end the turn\)",
-        ):
+        without_end = rf"{length - ends} tokens \(without the {ends} that end the turn\)"
+        with pytest.raises(UserError, match=f"weights for a response of {without_end}"):
             load([row], tokenizer)
 
 
