@@ -134,8 +134,8 @@ def test_row_weights_repeat_rows_and_draw_the_fraction_anew():
 
 
 def test_another_number_of_devices_or_micro_steps_changes_no_batch():
-    """Kills: batches composed by the rows of tokens they are laid in: a run that goes on with other devices would
-    lose pairs."""
+    """Kills: batches composed by the rows of tokens they are laid in, so that a run that goes on with other
+    devices loses pairs."""
     in_one_row, in_four = make_plan(100), make_plan(100, token_rows=4)
     for n in range(3 * in_one_row.batches_per_epoch):
         assert sorted(in_one_row.batch(n).rows) == sorted(in_four.batch(n).rows)
@@ -147,8 +147,8 @@ def test_more_buckets_pad_less():
 
 
 def test_little_padding_whatever_the_lengths():
-    """Lengths over a factor of forty: several pairs in a row of tokens pad less than a tenth, one pair in a row a
-    fifth at the most."""
+    """Lengths over a factor of forty: several pairs in a row of tokens pad less than a tenth, one pair in a row
+    a fifth at the most."""
     rng = np.random.default_rng(0)
     prompts, responses = (
         np.exp(rng.normal(4.5, 0.8, 2000)).astype(int) + 1,

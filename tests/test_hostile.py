@@ -233,7 +233,7 @@ def rows_of(content: bytes) -> dict[int, dict | None]:
 
 
 def told(row, kind):
-    """What a usable row says: ("ids", prompt, responses), or ("text", prompt or None, prompt + response of each).
+    """What a usable row says: ("ids", prompt, responses) or ("text", prompt or None, [prompt + response, ...]).
 
     Written from the table in formats.py.
     """
@@ -294,7 +294,7 @@ def plain(row, kind) -> bool:
 
 
 def check_row(table, i, row, kind, limits):
-    """That row i holds the right text in the right response, and has lost nothing but what is said to be cut."""
+    """That row i holds the right text in the right response, and has lost nothing but what is marked as cut."""
     how, prompt, wholes = told(row, kind)
     got = table.prompt(i).tolist()
     most, most_prompt = limits
@@ -788,7 +788,7 @@ def test_a_text_of_a_million_characters_is_cut_and_said_to_be(load):
 
 
 def test_rows_of_every_depth_are_one_line_or_a_row(load):
-    """Nested lists that Python can read it must also be able to compare and to show: the bound is near 1,000."""
+    """Nested lists that Python can read, it must be able to compare and show: the bound is near 1,000."""
     for depth in [10, 200, *range(900, 1000)]:
         deep = "[" * depth + "]" * depth
         talk = f'[{{"role": "user", "content": {deep}}}, {{"role": "assistant", "content": "a"}}]'

@@ -79,7 +79,7 @@ def test_decisive_words_are_the_evaluative_ones_and_tell_the_side(responses):
 
 
 def test_chances_are_those_that_occur(tokens):
-    """In every band of predicted chance, the share of decisive words is that chance within four standard errors.
+    """In every band of predicted chance, the share of decisive words is that chance, to four standard errors.
 
     Kills: an adverb's likelihood the wrong way round; the adverb forgotten before the slot.
     """

@@ -1,4 +1,4 @@
-"""Rows of published data, splits and their parts, patterns, separated values, and what is said of what is cut."""
+"""Rows of published data, splits and their parts, patterns, separated values, and remarks on what is cut."""
 
 import gzip
 import itertools
