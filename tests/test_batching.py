@@ -147,8 +147,8 @@ def test_more_buckets_pad_less():
 
 
 def test_little_padding_whatever_the_lengths():
-    """Lengths over a factor of forty: several pairs in a row of tokens pad less than a tenth, one pair in a row
-    a fifth at the most."""
+    """Lengths over a factor of forty: several pairs in a row of tokens pad less than a tenth, one pair in
+    a row a fifth at the most."""
     rng = np.random.default_rng(0)
     prompts, responses = (
         np.exp(rng.normal(4.5, 0.8, 2000)).astype(int) + 1,

@@ -233,7 +233,7 @@ def rows_of(content: bytes) -> dict[int, dict | None]:
 
 
 def told(row, kind):
-    """What a usable row says: ("ids", prompt, responses) or ("text", prompt or None, [prompt + response, ...]).
+    """What a usable row says: ("ids", prompt, responses), or ("text", prompt or None, [whole text, ...]).
 
     Written from the table in formats.py.
     """
@@ -294,7 +294,7 @@ def plain(row, kind) -> bool:
 
 
 def check_row(table, i, row, kind, limits):
-    """That row i holds the right text in the right response, and has lost nothing but what is marked as cut."""
+    """That row i holds the right text in the right response, and has lost only what is marked as cut."""
     how, prompt, wholes = told(row, kind)
     got = table.prompt(i).tolist()
     most, most_prompt = limits
