@@ -102,7 +102,11 @@ def parse_row(row: dict[str, Any], kind: Kind, render: Render, eos: str | None) 
 
 
 def without_absent(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without nulls: Parquet, Arrow and CSV have one in every row that lacks a column of another."""
+    """The row without nulls: Parquet, Arrow and CSV have one in every row that lacks a column of another.
+
+    Args:
+        row: as it was read.
+    """
     return {name: value for name, value in row.items() if value is not None}
 
 

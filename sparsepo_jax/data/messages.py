@@ -170,12 +170,20 @@ def joined_parts(messages: Messages) -> Messages:
 
 
 def has_parts(messages: Messages) -> bool:
-    """Whether the content of one of these messages is a list of parts."""
+    """Whether a content is a list of parts.
+
+    Args:
+        messages: as `read_messages` returns them.
+    """
     return any(isinstance(message.get("content"), list) for message in messages)
 
 
 def text_of(message: dict[str, Any]) -> str:
-    """All text of a message's content; empty if it has none."""
+    """All text of a message's content; empty if it has none.
+
+    Args:
+        message: as `read_messages` returns it.
+    """
     content = joined_parts([message])[0].get("content")
     return content if isinstance(content, str) else ""
 

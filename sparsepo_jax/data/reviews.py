@@ -100,8 +100,11 @@ _FORMS = {"verb": 0.55, "find": 0.1, "some": 0.1, "filler": 0.25}
 
 
 class Word(NamedTuple):
+    """A word of a review."""
+
     text: str
     decisive: bool = False
+    """Whether it is an evaluative one."""
     chance: float = 0.0
     """P(this word is decisive | all words before it)."""
 

@@ -19,12 +19,21 @@ class BadRow(Exception):
 
 
 class Row(NamedTuple):
+    """A row and where it stands."""
+
     line: int
     """Line in the file, from 1; the number of the row where the source has no lines."""
     content: dict[str, Any] | BadRow
 
 
 def one_line(error: Exception) -> str:
-    """The first line of a library's message that is not blank, so that our own message stays one line."""
+    """The first line of a library's message that is not blank, so that our own message stays one line.
+
+    Args:
+        error: as it was caught.
+
+    Returns:
+        The name of its type if it has no message.
+    """
     lines = (line.strip() for line in str(error).splitlines())
     return str(BadRow(next((line for line in lines if line), type(error).__name__)))

@@ -70,11 +70,20 @@ class TokenTable:
         return self.responses.lengths.reshape(len(self), self.responses_per_row)
 
     def prompt(self, i: int) -> np.ndarray:
-        """Token ids of the prompt of row i, int32 [S]."""
+        """Token ids of a prompt, int32 [S].
+
+        Args:
+            i: number of the row.
+        """
         return self.prompts[i]
 
     def response(self, i: int, p: int) -> np.ndarray:
-        """Token ids of response p of row i, int32 [T]."""
+        """Token ids of a response, int32 [T].
+
+        Args:
+            i: number of the row.
+            p: number of the response; of a pair, 0 is chosen and 1 is rejected.
+        """
         return self.responses[i * self.responses_per_row + p]
 
     @property
@@ -90,19 +99,51 @@ class TokenTable:
         return self.all_chance is not None
 
     def weights(self, i: int, p: int) -> np.ndarray:
-        """Given weights of response p of row i, float32 [T]. ValueError: there are none."""
+        """Given weights of a response's tokens, float32 [T].
+
+        Args:
+            i: number of the row.
+            p: number of the response.
+
+        Raises:
+            ValueError: the data has none.
+        """
         return self._of_response(self.all_weights, "weights", i, p)
 
     def decisive(self, i: int, p: int) -> np.ndarray:
-        """Whether each token of response p of row i decides the preference, bool [T]."""
+        """Whether each token of a response decides the preference, bool [T].
+
+        Args:
+            i: number of the row.
+            p: number of the response.
+
+        Raises:
+            ValueError: the data has none.
+        """
         return self._of_response(self.all_decisive, "decisive tokens", i, p)
 
     def chance(self, i: int, p: int) -> np.ndarray:
-        """P(decisive | what comes before) of each token of response p of row i, float32 [T]."""
+        """P(decisive | what comes before) of each token of a response, float32 [T].
+
+        Args:
+            i: number of the row.
+            p: number of the response.
+
+        Raises:
+            ValueError: the data has none.
+        """
         return self._of_response(self.all_chance, "chances", i, p)
 
     def ref_logp(self, i: int, p: int) -> np.ndarray:
-        """The reference's log-prob of each token of response p of row i, float32 [T], nats."""
+        """The reference's log-prob of each token of a response, float32 [T], nats.
+
+        Args:
+            i: number of the row.
+            p: number of the response.
+
+        Raises:
+            ValueError: the data has none.
+        """
         return self._of_response(self.all_ref_logp, "log-probs of a reference", i, p)
 
     def _of_response(self, values: np.ndarray | None, name: str, i: int, p: int) -> np.ndarray:
@@ -111,11 +152,19 @@ class TokenTable:
         return Ragged(values, self.responses.starts)[i * self.responses_per_row + p]
 
     def origin(self, i: int) -> str:
-        """file:line of row i, from 1; the number of the row where the source has no lines."""
+        """file:line of a row. Lines count from 1; where the source has none, it is the row's number.
+
+        Args:
+            i: number of the row in this table.
+        """
         return f"{self.files[self.file_N[i]]}:{self.line_N[i]}"
 
     def content(self, i: int) -> dict[str, Any]:
-        """Row i as it was read; {} where that is not kept."""
+        """A row as it was read; {} where that is not kept.
+
+        Args:
+            i: number of the row.
+        """
         return {} if self.all_content is None else json.loads(self.all_content[i].tobytes())
 
     def digest(self) -> str:

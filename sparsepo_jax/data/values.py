@@ -53,7 +53,11 @@ def read_ids(row: dict[str, Any], name: str) -> list[int]:
 
 
 def list_in_cell(value: Any) -> Any:
-    """The list that a text shows as JSON (a cell of a CSV file); any other value as it is."""
+    """The list that a text shows as JSON (a cell of a CSV file); any other value as it is.
+
+    Args:
+        value: of a column that may hold a list.
+    """
     if not isinstance(value, str) or not value.startswith("["):
         return value
     try:
@@ -63,26 +67,45 @@ def list_in_cell(value: Any) -> Any:
 
 
 def is_numbers(values: Any) -> bool:
-    """Whether this is a list of numbers that float32 can hold."""
+    """Whether this is a list of numbers that float32 can hold.
+
+    Args:
+        values: of any type.
+    """
     return isinstance(values, list) and all(
         type(value) in (int, float) and abs(value) <= LARGEST_WEIGHT for value in values
     )
 
 
 def is_spans(spans: Any, width: int) -> bool:
-    """Whether this is a list of spans [start, end, ...] of `width` numbers each, with 0 <= start < end."""
+    """Whether this is a list of spans [start, end, ...] with 0 <= start < end.
+
+    Args:
+        spans: of any type.
+        width: numbers of each span: 2, or 3 if it has a value.
+    """
     return isinstance(spans, list) and all(
         is_numbers(span) and len(span) == width and 0 <= span[0] < span[1] for span in spans
     )
 
 
 def columns_of(row: dict[str, Any]) -> str:
-    """The names of the row's columns, for a message about one that is missing."""
+    """The names of the row's columns, for a message about one that is missing.
+
+    Args:
+        row: the row, without nulls.
+    """
     return ", ".join(row) or "nothing"
 
 
 def common_prefix(*texts: str) -> str:
-    """What all texts begin with, character by character."""
+    """What all texts begin with, character by character.
+
+        Hello you / Hello me    becomes    "Hello "
+
+    Args:
+        *texts: at least one.
+    """
     first, last = (
         min(texts),
         max(texts),
