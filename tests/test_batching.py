@@ -384,10 +384,10 @@ def test_processes_share_a_batch_without_overlap_or_loss(micro_steps):
 def test_a_start_in_the_middle_continues_the_same_batches():
     table = pair_table([([n + 1], [n + 2], [n + 3]) for n in range(9)])
     plan = plan_of(table, batch_size=2, shuffle=True)
-    whole, rest = (
+    batches, rest = (
         [batch.row_B.tolist() for batch in batches_of(table, plan, start=start, stop=12)] for start in (0, 7)
     )
-    assert rest == whole[7:] and len(whole) == 12
+    assert rest == batches[7:] and len(batches) == 12
 
 
 def test_an_error_while_loading_reaches_the_reader():

@@ -84,16 +84,16 @@ def test_mixed_sources_keep_their_weights_and_origins(load, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         (FileRows("no/such/file.jsonl"), "no/such/file.jsonl: no such file or directory"),
         (FileRows("owner/data"), "owner/data: "),
     ],
 )
-def test_a_source_that_is_not_there_is_one_line(load, source, said):
+def test_a_source_that_is_not_there_is_one_line(load, source, message):
     with pytest.raises(UserError) as error:
         load([source])
-    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 def test_a_missing_split_names_those_there_are(load, tmp_path):
@@ -291,13 +291,15 @@ BAD_ROWS = {
 }
 
 
-@pytest.mark.parametrize(("line", "said"), BAD_ROWS.items(), ids=[said[:30] for said in BAD_ROWS.values()])
-def test_a_bad_row_is_an_error_with_file_and_line(load, tmp_path, line, said):
+@pytest.mark.parametrize(
+    ("line", "message"), BAD_ROWS.items(), ids=[message[:30] for message in BAD_ROWS.values()]
+)
+def test_a_bad_row_is_an_error_with_file_and_line(load, tmp_path, line, message):
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(json.dumps(PAIR).encode() + b"\n" + line + b"\n")
     with pytest.raises(UserError) as error:
         load([FileRows(str(path))], vocab_size=300)
-    assert str(error.value).startswith(f"{path}:2: {said}") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}:2: {message}") and "\n" not in str(error.value)
 
 
 def test_skipped_rows_are_counted_and_listed_again_from_the_cache(load, tmp_path, capsys):
@@ -310,7 +312,7 @@ def test_skipped_rows_are_counted_and_listed_again_from_the_cache(load, tmp_path
         assert [(row["file"], row["line"]) for row in listed] == [
             (str(path), n + 1) for n in range(len(BAD_ROWS))
         ]
-        assert all(row["problem"].startswith(said) for row, said in zip(listed, BAD_ROWS.values()))
+        assert all(row["problem"].startswith(message) for row, message in zip(listed, BAD_ROWS.values()))
         assert f"{len(BAD_ROWS)} of {len(BAD_ROWS) + 1} rows are bad and left out" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"and 10 more bad rows"):
         load([FileRows(str(path))], vocab_size=300)
@@ -354,11 +356,12 @@ def counted(monkeypatch):
     """How many rows were tokenised, not read from the cache."""
     from sparsepo_jax.data import tokenised as module
 
-    whole, count = module.tokenize, []
+    tokenize = module.tokenize
+    count = []
 
     def counting(examples, *arguments, **settings):
         count.append(len(examples))
-        return whole(examples, *arguments, **settings)
+        return tokenize(examples, *arguments, **settings)
 
     monkeypatch.setattr(module, "tokenize", counting)
     return lambda: sum(count)

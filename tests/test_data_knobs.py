@@ -183,11 +183,11 @@ def test_every_knob_of_the_holdout_moves_something(place, knob):
 def test_a_run_that_only_looks_counts_bad_rows_and_writes_no_list(place, capsys, stages):
     run = run_with(place, stages, eval=[], prompts=[])
     inspect(run)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     listed = place / "run" / "bad_rows_train.jsonl"
-    assert "note: 1 of 65 rows are bad and left out" in said
+    assert "note: 1 of 65 rows are bad and left out" in output
     if stages == ["inspect"]:
-        assert not listed.exists() and f"the first is {place}/pairs.jsonl:65: no chosen, rejected" in said
+        assert not listed.exists() and f"the first is {place}/pairs.jsonl:65: no chosen, rejected" in output
     else:
-        assert listed.exists() and f"they are listed in {listed}" in said
+        assert listed.exists() and f"they are listed in {listed}" in output
         listed.unlink()

@@ -44,9 +44,9 @@ FUZZ = dict(derandomize=True, database=None, deadline=None, suppress_health_chec
 
 
 def one_line(error: Exception) -> str:
-    said = str(error)
-    assert said and said.isprintable() and len(said) < 1000, said
-    return said
+    message = str(error)
+    assert message and message.isprintable() and len(message) < 1000, message
+    return message
 
 
 # ---------------------------------------------------------------- rows
@@ -228,11 +228,11 @@ def read_line(line: bytes):
 
 def rows_of(content: bytes) -> dict[int, dict | None]:
     """Line -> row, of the lines that are not empty."""
-    found = [line.rstrip(b"\r\n") for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
-    return {number: read_line(line) for number, line in enumerate(found, 1) if line}
+    stripped = [line.rstrip(b"\r\n") for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    return {number: read_line(line) for number, line in enumerate(stripped, 1) if line}
 
 
-def told(row, kind):
+def meaning_of(row, kind):
     """What a usable row says: ("ids", prompt, responses), or ("text", prompt or None, [whole text, ...]).
 
     Written from the table in formats.py.
@@ -287,15 +287,16 @@ def plain(row, kind) -> bool:
     if kind == "sft" and not {"completion", "messages", "input_ids"}.isdisjoint(row):
         return False
     texts = [row[name] for name in names]
-    whole = (
-        all(text.isprintable() and END not in text for text in texts) and len("".join(texts).encode()) < 30
-    )
-    return whole and all(text.strip() for text in texts[-2:]) and len(set(texts[-2:])) == len(texts[-2:])
+    if not all(text.isprintable() and END not in text for text in texts):
+        return False
+    is_short = len("".join(texts).encode()) < 30
+    responses = texts[-2:]
+    return is_short and all(text.strip() for text in responses) and len(set(responses)) == len(responses)
 
 
 def check_row(table, i, row, kind, limits):
     """That row i holds the right text in the right response, and has lost only what is marked as cut."""
-    how, prompt, wholes = told(row, kind)
+    how, prompt, wholes = meaning_of(row, kind)
     got = table.prompt(i).tolist()
     most, most_prompt = limits
     assert len(got) <= most_prompt
@@ -395,8 +396,7 @@ def fuzz_rows(examples: int, directory: Path) -> int:
                 strict = load(path, "error")
                 assert not bad and strict.digest() == table.digest()
             except UserError as error:
-                said = one_line(error)
-                assert said.startswith(f"{path}:{min(bad)}: " if bad else f"{path}: no usable row")
+                assert one_line(error).startswith(f"{path}:{min(bad)}: " if bad else f"{path}: no usable row")
         handled += 1
 
     check()
@@ -612,27 +612,24 @@ SMALL = [
 
 @st.composite
 def altered_yaml(draw):
-    found = draw(st.sampled_from([*SMALL * 4, *BASES])).split("\n")
+    lines = draw(st.sampled_from([*SMALL * 4, *BASES])).split("\n")
     for _ in range(draw(st.integers(1, 3))):
-        at, trick = (
-            draw(st.integers(0, len(found) - 1)),
-            draw(
-                st.sampled_from(YAML_TRICKS) | TEXTS | st.sampled_from(KEYS).map(lambda key: f"{key}: {{}}")
-            ),
-        )
-        name, colon, _ = found[at].partition(":")
+        at = draw(st.integers(0, len(lines) - 1))
+        empty_sections = st.sampled_from(KEYS).map(lambda key: f"{key}: {{}}")
+        trick = draw(st.sampled_from(YAML_TRICKS) | TEXTS | empty_sections)
+        name, colon, _ = lines[at].partition(":")
         match draw(st.sampled_from(["put", "value", "value", "cut", "twice", "indent"])):
             case "put":
-                found.insert(at, " " * draw(st.integers(0, 4)) + trick)
+                lines.insert(at, " " * draw(st.integers(0, 4)) + trick)
             case "value":
-                found[at] = f"{name}: {trick}" if colon else trick
+                lines[at] = f"{name}: {trick}" if colon else trick
             case "cut":
-                found[at] = found[at][: draw(st.integers(0, len(found[at])))]
+                lines[at] = lines[at][: draw(st.integers(0, len(lines[at])))]
             case "twice":
-                found.insert(at, found[at])
+                lines.insert(at, lines[at])
             case "indent":
-                found[at] = draw(st.sampled_from([" ", "\t", "  - "])) + found[at]
-    content = "\n".join(found).encode("utf-8", "surrogatepass")
+                lines[at] = draw(st.sampled_from([" ", "\t", "  - "])) + lines[at]
+    content = "\n".join(lines).encode("utf-8", "surrogatepass")
     return content + draw(st.sampled_from([b""] * 8 + [b"\xff", b"\x00"]))
 
 
@@ -641,15 +638,13 @@ def parts(annotation):
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return {annotation}, set(), False
     if get_origin(annotation) is not None:
-        found = (
-            [parts(below) for below in get_args(annotation)]
-            if "Literal" not in str(get_origin(annotation))
-            else [(set(), set(get_args(annotation)), False)]
-        )
+        allowed = [(set(), set(get_args(annotation)), False)]
+        if "Literal" not in str(get_origin(annotation)):
+            allowed = [parts(below) for below in get_args(annotation)]
         return (
-            set().union(*(f[0] for f in found)),
-            set().union(*(f[1] for f in found)),
-            get_origin(annotation) is list or any(f[2] for f in found),
+            set().union(*(sections for sections, _, _ in allowed)),
+            set().union(*(words for _, words, _ in allowed)),
+            get_origin(annotation) is list or any(in_list for _, _, in_list in allowed),
         )
     return set(), set(), False
 
@@ -671,7 +666,7 @@ def value_of(annotation):
 def mapping_of(model):
     """A mapping with a few of a section's fields, most of them of a fitting type."""
     fields = {name: field.annotation for name, field in model.model_fields.items()}
-    own = {"kind": st.sampled_from(get_args(fields["kind"]))} if "kind" in fields else {}
+    kinds = {"kind": st.sampled_from(get_args(fields["kind"]))} if "kind" in fields else {}
     some = st.lists(st.sampled_from(sorted(fields)), max_size=3, unique=True)
     strange = st.integers(0, 15).flatmap(
         lambda n: (
@@ -681,7 +676,7 @@ def mapping_of(model):
         )
     )
     made = some.flatmap(
-        lambda names: st.fixed_dictionaries({name: value_of(fields[name]) for name in names} | own)
+        lambda names: st.fixed_dictionaries({name: value_of(fields[name]) for name in names} | kinds)
     )
     return st.tuples(made, strange).map(lambda both: both[0] | both[1])
 
@@ -802,7 +797,7 @@ def test_rows_of_every_depth_are_one_line_or_a_row(load):
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         (
             '{"prompt": "a", "chosen": "b", "rejected": "c", "chosen": "d"}',
@@ -830,10 +825,10 @@ def test_rows_of_every_depth_are_one_line_or_a_row(load):
         ('{"a\\nb\\u001b[2J": 1}', "the row has: a\\nb\\x1b[2J"),
     ],
 )
-def test_what_cannot_be_taken_as_it_stands_is_refused(load, row, said):
+def test_what_cannot_be_taken_as_it_stands_is_refused(load, row, message):
     with pytest.raises(UserError) as error:
         load(row.encode())
-    assert said in one_line(error.value)
+    assert message in one_line(error.value)
 
 
 def test_a_json_list_that_is_torn_is_refused_whole_since_nobody_knows_what_is_lost(load):
@@ -1222,8 +1217,8 @@ def test_code_beside_a_model_is_not_run_even_if_stdin_says_yes(tmp_path, canary,
         spec_from_hf(read_config(directory))
     (directory / "config.json").write_text(json.dumps({**CONFIG, "auto_map": code}))
     BYTES.save_pretrained(directory)
-    found = json.loads((directory / "tokenizer_config.json").read_text())
-    (directory / "tokenizer_config.json").write_text(json.dumps(found | {"auto_map": code}))
+    content = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(content | {"auto_map": code}))
     assert load_tokenizer(str(directory)).encode("ab") == BYTES.encode("ab")
 
 
@@ -1328,10 +1323,10 @@ def test_what_a_message_quotes_cannot_break_or_hide_its_line(tmp_path, capsys):
     path.write_text("{}\n")
     data = {"train": [{"path": str(path)}], "eval": [], "sft": []}
     assert main(["--config", str(write_config(tmp_path, stages=["inspect"], data=data))]) == 1
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert (
-        said.count("\n") == 1
-        and said[:-1].isprintable()
-        and said.startswith("error: ")
-        and "no\\nerror: all is well\\x1b[1A.jsonl:1: " in said
+        output.count("\n") == 1
+        and output[:-1].isprintable()
+        and output.startswith("error: ")
+        and "no\\nerror: all is well\\x1b[1A.jsonl:1: " in output
     )

@@ -197,7 +197,7 @@ def test_separated_values_hold_commas_quotes_line_ends_and_lists(load, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"prompt,chosen,rejected\na,b,c\na,b\n", "a.csv:3: 2 cells, but the first line names 3 columns"),
         (b"prompt,chosen,rejected\na,b,c\na,\xff,c\n", "a.csv:3: invalid UTF-8"),
@@ -210,11 +210,11 @@ def test_separated_values_hold_commas_quotes_line_ends_and_lists(load, tmp_path)
         (b"", "a.csv: no usable row"),
     ],
 )
-def test_bad_separated_values_are_one_line(load, tmp_path, content, said):
+def test_bad_separated_values_are_one_line(load, tmp_path, content, message):
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(UserError) as error:
         load([FileRows(str(tmp_path / "a.csv"))])
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_cell_may_be_longer_than_python_reads_by_itself(load, tmp_path):
@@ -361,7 +361,7 @@ def test_every_form_of_a_prompt_is_the_same_tokens_and_keeps_the_prompt(load, ro
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         (
             {"prompt": "Bye", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
@@ -396,10 +396,10 @@ def test_every_form_of_a_prompt_is_the_same_tokens_and_keeps_the_prompt(load, ro
         ),
     ],
 )
-def test_what_cannot_be_told_is_one_line(load, row, said):
+def test_what_cannot_be_told_is_one_line(load, row, message):
     with pytest.raises(UserError) as error:
         load([row], tokenizer=CHAT)
-    assert str(error.value).startswith(f"rows:1: {said}") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"rows:1: {message}") and "\n" not in str(error.value)
 
 
 def test_an_empty_prompt_is_begin_of_text(load):
@@ -440,8 +440,8 @@ def test_what_is_cut_is_counted_and_what_to_set_keeps_it(load):
     remedy = "to keep them whole, set data.max_length=82 data.max_prompt_length=31"
     assert all(line.endswith(remedy) for line in load.lines)
     load.lines.clear()
-    whole = load(rows, max_length=82, max_prompt_length=31)
-    assert not load.lines and not whole.response_cut_NP.any() and not whole.prompt_cut_N.any()
+    uncut = load(rows, max_length=82, max_prompt_length=31)
+    assert not load.lines and not uncut.response_cut_NP.any() and not uncut.prompt_cut_N.any()
     load(rows, max_length=40, max_prompt_length=20, positions=64)
     assert "the longest row has 82 tokens, the model 64 positions" in load.lines[0]
 

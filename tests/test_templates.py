@@ -49,7 +49,7 @@ def ids(tokenizer, messages, **arguments):
     return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **arguments)
 
 
-def whole(table, i=0):
+def full_ids(table, i=0):
     return [
         [*table.prompt(i).tolist(), *table.response(i, p).tolist()] for p in range(table.responses_per_row)
     ]
@@ -65,20 +65,20 @@ def test_prompt_and_responses_are_what_apply_chat_template_writes(load, name):
     row = {"prompt": prompt, "chosen": [{"role": "assistant", "content": "Yes.\n"}], "rejected": [BAD]}
     table = load([row], tokenizer)
     assert table.prompt(0).tolist() == ids(tokenizer, prompt, add_generation_prompt=True)
-    assert whole(table) == [ids(tokenizer, prompt + row[name]) for name in ("chosen", "rejected")]
+    assert full_ids(table) == [ids(tokenizer, prompt + row[name]) for name in ("chosen", "rejected")]
     asked = load([{"prompt": prompt}], tokenizer, kind="prompts")
     assert asked.prompt(0).tolist() == ids(tokenizer, prompt, add_generation_prompt=True)
     sft = load([{"messages": [*prompt, BAD]}], tokenizer, kind="sft")
-    assert whole(sft) == [ids(tokenizer, [*prompt, BAD])]
+    assert full_ids(sft) == [ids(tokenizer, [*prompt, BAD])]
     assert sft.response(0, 0).tolist() == table.response(0, 1).tolist()
 
 
 def test_knobs_of_texts_add_nothing_to_what_a_template_writes(load):
     tokenizer = chat_tokenizer(NO_END)
     table = load([PAIR], tokenizer, add_bos=True, add_eos=True)
-    assert whole(table)[0] == ids(tokenizer, [USER, GOOD])
+    assert full_ids(table)[0] == ids(tokenizer, [USER, GOOD])
     tokenizer.eos_token = tokenizer.bos_token = None
-    assert whole(load([PAIR], tokenizer))[0] == ids(tokenizer, [USER, GOOD]), (
+    assert full_ids(load([PAIR], tokenizer))[0] == ids(tokenizer, [USER, GOOD]), (
         "a tokenizer without EOS is no matter: none is added"
     )
 
@@ -93,7 +93,7 @@ def test_an_opening_that_the_answer_does_not_repeat_is_left_out_as_in_trl_and_sa
         [ids(tokenizer, [USER, *row[name]]) for name in ("chosen", "rejected")],
     )
     shared = min(data_utils.common_prefix_length(asked, other) for other in wholes)
-    assert shared < len(asked) and table.prompt(0).tolist() == asked[:shared] and whole(table) == wholes
+    assert shared < len(asked) and table.prompt(0).tolist() == asked[:shared] and full_ids(table) == wholes
     assert (
         len(load.lines) == 1
         and "in 1 of 1 rows the chat template does not write the end of its generation prompt"
@@ -177,7 +177,7 @@ def test_templates_of_real_families_give_the_tokens_of_trl(load, name, row):
     ]
     shared = min(trl.data_utils.common_prefix_length(asked, other) for other in wholes)
     table = load([row], tokenizer, max_length=20_000, max_prompt_length=10_000)
-    assert table.prompt(0).tolist() == asked[:shared] and whole(table) == wholes
+    assert table.prompt(0).tolist() == asked[:shared] and full_ids(table) == wholes
 
 
 # ---------------------------------------------------------------- contents
@@ -196,21 +196,21 @@ def test_text_parts_are_the_text(load, name):
     )
     text = load([PAIR], tokenizer)
     assert (
-        whole(parts) == whole(text)
+        full_ids(parts) == full_ids(text)
         and "Hello" in tokenizer.decode(text.response(0, 0))
         and "Hi" in tokenizer.decode(text.prompt(0))
     )
     if name == "gemma":
-        assert whole(parts)[0] == ids(tokenizer, [in_parts(USER, "H", "i"), in_parts(GOOD)])
+        assert full_ids(parts)[0] == ids(tokenizer, [in_parts(USER, "H", "i"), in_parts(GOOD)])
 
 
 def test_a_template_that_reads_parts_gets_them(load):
     tokenizer = chat_tokenizer(GEMMA)
     row = {"prompt": [in_parts(USER, " Hi ", " there")], "chosen": [in_parts(GOOD)], "rejected": [BAD]}
     table = load([row], tokenizer)
-    assert whole(table)[0] == ids(tokenizer, row["prompt"] + row["chosen"]) and "Hithere" in tokenizer.decode(
-        table.prompt(0)
-    )
+    assert full_ids(table)[0] == ids(
+        tokenizer, row["prompt"] + row["chosen"]
+    ) and "Hithere" in tokenizer.decode(table.prompt(0))
 
 
 @pytest.mark.parametrize(
@@ -272,10 +272,10 @@ def test_calls_and_schemas_are_the_same_from_every_kind_of_file(load, tmp_path, 
         datasets.Dataset(pyarrow.Table.from_pylist(CALLS)).save_to_disk(path)
     tokenizer = chat_tokenizer(*TEMPLATES["llama"])
     table = load([FileRows(str(path))], tokenizer)
-    assert [whole(table, i)[0] for i in range(2)] == [
+    assert [full_ids(table, i)[0] for i in range(2)] == [
         ids(tokenizer, row["prompt"] + row["chosen"], tools=row["tools"]) for row in CALLS
     ]
-    assert "null" not in tokenizer.decode(whole(table)[0])
+    assert "null" not in tokenizer.decode(full_ids(table)[0])
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_calls_and_schemas_are_the_same_from_every_kind_of_file(load, tmp_path, 
 )
 def test_tools_as_json_are_read(load, as_text):
     tokenizer = chat_tokenizer(*TEMPLATES["llama"])
-    assert whole(load([CALLS[0] | {"tools": as_text(CALLS[0]["tools"])}], tokenizer)) == whole(
+    assert full_ids(load([CALLS[0] | {"tools": as_text(CALLS[0]["tools"])}], tokenizer)) == full_ids(
         load([CALLS[0]], tokenizer)
     )
 
@@ -291,11 +291,11 @@ def test_tools_as_json_are_read(load, as_text):
 @pytest.mark.parametrize("none", [[], None, "", "[]", "null"])
 def test_no_tools_are_none(load, none):
     tokenizer = chat_tokenizer(*TEMPLATES["llama"])
-    assert whole(load([PAIR | {"tools": none}], tokenizer)) == whole(load([PAIR], tokenizer))
+    assert full_ids(load([PAIR | {"tools": none}], tokenizer)) == full_ids(load([PAIR], tokenizer))
 
 
 @pytest.mark.parametrize(
-    ("column", "said"),
+    ("column", "message"),
     [
         ({"tools": "{"}, "tools is a text that is no JSON"),
         ({"tools": {"a": 1}}, "tools must be a list, got dict"),
@@ -303,8 +303,8 @@ def test_no_tools_are_none(load, none):
         ({"chat_template_kwargs": {"tokenize": True}}, "tokenize: no argument of a chat template"),
     ],
 )
-def test_what_a_template_cannot_take_is_a_bad_row(load, column, said):
-    with pytest.raises(UserError, match=f"rows:1: {said}"):
+def test_what_a_template_cannot_take_is_a_bad_row(load, column, message):
+    with pytest.raises(UserError, match=f"rows:1: {message}"):
         load([PAIR | column], chat_tokenizer(CHATML))
 
 
@@ -336,7 +336,7 @@ def test_a_template_that_asks_for_the_date_is_told_the_same_on_another_day(load,
     again = load([PAIR], tokenizer, template_date="2026-11-27")
     assert again.digest() == first.digest() and (again.prompt_key_N == first.prompt_key_N).all()
     other = load([PAIR], tokenizer, template_date="2031-05-04")
-    assert whole(other)[0] == ids(tokenizer, [USER, GOOD]), (
+    assert full_ids(other)[0] == ids(tokenizer, [USER, GOOD]), (
         "the same as by transformers' own clock on that day"
     )
     assert (other.prompt_key_N == first.prompt_key_N).all(), "the held-out part does not move with the day"
@@ -370,7 +370,7 @@ def test_every_form_of_the_date_is_as_transformers_writes_it(load, monkeypatch, 
         + CHATML
     )
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", OtherDay)
-    assert whole(load([PAIR], tokenizer, template_date="2031-05-04"))[0] == ids(tokenizer, [USER, GOOD])
+    assert full_ids(load([PAIR], tokenizer, template_date="2031-05-04"))[0] == ids(tokenizer, [USER, GOOD])
 
 
 # ---------------------------------------------------------------- weights and spans
