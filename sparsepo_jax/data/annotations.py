@@ -86,7 +86,7 @@ def refuse_past_end(annotation: Annotation, text: str, name: str) -> None:
     Args:
         annotation: whose spans count the characters of the text.
         text: the response.
-        name: of the response, for the message.
+        name: of the response, for the error message.
 
     Raises:
         BadRow: a span ends past the text.
@@ -109,7 +109,7 @@ def shifted_to(annotation: Annotation, text: str, content: str, name: str) -> An
         annotation: whose spans count the characters of `content`.
         text: what the template has written for the response.
         content: of the response's first message.
-        name: of the response, for the message.
+        name: of the response, for the error message.
 
     Raises:
         BadRow: the template has altered the content, so that spans cannot be placed.

@@ -115,7 +115,7 @@ def answers_from_messages(
     Args:
         prompt: messages before the answer.
         responses: messages of each answer, the assistant's first.
-        names: of the responses, for messages.
+        names: of the responses, for error messages.
         annotations: of the responses; spans count the characters of the first message's content.
         write: the chat template, with what the row gives it.
         eos: text of EOS. White space that the paper's template has put behind it is dropped, so that EOS is
@@ -139,10 +139,10 @@ def answers_from_messages(
             f"the chat template does not write prompt + {' or '.join(names)} as a continuation of the prompt"
         )
     texts, shifted, content_ends = [], [], []
-    for whole, turns, name, annotation in zip(written, responses, names, annotations, strict=True):
-        if not write.writes_ends and eos and whole.rstrip().endswith(eos):
-            whole = whole.rstrip()
-        text = whole[len(begun) :]
+    for full_text, turns, name, annotation in zip(written, responses, names, annotations, strict=True):
+        if not write.writes_ends and eos and full_text.rstrip().endswith(eos):
+            full_text = full_text.rstrip()
+        text = full_text[len(begun) :]
         shifted.append(shifted_to(annotation, text, text_of(turns[0]), name))
         texts.append(check_response(text, name, shifted[-1]))
         content_ends.append(_content_end(text, turns[-1]))
@@ -183,7 +183,7 @@ def check_response(value: Any, name: str, annotation: Annotation) -> str:
 
     Args:
         value: what the row holds, or what a template has written.
-        name: of the response, for messages.
+        name: of the response, for error messages.
         annotation: of the response; spans count the characters of the text.
 
     Raises:

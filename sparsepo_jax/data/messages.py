@@ -66,7 +66,7 @@ def read_messages(value: Any, name: str, role: str = "assistant") -> Messages:
 
     Args:
         value: what the column holds.
-        name: of the column, for messages.
+        name: of the column, for error messages.
         role: who speaks where the value is plain text.
 
     Returns:

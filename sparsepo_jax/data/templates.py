@@ -245,9 +245,7 @@ class Writer:
             return self.render(messages, self.tools, generate, self.arguments)
         except BadRow:
             raise
-        except (
-            Exception
-        ) as error:  # a template is a program that comes with the tokenizer: it may raise anything
+        except Exception as error:  # a template is a program and may raise anything
             raise BadRow(f"the chat template refuses these messages ({one_line(error)})") from None
 
     def settled(self, dialogues: list[Messages], *, generate: bool) -> list[Messages]:

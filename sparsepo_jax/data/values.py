@@ -14,7 +14,7 @@ def check_text(value: Any, name: str) -> str:
 
     Args:
         value: what the row holds.
-        name: of its column, for the message.
+        name: of its column, for the error message.
 
     Raises:
         BadRow: it is no text, or holds half of a surrogate pair.
