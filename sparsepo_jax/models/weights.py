@@ -6,7 +6,7 @@ Errors are collected: a checkpoint with three wrong tensors gives one message th
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class Part(NamedTuple):
     value: np.ndarray
 
 
+@runtime_checkable
 class Tensors(Protocol):
     """Named arrays whose shapes are known before they are read."""
 
