@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -299,6 +300,23 @@ def test_the_parameter_count_is_that_of_the_weights(config):
     spec = spec_from_hf(config)
     weights = split_module(nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))))[1]
     assert spec.parameter_count() == sum(x.size for x in weights.values())
+
+
+def test_a_profile_names_the_parts():
+    """Kills: a part outside its scope, in the forward or the backward pass."""
+    spec, ids = spec_from_hf(NEOX), jnp.arange(6)[None]
+    attend = jnp.tril(jnp.ones((1, 6, 6), bool))
+    graph, weights = split_module(nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))))
+
+    def logits(weights):
+        model = merge_module(graph, weights)
+        states_BSD, _ = model(ids, ids, Given(attend, ids, ids))
+        return model.logits(states_BSD).sum()
+
+    for function in (logits, jax.grad(logits)):
+        text = jax.jit(function).lower(weights).as_text(debug_info=True)
+        for part in ("embed", "attention", "mlp", "final_norm", "head"):
+            assert re.search(rf'["/(]{part}[/)]', text), part
 
 
 def test_remat_changes_no_gradient():
