@@ -367,6 +367,17 @@ def test_the_schema_knows_every_section_and_forbids_others():
     assert json.loads(json.dumps(schema)) == schema
 
 
+def test_every_field_of_the_schema_has_a_description():
+    schema = json_schema()
+    bare = {
+        f"{name}.{field}"
+        for name, section in {"": schema, **schema["$defs"]}.items()
+        for field, about in section.get("properties", {}).items()
+        if not about.get("description", "").strip()
+    }
+    assert not bare
+
+
 # ---------------------------------------------------------------- the plan
 
 

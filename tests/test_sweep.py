@@ -18,37 +18,36 @@ from sparsepo_jax.core.paths import short_names
 from sparsepo_jax.core.stop import Terminated
 from sparsepo_jax.main import RUN_AGAIN, main
 from sparsepo_jax.run.resume import Marks
-from sparsepo_jax.run.sweep import parse_axes, plan_sweep, run_name, split_values
+from sparsepo_jax.run.sweep import parse_axes, plan_sweep, run_name
 
 
 @pytest.mark.parametrize(
-    "text, pieces",
+    "text, values",
     [
-        ("0.1,0.4", ["0.1", "0.4"]),
-        ("0", ["0"]),
-        ("{kind: dpo, beta: 0.1},{kind: tdpo1}", ["{kind: dpo, beta: 0.1}", "{kind: tdpo1}"]),
-        ("[sft, po], [po]", ["[sft, po]", "[po]"]),
-        ("[[1, 2], {a: [3, 4]}],5", ["[[1, 2], {a: [3, 4]}]", "5"]),
-        ('"a,b",c', ['"a,b"', "c"]),
-        (r'"a\",b",c', [r'"a\",b"', "c"]),
-        ("'it''s, so',c", ["'it''s, so'", "c"]),
+        ("0.1,0.4", [0.1, 0.4]),
+        ("0", [0]),
+        ("{kind: dpo, beta: 0.1},{kind: tdpo1}", [{"kind": "dpo", "beta": 0.1}, {"kind": "tdpo1"}]),
+        ("[sft, po], [po]", [["sft", "po"], ["po"]]),
+        ("[[1, 2], {a: [3, 4]}],5", [[[1, 2], {"a": [3, 4]}], 5]),
+        ('"a,b",c', ["a,b", "c"]),
+        (r'"a\",b",c', ['a",b', "c"]),
+        ("'it''s, so',c", ["it's, so", "c"]),
         ("it's,that's", ["it's", "that's"]),  # a quote within a word begins nothing
-        ("{a: 'x}, y'},b", ["{a: 'x}, y'}", "b"]),
-        ("a],b", ["a]", "b"]),
-        ("1,,2", ["1", "", "2"]),
+        ("{a: 'x}, y'},b", [{"a": "x}, y"}, "b"]),
+        ("1e-6,null,2024-01-01", [1e-6, None, "2024-01-01"]),
+        ("0.1,", [0.1]),  # YAML's lists may end in a comma
     ],
 )
-def test_values_split_at_commas_outside_of_brackets_and_quotes(text, pieces):
-    assert split_values(text) == pieces
+def test_the_values_of_an_axis_are_a_yaml_list_without_its_brackets(text, values):
+    (axis,) = parse_axes([f"seed={text}"])
+    assert axis == ("seed", values)
 
 
-@pytest.mark.parametrize("text", ["[1, 2", "{a: 1", "'a,b", '"a', "[1},(2"])
-def test_what_is_not_closed_is_refused(text):
-    if text != "[1},(2":  # a bracket of the other kind closes it here; YAML says what is wrong
-        with pytest.raises(ValueError):
-            split_values(text)
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize("text", ["[1, 2", "{a: 1", "'a,b", '"a', "[1},(2", "a],b", "1,,2", "", "], ["])
+def test_what_is_no_list_is_refused(text):
+    with pytest.raises(ConfigError) as caught:
         parse_axes([f"seed={text}"])
+    assert len(caught.value.lines) == 1 and caught.value.lines[0].startswith("--sweep seed: ")
 
 
 def test_mistakes_of_the_grid_are_said_all_at_once():
@@ -59,8 +58,8 @@ def test_mistakes_of_the_grid_are_said_all_at_once():
                 "output_dir=a,b",
                 "seed=1,1.0",
                 "seed=2",
-                "objective.beta=0.1,",
-                "objective.beta=0.1,0.10",
+                "objective.beta=",
+                "po.clip_norm=0.1,0.10",
                 "po.steps=[1",
             ]
         )
@@ -69,9 +68,9 @@ def test_mistakes_of_the_grid_are_said_all_at_once():
         "--sweep output_dir: every run of a sweep gets a directory of its own; other values of the config go before --sweep",
         "--sweep seed: 1.0 is there twice",
         "--sweep seed: given twice",
-        "--sweep objective.beta: an empty value; write null if that is meant, and '' for empty text",
-        "--sweep objective.beta: 0.10 is there twice",
-        "--sweep po.steps: a bracket is not closed",
+        "--sweep objective.beta: no value; write null if that is meant, and '' for empty text",
+        "--sweep po.clip_norm: 0.1 is there twice",
+        "--sweep po.steps: '[1' is no list of YAML values (expected ',' or ']', but got '<stream end>')",
     ]
 
 

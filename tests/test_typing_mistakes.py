@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from helpers.program import write_config
-from sparsepo_jax.config.load import ConfigError, _fields, _kinds, _plain, load_config, save_config
+from sparsepo_jax.config.kinds import entry_of, fields_of, plain, sections_of
+from sparsepo_jax.config.load import ConfigError, load_config, save_config
 from sparsepo_jax.config.names import SETTINGS
 from sparsepo_jax.config.paths import PathText, expand_path
 from sparsepo_jax.config.schema.base import Section
@@ -65,11 +66,9 @@ def sections(
     model: type[Section] = Config, above: str = ""
 ) -> typing.Iterator[tuple[str, typing.Any, type[Section]]]:
     """(dotted name, annotation, section) of every field of the schema."""
-    for name, annotation in _fields(model).items():
+    for name, annotation in fields_of(model).items():
         yield f"{above}{name}", annotation, model
-        item = _plain(annotation)
-        item = typing.get_args(item)[0] if typing.get_origin(item) is list else annotation
-        for kind in dict.fromkeys(_kinds(item).values()):
+        for kind in dict.fromkeys(sections_of(entry_of(annotation) or annotation).values()):
             yield from sections(kind, f"{above}{name}.")
 
 
@@ -82,10 +81,10 @@ def is_path(annotation: typing.Any) -> bool:
 def test_every_setting_that_is_a_path_is_expanded():
     """A new one gets it by its type: by name, or by a description that begins as paths' do."""
     named = re.compile(r"(^|_)(path|dir|directory|file|adapter|cache|tasks|taken_from)$")
-    plain = {
+    unmarked = {
         name
         for name, annotation, model in sections()
-        if str in {annotation, *typing.get_args(_plain(annotation)), *typing.get_args(annotation)}
+        if str in {annotation, *typing.get_args(plain(annotation)), *typing.get_args(annotation)}
         or is_path(annotation)
         if named.search(name)
         or re.match(
@@ -94,7 +93,7 @@ def test_every_setting_that_is_a_path_is_expanded():
         )
         if not is_path(annotation)
     }
-    assert not plain
+    assert not unmarked
     assert sum(is_path(annotation) for _, annotation, _ in sections()) >= 16
 
 

@@ -207,7 +207,8 @@ def plain(name: str) -> str:
 
 
 def same_name(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that is meant by a name written in other letters (DPO, batch-size) or used elsewhere (sigmoid); None: there is none."""
+    """The one of `names` that is meant by a name written in other letters (DPO, batch-size) or used elsewhere
+    (sigmoid); None: there is none."""
     by_plain = {plain(known): known for known in names}
     for candidate in (plain(name), *VALUES.get(plain(name), ())):
         if candidate in by_plain:

@@ -1,7 +1,9 @@
-"""Many runs of one config that differ in a few values: `--sweep objective.beta=0.1,0.4 seed=0,1,2`. One process, one run after the other.
+"""Many runs of one config that differ in a few values: `--sweep objective.beta=0.1,0.4 seed=0,1,2`. One
+process, one run after the other.
 
-A run lies in BASE/NAME (BASE: the config's output_dir, NAME: its swept values) and is a run like any other: its finished stages are not repeated, and
-what was broken off continues. Runs whose stage sft would train the same train it once. BASE/sweep.json says how each ended.
+A run is kept in BASE/NAME (BASE: the config's output_dir, NAME: its swept values) and is a run like any
+other: its finished stages are not repeated, and an interrupted one continues. Runs whose stage sft would
+train the same weights train it once. BASE/sweep.json records how each ended.
 """
 
 import gc
@@ -15,8 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparsepo_jax.config.load import ConfigError, load_config, parse_overrides
+from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.config.shown import cut, shown
+from sparsepo_jax.config.yaml_text import NotYaml, parse
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json
 from sparsepo_jax.core.paths import short_names
@@ -25,19 +29,17 @@ from sparsepo_jax.run.resume import Marks
 DONE, FAILED, TO_DO = "done", "failed", "to do"
 WRONG_COMMAND = 2  # exit status, as main.py's
 LONGEST_VALUE, LONGEST_NAME = 40, 160  # characters in a directory's name
-_OPEN, _CLOSE = "[{", "]}"
 
 
 class Axis(NamedTuple):
-    """A swept setting: its dotted path, its values as they were written, and as YAML reads them."""
+    """A swept setting: its dotted path and its values."""
 
     path: str
-    texts: list[str]
     values: list[Any]
 
 
 class Planned(NamedTuple):
-    """A run of the grid: where it lies under BASE, its swept values by path, its config."""
+    """A run of the grid: its directory's name under BASE, its swept values by path, its config."""
 
     name: str
     values: dict[str, Any]
@@ -47,108 +49,74 @@ class Planned(NamedTuple):
 # ---------------------------------------------------------------- the grid
 
 
-def split_values(text: str) -> list[str]:
-    """'0.1,{a: 1, b: 2},"x,y"' -> ['0.1', '{a: 1, b: 2}', '"x,y"']: at commas outside of brackets and quotes. ValueError: one is not closed.
-
-    As in YAML, a quote counts where a value can begin, and within brackets after a colon: `it's` is a word.
-    """
-    found, depth, quote, begins, piece, at = [], 0, "", True, "", 0
-    while at < len(text):
-        c = text[at]
-        if quote:
-            if c == "\\" and quote == '"':
-                piece, at = piece + c, at + 1
-                c = text[at : at + 1]
-            elif c == quote == text[at + 1 : at + 2] == "'":  # '' within '...' is one '
-                piece, at = piece + c, at + 1
-            elif c == quote:
-                quote = ""
-        elif c in "'\"" and begins:
-            quote = c
-        elif c == "," and depth == 0:
-            found.append(piece.strip())
-            piece, at, begins = "", at + 1, True
-            continue
-        elif c in _OPEN and (depth or begins):
-            depth += 1
-        elif c in _CLOSE and depth:
-            depth -= 1
-        if not c.isspace():
-            begins = not quote and (c in _OPEN or (depth > 0 and c in ",:"))
-        piece, at = piece + c, at + 1
-    if depth or quote:
-        raise ValueError(f"{quote or 'a bracket'} is not closed")
-    return [*found, piece.strip()]
-
-
 def parse_axes(texts: Sequence[str]) -> list[Axis]:
-    """The axes of `--sweep KEY=V1,V2 ...`. Raises ConfigError with all mistakes."""
-    axes, mistakes = [], []
+    """The axes of `--sweep KEY=V1,V2 ...`: what stands behind the = is a YAML list without its brackets.
+
+    Raises:
+        ConfigError: with all mistakes.
+    """
+    axes: list[Axis] = []
+    mistakes: list[str] = []
     for text in texts:
-        path, equals, right = text.partition("=")
-        if not equals or not path:
-            mistakes.append(f"--sweep {text[:60]}: expected section.field=value,value,...")
-            continue
-        try:
-            pieces = split_values(right)
-        except ValueError as error:
-            mistakes.append(f"--sweep {path}: {error}")
-            continue
-        if path == "output_dir":
+        path, equals, values_text = text.partition("=")
+        if not equals or not all(path.split(".")):
+            mistakes.append(f"--sweep {cut(text)}: expected section.field=value,value,...")
+        elif path == "output_dir":
             mistakes.append(
-                "--sweep output_dir: every run of a sweep gets a directory of its own; other values of the config go before --sweep"
-            )
-        elif "" in pieces:
-            mistakes.append(
-                f"--sweep {path}: an empty value; write null if that is meant, and '' for empty text"
+                "--sweep output_dir: every run of a sweep gets a directory of its own; other values of the "
+                "config go before --sweep"
             )
         elif path in {axis.path for axis in axes}:
             mistakes.append(f"--sweep {path}: given twice")
         else:
-            values = []
-            for piece in pieces:
-                read, wrong = parse_overrides([f"{path}={piece}"])
-                mistakes += [f"--sweep {line}" for line in wrong]
-                values += read.values()
-            names = [_value_name(value) for value in values]
-            mistakes += [
-                f"--sweep {path}: {pieces[n]} is there twice"
-                for n, name in enumerate(names)
-                if name in names[:n]
-            ]
-            axes.append(Axis(path, pieces, values))
+            try:
+                axes.append(Axis(path, parse(f"[{values_text}]")))
+            except NotYaml as error:
+                mistakes.append(
+                    f"--sweep {path}: {shown(values_text)} is no list of YAML values ({error.problem})"
+                )
+                continue
+            mistakes += [f"--sweep {path}: {problem}" for problem in _value_problems(axes[-1].values)]
     if mistakes:
         raise ConfigError(mistakes)
     return axes
 
 
+def _value_problems(values: list[Any]) -> list[str]:
+    if not values:
+        return ["no value; write null if that is meant, and '' for empty text"]
+    names = [_value_name(value) for value in values]
+    repeated = [value for n, value in enumerate(values) if names[n] in names[:n]]
+    return [f"{shown(value)} is there twice" for value in repeated]
+
+
 def run_name(values: dict[str, Any]) -> str:
-    """'beta=0.1,seed=2': fit for any file system, the same for the same values whatever else the grid holds, and another for others."""
-    name = ",".join(
-        f"{re.sub(r'[^A-Za-z0-9_.-]', '-', short)}={_value_name(values[path])}"
-        for path, short in short_names(list(values)).items()
-    )
+    """'beta=0.1,seed=2': fit for any file system.
+
+    Equal values have the same name whatever else the grid holds, and other values another.
+    """
+    parts = []
+    for path, short in short_names(list(values)).items():
+        key = re.sub(r"[^A-Za-z0-9_.-]", "-", short)
+        parts.append(f"{key}={_value_name(values[path])}")
+    name = ",".join(parts)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}~{_digest(values)}"
 
 
 def _value_name(value: Any) -> str:
-    """A value in letters that every file system takes. Where that loses something, or is long, a digest tells it from others."""
+    """A value in letters that every file system takes; with a digest where that loses something, or is
+    long."""
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
     if not isinstance(value, (str, dict, list)):
         return json.dumps(value)
-    whole = (
-        isinstance(value, str)
-        and re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", value)
-        and value not in ("true", "false", "null")
-    )
-    text = (
-        value
-        if isinstance(value, str)
-        else re.sub(r'["\s{}\[\]]', "", json.dumps(value)).replace(",", "+").replace(":", "-")
-    )
-    if whole and len(text) <= LONGEST_VALUE:
-        return text
+    if isinstance(value, str):
+        text = value
+        is_word = re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", value) is not None
+        if is_word and value not in ("true", "false", "null") and len(value) <= LONGEST_VALUE:
+            return value
+    else:
+        text = re.sub(r'["\s{}\[\]]', "", json.dumps(value)).replace(",", "+").replace(":", "-")
     text = re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-.")
     return f"{text[: LONGEST_VALUE - 9]}~{_digest(value)}"
 
@@ -160,118 +128,132 @@ def _digest(value: Any) -> str:
 def plan_sweep(
     path: str, overrides: Sequence[str], axes: Sequence[Axis]
 ) -> tuple[Path, list[Planned], list[str]]:
-    """(BASE, the runs of the grid, notes). Nothing runs before every config is sound: ConfigError with all mistakes and the runs they are of."""
-    planned, notes, mistakes = [], {}, {}
-    base, count = None, 0
-    for chosen in itertools.product(*(range(len(axis.values)) for axis in axes)):
-        count += 1
-        values = {axis.path: axis.values[n] for axis, n in zip(axes, chosen, strict=True)}
-        swept, name = (
-            [f"{axis.path}={axis.texts[n]}" for axis, n in zip(axes, chosen, strict=True)],
-            run_name(values),
-        )
+    """(BASE, the runs of the grid, notes). Every config is checked before anything runs.
+
+    Args:
+        path: of the config.
+        overrides: of all runs, as `load_config` takes them.
+        axes: the settings that differ.
+
+    Raises:
+        ConfigError: with all mistakes, and the runs that have them.
+    """
+    planned: list[Planned] = []
+    notes: list[str] = []
+    mistakes: dict[str, list[str]] = {}  # line -> names of runs
+    base = Path()
+    grid = [
+        {axis.path: value for axis, value in zip(axes, values, strict=True)}
+        for values in itertools.product(*(axis.values for axis in axes))
+    ]
+    for values in grid:
+        name = run_name(values)
         try:
-            config, said = load_config(path, [*overrides, *swept])
+            config, new_notes = load_config(path, overrides, values)
         except ConfigError as error:
             for line in error.lines:
                 mistakes.setdefault(line, []).append(name)
             continue
         base = Path(config.output_dir)
-        notes |= dict.fromkeys(said)
+        notes += new_notes
         planned.append(Planned(name, values, config.model_copy(update={"output_dir": str(base / name)})))
     if mistakes:
-        raise ConfigError(_name_runs(mistakes, count))
-    return base, planned, list(notes)
+        raise ConfigError([_with_runs(line, names, len(grid)) for line, names in mistakes.items()])
+    return base, planned, list(dict.fromkeys(notes))
 
 
-def _name_runs(mistakes: dict[str, list[str]], of: int) -> list[str]:
-    """A mistake of all runs stands alone, another with up to three of its runs."""
-    return [
-        line
-        if len(names) == of
-        else f"{' and '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {line}"
-        for line, names in mistakes.items()
-    ]
+def _with_runs(line: str, names: list[str], count: int) -> str:
+    """A mistake of all `count` runs stands alone, another with up to three of its runs."""
+    if len(names) == count:
+        return line
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{' and '.join(names[:3])}{more}: {line}"
 
 
 # ---------------------------------------------------------------- one sft for many runs
 
 
 class SharedSft:
-    """Which run's sft the others start from: of the runs whose sft depends on the same settings (marks.py knows them) the first that finishes it.
+    """Which run's sft the others start from.
 
-    A run that has begun one of its own goes on with it, and as long as none is finished (the first one failed) the next run trains.
+    Of the runs whose sft depends on the same settings (run/resume.py knows them) it is the first that
+    finishes it. A run that has begun one of its own goes on with it, and as long as none is finished (the
+    first one failed) the next run trains.
     """
 
     def __init__(self, planned: Sequence[Planned]):
-        self._lies_in: dict[str, str] = {}
+        self._directories: dict[str, str] = {}  # settings -> the run that has the sft
         for run in planned:
             self.look_at(run.config)
 
     def look_at(self, config: Config) -> None:
         """Notes the run's sft, if it is finished."""
-        if (directory := finished_sft(config)) is not None:
+        directory = finished_sft(config)
+        if directory is not None:
             self.expect(config, directory)
 
     def expect(self, config: Config, directory: str) -> None:
-        """From here on the runs of this run's kind find their sft there, unless they have found one before."""
-        self._lies_in.setdefault(self._kind(config), directory)
+        """From here on runs with these settings of sft find it there, unless one was known before."""
+        self._directories.setdefault(self._settings(config), directory)
 
     def source(self, config: Config) -> str | None:
-        """The directory of the run whose sft this one starts from; None: it has no stage sft, trains or has trained one of its own."""
+        """The directory of the run whose sft this one starts from; None: it has no stage sft, or one of its
+        own."""
         if "sft" not in config.stages or config.sft.taken_from is not None:
             return config.sft.taken_from
-        found = finished_sft(config)
-        if found is None and not Marks(config).begun("sft"):
-            found = self._lies_in.get(self._kind(config))
-        return None if found == config.output_dir else found
+        directory = finished_sft(config)
+        if directory is None and not Marks(config).begun("sft"):
+            directory = self._directories.get(self._settings(config))
+        return None if directory == config.output_dir else directory
 
     @staticmethod
-    def _kind(config: Config) -> str:
+    def _settings(config: Config) -> str:
         return json.dumps(Marks(config).depends("sft"), sort_keys=True)
 
 
 def finished_sft(config: Config) -> str | None:
-    """Where the sft lies that a run has trained or taken; None: it has none that is whole, or one of other settings."""
+    """The directory of the sft that a run has trained or taken; None: it is not finished, or of other
+    settings."""
     try:
-        there = Marks(config).trained_sft()
-    except UserError:  # the run itself will say it
+        marks = Marks(config).trained_sft()
+    except UserError:  # the run itself will report it
         return None
-    return None if there is None else str(there.directory)
+    return None if marks is None else str(marks.directory)
 
 
 def with_sft_of(config: Config, directory: str | None) -> Config:
-    return (
-        config
-        if directory is None
-        else config.model_copy(update={"sft": config.sft.model_copy(update={"taken_from": directory})})
-    )
+    """The config that takes its sft from another run's directory; None: as it is."""
+    if directory is None:
+        return config
+    sft = config.sft.model_copy(update={"taken_from": directory})
+    return config.model_copy(update={"sft": sft})
 
 
 # ---------------------------------------------------------------- the book of a sweep
 
 
 class Book:
-    """BASE/sweep.json: {"sweep": [paths], "runs": [{name, values, status, error, seconds}]}. Runs of an earlier, other grid stay in it while their
-    directory does. Written by one process."""
+    """BASE/sweep.json: {"sweep": [paths], "runs": [{name, values, status, error, seconds}]}.
+
+    Runs of an earlier, other grid stay in it while their directory exists. Written by one process.
+    """
 
     def __init__(self, base: Path, planned: Sequence[Planned]):
         self.path = base / "sweep.json"
         self._noted: set[str] = set()
         earlier = self._read()
-        grid = {run.name: run.values for run in planned}
         fresh = {"status": TO_DO, "error": None, "seconds": 0.0}
-        self.runs: dict[str, dict] = {
-            name: {"name": name, "values": values}
-            | {key: earlier.get(name, {}).get(key, fresh[key]) for key in fresh}
-            for name, values in grid.items()
-        }
-        self.runs |= {
-            name: run for name, run in earlier.items() if name not in grid and (base / name).is_dir()
-        }
+        self.runs: dict[str, dict[str, Any]] = {}
+        for run in planned:
+            known = earlier.get(run.name, {})
+            state = {key: known.get(key, value) for key, value in fresh.items()}
+            self.runs[run.name] = {"name": run.name, "values": run.values} | state
+        for name, run_before in earlier.items():
+            if name not in self.runs and (base / name).is_dir():
+                self.runs[name] = run_before
         self._paths = list(dict.fromkeys(path for run in planned for path in run.values))
 
-    def _read(self) -> dict[str, dict]:
+    def _read(self) -> dict[str, dict[str, Any]]:
         try:
             return {run["name"]: run for run in json.loads(self.path.read_text())["runs"]}
         except FileNotFoundError:
@@ -284,20 +266,19 @@ class Book:
             ) from None
 
     def note(self, name: str, status: str, error: str | None, seconds: float) -> None:
+        """Records how a run ended."""
         run = self.runs[name]
-        if run["status"] != DONE:  # to look once more at what is finished takes no time of the run's
+        if run["status"] != DONE:  # looking once more at what is finished takes none of the run's time
             run["seconds"] = round(run["seconds"] + seconds, 1)
         run |= {"status": status, "error": error}
         self._noted.add(name)
         self.write()
 
     def write(self) -> None:
-        """What another sweep in the same directory has noted meanwhile stays."""
-        self.runs |= {
-            name: run
-            for name, run in self._read().items()
-            if name not in self._noted and (self.path.parent / name).is_dir()
-        }
+        """Keeps what another sweep in the same directory has noted meanwhile."""
+        for name, run in self._read().items():
+            if name not in self._noted and (self.path.parent / name).is_dir():
+                self.runs[name] = run
         write_json(self.path, {"sweep": self._paths, "runs": list(self.runs.values())})
 
 
@@ -307,18 +288,22 @@ def grid_text(base: Path, planned: Sequence[Planned]) -> str:
     width = max(len(run.name) for run in planned)
     lines = [f"{len(planned)} runs, one after the other, in {base}:"]
     for run in planned:
-        said = ""
-        if "sft" in run.config.stages:
-            source = shared.source(run.config)
-            if source is not None:
-                said = f"sft of {Path(source).name if Path(source).parent == base else source}"
-            else:
-                said = "trains sft" if finished_sft(run.config) is None else "has trained sft"
-                shared.expect(run.config, run.config.output_dir)
+        status = book.runs[run.name]["status"]
         lines.append(
-            f"  {run.name:<{width}}  {book.runs[run.name]['status']:<{len(FAILED)}}  {said}".rstrip()
+            f"  {run.name:<{width}}  {status:<{len(FAILED)}}  {_sft_text(base, run.config, shared)}".rstrip()
         )
     return "\n".join(lines)
+
+
+def _sft_text(base: Path, config: Config, shared: SharedSft) -> str:
+    """Where a run's sft comes from; empty where it has none."""
+    if "sft" not in config.stages:
+        return ""
+    source = shared.source(config)
+    if source is not None:
+        return f"sft of {Path(source).name if Path(source).parent == base else source}"
+    shared.expect(config, config.output_dir)
+    return "trains sft" if finished_sft(config) is None else "has trained sft"
 
 
 # ---------------------------------------------------------------- running it
@@ -330,58 +315,70 @@ def run_sweep(
     attempt: Callable[[Config], tuple[int, str | None]],
     lacks: Callable[[Path], str | None] | None = None,
 ) -> int:
-    """Runs what is to do and returns the exit status: 0, 1 if a run failed (the others are done all the same), that of a run which was told to stop, or
-    2 if the first run that is done lacks something.
+    """Runs what is to do and returns the exit status.
 
-    attempt: runs a config and returns its exit status and what went wrong. Of several processes one cannot go on without the others, so
-    there a failure ends the sweep. lacks: what is asked for and not to be found in the directory of a run that is done.
+    Args:
+        base: BASE.
+        planned: the runs of the grid.
+        attempt: runs a config and returns its exit status and, in one line, what went wrong. Of several processes one
+            cannot go on without the others, so there a failure ends the sweep.
+        lacks: what was asked for (--metric) and is missing in the directory of a finished run; asked once, of the first
+            run that is done.
+
+    Returns:
+        0; 1 if a run failed (the others are done all the same); that of a run which was told to stop; or 2 if the first
+        run that is done lacks something.
     """
-    book, shared, failed = Book(base, planned), SharedSft(planned), []
+    book, shared = Book(base, planned), SharedSft(planned)
+    failed: list[str] = []
     for number, run in enumerate(planned, start=1):
         began_s = time.time()
         print(f"---- run {number} of {len(planned)}: {run.name}", flush=True)
-        status, said = attempt(with_sft_of(run.config, shared.source(run.config)))
+        status, error = attempt(with_sft_of(run.config, shared.source(run.config)))
         shared.look_at(run.config)
-        if said:
-            print(said, file=sys.stderr, flush=True)
+        if error:
+            print(error, file=sys.stderr, flush=True)
         index, count = _processes()
         if index == 0:
-            outcome = DONE if status == 0 else FAILED if status == 1 else TO_DO
-            book.note(
-                run.name,
-                outcome,
-                said.strip().splitlines()[-1].removeprefix("error: ") if said and outcome == FAILED else None,
-                time.time() - began_s,
-            )
+            _note(book, run.name, status, error, time.time() - began_s)
         if status not in (0, 1) or (status and count > 1):
             print(
                 f"the sweep stopped in run {number} of {len(planned)}; the same command continues it",
                 file=sys.stderr,
             )
             return status
-        failed += [run.name] * (status == 1)
-        if lacks is not None and status == 0:
-            missing, lacks = lacks(Path(run.config.output_dir)) if index == 0 else None, None
+        if status == 1:
+            failed.append(run.name)
+        elif lacks is not None:
+            missing = lacks(Path(run.config.output_dir)) if index == 0 else None
+            lacks = None
             if missing:
                 print(
-                    f"error: {missing}; run {number} of {len(planned)} is done, and the same command with another name goes on",
+                    f"error: {missing}; run {number} of {len(planned)} is done, and the same command with "
+                    "another name goes on",
                     file=sys.stderr,
                 )
             if _first_says(bool(missing)):
                 return WRONG_COMMAND
         gc.collect()  # what a run held in cycles would stay in device memory beside the next one's
-    if failed:
-        print(
-            f"{len(failed)} of {len(planned)} runs failed:",
-            *(f"  {name}: {book.runs[name]['error']}" for name in failed),
-            sep="\n",
-            file=sys.stderr,
-        )
-    return 1 if failed else 0
+    if not failed:
+        return 0
+    lines = [f"  {name}: {book.runs[name]['error']}" for name in failed]
+    print(f"{len(failed)} of {len(planned)} runs failed:", *lines, sep="\n", file=sys.stderr)
+    return 1
+
+
+def _note(book: Book, name: str, status: int, error: str | None, seconds: float) -> None:
+    """Records a run by its exit status and its message, of which the book keeps the last line."""
+    outcome = {0: DONE, 1: FAILED}.get(status, TO_DO)
+    reason = None
+    if error and outcome == FAILED:
+        reason = error.strip().splitlines()[-1].removeprefix("error: ")
+    book.note(name, outcome, reason, seconds)
 
 
 def _first_says(here: bool) -> bool:
-    """What the first process says, in all of them."""
+    """The first process's answer, in all of them."""
     if _processes()[1] == 1:
         return here
     import numpy as np

@@ -1,10 +1,10 @@
-"""What all sections of the configuration stand on: the closed model, unions told apart by `kind`, and types of numbers."""
+"""What all sections of the configuration stand on: the closed model, unions told apart by `kind`, and types
+of numbers."""
 
 import dataclasses
-import math
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, JsonValue
 from pydantic_core import CoreSchema, core_schema
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
@@ -13,6 +13,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
+Json = dict[str, JsonValue]
 
 
 class Section(BaseModel):
@@ -21,7 +22,8 @@ class Section(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class ByKind:
-    """Annotates a union of sections: `kind` tells them apart, and a mapping without `kind` means `default`."""
+    """Annotates a union of sections: `kind` tells them apart, and a mapping without `kind` means
+    `default`."""
 
     default: str
 
@@ -40,20 +42,3 @@ def members(union: Any) -> dict[str, type[Section]]:
     """The sections of a union annotated with ByKind, by their kind."""
     sections = get_args(get_args(union)[0])
     return {get_args(section.model_fields["kind"].annotation)[0]: section for section in sections}
-
-
-def _finite(mapping: dict[str, Any]) -> dict[str, Any]:
-    """Refuses numbers that JSON does not have, at any depth."""
-    unchecked: list[tuple[str, Any]] = list(mapping.items())
-    while unchecked:
-        name, value = unchecked.pop()
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}: expected a finite number, got {value}")
-        if isinstance(value, dict):
-            unchecked += value.items()
-        elif isinstance(value, list):
-            unchecked += [(name, item) for item in value]
-    return mapping
-
-
-Json = Annotated[dict[str, Any], AfterValidator(_finite)]

@@ -44,18 +44,18 @@ class Compute(Section):
     """Type of activations; weights are float32 always. auto: float32 on CPU, bfloat16 elsewhere."""
     precision: Literal["auto", "float32", "tf32"] = "auto"
     """How float32 arrays are multiplied. float32: with all their digits. tf32: as fast as the device can with
-    about three digits (NVIDIA's TF32; three bfloat16 passes on TPU); CPUs multiply in float32 all the same. auto:
-    float32 where dtype is float32; where dtype is bfloat16, the device's own way for the few float32 products
-    that are left."""
+    about three digits (NVIDIA's TF32; three bfloat16 passes on TPU); CPUs multiply in float32 all the same.
+    auto: float32 where dtype is float32; where dtype is bfloat16, the device's own way for the few float32
+    products that are left."""
     remat: bool = False
     """Recompute each block's activations in the backward pass: less memory, a third more work."""
     layout: Literal["shared", "plain"] = "shared"
-    """shared: the prompt runs once per pair and both responses attend to it; plain: once for each response. The
-    results are the same."""
+    """shared: the prompt runs once per pair and both responses attend to it; plain: once for each response.
+    The results are the same."""
     attention: Literal["auto", "blocks", "xla", "cudnn", "splash"] = "auto"
-    """The attention kernel. auto: blocks on CPU, splash on TPU (compiled only, never timed: Llama-3-8B's step on
-    v5e-64 takes 4.9 GB of temporaries a chip, 6.0 by xla), else xla. cudnn: GPU, bfloat16, no capped scores.
-    splash: TPU. The results are the same."""
+    """The attention kernel. auto: blocks on CPU, splash on TPU (compiled only, never timed: Llama-3-8B's step
+    on v5e-64 takes 4.9 GB of temporaries a chip, 6.0 by xla), else xla. cudnn: GPU, bfloat16, no capped
+    scores. splash: TPU. The results are the same."""
     head: Head = Head()
     """Blocks in which logits are computed."""
     mesh: Mesh = Mesh()

@@ -20,8 +20,8 @@ class FileSource(Section):
     kind: Literal["file"] = "file"
     """Rows of files, of a saved data set or of the Hub."""
     path: PathText
-    """A .jsonl, .json, .csv, .tsv (each perhaps .gz) or .parquet file, a pattern of such files (data/*.jsonl), a
-    directory that `datasets` reads, or a Hub id."""
+    """A .jsonl, .json, .csv, .tsv (each perhaps .gz) or .parquet file, a pattern of such files
+    (data/*.jsonl), a directory that `datasets` reads, or a Hub id."""
     split: str = "train"
     """The split, or parts of splits as `datasets` writes them: train[:80%], train[80%:], train[10:20],
     train+test. Files have one split, train."""
@@ -35,7 +35,8 @@ class FileSource(Section):
 
 class ReviewsSource(Section):
     kind: Literal["reviews"]
-    """Made-up film reviews from a built-in grammar: pairs for po, texts for sft, labelled rows for a classifier."""
+    """Made-up film reviews from a built-in grammar: pairs for po, texts for sft, labelled rows for a
+    classifier."""
     rows: Positive = 2048
     """How many rows are made."""
     seed: Natural = 0
@@ -49,7 +50,8 @@ Source = Annotated[FileSource | ReviewsSource, ByKind("file")]
 
 class Holdout(Section):
     share: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the prompts of data.train that are kept out of training and used, with data.eval, for evaluation."""
+    """Share of the prompts of data.train that are kept out of training and used, with data.eval, for
+    evaluation."""
     seed: Natural = 0
     """Another seed holds out other prompts."""
 
@@ -62,7 +64,8 @@ class Data(Section):
     eval: list[Source] = []
     """Preference pairs that the stages score and eval read."""
     prompts: list[Source] = []
-    """Prompts that the stages pairs and generate answer. Empty, for generate: those of the evaluation pairs."""
+    """Prompts that the stages pairs and generate answer. Empty, for generate: those of the evaluation
+    pairs."""
     prompt_words: Positive | None = None
     """The prompt is the first so many words of the text in data.prompts, as in the paper's IMDB data (with
     columns: {prompt: text}). None: all of it."""
@@ -75,28 +78,30 @@ class Data(Section):
     separator: str = ""
     """Put between prompt and response (text rows); it counts as prompt."""
     template: Literal["none", "chat", "paper"] = "none"
-    """For message lists: the tokenizer's chat template, or the paper's <|user|>/<|assistant|> turns. `none` takes
-    the one that exists."""
+    """For message lists: the tokenizer's chat template, or the paper's <|user|>/<|assistant|> turns. `none`
+    takes the one that exists."""
     template_arguments: Json = {}
-    """Passed to the chat template (e.g. enable_thinking: false); a row's column chat_template_kwargs overrides
-    them."""
+    """Passed to the chat template (e.g. enable_thinking: false); a row's column chat_template_kwargs
+    overrides them."""
     template_date: Annotated[str, AfterValidator(_day)] | None = None
-    """YYYY-MM-DD, the day given to a chat template that writes today's date. None: the day on which the run first
-    reads its data, which it keeps in template_date.json, so that continuing on another day changes no token."""
+    """YYYY-MM-DD, the day given to a chat template that writes today's date. None: the day on which the run
+    first reads its data, which it keeps in template_date.json, so that continuing on another day changes no
+    token."""
     add_bos: bool | None = None
     """Begin text prompts with a BOS token. None: if the tokenizer has one. Does not apply to chat templates,
     which write their own."""
     add_eos: bool = True
     """End text responses with an EOS token. Does not apply to chat templates, which write their own."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """What happens to a row that cannot be used: stop with its number and the reason, or leave it out and list
-    it in output_dir/bad_rows_NAME.jsonl."""
+    """What happens to a row that cannot be used: stop with its number and the reason, or leave it out and
+    list it in output_dir/bad_rows_NAME.jsonl."""
     cache_dir: PathText | None = None
     """Where tokenised data is kept. None: sparsepo_jax in the user's cache directory."""
     buckets: Annotated[int, Field(ge=1, le=8)] = 4
     """The most batch shapes to use: fewer compile less, more pad less."""
     strata: Positive = 4
-    """Each batch takes the same share of its rows from each of so many strata of length. Padding is least at the
-    number of rows that a device has in a micro-step, or below; the value changes which rows meet in a batch."""
+    """Each batch takes the same share of its rows from each of so many strata of length. Padding is least at
+    the number of rows that a device has in a micro-step, or below; the value changes which rows meet in a
+    batch."""
     inspect_rows: Positive = 4
     """Rows that the stage `inspect` shows."""

@@ -12,11 +12,11 @@ class Lexicon(Section):
     path: PathText
     """A UTF-8 file, .gz or not."""
     kind: Literal["opinion", "scores", "treebank"]
-    """opinion: a word per line, ; begins a comment (Hu and Liu); scores: word TAB score (VADER, AFINN); treebank:
-    trees whose leaves are labelled 0 to 4 (Stanford)."""
+    """opinion: a word per line, ; begins a comment (Hu and Liu); scores: word TAB score (VADER, AFINN);
+    treebank: trees whose leaves are labelled 0 to 4 (Stanford)."""
     threshold: NonNegative = 0.0
-    """A word decides if its strength is above this: 1 for opinion, |score|, |mean leaf label - 2| (0.5 leaves out
-    treebank words that one spelling in many makes not quite neutral)."""
+    """A word decides if its strength is above this: 1 for opinion, |score|, |mean leaf label - 2| (0.5 leaves
+    out treebank words that one spelling in many makes not quite neutral)."""
 
 
 class Evaluation(Section):
@@ -25,12 +25,12 @@ class Evaluation(Section):
     max_pairs: Positive | None = None
     """Evaluate on the first so many pairs. None: on all."""
     sampled_prompts: Positive | None = None
-    """Let the policy answer the first so many distinct prompts, before and after po, one response each from the
-    policy's own distribution (temperature 1, nothing cut off; of `generation` only max_new_tokens and batch_size
-    count). None: nothing is sampled."""
+    """Let the policy answer the first so many distinct prompts, before and after po, one response each from
+    the policy's own distribution (temperature 1, nothing cut off; of `generation` only max_new_tokens and
+    batch_size count). None: nothing is sampled."""
     lexicons: list[Lexicon] = []
-    """Word lists that say which tokens are decisive, in pairs that do not mark them themselves. Lists of one kind
-    make one lexicon."""
+    """Word lists that say which tokens are decisive, in pairs that do not mark them themselves. Lists of one
+    kind make one lexicon."""
 
 
 class CodeMeasure(Section):
@@ -48,7 +48,8 @@ class BertScore(Section):
     model: PathText
     """A directory or Hub id. Needs the extra [bertscore]."""
     layer: Positive | None = None
-    """Of its hidden states. None: the one that bert-score knows as best (models it does not know need a value)."""
+    """Of its hidden states. None: the one that bert-score knows as best (models it does not know need a
+    value)."""
 
 
 class TextMeasure(Section):
@@ -77,8 +78,8 @@ class Harness(Section):
     """Tasks of lm-evaluation-harness (the extra `lm_eval`)."""
 
     tasks: list[Annotated[PathText, Field(min_length=1)]] = []
-    """Names of its tasks, groups and tags (`lm-eval ls tasks`), or paths of task files (YAML). Such a file is a
-    program: its templates and functions are run."""
+    """Names of its tasks, groups and tags (`lm-eval ls tasks`), or paths of task files (YAML). Such a file is
+    a program: its templates and functions are run."""
     include_path: PathText | None = None
     """A directory with task files that are known by their names, too."""
     num_fewshot: Natural | None = None

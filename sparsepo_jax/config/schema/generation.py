@@ -1,4 +1,5 @@
-"""The sections `generation`, `scorer` and `pairs`: sampling answers, scoring them, and making pairs of them."""
+"""The sections `generation`, `scorer` and `pairs`: sampling answers, scoring them, and making pairs of
+them."""
 
 from typing import Annotated, Literal, Self
 
@@ -29,8 +30,8 @@ class Generation(Section):
 
 
 class ClassifierScorer(Section):
-    """Probability of the positive label by TF-IDF of words and pairs of words and a logistic regression, trained
-    here. Needs the extra [reward]."""
+    """Probability of the positive label by TF-IDF of words and pairs of words and a logistic regression,
+    trained here. Needs the extra [reward]."""
 
     kind: Literal["classifier"] = "classifier"
     """A text classifier that is trained here in seconds."""
@@ -55,15 +56,16 @@ class ClassifierScorer(Section):
 
 
 class HuggingFaceScorer(Section):
-    """A sequence classifier or reward model by transformers and torch; it reads prompt + response as one text."""
+    """A sequence classifier or reward model by transformers and torch; it reads prompt + response as one
+    text."""
 
     kind: Literal["hf"]
     """A sequence classifier or reward model of transformers."""
     path: PathText
     """A directory or Hub id."""
     label: int | str | None = None
-    """The label whose probability is the score, by number or name. None: the model's one output as it is (reward
-    models)."""
+    """The label whose probability is the score, by number or name. None: the model's one output as it is
+    (reward models)."""
     batch_size: Positive = 32
     """Texts a batch; changes speed, not results."""
     device: str = "cpu"
@@ -81,8 +83,8 @@ class FunctionScorer(Section):
 
 
 class TestsScorer(Section):
-    """1 if the program of prompt, response and the row's unit tests (HumanEval's or MBPP's columns) runs through,
-    else 0."""
+    """1 if the program of prompt, response and the row's unit tests (HumanEval's or MBPP's columns) runs
+    through, else 0."""
 
     kind: Literal["tests"]
     """Unit tests in the data's rows."""
@@ -98,16 +100,16 @@ Scorer = Annotated[ClassifierScorer | HuggingFaceScorer | FunctionScorer | Tests
 
 
 class PairMaking(Section):
-    """Which of the sampled responses become pairs. How they are sampled: generation.samples, temperature, top_p,
-    max_new_tokens, max_prompts."""
+    """Which of the sampled responses become pairs. How they are sampled: generation.samples, temperature,
+    top_p, max_new_tokens, max_prompts."""
 
     rule: Literal["all", "best_worst", "first_two"] = "all"
-    """all: every (better, worse) of a prompt's responses; best_worst: the best and the worst; first_two: of the
-    first two the better and the worse."""
+    """all: every (better, worse) of a prompt's responses; best_worst: the best and the worst; first_two: of
+    the first two the better and the worse."""
     margin: NonNegative = 0.0
     """Pairs whose scores do not differ by more are left out."""
     threshold: float | None = None
-    """The better score must lie above and the worse one not: 0.5 pairs the two classes of a classifier (or passed
-    and failed) only. None: no threshold."""
+    """The better score must lie above and the worse one not: 0.5 pairs the two classes of a classifier (or
+    passed and failed) only. None: no threshold."""
     max_pairs_per_prompt: Positive | None = None
     """Of more, keep those whose scores differ most. None: keep all."""

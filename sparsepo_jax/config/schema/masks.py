@@ -9,7 +9,8 @@ from sparsepo_jax.config.schema.base import ByKind, NonNegative, Rate, Section
 
 class MaskBase(Section):
     on: Literal["both", "reward", "kl", "reward_only"] = "both"
-    """Where the mask is put; the other weight is 1. reward_only: on the reward, and the KL term is left out."""
+    """Where the mask is put; the other weight is 1. reward_only: on the reward, and the KL term is left
+    out."""
     normalise: bool = False
     """Scale each response's mask to mean 1."""
 
@@ -19,20 +20,20 @@ class LearnedMask(MaskBase):
     """SparsePO: small nets read the reference's states and are trained with the policy."""
     net: Literal["simple_all", "simple_last", "ml_all", "ml_last", "binary_all", "binary_last"] = "simple_all"
     """The net (simple: one linear map; ml: two, without a non-linearity between them; binary: the sign of the
-    ReLU, which never learns, a control) and the states it reads: all, each layer's through a net of its own and
-    then mixed, or the last layer's."""
+    ReLU, which never learns, a control) and the states it reads: all, each layer's through a net of its own
+    and then mixed, or the last layer's."""
     sharing: Literal["common", "independent"] = "common"
     """One net for reward and KL, or one each."""
     layer_activation: Literal["relu", "none", "resc", "znorm"] = "relu"
-    """Applied to the net's output for each layer (nets that read all layers). resc: min-max over the response;
-    znorm: z-score, then min-max."""
+    """Applied to the net's output for each layer (nets that read all layers). resc: min-max over the
+    response; znorm: z-score, then min-max."""
     mixer_activation: Literal["relu", "none", "resc", "znorm"] = "relu"
     """Applied to the mix of layers, or to the output of a net that reads the last layer."""
     official: bool = False
     """Take the released settings where none are given: init official, the policy's learning rate."""
     init: Literal["official", "ones"] = "ones"
-    """ones: bias 1 and mixer 1/L, so that masks start near 1; official: N(0, 0.02) weights, so that masks start
-    at 0.03 to 0.06 or dead."""
+    """ones: bias 1 and mixer 1/L, so that masks start near 1; official: N(0, 0.02) weights, so that masks
+    start at 0.03 to 0.06 or dead."""
     dropout: Rate = 0.0
     """Share of the values that are dropped after each of the two activations while training."""
     learning_rate: NonNegative | None = None
@@ -86,7 +87,8 @@ class ConfidenceMask(MaskBase):
     kind: Literal["confidence"]
     """Weight 1 on the tokens that a model finds improbable, else 0."""
     model: Literal["reference", "policy"] = "reference"
-    """Weight 1 on tokens whose probability under this model is at most the response's mean, else 0 (detached)."""
+    """Weight 1 on tokens whose probability under this model is at most the response's mean, else 0
+    (detached)."""
 
 
 class GivenMask(MaskBase):

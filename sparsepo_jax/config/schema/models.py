@@ -12,25 +12,25 @@ class Policy(Section):
     path: PathText | None = None
     """A Hugging Face directory or Hub id to start from (config.json and safetensors)."""
     config: Json | None = None
-    """The content of a config.json, inline: a model of this shape is made from scratch. `vocab_size` may be left
-    out and is then the tokenizer's. Together with `path`, it is the shape that the checkpoint must have, so that
-    --check knows the shape without the checkpoint."""
+    """The content of a config.json, inline: a model of this shape is made from scratch. `vocab_size` may be
+    left out and is then the tokenizer's. Together with `path`, it is the shape that the checkpoint must have,
+    so that --check knows the shape without the checkpoint."""
     adapter: PathText | None = None
-    """A LoRA adapter as PEFT saves it (a directory or Hub id), put onto `path`. It is merged into the weights,
-    except under po.lora without an sft before it: then po goes on training this adapter, and rank, alpha, rslora
-    and targets are the adapter's."""
+    """A LoRA adapter as PEFT saves it (a directory or Hub id), put onto `path`. It is merged into the
+    weights, except under po.lora without an sft before it: then po goes on training this adapter, and rank,
+    alpha, rslora and targets are the adapter's."""
 
 
 class Reference(Section):
     path: PathText | None = None
-    """A Hugging Face directory or Hub id. None: the policy as it was when po began, its adapter included. Under
-    po.lora only policy.path itself may be named: the base without policy.adapter."""
+    """A Hugging Face directory or Hub id. None: the policy as it was when po began, its adapter included.
+    Under po.lora only policy.path itself may be named: the base without policy.adapter."""
     adapter: PathText | None = None
     """A LoRA adapter as PEFT saves it, put onto `path`, or onto policy.path where `path` is None."""
     cached: bool = False
-    """Compute the reference's log-probs of the training tokens (and MaPO's masks) once, keep them on disk, and
-    train without running the reference. Only for objectives without a KL term and without learned masks; the
-    training metrics then lack the KL."""
+    """Compute the reference's log-probs of the training tokens (and MaPO's masks) once, keep them on disk,
+    and train without running the reference. Only for objectives without a KL term and without learned masks;
+    the training metrics then lack the KL."""
     cache_dir: PathText | None = None
     """Where the cached log-probs are kept. None: sparsepo_jax in the user's cache directory."""
 
@@ -73,10 +73,11 @@ Tokenizer = Annotated[
 
 class Export(Section):
     path: PathText | None = None
-    """Where the Hugging Face directory is written; not a directory that the run reads. None: output_dir/export."""
+    """Where the Hugging Face directory is written; not a directory that the run reads. None:
+    output_dir/export."""
     merged: bool = True
-    """Under po.lora: also write the complete model with the adapters merged. false: write only the subdirectory
-    adapter/ (PEFT's format), and base/, the model that the adapters stand on, where that is not policy.path as
-    it is (after sft)."""
+    """Under po.lora: also write the complete model with the adapters merged. false: write only the
+    subdirectory adapter/ (PEFT's format), and base/, the model that the adapters stand on, where that is not
+    policy.path as it is (after sft)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the exported weights. auto: that of the weights in policy.path; float32 from scratch."""

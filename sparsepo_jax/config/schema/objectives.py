@@ -31,8 +31,8 @@ class SparsePO(ObjectiveBase):
     l1_reward: NonNegative = 0.0
     """Weight of the sum of the reward mask's absolute values."""
     l1_kl: NonNegative = 0.0
-    """Weight of the sum of the KL mask's absolute values. With a common mask each of the two weights counts half,
-    as in the official code."""
+    """Weight of the sum of the KL mask's absolute values. With a common mask each of the two weights counts
+    half, as in the official code."""
     mask: Mask = LearnedMask()
     """The token mask. A mapping without `kind` is a learned mask here."""
 

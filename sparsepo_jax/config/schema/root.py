@@ -1,8 +1,8 @@
 """Every knob of the project: `Config`, the configuration that a run is described by.
 
-Pydantic models, frozen and closed (unknown keys are errors), told apart by `kind` where there is a choice. Nothing here
-imports JAX, so that `--help`, `--check` and configuration errors do not wait for it. Descriptions are what
-`--schema` hands to editors.
+Pydantic models, frozen and closed (unknown keys are errors), told apart by `kind` where there is a choice.
+Nothing here imports JAX, so that `--help`, `--check` and configuration errors do not wait for it.
+Descriptions are what `--schema` hands to editors.
 """
 
 import os
@@ -184,7 +184,8 @@ class Config(Section):
             return
         if reference.path not in (None, policy.path):
             yield (
-                "po.lora: the reference is the policy without its adapters: leave out reference.path, or po.lora"
+                "po.lora: the reference is the policy without its adapters: leave out reference.path, "
+                "or po.lora"
             )
             return
         after_sft = self._runs("sft") or self.sft.taken_from is not None
@@ -217,8 +218,8 @@ class Config(Section):
         largest, samples = max(self.measure.code.k), self.generation.samples
         if largest > samples:
             yield (
-                f"measure.code.k: pass@{largest} needs as many samples of each problem, but generation.samples "
-                f"is {samples}"
+                f"measure.code.k: pass@{largest} needs as many samples of each problem, but "
+                f"generation.samples is {samples}"
             )
 
     def _harness_mistakes(self) -> Iterator[str]:
@@ -252,7 +253,8 @@ class Config(Section):
 
 
 def needs_reference(objective: Any) -> str | None:
-    """Why an objective needs more of the reference than its log-probs of the response tokens; None: it does not."""
+    """Why an objective needs more of the reference than its log-probs of the response tokens; None: it does
+    not."""
     mask = getattr(objective, "mask", None)
     if mask is not None and mask.kind == "learned":
         return "objective.mask.kind learned reads the reference's states"

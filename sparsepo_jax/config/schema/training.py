@@ -120,8 +120,8 @@ class Training(Section):
     """Leave out at most so many updates whose loss or gradient is not finite, before the stage stops with the
     rows' names."""
     lora: Lora | None = None
-    """Train adapters instead of the weights. po: the reference is the policy without them. sft: they are merged
-    when it ends."""
+    """Train adapters instead of the weights. po: the reference is the policy without them. sft: they are
+    merged when it ends."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -134,9 +134,9 @@ class Training(Section):
 
 class TextTraining(Training):
     taken_from: PathText | None = None
-    """output_dir of another run with the same settings of stage sft and the same rows: this run starts from its
-    finished sft instead of training one. It is read where it lies, and po keeps what it began with. A sweep sets
-    this by itself. None: sft is trained here."""
+    """output_dir of another run with the same settings of stage sft and the same rows: this run starts from
+    its finished sft instead of training one. It is read where it lies, and po keeps what it began with. A
+    sweep sets this by itself. None: sft is trained here."""
 
 
 class PairTraining(Training):
@@ -156,8 +156,8 @@ class Checkpoint(Section):
     every_steps: Positive | None = None
     """Keep a checkpoint every so many steps. None: by time only."""
     every_minutes: PositiveFloat | None = 10.0
-    """Keep a checkpoint every so many minutes. None: by steps only. Several processes, whose clocks differ, keep
-    them by every_steps alone."""
+    """Keep a checkpoint every so many minutes. None: by steps only. Several processes, whose clocks differ,
+    keep them by every_steps alone."""
     keep: Positive = 2
     """The last so many are kept (and the best)."""
     best: Best | None = None

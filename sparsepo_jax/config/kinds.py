@@ -1,0 +1,78 @@
+"""What the schema allows at a place: the sections that may stand there, their kinds and fields, read from its
+annotations."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from sparsepo_jax.config.names import same_name
+from sparsepo_jax.config.schema.base import ByKind, Section, members
+from sparsepo_jax.config.shown import LONGEST_SHOWN
+
+
+def plain(annotation: Any) -> Any:
+    """An annotation without `| None` and constraints; a union told apart by `kind` keeps its mark."""
+    while True:
+        if get_origin(annotation) is Annotated and by_kind(annotation) is None:
+            annotation = get_args(annotation)[0]
+        elif type(None) in get_args(annotation):
+            annotation = next(part for part in get_args(annotation) if part is not type(None))
+        else:
+            return annotation
+
+
+def by_kind(annotation: Any) -> ByKind | None:
+    """How a union of sections is told apart; None: the annotation is no such union."""
+    marks = getattr(annotation, "__metadata__", ())
+    return next((mark for mark in marks if isinstance(mark, ByKind)), None)
+
+
+def sections_of(annotation: Any) -> dict[str | None, type[Section]]:
+    """The sections that a mapping may be here, by kind (None: there is one only); empty where no section
+    goes."""
+    annotation = plain(annotation)
+    if by_kind(annotation) is not None:
+        return {kind: section for kind, section in members(annotation).items()}
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return {None: annotation}
+    return {}
+
+
+def kind_of(annotation: Any, mapping: Mapping[Any, Any]) -> str | None:
+    """The kind of a mapping: the default if it names none, the nearest if it names one that does not
+    exist."""
+    mark = by_kind(plain(annotation))
+    if mark is None:
+        return None
+    kind = mapping.get("kind", mark.default)
+    return by_likeness(kind, members(plain(annotation)))[0] if isinstance(kind, str) else mark.default
+
+
+def entry_of(annotation: Any) -> Any | None:
+    """The annotation of a list's entries; None: it is no list."""
+    annotation = plain(annotation)
+    return get_args(annotation)[0] if get_origin(annotation) is list else None
+
+
+@cache
+def fields_of(section: type[Section]) -> dict[str, Any]:
+    """The annotations of a section's fields."""
+    hints = get_type_hints(section, include_extras=True)
+    return {name: hints[name] for name in section.model_fields}
+
+
+def choices(annotation: Any) -> list[str]:
+    """The words of a Literal, or of the Literal that the entries of a list are."""
+    annotation = plain(annotation)
+    while get_origin(annotation) is not Literal:
+        annotation = plain(get_args(annotation)[-1])
+    return list(get_args(annotation))
+
+
+def by_likeness(name: str, names: Iterable[str]) -> list[str]:
+    """The names, the one that is most likely meant first."""
+    known = list(names)
+    nearest = difflib.get_close_matches(name[:LONGEST_SHOWN].casefold(), known, n=len(known), cutoff=0.0)
+    same = same_name(name, known)
+    return nearest if same is None else [same, *(other for other in nearest if other != same)]
