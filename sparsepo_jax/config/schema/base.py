@@ -4,7 +4,7 @@ of numbers."""
 import dataclasses
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, JsonValue, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
@@ -13,7 +13,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
-Json = dict[str, JsonValue]
+# Written out: editors need no definition of JSON values.
+Json = Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", "additionalProperties": True})]
 
 
 class Section(BaseModel):
