@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,16 @@ def test_commands_are_accepted(command, tmp_path):
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_runs(code):
     exec(code, {})
+
+
+def test_extras_are_those_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].keys()
+    section = TEXT["docs/guides/first-run.md"].split("## Extras")[1].split("\n## ")[0]
+    first_cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    assert {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)} == extras
+    installed = {name for text in TEXT.values() for name in re.findall(r"'\.\[(\w+)\]'", text)}
+    assert installed - {"NAME"} <= extras
 
 
 def test_files_that_are_named_are_there():
