@@ -72,6 +72,13 @@ def test_another_figure_in_the_json_makes_another_page(path, page):
     assert RESULTS.render_all(values)[ROOT / page] != TEXT[page]
 
 
+@pytest.mark.parametrize("path", sorted((DOCS / "templates").glob("*.jinja")), ids=lambda path: path.stem)
+def test_no_figure_is_typed_into_a_template(path):
+    """Betas are settings, 1.3 is the limit in benchmarks/loading.py; tolerances, as 1e-5, are the tests' own."""
+    text = re.sub(r"\{\{.*?\}\}|\{%.*?%\}|`[^`]*`", "", path.read_text(), flags=re.DOTALL)
+    assert set(re.findall(r"\d+\.\d+", text)) <= {"0.1", "0.4", "0.8", "1.3"}
+
+
 def test_every_result_is_on_some_page():
     templates = "".join(path.read_text() for path in (DOCS / "templates").glob("*.jinja"))
     assert not [name for name in RESULTS.load_results() if f"results.{name}" not in templates]
