@@ -74,7 +74,7 @@ def test_another_figure_in_the_json_makes_another_page(path, page):
 
 @pytest.mark.parametrize("path", sorted((DOCS / "templates").glob("*.jinja")), ids=lambda path: path.stem)
 def test_no_figure_is_typed_into_a_template(path):
-    """Betas are settings, 1.3 is the limit in benchmarks/loading.py; tolerances, as 1e-5, are the tests' own."""
+    """Betas are settings, 1.3 is the limit of benchmarks/loading.py, tolerances (1e-5) are the tests'."""
     text = re.sub(r"\{\{.*?\}\}|\{%.*?%\}|`[^`]*`", "", path.read_text(), flags=re.DOTALL)
     assert set(re.findall(r"\d+\.\d+", text)) <= {"0.1", "0.4", "0.8", "1.3"}
 
