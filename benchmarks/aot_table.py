@@ -47,7 +47,7 @@ MODELS = {  # name: (config, settings, topologies)
 
 
 def compiled(config: str, settings: list[str], topology: str) -> dict[str, Any]:
-    """What --aot --json prints. The program's own errors end this one."""
+    """The object that --aot --json prints. Ends this program if that one fails."""
     command = [
         sys.executable,
         "-m",

@@ -50,7 +50,7 @@ print(peak() - before, sum(x.nbytes for x in weights.values()), time.perf_counte
 
 
 def write_checkpoint(directory: Path, size: int) -> None:
-    """Tensors by Hugging Face's names until the model has about `size` bytes, file after file."""
+    """Writes a model of about `size` bytes, file after file, under Hugging Face's tensor names."""
     from sparsepo_jax.build.models import weight_shapes
     from sparsepo_jax.models.spec import spec_from_hf
     from sparsepo_jax.models.weights import to_hf

@@ -25,7 +25,7 @@ WIDTH, HEIGHT, GAP = 640, 160, 50  # pixels
 
 
 def resident_mb(pid: int) -> float | None:
-    """None: the process is gone."""
+    """Resident memory of a process; None if the process is gone."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
     except (FileNotFoundError, IndexError, ProcessLookupError):
@@ -33,7 +33,7 @@ def resident_mb(pid: int) -> float | None:
 
 
 def draw(panels: dict[str, list[tuple[float, float]]]) -> str:
-    """A panel each, from zero."""
+    """An SVG page with one panel for each series, its axis from zero."""
     parts, left = [], GAP + 20
     for number, (name, points) in enumerate(panels.items()):
         top, most, last = GAP / 2 + number * (HEIGHT + GAP), 1.1 * max(y for _, y in points), points[-1][0]

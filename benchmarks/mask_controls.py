@@ -34,7 +34,7 @@ def confident(response: Response) -> np.ndarray:
     return (prob <= max(prob.mean(), prob.min())).astype(float)
 
 
-# name -> weights of a response's tokens, from its record, its record by an untrained net, and draws
+# name -> weights of a response's tokens, from its record, its record by an untrained net, and a generator
 CONTROLS: dict[str, Callable[[Response, Response, np.random.Generator], np.ndarray]] = {
     "the learned mask": lambda one, untrained, draws: np.array(one["reward_mask"]),
     "shuffled": lambda one, untrained, draws: draws.permutation(one["reward_mask"]),
@@ -124,7 +124,7 @@ def runs_of_seed(out: Path, seed: int) -> list[dict[str, Any]]:
             if not (output / f"{split}.jsonl").exists():
                 untrained = (
                     records["untrained", split] or records["learned", split]
-                )  # read by one control alone, which is not reached then
+                )  # only the control with an untrained net reads it, and that one is skipped if it is dead
                 write_rows(output / f"{split}.jsonl", records["learned", split], untrained, control, draws)
         sources = {f"data.{split}": f"[{{path: {output / split}.jsonl}}]" for split in SPLITS}
         settings = {

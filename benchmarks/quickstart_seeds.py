@@ -38,8 +38,8 @@ COLUMNS = (
 
 
 def run(seed: int, directory: Path) -> dict[str, Any]:
-    """The figures of one seed, whose model, batches and reviews are its own, and the lines that its run ended
-    with."""
+    """The figures of one seed, with a model, batches and reviews of its own, and the last lines it
+    printed."""
     output, kept = directory / str(seed), directory / f"{seed}.json"
     if kept.exists():
         return json.loads(kept.read_text())

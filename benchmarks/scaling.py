@@ -63,7 +63,7 @@ def draw(rows: dict[str, list[dict[str, Any]]]) -> str:
         row[name] for of_factor in rows.values() for row in of_factor for name in ("median_s", "floor_s")
     ]
     low, high = log10(min(values)) - 0.1, log10(max(values)) + 0.1
-    y = lambda seconds: GAP / 2 + PANEL * (high - log10(seconds)) / (high - low)
+    y = lambda seconds: GAP / 2 + PANEL * (high - log10(seconds)) / (high - low)  # noqa: E731
     ticks: Sequence[float] = [
         step * 10.0**power
         for power in range(-5, 5)
@@ -77,7 +77,7 @@ def draw(rows: dict[str, list[dict[str, Any]]]) -> str:
             log10(of_factor[0][name]),
             log10(of_factor[-1][name]),
         )
-        x = lambda value: left + 15 + (PANEL - 30) * (log10(value) - first) / (last - first)
+        x = lambda value: left + 15 + (PANEL - 30) * (log10(value) - first) / (last - first)  # noqa: B023, E731
         parts += [svg.frame(left, GAP / 2, PANEL, PANEL)]
         parts += [
             svg.line([(left, y(tick)), (left + PANEL, y(tick))], 'stroke="#ddd"')

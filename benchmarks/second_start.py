@@ -75,7 +75,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         start(
             Path(place, "warm"), Path(place, "warm-cache"), options.layers, options.width
-        )  # files of libraries come from the disk once
+        )  # the first start also reads the libraries' files from disk, so it does not count
         for number in range(options.rounds):
             for name, found in rows.items():
                 found.append(

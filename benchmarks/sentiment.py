@@ -70,7 +70,7 @@ WORDS = (
 
 
 def program(*arguments: str) -> None:
-    """The main program, whose lines are shown; ends this one if it fails."""
+    """Runs the main program and shows its output; ends this one if it fails."""
     done = subprocess.run([sys.executable, "-m", "sparsepo_jax.main", *arguments])
     if done.returncode:
         sys.exit(done.returncode)
@@ -82,7 +82,7 @@ def spec(objective: str, beta: float | None) -> str:
 
 
 def run_all(data: Path, output: Path, objectives: list[str], seeds: int) -> None:
-    """What is finished is not done again."""
+    """Runs every stage; finished ones are not repeated."""
     train, test = (data / "imdb_reviews" / f"{split}.jsonl.gz" for split in ("train", "test"))
     program("--config", str(CONFIGS / "sft.yaml"), f"output_dir={output}/sft", f"data.sft.0.path={train}")
     program(
@@ -115,7 +115,7 @@ def run_all(data: Path, output: Path, objectives: list[str], seeds: int) -> None
 
 
 def read_points(grid: Path) -> list[dict]:
-    """A point a finished run."""
+    """One point for each finished run."""
     names = [(name, beta) for name, (_, betas) in OBJECTIVES.items() for beta in betas]
     (read,) = parse_axes(["objective=" + ",".join(spec(*one) for one in names)])
     known = {json.dumps(value, sort_keys=True): one for value, one in zip(read.values, names, strict=True)}
@@ -153,7 +153,7 @@ def read_points(grid: Path) -> list[dict]:
 
 
 def frontier(points: list[dict], objective: str) -> dict[int, list[tuple[float, float]]]:
-    """seed -> (KL, reward) of its betas, and of the policy before, whose KL is 0."""
+    """By seed: (KL, reward) for each beta, and for the policy before training, whose KL is 0."""
     of_seed: dict[int, list[tuple[float, float]]] = {}
     for point in points:
         if point["objective"] == objective:
@@ -164,8 +164,8 @@ def frontier(points: list[dict], objective: str) -> dict[int, list[tuple[float, 
 
 
 def compare(points: list[dict]) -> list[dict]:
-    """Each objective against the baseline at KLs that every seed of both reaches, by linear interpolation
-    between betas."""
+    """Compares each objective with the baseline at KLs that all seeds of both reach, interpolating between
+    betas."""
     rows = []
     base = frontier(points, BASELINE)
     for objective in OBJECTIVES:

@@ -28,8 +28,7 @@ from sparsepo_jax.ops.logprob_kl import logprob_kl
 
 
 def forward_and_backward(function: Callable, arguments: tuple, fixed: tuple = ()) -> Callable[[], None]:
-    """The value of function(*arguments, *fixed), and its gradient in the arguments from a cotangent of
-    ones."""
+    """Computes function(*arguments, *fixed) and its gradient in the arguments, from a cotangent of ones."""
 
     @jax.jit
     def both(arguments, fixed):
@@ -40,7 +39,8 @@ def forward_and_backward(function: Callable, arguments: tuple, fixed: tuple = ()
 
 
 def in_each_layer(layers: int, function: Callable, arguments: tuple, fixed: tuple = ()) -> Callable[[], None]:
-    """As reference and policy run a block's part: forward, and forward and backward, layer after layer."""
+    """Runs a block's part as the step does: forward (reference), then forward and backward (policy), layer by
+    layer."""
     forward, policy = jax.jit(function), forward_and_backward(function, arguments, fixed)
 
     def run() -> None:
@@ -79,7 +79,7 @@ def parts_of(step: OurStep) -> dict[str, Callable[[], None]]:
         block = merge_module(graph, weights | part_weights)
         return block.down(ACTIVATIONS[spec.activation](block.up(x_RSD)))
 
-    # Which blocks are seen is found once a step; it falls to the rest.
+    # Which blocks are seen is computed once a step, outside of attention; it counts as part of the rest.
     seen = jax.jit(lambda packing: reach_of(packing, problem.attention)[:3])(packing)
 
     def attend(q, k, v, *seen):
@@ -132,7 +132,7 @@ def main() -> int:
     rows = []
     for lengths in options.lengths:
         step = OurStep(gpt2(options.vocab, sum(lengths)), random_batch(PAIRS, *lengths, options.vocab))
-        # warm 2: the optimizer's own results lie as the mesh has it, for which it is compiled once more.
+        # warm 2: the optimizer's results have the mesh's sharding, for which it compiles a second time.
         times_s = in_turn({"whole step": step} | parts_of(step), options.rounds, warm=2)
         medians_s = {name: statistics.median(times) for name, times in times_s.items()}
         whole_s = medians_s["whole step"]

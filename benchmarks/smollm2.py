@@ -45,7 +45,7 @@ def write_lines(path: Path, rows: list[dict]) -> str:
 
 
 def ours(objective: str, directory: Path, options: argparse.Namespace, train: str, held_out: str) -> dict:
-    """Seconds by the run's own log, and figures of its summary."""
+    """Runs our side: seconds from the run's own log, and the figures of its summary."""
     output = directory / objective
     config = {
         "stages": ["po", "eval"],

@@ -81,8 +81,9 @@ Row = dict[str, Any]
 
 
 class Rows(NamedTuple):
-    """sft: texts to begin with, of training prompts alone; train, held: pairs; prompts: what the policy
-    answers."""
+    """The rows of a task.
+
+    sft: supervised texts, of training prompts only. train, held: pairs. prompts: what the policy answers."""
 
     sft: list[Row]
     train: list[Row]
@@ -103,7 +104,7 @@ def read(path: Path) -> list[Row]:
 
 
 def split(rows: list[Row], key: Callable[[Row], str]) -> tuple[list[Row], list[Row]]:
-    """(training, held out): all rows of a key go to one side."""
+    """Splits rows into (training, held out); all rows with the same key go to the same side."""
     held = [int(hashlib.sha256(key(row).encode()).hexdigest(), 16) % HELD_OUT == 0 for row in rows]
     return [row for row, out in zip(rows, held, strict=True) if not out], [
         row for row, out in zip(rows, held, strict=True) if out
@@ -111,7 +112,7 @@ def split(rows: list[Row], key: Callable[[Row], str]) -> tuple[list[Row], list[R
 
 
 def thinned(rows: list[Row], most: int) -> list[Row]:
-    """Of each prompt `most` rows, spread evenly over those it has."""
+    """At most `most` rows of each prompt, spread evenly over those it has."""
     of_prompt: dict[str, list[Row]] = {}
     for row in rows:
         of_prompt.setdefault(row["prompt"], []).append(row)
@@ -121,13 +122,13 @@ def thinned(rows: list[Row], most: int) -> list[Row]:
 
 
 def lesson(row: Row) -> Row:
-    """A row of sft that teaches the answer alone."""
+    """A supervised row whose answer alone is learned."""
     return {"prompt": row["prompt"], "completion": row["chosen"]}
 
 
 def dialogue(data: Path) -> Rows:
-    """sft reads each dialogue twice: from its opening on, and (the prompt's end, as po will see it) its last
-    answer."""
+    """Supervised training reads each dialogue twice: all of it, and its last answer after the prompt that po
+    will see."""
     train, held = split(
         read(data / "hh_harmless" / "train.jsonl.gz"),
         lambda row: row["prompt"].partition("\n\nAssistant:")[0],
@@ -141,8 +142,8 @@ def dialogue(data: Path) -> Rows:
 
 
 def summaries(data: Path) -> Rows:
-    """sft reads each post once, and its two best rated summaries; the best one is the reference of a held-out
-    post."""
+    """Supervised training reads each post and its two best rated summaries; a held-out post's best is its
+    reference."""
     pairs = read(data / "tldr_pairs" / "train.jsonl.gz")
     best: dict[str, list[Row]] = {}  # by post, from the best on, each summary once
     for row in sorted(pairs, key=lambda row: -row["chosen_reward"]):
@@ -168,7 +169,8 @@ def summaries(data: Path) -> Rows:
 
 
 def code(data: Path) -> Rows:
-    """sft reads MBPP's training problems, and of HumanEval's the completions that pass, not the problems."""
+    """Supervised training reads MBPP's training problems, and completions that pass HumanEval's (not its
+    problems)."""
     problems = [
         {
             "prompt": f'"""\n{row["text"]}\n{row["test_list"][0]}\n"""\n',
@@ -197,8 +199,8 @@ TASKS = {"dialogue": dialogue, "summaries": summaries, "code": code}
 
 
 def write(rows: Rows, directory: Path) -> None:
-    """A file that is there already is left as it is: stages that read one with another time are done
-    again."""
+    """Writes the rows, but leaves files with the same content alone: a new time stamp would repeat the stages
+    that read them."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, of in rows._asdict().items():
         path, text = directory / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in of)
@@ -207,9 +209,10 @@ def write(rows: Rows, directory: Path) -> None:
 
 
 def length_rule(rows: Rows) -> float:
-    """Accuracy on held-out pairs of the rule that the longer answer (or the shorter, whatever holds for the
-    training pairs) is preferred; words, a tie counts one half. What a policy reaches that has learned lengths
-    alone."""
+    """Held-out accuracy of a policy that has learned lengths alone.
+
+    It prefers the longer answer, or the shorter, whichever holds for the training pairs; in words, a tie
+    counts one half."""
 
     def longer(pairs: list[Row]) -> float:
         lengths = [(len(row["chosen"].split()), len(row["rejected"].split())) for row in pairs]
@@ -222,15 +225,15 @@ def length_rule(rows: Rows) -> float:
 
 
 def program(*arguments: str) -> None:
-    """The main program, whose lines are shown; ends this one if it fails."""
+    """Runs the main program and shows its output; ends this one if it fails."""
     done = subprocess.run([sys.executable, "-m", "sparsepo_jax.main", *arguments])
     if done.returncode:
         sys.exit(done.returncode)
 
 
 def run(task: str, output: Path, seeds: int, quick: bool) -> None:
-    """sft, then before/seed=N (what its policy writes) and grid/kind=K,seed=N. What is finished is not done
-    again."""
+    """Runs sft, then before/seed=N (what its policy writes) and grid/kind=K,seed=N; finished runs are not
+    repeated."""
     program(
         "--config",
         str(CONFIGS / f"{task}_sft.yaml"),
@@ -252,7 +255,7 @@ def run(task: str, output: Path, seeds: int, quick: bool) -> None:
 
 
 def figures(run: Path) -> dict[str, float]:
-    """The numbers in LABELS that a finished run's files say."""
+    """The figures of a finished run that LABELS names."""
     values: dict[str, Any] = {}
     if (run / "summary.json").exists():
         summary = json.loads((run / "summary.json").read_text())
@@ -275,7 +278,7 @@ def figures(run: Path) -> dict[str, float]:
 
 
 def ends(runs: list[Path]) -> dict[str, float]:
-    """How the programs of some runs ended, the most frequent first: shares."""
+    """Shares of the ways in which the programs of some runs ended, most frequent first."""
     whys = Counter(
         line["why"].partition(":")[0] or "passed"
         for run in runs
@@ -285,7 +288,7 @@ def ends(runs: list[Path]) -> dict[str, float]:
 
 
 def seconds(output: Path) -> float:
-    """What all stages of all runs took, without the starts of the program."""
+    """Seconds that all stages of all runs took, without starting the program."""
     return sum(
         mark["seconds"]
         for path in output.rglob("stages.json")
@@ -294,8 +297,7 @@ def seconds(output: Path) -> float:
 
 
 def own_programs_pass(run: Path) -> float:
-    """pass@1 of the programs that come with the problems which the run was asked: 1, or the tests are not
-    what they should be."""
+    """pass@1 of the problems' own programs: anything but 1 means that the tests are wrong."""
     records = [
         record | {"samples": [{"text": record["row"]["code"]}]} for record in read(run / "generations.jsonl")
     ]
@@ -306,7 +308,7 @@ def own_programs_pass(run: Path) -> float:
 
 
 def result_of(rows: Rows, output: Path, seeds: int) -> Row:
-    """What the finished runs of a task have found; intervals as in report.intervals."""
+    """The figures of a task's finished runs, with intervals as in report.intervals."""
     runs = {name: [output / where.format(seed) for seed in range(seeds)] for name, where in POLICIES.items()}
     by_seed = {name: [figures(run) for run in of] for name, of in runs.items()}
     policies = {

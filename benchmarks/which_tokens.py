@@ -56,8 +56,10 @@ EXPECTED_S = {"sft": 45.0, "po": 25.0}  # until some run has been timed
 
 
 def execute(output: Path, settings: dict[str, str]) -> str | None:
-    """Runs the program into `output`, unless it is done there with these settings. Returns why there is no
-    result; None: there is one."""
+    """Runs the program into `output`, unless a finished run with these settings is there.
+
+    Returns:
+        Why there is no result, or None if there is one."""
     told, done = [f"{name}={value}" for name, value in settings.items()], output / "benchmark.json"
     if done.exists():
         record = json.loads(done.read_text())
@@ -95,7 +97,7 @@ def of_seed(seed: int) -> dict[str, str]:
 
 
 def from_sft(out: Path, seed: int) -> dict[str, str]:
-    """Settings of a run that starts from the seed's model, which is made if it is not there."""
+    """Settings of a run that starts from the seed's model; trains that model first if it is not there."""
     base = out / str(seed) / "sft"
     execute(base, of_seed(seed) | {"stages": "[sft, export]"})
     return of_seed(seed) | {"policy.config": "null", "policy.path": str(base / "export")}
@@ -125,7 +127,7 @@ def run(out: Path, seed: int, name: str) -> dict[str, Any]:
 
 
 def left_s(out: Path, seeds: list[int], names: list[str]) -> float:
-    """Seconds that the runs which are not done will take, by those which are."""
+    """Estimated seconds for the runs that are left, from those that are done."""
     wall_s: dict[str, list[float]] = {"sft": [], "po": []}
     left = {"sft": 0, "po": 0}
     for seed in seeds:
@@ -223,7 +225,7 @@ def main() -> int:
         dead = sum(row["variant"] == name and row["why"] is not None for row in rows)
         if dead:
             print(f"{name}: dead at the start in {dead} of {len(options.seeds)} seeds")
-    # Last: on an accelerator this process would take what the runs need.
+    # Last, because on an accelerator this process would take the memory that the runs need.
     print(
         save_result(
             options.result,

@@ -59,7 +59,7 @@ class Lengths(NamedTuple):
 
 
 def step_parser(description: str) -> argparse.ArgumentParser:
-    """[PROMPT+RESPONSE ...] [--rounds N]."""
+    """A parser of [PROMPT+RESPONSE ...] [--rounds N]."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -83,7 +83,7 @@ def gpt2(vocab: int, positions: int, *, width: int = 384, layers: int = 6) -> di
 def random_batch(
     pairs: int, prompt: int, response: int, vocab: int, seed: int = 0, responses: int = 2
 ) -> PairBatch:
-    """[1, ...], all pairs in one row of tokens, without padding but for rounding."""
+    """Random pairs in one row of tokens [1, ...], without padding except for rounding."""
     rng = np.random.default_rng(seed)
 
     def ids(rows: int, length: int):
@@ -134,7 +134,8 @@ def config_of(shape: Mapping[str, Any], kind: str, dtype: str, compute: Mapping[
 def abstract_step(
     shape: Mapping[str, Any], batch: PairBatch, kind: str = "sparsepo", dtype: str = "float32", **compute
 ) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
-    """(loss and gradients alone, an optimizer step as OurStep's), compiled without weights: from shapes."""
+    """Two programs compiled from shapes, without weights: loss and gradients alone, and a step as
+    OurStep's."""
     config, spec, mesh = (
         config_of(shape, kind, dtype, compute),
         spec_from_hf(dict(shape)),
@@ -185,7 +186,7 @@ class OurStep:
         return compiled
 
     def advance(self, compiled, batch: PairBatch) -> jax.Array:
-        """The loss; not waited for."""
+        """Takes a step and returns its loss without waiting for it."""
         self.state, metrics, _ = compiled(self.state, self.reference, batch)
         return metrics["loss"]
 
@@ -253,8 +254,9 @@ def in_turn(
 
 
 class Candidate:
-    """A process that does a step for each line it is given (candidates/serve.py). python: the one of an
-    environment that has what it needs."""
+    """A process that takes a step for each line it is sent (candidates/serve.py).
+
+    python: that of an environment that has what the candidate needs."""
 
     def __init__(self, script: str, *arguments: str | int, python: str = sys.executable):
         command = [python, str(CANDIDATES / script), *map(str, arguments)]
@@ -300,7 +302,7 @@ def spread(times_s: list[float]) -> str:
 
 
 def save_result(name: str, result: Mapping[str, Any]) -> Path:
-    """benchmarks/results/NAME-DEVICE.json: what was found, when, on what, with which versions."""
+    """Writes the figures to benchmarks/results/NAME-DEVICE.json, with date, device and versions."""
     device = jax.devices()[0].device_kind.replace(" ", "-").lower()
     path = RESULTS / f"{name}-{device}.json"
     RESULTS.mkdir(exist_ok=True)

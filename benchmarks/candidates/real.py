@@ -84,7 +84,8 @@ def ours(
     starts = iter(range(0, steps, chunk))
 
     def run() -> float:
-        """Grain starts anew in each chunk: nothing is read ahead while another candidate has its turn."""
+        """Starts Grain anew for each chunk, so that nothing is read ahead while another candidate has its
+        turn."""
         start = next(starts)
         for n, batch in enumerate(batches(start, min(start + chunk, steps)), start):
             loss = step.advance(compiled[planned[n].shape], put_batch(batch, step.mesh))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 _ANSWERS = sys.stdout
-sys.stdout = sys.stderr  # what libraries print is no answer
+sys.stdout = sys.stderr  # keeps what libraries print out of the answers
 
 
 def answer(**facts) -> None:
@@ -21,8 +21,8 @@ def peak_mb() -> float:
 
 
 def serve(step: Callable[[], float], **about) -> None:
-    """Answers once that it is ready, then each line with the seconds and the loss of a step, until stdin
-    ends."""
+    """Reports once that it is ready; then answers each line of stdin with the seconds and the loss of a
+    step."""
     answer(ready=True, **about)
     for _ in sys.stdin:
         began_s = time.perf_counter()

@@ -16,13 +16,13 @@ import time
 
 BEGAN_S = time.perf_counter()
 
-import torch
-import trl
-from datasets import load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+import torch  # noqa: E402
+import trl  # noqa: E402
+from datasets import load_dataset  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
 
 ANSWERS = sys.stdout
-sys.stdout = sys.stderr  # what libraries print is no answer
+sys.stdout = sys.stderr  # keeps what libraries print out of the answers
 
 
 class Clock(TrainerCallback):

@@ -27,7 +27,7 @@ END = "<end>"
 
 
 def number_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
-    """One token a number, words separated by spaces; the last entry ends a text."""
+    """A tokenizer whose words are numbers separated by spaces, one token each; the last entry ends a text."""
     tokenizer = Tokenizer(
         models.WordLevel(vocab={str(n): n for n in range(vocab - 1)} | {END: vocab - 1}, unk_token=END)
     )
