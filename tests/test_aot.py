@@ -1,4 +1,7 @@
-"""Compiling for pods that are not here: names, what programs say, sharding, and a small step that is really compiled for TPUs (with libtpu)."""
+"""Compiling for pods that are not here: their names, what a compiled program tells, how weights are cut.
+
+With libtpu a small step is really compiled for TPUs.
+"""
 
 import importlib.util
 import json
@@ -24,7 +27,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "chips", "gib"),
+    ("name", "shown", "chips", "gib"),
     [
         ("v5e-16", "v5e:4x4", 16, 16),
         ("v5litepod-8", "v5e:2x4", 8, 16),
@@ -39,14 +42,14 @@ needs_libtpu = pytest.mark.skipif(
         ("3xv5p:2x2x2", "3xv5p:2x2x2", 24, 95),
     ],
 )
-def test_topologies_go_by_the_names_that_people_use(name, said, chips, gib):
+def test_topologies_go_by_the_names_that_people_use(name, shown, chips, gib):
     """v4 and v5p count TensorCores, two a chip; v5e and v6e chips."""
-    found = find_topology(name)
-    assert (str(found), found.chips, found.chip_bytes) == (said, chips, gib * 2**30)
+    topology = find_topology(name)
+    assert (str(topology), topology.chips, topology.chip_bytes) == (shown, chips, gib * 2**30)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "remedy"),
     [
         ("v5p-64x", "expected a kind and its shape"),
         ("v9-16", "v5e-1, 4, 8, 16"),
@@ -59,18 +62,15 @@ def test_topologies_go_by_the_names_that_people_use(name, said, chips, gib):
         ("v5e:0x4", "expected"),
     ],
 )
-def test_a_wrong_name_is_one_line_that_knows_others(name, said, tmp_path, capsys):
+def test_a_wrong_name_is_one_line_that_knows_others(name, remedy, tmp_path, capsys):
     assert main(["--config", str(write_config(tmp_path)), "--aot", name]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert (
-        len(lines) == 1
-        and lines[0].startswith(f"error: --aot: no TPU topology {name!r}")
-        and said in lines[0]
-    )
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: --aot: no TPU topology {name!r}") and remedy in line
 
 
 # ---------------------------------------------------------------- programs
 
+# The text of a compiled program; a line that ends in a backslash goes on in the next.
 HLO = """\
 HloModule jit_update, is_scheduled=true
 
@@ -89,12 +89,15 @@ HloModule jit_update, is_scheduled=true
 }
 
 %start.1 (x: bf16[2,64]) -> bf16[8,64] {
-  %gather.1 = bf16[8,64]{1,0:T(8,128)(2,1)} all-gather(%x), channel_id=5, replica_groups=mesh['a'=4,'b'=2] {'a'}, frontend_attributes={chain_id="1"}
-  ROOT %call.1 = (bf16[2,64]{1,0}, bf16[8,64]{1,0}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+  %gather.1 = bf16[8,64]{1,0:T(8,128)(2,1)} all-gather(%x), channel_id=5, \
+replica_groups=mesh['a'=4,'b'=2] {'a'}, frontend_attributes={chain_id="1"}
+  ROOT %call.1 = (bf16[2,64]{1,0}, bf16[8,64]{1,0}) custom-call(%gather.1), \
+custom_call_target="AsyncCollectiveStart"
 }
 
 %done.1 (x: bf16[2,64]) -> bf16[8,64] {
-  ROOT %gather.2 = bf16[8,64]{1,0:T(8,128)(2,1)} all-gather(%x), channel_id=5, replica_groups=mesh['a'=4,'b'=2] {'a'}, frontend_attributes={chain_id="1"}
+  ROOT %gather.2 = bf16[8,64]{1,0:T(8,128)(2,1)} all-gather(%x), channel_id=5, \
+replica_groups=mesh['a'=4,'b'=2] {'a'}, frontend_attributes={chain_id="1"}
 }
 
 %all-reduce-scatter.1 (x: f32[8]) -> f32[2] {
@@ -109,7 +112,8 @@ HloModule jit_update, is_scheduled=true
 }
 
 %body.2 (p: (s32[], s32[])) -> (s32[], s32[]) {
-  %sent = (f32[16]{0}, f32[16]{0}, u32[], u32[]) collective-permute-start(%x), channel_id=7, source_target_pairs={{0,1},{1,0}}
+  %sent = (f32[16]{0}, f32[16]{0}, u32[], u32[]) collective-permute-start(%x), channel_id=7, \
+source_target_pairs={{0,1},{1,0}}
   %came = f32[16]{0} collective-permute-done(%sent)
 }
 
@@ -122,40 +126,50 @@ ENTRY %main.1 (a: f32[8]) -> f32[8] {
   %both = (f32[4]{0}, bf16[4]{0}) all-reduce(%a, %b), channel_id=2, replica_groups={{0,1}}, to_apply=%add
   %part = f32[3]{0} reduce-scatter(%c), channel_id=3, replica_groups=[2,4]<=[8], to_apply=%add
   %own = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call"
-  ROOT %whole = (f32[2]{0}, f32[8]{0}) all-gather-start(%a), channel_id=4, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %all = (f32[2]{0}, f32[8]{0}) all-gather-start(%a), channel_id=4, \
+replica_groups=[2,4]<=[8], dimensions={0}
 }
 """
 
 
 def test_collectives_count_as_often_as_they_run():
-    """In the program above, by hand. 3 rounds: an all-gather in two steps (a chain is one) of 8 x 64 x 2 B, a reduce-scatter of 8 x 4 B, and a
-    loop of unknown length, counted once, that passes on 16 x 4 B. Once: an all-reduce of 16 + 8 B, a reduce-scatter of 3 x 4 B x 4 chips,
-    an all-gather of 32 B. Kills: what starts counted with its operands; a computation that nothing calls; a chain counted step by step."""
-    found, open_loops = collectives_in(HLO)
+    """The program above, counted by hand.
+
+    Three times, in the loop: an all-gather of 8 x 64 x 2 B that is a chain of two steps and counts as one, a
+    reduce-scatter of 8 x 4 B, and an inner loop of unknown length, which counts as one round and passes on 16
+    x 4 B. Once: an all-reduce of 16 + 8 B, a reduce-scatter of 3 x 4 B x 4 chips, an all-gather of 32 B.
+
+    Kills: a `-start` counted with its operands; a computation that nothing calls; a chain counted by steps.
+    """
+    collectives, open_loops = collectives_in(HLO)
     assert open_loops
-    assert found == {
+    assert collectives == {
         "all-gather": Collective(4, 3 * 1024 + 32),
         "all-reduce": Collective(1, 24),
         "collective-permute": Collective(3, 3 * 64),
         "reduce-scatter": Collective(4, 3 * 32 + 48),
     }
-    assert (
-        collectives_in(HLO.replace("while(%t), condition=%condition.2", "while(%t), condition=%condition.1"))[
-            1
-        ]
-        is False
+    _, open_loops = collectives_in(
+        HLO.replace("(%t), condition=%condition.2", "(%t), condition=%condition.1")
     )
+    assert open_loops is False
     assert kernels_in(HLO) == {"AsyncCollectiveStart": 1, "tpu_custom_call": 1}
 
 
 def test_a_refusal_says_what_is_needed():
-    said = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 25.50G of 15.75G hbm. Exceeded hbm capacity by 9.75G."
-    assert refused_bytes(said) == (None, 25.5 * 2**30) and refused_bytes("Used 512.0M of 15.75G hbm") == (
-        None,
-        2**29,
+    """refused_bytes: (of the temporaries, of everything), whichever the message names."""
+    in_all = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+        "Used 25.50G of 15.75G hbm. Exceeded hbm capacity by 9.75G."
     )
-    said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (48.50G) exceeds available HBM (15.75G)."
-    assert refused_bytes(said) == (48.5 * 2**30, None) and refused_bytes("something else") == (None, None)
+    temporaries = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+        "(48.50G) exceeds available HBM (15.75G)."
+    )
+    assert refused_bytes(in_all) == (None, 25.5 * 2**30)
+    assert refused_bytes("Used 512.0M of 15.75G hbm") == (None, 2**29)
+    assert refused_bytes(temporaries) == (48.5 * 2**30, None)
+    assert refused_bytes("something else") == (None, None)
 
 
 # ---------------------------------------------------------------- mesh and rules
@@ -170,7 +184,8 @@ TOTAL = 480 + 2 * 2048 + 16
 
 
 def test_the_replicated_share_by_hand():
-    """fsdp 2 x tensor 4: a device holds half of the embedding (30 rows are no multiple of 4), an eighth of both kernels, the whole norm."""
+    """fsdp 2 x tensor 4: a device holds half of the embedding (30 rows are no multiple of 4), an eighth of
+    both kernels, and the whole norm."""
     held = 240 + 2 * 2048 / 8 + 16
     share = replicated_share(SHAPES, {"data": 1, "fsdp": 2, "tensor": 4})
     assert share == pytest.approx((held / TOTAL - 1 / 8) / (1 - 1 / 8))
@@ -182,11 +197,11 @@ def test_the_replicated_share_by_hand():
 
 def test_a_mesh_that_leaves_weights_whole_is_refused_with_one_that_does_not():
     mesh = make_mesh(1, 2, 4)
-    with pytest.raises(
-        UserError,
-        match=r"data=1, fsdp=2, tensor=4 leaves 5 % of the weights replicated \(at most 2 % may be\): embed.embedding \[30, 16\] in 2 "
-        r"part\(s\), .* instead of 8, .*; take data=1, fsdp=4, tensor=2",
-    ):
+    message = (
+        r"data=1, fsdp=2, tensor=4 leaves 5 % of the weights replicated \(at most 2 % may be\): "
+        r"embed.embedding \[30, 16\] in 2 part\(s\), .* instead of 8, .*; take data=1, fsdp=4, tensor=2"
+    )
+    with pytest.raises(UserError, match=message):
         check_sharded(SHAPES, mesh)
     check_sharded(SHAPES, make_mesh(1, 4, 2))
     check_sharded({"final_norm.scale": (16,)}, make_mesh(8, 1, 1))
@@ -228,10 +243,10 @@ def test_data_is_cut_over_slices_first_and_fsdp_over_the_rest(sizes, slices_of_a
 
 def test_slices_that_cannot_be_are_refused():
     chips = [Chip(n, n % 2) for n in range(6)]
-    with pytest.raises(
-        UserError,
-        match="data=1 x fsdp=3 cannot be cut over 2 slices, and tensor must not be; take a multiple of 2 for data",
-    ):
+    message = (
+        "data=1 x fsdp=3 cannot be cut over 2 slices, and tensor must not be; take a multiple of 2 for data"
+    )
+    with pytest.raises(UserError, match=message):
         grid_of((1, 3, 2), None, chips)
     with pytest.raises(UserError, match="slices: 3, but these 6 device.s. are 2 slice"):
         grid_of((6, 1, 1), 3, chips)
@@ -259,8 +274,11 @@ def test_two_slices_of_a_real_topology():
 
 @needs_libtpu
 def test_the_step_of_a_run_is_compiled_for_a_pod(tmp_path, capsys):
-    """Two slices of four chips, rows of the data. What is donated is the whole state, and a chip holds a quarter of it (and of the reference):
-    little more than its bytes, in tiles. Kills: a replicated state or reference; a step without donation; float32 on TPU."""
+    """Two slices of four chips. The whole state is donated, and a chip holds a quarter of it and of the
+    reference, which in tiles takes little more than its bytes.
+
+    Kills: a replicated state or reference; a step without donation; float32 on TPU.
+    """
     config = write_config(
         tmp_path,
         stages=["po"],
@@ -270,32 +288,33 @@ def test_the_step_of_a_run_is_compiled_for_a_pod(tmp_path, capsys):
         },
     )
     assert main(["--config", str(config), "--aot", "2xv5e:2x2", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["topology"], found["chips"], found["mesh"]) == (
+    report = json.loads(capsys.readouterr().out)
+    assert (report["topology"], report["chips"], report["mesh"]) == (
         "2xv5e:2x2",
         8,
         {"data": 2, "fsdp": 4, "tensor": 1},
     )
     assert (
-        found["fits"]
-        and found["hbm_bytes"] == 16 * 2**30
-        and found["dtype"] == "bfloat16"
-        and found["batch"]["lengths"] == "of data.train"
+        report["fits"]
+        and report["hbm_bytes"] == 16 * 2**30
+        and report["dtype"] == "bfloat16"
+        and report["batch"]["lengths"] == "of data.train"
     )
-    assert found["kernels"]["attention"] == "splash"
+    assert report["kernels"]["attention"] == "splash"
     weights = 4 * (12 * 512**2 + (162 + 64) * 512)
-    assert 3 * weights / 4 < found["alias_bytes"] < 1.1 * 3 * weights / 4
-    assert weights < found["argument_bytes"] < 1.1 * weights and found["temp_bytes"] > 0
+    assert 3 * weights / 4 < report["alias_bytes"] < 1.1 * 3 * weights / 4
+    assert weights < report["argument_bytes"] < 1.1 * weights and report["temp_bytes"] > 0
     assert (
-        found["collectives"]["all-gather"]["bytes"] > 0
-        and sum(one["count"] for one in found["collectives"].values()) > 10
+        report["collectives"]["all-gather"]["bytes"] > 0
+        and sum(x["count"] for x in report["collectives"].values()) > 10
     )
 
 
 @needs_libtpu
 @pytest.mark.parametrize("family", [{}, {"model_type": "gpt_bigcode"}])
 def test_splash_is_in_the_step_of_a_mesh_that_cuts_rows_and_heads(tmp_path, capsys, family):
-    """Forward of reference and policy, and the policy's two backward kernels. Two heads of 128 dims, and one key head for both."""
+    """Four kernels: the reference's and the policy's forward, and the policy's two backward. Two heads of 128
+    dims; in GPTBigCode one key head for both."""
     config = write_config(
         tmp_path,
         stages=["po"],
@@ -335,14 +354,14 @@ def test_a_step_that_does_not_fit_needs_neither_data_nor_network(tmp_path, capsy
     assert (
         main(["--config", str(config), "--aot", "v5e-4", "--json", "compute.mesh={data: 1, fsdp: null}"]) == 3
     )
-    found = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     assert (
-        not found["fits"]
-        and "no-one/there is not here" in found["batch"]["lengths"]
-        and "32" in found["batch"]["lengths"]
+        not report["fits"]
+        and "no-one/there is not here" in report["batch"]["lengths"]
+        and "32" in report["batch"]["lengths"]
     )
     assert (
-        found["argument_bytes"] > 4 * 2**32
-        and found["needed_bytes"] > found["hbm_bytes"] > 0
-        and "RESOURCE_EXHAUSTED" in found["refusal"]
+        report["argument_bytes"] > 4 * 2**32
+        and report["needed_bytes"] > report["hbm_bytes"] > 0
+        and "RESOURCE_EXHAUSTED" in report["refusal"]
     )

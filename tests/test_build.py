@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from helpers.configs import PATHS, made_stats, make_config
-from helpers.tiny import GPT2, NEOX, random_batch
+from helpers.tiny import GEMMA2, GPT2, NEOX, random_batch
 from sparsepo_jax.build.compute import choose_attention, compute_dtype
 from sparsepo_jax.build.data import length_limits
 from sparsepo_jax.build.models import decoder_graph
@@ -99,9 +99,9 @@ def masks_of(mask, family=NEOX, training=False):
 def test_every_mask_can_be_built_and_its_knobs_move_it(kind):
     """Official hooks differ from the paper's in GPT-2 only."""
     family = GPT2 if kind == "activation" else NEOX
-    plain = {"kind": kind} | (
-        {"init": "official"} if kind == "learned" else {}
-    )  # of `ones` some activations change nothing
+    plain = {"kind": kind}
+    if kind == "learned":  # where masks start as ones, some activations change nothing
+        plain["init"] = "official"
     base, valid_BPT = masks_of(plain, family)
     assert np.isfinite(base).all() and (base[:, ~valid_BPT] == 0).all() and (base != 0).any()
     if kind != "learned":
@@ -156,7 +156,7 @@ def test_a_mask_moves_at_a_rate_that_suits_its_width_or_as_released_or_as_told()
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor", "lion"])
 def test_policy_and_masks_have_their_own_rate_and_decay(kind):
-    """A mask rate of zero leaves masks still and moves the policy; decay reaches mask matrices, not their biases."""
+    """A mask rate of zero leaves masks still and moves the policy; decay reaches mask matrices alone."""
     weights = {
         "policy": {"embed.embedding": jnp.ones((4, 3))},
         "masks": {"common.weight": jnp.ones((2, 3)), "common.bias": jnp.ones(2)},
@@ -236,24 +236,23 @@ def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
 
 
 def test_attention_that_does_not_fit_is_refused():
-    from helpers.tiny import GEMMA2
-    from sparsepo_jax.core.errors import UserError
-
     mesh = make_mesh(None, 1, 1)
-    choose = lambda family, **compute: choose_attention(
-        make_config(compute=compute), (spec_from_hf(family),), mesh
-    )
+
+    def choose(family, **compute):
+        return choose_attention(make_config(compute=compute), (spec_from_hf(family),), mesh)
+
     assert choose(GPT2) == "blocks" and choose(GPT2, attention="xla") == "xla"
-    for family, compute, said in (
+    for family, compute, message in (
         (
             GPT2,
             {"dtype": "float32"},
-            "cudnn does not fit a model that computes in float32; take auto or xla, or compute.dtype=bfloat16",
+            "cudnn does not fit a model that computes in float32; take auto or xla, "
+            "or compute.dtype=bfloat16",
         ),
         (GEMMA2, {"dtype": "bfloat16"}, "cudnn does not fit a model that caps its scores; take auto or xla"),
         (GPT2, {"dtype": "bfloat16"}, "cudnn runs on GPU, and these devices are cpu; take auto"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             choose(family, attention="cudnn", **compute)
     with pytest.raises(
         UserError, match="compute.attention: splash runs on TPU, and these devices are cpu; take auto"

@@ -1,5 +1,7 @@
-"""The launchers against stand-ins for gcloud, kubectl, xpk and Slurm that record how they are called; the hosts of a TPU are directories, and what gcloud is
-told to run on them runs there."""
+"""The launchers against stand-ins for gcloud, kubectl, xpk and Slurm that record how they are called.
+
+The hosts of a TPU are directories, and what gcloud is told to run on them runs there.
+"""
 
 import os
 import re
@@ -41,7 +43,9 @@ printf '%s\0' "${0##*/}" "$@" $'\n' >>"$CALLS" # at once: two may call
 shopt -s nullglob
 case ${0##*/} in
   gcloud)
-    for argument in "$@"; do case $argument in --command=*) command=${argument#*=} ;; --worker=*) worker=${argument#*=} ;; esac; done
+    for argument in "$@"; do
+      case $argument in --command=*) command=${argument#*=} ;; --worker=*) worker=${argument#*=} ;; esac
+    done
     case " $* " in
       *' describe '*)
         [ "$3" = queued-resources ] && states=queued_states || states=states
@@ -52,7 +56,9 @@ case ${0##*/} in
         esac
         echo "$state" ;;
       *' create '*)
-        if [ -s "$PLACE/refusals" ]; then head -n 1 "$PLACE/refusals" >&2; sed -i 1d "$PLACE/refusals"; exit 1; fi
+        if [ -s "$PLACE/refusals" ]; then
+          head -n 1 "$PLACE/refusals" >&2; sed -i 1d "$PLACE/refusals"; exit 1
+        fi
         for host in "$PLACE"/hosts/*; do
           mkdir -p "$host/sparsepo_venv/bin"; ln -sf "$PLACE/program" "$host/sparsepo_venv/bin/python"
         done ;;
@@ -75,7 +81,8 @@ case ${0##*/} in
     exit $status ;;
 esac
 """
-# The program on a host: notes its arguments, then ends as the next line of `ends.HOST` says (of Slurm: `ends.TASK`), or waits until it is told to end.
+# The program on a host: notes its arguments, then ends as the next line of `ends.HOST` says (with Slurm:
+# `ends.TASK`), or waits until it is told to end.
 PROGRAM = r"""#!/bin/bash
 if [ "$2" = pip ]; then echo "$*" >>"$HOME/pip"; exit 0; fi
 printf '%s\0' "TOKEN=$TOKEN" "$@" $'\n' >>"$PLACE/program_calls"
@@ -194,12 +201,12 @@ XPK = (
 
 def doings(calls: list[list[str]]) -> list[str]:
     """What was done to the TPU and its hosts, without looking at them."""
-    found = []
+    names = []
     for call in calls:
         what = next(word for word in call if word in ("describe", "create", "delete", "scp", "ssh"))
         script = re.search(r"tpu_worker.sh (\w+)", " ".join(call)) if what == "ssh" else None
-        found.append(script[1] if script else what)
-    return [what for what in found if what not in ("describe", "status", "stop")]
+        names.append(script[1] if script else what)
+    return [name for name in names if name not in ("describe", "status", "stop")]
 
 
 @pytest.mark.parametrize(
@@ -217,25 +224,31 @@ def test_scripts_pass_shellcheck(path):
 
 @pytest.mark.parametrize("path", SCRIPTS[:3], ids=lambda path: path.name)
 def test_help_names_every_setting_and_command(path, place):
-    text, said = path.read_text(), place.run(path, "--help")
-    commands, *settings = re.search(
-        r'read_settings "(.*)" (?:\\\n +)?"(.*)" "(.*)" "(.*)" "\$@"', text
-    ).groups()
-    commands, settings = (
-        set(re.split(", | or ", commands)),
-        {f"--{name}" for name in f"{' '.join(settings)} dry-run".split()},
-    )
-    assert {"--name", "--dry-run"} <= settings == settings & set(re.findall(r"--[a-z-]+", said))
-    assert commands == set(re.findall(r"\[SETTINGS\] (\w+)", said))
+    text, shown = path.read_text(), place.run(path, "--help")
+    call = re.search(r'read_settings "(.*)" (?:\\\n +)?"(.*)" "(.*)" "(.*)" "\$@"', text)
+    commands = set(re.split(", | or ", call[1]))
+    settings = {f"--{name}" for name in f"{call[2]} {call[3]} {call[4]} dry-run".split()}
+    assert {"--name", "--dry-run"} <= settings == settings & set(re.findall(r"--[a-z-]+", shown))
+    assert commands == set(re.findall(r"\[SETTINGS\] (\w+)", shown))
     assert place.calls() == []
 
 
+def short_name(command) -> str:
+    """What tells a command apart: without the settings that all have, and the run's arguments."""
+    return " ".join(str(x) for x in command if x not in TPU + JOBSET + XPK + tuple(ARGUMENTS))
+
+
 @pytest.mark.parametrize("command", [
-    (*TPU, "create"), (*TPU, "--spot", "--queued", "--project", "p", "--create-flag=--labels=a=b c", "create"), (*TPU, "run", *ARGUMENTS),
-    (*TPU, "--iap", "stop"), (*TPU, "--worker", "all", "logs"), (*TPU, "--queued", "status"), (*TPU, "delete"), (*TPU, "--queued", "delete"), (*TPU, "restart", *ARGUMENTS),
-    (*JOBSET, "create", *ARGUMENTS), (*JOBSET, "--namespace", "n", "restart", *ARGUMENTS), (*JOBSET, "logs"), (*JOBSET, "--all-hosts", "logs"),
-    (*JOBSET, "status"), (*JOBSET, "delete"), (*XPK, "create", *ARGUMENTS), (*XPK, "--env", "A=b c", "--storage", "s", "restart", *ARGUMENTS), (*XPK, "status"), (*XPK, "delete"),
-], ids=lambda command: " ".join(str(x) for x in command if x not in TPU + JOBSET + XPK + tuple(ARGUMENTS)))  # fmt: skip
+    (*TPU, "create"),
+    (*TPU, "--spot", "--queued", "--project", "p", "--create-flag=--labels=a=b c", "create"),
+    (*TPU, "run", *ARGUMENTS), (*TPU, "--iap", "stop"), (*TPU, "--worker", "all", "logs"),
+    (*TPU, "--queued", "status"), (*TPU, "delete"), (*TPU, "--queued", "delete"),
+    (*TPU, "restart", *ARGUMENTS),
+    (*JOBSET, "create", *ARGUMENTS), (*JOBSET, "--namespace", "n", "restart", *ARGUMENTS),
+    (*JOBSET, "logs"), (*JOBSET, "--all-hosts", "logs"), (*JOBSET, "status"), (*JOBSET, "delete"),
+    (*XPK, "create", *ARGUMENTS), (*XPK, "--env", "A=b c", "--storage", "s", "restart", *ARGUMENTS),
+    (*XPK, "status"), (*XPK, "delete"),
+], ids=short_name)  # fmt: skip
 def test_what_a_dry_run_prints_is_what_a_run_does(command, place):
     """Pasted into a shell it calls the same commands with the same arguments; by itself it calls none."""
     place.write("states", "READY\n")
@@ -314,13 +327,12 @@ def test_every_host_of_a_tpu_gets_the_checkout_and_the_arguments_unharmed(place)
     place.run(*TPU, "install")
     for host in ("0", "1"):
         tree = place.path / "hosts" / host / "sparsepo_jax"
-        assert (tree / "sparsepo_jax/main.py").read_bytes() == (
-            ROOT / "sparsepo_jax/main.py"
-        ).read_bytes() and not (tree / ".git").exists()
+        ours = (ROOT / "sparsepo_jax/main.py").read_bytes()
+        assert (tree / "sparsepo_jax/main.py").read_bytes() == ours
+        assert not (tree / ".git").exists()
         assert f"-e {tree}[tpu]" in (place.path / "hosts" / host / "pip").read_text()
-    assert (place.path / "hosts/0/sparsepo_jax/runs/before").exists() and not (
-        place.path / "hosts/0/sparsepo_jax/gone.py"
-    ).exists()
+    assert (place.path / "hosts/0/sparsepo_jax/runs/before").exists()
+    assert not (place.path / "hosts/0/sparsepo_jax/gone.py").exists()
     place.forget_calls()
 
     place.run(*TPU, "--env", "TOKEN=a 'b'", "run", *ARGUMENTS, "g=two\nlines")
@@ -358,19 +370,19 @@ def test_a_run_on_a_tpu_is_stopped_by_sigterm_and_no_other_begins_while_it_goes_
 
 @pytest.mark.parametrize("queued", [False, True], ids=["tpu-vm", "queued"])
 def test_watch_recreates_reinstalls_and_restarts_until_the_run_is_done(queued, place):
-    """Capacity is refused once; the run is preempted; its second start ends with 75, its third with 0. A look that fails changes nothing."""
+    """Capacity is refused once; the run is preempted; its second start ends with 75, its third with 0. A look
+    that fails changes nothing."""
     place.add_hosts("wait 75 0", "wait 75 0")
     place.write("refusals", "ERROR: RESOURCE_EXHAUSTED: There is no more capacity in the zone\n")
     if queued:
-        states = "ABSENT ABSENT WAITING_FOR_RESOURCES ACTIVE ACTIVE UNREACHABLE ACTIVE SUSPENDING SUSPENDED ABSENT ACTIVE "
+        states = "ABSENT ABSENT WAITING_FOR_RESOURCES ACTIVE ACTIVE UNREACHABLE ACTIVE"
+        states += " SUSPENDING SUSPENDED ABSENT ACTIVE "
         place.write("queued_states", states.replace(" ", "\n"))
         place.write("states", "READY\n")
     else:
-        place.write(
-            "states",
-            "ABSENT ABSENT CREATING READY READY UNREACHABLE READY PREEMPTED ABSENT READY ".replace(" ", "\n"),
-        )
-    said = place.run(*TPU, *["--queued"] * queued, "watch", *ARGUMENTS)
+        states = "ABSENT ABSENT CREATING READY READY UNREACHABLE READY PREEMPTED ABSENT READY "
+        place.write("states", states.replace(" ", "\n"))
+    printed = place.run(*TPU, *["--queued"] * queued, "watch", *ARGUMENTS)
     calls = place.calls()
     assert doings(calls) == [
         "create",
@@ -384,7 +396,7 @@ def test_watch_recreates_reinstalls_and_restarts_until_the_run_is_done(queued, p
         "install",
         "start",
         "start",
-    ], said
+    ], printed
     assert {call[3] for call in calls if call[4] in ("create", "delete")} == {
         "queued-resources" if queued else "tpu-vm"
     }
@@ -398,8 +410,7 @@ def test_watch_ends_with_the_status_of_a_run_that_failed_whatever_its_other_host
     place.write("states", "READY\n")
     place.run(*TPU, "create")
     for _ in range(2):  # the second time it starts the run anew: how an earlier one ended is no news
-        said = place.run(*TPU, "watch", "--config", "a", status=1)
-        assert "ended with 1" in said
+        assert "ended with 1" in place.run(*TPU, "watch", "--config", "a", status=1)
     assert doings(place.calls()) == ["create", "scp", "install", "start", "start"]
 
 
@@ -413,7 +424,7 @@ def test_watch_stops_hosts_that_do_not_learn_that_another_has_ended_and_gives_up
     assert doings(place.calls()) == ["create", "scp", "install", "start", "start"]
 
 
-@pytest.mark.parametrize("arguments, said", [
+@pytest.mark.parametrize("arguments, message", [
     ((*TPU[:3], "run", "a"), "--zone is not set"),
     ((TPU[0], "--name", "n", "--zone", "z", "create"), "--type is not set"),
     ((*TPU[:5], "--type", "v9-1", "create"), "--version: none known for --type v9-1"),
@@ -423,7 +434,8 @@ def test_watch_stops_hosts_that_do_not_learn_that_another_has_ended_and_gives_up
     ((*TPU, "run"), "run: expected the run's arguments"),
     ((*TPU, "begin"), "unknown command 'begin'"),
     ((*TPU, "--spto", "create"), "unknown setting --spto"),
-    ((*JOBSET, "--topology", "4by4", "create", "a"), "--topology: expected a form such as 4x4 or 2x2x2, got '4by4'"),
+    ((*JOBSET, "--topology", "4by4", "create", "a"),
+     "--topology: expected a form such as 4x4 or 2x2x2, got '4by4'"),
     ((*JOBSET, "--topology", "3x3", "create", "a"), "9 chips, which is no multiple of --chips 4"),
     ((*JOBSET, "--slices", "two", "create", "a"), "--slices: expected a number, got 'two'"),
     ((*JOBSET[:5], "create", "a"), "--claim is not set"),
@@ -436,9 +448,9 @@ def test_watch_stops_hosts_that_do_not_learn_that_another_has_ended_and_gives_up
     ((*XPK, "create", "a\nb"), "an argument holds a line break"),
     ((LAUNCH / "slurm.sbatch",), "expected the run's arguments"),
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
-def test_bad_settings_get_one_clear_line_and_call_nothing(arguments, said, place):
+def test_bad_settings_get_one_clear_line_and_call_nothing(arguments, message, place):
     printed = place.run(*arguments, status=2)
-    assert said in printed and len(printed.splitlines()) == 1
+    assert message in printed and len(printed.splitlines()) == 1
     assert place.calls() == []
 
 
@@ -483,9 +495,8 @@ def test_the_jobset_asks_for_the_hosts_of_each_slice_and_starts_again_only_what_
         "Indexed",
         0,
     )
-    taken_away, failed = job["podFailurePolicy"][
-        "rules"
-    ]  # in this order: a host that is taken away may end its pod with any status
+    # In this order: a host that is taken away may end its pod with any status.
+    taken_away, failed = job["podFailurePolicy"]["rules"]
     assert taken_away == {
         "action": "Count",
         "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
@@ -509,7 +520,8 @@ def test_the_jobset_asks_for_the_hosts_of_each_slice_and_starts_again_only_what_
     assert container["resources"] == {"requests": {"google.com/tpu": 4}, "limits": {"google.com/tpu": 4}}
     assert container["volumeMounts"] == [{"name": "shared", "mountPath": "/data"}]
     assert pod["volumes"] == [{"name": "shared", "persistentVolumeClaim": {"claimName": "shared"}}]
-    # GKE sets TPU_WORKER_HOSTNAMES where a pod asks for chips, is indexed, and has a name in DNS; JAX's coordinator listens on 8482.
+    # GKE sets TPU_WORKER_HOSTNAMES where a pod asks for chips, is indexed, and has a name in DNS.
+    # JAX's coordinator listens on 8482.
     assert jobset["spec"]["network"]["enableDNSHostnames"] and {"containerPort": 8482} in container["ports"]
     assert [expanded(x) for x in container["args"]] == [
         "compute.distributed=true",
@@ -544,9 +556,8 @@ def test_the_jobset_counts_hosts_from_the_topology(settings, hosts, selector, pl
         job["completions"],
         pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"],
     ) == (hosts, hosts, selector)
-    assert (
-        "cloud.google.com/gke-spot" not in pod["nodeSelector"]
-    )  # nodes that are no spot nodes do not have the label
+    # Nodes that are no spot nodes do not have the label.
+    assert "cloud.google.com/gke-spot" not in pod["nodeSelector"]
     assert ("compute.distributed=true" in pod["containers"][0]["args"]) == (hosts > 1)
 
 
@@ -596,7 +607,8 @@ def test_a_slurm_job_is_requeued_where_all_tasks_can_continue(place):
 
 
 @pytest.mark.parametrize("ends, status, variables", [
-    (("0", "0"), 0, {}), (("1", "75"), 1, {}), (("75", "2"), 2, {}), (("75", "137"), 137, {}), (("130", "75"), 130, {}),
+    (("0", "0"), 0, {}), (("1", "75"), 1, {}), (("75", "2"), 2, {}), (("75", "137"), 137, {}),
+    (("130", "75"), 130, {}),
     (("75", "134"), 75, {"state": "CANCELLED"}), (("75", "75"), 75, {"state": "COMPLETING"}),
     (("75", "75"), 75, {"SLURM_RESTART_COUNT": "3", "MAX_RESTARTS": "3"})],
     ids=str)  # fmt: skip
@@ -645,10 +657,10 @@ def test_a_dry_run_of_a_slurm_job_prints_its_commands(place):
 def test_a_slurm_job_takes_the_python_of_the_checkout_if_it_has_one(place, tmp_path, checkout):
     """As a clone is after the README's command, and as it is before: whichever of the two runs this test."""
     shutil.copytree(LAUNCH, tmp_path / "clone" / "launch")
-    own = tmp_path / "clone" / ".venv" / "bin" / "python"
+    python = tmp_path / "clone" / ".venv" / "bin" / "python"
     if checkout == "with .venv":
-        own.parent.mkdir(parents=True)
-        own.symlink_to(sys.executable)
+        python.parent.mkdir(parents=True)
+        python.symlink_to(sys.executable)
     in_clone = f"cd {shlex.quote(str(tmp_path / 'clone'))} && launch/slurm.sbatch --dry-run a=1"
     command = place.run("sh", "-c", in_clone).splitlines()[0]
     expected = ".venv/bin/python" if checkout == "with .venv" else "python"
@@ -661,21 +673,19 @@ def instructions(dockerfile: str) -> list[tuple[str, str]]:
 
 
 def test_the_dockerfile_copies_what_there_is_and_installs_the_extra_that_is_asked_for(place):
-    found = instructions((LAUNCH / "Dockerfile").read_text())
-    assert [name for name, _ in found][:2] == ["FROM", "ARG"] and found[-1] == (
-        "ENTRYPOINT",
-        '["python", "-m", "sparsepo_jax.main"]',
-    )
+    lines = instructions((LAUNCH / "Dockerfile").read_text())
+    assert [name for name, _ in lines][:2] == ["FROM", "ARG"]
+    assert lines[-1] == ("ENTRYPOINT", '["python", "-m", "sparsepo_jax.main"]')
     allowed = [
         line[1:]
         for line in (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines()
         if line.startswith("!")
     ]
-    copied = [source for name, rest in found if name == "COPY" for source in rest.split()[:-1]]
+    copied = [source for name, rest in lines if name == "COPY" for source in rest.split()[:-1]]
     assert sorted(copied) == sorted(allowed) and all((ROOT / source).exists() for source in copied)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {"cuda", "tpu"} <= set(project["optional-dependencies"]) and project["readme"] in copied
-    [command] = [rest for name, rest in found if name == "RUN"]
+    [command] = [rest for name, rest in lines if name == "RUN"]
     pip = place.path / "bin" / "pip"
     pip.symlink_to(place.path / "stand_in")
     for accelerator, target in (("cpu", "."), ("cuda", ".[cuda]"), ("tpu", ".[tpu]")):

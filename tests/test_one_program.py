@@ -1,4 +1,4 @@
-"""Runs of one process that differ in numbers alone share their compiled programs, and get what each would get alone."""
+"""Runs of a process that differ in numbers alone share compiled programs, and get what each gets alone."""
 
 import json
 import logging
@@ -51,8 +51,11 @@ STAGES = "stages=[sft, po, score, eval, generate]"
 
 
 def test_a_second_run_with_other_numbers_compiles_nothing_and_gets_what_it_gets_alone(tmp_path, caplog):
-    """Alone: in a process of its own. Kills: a number of the first run built into a program that the second one uses; a seed, a rate, a temperature or
-    the lengths of answers that make a program anew."""
+    """Alone: in a process of its own.
+
+    Kills: a number of the first run built into a program that the second one uses; a seed, a rate, a
+    temperature or the lengths of answers that make a program anew.
+    """
     config = write_config(tmp_path / "alone")
     alone = subprocess.Popen(
         [sys.executable, "-m", "sparsepo_jax.main", "--config", config, STAGES, *OTHER],
@@ -62,24 +65,25 @@ def test_a_second_run_with_other_numbers_compiles_nothing_and_gets_what_it_gets_
         text=True,
     )
     try:
-        one = run(tmp_path / "one", STAGES, *ONE)
+        first = run(tmp_path / "first", STAGES, *ONE)
         jax.config.update("jax_log_compiles", True)
         with caplog.at_level(logging.WARNING):
             other = run(tmp_path / "other", STAGES, *OTHER)
     finally:
         jax.config.update("jax_log_compiles", False)
-        said = alone.communicate()[0]
-    assert alone.returncode == 0, said
+        output = alone.communicate()[0]
+    assert alone.returncode == 0, output
     assert [line for line in caplog.messages if line.startswith("Compiling")] == []
     assert {row["programs"] for row in lines_of(other / "metrics.jsonl")} == {0}
-    expected, before = tmp_path / "alone" / "run", weights_of(one / "po")
+    expected = tmp_path / "alone" / "run"
     for stage in ("sft", "po"):
-        found = weights_of(other / stage)
+        ours = weights_of(other / stage)
         for path, weights in weights_of(expected / stage).items():
-            np.testing.assert_allclose(found[path], weights, atol=1e-6, err_msg=f"{stage} {path}")
-    assert all((found[path] != before[path]).any() for path in found)
+            np.testing.assert_allclose(ours[path], weights, atol=1e-6, err_msg=f"{stage} {path}")
+    of_first = weights_of(first / "po")
+    assert all((ours[path] != of_first[path]).any() for path in ours)
     for name in ("samples.jsonl", "generations.jsonl"):
-        assert lines_of(other / name) == lines_of(expected / name) != lines_of(one / name), name
+        assert lines_of(other / name) == lines_of(expected / name) != lines_of(first / name), name
     ours, theirs = (
         json.loads((output / "summary.json").read_text())["after"] for output in (other, expected)
     )
@@ -88,8 +92,12 @@ def test_a_second_run_with_other_numbers_compiles_nothing_and_gets_what_it_gets_
 
 @pytest.mark.parametrize("kind", members(Objective))
 def test_an_objective_takes_its_numbers_as_arguments(kind):
-    """One structure for all values, and as arguments they do what they do as constants. Kills: a loss that branches on the value of a setting."""
-    (stats, masks), base = made_stats(), {"kind": kind, "nll_weight": 0.2}
+    """One structure for all values, and as arguments they do what they do as constants.
+
+    Kills: a loss that branches on the value of a setting.
+    """
+    stats, masks = made_stats()
+    base = {"kind": kind, "nll_weight": 0.2}
     fields = make_config(objective=base).objective.model_dump(exclude={"kind", "mask"})
     changed = base | {name: 0.4 if value == 0 else 0.5 * value for name, value in fields.items()}
 
@@ -99,13 +107,9 @@ def test_an_objective_takes_its_numbers_as_arguments(kind):
 
     keys = pair_keys(0, jnp.int32(0), jnp.arange(stats.valid_BPT.shape[0]))
     with_arguments = jax.jit(lambda objective: objective(stats, masks, keys).loss_B)
-    for one in (base, changed):
-        np.testing.assert_allclose(
-            with_arguments(objective_of(one)),
-            objective_of(one)(stats, masks, keys).loss_B,
-            rtol=1e-5,
-            atol=1e-6,
-        )
+    for objective in map(objective_of, (base, changed)):
+        expected = objective(stats, masks, keys).loss_B
+        np.testing.assert_allclose(with_arguments(objective), expected, rtol=1e-5, atol=1e-6)
     assert with_arguments._cache_size() == 1
 
 
@@ -117,7 +121,7 @@ def problem_of(family=GPT2, objective=None, **changes):
 
 def test_what_is_no_number_makes_another_program():
     """Kills: a key of programs that leaves something out."""
-    same, structure = problem_of()[0], lambda problem: jax.tree.structure(problem)
+    same, structure = problem_of()[0], jax.tree.structure
     numbers = {
         "kind": "sparsepo",
         "beta": 0.3,
@@ -148,8 +152,10 @@ def test_what_is_no_number_makes_another_program():
 
 
 def test_the_step_with_numbers_as_arguments_is_the_step_with_constants():
-    """Two settings through one program; each as its own program with everything built in, as a run alone might have it."""
-    batch, spec, mesh, found = random_batch(rows=8, pairs=8), spec_from_hf(GPT2), make_mesh(None, 1, 1), []
+    """Two settings go through one program, and each through a program that has everything built in, as a run
+    alone might have it."""
+    batch, spec, mesh = random_batch(rows=8, pairs=8), spec_from_hf(GPT2), make_mesh(None, 1, 1)
+    seen = []
     on_mesh = put_batch(jax.tree.map(lambda x: x[None], batch), mesh)
     for rate, beta, seed in ((0.1, 0.5, 0), (0.03, 0.2, 1)):
         objective = {
@@ -175,39 +181,27 @@ def test_the_step_with_numbers_as_arguments_is_the_step_with_constants():
             state, ours, _ = step.update(step.start(weights), reference, on_mesh)
         for a, b in zip(jax.tree.leaves((state, ours)), jax.tree.leaves((expected, metrics)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-        found.append((ours["loss"], ours["learning_rate"], step.program))
-    assert found[0][0] != found[1][0] and found[0][1] != found[1][1]
-    assert found[0][2] is found[1][2] and len(step.program) == compiled_before, (
+        seen.append((ours["loss"], ours["learning_rate"], step.program))
+    assert seen[0][0] != seen[1][0] and seen[0][1] != seen[1][1]
+    assert seen[0][2] is seen[1][2] and len(step.program) == compiled_before, (
         "the second setting needs no program of its own"
     )
 
 
 def test_samplers_share_programs_but_for_greedy_and_cut_ones():
-    graph, mesh = (
-        decoder_graph(spec_from_hf(GPT2), jnp.dtype(jnp.float32), remat=False),
-        make_mesh(None, 1, 1),
-    )
-    program = lambda **sampling: (
-        make_sampler(graph, jnp.dtype(jnp.float32), mesh, Sampling(4, **sampling)).begin.func
-    )
+    graph = decoder_graph(spec_from_hf(GPT2), jnp.dtype(jnp.float32), remat=False)
+    mesh = make_mesh(None, 1, 1)
+
+    def program(**sampling):
+        return make_sampler(graph, jnp.dtype(jnp.float32), mesh, Sampling(4, **sampling)).begin.func
+
     assert program(seed=1, temperature=0.5, stop=("x",)) is program()
-    assert (
-        len(
-            {
-                program(),
-                program(temperature=0.0),
-                program(top_k=3),
-                program(top_p=0.5),
-                program(samples=2),
-                program(ends=(1,)),
-            }
-        )
-        == 6
-    )
+    others = ({}, {"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.5}, {"samples": 2}, {"ends": (1,)})
+    assert len({program(**sampling) for sampling in others}) == len(others)
 
 
 def test_programs_hold_no_weights():
-    """Kills: a program that closes over arrays. What was made for the last run is collected when the run is gone."""
+    """What a run made is collected when the run is gone. Kills: a program that closes over arrays."""
     import gc
     import weakref
 

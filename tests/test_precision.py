@@ -1,4 +1,4 @@
-"""float32 means float32: on GPUs and TPUs JAX rounds the factors of a float32 product first, unless it is told otherwise."""
+"""float32 means float32, although JAX by default rounds the factors of a product on GPUs and TPUs."""
 
 import re
 
@@ -89,7 +89,8 @@ def test_auto_goes_by_the_type_of_activations(compute, platform, expected):
     [
         (
             {},
-            "activations float32 on CPU, bfloat16 on GPU and TPU; products of float32 arrays: float32 on CPU, rounded first",
+            "activations float32 on CPU, bfloat16 on GPU and TPU; "
+            "products of float32 arrays: float32 on CPU, rounded first",
         ),
         ({"dtype": "float32"}, "activations float32; products of float32 arrays: float32 everywhere"),
         (

@@ -22,7 +22,7 @@ PO = {
         "steps": None,
         "batch_size": 8,
         "eval_every_steps": None,
-        # A large eps: else a gradient that is rounding alone moves a weight by a whole learning rate.
+        # A large eps; otherwise a gradient that is rounding alone moves a weight by a whole learning rate.
         "optimizer": {"kind": "adamw", "learning_rate": 0.001, "eps": 1e-4},
     },
     "evaluation": {"batch_size": 8, "sampled_prompts": None},
@@ -53,14 +53,17 @@ def same_run(output: Path, expected: Path) -> None:
     ]
     assert list(losses[0]) == list(range(1, STEPS + 1))
     np.testing.assert_allclose(list(losses[0].values()), list(losses[1].values()), atol=SHARDED)
-    found, wanted = weights_of(output / "po"), weights_of(expected / "po")
-    for path in wanted:
-        np.testing.assert_allclose(found[path], wanted[path], atol=SHARDED, err_msg=path)
+    ours = weights_of(output / "po")
+    for path, weights in weights_of(expected / "po").items():
+        np.testing.assert_allclose(ours[path], weights, atol=SHARDED, err_msg=path)
 
 
 def test_two_processes_stop_together_and_four_go_on(alone, tmp_path):
-    """SIGTERM reaches one of two processes; both save the same step and ask to be started again; four continue. Loss and weights are those of one
-    process, every epoch has seen every pair once. Kills: a host that takes the whole batch, or a stop that only one of them knows of."""
+    """SIGTERM reaches one of two processes; both save the same step and ask to be started again; four
+    continue. Losses and weights are those of one process, and every epoch has seen every pair once.
+
+    Kills: a host that takes the whole batch; a stop that only one of them knows of.
+    """
     config = write_config(tmp_path, **PO)
     stopped = run_together(config, 2, 1, at_batch={1: "4 SIGTERM"})
     assert [status for status, _ in stopped] == [RUN_AGAIN] * 2, stopped
@@ -82,42 +85,51 @@ def test_two_processes_stop_together_and_four_go_on(alone, tmp_path):
 
 
 def test_sigterm_outside_of_training_stops_all_between_the_same_batches(tmp_path):
-    """While pairs are scored before the first step; only one process is sent it. Kills: one that is heard only when training begins, or by one alone."""
+    """Only one process is sent it, while pairs are scored before the first step.
+
+    Kills: a signal that is heard only when training begins, or by one process alone.
+    """
     po = PO | {
         "evaluation": {"batch_size": 2, "sampled_prompts": None},
         "data": {"train": [{"kind": "reviews", "rows": 90, "seed": 2}]},
     }
-    found = run_together(write_config(tmp_path, **po), 2, 1, at_batch={1: "0 SIGTERM 3"})
-    assert [status for status, _ in found] == [RUN_AGAIN] * 2, found
-    assert (
-        "stopped by SIGTERM; the same command continues the run" in found[0][1]
-        and "steps of" not in found[0][1]
-    )
+    ended = run_together(write_config(tmp_path, **po), 2, 1, at_batch={1: "0 SIGTERM 3"})
+    assert [status for status, _ in ended] == [RUN_AGAIN] * 2, ended
+    output = ended[0][1]
+    assert "stopped by SIGTERM; the same command continues the run" in output and "steps of" not in output
     assert not (tmp_path / "run" / "po").exists()
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_if_one_process_is_killed_the_other_ends_and_says_so(tmp_path, victim):
-    found = run_together(write_config(tmp_path, **PO), 2, 1, at_batch={victim: "4 SIGKILL"})
-    status, said = found[1 - victim]
-    # Whichever notices first: we, by the collective that fails (75), or JAX's own service, which aborts the process (134 in a shell).
-    assert found[victim][0] == -9 and status in (RUN_AGAIN, -6), said
-    ours = "another process of this run is gone" in said and "start all of them again" in said
-    assert ours if status == RUN_AGAIN else ours or "another task died" in said
+    ended = run_together(write_config(tmp_path, **PO), 2, 1, at_batch={victim: "4 SIGKILL"})
+    status, output = ended[1 - victim]
+    # Whichever notices first: we, by the collective that fails (75), or JAX's own service, which aborts the
+    # process (134 in a shell).
+    assert ended[victim][0] == -9 and status in (RUN_AGAIN, -6), output
+    ours = "another process of this run is gone" in output and "start all of them again" in output
+    theirs = status == -6 and "another task died" in output
+    assert ours or theirs
 
 
 LOSSES = [
-    "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:46873",
-    "FAILED_PRECONDITION: Buffer Definition Event: Gloo AllGather failed: [..] Read error [10.0.0.2]:1234: Connection reset by peer",
+    "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:547] "
+    "Connection closed by peer [127.0.0.1]:46873",
+    "FAILED_PRECONDITION: Buffer Definition Event: Gloo AllGather failed: [..] "
+    "Read error [10.0.0.2]:1234: Connection reset by peer",
     "INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited or there was a network error.",
-    "UNAVAILABLE: Task /job:jax_worker/replica:0/task:1 heartbeat timeout. This indicates that the remote task has failed, got preempted, or crashed",
-    "DEADLINE_EXCEEDED: Barrier timed out. Id: orbax::3. Timed out task names:\n/job:jax_worker/replica:0/task:1",
-    "UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was preempted/died/restarted unexpectedly\n:UNKNOWN: Socket closed",
+    "UNAVAILABLE: Task /job:jax_worker/replica:0/task:1 heartbeat timeout. "
+    "This indicates that the remote task has failed, got preempted, or crashed",
+    "DEADLINE_EXCEEDED: Barrier timed out. Id: orbax::3. "
+    "Timed out task names:\n/job:jax_worker/replica:0/task:1",
+    "UNAVAILABLE: Failed to send RPC to coordination service. "
+    "Either the leader task was preempted/died/restarted unexpectedly\n:UNKNOWN: Socket closed",
     "ABORTED: /job:jax_worker/replica:0/task:1 unexpectedly tried to connect with a different incarnation.",
 ]
 NO_LOSSES = [
     jax.errors.JaxRuntimeError(
-        "RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes for %opt-barrier.3, all-reduce of 2 processes"
+        "RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes for %opt-barrier.3, "
+        "all-reduce of 2 processes"
     ),
     jax.errors.JaxRuntimeError(
         "UNAVAILABLE: TPU initialization failed: no device found; the chip is unavailable"

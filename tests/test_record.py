@@ -80,7 +80,7 @@ def test_inspecting_with_another_model_leaves_the_record_as_it_is(finished):
 
 
 def test_a_comparison_reads_what_was_trained_and_evaluated_not_what_was_typed_last(finished):
-    directory, output = finished
+    _, output = finished
     config = output / "config.yaml"
     whole = config.read_text()
     try:
@@ -208,7 +208,15 @@ def write_steps(directory: Path, stage: str, after: int, steps: tuple[int, ...])
 
 # ---------------------------------------------------------------- one run a directory
 
-HOLD = "import sys, time; from pathlib import Path; from sparsepo_jax.core.lock import DirectoryLock; DirectoryLock(Path(sys.argv[1])).take(); print('held', flush=True); time.sleep(600)"
+HOLD = """
+import sys, time
+from pathlib import Path
+from sparsepo_jax.core.lock import DirectoryLock
+
+DirectoryLock(Path(sys.argv[1])).take()
+print("held", flush=True)
+time.sleep(600)
+"""
 
 
 @pytest.fixture

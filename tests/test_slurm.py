@@ -1,4 +1,4 @@
-"""Slurm itself on this machine: launch/slurm.sbatch with two tasks, stopped by SIGTERM, requeued, and resumed.
+"""Slurm itself on this machine: launch/slurm.sbatch with two tasks, stopped by SIGTERM, requeued, resumed.
 
 apt-get install slurm-wlm munge && pytest -m slow tests/test_slurm.py
 """
@@ -146,16 +146,16 @@ def slurm(tmp_path_factory):
 def until(condition, seconds: float, say=lambda: ""):
     """Waits for the condition; its last answer."""
     end = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (answer := condition()):
         assert time.monotonic() < end, say()
         time.sleep(0.5)
-    return found
+    return answer
 
 
 def submit(slurm, directory: Path, *overrides: str, **changes) -> tuple[str, Path]:
     """A job of two tasks of one device each: its number and its log."""
     config, log = write_config(directory, **CHANGES | changes), directory / "log"
-    said = slurm(
+    printed = slurm(
         "sbatch",
         "--parsable",
         "--ntasks=2",
@@ -169,7 +169,7 @@ def submit(slurm, directory: Path, *overrides: str, **changes) -> tuple[str, Pat
         PYTHON=sys.executable,
         XLA_FLAGS="--xla_backend_optimization_level=0",
     )
-    return said.split(";")[0], log
+    return printed.split(";")[0], log
 
 
 def state(slurm, job: str) -> str:
@@ -183,7 +183,8 @@ def steps(directory: Path) -> list[int]:
 
 
 def test_a_run_of_two_tasks_is_stopped_requeued_and_resumed(slurm, tmp_path):
-    """Once by the SIGTERM that Slurm sends when the time is nearly over, once by scontrol requeue. It ends with the weights of a run that nobody touched."""
+    """Stopped once by the SIGTERM that Slurm sends when the time is nearly over, and once by scontrol
+    requeue. It ends with the weights of a run that nobody touched."""
     job, log = submit(slurm, tmp_path / "touched")
     until(lambda: len(steps(tmp_path / "touched")) >= 5, 300, log.read_text)
     slurm("scancel", "--signal=TERM", "--batch", job)
@@ -193,8 +194,10 @@ def test_a_run_of_two_tasks_is_stopped_requeued_and_resumed(slurm, tmp_path):
     until(lambda: len(steps(tmp_path / "touched")) >= len(stopped) + 3, 300, log.read_text)
     slurm("scontrol", "requeue", job)
     until(lambda: state(slurm, job) in ("COMPLETED", "FAILED"), 400, log.read_text)
-    told = slurm("scontrol", "show", "job", job)
-    assert "JobState=COMPLETED" in told and "ExitCode=0:0" in told and "Restarts=2" in told, log.read_text()
+    shown = slurm("scontrol", "show", "job", job)
+    assert "JobState=COMPLETED" in shown and "ExitCode=0:0" in shown and "Restarts=2" in shown, (
+        log.read_text()
+    )
     assert steps(tmp_path / "touched") == list(range(1, STEPS + 1))
 
     job, log = submit(slurm, tmp_path / "untouched")

@@ -25,7 +25,8 @@ STEPS, PAIRS, VOCAB, END = 20, 4, 31, "<end>"
 
 
 def make_trainer(model, directory, **settings):
-    """TRL's own, as its loop stands before the first step; sequences of 3 to 14 tokens, prompts and responses of various lengths."""
+    """TRL's trainer, as its loop has it before the first step. Sequences have 3 to 14 tokens, and prompts and
+    responses various lengths."""
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
@@ -34,7 +35,10 @@ def make_trainer(model, directory, **settings):
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     draws = random.Random(0)
-    text = lambda: " ".join(str(draws.randrange(VOCAB - 1)) for _ in range(draws.randint(1, 6)))
+
+    def text():
+        return " ".join(str(draws.randrange(VOCAB - 1)) for _ in range(draws.randint(1, 6)))
+
     rows = [{"prompt": text() + " ", "chosen": text(), "rejected": text()} for _ in range(STEPS * PAIRS)]
     trainer = trl.DPOTrainer(
         model,
@@ -75,7 +79,8 @@ def their_step(trainer, batch):
 
 
 def pairs_of(batch):
-    """(prompt, chosen, rejected) ids of a batch of TRL's: all chosen sequences, then all rejected ones, padded."""
+    """(prompt, chosen, rejected) ids of a batch of TRL's, which has all chosen sequences before all rejected
+    ones."""
     ids, seen, answer = (batch[name].numpy() for name in ("input_ids", "attention_mask", "completion_mask"))
     prompts = [ids[n][(seen[n] == 1) & (answer[n] == 0)].tolist() for n in range(PAIRS)]
     responses = [ids[n][answer[n] == 1].tolist() for n in range(2 * PAIRS)]
@@ -100,8 +105,11 @@ def pairs_of(batch):
     ids=["dpo", "ipo", "hinge", "robust", "ldpo"],
 )
 def test_twenty_steps_have_the_losses_of_trl(theirs, ours, tmp_path):
-    """Loss, gradient, clipping, AdamW: an error in any of them grows from step to step. Kills: another beta or sign, the closing EOS left out of
-    a response, weight decay on biases and norms (which Trainer leaves alone)."""
+    """Loss, gradient, clipping, AdamW: an error in any of them grows from step to step.
+
+    Kills: another beta or sign; the closing EOS left out of a response; weight decay on biases and norms,
+    which Trainer leaves alone.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)

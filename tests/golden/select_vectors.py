@@ -1,8 +1,9 @@
-"""Made the .npz files here: a selection of vectors computed with the official SparsePO code (huawei-noah/HEBO, folder SparsePO).
+"""Made the .npz files here, a selection of vectors that the official SparsePO code computed.
 
     python tests/golden/select_vectors.py DIRECTORY_OF_ALL_VECTORS
 
-Numbers only: inputs, weights of two tiny models and mask nets, and what the official classes gave for them on CPU in float32.
+The official code is the folder SparsePO of huawei-noah/HEBO. The files hold numbers only: inputs, weights of
+two tiny models and mask nets, and what the official classes gave for them on CPU in float32.
 """
 
 import sys

@@ -1,4 +1,5 @@
-"""The official vectors, as our types: see golden/select_vectors.py. 3 pairs, 2 layers of width 32, vocabulary 97."""
+"""The official vectors (golden/select_vectors.py) as our types: 3 pairs, 2 layers of width 32, vocabulary
+97."""
 
 import functools
 import json
@@ -29,12 +30,12 @@ def rows(family: str) -> list[tuple[list[int], list[int], list[int]]]:
     """(prompt ids, chosen ids, rejected ids) of each pair, without padding."""
     v = vectors(family)
     ids, labels = v["batch/concatenated_input_ids"], v["batch/concatenated_labels"]
-    found = []
+    pairs = []
     for n in range(PAIRS):
         start = int((labels[n] != -100).argmax())
         responses = [ids[n + p * PAIRS][labels[n + p * PAIRS] != -100].tolist() for p in range(2)]
-        found.append((ids[n, :start].tolist(), *responses))
-    return found
+        pairs.append((ids[n, :start].tolist(), *responses))
+    return pairs
 
 
 def on_responses(family: str, chosen: np.ndarray, rejected: np.ndarray) -> list[list[np.ndarray]]:
@@ -52,7 +53,8 @@ def pair_batch(family: str, *, shared: bool = True) -> PairBatch:
 def write_checkpoint(
     family: str, who: str, directory: Path, masks: dict[str, np.ndarray] | None = None
 ) -> Path:
-    """A Hugging Face directory of the policy or reference; masks beside the model's tensors, as the official code stores them."""
+    """A Hugging Face directory of the policy or reference, with masks beside the model's tensors, as the
+    official code stores them."""
     from safetensors.numpy import save_file
 
     directory.mkdir(parents=True)

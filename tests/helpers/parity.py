@@ -41,7 +41,8 @@ def load_ours(directory):
 
 
 def our_logits(graph, weights, ids_BS, valid_BS):
-    """As transformers runs a padded batch: causal, padding unseen, positions counted over real tokens."""
+    """(logits, kept states) as transformers has them for a padded batch: attention is causal and does not see
+    padding, and positions count real tokens."""
     positions_BS = np.maximum(np.cumsum(valid_BS, axis=1) - 1, 0)
     causal_SS = np.tril(np.ones((ids_BS.shape[1],) * 2, bool))
     attend_BSS = causal_SS & valid_BS[:, None, :]
@@ -66,7 +67,8 @@ def our_states(kept):
 
 
 def bfloat16_errors(config, directory):
-    """(ours, transformers'): root mean square errors of bfloat16 logits against float32, equal weights."""
+    """(ours, transformers') root mean square error of bfloat16 logits against float32, on the same rounded
+    weights."""
     model = make_theirs(config).to(torch.bfloat16)
     model.save_pretrained(directory)
     spec, _, weights = load_ours(directory)
@@ -74,8 +76,12 @@ def bfloat16_errors(config, directory):
     ids_BS, valid_BS = np.random.default_rng(2).integers(0, 31, (16, 12)), np.ones((16, 12), bool)
     theirs = their_outputs(model, ids_BS, valid_BS).logits.float().numpy()
     exact = their_outputs(model.float(), ids_BS, valid_BS).logits.numpy()
-    size = lambda x: float(np.sqrt(np.mean(np.square(x))))
-    return size(np.asarray(our_logits(graph, weights, ids_BS, valid_BS)[0]) - exact), size(theirs - exact)
+    ours = np.asarray(our_logits(graph, weights, ids_BS, valid_BS)[0])
+    return root_mean_square(ours - exact), root_mean_square(theirs - exact)
+
+
+def root_mean_square(x) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
 
 
 def their_outputs(model, ids_BS, valid_BS):

@@ -15,20 +15,24 @@ def run_together(
     at_batch: dict[int, str] | None = None,
     timeout_s: float = 240,
 ) -> list[tuple[int, str]]:
-    """(exit status, what it said) of each of `count` processes with so many devices each."""
+    """(exit status, output) of each of `count` processes of one run, with `devices` devices each.
+
+    at_batch: what a process does to itself, by its number; see one_of_many.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     running = []
     for number in range(count):
-        own = {
+        variables = {
             "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
             "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(number),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+            "--xla_backend_optimization_level=0",
         }
         if at_batch and number in at_batch:
-            own["AT_BATCH"] = at_batch[number]
+            variables["AT_BATCH"] = at_batch[number]
         command = [
             sys.executable,
             str(Path(__file__).parent / "one_of_many.py"),
@@ -38,17 +42,17 @@ def run_together(
             *overrides,
         ]
         output = (config.parent / f"said_{number}.txt").open("w+")
-        running.append(
-            (subprocess.Popen(command, env=os.environ | own, stdout=output, stderr=subprocess.STDOUT), output)
-        )
-    found = []
+        environment = os.environ | variables
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        running.append((process, output))
+    ended = []
     try:
         for process, output in running:
             status = process.wait(timeout_s)
             output.seek(0)
-            found.append((status, output.read()))
+            ended.append((status, output.read()))
     finally:
         for process, output in running:
             process.kill()
             output.close()
-    return found
+    return ended

@@ -33,14 +33,13 @@ SMALL = {
 
 def merged(config: dict, changes: dict) -> dict:
     """Changes by section, one level deep; None removes the section."""
-    found = dict(config)
+    result = dict(config)
     for name, value in changes.items():
-        found[name] = (
-            {**found[name], **value}
-            if isinstance(value, dict) and isinstance(found.get(name), dict)
-            else value
-        )
-    return {name: value for name, value in found.items() if value is not None}
+        if isinstance(value, dict) and isinstance(result.get(name), dict):
+            result[name] = result[name] | value
+        else:
+            result[name] = value
+    return {name: value for name, value in result.items() if value is not None}
 
 
 def write_config(directory: Path, **changes) -> Path:

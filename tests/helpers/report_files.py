@@ -56,7 +56,7 @@ def metric_rows():
                 "mask/kl_mean": 0.3,
             }
         )
-    return rows + [{"stage": "po", "step": 5, "time_s": 0.3, "eval/rewards/margins": 0.625}]
+    return [*rows, {"stage": "po", "step": 5, "time_s": 0.3, "eval/rewards/margins": 0.625}]
 
 
 def lines(rows):

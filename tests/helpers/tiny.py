@@ -107,26 +107,34 @@ def random_rows(
 ) -> list[tuple[list[int], ...]]:
     """(prompt, chosen, rejected) ids of various lengths; the first pair has the longest of each."""
     rng = np.random.default_rng(seed)
-    prompt_lengths, lengths = rng.integers(1, prompt + 1, pairs), rng.integers(1, tokens + 1, (pairs, 2))
+    prompt_lengths = rng.integers(1, prompt + 1, pairs)
+    lengths = rng.integers(1, tokens + 1, (pairs, 2))
     prompt_lengths[0], lengths[0] = prompt, tokens
-    ids = lambda n: rng.integers(0, vocab, n).tolist()
-    return [(ids(n), ids(chosen), ids(rejected)) for n, (chosen, rejected) in zip(prompt_lengths, lengths)]
+
+    def ids(count):
+        return rng.integers(0, vocab, count).tolist()
+
+    return [
+        (ids(n), ids(chosen), ids(rejected))
+        for n, (chosen, rejected) in zip(prompt_lengths, lengths, strict=True)
+    ]
 
 
 def packed(
     pairs, *, rows: int = 1, shared: bool = True, spare: int = 0, response_length: int | None = None
 ) -> PairBatch:
-    """Pairs (prompt ids, responses' ids ...) in order, in `rows` rows of tokens; spare: more room than is needed, everywhere."""
-    prompts, responses = (
-        [np.array(p, np.int32) for p, *_ in pairs],
-        [np.array(r, np.int32) for _, *rs in pairs for r in rs],
-    )
-    P, none = len(pairs[0]) - 1, np.zeros(len(pairs), bool)
+    """Pairs (prompt ids, ids of each response) in order, in `rows` rows of tokens.
+
+    spare: tokens more than are needed, of a row, of the responses and of the longest sequence.
+    """
+    prompts = [np.array(prompt, np.int32) for prompt, *_ in pairs]
+    responses = [np.array(response, np.int32) for _, *responses in pairs for response in responses]
+    P = len(pairs[0]) - 1
     table = TokenTable(
         ragged(prompts, np.int32),
         ragged(responses, np.int32),
         np.arange(len(pairs)),
-        none,
+        np.zeros(len(pairs), bool),
         np.zeros((len(pairs), P), bool),
         np.ones(len(pairs), np.float32),
         ("pairs",),
@@ -153,13 +161,17 @@ def random_batch(
 
 
 def pair_table(pairs, weights=None):
-    """A TokenTable of (prompt ids, chosen ids, rejected ids); weights: for each pair (of chosen's tokens, of rejected's)."""
+    """A TokenTable of (prompt ids, chosen ids, rejected ids).
+
+    weights: for each pair, those of the chosen tokens and those of the rejected ones.
+    """
     from sparsepo_jax.data.load import load_table
     from sparsepo_jax.data.sources import GeneratedRows
 
-    rows = [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair)) for pair in pairs]
-    for row, given in zip(rows, weights or []):
-        row |= dict(zip(("chosen_weights", "rejected_weights"), given))
+    rows = [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair, strict=True)) for pair in pairs]
+    if weights is not None:
+        for row, (chosen, rejected) in zip(rows, weights, strict=True):
+            row |= {"chosen_weights": chosen, "rejected_weights": rejected}
     with tempfile.TemporaryDirectory() as cache:
         return load_table(
             [GeneratedRows("pairs", rows, 1.0)],

@@ -5,5 +5,7 @@ TOKEN = 1e-5  # log-probs, KL, masks and losses of order 0.1 to 10: a few roundi
 GRADIENT = 1e-4  # relative to the largest entry of a tensor's gradient
 SHARDED = 1e-5  # the same sums, cut differently over devices and micro-steps
 UPDATE = 1e-6  # the same formula on the same gradient, with factors in another order
-BFLOAT16 = 1.5  # our bfloat16 error over transformers' (root mean squares against float32): where each rounds differs, how often does not
+# Our bfloat16 error over transformers' (root mean squares against float32): where each rounds differs, how
+# often does not.
+BFLOAT16 = 1.5
 TRAINED = 1e-4  # losses after tens of updates by two optimizers that round differently
