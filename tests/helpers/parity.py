@@ -1,5 +1,7 @@
 """Our decoder and transformers' on the same tiny random weights and the same padded batch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +38,8 @@ def make_theirs(config, **settings):
 
 def load_ours(directory):
     spec = spec_from_hf(read_config(directory))
-    graph, fresh = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
-    return spec, graph, gathered(spec, SafeTensors(directory), fresh)
+    graph, abstract = split_module(nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))))
+    return spec, graph, gathered(spec, SafeTensors(directory), abstract)
 
 
 def our_logits(graph, weights, ids_BS, valid_BS):
@@ -46,15 +48,16 @@ def our_logits(graph, weights, ids_BS, valid_BS):
     positions_BS = np.maximum(np.cumsum(valid_BS, axis=1) - 1, 0)
     causal_SS = np.tril(np.ones((ids_BS.shape[1],) * 2, bool))
     attend_BSS = causal_SS & valid_BS[:, None, :]
+    return run_decoder(graph, weights, ids_BS, positions_BS, attend_BSS)
 
-    @jax.jit
-    def run(weights):
-        model = merge_module(graph, weights)
-        ids, positions, attend = map(jnp.asarray, (ids_BS, positions_BS, attend_BSS))
-        states_BSD, kept = model(ids, positions, Given(attend, positions, positions), tap=keep_states)
-        return model.logits(states_BSD), kept
 
-    return run(weights)
+@functools.partial(jax.jit, static_argnums=0)
+def run_decoder(graph, weights, ids_BS, positions_BS, attend_BSS):
+    model = merge_module(graph, weights)
+    states_BSD, kept = model(
+        ids_BS, positions_BS, Given(attend_BSS, positions_BS, positions_BS), tap=keep_states
+    )
+    return model.logits(states_BSD), kept
 
 
 def keep_states(name, x):
