@@ -9,13 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from helpers.configs import make_config
 from helpers.tiny import CONFIGS, GPT2, packed, random_batch, random_rows
 from helpers.tolerances import GRADIENT, SHARDED, TOKEN, UPDATE
-from sparsepo_jax.build.models import weight_shapes
-from sparsepo_jax.build.objective import make_problem
-from sparsepo_jax.build.step import make_step
-from sparsepo_jax.build.weights import abstract
 from sparsepo_jax.core.tokens import log_ratio
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.core.types import TokenMasks
@@ -406,31 +401,6 @@ def test_what_is_not_finite_changes_no_bit_and_the_next_step_goes_on(gradient, l
         (a != b).any()
         for a, b in zip(jax.tree.leaves(state.weights), jax.tree.leaves(before.weights), strict=True)
     )
-
-
-def test_temporaries_of_the_step_grow_with_the_vocabulary_by_the_gradient_alone():
-    """Compiled from shapes: of embedding and head a float32 matrix [V, D] each. Kills: a choice between new
-    and old moments, which copies them; a product or a quotient of the gradient that is written to
-    memory."""
-    small, large = 4096, 65536
-
-    def temporaries(vocab):
-        config = make_config(
-            policy={"config": GPT2 | {"vocab_size": vocab, "n_layer": 1, "tie_word_embeddings": False}}
-        )
-        mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-        spec = spec_from_hf(config.policy.config)
-        problem = make_problem(config, spec, spec, mesh)
-        step = make_step(config, "po", problem, spec, 10, mesh)
-        reference = abstract(weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
-        with jax.set_mesh(mesh):
-            lowered = step.program.lower(
-                step.numbers, step.like, reference, jax.tree.map(lambda x: x[None], random_batch())
-            )
-            return lowered.compile().memory_analysis().temp_size_in_bytes
-
-    matrices = (temporaries(large) - temporaries(small)) / (4 * GPT2["n_embd"] * (large - small))
-    assert 1.5 < matrices < 2.2
 
 
 def test_unequal_micro_steps_weigh_by_pair():
