@@ -125,7 +125,7 @@ ENTRY %main.1 (a: f32[8]) -> f32[8] {
   %loop = (s32[], f32[8]{0}) while(%a), condition=%condition.1, body=%body.1
   %both = (f32[4]{0}, bf16[4]{0}) all-reduce(%a, %b), channel_id=2, replica_groups={{0,1}}, to_apply=%add
   %part = f32[3]{0} reduce-scatter(%c), channel_id=3, replica_groups=[2,4]<=[8], to_apply=%add
-  %own = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call"
+  %kernel = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call"
   ROOT %all = (f32[2]{0}, f32[8]{0}) all-gather-start(%a), channel_id=4, \
 replica_groups=[2,4]<=[8], dimensions={0}
 }

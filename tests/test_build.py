@@ -43,11 +43,16 @@ def test_every_objective_can_be_built_and_its_knobs_move_the_loss(kind):
 
 
 def test_no_two_objectives_are_the_same():
-    found = {
+    loss_by_kind = {
         kind: losses({"kind": kind, **({"beta": 0.37} if kind != "orpo" else {})})
         for kind in members(Objective)
     }
-    same = [(a, b) for a in found for b in found if a < b and np.allclose(found[a], found[b], atol=1e-6)]
+    same = [
+        (a, b)
+        for a in loss_by_kind
+        for b in loss_by_kind
+        if a < b and np.allclose(loss_by_kind[a], loss_by_kind[b], atol=1e-6)
+    ]
     assert same == [("mapo", "sparsepo")], "one loss, told apart by where its masks come from"
 
 
@@ -220,19 +225,19 @@ def test_lengths_default_to_what_the_model_holds():
 def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
     spec, mesh = spec_from_hf(GPT2), make_mesh(None, 1, 1)
     weights = split_module(Decoder(spec, rngs=nnx.Rngs(0)))[1]
-    found = {}
+    logp_by_dtype = {}
     for dtype in ("float32", "bfloat16"):
         config = make_config(compute={"dtype": dtype})
         graph = decoder_graph(spec, compute_dtype(config, mesh), remat=False)
         problem = Problem(
             graph, graph, make_mask_source(make_config(objective={"kind": "dpo"}), spec), None, 1.0, 0
         )
-        found[dtype] = forward(problem, weights, {}, weights, random_batch(), None, training=False)[
+        logp_by_dtype[dtype] = forward(problem, weights, {}, weights, random_batch(), None, training=False)[
             0
         ].logp_BPT
-    assert found["bfloat16"].dtype == jnp.float32
-    assert (found["bfloat16"] != found["float32"]).any()
-    np.testing.assert_allclose(found["bfloat16"], found["float32"], atol=0.05)
+    assert logp_by_dtype["bfloat16"].dtype == jnp.float32
+    assert (logp_by_dtype["bfloat16"] != logp_by_dtype["float32"]).any()
+    np.testing.assert_allclose(logp_by_dtype["bfloat16"], logp_by_dtype["float32"], atol=0.05)
 
 
 def test_attention_that_does_not_fit_is_refused():

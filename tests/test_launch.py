@@ -77,7 +77,7 @@ case ${0##*/} in
     while [[ $1 == --* ]]; do shift; done
     status=0
     for task in 0 1; do SLURM_PROCID=$task "$@" & tasks+=($!); done
-    for task in "${tasks[@]}"; do one=0; wait "$task" || one=$?; [ $one -le $status ] || status=$one; done
+    for task in "${tasks[@]}"; do end=0; wait "$task" || end=$?; [ $end -le $status ] || status=$end; done
     exit $status ;;
 esac
 """

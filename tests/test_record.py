@@ -58,14 +58,14 @@ def test_a_run_with_other_settings_leaves_the_record_as_it_is(finished, stages, 
     status = main(
         ["--config", str(directory / "config.yaml"), f"stages=[{stages}]", "objective.beta=0.9", *settings]
     )
-    said = capsys.readouterr()
+    shown = capsys.readouterr()
     if stages == "inspect":
         assert status == 0
     else:
         assert (
             status == 1
-            and "holds stage po with other settings: objective.beta;" in said.err
-            and said.err.count("\n") == 1
+            and "holds stage po with other settings: objective.beta;" in shown.err
+            and shown.err.count("\n") == 1
         )
     assert files_of(output) == before
 
@@ -82,14 +82,14 @@ def test_inspecting_with_another_model_leaves_the_record_as_it_is(finished):
 def test_a_comparison_reads_what_was_trained_and_evaluated_not_what_was_typed_last(finished):
     _, output = finished
     config = output / "config.yaml"
-    whole = config.read_text()
+    text = config.read_text()
     try:
         config.write_text(
-            whole.replace("beta: 0.1", "beta: 0.9")
+            text.replace("beta: 0.1", "beta: 0.9")
             .replace("n_embd: 16", "n_embd: 32")
             .replace("max_pairs: null", "max_pairs: 3")
         )
-        assert config.read_text() != whole
+        assert config.read_text() != text
         settings = read_settings(output)
         assert (
             settings["objective"]["beta"] == 0.1
@@ -99,7 +99,7 @@ def test_a_comparison_reads_what_was_trained_and_evaluated_not_what_was_typed_la
         (group,), _ = find_groups([output])
         assert group.beta == 0.1
     finally:
-        config.write_text(whole)
+        config.write_text(text)
 
 
 def test_a_kind_that_was_typed_last_leaves_nothing_in_the_settings(tmp_path):
@@ -237,8 +237,8 @@ def test_a_second_run_in_a_directory_is_refused_in_one_line_and_takes_over_when_
     config = write_config(tmp_path, stages=["sft"])
     before = files_of(tmp_path / "run")
     assert main(["--config", str(config)]) == 1
-    said = capsys.readouterr().err
-    assert f"process {holder.pid} on " in said and "is in use" in said and said.count("\n") == 1
+    err = capsys.readouterr().err
+    assert f"process {holder.pid} on " in err and "is in use" in err and err.count("\n") == 1
     assert files_of(tmp_path / "run") == before, "nothing of the loser stays behind"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
