@@ -11,21 +11,21 @@ from sparsepo_jax.models.decoder_spec import DecoderSpec
 
 
 class Cache(NamedTuple):
-    """A fixed number T of columns, of which the first `used` are written and the rest are free.
+    """A fixed number C of columns, of which the first `used` are written and the rest are free.
 
-    Columns of padding (valid_BT False) are never seen. Positions count real tokens, so they differ from
+    Columns of padding (valid_BC False) are never seen. Positions count real tokens, so they differ from
     columns.
     """
 
-    keys_LBTKH: Float[Array, "L B T K H"]
-    values_LBTKH: Float[Array, "L B T K H"]
-    positions_BT: Int[Array, "B T"]
-    valid_BT: Bool[Array, "B T"]
+    keys_LBCKH: Float[Array, "L B C K H"]
+    values_LBCKH: Float[Array, "L B C K H"]
+    positions_BC: Int[Array, "B C"]
+    valid_BC: Bool[Array, "B C"]
     used: Int[Array, ""]
 
     def appended(
         self, positions_BS: Int[Array, "B S"], valid_BS: Bool[Array, "B S"]
-    ) -> tuple["Cache", Bool[Array, "B S T"]]:
+    ) -> tuple["Cache", Bool[Array, "B S C"]]:
         """Takes S more columns into use. Their keys and values are still to be `written`, layer by layer.
 
         Args:
@@ -36,12 +36,12 @@ class Cache(NamedTuple):
             The cache, and which columns each of the new tokens sees: its own and those before it.
         """
         S = positions_BS.shape[1]
-        T = self.valid_BT.shape[1]
-        positions_BT = jax.lax.dynamic_update_slice(self.positions_BT, positions_BS, (0, self.used))
-        valid_BT = jax.lax.dynamic_update_slice(self.valid_BT, valid_BS, (0, self.used))
-        before_ST = jnp.arange(T)[None, :] <= self.used + jnp.arange(S)[:, None]
-        cache = self._replace(positions_BT=positions_BT, valid_BT=valid_BT, used=self.used + S)
-        return cache, valid_BT[:, None, :] & before_ST[None]
+        C = self.valid_BC.shape[1]
+        positions_BC = jax.lax.dynamic_update_slice(self.positions_BC, positions_BS, (0, self.used))
+        valid_BC = jax.lax.dynamic_update_slice(self.valid_BC, valid_BS, (0, self.used))
+        before_SC = jnp.arange(C)[None, :] <= self.used + jnp.arange(S)[:, None]
+        cache = self._replace(positions_BC=positions_BC, valid_BC=valid_BC, used=self.used + S)
+        return cache, valid_BC[:, None, :] & before_SC[None]
 
     def written(
         self,
@@ -58,11 +58,11 @@ class Cache(NamedTuple):
         """
         begin = (layer, 0, self.used - keys_BSKH.shape[1], 0, 0)
 
-        def put(x_LBTKH: Array, x_BSKH: Array) -> Array:
-            return jax.lax.dynamic_update_slice(x_LBTKH, x_BSKH[None].astype(x_LBTKH.dtype), begin)
+        def put(x_LBCKH: Array, x_BSKH: Array) -> Array:
+            return jax.lax.dynamic_update_slice(x_LBCKH, x_BSKH[None].astype(x_LBCKH.dtype), begin)
 
         return self._replace(
-            keys_LBTKH=put(self.keys_LBTKH, keys_BSKH), values_LBTKH=put(self.values_LBTKH, values_BSKH)
+            keys_LBCKH=put(self.keys_LBCKH, keys_BSKH), values_LBCKH=put(self.values_LBCKH, values_BSKH)
         )
 
     def repeated(self, times: int) -> "Cache":
@@ -72,10 +72,10 @@ class Cache(NamedTuple):
             times: continuations of each prompt.
         """
         return Cache(
-            keys_LBTKH=jnp.repeat(self.keys_LBTKH, times, axis=1),
-            values_LBTKH=jnp.repeat(self.values_LBTKH, times, axis=1),
-            positions_BT=jnp.repeat(self.positions_BT, times, axis=0),
-            valid_BT=jnp.repeat(self.valid_BT, times, axis=0),
+            keys_LBCKH=jnp.repeat(self.keys_LBCKH, times, axis=1),
+            values_LBCKH=jnp.repeat(self.values_LBCKH, times, axis=1),
+            positions_BC=jnp.repeat(self.positions_BC, times, axis=0),
+            valid_BC=jnp.repeat(self.valid_BC, times, axis=0),
             used=self.used,
         )
 
@@ -89,11 +89,11 @@ def empty_cache(spec: DecoderSpec, rows: int, columns: int, dtype: DTypeLike) ->
         columns: tokens of the longest prompt (padding included) and of all that may follow it.
         dtype: type of keys and values.
     """
-    zeros_LBTKH = jnp.zeros((spec.num_layers, rows, columns, spec.num_kv_heads, spec.head_dim), dtype)
+    zeros_LBCKH = jnp.zeros((spec.num_layers, rows, columns, spec.num_kv_heads, spec.head_dim), dtype)
     return Cache(
-        keys_LBTKH=zeros_LBTKH,
-        values_LBTKH=zeros_LBTKH,
-        positions_BT=jnp.zeros((rows, columns), jnp.int32),
-        valid_BT=jnp.zeros((rows, columns), bool),
+        keys_LBCKH=zeros_LBCKH,
+        values_LBCKH=zeros_LBCKH,
+        positions_BC=jnp.zeros((rows, columns), jnp.int32),
+        valid_BC=jnp.zeros((rows, columns), bool),
         used=jnp.int32(0),
     )

@@ -141,9 +141,9 @@ class Decoder(nnx.Module):
         rows, S = ids_BS.shape
         positions_BS = jnp.maximum(jnp.cumsum(valid_BS, axis=1) - 1, 0)
         empty = empty_cache(self.spec, rows, columns, self.dtype)
-        cache, attend_BST = empty.appended(positions_BS, valid_BS)
+        cache, attend_BSC = empty.appended(positions_BS, valid_BS)
         # The columns after the prompts are still empty: nothing needs to look at them.
-        reach = Given(attend_BST[:, :, :S], positions_BS, positions_BS)
+        reach = Given(attend_BSC[:, :, :S], positions_BS, positions_BS)
         states_BSD, _, filled = self._run(ids_BS, positions_BS, reach, cache, constrain)
         assert filled is not None
         return states_BSD, filled
@@ -161,9 +161,9 @@ class Decoder(nnx.Module):
         Returns:
             The tokens' states after the final norm, and the cache with the tokens in it.
         """
-        positions_B1 = cache.valid_BT.sum(axis=1, dtype=jnp.int32)[:, None]
-        cache, attend_B1T = cache.appended(positions_B1, jnp.ones_like(positions_B1, bool))
-        reach = Given(attend_B1T, positions_B1, cache.positions_BT)
+        positions_B1 = cache.valid_BC.sum(axis=1, dtype=jnp.int32)[:, None]
+        cache, attend_B1C = cache.appended(positions_B1, jnp.ones_like(positions_B1, bool))
+        reach = Given(attend_B1C, positions_B1, cache.positions_BC)
         states_B1D, _, filled = self._run(ids_B[:, None], positions_B1, reach, cache, constrain)
         assert filled is not None
         return states_B1D[:, 0], filled
@@ -205,7 +205,7 @@ class Decoder(nnx.Module):
         with jax.named_scope("head"):
             x_BSX, head_VX = self.head_inputs(states_BSD)
             logits_BSV = jnp.einsum(
-                "...D,VD->...V", x_BSX, head_VX.astype(self.dtype), preferred_element_type=jnp.float32
+                "...X,VX->...V", x_BSX, head_VX.astype(self.dtype), preferred_element_type=jnp.float32
             )
             return soft_cap(logits_BSV, self.spec.logit_softcap)
 
@@ -311,7 +311,7 @@ class _Memory:
         assert isinstance(self._reach, Given)
         if self._reach.attend_BST.shape[-1] == k_BSKH.shape[1]:  # the first tokens see nothing but themselves
             return k_BSKH, v_BSKH
-        return self.cache.keys_LBTKH[self._layer], self.cache.values_LBTKH[self._layer]
+        return self.cache.keys_LBCKH[self._layer], self.cache.values_LBCKH[self._layer]
 
 
 def _kind_of_layer(kinds: list[_LayerKind], is_local: Array | None) -> _LayerKind:

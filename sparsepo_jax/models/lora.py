@@ -25,6 +25,7 @@ from sparsepo_jax.models.weights import adapted_kernels
 
 TILE = 64  # weights that share a scale in nf4, as in QLoRA
 BaseType = Literal["float32", "bfloat16", "int8", "nf4"]
+HeldWeights = dict[str, Any]  # by path: arrays, or what qwix makes of them in int8 and nf4
 
 
 class Lora(NamedTuple):
@@ -62,7 +63,7 @@ def init_a(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def split_adapters(weights: Weights) -> tuple[Weights, Weights]:
+def split_adapters(weights: HeldWeights) -> tuple[HeldWeights, Weights]:
     """Splits the weights of an adapted decoder.
 
     Args:
@@ -90,7 +91,7 @@ def merge_adapters(base: Weights, adapters: Weights, scale: float) -> Weights:
     return {**base, **merged}
 
 
-def hold_base(base: Weights, held: BaseType) -> Weights:
+def hold_base(base: Weights, held: BaseType) -> HeldWeights:
     """The frozen base as it is kept in memory.
 
     Args:
