@@ -109,7 +109,6 @@ def random_batch(
             plan,
             start=0,
             stop=1,
-            micro_steps=1,
             process_index=0,
             process_count=1,
             shared=True,

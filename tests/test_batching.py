@@ -45,13 +45,14 @@ def make_plan(
     )
 
 
-def plan_of(table, *, batch_size, rows=1, buckets=1, seed=0, shuffle=False, shared=True):
+def plan_of(table, *, batch_size, rows=1, micro_steps=1, buckets=1, seed=0, shuffle=False, shared=True):
     sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=shared)
     return BatchPlan(
         sizes,
         None,
         batch_size=batch_size,
         rows=rows,
+        micro_steps=micro_steps,
         strata=4,
         buckets=buckets,
         seed=seed,
@@ -294,16 +295,13 @@ def test_lengths_are_chosen_where_they_save_most():
 PAIRS = [([1, 2], [3, 4, 5], [6]), ([7], [8], [9, 10]), ([11, 12, 13], [14], [15])]
 
 
-def batches_of(
-    table, plan, *, start=0, stop=1, micro_steps=1, process=(0, 1), shared=True, with_weights=False
-):
+def batches_of(table, plan, *, start=0, stop=1, process=(0, 1), shared=True, with_weights=False):
     return list(
         make_batches(
             table,
             plan,
             start=start,
             stop=stop,
-            micro_steps=micro_steps,
             process_index=process[0],
             process_count=process[1],
             shared=shared,
@@ -372,9 +370,9 @@ def test_prompts_are_padded_on_the_left_and_all_there():
 @pytest.mark.parametrize("micro_steps", [1, 2])
 def test_processes_share_a_batch_without_overlap_or_loss(micro_steps):
     table = pair_table([([n + 1], [n + 2], [n + 3]) for n in range(8)])
-    plan = plan_of(table, batch_size=8, rows=2 * micro_steps, shuffle=True)
+    plan = plan_of(table, batch_size=8, rows=2 * micro_steps, micro_steps=micro_steps, shuffle=True)
     alone, *parts = (
-        [batch.row_B for batch in batches_of(table, plan, stop=2, micro_steps=micro_steps, process=process)]
+        [batch.row_B for batch in batches_of(table, plan, stop=2, process=process)]
         for process in ((0, 1), (0, 2), (1, 2))
     )
     for n in range(2):

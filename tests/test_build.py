@@ -93,7 +93,7 @@ def masks_of(mask, family=NEOX, training=False):
         weights_BPT=np.random.default_rng(3).uniform(0, 2, batch.valid_BPT.shape).astype(np.float32)
     )
     keys = pair_keys(0, jnp.int32(0), batch.row_B)
-    problem = Problem(graph, graph, source, None, 1.0, 0, attention="xla")  # of which less is to compile
+    problem = Problem(graph, graph, source, None, 0, attention="xla")  # of which less is to compile
     masks = jax.jit(lambda *inputs: forward(problem, *inputs, training=training)[1])(
         policy, source.init(nnx.Rngs(5)), reference, batch, keys
     )
@@ -230,7 +230,7 @@ def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
         config = make_config(compute={"dtype": dtype})
         graph = decoder_graph(spec, compute_dtype(config, mesh), remat=False)
         problem = Problem(
-            graph, graph, make_mask_source(make_config(objective={"kind": "dpo"}), spec), None, 1.0, 0
+            graph, graph, make_mask_source(make_config(objective={"kind": "dpo"}), spec), None, 0
         )
         logp_by_dtype[dtype] = forward(problem, weights, {}, weights, random_batch(), None, training=False)[
             0

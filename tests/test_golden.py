@@ -40,7 +40,7 @@ def load(family, who):
 
 def problem_of(family, source, objective, **settings):
     _, graph, _ = load(family, "policy")
-    return Problem(graph, graph, source, objective, beta=1.0, seed=0, **settings)
+    return Problem(graph, graph, source, objective, seed=0, **settings)
 
 
 def learned(sharing, **changes):

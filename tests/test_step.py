@@ -60,7 +60,6 @@ def tiny_problem(graph, source=None, **settings):
         graph,
         source or make_source(),
         objective,
-        beta=0.5,
         seed=0,
         head_blocks=HeadBlocks(tokens=7, vocabulary=12),
         **settings,

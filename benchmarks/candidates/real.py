@@ -62,7 +62,6 @@ def ours(
             plan,
             start=start,
             stop=stop,
-            micro_steps=1,
             process_index=0,
             process_count=1,
             shared=True,

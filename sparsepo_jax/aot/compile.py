@@ -87,9 +87,7 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     table, lengths = _table(config, stage, policy, tokenizer, tokenizer_here)
     plan = make_training_plan(config, stage, table, mesh)
     with_weights = stage == "po" and brings_weights(config)
-    largest_batch = abstract_batches(
-        config, table, plan, mesh, micro_steps=training.accumulation, with_weights=with_weights
-    )[-1]
+    largest_batch = abstract_batches(config, table, plan, mesh, with_weights=with_weights)[-1]
     step = make_step(config, stage, problem, policy, plan.steps, mesh)
     arguments = step.like, abstract_frozen(config, stage, problem, policy, reference, mesh), largest_batch
     with jax.set_mesh(mesh), _no_compile_cache():

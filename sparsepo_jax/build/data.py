@@ -116,6 +116,7 @@ def make_training_plan(config: Config, stage: str, table: TokenTable, mesh: Mesh
         table.row_weight_N,
         batch_size=training.batch_size,
         rows=training.accumulation * pair_shards(mesh),
+        micro_steps=training.accumulation,
         strata=config.data.strata,
         buckets=config.data.buckets,
         seed=config.seed,
@@ -164,7 +165,6 @@ def abstract_batches(
     plan: BatchPlan,
     mesh: Mesh,
     *,
-    micro_steps: int,
     with_weights: bool,
     response_length: int | None = None,
 ) -> list[Any]:
@@ -180,7 +180,6 @@ def abstract_batches(
                 table,
                 plan,
                 shape,
-                micro_steps=micro_steps,
                 shared=is_shared(config),
                 with_weights=with_weights,
                 response_length=response_length,

@@ -123,7 +123,6 @@ def make_problem(
         reference_graph=decoder_graph(reference, dtype, remat=False, lora=reference_lora),
         mask_source=source,
         objective=make_objective(config, source),
-        beta=getattr(config.objective, "beta", 1.0),
         seed=config.seed,
         attention=choose_attention(config, (policy, reference), mesh),
         constrain=make_constrain(mesh),
@@ -148,7 +147,7 @@ def brings_weights(config: Config) -> bool:
 
 def without_objective(problem: Problem) -> Problem:
     """The models alone: programs that need no more are shared by all objectives."""
-    return problem._replace(objective=None, mask_source=None, beta=1.0)
+    return problem._replace(objective=None, mask_source=None)
 
 
 def cached_problem(problem: Problem, config: Config) -> Problem:

@@ -31,19 +31,29 @@ from sparsepo_jax.train.step import (
 )
 
 
-class Step(NamedTuple):
-    """The program of a training stage, and the numbers that it takes as an argument.
-
-    Stages that differ in these numbers alone share one program, compiled once.
+class Numbers(NamedTuple):
+    """The first argument of a step's program: what is traced, so that other values do not compile again.
 
     Attributes:
-        numbers: (the problem with beta and the objective's settings, the optimizer's rates).
+        problem: its leaves are numbers, the objective's settings (beta among them) and the seed; its other
+            parts are compared, and another value makes another program.
+        rates: learning rates, weight decays, the schedule's steps and the largest norm of a gradient.
+    """
+
+    problem: Problem
+    rates: optimizers.Rates
+
+
+class Step(NamedTuple):
+    """The program of a training stage, with the numbers that it is called with.
+
+    Attributes:
         like: shapes and shardings of the state.
         start: start(weights) gives the first state, of copies.
     """
 
     program: Program
-    numbers: tuple[Problem, optimizers.Rates]
+    numbers: Numbers
     like: TrainState
     start: Callable[[dict[str, Weights]], TrainState]
 
@@ -81,7 +91,7 @@ def make_step(
     )
     shardings, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, like))
     program, start = _step_programs(make_loss, kind, tuple(shardings), tree, mesh)
-    return Step(program, (problem, rates), like, functools.partial(start, rates))
+    return Step(program, Numbers(problem, rates), like, functools.partial(start, rates))
 
 
 @functools.cache
@@ -97,13 +107,13 @@ def _step_programs(
     on_every_host = replicated(mesh)
 
     def update(
-        numbers: tuple[Problem, optimizers.Rates],
+        numbers: Numbers,
         state: TrainState,
         reference: Weights | None,
         batch: PairBatch,
     ):
-        problem, rates = numbers
-        return make_update(make_loss(problem), *build_optimizer(kind, rates))(state, reference, batch)
+        update_state = make_update(make_loss(numbers.problem), *build_optimizer(kind, numbers.rates))
+        return update_state(state, reference, batch)
 
     def start(rates: optimizers.Rates, weights: dict[str, Weights]) -> TrainState:
         # Copies: the state will be donated, but the reference, which may be these very arrays, must live on.

@@ -52,7 +52,7 @@ class BatchPlan:
         row_weight_N: how often an epoch sees each row; a fraction is that share of the rows of the same
             weight, drawn anew each epoch (2.5: all of them twice, and a random half once more). None: once.
         batch_size: pairs of a global batch.
-        rows: rows of tokens in which a batch is laid out; divides batch_size.
+        rows: rows of tokens in which a batch is laid out, of all micro-steps together; divides batch_size.
         strata: from which a batch draws alike; the largest number up to this that divides batch_size is
             taken.
         buckets: shapes at the most.
@@ -61,13 +61,14 @@ class BatchPlan:
         epochs: how long the run is; may be a fraction.
         steps: how long the run is, in batches; it wins over epochs. None: epochs count.
         shape_steps: a further shape must save the work of so many steps.
+        micro_steps: into which a batch is cut, one after the other; divides rows.
 
     Attributes:
         steps: batches of the run.
         shapes: that its batches have, from small to large: these are to be compiled before the first step.
 
     Raises:
-        ValueError: there are no rows.
+        ValueError: there are no rows, or micro_steps does not divide them.
     """
 
     def __init__(
@@ -84,9 +85,13 @@ class BatchPlan:
         epochs: float = 1.0,
         steps: int | None = None,
         shape_steps: float = 0.0,
+        micro_steps: int = 1,
     ):
+        if rows % micro_steps:
+            raise ValueError(f"{rows} rows of tokens cannot be cut into {micro_steps} micro-steps")
         self.batch_size = batch_size
         self.rows = rows
+        self.micro_steps = micro_steps
         self._sizes = sizes
         self._seed = seed
         self._shuffle = shuffle

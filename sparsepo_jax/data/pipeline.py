@@ -20,7 +20,6 @@ def make_batches(
     *,
     start: int,
     stop: int,
-    micro_steps: int,
     process_index: int,
     process_count: int,
     shared: bool,
@@ -36,9 +35,9 @@ def make_batches(
         plan: made with the sizes that `sizes_of` returns for the same `shared`.
         start: the first batch.
         stop: the batch after the last.
-        micro_steps: into which a batch is cut; with process_count it divides the plan's rows of tokens.
         process_index: of this process, from 0.
-        process_count: how many processes share a batch.
+        process_count: how many processes share a batch. Times the plan's micro-steps, it divides the plan's
+            rows of tokens.
         shared: whether the prompt runs once for all responses of a pair.
         with_weights: whether weights_BPT is filled from the table.
         response_length: tokens of the longest response that there is room for. None: the table's longest.
@@ -50,7 +49,7 @@ def make_batches(
     def batch(n: int) -> PairBatch:
         numbers, shape = plan.batch(n)
         packed = pack(table, numbers, shape, T, rows=plan.rows, shared=shared, with_weights=with_weights)
-        return _part(packed, micro_steps, process_index, process_count)
+        return _part(packed, plan.micro_steps, process_index, process_count)
 
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=READ_AHEAD)
     return iter(grain.MapDataset.range(start, stop).map(batch).to_iter_dataset(options))
@@ -61,7 +60,6 @@ def empty_batch(
     plan: BatchPlan,
     shape: Shape,
     *,
-    micro_steps: int,
     shared: bool,
     with_weights: bool,
     response_length: int | None = None,
@@ -76,7 +74,7 @@ def empty_batch(
     T = _room(table, response_length)
     numbers = np.full(plan.batch_size, FILLER)
     packed = pack(table, numbers, shape, T, rows=plan.rows, shared=shared, with_weights=with_weights)
-    return _part(packed, micro_steps, 0, 1)
+    return _part(packed, plan.micro_steps, 0, 1)
 
 
 def _room(table: TokenTable, response_length: int | None) -> int:

@@ -4,7 +4,7 @@ Called as those in token_weighted.py: `xxx_loss(stats, masks, key_B, *, settings
 keys. D is the difference (chosen - rejected) of summed log-ratios, avg the mean over a response's tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,15 @@ def with_nll(loss: Callable[..., LossOutput], nll_weight: float) -> Callable[...
     Source: Pang et al. (RPO), arXiv 2404.19733, 2024.
     """
     return loss if nll_weight == 0 else Partial(_loss_with_nll, loss, nll_weight)
+
+
+def settings_of(objective: Partial) -> Mapping[str, Scalar]:
+    """The settings bound to an objective, such as beta.
+
+    Args:
+        objective: a loss with its settings as keywords, perhaps wrapped by `with_nll`.
+    """
+    return settings_of(objective.args[0]) if objective.func is _loss_with_nll else objective.keywords
 
 
 def _loss_with_nll(

@@ -40,7 +40,7 @@ def compile_scores(run: Run, table: TokenTable, weights: dict[str, Any]) -> Call
     plan = make_reading_plan(run.config, table, size, run.mesh)
     reference = abstract_frozen(run.config, "po", run.problem, run.spec, run.reference_spec, run.mesh)
     with_weights = reads_weights(run, table)
-    batches = abstract_batches(run.config, table, plan, run.mesh, micro_steps=1, with_weights=with_weights)
+    batches = abstract_batches(run.config, table, plan, run.mesh, with_weights=with_weights)
     with jax.set_mesh(run.mesh):
         return score_ahead(run.problem, run.mesh, [(weights, reference, batch) for batch in batches])
 
@@ -65,7 +65,6 @@ def in_order(
         plan,
         start=0,
         stop=plan.batches_per_epoch,
-        micro_steps=1,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         shared=is_shared(run.config),

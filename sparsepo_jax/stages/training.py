@@ -81,10 +81,7 @@ def prepare(
     reference_spec = run.reference_spec if stage == "po" else run.spec
     reference = abstract_frozen(config, stage, problem, run.spec, reference_spec, run.mesh)
     with_weights = stage == "po" and brings_weights(config)
-    micro_steps = getattr(config, stage).accumulation
-    batches = abstract_batches(
-        config, table, plan, run.mesh, micro_steps=micro_steps, with_weights=with_weights
-    )
+    batches = abstract_batches(config, table, plan, run.mesh, with_weights=with_weights)
     with jax.set_mesh(run.mesh):
         compiling = [step.compile_ahead(reference, batches)]
     if evaluated is not None:
@@ -186,7 +183,6 @@ def _batches(run: Run, stage: str, prepared: Prepared, start: int) -> Any:
         prepared.plan,
         start=start,
         stop=prepared.plan.steps,
-        micro_steps=getattr(run.config, stage).accumulation,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         shared=is_shared(run.config),

@@ -12,6 +12,7 @@ from sparsepo_jax.core.layout import at_tokens, to_pairs
 from sparsepo_jax.core.tokens import response_sum
 from sparsepo_jax.core.tree import Weights, merge_module
 from sparsepo_jax.core.types import LossOutput, PairBatch, Scalar, TokenMasks, TokenStats
+from sparsepo_jax.losses.sequence import settings_of
 from sparsepo_jax.masks.source import MaskSource
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.lora import split_adapters
@@ -28,15 +29,15 @@ class Problem(NamedTuple):
     """What is optimised and how it is computed: everything but weights and data.
 
     A jitted function takes it as an argument. It is a pytree whose leaves are numbers: the settings of the
-    objective (if that is a jax.tree_util.Partial), beta and seed. All other fields are compared, and have
-    to be equal, so that problems that differ in numbers alone share one compiled program.
+    objective (if that is a jax.tree_util.Partial), beta among them, and the seed. All other fields are
+    compared, and have to be equal, so that problems that differ in numbers alone share one compiled program.
 
     Attributes:
         policy_graph: the policy's structure, see core/tree.
         reference_graph: the reference's structure.
         mask_source: where token masks come from.
-        objective: `objective(stats, masks, key_B)` gives the loss of each pair.
-        beta: 1/nat; scales the margin that is reported without masks.
+        objective: `objective(stats, masks, key_B)` gives the loss of each pair; a loss of losses/ with its
+            settings bound as keywords. None: the models alone.
         seed: of all random draws.
         attention: the kernel that computes attention, see ops/attention.
         head_blocks: the blocks in which log-probs and KL are computed, see ops/logprob_kl.
@@ -53,7 +54,6 @@ class Problem(NamedTuple):
     reference_graph: nnx.GraphDef
     mask_source: MaskSource
     objective: Callable[[TokenStats, TokenMasks, Array], LossOutput]
-    beta: Scalar
     seed: int | Int[Array, ""]
     attention: AttentionKernel = "blocks"
     head_blocks: HeadBlocks = HeadBlocks()
@@ -61,6 +61,14 @@ class Problem(NamedTuple):
     spread: Spread | None = None
     adapted: bool = False
     cached: bool = False
+
+    @property
+    def beta(self) -> Scalar:
+        """The beta of the objective, 1/nat; 1 where it has none.
+
+        It scales the margin that is reported without masks.
+        """
+        return settings_of(self.objective).get("beta", 1.0)
 
     def policy_weights(self, trained: Weights, base: Weights | None) -> Weights:
         """All weights of the policy.
@@ -86,13 +94,13 @@ class Problem(NamedTuple):
 
 
 def _flatten(problem: Problem) -> tuple[tuple[Any, ...], Problem]:
-    numbers = (problem.objective, problem.beta, problem.seed)
-    return numbers, problem._replace(objective=None, beta=None, seed=None)  # type: ignore[arg-type]
+    numbers = (problem.objective, problem.seed)
+    return numbers, problem._replace(objective=None, seed=None)  # type: ignore[arg-type]
 
 
 def _unflatten(structure: Problem, numbers: Sequence[Any]) -> Problem:
-    objective, beta, seed = numbers
-    return structure._replace(objective=objective, beta=beta, seed=seed)
+    objective, seed = numbers
+    return structure._replace(objective=objective, seed=seed)
 
 
 jax.tree_util.register_pytree_node(Problem, _flatten, _unflatten)
