@@ -9,10 +9,10 @@ from flax import nnx
 from helpers.configs import PATHS, made_stats, make_config
 from helpers.tiny import GEMMA2, GPT2, NEOX, random_batch
 from sparsepo_jax.build.compute import choose_attention, compute_dtype
-from sparsepo_jax.build.data import length_limits
 from sparsepo_jax.build.models import decoder_graph
 from sparsepo_jax.build.objective import make_mask_source, make_objective
 from sparsepo_jax.build.optimizer import make_optimizer, optimizer_rates
+from sparsepo_jax.config.derive import length_limits
 from sparsepo_jax.config.schema.base import members
 from sparsepo_jax.config.schema.objectives import Objective
 from sparsepo_jax.config.schema.root import Config
@@ -214,12 +214,12 @@ def test_weight_decay_spares_biases_and_norms():
 
 def test_lengths_default_to_what_the_model_holds():
     spec = spec_from_hf(GPT2)
-    assert length_limits(make_config(), spec) == (32, 16)
-    assert length_limits(make_config(), None) == (2048, 1024)
+    assert length_limits(make_config().data, spec.max_positions) == (32, 16)
+    assert length_limits(make_config().data, None) == (2048, 1024)
     with pytest.raises(UserError, match="data.max_length: 40 tokens do not fit the model's 32 positions"):
-        length_limits(make_config(data=PATHS["data"] | {"max_length": 40}), spec)
+        length_limits(make_config(data=PATHS["data"] | {"max_length": 40}).data, spec.max_positions)
     with pytest.raises(UserError, match="leaves no room for a response"):
-        length_limits(make_config(data=PATHS["data"] | {"max_length": 20, "max_prompt_length": 20}), spec)
+        length_limits(make_config(data=PATHS["data"] | {"max_length": 20, "max_prompt_length": 20}).data, spec.max_positions)
 
 
 def test_bfloat16_compute_keeps_float32_weights_and_stays_near():

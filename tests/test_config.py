@@ -544,7 +544,7 @@ def test_a_json_file_is_a_list_or_lines(tmp_path, name, opened):
 
 
 def test_rows_of_a_large_file_are_estimated(data, monkeypatch):
-    monkeypatch.setattr("sparsepo_jax.run.check._READ_AT_MOST_BYTES", 4)
+    monkeypatch.setattr("sparsepo_jax.run.row_counts._READ_AT_MOST_BYTES", 4)
     assert plan_of(data={**data, "sft": data["sft"][:1]})["sft"].startswith(
         "about 3 rows an epoch, about 1 steps"
     )
@@ -632,7 +632,7 @@ def test_all_that_lacks_or_does_not_fit_on_disk_is_said_together(tmp_path, data)
 def test_a_model_that_cannot_run_or_hold_the_length_is_a_mistake():
     with pytest.raises(ConfigError, match="policy.config: model_type: unknown architecture 'gpt9'"):
         plan_of(stages=["export"], policy={"config": {**GPT2, "model_type": "gpt9"}})
-    with pytest.raises(ConfigError, match="data.max_length: 17 tokens do not fit the policy's 16 positions"):
+    with pytest.raises(ConfigError, match="data.max_length: 17 tokens do not fit the model's 16 positions"):
         plan_of(stages=["export"], data={"max_length": 17})
     with pytest.raises(
         ConfigError, match="data.max_prompt_length: 16 leaves no room for a response within 16 tokens"
@@ -641,7 +641,9 @@ def test_a_model_that_cannot_run_or_hold_the_length_is_a_mistake():
 
 
 def test_a_batch_that_cannot_be_cut_over_the_mesh_is_a_mistake():
-    with pytest.raises(ConfigError, match="^po.batch_size: 64 is no multiple of 24 "):
+    with pytest.raises(
+        ConfigError, match=r"^po.batch_size: 64 rows in 2 micro-step\(s\) .* take a multiple of 24"
+    ):
         plan_of(stages=["po"], data=REVIEWS, compute={"mesh": {"data": 3, "fsdp": 4}}, po={"accumulation": 2})
 
 

@@ -19,13 +19,14 @@ from jax.sharding import Mesh
 from sparsepo_jax.aot.footprint import Footprint, absent_devices, compile_for_memory
 from sparsepo_jax.aot.topology import Topology
 from sparsepo_jax.build.compute import check_batch, compute_dtype, set_precision
-from sparsepo_jax.build.data import abstract_batches, length_limits, load_data, make_training_plan
+from sparsepo_jax.build.data import abstract_batches, load_data, make_training_plan
 from sparsepo_jax.build.lora import make_lora, make_reference_lora, with_adapter_settings
 from sparsepo_jax.build.models import policy_config
 from sparsepo_jax.build.objective import brings_weights, cached_problem, make_problem
 from sparsepo_jax.build.step import make_step
 from sparsepo_jax.build.tokenizer import make_tokenizer
 from sparsepo_jax.build.weights import abstract_frozen, check_sharding
+from sparsepo_jax.config.derive import length_limits
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.schema.models import Policy
 from sparsepo_jax.config.schema.root import Config
@@ -35,7 +36,7 @@ from sparsepo_jax.data.holdout import split_holdout
 from sparsepo_jax.data.ragged import Ragged, ragged
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.run.check import read_model, read_policy
+from sparsepo_jax.run.model_facts import read_model, read_policy
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.train.forward import Problem
 
@@ -164,7 +165,7 @@ def _table(
     if not tokenizer_here:
         missing.append("the tokenizer")
     if missing:
-        longest, prompt = length_limits(config, spec)
+        longest, prompt = length_limits(config.data, spec.max_positions)
         response = longest - prompt
         responses = 1 if stage == "sft" else 2
         table = _equal_rows(getattr(config, stage).batch_size, prompt, response, responses)

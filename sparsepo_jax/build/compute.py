@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from sparsepo_jax.config.derive import batch_problem
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.cache import cache_directory
@@ -119,10 +120,6 @@ def check_batch(name: str, batch_size: int, micro_steps: int, mesh: Mesh) -> Non
         name: the setting to blame.
         batch_size: rows, over all micro-steps and devices.
     """
-    shards = pair_shards(mesh)
-    if batch_size % (micro_steps * shards):
-        raise UserError(
-            f"{name}: {batch_size} rows in {micro_steps} micro-step(s) cannot be cut over {shards} shards "
-            "(data x fsdp); "
-            f"take a multiple of {micro_steps * shards}"
-        )
+    problem = batch_problem(name, batch_size, micro_steps, pair_shards(mesh))
+    if problem is not None:
+        raise UserError(problem)

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from sparsepo_jax.build.sources import open_source
 from sparsepo_jax.build.tokenizer import template_date
+from sparsepo_jax.config.derive import length_limits
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.batching import BatchPlan
@@ -49,7 +50,7 @@ def load_data(
     from sparsepo_jax.data.sources import FirstWords
 
     data = config.data
-    max_length, max_prompt_length = length_limits(config, spec)
+    max_length, max_prompt_length = length_limits(data, None if spec is None else spec.max_positions)
     only_looks = LOOKING.issuperset(config.stages)
     opened = [open_source(source, kind) for source in sources]
     if kind == "prompts" and data.prompt_words is not None:
@@ -79,27 +80,6 @@ def load_data(
 def _say(text: str) -> None:
     if jax.process_index() == 0:
         print(text, flush=True)
-
-
-def length_limits(config: Config, spec: DecoderSpec | None) -> tuple[int, int]:
-    """(max_length, max_prompt_length), in tokens.
-
-    By default the smaller of 2048 and the model's positions, and half of that.
-    """
-    positions = 2048 if spec is None else spec.max_positions
-    longest = config.data.max_length or min(2048, positions)
-    if longest > positions:
-        raise UserError(
-            f"data.max_length: {longest} tokens do not fit the model's {positions} positions; set it to "
-            f"{positions} or less"
-        )
-    prompt = config.data.max_prompt_length or longest // 2
-    if prompt >= longest:
-        raise UserError(
-            f"data.max_prompt_length: {prompt} leaves no room for a response within {longest} tokens; "
-            "set it lower"
-        )
-    return longest, prompt
 
 
 def is_shared(config: Config) -> bool:

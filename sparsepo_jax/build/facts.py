@@ -6,10 +6,10 @@ from typing import Any
 from jax.sharding import Mesh
 
 from sparsepo_jax.build.compute import machine_facts
-from sparsepo_jax.build.data import length_limits
 from sparsepo_jax.build.lora import make_lora
 from sparsepo_jax.build.models import weight_shapes
 from sparsepo_jax.build.weights import trained_shapes
+from sparsepo_jax.config.derive import length_limits
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.data.facts import table_facts
 from sparsepo_jax.data.table import TokenTable
@@ -21,7 +21,7 @@ def stage_facts(
 ) -> dict[str, Any]:
     """What a training stage works on: for the doctor and the report."""
     lora = make_lora(getattr(config, stage), stage, spec)
-    max_length, max_prompt_length = length_limits(config, spec)
+    max_length, max_prompt_length = length_limits(config.data, spec.max_positions)
     return {
         "steps": steps,
         "data": table_facts(table),

@@ -1,12 +1,11 @@
 """The problem that a stage solves: models, mask source and loss, as the configuration asks for them."""
 
-from typing import Any
-
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from sparsepo_jax.build.compute import choose_attention, compute_dtype
 from sparsepo_jax.build.models import decoder_graph
+from sparsepo_jax.config.derive import mask_of
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.losses import sequence, token_weighted
@@ -45,18 +44,13 @@ LOSSES = {
 }
 
 
-def mask_config(config: Config) -> Any | None:
-    """The configured mask, or None for objectives without one."""
-    return getattr(config.objective, "mask", None)
-
-
 def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
     """The maker of token masks.
 
     Args:
         spec: the reference's, whose states the masks read.
     """
-    mask = mask_config(config)
+    mask = mask_of(config.objective)
     if mask is None:
         return fixed_source("ones", on="both", normalised=False)
     placing = {"on": mask.on, "normalised": mask.normalise}
@@ -139,7 +133,7 @@ def brings_weights(config: Config) -> bool:
 
     Given with the data, or activation masks computed before.
     """
-    mask = mask_config(config)
+    mask = mask_of(config.objective)
     if mask is None:
         return False
     return mask.kind == "given" or (config.reference.cached and mask.kind == "activation")
@@ -155,7 +149,7 @@ def cached_problem(problem: Problem, config: Config) -> Problem:
 
     If the masks are read off the reference's activations, the batches carry the masks, too.
     """
-    source, mask = problem.mask_source, mask_config(config)
+    source, mask = problem.mask_source, mask_of(config.objective)
     if source.reads_activations:
         source = fixed_source("given", on=mask.on, normalised=mask.normalise)
     return problem._replace(cached=True, mask_source=source)

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from sparsepo_jax.build.objective import mask_config
+from sparsepo_jax.config.derive import mask_of, warmup_steps
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.schema.training import Training
 from sparsepo_jax.train import optimizer as optimizers
@@ -18,17 +18,14 @@ def optimizer_rates(config: Config, training: Training, steps: int, width: int) 
         steps: of the stage.
         width: of the policy's states.
     """
-    rule, schedule, mask = training.optimizer, training.schedule, mask_config(config)
-    warmup_steps = schedule.warmup_steps
-    if warmup_steps is None:
-        warmup_steps = round(steps * (0.1 if schedule.warmup_share is None else schedule.warmup_share))
+    rule, schedule, mask = training.optimizer, training.schedule, mask_of(config.objective)
     return optimizers.Rates(
         policy_peak=rule.learning_rate,
         policy_decay=rule.weight_decay,
         mask_peak=mask_rate(mask, rule.learning_rate, width),
         mask_decay=getattr(mask, "weight_decay", 0.0),
         steps=steps,
-        warmup_steps=min(warmup_steps, steps),
+        warmup_steps=warmup_steps(schedule, steps),
         end=schedule.end,
         clip_norm=training.clip_norm,
     )

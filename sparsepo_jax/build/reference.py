@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sparsepo_jax.build.data import length_limits
-from sparsepo_jax.build.objective import mask_config
+from sparsepo_jax.config.derive import length_limits, mask_of
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.cache import cache_directory
@@ -18,8 +17,8 @@ def reference_key(config: Config, spec: DecoderSpec, reference: Weights, table: 
 
     That is its weights and shape, the tokens, the truncation, and the mask that is read off its activations.
     """
-    mask = mask_config(config)
-    max_length, max_prompt_length = length_limits(config, spec)
+    mask = mask_of(config.objective)
+    max_length, max_prompt_length = length_limits(config.data, spec.max_positions)
     reads = mask is not None and mask.kind == "activation"
     return {
         "reference": weights_digest(reference),

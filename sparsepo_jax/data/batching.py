@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparsepo_jax.core.steps import steps_of_epochs
 from sparsepo_jax.data.packing import FILLER, Shape, Sizes
 
 MULTIPLE = 8  # lengths are rounded up to this: they suit vector units
@@ -102,8 +103,7 @@ class BatchPlan:
         self._rows_per_epoch = sum(count * times + drawn for _, count, times, drawn in self._repeats())
         if self._rows_per_epoch == 0:
             raise ValueError("an epoch over these row weights has no row")
-        # Rounded up, but 0.1 x 30 is 3, not 4.
-        self.steps = max(1, math.ceil(epochs * self.batches_per_epoch - 1e-9)) if steps is None else steps
+        self.steps = steps_of_epochs(epochs, self.batches_per_epoch) if steps is None else steps
         self._known: tuple[int, np.ndarray, np.ndarray] | None = None
         ahead = self._needs_of_run()
         self._shapes = self._choose_shapes(ahead, buckets, shape_steps)

@@ -1,4 +1,7 @@
-"""Adapters as settings: po.lora as policy.adapter has it, and what `--check` and a run say of adapters. No JAX here."""
+"""Adapters as settings: po.lora as policy.adapter has it, and the words of `--check` and a run for adapters.
+
+No JAX here.
+"""
 
 from pathlib import Path
 
@@ -13,32 +16,36 @@ from sparsepo_jax.run.resume import trains_adapter_further
 
 
 def settle_lora(config: Config, spec: DecoderSpec) -> Config:
-    """The config with the settings of po.lora that it leaves out taken from policy.adapter, which po trains further.
+    """The config whose po.lora is that of policy.adapter, which po trains further.
+
+    Settings of po.lora that the config leaves out are taken from the adapter.
+
+    Args:
+        spec: of the policy.
 
     Raises:
-        UserError: a setting is another than the adapter's, or the adapter is none that po.lora can train.
+        UserError: a setting differs from the adapter's, or po.lora cannot train such an adapter.
     """
-    shape, lora = Adapter(config.policy.adapter, spec, "policy.adapter").lora, config.po.lora
-    wanted = {
+    lora = config.po.lora
+    if config.policy.adapter is None or lora is None:
+        return config
+    shape = Adapter(config.policy.adapter, spec, "policy.adapter").lora
+    from_adapter = {
         "rank": shape.rank,
         "alpha": shape.alpha,
         "rslora": shape.rslora,
         "targets": [f"^{name}$" for name in shape.targets],
     }
-    differing = [
-        name for name in wanted if name in lora.model_fields_set and not _agree(name, lora, shape, spec)
-    ]
+    chosen = [name for name in from_adapter if name in lora.model_fields_set]
+    differing = [name for name in chosen if not _agree(name, lora, shape, spec)]
     if differing:
         ours = ", ".join(f"{name} {getattr(lora, name)}" for name in differing)
-        theirs = ", ".join(
-            f"{name} {getattr(shape, name)}" if name != "targets" else f"targets {', '.join(shape.targets)}"
-            for name in differing
-        )
+        theirs = ", ".join(_describe_setting(name, shape) for name in differing)
         raise UserError(
-            f"po.lora: {ours}, but policy.adapter, which po trains further, has {theirs}: leave out po.lora.{' and po.lora.'.join(differing)}"
+            f"po.lora: {ours}, but policy.adapter, which po trains further, has {theirs}: leave out "
+            f"po.lora.{' and po.lora.'.join(differing)}"
         )
-    kept = {name: getattr(lora, name) for name in wanted if name in lora.model_fields_set}
-    settled = lora.model_copy(update=wanted | kept)
+    settled = lora.model_copy(update=from_adapter | {name: getattr(lora, name) for name in chosen})
     return config.model_copy(update={"po": config.po.model_copy(update={"lora": settled})})
 
 
@@ -51,11 +58,18 @@ def _agree(name: str, lora: Lora, shape: LoraShape, spec: DecoderSpec) -> bool:
         return False
 
 
+def _describe_setting(name: str, shape: LoraShape) -> str:
+    return f"targets {', '.join(shape.targets)}" if name == "targets" else f"{name} {getattr(shape, name)}"
+
+
 def same_model(base: str, path: str) -> bool:
-    """Whether two names mean one model, as far as names tell: equal, the same directory, or the same last part (a Hub id and its copy)."""
-    return (
-        base == path or Path(base).absolute() == Path(path).absolute() or Path(base).name == Path(path).name
-    )
+    """Whether two names mean one model, as far as names tell.
+
+    They do if they are equal, name the same directory, or end in the same part (a Hub id and its copy).
+    """
+    if base == path or Path(base).absolute() == Path(path).absolute():
+        return True
+    return Path(base).name == Path(path).name
 
 
 def describe_adapter(adapter: Adapter | AdapterConfig, config: Config, setting: str) -> str:

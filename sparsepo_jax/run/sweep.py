@@ -261,7 +261,8 @@ class Book:
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 [
-                    f"{self.path}: not a sweep's book ({error}); put it away, the runs beside it are found again"
+                    f"{self.path}: not a sweep's book ({error}); put it away, the runs beside it "
+                    "are found again"
                 ]
             ) from None
 
@@ -320,14 +321,14 @@ def run_sweep(
     Args:
         base: BASE.
         planned: the runs of the grid.
-        attempt: runs a config and returns its exit status and, in one line, what went wrong. Of several processes one
-            cannot go on without the others, so there a failure ends the sweep.
-        lacks: what was asked for (--metric) and is missing in the directory of a finished run; asked once, of the first
-            run that is done.
+        attempt: runs a config and returns its exit status and, in one line, what went wrong. Of several
+            processes one cannot go on without the others, so there a failure ends the sweep.
+        lacks: what was asked for (--metric) and is missing in the directory of a finished run; called once,
+            for the first run that is done.
 
     Returns:
-        0; 1 if a run failed (the others are done all the same); that of a run which was told to stop; or 2 if the first
-        run that is done lacks something.
+        0; 1 if a run failed (the others are done all the same); that of a run which was told to stop; or 2
+        if the first run that is done lacks something.
     """
     book, shared = Book(base, planned), SharedSft(planned)
     failed: list[str] = []

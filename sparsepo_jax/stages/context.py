@@ -24,9 +24,10 @@ from sparsepo_jax.build.models import (
     read_generation,
     read_spec,
 )
-from sparsepo_jax.build.objective import make_problem, mask_config
+from sparsepo_jax.build.objective import make_problem
 from sparsepo_jax.build.tokenizer import ends_of, made_tokenizer, make_tokenizer, same_tokenizer
 from sparsepo_jax.build.weights import check_sharding
+from sparsepo_jax.config.derive import mask_of
 from sparsepo_jax.config.load import save_config
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
@@ -161,7 +162,7 @@ class Run:
         return load_data(self.config, "pairs", sources, name, self.tokenizer, self.spec)
 
     def _check_given_weights(self, name: str, table: TokenTable | None) -> None:
-        mask = mask_config(self.config)
+        mask = mask_of(self.config.objective)
         if mask is not None and mask.kind == "given" and table is not None and not table.has_weights:
             raise UserError(
                 f"objective.mask.kind: given needs token weights, but {name} has no columns chosen_weights "

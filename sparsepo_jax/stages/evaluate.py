@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sparsepo_jax.build.compute import machine_facts
-from sparsepo_jax.build.objective import mask_config
+from sparsepo_jax.config.derive import mask_of
 from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.eval.auroc import auroc, precision
@@ -99,7 +99,7 @@ def mask_summary(
     summary: dict[str, Any] = dict.fromkeys(
         (*FIGURES, "auroc_ceiling", "precision_ceiling", "sparsity_start", "sparsity_end", "deletion")
     )
-    mask = mask_config(run.config)
+    mask = mask_of(run.config.objective)
     if mask is not None:
         summary["sparsity_start"] = mask_sparsity(before) if before else None
         summary["sparsity_end"] = mask_sparsity(after)
@@ -124,7 +124,7 @@ def _lexicon_summary(
 
     The rest of a word follows from its beginning, which stands in its context.
     """
-    masked = mask_config(run.config) is not None
+    masked = mask_of(run.config.objective) is not None
     figures = functools.partial(token_figures, after, before, masked=masked)
     return {
         name: figures(decisive_N) | {"first_pieces": figures(decisive_N, kept_N=~marks.rest)}

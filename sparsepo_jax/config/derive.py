@@ -1,0 +1,118 @@
+"""What follows from a configuration and a few facts of models and data, for `--check` and for the run.
+
+No JAX here.
+"""
+
+import math
+
+from sparsepo_jax.config.schema.compute import Mesh
+from sparsepo_jax.config.schema.data import Data
+from sparsepo_jax.config.schema.masks import AnyMask, LearnedMask
+from sparsepo_jax.config.schema.models import BpeTokenizer, ByteTokenizer, Tokenizer
+from sparsepo_jax.config.schema.objectives import MaPO, Objective, SparsePO
+from sparsepo_jax.config.schema.training import Schedule, Training
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.steps import steps_of_epochs
+
+DEFAULT_LENGTH = 2048  # tokens of prompt and response
+DEFAULT_WARMUP_SHARE = 0.1
+BYTE_TOKENS = 257  # a token for each byte, and one for the beginning and end of text
+MASK_HIDDEN = 200  # width of the two-layer mask nets
+
+
+def mask_of(objective: Objective) -> AnyMask | None:
+    """The configured token mask; None for objectives without one."""
+    return objective.mask if isinstance(objective, SparsePO | MaPO) else None
+
+
+def length_limits(data: Data, positions: int | None) -> tuple[int, int]:
+    """The longest prompt + response and the longest prompt, tokens.
+
+    By default the smaller of 2048 and the model's positions, and half of that.
+
+    Args:
+        positions: of the model; None: not known.
+
+    Raises:
+        UserError: they do not fit the model or each other.
+    """
+    most = DEFAULT_LENGTH if positions is None else positions
+    longest = data.max_length or min(DEFAULT_LENGTH, most)
+    if positions is not None and longest > positions:
+        raise UserError(
+            f"data.max_length: {longest} tokens do not fit the model's {positions} positions; set it to "
+            f"{positions} or less"
+        )
+    prompt = data.max_prompt_length or longest // 2
+    if prompt >= longest:
+        raise UserError(
+            f"data.max_prompt_length: {prompt} leaves no room for a response within {longest} tokens; "
+            "set it lower"
+        )
+    return longest, prompt
+
+
+def stage_steps(training: Training, rows_per_epoch: int) -> int:
+    """Optimizer steps of a training stage."""
+    if training.steps is not None:
+        return training.steps
+    return steps_of_epochs(training.epochs or 1.0, math.ceil(rows_per_epoch / training.batch_size))
+
+
+def warmup_steps(schedule: Schedule, steps: int) -> int:
+    """Steps of the warm-up in a stage of `steps`; all of them at the most."""
+    if schedule.warmup_steps is not None:
+        return min(schedule.warmup_steps, steps)
+    share = DEFAULT_WARMUP_SHARE if schedule.warmup_share is None else schedule.warmup_share
+    return round(steps * share)
+
+
+def least_shards(mesh: Mesh) -> int:
+    """Parts that a micro-step's rows are cut into, over data x fsdp; an axis that is free counts as 1."""
+    return (mesh.data or 1) * (mesh.fsdp or 1)
+
+
+def batch_problem(name: str, batch_size: int, micro_steps: int, shards: int) -> str | None:
+    """What is wrong if the rows of a micro-step cannot be cut evenly; None: nothing.
+
+    Args:
+        name: the setting to blame.
+        batch_size: rows, over all micro-steps and devices.
+        shards: of each micro-step.
+    """
+    if batch_size % (micro_steps * shards) == 0:
+        return None
+    return (
+        f"{name}: {batch_size} rows in {micro_steps} micro-step(s) cannot be cut over {shards} shards "
+        f"(data x fsdp); take a multiple of {micro_steps * shards}"
+    )
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int | None:
+    """Tokens of a tokenizer that is made here (of a BPE at the most); None: its files or its words tell."""
+    match tokenizer:
+        case ByteTokenizer():
+            return BYTE_TOKENS
+        case BpeTokenizer():
+            return tokenizer.vocab_size
+    return None
+
+
+def mask_parameters(objective: Objective, width: int, num_layers: int) -> int:
+    """Parameters of the learned mask nets, one or two; 0 where no mask is learned.
+
+    Args:
+        width: of the reference's states, which the nets read.
+        num_layers: of the reference.
+    """
+    mask = mask_of(objective)
+    if not isinstance(mask, LearnedMask):
+        return 0
+    of_layer = width + 1
+    if mask.net.startswith("ml"):
+        of_layer = width * MASK_HIDDEN + MASK_HIDDEN + MASK_HIDDEN + 1
+    net = of_layer
+    if mask.net.endswith("all"):
+        mixer, shared_norm = num_layers, 2 * width
+        net = num_layers * of_layer + mixer + shared_norm
+    return 2 * net if mask.sharing == "independent" and mask.on == "both" else net

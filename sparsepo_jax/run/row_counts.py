@@ -1,0 +1,132 @@
+"""How many rows the data has, as far as files that are here tell without being read completely."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsepo_jax.config.schema.data import FileSource, Source
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data.readers import SUFFIXES, suffix_of, table_delimiter, table_lines
+from sparsepo_jax.data.sources import matching_files
+from sparsepo_jax.data.splits import SplitError, split_names, split_ranges
+from sparsepo_jax.run.local import DATA_ID, Count, is_local, total
+
+# Of a text file; the rest is extrapolated, so that --check does not wait for large files.
+_READ_AT_MOST_BYTES = 32 * 2**20
+
+
+def rows_of(sources: Sequence[Source], where: str, mistakes: list[str]) -> Count:
+    """Rows that an epoch sees.
+
+    Args:
+        where: the setting that holds the sources.
+        mistakes: gets a line for each source that cannot be read.
+    """
+    counts = [_rows_in(source, f"{where}.{index}", mistakes) for index, source in enumerate(sources)]
+    rows = total(
+        None if count.number is None else round(source.weight * count.number)
+        for source, count in zip(sources, counts, strict=True)
+    )
+    return Count(rows, rows is None or all(count.exact for count in counts))
+
+
+def _rows_in(source: Source, where: str, mistakes: list[str]) -> Count:
+    if not isinstance(source, FileSource):
+        return Count(source.rows)
+    try:
+        files = matching_files(source.path)
+        if files is None and not is_local(source.path, f"{where}.path", mistakes, DATA_ID):
+            return Count(None)
+        if files is None:
+            return _rows_of_datasets_directory(Path(source.path), source.split)
+        counts = [_rows_of_file(file) for file in files]
+        rows = total(count.number for count in counts)
+        return _rows_of_split(source.split, {"train": Count(rows, all(count.exact for count in counts))})
+    except (SplitError, UserError) as error:
+        mistakes.append(f"{where}.path: {error}")
+    except (OSError, EOFError, zlib.error, ValueError, KeyError) as error:
+        # Errors of pyarrow and json are ValueErrors.
+        mistakes.append(f"{where}.path: cannot read {source.path}: {' '.join(str(error).split())}")
+    return Count(None)
+
+
+def _rows_of_file(file: str) -> Count:
+    suffix = suffix_of(file)
+    if suffix is None:
+        raise UserError(f"expected a file ending in {', '.join(SUFFIXES)}, or a directory, got {file}")
+    if suffix == ".parquet":
+        import pyarrow.parquet
+
+        return Count(pyarrow.parquet.read_metadata(file).num_rows)
+    count = _rows_of_table if suffix.startswith((".csv", ".tsv")) else _rows_of_json
+    return count(Path(file), zipped=suffix.endswith(".gz"))
+
+
+def _rows_of_split(split: str, rows: dict[str, Count]) -> Count:
+    """Rows of a split or of parts of splits. SplitError: one that is not there."""
+    absent = next((name for name in split_names(split) if name not in rows), None)
+    if absent is not None:
+        raise SplitError(f"it has no split {absent!r}, only {', '.join(rows)}")
+    ranges = split_ranges(split, {name: count.number or 0 for name, count in rows.items()})
+    if any(rows[part.split].number is None for part in ranges):
+        return Count(None)
+    number = sum(part.stop - part.start for part in ranges)
+    return Count(number, all(rows[part.split].exact for part in ranges))
+
+
+def _rows_of_json(path: Path, zipped: bool) -> Count:
+    """Lines that are not empty, or the entries of one list."""
+    size, rows = path.stat().st_size, 0
+    with open(path, "rb") as raw:
+        lines = gzip.GzipFile(fileobj=raw) if zipped else raw
+        for line in lines:
+            if rows == 0 and line.lstrip().startswith(b"["):
+                if size > _READ_AT_MOST_BYTES:
+                    return Count(None)
+                return Count(len(json.loads(line + lines.read())))
+            rows += not line.isspace()
+            if raw.tell() >= _READ_AT_MOST_BYTES:
+                return Count(round(rows * size / raw.tell()), exact=raw.tell() == size)
+    return Count(rows)
+
+
+def _rows_of_table(path: Path, zipped: bool) -> Count:
+    """Rows of separated values below the line that names the columns."""
+    rows, size = 0, path.stat().st_size
+    with open(path, "rb") as raw:
+        lines = table_lines(gzip.GzipFile(fileobj=raw) if zipped else raw, table_delimiter(str(path)))
+        next(lines, None)
+        for cells in lines:
+            rows += bool(cells)
+            if lines.line_num % 1000 == 0 and raw.tell() >= _READ_AT_MOST_BYTES:
+                return Count(round(rows * size / raw.tell()), exact=raw.tell() == size)
+    return Count(rows)
+
+
+def _rows_of_datasets_directory(path: Path, split: str) -> Count:
+    """Rows of what `save_to_disk` has written; unknown for other directories.
+
+    SplitError: a split is not there.
+    """
+    if (path / "dataset_dict.json").exists():
+        names = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        needed = split_names(split)
+        rows = {name: _rows_of_saved(path / name) if name in needed else Count(0) for name in names}
+        return _rows_of_split(split, rows)
+    if not (path / "state.json").exists():
+        return Count(None)
+    name = json.loads((path / "state.json").read_text()).get("_split") or "train"
+    return _rows_of_split(split, dict.fromkeys((name, "train"), _rows_of_saved(path)))
+
+
+def _rows_of_saved(directory: Path) -> Count:
+    import pyarrow
+
+    entries = json.loads((directory / "state.json").read_text())["_data_files"]
+    rows = 0
+    for entry in entries:
+        stream = pyarrow.ipc.open_stream(pyarrow.memory_map(str(directory / entry["filename"])))
+        rows += sum(batch.num_rows for batch in stream)
+    return Count(rows)
