@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.program import write_config
-from sparsepo_jax.config.kinds import entry_of, fields_of, plain, sections_of
+from sparsepo_jax.config.kinds import entry_of, fields_of, sections_of, unwrapped
 from sparsepo_jax.config.load import ConfigError, load_config, save_config
 from sparsepo_jax.config.names import SETTINGS
 from sparsepo_jax.config.paths import PathText, expand_path
@@ -84,7 +84,7 @@ def test_every_setting_that_is_a_path_is_expanded():
     unmarked = {
         name
         for name, annotation, model in sections()
-        if str in {annotation, *typing.get_args(plain(annotation)), *typing.get_args(annotation)}
+        if str in {annotation, *typing.get_args(unwrapped(annotation)), *typing.get_args(annotation)}
         or is_path(annotation)
         if named.search(name)
         or re.match(

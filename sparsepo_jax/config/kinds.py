@@ -11,7 +11,7 @@ from sparsepo_jax.config.schema.base import ByKind, Section, members
 from sparsepo_jax.config.shown import LONGEST_SHOWN
 
 
-def plain(annotation: Any) -> Any:
+def unwrapped(annotation: Any) -> Any:
     """An annotation without `| None` and constraints; a union told apart by `kind` keeps its mark."""
     while True:
         if get_origin(annotation) is Annotated and by_kind(annotation) is None:
@@ -31,7 +31,7 @@ def by_kind(annotation: Any) -> ByKind | None:
 def sections_of(annotation: Any) -> dict[str | None, type[Section]]:
     """The sections that a mapping may be here, by kind (None: there is one only); empty where no section
     goes."""
-    annotation = plain(annotation)
+    annotation = unwrapped(annotation)
     if by_kind(annotation) is not None:
         return {kind: section for kind, section in members(annotation).items()}
     if isinstance(annotation, type) and issubclass(annotation, Section):
@@ -42,16 +42,16 @@ def sections_of(annotation: Any) -> dict[str | None, type[Section]]:
 def kind_of(annotation: Any, mapping: Mapping[Any, Any]) -> str | None:
     """The kind of a mapping: the default if it names none, the nearest if it names one that does not
     exist."""
-    mark = by_kind(plain(annotation))
+    mark = by_kind(unwrapped(annotation))
     if mark is None:
         return None
     kind = mapping.get("kind", mark.default)
-    return by_likeness(kind, members(plain(annotation)))[0] if isinstance(kind, str) else mark.default
+    return by_likeness(kind, members(unwrapped(annotation)))[0] if isinstance(kind, str) else mark.default
 
 
 def entry_of(annotation: Any) -> Any | None:
     """The annotation of a list's entries; None: it is no list."""
-    annotation = plain(annotation)
+    annotation = unwrapped(annotation)
     return get_args(annotation)[0] if get_origin(annotation) is list else None
 
 
@@ -64,9 +64,9 @@ def fields_of(section: type[Section]) -> dict[str, Any]:
 
 def choices(annotation: Any) -> list[str]:
     """The words of a Literal, or of the Literal that the entries of a list are."""
-    annotation = plain(annotation)
+    annotation = unwrapped(annotation)
     while get_origin(annotation) is not Literal:
-        annotation = plain(get_args(annotation)[-1])
+        annotation = unwrapped(get_args(annotation)[-1])
     return list(get_args(annotation))
 
 

@@ -14,8 +14,8 @@ from sparsepo_jax.config.kinds import (
     choices,
     entry_of,
     fields_of,
-    plain,
     sections_of,
+    unwrapped,
 )
 from sparsepo_jax.config.names import NOTES, SETTINGS, same_name
 from sparsepo_jax.config.schema.base import Json, Section
@@ -94,12 +94,12 @@ def _place(location: tuple[str | int, ...]) -> _Place:
     kind: str | None = None  # of the section
     next_kind: str | None = None  # of the node, until the next key enters it
     for number, part in enumerate(location):
-        node = plain(node)
+        node = unwrapped(node)
         if by_kind(node) is not None:
             next_kind = str(part)
             node = sections_of(node)[next_kind]
             continue
-        if node == plain(Json):  # a key, then its value's type, and so on
+        if node == unwrapped(Json):  # a key, then its value's type, and so on
             path += map(str, location[number::2])
             break
         path.append(str(part))

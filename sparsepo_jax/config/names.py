@@ -1,9 +1,9 @@
-"""What other programs and papers call our settings and their values: for the line that answers a mistake."""
+"""What other programs and papers call our settings and their values, for messages about mistakes."""
 
 from collections.abc import Iterable
 from typing import Any
 
-# Key of TRL, Transformers, Axolotl or LLaMA-Factory -> ours. What stage po has, sft has, too.
+# Key of TRL, Transformers, Axolotl or LLaMA-Factory -> ours. Settings of po exist for sft, too.
 SETTINGS = {
     "model_name_or_path": "policy.path",
     "model_name": "policy.path",
@@ -147,7 +147,7 @@ VALUES = {
     "parquet": ("file",),
 }
 
-# Keys at a config's root that tell whose it is, the most telling program first.
+# Keys at a config's root by which other programs' configs are recognised. Of equal counts the first wins.
 _MARKS = {
     "LLaMA-Factory": {
         "finetuning_type",
@@ -198,7 +198,7 @@ _MARKS = {
         "dataset_train_split",
     },
 }
-_TELLING = 3  # so many keys, and no `stages`
+_LEAST_MARKS = 3  # keys of another program, in a config without `stages`
 
 
 def plain(name: str) -> str:
@@ -207,8 +207,10 @@ def plain(name: str) -> str:
 
 
 def same_name(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that is meant by a name written in other letters (DPO, batch-size) or used elsewhere
-    (sigmoid); None: there is none."""
+    """The one of `names` that is meant; None: there is none.
+
+    It may be written in other letters (DPO, batch-size) or be another program's word (sigmoid).
+    """
     by_plain = {plain(known): known for known in names}
     for candidate in (plain(name), *VALUES.get(plain(name), ())):
         if candidate in by_plain:
@@ -222,4 +224,4 @@ def other_program(content: dict[str, Any]) -> str | None:
         return None
     counts = {program: len(keys & content.keys()) for program, keys in _MARKS.items()}
     program = max(counts, key=counts.__getitem__)
-    return program if counts[program] >= _TELLING else None
+    return program if counts[program] >= _LEAST_MARKS else None

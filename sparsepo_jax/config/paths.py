@@ -1,5 +1,7 @@
-"""Paths as people type them: ~ is the home directory, $NAME and ${NAME} are environment variables, whichever
-way the text came past the shell."""
+"""Paths as people type them: ~ is the home directory, $NAME and ${NAME} are environment variables.
+
+They are expanded here, too, since a config file never passes the shell.
+"""
 
 import os
 import re
@@ -11,10 +13,13 @@ _VARIABLE = re.compile(r"\$(\$|[A-Za-z_]\w*|\{[^}]*\})")
 
 
 def expand_path(text: str) -> str:
-    """'~/runs/$USER' -> '/home/ann/runs/ann'; $$ is a plain $. ValueError: there is no such variable or
-    user."""
+    """'~/runs/$USER' -> '/home/ann/runs/ann'; $$ is a plain $.
 
-    def value(match: re.Match) -> str:
+    Raises:
+        ValueError: there is no such variable or user.
+    """
+
+    def value(match: re.Match[str]) -> str:
         name = match[1].strip("{}")
         if name == "$":
             return "$"
@@ -26,9 +31,10 @@ def expand_path(text: str) -> str:
         return os.environ[name]
 
     path = _VARIABLE.sub(value, text)
-    if text.startswith("~"):  # and not where a variable's value does
-        path = os.path.expanduser(path)
-    if text.startswith("~") and path.startswith("~"):
+    if not text.startswith("~"):  # a ~ within a variable's value stays
+        return path
+    path = os.path.expanduser(path)
+    if path.startswith("~"):
         raise ValueError(
             f"{text!r:.80} is in the home directory of a user who is not known here: write the path out "
             "(./~ is a directory of that name)"
@@ -40,6 +46,6 @@ def _expanded(value: Any) -> Any:
     return expand_path(value) if isinstance(value, str) else value
 
 
-# Every setting that is a path, or a path or Hub id, has this type. It is written so that it is read again as
-# it is.
+# The type of every setting that is a path, or a path or Hub id. Its $ is doubled when it is saved, so that
+# loading gives the same path.
 PathText = Annotated[str, BeforeValidator(_expanded), PlainSerializer(lambda path: path.replace("$", "$$"))]
