@@ -1,4 +1,7 @@
-"""Faults: damaged checkpoints, numbers that are not finite, files that change, signals, disks, processes that are killed. The real program each time."""
+"""Faults: damaged checkpoints, numbers that are not finite, files that change, signals, disks, kills.
+
+The real program each time.
+"""
 
 import json
 import os
@@ -38,7 +41,10 @@ def steps_in(directory: Path) -> list[int]:
 
 
 def array_file(directory: Path) -> Path:
-    """The arrays' own bytes, all of which are read. (What each process wrote lies beside them in ocdbt.process_N: merged into these, and mostly dead.)"""
+    """The arrays' own bytes, all of which are read.
+
+    (What each process wrote lies beside them in ocdbt.process_N: merged into these, and mostly dead.)
+    """
     return max(
         (path for path in directory.rglob("d/*") if not path.parent.parent.name.startswith("ocdbt.process_")),
         key=lambda path: path.stat().st_size,
@@ -93,7 +99,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_pat
 
 
 def test_damage_that_decompresses_is_found_by_the_checksums(tmp_path):
-    """Written by Orbax itself, with another number in one place: nothing but the checksum can know. Kills: a checksum that places do not count in."""
+    """Written by Orbax itself, with another number in one place, which only the checksum can know.
+
+    Kills: a checksum that does not depend on places.
+    """
     import jax.numpy as jnp
     from orbax.checkpoint import v1 as ocp
 
@@ -189,7 +198,10 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows(broken_model, tmp_pa
 
 
 def test_so_many_updates_may_be_left_out(broken_model, tmp_path, capsys):
-    """Two epochs of three batches: the row comes twice. What is left out changes no weight, and counts over a restart."""
+    """Two epochs of three batches, so the row comes twice.
+
+    What is left out changes no weight, and counts over a restart.
+    """
     config = str(broken_config(tmp_path, broken_model, {16}, skip_nonfinite=1))
     assert main(["--config", config]) == 1
     error = capsys.readouterr().err
@@ -334,7 +346,10 @@ def test_faults_from_outside_are_one_line_with_what_to_do(error, says):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited by Linux's means")
 def test_a_run_that_is_out_of_memory_ends_in_one_line(tmp_path):
-    """The real allocator refuses the real array: an embedding of 128 GiB where 32 may be had, so nothing is ever filled."""
+    """The real allocator refuses the real array: an embedding of 128 GiB where 32 may be had.
+
+    So nothing is ever filled.
+    """
     policy = {
         "config": {
             "model_type": "gpt2",
@@ -346,7 +361,10 @@ def test_a_run_that_is_out_of_memory_ends_in_one_line(tmp_path):
         }
     }
     config = write_config(tmp_path, **(PO | {"policy": policy}))
-    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35)); from sparsepo_jax.main import main; sys.exit(main(sys.argv[1:]))"
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35)); from "
+        "sparsepo_jax.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", limited, "--config", str(config)], capture_output=True, text=True, timeout=300
     )
@@ -359,7 +377,10 @@ def test_a_run_that_is_out_of_memory_ends_in_one_line(tmp_path):
 
 
 def kill_when(command: list[str], ready: Callable[[], bool], delay_s: float = 0.0) -> None:
-    """Starts the program and sends kill -9 so long after ready(), which is asked every few milliseconds: how fast the machine is does not matter."""
+    """Starts the program and sends kill -9 so long after ready().
+
+    That is asked every few milliseconds, so that the speed of the machine does not matter.
+    """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not ready():
         assert process.poll() is None, f"the run ended ({process.returncode}) before it was killed"
@@ -381,8 +402,11 @@ def is_written(directory: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [pytest.param(3, id="three"), pytest.param(20, id="twenty")])
 def test_kills_all_over_a_run_end_in_the_same_bits(kills, tmp_path):
-    """kill -9: as po's start is written; as its end is written; in between at random steps, spread over the run, in turn while the checkpoint of the step is
-    being written, and some random part of 0.3 s after it was (one comes every second step). Then to the end.
+    """kill -9 all over stage po, then a run to the end.
+
+    It comes as po's start is written, as its end is written, and in between at random steps spread over the
+    run: in turn while the checkpoint of the step is being written and up to 0.3 s after it was (a checkpoint
+    comes every second step).
 
     pytest tests/test_faults.py -m slow -k twenty -s
     """
@@ -399,16 +423,19 @@ def test_kills_all_over_a_run_end_in_the_same_bits(kills, tmp_path):
         str(write_config(tmp_path / "parts", **changes)),
     ]
     po = tmp_path / "parts" / "run" / "po"
-    saved = lambda: max((int(name) for name in names_in(po / "checkpoints") if name.isdigit()), default=0)
+
+    def saved():
+        return max((int(name) for name in names_in(po / "checkpoints") if name.isdigit()), default=0)
+
     kill_when(command, lambda: any(name.startswith("start") for name in names_in(po)))
     writing, moments = 0, []
     for n in range(kills - 2):
         before = saved()
         target = max(before + 2, int(0.8 * steps * (n + draws.random()) / (kills - 2)))
         if n % 2 == 0:
-            kill_when(command, lambda: saved() >= target and is_written(po / "checkpoints"))
+            kill_when(command, lambda target=target: saved() >= target and is_written(po / "checkpoints"))
         else:
-            kill_when(command, lambda: saved() >= target, draws.uniform(0.0, 0.3))
+            kill_when(command, lambda target=target: saved() >= target, draws.uniform(0.0, 0.3))
         writing += is_written(po / "checkpoints")
         moments.append(saved())
         assert moments[-1] > before, "each part goes further"
@@ -416,7 +443,8 @@ def test_kills_all_over_a_run_end_in_the_same_bits(kills, tmp_path):
     assert not (po.parent / "stages.json").exists(), "po was not done yet"
     subprocess.run(command, check=True, capture_output=True)
     print(
-        f"\n{kills} kills: at the start, after checkpoints {moments} of {steps} steps ({writing} while a checkpoint was being written), at the end"
+        f"\n{kills} kills: at the start, after checkpoints {moments} of {steps} steps ({writing} "
+        f"while a checkpoint was being written), at the end"
     )
     assert writing >= max(1, kills // 4) and (
         kills < 20 or (moments[0] < 0.2 * steps and moments[-1] > 0.6 * steps)

@@ -1,7 +1,8 @@
-"""Every knob outside `objective` and `data`: each moves what is made of it, or at least is read by the code that needs it.
+"""Every knob outside `objective` and `data`: each moves what is made of it, or at least is read by the code
+that needs it.
 
-Kills: a knob that is left behind on its way from the config to the code. Knobs of `objective` are in test_build, those of
-`data` in test_data_knobs.
+Kills: a knob that is left behind on its way from the config to the code. Knobs of `objective` are in
+test_build, those of `data` in test_data_knobs.
 """
 
 import sys
@@ -43,7 +44,8 @@ STEPS = 12
 
 
 def updates(config: Config) -> Any:
-    """Weights after each of a few steps; the gradients change, and the first one is cut by the default norm."""
+    """Weights after each of a few steps; the gradients change, and the first one is cut by the default
+    norm."""
     weights = {"policy": {"embed.embedding": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)}, "masks": {}}
     optimizer, _ = make_optimizer(config, config.po, STEPS, 16)
     state = optimizer.init(weights)
@@ -203,7 +205,10 @@ MOVED = [
 
 
 def with_section(place: str, section: dict[str, Any]) -> Config:
-    """A config with a section put at a dotted place. Its data make 5 batches; its learning rate moves weights."""
+    """A config with a section put at a dotted place.
+
+    Its data make 5 batches; its learning rate moves weights.
+    """
     changes: dict[str, Any] = section
     for name in reversed(place.split(".")):
         changes = {name: changes}
@@ -265,7 +270,10 @@ def all_sections(section: type[Section] = Section) -> set[type[Section]]:
 
 
 def test_every_other_knob_is_read(tmp_path, reads):
-    """By a run that has all optional parts. A field that is only copied with its section does not count as read."""
+    """By a run that has all optional parts.
+
+    A field that is only copied with its section does not count as read.
+    """
     reviews = {"kind": "reviews", "rows": 20}
     run(
         tmp_path,

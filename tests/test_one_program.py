@@ -130,7 +130,10 @@ def test_what_is_no_number_makes_another_program():
         "mask": {"learning_rate": 0.5, "weight_decay": 0.3},
     }
     assert structure(problem_of(objective=numbers, seed=5)[0]) == structure(same)
-    learned = lambda **mask: {"objective": {"kind": "sparsepo", "mask": {"kind": "learned", **mask}}}
+
+    def learned(**mask):
+        return {"objective": {"kind": "sparsepo", "mask": {"kind": "learned", **mask}}}
+
     for change in (
         {"objective": {"kind": "dpo"}},
         {"objective": {"kind": "sparsepo", "nll_weight": 0.1}},

@@ -65,7 +65,8 @@ def test_mistakes_of_the_grid_are_said_all_at_once():
         )
     assert caught.value.lines == [
         "--sweep seed: expected section.field=value,value,...",
-        "--sweep output_dir: every run of a sweep gets a directory of its own; other values of the config go before --sweep",
+        "--sweep output_dir: every run of a sweep gets a directory of its own; other values of the "
+        "config go before --sweep",
         "--sweep seed: 1.0 is there twice",
         "--sweep seed: given twice",
         "--sweep objective.beta: no value; write null if that is meant, and '' for empty text",
@@ -168,12 +169,15 @@ def test_all_configs_are_checked_first_and_mistakes_name_their_runs(tmp_path, ca
     assert stages.ran == [] and not (tmp_path / "run").exists()
 
 
-# ---------------------------------------------------------------- running, with something else in place of the stages
+# ---------------------------------------------------------------- running, with a stand-in for the stages
 
 
 @pytest.fixture
 def stages(monkeypatch):
-    """A module in place of the stages: notes the runs in `ran`, and raises what `errors` holds for a (beta, seed)."""
+    """A module in place of the stages.
+
+    It notes the runs in `ran`, and raises what `errors` holds for a (beta, seed).
+    """
     module = ModuleType("sparsepo_jax.stages.runner")
     module.ran, module.errors = [], {}
 
@@ -212,7 +216,8 @@ def test_a_failure_is_kept_apart_and_the_same_command_tries_it_again(tmp_path, s
     assert book_of(tmp_path) == {"beta=0.1,seed=0": ("done", None), "beta=0.4,seed=1": ("done", None)} | wrong
     said = capsys.readouterr().err
     assert "Traceback" in said and said.endswith(
-        "2 of 4 runs failed:\n  beta=0.1,seed=1: no data; mend it\n  beta=0.4,seed=0: ZeroDivisionError: nobody foresaw this\n"
+        "2 of 4 runs failed:\n  beta=0.1,seed=1: no data; mend it\n  beta=0.4,seed=0: "
+        "ZeroDivisionError: nobody foresaw this\n"
     )
     stages.errors = {}
     assert main(["--config", path, *GRID]) == 0
@@ -295,7 +300,8 @@ def test_a_wrong_metric_ends_the_sweep_after_the_first_run_that_is_done_and_the_
     assert evaluated.ran == [(0.1, 0), (0.1, 1)]
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == (
-        "error: --metric: no number is called acuracy_unmasked; the nearest of 4 are accuracy_unmasked, auroc_reward, kl; "
+        "error: --metric: no number is called acuracy_unmasked; the nearest of 4 are "
+        "accuracy_unmasked, auroc_reward, kl; "
         "run 2 of 4 is done, and the same command with another name goes on"
     )
     assert [status for status, _ in book_of(tmp_path).values()] == [
@@ -326,7 +332,10 @@ def test_a_metric_of_runs_without_numbers_is_said_after_the_first(tmp_path, stag
 
 @pytest.fixture
 def trainers(stages):
-    """Runs that leave the marks of an sft. `sft`: run -> the run whose sft it took, None: it trained; `failing`: runs whose sft fails."""
+    """Runs that leave the marks of an sft.
+
+    `sft`: run -> the run whose sft it took, None: it trained; `failing`: runs whose sft fails.
+    """
     plain, stages.sft, stages.failing = stages.run_stages, {}, set()
 
     def run_stages(config, stop):
@@ -413,11 +422,14 @@ def test_an_sft_that_is_named_is_taken_by_all_runs(tmp_path, trainers):
 
 def test_check_says_which_run_trains_the_sft(tmp_path, trainers, capsys):
     path = str(write_config(tmp_path))
-    lines = lambda: {
-        line.split()[0]: line.split("  ")[-1].strip()
-        for line in capsys.readouterr().out.splitlines()
-        if line.startswith("  beta")
-    }
+
+    def lines():
+        return {
+            line.split()[0]: line.split("  ")[-1].strip()
+            for line in capsys.readouterr().out.splitlines()
+            if line.startswith("  beta")
+        }
+
     assert main(["--config", path, *GRID, "--check"]) == 0
     others = {"beta=0.4,seed=0": "sft of beta=0.1,seed=0", "beta=0.4,seed=1": "sft of beta=0.1,seed=1"}
     assert lines() == dict.fromkeys(FIRST, "trains sft") | others
@@ -452,9 +464,10 @@ def swept(tmp_path_factory):
 
 def test_every_run_is_as_if_it_had_run_alone(swept):
     base, command = swept
-    first_loss = lambda run: next(
-        row["loss"] for row in lines_of(run / "metrics.jsonl") if row["stage"] == "po"
-    )
+
+    def first_loss(run):
+        return next(row["loss"] for row in lines_of(run / "metrics.jsonl") if row["stage"] == "po")
+
     losses = {run.name: first_loss(run) for run in base.iterdir() if run.is_dir()}
     assert (
         losses.keys() == {"beta=0.1,seed=0", "beta=0.1,seed=1", "beta=0.4,seed=0", "beta=0.4,seed=1"}
@@ -507,20 +520,31 @@ def trained(swept, tmp_path):
     marks = json.loads((first / "stages.json").read_text())
     (directory / "stages.json").write_text(json.dumps({"sft": marks["sft"]}))
     config = swept[1][:2]
-    take = lambda name, *overrides: main(
-        [*config, f"output_dir={tmp_path / name}", f"sft.taken_from={directory}", "stages=[sft]", *overrides]
-    )
+
+    def take(name, *overrides):
+        return main(
+            [
+                *config,
+                f"output_dir={tmp_path / name}",
+                f"sft.taken_from={directory}",
+                "stages=[sft]",
+                *overrides,
+            ]
+        )
+
     return directory, take
 
 
 def test_an_sft_of_other_settings_or_rows_or_none_is_refused_in_one_line(trained, tmp_path, capsys):
     directory, take = trained
-    refused = lambda said: (
-        capsys.readouterr().err == f"error: {said}\n" and not (tmp_path / "new/stages.json").exists()
-    )
+
+    def refused(said):
+        return capsys.readouterr().err == f"error: {said}\n" and not (tmp_path / "new/stages.json").exists()
+
     assert take("new", "sft.steps=9", "seed=3") == 1
     assert refused(
-        f"{directory} holds stage sft with other settings: seed, sft.steps; set them back, or leave out sft.taken_from"
+        f"{directory} holds stage sft with other settings: seed, sft.steps; set them back, or leave "
+        f"out sft.taken_from"
     )
     assert take("new", f"sft.taken_from={tmp_path}/absent") == 1
     none = f"found none in {tmp_path}/absent; run it first, or leave out sft.taken_from"
@@ -530,22 +554,28 @@ def test_an_sft_of_other_settings_or_rows_or_none_is_refused_in_one_line(trained
     (directory / "sft/data.json").write_text(json.dumps({"reviews(seed=1)": "other"}))
     assert take("new") == 1
     assert refused(
-        f"reviews(seed=1): other rows than those that stage sft in {directory} began with; bring the old file back, or leave out sft.taken_from"
+        f"reviews(seed=1): other rows than those that stage sft in {directory} began with; bring the "
+        f"old file back, or leave out sft.taken_from"
     )
     (directory / "stages.json").write_text("[")
     assert take("new") == 1
     assert refused(
-        f"{directory}/stages.json: expected what a run has finished, found something else; bring the old file back, or leave out sft.taken_from"
+        f"{directory}/stages.json: expected what a run has finished, found something else; bring the "
+        f"old file back, or leave out sft.taken_from"
     )
     shutil.rmtree(directory / "sft")
     assert take("new", "stages=[po]") == 1
     assert refused(
-        f"sft.taken_from: the stage sft takes what {directory} has trained, and has not been run here: add it to stages"
+        f"sft.taken_from: the stage sft takes what {directory} has trained, and has not been run "
+        f"here: add it to stages"
     )
 
 
 def test_an_sft_is_taken_where_it_lies_from_run_to_run(trained, tmp_path, capsys):
-    """b takes from a what a has taken. Moved, it is found by the setting; gone, runs that took it still have it finished, and say what lacks."""
+    """b takes from a what a has taken.
+
+    Moved, it is found by the setting; gone, runs that took it still have it finished, and say what lacks.
+    """
     from safetensors.numpy import load_file
 
     directory, take = trained

@@ -1,4 +1,4 @@
-"""What people type: paths of the shell, names of other programs, values in the wrong place, pipes that are closed."""
+"""What people type: paths of the shell, names of other programs, values in the wrong place, closed pipes."""
 
 import os
 import re
@@ -236,8 +236,14 @@ eval_steps: 50
 output_dir: Qwen2-0.5B-DPO
 seed: 42
 """
-AXOLOTL = "base_model: a/b\nrl: dpo\ndatasets: [{path: c/d, type: chatml.intel}]\nsequence_len: 2048\nmicro_batch_size: 2\nnum_epochs: 1\nlearning_rate: 1e-6\noutput_dir: out\n"
-FACTORY = "model_name_or_path: a/b\nstage: dpo\nfinetuning_type: lora\nlora_target: all\npref_beta: 0.1\ncutoff_len: 2048\ndataset: x\noutput_dir: out\nlearning_rate: 1e-6\n"
+AXOLOTL = (
+    "base_model: a/b\nrl: dpo\ndatasets: [{path: c/d, type: chatml.intel}]\nsequence_len: "
+    "2048\nmicro_batch_size: 2\nnum_epochs: 1\nlearning_rate: 1e-6\noutput_dir: out\n"
+)
+FACTORY = (
+    "model_name_or_path: a/b\nstage: dpo\nfinetuning_type: lora\nlora_target: all\npref_beta: "
+    "0.1\ncutoff_len: 2048\ndataset: x\noutput_dir: out\nlearning_rate: 1e-6\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +260,8 @@ def test_a_config_of_another_program_is_one_line(tmp_path, text, program):
 
 def test_our_config_with_other_names_keeps_a_line_for_each(tmp_path):
     (tmp_path / "c.yaml").write_text(
-        "stages: [report]\noutput_dir: runs/x\nlearning_rate: 1\nnum_train_epochs: 1\nbf16: true\nloss_type: ipo"
+        "stages: [report]\noutput_dir: runs/x\nlearning_rate: 1\nnum_train_epochs: 1\nbf16: true\n"
+        "loss_type: ipo"
     )
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "c.yaml")
