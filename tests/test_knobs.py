@@ -5,7 +5,10 @@ test_build, those of `data` in test_data_knobs.
 """
 
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
@@ -22,10 +25,12 @@ from sparsepo_jax.build.lora import make_lora
 from sparsepo_jax.build.objective import make_problem
 from sparsepo_jax.build.optimizer import make_optimizer
 from sparsepo_jax.build.sampling import make_sampling
+from sparsepo_jax.build.tokenizer import make_tokenizer
 from sparsepo_jax.build.weights import abstract_frozen
 from sparsepo_jax.config.schema.base import Section, members
 from sparsepo_jax.config.schema.compute import Compute, Head, Mesh
 from sparsepo_jax.config.schema.generation import Generation
+from sparsepo_jax.config.schema.models import BpeTokenizer
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.schema.training import (
     Adafactor,
@@ -35,9 +40,11 @@ from sparsepo_jax.config.schema.training import (
     Optimizer,
     Schedule,
     Training,
+    Wandb,
 )
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh
+from sparsepo_jax.stages import training
 
 STEPS = 12
 
@@ -102,6 +109,23 @@ def computing(config: Config) -> Any:
 def mesh_shape(config: Config) -> Any:
     axes = config.compute.mesh
     return dict(make_mesh(axes.data, axes.fsdp, axes.tensor, axes.slices).shape)
+
+
+def vocabulary(config: Config) -> Any:
+    return make_tokenizer(config.model_copy(update={"stages": ["inspect"]})).get_vocab()  # and keeps nothing
+
+
+def metrics_log(config: Config) -> Any:
+    """What Weights & Biases is told."""
+    calls: list[dict[str, Any]] = []
+    client = ModuleType("wandb")
+    client.init = lambda **settings: calls.append(settings)  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", client)
+        run = SimpleNamespace(config=config, output_dir=Path(directory))
+        with training._metrics_log(run, "po", 0):
+            pass
+    return [(call["project"], call["name"]) for call in calls]
 
 
 # A knob of a section: the section as it is, the knob's other value, what it moves.
@@ -185,6 +209,20 @@ SECTIONS: dict[type[Section], tuple[str, dict[str, Knob]]] = {
             "keep_logits": ({}, True, settings_of_problem),
         },
     ),
+    BpeTokenizer: (
+        "tokenizer",
+        {
+            "vocab_size": ({"kind": "bpe", "vocab_size": 300}, 280, vocabulary),
+            "max_rows": ({"kind": "bpe", "vocab_size": 300}, 1, vocabulary),
+        },
+    ),
+    Wandb: (
+        "logging.wandb",
+        {
+            "project": ({"project": "a"}, "b", metrics_log),
+            "name": ({"project": "a"}, "b", metrics_log),
+        },
+    ),
     Mesh: (
         "compute.mesh",
         {
@@ -213,7 +251,12 @@ def with_section(place: str, section: dict[str, Any]) -> Config:
     changes["po"] = {**po, **changes.get("po", {})}
     if place == "po.optimizer":
         changes["po"]["optimizer"] = {"learning_rate": 0.1, **section}
-    return make_config(tokenizer={"kind": "bytes"}, **changes)
+    defaults = {
+        "tokenizer": {"kind": "bytes"},
+        "data": {"train": [{"kind": "reviews", "rows": 20}]},
+    }
+    changes["logging"] = {"tensorboard": False, **changes.get("logging", {})}
+    return make_config(**{**defaults, **changes})
 
 
 @pytest.mark.parametrize(
@@ -234,7 +277,6 @@ def test_a_knob_moves_what_is_made_of_it(place, kind, name, knob):
 # Sections of which a small run has none, and the tests that move their knobs.
 ELSEWHERE = {
     "PretrainedTokenizer": "test_checkpoint_directory",
-    "BpeTokenizer": "test_run",
     "Lexicon": "test_which_tokens",
     "HuggingFaceScorer": "test_pairs",
     "FunctionScorer": "test_pairs",
@@ -244,7 +286,6 @@ ELSEWHERE = {
     "Harness": "test_harness",
     "Config.harness": "test_harness",
     "Reference.cache_dir": "test_reference_cache",
-    "Wandb": "test_run",
 }
 OTHER_TESTS = {f"sparsepo_jax.config.schema.{name}" for name in ("objectives", "masks", "data")}
 
