@@ -219,7 +219,10 @@ def test_lengths_default_to_what_the_model_holds():
     with pytest.raises(UserError, match="data.max_length: 40 tokens do not fit the model's 32 positions"):
         length_limits(make_config(data=PATHS["data"] | {"max_length": 40}).data, spec.max_positions)
     with pytest.raises(UserError, match="leaves no room for a response"):
-        length_limits(make_config(data=PATHS["data"] | {"max_length": 20, "max_prompt_length": 20}).data, spec.max_positions)
+        length_limits(
+            make_config(data=PATHS["data"] | {"max_length": 20, "max_prompt_length": 20}).data,
+            spec.max_positions,
+        )
 
 
 def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
