@@ -1,21 +1,19 @@
 """Cost and temporary memory of our SparsePO step against length, vocabulary, batch and layers.
 
-    python benchmarks/scaling.py [--rounds N]                                                default: 3 rounds
+    python benchmarks/scaling.py [--rounds N]           default: 3 rounds
 
-One of them is varied at a time, the others stay at the base: 4 pairs, 64 prompt and 64 response tokens,
-vocabulary 16,384, GPT-2 shape of 4 layers and width 256, random tokens. The matrix rate is measured anew
-beside each point. Writes a table, and results/scaling-DEVICE.svg: what was measured, and below it the
-floating point operations over that rate.
+One of them is varied, the others stay at the base: 4 pairs, 64 prompt and 64 response tokens, vocabulary
+16,384, GPT-2 shape of 4 layers and width 256; random tokens. The matrix rate is measured anew beside each
+point. Prints a table; writes results/scaling-DEVICE.json, and .svg with the measured seconds and, below them,
+floating point operations over the matrix rate.
 """
 
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
-from math import log10
 from typing import Any
 
-import svg
+import figures
 from work import OurStep, gpt2, in_turn, matrix_rate, random_batch, save_result, step_flop
 
 WIDTH = 256
@@ -26,7 +24,6 @@ VARIED = {
     "pairs": (1, 2, 4, 8),
     "layers": (2, 4, 8),
 }
-PANEL, GAP = 220, 60  # pixels
 
 
 def measure(
@@ -36,14 +33,12 @@ def measure(
         gpt2(vocab, prompt + response, width=WIDTH, layers=layers),
         random_batch(pairs, prompt, response, vocab),
     )
-    times_s, rate, flop = (
-        in_turn({"step": step}, rounds)["step"],
-        matrix_rate(),
-        step_flop(step.spec, pairs, prompt, response),
-    )
-    # The gradient of the head (here the embedding too) is float32 [V, D] whatever is done about logits: the
-    # optimizer reads it whole. What is left of the temporary memory shows whether anything else grows with
-    # the vocabulary.
+    times_s = in_turn({"step": step}, rounds)["step"]
+    rate = matrix_rate()
+    flop = step_flop(step.spec, pairs, prompt, response)
+    # The gradient of the head (here the embedding too) is float32 [V, D] whatever is done about logits, since
+    # the optimizer needs all of it. What is left of the temporary memory shows whether anything else grows
+    # with V.
     head_mb = 4 * vocab * WIDTH / 1e6
     return {
         "median_s": statistics.median(times_s),
@@ -56,69 +51,15 @@ def measure(
     }
 
 
-def draw(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """A log-log panel for each factor, seconds on one scale: measured (solid, with points) and the floor
-    (dashed)."""
-    values = [
-        row[name] for of_factor in rows.values() for row in of_factor for name in ("median_s", "floor_s")
-    ]
-    low, high = log10(min(values)) - 0.1, log10(max(values)) + 0.1
-    y = lambda seconds: GAP / 2 + PANEL * (high - log10(seconds)) / (high - low)  # noqa: E731
-    ticks: Sequence[float] = [
-        step * 10.0**power
-        for power in range(-5, 5)
-        for step in (1, 3)
-        if low < log10(step * 10.0**power) < high
-    ]
-    parts = []
-    for number, (name, of_factor) in enumerate(rows.items()):
-        left, first, last = (
-            GAP + number * (PANEL + GAP),
-            log10(of_factor[0][name]),
-            log10(of_factor[-1][name]),
-        )
-        x = lambda value: left + 15 + (PANEL - 30) * (log10(value) - first) / (last - first)  # noqa: B023, E731
-        parts += [svg.frame(left, GAP / 2, PANEL, PANEL)]
-        parts += [
-            svg.line([(left, y(tick)), (left + PANEL, y(tick))], 'stroke="#ddd"')
-            + svg.text(left - 5, y(tick) + 4, f"{tick:g}", "end")
-            for tick in ticks
-        ]
-        parts += [
-            svg.line(
-                [(x(row[name]), y(row["floor_s"])) for row in of_factor],
-                'stroke="#888" stroke-dasharray="5 3"',
-            ),
-            svg.line(
-                [(x(row[name]), y(row["median_s"])) for row in of_factor], 'stroke="#c22" stroke-width="1.5"'
-            ),
-        ]
-        for row in of_factor:
-            parts += [f'<circle cx="{x(row[name]):.1f}" cy="{y(row["median_s"]):.1f}" r="3.5" fill="#c22"/>']
-            parts += [
-                svg.line([(x(row[name]), y(row["min_s"])), (x(row[name]), y(row["max_s"]))], 'stroke="#c22"')
-            ]
-            parts += [svg.text(x(row[name]), GAP / 2 + PANEL + 15, f"{row[name]:,}")]
-        parts += [
-            svg.text(
-                left + PANEL / 2, GAP / 2 + PANEL + 32, "response tokens" if name == "response" else name
-            )
-        ]
-    parts += [svg.text(GAP, 18, "seconds a step; dashed: operations / matrix rate", "start")]
-    return svg.page(GAP + len(rows) * (PANEL + GAP), PANEL + 2 * GAP, parts)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    print(
-        "                     seconds (min to max)    of matrix rate   temporary MB   without the head's "
-        "gradient"
-    )
-    rows = {name: [] for name in VARIED}
+    columns = ("seconds (min to max)", "of matrix rate", "temporary MB", "without the head's gradient")
+    print(" " * 20, *columns, sep="   ")
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIED}
     for name, values in VARIED.items():
         for value in values:
             point = BASE | {name: value}
@@ -126,13 +67,13 @@ def main() -> int:
             rows[name].append(row)
             print(
                 f"{name:<9}{value:>8,}  {row['median_s']:7.3f} ({row['min_s']:.3f} to {row['max_s']:.3f}) "
-                f"{row['share_of_matrix_rate']:11.2f} "
-                f"{row['temporary_mb']:14.0f} {row['temporary_mb_without_head']:14.0f}",
+                f"{row['share_of_matrix_rate']:11.2f} {row['temporary_mb']:14.0f} "
+                f"{row['temporary_mb_without_head']:14.0f}",
                 flush=True,
             )
     path = save_result("scaling", {"base": BASE | {"width": WIDTH}, "rows": rows})
-    path.with_suffix(".svg").write_text(draw(rows))
-    print(path, path.with_suffix(".svg"))
+    print(path)
+    figures.draw_result(path, path.parent)
     return 0
 
 

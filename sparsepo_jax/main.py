@@ -285,10 +285,10 @@ def compare(options: argparse.Namespace) -> int:
 def lacks_metric(names: Sequence[str], directory: Path) -> str | None:
     """One line about the first of --metric's names that is not among a run's numbers; None if all are."""
     from sparsepo_jax.core.errors import UserError
-    from sparsepo_jax.report import compare as comparison
+    from sparsepo_jax.report.compare.numbers import check_metrics
 
     try:
-        comparison.check_metrics(names, directory)
+        check_metrics(names, directory)
         return None
     except UserError as error:
         return str(error)
@@ -297,7 +297,7 @@ def lacks_metric(names: Sequence[str], directory: Path) -> str | None:
 def write_comparison(directories: Sequence[Path], output: Path, options: argparse.Namespace) -> str | None:
     """Writes the comparison and prints where it is; returns one line if that fails."""
     from sparsepo_jax.core.errors import UserError
-    from sparsepo_jax.report import compare as comparison
+    from sparsepo_jax.report.compare import page as comparison
 
     try:
         path = comparison.write_comparison(

@@ -1,9 +1,10 @@
-"""Runs side by side: groups, intervals by hand numbers, frontiers at the same KL, and a page that lets nothing become markup."""
+"""Runs side by side: groups, intervals by hand, frontiers at the same KL, and what the page shows."""
 
 import json
 import math
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 from ruamel.yaml import YAML
@@ -11,10 +12,12 @@ from ruamel.yaml import YAML
 from helpers.report_files import Page, lines, metric_rows, pair
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
-from sparsepo_jax.report.compare import find_groups, write_comparison
-from sparsepo_jax.report.frontier import Spot, draw, matched, shared_range, value_at
+from sparsepo_jax.report.compare.groups import find_groups
+from sparsepo_jax.report.compare.page import write_comparison
+from sparsepo_jax.report.compare.plane import HEIGHT, WIDTH, Spot, make_plane
+from sparsepo_jax.report.frontier import matched, shared_range, value_at
 from sparsepo_jax.report.intervals import t_interval, wilson
-from sparsepo_jax.report.plots import mean_metrics
+from sparsepo_jax.report.series import mean_metrics
 
 
 def write_run(
@@ -72,7 +75,11 @@ def test_a_t_interval_by_hand():
 
 
 def test_a_wilson_interval_by_hand():
-    """2 of 4, z^2 = 3.8415: the centre stays 0.5, half width 1.96 sqrt(0.25/4 + 3.8415/64) / (1 + 3.8415/4) = 0.3500. 0 of 10: (0, z^2 / (10 + z^2))."""
+    """With z^2 = 3.8415.
+
+    2 of 4: the centre stays 0.5, half width 1.96 sqrt(0.25/4 + 3.8415/64) / (1 + 3.8415/4) = 0.3500.
+    0 of 10: (0, z^2 / (10 + z^2)).
+    """
     assert wilson(0.5, 4)[2:4] == pytest.approx((0.1500, 0.8500), abs=1e-4)
     assert wilson(0.0, 10)[2:4] == pytest.approx((0.0, 3.8415 / 13.8415), abs=1e-4)
     assert wilson(1.0, 10).high == pytest.approx(1.0)
@@ -89,7 +96,10 @@ def test_a_value_between_two_betas_is_linear_in_the_kl_and_there_is_none_outside
 
 
 def test_two_methods_at_the_same_kl_by_hand():
-    """At KL 2: seed 0 a 0.7, b 0.6; seed 1 a 0.8, b 0.5: differences 0.1 and 0.3, mean 0.2, s 0.1414, half width 12.706 * 0.1 = 1.2706."""
+    """At KL 2 seed 0 has a 0.7, b 0.6, and seed 1 a 0.8, b 0.5.
+
+    Differences 0.1 and 0.3, mean 0.2, s 0.1414, half width 12.706 * 0.1 = 1.2706.
+    """
     a = {0: [(1.0, 0.6), (3.0, 0.8)], 1: [(2.0, 0.8), (4.0, 1.0)], 2: [(1.0, 0.0), (9.0, 0.0)]}
     b = {1: [(1.0, 0.4), (3.0, 0.6)], 0: [(2.0, 0.6)]}
     at_2, at_3, at_8 = matched(a, b, [2.0, 3.0, 8.0])
@@ -117,24 +127,44 @@ def test_the_range_is_what_most_seeds_reach_with_both():
     )
 
 
+def plane_of(methods):
+    return make_plane(methods, title="t", x_label="x", name="plane0")
+
+
 def test_a_frontier_is_drawn_within_its_box():
     wide = Spot("wide", t_interval([1.0, 2.0]), t_interval([0.5, 0.9]), [(1.0, 0.5), (2.0, 0.9)])
     alone = Spot("alone", t_interval([4.0]), wilson(0.8, 50), [(4.0, 0.8)])
     broken = Spot("broken", t_interval([math.nan]), t_interval([1.0]), [(math.nan, 1.0)])
-    plane = draw({"m": [("0.1", wide), ("0.2", alone), ("0.3", broken)]}, title="t", x_label="x")
-    (curve,) = plane.curves
-    assert [mark.words for mark in curve.marks] == ["wide: 0.700 at 1.500 nats", "alone: 0.800 at 4.000 nats"]
-    assert curve.path.count("M") == 1 and curve.path.count("L") == 1
-    assert curve.marks[0].x < curve.marks[1].x and curve.marks[0].y > curve.marks[1].y  # SVG's y points down
-    for mark in curve.marks:
-        assert plane.left <= mark.x <= plane.right and plane.top <= mark.y <= plane.bottom
-        for numbers in mark.bars.replace("M", " ").replace("H", " ").replace("V", " ").split():
-            assert 0 <= float(numbers) <= plane.width
-    assert draw({"m": [("", broken)]}, title="t", x_label="x") is None
-    assert [
-        (curve.name, curve.colour)
-        for curve in draw({"none": [], "m": [("", alone)]}, title="t", x_label="x").curves
-    ] == [("m", 1)]
+    plane = plane_of({"m": [("0.1", wide), ("0.2", alone), ("0.3", broken)]})
+    assert [(method.name, method.colour) for method in plane.methods] == [("m", 0)]
+    root = ElementTree.fromstring(str(plane.svg))
+    assert root.attrib["aria-label"] == (
+        "t against x. m: wide: 0.700 at 1.500 nats. m: alone: 0.800 at 4.000 nats."
+    )
+    titles = [element.text for element in root.iter("title")]
+    assert titles == ["wide: 0.700 at 1.500 nats", "alone: 0.800 at 4.000 nats"]
+    marks = [
+        next(element.iter("use")).attrib for element in root.iter("g") if element.find("title") is not None
+    ]
+    (x0, y0), (x1, y1) = ((float(mark["x"]), float(mark["y"])) for mark in marks)
+    assert 0 < x0 < x1 < WIDTH and HEIGHT > y0 > y1 > 0  # SVG's y points down
+    paths = [path.attrib["d"] for path in root.iter("path") if "stroke: var(--c0)" in path.attrib["style"]]
+    bars = [path for path in paths if "L" in path]
+    assert len(bars) == 4  # a line, two intervals of the first and one of the second
+    for path in bars:
+        numbers = [float(x) for x in path.replace("M", " ").replace("L", " ").split()]
+        assert all(0 <= x <= WIDTH for x in numbers[::2]) and all(0 <= y <= HEIGHT for y in numbers[1::2])
+    assert {"0.1", "0.2"} <= {element.text for element in root.iter("text")}
+
+
+def test_a_plane_without_spots_is_none_and_methods_keep_their_colours():
+    alone = Spot("alone", t_interval([4.0]), wilson(0.8, 50), [(4.0, 0.8)])
+    broken = Spot("broken", t_interval([math.nan]), t_interval([1.0]), [(math.nan, 1.0)])
+    assert plane_of({"m": [("", broken)]}) is None
+    (method,) = plane_of({"none": [], "m": [("", alone)]}).methods
+    assert (method.name, method.colour, method.sign) == ("m", 1, "■")
+    methods = plane_of({f"m{n}": [("", alone)] for n in range(20)}).methods
+    assert len({(method.colour, method.sign) for method in methods}) == 20
 
 
 # ---------------------------------------------------------------- groups
@@ -192,7 +222,10 @@ def write_sweep(base, runs):
 
 @pytest.fixture
 def sweep(tmp_path):
-    """dpo reaches (KL, accuracy) (1, 0.6) and (2, 0.8) with seed 0, the same + 0.02 with seed 1; tdpo1 the same + 0.1."""
+    """dpo reaches (KL, accuracy) (1, 0.6) and (2, 0.8) with seed 0, the same + 0.02 with seed 1.
+
+    tdpo1 reaches the same + 0.1.
+    """
     runs = []
     for kind, more in (("dpo", 0.0), ("tdpo1", 0.1)):
         for beta, kl, accuracy in ((0.5, 2.0, 0.6), (0.1, 4.0, 0.8)):
@@ -259,6 +292,13 @@ def test_a_label_says_what_tells_runs_of_an_objective_apart(tmp_path):
         "sparsepo, mask.kind random",
         "dpo",
     ]
+
+
+def test_a_mask_of_kind_given_is_told_in_its_label(tmp_path):
+    for kind in ("given", "learned"):
+        objective = {"kind": "sparsepo", "beta": 0.1, "mask": {"kind": kind}}
+        write_run(tmp_path / kind, kind="sparsepo", config={"objective": objective})
+    assert list(labels(tmp_path)) == ["sparsepo, mask.kind given", "sparsepo, mask.kind learned"]
 
 
 def test_every_number_of_the_summary_is_compared_and_differences_are_paired_by_seed(sweep, tmp_path):
@@ -493,7 +533,8 @@ DEEP = '{"text": ' * 600 + "1" + "}" * 600
         ("summary.json", '{"after": 3, "lexicons": [1]}', None),
         (
             "summary.json",
-            '{"after": {"kl": Infinity, "x": null, "y": true}, "mask": null, "lexicons": {"opinion": 1, "other": {"auroc_kl": -Infinity}}}',
+            '{"after": {"kl": Infinity, "x": null, "y": true}, "mask": null, '
+            '"lexicons": {"opinion": 1, "other": {"auroc_kl": -Infinity}}}',
             None,
         ),
         ("summary.json", '{"lexicons": ' * 600 + "NaN" + "}" * 600, None),

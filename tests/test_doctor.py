@@ -363,7 +363,7 @@ def test_a_rate_of_zero_is_said_after_ten_steps_at_the_end_and_in_the_report(tmp
 
 
 def test_pairs_of_ids_that_are_cut_dead_and_contradict_each_other(tmp_path, capsys):
-    """Weights of zero, given with the data: neither policy nor mask has a gradient. Half the pairs are the other half, swapped."""
+    """Weights of zero in the data give policy and mask no gradient; half the pairs are swapped copies."""
     rng = np.random.default_rng(0)
     pairs = [[rng.integers(0, 40, n).tolist() for n in (30, 20, 25)] for _ in range(8)]
     pairs += [[prompt, rejected, chosen] for prompt, chosen, rejected in pairs]

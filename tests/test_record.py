@@ -16,7 +16,7 @@ from sparsepo_jax.core import lock as locks
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.lock import DirectoryLock
 from sparsepo_jax.main import main
-from sparsepo_jax.report.compare import find_groups
+from sparsepo_jax.report.compare.groups import find_groups
 from sparsepo_jax.report.files import read_settings
 from sparsepo_jax.train.log import MetricsLog
 

@@ -1,17 +1,21 @@
 """The report is one page that loads nothing, shows what the files hold, and lets no token become markup."""
 
 import json
+import math
 import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
 from helpers.report_files import CHOSEN, REJECTED, Page, lines, metric_rows, pair, response
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.report.charts import HEIGHT, WIDTH, make_charts, step_ticks
+from sparsepo_jax.report.drawing import drawing_style, round_ticks, tick_labels
 from sparsepo_jax.report.heatmap import QUANTITIES, make_scales, parse_pair
 from sparsepo_jax.report.page import write_report
-from sparsepo_jax.report.plots import MAX_POINTS, collect, make_charts, thin
+from sparsepo_jax.report.series import MAX_POINTS, collect, thin
 from sparsepo_jax.report.table import summary_table
 
 POLICY = {"accuracy": 0.5, "accuracy_unmasked": 0.5, "margin": 0.0, "margin_unmasked": 0.0, "kl": 0.0}
@@ -302,7 +306,7 @@ def test_values_that_are_no_numbers_break_nothing(run_dir):
 
 def test_a_resumed_run_draws_each_step_once_and_in_order():
     rows = [{"stage": "po", "step": step, "loss": loss} for step, loss in ((2, 1.0), (1, 4.0), (2, 3.0))]
-    metrics, unusable = collect(rows + [{"step": 1}])
+    metrics, unusable = collect([*rows, {"step": 1}])
     assert list(metrics["po", "loss"].items()) == [(1, 4.0), (2, 3.0)] and unusable == 1
 
 
@@ -310,8 +314,70 @@ def test_long_curves_are_thinned_and_keep_their_extremes():
     series = {step: 0.0 for step in range(10_000)} | {4321: 9.0, 7777: -9.0}
     kept = thin(series)
     assert len(kept) <= MAX_POINTS + 2 and (4321, 9.0) in kept and (7777, -9.0) in kept
+
+
+def numbers_in(path):
+    return [float(x) for x in re.findall(r"-?[\d.]+", path)]
+
+
+def elements(chart):
+    """The drawing as a browser takes it apart."""
+    return ElementTree.fromstring(str(chart.svg)).iter()
+
+
+def test_a_curve_is_drawn_within_its_box_and_its_values_are_shown_under_the_pointer():
+    series = {step: 0.0 for step in range(10_000)} | {4321: 9.0, 7777: -9.0}
     (chart,) = make_charts({("po", "loss"): series})
-    assert all(chart.top <= y <= chart.bottom for y, _ in chart.y_ticks)
+    root = next(elements(chart))
+    assert root.attrib["viewBox"] == f"0 0 {WIDTH} {HEIGHT}"
+    curves = [x.attrib["d"] for x in elements(chart) if "stroke: var(--c0)" in x.attrib.get("style", "")]
+    assert len(curves) == 1 and all(0 <= x <= WIDTH for x in numbers_in(curves[0]))
+    titles = [x.text for x in elements(chart) if x.tag == "title"]
+    assert len(titles) <= 150 and "steps 4288 to 4354\ntraining: 0.000" in titles
+    texts = {x.text for x in elements(chart) if x.tag == "text"}
+    assert {"\N{MINUS SIGN}10", "10", "0", "8000", "step"} <= texts  # text stays text
+
+
+def test_a_value_without_neighbours_is_a_dot():
+    """Of which no line would be seen; an evaluation has a dot at each value."""
+
+    def dots(metric, values):
+        (chart,) = make_charts({("po", metric): dict(enumerate(values))})
+        return [x for x in elements(chart) if x.tag == "use" and "stroke: var(--c0)" in x.attrib["style"]]
+
+    assert len(dots("loss", [1.0, 2.0, math.nan, 3.0, math.inf, 4.0, 5.0])) == 1
+    assert len(dots("loss", [1.0])) == 1 and len(dots("loss", [1.0, 2.0])) == 0
+    assert len(dots("eval/loss", [1.0, 2.0])) == 2
+
+
+def test_a_page_has_each_id_once_and_refers_to_ids_that_it_has(run_dir):
+    page = page_of(run_dir)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    assert {attrs["href"][1:] for _, attrs in page.tags if "href" in attrs} <= set(ids)
+
+
+def test_drawings_take_their_colours_from_the_page(run_dir):
+    svg = re.findall(r"<svg.*?</svg>", write_report(run_dir, 8).read_text(), re.DOTALL)
+    assert svg and not any(re.search(r"#[0-9a-f]{6}|font|<style", drawing) for drawing in svg)
+
+
+def test_ticks_are_round_and_hold_all_values():
+    with drawing_style():
+        for values, ticks in (
+            ([0.13, 0.97], [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+            ([], [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+            ([0.0, 0.0], [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+            ([-3.0, 11.0], [-5.0, 0.0, 5.0, 10.0, 15.0]),
+        ):
+            assert round_ticks(values) == pytest.approx(ticks)
+        for values in ([5.0], [1e99, -1e99], [1e-20, 3e-20], [123456.78, 123456.79]):
+            ticks = round_ticks(values)
+            assert ticks[0] <= min(values) <= max(values) <= ticks[-1]
+            assert len(set(tick_labels(ticks))) == len(ticks)
+        assert tick_labels(step_ticks(0, 0)) == ["0"]
+        assert step_ticks(7, 7) == [7] and step_ticks(1, 3) == [1, 2, 3]
+        assert step_ticks(10, 600) == [200, 400, 600]
 
 
 def test_summary_table_leaves_out_what_is_unknown():
@@ -375,7 +441,7 @@ def test_summary_table_shows_the_mask_before_and_after():
 
 
 def test_controls_are_on_the_page_and_not_in_the_printed_table(run_dir):
-    """A number that lies three names deep; half a summary of a run before there were controls has no such rows."""
+    """A number three names deep; half a summary, from before there were controls, has no such rows."""
     left = {"0.1": {"accuracy_top": 0.7125, "accuracy_random": 0.9375}}
     (run_dir / "summary.json").write_text(
         json.dumps(SUMMARY | {"mask": SUMMARY["mask"] | {"auroc_shuffled": 0.5375, "deletion": left}})

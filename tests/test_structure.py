@@ -129,7 +129,7 @@ def test_packages_export_nothing_twice():
     ],
 )
 def test_light_modules_do_not_wait_for_heavy_ones(module):
-    heavy = "{'jax', 'flax', 'transformers', 'datasets', 'torch', 'orbax'}"
+    heavy = "{'jax', 'flax', 'transformers', 'datasets', 'torch', 'orbax', 'matplotlib'}"
     code = f"import sys, sparsepo_jax.{module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

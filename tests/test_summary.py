@@ -31,8 +31,9 @@ def summary(
 
 def test_a_run_that_learnt():
     assert outcome(summary()) == (
-        "Learnt: 0.88 of the 1350 held-out pairs are preferred rightly (95 % interval 0.86 to 0.90; 0.50 before) at a KL of 0.34 nats a response; "
-        "the mask has 84 % zeros; without its top tenth of tokens accuracy falls to 0.78, without any tenth 0.86: it carries the preference."
+        "Learnt: 0.88 of the 1350 held-out pairs are preferred rightly (95 % interval 0.86 to 0.90; "
+        "0.50 before) at a KL of 0.34 nats a response; the mask has 84 % zeros; without its top tenth of "
+        "tokens accuracy falls to 0.78, without any tenth 0.86: it carries the preference."
     )
 
 
@@ -141,15 +142,15 @@ def test_where_no_pairs_were_counted_there_are_no_words(broken):
 
 
 def test_of_a_summary_without_kl_or_mask_the_rest_is_said():
-    assert outcome(
-        {
-            "before": {"accuracy_unmasked": 0.5},
-            "after": {"accuracy_unmasked": 0.9},
-            "pairs": 100,
-            "mask": None,
-        }
-    ) == (
-        "Learnt: 0.90 of the 100 held-out pairs are preferred rightly (95 % interval 0.83 to 0.94; 0.50 before)."
+    bare = {
+        "before": {"accuracy_unmasked": 0.5},
+        "after": {"accuracy_unmasked": 0.9},
+        "pairs": 100,
+        "mask": None,
+    }
+    assert outcome(bare) == (
+        "Learnt: 0.90 of the 100 held-out pairs are preferred rightly "
+        "(95 % interval 0.83 to 0.94; 0.50 before)."
     )
 
 
@@ -158,7 +159,7 @@ def score(right):
 
 
 def test_independent_pairs_are_those_of_the_design_effect():
-    """Of prompts whose pairs are all alike each counts once or so; pairs that do not care for their prompt all count."""
+    """A prompt whose pairs are alike counts about once; pairs independent of their prompt all count."""
     draws = np.random.default_rng(0)
     of_prompt = draws.integers(0, 2, 200).astype(float)
     prompts = np.repeat(np.arange(200), 5)

@@ -1,4 +1,7 @@
-"""The files that a run leaves, read as far as they can be: what an interrupted run left half is passed over."""
+"""The files that a run leaves, read as far as possible.
+
+What an interrupted run left incomplete is passed over.
+"""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.report import heatmap, plots
+from sparsepo_jax.report import heatmap, series
 
 
 def read_text(path: Path) -> str | None:
@@ -19,14 +22,15 @@ def read_text(path: Path) -> str | None:
 def parse_config(text: str | None) -> dict[str, Any]:
     """config.yaml as nested mappings; empty where it is none of ours."""
     try:
-        found = YAML(typ="safe", pure=True).load(text or "")
+        content = YAML(typ="safe", pure=True).load(text or "")
     except (YAMLError, ValueError, KeyError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-# Of which stage's record a section is taken, the last that has it: what was trained says what was trained, what was evaluated how.
-_RECORDS = (
+# From which stage's record a section of the settings is taken; the last stage that has the section wins. So
+# the settings of training are those of what was trained, and those of evaluation those of what was evaluated.
+_RECORDS: tuple[tuple[str, tuple[str, ...] | None], ...] = (  # stage, sections (None: all)
     ("harness", None),
     ("measure", None),
     ("eval", None),
@@ -37,8 +41,11 @@ _RECORDS = (
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """The settings with which a run's files were made: of each stage as stages.json has them (of one that was begun, its settings.json), the rest by
-    config.yaml, which holds those of the last run in the directory."""
+    """The settings with which a run's files were made.
+
+    Those of a stage are taken from stages.json, or from its settings.json if it was only begun. The rest
+    comes from config.yaml, which holds the settings of the last run in the directory.
+    """
     settings = parse_config(read_text(directory / "config.yaml"))
     for stage, sections in _RECORDS:
         for section, recorded in _recorded(directory, stage).items():
@@ -48,16 +55,20 @@ def read_settings(directory: Path) -> dict[str, Any]:
 
 
 def _recorded(directory: Path, stage: str) -> dict[str, Any]:
-    """The settings that a stage depends on, by section; empty where it was not run, or the file is none of ours."""
+    """The settings that a stage depends on, by section; empty if nothing usable says so."""
     mark = _read_object(directory / "stages.json").get(stage)
-    depends = (
-        mark.get("depends") if isinstance(mark, dict) else _read_object(directory / stage / "settings.json")
-    )
-    return depends if isinstance(depends, dict) else {}
+    if isinstance(mark, dict):
+        settings = mark.get("depends")
+    else:
+        settings = _read_object(directory / stage / "settings.json")
+    return settings if isinstance(settings, dict) else {}
 
 
 def _with_record(value: Any, recorded: Any) -> Any:
-    """A record leaves out of a section what makes no difference; a section of a kind is recorded whole."""
+    """The record replaces what it names: it leaves out of a section what makes no difference.
+
+    A section that has a kind is recorded completely.
+    """
     if not isinstance(value, dict) or not isinstance(recorded, dict) or "kind" in recorded:
         return recorded
     return value | recorded
@@ -66,10 +77,10 @@ def _with_record(value: Any, recorded: Any) -> Any:
 def _read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none."""
     try:
-        found = json.loads(read_text(path) or "{}")
+        content = json.loads(read_text(path) or "{}")
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_summary(path: Path, *, stage: str = "eval") -> dict | None:
@@ -77,24 +88,25 @@ def read_summary(path: Path, *, stage: str = "eval") -> dict | None:
     text = read_text(path)
     if text is None:
         return None
+    remedy = f"run the stage {stage} again"
     try:
         summary = json.loads(text)
     except json.JSONDecodeError as error:
-        said = f"{path}: expected JSON, got an error at line {error.lineno}: {error.msg}; run the stage {stage} again"
-        raise UserError(said) from None
+        message = f"{path}: expected JSON, got an error at line {error.lineno}: {error.msg}; {remedy}"
+        raise UserError(message) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists a thousand deep
-        raise UserError(
-            f"{path}: expected JSON, got what Python cannot read ({error}); run the stage {stage} again"
-        ) from None
+        message = f"{path}: expected JSON, got what Python cannot read ({error}); {remedy}"
+        raise UserError(message) from None
     if not isinstance(summary, dict):
-        raise UserError(
-            f"{path}: expected a JSON object, got {type(summary).__name__}; run the stage {stage} again"
-        )
+        raise UserError(f"{path}: expected a JSON object, got {type(summary).__name__}; {remedy}")
     return summary
 
 
 def read_if_sound(path: Path, *, stage: str, broken: list[str]) -> dict:
-    """The same for a reader of many runs: empty without the file, and where it is no JSON object, which is then added to `broken`."""
+    """As read_summary, for a reader of many runs.
+
+    Empty without the file, and where it is no JSON object; then the reason is added to `broken`.
+    """
     try:
         return read_summary(path, stage=stage) or {}
     except UserError as error:
@@ -103,7 +115,7 @@ def read_if_sound(path: Path, *, stage: str, broken: list[str]) -> dict:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict | None]]:
-    """Line numbers and objects; None where a line is none."""
+    """Line numbers and objects; None where a line is no object."""
     with path.open(encoding="utf-8", errors="replace") as lines:
         for n, line in enumerate(lines, start=1):
             if line.strip():
@@ -114,21 +126,24 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict | None]]:
                 yield n, row if isinstance(row, dict) else None
 
 
-def read_metrics(path: Path) -> tuple[plots.Metrics, int]:
+def read_metrics(path: Path) -> tuple[series.Metrics, int]:
+    """The series of metrics.jsonl, and how many of its lines cannot be used."""
     rows = [row for _, row in read_rows(path)] if path.is_file() else []
-    good = [row for row in rows if row is not None]
-    metrics, unusable = plots.collect(good)
-    return metrics, len(rows) - len(good) + unusable
+    objects = [row for row in rows if row is not None]
+    metrics, unusable = series.collect(objects)
+    return metrics, len(rows) - len(objects) + unusable
 
 
 def pairs_path(output_dir: Path) -> Path | None:
-    return next(
-        (path for name in ("pairs.jsonl", "scores.jsonl") if (path := output_dir / name).is_file()), None
-    )
+    """The file that has the texts, else the one that has only ids."""
+    for name in ("pairs.jsonl", "scores.jsonl"):
+        if (output_dir / name).is_file():
+            return output_dir / name
+    return None
 
 
 def read_pairs(path: Path) -> Iterator[heatmap.Pair]:
-    """The pairs of a file, half a line (of an interrupted run) left out."""
+    """The pairs of a file; half a line (of an interrupted run) is left out."""
     for n, row in read_rows(path):
         if row is not None:
             yield heatmap.parse_pair(row, where=f"{path} line {n}")

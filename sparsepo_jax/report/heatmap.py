@@ -1,4 +1,4 @@
-"""From pairs.jsonl to tokens with colours, values and marks; the page's template lays them out."""
+"""From pairs.jsonl to tokens with colours, values and marks, which the page's template lays out."""
 
 import math
 import unicodedata
@@ -31,7 +31,8 @@ QUANTITIES = (
     Quantity(
         "r",
         "Log-ratio",
-        "log policy − log reference of the token, in nats: positive where training made it likelier.",
+        "log policy \N{MINUS SIGN} log reference of the token, in nats: positive where training made it "
+        "likelier.",
     ),
     Quantity(
         "k",
@@ -43,7 +44,11 @@ QUANTITIES = (
 
 @dataclass
 class Token:
-    """One response token: text as it flows, values by the keys of QUANTITIES, whether it decides the pair (None: unknown)."""
+    """One response token.
+
+    text: as it flows. label: by itself. values: by the keys of QUANTITIES. decisive: whether it decides the
+    pair; None where that is unknown.
+    """
 
     text: str
     label: str
@@ -57,14 +62,15 @@ class Token:
     def title(self) -> str:
         """What is shown on hover."""
         reward, kl_mask, ratio, kl = (number(self.values[quantity.key]) for quantity in QUANTITIES)
-        said = [
-            f"{self.label}  (id {self.id})" + ("  decisive" if self.decisive else ""),
+        decisive = "  decisive" if self.decisive else ""
+        rows = [
+            f"{self.label}  (id {self.id}){decisive}",
             f"reward mask {reward}",
             f"KL mask {kl_mask}",
             f"log-ratio {ratio}  (policy {number(self.logp)}, reference {number(self.ref_logp)})",
             f"KL {kl}",
         ]
-        return "\n".join(said)
+        return "\n".join(rows)
 
     @property
     def broken(self) -> bool:
@@ -91,7 +97,8 @@ class Pair:
 def visible(text: str) -> str:
     """Control, formatting and surrogate characters as escapes (\\x1b, \\u202e), newline and tab as they are.
 
-    The two joiners of Persian, Indic scripts and emoji stay: without them text is not readable, and they cannot reorder it.
+    The two joiners of Persian, Indic scripts and emoji stay: without them text is not readable, and they
+    cannot reorder it.
     """
     return "".join(
         _escaped(c) if unicodedata.category(c) in _UNSEEN and c not in "\n\t\u200c\u200d" else c for c in text
@@ -106,17 +113,23 @@ def _escaped(c: str) -> str:
 
 
 def flowing(token: str, token_id: int) -> str:
-    """A token as part of a text: a newline shows as ↵ before it breaks the line; a token of no text shows as its id."""
+    """A token as part of a text.
+
+    A newline shows as ↵ before it breaks the line, a token without text as its id.
+    """
     return visible(token).replace("\n", "↵\n").replace("\t", "⇥\t") if token else f"⟨{token_id}⟩"
 
 
 def labelled(token: str, token_id: int) -> str:
-    """A token by itself: white space shows as signs."""
+    """A token by itself, with signs for white space."""
     return flowing(token, token_id).replace("\n", "").replace("\t", "").replace(" ", "␣")
 
 
 def parse_pair(row: dict, *, where: str) -> Pair:
-    """A row of pairs.jsonl, or of scores.jsonl: no texts, ids are shown. UserError, naming `where`, if the fields do not fit."""
+    """A row of pairs.jsonl, or of scores.jsonl, which has no texts, so that ids are shown.
+
+    UserError, naming `where`: the fields do not fit.
+    """
     prompt = row.get("prompt_tokens")
     _check(prompt is None or _strings(prompt), where, "prompt_tokens must be a list of strings")
     _check(isinstance(row.get("index"), int), where, "index must be an integer")
@@ -135,11 +148,8 @@ def _response(row: dict, side: str, where: str) -> list[Token]:
     response = row.get(side)
     _check(isinstance(response, dict), where, f"{side} must be an object")
     ids = response.get("token_ids")
-    _check(
-        isinstance(ids, list) and all(isinstance(i, int) for i in ids),
-        where,
-        f"{side}.token_ids must be a list of integers",
-    )
+    are_ids = isinstance(ids, list) and all(isinstance(i, int) for i in ids)
+    _check(are_ids, where, f"{side}.token_ids must be a list of integers")
 
     def column(name: str) -> list[float]:
         values = response.get(name)
@@ -147,43 +157,30 @@ def _response(row: dict, side: str, where: str) -> list[Token]:
         _check(fits, where, f"{side}.{name} must be a list of {len(ids)} numbers, as many as token_ids")
         return [_float(x, where, f"{side}.{name}") for x in values]
 
-    logp, ref_logp, kl, reward_mask, kl_mask = map(
-        column, ("logp", "ref_logp", "kl", "reward_mask", "kl_mask")
-    )
-    texts, decisive = response.get("tokens"), response.get("decisive")
-    _check(
-        texts is None or (_strings(texts) and len(texts) == len(ids)),
-        where,
-        f"{side}.tokens must be {len(ids)} strings, as many as token_ids",
-    )
-    _check(
-        decisive is None or (isinstance(decisive, list) and len(decisive) == len(ids)),
-        where,
-        f"{side}.decisive must be null or {len(ids)} booleans, as many as token_ids",
-    )
+    columns = [column(name) for name in ("logp", "ref_logp", "kl", "reward_mask", "kl_mask")]
+    texts = response.get("tokens")
+    fits = texts is None or (_strings(texts) and len(texts) == len(ids))
+    _check(fits, where, f"{side}.tokens must be {len(ids)} strings, as many as token_ids")
+    marks = response.get("decisive")
+    fits = marks is None or (isinstance(marks, list) and len(marks) == len(ids))
+    _check(fits, where, f"{side}.decisive must be null or {len(ids)} booleans, as many as token_ids")
+
     tokens = []
-    for t, token_id in enumerate(ids):
+    for t, (token_id, (logp, ref_logp, kl, reward_mask, kl_mask)) in enumerate(
+        zip(ids, zip(*columns, strict=True), strict=True)
+    ):
         text, label = f"{token_id} ", str(token_id)
         if texts is not None:
             text, label = flowing(texts[t], token_id), labelled(texts[t], token_id)
-        values = {"u": reward_mask[t], "m": kl_mask[t], "r": logp[t] - ref_logp[t], "k": kl[t]}
-        tokens.append(
-            Token(
-                text,
-                label,
-                token_id,
-                logp[t],
-                ref_logp[t],
-                values,
-                None if decisive is None else bool(decisive[t]),
-            )
-        )
+        values = {"u": reward_mask, "m": kl_mask, "r": logp - ref_logp, "k": kl}
+        decisive = None if marks is None else bool(marks[t])
+        tokens.append(Token(text, label, token_id, logp, ref_logp, values, decisive))
     return tokens
 
 
-def _check(holds: bool, where: str, said: str) -> None:
+def _check(holds: bool, where: str, message: str) -> None:
     if not holds:
-        raise UserError(f"{where}: {said}; run the stage that writes it again")
+        raise UserError(f"{where}: {message}; run the stage that writes it again")
 
 
 def _strings(x) -> bool:
@@ -192,18 +189,16 @@ def _strings(x) -> bool:
 
 def _float(x, where: str, name: str) -> float:
     numeric = isinstance(x, (int, float)) and not isinstance(x, bool)
-    _check(
-        x is None or numeric,
-        where,
-        f"{name} must be numeric, not {f'{x!r:.40}' if isinstance(x, (str, bool)) else type(x).__name__}",
-    )
+    shown = f"{x!r:.40}" if isinstance(x, (str, bool)) else type(x).__name__
+    _check(x is None or numeric, where, f"{name} must be numeric, not {shown}")
     return math.nan if x is None else as_float(x)
 
 
 class Scale(NamedTuple):
-    """How a quantity becomes colour, the same in all shown pairs: opacity grows with |value| up to `full`; zero has no colour.
+    """How a quantity becomes colour, the same in all shown pairs.
 
-    `full` is the 99th percentile of |value| over non-zero values, so that one outlier does not bleach all others.
+    Opacity grows with |value| up to `full`; zero has no colour. `full` is the 99th percentile of |value| over
+    non-zero values, so that one outlier does not bleach all others.
     """
 
     least: float
@@ -234,7 +229,7 @@ def make_scales(pairs: list[Pair]) -> dict[str, Scale]:
 
 
 def without_masks(pairs: list[Pair]) -> bool:
-    """Whether both masks are one on every token, as of an objective that has none. False if there are no tokens."""
+    """Whether both masks are 1 on every token, as for an objective without masks; False without tokens."""
     tokens = [token for pair in pairs for token in pair.tokens]
     return bool(tokens) and all(token.values["u"] == token.values["m"] == 1 for token in tokens)
 
@@ -253,24 +248,23 @@ class TokenMean(NamedTuple):
 
 def top_tokens(pairs: list[Pair], *, limit: int = 20) -> list[TokenMean]:
     """The tokens of the largest mean reward mask over all responses; those of mean zero are left out."""
-    found: dict[tuple[str, int], list[Token]] = {}
+    by_token: dict[tuple[str, int], list[Token]] = {}
     for pair in pairs:
         for token in pair.tokens:
-            found.setdefault((token.label, token.id), []).append(token)
+            by_token.setdefault((token.label, token.id), []).append(token)
     rows = []
-    for (label, _), tokens in found.items():
+    for (label, _), tokens in by_token.items():
         values = [token.values["u"] for token in tokens if math.isfinite(token.values["u"])]
-        marks = [token.decisive for token in tokens]
-        yes = marks.count(True)
-        decisive = (
-            "-"
-            if None in marks
-            else "yes"
-            if yes == len(marks)
-            else "no"
-            if yes == 0
-            else f"{yes} of {len(marks)}"
-        )
         if values and sum(values) != 0:
-            rows.append(TokenMean(label, len(tokens), sum(values) / len(values), decisive))
+            rows.append(TokenMean(label, len(tokens), sum(values) / len(values), _how_many_decide(tokens)))
     return sorted(rows, key=lambda row: (-row.mean, -row.count, row.label))[:limit]
+
+
+def _how_many_decide(tokens: list[Token]) -> str:
+    marks = [token.decisive for token in tokens]
+    count = marks.count(True)
+    if None in marks:
+        return "-"
+    if count == len(marks):
+        return "yes"
+    return "no" if count == 0 else f"{count} of {len(marks)}"

@@ -1,6 +1,6 @@
 """The report of a run: one HTML file made of the run's files alone, without scripts and without a network."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_text
-from sparsepo_jax.report import heatmap, plots, table
+from sparsepo_jax.report import charts, drawing, heatmap, series, table
 from sparsepo_jax.report.doctor import diagnose, read_evidence
 from sparsepo_jax.report.files import (
     pairs_path,
@@ -27,14 +27,22 @@ from sparsepo_jax.report.run_table import run_rows
 SECTIONS = {"Policy": table.POLICY_ROWS, "Mask": table.MASK_ROWS, "Controls": table.CONTROL_ROWS}
 RESULTS = ("summary.json", "metrics.jsonl", "measures.json", "pairs.jsonl", "scores.jsonl")
 OTHERS = ("harness.json",)
+FACTS = {  # what a reader wants to know of the configuration at first sight
+    "objective": ("objective", "kind"),
+    "mask": ("objective", "mask", "kind"),
+    "beta": ("objective", "beta"),
+    "policy": ("policy", "path"),
+    "seed": ("seed",),
+}
 _SAMPLE_COLUMNS = ("prompt", "before", "after")
 
 
 def write_report(output_dir: Path, pairs: int) -> Path:
     """Write output_dir/report.html and return its path. Shows the first `pairs` pairs.
 
-    Reads config.yaml, summary.json, measures.json, harness.json, metrics.jsonl, the stages' facts.json, samples.jsonl and pairs.jsonl (else
-    scores.jsonl, which has no text) in output_dir. The page says which are missing; half a line that an interrupted run left is passed over. UserError if there is nothing to report,
+    Reads, in output_dir, config.yaml, summary.json, measures.json, harness.json, metrics.jsonl, the stages'
+    facts.json, samples.jsonl and pairs.jsonl (else scores.jsonl, which has no text). The page says which are
+    missing; half a line that an interrupted run left is passed over. UserError: there is nothing to report,
     summary.json or measures.json is no JSON object, or a pair lacks fields.
     """
     if not any((output_dir / name).is_file() for name in RESULTS + OTHERS):
@@ -42,48 +50,22 @@ def write_report(output_dir: Path, pairs: int) -> Path:
             f"report: expected {', '.join(RESULTS[:-1])} or {RESULTS[-1]} in {output_dir}, found none; "
             "run the stage sft, po, score, eval or measure first"
         )
-    config, settings = read_text(output_dir / "config.yaml"), read_settings(output_dir)
-    metrics, unreadable = read_metrics(output_dir / "metrics.jsonl")
-    pairs_file = pairs_path(output_dir)
-    shown = list(islice(read_pairs(pairs_file), pairs)) if pairs_file else []
+    settings = read_settings(output_dir)
     summary = read_summary(output_dir / "summary.json")
-    harness = read_summary(output_dir / "harness.json", stage="harness")
-    maskless = heatmap.without_masks(shown)
-    samples = list(islice(_samples(output_dir / "samples.jsonl"), pairs))
-    known = {name: table.known_rows(summary or {}, rows) for name, rows in SECTIONS.items()}
     html = (
         make_environment()
         .get_template("page.html.jinja")
         .render(
             run=output_dir.resolve().name,
             facts=_facts(settings),
-            config=config,
-            summary=summary,
-            words=_words(summary),
+            config=read_text(output_dir / "config.yaml"),
             advice=diagnose(read_evidence(output_dir)),
-            known=known,
-            untrained=not table.has_before(known["Policy"]),
-            any_auroc=any(
-                row.label.startswith("AUROC, ") and row.label.endswith("mask") for row in known["Mask"]
-            ),
             made=run_rows(output_dir, settings),
-            measures=table.measure_rows(read_summary(output_dir / "measures.json", stage="measure") or {}),
-            tasks=table.task_rows(harness or {}),
-            duration=_duration((summary or {}).get("seconds")),
-            charts=plots.make_charts(metrics),
-            metrics={key: plots.extent(series) for key, series in sorted(metrics.items())},
-            unreadable=unreadable,
-            pairs=shown,
-            samples=samples,
-            sample_columns=[name for name in _SAMPLE_COLUMNS if any(sample[name] for sample in samples)],
-            pairs_file=pairs_file and pairs_file.name,
-            scales=heatmap.make_scales(shown),
-            top=heatmap.top_tokens(shown),
-            maskless=maskless,
-            default_key="r" if maskless else "u",
-            any_decisive=any(token.decisive for pair in shown for token in pair.tokens),
-            any_broken=any(token.broken for pair in shown for token in pair.tokens),
-            heatmap=heatmap,
+            **_summary_context(summary),
+            **_results_context(output_dir),
+            **_curves_context(output_dir),
+            **_pairs_context(output_dir, pairs),
+            **_samples_context(output_dir, pairs),
             table=table,
         )
     )
@@ -93,8 +75,11 @@ def write_report(output_dir: Path, pairs: int) -> Path:
 
 
 def make_environment() -> Environment:
-    """Every printed string is escaped twice over: what cannot be seen becomes visible, what HTML would read becomes text."""
-    return Environment(
+    """An environment that escapes every printed string twice.
+
+    What cannot be seen becomes visible, and what HTML would interpret becomes text.
+    """
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
@@ -102,31 +87,55 @@ def make_environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda x: heatmap.visible(x) if isinstance(x, str) and not isinstance(x, Markup) else x,
     )
+    environment.globals["drawing"] = drawing
+    return environment
+
+
+# ---------------------------------------------------------------- what the templates need
+
+
+def heatmap_context(pairs: Sequence[heatmap.Pair]) -> dict[str, Any]:
+    """For the pairs of a page, shown token by token."""
+    pairs = list(pairs)
+    maskless = heatmap.without_masks(pairs)
+    tokens = [token for pair in pairs for token in pair.tokens]
+    return {
+        "heatmap": heatmap,
+        "scales": heatmap.make_scales(pairs),
+        "maskless": maskless,
+        "default_key": "r" if maskless else "u",
+        "any_decisive": any(token.decisive for token in tokens),
+        "any_broken": any(token.broken for token in tokens),
+    }
 
 
 def _facts(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a reader wants to know of the configuration at first sight."""
-    paths = {
-        "objective": "objective.kind",
-        "mask": "objective.mask.kind",
-        "beta": "objective.beta",
-        "policy": "policy.path",
-        "seed": "seed",
-    }
     facts = {}
-    for name, path in paths.items():
+    for name, path in FACTS.items():
         x: Any = settings
-        for key in path.split("."):
+        for key in path:
             x = x.get(key) if isinstance(x, dict) else None
         if isinstance(x, (str, float)) or (isinstance(x, int) and x.bit_length() < 64):
             facts[name] = x
     return facts
 
 
-def _words(summary: dict | None) -> str | None:
-    """As the run said it; of a run from before it did so, as it is said now."""
-    said = (summary or {}).get("words")
-    return said if isinstance(said, str) else outcome(summary or {})
+def _summary_context(summary: dict | None) -> dict[str, Any]:
+    known = {name: table.known_rows(summary or {}, rows) for name, rows in SECTIONS.items()}
+    return {
+        "summary": summary,
+        "words": _words(summary or {}),
+        "known": known,
+        "untrained": not table.has_before(known["Policy"]),
+        "any_auroc": any(row.label in ("AUROC, reward mask", "AUROC, KL mask") for row in known["Mask"]),
+        "duration": _duration((summary or {}).get("seconds")),
+    }
+
+
+def _words(summary: dict) -> str | None:
+    """As the run said it; for a run from before there was such a line, as it is said now."""
+    words = summary.get("words")
+    return words if isinstance(words, str) else outcome(summary)
 
 
 def _duration(seconds: Any) -> str | None:
@@ -134,13 +143,45 @@ def _duration(seconds: Any) -> str | None:
         return None
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-    )
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _results_context(output_dir: Path) -> dict[str, Any]:
+    measures = read_summary(output_dir / "measures.json", stage="measure")
+    harness = read_summary(output_dir / "harness.json", stage="harness")
+    return {"measures": table.measure_rows(measures or {}), "tasks": table.task_rows(harness or {})}
+
+
+def _curves_context(output_dir: Path) -> dict[str, Any]:
+    metrics, unreadable = read_metrics(output_dir / "metrics.jsonl")
+    return {
+        "charts": charts.make_charts(metrics),
+        "metrics": {key: series.extent(values) for key, values in sorted(metrics.items())},
+        "unreadable": unreadable,
+    }
+
+
+def _pairs_context(output_dir: Path, limit: int) -> dict[str, Any]:
+    path = pairs_path(output_dir)
+    shown = list(islice(read_pairs(path), limit)) if path else []
+    return heatmap_context(shown) | {
+        "pairs": shown,
+        "pairs_file": path and path.name,
+        "top": heatmap.top_tokens(shown),
+    }
+
+
+def _samples_context(output_dir: Path, limit: int) -> dict[str, Any]:
+    samples = list(islice(_samples(output_dir / "samples.jsonl"), limit))
+    columns = [name for name in _SAMPLE_COLUMNS if any(sample[name] for sample in samples)]
+    return {"samples": samples, "sample_columns": columns}
 
 
 def _samples(path: Path) -> Iterator[dict[str, str]]:
     """prompt, before, after as text ("" where there is none) of what the policy wrote."""
     for _, row in read_rows(path) if path.is_file() else ():
         if row is not None:
-            yield {name: text if isinstance(text := row.get(name), str) else "" for name in _SAMPLE_COLUMNS}
+            texts = {name: row.get(name) for name in _SAMPLE_COLUMNS}
+            yield {name: text if isinstance(text, str) else "" for name, text in texts.items()}

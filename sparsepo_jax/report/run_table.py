@@ -1,4 +1,4 @@
-"""How a run was made: of each stage the model, the devices, what they computed in, the steps and the pairs."""
+"""How a run was made: the model, devices, number types, steps and pairs of each stage."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ from sparsepo_jax.report.doctor import read_facts
 from sparsepo_jax.report.files import read_if_sound
 from sparsepo_jax.report.table import number_or_none
 
-STAGES = ("sft", "po", "eval")
+TRAINING = ("sft", "po")  # stages that write facts.json
 
 
 class RunRow(NamedTuple):
@@ -21,7 +21,7 @@ class RunRow(NamedTuple):
 ROWS = {  # label -> path into what is known of a stage
     "model": ("model",),
     "parameters": ("parameters",),
-    "of them trained": ("trained_parameters",),  # said where they are not all
+    "of them trained": ("trained_parameters",),
     "rows": ("data", "rows"),
     "tokens a response, mean": ("data", "response_tokens"),
     "responses cut": ("data", "responses_cut"),
@@ -40,31 +40,26 @@ ROWS = {  # label -> path into what is known of a stage
 
 
 def run_rows(output_dir: Path, config: dict[str, Any]) -> list[RunRow]:
-    """The rows that are known of some stage; none for a run that has written down no facts."""
-    facts = {stage: read_facts(output_dir, stage) for stage in STAGES[:2]}
-    facts["eval"] = {
-        "machine": read_if_sound(output_dir / "summary.json", stage="eval", broken=[]).get("machine")
-    }
+    """The rows in which some stage differs from what is usual; none for a run that has written no facts."""
+    facts = {stage: read_facts(output_dir, stage) for stage in TRAINING}
+    summary = read_if_sound(output_dir / "summary.json", stage="eval", broken=[])
+    facts["eval"] = {"machine": summary.get("machine")}
+    model = _model(config)
     known = {
-        stage: found | {"config": config.get(stage), "model": _model(config)}
-        for stage, found in facts.items()
-        if isinstance(found.get("machine"), dict)
+        stage: of_stage | {"config": config.get(stage), "model": model}
+        for stage, of_stage in facts.items()
+        if isinstance(of_stage.get("machine"), dict)
     }
-    rows = [
-        RunRow(label, {stage: _shown(found, path) for stage, found in known.items()})
+    shown = {
+        label: {stage: _shown(of_stage, path) for stage, of_stage in known.items()}
         for label, path in ROWS.items()
-    ]
-    parameters = next(row.values for row in rows if row.label == "parameters")
-    usual = {
-        "of them trained": parameters,
-        "micro-steps": {stage: "1" for stage in known},
-        "processes": {stage: "1" for stage in known},
     }
+    ones = dict.fromkeys(known, "1")
+    usual = {"of them trained": shown["parameters"], "micro-steps": ones, "processes": ones}
     return [
-        row
-        for row in rows
-        if any(row.values.values())
-        and any(x and x != usual.get(row.label, {}).get(stage) for stage, x in row.values.items())
+        RunRow(label, values)
+        for label, values in shown.items()
+        if any(text and text != usual.get(label, {}).get(stage) for stage, text in values.items())
     ]
 
 
@@ -72,22 +67,20 @@ def _model(config: dict[str, Any]) -> Any:
     policy = config.get("policy")
     if not isinstance(policy, dict):
         return None
+    if policy.get("path"):
+        return policy["path"]
     shape = policy.get("config")
-    return policy.get("path") or (
-        f"{shape.get('model_type')}, from random weights" if isinstance(shape, dict) else None
-    )
+    return f"{shape.get('model_type')}, from random weights" if isinstance(shape, dict) else None
 
 
-def _shown(found: Any, path: tuple[str, ...]) -> str:
+def _shown(facts: Any, path: tuple[str, ...]) -> str:
     for name in path:
-        found = found.get(name) if isinstance(found, dict) else None
-    if isinstance(found, str):
-        return found
-    known = number_or_none(found)
-    if known is None:
+        facts = facts.get(name) if isinstance(facts, dict) else None
+    if isinstance(facts, str):
+        return facts
+    number = number_or_none(facts)
+    if number is None:
         return ""
-    return (
-        f"{known:,.0f}"
-        if math.isfinite(known) and known == int(known) and abs(known) < 1e15
-        else f"{known:g}"
-    )
+    if math.isfinite(number) and number == int(number) and abs(number) < 1e15:
+        return f"{number:,.0f}"
+    return f"{number:g}"

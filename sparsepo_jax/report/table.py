@@ -1,12 +1,15 @@
 """The summary of a run: which numbers, what they mean, and the plain-text table at the end of a run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """One line of the summary. `before` and `after` are paths into summary.json; None: there is no such number."""
+    """One line of the summary.
+
+    `before` and `after` are paths into summary.json; None: there is no such number.
+    """
 
     label: str
     before: tuple[str, ...] | None
@@ -19,8 +22,8 @@ POLICY_ROWS = (
         "accuracy",
         ("before", "accuracy"),
         ("after", "accuracy"),
-        "Share of held-out pairs whose chosen response gets the larger implicit reward, tokens weighted by the masks; "
-        "a tie counts one half.",
+        "Share of held-out pairs whose chosen response gets the larger implicit reward, tokens weighted by "
+        "the masks; a tie counts one half.",
     ),
     Row(
         "accuracy, unmasked",
@@ -32,31 +35,36 @@ POLICY_ROWS = (
         "margin",
         ("before", "margin"),
         ("after", "margin"),
-        "Mean over pairs of the chosen response's implicit reward minus the rejected one's, beta and masks included.",
+        "Mean over pairs of the chosen response's implicit reward minus the rejected one's, beta and masks "
+        "included.",
     ),
     Row(
         "margin, unmasked",
         ("before", "margin_unmasked"),
         ("after", "margin_unmasked"),
-        "The same with every token weight 1. A mask can raise the masked margin just by growing; this one it cannot touch.",
+        "The same with every token weight 1. A mask can raise the masked margin just by growing; this one "
+        "it cannot touch.",
     ),
     Row(
         "KL to reference",
         ("before", "kl"),
         ("after", "kl"),
-        "Mean over responses of KL(reference || policy), summed over the tokens, unmasked, nats: how far the policy has moved.",
+        "Mean over responses of KL(reference || policy), summed over the tokens, unmasked, nats: how far "
+        "the policy has moved.",
     ),
     Row(
         "KL of what it writes",
         ("before", "generated_kl"),
         ("after", "generated_kl"),
-        "KL(policy || reference) of whole responses, estimated on responses that the policy wrote itself, nats.",
+        "KL(policy || reference) of whole responses, estimated on responses that the policy wrote itself, "
+        "nats.",
     ),
     Row(
         "preferred words written",
         ("before", "generated_preferred"),
         ("after", "generated_preferred"),
-        "Of the evaluative words in these responses, the share of the preferred sentiment (built-in data only).",
+        "Of the evaluative words in these responses, the share of the preferred sentiment (built-in data "
+        "only).",
     ),
     Row(
         "reward of what it writes",
@@ -84,7 +92,8 @@ MASK_ROWS = (
         "AUROC, |log-ratio|",
         None,
         ("mask", "auroc_logratio"),
-        "The same for |log policy - log reference| of the token, which sees the token itself: no mask's ceiling binds it.",
+        "The same for |log policy - log reference| of the token, which sees the token itself: no mask's "
+        "ceiling binds it.",
     ),
     Row(
         "AUROC, ceiling",
@@ -131,7 +140,8 @@ CONTROL_ROWS = (  # on the page only
         "accuracy without any tenth",
         None,
         ("mask", "deletion", "0.1", "accuracy_random"),
-        "Unmasked accuracy (KL term included, where there is one) when each response loses a tenth of its tokens, drawn by chance.",
+        "Unmasked accuracy (KL term included, where there is one) when each response loses a tenth of its "
+        "tokens, drawn by chance.",
     ),
     Row(
         "accuracy without the top tenth",
@@ -143,7 +153,7 @@ CONTROL_ROWS = (  # on the page only
 
 
 MEASURES = {  # by how a name begins
-    "pass@": "Chance that one of so many answers passes the problem's tests, mean over problems (unbiased estimate).",
+    "pass@": "Chance that one of so many answers passes the problem's tests, mean over problems (unbiased).",
     "rouge": "Overlap with the reference, F1, mean over answers.",
     "bertscore": "Likeness to the reference by a model's token embeddings, F1, mean over answers.",
     "self_bleu": "How alike the answers to one prompt are, BLEU of each against the others; 1: all the same.",
@@ -153,8 +163,8 @@ MEASURES = {  # by how a name begins
 
 
 def measured(measures: dict) -> dict[tuple[str, str], Any]:
-    """(part, name) -> value of what measures.json says of code and of texts; names that are not known have no place."""
-    parts = {name: part for name in ("code", "text") if isinstance(part := measures.get(name), dict)}
+    """(part, name) -> value of what measures.json says of code and texts, known names only."""
+    parts = {part: of for part in ("code", "text") if isinstance(of := measures.get(part), dict)}
     return {
         (part, name): x for part, of in parts.items() for name, x in of.items() if meaning_of_measure(name)
     }
@@ -164,21 +174,18 @@ def meaning_of_measure(name: str) -> str | None:
     return next((meaning for start, meaning in MEASURES.items() if name.startswith(start)), None)
 
 
-def measure_rows(measures: dict) -> list[tuple[str, float, str]]:
+def measure_rows(measures: dict) -> list[tuple[str, float, str | None]]:
     """(name, number, meaning) of them."""
-    return [
-        (name, x, meaning_of_measure(name))
-        for (_, name), found in measured(measures).items()
-        if (x := number_or_none(found)) is not None
-    ]
+    numbers = [(name, number_or_none(x)) for (_, name), x in measured(measures).items()]
+    return [(name, x, meaning_of_measure(name)) for name, x in numbers if x is not None]
 
 
-def value(summary: dict, path: tuple[str, ...] | None) -> float | None:
+def value(summary: Mapping[str, Any], path: tuple[str, ...] | None) -> float | None:
     """The number at `path`; None if it is absent, null or no number."""
-    found: Any = None if path is None else summary
+    x: Any = None if path is None else summary
     for name in path or ():
-        found = found.get(name) if isinstance(found, dict) else None
-    return number_or_none(found)
+        x = x.get(name) if isinstance(x, dict) else None
+    return number_or_none(x)
 
 
 def number_or_none(x: Any) -> float | None:
@@ -210,12 +217,13 @@ class KnownRow(NamedTuple):
 
 
 def known_rows(summary: dict, rows: Sequence[Row]) -> list[KnownRow]:
-    """The rows that say something about this run: one whose numbers are both unknown is left out."""
-    found = [
-        KnownRow(row.label, value(summary, row.before), value(summary, row.after), row.meaning)
-        for row in rows
-    ]
-    return [row for row in found if (row.before, row.after) != (None, None)]
+    """The rows that say something about this run: without those whose numbers are both unknown."""
+    known = []
+    for row in rows:
+        before, after = value(summary, row.before), value(summary, row.after)
+        if before is not None or after is not None:
+            known.append(KnownRow(row.label, before, after, row.meaning))
+    return known
 
 
 def has_before(rows: Sequence[KnownRow]) -> bool:
@@ -223,22 +231,26 @@ def has_before(rows: Sequence[KnownRow]) -> bool:
 
 
 def summary_table(summary: dict) -> str:
-    """The content of summary.json as a plain-text table, "" if nothing is known. Columns: before, if any row has it, and after."""
+    """The content of summary.json as a plain-text table, "" if nothing is known.
+
+    Columns: before, if any row has it, and after.
+    """
     rows = known_rows(summary, POLICY_ROWS + MASK_ROWS)
     if not rows:
         return ""
     lines = [("", "before", "after"), *((row.label, number(row.before), number(row.after)) for row in rows)]
-    if not has_before(rows):
-        lines = [(label, after) for label, _, after in lines]
+    columns = slice(1, None) if has_before(rows) else slice(2, None)
     width = max(len(label) for label, *_ in lines)
     return "\n".join(
-        f"{label:<{width}}" + "".join(f"  {shown:>10}" for shown in shown_numbers)
-        for label, *shown_numbers in lines
+        f"{line[0]:<{width}}" + "".join(f"  {text:>10}" for text in line[columns]) for line in lines
     )
 
 
 class TaskRow(NamedTuple):
-    """A figure of a task of lm-evaluation-harness. filter: of the answers that were taken. rows: of the task's data."""
+    """A figure of a task of lm-evaluation-harness.
+
+    filter: how the answers were filtered, "none" if they were not. rows: how many rows of data the task has.
+    """
 
     task: str
     shots: int | None
@@ -249,44 +261,48 @@ class TaskRow(NamedTuple):
     rows: int | None
 
 
-def task_rows(found: dict) -> list[TaskRow]:
-    """The figures in harness.json (results[task]["metric,filter"], and its standard error beside it); what is no number is passed over."""
-    section = lambda x, name: value if isinstance(x, dict) and isinstance(value := x.get(name), dict) else {}
+def task_rows(harness: dict) -> list[TaskRow]:
+    """The figures in harness.json: results[task]["metric,filter"] with the standard error beside it.
+
+    What is no number is passed over.
+    """
+    shots, samples = _section(harness, "n-shot"), _section(harness, "n-samples")
     rows = []
-    for task, figures in section(found, "results").items():
-        shots, samples = (
-            section(found, "n-shot").get(task),
-            section(section(found, "n-samples"), task).get("effective"),
-        )
+    for task, figures in _section(harness, "results").items():
         for name, x in figures.items() if isinstance(figures, dict) else ():
             metric, comma, taken = name.partition(",")
-            if comma and not metric.endswith("_stderr") and (known := number_or_none(x)) is not None:
-                error = number_or_none(figures.get(f"{metric}_stderr,{taken}"))
-                rows.append(
-                    TaskRow(
-                        task,
-                        shots if isinstance(shots, int) else None,
-                        taken,
-                        metric,
-                        known,
-                        error,
-                        samples if isinstance(samples, int) else None,
-                    )
-                )
+            figure = number_or_none(x)
+            if not comma or metric.endswith("_stderr") or figure is None:
+                continue
+            error = number_or_none(figures.get(f"{metric}_stderr,{taken}"))
+            effective = _integer(_section(samples, task).get("effective"))
+            rows.append(TaskRow(task, _integer(shots.get(task)), taken, metric, figure, error, effective))
     return rows
 
 
-def harness_table(found: dict) -> str:
+def _section(mapping: dict, name: str) -> dict:
+    """The mapping of this name; empty where there is none."""
+    section = mapping.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _integer(x: Any) -> int | None:
+    return x if isinstance(x, int) else None
+
+
+def harness_table(harness: dict) -> str:
     """The same as a plain-text table; what is unknown is "-"."""
-    dash = lambda x: "-" if x is None else str(x)
     lines = [("task", "shots", "metric", "value", "error", "rows")]
-    for row in task_rows(found):
+    for row in task_rows(harness):
         metric = row.metric if row.filter == "none" else f"{row.metric}, {row.filter}"
-        lines.append(
-            (row.task, dash(row.shots), metric, number(row.value), number(row.error), dash(row.rows))
-        )
-    task, metric = (max(len(line[n]) for line in lines) for n in (0, 2))
+        numbers = (number(row.value), number(row.error))
+        lines.append((row.task, _or_dash(row.shots), metric, *numbers, _or_dash(row.rows)))
+    task_width, metric_width = (max(len(line[n]) for line in lines) for n in (0, 2))
     return "\n".join(
-        f"{line[0]:<{task}}  {line[1]:>5}  {line[2]:<{metric}}  {line[3]:>10}  {line[4]:>10}  {line[5]:>7}"
-        for line in lines
+        f"{task:<{task_width}}  {shots:>5}  {metric:<{metric_width}}  {figure:>10}  {error:>10}  {rows:>7}"
+        for task, shots, metric, figure, error, rows in lines
     )
+
+
+def _or_dash(x: int | None) -> str:
+    return "-" if x is None else str(x)
