@@ -46,7 +46,10 @@ def test_points_of_every_family(name):
 
 
 def test_the_official_points_of_gptj():
-    """Heads after the projection; the last block's output twice, in place of the final norm; a mask is the mean of its groups' means."""
+    """Heads are taken after the projection; the last block's output twice, in place of the final norm.
+
+    A mask is the mean of its groups' means.
+    """
     rng, valid_BPT = (
         np.random.default_rng(0),
         np.array([[[True, True, True, False], [True, True, True, True]]]),
@@ -63,10 +66,12 @@ def test_the_official_points_of_gptj():
         for name in layers | {"embed", "final_norm", "logits"}
     }
     every = ("mlp", "attn", "resid", "logits")
-    found = activation_mask(means, valid_BPT, choose_points("gptj", every, True), "zn_rescale")
-    of = lambda *arrays: map_means(
-        jnp.concatenate([x.reshape(-1, 1, 2, 4) for x in arrays]), valid_BPT, "zn_rescale"
-    ).mean(axis=0)
+    mask_BPT = activation_mask(means, valid_BPT, choose_points("gptj", every, True), "zn_rescale")
+
+    def of(*arrays):
+        together = jnp.concatenate([x.reshape(-1, 1, 2, 4) for x in arrays])
+        return map_means(together, valid_BPT, "zn_rescale").mean(axis=0)
+
     m = means
     groups = [
         of(m["mlp_act"]),
@@ -74,9 +79,9 @@ def test_the_official_points_of_gptj():
         of(m["embed"], m["attn_norm"], m["attn_out"], m["mlp_out"], m["block_out"], m["block_out"][1]),
         of(m["logits"]),
     ]
-    np.testing.assert_allclose(found, np.where(valid_BPT, sum(groups) / 4, 0), rtol=1e-6)
+    np.testing.assert_allclose(mask_BPT, np.where(valid_BPT, sum(groups) / 4, 0), rtol=1e-6)
     assert (
-        found != activation_mask(means, valid_BPT, choose_points("gptj", every, False), "zn_rescale")
+        mask_BPT != activation_mask(means, valid_BPT, choose_points("gptj", every, False), "zn_rescale")
     ).any()
 
 

@@ -27,6 +27,7 @@ def plain(q, k, v, attend, scale, softcap):
 
 def who_sees_whom(packing, window=None):
     """By loops, from the words of core.types.Packing."""
+    packing = jax.tree.map(np.asarray, packing)
     R, S = packing.ids_RS.shape
     attend = np.zeros((R, S, S), bool)
     for r in range(R):
@@ -48,7 +49,10 @@ def inputs(shape, kv_heads, seed=0):
 
 def value_and_gradient(function, sees, qkv):
     weights = jnp.asarray(np.random.default_rng(1).normal(size=qkv[0].shape), jnp.float32)
-    total = lambda q, k, v: jnp.sum(jnp.where(sees, weights * function(q, k, v), 0.0))
+
+    def total(q, k, v):
+        return jnp.sum(jnp.where(sees, weights * function(q, k, v), 0.0))
+
     return jax.tree.leaves(jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*qkv))
 
 
@@ -63,22 +67,28 @@ def value_and_gradient(function, sees, qkv):
     ],
 )
 def test_rows_of_tokens_attend_as_their_pairs_say(monkeypatch, kernel, kv_heads, softcap, window, shared):
-    """Kills: a response that sees the other one, or another pair; a block or chunk left out that is seen; a window by column; a soft cap without slope."""
+    """Kills: a response that sees the other one, or another pair; a block or chunk left out that is seen; a
+    window by column; a soft cap without slope.
+    """
     monkeypatch.setattr(block_attention, "BLOCK", 8)
     monkeypatch.setattr(dense_attention, "CHUNK_QUERIES", 3)
     monkeypatch.setattr(splash_attention, "INTERPRET", True)
     if kernel == "cudnn":  # what it is given, computed by XLA: there is no GPU here
-        theirs, softcap = jax.nn.dot_product_attention, None
-        monkeypatch.setattr(
-            jax.nn,
-            "dot_product_attention",
-            lambda *qkv, implementation, **given: theirs(*qkv, implementation="xla", **given),
-        )
+        softcap = None
+        theirs = jax.nn.dot_product_attention
+
+        def by_xla(*qkv, implementation, **settings):
+            return theirs(*qkv, implementation="xla", **settings)
+
+        monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
     packing = random_batch(8, 6, 7, rows=2, shared=shared, spare=3).packing
     qkv, attend = inputs(packing.ids_RS.shape, kv_heads), who_sees_whom(packing, 3 if window else None)
     sees = attend.any(-1)[..., None, None]
     window = jnp.int32(3) if window == "traced" else window
-    ours = lambda *qkv: attention(*qkv, reach_of(packing, kernel), scale=0.3, softcap=softcap, window=window)
+
+    def ours(*qkv):
+        return attention(*qkv, reach_of(packing, kernel), scale=0.3, softcap=softcap, window=window)
+
     expected = value_and_gradient(lambda *qkv: plain(*qkv, jnp.asarray(attend), 0.3, softcap), sees, qkv)
     for a, b in zip(value_and_gradient(ours, sees, qkv), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
@@ -86,8 +96,11 @@ def test_rows_of_tokens_attend_as_their_pairs_say(monkeypatch, kernel, kv_heads,
 
 @pytest.mark.parametrize("mesh_shape", [None, (1, 2, 2), (2, 2, 2), (2, 1, 4)])
 def test_splash_in_several_blocks_and_on_a_mesh(monkeypatch, mesh_shape):
-    """What a TPU would run, step by step on CPU: 3 x 3 blocks of columns, of which some are seen by nothing; rows cut over data x fsdp, heads over tensor
-    (2 key heads: cut over 2 devices, and whole on each of 4). Kills: a block left out that is seen; a mask that is the first row's; heads that meet others' keys."""
+    """What a TPU would run, step by step on CPU: 3 x 3 blocks of columns, of which nothing sees some.
+
+    Rows are cut over data x fsdp, heads over tensor; 2 key heads are cut over 2 devices, and complete on each
+    of 4. Kills: a block left out that is seen; a mask that is the first row's; heads that meet others' keys.
+    """
     monkeypatch.setattr(splash_attention, "INTERPRET", True)
     monkeypatch.setattr(splash_attention, "LARGEST_BLOCK", 128)
     rows = 4 if mesh_shape else 1
@@ -96,42 +109,54 @@ def test_splash_in_several_blocks_and_on_a_mesh(monkeypatch, mesh_shape):
         [([1] * prompt, [2] * chosen, [3] * rejected) for prompt, chosen, rejected in lengths], rows=rows
     ).packing
     qkv, attend = inputs(packing.ids_RS.shape, 2), who_sees_whom(packing, 100)
-    sees, spread = attend.any(-1)[..., None, None], None
+    sees = attend.any(-1)[..., None, None]
+    spread = None
     if mesh_shape is not None:
         mesh = make_mesh(*mesh_shape, devices=jax.devices()[: math.prod(mesh_shape)])
         spread, rest = make_spread(mesh), jax.sharding.PartitionSpec(("data", "fsdp"))
         qkv = [jax.device_put(x, jax.sharding.NamedSharding(mesh, rest)) for x in qkv]
-    ours = lambda *qkv: attention(
-        *qkv, reach_of(packing, "splash", spread), scale=0.3, softcap=0.5, window=100
-    )
+
+    def ours(*qkv):
+        return attention(*qkv, reach_of(packing, "splash", spread), scale=0.3, softcap=0.5, window=100)
+
     expected = value_and_gradient(lambda *qkv: plain(*qkv, jnp.asarray(attend), 0.3, 0.5), sees, qkv)
     for a, b in zip(value_and_gradient(ours, sees, qkv), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
 
 
 def test_splash_in_bfloat16_is_as_near_as_the_plain_kernel(monkeypatch):
-    """Root mean squares of the error against float32, of values and gradients. Kills: sums or a softmax in 16 bits."""
+    """Root mean squares of the error against float32, of values and gradients.
+
+    Kills: sums or a softmax in 16 bits.
+    """
     monkeypatch.setattr(splash_attention, "INTERPRET", True)
     packing = packed([([1] * 20, [2] * 30, [3] * 40)]).packing
     qkv, attend = inputs(packing.ids_RS.shape, 2), who_sees_whom(packing)
     sees = attend.any(-1)[..., None, None]
     exact = value_and_gradient(lambda *qkv: plain(*qkv, jnp.asarray(attend), 0.3, None), sees, qkv)
-    narrow, errors = [x.astype(jnp.bfloat16) for x in qkv], {}
-    for kernel in ("xla", "splash"):
-        found = value_and_gradient(
-            lambda *qkv: attention(*qkv, reach_of(packing, kernel), scale=0.3), sees, narrow
-        )[1:]
-        errors[kernel] = [
+    narrow = [x.astype(jnp.bfloat16) for x in qkv]
+
+    def errors_of(kernel):
+        def ours(*qkv):
+            return attention(*qkv, reach_of(packing, kernel), scale=0.3)
+
+        gradients = value_and_gradient(ours, sees, narrow)[1:]
+        return [
             float(np.sqrt(np.mean(np.square(np.asarray(a, np.float32) - b))))
-            for a, b in zip(found, exact[1:], strict=True)
+            for a, b in zip(gradients, exact[1:], strict=True)
         ]
+
+    errors = {kernel: errors_of(kernel) for kernel in ("xla", "splash")}
     assert all(ours <= BFLOAT16 * theirs for ours, theirs in zip(errors["splash"], errors["xla"])), errors
 
 
 @pytest.mark.parametrize("chunk", [2, 128])
 @pytest.mark.parametrize("columns", [9, 1])
 def test_given_keys(monkeypatch, chunk, columns):
-    """Reading with padding on the left, and one query at the end of many keys. Kills: a chunk that loses its last keys."""
+    """Reading with padding on the left, and one query at the end of many keys.
+
+    Kills: a chunk that loses its last keys.
+    """
     monkeypatch.setattr(dense_attention, "CHUNK_QUERIES", chunk)
     valid = np.arange(9)[None] >= np.array([[0], [3], [8]])
     attend = jnp.asarray((np.tril(np.ones((9, 9), bool)) & valid[:, None])[:, 9 - columns :])
@@ -140,9 +165,8 @@ def test_given_keys(monkeypatch, chunk, columns):
     sees = attend.any(-1)[..., None, None]
     reach = Given(attend, positions[:, 9 - columns :], positions)
     ours = value_and_gradient(lambda *qkv: attention(*qkv, reach, scale=0.3), sees, qkv)
-    for a, b in zip(
-        ours, value_and_gradient(lambda *qkv: plain(*qkv, attend, 0.3, None), sees, qkv), strict=True
-    ):
+    expected = value_and_gradient(lambda *qkv: plain(*qkv, attend, 0.3, None), sees, qkv)
+    for a, b in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
 
 
@@ -152,7 +176,10 @@ def test_padding_is_finite_and_has_no_gradient(monkeypatch, kernel):
     packing = random_batch(2, spare=9).packing
     q, k, v = inputs(packing.ids_RS.shape, N)
     real = (packing.sequence_RS >= 0)[..., None, None]
-    total = lambda q, k, v: jnp.sum(attention(q, k, v, reach_of(packing, kernel), scale=0.3))
+
+    def total(q, k, v):
+        return jnp.sum(attention(q, k, v, reach_of(packing, kernel), scale=0.3))
+
     value, gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
     assert np.isfinite(value) and not real.all()
     for gradient in gradients:
@@ -160,10 +187,13 @@ def test_padding_is_finite_and_has_no_gradient(monkeypatch, kernel):
 
 
 def test_blocks_of_other_pairs_and_of_the_other_response_are_left_out(monkeypatch):
-    """Three pairs of 4 + 4 + 4 positions in blocks of 4: of 9 x 10 / 2 blocks, those of prompt-prompt, response-prompt and response-itself."""
+    """Three pairs of 4 + 4 + 4 positions in blocks of 4.
+
+    Of 9 x 10 / 2 blocks, those of prompt-prompt, response-prompt and response-itself are seen.
+    """
     monkeypatch.setattr(block_attention, "BLOCK", 4)
     packing = packed([([1] * 4, [2] * 5, [3] * 5)] * 3).packing
-    seen = np.asarray(reach_of(packing, "blocks").blocks_QT)
+    seen = np.asarray(reach_of(packing, "blocks").seen_IJ)
     assert seen.shape == (9, 9) and seen.sum() == 3 * 5
     np.testing.assert_array_equal(seen[:3, :3], [[1, 0, 0], [1, 1, 0], [1, 0, 1]])
 

@@ -18,6 +18,7 @@ from sparsepo_jax.config.schema.objectives import Objective
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import split_module
+from sparsepo_jax.losses.token_weighted import dpo_loss
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh
@@ -93,7 +94,7 @@ def masks_of(mask, family=NEOX, training=False):
         weights_BPT=np.random.default_rng(3).uniform(0, 2, batch.valid_BPT.shape).astype(np.float32)
     )
     keys = pair_keys(0, jnp.int32(0), batch.row_B)
-    problem = Problem(graph, graph, source, None, 0, attention="xla")  # of which less is to compile
+    problem = Problem(graph, graph, source, dpo_loss, 0, attention="xla")  # of which less is to compile
     masks = jax.jit(lambda *inputs: forward(problem, *inputs, training=training)[1])(
         policy, source.init(nnx.Rngs(5)), reference, batch, keys
     )
@@ -233,7 +234,7 @@ def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
         config = make_config(compute={"dtype": dtype})
         graph = decoder_graph(spec, compute_dtype(config, mesh), remat=False)
         problem = Problem(
-            graph, graph, make_mask_source(make_config(objective={"kind": "dpo"}), spec), None, 0
+            graph, graph, make_mask_source(make_config(objective={"kind": "dpo"}), spec), dpo_loss, 0
         )
         logp_by_dtype[dtype] = forward(problem, weights, {}, weights, random_batch(), None, training=False)[
             0

@@ -105,7 +105,10 @@ def test_a_normalised_mask_has_mean_one_keeps_its_zeros_and_forgets_its_scale(se
 
 @pytest.mark.parametrize("padding", [0.0, jnp.nan, jnp.inf])
 def test_normalise_has_the_gradient_of_the_quotient_and_none_on_padding(padding):
-    """f(m1, m2) = m1 / ((m1 + m2) / 2) at (1, 3): df/dm1 = 2 m2 / (m1 + m2)^2 = 0.375, df/dm2 = -2 m1 / (m1 + m2)^2 = -0.125."""
+    """f(m1, m2) = m1 / ((m1 + m2) / 2) at (1, 3).
+
+    df/dm1 = 2 m2 / (m1 + m2)^2 = 0.375, df/dm2 = -2 m1 / (m1 + m2)^2 = -0.125.
+    """
     mask = jnp.array([[[1.0, 3.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]]).at[~VALID].set(padding)
     gradient = jax.grad(lambda m: fixed.normalise(m, VALID)[0, 0, 0])(mask)
     np.testing.assert_allclose(gradient, [[[0.375, -0.125, 0, 0], [0, 0, 0, 0]]], atol=1e-7)

@@ -1,4 +1,7 @@
-"""Against numbers of the official code: token statistics, masks, losses, gradients. Each comparison kills a mutant named beside it."""
+"""Against numbers of the official code: token statistics, masks, losses, gradients.
+
+Each comparison kills a mutant named beside it.
+"""
 
 import functools
 import json
@@ -16,7 +19,7 @@ from helpers.tiny import InMemory, gathered
 from helpers.tolerances import GRADIENT, TOKEN
 from sparsepo_jax.core.layout import to_pairs
 from sparsepo_jax.core.tree import merge_module, split_module
-from sparsepo_jax.losses.token_weighted import sparsepo_loss, tdpo1_loss
+from sparsepo_jax.losses.token_weighted import dpo_loss, sparsepo_loss, tdpo1_loss
 from sparsepo_jax.masks.activation import activation_mask, choose_points
 from sparsepo_jax.masks.learned import MaskNet, masks_from_tensors, masks_to_tensors
 from sparsepo_jax.masks.source import activation_source, fixed_source, learned_source
@@ -40,7 +43,7 @@ def load(family, who):
 
 def problem_of(family, source, objective, **settings):
     _, graph, _ = load(family, "policy")
-    return Problem(graph, graph, source, objective, seed=0, **settings)
+    return Problem(graph, graph, source, objective or dpo_loss, seed=0, **settings)
 
 
 def learned(sharing, **changes):
@@ -103,7 +106,7 @@ def test_token_log_probs_and_kl(family, shared):
 @both_families
 @pytest.mark.parametrize("sharing", ["common", "independent"])
 def test_learned_masks_from_reference_states(family, sharing):
-    """Kills: masks read from the policy; the last state before the final norm; reward and KL nets exchanged."""
+    """Kills: masks of the policy; the last state before the final norm; reward and KL nets exchanged."""
     v, batch = golden.vectors(family), golden.pair_batch(family)
     _, masks = learned_stats_and_masks(family, sharing)
     for ours, name in ((masks.reward_BPT, "rw"), (masks.kl_BPT, "kl")):
@@ -352,7 +355,10 @@ def test_response_of_one_token_has_mask_one():
 @both_families
 @pytest.mark.parametrize(("sharing", "beta", "l1"), [("common", 0.8, 0.001), ("independent", 0.1, 0.0)])
 def test_the_score_stage_on_an_official_checkpoint(family, sharing, beta, l1, tmp_path):
-    """The program on files alone: masks beside the model's tensors, pairs as token ids. Kills: BOS or EOS added to ids; rows out of order."""
+    """The program on files alone: masks beside the model's tensors, pairs as token ids.
+
+    Kills: BOS or EOS added to ids; rows out of order.
+    """
     v = golden.vectors(family)
     policy = golden.write_checkpoint(
         family, "policy", tmp_path / "policy", golden.part(family, f"sparse/{sharing}/mask_weights/")

@@ -1,4 +1,4 @@
-"""Log-probabilities and KL in blocks with a written gradient, against the full softmax and its derived gradient."""
+"""Log-probabilities and KL in blocks with a written gradient, against the full softmax and its derivative."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,10 @@ SMALL = HeadBlocks(tokens=3, vocabulary=5)  # neither divides
 
 def inputs(seed=0):
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     valid_RM = np.arange(M) < np.array([7, 3, 0])[:, None]
     return (
         normal(R, M, D),
@@ -29,10 +32,14 @@ def inputs(seed=0):
 
 
 def plain(states, head, ref_states, ref_head, label, valid, softcaps=(None, None)):
-    capped = lambda z, c: z if c is None else c * jnp.tanh(z / c)
+    def capped(z, c):
+        return z if c is None else c * jnp.tanh(z / c)
+
+    def pick(x):
+        return jnp.where(valid, jnp.take_along_axis(x, label[..., None], -1)[..., 0], 0.0)
+
     logits = [jnp.einsum("RMD,VD->RMV", x, h) for x, h in ((states, head), (ref_states, ref_head))]
     logp, ref = (jax.nn.log_softmax(capped(z, c)) for z, c in zip(logits, softcaps))
-    pick = lambda x: jnp.where(valid, jnp.take_along_axis(x, label[..., None], -1)[..., 0], 0.0)
     return pick(logp), pick(ref), jnp.where(valid, (jnp.exp(ref) * (ref - logp)).sum(-1), 0.0)
 
 
@@ -51,7 +58,9 @@ def plain(states, head, ref_states, ref_head, label, valid, softcaps=(None, None
     ],
 )
 def test_blocks_equal_the_full_softmax_in_value_and_gradient(blocks, softcaps, with_kl):
-    """Kills: a block left out or counted twice; the cotangents of log-prob and KL exchanged; a label looked for in another shard."""
+    """Kills: a block left out or counted twice; the cotangents of log-prob and KL exchanged; a label looked
+    for in another shard.
+    """
     states, head, ref_states, ref_head, label, valid = inputs()
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, R, M)), jnp.float32)
 
@@ -62,12 +71,16 @@ def test_blocks_equal_the_full_softmax_in_value_and_gradient(blocks, softcaps, w
 
         return jax.jit(jax.grad(total, argnums=(0, 1)))(states, head)
 
-    ours = lambda s, h: logprob_kl(s, h, ref_states, ref_head, label, valid, blocks=blocks, softcaps=softcaps)
-    full = lambda s, h: plain(s, h, ref_states, ref_head, label, valid, softcaps)
-    for found, expected in zip(jax.jit(ours)(states, head), full(states, head)):
-        np.testing.assert_allclose(found, expected, atol=TOKEN)
-    for found, expected in zip(scalar(ours), scalar(full)):
-        np.testing.assert_allclose(found, expected, atol=TOKEN)
+    def ours(s, h):
+        return logprob_kl(s, h, ref_states, ref_head, label, valid, blocks=blocks, softcaps=softcaps)
+
+    def full(s, h):
+        return plain(s, h, ref_states, ref_head, label, valid, softcaps)
+
+    for x, expected in zip(jax.jit(ours)(states, head), full(states, head)):
+        np.testing.assert_allclose(x, expected, atol=TOKEN)
+    for x, expected in zip(scalar(ours), scalar(full)):
+        np.testing.assert_allclose(x, expected, atol=TOKEN)
 
 
 @pytest.mark.parametrize("blocks", [SMALL, SMALL._replace(shards=2), HeadBlocks()])
@@ -87,16 +100,19 @@ def test_the_best_log_prob_is_met_exactly_by_the_most_probable_token(blocks, sof
     states, head, _, _, label, valid = inputs()
     best_RM = jnp.einsum("RMD,VD->RMV", states, head).argmax(-1)
     expected, _, _ = plain(states, head, states, head, best_RM, valid, (softcap, softcap))
-    found = jax.jit(lambda y: logprob_best(states, head, y, valid, blocks=blocks, softcap=softcap))
+    ours = jax.jit(lambda y: logprob_best(states, head, y, valid, blocks=blocks, softcap=softcap))
     for y in (label, best_RM):
-        logp, best = found(y)
+        logp, best = ours(y)
         np.testing.assert_allclose(best, expected, atol=TOKEN)
         np.testing.assert_array_equal((logp == best)[valid], (y == best_RM)[valid])
 
 
 def test_nan_in_padding_reaches_neither_value_nor_gradient():
     states, head, ref_states, ref_head, label, valid = inputs()
-    spoil = lambda x: jnp.where(valid[..., None], x, jnp.nan)
+
+    def spoil(x):
+        return jnp.where(valid[..., None], x, jnp.nan)
+
     spoiled_label = jnp.where(valid, label, 10**6)
 
     def total(s, h, r, y):
@@ -111,7 +127,10 @@ def test_nan_in_padding_reaches_neither_value_nor_gradient():
 
 def test_without_a_reference_the_ratio_is_zero_and_the_gradient_that_of_the_log_prob():
     states, head, _, _, label, valid = inputs()
-    total = lambda s: logprob_kl(s, head, None, None, label, valid, blocks=SMALL)[0].sum()
+
+    def total(s):
+        return logprob_kl(s, head, None, None, label, valid, blocks=SMALL)[0].sum()
+
     expected = jax.grad(lambda s: plain(s, head, s, head, label, valid)[0].sum())(states)
     np.testing.assert_allclose(jax.grad(total)(states), expected, atol=TOKEN)
     logp, ref_logp, kl = logprob_kl(states, head, None, None, label, valid, blocks=SMALL)
@@ -120,13 +139,18 @@ def test_without_a_reference_the_ratio_is_zero_and_the_gradient_that_of_the_log_
 
 
 def test_bfloat16_states_have_float32_sums():
-    """Its error is that of rounded products: far below what sums in bfloat16 over the vocabulary would bring (0.03)."""
+    """The error is that of rounded products.
+
+    That is far below what sums in bfloat16 over the vocabulary would bring (0.03).
+    """
     states, head, ref_states, ref_head, label, valid = inputs()
     low = [x.astype(jnp.bfloat16) for x in (states, ref_states)]
-    found = logprob_kl(low[0], head, low[1], ref_head, label, valid, blocks=SMALL)
-    rounded = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)
-    expected = plain(*map(rounded, (states, head, ref_states, ref_head)), label, valid)
-    for x, y in zip(found, expected):
+    ours = logprob_kl(low[0], head, low[1], ref_head, label, valid, blocks=SMALL)
+    inputs_rounded = (
+        x.astype(jnp.bfloat16).astype(jnp.float32) for x in (states, head, ref_states, ref_head)
+    )
+    expected = plain(*inputs_rounded, label, valid)
+    for x, y in zip(ours, expected):
         assert x.dtype == jnp.float32
         np.testing.assert_allclose(x, y, atol=TOKEN)
 
@@ -149,21 +173,28 @@ def largest_temporary(V, with_gradient=True):
 
 
 def test_memory_does_not_know_the_vocabulary():
-    """From 2,048 to 16,384 entries, beyond the head's own gradient. Kills: anything of size tokens x vocabulary (64 x 14,336 x 4 bytes: 3.7 MB)."""
+    """From 2,048 to 16,384 entries, beyond the head's own gradient.
+
+    Kills: anything of size tokens x vocabulary (64 x 14,336 x 4 bytes: 3.7 MB).
+    """
     grown = largest_temporary(16384) - largest_temporary(2048)
     assert grown <= 2 * 4 * (16384 - 2048) * D, "at most the head's gradient and a copy of the head"
 
 
 def test_of_a_head_that_is_cut_no_device_holds_the_whole():
-    """Over 8 devices, policy and reference, forward and backward: temporaries are smaller than one head in float32. Kills: a head or its gradient that is
-    gathered as a whole."""
+    """Over 8 devices, policy and reference, forward and backward: temporaries are less than one float32 head.
+
+    Kills: a head or its gradient that is gathered as a whole.
+    """
     mesh = make_mesh(1, 8, 1)
     gather, scatter = make_place_head(mesh)
     blocks = HeadBlocks(tokens=8, vocabulary=128, gather=gather, scatter=scatter)
     R, M, V, D = 8, 8, 4096, 64
-    place = lambda shape, *axes: jax.ShapeDtypeStruct(
-        shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes))
-    )
+
+    def place(shape, *axes):
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
     states, head = place((R, M, D), "fsdp"), place((V, D), None, "fsdp")
 
     def loss(states_RMD, head_VD, ref_states_RMD, ref_head_VD):

@@ -1,4 +1,4 @@
-"""Objectives against hand arithmetic, a plain float64 NumPy version of the same formulas, finite differences, and identities."""
+"""Objectives against hand arithmetic, the same formulas in float64, finite differences, and identities."""
 
 import functools
 import itertools
@@ -104,12 +104,12 @@ class Objective(NamedTuple):
     loss_by_hand: float
 
 
-# The hand pair, and what the table's last two columns are computed from:
-#   chosen    log pi -0.5 -1.5        log-ratio 0.5 -0.7        sum -0.2  mean -0.1    KL 0.1 0.3      sum 0.4
-#   rejected  log pi -1.0 -2.0 -0.6   log-ratio -0.2 -0.1 0.6   sum  0.3  mean  0.1    KL 0.2 0.0 0.4  sum 0.6
-#   D = -0.5; mean log pi -1.0 and -1.2; sums -2.0 and -3.6; chosen NLL 1.0; lengths 2 and 3
-#   reward mask 1 0.5 | 0 2 1      weighted ratios 0.5 - 0.35 = 0.15 | -0.2 + 0.6 = 0.4    size 1.5 + 3    = 4.5
-#   KL mask     2 1   | 0.5 1 0.25 weighted KL     0.2 + 0.3  = 0.5  |  0.1 + 0.1 = 0.2    size 3   + 1.75 = 4.75
+# The hand pair, and what the table's last two columns are computed from:   chosen    log pi -0.5 -1.5
+# log-ratio 0.5 -0.7        sum -0.2  mean -0.1    KL 0.1 0.3      sum 0.4   rejected  log pi -1.0 -2.0 -0.6
+# log-ratio -0.2 -0.1 0.6   sum  0.3  mean  0.1    KL 0.2 0.0 0.4  sum 0.6   D = -0.5; mean log pi -1.0 and
+# -1.2; sums -2.0 and -3.6; chosen NLL 1.0; lengths 2 and 3   reward mask 1 0.5 | 0 2 1      weighted ratios
+# 0.5 - 0.35 = 0.15 | -0.2 + 0.6 = 0.4    size 1.5 + 3    = 4.5   KL mask     2 1   | 0.5 1 0.25 weighted KL
+# 0.2 + 0.3  = 0.5  |  0.1 + 0.1 = 0.2    size 3   + 1.75 = 4.75
 LOG_ODDS_C = -1.0 - math.log(1 - math.exp(-1.0))
 LOG_ODDS_R = -1.2 - math.log(1 - math.exp(-1.2))
 
@@ -161,7 +161,8 @@ OBJECTIVES = {
         -0.25,
         softplus_of_minus(-0.25),
     ),
-    "d2po": Objective(  # 0.5 [(0.5 * 0.5 - 0.25 * 0.7) - (-0.5 * 0.2 - 0.25 * 0.1 + 0.125 * 0.6)] = 0.5 [0.075 + 0.05]
+    # 0.5 [(0.5 * 0.5 - 0.25 * 0.7) - (-0.5 * 0.2 - 0.25 * 0.1 + 0.125 * 0.6)] = 0.5 [0.075 + 0.05]
+    "d2po": Objective(
         token_weighted.d2po_loss, dict(beta=0.5, gamma=0.5), numpy_d2po, 0.0625, softplus_of_minus(0.0625)
     ),
     "ldpo": Objective(  # rejected: -0.2 - 0.1 + 0.5 * 0.6 = 0, so 0.5 * -0.2
@@ -228,7 +229,8 @@ OBJECTIVES = {
         -0.35,
         softplus_of_minus(-0.35),
     ),
-    "confpo": Objective(  # probabilities .61 .22, mean .41: the second; .37 .14 .55, mean .35: the second; 2 (-1.5 + 2.0) - 0.5
+    # Probabilities .61 .22, mean .41: the second; .37 .14 .55, mean .35: the second; 2 (-1.5 + 2.0) - 0.5.
+    "confpo": Objective(
         sequence.confpo_loss, dict(beta=2.0, gamma=0.5), numpy_confpo, 0.5, softplus_of_minus(0.5)
     ),
     "caldpo": Objective(  # [(-0.2 - 1)^2 + (0.3 + 1)^2] / 2 = (1.44 + 1.69) / 2
@@ -288,7 +290,10 @@ def random_pairs(seed, *, same_policy=False, same_length=False):
 
 @functools.cache
 def compiled(name):
-    """Jitted: (stats, masks, keys) -> LossOutput, gradient of the summed loss in (logp, ref_logp, kl, reward mask, KL mask)."""
+    """Jitted: (stats, masks, keys) -> LossOutput, gradient of the summed loss.
+
+    The gradient is in (logp, ref_logp, kl, reward mask, KL mask).
+    """
 
     def total(floats, valid, keys):
         logp, ref_logp, kl, reward, kl_mask = floats
@@ -362,7 +367,7 @@ def test_gradient_equals_finite_differences_of_the_plain_formula(name):
 
 @each_objective
 def test_rewards_are_the_two_sides_of_the_margin(name):
-    """rewards/chosen - rewards/rejected is the margin, from which SimPO and ConfPO take their target gamma."""
+    """rewards/chosen - rewards/rejected is the margin; SimPO and ConfPO take their target gamma off it."""
     output, _ = evaluate(name, *padded(random_pairs(3)))
     metrics = {key: np.asarray(value) for key, value in output.metrics.items()}
     assert all(value.shape == (PAIRS,) for value in metrics.values())
@@ -412,8 +417,8 @@ def test_a_filler_pair_is_finite_and_without_gradient(name, garbage):
 
 # ---------------------------------------------------------------- identities
 
-# At policy = reference all log-ratios and KL are 0, so D = 0: ln 2 for the logistic ones, 1/(4 beta^2) = 1 for ipo, relu(1) for
-# hinge, ln 2 + (1 + 1) / 2 for caldpo.
+# At policy = reference all log-ratios and KL are 0, so D = 0: ln 2 for the logistic ones, 1/(4 beta^2) = 1
+# for ipo, relu(1) for hinge, ln 2 + (1 + 1) / 2 for caldpo.
 AT_REFERENCE = {
     name: math.log(2) for name in ("tdpo1", "tdpo2", "dpo", "d2po", "ldpo", "cdpo", "robust", "dpop", "sampo")
 }
@@ -458,7 +463,8 @@ def sparsepo_with(stats, reward, kl, beta=0.5):
     return np.asarray(token_weighted.sparsepo_loss(stats, masks, None, beta=beta).loss_B)
 
 
-# (left, its settings; right): the same loss on every pair. None as left: SparsePO with constant masks (reward, KL).
+# (left, its settings; right): the same loss on every pair. None as left: SparsePO with constant masks
+# (reward, KL).
 IDENTITIES = [
     (None, (1.0, 1.0), "tdpo1"),
     (None, (1.0, 0.0), "dpo"),
@@ -484,7 +490,7 @@ def test_special_cases_coincide(left, changed, right, seed):
 
 
 def test_tdpo2_stops_the_gradient_of_the_chosen_kl_only():
-    """Margin 0.5 (D - 0.5 (Kr - Kc)) = -0.3: the slope in each rejected KL is 0.25 sigmoid(0.3) = 0.143611."""
+    """Margin 0.5 (D - 0.5 (Kr - Kc)) = -0.3: the slope in a rejected KL is 0.25 sigmoid(0.3) = 0.143611."""
     _, gradient = evaluate("tdpo2", *padded([HAND_PAIR] * PAIRS))
     np.testing.assert_array_equal(gradient[2, :, 0], 0.0)
     np.testing.assert_allclose(gradient[2, :, 1, :3], 0.25 / (1 + math.exp(-0.3)), rtol=1e-6)
@@ -543,7 +549,10 @@ def test_confpo_takes_equal_probabilities_all_even_where_their_mean_rounds_below
 
 
 def test_sampo_draws_each_subset_of_the_longer_response_equally_often():
-    """Chosen has 2 tokens, rejected 3: D is -0.2 less -0.3, 0.4 or 0.5 for the three subsets {1,2}, {1,3}, {2,3}."""
+    """Chosen has 2 tokens, rejected 3.
+
+    D is -0.2 less -0.3, 0.4 or 0.5 for the three subsets {1,2}, {1,3}, {2,3}.
+    """
     draws = 900
     stats, masks = padded([HAND_PAIR] * draws)
     keys = jax.random.split(jax.random.key(1), draws)
@@ -597,7 +606,10 @@ def test_sampo_draws_anew_with_other_keys():
 
 
 def test_sft_gives_sums_and_counts_without_padding():
-    """Rows of 2 and 3 tokens: -(-0.5 - 1.5) = 2.0 and -(-1.0 - 2.0 - 0.6) = 3.6; the loss of the batch is 5.6 / 5."""
+    """Rows of 2 and 3 tokens: -(-0.5 - 1.5) = 2.0 and -(-1.0 - 2.0 - 0.6) = 3.6.
+
+    The loss of the batch is 5.6 / 5.
+    """
     stats, _ = padded([HAND_PAIR], filler=np.nan)
     (nll, tokens), pull = jax.vjp(lambda logp: sequence.sft_nll(logp, stats.valid_BPT[0]), stats.logp_BPT[0])
     np.testing.assert_allclose(nll, [2.0, 3.6], rtol=1e-6)
@@ -625,7 +637,10 @@ def test_no_nll_weight_leaves_the_objective_as_it_is():
 
 
 def test_pair_metrics_by_hand():
-    """Sums of the hand pair (above OBJECTIVES); masks over its five tokens: reward 4.5/5, one zero; KL 4.75/5, none."""
+    """Sums of the hand pair (above OBJECTIVES), and masks over its five tokens.
+
+    Reward: mean 4.5/5, one zero. KL: mean 4.75/5, none.
+    """
     stats, masks = padded([HAND_PAIR], filler=np.nan)
     expected = {
         "margin_unmasked": 0.8 * -0.5, "accuracy_unmasked": 0.0,
@@ -642,13 +657,13 @@ def test_pair_metrics_by_hand():
 def test_log_ratios_by_hand():
     """Log-probs of the policy, less the reference's: D = -0.5 of the margin above."""
     stats, _ = padded([HAND_PAIR], filler=np.nan)
-    found = {name: float(x[0]) for name, x in log_ratio_metrics(stats).items()}
+    metrics = {name: float(x[0]) for name, x in log_ratio_metrics(stats).items()}
     valid = np.asarray(stats.valid_BPT[0])
     by_hand = [
         float(np.sum((np.asarray(stats.logp_BPT) - np.asarray(stats.ref_logp_BPT))[0, p][valid[p]]))
         for p in range(2)
     ]
-    assert found == pytest.approx(
+    assert metrics == pytest.approx(
         {"log_ratio/chosen": by_hand[0], "log_ratio/rejected": by_hand[1]}
     ) and by_hand[0] - by_hand[1] == pytest.approx(-0.5)
 

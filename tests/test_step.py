@@ -302,8 +302,10 @@ def test_a_profile_tells_the_parts_of_the_step_apart():
 
 
 def given_update(rule, clip_norm):
-    """(the same with optax's own clipping, update, a state to start from), of a loss that is told: the
-    reference is (gradient of the sums, loss)."""
+    """(the same with optax's own clipping, update, a state to start from), of a loss that is told.
+
+    In place of the reference's weights it takes the gradient of the sums and the loss.
+    """
     rate, draw = optax.constant_schedule(1e-2), np.random.default_rng(0).normal
     make = functools.partial(
         make_optimizer, rule, policy_schedule=rate, policy_decay=0.1, mask_schedule=rate, mask_decay=0.01
@@ -322,7 +324,7 @@ def given_update(rule, clip_norm):
     }
 
     def summed(weights, reference, batch, step):
-        gradient, loss = reference
+        gradient, loss = reference["gradient"], reference["loss"]
         return sum(map(jnp.vdot, jax.tree.leaves(weights), jax.tree.leaves(gradient))), (
             {"loss": loss},
             batch.weight_B.sum(),
@@ -350,12 +352,11 @@ def test_the_update_is_optax_s_of_the_mean_gradient(rule, clip_norm):
     weights, moments = jax.tree.map(jnp.copy, (state.weights, state.optimizer))
     for _ in range(3):
         mean = jax.tree.map(lambda x: jnp.asarray(draw(size=x.shape), jnp.float32), weights)
-        state, metrics, _ = update(
-            state, (jax.tree.map(lambda g: g * batch.weight_B.sum(), mean), jnp.float32(2.0)), batch
-        )
+        sums = jax.tree.map(lambda g: g * batch.weight_B.sum(), mean)
+        state, metrics, _ = update(state, {"gradient": sums, "loss": jnp.float32(2.0)}, batch)
         changes, moments = plain.update(mean, moments, weights)
         weights = optax.apply_updates(weights, changes)
-        norms = [optax.global_norm(mean), optax.global_norm(mean["masks"])]
+        norms = [optax.tree.norm(mean), optax.tree.norm(mean["masks"])]
         assert (norms[0] > clip_norm) == (clip_norm == 1.0)
         np.testing.assert_allclose([metrics["grad_norm"], metrics["grad_norm/masks"]], norms, rtol=UPDATE)
         for (path, ours), theirs in zip(
@@ -373,14 +374,10 @@ def test_what_is_not_finite_changes_no_bit_and_the_next_step_goes_on(gradient, l
     """Kills: moments that move with weights that do not; a gradient that is not looked at."""
     batch = jax.tree.map(lambda x: x[None], random_batch())
     _, update, state = given_update(adamw_rule(0.9, 0.999, 1e-8), 1.0)
-    fine = jax.tree.map(jnp.ones_like, state.weights), jnp.float32(1.0)
-    bad = (
-        {
-            "policy": fine[0]["policy"] | {"blocks.up.bias": jnp.full(7, gradient).at[:6].set(1.0)},
-            "masks": fine[0]["masks"],
-        },
-        jnp.float32(loss),
-    )
+    ones = jax.tree.map(jnp.ones_like, state.weights)
+    bad_policy = ones["policy"] | {"blocks.up.bias": jnp.full(7, gradient).at[:6].set(1.0)}
+    fine = {"gradient": ones, "loss": jnp.float32(1.0)}
+    bad = {"gradient": ones | {"policy": bad_policy}, "loss": jnp.float32(loss)}
     state, *_ = update(state, fine, batch)
     before = jax.device_get(state)
     state, metrics, finite = update(state, bad, batch)

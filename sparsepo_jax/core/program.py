@@ -1,4 +1,4 @@
-"""Programs that are compiled before they are called, side by side, and counted."""
+"""Programs that are compiled before they are called, several at a time, and counted."""
 
 import os
 import time
@@ -10,17 +10,21 @@ import jax
 
 
 class Program:
-    """A jitted function with a compiled program for each kind of arguments (their structure, shapes, types and shardings). Calling it with arguments of
-    a new kind compiles, as with any jitted function; `compile_ahead` does so before, from abstract arrays.
+    """A jitted function with a compiled program for each kind of arguments.
 
-    What jax.jit keeps itself cannot be filled without a call, and a call of a training step takes the state.
+    A kind is their structure, shapes, types and shardings. Calling it with arguments of a new kind compiles,
+    as with any jitted function; `compile_ahead` compiles earlier, from abstract arrays. jax.jit's own cache
+    cannot be filled without a call, and a call of a training step consumes the state.
+
+    Args:
+        jitted: what jax.jit returned.
     """
 
-    def __init__(self, jitted: Callable):
+    def __init__(self, jitted: Any):
         self.jitted = jitted
         self._compiled: dict[Any, Future[jax.stages.Compiled]] = {}
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Any:
         if _has_four_bits(arguments):
             return self.jitted(*arguments)
         kind = _kind(arguments)
@@ -29,16 +33,28 @@ class Program:
         return self._compiled[kind].result()(*arguments)
 
     def __len__(self) -> int:
-        """Programs compiled so far in this process, and those that are being compiled."""
+        """How many programs were compiled so far in this process, or are being compiled."""
         return len(self._compiled) + self.jitted._cache_size()
 
-    def lower(self, *arguments) -> jax.stages.Lowered:
+    def lower(self, *arguments: Any) -> jax.stages.Lowered:
+        """As jax.jit's lower.
+
+        Args:
+            *arguments: of a call, abstract ones allowed.
+        """
         return self.jitted.lower(*arguments)
 
     def compile_ahead(self, calls: Sequence[tuple]) -> Callable[[], tuple[int, float]]:
-        """Begins to compile what these calls (tuples of arguments, abstract ones allowed) will need, in threads, as many as there are cores.
+        """Begins to compile what some calls will need, in as many threads as there are cores.
 
-        The function returned waits for it and gives (how many were compiled, seconds from the beginning). Call this where the mesh is set.
+        Call this where the mesh is set.
+
+        Args:
+            calls: the arguments of each, abstract ones allowed.
+
+        Returns:
+            A function that waits for the end and gives how many programs were compiled, and in how many
+            seconds.
         """
         began_s = time.perf_counter()
         calls = [call for call in calls if not _has_four_bits(call)]
@@ -55,16 +71,19 @@ class Program:
         return wait
 
     def _compile(self, calls: dict[Any, tuple], threads: int) -> list[Future]:
-        with_threads = ThreadPoolExecutor(max(1, min(len(calls), threads)))
-        # Traced here: tracing holds the interpreter, compiling does not.
-        futures = {kind: with_threads.submit(self.lower(*call).compile) for kind, call in calls.items()}
-        with_threads.shutdown(wait=False)
+        executor = ThreadPoolExecutor(max(1, min(len(calls), threads)))
+        # Traced in this thread: tracing holds the interpreter, compiling does not.
+        futures = {kind: executor.submit(self.lower(*call).compile) for kind, call in calls.items()}
+        executor.shutdown(wait=False)
         self._compiled.update(futures)
         return list(futures.values())
 
 
 def _has_four_bits(arguments: tuple) -> bool:
-    """Whether an array holds numbers of 4 bits (nf4): JAX gives its layout differently to a program that is compiled ahead, which then refuses it."""
+    """Whether an array holds numbers of 4 bits (nf4).
+
+    JAX passes its layout differently to a program that is compiled ahead, which then refuses it.
+    """
     return any(str(getattr(x, "dtype", "")) in ("int4", "uint4") for x in jax.tree.leaves(arguments))
 
 

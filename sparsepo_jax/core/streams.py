@@ -8,20 +8,35 @@ from typing import Any, TextIO
 
 
 def discard(stream: TextIO) -> None:
-    """What was and will be written to a stream goes nowhere: else Python would complain of it once more when it ends."""
+    """Sends nowhere what was and will be written to a stream.
+
+    Without this, Python would complain again about the missing reader when it ends.
+
+    Args:
+        stream: a stream whose reader is gone.
+    """
     with contextlib.suppress(OSError, ValueError):  # ValueError: a stream without a file
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null_device, stream.fileno())
+        os.close(null_device)
 
 
 class Lasting:
-    """A stream that goes on without its reader."""
+    """A stream that goes on without its reader.
+
+    Args:
+        stream: what is written goes there as long as it has a reader.
+    """
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str) -> int:
+        """As TextIO.write.
+
+        Args:
+            text: is dropped if the reader is gone.
+        """
         try:
             return self._stream.write(text)
         except BrokenPipeError:
@@ -29,6 +44,7 @@ class Lasting:
             return len(text)
 
     def flush(self) -> None:
+        """As TextIO.flush."""
         try:
             self._stream.flush()
         except BrokenPipeError:
@@ -40,9 +56,10 @@ class Lasting:
 
 @contextlib.contextmanager
 def lasting_output() -> Iterator[None]:
-    """A run's work is worth more than what it says: within, stdout and stderr may lose their readers."""
+    """Lets stdout and stderr lose their readers within: a run's work is worth more than what it prints."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = lasting = [Lasting(stream) for stream in before]
+    lasting = [Lasting(stream) for stream in before]
+    sys.stdout, sys.stderr = lasting
     try:
         yield
     finally:
@@ -53,7 +70,10 @@ def lasting_output() -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened_output() -> Iterator[None]:
-    """Where the program was started with stdout or stderr closed (>&-), they lead nowhere: a file that is opened must not become one of them."""
+    """Opens stdout and stderr where the program was started with them closed (>&-).
+
+    What is written to them goes nowhere. Otherwise the next file that is opened would become one of them.
+    """
     before = sys.stdout, sys.stderr
     with contextlib.ExitStack() as opened:
         for name in ("stdout", "stderr"):

@@ -1,33 +1,84 @@
 """The waist of the project: what passes between models, masks, losses and data.
 
-Above it (models, ops, the step) things know about layouts and sharding; below it (masks, losses, metrics) they see small float arrays.
+Modules above the waist (models, ops, the training step) know about layouts and sharding. Those below it
+(masks, losses, metrics) see small float arrays.
 
-Letters of shape suffixes, everywhere: B pairs, P the two responses (0 chosen, 1 rejected), T response tokens, R rows of tokens, S positions of a
-row, M response tokens of a row, Q sequences of a row, W positions of a sequence, V vocabulary, D width, N query heads, K key/value heads,
-H head dim, F MLP width, L layers, C chunk.
+Names of arrays end in the letters of their axes, as in `logp_BPT`, and annotations and einsum strings use the
+same letters; see LETTERS.
 """
 
 from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
 
+# What each letter of a shape stands for. 1 is an axis of size 1.
+LETTERS = {
+    "A": "the models side by side: policy, reference",
+    "B": "pairs, or rows of a batch",
+    "C": "tokens of a chunk",
+    "D": "width of the residual stream",
+    "E": "equal parts of the vocabulary, one for each device that holds one",
+    "F": "width of the MLP",
+    "G": "query heads that share a key/value head",
+    "H": "dims of a head, or of a head that are rotated",
+    "I": "blocks of queries",
+    "J": "blocks of keys",
+    "K": "key/value heads",
+    "L": "layers",
+    "M": "response tokens of a row",
+    "N": "query heads",
+    "P": "responses of a pair: 0 chosen, 1 rejected",
+    "Q": "sequences of a row",
+    "R": "rows of tokens",
+    "S": "positions of a row, or queries",
+    "T": "tokens of a response",
+    "U": "micro-steps of an update",
+    "V": "vocabulary, or a part of it",
+    "W": "positions of a sequence",
+    "X": "features of whatever is meant",
+}
+# Files in which a letter means something else, everywhere in the file.
+LETTERS_OF_FILES = {
+    "models/cache.py": {"C": "columns of the cache"},
+    "models/decoder.py": {"C": "columns of the cache", "T": "keys"},
+    "models/layers.py": {"T": "keys"},
+    "models/lora.py": {"R": "rank of an adapter"},
+    "ops/attention.py": {"T": "keys"},
+    "ops/block_attention.py": {"T": "keys"},
+    "ops/dense_attention.py": {"T": "keys"},
+    "ops/sequence_attention.py": {"T": "keys"},
+}
+
 Scalar = float | Float[Array, ""]  # a setting: a program that takes it as an argument serves any value
 
 
 class Packing(NamedTuple):
-    """Rows of tokens without gaps, each a number of sequences one after the other; padding at a row's end alone.
+    """Rows of tokens: each holds a number of sequences without gaps, and padding at its end alone.
 
-    A sequence is `prompt | response 1 | ... | response P`: the prompt runs once, and each response sees it and itself. What a token sees: its own
-    sequence, up to its own column, of part 0 (the prompt) or of its own part. The last token of a response predicts nothing that counts and is
-    not run.
+    A sequence is `prompt | response 1 | ... | response P`. The prompt runs once, and each response sees it
+    and itself: a token sees those of its own sequence, up to its own column, that are of part 0 (the prompt)
+    or of its own part. The last token of a response predicts nothing that counts and is not run.
 
-        pair             prompt x1 x2, chosen c1 c2 c3, rejected r1 r2                    another: prompt x3, chosen c4, rejected r3 r4
-        ids_RS           x1 x2 c1 c2 r1 x3 r3  0                   W: columns of sequence 0: 0 1 2 3 4, of sequence 1: 5 6 8 8 8 (8: none)
+        pair 0           prompt x1 x2, chosen c1 c2 c3, rejected r1 r2
+        pair 1           prompt x3, chosen c4, rejected r3 r4
+
+        ids_RS           x1 x2 c1 c2 r1 x3 r3  0
         sequence_RS       0  0  0  0  0  1  1 -1
         part_RS           0  0  1  1  2  0  2  0
         positions_RS      0  1  2  3  2  0  1  0
-        at_RM             1 2 3, 1 4, 5, 5 6                       the column that predicts each response token, in order
-        label_RM          c1 c2 c3, r1 r2, c4, r3 r4               the token that is there
+        column_RQW        0  1  2  3  4, 5  6  8  8  8     columns of sequence 0 and of sequence 1; 8: none
+        at_RM             1  2  3, 1  4, 5, 5  6           the column that predicts each response token
+        label_RM         c1 c2 c3,r1 r2,c4,r3 r4           the token that is there
+
+    Attributes:
+        ids_RS: tokens.
+        positions_RS: of each token in its own prompt and response, from 0.
+        sequence_RS: number of the sequence in its row, -1 for padding.
+        part_RS: 0 for the prompt, p for response p.
+        column_RQW: the column of each sequence's positions, S where there is none.
+        at_RM: the column that predicts each response token.
+        label_RM: the response tokens.
+        valid_RM: False where a row has no more response tokens.
     """
 
     ids_RS: Int[Array, "R S"]
@@ -41,11 +92,16 @@ class Packing(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """Pairs of one shape. Pair b lies in row b // (B / R).
+    """Pairs of one shape. Pair b lies in row b // (B / R) of the packing.
 
-    slot_BPT says which response token of its row a pair's token is, where valid_BPT. `row_B` names the rows of the data (for random draws, scores and
-    error messages); a pair of weight 0 is filler that rounds up a batch. `weights_BPT` are token weights given with the data, `ref_logp_BPT` the
-    reference's log-probs where they were computed before; or None.
+    Attributes:
+        packing: the tokens.
+        slot_BPT: which response token of its row a pair's token is, where valid_BPT.
+        valid_BPT: True on response tokens.
+        row_B: number of the row in the data, for random draws, scores and error messages.
+        weight_B: of the pair in every mean; 0 is filler that rounds up a batch.
+        weights_BPT: token weights given with the data, or None.
+        ref_logp_BPT: the reference's log-probabilities in nats where they were computed before, or None.
     """
 
     packing: Packing
@@ -58,7 +114,14 @@ class PairBatch(NamedTuple):
 
 
 class PromptBatch(NamedTuple):
-    """Prompts to be answered, padded on the left, so that all end at the same column. weight 0: filler."""
+    """Prompts to be answered, padded on the left, so that all end at the same column.
+
+    Attributes:
+        prompt_BS: tokens.
+        valid_BS: False on padding.
+        row_B: number of the row in the data.
+        weight_B: 0 for filler.
+    """
 
     prompt_BS: Int[Array, "B S"]
     valid_BS: Bool[Array, "B S"]
@@ -67,10 +130,16 @@ class PromptBatch(NamedTuple):
 
 
 class TokenStats(NamedTuple):
-    """What policy and reference say of each response token; padding is already inert: finite, of zero gradient.
+    """What policy and reference say of each response token, in float32.
 
-    logp, ref_logp: natural log-probabilities of the token that is there; kl: KL(ref || policy) over the vocabulary, >= 0, nats; zero where
-    the reference was not run (sft, cached reference). float32.
+    Padding is already inert: finite, and of zero gradient.
+
+    Attributes:
+        logp_BPT: the policy's log-probability of the token that is there, in nats.
+        ref_logp_BPT: the reference's.
+        kl_BPT: KL(ref || policy) over the vocabulary, in nats, >= 0; zero where the reference was not run
+            (sft, cached reference).
+        valid_BPT: True on response tokens.
     """
 
     logp_BPT: Float[Array, "B P T"]
@@ -80,14 +149,17 @@ class TokenStats(NamedTuple):
 
 
 class TokenMasks(NamedTuple):
-    """Weights of each token's log-ratio and KL: real, zero outside the response; ones where no mask is asked for."""
+    """Weights of each token's log-ratio and KL: any real numbers, zero outside the response.
+
+    They are ones where no mask is asked for.
+    """
 
     reward_BPT: Float[Array, "B P T"]
     kl_BPT: Float[Array, "B P T"]
 
 
 class LossOutput(NamedTuple):
-    """Unreduced: the caller averages, weighted by pair, over all micro-batches and hosts."""
+    """One loss per pair. The caller averages, weighted by pair, over all micro-batches and hosts."""
 
     loss_B: Float[Array, "B"]
     metrics: dict[str, Float[Array, "B"]]

@@ -1,10 +1,14 @@
-"""Objectives on sums or means over whole responses: the likelihood itself, and the variants of DPO with and without a reference.
+"""Objectives on sums or means over whole responses: the likelihood, and variants of DPO.
 
-Called as those in token_weighted.py: `xxx_loss(stats, masks, key_B, *, settings) -> LossOutput`. None of them reads masks or
-keys. D is the difference (chosen - rejected) of summed log-ratios, avg the mean over a response's tokens.
+They are called as those in token_weighted.py: `xxx_loss(stats, masks, key_B, *, settings) -> LossOutput`, and
+none of them reads masks or keys. In the docstrings, which describe the settings alone, D is the difference
+(chosen - rejected) of summed log-ratios r, avg is the mean over a response's tokens, and pi_c and pi_r are
+the policy's probabilities of the chosen and the rejected response.
 """
 
+import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,32 +23,51 @@ from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_s
 def sft_nll(
     logp_BT: Float[Array, "B T"], valid_BT: Bool[Array, "B T"]
 ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """Negative log-likelihood of each row's response, nats, and its number of tokens.
+    """Negative log-likelihood of each row's response, in nats, and the response's number of tokens.
 
-    The sft loss is the quotient of their sums over the global batch, so that every token counts the same in whichever row it is.
+    The sft loss is the quotient of their sums over the global batch, so that every token counts the same
+    whichever row it is in.
+
+    Args:
+        logp_BT: log-probability of each token, in nats; whatever stands on padding is ignored.
+        valid_BT: True on response tokens.
     """
     return -response_sum(logp_BT, valid_BT), valid_BT.sum(-1).astype(jnp.float32)
 
 
 def chosen_nll(stats: TokenStats) -> Float[Array, "B"]:
-    """Mean negative log-likelihood of the chosen response's tokens, nats."""
+    """Mean negative log-likelihood of the chosen response's tokens.
+
+    Args:
+        stats: only the policy's log-probabilities are read.
+
+    Returns:
+        Nats per token, >= 0; 0 for a response without tokens.
+    """
     return -response_mean(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
 
 
 def with_nll(loss: Callable[..., LossOutput], nll_weight: float) -> Callable[..., LossOutput]:
-    """The objective plus nll_weight times the chosen response's mean NLL, reported as `loss/nll`.
+    """The objective plus nll_weight times the chosen response's mean NLL, which is reported as `loss/nll`.
 
-    Source: Pang et al. (RPO), arXiv 2404.19733, 2024.
+    Args:
+        loss: an objective with this module's signature.
+        nll_weight: loss per nat and token, >= 0; 0 gives the objective itself.
+
+    References:
+        Pang et al., Iterative Reasoning Preference Optimization, arXiv 2404.19733, 2024.
     """
     return loss if nll_weight == 0 else Partial(_loss_with_nll, loss, nll_weight)
 
 
-def settings_of(objective: Partial) -> Mapping[str, Scalar]:
+def settings_of(objective: Callable[..., LossOutput]) -> Mapping[str, Scalar]:
     """The settings bound to an objective, such as beta.
 
     Args:
-        objective: a loss with its settings as keywords, perhaps wrapped by `with_nll`.
+        objective: a loss with its settings as keywords, perhaps wrapped by `with_nll`; a bare loss has none.
     """
+    if not isinstance(objective, functools.partial):
+        return {}
     return settings_of(objective.args[0]) if objective.func is _loss_with_nll else objective.keywords
 
 
@@ -54,14 +77,14 @@ def _loss_with_nll(
     stats: TokenStats,
     masks: TokenMasks,
     key_B: PairKeys,
-    **settings,
+    **settings: Any,
 ) -> LossOutput:
     return _add_nll(loss(stats, masks, key_B, **settings), stats, nll_weight)
 
 
 def _add_nll(output: LossOutput, stats: TokenStats, nll_weight: Scalar) -> LossOutput:
     nll_B = nll_weight * chosen_nll(stats)
-    # Summed: cpo and orpo have an NLL of their own, to which with_nll may add.
+    # A sum, because cpo and orpo have an NLL of their own, to which with_nll may add.
     reported_B = output.metrics.get("loss/nll", 0.0) + nll_B
     return LossOutput(output.loss_B + nll_B, output.metrics | {"loss/nll": reported_B})
 
@@ -73,15 +96,22 @@ def _summed_log_ratio(stats: TokenStats) -> Float[Array, "B P"]:
 def cdpo_loss(
     stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, label_smoothing: Scalar
 ) -> LossOutput:
-    """Conservative DPO: a share e of the labels is taken to be wrong, -(1-e) log sigmoid(beta D) - e log sigmoid(-beta D).
+    """Conservative DPO, which takes a share e of the labels to be wrong.
 
-    Source: Mitchell, A note on DPO with noisy preferences, 2023.
+    The loss is -(1-e) log sigmoid(beta D) - e log sigmoid(-beta D).
+
+    Args:
+        beta: scale of the reward, per nat, > 0.
+        label_smoothing: e, 0 to 1/2; 0 gives DPO.
+
+    References:
+        Mitchell, A note on DPO with noisy preferences, 2023.
     """
 
-    def smoothed(margin_B):
-        return (1 - label_smoothing) * negative_log_sigmoid(
-            margin_B
-        ) + label_smoothing * negative_log_sigmoid(-margin_B)
+    def smoothed(margin_B: Float[Array, "B"]) -> Float[Array, "B"]:
+        kept_B = negative_log_sigmoid(margin_B)
+        flipped_B = negative_log_sigmoid(-margin_B)
+        return (1 - label_smoothing) * kept_B + label_smoothing * flipped_B
 
     return compare(beta * _summed_log_ratio(stats), smoothed)
 
@@ -89,13 +119,21 @@ def cdpo_loss(
 def robust_loss(
     stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, label_smoothing: Scalar
 ) -> LossOutput:
-    """Robust DPO, unbiased under a share e < 1/2 of flipped labels.
+    """Robust DPO, unbiased under a share e of flipped labels.
 
-    [-(1-e) log sigmoid(beta D) + e log sigmoid(-beta D)] / (1-2e). Source: Chowdhury et al., arXiv 2403.00409, 2024.
+    The loss is [-(1-e) log sigmoid(beta D) + e log sigmoid(-beta D)] / (1-2e).
+
+    Args:
+        beta: scale of the reward, per nat, > 0.
+        label_smoothing: e, 0 <= e < 1/2; 0 gives DPO.
+
+    References:
+        Chowdhury et al., Provably Robust DPO, arXiv 2403.00409, 2024.
     """
 
-    def unbiased(margin_B):
-        kept_B, flipped_B = negative_log_sigmoid(margin_B), negative_log_sigmoid(-margin_B)
+    def unbiased(margin_B: Float[Array, "B"]) -> Float[Array, "B"]:
+        kept_B = negative_log_sigmoid(margin_B)
+        flipped_B = negative_log_sigmoid(-margin_B)
         return ((1 - label_smoothing) * kept_B - label_smoothing * flipped_B) / (1 - 2 * label_smoothing)
 
     return compare(beta * _summed_log_ratio(stats), unbiased)
@@ -104,18 +142,28 @@ def robust_loss(
 def ipo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
     """IPO: (avg r_c - avg r_r - 1/(2 beta))^2.
 
-    Averaged over tokens, as in TRL; the first DPO repository sums. Margin and rewards are without beta.
-    Source: Azar et al., arXiv 2310.12036, 2023.
+    Log-ratios are averaged over tokens, as in TRL; the first DPO repository sums them. Margin and rewards are
+    reported without beta.
+
+    Args:
+        beta: strength of the KL term, per nat, > 0. The margin is driven to 1/(2 beta).
+
+    References:
+        Azar et al., A General Theoretical Paradigm to Understand Learning from Human Preferences, arXiv
+        2310.12036, 2023.
     """
-    return compare(
-        response_mean(log_ratio(stats), stats.valid_BPT), lambda margin_B: (margin_B - 1 / (2 * beta)) ** 2
-    )
+    ratio_BP = response_mean(log_ratio(stats), stats.valid_BPT)
+    return compare(ratio_BP, lambda margin_B: (margin_B - 1 / (2 * beta)) ** 2)
 
 
 def hinge_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
-    """SLiC's hinge on log-ratios, as RSO has it: relu(1 - beta D).
+    """The hinge of SLiC on log-ratios, in RSO's form: relu(1 - beta D).
 
-    Source: Zhao et al., arXiv 2305.10425, 2023; Liu et al. (RSO), arXiv 2309.06657, 2023.
+    Args:
+        beta: scale of the reward, per nat, > 0.
+
+    References:
+        Zhao et al., SLiC-HF, arXiv 2305.10425, 2023; Liu et al., RSO, arXiv 2309.06657, 2023.
     """
     return compare(beta * _summed_log_ratio(stats), lambda margin_B: jax.nn.relu(1 - margin_B))
 
@@ -123,19 +171,34 @@ def hinge_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: S
 def simpo_loss(
     stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, gamma: Scalar
 ) -> LossOutput:
-    """SimPO: -log sigmoid(beta (avg log pi_c - avg log pi_r) - gamma), no reference. `margin` includes gamma.
+    """SimPO: -log sigmoid(beta (avg log pi_c - avg log pi_r) - gamma), without a reference.
 
-    Source: Meng et al., arXiv 2405.14734, 2024.
+    `margin` includes gamma.
+
+    Args:
+        beta: scale of the mean log-probability, per nat, > 0.
+        gamma: margin that the chosen response must be ahead by, >= 0, in units of the reward.
+
+    References:
+        Meng et al., SimPO, arXiv 2405.14734, 2024, equation 6.
     """
     return compare(beta * response_mean(stats.logp_BPT, stats.valid_BPT), target=gamma)
 
 
 def orpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, odds_weight: Scalar) -> LossOutput:
-    """ORPO: chosen mean NLL - odds_weight log sigmoid(log odds_c - log odds_r), no reference.
+    """ORPO: NLL - odds_weight log sigmoid(log odds_c - log odds_r), without a reference.
 
-    The odds are p / (1 - p) of p = exp(avg log pi); rewards are their logarithms. Source: Hong et al., arXiv 2403.07691, 2024.
+    The NLL is the chosen response's mean. The odds are p / (1 - p) with p = exp(avg log pi); the rewards are
+    their logarithms.
+
+    Args:
+        odds_weight: weight of the odds-ratio term (lambda in the paper), >= 0.
+
+    References:
+        Hong et al., ORPO, arXiv 2403.07691, 2024, equations 6 and 7.
     """
-    # At probability 1 the odds are infinite; float32 cannot tell a mean log-probability above -eps from 0.
+    # At probability 1 the odds are infinite, and float32 cannot tell a mean log-probability above -eps from
+    # 0.
     eps = jnp.finfo(jnp.float32).eps
     logp_BP = jnp.minimum(response_mean(stats.logp_BPT, stats.valid_BPT), -eps)
     log_odds_BP = logp_BP - _log1mexp(logp_BP)
@@ -144,9 +207,10 @@ def orpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, odds_wei
 
 
 def _log1mexp(x_BP: Float[Array, "B P"]) -> Float[Array, "B P"]:
-    """log(1 - exp(x)) for x < 0, exact near 0 and far from it."""
+    """log(1 - exp(x)) for x < 0, accurate near 0 and far from it."""
     near_BP = x_BP > -jnp.log(2.0)
-    # Each branch sees only arguments it is good for: the branch not taken must not put an infinity into the gradient.
+    # Each branch gets only arguments that it can take: the branch not taken must not put an infinity into the
+    # gradient.
     log_expm1_BP = jnp.log(-jnp.expm1(jnp.where(near_BP, x_BP, -1.0)))
     log1p_exp_BP = jnp.log1p(-jnp.exp(jnp.where(near_BP, -1.0, x_BP)))
     return jnp.where(near_BP, log_expm1_BP, log1p_exp_BP)
@@ -155,9 +219,16 @@ def _log1mexp(x_BP: Float[Array, "B P"]) -> Float[Array, "B P"]:
 def cpo_loss(
     stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar
 ) -> LossOutput:
-    """CPO: -log sigmoid(beta (log pi_c - log pi_r)) + alpha times the chosen mean NLL, no reference.
+    """CPO: -log sigmoid(beta (log pi_c - log pi_r)) + alpha NLL, without a reference.
 
-    Source: Xu et al., arXiv 2401.08417, 2024.
+    The NLL is the chosen response's mean.
+
+    Args:
+        beta: scale of the summed log-probability, per nat, > 0.
+        alpha: weight of the NLL, >= 0.
+
+    References:
+        Xu et al., Contrastive Preference Optimization, arXiv 2401.08417, 2024.
     """
     return _add_nll(compare(beta * response_sum(stats.logp_BPT, stats.valid_BPT)), stats, alpha)
 
@@ -165,10 +236,18 @@ def cpo_loss(
 def dpop_loss(
     stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, penalty: Scalar
 ) -> LossOutput:
-    """DPO-Positive (Smaug): -log sigmoid(beta (D - penalty max(0, -sum r_c))).
+    """DPO-Positive: -log sigmoid(beta (D - penalty max(0, -sum r_c))).
 
-    The chosen response is kept from becoming less likely; the penalty is part of its reward.
-    Source: Pal et al., arXiv 2402.13228, 2024.
+    The penalty keeps the chosen response from becoming less likely than under the reference; it is part of
+    its reward.
+
+    Args:
+        beta: scale of the reward, per nat, > 0.
+        penalty: reward lost per nat that the chosen response lies below the reference (lambda in the paper),
+            >= 0; 0 gives DPO.
+
+    References:
+        Pal et al., Smaug, arXiv 2402.13228, 2024.
     """
     ratio_BP = _summed_log_ratio(stats)
     return compare(beta * ratio_BP.at[:, 0].add(-penalty * jax.nn.relu(-ratio_BP[:, 0])))
@@ -180,7 +259,13 @@ def rdpo_loss(
     """R-DPO: -log sigmoid(beta D + alpha (|y_c| - |y_r|)), lengths in tokens.
 
     Rewards include alpha |y|, as the implicit reward of a policy under a length penalty does.
-    Source: Park et al., arXiv 2403.19159, 2024.
+
+    Args:
+        beta: scale of the reward, per nat, > 0.
+        alpha: reward per token of length, >= 0; 0 gives DPO.
+
+    References:
+        Park et al., Disentangling Length from Quality in DPO, arXiv 2403.19159, 2024.
     """
     return compare(beta * _summed_log_ratio(stats) + alpha * stats.valid_BPT.sum(-1))
 
@@ -190,8 +275,15 @@ def confpo_loss(
 ) -> LossOutput:
     """ConfPO: SimPO on, and averaged over, the tokens that the policy is unsure of.
 
-    These have a probability of at most the response's mean (detached). `margin` includes gamma.
-    Source: Yoon et al., arXiv 2506.08712, 2025.
+    These are the tokens whose probability is at most the mean of their response; the choice has no gradient.
+    `margin` includes gamma.
+
+    Args:
+        beta: scale of the mean log-probability, per nat, > 0.
+        gamma: margin that the chosen response must be ahead by, >= 0, in units of the reward.
+
+    References:
+        Yoon et al., ConfPO, arXiv 2506.08712, 2025.
     """
     unsure_BPT = unsure_tokens(stats.logp_BPT, stats.valid_BPT)
     return compare(beta * response_mean(stats.logp_BPT, unsure_BPT), target=gamma)
@@ -200,7 +292,13 @@ def confpo_loss(
 def caldpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
     """Cal-DPO: -log sigmoid(D) + [(sum r_c - 1/(2 beta))^2 + (sum r_r + 1/(2 beta))^2] / 2.
 
-    Margin and rewards are without beta; `loss/calibration` is the second term. Source: Xiao et al., arXiv 2412.14516, 2024.
+    Margin and rewards are reported without beta; `loss/calibration` is the second term.
+
+    Args:
+        beta: strength of the KL term, per nat, > 0. The log-ratios are driven to plus and minus 1/(2 beta).
+
+    References:
+        Xiao et al., Cal-DPO, arXiv 2412.14516, 2024.
     """
     ratio_BP = _summed_log_ratio(stats)
     compared = compare(ratio_BP)

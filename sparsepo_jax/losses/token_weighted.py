@@ -1,19 +1,24 @@
-"""Objectives that weigh each token's log-ratio and KL: SparsePO, MaPO, and DPO and TDPO as their special cases.
+"""Objectives that weigh each token's log-ratio and KL: SparsePO, MaPO, and their special cases DPO and TDPO.
 
-Every objective is `xxx_loss(stats, masks, key_B, *, settings) -> LossOutput`, unreduced: one loss a pair. Only `sparsepo_loss`
-reads the masks (the others have their own weights) and only `sampo_loss` the keys (one a pair); the rest take them so that all
-are called alike.
+Every objective is `xxx_loss(stats, masks, key_B, *, settings) -> LossOutput` and returns one loss per pair.
+`stats` and `masks` are those of core/types. `key_B` holds one random key per pair, or is None. Only
+`sparsepo_loss` reads the masks (the others have weights of their own) and only `sampo_loss` reads the keys;
+the rest take them so that all objectives have the same signature. The docstrings below describe the settings
+alone.
 
-One sum makes the family. With r log-ratio, k KL(ref || policy) >= 0 and weights m^u, m^d of a response's tokens,
+One sum makes the family. With r log-ratio, k KL(ref || policy) >= 0 and weights m^u, m^d of a response's
+tokens,
 
     reward = beta * sum_t (m^u_t r_t + m^d_t k_t)
     margin = reward of chosen - reward of rejected
     loss   = -log sigmoid(margin)
 
-which is beta [(R_c - R_r) - (K_r - K_c)] of the papers, sorted by response. Unit weights give TDPO-1, no KL gives DPO.
+which is beta [(R_c - R_r) - (K_r - K_c)] of the papers, sorted by response. Unit weights give TDPO-1, no KL
+gives DPO.
 
-Metrics of all objectives: `margin`, what the loss is a function of; `rewards/chosen`, `rewards/rejected`, their difference
-`rewards/margins`, and `rewards/accuracies`, 1 where it is above zero, 1/2 where it is zero.
+Metrics of all objectives, one number per pair: `margin`, the argument of the loss function; `rewards/chosen`
+and `rewards/rejected`; their difference `rewards/margins`; and `rewards/accuracies`, which is 1 where that
+difference is above zero and 1/2 where it is zero.
 """
 
 from collections.abc import Callable
@@ -29,6 +34,11 @@ PairKeys = Key[Array, "B"] | None
 
 
 def negative_log_sigmoid(margin_B: Float[Array, "B"]) -> Float[Array, "B"]:
+    """-log sigmoid(margin), the negative log-likelihood of the label under the Bradley-Terry model.
+
+    Args:
+        margin_B: reward of chosen minus reward of rejected; any real number.
+    """
     return -jax.nn.log_sigmoid(margin_B)
 
 
@@ -38,9 +48,13 @@ def compare(
     *,
     target: Scalar = 0.0,
 ) -> LossOutput:
-    """loss_of_margin(chosen - rejected - target) of the two responses' rewards, and the metrics that every objective has.
+    """The loss as a function of the difference of two rewards, and the metrics that every objective has.
 
-    `margin` includes the target, `rewards/*` do not.
+    Args:
+        reward_BP: reward of the chosen (0) and the rejected (1) response.
+        loss_of_margin: the loss of each margin, where margin = chosen - rejected - target.
+        target: what chosen must be ahead by, in units of the reward. It is part of `margin`, not of
+            `rewards/*`.
     """
     difference_B = reward_BP[:, 0] - reward_BP[:, 1]
     margin_B = difference_B - target
@@ -55,8 +69,13 @@ def compare(
 
 
 def weighted_reward(stats: TokenStats, masks: TokenMasks) -> Float[Array, "B P"]:
-    """R + K of each response, before beta: sum of m^u_t r_t + m^d_t k_t over its tokens."""
-    # Both factors of each product are cleared of padding first: 0 * NaN is NaN, in the gradient too.
+    """R + K of each response, before beta: the sum of m^u_t r_t + m^d_t k_t over its tokens, in nats.
+
+    Args:
+        stats: log-probabilities and KL; whatever stands on padding is ignored.
+        masks: m^u (reward) and m^d (KL); any real weights.
+    """
+    # Padding is cleared from both factors before the product: 0 * NaN is NaN, in the gradient too.
     valid_BPT = stats.valid_BPT
     reward_BPT = inside(masks.reward_BPT, valid_BPT) * log_ratio(stats)
     kl_BPT = inside(masks.kl_BPT, valid_BPT) * inside(stats.kl_BPT, valid_BPT)
@@ -79,15 +98,18 @@ def sparsepo_loss(
 ) -> LossOutput:
     """SparsePO: -log sigmoid(beta [(R_c - R_r) - (K_r - K_c)]) + l1_reward |m^u|_1 + l1_kl |m^d|_1.
 
-    The norms are sums over the tokens of both responses; `loss/l1` is what they add. MaPO is the same without L1, on
-    activation masks. Unit masks give TDPO-1; a unit reward mask and a zero KL mask give DPO.
+    The norms are sums over the tokens of both responses; the metric `loss/l1` is what they add to the loss.
+    MaPO is the same without L1, on activation masks. Unit masks give TDPO-1; a unit reward mask and a zero KL
+    mask give DPO.
 
     Args:
-        beta: per nat.
-        l1_reward, l1_kl: weight of a unit of mask.
-        shared: reward and KL have one mask; each L1 factor then counts half, as in the official code.
+        beta: scale of the reward, per nat, > 0.
+        l1_reward: loss per unit of the reward mask, >= 0.
+        l1_kl: loss per unit of the KL mask, >= 0.
+        shared: whether reward and KL have one mask. Each L1 factor then counts half, as in the official code.
 
-    Source: Christopoulou et al., SparsePO, arXiv 2410.05102, 2024.
+    References:
+        Christopoulou et al., SparsePO, arXiv 2410.05102, 2024, section 3.
     """
     compared = compare(beta * weighted_reward(stats, masks))
     reward_BPT, kl_BPT = inside(masks.reward_BPT, stats.valid_BPT), inside(masks.kl_BPT, stats.valid_BPT)
@@ -97,12 +119,19 @@ def sparsepo_loss(
 
 
 def _size(mask_BPT: Float[Array, "B P T"]) -> Float[Array, "B P T"]:
-    """|m| with gradient 0 at 0, as in torch; that of jnp.abs is 1 there, and exact zeros are what L1 is for."""
+    """|m| with gradient 0 at 0, as in torch: jnp.abs has 1 there, and exact zeros are what L1 is for."""
     return mask_BPT * jax.lax.stop_gradient(jnp.sign(mask_BPT))
 
 
 def tdpo1_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
-    """TDPO-1: -log sigmoid(beta (D - (K_r - K_c))). Source: Zeng et al., arXiv 2404.11999, 2024."""
+    """TDPO-1: -log sigmoid(beta (D - (K_r - K_c))), D the difference of summed log-ratios.
+
+    Args:
+        beta: scale of the reward, per nat, > 0.
+
+    References:
+        Zeng et al., Token-level Direct Preference Optimization, arXiv 2404.11999, 2024.
+    """
     ones_BPT = jnp.ones_like(stats.kl_BPT)
     return compare(beta * weighted_reward(stats, TokenMasks(ones_BPT, ones_BPT)))
 
@@ -110,9 +139,17 @@ def tdpo1_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: S
 def tdpo2_loss(
     stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar
 ) -> LossOutput:
-    """TDPO-2: -log sigmoid(beta (D - alpha (K_r - sg K_c))), sg: no gradient through the chosen response's KL.
+    """TDPO-2: -log sigmoid(beta (D - alpha (K_r - sg K_c))).
 
-    alpha = 1 has the value of TDPO-1, not its gradient. Source: Zeng et al., arXiv 2404.11999, 2024.
+    sg stops the gradient through the chosen response's KL. With alpha = 1 the loss has the value of TDPO-1,
+    but not its gradient.
+
+    Args:
+        beta: scale of the reward, per nat, > 0.
+        alpha: weight of the difference of KLs, >= 0.
+
+    References:
+        Zeng et al., Token-level Direct Preference Optimization, arXiv 2404.11999, 2024.
     """
     kl_BPT = stats.kl_BPT.at[:, 0].set(jax.lax.stop_gradient(stats.kl_BPT[:, 0]))
     masks = TokenMasks(jnp.ones_like(kl_BPT), jnp.full_like(kl_BPT, alpha))
@@ -120,25 +157,45 @@ def tdpo2_loss(
 
 
 def dpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
-    """DPO: -log sigmoid(beta D), D the difference of summed log-ratios. Source: Rafailov et al., arXiv 2305.18290, 2023."""
+    """DPO: -log sigmoid(beta D), D the difference of summed log-ratios.
+
+    Args:
+        beta: scale of the reward, per nat, > 0.
+
+    References:
+        Rafailov et al., Direct Preference Optimization, arXiv 2305.18290, 2023, equation 7.
+    """
     return compare(beta * weighted_reward(stats, _on_log_ratio(jnp.ones_like(stats.logp_BPT))))
 
 
 def d2po_loss(
     stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, gamma: Scalar
 ) -> LossOutput:
-    """D2PO: DPO with weight gamma**t on response token t = 1, 2, ... Source: Shao et al., arXiv 2502.14340, 2025."""
-    return compare(
-        beta * weighted_reward(stats, _on_log_ratio(jnp.float32(gamma) ** token_number(stats.valid_BPT)))
-    )
+    """D2PO: DPO with weight gamma**t on response token t = 1, 2, ...
+
+    Args:
+        beta: scale of the reward, per nat, > 0.
+        gamma: decay per token, in (0, 1]; 1 gives DPO.
+
+    References:
+        Shao et al., arXiv 2502.14340, 2025.
+    """
+    weight_BPT = jnp.float32(gamma) ** token_number(stats.valid_BPT)
+    return compare(beta * weighted_reward(stats, _on_log_ratio(weight_BPT)))
 
 
 def sampo_loss(stats: TokenStats, masks: TokenMasks, key_B: Key[Array, "B"], *, beta: Scalar) -> LossOutput:
     """SamPO: DPO on as many uniformly drawn tokens of each response as the shorter one has.
 
-    Source: Lu et al., arXiv 2406.10957, 2024.
+    Args:
+        key_B: one random key per pair; required here.
+        beta: scale of the reward, per nat, > 0.
+
+    References:
+        Lu et al., arXiv 2406.10957, 2024.
     """
-    # Numbered by their draws, from 0, padding last; ranks rather than a limit on the draws, so that ties cannot change the count.
+    # Tokens are ranked by their draws, padding last. Ranks, not a limit on the draws: ties cannot change the
+    # count then.
     draw_BPT = jnp.where(stats.valid_BPT, token_uniforms(key_B, stats.valid_BPT), jnp.inf)
     rank_BPT = jnp.argsort(jnp.argsort(draw_BPT, axis=-1), axis=-1)
     drawn_BPT = rank_BPT < _shorter_length(stats)
@@ -148,9 +205,14 @@ def sampo_loss(stats: TokenStats, masks: TokenMasks, key_B: Key[Array, "B"], *, 
 def ldpo_loss(
     stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar
 ) -> LossOutput:
-    """LD-DPO: DPO with weight alpha, from 0 to 1, on the tokens past the shorter response's length.
+    """LD-DPO: DPO with weight alpha on the tokens past the shorter response's length.
 
-    Source: Liu et al., arXiv 2409.06411, 2024.
+    Args:
+        beta: scale of the reward, per nat, > 0.
+        alpha: weight of the longer response's surplus tokens, 0 to 1; 1 gives DPO.
+
+    References:
+        Liu et al., arXiv 2409.06411, 2024.
     """
     weight_BPT = jnp.where(token_number(stats.valid_BPT) <= _shorter_length(stats), 1.0, alpha)
     return compare(beta * weighted_reward(stats, _on_log_ratio(weight_BPT)))

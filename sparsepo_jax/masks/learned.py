@@ -1,16 +1,19 @@
-"""SparsePO: a small net turns the reference model's hidden states into a sparse token mask (2410.05102, section 3.2).
+"""SparsePO: a small net turns the reference model's hidden states into a sparse token mask.
 
     a^l_t = relu(w_l . LN(H^l_t) + b_l)        one LayerNorm for all layers
     m_t   = relu(sum_l c_l a^l_t)              exact zeros are the sparsity; nothing bounds it above
 
-H^l_t is the state after block l at the position that predicts token t (the last one after the final norm), so the mask of a token sees only
-what comes before it. Departures from the official code: nets other than simple_all can be chosen (its factory builds only that one), the
-rounding to float16 inside resc and znorm is gone, and `ones` initialises near 1, where the official start (mean 0.03 to 0.06) shrinks beta
-twentyfold and may be dead.
+H^l_t is the state after block l at the position that predicts token t (the last one after the final norm), so
+the mask of a token sees only what comes before it (SparsePO paper, arXiv 2410.05102, section 3.2).
+
+Departures from the official code: nets other than simple_all can be chosen, while its factory builds only
+that one. The rounding to float16 inside resc and znorm is gone. The initialisation `ones` starts near 1,
+where the official start (mean 0.03 to 0.06) shrinks beta twentyfold and may be dead.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -22,23 +25,45 @@ HIDDEN = 200  # width of the two-layer nets, as published
 
 
 def activate(
-    x_BPT: Float[Array, "... B P T"], valid_BPT: Bool[Array, "B P T"], name: str
-) -> Float[Array, "... B P T"]:
-    """relu, none, resc (min-max over the response) or znorm (z-score, then min-max); zero outside the response except for relu and none."""
+    x_LBPT: Float[Array, "*L B P T"], valid_BPT: Bool[Array, "B P T"], name: str
+) -> Float[Array, "*L B P T"]:
+    """The net's activation function, zero outside the response except for relu and none.
+
+    Args:
+        x_LBPT: what the linear part gives, of each layer or of the mixer.
+        valid_BPT: True on response tokens.
+        name: `relu`; `none`; `resc`, min-max over the response; or `znorm`, the z-score and then min-max.
+
+    Raises:
+        ValueError: another name.
+    """
     if name == "relu":
-        return jax.nn.relu(x_BPT)
+        return jax.nn.relu(x_LBPT)
     if name == "none":
-        return x_BPT
+        return x_LBPT
     if name == "resc":
-        return rescale(x_BPT, valid_BPT)
+        return rescale(x_LBPT, valid_BPT)
     if name == "znorm":
-        return map_means(x_BPT, valid_BPT, "zn_rescale")
+        return map_means(x_LBPT, valid_BPT, "zn_rescale")
     raise ValueError(f"unknown mask activation {name!r}")
 
 
 class MaskNet(nnx.Module):
-    """net: simple (one linear a layer), ml (two linears, no non-linearity between) or binary (sign of the relu: never learns, a control);
-    _all reads every layer through a LayerNorm and a mixer, _last the last state as it is."""
+    """One net of masks.
+
+    Args:
+        net: KIND_READS. Kinds are simple, one linear map per layer; ml, two linear maps without a
+            non-linearity between them; and binary, the sign of the relu, which never learns and serves as a
+            control. It reads `all` layers, through a LayerNorm and a mixer, or the `last` state as it is.
+        num_layers: of the reference model.
+        width: of the reference model's states.
+        norm_eps: epsilon of the LayerNorm.
+        init: `ones` for masks near 1; anything else for the official start.
+        layer_activation: of each layer's number; see `activate`.
+        mixer_activation: of the mask; see `activate`.
+        dropout: probability, 0 to 1, after each activation.
+        rngs: source of the initial weights.
+    """
 
     def __init__(
         self,
@@ -54,12 +79,11 @@ class MaskNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.kind, _, self.reads = net.partition("_")
-        self.layer_activation, self.mixer_activation, self.dropout = (
-            layer_activation,
-            mixer_activation,
-            dropout,
-        )
-        L, normal = (num_layers if self.reads == "all" else 1), nnx.initializers.normal(0.02)
+        self.layer_activation = layer_activation
+        self.mixer_activation = mixer_activation
+        self.dropout = dropout
+        L = num_layers if self.reads == "all" else 1
+        normal = nnx.initializers.normal(0.02)
         near_one = init == "ones"
         if self.kind == "ml":
             self.weight1 = nnx.Param(normal(rngs.params(), (L, HIDDEN, width)))
@@ -73,17 +97,23 @@ class MaskNet(nnx.Module):
     def __call__(
         self, states_LRMD: Float[Array, "L R M D"], batch: PairBatch, key_B: Array | None = None
     ) -> Float[Array, "B P T"]:
-        """The mask, zero outside the response, from the states at the positions that predict each response token of the batch's rows. States are
-        constants; key_B (one key a pair) switches dropout on."""
+        """The mask of each response token, zero outside the response.
+
+        Args:
+            states_LRMD: the reference's states after each block, at the positions that predict the response
+                tokens of the batch's rows. They are constants: no gradient reaches them.
+            batch: where each response token lies.
+            key_B: one random key per pair, which switches dropout on; None for none.
+        """
         states_LRMD = jax.lax.stop_gradient(states_LRMD if self.reads == "all" else states_LRMD[-1:])
-        # Layer by layer, and again in the backward pass: no float32 copy of all states.
-        weights = (
-            self.weight[...],
-            self.bias[...],
-            (self.weight1[...], self.bias1[...]) if self.kind == "ml" else None,
-        )
-        of_layer = jax.checkpoint(lambda inputs: self._of_layer(*inputs, batch.packing.valid_RM))
-        out_LBPT = to_pairs(jax.lax.map(of_layer, (states_LRMD, *weights)), batch)
+        first = (self.weight1[...], self.bias1[...]) if self.kind == "ml" else None
+        weights = (self.weight[...], self.bias[...], first)
+
+        # One layer after the other, and again in the backward pass: no float32 copy of all states is made.
+        def of_layer(layer: tuple[Array, Array, Array, tuple[Array, Array] | None]) -> Array:
+            return self._of_layer(*layer, batch.packing.valid_RM)
+
+        out_LBPT = to_pairs(jax.lax.map(jax.checkpoint(of_layer), (states_LRMD, *weights)), batch)
         valid_BPT = batch.valid_BPT
         if self.reads == "all":
             a_LBPT = self._drop(activate(out_LBPT, valid_BPT, self.layer_activation), key_B, 0)
@@ -103,44 +133,53 @@ class MaskNet(nnx.Module):
         first: tuple[Array, Array] | None,
         valid_RM: Array,
     ) -> Float[Array, "R M"]:
-        # Padding may hold anything, NaN included: it must not meet the weights.
+        """The number of each response token before the activation, from one layer's states."""
+        # Padding may hold anything, NaN included, so it must not meet the weights.
         x_RMX = jnp.where(valid_RM[..., None], states_RMD.astype(jnp.float32), 0.0)
         if self.reads == "all":
             x_RMX = self.norm(x_RMX)
         if first is not None:
-            x_RMX = jnp.einsum("RMD,HD->RMH", x_RMX, first[0]) + first[1]
+            x_RMX = jnp.einsum("RMD,XD->RMX", x_RMX, first[0]) + first[1][None, None]
         return jnp.einsum("RMX,X->RM", x_RMX, weight_X) + bias
 
     def _drop(self, x: Array, key_B: Array | None, place: int) -> Array:
         if key_B is None or self.dropout == 0.0:
             return x
-        shape = (*x.shape[:-3], *x.shape[-2:])  # of one pair
-        keep = jax.vmap(
-            lambda key: jax.random.bernoulli(jax.random.fold_in(key, place), 1 - self.dropout, shape),
-            out_axes=-3,
-        )(key_B)
+        shape_of_pair = (*x.shape[:-3], *x.shape[-2:])
+
+        def draw(key: Array) -> Array:
+            return jax.random.bernoulli(jax.random.fold_in(key, place), 1 - self.dropout, shape_of_pair)
+
+        keep = jax.vmap(draw, out_axes=-3)(key_B)
         return jnp.where(keep, x / (1 - self.dropout), 0.0)
 
 
 def is_decayed(path: str) -> bool:
-    """Whether weight decay applies to a mask weight: on matrices, not on biases and LayerNorm, as in the official optimizer groups."""
+    """Whether weight decay applies to a weight of a mask net.
+
+    As in the official optimizer groups, it applies to matrices, but not to biases and the LayerNorm.
+
+    Args:
+        path: of the weight, with the mask's name before it or not.
+    """
     return path.rsplit(".", 1)[-1] in ("weight", "weight1", "mixer")
 
 
-# ---------------------------------------------------------------- the official names, in which masks are stored
+# ---------------------------------------------------------------- the official names, in which masks are
+# stored
 
 
 def _tensor_rules(net: str, num_layers: int) -> list[tuple[str, str, int | None, tuple[int, ...] | None]]:
-    """(official name, our path, layer or None, shape of the official tensor where it has an axis of 1 more)."""
+    """(official name, our path, layer or None, shape of the official tensor if it has one more axis of 1)."""
     kind, _, reads = net.partition("_")
+    last = "ff2" if kind == "ml" else "w"
     rules: list[tuple[str, str, int | None, tuple[int, ...] | None]] = []
     for layer in range(num_layers if reads == "all" else 1):
         prefix = f"w_per_layer.{layer}." if reads == "all" else ""
-        first, last = ("ff1", "ff2") if kind == "ml" else (None, "w")
-        if first:
+        if kind == "ml":
             rules += [
-                (f"{prefix}{first}.weight", "weight1", layer, None),
-                (f"{prefix}{first}.bias", "bias1", layer, None),
+                (f"{prefix}ff1.weight", "weight1", layer, None),
+                (f"{prefix}ff1.bias", "bias1", layer, None),
             ]
         rules += [
             (f"{prefix}{last}.weight", "weight", layer, (1, -1)),
@@ -158,8 +197,13 @@ def _tensor_rules(net: str, num_layers: int) -> list[tuple[str, str, int | None,
 _OFFICIAL_PREFIX = {"common": "common_mask", "reward": "rw_mask", "kl": "kl_mask"}
 
 
-def masks_to_tensors(net: str, weights: dict[str, Array]) -> dict[str, Array]:
-    """Official tensor names -> arrays, from our weights `common.*` or `reward.*` / `kl.*`."""
+def masks_to_tensors(net: str, weights: dict[str, Array | np.ndarray]) -> dict[str, Array | np.ndarray]:
+    """The masks' weights under their official tensor names.
+
+    Args:
+        net: the kind of net; see `MaskNet`.
+        weights: ours by path, `common.*`, or `reward.*` and `kl.*`.
+    """
     tensors = {}
     for role in sorted({path.split(".", 1)[0] for path in weights}):
         for theirs, ours, layer, shape in _tensor_rules(net, len(weights[f"{role}.weight"])):
@@ -170,9 +214,18 @@ def masks_to_tensors(net: str, weights: dict[str, Array]) -> dict[str, Array]:
 
 
 def masks_from_tensors(
-    net: str, tensors: dict[str, Array], expected: dict[str, tuple[int, ...]]
+    net: str, tensors: dict[str, Array | np.ndarray], expected: dict[str, tuple[int, ...]]
 ) -> dict[str, Array]:
-    """Our weights from official tensors. Raises ValueError that lists every missing, left-over and wrongly shaped tensor."""
+    """The masks' weights by our paths; the inverse of `masks_to_tensors`.
+
+    Args:
+        net: the kind of net; see `MaskNet`.
+        tensors: by official name.
+        expected: the shape of each of our weights.
+
+    Raises:
+        ValueError: lists every missing, left-over and wrongly shaped tensor.
+    """
     weights = {path: jnp.zeros(shape) for path, shape in expected.items()}
     faults, used = [], set()
     for role in sorted({path.split(".", 1)[0] for path in expected}):

@@ -1,11 +1,12 @@
-"""Where the masks of a run come from: what to keep of the reference's activations, the weights to train, and how both become masks.
+"""Where a run's masks come from.
 
-Asked for again, a source is the same object: programs that are built on it are found again.
+A source says what to keep of the reference's activations, which weights to train, and how both become masks.
+Asking for the same source again gives the same object, so that the programs built on it are found again.
 """
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from sparsepo_jax.core.tree import Weights, merge_module, split_module
 from sparsepo_jax.core.types import PairBatch, TokenMasks, TokenStats
 from sparsepo_jax.masks.activation import activation_mask
 from sparsepo_jax.masks.fixed import (
+    MaskedTerms,
     confidence_mask,
     given_mask,
     normalise,
@@ -27,16 +29,27 @@ from sparsepo_jax.masks.fixed import (
 )
 from sparsepo_jax.masks.learned import MaskNet
 
+Kept = dict[str, Any]  # by name of activation, what Keep gave
+Keep = Callable[[str, Array, Array], Any]  # an array or a tree of arrays, or None
+MaskOf = Callable[[Kept, PairBatch, TokenStats, Array | None], Array]
+
 
 class MaskSource(NamedTuple):
-    """keep(name, activation [R S X], at_RM): what to keep of a named activation of the reference, at the positions that predict response tokens, or None.
-    make(weights, kept, batch, stats, key_B, training): the masks. init(rngs): the weights to train, {} if there are none.
-    shared: whether reward and KL share one mask (then each L1 factor counts half). reads_activations: whether `kept` is needed; untrained masks
-    that do can be computed once and given with the batch.
+    """The masks of one objective.
+
+    Attributes:
+        keep: keep(name, activation [R, S, X], at_RM) -> what to keep of a named activation of the reference
+            at the positions that predict response tokens, or None.
+        make: make(weights, kept, batch, stats, key_B, training) -> the masks. weights are those that are
+            trained; kept is what `keep` returned, by name.
+        init: init(rngs) -> the weights to train, {} if there are none.
+        shared: whether reward and KL share one mask; each L1 factor then counts half.
+        reads_activations: whether `kept` is needed. Masks that read activations and are not trained can be
+            computed once, and given with the batch.
     """
 
-    keep: Callable[[str, Array, Array], Array | None]
-    make: Callable[[Weights, dict[str, Array], PairBatch, TokenStats, Array, bool], TokenMasks]
+    keep: Keep
+    make: Callable[[Weights, Kept, PairBatch, TokenStats, Array | None, bool], TokenMasks]
     init: Callable[[nnx.Rngs], Weights]
     shared: bool
     reads_activations: bool = False
@@ -47,7 +60,7 @@ def learned_source(
     *,
     net: str,
     sharing: str,
-    on: str,
+    on: MaskedTerms,
     normalised: bool,
     num_layers: int,
     width: int,
@@ -57,10 +70,23 @@ def learned_source(
     mixer_activation: str,
     dropout: float,
 ) -> MaskSource:
-    """SparsePO. Weights are named `common.*`, or `reward.*` and `kl.*`; a mask on one of the two needs one net only."""
-    roles = (
-        ("common",) if sharing == "common" else {"both": ("reward", "kl"), "kl": ("kl",)}.get(on, ("reward",))
-    )
+    """SparsePO's masks. Their weights are named `common.*`, or `reward.*` and `kl.*`.
+
+    Args:
+        net: see masks/learned.MaskNet, as are the arguments from num_layers on.
+        sharing: `common`, one net for reward and KL; or `independent`, one for each.
+        on: see masks/fixed.place. A mask on one of the two needs one net alone.
+        normalised: whether each response's mask is scaled to mean 1.
+        num_layers: of the reference model.
+        width: of the reference model's states.
+        norm_eps: epsilon of the LayerNorm.
+        init: `ones`, or the official start.
+        layer_activation: of each layer's number.
+        mixer_activation: of the mask.
+        dropout: probability, 0 to 1.
+    """
+    roles = _roles(sharing, on)
+    reads_all = net.endswith("_all")
 
     def make_net(rngs: nnx.Rngs) -> MaskNet:
         return MaskNet(
@@ -78,26 +104,29 @@ def learned_source(
     graph = nnx.split(nnx.eval_shape(lambda: make_net(nnx.Rngs(0))), nnx.Param)[0]
 
     def keep(name: str, x: Array, at_RM: Array) -> Array | None:
-        wanted = name == "final_norm" or (name == "block_out" and net.endswith("_all"))
+        wanted = name == "final_norm" or (name == "block_out" and reads_all)
         return at_tokens(x, at_RM) if wanted else None
 
-    def make(weights, kept, batch, stats, key_B, training):
+    def make(
+        weights: Weights,
+        kept: Kept,
+        batch: PairBatch,
+        stats: TokenStats,
+        key_B: Array | None,
+        training: bool,
+    ) -> TokenMasks:
         states_LRMD = kept["final_norm"][None]
-        if net.endswith("_all"):  # the last block's state is taken after the final norm
+        if reads_all:  # the last block's state is taken after the final norm
             states_LRMD = jnp.concatenate([kept["block_out"][:-1], states_LRMD])
 
-        def run(role: str) -> Array:
-            mine = {
-                path.removeprefix(f"{role}."): value
-                for path, value in weights.items()
-                if path.startswith(f"{role}.")
-            }
-            mask_BPT = merge_module(graph, mine)(states_LRMD, batch, key_B if training else None)
+        def mask_of(role: str) -> Array:
+            net_of_role = merge_module(graph, _below(weights, role))
+            mask_BPT = net_of_role(states_LRMD, batch, key_B if training else None)
             return normalise(mask_BPT, batch.valid_BPT) if normalised else mask_BPT
 
         if len(roles) == 1:
-            return place(run(roles[0]), batch.valid_BPT, on)
-        return TokenMasks(reward_BPT=run("reward"), kl_BPT=run("kl"))
+            return place(mask_of(roles[0]), batch.valid_BPT, on)
+        return TokenMasks(reward_BPT=mask_of("reward"), kl_BPT=mask_of("kl"))
 
     def init_weights(rngs: nnx.Rngs) -> Weights:
         return {
@@ -109,8 +138,30 @@ def learned_source(
     return MaskSource(keep, make, init_weights, shared=sharing == "common", reads_activations=True)
 
 
-def _untrained(keep, mask_of, on: str, normalised: bool) -> MaskSource:
-    def make(weights, kept, batch, stats, key_B, training):
+def _roles(sharing: str, on: MaskedTerms) -> tuple[str, ...]:
+    """The names of the nets."""
+    if sharing == "common":
+        return ("common",)
+    if on == "both":
+        return ("reward", "kl")
+    return ("kl",) if on == "kl" else ("reward",)
+
+
+def _below(weights: Weights, role: str) -> Weights:
+    """The weights of one net, by their paths in it."""
+    prefix = f"{role}."
+    return {path.removeprefix(prefix): x for path, x in weights.items() if path.startswith(prefix)}
+
+
+def _untrained(keep: Keep, mask_of: MaskOf, on: MaskedTerms, normalised: bool) -> MaskSource:
+    def make(
+        weights: Weights,
+        kept: Kept,
+        batch: PairBatch,
+        stats: TokenStats,
+        key_B: Array | None,
+        training: bool,
+    ) -> TokenMasks:
         mask_BPT = mask_of(kept, batch, stats, key_B)
         return place(normalise(mask_BPT, batch.valid_BPT) if normalised else mask_BPT, batch.valid_BPT, on)
 
@@ -118,15 +169,25 @@ def _untrained(keep, mask_of, on: str, normalised: bool) -> MaskSource:
 
 
 def activation_source(
-    *, points: dict[str, tuple[str, ...]], mapping: str, on: str, normalised: bool
+    *, points: dict[str, tuple[str, ...]], mapping: str, on: MaskedTerms, normalised: bool
 ) -> MaskSource:
-    """MaPO: of each activation only the feature mean is kept."""
+    """MaPO's masks. Of each activation only the mean over its features is kept.
+
+    Args:
+        points: the activations of each group; see masks/activation.choose_points.
+        mapping: from feature means to weights; see masks/activation.map_means.
+        on: see masks/fixed.place.
+        normalised: whether each response's mask is scaled to mean 1.
+    """
     return _activation_source(tuple(points.items()), mapping, on, normalised)
 
 
 @functools.cache
 def _activation_source(
-    points_of_groups: tuple[tuple[str, tuple[str, ...]], ...], mapping: str, on: str, normalised: bool
+    points_of_groups: tuple[tuple[str, tuple[str, ...]], ...],
+    mapping: str,
+    on: MaskedTerms,
+    normalised: bool,
 ) -> MaskSource:
     points = dict(points_of_groups)
     names = {name for group in points.values() for name in group}
@@ -134,27 +195,44 @@ def _activation_source(
     def keep(name: str, x: Array, at_RM: Array) -> Array | None:
         return at_tokens(x.astype(jnp.float32).mean(axis=-1), at_RM) if name in names else None
 
-    def mask_of(kept, batch, stats, key_B):
+    def mask_of(kept: Kept, batch: PairBatch, stats: TokenStats, key_B: Array | None) -> Array:
         means = {name: to_pairs(x, batch) for name, x in kept.items() if name in names}
         return activation_mask(means, batch.valid_BPT, points, mapping)
 
-    made = _untrained(keep, mask_of, on, normalised)
-    return made._replace(reads_activations=True)
+    return _untrained(keep, mask_of, on, normalised)._replace(reads_activations=True)
 
 
 @functools.cache
 def fixed_source(
-    kind: str, *, on: str, normalised: bool, decay: float = 1.0, model: str = "reference"
+    kind: str, *, on: MaskedTerms, normalised: bool, decay: float = 1.0, model: str = "reference"
 ) -> MaskSource:
-    """ones, random, positional (decay), confidence (model: reference or policy), given (with the data)."""
-    masks = {
-        "ones": lambda batch, stats, key_B: ones_mask(batch.valid_BPT),
-        "random": lambda batch, stats, key_B: random_mask(key_B, batch.valid_BPT),
-        "positional": lambda batch, stats, key_B: positional_mask(batch.valid_BPT, decay=decay),
-        "confidence": lambda batch, stats, key_B: confidence_mask(
-            jax.lax.stop_gradient(stats.logp_BPT if model == "policy" else stats.ref_logp_BPT),
-            batch.valid_BPT,
-        ),
-        "given": lambda batch, stats, key_B: given_mask(batch.weights_BPT, batch.valid_BPT),
-    }
-    return _untrained(lambda name, x, at_RM: None, lambda kept, *rest: masks[kind](*rest), on, normalised)
+    """Masks that neither are trained nor read activations.
+
+    Args:
+        kind: `ones`, `random`, `positional`, `confidence`, or `given` with the data; see masks/fixed.
+        on: see masks/fixed.place.
+        normalised: whether each response's mask is scaled to mean 1.
+        decay: of the positional mask, in (0, 1].
+        model: whose confidence counts, `reference` or `policy`.
+    """
+
+    def mask_of(kept: Kept, batch: PairBatch, stats: TokenStats, key_B: Array | None) -> Array:
+        if kind == "ones":
+            return ones_mask(batch.valid_BPT)
+        if kind == "random":
+            assert key_B is not None
+            return random_mask(key_B, batch.valid_BPT)
+        if kind == "positional":
+            return positional_mask(batch.valid_BPT, decay=decay)
+        if kind == "confidence":
+            logp_BPT = stats.logp_BPT if model == "policy" else stats.ref_logp_BPT
+            return confidence_mask(jax.lax.stop_gradient(logp_BPT), batch.valid_BPT)
+        if kind == "given":
+            assert batch.weights_BPT is not None
+            return given_mask(batch.weights_BPT, batch.valid_BPT)
+        raise ValueError(f"unknown kind of mask {kind!r}")
+
+    def keep(name: str, x: Array, at_RM: Array) -> None:
+        return None
+
+    return _untrained(keep, mask_of, on, normalised)

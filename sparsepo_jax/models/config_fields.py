@@ -27,7 +27,11 @@ from sparsepo_jax.models.installed_fields import ABSENT, fields_of_installed
 
 
 class SpecError(ValueError):
-    """A config that we cannot run as it is meant; the message says why in one line."""
+    """A config that we cannot run as it is meant.
+
+    Args:
+        message: says why; shown on one line.
+    """
 
     def __init__(self, message: str):
         super().__init__(escaped(message))
@@ -203,7 +207,11 @@ def _refuse_known_elsewhere(config: Mapping[Any, Any], family: str, unknown: lis
 
 
 def first(*values: Any) -> Any:
-    """The first value that is not None; there must be one."""
+    """The first value that is not None.
+
+    Args:
+        *values: of which there must be such a one.
+    """
     return next(value for value in values if value is not None)
 
 

@@ -15,7 +15,7 @@ Profiles show the parts as scopes: `embed`, `attention` and `mlp` within each bl
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from sparsepo_jax.models.rotary import rotary_frequencies
 from sparsepo_jax.ops.attention import Given, Packed
 from sparsepo_jax.ops.logprob_kl import soft_cap
 
-Tap = Callable[[str, Array], Array | None]
+Tap = Callable[[str, Array], Any]  # gives an array, or a tree of them, to keep; or None
 TILE = 128  # a TPU multiplies so many columns at a time, even if fewer are there
 
 
@@ -100,7 +100,7 @@ class Decoder(nnx.Module):
         tap: Tap | None = None,
         constrain: Callable[[Array], Array] = _unchanged,
         dropout_key_BS: Key[Array, "B S"] | None = None,
-    ) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
+    ) -> tuple[Float[Array, "B S D"], dict[str, Any]]:
         """Runs rows of tokens.
 
         Args:
@@ -219,9 +219,9 @@ class Decoder(nnx.Module):
         *,
         tap: Tap | None = None,
         dropout_key_BS: Array | None = None,
-    ) -> tuple[Array, dict[str, Array], Cache | None]:
+    ) -> tuple[Array, dict[str, Any], Cache | None]:
         """Final states, what the tap kept, and the cache with these tokens in it."""
-        kept: dict[str, Array] = {}
+        kept: dict[str, Any] = {}
         with jax.named_scope("embed"):
             x_BSD = constrain(self._embedded(ids_BS, positions_BS))
             _listener(tap, kept)("embed", x_BSD)
@@ -230,10 +230,10 @@ class Decoder(nnx.Module):
 
         def run_block(
             carried: tuple[Array, Cache | None], layer: tuple
-        ) -> tuple[tuple[Array, Cache | None], dict[str, Array]]:
+        ) -> tuple[tuple[Array, Cache | None], dict[str, Any]]:
             x_BSD, cache = carried
             weights, is_local, number = layer
-            kept_here: dict[str, Array] = {}
+            kept_here: dict[str, Any] = {}
             memory = _Memory(cache, number, reach)
             kind = _kind_of_layer(kinds, is_local)
             block = nnx.merge(graph, dequantized(weights))
@@ -322,7 +322,7 @@ def _kind_of_layer(kinds: list[_LayerKind], is_local: Array | None) -> _LayerKin
     return jax.tree.map(lambda x, y: jnp.where(is_local, x, y), local, other)
 
 
-def _listener(tap: Tap | None, kept: dict[str, Array]) -> Callable[[str, Array], None]:
+def _listener(tap: Tap | None, kept: dict[str, Any]) -> Callable[[str, Array], None]:
     """A `Hooks.keep` that puts what the tap returns into `kept`, by name."""
 
     def keep(name: str, x: Array) -> None:

@@ -1,13 +1,15 @@
-"""Attention by what its queries may see: the keys that are given (reading, generating), or what the places in rows of tokens say (training).
+"""Attention to given keys (reading, generating), or by places in rows of tokens (training).
 
-    attention(q, k, v, reach)[query] = softmax over the keys that it sees of (scale q k^T) times v, sums in float32
+    attention(q, k, v, reach)[query] = softmax over the keys that it sees of (scale q k^T), times v; sums in
+    float32
 
-Rows of tokens are attended to by the kernel that suits the device: `blocks` on CPU, and elsewhere those of ops/sequence_attention. All give the
-same up to rounding.
+Rows of tokens are attended to by the kernel that suits the device: `blocks` on CPU, and those of
+ops/sequence_attention elsewhere. All kernels give the same up to rounding.
 """
 
 from typing import Literal, NamedTuple
 
+import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from sparsepo_jax.core.types import Packing
@@ -20,7 +22,13 @@ AttentionKernel = Literal["blocks", "xla", "cudnn", "splash"]
 
 
 class Given(NamedTuple):
-    """attend_BST: which of T keys each of S queries sees, none after its own column; the positions of both, by which windows count."""
+    """The keys that each query sees, said one by one.
+
+    Attributes:
+        attend_BST: which of T keys each of S queries sees; none after its own column.
+        positions_BS: of the queries, in tokens; windows count by them.
+        positions_BT: of the keys.
+    """
 
     attend_BST: Bool[Array, "B S T"]
     positions_BS: Int[Array, "B S"]
@@ -28,23 +36,37 @@ class Given(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """What rows of tokens say; made once for all layers and models. blocks_QT: for the kernel `blocks`, else None. spread: for the kernel
-    `splash`, see ops/splash_attention."""
+    """The keys that each query sees in rows of tokens; made once for all layers and both models.
+
+    Attributes:
+        places: where each column of a row stands.
+        column_RQW: see core/types.Packing.
+        seen_IJ: for the kernel `blocks`, which blocks of keys a block of queries sees; None for the others.
+        kernel: which one runs.
+        spread: for the kernel `splash`; see ops/splash_attention.
+    """
 
     places: Places
     column_RQW: Int[Array, "R Q W"]
-    blocks_QT: Bool[Array, "Q T"] | None
+    seen_IJ: Bool[Array, "I J"] | None
     kernel: AttentionKernel
     spread: Spread | None = None
 
 
 def reach_of(packing: Packing, kernel: AttentionKernel, spread: Spread | None = None) -> Packed:
+    """What the queries of packed rows see.
+
+    Args:
+        packing: the rows of tokens.
+        kernel: which one is to run; see ops/sequence_attention for what they can do.
+        spread: for the kernel `splash` on several devices; see ops/splash_attention.
+    """
     places = Places(packing.sequence_RS, packing.part_RS, packing.positions_RS)
-    return Packed(
-        places, packing.column_RQW, blocks_seen(places) if kernel == "blocks" else None, kernel, spread
-    )
+    seen_IJ = blocks_seen(places) if kernel == "blocks" else None
+    return Packed(places, packing.column_RQW, seen_IJ, kernel, spread)
 
 
+@jax.named_scope("attend")
 def attention(
     q_BSNH: Float[Array, "B S N H"],
     k_BTKH: Float[Array, "B T K H"],
@@ -55,20 +77,47 @@ def attention(
     softcap: float | None = None,
     window: Array | int | None = None,
 ) -> Float[Array, "B S N H"]:
-    """A query that sees nothing gives something finite, and has no gradient.
+    """The weighted values that each query attends to.
 
-    softcap: scores s become softcap * tanh(s / softcap) (Gemma 2, 2408.00118). window: a query sees keys fewer than so many positions back, by
-    position, not by column: both responses continue the prompt.
+    A query that sees nothing gives finite values and has no gradient.
+
+    Args:
+        q_BSNH: queries; a key/value head serves N / K query heads that follow one another.
+        k_BTKH: keys.
+        v_BTKH: values.
+        reach: what each query sees.
+        scale: of the scores, such as H ** -0.5.
+        softcap: turns scores s into softcap * tanh(s / softcap), as Gemma 2 does (arXiv 2408.00118); None: no
+            cap.
+        window: a query sees only keys fewer than this many positions back, None: no limit. Positions count,
+            not columns, because each response of a pair continues the prompt.
     """
-    settings = {"scale": scale, "softcap": softcap}
-    if isinstance(reach, Packed):
-        if reach.kernel == "blocks":
-            return block_attention(
-                q_BSNH, k_BTKH, v_BTKH, reach.places, reach.blocks_QT, window=window, **settings
-            )
-        settings |= {"kernel": reach.kernel, "spread": reach.spread, "window": window}
-        return sequence_attention(q_BSNH, k_BTKH, v_BTKH, reach.places, reach.column_RQW, **settings)
-    attend_BST = reach.attend_BST
-    if window is not None:
-        attend_BST &= reach.positions_BS[:, :, None] - reach.positions_BT[:, None, :] < window
-    return dense_attention(q_BSNH, k_BTKH, v_BTKH, attend_BST, **settings)
+    if isinstance(reach, Given):
+        attend_BST = reach.attend_BST
+        if window is not None:
+            attend_BST &= reach.positions_BS[:, :, None] - reach.positions_BT[:, None, :] < window
+        return dense_attention(q_BSNH, k_BTKH, v_BTKH, attend_BST, scale=scale, softcap=softcap)
+    if reach.kernel == "blocks":
+        assert reach.seen_IJ is not None
+        return block_attention(
+            q_BSNH,
+            k_BTKH,
+            v_BTKH,
+            reach.places,
+            reach.seen_IJ,
+            scale=scale,
+            softcap=softcap,
+            window=window,
+        )
+    return sequence_attention(
+        q_BSNH,
+        k_BTKH,
+        v_BTKH,
+        reach.places,
+        reach.column_RQW,
+        kernel=reach.kernel,
+        scale=scale,
+        softcap=softcap,
+        window=window,
+        spread=reach.spread,
+    )

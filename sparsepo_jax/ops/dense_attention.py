@@ -1,6 +1,6 @@
 """softmax(scale q k^T) v over given keys, as matrix products, with a written gradient that keeps no scores.
 
-Nothing sees a later column, so queries are cut into chunks that leave out the keys after them.
+No query sees a later column, so the queries are cut into chunks, and each chunk leaves out the keys after it.
 """
 
 import functools
@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-CHUNK_QUERIES = 128  # at least; measured on CPU, where smaller products lose more than the left-out keys save
+# At least. Measured on CPU, where smaller products lose more than the keys they leave out save.
+CHUNK_QUERIES = 128
 
 
 def dense_attention(
@@ -21,23 +22,35 @@ def dense_attention(
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "B S N H"]:
-    """See ops/attention. No query may see a column after its own; the last query stands at the last column."""
-    (B, S, N, H), (T, K) = q_BSNH.shape, k_BTKH.shape[1:3]
-    # Heads first, so that the products are plain matrices; a key head's queries lie side by side.
+    """See ops/attention.
+
+    Args:
+        q_BSNH: queries; the last one stands at the last column of the keys.
+        k_BTKH: keys.
+        v_BTKH: values.
+        attend_BST: which keys each query sees; none after its own column.
+        scale: of the scores.
+        softcap: of the scores, or None.
+    """
+    B, S, N, H = q_BSNH.shape
+    T, K = k_BTKH.shape[1:3]
+    # Heads come first, so that the products are those of plain matrices; the queries of a key head lie side
+    # by side.
     q_BKGSH = jnp.moveaxis((q_BSNH * jnp.asarray(scale, q_BSNH.dtype)).reshape(B, S, K, N // K, H), 1, 3)
     k_BKTH, v_BKTH = jnp.moveaxis(k_BTKH, 1, 2), jnp.moveaxis(v_BTKH, 1, 2)
     chunks = max(1, S // CHUNK_QUERIES)
-    ends = [S * (number + 1) // chunks for number in range(chunks)]
-    out, begin = [], 0
-    for end in ends:
-        seen = T - S + end
+    out = []
+    begin = 0
+    for number in range(chunks):
+        end = S * (number + 1) // chunks
+        keys = T - S + end
         out.append(
             _dense(
                 softcap,
                 q_BKGSH[:, :, :, begin:end],
-                k_BKTH[:, :, :seen],
-                v_BKTH[:, :, :seen],
-                attend_BST[:, begin:end, :seen],
+                k_BKTH[:, :, :keys],
+                v_BKTH[:, :, :keys],
+                attend_BST[:, begin:end, :keys],
             )
         )
         begin = end
@@ -46,9 +59,22 @@ def dense_attention(
 
 
 def masked_scores(
-    softcap: float | None, q_BKGSH: Array, k_BKTH: Array, attend_BST: Array
-) -> tuple[Array, Array | None]:
-    """(scores [B, K, G, S, T] in float32, least where a key is not seen; their derivative in the products, None for 1)."""
+    softcap: float | None,
+    q_BKGSH: Float[Array, "B K G S H"],
+    k_BKTH: Float[Array, "B K T H"],
+    attend_BST: Bool[Array, "B S T"],
+) -> tuple[Float[Array, "B K G S T"], Float[Array, "B K G S T"] | None]:
+    """Scores in float32, and their derivative in the products.
+
+    Args:
+        softcap: of the scores, or None.
+        q_BKGSH: queries, scaled.
+        k_BKTH: keys.
+        attend_BST: which keys each query sees. The score of any other is the least number.
+
+    Returns:
+        The scores, and d score / d product, None where it is 1.
+    """
     scores = jnp.einsum("BKGSH,BKTH->BKGST", q_BKGSH, k_BKTH, preferred_element_type=jnp.float32)
     slope = None
     if softcap is not None:
@@ -58,16 +84,36 @@ def masked_scores(
 
 
 def gradients(
-    softcap, q_BKGSH, k_BKTH, v_BKTH, attend_BST, lse_BKGS, d_out, mean_BKGS
-) -> tuple[Array, Array, Array]:
-    """Of q, k and v, float32, from the scores made again with their logsumexp (Dao et al. 2022, 2205.14135, section 3).
-    mean_BKGS: sum over H of the output times its cotangent d_out."""
+    softcap: float | None,
+    q_BKGSH: Float[Array, "B K G S H"],
+    k_BKTH: Float[Array, "B K T H"],
+    v_BKTH: Float[Array, "B K T H"],
+    attend_BST: Bool[Array, "B S T"],
+    lse_BKGS: Float[Array, "B K G S"],
+    d_out_BKGSH: Float[Array, "B K G S H"],
+    mean_BKGS: Float[Array, "B K G S"],
+) -> tuple[Float[Array, "B K G S H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
+    """The gradients of q, k and v in float32, from scores that are computed again.
+
+    Args:
+        softcap: of the scores, or None.
+        q_BKGSH: queries, scaled.
+        k_BKTH: keys.
+        v_BKTH: values.
+        attend_BST: which keys each query sees.
+        lse_BKGS: logsumexp of each query's scores.
+        d_out_BKGSH: cotangent of the output.
+        mean_BKGS: output_mean of the output and its cotangent.
+
+    References:
+        Dao et al., FlashAttention, arXiv 2205.14135, 2022, section 3.
+    """
     scores, slope = masked_scores(softcap, q_BKGSH, k_BKTH, attend_BST)
     weights = jnp.where(attend_BST[:, None, None], jnp.exp(scores - lse_BKGS[..., None]), 0.0)
     d_v = jnp.einsum(
-        "BKGST,BKGSH->BKTH", weights.astype(v_BKTH.dtype), d_out, preferred_element_type=jnp.float32
+        "BKGST,BKGSH->BKTH", weights.astype(v_BKTH.dtype), d_out_BKGSH, preferred_element_type=jnp.float32
     )
-    d_weights = jnp.einsum("BKGSH,BKTH->BKGST", d_out, v_BKTH, preferred_element_type=jnp.float32)
+    d_weights = jnp.einsum("BKGSH,BKTH->BKGST", d_out_BKGSH, v_BKTH, preferred_element_type=jnp.float32)
     d_scores = weights * (d_weights - mean_BKGS[..., None])
     d_scores = (d_scores if slope is None else d_scores * slope).astype(q_BKGSH.dtype)
     d_q = jnp.einsum("BKGST,BKTH->BKGSH", d_scores, k_BKTH, preferred_element_type=jnp.float32)
@@ -75,32 +121,45 @@ def gradients(
     return d_q, d_k, d_v
 
 
-def output_mean(out_BKGSH: Array, d_out: Array) -> Float[Array, "B K G S"]:
-    return (d_out.astype(jnp.float32) * out_BKGSH.astype(jnp.float32)).sum(axis=-1)
+def output_mean(
+    out_BKGSH: Float[Array, "B K G S H"], d_out_BKGSH: Float[Array, "B K G S H"]
+) -> Float[Array, "B K G S"]:
+    """The sum over H of the output times its cotangent: the weights' mean cotangent, under the weights.
+
+    Args:
+        out_BKGSH: output.
+        d_out_BKGSH: its cotangent.
+    """
+    return (d_out_BKGSH.astype(jnp.float32) * out_BKGSH.astype(jnp.float32)).sum(axis=-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dense(softcap, q_BKGSH, k_BKTH, v_BKTH, attend_BST):
+def _dense(softcap: float | None, q_BKGSH: Array, k_BKTH: Array, v_BKTH: Array, attend_BST: Array) -> Array:
     return _forward(softcap, q_BKGSH, k_BKTH, v_BKTH, attend_BST)[0]
 
 
-def _forward(softcap, q_BKGSH, k_BKTH, v_BKTH, attend_BST):
+def _forward(
+    softcap: float | None, q_BKGSH: Array, k_BKTH: Array, v_BKTH: Array, attend_BST: Array
+) -> tuple[Array, tuple[Array, ...]]:
     scores, _ = masked_scores(softcap, q_BKGSH, k_BKTH, attend_BST)
     largest_BKGS = scores.max(axis=-1)
-    # Normalised after the product with the values: [S, H] divisions instead of [S, T].
+    # Normalised after the product with the values: that takes [S, H] divisions instead of [S, T].
     weights = jnp.exp(scores - largest_BKGS[..., None])
     total_BKGS = weights.sum(axis=-1)
     out = jnp.einsum(
         "BKGST,BKTH->BKGSH", weights.astype(v_BKTH.dtype), v_BKTH, preferred_element_type=jnp.float32
     )
-    out = (out / total_BKGS[..., None]).astype(v_BKTH.dtype)
-    return out, (q_BKGSH, k_BKTH, v_BKTH, attend_BST, out, largest_BKGS + jnp.log(total_BKGS))
+    out_BKGSH = (out / total_BKGS[..., None]).astype(v_BKTH.dtype)
+    lse_BKGS = largest_BKGS + jnp.log(total_BKGS)
+    return out_BKGSH, (q_BKGSH, k_BKTH, v_BKTH, attend_BST, out_BKGSH, lse_BKGS)
 
 
-def _backward(softcap, saved, d_out):
-    *inputs, out, lse_BKGS = saved
-    found = gradients(softcap, *inputs, lse_BKGS, d_out, output_mean(out, d_out))
-    return *(x.astype(y.dtype) for x, y in zip(found, inputs)), None
+@jax.named_scope("attend_gradient")
+def _backward(softcap: float | None, saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...]:
+    q_BKGSH, k_BKTH, v_BKTH, attend_BST, out_BKGSH, lse_BKGS = saved
+    mean_BKGS = output_mean(out_BKGSH, d_out)
+    d_q, d_k, d_v = gradients(softcap, q_BKGSH, k_BKTH, v_BKTH, attend_BST, lse_BKGS, d_out, mean_BKGS)
+    return d_q.astype(q_BKGSH.dtype), d_k.astype(k_BKTH.dtype), d_v.astype(v_BKTH.dtype), None
 
 
 _dense.defvjp(_forward, _backward)

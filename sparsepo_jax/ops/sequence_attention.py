@@ -1,5 +1,6 @@
-"""Attention sequence by sequence: the sequences of each row are laid side by side, padded to the longest, and attended to by what a platform
-does best on whole matrices.
+"""Attention sequence by sequence, by what a platform does best on whole matrices.
+
+The sequences of each row are laid side by side, padded to the longest.
 
 | kernel | soft cap | window | leaves out |
 |---|---|---|---|
@@ -12,7 +13,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sparsepo_jax.ops.block_attention import Places
 from sparsepo_jax.ops.dense_attention import dense_attention
@@ -34,47 +35,94 @@ def sequence_attention(
     window: Array | int | None,
     spread: Spread | None = None,
 ) -> Float[Array, "R S N H"]:
-    """See ops/attention. column_RQW: of each sequence's positions, S where there is none."""
+    """See ops/attention.
+
+    Args:
+        q_RSNH: queries.
+        k_RSKH: keys.
+        v_RSKH: values.
+        places: where each column of a row stands.
+        column_RQW: the column of each sequence's positions, S where there is none.
+        kernel: which one runs on the sequences.
+        scale: of the scores.
+        softcap: of the scores, or None.
+        window: in positions, or None.
+        spread: for the kernel `splash`; see ops/splash_attention.
+
+    Raises:
+        ValueError: a soft cap is asked of cudnn.
+    """
     R, Q, W = column_RQW.shape
     there = column_RQW.reshape(R, Q * W)
-    sequence_RS = jnp.maximum(places.sequence_RS, 0)
-    # A sequence's columns follow one another.
-    begin_RS = jnp.take_along_axis(column_RQW[:, :, 0], sequence_RS, axis=1)
-    back = jnp.where(
-        places.sequence_RS >= 0, sequence_RS * W + jnp.arange(sequence_RS.shape[1]) - begin_RS, Q * W
-    )
-    apart = lambda x: _moved(x, there, back).reshape(R * Q, W, *x.shape[2:])
-    filled = lambda x, value: jax.vmap(lambda x_S, at: x_S.at[at].get(mode="fill", fill_value=value))(
-        x, there
-    ).reshape(R * Q, W)
-    own = Places(filled(places.sequence_RS, -1), filled(places.part_RS, 0), filled(places.positions_RS, 0))
-    heads, settings = (apart(q_RSNH), apart(k_RSKH), apart(v_RSKH)), {"scale": scale, "softcap": softcap}
-    if kernel == "splash":
-        out = splash_attention(*heads, own, window=window, spread=spread, **settings)
-    else:
-        out = {"xla": dense_attention, "cudnn": _cudnn}[kernel](
-            *heads, own.seen((0, W), (0, W), window), **settings
+    back = _way_back(places, column_RQW)
+
+    def apart(x: Array) -> Array:
+        return _moved(x, there, back).reshape(R * Q, W, *x.shape[2:])
+
+    def filled(x_RS: Array, value: int) -> Array:
+        return jax.vmap(lambda x_S, at: x_S.at[at].get(mode="fill", fill_value=value))(x_RS, there).reshape(
+            R * Q, W
         )
+
+    q, k, v = apart(q_RSNH), apart(k_RSKH), apart(v_RSKH)
+    apart_places = Places(
+        filled(places.sequence_RS, -1), filled(places.part_RS, 0), filled(places.positions_RS, 0)
+    )
+    if kernel == "splash":
+        out = splash_attention(
+            q, k, v, apart_places, scale=scale, softcap=softcap, window=window, spread=spread
+        )
+    else:
+        dense = dense_attention if kernel == "xla" else _cudnn
+        seen = apart_places.seen((0, W), (0, W), window)
+        out = dense(q, k, v, seen, scale=scale, softcap=softcap)
     return _moved(out.reshape(R, Q * W, *out.shape[2:]), back, there)
+
+
+def _way_back(places: Places, column_RQW: Array) -> Int[Array, "R S"]:
+    """Where each column of a row stands among the sequences laid side by side; past their end for padding."""
+    _, Q, W = column_RQW.shape
+    sequence_RS = jnp.maximum(places.sequence_RS, 0)
+    # A sequence's columns follow one another, so its first one tells them all.
+    begin_RS = jnp.take_along_axis(column_RQW[:, :, 0], sequence_RS, axis=1)
+    columns = jnp.arange(sequence_RS.shape[1])[None]
+    return jnp.where(places.sequence_RS >= 0, sequence_RS * W + columns - begin_RS, Q * W)
 
 
 @jax.custom_vjp
 def _moved(x: Array, there: Array, back: Array) -> Array:
-    """x[r, there[r, n]], zero where `there` is past the end. back: the way back; so the gradient is a gather, too."""
+    """x[r, there[r, n]], zero where `there` is past the end.
+
+    back is the inverse of there, so that the gradient is a gather, too.
+    """
     return jax.vmap(lambda x_S, at: x_S.at[at].get(mode="fill", fill_value=0))(x, there)
 
 
-_moved.defvjp(
-    lambda x, there, back: (_moved(x, there, back), (there, back)),
-    lambda saved, d: (_moved(d, saved[1], saved[0]), None, None),
-)
+def _moved_forward(x: Array, there: Array, back: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _moved(x, there, back), (there, back)
 
 
-def _cudnn(q_BSNH, k_BTKH, v_BTKH, attend_BST, *, scale: float, softcap: float | None) -> Array:
+def _moved_backward(saved: tuple[Array, Array], d: Array) -> tuple[Array, None, None]:
+    there, back = saved
+    return _moved(d, back, there), None, None
+
+
+_moved.defvjp(_moved_forward, _moved_backward)
+
+
+def _cudnn(
+    q_BSNH: Float[Array, "B S N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    attend_BST: Bool[Array, "B S T"],
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Array:
     if softcap is not None:
         raise ValueError("cudnn does not cap scores")
-    # A query that sees nothing is padding: let it see itself, so that no row of scores is empty.
-    attend_BST = attend_BST | jnp.eye(attend_BST.shape[1], dtype=bool)
+    # A query that sees nothing is padding. Let it see itself, so that no row of scores is empty.
+    attend_BST = attend_BST | jnp.eye(attend_BST.shape[1], dtype=bool)[None]
     return jax.nn.dot_product_attention(
         q_BSNH, k_BTKH, v_BTKH, mask=attend_BST[:, None], scale=scale, implementation="cudnn"
     )

@@ -1,8 +1,13 @@
-"""The device mesh: `data` (pairs), `fsdp` (pairs, and weights cut along the same axis), `tensor` (heads, MLP and vocabulary cut)."""
+"""The device mesh.
+
+Its axes are `data`, which cuts pairs; `fsdp`, which cuts pairs and weights; and `tensor`, which cuts heads,
+MLP and vocabulary.
+"""
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +20,7 @@ from sparsepo_jax.core.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 PAIRS = PartitionSpec(("data", "fsdp"))
 LARGE = 2**30  # bytes
+Batch = TypeVar("Batch")
 
 
 def make_mesh(
@@ -24,38 +30,59 @@ def make_mesh(
     slices: int | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """A mesh over all devices, or these; one axis may be None: what the others leave.
+    """A mesh over devices.
 
-    slices: groups of devices with a fast network of their own, None: as the devices say. Between slices the network is slow: `data`, whose only
-    traffic is one sum of gradients a step, is cut over them first, `fsdp` over what is left, `tensor` never. Raises UserError if the axes do not fit
-    the devices or their slices.
+    The network between slices is slow. So `data`, whose only traffic is one sum of gradients per step, is cut
+    over slices first, `fsdp` over what is left, and `tensor` never.
+
+    Args:
+        data: devices along the axis. One of the three may be None: what the others leave.
+        fsdp: the same.
+        tensor: the same.
+        slices: groups of devices with a fast network of their own; None: as many as the devices say.
+        devices: None for all.
+
+    Raises:
+        UserError: the axes do not fit the devices or their slices.
     """
     devices = jax.devices() if devices is None else devices
-    asked, count = (data, fsdp, tensor), len(devices)
+    asked = (data, fsdp, tensor)
+    count = len(devices)
     sizes = tuple(size or count // math.prod(size for size in asked if size) for size in asked)
     if math.prod(sizes) != count:
-        said = ", ".join(f"{axis}={size if size else 'free'}" for axis, size in zip(AXES, asked, strict=True))
+        axes = ", ".join(f"{axis}={size if size else 'free'}" for axis, size in zip(AXES, asked, strict=True))
         raise UserError(
-            f"compute.mesh: {said} does not fit {count} device(s): the product must be {count}; leave one axis null"
+            f"compute.mesh: {axes} does not fit {count} device(s): the product must be {count}; "
+            "leave one axis null"
         )
     return Mesh(grid_of(sizes, slices, devices), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def grid_of(sizes: tuple[int, ...], slices: int | None, devices: Sequence[jax.Device]) -> np.ndarray:
-    """The devices by their places on the three axes; see make_mesh."""
-    there = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices not in (None, there):
+    """The devices by their places on the three axes; see make_mesh.
+
+    Args:
+        sizes: of data, fsdp and tensor.
+        slices: as many as the devices say, or None.
+        devices: as many as the product of the sizes.
+
+    Raises:
+        UserError: the sizes do not fit the slices.
+    """
+    count = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices not in (None, count):
         raise UserError(
-            f"compute.mesh.slices: {slices}, but these {len(devices)} device(s) are {there} slice(s); leave it null"
+            f"compute.mesh.slices: {slices}, but these {len(devices)} device(s) are {count} slice(s); "
+            "leave it null"
         )
-    of_data = math.gcd(there, sizes[0])
-    of_fsdp = there // of_data
+    of_data = math.gcd(count, sizes[0])
+    of_fsdp = count // of_data
     if sizes[1] % of_fsdp:
         raise UserError(
-            f"compute.mesh: data={sizes[0]} x fsdp={sizes[1]} cannot be cut over {there} slices, and tensor must not be; "
-            f"take a multiple of {there} for data"
+            f"compute.mesh: data={sizes[0]} x fsdp={sizes[1]} cannot be cut over {count} slices, "
+            f"and tensor must not be; take a multiple of {count} for data"
         )
-    if there == 1:
+    if count == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     within = sizes[0] // of_data, sizes[1] // of_fsdp, sizes[2]
     return mesh_utils.create_hybrid_device_mesh(
@@ -64,27 +91,50 @@ def grid_of(sizes: tuple[int, ...], slices: int | None, devices: Sequence[jax.De
 
 
 def platform_of(mesh: Mesh) -> str:
-    """cpu, gpu or tpu: of the mesh's devices, which need not be here."""
+    """cpu, gpu or tpu.
+
+    Args:
+        mesh: of devices that need not be here.
+    """
     return mesh.devices.flat[0].platform
 
 
 def pair_shards(mesh: Mesh) -> int:
-    """Into how many parts the pairs of a batch are cut."""
+    """Into how many parts the pairs of a batch are cut.
+
+    Args:
+        mesh: with the axes of AXES.
+    """
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds in full.
+
+    Args:
+        mesh: with the axes of AXES.
+    """
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays [micro-steps, pairs, ...]."""
+    """The sharding of arrays [micro-steps, pairs, ...].
+
+    Args:
+        mesh: with the axes of AXES.
+    """
     return NamedSharding(mesh, PartitionSpec(None, *PAIRS))
 
 
-@functools.cache  # the same function for the same mesh: programs that are built on it are found again
-def make_constrain(mesh: Mesh):
-    """Pins the residual stream [rows, positions, width] to the cut of the rows, so that weights travel instead of activations."""
+@functools.cache  # the same function for the same mesh, so that programs built on it are found again
+def make_constrain(mesh: Mesh) -> Callable[[Array], Array]:
+    """A function that pins the residual stream [R, S, D] to the cut of the rows.
+
+    Weights travel between devices then, and activations do not.
+
+    Args:
+        mesh: with the axes of AXES.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(*PAIRS, None, None))
 
     def constrain(x: Array) -> Array:
@@ -94,18 +144,24 @@ def make_constrain(mesh: Mesh):
 
 
 @functools.cache
-def make_spread(mesh: Mesh):
-    """spread(function, heads, rows, same): function(heads, rows, same) run by each device over its own rows [R, ...] and, where all of heads [R, S, heads, H]
-    can be cut over `tensor`, its own heads; for what XLA cannot cut itself: a Pallas call. A single key head is there for all."""
+def make_spread(mesh: Mesh) -> Callable[..., Array]:
+    """spread(function, heads, rows, same) for what XLA cannot cut itself, such as a Pallas call.
 
-    def spread(function, heads, rows, same):
+    Each device runs function(heads, rows, same) on its own rows [R, ...] and, where all of heads [R, S,
+    heads, H] can be cut over `tensor`, on its own heads. A single key head is there for all.
+
+    Args:
+        mesh: with the axes of AXES.
+    """
+
+    def spread(function: Callable[..., Array], heads: tuple[Array, ...], rows: Any, same: Any) -> Array:
         counts = [x.shape[2] for x in heads]
         cut = all(count == 1 or count % mesh.shape["tensor"] == 0 for count in counts)
         specs = tuple(
             PartitionSpec(*PAIRS, None, "tensor" if cut and count > 1 else None, None) for count in counts
         )
         of_rows = jax.tree.map(lambda x: PartitionSpec(*PAIRS), rows)
-        # Not checked: what a Pallas call gives does not say over which axes it differs.
+        # check_vma is off because the result of a Pallas call does not say over which axes it differs.
         return jax.shard_map(
             function,
             mesh=mesh,
@@ -118,29 +174,50 @@ def make_spread(mesh: Mesh):
 
 
 @functools.cache
-def make_place_head(mesh: Mesh):
-    """(gather, scatter) of heads [shards, vocabulary, width], or parts of their vocabulary: over `fsdp` the width is whole where a part is read, and cut
-    where it is kept. What an axis does not divide stays whole."""
+def make_place_head(mesh: Mesh) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """(gather, scatter) of heads [E, V, D], or of parts of their vocabulary.
 
-    def placed(x_KVD: Array, width: str | None) -> Array:
+    The width is complete where a part is read, and cut over `fsdp` where it is kept. A dimension that an axis
+    does not divide is not cut.
+
+    Args:
+        mesh: with the axes of AXES.
+    """
+
+    def placed(x_EVD: Array, width: str | None) -> Array:
         axes = [
             axis if axis and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(("tensor", None, width), x_KVD.shape, strict=True)
+            for axis, size in zip(("tensor", None, width), x_EVD.shape, strict=True)
         ]
-        return jax.lax.with_sharding_constraint(x_KVD, NamedSharding(mesh, PartitionSpec(*axes)))
+        return jax.lax.with_sharding_constraint(x_EVD, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    # First as it is kept: else the whole head is gathered, before the part is taken.
-    return (lambda x_KVD: placed(placed(x_KVD, "fsdp"), None)), (lambda x_KVD: placed(x_KVD, "fsdp"))
+    def gather(x_EVD: Array) -> Array:
+        # As it is kept first. Otherwise the head is gathered before the part is taken from it.
+        return placed(placed(x_EVD, "fsdp"), None)
+
+    def scatter(x_EVD: Array) -> Array:
+        return placed(x_EVD, "fsdp")
+
+    return gather, scatter
 
 
 def lay(x: np.ndarray | Array, sharding: NamedSharding) -> Array:
-    """An array that every process has whole, laid over all of them: each puts what lies on its own devices."""
+    """An array over the devices of all processes; each puts the parts of its own devices.
+
+    Args:
+        x: complete, and the same in every process.
+        sharding: of the result.
+    """
     host = np.asarray(x)
     return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
 
 def to_host(x: Array) -> np.ndarray:
-    """The whole of an array, wherever its parts lie, in every process. What is large comes layer by layer: it need not fit one device."""
+    """The complete array in every process, wherever its parts lie.
+
+    Args:
+        x: if it is large, it comes one layer at a time, so that it need not fit one device.
+    """
     if x.is_fully_addressable:
         return np.asarray(x)
     if x.ndim > 1 and x.nbytes > LARGE:
@@ -148,7 +225,12 @@ def to_host(x: Array) -> np.ndarray:
     return multihost_utils.process_allgather(x, tiled=True)
 
 
-def put_batch(batch, mesh: Mesh):
-    """A host's slice [micro-steps, pairs of this host, ...] becomes part of the global batch."""
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """The global batch, of which every host has a slice.
+
+    Args:
+        batch: a tree of arrays [micro-steps, pairs of this host, ...].
+        mesh: with the axes of AXES.
+    """
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

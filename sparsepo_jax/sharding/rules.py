@@ -12,8 +12,8 @@ from sparsepo_jax.core.tree import label_paths
 
 Axes = str | tuple[str, ...] | None  # of one dimension
 
-# Dimensions are [in, out] of a projection, [V, D] of an embedding; weights of blocks carry a leading L, which is never cut. What no product needs
-# cut along an axis of its own is cut along both.
+# Dimensions are [in, out] of a projection and [V, D] of an embedding. Weights of blocks carry a leading L,
+# which is never cut. A dimension that no product needs cut along one axis is cut along both.
 RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"(embed|head)\.embedding", ("tensor", "fsdp")),
     (r"head_bias", ("tensor",)),
@@ -42,7 +42,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def weight_shardings(shapes: Shapes, mesh: Mesh) -> dict[str, NamedSharding]:
-    """The sharding of each weight by path. A dimension that its axis does not divide stays whole. ValueError: a weight without a rule."""
+    """The sharding of each weight by path.
+
+    Args:
+        shapes: of the weights, by path.
+        mesh: its axes cut a dimension only if they divide it.
+
+    Raises:
+        ValueError: a weight has no rule.
+    """
     labels = label_paths(shapes, RULES)
     return {
         path: NamedSharding(mesh, PartitionSpec(*_dividing(axes, shapes[path], mesh.shape)))
@@ -51,10 +59,10 @@ def weight_shardings(shapes: Shapes, mesh: Mesh) -> dict[str, NamedSharding]:
 
 
 def _dividing(axes: tuple[Axes, ...], shape: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[Axes, ...]:
-    """The axes of each dimension that divide it; of several the first ones."""
+    """The axes of each dimension that divide it. Of several axes the last ones are left out first."""
 
     def of_dimension(wanted: Axes, size: int) -> Axes:
-        names = (wanted,) if isinstance(wanted, str) else wanted or ()
+        names = _names(wanted)
         while names and size % math.prod(sizes[name] for name in names):
             names = names[:-1]
         return (names[0] if len(names) == 1 else names) or None
@@ -63,84 +71,118 @@ def _dividing(axes: tuple[Axes, ...], shape: tuple[int, ...], sizes: Mapping[str
 
 
 def check_sharded(shapes: Shapes, mesh: Mesh) -> None:
-    """UserError if fsdp x tensor, where it is more than 1, leaves more than MOST_REPLICATED of the weights replicated: names the largest, says why,
-    and which axes would do. ValueError: a weight without a rule."""
+    """Refuses a mesh that cuts too few of the weights.
+
+    Args:
+        shapes: of the weights, by path.
+        mesh: which is not refused if fsdp x tensor is 1.
+
+    Raises:
+        UserError: more than MOST_REPLICATED of the weights would be replicated; names the largest, the
+            reason, and axes that would do.
+        ValueError: a weight has no rule.
+    """
     share = replicated_share(shapes, mesh.shape)
     if share <= MOST_REPLICATED:
         return
     parts = _parts(shapes, mesh.shape)
-    whole = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    order = sorted(shapes, key=lambda path: -math.prod(shapes[path]) * (1 / parts[path] - 1 / whole))
-    named = ", ".join(f"{path} {list(shapes[path])} in {parts[path]} part(s)" for path in order[:3])
+    wanted = mesh.shape["fsdp"] * mesh.shape["tensor"]
+
+    def too_much(path: str) -> float:
+        return math.prod(shapes[path]) * (1 / parts[path] - 1 / wanted)
+
+    largest = sorted(shapes, key=too_much, reverse=True)[:3]
+    named = ", ".join(f"{path} {list(shapes[path])} in {parts[path]} part(s)" for path in largest)
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     other = next(
         sizes for sizes in _other_axes(mesh.shape) if replicated_share(shapes, sizes) <= MOST_REPLICATED
     )
     raise UserError(
-        f"compute.mesh: {axes} leaves {100 * share:.0f} % of the weights replicated (at most {100 * MOST_REPLICATED:.0f} % may be): {named} instead of "
-        f"{whole}, since axes must divide dimensions; take "
+        f"compute.mesh: {axes} leaves {100 * share:.0f} % of the weights replicated "
+        f"(at most {100 * MOST_REPLICATED:.0f} % may be): {named} instead of "
+        f"{wanted}, since axes must divide dimensions; take "
         + ", ".join(f"{axis}={size}" for axis, size in other.items())
     )
 
 
 def replicated_share(shapes: Shapes, sizes: Mapping[str, int]) -> float:
-    """The share s of the weights that would lie whole on every device, were the others perfectly cut over fsdp x tensor = N, for a device to hold as much
-    as it does: held / all = s + (1 - s) / N. 0 where there is nothing to cut over. ValueError: a weight without a rule."""
-    N, total, all_parts = (
-        sizes["fsdp"] * sizes["tensor"],
-        sum(map(math.prod, shapes.values())),
-        _parts(shapes, sizes),
-    )
-    if N == 1:
+    """How much of the weights is replicated, 0 to 1.
+
+    With fsdp x tensor = n, it is the share s that would make a device hold as much as it does, if s were
+    replicated and the rest were cut perfectly: held / all = s + (1 - s) / n. It is 0 where there is nothing
+    to cut over.
+
+    Args:
+        shapes: of the weights, by path.
+        sizes: of the mesh's axes, by name.
+
+    Raises:
+        ValueError: a weight has no rule.
+    """
+    n = sizes["fsdp"] * sizes["tensor"]
+    if n == 1:
         return 0.0
-    held = sum(math.prod(shapes[path]) / parts for path, parts in all_parts.items())
-    return (held / total - 1 / N) / (1 - 1 / N)
+    total = sum(map(math.prod, shapes.values()))
+    held = sum(math.prod(shapes[path]) / parts for path, parts in _parts(shapes, sizes).items())
+    return (held / total - 1 / n) / (1 - 1 / n)
 
 
 def _parts(shapes: Shapes, sizes: Mapping[str, int]) -> dict[str, int]:
     """Into how many different parts each weight is cut."""
     labels = label_paths(shapes, RULES)
-    names = lambda axes: (axes,) if isinstance(axes, str) else axes or ()
     return {
-        path: math.prod(sizes[name] for axes in _dividing(rule, shapes[path], sizes) for name in names(axes))
+        path: math.prod(sizes[name] for axes in _dividing(rule, shapes[path], sizes) for name in _names(axes))
         for path, rule in labels.items()
     }
 
 
+def _names(axes: Axes) -> tuple[str, ...]:
+    if axes is None:
+        return ()
+    return (axes,) if isinstance(axes, str) else axes
+
+
 def _other_axes(sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """Meshes of as many devices, those that cut weights most first; of these, those with the nearest tensor."""
+    """Meshes of as many devices: those that cut weights most first, of these the nearest in tensor."""
     count = math.prod(sizes.values())
-    divisors = lambda n: [d for d in range(n, 0, -1) if n % d == 0]
-    for whole in divisors(count):
-        for tensor in sorted(divisors(whole), key=lambda size: abs(size - sizes["tensor"])):
-            yield {"data": count // whole, "fsdp": whole // tensor, "tensor": tensor}
+    for parts in _divisors(count):
+        for tensor in sorted(_divisors(parts), key=lambda size: abs(size - sizes["tensor"])):
+            yield {"data": count // parts, "fsdp": parts // tensor, "tensor": tensor}
+
+
+def _divisors(n: int) -> list[int]:
+    """The largest first."""
+    return [d for d in range(n, 0, -1) if n % d == 0]
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """Shardings of a whole training state, or of a base that is held in fewer bits: a tree whose dictionaries are keyed by weight paths. Moments
-    and quantised values lie as their weights do, and so do the scales of blocks of a weight, as far as their dimensions allow.
+    """The shardings of a training state, or of a base that is held in fewer bits.
 
-    Leaves that are no weight or have not its dimensions (step counters, factored moments) are replicated.
+    Moments and quantised values are sharded as their weights are, and so are the scales of blocks of a
+    weight, as far as their dimensions allow. Leaves that are no weight, or have other dimensions (step
+    counters, factored moments), are replicated.
+
+    Args:
+        state: a tree whose dictionaries are keyed by paths of weights; its leaves need only have shapes.
+        mesh: with the axes of mesh.AXES.
     """
     weights: dict[str, tuple[int, ...]] = {}
     for path, leaf in jax.tree.leaves_with_path(state):
         if (key := _weight_of(path)) is not None:
-            weights.setdefault(
-                key, leaf.shape
-            )  # the weights come first in a state; what an optimizer keeps of one may be smaller
+            # Weights come first in a state. What an optimizer keeps of a weight may be smaller.
+            weights.setdefault(key, leaf.shape)
     labels = label_paths(weights, RULES)
 
-    def one(path, leaf):
+    def sharding_of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         key = _weight_of(path)
-        cut = key in labels and len(leaf.shape) == len(weights[key])
-        return NamedSharding(
-            mesh, PartitionSpec(*_dividing(labels[key], leaf.shape, mesh.shape)) if cut else PartitionSpec()
-        )
+        if key not in labels or len(leaf.shape) != len(weights[key]):
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, PartitionSpec(*_dividing(labels[key], leaf.shape, mesh.shape)))
 
-    return jax.tree_util.tree_map_with_path(one, state)
+    return jax.tree_util.tree_map_with_path(sharding_of, state)
 
 
-def _weight_of(path) -> str | None:
-    """The weight's own name at the end of a tree path: the last dictionary key with a dot in it."""
+def _weight_of(path: tuple[Any, ...]) -> str | None:
+    """The weight's own path, at the end of a path in the tree: the last dictionary key with a dot in it."""
     keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey) and "." in str(entry.key)]
     return keys[-1] if keys else None

@@ -129,7 +129,7 @@ def forward(
     masks: Weights,
     reference: Weights,
     batch: PairBatch,
-    key_B: Key[Array, "B"],
+    key_B: Key[Array, "B"] | None,
     *,
     training: bool,
 ) -> tuple[TokenStats, TokenMasks]:
@@ -144,7 +144,7 @@ def forward(
         masks: weights of the mask nets, {} if there are none.
         reference: the reference's weights; under LoRA also the policy's base.
         batch: pairs.
-        key_B: a key a pair, for dropout and for masks that are drawn.
+        key_B: a key a pair, for dropout and for masks that are drawn; None: neither is there.
         training: switches dropout on.
 
     Returns:
@@ -289,13 +289,13 @@ def _policy_states(
 
 def _reference_states(
     problem: Problem, model: Decoder, batch: PairBatch
-) -> tuple[Float[Array, "R S D"], dict[str, Array]]:
+) -> tuple[Float[Array, "R S D"], dict[str, Any]]:
     """The reference's final states, and what the masks read of its activations, by name.
 
     Nothing of it is differentiated, so that XLA keeps nothing of it for the backward pass.
     """
 
-    def tap(name: str, x_RSD: Array) -> Array | None:
+    def tap(name: str, x_RSD: Array) -> Any:
         return problem.mask_source.keep(name, x_RSD, batch.packing.at_RM)
 
     with jax.named_scope("reference"):
@@ -374,5 +374,5 @@ def _dropout_keys(
     begin_RS = jnp.take_along_axis(column_RQW[:, :, 0], pair_RS * sequences, axis=1)
     pair_key_RB = jax.vmap(jax.random.fold_in, (0, None))(key_B, 1000).reshape(R, pairs)
     key_RS = jax.vmap(lambda key_B, pair_S: key_B[pair_S])(pair_key_RB, pair_RS)
-    column_RS = jnp.arange(sequence_RS.shape[1]) - begin_RS
+    column_RS = jnp.arange(sequence_RS.shape[1])[None] - begin_RS
     return jax.vmap(jax.vmap(jax.random.fold_in))(key_RS, column_RS)

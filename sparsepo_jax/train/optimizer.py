@@ -151,7 +151,7 @@ def clip_by_norm(largest: Scalar) -> optax.GradientTransformationExtraArgs:
         updates: Any, state: Any, params: Any = None, *, norm: Scalar | None = None, **_: Any
     ) -> tuple[Any, Any]:
         if norm is None:
-            norm = optax.global_norm(updates)
+            norm = optax.tree.norm(updates)
         factor = jnp.minimum(1.0, largest / norm)
         return jax.tree.map(lambda x: x * factor, updates), state
 

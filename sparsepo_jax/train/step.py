@@ -1,7 +1,7 @@
 """The update: pure functions of state and batch, to be jitted with a donated state."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ class TrainState(NamedTuple):
     skipped: Int[Array, ""]
 
 
+MicroBatches = Annotated[PairBatch, "every array has a leading axis U of micro-steps"]
 Metrics = dict[str, Float[Array, ""]]
 PairScores = Callable[
     [dict[str, Weights], Weights, PairBatch, Int[Array, ""]],
@@ -41,7 +42,7 @@ SummedLoss = Callable[
     [dict[str, Weights], Any, PairBatch, Int[Array, ""]],
     tuple[Float[Array, ""], tuple[Metrics, Array, Float[Array, "B"]]],
 ]
-Update = Callable[[TrainState, Weights | None, PairBatch], tuple[TrainState, Metrics, Bool[Array, "A B"]]]
+Update = Callable[[TrainState, Weights | None, MicroBatches], tuple[TrainState, Metrics, Bool[Array, "U B"]]]
 
 
 def start_state(weights: dict[str, Weights], optimizer: optax.GradientTransformation) -> TrainState:
@@ -130,7 +131,7 @@ def make_sft_loss(problem: Problem) -> SummedLoss:
 
     def summed(
         weights: dict[str, Weights], base: Weights | None, batch: PairBatch, step: Int[Array, ""]
-    ) -> tuple[Float[Array, ""], tuple[Metrics, Int[Array, ""], Float[Array, "B"]]]:
+    ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, ""], Float[Array, "B"]]]:
         key_B = pair_keys(problem.seed, step, batch.row_B)
         stats = response_logp(problem, weights["policy"], base, batch, key_B)
         with jax.named_scope("objective"):
@@ -172,22 +173,22 @@ def make_update(
     differentiate = jax.value_and_grad(summed_loss, has_aux=True)
 
     def update(
-        state: TrainState, reference: Weights | None, batch: PairBatch
-    ) -> tuple[TrainState, Metrics, Bool[Array, "A B"]]:
+        state: TrainState, reference: Weights | None, batch: MicroBatches
+    ) -> tuple[TrainState, Metrics, Bool[Array, "U B"]]:
         def sums(micro_batch: PairBatch) -> tuple[tuple[Any, Metrics, Array], Float[Array, "B"]]:
             (_, (metrics, weight, loss_B)), gradient = differentiate(
                 state.weights, reference, micro_batch, state.step
             )
             return (gradient, metrics, weight), loss_B
 
-        (gradient, metrics, weight), loss_AB = _over_micro_steps(sums, batch)
+        (gradient, metrics, weight), loss_UB = _over_micro_steps(sums, batch)
         scale = 1.0 / jnp.maximum(weight, 1e-30)
-        norm = scale * optax.global_norm(gradient)
+        norm = scale * optax.tree.norm(gradient)
         metrics = {name: value * scale for name, value in metrics.items()}
         metrics["grad_norm"] = norm
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32)
         if state.weights["masks"]:
-            metrics["grad_norm/masks"] = scale * optax.global_norm(gradient["masks"])
+            metrics["grad_norm/masks"] = scale * optax.tree.norm(gradient["masks"])
         sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         with jax.named_scope("optimizer"):
             mean = jax.tree.map(lambda g: g * scale, gradient)
@@ -201,14 +202,14 @@ def make_update(
             )
         state = TrainState(weights, optimizer_state, state.step + 1, state.skipped + ~sound)
         metrics["skipped"] = state.skipped.astype(jnp.float32)
-        return state, metrics, jnp.isfinite(loss_AB)
+        return state, metrics, jnp.isfinite(loss_UB)
 
     return update
 
 
 def _over_micro_steps(
-    sums: Callable[[PairBatch], tuple[Any, Float[Array, "B"]]], batch: PairBatch
-) -> tuple[Any, Float[Array, "A B"]]:
+    sums: Callable[[PairBatch], tuple[Any, Float[Array, "B"]]], batch: MicroBatches
+) -> tuple[Any, Float[Array, "U B"]]:
     """Adds `sums` up over the micro-steps of a batch, and stacks what comes beside them."""
     first = jax.tree.map(lambda x: x[0], batch)
     if batch.row_B.shape[0] == 1:

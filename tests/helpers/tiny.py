@@ -3,6 +3,8 @@
 import tempfile
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sparsepo_jax.core.types import PairBatch
@@ -144,14 +146,9 @@ def packed(
     sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=shared)
     most = [x.reshape(rows, -1).sum(axis=1).max() for x in sizes[:2]] + [sizes.longest_N.max()]
     longest = int(table.response_lengths_NP.max()) if response_length is None else response_length
-    return pack(
-        table,
-        np.arange(len(pairs)),
-        Shape(*(int(x) + spare for x in most)),
-        longest,
-        rows=rows,
-        shared=shared,
-    )
+    shape = Shape(*(int(x) + spare for x in most))
+    batch = pack(table, np.arange(len(pairs)), shape, longest, rows=rows, shared=shared)
+    return jax.tree.map(jnp.asarray, batch)
 
 
 def random_batch(
