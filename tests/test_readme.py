@@ -24,6 +24,15 @@ def test_there_is_python_in_the_readme():
     assert PYTHON
 
 
+def test_the_map_has_every_room():
+    section = README.split("## Map")[1].split("\n## ")[0]
+    package = Path(__file__).parent.parent / "sparsepo_jax"
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    lines = [line for line in section.splitlines() if line.startswith(" " * 6)]
+    named = {name for line in lines for name in re.findall(r" {3,}(\w+)/", line)}
+    assert named == rooms
+
+
 def test_ci_types_the_two_commands_of_the_readme():
     """CI has no commands of its own that could work where the README's do not."""
     section = README.split("## Two commands")[1].split("\n## ")[0]
