@@ -99,6 +99,26 @@ def prompt_from_messages(messages: Messages, write: Writer) -> Example:
     return Example(text, (), (), templated=True, has_ends=write.writes_ends, key=key)
 
 
+def check_answers(prompt: Messages, responses: tuple[Messages, ...], names: tuple[str, ...]) -> None:
+    """Checks that there is a prompt and that every response is an answer to it.
+
+    Args:
+        prompt: messages before the answer.
+        responses: messages of each answer.
+        names: of the responses, for error messages.
+
+    Raises:
+        BadRow: a response is empty or does not begin with the assistant, or there is no prompt.
+    """
+    for turns, name in zip(responses, names, strict=True):
+        if not any(text_of(turn).strip() or turn.get("tool_calls") for turn in turns):
+            raise BadRow(f"{name} is empty")
+        if turns[0]["role"] != "assistant":
+            raise BadRow(f"{name} must begin with a message of the assistant, not of {turns[0]['role']!r}")
+    if not prompt:
+        raise BadRow("no message before the response")
+
+
 def answers_from_messages(
     prompt: Messages,
     responses: tuple[Messages, ...],
@@ -113,7 +133,7 @@ def answers_from_messages(
                     response                                                        Hello<|im_end|>\\n
 
     Args:
-        prompt: messages before the answer.
+        prompt: messages before the answer; with the responses, as `check_answers` has passed them.
         responses: messages of each answer, the assistant's first.
         names: of the responses, for error messages.
         annotations: of the responses; spans count the characters of the first message's content.
@@ -122,13 +142,9 @@ def answers_from_messages(
             the end.
 
     Raises:
-        BadRow: there is no prompt, a response is empty or not the assistant's, or the template refuses the
-            messages or does not write the answer as a continuation of the prompt.
+        BadRow: the template refuses the messages, or does not write the answer as a continuation of the
+            prompt.
     """
-    for turns, name in zip(responses, names, strict=True):
-        _check_turns(turns, name)
-    if not prompt:
-        raise BadRow("no message before the response")
     dialogues = write.settled([prompt + turns for turns in responses], generate=False)
     written = [write(dialogue, generate=False) for dialogue in dialogues]
     asked = write(dialogues[0][: len(prompt)], generate=True)
@@ -157,13 +173,6 @@ def answers_from_messages(
         key=_prompt_key(prompt, write.tools),
         has_other_turns=any(turn["role"] != "assistant" for turns in responses for turn in turns),
     )
-
-
-def _check_turns(turns: Messages, name: str) -> None:
-    if not turns or not any(text_of(turn).strip() or turn.get("tool_calls") for turn in turns):
-        raise BadRow(f"{name} is empty")
-    if turns[0]["role"] != "assistant":
-        raise BadRow(f"{name} must begin with a message of the assistant, not of {turns[0]['role']!r}")
 
 
 def _content_end(text: str, message: dict[str, Any]) -> int | None:

@@ -40,6 +40,7 @@ from typing import Any
 from sparsepo_jax.data.annotations import Annotation, read_annotation
 from sparsepo_jax.data.dialogues import (
     answers_from_messages,
+    check_answers,
     check_response,
     prompt_from_messages,
     split_messages,
@@ -238,6 +239,7 @@ def _from_dialogues(
         prompt, responses = split_off_prompt(row["prompt"], turns)
     else:
         prompt, responses = split_messages(turns)
+    check_answers(prompt, responses, names)
     return answers_from_messages(prompt, responses, names, annotations, _writer(row, render), eos)
 
 
@@ -254,8 +256,9 @@ def _from_one_column(
         messages = read_messages(row["messages"], "messages")
         if messages[-1]["role"] != "assistant":
             raise BadRow(f"the last of messages must be of the assistant, not of {messages[-1]['role']!r}")
-        prompt, answer = messages[:-1], messages[-1:]
-        return answers_from_messages(prompt, (answer,), ("messages",), annotations, _writer(row, render), eos)
+        prompt, answers, names = messages[:-1], (messages[-1:],), ("messages",)
+        check_answers(prompt, answers, names)
+        return answers_from_messages(prompt, answers, names, annotations, _writer(row, render), eos)
     if "text" in row:
         (annotation,) = annotations
         return Example(None, (check_response(row["text"], "text", annotation),), annotations)
