@@ -21,6 +21,7 @@ def test_without_both_kinds_there_is_no_figure():
 
 
 def test_position_alone_is_ranked_by_its_share():
-    """Position 1 is decisive in both responses, 0 in one of two, 2 never: of 3 x 3 pairs 8 are right and 1 is a tie."""
+    """Position 1 is decisive in both responses, 0 in one of two, 2 never: of 3 x 3 pairs 8 are right and 1
+    is a tie."""
     position = np.array([0, 1, 2, 0, 1, 2])
     assert position_auroc(position, np.array([True, True, False, False, True, False])) == 8.5 / 9

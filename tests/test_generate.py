@@ -47,9 +47,11 @@ def test_greedy_tokens_equal_transformers(config, tmp_path, one_device):
         eos_token_id=None,
         pad_token_id=0,
     )[:, 7:].numpy()
-    found = run(graph, weights, one_device, Sampling(12, temperature=0.0))
-    assert [one.row for one in found] == list(range(8)) and all(one.finish == "length" for one in found)
-    np.testing.assert_array_equal(np.stack([one.ids for one in found]), expected)
+    generated = run(graph, weights, one_device, Sampling(12, temperature=0.0))
+    assert [response.row for response in generated] == list(range(8)) and all(
+        response.finish == "length" for response in generated
+    )
+    np.testing.assert_array_equal(np.stack([response.ids for response in generated]), expected)
 
 
 @pytest.fixture(scope="module")
@@ -65,37 +67,46 @@ def model():
 def test_a_response_ends_with_its_first_eos(model, one_device):
     free = run(*model, one_device, Sampling(12, seed=1))
     ended = run(*model, one_device, Sampling(12, seed=1, ends=(4, 9)))
-    assert any(one.finish == "eos" for one in ended) and any(one.finish == "length" for one in ended)
-    for one, other in zip(free, ended, strict=True):
-        hits = np.flatnonzero(np.isin(one.ids, (4, 9)))
-        np.testing.assert_array_equal(other.ids, one.ids[: hits[0] + 1] if len(hits) else one.ids)
+    assert any(response.finish == "eos" for response in ended) and any(
+        response.finish == "length" for response in ended
+    )
+    for response, other in zip(free, ended, strict=True):
+        hits = np.flatnonzero(np.isin(response.ids, (4, 9)))
+        np.testing.assert_array_equal(other.ids, response.ids[: hits[0] + 1] if len(hits) else response.ids)
         assert other.finish == ("eos" if len(hits) else "length")
 
 
 def test_stop_strings_cut_the_text_and_end_the_row(model, one_device):
-    """24 tokens: the host looks at them in two portions. Rows that have stopped do not change those that have not."""
+    """24 tokens: the host looks at them in two portions. Rows that have stopped do not change those that
+    have not."""
     free = run(*model, one_device, Sampling(24, seed=1), tokenizer=Letters())
     stop = (free[0].text[3:5], free[1].text[20:22])
     stopped = run(*model, one_device, Sampling(24, seed=1, stop=stop), tokenizer=Letters())
-    assert stopped[0].finish == stopped[1].finish == "stop" and any(one.finish == "length" for one in stopped)
-    for one, other in zip(free, stopped, strict=True):
-        ends = [one.text.index(s) for s in stop if s in one.text]
+    assert stopped[0].finish == stopped[1].finish == "stop" and any(
+        response.finish == "length" for response in stopped
+    )
+    for response, other in zip(free, stopped, strict=True):
+        ends = [response.text.index(s) for s in stop if s in response.text]
         if ends:
-            assert other.text == one.text[: min(ends)] and len(other.ids) == min(ends) + 2
+            assert other.text == response.text[: min(ends)] and len(other.ids) == min(ends) + 2
         else:
-            assert other.text == one.text and other.finish == "length"
+            assert other.text == response.text and other.finish == "length"
 
 
 def test_draws_depend_on_seed_row_and_sample_alone(model, one_device):
-    whole = run(*model, one_device, Sampling(6, seed=5, samples=3))
-    assert [(one.row, one.sample) for one in whole] == [(row, n) for row in range(8) for n in range(3)]
+    three_each = run(*model, one_device, Sampling(6, seed=5, samples=3))
+    assert [(response.row, response.sample) for response in three_each] == [
+        (row, n) for row in range(8) for n in range(3)
+    ]
     fewer = run(*model, one_device, Sampling(6, seed=5, samples=2), batch=prompts(rows=3))
-    by_key = {(one.row, one.sample): one.ids for one in whole}
-    for one in fewer:
-        np.testing.assert_array_equal(one.ids, by_key[one.row, one.sample])
-    first = [tuple(one.ids) for one in whole]
+    by_key = {(response.row, response.sample): response.ids for response in three_each}
+    for response in fewer:
+        np.testing.assert_array_equal(response.ids, by_key[response.row, response.sample])
+    first = [tuple(response.ids) for response in three_each]
     assert len(set(first[:3])) == 3, "samples of a prompt differ"
-    assert first != [tuple(one.ids) for one in run(*model, one_device, Sampling(6, seed=6, samples=3))]
+    assert first != [
+        tuple(response.ids) for response in run(*model, one_device, Sampling(6, seed=6, samples=3))
+    ]
 
 
 @pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)])
@@ -106,7 +117,7 @@ def test_a_mesh_draws_what_one_device_draws(model, one_device, axes):
     shardings = weight_shardings({path: x.shape for path, x in weights.items()}, mesh)
     on_mesh = {path: jax.device_put(x, shardings[path]) for path, x in weights.items()}
     with jax.set_mesh(mesh):
-        found = run(graph, on_mesh, mesh, sampling)
+        generated = run(graph, on_mesh, mesh, sampling)
         keys = (
             make_sampler(graph, jnp.dtype(jnp.float32), mesh, sampling)
             .begin(on_mesh, put_batch(prompts(), mesh))
@@ -115,8 +126,8 @@ def test_a_mesh_draws_what_one_device_draws(model, one_device, axes):
     assert keys.addressable_shards[0].data.size <= keys.size / (axes[0] * axes[1]), (
         "each device holds the cache of its own rows"
     )
-    for one, other in zip(run(graph, weights, one_device, sampling), found, strict=True):
-        np.testing.assert_array_equal(one.ids, other.ids)
+    for response, other in zip(run(graph, weights, one_device, sampling), generated, strict=True):
+        np.testing.assert_array_equal(response.ids, other.ids)
 
 
 def test_a_prompt_length_is_compiled_once(model, one_device):

@@ -1,4 +1,5 @@
-"""The policy as a model of lm-evaluation-harness, against the harness's own (HFLM) on the same checkpoint: float32, CPU."""
+"""The policy as a model of lm-evaluation-harness, against the harness's own (HFLM) on the same checkpoint:
+float32, CPU."""
 
 import json
 import sys
@@ -50,14 +51,16 @@ PAIRS = [
     ],
 ]
 TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none') }}{% endif %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none') }}{% endif %}"
+    "[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def checkpoint(request, tmp_path_factory):
-    """A random model and a BPE tokenizer that makes several tokens a word; Llama's puts a BOS of its own before every text."""
+    """A random model and a BPE tokenizer that makes several tokens a word; Llama's puts a BOS of its own
+    before every text."""
     directory = tmp_path_factory.mktemp(request.param)
     tokenizer = train_bpe_tokenizer(TEXTS, 340)
     config = (
@@ -98,7 +101,8 @@ def models(checkpoint):
     )
     run = Run(load_config(str(path), [])[0], Stop())
     with jax.set_mesh(run.mesh):
-        # With its cache of logits, HFLM 0.4.13 takes the wrong columns where one of two equal texts is cut elsewhere (PAIRS 0 and 2).
+        # With its cache of logits, HFLM 0.4.13 takes the wrong columns where one of two equal texts is cut
+        # elsewhere (PAIRS 0 and 2).
         yield (
             make_harness_model(run),
             HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=3, logits_cache=False),
@@ -108,11 +112,15 @@ def models(checkpoint):
 def requests(kind: str, arguments: list[tuple]):
     from lm_eval.api.instance import Instance
 
-    return [Instance(request_type=kind, doc={}, arguments=one, idx=n) for n, one in enumerate(arguments)]
+    return [
+        Instance(request_type=kind, doc={}, arguments=of_request, idx=n)
+        for n, of_request in enumerate(arguments)
+    ]
 
 
 def test_continuations_get_the_same_numbers(models):
-    """Empty contexts, spaces between, several tokens, Unicode, contexts that are too long; contexts shared by 5 and by 2; a number that no batch divides."""
+    """Empty contexts, spaces between, several tokens, Unicode, contexts that are too long; contexts shared
+    by 5 and by 2; a number that no batch divides."""
     ours, theirs = (model.loglikelihood(requests("loglikelihood", PAIRS)) for model in models)
     for pair, (logp, greedy), (expected, also) in zip(PAIRS, ours, theirs, strict=True):
         assert logp == pytest.approx(expected, abs=1e-4), pair
@@ -137,12 +145,11 @@ def test_what_the_model_would_write_is_greedy(models):
     ours, theirs = models
     context = ours.tok_encode("The cat")
     written = greedy_tokens(theirs, context, 4)
-    other = written[:-1] + [(written[-1] + 1) % 256]
-    found = ours._loglikelihood_tokens([(None, context, written), (None, context, other)], disable_tqdm=True)
-    expected = theirs._loglikelihood_tokens(
-        [(None, context, written), (None, context, other)], disable_tqdm=True
-    )
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected] == [True, False]
+    other = [*written[:-1], (written[-1] + 1) % 256]
+    asked = [(None, context, written), (None, context, other)]
+    for model in (ours, theirs):
+        answers = model._loglikelihood_tokens(asked, disable_tqdm=True)
+        assert [greedy for _, greedy in answers] == [True, False]
 
 
 def greedy_tokens(theirs, context: list[int], count: int) -> list[int]:
@@ -156,11 +163,11 @@ def greedy_tokens(theirs, context: list[int], count: int) -> list[int]:
 
 def test_a_continuation_without_a_token_of_its_own_is_said(models):
     """The tokenizer has one token for the two; and one that is too long."""
-    for pair, said in (
+    for pair, message in (
         (("東", "京"), "continuation of '.*東' has no token of its own"),
         (("The", LONG), f"does not fit {POSITIONS}"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             models[0].loglikelihood(requests("loglikelihood", [pair]), disable_tqdm=True)
 
 
@@ -173,21 +180,23 @@ def test_rolling_windows_get_the_same_numbers(models):
 
 
 def test_answers_are_the_same_strings(models):
-    """Contexts of many lengths, one too long; stop strings of several characters, within a token, and of none that occurs."""
+    """Contexts of many lengths, one too long; stop strings of several characters, within a token, and of
+    none that occurs."""
     contexts = [*TEXTS, LONG, "The", "東京", "A naïve", "dog", "the whale, the"]
-    ask = lambda model, **kwargs: model.generate_until(
-        requests(
-            "generate_until", [(c, {"max_gen_toks": 12, "do_sample": False, **kwargs}) for c in contexts]
-        )
-    )
     ours, theirs = models
+
+    def ask(model, **kwargs):
+        gen_kwargs = {"max_gen_toks": 12, "do_sample": False, **kwargs}
+        return model.generate_until(requests("generate_until", [(text, gen_kwargs) for text in contexts]))
+
     free = ask(theirs, until=[])
     assert ask(ours, until=[]) == free
     written = ours._answer(
         table_of([ours.tok_encode(c)[-36:] for c in contexts], [[]] * len(contexts)),
         Sampling(12, temperature=0.0),
     )
-    within = next(piece for one in written for token in one.ids if len(piece := ours.tok_decode([token])) > 2)
+    pieces = [ours.tok_decode([token]) for generated in written for token in generated.ids]
+    within = next(piece for piece in pieces if len(piece) > 2)
     stops = [within[1], free[0][4:6], "no such string"]
     cut = ask(theirs, until=stops)
     assert ask(ours, until=stops) == cut != free and any(text.endswith(within[0]) for text in cut)
@@ -196,9 +205,11 @@ def test_answers_are_the_same_strings(models):
 @pytest.mark.parametrize("checkpoint", ["gpt2"], indirect=True)
 def test_draws_follow_temperature_and_request(models):
     ours, _ = models
-    ask = lambda **kwargs: ours.generate_until(
-        requests("generate_until", [("The cat", {"max_gen_toks": 12, "until": [], **kwargs})] * 3)
-    )
+
+    def ask(**kwargs):
+        gen_kwargs = {"max_gen_toks": 12, "until": [], **kwargs}
+        return ours.generate_until(requests("generate_until", [("The cat", gen_kwargs)] * 3))
+
     greedy, drawn = ask(do_sample=False, temperature=1.5), ask(do_sample=True, temperature=1.5)
     assert len(set(greedy)) == 1 and len(set(drawn)) == 3, "each request has its own draws"
     assert ask(temperature=1.5) == drawn
@@ -225,18 +236,19 @@ def test_generation_settings_become_ours(models):
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "said"),
+    ("kwargs", "message"),
     [({"num_beams": 4}, "num_beams=4, which is not supported"), ({"max_gen_toks": 48}, "asks for 48 tokens")],
 )
-def test_what_cannot_be_asked_is_said(models, kwargs, said):
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_asked_is_said(models, kwargs, message):
+    with pytest.raises(UserError, match=message):
         models[0].generate_until(
             requests("generate_until", [("The", {"until": [], "num_beams": 1} | kwargs)])
         )
 
 
 def test_chats_are_written_as_the_harness_writes_them(models):
-    """Its template refuses system messages; the last case lets the model go on with a message that is begun."""
+    """Its template refuses system messages; the last case lets the model go on with a message that is
+    begun."""
     system, user, begun = (
         {"role": role, "content": text}
         for role, text in (("system", "Be kind."), ("user", "Hi"), ("assistant", "Well, "))
@@ -347,8 +359,8 @@ def test_the_stage_gives_the_figures_of_the_harness_itself(checkpoint, tmp_path,
         and found["n-samples"]["animals"] == {"original": 7, "effective": 6}
         and found["n-shot"]["animals"] == 1
     )
-    said = capsys.readouterr().out
-    assert "animals" in said and f"{figures['acc,none']:.3f}" in said
+    printed = capsys.readouterr().out
+    assert "animals" in printed and f"{figures['acc,none']:.3f}" in printed
     assert [(row.task, row.metric, row.rows) for row in task_rows(found)] == [
         ("animals", "acc", 6),
         ("animals", "acc_norm", 6),
@@ -406,7 +418,7 @@ def test_adapters_are_evaluated_on_their_base(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "message"),
     [
         ("code", {"unsafe_code": True}, "harness.tasks: code runs what the model writes"),
         (
@@ -426,7 +438,7 @@ def test_adapters_are_evaluated_on_their_base(tmp_path):
     ],
 )
 @pytest.mark.parametrize("checkpoint", ["gpt2"], indirect=True)
-def test_a_task_that_cannot_run_is_one_line(checkpoint, tmp_path, capfd, name, changes, said):
+def test_a_task_that_cannot_run_is_one_line(checkpoint, tmp_path, capfd, name, changes, message):
     task = write_task(tmp_path, name, **changes)
     config = program.write_config(
         tmp_path,
@@ -438,7 +450,7 @@ def test_a_task_that_cannot_run_is_one_line(checkpoint, tmp_path, capfd, name, c
     )
     assert main(["--config", str(config)]) == 1
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and said in errors[0]
+    assert len(errors) == 1 and message in errors[0]
 
 
 def test_without_the_extra_the_command_is_said(tmp_path, capsys, monkeypatch):

@@ -1,4 +1,5 @@
-"""pass@k, programs from rows, ROUGE, self-BLEU, distinct-n: by hand; and the stage measure over a run's answers."""
+"""pass@k, programs from rows, ROUGE, self-BLEU, distinct-n: by hand; and the stage measure over a run's
+answers."""
 
 import itertools
 import json
@@ -36,7 +37,13 @@ SANITIZED = {
     "test_imports": ["import math"],
     "test_list": ["assert math.isclose(third(1), 1 / 3)"],
 }
-PAIR = "class Pair:\n    def __init__(self, a, b):\n        self.a, self.b = a, b\n    def total(self):\n        return self.a + self.b\n"
+PAIR = """\
+class Pair:
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+    def total(self):
+        return self.a + self.b
+"""
 
 
 def judged(*programs):
@@ -55,7 +62,8 @@ def test_pass_at_k_is_the_share_of_draws_with_a_pass(drawn):
 
 
 def test_pass_at_k_by_hand():
-    """4 samples, 1 passes: pass@1 1/4, pass@2 1 - C(3,2)/C(4,2) = 1/2. The biased 1 - (1 - c/n)^k would say 7/16."""
+    """4 samples, 1 passes: pass@1 1/4, pass@2 1 - C(3,2)/C(4,2) = 1/2. The biased 1 - (1 - c/n)^k would say
+    7/16."""
     assert (
         pass_at_k(4, 1, 1) == 0.25
         and pass_at_k(4, 1, 2) == 0.5
@@ -69,7 +77,7 @@ def test_pass_at_k_by_hand():
 
 
 def test_a_humaneval_answer_goes_on_where_the_prompt_ends():
-    whole = "def half(x):\n    return math.fabs(x / 2)\n"
+    full_function = "def half(x):\n    return math.fabs(x / 2)\n"
     answers = {
         "    return x / 2\n": True,
         "    return x\n": False,
@@ -79,9 +87,9 @@ def test_a_humaneval_answer_goes_on_where_the_prompt_ends():
         "": False,
         "    return x / 2\r\n": True,
         "```python\n    return x / 2\n```": True,
-        f"```python\n{whole}```": True,
-        f"Sure, here it is:\n```python\n{whole}```\nHope it helps.": True,
-        f"```\n{whole}": True,
+        f"```python\n{full_function}```": True,
+        f"Sure, here it is:\n```python\n{full_function}```\nHope it helps.": True,
+        f"```\n{full_function}": True,
         "```python\ndef half(x):\n    return x\n```": False,
         "    import sys; sys.exit(0)": False,
     }
@@ -120,12 +128,13 @@ def test_a_row_without_tests_is_refused():
 
 
 def test_rouge_by_hand():
-    """the cat sat | the cat lay down: 2 of 3 words and 2 of 4, F1 4/7; 1 of 2 pairs of words and 1 of 3, F1 2/5; the longest common sequence is "the cat".
-    Over two lines in another order Lsum finds all words, L only the longer line's."""
-    (found,) = rouge(["the cat sat"], ["the cat lay down"])
-    assert found == pytest.approx({"rouge1": 4 / 7, "rouge2": 2 / 5, "rougeL": 4 / 7, "rougeLsum": 4 / 7})
-    (found,) = rouge(["a b c\nd e"], ["d e\na b c"])
-    assert found["rougeL"] == pytest.approx(3 / 5) and found["rougeLsum"] == pytest.approx(1.0)
+    """the cat sat | the cat lay down: 2 of 3 words and 2 of 4, F1 4/7; 1 of 2 pairs of words and 1 of 3, F1
+    2/5; the longest common sequence is "the cat". Over two lines in another order Lsum finds all words, L
+    only the longer line's."""
+    (scores,) = rouge(["the cat sat"], ["the cat lay down"])
+    assert scores == pytest.approx({"rouge1": 4 / 7, "rouge2": 2 / 5, "rougeL": 4 / 7, "rougeLsum": 4 / 7})
+    (scores,) = rouge(["a b c\nd e"], ["d e\na b c"])
+    assert scores["rougeL"] == pytest.approx(3 / 5) and scores["rougeLsum"] == pytest.approx(1.0)
     assert rouge(["cats"], ["cat"])[0]["rouge1"] == 0, "words are not stemmed"
 
 
@@ -141,7 +150,8 @@ def test_self_bleu_is_one_for_copies_and_falls_with_variety():
 
 
 def test_distinct_by_hand():
-    """a b a | b a: words a b a b a, 2 of 5 are distinct; pairs of words ab ba | ba, 2 of 3, none across texts."""
+    """a b a | b a: words a b a b a, 2 of 5 are distinct; pairs of words ab ba | ba, 2 of 3, none across
+    texts."""
     assert (
         distinct(["a b a", "b a"], 1) == 2 / 5
         and distinct(["a b a", "b a"], 2) == 2 / 3
@@ -184,8 +194,9 @@ def tiny_bert(directory, words=("a", "cat", "sat", "on", "the", "mat", "dog", "l
 
 
 def bertscore_by_hand(model, layer, text, reference):
-    """F1 of P and R: P the mean over the text's own tokens of the largest cosine with any of the reference's, R the other way (Zhang et al. 2020, without
-    idf). [CLS] and [SEP] have no weight of their own in the package, but a token may match them."""
+    """F1 of P and R: P the mean over the text's own tokens of the largest cosine with any of the
+    reference's, R the other way (Zhang et al. 2020, without idf). [CLS] and [SEP] have no weight of their
+    own in the package, but a token may match them."""
     import torch
     import transformers
 
@@ -196,12 +207,9 @@ def bertscore_by_hand(model, layer, text, reference):
 
     def states(words):
         with torch.no_grad():
-            found = (
-                bert(torch.tensor([tokenizer.encode(words)]), output_hidden_states=True)
-                .hidden_states[layer][0]
-                .double()
-            )
-        return found / found.norm(dim=-1, keepdim=True)
+            outputs = bert(torch.tensor([tokenizer.encode(words)]), output_hidden_states=True)
+        states_TD = outputs.hidden_states[layer][0].double()
+        return states_TD / states_TD.norm(dim=-1, keepdim=True)
 
     cosines = states(text) @ states(reference).T
     precision, recall = cosines.max(1).values[1:-1].mean().item(), cosines.max(0).values[1:-1].mean().item()
@@ -209,7 +217,8 @@ def bertscore_by_hand(model, layer, text, reference):
 
 
 def test_bertscore_by_hand(tmp_path):
-    """Texts of other lengths than their references', so that the package pads; a copy scores 1, an empty text 0."""
+    """Texts of other lengths than their references', so that the package pads; a copy scores 1, an empty
+    text 0."""
     pytest.importorskip("bert_score")
     model = tiny_bert(tmp_path)
     texts = ["the cat sat", "a dog lay down on the mat", "", "the cat sat", "on"]
@@ -286,12 +295,15 @@ def measured(tmp_path, capsys):
 
 
 def test_the_stage_measures_code_and_texts(measured):
-    """2 of 4 and 1 of 4 pass: pass@1 3/8; pass@2 (1 - C(2,2)/C(4,2) + 1 - C(3,2)/C(4,2)) / 2 = (5/6 + 1/2) / 2."""
+    """2 of 4 and 1 of 4 pass: pass@1 3/8; pass@2 (1 - C(2,2)/C(4,2) + 1 - C(3,2)/C(4,2)) / 2 = (5/6 + 1/2)
+    / 2."""
     output, run = measured
-    said = run()
-    found = json.loads((output / "measures.json").read_text())
-    assert found["code"]["pass@1"] == pytest.approx(3 / 8) and found["code"]["pass@2"] == pytest.approx(2 / 3)
-    assert [(count["samples"], count["passed"]) for count in found["code"]["counts"]] == [(4, 2), (4, 1)]
+    printed = run()
+    figures = json.loads((output / "measures.json").read_text())
+    assert figures["code"]["pass@1"] == pytest.approx(3 / 8) and figures["code"]["pass@2"] == pytest.approx(
+        2 / 3
+    )
+    assert [(count["samples"], count["passed"]) for count in figures["code"]["counts"]] == [(4, 2), (4, 1)]
     samples = lines_of(output / "measures_samples.jsonl")
     assert [(line["index"], line["sample"], line["passed"]) for line in samples] == [
         (0, 0, True),
@@ -305,12 +317,12 @@ def test_the_stage_measures_code_and_texts(measured):
     ]
     assert [samples[n]["why"] for n in (0, 1, 2, 7)] == ["", "AssertionError: ", "exit 0", "time"]
     assert samples[4]["rouge1"] == 1.0, "the last turn of messages is the reference"
-    assert found["text"]["rouge1"] == pytest.approx(sum(line["rouge1"] for line in samples) / 8)
+    assert figures["text"]["rouge1"] == pytest.approx(sum(line["rouge1"] for line in samples) / 8)
     assert (
-        found["text"]["words"] == pytest.approx(sum(line["words"] for line in samples) / 8)
-        and 0 < found["text"]["distinct2"] <= 1
+        figures["text"]["words"] == pytest.approx(sum(line["words"] for line in samples) / 8)
+        and 0 < figures["text"]["distinct2"] <= 1
     )
-    assert "pass@1 0.3750" in said and "rouge1" in said
+    assert "pass@1 0.3750" in printed and "rouge1" in printed
     page = (output / "report.html").read_text()
     assert "pass@2" in page and "0.667" in page and "self_bleu" in page and "problems.jsonl" not in page
     assert "measure: finished before" in run(answers=None)
@@ -381,5 +393,7 @@ def test_tests_and_references_travel_with_the_answers(tmp_path):
     assert main(["--config", str(config)]) == 0
     (answered,) = lines_of(tmp_path / "run" / "generations.jsonl")
     assert answered["prompt"] == PROMPT and answered["row"]["entry_point"] == "half"
-    found = json.loads((tmp_path / "run" / "measures.json").read_text())
-    assert found["code"]["pass@2"] == 0.0 and found["code"]["samples"] == 2 and "rouge1" in found["text"]
+    figures = json.loads((tmp_path / "run" / "measures.json").read_text())
+    assert (
+        figures["code"]["pass@2"] == 0.0 and figures["code"]["samples"] == 2 and "rouge1" in figures["text"]
+    )

@@ -1,4 +1,5 @@
-"""The stage pairs: prompts read, answers scored, pairs chosen, and the same file whether it was interrupted or not."""
+"""The stage pairs: prompts read, answers scored, pairs chosen, and the same file whether it was interrupted
+or not."""
 
 import json
 import os
@@ -53,10 +54,10 @@ def test_all_is_every_ordered_pair_that_differs_enough(scores, margin, threshold
         for b in range(len(scores))
         if scores[a] - scores[b] > margin and (threshold is None or scores[a] > threshold >= scores[b])
     }
-    found = choose_pairs(scores, "all", margin=margin, threshold=threshold)
-    assert set(found) == wanted and len(found) == len(wanted)
+    chosen = choose_pairs(scores, "all", margin=margin, threshold=threshold)
+    assert set(chosen) == wanted and len(chosen) == len(wanted)
     assert set(choose_pairs(scores, "best_worst", margin=margin, threshold=threshold)) <= wanted
-    assert [pair for pair in found if set(pair) == {0, 1}] == choose_pairs(
+    assert [pair for pair in chosen if set(pair) == {0, 1}] == choose_pairs(
         scores, "first_two", margin=margin, threshold=threshold
     )
 
@@ -121,7 +122,8 @@ def test_rows_of_another_content_are_another_table(tmp_path):
 
 
 def test_a_last_space_is_left_to_the_response_where_words_begin_with_it(tmp_path):
-    """As the prompt of a pair is: else the policy would answer after a token that it never saw in that place."""
+    """As the prompt of a pair is: else the policy would answer after a token that it never saw in that
+    place."""
     bpe = train_bpe_tokenizer(["a film a film an ant and a film"] * 3, 280)
     for tokenizer, left in ((bpe, "a film"), (make_byte_tokenizer(), "a film ")):
         alone = prompts_of([{"prompt": "a film"}], tmp_path, tokenizer, separator=" ")
@@ -177,7 +179,7 @@ def module(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "function", "said"),
+    ("text", "function", "message"),
     [
         (
             "import absent_module",
@@ -213,16 +215,17 @@ def module(monkeypatch, tmp_path):
         ),
     ],
 )
-def test_mistakes_of_a_function_are_one_line(module, text, function, said):
+def test_mistakes_of_a_function_are_one_line(module, text, function, message):
     module(text)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         score_all(function_scorer(function), ["a", "b"], ["c", "d"], [{}, {}])
     assert "\n" not in str(caught.value)
 
 
 def test_a_function_is_given_prompts_completions_and_rows(module):
     module(
-        "import numpy\ndef f(prompts, completions, rows):\n    return numpy.array([len(p) + 10 * len(c) + row['n'] for p, c, row in zip(prompts, completions, rows)])"
+        "import numpy\ndef f(prompts, completions, rows):\n    return numpy.array([len(p) + 10 * len(c) "
+        "+ row['n'] for p, c, row in zip(prompts, completions, rows)])"
     )
     assert score_all(function_scorer("my_scores:f"), ["a", "bb"], ["c", ""], [{"n": 100}, {"n": 200}]) == [
         111.0,
@@ -277,15 +280,16 @@ def test_the_classifier_is_scikit_learns_own_and_weights_count(tmp_path):
 
 def test_labelled_rows_are_read_and_mistakes_named():
     rows = [{"text": "a", "label": "pos"}, {"text": "b", "label": "neg", "id": 3}]
-    found = read_labelled([GeneratedRows("rows", rows, 2.0)], "pos", on_bad_row="error")
+    labelled = read_labelled([GeneratedRows("rows", rows, 2.0)], "pos", on_bad_row="error")
     assert (
-        found.texts == ["a", "b"]
-        and found.positive_N.tolist() == [True, False]
-        and found.weight_N.tolist() == [2.0, 2.0]
+        labelled.texts == ["a", "b"]
+        and labelled.positive_N.tolist() == [True, False]
+        and labelled.weight_N.tolist() == [2.0, 2.0]
     )
     with pytest.raises(
         UserError,
-        match="rows: expected rows with the label 1 and rows with another one, found the labels 'neg', 'pos': set scorer.positive",
+        match="rows: expected rows with the label 1 and rows with another one, found the labels "
+        "'neg', 'pos': set scorer.positive",
     ):
         read_labelled([GeneratedRows("rows", rows)], 1, on_bad_row="error")
     with pytest.raises(UserError, match="rows:3: expected a text in the column text"):
@@ -297,7 +301,7 @@ def test_labelled_rows_are_read_and_mistakes_named():
 
 
 @pytest.mark.parametrize(
-    ("package", "make", "said"),
+    ("package", "make", "message"),
     [
         (
             "sklearn.feature_extraction.text",
@@ -307,9 +311,9 @@ def test_labelled_rows_are_read_and_mistakes_named():
         ("torch", lambda: hf_scorer("x", label=None, batch_size=1, device="cpu"), "needs torch"),
     ],
 )
-def test_a_missing_package_is_one_line(monkeypatch, package, make, said):
+def test_a_missing_package_is_one_line(monkeypatch, package, make, message):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         make()
 
 
@@ -341,7 +345,8 @@ def checkpoints(tmp_path_factory):
 
 
 def test_a_hugging_face_classifier_gives_the_probability_of_a_label(checkpoints):
-    """One text at a time and in padded batches, by name and by number; a text longer than the model is cut."""
+    """One text at a time and in padded batches, by name and by number; a text longer than the model is
+    cut."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -352,14 +357,14 @@ def test_a_hugging_face_classifier_gives_the_probability_of_a_label(checkpoints)
         logits = [model(torch.tensor([tokenizer.encode(p + c)[:24]])).logits[0] for p, c in texts]
         expected = [(x[0] if column is None else x.softmax(-1)[column]).item() for x in logits]
         for size in (1, 2, 32):
-            found = hf_scorer(str(checkpoints / name), label=label, batch_size=size, device="cpu")(
+            scores = hf_scorer(str(checkpoints / name), label=label, batch_size=size, device="cpu")(
                 list(prompts), list(completions), [{}] * 3
             )
-            np.testing.assert_allclose(found, expected, rtol=1e-4)
+            np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("name", "label", "said"),
+    ("name", "label", "message"),
     [
         ("three", None, r"has the labels 0 \(bad\), 1 \(fair\), 2 \(good\): choose"),
         ("three", "great", "has no label 'great', only 0"),
@@ -369,8 +374,8 @@ def test_a_hugging_face_classifier_gives_the_probability_of_a_label(checkpoints)
         ("absent", None, "no sequence classifier to be had there"),
     ],
 )
-def test_a_checkpoint_that_cannot_score_is_one_line(checkpoints, name, label, said):
-    with pytest.raises(UserError, match=said):
+def test_a_checkpoint_that_cannot_score_is_one_line(checkpoints, name, label, message):
+    with pytest.raises(UserError, match=message):
         hf_scorer(str(checkpoints / name), label=label, batch_size=2, device="cpu")
 
 
@@ -433,15 +438,16 @@ def tokens_of(output: Path, config_path: Path):
 
 def test_interrupted_or_not_it_makes_the_same_pairs(tmp_path, module, monkeypatch, capsys):
     module(COUNTS)
-    whole = run(tmp_path / "whole", **PAIRS)
+    undisturbed = run(tmp_path / "whole", **PAIRS)
     assert sys.modules["my_scores"].calls == [
         24,
         23,
         3,
     ]  # 17 distinct prompts in batches of 8; one sample is empty
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        "pairs: 17 prompts, 51 samples (1 empty and 0 repeated left out), " in said and "mean score" in said
+        "pairs: 17 prompts, 51 samples (1 empty and 0 repeated left out), " in printed
+        and "mean score" in printed
     )
 
     module(COUNTS)
@@ -464,7 +470,7 @@ def test_interrupted_or_not_it_makes_the_same_pairs(tmp_path, module, monkeypatc
     assert "pairs: continues after 8 of 17 prompts" in capsys.readouterr().out
     assert sys.modules["my_scores"].calls == [24, 23, 3], "each prompt is scored once"
     for name in ("scored_samples.jsonl", "pairs_made.jsonl"):
-        assert (output / name).read_text() == (whole / name).read_text()
+        assert (output / name).read_text() == (undisturbed / name).read_text()
     assert main(["--config", str(config)]) == 0
     assert "pairs: finished before" in capsys.readouterr().out
 
@@ -492,12 +498,13 @@ def test_interrupted_or_not_it_makes_the_same_pairs(tmp_path, module, monkeypatc
 
 @pytest.mark.slow
 def test_two_processes_make_what_one_makes_and_stop_together(tmp_path, module, monkeypatch):
-    """SIGTERM to the one that scores, in the middle; both ask to be started again. Kills: a process that writes its own part, or leaves alone."""
+    """SIGTERM to the one that scores, in the middle; both ask to be started again. Kills: a process that
+    writes its own part, or leaves alone."""
     from helpers.processes import run_together
 
     prompts = {"sft": [], "train": [], "eval": [], "prompts": [{"kind": "reviews", "rows": 60, "seed": 5}]}
     module(COUNTS)
-    whole = run(tmp_path / "whole", **PAIRS | {"data": prompts})
+    undisturbed = run(tmp_path / "whole", **PAIRS | {"data": prompts})
     config = write_config(tmp_path / "many", **PAIRS | {"data": prompts})
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("SLEEP", "0.5")
@@ -510,7 +517,7 @@ def test_two_processes_make_what_one_makes_and_stop_together(tmp_path, module, m
     assert [status for status, _ in continued] == [0, 0], continued
     assert f"pairs: continues after {kept} of " in continued[0][1] and "pairs:" not in continued[1][1]
     for name in ("scored_samples.jsonl", "pairs_made.jsonl"):
-        assert (tmp_path / "many" / "run" / name).read_text() == (whole / name).read_text()
+        assert (tmp_path / "many" / "run" / name).read_text() == (undisturbed / name).read_text()
 
 
 def test_a_mistake_of_the_scorer_can_be_mended(tmp_path, module, capsys):
@@ -549,14 +556,14 @@ def test_a_kept_classifier_scores_what_the_policy_writes(tmp_path, capsys):
     learned = {"kind": "classifier", "train": [{"kind": "reviews", "rows": 60, "seed": 7}]}
     kept = run(tmp_path / "a", **PAIRS | {"scorer": learned}) / "classifier"
     output = run(tmp_path / "b", scorer={"kind": "classifier", "path": str(kept)})
-    said, summary = capsys.readouterr().out, json.loads((output / "summary.json").read_text())
+    printed, summary = capsys.readouterr().out, json.loads((output / "summary.json").read_text())
     samples = lines_of(output / "samples.jsonl")
     classifier, _ = load_classifier(kept)
     for when in ("before", "after"):
         texts = [sample["prompt"] + " " + sample[when] for sample in samples]
         assert summary[when]["generated_reward"] == pytest.approx(classifier.probability(texts).mean())
     assert (
-        "reward of what it writes" in said
+        "reward of what it writes" in printed
         and "reward of what it writes" in (output / "report.html").read_text()
     )
 

@@ -1,4 +1,5 @@
-"""Which tokens a run holds for decisive, and words of public lists among tokens: by hand, and against files written here."""
+"""Which tokens a run holds for decisive, and words of public lists among tokens: by hand, and against files
+written here."""
 
 import gzip
 import json
@@ -34,8 +35,8 @@ def pair(chosen, rejected, row=0):
 
 
 def test_precision_by_hand():
-    """Two decisive tokens. The largest two scores, 3 and 2, hold one of them; of [3, 1, 1, 1] the second place is drawn among three, of which one is
-    decisive: (1 + 1/3) / 2."""
+    """Two decisive tokens. The largest two scores, 3 and 2, hold one of them; of [3, 1, 1, 1] the second
+    place is drawn among three, of which one is decisive: (1 + 1/3) / 2."""
     assert precision([3, 1, 2, 0], [True, True, False, False]) == 0.5
     assert precision([3, 1, 1, 1], [True, True, False, False]) == pytest.approx((1 + 1 / 3) / 2)
     assert (
@@ -45,35 +46,36 @@ def test_precision_by_hand():
 
 
 def test_figures_by_hand():
-    """Tokens of chosen c1 c2 c3 and rejected r1 r2; decisive c2 and r1. Reward mask 0 2 1 | 0 3: of 2 x 3 comparisons c2 wins two (c1, c3), r1 ties
-    with c1: 2.5 of 6. |log-ratio| .1 .5 .3 | .6 .4: all six. Kills: the signed ratio (r1's is negative), masks taken for one another."""
+    """Tokens of chosen c1 c2 c3 and rejected r1 r2; decisive c2 and r1. Reward mask 0 2 1 | 0 3: of 2 x 3
+    comparisons c2 wins two (c1, c3), r1 ties with c1: 2.5 of 6. |log-ratio| .1 .5 .3 | .6 .4: all six.
+    Kills: the signed ratio (r1's is negative), masks taken for one another."""
     scores = [
         pair(
             response([0, 2, 1], [0.1, 0.5, 0.3], kl_mask=[0, 1, 0]),
             response([0, 3], [-0.6, 0.4], kl_mask=[1, 0]),
         )
     ]
-    found = token_figures(scores, None, np.array([False, True, False, True, False]), masked=True)
+    figures = token_figures(scores, None, np.array([False, True, False, True, False]), masked=True)
     assert (
-        found["auroc_reward"] == 2.5 / 6
-        and found["auroc_logratio"] == 1.0
-        and found["auroc_kl"] == 1.0
-        and found["auroc_token_kl"] == 0.5
+        figures["auroc_reward"] == 2.5 / 6
+        and figures["auroc_logratio"] == 1.0
+        and figures["auroc_kl"] == 1.0
+        and figures["auroc_token_kl"] == 0.5
     )
     assert (
-        found["auroc_untrained"] is None
-        and found["decisive_share"] == 0.4
-        and found["precision_reward"] == 0.5
+        figures["auroc_untrained"] is None
+        and figures["decisive_share"] == 0.4
+        and figures["precision_reward"] == 0.5
     )  # of r2, c2
     # Early first: 0 1 2 | 0 1. c2 beats c3 and ties with r2: 1.5; r1 ties with c1, beats the other two: 2.5.
-    assert found["auroc_positional"] == 4 / 6
-    assert found.keys() == set(FIGURES)
+    assert figures["auroc_positional"] == 4 / 6
+    assert figures.keys() == set(FIGURES)
 
 
 def test_what_came_before_training_is_ranked_by_its_own_mask():
     after, before = ([pair(response(mask, [0, 0]), response(mask, [0, 0]))] for mask in ([1, 0], [0, 1]))
-    found = token_figures(after, before, np.array([True, False] * 2), masked=True)
-    assert found["auroc_reward"] == 1.0 and found["auroc_untrained"] == 0.0
+    figures = token_figures(after, before, np.array([True, False] * 2), masked=True)
+    assert figures["auroc_reward"] == 1.0 and figures["auroc_untrained"] == 0.0
 
 
 def test_tokens_that_do_not_count_change_nothing():
@@ -93,13 +95,14 @@ def test_tokens_that_do_not_count_change_nothing():
 
 def test_without_a_mask_only_what_needs_none_is_ranked():
     scores = [pair(response([1, 1], [0, 0.5]), response([1, 1], [0, 0.5]))]
-    found = token_figures(scores, scores, np.array([False, True] * 2), masked=False)
+    figures = token_figures(scores, scores, np.array([False, True] * 2), masked=False)
     nulls = {"auroc_reward", "auroc_kl", "auroc_shuffled", "auroc_untrained", "precision_reward"}
-    assert {name for name in FIGURES if found[name] is None} == nulls and found["auroc_logratio"] == 1.0
+    assert {name for name in FIGURES if figures[name] is None} == nulls and figures["auroc_logratio"] == 1.0
 
 
 def many(rng, pairs=300, tokens=12):
-    """A mask that is large on the decisive tokens; half of each response is decisive in the odd rows, none in the even ones."""
+    """A mask that is large on the decisive tokens; half of each response is decisive in the odd rows, none
+    in the even ones."""
     decisive = [[np.arange(tokens) % 2 * (n % 2) == 1 for _ in range(2)] for n in range(pairs)]
     scores = [
         pair(*(response(d + rng.uniform(0, 0.1, tokens), rng.normal(size=tokens)) for d in both), row=n)
@@ -109,13 +112,14 @@ def many(rng, pairs=300, tokens=12):
 
 
 def test_controls_know_nothing_but_what_they_are_given():
-    """Shuffled within each response, the mask still tells responses apart (kills: shuffled over all tokens, which would give 0.5); random does not."""
+    """Shuffled within each response, the mask still tells responses apart (kills: shuffled over all tokens,
+    which would give 0.5); random does not."""
     scores, decisive = many(np.random.default_rng(0))
-    found = token_figures(scores, None, decisive, masked=True)
-    assert found["auroc_reward"] == 1.0 and abs(found["auroc_random"] - 0.5) < 0.02
-    # Half the shuffled values of odd rows are large. A decisive token against the others of odd rows, a third of all others: .5; against those of
-    # even rows: 1/2 x 1 + 1/2 x 1/2.
-    assert found["auroc_shuffled"] == pytest.approx(1 / 3 * 0.5 + 2 / 3 * 0.75, abs=0.02)
+    figures = token_figures(scores, None, decisive, masked=True)
+    assert figures["auroc_reward"] == 1.0 and abs(figures["auroc_random"] - 0.5) < 0.02
+    # Half the shuffled values of odd rows are large. A decisive token against the others of odd rows, a
+    # third of all others: .5; against those of even rows: 1/2 x 1 + 1/2 x 1/2.
+    assert figures["auroc_shuffled"] == pytest.approx(1 / 3 * 0.5 + 2 / 3 * 0.75, abs=0.02)
     for ranking in ("shuffled", "random"):
         assert (ranked(scores, ranking, 0) != ranked(scores, ranking, 1)).any() and (
             ranked(scores, ranking, 1) == ranked(scores, ranking, 1)
@@ -129,9 +133,9 @@ def test_controls_know_nothing_but_what_they_are_given():
 def test_the_confidence_control_is_confpos():
     rng = np.random.default_rng(1)
     for prob in (rng.uniform(0.01, 0.99, 9), np.full(3, 0.1), np.array([0.2])):
-        one = response(np.zeros(len(prob)), rng.normal(size=len(prob)), ref=prob)
+        scored = response(np.zeros(len(prob)), rng.normal(size=len(prob)), ref=prob)
         np.testing.assert_array_equal(
-            RANKINGS["confidence"](one, rng), unsure_tokens(one.ref_logp, np.ones(len(prob), bool))
+            RANKINGS["confidence"](scored, rng), unsure_tokens(scored.ref_logp, np.ones(len(prob), bool))
         )
 
 
@@ -139,13 +143,14 @@ def test_the_confidence_control_is_confpos():
 
 
 def test_deletion_by_hand():
-    """Chosen: mask 3 0 1 2, r 2 -1 0.5 0.25, k 0.5 each; rejected: mask 1 2, r 0 1. beta 2. At share 0.25 one token goes of each: chosen's first
-    (r 2), rejected's second (r 1): margins 2 x (1.75 + 2 - 0 - 1) whole, 2 x (-0.25 + 1.5 - 0) without the top, and without the bottom (r -1 and 0)
-    2 x (2.75 + 1.5 - 1). Kills: bottom for top, beta or k left out, k with the other sign."""
+    """Chosen: mask 3 0 1 2, r 2 -1 0.5 0.25, k 0.5 each; rejected: mask 1 2, r 0 1. beta 2. At share 0.25
+    one token goes of each: chosen's first (r 2), rejected's second (r 1): margins 2 x (1.75 + 2 - 0 - 1)
+    whole, 2 x (-0.25 + 1.5 - 0) without the top, and without the bottom (r -1 and 0) 2 x (2.75 + 1.5 - 1).
+    Kills: bottom for top, beta or k left out, k with the other sign."""
     scores = [pair(response([3, 0, 1, 2], [2, -1, 0.5, 0.25], kl=0.5), response([1, 2], [0, 1]))]
-    found = deletion(scores, beta=2.0, with_kl=True, shares=(0.0, 0.25))
-    assert found["0"]["margin_top"] == found["0"]["margin_random"] == pytest.approx(2 * (1.75 + 2 - 1))
-    assert found["0.25"]["margin_top"] == pytest.approx(2 * 1.25) and found["0.25"][
+    figures = deletion(scores, beta=2.0, with_kl=True, shares=(0.0, 0.25))
+    assert figures["0"]["margin_top"] == figures["0"]["margin_random"] == pytest.approx(2 * (1.75 + 2 - 1))
+    assert figures["0.25"]["margin_top"] == pytest.approx(2 * 1.25) and figures["0.25"][
         "margin_bottom"
     ] == pytest.approx(2 * 3.25)
     plain = deletion(scores, beta=2.0, with_kl=False, shares=(0.25,))["0.25"]
@@ -157,24 +162,26 @@ def test_deletion_by_hand():
 
 
 def test_the_shares_are_of_each_response_and_one_token_goes_at_least():
-    """20 tokens of r 1 and 3 of r 1: 5 % is one of each, 40 % eight and one (1.2). All gone is a tie, whatever is rounded."""
+    """20 tokens of r 1 and 3 of r 1: 5 % is one of each, 40 % eight and one (1.2). All gone is a tie,
+    whatever is rounded."""
     scores = [pair(response(np.arange(20), np.ones(20)), response(np.arange(3), np.ones(3)))]
-    found = deletion(scores, beta=1.0, with_kl=False, shares=(0.05, 0.4, 1.0))
-    assert [found[share]["margin_top"] for share in ("0.05", "0.4", "1")] == [
+    figures = deletion(scores, beta=1.0, with_kl=False, shares=(0.05, 0.4, 1.0))
+    assert [figures[share]["margin_top"] for share in ("0.05", "0.4", "1")] == [
         pytest.approx(19 - 2, abs=1e-5),
         pytest.approx(12 - 2, abs=1e-5),
         0.0,
     ]
-    assert found["1"]["accuracy_random"] == 0.5
+    assert figures["1"]["accuracy_random"] == 0.5
 
 
 def test_equal_masks_are_ordered_by_chance():
-    """A mask of ones is no better than chance, wherever in the response the preference lies. Kills: a stable sort."""
+    """A mask of ones is no better than chance, wherever in the response the preference lies. Kills: a
+    stable sort."""
     ratio = np.array([4.0] + [0.0] * 9)
     scores = [pair(response(np.ones(10), ratio), response(np.ones(10), -ratio), row=n) for n in range(400)]
-    found = deletion(scores, beta=1.0, with_kl=False, shares=(0.4,))["0.4"]
+    figures = deletion(scores, beta=1.0, with_kl=False, shares=(0.4,))["0.4"]
     for rule in ("top", "bottom", "random"):
-        assert found[f"margin_{rule}"] == pytest.approx(8 * 0.6, abs=0.3), rule
+        assert figures[f"margin_{rule}"] == pytest.approx(8 * 0.6, abs=0.3), rule
 
 
 def test_a_faithful_mask_loses_the_preference_first():
@@ -184,13 +191,13 @@ def test_a_faithful_mask_loses_the_preference_first():
         scores.append(
             pair(*(response(mask, sign * mask + rng.normal(0, 0.05, 20)) for sign in (1, -1)), row=n)
         )
-    found = deletion(scores, beta=1.0, with_kl=False)
+    figures = deletion(scores, beta=1.0, with_kl=False)
     assert (
-        found["0"]["accuracy_top"] == 1.0
-        and found["0.1"]["accuracy_random"] > 0.95
-        and abs(found["0.1"]["accuracy_top"] - 0.5) < 0.1
+        figures["0"]["accuracy_top"] == 1.0
+        and figures["0.1"]["accuracy_random"] > 0.95
+        and abs(figures["0.1"]["accuracy_top"] - 0.5) < 0.1
     )
-    assert found["0.4"]["margin_bottom"] == pytest.approx(found["0"]["margin_bottom"], abs=0.2)
+    assert figures["0.4"]["margin_bottom"] == pytest.approx(figures["0"]["margin_bottom"], abs=0.2)
     shuffled = deletion(
         [
             score._replace(
@@ -202,7 +209,7 @@ def test_a_faithful_mask_loses_the_preference_first():
         with_kl=False,
         ranking="kl",
     )
-    assert shuffled == found, "ranking kl goes by the KL mask"
+    assert shuffled == figures, "ranking kl goes by the KL mask"
 
 
 # ---------------------------------------------------------------- word lists
@@ -241,7 +248,7 @@ def test_words_above_the_threshold_decide_and_lists_of_a_kind_are_one(tmp_path):
     for kind, (text, _) in FILES.items():
         (tmp_path / kind).write_text(text)
     (tmp_path / "more").write_text("dull\n")
-    found = load_lexicons(
+    lexicons = load_lexicons(
         [
             Entry(str(tmp_path / "opinion"), "opinion"),
             Entry(str(tmp_path / "more"), "opinion"),
@@ -249,7 +256,7 @@ def test_words_above_the_threshold_decide_and_lists_of_a_kind_are_one(tmp_path):
             Entry(str(tmp_path / "treebank"), "treebank"),
         ]
     )
-    assert found == {
+    assert lexicons == {
         "opinion": {"good", "a+", "awfully", "dull"},
         "scores": {"can't stand"},
         "treebank": {"good", "bad"},
@@ -259,7 +266,7 @@ def test_words_above_the_threshold_decide_and_lists_of_a_kind_are_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "content", "said"),
+    ("kind", "content", "message"),
     [
         ("opinion", b"good\nvery bad\n", ":2 is no line of kind opinion, which is one word: 'very bad'"),
         ("scores", b"good\t1\nbad\tworse\n", ":2 is no line of kind scores"),
@@ -269,16 +276,17 @@ def test_words_above_the_threshold_decide_and_lists_of_a_kind_are_one(tmp_path):
         ("opinion", None, "cannot be read (No such file"),
     ],
 )
-def test_what_is_no_list_is_named(tmp_path, kind, content, said):
+def test_what_is_no_list_is_named(tmp_path, kind, content, message):
     if content is not None:
         (tmp_path / "list").write_bytes(content)
     with pytest.raises(UserError) as error:
         load_strengths(str(tmp_path / "list"), kind)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_words_are_found_over_their_pieces():
-    """Every piece of a word is decisive, all but its first are its rest; a word within another is none; an apostrophe belongs to a word from within only."""
+    """Every piece of a word is decisive, all but its first are its rest; a word within another is none; an
+    apostrophe belongs to a word from within only."""
     texts = [
         "aw",
         "ful",
@@ -305,24 +313,25 @@ def test_words_are_found_over_their_pieces():
 
 @pytest.mark.parametrize("kind", ["bpe", "words"])
 def test_long_texts_are_told_token_by_token_in_windows(kind):
-    """The same as by decoding everything before each token, which takes the square of the length. Characters of several tokens lie on the seams of
-    the windows; the tokenizer of words puts no space before the first one of what it decodes."""
+    """The same as by decoding everything before each token, which takes the square of the length.
+    Characters of several tokens lie on the seams of the windows; the tokenizer of words puts no space
+    before the first one of what it decodes."""
     if kind == "bpe":
         tokenizer = train_bpe_tokenizer(["the film was good and bad"] * 3, 300)
         text = "".join(f" the film{'é🙂' * (n % 3)} was good {n}" for n in range(40))
     else:
         tokenizer, text = make_word_tokenizer(["good", "bad"]), "good bad bad " * 100
     ids = np.array(tokenizer(text)["input_ids"])
-    whole, before = [], ""
+    full_text, before = [], ""
     for n in range(len(ids)):
         now = tokenizer.decode(ids[: n + 1])
         same = next((k for k, (a, b) in enumerate(zip(before, now)) if a != b), min(len(before), len(now)))
-        whole.append(now[same:])
+        full_text.append(now[same:])
         before = now
     assert (
         len(ids) >= 300
-        and token_texts(ids, tokenizer) == whole
-        and ("\ufffd" in "".join(whole)) == (kind == "bpe")
+        and token_texts(ids, tokenizer) == full_text
+        and ("\ufffd" in "".join(full_text)) == (kind == "bpe")
     )
 
 
@@ -335,7 +344,8 @@ def rows_of_text(n):
 
 
 def test_word_lists_mark_pairs_that_do_not_say_what_decides(tmp_path, capsys):
-    """On text under a BPE: the evaluation's figures, the report's marks; evaluated again by other words without training again."""
+    """On text under a BPE: the evaluation's figures, the report's marks; evaluated again by other words
+    without training again."""
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(rows_of_text(n)) + "\n" for n in range(24)))
     (tmp_path / "words.txt").write_text("superb\nlovely\nawful\ndreadful\n")
     (tmp_path / "trees.txt").write_text("(2 (2 a) (2 film) (4 superb))\n")

@@ -4,9 +4,16 @@ import numpy as np
 
 
 def auroc(score_N: np.ndarray, decisive_N: np.ndarray) -> float | None:
-    """The chance that a decisive token has a higher score than another one, ties counting one half (Mann-Whitney U over its largest value).
+    """The chance that a decisive token has a higher score than another one, ties counting one half.
 
-    score_N real, decisive_N bool. 1 is perfect, 0.5 is chance; None where all tokens are of one kind.
+    That is the Mann-Whitney U over its largest value.
+
+    Args:
+        score_N: real.
+        decisive_N: bool.
+
+    Returns:
+        1 is perfect, 0.5 is chance; None where all tokens are of one kind.
     """
     from scipy.stats import rankdata
 
@@ -19,19 +26,26 @@ def auroc(score_N: np.ndarray, decisive_N: np.ndarray) -> float | None:
 
 
 def position_auroc(position_N: np.ndarray, decisive_N: np.ndarray) -> float | None:
-    """The best that any function of the position in the response could do on these tokens: each position is scored by its decisive share."""
+    """The best AUROC that any function of the position in the response could have on these tokens.
+
+    It scores each position by the share of decisive tokens there.
+    """
     _, index_N = np.unique(position_N, return_inverse=True)
     share = np.bincount(index_N, np.asarray(decisive_N, float)) / np.bincount(index_N)
     return auroc(share[index_N], decisive_N)
 
 
 def precision(score_N: np.ndarray, decisive_N: np.ndarray) -> float | None:
-    """The decisive share of the tokens with the largest scores, as many as there are decisive ones; of equal scores at the edge, each counts by its
-    chance to be among them. 1 is perfect, the decisive share of all tokens is chance; None where no token is decisive."""
+    """The decisive share of the tokens with the largest scores, as many as there are decisive ones.
+
+    Of equal scores at the edge, each counts by its chance to be among them. 1 is perfect, the decisive
+    share of all tokens is chance; None where no token is decisive.
+    """
     score_N, decisive_N = np.asarray(score_N), np.asarray(decisive_N, bool)
     count = int(decisive_N.sum())
     if not count:
         return None
     edge = np.sort(score_N)[-count]
-    above_N, at_N = score_N > edge, score_N == edge
-    return float((decisive_N[above_N].sum() + decisive_N[at_N].mean() * (count - above_N.sum())) / count)
+    above_N = score_N > edge
+    at_edge = decisive_N[score_N == edge].mean() * (count - above_N.sum())
+    return float((decisive_N[above_N].sum() + at_edge) / count)

@@ -1,7 +1,8 @@
-"""A policy as lm-evaluation-harness sees a model, so that any of its tasks can ask it. Imports lm_eval, which is an extra.
+"""A policy as lm-evaluation-harness sees a model, so that its tasks can ask it. Needs the extra lm_eval.
 
-Text becomes tokens, and what is too long is cut, as in the harness's own HFLM, so that figures compare. Tokens become numbers by two functions that
-are given: `score` reads continuations, `answer` writes them. Continuations of one long context are read in one row, so that the context runs once.
+Text becomes tokens, and what is too long is cut, as in the harness's own HFLM, so that figures compare. Two
+functions make numbers and texts of tokens: `score` reads continuations, `answer` writes them. Continuations
+of one long context are read in one row, so that the context runs once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,48 +22,65 @@ from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.generate.sampler import Generated, Sampling
 
 Score = Callable[[TokenTable], Iterable[tuple[int, np.ndarray, np.ndarray]]]
-"""Of a table's rows, in any order: (row, log-prob of each response [P], nats; whether it is what greedy decoding writes [P])."""
+"""score(table) gives for each row, in any order: (row, log-probs of its responses [P] in nats, whether greedy
+decoding would write them [P])."""
 Answer = Callable[[TokenTable, Sampling], Iterable[Generated]]
-"""Answers to a table's prompts, in any order; its seed and the run's ends are its own."""
+"""answer(table, sampling) gives answers to the prompts, in any order. The seed and the ends are the run's."""
 
-SHARED = (4, 2, 1)  # continuations that one row may hold: each number is a program of its own
+SHARED = (4, 2, 1)  # continuations that one row may hold; each number is compiled on its own
+# Settings of generation with the values that change nothing.
 NEUTRAL = {
     "num_beams": 1,
     "repetition_penalty": 1.0,
     "length_penalty": 1.0,
     "min_p": 0.0,
     "use_cache": True,
-}  # values that change nothing
+}
 
 
 class HarnessModel(TemplateLM):
-    """render(messages, tools, whether a generation prompt follows) -> text. max_length: tokens that the model reads at most. vocab_size: rows of
-    the model; None: not checked. add_bos: before a text; None: as the tokenizer does of itself. UserError if the tokenizer has neither a BOS
-    nor an EOS token."""
+    """A model of the harness. Methods without a word here are what the harness asks of any model."""
 
     def __init__(
         self,
         tokenizer: Any,
         score: Score,
         answer: Answer,
-        render: Callable,
+        render: Callable[[list[dict[str, str]], Any, bool], str],
         *,
         max_length: int,
         vocab_size: int | None = None,
         add_bos: bool | None = None,
         quiet: bool = False,
     ):
+        """Checks the tokenizer.
+
+        Args:
+            tokenizer: of the policy.
+            score: reads continuations.
+            answer: writes them.
+            render: `render(messages, tools, whether a generation prompt follows)` gives the text of a chat.
+            max_length: tokens that the model reads at most.
+            vocab_size: rows of the model's embedding; None: token ids are not checked.
+            add_bos: whether a BOS stands before a text; None: as the tokenizer does of itself.
+            quiet: shows no bars.
+
+        Raises:
+            UserError: the tokenizer has neither a BOS nor an EOS token.
+        """
         super().__init__()
-        self.tokenizer, self._score, self._answer, self._render = tokenizer, score, answer, render
-        self._max_length, self._vocab_size, self._add_bos, self._quiet = (
-            max_length,
-            vocab_size,
-            add_bos,
-            quiet,
-        )
+        self.tokenizer = tokenizer
+        self._score = score
+        self._answer = answer
+        self._render = render
+        self._max_length = max_length
+        self._vocab_size = vocab_size
+        self._add_bos = add_bos
+        self._quiet = quiet
         if self.prefix_token_id is None:
             raise UserError(
-                "stage harness: the tokenizer has neither a BOS nor an EOS token, and an empty context is one of them"
+                "stage harness: the tokenizer has neither a BOS nor an EOS token, and an empty context "
+                "is one of them"
             )
         self._refuse_outside([self.prefix_token_id], "an empty context")
 
@@ -75,11 +93,8 @@ class HarnessModel(TemplateLM):
     @property
     def prefix_token_id(self) -> int | None:
         """What stands before a text that has no context."""
-        return (
-            self.tokenizer.eos_token_id
-            if self.tokenizer.bos_token_id is None
-            else self.tokenizer.bos_token_id
-        )
+        bos = self.tokenizer.bos_token_id
+        return self.tokenizer.eos_token_id if bos is None else bos
 
     @property
     def max_length(self) -> int:
@@ -87,7 +102,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def max_gen_toks(self) -> int:
-        """Of tasks that do not say how long an answer may be."""
+        """The longest answer, for tasks that do not set it."""
         return 256
 
     @property
@@ -95,13 +110,10 @@ class HarnessModel(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """A text that begins with BOS gets no second one."""
+        """Tokens of a text. One that begins with BOS gets no second one."""
         if add_special_tokens is None:
-            add_special_tokens = (
-                False
-                if has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
-                else self._add_bos
-            )
+            has_bos = has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+            add_special_tokens = False if has_bos else self._add_bos
         special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         try:
             ids = self.tokenizer.encode(string, **special)
@@ -113,12 +125,14 @@ class HarnessModel(TemplateLM):
         return ids
 
     def _refuse_outside(self, ids: list[int], where: str) -> None:
-        """UserError: a token for which the model has no row."""
-        outside = next((i for i in ids if self._vocab_size is not None and i >= self._vocab_size), None)
+        """UserError: the model has no row for a token."""
+        if self._vocab_size is None:
+            return
+        outside = next((i for i in ids if i >= self._vocab_size), None)
         if outside is not None:
             raise UserError(
-                f"stage harness: token id {outside} ({self.tokenizer.convert_ids_to_tokens(outside)!r}) in {where} is outside the model's "
-                f"vocabulary of {self._vocab_size}"
+                f"stage harness: token id {outside} ({self.tokenizer.convert_ids_to_tokens(outside)!r}) "
+                f"in {where} is outside the model's vocabulary of {self._vocab_size}"
             )
 
     def tok_decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -127,7 +141,10 @@ class HarnessModel(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Without a generation prompt the last message is a beginning that the model goes on with. A template that refuses system messages gets none."""
+        """The text of a chat. A template that refuses system messages gets none.
+
+        Without a generation prompt the last message is a beginning, with which the model goes on.
+        """
         try:
             text = self._render(chat_history, None, add_generation_prompt)
         except jinja2.TemplateError:
@@ -137,55 +154,60 @@ class HarnessModel(TemplateLM):
             return text
         begun = chat_history[-1]["content"].lstrip()
         at = text.rindex(begun.rstrip())
-        return text[
-            : at + len(begun if text.startswith(begun, at) else begun.rstrip())
-        ]  # a template may trim
+        # A template may trim the end of the message.
+        written = begun if text.startswith(begun, at) else begun.rstrip()
+        return text[: at + len(written)]
 
     # ------------------------------------------------------------ reading
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """(log-prob of the continuation, nats; whether greedy decoding writes it) of (name, context, continuation), in order."""
+        """(log-prob in nats, whether greedy decoding would write it) of each continuation.
+
+        A request is (name, context, continuation).
+        """
         pairs = [(self._cut(context, continuation), continuation) for _, context, continuation in requests]
-        found: list[Any] = [None] * len(pairs)
-        with tqdm(
-            total=len(pairs), desc="harness: continuations", disable=disable_tqdm or self._quiet
-        ) as bar:
+        answers: list[Any] = [None] * len(pairs)
+        with self._bar(len(pairs), "continuations", disable_tqdm) as bar:
             for count, rows in grouped(pairs).items():
-                table = table_of(
-                    [pairs[row[0]][0] for row in rows], [[pairs[n][1] for n in row] for row in rows]
-                )
+                contexts = [pairs[row[0]][0] for row in rows]
+                table = table_of(contexts, [[pairs[n][1] for n in row] for row in rows])
                 for row, logp_P, greedy_P in self._score(table):
                     for n, logp, greedy in zip(rows[row], logp_P, greedy_P, strict=True):
-                        found[n] = float(logp), bool(greedy)
+                        answers[n] = float(logp), bool(greedy)
                     bar.update(count)
-        for (name, *_), answer in zip(requests, found, strict=True):
+        for (name, *_), answer in zip(requests, answers, strict=True):
             if name is not None:
                 self.cache_hook.add_partial("loglikelihood", name, answer)
-        return found
+        return answers
+
+    def _bar(self, total: int, what: str, disabled: bool) -> tqdm:
+        return tqdm(total=total, desc=f"harness: {what}", disable=disabled or self._quiet)
 
     def _cut(self, context: list[int], continuation: list[int]) -> list[int]:
-        """The end of the context: with it max_length + 1 tokens, of which the last one is not read."""
+        """The end of the context that fits: max_length + 1 tokens in all, the last of which is not read."""
         if not continuation:
             raise UserError(
-                f"stage harness: a continuation of {self.tok_decode(context)[-40:]!r} has no token of its own: the tokenizer joins it with the "
-                "context"
+                f"stage harness: a continuation of {self.tok_decode(context)[-40:]!r} has no token of its "
+                "own: the tokenizer joins it with the context"
             )
         if len(continuation) > self.max_length:
             raise UserError(
-                f"stage harness: a continuation of {len(continuation)} tokens does not fit {self.max_length} (harness.max_length, or the model's "
-                "positions)"
+                f"stage harness: a continuation of {len(continuation)} tokens does not fit "
+                f"{self.max_length} (harness.max_length, or the model's positions)"
             )
         return context[-(self.max_length + 1 - len(continuation)) :]
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
-        """log-prob of whole texts, nats, in windows: each token is predicted once, and what comes before it is as long as it can be."""
+        """Log-probs of complete texts, nats.
+
+        They are read in windows: each token is predicted once, after a context that is as long as it can be.
+        """
         windows, whose = [], []
         for number, request in enumerate(requests):
-            for window in get_rolling_token_windows(
-                self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1
-            ):
+            ids = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1):
                 windows.append((None, *make_disjoint_window(window)))
                 whose.append(number)
         totals = [0.0] * len(requests)
@@ -198,48 +220,53 @@ class HarnessModel(TemplateLM):
     # ------------------------------------------------------------ writing
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """What the policy writes after each context, up to the first of the strings `until`, an EOS, or max_gen_toks. A context that leaves no room for
-        so many tokens loses its beginning."""
+        """What the policy writes after each context, up to a string of `until`, an EOS, or max_gen_toks.
+
+        A context that leaves no room for so many tokens loses its beginning.
+        """
         texts: list[Any] = [None] * len(requests)
-        alike: dict[Sampling, list[int]] = {}
+        by_sampling: dict[Sampling, list[int]] = {}
         for number, request in enumerate(requests):
-            alike.setdefault(self._sampling(request.args[1]), []).append(number)
-        with tqdm(total=len(requests), desc="harness: answers", disable=disable_tqdm or self._quiet) as bar:
-            for sampling, numbers in alike.items():
+            by_sampling.setdefault(self._sampling(request.args[1]), []).append(number)
+        with self._bar(len(requests), "answers", disable_tqdm) as bar:
+            for sampling, numbers in by_sampling.items():
                 room = self.max_length - sampling.max_new_tokens
                 if room < 1:
                     raise UserError(
-                        f"stage harness: a task asks for {sampling.max_new_tokens} tokens, but context and answer have only {self.max_length} "
-                        f"(harness.max_length, or the model's positions); set harness.gen_kwargs.max_gen_toks to {self.max_length // 2} or so"
+                        f"stage harness: a task asks for {sampling.max_new_tokens} tokens, but context "
+                        f"and answer have only {self.max_length} (harness.max_length, or the model's "
+                        f"positions); set harness.gen_kwargs.max_gen_toks to {self.max_length // 2} or so"
                     )
                 contexts = [
                     (self.tok_encode(requests[n].args[0]) or [self.prefix_token_id])[-room:] for n in numbers
                 ]
-                for one in self._answer(table_of(contexts, [[]] * len(contexts)), sampling):
-                    request = requests[numbers[one.row]]
-                    texts[numbers[one.row]] = one.text
-                    self.cache_hook.add_partial("generate_until", request.args, one.text)
+                prompts = table_of(contexts, [[] for _ in contexts])
+                for generated in self._answer(prompts, sampling):
+                    number = numbers[generated.row]
+                    texts[number] = generated.text
+                    self.cache_hook.add_partial("generate_until", requests[number].args, generated.text)
                     bar.update()
         return texts
 
     def _sampling(self, gen_kwargs: dict[str, Any]) -> Sampling:
-        """As a task's generation_kwargs say. UserError: something that we cannot do and that would change the answer."""
-        asked = dict(normalize_gen_kwargs(gen_kwargs, self.max_gen_toks))
-        until, max_new_tokens, draws = asked.pop("until"), asked.pop("max_gen_toks"), asked.pop("do_sample")
-        temperature, top_k, top_p = (
-            asked.pop("temperature", 1.0),
-            asked.pop("top_k", None),
-            asked.pop("top_p", 1.0),
-        )
-        unknown = {
-            name: value
-            for name, value in asked.items()
+        """Sampling by a task's generation_kwargs. UserError: one of them is not supported."""
+        settings = dict(normalize_gen_kwargs(gen_kwargs, self.max_gen_toks))
+        until = settings.pop("until")
+        max_new_tokens = settings.pop("max_gen_toks")
+        temperature = settings.pop("temperature", 1.0)
+        if not settings.pop("do_sample"):
+            temperature = 0.0
+        top_k = settings.pop("top_k", None)
+        top_p = settings.pop("top_p", 1.0)
+        unknown = [
+            f"{name}={value}"
+            for name, value in settings.items()
             if value is not None and NEUTRAL.get(name, ...) != value
-        }
+        ]
         if unknown:
-            said = ", ".join(f"{name}={value}" for name, value in unknown.items())
             raise UserError(
-                f"stage harness: a task wants {said}, which is not supported; set other values in harness.gen_kwargs, or leave the task out"
+                f"stage harness: a task wants {', '.join(unknown)}, which is not supported; set other "
+                "values in harness.gen_kwargs, or leave the task out"
             )
         special = {
             string: self.tokenizer.convert_tokens_to_ids(string)
@@ -248,7 +275,7 @@ class HarnessModel(TemplateLM):
         }
         return Sampling(
             max_new_tokens,
-            float(temperature) if draws else 0.0,
+            float(temperature),
             top_k or None,
             1.0 if top_p is None else float(top_p),
             ends=tuple(sorted(special.values())),
@@ -257,31 +284,53 @@ class HarnessModel(TemplateLM):
 
 
 def grouped(pairs: Sequence[tuple[list[int], list[int]]]) -> dict[int, list[list[int]]]:
-    """Numbers of the pairs (context, continuation), in rows of one context and 4, 2 or 1 continuations, by how many a row holds. More than one only
-    where the context is longer than they are: their row is twice as long at most as what has to be read.
+    """Pairs (context, continuation) put into rows of one context and 4, 2 or 1 continuations.
+
+    A row holds more than one continuation only if its context is longer than they are together. So it is at
+    most twice as long as the context.
 
         A B C > d, A B C > e, A > f, A > g        {2: [[0, 1]], 1: [[2], [3]]}
+
+    Args:
+        pairs: token ids.
+
+    Returns:
+        {continuations in a row: rows of the pairs' numbers}.
     """
     of_context: dict[tuple[int, ...], list[int]] = {}
     for number, (context, _) in enumerate(pairs):
         of_context.setdefault(tuple(context), []).append(number)
     rows: dict[int, list[list[int]]] = {}
     for context, numbers in of_context.items():
-        fits = lambda some: sum(len(pairs[n][1]) for n in some) <= len(context)
-        while numbers:
-            count = next(n for n in SHARED if n == 1 or (n <= len(numbers) and fits(numbers[:n])))
-            rows.setdefault(count, []).append(numbers[:count])
-            numbers = numbers[count:]
+        lengths = [len(pairs[number][1]) for number in numbers]
+        begin = 0
+        while begin < len(numbers):
+            count = _continuations_in_a_row(len(context), lengths[begin:])
+            rows.setdefault(count, []).append(numbers[begin : begin + count])
+            begin += count
     return rows
 
 
+def _continuations_in_a_row(context_length: int, lengths: Sequence[int]) -> int:
+    """How many of the next continuations, which have these lengths, go into one row with their context."""
+    for count in SHARED:
+        if count <= len(lengths) and sum(lengths[:count]) <= context_length:
+            return count
+    return 1
+
+
 def table_of(prompts: list[list[int]], responses: list[list[list[int]]]) -> TokenTable:
-    """Rows of token ids, each with the same number of responses, as batching takes them."""
+    """A table of token ids, as batching takes it.
+
+    Args:
+        prompts: token ids of each row.
+        responses: of each row, as many as of any other.
+    """
     N, P = len(prompts), len(responses[0])
     no = np.zeros(N, bool)
     return TokenTable(
         ragged(prompts, np.int32),
-        ragged([one for row in responses for one in row], np.int32),
+        ragged([response for row in responses for response in row], np.int32),
         np.arange(N),
         no,
         np.zeros((N, P), bool),

@@ -1,11 +1,15 @@
-"""Words that carry sentiment, by public lists, found again among a response's tokens.
+"""Words that carry sentiment, by public lists, and the tokens of a response that belong to them.
 
-    kind       a line                                      strength of a word
-    opinion    good                                        1; lines that begin with ; are comments (Hu and Liu, KDD 2004)
-    scores     good TAB 1.9 [TAB ...]                      |score|, 0 neutral (VADER, Hutto and Gilbert 2014; AFINN, arXiv 1103.2903)
-    treebank   (4 (3 good) (2 film)), one tree             |mean label of its leaves - 2|, 2 neutral (Stanford treebank, Socher et al. 2013)
+    kind       a line                            strength of a word
+    opinion    good                              1; lines that begin with ; are comments
+    scores     good TAB 1.9 [TAB ...]            |score|, 0 neutral
+    treebank   (4 (3 good) (2 film)), one tree   |mean label of its leaves - 2|, 2 neutral
 
-A word of a response is a run of ASCII letters, apostrophes within it included, in lower case; what a list holds besides is never met.
+Lists of these kinds: opinion lexicon (Hu and Liu, KDD 2004); VADER (Hutto and Gilbert 2014) and AFINN (arXiv
+1103.2903); Stanford sentiment treebank (Socher et al. 2013).
+
+A word of a response is a run of ASCII letters, apostrophes within it included, in lower case; other entries
+of a list match nothing.
 """
 
 import gzip
@@ -27,15 +31,22 @@ _LINE = {"opinion": "one word", "scores": "word TAB score", "treebank": "a tree 
 
 
 def load_strengths(path: str, kind: str) -> dict[str, float]:
-    """Word in lower case -> strength, 0 where it is neutral; of a word that occurs again the mean score counts. `path` may end in .gz. UserError:
-    a file that cannot be read, or a line that is none of its kind."""
+    """The strength of each word, in lower case; 0: neutral. Several values of a word are averaged.
+
+    Args:
+        path: of the list; may end in .gz.
+        kind: "opinion", "scores" or "treebank".
+
+    Raises:
+        UserError: the file cannot be read, or has a line of another kind.
+    """
     values: dict[str, list[float]] = {}
     for number, line in enumerate(_lines(path), 1):
         if not line.strip() or (kind == "opinion" and line.startswith(";")):
             continue
         for word, value in _values(line, kind, f"{path}:{number}"):
             values.setdefault(word.lower(), []).append(value)
-    return {word: abs(float(np.mean(found))) for word, found in values.items()}
+    return {word: abs(float(np.mean(of_word))) for word, of_word in values.items()}
 
 
 def _lines(path: str) -> list[str]:
@@ -66,32 +77,42 @@ def _values(line: str, kind: str, where: str) -> list[tuple[str, float]]:
 
 
 def load_lexicons(entries: Iterable[Any]) -> dict[str, frozenset[str]]:
-    """Kind -> the words of all its lists whose strength is above the list's threshold. entries: what has path, kind and threshold. UserError as
-    load_strengths, or if a list leaves no word."""
-    found: dict[str, frozenset[str]] = {}
+    """By kind: the words of all lists of that kind whose strength is above the list's threshold.
+
+    Args:
+        entries: lists, each with path, kind and threshold.
+
+    Raises:
+        UserError: as load_strengths, or a list has no word above its threshold.
+    """
+    lexicons: dict[str, frozenset[str]] = {}
     for entry in entries:
-        words = frozenset(
-            word
-            for word, strength in load_strengths(entry.path, entry.kind).items()
-            if strength > entry.threshold
-        )
+        strengths = load_strengths(entry.path, entry.kind)
+        words = frozenset(word for word, strength in strengths.items() if strength > entry.threshold)
         if not words:
             raise UserError(
-                f"evaluation.lexicons: {entry.path} has no word of a strength above {entry.threshold}; lower its threshold"
+                f"evaluation.lexicons: {entry.path} has no word of a strength above {entry.threshold}; "
+                "lower its threshold"
             )
-        found[entry.kind] = found.get(entry.kind, frozenset()) | words
-    return found
+        lexicons[entry.kind] = lexicons.get(entry.kind, frozenset()) | words
+    return lexicons
 
 
 class WordMarks(NamedTuple):
-    """Flags of tokens, bool [N]. decisive: per lexicon, whether the token holds letters of one of its words. rest: whether it only goes on with a word
-    that began before it, so that the word may be known from what comes before."""
+    """Flags of tokens, bool [N].
+
+    Attributes:
+        decisive: by lexicon, whether the token holds letters of one of its words.
+        rest: whether the token only goes on with a word that began before it, so that the word may be known
+            from what comes before.
+    """
 
     decisive: dict[str, np.ndarray]
     rest: np.ndarray
 
     @property
     def union(self) -> np.ndarray:
+        """Whether the token belongs to a word of any lexicon."""
         return np.any(list(self.decisive.values()), axis=0)
 
 
@@ -101,10 +122,15 @@ def mark_words(texts: Sequence[str], lexicons: Mapping[str, Collection[str]]) ->
     tokens      The| aw|ful|ly| bad| film|.        lexicon: awfully, bad
     decisive     0    1   1   1    1     0   0
     rest         0    0   1   1    0     0   0
+
+    Args:
+        texts: of the tokens.
+        lexicons: words in lower case, by name.
     """
     ends = np.cumsum([len(text) for text in texts])
     decisive = {name: np.zeros(len(texts), bool) for name in lexicons}
-    begins, holds = np.zeros(len(texts), bool), np.zeros(len(texts), bool)
+    begins = np.zeros(len(texts), bool)
+    holds = np.zeros(len(texts), bool)
     for word in _WORD.finditer("".join(texts)):
         first, last = np.searchsorted(ends, [word.start(), word.end() - 1], side="right")
         begins[first] = True
@@ -118,15 +144,13 @@ def mark_words(texts: Sequence[str], lexicons: Mapping[str, Collection[str]]) ->
 def mark_table(
     table: TokenTable, tokenizer: Any | None, lexicons: Mapping[str, Collection[str]]
 ) -> WordMarks:
-    """Marks of all response tokens of a table, laid out as `responses.flat`. UserError without a tokenizer."""
+    """Marks of all response tokens of a table, as `responses.flat`. UserError without a tokenizer."""
     if tokenizer is None:
         raise UserError(
-            "evaluation.lexicons: words are text, but there is no tokenizer to read the tokens with: set tokenizer.kind"
+            "evaluation.lexicons: words are text, but there is no tokenizer to read the tokens with: set "
+            "tokenizer.kind"
         )
-    marks = [
-        mark_words(token_texts(table.responses[n], tokenizer), lexicons) for n in range(len(table.responses))
-    ]
-    return WordMarks(
-        {name: np.concatenate([one.decisive[name] for one in marks]) for name in lexicons},
-        np.concatenate([one.rest for one in marks]),
-    )
+    texts = [token_texts(table.responses[n], tokenizer) for n in range(len(table.responses))]
+    marks = [mark_words(of_response, lexicons) for of_response in texts]
+    decisive = {name: np.concatenate([mark.decisive[name] for mark in marks]) for name in lexicons}
+    return WordMarks(decisive, np.concatenate([mark.rest for mark in marks]))

@@ -14,9 +14,16 @@ def _numbers(values: np.ndarray) -> list[float]:
 
 
 def pair_record(score: PairScore, table: Any, tokenizer: Any | None, *, with_text: bool) -> dict[str, Any]:
-    """index, loss (L1 included), margin (the sigmoid's argument, beta included), prompt_ids, and of chosen and rejected the lists over response tokens.
+    """The record of a scored pair.
 
-    with_text adds what a reader needs: origin, prompt_tokens, tokens and decisive (null where unknown).
+    It has index, loss (L1 included), margin (the sigmoid's argument, beta included) and prompt_ids, and in
+    "chosen" and "rejected" lists over the response's tokens.
+
+    Args:
+        score: of the pair.
+        table: holds the pair.
+        tokenizer: makes text of tokens; None: there is none.
+        with_text: adds what a reader needs: origin, prompt_tokens, tokens and decisive (null where unknown).
     """
     record: dict[str, Any] = {
         "index": score.row,
@@ -30,10 +37,10 @@ def pair_record(score: PairScore, table: Any, tokenizer: Any | None, *, with_tex
             "prompt_tokens": token_texts(table.prompt(score.row), tokenizer),
         }
     for p, name in enumerate(("chosen", "rejected")):
-        ids, response = table.response(score.row, p), score.responses[p]
-        record[name] = {"token_ids": [int(x) for x in ids]} | {
-            field: _numbers(getattr(response, field)) for field in response._fields
-        }
+        ids = table.response(score.row, p)
+        columns = score.responses[p]._asdict()
+        record[name] = {"token_ids": [int(x) for x in ids]}
+        record[name] |= {field: _numbers(values) for field, values in columns.items()}
         if with_text:
             decisive = [bool(x) for x in table.decisive(score.row, p)] if table.has_decisive else None
             record[name] |= {"tokens": token_texts(ids, tokenizer), "decisive": decisive}

@@ -1,4 +1,4 @@
-"""Every pair of a table, scored: per-pair metrics and per-token statistics and masks, in the order of the data."""
+"""Every pair of a table, scored: metrics of the pair, statistics and masks of its tokens."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ class ResponseScore(NamedTuple):
 
 
 class PairScore(NamedTuple):
+    """A pair: its row in the data, the step's metrics of it, and its responses, chosen and rejected."""
+
     row: int
     metrics: dict[str, float]
     responses: tuple[ResponseScore, ResponseScore]
@@ -31,24 +33,29 @@ def score_pairs(
     weights: Any,
     reference: Any,
 ) -> list[PairScore]:
-    """Scores sorted by row. score_batch(weights, reference, batch on device) gives (metrics [B], TokenStats, TokenMasks, valid, row, weight)
-    that every host can read; batches are host arrays [1, B, ...]. Does not depend on how the rows are batched."""
+    """Scores sorted by row. They do not depend on how the rows are batched.
+
+    Args:
+        score_batch: `score_batch(weights, reference, batch on device)` gives (metrics [B], TokenStats,
+            TokenMasks, row [B], weight [B]) that every host can read.
+        put: places a host batch on the devices.
+        batches: host arrays [1, B, ...].
+        weights: of policy and masks.
+        reference: its weights.
+    """
     scores = []
     for batch in batches:
         metrics_B, stats, masks, row_B, weight_B = score_batch(weights, reference, put(batch))
         metrics_B = {name: np.asarray(value) for name, value in metrics_B.items()}
-        columns = [
-            np.asarray(x)
-            for x in (stats.logp_BPT, stats.ref_logp_BPT, stats.kl_BPT, masks.reward_BPT, masks.kl_BPT)
-        ]
-        valid_BPT, row_B, weight_B = np.asarray(stats.valid_BPT), np.asarray(row_B), np.asarray(weight_B)
-        for b in np.flatnonzero(weight_B > 0):
-            responses = tuple(ResponseScore(*(x[b, p][valid_BPT[b, p]] for x in columns)) for p in range(2))
-            scores.append(
-                PairScore(
-                    int(row_B[b]), {name: float(value[b]) for name, value in metrics_B.items()}, responses
-                )
+        of_tokens = (stats.logp_BPT, stats.ref_logp_BPT, stats.kl_BPT, masks.reward_BPT, masks.kl_BPT)
+        columns = [np.asarray(x_BPT) for x_BPT in of_tokens]
+        valid_BPT, row_B = np.asarray(stats.valid_BPT), np.asarray(row_B)
+        for b in np.flatnonzero(np.asarray(weight_B) > 0):
+            chosen, rejected = (
+                ResponseScore(*(x_BPT[b, p][valid_BPT[b, p]] for x_BPT in columns)) for p in range(2)
             )
+            metrics = {name: float(value_B[b]) for name, value_B in metrics_B.items()}
+            scores.append(PairScore(int(row_B[b]), metrics, (chosen, rejected)))
     return sorted(scores, key=lambda score: score.row)
 
 
@@ -58,8 +65,11 @@ def mean_metrics(scores: list[PairScore]) -> dict[str, float]:
 
 
 def headline(scores: list[PairScore]) -> dict[str, float]:
-    """What the summary says of a policy. kl: mean over pairs, and over the two responses of each, of the unmasked
-    sum over the response's tokens, nats."""
+    """What the summary says of a policy.
+
+    kl is the mean over pairs, and over the two responses of each, of the unmasked sum over the response's
+    tokens, nats.
+    """
     mean = mean_metrics(scores)
     return {
         "accuracy": mean["rewards/accuracies"],
@@ -71,11 +81,13 @@ def headline(scores: list[PairScore]) -> dict[str, float]:
 
 
 def independent_pairs(scores: list[PairScore], prompt_key_N: np.ndarray) -> float:
-    """How many independent pairs say as much of the unmasked accuracy as these do, of which several may share a prompt: from 1 to their number.
+    """How many independent pairs would tell as much of the accuracy as these, which may share prompts.
 
-    n over the design effect, the variance of the mean over prompts against that of n independent pairs. Source: Rao and Scott, 1992.
+    n over the design effect: the variance of the mean over prompts against that of n independent pairs (Rao
+    and Scott, 1992). From 1 to n.
     """
-    right_N, n = np.array([score.metrics["accuracy_unmasked"] for score in scores]), len(scores)
+    right_N = np.array([score.metrics["accuracy_unmasked"] for score in scores])
+    n = len(scores)
     prompt_N = np.unique(prompt_key_N, return_inverse=True)[1].ravel()
     prompts = int(prompt_N.max()) + 1
     if prompts == n:
@@ -92,8 +104,5 @@ def independent_pairs(scores: list[PairScore], prompt_key_N: np.ndarray) -> floa
 
 def mask_sparsity(scores: list[PairScore]) -> float:
     """Share of exact zeros in the reward mask over all response tokens."""
-    return float(
-        np.mean(
-            np.concatenate([response.reward_mask for score in scores for response in score.responses]) == 0
-        )
-    )
+    mask_N = np.concatenate([response.reward_mask for score in scores for response in score.responses])
+    return float(np.mean(mask_N == 0))

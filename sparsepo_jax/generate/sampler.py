@@ -1,10 +1,12 @@
-"""Responses drawn from a policy, token by token over a cache of what was read; compiled once a prompt length.
+"""Responses drawn from a policy, token by token over a cache; compiled once for each prompt length.
 
-    begin    prompts (padded on the left) are read once, the cache repeated for each sample, the first token drawn
-    advance  one token more in each row, in a loop on the device, until all rows are done or a limit is reached
+    begin    reads the prompts (padded on the left) once, repeats the cache for each sample, draws the first
+    token advance  draws one token more in each row, in a loop on the device, until all rows are done or a
+    limit is reached
 
-Rows end with an EOS token on the device. Stop strings are text, so the host looks for them, every LOOK_EVERY tokens. A draw is keyed by
-(seed, row, sample, number of the token): it depends neither on the batch nor on the mesh.
+The device ends rows at an EOS token. Stop strings are text, so that the host looks for them, every
+LOOK_EVERY tokens. A draw is keyed by (seed, row, sample, number of the token): it depends neither on the
+batch nor on the mesh.
 """
 
 import functools
@@ -27,8 +29,18 @@ LOOK_EVERY = 16  # tokens between two looks for stop strings
 
 
 class Sampling(NamedTuple):
-    """temperature 0 is greedy. top_k and top_p (applied in this order, after the temperature) leave the most probable tokens: None and 1 leave
-    all. samples: of each prompt. ends: token ids that end a response (EOS). stop: strings that do, special tokens among them."""
+    """How responses are drawn.
+
+    Attributes:
+        max_new_tokens: the longest response, its end included.
+        temperature: logits are divided by it; 0: the most probable token is taken (greedy).
+        top_k: only so many most probable tokens are drawn from, after the temperature; None: from all.
+        top_p: only the most probable tokens of so much probability together, after top_k; 1: all.
+        samples: responses to each prompt.
+        seed: of all draws.
+        ends: token ids that end a response (EOS).
+        stop: strings that do, special tokens among them.
+    """
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -41,7 +53,15 @@ class Sampling(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """ids: up to and with the token that ended it. text: without special tokens, cut before a stop string; None without a tokenizer."""
+    """A response.
+
+    Attributes:
+        row: of the prompt, in the data.
+        sample: its number among the prompt's samples.
+        ids: tokens up to and with the one that ended it.
+        text: without special tokens, cut before a stop string; None without a tokenizer.
+        finish: what ended it.
+    """
 
     row: int
     sample: int
@@ -51,7 +71,10 @@ class Generated(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """State of a batch, R rows = prompts x samples. Column t of tokens is drawn for t < step; a row's tokens count up to length."""
+    """State of a batch of R = prompts x samples rows.
+
+    Column t of tokens is drawn for t < step; a row's tokens count up to its length.
+    """
 
     cache: Cache
     tokens_RT: Int[Array, "R T"]
@@ -64,8 +87,15 @@ class Drawing(NamedTuple):
 def kept_logits(
     logits_RV: Float[Array, "R V"], temperature: float, top_k: int | None, top_p: float
 ) -> Float[Array, "R V"]:
-    """Logits of the distribution that is drawn from, -inf outside. top_p: the fewest tokens whose probability together reaches p (nucleus,
-    Holtzman et al. 2020, 1904.09751); tokens as probable as the last one kept are kept, too."""
+    """Logits of the distribution that is drawn from, -inf for tokens that are left out.
+
+    Args:
+        logits_RV: of the model.
+        temperature: > 0.
+        top_k: so many tokens stay; None: all.
+        top_p: the fewest tokens whose probability together reaches it stay (nucleus: Holtzman et al. 2020,
+            1904.09751). Tokens as probable as the last one that stays stay, too.
+    """
     logits_RV = logits_RV / temperature
     if top_k is not None and top_k < logits_RV.shape[-1]:
         least_R1 = jax.lax.top_k(logits_RV, top_k)[0][:, -1:]
@@ -80,7 +110,7 @@ def kept_logits(
 
 
 def draw(logits_RV: Float[Array, "R V"], key_R: Key[Array, "R"], sampling: Sampling) -> Int[Array, "R"]:
-    """One token a row."""
+    """One token for each row, int32."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_RV, axis=-1).astype(jnp.int32)
     kept_RV = kept_logits(logits_RV, sampling.temperature, sampling.top_k, sampling.top_p)
@@ -88,8 +118,17 @@ def draw(logits_RV: Float[Array, "R V"], key_R: Key[Array, "R"], sampling: Sampl
 
 
 class Sampler(NamedTuple):
-    """begin(weights, batch [1, B, ...]) -> Drawing; advance(weights, drawing, limit) -> Drawing, which takes the old one's place;
-    rows(batch) -> (row [B], weight [B]), and seen(drawing) -> (tokens, length, done), on every host."""
+    """The programs that draw.
+
+    Attributes:
+        begin: `begin(weights, batch [1, B, ...])` gives a Drawing with one token a row.
+        advance: `advance(weights, drawing, limit)` goes on up to `limit` tokens a row, in the drawing's
+            memory.
+        rows: `rows(batch)` gives (row [B], weight [B]) on every host.
+        seen: `seen(drawing)` gives (tokens, length, done) on every host.
+        sampling: how they draw.
+        mesh: where they run.
+    """
 
     begin: Callable[[Weights, PromptBatch], Drawing]
     advance: Callable[[Weights, Drawing, int], Drawing]
@@ -100,13 +139,20 @@ class Sampler(NamedTuple):
 
 
 def make_sampler(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampling) -> Sampler:
-    """A sampler of the decoder `graph`, whose matrices are read in `dtype`, as in training. Samplers that differ in seed, temperature (but 0) and stop
-    strings alone have one program."""
-    drawn = sampling.temperature > 0
-    begin, advance, rows, seen = _programs(
-        graph, dtype, mesh, sampling._replace(seed=0, temperature=float(drawn), stop=())
-    )
-    temperature = sampling.temperature if drawn else 1.0
+    """A sampler of a decoder.
+
+    Samplers that differ in seed, stop strings and temperatures other than 0 alone share their programs.
+
+    Args:
+        graph: the decoder's structure.
+        dtype: matrices are cast to it, as in training.
+        mesh: where it runs.
+        sampling: how it draws.
+    """
+    is_greedy = sampling.temperature == 0
+    compiled_for = sampling._replace(seed=0, temperature=0.0 if is_greedy else 1.0, stop=())
+    begin, advance, rows, seen = _programs(graph, dtype, mesh, compiled_for)
+    temperature = 1.0 if is_greedy else sampling.temperature
     return Sampler(
         functools.partial(begin, sampling.seed, temperature),
         functools.partial(advance, temperature),
@@ -119,50 +165,36 @@ def make_sampler(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sa
 
 @functools.cache
 def _programs(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampling) -> tuple[Callable, ...]:
-    """begin, advance, rows and seen of samplers, with seed and temperature as arguments; those of `sampling` are not read but for temperature 0."""
+    """begin, advance, rows and seen of samplers, with seed and temperature as arguments.
+
+    Of the seed and temperature of `sampling` only counts whether the temperature is 0.
+    """
     constrain = make_constrain(mesh)
+
+    def cast(path: str, x: Any) -> Any:
+        is_matrix = isinstance(x, jax.Array) and path.endswith((".kernel", ".embedding"))
+        return x.astype(dtype) if is_matrix else x
 
     def model_of(weights: Weights) -> Any:
         # Cast once, not at every token: reading the weights is what a token costs.
-        large = lambda path, x: isinstance(x, jax.Array) and path.endswith((".kernel", ".embedding"))
-        return merge_module(
-            graph, {path: x.astype(dtype) if large(path, x) else x for path, x in weights.items()}
-        )
-
-    def next_token(model: Any, states_RD: Array, drawing: Drawing, temperature: Array) -> Drawing:
-        key_R = jax.vmap(jax.random.fold_in, (0, None))(drawing.key_R, drawing.step)
-        token_R = jnp.where(drawing.done_R, 0, draw(model.logits(states_RD) / temperature, key_R, sampling))
-        ended_R = (
-            jnp.isin(token_R, jnp.array(sampling.ends, jnp.int32))
-            if sampling.ends
-            else jnp.zeros_like(drawing.done_R)
-        )
-        return drawing._replace(
-            tokens_RT=jax.lax.dynamic_update_slice(drawing.tokens_RT, token_R[:, None], (0, drawing.step)),
-            length_R=drawing.length_R + ~drawing.done_R,
-            done_R=drawing.done_R | ended_R,
-            step=drawing.step + 1,
-        )
+        return merge_module(graph, {path: cast(path, x) for path, x in weights.items()})
 
     def begin(seed: Array, temperature: Array, weights: Weights, batch: PromptBatch) -> Drawing:
         prompt_BS, valid_BS, row_B, weight_B = (x[0] for x in batch)
         model, n = model_of(weights), sampling.samples
-        states_BSD, cache = model.read(
-            prompt_BS, valid_BS, prompt_BS.shape[1] + sampling.max_new_tokens - 1, constrain
-        )
-        fold = jax.vmap(jax.random.fold_in)
-        row_R, sample_R = jnp.repeat(row_B, n), jnp.tile(jnp.arange(n), len(row_B))
-        key_R = fold(jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(row_R), sample_R)
-        R = len(row_R)
+        room = prompt_BS.shape[1] + sampling.max_new_tokens - 1
+        states_BSD, cache = model.read(prompt_BS, valid_BS, room, constrain)
+        R = len(row_B) * n
         empty = Drawing(
             cache.repeated(n) if n > 1 else cache,
             jnp.zeros((R, sampling.max_new_tokens), jnp.int32),
             jnp.zeros(R, jnp.int32),
             jnp.repeat(weight_B == 0, n),
-            key_R,
+            _keys(seed, row_B, n),
             jnp.int32(0),
         )
-        return next_token(model, jnp.repeat(states_BSD[:, -1], n, axis=0), empty, temperature)
+        last_states_RD = jnp.repeat(states_BSD[:, -1], n, axis=0)
+        return _next_token(model, last_states_RD, empty, temperature, sampling)
 
     def advance(temperature: Array, weights: Weights, drawing: Drawing, limit: Array) -> Drawing:
         model = model_of(weights)
@@ -170,7 +202,7 @@ def _programs(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampl
         def one_more(drawing: Drawing) -> Drawing:
             last_R = jax.lax.dynamic_index_in_dim(drawing.tokens_RT, drawing.step - 1, axis=1, keepdims=False)
             states_RD, cache = model.extend(last_R, drawing.cache, constrain)
-            return next_token(model, states_RD, drawing._replace(cache=cache), temperature)
+            return _next_token(model, states_RD, drawing._replace(cache=cache), temperature, sampling)
 
         return jax.lax.while_loop(lambda d: (d.step < limit) & ~d.done_R.all(), one_more, drawing)
 
@@ -183,10 +215,42 @@ def _programs(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampl
     )
 
 
+def _keys(seed: Array, row_B: Array, samples: int) -> Key[Array, "R"]:
+    """A key for each sample of each prompt."""
+    row_R = jnp.repeat(row_B, samples)
+    sample_R = jnp.tile(jnp.arange(samples), len(row_B))
+    row_key_R = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(row_R)
+    return jax.vmap(jax.random.fold_in)(row_key_R, sample_R)
+
+
+def _next_token(
+    model: Any, states_RD: Array, drawing: Drawing, temperature: Array, sampling: Sampling
+) -> Drawing:
+    """Draws one token for each row from the final states of the last ones."""
+    key_R = jax.vmap(jax.random.fold_in, (0, None))(drawing.key_R, drawing.step)
+    token_R = jnp.where(drawing.done_R, 0, draw(model.logits(states_RD) / temperature, key_R, sampling))
+    ended_R = jnp.zeros_like(drawing.done_R)
+    if sampling.ends:
+        ended_R = jnp.isin(token_R, jnp.array(sampling.ends, jnp.int32))
+    return drawing._replace(
+        tokens_RT=jax.lax.dynamic_update_slice(drawing.tokens_RT, token_R[:, None], (0, drawing.step)),
+        length_R=drawing.length_R + ~drawing.done_R,
+        done_R=drawing.done_R | ended_R,
+        step=drawing.step + 1,
+    )
+
+
 def generate(
     sampler: Sampler, weights: Weights, batches: Iterable[PromptBatch], tokenizer: Any | None
 ) -> Iterator[Generated]:
-    """Responses to the prompts of host batches [1, B, ...], batch by batch; of a prompt's samples in order."""
+    """Responses, batch by batch; those to one prompt in order.
+
+    Args:
+        sampler: draws them.
+        weights: of the decoder, by path.
+        batches: prompts of this host, [1, B, ...].
+        tokenizer: makes text of tokens; None: there is none, and nothing stops at a string.
+    """
     sampling = sampler.sampling
     every = LOOK_EVERY if sampling.stop else sampling.max_new_tokens
     stop = StopStrings(sampling.stop, tokenizer)
@@ -194,53 +258,77 @@ def generate(
         on_device = put_batch(batch, sampler.mesh)
         row_B, weight_B = map(np.asarray, sampler.rows(on_device))
         drawing = sampler.begin(weights, on_device)
+        counts_R = np.repeat(weight_B > 0, sampling.samples)
         stopped: dict[int, tuple[int, str]] = {}
         step = 1
         while True:
             tokens_RT, length_R, done_R = map(np.asarray, sampler.seen(drawing))
             if sampling.stop:
-                for r in range(len(tokens_RT)):
-                    if weight_B[r // sampling.samples] and r not in stopped:
-                        found = stop_within(tokens_RT[r, : length_R[r]], stop, tokenizer)
-                        if found is not None:
-                            stopped[r] = found
+                for r in np.flatnonzero(counts_R):
+                    if r not in stopped and (
+                        end := stop_within(tokens_RT[r, : length_R[r]], stop, tokenizer)
+                    ):
+                        stopped[r] = end
             finished_R = done_R | np.isin(np.arange(len(done_R)), list(stopped))
             if finished_R.all() or step >= sampling.max_new_tokens:
                 break
             step = min(step + every, sampling.max_new_tokens)
-            sharding = drawing.done_R.sharding
-            held = jax.make_array_from_callback(finished_R.shape, sharding, lambda index: finished_R[index])
-            drawing = sampler.advance(weights, drawing._replace(done_R=held), step)
-        for r in range(len(tokens_RT)):
-            b, n = divmod(r, sampling.samples)
-            if not weight_B[b]:
-                continue
-            if r in stopped:
-                count, text = stopped[r]
-                yield Generated(int(row_B[b]), n, tokens_RT[r, :count], text, "stop")
-                continue
-            ids = tokens_RT[r, : length_R[r]]
-            text = None if tokenizer is None else tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-            yield Generated(int(row_B[b]), n, ids, text, "eos" if ids[-1] in sampling.ends else "length")
+            drawing = sampler.advance(weights, _with_done(drawing, finished_R), step)
+        for r in np.flatnonzero(counts_R):
+            b, sample = divmod(int(r), sampling.samples)
+            yield _finished(
+                int(row_B[b]), sample, tokens_RT[r, : length_R[r]], stopped.get(r), sampling, tokenizer
+            )
+
+
+def _with_done(drawing: Drawing, finished_R: np.ndarray) -> Drawing:
+    """A drawing that leaves the finished rows alone."""
+    sharding = drawing.done_R.sharding
+    done_R = jax.make_array_from_callback(finished_R.shape, sharding, lambda index: finished_R[index])
+    return drawing._replace(done_R=done_R)
+
+
+def _finished(
+    row: int,
+    sample: int,
+    ids: np.ndarray,
+    stopped: tuple[int, str] | None,
+    sampling: Sampling,
+    tokenizer: Any | None,
+) -> Generated:
+    """stopped: (tokens, text) up to a stop string."""
+    if stopped is not None:
+        count, text = stopped
+        return Generated(row, sample, ids[:count], text, "stop")
+    text = None if tokenizer is None else tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+    return Generated(row, sample, ids, text, "eos" if ids[-1] in sampling.ends else "length")
 
 
 def continuation(
-    prompt_ids: np.ndarray, one: Generated, tokenizer: Any | None, stop: tuple[str, ...]
+    prompt_ids: np.ndarray, response: Generated, tokenizer: Any | None, stop: tuple[str, ...]
 ) -> str | None:
-    """What a response adds to the text of its prompt. Not the text of its tokens alone: a tokenizer may drop the space that those begin with."""
+    """What a response adds to the text of its prompt, None without a tokenizer.
+
+    Not the text of its tokens alone: a tokenizer may drop the space that those begin with.
+
+    Args:
+        prompt_ids: the prompt's tokens.
+        response: to that prompt.
+        tokenizer: of both.
+        stop: the strings that end a response.
+    """
     if tokenizer is None:
         return None
     decode = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
-    before, whole = (
-        decode(ids, skip_special_tokens=True)
-        for ids in (prompt_ids.tolist(), [*prompt_ids.tolist(), *one.ids.tolist()])
-    )
-    if not whole.startswith(before):  # the prompt's end is half of a character
-        return one.text
-    if one.finish != "stop":
-        return whole[len(before) :]
-    text = _text_of(decode, prompt_ids.tolist(), one.ids.tolist())
-    return whole[len(before) :][: StopStrings(stop, tokenizer).place(text, len(one.ids))]
+    prompt, ids = prompt_ids.tolist(), response.ids.tolist()
+    prompt_text = decode(prompt, skip_special_tokens=True)
+    full_text = decode([*prompt, *ids], skip_special_tokens=True)
+    if not full_text.startswith(prompt_text):  # the prompt ends within a character
+        return response.text
+    added = full_text[len(prompt_text) :]
+    if response.finish != "stop":
+        return added
+    return added[: StopStrings(stop, tokenizer).place(_text_of(decode, prompt, ids), len(ids))]
 
 
 Text = Callable[[int, bool], str]
@@ -256,8 +344,11 @@ def _text_of(decode: Callable[..., str], prompt: list[int], ids: list[int]) -> T
 
 
 class StopStrings:
-    """Strings that end a response. One that holds a special token (<|im_end|>) is looked for in the text with special tokens; any other one in the text
-    without them, so that "|" does not end at <|im_end|>."""
+    """Strings that end a response.
+
+    One that holds a special token (<|im_end|>) is looked for in the text with special tokens; any other one
+    in the text without them, so that "|" does not end at <|im_end|>.
+    """
 
     def __init__(self, stop: tuple[str, ...], tokenizer: Any):
         special = [
@@ -276,21 +367,22 @@ class StopStrings:
 
     def place(self, text: Text, count: int) -> int | None:
         """Where the first one begins, in the text without special tokens; None if there is none."""
-        plain, places = text(count, False), []
-        places += [plain.index(string) for string in self._plain if string in plain]
+        plain = text(count, False)
+        places = [plain.index(string) for string in self._plain if string in plain]
         if self._special:
-            written = text(count, True)
-            places += [
-                self._without_special(text, count, written.index(string))
-                for string in self._special
-                if string in written
-            ]
+            with_special = text(count, True)
+            for string in self._special:
+                if string in with_special:
+                    places.append(self._without_special(text, count, with_special.index(string)))
         return min(places, default=None)
 
     def _without_special(self, text: Text, count: int, place: int) -> int:
-        """A place in the text with special tokens as one in the text without: that of the last token which ends before it, and what is left."""
-        whole = next(tokens for tokens in range(count, -1, -1) if len(text(tokens, True)) <= place)
-        return len(text(whole, False)) + place - len(text(whole, True))
+        """Where a place of the text with special tokens is in the text without them.
+
+        The end of the last token before it, and the characters that are left.
+        """
+        tokens = next(tokens for tokens in range(count, -1, -1) if len(text(tokens, True)) <= place)
+        return len(text(tokens, False)) + place - len(text(tokens, True))
 
 
 def stop_within(ids: np.ndarray, stop: StopStrings, tokenizer: Any) -> tuple[int, str] | None:

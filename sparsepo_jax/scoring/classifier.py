@@ -1,12 +1,13 @@
-"""A classifier of texts that is trained here in seconds: TF-IDF of words and pairs of words, logistic regression (scikit-learn).
+"""A classifier of texts that is trained here in seconds: logistic regression on TF-IDF of words.
 
-Kept without pickle, since a pickle runs code when it is read: words.json in order, numbers.safetensors, about.json with its accuracy.
+scikit-learn trains it; pairs of words count as words, too. It is saved without pickle, since a pickle runs
+code when it is read: words.json in order, numbers.safetensors, and about.json with its accuracy.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from sparsepo_jax.data.labelled import Labelled
 
 
 class Classifier(NamedTuple):
-    """V words and pairs of words; a text's log-odds are its TF-IDF vector times the coefficients, plus the intercept."""
+    """V words. A text's log-odds are its TF-IDF vector times the coefficients, plus the intercept."""
 
     words: list[str]
     idf_V: np.ndarray
@@ -24,28 +25,38 @@ class Classifier(NamedTuple):
     intercept: float
 
     def probability(self, texts: Sequence[str]) -> np.ndarray:
-        """Of the positive label, float64 [N]."""
+        """The probability of the positive label for each text, float64 [N]."""
         vectorizer = _vectorizer(vocabulary={word: n for n, word in enumerate(self.words)})
         vectorizer.idf_ = self.idf_V
         return 1 / (1 + np.exp(-(vectorizer.transform(texts) @ self.coefficient_V + self.intercept)))
 
     def accuracy(self, rows: Labelled) -> float:
+        """The share of rows on whose label side of 1/2 the probability is."""
         return float(np.mean((self.probability(rows.texts) > 0.5) == rows.positive_N))
 
 
-def _vectorizer(**settings):
+def _vectorizer(**settings: Any) -> Any:
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError as error:
         raise UserError(
-            "scorer.kind classifier needs scikit-learn: install sparsepo_jax[reward], or choose another scorer"
+            "scorer.kind classifier needs scikit-learn: install sparsepo_jax[reward], or choose another "
+            "scorer"
         ) from error
     return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **settings)
 
 
 def train_classifier(rows: Labelled, *, max_features: int, l2: float) -> Classifier:
-    """l2: weight of half the squared coefficients against the sum of the rows' log losses. The same rows give the same classifier. UserError: texts
-    without a word."""
+    """A classifier of these rows; the same rows give the same one.
+
+    Args:
+        rows: texts with labels and weights.
+        max_features: the most frequent words and pairs of words that it reads.
+        l2: weight of half the squared coefficients against the sum of the rows' log losses.
+
+    Raises:
+        UserError: the texts have no words.
+    """
     vectorizer = _vectorizer(max_features=max_features)
     from sklearn.linear_model import LogisticRegression
 
@@ -63,7 +74,7 @@ def train_classifier(rows: Labelled, *, max_features: int, l2: float) -> Classif
 
 
 def save_classifier(directory: Path, classifier: Classifier, about: dict[str, float | None]) -> None:
-    """Replaces what lies in the directory."""
+    """Replaces the directory. about: what is known of the classifier, such as its accuracy."""
     from safetensors.numpy import save_file
 
     def fill(unfinished: Path) -> None:
@@ -80,6 +91,7 @@ def save_classifier(directory: Path, classifier: Classifier, about: dict[str, fl
 
 
 def load_classifier(directory: Path) -> tuple[Classifier, dict[str, float | None]]:
+    """(classifier, about) as save_classifier wrote them."""
     from safetensors.numpy import load_file
 
     numbers = load_file(directory / "numbers.safetensors")

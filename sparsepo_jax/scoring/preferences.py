@@ -13,26 +13,35 @@ def choose_pairs(
     threshold: float | None = None,
     limit: int | None = None,
 ) -> list[tuple[int, int]]:
-    """(better, worse) as places in `scores`, in order. Equal scores, and those that differ by margin or less, make no pair. threshold: the better
-    one lies above it, the worse one does not. limit: so many pairs, those that differ most.
+    """Pairs (better, worse), as places in `scores`, in order.
 
         scores           .9  .2  .6         all                       (0, 1) (0, 2) (2, 1)
                                             best_worst                (0, 1)
                                             all, threshold=.5         (0, 1) (2, 1)
                                             all, limit=1              (0, 1)
+
+    Args:
+        scores: of one prompt's responses.
+        rule: which pairs are looked at.
+        margin: scores that differ by so much or less make no pair; equal ones never do.
+        threshold: the better score is above it, the worse one is not; None: no such condition.
+        limit: at most so many pairs, those that differ most; None: all.
     """
     places = list(range(len(scores)))
     if rule == "first_two":
         places = places[:2]
     if rule == "best_worst" and places:
-        places = [
-            max(places, key=lambda n: scores[n]),
-            min(places, key=lambda n: scores[n]),
-        ]  # of equal ones the first
+        # Of equal ones the first.
+        places = [max(places, key=lambda n: scores[n]), min(places, key=lambda n: scores[n])]
+
+    def makes_a_pair(better: int, worse: int) -> bool:
+        if scores[better] - scores[worse] <= margin:
+            return False
+        return threshold is None or scores[better] > threshold >= scores[worse]
+
+    def difference(pair: tuple[int, int]) -> float:
+        return scores[pair[0]] - scores[pair[1]]
+
     ordered = [(a, b) if scores[a] > scores[b] else (b, a) for a, b in combinations(places, 2)]
-    fitting = [
-        (a, b)
-        for a, b in ordered
-        if scores[a] - scores[b] > margin and (threshold is None or scores[a] > threshold >= scores[b])
-    ]
-    return sorted(sorted(fitting, key=lambda pair: scores[pair[1]] - scores[pair[0]])[:limit])
+    pairs = [pair for pair in ordered if makes_a_pair(*pair)]
+    return sorted(sorted(pairs, key=difference, reverse=True)[:limit])

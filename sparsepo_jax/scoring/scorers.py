@@ -1,7 +1,7 @@
-"""What says how good a response is: a classifier trained here, one of Hugging Face, a function of the user's, or unit tests.
+"""How good a response is: by a classifier (trained here, or of Hugging Face), a function, or unit tests.
 
-Each is f(prompts, completions, rows) -> a number for each. prompts: as the policy read them, so that prompt + completion is the whole text; rows: the
-other columns of the data.
+A scorer is a function (prompts, completions, rows) -> a number for each completion. Prompts are as the
+policy read them, so that prompt + completion is the complete text; rows are the other columns of the data.
 """
 
 import importlib
@@ -20,15 +20,15 @@ Scorer = Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]
 def score_all(
     scorer: Scorer, prompts: list[str], completions: list[str], rows: list[dict[str, Any]]
 ) -> list[float]:
-    """UserError unless there is a finite number for each completion."""
+    """The scorer's numbers as floats. UserError unless there is a finite one for each completion."""
     if not completions:
         return []
-    found = scorer(prompts, completions, rows)
+    returned = scorer(prompts, completions, rows)
     try:
-        scores = [float(score) for score in found]
+        scores = [float(score) for score in returned]
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"scorer: expected a list of numbers, got {str(found)[:80]!r} ({one_line(error)})"
+            f"scorer: expected a list of numbers, got {str(returned)[:80]!r} ({one_line(error)})"
         ) from None
     if len(scores) != len(completions):
         raise UserError(
@@ -43,21 +43,74 @@ def score_all(
 
 
 def classifier_scorer(classifier: Classifier) -> Scorer:
-    """The probability of the positive label."""
-    return lambda prompts, completions, rows: classifier.probability(
-        [p + c for p, c in zip(prompts, completions, strict=True)]
-    ).tolist()
+    """Scores by the probability of the positive label."""
+
+    def score(prompts: list[str], completions: list[str], rows: list[dict[str, Any]]) -> list[float]:
+        return classifier.probability(_joined(prompts, completions)).tolist()
+
+    return score
+
+
+def _joined(prompts: Sequence[str], completions: Sequence[str]) -> list[str]:
+    return [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
 
 
 def hf_scorer(path: str, *, label: int | str | None, batch_size: int, device: str) -> Scorer:
-    """The probability of a label, or (label None) the one output of a reward model. UserError: torch is missing; no trained classifier there; a label
-    that it does not have."""
+    """Scores by a sequence classifier of Hugging Face, run by torch.
+
+    Args:
+        path: a directory or Hub id.
+        label: number or name of the label whose probability is the score; None: the score is the only
+            output of a reward model.
+        batch_size: texts read at a time.
+        device: of torch.
+
+    Raises:
+        UserError: torch is missing, there is no trained classifier, or it does not have the label.
+    """
     try:
         import torch
     except ImportError as error:
         raise UserError(
-            "scorer.kind hf needs torch, which runs the classifier: pip install torch, or choose another scorer"
+            "scorer.kind hf needs torch, which runs the classifier: pip install torch, or choose another "
+            "scorer"
         ) from error
+    model, tokenizer = _load_hf(path, device)
+    config = model.config
+    number = _label_number(path, config, label)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    longest = tokenizer.model_max_length
+    if positions := getattr(config, "max_position_embeddings", None):
+        longest = min(longest, positions)
+
+    def scores_of(logits: Any) -> Any:
+        if number is None:
+            return logits[:, 0]
+        if config.problem_type == "multi_label_classification":
+            return torch.sigmoid(logits)[:, number]
+        return torch.softmax(logits, dim=-1)[:, number]
+
+    def score(prompts: list[str], completions: list[str], rows: list[dict[str, Any]]) -> list[float]:
+        texts = _joined(prompts, completions)
+        scores: list[float] = []
+        for start in range(0, len(texts), batch_size):
+            some = texts[start : start + batch_size]
+            inputs = tokenizer(
+                some, padding=len(some) > 1, truncation=True, max_length=longest, return_tensors="pt"
+            )
+            with torch.inference_mode():
+                scores += scores_of(model(**inputs.to(device)).logits).tolist()
+        return scores
+
+    return score
+
+
+def _load_hf(path: str, device: str) -> tuple[Any, Any]:
+    """(model, tokenizer). UserError: they cannot be loaded, or were not trained to classify."""
+    import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
@@ -66,47 +119,18 @@ def hf_scorer(path: str, *, label: int | str | None, batch_size: int, device: st
         )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model.to(device).eval()
-    except Exception as error:  # transformers and torch raise a dozen types; all mean that it cannot be had
+    except Exception as error:  # transformers and torch raise a dozen types, all with the same meaning
         raise UserError(
             f"scorer.path: {path}: no sequence classifier to be had there ({one_line(error)})"
         ) from None
     if loading["missing_keys"]:
         names = ", ".join(sorted(loading["missing_keys"])[:3])
         raise UserError(f"scorer.path: {path} is no trained sequence classifier: it has no {names}")
-    number = _label_number(path, model.config, label)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    longest = min(
-        tokenizer.model_max_length,
-        getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length,
-    )
-    squash = (
-        torch.sigmoid
-        if model.config.problem_type == "multi_label_classification"
-        else lambda x: torch.softmax(x, dim=-1)
-    )
-
-    def score(prompts: list[str], completions: list[str], rows: list[dict[str, Any]]) -> list[float]:
-        found: list[float] = []
-        for start in range(0, len(completions), batch_size):
-            texts = [
-                p + c
-                for p, c in zip(prompts[start : start + batch_size], completions[start : start + batch_size])
-            ]
-            read = tokenizer(
-                texts, padding=len(texts) > 1, truncation=True, max_length=longest, return_tensors="pt"
-            ).to(device)
-            with torch.inference_mode():
-                logits = model(**read).logits
-            found += (logits[:, 0] if number is None else squash(logits)[:, number]).tolist()
-        return found
-
-    return score
+    return model, tokenizer
 
 
 def _label_number(path: str, config: Any, label: int | str | None) -> int | None:
+    """The column of the logits that a label means; None: there is but one."""
     names = {int(number): str(name) for number, name in config.id2label.items()}
     shown = ", ".join(f"{number} ({name})" for number, name in list(names.items())[:12])
     if len(names) == 1:
@@ -124,7 +148,10 @@ def _label_number(path: str, config: Any, label: int | str | None) -> int | None
 
 
 def function_scorer(name: str) -> Scorer:
-    """module:function. UserError: it cannot be found, or whatever it raises, with the place."""
+    """Scores by a function of the user's, named "module:function".
+
+    UserError: it cannot be found; when it is called: whatever it raises, with the place.
+    """
     module_name, function_name = name.split(":")
     try:
         module = importlib.import_module(module_name)
@@ -135,7 +162,8 @@ def function_scorer(name: str) -> Scorer:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(
-            f"scorer.function: {name}: the module {module.__file__ or module_name} has no function {function_name}"
+            f"scorer.function: {name}: the module {module.__file__ or module_name} has no function "
+            f"{function_name}"
         )
 
     def score(prompts: list[str], completions: list[str], rows: list[dict[str, Any]]) -> Sequence[float]:
@@ -148,12 +176,19 @@ def function_scorer(name: str) -> Scorer:
 
 
 def _raised(error: Exception) -> str:
+    """An exception of the user's code, and where it was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {one_line(error)} ({last.filename}:{last.lineno})"
 
 
 def unit_test_scorer(*, time_s: float, memory_mb: int, workers: int | None) -> Scorer:
-    """1 where the program of prompt, completion and the row's tests passes, else 0."""
+    """Scores 1 where the program of prompt, completion and the row's tests passes, else 0.
+
+    Args:
+        time_s: wall clock that a program may take.
+        memory_mb: MiB of address space that it may take.
+        workers: programs at a time; None: one for each CPU.
+    """
     from sparsepo_jax.sandbox.code_tests import program_of
     from sparsepo_jax.sandbox.parent import Limits, run_programs
 
