@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from sparsepo_jax.sandbox.code_tests import program_of
-from sparsepo_jax.sandbox.parent import Limits, guards, run_programs
+from sparsepo_jax.sandbox.parent import SandboxLimits, guards, run_programs
 
 RESULT = Path(__file__).parent / "results" / "humaneval_labels-cpu.json"
 CHUNK = 200
@@ -30,7 +30,7 @@ def read(path: Path) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-def judge(programs: list[str], limits: Limits, workers: int) -> list:
+def judge(programs: list[str], limits: SandboxLimits, workers: int) -> list:
     outcomes, began_s = [], time.monotonic()
     for first in range(0, len(programs), CHUNK):
         outcomes += run_programs(programs[first : first + CHUNK], limits, workers)
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--workers", type=int, default=2)
     parsed = parser.parse_args()
-    limits = Limits(time_s=4.0, memory_mb=1024)
+    limits = SandboxLimits(time_s=4.0, memory_mb=1024)
     problems = {row["task_id"]: row for row in read(parsed.dir / "HumanEval.jsonl.gz")}
     labelled_path = parsed.dir / "codegen16b_labelled.jsonl.gz"
     samples = read(labelled_path) if labelled_path.exists() else []

@@ -36,7 +36,7 @@ from work import save_result
 
 from sparsepo_jax.eval.measures import measure_code
 from sparsepo_jax.report.intervals import t_interval, wilson
-from sparsepo_jax.sandbox.parent import Limits
+from sparsepo_jax.sandbox.parent import SandboxLimits
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "tasks"
 HELD_OUT = 5  # one prompt of so many
@@ -301,7 +301,7 @@ def own_programs_pass(run: Path) -> float:
     records = [
         record | {"samples": [{"text": record["row"]["code"]}]} for record in read(run / "generations.jsonl")
     ]
-    return measure_code(records, [1], Limits(), None, lambda: None)[0]["pass@1"]
+    return measure_code(records, [1], SandboxLimits(), None, lambda: None)[0]["pass@1"]
 
 
 # ---------------------------------------------------------------- what is said

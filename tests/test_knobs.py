@@ -36,7 +36,7 @@ from sparsepo_jax.config.schema.training import (
     Adafactor,
     AdamW,
     Lion,
-    Lora,
+    LoraSettings,
     Optimizer,
     Schedule,
     Training,
@@ -169,7 +169,7 @@ SECTIONS: dict[type[Section], tuple[str, dict[str, Knob]]] = {
             "schedule": ({}, {"kind": "constant"}, updates),
         },
     ),
-    Lora: (
+    LoraSettings: (
         "po.lora",
         {
             "targets": ({}, ["query"], adapters),

@@ -15,7 +15,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.eval.text_measures import bertscore, distinct, rouge, self_bleu
 from sparsepo_jax.main import main
 from sparsepo_jax.sandbox.code_tests import mean_pass_at_k, pass_at_k, program_of
-from sparsepo_jax.sandbox.parent import Limits, run_programs
+from sparsepo_jax.sandbox.parent import SandboxLimits, run_programs
 
 # Problems of the two sets' shapes, written for this test.
 PROMPT = (
@@ -47,7 +47,7 @@ class Pair:
 
 
 def judged(*programs):
-    return [outcome.passed for outcome in run_programs(programs, Limits(10.0, 256))]
+    return [outcome.passed for outcome in run_programs(programs, SandboxLimits(10.0, 256))]
 
 
 # ---------------------------------------------------------------- code

@@ -180,7 +180,9 @@ def steps_of(path: Path) -> list[tuple[str, int]]:
 
 
 def test_steps_behind_the_checkpoint_are_written_once(tmp_path):
-    log = lambda stage, after, steps: write_steps(tmp_path, stage, after, steps)
+    def log(stage, after, steps):
+        return write_steps(tmp_path, stage, after, steps)
+
     log("sft", 0, (2, 4))
     log("po", 0, (2, 4, 6))
     with (tmp_path / "metrics.jsonl").open("a") as file:

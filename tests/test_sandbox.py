@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sparsepo_jax.sandbox import child
-from sparsepo_jax.sandbox.parent import Limits, Outcome, guards, run_programs
+from sparsepo_jax.sandbox.parent import Outcome, SandboxLimits, guards, run_programs
 
-SMALL = Limits(time_s=10.0, memory_mb=256)
+SMALL = SandboxLimits(time_s=10.0, memory_mb=256)
 GUARDS = guards()
 ENDS = {  # program -> why ("": passes)
     "x = 1": "",
@@ -101,7 +101,9 @@ def test_time_is_up():
         "while True: pass",
         "while True:\n  try:\n    while True: pass\n  except BaseException: pass",
     ]
-    assert run_programs(hanging, Limits(time_s=0.5), workers=3) == [Outcome(False, "time")] * len(hanging)
+    assert run_programs(hanging, SandboxLimits(time_s=0.5), workers=3) == [Outcome(False, "time")] * len(
+        hanging
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's guards are Linux's")

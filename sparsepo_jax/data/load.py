@@ -13,11 +13,11 @@ from sparsepo_jax.data.example import Kind
 from sparsepo_jax.data.formats import row_texts
 from sparsepo_jax.data.remarks import cut_remarks, template_remarks
 from sparsepo_jax.data.rows import BadRow
-from sparsepo_jax.data.sources import Source, open_sources, source_name
+from sparsepo_jax.data.sources import RowSource, open_sources, source_name
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.templates import make_render, reads_clock
 from sparsepo_jax.data.tokenised import BadRows, Counts, Tokenised, tokenize_source
-from sparsepo_jax.data.tokenize import Limits
+from sparsepo_jax.data.tokenize import LengthLimits
 
 
 def load_table(
@@ -70,7 +70,7 @@ def load_table(
     Raises:
         UserError: a bad row, by file and line, unless on_bad_row is "skip"; or no usable row at all.
     """
-    limits = Limits(max_length, max_prompt_length, vocab_size)
+    limits = LengthLimits(max_length, max_prompt_length, vocab_size)
     text_settings = {"separator": separator, "add_bos": add_bos, "add_eos": add_eos}
     date = None
     if reads_clock(tokenizer, template, template_arguments):
@@ -85,7 +85,7 @@ def load_table(
         settings.append(date)
     directory = Path(cache_dir) if cache_dir else cache_directory("tokens")
 
-    def tokens_of(source: Source) -> Tokenised:
+    def tokens_of(source: RowSource) -> Tokenised:
         path = cache_path(directory, source.fingerprint, settings)
         tokenised = read_kept(path)
         if tokenised is None:
@@ -105,7 +105,7 @@ def load_table(
 
 
 def _read_all(
-    sources: Sequence[Any], tokens_of: Callable[[Source], Tokenised], on_bad_row: str
+    sources: Sequence[Any], tokens_of: Callable[[RowSource], Tokenised], on_bad_row: str
 ) -> tuple[list[TokenTable], list[dict[str, Any]], Counts]:
     """(a table for each source that has rows, the bad rows as they are listed, counts of all rows)."""
     tables, listed, counts = [], [], Counts()

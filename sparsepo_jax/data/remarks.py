@@ -2,7 +2,7 @@
 
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.tokenised import Counts
-from sparsepo_jax.data.tokenize import Limits
+from sparsepo_jax.data.tokenize import LengthLimits
 
 
 def template_remarks(counts: Counts, rows: int, date: str | None) -> list[str]:
@@ -32,7 +32,7 @@ def template_remarks(counts: Counts, rows: int, date: str | None) -> list[str]:
     return lines
 
 
-def cut_remarks(table: TokenTable, counts: Counts, limits: Limits, positions: int | None) -> list[str]:
+def cut_remarks(table: TokenTable, counts: Counts, limits: LengthLimits, positions: int | None) -> list[str]:
     """A line for each kind of cut, with what to set to avoid it.
 
     Args:

@@ -67,17 +67,17 @@ class FirstWords:
         """How often an epoch sees each row."""
         return self.source.weight
 
-    def open(self) -> "list[Source]":
+    def open(self) -> "list[RowSource]":
         """What there is to read. UserError as for `open_sources`."""
         return [self._open(source) for source in open_sources(self.source)]
 
-    def _open(self, source: "Source") -> "Source":
+    def _open(self, source: "RowSource") -> "RowSource":
         key = hashlib.sha256(f"{source.fingerprint} {self.column} {self.words}".encode()).hexdigest()
 
         def rows() -> Iterator[Row]:
             return (Row(row.line, self._cut(row.content)) for row in source.rows())
 
-        return Source(source.name, key, rows)
+        return RowSource(source.name, key, rows)
 
     def _cut(self, content: "dict[str, Any] | BadRow") -> "dict[str, Any] | BadRow":
         if isinstance(content, BadRow) or self.column not in content:
@@ -90,7 +90,7 @@ class FirstWords:
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """An opened source."""
 
     name: str
@@ -101,8 +101,8 @@ class Source:
     """Reads them, from the first on."""
 
 
-def open_sources(source: Any) -> list[Source]:
-    """What there is to read, one Source for each file.
+def open_sources(source: Any) -> list[RowSource]:
+    """What there is to read, one RowSource for each file.
 
     Args:
         source: GeneratedRows, FirstWords, or FileRows (or an object with its fields).
@@ -117,17 +117,17 @@ def open_sources(source: Any) -> list[Source]:
     if (paths := matching_files(source.path)) is not None:
         opened = _open_files(source.path, paths, source.split)
     else:
-        opened = [Source(source.path, *_open_dataset(source.path, source.split, source.subset))]
+        opened = [RowSource(source.path, *_open_dataset(source.path, source.split, source.subset))]
     return [_with_names(file, dict(source.columns)) for file in opened]
 
 
-def _open_generated(source: GeneratedRows) -> Source:
+def _open_generated(source: GeneratedRows) -> RowSource:
     content = json.dumps(source.rows, sort_keys=True).encode()
 
     def rows() -> Iterator[Row]:
         return (Row(number, row) for number, row in enumerate(source.rows, 1))
 
-    return Source(source.name, hashlib.sha256(content).hexdigest(), rows)
+    return RowSource(source.name, hashlib.sha256(content).hexdigest(), rows)
 
 
 def source_name(source: Any) -> str:
@@ -141,8 +141,8 @@ def source_name(source: Any) -> str:
     return source.name if isinstance(source, GeneratedRows) else source.path
 
 
-def open_source(source: Any) -> Source:
-    """The only Source of what is one file, directory, data set of the Hub or list of rows.
+def open_source(source: Any) -> RowSource:
+    """The only RowSource of what is one file, directory, data set of the Hub or list of rows.
 
     Args:
         source: as for `open_sources`, but no pattern of several files.
@@ -176,7 +176,7 @@ def matching_files(path: str) -> list[str] | None:
     return files
 
 
-def _with_names(source: Source, columns: dict[str, str]) -> Source:
+def _with_names(source: RowSource, columns: dict[str, str]) -> RowSource:
     if not columns:
         return source
     key = hashlib.sha256((source.fingerprint + json.dumps(columns, sort_keys=True)).encode()).hexdigest()
@@ -184,7 +184,7 @@ def _with_names(source: Source, columns: dict[str, str]) -> Source:
     def rows() -> Iterator[Row]:
         return (Row(row.line, rename(row.content, columns)) for row in source.rows())
 
-    return Source(source.name, key, rows)
+    return RowSource(source.name, key, rows)
 
 
 def rename(content: dict[str, Any] | BadRow, columns: dict[str, str]) -> dict[str, Any] | BadRow:
@@ -208,7 +208,7 @@ def rename(content: dict[str, Any] | BadRow, columns: dict[str, str]) -> dict[st
     return kept | {ours: content[theirs] for ours, theirs in columns.items()}
 
 
-def _open_files(path: str, files: list[str], split: str) -> list[Source]:
+def _open_files(path: str, files: list[str], split: str) -> list[RowSource]:
     """The files of a path. A part of a split counts their rows as if they were one file."""
     for file in files:
         if suffix_of(file) is None:
@@ -241,18 +241,18 @@ def _shifted(ranges: Ranges, start: int, size: int) -> Ranges:
     return [(first, last) for first, last in within if first < last]
 
 
-def _open_file(path: str, ranges: Ranges | None) -> Source:
+def _open_file(path: str, ranges: Ranges | None) -> RowSource:
     """ranges: the rows that are read. None: all."""
     digest = _digest([path], suffix_of(path))
     if ranges is None:
-        return Source(path, digest, lambda: file_rows(path))
+        return RowSource(path, digest, lambda: file_rows(path))
     key = hashlib.sha256(f"{digest} {[list(part) for part in ranges]}".encode()).hexdigest()
 
     def rows() -> Iterator[Row]:
         for first, last in ranges:
             yield from itertools.islice(file_rows(path), first, last)
 
-    return Source(path, key, rows)
+    return RowSource(path, key, rows)
 
 
 def _digest(paths: Iterable[str], beginning: str) -> str:

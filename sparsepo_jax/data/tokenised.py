@@ -10,10 +10,10 @@ from sparsepo_jax.data.example import RESPONSES, Example, Kind
 from sparsepo_jax.data.formats import in_known_form, parse_row, without_absent
 from sparsepo_jax.data.ragged import ragged
 from sparsepo_jax.data.rows import BadRow, Row
-from sparsepo_jax.data.sources import Source
+from sparsepo_jax.data.sources import RowSource
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.templates import Render
-from sparsepo_jax.data.tokenize import Limits, TokenRow, tokenize
+from sparsepo_jax.data.tokenize import LengthLimits, TokenRow, tokenize
 
 ROWS_AT_A_TIME = 2000  # are tokenised together
 BadRows = list[tuple[int, str]]
@@ -75,10 +75,10 @@ class Tokenised(NamedTuple):
 
 
 def tokenize_source(
-    source: Source,
+    source: RowSource,
     kind: Kind,
     tokenizer: Any | None,
-    limits: Limits,
+    limits: LengthLimits,
     render: Render,
     text_settings: dict[str, Any],
 ) -> Tokenised:

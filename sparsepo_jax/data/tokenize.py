@@ -60,7 +60,7 @@ class TokenRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Limits:
+class LengthLimits:
     """What a row may be at the most."""
 
     max_length: int
@@ -74,7 +74,7 @@ class Limits:
 def tokenize(
     examples: list[Example],
     tokenizer: Any | None,
-    limits: Limits,
+    limits: LengthLimits,
     *,
     separator: str,
     add_bos: bool | None,
@@ -236,7 +236,7 @@ def _finish(
     prompt: list[int],
     responses: list[ResponseTokens],
     tokenizer: Any | None,
-    limits: Limits,
+    limits: LengthLimits,
 ) -> TokenRow:
     """The row cut to its limits, with a value a token for each annotation."""
     bos = getattr(tokenizer, "bos_token_id", None)

@@ -16,8 +16,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.data.rows import one_line
 from sparsepo_jax.data.ragged import ragged
+from sparsepo_jax.data.rows import one_line
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.generate.sampler import Generated, Sampling
 

@@ -9,7 +9,7 @@ from typing import Any
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.eval import text_measures
 from sparsepo_jax.sandbox.code_tests import mean_pass_at_k, pass_at_k, program_of
-from sparsepo_jax.sandbox.parent import Limits, Outcome, guards, run_programs
+from sparsepo_jax.sandbox.parent import Outcome, SandboxLimits, guards, run_programs
 
 CHUNK = 256  # programs between two looks at whether to stop
 Record = dict[str, Any]
@@ -18,7 +18,7 @@ Record = dict[str, Any]
 def measure_code(
     records: Sequence[Record],
     ks: Sequence[int],
-    limits: Limits,
+    limits: SandboxLimits,
     workers: int | None,
     look: Callable[[], None],
 ) -> tuple[dict, list[Record]]:

@@ -17,7 +17,7 @@ from sparsepo_jax.report.drawing import (
     new_axes,
     round_ticks,
 )
-from sparsepo_jax.report.series import Extent, Metrics, Series, drawable, extent, thin
+from sparsepo_jax.report.series import Extent, MetricSeries, Series, drawable, extent, thin
 from sparsepo_jax.report.table import number
 
 WIDTH, HEIGHT = 360, 190
@@ -99,7 +99,7 @@ class Chart:
     svg: Markup
 
 
-def make_charts(metrics: Metrics) -> list[Chart]:
+def make_charts(metrics: MetricSeries) -> list[Chart]:
     """The charts of CHARTS that have values."""
     with drawing_style():
         return [
@@ -109,7 +109,7 @@ def make_charts(metrics: Metrics) -> list[Chart]:
         ]
 
 
-def _lines_of_run(spec: ChartSpec, metrics: Metrics) -> list[Line]:
+def _lines_of_run(spec: ChartSpec, metrics: MetricSeries) -> list[Line]:
     """Quantities of equal values (both masks, if common) share a line, "reward = KL"."""
     names: dict[str, tuple[Series, Series]] = {}
     for quantity, metric in spec.quantities.items():
@@ -127,7 +127,7 @@ def _lines_of_run(spec: ChartSpec, metrics: Metrics) -> list[Line]:
     return [line for line in lines if line.series]
 
 
-def make_overlay(groups: Mapping[str, Metrics]) -> list[Chart]:
+def make_overlay(groups: Mapping[str, MetricSeries]) -> list[Chart]:
     """A chart for each quantity of CHARTS, with the line of each group of runs (dashed: evaluation)."""
     charts = []
     with drawing_style():
@@ -140,7 +140,7 @@ def make_overlay(groups: Mapping[str, Metrics]) -> list[Chart]:
     return charts
 
 
-def _lines_of_groups(stage: str, metric: str, groups: Mapping[str, Metrics]) -> list[Line]:
+def _lines_of_groups(stage: str, metric: str, groups: Mapping[str, MetricSeries]) -> list[Line]:
     lines = []
     for colour, (name, metrics) in enumerate(groups.items()):
         lines.append(Line(name, colour, False, metrics.get((stage, metric), {})))

@@ -126,7 +126,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict | None]]:
                 yield n, row if isinstance(row, dict) else None
 
 
-def read_metrics(path: Path) -> tuple[series.Metrics, int]:
+def read_metrics(path: Path) -> tuple[series.MetricSeries, int]:
     """The series of metrics.jsonl, and how many of its lines cannot be used."""
     rows = [row for _, row in read_rows(path)] if path.is_file() else []
     objects = [row for row in rows if row is not None]

@@ -10,16 +10,16 @@ LARGEST_DRAWN = 1e100  # so that no difference of two values overflows
 MAX_POINTS = 300  # of a series after thinning
 
 Series = dict[int, float]  # step -> value, ordered by step
-Metrics = dict[tuple[str, str], Series]  # (stage, metric) -> values
+MetricSeries = dict[tuple[str, str], Series]  # (stage, metric) -> values
 
 
-def collect(rows: list[dict]) -> tuple[Metrics, int]:
+def collect(rows: list[dict]) -> tuple[MetricSeries, int]:
     """Rows of metrics.jsonl as series, and how many rows have no stage or step.
 
     A later value of the same stage, step and metric replaces the earlier one (a resumed run).
     null counts as not a number.
     """
-    metrics: Metrics = {}
+    metrics: MetricSeries = {}
     unusable = 0
     for row in rows:
         stage, step = row.get("stage"), row.get("step")
@@ -83,9 +83,9 @@ def _ends(stretch: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return sorted(kept, key=lambda point: point[0])
 
 
-def mean_metrics(runs: list[Metrics]) -> Metrics:
+def mean_metrics(runs: list[MetricSeries]) -> MetricSeries:
     """The mean over runs of each series that all of them have, at the steps that all of them have."""
-    means: Metrics = {}
+    means: MetricSeries = {}
     for key in dict.fromkeys(key for run in runs for key in run):
         all_series = [run[key] for run in runs if key in run]
         if len(all_series) < len(runs):

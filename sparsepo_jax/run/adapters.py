@@ -6,7 +6,7 @@ No JAX here.
 from pathlib import Path
 
 from sparsepo_jax.config.schema.root import Config
-from sparsepo_jax.config.schema.training import Lora
+from sparsepo_jax.config.schema.training import LoraSettings
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.adapter import Adapter, LoraShape
 from sparsepo_jax.models.adapter_config import AdapterConfig
@@ -49,7 +49,7 @@ def settle_lora(config: Config, spec: DecoderSpec) -> Config:
     return config.model_copy(update={"po": config.po.model_copy(update={"lora": settled})})
 
 
-def _agree(name: str, lora: Lora, shape: LoraShape, spec: DecoderSpec) -> bool:
+def _agree(name: str, lora: LoraSettings, shape: LoraShape, spec: DecoderSpec) -> bool:
     if name != "targets":
         return getattr(lora, name) == getattr(shape, name)
     try:

@@ -54,7 +54,7 @@ START_S = 60.0  # that Python may take to start on a busy machine; a program's t
 MOST_BYTES = 65536  # of a child's answer that are read
 
 
-class Limits(NamedTuple):
+class SandboxLimits(NamedTuple):
     """Of one program.
 
     Attributes:
@@ -66,7 +66,7 @@ class Limits(NamedTuple):
     memory_mb: int = 1024
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = SandboxLimits()
 
 
 class Outcome(NamedTuple):
@@ -83,7 +83,7 @@ class Outcome(NamedTuple):
 
 
 def run_programs(
-    programs: Sequence[str], limits: Limits = DEFAULT_LIMITS, workers: int | None = None
+    programs: Sequence[str], limits: SandboxLimits = DEFAULT_LIMITS, workers: int | None = None
 ) -> list[Outcome]:
     """What became of each program, in order. Hashes, and so the order of sets, are the same in every run.
 
@@ -101,10 +101,10 @@ def run_programs(
 
 def guards() -> tuple[str, ...]:
     """Which of "network", "processes" and "files" the kernel of this machine guards."""
-    return _run("", Limits(time_s=START_S))[1]
+    return _run("", SandboxLimits(time_s=START_S))[1]
 
 
-def _run(program: str, limits: Limits) -> tuple[Outcome, tuple[str, ...]]:
+def _run(program: str, limits: SandboxLimits) -> tuple[Outcome, tuple[str, ...]]:
     """(what became of the program, the guards that held)."""
     directory = tempfile.mkdtemp(prefix="sandbox-")
     word = secrets.token_hex(16).encode()
@@ -133,7 +133,7 @@ def _run(program: str, limits: Limits) -> tuple[Outcome, tuple[str, ...]]:
     return _judge(verdict, word, code, in_time), tuple(json.loads(first_line))
 
 
-def _start(directory: str, writing: int, limits: Limits) -> subprocess.Popen:
+def _start(directory: str, writing: int, limits: SandboxLimits) -> subprocess.Popen:
     # As python -I, but with the hash seed, which -I ignores: the order of sets must not change a verdict.
     options = ["-P", "-s", "-B"]
     arguments = [str(CHILD), str(writing), str(limits.time_s), str(limits.memory_mb)]

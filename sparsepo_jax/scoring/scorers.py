@@ -190,9 +190,9 @@ def unit_test_scorer(*, time_s: float, memory_mb: int, workers: int | None) -> S
         workers: programs at a time; None: one for each CPU.
     """
     from sparsepo_jax.sandbox.code_tests import program_of
-    from sparsepo_jax.sandbox.parent import Limits, run_programs
+    from sparsepo_jax.sandbox.parent import SandboxLimits, run_programs
 
-    limits = Limits(time_s=time_s, memory_mb=memory_mb)
+    limits = SandboxLimits(time_s=time_s, memory_mb=memory_mb)
 
     def score(prompts: list[str], completions: list[str], rows: list[dict[str, Any]]) -> list[float]:
         programs = [

@@ -12,7 +12,7 @@ from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.eval.measures import measure_code, measure_text
-from sparsepo_jax.sandbox.parent import Limits
+from sparsepo_jax.sandbox.parent import SandboxLimits
 from sparsepo_jax.stages.context import Run, say
 
 
@@ -81,7 +81,7 @@ def _measure_parts(run: Run, records: list[dict[str, Any]]) -> dict[str, tuple[d
         )
     if settings.code is not None:
         code = settings.code
-        limits = Limits(code.time_s, code.memory_mb)
+        limits = SandboxLimits(code.time_s, code.memory_mb)
         parts["code"] = measure_code(records, code.k, limits, code.workers, run.stop.check)
         missing = {"network", "processes", "files"} - set(parts["code"][0]["guards"])
         if missing:

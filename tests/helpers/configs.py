@@ -28,7 +28,10 @@ def made_stats(seed=0) -> tuple[TokenStats, TokenMasks]:
         rng.uniform(0, 2, (2, *valid.shape)),
     )
     ref = -rng.exponential(1.5, valid.shape) - 2
-    zero = lambda x: jnp.asarray(np.where(valid, x, 0), jnp.float32)
+
+    def zero(x):
+        return jnp.asarray(np.where(valid, x, 0), jnp.float32)
+
     return TokenStats(zero(ref + ratio), zero(ref), zero(kl), jnp.asarray(valid)), TokenMasks(
         zero(masks[0]), zero(masks[1])
     )

@@ -96,7 +96,9 @@ class TestsScorer(Section):
     """Programs at a time. None: as many as there are cores."""
 
 
-Scorer = Annotated[ClassifierScorer | HuggingFaceScorer | FunctionScorer | TestsScorer, ByKind("classifier")]
+ScorerSettings = Annotated[
+    ClassifierScorer | HuggingFaceScorer | FunctionScorer | TestsScorer, ByKind("classifier")
+]
 
 
 class PairMaking(Section):

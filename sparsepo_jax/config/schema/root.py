@@ -16,7 +16,7 @@ from sparsepo_jax.config.schema.base import Natural, Section
 from sparsepo_jax.config.schema.compute import Compute
 from sparsepo_jax.config.schema.data import Data
 from sparsepo_jax.config.schema.evaluation import Evaluation, Harness, Measure, Report
-from sparsepo_jax.config.schema.generation import Generation, PairMaking, Scorer
+from sparsepo_jax.config.schema.generation import Generation, PairMaking, ScorerSettings
 from sparsepo_jax.config.schema.models import AutoTokenizer, Export, Policy, Reference, Tokenizer
 from sparsepo_jax.config.schema.objectives import Objective, SparsePO
 from sparsepo_jax.config.schema.training import Checkpoint, Logging, PairTraining, TextTraining
@@ -80,7 +80,7 @@ class Config(Section):
     """How the stages generate and pairs sample."""
     pairs: PairMaking = PairMaking()
     """The stage pairs: which sampled responses become pairs."""
-    scorer: Scorer | None = None
+    scorer: ScorerSettings | None = None
     """How good a response is: the stage pairs needs it, and the mean score of the answers to
     evaluation.sampled_prompts is among the results. None: nothing is scored."""
     measure: Measure = Measure()

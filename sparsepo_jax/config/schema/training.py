@@ -74,7 +74,7 @@ class Schedule(Section):
         return self
 
 
-class Lora(Section):
+class LoraSettings(Section):
     targets: Annotated[list[str], Field(min_length=1)] = ["."]
     """Patterns (regular expressions, found anywhere) of the projections that get an adapter, among
     attention.query, attention.key, attention.value, attention.out, up, gate, down. The default fits all."""
@@ -119,7 +119,7 @@ class Training(Section):
     skip_nonfinite: Natural = 0
     """Leave out at most so many updates whose loss or gradient is not finite, before the stage stops with the
     rows' names."""
-    lora: Lora | None = None
+    lora: LoraSettings | None = None
     """Train adapters instead of the weights. po: the reference is the policy without them. sft: they are
     merged when it ends."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import leaves, short_names
-from sparsepo_jax.report.compare.runs import SECTION, LeftOut, Run, read_runs
+from sparsepo_jax.report.compare.runs import SECTION, FinishedRun, LeftOut, read_runs
 from sparsepo_jax.report.intervals import Interval, t_interval, wilson
 from sparsepo_jax.report.table import number_or_none
 
@@ -45,7 +45,7 @@ class Group:
     label: str
     method: str
     beta: float | None
-    runs: list[Run]
+    runs: list[FinishedRun]
 
     def values(self, metric: str) -> dict[int, float]:
         """By seed, of the runs that have it."""
@@ -83,7 +83,7 @@ def find_groups(directories: Sequence[Path]) -> tuple[list[Group], list[LeftOut]
     return groups, left_out + twice
 
 
-def _differing(runs: Sequence[Run]) -> list[str]:
+def _differing(runs: Sequence[FinishedRun]) -> list[str]:
     """The settings in which runs differ, without those that count for nothing.
 
     A setting that only some runs have (another kind, or an older version) counts if it differs among these.
@@ -96,7 +96,7 @@ def _counts_for_nothing(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in NO_DIFFERENCE)
 
 
-def _differs(key: str, runs: Sequence[Run]) -> bool:
+def _differs(key: str, runs: Sequence[FinishedRun]) -> bool:
     """A path that goes with the seed (each seed from a policy of its own) is part of the seed."""
     values = {_canonical(run.config[key]) for run in runs if key in run.config}
     if len(values) < 2:
@@ -110,7 +110,7 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _grouped(runs: Sequence[Run]) -> tuple[list[Group], list[LeftOut]]:
+def _grouped(runs: Sequence[FinishedRun]) -> tuple[list[Group], list[LeftOut]]:
     label = Labels(runs)
     groups: dict[str, Group] = {}
     used: dict[str, int] = {}
@@ -138,12 +138,12 @@ def _grouped(runs: Sequence[Run]) -> tuple[list[Group], list[LeftOut]]:
 class Labels:
     """Labels of runs: only what tells a run from others of the same objective."""
 
-    def __init__(self, runs: Sequence[Run]):
+    def __init__(self, runs: Sequence[FinishedRun]):
         self._runs = runs
         self._names = short_names(list(dict.fromkeys(key for run in runs for key in run.settings)))
         self._kinds = {run.config.get(KIND) for run in runs}
 
-    def __call__(self, run: Run, without: str | None = None) -> str:
+    def __call__(self, run: FinishedRun, without: str | None = None) -> str:
         words = []
         for key, value in run.settings.items():
             if key == without or value == SECTION:
@@ -157,7 +157,7 @@ class Labels:
             words.insert(0, kind)
         return ", ".join(words) or "all runs"
 
-    def _tells_apart(self, key: str, run: Run) -> bool:
+    def _tells_apart(self, key: str, run: FinishedRun) -> bool:
         alike = [other for other in self._runs if other.config.get(KIND) == run.config.get(KIND)]
         return len({_canonical(other.settings[key]) for other in alike if key in other.settings}) > 1
 

@@ -10,14 +10,14 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import leaves
 from sparsepo_jax.report.compare.numbers import read_numbers
 from sparsepo_jax.report.files import read_metrics, read_settings, read_text
-from sparsepo_jax.report.series import Metrics
+from sparsepo_jax.report.series import MetricSeries
 
 FILES = ("summary.json", "metrics.jsonl", "measures.json", "harness.json")  # a run has at least one of them
 SECTION = "{...}"  # the value of a mapping's own path, to be told from null
 
 
 @dataclass
-class Run:
+class FinishedRun:
     """What is read of a run.
 
     config: every setting by its dotted path. numbers, pairs, broken: see Numbers; the finite ones only.
@@ -29,7 +29,7 @@ class Run:
     config: dict[str, Any]
     seed: int
     numbers: dict[str, float]
-    metrics: Metrics
+    metrics: MetricSeries
     pairs: int | None
     broken: list[str]
     swept: dict[str, Any] | None = None
@@ -41,12 +41,12 @@ class LeftOut(NamedTuple):
     why: str
 
 
-def read_runs(directories: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
+def read_runs(directories: Sequence[Path]) -> tuple[list[FinishedRun], list[LeftOut]]:
     """The runs in their order, and what is left out.
 
     A run with a file that cannot be read is among both. UserError: no run is left.
     """
-    runs: list[Run] = []
+    runs: list[FinishedRun] = []
     left_out: list[LeftOut] = []
     for directory in directories:
         book = _read_book(directory)
@@ -62,7 +62,7 @@ def read_runs(directories: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     return runs, left_out
 
 
-def _runs_of_directory(directory: Path) -> tuple[list[Run], list[LeftOut]]:
+def _runs_of_directory(directory: Path) -> tuple[list[FinishedRun], list[LeftOut]]:
     paths = [directory] if _is_run(directory) else _runs_within(directory)
     if not paths:
         expected = f"expected {', '.join(FILES[:-1])} or {FILES[-1]}"
@@ -71,7 +71,7 @@ def _runs_of_directory(directory: Path) -> tuple[list[Run], list[LeftOut]]:
     return runs, [LeftOut(run.path.name, why) for run in runs for why in run.broken]
 
 
-def _runs_of_sweep(directory: Path, book: list[dict]) -> tuple[list[Run], list[LeftOut]]:
+def _runs_of_sweep(directory: Path, book: list[dict]) -> tuple[list[FinishedRun], list[LeftOut]]:
     runs = []
     left_out = []
     for entry in book:
@@ -125,12 +125,12 @@ def _runs_within(directory: Path) -> list[Path]:
     return [path for path in sorted(directory.iterdir()) if path.is_dir() and _is_run(path)]
 
 
-def _read_run(path: Path) -> Run:
+def _read_run(path: Path) -> FinishedRun:
     config = dict(_dotted(read_settings(path)))
     numbers = read_numbers(path)
     seed = config.get("seed")
     metrics, _ = read_metrics(path / "metrics.jsonl")
-    return Run(
+    return FinishedRun(
         path,
         config,
         seed if type(seed) is int else 0,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sparsepo_jax.report import frontier
 from sparsepo_jax.report.compare.groups import Group
-from sparsepo_jax.report.compare.runs import Run
+from sparsepo_jax.report.compare.runs import FinishedRun
 from sparsepo_jax.report.intervals import Interval, t_interval
 
 KLS = ("after.generated_kl", "after.kl")  # the x axis of the plane, in order of preference
@@ -51,7 +51,9 @@ def choose_kl(groups: Sequence[Group]) -> str | None:
     return next((name for name in KLS if runs and all(name in run.numbers for run in runs)), None)
 
 
-def with_both(runs: Sequence[Run], metric: str, kl: str) -> Iterator[tuple[Run, tuple[float, float]]]:
+def with_both(
+    runs: Sequence[FinishedRun], metric: str, kl: str
+) -> Iterator[tuple[FinishedRun, tuple[float, float]]]:
     """The runs that have a place in the plane, and their (KL, value)."""
     for run in runs:
         if metric in run.numbers and kl in run.numbers:
