@@ -14,6 +14,7 @@ from typing import Any
 
 from beartype import BeartypeConf, beartype
 from beartype.door import is_bearable
+from jaxtyping import AbstractArray
 
 ROOMS = ("core", "losses", "masks", "ops", "models", "train", "sharding")
 # The tower: an int is a float as far as annotations go, as PEP 484 says and mypy believes.
@@ -64,6 +65,14 @@ def _fields(named_tuple: type) -> dict[str, Any]:
     return typing.get_type_hints(named_tuple, include_extras=True)
 
 
+@functools.cache
+def _is_shaped(hint: Any) -> bool:
+    """Whether a type speaks of an array's shape; only such fields are checked."""
+    if isinstance(hint, type) and issubclass(hint, AbstractArray):
+        return True
+    return any(_is_shaped(inner) for inner in typing.get_args(hint) if inner.__hash__ is not None)
+
+
 def _check(value: Any, hint: Any, name: str) -> None:
     """TypeError: a field of a NamedTuple in the value is not what its annotation says."""
     if typing.get_origin(hint) is tuple:
@@ -72,7 +81,7 @@ def _check(value: Any, hint: Any, name: str) -> None:
     elif type(value) in _named_tuples(hint):
         for field, field_hint in _fields(type(value)).items():
             inner = getattr(value, field)
-            if not is_bearable(inner, field_hint, conf=_CONF):
+            if _is_shaped(field_hint) and not is_bearable(inner, field_hint, conf=_CONF):
                 raise TypeError(f"{name}.{field} is {_described(inner)}, which is not {field_hint}")
             _check(inner, field_hint, f"{name}.{field}")
 
