@@ -4,10 +4,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 
-def discard(stream: TextIO) -> None:
+def discard(stream: Any) -> None:
     """Sends nowhere what was and will be written to a stream.
 
     Without this, Python would complain again about the missing reader when it ends.
@@ -28,7 +28,7 @@ class Lasting:
         stream: what is written goes there as long as it has a reader.
     """
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self._stream = stream
 
     def write(self, text: str) -> int:

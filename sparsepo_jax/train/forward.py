@@ -93,12 +93,13 @@ class Problem(NamedTuple):
         return merge_module(self.reference_graph, weights)
 
 
-def _flatten(problem: Problem) -> tuple[tuple[Any, ...], Problem]:
+# Any: JAX puts whatever it likes in the places of the numbers.
+def _flatten(problem: Any) -> tuple[tuple[Any, ...], Any]:
     numbers = (problem.objective, problem.seed)
-    return numbers, problem._replace(objective=None, seed=None)  # type: ignore[arg-type]
+    return numbers, problem._replace(objective=None, seed=None)
 
 
-def _unflatten(structure: Problem, numbers: Sequence[Any]) -> Problem:
+def _unflatten(structure: Any, numbers: Sequence[Any]) -> Any:
     objective, seed = numbers
     return structure._replace(objective=objective, seed=seed)
 
