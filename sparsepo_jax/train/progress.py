@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.core.types import PairBatch
-from sparsepo_jax.train.step import TrainState
+from sparsepo_jax.train.step import MicroBatches, TrainState
 
 IN_FLIGHT = 2  # steps handed to the device before the metrics of the oldest are fetched
 
@@ -58,7 +57,7 @@ class Counts(NamedTuple):
     positions: float = 0.0
 
 
-def count(batch: PairBatch) -> Counts:
+def count(batch: MicroBatches) -> Counts:
     """The counts of a global batch, estimated from this process's part of it.
 
     The parts have the same shape and about as many tokens, so that the processes need not ask each other.
