@@ -194,7 +194,7 @@ class Decoder(nnx.Module):
         x = jnp.concatenate([states, padded(ones)], axis=-1)
         return x, jnp.concatenate([head_VD, padded(bias_V1)], axis=1)
 
-    def logits(self, states_BSD: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+    def logits(self, states_BSD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Next-token logits, float32, for sampling, inspection and parity.
 
         Training uses ops.logprob_kl instead, which never holds all logits of a batch.
