@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "sparsepo_jax"
-ROOMS = ("core", "losses", "masks", "models", "ops", "sharding")
+ROOMS = ("core", "data", "losses", "masks", "models", "ops", "sharding", "train")
 FILES = [
     path for room in ROOMS for path in sorted((PACKAGE / room).glob("*.py")) if path.name != "__init__.py"
 ]

@@ -67,9 +67,12 @@ def empty_batch(
     """A global batch without pairs, whose arrays have the shapes and types of every batch of this shape.
 
     Args:
-        table: as for `make_batches`, and so are the arguments that are not named here.
+        table: the rows that real batches are made of; no row of it is used.
         plan: whose batches it is like.
         shape: one of the plan's.
+        shared: as for `make_batches`.
+        with_weights: as for `make_batches`.
+        response_length: as for `make_batches`, in tokens.
     """
     T = _room(table, response_length)
     numbers = np.full(plan.batch_size, FILLER)

@@ -11,6 +11,9 @@ class BadRow(Exception):
     """What is wrong with a row, in words: one line of at most 400 characters, whatever the row holds.
 
     It does not say where the row stands. The code that reads the rows knows that and adds it.
+
+    Args:
+        problem: of any length; line breaks are escaped and a long text is cut.
     """
 
     def __init__(self, problem: str):

@@ -217,7 +217,11 @@ class TokenTable:
         return self.take(first[:limit])
 
     def with_columns(self, **values: Any) -> "TokenTable":
-        """The same rows with other columns, by the names of the fields."""
+        """The same rows with other columns.
+
+        Args:
+            **values: new values by the names of this class's fields.
+        """
         return replace(self, **values)
 
     def with_responses(self, responses: Sequence[np.ndarray]) -> "TokenTable":

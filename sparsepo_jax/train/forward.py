@@ -85,11 +85,20 @@ class Problem(NamedTuple):
         return {**split_adapters(base)[0], **trained}
 
     def policy(self, trained: Weights, base: Weights | None) -> Decoder:
-        """The policy as a model, from the same arguments as `policy_weights`."""
+        """The policy as a model.
+
+        Args:
+            trained: as for `policy_weights`.
+            base: as for `policy_weights`.
+        """
         return merge_module(self.policy_graph, self.policy_weights(trained, base))
 
     def reference(self, weights: Weights) -> Decoder:
-        """The reference as a model, from its weights by path."""
+        """The reference as a model.
+
+        Args:
+            weights: all of its weights, by path.
+        """
         return merge_module(self.reference_graph, weights)
 
 

@@ -131,7 +131,11 @@ class Meter:
         )
 
     def note(self, text: str) -> None:
-        """Prints a line above the bar, with the stage's name in front."""
+        """Prints a line above the bar, with the stage's name in front.
+
+        Args:
+            text: one line without the name.
+        """
         self._print(f"{self._stage}: {text}")
 
     def note_compiled(self, step: int, programs: int, seconds: float) -> None:
