@@ -112,7 +112,7 @@ def test_rates_are_those_of_all_processes(monkeypatch, meter_clock):
     meter = make_meter(lines)
     for step in range(1, 6):
         meter_clock.now_s += 2.5
-        meter.add(step, step_metrics(loss=step), np.ones((1, 4), bool), count(batch))
+        meter.add(step, step_metrics(loss=step), jnp.ones((1, 4), bool), count(batch))
     meter_clock.now_s += 2.5
     meter.catch_up()
     meter.close()
@@ -128,7 +128,7 @@ def test_a_step_that_was_left_out_counts_in_the_rates_and_not_in_the_means(meter
     """Its numbers are no numbers; the second one is refused, since one may be left out."""
     lines = []
     meter = make_meter(lines, every_steps=3)
-    finite = np.ones((1, 4), bool)
+    finite = jnp.ones((1, 4), bool)
     for step, (loss, skipped) in enumerate([(1.0, 0), (np.nan, 1), (3.0, 1)], start=1):
         meter_clock.now_s += 1.0
         meter.add(step, step_metrics(loss, skipped), finite, count(random_batch()))
