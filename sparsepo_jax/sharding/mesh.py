@@ -58,13 +58,13 @@ def make_mesh(
     return Mesh(grid_of(sizes, slices, devices), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def grid_of(sizes: tuple[int, ...], slices: int | None, devices: Sequence[jax.Device]) -> np.ndarray:
+def grid_of(sizes: tuple[int, ...], slices: int | None, devices: Sequence[Any]) -> np.ndarray:
     """The devices by their places on the three axes; see make_mesh.
 
     Args:
         sizes: of data, fsdp and tensor.
         slices: as many as the devices say, or None.
-        devices: as many as the product of the sizes.
+        devices: as many as the product of the sizes; jax.Device, or what has its attributes.
 
     Raises:
         UserError: the sizes do not fit the slices.

@@ -119,11 +119,12 @@ def replicated_share(shapes: Shapes, sizes: Mapping[str, int]) -> float:
     Raises:
         ValueError: a weight has no rule.
     """
+    parts_of = _parts(shapes, sizes)  # on every mesh, so that a weight without a rule is always refused
     n = sizes["fsdp"] * sizes["tensor"]
     if n == 1:
         return 0.0
     total = sum(map(math.prod, shapes.values()))
-    held = sum(math.prod(shapes[path]) / parts for path, parts in _parts(shapes, sizes).items())
+    held = sum(math.prod(shapes[path]) / parts for path, parts in parts_of.items())
     return (held / total - 1 / n) / (1 - 1 / n)
 
 
