@@ -400,7 +400,7 @@ def test_unit_tests_score_one_or_nought(monkeypatch):
     ]
     scorer = unit_test_scorer(time_s=60.0, memory_mb=512, workers=2)
     assert scorer(["", "", "def double(x):\n"], completions, [mbpp, mbpp, human_eval]) == [1.0, 0.0, 1.0]
-    assert asked == [(sandbox.Limits(60.0, 512), 2)]
+    assert asked == [(sandbox.SandboxLimits(60.0, 512), 2)]
 
 
 # ---------------------------------------------------------------- the stage

@@ -5,6 +5,7 @@ import gzip
 import json
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -134,9 +135,8 @@ def test_the_confidence_control_is_confpos():
     rng = np.random.default_rng(1)
     for prob in (rng.uniform(0.01, 0.99, 9), np.full(3, 0.1), np.array([0.2])):
         scored = response(np.zeros(len(prob)), rng.normal(size=len(prob)), ref=prob)
-        np.testing.assert_array_equal(
-            RANKINGS["confidence"](scored, rng), unsure_tokens(scored.ref_logp, np.ones(len(prob), bool))
-        )
+        expected = unsure_tokens(jnp.asarray(scored.ref_logp, jnp.float32), jnp.ones(len(prob), bool))
+        np.testing.assert_array_equal(RANKINGS["confidence"](scored, rng), expected)
 
 
 # ---------------------------------------------------------------- deletion

@@ -99,7 +99,7 @@ def _under_family_names(config: Mapping[Any, Any], family: str) -> dict[Any, Any
     return renamed
 
 
-def _check_kinds(values: Mapping[str, Any], kinds: Kinds, where: str) -> None:
+def _check_kinds(values: Mapping[Any, Any], kinds: Kinds, where: str) -> None:
     for name in kinds.keys() & values.keys():
         kind, value = kinds[name], values[name]
         if isinstance(kind, Kind):
