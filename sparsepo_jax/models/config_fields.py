@@ -45,7 +45,7 @@ class Fields(NamedTuple):
         ignored: names of the fields that change nothing and that nobody knows.
     """
 
-    config: dict[str, Any]
+    config: dict[Any, Any]
     ignored: tuple[Any, ...]
 
 
@@ -116,7 +116,7 @@ _OTHER_TASKS = re.compile(
 )
 
 
-def _check_task(config: Mapping[str, Any], family: str) -> None:
+def _check_task(config: Mapping[Any, Any], family: str) -> None:
     """A classifier or reward model lacks the head of a language model."""
     names = config.get("architectures")
     if not is_texts(names):
@@ -129,7 +129,7 @@ def _check_task(config: Mapping[str, Any], family: str) -> None:
             )
 
 
-def _check_switches(config: Mapping[str, Any], family: str) -> None:
+def _check_switches(config: Mapping[Any, Any], family: str) -> None:
     switches = {**SWITCHES, "rotary": Switch(family not in ("gpt2", "gpt_bigcode"))}
     for name, switch in switches.items():
         if not _is_off(config.get(name), switch.off):
@@ -147,7 +147,7 @@ def _is_off(value: Any, off: bool | None) -> bool:
     return value is off
 
 
-def _check_layer_types(config: Mapping[str, Any], family: str) -> None:
+def _check_layer_types(config: Mapping[Any, Any], family: str) -> None:
     """Where all layers are alike, a list of their kinds may only say so."""
     kinds = config.get("layer_types")
     if kinds is None:
@@ -160,7 +160,7 @@ def _check_layer_types(config: Mapping[str, Any], family: str) -> None:
         )
 
 
-def rope_kind(rope: Mapping[str, Any]) -> str:
+def rope_kind(rope: Mapping[Any, Any]) -> str:
     """The kind of rotation that rotary fields name: default, linear, llama3, or one that we do not have.
 
     Args:
@@ -169,9 +169,9 @@ def rope_kind(rope: Mapping[str, Any]) -> str:
     return rope.get("rope_type") or rope.get("type") or "default"
 
 
-def _unread_of_rope(config: Mapping[str, Any], family: str) -> list[str]:
+def _unread_of_rope(config: Mapping[Any, Any], family: str) -> list[str]:
     """The fields within rope_scaling and rope_parameters that their kind of rotation does not read."""
-    sets: dict[str, dict[str, Any]] = {}
+    sets: dict[str, dict[Any, Any]] = {}
     for name in ("rope_scaling", "rope_parameters"):
         if name in READ[family]:
             sets[name] = config.get(name) or {}
@@ -215,7 +215,7 @@ def first(*values: Any) -> Any:
     return next(value for value in values if value is not None)
 
 
-def needed(config: Mapping[str, Any], where: str, key: str, default: Any = None) -> Any:
+def needed(config: Mapping[Any, Any], where: str, key: str, default: Any = None) -> Any:
     """The value of a field.
 
     Args:

@@ -26,7 +26,7 @@ class RopeScaling:
     original_positions: int | None = None
 
 
-def read_rope(config: dict[str, Any], family: str, positions: int) -> tuple[float, RopeScaling | None]:
+def read_rope(config: dict[Any, Any], family: str, positions: int) -> tuple[float, RopeScaling | None]:
     """The rotary base and scaling of all layers; in Gemma 3, of the layers that see everything.
 
     Args:
@@ -48,7 +48,7 @@ def read_rope(config: dict[str, Any], family: str, positions: int) -> tuple[floa
     return readings[0]
 
 
-def gpt_neox_rope(config: dict[str, Any]) -> tuple[float, float]:
+def gpt_neox_rope(config: dict[Any, Any]) -> tuple[float, float]:
     """The rotary base, and the share of a head's dims that are rotated (0 to 1).
 
     Some versions of transformers wrote both under two names, which must agree.
@@ -75,7 +75,7 @@ def gpt_neox_rope(config: dict[str, Any]) -> tuple[float, float]:
     return base, share
 
 
-def _refuse_another(config: dict[str, Any], name: str, value: float, other_name: str) -> None:
+def _refuse_another(config: dict[Any, Any], name: str, value: float, other_name: str) -> None:
     if first(config.get(name), value) != value:
         raise SpecError(
             f"gpt_neox: {name}: {shown(config[name])} differs from {other_name}, which is {value:g}; "
@@ -83,7 +83,7 @@ def _refuse_another(config: dict[str, Any], name: str, value: float, other_name:
         )
 
 
-def gemma3_local_base(config: dict[str, Any]) -> float:
+def gemma3_local_base(config: dict[Any, Any]) -> float:
     """The rotary base of Gemma 3's layers that see a window. Their positions cannot be stretched.
 
     Args:
@@ -103,7 +103,7 @@ def gemma3_local_base(config: dict[str, Any]) -> float:
     return base
 
 
-def _rope_sets(config: dict[str, Any], family: str) -> list[tuple[str, dict[str, Any]]]:
+def _rope_sets(config: dict[Any, Any], family: str) -> list[tuple[str, dict[Any, Any]]]:
     """(name, content) of the fields that say how positions are rotated; at least one, which may be empty."""
     sets = [(name, config[name]) for name in ("rope_scaling", "rope_parameters") if config.get(name)]
     for name, rope in sets:
@@ -115,7 +115,7 @@ def _rope_sets(config: dict[str, Any], family: str) -> list[tuple[str, dict[str,
     return sets or [("rope_parameters", {})]
 
 
-def _gemma3_rope(config: dict[str, Any]) -> dict[str, Any]:
+def _gemma3_rope(config: dict[Any, Any]) -> dict[Any, Any]:
     """The fields for layers that see everything: as in transformers, `rope_scaling` overrides the others."""
     sets = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or {}
@@ -134,8 +134,8 @@ def _gemma3_rope(config: dict[str, Any]) -> dict[str, Any]:
 
 def _rope_of(
     name: str,
-    rope: dict[str, Any],
-    above: dict[str, Any],
+    rope: dict[Any, Any],
+    above: dict[Any, Any],
     family: str,
     positions: int,
     base: float = 10000.0,
@@ -173,7 +173,7 @@ def _rope_of(
     return base, RopeScaling(factor, low, high, original)
 
 
-def _refuse_unclear_kind(rope: dict[str, Any], where: str) -> None:
+def _refuse_unclear_kind(rope: dict[Any, Any], where: str) -> None:
     kind, old_kind = rope.get("rope_type"), rope.get("type")
     if kind and old_kind and kind != old_kind:
         raise SpecError(
