@@ -66,6 +66,7 @@ def test_the_official_points_of_gptj():
         for name in layers | {"embed", "final_norm", "logits"}
     }
     every = ("mlp", "attn", "resid", "logits")
+    valid_BPT = jnp.asarray(valid_BPT)
     mask_BPT = activation_mask(means, valid_BPT, choose_points("gptj", every, True), "zn_rescale")
 
     def of(*arrays):
