@@ -93,12 +93,14 @@ class Problem(NamedTuple):
         """
         return merge_module(self.policy_graph, self.policy_weights(trained, base))
 
-    def reference(self, weights: Weights) -> Decoder:
+    def reference(self, weights: Weights | None) -> Decoder:
         """The reference as a model.
 
         Args:
-            weights: all of its weights, by path.
+            weights: all of its weights, by path. None is refused: only a cached problem has none.
         """
+        if weights is None:
+            raise ValueError("the reference cannot run without its weights")
         return merge_module(self.reference_graph, weights)
 
 
@@ -137,7 +139,7 @@ def forward(
     problem: Problem,
     policy: Weights,
     masks: Weights,
-    reference: Weights,
+    reference: Weights | None,
     batch: PairBatch,
     key_B: Key[Array, "B"] | None,
     *,
@@ -203,7 +205,7 @@ def response_logp(
 
 
 def response_log_ratio(
-    problem: Problem, policy: Weights, reference: Weights, batch: PairBatch
+    problem: Problem, policy: Weights, reference: Weights | None, batch: PairBatch
 ) -> Float[Array, "B P"]:
     """log pi(y) - log pi_ref(y) of responses, summed over tokens, in nats.
 
@@ -254,7 +256,7 @@ def response_greedy(
 
 
 def reference_tokens(
-    problem: Problem, reference: Weights, batch: PairBatch
+    problem: Problem, reference: Weights | None, batch: PairBatch
 ) -> tuple[Float[Array, "B P T"], Float[Array, "B P T"] | None]:
     """What a cache keeps of the reference, token by token.
 

@@ -35,7 +35,7 @@ class TrainState(NamedTuple):
 MicroBatches = Annotated[PairBatch, "every array has a leading axis U of micro-steps"]
 Metrics = dict[str, Float[Array, ""]]
 PairScores = Callable[
-    [dict[str, Weights], Weights, PairBatch, Int[Array, ""]],
+    [dict[str, Weights], Weights | None, PairBatch, Int[Array, ""]],
     tuple[dict[str, Float[Array, "B"]], TokenStats, TokenMasks],
 ]
 SummedLoss = Callable[
@@ -68,7 +68,7 @@ def make_pair_scores(problem: Problem, *, training: bool) -> PairScores:
     """
 
     def scores(
-        weights: dict[str, Weights], reference: Weights, batch: PairBatch, step: Int[Array, ""]
+        weights: dict[str, Weights], reference: Weights | None, batch: PairBatch, step: Int[Array, ""]
     ) -> tuple[dict[str, Float[Array, "B"]], TokenStats, TokenMasks]:
         key_B = pair_keys(problem.seed, step, batch.row_B)
         stats, masks = forward(
@@ -104,7 +104,7 @@ def make_pair_loss(problem: Problem) -> SummedLoss:
     scores = make_pair_scores(problem, training=True)
 
     def summed(
-        weights: dict[str, Weights], reference: Weights, batch: PairBatch, step: Int[Array, ""]
+        weights: dict[str, Weights], reference: Weights | None, batch: PairBatch, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, ""], Float[Array, "B"]]]:
         metrics_B, _, _ = scores(weights, reference, batch, step)
         # where, not a product: a filler pair must not bring a NaN
@@ -125,8 +125,7 @@ def make_sft_loss(problem: Problem) -> SummedLoss:
 
     Returns:
         `summed(weights, base, batch, step)`, which gives (sum over tokens in nats, ({"loss": the same},
-        number of
-        tokens, sum of each row [B])). base: what adapters are trained on; None without adapters.
+        number of tokens, sum of each row [B])). base: what adapters are trained on; None without adapters.
     """
 
     def summed(
