@@ -46,19 +46,25 @@ def problem_of(family, source, objective, **settings):
     return Problem(graph, graph, source, objective or dpo_loss, seed=0, **settings)
 
 
+# As the released code makes its nets, over states of the size that the vectors have.
+OFFICIAL_NET = dict(
+    num_layers=2,
+    width=32,
+    norm_eps=1e-5,
+    init="official",
+    layer_activation="relu",
+    mixer_activation="relu",
+    dropout=0.0,
+)
+
+
 def learned(sharing, **changes):
     settings = dict(
         net="simple_all",
         sharing=sharing,
         on="both",
         normalised=False,
-        num_layers=2,
-        width=32,
-        norm_eps=1e-5,
-        init="official",
-        layer_activation="relu",
-        mixer_activation="relu",
-        dropout=0.0,
+        **OFFICIAL_NET,
     )
     return learned_source(**(settings | changes))
 
@@ -255,16 +261,7 @@ def reference_states(family):
 
 
 def run_net(net, tensors, states, batch, **changes):
-    settings = dict(
-        num_layers=2,
-        width=32,
-        norm_eps=1e-5,
-        init="official",
-        layer_activation="relu",
-        mixer_activation="relu",
-        dropout=0.0,
-    )
-    graph, fresh = split_module(MaskNet(net, rngs=nnx.Rngs(0), **(settings | changes)))
+    graph, fresh = split_module(MaskNet(net, rngs=nnx.Rngs(0), **(OFFICIAL_NET | changes)))
     weights = masks_from_tensors(net, tensors, {f"common.{path}": x.shape for path, x in fresh.items()})
     again = masks_to_tensors(net, weights)
     assert again.keys() == tensors.keys() and all(

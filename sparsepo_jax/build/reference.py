@@ -9,7 +9,7 @@ from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.cache import cache_directory
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.train.reference_cache import weights_digest
+from sparsepo_jax.train.reference_cache import sha256_of_weights
 
 
 def reference_key(config: Config, spec: DecoderSpec, reference: Weights, table: TokenTable) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def reference_key(config: Config, spec: DecoderSpec, reference: Weights, table: 
     max_length, max_prompt_length = length_limits(config.data, spec.max_positions)
     reads = mask is not None and mask.kind == "activation"
     return {
-        "reference": weights_digest(reference),
+        "reference": sha256_of_weights(reference),
         "shape": repr(spec),
         "tokens": table.digest(),
         "max_length": max_length,

@@ -35,7 +35,7 @@ from sparsepo_jax.sharding.processes import as_the_first
 from sparsepo_jax.stages.answers import answer, answers_record, load_prompts, make_run_sampler, plan_answers
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.weights import current_policy, reference_weights
-from sparsepo_jax.train.reference_cache import weights_digest
+from sparsepo_jax.train.reference_cache import sha256_of_weights
 
 Record = dict[str, Any]
 
@@ -53,7 +53,7 @@ def make_pairs(run: Run) -> None:
             "stage pairs: scorers read text, and there is no tokenizer to write it: set tokenizer"
         )
     prompts, policy = load_prompts(run), current_policy(run)
-    digests = prompts.file_digests() | {"policy": weights_digest(policy)}
+    digests = prompts.file_digests() | {"policy": sha256_of_weights(policy)}
     run.marks.check_data("pairs", digests)
     records = _read_scored(scored_path) if run.marks.begun("pairs") else {}
     is_first = jax.process_index() == 0

@@ -26,7 +26,7 @@ from sparsepo_jax.sharding.mesh import to_host
 Columns = dict[str, np.ndarray]  # name -> a number for each response token of a table, in order
 
 
-def weights_digest(weights: Weights) -> str:
+def sha256_of_weights(weights: Weights) -> str:
     """A SHA-256 of all weights and their paths. They come to the host one at a time.
 
     Args:
