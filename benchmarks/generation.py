@@ -71,7 +71,7 @@ def main() -> int:
         spec = spec_from_hf(read_config(Path(directory)))
         weights = load_weights(directory, spec, mesh)
     sampler = make_sampler(
-        decoder_graph(spec, jnp.dtype(jnp.float32), remat=False),
+        decoder_graph(spec, jnp.dtype(jnp.float32)),
         jnp.dtype(jnp.float32),
         mesh,
         Sampling(NEW, temperature=0.0),

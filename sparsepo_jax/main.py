@@ -115,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command(arguments: Sequence[str] | None) -> int:
     """Does what the command line asks for and returns the exit status."""
+    began_s = time.time()
     options = parse_arguments(arguments)
     if options.schema:
         from sparsepo_jax.config.load import json_schema
@@ -148,7 +149,7 @@ def command(arguments: Sequence[str] | None) -> int:
         mistakes = f"{len(error.lines)} mistake{'s' if len(error.lines) > 1 else ''}"
         print(f"{options.config}: {mistakes}", *error.lines, sep="\n", file=sys.stderr)
         return 2
-    return leave(run(config))
+    return leave(run(config, began_s))
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -311,23 +312,31 @@ def write_comparison(directories: Sequence[Path], output: Path, options: argpars
         return f"{error.filename or output}: {error.strerror}"
 
 
-def run(config: "Config") -> int:
-    """Runs the stages of a config and prints what went wrong; returns the exit status."""
+def run(config: "Config", began_s: float) -> int:
+    """Runs the stages of a config and prints what went wrong; returns the exit status.
+
+    Args:
+        began_s: when the command was started, time.time().
+    """
     from sparsepo_jax.core.streams import lasting_output
     from sparsepo_jax.run.resume import LOOKING
 
     with contextlib.nullcontext() if LOOKING.issuperset(config.stages) else lasting_output():
-        status, problem = attempt(config)
+        status, problem = attempt(config, began_s)
         if problem:
             print(problem, file=sys.stderr)
     return status
 
 
-def attempt(config: "Config") -> tuple[int, str | None]:
+def attempt(config: "Config", began_s: float | None = None) -> tuple[int, str | None]:
     """Runs the stages of a config; returns the exit status and one line about what went wrong.
 
     An unforeseen error comes with its traceback.
+
+    Args:
+        began_s: when the command was started, time.time(); None: now.
     """
+    began_s = time.time() if began_s is None else began_s
     from sparsepo_jax.core.errors import UserError
     from sparsepo_jax.core.stop import Stop, Terminated
 
@@ -336,7 +345,7 @@ def attempt(config: "Config") -> tuple[int, str | None]:
         with Stop().listening() as stop:
             from sparsepo_jax.stages.runner import run_stages
 
-            return run_stages(config, stop), None
+            return run_stages(config, stop, began_s), None
     except UserError as error:
         return 1, f"error: {error}"
     except Terminated:

@@ -77,7 +77,7 @@ def lora_logits(directory):
 
     spec, _, base = load_ours(directory / "base")
     adapter = Adapter(str(directory / "adapter"), spec, "policy.adapter")
-    graph = decoder_graph(spec, jnp.dtype(jnp.float32), remat=False, lora=as_lora(adapter.lora))
+    graph = decoder_graph(spec, jnp.dtype(jnp.float32), lora=as_lora(adapter.lora))
     return our_logits(graph, base | adapter.weights(), IDS, VALID)[0]
 
 

@@ -232,7 +232,7 @@ def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
     logp_by_dtype = {}
     for dtype in ("float32", "bfloat16"):
         config = make_config(compute={"dtype": dtype})
-        graph = decoder_graph(spec, compute_dtype(config, mesh), remat=False)
+        graph = decoder_graph(spec, compute_dtype(config, mesh))
         problem = Problem(
             graph, graph, make_mask_source(make_config(objective={"kind": "dpo"}), spec), dpo_loss, 0
         )

@@ -192,7 +192,7 @@ def test_the_step_with_numbers_as_arguments_is_the_step_with_constants():
 
 
 def test_samplers_share_programs_but_for_greedy_and_cut_ones():
-    graph = decoder_graph(spec_from_hf(GPT2), jnp.dtype(jnp.float32), remat=False)
+    graph = decoder_graph(spec_from_hf(GPT2), jnp.dtype(jnp.float32))
     mesh = make_mesh(None, 1, 1)
 
     def program(**sampling):

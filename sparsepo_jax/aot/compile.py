@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from sparsepo_jax.aot.footprint import Footprint, absent_devices, compile_for_memory
 from sparsepo_jax.aot.topology import Topology
+from sparsepo_jax.build.choices import training_choices, with_choices
 from sparsepo_jax.build.compute import check_batch, compute_dtype, set_precision
 from sparsepo_jax.build.data import abstract_batches, load_data, make_training_plan
 from sparsepo_jax.build.lora import make_lora, make_reference_lora, with_adapter_settings
@@ -88,6 +89,8 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     table, lengths = _table(config, stage, policy, tokenizer, tokenizer_here)
     plan = make_training_plan(config, stage, table, mesh)
     with_weights = stage == "po" and brings_weights(config)
+    chosen = training_choices(config, stage, policy, reference, mesh, plan.shapes, topology.chip_bytes)
+    problem = with_choices(problem, config, policy, make_lora(training, stage, policy), mesh, chosen)
     largest_batch = abstract_batches(config, table, plan, mesh, with_weights=with_weights)[-1]
     step = make_step(config, stage, problem, policy, plan.steps, mesh)
     arguments = step.like, abstract_frozen(config, stage, problem, policy, reference, mesh), largest_batch

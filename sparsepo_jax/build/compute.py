@@ -1,11 +1,13 @@
 """What the run is computed on: devices, types, precision, the attention kernel, and what must divide what."""
 
 import functools
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from sparsepo_jax.config.derive import batch_problem
@@ -14,23 +16,43 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.cache import cache_directory
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.ops.attention import AttentionKernel
+from sparsepo_jax.run import choices
 from sparsepo_jax.sharding.mesh import (
     pair_shards,
     platform_of,
     put_batch,
 )
-from sparsepo_jax.sharding.processes import join_processes
+from sparsepo_jax.sharding.processes import as_the_first, join_processes
 
 
 def compute_dtype(config: Config, mesh: Mesh) -> jnp.dtype:
     """The type of activations: by default float32 on CPUs, bfloat16 elsewhere."""
-    return _dtype_on(config, platform_of(mesh))
+    return jnp.dtype(choices.dtype_on(config, platform_of(mesh)))
 
 
-def _dtype_on(config: Config, platform: str) -> jnp.dtype:
-    if config.compute.dtype == "auto":
-        return jnp.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
-    return jnp.dtype(config.compute.dtype)
+def device_of(mesh: Mesh, device_bytes: int | None = None) -> choices.Device:
+    """What decides how programs are compiled for a mesh.
+
+    Args:
+        mesh: of devices that need not be here.
+        device_bytes: memory of a device; None: the devices tell, as far as they can.
+    """
+    platform = platform_of(mesh)
+    if platform == "cpu" or platform != jax.default_backend():
+        return choices.Device(platform, device_bytes)
+    here = next(x for x in mesh.devices.flat if x.process_index == jax.process_index())
+    major, _, minor = getattr(here, "compute_capability", "").partition(".")
+    capability = (int(major), int(minor)) if minor.isdigit() else None
+    return choices.Device(platform, device_bytes or _memory_of(here), capability)
+
+
+@functools.cache
+def _memory_of(device: jax.Device) -> int | None:
+    """Bytes that programs can have of a device, the same in all processes, which must choose alike; None: it
+    does not tell."""
+    limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+    mib = int(as_the_first(np.array(limit // 2**20, np.int32)))
+    return mib * 2**20 or None
 
 
 def set_precision(config: Config, platform: str) -> None:
@@ -40,7 +62,7 @@ def set_precision(config: Config, platform: str) -> None:
         platform: cpu, gpu or tpu, for which programs will be compiled.
     """
     precision = config.compute.precision
-    if precision == "auto" and _dtype_on(config, platform) == jnp.float32:
+    if precision == "auto" and choices.dtype_on(config, platform) == "float32":
         precision = "float32"
     jax_name = {"auto": None, "float32": "highest", "tf32": "tensorfloat32"}[precision]
     jax.config.update("jax_default_matmul_precision", jax_name)
@@ -69,11 +91,21 @@ def machine_facts(config: Config, mesh: Mesh) -> dict[str, Any]:
     }
 
 
+def take_memory() -> None:
+    """Lets JAX have choices.GPU_SHARE of a GPU's memory, unless the user's environment says how much.
+
+    By default it would leave a quarter of the card to others. Call it before any device is used.
+    """
+    if not {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():
+        os.environ["XLA_CLIENT_MEM_FRACTION"] = str(choices.GPU_SHARE)
+
+
 def start_jax(config: Config) -> None:
     """Sets JAX up; call it before any device is used.
 
     Compiled programs are kept on disk, so that a second start is quick.
     """
+    take_memory()
     join_processes(config.compute.distributed)
     set_precision(config, jax.default_backend())
     # On CPU a program that is read back has lost the order of its collectives (jaxlib 0.10.2), and several
@@ -88,24 +120,22 @@ def start_jax(config: Config) -> None:
 
 
 def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], mesh: Mesh) -> AttentionKernel:
-    """The kernel asked for, or the device's own. UserError if it cannot do what is asked of it."""
-    asked, platform = config.compute.attention, platform_of(mesh)
-    if asked == "auto":
-        return {"cpu": "blocks", "tpu": "splash"}.get(platform, "xla")
-    if asked == "cudnn" and any(spec.attn_softcap is not None for spec in specs):
+    """The kernel asked for, or the one that suits the devices. UserError if it cannot do what is asked."""
+    asked, device = config.compute.attention, device_of(mesh)
+    if asked == "cudnn":
+        problem = choices.cudnn_problem(specs, str(compute_dtype(config, mesh)), device)
+        if problem is not None:
+            mend = ", or compute.dtype=bfloat16" if "computes in" in problem else ""
+            raise UserError(f"compute.attention: cudnn does not fit {problem}; take auto or xla{mend}")
+        if device.platform != "gpu":
+            raise UserError(
+                f"compute.attention: cudnn runs on GPU, and these devices are {device.platform}; take auto"
+            )
+    if asked == "splash" and device.platform != "tpu":
         raise UserError(
-            "compute.attention: cudnn does not fit a model that caps its scores; take auto or xla"
+            f"compute.attention: splash runs on TPU, and these devices are {device.platform}; take auto"
         )
-    if asked == "cudnn" and compute_dtype(config, mesh) != jnp.bfloat16:
-        raise UserError(
-            "compute.attention: cudnn does not fit a model that computes in float32; take auto or xla, "
-            "or compute.dtype=bfloat16"
-        )
-    if asked == "cudnn" and platform != "gpu":
-        raise UserError(f"compute.attention: cudnn runs on GPU, and these devices are {platform}; take auto")
-    if asked == "splash" and platform != "tpu":
-        raise UserError(f"compute.attention: splash runs on TPU, and these devices are {platform}; take auto")
-    return asked
+    return cast(AttentionKernel, choices.choose_attention(config, specs, device).value)
 
 
 def put_on(mesh: Mesh) -> Callable[[Any], Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from sparsepo_jax.config.schema.compute import Remat
 from sparsepo_jax.config.schema.models import Policy, Reference
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
@@ -129,10 +130,11 @@ def checkpoint_dtype(path: str) -> str:
 
 @functools.cache
 def decoder_graph(
-    spec: DecoderSpec, dtype: jnp.dtype, *, remat: bool, lora: Lora | None = None
+    spec: DecoderSpec, dtype: jnp.dtype, *, remat: Remat = "nothing", lora: Lora | None = None
 ) -> nnx.GraphDef:
+    recomputes = remat == "everything"
     return split_module(
-        nnx.eval_shape(lambda: Decoder(spec, dtype=dtype, remat=remat, lora=lora, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: Decoder(spec, dtype=dtype, remat=recomputes, lora=lora, rngs=nnx.Rngs(0)))
     )[0]
 
 

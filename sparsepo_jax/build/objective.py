@@ -3,6 +3,7 @@
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
+from sparsepo_jax.build.choices import reading_choices
 from sparsepo_jax.build.compute import choose_attention, compute_dtype
 from sparsepo_jax.build.models import decoder_graph
 from sparsepo_jax.config.derive import mask_of
@@ -101,7 +102,7 @@ def make_problem(
     lora: Lora | None = None,
     reference_lora: Lora | None = None,
 ) -> Problem:
-    """The problem that a stage trains or scores.
+    """The problem that a stage scores; `build.choices.with_choices` makes it one that trains.
 
     The two models, the masks, the loss, and how they are computed.
 
@@ -111,10 +112,10 @@ def make_problem(
     """
     dtype = compute_dtype(config, mesh)
     source = make_mask_source(config, reference)
-    head = config.compute.head
+    choices = reading_choices(config, policy, reference, mesh)
     return Problem(
-        policy_graph=decoder_graph(policy, dtype, remat=config.compute.remat, lora=lora),
-        reference_graph=decoder_graph(reference, dtype, remat=False, lora=reference_lora),
+        policy_graph=decoder_graph(policy, dtype, remat=choices.remat.value, lora=lora),
+        reference_graph=decoder_graph(reference, dtype, lora=reference_lora),
         mask_source=source,
         objective=make_objective(config, source),
         seed=config.seed,
@@ -122,7 +123,10 @@ def make_problem(
         constrain=make_constrain(mesh),
         spread=make_spread(mesh),
         head_blocks=HeadBlocks(
-            head.tokens, head.vocabulary, mesh.shape["tensor"], head.keep_logits, *make_place_head(mesh)
+            *choices.head.value,
+            mesh.shape["tensor"],
+            config.compute.head.keep_logits,
+            *make_place_head(mesh),
         ),
         adapted=lora is not None,
     )

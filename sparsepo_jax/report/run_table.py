@@ -36,6 +36,10 @@ ROWS = {  # label -> path into what is known of a stage
     "activations": ("machine", "activations"),
     "products of float32 arrays": ("machine", "products"),
     "JAX": ("machine", "jax"),
+    "attention": ("choices", "attention"),
+    "head blocks": ("choices", "head blocks"),
+    "recomputed": ("choices", "recomputed"),
+    "seconds to the first step": ("first_step_s",),
 }
 
 

@@ -26,6 +26,7 @@ from sparsepo_jax.config.schema.training import Optimizer, Training
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder_spec import DecoderSpec, choose_projections
+from sparsepo_jax.run.check_compute import choice_lines
 from sparsepo_jax.run.local import MODEL_ID, Count, is_local, total
 from sparsepo_jax.run.model_facts import (
     Adapters,
@@ -73,6 +74,7 @@ def make_plan_text(config: Config) -> str:
         *_model_lines(config, policy, reference, adapters),
         *_training_lines(config, policy, reference, rows, length),
         *_answer_lines(config, rows, scorer_rows),
+        *_choice_lines(config, policy, reference),
     ]
     notes = [*(model.note for model in dict.fromkeys((policy, reference)) if model.note), *adapters.notes]
     return "\n".join([*(f"{name:<12}{text}" for name, text in lines), *(f"note: {note}" for note in notes)])
@@ -134,6 +136,13 @@ def _answer_lines(config: Config, rows: dict[str, Count], scorer_rows: Count | N
         yield "pairs", f"{config.pairs.rule}{across}, scored by {config.scorer.kind}{trained}"
     if not {"score", "eval"}.isdisjoint(config.stages):
         yield "evaluation", f"{_evaluated_rows(rows, config)} pairs"
+
+
+def _choice_lines(config: Config, policy: Model, reference: Model) -> Iterator[Line]:
+    """What is left to `auto`, for the last stage that trains; none where the models' sizes are not known."""
+    stages = [stage for stage, _ in _trainings(config)]
+    if stages and policy.parameters is not None and policy.spec is not None and reference.spec is not None:
+        yield from choice_lines(config, stages[-1], policy.spec, reference.spec)
 
 
 def _answers(config: Config, prompts: Count) -> str:

@@ -53,7 +53,13 @@ def say(text: str) -> None:
 class Run:
     """One run. Stages take it as their argument and write under `output_dir`."""
 
-    def __init__(self, config: Config, stop: Stop):
+    def __init__(self, config: Config, stop: Stop, began_s: float | None = None):
+        """Starts JAX.
+
+        Args:
+            began_s: when the command was started, time.time(); None: now.
+        """
+        self.waiting_since_s, self.waiting_since = time.time() if began_s is None else began_s, "start"
         start_jax(config)
         self.config = with_adapter_settings(config)
         self.stop = stop
@@ -61,6 +67,10 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self.marks = Marks(self.config)
         self._config_is_written = False
+
+    def stage_ended(self, stage: str) -> None:
+        """Notes from when on one waits for the first step of the next stage."""
+        self.waiting_since_s, self.waiting_since = time.time(), f"stage {stage}"
 
     # ------------------------------------------------------------ made from the settings, when first needed
 

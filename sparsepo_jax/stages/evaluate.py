@@ -15,7 +15,9 @@ from sparsepo_jax.eval.auroc import auroc, precision
 from sparsepo_jax.eval.lexicon import WordMarks, load_lexicons, mark_table
 from sparsepo_jax.eval.scores import PairScore, headline, independent_pairs, mask_sparsity
 from sparsepo_jax.eval.which_tokens import FIGURES, deletion, token_figures
+from sparsepo_jax.report.doctor import read_facts
 from sparsepo_jax.report.outcome import outcome
+from sparsepo_jax.run.resume import TRAINING
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.reference import describe_reference
 from sparsepo_jax.stages.report import say_summary
@@ -50,6 +52,7 @@ def evaluate(run: Run) -> None:
         "pairs": len(table),
         "independent_pairs": round(independent_pairs(after, table.prompt_key_N), 1),
         "machine": machine_facts(run.config, run.mesh),
+        "first_step_s": _first_steps(run),
         "reference": describe_reference(run, reference),
     }
     if marks is not None:
@@ -69,6 +72,14 @@ def evaluate(run: Run) -> None:
     say(f"eval: {len(table)} pairs in {time.time() - began_s:.1f} s")
     if "report" not in run.config.stages:
         say_summary(run)
+
+
+def _first_steps(run: Run) -> dict[str, float]:
+    """Seconds that the first step of each training stage took to come, as far as they are known."""
+    facts = {stage: read_facts(run.output_dir, stage) for stage in TRAINING}
+    return {
+        stage: of_stage["first_step_s"] for stage, of_stage in facts.items() if "first_step_s" in of_stage
+    }
 
 
 def _earlier_seconds(run: Run) -> float:

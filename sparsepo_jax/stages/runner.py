@@ -34,17 +34,21 @@ STAGES: dict[str, Callable[[Run], None]] = {
 }
 
 
-def run_stages(config: Config, stop: Stop) -> int:
+def run_stages(config: Config, stop: Stop, began_s: float | None = None) -> int:
     """Runs config.stages and returns the exit code. Everything is written under config.output_dir.
 
     Raises what `stop` is asked for, after what was trained so far is saved.
+
+    Args:
+        began_s: when the command was started, time.time(); None: now.
     """
-    run = Run(config, stop)
+    run = Run(config, stop, began_s)
     check_packages(run.config)
     only_looks = LOOKING.issuperset(run.config.stages)
     with contextlib.nullcontext() if only_looks else run.locked_directory():
         for stage in run.config.stages:
             STAGES[stage](run)
+            run.stage_ended(stage)
     if "po" in run.config.stages and {"eval", "report"}.isdisjoint(run.config.stages):
         say_doctor(run, evaluated=False)  # a summary.json here may be of an earlier run
     return 0

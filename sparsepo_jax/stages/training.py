@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sparsepo_jax.build.choices import training_choices, with_choices
 from sparsepo_jax.build.compute import put_on
 from sparsepo_jax.build.data import abstract_batches, is_shared, make_training_plan
 from sparsepo_jax.build.facts import stage_facts
@@ -24,6 +25,7 @@ from sparsepo_jax.data.packing import FILLER
 from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.report.doctor import FirstSteps, facts_path
+from sparsepo_jax.run.choices import Choices
 from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.scores import compile_scores
@@ -39,6 +41,8 @@ class Prepared(NamedTuple):
     """A training stage whose programs are being compiled.
 
     Attributes:
+        problem: as the step is compiled.
+        choices: what was left to the program, and why it chose so.
         compiled_before: how many programs of its step this process had compiled before it.
         with_weights: whether its batches carry the table's token weights.
         compiling: each waits for programs and gives (how many were compiled, seconds).
@@ -46,6 +50,7 @@ class Prepared(NamedTuple):
 
     table: TokenTable
     problem: Problem
+    choices: Choices
     plan: BatchPlan
     step: Step
     compiled_before: int
@@ -72,13 +77,17 @@ def prepare(
     The caller can do other work meanwhile.
 
     Args:
+        problem: its blocks of logits and what is computed again are chosen here, by the batches.
         evaluated: the pairs that the stage is evaluated on between its steps.
     """
     config = run.config
     plan = make_training_plan(config, stage, table, run.mesh)
+    reference_spec = run.reference_spec if stage == "po" else run.spec
+    choices = training_choices(config, stage, run.spec, reference_spec, run.mesh, plan.shapes)
+    say(f"{stage}: " + "; ".join(f"{name} {text}" for name, text in choices.words().items()))
+    problem = with_choices(problem, config, run.spec, run.lora(stage), run.mesh, choices)
     step = make_step(config, stage, problem, run.spec, plan.steps, run.mesh)
     compiled_before = len(step.program)
-    reference_spec = run.reference_spec if stage == "po" else run.spec
     reference = abstract_frozen(config, stage, problem, run.spec, reference_spec, run.mesh)
     with_weights = stage == "po" and brings_weights(config)
     batches = abstract_batches(config, table, plan, run.mesh, with_weights=with_weights)
@@ -86,7 +95,7 @@ def prepare(
         compiling = [step.compile_ahead(reference, batches)]
     if evaluated is not None:
         compiling.append(compile_scores(run, evaluated, step.like.weights))
-    return Prepared(table, problem, plan, step, compiled_before, with_weights, compiling)
+    return Prepared(table, problem, choices, plan, step, compiled_before, with_weights, compiling)
 
 
 def train(
@@ -131,7 +140,7 @@ def train(
     say(f"{stage}: {prepared.wait()}")
     batches = _batches(run, stage, prepared, start=int(state.step))
     run.write_config()
-    facts = _write_facts(run, stage, table, plan.steps)
+    facts = _write_facts(run, stage, prepared)
     watch = FirstSteps(config.model_dump(mode="json"), facts) if stage == "po" else None
     every_steps = getattr(training, "eval_every_steps", None)
     with jax.set_mesh(run.mesh), _metrics_log(run, stage, after_step=int(state.step)) as log:
@@ -146,7 +155,13 @@ def train(
                 total_steps=plan.steps,
             ),
             state,
-            reporting=Reporting(log.write, config.logging.every_steps, unit, watch),
+            reporting=Reporting(
+                log.write,
+                config.logging.every_steps,
+                unit,
+                watch,
+                functools.partial(_tell_first_step, run, stage, facts),
+            ),
             checks=Checks(training.skip_nonfinite, functools.partial(name_rows, table, plan), check_first),
             stopping=Stopping(run.stop, run.should_stop),
             checkpoints=checkpoints,
@@ -202,12 +217,21 @@ def _metrics_log(run: Run, stage: str, after_step: int) -> MetricsLog:
     )
 
 
-def _write_facts(run: Run, stage: str, table: TokenTable, steps: int) -> dict[str, Any]:
+def _write_facts(run: Run, stage: str, prepared: Prepared) -> dict[str, Any]:
     """Writes what the stage works on, for the doctor and the report, which read files alone."""
-    facts = stage_facts(run.config, stage, table, run.spec, steps, run.mesh)
+    facts = stage_facts(run.config, stage, prepared.table, run.spec, prepared.plan.steps, run.mesh)
+    facts["choices"] = prepared.choices.words()
     if jax.process_index() == 0:
         write_json(facts_path(run.output_dir, stage), facts)
     return facts
+
+
+def _tell_first_step(run: Run, stage: str, facts: dict[str, Any]) -> str:
+    """Adds to the facts how long the first step took to come, and says it."""
+    facts["first_step_s"] = round(time.time() - run.waiting_since_s, 1)
+    if jax.process_index() == 0:
+        write_json(facts_path(run.output_dir, stage), facts)
+    return f"first step done {facts['first_step_s']:.1f} s after the {run.waiting_since}"
 
 
 def name_rows(table: TokenTable, plan: BatchPlan, step: int, finite: np.ndarray) -> str:

@@ -25,12 +25,15 @@ class Reporting(NamedTuple):
         unit: what a batch is made of, in the names of rates: "pairs" or "rows".
         watch: `watch(step, metrics)` is called after each step that was taken and returns lines for the
             user. None: nobody watches.
+        first_step: `first_step()` is called once, when the numbers of the first step are there, and returns
+            a line for the user. None: nobody waits for it.
     """
 
     write: Callable[[str, int, Mapping[str, float]], None]
     every_steps: int
     unit: str = "pairs"
     watch: Callable[[int, dict[str, float]], Sequence[str]] | None = None
+    first_step: Callable[[], str] | None = None
 
 
 class Checks(NamedTuple):
@@ -118,6 +121,7 @@ class Meter:
         self._total_steps = total
         self._skipped = int(state.skipped)
         self._programs = programs
+        self._is_first = True
         self._in_flight: deque[_Step] = deque()
         self._open_window()
         self._bar = tqdm(
@@ -187,6 +191,9 @@ class Meter:
         step, on_device, finite, counts = self._in_flight.popleft()
         self._counted = Counts(*map(sum, zip(self._counted, counts, strict=True)))
         metrics = {name: float(value) for name, value in on_device.items()}
+        if self._is_first and self._reporting.first_step is not None:
+            self.note(self._reporting.first_step())
+        self._is_first = False
         self._bar.update(1)
         if metrics["skipped"] > self._skipped:
             self._skipped = int(metrics["skipped"])

@@ -1,11 +1,13 @@
 """The section `compute`: devices, number types, memory and kernels. Nothing here changes what is computed."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from sparsepo_jax.config.paths import PathText
 from sparsepo_jax.config.schema.base import Positive, Section
+
+Remat = Literal["nothing", "norms", "all_but_products", "everything"]
 
 
 class Mesh(Section):
@@ -30,10 +32,11 @@ class Mesh(Section):
 class Head(Section):
     """Logits exist in blocks of tokens and vocabulary; changes memory and speed, not results."""
 
-    tokens: Positive = 512
-    """Response tokens of a device at a time."""
-    vocabulary: Positive = 2048
-    """Entries of the vocabulary of a device at a time."""
+    tokens: Positive | Literal["auto"] = "auto"
+    """Response tokens of a device at a time. auto: on GPU all of them, or as many as fit an eighth of the
+    memory that weights and optimizer leave; else 512, measured on CPU."""
+    vocabulary: Positive | Literal["auto"] = "auto"
+    """Entries of the vocabulary of a device at a time. auto: as for tokens; else 2,048."""
     keep_logits: bool = False
     """Hold all logits from the forward to the backward pass instead of computing them again: a third fewer
     products in the head, for 8 bytes per response token and entry of the vocabulary."""
@@ -47,15 +50,20 @@ class Compute(Section):
     about three digits (NVIDIA's TF32; three bfloat16 passes on TPU); CPUs multiply in float32 all the same.
     auto: float32 where dtype is float32; where dtype is bfloat16, the device's own way for the few float32
     products that are left."""
-    remat: bool = False
-    """Recompute each block's activations in the backward pass: less memory, a third more work."""
+    remat: Remat | Literal["auto"] = "auto"
+    """What the backward pass computes again instead of keeping it from the forward pass. norms: norms and
+    activation functions, at almost no cost. all_but_products: all that is no matrix product. everything:
+    blocks from their inputs, a third more work. auto: the first of nothing, norms, all_but_products and
+    everything that fits the device's memory; nothing where that is not known, as on CPU. true and false of
+    earlier versions are everything and nothing."""
     layout: Literal["shared", "plain"] = "shared"
     """shared: the prompt runs once per pair and both responses attend to it; plain: once for each response.
     The results are the same."""
     attention: Literal["auto", "blocks", "xla", "cudnn", "splash"] = "auto"
     """The attention kernel. auto: blocks on CPU, splash on TPU (compiled only, never timed: Llama-3-8B's step
-    on v5e-64 takes 4.9 GB of temporaries a chip, 6.0 by xla), else xla. cudnn: GPU, bfloat16, no capped
-    scores. splash: TPU. The results are the same."""
+    on v5e-64 takes 4.9 GB of temporaries a chip, 6.0 by xla), cudnn on GPU where it can, else xla. cudnn:
+    GPU (Ampere or newer), bfloat16, no capped scores, heads of a multiple of 8 dims up to 128 (Hopper: 256).
+    splash: TPU. The results are the same."""
     head: Head = Head()
     """Blocks in which logits are computed."""
     mesh: Mesh = Mesh()
@@ -66,3 +74,9 @@ class Compute(Section):
     """Whether this process is one of several that make one run. None: if JAX_COORDINATOR_ADDRESS is set, in a
     Slurm step of several tasks, or if TPU_WORKER_HOSTNAMES names several. true: find the others as
     jax.distributed does (Cloud TPU, GKE, Slurm, MPI)."""
+
+    @field_validator("remat", mode="before")
+    @classmethod
+    def _as_it_was(cls, remat: Any) -> Any:
+        """Earlier versions knew true and false."""
+        return {True: "everything", False: "nothing"}[remat] if isinstance(remat, bool) else remat
