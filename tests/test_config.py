@@ -754,7 +754,7 @@ def run_with(monkeypatch, complete):
 
 def test_the_stages_get_the_config_and_give_the_exit_status(run_with):
     configs = []
-    assert run_with(lambda config, stop: configs.append(config) or 7) == 7
+    assert run_with(lambda config, stop, began_s: configs.append(config) or 7) == 7
     assert [config.objective.kind for config in configs] == ["dpo"]
 
 
@@ -766,7 +766,7 @@ def test_the_stages_get_the_config_and_give_the_exit_status(run_with):
     ],
 )
 def test_a_failed_and_an_interrupted_run_end_in_one_line(run_with, capsys, error, code, said):
-    def run_stages(config, stop):
+    def run_stages(config, stop, began_s):
         raise error
 
     assert run_with(run_stages) == code

@@ -181,7 +181,7 @@ def stages(monkeypatch):
     module = ModuleType("sparsepo_jax.stages.runner")
     module.ran, module.errors = [], {}
 
-    def run_stages(config, stop):
+    def run_stages(config, stop, began_s):
         key = (config.objective.beta, config.seed)
         module.ran.append(key)
         if key in module.errors:
@@ -274,7 +274,7 @@ def evaluated(stages):
     """Runs that leave a summary.json; where the mask is, a null."""
     plain = stages.run_stages
 
-    def run_stages(config, stop):
+    def run_stages(config, stop, began_s):
         output = Path(config.output_dir)
         output.mkdir(parents=True, exist_ok=True)
         (output / "summary.json").write_text(
@@ -285,7 +285,7 @@ def evaluated(stages):
                 }
             )
         )
-        return plain(config, stop)
+        return plain(config, stop, began_s)
 
     stages.run_stages = run_stages
     return stages
@@ -338,7 +338,7 @@ def trainers(stages):
     """
     plain, stages.sft, stages.failing = stages.run_stages, {}, set()
 
-    def run_stages(config, stop):
+    def run_stages(config, stop, began_s):
         output, marks = Path(config.output_dir), Marks(config)
         output.mkdir(parents=True, exist_ok=True)
         if not marks.finished("sft"):
@@ -351,7 +351,7 @@ def trainers(stages):
             if taken_from is None:
                 (output / "sft/final").mkdir(exist_ok=True)
             marks.mark("sft", 1.0, None if taken_from is None else marks.sft_to_take())
-        return plain(config, stop)
+        return plain(config, stop, began_s)
 
     stages.run_stages = run_stages
     return stages

@@ -224,12 +224,10 @@ def head_bytes(setting: Setting, load: Load, head_block: tuple[int, int]) -> int
         load: what a device runs at a time.
         head_block: tokens and entries of the vocabulary in a block of logits.
     """
-    tokens, vocabulary = (
-        min(size, most) for size, most in zip(head_block, most_of_head(setting, load), strict=True)
-    )
-    block = tokens * vocabulary * logit_bytes(setting)
+    most = most_of_head(setting, load)
+    block = min(head_block[0], most[0]) * min(head_block[1], most[1]) * logit_bytes(setting)
     if setting.config.compute.head.keep_logits:
-        block += math.prod(most_of_head(setting, load)) * FLOAT * sides(setting)
+        block += math.prod(most) * FLOAT * sides(setting)
     states = load.tokens * setting.policy.width * (setting.itemsize * sides(setting) + FLOAT)
     return block + states
 
