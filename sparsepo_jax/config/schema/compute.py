@@ -1,13 +1,31 @@
 """The section `compute`: devices, number types, memory and kernels. Nothing here changes what is computed."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import (
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from sparsepo_jax.config.paths import PathText
 from sparsepo_jax.config.schema.base import Positive, Section
+from sparsepo_jax.config.shown import shown
 
 Remat = Literal["nothing", "norms", "all_but_products", "everything"]
+
+
+def _size(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """One line for what is neither a size nor auto, in place of one for each."""
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError(f"expected a positive integer or auto, got {shown(value)}") from None
+
+
+Size = Annotated[Positive | Literal["auto"], WrapValidator(_size)]
 
 
 class Mesh(Section):
@@ -32,10 +50,10 @@ class Mesh(Section):
 class Head(Section):
     """Logits exist in blocks of tokens and vocabulary; changes memory and speed, not results."""
 
-    tokens: Positive | Literal["auto"] = "auto"
+    tokens: Size = "auto"
     """Response tokens of a device at a time. auto: on GPU all of them, or as many as fit an eighth of the
     memory that weights and optimizer leave; else 512, measured on CPU."""
-    vocabulary: Positive | Literal["auto"] = "auto"
+    vocabulary: Size = "auto"
     """Entries of the vocabulary of a device at a time. auto: as for tokens; else 2,048."""
     keep_logits: bool = False
     """Hold all logits from the forward to the backward pass instead of computing them again: a third fewer
@@ -50,7 +68,7 @@ class Compute(Section):
     about three digits (NVIDIA's TF32; three bfloat16 passes on TPU); CPUs multiply in float32 all the same.
     auto: float32 where dtype is float32; where dtype is bfloat16, the device's own way for the few float32
     products that are left."""
-    remat: Remat | Literal["auto"] = "auto"
+    remat: Literal["auto", "nothing", "norms", "all_but_products", "everything"] = "auto"
     """What the backward pass computes again instead of keeping it from the forward pass. norms: norms and
     activation functions, at almost no cost. all_but_products: all that is no matrix product. everything:
     blocks from their inputs, a third more work. auto: the first of nothing, norms, all_but_products and

@@ -1,0 +1,207 @@
+"""What `auto` chooses in the section `compute`, by device, memory and model, and that it says why."""
+
+import pytest
+
+from helpers.configs import make_config
+from helpers.hub_configs import CONFIGS
+from helpers.tiny import GEMMA2, GPT2
+from sparsepo_jax.config.load import ConfigError, load_config
+from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.run.choices import (
+    Device,
+    choose,
+    choose_attention,
+    choose_head,
+    choose_remat,
+    longest_load,
+)
+from sparsepo_jax.run.need import Load, Setting, head_bytes, held_by, kept_features
+
+GB = 10**9
+PYTHIA = spec_from_hf(
+    CONFIGS["pythia-410m"] | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24}
+)
+QWEN3 = spec_from_hf(
+    CONFIGS["Qwen3-0.6B"] | {"hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 16}
+)
+MEASURED = Load(positions=8 * (512 + 2 * 255), tokens=8 * 2 * 256, longest=512 + 2 * 255)  # 8 pairs, 512+256
+
+
+def setting_of(spec=PYTHIA, stage="po", itemsize=2, reference=True, **changes) -> Setting:
+    config = make_config(objective={"kind": "dpo"}, **changes)
+    return Setting(config, stage, spec, spec if reference else None, itemsize)
+
+
+def gpu(gigabytes, capability=(9, 0)) -> Device:
+    return Device("gpu", gigabytes * GB, capability)
+
+
+# ---------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize(
+    "changes, device, dtype, kernel, reason",
+    [
+        ({}, gpu(80), "auto", "cudnn", "bfloat16 on GPU, scores not capped, heads of 64"),
+        ({}, gpu(80), "float32", "xla", "computes in float32"),
+        (GEMMA2, gpu(80), "auto", "xla", "caps its scores"),
+        ({"head_dim": 96}, gpu(80, (8, 0)), "auto", "cudnn", "heads of 96"),
+        ({"head_dim": 100}, gpu(80), "auto", "xla", "heads of 100 dims"),
+        ({"head_dim": 256}, gpu(80), "auto", "cudnn", "heads of 256"),
+        ({"head_dim": 256}, gpu(80, (10, 0)), "auto", "xla", "heads of 256 dims"),
+        ({"head_dim": 256}, gpu(80, None), "auto", "xla", "up to 128, 256 on Hopper"),
+        ({}, gpu(16, (7, 5)), "auto", "xla", "capability 7.5"),
+        ({}, Device("cpu"), "auto", "blocks", "CPU"),
+        ({}, Device("tpu", 16 * GB), "auto", "splash", "TPU"),
+    ],
+)
+def test_attention_is_cudnns_where_it_can_be(changes, device, dtype, kernel, reason):
+    spec = spec_from_hf(CONFIGS["SmolLM2-135M-Instruct"] | changes)
+    chosen = choose_attention(make_config(compute={"dtype": dtype}), (spec, spec), device)
+    assert chosen.value == kernel and reason in chosen.reason
+
+
+def test_a_reference_that_caps_its_scores_rules_cudnn_out():
+    plain = spec_from_hf(CONFIGS["SmolLM2-135M-Instruct"])
+    specs = (plain, spec_from_hf(GEMMA2))
+    assert choose_attention(make_config(), specs, gpu(80)).value == "xla"
+
+
+def test_a_kernel_that_is_set_stays():
+    config = make_config(compute={"attention": "xla"})
+    assert choose_attention(config, (PYTHIA,), gpu(80)) == ("xla", "set")
+
+
+# ---------------------------------------------------------------- blocks of logits
+
+
+def test_a_large_gpu_has_all_logits_in_one_block_and_a_cpu_small_ones():
+    assert choose_head(setting_of(), MEASURED, gpu(127)).value == (4096, 50304)
+    assert choose_head(setting_of(), MEASURED, Device("cpu")).value == (512, 2048)
+    assert choose_head(setting_of(), MEASURED, Device("tpu", 16 * GB)).value == (512, 2048)
+
+
+@pytest.mark.parametrize("gigabytes", [30, 40, 72, 127])
+@pytest.mark.parametrize("tokens", [64, 4096, 10**6])
+@pytest.mark.parametrize("reference", [True, False])
+def test_a_block_of_logits_takes_at_most_its_share_of_what_weights_leave(gigabytes, tokens, reference):
+    """And sizes are whole or multiples of 128. Kills: a budget that counts the logits of one model."""
+    setting = setting_of(reference=reference)
+    load = MEASURED._replace(tokens=tokens)
+    (rows, columns), _ = choose_head(setting, load, gpu(gigabytes))
+    left = 0.92 * gigabytes * GB - sum(held_by(setting))
+    models = 2 if reference else 1
+    assert rows * columns * 4 * 2 * models <= max(left / 8 * 1.02, 512 * 2048 * 16)
+    assert rows in (tokens, rows // 128 * 128) and columns in (50304, columns // 128 * 128)
+
+
+def test_less_memory_cuts_the_vocabulary_before_the_tokens():
+    """The head's gradient is then written once."""
+    (tokens, vocabulary), reason = choose_head(setting_of(), MEASURED, gpu(40))
+    assert tokens == 4096 and 2048 < vocabulary < 50304 and "blocks of" in reason
+
+
+@pytest.mark.parametrize(
+    "head, block",
+    [
+        ({"tokens": 64}, (64, 50304)),
+        ({"vocabulary": 999}, (4096, 999)),
+        ({"tokens": 64, "vocabulary": 999}, (64, 999)),
+    ],
+)
+def test_sizes_that_are_set_stay(head, block):
+    assert choose_head(setting_of(compute={"head": head}), MEASURED, gpu(127)).value == block
+    on_cpu = choose_head(setting_of(compute={"head": head}), MEASURED, Device("cpu")).value
+    assert on_cpu == (head.get("tokens", 512), head.get("vocabulary", 2048))
+
+
+# ---------------------------------------------------------------- what is computed again
+
+
+def remat_on(device, setting=None, load=MEASURED):
+    return choose_remat(setting or setting_of(), load, device, "cudnn", (4096, 50304))
+
+
+def test_what_keeps_most_of_what_fits_is_taken():
+    sizes = [remat_on(gpu(size)).value for size in range(30, 140)]
+    order = ["everything", "all_but_products", "norms", "nothing"]
+    assert sorted(sizes, key=order.index) == sizes and set(sizes) == set(order)
+    assert remat_on(Device("cpu")).value == "nothing"
+
+
+def test_a_step_that_does_not_fit_says_what_to_do():
+    chosen = remat_on(gpu(16))
+    assert chosen.value == "everything" and "more than fits: take more micro-steps" in chosen.reason
+    assert not choose(setting_of(), MEASURED, gpu(16)).fits
+
+
+def test_what_is_set_is_not_chosen_by_memory():
+    assert remat_on(gpu(16), setting_of(compute={"remat": "norms"})).value == "norms"
+
+
+@pytest.mark.parametrize(
+    "written, meant",
+    [(True, "everything"), (False, "nothing"), ("norms", "norms"), ("auto", "auto")],
+)
+def test_earlier_values_of_remat_keep_their_meaning(written, meant):
+    assert make_config(compute={"remat": written}).compute.remat == meant
+
+
+@pytest.mark.parametrize(
+    "override, line",
+    [
+        ("compute.head.tokens=some", "compute.head.tokens: expected a positive integer or auto, got 'some'"),
+        ("compute.head.vocabulary=0", "compute.head.vocabulary: expected a positive integer or auto, got 0"),
+        ("compute.remat=all", "compute.remat: "),
+    ],
+)
+def test_other_values_are_refused_in_one_line(override, line):
+    with pytest.raises(ConfigError) as caught:
+        load_config("configs/quickstart.yaml", [override])
+    [refused] = caught.value.lines
+    assert refused.startswith(line)
+
+
+# ---------------------------------------------------------------- the estimate
+
+
+def test_policies_keep_less_and_less():
+    for spec in (PYTHIA, QWEN3, spec_from_hf(GPT2)):
+        kept = [
+            kept_features(spec, remat) for remat in ("nothing", "norms", "all_but_products", "everything")
+        ]
+        assert sorted(kept, reverse=True) == kept and len(set(kept)) == 4 and kept[-1] == spec.width
+
+
+def test_held_bytes_are_counted_by_hand():
+    """Weights, two moments, a gradient, the reference; in bfloat16 copies, too."""
+    spec = spec_from_hf(GPT2)
+    count = spec.parameter_count()
+    assert held_by(setting_of(spec, itemsize=4)) == (12 * count, 4 * count, 4 * count, 0)
+    assert held_by(setting_of(spec)) == (12 * count, 4 * count, 4 * count, 4 * count)
+    assert held_by(setting_of(spec, reference=False)).frozen == 0
+    lion = {"optimizer": {"kind": "lion"}, "accumulation": 2}
+    assert held_by(setting_of(spec, po=lion))[:3] == (8 * count, 4 * count, 8 * count)
+    halved = held_by(setting_of(spec, itemsize=4)._replace(shards=2))
+    assert halved.state == 6 * count
+
+
+def test_a_mask_that_is_learned_is_trained_too():
+    spec = spec_from_hf(GPT2)
+    learned = setting_of(spec)._replace(config=make_config(objective={"kind": "sparsepo"}))
+    assert held_by(learned).gradient > held_by(setting_of(spec)).gradient
+
+
+def test_logits_that_are_kept_count():
+    """8 bytes a token and entry of the vocabulary more."""
+    plain, keeping = (
+        head_bytes(setting_of(compute={"head": {"keep_logits": keep}}), MEASURED, (512, 2048))
+        for keep in (False, True)
+    )
+    assert keeping - plain == 4096 * 50304 * 8
+
+
+def test_the_longest_rows_are_those_of_the_limits():
+    assert longest_load(8, (768, 512), responses=2, shared=True) == MEASURED
+    assert longest_load(8, (768, 512), responses=2, shared=False) == (8 * 2 * 767, 4096, 767)
+    assert longest_load(3, (10, 4), responses=1, shared=True) == (3 * 9, 18, 9)
