@@ -1,12 +1,17 @@
 """What `auto` chooses in the section `compute`, by device, memory and model, and that it says why."""
 
+import json
+import re
+
 import pytest
 
 from helpers.configs import make_config
 from helpers.hub_configs import CONFIGS
+from helpers.program import run
 from helpers.tiny import GEMMA2, GPT2
 from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.run.check import make_plan_text
 from sparsepo_jax.run.choices import (
     Device,
     choose,
@@ -205,3 +210,36 @@ def test_the_longest_rows_are_those_of_the_limits():
     assert longest_load(8, (768, 512), responses=2, shared=True) == MEASURED
     assert longest_load(8, (768, 512), responses=2, shared=False) == (8 * 2 * 767, 4096, 767)
     assert longest_load(3, (10, 4), responses=1, shared=True) == (3 * 9, 18, 9)
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def test_check_says_what_is_chosen_on_common_devices_and_why():
+    config = make_config(policy={"config": CONFIGS["SmolLM2-135M-Instruct"]}, po={"batch_size": 8})
+    lines = make_plan_text(config).splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("chosen"))
+    table = [line[12:].split("  ") for line in lines[start:]]
+    assert "all 8 pair(s)" in lines[start] and table[1][0] == "device"
+    rows = {row[0]: [cell.strip() for cell in row[1:] if cell.strip()] for row in table[2:9]}
+    assert rows["CPU"][:3] == ["blocks", "512 x 2,048", "nothing"]
+    assert rows["GPU of 141 GB"][0] == "cudnn" and rows["TPU of 17 GB"][0] == "splash"
+    assert any("cudnn: bfloat16 on GPU, scores not capped, heads of 64" in line for line in lines)
+
+
+def test_check_needs_no_vocabulary_to_say_nothing_of_choices():
+    config = make_config(policy={"path": "owner/absent"}, tokenizer={"kind": "bytes"})
+    assert "chosen" not in make_plan_text(config)
+
+
+def test_a_run_says_and_keeps_its_choices_and_how_long_the_first_step_took(tmp_path, capsys):
+    output = run(tmp_path, "po.steps=1", "sft.steps=1")
+    shown = capsys.readouterr()
+    assert "po: attention blocks: on CPU" in shown.out and "head blocks 512 tokens x 2,048" in shown.out
+    assert re.search(r"sft: first step done [\d.]+ s after the start\n", shown.err)
+    assert re.search(r"po: first step done [\d.]+ s after the stage sft\n", shown.err)
+    facts = json.loads((output / "po/facts.json").read_text())
+    assert facts["choices"]["recomputed"].startswith("nothing: about ")
+    seconds = json.loads((output / "summary.json").read_text())["first_step_s"]
+    assert set(seconds) == {"sft", "po"} and seconds["po"] == facts["first_step_s"] > 0
+    assert "seconds to the first step" in (output / "report.html").read_text()

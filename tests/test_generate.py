@@ -134,7 +134,7 @@ def test_a_prompt_length_is_compiled_once(model, one_device):
     sampler = make_sampler(model[0], jnp.dtype(jnp.float32), one_device, Sampling(4, stop=("zzz",)))
     for _ in range(3):
         list(generate(sampler, model[1], [prompts(), prompts()], Letters()))
-    assert sampler.begin.func._cache_size() == sampler.advance.func._cache_size() == 1
+    assert len(sampler.begin.func) == len(sampler.advance.func) == 1
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,12 @@ def make_sum_log_ratios(problem: Problem, mesh: Mesh):
     return functools.partial(_on_every_host(_sum_log_ratios, mesh), without_objective(problem))
 
 
+def sum_log_ratios_ahead(problem: Problem, mesh: Mesh, calls: list[tuple]) -> None:
+    """Program.compile_ahead of make_sum_log_ratios' calls, to its end."""
+    program = _on_every_host(_sum_log_ratios, mesh)
+    program.compile_ahead([(without_objective(problem), *call) for call in calls])()
+
+
 def _sum_log_ratios(problem: Problem, policy: Weights, reference: Weights, batch: PairBatch):
     batch = jax.tree.map(lambda x: x[0], batch)
     return jnp.sum(

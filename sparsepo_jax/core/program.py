@@ -1,5 +1,6 @@
 """Programs that are compiled before they are called, several at a time, and counted."""
 
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,12 +26,25 @@ class Program:
         self._compiled: dict[Any, Future[jax.stages.Compiled]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
-        if _has_four_bits(arguments):
+        if has_four_bits(arguments):
             return self.jitted(*arguments)
         kind = _kind(arguments)
-        if kind not in self._compiled:
-            self._compile({kind: arguments}, threads=1)
-        return self._compiled[kind].result()(*arguments)
+        future = self._compiled.get(kind)
+        if future is None:
+            [future] = self._compile({kind: arguments}, threads=1)
+        return future.result()(*arguments)
+
+    def abstract_result(self, *arguments: Any) -> Any:
+        """Shapes and shardings of what a call gives; waits until its program is compiled.
+
+        Args:
+            *arguments: of a call, abstract ones allowed.
+        """
+        shapes = jax.eval_shape(self.jitted, *arguments)
+        shardings = self._compiled[_kind(arguments)].result().output_shardings
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+        )
 
     def __len__(self) -> int:
         """How many programs were compiled so far in this process, or are being compiled."""
@@ -57,15 +71,17 @@ class Program:
             seconds.
         """
         began_s = time.perf_counter()
-        calls = [call for call in calls if not _has_four_bits(call)]
-        missing = {kind: call for call in calls if (kind := _kind(call)) not in self._compiled}
+        calls_by_kind = {_kind(call): call for call in calls if not has_four_bits(call)}
+        begun = [future for kind in calls_by_kind if (future := self._compiled.get(kind)) is not None]
+        missing = {kind: call for kind, call in calls_by_kind.items() if kind not in self._compiled}
         ends_s = [began_s]
-        for future in self._compile(missing, threads=os.cpu_count() or 1):
+        futures = self._compile(missing, threads=os.cpu_count() or 1)
+        for future in futures:
             future.add_done_callback(lambda _: ends_s.append(time.perf_counter()))
 
         def wait() -> tuple[int, float]:
-            for call in calls:
-                self._compiled[_kind(call)].result()
+            for future in (*begun, *futures):
+                future.result()
             return len(missing), max(ends_s) - began_s
 
         return wait
@@ -76,10 +92,17 @@ class Program:
         futures = {kind: executor.submit(self.lower(*call).compile) for kind, call in calls.items()}
         executor.shutdown(wait=False)
         self._compiled.update(futures)
+        for kind, future in futures.items():
+            future.add_done_callback(functools.partial(self._forget_failed, kind))
         return list(futures.values())
 
+    def _forget_failed(self, kind: Any, future: Future) -> None:
+        """What failed, for instance for want of memory beside another program, may be compiled later."""
+        if future.exception() is not None:
+            self._compiled.pop(kind, None)
 
-def _has_four_bits(arguments: tuple) -> bool:
+
+def has_four_bits(arguments: Any) -> bool:
     """Whether an array holds numbers of 4 bits (nf4).
 
     JAX passes its layout differently to a program that is compiled ahead, which then refuses it.

@@ -10,7 +10,7 @@ batch nor on the mesh.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from sparsepo_jax.core.program import Program, has_four_bits
 from sparsepo_jax.core.tree import Weights, merge_module
 from sparsepo_jax.core.types import PromptBatch
 from sparsepo_jax.models.cache import Cache
@@ -137,6 +138,30 @@ class Sampler(NamedTuple):
     sampling: Sampling
     mesh: Mesh
 
+    def compile_ahead(self, weights: Weights, batches: Sequence[PromptBatch]) -> None:
+        """Compiles what some batches will need, side by side. Call it where the mesh is set.
+
+        Args:
+            weights: of the decoder, by path; abstract arrays will do.
+            batches: one of each shape, [1, B, ...], abstract arrays with shardings.
+        """
+        if has_four_bits(weights):
+            return
+        (begin, *numbers), (advance, temperature) = (_bound(x) for x in (self.begin, self.advance))
+        calls = [(*numbers, weights, batch) for batch in batches]
+        begin.compile_ahead(calls)()
+        limit = self.sampling.max_new_tokens
+        if limit == 1:
+            return
+        advance.compile_ahead(
+            [(temperature, weights, begin.abstract_result(*call), limit) for call in calls]
+        )()
+
+
+def _bound(partial: Any) -> tuple[Any, ...]:
+    """A program and the first arguments that it is called with."""
+    return partial.func, *partial.args
+
 
 def make_sampler(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampling) -> Sampler:
     """A sampler of a decoder.
@@ -208,8 +233,8 @@ def _programs(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampl
 
     everywhere = {"out_shardings": replicated(mesh)}
     return (
-        jax.jit(begin),
-        jax.jit(advance, donate_argnums=2),
+        Program(jax.jit(begin)),
+        Program(jax.jit(advance, donate_argnums=2)),
         jax.jit(lambda batch: (batch.row_B[0], batch.weight_B[0]), **everywhere),
         jax.jit(lambda d: (d.tokens_RT, d.length_R, d.done_R), **everywhere),
     )

@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from sparsepo_jax.build.compute import check_batch
 from sparsepo_jax.build.data import check_room, load_data
 from sparsepo_jax.build.sampling import make_policy_sampler
 from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.core.types import PromptBatch
 from sparsepo_jax.data.batching import PlannedPrompts, plan_prompts
 from sparsepo_jax.data.pipeline import make_prompt_batches
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.generate.sampler import Generated, Sampler, Sampling, continuation
 from sparsepo_jax.generate.sampler import generate as draw_responses
+from sparsepo_jax.sharding.mesh import batch_sharding
 from sparsepo_jax.stages.context import Run
 
 
@@ -71,10 +74,32 @@ def answer(
         process_count=jax.process_count(),
     )
     if planned is None:
+        compile_answers(run, plan_answers(run, prompts), sampler, weights)
         batches = run.until_stopped(batches)
     with jax.set_mesh(run.mesh):
         responses = draw_responses(sampler, weights, batches, run.tokenizer)
         return sorted(responses, key=lambda response: (response.row, response.sample))
+
+
+def compile_answers(run: Run, planned: Sequence[PlannedPrompts], sampler: Sampler, weights: Weights) -> None:
+    """Compiles what some batches of plan_answers need, side by side.
+
+    Args:
+        weights: all of the policy's; abstract arrays will do.
+    """
+    sharding, rows = batch_sharding(run.mesh), run.config.generation.batch_size
+
+    def of_length(length: int) -> PromptBatch:
+        def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((1, rows, *shape), dtype, sharding=sharding)
+
+        return PromptBatch(
+            array(np.int32, length), array(np.bool_, length), array(np.int32), array(np.float32)
+        )
+
+    lengths = sorted({batch.length for batch in planned})
+    with jax.set_mesh(run.mesh):
+        sampler.compile_ahead(weights, [of_length(length) for length in lengths])
 
 
 def answers_record(run: Run, prompts: TokenTable, row: int, responses: list[Generated]) -> dict[str, Any]:

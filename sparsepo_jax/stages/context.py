@@ -7,6 +7,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class Run:
         self.started_s = time.time()
         self.output_dir = Path(config.output_dir)
         self.marks = Marks(self.config)
+        self.meanwhile: Future[str] | None = None  # programs that are being compiled for a later stage
         self._config_is_written = False
 
     def stage_ended(self, stage: str) -> None:

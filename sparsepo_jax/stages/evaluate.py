@@ -18,6 +18,7 @@ from sparsepo_jax.eval.which_tokens import FIGURES, deletion, token_figures
 from sparsepo_jax.report.doctor import read_facts
 from sparsepo_jax.report.outcome import outcome
 from sparsepo_jax.run.resume import TRAINING
+from sparsepo_jax.stages.ahead import wait_for_programs
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.reference import describe_reference
 from sparsepo_jax.stages.report import say_summary
@@ -35,6 +36,7 @@ def evaluate(run: Run) -> None:
     if run.marks.finished("eval", summary_path, pairs_path):
         say("eval: finished before")
         return
+    wait_for_programs(run)
     table, marks = _mark_words(run, run.pairs[1])
     start = start_weights(run)
     reference = reference_weights(run, start)

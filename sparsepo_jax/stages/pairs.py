@@ -32,7 +32,14 @@ from sparsepo_jax.generate.sampler import Generated
 from sparsepo_jax.scoring.preferences import choose_pairs
 from sparsepo_jax.scoring.scorers import Scorer, score_all
 from sparsepo_jax.sharding.processes import as_the_first
-from sparsepo_jax.stages.answers import answer, answers_record, load_prompts, make_run_sampler, plan_answers
+from sparsepo_jax.stages.answers import (
+    answer,
+    answers_record,
+    compile_answers,
+    load_prompts,
+    make_run_sampler,
+    plan_answers,
+)
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.weights import current_policy, reference_weights
 from sparsepo_jax.train.reference_cache import sha256_of_weights
@@ -109,6 +116,7 @@ def _answer_batches(
     is_left_N = as_the_first(~np.isin(np.arange(len(prompts)), list(done)))
     # Complete batches, done rows included: the same programs as in the first run.
     planned = [batch for batch in plan_answers(run, prompts) if is_left_N[batch.rows].any()]
+    compile_answers(run, planned, sampler, run.problem.policy_weights(policy, base))
     done_before = int(len(prompts) - is_left_N.sum())
     if done_before:
         say(f"pairs: continues after {done_before} of {len(prompts)} prompts")

@@ -3,6 +3,8 @@
 Preference optimisation of the policy against the frozen reference, and of the masks with it.
 """
 
+import functools
+
 import numpy as np
 
 from sparsepo_jax.build.data import check_room
@@ -12,6 +14,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.eval.scores import mask_sparsity, mean_metrics
+from sparsepo_jax.stages.ahead import compile_eval_meanwhile
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.reference import (
     add_reference,
@@ -66,6 +69,7 @@ def po(run: Run) -> None:
         evaluate=None if evaluated is None else evaluate,
         check_first=make_first_step_check(run),
         reference_record=record,
+        meanwhile=functools.partial(compile_eval_meanwhile, run),
     )
 
 

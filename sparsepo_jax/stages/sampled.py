@@ -6,18 +6,24 @@ import jax
 import numpy as np
 
 from sparsepo_jax.build.compute import put_on
-from sparsepo_jax.build.reading import make_sum_log_ratios
+from sparsepo_jax.build.reading import make_sum_log_ratios, sum_log_ratios_ahead
 from sparsepo_jax.build.sampling import make_sampling
 from sparsepo_jax.build.scorer import make_scorer
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.reviews import preferred_share
 from sparsepo_jax.data.table import TokenTable
-from sparsepo_jax.generate.sampler import Generated, continuation
+from sparsepo_jax.generate.sampler import Generated, Sampling, continuation
 from sparsepo_jax.scoring.scorers import Scorer, score_all
-from sparsepo_jax.stages.answers import answer, make_run_sampler, prompt_text
+from sparsepo_jax.stages.answers import (
+    answer,
+    compile_answers,
+    make_run_sampler,
+    plan_answers,
+    prompt_text,
+)
 from sparsepo_jax.stages.context import Run, say
-from sparsepo_jax.stages.scores import in_order
+from sparsepo_jax.stages.scores import abstract_in_order, in_order
 
 Figures = dict[str, float | None]
 
@@ -40,10 +46,7 @@ def sampled_figures(
     after = dict(before)
     if run.config.evaluation.sampled_prompts is None:
         return before, after, []
-    prompts = table.distinct_prompts(run.config.evaluation.sampled_prompts)
-    sampling = make_sampling(run.config, run.ends)._replace(
-        temperature=1.0, top_k=None, top_p=1.0, samples=1, stop=()
-    )
+    prompts, sampling = _prompts(run, table), _sampling(run)
     records = [{"index": row, "prompt": prompt_text(run, prompts, row)} for row in range(len(prompts))]
     sampler = make_run_sampler(run, prompts, sampling)
     scorer = _scorer(run)
@@ -61,6 +64,35 @@ def sampled_figures(
         for record, response in zip(records, responses, strict=True):
             record[when] = response.text if response.text is not None else " ".join(map(str, response.ids))
     return before, after, records
+
+
+def _prompts(run: Run, table: TokenTable) -> TokenTable:
+    return table.distinct_prompts(run.config.evaluation.sampled_prompts)
+
+
+def _sampling(run: Run) -> Sampling:
+    """Of the policy itself, whatever config.generation does to its distribution."""
+    return make_sampling(run.config, run.ends)._replace(
+        temperature=1.0, top_k=None, top_p=1.0, samples=1, stop=()
+    )
+
+
+def compile_sampled(run: Run, table: TokenTable, policy: Weights, reference: Weights) -> None:
+    """Compiles what sampled_figures needs.
+
+    Args:
+        policy: what po trains; abstract arrays will do.
+        reference: the same.
+    """
+    if run.config.evaluation.sampled_prompts is None:
+        return
+    prompts, sampling = _prompts(run, table), _sampling(run)
+    sampler = make_run_sampler(run, prompts, sampling)
+    compile_answers(run, plan_answers(run, prompts), sampler, run.problem.policy_weights(policy, reference))
+    answered = prompts.with_responses([np.zeros(1, np.int32)] * len(prompts))
+    batches = abstract_in_order(run, answered, sampling.max_new_tokens)
+    with jax.set_mesh(run.mesh):
+        sum_log_ratios_ahead(run.problem, run.mesh, [(policy, reference, batch) for batch in batches])
 
 
 def _scorer(run: Run) -> Scorer | None:

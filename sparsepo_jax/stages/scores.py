@@ -23,24 +23,26 @@ def score_table(
 ) -> list[PairScore]:
     """The scores of every pair of a table, in order."""
     size = run.config.evaluation.batch_size
-    check_batch("evaluation.batch_size", size, 1, run.mesh)
+    compile_scores(run, table, weights, reference)
     score_batch = make_score_batch(run.problem, run.mesh)
     with jax.set_mesh(run.mesh):
         return score_pairs(score_batch, put_on(run.mesh), in_order(run, table, size), weights, reference)
 
 
-def compile_scores(run: Run, table: TokenTable, weights: dict[str, Any]) -> Callable[[], tuple[int, float]]:
+def compile_scores(
+    run: Run, table: TokenTable, weights: dict[str, Any], reference: Weights | None = None
+) -> Callable[[], tuple[int, float]]:
     """Begins to compile what score_table needs for a table; see Program.compile_ahead.
 
     Args:
         weights: abstract arrays will do.
+        reference: the same; None: as the stage po has it.
     """
     size = run.config.evaluation.batch_size
     check_batch("evaluation.batch_size", size, 1, run.mesh)
-    plan = make_reading_plan(run.config, table, size, run.mesh)
-    reference = abstract_frozen(run.config, "po", run.problem, run.spec, run.reference_spec, run.mesh)
-    with_weights = reads_weights(run, table)
-    batches = abstract_batches(run.config, table, plan, run.mesh, with_weights=with_weights)
+    if reference is None:
+        reference = abstract_frozen(run.config, "po", run.problem, run.spec, run.reference_spec, run.mesh)
+    batches = abstract_in_order(run, table)
     with jax.set_mesh(run.mesh):
         return score_ahead(run.problem, run.mesh, [(weights, reference, batch) for batch in batches])
 
@@ -49,6 +51,20 @@ def reads_weights(run: Run, table: TokenTable) -> bool:
     """Whether the masks that score these pairs come with them."""
     mask = mask_of(run.config.objective)
     return mask is not None and mask.kind == "given" and table.has_weights
+
+
+def abstract_in_order(run: Run, table: TokenTable, response_length: int | None = None) -> list[Any]:
+    """Shapes and shardings of in_order's batches of evaluation.batch_size, one of each shape."""
+    size = run.config.evaluation.batch_size
+    plan = make_reading_plan(run.config, table, size, run.mesh, response_length=response_length)
+    return abstract_batches(
+        run.config,
+        table,
+        plan,
+        run.mesh,
+        with_weights=reads_weights(run, table),
+        response_length=response_length,
+    )
 
 
 def in_order(

@@ -109,6 +109,7 @@ def train(
     finish: Callable[[dict[str, Weights]], dict[str, Weights]] = lambda weights: weights,
     check_first: Callable[[dict[str, float], float], None] | None = None,
     reference_record: dict[str, Any] | None = None,
+    meanwhile: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Trains a prepared stage from its last checkpoint or from the beginning, and keeps what it leaves.
 
@@ -119,6 +120,8 @@ def train(
         finish: makes what is kept of the trained weights.
         check_first: is given the metrics of step 1 and the tokens of a pair; raises if they are wrong.
         reference_record: what the reference is, for checkpoints.
+        meanwhile: is given the trained weights as abstract arrays before the first step, to begin in the
+            background what later stages need.
     """
     config = run.config
     training = getattr(config, stage)
@@ -138,6 +141,8 @@ def train(
     with jax.set_mesh(run.mesh):
         checkpoints.warm_up(state)
     say(f"{stage}: {prepared.wait()}")
+    if meanwhile is not None:
+        meanwhile(step.like.weights)
     batches = _batches(run, stage, prepared, start=int(state.step))
     run.write_config()
     facts = _write_facts(run, stage, prepared)
