@@ -1,7 +1,7 @@
 """Programs of the stage eval, compiled in the background while po trains.
 
-Compiling takes a processor that training leaves idle: on an accelerator, and on CPU where steps are small. What
-is not done when eval begins is waited for there.
+Compiling takes a processor that training leaves idle: on an accelerator, and on CPU where steps are small.
+What is not done when eval begins is waited for there.
 """
 
 import time
