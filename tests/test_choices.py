@@ -214,9 +214,11 @@ def test_the_longest_rows_are_those_of_the_limits():
 
 # ---------------------------------------------------------------- what is said
 
+MADE_UP = {"data": {"train": [{"kind": "reviews", "rows": 20}]}, "tokenizer": {"kind": "bytes"}}
+
 
 def test_check_says_what_is_chosen_on_common_devices_and_why():
-    config = make_config(policy={"config": CONFIGS["SmolLM2-135M-Instruct"]}, po={"batch_size": 8})
+    config = make_config(policy={"config": CONFIGS["SmolLM2-135M-Instruct"]}, po={"batch_size": 8}, **MADE_UP)
     lines = make_plan_text(config).splitlines()
     start = next(n for n, line in enumerate(lines) if line.startswith("chosen"))
     table = [line[12:].split("  ") for line in lines[start:]]
@@ -228,7 +230,7 @@ def test_check_says_what_is_chosen_on_common_devices_and_why():
 
 
 def test_check_needs_no_vocabulary_to_say_nothing_of_choices():
-    config = make_config(policy={"path": "owner/absent"}, tokenizer={"kind": "bytes"})
+    config = make_config(policy={"path": "owner/absent"}, **MADE_UP)
     assert "chosen" not in make_plan_text(config)
 
 

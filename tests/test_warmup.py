@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from helpers.program import lines_of, run
 from sparsepo_jax.core.program import Program
+from sparsepo_jax.stages import evaluate
 from sparsepo_jax.train import loop
 
 OURS = {"update", "_score", "_sums", "start"}  # not Orbax's copies of single arrays
@@ -149,6 +151,41 @@ def test_programs_are_compiled_ahead_and_found_again():
     assert program(3.0, jax.numpy.ones(4)).tolist() == [3.0] * 4 and len(program) == 2
     assert program.compile_ahead([(5.0, abstract[0])])() == (0, 0.0)
     assert program(3.0, jax.numpy.ones(5)).tolist() == [3.0] * 5 and len(program) == 3
+
+
+def test_a_program_that_failed_in_the_background_is_compiled_again(monkeypatch):
+    """Kills: a failure, for want of memory beside training, that is kept and raised by the next call."""
+    program = Program(jax.jit(lambda x: 2 * x))
+    lower = program.lower
+    monkeypatch.setattr(program, "lower", lambda *_: SimpleNamespace(compile=lambda: 1 / 0))
+    wait = program.compile_ahead([(jax.numpy.ones(3),)])
+    with pytest.raises(ZeroDivisionError):
+        wait()
+    monkeypatch.setattr(program, "lower", lower)
+    assert program(jax.numpy.ones(3)).tolist() == [2.0] * 3
+
+
+def test_eval_finds_its_programs_compiled(tmp_path, capsys, monkeypatch):
+    """Kills: a program of eval that is made for other shapes or shardings than eval calls it with."""
+    compiled_in_eval: list[str] = []
+    is_in_eval = False
+    plain_compile, plain_wait = Program._compile, evaluate.wait_for_programs
+
+    def noting(self, calls, threads):
+        if is_in_eval:
+            compiled_in_eval.extend(self.jitted.__name__ for _ in calls)
+        return plain_compile(self, calls, threads)
+
+    def wait(run):
+        nonlocal is_in_eval
+        plain_wait(run)
+        is_in_eval = True
+
+    monkeypatch.setattr(Program, "_compile", noting)
+    monkeypatch.setattr(evaluate, "wait_for_programs", wait)
+    run(tmp_path, stages=["po", "eval"], po={"steps": 2}, generation={"max_new_tokens": 5, "batch_size": 8})
+    assert compiled_in_eval == []
+    assert re.search(r"eval: programs compiled in [\d.]+ s, while po trained", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("override", ["objective={kind: dpo}", "po.lora={rank: 2}"], ids=["cached", "lora"])
