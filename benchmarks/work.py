@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from sparsepo_jax.build.choices import training_choices, with_choices
 from sparsepo_jax.build.masks import initial_masks
 from sparsepo_jax.build.models import weight_shapes
 from sparsepo_jax.build.objective import make_problem
@@ -30,13 +32,14 @@ from sparsepo_jax.build.weights import abstract, random_weights
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.batching import BatchPlan
-from sparsepo_jax.data.packing import sizes_of
+from sparsepo_jax.data.packing import Shape, sizes_of
 from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.ragged import ragged
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh, put_batch
+from sparsepo_jax.train.forward import Problem
 from sparsepo_jax.train.step import make_pair_loss, make_sft_loss, make_update, start_state
 
 RESULTS = Path(__file__).parent / "results"
@@ -130,6 +133,14 @@ def config_of(shape: Mapping[str, Any], kind: str, dtype: str, compute: Mapping[
     )
 
 
+def problem_of(config: Config, spec: DecoderSpec, mesh: Mesh, batch: PairBatch) -> Problem:
+    """What a run of the config would train on batches of this shape, of rows of tokens [micro-steps, ...]."""
+    packing = batch.packing
+    shape = Shape(*(x.shape[-1] for x in (packing.ids_RS, packing.at_RM, packing.column_RQW)))
+    choices = training_choices(config, "po", spec, spec, mesh, [shape])
+    return with_choices(make_problem(config, spec, spec, mesh), config, spec, None, mesh, choices)
+
+
 def abstract_step(
     shape: Mapping[str, Any], batch: PairBatch, kind: str = "sparsepo", dtype: str = "float32", **compute
 ) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
@@ -140,7 +151,7 @@ def abstract_step(
         spec_from_hf(dict(shape)),
         make_mesh(None, 1, 1),
     )
-    problem = make_problem(config, spec, spec, mesh)
+    problem = problem_of(config, spec, mesh, batch)
     step = make_step(config, "po", problem, spec, 1000, mesh)
     reference = abstract(weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
     gradient = jax.jit(jax.value_and_grad(make_pair_loss(problem), has_aux=True))
@@ -165,7 +176,7 @@ class OurStep:
     ):
         config = config_of(shape, kind, dtype, compute)
         spec, mesh = spec_from_hf(dict(shape)), make_mesh(None, 1, 1)
-        self.problem = make_problem(config, spec, spec, mesh)
+        self.problem = problem_of(config, spec, mesh, batch)
         self.optimizer, schedule = make_optimizer(config, config.po, 1000, spec.width)
         masks = initial_masks(config, self.problem.mask_source, mesh) if kind != "sft" else {}
         weights = {"policy": random_weights(spec, 0, mesh), "masks": masks}
