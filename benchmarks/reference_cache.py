@@ -38,7 +38,9 @@ class Step:
         self.state = start_state({"policy": random_weights(spec, 0, mesh), "masks": {}}, optimizer)
         self.reference = None if problem.cached else random_weights(spec, 1, mesh)
         self.batch = put_batch(batch, mesh)
-        update = jax.jit(make_update(make_pair_loss(problem), optimizer, schedule), donate_argnums=0)
+        update = jax.jit(
+            make_update(make_pair_loss(problem), optimizer, schedule, dtype=problem.dtype), donate_argnums=0
+        )
         self.compiled = update.lower(self.state, self.reference, self.batch).compile()
 
     def __call__(self) -> None:

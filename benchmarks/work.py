@@ -184,7 +184,7 @@ class OurStep:
         self.reference = None if kind == "sft" else jax.tree.map(jnp.copy, weights["policy"])
         self.batch, self.spec, self.mesh, self.compile_s = put_batch(batch, mesh), spec, mesh, 0.0
         loss = make_sft_loss(self.problem) if kind == "sft" else make_pair_loss(self.problem)
-        self._update = jax.jit(make_update(loss, self.optimizer, schedule), donate_argnums=0)
+        self._update = jax.jit(make_update(loss, self.optimizer, schedule, dtype=dtype), donate_argnums=0)
         self.compiled = self.compile(self.batch)
 
     def compile(self, batch: PairBatch):

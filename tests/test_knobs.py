@@ -197,6 +197,7 @@ SECTIONS: dict[type[Section], tuple[str, dict[str, Knob]]] = {
             "dtype": ({}, "bfloat16", computing),
             "precision": ({"dtype": "bfloat16"}, "tf32", computing),
             "remat": ({}, True, settings_of_problem),
+            "unroll": ({}, True, settings_of_problem),
             "layout": ({}, "plain", computing),
             "attention": ({}, "xla", computing),
         },

@@ -319,20 +319,36 @@ def test_a_profile_names_the_parts():
             assert re.search(rf'["/(]{part}[/)]', text), part
 
 
-def test_remat_changes_no_gradient():
+@pytest.mark.parametrize(
+    "setting", [{"remat": remat} for remat in ("norms", "all_but_products", "everything")] + [{"unroll": True}]
+)
+def test_remat_and_unrolling_change_no_gradient(setting):
     spec, ids = spec_from_hf(NEOX), jnp.arange(6)[None]
     attend = jnp.tril(jnp.ones((1, 6, 6), bool))
     weights = split_module(Decoder(spec, rngs=nnx.Rngs(0)))[1]
 
-    def gradient(remat):
-        graph = split_module(nnx.eval_shape(lambda: Decoder(spec, remat=remat, rngs=nnx.Rngs(0))))[0]
+    def gradient(**setting):
+        graph = split_module(nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0), **setting)))[0]
         return jax.jit(
             jax.grad(lambda w: jnp.sum(merge_module(graph, w)(ids, ids, Given(attend, ids, ids))[0] ** 2))
         )(weights)
 
-    plain, again = gradient(False), gradient(True)
+    plain, again = gradient(), gradient(**setting)
     for path in plain:
         np.testing.assert_allclose(plain[path], again[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_each_step_of_remat_keeps_less():
+    spec, ids = spec_from_hf(NEOX), jnp.arange(6)[None]
+    attend = jnp.tril(jnp.ones((1, 6, 6), bool))
+
+    def kept_bytes(remat):
+        graph, weights = split_module(Decoder(spec, remat=remat, rngs=nnx.Rngs(0)))
+        _, pullback = jax.vjp(lambda w: merge_module(graph, w)(ids, ids, Given(attend, ids, ids))[0], weights)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(pullback) if isinstance(leaf, jax.Array))
+
+    kept = [kept_bytes(remat) for remat in ("nothing", "norms", "all_but_products", "everything")]
+    assert kept == sorted(set(kept), reverse=True)
 
 
 def test_a_directory_without_a_model_says_what_is_missing(tmp_path):

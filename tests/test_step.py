@@ -131,7 +131,7 @@ def family_setup(name):
     }
     source = two_sources(spec.num_layers)
     weights = {"policy": policy, "masks": source.init(nnx.Rngs(2))}
-    return graph_of(False), graph_of(True), weights, reference, source
+    return graph_of("nothing"), graph_of("everything"), weights, reference, source
 
 
 @functools.cache

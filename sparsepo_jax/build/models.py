@@ -24,6 +24,7 @@ from sparsepo_jax.models.directory import (
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint
+from sparsepo_jax.ops.remat import Remat
 
 
 def checkpoint_config(chosen: Policy | Reference, setting: str) -> dict[str, Any]:
@@ -130,12 +131,17 @@ def checkpoint_dtype(path: str) -> str:
 
 @functools.cache
 def decoder_graph(
-    spec: DecoderSpec, dtype: jnp.dtype, *, remat: Remat = "nothing", lora: Lora | None = None
+    spec: DecoderSpec,
+    dtype: jnp.dtype,
+    *,
+    remat: Remat = "nothing",
+    unroll: bool = False,
+    lora: Lora | None = None,
 ) -> nnx.GraphDef:
-    recomputes = remat == "everything"
-    return split_module(
-        nnx.eval_shape(lambda: Decoder(spec, dtype=dtype, remat=recomputes, lora=lora, rngs=nnx.Rngs(0)))
-    )[0]
+    def make() -> Decoder:
+        return Decoder(spec, dtype=dtype, remat=remat, unroll=unroll, lora=lora, rngs=nnx.Rngs(0))
+
+    return split_module(nnx.eval_shape(make))[0]
 
 
 def weight_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from sparsepo_jax.build.compute import compiler_options
 from sparsepo_jax.build.lora import make_lora
 from sparsepo_jax.build.objective import without_objective
 from sparsepo_jax.build.optimizer import build_optimizer, optimizer_kind, optimizer_rates
@@ -112,7 +113,8 @@ def _step_programs(
         reference: Weights | None,
         batch: PairBatch,
     ):
-        update_state = make_update(make_loss(numbers.problem), *build_optimizer(kind, numbers.rates))
+        problem, optimizer = numbers.problem, build_optimizer(kind, numbers.rates)
+        update_state = make_update(make_loss(problem), *optimizer, dtype=problem.dtype)
         return update_state(state, reference, batch)
 
     def start(rates: optimizers.Rates, weights: dict[str, Weights]) -> TrainState:
@@ -121,5 +123,10 @@ def _step_programs(
 
     # Give the new state the shardings of the old one; otherwise the second step would compile again.
     return Program(
-        jax.jit(update, donate_argnums=1, out_shardings=(state_shardings, on_every_host, on_every_host))
+        jax.jit(
+            update,
+            donate_argnums=1,
+            out_shardings=(state_shardings, on_every_host, on_every_host),
+            compiler_options=compiler_options(mesh),
+        )
     ), jax.jit(start, out_shardings=state_shardings)

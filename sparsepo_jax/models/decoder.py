@@ -25,11 +25,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sparsepo_jax.models.cache import Cache, empty_cache
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.models.layers import Block, Hooks, LayerFactory
+from sparsepo_jax.models.layers import Block, Embed, Hooks, LayerFactory
 from sparsepo_jax.models.lora import Lora, dequantized
 from sparsepo_jax.models.rotary import rotary_frequencies
 from sparsepo_jax.ops.attention import Given, Packed
 from sparsepo_jax.ops.logprob_kl import soft_cap
+from sparsepo_jax.ops.remat import Remat, with_remat
 
 Tap = Callable[[str, Array], Any]  # gives an array, or a tree of them, to keep; or None
 TILE = 128  # a TPU multiplies so many columns at a time, even if fewer are there
@@ -54,7 +55,8 @@ class Decoder(nnx.Module):
         spec: DecoderSpec,
         *,
         dtype: DTypeLike = jnp.float32,
-        remat: bool = False,
+        remat: Remat = "nothing",
+        unroll: bool = False,
         lora: Lora | None = None,
         rngs: nnx.Rngs,
     ):
@@ -64,18 +66,22 @@ class Decoder(nnx.Module):
             spec: its shape.
             dtype: type of the activations. Weights are float32; those under adapters are held as
                 `lora.hold_base` left them.
-            remat: recompute each block in the backward pass instead of keeping its activations.
+            remat: what the backward pass computes again of each block instead of keeping it.
+            unroll: write the blocks out one after another instead of looping over them. Weights and kept
+                activations are then read where they lie, not copied out of and into stacks, for a program
+                that takes several times as long to compile.
             lora: adapters beside the projections; None: none.
             rngs: source of the initial weights.
         """
         self.spec = spec
         self.dtype = dtype
         self.remat = remat
+        self.unroll = unroll
         self.dropout = 0.0 if lora is None else lora.dropout
         init = nnx.initializers.normal(spec.init_std)
-        self.embed = nnx.Embed(spec.vocab_size, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
+        self.embed = Embed(spec.vocab_size, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
         if spec.positions == "learned":
-            self.embed_positions = nnx.Embed(
+            self.embed_positions = Embed(
                 spec.max_positions, spec.width, dtype=dtype, embedding_init=init, rngs=rngs
             )
 
@@ -87,7 +93,7 @@ class Decoder(nnx.Module):
         self.blocks = make_blocks(rngs)
         self.final_norm = LayerFactory(spec, dtype, None, rngs).norm()
         if not spec.tied_head:
-            self.head = nnx.Embed(spec.vocab_size, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
+            self.head = Embed(spec.vocab_size, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
         if spec.head_bias:
             self.head_bias = nnx.Param(jnp.zeros(spec.vocab_size))
 
@@ -249,8 +255,9 @@ class Decoder(nnx.Module):
 
         local_L = None if self.spec.local_layers is None else jnp.array(self.spec.local_layers)
         layers = stacked, local_L, jnp.arange(self.spec.num_layers)
-        step = jax.checkpoint(run_block) if self.remat else run_block
-        (x_BSD, cache), kept_L = jax.lax.scan(step, (x_BSD, cache), layers)
+        (x_BSD, cache), kept_L = jax.lax.scan(
+            with_remat(run_block, self.remat), (x_BSD, cache), layers, unroll=self.unroll
+        )
         kept.update(kept_L)
         with jax.named_scope("final_norm"):
             x_BSD = self.final_norm(x_BSD)

@@ -17,82 +17,66 @@ from jaxtyping import Array, Float, Int
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import Lora, init_a
 from sparsepo_jax.models.rotary import rotate
+from sparsepo_jax.ops.activations import activated, gated
 from sparsepo_jax.ops.attention import Given, Packed, attention
+from sparsepo_jax.ops.norms import layer_norm, rms_norm
+from sparsepo_jax.ops.remat import product, rotated
+from sparsepo_jax.ops.token_sums import add_bias, look_up
 
 
-class Hooks(NamedTuple):
-    """What a block calls while it runs.
+class Linear(nnx.Linear):
+    """A projection x W + b. Its product can be kept for the backward pass (see ops/remat)."""
 
-    Attributes:
-        keep: keep(name, x) is told of each named activation, [B, S, features].
-        remember: takes a layer's new keys and values [B, S, K, H] and returns all that its queries may see,
-            [B, T, K, H] each: the same arrays, or a cache with the new ones at its end.
-        drop: drop(projection, x) applies the adapters' dropout to the input of a projection's adapter.
-        reach: which keys each query sees (see ops/attention).
-        window: a query sees fewer than so many positions back; None: all.
-    """
-
-    keep: Callable[[str, Array], None]
-    remember: Callable[[Array, Array], tuple[Array, Array]]
-    drop: Callable[[str, Array], Array]
-    reach: Given | Packed
-    window: Array | int | None
-
-    def project(self, name: str, linear: nnx.Linear, x_BSX: Array) -> Array:
-        """linear(x), plus the adapter's part if the projection has one.
+    def __call__(self, x: Float[Array, "*B X"]) -> Float[Array, "*B Y"]:  # type: ignore[override]
+        """The projection, of the type of the activations.
 
         Args:
-            name: the projection's name, as in `DecoderSpec.projections`.
-            linear: the projection.
-            x_BSX: its input.
+            x: inputs.
         """
-        if not isinstance(linear, AdaptedLinear):
-            return linear(x_BSX)
-        scale = jnp.asarray(linear.lora_scale, x_BSX.dtype)
-        return linear(x_BSX) + scale * linear.lora(self.drop(name, x_BSX))
+        kernel_XY = self.kernel[...].astype(self.dtype)
+        out = product(jnp.dot(x.astype(self.dtype), kernel_XY))
+        return out if self.bias is None else add_bias(out, self.bias[...])
 
 
-# ---------------------------------------------------------------- activation functions
+class LayerNorm(nnx.LayerNorm):
+    """A layer norm, see ops/norms."""
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:  # type: ignore[override]
+        """The norm over the last axis.
+
+        Args:
+            x: inputs.
+        """
+        assert self.scale is not None and self.bias is not None
+        return layer_norm(x.astype(self.dtype), self.scale[...], self.bias[...], self.epsilon)
 
 
-def _keeping_slope(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The same function, with a backward pass that only needs the derivative, computed on the way forward.
+class RMSNorm(nnx.RMSNorm):
+    """An RMS norm, see ops/norms."""
 
-    JAX would keep intermediate values and derive from them: for tanh-GELU that costs XLA's CPU backend a
-    tenth of a training step and a quarter of its memory.
-    """
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:  # type: ignore[override]
+        """The norm over the last axis.
 
-    def forward(x: Array) -> tuple[Array, Array]:
-        return jax.jvp(function, (x,), (jnp.ones_like(x),))
-
-    def backward(slope: Array, cotangent: Array) -> tuple[Array]:
-        return (cotangent * slope,)
-
-    differentiable = jax.custom_vjp(function)
-    differentiable.defvjp(forward, backward)
-    return differentiable
+        Args:
+            x: inputs.
+        """
+        assert self.scale is not None
+        return rms_norm(x.astype(self.dtype), self.scale[...], self.epsilon)
 
 
-def _gelu_tanh(x: Array) -> Array:
-    return nnx.gelu(x, approximate=True)
+class Embed(nnx.Embed):
+    """A table with a row for each token or position."""
+
+    def __call__(self, ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:  # type: ignore[override]
+        """The rows, of the type of the activations.
+
+        Args:
+            ids: of the rows.
+        """
+        return look_up(self.embedding[...], ids).astype(self.dtype)
 
 
-def _gelu(x: Array) -> Array:
-    return nnx.gelu(x, approximate=False)
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu_tanh": _keeping_slope(_gelu_tanh),
-    "gelu": _keeping_slope(_gelu),
-    "relu": nnx.relu,
-    "silu": _keeping_slope(nnx.silu),
-}
-
-
-# ---------------------------------------------------------------- layers
-
-
-class AdaptedLinear(nnx.Linear):
+class AdaptedLinear(Linear):
     """A projection x W with an adapter beside it: x W + s (x A) B, s = `lora_scale` (see models/lora)."""
 
     def __init__(
@@ -130,6 +114,38 @@ class AdaptedLinear(nnx.Linear):
         self.lora_scale = adapter.scale
 
 
+class Hooks(NamedTuple):
+    """What a block calls while it runs.
+
+    Attributes:
+        keep: keep(name, x) is told of each named activation, [B, S, features].
+        remember: takes a layer's new keys and values [B, S, K, H] and returns all that its queries may see,
+            [B, T, K, H] each: the same arrays, or a cache with the new ones at its end.
+        drop: drop(projection, x) applies the adapters' dropout to the input of a projection's adapter.
+        reach: which keys each query sees (see ops/attention).
+        window: a query sees fewer than so many positions back; None: all.
+    """
+
+    keep: Callable[[str, Array], None]
+    remember: Callable[[Array, Array], tuple[Array, Array]]
+    drop: Callable[[str, Array], Array]
+    reach: Given | Packed
+    window: Array | int | None
+
+    def project(self, name: str, linear: Linear, x_BSX: Array) -> Array:
+        """linear(x), plus the adapter's part if the projection has one.
+
+        Args:
+            name: the projection's name, as in `DecoderSpec.projections`.
+            linear: the projection.
+            x_BSX: its input.
+        """
+        if not isinstance(linear, AdaptedLinear):
+            return linear(x_BSX)
+        scale = jnp.asarray(linear.lora_scale, x_BSX.dtype)
+        return linear(x_BSX) + scale * linear.lora(self.drop(name, x_BSX))
+
+
 class LayerFactory(NamedTuple):
     """Makes the projections and norms of a decoder, all from the same settings.
 
@@ -145,9 +161,7 @@ class LayerFactory(NamedTuple):
     lora: Lora | None
     rngs: nnx.Rngs
 
-    def linear(
-        self, name: str, inputs: int, outputs: int, *, bias: bool, std: float | None = None
-    ) -> nnx.Linear:
+    def linear(self, name: str, inputs: int, outputs: int, *, bias: bool, std: float | None = None) -> Linear:
         """A projection of a block, with an adapter if `lora` targets it.
 
         Args:
@@ -159,7 +173,7 @@ class LayerFactory(NamedTuple):
         """
         kernel_init = nnx.initializers.normal(std or self.spec.init_std)
         if self.lora is None or name not in self.lora.targets:
-            return nnx.Linear(
+            return Linear(
                 inputs, outputs, use_bias=bias, dtype=self.dtype, kernel_init=kernel_init, rngs=self.rngs
             )
         return AdaptedLinear(
@@ -176,26 +190,19 @@ class LayerFactory(NamedTuple):
         """Initial standard deviation of projections that write to the residual stream, as in GPT-2."""
         return self.spec.init_std / (2 * self.spec.num_layers) ** 0.5
 
-    def norm(self) -> nnx.LayerNorm | nnx.RMSNorm:
+    def norm(self) -> LayerNorm | RMSNorm:
         """A norm over the width of the residual stream."""
         if self.spec.norm == "rms":
             return self.rms_norm(self.spec.width)
-        # The fast variance, E[x^2] - E[x]^2, loses digits that parity with transformers needs.
-        return nnx.LayerNorm(
-            self.spec.width,
-            epsilon=self.spec.norm_eps,
-            dtype=self.dtype,
-            use_fast_variance=False,
-            rngs=self.rngs,
-        )
+        return LayerNorm(self.spec.width, epsilon=self.spec.norm_eps, dtype=self.dtype, rngs=self.rngs)
 
-    def rms_norm(self, features: int) -> nnx.RMSNorm:
+    def rms_norm(self, features: int) -> RMSNorm:
         """An RMS norm.
 
         Args:
             features: size of the axis that it is taken over.
         """
-        return nnx.RMSNorm(features, epsilon=self.spec.norm_eps, dtype=self.dtype, rngs=self.rngs)
+        return RMSNorm(features, epsilon=self.spec.norm_eps, dtype=self.dtype, rngs=self.rngs)
 
 
 class Attention(nnx.Module):
@@ -241,8 +248,8 @@ class Attention(nnx.Module):
         B, S, _ = x_BSD.shape
         q_BSNH, k_BSKH, v_BSKH = self._projected(x_BSD, hooks)
         if frequency_X is not None:
-            q_BSNH = rotate(q_BSNH, positions_BS, frequency_X)
-            k_BSKH = rotate(k_BSKH, positions_BS, frequency_X)
+            q_BSNH = rotated(rotate(q_BSNH, positions_BS, frequency_X))
+            k_BSKH = rotated(rotate(k_BSKH, positions_BS, frequency_X))
             hooks.keep("q_rotated", q_BSNH.reshape(B, S, -1))
             hooks.keep("k_rotated", k_BSKH.reshape(B, S, -1))
         k_BTKH, v_BTKH = hooks.remember(k_BSKH, v_BSKH)
@@ -348,12 +355,11 @@ class Block(nnx.Module):
         return out_BSD
 
     def _mlp(self, x_BSD: Array, hooks: Hooks) -> Array:
-        activation = ACTIVATIONS[self.spec.activation]
         up_BSF = hooks.project("up", self.up, x_BSD)
         if self.spec.gated_mlp:
-            act_BSF = activation(hooks.project("gate", self.gate, x_BSD)) * up_BSF
+            act_BSF = gated(self.spec.activation, hooks.project("gate", self.gate, x_BSD), up_BSF)
         else:
-            act_BSF = activation(up_BSF)
+            act_BSF = activated(self.spec.activation, up_BSF)
         hooks.keep("mlp_act", act_BSF)
         mlp_BSD = hooks.project("down", self.down, act_BSF)
         hooks.keep("mlp_out", mlp_BSD)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sparsepo_jax.ops.dense_attention import gradients, masked_scores, output_mean
+from sparsepo_jax.ops.remat import attended
 
 # Columns. Measured on CPU at 64+192 and 256+64 tokens: 128 takes 1.4 times as long, as more of its blocks are
 # seen in part.
@@ -189,8 +190,8 @@ def _forward(
         return None, ((out / total[..., None]).astype(v_RKSH.dtype), largest + jnp.log(total))
 
     _, (out, lse) = jax.lax.scan(of_queries, None, jnp.arange(S // BLOCK))
-    out_RKGSH = jnp.moveaxis(out, 0, 3).reshape(*heads, S, H)
-    lse_RKGS = jnp.moveaxis(lse, 0, 3).reshape(*heads, S)
+    out_RKGSH = attended(jnp.moveaxis(out, 0, 3).reshape(*heads, S, H))
+    lse_RKGS = attended(jnp.moveaxis(lse, 0, 3).reshape(*heads, S))
     return out_RKGSH, (q_RKGSH, k_RKSH, v_RKSH, places, seen_IJ, window, out_RKGSH, lse_RKGS)
 
 

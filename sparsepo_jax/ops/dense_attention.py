@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from sparsepo_jax.ops.remat import attended
+
 # At least. Measured on CPU, where smaller products lose more than the keys they leave out save.
 CHUNK_QUERIES = 128
 
@@ -150,7 +152,7 @@ def _forward(
         "BKGST,BKTH->BKGSH", weights.astype(v_BKTH.dtype), v_BKTH, preferred_element_type=jnp.float32
     )
     out_BKGSH = (out / total_BKGS[..., None]).astype(v_BKTH.dtype)
-    lse_BKGS = largest_BKGS + jnp.log(total_BKGS)
+    out_BKGSH, lse_BKGS = attended(out_BKGSH), attended(largest_BKGS + jnp.log(total_BKGS))
     return out_BKGSH, (q_BKGSH, k_BKTH, v_BKTH, attend_BST, out_BKGSH, lse_BKGS)
 
 

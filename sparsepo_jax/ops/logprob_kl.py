@@ -206,6 +206,24 @@ def _put(x: Array, part: Array, number: Array, tokens: int, axis: int = 1) -> Ar
     return jax.lax.dynamic_update_slice_in_dim(x, part, number * tokens, axis=axis)
 
 
+def _over_tokens(count: int, used: Array, visit: Callable[[Array, Any], Any], carried: Any) -> Any:
+    """visit(number, carried) for the blocks of tokens in use.
+
+    A single block is visited without a loop, so that nothing is copied into or out of what is carried.
+    """
+    return visit(jnp.int32(0), carried) if count == 1 else jax.lax.fori_loop(0, used, visit, carried)
+
+
+def _over_columns(
+    count: int, visit: Callable[[Any, Array, Any], tuple[Any, Any]], carried: Any, inputs: Any = None
+) -> tuple[Any, Any]:
+    """A scan of visit(carried, number, input) over the parts of the vocabulary; no loop if there is one."""
+    if count > 1:
+        return jax.lax.scan(lambda c, x: visit(c, *x), carried, (jnp.arange(count), inputs))
+    carried, output = visit(carried, jnp.int32(0), jax.tree.map(lambda x: x[0], inputs))
+    return carried, jax.tree.map(lambda x: x[None], output)
+
+
 def _logits(states_RCD: Array, head_EVD: Array, softcap: float | None) -> Array:
     """[R, C, E, V], float32."""
     (R, C, D), (E, V, _) = states_RCD.shape, head_EVD.shape
@@ -312,7 +330,7 @@ def _forward(
     A = len(sides)
     overlap = size % blocks.vocabulary != 0
 
-    def of_columns(sums: _Sums, number: Array) -> tuple[_Sums, Array | None]:
+    def of_columns(sums: _Sums, number: Array, _: None) -> tuple[_Sums, Array | None]:
         columns = _Columns.of(number, blocks, size)
         heads = [blocks.gather(columns.part(head)) for _, head, _ in sides]
 
@@ -330,11 +348,11 @@ def _forward(
             return sums, kept
 
         kept = jnp.zeros((A, R, M, E, blocks.vocabulary)) if blocks.keep else None
-        return jax.lax.fori_loop(0, used, of_tokens, (sums, kept))
+        return _over_tokens(M // tokens, used, of_tokens, (sums, kept))
 
     zeros_ARME = jnp.zeros((A, R, M, E))
     start = _Sums(jnp.full_like(zeros_ARME, _LEAST), zeros_ARME, zeros_ARME, zeros_ARME[0])
-    sums, kept = jax.lax.scan(of_columns, start, jnp.arange(-(-size // blocks.vocabulary)))
+    sums, kept = _over_columns(-(-size // blocks.vocabulary), of_columns, start)
     out, lse_ARM = sums.results()
     return out, _Saved(states_RMD, head_EVD, ref, label_RM, used, lse_ARM, kept)
 
@@ -401,9 +419,10 @@ def _backward(blocks: HeadBlocks, softcaps: Softcaps, saved: _Saved, cotangents:
     ref_head_EVD = None if saved.ref is None or b_RM is None else saved.ref[1]
     gradient = _LogitGradient(blocks, softcaps, saved, a_RM, None if ref_head_EVD is None else b_RM)
 
-    def of_columns(carried: tuple[Array, Array], inputs: tuple) -> tuple[tuple[Array, Array], None]:
+    def of_columns(
+        carried: tuple[Array, Array], number: Array, kept: Array | None
+    ) -> tuple[tuple[Array, Array], None]:
         d_head_EVD, d_states_RMED = carried
-        number, kept = inputs
         columns = _Columns.of(number, blocks, size)
         head = blocks.gather(columns.part(saved.head_EVD))
         ref_head = None if ref_head_EVD is None else blocks.gather(columns.part(ref_head_EVD))
@@ -421,15 +440,15 @@ def _backward(blocks: HeadBlocks, softcaps: Softcaps, saved: _Saved, cotangents:
             return d_part, _put(d_states_RMED, more, n, tokens)
 
         start = (jnp.zeros(head.shape, jnp.float32), d_states_RMED)
-        d_part, d_states_RMED = jax.lax.fori_loop(0, saved.used, of_tokens, start)
+        d_part, d_states_RMED = _over_tokens(M // tokens, saved.used, of_tokens, start)
         # Parts overlap at the end, where the later one is zero.
         d_part = columns.part(d_head_EVD) + blocks.scatter(d_part)
         d_head_EVD = jax.lax.dynamic_update_slice_in_dim(d_head_EVD, d_part, columns.begin, axis=1)
         return (blocks.scatter(d_head_EVD), d_states_RMED), None
 
     start = (blocks.scatter(jnp.zeros(saved.head_EVD.shape, jnp.float32)), jnp.zeros((R, M, E, D)))
-    numbers = jnp.arange(-(-size // blocks.vocabulary))
-    (d_head_EVD, d_states_RMED), _ = jax.lax.scan(of_columns, start, (numbers, saved.kept))
+    parts = -(-size // blocks.vocabulary)
+    (d_head_EVD, d_states_RMED), _ = _over_columns(parts, of_columns, start, saved.kept)
     d_states_RMD = d_states_RMED.sum(axis=2).astype(saved.states_RMD.dtype)
     return d_states_RMD, d_head_EVD.astype(saved.head_EVD.dtype), None, None, None
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sparsepo_jax.ops.block_attention import Places
+from sparsepo_jax.ops.remat import ATTENTION
 
 Spread = Callable[..., Array]
 TILE = 128  # columns; the kernel's blocks are multiples of this
@@ -58,7 +59,7 @@ def splash_attention(
     def attend(heads: tuple[Array, Array, Array], rows: Places, window: Array) -> Array:
         # The named values are all that is kept for the backward pass: the output, and a logsumexp per query.
         # The mask, which would be [S, S] for each layer, is made again.
-        @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(_KEPT))
+        @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(ATTENTION))
         def of_row(row: tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]) -> Array:
             return _of_row(*row, window, softcap)
 
@@ -66,9 +67,6 @@ def splash_attention(
 
     out = attend(heads, rows, limit) if spread is None else spread(attend, heads, rows, limit)
     return out[:, :S]
-
-
-_KEPT = "splash_attention"
 
 
 def _of_row(
@@ -92,7 +90,7 @@ def _of_row(
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=softcap,
-        residual_checkpoint_name=_KEPT,
+        residual_checkpoint_name=ATTENTION,
         interpret=INTERPRET,
     )
     # The constructor turns this flag into an array as well, and the call then branches on it (JAX 0.10.2).

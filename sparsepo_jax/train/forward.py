@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sparsepo_jax.core.layout import at_tokens, to_pairs
@@ -39,6 +40,7 @@ class Problem(NamedTuple):
         objective: `objective(stats, masks, key_B)` gives the loss of each pair; a loss of losses/ with its
             settings bound as keywords. None: the models alone.
         seed: of all random draws.
+        dtype: type of the policy's activations.
         attention: the kernel that computes attention, see ops/attention.
         head_blocks: the blocks in which log-probs and KL are computed, see ops/logprob_kl.
         constrain: pins the sharding of a model's states [R, S, D].
@@ -55,6 +57,7 @@ class Problem(NamedTuple):
     mask_source: MaskSource
     objective: Callable[[TokenStats, TokenMasks, Array], LossOutput]
     seed: int | Int[Array, ""]
+    dtype: DTypeLike = jnp.float32
     attention: AttentionKernel = "blocks"
     head_blocks: HeadBlocks = HeadBlocks()
     constrain: Callable[[Array], Array] = _unchanged

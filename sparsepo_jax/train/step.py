@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from sparsepo_jax.core.tree import Weights
@@ -145,6 +146,8 @@ def make_update(
     summed_loss: SummedLoss,
     optimizer: optax.GradientTransformationExtraArgs,
     learning_rate: optax.Schedule,
+    *,
+    dtype: DTypeLike = jnp.float32,
 ) -> Update:
     """A training step.
 
@@ -152,13 +155,18 @@ def make_update(
     gives the update of one large batch. If the loss or the gradient is not finite, weights and optimizer
     stay as they were, so that one batch cannot destroy what was learnt before.
 
-    Beside the state, a step with AdamW holds one array of the weights' size, the gradient. With several
-    micro-steps it holds two, the sum and what is added to it.
+    The policy's matrices are brought into the type of the activations once a step, not once in each layer
+    and pass. So their gradients come in that type, and are summed over micro-steps in float32.
+
+    Beside the state, a step with AdamW holds the matrices in that type, if it is another one, and one array
+    of the weights' size, the gradient. With several micro-steps it holds two, the sum and what is added to
+    it.
 
     Args:
         summed_loss: of make_pair_loss or make_sft_loss.
         optimizer: one of make_optimizer, which can leave its own state as it was.
         learning_rate: the policy's schedule, to be reported.
+        dtype: of the policy's activations.
 
     Returns:
         `update(state, reference, batch)`, which gives (state, metrics, finite). The batch is [micro-steps,
@@ -174,13 +182,16 @@ def make_update(
     def update(
         state: TrainState, reference: Weights | None, batch: MicroBatches
     ) -> tuple[TrainState, Metrics, Bool[Array, "U B"]]:
+        weights = {**state.weights, "policy": in_type(state.weights["policy"], dtype)}
+
         def sums(micro_batch: PairBatch) -> tuple[tuple[Any, Metrics, Array], Float[Array, "B"]]:
             (_, (metrics, weight, loss_B)), gradient = differentiate(
-                state.weights, reference, micro_batch, state.step
+                weights, reference, micro_batch, state.step
             )
             return (gradient, metrics, weight), loss_B
 
         (gradient, metrics, weight), loss_UB = _over_micro_steps(sums, batch)
+        gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
         scale = 1.0 / jnp.maximum(weight, 1e-30)
         norm = scale * optax.tree.norm(gradient)
         metrics = {name: value * scale for name, value in metrics.items()}
@@ -206,6 +217,21 @@ def make_update(
     return update
 
 
+def in_type(policy: Weights, dtype: DTypeLike) -> Weights:
+    """The weights with those that products read in one type.
+
+    Embeddings keep theirs: their rows are few, and a tied head is cast where it is read.
+
+    Args:
+        policy: weights by path.
+        dtype: of the activations.
+    """
+    return {path: x.astype(dtype) if path.endswith(_READ_BY_PRODUCTS) else x for path, x in policy.items()}
+
+
+_READ_BY_PRODUCTS = (".kernel", ".lora_a", ".lora_b", "head.embedding")
+
+
 def _over_micro_steps(
     sums: Callable[[PairBatch], tuple[Any, Float[Array, "B"]]], batch: MicroBatches
 ) -> tuple[Any, Float[Array, "U B"]]:
@@ -220,5 +246,5 @@ def _over_micro_steps(
         return jax.tree.map(jnp.add, total, more), loss_B
 
     shapes, _ = jax.eval_shape(sums, first)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
     return jax.lax.scan(add, zeros, batch)
