@@ -320,7 +320,8 @@ def test_a_profile_names_the_parts():
 
 
 @pytest.mark.parametrize(
-    "setting", [{"remat": remat} for remat in ("norms", "all_but_products", "everything")] + [{"unroll": True}]
+    "setting",
+    [{"remat": remat} for remat in ("norms", "all_but_products", "everything")] + [{"unroll": True}],
 )
 def test_remat_and_unrolling_change_no_gradient(setting):
     spec, ids = spec_from_hf(NEOX), jnp.arange(6)[None]

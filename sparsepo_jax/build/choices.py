@@ -74,7 +74,8 @@ def with_choices(
         lora: the adapters that are trained, or None.
     """
     tokens, vocabulary = choices.head.value
+    dtype, unroll = compute_dtype(config, mesh), config.compute.unroll
     return problem._replace(
-        policy_graph=decoder_graph(policy, compute_dtype(config, mesh), remat=choices.remat.value, lora=lora),
+        policy_graph=decoder_graph(policy, dtype, remat=choices.remat.value, unroll=unroll, lora=lora),
         head_blocks=problem.head_blocks._replace(tokens=tokens, vocabulary=vocabulary),
     )

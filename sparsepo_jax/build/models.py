@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from sparsepo_jax.config.schema.compute import Remat
 from sparsepo_jax.config.schema.models import Policy, Reference
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
