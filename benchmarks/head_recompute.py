@@ -11,7 +11,8 @@ vocabulary are held (policy and reference).
 import statistics
 import sys
 
-from work import PAIRS, OurStep, gpt2, in_turn, random_batch, save_result, spread, step_parser
+from shapes import gpt2
+from work import PAIRS, OurStep, in_turn, random_batch, save_result, spread, step_parser
 
 
 def main() -> int:

@@ -11,7 +11,8 @@ tokens; one process, in which the objectives take turns. Ratios are of medians.
 import statistics
 import sys
 
-from work import PAIRS, OurStep, gpt2, in_turn, random_batch, save_result, spread, step_parser
+from shapes import gpt2
+from work import PAIRS, OurStep, in_turn, random_batch, save_result, spread, step_parser
 
 KINDS = ("sparsepo", "tdpo1", "dpo", "sft")
 

@@ -16,7 +16,8 @@ import sys
 
 import jax
 import numpy as np
-from work import PAIRS, config_of, gpt2, in_turn, random_batch, save_result
+from shapes import gpt2
+from work import PAIRS, config_of, in_turn, random_batch, save_result
 
 from sparsepo_jax.build.objective import cached_problem, make_problem
 from sparsepo_jax.build.optimizer import make_optimizer

@@ -14,7 +14,8 @@ import sys
 from typing import Any
 
 import figures
-from work import OurStep, gpt2, in_turn, matrix_rate, random_batch, save_result, step_flop
+from shapes import gpt2
+from work import OurStep, in_turn, matrix_rate, random_batch, save_result, step_flop
 
 WIDTH = 256
 BASE = {"pairs": 4, "prompt": 64, "response": 64, "vocab": 16384, "layers": 4}

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from work import PAIRS, OurStep, gpt2, in_turn, random_batch, save_result, step_parser
+from shapes import gpt2
+from work import PAIRS, OurStep, in_turn, random_batch, save_result, step_parser
 
 from sparsepo_jax.core.tree import merge_module, split_module
 from sparsepo_jax.models.layers import ACTIVATIONS, Block, LayerFactory

@@ -9,10 +9,12 @@ over the rounds. Peak memory is the process's, libraries and compiler included. 
 environment with trl, torch and datasets (TRL asks for other versions than ours); without it TRL is left out.
 """
 
+import json
 import statistics
 import sys
 
-from work import PAIRS, Candidate, answers_in_turn, gpt2, matrix_rate, save_result, step_flop, step_parser
+from shapes import gpt2
+from work import PAIRS, Candidate, answers_in_turn, matrix_rate, save_result, step_flop, step_parser
 
 from sparsepo_jax.models.spec import spec_from_hf
 
@@ -41,21 +43,21 @@ def main() -> int:
     step_rows, ratios, versions = [], [], {}
     for vocab in options.vocab:
         for lengths in options.lengths:
-            flop = step_flop(
-                spec_from_hf(gpt2(vocab, sum(lengths), width=WIDTH, layers=LAYERS)), PAIRS, *lengths
-            )
-            shape = PAIRS, *lengths, vocab, WIDTH, LAYERS
-            running = {name: Candidate(*command, *shape) for name, command in NAMES.items()}
+            shape = gpt2(vocab, sum(lengths), width=WIDTH, layers=LAYERS)
+            flop = step_flop(spec_from_hf(shape), PAIRS, *lengths)
+            settings = json.dumps(shape), *lengths, PAIRS
+            running = {name: Candidate(*command, *settings) for name, command in NAMES.items()}
             if options.trl:
                 running |= {
-                    name: Candidate(*command, *shape, python=options.trl) for name, command in TRL.items()
+                    name: Candidate(script, *settings, *more, python=options.trl)
+                    for name, (script, *more) in TRL.items()
                 }
             versions |= {
                 name: candidate.about["versions"]
                 for name, candidate in running.items()
                 if "versions" in candidate.about
             }
-            answers = answers_in_turn(running, options.rounds)
+            answers = answers_in_turn(running, options.rounds, step=str(PAIRS))
             print(f"{lengths} tokens, vocabulary {vocab}: {flop / 1e9:.0f} GFLOP by hand (shared prompt)")
             medians_s = {}
             for name, rows in answers.items():

@@ -19,7 +19,8 @@ Exits with 1 if one of the two grows by more than a tenth.
 import argparse
 import sys
 
-from work import abstract_step, gpt2, random_batch, save_result
+from shapes import gpt2
+from work import abstract_step, random_batch, save_result
 
 PAIRS, TOLERATED = 4, 1.1
 

@@ -5,17 +5,19 @@ all of them.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,18 +71,6 @@ def step_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("lengths", nargs="*", type=Lengths.read, default=[Lengths(64, 192), Lengths(256, 64)])
     parser.add_argument("--rounds", type=int, default=5)
     return parser
-
-
-def gpt2(vocab: int, positions: int, *, width: int = 384, layers: int = 6) -> dict[str, Any]:
-    """A config.json of the GPT-2 shape; heads of 64."""
-    return {
-        "model_type": "gpt2",
-        "vocab_size": vocab,
-        "n_positions": positions,
-        "n_embd": width,
-        "n_layer": layers,
-        "n_head": width // 64,
-    }
 
 
 def random_batch(
@@ -213,7 +203,7 @@ class OurStep:
 
 
 def step_flop(
-    spec: DecoderSpec, pairs: int, prompt: int, response: int, *, passes: int = 4, head_products: int = 6
+    spec: DecoderSpec, pairs: int, prompt: int, response: float, *, passes: int = 4, head_products: int = 6
 ) -> float:
     """Matrix operations of one pair step in the shared layout, counted by hand: 2 for each multiply-add.
 
@@ -233,17 +223,29 @@ def step_flop(
 
 
 def matrix_rate(dtype: str = "float32", size: int | None = None) -> float:
-    """FLOP/s of one large square product on the default device, the best of several."""
+    """FLOP/s of one large square product on the default device, the best of several.
+
+    Of random numbers: GPUs multiply zeros and ones faster."""
     size = size or (2048 if jax.default_backend() == "cpu" else 8192)
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a, b: a @ b)
-    product(x, x).block_until_ready()
+    x, y = (jax.random.normal(jax.random.key(n), (size, size), dtype) for n in range(2))
+    return 2 * size**3 / best_time(jax.jit(lambda a, b: a @ b), x, y)
+
+
+def copy_rate(size: int = 2**30) -> float:
+    """Bytes/s that a large copy on the default device reads and writes, the best of several."""
+    x = jnp.ones(size // 4, jnp.float32)
+    return 2 * size / best_time(jax.jit(lambda a: a + 1), x)
+
+
+def best_time(function: Callable[..., jax.Array], *arguments: jax.Array, times: int = 10) -> float:
+    """Seconds of the quickest of several calls, compiled before."""
+    function(*arguments).block_until_ready()
     times_s = []
-    for _ in range(10):
+    for _ in range(times):
         began_s = time.perf_counter()
-        product(x, x).block_until_ready()
+        function(*arguments).block_until_ready()
         times_s.append(time.perf_counter() - began_s)
-    return 2 * size**3 / min(times_s)
+    return min(times_s)
 
 
 # ---------------------------------------------------------------- timing
@@ -263,43 +265,81 @@ def in_turn(
     return times_s
 
 
+class CandidateEnded(SystemExit):
+    """A candidate gave no answer, or an error; ends a benchmark that does not expect it."""
+
+
 class Candidate:
     """A process that takes a step for each line it is sent (candidates/serve.py).
 
-    python: that of an environment that has what the candidate needs."""
+    Use it as a context manager, or close it. python: that of an environment that has what the candidate
+    needs. log: where its stderr goes. limit_s: it is ended after so many seconds."""
 
-    def __init__(self, script: str, *arguments: str | int, python: str = sys.executable):
+    def __init__(
+        self,
+        script: str,
+        *arguments: str | int,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+        log: IO | int = subprocess.DEVNULL,
+        limit_s: float | None = None,
+    ):
+        self.script = script
         command = [python, str(CANDIDATES / script), *map(str, arguments)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
         )
+        self._clock = threading.Timer(limit_s, self.process.kill) if limit_s is not None else None
+        if self._clock is not None:
+            self._clock.start()
         self.about = self._answer()
 
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"{self.process.args} ended without an answer; run it by hand to see why")
+            self.close()
+            raise CandidateEnded(f"{self.script} ended without an answer; run it by hand to see why")
         return json.loads(line)
 
-    def step(self) -> dict[str, Any]:
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self._answer()
+    def step(self, name: str = "") -> dict[str, Any]:
+        """What the candidate answers to a line.
+
+        Raises:
+            CandidateEnded: there is no answer, or it is an error.
+        """
+        with contextlib.suppress(BrokenPipeError):  # it has ended: then there is no answer
+            self.process.stdin.write(f"{name}\n")
+            self.process.stdin.flush()
+        answer = self._answer()
+        if "error" in answer:
+            raise CandidateEnded(answer["error"])
+        return answer
 
     def close(self) -> None:
-        self.process.stdin.close()
+        """Lets the process end, and waits for that."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
+        if self._clock is not None:
+            self._clock.cancel()
+
+    def __enter__(self) -> "Candidate":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def answers_in_turn(
-    running: Mapping[str, Candidate], rounds: int, *, warm: int = 1
+    running: Mapping[str, Candidate], rounds: int, *, warm: int = 1, step: str = ""
 ) -> dict[str, list[dict[str, Any]]]:
-    """What each candidate answers in each round; the first `warm` rounds do not count. Ends the
-    candidates."""
+    """What each candidate answers in each round; the first `warm` rounds do not count. Ends the candidates.
+
+    step: its name, where candidates have several."""
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
     for number in range(warm + rounds):
         for name, candidate in running.items():
-            answer = candidate.step()
+            answer = candidate.step(step)
             if number >= warm:
                 answers[name].append(answer)
     for candidate in running.values():

@@ -26,11 +26,13 @@ NOTE = "<!-- Made by docs/results.py from benchmarks/results/*.json and docs/tem
 
 
 def load_results(directory: Path = REPOSITORY / "benchmarks" / "results") -> dict[str, Any]:
-    """The content of every JSON file, by its name without the device and with _ for -."""
-    return {
-        path.stem.removesuffix("-cpu").replace("-", "_"): json.loads(path.read_text())
-        for path in sorted(directory.glob("*.json"))
-    }
+    """The content of every JSON file, by its name without the device and with _ for -.
+
+    What benchmarks/gpu.py measured, gpu-CARD.json, is a mapping `gpu` of all cards."""
+    contents = {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
+    cards = {name.removeprefix("gpu-"): contents.pop(name) for name in list(contents) if name.startswith("gpu-")}
+    named = {name.removesuffix("-cpu").replace("-", "_"): content for name, content in contents.items()}
+    return named | {"gpu": cards}
 
 
 # ---------------------------------------------------------------- what templates call

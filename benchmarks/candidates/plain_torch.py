@@ -2,15 +2,16 @@
 batch of prompt + response rows, the full log-softmax of policy and reference, the official mask net (one
 linear a layer over a shared LayerNorm, a mixer, relu twice).
 
-    python plain_torch.py sparsepo|dpo PAIRS PROMPT RESPONSE VOCAB WIDTH LAYERS
+    python plain_torch.py sparsepo|dpo SHAPE PROMPT RESPONSE PAIRS [PAIRS ...] [--precision TYPE]
+
+SHAPE: the content of a config.json. Runs on the GPU if there is one. --precision: see on_torch.py.
 """
 
-import sys
+import argparse
 
 import torch
-import transformers
+from on_torch import DEVICE, PRECISIONS, casting, device_peak, make_model, versions
 from serve import serve
-from transformers import GPT2Config, GPT2LMHeadModel
 
 
 class OfficialMask(torch.nn.Module):
@@ -35,20 +36,26 @@ class OfficialMask(torch.nn.Module):
 class Step:
     """One optimizer step: AdamW, gradients clipped at norm 1."""
 
-    def __init__(self, kind: str, policy, reference, beta: float = 0.8):
-        self.kind, self.policy, self.reference, self.beta = (
-            kind,
-            policy,
-            reference.eval().requires_grad_(False),
-            beta,
-        )
-        config = policy.config
-        self.masks = OfficialMask(config.n_layer, config.n_embd) if kind == "sparsepo" else None
+    def __init__(self, kind: str, policy, reference, beta: float = 0.8, precision: str = "float32"):
+        self.policy, self.reference, self.beta, self.precision = policy, reference, beta, precision
+        config, self.masks = policy.config, None
+        if kind == "sparsepo":
+            masks = OfficialMask(config.num_hidden_layers, config.hidden_size)
+            self.masks = masks.to(policy.device, policy.dtype)
         parameters = [*policy.parameters(), *(self.masks.parameters() if self.masks else [])]
         self.parameters, self.optimizer = parameters, torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0)
 
     def __call__(self, ids, attention_mask, response) -> float:
         """ids [2B, S], chosen rows first; response [2B, S]: which tokens are the response's."""
+        with casting(self.precision):
+            loss = self.loss(ids, attention_mask, response)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def loss(self, ids, attention_mask, response) -> torch.Tensor:
         labels, keep = ids[:, 1:], response[:, 1:]
         with torch.no_grad():
             ref_output = self.reference(
@@ -77,46 +84,42 @@ class Step:
             kl = (ref_logps.exp() * (ref_logps - logps)).sum(-1)
             mask = self.masks([state[:, :-1] for state in ref_output.hidden_states[1:]])
             logits = self.beta * (margin(mask * ratio) - margin(mask * kl))
-        loss = -torch.nn.functional.logsigmoid(logits).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        return float(loss.detach())
+        return -torch.nn.functional.logsigmoid(logits).mean()
 
 
-def make_models(vocab: int, positions: int, width: int, layers: int):
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=vocab,
-        n_positions=positions,
-        n_embd=width,
-        n_layer=layers,
-        n_head=width // 64,
-        resid_pdrop=0,
-        embd_pdrop=0,
-        attn_pdrop=0,
-    )
-    policy, reference = GPT2LMHeadModel(config), GPT2LMHeadModel(config)
+def make_models(shape: str, precision: str = "float32"):
+    """(policy, frozen reference) with the same weights."""
+    policy, reference = make_model(shape, precision), make_model(shape, precision)
     reference.load_state_dict(policy.state_dict())
-    return policy, reference
+    return policy, reference.eval().requires_grad_(False)
+
+
+def random_pairs(pairs: int, prompt: int, response: int, vocab: int) -> tuple[torch.Tensor, ...]:
+    """(ids, attention mask, which tokens are the response's), chosen rows first."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(vocab, (pairs, prompt), generator=generator)
+    responses = torch.randint(vocab, (2 * pairs, response), generator=generator)
+    ids = torch.cat([prompts.repeat(2, 1), responses], dim=1)
+    is_response = torch.arange(prompt + response).expand_as(ids) >= prompt
+    return tuple(x.to(DEVICE) for x in (ids, torch.ones_like(ids), is_response))
 
 
 def main() -> None:
-    kind, (pairs, prompt, response, vocab, width, layers) = sys.argv[1], map(int, sys.argv[2:])
-    step = Step(kind, *make_models(vocab, prompt + response, width, layers))
-    generator = torch.Generator().manual_seed(0)
-    prompts, responses = (
-        torch.randint(vocab, (pairs, prompt), generator=generator),
-        torch.randint(vocab, (2 * pairs, response), generator=generator),
-    )
-    ids = torch.cat([prompts.repeat(2, 1), responses], dim=1)
-    is_response = torch.arange(prompt + response).expand_as(ids) >= prompt
-    attention_mask = torch.ones_like(ids)
-    serve(
-        lambda: step(ids, attention_mask, is_response),
-        versions={"torch": torch.__version__, "transformers": transformers.__version__},
-    )
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=("sparsepo", "dpo"))
+    parser.add_argument("shape")
+    parser.add_argument("prompt", type=int)
+    parser.add_argument("response", type=int)
+    parser.add_argument("pairs", type=int, nargs="+")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    options = parser.parse_args()
+    step = Step(options.kind, *make_models(options.shape, options.precision), precision=options.precision)
+
+    def step_of(pairs: int):
+        batch = random_pairs(pairs, options.prompt, options.response, step.policy.config.vocab_size)
+        return lambda: {"loss": step(*batch)} | device_peak()
+
+    serve({str(pairs): step_of(pairs) for pairs in options.pairs}, versions=versions())
 
 
 if __name__ == "__main__":

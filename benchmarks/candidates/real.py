@@ -7,6 +7,7 @@ The pairs are those of the first STEPS batches of our plan over the whole file. 
 are kept there, too.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def load(file: str, tokenizer: str, vocab: int, pairs: int, steps: int) -> tuple
 def ours(
     table: TokenTable, plan: BatchPlan, steps: int, chunk: int, vocab: int, width: int, layers: int
 ) -> None:
-    from work import OurStep, gpt2
+    from shapes import gpt2
+    from work import OurStep
 
     from sparsepo_jax.data.pipeline import make_batches
     from sparsepo_jax.sharding.mesh import put_batch
@@ -105,12 +107,13 @@ def torch_steps(
     table: TokenTable, plan: BatchPlan, steps: int, chunk: int, vocab: int, width: int, layers: int
 ) -> None:
     import torch
-    import transformers
+    from on_torch import versions
     from plain_torch import Step, make_models
+    from shapes import gpt2
 
     rows = np.concatenate([plan.batch(n).rows for n in range(steps)])
     planned = np.array_split(np.random.default_rng(0).permutation(rows[rows != FILLER]), steps)
-    step = Step("sparsepo", *make_models(vocab, LONGEST, width, layers))
+    step = Step("sparsepo", *make_models(json.dumps(gpt2(vocab, LONGEST, width=width, layers=layers))))
     length_NP = table.prompt_lengths_N[:, None] + table.response_lengths_NP
 
     def collate(rows: np.ndarray) -> tuple:
@@ -139,7 +142,7 @@ def torch_steps(
         run,
         pairs=[sum(map(len, planned[n : n + chunk])) for n in range(0, steps, chunk)],
         real_token_share=float(sum(length_NP[rows].sum() for rows in planned) / padded),
-        versions={"torch": torch.__version__, "transformers": transformers.__version__},
+        versions=versions(),
     )
 
 

@@ -5,10 +5,12 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 _ANSWERS = sys.stdout
 sys.stdout = sys.stderr  # keeps what libraries print out of the answers
+Work = Callable[[], float | dict[str, Any]]
 
 
 def answer(**facts) -> None:
@@ -20,11 +22,25 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def serve(step: Callable[[], float], **about) -> None:
-    """Reports once that it is ready; then answers each line of stdin with the seconds and the loss of a
-    step."""
+def serve(steps: Work | Mapping[str, Work], **about) -> None:
+    """Reports once that it is ready; then does the step that each line of stdin names and answers with its
+    seconds, its loss (or the facts that it returns) and the process's memory.
+
+    An error ends that step alone: its answer says why.
+    """
+    named = steps if isinstance(steps, Mapping) else {"": steps}
     answer(ready=True, **about)
-    for _ in sys.stdin:
+    for line in sys.stdin:
         began_s = time.perf_counter()
-        loss = step()
-        answer(seconds=time.perf_counter() - began_s, loss=loss, peak_mb=peak_mb())
+        try:
+            result = named[line.strip()]()
+        except Exception as error:
+            answer(error=first_line(error))
+            continue
+        facts = result if isinstance(result, dict) else {"loss": result}
+        answer(seconds=time.perf_counter() - began_s, peak_mb=peak_mb(), **facts)
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"

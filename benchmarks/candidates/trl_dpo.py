@@ -1,27 +1,33 @@
 """A step of TRL's DPOTrainer on random pairs, as the trainer's own loop does one: its data loader and
-collator, training_step, clipping, optimizer, schedule. float32 on CPU; neither gradient checkpointing nor
-dropout; all else as TRL has it by default.
+collator, training_step, clipping, optimizer, schedule. Neither gradient checkpointing nor dropout; all else
+as TRL has it by default.
 
-    python trl_dpo.py [--precomputed] PAIRS PROMPT RESPONSE VOCAB WIDTH LAYERS
+    python trl_dpo.py SHAPE PROMPT RESPONSE PAIRS [PAIRS ...] [--precision TYPE] [--precomputed]
 
-In an environment with trl, torch and datasets.
+In an environment with trl, torch and datasets. SHAPE: the content of a config.json. Runs on the GPU if there
+is one.
 
---precomputed: the reference's log-probs are computed before the first step (precompute_ref_log_probs).
+--precision: see on_torch.py. --precomputed: the reference's log-probs are computed before the first step
+(precompute_ref_log_probs).
 """
 
+import argparse
 import copy
+import functools
 import itertools
+import json
 import random
-import sys
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-import transformers
 import trl
 from datasets import Dataset
+from on_torch import DEVICE, PRECISIONS, device_peak, make_model, versions
 from serve import serve
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 END = "<end>"
 
@@ -50,89 +56,88 @@ def random_pairs(pairs: int, prompt: int, response: int, vocab: int) -> Dataset:
     )
 
 
+def settings(options: argparse.Namespace, directory: str) -> trl.DPOConfig:
+    return trl.DPOConfig(
+        output_dir=directory,
+        use_cpu=DEVICE == "cpu",
+        bf16=options.precision == "autocast",
+        fp16=False,
+        per_device_train_batch_size=max(options.pairs),
+        gradient_accumulation_steps=1,
+        gradient_checkpointing=False,
+        disable_dropout=True,
+        max_grad_norm=1.0,
+        max_length=options.prompt + options.response,
+        weight_decay=0.0,
+        lr_scheduler_type="constant",
+        max_steps=1000,
+        precompute_ref_log_probs=options.precomputed,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
 class Step:
-    def __init__(
-        self,
-        precomputed: bool,
-        pairs: int,
-        prompt: int,
-        response: int,
-        vocab: int,
-        width: int,
-        layers: int,
-        directory: str,
-    ):
-        torch.manual_seed(0)
-        policy = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=vocab,
-                n_positions=prompt + response,
-                n_embd=width,
-                n_layer=layers,
-                n_head=width // 64,
-                bos_token_id=vocab - 1,
-                eos_token_id=vocab - 1,
-            )
-        )
-        settings = trl.DPOConfig(
-            output_dir=directory,
-            use_cpu=True,
-            bf16=False,
-            fp16=False,
-            per_device_train_batch_size=pairs,
-            gradient_accumulation_steps=1,
-            gradient_checkpointing=False,
-            disable_dropout=True,
-            max_grad_norm=1.0,
-            max_length=prompt + response,
-            weight_decay=0.0,
-            lr_scheduler_type="constant",
-            max_steps=1000,
-            precompute_ref_log_probs=precomputed,
-            report_to="none",
-            disable_tqdm=True,
-        )
+    """A step for each number of pairs; see settings."""
+
+    def __init__(self, options: argparse.Namespace, directory: str):
+        vocab = json.loads(options.shape)["vocab_size"]
+        ends = {name: vocab - 1 for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        policy = make_model(options.shape, options.precision, **ends)
         self.trainer = trainer = trl.DPOTrainer(
             policy,
-            None if precomputed else copy.deepcopy(policy),
-            settings,
-            train_dataset=random_pairs(pairs, prompt, response, vocab),
+            None if options.precomputed else copy.deepcopy(policy),
+            settings(options, directory),
+            train_dataset=random_pairs(max(options.pairs), options.prompt, options.response, vocab),
             processing_class=number_tokenizer(vocab),
         )
         # What Trainer's loop does before its first step.
-        loader = trainer.get_train_dataloader()
         trainer.create_optimizer_and_scheduler(1000)
         trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(
             trainer.model, trainer.optimizer
         )
         trainer.current_gradient_accumulation_steps = 1
-        self.batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
-        first = next(self.batches)
-        assert first["input_ids"].shape == (2 * pairs, prompt + response), first["input_ids"].shape
-        assert first["completion_mask"].sum(1).tolist() == [response] * (2 * pairs), first[
-            "completion_mask"
-        ].sum(1)
-        assert {x.dtype for x in policy.parameters()} == {torch.float32}
-        assert ("ref_chosen_logps" in first) == precomputed
+        self.batches = {pairs: self._endless(pairs, options) for pairs in options.pairs}
+        weight_type = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
+        assert {x.dtype for x in policy.parameters()} == {weight_type}
 
-    def __call__(self) -> float:
+    def _endless(self, pairs: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+        """Batches of so many pairs, epoch after epoch."""
+        self.trainer._train_batch_size = pairs
+        batches = itertools.chain.from_iterable(itertools.repeat(self.trainer.get_train_dataloader()))
+        first = next(batches)
+        assert first["input_ids"].shape == (2 * pairs, options.prompt + options.response), first[
+            "input_ids"
+        ].shape
+        lengths = first["completion_mask"].sum(1).tolist()
+        assert lengths == [options.response] * (2 * pairs), lengths
+        assert ("ref_chosen_logps" in first) == options.precomputed
+        return batches
+
+    def __call__(self, pairs: int) -> dict[str, Any]:
         trainer = self.trainer
-        loss = trainer.training_step(trainer.model_wrapped, next(self.batches))
+        loss = trainer.training_step(trainer.model_wrapped, next(self.batches[pairs]))
         trainer.accelerator.clip_grad_norm_(trainer.model_wrapped.parameters(), trainer.args.max_grad_norm)
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
         trainer.model_wrapped.zero_grad()
-        return float(loss)
+        return {"loss": float(loss)} | device_peak()
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    precomputed = arguments[0] == "--precomputed"
+    parser = argparse.ArgumentParser()
+    parser.add_argument("shape")
+    parser.add_argument("prompt", type=int)
+    parser.add_argument("response", type=int)
+    parser.add_argument("pairs", type=int, nargs="+")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--precomputed", action="store_true")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        step = Step(precomputed, *map(int, arguments[precomputed:]), directory)
+        step = Step(options, directory)
         serve(
-            step,
-            versions={module.__name__: module.__version__ for module in (trl, torch, transformers)},
+            {str(pairs): functools.partial(step, pairs) for pairs in options.pairs},
+            versions=versions(trl),
             optimizer=step.trainer.args.optim,
         )
 

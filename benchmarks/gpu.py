@@ -1,0 +1,222 @@
+"""What a GPU does with this: one command, under nine minutes on an H100 or H200, no network.
+
+    python benchmarks/gpu.py [--only PART[/NAME] ...] [--data PAIRS.jsonl.gz] [--budget SECONDS] [--out DIR]
+
+Parts, by importance; what does not fit into the budget (default 540 s) is left out and said so:
+
+    steps        our step as it comes: Pythia-1.4B and Qwen3-1.7B shapes, random weights, 8 and 16 pairs of
+                 512+256 tokens: seconds, share of the measured matrix rate, memory, kernels by kind
+    trl          TRL's DPOTrainer on the same (bfloat16 autocast; and weights and Adam in bfloat16)
+    golden       the stage score on official checkpoints in float32: largest differences
+    quickstart   configs/quickstart.yaml through the command
+    lora         adapters on a Llama-3-8B shape in bfloat16
+    data         one epoch over --data through the command, Pythia-410M shape: pairs/s and tokens/s
+    generation   greedy, 32 rows of 256 new tokens, ours and transformers'
+    torch        plain PyTorch SparsePO (autocast)
+    options      our step with each compute.attention and compute.remat that there is
+
+The figures are kept in DIR/gpu-CARD.json, by default in benchmarks/results, as each job ends; rows that are
+measured again replace those there. trl, torch, datasets and transformers must be installed for the peers'
+parts. --tiny tries all of it on any machine, in a minute or two, and keeps nothing unless --out is given.
+Exits with 1 if a job failed.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+from gpu_parts import REPOSITORY, TINY, Bench, Job, Size, all_jobs, measure_ceilings
+from work import RESULTS, CandidateEnded
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers", "trl")
+GRACE = 2.0  # a job may take so many times what is expected of it, if there is time
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", metavar="PART[/NAME]", help="a name may be cut short")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="preference pairs; without it no part data")
+    parser.add_argument("--budget", type=float, default=540, metavar="SECONDS")
+    parser.add_argument("--out", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--log", type=Path, metavar="FILE", help="what the processes say (default: temporary)"
+    )
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.data is not None and not options.data.is_file():
+        parser.error(f"--data: there is no file {options.data}")
+    options.data = options.data and options.data.resolve()
+    return options
+
+
+def wanted(jobs: list[Job], only: list[str] | None) -> list[Job]:
+    """Those that are asked for. Ends the program if something asked for is not there."""
+    if only is None:
+        return jobs
+    for choice in only:
+        if not any(is_chosen(job, choice) for job in jobs):
+            known = ", ".join(dict.fromkeys(job.part for job in jobs))
+            sys.exit(f"--only: there is no {choice}; parts: {known} (data needs --data)")
+    return [job for job in jobs if any(is_chosen(job, choice) for choice in only)]
+
+
+def is_chosen(job: Job, choice: str) -> bool:
+    return choice == job.part or ("/" in choice and f"{job.part}/{job.name}".startswith(choice))
+
+
+class Results:
+    """The result file: facts about the machine, and rows by part."""
+
+    def __init__(self, directory: Path, ceilings: dict[str, Any]):
+        card = ceilings["card"].replace(" ", "-").lower()
+        self.path = directory / f"gpu-{card}.json"
+        before = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.parts: dict[str, list[dict[str, Any]]] = before.get("parts", {})
+        self.left_out: list[dict[str, str]] = []
+        self._about = {
+            "date": datetime.date.today().isoformat(),
+            "python": platform.python_version(),
+            **ceilings,
+            "versions": {name: found for name in PACKAGES if (found := installed(name)) is not None},
+            "commit": commit(),
+        }
+
+    def add(self, part: str, row: dict[str, Any]) -> None:
+        others = [kept for kept in self.parts.get(part, []) if kept["name"] != row["name"]]
+        self.parts[part] = [*others, row]
+        self.write()
+
+    def leave_out(self, job: Job, why: str) -> None:
+        print(f"{job.part}: {job.name}: {why}", flush=True)
+        self.left_out.append({"part": job.part, "name": job.name, "why": why})
+        self.write()
+
+    def write(self) -> None:
+        content = {**self._about, "parts": self.parts, "left_out": self.left_out}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit that was measured; None outside of a repository."""
+    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def make_bench(options: argparse.Namespace, directory: Path) -> Bench:
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",  # the processes have the device one after the other
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "XDG_CACHE_HOME": str(directory / "cache"),
+    }
+    log = options.log or directory / "log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("")
+    size = TINY if options.tiny else Size()
+    return Bench(size, options.tiny, directory, environment, log, options.data, {})
+
+
+def run_jobs(jobs: list[Job], bench: Bench, results: Results, ends_s: float) -> bool:
+    """Whether all went well. ends_s: on time.monotonic's clock."""
+    well = True
+    for job in jobs:
+        left_s = ends_s - time.monotonic()
+        if job.expected_s > left_s:
+            results.leave_out(job, f"needs about {job.expected_s:.0f} s, {max(left_s, 0):.0f} are left")
+            continue
+        began_s = time.monotonic()
+        try:
+            for row in job.work(bench, min(left_s, GRACE * job.expected_s)):
+                results.add(job.part, row)
+                print(line_of(job.part, row), flush=True)
+        except (CandidateEnded, subprocess.TimeoutExpired) as error:
+            well = False
+            seconds = time.monotonic() - began_s
+            results.leave_out(job, f"failed after {seconds:.0f} s: {str(error)[:300]}; {last_line(bench)}")
+        print(f"    ({time.monotonic() - began_s:.0f} s)", flush=True)
+    return well
+
+
+def last_line(bench: Bench) -> str:
+    """The last thing that the processes said."""
+    return next((line for line in reversed(bench.log.read_text().splitlines()) if line.strip()), "")[:300]
+
+
+def line_of(part: str, row: dict[str, Any]) -> str:
+    """A row for a person: what there is of seconds, shares, memory and rates."""
+    columns = (
+        ("step_s", "{:.3f} s/step", 1),
+        ("seconds", "{:.0f} s", 1),
+        ("mfu", "MFU {:.3f}", 1),
+        ("device_peak_mb", "{:.1f} GB peak", 1e-3),
+        ("temporary_bytes", "{:.1f} GB temporaries", 1e-9),
+        ("compile_s", "compiled in {:.0f} s", 1),
+        ("largest", "largest difference {:.1e}", 1),
+        ("auroc_reward", "AUROC {:.3f}", 1),
+        ("pairs_per_s", "{:.1f} pairs/s", 1),
+        ("tokens_per_s", "{:,.0f} tokens/s", 1),
+    )
+    figures = [text.format(row[key] * factor) for key, text, factor in columns if row.get(key) is not None]
+    kernels = row.get("kernels", {}).get("seconds", {})
+    if kernels:
+        figures.append("ms: " + ", ".join(f"{kind} {1e3 * s:.1f}" for kind, s in kernels.items()))
+    return f"{part:<11}{row['name']:<34}" + "; ".join(figures)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    ends_s = time.monotonic() + options.budget
+    jax.config.update("jax_platforms", "cpu")  # this process leaves the device to those that it starts
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        bench = make_bench(options, directory)
+        jobs = wanted(all_jobs(bench.size, options.data), options.only)
+        measure_ceilings(bench, limit_s=120)
+        out = options.out or (directory / "results" if options.tiny else RESULTS)
+        results = Results(out, bench.ceilings)
+        products, copies = (bench.ceilings[name] / 1e12 for name in ("matrix_rate", "copy_rate"))
+        print(
+            f"{bench.ceilings['card']}: large products {products:.0f} TFLOP/s, large copies {copies:.2f} TB/s"
+        )
+        well = run_jobs(jobs, bench, results, ends_s)
+        results.write()
+        print(summary(results))
+    print(results.path)
+    return 0 if well else 1
+
+
+def summary(results: Results) -> str:
+    """All rows of the file, shortly, and what was left out."""
+    lines = [line_of(part, row | {"kernels": {}}) for part, rows in results.parts.items() for row in rows]
+    left_out = [f"left out: {item['part']}: {item['name']}: {item['why']}" for item in results.left_out]
+    return "\n".join(["", *lines, *left_out])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,376 @@
+"""The parts of benchmarks/gpu.py: each job runs one process on the device and gives rows of figures."""
+
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import time
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from shapes import MODELS, Shape, tiny
+from work import Candidate, CandidateEnded, step_flop
+
+from sparsepo_jax.build.data import make_training_plan
+from sparsepo_jax.config.load import load_config
+from sparsepo_jax.config.schema.compute import Compute
+from sparsepo_jax.core.stop import Stop
+from sparsepo_jax.data.packing import FILLER
+from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.stages.context import Run
+
+REPOSITORY = Path(__file__).parent.parent
+# Operations/s of dense bfloat16 products by the makers' data sheets, by what a card's name contains.
+DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+Row = dict[str, Any]
+
+
+class Size(NamedTuple):
+    """How much is done. The second is the same, small enough to try the script on any machine."""
+
+    prompt: int = 512
+    response: int = 256
+    pairs: tuple[int, ...] = (8, 16)
+    warm: int = 2
+    steps: int = 8
+    rows: int = 32
+    new_tokens: int = 256
+    lora_pairs: int = 8
+    data_pairs: int = 32
+
+
+TINY = Size(24, 12, (2, 4), 1, 2, 2, 8, 2, 4)
+
+
+class Bench(NamedTuple):
+    """What all jobs share.
+
+    Attributes:
+        directory: for what processes write.
+        environment: of processes on the device.
+        log: the file of their stderr.
+        data: preference pairs, or None.
+        ceilings: of the device: card, matrix_rate, copy_rate; filled by the first job.
+    """
+
+    size: Size
+    is_tiny: bool
+    directory: Path
+    environment: dict[str, str]
+    log: Path
+    data: Path | None
+    ceilings: Row
+
+    def shape(self, model: str) -> Shape:
+        return tiny(MODELS[model]) if self.is_tiny else MODELS[model]
+
+    def candidate(self, limit_s: float, script: str, *arguments: str | int) -> Candidate:
+        with self.log.open("a") as log:
+            log.write(f"== {script}\n")
+            log.flush()
+            return Candidate(script, *arguments, environment=self.environment, log=log, limit_s=limit_s)
+
+    def command(self, limit_s: float, config: Path, *overrides: str) -> float:
+        """Runs the program; its seconds. CandidateEnded: it fails."""
+        began_s = time.perf_counter()
+        fresh = f"compute.compile_cache={self.directory / 'compiled'}"
+        command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(config), fresh, *overrides]
+        with self.log.open("a") as log:
+            done = subprocess.run(
+                command, stdout=log, stderr=log, env=self.environment, cwd=REPOSITORY, timeout=limit_s
+            )
+        if done.returncode:
+            raise CandidateEnded(f"exit {done.returncode}; see {self.log}")
+        return time.perf_counter() - began_s
+
+
+class Job(NamedTuple):
+    """A process to be run: its part of the script, its name there, about how long it takes on an H200."""
+
+    part: str
+    name: str
+    expected_s: float
+    work: Callable[[Bench, float], Iterator[Row]]
+
+
+# ---------------------------------------------------------------- steps on random pairs
+
+
+def timed(bench: Bench, candidate: Candidate, name: str) -> Row:
+    """Median, least and largest seconds of some steps, and the device's peak after them."""
+    answers = [candidate.step(name) for _ in range(bench.size.warm + bench.size.steps)]
+    seconds = [answer["seconds"] for answer in answers[bench.size.warm :]]
+    row = {"step_s": statistics.median(seconds), "min_s": min(seconds), "max_s": max(seconds)}
+    kept = {key: answers[-1][key] for key in ("loss", "device_peak_mb") if key in answers[-1]}
+    return row | kept
+
+
+def with_rates(bench: Bench, row: Row, model: str, pairs: int, **passes: int) -> Row:
+    """The row with operations counted by hand, as shares of the measured rate and in open-instruct's
+    terms."""
+    spec, size = spec_from_hf(bench.shape(model)), bench.size
+    flop = step_flop(spec, pairs, size.prompt, size.response, **passes)
+    length = np.full(2 * pairs, size.prompt + size.response)
+    figures = {
+        "model": model,
+        "pairs": pairs,
+        "flop": flop,
+        "mfu": flop / row["step_s"] / bench.ceilings["matrix_rate"],
+        "mfu_open_instruct": open_instruct_mfu(bench, spec, length, row["step_s"]),
+    }
+    return figures | row
+
+
+def open_instruct_mfu(bench: Bench, spec: DecoderSpec, lengths: np.ndarray, seconds: float) -> float | None:
+    """Model flops utilisation as open-instruct counts it for DPO: three times a forward pass of each response
+    with its prompt, all scores of attention, the head at every token, the reference not counted; over the
+    rate of the data sheet. None: the card's is not known here.
+
+    lengths: tokens of each sequence, its prompt included."""
+    sheet = next((rate for name, rate in DATA_SHEET.items() if name in bench.ceilings["card"]), None)
+    if sheet is None:
+        return None
+    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    matrices = spec.width * (2 * queries + 2 * keys + spec.mlp_width * (3 if spec.gated_mlp else 2))
+    a_token = 2 * (spec.num_layers * matrices + spec.width * spec.vocab_size)
+    scores = 4 * spec.num_layers * queries
+    forward = float((a_token * lengths + scores * lengths.astype(float) ** 2).sum())
+    return 3 * forward / seconds / sheet
+
+
+def our_steps(
+    bench: Bench,
+    limit_s: float,
+    *,
+    model: str,
+    pairs: tuple[int, ...],
+    settings: Row | None = None,
+    label: str = "ours",
+    passes: Row | None = None,
+) -> Iterator[Row]:
+    """Our step as it comes, or with some settings; kernels by kind of the first size."""
+    size, shape = bench.size, json.dumps(bench.shape(model))
+    chosen = ("--settings", json.dumps(settings or {}))
+    arguments = ("sparsepo", shape, size.prompt, size.response, *pairs, *chosen)
+    with bench.candidate(limit_s, "ours.py", *arguments) as candidate:
+        about = candidate.about
+        for count in pairs:
+            row = {
+                "name": f"{model} {count} {label}",
+                "compile_s": about["compile_s"][str(count)],
+                "attention": about["attention"],
+                **about["memory"][str(count)],
+            }
+            measured = timed(bench, candidate, str(count))
+            yield with_rates(bench, row | measured, model, count, **(passes or {})) | {
+                "kernels": candidate.step(f"trace {count}")["kernels"]
+            }
+
+
+def their_steps(
+    bench: Bench, limit_s: float, *, script: str, model: str, pairs: tuple[int, ...], precision: str
+) -> Iterator[Row]:
+    """Steps of a peer in PyTorch: TRL's DPO or plain SparsePO."""
+    size, shape = bench.size, json.dumps(bench.shape(model))
+    kind = ["sparsepo"] if script == "plain_torch.py" else []
+    label = "plain torch" if kind else "trl"
+    arguments = [*kind, shape, size.prompt, size.response, *pairs, "--precision", precision]
+    with bench.candidate(limit_s, script, *arguments) as candidate:
+        for count in pairs:
+            row = {"name": f"{model} {count} {label} {precision}", "versions": candidate.about["versions"]}
+            yield with_rates(bench, row | timed(bench, candidate, str(count)), model, count)
+
+
+def choices_of(field: str) -> list[Any]:
+    """What a setting of `compute` can be, beside auto and its default."""
+
+    def flat(annotation: Any) -> list[Any]:
+        if annotation is bool:
+            return [False, True]
+        parts = typing.get_args(annotation)
+        if typing.get_origin(annotation) is typing.Literal:
+            return list(parts)
+        return [choice for part in parts for choice in flat(part)]
+
+    declared = Compute.model_fields[field]
+    return [choice for choice in flat(declared.annotation) if choice not in ("auto", declared.default)]
+
+
+# ---------------------------------------------------------------- the other parts
+
+
+def golden(bench: Bench, limit_s: float) -> Iterator[Row]:
+    with bench.candidate(limit_s, "golden.py", str(bench.directory / "golden")) as candidate:
+        answer = candidate.step()
+    families = {name: value for name, value in answer.items() if isinstance(value, dict)}
+    largest = max(max(figures.values()) for figures in families.values())
+    yield {"name": "score stage", "seconds": answer["seconds"], "largest": largest, "families": families}
+
+
+def quickstart(bench: Bench, limit_s: float) -> Iterator[Row]:
+    output = bench.directory / "quickstart"
+    fewer = ["sft.steps=4", "po.steps=4", "data.sft.0.rows=64", "data.train.0.rows=64", "data.eval.0.rows=16"]
+    overrides = [f"output_dir={output}", *(fewer if bench.is_tiny else [])]
+    seconds = bench.command(limit_s, REPOSITORY / "configs/quickstart.yaml", *overrides)
+    summary = json.loads((output / "summary.json").read_text())
+    mask = {name: summary["mask"][name] for name in ("auroc_reward", "auroc_ceiling", "sparsity_end")}
+    yield {"name": "quickstart", "seconds": seconds, **mask, **summary["after"]}
+
+
+def lora(bench: Bench, limit_s: float) -> Iterator[Row]:
+    """Adapters on a frozen base in bfloat16: a backward pass through the base costs one pass, not two."""
+    settings = {"po": {"lora": {"base": "bfloat16"}}}
+    passes = {"passes": 3, "head_products": 5}
+    return our_steps(
+        bench,
+        limit_s,
+        model="llama-3-8b",
+        pairs=(bench.size.lora_pairs,),
+        settings=settings,
+        label="ours, LoRA",
+        passes=passes,
+    )
+
+
+def data_config(bench: Bench) -> Path:
+    """A run of one epoch on the pairs: a Pythia-410M shape from scratch, a BPE learned on the text."""
+    config = {
+        "stages": ["po"],
+        "output_dir": str(bench.directory / "data"),
+        "policy": {"config": bench.shape("pythia-410m") | {"vocab_size": 50304}},
+        "tokenizer": {"kind": "bpe", "vocab_size": 300 if bench.is_tiny else 32768},
+        "data": {
+            "train": [{"path": str(bench.data)}],
+            "max_length": 128 if bench.is_tiny else 1024,
+            "on_bad_row": "skip",
+            "cache_dir": str(bench.directory / "tokens"),
+        },
+        "objective": {"kind": "sparsepo", "beta": 0.1, "mask": {"kind": "learned", "init": "ones"}},
+        "po": {"batch_size": bench.size.data_pairs, "optimizer": {"kind": "adamw", "learning_rate": 1e-6}},
+        "logging": {"every_steps": 1 if bench.is_tiny else 5, "tensorboard": False},
+    }
+    config["po"] |= {"steps": 4} if bench.is_tiny else {"epochs": 1}
+    path = bench.directory / "data.yaml"
+    path.write_text(json.dumps(config))  # JSON is YAML
+    return path
+
+
+def on_data(bench: Bench, limit_s: float) -> Iterator[Row]:
+    """A run through the command: rates of the windows of its log but the first, in which it still starts."""
+    path = data_config(bench)
+    seconds = bench.command(limit_s, path)
+    lines = (bench.directory / "data" / "metrics.jsonl").read_text().splitlines()
+    windows = [json.loads(line) for line in lines][1:]
+    row = {
+        "name": "pythia-410m on pairs",
+        "seconds": seconds,
+        **{
+            key: statistics.median(window[key] for window in windows)
+            for key in ("pairs_per_s", "tokens_per_s", "real_token_share")
+        },
+    }
+    yield row | rates_on_data(bench, path, row["pairs_per_s"])
+
+
+def rates_on_data(bench: Bench, path: Path, pairs_per_s: float) -> Row:
+    """Operations and tokens a second of a run on pairs; sequences are counted with their prompt, twice a
+    pair."""
+    config, _ = load_config(str(path), [])
+    run = Run(config, Stop())
+    table = run.pairs[0]
+    plan = make_training_plan(config, "po", table, run.mesh)
+    prompts, responses = table.prompt_lengths_N, table.response_lengths_NP
+    batches = [plan.batch(number).rows.ravel() for number in range(plan.steps)]
+    batches = [rows[rows != FILLER] for rows in batches]
+    rows = np.concatenate(batches)
+    lengths = prompts[:, None] + responses
+    padded = np.concatenate([np.full(2 * len(batch), lengths[batch].max()) for batch in batches])
+    by_pair = [step_flop(run.spec, 1, int(prompts[row]), float(responses[row].mean())) for row in rows]
+    seconds = len(rows) / pairs_per_s
+    return {
+        "mfu": statistics.fmean(by_pair) * pairs_per_s / bench.ceilings["matrix_rate"],
+        "sequence_tokens_per_s": {
+            "padded": float(padded.sum() / seconds),
+            "real": float(lengths[rows].sum() / seconds),
+        },
+        "mfu_open_instruct": {
+            "padded": open_instruct_mfu(bench, run.spec, padded, seconds),
+            "real": open_instruct_mfu(bench, run.spec, lengths[rows].ravel(), seconds),
+        },
+    }
+
+
+def generation(bench: Bench, limit_s: float, *, side: str, model: str) -> Iterator[Row]:
+    size, shape = bench.size, json.dumps(bench.shape(model))
+    arguments = [side, shape, size.rows, size.prompt // 4, size.new_tokens]
+    with bench.candidate(limit_s, "generating.py", *arguments) as candidate:
+        first = candidate.step()
+        answers = [candidate.step() for _ in range(2)]
+    best = min(answers, key=lambda answer: answer["seconds"])
+    yield {
+        "name": f"{model} {side}",
+        "rows": size.rows,
+        "tokens_per_s": best["tokens"] / best["seconds"],
+        "first_s": first["seconds"],
+        **{key: best[key] for key in ("device_peak_mb",) if key in best},
+    }
+
+
+# ---------------------------------------------------------------- which there are
+
+
+def measure_ceilings(bench: Bench, limit_s: float) -> None:
+    """Fills bench.ceilings."""
+    arguments = ("float32", "--size", 256) if bench.is_tiny else ("bfloat16",)
+    with bench.candidate(limit_s, "ceilings.py", *arguments) as candidate:
+        answer = candidate.step()
+        about = candidate.about
+    bench.ceilings.update({name: about[name] for name in ("card", "memory_bytes", "versions")})
+    bench.ceilings.update({name: answer[name] for name in ("matrix_rate", "copy_rate")})
+
+
+def all_jobs(size: Size, data: Path | None) -> list[Job]:
+    """By importance: those at the end are left out first if time is short."""
+
+    def job(part: str, name: str, expected_s: float, work: Callable, **settings: Any) -> Job:
+        return Job(part, name, expected_s, functools.partial(work, **settings))
+
+    few, both = size.pairs[:1], size.pairs
+    trl = {"work": their_steps, "script": "trl_dpo.py"}
+    plain = {"work": their_steps, "script": "plain_torch.py", "pairs": few, "precision": "autocast"}
+    pythia, qwen = "pythia-1.4b", "qwen3-1.7b"
+    return [
+        job("steps", pythia, 60, our_steps, model=pythia, pairs=both),
+        job("steps", qwen, 70, our_steps, model=qwen, pairs=both),
+        job("trl", f"{pythia} autocast", 40, **trl, model=pythia, pairs=both, precision="autocast"),
+        job("trl", f"{pythia} bfloat16", 40, **trl, model=pythia, pairs=both, precision="bfloat16"),
+        job("trl", f"{qwen} autocast", 40, **trl, model=qwen, pairs=few, precision="autocast"),
+        job("trl", f"{qwen} bfloat16", 40, **trl, model=qwen, pairs=few, precision="bfloat16"),
+        job("golden", "score stage", 40, golden),
+        job("quickstart", "quickstart", 60, quickstart),
+        job("lora", "llama-3-8b", 70, lora),
+        *([job("data", "pythia-410m", 80, on_data)] if data is not None else []),
+        job("generation", f"{qwen} ours", 30, generation, side="ours", model=qwen),
+        job("generation", f"{qwen} transformers", 50, generation, side="transformers", model=qwen),
+        job("torch", pythia, 35, **plain, model=pythia),
+        job("torch", qwen, 40, **plain, model=qwen),
+        *(
+            job(
+                "options",
+                f"{pythia} {field}={choice}",
+                50,
+                our_steps,
+                model=pythia,
+                pairs=few,
+                settings={"compute": {field: choice}},
+                label=f"ours, {field} {choice}",
+            )
+            for field in ("attention", "remat")
+            for choice in choices_of(field)
+        ),
+    ]
