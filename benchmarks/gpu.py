@@ -128,7 +128,6 @@ def commit() -> str | None:
 def make_bench(options: argparse.Namespace, directory: Path) -> Bench:
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",  # the processes have the device one after the other
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         **os.environ,

@@ -158,14 +158,8 @@ def our_steps(
     chosen = ("--settings", json.dumps(settings or {}))
     arguments = ("sparsepo", shape, size.prompt, size.response, *pairs, *chosen)
     with bench.candidate(limit_s, "ours.py", *arguments) as candidate:
-        about = candidate.about
         for count in pairs:
-            row = {
-                "name": f"{model} {count} {label}",
-                "compile_s": about["compile_s"][str(count)],
-                "attention": about["attention"],
-                **about["memory"][str(count)],
-            }
+            row = {"name": f"{model} {count} {label}", **candidate.about["about"][str(count)]}
             measured = timed(bench, candidate, str(count))
             yield with_rates(bench, row | measured, model, count, **(passes or {})) | {
                 "kernels": candidate.step(f"trace {count}")["kernels"]
@@ -242,7 +236,7 @@ def data_config(bench: Bench) -> Path:
     config = {
         "stages": ["po"],
         "output_dir": str(bench.directory / "data"),
-        "policy": {"config": bench.shape("pythia-410m") | {"vocab_size": 50304}},
+        "policy": {"config": bench.shape("pythia-410m")},
         "tokenizer": {"kind": "bpe", "vocab_size": 300 if bench.is_tiny else 32768},
         "data": {
             "train": [{"path": str(bench.data)}],
@@ -370,7 +364,7 @@ def all_jobs(size: Size, data: Path | None) -> list[Job]:
                 settings={"compute": {field: choice}},
                 label=f"ours, {field} {choice}",
             )
-            for field in ("attention", "remat")
+            for field in ("attention", "remat", "unroll")
             for choice in choices_of(field)
         ),
     ]

@@ -1,22 +1,19 @@
-"""The step of the stage po on random pairs, built by the functions that a run builds it with."""
+"""The step of the stage po on random pairs, prepared by the functions that a run prepares it with."""
 
-import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 from kernels import kernel_seconds
-from work import random_batch
+from work import first_batch, random_table
 
 from sparsepo_jax.build.masks import initial_masks
-from sparsepo_jax.build.step import make_step
-from sparsepo_jax.build.weights import abstract_frozen
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.sharding.mesh import put_batch
 from sparsepo_jax.stages.context import Run
+from sparsepo_jax.stages.training import Prepared, prepare
 from sparsepo_jax.stages.weights import adapted, reference_weights, starting_policy
 
 TRACED_STEPS = 3
@@ -37,54 +34,48 @@ def run_config(shape: Mapping[str, Any], kind: str, settings: Mapping[str, Any])
 
 
 class RunStep:
-    """The step of a run, compiled for batches of several sizes, and its state.
+    """The steps of runs that differ in the number of pairs a step, compiled side by side, and their state.
 
     Attributes:
-        compile_s: seconds of each program, compiled side by side as a run does.
+        compile_s: seconds until each was compiled.
     """
 
-    def __init__(self, config: Config, sizes: list[int], prompt: int, response: int):
+    def __init__(
+        self,
+        shape: Mapping[str, Any],
+        kind: str,
+        settings: Mapping[str, Any],
+        sizes: list[int],
+        prompt: int,
+        response: int,
+    ):
         """sizes: pairs a step, each with that many tokens of prompt and of either response."""
-        self.run = run = Run(config, Stop())
+        training = {"steps": 1000, **settings.get("po", {})}
+        runs = {}
+        for pairs in sizes:
+            more = {"po": training | {"batch_size": pairs}}
+            runs[pairs] = Run(run_config(shape, kind, {**settings, **more}), Stop())
         jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed
-        step = make_step(run.config, "po", run.problem, run.spec, 1000, run.mesh)
-        vocab = run.spec.vocab_size
-        self.batches = {
-            pairs: put_batch(random_batch(pairs, prompt, response, vocab), run.mesh) for pairs in sizes
+        self.prepared: dict[int, Prepared] = {}
+        self.batches: dict[int, Any] = {}
+        for pairs, run in runs.items():
+            table = random_table(pairs, prompt, response, run.spec.vocab_size)
+            self.prepared[pairs] = prepare(run, "po", table, run.problem)
+            self.batches[pairs] = put_batch(first_batch(table, self.prepared[pairs].plan), run.mesh)
+        self.mesh, self.reference, self.state = _start(run, self.prepared[pairs])
+        self.compile_s = {
+            pairs: max(wait()[1] for wait in prepared.compiling) for pairs, prepared in self.prepared.items()
         }
-        self.numbers, self.compile_s = step.numbers, {}
-        self.compiled = self._compile(step)
-        masks = initial_masks(run.config, run.problem.mask_source, run.mesh)
-        start = {"policy": starting_policy(run), "masks": masks}
-        self.reference = reference_weights(run, start)
-        self.state = step.start(adapted(run, start))
-
-    def _compile(self, step: Any) -> dict[int, jax.stages.Compiled]:
-        run = self.run
-        reference = abstract_frozen(run.config, "po", run.problem, run.spec, run.reference_spec, run.mesh)
-
-        def timed(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
-            began_s = time.perf_counter()
-            return lowered.compile(), time.perf_counter() - began_s
-
-        with jax.set_mesh(run.mesh):
-            lowered = {
-                pairs: step.program.lower(step.numbers, step.like, reference, batch)
-                for pairs, batch in self.batches.items()
-            }
-        with ThreadPoolExecutor(len(lowered)) as threads:
-            compiled = dict(zip(lowered, threads.map(timed, lowered.values()), strict=True))
-        self.compile_s = {pairs: seconds for pairs, (_, seconds) in compiled.items()}
-        return {pairs: program for pairs, (program, _) in compiled.items()}
 
     def __call__(self, pairs: int) -> dict[str, Any]:
         """Takes a step; its loss and the device's memory."""
         return {"loss": self._advance(pairs)} | device_peak()
 
     def _advance(self, pairs: int) -> float:
-        self.state, metrics, _ = self.compiled[pairs](
-            self.numbers, self.state, self.reference, self.batches[pairs]
-        )
+        with jax.set_mesh(self.mesh):
+            self.state, metrics, _ = self.prepared[pairs].step.update(
+                self.state, self.reference, self.batches[pairs]
+            )
         return float(metrics["loss"])
 
     def traced(self, pairs: int, directory: Path) -> dict[str, Any]:
@@ -94,13 +85,27 @@ class RunStep:
                 self._advance(pairs)
         return {"kernels": kernel_seconds(directory, TRACED_STEPS)}
 
-    def memory_bytes(self, pairs: int) -> dict[str, int]:
-        """XLA's own count of what the program needs."""
-        memory = self.compiled[pairs].memory_analysis()
+    def about(self, pairs: int) -> dict[str, Any]:
+        """What was chosen, and XLA's own count of what the program needs."""
+        step = self.prepared[pairs].step
+        arguments = step.numbers, self.state, self.reference, self.batches[pairs]
+        memory = step.program.compiled(*arguments).memory_analysis()
         return {
+            "compile_s": self.compile_s[pairs],
+            "choices": self.prepared[pairs].choices.words(),
             "argument_bytes": memory.argument_size_in_bytes,
             "temporary_bytes": memory.temp_size_in_bytes,
         }
+
+
+def _start(run: Run, prepared: Prepared) -> tuple[jax.sharding.Mesh, Any, Any]:
+    """(mesh, reference, first state)."""
+    start = {
+        "policy": starting_policy(run),
+        "masks": initial_masks(run.config, run.problem.mask_source, run.mesh),
+    }
+    reference = reference_weights(run, start)
+    return run.mesh, reference, prepared.step.start(adapted(run, start))
 
 
 def device_peak() -> dict[str, float]:

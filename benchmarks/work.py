@@ -73,41 +73,51 @@ def step_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def random_batch(
+def random_table(
     pairs: int, prompt: int, response: int, vocab: int, seed: int = 0, responses: int = 2
-) -> PairBatch:
-    """Random pairs in one row of tokens [1, ...], without padding except for rounding."""
+) -> TokenTable:
+    """Random pairs, all of the same lengths."""
     rng = np.random.default_rng(seed)
 
     def ids(rows: int, length: int):
         return ragged(list(rng.integers(0, vocab, (rows, length))), np.int32)
 
-    none = np.zeros(pairs, bool)
-    table = TokenTable(
+    return TokenTable(
         ids(pairs, prompt),
         ids(pairs * responses, response),
         np.arange(pairs),
-        none,
+        np.zeros(pairs, bool),
         np.zeros((pairs, responses), bool),
         np.ones(pairs, np.float32),
         ("random",),
         np.zeros(pairs, np.int32),
         np.arange(pairs),
     )
+
+
+def random_batch(
+    pairs: int, prompt: int, response: int, vocab: int, seed: int = 0, responses: int = 2
+) -> PairBatch:
+    """Random pairs in one row of tokens [1, ...], without padding except for rounding."""
+    table = random_table(pairs, prompt, response, vocab, seed, responses)
     sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=True)
     plan = BatchPlan(sizes, None, batch_size=pairs, rows=1, strata=4, buckets=1, seed=seed, shuffle=False)
-    return next(
-        make_batches(
-            table,
-            plan,
-            start=0,
-            stop=1,
-            process_index=0,
-            process_count=1,
-            shared=True,
-            with_weights=False,
-        )
+    return first_batch(table, plan)
+
+
+def first_batch(table: TokenTable, plan: BatchPlan) -> PairBatch:
+    """The plan's batch 0, prompts shared."""
+    batches = make_batches(
+        table,
+        plan,
+        start=0,
+        stop=1,
+        process_index=0,
+        process_count=1,
+        shared=True,
+        with_weights=False,
     )
+    return next(batches)
 
 
 def config_of(shape: Mapping[str, Any], kind: str, dtype: str, compute: Mapping[str, Any]) -> Config:

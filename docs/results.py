@@ -30,7 +30,8 @@ def load_results(directory: Path = REPOSITORY / "benchmarks" / "results") -> dic
 
     What benchmarks/gpu.py measured, gpu-CARD.json, is a mapping `gpu` of all cards."""
     contents = {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
-    cards = {name.removeprefix("gpu-"): contents.pop(name) for name in list(contents) if name.startswith("gpu-")}
+    of_cards = [name for name in contents if name.startswith("gpu-")]
+    cards = {name.removeprefix("gpu-"): contents.pop(name) for name in of_cards}
     named = {name.removesuffix("-cpu").replace("-", "_"): content for name, content in contents.items()}
     return named | {"gpu": cards}
 

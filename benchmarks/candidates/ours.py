@@ -18,8 +18,7 @@ from serve import serve
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import jax
-from run_step import RunStep, run_config
+from run_step import RunStep
 
 
 def main() -> None:
@@ -31,20 +30,14 @@ def main() -> None:
     parser.add_argument("pairs", type=int, nargs="+")
     parser.add_argument("--settings", type=json.loads, default={})
     options = parser.parse_args()
-    config = run_config(options.shape, options.kind, options.settings)
-    step = RunStep(config, options.pairs, options.prompt, options.response)
+    size = options.pairs, options.prompt, options.response
+    step = RunStep(options.shape, options.kind, options.settings, *size)
     with tempfile.TemporaryDirectory() as directory:
         steps: dict[str, Any] = {}
         for pairs in options.pairs:
             steps[str(pairs)] = functools.partial(step, pairs)
             steps[f"trace {pairs}"] = functools.partial(step.traced, pairs, Path(directory) / str(pairs))
-        serve(
-            steps,
-            compile_s=step.compile_s,
-            memory={pairs: step.memory_bytes(pairs) for pairs in options.pairs},
-            attention=step.run.problem.attention,
-            versions={"jax": jax.__version__},
-        )
+        serve(steps, about={pairs: step.about(pairs) for pairs in options.pairs})
 
 
 if __name__ == "__main__":

@@ -28,11 +28,7 @@ class Program:
     def __call__(self, *arguments: Any) -> Any:
         if has_four_bits(arguments):
             return self.jitted(*arguments)
-        kind = _kind(arguments)
-        future = self._compiled.get(kind)
-        if future is None:
-            [future] = self._compile({kind: arguments}, threads=1)
-        return future.result()(*arguments)
+        return self.compiled(*arguments)(*arguments)
 
     def abstract_result(self, *arguments: Any) -> Any:
         """Shapes and shardings of what a call gives; waits until its program is compiled.
@@ -49,6 +45,18 @@ class Program:
     def __len__(self) -> int:
         """How many programs were compiled so far in this process, or are being compiled."""
         return len(self._compiled) + self.jitted._cache_size()
+
+    def compiled(self, *arguments: Any) -> jax.stages.Compiled:
+        """The program that a call with these arguments runs, compiled if it is not yet.
+
+        Args:
+            *arguments: of a call, abstract ones allowed.
+        """
+        kind = _kind(arguments)
+        future = self._compiled.get(kind)
+        if future is None:
+            [future] = self._compile({kind: arguments}, threads=1)
+        return future.result()
 
     def lower(self, *arguments: Any) -> jax.stages.Lowered:
         """As jax.jit's lower.
