@@ -13,7 +13,7 @@ Parts, by importance; what does not fit into the budget (default 540 s) is left 
     data         one epoch over --data through the command, Pythia-410M shape: pairs/s and tokens/s
     generation   greedy, 32 rows of 256 new tokens, ours and transformers'
     torch        plain PyTorch SparsePO (autocast)
-    options      our step with each compute.attention and compute.remat that there is
+    options      our step with each compute.attention, remat and unroll that there is
 
 The figures are kept in DIR/gpu-CARD.json, by default in benchmarks/results, as each job ends; rows that are
 measured again replace those there. trl, torch, datasets and transformers must be installed for the peers'
