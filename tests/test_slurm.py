@@ -19,6 +19,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from helpers.program import lines_of, write_config
+from helpers.xla_flags import xla_flags
 
 _MISSING = [
     name
@@ -167,7 +168,7 @@ def submit(slurm, directory: Path, *overrides: str, **changes) -> tuple[str, Pat
         str(config),
         *overrides,
         PYTHON=sys.executable,
-        XLA_FLAGS="--xla_backend_optimization_level=0",
+        XLA_FLAGS=xla_flags(devices=1),
     )
     return printed.split(";")[0], log
 

@@ -113,10 +113,11 @@ def start_jax(config: Config) -> None:
     jax.config.update(
         "jax_enable_compilation_cache", jax.process_count() == 1 or jax.default_backend() != "cpu"
     )
-    jax.config.update(
-        "jax_compilation_cache_dir", config.compute.compile_cache or str(cache_directory("xla"))
-    )
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    # JAX's own environment variables win over our defaults.
+    directory = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_directory("xla"))
+    jax.config.update("jax_compilation_cache_dir", config.compute.compile_cache or directory)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], mesh: Mesh) -> AttentionKernel:
@@ -142,7 +143,7 @@ def compiler_options(mesh: Mesh) -> dict[str, bool]:
     """What XLA is told when it compiles a training step."""
     if platform_of(mesh) != "gpu":
         return {}
-    # The loop over layers collects what the backward pass reads; XLA would fill those arrays with zeros.
+    # The loop over layers collects what the backward pass reads. XLA would fill those arrays with zeros first.
     return {"xla_gpu_enable_dus_accumulator_zero_init_elimination": True}
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from helpers.xla_flags import xla_flags
+
 
 def run_together(
     config: Path,
@@ -28,8 +30,7 @@ def run_together(
             "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
             "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(number),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": xla_flags(devices),
         }
         if at_batch and number in at_batch:
             variables["AT_BATCH"] = at_batch[number]
