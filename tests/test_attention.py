@@ -9,11 +9,23 @@ import pytest
 
 from helpers.tiny import packed, random_batch
 from helpers.tolerances import BFLOAT16, TOKEN
-from sparsepo_jax.ops import block_attention, dense_attention, splash_attention
+from sparsepo_jax.ops import block_attention, dense_attention, splash_attention, triton_attention, visits
 from sparsepo_jax.ops.attention import Given, attention, reach_of
 from sparsepo_jax.sharding.mesh import make_mesh, make_spread
 
 N, H = 4, 8
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The kernels of TPU and GPU, step by step on CPU; the latter in tiny blocks."""
+    monkeypatch.setattr(splash_attention, "INTERPRET", True)
+    monkeypatch.setattr(triton_attention, "INTERPRET", True)
+    monkeypatch.setattr(visits, "OWNED", 16)
+    monkeypatch.setattr(visits, "VISITED", 8)
+    # Smaller blocks than those of the lists are parts of these.
+    kernels = ((8, 8, 4, 2), (16, 4, 4, 2), (8, 4, 4, 2))
+    monkeypatch.setattr(triton_attention, "BLOCKS", {(16, 8): kernels, (32, 8): kernels})
 
 
 def plain(q, k, v, attend, scale, softcap):
@@ -62,17 +74,18 @@ def value_and_gradient(function, sees, qkv):
 @pytest.mark.parametrize(
     ("kernel", "shared"),
     [
-        *((kernel, shared) for kernel in ("blocks", "xla", "cudnn") for shared in (True, False)),
+        *((kernel, shared) for kernel in ("blocks", "triton", "xla", "cudnn") for shared in (True, False)),
         ("splash", True),
     ],
 )
-def test_rows_of_tokens_attend_as_their_pairs_say(monkeypatch, kernel, kv_heads, softcap, window, shared):
+def test_rows_of_tokens_attend_as_their_pairs_say(
+    monkeypatch, interpreted, kernel, kv_heads, softcap, window, shared
+):
     """Kills: a response that sees the other one, or another pair; a block or chunk left out that is seen; a
-    window by column; a soft cap without slope.
+    block taken as seen in full that is not; a window by column; a soft cap without slope.
     """
     monkeypatch.setattr(block_attention, "BLOCK", 8)
     monkeypatch.setattr(dense_attention, "CHUNK_QUERIES", 3)
-    monkeypatch.setattr(splash_attention, "INTERPRET", True)
     if kernel == "cudnn":  # what it is given, computed by XLA: there is no GPU here
         softcap = None
         theirs = jax.nn.dot_product_attention
@@ -95,14 +108,19 @@ def test_rows_of_tokens_attend_as_their_pairs_say(monkeypatch, kernel, kv_heads,
 
 
 @pytest.mark.parametrize("mesh_shape", [None, (1, 2, 2), (2, 2, 2), (2, 1, 4)])
-def test_splash_in_several_blocks_and_on_a_mesh(monkeypatch, mesh_shape):
-    """What a TPU would run, step by step on CPU: 3 x 3 blocks of columns, of which nothing sees some.
+@pytest.mark.parametrize("kernel", ["splash", "triton"])
+def test_kernels_in_several_blocks_and_on_a_mesh(monkeypatch, interpreted, kernel, mesh_shape):
+    """What a TPU or GPU would run, step by step on CPU: 3 x 3 blocks of columns, of which nothing sees some.
 
     Rows are cut over data x fsdp, heads over tensor; 2 key heads are cut over 2 devices, and complete on each
     of 4. Kills: a block left out that is seen; a mask that is the first row's; heads that meet others' keys.
     """
-    monkeypatch.setattr(splash_attention, "INTERPRET", True)
     monkeypatch.setattr(splash_attention, "LARGEST_BLOCK", 128)
+    monkeypatch.setattr(visits, "OWNED", 128)
+    monkeypatch.setattr(visits, "VISITED", 64)
+    monkeypatch.setattr(
+        triton_attention, "BLOCKS", {1024: ((128, 64, 4, 2), (64, 64, 4, 2), (128, 32, 4, 2))}
+    )
     rows = 4 if mesh_shape else 1
     lengths = [(120, 90, 110), (30, 128, 129), (7, 2, 200), (200, 9, 80)][:rows]
     packing = packed(
@@ -117,19 +135,19 @@ def test_splash_in_several_blocks_and_on_a_mesh(monkeypatch, mesh_shape):
         qkv = [jax.device_put(x, jax.sharding.NamedSharding(mesh, rest)) for x in qkv]
 
     def ours(*qkv):
-        return attention(*qkv, reach_of(packing, "splash", spread), scale=0.3, softcap=0.5, window=100)
+        return attention(*qkv, reach_of(packing, kernel, spread), scale=0.3, softcap=0.5, window=100)
 
     expected = value_and_gradient(lambda *qkv: plain(*qkv, jnp.asarray(attend), 0.3, 0.5), sees, qkv)
     for a, b in zip(value_and_gradient(ours, sees, qkv), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
 
 
-def test_splash_in_bfloat16_is_as_near_as_the_plain_kernel(monkeypatch):
+@pytest.mark.parametrize("kernel", ["splash", "triton"])
+def test_kernels_in_bfloat16_are_as_near_as_the_plain_one(interpreted, kernel):
     """Root mean squares of the error against float32, of values and gradients.
 
     Kills: sums or a softmax in 16 bits.
     """
-    monkeypatch.setattr(splash_attention, "INTERPRET", True)
     packing = packed([([1] * 20, [2] * 30, [3] * 40)]).packing
     qkv, attend = inputs(packing.ids_RS.shape, 2), who_sees_whom(packing)
     sees = attend.any(-1)[..., None, None]
@@ -146,8 +164,8 @@ def test_splash_in_bfloat16_is_as_near_as_the_plain_kernel(monkeypatch):
             for a, b in zip(gradients, exact[1:], strict=True)
         ]
 
-    errors = {kernel: errors_of(kernel) for kernel in ("xla", "splash")}
-    assert all(ours <= BFLOAT16 * theirs for ours, theirs in zip(errors["splash"], errors["xla"])), errors
+    errors = errors_of(kernel), errors_of("xla")
+    assert all(ours <= BFLOAT16 * theirs for ours, theirs in zip(*errors, strict=True)), errors
 
 
 @pytest.mark.parametrize("chunk", [2, 128])
@@ -170,9 +188,8 @@ def test_given_keys(monkeypatch, chunk, columns):
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
 
 
-@pytest.mark.parametrize("kernel", ["blocks", "xla", "splash"])
-def test_padding_is_finite_and_has_no_gradient(monkeypatch, kernel):
-    monkeypatch.setattr(splash_attention, "INTERPRET", True)
+@pytest.mark.parametrize("kernel", ["blocks", "triton", "xla", "splash"])
+def test_padding_is_finite_and_has_no_gradient(interpreted, kernel):
     packing = random_batch(2, spare=9).packing
     q, k, v = inputs(packing.ids_RS.shape, N)
     real = (packing.sequence_RS >= 0)[..., None, None]
@@ -198,8 +215,23 @@ def test_blocks_of_other_pairs_and_of_the_other_response_are_left_out(monkeypatc
     np.testing.assert_array_equal(seen[:3, :3], [[1, 0, 0], [1, 1, 0], [1, 0, 1]])
 
 
-@pytest.mark.parametrize("kernel", ["blocks", "xla"])
-def test_nothing_of_scores_is_kept_for_the_backward_pass(monkeypatch, kernel):
+def test_lists_name_the_blocks_that_are_seen_and_how(interpreted, monkeypatch):
+    """A pair of 4 + 4 + 4 positions in blocks of 4, and a block of padding.
+
+    Each list says how many are seen in full, how many are seen at all, and where these begin.
+    """
+    monkeypatch.setattr(visits, "OWNED", 4)
+    monkeypatch.setattr(visits, "VISITED", 4)
+    packing = packed([([1] * 4, [2] * 5, [3] * 5)], spare=4).packing
+    of_rows = reach_of(packing, "triton").visits
+    seen = [np.asarray(x[0]) for x in (of_rows.keys_RIX, of_rows.queries_RJX)]
+    seen = [[[full, some, *begins[:some]] for full, some, *begins in lists] for lists in seen]
+    assert seen[0] == [[0, 1, 0], [1, 2, 0, 4], [1, 2, 0, 8], [0, 0]]
+    assert seen[1] == [[2, 3, 4, 8, 0], [0, 1, 4], [0, 1, 8], [0, 0]]
+
+
+@pytest.mark.parametrize("kernel", ["blocks", "triton", "xla"])
+def test_nothing_of_scores_is_kept_for_the_backward_pass(monkeypatch, interpreted, kernel):
     """Kills: a gradient derived by JAX, which keeps the [S, T] weights."""
     monkeypatch.setattr(block_attention, "BLOCK", 8)
     packing = packed([([1] * 6, [2] * 6, [3] * 6)]).packing

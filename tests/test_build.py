@@ -263,7 +263,7 @@ def test_attention_that_does_not_fit_is_refused():
     ):
         with pytest.raises(UserError, match=message):
             choose(family, attention="cudnn", **compute)
-    with pytest.raises(
-        UserError, match="compute.attention: splash runs on TPU, and these devices are cpu; take auto"
-    ):
-        choose(GPT2, attention="splash")
+    for kernel, runs_on in (("splash", "TPU"), ("triton", "GPU")):
+        problem = f"compute.attention: {kernel} runs on {runs_on}, and these devices are cpu; take auto"
+        with pytest.raises(UserError, match=problem):
+            choose(GPT2, attention=kernel)

@@ -132,10 +132,12 @@ def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], mesh: Mesh)
             raise UserError(
                 f"compute.attention: cudnn runs on GPU, and these devices are {device.platform}; take auto"
             )
-    if asked == "splash" and device.platform != "tpu":
-        raise UserError(
-            f"compute.attention: splash runs on TPU, and these devices are {device.platform}; take auto"
-        )
+    for kernel, platform in (("splash", "tpu"), ("triton", "gpu")):
+        if asked == kernel and device.platform != platform:
+            raise UserError(
+                f"compute.attention: {kernel} runs on {platform.upper()}, and these devices are "
+                f"{device.platform}; take auto"
+            )
     return cast(AttentionKernel, choices.choose_attention(config, specs, device).value)
 
 

@@ -47,6 +47,9 @@ LETTERS_OF_FILES = {
     "ops/block_attention.py": {"T": "keys"},
     "ops/dense_attention.py": {"T": "keys"},
     "ops/sequence_attention.py": {"T": "keys"},
+    "ops/triton_attention.py": {"C": "columns of a row, padded to whole blocks"},
+    "ops/triton_kernels.py": {"C": "columns of a row, padded to whole blocks"},
+    "ops/visits.py": {"C": "columns of a row, padded to whole blocks", "T": "keys"},
 }
 
 Scalar = float | Float[Array, ""]  # a setting: a program that takes it as an argument serves any value

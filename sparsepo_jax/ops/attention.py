@@ -3,8 +3,8 @@
     attention(q, k, v, reach)[query] = softmax over the keys that it sees of (scale q k^T), times v; sums in
     float32
 
-Rows of tokens are attended to by the kernel that suits the device: `blocks` on CPU, and those of
-ops/sequence_attention elsewhere. All kernels give the same up to rounding.
+Rows of tokens are attended to by the kernel that suits the device: `blocks` on CPU, `triton` on GPU, and
+those of ops/sequence_attention. All kernels give the same up to rounding.
 """
 
 from typing import Literal, NamedTuple
@@ -17,8 +17,10 @@ from sparsepo_jax.ops.block_attention import Places, block_attention, blocks_see
 from sparsepo_jax.ops.dense_attention import dense_attention
 from sparsepo_jax.ops.sequence_attention import sequence_attention
 from sparsepo_jax.ops.splash_attention import Spread
+from sparsepo_jax.ops.triton_attention import triton_attention
+from sparsepo_jax.ops.visits import Visits, visits_of
 
-AttentionKernel = Literal["blocks", "xla", "cudnn", "splash"]
+AttentionKernel = Literal["blocks", "triton", "xla", "cudnn", "splash"]
 
 
 class Given(NamedTuple):
@@ -43,7 +45,8 @@ class Packed(NamedTuple):
         column_RQW: see core/types.Packing.
         seen_IJ: for the kernel `blocks`, which blocks of keys a block of queries sees; None for the others.
         kernel: which one runs.
-        spread: for the kernel `splash`; see ops/splash_attention.
+        spread: for the kernels `splash` and `triton`; see ops/splash_attention.
+        visits: for the kernel `triton`, see ops/visits; None for the others.
     """
 
     places: Places
@@ -51,6 +54,7 @@ class Packed(NamedTuple):
     seen_IJ: Bool[Array, "I J"] | None
     kernel: AttentionKernel
     spread: Spread | None = None
+    visits: Visits | None = None
 
 
 def reach_of(packing: Packing, kernel: AttentionKernel, spread: Spread | None = None) -> Packed:
@@ -59,11 +63,12 @@ def reach_of(packing: Packing, kernel: AttentionKernel, spread: Spread | None = 
     Args:
         packing: the rows of tokens.
         kernel: which one is to run; see ops/sequence_attention for what they can do.
-        spread: for the kernel `splash` on several devices; see ops/splash_attention.
+        spread: for the kernels `splash` and `triton` on several devices; see ops/splash_attention.
     """
     places = Places(packing.sequence_RS, packing.part_RS, packing.positions_RS)
     seen_IJ = blocks_seen(places) if kernel == "blocks" else None
-    return Packed(places, packing.column_RQW, seen_IJ, kernel, spread)
+    visits = visits_of(places) if kernel == "triton" else None
+    return Packed(places, packing.column_RQW, seen_IJ, kernel, spread, visits)
 
 
 @jax.named_scope("attend")
@@ -108,6 +113,18 @@ def attention(
             scale=scale,
             softcap=softcap,
             window=window,
+        )
+    if reach.kernel == "triton":
+        assert reach.visits is not None
+        return triton_attention(
+            q_BSNH,
+            k_BTKH,
+            v_BTKH,
+            reach.visits,
+            scale=scale,
+            softcap=softcap,
+            window=window,
+            spread=reach.spread,
         )
     return sequence_attention(
         q_BSNH,

@@ -58,9 +58,13 @@ class Places(NamedTuple):
         seen = same_sequence & (q_column >= k_column) & ((k_part == 0) | (k_part == q_part))
         return seen if window is None else seen & (q_position - k_position < window)
 
-    def padded(self) -> "Places":
-        """The same with whole blocks of columns."""
-        pad = ((0, 0), (0, -self.sequence_RS.shape[1] % BLOCK))
+    def padded(self, block: int) -> "Places":
+        """The same with whole blocks of columns.
+
+        Args:
+            block: columns of a block.
+        """
+        pad = ((0, 0), (0, -self.sequence_RS.shape[1] % block))
         return Places(
             jnp.pad(self.sequence_RS, pad, constant_values=-1),
             jnp.pad(self.part_RS, pad),
@@ -78,7 +82,7 @@ def blocks_seen(places: Places) -> Bool[Array, "I J"]:
     Args:
         places: where each column stands. Windows are not considered.
     """
-    places = places.padded()
+    places = places.padded(BLOCK)
     R, S = places.sequence_RS.shape
 
     def seen_by(n: Array) -> Array:
@@ -120,7 +124,7 @@ def block_attention(
 
     q_RKGSH = heads_first(q_RSNH * jnp.asarray(scale, q_RSNH.dtype)).reshape(R, K, N // K, -1, H)
     k_RKSH, v_RKSH = heads_first(k_RSKH), heads_first(v_RSKH)
-    out = _blocked(softcap, q_RKGSH, k_RKSH, v_RKSH, places.padded(), seen_IJ, window)
+    out = _blocked(softcap, q_RKGSH, k_RKSH, v_RKSH, places.padded(BLOCK), seen_IJ, window)
     return jnp.moveaxis(out.reshape(R, N, -1, H)[:, :, :S], 1, 2)
 
 

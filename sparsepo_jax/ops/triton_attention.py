@@ -1,0 +1,110 @@
+"""Attention over rows of tokens as they lie, by kernels of our own for GPUs (ops/triton_kernels).
+
+A block of queries visits the blocks of keys that it sees, and no others: no other pair, no other response, no
+later column. Rows need no gathers. The backward pass keeps what flash attention keeps: the output, and a
+logsumexp per query.
+"""
+
+import functools
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from sparsepo_jax.ops import visits as lists
+from sparsepo_jax.ops.splash_attention import Spread
+from sparsepo_jax.ops.visits import Visits
+
+if TYPE_CHECKING:
+    from sparsepo_jax.ops.triton_kernels import Settings
+
+INTERPRET = False  # whether to run the kernels step by step, where there is no GPU
+# By bits of a number and dims of a head, at most: (columns owned, columns visited, warps, stages) of the
+# kernels for the output, the gradient of queries, and those of keys and values. What they hold fits the 99 KiB
+# of shared memory that GPUs of workstations have. Products in float32 have no matrix units: small blocks.
+BLOCKS = {
+    (16, 64): ((128, 64, 4, 3), (128, 64, 8, 2), (64, 64, 4, 2)),
+    (16, 128): ((128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    (16, 256): ((64, 32, 4, 2), (64, 32, 8, 1), (64, 32, 8, 1)),
+    (32, 64): ((32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2)),
+    (32, 128): ((32, 16, 4, 1), (32, 16, 4, 1), (32, 16, 4, 1)),
+    (32, 256): ((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
+}
+KEPT = "attention"  # the name of what the backward pass needs, for policies of jax.checkpoint
+
+Heads = tuple[Array, Array, Array]
+
+
+def triton_attention(
+    q_RSNH: Float[Array, "R S N H"],
+    k_RSKH: Float[Array, "R S K H"],
+    v_RSKH: Float[Array, "R S K H"],
+    visits: Visits,
+    *,
+    scale: float,
+    softcap: float | None,
+    window: Array | int | None,
+    spread: Spread | None,
+) -> Float[Array, "R S N H"]:
+    """See ops/attention.
+
+    Args:
+        q_RSNH: queries.
+        k_RSKH: keys.
+        v_RSKH: values.
+        visits: what each query sees, by blocks.
+        scale: of the scores.
+        softcap: of the scores, or None.
+        window: in positions, or None.
+        spread: spread(function, heads, rows, same) runs the function on each device's rows and heads; see
+            sharding/mesh.make_spread. None: on one device.
+    """
+    settings = _settings(q_RSNH, scale, softcap, window is not None)
+    heads = (q_RSNH, k_RSKH, v_RSKH)
+    limit = jnp.int32(0 if window is None else window)
+    attend = functools.partial(_attend, settings)
+    return attend(heads, visits, limit) if spread is None else spread(attend, heads, visits, limit)
+
+
+def _settings(q_RSNH: Array, scale: float, softcap: float | None, windowed: bool) -> "Settings":
+    from sparsepo_jax.ops.triton_kernels import Blocks, Settings
+
+    needed = (8 * q_RSNH.dtype.itemsize, q_RSNH.shape[3])
+    size = next((size for size in BLOCKS if needed[0] == size[0] and needed[1] <= size[1]), None)
+    if size is None:
+        raise ValueError(
+            f"the triton kernels take heads of at most 256 dims in 16 or 32 bits, not {needed[1]} in {needed[0]}"
+        )
+    listed = (lists.OWNED, lists.VISITED)
+    forward, queries, keys = (
+        Blocks(min(owned, listed[0]), min(visited, listed[1]), warps, stages)
+        for owned, visited, warps, stages in BLOCKS[size]
+    )
+    return Settings(scale, softcap, windowed, listed, forward, queries, keys, INTERPRET)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(settings: "Settings", heads: Heads, visits: Visits, window: Array) -> Array:
+    return _forward(settings, heads, visits, window)[0]
+
+
+def _forward(settings: "Settings", heads: Heads, visits: Visits, window: Array) -> tuple[Array, tuple]:
+    from sparsepo_jax.ops.triton_kernels import output
+
+    out_RSNH, lse_RNC = (checkpoint_name(x, KEPT) for x in output(settings, *heads, visits, window))
+    return out_RSNH, (heads, visits, window, out_RSNH, lse_RNC)
+
+
+@jax.named_scope("attend_gradient")
+def _backward(settings: "Settings", saved: tuple, d_out_RSNH: Array) -> tuple[Heads, None, None]:
+    from sparsepo_jax.ops.triton_kernels import gradient_of_queries, gradients_of_keys
+
+    (q, k, v), visits, window, out_RSNH, lse_RNC = saved
+    d_q, mean_RNC = gradient_of_queries(settings, q, k, v, visits, window, out_RSNH, lse_RNC, d_out_RSNH)
+    d_k, d_v = gradients_of_keys(settings, q, k, v, visits, window, mean_RNC, lse_RNC, d_out_RSNH)
+    return (d_q, d_k, d_v), None, None
+
+
+_attend.defvjp(_forward, _backward)
