@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 INTERPRET = False  # whether to run the kernels step by step, where there is no GPU
 # By bits of a number and dims of a head, at most: (columns owned, columns visited, warps, stages) of the
-# kernels for the output, the gradient of queries, and those of keys and values. What they hold fits the 99 KiB
-# of shared memory that GPUs of workstations have. Products in float32 have no matrix units: small blocks.
+# kernels for the output, the gradient of queries, and those of keys and values. They fit the 99 KiB of shared
+# memory that workstations' GPUs have. Products in float32 have no matrix units: small blocks.
 BLOCKS = {
     (16, 64): ((128, 64, 4, 3), (128, 64, 8, 2), (64, 64, 4, 2)),
     (16, 128): ((128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
@@ -75,7 +75,8 @@ def _settings(q_RSNH: Array, scale: float, softcap: float | None, windowed: bool
     size = next((size for size in BLOCKS if needed[0] == size[0] and needed[1] <= size[1]), None)
     if size is None:
         raise ValueError(
-            f"the triton kernels take heads of at most 256 dims in 16 or 32 bits, not {needed[1]} in {needed[0]}"
+            f"the triton kernels take heads of at most 256 dims, numbers of 16 or 32 bits; not {needed[1]} "
+            f"dims of {needed[0]} bits"
         )
     listed = (lists.OWNED, lists.VISITED)
     forward, queries, keys = (
