@@ -39,6 +39,15 @@ def _value_and_slope(name: str, x: Array) -> tuple[Array, Array]:
     return jax.jvp(ACTIVATIONS[name], (x32,), (jnp.ones_like(x32),))
 
 
+def _apart(*arrays: Array) -> tuple[Array, ...]:
+    """The arrays, hidden from XLA.
+
+    It would otherwise find what the backward pass computes in the forward pass as well, and keep that, in
+    float32.
+    """
+    return jax.lax.optimization_barrier(arrays)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def activated(name: str, x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
     """f(x), computed in float32, of the type of x.
@@ -66,6 +75,7 @@ def _backward(name: str, saved: Array, d_out: Array) -> tuple[Array]:
         return d_out * slope
 
     def from_input(x: Array, d_out: Array) -> Array:
+        x, d_out = _apart(x, d_out)
         _, slope = _value_and_slope(name, x)
         return (d_out.astype(jnp.float32) * slope).astype(x.dtype)
 
@@ -107,6 +117,7 @@ def _gated_backward(name: str, saved: tuple[Array, Array], d_out: Array) -> tupl
         return d_out * of_gate, d_out * of_up
 
     def from_inputs(gate: Array, up: Array, d_out: Array) -> tuple[Array, Array]:
+        gate, up, d_out = _apart(gate, up, d_out)
         value, slope = _value_and_slope(name, gate)
         d_out = d_out.astype(jnp.float32)
         d_gate = d_out * up.astype(jnp.float32) * slope
