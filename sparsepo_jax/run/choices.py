@@ -14,6 +14,7 @@ from sparsepo_jax.run.need import (
     Load,
     Need,
     Setting,
+    block_bytes,
     held_by,
     logit_bytes,
     most_of_head,
@@ -23,7 +24,9 @@ from sparsepo_jax.run.need import (
 # Tokens and entries of the vocabulary in a block of logits, as they were measured on CPU.
 BLOCK = 512, 2048
 GPU_SHARE = 0.9  # of a card's memory that a run lets JAX have; CUDA and its libraries need some beside it
-HEAD_SHARE = 8  # a block of logits may take this part of the memory that weights and optimizer leave
+# A block of logits may take this part of the memory that weights and optimizer leave, or as much as the
+# backward pass of the decoder takes after it.
+HEAD_SHARE = 8
 LANES = 128  # blocks are multiples of this, which suits the devices' matrix units
 POLICIES: tuple[Remat, ...] = (
     "nothing",
@@ -127,7 +130,7 @@ def choose(setting: Setting, load: Load, device: Device) -> Choices:
     """
     specs = (setting.policy,) if setting.reference is None else (setting.policy, setting.reference)
     attention = choose_attention(setting.config, specs, device)
-    head = choose_head(setting, load, device)
+    head = choose_head(setting, load, device, attention.value)
     remat = choose_remat(setting, load, device, attention.value, head.value)
     need = needed_by(setting, load, remat.value, attention.value, head.value)
     fits = device.bytes is None or need.total <= ROOM * device.bytes
@@ -181,7 +184,7 @@ def cudnn_problem(specs: tuple[DecoderSpec, ...], dtype: str, device: Device) ->
 # ---------------------------------------------------------------- blocks of logits
 
 
-def choose_head(setting: Setting, load: Load, device: Device) -> Choice:
+def choose_head(setting: Setting, load: Load, device: Device, attention: str) -> Choice:
     """(tokens, vocabulary) of a block of logits: the largest that fits a share of the memory.
 
     The vocabulary is cut first: the head's gradient is written once then, and not once for each block of
@@ -191,11 +194,12 @@ def choose_head(setting: Setting, load: Load, device: Device) -> Choice:
         setting: the models and how they are cut.
         load: what a device runs at a time.
         device: what it runs on.
+        attention: the kernel.
     """
     head = setting.config.compute.head
     if head.tokens != "auto" and head.vocabulary != "auto":
         return Choice((head.tokens, head.vocabulary), "set")
-    reason, budget = _head_budget(setting, device)
+    reason, budget = _head_budget(setting, load, device, attention)
     if budget is None:
         return Choice(_with_set(head, BLOCK), reason)
     most_tokens, most_vocabulary = most_of_head(setting, load)
@@ -222,7 +226,7 @@ def _with_set(head: Head, block: tuple[int, int]) -> tuple[int, int]:
     )
 
 
-def _head_budget(setting: Setting, device: Device) -> tuple[str, int | None]:
+def _head_budget(setting: Setting, load: Load, device: Device, attention: str) -> tuple[str, int | None]:
     """(the reason in words, bytes of a block of logits; None: as measured on CPU)."""
     if device.platform == "cpu":
         return "measured on CPU", None
@@ -231,7 +235,9 @@ def _head_budget(setting: Setting, device: Device) -> tuple[str, int | None]:
     if device.bytes is None:
         return "since the GPU does not tell its memory", 2**30
     left = max(0, round(ROOM * device.bytes) - sum(held_by(setting)))
-    return f"of {_gb(left)} that weights and optimizer leave", left // HEAD_SHARE
+    return f"of {_gb(left)} that weights and optimizer leave", max(
+        left // HEAD_SHARE, block_bytes(setting, load, attention)
+    )
 
 
 # ---------------------------------------------------------------- what is computed again

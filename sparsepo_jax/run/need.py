@@ -34,40 +34,44 @@ class Load(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Bytes that a stage holds through all of a step, whatever its batches.
+    """Bytes that a stage holds through all of a step, or at its end, whatever its batches.
 
     Attributes:
         state: weights that are trained, and the optimizer's state.
         frozen: weights of the reference, or of the base of adapters.
-        gradient: of the trained weights; twice where micro-steps add up.
-        copies: of matrices in the type of the activations.
+        copies: of the policy's matrices in the type of the activations.
+        sums: of gradients over micro-steps.
+        gradient: of a micro-step.
     """
 
     state: int
     frozen: int
-    gradient: int
     copies: int
+    sums: int
+    gradient: int
 
 
 class Need(NamedTuple):
     """Bytes that a step takes.
 
     Attributes:
-        held: whatever the batch, see Held.
+        held: through all of it: state, frozen weights, copies and sums, see Held.
         kept: activations from the forward to the backward pass.
-        working: what a block of the decoder computes with.
-        head: logits and what comes of them.
+        tables: gradients of embeddings and head.
+        head: logits and what comes of them, before the backward pass of the blocks begins.
+        blocks: gradients of the blocks and what one of them computes with, after the head's.
     """
 
     held: int
     kept: int
-    working: int
+    tables: int
     head: int
+    blocks: int
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return sum(self)
+        """The most that is there at a time: head and blocks follow one another."""
+        return self.held + self.kept + self.tables + max(self.head, self.blocks)
 
 
 class Setting(NamedTuple):
@@ -99,22 +103,20 @@ def held_by(setting: Setting) -> Held:
     """What the stage holds, per device."""
     training, policy = setting.training, setting.policy
     trained = trained_parameters(setting)
-    accumulates = 2 if training.accumulation > 1 else 1
-    frozen, frozen_matrices = _frozen(setting)
-    copied = 0 if setting.itemsize == FLOAT else frozen_matrices
-    if setting.itemsize < FLOAT and training.lora is None:
-        copied += policy.parameter_count()
-    return Held(
-        *(
-            math.ceil(size / setting.shards)
-            for size in (
-                FLOAT * trained + moment_bytes(training, trained, policy),
-                frozen,
-                accumulates * FLOAT * trained,
-                setting.itemsize * copied,
-            )
-        )
+    tables = policy.vocab_size * policy.width  # the embedding, which is read in its own type
+    copied = policy.parameter_count() - tables
+    if training.lora is not None or setting.itemsize == FLOAT:
+        copied, of_gradient = 0, FLOAT * trained
+    else:
+        of_gradient = setting.itemsize * (trained - tables) + FLOAT * tables
+    sizes = (
+        FLOAT * trained + moment_bytes(training, trained, policy),
+        _frozen(setting),
+        setting.itemsize * copied,
+        FLOAT * trained if training.accumulation > 1 else 0,
+        of_gradient,
     )
+    return Held(*(math.ceil(size / setting.shards) for size in sizes))
 
 
 def trained_parameters(setting: Setting) -> int:
@@ -146,22 +148,21 @@ def moment_bytes(training: Training, trained: int, policy: DecoderSpec) -> int:
     return FLOAT * (trained if policy.width < 128 else 2 * trained // policy.width)
 
 
-def _frozen(setting: Setting) -> tuple[int, int]:
-    """(bytes of what the step reads beside its state, numbers of it that are cast before they are used)."""
+def _frozen(setting: Setting) -> int:
+    """Bytes of what the step reads beside its state, over all devices."""
     lora = setting.training.lora
     if lora is None:
-        count = 0 if setting.reference is None else setting.reference.parameter_count()
-        return FLOAT * count, count
+        return 0 if setting.reference is None else FLOAT * setting.reference.parameter_count()
     count = setting.policy.parameter_count()
-    if lora.base == "float32":
-        return FLOAT * count, count
-    if lora.base == "bfloat16":
-        return 2 * count, 0
-    matrices = setting.policy.num_layers * sum(
-        inputs * outputs for inputs, outputs in setting.policy.projections().values()
-    )
-    of_matrices = matrices if lora.base == "int8" else matrices // 2
-    return FLOAT * (count - matrices) + of_matrices, 0
+    if lora.base in ("float32", "bfloat16"):
+        return {"float32": FLOAT, "bfloat16": 2}[lora.base] * count
+    matrices = block_matrices(setting.policy)
+    return FLOAT * (count - matrices) + (matrices if lora.base == "int8" else matrices // 2)
+
+
+def block_matrices(spec: DecoderSpec) -> int:
+    """Weights of the projections of all blocks."""
+    return spec.num_layers * sum(inputs * outputs for inputs, outputs in spec.projections().values())
 
 
 def kept_features(spec: DecoderSpec, remat: Remat, *, chunks: float = 1.0) -> int:
@@ -200,20 +201,41 @@ def needed_by(
         attention: the kernel.
         head_block: tokens and entries of the vocabulary in a block of logits.
     """
-    policy = setting.policy
-    chunks = (max(1, load.longest // CHUNK) + 1) / 2 if attention == "xla" else 1.0
-    kept = kept_features(policy, remat, chunks=chunks) * policy.num_layers
-    # A block's own arrays, those of its backward pass beside them.
-    working = 2 * kept_features(policy, "nothing", chunks=chunks)
-    scores = 0
-    if attention == "xla":
-        scores = 3 * FLOAT * policy.num_heads * load.positions * min(load.longest, CHUNK * 2)
+    policy, held = setting.policy, held_by(setting)
+    kept = kept_features(policy, remat, chunks=_chunks(load, attention)) * policy.num_layers
     return Need(
-        sum(held_by(setting)),
+        held.state + held.frozen + held.copies + held.sums,
         _cut(setting, policy, kept * load.positions * setting.itemsize),
-        _cut(setting, policy, working * load.positions * setting.itemsize + scores),
+        held.gradient - _block_gradients(setting),
         head_bytes(setting, load, head_block),
+        block_bytes(setting, load, attention),
     )
+
+
+def block_bytes(setting: Setting, load: Load, attention: str) -> int:
+    """Bytes of the backward pass of blocks, per device: their gradients, and one block's own arrays twice.
+
+    Args:
+        setting: the models and how they are cut.
+        load: what a device runs at a time.
+        attention: the kernel.
+    """
+    policy = setting.policy
+    working = 2 * kept_features(policy, "nothing", chunks=_chunks(load, attention)) * setting.itemsize
+    if attention == "xla":
+        working += 3 * FLOAT * policy.num_heads * min(load.longest, 2 * CHUNK)  # scores
+    return _block_gradients(setting) + _cut(setting, policy, working * load.positions)
+
+
+def _block_gradients(setting: Setting) -> int:
+    if setting.training.lora is not None:
+        return 0
+    return setting.itemsize * block_matrices(setting.policy) // setting.shards
+
+
+def _chunks(load: Load, attention: str) -> float:
+    """How often the kernel keeps keys and values; see kept_features."""
+    return (max(1, load.longest // CHUNK) + 1) / 2 if attention == "xla" else 1.0
 
 
 def head_bytes(setting: Setting, load: Load, head_block: tuple[int, int]) -> int:
