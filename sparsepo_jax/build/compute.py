@@ -145,7 +145,7 @@ def compiler_options(mesh: Mesh) -> dict[str, bool]:
     """What XLA is told when it compiles a training step."""
     if platform_of(mesh) != "gpu":
         return {}
-    # The loop over layers collects what the backward pass reads. XLA would fill those arrays with zeros first.
+    # The loop over layers collects what the backward pass reads; XLA would fill those arrays with zeros.
     return {"xla_gpu_enable_dus_accumulator_zero_init_elimination": True}
 
 
