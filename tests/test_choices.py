@@ -180,8 +180,8 @@ def test_policies_keep_less_and_less():
         assert sorted(kept, reverse=True) == kept and len(set(kept)) == 4 and kept[-1] == spec.width
 
 
-# GB of temporaries of the step for MEASURED in bfloat16, cudnn attention, logits in one block, as XLA compiled
-# it for an H100 (jax 0.10.2); an H200 took what was compiled for it.
+# GB of temporaries of the step for MEASURED in bfloat16, cudnn attention, logits in one block, as XLA
+# compiled it for an H100 (jax 0.10.2); an H200 took what was compiled for it.
 COMPILED = {
     "pythia": (PYTHIA, {"nothing": 19.72, "norms": 14.07, "all_but_products": 13.25, "everything": 7.65}),
     "llama": (LLAMA_1B, {"nothing": 21.99, "norms": 18.22, "all_but_products": 17.67, "everything": 12.04}),
