@@ -27,6 +27,7 @@ from sparsepo_jax.models.weights import SafeTensors, find_checkpoint
 from sparsepo_jax.ops.attention import Given
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+FIRST_OF_A_FAMILY = {config["model_type"]: name for name, config in reversed(CONFIGS.items())}.values()
 
 
 @every_config
@@ -256,7 +257,13 @@ FIELDS = set().union(
 ROTARY = sorted(field_tables.ROTARY_KINDS.keys() | field_tables.LAYER_KINDS.keys())
 
 
-@every_config
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=() if name in FIRST_OF_A_FAMILY else pytest.mark.slow)
+        for name, config in CONFIGS.items()
+    ],
+)
 def test_a_config_with_any_value_anywhere_is_a_spec_or_one_line(config):
     """Kills: a field that is read without its kind being known.
 
