@@ -15,6 +15,7 @@ import shutil
 import tempfile
 
 import jaxtyping
+import pytest
 
 from helpers.contracts import ROOMS
 from helpers.xla_flags import xla_flags
@@ -31,4 +32,34 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # xdist's workers inherit the
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+# A session ends when its last file does, and xdist takes files in this order: the longest begin first.
+LONGEST = [
+    "step",
+    "knobs",
+    "lora",
+    "harness",
+    "one_program",
+    "models",
+    "run",
+    "adapter",
+    "sweep",
+    "pairs",
+    "warmup",
+    "which_tokens",
+    "faults",
+    "golden",
+    "reference_cache",
+    "build",
+    "recipes",
+    "trl",
+    "aot",
+    "measures",
+]
+
 jaxtyping.install_import_hook([f"sparsepo_jax.{room}" for room in ROOMS], "helpers.contracts.checked")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; the others keep their order."""
+    place = {f"test_{name}": n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
