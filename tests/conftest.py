@@ -4,15 +4,9 @@ Eight host devices on CPU, for sharding. No access to the Hub. Annotations of th
 helpers.contracts.ROOMS are checked at each call, shapes included, by beartype through jaxtyping's import
 hook. Arrays of different ranks do not broadcast. Programs that a test starts in another process inherit all
 of this but the checked annotations.
-
-Compiling is most of the suite's time: programs are compiled without optimisation, and once for all processes
-of a session, which keep them in a directory that is gone afterwards.
 """
 
-import atexit
 import os
-import shutil
-import tempfile
 
 import jaxtyping
 import pytest
@@ -26,11 +20,6 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # xdist's workers inherit the directory
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sparsepo_programs_")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # A session ends when its last file does, and xdist takes files in this order: the longest begin first.
 LONGEST = [

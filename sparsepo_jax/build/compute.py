@@ -113,11 +113,10 @@ def start_jax(config: Config) -> None:
     jax.config.update(
         "jax_enable_compilation_cache", jax.process_count() == 1 or jax.default_backend() != "cpu"
     )
-    # JAX's own environment variables win over our defaults.
-    directory = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_directory("xla"))
-    jax.config.update("jax_compilation_cache_dir", config.compute.compile_cache or directory)
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update(
+        "jax_compilation_cache_dir", config.compute.compile_cache or str(cache_directory("xla"))
+    )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], mesh: Mesh) -> AttentionKernel:
