@@ -47,6 +47,7 @@ from sparsepo_jax.train.step import make_pair_loss, make_sft_loss, make_update, 
 RESULTS = Path(__file__).parent / "results"
 CANDIDATES = Path(__file__).parent / "candidates"
 PAIRS = 4  # a step
+CALLS_IN_A_ROW = 10
 
 
 class Lengths(NamedTuple):
@@ -247,14 +248,18 @@ def copy_rate(size: int = 2**30) -> float:
     return 2 * size / best_time(jax.jit(lambda a: a + 1), x)
 
 
-def best_time(function: Callable[..., jax.Array], *arguments: jax.Array, times: int = 10) -> float:
-    """Seconds of the quickest of several calls, compiled before."""
+def best_time(function: Callable[..., jax.Array], *arguments: jax.Array, times: int = 5) -> float:
+    """Seconds of a call, compiled before: the quickest of several rows of calls.
+
+    A row is waited for once, since waiting takes a share of a millisecond where a GPU is far away."""
     function(*arguments).block_until_ready()
     times_s = []
     for _ in range(times):
         began_s = time.perf_counter()
-        function(*arguments).block_until_ready()
-        times_s.append(time.perf_counter() - began_s)
+        for _ in range(CALLS_IN_A_ROW):
+            last = function(*arguments)
+        last.block_until_ready()
+        times_s.append((time.perf_counter() - began_s) / CALLS_IN_A_ROW)
     return min(times_s)
 
 
