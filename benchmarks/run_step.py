@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 from kernels import kernel_seconds
-from work import first_batch, random_table
+from work import STEPS, first_batch, random_table
 
 from sparsepo_jax.build.masks import initial_masks
 from sparsepo_jax.config.schema.root import Config
@@ -50,7 +50,7 @@ class RunStep:
         response: int,
     ):
         """sizes: pairs a step, each with that many tokens of prompt and of either response."""
-        training = {"steps": 1000, **settings.get("po", {})}
+        training = {"steps": STEPS, **settings.get("po", {})}
         runs = {}
         for pairs in sizes:
             more = {"po": training | {"batch_size": pairs}}

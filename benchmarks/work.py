@@ -48,6 +48,7 @@ RESULTS = Path(__file__).parent / "results"
 CANDIDATES = Path(__file__).parent / "candidates"
 PAIRS = 4  # a step
 CALLS_IN_A_ROW = 10
+STEPS = 10_000  # of the run that a step is taken from: about 80,000 pairs, 8 a step
 
 
 class Lengths(NamedTuple):
@@ -138,7 +139,7 @@ def problem_of(config: Config, spec: DecoderSpec, mesh: Mesh, batch: PairBatch) 
     """What a run of the config would train on batches of this shape, of rows of tokens [micro-steps, ...]."""
     packing = batch.packing
     shape = Shape(*(x.shape[-1] for x in (packing.ids_RS, packing.at_RM, packing.column_RQW)))
-    choices = training_choices(config, "po", spec, spec, mesh, [shape])
+    choices = training_choices(config, "po", spec, spec, mesh, [shape], STEPS)
     return with_choices(make_problem(config, spec, spec, mesh), config, spec, None, mesh, choices)
 
 
@@ -153,7 +154,7 @@ def abstract_step(
         make_mesh(None, 1, 1),
     )
     problem = problem_of(config, spec, mesh, batch)
-    step = make_step(config, "po", problem, spec, 1000, mesh)
+    step = make_step(config, "po", problem, spec, STEPS, mesh)
     reference = abstract(weight_shapes(spec), None, mesh, lambda weights: weights["policy"])
     gradient = jax.jit(jax.value_and_grad(make_pair_loss(problem), has_aux=True))
     with jax.set_mesh(mesh):
@@ -178,7 +179,7 @@ class OurStep:
         config = config_of(shape, kind, dtype, compute)
         spec, mesh = spec_from_hf(dict(shape)), make_mesh(None, 1, 1)
         self.problem = problem_of(config, spec, mesh, batch)
-        self.optimizer, schedule = make_optimizer(config, config.po, 1000, spec.width)
+        self.optimizer, schedule = make_optimizer(config, config.po, STEPS, spec.width)
         masks = initial_masks(config, self.problem.mask_source, mesh) if kind != "sft" else {}
         weights = {"policy": random_weights(spec, 0, mesh), "masks": masks}
         self.state = start_state(weights, self.optimizer)

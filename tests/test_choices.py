@@ -13,11 +13,13 @@ from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.run.check import make_plan_text
 from sparsepo_jax.run.choices import (
+    LONG,
     Device,
     choose,
     choose_attention,
     choose_head,
     choose_remat,
+    choose_unroll,
     longest_load,
 )
 from sparsepo_jax.run.need import Load, Setting, block_bytes, head_bytes, held_by, kept_features, needed_by
@@ -270,3 +272,18 @@ def test_a_run_says_and_keeps_its_choices_and_how_long_the_first_step_took(tmp_p
     seconds = json.loads((output / "summary.json").read_text())["first_step_s"]
     assert set(seconds) == {"sft", "po"} and seconds["po"] == facts["first_step_s"] > 0
     assert "seconds to the first step" in (output / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "platform, calls, asked, value",
+    [
+        ("gpu", LONG, "auto", True),
+        ("gpu", LONG - 1, "auto", False),
+        ("cpu", LONG, "auto", False),
+        ("gpu", 1, True, True),
+        ("gpu", LONG, False, False),
+    ],
+)
+def test_layers_are_written_out_where_a_gpu_runs_them_long_enough(platform, calls, asked, value):
+    choice = choose_unroll(make_config(compute={"unroll": asked}), Device(platform), calls)
+    assert choice.value is value

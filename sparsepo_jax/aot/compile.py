@@ -89,7 +89,10 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     table, lengths = _table(config, stage, policy, tokenizer, tokenizer_here)
     plan = make_training_plan(config, stage, table, mesh)
     with_weights = stage == "po" and brings_weights(config)
-    chosen = training_choices(config, stage, policy, reference, mesh, plan.shapes, topology.chip_bytes)
+    # Layers stay in a loop unless the config says otherwise: that compiles quickly and needs the same memory.
+    chosen = training_choices(
+        config, stage, policy, reference, mesh, plan.shapes, steps=0, device_bytes=topology.chip_bytes
+    )
     problem = with_choices(problem, config, policy, make_lora(training, stage, policy), mesh, chosen)
     largest_batch = abstract_batches(config, table, plan, mesh, with_weights=with_weights)[-1]
     step = make_step(config, stage, problem, policy, plan.steps, mesh)

@@ -24,17 +24,19 @@ def training_choices(
     reference: DecoderSpec,
     mesh: Mesh,
     shapes: Sequence[Shape],
+    steps: int,
     device_bytes: int | None = None,
 ) -> Choices:
     """What the step of a stage is compiled with.
 
     Args:
         shapes: that the stage's batches have; the largest counts.
+        steps: of the stage.
         device_bytes: memory of a device that is not here; None: the devices of the mesh tell.
     """
     load = Load(*(max(sizes) for sizes in zip(*shapes, strict=True)))
     setting = _setting(config, stage, policy, reference, mesh)
-    return choose(setting, load, device_of(mesh, device_bytes))
+    return choose(setting, load, device_of(mesh, device_bytes), steps // len(shapes))
 
 
 def reading_choices(config: Config, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh) -> Choices:
@@ -74,8 +76,8 @@ def with_choices(
         lora: the adapters that are trained, or None.
     """
     tokens, vocabulary = choices.head.value
-    dtype, unroll = compute_dtype(config, mesh), config.compute.unroll
     return problem._replace(
-        policy_graph=decoder_graph(policy, dtype, remat=choices.remat.value, unroll=unroll, lora=lora),
+        policy_graph=decoder_graph(policy, compute_dtype(config, mesh), remat=choices.remat.value, lora=lora),
+        unroll=choices.unroll.value,
         head_blocks=problem.head_blocks._replace(tokens=tokens, vocabulary=vocabulary),
     )

@@ -134,11 +134,10 @@ def decoder_graph(
     dtype: jnp.dtype,
     *,
     remat: Remat = "nothing",
-    unroll: bool = False,
     lora: Lora | None = None,
 ) -> nnx.GraphDef:
     def make() -> Decoder:
-        return Decoder(spec, dtype=dtype, remat=remat, unroll=unroll, lora=lora, rngs=nnx.Rngs(0))
+        return Decoder(spec, dtype=dtype, remat=remat, lora=lora, rngs=nnx.Rngs(0))
 
     return split_module(nnx.eval_shape(make))[0]
 

@@ -112,14 +112,15 @@ def make_problem(
     """
     dtype = compute_dtype(config, mesh)
     source = make_mask_source(config, reference)
-    choices, unroll = reading_choices(config, policy, reference, mesh), config.compute.unroll
+    choices = reading_choices(config, policy, reference, mesh)
     return Problem(
-        policy_graph=decoder_graph(policy, dtype, remat=choices.remat.value, unroll=unroll, lora=lora),
-        reference_graph=decoder_graph(reference, dtype, unroll=unroll, lora=reference_lora),
+        policy_graph=decoder_graph(policy, dtype, remat=choices.remat.value, lora=lora),
+        reference_graph=decoder_graph(reference, dtype, lora=reference_lora),
         mask_source=source,
         objective=make_objective(config, source),
         seed=config.seed,
         dtype=dtype,
+        unroll=choices.unroll.value,
         attention=choose_attention(config, (policy, reference), mesh),
         constrain=make_constrain(mesh),
         spread=make_spread(mesh),

@@ -56,7 +56,6 @@ class Decoder(nnx.Module):
         *,
         dtype: DTypeLike = jnp.float32,
         remat: Remat = "nothing",
-        unroll: bool = False,
         lora: Lora | None = None,
         rngs: nnx.Rngs,
     ):
@@ -67,16 +66,12 @@ class Decoder(nnx.Module):
             dtype: type of the activations. Weights are float32; those under adapters are held as
                 `lora.hold_base` left them.
             remat: what the backward pass computes again of each block instead of keeping it.
-            unroll: write the blocks out one after another instead of looping over them. Weights and kept
-                activations are then read where they lie, not copied out of and into stacks, for a program
-                that takes several times as long to compile.
             lora: adapters beside the projections; None: none.
             rngs: source of the initial weights.
         """
         self.spec = spec
         self.dtype = dtype
         self.remat = remat
-        self.unroll = unroll
         self.dropout = 0.0 if lora is None else lora.dropout
         init = nnx.initializers.normal(spec.init_std)
         self.embed = Embed(spec.vocab_size, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
@@ -106,6 +101,7 @@ class Decoder(nnx.Module):
         tap: Tap | None = None,
         constrain: Callable[[Array], Array] = _unchanged,
         dropout_key_BS: Key[Array, "B S"] | None = None,
+        unroll: bool = False,
     ) -> tuple[Float[Array, "B S D"], dict[str, Any]]:
         """Runs rows of tokens.
 
@@ -116,13 +112,23 @@ class Decoder(nnx.Module):
             tap: is told of each named activation (see the top of this file) and returns what to keep.
             constrain: applied to the residual stream [B, S, D], to pin its sharding.
             dropout_key_BS: switches the adapters' dropout on, drawn token by token; None: no dropout.
+            unroll: write the blocks out one after another instead of looping over them. Weights and kept
+                activations are then read where they lie, not copied out of and into stacks, for a program
+                that takes several times as long to compile.
 
         Returns:
             The states after the final norm, and what the tap kept, by name. What it kept of blocks carries
             a leading layer axis.
         """
         states_BSD, kept, _ = self._run(
-            ids_BS, positions_BS, reach, None, constrain, tap=tap, dropout_key_BS=dropout_key_BS
+            ids_BS,
+            positions_BS,
+            reach,
+            None,
+            constrain,
+            tap=tap,
+            dropout_key_BS=dropout_key_BS,
+            unroll=unroll,
         )
         return states_BSD, kept
 
@@ -225,6 +231,7 @@ class Decoder(nnx.Module):
         *,
         tap: Tap | None = None,
         dropout_key_BS: Array | None = None,
+        unroll: bool = False,
     ) -> tuple[Array, dict[str, Any], Cache | None]:
         """Final states, what the tap kept, and the cache with these tokens in it."""
         kept: dict[str, Any] = {}
@@ -256,7 +263,7 @@ class Decoder(nnx.Module):
         local_L = None if self.spec.local_layers is None else jnp.array(self.spec.local_layers)
         layers = stacked, local_L, jnp.arange(self.spec.num_layers)
         (x_BSD, cache), kept_L = jax.lax.scan(
-            with_remat(run_block, self.remat), (x_BSD, cache), layers, unroll=self.unroll
+            with_remat(run_block, self.remat), (x_BSD, cache), layers, unroll=unroll
         )
         kept.update(kept_L)
         with jax.named_scope("final_norm"):

@@ -83,7 +83,7 @@ def prepare(
     config = run.config
     plan = make_training_plan(config, stage, table, run.mesh)
     reference_spec = run.reference_spec if stage == "po" else run.spec
-    choices = training_choices(config, stage, run.spec, reference_spec, run.mesh, plan.shapes)
+    choices = training_choices(config, stage, run.spec, reference_spec, run.mesh, plan.shapes, plan.steps)
     say(f"{stage}: " + "; ".join(f"{name} {text}" for name, text in choices.words().items()))
     problem = with_choices(problem, config, run.spec, run.lora(stage), run.mesh, choices)
     step = make_step(config, stage, problem, run.spec, plan.steps, run.mesh)

@@ -41,6 +41,7 @@ class Problem(NamedTuple):
             settings bound as keywords. None: the models alone.
         seed: of all random draws.
         dtype: type of the policy's activations.
+        unroll: whether the models' blocks are written out instead of looped over.
         attention: the kernel that computes attention, see ops/attention.
         head_blocks: the blocks in which log-probs and KL are computed, see ops/logprob_kl.
         constrain: pins the sharding of a model's states [R, S, D].
@@ -58,6 +59,7 @@ class Problem(NamedTuple):
     objective: Callable[[TokenStats, TokenMasks, Array], LossOutput]
     seed: int | Int[Array, ""]
     dtype: DTypeLike = jnp.float32
+    unroll: bool = False
     attention: AttentionKernel = "blocks"
     head_blocks: HeadBlocks = HeadBlocks()
     constrain: Callable[[Array], Array] = _unchanged
@@ -298,6 +300,7 @@ def _policy_states(
             *_inputs(problem, batch),
             constrain=problem.constrain,
             dropout_key_BS=_dropout_keys(problem, batch, key_B),
+            unroll=problem.unroll,
         )
         return states_RSD
 
@@ -314,7 +317,7 @@ def _reference_states(
         return problem.mask_source.keep(name, x_RSD, batch.packing.at_RM)
 
     with jax.named_scope("reference"):
-        outputs = model(*_inputs(problem, batch), tap=tap, constrain=problem.constrain)
+        outputs = model(*_inputs(problem, batch), tap=tap, constrain=problem.constrain, unroll=problem.unroll)
         return jax.lax.stop_gradient(outputs)
 
 
