@@ -438,7 +438,11 @@ def test_the_plan_counts_rows_steps_tokens_parameters_and_bytes(data):
     assert plan["po"] == "10 pairs an epoch, 1,000 steps of 4 pairs, at most 128 tokens a step"
     assert plan["evaluation"] == "7 pairs"
     kb = 4 * GPT2_PARAMETERS / 1e3
-    assert plan["sft bytes"] == f"bytes per device: weights {kb:.1f} kB, optimizer {2 * kb:.1f} kB"
+    cast = kb - 2 * (2 * 12 * 8 * 8) / 1e3  # the matrices of blocks; a tied head is an embedding
+    assert plan["sft bytes"] == (
+        f"bytes per device: weights {kb:.1f} kB, gradient {kb:.1f} kB (GPU, TPU: {cast:.1f} kB), "
+        f"optimizer {2 * kb:.1f} kB"
+    )
 
 
 def test_an_sft_of_another_run_is_said_in_the_plan_and_must_be_there(data, tmp_path):
@@ -490,11 +494,17 @@ def test_the_plan_counts_bytes_per_device():
         return f"{number / 1e9:,.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
     sections = {"stages": ["po"], "policy": {"config": wide}, "data": REVIEWS, "objective": {"kind": "dpo"}}
-    for optimizer, held in (("adamw", 2 * weights), ("lion", weights)):
-        said = plan_of(**sections, po={"optimizer": {"kind": optimizer}})["po bytes"]
-        assert (
-            said == f"bytes per device: weights {mb(4 * weights)}, optimizer {mb(4 * held)}, reference "
-            f"{mb(4 * weights)}"
+    float32 = {"compute": {"dtype": "float32"}}
+    for optimizer, held in (
+        ("adamw", 2 * weights),
+        ("lion", weights),
+        ("rmsprop", weights),
+        ("muon", 2 * weights - 24e6),
+    ):
+        said = plan_of(**sections, **float32, po={"optimizer": {"kind": optimizer}})["po bytes"]
+        assert said == (
+            f"bytes per device: weights {mb(4 * weights)}, gradient {mb(4 * weights)}, "
+            f"optimizer {mb(4 * held)}, reference {mb(4 * weights)}"
         )
     assert (
         "optimizer about 8.0 MB" in plan_of(**sections, po={"optimizer": {"kind": "adafactor"}})["po bytes"]
@@ -506,12 +516,11 @@ def test_the_plan_counts_bytes_per_device():
         ("int8", weights - matrices + matrices / 4),
         ("nf4", weights - matrices + matrices / 8),
     ):
-        said = plan_of(**sections, po={"lora": {"targets": ["query", "value"], "rank": 4, "base": base}})[
-            "po bytes"
-        ]
+        lora = {"lora": {"targets": ["query", "value"], "rank": 4, "base": base}}
+        said = plan_of(**sections, **float32, po=lora)["po bytes"]
         assert said.startswith(
-            f"bytes per device: weights {4 * adapters / 1e3:.1f} kB, optimizer "
-            f"{8 * adapters / 1e3:.1f} kB, base ({base}) "
+            f"bytes per device: weights {4 * adapters / 1e3:.1f} kB, gradient {4 * adapters / 1e3:.1f} kB, "
+            f"optimizer {8 * adapters / 1e3:.1f} kB, base ({base}) "
         )
         assert said.endswith(mb(4 * held)) and ("about" in said) == (base in ("int8", "nf4"))
     plan = plan_of(**sections, compute={"mesh": {"data": 3, "fsdp": 4, "tensor": 2}}, po={"batch_size": 48})
@@ -523,6 +532,38 @@ def test_the_plan_counts_bytes_per_device():
     assert plan["devices"] == "unknown (data 1 x fsdp free x tensor 1)"
     assert f"weights {mb(4 * weights)}," in plan["po bytes"] and plan["po bytes"].endswith(
         "(as if fsdp, which is free, were 1)"
+    )
+
+
+def test_the_plan_counts_the_bytes_of_what_is_held_in_bfloat16():
+    """2 bytes for matrices, 4 for norms and biases. With one micro-step the gradient has the type of
+    activations, with several float32."""
+    matrices = 2 * 12 * 8 * 8 + 26 * 8  # of blocks, tokens and positions
+    vectors = GPT2_PARAMETERS - matrices
+    sections = {"stages": ["po"], "data": REVIEWS, "objective": {"kind": "dpo"}}
+
+    def kb(number):
+        return f"{number / 1e3:.1f} kB"
+
+    half, full = 2 * matrices + 4 * vectors, 4 * GPT2_PARAMETERS
+    held = {"compute": {"weights": "bfloat16", "dtype": "bfloat16"}, "reference": {"dtype": "float32"}}
+    said = plan_of(**sections, **held, po={"optimizer": {"moments": "bfloat16"}})["po bytes"]
+    assert said == (
+        f"bytes per device: weights {kb(half)}, gradient {kb(half)}, optimizer {kb(2 * half)}, "
+        f"reference {kb(full)}"
+    )
+    said = plan_of(**sections, compute={"dtype": "bfloat16"}, po={"accumulation": 2})["po bytes"]
+    assert said == (
+        f"bytes per device: weights {kb(full)}, gradient {kb(full)}, optimizer {kb(2 * full)}, "
+        f"reference {kb(half)}"
+    )
+    said = plan_of(**sections)["po bytes"]
+    assert said.endswith(f"reference {kb(full)} (GPU, TPU: {kb(half)})")
+    lora = {"lora": {"rank": 2}, "optimizer": {"moments": "bfloat16"}}
+    adapters = 2 * 2 * (4 * 16 + 2 * 40)
+    assert (
+        f"weights {kb(4 * adapters)}, gradient {kb(4 * adapters)}, optimizer {kb(4 * adapters)}"
+        in (plan_of(**sections, compute={"weights": "bfloat16", "dtype": "float32"}, po=lora)["po bytes"])
     )
 
 
@@ -582,7 +623,9 @@ def test_what_only_network_or_data_tell_is_unknown(data):
     assert "unknown parameters" in plan["mask"]
     assert plan["devices"].startswith("unknown")
     assert plan["po"].startswith("unknown pairs an epoch, unknown steps of 64 pairs, at most 262,144 tokens")
-    assert plan["po bytes"] == "bytes per device: weights unknown, optimizer unknown, reference unknown"
+    assert plan["po bytes"] == (
+        "bytes per device: weights unknown, gradient unknown, optimizer unknown, reference unknown"
+    )
 
 
 @pytest.mark.parametrize(

@@ -25,19 +25,22 @@ from sparsepo_jax.build.lora import make_lora
 from sparsepo_jax.build.objective import make_problem
 from sparsepo_jax.build.optimizer import make_optimizer
 from sparsepo_jax.build.sampling import make_sampling
+from sparsepo_jax.build.step import make_step
 from sparsepo_jax.build.tokenizer import make_tokenizer
 from sparsepo_jax.build.weights import abstract_frozen
 from sparsepo_jax.config.schema.base import Section, members
 from sparsepo_jax.config.schema.compute import Compute, Head, Mesh
 from sparsepo_jax.config.schema.generation import Generation
-from sparsepo_jax.config.schema.models import BpeTokenizer
+from sparsepo_jax.config.schema.models import BpeTokenizer, Reference
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.schema.training import (
     Adafactor,
     AdamW,
     Lion,
     LoraSettings,
+    Muon,
     Optimizer,
+    RmsProp,
     Schedule,
     Training,
     Wandb,
@@ -45,13 +48,16 @@ from sparsepo_jax.config.schema.training import (
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.stages import training
+from sparsepo_jax.train.rounding import rounding_words
 
 STEPS = 12
 
 
 def updates(config: Config) -> Any:
     """Weights after each of a few steps; of the changing gradients the first exceeds the default norm."""
-    weights = {"policy": {"embed.embedding": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)}, "masks": {}}
+    numbers = jnp.linspace(-1.0, 1.0, 6)
+    policy = {"embed.embedding": numbers.reshape(2, 3), "blocks.up.kernel": numbers.reshape(1, 3, 2)}
+    weights = {"policy": policy, "masks": {}}
     optimizer, _ = make_optimizer(config, config.po, STEPS, 16)
     state = optimizer.init(weights)
     path = []
@@ -61,9 +67,9 @@ def updates(config: Config) -> Any:
             **weights,
             "policy": {path: scale * jnp.cos(3.0 * x + n) for path, x in weights["policy"].items()},
         }
-        change, state = optimizer.update(gradient, state, weights)
+        change, state = optimizer.update(gradient, state, weights, words=rounding_words(0, n))
         weights = jax.tree.map(jnp.add, weights, change)
-        path.append(np.asarray(weights["policy"]["embed.embedding"]))
+        path.append(np.concatenate([np.ravel(x) for x in weights["policy"].values()]))
     return np.stack(path).tolist()
 
 
@@ -85,6 +91,11 @@ def problem(config: Config) -> Any:
 def frozen(config: Config) -> Any:
     spec, mesh = spec_from_hf(GPT2), make_mesh(None, 1, 1)
     return jax.tree.leaves(abstract_frozen(config, "po", problem(config), spec, spec, mesh))
+
+
+def held_state(config: Config) -> Any:
+    spec, mesh = spec_from_hf(GPT2), make_mesh(None, 1, 1)
+    return jax.tree.leaves(make_step(config, "po", problem(config), spec, STEPS, mesh).like)
 
 
 def settings_of_problem(config: Config) -> Any:
@@ -137,6 +148,7 @@ OPTIMIZERS: dict[type[Section], dict[str, Knob]] = {
         "b2": ({}, 0.5, updates),
         "eps": ({}, 1.0, updates),
         "weight_decay": ({}, 0.5, updates),
+        "moments": ({}, "bfloat16", updates),
     },
     Adafactor: {"learning_rate": ({}, 0.5, updates), "weight_decay": ({}, 0.5, updates)},
     Lion: {
@@ -144,6 +156,23 @@ OPTIMIZERS: dict[type[Section], dict[str, Knob]] = {
         "b1": ({}, 0.2, updates),
         "b2": ({}, 0.2, updates),
         "weight_decay": ({}, 0.5, updates),
+        "moments": ({}, "bfloat16", held_state),
+    },
+    Muon: {
+        "learning_rate": ({}, 0.5, updates),
+        "beta": ({}, 0.2, updates),
+        "b1": ({}, 0.2, updates),
+        "b2": ({}, 0.2, updates),
+        "eps": ({}, 1.0, updates),
+        "weight_decay": ({}, 0.5, updates),
+        "moments": ({}, "bfloat16", updates),
+    },
+    RmsProp: {
+        "learning_rate": ({}, 0.5, updates),
+        "b2": ({}, 0.2, updates),
+        "eps": ({}, 1.0, updates),
+        "weight_decay": ({}, 0.5, updates),
+        "moments": ({}, "bfloat16", updates),
     },
 }
 SECTIONS: dict[type[Section], tuple[str, dict[str, Knob]]] = {
@@ -180,6 +209,7 @@ SECTIONS: dict[type[Section], tuple[str, dict[str, Knob]]] = {
             "base": ({}, "bfloat16", frozen),
         },
     ),
+    Reference: ("reference", {"dtype": ({}, "bfloat16", frozen)}),
     Generation: (
         "generation",
         {
@@ -195,6 +225,8 @@ SECTIONS: dict[type[Section], tuple[str, dict[str, Knob]]] = {
         "compute",
         {
             "dtype": ({}, "bfloat16", computing),
+            "weights": ({}, "bfloat16", held_state),
+            "offload": ({}, "optimizer", held_state),
             "precision": ({"dtype": "bfloat16"}, "tf32", computing),
             "remat": ({}, True, settings_of_problem),
             "unroll": ({}, True, settings_of_problem),

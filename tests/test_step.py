@@ -23,7 +23,14 @@ from sparsepo_jax.ops.logprob_kl import HeadBlocks
 from sparsepo_jax.sharding.mesh import make_constrain, make_mesh, make_place_head, make_spread, put_batch
 from sparsepo_jax.sharding.rules import state_shardings
 from sparsepo_jax.train.forward import Problem, response_log_ratio
-from sparsepo_jax.train.optimizer import adafactor_rule, adamw_rule, lion_rule, make_optimizer
+from sparsepo_jax.train.optimizer import (
+    adafactor_rule,
+    adamw_rule,
+    lion_rule,
+    make_optimizer,
+    muon_rule,
+    rmsprop_rule,
+)
 from sparsepo_jax.train.step import make_pair_loss, make_pair_scores, make_sft_loss, make_update, start_state
 
 
@@ -326,7 +333,7 @@ def given_update(rule, clip_norm):
         optax.chain(optax.clip_by_global_norm(clip_norm), make(clip_norm=None)),
     )
     shapes = {
-        "policy": {"embed.embedding": (130, 140), "blocks.up.bias": (7,)},
+        "policy": {"embed.embedding": (130, 140), "blocks.up.kernel": (2, 3, 4), "blocks.up.bias": (7,)},
         "masks": {"common.weight": (3, 2)},
     }
     weights = {
@@ -352,8 +359,14 @@ def given_update(rule, clip_norm):
 @pytest.mark.parametrize("clip_norm", [1.0, 1e3])
 @pytest.mark.parametrize(
     "rule",
-    [adamw_rule(0.9, 0.999, 1e-8), lion_rule(0.9, 0.99), adafactor_rule()],
-    ids=["adamw", "lion", "adafactor"],
+    [
+        adamw_rule(0.9, 0.999, 1e-8),
+        lion_rule(0.9, 0.99),
+        muon_rule(0.95, 0.9, 0.999, 1e-8),
+        rmsprop_rule(0.99, 1e-8),
+        adafactor_rule(),
+    ],
+    ids=["adamw", "lion", "muon", "rmsprop", "adafactor"],
 )
 def test_the_update_is_optax_s_of_the_mean_gradient(rule, clip_norm):
     """Weights, moments and norms of three steps, clipped by optax's own and not. Kills: a norm of the sums;

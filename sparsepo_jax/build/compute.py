@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from sparsepo_jax.config.derive import batch_problem
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.host_memory import HOST
 from sparsepo_jax.data.cache import cache_directory
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.ops.attention import AttentionKernel
@@ -53,6 +54,15 @@ def _memory_of(device: jax.Device) -> int | None:
     limit = (device.memory_stats() or {}).get("bytes_limit", 0)
     mib = int(as_the_first(np.array(limit // 2**20, np.int32)))
     return mib * 2**20 or None
+
+
+def reference_type(config: Config, mesh: Mesh) -> Literal["float32", "bfloat16"]:
+    """The type of the reference's matrices, where it is a model of its own."""
+    chosen = config.reference.dtype
+    if chosen != "auto":
+        return chosen
+    is_bfloat16 = config.compute.weights == "bfloat16" or compute_dtype(config, mesh) == jnp.bfloat16
+    return "bfloat16" if is_bfloat16 else "float32"
 
 
 def set_precision(config: Config, platform: str) -> None:
@@ -146,6 +156,17 @@ def compiler_options(mesh: Mesh) -> dict[str, bool]:
         return {}
     # The loop over layers collects what the backward pass reads; XLA would fill those arrays with zeros.
     return {"xla_gpu_enable_dus_accumulator_zero_init_elimination": True}
+
+
+def check_offload(config: Config, mesh: Mesh) -> None:
+    """UserError if the devices cannot use the host's memory."""
+    device = mesh.devices.flat[0]
+    kinds = sorted(memory.kind for memory in device.addressable_memories())
+    if config.compute.offload != "nothing" and HOST not in kinds:
+        raise UserError(
+            f"compute.offload: {config.compute.offload} needs devices that reach the host's memory "
+            f"({HOST}), and {device.device_kind} has {', '.join(kinds)}: take nothing"
+        )
 
 
 def put_on(mesh: Mesh) -> Callable[[Any], Any]:

@@ -54,8 +54,10 @@ def optimizer_kind(training: Training) -> tuple[Callable, str]:
     """
     rule = training.optimizer
     make_rule = {
-        "adamw": lambda: optimizers.adamw_rule(rule.b1, rule.b2, rule.eps),
-        "lion": lambda: optimizers.lion_rule(rule.b1, rule.b2),
+        "adamw": lambda: optimizers.adamw_rule(rule.b1, rule.b2, rule.eps, rule.moments),
+        "lion": lambda: optimizers.lion_rule(rule.b1, rule.b2, rule.moments),
+        "muon": lambda: optimizers.muon_rule(rule.beta, rule.b1, rule.b2, rule.eps, rule.moments),
+        "rmsprop": lambda: optimizers.rmsprop_rule(rule.b2, rule.eps, rule.moments),
         "adafactor": optimizers.adafactor_rule,
     }[rule.kind]()
     return make_rule, training.schedule.kind

@@ -18,9 +18,11 @@ from sparsepo_jax.core.program import Program
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.lora import is_trained_matrix
 from sparsepo_jax.sharding.mesh import (
     replicated,
 )
+from sparsepo_jax.sharding.rules import in_host_memory
 from sparsepo_jax.train import optimizer as optimizers
 from sparsepo_jax.train.forward import Problem
 from sparsepo_jax.train.step import (
@@ -89,9 +91,13 @@ def make_step(
         problem.mask_source,
         mesh,
         lambda weights: start_state(weights, optimizer),
+        held=config.compute.weights,
     )
+    in_turn = config.compute.offload in ("optimizer", "both")
+    if in_turn:
+        like = like._replace(optimizer=in_host_memory(like.optimizer, is_trained_matrix))
     shardings, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, like))
-    program, start = _step_programs(make_loss, kind, tuple(shardings), tree, mesh)
+    program, start = _step_programs(make_loss, kind, tuple(shardings), tree, mesh, in_turn)
     return Step(program, Numbers(problem, rates), like, functools.partial(start, rates))
 
 
@@ -102,6 +108,7 @@ def _step_programs(
     shardings: tuple[NamedSharding, ...],
     tree: jax.tree_util.PyTreeDef,
     mesh: Mesh,
+    in_turn: bool,
 ):
     """(update(numbers, state, reference, batch), start(rates, weights)). shardings, tree: the state's."""
     state_shardings = jax.tree.unflatten(tree, shardings)
@@ -114,7 +121,9 @@ def _step_programs(
         batch: PairBatch,
     ):
         problem, optimizer = numbers.problem, build_optimizer(kind, numbers.rates)
-        update_state = make_update(make_loss(problem), *optimizer, dtype=problem.dtype)
+        update_state = make_update(
+            make_loss(problem), *optimizer, dtype=problem.dtype, seed=problem.seed, in_turn=in_turn
+        )
         return update_state(state, reference, batch)
 
     def start(rates: optimizers.Rates, weights: dict[str, Weights]) -> TrainState:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from sparsepo_jax.build.compute import reference_type
 from sparsepo_jax.build.lora import make_lora, make_reference_lora
 from sparsepo_jax.build.models import weight_shapes
 from sparsepo_jax.config.schema.root import Config
@@ -21,12 +22,17 @@ from sparsepo_jax.masks.source import MaskSource
 from sparsepo_jax.models.adapter import Adapter
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.models.lora import Lora, hold_base
+from sparsepo_jax.models.lora import BaseType, Lora, hold_base, is_block_matrix
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, stream_hf
 from sparsepo_jax.sharding.mesh import (
     lay,
 )
-from sparsepo_jax.sharding.rules import check_sharded, state_shardings, weight_shardings
+from sparsepo_jax.sharding.rules import (
+    check_sharded,
+    in_host_memory,
+    state_shardings,
+    weight_shardings,
+)
 from sparsepo_jax.train.forward import Problem
 
 
@@ -127,13 +133,14 @@ def _adapters(spec: DecoderSpec, lora: Lora, seed: int) -> Weights:
     return {path: x for path, x in weights.items() if ".lora." in path}
 
 
-def held_base(policy: Weights, held: str, mesh: Mesh) -> Weights:
-    """The policy in the type in which a base of adapters is held, sharded as it was.
+def held_base(policy: Weights, held: BaseType, mesh: Mesh) -> Weights:
+    """Weights in the type in which they are held, sharded as they were.
 
-    Adapters among the weights keep their type.
+    Adapters among them keep their type.
 
     Args:
-        held: po.lora.base or sft.lora.base.
+        held: of a base of adapters po.lora.base or sft.lora.base, of a policy compute.weights, of a reference
+            what reference_type gives.
     """
     base = hold_base(policy, held)
     return jax.device_put(base, state_shardings(base, mesh))
@@ -144,15 +151,18 @@ def abstract(
     masks: MaskSource | None,
     mesh: Mesh,
     make: Callable[[Any], Any] = lambda weights: weights,
+    *,
+    held: BaseType = "float32",
 ) -> Any:
     """Shapes and shardings of what `make` makes of {"policy", "masks"}; allocates nothing.
 
     Args:
         policy: shapes by path.
+        held: how the policy is held.
     """
 
     def make_all() -> Any:
-        weights = {path: jnp.zeros(shape) for path, shape in policy.items()}
+        weights = hold_base({path: jnp.zeros(shape) for path, shape in policy.items()}, held)
         mask_weights = {} if masks is None else masks.init(nnx.Rngs(0))
         return make({"policy": weights, "masks": mask_weights})
 
@@ -205,8 +215,29 @@ def abstract_frozen(
             start_shapes(policy, reference_lora),
             None,
             mesh,
-            lambda weights: hold_base(weights["policy"], lora.base),
+            _policy_of,
+            held=lora.base,
         )
     if stage == "sft" or problem.cached:
         return None
-    return abstract(weight_shapes(reference), None, mesh, lambda weights: weights["policy"])
+    held = reference_type(config, mesh)
+    shapes = abstract(weight_shapes(reference), None, mesh, _policy_of, held=held)
+    return in_host_memory(shapes, is_block_matrix) if offloads_reference(config) else shapes
+
+
+def offloads_reference(config: Config) -> bool:
+    """Whether the reference's blocks lie in the host's memory."""
+    return config.compute.offload in ("reference", "both")
+
+
+def offloaded(config: Config, reference: Weights) -> Weights:
+    """The reference where it lies between its uses."""
+    if not offloads_reference(config):
+        return reference
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), reference)
+    placed = in_host_memory(shapes, is_block_matrix)
+    return jax.device_put(reference, jax.tree.map(lambda x: x.sharding, placed))
+
+
+def _policy_of(weights: dict[str, Weights]) -> Weights:
+    return weights["policy"]

@@ -23,6 +23,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from sparsepo_jax.core.host_memory import on_device
 from sparsepo_jax.models.cache import Cache, empty_cache
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.layers import Block, Embed, Hooks, LayerFactory
@@ -249,7 +250,7 @@ class Decoder(nnx.Module):
             kept_here: dict[str, Any] = {}
             memory = _Memory(cache, number, reach)
             kind = _kind_of_layer(kinds, is_local)
-            block = nnx.merge(graph, dequantized(weights))
+            block = nnx.merge(graph, dequantized(on_device(weights)))
             hooks = Hooks(
                 keep=_listener(tap, kept_here),
                 remember=memory.remember,

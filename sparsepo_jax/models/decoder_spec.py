@@ -127,24 +127,31 @@ class DecoderSpec:
         sizes = self.projections()
         return self.num_layers * rank * sum(sum(sizes[name]) for name in targets)
 
+    def block_matrix_count(self) -> int:
+        """Weights of the matrices of all blocks."""
+        return self.num_layers * sum(inputs * outputs for inputs, outputs in self.projections().values())
+
+    def matrix_count(self) -> int:
+        """Weights of all matrices: those of blocks, embeddings and head. A tied head counts once."""
+        rows = self.vocab_size * (1 if self.tied_head else 2)
+        if self.positions == "learned":
+            rows += self.max_positions
+        return self.block_matrix_count() + rows * self.width
+
     def parameter_count(self) -> int:
         """Weights of the whole decoder; a tied head counts once."""
-        D = self.width
-        embeddings = self.vocab_size * D
-        if self.positions == "learned":
-            embeddings += self.max_positions * D
-        head = 0 if self.tied_head else self.vocab_size * D
-        if self.head_bias:
-            head += self.vocab_size
-        return embeddings + self.num_layers * self._block_parameter_count() + self._norm_size() + head
+        head_bias = self.vocab_size if self.head_bias else 0
+        vectors = self.num_layers * self._block_vector_count() + self._norm_size() + head_bias
+        return self.matrix_count() + vectors
 
     def _norm_size(self) -> int:
         return (2 if self.norm == "layer" else 1) * self.width
 
-    def _block_parameter_count(self) -> int:
+    def _block_vector_count(self) -> int:
+        """Weights of the biases and norms of a block."""
         D, F = self.width, self.mlp_width
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        count = sum(inputs * outputs for inputs, outputs in self.projections().values())
+        count = 0
         if self.qkv_bias:
             count += queries + 2 * keys
         if self.out_bias:

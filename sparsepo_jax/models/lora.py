@@ -63,6 +63,33 @@ def init_a(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def is_matrix(path: str) -> bool:
+    """Whether a weight is a matrix (or a stack of them) of the model itself; those of adapters are not.
+
+    Args:
+        path: the weight's.
+    """
+    return path.endswith((".kernel", ".embedding"))
+
+
+def is_trained_matrix(path: str) -> bool:
+    """Whether a weight is a matrix, of the model or of adapters.
+
+    Args:
+        path: the weight's.
+    """
+    return is_matrix(path) or ".lora." in path
+
+
+def is_block_matrix(path: str) -> bool:
+    """Whether a weight is a stack of matrices, one of each block.
+
+    Args:
+        path: the weight's.
+    """
+    return path.startswith("blocks.") and is_matrix(path)
+
+
 def split_adapters(weights: HeldWeights) -> tuple[HeldWeights, Weights]:
     """Splits the weights of an adapted decoder.
 
@@ -95,26 +122,29 @@ def hold_base(base: Weights, held: BaseType) -> HeldWeights:
     """The frozen base as it is kept in memory.
 
     Args:
-        base: its weights, float32.
-        held: float32 changes nothing; bfloat16 rounds all matrices; int8 (with a scale for each output) and
+        base: its weights, float32 or, of matrices, bfloat16.
+        held: float32 keeps all numbers; bfloat16 rounds all matrices; int8 (with a scale for each output) and
             nf4 (with one for each TILE inputs of an output) hold the projections of blocks alone, and leave
             embeddings, heads, norms and biases as they are.
 
     Raises:
         UserError: int8 or nf4 without the package qwix.
     """
+    if held != "bfloat16":
+        base = {path: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x for path, x in base.items()}
     if held == "float32":
         return base
     if held == "bfloat16":
-        return {
-            path: x.astype(jnp.bfloat16) if path.endswith((".kernel", ".embedding")) else x
-            for path, x in base.items()
-        }
+        return {path: _in_bfloat16(x) if is_matrix(path) else x for path, x in base.items()}
     quantize = _quantizer(held)
     return {
         path: quantize(x) if path.startswith("blocks.") and path.endswith(".kernel") else x
         for path, x in base.items()
     }
+
+
+def _in_bfloat16(x: Array) -> Array:
+    return x if x.dtype == jnp.bfloat16 else x.astype(jnp.bfloat16)  # the array itself, not a copy
 
 
 @functools.cache

@@ -22,12 +22,13 @@ from sparsepo_jax.config.schema.generation import ClassifierScorer, HuggingFaceS
 from sparsepo_jax.config.schema.masks import LearnedMask
 from sparsepo_jax.config.schema.models import BpeTokenizer, PretrainedTokenizer
 from sparsepo_jax.config.schema.root import Config
-from sparsepo_jax.config.schema.training import Optimizer, Training
+from sparsepo_jax.config.schema.training import Training
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.config_fields import SpecError
-from sparsepo_jax.models.decoder_spec import DecoderSpec, choose_projections
+from sparsepo_jax.models.decoder_spec import choose_projections
 from sparsepo_jax.run.check_compute import choice_lines
 from sparsepo_jax.run.local import MODEL_ID, Count, is_local, total
+from sparsepo_jax.run.memory import memory_text
 from sparsepo_jax.run.model_facts import (
     Adapters,
     Model,
@@ -120,11 +121,12 @@ def _training_lines(
             yield "sft", f"that of {config.sft.taken_from}"
         else:
             yield "sft", _work(config.sft, rows["sft"], "rows", length)
-            yield "", _memory(config, config.sft, _trained(config.sft, policy), policy)
+            yield "", memory_text(config, config.sft, policy, 0)
     if "po" in config.stages:
-        trained = total((_trained(config.po, policy), _mask_parameters(config, reference)))
         yield "po", _work(config.po, _kept_rows(rows["train"], config), "pairs", 2 * length)
-        yield "", _memory(config, config.po, trained, policy, reference)
+        is_gone = config.reference.cached and config.po.eval_every_steps is None
+        masks = _mask_parameters(config, reference)
+        yield "", memory_text(config, config.po, policy, masks, None if is_gone else reference)
 
 
 def _answer_lines(config: Config, rows: dict[str, Count], scorer_rows: Count | None) -> Iterator[Line]:
@@ -320,7 +322,7 @@ def _evaluated_rows(rows: dict[str, Count], config: Config) -> Count:
     return Count(limit)
 
 
-# ---------------------------------------------------------------- parameters and bytes
+# ---------------------------------------------------------------- parameters
 
 
 def _mask_parameters(config: Config, reference: Model) -> int | None:
@@ -330,80 +332,3 @@ def _mask_parameters(config: Config, reference: Model) -> int | None:
     if reference.spec is None:
         return None
     return mask_parameters(config.objective, reference.spec.width, reference.spec.num_layers)
-
-
-def _trained(training: Training, policy: Model) -> int | None:
-    """Parameters of the policy that a stage trains."""
-    if training.lora is None:
-        return policy.parameters
-    if policy.spec is None:
-        return None
-    projections = choose_projections(tuple(training.lora.targets), policy.spec)
-    return policy.spec.adapter_parameter_count(projections, training.lora.rank)
-
-
-def _memory(
-    config: Config, training: Training, trained: int | None, policy: Model, reference: Model | None = None
-) -> str:
-    """Bytes per device of what a stage holds.
-
-    Args:
-        trained: parameters that are trained, masks included.
-        reference: whose weights are held beside them; None: no reference is.
-    """
-    sizes = {
-        "weights": _bytes(trained, config),
-        "optimizer": _optimizer_bytes(training.optimizer, trained, policy.spec, config),
-    }
-    if training.lora is not None:
-        sizes[f"base ({training.lora.base})"] = _base_bytes(training.lora.base, policy, config)
-    elif reference is not None:
-        sizes["reference"] = _bytes(reference.parameters, config)
-    parts = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    return f"bytes per device: {parts}{_sharding(config)}"
-
-
-def _optimizer_bytes(
-    optimizer: Optimizer, parameters: int | None, spec: DecoderSpec | None, config: Config
-) -> str:
-    if parameters is None or spec is None:
-        return "unknown"
-    match optimizer.kind:
-        case "adamw":  # mean and mean square
-            return _bytes(2 * parameters, config)
-        case "lion":
-            return _bytes(parameters, config)
-    # Adafactor has a row and a column for each matrix, in optax for those of at least 128 rows and columns.
-    factored = parameters if spec.width < 128 else 2 * parameters // spec.width
-    return "about " + _bytes(factored, config)
-
-
-def _base_bytes(base: str, policy: Model, config: Config) -> str:
-    """Bytes of frozen weights; int8 and nf4 hold the blocks' matrices, without their small scales."""
-    if policy.parameters is None or policy.spec is None:
-        return "unknown"
-    if base == "float32":
-        return _bytes(policy.parameters, config)
-    if base == "bfloat16":
-        return _bytes(policy.parameters // 2, config)
-    projections = policy.spec.projections().values()
-    matrices = policy.spec.num_layers * sum(inputs * outputs for inputs, outputs in projections)
-    return "about " + _bytes(policy.parameters - matrices + matrices // {"int8": 4, "nf4": 8}[base], config)
-
-
-def _bytes(floats: int | None, config: Config) -> str:
-    """Bytes of float32 numbers that are cut over fsdp and tensor."""
-    if floats is None:
-        return "unknown"
-    shards = (config.compute.mesh.fsdp or 1) * (config.compute.mesh.tensor or 1)
-    size = 4 * math.ceil(floats / shards)
-    if size >= 1e9:
-        return f"{size / 1e9:,.2f} GB"
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-
-
-def _sharding(config: Config) -> str:
-    mesh = config.compute.mesh
-    if mesh.fsdp is None or mesh.tensor is None:
-        return f" (as if {'fsdp' if mesh.fsdp is None else 'tensor'}, which is free, were 1)"
-    return f" (sharded over fsdp x tensor = {mesh.fsdp * mesh.tensor})" if mesh.fsdp * mesh.tensor > 1 else ""

@@ -22,8 +22,8 @@ LOOKING = {"inspect", "report"}
 _CONTINUED = (*TRAINING, "pairs")
 _READS = ("seed", "policy", "reference", "tokenizer", "data", "objective", "compute")
 _SECTIONS = {
-    "sft": ("seed", "policy", "tokenizer", "data", "sft"),
-    "po": ("seed", "policy", "reference", "tokenizer", "data", "objective", "po"),
+    "sft": ("seed", "policy", "tokenizer", "data", "sft", "compute.weights"),
+    "po": ("seed", "policy", "reference", "tokenizer", "data", "objective", "po", "compute.weights"),
     "score": (*_READS, "evaluation"),
     "eval": (*_READS, "evaluation", "generation", "report", "scorer"),
     "generate": (*_READS, "generation"),
@@ -42,7 +42,15 @@ _HARMLESS = {
     "sft.skip_nonfinite",
     "sft.taken_from",
     "compute.compile_cache",
+    "compute.offload",
     "compute.distributed",
+}
+# Settings that were added later, with the value at which a stage is what it was before them.
+_ADDED = {
+    "sft.optimizer.moments": "float32",
+    "po.optimizer.moments": "float32",
+    "reference.dtype": "auto",
+    "compute.weights": "float32",
 }
 _PROMPTS = {"data.prompts", "data.prompt_words"}
 _HARMLESS_FOR = {
@@ -239,11 +247,18 @@ class Marks:
         settings = self._config.model_dump(mode="json")
         harmless = _HARMLESS | _HARMLESS_FOR.get(stage, set())
         depends: dict[str, Any] = {}
-        for section in _SECTIONS[stage]:
+        for name in _SECTIONS[stage]:
+            section, _, only = name.partition(".")
             value = settings[section]
             if isinstance(value, dict):
-                value = {key: inner for key, inner in value.items() if f"{section}.{key}" not in harmless}
+                value = {
+                    key: inner
+                    for key, inner in value.items()
+                    if f"{section}.{key}" not in harmless and only in ("", key)
+                }
             depends[section] = value
+        for path, before in _ADDED.items():
+            _drop(depends, path.split("."), before)
         if stage not in TRAINING:
             marks = self.all()
             depends["trained"] = {name: marks[name]["finished"] for name in TRAINING if name in marks}
@@ -287,12 +302,30 @@ def _stamp(path: Path) -> list:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
 
 
+def _drop(settings: dict[str, Any], path: list[str], value: Any) -> None:
+    """Takes a setting out where it has this value, and a section that it leaves empty."""
+    name, *rest = path
+    if rest and isinstance(settings.get(name), dict):
+        _drop(settings[name], rest, value)
+        if not settings[name]:
+            del settings[name]
+    elif not rest and settings.get(name) == value:
+        del settings[name]
+
+
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:
     """Dotted paths at which two nested mappings differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             difference
             for key in sorted(before.keys() | now.keys())
-            for difference in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+            for difference in _differences(
+                _value(before, key, now), _value(now, key, before), f"{path}.{key}" if path else key
+            )
         ]
     return [] if before == now else [path]
+
+
+def _value(settings: dict[str, Any], key: str, others: dict[str, Any]) -> Any:
+    """None where there is none, or no section where the others have one."""
+    return settings.get(key, {} if isinstance(others.get(key), dict) else None)

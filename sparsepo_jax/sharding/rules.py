@@ -1,13 +1,14 @@
 """Which axis of the mesh cuts which dimension of which weight: one table, every weight exactly one row."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.host_memory import HOST
 from sparsepo_jax.core.tree import label_paths
 
 Axes = str | tuple[str, ...] | None  # of one dimension
@@ -181,6 +182,23 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*_dividing(labels[key], leaf.shape, mesh.shape)))
 
     return jax.tree_util.tree_map_with_path(sharding_of, state)
+
+
+def in_host_memory(shapes: Any, is_chosen: Callable[[str], bool]) -> Any:
+    """The same shapes and shardings, with the chosen weights, or what is kept of them, on the host.
+
+    Args:
+        shapes: a tree of jax.ShapeDtypeStruct with shardings.
+        is_chosen: says of a weight's path whether it, or what belongs to it, lies in the host's memory.
+    """
+
+    def placed(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        key = _weight_of(path)
+        if key is None or not is_chosen(key):
+            return x
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding.with_memory_kind(HOST))
+
+    return jax.tree_util.tree_map_with_path(placed, shapes)
 
 
 def _weight_of(path: tuple[Any, ...]) -> str | None:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sparsepo_jax.build.compute import check_batch, describe_computing, start_jax
+from sparsepo_jax.build.compute import check_batch, check_offload, describe_computing, start_jax
 from sparsepo_jax.build.data import load_data
 from sparsepo_jax.build.lora import make_lora, make_reference_lora, with_adapter_settings
 from sparsepo_jax.build.models import (
@@ -134,7 +134,8 @@ class Run:
         if path is None:
             return "float32"
         dtype = checkpoint_dtype(path)
-        say(f"policy: {path}: {self.spec.family}, weights in {dtype}; they are trained in float32")
+        held = self.config.compute.weights
+        say(f"policy: {path}: {self.spec.family}, weights in {dtype}; they are trained in {held}")
         return dtype
 
     @functools.cached_property
@@ -238,6 +239,7 @@ class Run:
         self.marks.check(stage)
         training = getattr(self.config, stage)
         check_batch(f"{stage}.batch_size", training.batch_size, training.accumulation, self.mesh)
+        check_offload(self.config, self.mesh)
         reference_spec = self.reference_spec if stage == "po" else self.spec
         check_sharding(self.config, stage, self.spec, reference_spec, self.mesh)
 

@@ -24,7 +24,13 @@ from sparsepo_jax.stages.reference import (
 )
 from sparsepo_jax.stages.scores import score_table
 from sparsepo_jax.stages.training import prepare, train
-from sparsepo_jax.stages.weights import adapted, reference_weights, start_weights, starting_policy
+from sparsepo_jax.stages.weights import (
+    adapted,
+    is_policy_itself,
+    reference_weights,
+    start_weights,
+    starting_policy,
+)
 from sparsepo_jax.train.checkpoint import save_once
 from sparsepo_jax.train.step import TrainState
 
@@ -42,8 +48,9 @@ def po(run: Run) -> None:
     evaluated = eval_pairs if config.po.eval_every_steps is not None else None
     is_cached = config.reference.cached
     prepared = None if is_cached else prepare(run, "po", table, run.problem, evaluated)
-    start = _begin(run, table)
+    start: dict[str, Weights] | None = _begin(run, table)
     reference: Weights | None = reference_weights(run, start)
+    start = adapted(run, start) if run.problem.adapted or is_policy_itself(run) else None  # frees the rest
     record = describe_reference(run, reference)
     say(f"po: reference: {record['is']}, {record['dtype']}, digest {record['digest']}")
     keep_reference(run, record)
@@ -58,7 +65,7 @@ def po(run: Run) -> None:
         start = reference = None  # frees their memory: the step does not read them
 
     def initial() -> dict[str, Weights]:
-        return adapted(run, start_weights(run) if start is None else start)
+        return start_weights(run) if start is None else start
 
     train(
         run,

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from sparsepo_jax.build.compute import check_batch, compute_dtype, put_on
+from sparsepo_jax.build.compute import check_batch, compute_dtype, put_on, reference_type
 from sparsepo_jax.build.reading import make_reference_tokens
 from sparsepo_jax.build.reference import reference_cache_dir, reference_key
 from sparsepo_jax.core.errors import UserError
@@ -40,7 +40,7 @@ def describe_reference(run: Run, reference: Weights) -> dict[str, Any]:
         "is": words,
         "path": path,
         "adapter": chosen.adapter,
-        "dtype": "float32" if config.po.lora is None else config.po.lora.base,
+        "dtype": reference_type(config, run.mesh) if config.po.lora is None else config.po.lora.base,
         "digest": weights_digest(reference),
     }
 
@@ -53,7 +53,8 @@ def keep_reference(run: Run, record: dict[str, Any]) -> None:
     """
     path = run.output_dir / "po" / "reference.json"
     before = json.loads(path.read_text()) if path.exists() else record
-    if before["digest"] != record["digest"]:
+    # Another type has another digest: a run of before reference.dtype held all references in float32.
+    if before["dtype"] == record["dtype"] and before["digest"] != record["digest"]:
         raise UserError(
             f"the reference ({record['is']}) has other weights than when po began in {run.output_dir} "
             f"(digest {record['digest']}, then {before['digest']}): bring the old files back, or take "

@@ -38,7 +38,7 @@ def sft(run: Run) -> None:
 
     def merge(weights: dict[str, Weights]) -> dict[str, Weights]:
         policy = merge_adapters(starting_policy(run), weights["policy"], lora.scale)
-        return {"policy": policy, "masks": {}}
+        return {"policy": held_base(policy, run.config.compute.weights, run.mesh), "masks": {}}
 
     base = held_base(starting_policy(run), run.config.sft.lora.base, run.mesh)
     train(run, "sft", prepared, initial, base, finish=merge)

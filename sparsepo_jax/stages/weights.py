@@ -1,5 +1,8 @@
 """The weights that a stage starts from, holds against, or reads: policy, reference and masks."""
 
+import jax.numpy as jnp
+
+from sparsepo_jax.build.compute import compute_dtype, reference_type
 from sparsepo_jax.build.masks import stored_masks
 from sparsepo_jax.build.weights import (
     abstract,
@@ -8,6 +11,8 @@ from sparsepo_jax.build.weights import (
     held_base,
     initial_adapters,
     load_weights,
+    offloaded,
+    offloads_reference,
     random_weights,
     start_shapes,
     trained_shapes,
@@ -27,17 +32,21 @@ def trained(run: Run, stage: str) -> dict[str, Weights]:
     """{"policy", "masks"} as a finished stage left them: what po trains, or the whole policy after sft."""
     lora = run.lora("po") if stage == "po" else None
     masks = run.problem.mask_source if stage == "po" else None
-    like = abstract(trained_shapes(run.spec, lora), masks, run.mesh)
+    like = abstract(trained_shapes(run.spec, lora), masks, run.mesh, held=run.config.compute.weights)
     return load_once(run.marks.origin(stage) / stage / "final", like)
 
 
 def starting_policy(run: Run) -> Weights:
-    """The policy that po starts from.
+    """The policy that po starts from, held as compute.weights says.
 
     What sft left (here or in sft.taken_from), else policy.path, else random weights.
 
     policy.adapter is merged into policy.path, or lies beside it where po trains it further.
     """
+    return held_base(_read_policy(run), run.config.compute.weights, run.mesh)
+
+
+def _read_policy(run: Run) -> Weights:
     config = run.config
     if run.marks.finished("sft"):
         return trained(run, "sft")["policy"]
@@ -84,7 +93,8 @@ def start_weights(run: Run) -> dict[str, Weights] | None:
     if not directory.exists():
         return None
     lora = run.lora("po") if trains_adapter_further(run.config) else None
-    return load_once(directory, abstract(start_shapes(run.spec, lora), run.problem.mask_source, run.mesh))
+    shapes, held = start_shapes(run.spec, lora), run.config.compute.weights
+    return load_once(directory, abstract(shapes, run.problem.mask_source, run.mesh, held=held))
 
 
 def reference_weights(run: Run, start: dict[str, Weights] | None = None) -> Weights:
@@ -100,11 +110,13 @@ def reference_weights(run: Run, start: dict[str, Weights] | None = None) -> Weig
     lora = run.config.po.lora
     if lora is None and reference_is_chosen(run.config):
         weights = load_weights(chosen.path or run.config.policy.path, run.reference_spec, run.mesh)
-        return _with_adapter(run, weights, chosen.adapter, "reference.adapter", merged=True)
+        weights = _with_adapter(run, weights, chosen.adapter, "reference.adapter", merged=True)
+        weights = held_base(weights, reference_type(run.config, run.mesh), run.mesh)
+        return offloaded(run.config, weights)
     start = start_weights(run) if start is None else start
     policy = starting_policy(run) if start is None else start["policy"]
     if lora is None:
-        return policy
+        return offloaded(run.config, _held_as_policy(run, policy))
     if reference_is_chosen(run.config):
         if run.marks.finished("sft"):
             raise UserError(
@@ -115,6 +127,27 @@ def reference_weights(run: Run, start: dict[str, Weights] | None = None) -> Weig
         base = split_adapters(policy)[0]
         policy = _with_adapter(run, base, chosen.adapter, "reference.adapter", merged=False)
     return held_base(policy, lora.base, run.mesh)
+
+
+def _held_as_policy(run: Run, policy: Weights) -> Weights:
+    """The policy as the reference is held. UserError: it would not compute what the policy does."""
+    held = reference_type(run.config, run.mesh)
+    reference = held_base(policy, held, run.mesh)
+    if held == "bfloat16" and compute_dtype(run.config, run.mesh) != jnp.bfloat16:
+        changed = [path for path, x in policy.items() if bool(jnp.any(x != reference[path]))]
+        if changed:
+            raise UserError(
+                f"reference.dtype: bfloat16 would round {len(changed)} matrices of the reference and leave "
+                "the policy's as they are, so that no log-ratio would start at 0: take auto, or also "
+                "compute.weights=bfloat16"
+            )
+    return reference
+
+
+def is_policy_itself(run: Run) -> bool:
+    """Whether the reference is the very arrays that po starts from: the same model, held in the same type."""
+    is_held_alike = reference_type(run.config, run.mesh) == run.config.compute.weights
+    return is_held_alike and not reference_is_chosen(run.config) and not offloads_reference(run.config)
 
 
 def reference_is_chosen(config: Config) -> bool:

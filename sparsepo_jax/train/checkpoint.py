@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.host_memory import is_on_host, on_device
 from sparsepo_jax.sharding.processes import wait_for_all
 
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -59,7 +60,7 @@ def abstract(state: Any) -> Any:
 @jax.jit
 def _sums(state: Any) -> list[jax.Array]:
     """A checksum of each array, uint32."""
-    return [_sum(x) for x in jax.tree.leaves(state)]
+    return [_sum(x) for x in jax.tree.leaves(on_device(state))]
 
 
 def _sum(x: jax.Array) -> jax.Array:
@@ -84,9 +85,11 @@ def checksums(state: Any) -> dict[str, int]:
     Args:
         state: a tree of arrays, computed on where they are.
     """
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
-    sums = jax.device_get(_sums(state))
-    return {path: int(number) for path, number in zip(paths, sums, strict=True)}
+    paths, leaves = zip(*jax.tree.leaves_with_path(state), strict=True)
+    sums = iter(_sums([x for x in leaves if not is_on_host(x)]))
+    # One after the other, so that the device need not hold all that lies on the host.
+    numbers = jax.device_get([_sums([x])[0] if is_on_host(x) else next(sums) for x in leaves])
+    return {jax.tree_util.keystr(path): int(number) for path, number in zip(paths, numbers, strict=True)}
 
 
 def weights_digest(weights: Any) -> str:
@@ -283,10 +286,16 @@ class Checkpoints:
 def _donatable(state: Any, like: Any) -> Any:
     """A copy made by XLA: buffers that Orbax restores may not be donatable.
 
-    It has the shardings of `like`; otherwise the step would be compiled once more.
+    It has the shardings of `like`; otherwise the step would be compiled once more. What lies on the host
+    stays there.
     """
-    shardings = jax.tree.map(lambda x: x.sharding, like)
-    return jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=shardings)(state)
+    leaves, tree = jax.tree.flatten(state)
+    shardings = [x.sharding for x in jax.tree.leaves(like)]
+    places = [n for n, x in enumerate(leaves) if not is_on_host(x)]
+    copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=[shardings[n] for n in places])
+    for n, x in zip(places, copy([leaves[n] for n in places]), strict=True):
+        leaves[n] = x
+    return jax.tree.unflatten(tree, leaves)
 
 
 def _anywhere(here: bool) -> bool:

@@ -12,16 +12,18 @@ from jaxtyping import Array, Bool, Float, Int
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch, TokenMasks, TokenStats
 from sparsepo_jax.losses.sequence import sft_nll
+from sparsepo_jax.train.change import Facts, changed, changed_in_turn
 from sparsepo_jax.train.forward import Problem, forward, pair_keys, response_logp
 from sparsepo_jax.train.metrics import log_ratio_metrics, pair_metrics
+from sparsepo_jax.train.rounding import rounding_words, widened
 
 
 class TrainState(NamedTuple):
     """All that training changes.
 
     Attributes:
-        weights: {"policy": ..., "masks": ...}, float32. Under LoRA "policy" holds the adapters alone, and
-            the frozen base comes in as the reference.
+        weights: {"policy": ..., "masks": ...}, float32; the policy's matrices may be bfloat16. Under LoRA
+            "policy" holds the adapters alone, and the frozen base comes in as the reference.
         optimizer: the optimizer's state.
         step: batches done so far.
         skipped: those of them whose update was left out.
@@ -148,6 +150,8 @@ def make_update(
     learning_rate: optax.Schedule,
     *,
     dtype: DTypeLike = jnp.float32,
+    seed: int | Int[Array, ""] = 0,
+    in_turn: bool = False,
 ) -> Update:
     """A training step.
 
@@ -167,6 +171,8 @@ def make_update(
         optimizer: one of make_optimizer, which can leave its own state as it was.
         learning_rate: the policy's schedule, to be reported.
         dtype: of the policy's activations.
+        seed: of the draws that round what is held in bfloat16.
+        in_turn: change one weight after another, for an optimizer's state that lies on the host.
 
     Returns:
         `update(state, reference, batch)`, which gives (state, metrics, finite). The batch is [micro-steps,
@@ -191,7 +197,7 @@ def make_update(
             return (gradient, metrics, weight), loss_B
 
         (gradient, metrics, weight), loss_UB = _over_micro_steps(sums, batch)
-        gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
+        gradient = widened(gradient)
         scale = 1.0 / jnp.maximum(weight, 1e-30)
         norm = scale * optax.tree.norm(gradient)
         metrics = {name: value * scale for name, value in metrics.items()}
@@ -202,14 +208,9 @@ def make_update(
         sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         with jax.named_scope("optimizer"):
             mean = jax.tree.map(lambda g: g * scale, gradient)
-            updates, optimizer_state = optimizer.update(
-                mean, state.optimizer, state.weights, norm=norm, sound=sound
-            )
-            weights = jax.tree.map(
-                lambda new, old: jnp.where(sound, new, old),
-                optax.apply_updates(state.weights, updates),
-                state.weights,
-            )
+            change = changed_in_turn if in_turn else changed
+            facts = Facts(norm, sound, rounding_words(seed, state.step))
+            weights, optimizer_state = change(optimizer, mean, state.weights, state.optimizer, facts)
         state = TrainState(weights, optimizer_state, state.step + 1, state.skipped + ~sound)
         metrics["skipped"] = state.skipped.astype(jnp.float32)
         return state, metrics, jnp.isfinite(loss_UB)
@@ -246,5 +247,6 @@ def _over_micro_steps(
         return jax.tree.map(jnp.add, total, more), loss_B
 
     shapes, _ = jax.eval_shape(sums, first)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
+    # Gradients of bfloat16 matrices are bfloat16; sums of them need more digits.
+    zeros = widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
     return jax.lax.scan(add, zeros, batch)

@@ -1,4 +1,6 @@
-"""The section `compute`: devices, number types, memory and kernels. Nothing here changes what is computed."""
+"""The section `compute`: devices, number types, memory and kernels.
+
+Beside the types of numbers nothing here changes what is computed."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -62,7 +64,15 @@ class Head(Section):
 
 class Compute(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of activations; weights are float32 always. auto: float32 on CPU, bfloat16 elsewhere."""
+    """Type of activations. auto: float32 on CPU, bfloat16 elsewhere."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the policy's matrices are held between steps. float32: with all digits, and each step
+    rounds them to what it computes with. bfloat16: half the memory; updates are rounded at random, by seed
+    and step, so that small ones are not lost. Norms, biases, adapters and mask nets are float32."""
+    offload: Literal["nothing", "optimizer", "reference", "both"] = "nothing"
+    """What lies in the host's memory between its uses: the optimizer's state, which comes to the device in
+    the update; the matrices of the reference's blocks, which come layer by layer; or both. Less memory of the
+    device, more time. The results are the same."""
     precision: Literal["auto", "float32", "tf32"] = "auto"
     """How float32 arrays are multiplied. float32: with all their digits. tf32: as fast as the device can with
     about three digits (NVIDIA's TF32; three bfloat16 passes on TPU); CPUs multiply in float32 all the same.

@@ -27,6 +27,10 @@ class Reference(Section):
     Under po.lora only policy.path itself may be named: the base without policy.adapter."""
     adapter: PathText | None = None
     """A LoRA adapter as PEFT saves it, put onto `path`, or onto policy.path where `path` is None."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type in which the frozen reference's matrices are held. auto: bfloat16 where activations or
+    compute.weights are, else float32, so that a reference that equals the policy computes what it computes.
+    Under po.lora the reference is held as po.lora.base says."""
     cached: bool = False
     """Compute the reference's log-probs of the training tokens (and MaPO's masks) once, keep them on disk,
     and train without running the reference. Only for objectives without a KL term and without learned masks;

@@ -113,6 +113,7 @@ class Config(Section):
             *(self._pair_making_mistakes() if "pairs" in self.stages else ()),
             *self._adapter_mistakes(),
             *self._reference_mistakes(),
+            *self._offload_mistakes(),
             *self._text_mistakes(),
             *self._measure_mistakes(),
             *self._harness_mistakes(),
@@ -199,6 +200,13 @@ class Config(Section):
         reason = needs_reference(self.objective) if self.reference.cached else None
         if reason is not None:
             yield f"reference.cached: {reason}, which needs the reference itself: set it to false"
+
+    def _offload_mistakes(self) -> Iterator[str]:
+        if self.po.lora is not None and self.compute.offload in ("reference", "both"):
+            yield (
+                f"compute.offload: {self.compute.offload} does not go with po.lora, where the reference is "
+                "the base that the policy computes with: take optimizer or nothing"
+            )
 
     def _text_mistakes(self) -> Iterator[str]:
         if self._has_text:

@@ -21,6 +21,13 @@ WeightDecay = Annotated[
     float,
     Field(ge=0, description="Decoupled weight decay, times the learning rate; not on biases and norms."),
 ]
+Moments = Annotated[
+    Literal["float32", "bfloat16"],
+    Field(
+        description="Type in which the running means of matrices are held between steps. bfloat16: half the "
+        "memory, rounded at random, by seed and step, so that small changes are not lost."
+    ),
+]
 
 
 class AdamW(Section):
@@ -34,6 +41,7 @@ class AdamW(Section):
     eps: PositiveFloat = 1e-8
     """Added to the root of the mean square."""
     weight_decay: WeightDecay = 0.0
+    moments: Moments = "float32"
 
 
 class Adafactor(Section):
@@ -52,9 +60,40 @@ class Lion(Section):
     b2: Rate = 0.99
     """Decay of the running mean."""
     weight_decay: WeightDecay = 0.0
+    moments: Moments = "float32"
 
 
-Optimizer = Annotated[AdamW | Adafactor | Lion, ByKind("adamw")]
+class Muon(Section):
+    kind: Literal["muon"]
+    """Steps by orthogonal matrices made of a running mean, for matrices of blocks; embeddings, head, norms
+    and biases are trained by Adam. Its steps are as large as Adam's, so that AdamW's learning rates fit."""
+    learning_rate: LearningRate = 1e-6
+    beta: Rate = 0.95
+    """Decay of the matrices' running mean."""
+    b1: Rate = 0.9
+    """Decay of Adam's running mean."""
+    b2: Rate = 0.999
+    """Decay of Adam's squared gradients' running mean."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of Adam's mean square."""
+    weight_decay: WeightDecay = 0.0
+    moments: Moments = "float32"
+
+
+class RmsProp(Section):
+    kind: Literal["rmsprop"]
+    """Divides gradients by the root of their running mean square, as PyTorch's RMSprop, which DPO's own code
+    trains with: half of AdamW's memory."""
+    learning_rate: LearningRate = 5e-7
+    b2: Rate = 0.99
+    """Decay of the squared gradients' running mean (PyTorch's alpha)."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the mean square."""
+    weight_decay: WeightDecay = 0.0
+    moments: Moments = "float32"
+
+
+Optimizer = Annotated[AdamW | Adafactor | Lion | Muon | RmsProp, ByKind("adamw")]
 
 
 class Schedule(Section):

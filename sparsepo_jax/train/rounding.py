@@ -1,0 +1,103 @@
+"""Numbers that are held in bfloat16 and changed in float32, rounded at random so that no change is lost.
+
+bfloat16 has eight binary digits. A change of less than half of the last one would be lost at every step if
+the result were rounded to the nearest number: a weight of 1 would never see an update of 1e-4, and a mean
+square with b2 = 0.999 would never fall. So a result is rounded up with the probability of its distance from
+the number below: on average it is exact.
+
+The random bits are a hash of (seed, step, path of the array, place of the element), made where they are used.
+So they are the same on any mesh, need no state, and a run that is continued draws what it would have drawn.
+
+References:
+    Gupta et al., Deep Learning with Limited Numerical Precision, arXiv 1502.02551, 2015 (where rounding at
+    random is called stochastic rounding).
+"""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, BFloat16, Float, Int, UInt32
+
+Words = UInt32[Array, "2"]
+
+
+def rounding_words(seed: int | Int[Array, ""], step: int | Int[Array, ""]) -> Words:
+    """What a step's random bits are made of.
+
+    Args:
+        seed: of the run.
+        step: number of the step, from 0.
+    """
+    return jax.random.bits(jax.random.fold_in(jax.random.key(seed), step), (2,), jnp.uint32)
+
+
+def round_at_random(x: Float[Array, "*n"], words: Words, path: str) -> BFloat16[Array, "*n"]:
+    """x in bfloat16: one of its two neighbours there, and x on average.
+
+    Numbers of bfloat16 and what is not finite stay as they are.
+
+    Args:
+        x: float32.
+        words: of `rounding_words`.
+        path: of the array; arrays of other paths draw other bits.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    up = bits + (_random_bits(x.shape, words, path) >> 16)
+    rounded = jax.lax.bitcast_convert_type((up >> 16).astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
+
+
+def _random_bits(shape: tuple[int, ...], words: Words, path: str) -> UInt32[Array, "*n"]:
+    """Elements that are a multiple of 2^32 places apart get the same bits."""
+    place = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    start = _mixed(words[0] ^ jnp.uint32(zlib.crc32(path.encode())))
+    return _mixed(_mixed(place ^ start) + words[1])
+
+
+def _mixed(x: UInt32[Array, "*n"]) -> UInt32[Array, "*n"]:
+    """The last step of MurmurHash3: each bit of x changes each bit of the result with a chance of a half."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def widened(tree: Any) -> Any:
+    """The tree with its bfloat16 arrays in float32.
+
+    Args:
+        tree: of arrays.
+    """
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, tree)
+
+
+def narrowed_like(tree: Any, like: Any, words: Words) -> Any:
+    """The tree with those arrays rounded at random that are bfloat16 in `like`.
+
+    Args:
+        tree: of arrays.
+        like: a tree of the same structure.
+        words: of `rounding_words`.
+    """
+
+    def narrowed(path: tuple[Any, ...], x: Array, old: Array) -> Array:
+        if old.dtype != jnp.bfloat16:
+            return x
+        return round_at_random(x.astype(jnp.float32), words, jax.tree_util.keystr(path))
+
+    return jax.tree_util.tree_map_with_path(narrowed, tree, like)
+
+
+def apply_updates(weights: Any, updates: Any, words: Words) -> Any:
+    """optax.apply_updates, with the sums rounded at random where weights are bfloat16.
+
+    Args:
+        weights: a tree of arrays.
+        updates: what is added to them, float32.
+        words: of `rounding_words`.
+    """
+    sums = jax.tree.map(jnp.add, widened(weights), updates)
+    return narrowed_like(sums, weights, words)
