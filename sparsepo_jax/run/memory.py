@@ -4,31 +4,17 @@ import math
 from typing import NamedTuple
 
 from sparsepo_jax.config.schema.root import Config
-from sparsepo_jax.config.schema.training import Optimizer, Training
-from sparsepo_jax.models.decoder_spec import DecoderSpec, choose_projections
+from sparsepo_jax.config.schema.training import Training
+from sparsepo_jax.run.held import (
+    BYTES,
+    Numbers,
+    base_bytes,
+    gradient_bytes,
+    moment_bytes,
+    numbers_of,
+    trained_numbers,
+)
 from sparsepo_jax.run.model_facts import Model
-
-_BYTES = {"float32": 4, "bfloat16": 2}
-
-
-class Numbers(NamedTuple):
-    """How many numbers a stage trains or holds, by how they may be held.
-
-    Attributes:
-        blocks: of the matrices of blocks, or of adapters.
-        head: of a head of its own.
-        tables: of the embeddings.
-        vectors: of norms, biases and mask nets, which are float32 always.
-    """
-
-    blocks: int
-    head: int
-    tables: int
-    vectors: int
-
-    def bytes(self, held: str) -> int:
-        """Args: held: the type of matrices."""
-        return _BYTES[held] * (self.blocks + self.head + self.tables) + 4 * self.vectors
 
 
 def memory_text(
@@ -56,7 +42,7 @@ def held_sizes(
     sizes = {
         "weights": writer.text(None if trained is None else trained.bytes(weights)),
         "gradient": _gradient_text(writer, training, trained, weights),
-        "optimizer": _optimizer_text(writer, training.optimizer, trained, policy.spec),
+        "optimizer": _optimizer_text(writer, training, trained, policy),
     }
     if training.lora is not None:
         sizes[f"base ({training.lora.base})"] = _base_text(writer, training.lora.base, policy)
@@ -89,82 +75,53 @@ class _Sizes(NamedTuple):
         return text if on_cpu == elsewhere else f"{text} (GPU, TPU: {self.text(elsewhere)})"
 
 
-def _numbers(model: Model, masks: int = 0) -> Numbers | None:
-    """All numbers of a model, and of mask nets beside it."""
-    if model.parameters is None or model.spec is None:
-        return None
-    blocks, matrices = model.spec.block_matrix_count(), model.spec.matrix_count()
-    head = 0 if model.spec.tied_head else model.spec.vocab_size * model.spec.width
-    return Numbers(blocks, head, matrices - blocks - head, model.parameters - matrices + masks)
+def _numbers(model: Model) -> Numbers | None:
+    return None if model.parameters is None or model.spec is None else numbers_of(model.spec)
 
 
 def _trained(training: Training, policy: Model, masks: int) -> Numbers | None:
-    """What a stage trains."""
-    if training.lora is None:
-        return _numbers(policy, masks)
-    if policy.spec is None:
+    if policy.spec is None or (training.lora is None and policy.parameters is None):
         return None
-    projections = choose_projections(tuple(training.lora.targets), policy.spec)
-    return Numbers(policy.spec.adapter_parameter_count(projections, training.lora.rank), 0, 0, masks)
+    return trained_numbers(training, policy.spec, masks)
 
 
 def _gradient_text(writer: _Sizes, training: Training, trained: Numbers | None, weights: str) -> str:
-    """Sums over micro-steps are float32. The gradient of a single batch has the type of the activations,
-    in which a step holds the matrices that products read; that of embeddings has the type of the weights."""
     if trained is None:
         return "unknown"
-    if training.accumulation > 1:
+    if training.accumulation > 1:  # sums are float32
         return writer.text(trained.bytes("float32"))
-
-    def of_type(dtype: str) -> int:
-        return trained._replace(tables=0).bytes(dtype) + _BYTES[weights] * trained.tables
-
-    dtype = writer.config.compute.dtype
-    return writer.by_device(*map(of_type, ("float32", "bfloat16") if dtype == "auto" else (dtype, dtype)))
+    return writer.by_device(*(gradient_bytes(trained, weights, dtype) for dtype in _types(writer.config)))
 
 
-def _optimizer_text(
-    sizes: _Sizes, optimizer: Optimizer, trained: Numbers | None, spec: DecoderSpec | None
-) -> str:
-    if trained is None or spec is None:
+def _types(config: Config) -> tuple[str, str]:
+    """The type of activations on CPU, and that on GPU and TPU."""
+    dtype = config.compute.dtype
+    return ("float32", "bfloat16") if dtype == "auto" else (dtype, dtype)
+
+
+def _optimizer_text(writer: _Sizes, training: Training, trained: Numbers | None, policy: Model) -> str:
+    if trained is None or policy.spec is None:
         return "unknown"
-    match optimizer.kind:
-        case "adamw":  # mean and mean square
-            return sizes.text(2 * trained.bytes(optimizer.moments))
-        case "lion" | "rmsprop":
-            return sizes.text(trained.bytes(optimizer.moments))
-        case "muon":  # one mean of the matrices of blocks, Adam's two of all else
-            others = trained._replace(blocks=0)
-            size = trained.bytes(optimizer.moments) + others.bytes(optimizer.moments)
-            return sizes.text(size)
-    # Adafactor has a row and a column for each matrix, in optax for those of at least 128 rows and columns.
-    count = sum(trained)
-    return "about " + sizes.text(4 * (count if spec.width < 128 else 2 * count // spec.width))
+    about = "about " if training.optimizer.kind == "adafactor" else ""
+    return about + writer.text(moment_bytes(training, trained, policy.spec))
 
 
-def _reference_text(sizes: _Sizes, reference: Model) -> str:
-    numbers, compute = _numbers(reference), sizes.config.compute
+def _reference_text(writer: _Sizes, reference: Model) -> str:
+    numbers, config = _numbers(reference), writer.config
     if numbers is None:
         return "unknown"
-    full, half = numbers.bytes("float32"), numbers.bytes("bfloat16")
-    chosen = sizes.config.reference.dtype
-    if chosen != "auto":
-        return sizes.text(numbers.bytes(chosen))
-    if "bfloat16" in (compute.weights, compute.dtype):
-        return sizes.text(half)
-    return sizes.by_device(full, half if compute.dtype == "auto" else full)
+    held = config.reference.dtype
+    if held == "auto" and config.compute.weights == "bfloat16":
+        held = "bfloat16"
+    types = _types(config) if held == "auto" else (held, held)
+    return writer.by_device(*map(numbers.bytes, types))
 
 
-def _base_text(sizes: _Sizes, base: str, policy: Model) -> str:
-    """Bytes of frozen weights; int8 and nf4 hold the blocks' matrices, without their small scales."""
+def _base_text(writer: _Sizes, base: str, policy: Model) -> str:
     numbers = _numbers(policy)
     if numbers is None:
         return "unknown"
-    if base in _BYTES:
-        return sizes.text(numbers.bytes(base))
-    return "about " + sizes.text(
-        numbers._replace(blocks=0).bytes("float32") + numbers.blocks // {"int8": 1, "nf4": 2}[base]
-    )
+    return ("" if base in BYTES else "about ") + writer.text(base_bytes(base, numbers))
 
 
 def _sharding(config: Config) -> str:

@@ -12,10 +12,12 @@ from sparsepo_jax.config.schema.compute import Remat
 from sparsepo_jax.config.schema.masks import LearnedMask
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.schema.training import Training
-from sparsepo_jax.models.decoder_spec import DecoderSpec, choose_projections
+from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.run.held import base_bytes, gradient_bytes, moment_bytes, numbers_of, trained_numbers
 
 ROOM = 0.92  # share of a device's memory that an estimate may take
 FLOAT = 4  # bytes of a float32
+LARGEST = 4  # a model's largest stack of matrices is about this part of it
 CHUNK = 128  # queries that the kernel xla takes at a time at least, see ops/dense_attention
 
 
@@ -101,68 +103,45 @@ class Setting(NamedTuple):
 
 def held_by(setting: Setting) -> Held:
     """What the stage holds, per device."""
-    training, policy = setting.training, setting.policy
-    trained = trained_parameters(setting)
-    tables = policy.vocab_size * policy.width  # the embedding, which is read in its own type
-    copied = policy.parameter_count() - tables
-    if training.lora is not None or setting.itemsize == FLOAT:
-        copied, of_gradient = 0, FLOAT * trained
-    else:
-        of_gradient = setting.itemsize * (trained - tables) + FLOAT * tables
+    config, training = setting.config, setting.training
+    trained = trained_numbers(training, setting.policy, _mask_count(setting))
+    activations = "float32" if setting.itemsize == FLOAT else "bfloat16"
+    weights = "float32" if training.lora is not None else config.compute.weights  # adapters are float32
+    copied = 0 if training.lora is not None or weights == activations else trained.blocks + trained.head
+    moments = moment_bytes(training, trained, setting.policy)
+    if config.compute.offload in ("optimizer", "both"):  # of one weight after another, two at a time
+        moments = 2 * moments // LARGEST
     sizes = (
-        FLOAT * trained + moment_bytes(training, trained, policy),
-        _frozen(setting),
+        trained.bytes(weights) + moments,
+        _frozen(setting, activations),
         setting.itemsize * copied,
-        FLOAT * trained if training.accumulation > 1 else 0,
-        of_gradient,
+        FLOAT * sum(trained) if training.accumulation > 1 else 0,
+        gradient_bytes(trained, weights, activations),
     )
     return Held(*(math.ceil(size / setting.shards) for size in sizes))
 
 
-def trained_parameters(setting: Setting) -> int:
-    """Weights that the stage trains, masks included."""
-    training, policy = setting.training, setting.policy
-    trained = policy.parameter_count()
-    if training.lora is not None:
-        projections = choose_projections(tuple(training.lora.targets), policy)
-        trained = policy.adapter_parameter_count(projections, training.lora.rank)
-    if setting.stage == "po" and isinstance(mask_of(setting.config.objective), LearnedMask):
-        read = setting.reference or policy
-        trained += mask_parameters(setting.config.objective, read.width, read.num_layers)
-    return trained
+def _mask_count(setting: Setting) -> int:
+    """Weights of the mask nets."""
+    if setting.stage != "po" or not isinstance(mask_of(setting.config.objective), LearnedMask):
+        return 0
+    read = setting.reference or setting.policy
+    return mask_parameters(setting.config.objective, read.width, read.num_layers)
 
 
-def moment_bytes(training: Training, trained: int, policy: DecoderSpec) -> int:
-    """Bytes of the optimizer's state, over all devices.
-
-    Args:
-        trained: parameters.
-        policy: whose matrices Adafactor factors.
-    """
-    match training.optimizer.kind:
-        case "adamw":  # mean and mean square
-            return 2 * FLOAT * trained
-        case "lion":
-            return FLOAT * trained
-    # Adafactor has a row and a column for each matrix, in optax for those of at least 128 rows and columns.
-    return FLOAT * (trained if policy.width < 128 else 2 * trained // policy.width)
-
-
-def _frozen(setting: Setting) -> int:
+def _frozen(setting: Setting, activations: str) -> int:
     """Bytes of what the step reads beside its state, over all devices."""
-    lora = setting.training.lora
-    if lora is None:
-        return 0 if setting.reference is None else FLOAT * setting.reference.parameter_count()
-    count = setting.policy.parameter_count()
-    if lora.base in ("float32", "bfloat16"):
-        return {"float32": FLOAT, "bfloat16": 2}[lora.base] * count
-    matrices = block_matrices(setting.policy)
-    return FLOAT * (count - matrices) + (matrices if lora.base == "int8" else matrices // 2)
-
-
-def block_matrices(spec: DecoderSpec) -> int:
-    """Weights of the projections of all blocks."""
-    return spec.num_layers * sum(inputs * outputs for inputs, outputs in spec.projections().values())
+    lora, config = setting.training.lora, setting.config
+    if lora is not None:
+        return base_bytes(lora.base, numbers_of(setting.policy))
+    if setting.reference is None:
+        return 0
+    numbers, held = numbers_of(setting.reference), config.reference.dtype
+    if config.compute.offload in ("reference", "both"):  # one layer after another, two at a time
+        numbers = numbers._replace(blocks=2 * numbers.blocks // setting.reference.num_layers)
+    if held == "auto":
+        held = "bfloat16" if config.compute.weights == "bfloat16" else activations
+    return numbers.bytes(held)
 
 
 def kept_features(spec: DecoderSpec, remat: Remat, *, chunks: float = 1.0) -> int:
@@ -230,7 +209,7 @@ def block_bytes(setting: Setting, load: Load, attention: str) -> int:
 def _block_gradients(setting: Setting) -> int:
     if setting.training.lora is not None:
         return 0
-    return setting.itemsize * block_matrices(setting.policy) // setting.shards
+    return setting.itemsize * setting.policy.block_matrix_count() // setting.shards
 
 
 def _chunks(load: Load, attention: str) -> float:
