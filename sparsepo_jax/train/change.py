@@ -73,7 +73,8 @@ def changed_in_turn(
             jax.tree.unflatten(tree, on_device(kept)),
             facts,
         )
-        kept = jax.tree.map(lambda x, away: on_host(x) if away else x, tree.flatten_up_to(new_state), is_away)
+        new_kept = jax.tree.leaves(new_state, is_leaf=_is_by_path)
+        kept = jax.tree.map(lambda x, away: on_host(x) if away else x, new_kept, is_away)
         new_weights = {name: new_weights[name] | new[name] for name in weights}
         new_parts = [
             before | part if _is_by_path(before) else part
