@@ -400,6 +400,8 @@ def test_what_lies_on_the_host_trains_to_the_same_bits_and_comes_back(tmp_path, 
 def test_devices_that_do_not_reach_the_host_s_memory_are_refused(monkeypatch):
     from types import SimpleNamespace
 
+    from sparsepo_jax.aot.compile import compile_step
+    from sparsepo_jax.aot.topology import find_topology
     from sparsepo_jax.build.compute import check_offload
     from sparsepo_jax.core.errors import UserError
 
@@ -410,5 +412,7 @@ def test_devices_that_do_not_reach_the_host_s_memory_are_refused(monkeypatch):
     check_offload(make_config(), mesh)
     with pytest.raises(UserError, match="optimizer needs devices .* Some card has device: take nothing"):
         check_offload(make_config(compute={"offload": "optimizer"}), mesh)
+    with pytest.raises(UserError, match="not here: compile with compute.offload=nothing"):
+        compile_step(make_config(compute={"offload": "optimizer"}), find_topology("v5e-4"))
     with pytest.raises(ValueError, match="compute.offload: both does not go with po.lora"):
         make_config(compute={"offload": "both"}, po={"lora": {}})

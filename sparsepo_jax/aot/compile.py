@@ -70,6 +70,11 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
         ConfigError: the config is wrong.
     """
     began_s = time.perf_counter()
+    if config.compute.offload != "nothing":
+        raise UserError(
+            "compute.offload: JAX does not know the host's memory for devices that are not here: compile "
+            "with compute.offload=nothing (--check counts what lies on the host)"
+        )
     config = with_adapter_settings(config)
     jax.config.update("jax_platforms", "cpu")  # leaves an accelerator that is here alone
     set_precision(config, "tpu")
