@@ -34,7 +34,7 @@ from sparsepo_jax.train.optimizer import make_optimizer as make_group_optimizer
 from sparsepo_jax.train.rounding import apply_updates, round_at_random, rounding_words
 from sparsepo_jax.train.step import make_pair_scores, start_state
 
-BF16 = jnp.bfloat16
+BF16 = jnp.dtype(jnp.bfloat16)
 
 
 # ---------------------------------------------------------------- rounding
