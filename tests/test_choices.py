@@ -204,18 +204,31 @@ def test_the_estimate_is_what_xla_compiled_within_six_percent(name):
 
 def test_held_bytes_are_counted_by_hand():
     """Weights, two moments, the reference, a gradient. In bfloat16 a step holds copies of what products read,
-    and its gradient is of that type but for the embedding's."""
+    the reference's matrices are held so, and the gradient of what products read has that type."""
     spec = spec_from_hf(GPT2)
-    count, table = spec.parameter_count(), 31 * 16
+    blocks, tables = 2 * 12 * 16 * 16, (31 + 32) * 16
+    count = spec.parameter_count()
+    vectors = count - blocks - tables
     assert held_by(setting_of(spec, itemsize=4)) == (12 * count, 4 * count, 0, 0, 4 * count)
-    copies = 2 * (count - table)
-    assert held_by(setting_of(spec)) == (12 * count, 4 * count, copies, 0, copies + 4 * table)
+    frozen = 2 * (blocks + tables) + 4 * vectors
+    gradient = 2 * blocks + 4 * (tables + vectors)
+    assert held_by(setting_of(spec)) == (12 * count, frozen, 2 * blocks, 0, gradient)
+    halved = held_by(setting_of(spec, itemsize=4)._replace(shards=2))
+    assert halved.state == 6 * count
+
+
+def test_held_bytes_follow_types_optimizers_and_the_host():
+    spec = spec_from_hf(GPT2 | {"n_layer": 8})  # of a reference on the host two layers are here at a time
+    count, tables = spec.parameter_count(), (31 + 32) * 16
+    plain = held_by(setting_of(spec))
     assert held_by(setting_of(spec, reference=False)).frozen == 0
     lion = {"optimizer": {"kind": "lion"}, "accumulation": 2}
     held = held_by(setting_of(spec, po=lion))
     assert (held.state, held.sums) == (8 * count, 4 * count)
-    halved = held_by(setting_of(spec, itemsize=4)._replace(shards=2))
-    assert halved.state == 6 * count
+    halved = held_by(setting_of(spec, compute={"weights": "bfloat16"}))
+    assert halved.state < plain.state and halved.copies == 0
+    on_host = held_by(setting_of(spec, compute={"offload": "both"}))
+    assert 4 * count < on_host.state < plain.state and 2 * tables <= on_host.frozen < plain.frozen
 
 
 def test_a_mask_that_is_learned_is_trained_too():

@@ -183,7 +183,14 @@ def test_eval_finds_its_programs_compiled(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(Program, "_compile", noting)
     monkeypatch.setattr(evaluate, "wait_for_programs", wait)
-    run(tmp_path, stages=["po", "eval"], po={"steps": 2}, generation={"max_new_tokens": 5, "batch_size": 8})
+    run(
+        tmp_path,
+        "policy.config.n_layer=1",
+        "objective={kind: dpo}",
+        stages=["po", "eval"],
+        po={"steps": 2},
+        generation={"max_new_tokens": 5, "batch_size": 8},
+    )
     assert compiled_in_eval == []
     assert re.search(r"eval: programs compiled in [\d.]+ s, while po trained", capsys.readouterr().out)
 

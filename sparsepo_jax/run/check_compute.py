@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from sparsepo_jax.config.derive import least_shards, length_limits
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.run.choices import GPU_SHARE, Choices, Device, choose, dtype_on, longest_load
+from sparsepo_jax.run.choices import GPU_SHARE, Choices, Device, choose, dtype_on, longest_load, size_text
 from sparsepo_jax.run.need import Setting
 
 # Platform, bytes of memory.
@@ -87,7 +87,7 @@ def _row(device: Device, choices: Choices) -> tuple[str, ...]:
         str(choices.attention.value),
         f"{tokens:,} x {vocabulary:,}",
         str(choices.remat.value),
-        f"{choices.need.total / 1e9:,.1f} GB{fits}",
+        size_text(choices.need.total) + fits,
     )
 
 

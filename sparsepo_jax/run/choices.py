@@ -27,8 +27,8 @@ GPU_SHARE = 0.9  # of a card's memory that a run lets JAX have; CUDA and its lib
 # A block of logits may take this part of the memory that weights and optimizer leave, or as much as the
 # backward pass of the decoder takes after it.
 HEAD_SHARE = 8
-# Measured on an H200, Pythia-1.4B, 8 pairs of 512+256: without a loop over layers a step takes 15 ms less, and
-# its program 30 s more to compile.
+# Measured on an H200, Pythia-1.4B, 8 pairs of 512+256: without a loop over layers a step takes 15 ms less,
+# and its program 30 s more to compile.
 LONG = 2000
 LANES = 128  # blocks are multiples of this, which suits the devices' matrix units
 POLICIES: tuple[Remat, ...] = (
@@ -222,7 +222,7 @@ def choose_head(setting: Setting, load: Load, device: Device, attention: str) ->
     block = _with_set(head, (tokens, vocabulary))
     size = block[0] * block[1] * logit_bytes(setting)
     one = "one block" if block == (most_tokens, most_vocabulary) else "blocks"
-    return Choice(block, f"{one} of {_gb(size)}, {reason}")
+    return Choice(block, f"{one} of {size_text(size)}, {reason}")
 
 
 def _with_set(head: Head, block: tuple[int, int]) -> tuple[int, int]:
@@ -243,7 +243,7 @@ def _head_budget(setting: Setting, load: Load, device: Device, attention: str) -
     if device.bytes is None:
         return "since the GPU does not tell its memory", 2**30
     left = max(0, round(ROOM * device.bytes) - sum(held_by(setting)))
-    return f"of {_gb(left)} that weights and optimizer leave", max(
+    return f"of {size_text(left)} that weights and optimizer leave", max(
         left // HEAD_SHARE, block_bytes(setting, load, attention)
     )
 
@@ -269,21 +269,22 @@ def choose_remat(
         return needed_by(setting, load, remat, attention, head_block).total
 
     if asked != "auto":
-        return Choice(asked, f"set; about {_gb(need(asked))}")
+        return Choice(asked, f"set; about {size_text(need(asked))}")
     if device.bytes is None:
-        return Choice("nothing", f"about {_gb(need('nothing'))}; the device's memory is not known")
+        return Choice("nothing", f"about {size_text(need('nothing'))}; the device's memory is not known")
     limit = round(ROOM * device.bytes)
     fitting = [remat for remat in POLICIES if need(remat) <= limit]
     if not fitting:
+        even_so = f"even so about {size_text(need('everything'))} of {size_text(device.bytes)}"
         return Choice(
             "everything",
-            f"even so about {_gb(need('everything'))} of {_gb(device.bytes)}, more than fits: take more "
-            "micro-steps (accumulation), more devices (compute.mesh.fsdp) or lora",
+            f"{even_so}, more than fits: take more micro-steps (accumulation), more devices "
+            "(compute.mesh.fsdp) or lora",
         )
-    reason = f"about {_gb(need(fitting[0]))} of {_gb(device.bytes)}"
+    reason = f"about {size_text(need(fitting[0]))} of {size_text(device.bytes)}"
     if fitting[0] != "nothing":
         before = POLICIES[POLICIES.index(fitting[0]) - 1]
-        reason += f", {_gb(need(before))} if only {_AGAIN[before]} were"
+        reason += f", {size_text(need(before))} if only {_AGAIN[before]} were"
     return Choice(fitting[0], reason)
 
 
@@ -304,5 +305,6 @@ def choose_unroll(config: Config, device: Device, calls: int) -> Choice:
     return Choice(True, f"{calls:,} steps of a program repay its longer compilation")
 
 
-def _gb(size: int) -> str:
+def size_text(size: int) -> str:
+    """Bytes in GB or MB."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
