@@ -1,14 +1,20 @@
-"""Bytes on each chip of TPU pods that are not here: GPT-J-6B (LoRA, and all weights), Llama-3-8B,
-Llama-3-70B.
+"""What training steps take of devices that are not here: TPU pods, and GPUs with the settings that suit them.
 
-    python benchmarks/aot_table.py [MODEL ...]
+    python benchmarks/aot_table.py [MODEL ...]            TPUs
+    python benchmarks/aot_table.py --gpus [MODEL ...]     GPUs
 
-Needs the extra [tpu], no TPU; one to two minutes a row, 12 rows; default: all models. Each row is `python -m
-sparsepo_jax.main --aot TOPOLOGY --json` of a config in configs/: the same step on more and more chips, with
-prompts and responses of 1,024 tokens each, four pairs a shard at a time on the first size and one on the
-last. Policy, reference and optimizer are float32 and cut over all chips (LoRA: a base in bfloat16, and
-adapters). "Over 1/N" is bytes times chips, over those of the first size: 1 if bytes fall as 1/N. Every row is
-kept in results/aot.json as it is made; models that are not named keep the rows they have there.
+Needs the extra [tpu] or [aot-gpu] and no device; default: all models. All are of prompts and responses of
+1,024 tokens each, and every row is kept as it is made; models that are not named keep the rows they have.
+
+TPUs, into results/aot.json: GPT-J-6B (LoRA, and all weights), Llama-3-8B and Llama-3-70B on more and more
+chips, one to two minutes a row, 12 rows. Each is `python -m sparsepo_jax.main --aot TOPOLOGY --json` of a
+config in configs/: the same step, four pairs a shard at a time on the first size and one on the last. Policy,
+reference and optimizer are float32 and cut over all chips (LoRA: a base in bfloat16, and adapters). "Over
+1/N" is bytes times chips, over those of the first size: 1 if bytes fall as 1/N.
+
+GPUs, into results/aot_gpu.json: five models on five kinds of machines, 128 pairs a step, each with the
+settings that `--aot NAME --fit` finds, but that only the first of them that fits is compiled: a minute or
+more for each.
 """
 
 import argparse
@@ -21,8 +27,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sparsepo_jax.aot.absent import absent_devices
+from sparsepo_jax.aot.compile import read_task
+from sparsepo_jax.aot.describe_fit import fit_as_json
+from sparsepo_jax.aot.fit import search
+from sparsepo_jax.aot.topology import find_topology
+from sparsepo_jax.config.load import load_config
+
 REPOSITORY = Path(__file__).parent.parent
-KEPT = Path(__file__).parent / "results" / "aot.json"
+RESULTS = Path(__file__).parent / "results"
+KEPT, KEPT_GPU = RESULTS / "aot.json", RESULTS / "aot_gpu.json"
 SETTINGS = [
     "stages=[po]",
     "data.max_length=2048",
@@ -46,6 +60,37 @@ MODELS = {  # name: (config, settings, topologies)
 }
 
 
+GPUS = ("rtx4090", "a100-80gx8", "h100x8", "2x h100x8", "h200x8")
+GPU_SETTINGS = ["stages=[po]", "data.max_length=2048", "data.max_prompt_length=1024", "po.batch_size=128"]
+SMOLLM2 = (
+    "{model_type: llama, vocab_size: 49152, max_position_embeddings: 8192, hidden_size: 576, "
+    "intermediate_size: 1536, num_hidden_layers: 30, num_attention_heads: 9, num_key_value_heads: 3, "
+    "rms_norm_eps: 1e-5, rope_theta: 100000, tie_word_embeddings: true}"
+)
+QWEN3 = (
+    "{model_type: qwen3, vocab_size: 151936, max_position_embeddings: 40960, hidden_size: 2048, "
+    "intermediate_size: 6144, num_hidden_layers: 28, num_attention_heads: 16, num_key_value_heads: 8, "
+    "head_dim: 128, rms_norm_eps: 1e-6, rope_theta: 1000000, tie_word_embeddings: true}"
+)
+LORA = "po.lora={base: bfloat16}"
+GPU_MODELS = {  # name: (config, settings, further machines)
+    "SmolLM2-135M": (
+        "recipes/ultrafeedback.yaml",
+        ["policy.path=HuggingFaceTB/SmolLM2-135M-Instruct", f"policy.config={SMOLLM2}"],
+        (),
+    ),
+    "Qwen3-1.7B": (
+        "recipes/ultrafeedback.yaml",
+        ["policy.path=Qwen/Qwen3-1.7B", f"policy.config={QWEN3}"],
+        (),
+    ),
+    "Llama-3-8B, LoRA": ("pods/llama3_8b.yaml", [LORA], ()),
+    "Llama-3-8B": ("pods/llama3_8b.yaml", [], ("h200",)),
+    "GPT-J-6B, LoRA": ("recipes/tldr.yaml", [], ()),
+    "Llama-3-70B": ("pods/llama3_70b.yaml", [], ()),
+}
+
+
 def compiled(config: str, settings: list[str], topology: str) -> dict[str, Any]:
     """The object that --aot --json prints. Ends this program if that one fails."""
     command = [
@@ -59,7 +104,7 @@ def compiled(config: str, settings: list[str], topology: str) -> dict[str, Any]:
         "--json",
     ]
     done = subprocess.run(
-        [*command, *SETTINGS, *settings],
+        [*command, *settings],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
@@ -93,32 +138,80 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(map(repr, MODELS)))
+    names = sorted({*MODELS, *GPU_MODELS})
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(map(repr, names)))
+    parser.add_argument("--gpus", action="store_true", help="GPUs in place of TPUs")
     options = parser.parse_args()
-    if unknown := set(options.models) - MODELS.keys():
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(MODELS)}")
+    known = GPU_MODELS if options.gpus else MODELS
+    if unknown := set(options.models) - known.keys():
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    models = options.models or list(known)
+    print(make_gpu_table(models) if options.gpus else make_tpu_table(models))
+    return 0
+
+
+def about(*packages: str) -> dict[str, Any]:
+    """When and with what a table was made."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def make_tpu_table(models: list[str]) -> Path:
+    """Compiles for TPUs and prints a row each; returns the file that keeps them."""
     kept = json.loads(KEPT.read_text())["rows"] if KEPT.exists() else {}
     print(
         "| model | topology | chips | mesh | arguments, GiB a chip | temporaries | needed | fits | "
         "arguments over 1/N | needed over 1/N |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "libtpu")},
-    }
     for model, (config, settings, topologies) in MODELS.items():
-        if options.models and model not in options.models:
+        if model not in models:
             for figures in kept.get(model, []):
                 print(row(model, figures, kept[model][0]))
             continue
         kept[model] = []
         for topology in topologies:
-            kept[model].append(compiled(config, settings, topology))
+            kept[model].append(compiled(config, [*SETTINGS, *settings], topology))
             print(row(model, kept[model][-1], kept[model][0]), flush=True)
-            KEPT.write_text(json.dumps(about | {"rows": kept}, indent=1) + "\n")
-    print(KEPT)
-    return 0
+            KEPT.write_text(json.dumps(about("jax", "jaxlib", "libtpu") | {"rows": kept}, indent=1) + "\n")
+    return KEPT
+
+
+def make_gpu_table(models: list[str]) -> Path:
+    """Searches settings for GPUs and prints a row each; returns the file that keeps them."""
+    kept = json.loads(KEPT_GPU.read_text())["rows"] if KEPT_GPU.exists() else {}
+    versions = ("jax", "jaxlib", "jax-cuda12-plugin", "nvidia-cudnn-cu12")
+    for model in models:
+        config, settings, further = GPU_MODELS[model]
+        rows = kept.setdefault(model, {})
+        for name in (*GPUS, *further):
+            rows[name] = found_settings(config, settings, name)
+            print(gpu_row(model, rows[name]), flush=True)
+            KEPT_GPU.write_text(json.dumps(about(*versions) | {"rows": kept}, indent=1) + "\n")
+    return KEPT_GPU
+
+
+def found_settings(config: str, settings: list[str], name: str) -> dict[str, Any]:
+    """What --aot --fit --json prints, if only the first settings that fit are compiled."""
+    loaded, _ = load_config(str(REPOSITORY / "configs" / config), [*GPU_SETTINGS, *settings])
+    topology = find_topology(name)
+    result = search(read_task(loaded, topology), absent_devices(topology), enough=1)
+    return {"name": name, **fit_as_json(result, topology)}
+
+
+def gpu_row(model: str, found: dict[str, Any]) -> str:
+    """A line about the best settings of a search."""
+    best = found["best"]
+    if best is None:
+        least = f"{found['least_bytes'] / 1e9:,.0f} GB a card"
+        return f"{model} on {found['name']}: does not fit, needs about {least} or more"
+    settings = " ".join(f"{name}={value}" for name, value in found["overrides"].items())
+    return (
+        f"{model} on {found['name']}: {best['needed_bytes'] / 1e9:,.1f} GB a card, at least "
+        f"{best['lower_bound_s']:.3f} s a step; {settings}"
+    )
 
 
 if __name__ == "__main__":

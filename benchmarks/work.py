@@ -39,6 +39,7 @@ from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.ragged import ragged
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.operations import Passes, matrix_operations, pair_tokens
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh, put_batch
 from sparsepo_jax.train.forward import Problem
@@ -217,21 +218,11 @@ class OurStep:
 def step_flop(
     spec: DecoderSpec, pairs: int, prompt: int, response: float, *, passes: int = 4, head_products: int = 6
 ) -> float:
-    """Matrix operations of one pair step in the shared layout, counted by hand: 2 for each multiply-add.
+    """Matrix operations of one pair step in the shared layout, counted by hand; see models/operations.
 
-    passes: of the decoder over its positions: reference forward 1, policy forward 1, backward 2.
-    head_products: of [response tokens, D] with [D, V]: both forward, both again backward, and the gradients
-    of states and head. Attention counts what a token may see: half a square.
+    passes: of the decoder over its positions. head_products: of response tokens with the head.
     """
-    positions = pairs * (prompt + 2 * (response - 1))
-    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    weights = spec.width * (2 * queries + 2 * keys) + spec.width * spec.mlp_width * (
-        3 if spec.gated_mlp else 2
-    )
-    seen = prompt * prompt / 2 + 2 * (response - 1) * (prompt + (response - 1) / 2)
-    attention = 2 * 2 * queries * seen * pairs
-    head = 2 * spec.vocab_size * spec.width * pairs * 2 * response
-    return passes * spec.num_layers * (2 * weights * positions + attention) + head_products * head
+    return matrix_operations(spec, pair_tokens(pairs, prompt, response), Passes(passes, head_products))
 
 
 def matrix_rate(dtype: str = "float32", size: int | None = None) -> float:

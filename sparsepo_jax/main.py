@@ -31,8 +31,10 @@ examples:
     python -m sparsepo_jax.main --config FILE 'stages=[po, eval]' data.train.0.path=pairs.jsonl
   see what it would do:
     python -m sparsepo_jax.main --config FILE --check
-  see whether it would fit 16 chips of a TPU v5e, without one (needs the extra [tpu]):
+  see whether it would fit GPUs or TPUs that are not here, and how fast it could be (extras [aot-gpu], [tpu]):
+    python -m sparsepo_jax.main --config FILE --aot h100x8
     python -m sparsepo_jax.main --config FILE --aot v5e-16
+    python -m sparsepo_jax.main --config FILE --aot h100x8 --fit      # which settings would be the best
   start from the sft of another run, with the same settings of sft, in place of training one:
     python -m sparsepo_jax.main --config FILE output_dir=runs/new sft.taken_from=runs/old
   a grid of runs in one process, each in output_dir/beta=0.1,seed=0 and so on; run again to continue it
@@ -85,9 +87,15 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--check", "check the config and print the plan; runs nothing", {"action": "store_true"}),
     (
         "--aot",
-        "compile the train step for a TPU topology, such as v5p:4x4x4, v5e-16 or 2xv5e-16, and print what it "
-        "takes of a chip; runs nothing and needs no TPU",
-        {"metavar": "TOPOLOGY"},
+        "compile the train step for devices that are not here, such as h100, a100-80gx8, '2x h100x8', "
+        "v5p:4x4x4, v5e-16 or 2xv5e-16, and print what it takes of each; runs nothing",
+        {"metavar": "DEVICES"},
+    ),
+    (
+        "--fit",
+        "with --aot: search mesh, micro-steps, what is recomputed, blocks of logits and types of numbers for "
+        "the settings that fit and have the lowest bound of a step's time",
+        {"action": "store_true"},
     ),
     ("--json", "with --aot: print one JSON object", {"action": "store_true"}),
     ("--schema", "print the JSON schema of configs", {"action": "store_true"}),
@@ -144,7 +152,7 @@ def command(arguments: Sequence[str] | None) -> int:
             print(make_plan_text(config))
             return 0
         if options.aot is not None:
-            return compile_for(config, options.aot, as_json=options.json)
+            return compile_for(config, options.aot, as_json=options.json, fit=options.fit)
     except ConfigError as error:
         mistakes = f"{len(error.lines)} mistake{'s' if len(error.lines) > 1 else ''}"
         print(f"{options.config}: {mistakes}", *error.lines, sep="\n", file=sys.stderr)
@@ -174,8 +182,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--aot compiles one config: give it the values of one run in place of --sweep")
     if not options.compare and options.config is None:
         parser.error("--config FILE is required (or --schema, or --compare)")
-    if not options.compare and options.json and options.aot is None:
-        parser.error("--json goes with --aot TOPOLOGY")
+    for name in ("json", "fit"):
+        if not options.compare and getattr(options, name) and options.aot is None:
+            parser.error(f"--{name} goes with --aot DEVICES")
     return options
 
 
@@ -207,8 +216,8 @@ def leave(status: int) -> int:
     return status
 
 
-def compile_for(config: "Config", name: str, *, as_json: bool) -> int:
-    """Prints what the train step takes of each chip of a TPU topology; returns the exit status.
+def compile_for(config: "Config", name: str, *, as_json: bool, fit: bool) -> int:
+    """Prints what the train step takes of each of some devices that are not here; returns the exit status.
 
     Raises:
         ConfigError: the config is wrong.
@@ -221,10 +230,16 @@ def compile_for(config: "Config", name: str, *, as_json: bool) -> int:
     except UserError as error:
         print(f"error: --aot: {error}", file=sys.stderr)
         return 2
-    from sparsepo_jax.aot import describe
+    from sparsepo_jax.aot import describe, describe_fit
+    from sparsepo_jax.aot import fit as fits
     from sparsepo_jax.aot.compile import compile_step
 
     try:
+        if fit:
+            result = fits.fit(config, topology)
+            shown = describe_fit.fit_as_json(result, topology) if as_json else None
+            print(json.dumps(shown) if as_json else describe_fit.fit_as_text(result, topology))
+            return TOO_LARGE if result.best is None else 0
         compiled = compile_step(config, topology)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

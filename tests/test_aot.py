@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from helpers.program import write_config
-from sparsepo_jax.aot.hlo import Collective, collectives_in, kernels_in, refused_bytes
+from sparsepo_jax.aot.hlo import Collective, Program, collectives_in, kernels_in, refused_bytes
 from sparsepo_jax.aot.topology import find_topology
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.core.errors import UserError
@@ -45,16 +45,21 @@ needs_libtpu = pytest.mark.skipif(
 def test_topologies_go_by_the_names_that_people_use(name, shown, chips, gib):
     """v4 and v5p count TensorCores, two a chip; v5e and v6e chips."""
     topology = find_topology(name)
-    assert (str(topology), topology.chips, topology.chip_bytes) == (shown, chips, gib * 2**30)
+    assert (str(topology), topology.devices, topology.usable_bytes) == (shown, chips, gib * 2**30)
+    assert topology.platform == "tpu" and topology.groups * topology.group_size == chips
 
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("v5p-64x", "expected a kind and its shape"),
+        ("v5p-64x", "TPUs by kind and shape"),
         ("v9-16", "v5e-1, 4, 8, 16"),
         ("", "v5p-8, 16, 32"),
         ("2xv5e-16x2", "several slices of one"),
+        ("h900", "h100, h100-pcie, h200"),
+        ("a100x8", "expected a100-40g or a100-80g"),
+        ("h100x80", "at most 16 cards; several hosts are 2x h100x8"),
+        ("0x h100x8", "2x h100x8"),
         ("v5e-17", "there are v5e-1, 4, 8"),
         ("v5p-4", "there are v5p-8, 16"),
         ("v5p:4x4", "3 dimensions"),
@@ -65,7 +70,7 @@ def test_topologies_go_by_the_names_that_people_use(name, shown, chips, gib):
 def test_a_wrong_name_is_one_line_that_knows_others(name, remedy, tmp_path, capsys):
     assert main(["--config", str(write_config(tmp_path)), "--aot", name]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"error: --aot: no TPU topology {name!r}") and remedy in line
+    assert line.startswith(f"error: --aot: no topology {name!r}") and remedy in line
 
 
 # ---------------------------------------------------------------- programs
@@ -141,19 +146,47 @@ def test_collectives_count_as_often_as_they_run():
 
     Kills: a `-start` counted with its operands; a computation that nothing calls; a chain counted by steps.
     """
-    collectives, open_loops = collectives_in(HLO)
-    assert open_loops
-    assert collectives == {
-        "all-gather": Collective(4, 3 * 1024 + 32),
-        "all-reduce": Collective(1, 24),
-        "collective-permute": Collective(3, 3 * 64),
-        "reduce-scatter": Collective(4, 3 * 32 + 48),
+    program = Program(HLO)
+    assert program.open_loops
+    counted = {kind: (x.count, x.bytes) for kind, x in collectives_in(program).items()}
+    assert counted == {
+        "all-gather": (4, 3 * 1024 + 32),
+        "all-reduce": (1, 24),
+        "collective-permute": (3, 3 * 64),
+        "reduce-scatter": (4, 3 * 32 + 48),
     }
-    _, open_loops = collectives_in(
-        HLO.replace("(%t), condition=%condition.2", "(%t), condition=%condition.1")
-    )
-    assert open_loops is False
-    assert kernels_in(HLO) == {"AsyncCollectiveStart": 1, "tpu_custom_call": 1}
+    known = Program(HLO.replace("(%t), condition=%condition.2", "(%t), condition=%condition.1"))
+    assert known.open_loops is False
+    assert kernels_in(program) == {"AsyncCollectiveStart": 1, "tpu_custom_call": 1}
+
+
+def test_what_a_device_sends_at_least():
+    """Eight devices on two hosts, 0 to 3 and 4 to 7; by hand.
+
+    An all-gather of 64 B among 4: each sends 3/4 of it. Among 2 x 2 devices of both hosts the hosts send half
+    of it to each other, shared by two devices. An all-reduce is two of that. A permute sends all. The mesh
+    of the all-to-all has device 4 beside device 0 along y.
+    """
+    program = Program("""\
+HloModule m
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %one = f32[16]{0} all-gather(%a), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  %two = f32[16]{0} all-reduce(%a), channel_id=2, replica_groups={{0,1,4,5},{2,3,6,7}}, to_apply=%add
+  %three = f32[16]{0} reduce-scatter(%a), channel_id=3, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
+  %five = f32[16]{0} all-to-all(%a), channel_id=5, \
+replica_groups=mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'y'}, dimensions={0}
+  ROOT %four = f32[16]{0} collective-permute(%a), channel_id=4, source_target_pairs={{0,1},{3,4}}
+}
+""")
+    assert collectives_in(program, [0] * 4 + [1] * 4) == {
+        "all-gather": Collective(1, 64, sent_bytes=48, network_bytes=0),
+        "all-reduce": Collective(1, 64, sent_bytes=96, network_bytes=32),
+        "all-to-all": Collective(1, 64, sent_bytes=32, network_bytes=32),
+        "collective-permute": Collective(1, 64, sent_bytes=64, network_bytes=64),
+        "reduce-scatter": Collective(1, 128, sent_bytes=64, network_bytes=64),
+    }
+    assert all(x.network_bytes == 0 for x in collectives_in(program).values())
 
 
 def test_a_refusal_says_what_is_needed():
@@ -265,7 +298,7 @@ def test_json_goes_with_aot_alone(tmp_path):
 
 @needs_libtpu
 def test_two_slices_of_a_real_topology():
-    from sparsepo_jax.aot.footprint import absent_devices
+    from sparsepo_jax.aot.absent import absent_devices
 
     mesh = make_mesh(None, 4, 1, devices=absent_devices(find_topology("2xv5e:2x2")))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}

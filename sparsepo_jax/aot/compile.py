@@ -1,4 +1,4 @@
-"""`--aot`: compiles a config's train step for a TPU topology that is not here, from shapes alone.
+"""`--aot`: compiles a config's train step for devices that are not here, from shapes alone.
 
 The step is the one that a run trains with. Batches are those of the data if data and tokenizer are here;
 otherwise all pairs are as long as data.max_length and data.max_prompt_length allow. Needs neither weights nor
@@ -16,7 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sparsepo_jax.aot.footprint import Footprint, absent_devices, compile_for_memory
+from sparsepo_jax.aot.absent import absent_devices, options_for
+from sparsepo_jax.aot.bound import Bound, lower_bound, passes_of, tokens_of
+from sparsepo_jax.aot.footprint import Footprint, compile_for_memory
 from sparsepo_jax.aot.topology import Topology
 from sparsepo_jax.build.choices import training_choices, with_choices
 from sparsepo_jax.build.compute import check_batch, compute_dtype, set_precision
@@ -24,7 +26,7 @@ from sparsepo_jax.build.data import abstract_batches, load_data, make_training_p
 from sparsepo_jax.build.lora import make_lora, make_reference_lora, with_adapter_settings
 from sparsepo_jax.build.models import policy_config
 from sparsepo_jax.build.objective import brings_weights, cached_problem, make_problem
-from sparsepo_jax.build.step import make_step
+from sparsepo_jax.build.step import Step, make_step
 from sparsepo_jax.build.tokenizer import make_tokenizer
 from sparsepo_jax.build.weights import abstract_frozen, check_sharding
 from sparsepo_jax.config.derive import length_limits
@@ -37,9 +39,47 @@ from sparsepo_jax.data.holdout import split_holdout
 from sparsepo_jax.data.ragged import Ragged, ragged
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.operations import matrix_operations
+from sparsepo_jax.run.choices import Choices
 from sparsepo_jax.run.model_facts import read_model, read_policy
-from sparsepo_jax.sharding.mesh import make_mesh
+from sparsepo_jax.sharding.mesh import make_mesh, platform_of
 from sparsepo_jax.train.forward import Problem
+
+
+class Task(NamedTuple):
+    """What is compiled and for what: a stage of a config, its models and its rows.
+
+    Attributes:
+        lengths: where the lengths of the rows come from.
+    """
+
+    topology: Topology
+    config: Config
+    stage: str
+    policy: DecoderSpec
+    reference: DecoderSpec
+    table: TokenTable
+    lengths: str
+
+
+class Shapes(NamedTuple):
+    """The step of a task on a mesh, as shapes and shardings.
+
+    Attributes:
+        choices: what was left to the program.
+        arguments: state, frozen weights and the largest batch, abstract arrays.
+    """
+
+    mesh: Mesh
+    problem: Problem
+    choices: Choices
+    step: Step
+    arguments: tuple[Any, Any, PairBatch]
+
+    @property
+    def batch(self) -> PairBatch:
+        """The largest batch."""
+        return self.arguments[-1]
 
 
 class Compiled(NamedTuple):
@@ -47,6 +87,7 @@ class Compiled(NamedTuple):
 
     Attributes:
         lengths: where the lengths of its batch come from.
+        bound: of the step's time; None where the compiler refuses, or for what it says nothing about.
         refusal: the compiler's own words, if it does not fit.
     """
 
@@ -56,8 +97,10 @@ class Compiled(NamedTuple):
     batch: PairBatch
     lengths: str
     attention: str
+    choices: Choices
     dtype: str
     footprint: Footprint
+    bound: Bound | None
     refusal: str | None
     seconds: float
 
@@ -66,10 +109,15 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     """Compiles the step of po, or of sft if po is not among the stages.
 
     Raises:
-        UserError: libtpu is missing, something that is needed is not here, or nothing would be trained.
+        UserError: what compiles for the topology is missing, something that is needed is not here, or nothing
+            would be trained.
         ConfigError: the config is wrong.
     """
-    began_s = time.perf_counter()
+    return compile_task(read_task(config, topology), absent_devices(topology))
+
+
+def read_task(config: Config, topology: Topology) -> Task:
+    """What a config would train, from what is here. Raises as `compile_step` does."""
     if config.compute.offload != "nothing":
         raise UserError(
             "compute.offload: JAX does not know the host's memory for devices that are not here: compile "
@@ -77,7 +125,7 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
         )
     config = with_adapter_settings(config)
     jax.config.update("jax_platforms", "cpu")  # leaves an accelerator that is here alone
-    set_precision(config, "tpu")
+    set_precision(config, topology.platform)
     stage = next((stage for stage in ("po", "sft") if stage in config.stages), None)
     if stage is None:
         raise UserError(f"stages: {', '.join(config.stages)} train nothing: add po or sft")
@@ -86,37 +134,63 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     policy, reference = _specs(config, tokenizer)
     if stage == "sft":
         reference = policy
+    table, lengths = _table(config, stage, policy, tokenizer, tokenizer_here)
+    return Task(topology, config, stage, policy, reference, table, lengths)
+
+
+def shapes_of(task: Task, devices: list[jax.Device]) -> Shapes:
+    """The step's shapes and shardings on devices. UserError if the config does not fit them."""
+    topology, config, stage, policy, reference, table, _ = task
     axes, training = config.compute.mesh, getattr(config, stage)
-    mesh = make_mesh(axes.data, axes.fsdp, axes.tensor, axes.slices, absent_devices(topology))
+    mesh = make_mesh(axes.data, axes.fsdp, axes.tensor, axes.slices, devices)
     check_batch(f"{stage}.batch_size", training.batch_size, training.accumulation, mesh)
     check_sharding(config, stage, policy, reference, mesh)
     problem = _problem(config, stage, policy, reference, mesh)
-    table, lengths = _table(config, stage, policy, tokenizer, tokenizer_here)
     plan = make_training_plan(config, stage, table, mesh)
     with_weights = stage == "po" and brings_weights(config)
     # Layers stay in a loop unless the config says otherwise: that compiles quickly and needs the same memory.
     chosen = training_choices(
-        config, stage, policy, reference, mesh, plan.shapes, steps=0, device_bytes=topology.chip_bytes
+        config, stage, policy, reference, mesh, plan.shapes, steps=0, device_bytes=topology.usable_bytes
     )
     problem = with_choices(problem, config, policy, make_lora(training, stage, policy), mesh, chosen)
     largest_batch = abstract_batches(config, table, plan, mesh, with_weights=with_weights)[-1]
     step = make_step(config, stage, problem, policy, plan.steps, mesh)
-    arguments = step.like, abstract_frozen(config, stage, problem, policy, reference, mesh), largest_batch
+    frozen = abstract_frozen(config, stage, problem, policy, reference, mesh)
+    return Shapes(mesh, problem, chosen, step, (step.like, frozen, largest_batch))
+
+
+def compile_task(task: Task, devices: list[jax.Device]) -> Compiled:
+    """Compiles a task's step. Raises as `compile_step` does."""
+    began_s, topology = time.perf_counter(), task.topology
+    shapes = shapes_of(task, devices)
+    mesh, problem, choices, step, arguments = shapes
     with jax.set_mesh(mesh), _no_compile_cache():
         lowered = step.program.lower(step.numbers, *arguments)
-        footprint, refusal = compile_for_memory(lowered, arguments, topology.chip_bytes)
+        footprint, refusal = compile_for_memory(
+            lowered, arguments, topology, options_for(topology), groups_of(mesh)
+        )
+    tokens = tokens_of(shapes.batch, task.table)
+    passes = passes_of(task.config, task.stage, choices.remat.value)
     return Compiled(
         topology=topology,
         mesh=mesh,
-        stage=stage,
-        batch=largest_batch,
-        lengths=lengths,
+        stage=task.stage,
+        batch=shapes.batch,
+        lengths=task.lengths,
         attention=problem.attention,
-        dtype=str(compute_dtype(config, mesh)),
+        choices=choices,
+        dtype=str(compute_dtype(task.config, mesh)),
         footprint=footprint,
+        bound=lower_bound(topology, matrix_operations(task.policy, tokens, passes), footprint),
         refusal=refusal,
         seconds=time.perf_counter() - began_s,
     )
+
+
+def groups_of(mesh: Mesh) -> list[int]:
+    """The slice of each TPU or the host of each GPU, in the order of the mesh."""
+    name = "slice_index" if platform_of(mesh) == "tpu" else "process_index"
+    return [getattr(device, name, 0) for device in mesh.devices.flat]
 
 
 def _problem(config: Config, stage: str, policy: DecoderSpec, reference: DecoderSpec, mesh: Mesh) -> Problem:

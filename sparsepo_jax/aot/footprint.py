@@ -1,20 +1,18 @@
-"""Bytes on each chip of a program compiled for TPUs that are not here."""
+"""Bytes on each device of a program compiled for devices that are not here."""
 
-import importlib.util
 import math
-import os
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import topologies
 
-from sparsepo_jax.aot.hlo import Collective, collectives_in, kernels_in, refused_bytes
+from sparsepo_jax.aot.hlo import Collective, Program, collectives_in, kernels_in, refused_bytes
 from sparsepo_jax.aot.topology import Topology
-from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.aot.traffic import Traffic, traffic_in
 
 
 class Footprint(NamedTuple):
-    """What a program takes of each chip.
+    """What a program takes of each device.
 
     Of a program that the compiler refuses for want of memory, `argument_bytes` is our own count,
     `needed_bytes` is the compiler's, and the rest is unknown (None).
@@ -24,6 +22,7 @@ class Footprint(NamedTuple):
         alias_bytes: results that take the place of donated arguments.
         open_loops: whether the number of rounds of some loop is unknown; what is in it counts once.
         kernels: custom calls by target.
+        traffic: what kernels move, by kind; None on TPU, whose compiler does not show it.
     """
 
     argument_bytes: int
@@ -34,56 +33,40 @@ class Footprint(NamedTuple):
     collectives: dict[str, Collective] | None
     open_loops: bool
     kernels: dict[str, int] | None
+    traffic: dict[str, Traffic] | None = None
 
-
-# There is no TPU here to ask, to lock, or to warn about.
-_ALONE = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-}
-
-
-def absent_devices(topology: Topology) -> list[jax.Device]:
-    """Devices to compile for. UserError: no libtpu, or a shape that it does not have."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("compiling for a TPU needs libtpu: pip install 'sparsepo_jax[tpu]'")
-    for name, value in _ALONE.items():
-        os.environ.setdefault(name, value)
-    try:
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{topology.kind}:{topology.shape}", num_slices=topology.slices
-        ).devices
-    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"libtpu does not know the topology {topology}: {' '.join(str(error).split())[:300]}"
-        ) from error
+    @property
+    def traffic_bytes(self) -> int | None:
+        """Bytes that fusions move in a step; None where they are not known."""
+        return None if self.traffic is None else self.traffic.get("fusion", Traffic(0, 0)).bytes
 
 
 def compile_for_memory(
-    lowered: jax.stages.Lowered, arguments: Any, chip_bytes: int
+    lowered: jax.stages.Lowered,
+    arguments: Any,
+    topology: Topology,
+    options: Mapping[str, str | bool],
+    hosts: Sequence[int],
 ) -> tuple[Footprint, str | None]:
     """(footprint, the compiler's own words if it refuses for want of memory).
 
     Args:
         arguments: abstract arrays with shardings, of which `lowered` was made.
-        chip_bytes: memory of a chip.
+        options: XLA's.
+        hosts: the host or slice of each device.
     """
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=dict(options) or None)
     except jax.errors.JaxRuntimeError as error:
         refusal = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in refusal:
             raise
-        argument_bytes = sum(map(_chip_bytes, jax.tree.leaves(arguments)))
+        argument_bytes = held_bytes(arguments)
         temp_bytes, needed_bytes = refused_bytes(refusal)
         if needed_bytes is None and temp_bytes is not None:
             needed_bytes = argument_bytes + temp_bytes
         return Footprint(argument_bytes, temp_bytes, None, needed_bytes, False, None, False, None), refusal
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory = compiled.memory_analysis()
     needed_bytes = (
         memory.argument_size_in_bytes
         + memory.temp_size_in_bytes
@@ -91,19 +74,25 @@ def compile_for_memory(
         - memory.alias_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    collectives, open_loops = collectives_in(text)
+    program = Program(compiled.as_text())
     footprint = Footprint(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         memory.alias_size_in_bytes,
         needed_bytes,
-        needed_bytes <= chip_bytes,
-        collectives,
-        open_loops,
-        kernels_in(text),
+        needed_bytes <= topology.usable_bytes,
+        collectives_in(program, hosts),
+        program.open_loops,
+        kernels_in(program),
+        traffic_in(program) if topology.platform == "gpu" else None,
     )
     return footprint, None
 
 
-def _chip_bytes(x: jax.ShapeDtypeStruct) -> int:
+def held_bytes(arguments: Any) -> int:
+    """Bytes of abstract arrays on each device."""
+    return sum(map(_device_bytes, jax.tree.leaves(arguments)))
+
+
+def _device_bytes(x: jax.ShapeDtypeStruct) -> int:
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
