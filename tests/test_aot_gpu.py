@@ -275,4 +275,6 @@ def test_the_step_of_a_run_is_compiled_for_gpus(name, tmp_path, capsys):
     assert report["lower_bound_s"] >= parts["products_s"] + parts["memory_s"] > 0
     if topology.devices > 1:
         reduced = report["collectives"]["all-reduce"]
-        assert reduced["network_bytes"] > 0 and report["collectives"]["all-gather"]["network_bytes"] == 0
+        gathered = report["collectives"]["all-gather"]  # of weights: within a host
+        assert reduced["network_bytes"] > 0.01 * reduced["sent_bytes"]
+        assert gathered["network_bytes"] < 0.01 * gathered["sent_bytes"]

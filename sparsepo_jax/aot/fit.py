@@ -115,11 +115,7 @@ def _replaced(section: Any, names: list[str], value: Any) -> Any:
 def _choices(section: Any, name: str) -> tuple[Any, ...]:
     """The values that a setting can have; none if there is no such setting."""
     field = type(section).model_fields.get(name)
-    return (
-        ()
-        if field is None
-        else get_args(field.annotation) or ((False, True) if field.annotation is bool else ())
-    )
+    return () if field is None else get_args(field.annotation)
 
 
 def type_choices(task: Task) -> Iterator[Overrides]:
@@ -133,7 +129,7 @@ def type_choices(task: Task) -> Iterator[Overrides]:
         ("compute.weights", config.compute),
     ):
         setting = name.rsplit(".", 1)[1]
-        if "bfloat16" in _choices(section, setting) and getattr(section, setting) != "bfloat16":
+        if "bfloat16" in _choices(section, setting) and getattr(section, setting) == "float32":
             smaller[name] = "bfloat16"
             yield dict(smaller)
 
