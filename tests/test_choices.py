@@ -20,6 +20,7 @@ from sparsepo_jax.run.choices import (
     choose_head,
     choose_remat,
     choose_unroll,
+    cudnn_problem,
     longest_load,
 )
 from sparsepo_jax.run.need import Load, Setting, block_bytes, head_bytes, held_by, kept_features, needed_by
@@ -52,34 +53,46 @@ def gpu(gigabytes, capability=(9, 0)) -> Device:
 @pytest.mark.parametrize(
     "changes, device, dtype, kernel, reason",
     [
-        ({}, gpu(80), "auto", "cudnn", "bfloat16 on GPU, scores not capped, heads of 64"),
-        ({}, gpu(80), "float32", "xla", "computes in float32"),
-        (GEMMA2, gpu(80), "auto", "xla", "caps its scores"),
-        ({"head_dim": 96}, gpu(80, (8, 0)), "auto", "cudnn", "heads of 96"),
-        ({"head_dim": 100}, gpu(80), "auto", "xla", "heads of 100 dims"),
-        ({"head_dim": 256}, gpu(80), "auto", "cudnn", "heads of 256"),
-        ({"head_dim": 256}, gpu(80, (10, 0)), "auto", "xla", "heads of 256 dims"),
-        ({"head_dim": 256}, gpu(80, None), "auto", "xla", "up to 128, 256 on Hopper"),
+        ({}, gpu(80), "auto", "triton", "bfloat16 on GPU, leaves out blocks that nothing sees"),
+        ({}, gpu(80, None), "auto", "triton", "bfloat16 on GPU"),
+        ({}, gpu(80), "float32", "xla", "slow in float32"),
+        (GEMMA2, gpu(80), "auto", "triton", "bfloat16 on GPU"),
+        ({"head_dim": 256}, gpu(80, (8, 0)), "auto", "triton", "bfloat16 on GPU"),
+        ({"head_dim": 512}, gpu(80), "auto", "xla", "heads of 512 dims"),
         ({}, gpu(16, (7, 5)), "auto", "xla", "capability 7.5"),
         ({}, Device("cpu"), "auto", "blocks", "CPU"),
         ({}, Device("tpu", 16 * GB), "auto", "splash", "TPU"),
     ],
 )
-def test_attention_is_cudnns_where_it_can_be(changes, device, dtype, kernel, reason):
+def test_attention_suits_the_device(changes, device, dtype, kernel, reason):
     spec = spec_from_hf(CONFIGS["SmolLM2-135M-Instruct"] | changes)
     chosen = choose_attention(make_config(compute={"dtype": dtype}), (spec, spec), device)
     assert chosen.value == kernel and reason in chosen.reason
 
 
-def test_a_reference_that_caps_its_scores_rules_cudnn_out():
-    plain = spec_from_hf(CONFIGS["SmolLM2-135M-Instruct"])
-    specs = (plain, spec_from_hf(GEMMA2))
-    assert choose_attention(make_config(), specs, gpu(80)).value == "xla"
+def test_a_reference_with_wide_heads_rules_triton_out():
+    narrow, wide = (spec_from_hf(CONFIGS["SmolLM2-135M-Instruct"] | {"head_dim": dims}) for dims in (64, 512))
+    assert choose_attention(make_config(), (narrow, narrow), gpu(80)).value == "triton"
+    assert choose_attention(make_config(), (narrow, wide), gpu(80)).value == "xla"
 
 
-def test_a_kernel_that_is_set_stays():
-    config = make_config(compute={"attention": "xla"})
-    assert choose_attention(config, (PYTHIA,), gpu(80)) == ("xla", "set")
+@pytest.mark.parametrize(
+    "changes, device, dtype, expected",
+    [
+        ({}, gpu(80), "bfloat16", None),
+        ({}, gpu(80), "float32", "computes in float32"),
+        (GEMMA2, gpu(80), "bfloat16", "caps its scores"),
+        ({"head_dim": 96}, gpu(80, (8, 0)), "bfloat16", None),
+        ({"head_dim": 100}, gpu(80), "bfloat16", "heads of 100 dims"),
+        ({"head_dim": 256}, gpu(80), "bfloat16", None),
+        ({"head_dim": 256}, gpu(80, (10, 0)), "bfloat16", "heads of 256 dims"),
+        ({"head_dim": 256}, gpu(80, None), "bfloat16", "up to 128, 256 on Hopper"),
+        ({}, gpu(16, (7, 5)), "bfloat16", "capability 7.5"),
+    ],
+)
+def test_what_cudnn_does_not_fit(changes, device, dtype, expected):
+    problem = cudnn_problem((spec_from_hf(CONFIGS["SmolLM2-135M-Instruct"] | changes),), dtype, device)
+    assert problem is None if expected is None else expected in problem
 
 
 # ---------------------------------------------------------------- blocks of logits
@@ -279,8 +292,8 @@ def test_check_says_what_is_chosen_on_common_devices_and_why():
     assert "all 8 pair(s)" in lines[start] and table[1][0] == "device"
     rows = {row[0]: [cell.strip() for cell in row[1:] if cell.strip()] for row in table[2:9]}
     assert rows["CPU"][:3] == ["blocks", "512 x 2,048", "nothing"]
-    assert rows["GPU of 141 GB"][0] == "cudnn" and rows["TPU of 17 GB"][0] == "splash"
-    assert any("cudnn: bfloat16 on GPU, scores not capped, heads of 64" in line for line in lines)
+    assert rows["GPU of 141 GB"][0] == "triton" and rows["TPU of 17 GB"][0] == "splash"
+    assert any("triton: bfloat16 on GPU, leaves out blocks that nothing sees" in line for line in lines)
 
 
 def test_check_needs_no_vocabulary_to_say_nothing_of_choices():

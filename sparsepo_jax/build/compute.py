@@ -137,16 +137,16 @@ def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], mesh: Mesh)
         if problem is not None:
             mend = ", or compute.dtype=bfloat16" if "computes in" in problem else ""
             raise UserError(f"compute.attention: cudnn does not fit {problem}; take auto or xla{mend}")
-        if device.platform != "gpu":
-            raise UserError(
-                f"compute.attention: cudnn runs on GPU, and these devices are {device.platform}; take auto"
-            )
-    for kernel, platform in (("splash", "tpu"), ("triton", "gpu")):
-        if asked == kernel and device.platform != platform:
-            raise UserError(
-                f"compute.attention: {kernel} runs on {platform.upper()}, and these devices are "
-                f"{device.platform}; take auto"
-            )
+    if asked == "triton":
+        problem = choices.triton_problem(specs, device)
+        if problem is not None:
+            raise UserError(f"compute.attention: triton does not fit {problem}; take auto or xla")
+    runs_on = {"cudnn": "gpu", "triton": "gpu", "splash": "tpu"}.get(asked, device.platform)
+    if device.platform != runs_on:
+        raise UserError(
+            f"compute.attention: {asked} runs on {runs_on.upper()}, and these devices are "
+            f"{device.platform}; take auto"
+        )
     return cast(AttentionKernel, choices.choose_attention(config, specs, device).value)
 
 

@@ -161,11 +161,24 @@ def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], device: Dev
         return Choice("blocks", "on CPU, leaves out blocks that nothing sees")
     if device.platform == "tpu":
         return Choice("splash", "on TPU, leaves out blocks that nothing sees")
-    problem = cudnn_problem(specs, dtype, device)
+    problem = triton_problem(specs, device)
     if problem is not None:
-        return Choice("xla", f"cudnn does not fit {problem}")
-    dims = ", ".join(str(dim) for dim in sorted({spec.head_dim for spec in specs}))
-    return Choice("cudnn", f"{dtype} on GPU, scores not capped, heads of {dims}")
+        return Choice("xla", f"triton does not fit {problem}")
+    if dtype != "bfloat16":
+        return Choice("xla", f"triton is slow in {dtype}")
+    return Choice("triton", f"{dtype} on GPU, leaves out blocks that nothing sees")
+
+
+def triton_problem(specs: tuple[DecoderSpec, ...], device: Device) -> str | None:
+    """What our own kernels for GPUs do not fit; None if they can be used. See ops/triton_attention."""
+    if device.capability is not None and device.capability < (8, 0):
+        return _old_gpu(device.capability)
+    widest = max(spec.head_dim for spec in specs)
+    return f"heads of {widest} dims (up to 256)" if widest > 256 else None
+
+
+def _old_gpu(capability: tuple[int, int]) -> str:
+    return f"a GPU of compute capability {'.'.join(map(str, capability))} (8.0 or more)"
 
 
 def cudnn_problem(specs: tuple[DecoderSpec, ...], dtype: str, device: Device) -> str | None:
@@ -179,7 +192,7 @@ def cudnn_problem(specs: tuple[DecoderSpec, ...], dtype: str, device: Device) ->
     if dtype != "bfloat16":
         return f"a model that computes in {dtype}"
     if device.capability is not None and device.capability < (8, 0):
-        return f"a GPU of compute capability {'.'.join(map(str, device.capability))} (8.0 or more)"
+        return _old_gpu(device.capability)
     is_hopper = device.capability is not None and device.capability[0] == 9
     most = 256 if is_hopper else 128
     for spec in specs:

@@ -93,9 +93,10 @@ class Compute(Section):
     The results are the same."""
     attention: Literal["auto", "blocks", "triton", "xla", "cudnn", "splash"] = "auto"
     """The attention kernel. auto: blocks on CPU, splash on TPU (compiled only, never timed: Llama-3-8B's step
-    on v5e-64 takes 4.9 GB of temporaries a chip, 6.0 by xla), cudnn on GPU where it can, else xla. triton:
-    NVIDIA GPU (Ampere or newer), leaves out what nothing sees. cudnn: the same GPUs, bfloat16, no capped
-    scores, heads of a multiple of 8 dims up to 128 (Hopper: 256). splash: TPU. The results are the same."""
+    on v5e-64 takes 4.9 GB of temporaries a chip, 6.0 by xla); on GPU triton in bfloat16 where it can, else
+    xla. triton: NVIDIA GPU (Ampere or newer; run on an H200 alone), heads up to 256 dims; leaves out what
+    nothing sees, and so beats cudnn. cudnn: the same GPUs, bfloat16, no capped scores, heads of a multiple of
+    8 dims up to 128 (Hopper: 256). splash: TPU. The results are the same."""
     head: Head = Head()
     """Blocks in which logits are computed."""
     mesh: Mesh = Mesh()
