@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from sparsepo_jax.ops import visits as lists
+from sparsepo_jax.ops.remat import attended
 from sparsepo_jax.ops.splash_attention import Spread
 from sparsepo_jax.ops.visits import Visits
 
@@ -32,7 +32,6 @@ BLOCKS = {
     (32, 128): ((32, 16, 4, 1), (32, 16, 4, 1), (32, 16, 4, 1)),
     (32, 256): ((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
 }
-KEPT = "attention"  # the name of what the backward pass needs, for policies of jax.checkpoint
 
 Heads = tuple[Array, Array, Array]
 
@@ -94,7 +93,7 @@ def _attend(settings: "Settings", heads: Heads, visits: Visits, window: Array) -
 def _forward(settings: "Settings", heads: Heads, visits: Visits, window: Array) -> tuple[Array, tuple]:
     from sparsepo_jax.ops.triton_kernels import output
 
-    out_RSNH, lse_RNC = (checkpoint_name(x, KEPT) for x in output(settings, *heads, visits, window))
+    out_RSNH, lse_RNC = (attended(x) for x in output(settings, *heads, visits, window))
     return out_RSNH, (heads, visits, window, out_RSNH, lse_RNC)
 
 
