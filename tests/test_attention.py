@@ -118,9 +118,8 @@ def test_kernels_in_several_blocks_and_on_a_mesh(monkeypatch, interpreted, kerne
     monkeypatch.setattr(splash_attention, "LARGEST_BLOCK", 128)
     monkeypatch.setattr(visits, "OWNED", 128)
     monkeypatch.setattr(visits, "VISITED", 64)
-    monkeypatch.setattr(
-        triton_attention, "BLOCKS", {1024: ((128, 64, 4, 2), (64, 64, 4, 2), (128, 32, 4, 2))}
-    )
+    kernels = ((128, 64, 4, 2), (64, 64, 4, 2), (128, 32, 4, 2))
+    monkeypatch.setattr(triton_attention, "BLOCKS", {(32, 8): kernels})
     rows = 4 if mesh_shape else 1
     lengths = [(120, 90, 110), (30, 128, 129), (7, 2, 200), (200, 9, 80)][:rows]
     packing = packed(
