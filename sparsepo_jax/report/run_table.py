@@ -39,6 +39,7 @@ ROWS = {  # label -> path into what is known of a stage
     "attention": ("choices", "attention"),
     "head blocks": ("choices", "head blocks"),
     "recomputed": ("choices", "recomputed"),
+    "layers": ("choices", "layers"),
     "seconds to the first step": ("first_step_s",),
 }
 
