@@ -90,7 +90,6 @@ class Results:
             "python": platform.python_version(),
             **ceilings,
             "versions": {name: found for name in PACKAGES if (found := installed(name)) is not None},
-            "commit": commit(),
         }
 
     def add(self, part: str, row: dict[str, Any]) -> None:
@@ -113,15 +112,6 @@ def installed(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
-        return None
-
-
-def commit() -> str | None:
-    """The commit that was measured; None outside of a repository."""
-    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
         return None
 
 

@@ -120,6 +120,7 @@ def with_rates(bench: Bench, row: Row, model: str, pairs: int, **passes: int) ->
         "model": model,
         "pairs": pairs,
         "flop": flop,
+        "matrix_rate": bench.ceilings["matrix_rate"],
         "mfu": flop / row["step_s"] / bench.ceilings["matrix_rate"],
         "mfu_open_instruct": open_instruct_mfu(bench, spec, length, row["step_s"]),
     }
@@ -339,15 +340,15 @@ def all_jobs(size: Size, data: Path | None) -> list[Job]:
     plain = {"work": their_steps, "script": "plain_torch.py", "pairs": few, "precision": "autocast"}
     pythia, qwen = "pythia-1.4b", "qwen3-1.7b"
     return [
-        job("steps", pythia, 60, our_steps, model=pythia, pairs=both),
-        job("steps", qwen, 70, our_steps, model=qwen, pairs=both),
+        job("steps", pythia, 75, our_steps, model=pythia, pairs=both),
+        job("steps", qwen, 85, our_steps, model=qwen, pairs=both),
         job("trl", f"{pythia} autocast", 40, **trl, model=pythia, pairs=both, precision="autocast"),
         job("trl", f"{pythia} bfloat16", 40, **trl, model=pythia, pairs=both, precision="bfloat16"),
         job("trl", f"{qwen} autocast", 40, **trl, model=qwen, pairs=few, precision="autocast"),
         job("trl", f"{qwen} bfloat16", 40, **trl, model=qwen, pairs=few, precision="bfloat16"),
-        job("golden", "score stage", 40, golden),
+        job("golden", "score stage", 30, golden),
         job("quickstart", "quickstart", 60, quickstart),
-        job("lora", "llama-3-8b", 70, lora),
+        job("lora", "llama-3-8b", 60, lora),
         *([job("data", "pythia-410m", 80, on_data)] if data is not None else []),
         job("generation", f"{qwen} ours", 30, generation, side="ours", model=qwen),
         job("generation", f"{qwen} transformers", 50, generation, side="transformers", model=qwen),

@@ -63,5 +63,6 @@ def _kernels(directory: Path) -> Iterator[tuple[str, float]]:
 
 def _name(kernel: str, instruction: Any) -> str:
     """The kernel, and its instruction where that has another name; without numbers at the end."""
-    names = [kernel] if instruction in (None, kernel) else [kernel, str(instruction)]
+    unnamed = (None, kernel, "command_buffer")  # the last: part of a graph of kernels
+    names = [kernel] if instruction in unnamed else [kernel, str(instruction)]
     return " ".join(re.sub(r"[._]\d+$", "", name) for name in dict.fromkeys(names))

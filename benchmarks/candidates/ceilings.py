@@ -15,12 +15,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 from work import copy_rate, matrix_rate
 
+from sparsepo_jax.build.compute import take_memory
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("dtype")
     parser.add_argument("--size", type=int)
     options = parser.parse_args()
+    take_memory()  # as a run does
     device = jax.devices()[0]
     memory = (device.memory_stats() or {}).get("bytes_limit")
     serve(

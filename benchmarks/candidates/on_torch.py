@@ -31,7 +31,6 @@ def device_peak() -> dict[str, float]:
     """Largest memory of the device so far, MB; empty on CPU."""
     if DEVICE == "cpu":
         return {}
-    torch.cuda.synchronize()
     return {"device_peak_mb": torch.cuda.max_memory_allocated() / 1e6}
 
 

@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from serve import serve
+from serve import LossBefore, serve
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from run_step import RunStep
+from run_step import RunStep, device_peak
 
 
 def main() -> None:
@@ -32,10 +32,15 @@ def main() -> None:
     options = parser.parse_args()
     size = options.pairs, options.prompt, options.response
     step = RunStep(options.shape, options.kind, options.settings, *size)
+    loss_before = LossBefore()
+
+    def advance(pairs: int) -> dict[str, Any]:
+        return {"loss": loss_before(step(pairs))} | device_peak()
+
     with tempfile.TemporaryDirectory() as directory:
         steps: dict[str, Any] = {}
         for pairs in options.pairs:
-            steps[str(pairs)] = functools.partial(step, pairs)
+            steps[str(pairs)] = functools.partial(advance, pairs)
             steps[f"trace {pairs}"] = functools.partial(step.traced, pairs, Path(directory) / str(pairs))
         serve(steps, about={pairs: step.about(pairs) for pairs in options.pairs})
 

@@ -11,7 +11,7 @@ import argparse
 
 import torch
 from on_torch import DEVICE, PRECISIONS, casting, device_peak, make_model, versions
-from serve import serve
+from serve import LossBefore, serve
 
 
 class OfficialMask(torch.nn.Module):
@@ -43,6 +43,7 @@ class Step:
             masks = OfficialMask(config.num_hidden_layers, config.hidden_size)
             self.masks = masks.to(policy.device, policy.dtype)
         parameters = [*policy.parameters(), *(self.masks.parameters() if self.masks else [])]
+        self._loss_before = LossBefore()
         self.parameters, self.optimizer = parameters, torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0)
 
     def __call__(self, ids, attention_mask, response) -> float:
@@ -53,7 +54,7 @@ class Step:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        return float(loss.detach())
+        return self._loss_before(loss.detach())
 
     def loss(self, ids, attention_mask, response) -> torch.Tensor:
         labels, keep = ids[:, 1:], response[:, 1:]

@@ -41,6 +41,19 @@ def serve(steps: Work | Mapping[str, Work], **about) -> None:
         answer(seconds=time.perf_counter() - began_s, peak_mb=peak_mb(), **facts)
 
 
+class LossBefore:
+    """Gives the loss of the step before, so that a device has its next step while the last one's loss is
+    fetched, as in training."""
+
+    def __init__(self):
+        self._before: Any = None
+
+    def __call__(self, loss: Any) -> float:
+        """loss: of the step that was just handed over, an array on the device."""
+        before, self._before = self._before, loss
+        return float(loss if before is None else before)
+
+
 def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"

@@ -25,7 +25,7 @@ import torch
 import trl
 from datasets import Dataset
 from on_torch import DEVICE, PRECISIONS, device_peak, make_model, versions
-from serve import serve
+from serve import LossBefore, serve
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -98,6 +98,7 @@ class Step:
         )
         trainer.current_gradient_accumulation_steps = 1
         self.batches = {pairs: self._endless(pairs, options) for pairs in options.pairs}
+        self._loss_before = LossBefore()
         weight_type = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
         assert {x.dtype for x in policy.parameters()} == {weight_type}
 
@@ -121,7 +122,7 @@ class Step:
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
         trainer.model_wrapped.zero_grad()
-        return {"loss": float(loss)} | device_peak()
+        return {"loss": self._loss_before(loss)} | device_peak()
 
 
 def main() -> None:
