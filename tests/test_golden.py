@@ -152,8 +152,15 @@ def assert_gradients_equal(family, prefix, policy_gradient, mask_gradient):
         np.testing.assert_allclose(gradient / scale, expected[name] / scale, atol=GRADIENT, err_msg=name)
 
 
-@both_families
-@pytest.mark.parametrize(("sharing", "beta"), [("common", 0.8), ("independent", 0.1)])
+@pytest.mark.parametrize(
+    ("family", "sharing", "beta"),
+    [
+        ("gpt2", "common", 0.8),
+        ("gpt_neox", "independent", 0.1),
+        pytest.param("gpt2", "independent", 0.1, marks=pytest.mark.slow),
+        pytest.param("gpt_neox", "common", 0.8, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_of_policy_and_masks(family, sharing, beta):
     """Kills: a stopped gradient on masks or KL; a gradient through the reference."""
     source, batch, reference = learned(sharing), golden.pair_batch(family), load(family, "reference")[2]

@@ -28,6 +28,13 @@ from sparsepo_jax.ops.attention import Given
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 FIRST_OF_A_FAMILY = {config["model_type"]: name for name, config in reversed(CONFIGS.items())}.values()
+every_family = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=() if name in FIRST_OF_A_FAMILY else pytest.mark.slow)
+        for name, config in CONFIGS.items()
+    ],
+)
 
 
 @every_config
@@ -51,7 +58,7 @@ def test_logits_and_states_of_every_layer_equal_transformers(config, tmp_path):
             )
 
 
-@every_config
+@every_family
 def test_bfloat16_is_as_exact_as_transformers(config, tmp_path):
     ours, theirs = bfloat16_errors(config, tmp_path)
     assert 0 < ours <= BFLOAT16 * theirs
@@ -257,13 +264,7 @@ FIELDS = set().union(
 ROTARY = sorted(field_tables.ROTARY_KINDS.keys() | field_tables.LAYER_KINDS.keys())
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(config, id=name, marks=() if name in FIRST_OF_A_FAMILY else pytest.mark.slow)
-        for name, config in CONFIGS.items()
-    ],
-)
+@every_family
 def test_a_config_with_any_value_anywhere_is_a_spec_or_one_line(config):
     """Kills: a field that is read without its kind being known.
 

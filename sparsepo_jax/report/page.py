@@ -11,7 +11,8 @@ from markupsafe import Markup
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_text
 from sparsepo_jax.report import charts, drawing, heatmap, series, table
-from sparsepo_jax.report.doctor import diagnose, read_evidence
+from sparsepo_jax.report.doctor import diagnose
+from sparsepo_jax.report.evidence import read_evidence
 from sparsepo_jax.report.files import (
     pairs_path,
     read_metrics,

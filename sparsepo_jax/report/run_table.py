@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparsepo_jax.report.doctor import read_facts
+from sparsepo_jax.report.evidence import read_facts
 from sparsepo_jax.report.files import read_if_sound
 from sparsepo_jax.report.table import number_or_none
 

@@ -15,7 +15,7 @@ from sparsepo_jax.eval.auroc import auroc, precision
 from sparsepo_jax.eval.lexicon import WordMarks, load_lexicons, mark_table
 from sparsepo_jax.eval.scores import PairScore, headline, independent_pairs, mask_sparsity
 from sparsepo_jax.eval.which_tokens import FIGURES, deletion, token_figures
-from sparsepo_jax.report.doctor import read_facts
+from sparsepo_jax.report.evidence import read_facts
 from sparsepo_jax.report.outcome import outcome
 from sparsepo_jax.run.resume import TRAINING
 from sparsepo_jax.stages.ahead import wait_for_programs

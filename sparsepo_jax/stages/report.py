@@ -4,7 +4,8 @@ import json
 
 import jax
 
-from sparsepo_jax.report.doctor import diagnose, read_evidence
+from sparsepo_jax.report.doctor import diagnose
+from sparsepo_jax.report.evidence import read_evidence
 from sparsepo_jax.report.outcome import outcome
 from sparsepo_jax.stages.context import Run, say
 

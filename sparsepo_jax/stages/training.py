@@ -24,7 +24,8 @@ from sparsepo_jax.data.batching import BatchPlan
 from sparsepo_jax.data.packing import FILLER
 from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.table import TokenTable
-from sparsepo_jax.report.doctor import FirstSteps, facts_path
+from sparsepo_jax.report.doctor import FirstSteps
+from sparsepo_jax.report.evidence import facts_path
 from sparsepo_jax.run.choices import Choices
 from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.stages.context import Run, say
