@@ -8,7 +8,7 @@ from flax import nnx
 
 from helpers.configs import PATHS, made_stats, make_config
 from helpers.tiny import GEMMA2, GPT2, NEOX, random_batch
-from sparsepo_jax.build.compute import choose_attention, compute_dtype
+from sparsepo_jax.build.compute import choose_attention, compute_dtype, start_jax
 from sparsepo_jax.build.models import decoder_graph
 from sparsepo_jax.build.objective import make_mask_source, make_objective
 from sparsepo_jax.build.optimizer import make_optimizer, optimizer_rates
@@ -267,3 +267,12 @@ def test_attention_that_does_not_fit_is_refused():
         problem = f"compute.attention: {kernel} runs on {runs_on}, and these devices are cpu; take auto"
         with pytest.raises(UserError, match=problem):
             choose(GPT2, attention=kernel)
+
+
+def test_programs_of_several_cpu_devices_are_not_kept_on_disk(monkeypatch):
+    """Read back, they wait for each other. Kills: a second run that hangs where the first did not."""
+    for devices, is_kept in ((8, False), (1, True)):
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        start_jax(make_config())
+        assert jax.config.jax_enable_compilation_cache == is_kept
+    jax.config.update("jax_enable_compilation_cache", False)

@@ -118,11 +118,10 @@ def start_jax(config: Config) -> None:
     take_memory()
     join_processes(config.compute.distributed)
     set_precision(config, jax.default_backend())
-    # On CPU a program that is read back has lost the order of its collectives (jaxlib 0.10.2), and several
-    # processes would mistake one collective for another.
-    jax.config.update(
-        "jax_enable_compilation_cache", jax.process_count() == 1 or jax.default_backend() != "cpu"
-    )
+    # On CPU a program that is read back has lost the order of its collectives (jaxlib 0.10.2): some devices
+    # wait in one collective and the rest in another, until XLA ends the process.
+    is_safe = jax.default_backend() != "cpu" or jax.device_count() == 1
+    jax.config.update("jax_enable_compilation_cache", is_safe)
     jax.config.update(
         "jax_compilation_cache_dir", config.compute.compile_cache or str(cache_directory("xla"))
     )
