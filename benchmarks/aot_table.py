@@ -1,7 +1,7 @@
 """What training steps take of devices that are not here: TPU pods, and GPUs with the settings that suit them.
 
     python benchmarks/aot_table.py [MODEL ...]            TPUs
-    python benchmarks/aot_table.py --gpus [MODEL ...]     GPUs
+    python benchmarks/aot_table.py --gpus [MODEL ...]     GPUs (--on h100x8 ...: these alone)
 
 Needs the extra [tpu] or [aot-gpu] and no device; default: all models. All are of prompts and responses of
 1,024 tokens each, and every row is kept as it is made; models that are not named keep the rows they have.
@@ -14,7 +14,7 @@ reference and optimizer are float32 and cut over all chips (LoRA: a base in bflo
 
 GPUs, into results/aot_gpu.json: five models on five kinds of machines, 128 pairs a step, each with the
 settings that `--aot NAME --fit` finds, but that only the first of them that fits is compiled: a minute or
-more for each.
+more for each, with --count none and a few seconds.
 """
 
 import argparse
@@ -60,8 +60,14 @@ MODELS = {  # name: (config, settings, topologies)
 }
 
 
+PAIRS = 128  # a step
 GPUS = ("rtx4090", "a100-80gx8", "h100x8", "2x h100x8", "h200x8")
-GPU_SETTINGS = ["stages=[po]", "data.max_length=2048", "data.max_prompt_length=1024", "po.batch_size=128"]
+GPU_SETTINGS = [
+    "stages=[po]",
+    "data.max_length=2048",
+    "data.max_prompt_length=1024",
+    f"po.batch_size={PAIRS}",
+]
 SMOLLM2 = (
     "{model_type: llama, vocab_size: 49152, max_position_embeddings: 8192, hidden_size: 576, "
     "intermediate_size: 1536, num_hidden_layers: 30, num_attention_heads: 9, num_key_value_heads: 3, "
@@ -73,21 +79,28 @@ QWEN3 = (
     "head_dim: 128, rms_norm_eps: 1e-6, rope_theta: 1000000, tie_word_embeddings: true}"
 )
 LORA = "po.lora={base: bfloat16}"
-GPU_MODELS = {  # name: (config, settings, further machines)
+QWEN25 = (
+    "{model_type: qwen2, vocab_size: 151936, max_position_embeddings: 32768, hidden_size: 1536, "
+    "intermediate_size: 8960, num_hidden_layers: 28, num_attention_heads: 12, num_key_value_heads: 2, "
+    "rms_norm_eps: 1e-6, rope_theta: 1000000, tie_word_embeddings: true}"
+)
+ULTRAFEEDBACK = "recipes/ultrafeedback.yaml"
+GPU_MODELS = {  # name: (config, settings, devices)
     "SmolLM2-135M": (
-        "recipes/ultrafeedback.yaml",
+        ULTRAFEEDBACK,
         ["policy.path=HuggingFaceTB/SmolLM2-135M-Instruct", f"policy.config={SMOLLM2}"],
-        (),
+        GPUS,
     ),
-    "Qwen3-1.7B": (
-        "recipes/ultrafeedback.yaml",
-        ["policy.path=Qwen/Qwen3-1.7B", f"policy.config={QWEN3}"],
-        (),
+    "Qwen2.5-1.5B": (
+        ULTRAFEEDBACK,
+        ["policy.path=Qwen/Qwen2.5-1.5B", f"policy.config={QWEN25}"],
+        ("rtx4090",),
     ),
-    "Llama-3-8B, LoRA": ("pods/llama3_8b.yaml", [LORA], ()),
-    "Llama-3-8B": ("pods/llama3_8b.yaml", [], ("h200",)),
-    "GPT-J-6B, LoRA": ("recipes/tldr.yaml", [], ()),
-    "Llama-3-70B": ("pods/llama3_70b.yaml", [], ()),
+    "Qwen3-1.7B": (ULTRAFEEDBACK, ["policy.path=Qwen/Qwen3-1.7B", f"policy.config={QWEN3}"], GPUS),
+    "GPT-J-6B, LoRA": ("recipes/tldr.yaml", [], GPUS),
+    "Llama-3-8B, LoRA": ("pods/llama3_8b.yaml", [LORA], GPUS),
+    "Llama-3-8B": ("pods/llama3_8b.yaml", [], ("h200", *GPUS)),
+    "Llama-3-70B": ("pods/llama3_70b.yaml", [], GPUS),
 }
 
 
@@ -141,12 +154,14 @@ def main() -> int:
     names = sorted({*MODELS, *GPU_MODELS})
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(map(repr, names)))
     parser.add_argument("--gpus", action="store_true", help="GPUs in place of TPUs")
+    parser.add_argument("--on", nargs="+", metavar="DEVICES", help="with --gpus: these devices alone")
+    parser.add_argument("--count", action="store_true", help="with --gpus: count by hand, compile nothing")
     options = parser.parse_args()
     known = GPU_MODELS if options.gpus else MODELS
     if unknown := set(options.models) - known.keys():
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     models = options.models or list(known)
-    print(make_gpu_table(models) if options.gpus else make_tpu_table(models))
+    print(make_gpu_table(models, options.on, options.count) if options.gpus else make_tpu_table(models))
     return 0
 
 
@@ -179,38 +194,46 @@ def make_tpu_table(models: list[str]) -> Path:
     return KEPT
 
 
-def make_gpu_table(models: list[str]) -> Path:
-    """Searches settings for GPUs and prints a row each; returns the file that keeps them."""
+def make_gpu_table(models: list[str], only: list[str] | None, count: bool) -> Path:
+    """Searches settings for GPUs and prints a row each; returns the file that keeps them.
+
+    only: devices to search for; None: all of a model. count: compile nothing, and keep what was compiled.
+    """
     kept = json.loads(KEPT_GPU.read_text())["rows"] if KEPT_GPU.exists() else {}
     versions = ("jax", "jaxlib", "jax-cuda12-plugin", "nvidia-cudnn-cu12")
     for model in models:
-        config, settings, further = GPU_MODELS[model]
+        config, settings, machines = GPU_MODELS[model]
         rows = kept.setdefault(model, {})
-        for name in (*GPUS, *further):
-            rows[name] = found_settings(config, settings, name)
+        for name in (name for name in machines if only is None or name in only):
+            if count and name in rows and rows[name]["best"] is not None:
+                continue
+            rows[name] = found_settings(config, settings, name, 0 if count else 1)
             print(gpu_row(model, rows[name]), flush=True)
-            KEPT_GPU.write_text(json.dumps(about(*versions) | {"rows": kept}, indent=1) + "\n")
+            KEPT_GPU.write_text(
+                json.dumps(about(*versions) | {"pairs": PAIRS, "rows": kept}, indent=1) + "\n"
+            )
     return KEPT_GPU
 
 
-def found_settings(config: str, settings: list[str], name: str) -> dict[str, Any]:
-    """What --aot --fit --json prints, if only the first settings that fit are compiled."""
+def found_settings(config: str, settings: list[str], name: str, enough: int) -> dict[str, Any]:
+    """What --aot --fit --json prints, if only so many settings that fit are compiled."""
     loaded, _ = load_config(str(REPOSITORY / "configs" / config), [*GPU_SETTINGS, *settings])
     topology = find_topology(name)
-    result = search(read_task(loaded, topology), absent_devices(topology), enough=1)
+    result = search(read_task(loaded, topology), absent_devices(topology), enough=enough)
     return {"name": name, **fit_as_json(result, topology)}
 
 
 def gpu_row(model: str, found: dict[str, Any]) -> str:
     """A line about the best settings of a search."""
-    best = found["best"]
+    best, where = found["best"] or found["by_hand"], "" if found["best"] else ", counted by hand"
     if best is None:
         least = f"{found['least_bytes'] / 1e9:,.0f} GB a card"
         return f"{model} on {found['name']}: does not fit, needs about {least} or more"
-    settings = " ".join(f"{name}={value}" for name, value in found["overrides"].items())
+    settings = (found["overrides"] or best["overrides"]).items()
     return (
         f"{model} on {found['name']}: {best['needed_bytes'] / 1e9:,.1f} GB a card, at least "
-        f"{best['lower_bound_s']:.3f} s a step; {settings}"
+        f"{best['lower_bound_s']:.3f} s a step{where}; "
+        + " ".join(f"{name}={value}" for name, value in settings)
     )
 
 

@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_tried_with_settings_that_need_less(large):
     assert len(result.tried) <= MOST_COMPILED
     assert not result.tried[0].compiled.footprint.fits
     assert result.best.compiled.footprint.fits
-    reasons = [reason for _, reason in left_out(result, H100X2)]
+    reasons = [reason for _, reason in left_out(result)]
     assert any(reason.startswith("compiled, needs") for reason in reasons)
     assert any(reason.startswith("needs about") for reason in reasons)
     assert (
@@ -187,5 +187,5 @@ def test_settings_are_printed_as_the_command_line_takes_them(small, tmp_path):
     assert overrides in fit_as_text(result, H100X2)
     config, _ = load_config(str(tmp_path / "config.yaml"), overrides.split(" "))
     assert config == result.best.candidate.task.config
-    left = {name for name, _ in left_out(result, H100X2)}
+    left = {name for name, _ in left_out(result)}
     assert left and f"po.accumulation={config.po.accumulation}" not in left

@@ -17,8 +17,10 @@ def fit_as_json(result: Fit, topology: Topology) -> dict[str, Any]:
     best = result.best
     return {
         "topology": str(topology),
+        "usable_bytes": topology.usable_bytes,
         "overrides": None if best is None else best.candidate.overrides,
         "best": None if best is None else as_json(best.compiled),
+        "by_hand": _by_hand(result),
         "counted": len(result.candidates),
         "least_bytes": min((x.estimate.needed_bytes for x in result.candidates), default=None),
         "compiled": [
@@ -32,7 +34,20 @@ def fit_as_json(result: Fit, topology: Topology) -> dict[str, Any]:
             }
             for one in result.tried
         ],
-        "left_out": dict(left_out(result, topology)),
+        "left_out": dict(left_out(result)),
+    }
+
+
+def _by_hand(result: Fit) -> dict[str, Any] | None:
+    """The settings that would be the best by hand count; None if none should fit."""
+    first = next((candidate for candidate in result.candidates if candidate.fits), None)
+    if first is None:
+        return None
+    counted = first.estimate
+    return {
+        "overrides": first.overrides,
+        "needed_bytes": counted.needed_bytes,
+        "lower_bound_s": counted.bound.seconds,
     }
 
 
@@ -47,13 +62,13 @@ def fit_as_text(result: Fit, topology: Topology) -> str:
         if nearest is not None:
             needed, usable = gb(nearest.estimate.needed_bytes), gb(topology.usable_bytes)
             text += f"; the smallest need about {needed} of {usable}: {settings_text(nearest.overrides)}"
-        return _aligned([("topology", topology_text(topology)), searched, ("fits", text)], result, topology)
+        return _aligned([("topology", topology_text(topology)), searched, ("fits", text)], result)
     settings = ("settings", settings_text(result.best.candidate.overrides))
-    return "\n".join((as_text(result.best.compiled), _aligned([searched, settings], result, topology)))
+    return "\n".join((as_text(result.best.compiled), _aligned([searched, settings], result)))
 
 
-def _aligned(lines: list[Line], result: Fit, topology: Topology) -> str:
-    fallen = [("left out", f"{name}: {why}") for name, why in left_out(result, topology)]
+def _aligned(lines: list[Line], result: Fit) -> str:
+    fallen = [("left out", f"{name}: {why}") for name, why in left_out(result)]
     return "\n".join(f"{name:<12}{text}" for name, text in [*lines, *fallen])
 
 
@@ -66,7 +81,7 @@ def _yaml(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def left_out(result: Fit, topology: Topology) -> Iterator[Line]:
+def left_out(result: Fit) -> Iterator[Line]:
     """(settings, why they were not taken): meshes, micro-steps, remat policies, blocks of logits."""
     yield from result.refused.items()
     best = result.best
@@ -77,7 +92,7 @@ def left_out(result: Fit, topology: Topology) -> Iterator[Line]:
         taken = None if best is None else name_of(best.candidate)
         for name, candidates in _grouped(result.candidates, name_of).items():
             if name != taken:
-                yield name, _reason(candidates, topology, best)
+                yield name, _reason(candidates, best)
 
 
 def _compiled_reason(one: Tried) -> str:
@@ -87,9 +102,9 @@ def _compiled_reason(one: Tried) -> str:
     return f"compiled, {bound.seconds:.3f} s a step at least"
 
 
-def _reason(candidates: list[Candidate], topology: Topology, best: Tried | None) -> str:
+def _reason(candidates: list[Candidate], best: Tried | None) -> str:
     """Why none of some candidates was taken, by hand count."""
-    fitting = [x for x in candidates if x.estimate.needed_bytes <= topology.usable_bytes]
+    fitting = [x for x in candidates if x.fits]
     if not fitting:
         return f"needs about {gb(min(x.estimate.needed_bytes for x in candidates))} or more"
     text = f"about {min(x.estimate.bound.seconds for x in fitting):.3f} s a step at least"

@@ -34,6 +34,11 @@ class Candidate(NamedTuple):
     task: Task
     estimate: Estimate
 
+    @property
+    def fits(self) -> bool:
+        """Whether it should, by hand count."""
+        return self.estimate.needed_bytes <= self.task.topology.usable_bytes
+
 
 class Tried(NamedTuple):
     """A candidate that was compiled."""
@@ -73,7 +78,7 @@ def search(
 
     Args:
         compile_one: what compiles a candidate.
-        enough: how many that fit are compiled.
+        enough: how many that fit are compiled; 0: all is counted by hand alone.
     """
     tried: list[Tried] = []
     candidates: list[Candidate] = []
@@ -83,6 +88,8 @@ def search(
         added = list(_candidates(task, types, held))
         candidates = sorted([*candidates, *added], key=_rank)
         tried += _compile_best(sorted(added, key=_rank), devices, compile_one, enough)
+        if enough == 0 and any(candidate.fits for candidate in added):
+            break
         fitting = [one for one in tried if one.compiled.footprint.fits and one.compiled.bound is not None]
         if fitting:
             best = min(fitting, key=lambda one: one.compiled.bound.seconds)
