@@ -290,10 +290,11 @@ def test_slices_that_cannot_be_are_refused():
 # ---------------------------------------------------------------- compiled for TPUs
 
 
-def test_json_goes_with_aot_alone(tmp_path):
+@pytest.mark.parametrize("option", ["--json", "--fit"])
+def test_some_options_go_with_aot_alone(option, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["--config", str(write_config(tmp_path)), "--json"])
-    assert stopped.value.code == 2
+        main(["--config", str(write_config(tmp_path)), option])
+    assert stopped.value.code == 2 and f"{option} goes with --aot" in capsys.readouterr().err
 
 
 @needs_libtpu

@@ -12,7 +12,7 @@ from sparsepo_jax.aot.compile import Shapes, Task
 from sparsepo_jax.aot.footprint import held_bytes
 from sparsepo_jax.models.operations import Tokens, matrix_operations
 from sparsepo_jax.run.choices import Choices, Device, choose, dtype_on
-from sparsepo_jax.run.need import Load, Setting, held_by, kept_features
+from sparsepo_jax.run.need import FLOAT, Load, Setting, held_by, kept_features, trained_parameters
 
 
 class Held(NamedTuple):
@@ -21,7 +21,6 @@ class Held(NamedTuple):
     Attributes:
         sizes: of the mesh's axes.
         argument_bytes: state, frozen weights and batch.
-        trained_bytes: weights that are trained.
         frozen_bytes: reference, or base of adapters.
         load: tokens of a device.
         tokens: of a step, on all devices.
@@ -29,7 +28,6 @@ class Held(NamedTuple):
 
     sizes: Mapping[str, int]
     argument_bytes: int
-    trained_bytes: int
     frozen_bytes: int
     load: Load
     tokens: Tokens
@@ -50,7 +48,7 @@ class Estimate(NamedTuple):
 
 def held_on(task: Task, shapes: Shapes) -> Held:
     """What the arguments of a task's step in one micro-step tell."""
-    state, frozen, batch = shapes.arguments
+    _, frozen, batch = shapes.arguments
     packing = batch.packing
     micro_steps, rows, positions = packing.ids_RS.shape
     sizes = dict(shapes.mesh.shape)
@@ -58,7 +56,6 @@ def held_on(task: Task, shapes: Shapes) -> Held:
     return Held(
         sizes,
         held_bytes(shapes.arguments),
-        held_bytes(state.weights["policy"]),
         held_bytes(frozen),
         Load(of_device * positions, of_device * packing.at_RM.shape[-1], packing.column_RQW.shape[-1]),
         tokens_of(batch, task.table),
@@ -78,7 +75,7 @@ def estimate(task: Task, held: Held) -> Estimate:
     temp_bytes = choices.need.total - held_through.state - held_through.frozen
     passes = passes_of(task.config, task.stage, choices.remat.value)
     operations = matrix_operations(task.policy, held.tokens, passes)
-    sent_bytes, network_bytes = _exchanged(task, held, passes.blocks)
+    sent_bytes, network_bytes = _exchanged(task, held, setting, passes.blocks)
     bound = Bound(
         operations,
         operations / topology.devices / device.matrix_rate,
@@ -117,9 +114,10 @@ def _moved(task: Task, held: Held, setting: Setting, choices: Choices) -> float:
     """Bytes that all but products and attention move through a device's memory in a step."""
     spec, micro_steps = task.policy, setting.training.accumulation
     state_bytes = held.argument_bytes - held.frozen_bytes
-    optimizer = 2 * state_bytes + 2 * held.trained_bytes
-    casts = 1.5 * (held.trained_bytes + held.frozen_bytes)
-    sums = 3 * held.trained_bytes * micro_steps if micro_steps > 1 else 0
+    trained = trained_parameters(setting) / setting.shards
+    optimizer = 2 * state_bytes + 2 * FLOAT * trained
+    casts = (FLOAT + setting.itemsize) * trained
+    sums = 3 * FLOAT * trained * micro_steps if micro_steps > 1 else 0
     forwards = 2 if setting.reference is not None else 1
     features = kept_features(spec, "nothing") * spec.num_layers / setting.tensor
     passes = forwards * _FORWARD + _BACKWARD + _AGAIN[choices.remat.value]
@@ -142,7 +140,7 @@ def _moved_by_head(held: Held, setting: Setting, choices: Choices) -> float:
     return heads + states + 4 * 6 * held.load.tokens * entries
 
 
-def _exchanged(task: Task, held: Held, passes: float) -> tuple[float, float]:
+def _exchanged(task: Task, held: Held, setting: Setting, passes: float) -> tuple[float, float]:
     """(bytes that a device sends in a step, and of them to other hosts or slices)."""
     spec, groups = task.policy, task.topology.groups
     micro_steps = getattr(task.config, task.stage).accumulation
@@ -151,9 +149,10 @@ def _exchanged(task: Task, held: Held, passes: float) -> tuple[float, float]:
     groups_of_fsdp = groups // groups_of_data
     # Weights are gathered in 16 bits, the policy's for two passes and the reference's for one; gradients are
     # summed in 32 bits.
-    trained, frozen = held.trained_bytes * fsdp / 4, held.frozen_bytes * fsdp / 4
-    gathered = micro_steps * (2 * (2 * trained + frozen) + 4 * trained)
-    summed = 2 * held.trained_bytes * micro_steps
+    trained = trained_parameters(setting) / tensor
+    frozen = (setting.reference or spec).parameter_count() / tensor if held.frozen_bytes else 0
+    gathered = micro_steps * (2 * (2 * trained + frozen) + FLOAT * trained)
+    summed = 2 * FLOAT * trained / fsdp * micro_steps
     states = 2 * 2 * 2 * held.load.positions * spec.width * spec.num_layers * passes
     sent = gathered * _share(fsdp) + summed * _share(data) + states * _share(tensor)
     network = gathered * _share(groups_of_fsdp) * groups_of_fsdp / fsdp
