@@ -12,7 +12,8 @@ from sparsepo_jax.aot.compile import Shapes, Task
 from sparsepo_jax.aot.footprint import held_bytes
 from sparsepo_jax.models.operations import Tokens, matrix_operations
 from sparsepo_jax.run.choices import Choices, Device, choose, dtype_on
-from sparsepo_jax.run.need import FLOAT, Load, Setting, held_by, kept_features, trained_parameters
+from sparsepo_jax.run.held import trained_numbers
+from sparsepo_jax.run.need import FLOAT, Load, Setting, held_by, kept_features
 
 
 class Held(NamedTuple):
@@ -114,7 +115,7 @@ def _moved(task: Task, held: Held, setting: Setting, choices: Choices) -> float:
     """Bytes that all but products and attention move through a device's memory in a step."""
     spec, micro_steps = task.policy, setting.training.accumulation
     state_bytes = held.argument_bytes - held.frozen_bytes
-    trained = trained_parameters(setting) / setting.shards
+    trained = _trained(setting) / setting.shards
     optimizer = 2 * state_bytes + 2 * FLOAT * trained
     casts = (FLOAT + setting.itemsize) * trained
     sums = 3 * FLOAT * trained * micro_steps if micro_steps > 1 else 0
@@ -123,6 +124,11 @@ def _moved(task: Task, held: Held, setting: Setting, choices: Choices) -> float:
     passes = forwards * _FORWARD + _BACKWARD + _AGAIN[choices.remat.value]
     activations = setting.itemsize * features * held.load.positions * passes
     return optimizer + casts + sums + activations + _moved_by_head(held, setting, choices)
+
+
+def _trained(setting: Setting) -> int:
+    """Numbers that are trained, without the few of mask nets."""
+    return sum(trained_numbers(setting.training, setting.policy, 0))
 
 
 def _moved_by_head(held: Held, setting: Setting, choices: Choices) -> float:
@@ -149,7 +155,7 @@ def _exchanged(task: Task, held: Held, setting: Setting, passes: float) -> tuple
     groups_of_fsdp = groups // groups_of_data
     # Weights are gathered in 16 bits, the policy's for two passes and the reference's for one; gradients are
     # summed in 32 bits.
-    trained = trained_parameters(setting) / tensor
+    trained = _trained(setting) / tensor
     frozen = (setting.reference or spec).parameter_count() / tensor if held.frozen_bytes else 0
     gathered = micro_steps * (2 * (2 * trained + frozen) + FLOAT * trained)
     summed = 2 * FLOAT * trained / fsdp * micro_steps
