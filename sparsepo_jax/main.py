@@ -230,6 +230,7 @@ def compile_for(config: "Config", name: str, *, as_json: bool, fit: bool) -> int
     except UserError as error:
         print(f"error: --aot: {error}", file=sys.stderr)
         return 2
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA would warn about what it compiles for elsewhere
     from sparsepo_jax.aot import describe, describe_fit
     from sparsepo_jax.aot import fit as fits
     from sparsepo_jax.aot.compile import compile_step
