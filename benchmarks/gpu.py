@@ -4,8 +4,9 @@
 
 Parts, by importance; what does not fit into the budget (default 540 s) is left out and said so:
 
-    steps        our step as it comes: Pythia-1.4B and Qwen3-1.7B shapes, random weights, 8 and 16 pairs of
-                 512+256 tokens: seconds, share of the measured matrix rate, memory, kernels by kind
+    steps        our step as it comes in a run of 10,000 steps: Pythia-1.4B and Qwen3-1.7B shapes, random
+                 weights, 8 and 16 pairs of 512+256 tokens: seconds, share of the measured matrix rate,
+                 memory, kernels by kind
     trl          TRL's DPOTrainer on the same (bfloat16 autocast; and weights and Adam in bfloat16)
     golden       the stage score on official checkpoints in float32: largest differences
     quickstart   configs/quickstart.yaml through the command

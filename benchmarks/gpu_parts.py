@@ -340,25 +340,26 @@ def all_jobs(size: Size, data: Path | None) -> list[Job]:
     plain = {"work": their_steps, "script": "plain_torch.py", "pairs": few, "precision": "autocast"}
     pythia, qwen = "pythia-1.4b", "qwen3-1.7b"
     return [
-        job("steps", pythia, 75, our_steps, model=pythia, pairs=both),
-        job("steps", qwen, 85, our_steps, model=qwen, pairs=both),
+        job("steps", pythia, 130, our_steps, model=pythia, pairs=both),
         job("trl", f"{pythia} autocast", 40, **trl, model=pythia, pairs=both, precision="autocast"),
         job("trl", f"{pythia} bfloat16", 40, **trl, model=pythia, pairs=both, precision="bfloat16"),
+        job("steps", qwen, 90, our_steps, model=qwen, pairs=few),
         job("trl", f"{qwen} autocast", 40, **trl, model=qwen, pairs=few, precision="autocast"),
-        job("trl", f"{qwen} bfloat16", 40, **trl, model=qwen, pairs=few, precision="bfloat16"),
         job("golden", "score stage", 30, golden),
-        job("quickstart", "quickstart", 60, quickstart),
-        job("lora", "llama-3-8b", 60, lora),
+        job("quickstart", "quickstart", 65, quickstart),
+        job("lora", "llama-3-8b", 90, lora),
         *([job("data", "pythia-410m", 80, on_data)] if data is not None else []),
         job("generation", f"{qwen} ours", 30, generation, side="ours", model=qwen),
         job("generation", f"{qwen} transformers", 50, generation, side="transformers", model=qwen),
         job("torch", pythia, 35, **plain, model=pythia),
         job("torch", qwen, 40, **plain, model=qwen),
+        job("trl", f"{qwen} bfloat16", 40, **trl, model=qwen, pairs=few, precision="bfloat16"),
+        job("steps", f"{qwen}, more pairs", 90, our_steps, model=qwen, pairs=both[1:]),
         *(
             job(
                 "options",
                 f"{pythia} {field}={choice}",
-                50,
+                70,
                 our_steps,
                 model=pythia,
                 pairs=few,
