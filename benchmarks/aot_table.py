@@ -226,6 +226,9 @@ def found_settings(config: str, settings: list[str], name: str, enough: int) -> 
 def gpu_row(model: str, found: dict[str, Any]) -> str:
     """A line about the best settings of a search."""
     best, where = found["best"] or found["by_hand"], "" if found["best"] else ", counted by hand"
+    if found["compiled"] and not found["best"]:
+        least = min(one["needed_bytes"] for one in found["compiled"])
+        return f"{model} on {found['name']}: does not fit, needs {least / 1e9:,.1f} GB a card as compiled"
     if best is None:
         least = f"{found['least_bytes'] / 1e9:,.0f} GB a card"
         return f"{model} on {found['name']}: does not fit, needs about {least} or more"
