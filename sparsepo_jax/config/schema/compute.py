@@ -87,7 +87,7 @@ class Compute(Section):
     unroll: bool | Literal["auto"] = "auto"
     """Whether a model's layers are written out one after another instead of looped over. A step on a GPU then
     copies less, and its program takes several times as long to compile. auto: on GPUs, where each program of
-    a stage runs 2,000 steps or more. The results are the same."""
+    a stage runs 10,000 steps or more. The results are the same."""
     layout: Literal["shared", "plain"] = "shared"
     """shared: the prompt runs once per pair and both responses attend to it; plain: once for each response.
     The results are the same."""
