@@ -23,7 +23,8 @@ from shapes import gpt2
 from work import PAIRS, OurStep, in_turn, random_batch, save_result, step_parser
 
 from sparsepo_jax.core.tree import merge_module, split_module
-from sparsepo_jax.models.layers import ACTIVATIONS, Block, LayerFactory
+from sparsepo_jax.models.layers import Block, LayerFactory
+from sparsepo_jax.ops.activations import activated
 from sparsepo_jax.ops.attention import Packed, attention, reach_of
 from sparsepo_jax.ops.logprob_kl import logprob_kl
 
@@ -78,7 +79,7 @@ def parts_of(step: OurStep) -> dict[str, Callable[[], None]]:
 
     def feed(part_weights, x_RSD):
         block = merge_module(graph, weights | part_weights)
-        return block.down(ACTIVATIONS[spec.activation](block.up(x_RSD)))
+        return block.down(activated(spec.activation, block.up(x_RSD)))
 
     # Which blocks are seen is computed once a step, outside of attention; it counts as part of the rest.
     seen = jax.jit(lambda packing: reach_of(packing, problem.attention)[:3])(packing)

@@ -181,7 +181,7 @@ def test_extras_are_those_of_the_project():
     extras = project["optional-dependencies"].keys()
     section = TEXT["docs/guides/first-run.md"].split("## Extras")[1].split("\n## ")[0]
     first_cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
-    assert {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)} == extras
+    assert {name for cell in first_cells for name in re.findall(r"`([\w-]+)`", cell)} == extras
     installed = {name for text in TEXT.values() for name in re.findall(r"'\.\[(\w+)\]'", text)}
     assert installed - {"NAME"} <= extras
 
