@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 INTERPRET = False  # whether to run the kernels step by step, where there is no GPU
 # By bits of a number and dims of a head, at most: (columns owned, columns visited, warps, stages) of the
 # kernels for the output, the gradient of queries, and those of keys and values. They fit the 99 KiB of shared
-# memory that workstations' GPUs have. Products in float32 have no matrix units: small blocks. Those of 128 dims
-# in 16 bits are the fastest of 5 to 7 that were timed on an H200, at 8 sequences of 512 + 256 + 256 tokens and
-# 16 heads: 0.16, 0.18 and 0.23 ms; others took up to 0.25, 0.25 and 0.43. The rest was compiled, never timed.
+# memory that workstations' GPUs have. Products in float32 have no matrix units: small blocks. For 128 dims in
+# 16 bits they are the fastest of 5 to 7 that were timed on an H200, at 8 sequences of 512 + 256 + 256 tokens
+# and 16 heads: 0.16, 0.18 and 0.23 ms; others took up to 0.25, 0.25 and 0.43. The rest was not timed.
 BLOCKS = {
     (16, 64): ((128, 64, 4, 3), (128, 64, 8, 2), (64, 64, 4, 2)),
     (16, 128): ((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
