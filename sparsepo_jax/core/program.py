@@ -114,6 +114,9 @@ def has_four_bits(arguments: Any) -> bool:
     """Whether an array holds numbers of 4 bits (nf4).
 
     JAX passes its layout differently to a program that is compiled ahead, which then refuses it.
+
+    Args:
+        arguments: of a call, a tree of arrays and anything else.
     """
     return any(str(getattr(x, "dtype", "")) in ("int4", "uint4") for x in jax.tree.leaves(arguments))
 
