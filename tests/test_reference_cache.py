@@ -110,7 +110,9 @@ def test_a_file_of_something_else_is_refused_and_half_a_file_is_made_anew(tmp_pa
             data={"train": [{"kind": "reviews", "rows": 30, "seed": 2}], "buckets": 1},
         )
     )
-    assert main(["--config", config, "compute.dtype=bfloat16"]) == 1
+    # Of the same reference: held in another type it would be another one, with a file of its own.
+    command = ["--config", config, "reference.dtype=float32"]
+    assert main([*command, "compute.dtype=bfloat16"]) == 1
     errors = capsys.readouterr().err
     assert (
         f"{file}: reference log-probs of something else: dtype 'float32' (expected 'bfloat16'); delete "
@@ -119,10 +121,10 @@ def test_a_file_of_something_else_is_refused_and_half_a_file_is_made_anew(tmp_pa
     with np.load(file) as arrays:
         kept = dict(arrays)
     np.savez(file, **kept | {"ref_logp": kept["ref_logp"][:-1]})
-    assert main(["--config", config]) == 1
+    assert main(command) == 1
     assert "another number of tokens" in capsys.readouterr().err
     file.write_bytes(file.read_bytes()[:100])
-    assert main(["--config", config]) == 0
+    assert main(command) == 0
     out = capsys.readouterr().out
     assert (
         f"{file} is damaged" in out
