@@ -41,7 +41,7 @@ LETTERS = {
 LETTERS_OF_FILES = {
     "models/cache.py": {"C": "columns of the cache"},
     "models/decoder.py": {"C": "columns of the cache", "T": "keys"},
-    "models/layers.py": {"T": "keys"},
+    "models/layers.py": {"T": "keys", "Y": "features that a projection writes"},
     "models/lora.py": {"R": "rank of an adapter"},
     "ops/attention.py": {"T": "keys"},
     "ops/block_attention.py": {"T": "keys"},

@@ -33,7 +33,7 @@ def rounding_words(seed: int | Int[Array, ""], step: int | Int[Array, ""]) -> Wo
     return jax.random.bits(jax.random.fold_in(jax.random.key(seed), step), (2,), jnp.uint32)
 
 
-def round_at_random(x: Float[Array, "*n"], words: Words, path: str) -> BFloat16[Array, "*n"]:
+def round_at_random(x: Float[Array, "*X"], words: Words, path: str) -> BFloat16[Array, "*X"]:
     """x in bfloat16: one of its two neighbours there, and x on average.
 
     Numbers of bfloat16 and what is not finite stay as they are.
@@ -49,7 +49,7 @@ def round_at_random(x: Float[Array, "*n"], words: Words, path: str) -> BFloat16[
     return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
 
 
-def _random_bits(shape: tuple[int, ...], words: Words, path: str) -> UInt32[Array, "*n"]:
+def _random_bits(shape: tuple[int, ...], words: Words, path: str) -> UInt32[Array, "*X"]:
     """Elements that are a multiple of 2^32 places apart get the same bits."""
     place = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):
@@ -58,7 +58,7 @@ def _random_bits(shape: tuple[int, ...], words: Words, path: str) -> UInt32[Arra
     return _mixed(_mixed(place ^ start) + words[1])
 
 
-def _mixed(x: UInt32[Array, "*n"]) -> UInt32[Array, "*n"]:
+def _mixed(x: UInt32[Array, "*X"]) -> UInt32[Array, "*X"]:
     """The last step of MurmurHash3: each bit of x changes each bit of the result with a chance of a half."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
