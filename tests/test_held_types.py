@@ -364,15 +364,17 @@ def test_start_state_has_float32_moments_of_bfloat16_weights():
 # ---------------------------------------------------------------- the host's memory
 
 
-def test_what_lies_on_the_host_trains_to_the_same_bits_and_comes_back(tmp_path, monkeypatch):
-    """Interrupted and continued, too. Kills: moments that stay where they were; a reference that is read in
-    another order of layers."""
+def test_what_lies_on_the_host_trains_the_same_and_continues_bit_for_bit(tmp_path, monkeypatch):
+    """The same as without it but for rounding: another program. Kills: moments that stay where they were; a
+    reference that is read in another order of layers."""
     from sparsepo_jax.core.host_memory import is_on_host
     from sparsepo_jax.train import loop
 
     changes = {"stages": ["po"], "po": HELD["po"], "checkpoint": {"every_steps": 2}}
     plain = run(tmp_path / "plain", **changes)
-    config = write_config(tmp_path / "host", **changes, compute={"offload": "both"})
+    on_host = changes | {"compute": {"offload": "both"}}
+    uninterrupted = weights_of(run(tmp_path / "uninterrupted", **on_host) / "po")
+    config = write_config(tmp_path / "host", **on_host)
     places = []
     run_training = loop.run_training
 
@@ -387,7 +389,9 @@ def test_what_lies_on_the_host_trains_to_the_same_bits_and_comes_back(tmp_path, 
             main(["--config", str(config)])
     assert main(["--config", str(config)]) == 0
     for path, x in weights_of(tmp_path / "host/run/po").items():
-        np.testing.assert_array_equal(x, weights_of(plain / "po")[path], err_msg=path)
+        np.testing.assert_array_equal(x, uninterrupted[path], err_msg=path)
+    for path, x in weights_of(plain / "po").items():
+        np.testing.assert_allclose(uninterrupted[path], x, rtol=1e-3, atol=1e-5, err_msg=path)
     assert places
     for optimizer, reference in places:
         moments = [x for x in jax.tree.leaves(optimizer) if x.dtype == BF16]
