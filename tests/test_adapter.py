@@ -258,7 +258,7 @@ def test_a_merged_adapter_is_the_policy_and_its_own_reference(made, tmp_path, ca
     assert reference["adapter"] == str(made / "adapter")
     summary = summary_of(output)
     # Zero but for rounding: the two models are compiled apart, and tests compile with few optimisations.
-    assert summary["before"]["kl"] < 1e-5 < summary["after"]["kl"]
+    assert summary["before"]["kl"] < 1e-6 < summary["after"]["kl"]
     merged_base = merged_weights(made)
     np.testing.assert_allclose(
         start_of(output)["blocks.up.kernel"], merged_base["blocks.up.kernel"], atol=TOKEN
@@ -291,7 +291,7 @@ def test_an_adapter_is_trained_further_over_its_own_base(made, tmp_path, capfd):
     assert "is that of policy = reference" in capfd.readouterr().out
     summary = summary_of(output)
     # Zero but for rounding: the two models are compiled apart, and tests compile with few optimisations.
-    assert summary["before"]["kl"] < 1e-5 < summary["after"]["kl"]
+    assert summary["before"]["kl"] < 1e-6 < summary["after"]["kl"]
     start, kept = start_of(output), weights_of(output / "po")
     path = "blocks.attention.query.lora.lora_b"
     assert np.abs(start[path]).max() > 0 and 0 < np.abs(kept[f"policy/{path}"] - start[path]).max() < 0.1
