@@ -288,8 +288,10 @@ def test_a_config_with_any_value_anywhere_is_a_spec_or_one_line(config):
         try:
             spec = spec_from_hf(config | change)
             assert (ignored_note(config | change, "here") or "none").isprintable()
-            assert spec.parameter_count() > 0 and math.isfinite(spec.rotary_base)
-            assert spec.rotary_dim <= spec.head_dim
+            assert spec.parameter_count() > 0 and all(
+                kind.rotation is None or math.isfinite(kind.rotation.base) for kind in spec.kinds
+            )
+            assert all(kind.rotation is None or kind.rotation.dim <= spec.head_dim for kind in spec.kinds)
             specs += 1
         except SpecError as error:
             assert str(error).isprintable() and len(str(error)) < 400, str(error)
@@ -299,8 +301,8 @@ def test_a_config_with_any_value_anywhere_is_a_spec_or_one_line(config):
 
 def test_gemmas_local_layers_follow_the_pattern_of_the_config():
     config = {name: value for name, value in GEMMA3.items() if name != "layer_types"}
-    assert spec_from_hf(config | {"sliding_window_pattern": 2}).local_layers == (True, False, True)
-    assert spec_from_hf(config).local_layers == (True, True, True)
+    assert spec_from_hf(config | {"sliding_window_pattern": 2}).kind_of_layer == (1, 0, 1)
+    assert spec_from_hf(config).kind_of_layer == (1, 1, 1)
 
 
 @every_config

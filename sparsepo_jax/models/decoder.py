@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -41,11 +42,20 @@ def _unchanged(x: Array) -> Array:
     return x
 
 
-class _LayerKind(NamedTuple):
-    """Rotary frequencies (None: no rotation) and window (None: none) of a layer."""
+class _KindArrays(NamedTuple):
+    """What differs between layers, as arrays: of all kinds [kinds, ...], or of one layer.
 
-    frequency_X: Float[Array, " X"] | None
+    Attributes:
+        frequency_X: rotary frequencies; zeros do not rotate. None: no layer rotates.
+        window: None: no layer has one.
+    """
+
+    frequency_X: Array | None
     window: Array | int | None
+
+    def of_layer(self, kind: Array | None) -> "_KindArrays":
+        """Those of a layer. All layers share one program, so what differs is looked up, not branched on."""
+        return self if kind is None else jax.tree.map(lambda x: x[kind], self)
 
 
 class Decoder(nnx.Module):
@@ -240,16 +250,16 @@ class Decoder(nnx.Module):
             x_BSD = constrain(self._embedded(ids_BS, positions_BS))
             _listener(tap, kept)("embed", x_BSD)
         graph, stacked = nnx.split(self.blocks)
-        kinds = self._layer_kinds()
+        arrays = self._kind_arrays()
 
         def run_block(
             carried: tuple[Array, Cache | None], layer: tuple
         ) -> tuple[tuple[Array, Cache | None], dict[str, Any]]:
             x_BSD, cache = carried
-            weights, is_local, number = layer
+            weights, kind_number, number = layer
             kept_here: dict[str, Any] = {}
             memory = _Memory(cache, number, reach)
-            kind = _kind_of_layer(kinds, is_local)
+            kind = arrays.of_layer(kind_number)
             block = nnx.merge(graph, dequantized(on_device(weights)))
             hooks = Hooks(
                 keep=_listener(tap, kept_here),
@@ -261,8 +271,8 @@ class Decoder(nnx.Module):
             x_BSD = block(x_BSD, positions_BS, kind.frequency_X, hooks)
             return (constrain(x_BSD), memory.cache), kept_here
 
-        local_L = None if self.spec.local_layers is None else jnp.array(self.spec.local_layers)
-        layers = stacked, local_L, jnp.arange(self.spec.num_layers)
+        kind_L = jnp.array(self.spec.kind_of_layer) if self.spec.kind_of_layer else None
+        layers = stacked, kind_L, jnp.arange(self.spec.num_layers)
         (x_BSD, cache), kept_L = jax.lax.scan(
             with_remat(run_block, self.remat), (x_BSD, cache), layers, unroll=unroll
         )
@@ -280,18 +290,22 @@ class Decoder(nnx.Module):
             x_BSD = x_BSD + self.embed_positions(positions_BS)
         return x_BSD
 
-    def _layer_kinds(self) -> list[_LayerKind]:
-        """The kind that all layers have, or those of local and of other layers."""
-        spec = self.spec
-        if not spec.rotary_dim:
-            return [_LayerKind(None, spec.window)]
-        frequency_X = jnp.asarray(rotary_frequencies(spec.rotary_dim, spec.rotary_base, spec.rope_scaling))
-        if spec.local_layers is None:
-            return [_LayerKind(frequency_X, spec.window)]
-        local_base = spec.local_rotary_base or spec.rotary_base
-        local_frequency_X = jnp.asarray(rotary_frequencies(spec.rotary_dim, local_base))
+    def _kind_arrays(self) -> _KindArrays:
+        """Those of all kinds, or of the only one."""
+        kinds = self.spec.kinds
+        frequencies = [None if kind.rotation is None else rotary_frequencies(kind.rotation) for kind in kinds]
+        if not self.spec.kind_of_layer:
+            frequency_X = None if frequencies[0] is None else jnp.asarray(frequencies[0])
+            return _KindArrays(frequency_X, kinds[0].window)
+        pairs = next((len(frequency_X) for frequency_X in frequencies if frequency_X is not None), 0)
+        unrotated_X = np.zeros(pairs, np.float32)
+        stacked = [unrotated_X if frequency_X is None else frequency_X for frequency_X in frequencies]
         unlimited = jnp.iinfo(jnp.int32).max  # as far as there are positions
-        return [_LayerKind(local_frequency_X, spec.window), _LayerKind(frequency_X, unlimited)]
+        windows = [kind.window or unlimited for kind in kinds]
+        has_window = any(kind.window for kind in kinds)
+        return _KindArrays(
+            jnp.asarray(np.stack(stacked)) if pairs else None, jnp.array(windows) if has_window else None
+        )
 
     def _dropout(self, layer: Array, key_BS: Array | None) -> Callable[[str, Array], Array]:
         """The dropout of one layer's adapters: a function of projection and input (see `Hooks.drop`)."""
@@ -327,14 +341,6 @@ class _Memory:
         if self._reach.attend_BST.shape[-1] == k_BSKH.shape[1]:  # the first tokens see nothing but themselves
             return k_BSKH, v_BSKH
         return self.cache.keys_LBCKH[self._layer], self.cache.values_LBCKH[self._layer]
-
-
-def _kind_of_layer(kinds: list[_LayerKind], is_local: Array | None) -> _LayerKind:
-    """The layer's kind. All layers share one program, so what differs is selected, not branched on."""
-    if is_local is None:
-        return kinds[0]
-    local, other = kinds
-    return jax.tree.map(lambda x, y: jnp.where(is_local, x, y), local, other)
 
 
 def _listener(tap: Tap | None, kept: dict[str, Any]) -> Callable[[str, Array], None]:

@@ -5,22 +5,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsepo_jax.models.config_fields import SpecError
-from sparsepo_jax.models.rotary_fields import RopeScaling
+from sparsepo_jax.models.rotary_fields import Rotation
 
-Family = Literal[
-    "gpt2",
-    "gpt_bigcode",
-    "gptj",
-    "gpt_neox",
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "olmo2",
-    "gemma2",
-    "gemma3_text",
-]
 Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What differs between the layers of a decoder.
+
+    Attributes:
+        rotation: how queries and keys are rotated by their positions; None: they are not.
+        window: positions that a token sees back, itself included; None: all.
+    """
+
+    rotation: Rotation | None
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class DecoderSpec:
         activation: the MLP's activation function.
         norm_eps: what norms add to the variance or mean square.
         positions: whether positions are embedded (learned) or queries and keys rotated.
-        rotary_dim: dims of each head that are rotated, even; 0 with learned positions.
-        rotary_base: base of the rotary frequencies.
+        kinds: the kinds of layer that there are.
         tied_head: the head is the token embedding.
         init_std: standard deviation of random initial weights.
         num_kv_heads: key and value heads; divides `num_heads`.
@@ -57,15 +56,12 @@ class DecoderSpec:
         qk_norm: queries and keys are normed over each head's dims, or over all heads together.
         query_scale: factor of attention scores; None: 1 / sqrt(head_dim).
         embed_scale: factor of token embeddings.
-        rope_scaling: how rotary positions are stretched.
-        window: positions that a token sees back, itself included; None: all.
-        local_layers: for each layer whether `window` applies to it; None: to all layers.
-        local_rotary_base: rotary base of local layers; None: `rotary_base`.
+        kind_of_layer: for each layer the number of its kind in `kinds`; (): all layers are of the only kind.
         attn_softcap: attention scores s become c tanh(s / c) for this c; None: no cap.
         logit_softcap: the same for logits.
     """
 
-    family: Family
+    family: str
     vocab_size: int
     max_positions: int
     num_layers: int
@@ -75,8 +71,7 @@ class DecoderSpec:
     activation: Activation
     norm_eps: float
     positions: Literal["learned", "rotary"]
-    rotary_dim: int
-    rotary_base: float
+    kinds: tuple[LayerKind, ...]
     tied_head: bool
     init_std: float
     num_kv_heads: int
@@ -94,10 +89,7 @@ class DecoderSpec:
     qk_norm: Literal["head", "all"] | None = None
     query_scale: float | None = None
     embed_scale: float = 1.0
-    rope_scaling: RopeScaling | None = None
-    window: int | None = None
-    local_layers: tuple[bool, ...] | None = None
-    local_rotary_base: float | None = None
+    kind_of_layer: tuple[int, ...] = ()
     attn_softcap: float | None = None
     logit_softcap: float | None = None
 

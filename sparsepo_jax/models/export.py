@@ -22,23 +22,11 @@ from sparsepo_jax.models.directory import (
     TOKENIZER_FILES,
     with_dtype,
 )
+from sparsepo_jax.models.families import FAMILIES
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.weights import to_hf, to_peft
 
 SHARD_BYTES = 5 * 10**9  # as transformers splits large models
-_ARCHITECTURES = {
-    "gpt2": "GPT2LMHeadModel",
-    "gpt_bigcode": "GPTBigCodeForCausalLM",
-    "gptj": "GPTJForCausalLM",
-    "gpt_neox": "GPTNeoXForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "olmo2": "Olmo2ForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-}
 
 
 def save_hf(
@@ -74,7 +62,7 @@ def save_hf(
     shards = _split_into_shards(tensors, shard_bytes)
     directory.mkdir(parents=True, exist_ok=True)
     config = with_dtype(hf_config, dtype) | {
-        "architectures": [_ARCHITECTURES[spec.family]],
+        "architectures": [FAMILIES[spec.family].architecture],
         "vocab_size": spec.vocab_size,
     }
     config.pop("transformers_weights", None)  # names a file of the checkpoint that was read

@@ -4,27 +4,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sparsepo_jax.models.rotary_fields import RopeScaling
+from sparsepo_jax.models.rotary_fields import RopeScaling, Rotation
 
 
-def rotary_frequencies(rotary_dim: int, base: float, scaling: RopeScaling | None = None) -> np.ndarray:
-    """The angle per position of each rotated pair of dims: base ** (-2 i / rotary_dim).
+def rotary_frequencies(rotation: Rotation) -> np.ndarray:
+    """The angle per position of each rotated pair of dims: base ** (-2 i / dim), base 10,000 in the paper.
 
     Args:
-        rotary_dim: number of rotated dims of a head, even.
-        base: rotary base (theta), above 0; 10,000 in the paper.
-        scaling: how positions are stretched; None leaves them as they are.
+        rotation: dims, base and scaling.
 
     Returns:
-        Radians per position, float32 [rotary_dim / 2].
+        Radians per position, float32 [dim / 2].
 
     References:
         Su et al., RoFormer, arXiv 2104.09864, 2021, section 3.2.2. Linear scaling and that of Llama 3 follow
         transformers' `modeling_rope_utils`.
     """
-    frequency_X = base ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
-    if scaling is not None:
-        frequency_X = _stretched(frequency_X, scaling)
+    frequency_X = rotation.base ** (-np.arange(0, rotation.dim, 2, dtype=np.float64) / rotation.dim)
+    if rotation.scaling is not None:
+        frequency_X = _stretched(frequency_X, rotation.scaling)
     return frequency_X.astype(np.float32)
 
 

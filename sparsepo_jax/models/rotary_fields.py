@@ -26,35 +26,54 @@ class RopeScaling:
     original_positions: int | None = None
 
 
-def read_rope(config: dict[Any, Any], family: str, positions: int) -> tuple[float, RopeScaling | None]:
-    """The rotary base and scaling of all layers; in Gemma 3, of the layers that see everything.
+@dataclass(frozen=True)
+class Rotation:
+    """How queries and keys are rotated by their positions.
+
+    Attributes:
+        dim: dims of each head that are rotated, even.
+        base: base of the rotary frequencies.
+        scaling: how positions are stretched; None: they are not.
+    """
+
+    dim: int
+    base: float
+    scaling: RopeScaling | None = None
+
+
+def read_rope(config: dict[Any, Any], family: str, positions: int, head_dim: int) -> Rotation:
+    """The rotation of all layers; in Gemma 3, of the layers that see everything.
 
     Args:
         config: the fields that the family reads.
         family: its `model_type`; any of Llama's kin.
         positions: max_position_embeddings, for scaling that does not name the original positions.
+        head_dim: dims of a head.
 
     Raises:
         SpecError: fields that contradict each other, or a rotation that we do not have.
     """
     if family == "gemma3_text":
         rope = _gemma3_rope(config)
-        return _rope_of("rope_parameters.full_attention", rope, config, family, positions, base=1e6)
+        where = "rope_parameters.full_attention"
+        return Rotation(head_dim, *_rope_of(where, rope, config, family, positions, base=1e6))
     readings = [_rope_of(name, rope, config, family, positions) for name, rope in _rope_sets(config, family)]
     if readings[0] != readings[-1]:
         raise SpecError(
             f"{family}: rope_scaling and rope_parameters are both there and differ; keep the right one"
         )
-    return readings[0]
+    return Rotation(head_dim, *readings[0])
 
 
-def gpt_neox_rope(config: dict[Any, Any]) -> tuple[float, float]:
-    """The rotary base, and the share of a head's dims that are rotated (0 to 1).
+def gpt_neox_rope(config: dict[Any, Any], head_dim: int) -> Rotation:
+    """The rotation of GPT-NeoX.
 
-    Some versions of transformers wrote both under two names, which must agree.
+    Some versions of transformers wrote its base, and the share of a head's dims that are rotated, under two
+    names, which must agree.
 
     Args:
         config: the fields that GPT-NeoX reads.
+        head_dim: dims of a head.
 
     Raises:
         SpecError: fields that contradict each other, or a rotation that we do not have.
@@ -72,7 +91,7 @@ def gpt_neox_rope(config: dict[Any, Any]) -> tuple[float, float]:
     share = float(first(rope.get("partial_rotary_factor"), config.get("rotary_pct"), 0.25))
     _refuse_another(config, "rope_theta", base, "rotary_emb_base")
     _refuse_another(config, "partial_rotary_factor", share, "rotary_pct")
-    return base, share
+    return Rotation(int(head_dim * share), base)
 
 
 def _refuse_another(config: dict[Any, Any], name: str, value: float, other_name: str) -> None:
@@ -83,11 +102,12 @@ def _refuse_another(config: dict[Any, Any], name: str, value: float, other_name:
         )
 
 
-def gemma3_local_base(config: dict[Any, Any]) -> float:
-    """The rotary base of Gemma 3's layers that see a window. Their positions cannot be stretched.
+def gemma3_local_rope(config: dict[Any, Any], head_dim: int) -> Rotation:
+    """The rotation of Gemma 3's layers that see a window. Their positions cannot be stretched.
 
     Args:
         config: the fields that Gemma 3 reads.
+        head_dim: dims of a head.
 
     Raises:
         SpecError: a rotation that we do not have.
@@ -99,8 +119,7 @@ def gemma3_local_base(config: dict[Any, Any]) -> float:
             f"gemma3_text: {where}.rope_type: {shown(rope_kind(local))} is not supported, only 'default'"
         )
     above = {"rope_theta": config.get("rope_local_base_freq")}
-    base, _ = _rope_of(where, local, above, "gemma3_text", positions=1)
-    return base
+    return Rotation(head_dim, *_rope_of(where, local, above, "gemma3_text", positions=1))
 
 
 def _rope_sets(config: dict[Any, Any], family: str) -> list[tuple[str, dict[Any, Any]]]:

@@ -1,4 +1,4 @@
-"""Weights between Hugging Face's safetensors and our arrays; which tensor is which stands in weight_rules.
+"""Weights between Hugging Face's safetensors and our arrays, by the rules of the family.
 
 Errors are collected: a checkpoint with three wrong tensors gives one message that lists all three.
 """
@@ -14,8 +14,9 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import is_mistyped_path
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.directory import config_dtype, read_config, weight_files
+from sparsepo_jax.models.families import family_rules
 from sparsepo_jax.models.safetensors_file import open_safetensors, read_float32, tensor_names
-from sparsepo_jax.models.weight_rules import Rule, family_rules
+from sparsepo_jax.models.weight_rules import Rule
 
 # Buffers that old checkpoints carry and that our forward pass does not need: causal masks, rotary tables.
 _BUFFERS = (
