@@ -81,6 +81,7 @@ def attention(
     scale: float,
     softcap: float | None = None,
     window: Array | int | None = None,
+    sink_N: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B S N H"]:
     """The weighted values that each query attends to.
 
@@ -96,12 +97,19 @@ def attention(
             cap.
         window: a query sees only keys fewer than this many positions back, None: no limit. Positions count,
             not columns, because each response of a pair continues the prompt.
+        sink_N: a score that each head's softmax counts beside those of the keys, and that has no value, as in
+            gpt-oss (arXiv 2508.10925); None: none.
+
+    Raises:
+        ValueError: the kernel cannot do what is asked of it.
     """
     if isinstance(reach, Given):
         attend_BST = reach.attend_BST
         if window is not None:
             attend_BST &= reach.positions_BS[:, :, None] - reach.positions_BT[:, None, :] < window
-        return dense_attention(q_BSNH, k_BTKH, v_BTKH, attend_BST, scale=scale, softcap=softcap)
+        return dense_attention(
+            q_BSNH, k_BTKH, v_BTKH, attend_BST, scale=scale, softcap=softcap, sink_N=sink_N
+        )
     if reach.kernel == "blocks":
         assert reach.seen_IJ is not None
         return block_attention(
@@ -113,6 +121,7 @@ def attention(
             scale=scale,
             softcap=softcap,
             window=window,
+            sink_N=sink_N,
         )
     if reach.kernel == "triton":
         assert reach.visits is not None
@@ -124,6 +133,7 @@ def attention(
             scale=scale,
             softcap=softcap,
             window=window,
+            sink_N=sink_N,
             spread=reach.spread,
         )
     return sequence_attention(
@@ -136,5 +146,6 @@ def attention(
         scale=scale,
         softcap=softcap,
         window=window,
+        sink_N=sink_N,
         spread=reach.spread,
     )

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sparsepo_jax.ops.dense_attention import gradients, masked_scores, output_mean
+from sparsepo_jax.ops.dense_attention import gradients, masked_scores, output_mean, sink_gradient
 from sparsepo_jax.ops.remat import attended
 
 # Columns. Measured on CPU at 64+192 and 256+64 tokens: 128 takes 1.4 times as long, as more of its blocks are
@@ -102,6 +102,7 @@ def block_attention(
     scale: float,
     softcap: float | None,
     window: Array | int | None,
+    sink_N: Float[Array, " N"] | None = None,
 ) -> Float[Array, "R S N H"]:
     """See ops/attention.
 
@@ -114,6 +115,7 @@ def block_attention(
         scale: of the scores.
         softcap: of the scores, or None.
         window: in positions, or None.
+        sink_N: a score without a value for each head, or None.
     """
     R, S, N, H = q_RSNH.shape
     K = k_RSKH.shape[2]
@@ -124,7 +126,8 @@ def block_attention(
 
     q_RKGSH = heads_first(q_RSNH * jnp.asarray(scale, q_RSNH.dtype)).reshape(R, K, N // K, -1, H)
     k_RKSH, v_RKSH = heads_first(k_RSKH), heads_first(v_RSKH)
-    out = _blocked(softcap, q_RKGSH, k_RKSH, v_RKSH, places.padded(BLOCK), seen_IJ, window)
+    sink_1KG1 = None if sink_N is None else sink_N.reshape(1, K, N // K, 1)
+    out = _blocked(softcap, q_RKGSH, k_RKSH, v_RKSH, places.padded(BLOCK), seen_IJ, window, sink_1KG1)
     return jnp.moveaxis(out.reshape(R, N, -1, H)[:, :, :S], 1, 2)
 
 
@@ -150,8 +153,9 @@ def _blocked(
     places: Places,
     seen_IJ: Array,
     window: Array | int | None,
+    sink_1KG1: Array | None,
 ) -> Array:
-    return _forward(softcap, q_RKGSH, k_RKSH, v_RKSH, places, seen_IJ, window)[0]
+    return _forward(softcap, q_RKGSH, k_RKSH, v_RKSH, places, seen_IJ, window, sink_1KG1)[0]
 
 
 def _forward(
@@ -162,6 +166,7 @@ def _forward(
     places: Places,
     seen_IJ: Array,
     window: Array | int | None,
+    sink_1KG1: Array | None,
 ) -> tuple[Array, tuple]:
     *heads, S, H = q_RKGSH.shape
 
@@ -184,19 +189,18 @@ def _forward(
             )
             return larger, total * shrink + weights.sum(axis=-1), out * shrink[..., None] + more
 
-        start = (
-            jnp.full((*heads, BLOCK), jnp.finfo(jnp.float32).min),
-            jnp.zeros((*heads, BLOCK)),
-            jnp.zeros((*heads, BLOCK, H)),
-        )
-        largest, total, out = _over_seen(seen_IJ[n], n, visit, start)
+        if sink_1KG1 is None:
+            start = jnp.full((*heads, BLOCK), jnp.finfo(jnp.float32).min), jnp.zeros((*heads, BLOCK))
+        else:  # as if each query had seen its sink
+            start = jnp.broadcast_to(sink_1KG1, (*heads, BLOCK)), jnp.ones((*heads, BLOCK))
+        largest, total, out = _over_seen(seen_IJ[n], n, visit, (*start, jnp.zeros((*heads, BLOCK, H))))
         total = jnp.where(total > 0, total, 1.0)
         return None, ((out / total[..., None]).astype(v_RKSH.dtype), largest + jnp.log(total))
 
     _, (out, lse) = jax.lax.scan(of_queries, None, jnp.arange(S // BLOCK))
     out_RKGSH = attended(jnp.moveaxis(out, 0, 3).reshape(*heads, S, H))
     lse_RKGS = attended(jnp.moveaxis(lse, 0, 3).reshape(*heads, S))
-    return out_RKGSH, (q_RKGSH, k_RKSH, v_RKSH, places, seen_IJ, window, out_RKGSH, lse_RKGS)
+    return out_RKGSH, (q_RKGSH, k_RKSH, v_RKSH, places, seen_IJ, window, sink_1KG1, out_RKGSH, lse_RKGS)
 
 
 def _add_block(x: Array, part: Array, t: Array) -> Array:
@@ -206,7 +210,7 @@ def _add_block(x: Array, part: Array, t: Array) -> Array:
 
 @jax.named_scope("attend_gradient")
 def _backward(softcap: float | None, saved: tuple, d_out: Array) -> tuple:
-    q_RKGSH, k_RKSH, v_RKSH, places, seen_IJ, window, out_RKGSH, lse_RKGS = saved
+    q_RKGSH, k_RKSH, v_RKSH, places, seen_IJ, window, sink_1KG1, out_RKGSH, lse_RKGS = saved
     mean_RKGS = output_mean(out_RKGSH, d_out)
 
     def of_queries(d_kv: tuple[Array, Array], n: Array) -> tuple[tuple[Array, Array], Array]:
@@ -228,7 +232,9 @@ def _backward(softcap: float | None, saved: tuple, d_out: Array) -> tuple:
     numbers = jnp.arange(q_RKGSH.shape[3] // BLOCK)
     (d_k, d_v), d_q = jax.lax.scan(of_queries, zeros, numbers)
     d_q = jnp.moveaxis(d_q, 0, 3).reshape(q_RKGSH.shape)
-    return d_q.astype(q_RKGSH.dtype), d_k.astype(k_RKSH.dtype), d_v.astype(v_RKSH.dtype), None, None, None
+    d_sink = None if sink_1KG1 is None else sink_gradient(sink_1KG1, lse_RKGS, mean_RKGS)
+    d_q, d_k, d_v = d_q.astype(q_RKGSH.dtype), d_k.astype(k_RKSH.dtype), d_v.astype(v_RKSH.dtype)
+    return d_q, d_k, d_v, None, None, None, d_sink
 
 
 _blocked.defvjp(_forward, _backward)

@@ -23,6 +23,7 @@ def dense_attention(
     *,
     scale: float,
     softcap: float | None,
+    sink_N: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B S N H"]:
     """See ops/attention.
 
@@ -33,6 +34,7 @@ def dense_attention(
         attend_BST: which keys each query sees; none after its own column.
         scale: of the scores.
         softcap: of the scores, or None.
+        sink_N: a score without a value for each head, or None.
     """
     B, S, N, H = q_BSNH.shape
     T, K = k_BTKH.shape[1:3]
@@ -40,6 +42,7 @@ def dense_attention(
     # by side.
     q_BKGSH = jnp.moveaxis((q_BSNH * jnp.asarray(scale, q_BSNH.dtype)).reshape(B, S, K, N // K, H), 1, 3)
     k_BKTH, v_BKTH = jnp.moveaxis(k_BTKH, 1, 2), jnp.moveaxis(v_BTKH, 1, 2)
+    sink_1KG1 = None if sink_N is None else sink_N.reshape(1, K, N // K, 1)
     chunks = max(1, S // CHUNK_QUERIES)
     out = []
     begin = 0
@@ -53,6 +56,7 @@ def dense_attention(
                 k_BKTH[:, :, :keys],
                 v_BKTH[:, :, :keys],
                 attend_BST[:, begin:end, :keys],
+                sink_1KG1,
             )
         )
         begin = end
@@ -135,33 +139,65 @@ def output_mean(
     return (d_out_BKGSH.astype(jnp.float32) * out_BKGSH.astype(jnp.float32)).sum(axis=-1)
 
 
+def sink_gradient(
+    sink_1KG1: Float[Array, "1 K G 1"], lse_BKGS: Float[Array, "B K G S"], mean_BKGS: Float[Array, "B K G S"]
+) -> Float[Array, "1 K G 1"]:
+    """The gradient of the sinks. It is that of a score whose value is zero.
+
+    Args:
+        sink_1KG1: the score without a value of each head.
+        lse_BKGS: logsumexp of each query's scores, the sink among them.
+        mean_BKGS: output_mean of the output and its cotangent.
+    """
+    return -(jnp.exp(sink_1KG1 - lse_BKGS) * mean_BKGS).sum(axis=(0, 3), keepdims=True)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dense(softcap: float | None, q_BKGSH: Array, k_BKTH: Array, v_BKTH: Array, attend_BST: Array) -> Array:
-    return _forward(softcap, q_BKGSH, k_BKTH, v_BKTH, attend_BST)[0]
+def _dense(
+    softcap: float | None,
+    q_BKGSH: Array,
+    k_BKTH: Array,
+    v_BKTH: Array,
+    attend_BST: Array,
+    sink_1KG1: Array | None,
+) -> Array:
+    return _forward(softcap, q_BKGSH, k_BKTH, v_BKTH, attend_BST, sink_1KG1)[0]
 
 
 def _forward(
-    softcap: float | None, q_BKGSH: Array, k_BKTH: Array, v_BKTH: Array, attend_BST: Array
-) -> tuple[Array, tuple[Array, ...]]:
+    softcap: float | None,
+    q_BKGSH: Array,
+    k_BKTH: Array,
+    v_BKTH: Array,
+    attend_BST: Array,
+    sink_1KG1: Array | None,
+) -> tuple[Array, tuple[Array | None, ...]]:
     scores, _ = masked_scores(softcap, q_BKGSH, k_BKTH, attend_BST)
     largest_BKGS = scores.max(axis=-1)
+    if sink_1KG1 is not None:
+        largest_BKGS = jnp.maximum(largest_BKGS, sink_1KG1)
     # Normalised after the product with the values: that takes [S, H] divisions instead of [S, T].
     weights = jnp.exp(scores - largest_BKGS[..., None])
     total_BKGS = weights.sum(axis=-1)
+    if sink_1KG1 is not None:
+        total_BKGS += jnp.exp(sink_1KG1 - largest_BKGS)
     out = jnp.einsum(
         "BKGST,BKTH->BKGSH", weights.astype(v_BKTH.dtype), v_BKTH, preferred_element_type=jnp.float32
     )
     out_BKGSH = (out / total_BKGS[..., None]).astype(v_BKTH.dtype)
     out_BKGSH, lse_BKGS = attended(out_BKGSH), attended(largest_BKGS + jnp.log(total_BKGS))
-    return out_BKGSH, (q_BKGSH, k_BKTH, v_BKTH, attend_BST, out_BKGSH, lse_BKGS)
+    return out_BKGSH, (q_BKGSH, k_BKTH, v_BKTH, attend_BST, sink_1KG1, out_BKGSH, lse_BKGS)
 
 
 @jax.named_scope("attend_gradient")
-def _backward(softcap: float | None, saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...]:
-    q_BKGSH, k_BKTH, v_BKTH, attend_BST, out_BKGSH, lse_BKGS = saved
+def _backward(
+    softcap: float | None, saved: tuple[Array | None, ...], d_out: Array
+) -> tuple[Array | None, ...]:
+    q_BKGSH, k_BKTH, v_BKTH, attend_BST, sink_1KG1, out_BKGSH, lse_BKGS = saved
     mean_BKGS = output_mean(out_BKGSH, d_out)
     d_q, d_k, d_v = gradients(softcap, q_BKGSH, k_BKTH, v_BKTH, attend_BST, lse_BKGS, d_out, mean_BKGS)
-    return d_q.astype(q_BKGSH.dtype), d_k.astype(k_BKTH.dtype), d_v.astype(v_BKTH.dtype), None
+    d_sink = None if sink_1KG1 is None else sink_gradient(sink_1KG1, lse_BKGS, mean_BKGS)
+    return d_q.astype(q_BKGSH.dtype), d_k.astype(k_BKTH.dtype), d_v.astype(v_BKTH.dtype), None, d_sink
 
 
 _dense.defvjp(_forward, _backward)

@@ -2,11 +2,11 @@
 
 The sequences of each row are laid side by side, padded to the longest.
 
-| kernel | soft cap | window | leaves out |
-|---|---|---|---|
-| xla | yes | yes | later columns, in chunks |
-| cudnn (`jax.nn.dot_product_attention`, GPU, 16-bit types) | no | yes | nothing: what is not seen is masked |
-| splash (ops/splash_attention, TPU) | yes | yes | blocks that nothing sees |
+| kernel | soft cap | sinks | window | leaves out |
+|---|---|---|---|---|
+| xla | yes | yes | yes | later columns, in chunks |
+| cudnn (`jax.nn.dot_product_attention`, GPU, 16-bit types) | no | no | yes | nothing, but masks it |
+| splash (ops/splash_attention, TPU) | yes | yes | yes | blocks that nothing sees |
 """
 
 from typing import Literal
@@ -33,6 +33,7 @@ def sequence_attention(
     scale: float,
     softcap: float | None,
     window: Array | int | None,
+    sink_N: Float[Array, " N"] | None = None,
     spread: Spread | None = None,
 ) -> Float[Array, "R S N H"]:
     """See ops/attention.
@@ -47,10 +48,11 @@ def sequence_attention(
         scale: of the scores.
         softcap: of the scores, or None.
         window: in positions, or None.
+        sink_N: a score without a value for each head, or None.
         spread: for the kernel `splash`; see ops/splash_attention.
 
     Raises:
-        ValueError: a soft cap is asked of cudnn.
+        ValueError: a soft cap or sinks are asked of cudnn.
     """
     R, Q, W = column_RQW.shape
     there = column_RQW.reshape(R, Q * W)
@@ -70,12 +72,20 @@ def sequence_attention(
     )
     if kernel == "splash":
         out = splash_attention(
-            q, k, v, apart_places, scale=scale, softcap=softcap, window=window, spread=spread
+            q,
+            k,
+            v,
+            apart_places,
+            scale=scale,
+            softcap=softcap,
+            window=window,
+            sink_N=sink_N,
+            spread=spread,
         )
     else:
         dense = dense_attention if kernel == "xla" else _cudnn
         seen = apart_places.seen((0, W), (0, W), window)
-        out = dense(q, k, v, seen, scale=scale, softcap=softcap)
+        out = dense(q, k, v, seen, scale=scale, softcap=softcap, sink_N=sink_N)
     return _moved(out.reshape(R, Q * W, *out.shape[2:]), back, there)
 
 
@@ -118,9 +128,10 @@ def _cudnn(
     *,
     scale: float,
     softcap: float | None,
+    sink_N: Float[Array, " N"] | None,
 ) -> Array:
-    if softcap is not None:
-        raise ValueError("cudnn does not cap scores")
+    if softcap is not None or sink_N is not None:
+        raise ValueError(f"cudnn {'does not cap scores' if sink_N is None else 'has no sinks'}")
     # A query that sees nothing is padding. Let it see itself, so that no row of scores is empty.
     attend_BST = attend_BST | jnp.eye(attend_BST.shape[1], dtype=bool)[None]
     return jax.nn.dot_product_attention(

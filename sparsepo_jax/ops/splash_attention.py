@@ -31,6 +31,7 @@ def splash_attention(
     scale: float,
     softcap: float | None,
     window: Array | int | None,
+    sink_N: Float[Array, " N"] | None,
     spread: Spread | None,
 ) -> Float[Array, "R S N H"]:
     """See ops/attention. The mask takes S x S bytes of one row at a time.
@@ -43,6 +44,7 @@ def splash_attention(
         scale: of the scores.
         softcap: of the scores, or None.
         window: in positions, or None.
+        sink_N: a score without a value for each head, or None.
         spread: spread(function, heads, rows, same) runs the function on each device's rows and heads; see
             sharding/mesh.make_spread. None: on one device.
     """
@@ -53,19 +55,23 @@ def splash_attention(
         return jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)), constant_values=value)
 
     heads = (longer(q_RSNH * jnp.asarray(scale, q_RSNH.dtype)), longer(k_RSKH), longer(v_RSKH))
+    sinks = () if sink_N is None else (sink_N,)
     rows = Places(longer(places.sequence_RS, -1), longer(places.part_RS), longer(places.positions_RS))
     limit = jnp.int32(jnp.iinfo(jnp.int32).max if window is None else window)
 
-    def attend(heads: tuple[Array, Array, Array], rows: Places, window: Array) -> Array:
+    def attend(heads: tuple[Array, ...], rows: Places, window: Array) -> Array:
+        sink_N = heads[3] if sinks else None
+
         # The named values are all that is kept for the backward pass: the output, and a logsumexp per query.
         # The mask, which would be [S, S] for each layer, is made again.
         @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(ATTENTION))
         def of_row(row: tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]) -> Array:
-            return _of_row(*row, window, softcap)
+            return _of_row(*row, window, softcap, sink_N)
 
-        return jax.lax.map(of_row, (heads, rows))
+        return jax.lax.map(of_row, (heads[:3], rows))
 
-    out = attend(heads, rows, limit) if spread is None else spread(attend, heads, rows, limit)
+    by_head = (*heads, *sinks)
+    out = attend(by_head, rows, limit) if spread is None else spread(attend, by_head, rows, limit)
     return out[:, :S]
 
 
@@ -74,6 +80,7 @@ def _of_row(
     places: tuple[Array, Array, Array],
     window: Array,
     softcap: float | None,
+    sink_N: Array | None,
 ) -> Array:
     """[S, N, H] of one row: heads [S, heads, H], places [S]."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -95,7 +102,9 @@ def _of_row(
     )
     # The constructor turns this flag into an array as well, and the call then branches on it (JAX 0.10.2).
     kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
-    out_NSH = kernel(*(jnp.moveaxis(x, 1, 0) for x in heads))
+    # In the type of the activations, as all weights: JAX 0.10.2 gives the sinks' gradient no other.
+    sinks = {} if sink_N is None else {"sinks": sink_N.astype(heads[0].dtype)}
+    out_NSH = kernel(*(jnp.moveaxis(x, 1, 0) for x in heads), **sinks)
     return jnp.where(places[0][:, None, None] >= 0, jnp.moveaxis(out_NSH, 0, 1), 0)
 
 

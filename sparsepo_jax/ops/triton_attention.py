@@ -35,7 +35,7 @@ BLOCKS = {
     (32, 256): ((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
 }
 
-Heads = tuple[Array, Array, Array]
+Heads = tuple[Array, ...]  # queries, keys, values and, if there are any, sinks
 
 
 def triton_attention(
@@ -47,6 +47,7 @@ def triton_attention(
     scale: float,
     softcap: float | None,
     window: Array | int | None,
+    sink_N: Float[Array, " N"] | None,
     spread: Spread | None,
 ) -> Float[Array, "R S N H"]:
     """See ops/attention.
@@ -59,11 +60,12 @@ def triton_attention(
         scale: of the scores.
         softcap: of the scores, or None.
         window: in positions, or None.
+        sink_N: a score without a value for each head, or None.
         spread: spread(function, heads, rows, same) runs the function on each device's rows and heads; see
             sharding/mesh.make_spread. None: on one device.
     """
     settings = _settings(q_RSNH, scale, softcap, window is not None)
-    heads = (q_RSNH, k_RSKH, v_RSKH)
+    heads = (q_RSNH, k_RSKH, v_RSKH) if sink_N is None else (q_RSNH, k_RSKH, v_RSKH, sink_N)
     limit = jnp.int32(0 if window is None else window)
     attend = functools.partial(_attend, settings)
     return attend(heads, visits, limit) if spread is None else spread(attend, heads, visits, limit)
@@ -95,18 +97,21 @@ def _attend(settings: "Settings", heads: Heads, visits: Visits, window: Array) -
 def _forward(settings: "Settings", heads: Heads, visits: Visits, window: Array) -> tuple[Array, tuple]:
     from sparsepo_jax.ops.triton_kernels import output
 
-    out_RSNH, lse_RNC = (attended(x) for x in output(settings, *heads, visits, window))
+    q, k, v, *sinks = heads
+    sink_N = sinks[0] if sinks else None
+    out_RSNH, lse_RNC = (attended(x) for x in output(settings, q, k, v, sink_N, visits, window))
     return out_RSNH, (heads, visits, window, out_RSNH, lse_RNC)
 
 
 @jax.named_scope("attend_gradient")
 def _backward(settings: "Settings", saved: tuple, d_out_RSNH: Array) -> tuple[Heads, None, None]:
-    from sparsepo_jax.ops.triton_kernels import gradient_of_queries, gradients_of_keys
+    from sparsepo_jax.ops.triton_kernels import gradient_of_queries, gradients_of_keys, sink_gradient
 
-    (q, k, v), visits, window, out_RSNH, lse_RNC = saved
+    (q, k, v, *sinks), visits, window, out_RSNH, lse_RNC = saved
     d_q, mean_RNC = gradient_of_queries(settings, q, k, v, visits, window, out_RSNH, lse_RNC, d_out_RSNH)
     d_k, d_v = gradients_of_keys(settings, q, k, v, visits, window, mean_RNC, lse_RNC, d_out_RSNH)
-    return (d_q, d_k, d_v), None, None
+    d_sinks = (sink_gradient(sink_N, lse_RNC, mean_RNC, q.shape[1]) for sink_N in sinks)
+    return (d_q, d_k, d_v, *d_sinks), None, None
 
 
 _attend.defvjp(_forward, _backward)

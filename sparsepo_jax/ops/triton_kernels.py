@@ -164,7 +164,8 @@ class _Kernel(NamedTuple):
         return jax.lax.fori_loop(full, some, functools.partial(step, masked=True), carried)
 
 
-def _output(kernel: _Kernel, q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, lse_ref: Any) -> None:
+def _output(kernel: _Kernel, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
+    *sink_refs, out_ref, lse_ref = refs
     size, step = kernel.blocks[:2]
     queries = kernel.along(0, kernel.owned, size)
     q = kernel.load(q_ref, kernel.owned, size)
@@ -182,8 +183,10 @@ def _output(kernel: _Kernel, q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, l
         more = pallas_triton.dot(weights.astype(v.dtype), v)
         return larger, total * shrink + weights.sum(axis=1), out * shrink[:, None] + more
 
-    start = jnp.full(size, UNSEEN), jnp.zeros(size), jnp.zeros(q.shape, jnp.float32)
-    largest, total, out = kernel.over_visits(visit, start)
+    start = jnp.full(size, UNSEEN), jnp.zeros(size)
+    for sink_ref in sink_refs:  # one or none; as if each query had seen it
+        start = jnp.full(size, sink_ref[0] * math.log2(math.e)), jnp.ones(size)
+    largest, total, out = kernel.over_visits(visit, (*start, jnp.zeros(q.shape, jnp.float32)))
     total = jnp.where(total > 0, total, 1.0)
     kernel.store(out_ref, kernel.owned, out / total[:, None])
     lse_ref[...] = largest + jnp.log(total) * math.log2(math.e)
@@ -282,6 +285,10 @@ class _Specs(NamedTuple):
         """The columns that it owns, of [R, N, S]."""
         return pl.BlockSpec((None, None, self.owned), lambda i, n, r: (r, n, i))
 
+    def own_head(self) -> pl.BlockSpec:
+        """The number of its head, of [N]."""
+        return pl.BlockSpec((1,), lambda i, n, r: (n,))
+
     def keys(self, k_RSKH: Array) -> pl.BlockSpec:
         """All columns of its key head."""
         shape = (None, k_RSKH.shape[1], None, self.padded)
@@ -346,6 +353,7 @@ def output(
     q_RSNH: Float[Array, "R S N H"],
     k_RSKH: Float[Array, "R S K H"],
     v_RSKH: Float[Array, "R S K H"],
+    sink_N: Float[Array, " N"] | None,
     visits: Visits,
     window: Int[Array, ""],
 ) -> tuple[Float[Array, "R S N H"], Float[Array, "R N C"]]:
@@ -356,6 +364,7 @@ def output(
         q_RSNH: queries.
         k_RSKH: keys.
         v_RSKH: values.
+        sink_N: a score without a value for each head, or None.
         visits: who sees whom.
         window: in positions; unused if the settings are not windowed.
     """
@@ -364,6 +373,9 @@ def output(
     specs = _Specs(_padded(H), blocks.owned, N // k_RSKH.shape[2])
     lse = jax.ShapeDtypeStruct((R, N, visits.part_RC.shape[1]), jnp.float32)
     keys = specs.keys(k_RSKH)
+    inputs = [(q_RSNH, specs.own()), (k_RSKH, keys), (v_RSKH, keys)]
+    if sink_N is not None:
+        inputs.append((sink_N, specs.own_head()))
     out_RSNH, lse_RNC = _call(
         _output,
         settings,
@@ -372,7 +384,7 @@ def output(
         visits.keys_RIX,
         window,
         specs,
-        [(q_RSNH, specs.own()), (k_RSKH, keys), (v_RSKH, keys)],
+        inputs,
         [(jax.ShapeDtypeStruct(q_RSNH.shape, q_RSNH.dtype), specs.own()), (lse, specs.own_numbers())],
         (pl.cdiv(S, blocks.owned), N, R),
     )
@@ -470,3 +482,18 @@ def gradients_of_keys(
         (pl.cdiv(S, blocks.owned), K, R),
     )
     return d_k_RSKH, d_v_RSKH
+
+
+def sink_gradient(
+    sink_N: Float[Array, " N"], lse_RNC: Float[Array, "R N C"], mean_RNC: Float[Array, "R N C"], columns: int
+) -> Float[Array, " N"]:
+    """The gradient of the sinks. It is that of a score whose value is zero.
+
+    Args:
+        sink_N: the score without a value of each head.
+        lse_RNC: what `output` gave with the output.
+        mean_RNC: what `gradient_of_queries` gave with the gradient.
+        columns: of a row, without padding.
+    """
+    weight = jnp.exp2(sink_N[None, :, None] * math.log2(math.e) - lse_RNC[..., :columns])
+    return -(weight * mean_RNC[..., :columns]).sum(axis=(0, 2))

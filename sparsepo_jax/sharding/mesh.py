@@ -148,18 +148,21 @@ def make_spread(mesh: Mesh) -> Callable[..., Array]:
     """spread(function, heads, rows, same) for what XLA cannot cut itself, such as a Pallas call.
 
     Each device runs function(heads, rows, same) on its own rows [R, ...] and, where all of heads [R, S,
-    heads, H] can be cut over `tensor`, on its own heads. A single key head is there for all.
+    heads, H] or [heads] can be cut over `tensor`, on its own heads. A single key head is there for all.
 
     Args:
         mesh: with the axes of AXES.
     """
 
     def spread(function: Callable[..., Array], heads: tuple[Array, ...], rows: Any, same: Any) -> Array:
-        counts = [x.shape[2] for x in heads]
+        counts = [x.shape[-2] if x.ndim > 1 else len(x) for x in heads]
         cut = all(count == 1 or count % mesh.shape["tensor"] == 0 for count in counts)
-        specs = tuple(
-            PartitionSpec(*PAIRS, None, "tensor" if cut and count > 1 else None, None) for count in counts
-        )
+
+        def spec_of(x: Array, count: int) -> PartitionSpec:
+            axis = "tensor" if cut and count > 1 else None
+            return PartitionSpec(axis) if x.ndim == 1 else PartitionSpec(*PAIRS, None, axis, None)
+
+        specs = tuple(map(spec_of, heads, counts))
         of_rows = jax.tree.map(lambda x: PartitionSpec(*PAIRS), rows)
         # check_vma is off because the result of a Pallas call does not say over which axes it differs.
         return jax.shard_map(
