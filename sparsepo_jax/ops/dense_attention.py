@@ -171,7 +171,7 @@ def _forward(
     v_BKTH: Array,
     attend_BST: Array,
     sink_1KG1: Array | None,
-) -> tuple[Array, tuple[Array | None, ...]]:
+) -> tuple[Array, tuple]:
     scores, _ = masked_scores(softcap, q_BKGSH, k_BKTH, attend_BST)
     largest_BKGS = scores.max(axis=-1)
     if sink_1KG1 is not None:
@@ -190,9 +190,7 @@ def _forward(
 
 
 @jax.named_scope("attend_gradient")
-def _backward(
-    softcap: float | None, saved: tuple[Array | None, ...], d_out: Array
-) -> tuple[Array | None, ...]:
+def _backward(softcap: float | None, saved: tuple, d_out: Array) -> tuple[Array | None, ...]:
     q_BKGSH, k_BKTH, v_BKTH, attend_BST, sink_1KG1, out_BKGSH, lse_BKGS = saved
     mean_BKGS = output_mean(out_BKGSH, d_out)
     d_q, d_k, d_v = gradients(softcap, q_BKGSH, k_BKTH, v_BKTH, attend_BST, lse_BKGS, d_out, mean_BKGS)
