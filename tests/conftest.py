@@ -23,6 +23,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # A session ends when its last file does, and xdist takes files in this order: the longest begin first.
 LONGEST = [
+    "held_types",
+    "processes",
     "step",
     "knobs",
     "lora",

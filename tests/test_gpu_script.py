@@ -129,6 +129,7 @@ def test_a_failed_job_is_named_and_what_it_had_measured_is_kept(scripts, bench, 
     assert "out of memory; the last line" in kept["left_out"][0]["why"]
 
 
+@pytest.mark.slow
 def test_our_step_is_a_run_s(scripts, bench, tmp_path):
     """Prepared as the stage po prepares it, and traced. Kills: a reference that is not the policy, whose
     first loss would not be ln 2."""

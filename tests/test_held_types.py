@@ -269,7 +269,7 @@ HELD = {
 }
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, kind):
     """Weights and moments in bfloat16. Kills: draws that a count since the start keys; moments that come back
     in another type."""

@@ -154,6 +154,7 @@ def test_what_is_no_number_makes_another_program():
         assert structure(problem_of(**change)[0]) != structure(same), change
 
 
+@pytest.mark.slow
 def test_the_step_with_numbers_as_arguments_is_the_step_with_constants():
     """Two settings go through one program, and each through a program that has everything built in, as a run
     alone might have it."""

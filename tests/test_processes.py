@@ -100,7 +100,7 @@ def test_sigterm_outside_of_training_stops_all_between_the_same_batches(tmp_path
     assert not (tmp_path / "run" / "po").exists()
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_if_one_process_is_killed_the_other_ends_and_says_so(tmp_path, victim):
     ended = run_together(write_config(tmp_path, **PO), 2, 1, at_batch={victim: "4 SIGKILL"})
     status, output = ended[1 - victim]

@@ -56,7 +56,16 @@ def test_a_recipe_has_a_plan_without_a_network(path):
     assert "parameters (" in plan and "bytes per device: weights" in plan and "unknown parameters" not in plan
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+QUICK = {"imdb", "ultrafeedback"}  # the others run shrunk among the slow tests
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow)
+        for path in sorted(RECIPES.glob("*.yaml"))
+    ],
+)
 def test_a_recipe_runs_shrunk(path, tmp_path):
     """Every setting but model, data and sizes is the recipe's own."""
     task, sft = path.stem, path.stem.endswith("_sft")
