@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from helpers.tolerances import TOKEN
+from sparsepo_jax.ops.logits import LogitForm
 from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_best, logprob_kl
 from sparsepo_jax.sharding.mesh import make_mesh, make_place_head
 
@@ -31,35 +32,43 @@ def inputs(seed=0):
     )
 
 
-def plain(states, head, ref_states, ref_head, label, valid, softcaps=(None, None)):
-    def capped(z, c):
-        return z if c is None else c * jnp.tanh(z / c)
+AS_IT_IS = LogitForm(), LogitForm()
+CAPPED = LogitForm(softcap=2.0), LogitForm(softcap=1.0)
+
+
+def plain(states, head, ref_states, ref_head, label, valid, forms=AS_IT_IS):
+    def formed(z, form):
+        return (
+            z * form.scale if form.softcap is None else form.softcap * jnp.tanh(z * form.scale / form.softcap)
+        )
 
     def pick(x):
         return jnp.where(valid, jnp.take_along_axis(x, label[..., None], -1)[..., 0], 0.0)
 
     logits = [jnp.einsum("RMD,VD->RMV", x, h) for x, h in ((states, head), (ref_states, ref_head))]
-    logp, ref = (jax.nn.log_softmax(capped(z, c)) for z, c in zip(logits, softcaps))
+    logp, ref = (jax.nn.log_softmax(formed(z, form)) for z, form in zip(logits, forms))
     return pick(logp), pick(ref), jnp.where(valid, (jnp.exp(ref) * (ref - logp)).sum(-1), 0.0)
 
 
 @pytest.mark.parametrize("with_kl", [True, False])
 @pytest.mark.parametrize(
-    ("blocks", "softcaps"),
+    ("blocks", "forms"),
     [
-        (HeadBlocks(1, 1), (None, None)),
-        (SMALL, (None, None)),
-        (HeadBlocks(), (None, None)),
-        (SMALL._replace(keep=True), (2.0, 1.0)),
-        (SMALL, (2.0, 1.0)),
-        (SMALL._replace(shards=2), (None, None)),
-        (SMALL._replace(shards=2, keep=True), (2.0, None)),
-        (HeadBlocks(4, 13, 2), (None, None)),
+        (HeadBlocks(1, 1), AS_IT_IS),
+        (SMALL, AS_IT_IS),
+        (HeadBlocks(), AS_IT_IS),
+        (SMALL._replace(keep=True), CAPPED),
+        (SMALL, CAPPED),
+        (SMALL._replace(shards=2), AS_IT_IS),
+        (SMALL._replace(shards=2, keep=True), (LogitForm(softcap=2.0), LogitForm())),
+        (SMALL, (LogitForm(0.3), LogitForm(2.0))),
+        (SMALL._replace(keep=True), (LogitForm(3.0, 2.0), LogitForm(0.5))),
+        (HeadBlocks(4, 13, 2), AS_IT_IS),
     ],
 )
-def test_blocks_equal_the_full_softmax_in_value_and_gradient(blocks, softcaps, with_kl):
+def test_blocks_equal_the_full_softmax_in_value_and_gradient(blocks, forms, with_kl):
     """Kills: a block left out or counted twice; the cotangents of log-prob and KL exchanged; a label looked
-    for in another shard.
+    for in another shard; the factor of logits left out of the gradient.
     """
     states, head, ref_states, ref_head, label, valid = inputs()
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, R, M)), jnp.float32)
@@ -72,10 +81,10 @@ def test_blocks_equal_the_full_softmax_in_value_and_gradient(blocks, softcaps, w
         return jax.jit(jax.grad(total, argnums=(0, 1)))(states, head)
 
     def ours(s, h):
-        return logprob_kl(s, h, ref_states, ref_head, label, valid, blocks=blocks, softcaps=softcaps)
+        return logprob_kl(s, h, ref_states, ref_head, label, valid, blocks=blocks, forms=forms)
 
     def full(s, h):
-        return plain(s, h, ref_states, ref_head, label, valid, softcaps)
+        return plain(s, h, ref_states, ref_head, label, valid, forms)
 
     for x, expected in zip(jax.jit(ours)(states, head), full(states, head)):
         np.testing.assert_allclose(x, expected, atol=TOKEN)
@@ -94,13 +103,14 @@ def test_equal_models_have_exactly_no_ratio_and_no_kl(blocks):
 
 
 @pytest.mark.parametrize(
-    ("blocks", "softcap"), [(SMALL, None), (SMALL._replace(shards=2), 2.0), (HeadBlocks(), None)]
+    ("blocks", "form"),
+    [(SMALL, LogitForm()), (SMALL._replace(shards=2), LogitForm(0.5, 2.0)), (HeadBlocks(), LogitForm())],
 )
-def test_the_best_log_prob_is_met_exactly_by_the_most_probable_token(blocks, softcap):
+def test_the_best_log_prob_is_met_exactly_by_the_most_probable_token(blocks, form):
     states, head, _, _, label, valid = inputs()
     best_RM = jnp.einsum("RMD,VD->RMV", states, head).argmax(-1)
-    expected, _, _ = plain(states, head, states, head, best_RM, valid, (softcap, softcap))
-    ours = jax.jit(lambda y: logprob_best(states, head, y, valid, blocks=blocks, softcap=softcap))
+    expected, _, _ = plain(states, head, states, head, best_RM, valid, (form, form))
+    ours = jax.jit(lambda y: logprob_best(states, head, y, valid, blocks=blocks, form=form))
     for y in (label, best_RM):
         logp, best = ours(y)
         np.testing.assert_allclose(best, expected, atol=TOKEN)

@@ -20,7 +20,10 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
-Softcaps = tuple[float | None, float | None]
+from sparsepo_jax.ops.logits import LogitForm
+
+LogitForms = tuple[LogitForm, LogitForm]
+_PLAIN = LogitForm()
 _LEAST = float(jnp.finfo(jnp.float32).min)
 
 
@@ -63,7 +66,7 @@ def logprob_kl(
     valid_RM: Bool[Array, "R M"],
     *,
     blocks: HeadBlocks = _BLOCKS,
-    softcaps: Softcaps = (None, None),
+    forms: LogitForms = (_PLAIN, _PLAIN),
 ) -> tuple[Float[Array, "R M"], Float[Array, "R M"], Float[Array, "R M"]]:
     """Log-probabilities of the labels under policy and reference, and the KL between the two distributions.
 
@@ -79,15 +82,15 @@ def logprob_kl(
         label_RM: the tokens themselves, 0 to V - 1.
         valid_RM: True on response tokens.
         blocks: how logits are computed; changes time and memory alone.
-        softcaps: of the policy's and of the reference's logits; see `soft_cap`.
+        forms: of the policy's and of the reference's logits.
 
     Returns:
         log pi(y), log pi_ref(y) and KL(ref || policy) >= 0 of each response token, in nats. They are zero,
         with zero gradient, outside valid_RM.
     """
-    return _statistics(
-        states_RMD, head_VD, ref_states_RMD, ref_head_VD, label_RM, valid_RM, blocks, softcaps
-    )[:3]
+    return _statistics(states_RMD, head_VD, ref_states_RMD, ref_head_VD, label_RM, valid_RM, blocks, forms)[
+        :3
+    ]
 
 
 def logprob_best(
@@ -97,7 +100,7 @@ def logprob_best(
     valid_RM: Bool[Array, "R M"],
     *,
     blocks: HeadBlocks = _BLOCKS,
-    softcap: float | None = None,
+    form: LogitForm = _PLAIN,
 ) -> tuple[Float[Array, "R M"], Float[Array, "R M"]]:
     """Log-probability of the labels, and of the most probable tokens in their places.
 
@@ -107,14 +110,14 @@ def logprob_best(
         label_RM: see `logprob_kl`.
         valid_RM: True on response tokens.
         blocks: how logits are computed.
-        softcap: of the logits; see `soft_cap`.
+        form: of the logits.
 
     Returns:
         log pi(y) and the largest log pi of any token, in nats. The two are equal, to the last bit, where y is
         a most probable token.
     """
     logp, _, _, best = _statistics(
-        states_RMD, head_VD, None, None, label_RM, valid_RM, blocks, (softcap, None)
+        states_RMD, head_VD, None, None, label_RM, valid_RM, blocks, (form, _PLAIN)
     )
     return logp, best
 
@@ -128,7 +131,7 @@ def _statistics(
     label_RM: Array,
     valid_RM: Array,
     blocks: HeadBlocks,
-    softcaps: Softcaps,
+    forms: LogitForms,
 ) -> tuple[Array, Array, Array, Array]:
     """What logprob_kl gives, and the policy's largest log-probability."""
     M = states_RMD.shape[1]
@@ -150,22 +153,9 @@ def _statistics(
         ref = jax.lax.stop_gradient((inert(ref_states_RMD), cut(ref_head_VD, ref_states_RMD)))
     label = jnp.pad(jnp.where(valid_RM, label_RM, 0), pad)
     used = -(-valid_RM.sum(axis=1).max() // tokens)
-    out = _blocked(blocks, softcaps, inert(states_RMD), cut(head_VD, states_RMD), ref, label, used)
+    out = _blocked(blocks, forms, inert(states_RMD), cut(head_VD, states_RMD), ref, label, used)
     logp, ref_logp, kl, best = (jnp.where(valid_RM, x[:, :M], 0.0) for x in out)
     return logp, jax.lax.stop_gradient(ref_logp), kl, jax.lax.stop_gradient(best)
-
-
-def soft_cap(logits: Float[Array, "..."], softcap: float | None) -> Float[Array, "..."]:
-    """softcap * tanh(logits / softcap).
-
-    Args:
-        logits: of any shape.
-        softcap: > 0, the limit that their size approaches; None leaves them as they are.
-
-    References:
-        Gemma 2, arXiv 2408.00118, section 2.
-    """
-    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
 class _Columns(NamedTuple):
@@ -224,7 +214,7 @@ def _over_columns(
     return carried, jax.tree.map(lambda x: x[None], output)
 
 
-def _logits(states_RCD: Array, head_EVD: Array, softcap: float | None) -> Array:
+def _logits(states_RCD: Array, head_EVD: Array, form: LogitForm) -> Array:
     """[R, C, E, V], float32."""
     (R, C, D), (E, V, _) = states_RCD.shape, head_EVD.shape
     z = jnp.einsum(
@@ -233,7 +223,7 @@ def _logits(states_RCD: Array, head_EVD: Array, softcap: float | None) -> Array:
         head_EVD.reshape(E * V, D),
         preferred_element_type=jnp.float32,
     )
-    return soft_cap(z.reshape(R, C, E, V), softcap)
+    return form.logits(z.reshape(R, C, E, V))
 
 
 class _Sums(NamedTuple):
@@ -300,7 +290,7 @@ class _Saved(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _blocked(
     blocks: HeadBlocks,
-    softcaps: Softcaps,
+    forms: LogitForms,
     states_RMD: Array,
     head_EVD: Array,
     ref: tuple[Array, Array] | None,
@@ -308,12 +298,12 @@ def _blocked(
     used: Array,
 ) -> tuple[Array, ...]:
     """used: how many blocks of tokens hold valid ones."""
-    return _forward(blocks, softcaps, states_RMD, head_EVD, ref, label_RM, used)[0]
+    return _forward(blocks, forms, states_RMD, head_EVD, ref, label_RM, used)[0]
 
 
 def _forward(
     blocks: HeadBlocks,
-    softcaps: Softcaps,
+    forms: LogitForms,
     states_RMD: Array,
     head_EVD: Array,
     ref: tuple[Array, Array] | None,
@@ -324,9 +314,9 @@ def _forward(
     R, M, _ = states_RMD.shape
     E, size, _ = head_EVD.shape
     tokens = blocks.tokens
-    sides = [(states_RMD, head_EVD, softcaps[0])]
+    sides = [(states_RMD, head_EVD, forms[0])]
     if ref is not None:
-        sides.append((*ref, softcaps[1]))
+        sides.append((*ref, forms[1]))
     A = len(sides)
     overlap = size % blocks.vocabulary != 0
 
@@ -337,8 +327,8 @@ def _forward(
         def of_tokens(n: Array, carried: tuple[_Sums, Array | None]) -> tuple[_Sums, Array | None]:
             sums, kept = carried
             z_ARCEV = [
-                _logits(_rows(states, n, tokens), head, softcap)
-                for (states, _, softcap), head in zip(sides, heads, strict=True)
+                _logits(_rows(states, n, tokens), head, form)
+                for (states, _, form), head in zip(sides, heads, strict=True)
             ]
             old = _Sums(*(_rows(x, n, tokens, axis=-2) for x in sums))
             new, both_ARCEV = old.with_block(z_ARCEV, columns, _rows(label_RM, n, tokens), size, overlap)
@@ -357,10 +347,10 @@ def _forward(
     return out, _Saved(states_RMD, head_EVD, ref, label_RM, used, lse_ARM, kept)
 
 
-def _forward_rule(blocks: HeadBlocks, softcaps: Softcaps, *primals: Any) -> tuple[tuple[Array, ...], _Saved]:
+def _forward_rule(blocks: HeadBlocks, forms: LogitForms, *primals: Any) -> tuple[tuple[Array, ...], _Saved]:
     """_forward, on arguments that say whether they are differentiated (symbolic_zeros)."""
     values = jax.tree.map(lambda x: x.value, primals, is_leaf=lambda x: hasattr(x, "perturbed"))
-    return _forward(blocks, softcaps, *values)
+    return _forward(blocks, forms, *values)
 
 
 def _array_or_none(cotangent: Any) -> Array | None:
@@ -371,7 +361,7 @@ class _LogitGradient(NamedTuple):
     """The gradient in the logits, block by block. b_RM None: there is no gradient of the KL."""
 
     blocks: HeadBlocks
-    softcaps: Softcaps
+    forms: LogitForms
     saved: _Saved
     a_RM: Array
     b_RM: Array | None
@@ -389,7 +379,7 @@ class _LogitGradient(NamedTuple):
         def logits(side: int, states_RMD: Array, head: Array) -> Array:
             if kept is not None:
                 return _rows(kept[side], n, tokens)
-            return _logits(_rows(states_RMD, n, tokens), head, self.softcaps[side])
+            return _logits(_rows(states_RMD, n, tokens), head, self.forms[side])
 
         z = logits(0, saved.states_RMD, head)
         place_RCE, here_RCE = columns.label_here(_rows(saved.label_RM, n, tokens), size, E)
@@ -400,15 +390,14 @@ class _LogitGradient(NamedTuple):
         d_z = (b - a) * jnp.exp(z - rows(saved.lse_ARM[0])) + jnp.where(onehot, a, 0.0)
         if saved.ref is not None and ref_head is not None:
             d_z -= b * jnp.exp(logits(1, saved.ref[0], ref_head) - rows(saved.lse_ARM[1]))
-        if self.softcaps[0] is not None:
-            d_z *= 1 - (z / self.softcaps[0]) ** 2
+        d_z = self.forms[0].to_products(d_z, z)
         if size % self.blocks.vocabulary != 0:
             d_z = columns.where_fresh(d_z, 0.0)
         return d_z.astype(saved.states_RMD.dtype)
 
 
 @jax.named_scope("head_gradient")
-def _backward(blocks: HeadBlocks, softcaps: Softcaps, saved: _Saved, cotangents: tuple) -> tuple:
+def _backward(blocks: HeadBlocks, forms: LogitForms, saved: _Saved, cotangents: tuple) -> tuple:
     R, M, D = saved.states_RMD.shape
     E, size, _ = saved.head_EVD.shape
     tokens = blocks.tokens
@@ -417,7 +406,7 @@ def _backward(blocks: HeadBlocks, softcaps: Softcaps, saved: _Saved, cotangents:
     a_RM = jnp.zeros((R, M)) if a_RM is None else a_RM
     # An objective without a KL term needs no product with the reference's head.
     ref_head_EVD = None if saved.ref is None or b_RM is None else saved.ref[1]
-    gradient = _LogitGradient(blocks, softcaps, saved, a_RM, None if ref_head_EVD is None else b_RM)
+    gradient = _LogitGradient(blocks, forms, saved, a_RM, None if ref_head_EVD is None else b_RM)
 
     def of_columns(
         carried: tuple[Array, Array], number: Array, kept: Array | None

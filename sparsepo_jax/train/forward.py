@@ -183,7 +183,7 @@ def forward(
         problem, batch, (policy_model, policy_states_RSD), (reference_model, ref_states_RSD)
     )
     with jax.named_scope("masks"):
-        kept["logits"] = _mean_logits(ref_states_RMD, ref_head_VD)
+        kept["logits"] = _mean_logits(reference_model, ref_states_RMD, ref_head_VD)
         return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training)
 
 
@@ -253,7 +253,7 @@ def response_greedy(
         packing.label_RM,
         packing.valid_RM,
         blocks=problem.head_blocks,
-        softcap=model.spec.logit_softcap,
+        form=model.logit_form,
     )
     logp_BPT = to_pairs(logp_RM, batch)
     best_BPT = to_pairs(best_RM, batch)
@@ -280,7 +280,7 @@ def reference_tokens(
     stats, head_inputs = _statistics(problem, batch, (model, states_RSD))
     if not problem.mask_source.reads_activations:
         return stats.logp_BPT, None
-    kept["logits"] = _mean_logits(*head_inputs)
+    kept["logits"] = _mean_logits(model, *head_inputs)
     key_B = pair_keys(problem.seed, 0, batch.row_B)  # such a mask draws nothing
     return stats.logp_BPT, problem.mask_source.make({}, kept, batch, stats, key_B, False).reward_BPT
 
@@ -337,13 +337,13 @@ def _statistics(
         model, states_RSD = policy
         states_RMD, head_VD = model.head_inputs(at_tokens(states_RSD, packing.at_RM))
         last = states_RMD, head_VD
-        softcap = model.spec.logit_softcap
-        ref_states_RMD = ref_head_VD = ref_softcap = None
+        form = ref_form = model.logit_form
+        ref_states_RMD = ref_head_VD = None
         if reference is not None:
             ref_model, ref_states_RSD = reference
             ref_states_RMD, ref_head_VD = ref_model.head_inputs(at_tokens(ref_states_RSD, packing.at_RM))
             last = ref_states_RMD, ref_head_VD
-            ref_softcap = ref_model.spec.logit_softcap
+            ref_form = ref_model.logit_form
         numbers_RM = logprob_kl(
             states_RMD,
             head_VD,
@@ -352,19 +352,20 @@ def _statistics(
             packing.label_RM,
             packing.valid_RM,
             blocks=problem.head_blocks,
-            softcaps=(softcap, ref_softcap),
+            forms=(form, ref_form),
         )
         logp_BPT, ref_logp_BPT, kl_BPT = (to_pairs(x_RM, batch) for x_RM in numbers_RM)
         stats = TokenStats(logp_BPT, ref_logp_BPT, kl_BPT, batch.valid_BPT)
         return stats, jax.lax.stop_gradient(last)
 
 
-def _mean_logits(states_RMD: Array, head_VD: Array) -> Float[Array, "R M"]:
+def _mean_logits(model: Decoder, states_RMD: Array, head_VD: Array) -> Float[Array, "R M"]:
     """The mean logit over the vocabulary, as the product with the head's mean row.
 
     No logits are needed for it, and XLA drops it where no mask reads it.
     """
-    return jnp.einsum("RMD,D->RM", states_RMD.astype(jnp.float32), head_VD.mean(axis=0))
+    mean_RM = jnp.einsum("RMD,D->RM", states_RMD.astype(jnp.float32), head_VD.mean(axis=0))
+    return mean_RM * model.logit_form.scale
 
 
 def _own_logp(
