@@ -225,7 +225,7 @@ def test_the_note_is_one_line_and_asks_after_mistyped_names():
         ),
         (
             LLAMA | {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}},
-            "rope_scaling.rope_type: 'longrope' is not supported",
+            "rope_scaling: long_factor: missing",
         ),
         (
             LLAMA | {"rope_scaling": {"factor": 2.0}},
@@ -261,8 +261,8 @@ def test_the_note_is_one_line_and_asks_after_mistyped_names():
         ),
         (NEOX | {"rope_theta": 500}, "rope_theta: 500 differs from rotary_emb_base, which is 10000"),
         (
-            GEMMA3 | {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
-            "sliding_attention.rope_type: 'linear' is not supported, only 'default'",
+            GEMMA3 | {"rope_parameters": {"sliding_attention": {"rope_type": "ntk", "factor": 2.0}}},
+            "sliding_attention.rope_type: 'ntk' is not supported, only default",
         ),
         (
             NEOX | {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_type": "default"}},
@@ -275,7 +275,7 @@ def test_the_note_is_one_line_and_asks_after_mistyped_names():
         ),
         (
             QWEN2 | {"layer_types": ["full_attention"]},
-            "layer_types: only 'full_attention' for each of 2 layers",
+            "layer_types: expected full_attention or sliding_attention for each of 2 layers",
         ),
         (GPT2 | {"hidden_size": 32}, "hidden_size 32 and n_embd 16 mean the same"),
         (

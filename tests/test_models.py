@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 
 from helpers.parity import bfloat16_errors, load_ours, make_theirs, our_logits, our_states, their_outputs
-from helpers.tiny import CONFIGS, GEMMA3, GPT2, GPTJ, LLAMA, NEOX
+from helpers.tiny import CONFIGS, GEMMA3, GPT2, GPTJ, LLAMA, LONGROPE, NEOX, YARN
 from helpers.tolerances import BFLOAT16, PARITY_LOGITS
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import merge_module, split_module
@@ -186,17 +186,41 @@ def test_what_cannot_be_run_faithfully_is_refused_by_name(change, message):
             "rope_type: 'linear'",
         ),
         (
-            LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
-            "rope_type: 'yarn' is not supported, only default, linear and llama3",
+            LLAMA | {"rope_scaling": {"rope_type": "ntk", "factor": 2.0}},
+            "rope_type: 'ntk' is not supported, only default, linear, llama3, yarn, longrope",
         ),
         (
-            LLAMA | {"model_type": "qwen2", "use_sliding_window": True},
+            LLAMA | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+            "rope_type: 'dynamic' is not supported, since .* up to 32 tokens rope_type 'default' is the same",
+        ),
+        (
+            LLAMA | {"rope_parameters": YARN | {"rope_theta": 1.0}},
+            "rope_theta: expected a number above 1 for yarn, got 1",
+        ),
+        (
+            LLAMA | {"rope_parameters": LONGROPE | {"short_factor": [1.0]}},
+            "short_factor: expected 2 numbers, one for each pair of the 4 rotated dims, got 1",
+        ),
+        (
+            LLAMA | {"rope_parameters": LONGROPE | {"long_factor": [1.0, None]}},
+            "long_factor: expected a list of numbers above 0 and up to 1e.06",
+        ),
+        (
+            GEMMA3 | {"rope_parameters": {"full_attention": YARN | {"truncate": False}}},
+            "rope_parameters.full_attention.truncate: False is not supported",
+        ),
+        (
+            LLAMA | {"use_sliding_window": True},
             "use_sliding_window: True is not supported",
+        ),
+        (
+            LLAMA | {"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types: sliding_attention needs a sliding_window that is in use",
         ),
         (LLAMA | {"rms_norm_eps": None}, "rms_norm_eps: missing"),
         (LLAMA | {"num_key_value_heads": 3}, "4 query heads are no multiple of the 3 key/value heads"),
         (LLAMA | {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters: factor: missing"),
-        (LLAMA | {"rope_parameters": {"type": "yarn"}}, "rope_type: 'yarn' is not supported"),
+        (LLAMA | {"rope_parameters": {"type": "longrope"}}, "short_factor: missing"),
         (
             LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": "8"}},
             "rope_scaling.factor: expected a number above 0 and up to 1e.06, got '8'",
@@ -274,7 +298,7 @@ def test_a_config_with_any_value_anywhere_is_a_spec_or_one_line(config):
     changes = [{name: value} for name in config.keys() | FIELDS for value in HOSTILE]
     scalings = [
         {"rope_type": kind, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-        for kind in ("default", "linear", "llama3")
+        for kind in ("default", "linear", "llama3", "yarn")
     ]
     changes += [
         {field: outer(scaling | {name: value})}
@@ -296,13 +320,17 @@ def test_a_config_with_any_value_anywhere_is_a_spec_or_one_line(config):
         except SpecError as error:
             assert str(error).isprintable() and len(str(error)) < 400, str(error)
             refused += 1
-    assert len(ROTARY) == 10 and specs > 20 and refused > 500
+    assert len(ROTARY) == 19 and specs > 20 and refused > 500
 
 
 def test_gemmas_local_layers_follow_the_pattern_of_the_config():
     config = {name: value for name, value in GEMMA3.items() if name != "layer_types"}
-    assert spec_from_hf(config | {"sliding_window_pattern": 2}).kind_of_layer == (1, 0, 1)
-    assert spec_from_hf(config).kind_of_layer == (1, 1, 1)
+
+    def windows(spec):
+        return [spec.kinds[kind].window for kind in spec.kind_of_layer or (0, 0, 0)]
+
+    assert windows(spec_from_hf(config | {"sliding_window_pattern": 2})) == [4, None, 4]
+    assert windows(spec_from_hf(config)) == [4, 4, 4]
 
 
 @every_config

@@ -17,7 +17,9 @@ from sparsepo_jax.models.field_tables import (
     OTHER_NAMES,
     READ,
     ROPE_READ,
+    ROPE_READ_IN_FAMILY,
     SWITCHES,
+    SWITCHES_READ,
     Kind,
     Kinds,
     Switch,
@@ -132,6 +134,8 @@ def _check_task(config: Mapping[Any, Any], family: str) -> None:
 def _check_switches(config: Mapping[Any, Any], family: str) -> None:
     switches = {**SWITCHES, "rotary": Switch(family not in ("gpt2", "gpt_bigcode"))}
     for name, switch in switches.items():
+        if family in SWITCHES_READ.get(name, set()):
+            continue
         if not _is_off(config.get(name), switch.off):
             expected = switch.remedy or f"only {str(switch.off).lower()}"
             raise SpecError(f"{family}: {name}: {shown(config[name])} is not supported, {expected}")
@@ -160,13 +164,15 @@ def _check_layer_types(config: Mapping[Any, Any], family: str) -> None:
         )
 
 
-def rope_kind(rope: Mapping[Any, Any]) -> str:
-    """The kind of rotation that rotary fields name: default, linear, llama3, or one that we do not have.
+def rope_kind(rope: Mapping[Any, Any], family: str) -> str:
+    """The kind of rotation that rotary fields name: default, linear, yarn, or one that we do not have.
 
     Args:
         rope: the content of `rope_scaling` or `rope_parameters`.
+        family: the config's `model_type`.
     """
-    return rope.get("rope_type") or rope.get("type") or "default"
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    return "longrope" if family == "phi3" and kind in ("su", "yarn") else kind  # its older names
 
 
 def _unread_of_rope(config: Mapping[Any, Any], family: str) -> list[str]:
@@ -184,7 +190,8 @@ def _unread_of_rope(config: Mapping[Any, Any], family: str) -> list[str]:
                 f"{family}: {where}.mrope_section: {shown(rope['mrope_section'])} is not supported, "
                 "only positions of text are"
             )
-        read = ROPE_READ.get(rope_kind(rope), set(rope)) | LAYER_KINDS.keys()
+        read = ROPE_READ.get(rope_kind(rope, family), set(rope)) | LAYER_KINDS.keys()
+        read |= ROPE_READ_IN_FAMILY.get(family, set())
         unread += [f"{where}.{name}" for name in rope if name not in read]
     return unread
 

@@ -29,9 +29,10 @@ from sparsepo_jax.models.cache import Cache, empty_cache
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.layers import Block, Embed, Hooks, LayerFactory
 from sparsepo_jax.models.lora import Lora, dequantized
-from sparsepo_jax.models.rotary import rotary_frequencies
+from sparsepo_jax.models.rope_scaling import Rotation
+from sparsepo_jax.models.rotary import Turns, rotary_frequencies
 from sparsepo_jax.ops.attention import Given, Packed
-from sparsepo_jax.ops.logprob_kl import soft_cap
+from sparsepo_jax.ops.logits import LogitForm
 from sparsepo_jax.ops.remat import Remat, with_remat
 
 Tap = Callable[[str, Array], Any]  # gives an array, or a tree of them, to keep; or None
@@ -46,11 +47,11 @@ class _KindArrays(NamedTuple):
     """What differs between layers, as arrays: of all kinds [kinds, ...], or of one layer.
 
     Attributes:
-        frequency_X: rotary frequencies; zeros do not rotate. None: no layer rotates.
+        turns: how queries and keys are rotated; None: no layer rotates them.
         window: None: no layer has one.
     """
 
-    frequency_X: Array | None
+    turns: Turns | None
     window: Array | int | None
 
     def of_layer(self, kind: Array | None) -> "_KindArrays":
@@ -192,7 +193,7 @@ class Decoder(nnx.Module):
         return states_B1D[:, 0], filled
 
     def head_inputs(self, states: Float[Array, "*B D"]) -> tuple[Float[Array, "*B X"], Float[Array, "V X"]]:
-        """The two factors of the logits, (x, W) with logits = x W^T before any softcap.
+        """The two factors of the logits, (x, W); `logit_form` makes logits of x W^T.
 
         x are the states and W is the head, or the token embedding if the head is tied. A head's bias
         becomes one more column of W, which meets a constant 1 in x. Columns of zeros follow, up to a
@@ -217,6 +218,11 @@ class Decoder(nnx.Module):
         x = jnp.concatenate([states, padded(ones)], axis=-1)
         return x, jnp.concatenate([head_VD, padded(bias_V1)], axis=1)
 
+    @property
+    def logit_form(self) -> LogitForm:
+        """What becomes of the products of states and head."""
+        return LogitForm(self.spec.logit_scale, self.spec.logit_softcap)
+
     def logits(self, states_BSD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Next-token logits, float32, for sampling, inspection and parity.
 
@@ -230,7 +236,7 @@ class Decoder(nnx.Module):
             logits_BSV = jnp.einsum(
                 "...X,VX->...V", x_BSX, head_VX.astype(self.dtype), preferred_element_type=jnp.float32
             )
-            return soft_cap(logits_BSV, self.spec.logit_softcap)
+            return self.logit_form.logits(logits_BSV)
 
     def _run(
         self,
@@ -268,7 +274,7 @@ class Decoder(nnx.Module):
                 reach=reach,
                 window=kind.window,
             )
-            x_BSD = block(x_BSD, positions_BS, kind.frequency_X, hooks)
+            x_BSD = block(x_BSD, positions_BS, kind.turns, hooks)
             return (constrain(x_BSD), memory.cache), kept_here
 
         kind_L = jnp.array(self.spec.kind_of_layer) if self.spec.kind_of_layer else None
@@ -293,19 +299,14 @@ class Decoder(nnx.Module):
     def _kind_arrays(self) -> _KindArrays:
         """Those of all kinds, or of the only one."""
         kinds = self.spec.kinds
-        frequencies = [None if kind.rotation is None else rotary_frequencies(kind.rotation) for kind in kinds]
         if not self.spec.kind_of_layer:
-            frequency_X = None if frequencies[0] is None else jnp.asarray(frequencies[0])
-            return _KindArrays(frequency_X, kinds[0].window)
-        pairs = next((len(frequency_X) for frequency_X in frequencies if frequency_X is not None), 0)
-        unrotated_X = np.zeros(pairs, np.float32)
-        stacked = [unrotated_X if frequency_X is None else frequency_X for frequency_X in frequencies]
+            rotation = kinds[0].rotation
+            return _KindArrays(None if rotation is None else _turns_of(rotation), kinds[0].window)
         unlimited = jnp.iinfo(jnp.int32).max  # as far as there are positions
         windows = [kind.window or unlimited for kind in kinds]
         has_window = any(kind.window for kind in kinds)
-        return _KindArrays(
-            jnp.asarray(np.stack(stacked)) if pairs else None, jnp.array(windows) if has_window else None
-        )
+        turns = _turns_of_kinds([kind.rotation for kind in kinds])
+        return _KindArrays(turns, jnp.array(windows) if has_window else None)
 
     def _dropout(self, layer: Array, key_BS: Array | None) -> Callable[[str, Array], Array]:
         """The dropout of one layer's adapters: a function of projection and input (see `Hooks.drop`)."""
@@ -322,6 +323,25 @@ class Decoder(nnx.Module):
             return jnp.where(jax.vmap(jax.vmap(draw))(key_BS), x_BSX / (1 - self.dropout), 0)
 
         return drop
+
+
+def _turns_of(rotation: Rotation) -> Turns:
+    factor = rotation.attention_factor
+    return Turns(jnp.asarray(rotary_frequencies(rotation)), None if factor == 1.0 else factor)
+
+
+def _turns_of_kinds(rotations: list[Rotation | None]) -> Turns | None:
+    """The turns of kinds of layers, stacked; a kind that does not rotate has frequencies of zero."""
+    pairs = next((rotation.dim // 2 for rotation in rotations if rotation is not None), None)
+    if pairs is None:
+        return None
+    unrotated_X = np.zeros(pairs, np.float32)
+    frequencies = [
+        unrotated_X if rotation is None else rotary_frequencies(rotation) for rotation in rotations
+    ]
+    factors = [1.0 if rotation is None else rotation.attention_factor for rotation in rotations]
+    has_factor = any(factor != 1.0 for factor in factors)
+    return Turns(jnp.asarray(np.stack(frequencies)), jnp.array(factors, jnp.float32) if has_factor else None)
 
 
 class _Memory:

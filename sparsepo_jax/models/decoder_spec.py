@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsepo_jax.models.config_fields import SpecError
-from sparsepo_jax.models.rotary_fields import Rotation
+from sparsepo_jax.models.rope_scaling import Rotation
 
 Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
 
@@ -21,6 +21,22 @@ class LayerKind:
 
     rotation: Rotation | None
     window: int | None = None
+
+
+@dataclass(frozen=True)
+class QueryGrowth:
+    """Queries at position p are multiplied by 1 + beta log(1 + floor(p / positions)).
+
+    Attributes:
+        beta: above 0.
+        positions: tokens before the first step.
+
+    References:
+        Llama 4's attention temperature, which Ministral 3 takes up.
+    """
+
+    beta: float
+    positions: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,10 @@ class DecoderSpec:
         embed_scale: factor of token embeddings.
         kind_of_layer: for each layer the number of its kind in `kinds`; (): all layers are of the only kind.
         attn_softcap: attention scores s become c tanh(s / c) for this c; None: no cap.
-        logit_softcap: the same for logits.
+        logit_softcap: the same for logits, after their factor.
+        logit_scale: factor of logits.
+        residual_scale: factor of what attention and MLP add to the residual stream.
+        query_growth: factor of rotated queries that grows with the position; None: none.
     """
 
     family: str
@@ -92,6 +111,9 @@ class DecoderSpec:
     kind_of_layer: tuple[int, ...] = ()
     attn_softcap: float | None = None
     logit_softcap: float | None = None
+    logit_scale: float = 1.0
+    residual_scale: float = 1.0
+    query_growth: QueryGrowth | None = None
 
     def projections(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of each matrix of a block, by name."""

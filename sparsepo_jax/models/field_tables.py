@@ -13,8 +13,8 @@ _GPT2 = """vocab_size n_positions n_embd n_layer n_head n_inner activation_funct
     initializer_range tie_word_embeddings"""
 _LLAMA = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
     head_dim max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters
-    partial_rotary_factor initializer_range tie_word_embeddings"""
-_QWEN = f"{_LLAMA} hidden_act use_sliding_window layer_types"
+    partial_rotary_factor original_max_position_embeddings initializer_range tie_word_embeddings"""
+_QWEN = f"{_LLAMA} hidden_act use_sliding_window sliding_window max_window_layers layer_types"
 _GEMMA = f"""{_LLAMA} hidden_activation attention_bias query_pre_attn_scalar sliding_window layer_types
     final_logit_softcapping attn_logit_softcapping use_bidirectional_attention"""
 _READ = {
@@ -73,7 +73,7 @@ _HARMLESS_BY_SUBJECT = {
         _attn_implementation attn_implementation _experts_implementation experts_implementation
         fusion_config distributed_config
     """,
-    "windows that are off, or given by other fields": "max_window_layers _sliding_window_pattern",
+    "windows that other fields give": "_sliding_window_pattern",
     "what a call returns": """
         output_attentions output_hidden_states return_dict use_return_dict output_past
         tf_legacy_loss is_decoder prefix tie_last_hidden_states
@@ -91,8 +91,7 @@ _HARMLESS_BY_SUBJECT = {
     """,
 }
 HARMLESS = frozenset(name for names in _HARMLESS_BY_SUBJECT.values() for name in names.split())
-# Switched off unless use_sliding_window is true, which is refused.
-HARMLESS_IN_FAMILY: dict[str, set[str]] = {"qwen2": {"sliding_window"}, "qwen3": {"sliding_window"}}
+HARMLESS_IN_FAMILY: dict[str, set[str]] = {}
 
 # ---------------------------------------------------------------- what has one value only
 
@@ -133,6 +132,8 @@ SWITCHES = {
     "pruned_heads": Switch(None, "all layers must have the same heads"),
     "per_layer_config": Switch(None, "all layers must have the same shape"),
 }
+# Families that read a switch of these, so that it may have either value.
+SWITCHES_READ = {"use_sliding_window": {"qwen2", "qwen3"}}
 
 
 # ---------------------------------------------------------------- what a field may hold
@@ -148,11 +149,12 @@ class Kind(NamedTuple):
 Kinds = Mapping[str, "Kind | Kinds"]  # a mapping within the config has kinds of its own
 
 
-def _integer(most: int) -> Kind:
+def _integer(most: int, least: int = 1) -> Kind:
     def fits(value: Any) -> bool:
-        return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most)
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        return value is None or (is_integer and least <= value <= most)
 
-    return Kind(f"a positive integer up to {most:,}", fits)
+    return Kind(f"a {'positive ' if least else ''}integer {'' if least else 'from 0 '}up to {most:,}", fits)
 
 
 def _number(most: float) -> Kind:
@@ -183,6 +185,16 @@ def _is_flag_or_null(value: Any) -> bool:
     return value is None or isinstance(value, bool)
 
 
+def _is_weight(value: Any) -> bool:
+    return _FACTOR.fits(value) or (value == 0 and not isinstance(value, bool))
+
+
+def _are_factors(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and all(entry is not None and _FACTOR.fits(entry) for entry in value)
+    )
+
+
 def _is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
@@ -197,6 +209,8 @@ _BASE = _number(1e15)
 _FLAG = Kind("true or false", _is_flag)  # null would mean false to one reader and the default to another
 _TEXT = Kind("a text", _is_text)
 _TEXTS = Kind("a list of texts", is_texts)
+_WEIGHT = Kind("a number from 0 to 1e+06", _is_weight)
+_FACTORS = Kind("a list of numbers above 0 and up to 1e+06", _are_factors)
 
 ROTARY_KINDS: dict[str, Kind] = {
     "rope_type": _TEXT,
@@ -207,6 +221,15 @@ ROTARY_KINDS: dict[str, Kind] = {
     "high_freq_factor": _FACTOR,
     "original_max_position_embeddings": _POSITIONS,
     "partial_rotary_factor": _SHARE,
+    "attention_factor": _FACTOR,
+    "beta_fast": _FACTOR,
+    "beta_slow": _FACTOR,
+    "mscale": _WEIGHT,
+    "mscale_all_dim": _WEIGHT,
+    "truncate": _FLAG,
+    "short_factor": _FACTORS,
+    "long_factor": _FACTORS,
+    "llama_4_scaling_beta": _FACTOR,
 }
 # Gemma 3 has a set of rotary fields for each kind of layer.
 LAYER_KINDS: dict[str, Kinds] = {"full_attention": ROTARY_KINDS, "sliding_attention": ROTARY_KINDS}
@@ -221,7 +244,9 @@ KINDS: dict[str, Kind | Kinds] = {
     **_all_of(_SIZE, "vocab_size n_embd hidden_size n_inner intermediate_size head_dim rotary_dim"),
     **_all_of(_COUNT, "n_layer num_hidden_layers n_head num_attention_heads num_key_value_heads"),
     "sliding_window_pattern": _COUNT,
-    **_all_of(_POSITIONS, "n_positions max_position_embeddings sliding_window"),
+    "max_window_layers": _integer(2**14, least=0),
+    **_all_of(_POSITIONS, "n_positions max_position_embeddings original_max_position_embeddings"),
+    "sliding_window": _POSITIONS,
     **_all_of(_SHARE, "layer_norm_epsilon layer_norm_eps rms_norm_eps rotary_pct partial_rotary_factor"),
     **_all_of(_BASE, "rotary_emb_base rope_theta rope_local_base_freq"),
     **_all_of(_FACTOR, "initializer_range query_pre_attn_scalar"),
@@ -238,8 +263,14 @@ KINDS: dict[str, Kind | Kinds] = {
 
 # The fields that each kind of rotation reads.
 _PLAIN_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_STRETCHED = {*_PLAIN_ROPE, "factor", "original_max_position_embeddings"}
 ROPE_READ = {
     "default": _PLAIN_ROPE,
     "linear": _PLAIN_ROPE | {"factor"},
-    "llama3": set(ROTARY_KINDS),
+    "llama3": _STRETCHED | {"low_freq_factor", "high_freq_factor"},
+    "yarn": _STRETCHED
+    | {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
+    "longrope": _STRETCHED | {"attention_factor", "short_factor", "long_factor"},
 }
+# Read whatever the kind of rotation.
+ROPE_READ_IN_FAMILY = {"ministral3": {"llama_4_scaling_beta", "original_max_position_embeddings"}}

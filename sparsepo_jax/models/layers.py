@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import Lora, init_a
-from sparsepo_jax.models.rotary import rotate
+from sparsepo_jax.models.rotary import Turns, grown, rotate
 from sparsepo_jax.ops.activations import activated, gated
 from sparsepo_jax.ops.attention import Given, Packed, attention
 from sparsepo_jax.ops.norms import layer_norm, rms_norm
@@ -233,7 +233,7 @@ class Attention(nnx.Module):
         self,
         x_BSD: Float[Array, "B S D"],
         positions_BS: Int[Array, "B S"],
-        frequency_X: Float[Array, " X"] | None,
+        turns: Turns | None,
         hooks: Hooks,
     ) -> Float[Array, "B S D"]:
         """The attention's contribution to the residual stream.
@@ -241,17 +241,19 @@ class Attention(nnx.Module):
         Args:
             x_BSD: the block's (normed) input.
             positions_BS: position of each token, from 0.
-            frequency_X: radians per position of each rotated pair of dims; None: no rotation.
+            turns: how queries and keys are rotated; None: they are not.
             hooks: see `Hooks`.
         """
         spec = self.spec
         B, S, _ = x_BSD.shape
         q_BSNH, k_BSKH, v_BSKH = self._projected(x_BSD, hooks)
-        if frequency_X is not None:
-            q_BSNH = rotated(rotate(q_BSNH, positions_BS, frequency_X))
-            k_BSKH = rotated(rotate(k_BSKH, positions_BS, frequency_X))
+        if turns is not None:
+            q_BSNH = rotated(rotate(q_BSNH, positions_BS, turns))
+            k_BSKH = rotated(rotate(k_BSKH, positions_BS, turns))
             hooks.keep("q_rotated", q_BSNH.reshape(B, S, -1))
             hooks.keep("k_rotated", k_BSKH.reshape(B, S, -1))
+        if spec.query_growth is not None:
+            q_BSNH = grown(q_BSNH, positions_BS, spec.query_growth)
         k_BTKH, v_BTKH = hooks.remember(k_BSKH, v_BSKH)
         heads_BSNH = attention(
             q_BSNH,
@@ -316,7 +318,7 @@ class Block(nnx.Module):
         self,
         x_BSD: Float[Array, "B S D"],
         positions_BS: Int[Array, "B S"],
-        frequency_X: Float[Array, " X"] | None,
+        turns: Turns | None,
         hooks: Hooks,
     ) -> Float[Array, "B S D"]:
         """The residual stream after the block.
@@ -324,7 +326,7 @@ class Block(nnx.Module):
         Args:
             x_BSD: the residual stream before it.
             positions_BS: position of each token, from 0.
-            frequency_X: radians per position of each rotated pair of dims; None: no rotation.
+            turns: how queries and keys are rotated; None: they are not.
             hooks: see `Hooks`.
         """
         spec = self.spec
@@ -333,11 +335,11 @@ class Block(nnx.Module):
             if spec.norms != "after":
                 attn_in_BSD = self.attn_norm(x_BSD)
                 hooks.keep("attn_norm", attn_in_BSD)
-            attn_BSD = self.attention(attn_in_BSD, positions_BS, frequency_X, hooks)
+            attn_BSD = self.attention(attn_in_BSD, positions_BS, turns, hooks)
             hooks.keep("attn_out", attn_BSD)
             if spec.norms != "before":
                 attn_BSD = self.attn_post_norm(attn_BSD)
-            resid_BSD = x_BSD + attn_BSD
+            resid_BSD = x_BSD + _scaled(attn_BSD, spec.residual_scale)
             if not spec.parallel_residual:
                 hooks.keep("attn_resid", resid_BSD)
         with jax.named_scope("mlp"):
@@ -350,7 +352,7 @@ class Block(nnx.Module):
             mlp_BSD = self._mlp(mlp_in_BSD, hooks)
             if spec.norms != "before":
                 mlp_BSD = self.mlp_post_norm(mlp_BSD)
-            out_BSD = resid_BSD + mlp_BSD
+            out_BSD = resid_BSD + _scaled(mlp_BSD, spec.residual_scale)
             hooks.keep("block_out", out_BSD)
         return out_BSD
 
@@ -364,3 +366,8 @@ class Block(nnx.Module):
         mlp_BSD = hooks.project("down", self.down, act_BSF)
         hooks.keep("mlp_out", mlp_BSD)
         return mlp_BSD
+
+
+def _scaled(x: Array, factor: float) -> Array:
+    """x times a factor, which keeps its float32 digits whatever the type of x."""
+    return x if factor == 1.0 else (x.astype(jnp.float32) * factor).astype(x.dtype)

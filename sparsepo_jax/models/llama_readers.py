@@ -1,50 +1,92 @@
 """Readers of config.json: Llama and its kin. No JAX here."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from sparsepo_jax.models.config_fields import READ, SpecError, needed
+from sparsepo_jax.models.config_fields import SpecError, first, needed
 from sparsepo_jax.models.decoder_spec import DecoderSpec, LayerKind
 from sparsepo_jax.models.field_values import Config, activation_of, flag, head_dim_of
-from sparsepo_jax.models.rotary_fields import gemma3_local_rope, read_rope
+from sparsepo_jax.models.rotary_fields import RopeDefaults, read_rope, read_rope_of_kinds
 
 
-def _llama_like(config: Config, family: str) -> DecoderSpec:
+class _Usual(NamedTuple):
+    """What a config of a family means where it lacks a field.
+
+    Attributes:
+        one_each: without `num_key_value_heads` each head has its own keys and values; else it must be there.
+        own_head_dim: `head_dim` must be there; else it is the width by the heads.
+        tied: the head is the token embedding.
+        base: rotary base.
+        local_base: rotary base of layers with a window, which have rotary fields of their own; None: all
+            layers have the same.
+        share: of a head's dims that are rotated; None: all are, in each model of the family.
+        activation: field and value of the MLP's activation function.
+        norm_eps: name of the field.
+    """
+
+    one_each: bool = False
+    own_head_dim: bool = False
+    tied: bool = False
+    base: float = 10000.0
+    local_base: float | None = None
+    share: float | None = None
+    activation: tuple[str, str] = ("hidden_act", "silu")
+    norm_eps: str = "rms_norm_eps"
+
+
+_GEMMA = _Usual(own_head_dim=True, tied=True, activation=("hidden_activation", "gelu_pytorch_tanh"))
+_USUAL = {
+    "llama": _Usual(one_each=True),
+    "qwen3": _Usual(own_head_dim=True),
+    "olmo2": _Usual(one_each=True),
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA._replace(base=1e6, local_base=10000.0),
+}
+
+
+def llama_like(config: Config, family: str) -> DecoderSpec:
     """RMS norms, gated MLP, rotary positions, grouped queries; without biases.
 
     A field must be there if its default differs between families and versions.
+
+    Args:
+        config: the fields that the family reads.
+        family: its `model_type`.
     """
-    gemma = family in ("gemma2", "gemma3_text")
+    usual = _USUAL.get(family, _Usual())
     width = needed(config, family, "hidden_size")
     heads = needed(config, family, "num_attention_heads")
     positions = needed(config, family, "max_position_embeddings")
-    if family == "qwen3" or gemma or config.get("head_dim") is not None:
+    if usual.own_head_dim or config.get("head_dim") is not None:
         head_dim = needed(config, family, "head_dim")
     else:
         head_dim = head_dim_of(family, width, heads)
     # null means as many as there are heads. Where the field is absent, the families' defaults differ.
-    one_each = family in ("llama", "olmo2") or ("num_key_value_heads" in config and not gemma)
-    kv_heads = needed(config, family, "num_key_value_heads", heads if one_each else None)
-    if "hidden_activation" in READ[family]:
-        activation = activation_of(config, family, "hidden_activation", "gelu_pytorch_tanh")
+    one_each = usual.one_each or ("num_key_value_heads" in config and not family.startswith("gemma"))
+    defaults = RopeDefaults(family, positions, head_dim, usual.base, usual.share)
+    if usual.local_base is None:
+        rotations = [read_rope(config, defaults)]
     else:
-        activation = activation_of(config, family, "hidden_act", "silu")
+        local_base = float(first(config.get("rope_local_base_freq"), usual.local_base))
+        rotations = [*read_rope_of_kinds(config, defaults, local_base)]
     return DecoderSpec(
         family=family,
         vocab_size=needed(config, family, "vocab_size"),
-        max_positions=positions,
+        max_positions=min(positions, *(rotation.longest(positions) for rotation in rotations)),
         num_layers=needed(config, family, "num_hidden_layers"),
         width=width,
         num_heads=heads,
-        num_kv_heads=kv_heads,
+        num_kv_heads=needed(config, family, "num_key_value_heads", heads if one_each else None),
         head_dim=head_dim,
         mlp_width=needed(config, family, "intermediate_size"),
-        activation=activation,
+        activation=activation_of(config, family, *usual.activation),
         norm="rms",
-        norm_eps=float(needed(config, family, "rms_norm_eps")),
+        norm_eps=float(needed(config, family, usual.norm_eps)),
         gated_mlp=True,
         positions="rotary",
-        kinds=(LayerKind(read_rope(config, family, positions, head_dim)),),
-        tied_head=flag(config, "tie_word_embeddings", gemma),
+        kinds=tuple(map(LayerKind, rotations)),
+        tied_head=flag(config, "tie_word_embeddings", usual.tied),
         init_std=float(needed(config, family, "initializer_range", 0.02)),
         qkv_bias=False,
         out_bias=False,
@@ -52,10 +94,71 @@ def _llama_like(config: Config, family: str) -> DecoderSpec:
     )
 
 
-def _with_attention_bias(config: Config, family: str) -> DecoderSpec:
+def layered(spec: DecoderSpec, kinds: Sequence[LayerKind]) -> DecoderSpec:
+    """The decoder with kinds of layers.
+
+    Args:
+        spec: the decoder.
+        kinds: of each layer.
+    """
+    different = tuple(dict.fromkeys(kinds))
+    kind_of_layer = tuple(map(different.index, kinds)) if len(different) > 1 else ()
+    return replace(spec, kinds=different, kind_of_layer=kind_of_layer)
+
+
+def windows_of(
+    config: Config, spec: DecoderSpec, window: int | None, usual: Sequence[bool]
+) -> list[int | None]:
+    """The window of each layer; None: it sees everything.
+
+    Args:
+        config: the fields that the family reads.
+        spec: the decoder.
+        window: positions that a token sees back in layers that are `sliding_attention`; None: there is none.
+        usual: for each layer whether it has the window, where `layer_types` does not say so.
+
+    Raises:
+        SpecError: `layer_types` does not fit.
+    """
+    names = {True: "sliding_attention", False: "full_attention"}
+    types = config.get("layer_types") or [names[sliding and window is not None] for sliding in usual]
+    if len(types) != spec.num_layers or not set(types) <= set(names.values()):
+        raise SpecError(
+            f"{spec.family}: layer_types: expected full_attention or sliding_attention for each of "
+            f"{spec.num_layers} layers"
+        )
+    if window is None and names[True] in types:
+        raise SpecError(
+            f"{spec.family}: layer_types: sliding_attention needs a sliding_window that is in use"
+        )
+    return [window if kind == names[True] else None for kind in types]
+
+
+def with_windows(spec: DecoderSpec, windows: Sequence[int | None]) -> list[LayerKind]:
+    """The kind of each layer: as the spec's first kind, or with a window as its last one.
+
+    Args:
+        spec: the decoder.
+        windows: of each layer.
+    """
+    everywhere, local = spec.kinds[0], spec.kinds[-1]
+    return [everywhere if window is None else replace(local, window=window) for window in windows]
+
+
+def pattern(spec: DecoderSpec, every: int) -> list[bool]:
+    """For each layer whether it has a window: all but layers every, 2 every, ... do.
+
+    Args:
+        spec: the decoder.
+        every: 1 or more.
+    """
+    return [(number + 1) % every != 0 for number in range(spec.num_layers)]
+
+
+def with_attention_bias(config: Config, family: str) -> DecoderSpec:
     """As `_llama_like`, with biases of attention if `attention_bias` says so."""
     bias = flag(config, "attention_bias")
-    return replace(_llama_like(config, family), qkv_bias=bias, out_bias=bias)
+    return replace(llama_like(config, family), qkv_bias=bias, out_bias=bias)
 
 
 def read_llama(config: Config) -> DecoderSpec:
@@ -64,7 +167,7 @@ def read_llama(config: Config) -> DecoderSpec:
     Args:
         config: the fields that the family reads.
     """
-    return replace(_with_attention_bias(config, "llama"), mlp_bias=flag(config, "mlp_bias"))
+    return replace(with_attention_bias(config, "llama"), mlp_bias=flag(config, "mlp_bias"))
 
 
 def read_mistral(config: Config) -> DecoderSpec:
@@ -73,7 +176,7 @@ def read_mistral(config: Config) -> DecoderSpec:
     Args:
         config: the fields that the family reads.
     """
-    spec = _llama_like(config, "mistral")
+    spec = llama_like(config, "mistral")
     return replace(spec, kinds=(replace(spec.kinds[0], window=config.get("sliding_window", 4096)),))
 
 
@@ -83,9 +186,7 @@ def read_qwen2(config: Config) -> DecoderSpec:
     Args:
         config: the fields that the family reads.
     """
-    spec = replace(_llama_like(config, "qwen2"), qkv_bias=True)
-    _refuse_windows(config, spec)
-    return spec
+    return _with_upper_windows(config, replace(llama_like(config, "qwen2"), qkv_bias=True))
 
 
 def read_qwen3(config: Config) -> DecoderSpec:
@@ -94,19 +195,15 @@ def read_qwen3(config: Config) -> DecoderSpec:
     Args:
         config: the fields that the family reads.
     """
-    spec = replace(_with_attention_bias(config, "qwen3"), qk_norm="head")
-    _refuse_windows(config, spec)
-    return spec
+    return _with_upper_windows(config, replace(with_attention_bias(config, "qwen3"), qk_norm="head"))
 
 
-def _refuse_windows(config: Config, spec: DecoderSpec) -> None:
-    """Qwen's configs carry a window that is switched off; layers that alternate with it are not supported."""
-    kinds = config.get("layer_types")
-    if kinds is not None and (len(kinds) != spec.num_layers or set(kinds) != {"full_attention"}):
-        raise SpecError(
-            f"{spec.family}: layer_types: only 'full_attention' for each of {spec.num_layers} layers "
-            "is supported"
-        )
+def _with_upper_windows(config: Config, spec: DecoderSpec) -> DecoderSpec:
+    """Qwen's configs carry a window, which is off by default, for the layers from `max_window_layers` on."""
+    window = config.get("sliding_window", 4096) if flag(config, "use_sliding_window") else None
+    begin = needed(config, spec.family, "max_window_layers", 28)
+    windows = windows_of(config, spec, window, [number >= begin for number in range(spec.num_layers)])
+    return layered(spec, with_windows(spec, windows))
 
 
 def read_olmo2(config: Config) -> DecoderSpec:
@@ -115,7 +212,7 @@ def read_olmo2(config: Config) -> DecoderSpec:
     Args:
         config: the fields that the family reads.
     """
-    return replace(_with_attention_bias(config, "olmo2"), norms="after", qk_norm="all")
+    return replace(with_attention_bias(config, "olmo2"), norms="after", qk_norm="all")
 
 
 def read_gemma2(config: Config) -> DecoderSpec:
@@ -134,9 +231,7 @@ def read_gemma3(config: Config) -> DecoderSpec:
         config: the fields that the family reads.
     """
     spec = _gemma_like(config, "gemma3_text", full_every=6, attn_softcap=None, logit_softcap=None)
-    everywhere, local = spec.kinds
-    rotation = gemma3_local_rope(config, spec.head_dim)
-    return replace(spec, qk_norm="head", kinds=(everywhere, replace(local, rotation=rotation)))
+    return replace(spec, qk_norm="head")
 
 
 def _gemma_like(
@@ -152,33 +247,18 @@ def _gemma_like(
     full_every: a config without a pattern means that layers full_every, 2 full_every, ... see everything.
     attn_softcap, logit_softcap: what a config without these fields means.
     """
-    spec = _with_attention_bias(config, family)
+    spec = with_attention_bias(config, family)
+    every = needed(config, family, "sliding_window_pattern", full_every)
+    windows = windows_of(config, spec, needed(config, family, "sliding_window"), pattern(spec, every))
     return replace(
-        spec,
+        layered(spec, with_windows(spec, windows)),
         norms="both",
         norm_offset=1.0,
         query_scale=needed(config, family, "query_pre_attn_scalar") ** -0.5,
         embed_scale=float(spec.width) ** 0.5,
-        kinds=(spec.kinds[0], replace(spec.kinds[0], window=needed(config, family, "sliding_window"))),
-        kind_of_layer=_local_layers(config, spec, full_every),
         attn_softcap=_softcap(config, "attn_logit_softcapping", attn_softcap),
         logit_softcap=_softcap(config, "final_logit_softcapping", logit_softcap),
     )
-
-
-def _local_layers(config: Config, spec: DecoderSpec, full_every: int) -> tuple[int, ...]:
-    """For each layer 0 if it sees everything, 1 if it sees a window."""
-    layers = spec.num_layers
-    every = needed(config, spec.family, "sliding_window_pattern", full_every)
-    kinds = config.get("layer_types") or [
-        "sliding_attention" if (number + 1) % every else "full_attention" for number in range(layers)
-    ]
-    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
-        raise SpecError(
-            f"{spec.family}: layer_types: expected full_attention or sliding_attention for each of "
-            f"{layers} layers"
-        )
-    return tuple(int(kind == "sliding_attention") for kind in kinds)
 
 
 def _softcap(config: Config, key: str, default: float | None) -> float | None:

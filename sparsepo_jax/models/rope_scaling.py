@@ -1,4 +1,4 @@
-"""How rotary positions are stretched beyond those of the first training. No JAX here.
+"""How queries and keys are rotated, and stretched beyond the positions of the first training. No JAX here.
 
 References:
     Chen et al., position interpolation (linear), arXiv 2306.15595, 2023. Peng et al., YaRN, arXiv 2309.00071,
@@ -46,7 +46,7 @@ class LinearScaling:
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Wavelengths above original_positions / low are stretched, those below original_positions / high are not.
+    """Wavelengths above original_positions / low stretch, those below original_positions / high are kept.
 
     In between the two blend.
 
@@ -132,6 +132,36 @@ class LongRopeScaling:
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How queries and keys are rotated by their positions.
+
+    Attributes:
+        dim: dims of each head that are rotated, even.
+        base: base of the rotary frequencies.
+        scaling: how positions are stretched; None: they are not.
+    """
+
+    dim: int
+    base: float
+    scaling: RopeScaling | None = None
+
+    @property
+    def attention_factor(self) -> float:
+        """Factor of rotated queries and keys."""
+        return 1.0 if self.scaling is None else self.scaling.attention_factor
+
+    def longest(self, positions: int) -> int:
+        """The longest sequence that is rotated so, tokens.
+
+        Args:
+            positions: that the model is meant for.
+        """
+        if isinstance(self.scaling, LongRopeScaling):
+            return min(positions, self.scaling.original_positions)
+        return positions
 
 
 def yarn_attention_factor(factor: float, mscale: float | None, mscale_all_dim: float | None) -> float:

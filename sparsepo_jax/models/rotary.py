@@ -1,49 +1,52 @@
 """Rotary position embedding (RoPE): pairs of dims are rotated by angles that grow with the position."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sparsepo_jax.models.rotary_fields import RopeScaling, Rotation
+from sparsepo_jax.models.decoder_spec import QueryGrowth
+from sparsepo_jax.models.rope_scaling import Rotation, plain_frequencies
+
+
+class Turns(NamedTuple):
+    """How a layer rotates queries and keys; or, stacked, how several kinds of layers do.
+
+    Attributes:
+        frequency_X: radians per position of each rotated pair of dims; zeros do not rotate.
+        factor: of rotated dims (YaRN's and LongRoPE's attention factor); None: 1.
+    """
+
+    frequency_X: Float[Array, "*kinds X"]
+    factor: Float[Array, "*kinds"] | float | None = None
 
 
 def rotary_frequencies(rotation: Rotation) -> np.ndarray:
-    """The angle per position of each rotated pair of dims: base ** (-2 i / dim), base 10,000 in the paper.
+    """The angle per position of each rotated pair of dims.
 
     Args:
         rotation: dims, base and scaling.
 
     Returns:
         Radians per position, float32 [dim / 2].
-
-    References:
-        Su et al., RoFormer, arXiv 2104.09864, 2021, section 3.2.2. Linear scaling and that of Llama 3 follow
-        transformers' `modeling_rope_utils`.
     """
-    frequency_X = rotation.base ** (-np.arange(0, rotation.dim, 2, dtype=np.float64) / rotation.dim)
-    if rotation.scaling is not None:
-        frequency_X = _stretched(frequency_X, rotation.scaling)
+    if rotation.scaling is None:
+        frequency_X = plain_frequencies(rotation.dim, rotation.base)
+    else:
+        frequency_X = rotation.scaling.frequencies(rotation.dim, rotation.base)
     return frequency_X.astype(np.float32)
 
 
-def _stretched(frequency_X: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    if scaling.low is None or scaling.high is None or scaling.original_positions is None:
-        return frequency_X / scaling.factor
-    # Full turns over the positions of the first training: pairs with few turns are stretched, with many kept.
-    turns_X = scaling.original_positions * frequency_X / (2 * np.pi)
-    keep_X = np.clip((turns_X - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
-    return keep_X * frequency_X + (1 - keep_X) * frequency_X / scaling.factor
-
-
 def rotate(
-    x_BSNH: Float[Array, "B S N H"], positions_BS: Int[Array, "B S"], frequency_X: Float[Array, " X"]
+    x_BSNH: Float[Array, "B S N H"], positions_BS: Int[Array, "B S"], turns: Turns
 ) -> Float[Array, "B S N H"]:
     """Rotates the first 2 X dims of each head; dim i is paired with dim i + X, as in GPT-NeoX.
 
     Args:
         x_BSNH: queries or keys.
         positions_BS: position of each token, from 0.
-        frequency_X: radians per position of each pair (see `rotary_frequencies`); 2 X <= H.
+        turns: of X pairs of dims, 2 X <= H.
 
     Returns:
         The rotated queries or keys, of the type of `x_BSNH`. Dims from 2 X on are unchanged.
@@ -51,12 +54,28 @@ def rotate(
     References:
         Su et al., RoFormer, arXiv 2104.09864, 2021, equation 34.
     """
-    pairs = len(frequency_X)
-    angle_BS1X = positions_BS[..., None, None].astype(jnp.float32) * frequency_X[None, None, None]
-    cos_BS1X = jnp.cos(angle_BS1X).astype(x_BSNH.dtype)
-    sin_BS1X = jnp.sin(angle_BS1X).astype(x_BSNH.dtype)
+    pairs = len(turns.frequency_X)
+    angle_BS1X = positions_BS[..., None, None].astype(jnp.float32) * turns.frequency_X[None, None, None]
+    cos_BS1X, sin_BS1X = jnp.cos(angle_BS1X), jnp.sin(angle_BS1X)
+    if turns.factor is not None:
+        cos_BS1X, sin_BS1X = cos_BS1X * turns.factor, sin_BS1X * turns.factor
+    cos_BS1X, sin_BS1X = cos_BS1X.astype(x_BSNH.dtype), sin_BS1X.astype(x_BSNH.dtype)
     first = x_BSNH[..., :pairs]
     second = x_BSNH[..., pairs : 2 * pairs]
     rest = x_BSNH[..., 2 * pairs :]
     rotated = [first * cos_BS1X - second * sin_BS1X, second * cos_BS1X + first * sin_BS1X, rest]
     return jnp.concatenate(rotated, axis=-1)
+
+
+def grown(
+    q_BSNH: Float[Array, "B S N H"], positions_BS: Int[Array, "B S"], growth: QueryGrowth
+) -> Float[Array, "B S N H"]:
+    """Queries times a factor that grows with their position.
+
+    Args:
+        q_BSNH: rotated queries.
+        positions_BS: position of each token, from 0.
+        growth: how the factor grows.
+    """
+    factor_BS = 1 + growth.beta * jnp.log1p((positions_BS // growth.positions).astype(jnp.float32))
+    return q_BSNH * factor_BS[..., None, None].astype(q_BSNH.dtype)

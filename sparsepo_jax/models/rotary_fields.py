@@ -1,71 +1,109 @@
 """How positions are rotated: a config's `rope_parameters` (transformers 5), `rope_scaling`, `rope_theta`."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparsepo_jax.models.config_fields import SpecError, first, needed, rope_kind, shown
+from sparsepo_jax.models.rope_scaling import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeScaling,
+    Rotation,
+    YarnScaling,
+    longrope_attention_factor,
+    yarn_attention_factor,
+)
+
+Fields = dict[Any, Any]
 
 
-@dataclass(frozen=True)
-class RopeScaling:
-    """How positions are stretched beyond those of the first training.
-
-    Linear scaling stretches all wavelengths by `factor`. That of Llama 3 stretches those longer than
-    original_positions / low, keeps those shorter than original_positions / high, and blends in between.
-
-    Attributes:
-        factor: how many times the positions are stretched, above 0.
-        low: low_freq_factor, turns over the original positions; None: linear scaling.
-        high: high_freq_factor, above `low`; None: linear scaling.
-        original_positions: positions of the first training, tokens; None: linear scaling.
-    """
-
-    factor: float
-    low: float | None = None
-    high: float | None = None
-    original_positions: int | None = None
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """How queries and keys are rotated by their positions.
+class RopeDefaults(NamedTuple):
+    """What rotary fields are read against.
 
     Attributes:
-        dim: dims of each head that are rotated, even.
-        base: base of the rotary frequencies.
-        scaling: how positions are stretched; None: they are not.
+        family: the config's `model_type`.
+        positions: max_position_embeddings, for scaling that does not name the original positions.
+        head_dim: dims of a head.
+        base: the rotary base where no field names it.
+        share: of a head's dims that are rotated where no field names it; None: all are, in each model of the
+            family.
     """
 
-    dim: int
-    base: float
-    scaling: RopeScaling | None = None
+    family: str
+    positions: int
+    head_dim: int
+    base: float = 10000.0
+    share: float | None = None
 
 
-def read_rope(config: dict[Any, Any], family: str, positions: int, head_dim: int) -> Rotation:
-    """The rotation of all layers; in Gemma 3, of the layers that see everything.
+def read_rope(config: Fields, defaults: RopeDefaults) -> Rotation:
+    """The rotation of all layers.
 
     Args:
         config: the fields that the family reads.
-        family: its `model_type`; any of Llama's kin.
-        positions: max_position_embeddings, for scaling that does not name the original positions.
-        head_dim: dims of a head.
+        defaults: what they are read against.
 
     Raises:
         SpecError: fields that contradict each other, or a rotation that we do not have.
     """
-    if family == "gemma3_text":
-        rope = _gemma3_rope(config)
-        where = "rope_parameters.full_attention"
-        return Rotation(head_dim, *_rope_of(where, rope, config, family, positions, base=1e6))
-    readings = [_rope_of(name, rope, config, family, positions) for name, rope in _rope_sets(config, family)]
-    if readings[0] != readings[-1]:
+    rotations = [
+        _rotation(name, rope, config, defaults) for name, rope in _rope_sets(config, defaults.family)
+    ]
+    if rotations[0] != rotations[-1]:
         raise SpecError(
-            f"{family}: rope_scaling and rope_parameters are both there and differ; keep the right one"
+            f"{defaults.family}: rope_scaling and rope_parameters are both there and differ; "
+            "keep the right one"
         )
-    return Rotation(head_dim, *readings[0])
+    return rotations[0]
 
 
-def gpt_neox_rope(config: dict[Any, Any], head_dim: int) -> Rotation:
+def read_rope_of_kinds(
+    config: Fields, defaults: RopeDefaults, local_base: float
+) -> tuple[Rotation, Rotation]:
+    """The rotations of layers that see everything, and of those that see a window.
+
+    An older `rope_scaling` belongs to those that see everything.
+
+    Args:
+        config: the fields that the family reads.
+        defaults: what they are read against; its base is that of layers that see everything.
+        local_base: the base of those that see a window, where their set does not name it.
+
+    Raises:
+        SpecError: fields that contradict each other, or a rotation that we do not have.
+    """
+    family = defaults.family
+    sets = config.get("rope_parameters") or {}
+    scaling = config.get("rope_scaling") or {}
+    if flat := sets.keys() - {"full_attention", "sliding_attention"}:
+        raise SpecError(
+            f"{family}: rope_parameters.{min(flat)}: expected full_attention and sliding_attention, "
+            "each with a set of its own"
+        )
+    if scaling.get("type") and not scaling.get("rope_type"):
+        raise SpecError(
+            f"{family}: rope_scaling.type: {shown(scaling['type'])} is read under the name rope_type "
+            "only; rename it"
+        )
+    everywhere, local = ({**(sets.get(f"{kind}_attention") or {})} for kind in ("full", "sliding"))
+    for name, rope in (("full", everywhere), ("sliding", local)):
+        if rope.get("truncate") is False:
+            raise SpecError(
+                f"{family}: rope_parameters.{name}_attention.truncate: False is not supported, since "
+                "transformers does not read it there"
+            )
+    everywhere |= scaling
+    above = {name: value for name, value in config.items() if name != "original_max_position_embeddings"}
+    above_local = {"partial_rotary_factor": config.get("partial_rotary_factor")}
+    return (
+        _rotation("rope_parameters.full_attention", everywhere, above, defaults),
+        _rotation(
+            "rope_parameters.sliding_attention", local, above_local, defaults._replace(base=local_base)
+        ),
+    )
+
+
+def gpt_neox_rope(config: Fields, head_dim: int) -> Rotation:
     """The rotation of GPT-NeoX.
 
     Some versions of transformers wrote its base, and the share of a head's dims that are rotated, under two
@@ -83,9 +121,9 @@ def gpt_neox_rope(config: dict[Any, Any], head_dim: int) -> Rotation:
         raise SpecError(
             "gpt_neox: rope_scaling and rope_parameters are both there and differ; keep the right one"
         )
-    if rope_kind(rope) != "default":
+    if (kind := rope_kind(rope, "gpt_neox")) != "default":
         raise SpecError(
-            f"gpt_neox: rope_parameters.rope_type: {shown(rope_kind(rope))} is not supported, only 'default'"
+            f"gpt_neox: rope_parameters.rope_type: {shown(kind)} is not supported, only 'default'"
         )
     base = float(first(rope.get("rope_theta"), config.get("rotary_emb_base"), 10000.0))
     share = float(first(rope.get("partial_rotary_factor"), config.get("rotary_pct"), 0.25))
@@ -94,7 +132,7 @@ def gpt_neox_rope(config: dict[Any, Any], head_dim: int) -> Rotation:
     return Rotation(int(head_dim * share), base)
 
 
-def _refuse_another(config: dict[Any, Any], name: str, value: float, other_name: str) -> None:
+def _refuse_another(config: Fields, name: str, value: float, other_name: str) -> None:
     if first(config.get(name), value) != value:
         raise SpecError(
             f"gpt_neox: {name}: {shown(config[name])} differs from {other_name}, which is {value:g}; "
@@ -102,27 +140,7 @@ def _refuse_another(config: dict[Any, Any], name: str, value: float, other_name:
         )
 
 
-def gemma3_local_rope(config: dict[Any, Any], head_dim: int) -> Rotation:
-    """The rotation of Gemma 3's layers that see a window. Their positions cannot be stretched.
-
-    Args:
-        config: the fields that Gemma 3 reads.
-        head_dim: dims of a head.
-
-    Raises:
-        SpecError: a rotation that we do not have.
-    """
-    where = "rope_parameters.sliding_attention"
-    local = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
-    if rope_kind(local) != "default":
-        raise SpecError(
-            f"gemma3_text: {where}.rope_type: {shown(rope_kind(local))} is not supported, only 'default'"
-        )
-    above = {"rope_theta": config.get("rope_local_base_freq")}
-    return Rotation(head_dim, *_rope_of(where, local, above, "gemma3_text", positions=1))
-
-
-def _rope_sets(config: dict[Any, Any], family: str) -> list[tuple[str, dict[Any, Any]]]:
+def _rope_sets(config: Fields, family: str) -> list[tuple[str, Fields]]:
     """(name, content) of the fields that say how positions are rotated; at least one, which may be empty."""
     sets = [(name, config[name]) for name in ("rope_scaling", "rope_parameters") if config.get(name)]
     for name, rope in sets:
@@ -134,65 +152,100 @@ def _rope_sets(config: dict[Any, Any], family: str) -> list[tuple[str, dict[Any,
     return sets or [("rope_parameters", {})]
 
 
-def _gemma3_rope(config: dict[Any, Any]) -> dict[Any, Any]:
-    """The fields for layers that see everything: as in transformers, `rope_scaling` overrides the others."""
-    sets = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or {}
-    if flat := sets.keys() - {"full_attention", "sliding_attention"}:
-        raise SpecError(
-            f"gemma3_text: rope_parameters.{min(flat)}: expected full_attention and sliding_attention, "
-            "each with a set of its own"
-        )
-    if scaling.get("type") and not scaling.get("rope_type"):
-        raise SpecError(
-            f"gemma3_text: rope_scaling.type: {shown(scaling['type'])} is read under the name rope_type "
-            "only; rename it"
-        )
-    return {**(sets.get("full_attention") or {}), **scaling}
-
-
-def _rope_of(
-    name: str,
-    rope: dict[Any, Any],
-    above: dict[Any, Any],
-    family: str,
-    positions: int,
-    base: float = 10000.0,
-) -> tuple[float, RopeScaling | None]:
-    """The rotary base and scaling that one set of fields means.
+def _rotation(name: str, rope: Fields, above: Fields, defaults: RopeDefaults) -> Rotation:
+    """The rotation that one set of fields means.
 
     Args:
         name: the set's name in the config, for messages.
         rope: its content.
         above: the config, whose fields count where the set has none.
-        family: the config's `model_type`.
-        positions: original positions where the set does not name them.
-        base: the rotary base where no field names it.
+        defaults: what they are read against.
     """
-    where = f"{family}: {name}"
-    kind = rope_kind(rope)
+    where = f"{defaults.family}: {name}"
+    kind = rope_kind(rope, defaults.family)
     _refuse_unclear_kind(rope, where)
-    for fields in (above, rope):
-        share = first(fields.get("partial_rotary_factor"), 1.0)
-        if share != 1.0:
-            raise SpecError(f"{family}: partial_rotary_factor: {shown(share)} is not supported, only 1.0")
-    base = float(first(rope.get("rope_theta"), above.get("rope_theta"), base))
+    share = first(rope.get("partial_rotary_factor"), above.get("partial_rotary_factor"), defaults.share, 1.0)
+    if share != 1.0 and defaults.share is None:
+        raise SpecError(
+            f"{defaults.family}: partial_rotary_factor: {shown(share)} is not supported, only 1.0"
+        )
+    dim = int(defaults.head_dim * share)
+    base = float(first(rope.get("rope_theta"), above.get("rope_theta"), defaults.base))
     if kind == "default":
-        return base, None
-    if kind == "linear":
-        return base, RopeScaling(float(needed(rope, where, "factor")))
-    if kind != "llama3":
-        raise SpecError(f"{where}.rope_type: {shown(kind)} is not supported, only default, linear and llama3")
+        return Rotation(dim, base)
+    if kind not in _SCALINGS:
+        raise SpecError(f"{where}.rope_type: {shown(kind)} is not supported, {_remedy(kind, defaults)}")
+    original = first(
+        above.get("original_max_position_embeddings"),
+        rope.get("original_max_position_embeddings"),
+        defaults.positions,
+    )
+    rotation = Rotation(dim, base, _SCALINGS[kind](rope, where, original, defaults))
+    _check_rotation(rotation, where)
+    return rotation
+
+
+def _remedy(kind: str, defaults: RopeDefaults) -> str:
+    if kind == "dynamic":
+        return (
+            "since it depends on the longest sequence of a batch: up to "
+            f"{defaults.positions:,} tokens rope_type 'default' is the same, so write that into config.json"
+        )
+    return f"only default, {', '.join(_SCALINGS)}"
+
+
+def _linear(rope: Fields, where: str, original: int, defaults: RopeDefaults) -> RopeScaling:
+    return LinearScaling(float(needed(rope, where, "factor")))
+
+
+def _llama3(rope: Fields, where: str, original: int, defaults: RopeDefaults) -> RopeScaling:
     factor = float(needed(rope, where, "factor"))
     low = float(needed(rope, where, "low_freq_factor"))
     high = float(needed(rope, where, "high_freq_factor"))
     if low >= high:
         raise SpecError(f"{where}: expected low_freq_factor below high_freq_factor, got {low} and {high}")
-    original = first(rope.get("original_max_position_embeddings"), positions)
-    return base, RopeScaling(factor, low, high, original)
+    return Llama3Scaling(factor, low, high, original)
 
 
-def _refuse_unclear_kind(rope: dict[Any, Any], where: str) -> None:
+def _yarn(rope: Fields, where: str, original: int, defaults: RopeDefaults) -> RopeScaling:
+    factor = float(first(rope.get("factor"), defaults.positions / original))
+    usual = yarn_attention_factor(factor, rope.get("mscale"), rope.get("mscale_all_dim"))
+    return YarnScaling(
+        factor,
+        original,
+        attention_factor=float(first(rope.get("attention_factor"), usual)),
+        fast=float(first(rope.get("beta_fast"), 32.0)),
+        slow=float(first(rope.get("beta_slow"), 1.0)),
+        truncate=bool(rope.get("truncate", True)),
+    )
+
+
+def _longrope(rope: Fields, where: str, original: int, defaults: RopeDefaults) -> RopeScaling:
+    short = needed(rope, where, "short_factor")
+    needed(rope, where, "long_factor")
+    if original < 2:
+        raise SpecError(f"{where}: original_max_position_embeddings: expected 2 or more, got {original}")
+    factor = float(first(rope.get("factor"), defaults.positions / original))
+    usual = longrope_attention_factor(factor, original)
+    attention_factor = float(first(rope.get("attention_factor"), usual))
+    return LongRopeScaling(tuple(map(float, short)), original, attention_factor)
+
+
+_SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
+
+
+def _check_rotation(rotation: Rotation, where: str) -> None:
+    scaling = rotation.scaling
+    if isinstance(scaling, YarnScaling) and rotation.base <= 1.0:
+        raise SpecError(f"{where}: rope_theta: expected a number above 1 for yarn, got {rotation.base:g}")
+    if isinstance(scaling, LongRopeScaling) and len(scaling.short) != rotation.dim // 2:
+        raise SpecError(
+            f"{where}: short_factor: expected {rotation.dim // 2} numbers, one for each pair of the "
+            f"{rotation.dim} rotated dims, got {len(scaling.short)}"
+        )
+
+
+def _refuse_unclear_kind(rope: Fields, where: str) -> None:
     kind, old_kind = rope.get("rope_type"), rope.get("type")
     if kind and old_kind and kind != old_kind:
         raise SpecError(

@@ -35,6 +35,24 @@ LLAMA = {
     "intermediate_size": 24,
     "rms_norm_eps": 1e-5,
 }
+YARN = {  # all its fields
+    "rope_type": "yarn",
+    "rope_theta": 50.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 8,
+    "beta_fast": 2.0,
+    "beta_slow": 0.5,
+    "mscale": 2.0,
+    "mscale_all_dim": 0.5,
+    "truncate": False,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 50.0,
+    "short_factor": [1.5, 3.0],
+    "long_factor": [2.0, 5.0],
+    "original_max_position_embeddings": 24,
+}
 GPTJ = {
     "model_type": "gptj",
     "vocab_size": 31,
@@ -95,9 +113,20 @@ CONFIGS = {
         "tie_word_embeddings": True,
         "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
     },
+    "llama, yarn": LLAMA | {"head_dim": 8, "rope_parameters": YARN},
+    "llama, longrope": LLAMA | {"rope_parameters": LONGROPE},
     "mistral": LLAMA | {"model_type": "mistral", "sliding_window": 5},
     "qwen2": LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": LLAMA | {"model_type": "qwen3", "head_dim": 8},
+    "qwen3, windows in upper layers": LLAMA
+    | {
+        "model_type": "qwen3",
+        "head_dim": 8,
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 1,
+        "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e3, "factor": 4.0},
+    },
     "olmo2": LLAMA | {"model_type": "olmo2"},
     "gemma2, softcaps": GEMMA2,
     "gemma3, local and global layers": GEMMA3,
