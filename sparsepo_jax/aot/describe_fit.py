@@ -9,7 +9,7 @@ from sparsepo_jax.aot.fit import Candidate, Fit, Overrides, Tried, mesh_name
 from sparsepo_jax.aot.topology import Topology
 from sparsepo_jax.run.choices import BLOCK
 
-Line = tuple[str, str]
+FitLine = tuple[str, str]
 
 
 def fit_as_json(result: Fit, topology: Topology) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def fit_as_text(result: Fit, topology: Topology) -> str:
     return "\n".join((as_text(result.best.compiled), _aligned([searched, settings], result)))
 
 
-def _aligned(lines: list[Line], result: Fit) -> str:
+def _aligned(lines: list[FitLine], result: Fit) -> str:
     fallen = [("left out", f"{name}: {why}") for name, why in left_out(result)]
     return "\n".join(f"{name:<12}{text}" for name, text in [*lines, *fallen])
 
@@ -81,7 +81,7 @@ def _yaml(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def left_out(result: Fit) -> Iterator[Line]:
+def left_out(result: Fit) -> Iterator[FitLine]:
     """(settings, why they were not taken): meshes, micro-steps, remat policies, blocks of logits."""
     yield from result.refused.items()
     best = result.best

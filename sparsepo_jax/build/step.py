@@ -34,7 +34,7 @@ from sparsepo_jax.train.step import (
 )
 
 
-class Numbers(NamedTuple):
+class Traced(NamedTuple):
     """The first argument of a step's program: what is traced, so that other values do not compile again.
 
     Attributes:
@@ -56,7 +56,7 @@ class Step(NamedTuple):
     """
 
     program: Program
-    numbers: Numbers
+    numbers: Traced
     like: TrainState
     start: Callable[[dict[str, Weights]], TrainState]
 
@@ -98,7 +98,7 @@ def make_step(
         like = like._replace(optimizer=in_host_memory(like.optimizer, is_trained_matrix))
     shardings, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, like))
     program, start = _step_programs(make_loss, kind, tuple(shardings), tree, mesh, in_turn)
-    return Step(program, Numbers(problem, rates), like, functools.partial(start, rates))
+    return Step(program, Traced(problem, rates), like, functools.partial(start, rates))
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def _step_programs(
     on_every_host = replicated(mesh)
 
     def update(
-        numbers: Numbers,
+        numbers: Traced,
         state: TrainState,
         reference: Weights | None,
         batch: PairBatch,

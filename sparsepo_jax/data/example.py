@@ -5,7 +5,7 @@ from typing import Literal
 
 from sparsepo_jax.data.annotations import Annotation
 
-Kind = Literal["pairs", "sft", "prompts"]
+RowKind = Literal["pairs", "sft", "prompts"]
 """What rows are read as: preference pairs, texts to imitate, or prompts to be answered."""
 
 RESPONSES: dict[str, tuple[str, ...]] = {

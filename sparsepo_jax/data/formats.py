@@ -46,7 +46,7 @@ from sparsepo_jax.data.dialogues import (
     split_messages,
     split_off_prompt,
 )
-from sparsepo_jax.data.example import RESPONSES, Example, Kind
+from sparsepo_jax.data.example import RESPONSES, Example, RowKind
 from sparsepo_jax.data.messages import (
     Messages,
     list_in_text,
@@ -64,7 +64,7 @@ _OTHER_TEXTS = ("text", "system", "instruction", "input", "output")
 _PROMPTS_ELSEWHERE = ("question", "query", "input")  # what published data calls its prompt
 
 
-def parse_row(row: dict[str, Any], kind: Kind, render: Render, eos: str | None) -> Example:
+def parse_row(row: dict[str, Any], kind: RowKind, render: Render, eos: str | None) -> Example:
     """A row in its one form.
 
     Args:
@@ -111,7 +111,7 @@ def without_absent(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value is not None}
 
 
-def in_known_form(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
+def in_known_form(row: dict[str, Any], kind: RowKind) -> dict[str, Any]:
     """The row with columns that the rest of this file knows.
 
     ShareGPT's and Alpaca's columns become prompt, completion and messages; lists of messages that came as

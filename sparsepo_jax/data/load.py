@@ -9,7 +9,7 @@ from typing import Any
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_jsonl
 from sparsepo_jax.data.cache import cache_directory, cache_path, keep, read_kept, tokenizer_digest
-from sparsepo_jax.data.example import Kind
+from sparsepo_jax.data.example import RowKind
 from sparsepo_jax.data.formats import row_texts
 from sparsepo_jax.data.remarks import cut_remarks, template_remarks
 from sparsepo_jax.data.rows import BadRow
@@ -23,7 +23,7 @@ from sparsepo_jax.data.tokenize import LengthLimits
 def load_table(
     sources: Sequence[Any],
     *,
-    kind: Kind,
+    kind: RowKind,
     tokenizer: Any | None,
     vocab_size: int | None,
     max_length: int,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsepo_jax.data.example import RESPONSES, Example, Kind
+from sparsepo_jax.data.example import RESPONSES, Example, RowKind
 from sparsepo_jax.data.formats import in_known_form, parse_row, without_absent
 from sparsepo_jax.data.ragged import ragged
 from sparsepo_jax.data.rows import BadRow, Row
@@ -76,7 +76,7 @@ class Tokenised(NamedTuple):
 
 def tokenize_source(
     source: RowSource,
-    kind: Kind,
+    kind: RowKind,
     tokenizer: Any | None,
     limits: LengthLimits,
     render: Render,
@@ -125,7 +125,7 @@ def tokenize_source(
     return Tokenised(table, sorted(bad), counts)
 
 
-def _parsed(row: Row, kind: Kind, render: Render, eos: str | None) -> Example | BadRow:
+def _parsed(row: Row, kind: RowKind, render: Render, eos: str | None) -> Example | BadRow:
     if isinstance(row.content, BadRow):
         return row.content
     try:

@@ -63,7 +63,7 @@ CHARTS = (
 )
 
 
-class Line(NamedTuple):
+class Curve(NamedTuple):
     """A series to draw. An evaluation is dashed, with a dot at each value.
 
     colour: index into the colours of lines, modulo their number.
@@ -95,7 +95,7 @@ class Chart:
     """A drawn chart; the page shows the names of its lines with their extents below it."""
 
     title: str
-    lines: list[Line]
+    lines: list[Curve]
     svg: Markup
 
 
@@ -109,7 +109,7 @@ def make_charts(metrics: MetricSeries) -> list[Chart]:
         ]
 
 
-def _lines_of_run(spec: ChartSpec, metrics: MetricSeries) -> list[Line]:
+def _lines_of_run(spec: ChartSpec, metrics: MetricSeries) -> list[Curve]:
     """Quantities of equal values (both masks, if common) share a line, "reward = KL"."""
     names: dict[str, tuple[Series, Series]] = {}
     for quantity, metric in spec.quantities.items():
@@ -122,8 +122,8 @@ def _lines_of_run(spec: ChartSpec, metrics: MetricSeries) -> list[Line]:
     lines = []
     for colour, (quantity, (training, evaluation)) in enumerate(names.items()):
         start = f"{quantity}, " if quantity else ""
-        lines.append(Line(f"{start}training", colour, False, training))
-        lines.append(Line(f"{start}evaluation", colour, True, evaluation))
+        lines.append(Curve(f"{start}training", colour, False, training))
+        lines.append(Curve(f"{start}evaluation", colour, True, evaluation))
     return [line for line in lines if line.series]
 
 
@@ -140,18 +140,18 @@ def make_overlay(groups: Mapping[str, MetricSeries]) -> list[Chart]:
     return charts
 
 
-def _lines_of_groups(stage: str, metric: str, groups: Mapping[str, MetricSeries]) -> list[Line]:
+def _lines_of_groups(stage: str, metric: str, groups: Mapping[str, MetricSeries]) -> list[Curve]:
     lines = []
     for colour, (name, metrics) in enumerate(groups.items()):
-        lines.append(Line(name, colour, False, metrics.get((stage, metric), {})))
-        lines.append(Line(f"{name}, evaluation", colour, True, metrics.get((stage, f"eval/{metric}"), {})))
+        lines.append(Curve(name, colour, False, metrics.get((stage, metric), {})))
+        lines.append(Curve(f"{name}, evaluation", colour, True, metrics.get((stage, f"eval/{metric}"), {})))
     return [line for line in lines if line.series]
 
 
 # ---------------------------------------------------------------- drawing
 
 
-def _draw(spec: ChartSpec, lines: list[Line], *, name: str) -> Chart:
+def _draw(spec: ChartSpec, lines: list[Curve], *, name: str) -> Chart:
     axes = new_axes(WIDTH, HEIGHT)
     steps = sorted({step for line in lines for step in line.series})
     values = [x for line in lines for x in line.series.values() if drawable(x)]
@@ -179,7 +179,7 @@ def _draw(spec: ChartSpec, lines: list[Line], *, name: str) -> Chart:
     return Chart(spec.title, lines, svg)
 
 
-def _dashes(line: Line) -> str | tuple[float, tuple[float, ...]]:
+def _dashes(line: Curve) -> str | tuple[float, tuple[float, ...]]:
     if line.dotted:
         return (0, (3, 2.5, 0.1, 2.5)) if line.evaluation else (0, (0.1, 2))
     return (0, (3, 2.5)) if line.evaluation else "-"
@@ -198,14 +198,14 @@ def _dots(points: Sequence[tuple[int, float]], *, everywhere: bool) -> list[int]
     return [n for n in range(len(points)) if everywhere or not (seen[n] or seen[n + 2])]
 
 
-def _words(title: str, steps: Sequence[int], lines: Sequence[Line]) -> str:
+def _words(title: str, steps: Sequence[int], lines: Sequence[Curve]) -> str:
     extents = [(line.name, line.extent) for line in lines]
     return f"{title}, steps {steps[0]} to {steps[-1]}. " + " ".join(
         f"{name}: min {ends.least}, max {ends.most}, last {ends.last}." for name, ends in extents
     )
 
 
-def _strips(steps: Sequence[int], lines: Sequence[Line]) -> list[Strip]:
+def _strips(steps: Sequence[int], lines: Sequence[Curve]) -> list[Strip]:
     """A strip for each step, or for a few, with each line's last value among them."""
     size = math.ceil(len(steps) / MAX_STRIPS)
     groups = [steps[i : i + size] for i in range(0, len(steps), size)]
@@ -218,7 +218,7 @@ def _strips(steps: Sequence[int], lines: Sequence[Line]) -> list[Strip]:
     ]
 
 
-def _values_in(group: Sequence[int], lines: Sequence[Line]) -> str:
+def _values_in(group: Sequence[int], lines: Sequence[Curve]) -> str:
     rows = [f"step {group[0]}" if len(group) == 1 else f"steps {group[0]} to {group[-1]}"]
     for line in lines:
         last = next((step for step in reversed(group) if step in line.series), None)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """One line of the summary.
 
     `before` and `after` are paths into summary.json; None: there is no such number.
@@ -18,55 +18,55 @@ class Row(NamedTuple):
 
 
 POLICY_ROWS = (
-    Row(
+    TableRow(
         "accuracy",
         ("before", "accuracy"),
         ("after", "accuracy"),
         "Share of held-out pairs whose chosen response gets the larger implicit reward, tokens weighted by "
         "the masks; a tie counts one half.",
     ),
-    Row(
+    TableRow(
         "accuracy, unmasked",
         ("before", "accuracy_unmasked"),
         ("after", "accuracy_unmasked"),
         "The same with every token weight 1: what the policy alone has learned.",
     ),
-    Row(
+    TableRow(
         "margin",
         ("before", "margin"),
         ("after", "margin"),
         "Mean over pairs of the chosen response's implicit reward minus the rejected one's, beta and masks "
         "included.",
     ),
-    Row(
+    TableRow(
         "margin, unmasked",
         ("before", "margin_unmasked"),
         ("after", "margin_unmasked"),
         "The same with every token weight 1. A mask can raise the masked margin just by growing; this one "
         "it cannot touch.",
     ),
-    Row(
+    TableRow(
         "KL to reference",
         ("before", "kl"),
         ("after", "kl"),
         "Mean over responses of KL(reference || policy), summed over the tokens, unmasked, nats: how far "
         "the policy has moved.",
     ),
-    Row(
+    TableRow(
         "KL of what it writes",
         ("before", "generated_kl"),
         ("after", "generated_kl"),
         "KL(policy || reference) of whole responses, estimated on responses that the policy wrote itself, "
         "nats.",
     ),
-    Row(
+    TableRow(
         "preferred words written",
         ("before", "generated_preferred"),
         ("after", "generated_preferred"),
         "Of the evaluative words in these responses, the share of the preferred sentiment (built-in data "
         "only).",
     ),
-    Row(
+    TableRow(
         "reward of what it writes",
         ("before", "generated_reward"),
         ("after", "generated_reward"),
@@ -74,34 +74,34 @@ POLICY_ROWS = (
     ),
 )
 MASK_ROWS = (
-    Row(
+    TableRow(
         "mask sparsity",
         ("mask", "sparsity_start"),
         ("mask", "sparsity_end"),
         "Share of exact zeros of the reward mask over response tokens, at the first and at the last step.",
     ),
-    Row(
+    TableRow(
         "AUROC, reward mask",
         ("mask", "auroc_untrained"),
         ("mask", "auroc_reward"),
         "Chance that a decisive token has a larger reward mask than another token (0.5 is guessing), "
         "before and after training the mask.",
     ),
-    Row("AUROC, KL mask", None, ("mask", "auroc_kl"), "The same for the KL mask."),
-    Row(
+    TableRow("AUROC, KL mask", None, ("mask", "auroc_kl"), "The same for the KL mask."),
+    TableRow(
         "AUROC, |log-ratio|",
         None,
         ("mask", "auroc_logratio"),
         "The same for |log policy - log reference| of the token, which sees the token itself: no mask's "
         "ceiling binds it.",
     ),
-    Row(
+    TableRow(
         "AUROC, ceiling",
         None,
         ("mask", "auroc_ceiling"),
         "The best that any mask can reach: a mask sees only what comes before a token.",
     ),
-    Row(
+    TableRow(
         "AUROC, position alone",
         None,
         ("mask", "auroc_position"),
@@ -109,41 +109,41 @@ MASK_ROWS = (
     ),
 )
 CONTROL_ROWS = (  # on the page only
-    Row(
+    TableRow(
         "AUROC, mask shuffled",
         None,
         ("mask", "auroc_shuffled"),
         "The reward mask's values in a random order within each response.",
     ),
-    Row(
+    TableRow(
         "AUROC, early tokens first",
         None,
         ("mask", "auroc_positional"),
         "Weights that decay from token to token.",
     ),
-    Row(
+    TableRow(
         "AUROC, unsure tokens",
         None,
         ("mask", "auroc_confidence"),
         "1 on tokens whose probability is at most the response's mean (ConfPO), else 0, by the reference.",
     ),
-    Row(
+    TableRow(
         "decisive share", None, ("mask", "decisive_share"), "Share of the response tokens that are decisive."
     ),
-    Row(
+    TableRow(
         "decisive share of the top",
         None,
         ("mask", "precision_reward"),
         "The same among the tokens with the largest reward mask, as many as are decisive.",
     ),
-    Row(
+    TableRow(
         "accuracy without any tenth",
         None,
         ("mask", "deletion", "0.1", "accuracy_random"),
         "Unmasked accuracy (KL term included, where there is one) when each response loses a tenth of its "
         "tokens, drawn by chance.",
     ),
-    Row(
+    TableRow(
         "accuracy without the top tenth",
         None,
         ("mask", "deletion", "0.1", "accuracy_top"),
@@ -216,7 +216,7 @@ class KnownRow(NamedTuple):
     meaning: str
 
 
-def known_rows(summary: dict, rows: Sequence[Row]) -> list[KnownRow]:
+def known_rows(summary: dict, rows: Sequence[TableRow]) -> list[KnownRow]:
     """The rows that say something about this run: without those whose numbers are both unknown."""
     known = []
     for row in rows:

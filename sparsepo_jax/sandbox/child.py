@@ -222,19 +222,19 @@ def refuse_calls() -> bool:
     return libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(2), program, ctypes.c_ulong(0), ctypes.c_ulong(0)) == 0
 
 
-Step = tuple[int, int, int, int]  # of classic BPF: operation, steps to skip if true, if false, operand
+FilterStep = tuple[int, int, int, int]  # of classic BPF: operation, steps to skip if true, if false, operand
 
 
-def filter_steps() -> list[Step]:
+def filter_steps() -> list[FilterStep]:
     """The seccomp filter, in classic BPF."""
 
-    def load(offset: int) -> Step:
+    def load(offset: int) -> FilterStep:
         return 0x20, 0, 0, offset
 
-    def if_equal(operand: int, skip_if: int, skip_else: int) -> Step:
+    def if_equal(operand: int, skip_if: int, skip_else: int) -> FilterStep:
         return 0x15, skip_if, skip_else, operand
 
-    def answer(action: int) -> Step:
+    def answer(action: int) -> FilterStep:
         return 0x06, 0, 0, action
 
     allow, refuse = answer(0x7FFF0000), answer(0x00050000 | EPERM)

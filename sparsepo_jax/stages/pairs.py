@@ -28,6 +28,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.eval.measures import Record
 from sparsepo_jax.generate.sampler import Generated
 from sparsepo_jax.scoring.preferences import choose_pairs
 from sparsepo_jax.scoring.scorers import Scorer, score_all
@@ -43,8 +44,6 @@ from sparsepo_jax.stages.answers import (
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.weights import current_policy, reference_weights
 from sparsepo_jax.train.reference_cache import sha256_of_weights
-
-Record = dict[str, Any]
 
 
 def make_pairs(run: Run) -> None:

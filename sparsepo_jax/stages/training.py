@@ -33,7 +33,7 @@ from sparsepo_jax.stages.scores import compile_scores
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, save_once
 from sparsepo_jax.train.forward import Problem
 from sparsepo_jax.train.log import MetricsLog
-from sparsepo_jax.train.loop import Evaluation, Stopping, Work, run_training
+from sparsepo_jax.train.loop import Evaluating, Stopping, Work, run_training
 from sparsepo_jax.train.progress import Checks, Reporting
 from sparsepo_jax.train.step import TrainState
 
@@ -171,7 +171,7 @@ def train(
             checks=Checks(training.skip_nonfinite, functools.partial(name_rows, table, plan), check_first),
             stopping=Stopping(run.stop, run.should_stop),
             checkpoints=checkpoints,
-            evaluation=Evaluation(evaluate, every_steps) if evaluate and every_steps else None,
+            evaluation=Evaluating(evaluate, every_steps) if evaluate and every_steps else None,
         )
     save_once(run.output_dir / stage / "final", finish(state.weights))
     run.mark(stage, began_s)

@@ -9,7 +9,7 @@ import jax
 from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.train.checkpoint import Checkpoints
-from sparsepo_jax.train.progress import Checks, Counts, Meter, Reporting, count
+from sparsepo_jax.train.progress import BatchCounts, Checks, Meter, Reporting, count
 from sparsepo_jax.train.step import TrainState
 
 
@@ -37,7 +37,7 @@ class Work(NamedTuple):
     total_steps: int
 
 
-class Evaluation(NamedTuple):
+class Evaluating(NamedTuple):
     """How a stage is evaluated between its steps.
 
     Attributes:
@@ -69,7 +69,7 @@ def run_training(
     checks: Checks,
     stopping: Stopping,
     checkpoints: Checkpoints,
-    evaluation: Evaluation | None = None,
+    evaluation: Evaluating | None = None,
 ) -> TrainState:
     """Trains from `state.step` to `work.total_steps`.
 
@@ -97,7 +97,7 @@ def run_training(
     meter = Meter(work.stage, state, reporting, checks, total=work.total_steps, programs=work.programs())
     batches = iter(work.batches)
 
-    def put_next() -> tuple[Any, Counts] | None:
+    def put_next() -> tuple[Any, BatchCounts] | None:
         if step >= work.total_steps:
             return None
         batch = next(batches)

@@ -52,7 +52,7 @@ class Checks(NamedTuple):
     first_step: Callable[[dict[str, float], float], Any] | None = None
 
 
-class Counts(NamedTuple):
+class BatchCounts(NamedTuple):
     """What batches hold, over all processes: rows (or pairs) that count, real tokens, padded positions."""
 
     rows: float = 0.0
@@ -60,7 +60,7 @@ class Counts(NamedTuple):
     positions: float = 0.0
 
 
-def count(batch: MicroBatches) -> Counts:
+def count(batch: MicroBatches) -> BatchCounts:
     """The counts of a global batch, estimated from this process's part of it.
 
     The parts have the same shape and about as many tokens, so that the processes need not ask each other.
@@ -70,7 +70,7 @@ def count(batch: MicroBatches) -> Counts:
     """
     real_RS = batch.packing.sequence_RS >= 0
     here = ((batch.weight_B > 0).sum(), real_RS.sum(), real_RS.size)
-    return Counts(*(float(number) * jax.process_count() for number in here))
+    return BatchCounts(*(float(number) * jax.process_count() for number in here))
 
 
 class _Step(NamedTuple):
@@ -79,7 +79,7 @@ class _Step(NamedTuple):
     step: int
     metrics: Mapping[str, jax.Array]
     finite: jax.Array
-    counts: Counts
+    counts: BatchCounts
 
 
 class Meter:
@@ -90,7 +90,7 @@ class Meter:
     """
 
     _window: list[dict[str, float]]  # metrics of its steps
-    _counted: Counts  # of its batches
+    _counted: BatchCounts  # of its batches
     _opened_at_s: float
 
     def __init__(
@@ -157,7 +157,9 @@ class Meter:
                 f"program {programs} was compiled in the middle, in {seconds:.1f} s"
             )
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array], finite: jax.Array, counts: Counts) -> None:
+    def add(
+        self, step: int, metrics: Mapping[str, jax.Array], finite: jax.Array, counts: BatchCounts
+    ) -> None:
         """Takes over a step that was handed to the device.
 
         Args:
@@ -189,7 +191,7 @@ class Meter:
 
     def _fetch(self) -> None:
         step, on_device, finite, counts = self._in_flight.popleft()
-        self._counted = Counts(*map(sum, zip(self._counted, counts, strict=True)))
+        self._counted = BatchCounts(*map(sum, zip(self._counted, counts, strict=True)))
         metrics = {name: float(value) for name, value in on_device.items()}
         if self._is_first and self._reporting.first_step is not None:
             self.note(self._reporting.first_step())
@@ -225,7 +227,7 @@ class Meter:
             )
         self.note(f"{event}: left out ({self._skipped} of at most {self._checks.may_skip})")
 
-    def _take(self, step: int, metrics: dict[str, float], counts: Counts) -> None:
+    def _take(self, step: int, metrics: dict[str, float], counts: BatchCounts) -> None:
         """Lets a step with an update count in the window."""
         if step == 1 and self._checks.first_step is not None:
             self._checks.first_step(metrics, counts.tokens / counts.rows)
@@ -244,7 +246,7 @@ class Meter:
 
     def _open_window(self) -> None:
         self._window = []
-        self._counted = Counts()
+        self._counted = BatchCounts()
         self._opened_at_s = time.perf_counter()
 
     def _write_window(self, step: int, rates: Mapping[str, float]) -> None:

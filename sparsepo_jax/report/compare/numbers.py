@@ -49,7 +49,7 @@ _MASKS = {path for row in table.MASK_ROWS for path in (row.before, row.after) if
 # ---------------------------------------------------------------- reading
 
 
-class Numbers(NamedTuple):
+class RunNumbers(NamedTuple):
     """values: name -> number; None where it is null or not finite.
 
     pairs: how many were held out. broken: the files that cannot be read, and why.
@@ -64,7 +64,7 @@ class Numbers(NamedTuple):
         return {name: x for name, x in self.values.items() if x is not None}
 
 
-def read_numbers(directory: Path) -> Numbers:
+def read_numbers(directory: Path) -> RunNumbers:
     broken: list[str] = []
     summary = read_if_sound(directory / "summary.json", stage="eval", broken=broken)
     measures = read_if_sound(directory / "measures.json", stage="measure", broken=broken)
@@ -77,7 +77,7 @@ def read_numbers(directory: Path) -> Numbers:
     values |= {f"measures.{part}.{name}": x for (part, name), x in table.measured(measures).items()}
     values |= {_task_name(row): row.value for row in table.task_rows(harness)}
     pairs = summary.get("pairs")
-    return Numbers(
+    return RunNumbers(
         {name: _finite(x) for name, x in values.items() if x is None or table.number_or_none(x) is not None},
         pairs if type(pairs) is int else None,
         broken,

@@ -189,7 +189,7 @@ def _within(interval: Interval, limits: tuple[float, float]) -> tuple[float, flo
 Box = tuple[float, float, float, float]  # left, bottom, right, top in points
 
 
-class Place(NamedTuple):
+class LabelPlace(NamedTuple):
     """Where a label stands: which end of it (as matplotlib's ha) lies how many points from its spot."""
 
     end: str
@@ -203,12 +203,12 @@ class Place(NamedTuple):
 
 
 PLACES = (
-    Place("left", 6, 4),
-    Place("right", -6, 4),
-    Place("left", 6, -13),
-    Place("right", -6, -13),
-    Place("center", 0, 7),
-    Place("center", 0, -17),
+    LabelPlace("left", 6, 4),
+    LabelPlace("right", -6, 4),
+    LabelPlace("left", 6, -13),
+    LabelPlace("right", -6, -13),
+    LabelPlace("center", 0, 7),
+    LabelPlace("center", 0, -17),
 )
 
 
@@ -231,7 +231,7 @@ def _draw_labels(axes: "Axes", methods: Methods) -> None:
             )
 
 
-def _free_place(x: float, y: float, label: str, taken: Sequence[Box], edge: float) -> Place:
+def _free_place(x: float, y: float, label: str, taken: Sequence[Box], edge: float) -> LabelPlace:
     """edge: the x at which the figure ends."""
     inside = [place for place in PLACES if place.box(x, y, label)[2] <= edge] or PLACES
     return min(inside, key=lambda place: _covered(place.box(x, y, label), taken))

@@ -20,7 +20,7 @@ SECTION = "{...}"  # the value of a mapping's own path, to be told from null
 class FinishedRun:
     """What is read of a run.
 
-    config: every setting by its dotted path. numbers, pairs, broken: see Numbers; the finite ones only.
+    config: every setting by its dotted path. numbers, pairs, broken: see RunNumbers; the finite ones only.
     swept: this run's values in the sweep's book; None outside of sweeps. settings: what the run's group is
     known by, by dotted path.
     """
