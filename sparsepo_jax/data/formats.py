@@ -32,7 +32,8 @@ Further columns, where R is chosen, rejected or completion: R_weights (a number 
 R_chance (spans [[start, end, probability], ...]). Weights may leave out the tokens that end the turn (EOS, or
 what the chat template writes behind the content): these weigh 1. With messages, `tools` and
 `chat_template_kwargs` go to the chat template; with ShareGPT and Alpaca, `system` and `history` belong to the
-prompt. Other columns are ignored, and a null counts as an absent column.
+prompt. Rows with images, videos or sound (parts of a content, or columns of these names) are refused. Other
+columns are ignored, and a null counts as an absent column.
 """
 
 from typing import Any
@@ -53,6 +54,7 @@ from sparsepo_jax.data.messages import (
     read_messages,
     read_template_arguments,
     read_tools,
+    refuse_images,
     refuse_several,
 )
 from sparsepo_jax.data.rows import BadRow
@@ -78,6 +80,7 @@ def parse_row(row: dict[str, Any], kind: RowKind, render: Render, eos: str | Non
         BadRow: says what is wrong.
     """
     row = in_known_form(without_absent(row), kind)
+    refuse_images(row, "the row")
     if kind == "prompts":
         return _from_prompt(row, render)
     names = RESPONSES[kind]

@@ -38,6 +38,7 @@ def load_table(
     cache_dir: str | None,
     template_date: str | None = None,
     positions: int | None = None,
+    image_tokens: tuple[int, ...] = (),
     name: str = "data",
     say: Callable[[str], None] = print,
 ) -> TokenTable:
@@ -64,13 +65,14 @@ def load_table(
         cache_dir: of tokenised sources. None: one in the user's cache directory.
         template_date: YYYY-MM-DD, for a chat template that asks for the date. None: today.
         positions: tokens that the model can hold, for the lines about cuts. None: not known.
+        image_tokens: ids that stand for a part of an image or of sound; they are refused.
         name: of the setting that holds the sources, at the front of each line.
         say: takes the lines.
 
     Raises:
         UserError: a bad row, by file and line, unless on_bad_row is "skip"; or no usable row at all.
     """
-    limits = LengthLimits(max_length, max_prompt_length, vocab_size)
+    limits = LengthLimits(max_length, max_prompt_length, vocab_size, image_tokens)
     text_settings = {"separator": separator, "add_bos": add_bos, "add_eos": add_eos}
     date = None
     if reads_clock(tokenizer, template, template_arguments):
@@ -83,6 +85,8 @@ def load_table(
     ]
     if date is not None:
         settings.append(date)
+    if image_tokens:
+        settings.append(image_tokens)
     directory = Path(cache_dir) if cache_dir else cache_directory("tokens")
 
     def tokens_of(source: RowSource) -> Tokenised:

@@ -13,6 +13,12 @@ from typing import Any
 from sparsepo_jax.data.rows import BadRow, one_line
 
 Messages = list[dict[str, Any]]
+# Columns of a row, and fields of a message, that hold what is no text.
+_NO_TEXT = ("image", "images", "video", "videos", "audio", "audios")
+_ONLY_TEXT = (
+    "only text is trained on: leave such rows out (data.on_bad_row=skip), "
+    "or take the text alone without that column"
+)
 
 _ROLES = {
     "human": "user",
@@ -39,6 +45,21 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nulls(inner) for inner in value]
     return value
+
+
+def refuse_images(holder: dict[str, Any], name: str) -> None:
+    """Checks that a row or a message brings no images, videos or sound; empty columns do not count.
+
+    Args:
+        holder: the row or message.
+        name: what it is, for error messages.
+
+    Raises:
+        BadRow: it does; the message says what to do.
+    """
+    for column in _NO_TEXT:
+        if holder.get(column):
+            raise BadRow(f"{name} has a column {column!r}, and {_ONLY_TEXT}")
 
 
 def list_in_text(value: Any) -> Any:
@@ -118,6 +139,7 @@ def _read_message(message: Any, name: str) -> dict[str, Any]:
         raise BadRow(f"{name}: a message of {message['role']!r} has no content")
     if isinstance(message.get("content"), list):
         _check_parts(message["content"], name)
+    refuse_images(message, f"{name}: a message of {message['role']!r}")
     return message
 
 
@@ -147,7 +169,7 @@ def _check_parts(parts: list, name: str) -> None:
         if kind != "text":
             raise BadRow(
                 f"{name}: a content has a part of type {kind!r}; only parts {{type: text, text: ...}} "
-                "can be trained on: leave such rows out"
+                "can be trained on: leave such rows out (data.on_bad_row=skip)"
             )
         if not isinstance(part.get("text"), str):
             raise BadRow(f"{name}: a content has a part of type 'text' without a text")

@@ -69,6 +69,8 @@ class LengthLimits:
     """Tokens; the prompt's end is kept, and BOS."""
     vocab_size: int | None
     """Of the model; ids at or above it are refused. None: not known."""
+    image_tokens: tuple[int, ...] = ()
+    """Ids that stand for a part of an image or of sound to the model; they are refused."""
 
 
 def tokenize(
@@ -119,6 +121,7 @@ def tokenize(
             else:
                 prompt, responses = _from_ids(example)
             _refuse_outside(prompt, responses, limits.vocab_size, tokenizer)
+            _refuse_image_tokens(prompt, responses, limits.image_tokens, tokenizer)
             rows.append(_finish(example, prompt, responses, tokenizer, limits))
         except BadRow as fault:
             rows.append(fault)
@@ -226,9 +229,32 @@ def _refuse_outside(
     for ids in (prompt, *(response.ids for response in responses)):
         outside = next((i for i in ids if not 0 <= i < vocab_size), None)
         if outside is not None:
-            token = None if tokenizer is None or outside < 0 else tokenizer.convert_ids_to_tokens(outside)
-            name = "" if token is None else f" ({token!r})"
-            raise BadRow(f"token id {outside}{name} is outside the model's vocabulary of {vocab_size}")
+            raise BadRow(
+                f"token id {_named(outside, tokenizer)} is outside the model's vocabulary of {vocab_size}"
+            )
+
+
+def _refuse_image_tokens(
+    prompt: list[int],
+    responses: list[ResponseTokens],
+    image_tokens: tuple[int, ...],
+    tokenizer: Any | None,
+) -> None:
+    """BadRow for a token in whose place the model would meet a piece of an image, which is not there."""
+    if not image_tokens:
+        return
+    for ids in (prompt, *(response.ids for response in responses)):
+        if found := set(image_tokens).intersection(ids):
+            raise BadRow(
+                f"token id {_named(min(found), tokenizer)} stands for an image, video or sound in this model, "
+                "and only text is trained on: leave such rows out (data.on_bad_row=skip), or mend their text"
+            )
+
+
+def _named(token: int, tokenizer: Any | None) -> str:
+    """An id, and its token where there is one."""
+    text = None if tokenizer is None or token < 0 else tokenizer.convert_ids_to_tokens(token)
+    return f"{token}" if text is None else f"{token} ({text!r})"
 
 
 def _finish(

@@ -3,8 +3,10 @@
 Those that are made here have one special token, END, which begins and ends every text and pads.
 """
 
+import json
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from sparsepo_jax.core.errors import UserError
@@ -42,7 +44,36 @@ def load_tokenizer(path: str) -> Any:
             f"{path}: expected a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}; "
             "convert it with transformers"
         )
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _processor_template(path)
     return tokenizer
+
+
+def _processor_template(path: str) -> str | dict[str, str] | None:
+    """The chat template of a model with a processor, which may keep it in files that tokenizers do not read.
+
+    Args:
+        path: of the directory, or the Hub id.
+    """
+    from transformers.utils import cached_file
+
+    for name in ("chat_template.json", "processor_config.json"):
+        file = cached_file(
+            path,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if file is None:
+            continue
+        try:
+            template = json.loads(Path(file).read_text(encoding="utf-8")).get("chat_template")
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{file}: expected a JSON object with chat_template ({error})") from None
+        if template is not None:
+            return template
+    return None
 
 
 def make_byte_tokenizer() -> Any:

@@ -1,0 +1,261 @@
+"""Checkpoints that hold a text model of a known family beside what sees images: one row a `model_type`.
+
+The text model is read by its own family's reader, from `text_config`. All else (vision tower, projector) is
+left out of training, and an export takes it over as it lies. With text alone nothing of it is used: positions
+of three kinds (Qwen's mrope) are then all the same, and rotate as plain ones do.
+
+No JAX here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sparsepo_jax.models.config_fields import SpecError, shown
+from sparsepo_jax.models.text_defaults import TEXT_DEFAULTS
+
+# What the names of the text model's tensors begin with, in the place of "model." -> what precedes "lm_head.".
+_TRUNKS = {
+    "model.language_model.": "",
+    "language_model.model.": "language_model.",
+    "model.text_model.": "",
+    "model.": "",
+}
+_NEW, _OLD, _TEXT, _BARE = _TRUNKS
+
+
+class Wrapper(NamedTuple):
+    """What is to be known of a model around a text model.
+
+    Attributes:
+        architecture: transformers' class.
+        image_tokens: config fields with tokens that stand for a piece of an image -> their defaults.
+        text: `model_type` of a text_config that names none.
+        trunks: beginnings of the text model's names in checkpoints, the first as transformers' modules have it.
+        takes_flat: the text model's fields may stand beside the others, without a text_config.
+        tied_by_either: head and embedding are one if the config or its text_config says so; else the config
+            decides, and where it is silent the text_config.
+    """
+
+    architecture: str
+    image_tokens: Mapping[str, int]
+    text: str
+    trunks: tuple[str, ...] = (_NEW, _OLD)
+    takes_flat: bool = False
+    tied_by_either: bool = False
+
+
+_QWEN_TOKENS = {"image_token_id": 151655, "video_token_id": 151656}
+WRAPPERS: dict[str, Wrapper] = {
+    "gemma3": Wrapper("Gemma3ForConditionalGeneration", {"image_token_index": 262144}, "gemma3_text"),
+    "mistral3": Wrapper("Mistral3ForConditionalGeneration", {"image_token_index": 10}, "mistral"),
+    "qwen2_vl": Wrapper(
+        "Qwen2VLForConditionalGeneration",
+        _QWEN_TOKENS,
+        "qwen2_vl_text",
+        trunks=(_NEW, _BARE),
+        takes_flat=True,
+        tied_by_either=True,
+    ),
+    "qwen2_5_vl": Wrapper(
+        "Qwen2_5_VLForConditionalGeneration",
+        _QWEN_TOKENS,
+        "qwen2_5_vl_text",
+        trunks=(_NEW, _BARE),
+        takes_flat=True,
+        tied_by_either=True,
+    ),
+    "qwen3_vl": Wrapper("Qwen3VLForConditionalGeneration", _QWEN_TOKENS, "qwen3_vl_text", trunks=(_NEW,)),
+    "llava": Wrapper(
+        "LlavaForConditionalGeneration", {"image_token_index": 32000}, "llama", tied_by_either=True
+    ),
+    "llava_next": Wrapper(
+        "LlavaNextForConditionalGeneration", {"image_token_index": 32000}, "llama", tied_by_either=True
+    ),
+    "llava_onevision": Wrapper(
+        "LlavaOnevisionForConditionalGeneration",
+        {"image_token_index": 151646, "video_token_index": 151647},
+        "qwen2",
+        tied_by_either=True,
+    ),
+    "aya_vision": Wrapper("AyaVisionForConditionalGeneration", {"image_token_index": 255036}, "cohere2"),
+    "cohere2_vision": Wrapper("Cohere2VisionForConditionalGeneration", {"image_token_id": 255036}, "cohere2"),
+    "idefics3": Wrapper(
+        "Idefics3ForConditionalGeneration", {"image_token_id": 128257}, "llama", trunks=(_TEXT,)
+    ),
+    "smolvlm": Wrapper(
+        "SmolVLMForConditionalGeneration", {"image_token_id": 128257}, "llama", trunks=(_TEXT,)
+    ),
+    "internvl": Wrapper("InternVLForConditionalGeneration", {"image_token_id": 151667}, "qwen2"),
+}
+# Models around a text model that is no model of text alone -> why.
+REFUSED = {
+    "mllama": "layers of its text model look at the image (cross-attention)",
+    "idefics": "layers of its text model look at the image (cross-attention)",
+    "paligemma": "its text model sees a prompt in both directions",
+    "gemma3n": "its layers get embeddings of their own and share keys and values",
+    "llama4": "its text model has experts and layers of several kinds",
+    "internvl_chat": "it needs code from its checkpoint: take the one for transformers, whose name ends in -hf",
+}
+# Text models that only wrappers have, and the family that computes the same from text.
+_FAMILIES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+_MROPE = ("mrope_section", "mrope_interleaved")
+# Fields of a flat config that are none of the text model's.
+_NOT_OF_TEXT = {
+    "text_config",
+    "vision_config",
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "vision_token_id",
+}
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """What is kept of the wrapper of a text model.
+
+    Attributes:
+        model_type: of the config around it, one of WRAPPERS.
+        image_tokens: ids in whose place the model expects a piece of an image, video or sound.
+    """
+
+    model_type: str
+    image_tokens: tuple[int, ...]
+
+    @property
+    def row(self) -> Wrapper:
+        """Its row in the table."""
+        return WRAPPERS[self.model_type]
+
+
+def read_wrapping(config: Mapping[Any, Any]) -> Wrapping | None:
+    """The wrapper that a config describes; None: the config is that of a text model.
+
+    Args:
+        config: the content of a config.json.
+
+    Raises:
+        SpecError: a wrapper whose text model is none of ours, or a field that holds what it cannot.
+    """
+    name = config.get("model_type")
+    if not isinstance(name, str):
+        return None
+    if name in REFUSED:
+        raise SpecError(f"model_type: {name} is not supported: {REFUSED[name]}")
+    if name not in WRAPPERS:
+        return None
+    tokens = []
+    for field, default in WRAPPERS[name].image_tokens.items():
+        other_name = field.replace("_index", "_id") if field.endswith("_index") else f"{field[:-3]}_index"
+        value = config.get(field, config.get(other_name, default))
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise SpecError(f"{name}: {field}: expected a token id, got {shown(value)}")
+        tokens.append(value)
+    return Wrapping(name, tuple(tokens))
+
+
+def read_text_config(config: Mapping[Any, Any], wrapping: Wrapping) -> dict[Any, Any]:
+    """The config of the text model as if it stood alone, with what its class in transformers defaults.
+
+    Args:
+        config: the content of the wrapper's config.json.
+        wrapping: what `read_wrapping` gave.
+
+    Raises:
+        SpecError: there is none, or one of another family.
+    """
+    row, name = wrapping.row, wrapping.model_type
+    stored = config.get("text_config")
+    if stored is None and row.takes_flat:
+        stored = {key: value for key, value in config.items() if key not in _NOT_OF_TEXT}
+        stored = {key: value for key, value in stored.items() if key not in ("model_type", "architectures")}
+    if not isinstance(stored, Mapping):
+        raise SpecError(f"{name}: text_config: expected an object, got {shown(stored)}")
+    kind = stored.get("model_type") or row.text
+    if row.takes_flat and kind == name:  # as older versions wrote it
+        kind = row.text
+    if not isinstance(kind, str) or kind not in TEXT_DEFAULTS:
+        raise SpecError(
+            f"{name}: text_config.model_type: {shown(kind)} is not supported; known: {', '.join(TEXT_DEFAULTS)}"
+        )
+    text = {**TEXT_DEFAULTS[kind], **stored, "model_type": _FAMILIES.get(kind, kind)}
+    text["tie_word_embeddings"] = _is_tied(config, text, row, name)
+    if kind in _FAMILIES:
+        for field in ("rope_scaling", "rope_parameters"):
+            if isinstance(text.get(field), Mapping):
+                text[field] = _as_plain_rotation(text[field])
+    return text
+
+
+def _is_tied(config: Mapping[Any, Any], text: Mapping[Any, Any], row: Wrapper, name: str) -> bool:
+    """text: with the defaults of its class."""
+    outer, inner = config.get("tie_word_embeddings"), text.get("tie_word_embeddings", False)
+    for value in (outer, inner):
+        if value is not None and not isinstance(value, bool):
+            raise SpecError(f"{name}: tie_word_embeddings: expected true or false, got {shown(value)}")
+    if row.tied_by_either:
+        return bool(outer or inner)
+    return bool(inner if outer is None else outer)
+
+
+def _as_plain_rotation(rope: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The rotary fields for text: all three positions of a token are then the same."""
+    plain = {key: value for key, value in rope.items() if key not in _MROPE}
+    for key in ("rope_type", "type"):
+        if plain.get(key) == "mrope":
+            plain[key] = "default"
+    return plain
+
+
+# ---------------------------------------------------------------- names of tensors
+
+
+def placed(name: str, trunk: str) -> str:
+    """A tensor's name within a wrapper.
+
+    Args:
+        name: in the text model alone, like model.norm.weight or lm_head.weight.
+        trunk: one of a wrapper's `trunks`.
+    """
+    if name.startswith("model."):
+        return trunk + name.removeprefix("model.")
+    return _TRUNKS[trunk] + name
+
+
+def stored_trunk(wrapping: Wrapping, names: Mapping[str, Any]) -> str:
+    """The beginning of the text model's names in a checkpoint; that of transformers' modules if none fits.
+
+    Args:
+        wrapping: of the checkpoint.
+        names: of its tensors.
+    """
+    trunks = wrapping.row.trunks
+    fitting = (trunk for trunk in trunks if any(name.startswith(f"{trunk}layers.") for name in names))
+    return next(fitting, trunks[0])
+
+
+def is_carried(name: str, trunk: str) -> bool:
+    """Whether a tensor of a checkpoint is none of the text model's.
+
+    Args:
+        name: its name there.
+        trunk: the beginning of the text model's names there.
+    """
+    return not name.startswith((trunk, f"{_TRUNKS[trunk]}lm_head."))
+
+
+# ---------------------------------------------------------------- config.json of an export
+
+
+def with_text_fields(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with other fields of its text model, where these stand.
+
+    Args:
+        config: the content of a config.json.
+        fields: name -> value.
+    """
+    if config.get("model_type") in WRAPPERS and isinstance(config.get("text_config"), Mapping):
+        return {**config, "text_config": {**config["text_config"], **fields}}
+    return {**config, **fields}
