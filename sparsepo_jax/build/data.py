@@ -74,6 +74,7 @@ def load_data(
         name=f"data.{name}",
         say=_say,
         positions=None if spec is None else spec.max_positions,
+        image_tokens=() if spec is None or spec.wrapping is None else spec.wrapping.image_tokens,
     )
 
 

@@ -23,6 +23,7 @@ from sparsepo_jax.models.directory import (
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint
+from sparsepo_jax.models.wrappers import from_scratch_problem
 from sparsepo_jax.ops.remat import Remat
 
 
@@ -46,6 +47,8 @@ def policy_config(config: Config, tokenizer: Any | None) -> dict[str, Any]:
             _check_same_shape(wanted, read_spec(hf_config, config.policy.path, None), config.policy.path)
         return hf_config
     hf_config = dict(config.policy.config or {})
+    if (problem := from_scratch_problem(hf_config)) is not None:
+        raise UserError(f"policy.config: {problem}")
     if tokenizer is not None:
         hf_config.setdefault("vocab_size", len(tokenizer))
         hf_config.setdefault("bos_token_id", tokenizer.bos_token_id)
@@ -56,12 +59,12 @@ def policy_config(config: Config, tokenizer: Any | None) -> dict[str, Any]:
 
 
 def _check_same_shape(wanted: DecoderSpec, actual: DecoderSpec, path: str) -> None:
-    """UserError that names what differs. How new weights would be drawn is no part of a shape."""
-    names = [field.name for field in dataclasses.fields(DecoderSpec) if field.name != "init_std"]
+    """UserError that names what differs. How new weights would be drawn, and what is around, is no shape."""
+    names = [field.name for field in dataclasses.fields(DecoderSpec)]
     differences = [
         f"{name} {getattr(actual, name)} (policy.config: {getattr(wanted, name)})"
         for name in names
-        if getattr(wanted, name) != getattr(actual, name)
+        if name not in ("init_std", "wrapping") and getattr(wanted, name) != getattr(actual, name)
     ]
     if differences:
         raise UserError(

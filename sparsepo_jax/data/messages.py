@@ -15,10 +15,6 @@ from sparsepo_jax.data.rows import BadRow, one_line
 Messages = list[dict[str, Any]]
 # Columns of a row, and fields of a message, that hold what is no text.
 _NO_TEXT = ("image", "images", "video", "videos", "audio", "audios")
-_ONLY_TEXT = (
-    "only text is trained on: leave such rows out (data.on_bad_row=skip), "
-    "or take the text alone without that column"
-)
 
 _ROLES = {
     "human": "user",
@@ -59,7 +55,10 @@ def refuse_images(holder: dict[str, Any], name: str) -> None:
     """
     for column in _NO_TEXT:
         if holder.get(column):
-            raise BadRow(f"{name} has a column {column!r}, and {_ONLY_TEXT}")
+            raise BadRow(
+                f"{name} has a column {column!r}, and only text is trained on: "
+                "where the text is enough, drop that column"
+            )
 
 
 def list_in_text(value: Any) -> Any:
@@ -169,7 +168,7 @@ def _check_parts(parts: list, name: str) -> None:
         if kind != "text":
             raise BadRow(
                 f"{name}: a content has a part of type {kind!r}; only parts {{type: text, text: ...}} "
-                "can be trained on: leave such rows out (data.on_bad_row=skip)"
+                "can be trained on: leave such rows out"
             )
         if not isinstance(part.get("text"), str):
             raise BadRow(f"{name}: a content has a part of type 'text' without a text")

@@ -246,8 +246,8 @@ def _refuse_image_tokens(
     for ids in (prompt, *(response.ids for response in responses)):
         if found := set(image_tokens).intersection(ids):
             raise BadRow(
-                f"token id {_named(min(found), tokenizer)} stands for an image, video or sound in this model, "
-                "and only text is trained on: leave such rows out (data.on_bad_row=skip), or mend their text"
+                f"token id {_named(min(found), tokenizer)} stands for an image, video or sound, "
+                "and only text is trained on: take it out of the text"
             )
 
 

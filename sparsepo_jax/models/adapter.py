@@ -21,6 +21,7 @@ from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.safetensors_file import open_safetensors, read_float32, tensor_shapes
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.weights import Part, Place, tensor_places
+from sparsepo_jax.models.wrappers import placed
 
 # Modules that share the embedding's weight where the head is tied.
 _TIED = ("wte", "embed_tokens", "embed_in", "lm_head", "embed_out")
@@ -150,9 +151,13 @@ class Adapter:
     def _known_places(self) -> dict[str, Place]:
         """What each tensor of the model is, by its name with and without its first part.
 
-        Adapters of the bare trunk lack the first part.
+        Adapters of the bare trunk lack the first part; those made with older versions of transformers may
+        have another, if the model is wrapped.
         """
         places = tensor_places(self.spec)
+        trunks = () if self.spec.wrapping is None else self.spec.wrapping.row.trunks
+        for trunk in trunks[1:]:
+            places |= {placed(name, trunks[0], trunk): place for name, place in places.items()}
         of_trunk = {name.split(".", 1)[1]: place for name, place in places.items() if name.count(".") > 1}
         return of_trunk | places
 

@@ -86,6 +86,20 @@ def check_fields(config: Mapping[Any, Any], family: str) -> Fields:
     return Fields({name: value for name, value in renamed.items() if name in read}, tuple(unknown))
 
 
+def check_wrapper(config: Mapping[Any, Any], name: str) -> None:
+    """Refuses fields of a model around a text model that make another model of the text model.
+
+    Args:
+        config: the content of its config.json.
+        name: its `model_type`.
+
+    Raises:
+        SpecError: it is quantised, no language model, or the like.
+    """
+    _check_task(config, name)
+    _check_switched_off(config, name, SWITCHES)
+
+
 def _under_family_names(config: Mapping[Any, Any], family: str) -> dict[Any, Any]:
     renamed = dict(config)
     for other, name in OTHER_NAMES.get(family, {}).items():
@@ -132,15 +146,19 @@ def _check_task(config: Mapping[Any, Any], family: str) -> None:
 
 
 def _check_switches(config: Mapping[Any, Any], family: str) -> None:
-    switches = {**SWITCHES, "rotary": Switch(family not in ("gpt2", "gpt_bigcode"))}
+    rotary = Switch(family not in ("gpt2", "gpt_bigcode"))
+    _check_switched_off(config, family, {**SWITCHES, "rotary": rotary})
+    if "layer_types" not in READ[family]:
+        _check_layer_types(config, family)
+
+
+def _check_switched_off(config: Mapping[Any, Any], family: str, switches: Mapping[str, Switch]) -> None:
     for name, switch in switches.items():
         if family in SWITCHES_READ.get(name, set()):
             continue
         if not _is_off(config.get(name), switch.off):
             expected = switch.remedy or f"only {str(switch.off).lower()}"
             raise SpecError(f"{family}: {name}: {shown(config[name])} is not supported, {expected}")
-    if "layer_types" not in READ[family]:
-        _check_layer_types(config, family)
 
 
 def _is_off(value: Any, off: bool | None) -> bool:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.rope_scaling import Rotation
+from sparsepo_jax.models.wrappers import Wrapping
 
 Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
 
@@ -78,6 +79,7 @@ class DecoderSpec:
         logit_scale: factor of logits.
         residual_scale: factor of what attention and MLP add to the residual stream.
         query_growth: factor of rotated queries that grows with the position; None: none.
+        wrapping: the model around this one that the checkpoint holds; None: it stands alone.
     """
 
     family: str
@@ -114,6 +116,7 @@ class DecoderSpec:
     logit_scale: float = 1.0
     residual_scale: float = 1.0
     query_growth: QueryGrowth | None = None
+    wrapping: Wrapping | None = None
 
     def projections(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of each matrix of a block, by name."""

@@ -111,7 +111,7 @@ def end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any] | None) 
         name, content = CONFIG, config
     else:
         name, content = GENERATION, generation
-    value = content.get("eos_token_id")
+    value = content.get("eos_token_id", _text_config(content).get("eos_token_id"))
     if value is None:
         return []
     ids = value if isinstance(value, list) else [value]
@@ -132,7 +132,17 @@ def with_end_token(content: Mapping[str, Any], token: int | None) -> dict[str, A
     known = end_tokens(content, None)
     if token is None or token in known:
         return dict(content)
-    return dict(content) | {"eos_token_id": [*known, token] if known else token}
+    field = {"eos_token_id": [*known, token] if known else token}
+    text = _text_config(content)
+    if text and content.get("eos_token_id") is None:
+        return {**content, "text_config": text | field}
+    return dict(content) | field
+
+
+def _text_config(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config.json that describes a wrapped text model; empty if there is none."""
+    text = content.get("text_config")
+    return text if isinstance(text, dict) else {}
 
 
 def config_dtype(config: Mapping[str, Any]) -> str | None:
@@ -156,8 +166,11 @@ def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         config: the content of config.json; the fields for the type that it has are used again.
         dtype: float32, float16 or bfloat16.
     """
-    names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
-    return dict(config) | dict.fromkeys(names, dtype)
+    fields = {"dtype", "torch_dtype"}
+    changed = dict(config) | dict.fromkeys(fields & config.keys() or {"dtype"}, dtype)
+    if named := fields & _text_config(config).keys():
+        changed["text_config"] = config["text_config"] | dict.fromkeys(named, dtype)
+    return changed
 
 
 def has_tokenizer(directory: Path) -> bool:

@@ -4,6 +4,7 @@ Mask nets lie beside the model, in masks.safetensors.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,9 +23,11 @@ from sparsepo_jax.models.directory import (
     TOKENIZER_FILES,
     with_dtype,
 )
-from sparsepo_jax.models.families import FAMILIES
+from sparsepo_jax.models.families import architecture
 from sparsepo_jax.models.lora import Lora
-from sparsepo_jax.models.weights import to_hf, to_peft
+from sparsepo_jax.models.safetensors_file import copy_tensors
+from sparsepo_jax.models.weights import SafeTensors, to_hf, to_peft
+from sparsepo_jax.models.wrappers import carried_names, name_in, with_text_fields
 
 SHARD_BYTES = 5 * 10**9  # as transformers splits large models
 
@@ -40,6 +43,7 @@ def save_hf(
     dtype: str = "float32",
     generation: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    source: Path | None = None,
 ) -> None:
     """Writes config.json, generation_config.json, safetensors, masks.safetensors and README.md.
 
@@ -54,24 +58,26 @@ def save_hf(
         generation: the content of generation_config.json; None writes no file, and transformers then reads
             config.json.
         shard_bytes: the weights are split into files of at most this size.
+        source: the checkpoint of a wrapped decoder, from which all but the text model is taken over as it
+            lies, and how the text model's tensors are called; None: the decoder stands alone.
 
     Raises:
         UserError: a weight is too large for float16. Nothing is written then.
     """
-    tensors = ((name, _cast(name, tensor, dtype)) for name, tensor in to_hf(spec, weights))
+    kept = {} if source is None else SafeTensors(source).files()
+    stored_name = name_in(spec.wrapping, kept)
+    tensors = ((stored_name(name), _cast(name, tensor, dtype)) for name, tensor in to_hf(spec, weights))
     shards = _split_into_shards(tensors, shard_bytes)
     directory.mkdir(parents=True, exist_ok=True)
-    config = with_dtype(hf_config, dtype) | {
-        "architectures": [FAMILIES[spec.family].architecture],
-        "vocab_size": spec.vocab_size,
-    }
+    config = with_text_fields(with_dtype(hf_config, dtype), {"vocab_size": spec.vocab_size})
+    config["architectures"] = [architecture(spec)]
     config.pop("transformers_weights", None)  # names a file of the checkpoint that was read
     _write_json(directory / CONFIG, config)
     if generation is None:
         (directory / GENERATION).unlink(missing_ok=True)
     else:
         _write_json(directory / GENERATION, generation)
-    _save_weights(directory, shards)
+    _save_weights(directory, shards, {name: kept[name] for name in carried_names(spec.wrapping, kept)})
     _save_masks(directory, masks)
     (directory / "README.md").write_text(card)
 
@@ -92,21 +98,28 @@ def _split_into_shards(
     return shards
 
 
-def _save_weights(directory: Path, shards: list[dict[str, np.ndarray]]) -> None:
-    """Writes model.safetensors, or several files and their index, and removes those that were there."""
+def _save_weights(directory: Path, shards: list[dict[str, np.ndarray]], carried: Mapping[str, Path]) -> None:
+    """Writes model.safetensors, or several files and their index, and removes those that were there.
+
+    carried: files of tensors that are copied as they are, by name; they get a file of their own.
+    """
     from safetensors.numpy import save_file
 
     for old in (*directory.glob("model*.safetensors"), *directory.glob(INDEX)):
         old.unlink()
-    if len(shards) == 1:
+    if len(shards) == 1 and not carried:
         save_file(shards[0], directory / SINGLE, metadata={"format": "pt"})
         return
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    files = len(shards) + bool(carried)
+    names = [f"model-{number:05d}-of-{files:05d}.safetensors" for number in range(1, files + 1)]
+    for name, shard in zip(names, shards, strict=False):
         save_file(shard, directory / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, name)
     total_size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    if carried:
+        total_size += copy_tensors(carried, directory / names[-1])
+        weight_map |= dict.fromkeys(carried, names[-1])
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
@@ -198,10 +211,18 @@ def _peft_config(spec: DecoderSpec, lora: Lora, ranks: Mapping[str, int], base: 
         "lora_dropout": lora.dropout,
         "use_rslora": lora.rslora,
         "fan_in_fan_out": spec.family == "gpt2",
-        "target_modules": sorted(ranks),
+        "target_modules": _target_modules(spec, ranks),
         "rank_pattern": other_ranks,
         "alpha_pattern": other_alphas,
     }
+
+
+def _target_modules(spec: DecoderSpec, ranks: Mapping[str, int]) -> list[str] | str:
+    """The adapted modules; in a wrapper as a pattern, since others may have modules of the same names."""
+    if spec.wrapping is None:
+        return sorted(ranks)
+    modules = "|".join(re.escape(name) for name in sorted(ranks))
+    return rf"{re.escape(spec.wrapping.row.trunks[0])}layers\.\d+\.({modules})"
 
 
 def _as_float32(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:

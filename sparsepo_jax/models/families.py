@@ -5,6 +5,7 @@ Which fields a config may have stands in field_tables.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from sparsepo_jax.models.decoder_spec import DecoderSpec
@@ -22,6 +23,7 @@ from sparsepo_jax.models.llama_readers import (
 )
 from sparsepo_jax.models.llama_rules import llama_rules
 from sparsepo_jax.models.weight_rules import Rule
+from sparsepo_jax.models.wrappers import ALONE, placed
 
 
 class Family(NamedTuple):
@@ -58,6 +60,21 @@ def family_rules(spec: DecoderSpec) -> list[Rule]:
     """The weight rules of a decoder, in the order in which tensors are written.
 
     Args:
+        spec: the decoder; the tensors of a wrapped one have the names of transformers' modules.
+    """
+    rules = FAMILIES[spec.family].rules(spec)
+    if spec.wrapping is None:
+        return rules
+    trunk = spec.wrapping.row.trunks[0]
+    return [replace(rule, theirs=placed(rule.theirs, ALONE, trunk)) for rule in rules]
+
+
+def architecture(spec: DecoderSpec) -> str:
+    """The class in transformers of the model that a decoder's checkpoint holds.
+
+    Args:
         spec: the decoder.
     """
-    return FAMILIES[spec.family].rules(spec)
+    if spec.wrapping is not None:
+        return spec.wrapping.row.architecture
+    return FAMILIES[spec.family].architecture

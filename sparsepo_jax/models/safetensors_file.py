@@ -1,7 +1,10 @@
 """One safetensors file, read into NumPy; errors are the user's to mend."""
 
+import json
+import struct
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -69,3 +72,47 @@ def tensor_names(file: Any) -> list[str]:
         file: what `open_safetensors` gave.
     """
     return list(file.keys())
+
+
+def copy_tensors(sources: Mapping[str, Path], target: Path) -> int:
+    """Writes tensors of other safetensors files into a new one: byte by byte, whatever their types.
+
+    Args:
+        sources: the file of each tensor, by its name.
+        target: the file to write.
+
+    Returns:
+        The bytes of the tensors.
+    """
+    headers = {path: _header(path) for path in sorted(set(sources.values()))}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    total = 0
+    for name, path in sources.items():
+        begin, end = headers[path][1][name]["data_offsets"]
+        entries[name] = {**headers[path][1][name], "data_offsets": [total, total + end - begin]}
+        total += end - begin
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)  # the data begins at a multiple of 8
+    with target.open("wb") as out:
+        out.write(struct.pack("<Q", len(header)) + header)
+        for name, path in sources.items():
+            data_start, fields = headers[path]
+            begin, end = fields[name]["data_offsets"]
+            with path.open("rb") as file:
+                file.seek(data_start + begin)
+                _copy_bytes(file, out, end - begin)
+    return total
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """(where the data begins, fields of each tensor by name) of a safetensors file."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return 8 + length, json.loads(file.read(length))
+
+
+def _copy_bytes(file: BinaryIO, out: BinaryIO, size: int) -> None:
+    while size:
+        piece = file.read(min(size, 2**24))
+        out.write(piece)
+        size -= len(piece)

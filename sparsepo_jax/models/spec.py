@@ -5,24 +5,33 @@ No JAX here. Which fields there may be, and what happens to those that are not r
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from sparsepo_jax.models.config_fields import Fields, SpecError, check_fields, note_of_ignored, shown
+from sparsepo_jax.models.config_fields import (
+    Fields,
+    SpecError,
+    check_fields,
+    check_wrapper,
+    note_of_ignored,
+    shown,
+)
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.families import FAMILIES
+from sparsepo_jax.models.wrappers import WRAPPERS, Wrapping, read_text_config, read_wrapping
 
 
 def spec_from_hf(config: Mapping[str, Any]) -> DecoderSpec:
     """The spec of a Hugging Face config.
 
     Args:
-        config: the content of a config.json.
+        config: the content of a config.json. Of a model around a text model, the text model is read.
 
     Raises:
         SpecError: in one line, what we cannot run faithfully.
     """
-    family, fields = _fields(config)
-    return _checked(FAMILIES[family].read(fields.config))
+    family, fields, wrapping = _fields(config)
+    return _checked(replace(FAMILIES[family].read(fields.config), wrapping=wrapping))
 
 
 def ignored_note(config: Mapping[str, Any], where: str) -> str | None:
@@ -35,15 +44,23 @@ def ignored_note(config: Mapping[str, Any], where: str) -> str | None:
     Raises:
         SpecError: as `spec_from_hf`.
     """
-    family, fields = _fields(config)
+    family, fields, wrapping = _fields(config)
+    if wrapping is not None:
+        config, where = read_text_config(config, wrapping), f"{where}: text_config"
     return note_of_ignored(fields.ignored, config, family, where)
 
 
-def _fields(config: Mapping[Any, Any]) -> tuple[str, Fields]:
+def _fields(config: Mapping[Any, Any]) -> tuple[str, Fields, Wrapping | None]:
+    """(family, its fields, the wrapper that they were found in)."""
+    wrapping = read_wrapping(config)
+    if wrapping is not None:
+        check_wrapper(config, wrapping.model_type)
+        config = read_text_config(config, wrapping)
     family = config.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
-        raise SpecError(f"model_type: unknown architecture {shown(family)}; known: {', '.join(FAMILIES)}")
-    return family, check_fields(config, family)
+        known = ", ".join((*FAMILIES, *WRAPPERS))
+        raise SpecError(f"model_type: unknown architecture {shown(family)}; known: {known}")
+    return family, check_fields(config, family), wrapping
 
 
 def _checked(spec: DecoderSpec) -> DecoderSpec:

@@ -4,7 +4,7 @@ Errors are collected: a checkpoint with three wrong tensors gives one message th
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from sparsepo_jax.models.directory import config_dtype, read_config, weight_file
 from sparsepo_jax.models.families import family_rules
 from sparsepo_jax.models.safetensors_file import open_safetensors, read_float32, tensor_names
 from sparsepo_jax.models.weight_rules import Rule
+from sparsepo_jax.models.wrappers import carried_names, name_in
 
 # Buffers that old checkpoints carry and that our forward pass does not need: causal masks, rotary tables.
 _BUFFERS = (
@@ -26,7 +27,7 @@ _BUFFERS = (
     ".attention.masked_bias",
     ".rotary_emb.inv_freq",
 )
-_HEADS = ("lm_head.weight", "embed_out.weight")
+_HEADS = ("lm_head.weight", "embed_out.weight", "language_model.lm_head.weight")
 _MASKS = ("common_mask.", "rw_mask.", "kl_mask.")
 _DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 
@@ -89,8 +90,9 @@ def stream_hf(
     stored_name = _stored_names(spec, shapes)
     places, faults = _match(spec, shapes, expected, stored_name)
     tied_heads = set(_HEADS) if spec.tied_head else set()
+    carried = set(carried_names(spec.wrapping, shapes))
     for name in sorted(shapes.keys() - places.keys() - tied_heads):
-        if not name.endswith(_BUFFERS) and not is_mask_tensor(name):
+        if not name.endswith(_BUFFERS) and not is_mask_tensor(name) and name not in carried:
             faults.append(f"{name} is not part of this architecture ({spec.family})")
     if faults:
         raise UserError(f"{where}: {len(faults)} tensor(s) do not fit config.json: " + "; ".join(faults))
@@ -148,16 +150,17 @@ def _embedding_name(spec: DecoderSpec) -> str:
     return next(rule.theirs for rule in family_rules(spec) if rule.ours == ("embed.embedding",))
 
 
-def _stored_names(spec: DecoderSpec, shapes: Container[str]) -> Callable[[str], str]:
+def _stored_names(spec: DecoderSpec, shapes: Collection[str]) -> Callable[[str], str]:
     """A function from a tensor's full name to its name in a checkpoint.
 
-    A checkpoint of the bare trunk lacks the first part of the names. A tied embedding may be stored under
-    the name of the head alone.
+    A checkpoint of the bare trunk lacks the first part of the names, one of a wrapper may have another. A
+    tied embedding may be stored under the name of the head alone.
     """
-    embedding = _embedding_name(spec)
+    embedding, placed_name = _embedding_name(spec), name_in(spec.wrapping, shapes)
 
     def stored_name(full_name: str) -> str:
-        name = full_name if full_name in shapes else full_name.split(".", 1)[1]
+        name = placed_name(full_name)
+        name = name if name in shapes else name.split(".", 1)[1]
         if full_name == embedding and spec.tied_head and name not in shapes:
             return next((head for head in _HEADS if head in shapes), name)
         return name
@@ -324,6 +327,10 @@ class SafeTensors:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor by name."""
         return {name: shape for shapes in self._files.values() for name, shape in shapes.items()}
+
+    def files(self) -> dict[str, Path]:
+        """The file of each tensor by name."""
+        return {name: path for path, shapes in self._files.items() for name in shapes}
 
     def read(self, names: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
         """(name, float32 array) of those of the names that there are, in the order of the files.

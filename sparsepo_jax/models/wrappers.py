@@ -7,21 +7,18 @@ of three kinds (Qwen's mrope) are then all the same, and rotate as plain ones do
 No JAX here.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sparsepo_jax.models.config_fields import SpecError, shown
 from sparsepo_jax.models.text_defaults import TEXT_DEFAULTS
 
-# What the names of the text model's tensors begin with, in the place of "model." -> what precedes "lm_head.".
-_TRUNKS = {
-    "model.language_model.": "",
-    "language_model.model.": "language_model.",
-    "model.text_model.": "",
-    "model.": "",
-}
-_NEW, _OLD, _TEXT, _BARE = _TRUNKS
+ALONE = "model."  # what the names of a text model's tensors begin with, but for its head's
+_NEW, _OLD, _TEXT = "model.language_model.", "language_model.model.", "model.text_model."
+# What the names of the head begin with, by what the others begin with.
+_BEFORE_HEAD = {ALONE: "", _NEW: "", _OLD: "language_model.", _TEXT: ""}
 
 
 class Wrapper(NamedTuple):
@@ -31,7 +28,7 @@ class Wrapper(NamedTuple):
         architecture: transformers' class.
         image_tokens: config fields with tokens that stand for a piece of an image -> their defaults.
         text: `model_type` of a text_config that names none.
-        trunks: beginnings of the text model's names in checkpoints, the first as transformers' modules have it.
+        trunks: what the text model's names begin with in checkpoints; first that of transformers' modules.
         takes_flat: the text model's fields may stand beside the others, without a text_config.
         tied_by_either: head and embedding are one if the config or its text_config says so; else the config
             decides, and where it is silent the text_config.
@@ -53,7 +50,7 @@ WRAPPERS: dict[str, Wrapper] = {
         "Qwen2VLForConditionalGeneration",
         _QWEN_TOKENS,
         "qwen2_vl_text",
-        trunks=(_NEW, _BARE),
+        trunks=(_NEW, ALONE),
         takes_flat=True,
         tied_by_either=True,
     ),
@@ -61,7 +58,7 @@ WRAPPERS: dict[str, Wrapper] = {
         "Qwen2_5_VLForConditionalGeneration",
         _QWEN_TOKENS,
         "qwen2_5_vl_text",
-        trunks=(_NEW, _BARE),
+        trunks=(_NEW, ALONE),
         takes_flat=True,
         tied_by_either=True,
     ),
@@ -95,7 +92,7 @@ REFUSED = {
     "paligemma": "its text model sees a prompt in both directions",
     "gemma3n": "its layers get embeddings of their own and share keys and values",
     "llama4": "its text model has experts and layers of several kinds",
-    "internvl_chat": "it needs code from its checkpoint: take the one for transformers, whose name ends in -hf",
+    "internvl_chat": "it needs code of its own: take the checkpoint for transformers, whose name ends in -hf",
 }
 # Text models that only wrappers have, and the family that computes the same from text.
 _FAMILIES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
@@ -177,9 +174,8 @@ def read_text_config(config: Mapping[Any, Any], wrapping: Wrapping) -> dict[Any,
     if row.takes_flat and kind == name:  # as older versions wrote it
         kind = row.text
     if not isinstance(kind, str) or kind not in TEXT_DEFAULTS:
-        raise SpecError(
-            f"{name}: text_config.model_type: {shown(kind)} is not supported; known: {', '.join(TEXT_DEFAULTS)}"
-        )
+        known = ", ".join(TEXT_DEFAULTS)
+        raise SpecError(f"{name}: text_config.model_type: {shown(kind)} is not supported; known: {known}")
     text = {**TEXT_DEFAULTS[kind], **stored, "model_type": _FAMILIES.get(kind, kind)}
     text["tie_word_embeddings"] = _is_tied(config, text, row, name)
     if kind in _FAMILIES:
@@ -209,41 +205,69 @@ def _as_plain_rotation(rope: Mapping[Any, Any]) -> dict[Any, Any]:
     return plain
 
 
+def from_scratch_problem(config: Mapping[Any, Any]) -> str | None:
+    """What to do with a config that describes a wrapper, where no checkpoint is; None: it describes none.
+
+    Args:
+        config: the content of policy.config.
+    """
+    name = config.get("model_type")
+    if name not in WRAPPERS:
+        return None
+    return (
+        f"{name} is a text model and what sees images, which only a checkpoint can bring: set policy.path, "
+        "or give the fields of text_config alone, with its model_type"
+    )
+
+
 # ---------------------------------------------------------------- names of tensors
 
 
-def placed(name: str, trunk: str) -> str:
-    """A tensor's name within a wrapper.
+def placed(name: str, trunk: str, new_trunk: str) -> str:
+    """A tensor's name where the text model lies elsewhere.
 
     Args:
-        name: in the text model alone, like model.norm.weight or lm_head.weight.
-        trunk: one of a wrapper's `trunks`.
+        name: where it lies in `trunk`.
+        trunk: ALONE, or one of a wrapper's `trunks`.
+        new_trunk: another of them.
     """
-    if name.startswith("model."):
-        return trunk + name.removeprefix("model.")
-    return _TRUNKS[trunk] + name
+    if name.startswith(trunk):
+        return new_trunk + name.removeprefix(trunk)
+    return _BEFORE_HEAD[new_trunk] + name.removeprefix(_BEFORE_HEAD[trunk])
 
 
-def stored_trunk(wrapping: Wrapping, names: Mapping[str, Any]) -> str:
-    """The beginning of the text model's names in a checkpoint; that of transformers' modules if none fits.
+def name_in(wrapping: Wrapping | None, names: Collection[str]) -> Callable[[str], str]:
+    """A function from a tensor's full name, as transformers' modules have it, to its name in a checkpoint.
 
     Args:
-        wrapping: of the checkpoint.
-        names: of its tensors.
+        wrapping: of the checkpoint; None: the text model stands alone, and all names stay.
+        names: of the checkpoint's tensors.
     """
+    if wrapping is None:
+        return str
+    trunks = wrapping.row.trunks
+    return functools.partial(placed, trunk=trunks[0], new_trunk=_stored_trunk(wrapping, names))
+
+
+def carried_names(wrapping: Wrapping | None, names: Collection[str]) -> list[str]:
+    """The tensors of a wrapper that are none of its text model's; an export takes them over.
+
+    Args:
+        wrapping: of the checkpoint; None: the text model stands alone, and there are none.
+        names: of the checkpoint's tensors.
+    """
+    if wrapping is None:
+        return []
+    trunk = _stored_trunk(wrapping, names)
+    of_text = (trunk, f"{_BEFORE_HEAD[trunk]}lm_head.")
+    return [name for name in names if not name.startswith(of_text)]
+
+
+def _stored_trunk(wrapping: Wrapping, names: Collection[str]) -> str:
+    """What the text model's names begin with in a checkpoint; as in transformers' modules if nothing fits."""
     trunks = wrapping.row.trunks
     fitting = (trunk for trunk in trunks if any(name.startswith(f"{trunk}layers.") for name in names))
     return next(fitting, trunks[0])
-
-
-def is_carried(name: str, trunk: str) -> bool:
-    """Whether a tensor of a checkpoint is none of the text model's.
-
-    Args:
-        name: its name there.
-        trunk: the beginning of the text model's names there.
-    """
-    return not name.startswith((trunk, f"{_TRUNKS[trunk]}lm_head."))
 
 
 # ---------------------------------------------------------------- config.json of an export

@@ -26,6 +26,7 @@ from sparsepo_jax.config.schema.training import Training
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder_spec import choose_projections
+from sparsepo_jax.models.wrappers import from_scratch_problem
 from sparsepo_jax.run.check_compute import choice_lines
 from sparsepo_jax.run.local import MODEL_ID, Count, is_local, total
 from sparsepo_jax.run.memory import memory_text
@@ -52,6 +53,8 @@ def make_plan_text(config: Config) -> str:
     """
     mistakes: list[str] = []
     policy = read_policy(config, mistakes)
+    if config.policy.path is None and (problem := from_scratch_problem(config.policy.config or {})):
+        mistakes.append(f"policy.config: {problem}")
     adapters = read_adapters(config, policy, mistakes)
     config = adapters.config
     reference = _read_reference(config, policy, mistakes)

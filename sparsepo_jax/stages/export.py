@@ -12,6 +12,7 @@ from sparsepo_jax.config.load import config_text
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.models.lora import Lora, merge_adapters, split_adapters
+from sparsepo_jax.models.weights import find_checkpoint
 from sparsepo_jax.run.resume import TRAINING
 from sparsepo_jax.sharding.mesh import to_host
 from sparsepo_jax.stages.context import Run, say
@@ -106,8 +107,16 @@ def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None
         _card(run, masks),
         dtype=dtype,
         generation=generation,
+        source=_wrapped_source(run),
     )
     _export_tokenizer(run, path)
+
+
+def _wrapped_source(run: Run) -> Path | None:
+    """The checkpoint from which an export takes what is around the text model; None: nothing is."""
+    if run.spec.wrapping is None or run.config.policy.path is None:
+        return None
+    return find_checkpoint(run.config.policy.path)
 
 
 def _export_adapter(run: Run, parts: Parts, adapters: Weights, lora: Lora, masks: Weights) -> None:

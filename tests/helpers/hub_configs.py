@@ -154,6 +154,64 @@ IGNORED = {
     "starcoderbase-7b": _STARCODER,
 }
 EIGHT = list(CONFIGS)[:8]
+_GEMMA3_VISION = {"hidden_size": 1152, "image_size": 896, "intermediate_size": 4304, "model_type":
+    "siglip_vision_model", "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14,
+    "vision_use_head": False}
+_GEMMA3 = {"architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index":
+    256000, "eos_token_id": [1, 106], "image_token_index": 262144, "initializer_range": 0.02,
+    "mm_tokens_per_image": 256, "model_type": "gemma3", "torch_dtype": "bfloat16", "vision_config":
+    _GEMMA3_VISION}
+_GEMMA3_TEXT = {"model_type": "gemma3_text", "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "sliding_window": 1024}
+_QWEN_VL = {"bos_token_id": 151643, "eos_token_id": 151645, "hidden_act": "silu", "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "use_cache": True}
+_QWEN_VL_TOKENS = {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653}
+
+# Models around a text model, and the parameters of the text model in billions, its head included.
+WRAPPED = {
+    "gemma-3-4b-it": (_GEMMA3 | {"text_config": _GEMMA3_TEXT | {"hidden_size": 2560, "intermediate_size":
+        10240, "num_hidden_layers": 34}}, 3.88),
+    "gemma-3-12b-it": (_GEMMA3 | {"text_config": _GEMMA3_TEXT | {"hidden_size": 3840, "intermediate_size":
+        15360, "num_attention_heads": 16, "num_hidden_layers": 48, "num_key_value_heads": 8}}, 11.77),
+    "gemma-3-27b-it": (_GEMMA3 | {"text_config": _GEMMA3_TEXT | {"head_dim": 128, "hidden_size": 5376,
+        "intermediate_size": 21504, "num_attention_heads": 32, "num_hidden_layers": 62, "num_key_value_heads":
+        16, "query_pre_attn_scalar": 168}}, 27.01),
+    "Mistral-Small-3.1-24B-Instruct-2503": ({"architectures": ["Mistral3ForConditionalGeneration"],
+        "image_token_index": 10, "model_type": "mistral3", "multimodal_projector_bias": False,
+        "projector_hidden_act": "gelu", "spatial_merge_size": 2, "text_config": {"attention_dropout": 0.0,
+        "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120, "initializer_range": 0.02,
+        "intermediate_size": 32768, "max_position_embeddings": 131072, "model_type": "mistral",
+        "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+        "rope_theta": 1000000000.0, "sliding_window": None, "use_cache": True, "vocab_size": 131072},
+        "torch_dtype": "bfloat16", "vision_config": {"attention_dropout": 0.0, "head_dim": 64, "hidden_act":
+        "gelu", "hidden_size": 1024, "image_size": 1540, "initializer_range": 0.02, "intermediate_size": 4096,
+        "model_type": "pixtral", "num_attention_heads": 16, "num_channels": 3, "num_hidden_layers": 24,
+        "patch_size": 14, "rope_theta": 10000.0}, "vision_feature_layer": -1}, 23.57),
+    "Qwen2.5-VL-7B-Instruct": (_QWEN_VL | {"architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "attention_dropout": 0.0, "hidden_size": 3584, "intermediate_size": 18944, "max_position_embeddings":
+        128000, "max_window_layers": 28, "model_type": "qwen2_5_vl", "num_attention_heads": 28,
+        "num_hidden_layers": 28, "num_key_value_heads": 4, "sliding_window": 32768, "tie_word_embeddings":
+        False, "torch_dtype": "bfloat16", "use_sliding_window": False, "vision_config": {"depth": 32,
+        "hidden_size": 1280, "model_type": "qwen2_5_vl"}, "vision_token_id": 151654, "rope_scaling": {"type":
+        "mrope", "mrope_section": [16, 24, 24]}, "vocab_size": 152064, **_QWEN_VL_TOKENS}, 7.62),
+    "Qwen3-VL-4B-Instruct": ({"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl",
+        "text_config": {"attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643, "dtype":
+        "bfloat16", "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2560,
+        "initializer_range": 0.02, "intermediate_size": 9728, "max_position_embeddings": 262144, "model_type":
+        "qwen3_vl_text", "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-6, "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20],
+        "rope_type": "default"}, "rope_theta": 5000000, "tie_word_embeddings": True, "use_cache": True,
+        "vocab_size": 151936}, "tie_word_embeddings": True, "vision_config": {"depth": 24, "hidden_size":
+        1024, "model_type": "qwen3_vl"}, **_QWEN_VL_TOKENS}, 4.02),
+    "llava-1.5-7b-hf": ({"architectures": ["LlavaForConditionalGeneration"], "ignore_index": -100,
+        "image_token_index": 32000, "model_type": "llava", "pad_token_id": 32001, "projector_hidden_act":
+        "gelu", "text_config": {"_name_or_path": "lmsys/vicuna-7b-v1.5", "architectures":
+        ["LlamaForCausalLM"], "max_position_embeddings": 4096, "model_type": "llama", "rms_norm_eps": 1e-5,
+        "torch_dtype": "float16", "vocab_size": 32064}, "tie_word_embeddings": False, "torch_dtype":
+        "float16", "vision_config": {"hidden_size": 1024, "model_type": "clip_vision_model"},
+        "vision_feature_layer": -2, "vision_feature_select_strategy": "default"}, 6.74),
+}
 # fmt: on
 
 

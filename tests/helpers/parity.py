@@ -14,6 +14,7 @@ from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.directory import read_config
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors
+from sparsepo_jax.models.wrappers import WRAPPERS
 from sparsepo_jax.ops.attention import Given
 
 IDS = np.random.default_rng(0).integers(0, 31, (2, 9))  # two rows without padding
@@ -21,15 +22,14 @@ VALID = np.ones((2, 9), bool)
 
 
 def make_theirs(config, **settings):
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     torch.manual_seed(0)
     config = dict(config)
+    auto = AutoModelForImageTextToText if config["model_type"] in WRAPPERS else AutoModelForCausalLM
     if config["model_type"] == "gemma2":  # its other kernels leave out the cap on scores
         settings |= {"attn_implementation": "eager"}
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(config.pop("model_type"), **config), **settings
-    )
+    model = auto.from_config(AutoConfig.for_model(config.pop("model_type"), **config), **settings)
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases away from 1 and 0, so that each is seen
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -1,0 +1,77 @@
+"""The stage score, on a checkpoint as transformers writes it, against transformers' own log-probabilities."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from helpers.parity import make_theirs
+from helpers.program import lines_of, run
+from sparsepo_jax.data.tokenizers import END, make_word_tokenizer
+
+ROWS = [
+    {"prompt": "the film", "chosen": " was very good", "rejected": " was a bit dull"},
+    {"prompt": "it is not", "chosen": " too long and not dull but good", "rejected": " good"},
+    {"prompt": "so the film was long but it is very", "chosen": " good", "rejected": " very very very dull"},
+]
+WORDS = sorted({word for row in ROWS for text in row.values() for word in text.split()})
+
+
+def write_checkpoint(
+    config: dict, directory: Path, dtype: torch.dtype = torch.float32, **saving
+) -> torch.nn.Module:
+    """A tiny random model of a config, saved by transformers with a tokenizer beside it; returns the model.
+
+    saving: goes to save_pretrained.
+    """
+    model = make_theirs(config).to(dtype)
+    model.generation_config.eos_token_id = 0
+    model.save_pretrained(directory, **saving)
+    make_word_tokenizer(WORDS).save_pretrained(directory)
+    return model.float()
+
+
+def scored(directory: Path, checkpoint: Path, *overrides: str) -> list[dict]:
+    """The records of scores.jsonl of a run in `directory` that scores ROWS with a checkpoint as it lies."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = directory / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    output = run(
+        directory,
+        "objective={kind: dpo}",
+        *overrides,
+        stages=["score"],
+        sft=None,
+        po=None,
+        tokenizer=None,
+        generation=None,
+        policy={"config": None, "path": str(checkpoint)},
+        data={"sft": [], "train": [], "eval": [{"path": str(rows)}]},
+        compute={"dtype": "float32"},
+    )
+    return sorted(lines_of(output / "scores.jsonl"), key=lambda record: record["index"])
+
+
+def largest_difference(model: torch.nn.Module, directory: Path, records: list[dict]) -> float:
+    """Of all log-probabilities of response tokens, policy's and reference's, and transformers' own.
+
+    The tokens are checked, too: END, the words of prompt and response, END.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert len(records) == len(ROWS)
+    worst = 0.0
+    for row, record in zip(ROWS, records, strict=True):
+        for name in ("chosen", "rejected"):
+            text = f"{END} {row['prompt']}{row[name]} {END}"
+            ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+            assert record["prompt_ids"] + record[name]["token_ids"] == ids.tolist()
+            with torch.no_grad():
+                logp_SV = torch.log_softmax(model(input_ids=ids[None]).logits[0], dim=-1)
+            begin = len(record["prompt_ids"])
+            expected = logp_SV[torch.arange(begin - 1, len(ids) - 1), ids[begin:]].numpy()
+            for field in ("logp", "ref_logp"):
+                worst = max(worst, float(np.abs(np.array(record[name][field]) - expected).max()))
+    return worst

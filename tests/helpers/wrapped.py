@@ -1,0 +1,126 @@
+"""Tiny models around a text model, as transformers makes them: config.json content by name."""
+
+from helpers.tiny import LLAMA
+
+_TEXT = {name: value for name, value in LLAMA.items() if name not in ("model_type", "rms_norm_eps")}
+_VISION = {
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+_SIGLIP = _VISION | {"model_type": "siglip_vision_model"}
+_CLIP = _VISION | {"model_type": "clip_vision_model", "projection_dim": 8}
+_QWEN_VISION = {"depth": 1, "num_heads": 2, "patch_size": 2}
+_QWEN25_VISION = _QWEN_VISION | {
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "out_hidden_size": 16,
+    "fullatt_block_indexes": [0],
+}
+_MROPE = {"rope_type": "default", "rope_theta": 50.0}
+_IMAGE = {"image_token_id": 30, "video_token_id": 29}
+
+WRAPPED = {
+    "gemma3 around gemma3_text": {
+        "model_type": "gemma3",
+        "text_config": _TEXT
+        | {
+            "model_type": "gemma3_text",
+            "num_hidden_layers": 3,
+            "head_dim": 8,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        "vision_config": _SIGLIP,
+        "mm_tokens_per_image": 4,
+        "image_token_index": 30,
+    },
+    "mistral3 around mistral": {
+        "model_type": "mistral3",
+        "text_config": _TEXT | {"model_type": "mistral", "head_dim": 8, "sliding_window": None},
+        "vision_config": _VISION | {"model_type": "pixtral", "head_dim": 4},
+        "tie_word_embeddings": False,
+        "image_token_index": 30,
+    },
+    "mistral3, tied": {
+        "model_type": "mistral3",
+        "text_config": _TEXT | {"model_type": "mistral", "head_dim": 8, "sliding_window": 5},
+        "vision_config": _VISION | {"model_type": "pixtral", "head_dim": 4},
+        "tie_word_embeddings": True,
+        "image_token_index": 30,
+    },
+    "qwen3_vl": {
+        "model_type": "qwen3_vl",
+        "text_config": _TEXT
+        | {
+            "head_dim": 8,
+            "rope_parameters": _MROPE | {"mrope_section": [2, 1, 1], "mrope_interleaved": True},
+        },
+        "vision_config": _QWEN_VISION
+        | {
+            "hidden_size": 8,
+            "intermediate_size": 12,
+            "out_hidden_size": 16,
+            "num_position_embeddings": 4,
+            "deepstack_visual_indexes": [0],
+        },
+        **_IMAGE,
+    },
+    "qwen2_5_vl": {
+        "model_type": "qwen2_5_vl",
+        "text_config": _TEXT | {"rope_parameters": _MROPE | {"mrope_section": [1, 1, 0]}},
+        "vision_config": _QWEN25_VISION,
+        **_IMAGE,
+    },
+    "qwen2_vl, tied": {
+        "model_type": "qwen2_vl",
+        "text_config": _TEXT | {"rope_parameters": _MROPE | {"mrope_section": [1, 1, 0]}},
+        "vision_config": _QWEN_VISION | {"embed_dim": 8, "hidden_size": 16},
+        "tie_word_embeddings": True,
+        **_IMAGE,
+    },
+    "llava around llama": {
+        "model_type": "llava",
+        "text_config": _TEXT | {"model_type": "llama"},
+        "vision_config": _CLIP,
+        "image_token_index": 30,
+    },
+    "llava_next around mistral": {
+        "model_type": "llava_next",
+        "text_config": _TEXT | {"model_type": "mistral", "sliding_window": 5},
+        "vision_config": _CLIP,
+        "image_token_index": 30,
+    },
+    "llava_onevision around qwen2, tied": {
+        "model_type": "llava_onevision",
+        "text_config": _TEXT | {"model_type": "qwen2", "tie_word_embeddings": True},
+        "vision_config": _SIGLIP,
+        "image_token_index": 30,
+        "video_token_index": 29,
+    },
+    "idefics3 around llama": {
+        "model_type": "idefics3",
+        "text_config": _TEXT | {"model_type": "llama"},
+        "vision_config": _SIGLIP | {"model_type": "idefics3_vision"},
+        "image_token_id": 30,
+    },
+    "smolvlm around llama, tied": {
+        "model_type": "smolvlm",
+        "text_config": _TEXT | {"model_type": "llama"},
+        "vision_config": _SIGLIP | {"model_type": "smolvlm_vision"},
+        "tie_word_embeddings": True,
+        "image_token_id": 30,
+    },
+    "internvl around qwen2": {
+        "model_type": "internvl",
+        "text_config": _TEXT | {"model_type": "qwen2"},
+        "vision_config": _VISION
+        | {"model_type": "internvl_vision", "image_size": [8, 8], "patch_size": [4, 4]},
+        "tie_word_embeddings": False,
+        "image_token_id": 30,
+    },
+}
