@@ -84,6 +84,13 @@ def test_every_result_is_on_some_page():
     assert not [name for name in RESULTS.load_results() if f"results.{name}" not in templates]
 
 
+def test_the_tables_of_models_are_those_of_the_package():
+    models = script("models")
+    text = TEXT["docs/guides/models.md"]
+    assert models.rendered(text) == text, "run: python docs/models.py"
+    assert models.MODELS.keys() == models.FAMILIES.keys() | models.WRAPPERS.keys()
+
+
 # ---------------------------------------------------------------- configuration and objectives
 
 

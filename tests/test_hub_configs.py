@@ -384,16 +384,25 @@ RECIPES = {
     "tldr_sft": "gpt-j-6b",
     "mbpp": "starcoderbase-1b",
     "ultrafeedback": "Qwen3-0.6B",
+    "qwen3_8b": "Qwen3-8B",
+    "gemma3_4b": "gemma-3-4b-it",
 }
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_passes_the_check_with_the_published_config_in_place(recipe, tmp_path, capsys):
+    """And the shape that the recipe gives, for checks without the checkpoint, is the published one."""
     path = Path(__file__).parents[1] / "configs" / "recipes" / f"{recipe}.yaml"
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[RECIPES[recipe]]))
-    assert load_config(str(path), [])[0].policy.path
+    name = RECIPES[recipe]
+    published = PUBLISHED[name] if name in PUBLISHED else hub_configs.WRAPPED[name][0]
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    policy, spec = load_config(str(path), [])[0].policy, spec_from_hf(published)
+    assert policy.path
     assert main(["--config", str(path), "--check", f"policy.path={tmp_path}"]) == 0
-    assert f"policy      {tmp_path}: {PUBLISHED[RECIPES[recipe]]['model_type']}, " in capsys.readouterr().out
+    assert f"policy      {tmp_path}: {spec.family}, " in capsys.readouterr().out
+    if policy.config is not None:
+        around = {"wrapping": spec.wrapping, "init_std": spec.init_std}
+        assert dataclasses.replace(spec_from_hf(policy.config), **around) == spec
 
 
 def test_a_run_says_at_its_start_which_fields_are_ignored(tmp_path, capsys):

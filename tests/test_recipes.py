@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers.program import lines_of
+from helpers.tiny import CONFIGS
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.main import main
 from sparsepo_jax.run.check import make_plan_text
@@ -23,10 +24,26 @@ TINY = {
     "tie_word_embeddings: true}",
 }
 FAMILY = {"imdb": "gpt2", "hh": "gpt_neox", "tldr": "gptj", "mbpp": "gpt_bigcode", "ultrafeedback": "qwen3"}
+# Recipes of today's models on chosen and rejected conversations, with the tiny model that stands for each.
+CHATS = {
+    "ultrafeedback": None,
+    "qwen3_1_7b": CONFIGS["qwen3"],
+    "qwen3_8b": CONFIGS["qwen3"],
+    "gemma3_4b": CONFIGS["gemma3, local and global layers"],
+}
+
+
+def tiny_model(task: str) -> str:
+    """policy.config of the recipe's family, small, as YAML."""
+    if CHATS.get(task) is None:
+        return TINY[FAMILY[task.removesuffix("_sft")]]
+    config = {name: value for name, value in CHATS[task].items() if name != "vocab_size"}
+    return json.dumps(config | {"max_position_embeddings": 96})
 
 
 def rows(task: str, n: int) -> dict:
     """Row n as the task's data has it."""
+    task = "ultrafeedback" if task in CHATS else task
     text = {"prompt": f"Film {n} was", "chosen": f" good {n}.", "rejected": f" dull {n}."}
     hh = f"\n\nHuman: Is {n} even?\n\nAssistant:"
 
@@ -76,7 +93,7 @@ def test_a_recipe_runs_shrunk(path, tmp_path):
     overrides = [
         f"output_dir={tmp_path / 'run'}",
         "policy.path=null",
-        f"policy.config={TINY[FAMILY[task.removesuffix('_sft')]]}",
+        f"policy.config={tiny_model(task)}",
         "tokenizer={kind: bytes}",
         f"data.{train}.0.path={tmp_path / 'rows.jsonl.gz'}",
         f"data.cache_dir={tmp_path}",
@@ -99,13 +116,14 @@ def test_a_recipe_runs_shrunk(path, tmp_path):
             "evaluation.sampled_prompts=8",
             "objective.mask.init=ones",
         ]
-    if task == "ultrafeedback":  # bytes have no chat template
+    if task in CHATS:  # bytes have no chat template
         overrides += ["data.template=paper", "data.template_arguments={}"]
     if config.data.holdout is not None:
         overrides.append("data.holdout.share=0.3")
     assert main(["--config", str(path), *overrides]) == 0
     export = tmp_path / "run" / "export"
-    assert (export / ("adapter/adapter_config.json" if task == "tldr" else "model.safetensors")).exists()
+    expected = "model.safetensors" if config.export.merged else "adapter/adapter_config.json"
+    assert (export / expected).exists()
     assert lines_of(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 2
     assert sft or (tmp_path / "run" / "report.html").exists()
 

@@ -30,6 +30,8 @@ _QWEN2 = _LLAMA | {
     "intermediate_size": 22016,
     "num_key_value_heads": 32,
     "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
 }
 _QWEN2_VL = {
     "vocab_size": 152064,
@@ -42,6 +44,8 @@ _QWEN2_VL = {
     "max_position_embeddings": 32768,
     "initializer_range": 0.02,
     "rms_norm_eps": 1e-5,
+    "sliding_window": 4096,
+    "max_window_layers": 80,
     "rope_theta": 1e6,
 }
 

@@ -1,0 +1,95 @@
+"""The tables of models in docs/guides/models.md, made from the package's own tables.
+
+    python docs/models.py             write them
+    python docs/models.py --check     only say whether they are as they should be; 1 if not
+
+A test runs the second.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from sparsepo_jax.models.families import FAMILIES
+from sparsepo_jax.models.text_defaults import TEXT_DEFAULTS
+from sparsepo_jax.models.wrappers import REFUSED, WRAPPERS
+
+PAGE = Path(__file__).parent / "guides" / "models.md"
+# Well-known models by `model_type`.
+MODELS = {
+    "gpt2": "GPT-2, DistilGPT-2",
+    "gpt_bigcode": "StarCoderBase",
+    "gptj": "GPT-J",
+    "gpt_neox": "Pythia, GPT-NeoX-20B",
+    "llama": "Llama 2 and 3, SmolLM 1 and 2, Vicuna",
+    "mistral": "Mistral 7B, Mistral Small 3.0",
+    "qwen2": "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen",
+    "qwen3": "Qwen3",
+    "olmo2": "OLMo 2",
+    "gemma2": "Gemma 2",
+    "gemma3_text": "Gemma 3 270M and 1B",
+    "gemma3": "Gemma 3 4B, 12B, 27B",
+    "mistral3": "Mistral Small 3.1 and 3.2, Ministral 3",
+    "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+    "llava": "LLaVA 1.5, LLaVA-Interleave",
+    "llava_next": "LLaVA 1.6",
+    "llava_onevision": "LLaVA-OneVision",
+    "aya_vision": "Aya Vision",
+    "cohere2_vision": "Command A Vision",
+    "idefics3": "Idefics3, SmolVLM 1",
+    "smolvlm": "SmolVLM 2",
+    "internvl": "InternVL 3 (the checkpoints whose names end in -hf)",
+}
+
+
+def families_table() -> str:
+    rows = ["| models | `model_type` | class in transformers |", "|---|---|---|"]
+    rows += [f"| {MODELS[name]} | `{name}` | `{row.architecture}` |" for name, row in FAMILIES.items()]
+    return "\n".join(rows)
+
+
+def wrappers_table() -> str:
+    """Those around a text model that we have."""
+    rows = ["| models | `model_type` | class in transformers |", "|---|---|---|"]
+    known = {name: row for name, row in WRAPPERS.items() if row.text in TEXT_DEFAULTS}
+    rows += [f"| {MODELS[name]} | `{name}` | `{row.architecture}` |" for name, row in known.items()]
+    return "\n".join(rows)
+
+
+def refused_list() -> str:
+    return "\n".join(f"* `{name}`: {why}." for name, why in REFUSED.items())
+
+
+BLOCKS = {"families": families_table, "wrappers": wrappers_table, "refused": refused_list}
+
+
+def rendered(text: str) -> str:
+    """The page with its tables. Raises ValueError if a table has no place there."""
+    for name, make in BLOCKS.items():
+        pattern = rf"(<!-- {name}: [^\n]* -->\n).*?(\n<!-- end of {name} -->)"
+        content = f"\n{make()}\n"
+        text, count = re.subn(
+            pattern, lambda match, content=content: match[1] + content + match[2], text, flags=re.DOTALL
+        )
+        if count != 1:
+            raise ValueError(f"{PAGE.name}: expected one block <!-- {name}: ... -->, found {count}")
+    return text
+
+
+def main() -> int:
+    text = PAGE.read_text()
+    if rendered(text) == text:
+        return 0
+    if "--check" in sys.argv:
+        print(f"{PAGE.name}: its tables differ from those of the package; run: python docs/models.py")
+        return 1
+    PAGE.write_text(rendered(text))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
