@@ -25,6 +25,10 @@ MISSING = {  # family -> points that it does not have; the others have all
     "neox": {"attn_resid"},
     "neox, tied": {"attn_resid"},
     "olmo2": {"attn_norm", "mlp_norm"},
+    "olmo3, windows, yarn without them": {"attn_norm", "mlp_norm"},
+    "exaone4, no positions without a window": {"attn_norm", "mlp_norm"},
+    "cohere": {"attn_resid", "mlp_norm"},
+    "cohere2, no positions without a window": {"attn_resid", "mlp_norm"},
 }
 
 

@@ -22,6 +22,7 @@ from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.directory import read_config
 from sparsepo_jax.models.export import save_hf
+from sparsepo_jax.models.families import FAMILIES
 from sparsepo_jax.models.spec import ignored_note, spec_from_hf
 from sparsepo_jax.models.weights import SafeTensors, find_checkpoint
 from sparsepo_jax.ops.attention import Given
@@ -154,8 +155,7 @@ def test_all_wrong_tensors_are_listed_at_once(tmp_path):
     [
         (
             {"model_type": "bloom"},
-            "unknown architecture 'bloom'; known: gpt2, gpt_bigcode, gptj, gpt_neox, llama, mistral, qwen2, "
-            "qwen3, olmo2, gemma2, gemma3_text",
+            "unknown architecture 'bloom'; known: " + ", ".join(FAMILIES),
         ),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True is not supported"),
         ({"n_head": 3}, "no multiple of the 3 heads"),
@@ -318,7 +318,7 @@ def test_a_config_with_any_value_anywhere_is_a_spec_or_one_line(config):
             assert all(kind.rotation is None or kind.rotation.dim <= spec.head_dim for kind in spec.kinds)
             specs += 1
         except SpecError as error:
-            assert str(error).isprintable() and len(str(error)) < 400, str(error)
+            assert str(error).isprintable() and len(str(error)) < 600, str(error)
             refused += 1
     assert len(ROTARY) == 19 and specs > 20 and refused > 500
 

@@ -174,7 +174,8 @@ def _check_layer_types(config: Mapping[Any, Any], family: str) -> None:
     kinds = config.get("layer_types")
     if kinds is None:
         return
-    local = family == "mistral" and config.get("sliding_window", True) is not None
+    has_window = "sliding_window" in READ[family]
+    local = has_window and config.get("sliding_window", family == "mistral" or None) is not None
     expected = "sliding_attention" if local else "full_attention"
     if not is_texts(kinds) or set(kinds) - {expected}:
         raise SpecError(

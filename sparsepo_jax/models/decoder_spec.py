@@ -8,7 +8,7 @@ from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.rope_scaling import Rotation
 from sparsepo_jax.models.wrappers import Wrapping
 
-Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
+Activation = Literal["gelu_tanh", "gelu", "relu", "relu2", "silu"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class DecoderSpec:
         num_kv_heads: key and value heads; divides `num_heads`.
         head_dim: dims of a head.
         norm: LayerNorm (scale and bias) or RMSNorm (scale).
+        norm_bias: layer norms have biases.
         gated_mlp: the MLP is down(act(gate(x)) * up(x)) instead of down(act(up(x))).
         parallel_residual: attention and MLP read the same residual stream.
         shared_norm: one norm serves both of them (parallel residual only).
@@ -98,6 +99,7 @@ class DecoderSpec:
     num_kv_heads: int
     head_dim: int
     norm: Literal["layer", "rms"] = "layer"
+    norm_bias: bool = True
     gated_mlp: bool = False
     parallel_residual: bool = False
     shared_norm: bool = False
@@ -162,7 +164,7 @@ class DecoderSpec:
         return self.matrix_count() + vectors
 
     def _norm_size(self) -> int:
-        return (2 if self.norm == "layer" else 1) * self.width
+        return (2 if self.norm == "layer" and self.norm_bias else 1) * self.width
 
     def _block_vector_count(self) -> int:
         """Weights of the biases and norms of a block."""

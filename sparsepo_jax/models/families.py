@@ -12,6 +12,24 @@ from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.field_values import Config
 from sparsepo_jax.models.gpt_readers import read_gpt2, read_gpt_bigcode, read_gpt_neox, read_gptj
 from sparsepo_jax.models.gpt_rules import gpt2_rules, gpt_neox_rules, gptj_rules
+from sparsepo_jax.models.kin_readers import (
+    read_arcee,
+    read_cohere,
+    read_cohere2,
+    read_ernie4_5,
+    read_exaone4,
+    read_glm4,
+    read_granite,
+    read_granitemoehybrid,
+    read_helium,
+    read_ministral,
+    read_ministral3,
+    read_nemotron,
+    read_olmo3,
+    read_phi3,
+    read_seed_oss,
+    read_smollm3,
+)
 from sparsepo_jax.models.llama_readers import (
     read_gemma2,
     read_gemma3,
@@ -21,7 +39,14 @@ from sparsepo_jax.models.llama_readers import (
     read_qwen2,
     read_qwen3,
 )
-from sparsepo_jax.models.llama_rules import llama_rules
+from sparsepo_jax.models.llama_rules import (
+    cohere_rules,
+    glm4_rules,
+    granite_hybrid_rules,
+    llama_rules,
+    neighbours_rules,
+    phi3_rules,
+)
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.wrappers import ALONE, placed
 
@@ -53,6 +78,22 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family(read_olmo2, llama_rules, "Olmo2ForCausalLM"),
     "gemma2": Family(read_gemma2, llama_rules, "Gemma2ForCausalLM"),
     "gemma3_text": Family(read_gemma3, llama_rules, "Gemma3ForCausalLM"),
+    "smollm3": Family(read_smollm3, llama_rules, "SmolLM3ForCausalLM"),
+    "olmo3": Family(read_olmo3, llama_rules, "Olmo3ForCausalLM"),
+    "phi3": Family(read_phi3, phi3_rules, "Phi3ForCausalLM"),
+    "granite": Family(read_granite, llama_rules, "GraniteForCausalLM"),
+    "granitemoehybrid": Family(read_granitemoehybrid, granite_hybrid_rules, "GraniteMoeHybridForCausalLM"),
+    "ministral": Family(read_ministral, llama_rules, "MinistralForCausalLM"),
+    "ministral3": Family(read_ministral3, llama_rules, "Ministral3ForCausalLM"),
+    "seed_oss": Family(read_seed_oss, llama_rules, "SeedOssForCausalLM"),
+    "cohere": Family(read_cohere, cohere_rules, "CohereForCausalLM"),
+    "cohere2": Family(read_cohere2, cohere_rules, "Cohere2ForCausalLM"),
+    "arcee": Family(read_arcee, llama_rules, "ArceeForCausalLM"),
+    "exaone4": Family(read_exaone4, llama_rules, "Exaone4ForCausalLM"),
+    "helium": Family(read_helium, neighbours_rules, "HeliumForCausalLM"),
+    "ernie4_5": Family(read_ernie4_5, neighbours_rules, "Ernie4_5ForCausalLM"),
+    "glm4": Family(read_glm4, glm4_rules, "Glm4ForCausalLM"),
+    "nemotron": Family(read_nemotron, llama_rules, "NemotronForCausalLM"),
 }
 
 

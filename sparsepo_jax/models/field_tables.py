@@ -17,6 +17,7 @@ _LLAMA = """vocab_size hidden_size intermediate_size num_hidden_layers num_atten
 _QWEN = f"{_LLAMA} hidden_act use_sliding_window sliding_window max_window_layers layer_types"
 _GEMMA = f"""{_LLAMA} hidden_activation attention_bias query_pre_attn_scalar sliding_window layer_types
     final_logit_softcapping attn_logit_softcapping use_bidirectional_attention"""
+_MULTIPLIERS = "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
 _READ = {
     "gpt2": f"{_GPT2} scale_attn_weights scale_attn_by_inverse_layer_idx add_cross_attention",
     "gpt_bigcode": f"{_GPT2} scale_attn_weights add_cross_attention multi_query num_key_value_heads",
@@ -32,6 +33,25 @@ _READ = {
     "olmo2": f"{_LLAMA} hidden_act attention_bias",
     "gemma2": _GEMMA,
     "gemma3_text": f"{_GEMMA} rope_local_base_freq sliding_window_pattern",
+    "smollm3": f"""{_LLAMA} hidden_act use_sliding_window sliding_window layer_types attention_bias mlp_bias
+        no_rope_layers no_rope_layer_interval""",
+    "olmo3": f"{_LLAMA} hidden_act attention_bias sliding_window layer_types",
+    "phi3": f"{_LLAMA} hidden_act sliding_window",
+    "granite": f"{_LLAMA} hidden_act attention_bias mlp_bias {_MULTIPLIERS}",
+    "granitemoehybrid": f"""{_LLAMA} hidden_act attention_bias {_MULTIPLIERS} num_local_experts layer_types
+        shared_intermediate_size position_embedding_type""",
+    "ministral": f"{_LLAMA} hidden_act sliding_window layer_types",
+    "ministral3": f"{_LLAMA} hidden_act sliding_window",
+    "seed_oss": f"{_LLAMA} hidden_act attention_bias attention_out_bias mlp_bias",
+    "cohere": f"{_LLAMA} hidden_act attention_bias logit_scale layer_norm_eps use_qk_norm",
+    "cohere2": f"""{_LLAMA} hidden_act attention_bias logit_scale layer_norm_eps sliding_window
+        sliding_window_pattern layer_types""",
+    "arcee": f"{_LLAMA} hidden_act attention_bias mlp_bias",
+    "exaone4": f"{_LLAMA} hidden_act sliding_window layer_types",
+    "helium": f"{_LLAMA} hidden_act attention_bias mlp_bias",
+    "ernie4_5": f"{_LLAMA} hidden_act use_bias",
+    "glm4": f"{_LLAMA} hidden_act attention_bias",
+    "nemotron": f"{_LLAMA} hidden_act attention_bias mlp_bias norm_eps",
 }
 READ: dict[str, frozenset[str]] = {family: frozenset(names.split()) for family, names in _READ.items()}
 
@@ -43,7 +63,10 @@ _GPT_NAMES = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
-OTHER_NAMES: dict[str, dict[str, str]] = dict.fromkeys(("gpt2", "gpt_bigcode", "gptj"), _GPT_NAMES)
+OTHER_NAMES: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("gpt2", "gpt_bigcode", "gptj"), _GPT_NAMES),
+    "granitemoehybrid": {"layers_block_type": "layer_types"},
+}
 
 # ---------------------------------------------------------------- what changes nothing
 
@@ -91,7 +114,15 @@ _HARMLESS_BY_SUBJECT = {
     """,
 }
 HARMLESS = frozenset(name for names in _HARMLESS_BY_SUBJECT.values() for name in names.split())
-HARMLESS_IN_FAMILY: dict[str, set[str]] = {}
+_EXPERTS_AND_MAMBA = """num_experts_per_tok output_router_logits router_aux_loss_coef time_step_limit
+    mamba_n_heads mamba_n_groups mamba_d_state mamba_d_head mamba_d_conv mamba_expand mamba_chunk_size
+    mamba_conv_bias mamba_proj_bias"""
+HARMLESS_IN_FAMILY: dict[str, set[str]] = {
+    "smollm3": {"max_window_layers"},
+    "seed_oss": {"residual_dropout"},  # we train without, as everywhere
+    "granitemoehybrid": {*_EXPERTS_AND_MAMBA.split(), "intermediate_size"},  # of which it has none
+    "exaone4": {"sliding_window_pattern"},  # layer_types must be there
+}
 
 # ---------------------------------------------------------------- what has one value only
 
@@ -124,6 +155,7 @@ SWITCHES = {
     "scale_attn_by_inverse_layer_idx": Switch(False),
     "use_sliding_window": Switch(False),
     "use_bidirectional_attention": Switch(False),
+    "use_qk_norm": Switch(False),
     "is_causal": Switch(True),
     "add_cross_attention": Switch(False, _NO_DECODER),
     "cross_attention_hidden_size": Switch(None, _NO_DECODER),
@@ -133,7 +165,7 @@ SWITCHES = {
     "per_layer_config": Switch(None, "all layers must have the same shape"),
 }
 # Families that read a switch of these, so that it may have either value.
-SWITCHES_READ = {"use_sliding_window": {"qwen2", "qwen3"}}
+SWITCHES_READ = {"use_sliding_window": {"qwen2", "qwen3", "smollm3"}}
 
 
 # ---------------------------------------------------------------- what a field may hold
@@ -195,6 +227,10 @@ def _are_factors(value: Any) -> bool:
     )
 
 
+def _are_zeros_and_ones(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(entry in (0, 1) for entry in value))
+
+
 def _is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
@@ -245,6 +281,15 @@ KINDS: dict[str, Kind | Kinds] = {
     **_all_of(_COUNT, "n_layer num_hidden_layers n_head num_attention_heads num_key_value_heads"),
     "sliding_window_pattern": _COUNT,
     "max_window_layers": _integer(2**14, least=0),
+    "num_local_experts": _integer(2**14, least=0),
+    "no_rope_layer_interval": _COUNT,
+    "no_rope_layers": Kind("a list of 0 and 1", _are_zeros_and_ones),
+    "shared_intermediate_size": _SIZE,
+    **_all_of(_FACTOR, _MULTIPLIERS),
+    "logit_scale": _FACTOR,
+    "norm_eps": _SHARE,
+    **_all_of(_FLAG, "attention_out_bias use_bias use_qk_norm"),
+    "position_embedding_type": _TEXT,
     **_all_of(_POSITIONS, "n_positions max_position_embeddings original_max_position_embeddings"),
     "sliding_window": _POSITIONS,
     **_all_of(_SHARE, "layer_norm_epsilon layer_norm_eps rms_norm_eps rotary_pct partial_rotary_factor"),

@@ -1,7 +1,5 @@
 """Weight rules of GPT-2, GPTBigCode, GPT-J and GPT-NeoX; see weight_rules."""
 
-import numpy as np
-
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.weight_rules import (
     Rule,
@@ -9,6 +7,7 @@ from sparsepo_jax.models.weight_rules import (
     conv,
     fused,
     head,
+    interleaved,
     linear,
     norm,
     one_after_another,
@@ -45,33 +44,17 @@ def gpt2_rules(spec: DecoderSpec) -> list[Rule]:
 
 
 def gptj_rules(spec: DecoderSpec) -> list[Rule]:
-    """GPT-J rotates neighbouring dims, ours the two halves of a head.
-
-    The dims of queries and keys are put in our order, which does not change their products.
+    """GPT-J.
 
     Args:
         spec: the decoder.
     """
     layer = "transformer.h.{i}"
-    N, H = spec.num_heads, spec.head_dim
-    rotation = spec.kinds[0].rotation
-    assert rotation is not None
-    rotary_dim = rotation.dim
-    evens, odds = np.arange(0, rotary_dim, 2), np.arange(1, rotary_dim, 2)
-    order = np.concatenate([evens, odds, np.arange(rotary_dim, H)])
-    inverse = np.argsort(order)
-
-    def reordered(theirs: str, ours: str) -> Rule:
-        def put(x: np.ndarray, dims: np.ndarray) -> np.ndarray:  # [N * H, D]
-            return x.reshape(N, H, -1)[:, dims].reshape(x.shape)
-
-        return Rule(theirs, (ours,), lambda x: (put(x, order).T,), lambda x: put(x.T, inverse))
-
     return [
         same("transformer.wte.weight", "embed.embedding"),
         *norm(f"{layer}.ln_1", "blocks.attn_norm"),
-        reordered(f"{layer}.attn.q_proj.weight", "blocks.attention.query.kernel"),
-        reordered(f"{layer}.attn.k_proj.weight", "blocks.attention.key.kernel"),
+        *interleaved(spec, f"{layer}.attn.q_proj", "blocks.attention.query"),
+        *interleaved(spec, f"{layer}.attn.k_proj", "blocks.attention.key"),
         *linear(f"{layer}.attn.v_proj", "blocks.attention.value", bias=False),
         *linear(f"{layer}.attn.out_proj", "blocks.attention.out", bias=False),
         *norm("transformer.ln_f", "final_norm"),

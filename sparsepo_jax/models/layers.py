@@ -47,8 +47,10 @@ class LayerNorm(nnx.LayerNorm):
         Args:
             x: inputs.
         """
-        assert self.scale is not None and self.bias is not None
-        return layer_norm(x.astype(self.dtype), self.scale[...], self.bias[...], self.epsilon)
+        assert self.scale is not None
+        scale_D = self.scale[...]
+        bias_D = jnp.zeros_like(scale_D) if self.bias is None else self.bias[...]
+        return layer_norm(x.astype(self.dtype), scale_D, bias_D, self.epsilon)
 
 
 class RMSNorm(nnx.RMSNorm):
@@ -194,7 +196,13 @@ class LayerFactory(NamedTuple):
         """A norm over the width of the residual stream."""
         if self.spec.norm == "rms":
             return self.rms_norm(self.spec.width)
-        return LayerNorm(self.spec.width, epsilon=self.spec.norm_eps, dtype=self.dtype, rngs=self.rngs)
+        return LayerNorm(
+            self.spec.width,
+            epsilon=self.spec.norm_eps,
+            use_bias=self.spec.norm_bias,
+            dtype=self.dtype,
+            rngs=self.rngs,
+        )
 
     def rms_norm(self, features: int) -> RMSNorm:
         """An RMS norm.

@@ -23,6 +23,7 @@ class _Usual(NamedTuple):
         share: of a head's dims that are rotated; None: all are, in each model of the family.
         activation: field and value of the MLP's activation function.
         norm_eps: name of the field.
+        mlp_width: name of the field.
     """
 
     one_each: bool = False
@@ -33,6 +34,7 @@ class _Usual(NamedTuple):
     share: float | None = None
     activation: tuple[str, str] = ("hidden_act", "silu")
     norm_eps: str = "rms_norm_eps"
+    mlp_width: str = "intermediate_size"
 
 
 _GEMMA = _Usual(own_head_dim=True, tied=True, activation=("hidden_activation", "gelu_pytorch_tanh"))
@@ -42,6 +44,21 @@ _USUAL = {
     "olmo2": _Usual(one_each=True),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA._replace(base=1e6, local_base=10000.0),
+    "smollm3": _Usual(tied=True, base=2e6),
+    "olmo3": _Usual(one_each=True, base=5e5, local_base=5e5),
+    "phi3": _Usual(one_each=True, share=1.0),
+    "granite": _Usual(one_each=True),
+    "granitemoehybrid": _Usual(one_each=True, mlp_width="shared_intermediate_size"),
+    "ministral": _Usual(own_head_dim=True),
+    "ministral3": _Usual(own_head_dim=True),
+    "seed_oss": _Usual(own_head_dim=True),
+    "cohere": _Usual(one_each=True, tied=True, base=5e5, norm_eps="layer_norm_eps"),
+    "cohere2": _Usual(one_each=True, tied=True, norm_eps="layer_norm_eps"),
+    "arcee": _Usual(one_each=True, activation=("hidden_act", "relu2")),
+    "helium": _Usual(own_head_dim=True, base=1e5),
+    "ernie4_5": _Usual(own_head_dim=True, tied=True, base=5e5),
+    "glm4": _Usual(own_head_dim=True, share=0.5),
+    "nemotron": _Usual(one_each=True, share=0.5, activation=("hidden_act", "relu2"), norm_eps="norm_eps"),
 }
 
 
@@ -79,7 +96,7 @@ def llama_like(config: Config, family: str) -> DecoderSpec:
         num_heads=heads,
         num_kv_heads=needed(config, family, "num_key_value_heads", heads if one_each else None),
         head_dim=head_dim,
-        mlp_width=needed(config, family, "intermediate_size"),
+        mlp_width=needed(config, family, usual.mlp_width),
         activation=activation_of(config, family, *usual.activation),
         norm="rms",
         norm_eps=float(needed(config, family, usual.norm_eps)),

@@ -1,8 +1,20 @@
 """Weight rules of Llama and its kin; see weight_rules."""
 
-from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.models.weight_rules import Rule, head, linear, same, with_offset
+import functools
+from collections.abc import Callable, Mapping
 
+from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.weight_rules import (
+    Rule,
+    head,
+    interleaved,
+    linear,
+    same,
+    side_by_side,
+    with_offset,
+)
+
+_LAYER = "model.layers.{i}"
 # Their layer norms -> ours, by where a family norms.
 _LLAMA_NORMS = {
     "before": {"input": "attn_norm", "post_attention": "mlp_norm"},
@@ -16,30 +28,148 @@ _LLAMA_NORMS = {
 }
 
 
+_GLM_NORMS = {
+    "input": "attn_norm",
+    "post_self_attn": "attn_post_norm",
+    "post_attention": "mlp_norm",
+    "post_mlp": "mlp_post_norm",
+}
+
+
 def llama_rules(spec: DecoderSpec) -> list[Rule]:
-    """Llama and its kin: Mistral, Qwen, OLMo 2, Gemma.
+    """Llama and its kin: Mistral, Qwen, OLMo, Gemma and others.
 
     Args:
         spec: the decoder.
     """
-    layer = "model.layers.{i}"
-    scales = {
-        f"{layer}.{theirs}_layernorm.weight": f"blocks.{ours}.scale"
-        for theirs, ours in _LLAMA_NORMS[spec.norms].items()
-    }
-    scales["model.norm.weight"] = "final_norm.scale"
-    if spec.qk_norm is not None:
-        scales[f"{layer}.self_attn.q_norm.weight"] = "blocks.attention.query_norm.scale"
-        scales[f"{layer}.self_attn.k_norm.weight"] = "blocks.attention.key_norm.scale"
+    return [*_ends(spec), *_norms(spec, _LLAMA_NORMS[spec.norms]), *_attention(spec, linear), *_mlp(spec)]
+
+
+def neighbours_rules(spec: DecoderSpec) -> list[Rule]:
+    """Families that are stored as Llama and rotate neighbouring dims: Helium, ERNIE 4.5.
+
+    Args:
+        spec: the decoder.
+    """
+    attention = _attention(spec, functools.partial(interleaved, spec))
+    return [*_ends(spec), *_norms(spec, _LLAMA_NORMS[spec.norms]), *attention, *_mlp(spec)]
+
+
+def cohere_rules(spec: DecoderSpec) -> list[Rule]:
+    """Command R: one norm a layer; neighbouring dims are rotated.
+
+    Args:
+        spec: the decoder.
+    """
+    attention = _attention(spec, functools.partial(interleaved, spec))
+    return [*_ends(spec), *_norms(spec, {"input": "attn_norm"}), *attention, *_mlp(spec)]
+
+
+def phi3_rules(spec: DecoderSpec) -> list[Rule]:
+    """Phi 3 and 4: queries, keys and values in one module, gate and up in another.
+
+    Args:
+        spec: the decoder.
+    """
+    names = ("attention.query", "attention.key", "attention.value")
     return [
-        *(with_offset(theirs, ours, spec.norm_offset) for theirs, ours in scales.items()),
+        *_ends(spec),
+        *_norms(spec, _LLAMA_NORMS[spec.norms]),
+        side_by_side(spec, f"{_LAYER}.self_attn.qkv_proj", names),
+        *linear(f"{_LAYER}.self_attn.o_proj", "blocks.attention.out", bias=spec.out_bias),
+        *_gate_and_up(spec, "mlp.gate_up_proj", "mlp.down_proj"),
+    ]
+
+
+def glm4_rules(spec: DecoderSpec) -> list[Rule]:
+    """GLM 4: norms before and after, gate and up in one module; neighbouring dims are rotated.
+
+    Args:
+        spec: the decoder.
+    """
+    attention = _attention(spec, functools.partial(interleaved, spec))
+    mlp = _gate_and_up(spec, "mlp.gate_up_proj", "mlp.down_proj")
+    return [*_ends(spec), *_norms(spec, _GLM_NORMS), *attention, *mlp]
+
+
+def granite_hybrid_rules(spec: DecoderSpec) -> list[Rule]:
+    """Granite 4 without experts: its only MLP is the one that experts would share.
+
+    Args:
+        spec: the decoder.
+    """
+    mlp = _gate_and_up(spec, "shared_mlp.input_linear", "shared_mlp.output_linear")
+    return [*_ends(spec), *_norms(spec, _LLAMA_NORMS[spec.norms]), *_attention(spec, linear), *mlp]
+
+
+# ---------------------------------------------------------------- parts of a decoder
+
+
+def _ends(spec: DecoderSpec) -> list[Rule]:
+    """Embedding, last norm and head."""
+    return [
         same("model.embed_tokens.weight", "embed.embedding"),
-        *linear(f"{layer}.self_attn.q_proj", "blocks.attention.query", bias=spec.qkv_bias),
-        *linear(f"{layer}.self_attn.k_proj", "blocks.attention.key", bias=spec.qkv_bias),
-        *linear(f"{layer}.self_attn.v_proj", "blocks.attention.value", bias=spec.qkv_bias),
-        *linear(f"{layer}.self_attn.o_proj", "blocks.attention.out", bias=spec.out_bias),
-        *linear(f"{layer}.mlp.gate_proj", "blocks.gate", bias=spec.mlp_bias),
-        *linear(f"{layer}.mlp.up_proj", "blocks.up", bias=spec.mlp_bias),
-        *linear(f"{layer}.mlp.down_proj", "blocks.down", bias=spec.mlp_bias),
+        *_norm(spec, "model.norm", "final_norm"),
         *head(spec, "lm_head.weight"),
+    ]
+
+
+def _norms(spec: DecoderSpec, names: Mapping[str, str]) -> list[Rule]:
+    """Norms of layers; names: theirs, without the end, -> ours."""
+    return [
+        rule
+        for theirs, ours in names.items()
+        for rule in _norm(spec, f"{_LAYER}.{theirs}_layernorm", f"blocks.{ours}")
+    ]
+
+
+def _norm(spec: DecoderSpec, theirs: str, ours: str) -> list[Rule]:
+    scale = with_offset(f"{theirs}.weight", f"{ours}.scale", spec.norm_offset)
+    has_bias = spec.norm == "layer" and spec.norm_bias
+    return [scale, same(f"{theirs}.bias", f"{ours}.bias")] if has_bias else [scale]
+
+
+def _attention(spec: DecoderSpec, rotated: Callable[..., list[Rule]]) -> list[Rule]:
+    """The attention's projections and norms.
+
+    Args:
+        spec: the decoder.
+        rotated: makes the rules of a projection to queries or keys.
+    """
+    theirs, ours = f"{_LAYER}.self_attn", "blocks.attention"
+    norms = []
+    if spec.qk_norm is not None:
+        norms = [
+            with_offset(f"{theirs}.q_norm.weight", f"{ours}.query_norm.scale", spec.norm_offset),
+            with_offset(f"{theirs}.k_norm.weight", f"{ours}.key_norm.scale", spec.norm_offset),
+        ]
+    return [
+        *norms,
+        *rotated(f"{theirs}.q_proj", f"{ours}.query", bias=spec.qkv_bias),
+        *rotated(f"{theirs}.k_proj", f"{ours}.key", bias=spec.qkv_bias),
+        *linear(f"{theirs}.v_proj", f"{ours}.value", bias=spec.qkv_bias),
+        *linear(f"{theirs}.o_proj", f"{ours}.out", bias=spec.out_bias),
+    ]
+
+
+def _mlp(spec: DecoderSpec) -> list[Rule]:
+    gate = linear(f"{_LAYER}.mlp.gate_proj", "blocks.gate", bias=spec.mlp_bias) if spec.gated_mlp else []
+    return [
+        *gate,
+        *linear(f"{_LAYER}.mlp.up_proj", "blocks.up", bias=spec.mlp_bias),
+        *linear(f"{_LAYER}.mlp.down_proj", "blocks.down", bias=spec.mlp_bias),
+    ]
+
+
+def _gate_and_up(spec: DecoderSpec, both: str, down: str) -> list[Rule]:
+    """An MLP without biases whose gate and up are one module.
+
+    Args:
+        spec: the decoder.
+        both: name of that module within a layer.
+        down: name of the last one.
+    """
+    return [
+        side_by_side(spec, f"{_LAYER}.{both}", ("gate", "up")),
+        *linear(f"{_LAYER}.{down}", "blocks.down", bias=False),
     ]

@@ -74,6 +74,40 @@ def with_offset(theirs: str, ours: str, offset: float) -> Rule:
     return Rule(theirs, (ours,), lambda x: (x + added,), lambda x: x - added)
 
 
+def interleaved(spec: DecoderSpec, theirs: str, ours: str, *, bias: bool = False) -> list[Rule]:
+    """A projection to queries or keys of which neighbouring dims of a head are rotated together.
+
+    Ours rotates the two halves of the rotated dims. Dims are put in our order, in queries and keys alike,
+    which does not change their products.
+
+    Args:
+        spec: the decoder.
+        theirs: the module's name; its weight is stored as [out, in].
+        ours: the projection's path.
+        bias: whether it has one.
+    """
+    H = spec.head_dim
+    rotary_dim = max(kind.rotation.dim for kind in spec.kinds if kind.rotation is not None)
+    order = np.concatenate(
+        [np.arange(0, rotary_dim, 2), np.arange(1, rotary_dim, 2), np.arange(rotary_dim, H)]
+    )
+    inverse = np.argsort(order)
+
+    def put(x: np.ndarray, dims: np.ndarray) -> np.ndarray:  # [heads * H, ...]
+        return x.reshape(-1, H, *x.shape[1:])[:, dims].reshape(x.shape)
+
+    def split(x: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (put(x, order).T,)
+
+    def join(x: np.ndarray) -> np.ndarray:
+        return put(x.T, inverse)
+
+    rules = [Rule(f"{theirs}.weight", (f"{ours}.kernel",), split, join)]
+    if bias:
+        rules.append(Rule(f"{theirs}.bias", (f"{ours}.bias",), split, join))
+    return rules
+
+
 def norm(theirs: str, ours: str) -> list[Rule]:
     """Scale and bias of a layer norm.
 
@@ -134,6 +168,19 @@ def fused(theirs: str, split: Split, join: Join, *, bias: bool = True) -> list[R
     if bias:
         rules.append(Rule(f"{theirs}.bias", _query_key_value("bias"), split, join))
     return rules
+
+
+def side_by_side(spec: DecoderSpec, theirs: str, ours: tuple[str, ...]) -> Rule:
+    """The weight of a module that holds several projections, the outputs of one after those of another.
+
+    Args:
+        spec: the decoder.
+        theirs: the module's name; its weight is stored as [out, in].
+        ours: names of the projections (see `DecoderSpec.projections`).
+    """
+    sizes = spec.projections()
+    split, join = one_after_another(tuple(sizes[name][1] for name in ours), 0, transposed=True)
+    return Rule(f"{theirs}.weight", tuple(f"blocks.{name}.kernel" for name in ours), split, join)
 
 
 def _query_key_value(part: str) -> tuple[str, ...]:

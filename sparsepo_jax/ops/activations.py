@@ -25,10 +25,15 @@ def _gelu(x: Array) -> Array:
     return nnx.gelu(x, approximate=False)
 
 
+def _relu2(x: Array) -> Array:
+    return jnp.square(nnx.relu(x))
+
+
 ACTIVATIONS: dict[str, Function] = {
     "gelu_tanh": _gelu_tanh,
     "gelu": _gelu,
     "relu": nnx.relu,
+    "relu2": _relu2,
     "silu": nnx.silu,
 }
 

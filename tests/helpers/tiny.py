@@ -82,6 +82,7 @@ GEMMA2 = LLAMA | {
     "attn_logit_softcapping": 0.5,
     "final_logit_softcapping": 0.7,
 }
+COHERE = LLAMA | {"model_type": "cohere", "layer_norm_eps": 1e-5, "logit_scale": 3.0}
 NEOX_SEQUENTIAL = NEOX | {"use_parallel_residual": False, "attention_bias": False}
 CONFIGS = {
     "gpt2": GPT2,
@@ -128,6 +129,100 @@ CONFIGS = {
         "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e3, "factor": 4.0},
     },
     "olmo2": LLAMA | {"model_type": "olmo2"},
+    "smollm3, no positions in every second layer": LLAMA
+    | {
+        "model_type": "smollm3",
+        "pad_token_id": 0,
+        "no_rope_layer_interval": 2,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "tie_word_embeddings": True,
+    },
+    "olmo3, windows, yarn without them": LLAMA
+    | {
+        "model_type": "olmo3",
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {
+                "rope_type": "yarn",
+                "rope_theta": 50.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 8,
+                "attention_factor": 1.3,
+            },
+        },
+    },
+    "phi3": LLAMA | {"model_type": "phi3", "sliding_window": 6, "num_key_value_heads": 1, "pad_token_id": 0},
+    "phi4 mini": LLAMA
+    | {
+        "model_type": "phi3",
+        "head_dim": 8,
+        "hidden_size": 32,
+        "partial_rotary_factor": 0.5,
+        "original_max_position_embeddings": 24,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.5, 3.0], "long_factor": [2.0, 5.0]},
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+    },
+    "granite": LLAMA
+    | {
+        "model_type": "granite",
+        "attention_bias": True,
+        "mlp_bias": True,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 0.3,
+    },
+    "granite 4, dense": LLAMA
+    | {
+        "model_type": "granitemoehybrid",
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "layer_types": ["attention", "attention"],
+        "position_embedding_type": "rope",
+        "shared_intermediate_size": 24,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 0.3,
+        "mamba_n_heads": 8,
+        "tie_word_embeddings": True,
+    },
+    "ministral": LLAMA
+    | {
+        "model_type": "ministral",
+        "head_dim": 8,
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
+    "ministral3, queries that grow": LLAMA
+    | {
+        "model_type": "ministral3",
+        "head_dim": 8,
+        "rope_parameters": YARN
+        | {"llama_4_scaling_beta": 0.7, "truncate": True, "original_max_position_embeddings": 3},
+    },
+    "seed_oss": LLAMA | {"model_type": "seed_oss", "head_dim": 6, "attention_bias": True},
+    "cohere": COHERE | {"attention_bias": True},
+    "cohere2, no positions without a window": COHERE
+    | {
+        "model_type": "cohere2",
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "arcee, squared relu": LLAMA | {"model_type": "arcee", "mlp_bias": True},
+    "exaone4, no positions without a window": LLAMA
+    | {
+        "model_type": "exaone4",
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "helium": LLAMA | {"model_type": "helium", "head_dim": 4, "mlp_bias": True},
+    "ernie4_5": LLAMA | {"model_type": "ernie4_5", "head_dim": 6, "use_bias": True},
+    "glm4": LLAMA | {"model_type": "glm4", "head_dim": 8, "pad_token_id": 0, "eos_token_id": [1]},
+    "nemotron": LLAMA | {"model_type": "nemotron", "norm_eps": 1e-5},
     "gemma2, softcaps": GEMMA2,
     "gemma3, local and global layers": GEMMA3,
 }
