@@ -16,6 +16,7 @@ EVERY = {name for names in GROUPS.values() for name in names} - {
     "logits"
 }  # logits are made from the final states, in every family
 ROTATED = {"q_rotated", "k_rotated"}
+MIXTURES = [name for name, config in CONFIGS.items() if config.get("num_experts_per_tok")]
 MISSING = {  # family -> points that it does not have; the others have all
     "gpt2": ROTATED,
     "gpt2, own head": ROTATED,
@@ -29,6 +30,7 @@ MISSING = {  # family -> points that it does not have; the others have all
     "exaone4, no positions without a window": {"attn_norm", "mlp_norm"},
     "cohere": {"attn_resid", "mlp_norm"},
     "cohere2, no positions without a window": {"attn_resid", "mlp_norm"},
+    **{key: {"mlp_act"} for key in MIXTURES},
 }
 
 
@@ -46,7 +48,8 @@ def test_points_of_every_family(name):
             ids, ids, Given(jnp.ones((1, 3, 3), bool), ids, ids), tap=tap
         )[0]
     )
-    assert fired == EVERY - MISSING.get(name, set())
+    of_routers = {"router_logits", "router_choice"} if name in MIXTURES else set()
+    assert fired == EVERY - MISSING.get(name, set()) | of_routers
 
 
 def test_the_official_points_of_gptj():

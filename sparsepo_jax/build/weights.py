@@ -58,12 +58,16 @@ def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
 
 @functools.cache
 def _put_into(sharding: NamedSharding, added: bool) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    """put(stacked, part, layer): the part takes the layer's place, or is added to what is there."""
+    """put(stacked, part, layer): the part takes the place of a layer, or of (layer, expert), or is added to
+    what is there."""
 
-    def put(stacked: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+    def put(stacked: jax.Array, part: jax.Array, layer: int | tuple[int, int]) -> jax.Array:
+        place = layer if isinstance(layer, tuple) else (layer,)
+        begin = (*place, *(0 for _ in part.shape))
+        part = part.reshape(*(1 for _ in place), *part.shape)
         if added:
-            part = part + jax.lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False)
-        return jax.lax.dynamic_update_index_in_dim(stacked, part, layer, 0)
+            part = part + jax.lax.dynamic_slice(stacked, begin, part.shape)
+        return jax.lax.dynamic_update_slice(stacked, part, begin)
 
     return jax.jit(put, donate_argnums=0, out_shardings=sharding)
 

@@ -165,7 +165,7 @@ def _is_off(value: Any, off: bool | None) -> bool:
     if value is None:
         return True
     if off is None:
-        return isinstance(value, dict | list | str | bool) and not value
+        return isinstance(value, dict | list | str | bool | float) and not value
     return value is off
 
 

@@ -9,6 +9,8 @@ it (None: nothing). The names, in the order in which they occur, all [B, S, feat
                                                 (sequential blocks)
     [mlp_norm]  mlp_act  mlp_out                input norm of the MLP; input of its last projection; output
     block_out                                   residual stream after the block
+    [router_logits router_choice]               of a mixture of experts, in place of mlp_act: [B, S, E], and
+                                                the chosen experts [B, S, K]
     final_norm                                  once
 
 Profiles show the parts as scopes: `embed`, `attention` and `mlp` within each block, `final_norm`, `head`.
@@ -27,11 +29,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sparsepo_jax.core.host_memory import on_device
 from sparsepo_jax.models.cache import Cache, empty_cache
 from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.experts import Routing
 from sparsepo_jax.models.layers import Block, Embed, Hooks, LayerFactory
 from sparsepo_jax.models.lora import Lora, dequantized
 from sparsepo_jax.models.rope_scaling import Rotation
 from sparsepo_jax.models.rotary import Turns, rotary_frequencies
 from sparsepo_jax.ops.attention import Given, Packed
+from sparsepo_jax.ops.grouped import HERE, Dispatch
 from sparsepo_jax.ops.logits import LogitForm
 from sparsepo_jax.ops.remat import Remat, with_remat
 
@@ -114,6 +118,8 @@ class Decoder(nnx.Module):
         constrain: Callable[[Array], Array] = _unchanged,
         dropout_key_BS: Key[Array, "B S"] | None = None,
         unroll: bool = False,
+        dispatch: Dispatch = HERE,
+        choice_LBSK: Int[Array, "L B S K"] | None = None,
     ) -> tuple[Float[Array, "B S D"], dict[str, Any]]:
         """Runs rows of tokens.
 
@@ -127,6 +133,8 @@ class Decoder(nnx.Module):
             unroll: write the blocks out one after another instead of looping over them. Weights and kept
                 activations are then read where they lie, not copied out of and into stacks, for a program
                 that takes several times as long to compile.
+            dispatch: where and by what experts are computed, in a mixture of them.
+            choice_LBSK: the experts that tokens are sent to in place of those that the routers choose.
 
         Returns:
             The states after the final norm, and what the tap kept, by name. What it kept of blocks carries
@@ -141,6 +149,8 @@ class Decoder(nnx.Module):
             tap=tap,
             dropout_key_BS=dropout_key_BS,
             unroll=unroll,
+            dispatch=dispatch,
+            choice_LBSK=choice_LBSK,
         )
         return states_BSD, kept
 
@@ -150,6 +160,7 @@ class Decoder(nnx.Module):
         valid_BS: Bool[Array, "B S"],
         columns: int,
         constrain: Callable[[Array], Array] = _unchanged,
+        dispatch: Dispatch = HERE,
     ) -> tuple[Float[Array, "B S D"], Cache]:
         """Runs prompts and keeps their keys and values.
 
@@ -158,6 +169,7 @@ class Decoder(nnx.Module):
             valid_BS: False for padding.
             columns: size of the cache, tokens, at least S.
             constrain: applied to the residual stream [B, S, D], to pin its sharding.
+            dispatch: where and by what experts are computed, in a mixture of them.
 
         Returns:
             The states after the final norm, and the cache that holds the prompts.
@@ -168,12 +180,16 @@ class Decoder(nnx.Module):
         cache, attend_BSC = empty.appended(positions_BS, valid_BS)
         # The columns after the prompts are still empty: nothing needs to look at them.
         reach = Given(attend_BSC[:, :, :S], positions_BS, positions_BS)
-        states_BSD, _, filled = self._run(ids_BS, positions_BS, reach, cache, constrain)
+        states_BSD, _, filled = self._run(ids_BS, positions_BS, reach, cache, constrain, dispatch=dispatch)
         assert filled is not None
         return states_BSD, filled
 
     def extend(
-        self, ids_B: Int[Array, " B"], cache: Cache, constrain: Callable[[Array], Array] = _unchanged
+        self,
+        ids_B: Int[Array, " B"],
+        cache: Cache,
+        constrain: Callable[[Array], Array] = _unchanged,
+        dispatch: Dispatch = HERE,
     ) -> tuple[Float[Array, "B D"], Cache]:
         """Runs one more token of each row.
 
@@ -181,6 +197,7 @@ class Decoder(nnx.Module):
             ids_B: token ids.
             cache: what was read before; needs a free column.
             constrain: applied to the residual stream [B, 1, D], to pin its sharding.
+            dispatch: where and by what experts are computed, in a mixture of them.
 
         Returns:
             The tokens' states after the final norm, and the cache with the tokens in it.
@@ -188,7 +205,9 @@ class Decoder(nnx.Module):
         positions_B1 = cache.valid_BC.sum(axis=1, dtype=jnp.int32)[:, None]
         cache, attend_B1C = cache.appended(positions_B1, jnp.ones_like(positions_B1, bool))
         reach = Given(attend_B1C, positions_B1, cache.positions_BC)
-        states_B1D, _, filled = self._run(ids_B[:, None], positions_B1, reach, cache, constrain)
+        states_B1D, _, filled = self._run(
+            ids_B[:, None], positions_B1, reach, cache, constrain, dispatch=dispatch
+        )
         assert filled is not None
         return states_B1D[:, 0], filled
 
@@ -249,6 +268,8 @@ class Decoder(nnx.Module):
         tap: Tap | None = None,
         dropout_key_BS: Array | None = None,
         unroll: bool = False,
+        dispatch: Dispatch = HERE,
+        choice_LBSK: Array | None = None,
     ) -> tuple[Array, dict[str, Any], Cache | None]:
         """Final states, what the tap kept, and the cache with these tokens in it."""
         kept: dict[str, Any] = {}
@@ -257,12 +278,13 @@ class Decoder(nnx.Module):
             _listener(tap, kept)("embed", x_BSD)
         graph, stacked = nnx.split(self.blocks)
         arrays = self._kind_arrays()
+        valid_BS = reach.places.sequence_RS >= 0 if isinstance(reach, Packed) else None
 
         def run_block(
             carried: tuple[Array, Cache | None], layer: tuple
         ) -> tuple[tuple[Array, Cache | None], dict[str, Any]]:
             x_BSD, cache = carried
-            weights, kind_number, number = layer
+            weights, kind_number, number, choice_BSK = layer
             kept_here: dict[str, Any] = {}
             memory = _Memory(cache, number, reach)
             kind = arrays.of_layer(kind_number)
@@ -273,12 +295,13 @@ class Decoder(nnx.Module):
                 drop=self._dropout(number, dropout_key_BS),
                 reach=reach,
                 window=kind.window,
+                routing=Routing(dispatch, valid_BS, choice_BSK),
             )
             x_BSD = block(x_BSD, positions_BS, kind.turns, hooks)
             return (constrain(x_BSD), memory.cache), kept_here
 
         kind_L = jnp.array(self.spec.kind_of_layer) if self.spec.kind_of_layer else None
-        layers = stacked, kind_L, jnp.arange(self.spec.num_layers)
+        layers = stacked, kind_L, jnp.arange(self.spec.num_layers), choice_LBSK
         (x_BSD, cache), kept_L = jax.lax.scan(
             with_remat(run_block, self.remat), (x_BSD, cache), layers, unroll=unroll
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsepo_jax.models.config_fields import SpecError
+from sparsepo_jax.models.mixture import Mixture
 from sparsepo_jax.models.rope_scaling import Rotation
 from sparsepo_jax.models.wrappers import Wrapping
 
@@ -81,6 +82,7 @@ class DecoderSpec:
         residual_scale: factor of what attention and MLP add to the residual stream.
         query_growth: factor of rotated queries that grows with the position; None: none.
         wrapping: the model around this one that the checkpoint holds; None: it stands alone.
+        mixture: the MLPs are mixtures of such experts, and `mlp_width` is not used; None: plain MLPs.
     """
 
     family: str
@@ -119,9 +121,10 @@ class DecoderSpec:
     residual_scale: float = 1.0
     query_growth: QueryGrowth | None = None
     wrapping: Wrapping | None = None
+    mixture: Mixture | None = None
 
     def projections(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of each matrix of a block, by name."""
+        """(inputs, outputs) of each matrix of a block, by name. Those of experts stand for one expert."""
         D, F = self.width, self.mlp_width
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         sizes = {
@@ -129,12 +132,25 @@ class DecoderSpec:
             "attention.key": (D, keys),
             "attention.value": (D, keys),
             "attention.out": (queries, D),
-            "up": (D, F),
         }
+        if self.mixture is not None:
+            return sizes | self.mixture.projections(D)
+        sizes["up"] = (D, F)
         if self.gated_mlp:
             sizes["gate"] = (D, F)
         sizes["down"] = (F, D)
         return sizes
+
+    def copies(self, projection: str, *, active: bool = False) -> int:
+        """How many matrices of a block a name of `projections` stands for: one, or one for each expert.
+
+        Args:
+            projection: its name.
+            active: count the experts that a token is sent to instead of all.
+        """
+        if self.mixture is None or not projection.startswith("experts."):
+            return 1
+        return self.mixture.chosen if active else self.mixture.experts
 
     def adapter_parameter_count(self, targets: tuple[str, ...], rank: int) -> int:
         """Weights of LoRA adapters.
@@ -144,11 +160,18 @@ class DecoderSpec:
             rank: inner size of each adapter.
         """
         sizes = self.projections()
-        return self.num_layers * rank * sum(sum(sizes[name]) for name in targets)
+        return self.num_layers * rank * sum(self.copies(name) * sum(sizes[name]) for name in targets)
 
-    def block_matrix_count(self) -> int:
-        """Weights of the matrices of all blocks."""
-        return self.num_layers * sum(inputs * outputs for inputs, outputs in self.projections().values())
+    def block_matrix_count(self, *, active: bool = False) -> int:
+        """Weights of the matrices of all blocks, without routers.
+
+        Args:
+            active: count those that a token meets instead of all.
+        """
+        return self.num_layers * sum(
+            self.copies(name, active=active) * inputs * outputs
+            for name, (inputs, outputs) in self.projections().items()
+        )
 
     def matrix_count(self) -> int:
         """Weights of all matrices: those of blocks, embeddings and head. A tied head counts once."""
@@ -158,16 +181,24 @@ class DecoderSpec:
         return self.block_matrix_count() + rows * self.width
 
     def parameter_count(self) -> int:
-        """Weights of the whole decoder; a tied head counts once."""
+        """Weights of the whole decoder, all experts included; a tied head counts once."""
         head_bias = self.vocab_size if self.head_bias else 0
         vectors = self.num_layers * self._block_vector_count() + self._norm_size() + head_bias
         return self.matrix_count() + vectors
+
+    def active_parameter_count(self) -> int:
+        """Weights that a token meets: of experts those that it is sent to."""
+        idle = self.block_matrix_count() - self.block_matrix_count(active=True)
+        if self.mixture is not None:
+            share = 1 - self.mixture.chosen / self.mixture.experts
+            idle += self.num_layers * round(share * self.mixture.bias_count(self.width))
+        return self.parameter_count() - idle
 
     def _norm_size(self) -> int:
         return (2 if self.norm == "layer" and self.norm_bias else 1) * self.width
 
     def _block_vector_count(self) -> int:
-        """Weights of the biases and norms of a block."""
+        """Weights of the biases, norms and router of a block."""
         D, F = self.width, self.mlp_width
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         count = 0
@@ -175,7 +206,9 @@ class DecoderSpec:
             count += queries + 2 * keys
         if self.out_bias:
             count += D
-        if self.mlp_bias:
+        if self.mixture is not None:
+            count += self.mixture.router_count(D) + self.mixture.bias_count(D)
+        elif self.mlp_bias:
             count += (2 * F if self.gated_mlp else F) + D
         if self.qk_norm == "head":
             count += 2 * self.head_dim
@@ -191,7 +224,8 @@ def choose_projections(patterns: tuple[str, ...], spec: DecoderSpec) -> tuple[st
     """The projections whose names fit one of the patterns.
 
     Args:
-        patterns: regular expressions, searched for anywhere in a name.
+        patterns: regular expressions, searched for anywhere in a name. One that does not hold the word
+            `experts` fits no projection of experts.
         spec: the decoder.
 
     Returns:
@@ -201,7 +235,12 @@ def choose_projections(patterns: tuple[str, ...], spec: DecoderSpec) -> tuple[st
         SpecError: a pattern fits no projection.
     """
     names = tuple(spec.projections())
+
+    def fits(pattern: str, name: str) -> bool:
+        meant = "experts" in pattern or not name.startswith("experts.")
+        return meant and re.search(pattern, name) is not None
+
     for pattern in patterns:
-        if not any(re.search(pattern, name) for name in names):
+        if not any(fits(pattern, name) for name in names):
             raise SpecError(f"{pattern!r} fits no projection; there are {', '.join(names)}")
-    return tuple(name for name in names if any(re.search(pattern, name) for pattern in patterns))
+    return tuple(name for name in names if any(fits(pattern, name) for pattern in patterns))

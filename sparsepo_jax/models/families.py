@@ -4,7 +4,7 @@ A row says how a config.json is read, which tensor is which array, and what tran
 Which fields a config may have stands in field_tables.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -47,6 +47,8 @@ from sparsepo_jax.models.llama_rules import (
     neighbours_rules,
     phi3_rules,
 )
+from sparsepo_jax.models.mixture_readers import read_mixtral, read_olmoe, read_qwen3_moe
+from sparsepo_jax.models.mixture_rules import stacked_expert_rules
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.wrappers import ALONE, placed
 
@@ -76,6 +78,9 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(read_qwen2, llama_rules, "Qwen2ForCausalLM"),
     "qwen3": Family(read_qwen3, llama_rules, "Qwen3ForCausalLM"),
     "olmo2": Family(read_olmo2, llama_rules, "Olmo2ForCausalLM"),
+    "qwen3_moe": Family(read_qwen3_moe, llama_rules, "Qwen3MoeForCausalLM"),
+    "mixtral": Family(read_mixtral, llama_rules, "MixtralForCausalLM"),
+    "olmoe": Family(read_olmoe, llama_rules, "OlmoeForCausalLM"),
     "gemma2": Family(read_gemma2, llama_rules, "Gemma2ForCausalLM"),
     "gemma3_text": Family(read_gemma3, llama_rules, "Gemma3ForCausalLM"),
     "smollm3": Family(read_smollm3, llama_rules, "SmolLM3ForCausalLM"),
@@ -119,3 +124,20 @@ def architecture(spec: DecoderSpec) -> str:
     if spec.wrapping is not None:
         return spec.wrapping.row.architecture
     return FAMILIES[spec.family].architecture
+
+
+def stored_rules(spec: DecoderSpec, names: Iterable[str]) -> list[Rule]:
+    """The weight rules of a decoder that fit a checkpoint.
+
+    Experts are stored one by one, as `family_rules` has them, or in stacks.
+
+    Args:
+        spec: the decoder.
+        names: of the checkpoint's tensors.
+    """
+    rules = family_rules(spec)
+    one_by_one = any(rule.per_expert for rule in rules)
+    if not one_by_one or not any(name.endswith(".mlp.experts.gate_up_proj") for name in names):
+        return rules
+    others = [rule for rule in rules if not rule.ours[0].startswith("blocks.experts.")]
+    return [*others, *stacked_expert_rules()]

@@ -18,6 +18,7 @@ _QWEN = f"{_LLAMA} hidden_act use_sliding_window sliding_window max_window_layer
 _GEMMA = f"""{_LLAMA} hidden_activation attention_bias query_pre_attn_scalar sliding_window layer_types
     final_logit_softcapping attn_logit_softcapping use_bidirectional_attention"""
 _MULTIPLIERS = "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
+_EXPERTS = f"{_LLAMA} hidden_act num_experts_per_tok"
 _READ = {
     "gpt2": f"{_GPT2} scale_attn_weights scale_attn_by_inverse_layer_idx add_cross_attention",
     "gpt_bigcode": f"{_GPT2} scale_attn_weights add_cross_attention multi_query num_key_value_heads",
@@ -31,6 +32,11 @@ _READ = {
     "qwen2": _QWEN,
     "qwen3": f"{_QWEN} attention_bias",
     "olmo2": f"{_LLAMA} hidden_act attention_bias",
+    "qwen3_moe": f"""{_EXPERTS} attention_bias use_sliding_window num_experts num_local_experts
+        moe_intermediate_size
+        norm_topk_prob mlp_only_layers decoder_sparse_step""",
+    "mixtral": f"{_EXPERTS} sliding_window num_local_experts",
+    "olmoe": f"{_EXPERTS} attention_bias sliding_window num_experts norm_topk_prob",
     "gemma2": _GEMMA,
     "gemma3_text": f"{_GEMMA} rope_local_base_freq sliding_window_pattern",
     "smollm3": f"""{_LLAMA} hidden_act use_sliding_window sliding_window layer_types attention_bias mlp_bias
@@ -66,6 +72,9 @@ _GPT_NAMES = {
 OTHER_NAMES: dict[str, dict[str, str]] = {
     **dict.fromkeys(("gpt2", "gpt_bigcode", "gptj"), _GPT_NAMES),
     "granitemoehybrid": {"layers_block_type": "layer_types"},
+    "qwen3_moe": {"num_experts": "num_local_experts"},
+    "mixtral": {"num_experts": "num_local_experts"},
+    "olmoe": {"num_local_experts": "num_experts"},
 }
 
 # ---------------------------------------------------------------- what changes nothing
@@ -97,6 +106,9 @@ _HARMLESS_BY_SUBJECT = {
         fusion_config distributed_config
     """,
     "windows that other fields give": "_sliding_window_pattern",
+    "the routers' auxiliary loss: off unless our own settings ask for it": """
+        router_aux_loss_coef output_router_logits
+    """,
     "what a call returns": """
         output_attentions output_hidden_states return_dict use_return_dict output_past
         tf_legacy_loss is_decoder prefix tie_last_hidden_states
@@ -122,6 +134,7 @@ HARMLESS_IN_FAMILY: dict[str, set[str]] = {
     "seed_oss": {"residual_dropout"},  # we train without, as everywhere
     "granitemoehybrid": {*_EXPERTS_AND_MAMBA.split(), "intermediate_size"},  # of which it has none
     "exaone4": {"sliding_window_pattern"},  # layer_types must be there
+    "qwen3_moe": {"sliding_window", "max_window_layers"},  # off: use_sliding_window is refused there
 }
 
 # ---------------------------------------------------------------- what has one value only
@@ -157,6 +170,8 @@ SWITCHES = {
     "use_bidirectional_attention": Switch(False),
     "use_qk_norm": Switch(False),
     "is_causal": Switch(True),
+    "clip_qkv": Switch(None),
+    "router_jitter_noise": Switch(None, "noise on the routers' inputs would make training depend on it"),
     "add_cross_attention": Switch(False, _NO_DECODER),
     "cross_attention_hidden_size": Switch(None, _NO_DECODER),
     "is_encoder_decoder": Switch(False, _NO_DECODER),
@@ -207,6 +222,10 @@ def is_texts(value: Any) -> bool:
         value: of a field.
     """
     return value is None or (isinstance(value, list) and all(isinstance(entry, str) for entry in value))
+
+
+def _is_numbers(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(type(entry) is int for entry in value))
 
 
 def _is_flag(value: Any) -> bool:
@@ -279,6 +298,10 @@ def _all_of(kind: Kind, names: str) -> dict[str, Kind]:
 KINDS: dict[str, Kind | Kinds] = {
     **_all_of(_SIZE, "vocab_size n_embd hidden_size n_inner intermediate_size head_dim rotary_dim"),
     **_all_of(_COUNT, "n_layer num_hidden_layers n_head num_attention_heads num_key_value_heads"),
+    **_all_of(_COUNT, "num_experts num_local_experts num_experts_per_tok decoder_sparse_step"),
+    "moe_intermediate_size": _SIZE,
+    "mlp_only_layers": Kind("a list of integers", _is_numbers),
+    "norm_topk_prob": _FLAG,
     "sliding_window_pattern": _COUNT,
     "max_window_layers": _integer(2**14, least=0),
     "num_local_experts": _integer(2**14, least=0),

@@ -15,7 +15,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.experts import Experts, Routing
 from sparsepo_jax.models.lora import Lora, init_a
+from sparsepo_jax.models.mixture import Mixture
 from sparsepo_jax.models.rotary import Turns, grown, rotate
 from sparsepo_jax.ops.activations import activated, gated
 from sparsepo_jax.ops.attention import Given, Packed, attention
@@ -126,6 +128,7 @@ class Hooks(NamedTuple):
         drop: drop(projection, x) applies the adapters' dropout to the input of a projection's adapter.
         reach: which keys each query sees (see ops/attention).
         window: a query sees fewer than so many positions back; None: all.
+        routing: how tokens are sent to experts, in a mixture of them.
     """
 
     keep: Callable[[str, Array], None]
@@ -133,6 +136,7 @@ class Hooks(NamedTuple):
     drop: Callable[[str, Array], Array]
     reach: Given | Packed
     window: Array | int | None
+    routing: Routing = Routing()
 
     def project(self, name: str, linear: Linear, x_BSX: Array) -> Array:
         """linear(x), plus the adapter's part if the projection has one.
@@ -185,6 +189,22 @@ class LayerFactory(NamedTuple):
             use_bias=bias,
             dtype=self.dtype,
             kernel_init=kernel_init,
+            rngs=self.rngs,
+        )
+
+    def experts(self, mixture: Mixture) -> Experts:
+        """A mixture of experts, with adapters if `lora` targets them.
+
+        Args:
+            mixture: its shape.
+        """
+        return Experts(
+            mixture,
+            self.spec.activation,
+            self.spec.width,
+            dtype=self.dtype,
+            lora=self.lora,
+            stds=(self.spec.init_std, self.output_std()),
             rngs=self.rngs,
         )
 
@@ -317,6 +337,9 @@ class Block(nnx.Module):
             self.attn_post_norm = make.norm()
             self.mlp_post_norm = make.norm()
         self.attention = Attention(make)
+        if spec.mixture is not None:
+            self.experts = make.experts(spec.mixture)
+            return
         self.up = make.linear("up", spec.width, spec.mlp_width, bias=spec.mlp_bias)
         if spec.gated_mlp:
             self.gate = make.linear("gate", spec.width, spec.mlp_width, bias=spec.mlp_bias)
@@ -365,6 +388,10 @@ class Block(nnx.Module):
         return out_BSD
 
     def _mlp(self, x_BSD: Array, hooks: Hooks) -> Array:
+        if self.spec.mixture is not None:
+            mlp_BSD = self.experts(x_BSD, hooks.routing, hooks.keep)
+            hooks.keep("mlp_out", mlp_BSD)
+            return mlp_BSD
         up_BSF = hooks.project("up", self.up, x_BSD)
         if self.spec.gated_mlp:
             act_BSF = gated(self.spec.activation, hooks.project("gate", self.gate, x_BSD), up_BSF)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 
 from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.mixture_rules import expert_rules
 from sparsepo_jax.models.weight_rules import (
     Rule,
     head,
@@ -153,6 +154,8 @@ def _attention(spec: DecoderSpec, rotated: Callable[..., list[Rule]]) -> list[Ru
 
 
 def _mlp(spec: DecoderSpec) -> list[Rule]:
+    if spec.mixture is not None:
+        return expert_rules(spec)
     gate = linear(f"{_LAYER}.mlp.gate_proj", "blocks.gate", bias=spec.mlp_bias) if spec.gated_mlp else []
     return [
         *gate,

@@ -1,7 +1,7 @@
 """Which Hugging Face tensor is which of our arrays: the kinds of rules that a family's table is made of.
 
 A rule pairs the name of a Hugging Face tensor with paths of ours and says how one becomes the other, in both
-directions. A name with {i} stands for the tensors of all layers.
+directions. A name with {i} stands for the tensors of all layers, one with {e} for those of all experts.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Rule:
     Attributes:
         theirs: name of the Hugging Face tensor.
         ours: paths of the arrays that it holds.
-        split: turns the tensor (of one layer) into an array for each path.
+        split: turns the tensor (of one layer, of one expert) into an array for each path.
         join: the inverse of `split`: arrays in the order of `ours` become the tensor.
     """
 
@@ -35,6 +35,11 @@ class Rule:
     def per_layer(self) -> bool:
         """Whether there is such a tensor in each layer."""
         return "{i}" in self.theirs
+
+    @property
+    def per_expert(self) -> bool:
+        """Whether there is such a tensor for each expert of each layer."""
+        return "{e}" in self.theirs
 
 
 # ---------------------------------------------------------------- kinds of rules
@@ -150,6 +155,45 @@ def head(spec: DecoderSpec, theirs: str) -> list[Rule]:
         theirs: the tensor's name.
     """
     return [] if spec.tied_head else [same(theirs, "head.embedding")]
+
+
+# ---------------------------------------------------------------- experts
+
+
+def turned_experts(theirs: str, *names: str) -> Rule:
+    """Stacks [E, out, in] of experts, those of several projections one after the other in `out`.
+
+    Args:
+        theirs: the tensor's name.
+        names: of the projections.
+    """
+
+    def split(x: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(part.swapaxes(1, 2) for part in np.split(x, len(names), axis=1))
+
+    def join(*parts: np.ndarray) -> np.ndarray:
+        return np.concatenate([part.swapaxes(1, 2) for part in parts], axis=1)
+
+    return Rule(theirs, tuple(f"blocks.experts.{name}.kernel" for name in names), split, join)
+
+
+def interleaved_experts(theirs: str, part: str, *names: str) -> Rule:
+    """Stacks [E, .., out] of experts, whose features alternate between projections.
+
+    Args:
+        theirs: the tensor's name.
+        part: kernel or bias.
+        names: of the projections.
+    """
+
+    def split(x: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(x[..., number :: len(names)] for number in range(len(names)))
+
+    def join(*parts: np.ndarray) -> np.ndarray:
+        stacked = np.stack(parts, axis=-1)
+        return stacked.reshape(*stacked.shape[:-2], -1)
+
+    return Rule(theirs, tuple(f"blocks.experts.{name}.{part}" for name in names), split, join)
 
 
 # ---------------------------------------------------------------- fused projections

@@ -3,6 +3,7 @@
 Errors are collected: a checkpoint with three wrong tensors gives one message that lists all three.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import is_mistyped_path
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.directory import config_dtype, read_config, weight_files
-from sparsepo_jax.models.families import family_rules
+from sparsepo_jax.models.families import family_rules, stored_rules
 from sparsepo_jax.models.safetensors_file import open_safetensors, read_float32, tensor_names
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.wrappers import carried_names, name_in
@@ -31,14 +32,17 @@ _HEADS = ("lm_head.weight", "embed_out.weight", "language_model.lm_head.weight")
 _MASKS = ("common_mask.", "rw_mask.", "kl_mask.")
 _DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 
-Place = tuple[Rule, int | None]  # what a tensor is: a rule, and a layer if there is such a tensor in each
+Layer = (
+    int | tuple[int, int] | None
+)  # of a tensor: a layer, or a layer and an expert; None: it is the only one
+Place = tuple[Rule, Layer]  # what a tensor is
 
 
 class Part(NamedTuple):
-    """A tensor's share of one of our arrays: all of it (layer None), or one layer."""
+    """A tensor's share of one of our arrays: all of it (layer None), one layer, or one expert of a layer."""
 
     path: str
-    layer: int | None
+    layer: Layer
     value: np.ndarray
 
 
@@ -115,10 +119,9 @@ def _match(
     """What each stored tensor is, and which tensors are missing or have another shape."""
     places: dict[str, Place] = {}
     faults = []
-    for rule in family_rules(spec):
-        ours = [
-            np.empty(expected[path][1:] if rule.per_layer else expected[path], bool) for path in rule.ours
-        ]
+    for rule in stored_rules(spec, shapes):
+        leading = rule.per_layer + rule.per_expert
+        ours = [np.empty(expected[path][leading:], bool) for path in rule.ours]
         wanted = rule.join(*ours).shape
         for layer, full_name in _names_of(rule, spec):
             name = stored_name(full_name)
@@ -130,10 +133,14 @@ def _match(
     return places, faults
 
 
-def _names_of(rule: Rule, spec: DecoderSpec) -> list[tuple[int | None, str]]:
-    """(layer, name) of the tensors of a rule; layer None if there is only one."""
+def _names_of(rule: Rule, spec: DecoderSpec) -> list[tuple[Layer, str]]:
+    """(layer, name) of the tensors of a rule."""
     if not rule.per_layer:
         return [(None, rule.theirs)]
+    if rule.per_expert:
+        assert spec.mixture is not None
+        pairs = itertools.product(range(spec.num_layers), range(spec.mixture.experts))
+        return [((layer, expert), rule.theirs.format(i=layer, e=expert)) for layer, expert in pairs]
     return [(layer, rule.theirs.format(i=layer)) for layer in range(spec.num_layers)]
 
 

@@ -132,3 +132,22 @@ def _gated_backward(name: str, saved: tuple[Array, Array], d_out: Array) -> tupl
 
 
 gated.defvjp(_gated_forward, _gated_backward)
+
+
+@functools.partial(jax.checkpoint, static_argnums=(2, 3))
+def clamped_swiglu(
+    gate: Float[Array, "*B F"], up: Float[Array, "*B F"], alpha: float, limit: float
+) -> Float[Array, "*B F"]:
+    """g sigmoid(alpha g) (1 + u), where g = min(gate, limit) and u is up cut off at plus and minus the limit.
+
+    It is computed in float32. Its inputs alone are kept for the backward pass.
+
+    Args:
+        gate: inputs of the gate.
+        up: factors.
+        alpha: slope of the sigmoid.
+        limit: above 0.
+    """
+    g = jnp.minimum(gate.astype(jnp.float32), limit)
+    u = jnp.clip(up.astype(jnp.float32), -limit, limit)
+    return (g * jax.nn.sigmoid(alpha * g) * (1 + u)).astype(up.dtype)

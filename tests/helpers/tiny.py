@@ -83,6 +83,14 @@ GEMMA2 = LLAMA | {
     "final_logit_softcapping": 0.7,
 }
 COHERE = LLAMA | {"model_type": "cohere", "layer_norm_eps": 1e-5, "logit_scale": 3.0}
+QWEN3_MOE = LLAMA | {
+    "model_type": "qwen3_moe",
+    "head_dim": 8,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "norm_topk_prob": True,
+}
 NEOX_SEQUENTIAL = NEOX | {"use_parallel_residual": False, "attention_bias": False}
 CONFIGS = {
     "gpt2": GPT2,
@@ -223,6 +231,10 @@ CONFIGS = {
     "ernie4_5": LLAMA | {"model_type": "ernie4_5", "head_dim": 6, "use_bias": True},
     "glm4": LLAMA | {"model_type": "glm4", "head_dim": 8, "pad_token_id": 0, "eos_token_id": [1]},
     "nemotron": LLAMA | {"model_type": "nemotron", "norm_eps": 1e-5},
+    "qwen3 moe": QWEN3_MOE,
+    "qwen3 moe, shares of all experts": QWEN3_MOE | {"norm_topk_prob": False, "num_experts_per_tok": 3},
+    "mixtral": LLAMA | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": LLAMA | {"model_type": "olmoe", "num_experts": 5, "num_experts_per_tok": 2},
     "gemma2, softcaps": GEMMA2,
     "gemma3, local and global layers": GEMMA3,
 }

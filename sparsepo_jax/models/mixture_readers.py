@@ -1,0 +1,74 @@
+"""Readers of config.json: mixtures of experts. No JAX here."""
+
+from dataclasses import replace
+
+from sparsepo_jax.models.config_fields import SpecError, needed, shown
+from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.field_values import Config, flag
+from sparsepo_jax.models.llama_readers import layered, llama_like, with_attention_bias, with_windows
+from sparsepo_jax.models.mixture import Mixture
+
+
+def read_qwen3_moe(config: Config) -> DecoderSpec:
+    """Qwen 3's mixtures of experts.
+
+    Args:
+        config: the fields that the family reads.
+    """
+    family = "qwen3_moe"
+    dense = config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1
+    if dense:
+        raise SpecError(
+            f"{family}: mlp_only_layers {shown(config.get('mlp_only_layers'))} and decoder_sparse_step "
+            f"{shown(config.get('decoder_sparse_step', 1))} leave layers without experts; all must have them"
+        )
+    spec = replace(with_attention_bias(config, family), qk_norm="head")
+    return _with_experts(
+        config,
+        spec,
+        experts=needed(config, family, "num_local_experts"),
+        width=needed(config, family, "moe_intermediate_size"),
+        normalised=flag(config, "norm_topk_prob"),
+    )
+
+
+def read_mixtral(config: Config) -> DecoderSpec:
+    """Mixtral.
+
+    Args:
+        config: the fields that the family reads.
+    """
+    spec = llama_like(config, "mixtral")
+    spec = layered(spec, with_windows(spec, [config.get("sliding_window")] * spec.num_layers))
+    experts = needed(config, spec.family, "num_local_experts")
+    return _with_experts(config, spec, experts=experts, width=spec.mlp_width, normalised=True)
+
+
+def read_olmoe(config: Config) -> DecoderSpec:
+    """OLMoE.
+
+    Args:
+        config: the fields that the family reads.
+    """
+    spec = replace(with_attention_bias(config, "olmoe"), qk_norm="all")
+    if config.get("sliding_window") is not None:  # some of transformers' attention kernels would read it
+        raise SpecError(
+            f"olmoe: sliding_window: {shown(config['sliding_window'])} is not supported, only null"
+        )
+    return _with_experts(
+        config,
+        spec,
+        experts=needed(config, spec.family, "num_experts"),
+        width=spec.mlp_width,
+        normalised=flag(config, "norm_topk_prob"),
+    )
+
+
+def _with_experts(
+    config: Config, spec: DecoderSpec, *, experts: int, width: int, normalised: bool
+) -> DecoderSpec:
+    """The decoder with mixtures of experts as its MLPs; see mixture.Mixture."""
+    chosen = needed(config, spec.family, "num_experts_per_tok")
+    if chosen > experts:
+        raise SpecError(f"{spec.family}: num_experts_per_tok: {chosen} of {experts} experts")
+    return replace(spec, mixture=Mixture(experts, chosen, width, normalised))

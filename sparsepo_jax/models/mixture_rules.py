@@ -1,0 +1,35 @@
+"""Weight rules of mixtures of experts; see weight_rules."""
+
+from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.weight_rules import Rule, transposed, turned_experts
+
+_LAYER = "model.layers.{i}"
+_PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}  # ours -> theirs
+
+
+def expert_rules(spec: DecoderSpec) -> list[Rule]:
+    """A mixture of experts as it is stored: a tensor for each projection of each expert.
+
+    Args:
+        spec: the decoder.
+    """
+    mlp, names = f"{_LAYER}.mlp", _PROJECTIONS
+    if spec.family == "mixtral":
+        mlp, names = f"{_LAYER}.block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}
+    return [
+        transposed(f"{mlp}.gate.weight", "blocks.experts.router.weight"),
+        *(
+            transposed(f"{mlp}.experts.{{e}}.{theirs}.weight", f"blocks.experts.{ours}.kernel")
+            for ours, theirs in names.items()
+        ),
+    ]
+
+
+def stacked_expert_rules() -> list[Rule]:
+    """A mixture of experts as transformers 5 holds it in memory: two tensors for all experts of a layer."""
+    mlp = f"{_LAYER}.mlp"
+    return [
+        transposed(f"{mlp}.gate.weight", "blocks.experts.router.weight"),
+        turned_experts(f"{mlp}.experts.gate_up_proj", "gate", "up"),
+        turned_experts(f"{mlp}.experts.down_proj", "down"),
+    ]
