@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 GroupedKernel = Literal["blocks", "triton", "ragged", "dense"]
 LEAST, MOST = 16, 128  # rows of a block
-Spread = Callable[..., Array]
+SpreadExperts = Callable[..., Array]
 
 
 def _here(function: Callable[..., Array], weights: Any, tokens: Any) -> Array:
@@ -39,7 +39,7 @@ class Dispatch(NamedTuple):
     """
 
     kernel: GroupedKernel = "blocks"
-    spread: Spread = _here
+    spread: SpreadExperts = _here
 
 
 HERE = Dispatch()

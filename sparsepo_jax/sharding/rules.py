@@ -13,6 +13,8 @@ from sparsepo_jax.core.tree import label_paths
 
 Axes = str | tuple[str, ...] | None  # of one dimension
 
+EXPERTS = ("fsdp", "tensor")
+
 # Dimensions are [in, out] of a projection and [V, D] of an embedding. Weights of blocks carry a leading L,
 # which is never cut. A dimension that no product needs cut along one axis is cut along both.
 RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
@@ -27,6 +29,9 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"blocks\.(up|gate)\.bias", (None, "tensor")),
     (r"blocks\.down\.kernel", (None, "tensor", "fsdp")),
     (r"blocks\.down\.bias", (None, None)),
+    # Whole experts: tokens travel to them, see sharding/experts.
+    (r"blocks\.experts\.router\.(weight|bias)", ()),
+    (r"blocks\.experts\.(up|gate|down)\.(kernel|bias|lora\.lora_[ab])", (None, EXPERTS)),
     (r"blocks\.attention\.(query|key)_norm\.scale", ()),
     (r"(blocks\.(attn|mlp)(_post)?_norm|final_norm)\.(scale|bias)", ()),
     (r"blocks\.(attention\.(query|key|value)|up|gate)\.lora\.lora_a", (None, ("fsdp", "tensor"), None)),
@@ -63,12 +68,23 @@ def _dividing(axes: tuple[Axes, ...], shape: tuple[int, ...], sizes: Mapping[str
     """The axes of each dimension that divide it. Of several axes the last ones are left out first."""
 
     def of_dimension(wanted: Axes, size: int) -> Axes:
-        names = _names(wanted)
-        while names and size % math.prod(sizes[name] for name in names):
-            names = names[:-1]
+        names = dividing(_names(wanted), size, sizes)
         return (names[0] if len(names) == 1 else names) or None
 
     return tuple(of_dimension(wanted, size) for wanted, size in zip(axes, shape, strict=False))
+
+
+def dividing(names: tuple[str, ...], size: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes that together divide a dimension; the last ones are left out first.
+
+    Args:
+        names: of axes.
+        size: of the dimension.
+        sizes: of the mesh's axes, by name.
+    """
+    while names and size % math.prod(sizes[name] for name in names):
+        names = names[:-1]
+    return names
 
 
 def check_sharded(shapes: Shapes, mesh: Mesh) -> None:
