@@ -20,7 +20,7 @@ from sparsepo_jax.models.adapter_config import WEIGHTS, read_adapter_config
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.safetensors_file import open_safetensors, read_float32, tensor_shapes
 from sparsepo_jax.models.weight_rules import Rule
-from sparsepo_jax.models.weights import Part, Place, tensor_places
+from sparsepo_jax.models.weights import Layer, Part, Place, tensor_places
 from sparsepo_jax.models.wrappers import placed
 
 # Modules that share the embedding's weight where the head is tied.
@@ -33,7 +33,7 @@ class Module(NamedTuple):
 
     Attributes:
         rule: what its weight is to us.
-        layer: its layer, from 0; None: it is outside the blocks.
+        layer: its layer, from 0, or layer and expert; None: it is outside the blocks.
         name: its name in the model.
         a_name: the tensor A [rank, in]; of an embedding [rank, V].
         b_name: the tensor B [out, rank]; of an embedding [D, rank].
@@ -43,7 +43,7 @@ class Module(NamedTuple):
     """
 
     rule: Rule
-    layer: int | None
+    layer: Layer
     name: str
     a_name: str
     b_name: str
@@ -123,7 +123,7 @@ class Adapter:
     def _sort_tensors(self) -> list[str]:
         """Fills `modules` and `whole_tensors`; returns what does not fit."""
         places = self._known_places()
-        halves: dict[tuple[str, Rule, int | None], dict[str, str]] = {}
+        halves: dict[tuple[str, Rule, Layer], dict[str, str]] = {}
         faults = []
         for full_name in sorted(self._shapes):
             name = full_name.removeprefix("base_model.model.").replace(".base_layer.", ".")
@@ -161,7 +161,7 @@ class Adapter:
         of_trunk = {name.split(".", 1)[1]: place for name, place in places.items() if name.count(".") > 1}
         return of_trunk | places
 
-    def _add_module(self, module: str, rule: Rule, layer: int | None, names: Mapping[str, str]) -> str | None:
+    def _add_module(self, module: str, rule: Rule, layer: Layer, names: Mapping[str, str]) -> str | None:
         """Adds a module, or says why its A and B do not fit.
 
         Args:
@@ -248,6 +248,8 @@ class Adapter:
             modules = [module for module in self.modules if module.rule.theirs == stored]
             if modules[0].layer is None:
                 self._refuse(f"it adapts {modules[0].name}, which is no projection of a block")
+            if modules[0].rule.per_expert:
+                self._refuse(f"it adapts single experts ({modules[0].name})")
             if len(modules) != self.spec.num_layers:
                 self._refuse(
                     f"it adapts {modules[0].name} in {len(modules)} of {self.spec.num_layers} layers"
@@ -307,7 +309,7 @@ class Adapter:
         for module in self.modules:
             for path, a, b in self._projection_adapters(module):
                 stem = path.removesuffix(".kernel")
-                assert module.layer is not None
+                assert isinstance(module.layer, int)
                 layers.setdefault(f"{stem}.lora.lora_a", {})[module.layer] = a
                 layers.setdefault(f"{stem}.lora.lora_b", {})[module.layer] = b
         return {

@@ -33,8 +33,7 @@ _READ = {
     "qwen3": f"{_QWEN} attention_bias",
     "olmo2": f"{_LLAMA} hidden_act attention_bias",
     "qwen3_moe": f"""{_EXPERTS} attention_bias use_sliding_window num_experts num_local_experts
-        moe_intermediate_size
-        norm_topk_prob mlp_only_layers decoder_sparse_step""",
+        moe_intermediate_size norm_topk_prob mlp_only_layers decoder_sparse_step""",
     "mixtral": f"{_EXPERTS} sliding_window num_local_experts",
     "olmoe": f"{_EXPERTS} attention_bias sliding_window num_experts norm_topk_prob",
     "gemma2": _GEMMA,
