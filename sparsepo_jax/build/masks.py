@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -32,7 +33,8 @@ def mask_tensors(path: str | None) -> dict[str, Any]:
 
         return load_file(separate)
     tensors = SafeTensors(directory)
-    return dict(tensors.read([name for name in tensors.shapes() if is_mask_tensor(name)]))
+    masks = tensors.read([name for name in tensors.shapes() if is_mask_tensor(name)])
+    return {name: x.astype(np.float32) for name, x in masks}
 
 
 def policy_mask_tensors(config: Config) -> dict[str, Any]:

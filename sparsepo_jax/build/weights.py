@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
@@ -46,12 +47,14 @@ def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
     weights: Weights = {}
     for name, layer, value in stream_hf(spec, SafeTensors(find_checkpoint(path)), shapes, path):
         if layer is None:
-            weights[name] = lay(value, shardings[name])
+            weights[name] = lay(np.asarray(value, np.float32), shardings[name])
             continue
         if name not in weights:
             weights[name] = jnp.zeros(shapes[name], jnp.float32, device=shardings[name])
         # Wait: tensors that are read faster than they are stored would pile up.
-        weights[name] = _put_into(shardings[name], False)(weights[name], value, layer).block_until_ready()
+        weights[name] = _put_into(shardings[name], False)(
+            weights[name], np.asarray(value, np.float32), layer
+        ).block_until_ready()
         del value
     return weights
 

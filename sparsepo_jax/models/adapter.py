@@ -18,7 +18,7 @@ import numpy as np
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.adapter_config import WEIGHTS, read_adapter_config
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.models.safetensors_file import open_safetensors, read_float32, tensor_shapes
+from sparsepo_jax.models.safetensors_file import TensorFile
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.weights import Layer, Part, Place, tensor_places
 from sparsepo_jax.models.wrappers import placed
@@ -95,8 +95,8 @@ class Adapter:
         self.spec = spec
         self.where = where
         self.config = read_adapter_config(path, where)
-        self._file = self.config.directory / WEIGHTS
-        self._shapes = tensor_shapes(self._file)
+        self._file = TensorFile(self.config.directory / WEIGHTS)
+        self._shapes = self._file.shapes
         self.modules: list[Module] = []
         self.whole_tensors: dict[str, Place] = {}
         faults = self._sort_tensors()
@@ -205,8 +205,7 @@ class Adapter:
         return tables.get(rule.ours[0])
 
     def _read(self, name: str) -> np.ndarray:
-        with open_safetensors(self._file) as file:
-            return read_float32(self._file, file, name)
+        return self._file.read(name).astype(np.float32, copy=False)
 
     def _is_conv(self, module: Module) -> bool:
         """Whether the module's weight is stored as [in, out], as GPT-2's are."""

@@ -1,6 +1,7 @@
 """One safetensors file, read into NumPy; errors are the user's to mend."""
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,68 +11,89 @@ import numpy as np
 
 from sparsepo_jax.core.errors import UserError
 
+BYTES = "U8"  # safetensors' name of the type of bytes
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of a safetensors file by name.
 
-    Args:
+class TensorFile:
+    """The tensors of a safetensors file, read one at a time.
+
+    Their bytes are read and not mapped: what has been read of a mapped file counts as the process's memory.
+
+    Attributes:
         path: of the file.
-
-    Raises:
-        UserError: it is no safetensors file.
+        shapes: of the tensors, by name.
+        types: safetensors' names of their types, by name.
     """
-    with open_safetensors(path) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in tensor_names(file)}
 
+    def __init__(self, path: Path):
+        """Reads names, shapes and types, and no numbers.
 
-def read_float32(path: Path, file: Any, name: str) -> np.ndarray:
-    """A tensor of an opened safetensors file, float32.
+        Args:
+            path: of the file.
 
-    Args:
-        path: the file's, for messages.
-        file: what `open_safetensors` gave.
-        name: the tensor's.
+        Raises:
+            UserError: it is no safetensors file.
+        """
+        from safetensors import safe_open
 
-    Raises:
-        UserError: it holds no floating-point numbers.
-    """
-    try:
-        tensor = file.get_tensor(name)
-    except Exception as error:  # types that NumPy does not have raise several kinds
-        raise UserError(f"{path}: {name} cannot be read ({error}); save it as float32 or bfloat16") from None
-    if tensor.dtype.kind in "biu":
-        raise UserError(
-            f"{path}: {name} holds {tensor.dtype}, not floating-point numbers (a quantised checkpoint?); "
-            "save it as float32 or bfloat16"
+        self.path = path
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.types: dict[str, str] = {}
+        try:
+            with safe_open(path, framework="numpy") as file:  # checks that the file holds what it says
+                for name in file.keys():  # noqa: SIM118  (no mapping)
+                    tensor = file.get_slice(name)
+                    self.shapes[name] = tuple(tensor.get_shape())
+                    self.types[name] = tensor.get_dtype()
+        except Exception as error:  # safetensors raises its own type, which it does not export
+            raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+        data_start, fields = _header(path)
+        self._begins = {name: data_start + fields[name]["data_offsets"][0] for name in self.shapes}
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor of floating-point numbers, in the type in which it is stored; float64 as float32.
+
+        Args:
+            name: the tensor's.
+
+        Raises:
+            UserError: it holds other numbers.
+        """
+        if self.types[name] not in _FLOATS:
+            raise UserError(
+                f"{self.path}: {name} holds {self.types[name]}, not floating-point numbers (a quantised "
+                "checkpoint?); save it as float32 or bfloat16"
+            )
+        tensor = self._read(name, 0, self.shapes[name])
+        return tensor.astype(np.float32) if self.types[name] == "F64" else tensor
+
+    def read_bytes(self, name: str, row: int) -> np.ndarray:
+        """Entry `row` of a tensor of bytes, along its first axis.
+
+        Args:
+            name: the tensor's.
+            row: the number of the entry.
+        """
+        shape = self.shapes[name][1:]
+        return self._read(name, row * math.prod(shape), shape)
+
+    def _read(self, name: str, begin: int, shape: tuple[int, ...]) -> np.ndarray:
+        """So many numbers of a tensor from its number `begin` on."""
+        dtype = _dtype(self.types[name])
+        numbers = np.fromfile(
+            self.path, dtype, math.prod(shape), offset=self._begins[name] + begin * dtype.itemsize
         )
-    return tensor.astype(np.float32, copy=False)
+        if numbers.size != math.prod(shape):
+            raise UserError(f"{self.path}: ends within {name}; download or copy it again")
+        return numbers.reshape(shape)
 
 
-def open_safetensors(path: Path) -> Any:
-    """A safetensors file, opened for NumPy: a context manager.
+def _dtype(name: str) -> np.dtype:
+    import ml_dtypes
 
-    Args:
-        path: of the file.
-
-    Raises:
-        UserError: it is no safetensors file.
-    """
-    import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16)
-    from safetensors import safe_open
-
-    try:
-        return safe_open(path, framework="numpy")
-    except Exception as error:  # safetensors raises its own type, which it does not export
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-def tensor_names(file: Any) -> list[str]:
-    """Names of the tensors in an opened safetensors file.
-
-    Args:
-        file: what `open_safetensors` gave.
-    """
-    return list(file.keys())
+    types = {"F64": np.float64, "F32": np.float32, "F16": np.float16, BYTES: np.uint8}
+    return np.dtype(ml_dtypes.bfloat16) if name == "BF16" else np.dtype(types[name])
 
 
 def copy_tensors(sources: Mapping[str, Path], target: Path) -> int:

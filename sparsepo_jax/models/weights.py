@@ -13,10 +13,11 @@ import numpy as np
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import is_mistyped_path
+from sparsepo_jax.models import mxfp4
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.directory import config_dtype, read_config, weight_files
 from sparsepo_jax.models.families import family_rules, stored_rules
-from sparsepo_jax.models.safetensors_file import open_safetensors, read_float32, tensor_names
+from sparsepo_jax.models.safetensors_file import BYTES, TensorFile
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.wrappers import carried_names, name_in
 
@@ -290,7 +291,7 @@ def _peft_module(
 class SafeTensors:
     """The tensors of a checkpoint directory, in one file or several, as transformers would choose them.
 
-    Pickles are never opened.
+    Pickles are never opened. Two tensors that hold one in MXFP4 appear as that one.
     """
 
     def __init__(self, directory: Path):
@@ -303,19 +304,28 @@ class SafeTensors:
             UserError: there are no safetensors, or one name is in two files.
         """
         self._directory = directory
-        self._files: dict[Path, dict[str, tuple[int, ...]]] = {}
-        self._types: dict[str, str] = {}
-        for path in weight_files(directory):
-            with open_safetensors(path) as file:
-                slices = {name: file.get_slice(name) for name in tensor_names(file)}
-                self._files[path] = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
-                self._types |= {name: tensor.get_dtype() for name, tensor in slices.items()}
-        counts = Counter(name for shapes in self._files.values() for name in shapes)
+        files = [TensorFile(path) for path in weight_files(directory)]
+        counts = Counter(name for file in files for name in file.shapes)
         twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise UserError(
                 f"{directory}: {', '.join(twice[:3])} in two files: keep the files that the index names"
             )
+        self._file_of = {name: file for file in files for name in file.shapes}
+        self._shapes = self._unpacked_shapes()
+
+    def _unpacked_shapes(self) -> dict[str, tuple[int, ...]]:
+        stored = {name: file.shapes[name] for name, file in self._file_of.items()}
+        shapes = dict(stored)
+        for blocks in [name for name in stored if name.endswith(mxfp4.BLOCKS)]:
+            name = blocks.removesuffix(mxfp4.BLOCKS)
+            scales = name + mxfp4.SCALES
+            are_bytes = all(self._file_of[x].types[x] == BYTES for x in (blocks, scales) if x in stored)
+            shape = mxfp4.unpacked_shape(stored[blocks], stored.get(scales, ())) if are_bytes else None
+            if shape is not None and name not in stored:
+                shapes[name] = shape
+                del shapes[blocks], shapes[scales]
+        return shapes
 
     def dtype(self) -> str:
         """The type of the weights: float32, float16 or bfloat16.
@@ -323,8 +333,9 @@ class SafeTensors:
         Where they differ it is what transformers would make of them: the type that config.json names, else
             that of the first tensor. Buffers and mask nets do not count; float64 counts as float32.
         """
-        counted = (name for name in self._types if not name.endswith(_BUFFERS) and not is_mask_tensor(name))
-        types = [_DTYPES[self._types[name]] for name in counted if self._types[name] in _DTYPES]
+        counted = (name for name in self._file_of if not name.endswith(_BUFFERS) and not is_mask_tensor(name))
+        named = (self._file_of[name].types[name] for name in counted)
+        types = [_DTYPES[name] for name in named if name in _DTYPES]
         if not types:
             return "float32"
         if len(set(types)) == 1:
@@ -333,14 +344,16 @@ class SafeTensors:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor by name."""
-        return {name: shape for shapes in self._files.values() for name, shape in shapes.items()}
+        return dict(self._shapes)
 
     def files(self) -> dict[str, Path]:
-        """The file of each tensor by name."""
-        return {name: path for path, shapes in self._files.items() for name in shapes}
+        """The file of each tensor by name, as it is stored."""
+        return {name: file.path for name, file in self._file_of.items()}
 
     def read(self, names: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, float32 array) of those of the names that there are, in the order of the files.
+        """(name, array of the type in which it is stored) of those of the names that there are.
+
+        They come in the order of the files; what is stored in MXFP4 last, and in bfloat16.
 
         Args:
             names: of tensors.
@@ -348,14 +361,24 @@ class SafeTensors:
         Raises:
             UserError: a tensor holds no floating-point numbers.
         """
-        for path, shapes in self._files.items():
-            for name in shapes:
-                if name in names:
-                    # Opened anew for each tensor: an open file keeps in memory what was read of it.
-                    with open_safetensors(path) as file:
-                        tensor = read_float32(path, file, name)
-                    yield name, tensor
-                    del tensor
+        for name in self._shapes:
+            if name in names:
+                file = self._file_of.get(name)
+                tensor = self._unpacked(name) if file is None else file.read(name)
+                yield name, tensor
+                del tensor
+
+    def _unpacked(self, name: str) -> np.ndarray:
+        """A tensor [E, in, out] that is stored in MXFP4, read expert by expert."""
+        blocks, scales = self._file_of[name + mxfp4.BLOCKS], self._file_of[name + mxfp4.SCALES]
+        tensor = np.empty(self._shapes[name], mxfp4.DTYPE)
+        for expert in range(len(tensor)):
+            tensor[expert] = mxfp4.unpacked(
+                blocks.read_bytes(name + mxfp4.BLOCKS, expert),
+                scales.read_bytes(name + mxfp4.SCALES, expert),
+                f"{scales.path}: {name}",
+            )
+        return tensor
 
 
 def find_checkpoint(path: str) -> Path:
