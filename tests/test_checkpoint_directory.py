@@ -19,7 +19,7 @@ from sparsepo_jax.main import main
 from sparsepo_jax.models.directory import end_tokens, read_config, read_generation_config
 from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.models.weights import SafeTensors
+from sparsepo_jax.models.stored_tensors import SafeTensors
 from sparsepo_jax.run.check import make_plan_text
 
 SHAPE = LLAMA | {

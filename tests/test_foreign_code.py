@@ -16,7 +16,7 @@ from sparsepo_jax.data.tokenizers import load_tokenizer, make_byte_tokenizer
 from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.directory import read_config
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.models.weights import SafeTensors
+from sparsepo_jax.models.stored_tensors import SafeTensors
 from sparsepo_jax.train.checkpoint import load_once, save_once
 
 unpickled: list[str] = []

@@ -298,7 +298,7 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, kind):
 def test_a_run_in_bfloat16_trains_and_exports_what_it_trained(tmp_path, capsys):
     """All stages; the export scores as the trained policy does, and another run starts from it. Kills: a
     stage that reads the weights in another type than they were kept in."""
-    from sparsepo_jax.models.weights import SafeTensors, find_checkpoint
+    from sparsepo_jax.models.stored_tensors import SafeTensors, find_checkpoint
 
     stages = ["sft", "po", "score", "eval", "export"]
     output = run(tmp_path, stages=stages, export={"dtype": "bfloat16"}, **HELD)

@@ -24,7 +24,7 @@ from sparsepo_jax.models.directory import read_config
 from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.families import FAMILIES
 from sparsepo_jax.models.spec import ignored_note, spec_from_hf
-from sparsepo_jax.models.weights import SafeTensors, find_checkpoint
+from sparsepo_jax.models.stored_tensors import SafeTensors, find_checkpoint
 from sparsepo_jax.ops.attention import Given
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())

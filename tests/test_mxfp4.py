@@ -6,7 +6,7 @@ import torch
 from safetensors.numpy import save_file
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.models.weights import SafeTensors
+from sparsepo_jax.models.stored_tensors import SafeTensors
 
 E, INPUTS, OUTPUTS = 3, 64, 6
 

@@ -12,7 +12,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.masks.learned import masks_from_tensors
 from sparsepo_jax.masks.source import MaskSource
-from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, is_mask_tensor
+from sparsepo_jax.models.stored_tensors import SafeTensors, find_checkpoint, is_mask_tensor
 from sparsepo_jax.sharding.mesh import (
     lay,
     replicated,

@@ -22,7 +22,7 @@ from sparsepo_jax.models.directory import (
 )
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.models.weights import SafeTensors, find_checkpoint
+from sparsepo_jax.models.stored_tensors import SafeTensors, find_checkpoint
 from sparsepo_jax.models.wrappers import from_scratch_problem
 from sparsepo_jax.ops.remat import Remat
 

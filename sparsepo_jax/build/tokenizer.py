@@ -16,7 +16,7 @@ from sparsepo_jax.models.directory import (
     end_tokens,
     has_tokenizer,
 )
-from sparsepo_jax.models.weights import find_checkpoint
+from sparsepo_jax.models.stored_tensors import find_checkpoint
 from sparsepo_jax.run.resume import LOOKING
 
 

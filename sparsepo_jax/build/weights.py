@@ -24,7 +24,8 @@ from sparsepo_jax.models.adapter import Adapter
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import BaseType, Lora, hold_base, is_block_matrix
-from sparsepo_jax.models.weights import SafeTensors, find_checkpoint, stream_hf
+from sparsepo_jax.models.stored_tensors import SafeTensors, find_checkpoint
+from sparsepo_jax.models.weights import stream_hf
 from sparsepo_jax.sharding.mesh import (
     lay,
 )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.directory import ADAPTER, CONFIG, read_json_object
-from sparsepo_jax.models.weights import find_checkpoint
+from sparsepo_jax.models.stored_tensors import find_checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"

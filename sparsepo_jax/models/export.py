@@ -26,7 +26,8 @@ from sparsepo_jax.models.directory import (
 from sparsepo_jax.models.families import architecture
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.safetensors_file import copy_tensors
-from sparsepo_jax.models.weights import SafeTensors, to_hf, to_peft
+from sparsepo_jax.models.stored_tensors import SafeTensors
+from sparsepo_jax.models.weights import to_hf, to_peft
 from sparsepo_jax.models.wrappers import carried_names, name_in, with_text_fields
 
 SHARD_BYTES = 5 * 10**9  # as transformers splits large models

@@ -12,7 +12,7 @@ from sparsepo_jax.config.load import config_text
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.models.lora import Lora, merge_adapters, split_adapters
-from sparsepo_jax.models.weights import find_checkpoint
+from sparsepo_jax.models.stored_tensors import find_checkpoint
 from sparsepo_jax.run.resume import TRAINING
 from sparsepo_jax.sharding.mesh import to_host
 from sparsepo_jax.stages.context import Run, say

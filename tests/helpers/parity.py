@@ -13,7 +13,7 @@ from sparsepo_jax.core.tree import merge_module, split_module
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.directory import read_config
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.models.weights import SafeTensors
+from sparsepo_jax.models.stored_tensors import SafeTensors
 from sparsepo_jax.models.wrappers import WRAPPERS
 from sparsepo_jax.ops.attention import Given
 
