@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsepo_jax.core.types import TokenMasks, TokenStats
-from sparsepo_jax.losses import sequence, token_weighted
+from sparsepo_jax.losses import margins, separate, sequence, token_weighted
 from sparsepo_jax.train.metrics import log_ratio_metrics, pair_metrics
 
 # ---------------------------------------------------------------- the objectives, in plain NumPy
@@ -91,9 +91,55 @@ def numpy_dpop(c, r, beta, penalty):
     return -log_sigmoid(beta * (dpo_difference(c, r) - penalty * max(0.0, -c.ratio.sum())))
 
 
+def numpy_alphapo(c, r, beta, gamma, alpha):
+    shaped = [(1 - np.exp(y.logp.mean()) ** -alpha) / alpha for y in (c, r)]
+    return -log_sigmoid(beta * (shaped[0] - shaped[1]) - gamma)
+
+
+def numpy_exo(c, r, beta, label_smoothing):
+    kept = 1 / (1 + np.exp(-beta * dpo_difference(c, r)))
+    labels, policy = np.array([1 - label_smoothing, label_smoothing]), np.array([kept, 1 - kept])
+    return (policy * np.log(policy / labels)).sum()
+
+
+def numpy_discopop(c, r, beta, temperature):
+    margin = beta * dpo_difference(c, r)
+    share = 1 / (1 + np.exp(-margin / temperature))
+    return (1 - share) * -log_sigmoid(margin) + share * np.exp(-margin)
+
+
+def numpy_risk(margin, power, scale):
+    """From the definition of a Bregman divergence; the constant makes it ours."""
+    if power is None:
+        return -log_sigmoid(margin)
+
+    def h(ratio):
+        return (ratio ** (1 + power) - ratio) / (scale * power * (1 + power))
+
+    def slope(ratio):
+        return ((1 + power) * ratio**power - 1) / (scale * power * (1 + power))
+
+    ratio = np.exp(-margin)
+    return slope(ratio) * ratio - h(ratio) - slope(1 / ratio) + 1 / (scale * (1 + power))
+
+
+def numpy_tbpo_a(c, r, beta, power, scale):
+    shorter = min(len(c.logp), len(r.logp))
+    chosen, rejected = ((y.ratio + y.kl)[:shorter] for y in (c, r))
+    return np.mean([numpy_risk(beta * (x - y), power, scale) for x, y in zip(chosen, rejected, strict=True)])
+
+
+def numpy_sppo(c, r, beta):
+    return (c.ratio.sum() - 0.5 / beta) ** 2 + (r.ratio.sum() + 0.5 / beta) ** 2
+
+
 def softplus_of_minus(margin):
     """-log sigmoid(margin), with the standard library only."""
     return math.log1p(math.exp(-margin))
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
 
 
 class Objective(NamedTuple):
@@ -236,6 +282,91 @@ OBJECTIVES = {
     "caldpo": Objective(  # [(-0.2 - 1)^2 + (0.3 + 1)^2] / 2 = (1.44 + 1.69) / 2
         sequence.caldpo_loss, dict(beta=0.5), numpy_caldpo, -0.5, softplus_of_minus(-0.5) + 1.565
     ),
+    "dpo_norm": Objective(  # 2 (-0.1 - 0.1)
+        sequence.dpo_norm_loss,
+        dict(beta=2.0),
+        lambda c, r, beta: -log_sigmoid(beta * (c.ratio.mean() - r.ratio.mean())),
+        -0.4,
+        softplus_of_minus(-0.4),
+    ),
+    "alphapo": Objective(  # 2 [(1 - e^0.5) - (1 - e^0.6)] / 0.5 - 0.5
+        sequence.alphapo_loss,
+        dict(beta=2.0, gamma=0.5, alpha=0.5),
+        numpy_alphapo,
+        4 * (math.exp(0.6) - math.exp(0.5)) - 0.5,
+        softplus_of_minus(4 * (math.exp(0.6) - math.exp(0.5)) - 0.5),
+    ),
+    "exo": Objective(  # sigmoid(-0.25) = 0.4378: 0.4378 log(0.4378 / 0.9) + 0.5622 log(0.5622 / 0.1)
+        margins.exo_loss,
+        dict(beta=0.5, label_smoothing=0.1),
+        numpy_exo,
+        -0.25,
+        sigmoid(-0.25) * math.log(sigmoid(-0.25) / 0.9) + sigmoid(0.25) * math.log(sigmoid(0.25) / 0.1),
+    ),
+    "discopop": Objective(  # m = sigmoid(-0.25 / 0.5)
+        margins.discopop_loss,
+        dict(beta=0.5, temperature=0.5),
+        numpy_discopop,
+        -0.25,
+        sigmoid(0.5) * softplus_of_minus(-0.25) + sigmoid(-0.5) * math.exp(0.25),
+    ),
+    "bpo": Objective(  # e^(1.5 * 0.25) / 6 - (e^(-0.5 * 0.25) - 1) / 2
+        margins.bpo_loss,
+        dict(beta=0.5, power=0.5, scale=4.0),
+        lambda c, r, beta, **risk: numpy_risk(beta * dpo_difference(c, r), **risk),
+        -0.25,
+        math.exp(0.375) / 6 - (math.exp(-0.125) - 1) / 2,
+    ),
+    # r + k: chosen 0.6 -0.4, rejected 0.0 -0.1 (and a third token, past the chosen one's end); margins 0.5 *
+    # 0.6 and 0.5 * -0.3
+    "tbpo_a": Objective(
+        margins.tbpo_a_loss,
+        dict(beta=0.5, power=1.0, scale=4.0),
+        numpy_tbpo_a,
+        0.075,
+        ((math.exp(-0.6) / 8 - math.expm1(0.3) / 4) + (math.exp(0.3) / 8 - math.expm1(-0.15) / 4)) / 2,
+    ),
+    "tbpo_a logistic": Objective(
+        margins.tbpo_a_loss,
+        dict(beta=0.5, power=None, scale=4.0),
+        numpy_tbpo_a,
+        0.075,
+        (softplus_of_minus(0.3) + softplus_of_minus(-0.15)) / 2,
+    ),
+    # rewards 0.5 * -0.2 = -0.1 and 0.5 * 0.3 = 0.15
+    "nca": Objective(
+        separate.nca_loss,
+        dict(beta=0.5),
+        lambda c, r, beta: (
+            -log_sigmoid(beta * c.ratio.sum()) - sum(log_sigmoid(-beta * y.ratio.sum()) for y in (c, r)) / 2
+        ),
+        -0.25,
+        softplus_of_minus(-0.1) + (softplus_of_minus(0.1) + softplus_of_minus(-0.15)) / 2,
+    ),
+    "bco_pair": Objective(
+        separate.bco_pair_loss,
+        dict(beta=0.5),
+        lambda c, r, beta: -log_sigmoid(beta * c.ratio.sum()) - log_sigmoid(-beta * r.ratio.sum()),
+        -0.25,
+        softplus_of_minus(-0.1) + softplus_of_minus(-0.15),
+    ),
+    "sppo": Objective(  # (-0.2 - 1)^2 + (0.3 + 1)^2
+        separate.sppo_loss, dict(beta=0.5), numpy_sppo, -0.5, 3.13
+    ),
+    "apo_zero": Objective(
+        separate.apo_zero_loss,
+        dict(beta=0.5),
+        lambda c, r, beta: 1 - sigmoid(beta * c.ratio.sum()) + sigmoid(beta * r.ratio.sum()),
+        -0.25,
+        1 - sigmoid(-0.1) + sigmoid(0.15),
+    ),
+    "apo_down": Objective(
+        separate.apo_down_loss,
+        dict(beta=0.5),
+        lambda c, r, beta: sigmoid(beta * c.ratio.sum()) + 1 - sigmoid(beta * dpo_difference(c, r)),
+        -0.25,
+        sigmoid(-0.1) + 1 - sigmoid(-0.25),
+    ),
 }
 SAMPO = Objective(
     token_weighted.sampo_loss, dict(beta=0.5), None, math.nan, math.nan
@@ -373,7 +504,7 @@ def test_rewards_are_the_two_sides_of_the_margin(name):
     assert all(value.shape == (PAIRS,) for value in metrics.values())
     difference = metrics["rewards/chosen"] - metrics["rewards/rejected"]
     np.testing.assert_array_equal(metrics["rewards/margins"], difference)
-    gamma = ALL[name].settings.get("gamma", 0.0) if name in ("simpo", "confpo") else 0.0
+    gamma = ALL[name].settings.get("gamma", 0.0) if name in ("simpo", "confpo", "alphapo") else 0.0
     np.testing.assert_allclose(metrics["margin"], difference - gamma, atol=1e-6)
     np.testing.assert_array_equal(metrics["rewards/accuracies"], (np.sign(difference) + 1) / 2)
 
@@ -418,11 +549,15 @@ def test_a_filler_pair_is_finite_and_without_gradient(name, garbage):
 # ---------------------------------------------------------------- identities
 
 # At policy = reference all log-ratios and KL are 0, so D = 0: ln 2 for the logistic ones, 1/(4 beta^2) = 1
-# for ipo, relu(1) for hinge, ln 2 + (1 + 1) / 2 for caldpo.
+# for ipo, relu(1) for hinge, ln 2 + (1 + 1) / 2 for caldpo. Sigmoids are 1/2.
 AT_REFERENCE = {
     name: math.log(2) for name in ("tdpo1", "tdpo2", "dpo", "d2po", "ldpo", "cdpo", "robust", "dpop", "sampo")
 }
 AT_REFERENCE |= {"ipo": 1.0, "hinge": 1.0, "caldpo": math.log(2) + 1.0}
+AT_REFERENCE |= {"dpo_norm": math.log(2), "tbpo_a logistic": math.log(2), "bpo": 1 / 6, "tbpo_a": 1 / 8}
+AT_REFERENCE |= {"exo": 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)}
+AT_REFERENCE |= {"discopop": 0.5 * math.log(2) + 0.5, "nca": 2 * math.log(2), "bco_pair": 2 * math.log(2)}
+AT_REFERENCE |= {"sppo": 2.0, "apo_zero": 1.0, "apo_down": 1.0}
 
 
 @pytest.mark.parametrize("name", AT_REFERENCE)
@@ -476,6 +611,8 @@ IDENTITIES = [
     ("rdpo", dict(alpha=0.0), "dpo"),
     ("tdpo2", dict(alpha=0.0), "dpo"),
     ("tdpo2", dict(alpha=1.0), "tdpo1"),
+    ("alphapo", dict(alpha=0.0), "simpo"),
+    ("bpo", dict(power=None), "dpo"),
 ]
 
 
@@ -510,7 +647,9 @@ def test_hinge_is_flat_past_its_margin():
 
 
 @pytest.mark.parametrize("margin", [-2000.0, 2000.0])
-@pytest.mark.parametrize("name", ["dpo", "cdpo", "robust", "tdpo1", "caldpo"])
+@pytest.mark.parametrize(
+    "name", ["dpo", "cdpo", "robust", "tdpo1", "caldpo", "exo", "discopop", "bpo", "apo_down"]
+)
 def test_large_margins_do_not_overflow(name, margin):
     far = (HAND_PAIR[0]._replace(ref_logp=HAND_PAIR[0].logp - margin), HAND_PAIR[1])
     output, gradient = evaluate(name, *padded([far] * PAIRS))
@@ -600,6 +739,43 @@ def test_sampo_draws_anew_with_other_keys():
         for i in range(8)
     ]
     assert len(np.unique(np.round(losses, 5))) == 3
+
+
+@pytest.mark.parametrize(
+    ("power", "scale", "expected"),
+    [(0.0, 1.0, lambda z: np.exp(z) + z), (1.0, 0.5, lambda z: np.exp(2 * z) - 2 * np.expm1(-z))],
+    ids=["KLIEP", "LSIF"],
+)
+def test_the_ends_of_basus_family_are_kliep_and_lsif(power, scale, expected):
+    """z = log R of the papers, the negative margin. At power 0 the formula is a limit, with a gradient."""
+    margin = jnp.array([-2.0, -0.3, 0.0, 1.5])
+    risk, slope = jax.vmap(jax.value_and_grad(lambda x: margins.ratio_risk(x, jnp.float32(power), scale)))(
+        margin
+    )
+    np.testing.assert_allclose(risk, expected(-np.float64(margin)), rtol=1e-6)
+    near = margins.ratio_risk(margin, power + 1e-3, scale)
+    np.testing.assert_allclose(near, risk, rtol=0.01, atol=0.01)
+    assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("power", [0.0, 0.2, 1.0, None])
+def test_with_scale_4_a_margin_of_zero_has_dpos_slope(power):
+    assert jax.grad(margins.ratio_risk)(0.0, power, 4.0) == pytest.approx(-0.5)
+
+
+def test_wpo_weighs_a_pair_by_the_probability_of_its_responses():
+    """Mean log-probs of the hand pair: -1.0 and -1.2. Kills: sums for means; a weight with a gradient."""
+    stats, masks = padded([HAND_PAIR] * PAIRS, filler=np.nan)
+    weighted = sequence.weighted_by_policy(token_weighted.dpo_loss)
+
+    def total(logp, loss):
+        return loss(stats._replace(logp_BPT=logp), masks, None, beta=0.5).loss_B.sum()
+
+    output = weighted(stats, masks, None, beta=0.5)
+    np.testing.assert_allclose(output.loss_B, math.exp(-2.2) * softplus_of_minus(-0.25), rtol=1e-6)
+    np.testing.assert_allclose(output.metrics["loss/policy_weight"], math.exp(-2.2), rtol=1e-6)
+    slope, plain = (jax.grad(total)(stats.logp_BPT, loss) for loss in (weighted, token_weighted.dpo_loss))
+    np.testing.assert_allclose(slope, math.exp(-2.2) * plain, rtol=1e-6)
 
 
 # ---------------------------------------------------------------- likelihood

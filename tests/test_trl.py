@@ -101,8 +101,23 @@ def pairs_of(batch):
         pytest.param(
             {"loss_type": "sigmoid", "ld_alpha": 0.3}, {"kind": "ldpo", "alpha": 0.3}, marks=pytest.mark.slow
         ),
+        *(
+            pytest.param(
+                {"loss_type": theirs, **settings}, {"kind": ours, **settings}, marks=pytest.mark.slow
+            )
+            for theirs, ours, settings in (
+                ("sigmoid_norm", "dpo_norm", {}),
+                ("exo_pair", "exo", {"label_smoothing": 0.1}),
+                ("discopop", "discopop", {}),
+                ("nca_pair", "nca", {}),
+                ("bco_pair", "bco_pair", {}),
+                ("sppo_hard", "sppo", {}),
+                ("apo_zero", "apo_zero", {}),
+                ("apo_down", "apo_down", {}),
+            )
+        ),
     ],
-    ids=["dpo", "ipo", "hinge", "robust", "ldpo"],
+    ids=lambda value: value.get("kind", ""),
 )
 def test_twenty_steps_have_the_losses_of_trl(theirs, ours, tmp_path):
     """Loss, gradient, clipping, AdamW: an error in any of them grows from step to step.

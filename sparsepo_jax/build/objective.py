@@ -9,7 +9,7 @@ from sparsepo_jax.build.models import decoder_graph
 from sparsepo_jax.config.derive import mask_of
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.losses import sequence, token_weighted
+from sparsepo_jax.losses import margins, separate, sequence, token_weighted
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
 from sparsepo_jax.models.decoder_spec import DecoderSpec
@@ -42,6 +42,17 @@ LOSSES = {
     "rdpo": sequence.rdpo_loss,
     "confpo": sequence.confpo_loss,
     "caldpo": sequence.caldpo_loss,
+    "dpo_norm": sequence.dpo_norm_loss,
+    "alphapo": sequence.alphapo_loss,
+    "exo": margins.exo_loss,
+    "discopop": margins.discopop_loss,
+    "bpo": margins.bpo_loss,
+    "tbpo_a": margins.tbpo_a_loss,
+    "nca": separate.nca_loss,
+    "bco_pair": separate.bco_pair_loss,
+    "sppo": separate.sppo_loss,
+    "apo_zero": separate.apo_zero_loss,
+    "apo_down": separate.apo_down_loss,
 }
 
 
@@ -88,10 +99,13 @@ def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
 def make_objective(config: Config, source: MaskSource):
     """objective(stats, masks, key_B) -> LossOutput, its settings bound: a pytree of them."""
     objective = config.objective
-    settings = objective.model_dump(exclude={"kind", "mask", "nll_weight"})
+    settings = objective.model_dump(exclude={"kind", "mask", "nll_weight", "policy_weight"})
     if objective.kind == "sparsepo":
         settings["shared"] = source.shared
-    return sequence.with_nll(Partial(LOSSES[objective.kind], **settings), objective.nll_weight)
+    loss = Partial(LOSSES[objective.kind], **settings)
+    if objective.policy_weight:
+        loss = sequence.weighted_by_policy(loss)
+    return sequence.with_nll(loss, objective.nll_weight)
 
 
 def make_problem(

@@ -79,6 +79,8 @@ SETTINGS = {
     "cpo_alpha": "objective.alpha",
     "ld_alpha": "objective.alpha",
     "rpo_alpha": "objective.nll_weight",
+    "use_weighting": "objective.policy_weight",
+    "discopop_tau": "objective.temperature",
     "peft_config": "po.lora",
     "use_peft": "po.lora",
     "lora": "po.lora",
@@ -108,6 +110,10 @@ NOTES = {"po.batch_size": " (of all devices and micro-steps together)"}
 # Value -> ours, where we have it.
 VALUES = {
     "sigmoid": ("dpo",),
+    "sigmoidnorm": ("dpo_norm",),
+    "exopair": ("exo",),
+    "ncapair": ("nca",),
+    "sppohard": ("sppo",),
     "adam": ("adamw",),
     "adamwtorch": ("adamw",),
     "adamwtorchfused": ("adamw",),

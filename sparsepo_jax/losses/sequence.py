@@ -60,15 +60,46 @@ def with_nll(loss: Callable[..., LossOutput], nll_weight: float) -> Callable[...
     return loss if nll_weight == 0 else Partial(_loss_with_nll, loss, nll_weight)
 
 
+def weighted_by_policy(loss: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
+    """The objective with each pair's loss times the policy's probability of its responses, as WPO has it.
+
+    The weight is the product of both responses' mean probability, exp(avg log pi); it has no gradient and is
+    reported as `loss/policy_weight`. Pairs that the policy itself might have written count most. The paper's
+    alignment of weights to sampled responses is left out: it needs the whole distribution of each token.
+
+    Args:
+        loss: an objective with this module's signature.
+
+    References:
+        Zhou et al., WPO, arXiv 2406.11827, 2024, equation 2.
+    """
+    return Partial(_loss_weighted_by_policy, loss)
+
+
+def _loss_weighted_by_policy(
+    loss: Callable[..., LossOutput],
+    stats: TokenStats,
+    masks: TokenMasks,
+    key_B: PairKeys,
+    **settings: Any,
+) -> LossOutput:
+    output = loss(stats, masks, key_B, **settings)
+    logp_BP = response_mean(jax.lax.stop_gradient(stats.logp_BPT), stats.valid_BPT)
+    weight_B = jnp.exp(logp_BP.sum(axis=1))
+    return LossOutput(weight_B * output.loss_B, output.metrics | {"loss/policy_weight": weight_B})
+
+
 def settings_of(objective: Callable[..., LossOutput]) -> Mapping[str, Scalar]:
     """The settings bound to an objective, such as beta.
 
     Args:
-        objective: a loss with its settings as keywords, perhaps wrapped by `with_nll`; a bare loss has none.
+        objective: a loss with its settings as keywords, perhaps wrapped by `with_nll` or
+            `weighted_by_policy`; a bare loss has none.
     """
     if not isinstance(objective, functools.partial):
         return {}
-    return settings_of(objective.args[0]) if objective.func is _loss_with_nll else objective.keywords
+    is_wrapper = objective.func in (_loss_with_nll, _loss_weighted_by_policy)
+    return settings_of(objective.args[0]) if is_wrapper else objective.keywords
 
 
 def _loss_with_nll(
@@ -89,7 +120,12 @@ def _add_nll(output: LossOutput, stats: TokenStats, nll_weight: Scalar) -> LossO
     return LossOutput(output.loss_B + nll_B, output.metrics | {"loss/nll": reported_B})
 
 
-def _summed_log_ratio(stats: TokenStats) -> Float[Array, "B P"]:
+def summed_log_ratio(stats: TokenStats) -> Float[Array, "B P"]:
+    """Sum of the log-ratios of a response's tokens, in nats.
+
+    Args:
+        stats: only the two log-probabilities are read.
+    """
     return response_sum(log_ratio(stats), stats.valid_BPT)
 
 
@@ -113,7 +149,7 @@ def cdpo_loss(
         flipped_B = negative_log_sigmoid(-margin_B)
         return (1 - label_smoothing) * kept_B + label_smoothing * flipped_B
 
-    return compare(beta * _summed_log_ratio(stats), smoothed)
+    return compare(beta * summed_log_ratio(stats), smoothed)
 
 
 def robust_loss(
@@ -136,7 +172,7 @@ def robust_loss(
         flipped_B = negative_log_sigmoid(-margin_B)
         return ((1 - label_smoothing) * kept_B - label_smoothing * flipped_B) / (1 - 2 * label_smoothing)
 
-    return compare(beta * _summed_log_ratio(stats), unbiased)
+    return compare(beta * summed_log_ratio(stats), unbiased)
 
 
 def ipo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
@@ -156,6 +192,18 @@ def ipo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Sca
     return compare(ratio_BP, lambda margin_B: (margin_B - 1 / (2 * beta)) ** 2)
 
 
+def dpo_norm_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
+    """Length-normalised DPO: -log sigmoid(beta (avg r_c - avg r_r)).
+
+    Args:
+        beta: scale of the mean log-ratio, per nat, > 0; 5 for Tulu 3.
+
+    References:
+        Lambert et al., Tulu 3, arXiv 2411.15124, 2024, section 5.1.2.
+    """
+    return compare(beta * response_mean(log_ratio(stats), stats.valid_BPT))
+
+
 def hinge_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
     """The hinge of SLiC on log-ratios, in RSO's form: relu(1 - beta D).
 
@@ -165,7 +213,7 @@ def hinge_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: S
     References:
         Zhao et al., SLiC-HF, arXiv 2305.10425, 2023; Liu et al., RSO, arXiv 2309.06657, 2023.
     """
-    return compare(beta * _summed_log_ratio(stats), lambda margin_B: jax.nn.relu(1 - margin_B))
+    return compare(beta * summed_log_ratio(stats), lambda margin_B: jax.nn.relu(1 - margin_B))
 
 
 def simpo_loss(
@@ -183,6 +231,29 @@ def simpo_loss(
         Meng et al., SimPO, arXiv 2405.14734, 2024, equation 6.
     """
     return compare(beta * response_mean(stats.logp_BPT, stats.valid_BPT), target=gamma)
+
+
+def alphapo_loss(
+    stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, gamma: Scalar, alpha: Scalar
+) -> LossOutput:
+    """AlphaPO: SimPO on rewards beta (1 - p^-alpha) / alpha with p = exp(avg log pi).
+
+    `margin` includes gamma.
+
+    Args:
+        beta: scale of the reward, > 0.
+        gamma: margin that the chosen response must be ahead by, >= 0, in units of the reward.
+        alpha: shape of the reward: above 0 an unlikely response loses more by becoming less likely, below 0
+            it loses less; 0 gives SimPO.
+
+    References:
+        Gupta et al., AlphaPO: Reward Shape Matters for LLM Alignment, arXiv 2501.03884, 2025.
+    """
+    logp_BP = response_mean(stats.logp_BPT, stats.valid_BPT)
+    is_log = jnp.asarray(alpha) == 0
+    safe = jnp.where(is_log, 1.0, alpha)
+    shaped_BP = jnp.where(is_log, logp_BP, -jnp.expm1(-safe * logp_BP) / safe)
+    return compare(beta * shaped_BP, target=gamma)
 
 
 def orpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, odds_weight: Scalar) -> LossOutput:
@@ -249,7 +320,7 @@ def dpop_loss(
     References:
         Pal et al., Smaug, arXiv 2402.13228, 2024.
     """
-    ratio_BP = _summed_log_ratio(stats)
+    ratio_BP = summed_log_ratio(stats)
     return compare(beta * ratio_BP.at[:, 0].add(-penalty * jax.nn.relu(-ratio_BP[:, 0])))
 
 
@@ -267,7 +338,7 @@ def rdpo_loss(
     References:
         Park et al., Disentangling Length from Quality in DPO, arXiv 2403.19159, 2024.
     """
-    return compare(beta * _summed_log_ratio(stats) + alpha * stats.valid_BPT.sum(-1))
+    return compare(beta * summed_log_ratio(stats) + alpha * stats.valid_BPT.sum(-1))
 
 
 def confpo_loss(
@@ -300,7 +371,7 @@ def caldpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: 
     References:
         Xiao et al., Cal-DPO, arXiv 2412.14516, 2024.
     """
-    ratio_BP = _summed_log_ratio(stats)
+    ratio_BP = summed_log_ratio(stats)
     compared = compare(ratio_BP)
     scale = 1 / (2 * beta)
     calibration_B = ((ratio_BP[:, 0] - scale) ** 2 + (ratio_BP[:, 1] + scale) ** 2) / 2

@@ -33,7 +33,7 @@ from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
 PairKeys = Key[Array, "B"] | None
 
 
-def negative_log_sigmoid(margin_B: Float[Array, "B"]) -> Float[Array, "B"]:
+def negative_log_sigmoid(margin_B: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """-log sigmoid(margin), the negative log-likelihood of the label under the Bradley-Terry model.
 
     Args:

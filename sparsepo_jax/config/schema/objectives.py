@@ -22,6 +22,9 @@ LabelNoise = Annotated[
 class ObjectiveBase(Section):
     nll_weight: NonNegative = 0.0
     """Adds this times the mean negative log-likelihood of the chosen response's tokens (RPO)."""
+    policy_weight: bool = False
+    """Multiplies the loss of each pair by the policy's mean probability of its tokens, without gradient
+    (WPO, 2406.11827): pairs that the policy itself might have written count most."""
 
 
 class SparsePO(ObjectiveBase):
@@ -169,6 +172,87 @@ class Caldpo(ObjectiveBase):
     beta: Beta = 0.1
 
 
+class DpoNorm(ObjectiveBase):
+    kind: Literal["dpo_norm"]
+    """DPO on mean log-ratios, the default of Tulu 3 and OLMo (2411.15124)."""
+    beta: Beta = 5.0
+
+
+class AlphaPO(ObjectiveBase):
+    kind: Literal["alphapo"]
+    """SimPO with another shape of the reward (2501.03884)."""
+    beta: PositiveFloat = 2.0
+    """Scale of the rewards."""
+    gamma: NonNegative = 1.0
+    """Target margin, as in simpo."""
+    alpha: Annotated[float, Field(ge=-10, le=10)] = 0.25
+    """Shape of the reward; 0 gives SimPO."""
+
+
+class Exo(ObjectiveBase):
+    kind: Literal["exo"]
+    """Reverse KL to smoothed labels, for pairs (2402.00856)."""
+    beta: Beta = 0.1
+    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3
+    """Share of pairs whose labels are taken to be exchanged."""
+
+
+class Discopop(ObjectiveBase):
+    kind: Literal["discopop"]
+    """A blend of logistic and exponential loss (2406.08414)."""
+    beta: Beta = 0.05
+    temperature: PositiveFloat = 0.05
+    """How softly one passes into the other."""
+
+
+class BregmanBase(ObjectiveBase):
+    beta: Beta = 0.1
+    power: NonNegative | None = 0.2
+    """Of Basu's divergence: 0 gives KLIEP, 1 gives LSIF, but for their scale; null the logistic loss."""
+    scale: PositiveFloat = 4.0
+    """Divides the loss of Basu's divergence; with 4 a margin of zero has the slope that DPO gives it."""
+
+
+class Bpo(BregmanBase):
+    kind: Literal["bpo"]
+    """DPO as the estimate of a ratio by a Bregman divergence (2505.19601)."""
+
+
+class TbpoA(BregmanBase):
+    kind: Literal["tbpo_a"]
+    """BPO token by token, on advantages under the reference (2605.12288)."""
+
+
+class Nca(ObjectiveBase):
+    kind: Literal["nca"]
+    """Noise contrastive alignment of pairs (2402.05369)."""
+    beta: Beta = 0.1
+
+
+class BcoPair(ObjectiveBase):
+    kind: Literal["bco_pair"]
+    """A classifier of chosen and rejected responses (2404.04656), without the shift of rewards."""
+    beta: Beta = 0.1
+
+
+class Sppo(ObjectiveBase):
+    kind: Literal["sppo"]
+    """Self-play preference optimisation with certain labels (2405.00675)."""
+    beta: Beta = 0.001
+
+
+class ApoZero(ObjectiveBase):
+    kind: Literal["apo_zero"]
+    """Anchored: the chosen response grows likelier, the rejected one less likely (2408.06266)."""
+    beta: Beta = 0.1
+
+
+class ApoDown(ObjectiveBase):
+    kind: Literal["apo_down"]
+    """Anchored: both responses grow less likely, the rejected one more so (2408.06266)."""
+    beta: Beta = 0.1
+
+
 Objective = Annotated[
     SparsePO
     | MaPO
@@ -188,6 +272,17 @@ Objective = Annotated[
     | Sampo
     | Ldpo
     | Confpo
-    | Caldpo,
+    | Caldpo
+    | DpoNorm
+    | AlphaPO
+    | Exo
+    | Discopop
+    | Bpo
+    | TbpoA
+    | Nca
+    | BcoPair
+    | Sppo
+    | ApoZero
+    | ApoDown,
     ByKind("sparsepo"),
 ]
