@@ -39,7 +39,8 @@ def test_every_objective_can_be_built_and_its_knobs_move_the_loss(kind):
     assert np.isfinite(base).all()
     defaults = make_config(objective={"kind": kind}).objective.model_dump(exclude={"kind", "mask"})
     for knob, value in defaults.items():
-        changed = losses({"kind": kind, knob: 0.4 if value == 0 else 0.5 * value})
+        other = (not value) if isinstance(value, bool) else 0.4 if value == 0 else 0.5 * value
+        changed = losses({"kind": kind, knob: other})
         assert (changed != base).any(), f"objective.{knob} changes nothing"
 
 
