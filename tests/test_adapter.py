@@ -90,6 +90,8 @@ def lora_logits(directory):
         "llama",
         "bigcode, all heads",
         "bigcode, one key/value head",
+        "phi4 mini",
+        "cohere",
     ],
 )
 def test_an_adapter_computes_what_peft_computes_merged_and_as_lora(name, tmp_path):

@@ -37,7 +37,7 @@ def adapters_of(spec, lora, *, std=0.1):
 
 
 SOME = Lora(("attention.query", "attention.value", "down"), rank=2, alpha=3.0, rslora=True)
-FUSED = ("gpt2", "bigcode, one key/value head", "bigcode, all heads", "neox")
+FUSED = ("gpt2", "bigcode, one key/value head", "bigcode, all heads", "neox", "phi3")
 
 
 @pytest.mark.parametrize(
