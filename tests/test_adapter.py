@@ -24,6 +24,8 @@ TARGETS = {
     "llama": ["q_proj", "v_proj", "down_proj"],
     "gptj": ["q_proj", "v_proj", "fc_in"],
     "gpt_bigcode": ["c_attn", "c_fc"],
+    "phi3": ["qkv_proj", "gate_up_proj"],
+    "cohere": ["q_proj", "v_proj"],
 }
 
 
