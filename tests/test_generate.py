@@ -121,7 +121,8 @@ def test_a_mesh_draws_what_one_device_draws(model, one_device, axes):
         keys = (
             make_sampler(graph, jnp.dtype(jnp.float32), mesh, sampling)
             .begin(on_mesh, put_batch(prompts(), mesh))
-            .cache.keys_LBCKH
+            .cache.stacks["blocks"]
+            .keys_LBCKH
         )
     assert keys.addressable_shards[0].data.size <= keys.size / (axes[0] * axes[1]), (
         "each device holds the cache of its own rows"

@@ -13,7 +13,7 @@ from sparsepo_jax.aot.footprint import held_bytes
 from sparsepo_jax.models.operations import Tokens, matrix_operations
 from sparsepo_jax.run.choices import Choices, Device, choose, dtype_on
 from sparsepo_jax.run.held import trained_numbers
-from sparsepo_jax.run.need import FLOAT, Load, Setting, held_by, kept_features
+from sparsepo_jax.run.need import FLOAT, Load, Setting, held_by, kept_by_layers
 
 
 class Held(NamedTuple):
@@ -120,7 +120,7 @@ def _moved(task: Task, held: Held, setting: Setting, choices: Choices) -> float:
     casts = (FLOAT + setting.itemsize) * trained
     sums = 3 * FLOAT * trained * micro_steps if micro_steps > 1 else 0
     forwards = 2 if setting.reference is not None else 1
-    features = kept_features(spec, "nothing") * spec.num_layers / setting.tensor
+    features = kept_by_layers(spec, "nothing") / setting.tensor
     passes = forwards * _FORWARD + _BACKWARD + _AGAIN[choices.remat.value]
     activations = setting.itemsize * features * held.load.positions * passes
     return optimizer + casts + sums + activations + _moved_by_head(held, setting, choices)

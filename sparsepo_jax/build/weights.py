@@ -46,15 +46,15 @@ def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
     shapes = weight_shapes(spec)
     shardings = weight_shardings(shapes, mesh)
     weights: Weights = {}
-    for name, layer, value in stream_hf(spec, SafeTensors(find_checkpoint(path)), shapes, path):
-        if layer is None:
+    for name, place, value in stream_hf(spec, SafeTensors(find_checkpoint(path)), shapes, path):
+        if place is None:
             weights[name] = lay(np.asarray(value, np.float32), shardings[name])
             continue
         if name not in weights:
             weights[name] = jnp.zeros(shapes[name], jnp.float32, device=shardings[name])
         # Wait: tensors that are read faster than they are stored would pile up.
         weights[name] = _put_into(shardings[name], False)(
-            weights[name], np.asarray(value, np.float32), layer
+            weights[name], np.asarray(value, np.float32), place
         ).block_until_ready()
         del value
     return weights
@@ -62,13 +62,13 @@ def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
 
 @functools.cache
 def _put_into(sharding: NamedSharding, added: bool) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    """put(stacked, part, layer): the part takes the place of a layer, or of (layer, expert), or is added to
+    """put(stacked, part, place): the part takes the place of a layer, or of (layer, expert), or is added to
     what is there."""
 
-    def put(stacked: jax.Array, part: jax.Array, layer: int | tuple[int, int]) -> jax.Array:
-        place = layer if isinstance(layer, tuple) else (layer,)
-        begin = (*place, *(0 for _ in part.shape))
-        part = part.reshape(*(1 for _ in place), *part.shape)
+    def put(stacked: jax.Array, part: jax.Array, place: int | tuple[int, int]) -> jax.Array:
+        axes = place if isinstance(place, tuple) else (place,)
+        begin = (*axes, *(0 for _ in part.shape))
+        part = part.reshape(*(1 for _ in axes), *part.shape)
         if added:
             part = part + jax.lax.dynamic_slice(stacked, begin, part.shape)
         return jax.lax.dynamic_update_slice(stacked, part, begin)
@@ -92,17 +92,17 @@ def _draw_weights(spec: DecoderSpec, mesh: Mesh) -> Callable[[int], Weights]:
 def add_adapter(weights: Weights, adapter: Adapter, mesh: Mesh) -> Weights:
     """The weights with an adapter merged into them, tensor by tensor. Takes the memory of `weights`."""
     shardings = weight_shardings({path: x.shape for path, x in weights.items()}, mesh)
-    for (path, layer, value), added in adapter.merge_parts():
+    for (path, place, value), added in adapter.merge_parts():
         weight = weights[path]
-        expected = weight.shape if layer is None else weight.shape[1:]
+        expected = weight.shape if place is None else weight.shape[1:]
         if value.shape != expected:
             raise UserError(
                 f"{adapter.where}: {adapter.path}: a tensor of {path} has shape {list(value.shape)}, "
                 "expected "
                 f"{list(expected)}"
             )
-        if layer is not None:
-            weights[path] = _put_into(shardings[path], added)(weight, value, layer).block_until_ready()
+        if place is not None:
+            weights[path] = _put_into(shardings[path], added)(weight, value, place).block_until_ready()
         elif added:
             weights[path] = weight + lay(value, shardings[path])
         else:

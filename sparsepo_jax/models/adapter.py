@@ -20,7 +20,7 @@ from sparsepo_jax.models.adapter_config import WEIGHTS, read_adapter_config
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.safetensors_file import TensorFile
 from sparsepo_jax.models.weight_rules import Rule
-from sparsepo_jax.models.weights import Layer, Part, Place, tensor_places
+from sparsepo_jax.models.weights import Layer, Part, Place, parts_of, tensor_places
 from sparsepo_jax.models.wrappers import placed
 
 # Modules that share the embedding's weight where the head is tied.
@@ -175,7 +175,7 @@ class Adapter:
         if set(names) != set(expected):
             return f"{module}: expected one A and one B, got {', '.join(sorted(names))}"
         a_name, b_name = (names[part] for part in expected)
-        size = self._size(rule)
+        size = self._size(rule, layer)
         if size is None:
             return f"{module} is no matrix"
         inputs, outputs = size
@@ -190,9 +190,10 @@ class Adapter:
         self.modules.append(Module(rule, layer, module, a_name, b_name, rank, scale, embedding))
         return None
 
-    def _size(self, rule: Rule) -> tuple[int, int] | None:
+    def _size(self, rule: Rule, layer: Layer) -> tuple[int, int] | None:
         """(inputs, outputs) of a Hugging Face module, from its weight's rule; None: it is no matrix."""
-        sizes = {f"blocks.{name}.kernel": size for name, size in self.spec.projections().items()}
+        block = self.spec.of_layer((layer[0] if isinstance(layer, tuple) else layer) or 0)
+        sizes = {f"blocks.{name}.kernel": size for name, size in block.projections().items()}
         if all(path in sizes for path in rule.ours):
             inputs, _ = sizes[rule.ours[0]]
             return inputs, sum(sizes[path][1] for path in rule.ours)
@@ -220,14 +221,14 @@ class Adapter:
             A part of one of our arrays, and whether it is added to what is there (True) or replaces it
             (False).
         """
-        for name, (rule, layer) in self.whole_tensors.items():
-            for path, value in zip(rule.ours, rule.split(self._read(name)), strict=True):
-                yield Part(path, layer, value), False
+        for name, place in self.whole_tensors.items():
+            for part in parts_of(self.spec, place, self._read(name)):
+                yield part, False
         for module in self.modules:
             product = module.scale * (self._read(module.b_name) @ self._read(module.a_name))  # [out, in]
             stored = product.T if module.embedding or self._is_conv(module) else product
-            for path, value in zip(module.rule.ours, module.rule.split(stored), strict=True):
-                yield Part(path, module.layer, value), True
+            for part in parts_of(self.spec, (module.rule, module.layer), stored):
+                yield part, True
 
     # ------------------------------------------------------------ trained further
 
@@ -243,22 +244,22 @@ class Adapter:
         rank = self._smallest_rank()
         targets: list[str] = []
         scales: set[float] = set()
+        places = tensor_places(self.spec)
         for stored in dict.fromkeys(module.rule.theirs for module in self.modules):
             modules = [module for module in self.modules if module.rule.theirs == stored]
             if modules[0].layer is None:
                 self._refuse(f"it adapts {modules[0].name}, which is no projection of a block")
             if modules[0].rule.per_expert:
                 self._refuse(f"it adapts single experts ({modules[0].name})")
-            if len(modules) != self.spec.num_layers:
-                self._refuse(
-                    f"it adapts {modules[0].name} in {len(modules)} of {self.spec.num_layers} layers"
-                )
+            layers = sum(rule.theirs == stored for rule, _ in places.values())
+            if len(modules) != layers:
+                self._refuse(f"it adapts {modules[0].name} in {len(modules)} of {layers} layers")
             targets += self._targets(modules, rank)
             scales |= {module.scale for module in modules}
         scale = next(iter(scales))
         if not all(math.isclose(other, scale, rel_tol=1e-6) for other in scales):
             self._refuse("its modules have different scales (alpha_pattern, rank_pattern)")
-        order = list(self.spec.projections())
+        order = self.spec.projection_names()
         alpha = scale * (math.sqrt(rank) if self.config.rslora else rank)
         return LoraShape(tuple(sorted(targets, key=order.index)), rank, round(alpha, 6), self.config.rslora)
 
@@ -304,17 +305,15 @@ class Adapter:
         Raises:
             UserError: ours cannot be like it.
         """
-        layers: dict[str, dict[int, np.ndarray]] = {}
+        stacks: dict[str, dict[int, np.ndarray]] = {}
         for module in self.modules:
-            for path, a, b in self._projection_adapters(module):
-                stem = path.removesuffix(".kernel")
+            for name, a, b in self._projection_adapters(module):
                 assert isinstance(module.layer, int)
-                layers.setdefault(f"{stem}.lora.lora_a", {})[module.layer] = a
-                layers.setdefault(f"{stem}.lora.lora_b", {})[module.layer] = b
-        return {
-            path: np.stack([of_layer[i] for i in range(self.spec.num_layers)])
-            for path, of_layer in layers.items()
-        }
+                path, place = self.spec.place(name, module.layer)
+                stem = path.removesuffix(".kernel")
+                stacks.setdefault(f"{stem}.lora.lora_a", {})[place] = a
+                stacks.setdefault(f"{stem}.lora.lora_b", {})[place] = b
+        return {path: np.stack([of[i] for i in range(len(of))]) for path, of in stacks.items()}
 
     def _projection_adapters(self, module: Module) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """(path of the kernel, A [in, R], B [R, out]) of each projection that a module adapts."""

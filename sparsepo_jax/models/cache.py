@@ -8,17 +8,43 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.stacks import Stack
+from sparsepo_jax.ops.attention import Given, Packed
+
+
+class KeysValues(NamedTuple):
+    """What the layers of a stack have computed of each column, for later columns to attend to."""
+
+    keys_LBCKH: Float[Array, "L B C K H"]
+    values_LBCKH: Float[Array, "L B C K H"]
+
+    def written(
+        self, place: Int[Array, ""], keys_BSKH: Array, values_BSKH: Array, column: Int[Array, ""]
+    ) -> "KeysValues":
+        """The same with keys and values of S columns filled in, for one layer.
+
+        Args:
+            place: the layer's place in the stack, from 0.
+            keys_BSKH: keys of the new columns, rotated.
+            values_BSKH: values of the new columns.
+            column: the first of the new columns.
+        """
+        begin = (place, 0, column, 0, 0)
+
+        def put(x_LBCKH: Array, x_BSKH: Array) -> Array:
+            return jax.lax.dynamic_update_slice(x_LBCKH, x_BSKH[None].astype(x_LBCKH.dtype), begin)
+
+        return KeysValues(put(self.keys_LBCKH, keys_BSKH), put(self.values_LBCKH, values_BSKH))
 
 
 class Cache(NamedTuple):
     """A fixed number C of columns, of which the first `used` are written and the rest are free.
 
     Columns of padding (valid_BC False) are never seen. Positions count real tokens, so they differ from
-    columns.
+    columns. What layers have computed lies in `stacks`, by the stack's path.
     """
 
-    keys_LBCKH: Float[Array, "L B C K H"]
-    values_LBCKH: Float[Array, "L B C K H"]
+    stacks: dict[str, KeysValues]
     positions_BC: Int[Array, "B C"]
     valid_BC: Bool[Array, "B C"]
     used: Int[Array, ""]
@@ -45,25 +71,22 @@ class Cache(NamedTuple):
 
     def written(
         self,
-        layer: Int[Array, ""],
+        stack: str,
+        place: Int[Array, ""],
         keys_BSKH: Float[Array, "B S K H"],
         values_BSKH: Float[Array, "B S K H"],
     ) -> "Cache":
         """The cache with keys and values of its last S used columns filled in, for one layer.
 
         Args:
-            layer: the layer's number, from 0.
+            stack: the path of the layer's stack.
+            place: the layer's place in it, from 0.
             keys_BSKH: keys of the new columns, rotated.
             values_BSKH: values of the new columns.
         """
-        begin = (layer, 0, self.used - keys_BSKH.shape[1], 0, 0)
-
-        def put(x_LBCKH: Array, x_BSKH: Array) -> Array:
-            return jax.lax.dynamic_update_slice(x_LBCKH, x_BSKH[None].astype(x_LBCKH.dtype), begin)
-
-        return self._replace(
-            keys_LBCKH=put(self.keys_LBCKH, keys_BSKH), values_LBCKH=put(self.values_LBCKH, values_BSKH)
-        )
+        column = self.used - keys_BSKH.shape[1]
+        filled = self.stacks[stack].written(place, keys_BSKH, values_BSKH, column)
+        return self._replace(stacks={**self.stacks, stack: filled})
 
     def repeated(self, times: int) -> "Cache":
         """The cache with each row repeated, copies side by side.
@@ -72,8 +95,7 @@ class Cache(NamedTuple):
             times: continuations of each prompt.
         """
         return Cache(
-            keys_LBCKH=jnp.repeat(self.keys_LBCKH, times, axis=1),
-            values_LBCKH=jnp.repeat(self.values_LBCKH, times, axis=1),
+            stacks=jax.tree.map(lambda x_LBX: jnp.repeat(x_LBX, times, axis=1), self.stacks),
             positions_BC=jnp.repeat(self.positions_BC, times, axis=0),
             valid_BC=jnp.repeat(self.valid_BC, times, axis=0),
             used=self.used,
@@ -89,11 +111,50 @@ def empty_cache(spec: DecoderSpec, rows: int, columns: int, dtype: DTypeLike) ->
         columns: tokens of the longest prompt (padding included) and of all that may follow it.
         dtype: type of keys and values.
     """
-    zeros_LBCKH = jnp.zeros((spec.num_layers, rows, columns, spec.num_kv_heads, spec.head_dim), dtype)
+
+    def keys_values(stack: Stack) -> KeysValues:
+        block = spec.of_layer(stack.layers[0])
+        shape = (len(stack.layers), rows, columns, block.num_kv_heads, block.head_dim)
+        zeros_LBCKH = jnp.zeros(shape, dtype)
+        return KeysValues(zeros_LBCKH, zeros_LBCKH)
+
     return Cache(
-        keys_LBCKH=zeros_LBCKH,
-        values_LBCKH=zeros_LBCKH,
+        stacks={stack.path: keys_values(stack) for scan in spec.scans() for stack in scan},
         positions_BC=jnp.zeros((rows, columns), jnp.int32),
         valid_BC=jnp.zeros((rows, columns), bool),
         used=jnp.int32(0),
     )
+
+
+class Memory:
+    """What one layer's queries may see. `cache` holds the new keys and values once `remember` was called."""
+
+    def __init__(self, cache: Cache | None, stack: str, place: Array, reach: Given | Packed):
+        """Nothing is remembered yet.
+
+        Args:
+            cache: of all layers; None: what is computed is not kept.
+            stack: the path of the layer's stack.
+            place: the layer's place in it.
+            reach: which keys each query sees.
+        """
+        self.cache = cache
+        self._stack = stack
+        self._place = place
+        self._reach = reach
+
+    def remember(self, k_BSKH: Array, v_BSKH: Array) -> tuple[Array, Array]:
+        """See `Hooks.remember`.
+
+        Args:
+            k_BSKH: new keys.
+            v_BSKH: new values.
+        """
+        if self.cache is None:
+            return k_BSKH, v_BSKH
+        self.cache = self.cache.written(self._stack, self._place, k_BSKH, v_BSKH)
+        assert isinstance(self._reach, Given)
+        if self._reach.attend_BST.shape[-1] == k_BSKH.shape[1]:  # the first tokens see nothing but themselves
+            return k_BSKH, v_BSKH
+        keys_LBCKH, values_LBCKH = self.cache.stacks[self._stack]
+        return keys_LBCKH[self._place], values_LBCKH[self._place]

@@ -1,4 +1,4 @@
-"""One decoder for all families: a stack of equal blocks, run by a scan, driven by a DecoderSpec.
+"""One decoder for all families: stacks of equal blocks, run by scans, driven by a DecoderSpec.
 
 Activations leave through a tap: a callable that is given each named activation and returns what to keep of
 it (None: nothing). The names, in the order in which they occur, all [B, S, features] with heads merged:
@@ -17,23 +17,30 @@ Profiles show the parts as scopes: `embed`, `attention` and `mlp` within each bl
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sparsepo_jax.core.host_memory import on_device
-from sparsepo_jax.models.cache import Cache, empty_cache
+from sparsepo_jax.models.cache import Cache, Memory, empty_cache
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.experts import Routing
-from sparsepo_jax.models.layers import Block, Embed, Hooks, LayerFactory
+from sparsepo_jax.models.layer_kinds import kind_arrays, kinds_of
+from sparsepo_jax.models.layer_scan import (
+    Layer,
+    blocks_of,
+    choices_of,
+    in_order,
+    one_after_another,
+    stacked_blocks,
+)
+from sparsepo_jax.models.layers import Embed, Hooks, LayerFactory
 from sparsepo_jax.models.lora import Lora, dequantized
-from sparsepo_jax.models.rope_scaling import Rotation
-from sparsepo_jax.models.rotary import Turns, rotary_frequencies
+from sparsepo_jax.models.stacks import Stack
 from sparsepo_jax.ops.attention import Given, Packed
 from sparsepo_jax.ops.grouped import HERE, Dispatch
 from sparsepo_jax.ops.logits import LogitForm
@@ -47,20 +54,7 @@ def _unchanged(x: Array) -> Array:
     return x
 
 
-class _KindArrays(NamedTuple):
-    """What differs between layers, as arrays: of all kinds [kinds, ...], or of one layer.
-
-    Attributes:
-        turns: how queries and keys are rotated; None: no layer rotates them.
-        window: None: no layer has one.
-    """
-
-    turns: Turns | None
-    window: Array | int | None
-
-    def of_layer(self, kind: Array | None) -> "_KindArrays":
-        """Those of a layer. All layers share one program, so what differs is looked up, not branched on."""
-        return self if kind is None else jax.tree.map(lambda x: x[kind], self)
+_Carried = tuple[Array, Cache | None]  # residual stream and cache
 
 
 class Decoder(nnx.Module):
@@ -95,13 +89,7 @@ class Decoder(nnx.Module):
             self.embed_positions = Embed(
                 spec.max_positions, spec.width, dtype=dtype, embedding_init=init, rngs=rngs
             )
-
-        @nnx.split_rngs(splits=spec.num_layers)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def make_blocks(rngs: nnx.Rngs) -> Block:
-            return Block(LayerFactory(spec, dtype, lora, rngs))
-
-        self.blocks = make_blocks(rngs)
+        self.blocks = stacked_blocks(spec, dtype, lora, rngs)
         self.final_norm = LayerFactory(spec, dtype, None, rngs).norm()
         if not spec.tied_head:
             self.head = Embed(spec.vocab_size, spec.width, dtype=dtype, embedding_init=init, rngs=rngs)
@@ -138,7 +126,10 @@ class Decoder(nnx.Module):
 
         Returns:
             The states after the final norm, and what the tap kept, by name. What it kept of blocks carries
-            a leading layer axis.
+            a leading axis of the layers that have such an activation, in order.
+
+        Raises:
+            ValueError: the tap kept arrays of different sizes of different layers.
         """
         states_BSD, kept, _ = self._run(
             ids_BS,
@@ -276,36 +267,43 @@ class Decoder(nnx.Module):
         with jax.named_scope("embed"):
             x_BSD = constrain(self._embedded(ids_BS, positions_BS))
             _listener(tap, kept)("embed", x_BSD)
-        graph, stacked = nnx.split(self.blocks)
-        arrays = self._kind_arrays()
         valid_BS = reach.places.sequence_RS >= 0 if isinstance(reach, Packed) else None
 
-        def run_block(
-            carried: tuple[Array, Cache | None], layer: tuple
-        ) -> tuple[tuple[Array, Cache | None], dict[str, Any]]:
-            x_BSD, cache = carried
-            weights, kind_number, number, choice_BSK = layer
-            kept_here: dict[str, Any] = {}
-            memory = _Memory(cache, number, reach)
-            kind = arrays.of_layer(kind_number)
-            block = nnx.merge(graph, dequantized(on_device(weights)))
-            hooks = Hooks(
-                keep=_listener(tap, kept_here),
-                remember=memory.remember,
-                drop=self._dropout(number, dropout_key_BS),
-                reach=reach,
-                window=kind.window,
-                routing=Routing(dispatch, valid_BS, choice_BSK),
-            )
-            x_BSD = block(x_BSD, positions_BS, kind.turns, hooks)
-            return (constrain(x_BSD), memory.cache), kept_here
+        def runner(stack: Stack, graph: nnx.GraphDef) -> Callable[[_Carried, Layer], tuple[_Carried, dict]]:
+            """A function that runs a layer of a stack."""
+            arrays = kind_arrays(self.spec, stack.kind)
 
-        kind_L = jnp.array(self.spec.kind_of_layer) if self.spec.kind_of_layer else None
-        layers = stacked, kind_L, jnp.arange(self.spec.num_layers), choice_LBSK
-        (x_BSD, cache), kept_L = jax.lax.scan(
-            with_remat(run_block, self.remat), (x_BSD, cache), layers, unroll=unroll
-        )
-        kept.update(kept_L)
+            def run_block(carried: _Carried, layer: Layer) -> tuple[_Carried, dict[str, Any]]:
+                x_BSD, cache = carried
+                kept_here: dict[str, Any] = {}
+                memory = Memory(cache, stack.path, layer.place, reach)
+                kind = arrays.of_layer(layer.kind)
+                block = nnx.merge(graph, dequantized(on_device(layer.weights)))
+                hooks = Hooks(
+                    keep=_listener(tap, kept_here),
+                    remember=memory.remember,
+                    drop=self._dropout(layer.number(stack), dropout_key_BS),
+                    reach=reach,
+                    window=kind.window,
+                    routing=Routing(dispatch, valid_BS, layer.choice_BSK),
+                )
+                x_BSD = block(x_BSD, positions_BS, kind.turns, hooks)
+                return (constrain(x_BSD), memory.cache), kept_here
+
+            return with_remat(run_block, self.remat)
+
+        carried, kept_of_scans = (x_BSD, cache), []
+        for scan in self.spec.scans():
+            runners, layers = [], []
+            for stack in scan:
+                graph, weights = nnx.split(blocks_of(self.blocks, stack))
+                kinds, choice = kinds_of(self.spec, stack), choices_of(self.spec, stack, choice_LBSK)
+                runners.append(runner(stack, graph))
+                layers.append(Layer(weights, kinds, jnp.arange(len(stack.layers)), choice))
+            carried, kept_L = jax.lax.scan(one_after_another(runners), carried, layers, unroll=unroll)
+            kept_of_scans.append(kept_L)
+        x_BSD, cache = carried
+        kept.update(in_order(kept_of_scans))
         with jax.named_scope("final_norm"):
             x_BSD = self.final_norm(x_BSD)
             _listener(tap, kept)("final_norm", x_BSD)
@@ -319,21 +317,9 @@ class Decoder(nnx.Module):
             x_BSD = x_BSD + self.embed_positions(positions_BS)
         return x_BSD
 
-    def _kind_arrays(self) -> _KindArrays:
-        """Those of all kinds, or of the only one."""
-        kinds = self.spec.kinds
-        if not self.spec.kind_of_layer:
-            rotation = kinds[0].rotation
-            return _KindArrays(None if rotation is None else _turns_of(rotation), kinds[0].window)
-        unlimited = jnp.iinfo(jnp.int32).max  # as far as there are positions
-        windows = [kind.window or unlimited for kind in kinds]
-        has_window = any(kind.window for kind in kinds)
-        turns = _turns_of_kinds([kind.rotation for kind in kinds])
-        return _KindArrays(turns, jnp.array(windows) if has_window else None)
-
     def _dropout(self, layer: Array, key_BS: Array | None) -> Callable[[str, Array], Array]:
         """The dropout of one layer's adapters: a function of projection and input (see `Hooks.drop`)."""
-        names = list(self.spec.projections())
+        names = self.spec.projection_names()
 
         def drop(name: str, x_BSX: Array) -> Array:
             if key_BS is None or self.dropout == 0.0:
@@ -346,44 +332,6 @@ class Decoder(nnx.Module):
             return jnp.where(jax.vmap(jax.vmap(draw))(key_BS), x_BSX / (1 - self.dropout), 0)
 
         return drop
-
-
-def _turns_of(rotation: Rotation) -> Turns:
-    factor = rotation.attention_factor
-    return Turns(jnp.asarray(rotary_frequencies(rotation)), None if factor == 1.0 else factor)
-
-
-def _turns_of_kinds(rotations: list[Rotation | None]) -> Turns | None:
-    """The turns of kinds of layers, stacked; a kind that does not rotate has frequencies of zero."""
-    pairs = next((rotation.dim // 2 for rotation in rotations if rotation is not None), None)
-    if pairs is None:
-        return None
-    unrotated_X = np.zeros(pairs, np.float32)
-    frequencies = [
-        unrotated_X if rotation is None else rotary_frequencies(rotation) for rotation in rotations
-    ]
-    factors = [1.0 if rotation is None else rotation.attention_factor for rotation in rotations]
-    has_factor = any(factor != 1.0 for factor in factors)
-    return Turns(jnp.asarray(np.stack(frequencies)), jnp.array(factors, jnp.float32) if has_factor else None)
-
-
-class _Memory:
-    """What one layer's queries may see. `cache` holds the new keys and values once `remember` was called."""
-
-    def __init__(self, cache: Cache | None, layer: Array, reach: Given | Packed):
-        self.cache = cache
-        self._layer = layer
-        self._reach = reach
-
-    def remember(self, k_BSKH: Array, v_BSKH: Array) -> tuple[Array, Array]:
-        """See `Hooks.remember`."""
-        if self.cache is None:
-            return k_BSKH, v_BSKH
-        self.cache = self.cache.written(self._layer, k_BSKH, v_BSKH)
-        assert isinstance(self._reach, Given)
-        if self._reach.attend_BST.shape[-1] == k_BSKH.shape[1]:  # the first tokens see nothing but themselves
-            return k_BSKH, v_BSKH
-        return self.cache.keys_LBCKH[self._layer], self.cache.values_LBCKH[self._layer]
 
 
 def _listener(tap: Tap | None, kept: dict[str, Any]) -> Callable[[str, Array], None]:

@@ -1,15 +1,32 @@
 """What a decoder looks like, as the few facts that our one implementation needs. No JAX here."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.mixture import Mixture
 from sparsepo_jax.models.rope_scaling import Rotation
+from sparsepo_jax.models.stacks import Scan, one_scan, places_of, scans_of
 from sparsepo_jax.models.wrappers import Wrapping
 
 Activation = Literal["gelu_tanh", "gelu", "relu", "relu2", "silu"]
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What blocks of one kind have in another number than the decoder says; None: as it says.
+
+    Attributes:
+        num_kv_heads: see DecoderSpec.
+        head_dim: see DecoderSpec.
+        mlp_width: see DecoderSpec.
+    """
+
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -19,10 +36,12 @@ class LayerKind:
     Attributes:
         rotation: how queries and keys are rotated by their positions; None: they are not.
         window: positions that a token sees back, itself included; None: all.
+        shape: of its blocks, where that differs.
     """
 
     rotation: Rotation | None
     window: int | None = None
+    shape: BlockShape = BlockShape()
 
 
 @dataclass(frozen=True)
@@ -123,8 +142,66 @@ class DecoderSpec:
     wrapping: Wrapping | None = None
     mixture: Mixture | None = None
 
+    def of_kind(self, kind: int) -> "DecoderSpec":
+        """The same decoder as if all layers were of one kind: what a block of it has to know.
+
+        Args:
+            kind: its number.
+        """
+        shape = self.kinds[kind].shape
+        changes = {field.name: getattr(shape, field.name) for field in fields(shape)}
+        changed = {name: value for name, value in changes.items() if value is not None}
+        return replace(
+            self, kinds=(replace(self.kinds[kind], shape=BlockShape()),), kind_of_layer=(), **changed
+        )
+
+    def of_layer(self, layer: int) -> "DecoderSpec":
+        """What the block of a layer has to know.
+
+        Args:
+            layer: its number.
+        """
+        return self.of_kind(self.kind_of_layer[layer] if self.kind_of_layer else 0)
+
+    def blocks(self) -> Iterator[tuple["DecoderSpec", int]]:
+        """Of each kind what its blocks have to know, and how many there are."""
+        for kind in range(len(self.kinds)):
+            count = self.kind_of_layer.count(kind) if self.kind_of_layer else self.num_layers
+            if count:
+                yield self.of_kind(kind), count
+
+    @property
+    def has_one_shape(self) -> bool:
+        """Whether all blocks can lie in one stack."""
+        return len({self.kinds[kind].shape for kind in set(self.kind_of_layer)}) <= 1
+
+    def scans(self) -> tuple[Scan, ...]:
+        """How the layers run, and where their weights lie; see models/stacks."""
+        return one_scan(self.num_layers) if self.has_one_shape else scans_of(self.kind_of_layer)
+
+    def place(self, path: str, layer: int) -> tuple[str, int]:
+        """The path and place in its stack of a layer's weight.
+
+        Args:
+            path: as if all layers lay in one stack, such as `blocks.up.kernel`.
+            layer: the layer's number.
+        """
+        stack, place = places_of(self.scans())[layer]
+        return stack.path + path.removeprefix("blocks"), place
+
+    def layers_with_experts(self) -> tuple[int, ...]:
+        """The numbers of the layers that have experts."""
+        return tuple(n for n in range(self.num_layers) if self.of_layer(n).mixture is not None)
+
+    def projection_names(self) -> tuple[str, ...]:
+        """The names of all matrices that blocks have."""
+        return tuple(dict.fromkeys(name for block, _ in self.blocks() for name in block.projections()))
+
     def projections(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of each matrix of a block, by name. Those of experts stand for one expert."""
+        """(inputs, outputs) of each matrix of a block, by name; all layers are of one kind.
+
+        Those of experts stand for one expert.
+        """
         D, F = self.width, self.mlp_width
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         sizes = {
@@ -159,8 +236,11 @@ class DecoderSpec:
             targets: names of the adapted projections.
             rank: inner size of each adapter.
         """
-        sizes = self.projections()
-        return self.num_layers * rank * sum(self.copies(name) * sum(sizes[name]) for name in targets)
+        count = 0
+        for block, layers in self.blocks():
+            sizes = {name: size for name, size in block.projections().items() if name in targets}
+            count += layers * rank * sum(block.copies(name) * sum(size) for name, size in sizes.items())
+        return count
 
     def block_matrix_count(self, *, active: bool = False) -> int:
         """Weights of the matrices of all blocks, without routers.
@@ -168,7 +248,15 @@ class DecoderSpec:
         Args:
             active: count those that a token meets instead of all.
         """
-        return self.num_layers * sum(
+        return sum(layers * block.matrix_count_of_block(active=active) for block, layers in self.blocks())
+
+    def matrix_count_of_block(self, *, active: bool = False) -> int:
+        """Weights of the matrices of a block, without its router; all layers are of one kind.
+
+        Args:
+            active: count those that a token meets instead of all.
+        """
+        return sum(
             self.copies(name, active=active) * inputs * outputs
             for name, (inputs, outputs) in self.projections().items()
         )
@@ -183,7 +271,8 @@ class DecoderSpec:
     def parameter_count(self) -> int:
         """Weights of the whole decoder, all experts included; a tied head counts once."""
         head_bias = self.vocab_size if self.head_bias else 0
-        vectors = self.num_layers * self._block_vector_count() + self._norm_size() + head_bias
+        of_blocks = sum(layers * block._block_vector_count() for block, layers in self.blocks())
+        vectors = of_blocks + self._norm_size() + head_bias
         return self.matrix_count() + vectors
 
     def active_parameter_count(self) -> int:
@@ -198,7 +287,7 @@ class DecoderSpec:
         return (2 if self.norm == "layer" and self.norm_bias else 1) * self.width
 
     def _block_vector_count(self) -> int:
-        """Weights of the biases, norms and router of a block."""
+        """Weights of the biases, norms and router of a block; all layers are of one kind."""
         D, F = self.width, self.mlp_width
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         count = 0
@@ -229,12 +318,12 @@ def choose_projections(patterns: tuple[str, ...], spec: DecoderSpec) -> tuple[st
         spec: the decoder.
 
     Returns:
-        Names, in the order of `DecoderSpec.projections`.
+        Names, in the order of `DecoderSpec.projection_names`.
 
     Raises:
         SpecError: a pattern fits no projection.
     """
-    names = tuple(spec.projections())
+    names = spec.projection_names()
 
     def fits(pattern: str, name: str) -> bool:
         meant = "experts" in pattern or not name.startswith("experts.")

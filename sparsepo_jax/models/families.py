@@ -108,11 +108,22 @@ def family_rules(spec: DecoderSpec) -> list[Rule]:
     Args:
         spec: the decoder; the tensors of a wrapped one have the names of transformers' modules.
     """
-    rules = FAMILIES[spec.family].rules(spec)
+    rules = _rules_of_kinds(spec) if spec.kind_of_layer else FAMILIES[spec.family].rules(spec)
     if spec.wrapping is None:
         return rules
     trunk = spec.wrapping.row.trunks[0]
     return [replace(rule, theirs=placed(rule.theirs, ALONE, trunk)) for rule in rules]
+
+
+def _rules_of_kinds(spec: DecoderSpec) -> list[Rule]:
+    """Those of tensors outside the layers, and those of the layers of each kind."""
+    rules_of = FAMILIES[spec.family].rules
+    rules = [rule for rule in rules_of(spec) if not rule.per_layer]
+    for kind in sorted(set(spec.kind_of_layer)):
+        layers = tuple(layer for layer, other in enumerate(spec.kind_of_layer) if other == kind)
+        of_kind = rules_of(spec.of_kind(kind))
+        rules += [replace(rule, layers=layers) for rule in of_kind if rule.per_layer]
+    return rules
 
 
 def architecture(spec: DecoderSpec) -> str:

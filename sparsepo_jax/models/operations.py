@@ -58,7 +58,8 @@ def matrix_operations(spec: DecoderSpec, tokens: Tokens, passes: Passes) -> floa
         tokens: of the step.
         passes: through blocks and head.
     """
-    weights = sum(inputs * outputs for inputs, outputs in spec.projections().values())
-    attention = 4 * spec.num_heads * spec.head_dim * tokens.seen
-    blocks = spec.num_layers * (2 * weights * tokens.positions + attention)
+    blocks = 0.0
+    for block, layers in spec.blocks():
+        attention = 4 * block.num_heads * block.head_dim * tokens.seen
+        blocks += layers * (2 * block.matrix_count_of_block(active=True) * tokens.positions + attention)
     return passes.blocks * blocks + passes.head * 2 * spec.vocab_size * spec.width * tokens.responses

@@ -24,16 +24,18 @@ class Rule:
         ours: paths of the arrays that it holds.
         split: turns the tensor (of one layer, of one expert) into an array for each path.
         join: the inverse of `split`: arrays in the order of `ours` become the tensor.
+        layers: those that have such a tensor, by number; None: all.
     """
 
     theirs: str
     ours: tuple[str, ...]
     split: Split
     join: Join
+    layers: tuple[int, ...] | None = None
 
     @property
     def per_layer(self) -> bool:
-        """Whether there is such a tensor in each layer."""
+        """Whether there is such a tensor in each of several layers."""
         return "{i}" in self.theirs
 
     @property

@@ -4,7 +4,7 @@ Errors are collected: a checkpoint with three wrong tensors gives one message th
 """
 
 import itertools
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,10 +25,13 @@ Place = tuple[Rule, Layer]  # what a tensor is
 
 
 class Part(NamedTuple):
-    """A tensor's share of one of our arrays: all of it (layer None), one layer, or one expert of a layer."""
+    """A tensor's share of one of our arrays.
+
+    Its place is None (all of the array), that of a layer in its stack, or (that, number of an expert).
+    """
 
     path: str
-    layer: Layer
+    place: Layer
     value: np.ndarray
 
 
@@ -80,8 +83,7 @@ def stream_hf(
     spare_heads = tied_heads & shapes.keys() - places.keys()
     _refuse_another_head(tensors, spare_heads, stored_name(_embedding_name(spec)), where)
     for name, tensor in tensors.read(places):
-        rule, layer = places[name]
-        parts = [Part(path, layer, value) for path, value in zip(rule.ours, rule.split(tensor), strict=True)]
+        parts = list(parts_of(spec, places[name], tensor))
         del tensor  # let go of what was handed over before the next tensor is read: it may be gigabytes
         while parts:
             yield parts.pop(0)
@@ -98,8 +100,9 @@ def _match(
     faults = []
     for rule in stored_rules(spec, shapes):
         leading = rule.per_layer + rule.per_expert
-        ours = [np.empty(expected[path][leading:], bool) for path in rule.ours]
-        wanted = rule.join(*ours).shape
+        first = _layers_of(rule, spec)[0]
+        paths = [spec.place(path, first)[0] if rule.per_layer else path for path in rule.ours]
+        wanted = rule.join(*(np.empty(expected[path][leading:], bool) for path in paths)).shape
         for layer, full_name in _names_of(rule, spec):
             name = stored_name(full_name)
             places[name] = rule, layer
@@ -116,9 +119,37 @@ def _names_of(rule: Rule, spec: DecoderSpec) -> list[tuple[Layer, str]]:
         return [(None, rule.theirs)]
     if rule.per_expert:
         assert spec.mixture is not None
-        pairs = itertools.product(range(spec.num_layers), range(spec.mixture.experts))
+        pairs = itertools.product(_layers_of(rule, spec), range(spec.mixture.experts))
         return [((layer, expert), rule.theirs.format(i=layer, e=expert)) for layer, expert in pairs]
-    return [(layer, rule.theirs.format(i=layer)) for layer in range(spec.num_layers)]
+    return [(layer, rule.theirs.format(i=layer)) for layer in _layers_of(rule, spec)]
+
+
+def _layers_of(rule: Rule, spec: DecoderSpec) -> Sequence[int]:
+    """The layers that have a tensor of a rule."""
+    return range(spec.num_layers) if rule.layers is None else rule.layers
+
+
+def parts_of(spec: DecoderSpec, place: Place, tensor: np.ndarray) -> Iterator[Part]:
+    """What a Hugging Face tensor is of our arrays.
+
+    Args:
+        spec: the decoder.
+        place: what the tensor is.
+        tensor: its numbers.
+    """
+    rule, layer = place
+    for path, value in zip(rule.ours, rule.split(tensor), strict=True):
+        yield Part(*_place(spec, path, layer), value)
+
+
+def _place(spec: DecoderSpec, path: str, layer: Layer) -> tuple[str, Layer]:
+    """Where a tensor's share of an array lies: (path, place in it), see `Part`."""
+    if layer is None:
+        return path, None
+    if isinstance(layer, int):
+        return spec.place(path, layer)
+    stack, place = spec.place(path, layer[0])
+    return stack, (place, layer[1])
 
 
 def tensor_places(spec: DecoderSpec) -> dict[str, Place]:
@@ -178,8 +209,9 @@ def to_hf(spec: DecoderSpec, weights: Mapping[str, Any]) -> Iterator[tuple[str, 
     """
     for rule in family_rules(spec):
         for layer, name in _names_of(rule, spec):
-            arrays = (weights[path] if layer is None else weights[path][layer] for path in rule.ours)
-            yield name, rule.join(*(np.asarray(x) for x in arrays))
+            parts = (_place(spec, path, layer) for path in rule.ours)
+            arrays = (weights[path] if place is None else weights[path][place] for path, place in parts)
+            yield name, rule.join(*map(np.asarray, arrays))
 
 
 def adapted_kernels(adapters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -224,8 +256,8 @@ def to_peft(spec: DecoderSpec, adapters: Mapping[str, Any]) -> Iterator[PeftModu
     """
     kernels = adapted_kernels(adapters)
     for rule in family_rules(spec):
-        if any(path in kernels for path in rule.ours):
-            for layer in range(spec.num_layers):
+        for layer in _layers_of(rule, spec) if rule.per_layer else ():
+            if any(spec.place(path, layer)[0] in kernels for path in rule.ours):
                 yield _peft_module(spec, rule, layer, kernels)
 
 
@@ -236,16 +268,17 @@ def _peft_module(
 
     Its rank is the sum of theirs: rows of A one after the other, B in blocks, so that B A is exactly theirs.
     """
-    sizes = {f"blocks.{name}.kernel": size for name, size in spec.projections().items()}
-    total_rank = sum(kernels[path][0].shape[-1] for path in rule.ours if path in kernels)
+    sizes = {f"blocks.{name}.kernel": size for name, size in spec.of_layer(layer).projections().items()}
+    stacks = [spec.place(path, layer) for path in rule.ours]
+    total_rank = sum(kernels[path][0].shape[-1] for path, _ in stacks if path in kernels)
     rows_of_a: list[np.ndarray] = []
     columns_of_b: list[np.ndarray] = []
     begin = 0
-    for path in rule.ours:
-        _, outputs = sizes[path]
+    for name, (path, place) in zip(rule.ours, stacks, strict=True):
+        _, outputs = sizes[name]
         block_RF = np.zeros((total_rank, outputs), np.float32)
         if path in kernels:
-            a_DR, b_RF = (np.asarray(x[layer]) for x in kernels[path])
+            a_DR, b_RF = (np.asarray(x[place]) for x in kernels[path])
             rows_of_a.append(a_DR.T)
             block_RF[begin : begin + len(b_RF)] = b_RF
             begin += len(b_RF)

@@ -173,7 +173,7 @@ def triton_problem(specs: tuple[DecoderSpec, ...], device: Device) -> str | None
     """What our own kernels for GPUs do not fit; None if they can be used. See ops/triton_attention."""
     if device.capability is not None and device.capability < (8, 0):
         return _old_gpu(device.capability)
-    widest = max(spec.head_dim for spec in specs)
+    widest = max(block.head_dim for spec in specs for block, _ in spec.blocks())
     return f"heads of {widest} dims (up to 256)" if widest > 256 else None
 
 
@@ -195,10 +195,10 @@ def cudnn_problem(specs: tuple[DecoderSpec, ...], dtype: str, device: Device) ->
         return _old_gpu(device.capability)
     is_hopper = device.capability is not None and device.capability[0] == 9
     most = 256 if is_hopper else 128
-    for spec in specs:
-        if spec.head_dim % 8 or spec.head_dim > most:
+    for head_dim in (block.head_dim for spec in specs for block, _ in spec.blocks()):
+        if head_dim % 8 or head_dim > most:
             limit = f"{most}" if is_hopper else f"{most}, 256 on Hopper"
-            return f"heads of {spec.head_dim} dims (a multiple of 8 up to {limit})"
+            return f"heads of {head_dim} dims (a multiple of 8 up to {limit})"
     return None
 
 

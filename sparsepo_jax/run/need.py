@@ -144,11 +144,22 @@ def _frozen(setting: Setting, activations: str) -> int:
     return numbers.bytes(held)
 
 
+def kept_by_layers(spec: DecoderSpec, remat: Remat, *, chunks: float = 1.0) -> int:
+    """Numbers that all layers keep of each position for the backward pass.
+
+    Args:
+        spec: the decoder's shape.
+        remat: what is computed again.
+        chunks: see kept_features.
+    """
+    return sum(layers * kept_features(block, remat, chunks=chunks) for block, layers in spec.blocks())
+
+
 def kept_features(spec: DecoderSpec, remat: Remat, *, chunks: float = 1.0) -> int:
     """Numbers that a layer keeps of each position for the backward pass.
 
     Args:
-        spec: the decoder's shape.
+        spec: the decoder's shape; all layers are of one kind.
         remat: what is computed again.
         chunks: how often the kernel keeps keys and values (xla: once for each chunk of queries that sees
             them).
@@ -181,7 +192,7 @@ def needed_by(
         head_block: tokens and entries of the vocabulary in a block of logits.
     """
     policy, held = setting.policy, held_by(setting)
-    kept = kept_features(policy, remat, chunks=_chunks(load, attention)) * policy.num_layers
+    kept = kept_by_layers(policy, remat, chunks=_chunks(load, attention))
     return Need(
         held.state + held.frozen + held.copies + held.sums,
         _cut(setting, policy, kept * load.positions * setting.itemsize),
@@ -200,7 +211,9 @@ def block_bytes(setting: Setting, load: Load, attention: str) -> int:
         attention: the kernel.
     """
     policy = setting.policy
-    working = 2 * kept_features(policy, "nothing", chunks=_chunks(load, attention)) * setting.itemsize
+    chunks = _chunks(load, attention)
+    largest = max(kept_features(block, "nothing", chunks=chunks) for block, _ in policy.blocks())
+    working = 2 * largest * setting.itemsize
     if attention == "xla":
         working += 3 * FLOAT * policy.num_heads * min(load.longest, 2 * CHUNK)  # scores
     return _block_gradients(setting) + _cut(setting, policy, working * load.positions)
@@ -251,5 +264,5 @@ def logit_bytes(setting: Setting) -> int:
 
 def _cut(setting: Setting, spec: DecoderSpec, size: int) -> int:
     """A part of the size: heads and MLP are cut over `tensor`, the residual stream is not."""
-    share = spec.width / max(kept_features(spec, "nothing"), 1)
+    share = spec.num_layers * spec.width / max(kept_by_layers(spec, "nothing"), 1)
     return math.ceil(size * (share + (1 - share) / setting.tensor))

@@ -14,6 +14,7 @@ from sparsepo_jax.core.tree import label_paths
 Axes = str | tuple[str, ...] | None  # of one dimension
 
 EXPERTS = ("fsdp", "tensor")
+_BLOCKS = r"blocks\.(?:layers_\d+\.)?"  # of the only stack, or of one of several
 
 # Dimensions are [in, out] of a projection and [V, D] of an embedding. Weights of blocks carry a leading L,
 # which is never cut. A dimension that no product needs cut along one axis is cut along both.
@@ -21,23 +22,23 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"(embed|head)\.embedding", ("tensor", "fsdp")),
     (r"head_bias", ("tensor",)),
     (r"embed_positions\.embedding", (None, ("fsdp", "tensor"))),
-    (r"blocks\.attention\.(query|key|value)\.kernel", (None, "fsdp", "tensor")),
-    (r"blocks\.attention\.(query|key|value)\.bias", (None, "tensor")),
-    (r"blocks\.attention\.out\.kernel", (None, "tensor", "fsdp")),
-    (r"blocks\.attention\.out\.bias", (None, None)),
-    (r"blocks\.(up|gate)\.kernel", (None, "fsdp", "tensor")),
-    (r"blocks\.(up|gate)\.bias", (None, "tensor")),
-    (r"blocks\.down\.kernel", (None, "tensor", "fsdp")),
-    (r"blocks\.down\.bias", (None, None)),
+    (rf"{_BLOCKS}attention\.(query|key|value)\.kernel", (None, "fsdp", "tensor")),
+    (rf"{_BLOCKS}attention\.(query|key|value)\.bias", (None, "tensor")),
+    (rf"{_BLOCKS}attention\.out\.kernel", (None, "tensor", "fsdp")),
+    (rf"{_BLOCKS}attention\.out\.bias", (None, None)),
+    (rf"{_BLOCKS}(up|gate)\.kernel", (None, "fsdp", "tensor")),
+    (rf"{_BLOCKS}(up|gate)\.bias", (None, "tensor")),
+    (rf"{_BLOCKS}down\.kernel", (None, "tensor", "fsdp")),
+    (rf"{_BLOCKS}down\.bias", (None, None)),
     # Whole experts: tokens travel to them, see sharding/experts.
-    (r"blocks\.experts\.router\.(weight|bias)", ()),
-    (r"blocks\.experts\.(up|gate|down)\.(kernel|bias|lora\.lora_[ab])", (None, EXPERTS)),
-    (r"blocks\.attention\.(query|key)_norm\.scale", ()),
-    (r"(blocks\.(attn|mlp)(_post)?_norm|final_norm)\.(scale|bias)", ()),
-    (r"blocks\.(attention\.(query|key|value)|up|gate)\.lora\.lora_a", (None, ("fsdp", "tensor"), None)),
-    (r"blocks\.(attention\.(query|key|value)|up|gate)\.lora\.lora_b", (None, None, ("tensor", "fsdp"))),
-    (r"blocks\.(attention\.out|down)\.lora\.lora_a", (None, ("tensor", "fsdp"), None)),
-    (r"blocks\.(attention\.out|down)\.lora\.lora_b", (None, None, ("fsdp", "tensor"))),
+    (rf"{_BLOCKS}experts\.router\.(weight|bias)", ()),
+    (rf"{_BLOCKS}experts\.(up|gate|down)\.(kernel|bias|lora\.lora_[ab])", (None, EXPERTS)),
+    (rf"{_BLOCKS}attention\.(query|key)_norm\.scale", ()),
+    (rf"({_BLOCKS}(attn|mlp)(_post)?_norm|final_norm)\.(scale|bias)", ()),
+    (rf"{_BLOCKS}(attention\.(query|key|value)|up|gate)\.lora\.lora_a", (None, ("fsdp", "tensor"), None)),
+    (rf"{_BLOCKS}(attention\.(query|key|value)|up|gate)\.lora\.lora_b", (None, None, ("tensor", "fsdp"))),
+    (rf"{_BLOCKS}(attention\.out|down)\.lora\.lora_a", (None, ("tensor", "fsdp"), None)),
+    (rf"{_BLOCKS}(attention\.out|down)\.lora\.lora_b", (None, None, ("fsdp", "tensor"))),
     (r"(common|reward|kl)\..*", ()),  # mask nets: a few thousand weights
 )
 
