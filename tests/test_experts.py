@@ -1,24 +1,47 @@
 """Mixtures of experts: bookkeeping, products and their gradients, and transformers' own experts."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
+from helpers.configs import make_config
 from helpers.parity import load_ours, make_theirs, our_logits, their_outputs
-from helpers.tiny import CONFIGS, QWEN3_MOE
-from helpers.tolerances import GRADIENT, PARITY_LOGITS, TOKEN
+from helpers.tiny import CONFIGS, GPT2, QWEN3_MOE, random_batch
+from helpers.tolerances import GRADIENT, PARITY_LOGITS, SHARDED, TOKEN
+from sparsepo_jax.build.objective import make_problem
+from sparsepo_jax.build.step import make_step
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.tree import split_module
+from sparsepo_jax.losses.token_weighted import sparsepo_loss
+from sparsepo_jax.masks.source import fixed_source
 from sparsepo_jax.models.config_fields import SpecError
+from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.decoder_spec import choose_projections
-from sparsepo_jax.models.experts import Mlp
+from sparsepo_jax.models.experts import Mlp, dispatch_on
 from sparsepo_jax.models.mixture import Mixture
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.ops import grouped
-from sparsepo_jax.ops.grouped import group_by_expert
-from sparsepo_jax.ops.routing import choose_experts, shares_of
+from sparsepo_jax.ops.grouped import Dispatch, group_by_expert
+from sparsepo_jax.ops.routing import (
+    RouterSums,
+    auxiliary_loss,
+    choice_counts,
+    choose_experts,
+    probability_sums,
+    router_metrics,
+    shares_of,
+)
+from sparsepo_jax.sharding.experts import make_spread_experts
+from sparsepo_jax.sharding.mesh import make_constrain, make_mesh, make_spread, put_batch
+from sparsepo_jax.sharding.rules import state_shardings
+from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.step import make_pair_loss
 
 MIXTURES = {
     "more rows than a block": (Mixture(8, 2, 20), 40),
@@ -86,12 +109,15 @@ def test_devices_with_a_part_of_the_experts_add_up_to_all(name):
     mlp = Mlp(mixture, "silu", 0.5, "blocks")
     cut = mixture.experts // 3
 
-    def part(begin, end):
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def part(begin, end, stacks, tokens):
         return mlp(jax.tree.map(lambda x: x[begin:end], stacks), tokens, begin)
 
-    np.testing.assert_allclose(
-        part(0, cut) + part(cut, mixture.experts), mlp(stacks, tokens, 0), rtol=TOKEN, atol=1e-4
+    first, last, all_of_them = (
+        part(begin, end, stacks, tokens)
+        for begin, end in ((0, cut), (cut, mixture.experts), (0, mixture.experts))
     )
+    np.testing.assert_allclose(first + last, all_of_them, rtol=TOKEN, atol=1e-4)
 
 
 def test_the_documented_example_of_groups(monkeypatch):
@@ -191,3 +217,144 @@ def test_adapters_go_to_experts_only_if_they_are_named():
 def test_mixtures_that_cannot_run_are_refused_by_name(change, words):
     with pytest.raises(SpecError, match=words):
         spec_from_hf(QWEN3_MOE | change)
+
+
+# ---------------------------------------------------------------- training
+
+
+@functools.cache
+def trained():
+    """(graph, weights of policy and masks, reference) of a mixture of 8 experts."""
+    spec = spec_from_hf(QWEN3_MOE | {"num_experts": 8, "initializer_range": 0.3})
+    graph, policy = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
+    return graph, {"policy": policy, "masks": {}}, split_module(Decoder(spec, rngs=nnx.Rngs(1)))[1]
+
+
+def problem_of(**settings):
+    graph = trained()[0]
+    source = fixed_source("ones", on="both", normalised=False)
+    objective = functools.partial(sparsepo_loss, beta=0.5, l1_reward=0.0, l1_kl=0.0, shared=True)
+    return Problem(graph, graph, source, objective, seed=0, **settings)
+
+
+def gradient_of(problem, batch, weights, reference):
+    """(loss, metrics, gradient, the compiled program)."""
+    step = jax.jit(jax.value_and_grad(make_pair_loss(problem), has_aux=True))
+    compiled = step.lower(weights, reference, batch, jnp.int32(0)).compile()
+    (loss, (metrics, *_)), gradient = compiled(weights, reference, batch, jnp.int32(0))
+    return loss, metrics, gradient["policy"], compiled
+
+
+@functools.cache
+def on_one_device():
+    """By every expert on every token, and with a prompt for each response."""
+    _, weights, reference = trained()
+    batch = random_batch(8, shared=False, rows=8)
+    problem = problem_of(dispatch=Dispatch("dense"), attention="xla")
+    return gradient_of(problem, batch, weights, reference)[:3]
+
+
+@pytest.mark.parametrize(
+    "mesh_shape",
+    [
+        (1, 8, 1),
+        pytest.param((8, 1, 1), marks=pytest.mark.slow),
+        (2, 4, 1),
+        pytest.param((1, 1, 8), marks=pytest.mark.slow),
+        (1, 2, 4),
+    ],
+)
+def test_experts_on_a_mesh_give_what_one_device_gives_and_stay_where_they_are(mesh_shape):
+    """Prompts run once here. Kills: an expert that two devices count, one that travels, a lost token."""
+    _, weights, reference = trained()
+    mesh = make_mesh(*mesh_shape)
+    dispatch = dispatch_on("cpu", make_spread_experts(mesh))
+    problem = problem_of(constrain=make_constrain(mesh), spread=make_spread(mesh), dispatch=dispatch)
+    rows = mesh_shape[0] * mesh_shape[1]
+    batch = put_batch(jax.tree.map(lambda x: x[None], random_batch(8, rows=rows, spare=3)), mesh)
+    weights, reference = (jax.device_put(x, state_shardings(x, mesh)) for x in (weights, reference))
+    with jax.set_mesh(mesh):
+        loss, _, gradient, compiled = gradient_of(
+            problem, jax.tree.map(lambda x: x[0], batch), weights, reference
+        )
+    expected_loss, _, expected = on_one_device()
+    np.testing.assert_allclose(loss, expected_loss, rtol=SHARDED)
+    for path, theirs in expected.items():
+        scale = float(np.abs(theirs).max())
+        np.testing.assert_allclose(gradient[path], theirs, atol=SHARDED * max(scale, 1e-2), err_msg=path)
+    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", compiled.as_text())
+    experts = {"8,16,8", "8,8,16", "1,8,16,8", "1,8,8,16", "2,8,16,8", "2,8,8,16"}
+    assert not experts & set(gathered), gathered
+
+
+def test_the_auxiliary_loss_is_transformers_own():
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    rng = np.random.default_rng(0)
+    logits_LBSE = rng.normal(size=(3, 2, 7, 5)).astype(np.float32)
+    valid_BS = jnp.arange(7)[None] < jnp.array([[7], [4]])
+    expected = load_balancing_loss_func(
+        tuple(torch.tensor(x.reshape(14, 5)) for x in logits_LBSE), 5, 2, torch.tensor(np.asarray(valid_BS))
+    )
+    sums = RouterSums(
+        jnp.stack([choice_counts(choose_experts(x, 2), 5, valid_BS) for x in jnp.asarray(logits_LBSE)]),
+        jnp.stack([probability_sums(x, valid_BS) for x in jnp.asarray(logits_LBSE)]),
+        valid_BS.sum().astype(jnp.float32),
+    )
+    np.testing.assert_allclose(auxiliary_loss(sums), expected.numpy(), rtol=TOKEN)
+    metrics = router_metrics(sums)
+    assert 1 / 5 < metrics["router/busiest"] < 1 / 2 and 0.5 < metrics["router/evenness"] < 1
+
+
+def test_the_auxiliary_loss_counts_only_if_it_is_asked_for():
+    _, weights, reference = trained()
+    batch = random_batch(4)
+    (plain, metrics, without, _), (asked, _, gradient, _) = (
+        gradient_of(problem_of(router_aux=factor), batch, weights, reference) for factor in (0.0, 0.1)
+    )
+    np.testing.assert_allclose(asked - plain, 0.1 * metrics["router/auxiliary_loss"], rtol=1e-4)
+    router = "blocks.experts.router.weight"
+    assert np.abs(gradient[router] - without[router]).max() > 1e-4
+    assert np.array_equal(gradient["head.embedding"], without["head.embedding"])
+
+
+def test_routing_is_the_policys_own_unless_it_is_replayed():
+    """With the reference's routing, another router of the policy changes shares and no choices."""
+    _, _, reference = trained()
+    batch = random_batch(4)
+    router = "blocks.experts.router.weight"
+    turned = {"policy": {**reference, router: -reference[router]}, "masks": {}}
+
+    def busiest(weights, replays):
+        problem = problem_of(replays_routing=replays)
+        return gradient_of(problem, batch, weights, reference)[1]["router/evenness"]
+
+    same = {"policy": reference, "masks": {}}
+    assert busiest(turned, True) == busiest(same, False) != busiest(turned, False)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"reference": {"cached": True}, "objective": {"kind": "dpo"}}, "does not say which experts"),
+        ({}, "expected policy and reference with the same layers and experts"),
+    ],
+)
+def test_routing_that_cannot_be_replayed_is_refused(change, words):
+    config = make_config(po={"replay_routing": True}, **change)
+    spec = spec_from_hf(QWEN3_MOE)
+    reference = spec if change else spec_from_hf(QWEN3_MOE | {"num_experts": 4})
+    mesh = make_mesh(None, 1, 1)
+    with pytest.raises(UserError, match=words):
+        make_problem(config, spec, reference, mesh)
+    assert make_problem(make_config(po={"replay_routing": True}), spec, spec, mesh).replays_routing
+
+
+def test_a_dense_policy_has_no_auxiliary_loss():
+    config, spec, mesh = (
+        make_config(po={"router_aux_coefficient": 0.1}),
+        spec_from_hf(GPT2),
+        make_mesh(None, 1, 1),
+    )
+    with pytest.raises(UserError, match="gpt2 has no experts"):
+        make_step(config, "po", make_problem(config, spec, spec, mesh), spec, 3, mesh)

@@ -18,7 +18,7 @@ import pytest
 
 from helpers.configs import make_config
 from helpers.program import run
-from helpers.tiny import GPT2, pair_table
+from helpers.tiny import GPT2, QWEN3_MOE, pair_table
 from sparsepo_jax.build.compute import choose_attention, compute_dtype, set_precision
 from sparsepo_jax.build.data import is_shared, make_training_plan
 from sparsepo_jax.build.lora import make_lora
@@ -96,6 +96,13 @@ def frozen(config: Config) -> Any:
 def held_state(config: Config) -> Any:
     spec, mesh = spec_from_hf(GPT2), make_mesh(None, 1, 1)
     return jax.tree.leaves(make_step(config, "po", problem(config), spec, STEPS, mesh).like)
+
+
+def routed(config: Config) -> Any:
+    """What is compared of a step's problem, of a mixture of experts."""
+    spec, mesh = spec_from_hf(QWEN3_MOE), make_mesh(None, 1, 1)
+    step = make_step(config, "po", make_problem(config, spec, spec, mesh), spec, STEPS, mesh)
+    return jax.tree.structure(step.numbers.problem)
 
 
 def settings_of_problem(config: Config) -> Any:
@@ -194,6 +201,7 @@ SECTIONS: dict[type[Section], tuple[str, dict[str, Knob]]] = {
             "accumulation": ({}, 2, batches),
             "clip_norm": ({}, 0.5, updates),
             "lora": ({}, {}, adapters),
+            "router_aux_coefficient": ({}, 0.1, routed),
             "optimizer": ({}, {"kind": "lion", "learning_rate": 0.1}, updates),
             "schedule": ({}, {"kind": "constant"}, updates),
         },

@@ -13,12 +13,15 @@ from sparsepo_jax.losses import margins, separate, sequence, token_weighted
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
 from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.experts import dispatch_on
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
+from sparsepo_jax.sharding.experts import make_spread_experts
 from sparsepo_jax.sharding.mesh import (
     make_constrain,
     make_place_head,
     make_spread,
+    platform_of,
 )
 from sparsepo_jax.train.forward import Problem
 
@@ -137,6 +140,8 @@ def make_problem(
         unroll=choices.unroll.value,
         attention=choose_attention(config, (policy, reference), mesh),
         constrain=make_constrain(mesh),
+        dispatch=dispatch_on(platform_of(mesh), make_spread_experts(mesh)),
+        replays_routing=_replays_routing(config, policy, reference),
         spread=make_spread(mesh),
         head_blocks=HeadBlocks(
             *choices.head.value,
@@ -146,6 +151,28 @@ def make_problem(
         ),
         adapted=lora is not None,
     )
+
+
+def _replays_routing(config: Config, policy: DecoderSpec, reference: DecoderSpec) -> bool:
+    """Whether the policy sends tokens where the reference does. UserError: it cannot."""
+    if not config.po.replay_routing:
+        return False
+    if config.reference.cached:
+        raise UserError(
+            "po.replay_routing: a cached reference does not say which experts it chose; set "
+            "reference.cached=false"
+        )
+    ours, theirs = (
+        (spec.num_layers, spec.mixture and (spec.mixture.experts, spec.mixture.chosen))
+        for spec in (policy, reference)
+    )
+    if policy.mixture is None or ours != theirs:
+        raise UserError(
+            f"po.replay_routing: expected policy and reference with the same layers and experts, got "
+            f"{policy.family} and {reference.family} with (layers, (experts, chosen)) {ours} and {theirs}; "
+            "set it to false"
+        )
+    return True
 
 
 def brings_weights(config: Config) -> bool:

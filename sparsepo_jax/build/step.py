@@ -14,6 +14,7 @@ from sparsepo_jax.build.objective import without_objective
 from sparsepo_jax.build.optimizer import build_optimizer, optimizer_kind, optimizer_rates
 from sparsepo_jax.build.weights import abstract, trained_shapes
 from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.program import Program
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch
@@ -82,6 +83,9 @@ def make_step(
     kind = optimizer_kind(training)
     rates = optimizer_rates(config, training, steps, spec.width)
     make_loss = make_pair_loss
+    if training.router_aux_coefficient and spec.mixture is None:
+        raise UserError(f"{stage}.router_aux_coefficient: {spec.family} has no experts; set it to 0")
+    problem = problem._replace(router_aux=training.router_aux_coefficient)
     if stage == "sft":
         problem = without_objective(problem)
         make_loss = make_sft_loss

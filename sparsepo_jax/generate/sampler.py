@@ -24,7 +24,9 @@ from sparsepo_jax.core.program import Program, has_four_bits
 from sparsepo_jax.core.tree import Weights, merge_module
 from sparsepo_jax.core.types import PromptBatch
 from sparsepo_jax.models.cache import Cache
-from sparsepo_jax.sharding.mesh import make_constrain, put_batch, replicated
+from sparsepo_jax.models.experts import dispatch_on
+from sparsepo_jax.sharding.experts import make_spread_experts
+from sparsepo_jax.sharding.mesh import make_constrain, platform_of, put_batch, replicated
 
 LOOK_EVERY = 16  # tokens between two looks for stop strings
 
@@ -195,6 +197,7 @@ def _programs(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampl
     Of the seed and temperature of `sampling` only counts whether the temperature is 0.
     """
     constrain = make_constrain(mesh)
+    dispatch = dispatch_on(platform_of(mesh), make_spread_experts(mesh))
 
     def cast(path: str, x: Any) -> Any:
         is_matrix = isinstance(x, jax.Array) and path.endswith((".kernel", ".embedding"))
@@ -208,7 +211,7 @@ def _programs(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampl
         prompt_BS, valid_BS, row_B, weight_B = (x[0] for x in batch)
         model, n = model_of(weights), sampling.samples
         room = prompt_BS.shape[1] + sampling.max_new_tokens - 1
-        states_BSD, cache = model.read(prompt_BS, valid_BS, room, constrain)
+        states_BSD, cache = model.read(prompt_BS, valid_BS, room, constrain, dispatch)
         R = len(row_B) * n
         empty = Drawing(
             cache.repeated(n) if n > 1 else cache,
@@ -226,7 +229,7 @@ def _programs(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampl
 
         def one_more(drawing: Drawing) -> Drawing:
             last_R = jax.lax.dynamic_index_in_dim(drawing.tokens_RT, drawing.step - 1, axis=1, keepdims=False)
-            states_RD, cache = model.extend(last_R, drawing.cache, constrain)
+            states_RD, cache = model.extend(last_R, drawing.cache, constrain, dispatch)
             return _next_token(model, states_RD, drawing._replace(cache=cache), temperature, sampling)
 
         return jax.lax.while_loop(lambda d: (d.step < limit) & ~d.done_R.all(), one_more, drawing)

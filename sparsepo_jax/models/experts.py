@@ -55,6 +55,17 @@ class Routing(NamedTuple):
     choice_BSK: Int[Array, "B S K"] | None = None
 
 
+def dispatch_on(platform: str, spread: Callable[..., Array]) -> Dispatch:
+    """Where and by what experts are computed.
+
+    Args:
+        platform: cpu, gpu or tpu.
+        spread: over the devices, see sharding/experts.
+    """
+    kernels: dict[str, GroupedKernel] = {"gpu": "triton", "tpu": "ragged"}
+    return Dispatch(kernels.get(platform, "blocks"), spread)
+
+
 class ExpertLora(nnx.Module):
     """An adapter for the projection of each expert: x A_e B_e."""
 

@@ -18,7 +18,9 @@ from sparsepo_jax.masks.source import MaskSource
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.lora import split_adapters
 from sparsepo_jax.ops.attention import AttentionKernel, Packed, reach_of
+from sparsepo_jax.ops.grouped import HERE, Dispatch
 from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_best, logprob_kl
+from sparsepo_jax.ops.routing import RouterSums, choice_counts, probability_sums
 from sparsepo_jax.ops.splash_attention import Spread
 
 
@@ -49,6 +51,9 @@ class Problem(NamedTuple):
             device.
         adapted: the policy is the reference's base with adapters (LoRA) of its own, which alone are trained.
             Adapters of the reference stay as they are.
+        dispatch: where and by what experts are computed, in mixtures of them.
+        router_aux: factor of the routers' auxiliary loss, which is added to the objective; 0: there is none.
+        replays_routing: the policy sends tokens to the experts that the reference chose.
         cached: the batch brings what the objective needs of the reference. The reference is not run, and the
             KL is unknown.
     """
@@ -65,6 +70,9 @@ class Problem(NamedTuple):
     constrain: Callable[[Array], Array] = _unchanged
     spread: Spread | None = None
     adapted: bool = False
+    dispatch: Dispatch = HERE
+    router_aux: float = 0.0
+    replays_routing: bool = False
     cached: bool = False
 
     @property
@@ -167,24 +175,53 @@ def forward(
     Returns:
         (statistics, masks); the KL is 0 where the problem is cached.
     """
+    return forward_routed(problem, policy, masks, reference, batch, key_B, training=training)[:2]
+
+
+def forward_routed(
+    problem: Problem,
+    policy: Weights,
+    masks: Weights,
+    reference: Weights | None,
+    batch: PairBatch,
+    key_B: Key[Array, "B"] | None,
+    *,
+    training: bool,
+) -> tuple[TokenStats, TokenMasks, RouterSums | None]:
+    """As `forward`, with what the policy's routers did.
+
+    Args:
+        problem: see `forward`, as for all others.
+        policy: the policy's trained weights.
+        masks: weights of the mask nets.
+        reference: the reference's weights.
+        batch: pairs.
+        key_B: a key a pair, or None.
+        training: switches dropout on.
+
+    Returns:
+        (statistics, masks, sums over the policy's routers; None if it has none).
+    """
     dropout_key_B = key_B if training else None
     if problem.cached:
-        stats = response_logp(problem, policy, reference, batch, dropout_key_B)
+        stats, routers = response_logp_routed(problem, policy, reference, batch, dropout_key_B)
         if batch.ref_logp_BPT is None:
             raise ValueError("a cached problem needs batches with the reference's log-probs")
         stats = stats._replace(ref_logp_BPT=batch.ref_logp_BPT)
         with jax.named_scope("masks"):
-            return stats, problem.mask_source.make(masks, {}, batch, stats, key_B, training)
+            return stats, problem.mask_source.make(masks, {}, batch, stats, key_B, training), routers
     policy_model = problem.policy(policy, reference)
     reference_model = problem.reference(reference)
-    policy_states_RSD = _policy_states(problem, policy_model, batch, dropout_key_B)
     ref_states_RSD, kept = _reference_states(problem, reference_model, batch)
+    policy_states_RSD, routers = _policy_states(
+        problem, policy_model, batch, dropout_key_B, kept.pop("router_choice", None)
+    )
     stats, (ref_states_RMD, ref_head_VD) = _statistics(
         problem, batch, (policy_model, policy_states_RSD), (reference_model, ref_states_RSD)
     )
     with jax.named_scope("masks"):
         kept["logits"] = _mean_logits(reference_model, ref_states_RMD, ref_head_VD)
-        return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training)
+        return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training), routers
 
 
 def response_logp(
@@ -206,7 +243,31 @@ def response_logp(
     Returns:
         Statistics whose reference is the policy itself, detached, at a KL of zero.
     """
-    return _own_logp(problem, problem.policy(policy, base), batch, key_B)
+    return response_logp_routed(problem, policy, base, batch, key_B)[0]
+
+
+def response_logp_routed(
+    problem: Problem,
+    policy: Weights,
+    base: Weights | None,
+    batch: PairBatch,
+    key_B: Key[Array, "B"] | None = None,
+) -> tuple[TokenStats, RouterSums | None]:
+    """As `response_logp`, with what the policy's routers did.
+
+    Args:
+        problem: see `response_logp`, as for all others.
+        policy: the policy's trained weights.
+        base: what they stand on under LoRA.
+        batch: pairs, or single responses.
+        key_B: a key a pair, or None.
+
+    Returns:
+        (statistics, sums over the routers; None if there are none).
+    """
+    model = problem.policy(policy, base)
+    states_RSD, routers = _policy_states(problem, model, batch, key_B)
+    return _statistics(problem, batch, (model, states_RSD))[0], routers
 
 
 def response_log_ratio(
@@ -245,7 +306,7 @@ def response_greedy(
     """
     model = problem.policy(policy, base)
     packing = batch.packing
-    states_RSD = _policy_states(problem, model, batch, None)
+    states_RSD, _ = _policy_states(problem, model, batch, None)
     states_RMD, head_VD = model.head_inputs(at_tokens(states_RSD, packing.at_RM))
     logp_RM, best_RM = logprob_best(
         states_RMD,
@@ -292,17 +353,45 @@ def _inputs(problem: Problem, batch: PairBatch) -> tuple[Int[Array, "R S"], Int[
 
 
 def _policy_states(
-    problem: Problem, model: Decoder, batch: PairBatch, key_B: Key[Array, "B"] | None
-) -> Float[Array, "R S D"]:
-    """The final states of a model that may have dropout; key_B None: it has none."""
+    problem: Problem,
+    model: Decoder,
+    batch: PairBatch,
+    key_B: Key[Array, "B"] | None,
+    choice_LRSK: Int[Array, "L R S K"] | None = None,
+) -> tuple[Float[Array, "R S D"], RouterSums | None]:
+    """The final states of a model, and what its routers did; None: it has none.
+
+    Args:
+        problem: what is computed.
+        model: which may have dropout.
+        batch: pairs.
+        key_B: a key a pair for dropout; None: there is none.
+        choice_LRSK: the experts that tokens are sent to; None: those that the model's routers choose.
+    """
+    valid_RS = batch.packing.sequence_RS >= 0
+
+    def tap(name: str, x_RSX: Array) -> Array | None:
+        if name == "router_logits":
+            return probability_sums(x_RSX, valid_RS)
+        if name == "router_choice":
+            assert model.spec.mixture is not None
+            return choice_counts(x_RSX, model.spec.mixture.experts, valid_RS)
+        return None
+
     with jax.named_scope("policy"):
-        states_RSD, _ = model(
+        states_RSD, kept = model(
             *_inputs(problem, batch),
+            tap=tap,
             constrain=problem.constrain,
             dropout_key_BS=_dropout_keys(problem, batch, key_B),
             unroll=problem.unroll,
+            dispatch=problem.dispatch,
+            choice_LBSK=choice_LRSK,
         )
-        return states_RSD
+    if not kept:
+        return states_RSD, None
+    tokens = valid_RS.sum(dtype=jnp.float32)
+    return states_RSD, RouterSums(kept["router_choice"], kept["router_logits"], tokens)
 
 
 def _reference_states(
@@ -310,14 +399,23 @@ def _reference_states(
 ) -> tuple[Float[Array, "R S D"], dict[str, Any]]:
     """The reference's final states, and what the masks read of its activations, by name.
 
-    Nothing of it is differentiated, so that XLA keeps nothing of it for the backward pass.
+    If the policy replays its routing, the experts that it chose are among the latter. Nothing of it is
+    differentiated, so that XLA keeps nothing of it for the backward pass.
     """
 
     def tap(name: str, x_RSD: Array) -> Any:
+        if name == "router_choice":
+            return x_RSD if problem.replays_routing else None
         return problem.mask_source.keep(name, x_RSD, batch.packing.at_RM)
 
     with jax.named_scope("reference"):
-        outputs = model(*_inputs(problem, batch), tap=tap, constrain=problem.constrain, unroll=problem.unroll)
+        outputs = model(
+            *_inputs(problem, batch),
+            tap=tap,
+            constrain=problem.constrain,
+            unroll=problem.unroll,
+            dispatch=problem.dispatch,
+        )
         return jax.lax.stop_gradient(outputs)
 
 
@@ -371,7 +469,7 @@ def _mean_logits(model: Decoder, states_RMD: Array, head_VD: Array) -> Float[Arr
 def _own_logp(
     problem: Problem, model: Decoder, batch: PairBatch, key_B: Key[Array, "B"] | None
 ) -> TokenStats:
-    states_RSD = _policy_states(problem, model, batch, key_B)
+    states_RSD, _ = _policy_states(problem, model, batch, key_B)
     return _statistics(problem, batch, (model, states_RSD))[0]
 
 

@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch, TokenMasks, TokenStats
 from sparsepo_jax.losses.sequence import sft_nll
+from sparsepo_jax.ops.routing import router_metrics
 from sparsepo_jax.train.change import Facts, changed, changed_in_turn
-from sparsepo_jax.train.forward import Problem, forward, pair_keys, response_logp
+from sparsepo_jax.train.forward import Problem, forward_routed, pair_keys, response_logp_routed
 from sparsepo_jax.train.metrics import log_ratio_metrics, pair_metrics
 from sparsepo_jax.train.rounding import rounding_words, widened
 
@@ -74,7 +75,7 @@ def make_pair_scores(problem: Problem, *, training: bool) -> PairScores:
         weights: dict[str, Weights], reference: Weights | None, batch: PairBatch, step: Int[Array, ""]
     ) -> tuple[dict[str, Float[Array, "B"]], TokenStats, TokenMasks]:
         key_B = pair_keys(problem.seed, step, batch.row_B)
-        stats, masks = forward(
+        stats, masks, routers = forward_routed(
             problem, weights["policy"], weights["masks"], reference, batch, key_B, training=training
         )
         with jax.named_scope("objective"):
@@ -86,6 +87,9 @@ def make_pair_scores(problem: Problem, *, training: bool) -> PairScores:
                 **pair_metrics(stats, masks, beta=problem.beta),
                 **log_ratio_metrics(stats),
             }
+            if routers is not None:  # of all pairs together
+                B = batch.row_B.shape
+                metrics |= {name: jnp.broadcast_to(x, B) for name, x in router_metrics(routers).items()}
         if problem.cached:  # unknown is not zero
             metrics = {name: value for name, value in metrics.items() if not name.startswith("kl/")}
         return metrics, stats, masks
@@ -100,9 +104,9 @@ def make_pair_loss(problem: Problem) -> SummedLoss:
         problem: what is computed.
 
     Returns:
-        `summed(weights, reference, batch, step)`, which gives (sum of the losses, (sums of all metrics, sum
-        of the
-        pairs' weights, weighted loss [B])).
+        `summed(weights, reference, batch, step)`, which gives (sum of the losses, the routers' auxiliary loss
+        among them if the problem asks for it; (sums of all metrics, sum of the pairs' weights, weighted loss
+        [B])).
     """
     scores = make_pair_scores(problem, training=True)
 
@@ -115,7 +119,10 @@ def make_pair_loss(problem: Problem) -> SummedLoss:
             name: jnp.where(batch.weight_B > 0, batch.weight_B * x_B, 0.0) for name, x_B in metrics_B.items()
         }
         sums = {name: jnp.sum(x_B) for name, x_B in weighted_B.items()}
-        return sums["loss"], (sums, batch.weight_B.sum(), weighted_B["loss"])
+        total = sums["loss"]
+        if problem.router_aux:
+            total = total + problem.router_aux * sums["router/auxiliary_loss"]
+        return total, (sums, batch.weight_B.sum(), weighted_B["loss"])
 
     return summed
 
@@ -127,7 +134,7 @@ def make_sft_loss(problem: Problem) -> SummedLoss:
         problem: what is computed; its objective and masks are not used.
 
     Returns:
-        `summed(weights, base, batch, step)`, which gives (sum over tokens in nats, ({"loss": the same},
+        `summed(weights, base, batch, step)`, which gives (sum over tokens in nats, ({"loss": the same, ...},
         number of tokens, sum of each row [B])). base: what adapters are trained on; None without adapters.
     """
 
@@ -135,11 +142,16 @@ def make_sft_loss(problem: Problem) -> SummedLoss:
         weights: dict[str, Weights], base: Weights | None, batch: PairBatch, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, ""], Float[Array, "B"]]]:
         key_B = pair_keys(problem.seed, step, batch.row_B)
-        stats = response_logp(problem, weights["policy"], base, batch, key_B)
+        stats, routers = response_logp_routed(problem, weights["policy"], base, batch, key_B)
         with jax.named_scope("objective"):
             nll_B, tokens_B = sft_nll(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
             total, tokens = jnp.sum(nll_B), jnp.sum(tokens_B)
-        return total, ({"loss": total}, tokens, nll_B)
+        metrics = {"loss": total}
+        if routers is not None:
+            metrics |= {name: tokens * x for name, x in router_metrics(routers).items()}
+        if problem.router_aux:
+            total = total + problem.router_aux * metrics["router/auxiliary_loss"]
+        return total, (metrics, tokens, nll_B)
 
     return summed
 

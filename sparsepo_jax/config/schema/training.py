@@ -9,6 +9,7 @@ from sparsepo_jax.config.paths import PathText
 from sparsepo_jax.config.schema.base import (
     ByKind,
     Natural,
+    NonNegative,
     Positive,
     PositiveFloat,
     Rate,
@@ -116,7 +117,9 @@ class Schedule(Section):
 class LoraSettings(Section):
     targets: Annotated[list[str], Field(min_length=1)] = ["."]
     """Patterns (regular expressions, found anywhere) of the projections that get an adapter, among
-    attention.query, attention.key, attention.value, attention.out, up, gate, down. The default fits all."""
+    attention.query, attention.key, attention.value, attention.out, up, gate, down. The default fits all of
+    these. In a mixture of experts, experts.up, experts.gate and experts.down stand for the last three; they
+    get adapters only where a pattern has the word `experts`."""
     rank: Positive = 16
     """Rank of each adapter."""
     alpha: PositiveFloat = 32.0
@@ -161,6 +164,9 @@ class Training(Section):
     lora: LoraSettings | None = None
     """Train adapters instead of the weights. po: the reference is the policy without them. sft: they are
     merged when it ends."""
+    router_aux_coefficient: NonNegative = 0.0
+    """Factor of the routers' auxiliary loss, which asks a mixture of experts to use all experts alike. It is
+    taken over the tokens of a micro-step, and added to the objective. 0: none, whatever config.json says."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -182,6 +188,9 @@ class PairTraining(Training):
     eval_every_steps: Positive | None = None
     """Evaluate while training, every so many steps, on data.eval and the held-out part. None: not while
     training."""
+    replay_routing: bool = False
+    """Send the policy's tokens to the experts that the reference chose, in a mixture of experts. false: both
+    choose by themselves. Generation always lets the policy choose."""
 
 
 class Best(Section):
