@@ -61,6 +61,9 @@ PARITY = [
     "OLMo-2-1124-7B",
     "gemma-3-1b-it",
     "a llama of GGUF",
+    "Qwen3-30B-A3B",
+    "Mixtral-8x7B-Instruct-v0.1",
+    "OLMoE-1B-7B-0924",
 ]
 
 
@@ -386,6 +389,7 @@ RECIPES = {
     "ultrafeedback": "Qwen3-0.6B",
     "qwen3_8b": "Qwen3-8B",
     "gemma3_4b": "gemma-3-4b-it",
+    "qwen3_30b_a3b_lora": "Qwen3-30B-A3B",
 }
 
 

@@ -30,6 +30,7 @@ CHATS = {
     "qwen3_1_7b": CONFIGS["qwen3"],
     "qwen3_8b": CONFIGS["qwen3"],
     "gemma3_4b": CONFIGS["gemma3, local and global layers"],
+    "qwen3_30b_a3b_lora": CONFIGS["qwen3 moe"],
 }
 
 

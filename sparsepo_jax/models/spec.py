@@ -31,7 +31,12 @@ def spec_from_hf(config: Mapping[str, Any]) -> DecoderSpec:
         SpecError: in one line, what we cannot run faithfully.
     """
     family, fields, wrapping = _fields(config)
-    return _checked(replace(FAMILIES[family].read(fields.config), wrapping=wrapping))
+    spec = FAMILIES[family].read(fields.config)
+    if wrapping is not None:
+        spec = replace(spec, wrapping=wrapping)
+        if wrapping.row.plain_logits:
+            spec = replace(spec, logit_scale=1.0, logit_softcap=None)
+    return _checked(spec)
 
 
 def ignored_note(config: Mapping[str, Any], where: str) -> str | None:

@@ -94,7 +94,8 @@ def interleaved(spec: DecoderSpec, theirs: str, ours: str, *, bias: bool = False
         bias: whether it has one.
     """
     H = spec.head_dim
-    rotary_dim = max(kind.rotation.dim for kind in spec.kinds if kind.rotation is not None)
+    # Layers without positions may be in any order: theirs.
+    rotary_dim = max((kind.rotation.dim for kind in spec.kinds if kind.rotation is not None), default=0)
     order = np.concatenate(
         [np.arange(0, rotary_dim, 2), np.arange(1, rotary_dim, 2), np.arange(rotary_dim, H)]
     )

@@ -32,6 +32,7 @@ class Wrapper(NamedTuple):
         takes_flat: the text model's fields may stand beside the others, without a text_config.
         tied_by_either: head and embedding are one if the config or its text_config says so; else the config
             decides, and where it is silent the text_config.
+        plain_logits: its logits are neither scaled nor capped, whatever the text model alone does.
     """
 
     architecture: str
@@ -40,6 +41,7 @@ class Wrapper(NamedTuple):
     trunks: tuple[str, ...] = (_NEW, _OLD)
     takes_flat: bool = False
     tied_by_either: bool = False
+    plain_logits: bool = True
 
 
 _QWEN_TOKENS = {"image_token_id": 151655, "video_token_id": 151656}

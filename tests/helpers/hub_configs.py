@@ -133,6 +133,23 @@ CONFIGS = {
         "sliding_window": 512, "sliding_window_pattern": 6, "torch_dtype": "bfloat16", "use_cache": True,
         "vocab_size": 262144},
     "starcoderbase-7b": _BIGCODE | {"n_embd": 4096, "n_head": 32, "n_inner": 16384, "n_layer": 42},
+    "Qwen3-30B-A3B": _QWEN3 | {"architectures": ["Qwen3MoeForCausalLM"], "decoder_sparse_step": 1,
+        "hidden_size": 2048, "intermediate_size": 6144, "max_window_layers": 48, "mlp_only_layers": [],
+        "model_type": "qwen3_moe", "moe_intermediate_size": 768, "norm_topk_prob": True,
+        "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
+        "num_key_value_heads": 4, "output_router_logits": False, "router_aux_loss_coef": 0.001,
+        "tie_word_embeddings": False},
+    "Mixtral-8x7B-Instruct-v0.1": _MISTRAL | {"architectures": ["MixtralForCausalLM"], "attention_dropout":
+        0.0, "model_type": "mixtral", "num_experts_per_tok": 2, "num_local_experts": 8,
+        "output_router_logits": False, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02,
+        "sliding_window": None},
+    "OLMoE-1B-7B-0924": {"architectures": ["OlmoeForCausalLM"], "attention_bias": False, "attention_dropout":
+        0.0, "clip_qkv": None, "eos_token_id": 50279, "hidden_act": "silu", "hidden_size": 2048,
+        "initializer_range": 0.02, "intermediate_size": 1024, "max_position_embeddings": 4096, "model_type":
+        "olmoe", "norm_topk_prob": False, "num_attention_heads": 16, "num_experts": 64, "num_experts_per_tok":
+        8, "num_hidden_layers": 16, "num_key_value_heads": 16, "output_router_logits": False, "pad_token_id":
+        1, "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 10000.0, "router_aux_loss_coef": 0.01,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 50304},
 }
 _STARCODER = {"inference_runner", "max_batch_size", "max_sequence_length", "pad_key_length",
     "pre_allocate_kv_cache", "validate_runner_input"}
@@ -242,8 +259,12 @@ def shrunk(config: dict) -> dict:
         "attn_logit_softcapping": 0.5,
         "final_logit_softcapping": 0.7,
         "sliding_window_pattern": 2,
+        "moe_intermediate_size": 12,
+        "num_experts": 4,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
     }
-    small = config | {name: size for name, size in sizes.items() if config.get(name) is not None}
+    small = config | {name: size for name, size in sizes.items() if config.get(name)}
     if config.get("num_key_value_heads") is not None:
         small["num_key_value_heads"] = max(
             1, heads * config["num_key_value_heads"] // config["num_attention_heads"]

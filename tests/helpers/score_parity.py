@@ -8,14 +8,16 @@ import torch
 
 from helpers.parity import make_theirs
 from helpers.program import lines_of, run
-from sparsepo_jax.data.tokenizers import END, make_word_tokenizer
+from sparsepo_jax.data.tokenizers import END, make_byte_tokenizer
+from sparsepo_jax.models.wrappers import with_text_fields
 
+# In bytes: the tiny models have 32 positions, of which a prompt gets half.
 ROWS = [
-    {"prompt": "the film", "chosen": " was very good", "rejected": " was a bit dull"},
-    {"prompt": "it is not", "chosen": " too long and not dull but good", "rejected": " good"},
-    {"prompt": "so the film was long but it is very", "chosen": " good", "rejected": " very very very dull"},
+    {"prompt": "a film", "chosen": " so good", "rejected": " dull"},
+    {"prompt": "it is", "chosen": " not too long, but good", "rejected": " so"},
+    {"prompt": "short, and so", "chosen": " fun", "rejected": " dull, not good"},
 ]
-WORDS = sorted({word for row in ROWS for text in row.values() for word in text.split()})
+VOCABULARY = 264  # a few rows more than the tokenizer has entries
 
 
 def write_checkpoint(
@@ -25,10 +27,10 @@ def write_checkpoint(
 
     saving: goes to save_pretrained.
     """
-    model = make_theirs(config).to(dtype)
-    model.generation_config.eos_token_id = 0
+    model = make_theirs(with_text_fields(config, {"vocab_size": VOCABULARY})).to(dtype)
+    model.generation_config.eos_token_id = 256
     model.save_pretrained(directory, **saving)
-    make_word_tokenizer(WORDS).save_pretrained(directory)
+    make_byte_tokenizer().save_pretrained(directory)
     return model.float()
 
 
@@ -56,7 +58,7 @@ def scored(directory: Path, checkpoint: Path, *overrides: str) -> list[dict]:
 def largest_difference(model: torch.nn.Module, directory: Path, records: list[dict]) -> float:
     """Of all log-probabilities of response tokens, policy's and reference's, and transformers' own.
 
-    The tokens are checked, too: END, the words of prompt and response, END.
+    The tokens are checked, too: begin, the bytes of prompt and response, end.
     """
     from transformers import AutoTokenizer
 
@@ -65,8 +67,9 @@ def largest_difference(model: torch.nn.Module, directory: Path, records: list[di
     worst = 0.0
     for row, record in zip(ROWS, records, strict=True):
         for name in ("chosen", "rejected"):
-            text = f"{END} {row['prompt']}{row[name]} {END}"
+            text = f"{END}{row['prompt']}{row[name]}{END}"
             ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+            assert len(ids) == 2 + len(row["prompt"]) + len(row[name])
             assert record["prompt_ids"] + record[name]["token_ids"] == ids.tolist()
             with torch.no_grad():
                 logp_SV = torch.log_softmax(model(input_ids=ids[None]).logits[0], dim=-1)

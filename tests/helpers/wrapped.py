@@ -1,6 +1,6 @@
 """Tiny models around a text model, as transformers makes them: config.json content by name."""
 
-from helpers.tiny import LLAMA
+from helpers.tiny import CONFIGS, LLAMA
 
 _TEXT = {name: value for name, value in LLAMA.items() if name not in ("model_type", "rms_norm_eps")}
 _VISION = {
@@ -21,7 +21,7 @@ _QWEN25_VISION = _QWEN_VISION | {
     "fullatt_block_indexes": [0],
 }
 _MROPE = {"rope_type": "default", "rope_theta": 50.0}
-_IMAGE = {"image_token_id": 30, "video_token_id": 29}
+_IMAGE = {"image_token_id": 290, "video_token_id": 291}
 
 WRAPPED = {
     "gemma3 around gemma3_text": {
@@ -37,21 +37,46 @@ WRAPPED = {
         },
         "vision_config": _SIGLIP,
         "mm_tokens_per_image": 4,
-        "image_token_index": 30,
+        "image_token_index": 290,
     },
     "mistral3 around mistral": {
         "model_type": "mistral3",
         "text_config": _TEXT | {"model_type": "mistral", "head_dim": 8, "sliding_window": None},
         "vision_config": _VISION | {"model_type": "pixtral", "head_dim": 4},
         "tie_word_embeddings": False,
-        "image_token_index": 30,
+        "image_token_index": 290,
     },
     "mistral3, tied": {
         "model_type": "mistral3",
         "text_config": _TEXT | {"model_type": "mistral", "head_dim": 8, "sliding_window": 5},
         "vision_config": _VISION | {"model_type": "pixtral", "head_dim": 4},
         "tie_word_embeddings": True,
-        "image_token_index": 30,
+        "image_token_index": 290,
+    },
+    "mistral3 around ministral3": {
+        "model_type": "mistral3",
+        "text_config": _TEXT
+        | {
+            "model_type": "ministral3",
+            "head_dim": 8,
+            "rope_parameters": CONFIGS["ministral3, queries that grow"]["rope_parameters"],
+        },
+        "vision_config": _VISION | {"model_type": "pixtral", "head_dim": 4},
+        "tie_word_embeddings": False,
+        "image_token_index": 290,
+    },
+    "aya_vision around cohere2": {
+        "model_type": "aya_vision",
+        "text_config": _TEXT | {"model_type": "cohere2", "sliding_window": 5, "sliding_window_pattern": 2},
+        "vision_config": _SIGLIP,
+        "image_token_index": 290,
+    },
+    "cohere2_vision": {
+        "model_type": "cohere2_vision",
+        "text_config": _TEXT | {"model_type": "cohere2", "sliding_window": 5, "sliding_window_pattern": 2},
+        "vision_config": _SIGLIP,
+        "alignment_intermediate_size": 12,
+        "image_token_id": 290,
     },
     "qwen3_vl": {
         "model_type": "qwen3_vl",
@@ -87,33 +112,33 @@ WRAPPED = {
         "model_type": "llava",
         "text_config": _TEXT | {"model_type": "llama"},
         "vision_config": _CLIP,
-        "image_token_index": 30,
+        "image_token_index": 290,
     },
     "llava_next around mistral": {
         "model_type": "llava_next",
         "text_config": _TEXT | {"model_type": "mistral", "sliding_window": 5},
         "vision_config": _CLIP,
-        "image_token_index": 30,
+        "image_token_index": 290,
     },
     "llava_onevision around qwen2, tied": {
         "model_type": "llava_onevision",
         "text_config": _TEXT | {"model_type": "qwen2", "tie_word_embeddings": True},
         "vision_config": _SIGLIP,
-        "image_token_index": 30,
-        "video_token_index": 29,
+        "image_token_index": 290,
+        "video_token_index": 291,
     },
     "idefics3 around llama": {
         "model_type": "idefics3",
         "text_config": _TEXT | {"model_type": "llama"},
         "vision_config": _SIGLIP | {"model_type": "idefics3_vision"},
-        "image_token_id": 30,
+        "image_token_id": 290,
     },
     "smolvlm around llama, tied": {
         "model_type": "smolvlm",
         "text_config": _TEXT | {"model_type": "llama"},
         "vision_config": _SIGLIP | {"model_type": "smolvlm_vision"},
         "tie_word_embeddings": True,
-        "image_token_id": 30,
+        "image_token_id": 290,
     },
     "internvl around qwen2": {
         "model_type": "internvl",
@@ -121,6 +146,6 @@ WRAPPED = {
         "vision_config": _VISION
         | {"model_type": "internvl_vision", "image_size": [8, 8], "patch_size": [4, 4]},
         "tie_word_embeddings": False,
-        "image_token_id": 30,
+        "image_token_id": 290,
     },
 }
