@@ -15,6 +15,7 @@ from sparsepo_jax.models.field_tables import (
     KINDS,
     LAYER_KINDS,
     OTHER_NAMES,
+    QUANTISED,
     READ,
     ROPE_READ,
     ROPE_READ_IN_FAMILY,
@@ -154,11 +155,22 @@ def _check_switches(config: Mapping[Any, Any], family: str) -> None:
 
 def _check_switched_off(config: Mapping[Any, Any], family: str, switches: Mapping[str, Switch]) -> None:
     for name, switch in switches.items():
-        if family in SWITCHES_READ.get(name, set()):
+        if family in SWITCHES_READ.get(name, set()) or _is_read_quantised(config, name, family):
             continue
         if not _is_off(config.get(name), switch.off):
             expected = switch.remedy or f"only {str(switch.off).lower()}"
             raise SpecError(f"{family}: {name}: {shown(config[name])} is not supported, {expected}")
+
+
+def _is_read_quantised(config: Mapping[Any, Any], name: str, family: str) -> bool:
+    """Whether a field says that weights are quantised in the way that we read."""
+    value = config.get(name)
+    return (
+        name == "quantization_config"
+        and family in QUANTISED
+        and isinstance(value, dict)
+        and value.get("quant_method") == QUANTISED[family]
+    )
 
 
 def _is_off(value: Any, off: bool | None) -> bool:

@@ -92,6 +92,7 @@ class DecoderSpec:
         norms: where attention and MLP are normed: their inputs, their outputs, or both.
         norm_offset: what the stored scales of norms lack to the factor that they stand for (1 in Gemma).
         qk_norm: queries and keys are normed over each head's dims, or over all heads together.
+        sinks: each head's softmax counts one more score, which is learned and has no value.
         query_scale: factor of attention scores; None: 1 / sqrt(head_dim).
         embed_scale: factor of token embeddings.
         kind_of_layer: for each layer the number of its kind in `kinds`; (): all layers are of the only kind.
@@ -131,6 +132,7 @@ class DecoderSpec:
     norms: Literal["before", "after", "both"] = "before"
     norm_offset: float = 0.0
     qk_norm: Literal["head", "all"] | None = None
+    sinks: bool = False
     query_scale: float | None = None
     embed_scale: float = 1.0
     kind_of_layer: tuple[int, ...] = ()
@@ -299,6 +301,8 @@ class DecoderSpec:
             count += self.mixture.router_count(D) + self.mixture.bias_count(D)
         elif self.mlp_bias:
             count += (2 * F if self.gated_mlp else F) + D
+        if self.sinks:
+            count += self.num_heads
         if self.qk_norm == "head":
             count += 2 * self.head_dim
         elif self.qk_norm == "all":

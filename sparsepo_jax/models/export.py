@@ -73,6 +73,7 @@ def save_hf(
     config = with_text_fields(with_dtype(hf_config, dtype), {"vocab_size": spec.vocab_size})
     config["architectures"] = [architecture(spec)]
     config.pop("transformers_weights", None)  # names a file of the checkpoint that was read
+    config.pop("quantization_config", None)  # says how that was packed
     _write_json(directory / CONFIG, config)
     if generation is None:
         (directory / GENERATION).unlink(missing_ok=True)

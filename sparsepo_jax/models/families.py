@@ -42,12 +42,13 @@ from sparsepo_jax.models.llama_readers import (
 from sparsepo_jax.models.llama_rules import (
     cohere_rules,
     glm4_rules,
+    gpt_oss_rules,
     granite_hybrid_rules,
     llama_rules,
     neighbours_rules,
     phi3_rules,
 )
-from sparsepo_jax.models.mixture_readers import read_mixtral, read_olmoe, read_qwen3_moe
+from sparsepo_jax.models.mixture_readers import read_gpt_oss, read_mixtral, read_olmoe, read_qwen3_moe
 from sparsepo_jax.models.mixture_rules import stacked_expert_rules
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.wrappers import ALONE, placed
@@ -81,6 +82,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": Family(read_qwen3_moe, llama_rules, "Qwen3MoeForCausalLM"),
     "mixtral": Family(read_mixtral, llama_rules, "MixtralForCausalLM"),
     "olmoe": Family(read_olmoe, llama_rules, "OlmoeForCausalLM"),
+    "gpt_oss": Family(read_gpt_oss, gpt_oss_rules, "GptOssForCausalLM"),
     "gemma2": Family(read_gemma2, llama_rules, "Gemma2ForCausalLM"),
     "gemma3_text": Family(read_gemma3, llama_rules, "Gemma3ForCausalLM"),
     "smollm3": Family(read_smollm3, llama_rules, "SmolLM3ForCausalLM"),

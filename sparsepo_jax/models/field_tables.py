@@ -36,6 +36,8 @@ _READ = {
         moe_intermediate_size norm_topk_prob mlp_only_layers decoder_sparse_step""",
     "mixtral": f"{_EXPERTS} sliding_window num_local_experts",
     "olmoe": f"{_EXPERTS} attention_bias sliding_window num_experts norm_topk_prob",
+    "gpt_oss": f"""{_LLAMA} attention_bias sliding_window layer_types num_local_experts num_experts_per_tok
+        swiglu_alpha swiglu_limit""",
     "gemma2": _GEMMA,
     "gemma3_text": f"{_GEMMA} rope_local_base_freq sliding_window_pattern",
     "smollm3": f"""{_LLAMA} hidden_act use_sliding_window sliding_window layer_types attention_bias mlp_bias
@@ -74,6 +76,7 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "qwen3_moe": {"num_experts": "num_local_experts"},
     "mixtral": {"num_experts": "num_local_experts"},
     "olmoe": {"num_local_experts": "num_experts"},
+    "gpt_oss": {"num_experts": "num_local_experts"},
 }
 
 # ---------------------------------------------------------------- what changes nothing
@@ -133,6 +136,8 @@ HARMLESS_IN_FAMILY: dict[str, set[str]] = {
     "seed_oss": {"residual_dropout"},  # we train without, as everywhere
     "granitemoehybrid": {*_EXPERTS_AND_MAMBA.split(), "intermediate_size"},  # of which it has none
     "exaone4": {"sliding_window_pattern"},  # layer_types must be there
+    # Its gate is always the same; the others say what num_experts_per_tok and the rotation say.
+    "gpt_oss": {"hidden_act", "experts_per_token", "initial_context_length"},
     "qwen3_moe": {"sliding_window", "max_window_layers"},  # off: use_sliding_window is refused there
 }
 
@@ -178,6 +183,8 @@ SWITCHES = {
     "pruned_heads": Switch(None, "all layers must have the same heads"),
     "per_layer_config": Switch(None, "all layers must have the same shape"),
 }
+# The kind of quantisation whose numbers we read, see mxfp4.
+QUANTISED = {"gpt_oss": "mxfp4"}
 # Families that read a switch of these, so that it may have either value.
 SWITCHES_READ = {"use_sliding_window": {"qwen2", "qwen3", "smollm3"}}
 
@@ -307,7 +314,7 @@ KINDS: dict[str, Kind | Kinds] = {
     "no_rope_layer_interval": _COUNT,
     "no_rope_layers": Kind("a list of 0 and 1", _are_zeros_and_ones),
     "shared_intermediate_size": _SIZE,
-    **_all_of(_FACTOR, _MULTIPLIERS),
+    **_all_of(_FACTOR, f"{_MULTIPLIERS} swiglu_alpha swiglu_limit"),
     "logit_scale": _FACTOR,
     "norm_eps": _SHARE,
     **_all_of(_FLAG, "attention_out_bias use_bias use_qk_norm"),

@@ -253,6 +253,8 @@ class Attention(nnx.Module):
             over_all_heads = spec.qk_norm == "all"
             self.query_norm = make.rms_norm(queries if over_all_heads else spec.head_dim)
             self.key_norm = make.rms_norm(keys if over_all_heads else spec.head_dim)
+        if spec.sinks:
+            self.sinks = nnx.Param(spec.init_std * jax.random.normal(make.rngs.params(), (spec.num_heads,)))
         self.out = make.linear(
             "attention.out", queries, spec.width, bias=spec.out_bias, std=make.output_std()
         )
@@ -291,6 +293,7 @@ class Attention(nnx.Module):
             scale=spec.query_scale or spec.head_dim**-0.5,
             softcap=spec.attn_softcap,
             window=hooks.window,
+            sink_N=self.sinks[...] if spec.sinks else None,
         )
         heads_BSX = heads_BSNH.reshape(B, S, -1)
         hooks.keep("attn_heads", heads_BSX)

@@ -44,6 +44,7 @@ _USUAL = {
     "olmo2": _Usual(one_each=True),
     "mixtral": _Usual(base=1e6),
     "olmoe": _Usual(one_each=True),
+    "gpt_oss": _Usual(own_head_dim=True, base=150000.0),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA._replace(base=1e6, local_base=10000.0),
     "smollm3": _Usual(tied=True, base=2e6),

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.models.mixture_rules import expert_rules
+from sparsepo_jax.models.mixture_rules import expert_rules, gpt_oss_expert_rules
 from sparsepo_jax.models.weight_rules import (
     Rule,
     head,
@@ -44,6 +44,17 @@ def llama_rules(spec: DecoderSpec) -> list[Rule]:
         spec: the decoder.
     """
     return [*_ends(spec), *_norms(spec, _LLAMA_NORMS[spec.norms]), *_attention(spec, linear), *_mlp(spec)]
+
+
+def gpt_oss_rules(spec: DecoderSpec) -> list[Rule]:
+    """gpt-oss: a sink for each head, and experts in stacks.
+
+    Args:
+        spec: the decoder.
+    """
+    sinks = same(f"{_LAYER}.self_attn.sinks", "blocks.attention.sinks")
+    norms = _norms(spec, _LLAMA_NORMS[spec.norms])
+    return [*_ends(spec), *norms, *_attention(spec, linear), sinks, *gpt_oss_expert_rules()]
 
 
 def neighbours_rules(spec: DecoderSpec) -> list[Rule]:

@@ -5,7 +5,14 @@ from dataclasses import replace
 from sparsepo_jax.models.config_fields import SpecError, needed, shown
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.field_values import Config, flag
-from sparsepo_jax.models.llama_readers import layered, llama_like, with_attention_bias, with_windows
+from sparsepo_jax.models.llama_readers import (
+    layered,
+    llama_like,
+    pattern,
+    windows_of,
+    with_attention_bias,
+    with_windows,
+)
 from sparsepo_jax.models.mixture import Mixture
 
 
@@ -62,6 +69,31 @@ def read_olmoe(config: Config) -> DecoderSpec:
         width=spec.mlp_width,
         normalised=flag(config, "norm_topk_prob"),
     )
+
+
+# How gpt-oss rotates where its config does not say so.
+_YARN = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
+
+
+def read_gpt_oss(config: Config) -> DecoderSpec:
+    """gpt-oss: sinks, windows in every other layer, biases everywhere.
+
+    Args:
+        config: the fields that the family reads.
+    """
+    family = "gpt_oss"
+    if not config.get("rope_parameters") and not config.get("rope_scaling"):
+        config = config | {"rope_parameters": _YARN}
+    bias = flag(config, "attention_bias", True)
+    spec = replace(llama_like(config, family), qkv_bias=bias, out_bias=bias, sinks=True)
+    windows = windows_of(config, spec, needed(config, family, "sliding_window", 128), pattern(spec, 2))
+    spec = layered(spec, with_windows(spec, windows))
+    experts = needed(config, family, "num_local_experts")
+    spec = _with_experts(config, spec, experts=experts, width=spec.mlp_width, normalised=True)
+    alpha = float(needed(config, family, "swiglu_alpha", 1.702))
+    limit = float(needed(config, family, "swiglu_limit", 7.0))
+    assert spec.mixture is not None
+    return replace(spec, mixture=replace(spec.mixture, bias=True, swiglu=(alpha, limit)))
 
 
 def _with_experts(

@@ -1,7 +1,7 @@
 """Weight rules of mixtures of experts; see weight_rules."""
 
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.models.weight_rules import Rule, transposed, turned_experts
+from sparsepo_jax.models.weight_rules import Rule, interleaved_experts, same, transposed, turned_experts
 
 _LAYER = "model.layers.{i}"
 _PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}  # ours -> theirs
@@ -22,6 +22,19 @@ def expert_rules(spec: DecoderSpec) -> list[Rule]:
             transposed(f"{mlp}.experts.{{e}}.{theirs}.weight", f"blocks.experts.{ours}.kernel")
             for ours, theirs in names.items()
         ),
+    ]
+
+
+def gpt_oss_expert_rules() -> list[Rule]:
+    """The experts of gpt-oss: stacks, with biases, in which gate and up alternate."""
+    mlp = f"{_LAYER}.mlp"
+    return [
+        transposed(f"{mlp}.router.weight", "blocks.experts.router.weight"),
+        same(f"{mlp}.router.bias", "blocks.experts.router.bias"),
+        interleaved_experts(f"{mlp}.experts.gate_up_proj", "kernel", "gate", "up"),
+        interleaved_experts(f"{mlp}.experts.gate_up_proj_bias", "bias", "gate", "up"),
+        same(f"{mlp}.experts.down_proj", "blocks.experts.down.kernel"),
+        same(f"{mlp}.experts.down_proj_bias", "blocks.experts.down.bias"),
     ]
 
 

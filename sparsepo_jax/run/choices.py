@@ -189,6 +189,8 @@ def cudnn_problem(specs: tuple[DecoderSpec, ...], dtype: str, device: Device) ->
     """
     if any(spec.attn_softcap is not None for spec in specs):
         return "a model that caps its scores"
+    if any(spec.sinks for spec in specs):
+        return "a model with attention sinks"
     if dtype != "bfloat16":
         return f"a model that computes in {dtype}"
     if device.capability is not None and device.capability < (8, 0):

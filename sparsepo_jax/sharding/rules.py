@@ -26,6 +26,7 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (rf"{_BLOCKS}attention\.(query|key|value)\.bias", (None, "tensor")),
     (rf"{_BLOCKS}attention\.out\.kernel", (None, "tensor", "fsdp")),
     (rf"{_BLOCKS}attention\.out\.bias", (None, None)),
+    (rf"{_BLOCKS}attention\.sinks", (None, "tensor")),
     (rf"{_BLOCKS}(up|gate)\.kernel", (None, "fsdp", "tensor")),
     (rf"{_BLOCKS}(up|gate)\.bias", (None, "tensor")),
     (rf"{_BLOCKS}down\.kernel", (None, "tensor", "fsdp")),

@@ -91,6 +91,17 @@ QWEN3_MOE = LLAMA | {
     "moe_intermediate_size": 8,
     "norm_topk_prob": True,
 }
+GPT_OSS = LLAMA | {
+    "model_type": "gpt_oss",
+    "head_dim": 8,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": YARN | {"truncate": False},
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "swiglu_alpha": 1.3,
+    "swiglu_limit": 0.2,
+}
 NEOX_SEQUENTIAL = NEOX | {"use_parallel_residual": False, "attention_bias": False}
 CONFIGS = {
     "gpt2": GPT2,
@@ -233,6 +244,7 @@ CONFIGS = {
     "nemotron": LLAMA | {"model_type": "nemotron", "norm_eps": 1e-5},
     "qwen3 moe": QWEN3_MOE,
     "qwen3 moe, shares of all experts": QWEN3_MOE | {"norm_topk_prob": False, "num_experts_per_tok": 3},
+    "gpt-oss": GPT_OSS,
     "mixtral": LLAMA | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
     "olmoe": LLAMA | {"model_type": "olmoe", "num_experts": 5, "num_experts_per_tok": 2},
     "gemma2, softcaps": GEMMA2,
