@@ -44,6 +44,16 @@ def test_a_published_config_is_accepted_and_what_it_has_beside_is_listed(name):
     assert note is None or (note.isprintable() and all(field in note for field in hub_configs.IGNORED[name]))
 
 
+@pytest.mark.parametrize(
+    ("name", "total", "active"), [("gpt-oss-20b", 20.91, 3.61), ("gpt-oss-120b", 116.83, 5.13)]
+)
+def test_the_sizes_of_gpt_oss_are_those_of_its_model_card(name, total, active):
+    """arXiv 2508.10925, table 1, in billions. The embedding, of which a token reads a row, is not active."""
+    spec = spec_from_hf(PUBLISHED[name])
+    assert round(spec.parameter_count() / 1e9, 2) == total
+    assert round((spec.active_parameter_count() - spec.vocab_size * spec.width) / 1e9, 2) == active
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="the published files are not beside this checkout")
 def test_the_published_files_themselves_are_accepted():
     configs = json.loads(SHARED.read_text())

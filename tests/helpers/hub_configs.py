@@ -52,6 +52,18 @@ _BIGCODE = {"activation_function": "gelu_pytorch_tanh", "architectures": ["GPTBi
     "n_positions": 8192, "pad_key_length": True, "pre_allocate_kv_cache": False, "resid_pdrop": 0.1,
     "scale_attention_softmax_in_fp32": True, "scale_attn_weights": True, "torch_dtype": "float32",
     "use_cache": True, "validate_runner_input": True, "vocab_size": 49152, **_SUMMARY}
+_GPT_OSS = {"architectures": ["GptOssForCausalLM"], "attention_bias": True, "attention_dropout": 0.0,
+    "eos_token_id": 200002, "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880,
+    "initial_context_length": 4096, "initializer_range": 0.02, "intermediate_size": 2880, "layer_types":
+    ["sliding_attention", "full_attention"] * 12, "max_position_embeddings": 131072, "model_type": "gpt_oss",
+    "num_attention_heads": 64, "num_experts_per_tok": 4, "num_hidden_layers": 24, "num_key_value_heads": 8,
+    "num_local_experts": 32, "output_router_logits": False, "pad_token_id": 199999, "quantization_config":
+    {"modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens",
+    "lm_head"], "quant_method": "mxfp4"}, "rms_norm_eps": 1e-5, "rope_scaling": {"beta_fast": 32.0,
+    "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096, "rope_type": "yarn",
+    "truncate": False}, "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128,
+    "swiglu_limit": 7.0, "tie_word_embeddings": False, "transformers_version": "4.55.0.dev0", "use_cache":
+    True, "vocab_size": 201088}
 
 # Families and makers that differ in what they write.
 CONFIGS = {
@@ -132,6 +144,9 @@ CONFIGS = {
         "rms_norm_eps": 1e-6, "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000,
         "sliding_window": 512, "sliding_window_pattern": 6, "torch_dtype": "bfloat16", "use_cache": True,
         "vocab_size": 262144},
+    "gpt-oss-20b": _GPT_OSS,
+    "gpt-oss-120b": _GPT_OSS | {"layer_types": ["sliding_attention", "full_attention"] * 18,
+        "num_hidden_layers": 36, "num_local_experts": 128},
     "starcoderbase-7b": _BIGCODE | {"n_embd": 4096, "n_head": 32, "n_inner": 16384, "n_layer": 42},
     "Qwen3-30B-A3B": _QWEN3 | {"architectures": ["Qwen3MoeForCausalLM"], "decoder_sparse_step": 1,
         "hidden_size": 2048, "intermediate_size": 6144, "max_window_layers": 48, "mlp_only_layers": [],
