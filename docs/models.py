@@ -28,6 +28,7 @@ MODELS = {
     "qwen2": "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen",
     "qwen3": "Qwen3",
     "olmo2": "OLMo 2",
+    "gpt_oss": "gpt-oss 20B and 120B",
     "gemma2": "Gemma 2",
     "gemma3_text": "Gemma 3 270M and 1B",
     "gemma3": "Gemma 3 4B, 12B, 27B",
