@@ -129,6 +129,16 @@ def numpy_tbpo_a(c, r, beta, power, scale):
     return np.mean([numpy_risk(beta * (x - y), power, scale) for x, y in zip(chosen, rejected, strict=True)])
 
 
+def numpy_fdpo(c, r, beta, alpha):
+    def slope(y):
+        ratio = np.exp(y.ratio.sum())
+        if alpha is None:
+            return np.log(2 * ratio / (ratio + 1))
+        return (ratio ** (alpha - 1) - 1) / (alpha - 1)
+
+    return -log_sigmoid(beta * (slope(c) - slope(r)))
+
+
 def numpy_sppo(c, r, beta):
     return (c.ratio.sum() - 0.5 / beta) ** 2 + (r.ratio.sum() + 0.5 / beta) ** 2
 
@@ -332,6 +342,20 @@ OBJECTIVES = {
         numpy_tbpo_a,
         0.075,
         (softplus_of_minus(0.3) + softplus_of_minus(-0.15)) / 2,
+    ),
+    "fdpo": Objective(  # g(r) = 2 (1 - e^(-r / 2)): 0.5 * 2 (e^-0.15 - e^0.1)
+        margins.fdpo_loss,
+        dict(beta=0.5, alpha=0.5),
+        numpy_fdpo,
+        math.exp(-0.15) - math.exp(0.1),
+        softplus_of_minus(math.exp(-0.15) - math.exp(0.1)),
+    ),
+    "fdpo Jensen-Shannon": Objective(  # 0.5 (log sigmoid(-0.2) - log sigmoid(0.3))
+        margins.fdpo_loss,
+        dict(beta=0.5, alpha=None),
+        numpy_fdpo,
+        0.5 * math.log(sigmoid(-0.2) / sigmoid(0.3)),
+        softplus_of_minus(0.5 * math.log(sigmoid(-0.2) / sigmoid(0.3))),
     ),
     # rewards 0.5 * -0.2 = -0.1 and 0.5 * 0.3 = 0.15
     "nca": Objective(
@@ -555,6 +579,7 @@ AT_REFERENCE = {
 }
 AT_REFERENCE |= {"ipo": 1.0, "hinge": 1.0, "caldpo": math.log(2) + 1.0}
 AT_REFERENCE |= {"dpo_norm": math.log(2), "tbpo_a logistic": math.log(2), "bpo": 1 / 6, "tbpo_a": 1 / 8}
+AT_REFERENCE |= {"fdpo": math.log(2), "fdpo Jensen-Shannon": math.log(2)}
 AT_REFERENCE |= {"exo": 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)}
 AT_REFERENCE |= {"discopop": 0.5 * math.log(2) + 0.5, "nca": 2 * math.log(2), "bco_pair": 2 * math.log(2)}
 AT_REFERENCE |= {"sppo": 2.0, "apo_zero": 1.0, "apo_down": 1.0}
@@ -613,6 +638,7 @@ IDENTITIES = [
     ("tdpo2", dict(alpha=1.0), "tdpo1"),
     ("alphapo", dict(alpha=0.0), "simpo"),
     ("bpo", dict(power=None), "dpo"),
+    ("fdpo", dict(alpha=1.0), "dpo"),
 ]
 
 
@@ -648,7 +674,7 @@ def test_hinge_is_flat_past_its_margin():
 
 @pytest.mark.parametrize("margin", [-2000.0, 2000.0])
 @pytest.mark.parametrize(
-    "name", ["dpo", "cdpo", "robust", "tdpo1", "caldpo", "exo", "discopop", "bpo", "apo_down"]
+    "name", ["dpo", "cdpo", "robust", "tdpo1", "caldpo", "exo", "discopop", "bpo", "apo_down", "fdpo"]
 )
 def test_large_margins_do_not_overflow(name, margin):
     far = (HAND_PAIR[0]._replace(ref_logp=HAND_PAIR[0].logp - margin), HAND_PAIR[1])

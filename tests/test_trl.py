@@ -116,6 +116,18 @@ def pairs_of(batch):
                 ("apo_down", "apo_down", {}),
             )
         ),
+        *(
+            pytest.param(
+                {"loss_type": "sigmoid", "f_divergence_type": theirs, **settings},
+                {"kind": "fdpo", "alpha": alpha},
+                marks=pytest.mark.slow,
+            )
+            for theirs, alpha, settings in (
+                ("forward_kl", 0.0, {}),
+                ("js_divergence", None, {}),
+                ("alpha_divergence", 0.3, {"f_alpha_divergence_coef": 0.3}),
+            )
+        ),
     ],
     ids=lambda value: value.get("kind", ""),
 )

@@ -51,6 +51,7 @@ LOSSES = {
     "discopop": margins.discopop_loss,
     "bpo": margins.bpo_loss,
     "tbpo_a": margins.tbpo_a_loss,
+    "fdpo": margins.fdpo_loss,
     "nca": separate.nca_loss,
     "bco_pair": separate.bco_pair_loss,
     "sppo": separate.sppo_loss,

@@ -1,4 +1,4 @@
-"""Objectives that take another function of a margin than the logistic one: EXO, DiscoPOP, BPO and TBPO-A.
+"""Objectives with another function of the margin or the log-ratios: EXO, DiscoPOP, BPO, TBPO-A and f-DPO.
 
 They are called as those in token_weighted.py: `xxx_loss(stats, masks, key_B, *, settings) -> LossOutput`, and
 none of them reads masks or keys. The docstrings describe the settings alone. `margin` is that of DPO, beta D,
@@ -148,3 +148,29 @@ def tbpo_a_loss(
     compared = compare(response_mean(reward_BPT, both_BPT))
     risk_BT = ratio_risk(reward_BPT[:, 0] - reward_BPT[:, 1], power, scale)
     return LossOutput(response_mean(risk_BT, both_BT), compared.metrics)
+
+
+def fdpo_loss(
+    stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar, alpha: Scalar | None
+) -> LossOutput:
+    """f-DPO: -log sigmoid(beta (g(sum r_c) - g(sum r_r))), g the derivative of an f-divergence.
+
+    g(r) = (exp((alpha - 1) r) - 1) / (alpha - 1) for an alpha-divergence, log 2 + log sigmoid(r) for that of
+    Jensen and Shannon.
+
+    Args:
+        beta: scale of the reward, > 0.
+        alpha: 1 is the limit g(r) = r, the reverse KL: DPO. 0 is the forward KL. None: Jensen-Shannon.
+
+    References:
+        Wang et al., Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence
+        Constraints, arXiv 2309.16240, 2023.
+    """
+    ratio_BP = summed_log_ratio(stats)
+    if alpha is None:
+        return compare(beta * (jnp.log(2.0) + jax.nn.log_sigmoid(ratio_BP)))
+    power = jnp.asarray(alpha, jnp.float32) - 1
+    safe = jnp.where(power == 0, 1.0, power)
+    # exp(80) is still a float32.
+    grown_BP = jnp.expm1(jnp.minimum(safe * ratio_BP, 80.0)) / safe
+    return compare(beta * jnp.where(power == 0, ratio_BP, grown_BP))

@@ -223,6 +223,14 @@ class TbpoA(BregmanBase):
     """BPO token by token, on advantages under the reference (2605.12288)."""
 
 
+class Fdpo(ObjectiveBase):
+    kind: Literal["fdpo"]
+    """DPO under another divergence from the reference than the reverse KL (2309.16240)."""
+    beta: Beta = 0.1
+    alpha: Annotated[float, Field(ge=-10, le=10)] | None = 0.5
+    """Of an alpha-divergence: 1 is DPO, 0 takes the forward KL; null that of Jensen and Shannon."""
+
+
 class Nca(ObjectiveBase):
     kind: Literal["nca"]
     """Noise contrastive alignment of pairs (2402.05369)."""
@@ -279,6 +287,7 @@ Objective = Annotated[
     | Discopop
     | Bpo
     | TbpoA
+    | Fdpo
     | Nca
     | BcoPair
     | Sppo
