@@ -11,19 +11,23 @@ import torch
 from flax import nnx
 
 from helpers.configs import make_config
-from helpers.parity import load_ours, make_theirs, our_logits, their_outputs
+from helpers.parity import IDS, VALID, load_ours, make_theirs, our_logits, their_outputs
 from helpers.tiny import CONFIGS, GPT2, QWEN3_MOE, random_batch
 from helpers.tolerances import GRADIENT, PARITY_LOGITS, SHARDED, TOKEN
+from sparsepo_jax.build.lora import make_lora
 from sparsepo_jax.build.objective import make_problem
 from sparsepo_jax.build.step import make_step
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.losses.token_weighted import sparsepo_loss
 from sparsepo_jax.masks.source import fixed_source
+from sparsepo_jax.models.adapter import Adapter
 from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.decoder_spec import choose_projections
 from sparsepo_jax.models.experts import Mlp, dispatch_on
+from sparsepo_jax.models.export import save_hf, save_peft
+from sparsepo_jax.models.lora import Lora, dequantized, hold_base, merge_adapters, split_adapters
 from sparsepo_jax.models.mixture import Mixture
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.ops import grouped
@@ -358,3 +362,58 @@ def test_a_dense_policy_has_no_auxiliary_loss():
     )
     with pytest.raises(UserError, match="gpt2 has no experts"):
         make_step(config, "po", make_problem(config, spec, spec, mesh), spec, 3, mesh)
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # its own
+@pytest.mark.parametrize("name", ["qwen3 moe", pytest.param("mixtral", marks=pytest.mark.slow)])
+def test_peft_loads_adapters_of_experts_and_we_read_them_again(name, tmp_path):
+    """In the form of PEFT before transformers 5, which newer ones turn into theirs."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    spec = spec_from_hf(CONFIGS[name])
+    lora = Lora(choose_projections((".", "experts"), spec), 2, 3.0)
+    graph, weights = split_module(Decoder(spec, lora=lora, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    weights = {
+        path: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32) if path.endswith("lora_b") else x
+        for path, x in weights.items()
+    }
+    base, adapters = split_adapters(weights)
+    logits_BSV = our_logits(graph, weights, IDS, VALID)[0]
+    merged = merge_adapters(base, adapters, lora.scale)
+    plain = split_module(Decoder(spec, rngs=nnx.Rngs(0)))[0]
+    np.testing.assert_allclose(our_logits(plain, merged, IDS, VALID)[0], logits_BSV, atol=PARITY_LOGITS)
+    save_hf(tmp_path / "base", spec, CONFIGS[name], base, {}, "# A card")
+    save_peft(tmp_path / "adapter", spec, adapters, lora, {}, "# A card", str(tmp_path / "base"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    theirs = their_outputs(peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval(), IDS, VALID)
+    np.testing.assert_allclose(theirs.logits.numpy(), logits_BSV, atol=PARITY_LOGITS)
+    read = Adapter(str(tmp_path / "adapter"), spec, "policy.adapter")
+    assert read.lora.targets == lora.targets and read.lora.rank == 2
+    again = read.weights()
+    assert again.keys() == adapters.keys()
+    assert all(np.array_equal(again[path], adapters[path]) for path in again)
+
+
+@pytest.mark.parametrize("held", ["int8", "nf4"])
+def test_experts_are_held_in_fewer_bits_one_by_one(held):
+    """Kills: a scale that several experts share."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 3, 64, 8)) * 10.0 ** np.arange(3)[:, None, None], jnp.float32)
+    path = "blocks.experts.up.kernel"
+    back = dequantized(hold_base({path: x}, held))[path]
+    error_LE = np.abs(back - x).max((2, 3)) / np.abs(x).max((2, 3))
+    assert error_LE.min() > 0 and error_LE.max() < {"int8": 0.006, "nf4": 0.2}[held]
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        ({"targets": ["experts"], "dropout": 0.1}, "adapters of experts have none"),
+        ({"targets": ["experts.up"]}, "experts.gate and experts.up get adapters together"),
+    ],
+)
+def test_adapters_of_experts_that_peft_could_not_load_are_refused(lora, words):
+    with pytest.raises(UserError, match=words):
+        make_lora(make_config(po={"lora": lora}).po, "po", spec_from_hf(QWEN3_MOE))

@@ -249,8 +249,6 @@ class Adapter:
             modules = [module for module in self.modules if module.rule.theirs == stored]
             if modules[0].layer is None:
                 self._refuse(f"it adapts {modules[0].name}, which is no projection of a block")
-            if modules[0].rule.per_expert:
-                self._refuse(f"it adapts single experts ({modules[0].name})")
             layers = sum(rule.theirs == stored for rule, _ in places.values())
             if len(modules) != layers:
                 self._refuse(f"it adapts {modules[0].name} in {len(modules)} of {layers} layers")
@@ -298,22 +296,23 @@ class Adapter:
         return moving
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The arrays of the LoRA by path: A [L, in, R], B [L, R, out].
+        """The arrays of the LoRA by path: A [L, in, R], B [L, R, out]; of experts [L, E, ...].
 
         The A of a module that holds several projections goes to each of them.
 
         Raises:
             UserError: ours cannot be like it.
         """
-        stacks: dict[str, dict[int, np.ndarray]] = {}
+        stacks: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
         for module in self.modules:
             for name, a, b in self._projection_adapters(module):
-                assert isinstance(module.layer, int)
-                path, place = self.spec.place(name, module.layer)
-                stem = path.removesuffix(".kernel")
+                assert module.layer is not None
+                layer, *expert = module.layer if isinstance(module.layer, tuple) else (module.layer,)
+                path, number = self.spec.place(name, layer)
+                stem, place = path.removesuffix(".kernel"), (number, *expert)
                 stacks.setdefault(f"{stem}.lora.lora_a", {})[place] = a
                 stacks.setdefault(f"{stem}.lora.lora_b", {})[place] = b
-        return {path: np.stack([of[i] for i in range(len(of))]) for path, of in stacks.items()}
+        return {path: _stacked(of) for path, of in stacks.items()}
 
     def _projection_adapters(self, module: Module) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """(path of the kernel, A [in, R], B [R, out]) of each projection that a module adapts."""
@@ -338,6 +337,13 @@ class Adapter:
             f"{self.where}: {self.path}: {why}, which cannot be trained further under po.lora: leave out "
             "po.lora (then the adapter is merged), or export the merged model first and start from that"
         )
+
+
+def _stacked(arrays: Mapping[tuple[int, ...], np.ndarray]) -> np.ndarray:
+    """The arrays as one, by places that fill it."""
+    sizes = np.max(list(arrays), axis=0) + 1
+    first = next(iter(arrays.values()))
+    return np.stack([arrays[place] for place in sorted(arrays)]).reshape(*sizes, *first.shape)
 
 
 def _projection(path: str) -> str:

@@ -62,7 +62,7 @@ def dispatch_on(platform: str, spread: Callable[..., Array]) -> Dispatch:
         platform: cpu, gpu or tpu.
         spread: over the devices, see sharding/experts.
     """
-    kernels: dict[str, GroupedKernel] = {"gpu": "triton", "tpu": "ragged"}
+    kernels: dict[str, GroupedKernel] = {"tpu": "ragged"}
     return Dispatch(kernels.get(platform, "blocks"), spread)
 
 

@@ -112,8 +112,8 @@ def merge_adapters(base: Weights, adapters: Weights, scale: float) -> Weights:
         scale: s.
     """
     merged = {
-        path: base[path] + scale * jnp.einsum("LDR,LRF->LDF", a_LDR, b_LRF, precision="highest")
-        for path, (a_LDR, b_LRF) in adapted_kernels(adapters).items()
+        path: base[path] + scale * jnp.matmul(a, b, precision="highest")  # [L, D, R] [L, R, F]
+        for path, (a, b) in adapted_kernels(adapters).items()
     }
     return {**base, **merged}
 
@@ -156,13 +156,14 @@ def _quantizer(held: Literal["int8", "nf4"]) -> Callable[[Array], Any]:
             f"lora.base: {held} needs qwix: pip install 'sparsepo_jax[quant]', or take float32 or bfloat16"
         ) from None
 
-    def quantize(x: Array) -> Any:  # [L, in, out]
-        tiled = held == "nf4" and x.shape[1] % TILE == 0
+    def quantize(x: Array) -> Any:  # [L, in, out], of experts [L, E, in, out]
+        summed = x.ndim - 2
+        tiled = held == "nf4" and x.shape[summed] % TILE == 0
         return qwix.quantize(
             x,
             "nf4" if held == "nf4" else jnp.int8,
-            channelwise_axes=(0, 2),
-            tiled_axes={1: TILE} if tiled else {},
+            channelwise_axes=tuple(axis for axis in range(x.ndim) if axis != summed),
+            tiled_axes={summed: TILE} if tiled else {},
         )
 
     return jax.jit(quantize)

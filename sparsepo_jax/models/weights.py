@@ -236,7 +236,7 @@ class PeftModule(NamedTuple):
 
     Attributes:
         full_name: the module's name in the model.
-        name: its name within a layer.
+        name: its name within a layer; of an expert's module the last part.
         a: lora_A [R, in].
         b: lora_B [out, R].
     """
@@ -256,20 +256,29 @@ def to_peft(spec: DecoderSpec, adapters: Mapping[str, Any]) -> Iterator[PeftModu
     """
     kernels = adapted_kernels(adapters)
     for rule in family_rules(spec):
-        for layer in _layers_of(rule, spec) if rule.per_layer else ():
-            if any(spec.place(path, layer)[0] in kernels for path in rule.ours):
-                yield _peft_module(spec, rule, layer, kernels)
+        for layer, full_name in _names_of(rule, spec) if rule.per_layer else ():
+            if any(_place(spec, path, layer)[0] in kernels for path in rule.ours):
+                yield _peft_module(spec, rule, (layer, full_name), kernels)
 
 
 def _peft_module(
-    spec: DecoderSpec, rule: Rule, layer: int, kernels: Mapping[str, tuple[Any, Any]]
+    spec: DecoderSpec, rule: Rule, weight: tuple[Layer, str], kernels: Mapping[str, tuple[Any, Any]]
 ) -> PeftModule:
     """One adapter for a module that may hold several of our projections.
 
     Its rank is the sum of theirs: rows of A one after the other, B in blocks, so that B A is exactly theirs.
+
+    Args:
+        spec: the decoder.
+        rule: of the module's weight.
+        weight: where it lies, and its name.
+        kernels: the adapters of each kernel.
     """
-    sizes = {f"blocks.{name}.kernel": size for name, size in spec.of_layer(layer).projections().items()}
-    stacks = [spec.place(path, layer) for path in rule.ours]
+    layer, full_name = weight
+    number = layer[0] if isinstance(layer, tuple) else layer
+    assert number is not None
+    sizes = {f"blocks.{name}.kernel": size for name, size in spec.of_layer(number).projections().items()}
+    stacks = [_place(spec, path, layer) for path in rule.ours]
     total_rank = sum(kernels[path][0].shape[-1] for path, _ in stacks if path in kernels)
     rows_of_a: list[np.ndarray] = []
     columns_of_b: list[np.ndarray] = []
@@ -287,8 +296,9 @@ def _peft_module(
     b = joined.T if spec.family == "gpt2" else joined  # GPT-2's modules store [in, out]
     module = rule.theirs.removesuffix(".weight")
     return PeftModule(
-        full_name=module.format(i=layer),
-        name=module.split("{i}.")[1],
+        full_name=full_name.removesuffix(".weight"),
+        # Of an expert's module PEFT makes what transformers 5 has in its place, if it is named so.
+        name=module.rsplit(".", 1)[1] if rule.per_expert else module.split("{i}.")[1],
         a=np.concatenate(rows_of_a),
         b=np.ascontiguousarray(b),
     )

@@ -163,4 +163,8 @@ def describe_model(model: Model) -> str:
         )
     spec = model.spec
     shape = f"{spec.num_layers} layers, width {spec.width:,}, {spec.max_positions:,} positions"
-    return f"{model.origin}: {spec.family}, {Count(model.parameters)} parameters ({shape})"
+    count = f"{Count(model.parameters)} parameters"
+    if spec.mixture is not None and model.parameters is not None:
+        count += f", {Count(spec.active_parameter_count())} active"
+        shape += f", {spec.mixture.chosen} of {spec.mixture.experts} experts"
+    return f"{model.origin}: {spec.family}, {count} ({shape})"

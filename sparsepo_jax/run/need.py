@@ -164,7 +164,9 @@ def kept_features(spec: DecoderSpec, remat: Remat, *, chunks: float = 1.0) -> in
         chunks: how often the kernel keeps keys and values (xla: once for each chunk of queries that sees
             them).
     """
-    D, F = spec.width, spec.mlp_width * (2 if spec.gated_mlp else 1)
+    D, F, inside = spec.width, spec.mlp_width * (2 if spec.gated_mlp else 1), spec.mlp_width
+    if spec.mixture is not None:  # a row for each choice
+        F, inside = 2 * spec.mixture.chosen * spec.mixture.width, spec.mixture.chosen * spec.mixture.width
     queries, keys = spec.num_heads * spec.head_dim, 2 * spec.num_kv_heads * spec.head_dim
     stream = D if spec.parallel_residual else 2 * D  # the block's input, and what the MLP reads
     if remat == "everything":
@@ -176,7 +178,8 @@ def kept_features(spec: DecoderSpec, remat: Remat, *, chunks: float = 1.0) -> in
     if remat == "norms":
         return stream + attention + F
     normed = D if spec.shared_norm else 2 * D
-    return stream + attention + F + normed + spec.mlp_width
+    rows = 0 if spec.mixture is None else spec.mixture.chosen * D
+    return stream + attention + F + normed + rows + inside
 
 
 def needed_by(

@@ -34,11 +34,10 @@ def make_spread_experts(mesh: Mesh) -> Callable[..., Array]:
         def of_device(weights: Any, tokens: Any) -> Array:
             here = jax.tree.leaves(weights)[0].shape[0]
             first = jax.lax.axis_index(axes) * here if axes else jnp.int32(0)
-            if "fsdp" in axes:
-                tokens = jax.tree.map(lambda x: jax.lax.all_gather(x, "fsdp", tiled=True), tokens)
-            out = function(weights, tokens, first)
-            if "fsdp" in axes:
-                out = jax.lax.psum_scatter(out, "fsdp", tiled=True)
+            if "fsdp" in axes and mesh.shape["fsdp"] > 1:
+                out = _over_group(lambda part: function(weights, part, first), tokens)
+            else:
+                out = function(weights, tokens, first)
             return jax.lax.psum(out, "tensor") if "tensor" in axes else out
 
         # check_vma is off because the result of a Pallas call does not say over which axes it differs.
@@ -51,3 +50,15 @@ def make_spread_experts(mesh: Mesh) -> Callable[..., Array]:
         )(weights, tokens)
 
     return spread
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)
+def _over_group(function: Callable[[Any], Array], tokens: Any) -> Array:
+    """The sum over the devices of an `fsdp` group of function(tokens of this device).
+
+    The tokens of one device after the other go through. All of them may have chosen the experts of one
+    device, so that each device needs room for that. For the backward pass nothing but the device's own tokens
+    is kept.
+    """
+    gathered = jax.tree.map(lambda x: jax.lax.all_gather(x, "fsdp"), tokens)
+    return jax.lax.psum_scatter(jax.lax.map(jax.checkpoint(function), gathered), "fsdp")

@@ -119,7 +119,7 @@ class LoraSettings(Section):
     """Patterns (regular expressions, found anywhere) of the projections that get an adapter, among
     attention.query, attention.key, attention.value, attention.out, up, gate, down. The default fits all of
     these. In a mixture of experts, experts.up, experts.gate and experts.down stand for the last three; they
-    get adapters only where a pattern has the word `experts`."""
+    get adapters only where a pattern has the word `experts`, without dropout."""
     rank: Positive = 16
     """Rank of each adapter."""
     alpha: PositiveFloat = 32.0
