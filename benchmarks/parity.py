@@ -1,13 +1,18 @@
 """Every family against transformers on a tiny random model: the table in docs/results/parity.md.
 
-    python benchmarks/parity.py          needs the test extra; about two minutes on 2 cores
+    python benchmarks/parity.py          needs the test extra; some minutes on 2 cores
+    python benchmarks/parity.py gemma    only the rows that have this in their names; the others stay
 
 Largest absolute difference, in float32, of the states of all layers, of the logits of batches padded on the
-right and on the left, and of a model that was exported and read back by transformers; whether 12 greedy
-tokens are the same; and, in bfloat16, our error against float32 over transformers' own (root mean squares: 1
-is as good). Exits with 1 if any is out of tolerance. The result is kept in results/parity-DEVICE.json.
+right and on the left, of a model that was exported and read back by transformers, and of the
+log-probabilities that the stage score gives for a few rows of text; whether 12 greedy tokens are the same;
+and, in bfloat16, our error against float32 over transformers' own (root mean squares: 1 is as good). Exits
+with 1 if any is out of tolerance. The result is kept in results/parity-DEVICE.json.
 """
 
+import contextlib
+import io
+import json
 import sys
 import tempfile
 from importlib.metadata import version
@@ -24,8 +29,10 @@ from work import save_result
 import conftest  # noqa: F401  (sets the devices up before JAX starts)
 from helpers.parity import bfloat16_errors, load_ours, make_theirs, our_logits, our_states, their_outputs
 from helpers.prompts import prompts, run
+from helpers.score_parity import largest_difference, scored, write_checkpoint
 from helpers.tiny import CONFIGS
-from helpers.tolerances import BFLOAT16, PARITY_LOGITS
+from helpers.tolerances import BFLOAT16, PARITY_LOGITS, SCORED
+from helpers.wrapped import WRAPPED
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.generate.sampler import Sampling
 from sparsepo_jax.models.decoder import Decoder
@@ -39,79 +46,113 @@ def largest(ours, theirs, valid_BS) -> float:
     return float(np.abs(np.asarray(ours)[valid_BS] - theirs.numpy()[valid_BS]).max())
 
 
-def row(config: dict) -> tuple[float, float, float, float, bool, float]:
-    with tempfile.TemporaryDirectory() as directory:
+def row(config: dict) -> dict[str, float | bool]:
+    """The figures of one family, by column."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
         model = make_theirs(config)
-        model.save_pretrained(directory)
-        spec, graph, weights = load_ours(Path(directory))
-        states, logits = 0.0, []
-        for valid_BS in (np.arange(12) < LENGTHS[:, None], np.arange(12)[::-1] < LENGTHS[:, None]):
-            theirs = their_outputs(model, IDS, valid_BS)
-            ours, kept = our_logits(graph, weights, IDS, valid_BS)
-            logits.append(largest(ours, theirs.logits, valid_BS))
-            states = max(
-                states,
-                *(
-                    largest(a, b, valid_BS)
-                    for a, b in zip(our_states(kept), theirs.hidden_states, strict=True)
-                ),
-            )
-        fresh = split_module(Decoder(spec, rngs=nnx.Rngs(3)))[1]
-        save_hf(
-            Path(directory) / "out", spec, config, {path: np.asarray(x) for path, x in fresh.items()}, {}, ""
-        )
-        exported = type(model).from_pretrained(Path(directory) / "out").eval()
-        everything = np.ones_like(IDS, bool)
-        export = largest(
-            our_logits(graph, fresh, IDS, everything)[0],
-            their_outputs(exported, IDS, everything).logits,
-            everything,
-        )
-        mesh = jax.make_mesh(
-            (1, 1, 1),
-            ("data", "fsdp", "tensor"),
-            axis_types=(jax.sharding.AxisType.Auto,) * 3,
-            devices=jax.devices()[:1],
-        )
-        batch = prompts()
-        expected = model.generate(
-            input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long),
-            attention_mask=torch.tensor(batch.valid_BS[0].astype(np.int64)),
-            do_sample=False,
-            max_new_tokens=12,
-            eos_token_id=None,
-            pad_token_id=0,
-        )[:, 7:].numpy()
-        same = np.array_equal(
-            expected, np.stack([one.ids for one in run(graph, weights, mesh, Sampling(12, temperature=0.0))])
-        )
-        ours, theirs = bfloat16_errors(config, Path(directory) / "rounded")
-    return states, *logits, export, same, ours / theirs
+        model.save_pretrained(directory / "model")
+        spec, graph, weights = load_ours(directory / "model")
+        ours, theirs = bfloat16_errors(config, directory / "rounded")
+        return {
+            **forward_differences(model, graph, weights),
+            "export": export_difference(model, spec, graph, config, directory),
+            "scored": scored_difference(config, directory / "scored"),
+            "greedy_same": greedy_is_same(model, graph, weights),
+            "bfloat16_ratio": ours / theirs,
+        }
+
+
+def forward_differences(model, graph, weights) -> dict[str, float]:
+    states, logits = 0.0, []
+    for valid_BS in (np.arange(12) < LENGTHS[:, None], np.arange(12)[::-1] < LENGTHS[:, None]):
+        theirs = their_outputs(model, IDS, valid_BS)
+        ours, kept = our_logits(graph, weights, IDS, valid_BS)
+        logits.append(largest(ours, theirs.logits, valid_BS))
+        pairs = zip(our_states(kept), theirs.hidden_states, strict=True)
+        states = max(states, *(largest(a, b, valid_BS) for a, b in pairs))
+    return {"states": states, "right_pad": logits[0], "left_pad": logits[1]}
+
+
+def export_difference(model, spec, graph, config: dict, directory: Path) -> float:
+    """Of new random weights that we write and transformers reads, in what was the model of a wrapper."""
+    fresh = {path: np.asarray(x) for path, x in split_module(Decoder(spec, rngs=nnx.Rngs(3)))[1].items()}
+    source = None if spec.wrapping is None else directory / "model"
+    save_hf(directory / "out", spec, config, fresh, {}, "", source=source)
+    exported = type(model).from_pretrained(directory / "out").eval()
+    everything = np.ones_like(IDS, bool)
+    theirs = their_outputs(exported, IDS, everything).logits
+    return largest(our_logits(graph, fresh, IDS, everything)[0], theirs, everything)
+
+
+def scored_difference(config: dict, directory: Path) -> float:
+    """Of the log-probabilities in scores.jsonl; the run's own lines are not shown."""
+    model = write_checkpoint(config, directory / "model")
+    with contextlib.redirect_stdout(io.StringIO()):
+        records = scored(directory, directory / "model")
+    return largest_difference(model, directory / "model", records)
+
+
+def greedy_is_same(model, graph, weights) -> bool:
+    mesh = jax.make_mesh(
+        (1, 1, 1),
+        ("data", "fsdp", "tensor"),
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+        devices=jax.devices()[:1],
+    )
+    batch = prompts()
+    expected = model.generate(
+        input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long),
+        attention_mask=torch.tensor(batch.valid_BS[0].astype(np.int64)),
+        do_sample=False,
+        max_new_tokens=12,
+        eos_token_id=None,
+        pad_token_id=0,
+    )[:, 7:].numpy()
+    ours = run(graph, weights, mesh, Sampling(12, temperature=0.0))
+    return np.array_equal(expected, np.stack([answer.ids for answer in ours]))
+
+
+COLUMNS = ("states", "right_pad", "left_pad", "export", "scored", "greedy_same", "bfloat16_ratio")
+
+
+def kept_rows() -> dict[str, dict]:
+    """The rows of the last result; {} if there is none."""
+    kept = list((Path(__file__).parent / "results").glob("parity-*.json"))
+    return json.loads(kept[0].read_text())["rows"] if kept else {}
+
+
+def is_sound(figures: dict) -> bool:
+    return (
+        max(figures[name] for name in COLUMNS[:4]) <= PARITY_LOGITS
+        and figures["scored"] <= SCORED
+        and figures["greedy_same"]
+        and figures["bfloat16_ratio"] <= BFLOAT16
+    )
 
 
 def main() -> int:
-    names = ("states", "right_pad", "left_pad", "export", "greedy_same", "bfloat16_ratio")
-    print("| " + " | ".join(("family", *names)) + " |\n" + "|---" * (len(names) + 1) + "|")
-    kept = {}
-    for name, config in CONFIGS.items():
-        kept[name] = dict(zip(names, row(config), strict=True))
-        *differences, same, ratio = kept[name].values()
+    configs = CONFIGS | WRAPPED
+    parts = sys.argv[1:] or [""]
+    wanted = [name for name in configs if any(part in name for part in parts)]
+    old = kept_rows() if sys.argv[1:] else {}
+    print("| " + " | ".join(("family", *COLUMNS)) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
+    rows = {}
+    for name in configs:
+        if name not in wanted:
+            rows |= {name: old[name]} if name in old else {}
+            continue
+        rows[name] = row(configs[name])
+        *differences, same, ratio = rows[name].values()
         cells = [name, *(f"{x:.0e}" for x in differences), "same" if same else "DIFFERENT", f"{ratio:.2f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
-    sound = all(
-        max(figures[key] for key in names[:4]) <= PARITY_LOGITS
-        and figures["greedy_same"]
-        and figures["bfloat16_ratio"] <= BFLOAT16
-        for figures in kept.values()
-    )
-    print("all within tolerance" if sound else "OUT OF TOLERANCE")
-    if sound:
-        print(
-            save_result(
-                "parity", {"torch": torch.__version__, "transformers": version("transformers"), "rows": kept}
-            )
-        )
-    return 0 if sound else 1
+    if not all(is_sound(rows[name]) for name in wanted):
+        print("OUT OF TOLERANCE")
+        return 1
+    print("all within tolerance")
+    versions = {"torch": torch.__version__, "transformers": version("transformers")}
+    print(save_result("parity", versions | {"rows": rows}))
+    return 0
 
 
 if __name__ == "__main__":

@@ -103,6 +103,7 @@ def checkpoint(directory, config, *, dtype=torch.float32):
     tower = next(name for name in sorted(tensors) if "vis" in name)
     save_file(tensors | {tower: tensors[tower].half()}, directory / "model.safetensors", {"format": "pt"})
     (directory / "preprocessor_config.json").write_text('{"image_processor_type": "any"}')
+    (directory / "video_preprocessor_config.json").write_text('{"video_processor_type": "any"}')
     (directory / "chat_template.json").write_text(json.dumps({"chat_template": ONLY_PARTS}))
     return directory
 
@@ -162,7 +163,8 @@ def test_an_export_is_the_same_model_with_another_text_model(name, tmp_path):
     assert any("embed_tokens" in name for name in changed) and any("q_proj" in name for name in changed)
     written, read = read_config(out), read_config(model)
     assert without(written, "dtype", "eos_token_id") == without(read, "dtype", "eos_token_id")
-    assert (out / "preprocessor_config.json").read_text() == (model / "preprocessor_config.json").read_text()
+    for file in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        assert (out / file).read_text() == (model / file).read_text()
     assert load_tokenizer(str(out)).chat_template == ONLY_PARTS == load_tokenizer(str(model)).chat_template
     theirs, ids_BS = theirs_of(out).float(), np.random.default_rng(1).integers(0, 29, (2, 9))
     _, graph, weights = load_ours(out)
@@ -190,12 +192,15 @@ def test_an_adapter_fits_the_text_model_within(name, tmp_path):
     old = {"gemma3": "language_model.model.", "qwen2_5_vl": "model."}[WRAPPED[name]["model_type"]]
     file = out / "adapter" / "adapter_model.safetensors"
     save_file({name.replace("model.language_model.", old): x for name, x in load_file(file).items()}, file)
+    make_byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
     again = trained(
         tmp_path / "again",
         model,
         stages=["export"],
         policy={"config": None, "path": str(model), "adapter": str(out / "adapter")},
+        tokenizer={"kind": "pretrained", "path": str(tmp_path / "tokenizer")},
     )
+    assert (again / "export" / "preprocessor_config.json").exists(), "though the tokenizer is from elsewhere"
     merged = outputs(theirs_of(again / "export"), ids_BS, valid_BS).logits
     np.testing.assert_allclose(merged, expected, atol=PARITY_LOGITS)
 

@@ -19,7 +19,9 @@ INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 ADAPTER = "adapter_config.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-# What transformers' tokenizers and processors read.
+# What transformers' processors of images, videos and sound read.
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+# What its tokenizers and processors read.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -33,8 +35,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
+    "tekken.json",
+    *PROCESSOR_FILES,
 )
 _BEGINS_A_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 _FLOATS = ("float32", "float16", "bfloat16")

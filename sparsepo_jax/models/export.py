@@ -19,6 +19,7 @@ from sparsepo_jax.models.directory import (
     CONFIG,
     GENERATION,
     INDEX,
+    PROCESSOR_FILES,
     SINGLE,
     TOKENIZER_FILES,
     with_dtype,
@@ -153,6 +154,18 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
         target = directory / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+
+
+def copy_processor(source: Path, directory: Path) -> None:
+    """Copies what processors of images read, where a tokenizer from elsewhere has brought none.
+
+    Args:
+        source: the checkpoint of a wrapped decoder.
+        directory: another directory, to copy to.
+    """
+    for name in PROCESSOR_FILES:
+        if (source / name).is_file() and not (directory / name).exists():
+            shutil.copyfile(source / name, directory / name)
 
 
 def _tokenizer_files(directory: Path) -> list[Path]:

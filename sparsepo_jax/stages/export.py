@@ -85,7 +85,7 @@ def _exported_dtype(run: Run) -> str:
 
 def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None:
     """Writes a Hugging Face directory, in the first process."""
-    from sparsepo_jax.models.export import save_hf
+    from sparsepo_jax.models.export import copy_processor, save_hf
 
     dtype = _exported_dtype(run)
     policy = jax.tree.map(to_host, policy)
@@ -110,6 +110,8 @@ def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None
         source=_wrapped_source(run),
     )
     _export_tokenizer(run, path)
+    if (source := _wrapped_source(run)) is not None:
+        copy_processor(source, path)
 
 
 def _wrapped_source(run: Run) -> Path | None:
