@@ -400,6 +400,7 @@ RECIPES = {
     "qwen3_8b": "Qwen3-8B",
     "gemma3_4b": "gemma-3-4b-it",
     "qwen3_30b_a3b_lora": "Qwen3-30B-A3B",
+    "gpt_oss_20b_lora": "gpt-oss-20b",
 }
 
 

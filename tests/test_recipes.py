@@ -31,6 +31,7 @@ CHATS = {
     "qwen3_8b": CONFIGS["qwen3"],
     "gemma3_4b": CONFIGS["gemma3, local and global layers"],
     "qwen3_30b_a3b_lora": CONFIGS["qwen3 moe"],
+    "gpt_oss_20b_lora": CONFIGS["gpt-oss"],
 }
 
 
