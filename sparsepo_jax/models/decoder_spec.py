@@ -22,11 +22,13 @@ class BlockShape:
         num_kv_heads: see DecoderSpec.
         head_dim: see DecoderSpec.
         mlp_width: see DecoderSpec.
+        key_is_value: see DecoderSpec.
     """
 
     num_kv_heads: int | None = None
     head_dim: int | None = None
     mlp_width: int | None = None
+    key_is_value: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ class DecoderSpec:
         query_growth: factor of rotated queries that grows with the position; None: none.
         wrapping: the model around this one that the checkpoint holds; None: it stands alone.
         mixture: the MLPs are mixtures of such experts, and `mlp_width` is not used; None: plain MLPs.
+        key_is_value: values are what the projection to keys gives, before norm and rotation.
+        value_norm: the values of each head are normed, without a scale of their own.
+        scales_blocks: each block multiplies what it writes by a stored number that is not trained.
     """
 
     family: str
@@ -143,6 +148,9 @@ class DecoderSpec:
     query_growth: QueryGrowth | None = None
     wrapping: Wrapping | None = None
     mixture: Mixture | None = None
+    key_is_value: bool = False
+    value_norm: bool = False
+    scales_blocks: bool = False
 
     def of_kind(self, kind: int) -> "DecoderSpec":
         """The same decoder as if all layers were of one kind: what a block of it has to know.
@@ -209,7 +217,7 @@ class DecoderSpec:
         sizes = {
             "attention.query": (D, queries),
             "attention.key": (D, keys),
-            "attention.value": (D, keys),
+            **({} if self.key_is_value else {"attention.value": (D, keys)}),
             "attention.out": (queries, D),
         }
         if self.mixture is not None:
@@ -292,9 +300,9 @@ class DecoderSpec:
         """Weights of the biases, norms and router of a block; all layers are of one kind."""
         D, F = self.width, self.mlp_width
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        count = 0
+        count = 1 if self.scales_blocks else 0
         if self.qkv_bias:
-            count += queries + 2 * keys
+            count += queries + (1 if self.key_is_value else 2) * keys
         if self.out_bias:
             count += D
         if self.mixture is not None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.field_values import Config
+from sparsepo_jax.models.gemma4_reader import read_gemma4
 from sparsepo_jax.models.gpt_readers import read_gpt2, read_gpt_bigcode, read_gpt_neox, read_gptj
 from sparsepo_jax.models.gpt_rules import gpt2_rules, gpt_neox_rules, gptj_rules
 from sparsepo_jax.models.kin_readers import (
@@ -85,6 +86,7 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": Family(read_gpt_oss, gpt_oss_rules, "GptOssForCausalLM"),
     "gemma2": Family(read_gemma2, llama_rules, "Gemma2ForCausalLM"),
     "gemma3_text": Family(read_gemma3, llama_rules, "Gemma3ForCausalLM"),
+    "gemma4_text": Family(read_gemma4, llama_rules, "Gemma4ForCausalLM"),
     "smollm3": Family(read_smollm3, llama_rules, "SmolLM3ForCausalLM"),
     "olmo3": Family(read_olmo3, llama_rules, "Olmo3ForCausalLM"),
     "phi3": Family(read_phi3, phi3_rules, "Phi3ForCausalLM"),

@@ -40,6 +40,12 @@ _READ = {
         swiglu_alpha swiglu_limit""",
     "gemma2": _GEMMA,
     "gemma3_text": f"{_GEMMA} rope_local_base_freq sliding_window_pattern",
+    "gemma4_text": """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+        num_key_value_heads head_dim max_position_embeddings rms_norm_eps rope_parameters initializer_range
+        tie_word_embeddings hidden_activation attention_bias sliding_window layer_types
+        final_logit_softcapping use_bidirectional_attention hidden_size_per_layer_input attention_k_eq_v
+        num_kv_shared_layers enable_moe_block global_head_dim num_global_key_value_heads
+        per_layer_config""",
     "smollm3": f"""{_LLAMA} hidden_act use_sliding_window sliding_window layer_types attention_bias mlp_bias
         no_rope_layers no_rope_layer_interval""",
     "olmo3": f"{_LLAMA} hidden_act attention_bias sliding_window layer_types",
@@ -132,6 +138,16 @@ _EXPERTS_AND_MAMBA = """num_experts_per_tok output_router_logits router_aux_loss
     mamba_n_heads mamba_n_groups mamba_d_state mamba_d_head mamba_d_conv mamba_expand mamba_chunk_size
     mamba_conv_bias mamba_proj_bias"""
 HARMLESS_IN_FAMILY: dict[str, set[str]] = {
+    # Of embeddings for each layer, of experts, and of layers that share keys and values: it has none.
+    "gemma4_text": set(
+        [
+            "vocab_size_per_layer_input",
+            "num_experts",
+            "top_k_experts",
+            "moe_intermediate_size",
+            "use_double_wide_mlp",
+        ]
+    ),
     "smollm3": {"max_window_layers"},
     "seed_oss": {"residual_dropout"},  # we train without, as everywhere
     "granitemoehybrid": {*_EXPERTS_AND_MAMBA.split(), "intermediate_size"},  # of which it has none
@@ -186,7 +202,11 @@ SWITCHES = {
 # The kind of quantisation whose numbers we read, see mxfp4.
 QUANTISED = {"gpt_oss": "mxfp4"}
 # Families that read a switch of these, so that it may have either value.
-SWITCHES_READ = {"use_sliding_window": {"qwen2", "qwen3", "smollm3"}}
+SWITCHES_READ = {
+    "use_sliding_window": {"qwen2", "qwen3", "smollm3"},
+    "use_bidirectional_attention": {"gemma4_text"},
+    "per_layer_config": {"gemma4_text"},
+}
 
 
 # ---------------------------------------------------------------- what a field may hold
@@ -238,8 +258,23 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _is_flag_or_null(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
+def _is_flag_or_null_or_text(value: Any) -> bool:
+    return value is None or isinstance(value, bool) or value in ("vision", "all")
+
+
+def _is_by_layer(value: Any) -> bool:
+    if value is None:
+        return True
+    kinds = {"head_dim": _SIZE, "num_key_value_heads": _COUNT}
+    return isinstance(value, dict) and all(
+        isinstance(number, str)
+        and number.isascii()
+        and number.isdecimal()
+        and len(number) < 6
+        and isinstance(fields, dict)
+        and all(name in kinds and kinds[name].fits(entry) for name, entry in fields.items())
+        for number, fields in value.items()
+    )
 
 
 def _is_weight(value: Any) -> bool:
@@ -328,7 +363,15 @@ KINDS: dict[str, Kind | Kinds] = {
     **_all_of(_FLAG, "tie_word_embeddings attention_bias mlp_bias use_parallel_residual multi_query"),
     **_all_of(_FLAG, "scale_attn_weights scale_attn_by_inverse_layer_idx add_cross_attention"),
     "use_sliding_window": _FLAG,
-    "use_bidirectional_attention": Kind("true, false or null", _is_flag_or_null),
+    "use_bidirectional_attention": Kind("true, false, null, 'vision' or 'all'", _is_flag_or_null_or_text),
+    "global_head_dim": _SIZE,
+    "num_global_key_value_heads": _COUNT,
+    **_all_of(_FLAG, "attention_k_eq_v enable_moe_block"),
+    "hidden_size_per_layer_input": _integer(2**24, least=0),
+    "num_kv_shared_layers": _integer(2**14, least=0),
+    "per_layer_config": Kind(
+        "head_dim and num_key_value_heads of some layers, by their numbers", _is_by_layer
+    ),
     **_all_of(_TEXT, "activation_function hidden_act hidden_activation"),
     "layer_types": _TEXTS,
     "rope_scaling": ROTARY_KINDS,
@@ -342,6 +385,7 @@ ROPE_READ = {
     "default": _PLAIN_ROPE,
     "linear": _PLAIN_ROPE | {"factor"},
     "llama3": _STRETCHED | {"low_freq_factor", "high_freq_factor"},
+    "proportional": _PLAIN_ROPE | {"factor"},
     "yarn": _STRETCHED
     | {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
     "longrope": _STRETCHED | {"attention_factor", "short_factor", "long_factor"},

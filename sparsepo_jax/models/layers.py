@@ -68,6 +68,22 @@ class RMSNorm(nnx.RMSNorm):
         return rms_norm(x.astype(self.dtype), self.scale[...], self.epsilon)
 
 
+class Scalar(nnx.Module):
+    """A factor that a checkpoint holds and that is not trained, as transformers' buffers are not."""
+
+    def __init__(self) -> None:
+        """A factor of 1."""
+        self.scale = nnx.Param(jnp.ones(1))
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """x times the factor, of the type of x.
+
+        Args:
+            x: inputs.
+        """
+        return x * jax.lax.stop_gradient(self.scale[...])[0].astype(x.dtype)
+
+
 class Embed(nnx.Embed):
     """A table with a row for each token or position."""
 
@@ -248,7 +264,8 @@ class Attention(nnx.Module):
         self.spec = spec
         self.query = make.linear("attention.query", spec.width, queries, bias=spec.qkv_bias)
         self.key = make.linear("attention.key", spec.width, keys, bias=spec.qkv_bias)
-        self.value = make.linear("attention.value", spec.width, keys, bias=spec.qkv_bias)
+        if not spec.key_is_value:
+            self.value = make.linear("attention.value", spec.width, keys, bias=spec.qkv_bias)
         if spec.qk_norm is not None:
             over_all_heads = spec.qk_norm == "all"
             self.query_norm = make.rms_norm(queries if over_all_heads else spec.head_dim)
@@ -305,7 +322,7 @@ class Attention(nnx.Module):
         B, S, _ = x_BSD.shape
         q_BSX = hooks.project("attention.query", self.query, x_BSD)
         k_BSX = hooks.project("attention.key", self.key, x_BSD)
-        v_BSX = hooks.project("attention.value", self.value, x_BSD)
+        v_BSX = k_BSX if spec.key_is_value else hooks.project("attention.value", self.value, x_BSD)
         hooks.keep("q", q_BSX)
         hooks.keep("k", k_BSX)
         hooks.keep("v", v_BSX)
@@ -318,6 +335,8 @@ class Attention(nnx.Module):
         if spec.qk_norm == "head":
             q_BSNH = self.query_norm(q_BSNH)
             k_BSKH = self.key_norm(k_BSKH)
+        if spec.value_norm:
+            v_BSKH = rms_norm(v_BSKH, jnp.ones(spec.head_dim), spec.norm_eps)
         return q_BSNH, k_BSKH, v_BSKH
 
 
@@ -340,6 +359,8 @@ class Block(nnx.Module):
             self.attn_post_norm = make.norm()
             self.mlp_post_norm = make.norm()
         self.attention = Attention(make)
+        if spec.scales_blocks:
+            self.output = Scalar()
         if spec.mixture is not None:
             self.experts = make.experts(spec.mixture)
             return
@@ -387,6 +408,8 @@ class Block(nnx.Module):
             if spec.norms != "before":
                 mlp_BSD = self.mlp_post_norm(mlp_BSD)
             out_BSD = resid_BSD + _scaled(mlp_BSD, spec.residual_scale)
+            if spec.scales_blocks:
+                out_BSD = self.output(out_BSD)
             hooks.keep("block_out", out_BSD)
         return out_BSD
 

@@ -21,6 +21,7 @@ class _Usual(NamedTuple):
         local_base: rotary base of layers with a window, which have rotary fields of their own; None: all
             layers have the same.
         share: of a head's dims that are rotated; None: all are, in each model of the family.
+        proportional: whether a rotation may leave the slower pairs of dims as they are.
         activation: field and value of the MLP's activation function.
         norm_eps: name of the field.
         mlp_width: name of the field.
@@ -32,6 +33,7 @@ class _Usual(NamedTuple):
     base: float = 10000.0
     local_base: float | None = None
     share: float | None = None
+    proportional: bool = False
     activation: tuple[str, str] = ("hidden_act", "silu")
     norm_eps: str = "rms_norm_eps"
     mlp_width: str = "intermediate_size"
@@ -47,6 +49,7 @@ _USUAL = {
     "gpt_oss": _Usual(own_head_dim=True, base=150000.0),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA._replace(base=1e6, local_base=10000.0),
+    "gemma4_text": _GEMMA._replace(base=1e6, local_base=10000.0, proportional=True),
     "smollm3": _Usual(tied=True, base=2e6),
     "olmo3": _Usual(one_each=True, base=5e5, local_base=5e5),
     "phi3": _Usual(one_each=True, share=1.0),
@@ -84,7 +87,7 @@ def llama_like(config: Config, family: str) -> DecoderSpec:
         head_dim = head_dim_of(family, width, heads)
     # null means as many as there are heads. Where the field is absent, the families' defaults differ.
     one_each = usual.one_each or ("num_key_value_heads" in config and not family.startswith("gemma"))
-    defaults = RopeDefaults(family, positions, head_dim, usual.base, usual.share)
+    defaults = RopeDefaults(family, positions, head_dim, usual.base, usual.share, usual.proportional)
     if usual.local_base is None:
         rotations = [read_rope(config, defaults)]
     else:
@@ -276,11 +279,18 @@ def _gemma_like(
         norm_offset=1.0,
         query_scale=needed(config, family, "query_pre_attn_scalar") ** -0.5,
         embed_scale=float(spec.width) ** 0.5,
-        attn_softcap=_softcap(config, "attn_logit_softcapping", attn_softcap),
-        logit_softcap=_softcap(config, "final_logit_softcapping", logit_softcap),
+        attn_softcap=softcap(config, "attn_logit_softcapping", attn_softcap),
+        logit_softcap=softcap(config, "final_logit_softcapping", logit_softcap),
     )
 
 
-def _softcap(config: Config, key: str, default: float | None) -> float | None:
+def softcap(config: Config, key: str, default: float | None) -> float | None:
+    """The cap that a field names; None: there is none.
+
+    Args:
+        config: the fields that the family reads.
+        key: the field.
+        default: its value where it is absent.
+    """
     value = config.get(key, default)
     return None if value is None else float(value)

@@ -43,7 +43,8 @@ def llama_rules(spec: DecoderSpec) -> list[Rule]:
     Args:
         spec: the decoder.
     """
-    return [*_ends(spec), *_norms(spec, _LLAMA_NORMS[spec.norms]), *_attention(spec, linear), *_mlp(spec)]
+    norms = [*_norms(spec, _LLAMA_NORMS[spec.norms]), *_scale(spec)]
+    return [*_ends(spec), *norms, *_attention(spec, linear), *_mlp(spec)]
 
 
 def gpt_oss_rules(spec: DecoderSpec) -> list[Rule]:
@@ -135,6 +136,11 @@ def _norms(spec: DecoderSpec, names: Mapping[str, str]) -> list[Rule]:
     ]
 
 
+def _scale(spec: DecoderSpec) -> list[Rule]:
+    """The factor of a layer's output, if there is one."""
+    return [same(f"{_LAYER}.layer_scalar", "blocks.output.scale")] if spec.scales_blocks else []
+
+
 def _norm(spec: DecoderSpec, theirs: str, ours: str) -> list[Rule]:
     scale = with_offset(f"{theirs}.weight", f"{ours}.scale", spec.norm_offset)
     has_bias = spec.norm == "layer" and spec.norm_bias
@@ -155,11 +161,12 @@ def _attention(spec: DecoderSpec, rotated: Callable[..., list[Rule]]) -> list[Ru
             with_offset(f"{theirs}.q_norm.weight", f"{ours}.query_norm.scale", spec.norm_offset),
             with_offset(f"{theirs}.k_norm.weight", f"{ours}.key_norm.scale", spec.norm_offset),
         ]
+    value = [] if spec.key_is_value else linear(f"{theirs}.v_proj", f"{ours}.value", bias=spec.qkv_bias)
     return [
         *norms,
         *rotated(f"{theirs}.q_proj", f"{ours}.query", bias=spec.qkv_bias),
         *rotated(f"{theirs}.k_proj", f"{ours}.key", bias=spec.qkv_bias),
-        *linear(f"{theirs}.v_proj", f"{ours}.value", bias=spec.qkv_bias),
+        *value,
         *linear(f"{theirs}.o_proj", f"{ours}.out", bias=spec.out_bias),
     ]
 

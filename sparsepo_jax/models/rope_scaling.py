@@ -131,7 +131,26 @@ class LongRopeScaling:
         return plain_frequencies(rotary_dim, base) / np.array(self.short)
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+@dataclass(frozen=True)
+class ProportionalScaling:
+    """Only the fastest pairs of dims turn, as fast as if all did; the others stay as they are.
+
+    Attributes:
+        share: of the pairs that turn, above 0 and up to 1.
+        factor: how many times their wavelengths are stretched, above 0.
+    """
+
+    share: float
+    factor: float = 1.0
+    attention_factor = 1.0
+
+    def frequencies(self, rotary_dim: int, base: float) -> np.ndarray:
+        """As `plain_frequencies`, stretched; zeros for pairs that do not turn."""
+        turning = np.arange(rotary_dim // 2) < int(self.share * rotary_dim // 2)
+        return np.where(turning, plain_frequencies(rotary_dim, base) / self.factor, 0.0)
+
+
+RopeScaling = ProportionalScaling | LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from sparsepo_jax.models.rope_scaling import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ProportionalScaling,
     RopeScaling,
     Rotation,
     YarnScaling,
@@ -27,6 +28,7 @@ class RopeDefaults(NamedTuple):
         base: the rotary base where no field names it.
         share: of a head's dims that are rotated where no field names it; None: all are, in each model of the
             family.
+        proportional: whether the family has proportional rotation.
     """
 
     family: str
@@ -34,6 +36,7 @@ class RopeDefaults(NamedTuple):
     head_dim: int
     base: float = 10000.0
     share: float | None = None
+    proportional: bool = False
 
 
 def read_rope(config: Fields, defaults: RopeDefaults) -> Rotation:
@@ -164,6 +167,8 @@ def _rotation(name: str, rope: Fields, above: Fields, defaults: RopeDefaults) ->
     where = f"{defaults.family}: {name}"
     kind = rope_kind(rope, defaults.family)
     _refuse_unclear_kind(rope, where)
+    if kind == "proportional" and defaults.proportional:
+        return _proportional(rope, defaults)
     share = first(rope.get("partial_rotary_factor"), above.get("partial_rotary_factor"), defaults.share, 1.0)
     if share != 1.0 and defaults.share is None:
         raise SpecError(
@@ -183,6 +188,12 @@ def _rotation(name: str, rope: Fields, above: Fields, defaults: RopeDefaults) ->
     rotation = Rotation(dim, base, _SCALINGS[kind](rope, where, original, defaults))
     _check_rotation(rotation, where)
     return rotation
+
+
+def _proportional(rope: Fields, defaults: RopeDefaults) -> Rotation:
+    share = float(first(rope.get("partial_rotary_factor"), 1.0))
+    scaling = ProportionalScaling(share, float(first(rope.get("factor"), 1.0)))
+    return Rotation(defaults.head_dim, float(first(rope.get("rope_theta"), defaults.base)), scaling)
 
 
 def _remedy(kind: str, defaults: RopeDefaults) -> str:

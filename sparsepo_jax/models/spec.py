@@ -69,16 +69,16 @@ def _fields(config: Mapping[Any, Any]) -> tuple[str, Fields, Wrapping | None]:
 
 
 def _checked(spec: DecoderSpec) -> DecoderSpec:
-    if spec.num_heads % spec.num_kv_heads:
-        raise SpecError(
-            f"{spec.family}: {spec.num_heads} query heads are no multiple of the "
-            f"{spec.num_kv_heads} key/value heads"
-        )
-    for kind in spec.kinds:
-        dim = None if kind.rotation is None else kind.rotation.dim
-        if dim is not None and not (2 <= dim <= spec.head_dim and dim % 2 == 0):
+    for block, _ in spec.blocks():
+        if block.num_heads % block.num_kv_heads:
             raise SpecError(
-                f"{spec.family}: {dim} rotated dims do not fit heads of {spec.head_dim} "
+                f"{spec.family}: {block.num_heads} query heads are no multiple of the "
+                f"{block.num_kv_heads} key/value heads"
+            )
+        rotation = block.kinds[0].rotation
+        if rotation is not None and not (2 <= rotation.dim <= block.head_dim and rotation.dim % 2 == 0):
+            raise SpecError(
+                f"{spec.family}: {rotation.dim} rotated dims do not fit heads of {block.head_dim} "
                 "(an even number is needed)"
             )
     return spec

@@ -34,7 +34,7 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     # Whole experts: tokens travel to them, see sharding/experts.
     (rf"{_BLOCKS}experts\.router\.(weight|bias)", ()),
     (rf"{_BLOCKS}experts\.(up|gate|down)\.(kernel|bias|lora\.lora_[ab])", (None, EXPERTS)),
-    (rf"{_BLOCKS}attention\.(query|key)_norm\.scale", ()),
+    (rf"{_BLOCKS}(attention\.(query|key)_norm|output)\.scale", ()),
     (rf"({_BLOCKS}(attn|mlp)(_post)?_norm|final_norm)\.(scale|bias)", ()),
     (rf"{_BLOCKS}(attention\.(query|key|value)|up|gate)\.lora\.lora_a", (None, ("fsdp", "tensor"), None)),
     (rf"{_BLOCKS}(attention\.(query|key|value)|up|gate)\.lora\.lora_b", (None, None, ("tensor", "fsdp"))),

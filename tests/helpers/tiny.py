@@ -82,6 +82,32 @@ GEMMA2 = LLAMA | {
     "attn_logit_softcapping": 0.5,
     "final_logit_softcapping": 0.7,
 }
+GEMMA4 = LLAMA | {
+    "model_type": "gemma4_text",
+    "head_dim": 8,
+    "global_head_dim": 12,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "sliding_window": 4,
+    "hidden_size_per_layer_input": 0,
+    "final_logit_softcapping": 0.7,
+    "num_hidden_layers": 5,
+    "layer_types": [
+        "sliding_attention",
+        "full_attention",
+        "sliding_attention",
+        "full_attention",
+        "full_attention",
+    ],
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {
+            "rope_type": "proportional",
+            "partial_rotary_factor": 0.5,
+            "rope_theta": 5000.0,
+        },
+    },
+}
 COHERE = LLAMA | {"model_type": "cohere", "layer_norm_eps": 1e-5, "logit_scale": 3.0}
 QWEN3_MOE = LLAMA | {
     "model_type": "qwen3_moe",
@@ -249,6 +275,7 @@ CONFIGS = {
     "olmoe": LLAMA | {"model_type": "olmoe", "num_experts": 5, "num_experts_per_tok": 2},
     "gemma2, softcaps": GEMMA2,
     "gemma3, local and global layers": GEMMA3,
+    "gemma4, two shapes": GEMMA4,
 }
 
 
