@@ -31,6 +31,7 @@ MODELS = {
     "gpt_oss": "gpt-oss 20B and 120B",
     "gemma2": "Gemma 2",
     "gemma3_text": "Gemma 3 270M and 1B",
+    "gemma4_text": "Gemma 4's dense text models (as 31B)",
     "gemma3": "Gemma 3 4B, 12B, 27B",
     "mistral3": "Mistral Small 3.1 and 3.2, Ministral 3",
     "qwen2_vl": "Qwen2-VL",

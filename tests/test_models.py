@@ -291,7 +291,9 @@ def assert_each_is_a_spec_or_one_line(config, changes):
             assert spec.parameter_count() > 0 and all(
                 kind.rotation is None or math.isfinite(kind.rotation.base) for kind in spec.kinds
             )
-            assert all(kind.rotation is None or kind.rotation.dim <= spec.head_dim for kind in spec.kinds)
+            blocks = [block for block, _ in spec.blocks()]
+            rotations = [(block.kinds[0].rotation, block.head_dim) for block in blocks]
+            assert all(rotation is None or rotation.dim <= head_dim for rotation, head_dim in rotations)
             specs += 1
         except SpecError as error:
             assert str(error).isprintable() and len(str(error)) < 600, str(error)

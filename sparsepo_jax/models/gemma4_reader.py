@@ -68,10 +68,8 @@ def _refuse_other_models(config: Config) -> None:
             "not supported, only 0"
         )
     if config.get("num_kv_shared_layers"):
-        raise SpecError(
-            f"{_FAMILY}: num_kv_shared_layers: {shown(config['num_kv_shared_layers'])} is not supported, only "
-            "0: each layer has keys and values of its own"
-        )
+        shared = shown(config["num_kv_shared_layers"])
+        raise SpecError(f"{_FAMILY}: num_kv_shared_layers: {shared} is not supported, only 0")
     if flag(config, "enable_moe_block"):
         raise SpecError(f"{_FAMILY}: enable_moe_block: True is not supported, only dense models are")
 

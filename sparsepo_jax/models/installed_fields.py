@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any
 
 ABSENT = object()  # a field without a default, or with one that is no plain value
-# Gemma 3's files hold the models that see images, too.
-_OF_IMAGES = {"image_token_id", "mm_tokens_per_image", "text_config", "token_type_ids", "vision_config"}
+# The files of Gemma 3 and 4 hold the models that see images and hear, too.
+_OF_IMAGES = {
+    *("image_token_id", "mm_tokens_per_image", "text_config", "token_type_ids", "vision_config"),
+    *("audio_config", "audio_token_id", "video_token_id", "mm_token_type_ids", "standardize"),
+    "use_clipped_linears",
+}
+_OF_OTHER_TOWERS = re.compile(r"class \w*(Vision|Audio)")
+# What Gemma 4's model works out of its config, or is called with.
+_NO_FIELDS = {"kv_sharing_modes", "return_shared_kv_states", "shared_kv_states"}
 
 
 @functools.cache
@@ -35,10 +42,16 @@ def fields_of_installed(family: str) -> dict[str, Any]:
         model = (models / f"modeling_{folder}.py").read_text(encoding="utf-8")
     except OSError:
         return {}
-    parts = re.split(r"^(?=class )", config, flags=re.MULTILINE)
-    text_config = "".join(parts[:2])  # up to the first class: Gemma 3's file has others below
+    head, *classes = _parts(config)
+    text_config = head + next((part for part in classes if "TextConfig" in part.split("(")[0]), classes[0])
+    model = "".join(part for part in _parts(model) if not _OF_OTHER_TOWERS.match(part))
     fields = _fields_read(model) | _fields_read(text_config) | _fields_declared(text_config)
-    return {name: default for name, default in fields.items() if name not in _OF_IMAGES}
+    return {name: default for name, default in fields.items() if name not in _OF_IMAGES | _NO_FIELDS}
+
+
+def _parts(source: str) -> list[str]:
+    """What is before the first class, and the classes with what follows each."""
+    return re.split(r"^(?=class )", source, flags=re.MULTILINE)
 
 
 def _fields_read(source: str) -> dict[str, Any]:

@@ -33,6 +33,9 @@ def make_theirs(config, **settings):
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases away from 1 and 0, so that each is seen
             parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):  # stored, though not trained
+                buffer.add_(0.1 * torch.randn_like(buffer))
     return model.eval()
 
 
