@@ -47,6 +47,13 @@ class Wrapper(NamedTuple):
 _QWEN_TOKENS = {"image_token_id": 151655, "video_token_id": 151656}
 WRAPPERS: dict[str, Wrapper] = {
     "gemma3": Wrapper("Gemma3ForConditionalGeneration", {"image_token_index": 262144}, "gemma3_text"),
+    "gemma4": Wrapper(
+        "Gemma4ForConditionalGeneration",
+        {"image_token_id": 258880, "video_token_id": 258884, "audio_token_id": 258881},
+        "gemma4_text",
+        trunks=(_NEW,),
+        plain_logits=False,
+    ),
     "mistral3": Wrapper("Mistral3ForConditionalGeneration", {"image_token_index": 10}, "mistral"),
     "qwen2_vl": Wrapper(
         "Qwen2VLForConditionalGeneration",

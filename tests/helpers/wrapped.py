@@ -1,6 +1,6 @@
 """Tiny models around a text model, as transformers makes them: config.json content by name."""
 
-from helpers.tiny import CONFIGS, LLAMA
+from helpers.tiny import CONFIGS, GEMMA4, LLAMA
 
 _TEXT = {name: value for name, value in LLAMA.items() if name not in ("model_type", "rms_norm_eps")}
 _VISION = {
@@ -38,6 +38,19 @@ WRAPPED = {
         "vision_config": _SIGLIP,
         "mm_tokens_per_image": 4,
         "image_token_index": 290,
+    },
+    "gemma4 around gemma4_text": {
+        "model_type": "gemma4",
+        "text_config": {name: value for name, value in GEMMA4.items() if name != "rms_norm_eps"},
+        "vision_config": {
+            **{name: value for name, value in _VISION.items() if name != "image_size"},
+            "num_key_value_heads": 2,
+            "head_dim": 4,
+            "position_embedding_size": 8,
+        },
+        "image_token_id": 290,
+        "video_token_id": 291,
+        "audio_token_id": 292,
     },
     "mistral3 around mistral": {
         "model_type": "mistral3",
