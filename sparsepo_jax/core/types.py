@@ -40,7 +40,6 @@ LETTERS = {
 # Files in which a letter means something else, everywhere in the file.
 LETTERS_OF_FILES = {
     "models/cache.py": {"C": "columns of the cache"},
-    "models/decoder.py": {"C": "columns of the cache", "T": "keys"},
     "models/experts.py": {
         "E": "experts",
         "K": "experts that a token is sent to",
@@ -48,7 +47,6 @@ LETTERS_OF_FILES = {
         "Y": "rows, one for each choice; in weights, features that are written",
     },
     "models/layers.py": {"T": "keys", "Y": "features that a projection writes"},
-    "models/lora.py": {"R": "rank of an adapter"},
     "ops/attention.py": {"T": "keys"},
     "ops/block_attention.py": {"T": "keys"},
     "ops/dense_attention.py": {"T": "keys"},

@@ -179,7 +179,12 @@ def pattern(spec: DecoderSpec, every: int) -> list[bool]:
 
 
 def with_attention_bias(config: Config, family: str) -> DecoderSpec:
-    """As `_llama_like`, with biases of attention if `attention_bias` says so."""
+    """As `llama_like`, with biases of attention if `attention_bias` says so.
+
+    Args:
+        config: the fields that the family reads.
+        family: its `model_type`.
+    """
     bias = flag(config, "attention_bias")
     return replace(llama_like(config, family), qkv_bias=bias, out_bias=bias)
 

@@ -40,7 +40,12 @@ class LinearScaling:
     attention_factor = 1.0
 
     def frequencies(self, rotary_dim: int, base: float) -> np.ndarray:
-        """As `plain_frequencies`, stretched."""
+        """As `plain_frequencies`, stretched.
+
+        Args:
+            rotary_dim: number of rotated dims of a head, even.
+            base: rotary base.
+        """
         return plain_frequencies(rotary_dim, base) / self.factor
 
 
@@ -64,7 +69,12 @@ class Llama3Scaling:
     attention_factor = 1.0
 
     def frequencies(self, rotary_dim: int, base: float) -> np.ndarray:
-        """As `plain_frequencies`, stretched."""
+        """As `plain_frequencies`, stretched.
+
+        Args:
+            rotary_dim: number of rotated dims of a head, even.
+            base: rotary base.
+        """
         frequency_X = plain_frequencies(rotary_dim, base)
         turns_X = self.original_positions * frequency_X / (2 * np.pi)
         keep_X = np.clip((turns_X - self.low) / (self.high - self.low), 0.0, 1.0)
@@ -92,7 +102,12 @@ class YarnScaling:
     truncate: bool = True
 
     def frequencies(self, rotary_dim: int, base: float) -> np.ndarray:
-        """As `plain_frequencies`, stretched."""
+        """As `plain_frequencies`, stretched.
+
+        Args:
+            rotary_dim: number of rotated dims of a head, even.
+            base: rotary base.
+        """
         begin = self._pair_with_turns(self.fast, rotary_dim, base)
         end = self._pair_with_turns(self.slow, rotary_dim, base)
         if self.truncate:
@@ -127,7 +142,12 @@ class LongRopeScaling:
     attention_factor: float
 
     def frequencies(self, rotary_dim: int, base: float) -> np.ndarray:
-        """As `plain_frequencies`, stretched."""
+        """As `plain_frequencies`, stretched.
+
+        Args:
+            rotary_dim: number of rotated dims of a head, even.
+            base: rotary base.
+        """
         return plain_frequencies(rotary_dim, base) / np.array(self.short)
 
 

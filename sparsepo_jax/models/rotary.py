@@ -18,8 +18,8 @@ class Turns(NamedTuple):
         factor: of rotated dims (YaRN's and LongRoPE's attention factor); None: 1.
     """
 
-    frequency_X: Float[Array, "*kinds X"]
-    factor: Float[Array, "*kinds"] | float | None = None
+    frequency_X: Float[Array, "*B X"]
+    factor: Float[Array, "*B"] | float | None = None
 
 
 def rotary_frequencies(rotation: Rotation) -> np.ndarray:
