@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from helpers.configs import PATHS, made_stats, make_config
-from helpers.tiny import GEMMA2, GPT2, NEOX, random_batch
+from helpers.tiny import GEMMA2, GPT2, LLAMA, LONGROPE, NEOX, random_batch
 from sparsepo_jax.build.compute import choose_attention, compute_dtype, start_jax
 from sparsepo_jax.build.models import decoder_graph
 from sparsepo_jax.build.objective import make_mask_source, make_objective
@@ -225,6 +225,15 @@ def test_lengths_default_to_what_the_model_holds():
             make_config(data=PATHS["data"] | {"max_length": 20, "max_prompt_length": 20}).data,
             spec.max_positions,
         )
+
+
+def test_longrope_says_why_it_has_fewer_positions_than_its_config():
+    """The stretches of longer sequences hold for their prompts, too, which responses may share."""
+    spec = spec_from_hf(LLAMA | {"rope_parameters": LONGROPE})
+    assert length_limits(make_config().data, spec.max_positions, spec.positions_note) == (24, 12)
+    with pytest.raises(UserError, match="do not fit the model's 24 positions .LongRoPE: .* set it to 24"):
+        data = make_config(data=PATHS["data"] | {"max_length": 25}).data
+        length_limits(data, spec.max_positions, spec.positions_note)
 
 
 def test_bfloat16_compute_keeps_float32_weights_and_stays_near():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import hub_configs
+from helpers import hub_configs, recent_configs
 from helpers.parity import load_ours, our_logits, their_outputs
 from helpers.tiny import CONFIGS, GEMMA2, GEMMA3, GPT2, GPTJ, LLAMA, NEOX
 from helpers.tolerances import PARITY_LOGITS
@@ -23,7 +23,8 @@ from sparsepo_jax.models.field_tables import HARMLESS, HARMLESS_IN_FAMILY, OTHER
 from sparsepo_jax.models.installed_fields import ABSENT, fields_of_installed
 from sparsepo_jax.models.spec import ignored_note, spec_from_hf
 
-PUBLISHED = hub_configs.CONFIGS
+PUBLISHED = hub_configs.CONFIGS | recent_configs.CONFIGS
+IGNORED = hub_configs.IGNORED | recent_configs.IGNORED
 SHARED = Path(__file__).parents[2] / "shared" / "hub_configs" / "configs.json"
 MISTRAL, QWEN2 = CONFIGS["mistral"], CONFIGS["qwen2"]
 
@@ -38,10 +39,16 @@ def test_a_published_config_is_accepted_and_what_it_has_beside_is_listed(name):
     spec = spec_from_hf(config)
     assert spec.num_layers == config.get("n_layer", config.get("num_hidden_layers"))
     assert spec.parameter_count() > 4e7
-    assert ignored_by(config) == hub_configs.IGNORED.get(name, set())
+    assert ignored_by(config) == IGNORED.get(name, set())
     note = ignored_note(config, name)
-    assert (note is None) == (name not in hub_configs.IGNORED)
-    assert note is None or (note.isprintable() and all(field in note for field in hub_configs.IGNORED[name]))
+    assert (note is None) == (name not in IGNORED)
+    assert note is None or (note.isprintable() and all(field in note for field in IGNORED[name]))
+
+
+@pytest.mark.parametrize("name", recent_configs.BILLIONS)
+def test_a_published_model_has_as_many_parameters_as_its_authors_say(name):
+    spec = spec_from_hf(PUBLISHED[name])
+    assert spec.parameter_count() / 1e9 == pytest.approx(recent_configs.BILLIONS[name], rel=0.005)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +81,7 @@ PARITY = [
     "Qwen3-30B-A3B",
     "Mixtral-8x7B-Instruct-v0.1",
     "OLMoE-1B-7B-0924",
+    *recent_configs.CONFIGS,
 ]
 
 

@@ -250,7 +250,7 @@ def _table(
     if not tokenizer_here:
         missing.append("the tokenizer")
     if missing:
-        longest, prompt = length_limits(config.data, spec.max_positions)
+        longest, prompt = length_limits(config.data, spec.max_positions, spec.positions_note)
         response = longest - prompt
         responses = 1 if stage == "sft" else 2
         table = _equal_rows(getattr(config, stage).batch_size, prompt, response, responses)

@@ -44,7 +44,7 @@ def reading_choices(config: Config, policy: DecoderSpec, reference: DecoderSpec,
 
     Nothing is kept for a backward pass there, so that nothing is computed again unless the config says so.
     """
-    lengths = length_limits(config.data, policy.max_positions)
+    lengths = length_limits(config.data, policy.max_positions, policy.positions_note)
     pairs = max(1, config.evaluation.batch_size // pair_shards(mesh))
     load = longest_load(pairs, lengths, responses=2, shared=config.compute.layout == "shared")
     choices = choose(_setting(config, "po", policy, reference, mesh), load, device_of(mesh))

@@ -50,7 +50,8 @@ def load_data(
     from sparsepo_jax.data.sources import FirstWords
 
     data = config.data
-    max_length, max_prompt_length = length_limits(data, None if spec is None else spec.max_positions)
+    positions = (None, "") if spec is None else (spec.max_positions, spec.positions_note)
+    max_length, max_prompt_length = length_limits(data, *positions)
     only_looks = LOOKING.issuperset(config.stages)
     opened = [open_source(source, kind) for source in sources]
     if kind == "prompts" and data.prompt_words is not None:
@@ -176,6 +177,6 @@ def check_room(name: str, new_tokens: int, prompts: TokenTable, spec: DecoderSpe
     if longest + new_tokens > spec.max_positions:
         raise UserError(
             f"{name}: {new_tokens} tokens after the longest prompt ({longest}) do not fit the model's "
-            f"{spec.max_positions} positions; "
+            f"{spec.max_positions} positions{spec.positions_note}; "
             f"take {max(spec.max_positions - longest, 0)} or fewer, or a smaller data.max_prompt_length"
         )

@@ -21,7 +21,7 @@ def stage_facts(
 ) -> dict[str, Any]:
     """What a training stage works on: for the doctor and the report."""
     lora = make_lora(getattr(config, stage), stage, spec)
-    max_length, max_prompt_length = length_limits(config.data, spec.max_positions)
+    max_length, max_prompt_length = length_limits(config.data, spec.max_positions, spec.positions_note)
     return {
         "steps": steps,
         "data": table_facts(table),

@@ -18,7 +18,7 @@ def reference_key(config: Config, spec: DecoderSpec, reference: Weights, table: 
     That is its weights and shape, the tokens, the truncation, and the mask that is read off its activations.
     """
     mask = mask_of(config.objective)
-    max_length, max_prompt_length = length_limits(config.data, spec.max_positions)
+    max_length, max_prompt_length = length_limits(config.data, spec.max_positions, spec.positions_note)
     reads = mask is not None and mask.kind == "activation"
     return {
         "reference": sha256_of_weights(reference),

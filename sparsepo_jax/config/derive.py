@@ -25,13 +25,14 @@ def mask_of(objective: Objective) -> AnyMask | None:
     return objective.mask if isinstance(objective, SparsePO | MaPO) else None
 
 
-def length_limits(data: Data, positions: int | None) -> tuple[int, int]:
+def length_limits(data: Data, positions: int | None, note: str = "") -> tuple[int, int]:
     """The longest prompt + response and the longest prompt, tokens.
 
     By default the smaller of 2048 and the model's positions, and half of that.
 
     Args:
         positions: of the model; None: not known.
+        note: why the model has no more positions, for the message.
 
     Raises:
         UserError: they do not fit the model or each other.
@@ -40,8 +41,8 @@ def length_limits(data: Data, positions: int | None) -> tuple[int, int]:
     longest = data.max_length or min(DEFAULT_LENGTH, most)
     if positions is not None and longest > positions:
         raise UserError(
-            f"data.max_length: {longest} tokens do not fit the model's {positions} positions; set it to "
-            f"{positions} or less"
+            f"data.max_length: {longest} tokens do not fit the model's {positions} positions{note}; "
+            f"set it to {positions} or less"
         )
     prompt = data.max_prompt_length or longest // 2
     if prompt >= longest:

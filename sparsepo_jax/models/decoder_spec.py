@@ -239,6 +239,14 @@ class DecoderSpec:
             return 1
         return self.mixture.chosen if active else self.mixture.experts
 
+    @property
+    def positions_note(self) -> str:
+        """Why there are no more positions than `max_positions`, for messages; "" if the model has no more."""
+        rotations = [kind.rotation for kind in self.kinds]
+        if any(rotation is not None and rotation.is_longrope for rotation in rotations):
+            return " (LongRoPE: in a longer sequence the prompt would be rotated otherwise)"
+        return ""
+
     def adapter_parameter_count(self, targets: tuple[str, ...], rank: int) -> int:
         """Weights of LoRA adapters.
 

@@ -30,6 +30,8 @@ from sparsepo_jax.models.kin_readers import (
     read_phi3,
     read_seed_oss,
     read_smollm3,
+    read_stablelm,
+    read_starcoder2,
 )
 from sparsepo_jax.models.llama_readers import (
     read_gemma2,
@@ -41,13 +43,13 @@ from sparsepo_jax.models.llama_readers import (
     read_qwen3,
 )
 from sparsepo_jax.models.llama_rules import (
-    cohere_rules,
     glm4_rules,
     gpt_oss_rules,
     granite_hybrid_rules,
     llama_rules,
     neighbours_rules,
     phi3_rules,
+    starcoder2_rules,
 )
 from sparsepo_jax.models.mixture_readers import read_gpt_oss, read_mixtral, read_olmoe, read_qwen3_moe
 from sparsepo_jax.models.mixture_rules import stacked_expert_rules
@@ -95,14 +97,16 @@ FAMILIES: dict[str, Family] = {
     "ministral": Family(read_ministral, llama_rules, "MinistralForCausalLM"),
     "ministral3": Family(read_ministral3, llama_rules, "Ministral3ForCausalLM"),
     "seed_oss": Family(read_seed_oss, llama_rules, "SeedOssForCausalLM"),
-    "cohere": Family(read_cohere, cohere_rules, "CohereForCausalLM"),
-    "cohere2": Family(read_cohere2, cohere_rules, "Cohere2ForCausalLM"),
+    "cohere": Family(read_cohere, neighbours_rules, "CohereForCausalLM"),
+    "cohere2": Family(read_cohere2, neighbours_rules, "Cohere2ForCausalLM"),
     "arcee": Family(read_arcee, llama_rules, "ArceeForCausalLM"),
     "exaone4": Family(read_exaone4, llama_rules, "Exaone4ForCausalLM"),
     "helium": Family(read_helium, neighbours_rules, "HeliumForCausalLM"),
     "ernie4_5": Family(read_ernie4_5, neighbours_rules, "Ernie4_5ForCausalLM"),
     "glm4": Family(read_glm4, glm4_rules, "Glm4ForCausalLM"),
     "nemotron": Family(read_nemotron, llama_rules, "NemotronForCausalLM"),
+    "stablelm": Family(read_stablelm, llama_rules, "StableLmForCausalLM"),
+    "starcoder2": Family(read_starcoder2, starcoder2_rules, "Starcoder2ForCausalLM"),
 }
 
 

@@ -64,6 +64,8 @@ _READ = {
     "helium": f"{_LLAMA} hidden_act attention_bias mlp_bias",
     "ernie4_5": f"{_LLAMA} hidden_act use_bias",
     "glm4": f"{_LLAMA} hidden_act attention_bias",
+    "stablelm": f"""{_LLAMA} hidden_act layer_norm_eps use_qkv_bias use_parallel_residual""",
+    "starcoder2": f"{_LLAMA} hidden_act norm_epsilon use_bias sliding_window",
     "nemotron": f"{_LLAMA} hidden_act attention_bias mlp_bias norm_eps",
 }
 READ: dict[str, frozenset[str]] = {family: frozenset(names.split()) for family, names in _READ.items()}
@@ -150,6 +152,7 @@ HARMLESS_IN_FAMILY: dict[str, set[str]] = {
     ),
     "smollm3": {"max_window_layers"},
     "seed_oss": {"residual_dropout"},  # we train without, as everywhere
+    "starcoder2": {"residual_dropout", "embedding_dropout"},
     "granitemoehybrid": {*_EXPERTS_AND_MAMBA.split(), "intermediate_size"},  # of which it has none
     "exaone4": {"sliding_window_pattern"},  # layer_types must be there
     # Its gate is always the same; the others say what num_experts_per_tok and the rotation say.
@@ -189,6 +192,7 @@ SWITCHES = {
     "use_sliding_window": Switch(False),
     "use_bidirectional_attention": Switch(False),
     "use_qk_norm": Switch(False),
+    "qk_layernorm": Switch(False),
     "is_causal": Switch(True),
     "clip_qkv": Switch(None),
     "router_jitter_noise": Switch(None, "noise on the routers' inputs would make training depend on it"),
@@ -351,8 +355,8 @@ KINDS: dict[str, Kind | Kinds] = {
     "shared_intermediate_size": _SIZE,
     **_all_of(_FACTOR, f"{_MULTIPLIERS} swiglu_alpha swiglu_limit"),
     "logit_scale": _FACTOR,
-    "norm_eps": _SHARE,
-    **_all_of(_FLAG, "attention_out_bias use_bias use_qk_norm"),
+    **_all_of(_SHARE, "norm_eps norm_epsilon"),
+    **_all_of(_FLAG, "attention_out_bias use_bias use_qk_norm use_qkv_bias"),
     "position_embedding_type": _TEXT,
     **_all_of(_POSITIONS, "n_positions max_position_embeddings original_max_position_embeddings"),
     "sliding_window": _POSITIONS,

@@ -256,3 +256,30 @@ def read_nemotron(config: Config) -> DecoderSpec:
         config: the fields that the family reads.
     """
     return replace(_with_biases(config, "nemotron"), norm="layer", norm_offset=1.0, gated_mlp=False)
+
+
+def read_stablelm(config: Config) -> DecoderSpec:
+    """StableLM: layer norms, a quarter of the dims rotated, attention and MLP in parallel in some models.
+
+    Args:
+        config: the fields that the family reads.
+    """
+    parallel = flag(config, "use_parallel_residual")
+    return replace(
+        llama_like(config, "stablelm"),
+        norm="layer",
+        parallel_residual=parallel,
+        shared_norm=parallel,
+        qkv_bias=flag(config, "use_qkv_bias"),
+    )
+
+
+def read_starcoder2(config: Config) -> DecoderSpec:
+    """StarCoder 2: layer norms, no gate.
+
+    Args:
+        config: the fields that the family reads.
+    """
+    bias = flag(config, "use_bias", True)
+    spec = _with_one_window(llama_like(config, "starcoder2"), config.get("sliding_window"))
+    return replace(spec, norm="layer", gated_mlp=False, qkv_bias=bias, out_bias=bias, mlp_bias=bias)

@@ -64,6 +64,8 @@ _USUAL = {
     "helium": _Usual(own_head_dim=True, base=1e5),
     "ernie4_5": _Usual(own_head_dim=True, tied=True, base=5e5),
     "glm4": _Usual(own_head_dim=True, share=0.5),
+    "stablelm": _Usual(share=0.25, norm_eps="layer_norm_eps"),
+    "starcoder2": _Usual(tied=True, activation=("hidden_act", "gelu_pytorch_tanh"), norm_eps="norm_epsilon"),
     "nemotron": _Usual(one_each=True, share=0.5, activation=("hidden_act", "relu2"), norm_eps="norm_eps"),
 }
 

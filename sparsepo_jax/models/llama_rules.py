@@ -43,7 +43,7 @@ def llama_rules(spec: DecoderSpec) -> list[Rule]:
     Args:
         spec: the decoder.
     """
-    norms = [*_norms(spec, _LLAMA_NORMS[spec.norms]), *_scale(spec)]
+    norms = [*_norms(spec, _llama_norms(spec)), *_scale(spec)]
     return [*_ends(spec), *norms, *_attention(spec, linear), *_mlp(spec)]
 
 
@@ -59,23 +59,13 @@ def gpt_oss_rules(spec: DecoderSpec) -> list[Rule]:
 
 
 def neighbours_rules(spec: DecoderSpec) -> list[Rule]:
-    """Families that are stored as Llama and rotate neighbouring dims: Helium, ERNIE 4.5.
+    """Families that are stored as Llama and rotate neighbouring dims: Cohere, Helium, ERNIE 4.5.
 
     Args:
         spec: the decoder.
     """
     attention = _attention(spec, functools.partial(interleaved, spec))
-    return [*_ends(spec), *_norms(spec, _LLAMA_NORMS[spec.norms]), *attention, *_mlp(spec)]
-
-
-def cohere_rules(spec: DecoderSpec) -> list[Rule]:
-    """Command R: one norm a layer; neighbouring dims are rotated.
-
-    Args:
-        spec: the decoder.
-    """
-    attention = _attention(spec, functools.partial(interleaved, spec))
-    return [*_ends(spec), *_norms(spec, {"input": "attn_norm"}), *attention, *_mlp(spec)]
+    return [*_ends(spec), *_norms(spec, _llama_norms(spec)), *attention, *_mlp(spec)]
 
 
 def phi3_rules(spec: DecoderSpec) -> list[Rule]:
@@ -87,7 +77,7 @@ def phi3_rules(spec: DecoderSpec) -> list[Rule]:
     names = ("attention.query", "attention.key", "attention.value")
     return [
         *_ends(spec),
-        *_norms(spec, _LLAMA_NORMS[spec.norms]),
+        *_norms(spec, _llama_norms(spec)),
         side_by_side(spec, f"{_LAYER}.self_attn.qkv_proj", names),
         *linear(f"{_LAYER}.self_attn.o_proj", "blocks.attention.out", bias=spec.out_bias),
         *_gate_and_up(spec, "mlp.gate_up_proj", "mlp.down_proj"),
@@ -112,10 +102,30 @@ def granite_hybrid_rules(spec: DecoderSpec) -> list[Rule]:
         spec: the decoder.
     """
     mlp = _gate_and_up(spec, "shared_mlp.input_linear", "shared_mlp.output_linear")
-    return [*_ends(spec), *_norms(spec, _LLAMA_NORMS[spec.norms]), *_attention(spec, linear), *mlp]
+    return [*_ends(spec), *_norms(spec, _llama_norms(spec)), *_attention(spec, linear), *mlp]
+
+
+def starcoder2_rules(spec: DecoderSpec) -> list[Rule]:
+    """StarCoder 2: the projections of its MLP are named as GPT-2's.
+
+    Args:
+        spec: the decoder.
+    """
+    return [
+        *_ends(spec),
+        *_norms(spec, _llama_norms(spec)),
+        *_attention(spec, linear),
+        *linear(f"{_LAYER}.mlp.c_fc", "blocks.up", bias=spec.mlp_bias),
+        *linear(f"{_LAYER}.mlp.c_proj", "blocks.down", bias=spec.mlp_bias),
+    ]
 
 
 # ---------------------------------------------------------------- parts of a decoder
+
+
+def _llama_norms(spec: DecoderSpec) -> dict[str, str]:
+    """Their layer norms -> ours. Where attention and MLP share one, it is that of the attention."""
+    return {"input": "attn_norm"} if spec.shared_norm else _LLAMA_NORMS[spec.norms]
 
 
 def _ends(spec: DecoderSpec) -> list[Rule]:

@@ -192,6 +192,11 @@ class Rotation:
         """Factor of rotated queries and keys."""
         return 1.0 if self.scaling is None else self.scaling.attention_factor
 
+    @property
+    def is_longrope(self) -> bool:
+        """Whether longer sequences than the original positions would be rotated otherwise."""
+        return isinstance(self.scaling, LongRopeScaling)
+
     def longest(self, positions: int) -> int:
         """The longest sequence that is rotated so, tokens.
 

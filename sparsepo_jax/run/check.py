@@ -199,7 +199,10 @@ def _computing(config: Config) -> str:
 def _max_length(config: Config, policy: Model, mistakes: list[str]) -> int:
     """The longest prompt + response, tokens."""
     try:
-        return length_limits(config.data, None if policy.spec is None else policy.spec.max_positions)[0]
+        positions = (
+            (None, "") if policy.spec is None else (policy.spec.max_positions, policy.spec.positions_note)
+        )
+        return length_limits(config.data, *positions)[0]
     except UserError as error:
         mistakes.append(str(error))
         return DEFAULT_LENGTH

@@ -36,7 +36,7 @@ def choice_lines(
     rows = max(1, training.batch_size // (training.accumulation * least_shards(mesh)))
     load = longest_load(
         rows,
-        length_limits(config.data, policy.max_positions),
+        length_limits(config.data, policy.max_positions, policy.positions_note),
         responses=responses,
         shared=config.compute.layout == "shared",
     )

@@ -162,7 +162,8 @@ def describe_model(model: Model) -> str:
             model.origin if model.origin == "none" else f"{model.origin}: family unknown, unknown parameters"
         )
     spec = model.spec
-    shape = f"{spec.num_layers} layers, width {spec.width:,}, {spec.max_positions:,} positions"
+    positions = f"{spec.max_positions:,} positions{spec.positions_note}"
+    shape = f"{spec.num_layers} layers, width {spec.width:,}, {positions}"
     count = f"{Count(model.parameters)} parameters"
     if spec.mixture is not None and model.parameters is not None:
         count += f", {Count(spec.active_parameter_count())} active"

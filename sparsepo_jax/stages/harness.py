@@ -75,8 +75,8 @@ def make_harness_model(run: Run) -> Any:
     length = settings.max_length or run.spec.max_positions
     if length > run.spec.max_positions:
         raise UserError(
-            f"harness.max_length: {length} tokens do not fit the model's {run.spec.max_positions} positions; "
-            "set it to these or less"
+            f"harness.max_length: {length} tokens do not fit the model's {run.spec.max_positions} positions"
+            f"{run.spec.positions_note}; set it to these or less"
         )
     check_batch("harness.batch_size", settings.batch_size, 1, run.mesh)
     policy = current_policy(run)

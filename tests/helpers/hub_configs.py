@@ -278,12 +278,23 @@ def shrunk(config: dict) -> dict:
         "num_experts": 4,
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
+        "original_max_position_embeddings": 48,
+        "shared_intermediate_size": 24,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
     }
     small = config | {name: size for name, size in sizes.items() if config.get(name)}
     if config.get("num_key_value_heads") is not None:
         small["num_key_value_heads"] = max(
             1, heads * config["num_key_value_heads"] // config["num_attention_heads"]
         )
-    if config.get("rope_scaling"):
-        small["rope_scaling"] = config["rope_scaling"] | {"original_max_position_embeddings": 16}
+    for name in ("layer_types", "no_rope_layers"):
+        if config.get(name):
+            small[name] = [config[name][0], config[name][-1]]
+    for name in ("rope_scaling", "rope_parameters"):
+        if config.get(name):
+            small[name] = config[name] | {"original_max_position_embeddings": 16}
+            for factors in {"short_factor", "long_factor"} & config[name].keys():
+                pairs = int(8 * config.get("partial_rotary_factor", 1.0)) // 2
+                small[name][factors] = [1.0 + 0.5 * pair for pair in range(pairs)]
     return small

@@ -267,6 +267,16 @@ CONFIGS = {
     "helium": LLAMA | {"model_type": "helium", "head_dim": 4, "mlp_bias": True},
     "ernie4_5": LLAMA | {"model_type": "ernie4_5", "head_dim": 6, "use_bias": True},
     "glm4": LLAMA | {"model_type": "glm4", "head_dim": 8, "pad_token_id": 0, "eos_token_id": [1]},
+    "stablelm, parallel": LLAMA
+    | {
+        "model_type": "stablelm",
+        "head_dim": 4,
+        "layer_norm_eps": 1e-5,
+        "use_qkv_bias": True,
+        "use_parallel_residual": True,
+        "partial_rotary_factor": 0.5,
+    },
+    "starcoder2": LLAMA | {"model_type": "starcoder2", "norm_epsilon": 1e-5, "sliding_window": 5},
     "nemotron": LLAMA | {"model_type": "nemotron", "norm_eps": 1e-5},
     "qwen3 moe": QWEN3_MOE,
     "qwen3 moe, shares of all experts": QWEN3_MOE | {"norm_topk_prob": False, "num_experts_per_tok": 3},
