@@ -203,8 +203,8 @@ CONFIGS = {
     "phi4 mini": LLAMA
     | {
         "model_type": "phi3",
-        "head_dim": 8,
-        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
         "partial_rotary_factor": 0.5,
         "original_max_position_embeddings": 24,
         "rope_scaling": {"type": "longrope", "short_factor": [1.5, 3.0], "long_factor": [2.0, 5.0]},
