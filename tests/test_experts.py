@@ -14,6 +14,7 @@ from helpers.configs import make_config
 from helpers.parity import IDS, VALID, load_ours, make_theirs, our_logits, their_outputs
 from helpers.tiny import CONFIGS, GPT2, QWEN3_MOE, random_batch
 from helpers.tolerances import GRADIENT, PARITY_LOGITS, SHARDED, TOKEN
+from sparsepo_jax.build.compute import choose_experts as choose_kernel
 from sparsepo_jax.build.lora import make_lora
 from sparsepo_jax.build.objective import make_problem
 from sparsepo_jax.build.step import make_step
@@ -30,7 +31,7 @@ from sparsepo_jax.models.export import save_hf, save_peft
 from sparsepo_jax.models.lora import Lora, dequantized, hold_base, merge_adapters, split_adapters
 from sparsepo_jax.models.mixture import Mixture
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.ops import grouped
+from sparsepo_jax.ops import grouped, grouped_kernels
 from sparsepo_jax.ops.grouped import Dispatch, group_by_expert
 from sparsepo_jax.ops.routing import (
     RouterSums,
@@ -53,7 +54,7 @@ MIXTURES = {
     "all experts": (Mixture(3, 3, 8), 5),
     "gpt-oss": (Mixture(5, 2, 12, normalised=True, bias=True, swiglu=(1.702, 0.7)), 9),
 }
-KERNELS = ("blocks", "ragged")
+KERNELS = ("blocks", "ragged", "triton")
 
 
 @functools.cache
@@ -94,8 +95,9 @@ def outputs_and_gradients(kernel, name):
 
 @pytest.mark.parametrize("name", MIXTURES)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_grouped_products_equal_every_expert_on_every_token(kernel, name):
+def test_grouped_products_equal_every_expert_on_every_token(kernel, name, monkeypatch):
     """Kills: a row that is dropped or counted twice, a gradient of another expert."""
+    monkeypatch.setattr(grouped_kernels, "INTERPRET", True)
     (out, gradient), (plain, derived) = (outputs_and_gradients(k, name) for k in (kernel, "dense"))
     np.testing.assert_allclose(out, plain, rtol=TOKEN, atol=TOKEN * float(jnp.abs(plain).max()))
     for ours, theirs in zip(*map(jax.tree.leaves, (gradient, derived)), strict=True):
@@ -417,3 +419,34 @@ def test_experts_are_held_in_fewer_bits_one_by_one(held):
 def test_adapters_of_experts_that_peft_could_not_load_are_refused(lora, words):
     with pytest.raises(UserError, match=words):
         make_lora(make_config(po={"lora": lora}).po, "po", spec_from_hf(QWEN3_MOE))
+
+
+def test_our_kernels_lower_to_triton():
+    """Without a GPU. Kills: a tile that is no power of two, an operation that Triton lacks."""
+    mixture, stacks, x_BSD, logits_BSE = drawn("gpt-oss")
+    mlp = Mlp(mixture, "silu", 0.5, "triton")
+
+    def loss(stacks, x_BSD):
+        choice_BSK = choose_experts(logits_BSE, mixture.chosen)
+        share_BSK = shares_of(logits_BSE, choice_BSK, normalised=True)
+        return mlp(stacks, (x_BSD, share_BSK, choice_BSK), 0).sum()
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        inputs = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), (stacks, x_BSD))
+        text = jax.jit(jax.grad(loss)).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
+        assert text.count("grouped_product") > 6 and "grouped_weight_gradient" in text
+
+
+def test_a_kernel_of_other_devices_is_refused():
+    mesh = make_mesh(None, 1, 1)
+    with pytest.raises(UserError, match="triton runs on GPU, and these devices are cpu"):
+        choose_kernel(make_config(compute={"experts": "triton"}), mesh)
+    assert choose_kernel(make_config(compute={"experts": "dense"}), mesh) == "dense"
+
+
+def test_a_mask_of_the_group_mlp_alone_is_refused():
+    """Kills: a mask without any activation, which would be a division by zero."""
+    config = make_config(objective={"kind": "mapo", "mask": {"kind": "activation", "groups": ["mlp"]}})
+    spec = spec_from_hf(QWEN3_MOE)
+    with pytest.raises(UserError, match="mlp alone is not supported for qwen3_moe"):
+        make_problem(config, spec, spec, make_mesh(None, 1, 1))

@@ -240,6 +240,7 @@ SECTIONS: dict[type[Section], tuple[str, dict[str, Knob]]] = {
             "unroll": ({}, True, settings_of_problem),
             "layout": ({}, "plain", computing),
             "attention": ({}, "xla", computing),
+            "experts": ({}, "dense", settings_of_problem),
         },
     ),
     Head: (

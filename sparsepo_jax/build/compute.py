@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsepo_jax.config.derive import batch_problem
+from sparsepo_jax.config.schema.compute import Experts
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.host_memory import HOST
@@ -147,6 +148,16 @@ def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], mesh: Mesh)
             f"{device.platform}; take auto"
         )
     return cast(AttentionKernel, choices.choose_attention(config, specs, device).value)
+
+
+def choose_experts(config: Config, mesh: Mesh) -> Experts:
+    """What computes the products of experts. UserError if these devices cannot run it."""
+    asked, platform = config.compute.experts, platform_of(mesh)
+    if asked == "triton" and platform != "gpu":
+        raise UserError(
+            f"compute.experts: triton runs on GPU, and these devices are {platform}; take auto or blocks"
+        )
+    return asked
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool]:

@@ -4,7 +4,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from sparsepo_jax.build.choices import reading_choices
-from sparsepo_jax.build.compute import choose_attention, compute_dtype
+from sparsepo_jax.build.compute import choose_attention, choose_experts, compute_dtype
 from sparsepo_jax.build.models import decoder_graph
 from sparsepo_jax.config.derive import mask_of
 from sparsepo_jax.config.schema.root import Config
@@ -90,6 +90,11 @@ def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
                 f"objective.mask.groups: logits is not supported for {spec.family}, whose logits are capped; "
                 "leave it out"
             )
+        if spec.mixture is not None and set(mask.groups) == {"mlp"}:
+            raise UserError(
+                f"objective.mask.groups: mlp alone is not supported for {spec.family}, whose experts have no "
+                "activation that all tokens share; add another group"
+            )
         try:
             points = choose_points(spec.family, tuple(mask.groups), mask.official)
         except ValueError as error:
@@ -141,7 +146,7 @@ def make_problem(
         unroll=choices.unroll.value,
         attention=choose_attention(config, (policy, reference), mesh),
         constrain=make_constrain(mesh),
-        dispatch=dispatch_on(platform_of(mesh), make_spread_experts(mesh)),
+        dispatch=dispatch_on(platform_of(mesh), make_spread_experts(mesh), choose_experts(config, mesh)),
         replays_routing=_replays_routing(config, policy, reference),
         spread=make_spread(mesh),
         head_blocks=HeadBlocks(

@@ -10,7 +10,7 @@ Weights of experts are stacks [E, in, out], in a decoder [L, E, in, out]:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,15 +55,20 @@ class Routing(NamedTuple):
     choice_BSK: Int[Array, "B S K"] | None = None
 
 
-def dispatch_on(platform: str, spread: Callable[..., Array]) -> Dispatch:
+def dispatch_on(
+    platform: str, spread: Callable[..., Array], kernel: GroupedKernel | Literal["auto"] = "auto"
+) -> Dispatch:
     """Where and by what experts are computed.
 
     Args:
         platform: cpu, gpu or tpu.
         spread: over the devices, see sharding/experts.
+        kernel: auto: the one that suits the platform.
     """
-    kernels: dict[str, GroupedKernel] = {"tpu": "ragged"}
-    return Dispatch(kernels.get(platform, "blocks"), spread)
+    if kernel == "auto":
+        suiting: dict[str, GroupedKernel] = {"gpu": "triton", "tpu": "ragged"}
+        kernel = suiting.get(platform, "blocks")
+    return Dispatch(kernel, spread)
 
 
 class ExpertLora(nnx.Module):

@@ -32,7 +32,8 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (rf"{_BLOCKS}down\.kernel", (None, "tensor", "fsdp")),
     (rf"{_BLOCKS}down\.bias", (None, None)),
     # Whole experts: tokens travel to them, see sharding/experts.
-    (rf"{_BLOCKS}experts\.router\.(weight|bias)", ()),
+    (rf"{_BLOCKS}experts\.router\.weight", (None, EXPERTS, None)),
+    (rf"{_BLOCKS}experts\.router\.bias", ()),
     (rf"{_BLOCKS}experts\.(up|gate|down)\.(kernel|bias|lora\.lora_[ab])", (None, EXPERTS)),
     (rf"{_BLOCKS}(attention\.(query|key)_norm|output)\.scale", ()),
     (rf"({_BLOCKS}(attn|mlp)(_post)?_norm|final_norm)\.(scale|bias)", ()),
