@@ -30,6 +30,8 @@ CHATS = {
     "qwen3_1_7b": CONFIGS["qwen3"],
     "qwen3_8b": CONFIGS["qwen3"],
     "gemma3_4b": CONFIGS["gemma3, local and global layers"],
+    "smollm3_3b": CONFIGS["smollm3, no positions in every second layer"],
+    "olmo3_7b": CONFIGS["olmo3, windows, yarn without them"],
     "qwen3_30b_a3b_lora": CONFIGS["qwen3 moe"],
     "gpt_oss_20b_lora": CONFIGS["gpt-oss"],
 }

@@ -29,24 +29,20 @@ from sparsepo_jax.models.wrappers import WRAPPERS, read_text_config, read_wrappi
 
 GEMMA = WRAPPED["gemma3 around gemma3_text"]
 QWEN = WRAPPED["qwen2_5_vl"]
-EXPORTED = [
+# Those that differ most, and one of each way of naming tensors; the others run among the slow tests.
+QUICK = ("gemma3 around gemma3_text", "mistral3 around ministral3", "qwen2_5_vl", "idefics3 around llama")
+EXPORTED = (
     "gemma3 around gemma3_text",
     "qwen2_5_vl",
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("mistral3 around mistral", "qwen3_vl", "smolvlm around llama, tied")
-    ),
-]
+    "mistral3 around mistral",
+    "qwen3_vl",
+    "smolvlm around llama, tied",
+)
 TRAIN = {"steps": 2, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.01}}
 
 
-def first_of_each(configs):
-    """One of each wrapper among the quick tests, the others among the slow ones."""
-    seen = set()
-    for name, config in configs.items():
-        again = config["model_type"] in seen
-        seen.add(config["model_type"])
-        yield pytest.param(config, id=name, marks=pytest.mark.slow if again else ())
+def slow_but(quick, names):
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
 def outputs(model, ids_BS, valid_BS):
@@ -58,13 +54,13 @@ def outputs(model, ids_BS, valid_BS):
         )
 
 
-@pytest.mark.parametrize("config", first_of_each(WRAPPED))
-def test_logits_and_states_equal_transformers(config, tmp_path):
+@pytest.mark.parametrize("name", slow_but(QUICK, WRAPPED))
+def test_logits_and_states_equal_transformers(name, tmp_path):
     """The names on disk are those of older files (as transformers saves by default) and of its modules.
 
     Positions are left to transformers: three kinds of them in Qwen's models, which are the same for text.
     """
-    model = make_theirs(config)
+    model = make_theirs(WRAPPED[name])
     ids_BS = np.random.default_rng(0).integers(0, 29, (2, 9))
     for old_names, valid_BS in ((True, np.ones((2, 9), bool)), (False, np.arange(9)[::-1] < [[9], [6]])):
         model.save_pretrained(tmp_path, save_original_format=old_names)
@@ -144,7 +140,7 @@ def without(config, *names):
     return {name: value for name, value in config.items() if name not in names} | {"text_config": text}
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", slow_but(QUICK[:1], EXPORTED))
 def test_an_export_is_the_same_model_with_another_text_model(name, tmp_path):
     """Every tensor outside of the text model bit for bit in its own type; names, config and processor too."""
     dtype = torch.bfloat16 if name == "qwen3_vl" else torch.float32
@@ -174,7 +170,7 @@ def test_an_export_is_the_same_model_with_another_text_model(name, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["gemma3 around gemma3_text", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", slow_but(QUICK[:1], EXPORTED[:2]))
 def test_an_adapter_fits_the_text_model_within(name, tmp_path):
     """PEFT puts it there, and on no module of the tower that is called the same; so do we, by both names."""
     from peft import PeftModel
