@@ -407,6 +407,8 @@ RECIPES = {
     "ultrafeedback": "Qwen3-0.6B",
     "qwen3_8b": "Qwen3-8B",
     "gemma3_4b": "gemma-3-4b-it",
+    "smollm3_3b": "SmolLM3-3B",
+    "olmo3_7b": "Olmo-3-7B-Instruct",
     "qwen3_30b_a3b_lora": "Qwen3-30B-A3B",
     "gpt_oss_20b_lora": "gpt-oss-20b",
 }

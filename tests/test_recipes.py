@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,8 @@ def rows(task: str, n: int) -> dict:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_recipe_has_a_plan_without_a_network(path):
     plan = make_plan_text(load_config(str(path), [])[0])
-    assert "parameters (" in plan and "bytes per device: weights" in plan and "unknown parameters" not in plan
+    assert re.search(r"parameters(, [\d,]+ active)? \(", plan)
+    assert "unknown parameters" not in plan and "bytes per device: weights" in plan
 
 
 QUICK = {"imdb", "ultrafeedback"}  # the others run shrunk among the slow tests
@@ -122,6 +124,8 @@ def test_a_recipe_runs_shrunk(path, tmp_path):
         ]
     if task in CHATS:  # bytes have no chat template
         overrides += ["data.template=paper", "data.template_arguments={}"]
+    if config.data.max_length is not None:
+        overrides.append("data.max_length=null")
     if config.data.holdout is not None:
         overrides.append("data.holdout.share=0.3")
     assert main(["--config", str(path), *overrides]) == 0
