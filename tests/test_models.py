@@ -325,7 +325,7 @@ def assert_each_is_a_spec_or_one_line(config, changes):
         except SpecError as error:
             assert str(error).isprintable() and len(str(error)) < 600, str(error)
             refused += 1
-    assert specs > 20 and refused > 500
+    return specs, refused
 
 
 @every_family
@@ -336,7 +336,9 @@ def test_a_config_with_any_value_anywhere_is_a_spec_or_one_line(config):
     """
     others = {"rotary", "auto_map", "architectures", "id2label", "unknown", *ROTARY}
     names = config.keys() | field_tables.READ[config["model_type"]] | field_tables.SWITCHES.keys() | others
-    assert_each_is_a_spec_or_one_line(config, [{name: value} for name in names for value in HOSTILE])
+    changes = [{name: value} for name in names for value in HOSTILE]
+    specs, refused = assert_each_is_a_spec_or_one_line(config, changes)
+    assert specs > 20 and refused > 500
 
 
 @pytest.mark.parametrize("name", ["neox", "llama", "gemma3, local and global layers", "phi4 mini"])
@@ -353,8 +355,8 @@ def test_rotary_fields_with_any_value_are_a_spec_or_one_line(name):
         for value in HOSTILE
         for place, form in forms
     ]
-    assert len(ROTARY) == 19 and len(changes) > 1000
-    assert_each_is_a_spec_or_one_line(CONFIGS[name], changes)
+    specs, refused = assert_each_is_a_spec_or_one_line(CONFIGS[name], changes)
+    assert len(ROTARY) == 19 and specs and refused > 500
 
 
 def test_gemmas_local_layers_follow_the_pattern_of_the_config():
