@@ -165,7 +165,12 @@ class ProportionalScaling:
     attention_factor = 1.0
 
     def frequencies(self, rotary_dim: int, base: float) -> np.ndarray:
-        """As `plain_frequencies`, stretched; zeros for pairs that do not turn."""
+        """As `plain_frequencies`, stretched; zeros for pairs that do not turn.
+
+        Args:
+            rotary_dim: see there.
+            base: see there.
+        """
         turning = np.arange(rotary_dim // 2) < int(self.share * rotary_dim // 2)
         return np.where(turning, plain_frequencies(rotary_dim, base) / self.factor, 0.0)
 
