@@ -142,13 +142,9 @@ def _rule(
         return jnp.moveaxis(x, (1, 2), (0, 2 + len(heads)))
 
     G = N // K
-    chunks = _chunks(
-        cut(_scaled_query(q_RSKH), K),
-        cut(_of_length_1(k_RSKH), K),
-        *(cut(x, K, G) for x in (v_RSNX, log_decay_RSN, rate_RSN)),
-        _places_of_chunks(places),
-        branched,
-    )
+    v, log_decay, rate = (cut(x, K, G) for x in (v_RSNX, log_decay_RSN, rate_RSN))
+    q, k = cut(_scaled_query(q_RSKH), K), cut(_of_length_1(k_RSKH), K)
+    chunks = _chunks(q, k, v, log_decay, rate, _places_of_chunks(places), branched)
     empty_RKGMHX = jnp.zeros((R, K, G, chunks.kept_RKGMZ.shape[-1], H, X))
     memories_RKGMHX, out_IRKGCX = jax.lax.scan(_step, empty_RKGMHX, chunks)
     out_RSNX = jnp.moveaxis(out_IRKGCX, (0, 4), (1, 2)).reshape(R, -1, N, X)[:, :S]
