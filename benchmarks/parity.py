@@ -135,20 +135,19 @@ def main() -> int:
     configs = CONFIGS | WRAPPED
     parts = sys.argv[1:] or [""]
     wanted = [name for name in configs if any(part in name for part in parts)]
-    old = kept_rows() if sys.argv[1:] else {}
     print("| " + " | ".join(("family", *COLUMNS)) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
-    rows = {name: old[name] for name in configs if name in old}
+    versions = {"torch": torch.__version__, "transformers": version("transformers")}
     for name in wanted:
-        rows[name] = row(configs[name])
-        *differences, same, ratio = rows[name].values()
+        figures = row(configs[name])
+        *differences, same, ratio = figures.values()
         cells = [name, *(f"{x:.0e}" for x in differences), "same" if same else "DIFFERENT", f"{ratio:.2f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
-        if not is_sound(rows[name]):
+        if not is_sound(figures):
             print("OUT OF TOLERANCE")
             return 1
-        kept = {other: rows[other] for other in configs if other in rows}
-        versions = {"torch": torch.__version__, "transformers": version("transformers")}
-        path = save_result("parity", versions | {"rows": kept})
+        kept = kept_rows() | {name: figures}
+        rows = {other: kept[other] for other in configs if other in kept}
+        path = save_result("parity", versions | {"rows": rows})
     print(f"all within tolerance: {path}")
     return 0
 

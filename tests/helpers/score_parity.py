@@ -68,13 +68,17 @@ def largest_difference(model: torch.nn.Module, directory: Path, records: list[di
     for row, record in zip(ROWS, records, strict=True):
         for name in ("chosen", "rejected"):
             text = f"{END}{row['prompt']}{row[name]}{END}"
-            ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
-            assert len(ids) == 2 + len(row["prompt"]) + len(row[name])
-            assert record["prompt_ids"] + record[name]["token_ids"] == ids.tolist()
+            whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert len(whole) == 2 + len(row["prompt"]) + len(row[name])
+            seam = 1 + len(row["prompt"])
+            prompt, response = record["prompt_ids"], record[name]["token_ids"]
+            # A model for few positions gets the prompt's end, after begin, and the response's beginning.
+            assert prompt == [whole[0], *whole[:seam][1 - len(prompt) :]]
+            assert response == whole[seam:][: len(response)] and len(response) > 3
+            ids = torch.tensor(prompt + response)
             with torch.no_grad():
                 logp_SV = torch.log_softmax(model(input_ids=ids[None]).logits[0], dim=-1)
-            begin = len(record["prompt_ids"])
-            expected = logp_SV[torch.arange(begin - 1, len(ids) - 1), ids[begin:]].numpy()
+            expected = logp_SV[torch.arange(len(prompt) - 1, len(ids) - 1), ids[len(prompt) :]].numpy()
             for field in ("logp", "ref_logp"):
                 worst = max(worst, float(np.abs(np.array(record[name][field]) - expected).max()))
     return worst
