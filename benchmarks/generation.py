@@ -24,8 +24,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from work import save_result
 
+from sparsepo_jax.build.loading import load_weights
 from sparsepo_jax.build.models import decoder_graph
-from sparsepo_jax.build.weights import load_weights
 from sparsepo_jax.core.types import PromptBatch
 from sparsepo_jax.generate.sampler import Sampling, generate, make_sampler
 from sparsepo_jax.models.directory import read_config

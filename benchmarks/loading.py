@@ -35,7 +35,7 @@ CONFIG = {
 LOAD = """
 import re, sys, time
 from pathlib import Path
-from sparsepo_jax.build.weights import load_weights
+from sparsepo_jax.build.loading import load_weights
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.directory import read_config

@@ -56,7 +56,8 @@ def make_adapted(config, directory, *, base=None, seed=1, **settings):
 
 def merged_weights(directory):
     """base with the adapter in it, merged on a mesh of eight devices."""
-    from sparsepo_jax.build.weights import add_adapter, load_weights
+    from sparsepo_jax.build.loading import load_weights
+    from sparsepo_jax.build.weights import add_adapter
 
     mesh, spec = make_mesh(None, 2, 2, None), load_ours(directory / "base")[0]
     weights = load_weights(str(directory / "base"), spec, mesh)

@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 
 from helpers.parity import bfloat16_errors, load_ours, make_theirs, our_logits, our_states, their_outputs
-from helpers.tiny import CONFIGS, GEMMA3, GPT2, GPTJ, LLAMA, LONGROPE, NEOX, YARN
+from helpers.tiny import CONFIGS, GEMMA3, GPT2, GPT_OSS, GPTJ, LLAMA, LONGROPE, NEOX, QWEN3_MOE, YARN
 from helpers.tolerances import BFLOAT16, PARITY_LOGITS
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import merge_module, split_module
@@ -23,6 +23,7 @@ from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.directory import read_config
 from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.families import FAMILIES
+from sparsepo_jax.models.lora import hold_base
 from sparsepo_jax.models.spec import ignored_note, spec_from_hf
 from sparsepo_jax.models.stored_tensors import SafeTensors, find_checkpoint
 from sparsepo_jax.ops.attention import Given
@@ -110,23 +111,30 @@ def test_a_sharded_checkpoint_loads_like_one_file(tmp_path):
     assert all(np.array_equal(weights[path], expected[path]) for path in expected)
 
 
-@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)])
-def test_weights_are_streamed_onto_a_mesh(axes, tmp_path):
-    """As sharded as the rules say, the same numbers."""
-    from sparsepo_jax.build.weights import load_weights
+@pytest.mark.parametrize("held", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("config", "axes"), [(GPTJ, (8, 1, 1)), (GPTJ, (2, 2, 2)), (QWEN3_MOE, (1, 2, 4)), (GPT_OSS, (2, 2, 2))]
+)
+def test_weights_are_streamed_onto_a_mesh(config, axes, held, tmp_path):
+    """As sharded as the rules say, the same numbers, in the type in which they will be held.
+
+    Kills: an expert in another's place; norms or biases that are rounded, too.
+    """
+    from sparsepo_jax.build.loading import load_weights
     from sparsepo_jax.sharding.mesh import make_mesh
     from sparsepo_jax.sharding.rules import weight_shardings
 
-    make_theirs(GPTJ).save_pretrained(tmp_path, max_shard_size="10KB")
+    make_theirs(config).save_pretrained(tmp_path, max_shard_size="10KB")
     spec, _, expected = load_ours(tmp_path)
+    expected = hold_base(expected, held)
     mesh = make_mesh(*axes)
-    weights = load_weights(str(tmp_path), spec, mesh)
+    weights = load_weights(str(tmp_path), spec, mesh, held)
     shardings = weight_shardings({path: x.shape for path, x in expected.items()}, mesh)
     assert weights.keys() == expected.keys()
     is_sharded = any(not x.sharding.is_fully_replicated for x in weights.values())
     assert is_sharded == (axes != (8, 1, 1))
     for path, x in weights.items():
-        assert x.sharding.is_equivalent_to(shardings[path], x.ndim)
+        assert x.sharding.is_equivalent_to(shardings[path], x.ndim) and x.dtype == expected[path].dtype
         np.testing.assert_array_equal(x, expected[path])
 
 

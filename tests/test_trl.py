@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from helpers.tiny import pair_table
 from helpers.tolerances import TRAINED
 from sparsepo_jax.build.compute import put_on
+from sparsepo_jax.build.loading import load_weights
 from sparsepo_jax.build.models import policy_config, read_spec
 from sparsepo_jax.build.objective import make_problem
 from sparsepo_jax.build.step import make_step
-from sparsepo_jax.build.weights import load_weights
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.data.packing import Shape, pack
 from sparsepo_jax.sharding.mesh import make_mesh

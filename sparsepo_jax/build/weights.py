@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
@@ -24,8 +23,6 @@ from sparsepo_jax.models.adapter import Adapter
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import BaseType, Lora, hold_base, is_block_matrix
-from sparsepo_jax.models.stored_tensors import SafeTensors, find_checkpoint
-from sparsepo_jax.models.weights import stream_hf
 from sparsepo_jax.sharding.mesh import (
     lay,
 )
@@ -36,28 +33,6 @@ from sparsepo_jax.sharding.rules import (
     weight_shardings,
 )
 from sparsepo_jax.train.forward import Problem
-
-
-def load_weights(path: str, spec: DecoderSpec, mesh: Mesh) -> Weights:
-    """The weights of a Hugging Face checkpoint, on the mesh.
-
-    They are read tensor by tensor, so that the host never holds the complete model.
-    """
-    shapes = weight_shapes(spec)
-    shardings = weight_shardings(shapes, mesh)
-    weights: Weights = {}
-    for name, place, value in stream_hf(spec, SafeTensors(find_checkpoint(path)), shapes, path):
-        if place is None:
-            weights[name] = lay(np.asarray(value, np.float32), shardings[name])
-            continue
-        if name not in weights:
-            weights[name] = jnp.zeros(shapes[name], jnp.float32, device=shardings[name])
-        # Wait: tensors that are read faster than they are stored would pile up.
-        weights[name] = _put_into(shardings[name], False)(
-            weights[name], np.asarray(value, np.float32), place
-        ).block_until_ready()
-        del value
-    return weights
 
 
 @functools.cache

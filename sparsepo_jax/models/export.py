@@ -6,7 +6,7 @@ Mask nets lie beside the model, in masks.safetensors.
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,13 @@ def save_hf(
 ) -> None:
     """Writes config.json, generation_config.json, safetensors, masks.safetensors and README.md.
 
+    The weights are fetched one tensor after the other, and those of one file are held at a time.
+
     Args:
-        directory: to write into; files of an earlier export there are replaced.
+        directory: to write into; files of an earlier export there are replaced once all weights are written.
         spec: the decoder.
         hf_config: the content of config.json that the decoder was read from.
-        weights: our arrays by path, on any device.
+        weights: our arrays by path, on any device, or what is indexed as they are.
         masks: tensors of the mask nets under their official names; {} writes no file.
         card: the text of README.md.
         dtype: type of the weights, float32, float16 or bfloat16.
@@ -68,9 +70,16 @@ def save_hf(
     """
     kept = {} if source is None else SafeTensors(source).files()
     stored_name = name_in(spec.wrapping, kept)
-    tensors = ((stored_name(name), _cast(name, tensor, dtype)) for name, tensor in to_hf(spec, weights))
-    shards = _split_into_shards(tensors, shard_bytes)
+    tensors = ((stored_name(name), tensor) for name, tensor in _cast_tensors(spec, weights, dtype))
+    there_before = directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
+    shards = _Shards(directory, shard_bytes)
+    try:
+        shards.write(tensors, {name: kept[name] for name in carried_names(spec.wrapping, kept)})
+    except UserError:
+        if not there_before:
+            directory.rmdir()
+        raise
     config = with_text_fields(with_dtype(hf_config, dtype), {"vocab_size": spec.vocab_size})
     config["architectures"] = [architecture(spec)]
     config.pop("transformers_weights", None)  # names a file of the checkpoint that was read
@@ -80,7 +89,7 @@ def save_hf(
         (directory / GENERATION).unlink(missing_ok=True)
     else:
         _write_json(directory / GENERATION, generation)
-    _save_weights(directory, shards, {name: kept[name] for name in carried_names(spec.wrapping, kept)})
+    shards.take_their_place()
     _save_masks(directory, masks)
     (directory / "README.md").write_text(card)
 
@@ -89,42 +98,85 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def _split_into_shards(
-    tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int
-) -> list[dict[str, np.ndarray]]:
-    """The tensors in order, in as few parts as hold at most so many bytes each."""
-    shards: list[dict[str, np.ndarray]] = [{}]
-    for name, tensor in tensors:
-        if shards[-1] and sum(x.nbytes for x in shards[-1].values()) + tensor.nbytes > shard_bytes:
-            shards.append({})
-        shards[-1][name] = tensor
-    return shards
+class _Shards:
+    """Files of weights, under names that nothing reads until all of them are written."""
+
+    def __init__(self, directory: Path, most_bytes: int):
+        self._directory = directory
+        self._most_bytes = most_bytes
+        self._waiting: dict[str, np.ndarray] = {}
+        self._written: list[tuple[Path, list[str]]] = []
+        self._total = 0
+
+    def write(self, tensors: Iterable[tuple[str, np.ndarray]], carried: Mapping[str, Path]) -> None:
+        """Writes the tensors in order, in as few files as hold at most so many bytes each.
+
+        Only those of one file are in memory. If one cannot be written, no file is left.
+
+        carried: files of tensors that are copied as they are, by name; they get a file of their own.
+        """
+        try:
+            for name, tensor in tensors:
+                size = sum(x.nbytes for x in self._waiting.values()) + tensor.nbytes
+                if self._waiting and size > self._most_bytes:
+                    self._flush()
+                self._waiting[name] = tensor
+                del tensor
+            self._flush()
+            if carried:
+                self._total += copy_tensors(carried, self._new(list(carried)))
+        except BaseException:
+            for path, _ in self._written:
+                path.unlink(missing_ok=True)
+            raise
+
+    def _new(self, names: list[str]) -> Path:
+        path = self._directory / f"unfinished-{len(self._written) + 1:05d}"
+        self._written.append((path, names))
+        return path
+
+    def _flush(self) -> None:
+        from safetensors.numpy import save_file
+
+        save_file(self._waiting, self._new(list(self._waiting)), metadata={"format": "pt"})
+        self._total += sum(x.nbytes for x in self._waiting.values())
+        self._waiting = {}
+
+    def take_their_place(self) -> None:
+        """Puts the files in the place of those that were there, with an index if there are several."""
+        for old in (*self._directory.glob("model*.safetensors"), *self._directory.glob(INDEX)):
+            old.unlink()
+        if len(self._written) == 1:
+            self._written[0][0].rename(self._directory / SINGLE)
+            return
+        weight_map: dict[str, str] = {}
+        for number, (path, names) in enumerate(self._written, start=1):
+            file = f"model-{number:05d}-of-{len(self._written):05d}.safetensors"
+            path.rename(self._directory / file)
+            weight_map |= dict.fromkeys(names, file)
+        index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+        (self._directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _save_weights(directory: Path, shards: list[dict[str, np.ndarray]], carried: Mapping[str, Path]) -> None:
-    """Writes model.safetensors, or several files and their index, and removes those that were there.
+def fetch_as_written(spec: DecoderSpec, weights: Mapping[str, Any], dtype: str) -> None:
+    """Fetches what `save_hf` would write, and raises what it would: for the processes that write nothing.
 
-    carried: files of tensors that are copied as they are, by name; they get a file of their own.
+    Args:
+        spec: the decoder.
+        weights: our arrays by path, as the process that writes has them.
+        dtype: type of the weights.
+
+    Raises:
+        UserError: a weight is too large for float16.
     """
-    from safetensors.numpy import save_file
+    for _ in _cast_tensors(spec, weights, dtype):
+        pass
 
-    for old in (*directory.glob("model*.safetensors"), *directory.glob(INDEX)):
-        old.unlink()
-    if len(shards) == 1 and not carried:
-        save_file(shards[0], directory / SINGLE, metadata={"format": "pt"})
-        return
-    weight_map: dict[str, str] = {}
-    files = len(shards) + bool(carried)
-    names = [f"model-{number:05d}-of-{files:05d}.safetensors" for number in range(1, files + 1)]
-    for name, shard in zip(names, shards, strict=False):
-        save_file(shard, directory / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, name)
-    total_size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    if carried:
-        total_size += copy_tensors(carried, directory / names[-1])
-        weight_map |= dict.fromkeys(carried, names[-1])
-    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+def _cast_tensors(
+    spec: DecoderSpec, weights: Mapping[str, Any], dtype: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    return ((name, _cast(name, tensor, dtype)) for name, tensor in to_hf(spec, weights))
 
 
 def _cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:

@@ -130,21 +130,22 @@ def hold_base(base: Weights, held: BaseType) -> HeldWeights:
     Raises:
         UserError: int8 or nf4 without the package qwix.
     """
-    if held != "bfloat16":
-        base = {path: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x for path, x in base.items()}
     if held == "float32":
-        return base
+        return {path: _in_type(x, jnp.float32) for path, x in base.items()}
     if held == "bfloat16":
-        return {path: _in_bfloat16(x) if is_matrix(path) else x for path, x in base.items()}
+        return {path: _in_type(x, jnp.bfloat16) if is_matrix(path) else x for path, x in base.items()}
     quantize = _quantizer(held)
-    return {
-        path: quantize(x) if path.startswith("blocks.") and path.endswith(".kernel") else x
-        for path, x in base.items()
-    }
+
+    def held_weight(path: str, x: Array) -> Any:  # one after the other: only one is there in float32, too
+        if path.startswith("blocks.") and path.endswith(".kernel"):
+            return quantize(x)
+        return _in_type(x, jnp.float32)
+
+    return {path: held_weight(path, x) for path, x in base.items()}
 
 
-def _in_bfloat16(x: Array) -> Array:
-    return x if x.dtype == jnp.bfloat16 else x.astype(jnp.bfloat16)  # the array itself, not a copy
+def _in_type(x: Array, dtype: DTypeLike) -> Array:
+    return x if x.dtype == dtype else x.astype(dtype)  # the array itself, not a copy
 
 
 @functools.cache
@@ -160,7 +161,7 @@ def _quantizer(held: Literal["int8", "nf4"]) -> Callable[[Array], Any]:
         summed = x.ndim - 2
         tiled = held == "nf4" and x.shape[summed] % TILE == 0
         return qwix.quantize(
-            x,
+            x.astype(jnp.float32),
             "nf4" if held == "nf4" else jnp.int8,
             channelwise_axes=tuple(axis for axis in range(x.ndim) if axis != summed),
             tiled_axes={summed: TILE} if tiled else {},

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from sparsepo_jax.build.models import exported_configs
 from sparsepo_jax.build.tokenizer import tokenizer_directory
@@ -85,11 +86,12 @@ def _exported_dtype(run: Run) -> str:
 
 def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None:
     """Writes a Hugging Face directory, in the first process."""
-    from sparsepo_jax.models.export import copy_processor, save_hf
+    from sparsepo_jax.models.export import copy_processor, fetch_as_written, save_hf
 
     dtype = _exported_dtype(run)
-    policy = jax.tree.map(to_host, policy)
+    on_host = {name: _OnHost(x) for name, x in policy.items()}
     if jax.process_index() != 0:
+        fetch_as_written(run.spec, on_host, dtype)
         return
     hf_config, generation = exported_configs(
         run.hf_config,
@@ -102,7 +104,7 @@ def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None
         path,
         run.spec,
         hf_config,
-        policy,
+        on_host,
         _mask_tensors(run, masks),
         _card(run, masks),
         dtype=dtype,
@@ -112,6 +114,27 @@ def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None
     _export_tokenizer(run, path)
     if (source := _wrapped_source(run)) is not None:
         copy_processor(source, path)
+
+
+class _OnHost:
+    """An array that comes to every process when it is asked for, a layer of a stack at a time."""
+
+    def __init__(self, x: jax.Array):
+        self._x = x
+        self._last: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, place: int | tuple[int, int]) -> np.ndarray:
+        """A layer, or an expert of a layer, which is kept for the experts that follow."""
+        if isinstance(place, int):
+            return to_host(self._x[place])
+        layer, expert = place
+        if self._last is None or self._last[0] != layer:
+            self._last = None
+            self._last = layer, to_host(self._x[layer])
+        return self._last[1][expert]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(to_host(self._x), dtype)
 
 
 def _wrapped_source(run: Run) -> Path | None:

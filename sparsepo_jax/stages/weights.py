@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from sparsepo_jax.build.compute import compute_dtype, reference_type
+from sparsepo_jax.build.loading import load_weights
 from sparsepo_jax.build.masks import stored_masks
 from sparsepo_jax.build.weights import (
     abstract,
@@ -10,7 +11,6 @@ from sparsepo_jax.build.weights import (
     add_adapter,
     held_base,
     initial_adapters,
-    load_weights,
     offloaded,
     offloads_reference,
     random_weights,
@@ -58,8 +58,10 @@ def _read_policy(run: Run) -> Weights:
     if config.policy.path is None:
         return random_weights(run.spec, config.seed, run.mesh)
     _ = run.checkpoint_dtype  # says which type the weights come in
-    weights = load_weights(config.policy.path, run.spec, run.mesh)
     merged = not trains_adapter_further(config)
+    # An adapter is merged in float32, and rounded with what it changes.
+    held = "float32" if merged and config.policy.adapter is not None else config.compute.weights
+    weights = load_weights(config.policy.path, run.spec, run.mesh, held)
     return _with_adapter(run, weights, config.policy.adapter, "policy.adapter", merged=merged)
 
 
@@ -109,9 +111,15 @@ def reference_weights(run: Run, start: dict[str, Weights] | None = None) -> Weig
     chosen = run.config.reference
     lora = run.config.po.lora
     if lora is None and reference_is_chosen(run.config):
-        weights = load_weights(chosen.path or run.config.policy.path, run.reference_spec, run.mesh)
+        held = reference_type(run.config, run.mesh)
+        weights = load_weights(
+            chosen.path or run.config.policy.path,
+            run.reference_spec,
+            run.mesh,
+            held if chosen.adapter is None else "float32",
+        )
         weights = _with_adapter(run, weights, chosen.adapter, "reference.adapter", merged=True)
-        weights = held_base(weights, reference_type(run.config, run.mesh), run.mesh)
+        weights = held_base(weights, held, run.mesh)
         return offloaded(run.config, weights)
     start = start_weights(run) if start is None else start
     policy = starting_policy(run) if start is None else start["policy"]
