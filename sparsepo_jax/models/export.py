@@ -105,6 +105,7 @@ class _Shards:
         self._directory = directory
         self._most_bytes = most_bytes
         self._waiting: dict[str, np.ndarray] = {}
+        self._size = 0  # of those, bytes
         self._written: list[tuple[Path, list[str]]] = []
         self._total = 0
 
@@ -117,10 +118,10 @@ class _Shards:
         """
         try:
             for name, tensor in tensors:
-                size = sum(x.nbytes for x in self._waiting.values()) + tensor.nbytes
-                if self._waiting and size > self._most_bytes:
+                if self._waiting and self._size + tensor.nbytes > self._most_bytes:
                     self._flush()
                 self._waiting[name] = tensor
+                self._size += tensor.nbytes
                 del tensor
             self._flush()
             if carried:
@@ -139,8 +140,8 @@ class _Shards:
         from safetensors.numpy import save_file
 
         save_file(self._waiting, self._new(list(self._waiting)), metadata={"format": "pt"})
-        self._total += sum(x.nbytes for x in self._waiting.values())
-        self._waiting = {}
+        self._total += self._size
+        self._waiting, self._size = {}, 0
 
     def take_their_place(self) -> None:
         """Puts the files in the place of those that were there, with an index if there are several."""
