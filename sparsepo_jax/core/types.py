@@ -57,6 +57,7 @@ LETTERS_OF_FILES = {
         "T": "tokens",
         "Y": "rows, one for each choice",
     },
+    "ops/grouped_kernels.py": {"E": "experts", "Y": "rows, one for each choice"},
     "ops/routing.py": {"E": "experts", "K": "experts that a token is sent to"},
     "ops/gated_delta.py": {
         "I": "chunks",
