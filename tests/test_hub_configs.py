@@ -190,6 +190,22 @@ def test_a_switch_that_makes_another_model_is_refused_by_name(config, change):
         spec_from_hf(config | change)
 
 
+def test_norms_of_queries_and_keys_may_be_named_by_the_families_that_always_have_them():
+    """As the files of Qwen3-Coder do."""
+    for name in ("qwen3", "qwen3 moe"):
+        config = CONFIGS[name]
+        assert spec_from_hf(config | {"use_qk_norm": True}) == spec_from_hf(config)
+        with pytest.raises(SpecError, match="use_qk_norm: False is not supported, only true"):
+            spec_from_hf(config | {"use_qk_norm": False})
+    with pytest.raises(SpecError, match="use_qk_norm: True is not supported, only false"):
+        spec_from_hf(LLAMA | {"use_qk_norm": True})
+
+
+def test_olmoe_has_one_epsilon_where_its_file_has_none():
+    config = {name: value for name, value in CONFIGS["olmoe"].items() if name != "rms_norm_eps"}
+    assert spec_from_hf(config).norm_eps == 1e-5
+
+
 def test_a_quantised_checkpoint_says_what_to_do():
     with pytest.raises(SpecError, match="take the unquantised checkpoint that it was made from"):
         spec_from_hf(LLAMA | {"quantization_config": {"quant_method": "awq", "bits": 4}})

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sparsepo_jax.core.errors import escaped
 from sparsepo_jax.models.field_tables import (
+    ALWAYS_QK_NORM,
     HARMLESS,
     HARMLESS_IN_FAMILY,
     KINDS,
@@ -147,8 +148,11 @@ def _check_task(config: Mapping[Any, Any], family: str) -> None:
 
 
 def _check_switches(config: Mapping[Any, Any], family: str) -> None:
-    rotary = Switch(family not in ("gpt2", "gpt_bigcode"))
-    _check_switched_off(config, family, {**SWITCHES, "rotary": rotary})
+    of_family = {
+        "rotary": Switch(family not in ("gpt2", "gpt_bigcode")),
+        "use_qk_norm": Switch(family in ALWAYS_QK_NORM),
+    }
+    _check_switched_off(config, family, SWITCHES | of_family)
     if "layer_types" not in READ[family]:
         _check_layer_types(config, family)
 

@@ -205,6 +205,8 @@ SWITCHES = {
 }
 # The kind of quantisation whose numbers we read, see mxfp4.
 QUANTISED = {"gpt_oss": "mxfp4"}
+# Families whose queries and keys are always normed, as some of their files say (Qwen3-Coder's).
+ALWAYS_QK_NORM = {"qwen3", "qwen3_moe"}
 # Families that read a switch of these, so that it may have either value.
 SWITCHES_READ = {
     "use_sliding_window": {"qwen2", "qwen3", "smollm3"},

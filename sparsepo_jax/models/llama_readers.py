@@ -24,6 +24,7 @@ class _Usual(NamedTuple):
         proportional: whether a rotation may leave the slower pairs of dims as they are.
         activation: field and value of the MLP's activation function.
         norm_eps: name of the field.
+        eps: what it means where that field is absent; None: it must be there.
         mlp_width: name of the field.
     """
 
@@ -36,6 +37,7 @@ class _Usual(NamedTuple):
     proportional: bool = False
     activation: tuple[str, str] = ("hidden_act", "silu")
     norm_eps: str = "rms_norm_eps"
+    eps: float | None = None
     mlp_width: str = "intermediate_size"
 
 
@@ -45,7 +47,7 @@ _USUAL = {
     "qwen3": _Usual(own_head_dim=True),
     "olmo2": _Usual(one_each=True),
     "mixtral": _Usual(base=1e6),
-    "olmoe": _Usual(one_each=True),
+    "olmoe": _Usual(one_each=True, eps=1e-5),
     "gpt_oss": _Usual(own_head_dim=True, base=150000.0),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA._replace(base=1e6, local_base=10000.0),
@@ -107,7 +109,7 @@ def llama_like(config: Config, family: str) -> DecoderSpec:
         mlp_width=needed(config, family, usual.mlp_width),
         activation=activation_of(config, family, *usual.activation),
         norm="rms",
-        norm_eps=float(needed(config, family, usual.norm_eps)),
+        norm_eps=float(needed(config, family, usual.norm_eps, usual.eps)),
         gated_mlp=True,
         positions="rotary",
         kinds=tuple(map(LayerKind, rotations)),

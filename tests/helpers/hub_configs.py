@@ -154,6 +154,16 @@ CONFIGS = {
         "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
         "num_key_value_heads": 4, "output_router_logits": False, "router_aux_loss_coef": 0.001,
         "tie_word_embeddings": False},
+    "Qwen3-Coder-30B-A3B-Instruct": {"architectures": ["Qwen3MoeForCausalLM"], "attention_dropout": 0.0,
+        "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+        "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 5472, "max_position_embeddings":
+        262144, "max_window_layers": 28, "mlp_only_layers": [], "model_type": "qwen3_moe",
+        "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128,
+        "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4, "output_router_logits":
+        False, "qkv_bias": False, "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 10000000,
+        "router_aux_loss_coef": 0.0, "shared_expert_intermediate_size": 0, "sliding_window": None,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "use_qk_norm": True,
+        "use_sliding_window": False, "vocab_size": 151936},
     "Mixtral-8x7B-Instruct-v0.1": _MISTRAL | {"architectures": ["MixtralForCausalLM"], "attention_dropout":
         0.0, "model_type": "mixtral", "num_experts_per_tok": 2, "num_local_experts": 8,
         "output_router_logits": False, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02,
@@ -184,6 +194,7 @@ IGNORED = {
     "a llama fine-tuned with TRL": {"neftune_noise_alpha"},
     "gemma-2-9b-it": {"hidden_act", "sliding_window_size"},
     "starcoderbase-7b": _STARCODER,
+    "Qwen3-Coder-30B-A3B-Instruct": {"qkv_bias", "shared_expert_intermediate_size"},
 }
 EIGHT = list(CONFIGS)[:8]
 _GEMMA3_VISION = {"hidden_size": 1152, "image_size": 896, "intermediate_size": 4304, "model_type":
