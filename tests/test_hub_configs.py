@@ -145,6 +145,7 @@ def test_logits_with_the_switches_of_a_published_config_equal_transformers(name,
             {name: value for name, value in GEMMA3.items() if name not in ("rope_parameters", "layer_types")},
             {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "sliding_window_pattern": 2},
         ),
+        (GEMMA3, {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.7}),
     ],
     ids=[
         "reorder",
@@ -155,6 +156,7 @@ def test_logits_with_the_switches_of_a_published_config_equal_transformers(name,
         "window off",
         "gemma2 softcaps",
         "gemma3 rope",
+        "gemma3 softcaps",
     ],
 )
 def test_logits_where_a_field_could_be_taken_for_another_equal_transformers(config, change, tmp_path):

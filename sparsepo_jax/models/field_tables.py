@@ -16,7 +16,7 @@ _LLAMA = """vocab_size hidden_size intermediate_size num_hidden_layers num_atten
     partial_rotary_factor original_max_position_embeddings initializer_range tie_word_embeddings"""
 _QWEN = f"{_LLAMA} hidden_act use_sliding_window sliding_window max_window_layers layer_types"
 _GEMMA = f"""{_LLAMA} hidden_activation attention_bias query_pre_attn_scalar sliding_window layer_types
-    final_logit_softcapping attn_logit_softcapping use_bidirectional_attention"""
+    final_logit_softcapping use_bidirectional_attention"""
 _MULTIPLIERS = "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
 _EXPERTS = f"{_LLAMA} hidden_act num_experts_per_tok"
 _READ = {
@@ -38,7 +38,7 @@ _READ = {
     "olmoe": f"{_EXPERTS} attention_bias sliding_window num_experts norm_topk_prob",
     "gpt_oss": f"""{_LLAMA} attention_bias sliding_window layer_types num_local_experts num_experts_per_tok
         swiglu_alpha swiglu_limit""",
-    "gemma2": _GEMMA,
+    "gemma2": f"{_GEMMA} attn_logit_softcapping",
     "gemma3_text": f"{_GEMMA} rope_local_base_freq sliding_window_pattern",
     "gemma4_text": """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
         num_key_value_heads head_dim max_position_embeddings rms_norm_eps rope_parameters initializer_range
@@ -141,15 +141,16 @@ _EXPERTS_AND_MAMBA = """num_experts_per_tok output_router_logits router_aux_loss
     mamba_conv_bias mamba_proj_bias"""
 HARMLESS_IN_FAMILY: dict[str, set[str]] = {
     # Of embeddings for each layer, of experts, and of layers that share keys and values: it has none.
-    "gemma4_text": set(
-        [
-            "vocab_size_per_layer_input",
-            "num_experts",
-            "top_k_experts",
-            "moe_intermediate_size",
-            "use_double_wide_mlp",
-        ]
-    ),
+    "gemma4_text": {
+        "vocab_size_per_layer_input",
+        "num_experts",
+        "top_k_experts",
+        "moe_intermediate_size",
+        "use_double_wide_mlp",
+    },
+    "gemma3_text": {
+        "attn_logit_softcapping"
+    },  # transformers' attention leaves it out
     "smollm3": {"max_window_layers"},
     "seed_oss": {"residual_dropout"},  # we train without, as everywhere
     "starcoder2": {"residual_dropout", "embedding_dropout"},
@@ -331,7 +332,7 @@ ROTARY_KINDS: dict[str, Kind] = {
     "truncate": _FLAG,
     "short_factor": _FACTORS,
     "long_factor": _FACTORS,
-    "llama_4_scaling_beta": _FACTOR,
+    "llama_4_scaling_beta": _WEIGHT,
 }
 # Gemma 3 has a set of rotary fields for each kind of layer.
 LAYER_KINDS: dict[str, Kinds] = {"full_attention": ROTARY_KINDS, "sliding_attention": ROTARY_KINDS}

@@ -253,7 +253,8 @@ def read_gemma2(config: Config) -> DecoderSpec:
     Args:
         config: the fields that the family reads.
     """
-    return _gemma_like(config, "gemma2", full_every=2, attn_softcap=50.0, logit_softcap=30.0)
+    spec = _gemma_like(config, "gemma2", full_every=2, logit_softcap=30.0)
+    return replace(spec, attn_softcap=softcap(config, "attn_logit_softcapping", 50.0))
 
 
 def read_gemma3(config: Config) -> DecoderSpec:
@@ -262,7 +263,7 @@ def read_gemma3(config: Config) -> DecoderSpec:
     Args:
         config: the fields that the family reads.
     """
-    spec = _gemma_like(config, "gemma3_text", full_every=6, attn_softcap=None, logit_softcap=None)
+    spec = _gemma_like(config, "gemma3_text", full_every=6, logit_softcap=None)
     return replace(spec, qk_norm="head")
 
 
@@ -271,13 +272,12 @@ def _gemma_like(
     family: str,
     *,
     full_every: int,
-    attn_softcap: float | None,
     logit_softcap: float | None,
 ) -> DecoderSpec:
     """Norms around attention and MLP, scaled embeddings, and a window in most layers.
 
     full_every: a config without a pattern means that layers full_every, 2 full_every, ... see everything.
-    attn_softcap, logit_softcap: what a config without these fields means.
+    logit_softcap: what a config without this field means.
     """
     spec = with_attention_bias(config, family)
     every = needed(config, family, "sliding_window_pattern", full_every)
@@ -288,7 +288,6 @@ def _gemma_like(
         norm_offset=1.0,
         query_scale=needed(config, family, "query_pre_attn_scalar") ** -0.5,
         embed_scale=float(spec.width) ** 0.5,
-        attn_softcap=softcap(config, "attn_logit_softcapping", attn_softcap),
         logit_softcap=softcap(config, "final_logit_softcapping", logit_softcap),
     )
 
