@@ -148,9 +148,7 @@ HARMLESS_IN_FAMILY: dict[str, set[str]] = {
         "moe_intermediate_size",
         "use_double_wide_mlp",
     },
-    "gemma3_text": {
-        "attn_logit_softcapping"
-    },  # transformers' attention leaves it out
+    "gemma3_text": {"attn_logit_softcapping"},  # transformers' attention leaves it out
     "smollm3": {"max_window_layers"},
     "seed_oss": {"residual_dropout"},  # we train without, as everywhere
     "starcoder2": {"residual_dropout", "embedding_dropout"},
