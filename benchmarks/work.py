@@ -42,7 +42,7 @@ from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.operations import Passes, matrix_operations, pair_tokens
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh, put_batch
-from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.step import make_pair_loss, make_sft_loss, make_update, start_state
 
 RESULTS = Path(__file__).parent / "results"

@@ -22,7 +22,8 @@ from sparsepo_jax.losses.token_weighted import dpo_loss
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh
-from sparsepo_jax.train.forward import Problem, forward, pair_keys
+from sparsepo_jax.train.forward import forward
+from sparsepo_jax.train.problem import Problem, pair_keys
 
 
 def losses(objective, step=0):

@@ -45,7 +45,7 @@ from sparsepo_jax.ops.routing import (
 from sparsepo_jax.sharding.experts import make_spread_experts
 from sparsepo_jax.sharding.mesh import make_constrain, make_mesh, make_spread, put_batch
 from sparsepo_jax.sharding.rules import state_shardings
-from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.step import make_pair_loss
 
 MIXTURES = {

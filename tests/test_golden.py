@@ -27,8 +27,9 @@ from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.weights import to_hf
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
-from sparsepo_jax.train.forward import Problem, forward
+from sparsepo_jax.train.forward import forward
 from sparsepo_jax.train.optimizer import adamw_rule, make_optimizer
+from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.step import make_pair_loss, make_update, start_state
 
 both_families = pytest.mark.parametrize("family", golden.FAMILIES)

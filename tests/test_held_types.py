@@ -28,9 +28,9 @@ from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
 from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.sharding.mesh import make_mesh
-from sparsepo_jax.train.forward import Problem
 from sparsepo_jax.train.optimizer import adamw_rule
 from sparsepo_jax.train.optimizer import make_optimizer as make_group_optimizer
+from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.rounding import apply_updates, round_at_random, rounding_words
 from sparsepo_jax.train.step import make_pair_scores, start_state
 

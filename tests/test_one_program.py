@@ -27,7 +27,7 @@ from sparsepo_jax.config.schema.objectives import Objective
 from sparsepo_jax.generate.sampler import Sampling, make_sampler
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh, put_batch
-from sparsepo_jax.train.forward import pair_keys
+from sparsepo_jax.train.problem import pair_keys
 from sparsepo_jax.train.step import make_pair_loss, make_update
 
 ONE, OTHER = (

@@ -22,7 +22,7 @@ from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
 from sparsepo_jax.sharding.mesh import make_constrain, make_mesh, make_place_head, make_spread, put_batch
 from sparsepo_jax.sharding.rules import state_shardings
-from sparsepo_jax.train.forward import Problem, response_log_ratio
+from sparsepo_jax.train.forward import response_log_ratio
 from sparsepo_jax.train.optimizer import (
     adafactor_rule,
     adamw_rule,
@@ -31,6 +31,7 @@ from sparsepo_jax.train.optimizer import (
     muon_rule,
     rmsprop_rule,
 )
+from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.step import make_pair_loss, make_pair_scores, make_sft_loss, make_update, start_state
 
 

@@ -43,7 +43,7 @@ from sparsepo_jax.models.operations import matrix_operations
 from sparsepo_jax.run.choices import Choices
 from sparsepo_jax.run.model_facts import read_model, read_policy
 from sparsepo_jax.sharding.mesh import make_mesh, platform_of
-from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.problem import Problem
 
 
 class Task(NamedTuple):

@@ -14,7 +14,7 @@ from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.run.choices import Choice, Choices, choose, longest_load
 from sparsepo_jax.run.need import Load, Setting
 from sparsepo_jax.sharding.mesh import pair_shards
-from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.problem import Problem
 
 
 def training_choices(

@@ -23,7 +23,7 @@ from sparsepo_jax.sharding.mesh import (
     make_spread,
     platform_of,
 )
-from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.problem import Problem
 
 LOSSES = {
     "sparsepo": token_weighted.sparsepo_loss,

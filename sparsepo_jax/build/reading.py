@@ -18,7 +18,8 @@ from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.sharding.mesh import (
     replicated,
 )
-from sparsepo_jax.train.forward import Problem, reference_tokens, response_greedy, response_log_ratio
+from sparsepo_jax.train.forward import reference_tokens, response_greedy, response_log_ratio
+from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.step import (
     make_pair_scores,
 )

@@ -5,7 +5,7 @@ from jax.sharding import Mesh
 from sparsepo_jax.build.compute import compute_dtype
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.generate.sampler import Sampler, Sampling, make_sampler
-from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.problem import Problem
 
 
 def make_sampling(config: Config, ends: tuple[int, ...]) -> Sampling:

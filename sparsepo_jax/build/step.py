@@ -25,7 +25,7 @@ from sparsepo_jax.sharding.mesh import (
 )
 from sparsepo_jax.sharding.rules import in_host_memory
 from sparsepo_jax.train import optimizer as optimizers
-from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.step import (
     TrainState,
     make_pair_loss,

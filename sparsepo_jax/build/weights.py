@@ -32,7 +32,7 @@ from sparsepo_jax.sharding.rules import (
     state_shardings,
     weight_shardings,
 )
-from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.problem import Problem
 
 
 @functools.cache

@@ -42,7 +42,7 @@ from sparsepo_jax.models.spec import ignored_note
 from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.sharding.processes import as_the_first, make_should_stop
-from sparsepo_jax.train.forward import Problem
+from sparsepo_jax.train.problem import Problem
 
 
 def say(text: str) -> None:

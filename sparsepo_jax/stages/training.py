@@ -31,9 +31,9 @@ from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.scores import compile_scores
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, save_once
-from sparsepo_jax.train.forward import Problem
 from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.loop import Evaluating, Stopping, Work, run_training
+from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.progress import Checks, Reporting
 from sparsepo_jax.train.step import TrainState
 

@@ -14,8 +14,9 @@ from sparsepo_jax.core.types import PairBatch, TokenMasks, TokenStats
 from sparsepo_jax.losses.sequence import sft_nll
 from sparsepo_jax.ops.routing import router_metrics
 from sparsepo_jax.train.change import Facts, changed, changed_in_turn
-from sparsepo_jax.train.forward import Problem, forward_routed, pair_keys, response_logp_routed
+from sparsepo_jax.train.forward import forward_routed, response_logp_routed
 from sparsepo_jax.train.metrics import log_ratio_metrics, pair_metrics
+from sparsepo_jax.train.problem import Problem, pair_keys
 from sparsepo_jax.train.rounding import rounding_words, widened
 
 
