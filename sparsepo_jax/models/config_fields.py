@@ -22,8 +22,8 @@ from sparsepo_jax.models.field_tables import (
     ROPE_READ_IN_FAMILY,
     SWITCHES,
     SWITCHES_READ,
-    Kind,
-    Kinds,
+    FieldKind,
+    FieldKinds,
     Switch,
     is_texts,
 )
@@ -117,10 +117,10 @@ def _under_family_names(config: Mapping[Any, Any], family: str) -> dict[Any, Any
     return renamed
 
 
-def _check_kinds(values: Mapping[Any, Any], kinds: Kinds, where: str) -> None:
+def _check_kinds(values: Mapping[Any, Any], kinds: FieldKinds, where: str) -> None:
     for name in kinds.keys() & values.keys():
         kind, value = kinds[name], values[name]
-        if isinstance(kind, Kind):
+        if isinstance(kind, FieldKind):
             if not kind.fits(value):
                 raise SpecError(f"{where}{name}: expected {kind.expected}, got {shown(value)}")
             continue

@@ -38,8 +38,9 @@ from sparsepo_jax.models.layer_scan import (
     one_after_another,
     stacked_blocks,
 )
-from sparsepo_jax.models.layers import Embed, Hooks, LayerFactory
+from sparsepo_jax.models.layers import Hooks, LayerFactory
 from sparsepo_jax.models.lora import Lora, dequantized
+from sparsepo_jax.models.modules import Embed
 from sparsepo_jax.models.stacks import Stack
 from sparsepo_jax.ops.attention import Given, Packed
 from sparsepo_jax.ops.grouped import HERE, Dispatch

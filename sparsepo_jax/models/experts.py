@@ -37,8 +37,8 @@ from sparsepo_jax.ops.grouped import (
 from sparsepo_jax.ops.remat import product
 from sparsepo_jax.ops.routing import choose_experts, shares_of
 
-Stack = dict[str, Array]  # kernel [E, X, Y], and where they are: bias [E, Y], a [E, X, R], b [E, R, Y]
-Tokens = tuple[Array, Array, Array]  # states [B, S, D], shares and choices [B, S, K]
+ExpertArrays = dict[str, Array]  # kernel [E, X, Y], and where they are: bias [E, Y], a [E, X, R], b [E, R, Y]
+RoutedTokens = tuple[Array, Array, Array]  # states [B, S, D], shares and choices [B, S, K]
 
 
 class Routing(NamedTuple):
@@ -117,7 +117,7 @@ class ExpertLinear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((experts, outputs))) if bias else None
         self.lora = None if adapter is None else ExpertLora(experts, inputs, adapter.rank, outputs, rngs)
 
-    def stack(self, dtype: DTypeLike) -> Stack:
+    def stack(self, dtype: DTypeLike) -> ExpertArrays:
         """The arrays by name, matrices in the type of the activations.
 
         Args:
@@ -172,7 +172,9 @@ class Mlp(NamedTuple):
     scale: float
     kernel: GroupedKernel
 
-    def __call__(self, stacks: dict[str, Stack], tokens: Tokens, first: Array | int) -> Float[Array, "B S D"]:
+    def __call__(
+        self, stacks: dict[str, ExpertArrays], tokens: RoutedTokens, first: Array | int
+    ) -> Float[Array, "B S D"]:
         """The part of the mixture's output that the experts of this device add.
 
         Args:
@@ -191,7 +193,12 @@ class Mlp(NamedTuple):
         return run(stacks, x_TD, share_TK, choice_TK, first).reshape(x_BSD.shape)
 
     def _grouped(
-        self, stacks: dict[str, Stack], x_TD: Array, share_TK: Array, choice_TK: Array, first: Array | int
+        self,
+        stacks: dict[str, ExpertArrays],
+        x_TD: Array,
+        share_TK: Array,
+        choice_TK: Array,
+        first: Array | int,
     ) -> Array:
         experts = stacks["up"]["kernel"].shape[0]
         groups = group_by_expert(choice_TK, experts, first)
@@ -204,7 +211,9 @@ class Mlp(NamedTuple):
         out_YD = self._project(stacks["down"], act_YF, groups, share_Y)
         return from_rows(out_YD, groups)
 
-    def _project(self, stack: Stack, x_YX: Array, groups: Groups, share_Y: Array | None = None) -> Array:
+    def _project(
+        self, stack: ExpertArrays, x_YX: Array, groups: Groups, share_Y: Array | None = None
+    ) -> Array:
         """x W_e, its adapter's part, and its bias, times the share if x is."""
         out = grouped_product(self.kernel, x_YX, stack["kernel"], groups)
         if "a" in stack:
@@ -221,11 +230,16 @@ class Mlp(NamedTuple):
         return (act.astype(jnp.float32) * share).astype(act.dtype)
 
     def _dense(
-        self, stacks: dict[str, Stack], x_TD: Array, share_TK: Array, choice_TK: Array, first: Array | int
+        self,
+        stacks: dict[str, ExpertArrays],
+        x_TD: Array,
+        share_TK: Array,
+        choice_TK: Array,
+        first: Array | int,
     ) -> Array:
         """Every expert on every token, one expert after the other."""
 
-        def add(out_TD: Array, expert: tuple[dict[str, Stack], Array]) -> tuple[Array, None]:
+        def add(out_TD: Array, expert: tuple[dict[str, ExpertArrays], Array]) -> tuple[Array, None]:
             stack, number = expert
             share_T1 = jnp.where(choice_TK - first == number, share_TK, 0.0).sum(1, keepdims=True)
 

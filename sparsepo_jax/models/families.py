@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.models.field_values import Config
+from sparsepo_jax.models.field_values import FamilyFields
 from sparsepo_jax.models.gemma4_reader import read_gemma4
 from sparsepo_jax.models.gpt_readers import read_gpt2, read_gpt_bigcode, read_gpt_neox, read_gptj
 from sparsepo_jax.models.gpt_rules import gpt2_rules, gpt_neox_rules, gptj_rules
@@ -66,7 +66,7 @@ class Family(NamedTuple):
         architecture: the class in transformers.
     """
 
-    read: Callable[[Config], DecoderSpec]
+    read: Callable[[FamilyFields], DecoderSpec]
     rules: Callable[[DecoderSpec], list[Rule]]
     architecture: str
 

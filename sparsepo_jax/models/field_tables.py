@@ -217,25 +217,27 @@ SWITCHES_READ = {
 # ---------------------------------------------------------------- what a field may hold
 
 
-class Kind(NamedTuple):
+class FieldKind(NamedTuple):
     """What a field may hold: in words, and as a test."""
 
     expected: str
     fits: Callable[[Any], bool]
 
 
-Kinds = Mapping[str, "Kind | Kinds"]  # a mapping within the config has kinds of its own
+FieldKinds = Mapping[str, "FieldKind | FieldKinds"]  # a mapping within the config has kinds of its own
 
 
-def _integer(most: int, least: int = 1) -> Kind:
+def _integer(most: int, least: int = 1) -> FieldKind:
     def fits(value: Any) -> bool:
         is_integer = isinstance(value, int) and not isinstance(value, bool)
         return value is None or (is_integer and least <= value <= most)
 
-    return Kind(f"a {'positive ' if least else ''}integer {'' if least else 'from 0 '}up to {most:,}", fits)
+    return FieldKind(
+        f"a {'positive ' if least else ''}integer {'' if least else 'from 0 '}up to {most:,}", fits
+    )
 
 
-def _number(most: float) -> Kind:
+def _number(most: float) -> FieldKind:
     """The upper bound keeps out infinity, NaN (no comparison holds) and integers too large for a float."""
 
     def fits(value: Any) -> bool:
@@ -243,7 +245,7 @@ def _number(most: float) -> Kind:
             return True
         return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= most
 
-    return Kind(f"a number above 0 and up to {most:g}", fits)
+    return FieldKind(f"a number above 0 and up to {most:g}", fits)
 
 
 def is_texts(value: Any) -> bool:
@@ -307,13 +309,13 @@ _POSITIONS = _integer(2**31 - 1)
 _SHARE = _number(1)
 _FACTOR = _number(1e6)
 _BASE = _number(1e15)
-_FLAG = Kind("true or false", _is_flag)  # null would mean false to one reader and the default to another
-_TEXT = Kind("a text", _is_text)
-_TEXTS = Kind("a list of texts", is_texts)
-_WEIGHT = Kind("a number from 0 to 1e+06", _is_weight)
-_FACTORS = Kind("a list of numbers above 0 and up to 1e+06", _are_factors)
+_FLAG = FieldKind("true or false", _is_flag)  # null would mean false to one reader and the default to another
+_TEXT = FieldKind("a text", _is_text)
+_TEXTS = FieldKind("a list of texts", is_texts)
+_WEIGHT = FieldKind("a number from 0 to 1e+06", _is_weight)
+_FACTORS = FieldKind("a list of numbers above 0 and up to 1e+06", _are_factors)
 
-ROTARY_KINDS: dict[str, Kind] = {
+ROTARY_KINDS: dict[str, FieldKind] = {
     "rope_type": _TEXT,
     "type": _TEXT,
     "rope_theta": _BASE,
@@ -333,26 +335,26 @@ ROTARY_KINDS: dict[str, Kind] = {
     "llama_4_scaling_beta": _WEIGHT,
 }
 # Gemma 3 has a set of rotary fields for each kind of layer.
-LAYER_KINDS: dict[str, Kinds] = {"full_attention": ROTARY_KINDS, "sliding_attention": ROTARY_KINDS}
+LAYER_KINDS: dict[str, FieldKinds] = {"full_attention": ROTARY_KINDS, "sliding_attention": ROTARY_KINDS}
 
 
-def _all_of(kind: Kind, names: str) -> dict[str, Kind]:
+def _all_of(kind: FieldKind, names: str) -> dict[str, FieldKind]:
     return dict.fromkeys(names.split(), kind)
 
 
 # The kind of every field that some family reads. null stands for absent.
-KINDS: dict[str, Kind | Kinds] = {
+KINDS: dict[str, FieldKind | FieldKinds] = {
     **_all_of(_SIZE, "vocab_size n_embd hidden_size n_inner intermediate_size head_dim rotary_dim"),
     **_all_of(_COUNT, "n_layer num_hidden_layers n_head num_attention_heads num_key_value_heads"),
     **_all_of(_COUNT, "num_experts num_local_experts num_experts_per_tok decoder_sparse_step"),
     "moe_intermediate_size": _SIZE,
-    "mlp_only_layers": Kind("a list of integers", _is_numbers),
+    "mlp_only_layers": FieldKind("a list of integers", _is_numbers),
     "norm_topk_prob": _FLAG,
     "sliding_window_pattern": _COUNT,
     "max_window_layers": _integer(2**14, least=0),
     "num_local_experts": _integer(2**14, least=0),
     "no_rope_layer_interval": _COUNT,
-    "no_rope_layers": Kind("a list of 0 and 1", _are_zeros_and_ones),
+    "no_rope_layers": FieldKind("a list of 0 and 1", _are_zeros_and_ones),
     "shared_intermediate_size": _SIZE,
     **_all_of(_FACTOR, f"{_MULTIPLIERS} swiglu_alpha swiglu_limit"),
     "logit_scale": _FACTOR,
@@ -368,13 +370,15 @@ KINDS: dict[str, Kind | Kinds] = {
     **_all_of(_FLAG, "tie_word_embeddings attention_bias mlp_bias use_parallel_residual multi_query"),
     **_all_of(_FLAG, "scale_attn_weights scale_attn_by_inverse_layer_idx add_cross_attention"),
     "use_sliding_window": _FLAG,
-    "use_bidirectional_attention": Kind("true, false, null, 'vision' or 'all'", _is_flag_or_null_or_text),
+    "use_bidirectional_attention": FieldKind(
+        "true, false, null, 'vision' or 'all'", _is_flag_or_null_or_text
+    ),
     "global_head_dim": _SIZE,
     "num_global_key_value_heads": _COUNT,
     **_all_of(_FLAG, "attention_k_eq_v enable_moe_block"),
     "hidden_size_per_layer_input": _integer(2**24, least=0),
     "num_kv_shared_layers": _integer(2**14, least=0),
-    "per_layer_config": Kind(
+    "per_layer_config": FieldKind(
         "head_dim and num_key_value_heads of some layers, by their numbers", _is_by_layer
     ),
     **_all_of(_TEXT, "activation_function hidden_act hidden_activation"),

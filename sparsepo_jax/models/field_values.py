@@ -5,7 +5,7 @@ from typing import Any
 from sparsepo_jax.models.config_fields import SpecError, shown
 from sparsepo_jax.models.decoder_spec import Activation
 
-Config = dict[str, Any]  # the fields that a family reads, under the family's names
+FamilyFields = dict[str, Any]  # the fields that a family reads, under the family's names
 
 # Several names for one function: they differ in how it is computed.
 _ACTIVATIONS: dict[str, Activation] = {
@@ -23,7 +23,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def activation_of(config: Config, family: str, key: str, default: str) -> Activation:
+def activation_of(config: FamilyFields, family: str, key: str, default: str) -> Activation:
     """The activation function that a field names.
 
     Args:
@@ -43,7 +43,7 @@ def activation_of(config: Config, family: str, key: str, default: str) -> Activa
     return _ACTIVATIONS[name]
 
 
-def refuse_unless(config: Config, family: str, key: str, only: int) -> None:
+def refuse_unless(config: FamilyFields, family: str, key: str, only: int) -> None:
     """Refuses a field that is there and holds anything but what follows from the others.
 
     Args:
@@ -75,7 +75,7 @@ def head_dim_of(family: str, width: int, heads: int) -> int:
     return width // heads
 
 
-def flag(config: Config, key: str, default: bool = False) -> bool:
+def flag(config: FamilyFields, key: str, default: bool = False) -> bool:
     """Whether a field is true.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Any
 
 from sparsepo_jax.models.config_fields import SpecError, needed, shown
 from sparsepo_jax.models.decoder_spec import BlockShape, DecoderSpec, LayerKind
-from sparsepo_jax.models.field_values import Config, flag
+from sparsepo_jax.models.field_values import FamilyFields, flag
 from sparsepo_jax.models.llama_readers import (
     layered,
     pattern,
@@ -23,7 +23,7 @@ _ROPE = {
 }
 
 
-def read_gemma4(config: Config) -> DecoderSpec:
+def read_gemma4(config: FamilyFields) -> DecoderSpec:
     """Gemma 4's dense text model.
 
     Args:
@@ -55,7 +55,7 @@ def read_gemma4(config: Config) -> DecoderSpec:
     return layered(spec, kinds)
 
 
-def _refuse_other_models(config: Config) -> None:
+def _refuse_other_models(config: FamilyFields) -> None:
     both_ways = config.get("use_bidirectional_attention")
     if both_ways not in (None, False, "vision"):
         raise SpecError(
@@ -74,7 +74,7 @@ def _refuse_other_models(config: Config) -> None:
         raise SpecError(f"{_FAMILY}: enable_moe_block: True is not supported, only dense models are")
 
 
-def _kind(config: Config, spec: DecoderSpec, layer: int, window: int | None) -> LayerKind:
+def _kind(config: FamilyFields, spec: DecoderSpec, layer: int, window: int | None) -> LayerKind:
     own = _own_fields(config, layer, is_local=window is not None)
     head_dim = needed(own, _FAMILY, "head_dim", spec.head_dim)
     kv_heads = needed(own, _FAMILY, "num_key_value_heads", spec.num_kv_heads)
@@ -88,7 +88,7 @@ def _kind(config: Config, spec: DecoderSpec, layer: int, window: int | None) -> 
     return LayerKind(everywhere if window is None else local, window, shape)
 
 
-def _own_fields(config: Config, layer: int, *, is_local: bool) -> dict[str, Any]:
+def _own_fields(config: FamilyFields, layer: int, *, is_local: bool) -> dict[str, Any]:
     """The fields that a layer has for itself.
 
     Newer versions of transformers list them for each layer, older ones have them for all layers that see

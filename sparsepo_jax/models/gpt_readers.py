@@ -2,11 +2,11 @@
 
 from sparsepo_jax.models.config_fields import needed
 from sparsepo_jax.models.decoder_spec import DecoderSpec, LayerKind
-from sparsepo_jax.models.field_values import Config, activation_of, flag, head_dim_of, refuse_unless
+from sparsepo_jax.models.field_values import FamilyFields, activation_of, flag, head_dim_of, refuse_unless
 from sparsepo_jax.models.rotary_fields import Rotation, gpt_neox_rope
 
 
-def read_gpt2(config: Config) -> DecoderSpec:
+def read_gpt2(config: FamilyFields) -> DecoderSpec:
     """GPT-2.
 
     Args:
@@ -15,7 +15,7 @@ def read_gpt2(config: Config) -> DecoderSpec:
     return _gpt2_like(config, "gpt2", activation="gelu_new", multi_query=False)
 
 
-def read_gpt_bigcode(config: Config) -> DecoderSpec:
+def read_gpt_bigcode(config: FamilyFields) -> DecoderSpec:
     """StarCoderBase and others: GPT-2 with one key/value head unless the config says otherwise.
 
     Args:
@@ -24,7 +24,7 @@ def read_gpt_bigcode(config: Config) -> DecoderSpec:
     return _gpt2_like(config, "gpt_bigcode", activation="gelu_pytorch_tanh", multi_query=True)
 
 
-def _gpt2_like(config: Config, family: str, *, activation: str, multi_query: bool) -> DecoderSpec:
+def _gpt2_like(config: FamilyFields, family: str, *, activation: str, multi_query: bool) -> DecoderSpec:
     """activation, multi_query: what a config without these fields means."""
     width = needed(config, family, "n_embd", 768)
     heads = needed(config, family, "n_head", 12)
@@ -49,7 +49,7 @@ def _gpt2_like(config: Config, family: str, *, activation: str, multi_query: boo
     )
 
 
-def read_gptj(config: Config) -> DecoderSpec:
+def read_gptj(config: FamilyFields) -> DecoderSpec:
     """GPT-J.
 
     Args:
@@ -82,7 +82,7 @@ def read_gptj(config: Config) -> DecoderSpec:
     )
 
 
-def read_gpt_neox(config: Config) -> DecoderSpec:
+def read_gpt_neox(config: FamilyFields) -> DecoderSpec:
     """GPT-NeoX, as of Pythia.
 
     Args:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from sparsepo_jax.models.config_fields import SpecError, first, needed
 from sparsepo_jax.models.decoder_spec import DecoderSpec, LayerKind, QueryGrowth
-from sparsepo_jax.models.field_values import Config, flag
+from sparsepo_jax.models.field_values import FamilyFields, flag
 from sparsepo_jax.models.llama_readers import (
     layered,
     llama_like,
@@ -15,7 +15,7 @@ from sparsepo_jax.models.llama_readers import (
 )
 
 
-def _with_biases(config: Config, family: str) -> DecoderSpec:
+def _with_biases(config: FamilyFields, family: str) -> DecoderSpec:
     """Biases of attention and of the MLP where the config says so."""
     return replace(with_attention_bias(config, family), mlp_bias=flag(config, "mlp_bias"))
 
@@ -24,7 +24,7 @@ def _with_one_window(spec: DecoderSpec, window: int | None) -> DecoderSpec:
     return replace(spec, kinds=(replace(spec.kinds[0], window=window),))
 
 
-def read_smollm3(config: Config) -> DecoderSpec:
+def read_smollm3(config: FamilyFields) -> DecoderSpec:
     """SmolLM 3: every fourth layer has no positions.
 
     Args:
@@ -48,7 +48,7 @@ def read_smollm3(config: Config) -> DecoderSpec:
     return layered(spec, kinds)
 
 
-def read_olmo3(config: Config) -> DecoderSpec:
+def read_olmo3(config: FamilyFields) -> DecoderSpec:
     """OLMo 3: windows in three of four layers, whose positions are not stretched.
 
     Args:
@@ -65,7 +65,7 @@ def read_olmo3(config: Config) -> DecoderSpec:
     return layered(spec, with_windows(spec, windows))
 
 
-def read_phi3(config: Config) -> DecoderSpec:
+def read_phi3(config: FamilyFields) -> DecoderSpec:
     """Phi 3 and 4, and their mini models.
 
     Args:
@@ -74,7 +74,7 @@ def read_phi3(config: Config) -> DecoderSpec:
     return _with_one_window(llama_like(config, "phi3"), config.get("sliding_window"))
 
 
-def read_granite(config: Config) -> DecoderSpec:
+def read_granite(config: FamilyFields) -> DecoderSpec:
     """Granite 3.
 
     Args:
@@ -83,7 +83,7 @@ def read_granite(config: Config) -> DecoderSpec:
     return _with_multipliers(config, _with_biases(config, "granite"))
 
 
-def _with_multipliers(config: Config, spec: DecoderSpec) -> DecoderSpec:
+def _with_multipliers(config: FamilyFields, spec: DecoderSpec) -> DecoderSpec:
     """Granite's factors of embeddings, scores, residuals and logits; the last one divides."""
     return replace(
         spec,
@@ -94,7 +94,7 @@ def _with_multipliers(config: Config, spec: DecoderSpec) -> DecoderSpec:
     )
 
 
-def read_granitemoehybrid(config: Config) -> DecoderSpec:
+def read_granitemoehybrid(config: FamilyFields) -> DecoderSpec:
     """Granite 4 where it has attention in every layer and no experts.
 
     Args:
@@ -115,7 +115,7 @@ def read_granitemoehybrid(config: Config) -> DecoderSpec:
     return _with_multipliers(config, spec)
 
 
-def read_ministral(config: Config) -> DecoderSpec:
+def read_ministral(config: FamilyFields) -> DecoderSpec:
     """Ministral 8B of 2024.
 
     Args:
@@ -126,7 +126,7 @@ def read_ministral(config: Config) -> DecoderSpec:
     return layered(spec, with_windows(spec, windows))
 
 
-def read_ministral3(config: Config) -> DecoderSpec:
+def read_ministral3(config: FamilyFields) -> DecoderSpec:
     """The text model of Ministral 3: its queries grow with the position.
 
     Args:
@@ -144,7 +144,7 @@ def read_ministral3(config: Config) -> DecoderSpec:
     return replace(spec, query_growth=QueryGrowth(beta, positions) if beta else None)
 
 
-def read_seed_oss(config: Config) -> DecoderSpec:
+def read_seed_oss(config: FamilyFields) -> DecoderSpec:
     """Seed-OSS.
 
     Args:
@@ -158,7 +158,7 @@ def read_seed_oss(config: Config) -> DecoderSpec:
     )
 
 
-def read_cohere(config: Config) -> DecoderSpec:
+def read_cohere(config: FamilyFields) -> DecoderSpec:
     """Command R.
 
     Args:
@@ -167,7 +167,7 @@ def read_cohere(config: Config) -> DecoderSpec:
     return _cohere_like(config, "cohere")
 
 
-def read_cohere2(config: Config) -> DecoderSpec:
+def read_cohere2(config: FamilyFields) -> DecoderSpec:
     """Command R7B and A: layers with a window rotate, the others have no positions.
 
     Args:
@@ -181,7 +181,7 @@ def read_cohere2(config: Config) -> DecoderSpec:
     return layered(spec, [LayerKind(rotation if window else None, window) for window in windows])
 
 
-def _cohere_like(config: Config, family: str) -> DecoderSpec:
+def _cohere_like(config: FamilyFields, family: str) -> DecoderSpec:
     """Layer norms without biases; attention and MLP in parallel, after one norm; scaled logits."""
     return replace(
         with_attention_bias(config, family),
@@ -193,7 +193,7 @@ def _cohere_like(config: Config, family: str) -> DecoderSpec:
     )
 
 
-def read_arcee(config: Config) -> DecoderSpec:
+def read_arcee(config: FamilyFields) -> DecoderSpec:
     """Arcee's foundation models: no gate, squared ReLU.
 
     Args:
@@ -202,7 +202,7 @@ def read_arcee(config: Config) -> DecoderSpec:
     return replace(_with_biases(config, "arcee"), gated_mlp=False)
 
 
-def read_exaone4(config: Config) -> DecoderSpec:
+def read_exaone4(config: FamilyFields) -> DecoderSpec:
     """EXAONE 4: where some layers have a window, the others have no positions.
 
     Args:
@@ -217,7 +217,7 @@ def read_exaone4(config: Config) -> DecoderSpec:
     return layered(spec, [LayerKind(rotation if own or window is None else None, own) for own in windows])
 
 
-def read_helium(config: Config) -> DecoderSpec:
+def read_helium(config: FamilyFields) -> DecoderSpec:
     """Helium.
 
     Args:
@@ -229,7 +229,7 @@ def read_helium(config: Config) -> DecoderSpec:
     return replace(spec, qkv_bias=flag(config, "attention_bias"), mlp_bias=flag(config, "mlp_bias"))
 
 
-def read_ernie4_5(config: Config) -> DecoderSpec:
+def read_ernie4_5(config: FamilyFields) -> DecoderSpec:
     """ERNIE 4.5, dense.
 
     Args:
@@ -239,7 +239,7 @@ def read_ernie4_5(config: Config) -> DecoderSpec:
     return replace(llama_like(config, "ernie4_5"), qkv_bias=bias, out_bias=bias, mlp_bias=bias)
 
 
-def read_glm4(config: Config) -> DecoderSpec:
+def read_glm4(config: FamilyFields) -> DecoderSpec:
     """GLM 4 of 2025 (0414).
 
     Args:
@@ -249,7 +249,7 @@ def read_glm4(config: Config) -> DecoderSpec:
     return replace(llama_like(config, "glm4"), norms="both", qkv_bias=bias)
 
 
-def read_nemotron(config: Config) -> DecoderSpec:
+def read_nemotron(config: FamilyFields) -> DecoderSpec:
     """Nemotron 4 and Minitron: layer norms, no gate, squared ReLU, half of the dims rotated.
 
     Args:
@@ -258,7 +258,7 @@ def read_nemotron(config: Config) -> DecoderSpec:
     return replace(_with_biases(config, "nemotron"), norm="layer", norm_offset=1.0, gated_mlp=False)
 
 
-def read_stablelm(config: Config) -> DecoderSpec:
+def read_stablelm(config: FamilyFields) -> DecoderSpec:
     """StableLM: layer norms, a quarter of the dims rotated, attention and MLP in parallel in some models.
 
     Args:
@@ -274,7 +274,7 @@ def read_stablelm(config: Config) -> DecoderSpec:
     )
 
 
-def read_starcoder2(config: Config) -> DecoderSpec:
+def read_starcoder2(config: FamilyFields) -> DecoderSpec:
     """StarCoder 2: layer norms, no gate.
 
     Args:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sparsepo_jax.models.config_fields import SpecError, first, needed
 from sparsepo_jax.models.decoder_spec import DecoderSpec, LayerKind
-from sparsepo_jax.models.field_values import Config, activation_of, flag, head_dim_of
+from sparsepo_jax.models.field_values import FamilyFields, activation_of, flag, head_dim_of
 from sparsepo_jax.models.rotary_fields import RopeDefaults, read_rope, read_rope_of_kinds
 
 
@@ -72,7 +72,7 @@ _USUAL = {
 }
 
 
-def llama_like(config: Config, family: str) -> DecoderSpec:
+def llama_like(config: FamilyFields, family: str) -> DecoderSpec:
     """RMS norms, gated MLP, rotary positions, grouped queries; without biases.
 
     A field must be there if its default differs between families and versions.
@@ -134,7 +134,7 @@ def layered(spec: DecoderSpec, kinds: Sequence[LayerKind]) -> DecoderSpec:
 
 
 def windows_of(
-    config: Config, spec: DecoderSpec, window: int | None, usual: Sequence[bool]
+    config: FamilyFields, spec: DecoderSpec, window: int | None, usual: Sequence[bool]
 ) -> list[int | None]:
     """The window of each layer; None: it sees everything.
 
@@ -182,7 +182,7 @@ def pattern(spec: DecoderSpec, every: int) -> list[bool]:
     return [(number + 1) % every != 0 for number in range(spec.num_layers)]
 
 
-def with_attention_bias(config: Config, family: str) -> DecoderSpec:
+def with_attention_bias(config: FamilyFields, family: str) -> DecoderSpec:
     """As `llama_like`, with biases of attention if `attention_bias` says so.
 
     Args:
@@ -193,7 +193,7 @@ def with_attention_bias(config: Config, family: str) -> DecoderSpec:
     return replace(llama_like(config, family), qkv_bias=bias, out_bias=bias)
 
 
-def read_llama(config: Config) -> DecoderSpec:
+def read_llama(config: FamilyFields) -> DecoderSpec:
     """Llama 2 and 3, and what is built like them.
 
     Args:
@@ -202,7 +202,7 @@ def read_llama(config: Config) -> DecoderSpec:
     return replace(with_attention_bias(config, "llama"), mlp_bias=flag(config, "mlp_bias"))
 
 
-def read_mistral(config: Config) -> DecoderSpec:
+def read_mistral(config: FamilyFields) -> DecoderSpec:
     """Mistral.
 
     Args:
@@ -212,7 +212,7 @@ def read_mistral(config: Config) -> DecoderSpec:
     return replace(spec, kinds=(replace(spec.kinds[0], window=config.get("sliding_window", 4096)),))
 
 
-def read_qwen2(config: Config) -> DecoderSpec:
+def read_qwen2(config: FamilyFields) -> DecoderSpec:
     """Qwen 2 and 2.5.
 
     Args:
@@ -221,7 +221,7 @@ def read_qwen2(config: Config) -> DecoderSpec:
     return _with_upper_windows(config, replace(llama_like(config, "qwen2"), qkv_bias=True))
 
 
-def read_qwen3(config: Config) -> DecoderSpec:
+def read_qwen3(config: FamilyFields) -> DecoderSpec:
     """Qwen 3.
 
     Args:
@@ -230,7 +230,7 @@ def read_qwen3(config: Config) -> DecoderSpec:
     return _with_upper_windows(config, replace(with_attention_bias(config, "qwen3"), qk_norm="head"))
 
 
-def _with_upper_windows(config: Config, spec: DecoderSpec) -> DecoderSpec:
+def _with_upper_windows(config: FamilyFields, spec: DecoderSpec) -> DecoderSpec:
     """Qwen's configs carry a window, which is off by default, for the layers from `max_window_layers` on."""
     window = config.get("sliding_window", 4096) if flag(config, "use_sliding_window") else None
     begin = needed(config, spec.family, "max_window_layers", 28)
@@ -238,7 +238,7 @@ def _with_upper_windows(config: Config, spec: DecoderSpec) -> DecoderSpec:
     return layered(spec, with_windows(spec, windows))
 
 
-def read_olmo2(config: Config) -> DecoderSpec:
+def read_olmo2(config: FamilyFields) -> DecoderSpec:
     """OLMo 2.
 
     Args:
@@ -247,7 +247,7 @@ def read_olmo2(config: Config) -> DecoderSpec:
     return replace(with_attention_bias(config, "olmo2"), norms="after", qk_norm="all")
 
 
-def read_gemma2(config: Config) -> DecoderSpec:
+def read_gemma2(config: FamilyFields) -> DecoderSpec:
     """Gemma 2.
 
     Args:
@@ -257,7 +257,7 @@ def read_gemma2(config: Config) -> DecoderSpec:
     return replace(spec, attn_softcap=softcap(config, "attn_logit_softcapping", 50.0))
 
 
-def read_gemma3(config: Config) -> DecoderSpec:
+def read_gemma3(config: FamilyFields) -> DecoderSpec:
     """Gemma 3's text model.
 
     Args:
@@ -268,7 +268,7 @@ def read_gemma3(config: Config) -> DecoderSpec:
 
 
 def _gemma_like(
-    config: Config,
+    config: FamilyFields,
     family: str,
     *,
     full_every: int,
@@ -292,7 +292,7 @@ def _gemma_like(
     )
 
 
-def softcap(config: Config, key: str, default: float | None) -> float | None:
+def softcap(config: FamilyFields, key: str, default: float | None) -> float | None:
     """The cap that a field names; None: there is none.
 
     Args:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from sparsepo_jax.models.config_fields import SpecError, needed, shown
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.models.field_values import Config, flag
+from sparsepo_jax.models.field_values import FamilyFields, flag
 from sparsepo_jax.models.llama_readers import (
     layered,
     llama_like,
@@ -16,7 +16,7 @@ from sparsepo_jax.models.llama_readers import (
 from sparsepo_jax.models.mixture import Mixture
 
 
-def read_qwen3_moe(config: Config) -> DecoderSpec:
+def read_qwen3_moe(config: FamilyFields) -> DecoderSpec:
     """Qwen 3's mixtures of experts.
 
     Args:
@@ -39,7 +39,7 @@ def read_qwen3_moe(config: Config) -> DecoderSpec:
     )
 
 
-def read_mixtral(config: Config) -> DecoderSpec:
+def read_mixtral(config: FamilyFields) -> DecoderSpec:
     """Mixtral.
 
     Args:
@@ -51,7 +51,7 @@ def read_mixtral(config: Config) -> DecoderSpec:
     return _with_experts(config, spec, experts=experts, width=spec.mlp_width, normalised=True)
 
 
-def read_olmoe(config: Config) -> DecoderSpec:
+def read_olmoe(config: FamilyFields) -> DecoderSpec:
     """OLMoE.
 
     Args:
@@ -75,7 +75,7 @@ def read_olmoe(config: Config) -> DecoderSpec:
 _YARN = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
 
 
-def read_gpt_oss(config: Config) -> DecoderSpec:
+def read_gpt_oss(config: FamilyFields) -> DecoderSpec:
     """gpt-oss: sinks, windows in every other layer, biases everywhere.
 
     Args:
@@ -97,7 +97,7 @@ def read_gpt_oss(config: Config) -> DecoderSpec:
 
 
 def _with_experts(
-    config: Config, spec: DecoderSpec, *, experts: int, width: int, normalised: bool
+    config: FamilyFields, spec: DecoderSpec, *, experts: int, width: int, normalised: bool
 ) -> DecoderSpec:
     """The decoder with mixtures of experts as its MLPs; see mixture.Mixture."""
     chosen = needed(config, spec.family, "num_experts_per_tok")

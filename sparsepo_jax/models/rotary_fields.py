@@ -15,7 +15,7 @@ from sparsepo_jax.models.rope_scaling import (
     yarn_attention_factor,
 )
 
-Fields = dict[Any, Any]
+RotaryFields = dict[Any, Any]
 
 
 class RopeDefaults(NamedTuple):
@@ -39,7 +39,7 @@ class RopeDefaults(NamedTuple):
     proportional: bool = False
 
 
-def read_rope(config: Fields, defaults: RopeDefaults) -> Rotation:
+def read_rope(config: RotaryFields, defaults: RopeDefaults) -> Rotation:
     """The rotation of all layers.
 
     Args:
@@ -61,7 +61,7 @@ def read_rope(config: Fields, defaults: RopeDefaults) -> Rotation:
 
 
 def read_rope_of_kinds(
-    config: Fields, defaults: RopeDefaults, local_base: float
+    config: RotaryFields, defaults: RopeDefaults, local_base: float
 ) -> tuple[Rotation, Rotation]:
     """The rotations of layers that see everything, and of those that see a window.
 
@@ -106,7 +106,7 @@ def read_rope_of_kinds(
     )
 
 
-def gpt_neox_rope(config: Fields, head_dim: int) -> Rotation:
+def gpt_neox_rope(config: RotaryFields, head_dim: int) -> Rotation:
     """The rotation of GPT-NeoX.
 
     Some versions of transformers wrote its base, and the share of a head's dims that are rotated, under two
@@ -135,7 +135,7 @@ def gpt_neox_rope(config: Fields, head_dim: int) -> Rotation:
     return Rotation(int(head_dim * share), base)
 
 
-def _refuse_another(config: Fields, name: str, value: float, other_name: str) -> None:
+def _refuse_another(config: RotaryFields, name: str, value: float, other_name: str) -> None:
     if first(config.get(name), value) != value:
         raise SpecError(
             f"gpt_neox: {name}: {shown(config[name])} differs from {other_name}, which is {value:g}; "
@@ -143,7 +143,7 @@ def _refuse_another(config: Fields, name: str, value: float, other_name: str) ->
         )
 
 
-def _rope_sets(config: Fields, family: str) -> list[tuple[str, Fields]]:
+def _rope_sets(config: RotaryFields, family: str) -> list[tuple[str, RotaryFields]]:
     """(name, content) of the fields that say how positions are rotated; at least one, which may be empty."""
     sets = [(name, config[name]) for name in ("rope_scaling", "rope_parameters") if config.get(name)]
     for name, rope in sets:
@@ -155,7 +155,7 @@ def _rope_sets(config: Fields, family: str) -> list[tuple[str, Fields]]:
     return sets or [("rope_parameters", {})]
 
 
-def _rotation(name: str, rope: Fields, above: Fields, defaults: RopeDefaults) -> Rotation:
+def _rotation(name: str, rope: RotaryFields, above: RotaryFields, defaults: RopeDefaults) -> Rotation:
     """The rotation that one set of fields means.
 
     Args:
@@ -190,7 +190,7 @@ def _rotation(name: str, rope: Fields, above: Fields, defaults: RopeDefaults) ->
     return rotation
 
 
-def _proportional(rope: Fields, defaults: RopeDefaults) -> Rotation:
+def _proportional(rope: RotaryFields, defaults: RopeDefaults) -> Rotation:
     share = float(first(rope.get("partial_rotary_factor"), 1.0))
     scaling = ProportionalScaling(share, float(first(rope.get("factor"), 1.0)))
     return Rotation(defaults.head_dim, float(first(rope.get("rope_theta"), defaults.base)), scaling)
@@ -205,11 +205,11 @@ def _remedy(kind: str, defaults: RopeDefaults) -> str:
     return f"only default, {', '.join(_SCALINGS)}"
 
 
-def _linear(rope: Fields, where: str, original: int, defaults: RopeDefaults) -> RopeScaling:
+def _linear(rope: RotaryFields, where: str, original: int, defaults: RopeDefaults) -> RopeScaling:
     return LinearScaling(float(needed(rope, where, "factor")))
 
 
-def _llama3(rope: Fields, where: str, original: int, defaults: RopeDefaults) -> RopeScaling:
+def _llama3(rope: RotaryFields, where: str, original: int, defaults: RopeDefaults) -> RopeScaling:
     factor = float(needed(rope, where, "factor"))
     low = float(needed(rope, where, "low_freq_factor"))
     high = float(needed(rope, where, "high_freq_factor"))
@@ -218,7 +218,7 @@ def _llama3(rope: Fields, where: str, original: int, defaults: RopeDefaults) -> 
     return Llama3Scaling(factor, low, high, original)
 
 
-def _yarn(rope: Fields, where: str, original: int, defaults: RopeDefaults) -> RopeScaling:
+def _yarn(rope: RotaryFields, where: str, original: int, defaults: RopeDefaults) -> RopeScaling:
     factor = float(first(rope.get("factor"), defaults.positions / original))
     usual = yarn_attention_factor(factor, rope.get("mscale"), rope.get("mscale_all_dim"))
     return YarnScaling(
@@ -231,7 +231,7 @@ def _yarn(rope: Fields, where: str, original: int, defaults: RopeDefaults) -> Ro
     )
 
 
-def _longrope(rope: Fields, where: str, original: int, defaults: RopeDefaults) -> RopeScaling:
+def _longrope(rope: RotaryFields, where: str, original: int, defaults: RopeDefaults) -> RopeScaling:
     short = needed(rope, where, "short_factor")
     needed(rope, where, "long_factor")
     if original < 2:
@@ -256,7 +256,7 @@ def _check_rotation(rotation: Rotation, where: str) -> None:
         )
 
 
-def _refuse_unclear_kind(rope: Fields, where: str) -> None:
+def _refuse_unclear_kind(rope: RotaryFields, where: str) -> None:
     kind, old_kind = rope.get("rope_type"), rope.get("type")
     if kind and old_kind and kind != old_kind:
         raise SpecError(

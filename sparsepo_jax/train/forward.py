@@ -14,7 +14,7 @@ from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.ops.attention import Packed, reach_of
 from sparsepo_jax.ops.logprob_kl import logprob_best, logprob_kl
 from sparsepo_jax.ops.routing import RouterSums, choice_counts, probability_sums
-from sparsepo_jax.train.problem import Problem
+from sparsepo_jax.train.problem import Problem, pair_keys
 
 
 def forward(
