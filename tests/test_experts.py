@@ -1,6 +1,7 @@
 """Mixtures of experts: bookkeeping, products and their gradients, and transformers' own experts."""
 
 import functools
+import math
 import re
 
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 
 from helpers.configs import make_config
 from helpers.parity import IDS, VALID, load_ours, make_theirs, our_logits, their_outputs
+from helpers.program import write_config
 from helpers.tiny import CONFIGS, GPT2, QWEN3_MOE, random_batch
 from helpers.tolerances import GRADIENT, PARITY_LOGITS, SHARDED, TOKEN
 from sparsepo_jax.build.compute import choose_experts as choose_kernel
@@ -21,6 +23,7 @@ from sparsepo_jax.build.step import make_step
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.losses.token_weighted import sparsepo_loss
+from sparsepo_jax.main import main
 from sparsepo_jax.masks.source import fixed_source
 from sparsepo_jax.models.adapter import Adapter
 from sparsepo_jax.models.config_fields import SpecError
@@ -308,8 +311,14 @@ def test_the_auxiliary_loss_is_transformers_own():
         valid_BS.sum().astype(jnp.float32),
     )
     np.testing.assert_allclose(auxiliary_loss(sums), expected.numpy(), rtol=TOKEN)
+
+
+def test_how_evenly_experts_are_used_by_hand():
+    """Of four choices three, one and none: the busiest has 3/4; entropy 0.5623 of ln 3 = 1.0986."""
+    sums = RouterSums(jnp.array([[3.0, 1.0, 0.0]]), jnp.array([[2.0, 1.0, 1.0]]), jnp.float32(4))
     metrics = router_metrics(sums)
-    assert 1 / 5 < metrics["router/busiest"] < 1 / 2 and 0.5 < metrics["router/evenness"] < 1
+    np.testing.assert_allclose(metrics["router/busiest"], 0.75)
+    np.testing.assert_allclose(metrics["router/evenness"], 0.562335 / math.log(3), rtol=1e-5)
 
 
 def test_the_auxiliary_loss_counts_only_if_it_is_asked_for():
@@ -450,3 +459,20 @@ def test_a_mask_of_the_group_mlp_alone_is_refused():
     spec = spec_from_hf(QWEN3_MOE)
     with pytest.raises(UserError, match="mlp alone is not supported for qwen3_moe"):
         make_problem(config, spec, spec, make_mesh(None, 1, 1))
+
+
+def test_a_check_knows_what_experts_cannot_do(tmp_path, capsys):
+    """Kills: a mistake that shows only when po begins, after sft has been trained."""
+    mixture = QWEN3_MOE | {"max_position_embeddings": 64, "vocab_size": None}
+    mixture = {name: value for name, value in mixture.items() if value is not None}
+    lora = {"rank": 2, "targets": ["experts.up"], "dropout": 0.1}
+    config = write_config(tmp_path, po={"router_aux_coefficient": 0.1, "replay_routing": True})
+    assert main(["--config", str(config), "--check"]) == 2
+    told = capsys.readouterr().err
+    assert "po.router_aux_coefficient: gpt2 has no experts; set it to 0" in told
+    assert "po.replay_routing: expected policy and reference with the same layers and experts" in told
+    config = write_config(tmp_path / "mixture", policy={"config": mixture}, po={"lora": lora})
+    assert main(["--config", str(config), "--check"]) == 2
+    told = capsys.readouterr().err
+    assert "po.lora.dropout: adapters of experts have none" in told
+    assert "po.lora.targets: experts.gate and experts.up get adapters together" in told

@@ -113,8 +113,11 @@ def test_equal_to_transformers():
     out, memory = gated_delta(*arguments, places, branched=False)
     np.testing.assert_allclose(out, theirs.numpy(), atol=TOKEN)
     np.testing.assert_allclose(memory, state.numpy(), atol=TOKEN)
-    step, after = gated_delta_step(*(x[:, -1] for x in arguments), memory)
-    assert step.shape == out[:, -1].shape and after.shape == memory.shape
+    before = Places(*(x[:, :-1] for x in places))
+    _, memory_before = gated_delta(*(x[:, :-1] for x in arguments), before, branched=False)
+    step, after = gated_delta_step(*(x[:, -1] for x in arguments), memory_before)
+    np.testing.assert_allclose(step, out[:, -1], atol=TOKEN)
+    np.testing.assert_allclose(after, memory, atol=TOKEN)
 
 
 def test_tokens_that_repeat_keep_their_digits():

@@ -674,7 +674,21 @@ def test_hinge_is_flat_past_its_margin():
 
 @pytest.mark.parametrize("margin", [-2000.0, 2000.0])
 @pytest.mark.parametrize(
-    "name", ["dpo", "cdpo", "robust", "tdpo1", "caldpo", "exo", "discopop", "bpo", "apo_down", "fdpo"]
+    "name",
+    [
+        "dpo",
+        "cdpo",
+        "robust",
+        "tdpo1",
+        "caldpo",
+        "exo",
+        "discopop",
+        "bpo",
+        "tbpo_a",
+        "apo_down",
+        "fdpo",
+        "alphapo",
+    ],
 )
 def test_large_margins_do_not_overflow(name, margin):
     far = (HAND_PAIR[0]._replace(ref_logp=HAND_PAIR[0].logp - margin), HAND_PAIR[1])
@@ -784,6 +798,13 @@ def test_the_ends_of_basus_family_are_kliep_and_lsif(power, scale, expected):
     assert np.isfinite(slope).all()
 
 
+@pytest.mark.parametrize("power", [0.0, 1.0, 3.0, 10.0])
+@pytest.mark.parametrize("margin", [-300.0, 300.0])
+def test_the_risk_of_a_far_ratio_is_a_number_and_flat(power, margin):
+    risk, slope = jax.value_and_grad(margins.ratio_risk)(margin, power, 4.0)
+    assert np.isfinite(risk) and slope == 0
+
+
 @pytest.mark.parametrize("power", [0.0, 0.2, 1.0, None])
 def test_with_scale_4_a_margin_of_zero_has_dpos_slope(power):
     assert jax.grad(margins.ratio_risk)(0.0, power, 4.0) == pytest.approx(-0.5)
@@ -800,6 +821,8 @@ def test_wpo_weighs_a_pair_by_the_probability_of_its_responses():
     output = weighted(stats, masks, None, beta=0.5)
     np.testing.assert_allclose(output.loss_B, math.exp(-2.2) * softplus_of_minus(-0.25), rtol=1e-6)
     np.testing.assert_allclose(output.metrics["loss/policy_weight"], math.exp(-2.2), rtol=1e-6)
+    added = sequence.weighted_by_policy(sequence.cpo_loss)(stats, masks, None, beta=0.5, alpha=3.0)
+    np.testing.assert_allclose(added.metrics["loss/nll"], math.exp(-2.2) * 3.0, rtol=1e-6)
     slope, plain = (jax.grad(total)(stats.logp_BPT, loss) for loss in (weighted, token_weighted.dpo_loss))
     np.testing.assert_allclose(slope, math.exp(-2.2) * plain, rtol=1e-6)
 

@@ -180,6 +180,7 @@ def test_a_damaged_file_is_made_anew_and_said_whatever_the_damage(tmp_path, caps
         ({"kind": "sparsepo"}, "objective.mask.kind learned reads the reference's states"),
         ({"kind": "mapo"}, "objective mapo has a KL term (but with objective.mask.on=reward_only)"),
         ({"kind": "tdpo2"}, "objective tdpo2 has a KL term"),
+        ({"kind": "tbpo_a"}, "objective tbpo_a has a KL term"),
     ],
 )
 def test_objectives_that_need_the_reference_itself_are_refused(tmp_path, capsys, objective, message):

@@ -152,12 +152,16 @@ def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], mesh: Mesh)
 
 def choose_experts(config: Config, mesh: Mesh) -> Experts:
     """What computes the products of experts. UserError if these devices cannot run it."""
-    asked, platform = config.compute.experts, platform_of(mesh)
-    if asked == "triton" and platform != "gpu":
+    asked, device = config.compute.experts, device_of(mesh)
+    if asked == "triton" and device.platform != "gpu":
         raise UserError(
-            f"compute.experts: triton runs on GPU, and these devices are {platform}; take auto or blocks"
+            f"compute.experts: triton runs on GPU, and these devices are {device.platform}; "
+            "take auto or blocks"
         )
-    return asked
+    problem = choices.old_gpu_problem(device)
+    if asked == "triton" and problem is not None:
+        raise UserError(f"compute.experts: triton does not fit {problem}; take auto or blocks")
+    return "blocks" if asked == "auto" and problem is not None else asked
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool]:

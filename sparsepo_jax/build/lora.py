@@ -9,6 +9,7 @@ from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder_spec import DecoderSpec, choose_projections
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.run.adapters import settle_lora
+from sparsepo_jax.run.mixture import adapter_mistakes
 from sparsepo_jax.run.resume import trains_adapter_further
 
 
@@ -49,16 +50,6 @@ def make_lora(training: Training, name: str, spec: DecoderSpec) -> Lora | None:
         targets = choose_projections(tuple(chosen.targets), spec)
     except SpecError as error:
         raise UserError(f"{name}.lora.targets: {error}") from error
-    _check_experts(targets, chosen.dropout, name)
+    for mistake in adapter_mistakes(name, targets, chosen.dropout):
+        raise UserError(mistake)
     return Lora(targets, chosen.rank, chosen.alpha, chosen.dropout, chosen.rslora)
-
-
-def _check_experts(targets: tuple[str, ...], dropout: float, name: str) -> None:
-    """UserError: adapters of experts that PEFT could not load, for it holds gate and up as one."""
-    if dropout and any(target.startswith("experts.") for target in targets):
-        raise UserError(f"{name}.lora.dropout: adapters of experts have none; set it to 0")
-    if ("experts.gate" in targets) != ("experts.up" in targets):
-        raise UserError(
-            f"{name}.lora.targets: experts.gate and experts.up get adapters together, for PEFT holds them as "
-            "one; name both, as by 'experts'"
-        )

@@ -16,6 +16,7 @@ from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.experts import dispatch_on
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.ops.logprob_kl import HeadBlocks
+from sparsepo_jax.run.mixture import replay_mistakes
 from sparsepo_jax.sharding.experts import make_spread_experts
 from sparsepo_jax.sharding.mesh import (
     make_constrain,
@@ -161,24 +162,9 @@ def make_problem(
 
 def _replays_routing(config: Config, policy: DecoderSpec, reference: DecoderSpec) -> bool:
     """Whether the policy sends tokens where the reference does. UserError: it cannot."""
-    if not config.po.replay_routing:
-        return False
-    if config.reference.cached:
-        raise UserError(
-            "po.replay_routing: a cached reference does not say which experts it chose; set "
-            "reference.cached=false"
-        )
-    ours, theirs = (
-        (spec.num_layers, spec.mixture and (spec.mixture.experts, spec.mixture.chosen))
-        for spec in (policy, reference)
-    )
-    if policy.mixture is None or ours != theirs:
-        raise UserError(
-            f"po.replay_routing: expected policy and reference with the same layers and experts, got "
-            f"{policy.family} and {reference.family} with (layers, (experts, chosen)) {ours} and {theirs}; "
-            "set it to false"
-        )
-    return True
+    for mistake in replay_mistakes(config, policy, reference):
+        raise UserError(mistake)
+    return config.po.replay_routing
 
 
 def brings_weights(config: Config) -> bool:

@@ -2,7 +2,7 @@
 
 from jax.sharding import Mesh
 
-from sparsepo_jax.build.compute import compute_dtype
+from sparsepo_jax.build.compute import choose_experts, compute_dtype
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.generate.sampler import Sampler, Sampling, make_sampler
 from sparsepo_jax.train.problem import Problem
@@ -24,4 +24,5 @@ def make_sampling(config: Config, ends: tuple[int, ...]) -> Sampling:
 
 
 def make_policy_sampler(problem: Problem, config: Config, mesh: Mesh, sampling: Sampling) -> Sampler:
-    return make_sampler(problem.policy_graph, compute_dtype(config, mesh), mesh, sampling)
+    dtype, experts = compute_dtype(config, mesh), choose_experts(config, mesh)
+    return make_sampler(problem.policy_graph, dtype, mesh, sampling, experts)

@@ -20,6 +20,7 @@ from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import is_trained_matrix
+from sparsepo_jax.run.mixture import training_mistakes
 from sparsepo_jax.sharding.mesh import (
     replicated,
 )
@@ -83,8 +84,8 @@ def make_step(
     kind = optimizer_kind(training)
     rates = optimizer_rates(config, training, steps, spec.width)
     make_loss = make_pair_loss
-    if training.router_aux_coefficient and spec.mixture is None:
-        raise UserError(f"{stage}.router_aux_coefficient: {spec.family} has no experts; set it to 0")
+    for mistake in training_mistakes(stage, training, spec):
+        raise UserError(mistake)
     problem = problem._replace(router_aux=training.router_aux_coefficient)
     if stage == "sft":
         problem = without_objective(problem)

@@ -80,6 +80,8 @@ SETTINGS = {
     "ld_alpha": "objective.alpha",
     "rpo_alpha": "objective.nll_weight",
     "use_weighting": "objective.policy_weight",
+    "f_divergence_type": "objective.kind",
+    "f_alpha_divergence_coef": "objective.alpha",
     "discopop_tau": "objective.temperature",
     "peft_config": "po.lora",
     "use_peft": "po.lora",

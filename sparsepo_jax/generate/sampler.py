@@ -25,6 +25,7 @@ from sparsepo_jax.core.tree import Weights, merge_module
 from sparsepo_jax.core.types import PromptBatch
 from sparsepo_jax.models.cache import Cache
 from sparsepo_jax.models.experts import dispatch_on
+from sparsepo_jax.ops.grouped import GroupedKernel
 from sparsepo_jax.sharding.experts import make_spread_experts
 from sparsepo_jax.sharding.mesh import make_constrain, platform_of, put_batch, replicated
 
@@ -165,7 +166,13 @@ def _bound(partial: Any) -> tuple[Any, ...]:
     return partial.func, *partial.args
 
 
-def make_sampler(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampling) -> Sampler:
+def make_sampler(
+    graph: nnx.GraphDef,
+    dtype: jnp.dtype,
+    mesh: Mesh,
+    sampling: Sampling,
+    experts: GroupedKernel | Literal["auto"] = "auto",
+) -> Sampler:
     """A sampler of a decoder.
 
     Samplers that differ in seed, stop strings and temperatures other than 0 alone share their programs.
@@ -175,10 +182,11 @@ def make_sampler(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sa
         dtype: matrices are cast to it, as in training.
         mesh: where it runs.
         sampling: how it draws.
+        experts: what computes the products of experts, see models/experts.dispatch_on.
     """
     is_greedy = sampling.temperature == 0
     compiled_for = sampling._replace(seed=0, temperature=0.0 if is_greedy else 1.0, stop=())
-    begin, advance, rows, seen = _programs(graph, dtype, mesh, compiled_for)
+    begin, advance, rows, seen = _programs(graph, dtype, mesh, compiled_for, experts)
     temperature = 1.0 if is_greedy else sampling.temperature
     return Sampler(
         functools.partial(begin, sampling.seed, temperature),
@@ -191,13 +199,19 @@ def make_sampler(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sa
 
 
 @functools.cache
-def _programs(graph: nnx.GraphDef, dtype: jnp.dtype, mesh: Mesh, sampling: Sampling) -> tuple[Callable, ...]:
+def _programs(
+    graph: nnx.GraphDef,
+    dtype: jnp.dtype,
+    mesh: Mesh,
+    sampling: Sampling,
+    experts: GroupedKernel | Literal["auto"],
+) -> tuple[Callable, ...]:
     """begin, advance, rows and seen of samplers, with seed and temperature as arguments.
 
     Of the seed and temperature of `sampling` only counts whether the temperature is 0.
     """
     constrain = make_constrain(mesh)
-    dispatch = dispatch_on(platform_of(mesh), make_spread_experts(mesh))
+    dispatch = dispatch_on(platform_of(mesh), make_spread_experts(mesh), experts)
 
     def cast(path: str, x: Any) -> Any:
         is_matrix = isinstance(x, jax.Array) and path.endswith((".kernel", ".embedding"))

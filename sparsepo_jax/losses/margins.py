@@ -61,7 +61,7 @@ def discopop_loss(
 
     def blended(margin_B: Float[Array, "B"]) -> Float[Array, "B"]:
         share_B = jax.nn.sigmoid(margin_B / temperature)
-        # Where the exponential would overflow, its share is 0, and 0 times infinity is no number.
+        # Beyond MOST, where the exponential would overflow, its share is next to 0 at usual temperatures.
         exponential_B = jnp.exp(-jnp.maximum(margin_B, -MOST))
         return (1 - share_B) * negative_log_sigmoid(margin_B) + share_B * exponential_B
 
@@ -76,7 +76,8 @@ def ratio_risk(margin: Float[Array, "*B"], power: Scalar | None, scale: Scalar) 
         [exp(-(1+p) margin) + (1+p) (1 - exp(p margin)) / p] / (s (1+p))
 
     Args:
-        margin: reward of chosen minus reward of rejected. Beyond MOST it has no gradient.
+        margin: reward of chosen minus reward of rejected. Beyond MOST, or 2 MOST / (1 + p) where p is above
+            1, it has no gradient.
         power: p, >= 0. 0 is the limit: KLIEP, times 1/s. 1 is LSIF, times 1/(2 s). None: the logistic h,
             which gives -log sigmoid(margin) and has no scale.
         scale: s, > 0; 4 gives a margin of 0 the slope that the logistic h gives it, whatever p.
@@ -87,7 +88,8 @@ def ratio_risk(margin: Float[Array, "*B"], power: Scalar | None, scale: Scalar) 
     """
     if power is None:
         return negative_log_sigmoid(margin)
-    margin = jnp.clip(margin, -MOST, MOST)
+    most = 2 * MOST / (1 + jnp.maximum(power, 1.0))
+    margin = jnp.clip(margin, -most, most)
     at_zero = jnp.asarray(power) == 0
     safe = jnp.where(at_zero, 1.0, power)
     growth = jnp.where(at_zero, margin, jnp.expm1(safe * margin) / safe)

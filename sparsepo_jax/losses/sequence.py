@@ -86,7 +86,8 @@ def _loss_weighted_by_policy(
     output = loss(stats, masks, key_B, **settings)
     logp_BP = response_mean(jax.lax.stop_gradient(stats.logp_BPT), stats.valid_BPT)
     weight_B = jnp.exp(logp_BP.sum(axis=1))
-    return LossOutput(weight_B * output.loss_B, output.metrics | {"loss/policy_weight": weight_B})
+    parts = {name: weight_B * x for name, x in output.metrics.items() if name.startswith("loss/")}
+    return LossOutput(weight_B * output.loss_B, output.metrics | parts | {"loss/policy_weight": weight_B})
 
 
 def settings_of(objective: Callable[..., LossOutput]) -> Mapping[str, Scalar]:
@@ -252,7 +253,8 @@ def alphapo_loss(
     logp_BP = response_mean(stats.logp_BPT, stats.valid_BPT)
     is_log = jnp.asarray(alpha) == 0
     safe = jnp.where(is_log, 1.0, alpha)
-    shaped_BP = jnp.where(is_log, logp_BP, -jnp.expm1(-safe * logp_BP) / safe)
+    # exp(80) is still a float32.
+    shaped_BP = jnp.where(is_log, logp_BP, -jnp.expm1(jnp.minimum(-safe * logp_BP, 80.0)) / safe)
     return compare(beta * shaped_BP, target=gamma)
 
 

@@ -116,6 +116,8 @@ class _Shards:
 
         carried: files of tensors that are copied as they are, by name; they get a file of their own.
         """
+        for left in self._directory.glob("unfinished-*"):  # by an export that was killed
+            left.unlink()
         try:
             for name, tensor in tensors:
                 if self._waiting and self._size + tensor.nbytes > self._most_bytes:

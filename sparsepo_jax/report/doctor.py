@@ -28,6 +28,8 @@ STARTS_AT_LN2 = (
     "d2po",
     "sampo",
     "ldpo",
+    "dpo_norm",
+    "fdpo",
 )
 LN2 = math.log(2.0)
 
@@ -81,7 +83,8 @@ def loss_stays(evidence: Evidence) -> str | None:
     losses = evidence.preference_loss()
     kind = evidence.setting("objective.kind")
     other_reference = any(evidence.setting(f"reference.{name}") is not None for name in ("path", "adapter"))
-    if not losses or kind not in STARTS_AT_LN2 or other_reference:
+    is_weighted = evidence.setting("objective.policy_weight")
+    if not losses or kind not in STARTS_AT_LN2 or other_reference or is_weighted:
         return loss_does_not_fall(evidence)
     farthest = max(abs(x - LN2) for x in losses)
     if evidence.ended:

@@ -30,6 +30,7 @@ from sparsepo_jax.models.wrappers import from_scratch_problem
 from sparsepo_jax.run.check_compute import choice_lines
 from sparsepo_jax.run.local import MODEL_ID, Count, is_local, total
 from sparsepo_jax.run.memory import memory_text
+from sparsepo_jax.run.mixture import adapter_mistakes, replay_mistakes, training_mistakes
 from sparsepo_jax.run.model_facts import (
     Adapters,
     Model,
@@ -68,6 +69,7 @@ def make_plan_text(config: Config) -> str:
         *_vocabulary_mistakes(config, policy, reference),
         *_batch_mistakes(config),
         *_adapter_mistakes(config, policy),
+        *_mixture_mistakes(config, policy, reference),
         *_taken_sft_mistakes(config),
     ]
     if isinstance(config.tokenizer, PretrainedTokenizer):
@@ -255,9 +257,20 @@ def _adapter_mistakes(config: Config, policy: Model) -> Iterator[str]:
         if training.lora is None or policy.spec is None:
             continue
         try:
-            choose_projections(tuple(training.lora.targets), policy.spec)
+            targets = choose_projections(tuple(training.lora.targets), policy.spec)
         except SpecError as error:
             yield f"{stage}.lora.targets: {error}"
+        else:
+            yield from adapter_mistakes(stage, targets, training.lora.dropout)
+
+
+def _mixture_mistakes(config: Config, policy: Model, reference: Model) -> Iterator[str]:
+    if policy.spec is None:
+        return
+    for stage, training in _trainings(config):
+        yield from training_mistakes(stage, training, policy.spec)
+    if "po" in config.stages and reference.spec is not None:
+        yield from replay_mistakes(config, policy.spec, reference.spec)
 
 
 def _taken_sft_mistakes(config: Config) -> Iterator[str]:

@@ -171,13 +171,17 @@ def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], device: Dev
 
 def triton_problem(specs: tuple[DecoderSpec, ...], device: Device) -> str | None:
     """What our own kernels for GPUs do not fit; None if they can be used. See ops/triton_attention."""
-    if device.capability is not None and device.capability < (8, 0):
-        return _old_gpu(device.capability)
+    if (problem := old_gpu_problem(device)) is not None:
+        return problem
     widest = max(block.head_dim for spec in specs for block, _ in spec.blocks())
     return f"heads of {widest} dims (up to 256)" if widest > 256 else None
 
 
-def _old_gpu(capability: tuple[int, int]) -> str:
+def old_gpu_problem(device: Device) -> str | None:
+    """Why neither our kernels for GPUs nor cuDNN's attention fit a device; None if it is new enough."""
+    capability = device.capability
+    if capability is None or capability >= (8, 0):
+        return None
     return f"a GPU of compute capability {'.'.join(map(str, capability))} (8.0 or more)"
 
 
@@ -193,8 +197,8 @@ def cudnn_problem(specs: tuple[DecoderSpec, ...], dtype: str, device: Device) ->
         return "a model with attention sinks"
     if dtype != "bfloat16":
         return f"a model that computes in {dtype}"
-    if device.capability is not None and device.capability < (8, 0):
-        return _old_gpu(device.capability)
+    if (problem := old_gpu_problem(device)) is not None:
+        return problem
     is_hopper = device.capability is not None and device.capability[0] == 9
     most = 256 if is_hopper else 128
     for head_dim in (block.head_dim for spec in specs for block, _ in spec.blocks()):

@@ -266,7 +266,7 @@ def needs_reference(objective: Any) -> str | None:
     mask = getattr(objective, "mask", None)
     if mask is not None and mask.kind == "learned":
         return "objective.mask.kind learned reads the reference's states"
-    has_kl = objective.kind in ("tdpo1", "tdpo2") or (mask is not None and mask.on != "reward_only")
+    has_kl = objective.kind in ("tdpo1", "tdpo2", "tbpo_a") or (mask is not None and mask.on != "reward_only")
     if not has_kl:
         return None
     except_for = "" if mask is None else " (but with objective.mask.on=reward_only)"

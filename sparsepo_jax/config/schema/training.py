@@ -190,7 +190,8 @@ class PairTraining(Training):
     training."""
     replay_routing: bool = False
     """Send the policy's tokens to the experts that the reference chose, in a mixture of experts. false: both
-    choose by themselves. Generation always lets the policy choose."""
+    choose by themselves. Held-out pairs are scored in the same way; what the policy writes, the harness and
+    the export let the policy choose."""
 
 
 class Best(Section):
