@@ -20,6 +20,7 @@ from sparsepo_jax.build.compute import choose_experts as choose_kernel
 from sparsepo_jax.build.lora import make_lora
 from sparsepo_jax.build.objective import make_problem
 from sparsepo_jax.build.step import make_step
+from sparsepo_jax.build.weights import add_adapter
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.losses.token_weighted import sparsepo_loss
@@ -405,6 +406,9 @@ def test_peft_loads_adapters_of_experts_and_we_read_them_again(name, tmp_path):
     again = read.weights()
     assert again.keys() == adapters.keys()
     assert all(np.array_equal(again[path], adapters[path]) for path in again)
+    into_base = add_adapter({path: jnp.array(x) for path, x in base.items()}, read, make_mesh(None, 1, 1))
+    for path, x in merged.items():
+        np.testing.assert_allclose(into_base[path], x, atol=1e-6, err_msg=path)
 
 
 @pytest.mark.parametrize("held", ["int8", "nf4"])
@@ -419,15 +423,16 @@ def test_experts_are_held_in_fewer_bits_one_by_one(held):
 
 
 @pytest.mark.parametrize(
-    ("lora", "words"),
+    ("lora", "words", "config"),
     [
-        ({"targets": ["experts"], "dropout": 0.1}, "adapters of experts have none"),
-        ({"targets": ["experts.up"]}, "experts.gate and experts.up get adapters together"),
+        ({"targets": ["experts"], "dropout": 0.1}, "adapters of experts have none", QWEN3_MOE),
+        ({"targets": ["experts.up"]}, "experts.gate and experts.up get adapters together", QWEN3_MOE),
+        ({"targets": ["experts"]}, "gpt_oss holds all experts of a layer in one tensor", CONFIGS["gpt-oss"]),
     ],
 )
-def test_adapters_of_experts_that_peft_could_not_load_are_refused(lora, words):
+def test_adapters_of_experts_that_peft_could_not_load_are_refused(lora, words, config):
     with pytest.raises(UserError, match=words):
-        make_lora(make_config(po={"lora": lora}).po, "po", spec_from_hf(QWEN3_MOE))
+        make_lora(make_config(po={"lora": lora}).po, "po", spec_from_hf(config))
 
 
 def test_our_kernels_lower_to_triton():

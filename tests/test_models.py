@@ -283,6 +283,16 @@ def test_positions_windows_and_heads_that_cannot_be_run_are_refused(config, mess
         spec_from_hf(config)
 
 
+def test_phi3s_first_positions_are_those_of_its_class():
+    """transformers takes its class's 4,096 before a value within rope_scaling. Kills: the long factors' model
+    taken for one that was never stretched."""
+    scaling = {"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [1.0, 9.0]}
+    phi3 = LLAMA | {"model_type": "phi3", "max_position_embeddings": 131072}
+    for more in ({}, {"original_max_position_embeddings": 8192}):
+        rotation = spec_from_hf(phi3 | {"rope_scaling": scaling | more}).kinds[0].rotation
+        assert rotation.longest(131072) == 4096 and rotation.attention_factor == pytest.approx(1.19, abs=0.01)
+
+
 def test_a_config_in_the_older_form_of_rope_scaling_means_the_same():
     new = {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}}
     old = {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 4.0}}

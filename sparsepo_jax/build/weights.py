@@ -69,7 +69,8 @@ def add_adapter(weights: Weights, adapter: Adapter, mesh: Mesh) -> Weights:
     shardings = weight_shardings({path: x.shape for path, x in weights.items()}, mesh)
     for (path, place, value), added in adapter.merge_parts():
         weight = weights[path]
-        expected = weight.shape if place is None else weight.shape[1:]
+        leading = 0 if place is None else len(place) if isinstance(place, tuple) else 1
+        expected = weight.shape[leading:]
         if value.shape != expected:
             raise UserError(
                 f"{adapter.where}: {adapter.path}: a tensor of {path} has shape {list(value.shape)}, "

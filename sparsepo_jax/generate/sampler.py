@@ -24,8 +24,7 @@ from sparsepo_jax.core.program import Program, has_four_bits
 from sparsepo_jax.core.tree import Weights, merge_module
 from sparsepo_jax.core.types import PromptBatch
 from sparsepo_jax.models.cache import Cache
-from sparsepo_jax.models.experts import dispatch_on
-from sparsepo_jax.ops.grouped import GroupedKernel
+from sparsepo_jax.models.experts import ExpertKernel, dispatch_on
 from sparsepo_jax.sharding.experts import make_spread_experts
 from sparsepo_jax.sharding.mesh import make_constrain, platform_of, put_batch, replicated
 
@@ -171,7 +170,7 @@ def make_sampler(
     dtype: jnp.dtype,
     mesh: Mesh,
     sampling: Sampling,
-    experts: GroupedKernel | Literal["auto"] = "auto",
+    experts: ExpertKernel = "auto",
 ) -> Sampler:
     """A sampler of a decoder.
 
@@ -204,7 +203,7 @@ def _programs(
     dtype: jnp.dtype,
     mesh: Mesh,
     sampling: Sampling,
-    experts: GroupedKernel | Literal["auto"],
+    experts: ExpertKernel,
 ) -> tuple[Callable, ...]:
     """begin, advance, rows and seen of samplers, with seed and temperature as arguments.
 

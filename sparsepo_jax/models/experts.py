@@ -37,6 +37,7 @@ from sparsepo_jax.ops.grouped import (
 from sparsepo_jax.ops.remat import product
 from sparsepo_jax.ops.routing import choose_experts, shares_of
 
+ExpertKernel = GroupedKernel | Literal["auto"]
 ExpertArrays = dict[str, Array]  # kernel [E, X, Y], and where they are: bias [E, Y], a [E, X, R], b [E, R, Y]
 RoutedTokens = tuple[Array, Array, Array]  # states [B, S, D], shares and choices [B, S, K]
 
@@ -55,9 +56,7 @@ class Routing(NamedTuple):
     choice_BSK: Int[Array, "B S K"] | None = None
 
 
-def dispatch_on(
-    platform: str, spread: Callable[..., Array], kernel: GroupedKernel | Literal["auto"] = "auto"
-) -> Dispatch:
+def dispatch_on(platform: str, spread: Callable[..., Array], kernel: ExpertKernel = "auto") -> Dispatch:
     """Where and by what experts are computed.
 
     Args:

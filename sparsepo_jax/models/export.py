@@ -84,12 +84,12 @@ def save_hf(
     config["architectures"] = [architecture(spec)]
     config.pop("transformers_weights", None)  # names a file of the checkpoint that was read
     config.pop("quantization_config", None)  # says how that was packed
+    shards.take_their_place()
     _write_json(directory / CONFIG, config)
     if generation is None:
         (directory / GENERATION).unlink(missing_ok=True)
     else:
         _write_json(directory / GENERATION, generation)
-    shards.take_their_place()
     _save_masks(directory, masks)
     (directory / "README.md").write_text(card)
 

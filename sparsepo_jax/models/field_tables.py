@@ -89,7 +89,7 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
 
 # ---------------------------------------------------------------- what changes nothing
 
-# Fields that transformers knows, or knew, and that do not change the forward pass of a dense decoder.
+# Fields that transformers knows, or knew, and that do not change the forward pass of a decoder.
 _HARMLESS_BY_SUBJECT = {
     "names, and how the file was written": """
         model_type architectures transformers_version _name_or_path name_or_path _commit_hash
@@ -334,7 +334,7 @@ ROTARY_KINDS: dict[str, FieldKind] = {
     "long_factor": _FACTORS,
     "llama_4_scaling_beta": _WEIGHT,
 }
-# Gemma 3 has a set of rotary fields for each kind of layer.
+# Some families have a set of rotary fields for each kind of layer.
 LAYER_KINDS: dict[str, FieldKinds] = {"full_attention": ROTARY_KINDS, "sliding_attention": ROTARY_KINDS}
 
 
@@ -346,7 +346,7 @@ def _all_of(kind: FieldKind, names: str) -> dict[str, FieldKind]:
 KINDS: dict[str, FieldKind | FieldKinds] = {
     **_all_of(_SIZE, "vocab_size n_embd hidden_size n_inner intermediate_size head_dim rotary_dim"),
     **_all_of(_COUNT, "n_layer num_hidden_layers n_head num_attention_heads num_key_value_heads"),
-    **_all_of(_COUNT, "num_experts num_local_experts num_experts_per_tok decoder_sparse_step"),
+    **_all_of(_COUNT, "num_experts num_experts_per_tok decoder_sparse_step"),
     "moe_intermediate_size": _SIZE,
     "mlp_only_layers": FieldKind("a list of integers", _is_numbers),
     "norm_topk_prob": _FLAG,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from sparsepo_jax.models.config_fields import SpecError, first, needed
 from sparsepo_jax.models.decoder_spec import DecoderSpec, LayerKind, QueryGrowth
-from sparsepo_jax.models.field_values import FamilyFields, flag
+from sparsepo_jax.models.field_values import FamilyFields, flag, head_dim_of, refuse_unless
 from sparsepo_jax.models.llama_readers import (
     layered,
     llama_like,
@@ -71,6 +71,8 @@ def read_phi3(config: FamilyFields) -> DecoderSpec:
     Args:
         config: the fields that the family reads.
     """
+    # transformers' class has this value, and takes it before one within rope_scaling.
+    config = {"original_max_position_embeddings": 4096} | config
     return _with_one_window(llama_like(config, "phi3"), config.get("sliding_window"))
 
 
@@ -265,8 +267,10 @@ def read_stablelm(config: FamilyFields) -> DecoderSpec:
         config: the fields that the family reads.
     """
     parallel = flag(config, "use_parallel_residual")
+    spec = llama_like(config, "stablelm")
+    refuse_unless(config, "stablelm", "head_dim", head_dim_of("stablelm", spec.width, spec.num_heads))
     return replace(
-        llama_like(config, "stablelm"),
+        spec,
         norm="layer",
         parallel_residual=parallel,
         shared_norm=parallel,

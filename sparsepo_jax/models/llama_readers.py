@@ -130,7 +130,8 @@ def layered(spec: DecoderSpec, kinds: Sequence[LayerKind]) -> DecoderSpec:
     """
     different = tuple(dict.fromkeys(kinds))
     kind_of_layer = tuple(map(different.index, kinds)) if len(different) > 1 else ()
-    return replace(spec, kinds=different, kind_of_layer=kind_of_layer)
+    spec = replace(spec, kinds=different, kind_of_layer=kind_of_layer)
+    return spec if kind_of_layer else spec.of_kind(0)
 
 
 def windows_of(

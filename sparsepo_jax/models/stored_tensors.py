@@ -146,7 +146,9 @@ def find_checkpoint(path: str) -> Path:
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(snapshot_download(path, allow_patterns=patterns))
+        # Some repositories hold the weights a second time, in the form of their makers.
+        other_forms = ["original/*", "consolidated*"]
+        return Path(snapshot_download(path, allow_patterns=patterns, ignore_patterns=other_forms))
     except Exception as error:  # the Hub's client raises a dozen types; all mean that it cannot be had
         raise UserError(
             f"{path}: neither a local directory nor reachable on the Hugging Face Hub "

@@ -257,10 +257,10 @@ def by_head(spec: DecoderSpec) -> tuple[Split, Join]:
 
 
 def one_after_another(sizes: tuple[int, ...], axis: int, *, transposed: bool) -> tuple[Split, Join]:
-    """(split, join) of q | k | v along an axis.
+    """(split, join) of projections that lie one after another along an axis.
 
     Args:
-        sizes: outputs of q, k and v.
+        sizes: outputs of each.
         axis: of the Hugging Face tensor.
         transposed: whether it is stored as [out, in].
     """

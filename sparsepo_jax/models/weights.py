@@ -18,9 +18,8 @@ from sparsepo_jax.models.wrappers import carried_names, name_in
 
 _HEADS = ("lm_head.weight", "embed_out.weight", "language_model.lm_head.weight")
 
-Layer = (
-    int | tuple[int, int] | None
-)  # of a tensor: a layer, or a layer and an expert; None: it is the only one
+# Of a tensor: a layer, or a layer and an expert; None: it is the only one.
+Layer = int | tuple[int, int] | None
 Place = tuple[Rule, Layer]  # what a tensor is
 
 

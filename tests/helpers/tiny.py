@@ -286,6 +286,7 @@ CONFIGS = {
     "gemma2, softcaps": GEMMA2,
     "gemma3, local and global layers": GEMMA3,
     "gemma4, two shapes": GEMMA4,
+    "gemma4, global layers alone": GEMMA4 | {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2},
 }
 
 
