@@ -6,7 +6,10 @@ hook. Arrays of different ranks do not broadcast. Programs that a test starts in
 of this but the checked annotations.
 """
 
+import gc
+import itertools
 import os
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -54,3 +57,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first; the others keep their order."""
     place = {f"test_{name}": n for n, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+# Linux lets a process map 65,530 pieces of memory, and each program that XLA compiles for a CPU takes some: a
+# session that keeps all of them ends in a segmentation fault.
+MOST_MAPS = 20_000
+_tests_run = itertools.count(1)
+
+
+def pytest_runtest_teardown() -> None:
+    """Lets go of compiled programs where there are many."""
+    maps = Path("/proc/self/maps")
+    if next(_tests_run) % 10 or not maps.exists() or maps.read_bytes().count(b"\n") < MOST_MAPS:
+        return
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
