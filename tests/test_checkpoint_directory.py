@@ -14,7 +14,8 @@ from helpers.tiny import GPT2, LLAMA
 from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.tokenizers import END, make_byte_tokenizer
-from sparsepo_jax.generate.sampler import Generated, StopStrings, continuation, stop_within
+from sparsepo_jax.generate.sampler import Generated, continuation
+from sparsepo_jax.generate.stop_strings import StopStrings, stop_within
 from sparsepo_jax.main import main
 from sparsepo_jax.models.directory import end_tokens, read_config, read_generation_config
 from sparsepo_jax.models.export import save_hf

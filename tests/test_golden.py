@@ -26,7 +26,7 @@ from sparsepo_jax.masks.source import activation_source, fixed_source, learned_s
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.weights import to_hf
-from sparsepo_jax.ops.logprob_kl import HeadBlocks
+from sparsepo_jax.ops.logit_blocks import HeadBlocks
 from sparsepo_jax.train.forward import forward
 from sparsepo_jax.train.optimizer import adamw_rule, make_optimizer
 from sparsepo_jax.train.problem import Problem

@@ -25,7 +25,7 @@ from sparsepo_jax.masks.source import fixed_source
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.lora import hold_base
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.ops.logprob_kl import HeadBlocks
+from sparsepo_jax.ops.logit_blocks import HeadBlocks
 from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.train.optimizer import adamw_rule

@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from helpers.tolerances import TOKEN
+from sparsepo_jax.ops.logit_blocks import HeadBlocks
 from sparsepo_jax.ops.logits import LogitForm
-from sparsepo_jax.ops.logprob_kl import HeadBlocks, logprob_best, logprob_kl
+from sparsepo_jax.ops.logprob_kl import logprob_best, logprob_kl
 from sparsepo_jax.sharding.mesh import make_mesh, make_place_head
 
 R, M, D, V = 3, 7, 8, 26

@@ -19,7 +19,7 @@ from sparsepo_jax.masks.activation import GROUPS
 from sparsepo_jax.masks.source import activation_source, learned_source
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.ops.logprob_kl import HeadBlocks
+from sparsepo_jax.ops.logit_blocks import HeadBlocks
 from sparsepo_jax.sharding.mesh import make_constrain, make_mesh, make_place_head, make_spread, put_batch
 from sparsepo_jax.sharding.rules import state_shardings
 from sparsepo_jax.train.forward import response_log_ratio

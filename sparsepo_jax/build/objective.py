@@ -15,7 +15,7 @@ from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_sourc
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.experts import dispatch_on
 from sparsepo_jax.models.lora import Lora
-from sparsepo_jax.ops.logprob_kl import HeadBlocks
+from sparsepo_jax.ops.logit_blocks import HeadBlocks
 from sparsepo_jax.run.mixture import replay_mistakes
 from sparsepo_jax.sharding.experts import make_spread_experts
 from sparsepo_jax.sharding.mesh import (

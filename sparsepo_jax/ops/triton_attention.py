@@ -18,7 +18,7 @@ from sparsepo_jax.ops.splash_attention import Spread
 from sparsepo_jax.ops.visits import Visits
 
 if TYPE_CHECKING:
-    from sparsepo_jax.ops.triton_kernels import Settings
+    from sparsepo_jax.ops.triton_bodies import Settings
 
 INTERPRET = False  # whether to run the kernels step by step, where there is no GPU
 # By bits of a number and dims of a head, at most: (columns owned, columns visited, warps, stages) of the
@@ -72,7 +72,7 @@ def triton_attention(
 
 
 def _settings(q_RSNH: Array, scale: float, softcap: float | None, windowed: bool) -> "Settings":
-    from sparsepo_jax.ops.triton_kernels import Blocks, Settings
+    from sparsepo_jax.ops.triton_bodies import Blocks, Settings
 
     needed = (8 * q_RSNH.dtype.itemsize, q_RSNH.shape[3])
     size = next((size for size in BLOCKS if needed[0] == size[0] and needed[1] <= size[1]), None)

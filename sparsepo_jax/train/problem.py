@@ -17,7 +17,7 @@ from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.lora import split_adapters
 from sparsepo_jax.ops.attention import AttentionKernel
 from sparsepo_jax.ops.grouped import HERE, Dispatch
-from sparsepo_jax.ops.logprob_kl import HeadBlocks
+from sparsepo_jax.ops.logit_blocks import HeadBlocks
 from sparsepo_jax.ops.splash_attention import Spread
 
 
