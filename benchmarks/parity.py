@@ -1,7 +1,8 @@
 """Every family against transformers on a tiny random model: the table in docs/results/parity.md.
 
     python benchmarks/parity.py          needs the test extra; some minutes on 2 cores
-    python benchmarks/parity.py gemma    only the rows that have this in their names; the others stay
+    python benchmarks/parity.py gemma    only the rows that have this in their names; the others stay, with
+                                         the day on which they were made, if transformers was the same then
 
 Largest absolute difference, in float32, of the states of all layers, of the logits of batches padded on the
 right and on the left, of a model that was exported and read back by transformers, and of the
@@ -11,10 +12,12 @@ with status 1 at one that is out of tolerance. The result is kept in results/par
 """
 
 import contextlib
+import datetime
 import io
 import json
 import sys
 import tempfile
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -117,9 +120,25 @@ COLUMNS = ("states", "right_pad", "left_pad", "export", "scored", "greedy_same",
 
 
 def kept_rows() -> dict[str, dict]:
-    """The rows of the last result; {} if there is none."""
-    kept = list((Path(__file__).parent / "results").glob("parity-*.json"))
-    return json.loads(kept[0].read_text())["rows"] if kept else {}
+    """The rows of the last result; {} if there is none, or if it was made with another transformers."""
+    for path in (Path(__file__).parent / "results").glob("parity-*.json"):
+        result = json.loads(path.read_text())
+        if result["transformers"] == version("transformers"):
+            return result["rows"]
+    return {}
+
+
+def chosen(names: Iterable[str], parts: list[str]) -> list[str]:
+    """The names that hold one of the parts; without parts, all of them.
+
+    Raises:
+        SystemExit: one of the parts is in no name.
+    """
+    names = list(names)
+    for part in parts:
+        if not any(part in name for name in names):
+            sys.exit(f"no family has {part!r} in its name; there are {'; '.join(names)}")
+    return [name for name in names if not parts or any(part in name for part in parts)]
 
 
 def is_sound(figures: dict) -> bool:
@@ -133,8 +152,7 @@ def is_sound(figures: dict) -> bool:
 
 def main() -> int:
     configs = CONFIGS | WRAPPED
-    parts = sys.argv[1:] or [""]
-    wanted = [name for name in configs if any(part in name for part in parts)]
+    wanted = chosen(configs, sys.argv[1:])
     print("| " + " | ".join(("family", *COLUMNS)) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
     versions = {"torch": torch.__version__, "transformers": version("transformers")}
     for name in wanted:
@@ -145,7 +163,7 @@ def main() -> int:
         if not is_sound(figures):
             print("OUT OF TOLERANCE")
             return 1
-        kept = kept_rows() | {name: figures}
+        kept = kept_rows() | {name: {"date": datetime.date.today().isoformat(), **figures}}
         rows = {other: kept[other] for other in configs if other in kept}
         path = save_result("parity", versions | {"rows": rows})
     print(f"all within tolerance: {path}")

@@ -22,6 +22,7 @@ from sparsepo_jax.data.tokenizers import load_tokenizer, make_byte_tokenizer
 from sparsepo_jax.main import main
 from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.directory import end_tokens, read_config, with_end_token
+from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.field_tables import READ
 from sparsepo_jax.models.spec import ignored_note, spec_from_hf
 from sparsepo_jax.models.text_defaults import TEXT_DEFAULTS
@@ -203,6 +204,35 @@ def test_an_adapter_fits_the_text_model_within(name, tmp_path):
     assert (again / "export" / "preprocessor_config.json").exists(), "though the tokenizer is from elsewhere"
     merged = outputs(theirs_of(again / "export"), ids_BS, valid_BS).logits
     np.testing.assert_allclose(merged, expected, atol=PARITY_LOGITS)
+
+
+BARE = ("gemma3 around gemma3_text", "smolvlm around llama, tied", "qwen2_vl, tied", "mistral3, tied")
+
+
+@pytest.mark.parametrize("name", slow_but(BARE[:2], BARE))
+@pytest.mark.parametrize("part", ["model", "model without its head"])
+@pytest.mark.parametrize("old_names", [True, False])
+def test_an_export_has_the_names_of_the_checkpoint_and_nothing_twice(part, old_names, name, tmp_path):
+    """However transformers saved it. Kills: text tensors carried over as if they were the tower's."""
+    model = make_theirs(WRAPPED[name])
+    saved = model if part == "model" else model.model
+    saved.save_pretrained(tmp_path / "model", save_original_format=old_names)
+    spec, _, weights = load_ours(tmp_path / "model")
+    config = read_config(tmp_path / "model")
+    fresh = {path: np.asarray(x) + 1 for path, x in weights.items()}
+    save_hf(tmp_path / "out", spec, config, fresh, {}, "", source=tmp_path / "model")
+    before, after = tensors_of(tmp_path / "model"), tensors_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    kept = {name for name, x in after.items() if torch.equal(x, before[name])}
+    of_tower = {name for name in before if re.search(r"vis|projector|connector", name)}
+    assert kept == of_tower
+    theirs_of(tmp_path / "out")
+
+
+def test_a_model_without_its_head_needs_a_tied_one(tmp_path):
+    make_theirs(QWEN).model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"1 tensor\(s\) do not fit config.json: lm_head.weight is missing"):
+        load_ours(tmp_path)
 
 
 def test_a_tensor_of_the_text_model_that_does_not_fit_is_no_part_of_the_tower(tmp_path):

@@ -17,8 +17,9 @@ from sparsepo_jax.models.text_defaults import TEXT_DEFAULTS
 
 ALONE = "model."  # what the names of a text model's tensors begin with, but for its head's
 _NEW, _OLD, _TEXT = "model.language_model.", "language_model.model.", "model.text_model."
+_NEW_BARE, _TEXT_BARE = "language_model.", "text_model."  # saved without the head: AutoModel's checkpoints
 # What the names of the head begin with, by what the others begin with.
-_BEFORE_HEAD = {ALONE: "", _NEW: "", _OLD: "language_model.", _TEXT: ""}
+_BEFORE_HEAD = dict.fromkeys((ALONE, _NEW, _TEXT, _NEW_BARE, _TEXT_BARE), "") | {_OLD: "language_model."}
 
 
 class Wrapper(NamedTuple):
@@ -38,7 +39,7 @@ class Wrapper(NamedTuple):
     architecture: str
     image_tokens: Mapping[str, int]
     text: str
-    trunks: tuple[str, ...] = (_NEW, _OLD)
+    trunks: tuple[str, ...] = (_NEW, _OLD, _NEW_BARE)
     takes_flat: bool = False
     tied_by_either: bool = False
     plain_logits: bool = True
@@ -51,7 +52,7 @@ WRAPPERS: dict[str, Wrapper] = {
         "Gemma4ForConditionalGeneration",
         {"image_token_id": 258880, "video_token_id": 258884, "audio_token_id": 258881},
         "gemma4_text",
-        trunks=(_NEW,),
+        trunks=(_NEW, _NEW_BARE),
         plain_logits=False,
     ),
     "mistral3": Wrapper("Mistral3ForConditionalGeneration", {"image_token_index": 10}, "mistral"),
@@ -59,7 +60,7 @@ WRAPPERS: dict[str, Wrapper] = {
         "Qwen2VLForConditionalGeneration",
         _QWEN_TOKENS,
         "qwen2_vl_text",
-        trunks=(_NEW, ALONE),
+        trunks=(_NEW, ALONE, _NEW_BARE),
         takes_flat=True,
         tied_by_either=True,
     ),
@@ -67,11 +68,13 @@ WRAPPERS: dict[str, Wrapper] = {
         "Qwen2_5_VLForConditionalGeneration",
         _QWEN_TOKENS,
         "qwen2_5_vl_text",
-        trunks=(_NEW, ALONE),
+        trunks=(_NEW, ALONE, _NEW_BARE),
         takes_flat=True,
         tied_by_either=True,
     ),
-    "qwen3_vl": Wrapper("Qwen3VLForConditionalGeneration", _QWEN_TOKENS, "qwen3_vl_text", trunks=(_NEW,)),
+    "qwen3_vl": Wrapper(
+        "Qwen3VLForConditionalGeneration", _QWEN_TOKENS, "qwen3_vl_text", trunks=(_NEW, _NEW_BARE)
+    ),
     "llava": Wrapper(
         "LlavaForConditionalGeneration", {"image_token_index": 32000}, "llama", tied_by_either=True
     ),
@@ -87,10 +90,10 @@ WRAPPERS: dict[str, Wrapper] = {
     "aya_vision": Wrapper("AyaVisionForConditionalGeneration", {"image_token_index": 255036}, "cohere2"),
     "cohere2_vision": Wrapper("Cohere2VisionForConditionalGeneration", {"image_token_id": 255036}, "cohere2"),
     "idefics3": Wrapper(
-        "Idefics3ForConditionalGeneration", {"image_token_id": 128257}, "llama", trunks=(_TEXT,)
+        "Idefics3ForConditionalGeneration", {"image_token_id": 128257}, "llama", trunks=(_TEXT, _TEXT_BARE)
     ),
     "smolvlm": Wrapper(
-        "SmolVLMForConditionalGeneration", {"image_token_id": 128257}, "llama", trunks=(_TEXT,)
+        "SmolVLMForConditionalGeneration", {"image_token_id": 128257}, "llama", trunks=(_TEXT, _TEXT_BARE)
     ),
     "internvl": Wrapper("InternVLForConditionalGeneration", {"image_token_id": 151667}, "qwen2"),
 }
