@@ -81,6 +81,9 @@ def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
             init=mask.init,
             layer_activation=mask.layer_activation,
             mixer_activation=mask.mixer_activation,
+            budget=mask.budget,
+            temperature=mask.temperature,
+            sees=mask.sees,
             dropout=mask.dropout,
             **placing,
         )

@@ -7,8 +7,9 @@ H^l_t is the state after block l at the position that predicts token t (the last
 the mask of a token sees only what comes before it (SparsePO paper, arXiv 2410.05102, section 3.2).
 
 Departures from the official code: nets other than simple_all can be chosen, while its factory builds only
-that one. The rounding to float16 inside resc and znorm is gone. The initialisation `ones` starts near 1,
-where the official start (mean 0.03 to 0.06) shrinks beta twentyfold and may be dead.
+that one. A gate may take the place of the second relu (masks/gates), and a token's mask may see the token.
+The rounding to float16 inside resc and znorm is gone. The initialisation `ones` starts near 1, where the
+official start (mean 0.03 to 0.06) shrinks beta twentyfold and may be dead.
 """
 
 import jax
@@ -20,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 from sparsepo_jax.core.layout import to_pairs
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.masks.activation import map_means, rescale
+from sparsepo_jax.masks.gates import GATES, gate
 
 HIDDEN = 200  # width of the two-layer nets, as published
 
@@ -60,7 +62,11 @@ class MaskNet(nnx.Module):
         norm_eps: epsilon of the LayerNorm.
         init: `ones` for masks near 1; anything else for the official start.
         layer_activation: of each layer's number; see `activate`.
-        mixer_activation: of the mask; see `activate`.
+        mixer_activation: of the mask; see `activate`, and gates.GATES.
+        budget: of a gate; see gates.gate.
+        temperature: of a gate.
+        sees: `prefix`, or `token` for the states behind a token; the last token of a response, behind which
+            nothing was computed, has the state before it.
         dropout: probability, 0 to 1, after each activation.
         rngs: source of the initial weights.
     """
@@ -76,11 +82,16 @@ class MaskNet(nnx.Module):
         layer_activation: str,
         mixer_activation: str,
         dropout: float,
+        budget: float = 0.3,
+        temperature: float = 1.0,
+        sees: str = "prefix",
         rngs: nnx.Rngs,
     ):
         self.kind, _, self.reads = net.partition("_")
         self.layer_activation = layer_activation
         self.mixer_activation = mixer_activation
+        self.budget, self.temperature = budget, temperature
+        self.sees = sees
         self.dropout = dropout
         L = num_layers if self.reads == "all" else 1
         normal = nnx.initializers.normal(0.02)
@@ -115,15 +126,29 @@ class MaskNet(nnx.Module):
 
         out_LBPT = to_pairs(jax.lax.map(jax.checkpoint(of_layer), (states_LRMD, *weights)), batch)
         valid_BPT = batch.valid_BPT
+        if self.sees == "token":
+            out_LBPT = _behind(out_LBPT, valid_BPT)
         if self.reads == "all":
             a_LBPT = self._drop(activate(out_LBPT, valid_BPT, self.layer_activation), key_B, 0)
             out_BPT = jnp.einsum("LBPT,L->BPT", a_LBPT, self.mixer[...])
         else:
             out_BPT = out_LBPT[0]
-        mask_BPT = self._drop(activate(out_BPT, valid_BPT, self.mixer_activation), key_B, 1)
+        mask_BPT = self._drop(self._mask_of(out_BPT, valid_BPT, key_B), key_B, 1)
         if self.kind == "binary":
             mask_BPT = jnp.sign(mask_BPT)
         return jnp.where(valid_BPT, mask_BPT, 0.0)
+
+    def _mask_of(self, out_BPT: Array, valid_BPT: Array, key_B: Array | None) -> Array:
+        if self.mixer_activation not in GATES:
+            return activate(out_BPT, valid_BPT, self.mixer_activation)
+        return gate(
+            out_BPT,
+            valid_BPT,
+            self.mixer_activation,
+            budget=self.budget,
+            temperature=self.temperature,
+            key_B=key_B,
+        )
 
     def _of_layer(
         self,
@@ -152,6 +177,13 @@ class MaskNet(nnx.Module):
 
         keep = jax.vmap(draw, out_axes=-3)(key_B)
         return jnp.where(keep, x / (1 - self.dropout), 0.0)
+
+
+def _behind(x_LBPT: Array, valid_BPT: Array) -> Array:
+    """The next token's number in the place of each, the last token's own in its place."""
+    next_LBPT = jnp.roll(x_LBPT, -1, axis=-1)
+    has_next_BPT = jnp.roll(valid_BPT, -1, axis=-1).at[..., -1].set(False)
+    return jnp.where(has_next_BPT, next_LBPT, x_LBPT)
 
 
 def is_decayed(path: str) -> bool:

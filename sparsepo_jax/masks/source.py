@@ -69,6 +69,9 @@ def learned_source(
     layer_activation: str,
     mixer_activation: str,
     dropout: float,
+    budget: float = 0.3,
+    temperature: float = 1.0,
+    sees: str = "prefix",
 ) -> MaskSource:
     """SparsePO's masks. Their weights are named `common.*`, or `reward.*` and `kl.*`.
 
@@ -83,6 +86,9 @@ def learned_source(
         init: `ones`, or the official start.
         layer_activation: of each layer's number.
         mixer_activation: of the mask.
+        budget: of gates.
+        temperature: of gates.
+        sees: `prefix` or `token`.
         dropout: probability, 0 to 1.
     """
     roles = _roles(sharing, on)
@@ -97,6 +103,9 @@ def learned_source(
             init=init,
             layer_activation=layer_activation,
             mixer_activation=mixer_activation,
+            budget=budget,
+            temperature=temperature,
+            sees=sees,
             dropout=dropout,
             rngs=rngs,
         )

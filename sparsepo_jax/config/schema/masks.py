@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sparsepo_jax.config.schema.base import ByKind, NonNegative, Rate, Section
+from sparsepo_jax.config.schema.base import ByKind, NonNegative, PositiveFloat, Rate, Section
 
 
 class MaskBase(Section):
@@ -27,8 +27,18 @@ class LearnedMask(MaskBase):
     layer_activation: Literal["relu", "none", "resc", "znorm"] = "relu"
     """Applied to the net's output for each layer (nets that read all layers). resc: min-max over the
     response; znorm: z-score, then min-max."""
-    mixer_activation: Literal["relu", "none", "resc", "znorm"] = "relu"
-    """Applied to the mix of layers, or to the output of a net that reads the last layer."""
+    mixer_activation: Literal[
+        "relu", "none", "resc", "znorm", "sparsemax", "budget", "hard_concrete", "top_k"
+    ] = "relu"
+    """Applied to the mix of layers, or to the output of a net that reads the last layer. The last four are
+    gates, whose mask has a mean that is set beforehand: sparsemax has mean 1, the others have budget."""
+    budget: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """The mean of a gate's mask over a response; of hard_concrete and top_k, the share of tokens above 0."""
+    temperature: PositiveFloat = 1.0
+    """A gate's numbers are divided by it: smaller ones give more zeros."""
+    sees: Literal["prefix", "token"] = "prefix"
+    """What the mask of a token may depend on: the tokens before it, or the token itself as well (but of a
+    response's last token, behind which the reference has no state)."""
     official: bool = False
     """Take the released settings where none are given: init official, the policy's learning rate."""
     init: Literal["official", "ones"] = "ones"
