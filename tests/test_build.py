@@ -38,11 +38,15 @@ def losses(objective, step=0):
 def test_every_objective_can_be_built_and_its_knobs_move_the_loss(kind):
     base = losses({"kind": kind})
     assert np.isfinite(base).all()
-    defaults = make_config(objective={"kind": kind}).objective.model_dump(exclude={"kind", "mask"})
-    for knob, value in defaults.items():
+    objective = make_config(objective={"kind": kind}).objective
+    for knob, value in objective.model_dump(exclude={"kind", "mask", "l1_reward", "l1_kl"}).items():
         other = (not value) if isinstance(value, bool) else 0.4 if value == 0 else 0.5 * value
         changed = losses({"kind": kind, knob: other})
         assert (changed != base).any(), f"objective.{knob} changes nothing"
+    for knob in {"l1_reward", "l1_kl"} & type(objective).model_fields.keys():
+        if knob == "l1_reward" or objective.weighs.kl:
+            changed = losses({"kind": kind, "mask": {"kind": "ones"}, knob: 0.4})
+            assert (changed > base).all(), f"objective.{knob} adds nothing"
 
 
 def test_no_two_objectives_are_the_same():
@@ -56,7 +60,8 @@ def test_no_two_objectives_are_the_same():
         for b in loss_by_kind
         if a < b and np.allclose(loss_by_kind[a], loss_by_kind[b], atol=1e-6)
     ]
-    assert same == [("mapo", "sparsepo")], "one loss, told apart by where its masks come from"
+    one_loss = [("mapo", "sparsepo"), ("mapo", "tdpo1"), ("sparsepo", "tdpo1")]
+    assert sorted(same) == one_loss, "told apart by where their masks come from"
 
 
 MASKS = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sparsepo_jax.config.load import ConfigError, json_schema, load_config, save_config
 from sparsepo_jax.config.schema.data import Data, FileSource, ReviewsSource
-from sparsepo_jax.config.schema.masks import ActivationMask, LearnedMask
+from sparsepo_jax.config.schema.masks import ActivationMask, LearnedMask, OnesMask
 from sparsepo_jax.config.schema.models import Policy
 from sparsepo_jax.config.schema.objectives import Dpo, MaPO, SparsePO
 from sparsepo_jax.config.schema.root import Config
@@ -263,7 +263,35 @@ SPARSEPO = "objective: {l1_reward: 1e-3, beta: 0.5, mask: {init: ones, on: kl}}"
 def test_an_overridden_kind_drops_what_the_new_kind_lacks_and_says_so(load):
     config, notes = load(SPARSEPO, "objective.kind=dpo")
     assert config.objective == Dpo(kind="dpo", beta=0.5)
-    assert notes == ["objective.kind=dpo: dropped l1_reward, mask, which dpo does not have"]
+    assert notes == [
+        "objective.kind=dpo: dropped l1_reward, mask, which do not follow from sparsepo; to keep them, "
+        "give them as overrides"
+    ]
+
+
+def test_a_mask_that_dpo_was_given_goes_over_to_any_objective(load):
+    """Only the masks of sparsepo and mapo, which belong to these, stay behind."""
+    config, notes = load("objective: {kind: dpo, l1_reward: 0.1, mask: {init: ones}}", "objective.kind=simpo")
+    assert (config.objective.mask, config.objective.l1_reward, notes) == (LearnedMask(init="ones"), 0.1, [])
+    config, _ = load(SPARSEPO, "objective.kind=dpo", "objective.mask.kind=ones")
+    assert config.objective == Dpo(kind="dpo", beta=0.5, mask=OnesMask(kind="ones"))
+
+
+def test_masks_and_l1_that_an_objective_cannot_use_are_refused_by_name(mistakes):
+    """Weights of a KL term that is not there, L1 of no mask, and an objective that declares nothing."""
+    assert mistakes("objective: {kind: simpo, l1_reward: 1}") == [
+        "objective.l1_reward: there is no mask to be made sparse: set objective.mask"
+    ]
+    lines = mistakes("objective: {kind: simpo, l1_kl: 1, mask: {on: kl}}")
+    assert [line.split(":")[0] for line in lines] == ["objective.mask.on", "objective.l1_kl"]
+    assert all("objective simpo has no KL term" in line for line in lines)
+
+
+def test_an_objective_that_says_nothing_about_token_weights_takes_no_mask(mistakes, monkeypatch):
+    monkeypatch.setattr(Dpo, "weighs", "its tokens are counted, not summed")
+    assert mistakes("objective: {kind: dpo, mask: {}}") == [
+        "objective.mask: dpo takes no token mask: its tokens are counted, not summed; leave it out"
+    ]
 
 
 def test_an_overridden_kind_within_a_section_drops_only_there(load):
@@ -306,7 +334,7 @@ def test_keys_of_the_command_line_are_never_dropped_whatever_their_order(load, m
         ("objective.l1_kl=1", "objective.kind=dpo"),
     ):
         (line,) = mistakes(SPARSEPO, first, second)
-        assert line.startswith("objective.l1_kl: unknown key for kind dpo")
+        assert line.startswith("objective.l1_kl: there is no mask")
     for overrides in (
         ["objective.kind=tdpo2", "objective.alpha=0.25"],
         ["objective.alpha=0.25", "objective.kind=tdpo2"],

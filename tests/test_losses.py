@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsepo_jax.core.types import TokenMasks, TokenStats
-from sparsepo_jax.losses import margins, separate, sequence, token_weighted
+from sparsepo_jax.losses import margins, separate, sequence, token_weighted, wrappers
 from sparsepo_jax.train.metrics import log_ratio_metrics, pair_metrics
 
 # ---------------------------------------------------------------- the objectives, in plain NumPy
@@ -30,7 +30,21 @@ class Response(NamedTuple):
 
     @property
     def ratio(self):
-        return self.logp - self.ref_logp
+        """Of each token, by its weight."""
+        return self.reward_mask * (self.logp - self.ref_logp)
+
+    @property
+    def mean_ratio(self):
+        return self.ratio.sum() / abs(self.reward_mask).sum()
+
+    @property
+    def mean_logp(self):
+        return (self.reward_mask * self.logp).sum() / abs(self.reward_mask).sum()
+
+    @property
+    def kls(self):
+        """Of each token, by its weight."""
+        return self.kl_mask * self.kl
 
 
 def log_sigmoid(x):
@@ -42,8 +56,7 @@ def dpo_difference(c, r):
 
 
 def numpy_sparsepo(c, r, beta, l1_reward, l1_kl, shared):
-    reward_c, reward_r = (c.reward_mask * c.ratio).sum(), (r.reward_mask * r.ratio).sum()
-    kl_c, kl_r = (c.kl_mask * c.kl).sum(), (r.kl_mask * r.kl).sum()
+    reward_c, reward_r, kl_c, kl_r = c.ratio.sum(), r.ratio.sum(), c.kls.sum(), r.kls.sum()
     l1 = l1_reward * (abs(c.reward_mask).sum() + abs(r.reward_mask).sum()) + l1_kl * (
         abs(c.kl_mask).sum() + abs(r.kl_mask).sum()
     )
@@ -62,13 +75,17 @@ def numpy_ldpo(c, r, beta, alpha):
 
 
 def numpy_orpo(c, r, odds_weight):
-    prob_c, prob_r = np.exp(c.logp.mean()), np.exp(r.logp.mean())
+    prob_c, prob_r = np.exp(c.mean_logp), np.exp(r.mean_logp)
     log_odds_ratio = np.log(prob_c / (1 - prob_c)) - np.log(prob_r / (1 - prob_r))
     return -c.logp.mean() - odds_weight * log_sigmoid(log_odds_ratio)
 
 
 def numpy_confpo(c, r, beta, gamma):
-    unsure = [y.logp[np.exp(y.logp) <= np.exp(y.logp).mean()].mean() for y in (c, r)]
+    chosen = [np.exp(y.logp) <= np.exp(y.logp).mean() for y in (c, r)]
+    unsure = [
+        Response(*(x[kept] for x in y)).mean_logp if y.reward_mask[kept].any() else 0.0
+        for y, kept in zip((c, r), chosen, strict=True)
+    ]
     return -log_sigmoid(beta * (unsure[0] - unsure[1]) - gamma)
 
 
@@ -92,7 +109,7 @@ def numpy_dpop(c, r, beta, penalty):
 
 
 def numpy_alphapo(c, r, beta, gamma, alpha):
-    shaped = [(1 - np.exp(y.logp.mean()) ** -alpha) / alpha for y in (c, r)]
+    shaped = [(1 - np.exp(y.mean_logp) ** -alpha) / alpha for y in (c, r)]
     return -log_sigmoid(beta * (shaped[0] - shaped[1]) - gamma)
 
 
@@ -125,7 +142,7 @@ def numpy_risk(margin, power, scale):
 
 def numpy_tbpo_a(c, r, beta, power, scale):
     shorter = min(len(c.logp), len(r.logp))
-    chosen, rejected = ((y.ratio + y.kl)[:shorter] for y in (c, r))
+    chosen, rejected = ((y.ratio + y.kls)[:shorter] for y in (c, r))
     return np.mean([numpy_risk(beta * (x - y), power, scale) for x, y in zip(chosen, rejected, strict=True)])
 
 
@@ -169,7 +186,7 @@ class Objective(NamedTuple):
 LOG_ODDS_C = -1.0 - math.log(1 - math.exp(-1.0))
 LOG_ODDS_R = -1.2 - math.log(1 - math.exp(-1.2))
 
-HAND_PAIR = (
+MASKED_PAIR = (
     Response(*map(np.array, ([-0.5, -1.5], [-1.0, -0.8], [0.1, 0.3], [1.0, 0.5], [2.0, 1.0]))),
     Response(
         *map(
@@ -178,6 +195,16 @@ HAND_PAIR = (
         )
     ),
 )
+
+HAND_PAIR = tuple(
+    y._replace(reward_mask=np.ones(len(y.logp)), kl_mask=np.ones(len(y.logp))) for y in MASKED_PAIR
+)
+
+
+def hand_pair(name):
+    """The masks are those of sparsepo; the others are computed without."""
+    return MASKED_PAIR if name.startswith("sparsepo") else HAND_PAIR
+
 
 OBJECTIVES = {
     "sparsepo": Objective(  # 0.8 [(0.15 - 0.4) - (0.2 - 0.5)] = 0.04; L1 0.01 * 4.5 + 0.02 * 4.75
@@ -197,7 +224,7 @@ OBJECTIVES = {
     "tdpo1": Objective(  # 0.5 (-0.5 - (0.6 - 0.4))
         token_weighted.tdpo1_loss,
         dict(beta=0.5),
-        lambda c, r, beta: -log_sigmoid(beta * (dpo_difference(c, r) - (r.kl.sum() - c.kl.sum()))),
+        lambda c, r, beta: -log_sigmoid(beta * (dpo_difference(c, r) - (r.kls.sum() - c.kls.sum()))),
         -0.35,
         softplus_of_minus(-0.35),
     ),
@@ -205,7 +232,7 @@ OBJECTIVES = {
         token_weighted.tdpo2_loss,
         dict(beta=0.5, alpha=0.5),
         lambda c, r, beta, alpha: (
-            -log_sigmoid(beta * (dpo_difference(c, r) - alpha * (r.kl.sum() - c.kl.sum())))
+            -log_sigmoid(beta * (dpo_difference(c, r) - alpha * (r.kls.sum() - c.kls.sum())))
         ),
         -0.3,
         softplus_of_minus(-0.3),
@@ -241,7 +268,7 @@ OBJECTIVES = {
     "ipo": Objective(  # (-0.1 - 0.1 - 1)^2
         sequence.ipo_loss,
         dict(beta=0.5),
-        lambda c, r, beta: (c.ratio.mean() - r.ratio.mean() - 1 / (2 * beta)) ** 2,
+        lambda c, r, beta: (c.mean_ratio - r.mean_ratio - 1 / (2 * beta)) ** 2,
         -0.2,
         1.44,
     ),
@@ -255,7 +282,7 @@ OBJECTIVES = {
     "simpo": Objective(  # 2 (-1.0 + 1.2) - 0.5
         sequence.simpo_loss,
         dict(beta=2.0, gamma=0.5),
-        lambda c, r, beta, gamma: -log_sigmoid(beta * (c.logp.mean() - r.logp.mean()) - gamma),
+        lambda c, r, beta, gamma: -log_sigmoid(beta * (c.mean_logp - r.mean_logp) - gamma),
         -0.1,
         softplus_of_minus(-0.1),
     ),
@@ -269,7 +296,10 @@ OBJECTIVES = {
     "cpo": Objective(  # 0.5 (-2.0 + 3.6); 3 * 1.0
         sequence.cpo_loss,
         dict(beta=0.5, alpha=3.0),
-        lambda c, r, beta, alpha: -log_sigmoid(beta * (c.logp.sum() - r.logp.sum())) - alpha * c.logp.mean(),
+        lambda c, r, beta, alpha: (
+            -log_sigmoid(beta * sum(sign * (y.reward_mask * y.logp).sum() for sign, y in ((1, c), (-1, r))))
+            - alpha * c.logp.mean()
+        ),
         0.8,
         softplus_of_minus(0.8) + 3.0,
     ),
@@ -295,7 +325,7 @@ OBJECTIVES = {
     "dpo_norm": Objective(  # 2 (-0.1 - 0.1)
         sequence.dpo_norm_loss,
         dict(beta=2.0),
-        lambda c, r, beta: -log_sigmoid(beta * (c.ratio.mean() - r.ratio.mean())),
+        lambda c, r, beta: -log_sigmoid(beta * (c.mean_ratio - r.mean_ratio)),
         -0.4,
         softplus_of_minus(-0.4),
     ),
@@ -430,6 +460,7 @@ def random_pairs(seed, *, same_policy=False, same_length=False):
             rng.gamma(0.5, 0.2, length),
             np.maximum(rng.normal(0.5, 1.0, (2, length)), 0.0),
         )
+        reward_mask[0] += 0.5  # means over weights need one
         if same_policy:
             ref_logp, kl = logp, np.zeros(length)
         return Response(
@@ -476,12 +507,55 @@ def loss_of(objective, stats, masks, **other_settings):
 def test_a_pair_computed_by_hand(name):
     """Two chosen and three rejected tokens; the arithmetic is beside each row of OBJECTIVES."""
     objective = OBJECTIVES[name]
-    output, _ = evaluate(name, *padded([HAND_PAIR] * PAIRS))
+    output, _ = evaluate(name, *padded([hand_pair(name)] * PAIRS))
     np.testing.assert_allclose(output.metrics["margin"], objective.margin_by_hand, atol=2e-7)
     np.testing.assert_allclose(output.loss_B, objective.loss_by_hand, rtol=5e-7)
-    assert objective.numpy(*HAND_PAIR, **objective.settings) == pytest.approx(
+    assert objective.numpy(*hand_pair(name), **objective.settings) == pytest.approx(
         objective.loss_by_hand, rel=1e-12
     )
+
+
+# Of MASKED_PAIR: weighted ratios 0.5 -0.35 | 0 -0.2 0.6, sums 0.15 and 0.4, over the weights 1.5 and 3: 0.1
+# and 0.4 / 3; log pi -0.5 -0.75 | 0 -4 -0.6, sums -1.25 and -4.6, means -2.5 / 3 and -4.6 / 3; weighted KL
+# 0.2 0.3 | 0.1 0 0.1, sums 0.5 and 0.2
+MASKED_BY_HAND = {
+    "dpo": (-0.125, softplus_of_minus(-0.125)),
+    "d2po": (0.06875, softplus_of_minus(0.06875)),  # 0.5 [(0.25 - 0.0875) - (-0.05 + 0.075)]
+    "rdpo": (-0.225, softplus_of_minus(-0.225)),  # lengths stay 2 and 3
+    "tdpo2": (-0.05, softplus_of_minus(-0.05)),  # 0.5 [-0.25 - 0.5 (0.2 - 0.5)]
+    "ipo": (-0.1 / 3, (0.1 / 3 + 1) ** 2),
+    "dpo_norm": (-0.2 / 3, softplus_of_minus(-0.2 / 3)),
+    "simpo": (0.9, softplus_of_minus(0.9)),  # 2 * 2.1 / 3 - 0.5
+    "cpo": (1.675, softplus_of_minus(1.675) + 3.0),  # 0.5 (-1.25 + 4.6); the NLL stays 1.0
+    "tbpo_a": (  # r + k: 0.7 -0.05 | 0.1 -0.2; margins 0.3 and 0.075
+        0.1875,
+        (math.exp(-0.6) / 8 - math.expm1(0.3) / 4 + math.exp(-0.15) / 8 - math.expm1(0.075) / 4) / 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASKED_BY_HAND)
+def test_a_masked_pair_computed_by_hand(name):
+    margin, loss = MASKED_BY_HAND[name]
+    output, _ = evaluate(name, *padded([MASKED_PAIR] * PAIRS))
+    np.testing.assert_allclose(output.metrics["margin"], margin, atol=2e-7)
+    np.testing.assert_allclose(output.loss_B, loss, rtol=5e-7)
+
+
+@each_objective
+def test_masked_tokens_have_no_gradient_but_that_of_the_likelihood(name):
+    """Exactly 0, in log-probs, those of the reference, and KL. Kills: a term that the mask does not reach."""
+    stats, masks = padded(random_pairs(9))
+    kept = jnp.asarray(np.random.default_rng(0).random(stats.valid_BPT.shape) < 0.5).at[..., 0].set(True)
+    _, gradient = evaluate(name, stats, TokenMasks(*(kept * x for x in masks)))
+    outside = np.asarray(stats.valid_BPT & ~kept)
+    nll_weight = {"cpo": 3.0, "orpo": 1.0}.get(name, 0.0)
+    tokens = np.asarray(stats.valid_BPT[:, 0].sum(-1, keepdims=True), np.float32)
+    of_nll = np.zeros(outside.shape, np.float32)
+    of_nll[:, 0] = -np.float32(nll_weight) / tokens
+    np.testing.assert_array_equal(gradient[0][outside], of_nll[outside])
+    np.testing.assert_array_equal(gradient[1:3, outside], 0.0)
+    assert outside[:, 0].any() and outside[:, 1].any() and np.abs(gradient[0][np.asarray(kept)]).max() > 0
 
 
 @each_formula
@@ -490,7 +564,7 @@ def test_equals_the_plain_formula(name, seed):
     pairs, objective = random_pairs(seed), OBJECTIVES[name]
     output, _ = evaluate(name, *padded(pairs))
     expected = [objective.numpy(c, r, **objective.settings) for c, r in pairs]
-    np.testing.assert_allclose(output.loss_B, expected, rtol=3e-6)
+    np.testing.assert_allclose(output.loss_B, expected, rtol=3e-6, atol=1e-12)
 
 
 @each_formula
@@ -509,8 +583,7 @@ def test_gradient_equals_finite_differences_of_the_plain_formula(name):
                 pair[p] = Response(*(moved if i == field else x for i, x in enumerate(pair[p])))
                 ends.append(objective.numpy(*pair, **objective.settings))
             slope = (ends[1] - ends[0]) / (2 * step)
-            if name == "tdpo2" and Response._fields[field] == "kl" and p == 0:
-                assert slope != 0
+            if name == "tdpo2" and Response._fields[field] in ("kl", "kl_mask") and p == 0:
                 slope = 0.0  # the stopped gradient
             assert gradient[field, b, p, t] == pytest.approx(slope, rel=2e-5, abs=2e-6), (
                 Response._fields[field],
@@ -618,13 +691,13 @@ def test_swapping_the_pair_negates_the_margin(name, seed):
     np.testing.assert_allclose(one.metrics["rewards/margins"], -other.metrics["rewards/margins"], atol=1e-6)
 
 
-def sparsepo_with(stats, reward, kl, beta=0.5):
-    masks = TokenMasks(jnp.full_like(stats.logp_BPT, reward), jnp.full_like(stats.logp_BPT, kl))
+def sparsepo_with(stats, masks, reward, kl, beta=0.5):
+    masks = TokenMasks(reward * masks.reward_BPT, kl * masks.kl_BPT)
     return np.asarray(token_weighted.sparsepo_loss(stats, masks, None, beta=beta).loss_B)
 
 
-# (left, its settings; right): the same loss on every pair. None as left: SparsePO with constant masks
-# (reward, KL).
+# (left, its settings; right): the same loss on every pair, whatever the masks. None as left: SparsePO with
+# these factors of its masks (reward, KL).
 IDENTITIES = [
     (None, (1.0, 1.0), "tdpo1"),
     (None, (1.0, 0.0), "dpo"),
@@ -648,7 +721,9 @@ IDENTITIES = [
 def test_special_cases_coincide(left, changed, right, seed):
     stats, masks = padded(random_pairs(seed))
     expected = evaluate(right, stats, masks)[0].loss_B
-    got = sparsepo_with(stats, *changed) if left is None else loss_of(ALL[left], stats, masks, **changed)
+    got = (
+        sparsepo_with(stats, masks, *changed) if left is None else loss_of(ALL[left], stats, masks, **changed)
+    )
     np.testing.assert_allclose(got, expected, rtol=2e-6)
 
 
@@ -745,7 +820,7 @@ def test_sampo_draws_each_subset_of_the_longer_response_equally_often():
 @few
 def test_sampo_weighs_as_many_tokens_of_each_response_as_the_shorter_has(seed):
     stats, masks = padded(random_pairs(seed))
-    output, gradient = evaluate("sampo", stats, masks)
+    output, gradient = evaluate("sampo", stats, TokenMasks(*map(jnp.ones_like, masks)))
     slope = 0.5 / (1 + np.exp(output.metrics["margin"]))[:, None]
     shorter = np.asarray(stats.valid_BPT).sum(-1).min(-1)[:, None]
     np.testing.assert_allclose(
@@ -813,7 +888,7 @@ def test_with_scale_4_a_margin_of_zero_has_dpos_slope(power):
 def test_wpo_weighs_a_pair_by_the_probability_of_its_responses():
     """Mean log-probs of the hand pair: -1.0 and -1.2. Kills: sums for means; a weight with a gradient."""
     stats, masks = padded([HAND_PAIR] * PAIRS, filler=np.nan)
-    weighted = sequence.weighted_by_policy(token_weighted.dpo_loss)
+    weighted = wrappers.weighted_by_policy(token_weighted.dpo_loss)
 
     def total(logp, loss):
         return loss(stats._replace(logp_BPT=logp), masks, None, beta=0.5).loss_B.sum()
@@ -821,7 +896,7 @@ def test_wpo_weighs_a_pair_by_the_probability_of_its_responses():
     output = weighted(stats, masks, None, beta=0.5)
     np.testing.assert_allclose(output.loss_B, math.exp(-2.2) * softplus_of_minus(-0.25), rtol=1e-6)
     np.testing.assert_allclose(output.metrics["loss/policy_weight"], math.exp(-2.2), rtol=1e-6)
-    added = sequence.weighted_by_policy(sequence.cpo_loss)(stats, masks, None, beta=0.5, alpha=3.0)
+    added = wrappers.weighted_by_policy(sequence.cpo_loss)(stats, masks, None, beta=0.5, alpha=3.0)
     np.testing.assert_allclose(added.metrics["loss/nll"], math.exp(-2.2) * 3.0, rtol=1e-6)
     slope, plain = (jax.grad(total)(stats.logp_BPT, loss) for loss in (weighted, token_weighted.dpo_loss))
     np.testing.assert_allclose(slope, math.exp(-2.2) * plain, rtol=1e-6)
@@ -847,15 +922,15 @@ def test_sft_gives_sums_and_counts_without_padding():
 @pytest.mark.parametrize(("name", "own"), [("dpo", 0.0), ("sparsepo", 0.0), ("cpo", 3.0), ("orpo", 1.0)])
 def test_nll_is_added_to_any_objective(name, own):
     """Chosen mean NLL of the hand pair: 1.0. `loss/nll` reports all of it, cpo's and orpo's own included."""
-    stats, masks = padded([HAND_PAIR] * PAIRS, filler=np.nan)
-    output = sequence.with_nll(ALL[name].ours, 0.25)(stats, masks, None, **ALL[name].settings)
+    stats, masks = padded([hand_pair(name)] * PAIRS, filler=np.nan)
+    output = wrappers.with_nll(ALL[name].ours, 0.25)(stats, masks, None, **ALL[name].settings)
     np.testing.assert_allclose(output.loss_B, ALL[name].loss_by_hand + 0.25, rtol=1e-6)
     np.testing.assert_allclose(output.metrics["loss/nll"], own + 0.25, rtol=1e-6)
     assert float(output.metrics["margin"][0]) == pytest.approx(ALL[name].margin_by_hand, abs=1e-6)
 
 
 def test_no_nll_weight_leaves_the_objective_as_it_is():
-    assert sequence.with_nll(token_weighted.dpo_loss, 0.0) is token_weighted.dpo_loss
+    assert wrappers.with_nll(token_weighted.dpo_loss, 0.0) is token_weighted.dpo_loss
 
 
 # ---------------------------------------------------------------- metrics of every objective
@@ -866,7 +941,7 @@ def test_pair_metrics_by_hand():
 
     Reward: mean 4.5/5, one zero. KL: mean 4.75/5, none.
     """
-    stats, masks = padded([HAND_PAIR], filler=np.nan)
+    stats, masks = padded([MASKED_PAIR], filler=np.nan)
     expected = {
         "margin_unmasked": 0.8 * -0.5, "accuracy_unmasked": 0.0,
         "kl/chosen": 0.4, "kl/rejected": 0.6, "logps/chosen": -2.0, "logps/rejected": -3.6,
@@ -904,6 +979,6 @@ def test_pair_metrics_of_a_tie_and_of_filler_are_finite():
 
 
 def test_a_negative_mask_has_its_own_largest_value():
-    stats, masks = padded([HAND_PAIR])
+    stats, masks = padded([MASKED_PAIR])
     negative = TokenMasks(-masks.reward_BPT - 1, masks.kl_BPT)
     np.testing.assert_allclose(pair_metrics(stats, negative, beta=1.0)["mask/reward_max"], [-1.0])

@@ -6,10 +6,10 @@ from jax.tree_util import Partial
 from sparsepo_jax.build.choices import reading_choices
 from sparsepo_jax.build.compute import choose_attention, choose_experts, compute_dtype
 from sparsepo_jax.build.models import decoder_graph
-from sparsepo_jax.config.derive import mask_of
+from sparsepo_jax.config.derive import mask_of, masked_terms
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.losses import margins, separate, sequence, token_weighted
+from sparsepo_jax.losses import margins, separate, sequence, token_weighted, wrappers
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
 from sparsepo_jax.models.decoder_spec import DecoderSpec
@@ -70,7 +70,7 @@ def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
     mask = mask_of(config.objective)
     if mask is None:
         return fixed_source("ones", on="both", normalised=False)
-    placing = {"on": mask.on, "normalised": mask.normalise}
+    placing = {"on": masked_terms(config.objective), "normalised": mask.normalise}
     if mask.kind == "learned":
         return learned_source(
             net=mask.net,
@@ -112,13 +112,16 @@ def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
 def make_objective(config: Config, source: MaskSource):
     """objective(stats, masks, key_B) -> LossOutput, its settings bound: a pytree of them."""
     objective = config.objective
-    settings = objective.model_dump(exclude={"kind", "mask", "nll_weight", "policy_weight"})
-    if objective.kind == "sparsepo":
-        settings["shared"] = source.shared
+    l1 = {name: getattr(objective, name, 0.0) for name in ("l1_reward", "l1_kl")} | {"shared": source.shared}
+    settings = objective.model_dump(exclude={"kind", "mask", "nll_weight", "policy_weight", *l1})
     loss = Partial(LOSSES[objective.kind], **settings)
+    if objective.kind in ("sparsepo", "mapo"):
+        loss = Partial(LOSSES[objective.kind], **settings, **l1)
+    elif objective.mask is not None:
+        loss = wrappers.with_l1(loss, **l1)
     if objective.policy_weight:
-        loss = sequence.weighted_by_policy(loss)
-    return sequence.with_nll(loss, objective.nll_weight)
+        loss = wrappers.weighted_by_policy(loss)
+    return wrappers.with_nll(loss, objective.nll_weight)
 
 
 def make_problem(
@@ -193,5 +196,5 @@ def cached_problem(problem: Problem, config: Config) -> Problem:
     """
     source, mask = problem.mask_source, mask_of(config.objective)
     if source.reads_activations:
-        source = fixed_source("given", on=mask.on, normalised=mask.normalise)
+        source = fixed_source("given", on=masked_terms(config.objective), normalised=mask.normalise)
     return problem._replace(cached=True, mask_source=source)

@@ -4,13 +4,15 @@ No JAX here.
 """
 
 import math
+from typing import Literal
 
 from sparsepo_jax.config.schema.compute import Mesh
 from sparsepo_jax.config.schema.data import Data
 from sparsepo_jax.config.schema.masks import AnyMask, LearnedMask
 from sparsepo_jax.config.schema.models import BpeTokenizer, ByteTokenizer, Tokenizer
-from sparsepo_jax.config.schema.objectives import MaPO, Objective, SparsePO
+from sparsepo_jax.config.schema.objectives import Objective
 from sparsepo_jax.config.schema.training import Schedule, Training
+from sparsepo_jax.config.schema.weighing import Weighs
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.steps import steps_of_epochs
 
@@ -22,7 +24,15 @@ MASK_HIDDEN = 200  # width of the two-layer mask nets
 
 def mask_of(objective: Objective) -> AnyMask | None:
     """The configured token mask; None for objectives without one."""
-    return objective.mask if isinstance(objective, SparsePO | MaPO) else None
+    return objective.mask
+
+
+def masked_terms(objective: Objective) -> Literal["both", "reward", "kl", "reward_only"]:
+    """Where the objective's mask is put: what `on` says, but the reward alone where there is no KL term."""
+    mask = mask_of(objective)
+    if isinstance(objective.weighs, Weighs) and not objective.weighs.kl:
+        return "reward_only"
+    return "both" if mask is None else mask.on
 
 
 def length_limits(data: Data, positions: int | None, note: str = "") -> tuple[int, int]:
@@ -116,4 +126,4 @@ def mask_parameters(objective: Objective, width: int, num_layers: int) -> int:
     if mask.net.endswith("all"):
         mixer, shared_norm = num_layers, 2 * width
         net = num_layers * of_layer + mixer + shared_norm
-    return 2 * net if mask.sharing == "independent" and mask.on == "both" else net
+    return 2 * net if mask.sharing == "independent" and masked_terms(objective) == "both" else net

@@ -189,18 +189,19 @@ def _drop_other_kinds(
     if not isinstance(value, dict) or not sections_of(old) or not sections_of(new):
         return value
     kind = kind_of(new, {"kind": changes[(*at, "kind")]} if (*at, "kind") in changes else value)
-    old_fields = fields_of(sections_of(old)[kind_of(old, value)])
-    new_fields = fields_of(sections_of(new)[kind])
+    old_section, new_section = sections_of(old)[kind_of(old, value)], sections_of(new)[kind]
+    old_fields, new_fields = fields_of(old_section), fields_of(new_section)
     kept = value
-    if old_fields != new_fields:
+    if old_section != new_section:
         sections = sections_of(old) | sections_of(new)
         known = {name for section in sections.values() for name in fields_of(section)}
-        dropped = [key for key in value if key in known and key not in new_fields]
-        kept = {key: item for key, item in value.items() if key not in dropped}
-        if dropped:
-            notes.append(
-                f"{dotted((*at, 'kind'))}={kind}: dropped {', '.join(dropped)}, which {kind} does not have"
-            )
+        foreign = [key for key in value if key in known and key not in new_fields]
+        left = [key for key in value if key in set(old_section.own) - set(new_section.own) - set(foreign)]
+        kept = {key: item for key, item in value.items() if key not in (*foreign, *left)}
+        stays_behind = f"which do not follow from {kind_of(old, value)}; to keep them, give them as overrides"
+        for dropped, why in ((foreign, f"which {kind} does not have"), (left, stays_behind)):
+            if dropped:
+                notes.append(f"{dotted((*at, 'kind'))}={kind}: dropped {', '.join(dropped)}, {why}")
     shared = old_fields.keys() & new_fields.keys()
     return {
         key: _drop_other_kinds(item, old_fields[key], new_fields[key], (*at, key), changes, notes)

@@ -41,6 +41,47 @@ def response_mean(x_RT: Float[Array, "*R T"], valid_RT: Bool[Array, "*R T"]) -> 
     return response_sum(x_RT, valid_RT) / jnp.maximum(valid_RT.sum(-1), 1)
 
 
+def weighted_sum(
+    x_RT: Float[Array, "*R T"], weight_RT: Float[Array, "*R T"], valid_RT: Bool[Array, "*R T"]
+) -> Float[Array, "*R"]:
+    """Sum over the response's tokens, each times its weight.
+
+    Args:
+        x_RT: any numbers.
+        weight_RT: any real weights.
+        valid_RT: True on response tokens.
+    """
+    # Padding is cleared from both factors before the product: 0 * NaN is NaN, in the gradient too.
+    return (inside(weight_RT, valid_RT) * inside(x_RT, valid_RT)).sum(-1)
+
+
+def weighted_mean(
+    x_RT: Float[Array, "*R T"], weight_RT: Float[Array, "*R T"], valid_RT: Bool[Array, "*R T"]
+) -> Float[Array, "*R"]:
+    """Mean over the response's tokens, each counted by its weight: the weighted sum over the sum of |weight|.
+
+    A response whose weights are all zero gives 0.
+
+    Args:
+        x_RT: any numbers.
+        weight_RT: any real weights.
+        valid_RT: True on response tokens.
+    """
+    total_R = size(inside(weight_RT, valid_RT)).sum(-1)
+    # Weights below this limit are zero for all purposes, and the square in the quotient's derivative would
+    # underflow.
+    return weighted_sum(x_RT, weight_RT, valid_RT) / jnp.where(total_R > 1e-12, total_R, 1.0)
+
+
+def size(weight_RT: Float[Array, "*R T"]) -> Float[Array, "*R T"]:
+    """|w| with gradient 0 at 0, as in torch: jnp.abs has 1 there, and exact zeros are what masks are for.
+
+    Args:
+        weight_RT: any real numbers.
+    """
+    return weight_RT * jax.lax.stop_gradient(jnp.sign(weight_RT))
+
+
 def log_ratio(stats: TokenStats) -> Float[Array, "B P T"]:
     """r_t = log pi(y_t) - log pi_ref(y_t) on response tokens, in nats; 0 elsewhere.
 

@@ -1,7 +1,7 @@
 """Objectives with another function of the margin or the log-ratios: EXO, DiscoPOP, BPO, TBPO-A and f-DPO.
 
 They are called as those in token_weighted.py: `xxx_loss(stats, masks, key_B, *, settings) -> LossOutput`, and
-none of them reads masks or keys. The docstrings describe the settings alone. `margin` is that of DPO, beta D,
+none of them reads keys. The docstrings describe the settings alone. `margin` is that of DPO, beta D,
 with D the difference (chosen - rejected) of summed log-ratios.
 """
 
@@ -39,7 +39,7 @@ def exo_loss(
         flipped_B = jax.nn.sigmoid(-margin_B) * (-negative_log_sigmoid(-margin_B) - jnp.log(label_smoothing))
         return kept_B + flipped_B
 
-    return compare(beta * summed_log_ratio(stats), reverse_kl)
+    return compare(beta * summed_log_ratio(stats, masks), reverse_kl)
 
 
 def discopop_loss(
@@ -65,7 +65,7 @@ def discopop_loss(
         exponential_B = jnp.exp(-jnp.maximum(margin_B, -MOST))
         return (1 - share_B) * negative_log_sigmoid(margin_B) + share_B * exponential_B
 
-    return compare(beta * summed_log_ratio(stats), blended)
+    return compare(beta * summed_log_ratio(stats, masks), blended)
 
 
 def ratio_risk(margin: Float[Array, "*B"], power: Scalar | None, scale: Scalar) -> Float[Array, "*B"]:
@@ -116,7 +116,7 @@ def bpo_loss(
         Kim et al., Preference Optimization by Estimating the Ratio of the Data Distribution, arXiv
         2505.19601, 2025.
     """
-    return compare(beta * summed_log_ratio(stats), lambda margin_B: ratio_risk(margin_B, power, scale))
+    return compare(beta * summed_log_ratio(stats, masks), lambda margin_B: ratio_risk(margin_B, power, scale))
 
 
 def tbpo_a_loss(
@@ -133,6 +133,7 @@ def tbpo_a_loss(
     Token t of the chosen response is compared with token t of the rejected one by their advantages under the
     reference, beta (r_t + k_t): the log-ratio less its mean under the reference, which is -KL(ref || policy).
     Tokens past the shorter response count nothing. `margin` and rewards are means over the compared tokens.
+    With masks r_t and k_t come by their weights; the mean stays that over all compared tokens.
 
     Args:
         beta: scale of the reward, per nat, > 0.
@@ -146,7 +147,9 @@ def tbpo_a_loss(
     valid_BPT = stats.valid_BPT
     both_BT = valid_BPT.all(axis=1)
     both_BPT = jnp.broadcast_to(both_BT[:, None], valid_BPT.shape)
-    reward_BPT = beta * (log_ratio(stats) + inside(stats.kl_BPT, valid_BPT))
+    weight_BPT, kl_weight_BPT = inside(masks.reward_BPT, valid_BPT), inside(masks.kl_BPT, valid_BPT)
+    kl_BPT = kl_weight_BPT * inside(stats.kl_BPT, valid_BPT)
+    reward_BPT = beta * (weight_BPT * log_ratio(stats) + kl_BPT)
     compared = compare(response_mean(reward_BPT, both_BPT))
     risk_BT = ratio_risk(reward_BPT[:, 0] - reward_BPT[:, 1], power, scale)
     return LossOutput(response_mean(risk_BT, both_BT), compared.metrics)
@@ -168,7 +171,7 @@ def fdpo_loss(
         Wang et al., Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence
         Constraints, arXiv 2309.16240, 2023.
     """
-    ratio_BP = summed_log_ratio(stats)
+    ratio_BP = summed_log_ratio(stats, masks)
     if alpha is None:
         return compare(beta * (jnp.log(2.0) + jax.nn.log_sigmoid(ratio_BP)))
     power = jnp.asarray(alpha, jnp.float32) - 1

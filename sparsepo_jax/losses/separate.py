@@ -1,7 +1,7 @@
 """Objectives that judge each response by itself, and not only how far one is ahead of the other.
 
 They are called as those in token_weighted.py: `xxx_loss(stats, masks, key_B, *, settings) -> LossOutput`, and
-none of them reads masks or keys. In the docstrings, which describe the settings alone, R_c and R_r are the
+none of them reads keys. In the docstrings, which describe the settings alone, R_c and R_r are the
 rewards of the chosen and the rejected response, beta times the sum of a response's log-ratios, and `margin`
 is R_c - R_r.
 """
@@ -31,7 +31,7 @@ def nca_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Sca
         Chen et al., Noise Contrastive Alignment of Language Models with Explicit Rewards, arXiv 2402.05369,
         2024; for pairs, as TRL has it.
     """
-    reward_BP = beta * summed_log_ratio(stats)
+    reward_BP = beta * summed_log_ratio(stats, masks)
     noise_B = negative_log_sigmoid(-reward_BP).mean(axis=1)
     return _judged(reward_BP, negative_log_sigmoid(reward_BP[:, 0]) + noise_B)
 
@@ -47,7 +47,7 @@ def bco_pair_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta
     References:
         Jung et al., Binary Classifier Optimization, arXiv 2404.04656, 2024.
     """
-    reward_BP = beta * summed_log_ratio(stats)
+    reward_BP = beta * summed_log_ratio(stats, masks)
     return _judged(reward_BP, negative_log_sigmoid(reward_BP[:, 0]) + negative_log_sigmoid(-reward_BP[:, 1]))
 
 
@@ -63,7 +63,7 @@ def sppo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Sc
         Wu et al., Self-Play Preference Optimization, arXiv 2405.00675, 2024, equation 4.7 with a win rate of
         1 for the chosen response.
     """
-    ratio_BP = summed_log_ratio(stats)
+    ratio_BP = summed_log_ratio(stats, masks)
     goal = 1 / (2 * beta)
     return _judged(ratio_BP, (ratio_BP[:, 0] - goal) ** 2 + (ratio_BP[:, 1] + goal) ** 2)
 
@@ -77,7 +77,7 @@ def apo_zero_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta
     References:
         D'Oosterlinck et al., Anchored Preference Optimization, arXiv 2408.06266, 2024, equation 7.
     """
-    reward_BP = beta * summed_log_ratio(stats)
+    reward_BP = beta * summed_log_ratio(stats, masks)
     return _judged(reward_BP, jax.nn.sigmoid(-reward_BP[:, 0]) + jax.nn.sigmoid(reward_BP[:, 1]))
 
 
@@ -90,6 +90,6 @@ def apo_down_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta
     References:
         D'Oosterlinck et al., Anchored Preference Optimization, arXiv 2408.06266, 2024, equation 8.
     """
-    reward_BP = beta * summed_log_ratio(stats)
+    reward_BP = beta * summed_log_ratio(stats, masks)
     behind_B = jax.nn.sigmoid(reward_BP[:, 1] - reward_BP[:, 0])
     return _judged(reward_BP, jax.nn.sigmoid(reward_BP[:, 0]) + behind_B)

@@ -1,23 +1,20 @@
 """Objectives on sums or means over whole responses: the likelihood, and variants of DPO.
 
 They are called as those in token_weighted.py: `xxx_loss(stats, masks, key_B, *, settings) -> LossOutput`, and
-none of them reads masks or keys. In the docstrings, which describe the settings alone, D is the difference
-(chosen - rejected) of summed log-ratios r, avg is the mean over a response's tokens, and pi_c and pi_r are
-the policy's probabilities of the chosen and the rejected response.
+none of them reads keys. In the docstrings, which describe the settings alone, D is the difference (chosen -
+rejected) of summed log-ratios r, avg is the mean over a response's tokens, and pi_c and pi_r are the policy's
+probabilities of the chosen and the rejected response. With a mask, sums are those of m^u_t r_t (or of m^u_t
+log pi_t), and avg is such a sum over that of |m^u_t|.
 """
-
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
-from sparsepo_jax.core.tokens import log_ratio, response_mean, response_sum, unsure_tokens
+from sparsepo_jax.core.tokens import log_ratio, response_sum, unsure_tokens, weighted_mean, weighted_sum
 from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
 from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid
+from sparsepo_jax.losses.wrappers import add_nll
 
 
 def sft_nll(
@@ -35,99 +32,34 @@ def sft_nll(
     return -response_sum(logp_BT, valid_BT), valid_BT.sum(-1).astype(jnp.float32)
 
 
-def chosen_nll(stats: TokenStats) -> Float[Array, "B"]:
-    """Mean negative log-likelihood of the chosen response's tokens.
-
-    Args:
-        stats: only the policy's log-probabilities are read.
-
-    Returns:
-        Nats per token, >= 0; 0 for a response without tokens.
-    """
-    return -response_mean(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
-
-
-def with_nll(loss: Callable[..., LossOutput], nll_weight: float) -> Callable[..., LossOutput]:
-    """The objective plus nll_weight times the chosen response's mean NLL, which is reported as `loss/nll`.
-
-    Args:
-        loss: an objective with this module's signature.
-        nll_weight: loss per nat and token, >= 0; 0 gives the objective itself.
-
-    References:
-        Pang et al., Iterative Reasoning Preference Optimization, arXiv 2404.19733, 2024.
-    """
-    return loss if nll_weight == 0 else Partial(_loss_with_nll, loss, nll_weight)
-
-
-def weighted_by_policy(loss: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
-    """The objective with each pair's loss times the policy's probability of its responses, as WPO has it.
-
-    The weight is the product of both responses' mean probability, exp(avg log pi); it has no gradient and is
-    reported as `loss/policy_weight`. Pairs that the policy itself might have written count most. The paper's
-    alignment of weights to sampled responses is left out: it needs the whole distribution of each token.
-
-    Args:
-        loss: an objective with this module's signature.
-
-    References:
-        Zhou et al., WPO, arXiv 2406.11827, 2024, equation 2.
-    """
-    return Partial(_loss_weighted_by_policy, loss)
-
-
-def _loss_weighted_by_policy(
-    loss: Callable[..., LossOutput],
-    stats: TokenStats,
-    masks: TokenMasks,
-    key_B: PairKeys,
-    **settings: Any,
-) -> LossOutput:
-    output = loss(stats, masks, key_B, **settings)
-    logp_BP = response_mean(jax.lax.stop_gradient(stats.logp_BPT), stats.valid_BPT)
-    weight_B = jnp.exp(logp_BP.sum(axis=1))
-    parts = {name: weight_B * x for name, x in output.metrics.items() if name.startswith("loss/")}
-    return LossOutput(weight_B * output.loss_B, output.metrics | parts | {"loss/policy_weight": weight_B})
-
-
-def settings_of(objective: Callable[..., LossOutput]) -> Mapping[str, Scalar]:
-    """The settings bound to an objective, such as beta.
-
-    Args:
-        objective: a loss with its settings as keywords, perhaps wrapped by `with_nll` or
-            `weighted_by_policy`; a bare loss has none.
-    """
-    if not isinstance(objective, functools.partial):
-        return {}
-    is_wrapper = objective.func in (_loss_with_nll, _loss_weighted_by_policy)
-    return settings_of(objective.args[0]) if is_wrapper else objective.keywords
-
-
-def _loss_with_nll(
-    loss: Callable[..., LossOutput],
-    nll_weight: Scalar,
-    stats: TokenStats,
-    masks: TokenMasks,
-    key_B: PairKeys,
-    **settings: Any,
-) -> LossOutput:
-    return _add_nll(loss(stats, masks, key_B, **settings), stats, nll_weight)
-
-
-def _add_nll(output: LossOutput, stats: TokenStats, nll_weight: Scalar) -> LossOutput:
-    nll_B = nll_weight * chosen_nll(stats)
-    # A sum, because cpo and orpo have an NLL of their own, to which with_nll may add.
-    reported_B = output.metrics.get("loss/nll", 0.0) + nll_B
-    return LossOutput(output.loss_B + nll_B, output.metrics | {"loss/nll": reported_B})
-
-
-def summed_log_ratio(stats: TokenStats) -> Float[Array, "B P"]:
-    """Sum of the log-ratios of a response's tokens, in nats.
+def summed_log_ratio(stats: TokenStats, masks: TokenMasks) -> Float[Array, "B P"]:
+    """Sum of the log-ratios of a response's tokens, each by its weight, in nats.
 
     Args:
         stats: only the two log-probabilities are read.
+        masks: only the weights of the reward are read.
     """
-    return response_sum(log_ratio(stats), stats.valid_BPT)
+    return weighted_sum(log_ratio(stats), masks.reward_BPT, stats.valid_BPT)
+
+
+def mean_log_ratio(stats: TokenStats, masks: TokenMasks) -> Float[Array, "B P"]:
+    """Mean of the log-ratios of a response's tokens, over their weights, in nats.
+
+    Args:
+        stats: only the two log-probabilities are read.
+        masks: only the weights of the reward are read.
+    """
+    return weighted_mean(log_ratio(stats), masks.reward_BPT, stats.valid_BPT)
+
+
+def mean_logp(stats: TokenStats, masks: TokenMasks) -> Float[Array, "B P"]:
+    """Mean of the policy's log-probabilities of a response's tokens, over their weights, in nats.
+
+    Args:
+        stats: only the policy's log-probabilities are read.
+        masks: only the weights of the reward are read.
+    """
+    return weighted_mean(stats.logp_BPT, masks.reward_BPT, stats.valid_BPT)
 
 
 def cdpo_loss(
@@ -150,7 +82,7 @@ def cdpo_loss(
         flipped_B = negative_log_sigmoid(-margin_B)
         return (1 - label_smoothing) * kept_B + label_smoothing * flipped_B
 
-    return compare(beta * summed_log_ratio(stats), smoothed)
+    return compare(beta * summed_log_ratio(stats, masks), smoothed)
 
 
 def robust_loss(
@@ -173,7 +105,7 @@ def robust_loss(
         flipped_B = negative_log_sigmoid(-margin_B)
         return ((1 - label_smoothing) * kept_B - label_smoothing * flipped_B) / (1 - 2 * label_smoothing)
 
-    return compare(beta * summed_log_ratio(stats), unbiased)
+    return compare(beta * summed_log_ratio(stats, masks), unbiased)
 
 
 def ipo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
@@ -189,7 +121,7 @@ def ipo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Sca
         Azar et al., A General Theoretical Paradigm to Understand Learning from Human Preferences, arXiv
         2310.12036, 2023.
     """
-    ratio_BP = response_mean(log_ratio(stats), stats.valid_BPT)
+    ratio_BP = mean_log_ratio(stats, masks)
     return compare(ratio_BP, lambda margin_B: (margin_B - 1 / (2 * beta)) ** 2)
 
 
@@ -202,7 +134,7 @@ def dpo_norm_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta
     References:
         Lambert et al., Tulu 3, arXiv 2411.15124, 2024, section 5.1.2.
     """
-    return compare(beta * response_mean(log_ratio(stats), stats.valid_BPT))
+    return compare(beta * mean_log_ratio(stats, masks))
 
 
 def hinge_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
@@ -214,7 +146,7 @@ def hinge_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: S
     References:
         Zhao et al., SLiC-HF, arXiv 2305.10425, 2023; Liu et al., RSO, arXiv 2309.06657, 2023.
     """
-    return compare(beta * summed_log_ratio(stats), lambda margin_B: jax.nn.relu(1 - margin_B))
+    return compare(beta * summed_log_ratio(stats, masks), lambda margin_B: jax.nn.relu(1 - margin_B))
 
 
 def simpo_loss(
@@ -231,7 +163,7 @@ def simpo_loss(
     References:
         Meng et al., SimPO, arXiv 2405.14734, 2024, equation 6.
     """
-    return compare(beta * response_mean(stats.logp_BPT, stats.valid_BPT), target=gamma)
+    return compare(beta * mean_logp(stats, masks), target=gamma)
 
 
 def alphapo_loss(
@@ -250,7 +182,7 @@ def alphapo_loss(
     References:
         Gupta et al., AlphaPO: Reward Shape Matters for LLM Alignment, arXiv 2501.03884, 2025.
     """
-    logp_BP = response_mean(stats.logp_BPT, stats.valid_BPT)
+    logp_BP = mean_logp(stats, masks)
     is_log = jnp.asarray(alpha) == 0
     safe = jnp.where(is_log, 1.0, alpha)
     # exp(80) is still a float32.
@@ -273,10 +205,10 @@ def orpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, odds_wei
     # At probability 1 the odds are infinite, and float32 cannot tell a mean log-probability above -eps from
     # 0.
     eps = jnp.finfo(jnp.float32).eps
-    logp_BP = jnp.minimum(response_mean(stats.logp_BPT, stats.valid_BPT), -eps)
+    logp_BP = jnp.minimum(mean_logp(stats, masks), -eps)
     log_odds_BP = logp_BP - _log1mexp(logp_BP)
     compared = compare(log_odds_BP, lambda margin_B: odds_weight * negative_log_sigmoid(margin_B))
-    return _add_nll(compared, stats, 1.0)
+    return add_nll(compared, stats, 1.0)
 
 
 def _log1mexp(x_BP: Float[Array, "B P"]) -> Float[Array, "B P"]:
@@ -303,7 +235,8 @@ def cpo_loss(
     References:
         Xu et al., Contrastive Preference Optimization, arXiv 2401.08417, 2024.
     """
-    return _add_nll(compare(beta * response_sum(stats.logp_BPT, stats.valid_BPT)), stats, alpha)
+    logp_BP = weighted_sum(stats.logp_BPT, masks.reward_BPT, stats.valid_BPT)
+    return add_nll(compare(beta * logp_BP), stats, alpha)
 
 
 def dpop_loss(
@@ -322,7 +255,7 @@ def dpop_loss(
     References:
         Pal et al., Smaug, arXiv 2402.13228, 2024.
     """
-    ratio_BP = summed_log_ratio(stats)
+    ratio_BP = summed_log_ratio(stats, masks)
     return compare(beta * ratio_BP.at[:, 0].add(-penalty * jax.nn.relu(-ratio_BP[:, 0])))
 
 
@@ -340,7 +273,7 @@ def rdpo_loss(
     References:
         Park et al., Disentangling Length from Quality in DPO, arXiv 2403.19159, 2024.
     """
-    return compare(beta * summed_log_ratio(stats) + alpha * stats.valid_BPT.sum(-1))
+    return compare(beta * summed_log_ratio(stats, masks) + alpha * stats.valid_BPT.sum(-1))
 
 
 def confpo_loss(
@@ -359,7 +292,7 @@ def confpo_loss(
         Yoon et al., ConfPO, arXiv 2506.08712, 2025.
     """
     unsure_BPT = unsure_tokens(stats.logp_BPT, stats.valid_BPT)
-    return compare(beta * response_mean(stats.logp_BPT, unsure_BPT), target=gamma)
+    return compare(beta * weighted_mean(stats.logp_BPT, masks.reward_BPT, unsure_BPT), target=gamma)
 
 
 def caldpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
@@ -373,7 +306,7 @@ def caldpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: 
     References:
         Xiao et al., Cal-DPO, arXiv 2412.14516, 2024.
     """
-    ratio_BP = summed_log_ratio(stats)
+    ratio_BP = summed_log_ratio(stats, masks)
     compared = compare(ratio_BP)
     scale = 1 / (2 * beta)
     calibration_B = ((ratio_BP[:, 0] - scale) ** 2 + (ratio_BP[:, 1] + scale) ** 2) / 2

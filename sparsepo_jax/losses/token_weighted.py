@@ -1,10 +1,10 @@
 """Objectives that weigh each token's log-ratio and KL: SparsePO, MaPO, and their special cases DPO and TDPO.
 
 Every objective is `xxx_loss(stats, masks, key_B, *, settings) -> LossOutput` and returns one loss per pair.
-`stats` and `masks` are those of core/types. `key_B` holds one random key per pair, or is None. Only
-`sparsepo_loss` reads the masks (the others have weights of their own) and only `sampo_loss` reads the keys;
-the rest take them so that all objectives have the same signature. The docstrings below describe the settings
-alone.
+`stats` and `masks` are those of core/types; masks are ones where none is configured. `key_B` holds one random
+key per pair, or is None. Only `sampo_loss` reads the keys; the rest take them so that all objectives have the
+same signature. Weights of an objective's own are multiplied with those of the masks. The docstrings below
+describe the settings alone, and the formulas are those without a mask.
 
 One sum makes the family. With r log-ratio, k KL(ref || policy) >= 0 and weights m^u, m^d of a response's
 tokens,
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sparsepo_jax.core.tokens import inside, log_ratio, token_number, token_uniforms
+from sparsepo_jax.core.tokens import inside, log_ratio, size, token_number, token_uniforms
 from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
 
 PairKeys = Key[Array, "B"] | None
@@ -82,8 +82,10 @@ def weighted_reward(stats: TokenStats, masks: TokenMasks) -> Float[Array, "B P"]
     return (reward_BPT + kl_BPT).sum(-1)
 
 
-def _on_log_ratio(weight_BPT: Float[Array, "B P T"]) -> TokenMasks:
-    return TokenMasks(weight_BPT, jnp.zeros_like(weight_BPT))
+def _without_kl(masks: TokenMasks, weight_BPT: Float[Array, "B P T"] | None = None) -> TokenMasks:
+    """Masks of an objective without a KL term, times weights of its own."""
+    reward_BPT = masks.reward_BPT if weight_BPT is None else weight_BPT * masks.reward_BPT
+    return TokenMasks(reward_BPT, jnp.zeros_like(reward_BPT))
 
 
 def sparsepo_loss(
@@ -112,15 +114,37 @@ def sparsepo_loss(
         Christopoulou et al., SparsePO, arXiv 2410.05102, 2024, section 3.
     """
     compared = compare(beta * weighted_reward(stats, masks))
+    return add_l1(compared, stats, masks, l1_reward=l1_reward, l1_kl=l1_kl, shared=shared)
+
+
+def add_l1(
+    output: LossOutput,
+    stats: TokenStats,
+    masks: TokenMasks,
+    *,
+    l1_reward: Scalar,
+    l1_kl: Scalar,
+    shared: bool | Bool[Array, ""],
+) -> LossOutput:
+    """A loss plus l1_reward |m^u|_1 + l1_kl |m^d|_1, sums over the tokens of both responses.
+
+    Reported as `loss/l1`. The gradient of |m| is 0 at 0.
+
+    Args:
+        output: of an objective.
+        stats: says which tokens are those of responses.
+        masks: m^u (reward) and m^d (KL).
+        l1_reward: loss per unit of the reward mask, >= 0.
+        l1_kl: loss per unit of the KL mask, >= 0.
+        shared: whether reward and KL have one mask. Each factor then counts half, as in the official code.
+
+    References:
+        Christopoulou et al., SparsePO, arXiv 2410.05102, 2024, section 3.
+    """
     reward_BPT, kl_BPT = inside(masks.reward_BPT, stats.valid_BPT), inside(masks.kl_BPT, stats.valid_BPT)
-    size_BPT = l1_reward * _size(reward_BPT) + l1_kl * _size(kl_BPT)
+    size_BPT = l1_reward * size(reward_BPT) + l1_kl * size(kl_BPT)
     l1_B = size_BPT.sum((1, 2)) * jnp.where(shared, 0.5, 1.0)
-    return LossOutput(compared.loss_B + l1_B, compared.metrics | {"loss/l1": l1_B})
-
-
-def _size(mask_BPT: Float[Array, "B P T"]) -> Float[Array, "B P T"]:
-    """|m| with gradient 0 at 0, as in torch: jnp.abs has 1 there, and exact zeros are what L1 is for."""
-    return mask_BPT * jax.lax.stop_gradient(jnp.sign(mask_BPT))
+    return LossOutput(output.loss_B + l1_B, output.metrics | {"loss/l1": l1_B})
 
 
 def tdpo1_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
@@ -132,8 +156,7 @@ def tdpo1_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: S
     References:
         Zeng et al., Token-level Direct Preference Optimization, arXiv 2404.11999, 2024.
     """
-    ones_BPT = jnp.ones_like(stats.kl_BPT)
-    return compare(beta * weighted_reward(stats, TokenMasks(ones_BPT, ones_BPT)))
+    return compare(beta * weighted_reward(stats, masks))
 
 
 def tdpo2_loss(
@@ -141,8 +164,8 @@ def tdpo2_loss(
 ) -> LossOutput:
     """TDPO-2: -log sigmoid(beta (D - alpha (K_r - sg K_c))).
 
-    sg stops the gradient through the chosen response's KL. With alpha = 1 the loss has the value of TDPO-1,
-    but not its gradient.
+    sg stops the gradient through the chosen response's KL and its mask. With alpha = 1 the loss has the value
+    of TDPO-1, but not its gradient.
 
     Args:
         beta: scale of the reward, per nat, > 0.
@@ -151,9 +174,12 @@ def tdpo2_loss(
     References:
         Zeng et al., Token-level Direct Preference Optimization, arXiv 2404.11999, 2024.
     """
-    kl_BPT = stats.kl_BPT.at[:, 0].set(jax.lax.stop_gradient(stats.kl_BPT[:, 0]))
-    masks = TokenMasks(jnp.ones_like(kl_BPT), jnp.full_like(kl_BPT, alpha))
-    return compare(beta * weighted_reward(stats._replace(kl_BPT=kl_BPT), masks))
+
+    def chosen_constant(x_BPT: Float[Array, "B P T"]) -> Float[Array, "B P T"]:
+        return x_BPT.at[:, 0].set(jax.lax.stop_gradient(x_BPT[:, 0]))
+
+    masks = TokenMasks(masks.reward_BPT, alpha * chosen_constant(masks.kl_BPT))
+    return compare(beta * weighted_reward(stats._replace(kl_BPT=chosen_constant(stats.kl_BPT)), masks))
 
 
 def dpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
@@ -165,7 +191,7 @@ def dpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Sca
     References:
         Rafailov et al., Direct Preference Optimization, arXiv 2305.18290, 2023, equation 7.
     """
-    return compare(beta * weighted_reward(stats, _on_log_ratio(jnp.ones_like(stats.logp_BPT))))
+    return compare(beta * weighted_reward(stats, _without_kl(masks)))
 
 
 def d2po_loss(
@@ -181,7 +207,7 @@ def d2po_loss(
         Shao et al., arXiv 2502.14340, 2025.
     """
     weight_BPT = jnp.float32(gamma) ** token_number(stats.valid_BPT)
-    return compare(beta * weighted_reward(stats, _on_log_ratio(weight_BPT)))
+    return compare(beta * weighted_reward(stats, _without_kl(masks, weight_BPT)))
 
 
 def sampo_loss(stats: TokenStats, masks: TokenMasks, key_B: Key[Array, "B"], *, beta: Scalar) -> LossOutput:
@@ -199,7 +225,7 @@ def sampo_loss(stats: TokenStats, masks: TokenMasks, key_B: Key[Array, "B"], *, 
     draw_BPT = jnp.where(stats.valid_BPT, token_uniforms(key_B, stats.valid_BPT), jnp.inf)
     rank_BPT = jnp.argsort(jnp.argsort(draw_BPT, axis=-1), axis=-1)
     drawn_BPT = rank_BPT < _shorter_length(stats)
-    return compare(beta * weighted_reward(stats, _on_log_ratio(drawn_BPT.astype(jnp.float32))))
+    return compare(beta * weighted_reward(stats, _without_kl(masks, drawn_BPT.astype(jnp.float32))))
 
 
 def ldpo_loss(
@@ -215,7 +241,7 @@ def ldpo_loss(
         Liu et al., arXiv 2409.06411, 2024.
     """
     weight_BPT = jnp.where(token_number(stats.valid_BPT) <= _shorter_length(stats), 1.0, alpha)
-    return compare(beta * weighted_reward(stats, _on_log_ratio(weight_BPT)))
+    return compare(beta * weighted_reward(stats, _without_kl(masks, weight_BPT)))
 
 
 def _shorter_length(stats: TokenStats) -> Int[Array, "B 1 1"]:

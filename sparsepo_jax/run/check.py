@@ -15,6 +15,7 @@ from sparsepo_jax.config.derive import (
     length_limits,
     mask_of,
     mask_parameters,
+    masked_terms,
     stage_steps,
 )
 from sparsepo_jax.config.load import ConfigError
@@ -112,7 +113,8 @@ def _model_lines(config: Config, policy: Model, reference: Model, adapters: Adap
         if isinstance(mask, LearnedMask):
             parameters = Count(_mask_parameters(config, reference))
             net = f" {mask.net}, {mask.sharing}: {parameters} parameters"
-        yield "mask", f"{mask.kind}{net}, on {'reward and KL' if mask.on == 'both' else mask.on}"
+        terms = masked_terms(config.objective)
+        yield "mask", f"{mask.kind}{net}, on {'reward and KL' if terms == 'both' else terms}"
     yield "devices", _devices(config)
     yield "computing", _computing(config)
 

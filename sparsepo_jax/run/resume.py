@@ -51,6 +51,10 @@ _ADDED = {
     "po.optimizer.moments": "float32",
     "reference.dtype": "auto",
     "compute.weights": "float32",
+    "objective.mask": None,
+    "objective.l1_reward": 0.0,
+    "objective.l1_kl": 0.0,
+    "objective.policy_weight": False,
 }
 _PROMPTS = {"data.prompts", "data.prompt_words"}
 _HARMLESS_FOR = {
@@ -117,6 +121,7 @@ class Marks:
         mark = self.all().get(stage)
         if mark is None:
             return False
+        _drop_added(mark["depends"])
         if stage in _CONTINUED:
             self._refuse_changes(stage, mark["depends"])
             return all(path.exists() for path in outputs)
@@ -257,8 +262,7 @@ class Marks:
                     if f"{section}.{key}" not in harmless and only in ("", key)
                 }
             depends[section] = value
-        for path, before in _ADDED.items():
-            _drop(depends, path.split("."), before)
+        _drop_added(depends)
         if stage not in TRAINING:
             marks = self.all()
             depends["trained"] = {name: marks[name]["finished"] for name in TRAINING if name in marks}
@@ -283,6 +287,7 @@ class Marks:
         return [path for path in paths if path is not None]
 
     def _refuse_changes(self, stage: str, before: dict[str, Any]) -> None:
+        _drop_added(before)
         changed = sorted(_differences(before, self.depends(stage)))
         if changed:
             raise UserError(
@@ -300,6 +305,12 @@ def _stamp(path: Path) -> list:
     else:
         files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+
+
+def _drop_added(depends: dict[str, Any]) -> None:
+    """Takes settings out that were added later, where a stage is what it was before them."""
+    for path, before in _ADDED.items():
+        _drop(depends, path.split("."), before)
 
 
 def _drop(settings: dict[str, Any], path: list[str], value: Any) -> None:

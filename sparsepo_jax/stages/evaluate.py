@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sparsepo_jax.build.compute import machine_facts
-from sparsepo_jax.config.derive import mask_of
+from sparsepo_jax.config.derive import mask_of, masked_terms
 from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.eval.auroc import auroc, precision
@@ -116,9 +116,10 @@ def mask_summary(
     if mask is not None:
         summary["sparsity_start"] = mask_sparsity(before) if before else None
         summary["sparsity_end"] = mask_sparsity(after)
-        ranking = "kl" if mask.on == "kl" else "reward"
+        terms = masked_terms(run.config.objective)
+        ranking = "kl" if terms == "kl" else "reward"
         summary["deletion"] = deletion(
-            after, beta=run.problem.beta, with_kl=mask.on != "reward_only", ranking=ranking
+            after, beta=run.problem.beta, with_kl=terms != "reward_only", ranking=ranking
         )
     if table.has_decisive:
         decisive_N = table.all_decisive

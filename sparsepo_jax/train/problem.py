@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key
 
 from sparsepo_jax.core.tree import Weights, merge_module
 from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
-from sparsepo_jax.losses.sequence import settings_of
+from sparsepo_jax.losses.wrappers import settings_of
 from sparsepo_jax.masks.source import MaskSource
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.lora import split_adapters

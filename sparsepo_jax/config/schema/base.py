@@ -2,7 +2,7 @@
 of numbers."""
 
 import dataclasses
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, JsonValue, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
@@ -19,6 +19,9 @@ Json = Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", "additi
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    own: ClassVar[tuple[str, ...]] = ()
+    """Fields that other kinds have, too, but that do not follow when an override changes the kind to one that
+    does not list them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from sparsepo_jax.config.schema.generation import Generation, PairMaking, Scorer
 from sparsepo_jax.config.schema.models import AutoTokenizer, Export, Policy, Reference, Tokenizer
 from sparsepo_jax.config.schema.objectives import Objective, SparsePO
 from sparsepo_jax.config.schema.training import Checkpoint, Logging, PairTraining, TextTraining
+from sparsepo_jax.config.schema.weighing import Weighs
 
 Stage = Literal[
     "inspect",
@@ -112,6 +113,7 @@ class Config(Section):
             *self._input_mistakes(),
             *(self._pair_making_mistakes() if "pairs" in self.stages else ()),
             *self._adapter_mistakes(),
+            *self._mask_mistakes(),
             *self._reference_mistakes(),
             *self._offload_mistakes(),
             *self._text_mistakes(),
@@ -196,6 +198,21 @@ class Config(Section):
                 "reference.adapter, or po.lora"
             )
 
+    def _mask_mistakes(self) -> Iterator[str]:
+        objective = self.objective
+        kind, weighs, mask = objective.kind, objective.weighs, objective.mask
+        if mask is None:
+            for name in ("l1_reward", "l1_kl"):
+                if getattr(objective, name, 0.0) > 0:
+                    yield f"objective.{name}: there is no mask to be made sparse: set objective.mask"
+        elif isinstance(weighs, str):
+            yield f"objective.mask: {kind} takes no token mask: {weighs}; leave it out"
+        elif not weighs.kl:
+            if mask.on == "kl":
+                yield f"objective.mask.on: objective {kind} has no KL term: take reward, or leave it out"
+            if getattr(objective, "l1_kl", 0.0) > 0:
+                yield f"objective.l1_kl: objective {kind} has no KL term, whose mask this is: take l1_reward"
+
     def _reference_mistakes(self) -> Iterator[str]:
         reason = needs_reference(self.objective) if self.reference.cached else None
         if reason is not None:
@@ -266,8 +283,8 @@ def needs_reference(objective: Any) -> str | None:
     mask = getattr(objective, "mask", None)
     if mask is not None and mask.kind == "learned":
         return "objective.mask.kind learned reads the reference's states"
-    has_kl = objective.kind in ("tdpo1", "tdpo2", "tbpo_a") or (mask is not None and mask.on != "reward_only")
-    if not has_kl:
+    has_kl = isinstance(objective.weighs, Weighs) and objective.weighs.kl
+    if not has_kl or (mask is not None and mask.on == "reward_only"):
         return None
     except_for = "" if mask is None else " (but with objective.mask.on=reward_only)"
     return f"objective {objective.kind} has a KL term{except_for}"
