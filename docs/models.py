@@ -8,6 +8,7 @@ A test runs the second.
 
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -91,27 +92,27 @@ def refused_list() -> str:
 BLOCKS = {"families": families_table, "wrappers": wrappers_table, "refused": refused_list}
 
 
-def rendered(text: str) -> str:
+def rendered(text: str, page: Path = PAGE, blocks: Mapping[str, Callable[[], str]] = BLOCKS) -> str:
     """The page with its tables. Raises ValueError if a table has no place there."""
-    for name, make in BLOCKS.items():
+    for name, make in blocks.items():
         pattern = rf"(<!-- {name}: [^\n]* -->\n).*?(\n<!-- end of {name} -->)"
         content = f"\n{make()}\n"
         text, count = re.subn(
             pattern, lambda match, content=content: match[1] + content + match[2], text, flags=re.DOTALL
         )
         if count != 1:
-            raise ValueError(f"{PAGE.name}: expected one block <!-- {name}: ... -->, found {count}")
+            raise ValueError(f"{page.name}: expected one block <!-- {name}: ... -->, found {count}")
     return text
 
 
-def main() -> int:
-    text = PAGE.read_text()
-    if rendered(text) == text:
+def main(page: Path = PAGE, blocks: Mapping[str, Callable[[], str]] = BLOCKS) -> int:
+    text = page.read_text()
+    if rendered(text, page, blocks) == text:
         return 0
     if "--check" in sys.argv:
-        print(f"{PAGE.name}: its tables differ from those of the package; run: python docs/models.py")
+        print(f"{page.name}: its tables differ from those of the package; run: python {sys.argv[0]}")
         return 1
-    PAGE.write_text(rendered(text))
+    page.write_text(rendered(text, page, blocks))
     return 0
 
 

@@ -88,6 +88,12 @@ def test_the_tables_of_models_are_those_of_the_package():
     models = script("models")
     text = TEXT["docs/guides/models.md"]
     assert models.rendered(text) == text, "run: python docs/models.py"
+
+
+def test_the_table_of_what_masks_mean_is_that_of_the_objectives():
+    models, weights = script("models"), script("weights")
+    text = TEXT["docs/concepts/masks.md"]
+    assert models.rendered(text, weights.PAGE, weights.BLOCKS) == text, "run: python docs/weights.py"
     assert models.MODELS.keys() == models.FAMILIES.keys() | models.WRAPPERS.keys()
 
 

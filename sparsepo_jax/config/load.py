@@ -2,7 +2,7 @@
 YAML.
 
 The order: read the file; where an override changes a `kind`, drop the file's keys that the new kind does not
-have; apply the overrides; where a kind is wrong take the nearest, so that the rest of its mapping is checked
+have, or that were the old kind's own; apply the overrides; where a kind is wrong take the nearest, so that the rest of its mapping is checked
 too; validate with pydantic.
 """
 

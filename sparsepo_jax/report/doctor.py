@@ -303,7 +303,7 @@ def mask_without_zeros(evidence: Evidence) -> str | None:
         return None
     return (
         f"the mask has no zeros ({100 * zeros:.2g} %), and there is no L1 term that would make some: "
-        "objective.l1_reward=1e-3 (and l1_kl) makes it sparse"
+        "objective.l1_reward=1e-3 (and l1_kl, with a KL term) makes it sparse"
     )
 
 
