@@ -1,4 +1,4 @@
-"""The table of what a token mask means in each objective, in docs/concepts/masks.md, made from the objectives.
+"""The table of what a token mask means in each objective, in docs/concepts/masks.md.
 
     python docs/weights.py             write it
     python docs/weights.py --check     only say whether it is as it should be; 1 if not

@@ -2,8 +2,8 @@
 YAML.
 
 The order: read the file; where an override changes a `kind`, drop the file's keys that the new kind does not
-have, or that were the old kind's own; apply the overrides; where a kind is wrong take the nearest, so that the rest of its mapping is checked
-too; validate with pydantic.
+have, or that were the old kind's own; apply the overrides; where a kind is wrong take the nearest, so that
+the rest of its mapping is checked too; validate with pydantic.
 """
 
 from collections.abc import Mapping, Sequence
