@@ -33,8 +33,8 @@ class Reference(Section):
     Under po.lora the reference is held as po.lora.base says."""
     cached: bool = False
     """Compute the reference's log-probs of the training tokens (and masks from activations) once, keep them
-    on disk, and train without running the reference. Only for objectives without a KL term and without learned masks;
-    the training metrics then lack the KL."""
+    on disk, and train without running the reference. Only for objectives without a KL term and without
+    learned masks; the training metrics then lack the KL."""
     cache_dir: PathText | None = None
     """Where the cached log-probs are kept. None: sparsepo_jax in the user's cache directory."""
 
