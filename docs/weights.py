@@ -27,6 +27,9 @@ def weights_table() -> str:
     rows = ["| objective | reward | KL term | besides |", "|---|---|---|---|"]
     for kind, section in members(Objective).items():
         link, weighs = f"[`{kind}`](../objectives/{kind}.md)", section.weighs
+        if isinstance(weighs, property):  # of a sum, known once its parts are
+            rows.append(f"| {link} | as each part | as each part | one mask for all parts |")
+            continue
         if not isinstance(weighs, Weighs):
             rows.append(f"| {link} | no mask: {weighs} | | |")
             continue

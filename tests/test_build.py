@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from helpers.configs import PATHS, made_stats, make_config
+from helpers.configs import NEEDED, PATHS, made_stats, make_config
 from helpers.tiny import GEMMA2, GPT2, LLAMA, LONGROPE, NEOX, random_batch
 from sparsepo_jax.build.compute import choose_attention, compute_dtype, start_jax
 from sparsepo_jax.build.models import decoder_graph
@@ -36,22 +36,28 @@ def losses(objective, step=0):
 
 @pytest.mark.parametrize("kind", members(Objective))
 def test_every_objective_can_be_built_and_its_knobs_move_the_loss(kind):
-    base = losses({"kind": kind})
+    settings = {"kind": kind, **NEEDED.get(kind, {})}
+    base = losses(settings)
     assert np.isfinite(base).all()
-    objective = make_config(objective={"kind": kind}).objective
-    for knob, value in objective.model_dump(exclude={"kind", "mask", "l1_reward", "l1_kl"}).items():
+    objective = make_config(objective=settings).objective
+    refused = {"policy_weight"} if kind.startswith("aot") else set()
+    for knob, value in objective.model_dump(exclude={"kind", "mask", "l1_reward", "l1_kl", *refused}).items():
         other = (not value) if isinstance(value, bool) else 0.4 if value == 0 else 0.5 * value
-        changed = losses({"kind": kind, knob: other})
+        if knob == "parts":
+            other = [value[0] | {"weight": 0.1}, value[1]]
+        changed = losses(settings | {knob: other})
         assert (changed != base).any(), f"objective.{knob} changes nothing"
     for knob in {"l1_reward", "l1_kl"} & type(objective).model_fields.keys():
         if knob == "l1_reward" or objective.weighs.kl:
-            changed = losses({"kind": kind, "mask": {"kind": "ones"}, knob: 0.4})
+            changed = losses(settings | {"mask": {"kind": "ones"}, knob: 0.4})
             assert (changed > base).all(), f"objective.{knob} adds nothing"
 
 
 def test_no_two_objectives_are_the_same():
     loss_by_kind = {
-        kind: losses({"kind": kind, **({"beta": 0.37} if kind != "orpo" else {})})
+        kind: losses(
+            {"kind": kind, **NEEDED.get(kind, {}), **({"beta": 0.37} if kind not in ("orpo", "mix") else {})}
+        )
         for kind in members(Objective)
     }
     same = [

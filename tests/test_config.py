@@ -287,6 +287,22 @@ def test_masks_and_l1_that_an_objective_cannot_use_are_refused_by_name(mistakes)
     assert all("objective simpo has no KL term" in line for line in lines)
 
 
+def test_a_sum_of_objectives_refuses_what_is_not_its_parts(mistakes, load):
+    """Masks and L1 of a part, weights of pairs for quantiles, and masks of parts that would take none."""
+    parts = "[{objective: {mask: {}}}, {objective: {kind: aot}}]"
+    lines = mistakes(f"objective: {{kind: mix, policy_weight: true, parts: {parts}}}")
+    assert [line.split(": ")[0] for line in lines] == [
+        "objective.parts.1.objective",
+        "objective.parts.0.objective.mask",
+    ]
+    (line,) = mistakes("objective: {kind: mix, parts: [{objective: {kind: sparsepo}}]}")
+    assert line.startswith("objective.parts.0.objective.kind: ")
+    config, _ = load(
+        "objective: {kind: mix, mask: {}, parts: [{objective: {kind: tdpo2}}, {objective: {}, weight: 2}]}"
+    )
+    assert config.objective.weighs.kl and config.objective.parts[1].objective == Dpo(kind="dpo")
+
+
 def test_an_objective_that_says_nothing_about_token_weights_takes_no_mask(mistakes, monkeypatch):
     monkeypatch.setattr(Dpo, "weighs", "its tokens are counted, not summed")
     assert mistakes("objective: {kind: dpo, mask: {}}") == [

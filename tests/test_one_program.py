@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.configs import made_stats, make_config
+from helpers.configs import NEEDED, made_stats, make_config
 from helpers.program import lines_of, run, weights_of, write_config
 from helpers.tiny import GPT2, random_batch
 from sparsepo_jax.build.lora import make_lora
@@ -97,10 +97,14 @@ def test_an_objective_takes_its_numbers_as_arguments(kind):
     Kills: a loss that branches on the value of a setting.
     """
     stats, masks = made_stats()
-    base = {"kind": kind, "nll_weight": 0.2}
-    # policy_weight is a switch: it makes another program.
-    fields = make_config(objective=base).objective.model_dump(exclude={"kind", "mask", "policy_weight"})
+    base = {"kind": kind, "nll_weight": 0.2, "mask": {"kind": "ones"}, **NEEDED.get(kind, {})}
+    objective = make_config(objective=base).objective
+    # policy_weight is a switch: it makes another program. Without a KL term there is no mask of it.
+    left_out = {"kind", "mask", "policy_weight", "parts"} | (set() if objective.weighs.kl else {"l1_kl"})
+    fields = objective.model_dump(exclude=left_out)
     changed = base | {name: 0.4 if value == 0 else 0.5 * value for name, value in fields.items()}
+    if "parts" in base:
+        changed["parts"] = [part | {"weight": 0.3} for part in base["parts"]]
 
     def objective_of(objective):
         config = make_config(objective=objective)

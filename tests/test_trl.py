@@ -114,7 +114,20 @@ def pairs_of(batch):
                 ("sppo_hard", "sppo", {}),
                 ("apo_zero", "apo_zero", {}),
                 ("apo_down", "apo_down", {}),
+                ("aot", "aot", {"label_smoothing": 0.1}),
+                ("aot_unpaired", "aot_unpaired", {}),
             )
+        ),
+        pytest.param(
+            {"loss_type": ["sigmoid", "bco_pair"], "loss_weights": [0.8, 0.3]},
+            {
+                "kind": "mix",
+                "parts": [
+                    {"weight": 0.8, "objective": {"kind": "dpo", "beta": 0.5}},
+                    {"weight": 0.3, "objective": {"kind": "bco_pair", "beta": 0.5}},
+                ],
+            },
+            marks=pytest.mark.slow,
         ),
         *(
             pytest.param(
@@ -158,7 +171,7 @@ def test_twenty_steps_have_the_losses_of_trl(theirs, ours, tmp_path):
         output_dir=str(tmp_path),
         policy={"path": str(tmp_path / "model")},
         data={"train": [{"path": "unused"}]},
-        objective={"beta": 0.5, **ours},
+        objective=ours if ours["kind"] == "mix" else {"beta": 0.5, **ours},
         po={
             "steps": STEPS,
             "batch_size": PAIRS,

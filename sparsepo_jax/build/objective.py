@@ -1,5 +1,8 @@
 """The problem that a stage solves: models, mask source and loss, as the configuration asks for them."""
 
+from collections.abc import Callable
+from typing import Any
+
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
@@ -7,9 +10,11 @@ from sparsepo_jax.build.choices import reading_choices
 from sparsepo_jax.build.compute import choose_attention, choose_experts, compute_dtype
 from sparsepo_jax.build.models import decoder_graph
 from sparsepo_jax.config.derive import mask_of, masked_terms
+from sparsepo_jax.config.schema.objectives import MaPO, Mix, SparsePO
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.losses import margins, separate, sequence, token_weighted, wrappers
+from sparsepo_jax.core.types import LossOutput
+from sparsepo_jax.losses import margins, quantiles, separate, sequence, token_weighted, wrappers
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
 from sparsepo_jax.models.decoder_spec import DecoderSpec
@@ -58,6 +63,8 @@ LOSSES = {
     "sppo": separate.sppo_loss,
     "apo_zero": separate.apo_zero_loss,
     "apo_down": separate.apo_down_loss,
+    "aot": quantiles.aot_loss,
+    "aot_unpaired": quantiles.aot_unpaired_loss,
 }
 
 
@@ -109,15 +116,23 @@ def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
     )
 
 
-def make_objective(config: Config, source: MaskSource):
+def make_objective(config: Config, source: MaskSource) -> Callable[..., LossOutput]:
     """objective(stats, masks, key_B) -> LossOutput, its settings bound: a pytree of them."""
-    objective = config.objective
-    l1 = {name: getattr(objective, name, 0.0) for name in ("l1_reward", "l1_kl")} | {"shared": source.shared}
-    settings = objective.model_dump(exclude={"kind", "mask", "nll_weight", "policy_weight", *l1})
-    loss = Partial(LOSSES[objective.kind], **settings)
-    if objective.kind in ("sparsepo", "mapo"):
+    return _bound(config.objective, source.shared)
+
+
+def _bound(objective: Any, shared: bool) -> Callable[..., LossOutput]:
+    """A loss with its settings, and what is added to it."""
+    l1 = {name: getattr(objective, name, 0.0) for name in ("l1_reward", "l1_kl")} | {"shared": shared}
+    settings = objective.model_dump(exclude={"kind", "mask", "nll_weight", "policy_weight", "parts", *l1})
+    if isinstance(objective, Mix):
+        parts = [_bound(part.objective, shared) for part in objective.parts]
+        loss = wrappers.mixed(parts, [part.weight for part in objective.parts])
+    elif isinstance(objective, SparsePO | MaPO):
         loss = Partial(LOSSES[objective.kind], **settings, **l1)
-    elif objective.mask is not None:
+    else:
+        loss = Partial(LOSSES[objective.kind], **settings)
+    if objective.mask is not None and not isinstance(objective, SparsePO | MaPO):
         loss = wrappers.with_l1(loss, **l1)
     if objective.policy_weight:
         loss = wrappers.weighted_by_policy(loss)

@@ -116,6 +116,8 @@ VALUES = {
     "exopair": ("exo",),
     "ncapair": ("nca",),
     "sppohard": ("sppo",),
+    "aotpair": ("aot",),
+    "mpo": ("mix",),
     "adam": ("adamw",),
     "adamwtorch": ("adamw",),
     "adamwtorchfused": ("adamw",),

@@ -77,12 +77,21 @@ def cdpo_loss(
         Mitchell, A note on DPO with noisy preferences, 2023.
     """
 
-    def smoothed(margin_B: Float[Array, "B"]) -> Float[Array, "B"]:
-        kept_B = negative_log_sigmoid(margin_B)
-        flipped_B = negative_log_sigmoid(-margin_B)
-        return (1 - label_smoothing) * kept_B + label_smoothing * flipped_B
+    return compare(
+        beta * summed_log_ratio(stats, masks), lambda margin_B: smoothed(margin_B, label_smoothing)
+    )
 
-    return compare(beta * summed_log_ratio(stats, masks), smoothed)
+
+def smoothed(margin_B: Float[Array, "B"], label_smoothing: Scalar) -> Float[Array, "B"]:
+    """-(1-e) log sigmoid(margin) - e log sigmoid(-margin).
+
+    Args:
+        margin_B: reward of chosen minus reward of rejected.
+        label_smoothing: e, 0 to 1/2.
+    """
+    kept_B = negative_log_sigmoid(margin_B)
+    flipped_B = negative_log_sigmoid(-margin_B)
+    return (1 - label_smoothing) * kept_B + label_smoothing * flipped_B
 
 
 def robust_loss(

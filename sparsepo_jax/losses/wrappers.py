@@ -1,10 +1,10 @@
-"""What any objective can be wrapped in: the chosen response's likelihood, L1 of the masks, WPO's weights.
+"""What any objective can be wrapped in: likelihood, L1 of the masks, WPO's weights, a sum of objectives.
 
 A wrapper takes an objective, `loss(stats, masks, key_B, **settings) -> LossOutput`, and gives another.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -102,6 +102,36 @@ def _loss_with_l1(
     return add_l1(output, stats, masks, l1_reward=l1_reward, l1_kl=l1_kl, shared=shared)
 
 
+def mixed(losses: Sequence[Callable[..., LossOutput]], weights: Sequence[float]) -> Callable[..., LossOutput]:
+    """The sum of objectives, each times its weight.
+
+    What part n adds is reported as `loss/part_n`, from 1; margin and rewards are those of the first part.
+
+    Args:
+        losses: objectives of losses/ with their settings.
+        weights: one a loss, >= 0.
+
+    References:
+        Wang et al., Enhancing the Reasoning Ability of Multimodal LLMs via Mixed Preference Optimization
+        (MPO), arXiv 2411.10442, 2024.
+    """
+    return Partial(_loss_of_mix, tuple(losses), tuple(weights))
+
+
+def _loss_of_mix(
+    losses: tuple[Callable[..., LossOutput], ...],
+    weights: tuple[Scalar, ...],
+    stats: TokenStats,
+    masks: TokenMasks,
+    key_B: PairKeys,
+) -> LossOutput:
+    outputs = [loss(stats, masks, key_B) for loss in losses]
+    parts_B = [weight * output.loss_B for weight, output in zip(weights, outputs, strict=True)]
+    reported = {f"loss/part_{n}": part_B for n, part_B in enumerate(parts_B, start=1)}
+    metrics = {name: x_B for name, x_B in outputs[0].metrics.items() if not name.startswith("loss/")}
+    return LossOutput(jnp.stack(parts_B).sum(axis=0), metrics | reported)
+
+
 def settings_of(objective: Callable[..., LossOutput]) -> Mapping[str, Scalar]:
     """The settings bound to an objective, such as beta.
 
@@ -111,6 +141,8 @@ def settings_of(objective: Callable[..., LossOutput]) -> Mapping[str, Scalar]:
     """
     if not isinstance(objective, functools.partial):
         return {}
+    if objective.func is _loss_of_mix:  # the first part's, as its rewards are the ones reported
+        return settings_of(objective.args[0][0])
     is_wrapper = objective.func in (_loss_with_nll, _loss_with_l1, _loss_weighted_by_policy)
     return settings_of(objective.args[0]) if is_wrapper else objective.keywords
 

@@ -15,6 +15,10 @@ PATHS = {
 }
 
 
+# What an objective needs besides its kind.
+NEEDED = {"mix": {"parts": [{"weight": 0.7, "objective": {"kind": "ipo"}}, {"objective": {"kind": "nca"}}]}}
+
+
 def make_config(**changes) -> Config:
     return Config.model_validate(PATHS | changes)
 

@@ -1,45 +1,14 @@
 """The section `objective`: one class for each loss. beta is in 1/nat."""
 
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from sparsepo_jax.config.schema.base import ByKind, NonNegative, PositiveFloat, Section, Share
 from sparsepo_jax.config.schema.masks import ActivationMask, LearnedMask, Mask, MaskOfMaPO
+from sparsepo_jax.config.schema.objective_base import Beta, LabelNoise, ObjectiveBase, SparseBase
 from sparsepo_jax.config.schema.weighing import MEAN, MEAN_OF_LOGPS, SUM, SUM_WITH_KL, Weighs
-
-Beta = Annotated[
-    float,
-    Field(
-        gt=0,
-        description="Scale of log-ratios, 1/nat: the larger, the closer the policy stays to the reference.",
-    ),
-]
-LabelNoise = Annotated[
-    float, Field(ge=0, lt=0.5, description="Share of pairs whose labels are taken to be exchanged.")
-]
-
-
-class ObjectiveBase(Section):
-    weighs: ClassVar[Weighs | str] = "it does not say what the weight of a token means"
-    """What token masks do; text: why none can be taken."""
-    mask: Mask | None = None
-    """A token mask; null: every token counts 1. What it means in each objective is told in the documentation
-    of masks. A mapping without `kind` is a learned mask here."""
-    nll_weight: NonNegative = 0.0
-    """Adds this times the mean negative log-likelihood of the chosen response's tokens (RPO)."""
-    policy_weight: bool = False
-    """Multiplies the loss of each pair by the policy's mean probability of its tokens, without gradient
-    (WPO, 2406.11827): pairs that the policy itself might have written count most."""
-
-
-class SparseBase(ObjectiveBase):
-    l1_reward: NonNegative = 0.0
-    """Weight of the sum of the reward mask's absolute values."""
-    l1_kl: NonNegative = 0.0
-    """Weight of the sum of the KL mask's absolute values. With a common mask each of the two weights counts
-    half, as in the official code."""
 
 
 class SparsePO(SparseBase):
@@ -308,10 +277,25 @@ class ApoDown(SparseBase):
     beta: Beta = 0.1
 
 
-Objective = Annotated[
-    SparsePO
-    | MaPO
-    | Dpo
+class AotBase(SparseBase):
+    weighs = dataclasses.replace(SUM, note="before the sums are sorted over the batch")
+    beta: Beta = 0.1
+    label_smoothing: LabelNoise = 0.0
+
+
+class Aot(AotBase):
+    kind: Literal["aot"]
+    """Alignment by optimal transport: sorted margins of the policy against those of the reference
+    (2406.05882)."""
+
+
+class AotUnpaired(AotBase):
+    kind: Literal["aot_unpaired"]
+    """Sorted rewards of chosen responses against those of rejected ones (2406.05882)."""
+
+
+Single = (
+    Dpo
     | Cdpo
     | Robust
     | Ipo
@@ -339,6 +323,31 @@ Objective = Annotated[
     | BcoPair
     | Sppo
     | ApoZero
-    | ApoDown,
-    ByKind("sparsepo"),
-]
+    | ApoDown
+    | Aot
+    | AotUnpaired
+)
+
+
+class Part(Section):
+    weight: NonNegative = 1.0
+    """What the loss of this part counts."""
+    objective: Annotated[Single, ByKind("dpo")]
+    """The part: an objective without a mask of its own."""
+
+
+class Mix(SparseBase):
+    kind: Literal["mix"]
+    """A sum of objectives with weights (TRL's lists of loss types; MPO, 2411.10442)."""
+    parts: Annotated[list[Part], Field(min_length=1)]
+    """The objectives and their weights. Margin and rewards that are reported are those of the first."""
+
+    @property
+    def weighs(self) -> Weighs | str:  # type: ignore[override]
+        """As each part has it; a KL term is there if any of them has one."""
+        declared = [part.objective.weighs for part in self.parts]
+        refusal = next((weighs for weighs in declared if isinstance(weighs, str)), None)
+        return refusal or Weighs("log-ratio", "sum", kl=any(weighs.kl for weighs in declared))
+
+
+Objective = Annotated[SparsePO | MaPO | Single | Mix, ByKind("sparsepo")]

@@ -18,7 +18,7 @@ from sparsepo_jax.config.schema.data import Data
 from sparsepo_jax.config.schema.evaluation import Evaluation, Harness, Measure, Report
 from sparsepo_jax.config.schema.generation import Generation, PairMaking, ScorerSettings
 from sparsepo_jax.config.schema.models import AutoTokenizer, Export, Policy, Reference, Tokenizer
-from sparsepo_jax.config.schema.objectives import Objective, SparsePO
+from sparsepo_jax.config.schema.objectives import AotBase, Mix, Objective, SparsePO
 from sparsepo_jax.config.schema.training import Checkpoint, Logging, PairTraining, TextTraining
 from sparsepo_jax.config.schema.weighing import Weighs
 
@@ -113,6 +113,7 @@ class Config(Section):
             *self._input_mistakes(),
             *(self._pair_making_mistakes() if "pairs" in self.stages else ()),
             *self._adapter_mistakes(),
+            *self._objective_mistakes(),
             *self._mask_mistakes(),
             *self._reference_mistakes(),
             *self._offload_mistakes(),
@@ -197,6 +198,23 @@ class Config(Section):
                 "po.lora: after sft the reference is what sft leaves: leave out reference.path and "
                 "reference.adapter, or po.lora"
             )
+
+    def _objective_mistakes(self) -> Iterator[str]:
+        """A sum over the batch that weights of pairs would tear apart, and parts with what is the sum's."""
+        objective = self.objective
+        parts = objective.parts if isinstance(objective, Mix) else []
+        singles = {f"objective.parts.{n}.objective": part.objective for n, part in enumerate(parts)}
+        for place, single in ({"objective": objective} | singles).items():
+            if isinstance(single, AotBase) and (objective.policy_weight or single.policy_weight):
+                yield (
+                    f"{place}: {single.kind} compares quantiles of the batch, not pairs that could be "
+                    "weighed: leave out policy_weight"
+                )
+        for place, single in singles.items():
+            if single.mask is not None:
+                yield f"{place}.mask: all parts share one mask: set objective.mask instead"
+            if single.l1_reward > 0 or single.l1_kl > 0:
+                yield f"{place}: L1 is that of the mask, which all parts share: set it under objective"
 
     def _mask_mistakes(self) -> Iterator[str]:
         objective = self.objective
