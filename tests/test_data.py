@@ -12,6 +12,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.holdout import split_holdout
 from sparsepo_jax.data.inspect import format_rows
 from sparsepo_jax.data.load import read_texts
+from sparsepo_jax.data.packing import FILLER, Shape, pack
 from sparsepo_jax.data.sources import FileRows, GeneratedRows
 from sparsepo_jax.data.tokenizers import (
     END,
@@ -247,6 +248,22 @@ def test_weights_by_token_and_by_span_stand_on_their_tokens(load):
     assert not load([PAIR]).has_weights
 
 
+def test_weights_of_pairs_are_those_of_the_rows_and_go_into_batches(load):
+    """Mixed with rows that have none, through the cache, and as cells of a CSV file."""
+    rows = [PAIR | {"pair_weight": weight} for weight in (2, None, 0, 0.25, "1.5")]
+    assert load([PAIR]).pair_weight_N is None
+    load(rows)
+    table = load([GeneratedRows("weighted", rows), GeneratedRows("plain", [PAIR])])
+    assert table.pair_weight_N.tolist() == [2, 1, 0, 0.25, 1.5, 1]
+    shape = Shape(200, 100, 100)
+    batch = pack(table, [3, FILLER, 0, 5], shape, 16, rows=1, shared=True)
+    assert batch.weight_B.tolist() == [0.25, 0, 2, 1]
+    other = load([GeneratedRows("weighted", [PAIR | {"pair_weight": 3}])]).file_digests()
+    assert other != load([GeneratedRows("weighted", [PAIR])]).file_digests(), "a resumed run sees it"
+    with pytest.raises(UserError, match="every pair_weight is 0"):
+        load([PAIR | {"pair_weight": 0}])
+
+
 def test_decisive_spans_and_chances_stand_on_the_tokens_they_touch(load):
     words = make_word_tokenizer(["it", "was", "fine", "bad"])
     row = {
@@ -285,6 +302,11 @@ BAD_ROWS = {
     b'{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_weights": [1, 2, 3]}': (
         "3 weights for a response of 1 tokens"
     ),
+    b'{"prompt": "a", "chosen": "b", "rejected": "c", "pair_weight": -1}': (
+        "pair_weight must be a finite number, 0 or above, got -1"
+    ),
+    b'{"prompt": "a", "chosen": "b", "rejected": "c", "pair_weight": NaN}': "pair_weight must be a finite",
+    b'{"prompt": "a", "chosen": "b", "rejected": "c", "pair_weight": true}': "pair_weight must be a finite",
     b'{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_weights": [1, null]}': (
         "chosen_weights must be finite numbers"
     ),
@@ -314,7 +336,7 @@ def test_skipped_rows_are_counted_and_listed_again_from_the_cache(load, tmp_path
         ]
         assert all(row["problem"].startswith(message) for row, message in zip(listed, BAD_ROWS.values()))
         assert f"{len(BAD_ROWS)} of {len(BAD_ROWS) + 1} rows are bad and left out" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"and 10 more bad rows"):
+    with pytest.raises(UserError, match=r"and 13 more bad rows"):
         load([FileRows(str(path))], vocab_size=300)
 
 
@@ -411,13 +433,14 @@ def test_the_cache_gives_back_every_column(load):
         "rejected_decisive": [],
         "chosen_chance": [[1, 4, 0.3]],
         "rejected_chance": [],
+        "pair_weight": 2,
     }
     first, second = (
         load([row], max_length=20, max_prompt_length=6),
         load([row], max_length=20, max_prompt_length=6),
     )
     ours, theirs = first.arrays(), second.arrays()
-    assert ours.keys() == theirs.keys() >= {"all_weights", "all_decisive", "all_chance"}
+    assert ours.keys() == theirs.keys() >= {"all_weights", "all_decisive", "all_chance", "pair_weight_N"}
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name])
 

@@ -38,6 +38,7 @@ DATA = {
     "template": ("paper", "training pairs"),
     "template_arguments": ({"loud": True}, "training pairs"),
     "template_date": ("2020-02-29", "training pairs"),
+    "train_on": ("assistant", "training pairs"),
     "add_bos": (False, "training pairs"),
     "add_eos": (False, "training pairs"),
     "on_bad_row": ("error", "error"),
@@ -75,7 +76,8 @@ def make_rows(count):
             )
         else:
             answer = GOOD | {"content": f"Hello {n} " + "c" * chosen}
-            rows.append({"prompt": [USER], "chosen": [answer], "rejected": [BAD]})
+            more = [] if n % 8 else [USER, GOOD]
+            rows.append({"prompt": [USER], "chosen": [answer, *more], "rejected": [BAD, *more]})
     return [*rows, {"prompt": "no answers"}]
 
 

@@ -14,6 +14,9 @@ from helpers.tolerances import GRADIENT, SHARDED, TOKEN, UPDATE
 from sparsepo_jax.core.tokens import log_ratio
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.core.types import TokenMasks
+from sparsepo_jax.data.packing import Shape, pack, sizes_of
+from sparsepo_jax.data.ragged import ragged
+from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.losses.token_weighted import sparsepo_loss
 from sparsepo_jax.masks.activation import GROUPS
 from sparsepo_jax.masks.source import activation_source, learned_source
@@ -254,15 +257,15 @@ def update_on(mesh_shape, micro_steps):
     return mesh, optimizer, jax.jit(make_update(make_pair_loss(problem), optimizer, rate))
 
 
-def run_update(mesh_shape, micro_steps, fillers=0, steps=2):
-    """Weights and metrics after some steps of 8 pairs on a mesh; the last so many pairs count nothing."""
+def run_update(mesh_shape, micro_steps, weight_B=(1.0,) * 8, steps=2):
+    """Weights and metrics after some steps of 8 pairs on a mesh; a pair of weight 0 is filler."""
     _, policy, reference, masks = setup()
     mesh, optimizer, update = update_on(mesh_shape, micro_steps)
     state = start_state({"policy": policy, "masks": masks}, optimizer)
     state = jax.device_put(state, state_shardings(state, mesh))
     reference = jax.device_put(reference, state_shardings(reference, mesh))
     batch = random_batch(8, rows=micro_steps * mesh_shape[0] * mesh_shape[1])
-    batch = batch._replace(weight_B=(np.arange(8, 0, -1) > fillers).astype(np.float32))
+    batch = batch._replace(weight_B=np.array(weight_B, np.float32))
     micro = jax.tree.map(lambda x: x.reshape(micro_steps, -1, *x.shape[1:]), batch)
     all_metrics = []
     with jax.set_mesh(mesh):
@@ -424,17 +427,95 @@ def test_what_is_not_finite_changes_no_bit_and_the_next_step_goes_on(gradient, l
     )
 
 
+def with_turns_between(rows, *, shared):
+    """(a batch in which every token counts, one of the same tokens in which only the own ones do), for pairs
+    (prompt, chosen, rejected) of lists in which a token of another turn is negative."""
+    responses = [response for _, *pair in rows for response in pair]
+    plain = [(prompt, *([abs(t) for t in response] for response in pair)) for prompt, *pair in rows]
+    everything = packed(plain, shared=shared, response_length=8)
+    own = [np.flatnonzero(np.array(response) >= 0) for response in responses]
+    table = TokenTable(
+        ragged([np.array(prompt) for prompt, *_ in rows], np.int32),
+        ragged([np.array(response)[at] for response, at in zip(responses, own, strict=True)], np.int32),
+        np.arange(len(rows)),
+        np.zeros(len(rows), bool),
+        np.zeros((len(rows), 2), bool),
+        np.ones(len(rows), np.float32),
+        ("rows",),
+        np.zeros(len(rows), np.int32),
+        np.arange(len(rows)),
+        between=ragged([[-t for t in response if t < 0] for response in responses], np.int32),
+        all_before=np.concatenate([np.diff(at, prepend=-1) - 1 for at in own]).astype(np.int32),
+    )
+    packing = everything.packing
+    shape = Shape(packing.ids_RS.shape[1], packing.at_RM.shape[1], packing.column_RQW.shape[2])
+    sizes = sizes_of(
+        table.prompt_lengths_N,
+        table.response_lengths_NP,
+        shared=shared,
+        laid_lengths_NP=table.laid_lengths_NP,
+    )
+    assert sizes.positions_N.sum() == (packing.sequence_RS >= 0).sum()
+    assert sizes.tokens_N.sum() == sum(map(len, own)) and sizes.longest_N.max() == shape.longest
+    batch = pack(table, np.arange(len(rows)), shape, 8, rows=1, shared=shared)
+    return everything, jax.tree.map(jnp.asarray, batch), own
+
+
+def test_turns_of_others_are_read_and_are_no_response_tokens():
+    """The numbers of a response's own tokens are those of the whole dialogue, and nothing of the others is in
+    sums. Kills: a token predicted from the own token before it; positions that skip what is read."""
+    rows = [([1, 2, 3], [4, -5, -6, 7], [-8, 9]), ([10, 11], [12, 13], [14, -15, 16])]
+    for shared in (False, True):
+        everything, batch, own = with_turns_between(rows, shared=shared)
+        for name in ("ids_RS", "positions_RS", "sequence_RS", "part_RS", "column_RQW"):
+            ours, theirs = (getattr(each.packing, name) for each in (batch, everything))
+            np.testing.assert_array_equal(ours, theirs)
+    graph, policy, reference, masks = setup()
+    scores = jax.jit(make_pair_scores(tiny_problem(graph), training=False))
+    weights = {"policy": policy, "masks": masks}
+    metrics, ours, mask = scores(weights, reference, batch, jnp.int32(0))
+    _, theirs, whole = scores(weights, reference, everything, jnp.int32(0))
+    numbers = [(x, y) for x, y in zip((*ours[:3], *mask), (*theirs[:3], *whole), strict=True)]
+    for n, places in enumerate(own):
+        b, p = divmod(n, 2)
+        assert ours.valid_BPT[b, p].sum() == len(places)
+        for x_BPT, y_BPT in numbers:
+            np.testing.assert_allclose(x_BPT[b, p, : len(places)], y_BPT[b, p, places], atol=TOKEN)
+    np.testing.assert_allclose(metrics["logps/chosen"], ours.logp_BPT[:, 0].sum(-1), atol=TOKEN)
+    assert (ours.logp_BPT[~ours.valid_BPT] == 0).all()
+
+
 def test_unequal_micro_steps_weigh_by_pair():
     """Five real pairs and three fillers in two micro-steps: the mean over five pairs, not the mean of two
     means."""
     graph, policy, reference, masks = setup()
-    _, (metrics, _) = run_update((1, 1, 1), 2, fillers=3)
+    _, (metrics, _) = run_update((1, 1, 1), 2, [1.0] * 5 + [0.0] * 3)
     scores, *_ = jax.jit(make_pair_scores(tiny_problem(graph), training=True))(
         {"policy": policy, "masks": masks}, reference, random_batch(8), jnp.int32(0)
     )
     loss_B = np.asarray(scores["loss"])
     assert abs(loss_B[:5].mean() - (loss_B[:4].mean() + loss_B[4]) / 2) > 100 * TOKEN
     np.testing.assert_allclose(metrics["loss"], loss_B[:5].mean(), atol=TOKEN)
+
+
+def test_a_pair_of_weight_2_counts_as_two_pairs():
+    """In the loss, the gradient and the metrics, across micro-steps and devices: the mean is over the weights
+    of the global batch."""
+    graph, policy, reference, masks = setup()
+    weight_B = [2.0, 1.0, 0.5, 1.0, 3.0, 0.0, 1.0, 0.25]
+    weights, metrics = run_update((1, 1, 1), 2, weight_B)
+    sharded = run_update((2, 2, 2), 2, weight_B)
+    assert_same_tree(sharded[1], metrics, SHARDED)
+    assert_same_tree(sharded[0], weights, SHARDED)
+    scores, *_ = jax.jit(make_pair_scores(tiny_problem(graph), training=True))(
+        {"policy": policy, "masks": masks}, reference, random_batch(8), jnp.int32(0)
+    )
+    for name in ("loss", "rewards/margins", "kl/chosen"):
+        mean = np.average(np.asarray(scores[name], np.float64), weights=weight_B)
+        np.testing.assert_allclose(metrics[0][name], mean, atol=10 * TOKEN, err_msg=name)
+    twice = [1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    doubled, _ = run_update((1, 1, 1), 2, [2 * weight for weight in twice])
+    assert_same_tree(doubled, run_update((1, 1, 1), 2, twice)[0], UPDATE)
 
 
 def test_at_step_0_the_loss_is_ln_2_exactly():
@@ -458,6 +539,12 @@ def test_sft_averages_over_the_tokens_of_the_whole_batch():
         {"policy": policy, "masks": setup()[3]}, policy, batch, jnp.int32(0)
     )[1]
     assert tokens == responses.valid_BPT.sum()
+    weight_B = jnp.array([2.0, 1.0, 0.5, 1.0])
+    weighted, (_, counted, _) = make_sft_loss(tiny_problem(graph))(
+        {"policy": policy, "masks": {}}, None, responses._replace(weight_B=weight_B), jnp.int32(0)
+    )
+    assert counted == (weight_B[:, None, None] * responses.valid_BPT).sum()
+    np.testing.assert_allclose(weighted, -(weight_B[:, None] * stats.logp_BPT[:, 0]).sum(), atol=10 * TOKEN)
     np.testing.assert_allclose(total / tokens, -(stats.logp_BPT[:, 0].sum() / tokens), atol=TOKEN)
 
 

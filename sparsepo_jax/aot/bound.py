@@ -67,7 +67,7 @@ def tokens_of(batch: PairBatch, table: TokenTable) -> Tokens:
     Args:
         batch: abstract, with micro-steps.
     """
-    prompt_N, response_NP = table.prompt_lengths_N.astype(float), table.response_lengths_NP.astype(float)
+    prompt_N, response_NP = table.prompt_lengths_N.astype(float), table.laid_lengths_NP.astype(float)
     run_NP = response_NP - 1
     seen_N = prompt_N**2 / 2 + (run_NP * (prompt_N[:, None] + run_NP / 2)).sum(axis=1)
     return Tokens(

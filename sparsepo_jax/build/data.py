@@ -68,6 +68,7 @@ def load_data(
         template_arguments=data.template_arguments,
         add_bos=data.add_bos,
         add_eos=data.add_eos,
+        train_on=data.train_on,
         on_bad_row=data.on_bad_row,
         bad_rows_path=None if only_looks else Path(config.output_dir) / f"bad_rows_{name}.jsonl",
         cache_dir=data.cache_dir,
@@ -92,7 +93,12 @@ def is_shared(config: Config) -> bool:
 def make_training_plan(config: Config, stage: str, table: TokenTable, mesh: Mesh) -> BatchPlan:
     """The plan of a training stage: one row of tokens for each shard and micro-step."""
     training = getattr(config, stage)
-    sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=is_shared(config))
+    sizes = sizes_of(
+        table.prompt_lengths_N,
+        table.response_lengths_NP,
+        shared=is_shared(config),
+        laid_lengths_NP=table.laid_lengths_NP,
+    )
     return BatchPlan(
         sizes,
         table.row_weight_N,
@@ -122,12 +128,10 @@ def make_reading_plan(
     Args:
         response_length: leave room for this many tokens in each response, whatever its length.
     """
-    lengths_NP = (
-        table.response_lengths_NP
-        if response_length is None
-        else np.full_like(table.response_lengths_NP, response_length)
-    )
-    sizes = sizes_of(table.prompt_lengths_N, lengths_NP, shared=is_shared(config))
+    lengths_NP, laid_NP = table.response_lengths_NP, table.laid_lengths_NP
+    if response_length is not None:
+        lengths_NP = laid_NP = np.full_like(lengths_NP, response_length)
+    sizes = sizes_of(table.prompt_lengths_N, lengths_NP, shared=is_shared(config), laid_lengths_NP=laid_NP)
     return BatchPlan(
         sizes,
         None,

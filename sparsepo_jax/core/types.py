@@ -81,7 +81,8 @@ class Packing(NamedTuple):
 
     A sequence is `prompt | response 1 | ... | response P`. The prompt runs once, and each response sees it
     and itself: a token sees those of its own sequence, up to its own column, that are of part 0 (the prompt)
-    or of its own part. The last token of a response predicts nothing that counts and is not run.
+    or of its own part. The last token of a response predicts nothing that counts and is not run. Between a
+    response's tokens there may be others of its part, of a tool for example, that are run and not predicted.
 
         pair 0           prompt x1 x2, chosen c1 c2 c3, rejected r1 r2
         pair 1           prompt x3, chosen c4, rejected r3 r4
@@ -123,7 +124,7 @@ class PairBatch(NamedTuple):
         slot_BPT: which response token of its row a pair's token is, where valid_BPT.
         valid_BPT: True on response tokens.
         row_B: number of the row in the data, for random draws, scores and error messages.
-        weight_B: of the pair in every mean; 0 is filler that rounds up a batch.
+        weight_B: of the pair in every mean, >= 0; 0 for filler that rounds up a batch.
         weights_BPT: token weights given with the data, or None.
         ref_logp_BPT: the reference's log-probabilities in nats where they were computed before, or None.
     """

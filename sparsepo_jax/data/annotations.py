@@ -12,6 +12,7 @@ A token takes the value of the spans that it overlaps, the largest if there are 
     tokens       the| film| was| super|b|.   weights         1 1 1 3 3 1
 """
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -32,15 +33,39 @@ class Annotation:
 
 
 class ResponseTokens(NamedTuple):
-    """A response as token ids, with what it takes to place an annotation on them."""
+    """A response as token ids, with what it takes to place an annotation on them.
+
+    Look it up. | tool 7 | It is 7.        ids      Look it up. It is 7.
+                                           before   0 0 0 2 0 0, as lists of the tokens themselves
+    """
 
     ids: list[int]
+    """Its own tokens: those that are trained on."""
     ranges: list[tuple[int, int]] | None
     """Characters of the response text that each token covers, except an EOS of ours; None for rows of ids."""
     closed: bool
     """Whether the last token is an EOS that we have added."""
     content_end: int | None = None
     """Characters of the response text before what ends the turn; None if that cannot be told."""
+    before: list[list[int]] | None = None
+    """The tokens of other turns directly before each of its own. None: there are none."""
+
+    def laid(self) -> list[int]:
+        """All tokens as the model meets them."""
+        if self.before is None:
+            return self.ids
+        return [token for before, own in zip(self.before, self.ids, strict=True) for token in (*before, own)]
+
+    def fitting(self, room: int) -> int:
+        """How many of its own tokens lie within the first `room` tokens.
+
+        Args:
+            room: tokens, those between its own included.
+        """
+        if self.before is None:
+            return min(len(self.ids), room)
+        ends = itertools.accumulate(len(before) + 1 for before in self.before)
+        return sum(end <= room for end in ends)
 
 
 class TokenValues(NamedTuple):
@@ -99,7 +124,7 @@ def refuse_past_end(annotation: Annotation, text: str, name: str) -> None:
                 )
 
 
-def shifted_to(annotation: Annotation, text: str, content: str, name: str) -> Annotation:
+def shifted_to(annotation: Annotation, text: str, content: str, name: str, start_from: int = 0) -> Annotation:
     """The annotation with its spans moved to where a chat template has put the content.
 
         content     Hello                   spans  [[0, 5, 2.0]]
@@ -108,16 +133,17 @@ def shifted_to(annotation: Annotation, text: str, content: str, name: str) -> An
     Args:
         annotation: whose spans count the characters of `content`.
         text: what the template has written for the response.
-        content: of the response's first message.
+        content: of the first message that is trained on.
         name: of the response, for the error message.
+        start_from: the character from which on that message stands in the text.
 
     Raises:
         BadRow: the template has altered the content, so that spans cannot be placed.
     """
     fields = [field for field in ("weights", "decisive", "chance") if _has_spans(getattr(annotation, field))]
-    if not fields or text.startswith(content):
+    if not fields or (start_from == 0 and text.startswith(content)):
         return annotation
-    shift = text.find(content)
+    shift = text.find(content, start_from)
     if shift < 0:
         raise BadRow(
             f"the chat template alters the text of {name}: its spans cannot be placed; "

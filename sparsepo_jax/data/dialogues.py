@@ -8,6 +8,15 @@ from sparsepo_jax.data.example import Example
 from sparsepo_jax.data.messages import Messages, joined_parts, read_messages, text_of
 from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.templates import Writer
+from sparsepo_jax.data.turns import (
+    Spans,
+    TrainOn,
+    Turns,
+    assistant_spans,
+    first_counted,
+    marked_spans,
+    up_to_marks,
+)
 from sparsepo_jax.data.values import check_text, common_prefix
 
 
@@ -31,6 +40,9 @@ def split_messages(dialogues: tuple[Messages, ...]) -> tuple[Messages, tuple[Mes
         raise BadRow("no prompt, and chosen and rejected have no first messages in common")
     if all(n == len(dialogue) for dialogue in dialogues):
         raise BadRow("chosen and rejected are the same")
+    # Where a tool answers the same call differently, the call is part of the responses.
+    answers = [k for k in range(1, n + 1) if all(_is_answer(dialogue, k) for dialogue in dialogues)]
+    n = max(answers, default=n)
     return dialogues[0][:n], tuple(dialogue[n:] for dialogue in dialogues)
 
 
@@ -74,6 +86,11 @@ def _count_common(dialogues: tuple[Messages, ...]) -> int:
     while all(n < len(dialogue) and dialogue[n] == dialogues[0][n] for dialogue in dialogues):
         n += 1
     return n
+
+
+def _is_answer(dialogue: Messages, n: int) -> bool:
+    """Whether message n is there, and the assistant's."""
+    return n < len(dialogue) and dialogue[n]["role"] == "assistant"
 
 
 def _holds(dialogue: Messages, part: Messages) -> bool:
@@ -126,6 +143,7 @@ def answers_from_messages(
     annotations: tuple[Annotation, ...],
     write: Writer,
     eos: str | None,
+    train_on: TrainOn,
 ) -> Example:
     """The prompt with its generation prompt, and what the template writes behind it for each response.
 
@@ -136,14 +154,16 @@ def answers_from_messages(
         prompt: messages before the answer; with the responses, as `check_answers` has passed them.
         responses: messages of each answer, the assistant's first.
         names: of the responses, for error messages.
-        annotations: of the responses; spans count the characters of the first message's content.
+        annotations: of the responses; spans count the characters of the content of the first message that is
+            trained on.
         write: the chat template, with what the row gives it.
         eos: text of EOS. White space that the paper's template has put behind it is dropped, so that EOS is
             the end.
+        train_on: see data.train_on.
 
     Raises:
         BadRow: the template refuses the messages, or does not write the answer as a continuation of the
-            prompt.
+            prompt; or the assistant's part of several turns cannot be told.
     """
     dialogues = write.settled([prompt + turns for turns in responses], generate=False)
     written = [write(dialogue, generate=False) for dialogue in dialogues]
@@ -154,14 +174,24 @@ def answers_from_messages(
         raise BadRow(
             f"the chat template does not write prompt + {' or '.join(names)} as a continuation of the prompt"
         )
-    texts, shifted, content_ends = [], [], []
-    for full_text, turns, name, annotation in zip(written, responses, names, annotations, strict=True):
+    marks: list[Spans] | None = None
+    if train_on == "assistant" and write.has_marks:
+        marks = [write.marked(dialogue) for dialogue in dialogues]
+        begun = up_to_marks(begun, marks, write(dialogues[0][: len(prompt)], generate=False))
+        unseen = unseen and asked[len(begun) :]
+    texts, shifted, content_ends, parts = [], [], [], []
+    for n, (full_text, dialogue, name) in enumerate(zip(written, dialogues, names, strict=True)):
         if not write.writes_ends and eos and full_text.rstrip().endswith(eos):
             full_text = full_text.rstrip()
         text = full_text[len(begun) :]
-        shifted.append(shifted_to(annotation, text, text_of(turns[0]), name))
+        turns = Turns(dialogue, len(prompt), full_text, len(begun), name)
+        spans = assistant_spans(write, turns, train_on) if marks is None else marked_spans(turns, marks[n])
+        content = text_of(dialogue[first_counted(turns, train_on)])
+        shifted.append(shifted_to(annotations[n], text, content, name, spans[0][0] if spans else 0))
         texts.append(check_response(text, name, shifted[-1]))
-        content_ends.append(_content_end(text, turns[-1]))
+        ends_here = dialogue[-1]["role"] == "assistant"
+        content_ends.append(_content_end(text, dialogue[-1]) if ends_here else None)
+        parts.append(spans)
     return Example(
         check_text(begun, "prompt"),
         tuple(texts),
@@ -171,7 +201,8 @@ def answers_from_messages(
         content_ends=tuple(content_ends),
         unseen=unseen,
         key=_prompt_key(prompt, write.tools),
-        has_other_turns=any(turn["role"] != "assistant" for turns in responses for turn in turns),
+        spans=tuple(parts),
+        has_context_turns=any(turn["role"] != "assistant" for turns in responses for turn in turns),
     )
 
 

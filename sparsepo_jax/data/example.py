@@ -36,8 +36,15 @@ class Example:
     """The end of the generation prompt that the template drops once the answer is there; not trained on."""
     key: str | None = None
     """Tells one prompt from another. None: the prompt itself does."""
+    pair_weight: float | None = None
+    """How much the row counts in the loss. None: the row does not say."""
+    spans: tuple[tuple[tuple[int, int], ...] | None, ...] = ()
+    """Of each response: (first character, character after the last) of the parts that are trained on; what
+    lies between them is only read. None, or no entry: all of it."""
     has_other_turns: bool = False
-    """A response holds turns that are not the assistant's."""
+    """A response holds turns that are not the assistant's, and is trained on as a whole."""
+    has_context_turns: bool = False
+    """A response holds turns that are not the assistant's, which are only read."""
 
     @property
     def is_text(self) -> bool:

@@ -35,7 +35,7 @@ def table_facts(table: TokenTable) -> dict[str, Any]:
 
 def _pair_facts(table: TokenTable) -> dict[str, int]:
     pairs = [
-        (int(table.prompt_key_N[n]), table.response(n, 0).tobytes(), table.response(n, 1).tobytes())
+        (int(table.prompt_key_N[n]), *(table.laid(n, p)[0].tobytes() for p in range(2)))
         for n in range(len(table))
     ]
     different = [(prompt, chosen, rejected) for prompt, chosen, rejected in pairs if chosen != rejected]

@@ -17,7 +17,8 @@ Sft:
     prompt_ids, completion_ids                  token ids, taken as they are
     input_ids                                   token ids; the first is the prompt
     prompt, completion                          text or message lists
-    messages                                    the last assistant turn is the completion
+    messages                                    the last assistant turn is the completion (all of them with
+                                                data.train_on=assistant)
     text                                        all of it is the completion
     conversations                               ShareGPT: the last turn of the assistant is the completion
     instruction, input, output                  Alpaca
@@ -30,12 +31,14 @@ Prompts to be answered:
 Further columns, where R is chosen, rejected or completion: R_weights (a number a token, or spans
 [[start, end, weight], ...] over the characters of the response), R_decisive (spans [[start, end], ...]) and
 R_chance (spans [[start, end, probability], ...]). Weights may leave out the tokens that end the turn (EOS, or
-what the chat template writes behind the content): these weigh 1. With messages, `tools` and
+what the chat template writes behind the content): these weigh 1. pair_weight (a number >= 0) says how much
+the row counts in the loss. With messages, `tools` and
 `chat_template_kwargs` go to the chat template; with ShareGPT and Alpaca, `system` and `history` belong to the
 prompt. Rows with images, videos or sound (parts of a content, or columns of these names) are refused. Other
 columns are ignored, and a null counts as an absent column.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from sparsepo_jax.data.annotations import Annotation, read_annotation
@@ -59,14 +62,17 @@ from sparsepo_jax.data.messages import (
 )
 from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.templates import Render, Writer
-from sparsepo_jax.data.values import check_text, columns_of, common_prefix, read_ids
+from sparsepo_jax.data.turns import TrainOn, first_answer
+from sparsepo_jax.data.values import check_text, columns_of, common_prefix, read_ids, read_pair_weight
 
 _DIALOGUES = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")
 _OTHER_TEXTS = ("text", "system", "instruction", "input", "output")
 _PROMPTS_ELSEWHERE = ("question", "query", "input")  # what published data calls its prompt
 
 
-def parse_row(row: dict[str, Any], kind: RowKind, render: Render, eos: str | None) -> Example:
+def parse_row(
+    row: dict[str, Any], kind: RowKind, render: Render, eos: str | None, train_on: TrainOn = "last"
+) -> Example:
     """A row in its one form.
 
     Args:
@@ -75,6 +81,7 @@ def parse_row(row: dict[str, Any], kind: RowKind, render: Render, eos: str | Non
         render: writes messages as text.
         eos: text of EOS. White space that the paper's template has put behind it is dropped, so that EOS is
             the end.
+        train_on: which turns of messages are the response, see data.train_on.
 
     Raises:
         BadRow: says what is wrong.
@@ -83,13 +90,20 @@ def parse_row(row: dict[str, Any], kind: RowKind, render: Render, eos: str | Non
     refuse_images(row, "the row")
     if kind == "prompts":
         return _from_prompt(row, render)
+    return replace(_from_answered(row, kind, render, eos, train_on), pair_weight=read_pair_weight(row))
+
+
+def _from_answered(
+    row: dict[str, Any], kind: RowKind, render: Render, eos: str | None, train_on: TrainOn
+) -> Example:
+    """A pair or an sft row, whose columns have their known names."""
     names = RESPONSES[kind]
     annotations = tuple(read_annotation(row, name) for name in names)
     if all(f"{name}_ids" in row for name in names):
         prompt = read_ids(row, "prompt_ids")
         return Example(prompt, tuple(read_ids(row, f"{name}_ids") for name in names), annotations)
     if kind == "sft" and "completion" not in row:
-        return _from_one_column(row, annotations, render, eos)
+        return _from_one_column(row, annotations, render, eos, train_on)
     missing = [name for name in names if name not in row]
     if kind == "sft" and not missing and "prompt" not in row:
         missing = ["prompt"]
@@ -100,7 +114,7 @@ def parse_row(row: dict[str, Any], kind: RowKind, render: Render, eos: str | Non
     if all(isinstance(value, str) for value in (*values, row.get("prompt", ""))):
         return _from_texts(row, names, annotations)
     if any(isinstance(value, list | dict) for value in (*values, row.get("prompt"))):
-        return _from_dialogues(row, names, annotations, render, eos)
+        return _from_dialogues(row, names, annotations, render, eos, train_on)
     types = ", ".join(f"{name} is {type(row[name]).__name__}" for name in ("prompt", *names) if name in row)
     raise BadRow(f"expected text or lists of messages: {types}")
 
@@ -234,6 +248,7 @@ def _from_dialogues(
     annotations: tuple[Annotation, ...],
     render: Render,
     eos: str | None,
+    train_on: TrainOn,
 ) -> Example:
     """Prompt and responses of which at least one is a list of messages."""
     refuse_several({name: row[name] for name in names})
@@ -243,11 +258,15 @@ def _from_dialogues(
     else:
         prompt, responses = split_messages(turns)
     check_answers(prompt, responses, names)
-    return answers_from_messages(prompt, responses, names, annotations, _writer(row, render), eos)
+    return answers_from_messages(prompt, responses, names, annotations, _writer(row, render), eos, train_on)
 
 
 def _from_one_column(
-    row: dict[str, Any], annotations: tuple[Annotation, ...], render: Render, eos: str | None
+    row: dict[str, Any],
+    annotations: tuple[Annotation, ...],
+    render: Render,
+    eos: str | None,
+    train_on: TrainOn,
 ) -> Example:
     """Sft rows of one column: input_ids, messages or text."""
     if "input_ids" in row:
@@ -257,11 +276,10 @@ def _from_one_column(
         return Example(ids[:1], (ids[1:],), annotations)
     if "messages" in row:
         messages = read_messages(row["messages"], "messages")
-        if messages[-1]["role"] != "assistant":
-            raise BadRow(f"the last of messages must be of the assistant, not of {messages[-1]['role']!r}")
-        prompt, answers, names = messages[:-1], (messages[-1:],), ("messages",)
+        begin = first_answer(messages, train_on)
+        prompt, answers, names = messages[:begin], (messages[begin:],), ("messages",)
         check_answers(prompt, answers, names)
-        return answers_from_messages(prompt, answers, names, annotations, _writer(row, render), eos)
+        return answers_from_messages(prompt, answers, names, annotations, _writer(row, render), eos, train_on)
     if "text" in row:
         (annotation,) = annotations
         return Example(None, (check_response(row["text"], "text", annotation),), annotations)

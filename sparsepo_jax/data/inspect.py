@@ -9,7 +9,10 @@ import numpy as np
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.values import common_prefix
 
-_LEGEND = "tokens are set apart by │; … cut off here; *decisive*; {given weight}, where it is not 1"
+_LEGEND = (
+    "tokens are set apart by │; … cut off here; *decisive*; {given weight}, where it is not 1; "
+    "⟨of another turn: read and not trained on⟩"
+)
 _RESPONSES = ((), ("response",), ("chosen", "rejected"))  # by the number of responses
 _WINDOW = 32  # tokens
 
@@ -36,6 +39,24 @@ def token_texts(ids: np.ndarray, tokenizer: Any | None) -> list[str]:
         added = [now[len(common_prefix(before, now)) :] for before, now in itertools.pairwise(decoded)]
         texts += added[len(texts) - first :]
     return texts
+
+
+def response_texts(
+    table: TokenTable, i: int, p: int, tokenizer: Any | None
+) -> tuple[list[str], list[list[str]]]:
+    """What each token of a response adds to the text, and the same of the tokens of other turns before it.
+
+    Args:
+        table: that holds the row.
+        i: number of the row.
+        p: number of the response.
+        tokenizer: that the ids are of. None: the texts are the ids.
+    """
+    ids, places = table.laid(i, p)
+    texts = token_texts(ids, tokenizer)
+    starts = [0, *(places[:-1] + 1)]
+    before = [texts[start:place] for start, place in zip(starts, places, strict=True)]
+    return [texts[place] for place in places], before
 
 
 def _window_start(ids: np.ndarray, done: int, tokenizer: Any) -> int:
@@ -74,7 +95,8 @@ def format_rows(table: TokenTable, tokenizer: Any | None, rows: Iterable[int]) -
 
 
 def _marked_response(table: TokenTable, i: int, p: int, tokenizer: Any | None) -> list[str]:
-    texts = _visible_texts(table.response(i, p), tokenizer)
+    own, before = response_texts(table, i, p, tokenizer)
+    texts = [_visible(text) for text in own]
     if table.has_decisive:
         decisive = table.decisive(i, p)
         texts = [f"*{text}*" if marked else text for text, marked in zip(texts, decisive, strict=True)]
@@ -83,7 +105,11 @@ def _marked_response(table: TokenTable, i: int, p: int, tokenizer: Any | None) -
             text if weight == 1 else f"{text}{{{weight:.3g}}}"
             for text, weight in zip(texts, table.weights(i, p), strict=True)
         ]
-    return texts
+    return [
+        shown
+        for others, text in zip(before, texts, strict=True)
+        for shown in (*(f"⟨{_visible(other)}⟩" for other in others), text)
+    ]
 
 
 def _line(name: str, texts: list[str], *, cut_start: bool = False, cut_end: bool = False) -> str:
@@ -93,6 +119,10 @@ def _line(name: str, texts: list[str], *, cut_start: bool = False, cut_end: bool
 
 
 def _visible_texts(ids: np.ndarray, tokenizer: Any | None) -> list[str]:
-    """The texts of tokens on one line, with signs for line ends and tabs."""
-    shown = (text.replace("\n", "⏎").replace("\t", "⇥") for text in token_texts(ids, tokenizer))
-    return [text if text.isprintable() else repr(text)[1:-1] for text in shown]
+    return [_visible(text) for text in token_texts(ids, tokenizer)]
+
+
+def _visible(text: str) -> str:
+    """A token's text on one line, with signs for line ends and tabs."""
+    shown = text.replace("\n", "⏎").replace("\t", "⇥")
+    return shown if shown.isprintable() else repr(shown)[1:-1]

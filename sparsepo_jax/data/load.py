@@ -18,6 +18,7 @@ from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.templates import make_render, reads_clock
 from sparsepo_jax.data.tokenised import BadRows, Counts, Tokenised, tokenize_source
 from sparsepo_jax.data.tokenize import LengthLimits
+from sparsepo_jax.data.turns import TrainOn
 
 
 def load_table(
@@ -36,6 +37,7 @@ def load_table(
     on_bad_row: str,
     bad_rows_path: Path | None,
     cache_dir: str | None,
+    train_on: TrainOn = "last",
     template_date: str | None = None,
     positions: int | None = None,
     image_tokens: tuple[int, ...] = (),
@@ -63,6 +65,7 @@ def load_table(
         on_bad_row: "error", or "skip" to leave bad rows out.
         bad_rows_path: where skipped rows are listed, one JSON object a line. None: they are only counted.
         cache_dir: of tokenised sources. None: one in the user's cache directory.
+        train_on: which turns of messages are the response, see data.train_on.
         template_date: YYYY-MM-DD, for a chat template that asks for the date. None: today.
         positions: tokens that the model can hold, for the lines about cuts. None: not known.
         image_tokens: ids that stand for a part of an image or of sound; they are refused.
@@ -81,7 +84,7 @@ def load_table(
     # What tokens depend on besides the rows; the order is part of the cache's keys.
     settings = [
         *(kind, max_length, max_prompt_length, vocab_size, separator, template, template_arguments),
-        *(add_bos, add_eos, tokenizer_digest(tokenizer)),
+        *(add_bos, add_eos, tokenizer_digest(tokenizer), train_on),
     ]
     if date is not None:
         settings.append(date)
@@ -93,7 +96,7 @@ def load_table(
         path = cache_path(directory, source.fingerprint, settings)
         tokenised = read_kept(path)
         if tokenised is None:
-            tokenised = tokenize_source(source, kind, tokenizer, limits, render, text_settings)
+            tokenised = tokenize_source(source, kind, tokenizer, limits, render, text_settings, train_on)
             keep(path, tokenised)
         return tokenised
 
@@ -102,7 +105,10 @@ def load_table(
     if not tables:
         raise _no_row(sources, listed, bad_rows_path)
     joined = TokenTable.concat(tables)
-    remarks = template_remarks(counts, len(joined), date) + cut_remarks(joined, counts, limits, positions)
+    if joined.pair_weight_N is not None and not joined.pair_weight_N.any():
+        raise UserError(f"{name}: every pair_weight is 0, so that no row would count")
+    remarks = template_remarks(counts, len(joined), date, train_on)
+    remarks += cut_remarks(joined, counts, limits, positions)
     for line in remarks:
         say(f"{name}: {line}")
     return joined

@@ -41,15 +41,23 @@ class Sizes(NamedTuple):
     longest_N: np.ndarray
 
 
-def sizes_of(prompt_lengths_N: np.ndarray, response_lengths_NP: np.ndarray, *, shared: bool) -> Sizes:
+def sizes_of(
+    prompt_lengths_N: np.ndarray,
+    response_lengths_NP: np.ndarray,
+    *,
+    shared: bool,
+    laid_lengths_NP: np.ndarray | None = None,
+) -> Sizes:
     """What each row of a table takes up.
 
     Args:
         prompt_lengths_N: tokens of each prompt.
         response_lengths_NP: tokens of each response.
+        laid_lengths_NP: the same with the tokens that stand between them. None: there are no such tokens.
         shared: whether the prompt runs once for all responses of a row; else it runs once for each of them.
     """
-    run_NP = response_lengths_NP - 1  # the last token of a response is not run
+    laid_NP = response_lengths_NP if laid_lengths_NP is None else laid_lengths_NP
+    run_NP = laid_NP - 1  # the last token of a response is not run
     tokens_N = response_lengths_NP.sum(axis=1)
     if shared:
         positions_N = prompt_lengths_N + run_NP.sum(axis=1)
@@ -145,14 +153,15 @@ class _RowOfTokens:
         packing.positions_RS[r, here] = np.arange(first_position, first_position + len(ids))
         self.column = here.stop
 
-    def predict(self, response: np.ndarray, prompt_end: int) -> np.ndarray:
+    def predict(self, response: np.ndarray, places: np.ndarray, prompt_end: int) -> np.ndarray:
         """Notes where each token of the response that is laid next is predicted, and returns their slots.
 
-        The prompt's last column predicts the first token, and each token predicts the one after it.
+        The prompt's last column predicts the first token laid, and each token predicts the one after it.
+        places: of the response's tokens among those that are laid.
         """
         packing, r, n = self._packing, self._r, len(response)
         slots = slice(self.slot, self.slot + n)
-        packing.at_RM[r, slots] = [prompt_end, *range(self.column, self.column + n - 1)]
+        packing.at_RM[r, slots] = np.where(places == 0, prompt_end, self.column + places - 1)
         packing.label_RM[r, slots] = response
         packing.valid_RM[r, slots] = True
         self.slot = slots.stop
@@ -171,18 +180,18 @@ def _lay_pair(
     """Lays row `number` of the table as pair b of the batch."""
     P = table.responses_per_row
     batch.row_B[b] = number
-    batch.weight_B[b] = 1.0
+    batch.weight_B[b] = 1.0 if table.pair_weight_N is None else table.pair_weight_N[number]
     prompt = table.prompt(number)
     for p in range(P):
         if p == 0 or not shared:
             first_column = row.column
             row.lay(prompt, 0, 0)
             prompt_end = row.column - 1
-        response = table.response(number, p)
+        response, (laid, places) = table.response(number, p), table.laid(number, p)
         n = len(response)
-        batch.slot_BPT[b, p, :n] = row.predict(response, prompt_end)
+        batch.slot_BPT[b, p, :n] = row.predict(response, places, prompt_end)
         batch.valid_BPT[b, p, :n] = True
-        row.lay(response[:-1], p + 1, len(prompt))
+        row.lay(laid[:-1], p + 1, len(prompt))
         if batch.weights_BPT is not None:
             batch.weights_BPT[b, p, :n] = table.weights(number, p)
         if batch.ref_logp_BPT is not None:

@@ -3,15 +3,17 @@
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.tokenised import Counts
 from sparsepo_jax.data.tokenize import LengthLimits
+from sparsepo_jax.data.turns import TrainOn
 
 
-def template_remarks(counts: Counts, rows: int, date: str | None) -> list[str]:
+def template_remarks(counts: Counts, rows: int, date: str | None, train_on: TrainOn) -> list[str]:
     """A line for each thing that a chat template does and that is worth knowing.
 
     Args:
         counts: of the rows.
         rows: how many they are.
         date: that the template was told, YYYY-MM-DD. None: it does not ask.
+        train_on: see data.train_on.
     """
     lines = []
     if date is not None and counts.templated:
@@ -28,6 +30,16 @@ def template_remarks(counts: Counts, rows: int, date: str | None) -> list[str]:
         lines.append(
             f"in {counts.other_turns} of {rows} rows a response holds turns that are not the assistant's; "
             "they are trained on like its own"
+        )
+    if counts.context_turns:
+        own = (
+            "nor are the assistant's before its last (data.train_on=assistant trains on them)"
+            if train_on == "last"
+            else "the assistant's all are"
+        )
+        lines.append(
+            f"in {counts.context_turns} of {rows} rows a response holds turns that are not the assistant's: "
+            f"they are read and not trained on, {own}"
         )
     return lines
 

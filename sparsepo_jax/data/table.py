@@ -11,7 +11,7 @@ import numpy as np
 from sparsepo_jax.data.ragged import Ragged, concat_ragged, ragged
 
 _PER_ROW = ("prompt_key_N", "prompt_cut_N", "response_cut_NP", "row_weight_N", "file_N", "line_N")
-_PER_TOKEN = ("all_weights", "all_decisive", "all_chance", "all_ref_logp")
+_PER_TOKEN = ("all_weights", "all_decisive", "all_chance", "all_ref_logp", "all_before")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,9 @@ class TokenTable:
     """Number of the row's source in `files`."""
     line_N: np.ndarray
     """The row's line there, from 1."""
+    pair_weight_N: np.ndarray | None = None
+    """How much the row counts in the loss, float32, >= 0. None: the data does not say, and all count the
+    same."""
     all_weights: np.ndarray | None = None
     """Token weights given with the data."""
     all_decisive: np.ndarray | None = None
@@ -48,6 +51,11 @@ class TokenTable:
     """P(decisive | what comes before the token)."""
     all_ref_logp: np.ndarray | None = None
     """The reference's log-prob of the token, nats."""
+    all_before: np.ndarray | None = None
+    """How many tokens of `between` stand directly before the token, int32."""
+    between: Ragged | None = None
+    """Tokens of other turns that stand between each response's own, which are seen and no response tokens:
+    ids, int32. None: there are none, nor all_before."""
     all_content: Ragged | None = None
     """For prompts alone: the rows as they were read, as JSON in UTF-8."""
 
@@ -85,6 +93,39 @@ class TokenTable:
             p: number of the response; of a pair, 0 is chosen and 1 is rejected.
         """
         return self.responses[i * self.responses_per_row + p]
+
+    def laid(self, i: int, p: int) -> tuple[np.ndarray, np.ndarray]:
+        """A response with the tokens of other turns that stand between its own.
+
+            own tokens a b c, between x y, before 0 2 0        laid  a x y b c        own  0 3 4
+
+        Args:
+            i: number of the row.
+            p: number of the response.
+
+        Returns:
+            (token ids as the model meets them, the places of the response's own tokens in them).
+        """
+        own = self.response(i, p)
+        if self.between is None:
+            return own, np.arange(len(own))
+        before = self._of_response(self.all_before, "tokens between", i, p)
+        places = np.cumsum(before + 1) - 1
+        ids = np.empty(len(own) + before.sum(), np.int32)
+        is_own = np.zeros(len(ids), bool)
+        is_own[places] = True
+        ids[is_own] = own
+        ids[~is_own] = self.between[i * self.responses_per_row + p]
+        return ids, places
+
+    @property
+    def laid_lengths_NP(self) -> np.ndarray:
+        """Tokens of each response, those between its own included."""
+        lengths = self._between().lengths
+        return self.response_lengths_NP + lengths.reshape(len(self), self.responses_per_row)
+
+    def _between(self) -> Ragged:
+        return self.between or Ragged(np.zeros(0, np.int32), np.zeros(len(self.responses) + 1, np.int64))
 
     @property
     def has_weights(self) -> bool:
@@ -169,21 +210,31 @@ class TokenTable:
 
     def digest(self) -> str:
         """A hash of all tokens, and of the rows as they were read where those are kept."""
+        return self._hashed().hexdigest()
+
+    def _hashed(self) -> Any:
+        digest = hashlib.sha256()
         parts = [self.prompts, self.responses]
         if self.all_content is not None:
             parts.append(self.all_content)
-        digest = hashlib.sha256()
+        if self.between is not None:
+            parts.append(self.between)
+            digest.update(self.all_before.view(np.uint8).data)
         for part in parts:
             for array in (part.flat, part.starts):
                 digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-        return digest.hexdigest()
+        return digest
 
     def file_digests(self) -> dict[str, str]:
-        """`digest` of the rows that came from each file, by its name."""
+        """A hash of the rows that came from each file, by its name: `digest`, and what the rows weigh."""
         digests = {}
         for name in dict.fromkeys(self.files):
             numbers = [n for n, other in enumerate(self.files) if other == name]
-            digests[name] = self.take(np.flatnonzero(np.isin(self.file_N, numbers))).digest()
+            rows = self.take(np.flatnonzero(np.isin(self.file_N, numbers)))
+            digest = rows._hashed()
+            if rows.pair_weight_N is not None:
+                digest.update(rows.pair_weight_N.view(np.uint8).data)
+            digests[name] = digest.hexdigest()
         return digests
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "TokenTable":
@@ -201,9 +252,11 @@ class TokenTable:
             columns[name] = None if values is None else values[positions]
         return TokenTable(
             prompts=self.prompts.take(rows),
+            pair_weight_N=None if self.pair_weight_N is None else self.pair_weight_N[rows],
             responses=self.responses.take(sequences),
             files=self.files,
             all_content=None if self.all_content is None else self.all_content.take(rows),
+            between=None if self.between is None else self.between.take(sequences),
             **columns,
         )
 
@@ -234,6 +287,7 @@ class TokenTable:
             self,
             responses=ragged(responses, np.int32),
             response_cut_NP=np.zeros((len(self), 1), bool),
+            between=None,
             **dict.fromkeys(_PER_TOKEN),
         )
 
@@ -255,8 +309,8 @@ class TokenTable:
     def concat(tables: "Sequence[TokenTable]") -> "TokenTable":
         """All rows, one table after the other.
 
-        Rows without given weights weigh 1 if others have weights. Decisive tokens and chances stay only if
-        every table has them, since False for a token of which nothing is known would be wrong.
+        Rows and tokens without given weights weigh 1 if others have weights. Decisive tokens and chances stay
+        only if every table has them, since False for a token of which nothing is known would be wrong.
 
         Args:
             tables: at least one, all with the same number of responses a row.
@@ -264,6 +318,7 @@ class TokenTable:
         if len(tables) == 1:
             return tables[0]
         first_files = np.cumsum([0] + [len(table.files) for table in tables[:-1]])
+        has_between = any(table.between is not None for table in tables)
         columns: dict[str, Any] = {name: _joined(tables, name) for name in _PER_ROW if name != "file_N"}
         for name in ("all_decisive", "all_chance"):
             if all(getattr(table, name) is not None for table in tables):
@@ -276,7 +331,10 @@ class TokenTable:
             responses=concat_ragged([table.responses for table in tables]),
             files=tuple(name for table in tables for name in table.files),
             file_N=np.concatenate(files).astype(np.int32),
-            all_weights=_joined_weights(tables),
+            all_weights=_filled(tables, "all_weights", np.float32(1)),
+            pair_weight_N=_filled(tables, "pair_weight_N", np.float32(1)),
+            all_before=_filled(tables, "all_before", np.int32(0)),
+            between=concat_ragged([table._between() for table in tables]) if has_between else None,
             **columns,
         )
 
@@ -291,7 +349,9 @@ class TokenTable:
         }
         if self.all_content is not None:
             named |= {"contents": self.all_content.flat, "content_starts": self.all_content.starts}
-        for name in _PER_ROW + _PER_TOKEN:
+        if self.between is not None:
+            named |= {"between": self.between.flat, "between_starts": self.between.starts}
+        for name in (*_PER_ROW, *_PER_TOKEN, "pair_weight_N"):
             if getattr(self, name) is not None:
                 named[name] = getattr(self, name)
         return named
@@ -301,15 +361,16 @@ def _joined(tables: Sequence[TokenTable], column: str) -> np.ndarray:
     return np.concatenate([getattr(table, column) for table in tables])
 
 
-def _joined_weights(tables: Sequence[TokenTable]) -> np.ndarray | None:
-    """Given weights of all tables, 1 in those that have none; None if none has any."""
-    if all(table.all_weights is None for table in tables):
+def _filled(tables: Sequence[TokenTable], column: str, value: np.generic) -> np.ndarray | None:
+    """A column of all tables, with a value for the rows or tokens of those that lack it; None if all do."""
+    if all(getattr(table, column) is None for table in tables):
         return None
-    weights = [
-        np.ones(len(table.responses.flat), np.float32) if table.all_weights is None else table.all_weights
-        for table in tables
-    ]
-    return np.concatenate(weights)
+    parts = []
+    for table in tables:
+        length = len(table.responses.flat) if column in _PER_TOKEN else len(table)
+        known = getattr(table, column)
+        parts.append(np.full(length, value) if known is None else known)
+    return np.concatenate(parts)
 
 
 def table_from_arrays(arrays: Mapping[str, np.ndarray]) -> TokenTable:
@@ -321,14 +382,16 @@ def table_from_arrays(arrays: Mapping[str, np.ndarray]) -> TokenTable:
     Raises:
         KeyError: a column is missing.
     """
-    content = None
-    if "contents" in arrays:
-        content = Ragged(arrays["contents"], arrays["content_starts"])
+
+    def ragged_if_kept(flat: str, starts: str) -> Ragged | None:
+        return Ragged(arrays[flat], arrays[starts]) if flat in arrays else None
+
     return TokenTable(
         prompts=Ragged(arrays["prompts"], arrays["prompt_starts"]),
         responses=Ragged(arrays["responses"], arrays["response_starts"]),
         files=tuple(str(name) for name in arrays["files"]),
-        all_content=content,
+        all_content=ragged_if_kept("contents", "content_starts"),
+        between=ragged_if_kept("between", "between_starts"),
         **{name: arrays[name] for name in _PER_ROW},
-        **{name: arrays.get(name) for name in _PER_TOKEN},
+        **{name: arrays.get(name) for name in (*_PER_TOKEN, "pair_weight_N")},
     )

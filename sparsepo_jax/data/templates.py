@@ -1,8 +1,11 @@
 """How messages become text: by the tokenizer's chat template, as in transformers, or by the paper's."""
 
+import contextlib
 import datetime
 import functools
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -28,6 +31,7 @@ _RESERVED = {
     "tokenizer_kwargs",
     "sanitize_control_tokens",
 }
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = "strftime_now"  # the function by which a template asks for the date
 
 
@@ -36,6 +40,19 @@ class Render(Protocol):
 
     writes_ends: bool
     """Whether begin and end of text are for the template to write: then none is added."""
+    has_marks: bool
+    """Whether the template marks what the assistant has written, by `{% generation %}`."""
+
+    def marked(
+        self, messages: Messages, tools: list | None, arguments: dict[str, Any] | None = None
+    ) -> tuple[tuple[int, int], ...]:
+        """(first character, character after the last) of each token that the template marks.
+
+        Args:
+            messages: from first to last.
+            tools: JSON schemas of the tools that the model may call. None: there are none.
+            arguments: of this row; they win over data.template_arguments.
+        """
 
     def __call__(
         self, messages: Messages, tools: list | None, generate: bool, arguments: dict[str, Any] | None = None
@@ -107,6 +124,12 @@ class PaperTemplate:
     """The paper's turns; it takes messages of text alone."""
 
     writes_ends = False
+    has_marks = False
+
+    def marked(
+        self, messages: Messages, tools: list | None, arguments: dict[str, Any] | None = None
+    ) -> tuple[tuple[int, int], ...]:
+        return ()
 
     def __call__(
         self, messages: Messages, tools: list | None, generate: bool, arguments: dict[str, Any] | None = None
@@ -157,9 +180,38 @@ class ChatTemplate:
             messages = [_in_parts(message) for message in messages]
         return self._write(messages, tools, generate, arguments or {})
 
+    @functools.cached_property
+    def has_marks(self) -> bool:
+        template = self._arguments.get("chat_template") or self._tokenizer.chat_template
+        return _MARK.search(str(template)) is not None
+
+    def marked(
+        self, messages: Messages, tools: list | None, arguments: dict[str, Any] | None = None
+    ) -> tuple[tuple[int, int], ...]:
+        if self._takes_only_parts:
+            messages = [_in_parts(message) for message in messages]
+        written = self._write(
+            messages,
+            tools,
+            False,
+            arguments or {},
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"return_offsets_mapping": True},
+        )
+        tokens = zip(written["offset_mapping"], written["assistant_masks"], strict=True)
+        return tuple((first, last) for (first, last), is_marked in tokens if is_marked)
+
     def _write(
-        self, messages: Messages, tools: list | None, generate: bool, arguments: dict[str, Any]
-    ) -> str:
+        self,
+        messages: Messages,
+        tools: list | None,
+        generate: bool,
+        arguments: dict[str, Any],
+        **form: Any,
+    ) -> Any:
+        """What apply_chat_template gives; form: its arguments beside those of the template."""
         settings = self._arguments | arguments
         if reserved := sorted(_RESERVED.intersection(settings)):
             raise BadRow(
@@ -172,9 +224,9 @@ class ChatTemplate:
         return self._tokenizer.apply_chat_template(
             messages,
             tools=tools,
-            tokenize=False,
             add_generation_prompt=generate,
             chat_template=template,
+            **({"tokenize": False} | form),
             **settings,
         )
 
@@ -216,6 +268,17 @@ def _clock_at(date: str) -> str:
     return f"{{%- macro {_CLOCK}(format) -%}}{{{{ format{pieces} }}}}{{%- endmacro %}}\n"
 
 
+@contextlib.contextmanager
+def _refusals_in_words() -> Iterator[None]:
+    """What a template raises, as a BadRow: a template is a program and may raise anything."""
+    try:
+        yield
+    except BadRow:
+        raise
+    except Exception as error:
+        raise BadRow(f"the chat template refuses these messages ({one_line(error)})") from None
+
+
 @dataclass(frozen=True)
 class Writer:
     """A template together with what one row gives it."""
@@ -241,12 +304,25 @@ class Writer:
         Raises:
             BadRow: the template refuses them.
         """
-        try:
+        with _refusals_in_words():
             return self.render(messages, self.tools, generate, self.arguments)
-        except BadRow:
-            raise
-        except Exception as error:  # a template is a program and may raise anything
-            raise BadRow(f"the chat template refuses these messages ({one_line(error)})") from None
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether the template marks what the assistant has written."""
+        return self.render.has_marks
+
+    def marked(self, messages: Messages) -> tuple[tuple[int, int], ...]:
+        """(first character, character after the last) of each token that the template marks.
+
+        Args:
+            messages: from first to last.
+
+        Raises:
+            BadRow: the template refuses them.
+        """
+        with _refusals_in_words():
+            return self.render.marked(messages, self.tools, self.arguments)
 
     def settled(self, dialogues: list[Messages], *, generate: bool) -> list[Messages]:
         """The dialogues with contents of a kind that the template can read.

@@ -14,6 +14,7 @@ from sparsepo_jax.data.sources import RowSource
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.templates import Render
 from sparsepo_jax.data.tokenize import LengthLimits, TokenRow, tokenize
+from sparsepo_jax.data.turns import TrainOn
 
 ROWS_AT_A_TIME = 2000  # are tokenised together
 BadRows = list[tuple[int, str]]
@@ -28,7 +29,9 @@ class Counts(NamedTuple):
     prompt_cut_short: int = 0
     """Rows for which the template drops the end of the generation prompt once the answer is there."""
     other_turns: int = 0
-    """Rows with turns inside a response that are not the assistant's."""
+    """Rows with turns inside a response that are not the assistant's, and are trained on."""
+    context_turns: int = 0
+    """Rows with such turns that are only read."""
     longest_prompt: int = 0
     """Tokens, before the cut."""
     longest_row: int = 0
@@ -46,6 +49,7 @@ class Counts(NamedTuple):
             int(example.has_ends),
             int(bool(example.unseen)),
             int(example.has_other_turns),
+            int(example.has_context_turns),
             row.prompt_length,
             length,
         )
@@ -61,6 +65,7 @@ class Counts(NamedTuple):
             self.templated + other.templated,
             self.prompt_cut_short + other.prompt_cut_short,
             self.other_turns + other.other_turns,
+            self.context_turns + other.context_turns,
             max(self.longest_prompt, other.longest_prompt),
             max(self.longest_row, other.longest_row),
         )
@@ -81,6 +86,7 @@ def tokenize_source(
     limits: LengthLimits,
     render: Render,
     text_settings: dict[str, Any],
+    train_on: TrainOn = "last",
 ) -> Tokenised:
     """Reads and tokenises all rows of a source.
 
@@ -91,6 +97,7 @@ def tokenize_source(
         limits: what a row may be at the most.
         render: writes messages as text.
         text_settings: separator, add_bos and add_eos, see `tokenize`.
+        train_on: which turns of messages are the response, see data.train_on.
 
     Raises:
         UserError: the source cannot be read, or the tokenizer lacks a token asked for.
@@ -104,7 +111,7 @@ def tokenize_source(
     while chunk := list(itertools.islice(rows, ROWS_AT_A_TIME)):
         parsed: list[tuple[Row, Example]] = []
         for row in chunk:
-            example = _parsed(row, kind, render, eos)
+            example = _parsed(row, kind, render, eos, train_on)
             if isinstance(example, BadRow):
                 bad.append((row.line, str(example)))
             else:
@@ -125,11 +132,11 @@ def tokenize_source(
     return Tokenised(table, sorted(bad), counts)
 
 
-def _parsed(row: Row, kind: RowKind, render: Render, eos: str | None) -> Example | BadRow:
+def _parsed(row: Row, kind: RowKind, render: Render, eos: str | None, train_on: TrainOn) -> Example | BadRow:
     if isinstance(row.content, BadRow):
         return row.content
     try:
-        return parse_row(row.content, kind, render, eos)
+        return parse_row(row.content, kind, render, eos, train_on)
     except BadRow as fault:
         return fault
     except RecursionError:
@@ -150,9 +157,19 @@ def _make_table(rows: list[tuple[int, TokenRow]], responses_per_row: int) -> Tok
     Rows without given weights weigh 1 if others have some; decisive and chance only if every row has them.
     """
     tokens = [row for _, row in rows]
+    weighs = any(row.pair_weight is not None for row in tokens)
+    pair_weights = [1.0 if row.pair_weight is None else row.pair_weight for row in tokens]
     responses = ragged([ids for row in tokens for ids in row.responses], np.int32)
     cut = np.array([row.responses_cut for row in tokens], bool)
-    columns: dict[str, np.ndarray | None] = {}
+    columns: dict[str, Any] = {}
+    if any(before is not None for row in tokens for before in row.before):
+        between = [
+            before or [[]] * len(ids)
+            for row in tokens
+            for before, ids in zip(row.before, row.responses, strict=True)
+        ]
+        columns["between"] = ragged([list(itertools.chain(*before)) for before in between], np.int32)
+        columns["all_before"] = np.array([len(ids) for before in between for ids in before], np.int32)
     for name, dtype in (("weights", np.float32), ("decisive", np.bool_), ("chance", np.float32)):
         values = [value for row in tokens for value in getattr(row, name)]
         columns[f"all_{name}"] = _joined(values, responses.lengths, dtype, partly=name == "weights")
@@ -163,6 +180,7 @@ def _make_table(rows: list[tuple[int, TokenRow]], responses_per_row: int) -> Tok
         prompt_cut_N=np.array([row.prompt_cut for row in tokens], bool),
         response_cut_NP=cut.reshape(len(tokens), responses_per_row),
         row_weight_N=np.ones(len(tokens), np.float32),
+        pair_weight_N=np.array(pair_weights, np.float32) if weighs else None,
         files=("",),
         file_N=np.zeros(len(tokens), np.int32),
         line_N=np.array([line for line, _ in rows], np.int64),

@@ -26,6 +26,8 @@ prompt's tokens are those that both texts begin with.
 """
 
 import hashlib
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.annotations import ResponseTokens, per_token
 from sparsepo_jax.data.example import Example
 from sparsepo_jax.data.rows import BadRow, one_line
+from sparsepo_jax.data.turns import Spans
 
 Encoded = tuple[list[int], list[tuple[int, int]]] | BadRow
 """(token ids, first and last + 1 character of each) of a text, or why it cannot be encoded."""
@@ -57,6 +60,10 @@ class TokenRow(NamedTuple):
     """One list a response, as long as it; None where the row says nothing. So are the next two."""
     decisive: tuple[list[bool] | None, ...]
     chance: tuple[list[float] | None, ...]
+    before: tuple[list[list[int]] | None, ...] = ()
+    """Of each response: the tokens of other turns directly before each of its own. None: there are none."""
+    pair_weight: float | None = None
+    """How much the row counts in the loss. None: the row does not say."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +210,33 @@ def _from_text(
         closed = eos is not None and rest[-1:] != [eos]
         covered = [(start - seam, end - seam) for start, end in ranges[len(ranges) - len(rest) :]]
         content_end = example.content_ends[p] if example.content_ends else None
-        responses.append(ResponseTokens([*rest, eos] if closed else rest, covered, closed, content_end))
+        response = ResponseTokens([*rest, eos] if closed else rest, covered, closed, content_end)
+        spans = example.spans[p] if example.spans else None
+        responses.append(response if spans is None else _within(response, spans))
     return prompt, responses
+
+
+def _within(response: ResponseTokens, spans: Spans) -> ResponseTokens:
+    """The tokens that touch the spans as the response's own; what comes after the last of them is dropped."""
+    ranges = response.ranges or []
+    own = [
+        n
+        for n, (start, end) in enumerate(ranges)
+        if any(start < last and end > first for first, last in spans)
+    ]
+    if not own:
+        raise BadRow("no token of the response is the assistant's")
+    closed = response.closed and own[-1] == len(ranges) - 1
+    if closed:
+        own.append(len(ranges))
+    before = [response.ids[previous + 1 : n] for previous, n in itertools.pairwise([-1, *own])]
+    return ResponseTokens(
+        [response.ids[n] for n in own],
+        [ranges[n] for n in own[: len(own) - closed]],
+        closed,
+        response.content_end,
+        before if any(before) else None,
+    )
 
 
 def _count_prompt_tokens(encoded: list[Encoded], seam: int) -> int:
@@ -226,7 +258,7 @@ def _refuse_outside(
     """BadRow that names a token for which the model has no row: a tokenizer may have more tokens than it."""
     if vocab_size is None:
         return
-    for ids in (prompt, *(response.ids for response in responses)):
+    for ids in (prompt, *(response.laid() for response in responses)):
         outside = next((i for i in ids if not 0 <= i < vocab_size), None)
         if outside is not None:
             raise BadRow(
@@ -243,7 +275,7 @@ def _refuse_image_tokens(
     """BadRow for a token in whose place the model would meet a piece of an image, which is not there."""
     if not image_tokens:
         return
-    for ids in (prompt, *(response.ids for response in responses)):
+    for ids in (prompt, *(response.laid() for response in responses)):
         if found := set(image_tokens).intersection(ids):
             raise BadRow(
                 f"token id {_named(min(found), tokenizer)} stands for an image, video or sound, "
@@ -273,23 +305,33 @@ def _finish(
     ]
     kept_prompt = _cut_prompt(prompt, limits.max_prompt_length, bos if example.is_text else None)
     room = limits.max_length - len(kept_prompt)
-    _refuse_equal(responses, room)
+    counts = [response.fitting(room) for response in responses]
+    if 0 in counts:
+        raise BadRow(
+            f"no token of the assistant's lies within the first {room} of a response, all that "
+            "data.max_length leaves it"
+        )
+    _refuse_equal(responses, room, counts)
 
-    def kept(column: str) -> tuple[list | None, ...]:
-        lists = (getattr(value, column) for value in values)
-        return tuple(None if entries is None else entries[:room] for entries in lists)
+    def kept(parts: Sequence[Any], column: str) -> tuple[list | None, ...]:
+        lists = zip((getattr(part, column) for part in parts), counts, strict=True)
+        return tuple(None if entries is None else entries[:count] for entries, count in lists)
 
     return TokenRow(
         kept_prompt,
-        tuple(response.ids[:room] for response in responses),
+        kept(responses, "ids"),
         prompt_key=_key(example),
         prompt_cut=len(prompt) > limits.max_prompt_length,
-        responses_cut=tuple(len(response.ids) > room for response in responses),
+        responses_cut=tuple(
+            len(response.ids) > count for response, count in zip(responses, counts, strict=True)
+        ),
         prompt_length=len(prompt),
-        response_length=max((len(response.ids) for response in responses), default=0),
-        weights=kept("weights"),
-        decisive=kept("decisive"),
-        chance=kept("chance"),
+        response_length=max((len(response.laid()) for response in responses), default=0),
+        weights=kept(values, "weights"),
+        decisive=kept(values, "decisive"),
+        chance=kept(values, "chance"),
+        before=kept(responses, "before"),
+        pair_weight=example.pair_weight,
     )
 
 
@@ -302,12 +344,15 @@ def _cut_prompt(prompt: list[int], limit: int, bos: int | None) -> list[int]:
     return prompt[-limit:]
 
 
-def _refuse_equal(responses: list[ResponseTokens], room: int) -> None:
+def _refuse_equal(responses: list[ResponseTokens], room: int, counts: list[int]) -> None:
     """BadRow for two responses whose first `room` tokens are the same: such a pair cannot teach anything."""
     if len(responses) != 2:
         return
-    first, second = responses[0].ids, responses[1].ids
-    if first[:room] != second[:room]:
+    first, second = (
+        [own for own in zip(response.ids, response.before or itertools.repeat([]), strict=False)]
+        for response in responses
+    )
+    if first[: counts[0]] != second[: counts[1]]:
         return
     where = (
         "" if first == second else f" within the first {room} tokens, all that data.max_length leaves them"

@@ -1,5 +1,6 @@
 """Values in the columns of a row: checked, and brought to the type that the rest of the room expects."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -75,6 +76,27 @@ def is_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(
         type(value) in (int, float) and abs(value) <= LARGEST_WEIGHT for value in values
     )
+
+
+def read_pair_weight(row: dict[str, Any]) -> float | None:
+    """How much a row counts in the loss, from its column pair_weight.
+
+    Args:
+        row: the row, without nulls.
+
+    Returns:
+        A number >= 0; None if there is no such column.
+
+    Raises:
+        BadRow: the column holds something else.
+    """
+    weight = row.get("pair_weight")
+    if isinstance(weight, str):  # a cell of a CSV file
+        with contextlib.suppress(ValueError):
+            weight = float(weight)
+    if weight is not None and not (is_numbers([weight]) and weight >= 0):
+        raise BadRow(f"pair_weight must be a finite number, 0 or above, got {weight!r}")
+    return None if weight is None else float(weight)
 
 
 def is_spans(spans: Any, width: int) -> bool:

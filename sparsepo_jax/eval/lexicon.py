@@ -150,7 +150,9 @@ def mark_table(
             "evaluation.lexicons: words are text, but there is no tokenizer to read the tokens with: set "
             "tokenizer.kind"
         )
-    texts = [token_texts(table.responses[n], tokenizer) for n in range(len(table.responses))]
-    marks = [mark_words(of_response, lexicons) for of_response in texts]
-    decisive = {name: np.concatenate([mark.decisive[name] for mark in marks]) for name in lexicons}
-    return WordMarks(decisive, np.concatenate([mark.rest for mark in marks]))
+    laid = [table.laid(*divmod(n, table.responses_per_row)) for n in range(len(table.responses))]
+    marks = [(mark_words(token_texts(ids, tokenizer), lexicons), places) for ids, places in laid]
+    decisive = {
+        name: np.concatenate([mark.decisive[name][places] for mark, places in marks]) for name in lexicons
+    }
+    return WordMarks(decisive, np.concatenate([mark.rest[places] for mark, places in marks]))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsepo_jax.data.inspect import token_texts
+from sparsepo_jax.data.inspect import response_texts, token_texts
 from sparsepo_jax.eval.scores import PairScore
 
 
@@ -23,7 +23,8 @@ def pair_record(score: PairScore, table: Any, tokenizer: Any | None, *, with_tex
         score: of the pair.
         table: holds the pair.
         tokenizer: makes text of tokens; None: there is none.
-        with_text: adds what a reader needs: origin, prompt_tokens, tokens and decisive (null where unknown).
+        with_text: adds what a reader needs: origin, prompt_tokens, tokens, decisive (null where unknown)
+            and, where turns of others stand between a response's tokens, their texts as `before`.
     """
     record: dict[str, Any] = {
         "index": score.row,
@@ -43,5 +44,8 @@ def pair_record(score: PairScore, table: Any, tokenizer: Any | None, *, with_tex
         record[name] |= {field: _numbers(values) for field, values in columns.items()}
         if with_text:
             decisive = [bool(x) for x in table.decisive(score.row, p)] if table.has_decisive else None
-            record[name] |= {"tokens": token_texts(ids, tokenizer), "decisive": decisive}
+            texts, before = response_texts(table, score.row, p, tokenizer)
+            record[name] |= {"tokens": texts, "decisive": decisive}
+            if any(before):
+                record[name]["before"] = ["".join(others) for others in before]
     return record

@@ -47,7 +47,7 @@ class Token:
     """One response token.
 
     text: as it flows. label: by itself. values: by the keys of QUANTITIES. decisive: whether it decides the
-    pair; None where that is unknown.
+    pair; None where that is unknown. before: text of other turns that stands before it.
     """
 
     text: str
@@ -57,6 +57,7 @@ class Token:
     ref_logp: float
     values: dict[str, float]
     decisive: bool | None
+    before: str = ""
 
     @property
     def title(self) -> str:
@@ -165,6 +166,10 @@ def _response(row: dict, side: str, where: str) -> list[Token]:
     fits = marks is None or (isinstance(marks, list) and len(marks) == len(ids))
     _check(fits, where, f"{side}.decisive must be null or {len(ids)} booleans, as many as token_ids")
 
+    before = response.get("before", [""] * len(ids))
+    fits = _strings(before) and len(before) == len(ids)
+    _check(fits, where, f"{side}.before must be {len(ids)} strings, as many as token_ids")
+
     tokens = []
     for t, (token_id, (logp, ref_logp, kl, reward_mask, kl_mask)) in enumerate(
         zip(ids, zip(*columns, strict=True), strict=True)
@@ -174,7 +179,8 @@ def _response(row: dict, side: str, where: str) -> list[Token]:
             text, label = flowing(texts[t], token_id), labelled(texts[t], token_id)
         values = {"u": reward_mask, "m": kl_mask, "r": logp - ref_logp, "k": kl}
         decisive = None if marks is None else bool(marks[t])
-        tokens.append(Token(text, label, token_id, logp, ref_logp, values, decisive))
+        others = visible(before[t]).replace("\n", "↵\n")
+        tokens.append(Token(text, label, token_id, logp, ref_logp, values, decisive, others))
     return tokens
 
 

@@ -77,7 +77,7 @@ def in_order(
     """
     plan = make_reading_plan(run.config, table, batch_size, run.mesh, response_length=response_length)
     batches = make_batches(
-        table,
+        table.with_columns(pair_weight_N=None),  # every row is read, whatever it counts in training
         plan,
         start=0,
         stop=plan.batches_per_epoch,

@@ -53,11 +53,19 @@ class Checks(NamedTuple):
 
 
 class BatchCounts(NamedTuple):
-    """What batches hold, over all processes: rows (or pairs) that count, real tokens, padded positions."""
+    """What batches hold, over all processes.
+
+    Attributes:
+        rows: rows (or pairs), fillers left out.
+        tokens: real ones.
+        positions: padding included.
+        weight: of all rows, as they count in the loss.
+    """
 
     rows: float = 0.0
     tokens: float = 0.0
     positions: float = 0.0
+    weight: float = 0.0
 
 
 def count(batch: MicroBatches) -> BatchCounts:
@@ -69,7 +77,8 @@ def count(batch: MicroBatches) -> BatchCounts:
         batch: of this process, arrays in the host's memory.
     """
     real_RS = batch.packing.sequence_RS >= 0
-    here = ((batch.weight_B > 0).sum(), real_RS.sum(), real_RS.size)
+    rows = batch.valid_BPT.any(axis=(-1, -2)).sum()
+    here = (rows, real_RS.sum(), real_RS.size, batch.weight_B.sum())
     return BatchCounts(*(float(number) * jax.process_count() for number in here))
 
 
@@ -251,8 +260,9 @@ class Meter:
 
     def _write_window(self, step: int, rates: Mapping[str, float]) -> None:
         means = {name: float(np.mean([row[name] for row in self._window])) for name in self._window[0]}
-        share = self._counted.tokens / self._counted.positions
-        self._reporting.write(
-            self._stage, step, {**means, **rates, "real_token_share": share, "programs": self._programs}
-        )
+        counted = self._counted
+        facts = {"real_token_share": counted.tokens / counted.positions, "programs": self._programs}
+        if counted.weight != counted.rows:  # the data says how much rows count
+            facts["pair_weight"] = counted.weight / counted.rows
+        self._reporting.write(self._stage, step, {**means, **rates, **facts})
         self._open_window()

@@ -129,14 +129,17 @@ def make_pair_loss(problem: Problem) -> SummedLoss:
 
 
 def make_sft_loss(problem: Problem) -> SummedLoss:
-    """Negative log-likelihood, in which each response token of the global batch counts the same.
+    """Negative log-likelihood, in which each response token of the global batch counts by its row's weight.
+
+    Rows weigh 1 unless the data says otherwise: then every token counts the same.
 
     Args:
         problem: what is computed; its objective and masks are not used.
 
     Returns:
         `summed(weights, base, batch, step)`, which gives (sum over tokens in nats, ({"loss": the same, ...},
-        number of tokens, sum of each row [B])). base: what adapters are trained on; None without adapters.
+        number of tokens, times their rows' weights, sum of each row [B])). base: what adapters are trained
+        on; None without adapters.
     """
 
     def summed(
@@ -146,7 +149,8 @@ def make_sft_loss(problem: Problem) -> SummedLoss:
         stats, routers = response_logp_routed(problem, weights["policy"], base, batch, key_B)
         with jax.named_scope("objective"):
             nll_B, tokens_B = sft_nll(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
-            total, tokens = jnp.sum(nll_B), jnp.sum(tokens_B)
+            nll_B = batch.weight_B * nll_B
+            total, tokens = jnp.sum(nll_B), jnp.sum(batch.weight_B * tokens_B)
         metrics = {"loss": total}
         if routers is not None:
             metrics |= {name: tokens * x for name, x in router_metrics(routers).items()}

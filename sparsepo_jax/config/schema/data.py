@@ -87,6 +87,11 @@ class Data(Section):
     """YYYY-MM-DD, the day given to a chat template that writes today's date. None: the day on which the run
     first reads its data, which it keeps in template_date.json, so that continuing on another day changes no
     token."""
+    train_on: Literal["last", "assistant"] = "last"
+    """Which turns of messages are the response. `last`: the assistant's last one (in pairs all that follows
+    the common messages, if it is the assistant's alone). `assistant`: every turn of the assistant after the
+    prompt (what `{% generation %}` marks, if the chat template has it). Turns of users and tools between
+    them are read, and are no response tokens."""
     add_bos: bool | None = None
     """Begin text prompts with a BOS token. None: if the tokenizer has one. Does not apply to chat templates,
     which write their own."""
