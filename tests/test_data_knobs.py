@@ -17,7 +17,7 @@ from helpers.chat import BAD, CHATML, GOOD, USER, chat_tokenizer
 from helpers.configs import make_config
 from helpers.tiny import GPT2
 from sparsepo_jax.build.data import make_training_plan
-from sparsepo_jax.config.schema.data import Data, FileSource, Holdout, ReviewsSource
+from sparsepo_jax.config.schema.data import Data, FileSource, Holdout, Ranked, ReviewsSource
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.sharding.mesh import make_mesh
@@ -38,6 +38,7 @@ DATA = {
     "template": ("paper", "training pairs"),
     "template_arguments": ({"loud": True}, "training pairs"),
     "template_date": ("2020-02-29", "training pairs"),
+    "ranked": ({"rule": "all"}, "training pairs"),
     "train_on": ("assistant", "training pairs"),
     "add_bos": (False, "training pairs"),
     "add_eos": (False, "training pairs"),
@@ -55,6 +56,7 @@ FILE = {
     "weight": (2.0, "batches"),
 }
 REVIEWS = {"rows": (9, "training pairs"), "seed": (1, "training pairs"), "weight": (2.0, "batches")}
+RANKED = {"rule": "best_others", "margin": 2.0, "score": "votes"}
 HOLDOUT = {"share": (0.2, "training pairs"), "seed": (1, "training pairs")}
 
 
@@ -63,6 +65,7 @@ def test_every_knob_is_named_here():
     assert FILE.keys() == FileSource.model_fields.keys() - {"kind"}
     assert REVIEWS.keys() == ReviewsSource.model_fields.keys() - {"kind"}
     assert HOLDOUT.keys() == Holdout.model_fields.keys()
+    assert RANKED.keys() == Ranked.model_fields.keys()
 
 
 def make_rows(count):
@@ -78,7 +81,8 @@ def make_rows(count):
             answer = GOOD | {"content": f"Hello {n} " + "c" * chosen}
             more = [] if n % 8 else [USER, GOOD]
             rows.append({"prompt": [USER], "chosen": [answer, *more], "rejected": [BAD, *more]})
-    return [*rows, {"prompt": "no answers"}]
+    ranked = {"prompt": "Which?", "responses": [" a", " b", " c"], "scores": [3, 2, 1], "votes": [1, 3, 2]}
+    return [*rows, ranked, {"prompt": "no answers"}]
 
 
 def write(path, rows):
@@ -172,6 +176,11 @@ def test_every_knob_of_the_reviews_moves_something(place, knob):
     source = {"kind": "reviews", "rows": 20}
     before, after = (observe(place, train=[source | change]) for change in ({}, {knob: value}))
     assert after[moved] != before[moved]
+
+
+@pytest.mark.parametrize("knob", RANKED)
+def test_every_knob_of_ranked_answers_moves_something(place, usual, knob):
+    assert observe(place, ranked={knob: RANKED[knob]})["training pairs"] != usual["training pairs"]
 
 
 @pytest.mark.parametrize("knob", HOLDOUT)

@@ -16,12 +16,12 @@ from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.labelled import Labelled, read_labelled
 from sparsepo_jax.data.load import load_table
+from sparsepo_jax.data.preferences import choose_pairs
 from sparsepo_jax.data.sources import FirstWords, GeneratedRows
 from sparsepo_jax.data.tokenizers import make_byte_tokenizer, train_bpe_tokenizer
 from sparsepo_jax.main import RUN_AGAIN, main
 from sparsepo_jax.run.check import make_plan_text
 from sparsepo_jax.scoring.classifier import load_classifier, save_classifier, train_classifier
-from sparsepo_jax.scoring.preferences import choose_pairs
 from sparsepo_jax.scoring.scorers import function_scorer, hf_scorer, score_all, unit_test_scorer
 
 # ---------------------------------------------------------------- which pairs

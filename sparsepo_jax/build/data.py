@@ -47,6 +47,7 @@ def load_data(
         spec: the policy's; None: its vocabulary and positions are not known.
     """
     from sparsepo_jax.data.load import load_table
+    from sparsepo_jax.data.ranked import Ranking
     from sparsepo_jax.data.sources import FirstWords
 
     data = config.data
@@ -69,6 +70,7 @@ def load_data(
         add_bos=data.add_bos,
         add_eos=data.add_eos,
         train_on=data.train_on,
+        ranking=Ranking(data.ranked.rule, data.ranked.margin, data.ranked.score),
         on_bad_row=data.on_bad_row,
         bad_rows_path=None if only_looks else Path(config.output_dir) / f"bad_rows_{name}.jsonl",
         cache_dir=data.cache_dir,

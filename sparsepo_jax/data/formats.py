@@ -11,6 +11,7 @@ Pairs, by the columns that are there (the first that fits):
     chosen, rejected                            whole lists of {role, content} that begin with the prompt
     conversations, chosen, rejected             ShareGPT: lists of {from, value}
     instruction, input, chosen, rejected        Alpaca: instruction and input, a line each, are the prompt
+    prompt, responses, scores                   several answers, which become pairs: see ranked.py
 
 Sft:
 
@@ -60,6 +61,7 @@ from sparsepo_jax.data.messages import (
     refuse_images,
     refuse_several,
 )
+from sparsepo_jax.data.ranked import answer_texts
 from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.templates import Render, Writer
 from sparsepo_jax.data.turns import TrainOn, first_answer
@@ -300,6 +302,9 @@ def row_texts(row: dict[str, Any]) -> list[str]:
         value = list_in_text(row.get(name))
         for turn in value if isinstance(value, list) else [value]:
             texts += [check_text(text, name) for text in _texts_of_turn(turn) if text]
+    for answer in answer_texts(row):
+        for turn in answer if isinstance(answer, list) else [answer]:
+            texts += [check_text(text, "an answer") for text in _texts_of_turn(turn) if text]
     return texts
 
 

@@ -1,6 +1,7 @@
 """From configured sources to one table of tokens: read, tokenised once and kept, bad rows named or listed."""
 
 import contextlib
+import dataclasses
 import datetime
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,12 +12,13 @@ from sparsepo_jax.core.files import write_jsonl
 from sparsepo_jax.data.cache import cache_directory, cache_path, keep, read_kept, tokenizer_digest
 from sparsepo_jax.data.example import RowKind
 from sparsepo_jax.data.formats import row_texts
-from sparsepo_jax.data.remarks import cut_remarks, template_remarks
+from sparsepo_jax.data.ranked import RANKING, Ranking
+from sparsepo_jax.data.remarks import cut_remarks, ranked_remarks, template_remarks
 from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.sources import RowSource, open_sources, source_name
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.templates import make_render, reads_clock
-from sparsepo_jax.data.tokenised import BadRows, Counts, Tokenised, tokenize_source
+from sparsepo_jax.data.tokenised import BadRows, Counts, Reading, Tokenised, tokenize_source
 from sparsepo_jax.data.tokenize import LengthLimits
 from sparsepo_jax.data.turns import TrainOn
 
@@ -38,6 +40,7 @@ def load_table(
     bad_rows_path: Path | None,
     cache_dir: str | None,
     train_on: TrainOn = "last",
+    ranking: Ranking = RANKING,
     template_date: str | None = None,
     positions: int | None = None,
     image_tokens: tuple[int, ...] = (),
@@ -66,6 +69,7 @@ def load_table(
         bad_rows_path: where skipped rows are listed, one JSON object a line. None: they are only counted.
         cache_dir: of tokenised sources. None: one in the user's cache directory.
         train_on: which turns of messages are the response, see data.train_on.
+        ranking: how rows with several answers become pairs.
         template_date: YYYY-MM-DD, for a chat template that asks for the date. None: today.
         positions: tokens that the model can hold, for the lines about cuts. None: not known.
         image_tokens: ids that stand for a part of an image or of sound; they are refused.
@@ -84,7 +88,7 @@ def load_table(
     # What tokens depend on besides the rows; the order is part of the cache's keys.
     settings = [
         *(kind, max_length, max_prompt_length, vocab_size, separator, template, template_arguments),
-        *(add_bos, add_eos, tokenizer_digest(tokenizer), train_on),
+        *(add_bos, add_eos, tokenizer_digest(tokenizer), train_on, dataclasses.astuple(ranking)),
     ]
     if date is not None:
         settings.append(date)
@@ -96,7 +100,8 @@ def load_table(
         path = cache_path(directory, source.fingerprint, settings)
         tokenised = read_kept(path)
         if tokenised is None:
-            tokenised = tokenize_source(source, kind, tokenizer, limits, render, text_settings, train_on)
+            reading = Reading(kind, render, train_on, ranking)
+            tokenised = tokenize_source(source, reading, tokenizer, limits, text_settings)
             keep(path, tokenised)
         return tokenised
 
@@ -108,6 +113,7 @@ def load_table(
     if joined.pair_weight_N is not None and not joined.pair_weight_N.any():
         raise UserError(f"{name}: every pair_weight is 0, so that no row would count")
     remarks = template_remarks(counts, len(joined), date, train_on)
+    remarks += ranked_remarks(counts, ranking)
     remarks += cut_remarks(joined, counts, limits, positions)
     for line in remarks:
         say(f"{name}: {line}")

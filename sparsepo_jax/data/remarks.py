@@ -1,5 +1,6 @@
 """What a user should know of the rows that were read: what a chat template does to them, what is cut."""
 
+from sparsepo_jax.data.ranked import Ranking
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.tokenised import Counts
 from sparsepo_jax.data.tokenize import LengthLimits
@@ -42,6 +43,21 @@ def template_remarks(counts: Counts, rows: int, date: str | None, train_on: Trai
             f"they are read and not trained on, {own}"
         )
     return lines
+
+
+def ranked_remarks(counts: Counts, ranking: Ranking) -> list[str]:
+    """A line for pairs that rows of ranked answers could have made and did not.
+
+    Args:
+        counts: of the rows.
+        ranking: how lists became pairs.
+    """
+    if not counts.ties:
+        return []
+    return [
+        f"of the pairs of ranked answers {counts.ties} are left out (data.ranked.rule={ranking.rule}): their "
+        f"scores do not differ by more than data.ranked.margin={ranking.margin:g}, or the answers are the same"
+    ]
 
 
 def cut_remarks(table: TokenTable, counts: Counts, limits: LengthLimits, positions: int | None) -> list[str]:

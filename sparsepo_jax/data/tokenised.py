@@ -9,6 +9,7 @@ import numpy as np
 from sparsepo_jax.data.example import RESPONSES, Example, RowKind
 from sparsepo_jax.data.formats import in_known_form, parse_row, without_absent
 from sparsepo_jax.data.ragged import ragged
+from sparsepo_jax.data.ranked import Ranking, Ties, with_pairs
 from sparsepo_jax.data.rows import BadRow, Row
 from sparsepo_jax.data.sources import RowSource
 from sparsepo_jax.data.table import TokenTable
@@ -32,6 +33,8 @@ class Counts(NamedTuple):
     """Rows with turns inside a response that are not the assistant's, and are trained on."""
     context_turns: int = 0
     """Rows with such turns that are only read."""
+    ties: int = 0
+    """Pairs of ranked answers that were left out."""
     longest_prompt: int = 0
     """Tokens, before the cut."""
     longest_row: int = 0
@@ -50,8 +53,8 @@ class Counts(NamedTuple):
             int(bool(example.unseen)),
             int(example.has_other_turns),
             int(example.has_context_turns),
-            row.prompt_length,
-            length,
+            longest_prompt=row.prompt_length,
+            longest_row=length,
         )
         return self.with_counts(more)
 
@@ -61,14 +64,8 @@ class Counts(NamedTuple):
         Args:
             other: of other rows.
         """
-        return Counts(
-            self.templated + other.templated,
-            self.prompt_cut_short + other.prompt_cut_short,
-            self.other_turns + other.other_turns,
-            self.context_turns + other.context_turns,
-            max(self.longest_prompt, other.longest_prompt),
-            max(self.longest_row, other.longest_row),
-        )
+        pairs = zip(self._fields, self, other, strict=True)
+        return Counts(*(max(a, b) if name.startswith("longest") else a + b for name, a, b in pairs))
 
 
 class Tokenised(NamedTuple):
@@ -79,25 +76,37 @@ class Tokenised(NamedTuple):
     counts: Counts
 
 
+class Reading(NamedTuple):
+    """How rows are read.
+
+    Attributes:
+        kind: what they are read as.
+        render: writes messages as text.
+        train_on: which turns of messages are the response, see data.train_on.
+        ranking: how rows with several answers become pairs.
+    """
+
+    kind: RowKind
+    render: Render
+    train_on: TrainOn
+    ranking: Ranking
+
+
 def tokenize_source(
     source: RowSource,
-    kind: RowKind,
+    reading: Reading,
     tokenizer: Any | None,
     limits: LengthLimits,
-    render: Render,
     text_settings: dict[str, Any],
-    train_on: TrainOn = "last",
 ) -> Tokenised:
     """Reads and tokenises all rows of a source.
 
     Args:
         source: where they come from.
-        kind: what they are read as.
+        reading: how they are read.
         tokenizer: a fast one of Hugging Face. None: the rows are token ids.
         limits: what a row may be at the most.
-        render: writes messages as text.
         text_settings: separator, add_bos and add_eos, see `tokenize`.
-        train_on: which turns of messages are the response, see data.train_on.
 
     Raises:
         UserError: the source cannot be read, or the tokenizer lacks a token asked for.
@@ -107,11 +116,13 @@ def tokenize_source(
     contents: list[bytes] = []
     bad: BadRows = []
     counts = Counts()
-    rows = source.rows()
+    rows, ties, kind = source.rows(), Ties(), reading.kind
+    if kind == "pairs":
+        rows = with_pairs(rows, reading.ranking, ties)
     while chunk := list(itertools.islice(rows, ROWS_AT_A_TIME)):
         parsed: list[tuple[Row, Example]] = []
         for row in chunk:
-            example = _parsed(row, kind, render, eos, train_on)
+            example = _parsed(row, reading, eos)
             if isinstance(example, BadRow):
                 bad.append((row.line, str(example)))
             else:
@@ -129,14 +140,14 @@ def tokenize_source(
     if kind == "prompts":
         arrays = [np.frombuffer(content, np.uint8) for content in contents]
         table = table.with_columns(all_content=ragged(arrays, np.uint8))
-    return Tokenised(table, sorted(bad), counts)
+    return Tokenised(table, sorted(bad), counts._replace(ties=ties.count))
 
 
-def _parsed(row: Row, kind: RowKind, render: Render, eos: str | None, train_on: TrainOn) -> Example | BadRow:
+def _parsed(row: Row, reading: Reading, eos: str | None) -> Example | BadRow:
     if isinstance(row.content, BadRow):
         return row.content
     try:
-        return parse_row(row.content, kind, render, eos, train_on)
+        return parse_row(row.content, reading.kind, reading.render, eos, reading.train_on)
     except BadRow as fault:
         return fault
     except RecursionError:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sparsepo_jax.config.schema.data import FileSource, Source
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.data.readers import SUFFIXES, suffix_of, table_delimiter, table_lines
+from sparsepo_jax.data.ranked import answers_column
+from sparsepo_jax.data.readers import SUFFIXES, file_rows, suffix_of, table_delimiter, table_lines
 from sparsepo_jax.data.sources import matching_files
 from sparsepo_jax.data.splits import SplitError, split_names, split_ranges
 from sparsepo_jax.run.local import DATA_ID, Count, is_local, total
@@ -41,6 +42,8 @@ def _rows_in(source: Source, where: str, mistakes: list[str]) -> Count:
             return Count(None)
         if files is None:
             return _rows_of_datasets_directory(Path(source.path), source.split)
+        if any(_is_ranked(file) for file in files):
+            return Count(None)
         counts = [_rows_of_file(file) for file in files]
         rows = total(count.number for count in counts)
         return _rows_of_split(source.split, {"train": Count(rows, all(count.exact for count in counts))})
@@ -50,6 +53,14 @@ def _rows_in(source: Source, where: str, mistakes: list[str]) -> Count:
         # Errors of pyarrow and json are ValueErrors.
         mistakes.append(f"{where}.path: cannot read {source.path}: {' '.join(str(error).split())}")
     return Count(None)
+
+
+def _is_ranked(file: str) -> bool:
+    """Whether the rows of a file hold several answers: how many pairs these make is not known."""
+    if suffix_of(file) is None:
+        return False
+    first = next(file_rows(file), None)
+    return first is not None and isinstance(first.content, dict) and answers_column(first.content) is not None
 
 
 def _rows_of_file(file: str) -> Count:

@@ -27,10 +27,10 @@ from sparsepo_jax.config.schema.generation import PairMaking
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.data.preferences import choose_pairs
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.eval.measures import Record
 from sparsepo_jax.generate.sampler import Generated
-from sparsepo_jax.scoring.preferences import choose_pairs
 from sparsepo_jax.scoring.scorers import Scorer, score_all
 from sparsepo_jax.sharding.processes import as_the_first
 from sparsepo_jax.stages.answers import (

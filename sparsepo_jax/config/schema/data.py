@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from sparsepo_jax.config.paths import PathText
-from sparsepo_jax.config.schema.base import ByKind, Json, Natural, Positive, PositiveFloat, Section
+from sparsepo_jax.config.schema.base import (
+    ByKind,
+    Json,
+    Natural,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Section,
+)
 
 
 def _day(text: str) -> str:
@@ -56,6 +64,17 @@ class Holdout(Section):
     """Another seed holds out other prompts."""
 
 
+class Ranked(Section):
+    rule: Literal["all", "best_worst", "best_others"] = "best_worst"
+    """Which pairs of a row's answers are taken: the best and the worst; the best and each other one; or all
+    that differ."""
+    margin: NonNegative = 0.0
+    """Pairs whose scores do not differ by more are left out, and counted."""
+    score: str | None = None
+    """The column, or the field of each answer, that holds the score. None: the first of score(s),
+    overall_score, rating(s), reward(s) (higher is better) and rank(s) (lower is better)."""
+
+
 class Data(Section):
     sft: list[Source] = []
     """Texts that stage sft trains on: rows with a prompt and a response, or messages."""
@@ -69,6 +88,9 @@ class Data(Section):
     prompt_words: Positive | None = None
     """The prompt is the first so many words of the text in data.prompts, as in the paper's IMDB data (with
     columns: {prompt: text}). None: all of it."""
+    ranked: Ranked = Ranked()
+    """How rows with several answers and their scores become pairs (UltraFeedback's completions; responses
+    with scores, or with the best first)."""
     holdout: Holdout | None = None
     """Keep part of data.train for evaluation. None: train on all of it."""
     max_length: Annotated[int, Field(ge=2, lt=2**31)] | None = None

@@ -105,9 +105,9 @@ class PairMaking(Section):
     """Which of the sampled responses become pairs. How they are sampled: generation.samples, temperature,
     top_p, max_new_tokens, max_prompts."""
 
-    rule: Literal["all", "best_worst", "first_two"] = "all"
-    """all: every (better, worse) of a prompt's responses; best_worst: the best and the worst; first_two: of
-    the first two the better and the worse."""
+    rule: Literal["all", "best_worst", "best_others", "first_two"] = "all"
+    """all: every (better, worse) of a prompt's responses; best_worst: the best and the worst; best_others:
+    the best and each other one; first_two: of the first two the better and the worse."""
     margin: NonNegative = 0.0
     """Pairs whose scores do not differ by more are left out."""
     threshold: float | None = None
