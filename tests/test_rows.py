@@ -455,9 +455,12 @@ def test_what_is_said_is_said_again_from_the_cache(load):
         {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
     ]
     for _ in range(2):
-        load(rows, tokenizer=CHAT, max_length=60)
+        load(rows, tokenizer=CHAT, max_length=60, train_on="assistant")
     assert load.lines[:2] == load.lines[2:] and len(load.lines) == 4
-    assert load.lines[0] == f"data: in 1 of 2 rows {OTHER_TURNS}"
+    assert load.lines[0].startswith(
+        "data: in 1 of 2 rows a response holds turns that are not the assistant's"
+    )
+    assert "lose their end" in load.lines[1]
 
 
 def test_turns_of_the_user_inside_a_text_are_said(load):

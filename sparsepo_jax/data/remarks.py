@@ -56,7 +56,8 @@ def ranked_remarks(counts: Counts, ranking: Ranking) -> list[str]:
         return []
     return [
         f"of the pairs of ranked answers {counts.ties} are left out (data.ranked.rule={ranking.rule}): their "
-        f"scores do not differ by more than data.ranked.margin={ranking.margin:g}, or the answers are the same"
+        f"scores do not differ by more than data.ranked.margin={ranking.margin:g}, or the answers are the "
+        "same"
     ]
 
 

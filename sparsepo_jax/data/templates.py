@@ -129,6 +129,13 @@ class PaperTemplate:
     def marked(
         self, messages: Messages, tools: list | None, arguments: dict[str, Any] | None = None
     ) -> tuple[tuple[int, int], ...]:
+        """Nothing: the paper's turns have no marks.
+
+        Args:
+            messages: see `Render.marked`.
+            tools: see there.
+            arguments: see there.
+        """
         return ()
 
     def __call__(
@@ -188,6 +195,13 @@ class ChatTemplate:
     def marked(
         self, messages: Messages, tools: list | None, arguments: dict[str, Any] | None = None
     ) -> tuple[tuple[int, int], ...]:
+        """What transformers' mask of the assistant's tokens has as 1.
+
+        Args:
+            messages: see `Render.marked`.
+            tools: see there.
+            arguments: see there.
+        """
         if self._takes_only_parts:
             messages = [_in_parts(message) for message in messages]
         written = self._write(
