@@ -247,7 +247,7 @@ def data_config(bench: Bench) -> Path:
         },
         "objective": {"kind": "sparsepo", "beta": 0.1, "mask": {"kind": "learned", "init": "ones"}},
         "po": {"batch_size": bench.size.data_pairs, "optimizer": {"kind": "adamw", "learning_rate": 1e-6}},
-        "logging": {"every_steps": 1 if bench.is_tiny else 5, "tensorboard": False},
+        "logging": {"every_steps": 1 if bench.is_tiny else 5, "trackers": []},
     }
     config["po"] |= {"steps": 4} if bench.is_tiny else {"epochs": 1}
     path = bench.directory / "data.yaml"

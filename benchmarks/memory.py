@@ -146,7 +146,7 @@ def model_start(directory: Path, options: argparse.Namespace) -> tuple[dict[str,
         "objective": {"kind": "dpo", "beta": 0.1},
         "po": {"steps": options.steps, "batch_size": 8, "eval_every_steps": options.steps},
         "evaluation": {"batch_size": 8},
-        "logging": {"every_steps": 1, "tensorboard": False},
+        "logging": {"every_steps": 1, "trackers": []},
     }
     config.write_text(json.dumps(content))  # JSON is YAML
     return {}, config, 1e-5

@@ -59,7 +59,7 @@ def ours(objective: str, directory: Path, options: argparse.Namespace, train: st
             "optimizer": {"learning_rate": options.rate},
         },
         "evaluation": {"batch_size": options.pairs},
-        "logging": {"every_steps": 1, "tensorboard": False},
+        "logging": {"every_steps": 1, "trackers": []},
         "compute": {"dtype": "float32"},
     }
     file = directory / f"{objective}.yaml"

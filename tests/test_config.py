@@ -59,12 +59,12 @@ def mistakes(load):
 def test_numbers_and_words_are_read_as_yaml_1_2(load):
     text = (
         "po: {optimizer: {learning_rate: 1e-6}}\nobjective: {mask: {on: reward}}\nlogging: "
-        "{wandb: {project: 2024-01-01}}"
+        "{project: 2024-01-01}"
     )
     config, notes = load(text)
     assert config.po.optimizer.learning_rate == 0.000001
     assert config.objective.mask.on == "reward"  # in YAML 1.1 the key `on` is true
-    assert config.logging.wandb.project == "2024-01-01"
+    assert config.logging.project == "2024-01-01"
     assert notes == []
 
 

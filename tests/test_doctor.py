@@ -335,7 +335,7 @@ def test_every_rule_is_in_the_list():
 
 LONG = {
     "po": {"steps": 12, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.0}},
-    "logging": {"every_steps": 50, "tensorboard": False},
+    "logging": {"every_steps": 50, "trackers": []},
     "evaluation": {"batch_size": 8, "sampled_prompts": None},
 }
 

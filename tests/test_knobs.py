@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -37,18 +37,19 @@ from sparsepo_jax.config.schema.training import (
     Adafactor,
     AdamW,
     Lion,
+    Logging,
     LoraSettings,
     Muon,
     Optimizer,
     RmsProp,
     Schedule,
     Training,
-    Wandb,
 )
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.stages import training
 from sparsepo_jax.train.rounding import rounding_words
+from sparsepo_jax.train.trackers import About
 
 STEPS = 12
 
@@ -134,16 +135,20 @@ def vocabulary(config: Config) -> Any:
 
 
 def metrics_log(config: Config) -> Any:
-    """What Weights & Biases is told."""
-    calls: list[dict[str, Any]] = []
-    client = ModuleType("wandb")
-    client.init = lambda **settings: calls.append(settings)  # type: ignore[attr-defined]
+    """What trackers are told."""
+    told: list[tuple[str, str, str]] = []
+
+    def open_tracker(name: str, about: About) -> Any:
+        told.append((name, about.project, about.name))
+        return SimpleNamespace(close=lambda **ending: None)
+
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "wandb", client)
-        run = SimpleNamespace(config=config, output_dir=Path(directory))
+        patch.setattr("sparsepo_jax.train.log.open_tracker", open_tracker)
+        run = SimpleNamespace(config=config, output_dir=Path(directory) / "run")
+        run.output_dir.mkdir()
         with training._metrics_log(run, "po", 0):
             pass
-    return [(call["project"], call["name"]) for call in calls]
+    return told
 
 
 # A knob of a section: the section as it is, the knob's other value, what it moves.
@@ -258,11 +263,12 @@ SECTIONS: dict[type[Section], tuple[str, dict[str, Knob]]] = {
             "max_rows": ({"kind": "bpe", "vocab_size": 300}, 1, vocabulary),
         },
     ),
-    Wandb: (
-        "logging.wandb",
+    Logging: (
+        "logging",
         {
-            "project": ({"project": "a"}, "b", metrics_log),
-            "name": ({"project": "a"}, "b", metrics_log),
+            "trackers": ({}, ["mlflow"], metrics_log),
+            "project": ({"trackers": ["wandb"]}, "b", metrics_log),
+            "name": ({"trackers": ["wandb"]}, "b", metrics_log),
         },
     ),
     Mesh: (
@@ -297,7 +303,7 @@ def with_section(place: str, section: dict[str, Any]) -> Config:
         "tokenizer": {"kind": "bytes"},
         "data": {"train": [{"kind": "reviews", "rows": 20}]},
     }
-    changes["logging"] = {"tensorboard": False, **changes.get("logging", {})}
+    changes["logging"] = {"trackers": [], **changes.get("logging", {})}
     return make_config(**{**defaults, **changes})
 
 
@@ -328,6 +334,8 @@ ELSEWHERE = {
     "Harness": "test_harness",
     "Config.harness": "test_harness",
     "Reference.cache_dir": "test_reference_cache",
+    "Best": "test_run",
+    "Export.hub_private": "test_hub",
 }
 OTHER_TESTS = {f"sparsepo_jax.config.schema.{name}" for name in ("objectives", "masks", "data")}
 
@@ -363,7 +371,7 @@ def test_every_other_knob_is_read(tmp_path, reads):
         tmp_path,
         stages=["inspect", "sft", "po", "score", "eval", "generate", "pairs", "export", "measure", "report"],
         data={"prompts": [reviews], "holdout": {"share": 0.2}},
-        po={"lora": {"rank": 2}, "eval_every_steps": 3, "steps": 3},
+        po={"lora": {"rank": 2}, "eval_every_steps": 3, "steps": 3, "early_stopping": {}},
         checkpoint={"best": {}},
         scorer={"train": [reviews], "test": [reviews]},
         generation={"samples": 2, "max_new_tokens": 4},

@@ -18,6 +18,7 @@ from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy
 from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.progress import Checks, Meter, Reporting, count
 from sparsepo_jax.train.step import TrainState
+from sparsepo_jax.train.trackers import About
 
 
 class Clock:
@@ -220,9 +221,8 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
     continues and takes the points of another one along."""
 
     def log(stage, after_step, steps):
-        with MetricsLog(
-            tmp_path, stage=stage, after_step=after_step, tensorboard=True, wandb=None, config={}
-        ) as metrics_log:
+        about = About(tmp_path, stage, after_step, project="p", name="n", config={})
+        with MetricsLog(about, ["tensorboard"]) as metrics_log:
             for step in steps:
                 metrics_log.write(stage, step, {"loss": 1.0})
         time.sleep(1.1)  # a file is named by its second

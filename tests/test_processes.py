@@ -26,7 +26,7 @@ PO = {
         "optimizer": {"kind": "adamw", "learning_rate": 0.001, "eps": 1e-4},
     },
     "evaluation": {"batch_size": 8, "sampled_prompts": None},
-    "logging": {"every_steps": 1, "tensorboard": False},
+    "logging": {"every_steps": 1, "trackers": []},
 }
 STEPS, PAIRS = 8, 30  # two epochs of 30 pairs in batches of 8
 

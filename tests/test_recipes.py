@@ -108,7 +108,7 @@ def test_a_recipe_runs_shrunk(path, tmp_path):
         f"{stage}.steps=2",
         f"{stage}.batch_size=16",
         f"{stage}.accumulation=2",
-        "logging.tensorboard=false",
+        "logging.trackers=[]",
     ]
     if config.data.eval:
         overrides += [

@@ -19,6 +19,7 @@ from sparsepo_jax.main import main
 from sparsepo_jax.report.compare.groups import find_groups
 from sparsepo_jax.report.files import read_settings
 from sparsepo_jax.train.log import MetricsLog
+from sparsepo_jax.train.trackers import About
 
 
 def silent(text: str) -> None:
@@ -201,9 +202,7 @@ def test_steps_behind_the_checkpoint_are_written_once(tmp_path):
 
 
 def write_steps(directory: Path, stage: str, after: int, steps: tuple[int, ...]) -> None:
-    with MetricsLog(
-        directory, stage=stage, after_step=after, tensorboard=False, wandb=None, config={}
-    ) as log:
+    with MetricsLog(About(directory, stage, after, project="p", name="n", config={}), []) as log:
         for step in steps:
             log.write(stage, step, {"loss": 1.0})
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 
 import jax
 import numpy as np
@@ -18,7 +17,7 @@ def finished(tmp_path_factory):
     """A whole run, evaluated while training, with all its files. Its output_dir is a relative path, as most
     are."""
     directory = tmp_path_factory.mktemp("finished")
-    changes = {"output_dir": os.path.relpath(directory / "run"), "logging": {"tensorboard": True}}
+    changes = {"output_dir": os.path.relpath(directory / "run"), "logging": {"trackers": ["tensorboard"]}}
     return directory, run(
         directory, "stages=[sft, po, score, eval, export, report]", "po.eval_every_steps=3", **changes
     )
@@ -436,12 +435,6 @@ def test_a_tokenizer_learned_from_the_data_is_kept_with_the_run(tmp_path):
     )
     summary = json.loads((output / "summary.json").read_text())
     assert 0 < summary["pairs"] < 20 and summary["mask"]["auroc_ceiling"] is None
-
-
-def test_logging_to_a_service_that_is_not_installed_says_how_to_install_it(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    assert main(["--config", str(write_config(tmp_path)), "stages=[po]", "logging.wandb={project: x}"]) == 1
-    assert "install sparsepo_jax[wandb]" in capsys.readouterr().err
 
 
 def test_models_of_other_vocabularies_are_no_reference(tmp_path, capsys):

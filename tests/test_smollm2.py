@@ -168,7 +168,7 @@ def test_it_answers_is_trained_and_its_export_answers(model, tmp_path):
                 "objective": {"kind": "sparsepo", "beta": 0.1},
                 "po": {"steps": 3, "batch_size": 4, "optimizer": {"kind": "adamw", "learning_rate": 5e-6}},
                 "generation": {"max_new_tokens": 16, "batch_size": 8, "temperature": 0.0, "samples": 1},
-                "logging": {"every_steps": 1, "tensorboard": False},
+                "logging": {"every_steps": 1, "trackers": []},
             }
         )
     )

@@ -41,6 +41,11 @@ def score_ahead(problem: Problem, mesh: Mesh, calls: list[tuple]) -> Callable[[]
     return _on_every_host(_score, mesh).compile_ahead([(problem, *call) for call in calls])
 
 
+def score_names(problem: Problem, mesh: Mesh, call: tuple) -> list[str]:
+    """The names of the metrics that score_batch gives. call: its arguments, abstract ones allowed."""
+    return list(jax.eval_shape(_on_every_host(_score, mesh).jitted, problem, *call)[0])
+
+
 def _score(problem: Problem, weights: dict[str, Weights], reference: Weights, batch: PairBatch):
     batch = jax.tree.map(lambda x: x[0], batch)
     return (

@@ -7,10 +7,11 @@ import math
 from typing import Literal
 
 from sparsepo_jax.config.schema.compute import Mesh
-from sparsepo_jax.config.schema.data import Data
+from sparsepo_jax.config.schema.data import Data, Source
 from sparsepo_jax.config.schema.masks import AnyMask, LearnedMask
 from sparsepo_jax.config.schema.models import BpeTokenizer, ByteTokenizer, Tokenizer
 from sparsepo_jax.config.schema.objectives import Objective
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.schema.training import Schedule, Training
 from sparsepo_jax.config.schema.weighing import Weighs
 from sparsepo_jax.core.errors import UserError
@@ -127,3 +128,26 @@ def mask_parameters(objective: Objective, width: int, num_layers: int) -> int:
         mixer, shared_norm = num_layers, 2 * width
         net = num_layers * of_layer + mixer + shared_norm
     return 2 * net if mask.sharing == "independent" and masked_terms(objective) == "both" else net
+
+
+def evaluation_lists(data: Data) -> dict[str, list[Source]]:
+    """The lists of sources in data.eval by their place in the section `data`: eval, or eval.NAME for each."""
+    if isinstance(data.eval, dict):
+        return {f"eval.{name}": sources for name, sources in data.eval.items()}
+    return {"eval": data.eval}
+
+
+def evaluation_sources(data: Data) -> list[Source]:
+    """All sources of data.eval, whatever set they belong to."""
+    return [source for sources in evaluation_lists(data).values() for source in sources]
+
+
+def main_set(config: Config) -> str | None:
+    """The name of the set that headlines are about; None where the sets have no names."""
+    names = config.data.set_names
+    return config.evaluation.main or names[0] if names else None
+
+
+def decided_by_evaluation(config: Config) -> bool:
+    """Whether what po leaves depends on its evaluations: when it stops, or which weights are kept."""
+    return config.po.early_stopping is not None or config.po.keep == "best"

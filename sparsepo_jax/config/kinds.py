@@ -4,7 +4,10 @@ annotations."""
 import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import Tag
 
 from sparsepo_jax.config.names import same_name
 from sparsepo_jax.config.schema.base import ByKind, Section, members
@@ -49,10 +52,26 @@ def kind_of(annotation: Any, mapping: Mapping[Any, Any]) -> str | None:
     return by_likeness(kind, members(unwrapped(annotation)))[0] if isinstance(kind, str) else mark.default
 
 
+def forms_of(annotation: Any) -> dict[str, Any]:
+    """The forms of what may be a list or several lists by name, by pydantic's word for each; else none."""
+    annotation = unwrapped(annotation)
+    forms = {}
+    for form in get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ():
+        tags = [mark.tag for mark in getattr(form, "__metadata__", ()) if isinstance(mark, Tag)]
+        forms |= dict.fromkeys(tags, form)
+    return forms
+
+
 def entry_of(annotation: Any) -> Any | None:
     """The annotation of a list's entries; None: it is no list."""
-    annotation = unwrapped(annotation)
+    annotation = unwrapped(forms_of(annotation).get("list", annotation))
     return get_args(annotation)[0] if get_origin(annotation) is list else None
+
+
+def named_of(annotation: Any) -> Any | None:
+    """The annotation of each of several lists by name; None: there are no such lists here."""
+    named = forms_of(annotation).get("named")
+    return None if named is None else get_args(unwrapped(named))[1]
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sparsepo_jax.config.kinds import entry_of, fields_of, kind_of, sections_of
+from sparsepo_jax.config.kinds import entry_of, fields_of, kind_of, named_of, sections_of
 from sparsepo_jax.config.mistakes import Keys, explain, not_one_of
 from sparsepo_jax.config.names import other_program
 from sparsepo_jax.config.schema.root import Config
@@ -186,6 +186,11 @@ def _drop_other_kinds(
             _drop_other_kinds(entry, entry_of(old), entry_of(new), (*at, str(index)), changes, notes)
             for index, entry in enumerate(value)
         ]
+    if isinstance(value, dict) and (named := named_of(new)) is not None:
+        return {
+            name: _drop_other_kinds(entry, named, named, (*at, name), changes, notes)
+            for name, entry in value.items()
+        }
     if not isinstance(value, dict) or not sections_of(old) or not sections_of(new):
         return value
     kind = kind_of(new, {"kind": changes[(*at, "kind")]} if (*at, "kind") in changes else value)
@@ -218,7 +223,9 @@ def _with_nearest_kinds(value: Any, annotation: Any, at: Keys, mistakes: list[st
         return [
             _with_nearest_kinds(item, entry, (*at, str(index)), mistakes) for index, item in enumerate(value)
         ]
-    sections = sections_of(annotation)
+    named, sections = named_of(annotation), sections_of(annotation)
+    if isinstance(value, dict) and named is not None:
+        return {name: _with_nearest_kinds(item, named, (*at, name), mistakes) for name, item in value.items()}
     if not isinstance(value, dict) or not sections:
         return value
     kind = kind_of(annotation, value)

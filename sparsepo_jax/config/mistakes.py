@@ -14,6 +14,7 @@ from sparsepo_jax.config.kinds import (
     choices,
     entry_of,
     fields_of,
+    forms_of,
     sections_of,
     unwrapped,
 )
@@ -94,10 +95,15 @@ def _place(location: tuple[str | int, ...]) -> _Place:
     kind: str | None = None  # of the section
     next_kind: str | None = None  # of the node, until the next key enters it
     for number, part in enumerate(location):
+        if part == "[key]":  # the key itself is wrong, not what stands there
+            continue
         node = unwrapped(node)
         if by_kind(node) is not None:
             next_kind = str(part)
             node = sections_of(node)[next_kind]
+            continue
+        if part in (forms := forms_of(node)):
+            node = forms[str(part)]
             continue
         if node == unwrapped(Json):  # a key, then its value's type, and so on
             path += map(str, location[number::2])

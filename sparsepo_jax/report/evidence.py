@@ -108,7 +108,7 @@ def read_evidence(output_dir: Path) -> Evidence:
     series = {
         name: values
         for (stage, name), values in metrics.items()
-        if stage == "po" and not name.startswith("eval/")
+        if stage == "po" and not name.startswith(("eval/", "eval_"))
     }
     last = max((step for values in series.values() for step in values), default=0)
     steps = number_or_none(facts.get("steps"))

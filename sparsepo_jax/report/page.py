@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_text
-from sparsepo_jax.report import charts, drawing, heatmap, series, table
+from sparsepo_jax.report import charts, drawing, heatmap, series, sets, table
 from sparsepo_jax.report.doctor import diagnose
 from sparsepo_jax.report.evidence import read_evidence
 from sparsepo_jax.report.files import (
@@ -130,6 +130,8 @@ def _summary_context(summary: dict | None) -> dict[str, Any]:
         "untrained": not table.has_before(known["Policy"]),
         "any_auroc": any(row.label in ("AUROC, reward mask", "AUROC, KL mask") for row in known["Mask"]),
         "duration": _duration((summary or {}).get("seconds")),
+        "sets": [sets.cells(row) for row in sets.set_rows(summary or {})],
+        "set_columns": sets.COLUMNS,
     }
 
 

@@ -28,6 +28,8 @@ ROWS = {  # label -> path into what is known of a stage
     "prompts cut": ("data", "prompts_cut"),
     "longest prompt and response, tokens": ("limits", "max_length"),
     "steps": ("steps",),
+    "steps done": ("steps_done",),
+    "weights of step": ("weights_of_step",),
     "batch size": ("config", "batch_size"),
     "micro-steps": ("config", "accumulation"),
     "learning rate": ("config", "optimizer", "learning_rate"),

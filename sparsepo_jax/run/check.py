@@ -11,6 +11,7 @@ from pathlib import Path
 from sparsepo_jax.config.derive import (
     DEFAULT_LENGTH,
     batch_problem,
+    evaluation_lists,
     least_shards,
     length_limits,
     mask_of,
@@ -19,6 +20,7 @@ from sparsepo_jax.config.derive import (
     stage_steps,
 )
 from sparsepo_jax.config.load import ConfigError
+from sparsepo_jax.config.schema.data import Source
 from sparsepo_jax.config.schema.generation import ClassifierScorer, HuggingFaceScorer
 from sparsepo_jax.config.schema.masks import LearnedMask
 from sparsepo_jax.config.schema.models import BpeTokenizer, PretrainedTokenizer
@@ -60,9 +62,8 @@ def make_plan_text(config: Config) -> str:
     adapters = read_adapters(config, policy, mistakes)
     config = adapters.config
     reference = _read_reference(config, policy, mistakes)
-    rows = {
-        name: rows_of(getattr(config.data, name), f"data.{name}", mistakes) for name in _lists_used(config)
-    }
+    lists = _lists_used(config)
+    rows = {name: rows_of(sources, f"data.{name}", mistakes) for name, sources in lists.items()}
     scorer_rows = _scorer_rows(config, mistakes)
     length = _max_length(config, policy, mistakes)
     mistakes += [
@@ -82,6 +83,7 @@ def make_plan_text(config: Config) -> str:
         *_training_lines(config, policy, reference, rows, length),
         *_answer_lines(config, rows, scorer_rows),
         *_choice_lines(config, policy, reference),
+        *_hub_lines(config),
     ]
     notes = [*(model.note for model in dict.fromkeys((policy, reference)) if model.note), *adapters.notes]
     return "\n".join([*(f"{name:<12}{text}" for name, text in lines), *(f"note: {note}" for note in notes)])
@@ -134,6 +136,20 @@ def _training_lines(
         is_gone = config.reference.cached and config.po.eval_every_steps is None
         masks = _mask_parameters(config, reference)
         yield "", memory_text(config, config.po, policy, masks, None if is_gone else reference)
+        yield from _ending_lines(config)
+
+
+def _ending_lines(config: Config) -> Iterator[Line]:
+    """When po may end before its last step, and whose weights it leaves."""
+    stopping, best = config.po.early_stopping, config.checkpoint.best
+    if stopping is not None:
+        yield (
+            "",
+            f"stops early when {stopping.metric} ({stopping.mode}) has not got better in "
+            f"{stopping.patience} evaluations, one every {config.po.eval_every_steps} steps",
+        )
+    if config.po.keep == "best":
+        yield "", f"leaves the weights of the best {(stopping or best).metric}"
 
 
 def _answer_lines(config: Config, rows: dict[str, Count], scorer_rows: Count | None) -> Iterator[Line]:
@@ -144,7 +160,14 @@ def _answer_lines(config: Config, rows: dict[str, Count], scorer_rows: Count | N
         across = "" if config.pairs.threshold is None else f" across {config.pairs.threshold:g}"
         yield "pairs", f"{config.pairs.rule}{across}, scored by {config.scorer.kind}{trained}"
     if not {"score", "eval"}.isdisjoint(config.stages):
-        yield "evaluation", f"{_evaluated_rows(rows, config)} pairs"
+        sets = _evaluated_rows(rows, config)
+        yield "evaluation", "; ".join(f"{name}{': ' if name else ''}{n} pairs" for name, n in sets.items())
+
+
+def _hub_lines(config: Config) -> Iterator[Line]:
+    if config.export.hub is not None and "export" in config.stages:
+        private = "private" if config.export.hub_private else "public"
+        yield "hub", f"the export is pushed to {config.export.hub}, {private}"
 
 
 def _choice_lines(config: Config, policy: Model, reference: Model) -> Iterator[Line]:
@@ -289,17 +312,21 @@ def _taken_sft_mistakes(config: Config) -> Iterator[str]:
 # ---------------------------------------------------------------- rows
 
 
-def _lists_used(config: Config) -> list[str]:
+def _lists_used(config: Config) -> dict[str, list[Source]]:
     """The lists of data that the stages read (a stage may run where the files of the others are not)."""
     stages, data = set(config.stages), config.data
     scored = not {"score", "eval"}.isdisjoint(stages)
-    used = {
-        "sft": "sft" in stages,
-        "train": "po" in stages or (scored and data.holdout is not None),
-        "eval": scored,
-        "prompts": not {"pairs", "generate"}.isdisjoint(stages),
-    }
-    return [name for name in used if used[name] or "inspect" in stages]
+    looks = "inspect" in stages
+    lists: dict[str, list[Source]] = {}
+    if looks or "sft" in stages:
+        lists["sft"] = data.sft
+    if looks or "po" in stages or (scored and data.holdout is not None):
+        lists["train"] = data.train
+    if looks or scored:
+        lists |= evaluation_lists(data)
+    if looks or not {"pairs", "generate"}.isdisjoint(stages):
+        lists["prompts"] = data.prompts
+    return lists
 
 
 def _scorer_rows(config: Config, mistakes: list[str]) -> Count | None:
@@ -327,20 +354,23 @@ def _kept_rows(rows: Count, config: Config) -> Count:
     return Count(round(rows.number * (1 - config.data.holdout.share)), exact=False)
 
 
-def _evaluated_rows(rows: dict[str, Count], config: Config) -> Count:
-    """Pairs of data.eval and of the held-out part."""
+def _evaluated_rows(rows: dict[str, Count], config: Config) -> dict[str, Count]:
+    """Pairs of each evaluation set by its name; of data.eval and the held-out part by "" if it has none."""
     held_out = Count(0)
     if config.data.holdout is not None:
         train = rows["train"].number
         share = config.data.holdout.share
         held_out = Count(None if train is None else round(train * share), exact=False)
+    if names := config.data.set_names:
+        return {name: _at_most(rows.get(f"eval.{name}", held_out), config) for name in names}
     pairs = total((rows["eval"].number, held_out.number))
-    if pairs is None:
-        return Count(None)
+    return {"": _at_most(Count(pairs, pairs is None or (rows["eval"].exact and held_out.exact)), config)}
+
+
+def _at_most(pairs: Count, config: Config) -> Count:
+    """The same, evaluation.max_pairs at the most."""
     limit = config.evaluation.max_pairs
-    if limit is None or limit >= pairs:
-        return Count(pairs, rows["eval"].exact and held_out.exact)
-    return Count(limit)
+    return pairs if pairs.number is None or limit is None or limit >= pairs.number else Count(limit)
 
 
 # ---------------------------------------------------------------- parameters

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sparsepo_jax.config.derive import decided_by_evaluation, evaluation_sources, main_set
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json
@@ -44,6 +45,8 @@ _HARMLESS = {
     "compute.compile_cache",
     "compute.offload",
     "compute.distributed",
+    "export.hub",
+    "export.hub_private",
 }
 # Settings that were added later, with the value at which a stage is what it was before them.
 _ADDED = {
@@ -55,6 +58,9 @@ _ADDED = {
     "objective.l1_reward": 0.0,
     "objective.l1_kl": 0.0,
     "objective.policy_weight": False,
+    "evaluation.main": None,
+    "po.early_stopping": None,
+    "po.keep": "last",
 }
 _PROMPTS = {"data.prompts", "data.prompt_words"}
 _HARMLESS_FOR = {
@@ -251,6 +257,8 @@ class Marks:
         """
         settings = self._config.model_dump(mode="json")
         harmless = _HARMLESS | _HARMLESS_FOR.get(stage, set())
+        if stage == "po" and decided_by_evaluation(self._config):
+            harmless -= {"data.eval", "po.eval_every_steps"}
         depends: dict[str, Any] = {}
         for name in _SECTIONS[stage]:
             section, _, only = name.partition(".")
@@ -262,6 +270,13 @@ class Marks:
                     if f"{section}.{key}" not in harmless and only in ("", key)
                 }
             depends[section] = value
+        if stage in ("score", "eval", "generate") and self._config.data.set_names:
+            depends["evaluation"] = depends.get("evaluation", {}) | {"main": main_set(self._config)}
+        if stage == "po" and decided_by_evaluation(self._config):
+            chosen = self._config.evaluation
+            depends["evaluation"] = {"max_pairs": chosen.max_pairs, "main": main_set(self._config)}
+            if self._config.po.early_stopping is None:
+                depends["checkpoint"] = {"best": settings["checkpoint"]["best"]}
         _drop_added(depends)
         if stage not in TRAINING:
             marks = self.all()
@@ -276,7 +291,7 @@ class Marks:
         if stage == "measure":
             return [str(self.directory / "generations.jsonl")]
         models = [config.policy.path, config.policy.adapter, config.reference.path, config.reference.adapter]
-        sources: list[Any] = [*config.data.train, *config.data.eval]
+        sources: list[Any] = [*config.data.train, *evaluation_sources(config.data)]
         if stage == "generate":
             sources += config.data.prompts
         if stage == "eval":

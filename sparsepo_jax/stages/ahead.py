@@ -37,9 +37,10 @@ def _compile(run: Run, weights: dict[str, Any], reference: Weights) -> str:
     """What there is to say of it."""
     began_s = time.perf_counter()
     table = run.pairs[1]
-    wait = compile_scores(run, table, weights, reference)
+    waits = [compile_scores(run, pairs, weights, reference) for pairs in (table, *run.other_sets.values())]
     compile_sampled(run, table, weights["policy"], reference)
-    wait()
+    for wait in waits:
+        wait()
     return f"programs compiled in {time.perf_counter() - began_s:.1f} s, while po trained"
 
 

@@ -28,8 +28,9 @@ from sparsepo_jax.build.models import (
 from sparsepo_jax.build.objective import make_problem
 from sparsepo_jax.build.tokenizer import ends_of, made_tokenizer, make_tokenizer, same_tokenizer
 from sparsepo_jax.build.weights import check_sharding
-from sparsepo_jax.config.derive import mask_of
+from sparsepo_jax.config.derive import evaluation_lists, main_set, mask_of
 from sparsepo_jax.config.load import save_config
+from sparsepo_jax.config.schema.data import HOLDOUT
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.lock import DirectoryLock
@@ -149,12 +150,35 @@ class Run:
         """The adapters that a training stage trains; None if it trains all weights."""
         return make_lora(getattr(self.config, stage), stage, self.spec)
 
-    @functools.cached_property
+    @property
     def pairs(self) -> tuple[TokenTable | None, TokenTable | None]:
-        """(training pairs, evaluation pairs). The held-out part of data.train belongs to the second."""
+        """(training pairs, evaluation pairs: those of the main set, where data.eval has names).
+
+        The held-out part of data.train belongs to the second where data.eval has no names.
+        """
+        train, sets = self._tables
+        return train, sets.get(main_set(self.config) or "")
+
+    @property
+    def evaluation_sets(self) -> dict[str, TokenTable]:
+        """All evaluation sets by name, in order; one called "" where data.eval has no names."""
+        return self._tables[1]
+
+    @property
+    def other_sets(self) -> dict[str, TokenTable]:
+        """The evaluation sets beside the main one, by name."""
+        main = main_set(self.config) or ""
+        return {name: table for name, table in self.evaluation_sets.items() if name != main}
+
+    @functools.cached_property
+    def _tables(self) -> tuple[TokenTable | None, dict[str, TokenTable]]:
+        """(training pairs, the evaluation sets by name: one called "" if they have no names)."""
         data = self.config.data
         train = self._load_pairs(data.train, "train")
-        evaluated = self._load_pairs(data.eval, "eval")
+        tables = {
+            name.removeprefix("eval").removeprefix("."): self._load_pairs(sources, name)
+            for name, sources in evaluation_lists(data).items()
+        }
         if data.holdout is not None and train is not None:
             train, held_out = split_holdout(train, data.holdout.share, data.holdout.seed)
             if not len(train) or not len(held_out):
@@ -162,12 +186,19 @@ class Run:
                     f"data.holdout.share: {data.holdout.share} leaves {len(train)} pairs to train and "
                     f"{len(held_out)} to evaluate; both need some: change the share, or give data.eval"
                 )
-            evaluated = held_out if evaluated is None else TokenTable.concat([evaluated, held_out])
-        if evaluated is not None and self.config.evaluation.max_pairs is not None:
-            evaluated = evaluated.take(np.arange(min(len(evaluated), self.config.evaluation.max_pairs)))
+            name = HOLDOUT if data.set_names else ""
+            given = tables.get(name)
+            tables[name] = held_out if given is None else TokenTable.concat([given, held_out])
         self._check_given_weights("data.train", train)
-        self._check_given_weights("data.eval", evaluated)
-        return train, evaluated
+        sets = {name: self._first_pairs(table) for name, table in tables.items() if table is not None}
+        for name, table in sets.items():
+            self._check_given_weights(f"data.eval.{name}" if name else "data.eval", table)
+        return train, sets
+
+    def _first_pairs(self, table: TokenTable) -> TokenTable:
+        """evaluation.max_pairs of them."""
+        limit = self.config.evaluation.max_pairs
+        return table if limit is None else table.take(np.arange(min(len(table), limit)))
 
     def _load_pairs(self, sources: list[Any], name: str) -> TokenTable | None:
         if not sources:
@@ -243,11 +274,11 @@ class Run:
         reference_spec = self.reference_spec if stage == "po" else self.spec
         check_sharding(self.config, stage, self.spec, reference_spec, self.mesh)
 
-    def begin(self, stage: str, table: TokenTable) -> None:
-        """Notes that a training stage begins, and with which rows."""
+    def begin(self, stage: str, digests: dict[str, str]) -> None:
+        """Notes that a training stage begins, and with which rows: a digest for each file."""
         self.write_config()
         if jax.process_index() == 0:
-            self.marks.begin(stage, table.file_digests())
+            self.marks.begin(stage, digests)
 
     def mark(self, stage: str, began_s: float, taken: Marks | None = None) -> None:
         """Notes that a stage is finished.

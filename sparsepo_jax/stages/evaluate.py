@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from sparsepo_jax.build.compute import machine_facts
-from sparsepo_jax.config.derive import mask_of, masked_terms
+from sparsepo_jax.config.derive import main_set, mask_of, masked_terms
 from sparsepo_jax.core.files import write_json, write_jsonl
+from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.eval.auroc import auroc, precision
 from sparsepo_jax.eval.lexicon import WordMarks, load_lexicons, mark_table
@@ -37,28 +38,27 @@ def evaluate(run: Run) -> None:
         say("eval: finished before")
         return
     wait_for_programs(run)
-    table, marks = _mark_words(run, run.pairs[1])
     start = start_weights(run)
     reference = reference_weights(run, start)
     if start is not None:
         start = adapted(run, start)
-    before = None if start is None else score_table(run, table, start, reference)
     now = current_weights(run)
-    after = score_table(run, table, now, reference)
+    table, figures, after = _evaluate_set(run, run.pairs[1], start, now, reference)
+    others = {
+        name: _evaluate_set(run, other, start, now, reference)[1] for name, other in run.other_sets.items()
+    }
     sampled_before, sampled_after, samples = sampled_figures(run, table, start, now, reference)
-    headline_before = headline(before) if before else dict.fromkeys(headline(after))
-    summary = {
-        "before": headline_before | sampled_before,
-        "after": headline(after) | sampled_after,
-        "mask": mask_summary(run, table, before, after),
-        "pairs": len(table),
-        "independent_pairs": round(independent_pairs(after, table.prompt_key_N), 1),
+    summary = figures | {
+        "before": figures["before"] | sampled_before,
+        "after": figures["after"] | sampled_after,
         "machine": machine_facts(run.config, run.mesh),
         "first_step_s": _first_steps(run),
         "reference": describe_reference(run, reference),
     }
-    if marks is not None:
-        summary["lexicons"] = _lexicon_summary(run, marks, before, after)
+    if names := run.config.data.set_names:
+        main = main_set(run.config)
+        of_sets = others | {main: figures}
+        summary |= {"main": main, "sets": {name: _with_words(of_sets[name]) for name in names}}
     summary["seconds"] = round(time.time() - run.started_s + _earlier_seconds(run), 1)
     summary["words"] = outcome(summary)
     run.unmark("eval")
@@ -69,11 +69,40 @@ def evaluate(run: Run) -> None:
         else:
             samples_path.unlink(missing_ok=True)
     shown = np.linspace(0, len(after) - 1, min(run.config.report.pairs, len(after))).astype(int)
-    write_pairs(run, pairs_path, table, [after[n] for n in shown], with_text=True)
+    write_pairs(run, pairs_path, table, [after[n] for n in shown])
     run.mark("eval", began_s)
-    say(f"eval: {len(table)} pairs in {time.time() - began_s:.1f} s")
+    pairs = [len(table), *map(len, run.other_sets.values())]
+    sets = f" in {len(pairs)} sets" if len(pairs) > 1 else ""
+    say(f"eval: {sum(pairs)} pairs{sets} in {time.time() - began_s:.1f} s")
     if "report" not in run.config.stages:
         say_summary(run)
+
+
+def _evaluate_set(
+    run: Run,
+    table: TokenTable,
+    start: dict[str, Weights] | None,
+    now: dict[str, Weights],
+    reference: Weights,
+) -> tuple[TokenTable, dict[str, Any], list[PairScore]]:
+    """(the pairs with what lexicons say of them, their figures before and after, their scores after)."""
+    table, marks = _mark_words(run, table)
+    before = None if start is None else score_table(run, table, start, reference)
+    after = score_table(run, table, now, reference)
+    figures = {
+        "before": headline(before) if before else dict.fromkeys(headline(after)),
+        "after": headline(after),
+        "mask": mask_summary(run, table, before, after),
+        "pairs": len(table),
+        "independent_pairs": round(independent_pairs(after, table.prompt_key_N), 1),
+    }
+    if marks is not None:
+        figures["lexicons"] = _lexicon_summary(run, marks, before, after)
+    return table, figures, after
+
+
+def _with_words(figures: dict[str, Any]) -> dict[str, Any]:
+    return figures | {"words": outcome(figures)}
 
 
 def _first_steps(run: Run) -> dict[str, float]:

@@ -10,18 +10,21 @@ import numpy as np
 from sparsepo_jax.build.models import exported_configs
 from sparsepo_jax.build.tokenizer import tokenizer_directory
 from sparsepo_jax.config.load import config_text
+from sparsepo_jax.config.schema.data import FileSource
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.models.lora import Lora, merge_adapters, split_adapters
 from sparsepo_jax.models.stored_tensors import find_checkpoint
+from sparsepo_jax.report.card import Origin, Parts, make_card
+from sparsepo_jax.run.local import DATA_ID, MODEL_ID, is_local
 from sparsepo_jax.run.resume import TRAINING
 from sparsepo_jax.sharding.mesh import to_host
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.weights import start_weights, starting_policy, trained
 
 
-class Parts(NamedTuple):
-    """What an export consists of.
+class Places(NamedTuple):
+    """Where the parts of an export lie.
 
     Attributes:
         model: where the complete model is written; None: it is not asked for.
@@ -44,7 +47,7 @@ def export(run: Run) -> None:
     began_s = time.time()
     path = Path(run.config.export.path or run.output_dir / "export")
     has_po, lora = run.marks.finished("po"), run.lora("po")
-    parts = _parts(run, path, adapters_trained=has_po and lora is not None)
+    parts = places_of(run, path, adapters_trained=has_po and lora is not None)
     if run.marks.finished("export", *parts.outputs()):
         say(f"export: finished before, {path}")
         return
@@ -69,11 +72,11 @@ def export(run: Run) -> None:
     say(f"export: {path}, weights in {_exported_dtype(run)}")
 
 
-def _parts(run: Run, path: Path, *, adapters_trained: bool) -> Parts:
+def places_of(run: Run, path: Path, *, adapters_trained: bool) -> Places:
     if not adapters_trained:
-        return Parts(path, None, None)
+        return Places(path, None, None)
     starts_from_checkpoint = run.config.policy.path is not None and not run.marks.finished("sft")
-    return Parts(
+    return Places(
         model=path if run.config.export.merged else None,
         adapter=path / "adapter",
         base=None if starts_from_checkpoint else path / "base",
@@ -106,7 +109,7 @@ def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None
         hf_config,
         on_host,
         _mask_tensors(run, masks),
-        _card(run, masks),
+        make_card(origin(run, has_masks=bool(masks)), Parts(), run.output_dir),
         dtype=dtype,
         generation=generation,
         source=_wrapped_source(run),
@@ -144,7 +147,7 @@ def _wrapped_source(run: Run) -> Path | None:
     return find_checkpoint(run.config.policy.path)
 
 
-def _export_adapter(run: Run, parts: Parts, adapters: Weights, lora: Lora, masks: Weights) -> None:
+def _export_adapter(run: Run, parts: Places, adapters: Weights, lora: Lora, masks: Weights) -> None:
     """Writes adapters in PEFT's format, in the first process."""
     from sparsepo_jax.models.export import save_peft
 
@@ -152,7 +155,8 @@ def _export_adapter(run: Run, parts: Parts, adapters: Weights, lora: Lora, masks
     if jax.process_index() != 0:
         return
     base = name_model(parts.base or run.config.policy.path)
-    card = _card(run, masks)
+    places = Parts(model=None, adapter=".")
+    card = make_card(origin(run, has_masks=bool(masks)), places, run.output_dir)
     save_peft(parts.adapter, run.spec, adapters, lora, _mask_tensors(run, masks), card, base)
     _export_tokenizer(run, parts.adapter)
 
@@ -175,23 +179,31 @@ def _mask_tensors(run: Run, masks: Weights) -> dict[str, Any]:
     return masks_to_tensors(run.config.objective.mask.net, masks) if masks else {}
 
 
-def _card(run: Run, masks: Weights) -> str:
-    """The model card."""
-    from sparsepo_jax.models.export import make_card
-
-    summary, marks = run.output_dir / "summary.json", run.marks.all()
-    return make_card(
-        run.output_dir.name,
-        origin=_origin(run.config),
+def origin(run: Run, *, has_masks: bool) -> Origin:
+    """How the exported model came about, for its card."""
+    config, marks = run.config, run.marks.all()
+    data = (source for sources in (config.data.sft, config.data.train) for source in sources)
+    paths = dict.fromkeys(source.path for source in data if isinstance(source, FileSource))
+    return Origin(
+        name=run.output_dir.resolve().name,
+        start=_start(config),
+        base_model=_hub_id(config.policy.path, MODEL_ID),
+        datasets=[path for path in paths if _hub_id(path, DATA_ID)],
         trained=[stage for stage in TRAINING if stage in marks],
-        objective=run.config.objective.kind if "po" in marks else None,
-        has_masks=bool(masks),
-        summary=summary.read_text() if summary.exists() else None,
-        config=config_text(run.config),
+        objective=config.objective.kind if "po" in marks else None,
+        has_masks=has_masks,
+        config=config_text(config),
     )
 
 
-def _origin(config: Config) -> str:
+def _hub_id(path: str | None, pattern: str) -> str | None:
+    """A path that is an id on the Hub; None: it is none."""
+    mistakes: list[str] = []
+    is_id = path is not None and not is_local(path, "", mistakes, pattern) and not mistakes
+    return path if is_id else None
+
+
+def _start(config: Config) -> str:
     """What the policy was before any stage, for a reader."""
     model = config.policy.path or "random weights"
     return f"{model} + adapter {config.policy.adapter}" if config.policy.adapter else model

@@ -1,6 +1,7 @@
 """The stage inspect: the first rows of each source, token by token, at the terminal."""
 
 from sparsepo_jax.build.data import load_data
+from sparsepo_jax.config.derive import evaluation_lists
 from sparsepo_jax.stages.context import Run, say
 
 
@@ -13,7 +14,7 @@ def inspect(run: Run) -> None:
     for kind, sources, name in (
         ("sft", data.sft, "sft"),
         ("pairs", data.train, "train"),
-        ("pairs", data.eval, "eval"),
+        *(("pairs", sources, name) for name, sources in evaluation_lists(data).items()),
         ("prompts", data.prompts, "prompts"),
     ):
         if not sources:

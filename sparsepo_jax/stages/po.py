@@ -10,6 +10,7 @@ import numpy as np
 from sparsepo_jax.build.data import check_room
 from sparsepo_jax.build.masks import initial_masks
 from sparsepo_jax.build.objective import cached_problem
+from sparsepo_jax.config.derive import decided_by_evaluation, main_set
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
@@ -22,8 +23,8 @@ from sparsepo_jax.stages.reference import (
     keep_reference,
     make_first_step_check,
 )
-from sparsepo_jax.stages.scores import score_table
-from sparsepo_jax.stages.training import prepare, train
+from sparsepo_jax.stages.scores import metric_names, score_table
+from sparsepo_jax.stages.training import Prepared, prepare, train, watched_metric
 from sparsepo_jax.stages.weights import (
     adapted,
     is_policy_itself,
@@ -31,7 +32,9 @@ from sparsepo_jax.stages.weights import (
     start_weights,
     starting_policy,
 )
+from sparsepo_jax.train.best import check_metric
 from sparsepo_jax.train.checkpoint import save_once
+from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.step import TrainState
 
 
@@ -43,11 +46,11 @@ def po(run: Run) -> None:
     config = run.config
     run.check_training("po")
     table, eval_pairs = run.pairs
-    run.marks.check_data("po", table.file_digests())
+    run.marks.check_data("po", _rows_that_decide(run, table))
     _check_room_to_answer(run, eval_pairs)
-    evaluated = eval_pairs if config.po.eval_every_steps is not None else None
+    evaluated = run.evaluation_sets if config.po.eval_every_steps is not None else {}
     is_cached = config.reference.cached
-    prepared = None if is_cached else prepare(run, "po", table, run.problem, evaluated)
+    prepared = None if is_cached else _prepare(run, table, run.problem, evaluated)
     start: dict[str, Weights] | None = _begin(run, table)
     reference: Weights | None = reference_weights(run, start)
     start = adapted(run, start) if run.problem.adapted or is_policy_itself(run) else None  # frees the rest
@@ -56,12 +59,12 @@ def po(run: Run) -> None:
     keep_reference(run, record)
     if is_cached:
         table = add_reference(run, table, reference)
-        prepared = prepare(run, "po", table, cached_problem(run.problem, config), evaluated)
+        prepared = _prepare(run, table, cached_problem(run.problem, config), evaluated)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        return mean_metrics(score_table(run, evaluated, state.weights, reference))
+        return _evaluate(run, evaluated, state.weights, reference)
 
-    if is_cached and evaluated is None and not run.problem.adapted:
+    if is_cached and not evaluated and not run.problem.adapted:
         start = reference = None  # frees their memory: the step does not read them
 
     def initial() -> dict[str, Weights]:
@@ -73,11 +76,36 @@ def po(run: Run) -> None:
         prepared,
         initial,
         reference,
-        evaluate=None if evaluated is None else evaluate,
+        evaluate=evaluate if evaluated else None,
         check_first=make_first_step_check(run),
         reference_record=record,
         meanwhile=functools.partial(compile_eval_meanwhile, run),
     )
+
+
+def _prepare(run: Run, table: TokenTable, problem: Problem, evaluated: dict[str, TokenTable]) -> Prepared:
+    """The stage with its programs. UserError: evaluations will not have the metric that one goes by."""
+    prepared = prepare(run, "po", table, problem, evaluated.values())
+    watched = watched_metric(run.config)
+    if watched is not None and evaluated:
+        names = metric_names(run, next(iter(evaluated.values())), prepared.step.like.weights)
+        starts = ["eval", *(f"eval_{name}" for name in run.config.data.set_names)]
+        check_metric(watched, [f"{start}/{name}" for start in starts for name in names])
+    return prepared
+
+
+def _evaluate(
+    run: Run, sets: dict[str, TokenTable], weights: dict[str, Weights], reference: Weights
+) -> dict[str, float]:
+    """Metrics of all sets: eval/METRIC of the main one, eval_NAME/METRIC of each that has a name."""
+    main, metrics = main_set(run.config) or "", {}
+    for name, table in sets.items():
+        means = mean_metrics(score_table(run, table, weights, reference))
+        if name == main:
+            metrics |= {f"eval/{metric}": x for metric, x in means.items()}
+        if name:
+            metrics |= {f"eval_{name}/{metric}": x for metric, x in means.items()}
+    return metrics
 
 
 def _check_room_to_answer(run: Run, eval_pairs: TokenTable | None) -> None:
@@ -88,6 +116,16 @@ def _check_room_to_answer(run: Run, eval_pairs: TokenTable | None) -> None:
         check_room("generation.max_new_tokens", config.generation.max_new_tokens, eval_pairs, run.spec)
 
 
+def _rows_that_decide(run: Run, table: TokenTable) -> dict[str, str]:
+    """Digests of the rows of each file: with the evaluation pairs, where po stops or is kept by them."""
+    digests = table.file_digests()
+    if decided_by_evaluation(run.config):
+        for name, pairs in run.evaluation_sets.items():
+            of_set = f"evaluation set {name}".rstrip()
+            digests |= {f"{of_set}: {file}": digest for file, digest in pairs.file_digests().items()}
+    return digests
+
+
 def _begin(run: Run, table: TokenTable) -> dict[str, Weights]:
     """{"policy", "masks"} that po starts from, kept in po/start when it begins."""
     directory = run.output_dir / "po" / "start"
@@ -95,7 +133,7 @@ def _begin(run: Run, table: TokenTable) -> dict[str, Weights]:
         masks = initial_masks(run.config, run.problem.mask_source, run.mesh)
         start = {"policy": starting_policy(run), "masks": masks}
         _refuse_dead_masks(run, table, start)
-        run.begin("po", table)
+        run.begin("po", _rows_that_decide(run, table))
         save_once(directory, start)
         del start
     return start_weights(run)

@@ -23,13 +23,15 @@ def report(run: Run) -> None:
 
 def say_summary(run: Run) -> None:
     """Says what happened in words, the table of figures, and what the doctor makes of the run's files."""
+    from sparsepo_jax.report.sets import sets_table
     from sparsepo_jax.report.table import summary_table
 
     if jax.process_index() != 0:
         return
     path = run.output_dir / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
-    for text in (summary.get("words") or outcome(summary), summary_table(summary)):
+    words = summary.get("words") or outcome(summary)
+    for text in (words, summary_table(summary), sets_table(summary)):
         if text:
             say(text)
     say_doctor(run, evaluated=True)

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.stop import Stop
-from sparsepo_jax.run.resume import LOOKING
+from sparsepo_jax.run.resume import LOOKING, TRAINING
 from sparsepo_jax.stages.context import Run
 from sparsepo_jax.stages.evaluate import evaluate
 from sparsepo_jax.stages.export import export
 from sparsepo_jax.stages.generate import generate
 from sparsepo_jax.stages.harness import harness
+from sparsepo_jax.stages.hub import check_hub, push_export
 from sparsepo_jax.stages.inspect import inspect
 from sparsepo_jax.stages.measure import check_packages, measure
 from sparsepo_jax.stages.pairs import make_pairs
@@ -18,6 +19,7 @@ from sparsepo_jax.stages.po import po
 from sparsepo_jax.stages.report import report, say_doctor
 from sparsepo_jax.stages.score import score
 from sparsepo_jax.stages.sft import sft
+from sparsepo_jax.train.trackers import check_trackers
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "inspect": inspect,
@@ -44,11 +46,15 @@ def run_stages(config: Config, stop: Stop, began_s: float | None = None) -> int:
     """
     run = Run(config, stop, began_s)
     check_packages(run.config)
+    if not set(TRAINING).isdisjoint(config.stages):
+        check_trackers(config.logging.trackers)
+    check_hub(run.config)
     only_looks = LOOKING.issuperset(run.config.stages)
     with contextlib.nullcontext() if only_looks else run.locked_directory():
         for stage in run.config.stages:
             STAGES[stage](run)
             run.stage_ended(stage)
+        push_export(run)
     if "po" in run.config.stages and {"eval", "report"}.isdisjoint(run.config.stages):
         say_doctor(run, evaluated=False)  # a summary.json here may be of an earlier run
     return 0

@@ -1,7 +1,9 @@
 """The stage score: every evaluation pair, token by token, in scores.jsonl."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,19 +24,29 @@ def score(run: Run) -> None:
     if run.marks.finished("score", path):
         say("score: finished before")
         return
-    table = run.pairs[1]
-    scores = score_table(run, table, current_weights(run), reference_weights(run))
+    now, reference = current_weights(run), reference_weights(run)
+    sets = run.evaluation_sets
+    scores = {name: score_table(run, table, now, reference) for name, table in sets.items()}
     run.unmark("score")
-    write_pairs(run, path, table, scores)
-    run.mark("score", began_s)
-    mean_loss = np.mean([pair.metrics["loss"] for pair in scores])
-    say(f"score: {len(scores)} pairs, mean loss {mean_loss:.4f} -> {path}")
-
-
-def write_pairs(
-    run: Run, path: Path, table: TokenTable, scores: list[PairScore], *, with_text: bool = False
-) -> None:
-    """Writes a record a pair, in the first process; see eval.records."""
-    tokenizer = run.tokenizer if with_text else None
     if jax.process_index() == 0:
-        write_jsonl(path, (pair_record(pair, table, tokenizer, with_text=with_text) for pair in scores))
+        write_jsonl(path, _records(sets, scores))
+    run.mark("score", began_s)
+    for name, of_set in scores.items():
+        mean_loss = np.mean([pair.metrics["loss"] for pair in of_set])
+        of = f" of {name}" if name else ""
+        say(f"score: {len(of_set)} pairs{of}, mean loss {mean_loss:.4f} -> {path}")
+
+
+def _records(sets: dict[str, TokenTable], scores: dict[str, list[PairScore]]) -> Iterator[dict[str, Any]]:
+    """A record a pair; one of a set that has a name says it."""
+    for name, table in sets.items():
+        for pair in scores[name]:
+            record = pair_record(pair, table, None, with_text=False)
+            yield record | {"set": name} if name else record
+
+
+def write_pairs(run: Run, path: Path, table: TokenTable, scores: list[PairScore]) -> None:
+    """Writes a record with texts for each pair, in the first process; see eval.records."""
+    tokenizer = run.tokenizer
+    if jax.process_index() == 0:
+        write_jsonl(path, (pair_record(pair, table, tokenizer, with_text=True) for pair in scores))

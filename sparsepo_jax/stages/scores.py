@@ -7,7 +7,7 @@ import jax
 
 from sparsepo_jax.build.compute import check_batch, put_on
 from sparsepo_jax.build.data import abstract_batches, is_shared, make_reading_plan
-from sparsepo_jax.build.reading import make_score_batch, score_ahead
+from sparsepo_jax.build.reading import make_score_batch, score_ahead, score_names
 from sparsepo_jax.build.weights import abstract_frozen
 from sparsepo_jax.config.derive import mask_of
 from sparsepo_jax.core.tree import Weights
@@ -45,6 +45,13 @@ def compile_scores(
     batches = abstract_in_order(run, table)
     with jax.set_mesh(run.mesh):
         return score_ahead(run.problem, run.mesh, [(weights, reference, batch) for batch in batches])
+
+
+def metric_names(run: Run, table: TokenTable, weights: dict[str, Any]) -> list[str]:
+    """The names of the metrics of a pair. weights: abstract arrays will do."""
+    reference = abstract_frozen(run.config, "po", run.problem, run.spec, run.reference_spec, run.mesh)
+    with jax.set_mesh(run.mesh):
+        return score_names(run.problem, run.mesh, (weights, reference, abstract_in_order(run, table)[0]))
 
 
 def reads_weights(run: Run, table: TokenTable) -> bool:

@@ -26,7 +26,7 @@ def sft(run: Run) -> None:
         return
     run.check_training("sft")
     table = _rows(run, run.marks)
-    run.begin("sft", table)
+    run.begin("sft", table.file_digests())
     lora = run.lora("sft")
     prepared = prepare(run, "sft", table, make_problem(run.config, run.spec, run.spec, run.mesh, lora))
     if lora is None:

@@ -5,7 +5,7 @@ Plan, compile ahead, continue from a checkpoint, loop.
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from sparsepo_jax.build.facts import stage_facts
 from sparsepo_jax.build.objective import brings_weights
 from sparsepo_jax.build.step import Step, make_step
 from sparsepo_jax.build.weights import abstract_frozen
+from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.files import write_json
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.batching import BatchPlan
@@ -30,12 +31,14 @@ from sparsepo_jax.run.choices import Choices
 from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.scores import compile_scores
+from sparsepo_jax.train.best import Best, Watched
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, save_once
 from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.loop import Evaluating, Stopping, Work, run_training
 from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.progress import Checks, Reporting
 from sparsepo_jax.train.step import TrainState
+from sparsepo_jax.train.trackers import About
 
 
 class Prepared(NamedTuple):
@@ -71,7 +74,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    run: Run, stage: str, table: TokenTable, problem: Problem, evaluated: TokenTable | None = None
+    run: Run, stage: str, table: TokenTable, problem: Problem, evaluated: Iterable[TokenTable] = ()
 ) -> Prepared:
     """Plans a training stage and begins to compile its programs, from shapes alone.
 
@@ -94,8 +97,7 @@ def prepare(
     batches = abstract_batches(config, table, plan, run.mesh, with_weights=with_weights)
     with jax.set_mesh(run.mesh):
         compiling = [step.compile_ahead(reference, batches)]
-    if evaluated is not None:
-        compiling.append(compile_scores(run, evaluated, step.like.weights))
+    compiling += [compile_scores(run, pairs, step.like.weights) for pairs in evaluated]
     return Prepared(table, problem, choices, plan, step, compiled_before, with_weights, compiling)
 
 
@@ -129,7 +131,9 @@ def train(
     table, plan, step = prepared.table, prepared.plan, prepared.step
     unit = "rows" if stage == "sft" else "pairs"
     began_s = time.time()
-    checkpoints = _checkpoints(run, stage, reference_record)
+    watched = None if evaluate is None else watched_metric(config)
+    best = None if watched is None else Best(watched)
+    checkpoints = _checkpoints(run, stage, reference_record, best)
     state = checkpoints.restore(step.like)
     if state is None:
         state = step.start(initial())
@@ -171,21 +175,38 @@ def train(
             checks=Checks(training.skip_nonfinite, functools.partial(name_rows, table, plan), check_first),
             stopping=Stopping(run.stop, run.should_stop),
             checkpoints=checkpoints,
-            evaluation=Evaluating(evaluate, every_steps) if evaluate and every_steps else None,
+            evaluation=Evaluating(evaluate, every_steps, best) if evaluate and every_steps else None,
         )
+    done = int(state.step)
+    if best is not None and training.keep == "best" and best.step not in (None, done):
+        del state  # two of them may not fit
+        state = _read_state(run, stage, best.step, step.like)
+    elif best is not None and training.keep == "best" and best.step is None:
+        say(f"note: {stage}: no evaluation gave a finite {best.watched.metric}: the last weights are kept")
+    kept = int(state.step)
     save_once(run.output_dir / stage / "final", finish(state.weights))
+    if kept != done:
+        say(f"{stage}: the weights of step {kept} are kept, the best by {best.watched.metric}")
+    _write_ending(run, stage, facts, done, kept)
     run.mark(stage, began_s)
     wait_for_all(f"{stage} marked")
 
 
-def _checkpoints(run: Run, stage: str, reference_record: dict[str, Any] | None) -> Checkpoints:
+def watched_metric(config: Config) -> Watched | None:
+    """The metric of evaluations while po trains that says which state is the best; None: none does."""
+    stopping, best = config.po.early_stopping, config.checkpoint.best
+    if stopping is not None:
+        name = "po.early_stopping.metric"
+        return Watched(name, stopping.metric, stopping.mode, stopping.patience, stopping.min_delta)
+    return None if best is None else Watched("checkpoint.best.metric", best.metric, best.mode)
+
+
+def _checkpoints(
+    run: Run, stage: str, reference_record: dict[str, Any] | None, best: Best | None = None
+) -> Checkpoints:
     config = run.config
     chosen = config.checkpoint
     policy = SavePolicy(chosen.every_steps, chosen.every_minutes, chosen.keep)
-    if stage == "po" and chosen.best is not None:
-        policy = SavePolicy(
-            chosen.every_steps, chosen.every_minutes, chosen.keep, chosen.best.metric, chosen.best.mode
-        )
     record = {
         "stage": stage,
         "seed": config.seed,
@@ -194,7 +215,16 @@ def _checkpoints(run: Run, stage: str, reference_record: dict[str, Any] | None) 
         "reference": reference_record,
     }
     directory = run.output_dir / stage / "checkpoints"
-    return Checkpoints(directory, policy, record, note=lambda text: say(f"{stage}: {text}"))
+    return Checkpoints(directory, policy, record, note=lambda text: say(f"{stage}: {text}"), best=best)
+
+
+def _read_state(run: Run, stage: str, step: int, like: TrainState) -> TrainState:
+    """The state of a step that was saved."""
+    checkpoints = _checkpoints(run, stage, None)
+    try:
+        return checkpoints.load(step, like)
+    finally:
+        checkpoints.close()
 
 
 def _batches(run: Run, stage: str, prepared: Prepared, start: int) -> Any:
@@ -213,14 +243,15 @@ def _batches(run: Run, stage: str, prepared: Prepared, start: int) -> Any:
 
 def _metrics_log(run: Run, stage: str, after_step: int) -> MetricsLog:
     logging = run.config.logging
-    return MetricsLog(
-        run.output_dir,
+    about = About(
+        output_dir=run.output_dir,
         stage=stage,
         after_step=after_step,
-        tensorboard=logging.tensorboard,
-        wandb=logging.wandb and logging.wandb.model_dump(),
+        project=logging.project,
+        name=logging.name or run.output_dir.resolve().name,
         config=run.config.model_dump(mode="json"),
     )
+    return MetricsLog(about, logging.trackers)
 
 
 def _write_facts(run: Run, stage: str, prepared: Prepared) -> dict[str, Any]:
@@ -230,6 +261,14 @@ def _write_facts(run: Run, stage: str, prepared: Prepared) -> dict[str, Any]:
     if jax.process_index() == 0:
         write_json(facts_path(run.output_dir, stage), facts)
     return facts
+
+
+def _write_ending(run: Run, stage: str, facts: dict[str, Any], done: int, kept: int) -> None:
+    """Adds to the facts where the stage ended, if that is not at its last step with its last weights."""
+    if (done, kept) == (facts["steps"], facts["steps"]) or jax.process_index() != 0:
+        return
+    facts |= {"steps_done": done, "weights_of_step": kept}
+    write_json(facts_path(run.output_dir, stage), facts)
 
 
 def _tell_first_step(run: Run, stage: str, facts: dict[str, Any]) -> str:

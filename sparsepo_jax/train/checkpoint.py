@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.host_memory import is_on_host, on_device
 from sparsepo_jax.sharding.processes import wait_for_all
+from sparsepo_jax.train.best import Best
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -35,15 +36,11 @@ class SavePolicy(NamedTuple):
         every_steps: steps between two checkpoints; None: never by steps.
         every_minutes: minutes between two checkpoints; None: never by time.
         keep: how many of the last checkpoints stay.
-        best_metric: the metric of an evaluation whose best checkpoint stays as well; None: no such one.
-        best_mode: "max" or "min", which values of best_metric are the better ones.
     """
 
     every_steps: int | None = None
     every_minutes: float | None = None
     keep: int = 2
-    best_metric: str | None = None
-    best_mode: str = "max"
 
 
 def abstract(state: Any) -> Any:
@@ -128,6 +125,16 @@ _OTHER_FAULTS = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 _ELSEWHERE = "as another process reads it"
 
 
+class _KeepBest:
+    """Orbax's preservation policy for the checkpoint of the best step."""
+
+    def __init__(self, best: Best):
+        self._best = best
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        return [checkpoint.step == self._best.step for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """The states of one training stage."""
 
@@ -137,6 +144,7 @@ class Checkpoints:
         policy: SavePolicy,
         about: Mapping[str, Any],
         note: Callable[[str], None] = print,
+        best: Best | None = None,
     ):
         """Opens a directory, which is made if it is missing. Starts the clock of `every_minutes`.
 
@@ -145,27 +153,22 @@ class Checkpoints:
             policy: when to save and what to keep.
             about: plain JSON values that are written into each checkpoint.
             note: is given lines for the user.
+            best: the best state so far: its checkpoint stays as well. None: no such one.
         """
         self._policy = policy
+        self._best = best
         self._about = dict(about)
         self._note = note
         self._saved_at_s = time.monotonic()
         policies = ocp.training.preservation_policies
         keep: list[Any] = [policies.LatestN(policy.keep)]
-        if policy.best_metric is not None:
-            keep.append(self._best())
+        if best is not None:
+            keep.append(_KeepBest(best))
         self._orbax = ocp.training.Checkpointer(
             directory.resolve(),
             preservation_policy=policies.AnyPreservationPolicy(keep),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
-        )
-
-    def _best(self) -> Any:
-        name = self._policy.best_metric
-        sign = 1.0 if self._policy.best_mode == "max" else -1.0
-        return ocp.training.preservation_policies.BestN(
-            get_metric_fn=lambda metrics: sign * metrics[name], n=1, keep_checkpoints_without_metrics=False
         )
 
     @property
@@ -190,7 +193,7 @@ class Checkpoints:
     @property
     def follow_evaluation(self) -> bool:
         """Whether each evaluation is saved, since it may be the best."""
-        return self._policy.best_metric is not None
+        return self._best is not None
 
     def warm_up(self, state: Any) -> None:
         """Compiles what `save` needs of the device, so that the first checkpoint does not hold up training.
@@ -200,7 +203,7 @@ class Checkpoints:
         """
         checksums(state)
 
-    def save(self, state: Any, step: int, metrics: Mapping[str, float] | None = None) -> None:
+    def save(self, state: Any, step: int) -> None:
         """Starts writing, unless the step is saved already.
 
         The arrays are copied to the host before this returns, so that the state may be donated.
@@ -208,28 +211,18 @@ class Checkpoints:
         Args:
             state: to be saved.
             step: its number.
-            metrics: of an evaluation of this state; None: it was not evaluated, and cannot be the best.
-
-        Raises:
-            UserError: `best_metric` is not among the metrics.
         """
         if step == self.latest_step:
             return
         self._saved_at_s = time.monotonic()
-        name = self._policy.best_metric
-        best: dict[str, float] | None = None
-        if metrics is not None and name is not None:
-            if name not in metrics:
-                names = ", ".join(sorted(metrics))
-                raise UserError(f"checkpoint.best.metric: no metric {name!r}; there are {names}")
-            best = {name: float(metrics[name])}
         about = self._about | {
             "step": step,
             "data_position": {"next_batch": step},
             "rng": {"keyed_by": ["seed", "step", "row"]},
             "checksums": checksums(state),
+            "best": None if self._best is None else self._best.record(),
         }
-        self._orbax.save_checkpointables_async(step, {"state": state}, metrics=best, custom_metadata=about)
+        self._orbax.save_checkpointables_async(step, {"state": state}, custom_metadata=about)
 
     def restore(self, like: Any) -> Any | None:
         """The last state that is not damaged.
@@ -247,13 +240,9 @@ class Checkpoints:
         """
         message = None
         while (last := self._orbax.latest) is not None:
-
-            def load(step: int = last.step) -> tuple[Any, Mapping[str, Any] | None]:
-                state = self._orbax.load_checkpointables(step, {"state": abstract(like)})["state"]
-                return state, self._orbax.checkpointables_metadata(step).custom_metadata
-
-            state, damage = _load(load)
+            state, damage = self._read(last.step, like)
             if not _anywhere(damage is not None):
+                self._restore_best(last.step)
                 return _donatable(state, like)
             message = f"checkpoint {last.path} is damaged ({damage or _ELSEWHERE})"
             self._put_aside(last.path)
@@ -265,6 +254,43 @@ class Checkpoints:
                 "anew, or bring back a copy"
             )
         return None
+
+    def load(self, step: int, like: Any) -> Any:
+        """The state of a step that was saved.
+
+        Args:
+            step: its number.
+            like: a state, or its abstract form, of the wanted shapes, types and shardings.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        state, damage = self._read(step, like)
+        if _anywhere(damage is not None):
+            raise UserError(
+                f"the checkpoint of step {step} in {self._orbax.directory} is damaged "
+                f"({damage or _ELSEWHERE}); bring back a copy, or run the stage in another output_dir"
+            )
+        return state
+
+    def _read(self, step: int, like: Any) -> tuple[Any, str | None]:
+        """(state, what is wrong with it or None)."""
+
+        def load() -> tuple[Any, Mapping[str, Any] | None]:
+            state = self._orbax.load_checkpointables(step, {"state": abstract(like)})["state"]
+            return state, self._orbax.checkpointables_metadata(step).custom_metadata
+
+        return _load(load)
+
+    def _restore_best(self, step: int) -> None:
+        """Goes on with the best state that the checkpoint of this step knows."""
+        if self._best is None:
+            return
+        self._best.restore((self._orbax.checkpointables_metadata(step).custom_metadata or {}).get("best"))
+        best = self._best.step
+        if best is not None and best not in [checkpoint.step for checkpoint in self._orbax.checkpoints]:
+            self._best.forget()
+            self._note(f"the checkpoint of the best step, {best}, is gone: the best is looked for anew")
 
     def _put_aside(self, path: Any) -> None:
         if jax.process_index() == 0:

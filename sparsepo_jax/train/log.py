@@ -1,77 +1,44 @@
-"""Where numbers go: metrics.jsonl, TensorBoard, Weights & Biases. Only the first process writes."""
+"""Where numbers go: metrics.jsonl and trackers. Only the first process writes."""
 
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import jax
 
-from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import written_atomically
+from sparsepo_jax.train.trackers import About, Tracker, open_tracker
 
 
 class MetricsLog:
     """Adds a line to metrics.jsonl and a point to each curve with every `write`. Use it as a context manager.
 
     A stage that continues from a checkpoint does the steps behind it once more. What was written of them
-    before is taken out of metrics.jsonl, and TensorBoard is told to leave it out (`purge_step`). It would
-    do so for all curves of a directory, so that each stage has a directory of its own.
+    before is taken out of metrics.jsonl.
     """
 
-    def __init__(
-        self,
-        output_dir: Path,
-        *,
-        stage: str,
-        after_step: int,
-        tensorboard: bool,
-        wandb: Mapping[str, str | None] | None,
-        config: Mapping[str, object],
-    ):
-        """Opens the files.
+    def __init__(self, about: About, trackers: Sequence[str]):
+        """Opens the files, and the run's entry in each tracker.
 
         Args:
-            output_dir: of the run.
-            stage: the stage that will write.
-            after_step: the step that the stage continues from; 0: it begins.
-            tensorboard: whether to write for TensorBoard, in tensorboard/STAGE.
-            wandb: "project" and "name" for Weights & Biases; None: it is not used.
-            config: the run's settings, for Weights & Biases.
+            about: the run, and the stage that will write.
+            trackers: names, see train/trackers.
 
         Raises:
-            UserError: the package wandb is asked for and not installed.
+            UserError: the package of a tracker is not installed, or the tracker refuses the run.
         """
         self._start_s = time.time()
         self._file: TextIO | None = None
-        self._board: Any = None
-        self._wandb: Any = None
+        self._trackers: dict[str, Tracker] = {}
         if jax.process_index() != 0:
             return
-        path = output_dir / "metrics.jsonl"
-        _drop_steps(path, stage, after_step)
+        path = about.output_dir / "metrics.jsonl"
+        _drop_steps(path, about.stage, about.after_step)
+        self._trackers = {name: open_tracker(name, about) for name in trackers}
         self._file = path.open("a", encoding="utf-8")
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(output_dir / "tensorboard" / stage), purge_step=after_step + 1)
-        if wandb is not None:
-            try:
-                import wandb as client
-            except ImportError as error:
-                raise UserError(
-                    "logging.wandb needs the package wandb: install sparsepo_jax[wandb], or set "
-                    "logging.wandb to null"
-                ) from error
-            self._wandb = client.init(
-                project=wandb["project"],
-                name=wandb["name"],
-                config=dict(config),
-                dir=str(output_dir),
-                resume="allow",
-            )
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of a step.
@@ -87,12 +54,18 @@ class MetricsLog:
         row |= {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(f"{stage}/{name}", value, step)
-        if self._wandb is not None:
-            points = {f"{stage}/{name}": value for name, value in metrics.items()}
-            self._wandb.log({**points, f"{stage}/step": step})
+        points = {f"{stage}/{name}": float(value) for name, value in metrics.items()}
+        for name in list(self._trackers):
+            self._ask(name, lambda tracker: tracker.write(step, points))
+
+    def _ask(self, name: str, what: Callable[[Tracker], None]) -> None:
+        """Lets a tracker do something; one that fails is left alone from then on, and the run goes on."""
+        try:
+            what(self._trackers[name])
+        except Exception as error:  # of any kind, from a program that is not ours
+            del self._trackers[name]
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            print(f"note: {name} failed and gets no more metrics ({reason}); metrics.jsonl has them all")
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -100,10 +73,9 @@ class MetricsLog:
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
             self._file.close()
-        if self._board is not None:
-            self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        failed = exception[0] is not None
+        for name in list(self._trackers):
+            self._ask(name, lambda tracker: tracker.close(failed=failed))
 
 
 def _drop_steps(path: Path, stage: str, after_step: int) -> None:

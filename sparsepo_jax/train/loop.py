@@ -8,6 +8,7 @@ import jax
 
 from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.train.best import Best
 from sparsepo_jax.train.checkpoint import Checkpoints
 from sparsepo_jax.train.progress import BatchCounts, Checks, Meter, Reporting, count
 from sparsepo_jax.train.step import TrainState
@@ -41,12 +42,32 @@ class Evaluating(NamedTuple):
     """How a stage is evaluated between its steps.
 
     Attributes:
-        scores: `scores(state)` gives metrics by name; they are reported as "eval/NAME".
+        scores: `scores(state)` gives metrics by the names that they are reported as, such as "eval/loss".
         every_steps: steps between two evaluations; the last step is evaluated in any case.
+        best: follows a metric, and says when to stop for want of a better value. None: nothing does.
     """
 
     scores: Callable[[TrainState], dict[str, float]]
     every_steps: int
+    best: Best | None = None
+
+    def is_due(self, step: int, total_steps: int) -> bool:
+        """Whether the state after this step is evaluated.
+
+        Args:
+            step: 0 if the stage begins.
+            total_steps: of the stage.
+        """
+        return step > 0 and (step % self.every_steps == 0 or step == total_steps)
+
+    def is_missing(self, step: int, total_steps: int) -> bool:
+        """Whether a run that continues from a step has yet to evaluate it: it was stopped in the middle.
+
+        Args:
+            step: 0 if the stage begins.
+            total_steps: of the stage.
+        """
+        return self.best is not None and self.is_due(step, total_steps) and not self.best.has_seen(step)
 
 
 class Stopping(NamedTuple):
@@ -71,7 +92,7 @@ def run_training(
     checkpoints: Checkpoints,
     evaluation: Evaluating | None = None,
 ) -> TrainState:
-    """Trains from `state.step` to `work.total_steps`.
+    """Trains from `state.step` to `work.total_steps`, or until the evaluations have not got better for long.
 
     While the device works on a step, the next batch is put onto it. A state is saved only once its metrics
     have been seen.
@@ -93,42 +114,49 @@ def run_training(
         KeyboardInterrupt: the run was asked to stop; the state is saved.
     """
     step = int(state.step)
-    scores: dict[str, float] | None = None  # of this step's evaluation
+    best = None if evaluation is None else evaluation.best
     meter = Meter(work.stage, state, reporting, checks, total=work.total_steps, programs=work.programs())
     batches = iter(work.batches)
 
     def put_next() -> tuple[Any, BatchCounts] | None:
-        if step >= work.total_steps:
+        if step >= work.total_steps or (best is not None and best.should_stop):
             return None
         batch = next(batches)
         return work.put(batch), count(batch)
 
     def save() -> None:
         meter.catch_up()
-        checkpoints.save(state, step, scores)
+        checkpoints.save(state, step)
+
+    def evaluate() -> None:
+        try:
+            scores = evaluation.scores(state)
+        except KeyboardInterrupt:
+            save()
+            raise
+        reporting.write(work.stage, step, scores)
+        if best is not None:
+            best.see(step, scores)
 
     try:
         with stopping.stop.later():
+            if evaluation is not None and evaluation.is_missing(step, work.total_steps):
+                evaluate()
             ahead = put_next()
             while ahead is not None:
                 batch, counts = ahead
                 began_s = time.perf_counter()
                 state, metrics, finite = work.update(state, work.reference, batch)
                 step += 1
-                scores = None
                 meter.note_compiled(step, work.programs(), time.perf_counter() - began_s)
                 ahead = put_next()
                 meter.add(step, metrics, finite, counts)
-                if evaluation is not None and (step % evaluation.every_steps == 0 or ahead is None):
-                    try:
-                        scores = {f"eval/{name}": x for name, x in evaluation.scores(state).items()}
-                    except KeyboardInterrupt:
-                        save()
-                        raise
-                    reporting.write(work.stage, step, scores)
-                if ahead is None:
+                is_evaluated = evaluation is not None and evaluation.is_due(step, work.total_steps)
+                if is_evaluated:
+                    evaluate()
+                if ahead is None or (best is not None and best.should_stop):
                     break
-                if checkpoints.is_due(step) or (scores is not None and checkpoints.follow_evaluation):
+                if checkpoints.is_due(step) or (is_evaluated and checkpoints.follow_evaluation):
                     save()
                 if (exception := stopping.should_stop()) is not None:
                     began_s = time.perf_counter()
@@ -137,6 +165,8 @@ def run_training(
                     meter.note(f"stopped after step {step}, saved in {time.perf_counter() - began_s:.1f} s")
                     raise exception
             save()
+            if best is not None and best.should_stop and step < work.total_steps:
+                meter.note(f"stopped early after step {step} of {work.total_steps}: {best.words()}")
     finally:
         meter.close()
         checkpoints.close()

@@ -27,7 +27,7 @@ SMALL = {
     "po": {"steps": 6, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.001}},
     "evaluation": {"batch_size": 8, "sampled_prompts": 5},
     "generation": {"max_new_tokens": 24, "batch_size": 8},
-    "logging": {"every_steps": 2, "tensorboard": False},
+    "logging": {"every_steps": 2, "trackers": []},
 }
 
 

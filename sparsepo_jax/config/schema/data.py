@@ -1,9 +1,10 @@
 """The section `data`: where rows come from and how they become tokens and batches."""
 
 import datetime
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from sparsepo_jax.config.paths import PathText
 from sparsepo_jax.config.schema.base import (
@@ -55,11 +56,36 @@ class ReviewsSource(Section):
 
 Source = Annotated[FileSource | ReviewsSource, ByKind("file")]
 
+HOLDOUT = "holdout"  # the name of the held-out part of data.train, beside named evaluation sets
+
+
+def _set_name(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name):
+        return name
+    raise ValueError(f"expected a name of at most 40 letters, digits, - and _, got {name!r:.60}")
+
+
+SetName = Annotated[str, AfterValidator(_set_name)]
+
+
+def _form(sources: Any) -> str:
+    return "named" if isinstance(sources, dict) else "list"
+
+
+# A list of sources, or several such lists by name.
+EvaluationSources = Annotated[
+    Annotated[list[Source], Tag("list")]
+    | Annotated[
+        dict[SetName, Annotated[list[Source], Field(min_length=1)]], Field(min_length=1), Tag("named")
+    ],
+    Discriminator(_form),
+]
+
 
 class Holdout(Section):
     share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the prompts of data.train that are kept out of training and used, with data.eval, for
-    evaluation."""
+    evaluation. Where data.eval has names, they are a set of their own, named holdout."""
     seed: Natural = 0
     """Another seed holds out other prompts."""
 
@@ -80,8 +106,9 @@ class Data(Section):
     """Texts that stage sft trains on: rows with a prompt and a response, or messages."""
     train: list[Source] = []
     """Preference pairs that stage po trains on."""
-    eval: list[Source] = []
-    """Preference pairs that the stages score and eval read."""
+    eval: EvaluationSources = []
+    """Preference pairs that the stages score and eval read: a list of sources; or several lists by name, as
+    in {helpful: [{path: a.jsonl}], harmless: [{path: b.jsonl}]}, each with figures of its own."""
     prompts: list[Source] = []
     """Prompts that the stages pairs and generate answer. Empty, for generate: those of the evaluation
     pairs."""
@@ -132,3 +159,10 @@ class Data(Section):
     batch."""
     inspect_rows: Positive = 4
     """Rows that the stage `inspect` shows."""
+
+    @property
+    def set_names(self) -> list[str]:
+        """The names of the evaluation sets, in order; none where `eval` has no names."""
+        if not isinstance(self.eval, dict):
+            return []
+        return [*self.eval, HOLDOUT] if self.holdout is not None else list(self.eval)

@@ -23,7 +23,10 @@ class Evaluation(Section):
     batch_size: Positive = 32
     """Pairs a batch; changes speed, not results."""
     max_pairs: Positive | None = None
-    """Evaluate on the first so many pairs. None: on all."""
+    """Evaluate on the first so many pairs (of each set). None: on all."""
+    main: str | None = None
+    """The set of data.eval that headlines are about, where its sets have names: the metrics eval/..., what
+    stands first in summary.json and the report, answered prompts, pairs shown. None: the first of them."""
     sampled_prompts: Positive | None = None
     """Let the policy answer the first so many distinct prompts, before and after po, one response each from
     the policy's own distribution (temperature 1, nothing cut off; of `generation` only max_new_tokens and

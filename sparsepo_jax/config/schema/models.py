@@ -1,8 +1,9 @@
 """Sections about models: the policy, the reference, the tokenizer and the export."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sparsepo_jax.config.paths import PathText
 from sparsepo_jax.config.schema.base import ByKind, Json, Positive, Section
@@ -75,6 +76,12 @@ Tokenizer = Annotated[
 ]
 
 
+def _repository(name: str) -> str:
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return name
+    raise ValueError(f"expected owner/name, got {name!r:.60}")
+
+
 class Export(Section):
     path: PathText | None = None
     """Where the Hugging Face directory is written; not a directory that the run reads. None:
@@ -85,3 +92,9 @@ class Export(Section):
     policy.path as it is (after sft)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the exported weights. auto: that of the weights in policy.path; float32 from scratch."""
+    hub: Annotated[str, AfterValidator(_repository)] | None = None
+    """owner/name of a repository on the Hugging Face Hub: when all stages are done, the export is pushed
+    there with its model card. The token comes from the environment (HF_TOKEN, or `hf auth login`) and is
+    tried out before the first stage. None: nothing leaves this machine."""
+    hub_private: bool = True
+    """Make the repository private. true refuses one that is there already and public."""

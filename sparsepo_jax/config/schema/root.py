@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from sparsepo_jax.config.paths import PathText
 from sparsepo_jax.config.schema.base import Natural, Section
 from sparsepo_jax.config.schema.compute import Compute
-from sparsepo_jax.config.schema.data import Data
+from sparsepo_jax.config.schema.data import HOLDOUT, Data
 from sparsepo_jax.config.schema.evaluation import Evaluation, Harness, Measure, Report
 from sparsepo_jax.config.schema.generation import Generation, PairMaking, ScorerSettings
 from sparsepo_jax.config.schema.models import AutoTokenizer, Export, Policy, Reference, Tokenizer
@@ -112,6 +112,7 @@ class Config(Section):
             *self._stage_mistakes(),
             *self._input_mistakes(),
             *(self._pair_making_mistakes() if "pairs" in self.stages else ()),
+            *self._watching_mistakes(),
             *self._adapter_mistakes(),
             *self._objective_mistakes(),
             *self._mask_mistakes(),
@@ -157,9 +158,22 @@ class Config(Section):
             yield "data.train: needed by stage po, but empty"
         generate_needs_pairs = not self.data.prompts
         reads_pairs = self._runs("score", "eval") or (self._runs("generate") and generate_needs_pairs)
+        yield from self._set_mistakes()
         if reads_pairs and not self.data.eval and not (self.data.holdout and self.data.train):
             needs = "data.eval: stages score, eval and generate need this, or data.train with data.holdout"
             yield needs + (", or (generate) data.prompts" if generate_needs_pairs else "")
+
+    def _set_mistakes(self) -> Iterator[str]:
+        """Names of evaluation sets that stand for nothing, or for two things."""
+        names, main = self.data.set_names, self.evaluation.main
+        if names.count(HOLDOUT) > 1:
+            yield (
+                f"data.eval.{HOLDOUT}: this is what the held-out part of data.train is called: take another "
+                "name, or leave out data.holdout"
+            )
+        if main is not None and main not in names:
+            known = f"expected one of {', '.join(names)}" if names else "the sets of data.eval have no names"
+            yield f"evaluation.main: {known}; got {main!r}"
 
     def _pair_making_mistakes(self) -> Iterator[str]:
         if not self.data.prompts:
@@ -177,6 +191,36 @@ class Config(Section):
                 "generation.temperature: 0 draws the same response each time, and stage pairs compares "
                 "different ones"
             )
+
+    def _watching_mistakes(self) -> Iterator[str]:
+        """What needs evaluations while training, and the metrics that it names."""
+        po, best = self.po, self.checkpoint.best
+        uses = {
+            "po.early_stopping": po.early_stopping is not None,
+            "po.keep": po.keep == "best",
+        }
+        for name in (name for name, is_used in uses.items() if is_used):
+            if po.eval_every_steps is None:
+                yield f"{name}: it goes by evaluations while training: set po.eval_every_steps"
+            if "po" in self.stages and not self.data.eval and self.data.holdout is None:
+                yield f"{name}: it goes by evaluations while training: set data.eval, or data.holdout"
+        if po.keep == "best" and po.early_stopping is None and best is None:
+            yield "po.keep: best by which metric? Set checkpoint.best.metric (or po.early_stopping)"
+        if po.early_stopping is not None and best is not None:
+            watched = po.early_stopping
+            if (watched.metric, watched.mode) != (best.metric, best.mode):
+                yield (
+                    "checkpoint.best: po.early_stopping goes by another metric or mode, and one best is "
+                    "kept: leave out checkpoint.best, or write the same in both"
+                )
+        if po.early_stopping is not None:
+            yield from self._metric_mistakes(po.early_stopping.metric)
+
+    def _metric_mistakes(self, metric: str) -> Iterator[str]:
+        sets = ["eval", *(f"eval_{name}" for name in self.data.set_names)]
+        if metric.split("/")[0] not in sets or "/" not in metric:
+            starts = ", ".join(f"{name}/..." for name in sets)
+            yield f"po.early_stopping.metric: expected one of an evaluation set ({starts}), got {metric!r}"
 
     def _adapter_mistakes(self) -> Iterator[str]:
         policy, reference = self.policy, self.reference

@@ -1,7 +1,7 @@
 """The sections `sft`, `po`, `checkpoint` and `logging`: how weights are trained and what is kept of it."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,7 @@ from sparsepo_jax.config.schema.base import (
     Section,
     Share,
 )
+from sparsepo_jax.config.shown import shown
 
 LearningRate = Annotated[float, Field(ge=0, description="Learning rate at the peak of the schedule.")]
 WeightDecay = Annotated[
@@ -184,10 +185,29 @@ class TextTraining(Training):
     sweep sets this by itself. None: sft is trained here."""
 
 
+class EarlyStopping(Section):
+    """Ends po when its evaluations (po.eval_every_steps) have not got better for long."""
+
+    metric: str = "eval/accuracy_unmasked"
+    """The metric's name in metrics.jsonl: eval/... of the main evaluation set, eval_NAME/... of another."""
+    mode: Literal["max", "min"] = "max"
+    """Whether a larger or a smaller value is better."""
+    patience: Positive = 3
+    """Stop after so many evaluations in a row without an improvement."""
+    min_delta: NonNegative = 0.0
+    """What counts as an improvement: more than this, from the last improvement on."""
+
+
 class PairTraining(Training):
     eval_every_steps: Positive | None = None
     """Evaluate while training, every so many steps, on data.eval and the held-out part. None: not while
     training."""
+    early_stopping: EarlyStopping | None = None
+    """Stop before the last step when evaluations have not got better for long. The schedule of the learning
+    rate is that of all steps. None: all steps are done."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights po leaves for all later stages, export among them: those of its last step, or of the best
+    evaluated one, by early_stopping.metric or, without that, by checkpoint.best."""
     replay_routing: bool = False
     """Send the policy's tokens to the experts that the reference chose, in a mixture of experts. false: both
     choose by themselves. Held-out pairs are scored in the same way; what the policy writes, the harness and
@@ -213,17 +233,39 @@ class Checkpoint(Section):
     """Keep the best too, by a metric of the evaluation while training."""
 
 
-class Wandb(Section):
-    project: str
-    """The project that the run is listed under."""
-    name: str | None = None
-    """The run's name there. None: a name by Weights & Biases."""
-
-
 class Logging(Section):
     every_steps: Positive = 10
     """Write a line of metrics every so many steps."""
-    tensorboard: bool = True
-    """Write TensorBoard's files too."""
-    wandb: Wandb | None = None
-    """Send metrics to Weights & Biases (the extra `wandb`). None: nothing is sent."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = ["tensorboard"]
+    """What shows metrics as curves, besides metrics.jsonl and the report: any of TensorBoard (event files),
+    Weights & Biases, MLflow and Trackio. The last three need the extra of their name, and are set up by their
+    own environment variables. A continued run goes on in its entry."""
+    project: str = "sparsepo_jax"
+    """What the run is listed under, by trackers other than TensorBoard."""
+    name: str | None = None
+    """What trackers call the run. None: the last part of output_dir."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was(cls, value: Any) -> Any:
+        """Earlier versions had `tensorboard` (true or false) and `wandb` (project and name)."""
+        if not isinstance(value, dict) or value.keys().isdisjoint({"tensorboard", "wandb"}):
+            return value
+        settings = dict(value)
+        board, wandb = settings.pop("tensorboard", True), settings.pop("wandb", None)
+        if "trackers" in settings:
+            raise ValueError("`trackers` says all: leave out `tensorboard` and `wandb`")
+        if not isinstance(board, bool):
+            raise ValueError(f"tensorboard is now an entry of `trackers`; got {shown(board)}")
+        if wandb is not None and not (isinstance(wandb, dict) and wandb.keys() <= {"project", "name"}):
+            raise ValueError("wandb is now an entry of `trackers`, with `project` and `name` beside it")
+        settings["trackers"] = ["tensorboard"] * board + ["wandb"] * (wandb is not None)
+        given = {key: text for key, text in (wandb or {}).items() if text is not None}
+        return settings | given
+
+    @field_validator("trackers")
+    @classmethod
+    def _once(cls, trackers: list[str]) -> list[str]:
+        if len(set(trackers)) != len(trackers):
+            raise ValueError("a tracker is listed twice")
+        return trackers

@@ -1,0 +1,163 @@
+"""The model card of an export, Markdown: what the model is, how to load it, and how it came about."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.compat import StringIO
+
+from sparsepo_jax.report import heatmap
+from sparsepo_jax.report.files import pairs_path, read_pairs, read_summary
+from sparsepo_jax.report.outcome import outcome
+from sparsepo_jax.report.sets import COLUMNS, cells, set_rows
+from sparsepo_jax.report.table import MASK_ROWS, POLICY_ROWS, known_rows, number
+
+_PAIRS = 64  # read for the tokens of the largest mask
+_TOKENS = 10
+
+
+class Parts(NamedTuple):
+    """What an export consists of: the places of its parts, below the directory that is described.
+
+    Attributes:
+        model: of the complete model, "." for the directory itself; None: it is not there.
+        adapter: of the adapters, in PEFT's format; None: there are none.
+        base: of the model that the adapters stand on; None: it is `base_model`.
+    """
+
+    model: str | None = "."
+    adapter: str | None = None
+    base: str | None = None
+
+
+class Origin(NamedTuple):
+    """How a model came about.
+
+    Attributes:
+        name: the model's.
+        start: what the run started from, in words.
+        base_model: the same as a Hub id; None: it has none.
+        datasets: Hub ids of the data.
+        trained: the stages that trained it, in order.
+        objective: kind of the objective; None: no preference optimisation.
+        has_masks: whether masks.safetensors lies beside the weights.
+        config: the run's configuration, YAML text.
+    """
+
+    name: str
+    start: str
+    base_model: str | None
+    datasets: Sequence[str]
+    trained: Sequence[str]
+    objective: str | None
+    has_masks: bool
+    config: str
+
+
+def make_card(origin: Origin, parts: Parts, output_dir: Path, repository: str | None = None) -> str:
+    """The card. Figures come from summary.json and pairs.jsonl in `output_dir`, as far as they are there.
+
+    repository: where it will be on the Hub; None: it is loaded from a directory.
+    """
+    stages = ", ".join(origin.trained) or "not trained further"
+    objective = f" (objective {origin.objective})" if origin.objective else ""
+    lines = [
+        *_front_matter(origin, parts),
+        f"# {origin.name}",
+        "",
+        f"Trained with sparsepo_jax from {origin.start}: {stages}{objective}.",
+        "",
+        "## How to load it",
+        "",
+        *_code(parts, origin.base_model, repository or "PATH"),
+        "",
+    ]
+    if origin.has_masks:
+        lines += [
+            "`masks.safetensors` holds the mask nets, under the official names; transformers and vLLM do not "
+            "need it.",
+            "",
+        ]
+    lines += _evaluation(read_summary(output_dir / "summary.json") or {}, output_dir)
+    return "\n".join([*lines, "## Configuration", "", "```yaml", origin.config.rstrip(), "```", ""])
+
+
+def _front_matter(origin: Origin, parts: Parts) -> list[str]:
+    """What the Hub reads: names that have characters of their own are quoted by YAML."""
+    content: dict[str, Any] = {
+        "library_name": "transformers" if parts.model is not None else "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["sparsepo_jax", "preference-optimisation", *filter(None, [origin.objective])],
+    }
+    if origin.base_model is not None:
+        content |= {
+            "base_model": origin.base_model,
+            "base_model_relation": "finetune" if parts.model is not None else "adapter",
+        }
+    if origin.datasets:
+        content["datasets"] = list(origin.datasets)
+    text = StringIO()
+    YAML(typ="safe", pure=True).dump(content, text)
+    return ["---", text.getvalue().rstrip(), "---", ""]
+
+
+def _code(parts: Parts, base_model: str | None, repository: str) -> list[str]:
+    """Python that loads the model, complete or as adapters on their base."""
+
+    def arguments(place: str) -> str:
+        return f'"{repository}"' + ("" if place == "." else f', subfolder="{place}"')
+
+    lines = ["```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    if parts.model is not None:
+        return [
+            *lines,
+            f"model = AutoModelForCausalLM.from_pretrained({arguments(parts.model)})",
+            f"tokenizer = AutoTokenizer.from_pretrained({arguments(parts.model)})",
+            "```",
+        ]
+    base = f'"{base_model or "BASE"}"' if parts.base is None else arguments(parts.base)
+    lines.insert(1, "from peft import PeftModel")
+    return [
+        *lines,
+        f"base = AutoModelForCausalLM.from_pretrained({base})",
+        f"model = PeftModel.from_pretrained(base, {arguments(parts.adapter or '.')})",
+        f"tokenizer = AutoTokenizer.from_pretrained({arguments(parts.adapter or '.')})",
+        "```",
+    ]
+
+
+def _evaluation(summary: dict[str, Any], output_dir: Path) -> Iterator[str]:
+    """What the stage eval has found, in words and tables; nothing where there is none."""
+    rows = known_rows(summary, POLICY_ROWS + MASK_ROWS)
+    if not rows:
+        return
+    yield from ("## Evaluation", "")
+    if words := summary.get("words") or outcome(summary):
+        yield from (str(words), "")
+    yield from ("| | before | after | |", "|---|---|---|---|")
+    for row in rows:
+        columns = (row.label, number(row.before), number(row.after), row.meaning)
+        yield f"| {' | '.join(text.replace('|', '&#124;') for text in columns)} |"
+    yield ""
+    if sets := set_rows(summary):
+        yield from (f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|")
+        yield from (f"| {' | '.join(cells(row))} |" for row in sets)
+        yield ""
+    yield from _largest_masks(output_dir)
+
+
+def _largest_masks(output_dir: Path) -> Iterator[str]:
+    """Tokens on which the reward mask is largest, in the pairs of the report; none without a mask."""
+    path = pairs_path(output_dir)
+    pairs = list(islice(read_pairs(path), _PAIRS)) if path else []
+    if not pairs or heatmap.without_masks(pairs):
+        return
+    shown = [f"`{row.label}` {number(row.mean)}" for row in heatmap.top_tokens(pairs, limit=_TOKENS)]
+    zeros = heatmap.zero_share([token for pair in pairs for token in pair.tokens])
+    if shown and zeros is not None:
+        plain = [text.replace("\n", " ") for text in shown]
+        yield f"Of the tokens of {len(pairs)} pairs {100 * zeros:.0f} % have a reward mask of zero."
+        yield f"It is largest, in the mean, on {', '.join(plain)} (␣ is a space)."
+        yield ""

@@ -1,0 +1,180 @@
+"""The push to the Hub: asked about first, done last, with a card; what fails loses nothing."""
+
+import json
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from ruamel.yaml import YAML
+
+from helpers.program import run, write_config
+from sparsepo_jax.config.load import ConfigError, load_config
+from sparsepo_jax.main import main
+from sparsepo_jax.report.card import Origin, Parts, make_card
+from sparsepo_jax.run.check import make_plan_text
+from sparsepo_jax.stages import hub
+
+CHANGES = {"stages": ["export"], "export": {"hub": "films/liked"}, "sft": None}
+
+
+class FakeHub:
+    """A Hub with repositories by name: (private, files). `broken`: calls that raise."""
+
+    def __init__(self):
+        self.repositories: dict[str, tuple[bool, dict[str, str]]] = {}
+        self.broken: dict[str, Exception] = {}
+        self.role = "write"
+        self.calls: list[str] = []
+
+    def __call__(self, token):
+        assert token == "hf_x"
+        return self
+
+    def _called(self, name):
+        self.calls.append(name)
+        if name in self.broken:
+            raise self.broken[name]
+
+    def whoami(self):
+        self._called("whoami")
+        return {"name": "me", "auth": {"accessToken": {"role": self.role}}}
+
+    def repo_exists(self, name):
+        return name in self.repositories
+
+    def repo_info(self, name):
+        return SimpleNamespace(private=self.repositories[name][0])
+
+    def create_repo(self, name, private, exist_ok):
+        self._called("create_repo")
+        assert exist_ok
+        self.repositories.setdefault(name, (private, {}))
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        self._called("upload_folder")
+        from pathlib import Path
+
+        below = [path for path in Path(folder_path).rglob("*") if path.is_file()]
+        files = {str(path.relative_to(folder_path)): path.read_bytes() for path in below}
+        self.repositories[repo_id][1].update(files)
+
+
+@pytest.fixture
+def hub_service(monkeypatch):
+    service = FakeHub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", service)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
+    return service
+
+
+def front_matter(card: str) -> dict:
+    return YAML(typ="safe").load(card.split("---\n")[1])
+
+
+def test_the_export_is_pushed_when_all_is_done_and_only_once(tmp_path, hub_service, capsys):
+    """Export stands before eval in the list: the card has the figures all the same. Kills: a push in the
+    middle; a push with each start; one that is public without being asked for."""
+    changes = CHANGES | {"stages": ["po", "export", "eval"], "po": {"steps": 1}}
+    output = run(tmp_path, **changes)
+    private, files = hub_service.repositories["films/liked"]
+    assert private and {"README.md", "config.json", "model.safetensors", "masks.safetensors"} <= files.keys()
+    card = files["README.md"].decode()
+    assert card == (output / "export" / "README.md").read_text()
+    matter = front_matter(card)
+    assert matter["library_name"] == "transformers" and "sparsepo" in matter["tags"]
+    assert 'AutoModelForCausalLM.from_pretrained("films/liked")' in card
+    summary = json.loads((output / "summary.json").read_text())
+    for text in (summary["words"], f"{summary['after']['margin']:.3f}", "mask sparsity", "It is largest"):
+        assert text in card
+    capsys.readouterr()
+    run(tmp_path, **changes)
+    assert "export: pushed before, https://huggingface.co/films/liked" in capsys.readouterr().out
+    assert hub_service.calls == ["whoami", "create_repo", "upload_folder", "whoami"]
+
+
+@pytest.mark.parametrize(
+    "harm, says",
+    [
+        (
+            lambda service, patch: patch.setattr(huggingface_hub, "get_token", lambda: None),
+            "there is no token",
+        ),
+        (
+            lambda service, patch: service.broken.update(whoami=ConnectionError("no route to host")),
+            "the Hub cannot be asked about films/liked (no route to host)",
+        ),
+        (lambda service, patch: setattr(service, "role", "read"), "the token of me may only read"),
+        (
+            lambda service, patch: service.repositories.update({"films/liked": (False, {})}),
+            "films/liked is there already and public",
+        ),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_anything_is_done(
+    tmp_path, hub_service, monkeypatch, capsys, harm, says
+):
+    harm(hub_service, monkeypatch)
+    assert main(["--config", str(write_config(tmp_path, **CHANGES))]) == 1
+    error = capsys.readouterr().err
+    assert f"export.hub: {says}" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failed_push_loses_nothing_and_the_same_command_pushes_later(
+    tmp_path, hub_service, capsys, monkeypatch
+):
+    hub_service.broken["upload_folder"] = OSError("the line\nis dead")
+    config = str(write_config(tmp_path, **CHANGES))
+    assert main(["--config", config]) == 1
+    export = tmp_path / "run" / "export"
+    error = capsys.readouterr().err
+    assert "the push to films/liked failed (the line is dead); nothing is lost" in error
+    assert f"hf upload films/liked {export} . --private" in error
+    assert (export / "model.safetensors").exists()
+    del hub_service.broken["upload_folder"]
+    assert main(["--config", config]) == 0
+    said = capsys.readouterr().out
+    assert "export: finished before" in said and "pushed, https://huggingface.co/films/liked" in said
+    assert "model.safetensors" in hub_service.repositories["films/liked"][1]
+
+
+def test_without_a_card_nothing_is_pushed(tmp_path, hub_service, capsys, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("no figures")
+
+    monkeypatch.setattr(hub, "make_card", fail)
+    assert main(["--config", str(write_config(tmp_path, **CHANGES))]) == 1
+    assert "so nothing is pushed (no figures)" in capsys.readouterr().err
+    assert hub_service.calls == ["whoami"] and not hub_service.repositories
+
+
+ORIGIN = Origin("liked", "org/base", "org/base", ["org/pairs"], ["po"], "dpo", False, "seed: 0\n")
+
+
+@pytest.mark.parametrize(
+    "parts, lines",
+    [
+        (Parts(), ['from_pretrained("o/m")']),
+        (Parts(model=None, adapter="."), ['from_pretrained("org/base")', 'from_pretrained(base, "o/m")']),
+        (
+            Parts(model=None, adapter="adapter", base="base"),
+            ['from_pretrained("o/m", subfolder="base")', 'from_pretrained(base, "o/m", subfolder="adapter")'],
+        ),
+    ],
+)
+def test_the_card_says_how_to_load_what_is_there(tmp_path, parts, lines):
+    """The code is Python; the front matter is YAML that names base and data."""
+    card = make_card(ORIGIN, parts, tmp_path, "o/m")
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert all(line in code for line in lines)
+    matter = front_matter(card)
+    assert (matter["base_model"], matter["datasets"]) == ("org/base", ["org/pairs"])
+    assert matter["library_name"] == ("transformers" if parts.model else "peft")
+
+
+def test_the_plan_and_the_line_for_a_wrong_name(tmp_path):
+    config, _ = load_config(write_config(tmp_path, **CHANGES))
+    assert "hub         the export is pushed to films/liked, private" in make_plan_text(config)
+    with pytest.raises(ConfigError, match="export.hub: expected owner/name, got 'liked'"):
+        load_config(write_config(tmp_path, export={"hub": "liked"}))
