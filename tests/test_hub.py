@@ -1,6 +1,7 @@
 """The push to the Hub: asked about first, done last, with a card; what fails loses nothing."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -52,8 +53,6 @@ class FakeHub:
 
     def upload_folder(self, repo_id, folder_path, commit_message):
         self._called("upload_folder")
-        from pathlib import Path
-
         below = [path for path in Path(folder_path).rglob("*") if path.is_file()]
         files = {str(path.relative_to(folder_path)): path.read_bytes() for path in below}
         self.repositories[repo_id][1].update(files)
