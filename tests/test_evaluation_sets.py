@@ -22,10 +22,13 @@ STAGES = "stages=[po, score, eval, report]"
 def outputs(tmp_path_factory):
     """The same training, evaluated on two named sets, and on the second alone without a name."""
     named, alone = tmp_path_factory.mktemp("named"), tmp_path_factory.mktemp("alone")
-    changes = {"po": {"steps": 3, "eval_every_steps": 3}, "evaluation": {"main": "hard"}}
+    changes = {
+        "po": {"steps": 3, "eval_every_steps": 3},
+        "evaluation": {"main": "hard", "sampled_prompts": None},
+    }
     data = {"holdout": {"share": 0.2}}
     of_named = run(named, STAGES, data=data | {"eval": SETS}, **changes)
-    changes["evaluation"] = {"main": None}
+    changes["evaluation"] = {"sampled_prompts": None}
     return of_named, run(alone, STAGES, data=data | {"eval": [HARD]}, **changes)
 
 

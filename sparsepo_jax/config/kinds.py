@@ -55,7 +55,7 @@ def kind_of(annotation: Any, mapping: Mapping[Any, Any]) -> str | None:
 def forms_of(annotation: Any) -> dict[str, Any]:
     """The forms of what may be a list or several lists by name, by pydantic's word for each; else none."""
     annotation = unwrapped(annotation)
-    forms = {}
+    forms: dict[str, Any] = {}
     for form in get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ():
         tags = [mark.tag for mark in getattr(form, "__metadata__", ()) if isinstance(mark, Tag)]
         forms |= dict.fromkeys(tags, form)

@@ -128,7 +128,7 @@ def run_training(
         meter.catch_up()
         checkpoints.save(state, step)
 
-    def evaluate() -> None:
+    def evaluate(evaluation: Evaluating) -> None:
         try:
             scores = evaluation.scores(state)
         except KeyboardInterrupt:
@@ -141,7 +141,7 @@ def run_training(
     try:
         with stopping.stop.later():
             if evaluation is not None and evaluation.is_missing(step, work.total_steps):
-                evaluate()
+                evaluate(evaluation)
             ahead = put_next()
             while ahead is not None:
                 batch, counts = ahead
@@ -151,9 +151,10 @@ def run_training(
                 meter.note_compiled(step, work.programs(), time.perf_counter() - began_s)
                 ahead = put_next()
                 meter.add(step, metrics, finite, counts)
-                is_evaluated = evaluation is not None and evaluation.is_due(step, work.total_steps)
-                if is_evaluated:
-                    evaluate()
+                is_evaluated = False
+                if evaluation is not None and evaluation.is_due(step, work.total_steps):
+                    evaluate(evaluation)
+                    is_evaluated = True
                 if ahead is None or (best is not None and best.should_stop):
                     break
                 if checkpoints.is_due(step) or (is_evaluated and checkpoints.follow_evaluation):
