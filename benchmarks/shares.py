@@ -23,7 +23,8 @@ from shapes import gpt2
 from work import PAIRS, OurStep, in_turn, random_batch, save_result, step_parser
 
 from sparsepo_jax.core.tree import merge_module, split_module
-from sparsepo_jax.models.layers import Block, LayerFactory
+from sparsepo_jax.models.block import Block
+from sparsepo_jax.models.layers import LayerFactory
 from sparsepo_jax.ops.activations import activated
 from sparsepo_jax.ops.attention import Packed, attention, reach_of
 from sparsepo_jax.ops.logprob_kl import logprob_kl

@@ -15,11 +15,12 @@ from helpers.tiny import GEMMA3, InMemory, gathered, random_batch
 from helpers.tolerances import GRADIENT, TOKEN
 from sparsepo_jax.core.tree import merge_module, split_module
 from sparsepo_jax.models.adapter import Adapter
+from sparsepo_jax.models.block import Block
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.decoder_spec import BlockShape, choose_projections
 from sparsepo_jax.models.export import save_peft
 from sparsepo_jax.models.layer_scan import Stacks
-from sparsepo_jax.models.layers import Block, Hooks, LayerFactory
+from sparsepo_jax.models.layers import Hooks, LayerFactory
 from sparsepo_jax.models.lora import Lora, dequantized, hold_base, split_adapters
 from sparsepo_jax.models.rotary import Turns, rotary_frequencies
 from sparsepo_jax.models.spec import spec_from_hf

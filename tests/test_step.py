@@ -121,9 +121,9 @@ def two_sources(num_layers):
     return sources[1]._replace(keep=keep, make=make)
 
 
-# Kinds of positions, key heads, windows and caps, of which each layout must be right; the others differ
-# from them token by token alone.
-CORE = ("gpt2", "gemma2, softcaps")
+# Kinds of positions, key heads, windows, caps and memories, of which each layout must be right; the others
+# differ from them token by token alone.
+CORE = ("gpt2", "gemma2, softcaps", "qwen3.5")
 
 
 @functools.cache
@@ -175,7 +175,13 @@ def test_prompt_once_gives_what_a_row_per_response_gives(name, remat):
 @pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
 @pytest.mark.parametrize(
     "name",
-    ["gptj, part of the dims rotated", "llama 3", "gemma2, softcaps", "gemma3, local and global layers"],
+    [
+        "gptj, part of the dims rotated",
+        "llama 3",
+        "gemma2, softcaps",
+        "gemma3, local and global layers",
+        "qwen3.5",
+    ],
 )
 def test_prompt_once_on_a_mesh_gives_what_a_row_per_response_gives_on_one_device(name, mesh_shape):
     graph, _, weights, reference, source = family_setup(name)

@@ -39,14 +39,23 @@ LETTERS = {
 }
 # Files in which a letter means something else, everywhere in the file.
 LETTERS_OF_FILES = {
-    "models/cache.py": {"C": "columns of the cache"},
+    "models/cache.py": {
+        "C": "columns of the cache",
+        "F": "features of a convolution",
+        "Y": "tokens that a convolution reaches back",
+    },
+    "models/delta_net.py": {"F": "features of a convolution", "Y": "tokens that a convolution reaches"},
     "models/experts.py": {
         "E": "experts",
         "K": "experts that a token is sent to",
         "T": "tokens",
         "Y": "rows, one for each choice; in weights, features that are written",
     },
-    "models/layers.py": {"T": "keys"},
+    "models/layers.py": {
+        "F": "features of a convolution",
+        "T": "keys",
+        "Y": "tokens that a convolution reaches back",
+    },
     "models/modules.py": {"Y": "features that a projection writes"},
     "ops/attention.py": {"T": "keys"},
     "ops/block_attention.py": {"T": "keys"},

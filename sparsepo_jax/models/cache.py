@@ -1,4 +1,7 @@
-"""Keys and values of the tokens that a decoder has read, so that the next token can run alone."""
+"""What a decoder keeps of the tokens that it has read, so that the next token can run alone.
+
+Layers that attend keep keys and values of each token, gated delta nets a memory of all of them.
+"""
 
 from typing import NamedTuple
 
@@ -8,6 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.delta_shape import DeltaShape
+from sparsepo_jax.models.layers import DeltaState
 from sparsepo_jax.models.stacks import Stack
 from sparsepo_jax.ops.attention import Given, Packed
 
@@ -37,6 +42,32 @@ class KeysValues(NamedTuple):
         return KeysValues(put(self.keys_LBCKH, keys_BSKH), put(self.values_LBCKH, values_BSKH))
 
 
+class DeltaStates(NamedTuple):
+    """What the gated delta nets of a stack go on from, see `DeltaState`."""
+
+    inputs_LBYF: Float[Array, "L B Y F"]
+    memory_LBNHX: Float[Array, "L B N H X"]
+
+    def written(self, place: Int[Array, ""], state: DeltaState) -> "DeltaStates":
+        """The same with another state of one layer.
+
+        Args:
+            place: the layer's place in the stack, from 0.
+            state: its new state.
+        """
+        return DeltaStates(
+            *(x_L.at[place].set(x.astype(x_L.dtype)) for x_L, x in zip(self, state, strict=True))
+        )
+
+    def of(self, place: Int[Array, ""]) -> DeltaState:
+        """The state of one layer.
+
+        Args:
+            place: the layer's place in the stack, from 0.
+        """
+        return DeltaState(*(x_L[place] for x_L in self))
+
+
 class Cache(NamedTuple):
     """A fixed number C of columns, of which the first `used` are written and the rest are free.
 
@@ -44,7 +75,7 @@ class Cache(NamedTuple):
     columns. What layers have computed lies in `stacks`, by the stack's path.
     """
 
-    stacks: dict[str, KeysValues]
+    stacks: dict[str, KeysValues | DeltaStates]
     positions_BC: Int[Array, "B C"]
     valid_BC: Bool[Array, "B C"]
     used: Int[Array, ""]
@@ -85,7 +116,23 @@ class Cache(NamedTuple):
             values_BSKH: values of the new columns.
         """
         column = self.used - keys_BSKH.shape[1]
-        filled = self.stacks[stack].written(place, keys_BSKH, values_BSKH, column)
+        stored = self.stacks[stack]
+        assert isinstance(stored, KeysValues)
+        return self._with(stack, stored.written(place, keys_BSKH, values_BSKH, column))
+
+    def retained(self, stack: str, place: Int[Array, ""], state: DeltaState) -> "Cache":
+        """The cache with another state of one gated delta net.
+
+        Args:
+            stack: the path of the layer's stack.
+            place: the layer's place in it, from 0.
+            state: after the last used column.
+        """
+        stored = self.stacks[stack]
+        assert isinstance(stored, DeltaStates)
+        return self._with(stack, stored.written(place, state))
+
+    def _with(self, stack: str, filled: KeysValues | DeltaStates) -> "Cache":
         return self._replace(stacks={**self.stacks, stack: filled})
 
     def repeated(self, times: int) -> "Cache":
@@ -109,25 +156,42 @@ def empty_cache(spec: DecoderSpec, rows: int, columns: int, dtype: DTypeLike) ->
         spec: shape of the decoder.
         rows: sequences that are read at the same time.
         columns: tokens of the longest prompt (padding included) and of all that may follow it.
-        dtype: type of keys and values.
+        dtype: type of keys and values. Memories are float32.
     """
 
-    def keys_values(stack: Stack) -> KeysValues:
+    def of_stack(stack: Stack) -> KeysValues | DeltaStates:
         block = spec.of_layer(stack.layers[0])
+        if block.delta is not None:
+            return empty_states(block.delta, len(stack.layers), rows, dtype)
         shape = (len(stack.layers), rows, columns, block.num_kv_heads, block.head_dim)
         zeros_LBCKH = jnp.zeros(shape, dtype)
         return KeysValues(zeros_LBCKH, zeros_LBCKH)
 
     return Cache(
-        stacks={stack.path: keys_values(stack) for scan in spec.scans() for stack in scan},
+        stacks={stack.path: of_stack(stack) for scan in spec.scans() for stack in scan},
         positions_BC=jnp.zeros((rows, columns), jnp.int32),
         valid_BC=jnp.zeros((rows, columns), bool),
         used=jnp.int32(0),
     )
 
 
+def empty_states(shape: DeltaShape, layers: int, rows: int, dtype: DTypeLike) -> DeltaStates:
+    """Those before a sequence's first token.
+
+    Args:
+        shape: of the gated delta nets.
+        layers: of the stack.
+        rows: sequences that are read at the same time.
+        dtype: type of the convolution's inputs.
+    """
+    return DeltaStates(
+        jnp.zeros((layers, rows, shape.reach - 1, shape.convolved), dtype),
+        jnp.zeros((layers, rows, shape.value_heads, shape.key_dim, shape.value_dim), jnp.float32),
+    )
+
+
 class Memory:
-    """What one layer's queries may see. `cache` holds the new keys and values once `remember` was called."""
+    """What one layer knows of tokens before. `cache` holds what is new once it was told."""
 
     def __init__(self, cache: Cache | None, stack: str, place: Array, reach: Given | Packed):
         """Nothing is remembered yet.
@@ -153,8 +217,31 @@ class Memory:
         if self.cache is None:
             return k_BSKH, v_BSKH
         self.cache = self.cache.written(self._stack, self._place, k_BSKH, v_BSKH)
-        assert isinstance(self._reach, Given)
-        if self._reach.attend_BST.shape[-1] == k_BSKH.shape[1]:  # the first tokens see nothing but themselves
+        if self._reads_first():
             return k_BSKH, v_BSKH
-        keys_LBCKH, values_LBCKH = self.cache.stacks[self._stack]
-        return keys_LBCKH[self._place], values_LBCKH[self._place]
+        stored = self.cache.stacks[self._stack]
+        assert isinstance(stored, KeysValues)
+        return stored.keys_LBCKH[self._place], stored.values_LBCKH[self._place]
+
+    def recall(self) -> DeltaState | None:
+        """See `Hooks.recall`."""
+        if self.cache is None or self._reads_first():
+            return None
+        stored = self.cache.stacks[self._stack]
+        assert isinstance(stored, DeltaStates)
+        return stored.of(self._place)
+
+    def retain(self, state: DeltaState) -> None:
+        """See `Hooks.retain`.
+
+        Args:
+            state: after the last token.
+        """
+        if self.cache is not None:
+            self.cache = self.cache.retained(self._stack, self._place, state)
+
+    def _reads_first(self) -> bool:
+        """Whether these are the first tokens, which see nothing but themselves."""
+        assert isinstance(self._reach, Given)
+        queries, keys = self._reach.attend_BST.shape[1:]
+        return queries == keys

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sparsepo_jax.core.errors import escaped
 from sparsepo_jax.models.field_tables import (
+    ALWAYS_GATED,
     ALWAYS_QK_NORM,
     HARMLESS,
     HARMLESS_IN_FAMILY,
@@ -77,7 +78,7 @@ def check_fields(config: Mapping[Any, Any], family: str) -> Fields:
     _check_task(renamed, family)
     _check_switches(renamed, family)
     harmless = HARMLESS | HARMLESS_IN_FAMILY.get(family, set())
-    known = read | harmless | SWITCHES.keys() | {"auto_map", "rotary", "layer_types"}
+    known = read | harmless | SWITCHES.keys() | {"auto_map", "rotary", "layer_types", "attn_output_gate"}
     unknown = [name for name in renamed if not isinstance(name, str) or name not in known]
     if unknown:
         _refuse_known_elsewhere(renamed, family, unknown)
@@ -151,6 +152,7 @@ def _check_switches(config: Mapping[Any, Any], family: str) -> None:
     of_family = {
         "rotary": Switch(family not in ("gpt2", "gpt_bigcode")),
         "use_qk_norm": Switch(family in ALWAYS_QK_NORM),
+        "attn_output_gate": Switch(family in ALWAYS_GATED),
     }
     _check_switched_off(config, family, SWITCHES | of_family)
     if "layer_types" not in READ[family]:
@@ -219,14 +221,15 @@ def _unread_of_rope(config: Mapping[Any, Any], family: str) -> list[str]:
     for kind in LAYER_KINDS:
         sets[f"rope_parameters.{kind}"] = sets.get("rope_parameters", {}).get(kind) or {}
     unread = []
+    read_by_family = ROPE_READ_IN_FAMILY.get(family, set())
     for where, rope in sets.items():
-        if rope.get("mrope_section") is not None:
+        if rope.get("mrope_section") is not None and "mrope_section" not in read_by_family:
             raise SpecError(
                 f"{family}: {where}.mrope_section: {shown(rope['mrope_section'])} is not supported, "
                 "only positions of text are"
             )
         read = ROPE_READ.get(rope_kind(rope, family), set(rope)) | LAYER_KINDS.keys()
-        read |= ROPE_READ_IN_FAMILY.get(family, set())
+        read |= read_by_family
         unread += [f"{where}.{name}" for name in rope if name not in read]
     return unread
 

@@ -11,6 +11,8 @@ it (None: nothing). The names, in the order in which they occur, all [B, S, feat
     block_out                                   residual stream after the block
     [router_logits router_choice]               of a mixture of experts, in place of mlp_act: [B, S, E], and
                                                 the chosen experts [B, S, K]
+    q  k  v  attn_heads  attn_out               of a gated delta net: projections before the convolution; the
+                                                gated read of its memory, before and after the last projection
     final_norm                                  once
 
 Profiles show the parts as scopes: `embed`, `attention` and `mlp` within each block, `final_norm`, `head`.
@@ -154,7 +156,7 @@ class Decoder(nnx.Module):
         constrain: Callable[[Array], Array] = _unchanged,
         dispatch: Dispatch = HERE,
     ) -> tuple[Float[Array, "B S D"], Cache]:
-        """Runs prompts and keeps their keys and values.
+        """Runs prompts and keeps what later tokens need of them.
 
         Args:
             ids_BS: token ids of the prompts, padded on the left.
@@ -287,6 +289,8 @@ class Decoder(nnx.Module):
                     reach=reach,
                     window=kind.window,
                     routing=Routing(dispatch, valid_BS, layer.choice_BSK),
+                    recall=memory.recall,
+                    retain=memory.retain,
                 )
                 x_BSD = block(x_BSD, positions_BS, kind.turns, hooks)
                 return (constrain(x_BSD), memory.cache), kept_here

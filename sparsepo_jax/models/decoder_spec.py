@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from sparsepo_jax.models.config_fields import SpecError
+from sparsepo_jax.models.delta_shape import DeltaShape
 from sparsepo_jax.models.mixture import Mixture
 from sparsepo_jax.models.rope_scaling import Rotation
 from sparsepo_jax.models.stacks import Scan, one_scan, places_of, scans_of
@@ -23,12 +24,14 @@ class BlockShape:
         head_dim: see DecoderSpec.
         mlp_width: see DecoderSpec.
         key_is_value: see DecoderSpec.
+        delta: see DecoderSpec.
     """
 
     num_kv_heads: int | None = None
     head_dim: int | None = None
     mlp_width: int | None = None
     key_is_value: bool | None = None
+    delta: DeltaShape | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class DecoderSpec:
         key_is_value: values are what the projection to keys gives, before norm and rotation.
         value_norm: the values of each head are normed, without a scale of their own.
         scales_blocks: each block multiplies what it writes by a stored number that is not trained.
+        gated_attention: what heads attend to is multiplied by the sigmoid of a projection of the input.
+        delta: the blocks have such a gated delta net in place of attention; None: they attend.
     """
 
     family: str
@@ -151,6 +156,8 @@ class DecoderSpec:
     key_is_value: bool = False
     value_norm: bool = False
     scales_blocks: bool = False
+    gated_attention: bool = False
+    delta: DeltaShape | None = None
 
     def of_kind(self, kind: int) -> "DecoderSpec":
         """The same decoder as if all layers were of one kind: what a block of it has to know.
@@ -213,13 +220,7 @@ class DecoderSpec:
         Those of experts stand for one expert.
         """
         D, F = self.width, self.mlp_width
-        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        sizes = {
-            "attention.query": (D, queries),
-            "attention.key": (D, keys),
-            **({} if self.key_is_value else {"attention.value": (D, keys)}),
-            "attention.out": (queries, D),
-        }
+        sizes = self._attention_projections() if self.delta is None else self.delta.projections(D)
         if self.mixture is not None:
             return sizes | self.mixture.projections(D)
         sizes["up"] = (D, F)
@@ -227,6 +228,16 @@ class DecoderSpec:
             sizes["gate"] = (D, F)
         sizes["down"] = (F, D)
         return sizes
+
+    def _attention_projections(self) -> dict[str, tuple[int, int]]:
+        D, queries, keys = self.width, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {
+            "attention.query": (D, queries),
+            **({"attention.gate": (D, queries)} if self.gated_attention else {}),
+            "attention.key": (D, keys),
+            **({} if self.key_is_value else {"attention.value": (D, keys)}),
+            "attention.out": (queries, D),
+        }
 
     def copies(self, projection: str, *, active: bool = False) -> int:
         """How many matrices of a block a name of `projections` stands for: one, or one for each expert.
@@ -307,26 +318,29 @@ class DecoderSpec:
     def _block_vector_count(self) -> int:
         """Weights of the biases, norms and router of a block; all layers are of one kind."""
         D, F = self.width, self.mlp_width
-        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         count = 1 if self.scales_blocks else 0
-        if self.qkv_bias:
-            count += queries + (1 if self.key_is_value else 2) * keys
-        if self.out_bias:
-            count += D
+        count += self._attention_vector_count() if self.delta is None else self.delta.vector_count()
         if self.mixture is not None:
             count += self.mixture.router_count(D) + self.mixture.bias_count(D)
         elif self.mlp_bias:
             count += (2 * F if self.gated_mlp else F) + D
-        if self.sinks:
-            count += self.num_heads
-        if self.qk_norm == "head":
-            count += 2 * self.head_dim
-        elif self.qk_norm == "all":
-            count += queries + keys
         norms = 1 if self.shared_norm else 2
         if self.norms == "both":
             norms = 4
         return count + norms * self._norm_size()
+
+    def _attention_vector_count(self) -> int:
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        count = self.num_heads if self.sinks else 0
+        if self.qkv_bias:
+            count += (2 if self.gated_attention else 1) * queries + (1 if self.key_is_value else 2) * keys
+        if self.out_bias:
+            count += self.width
+        if self.qk_norm == "head":
+            count += 2 * self.head_dim
+        elif self.qk_norm == "all":
+            count += queries + keys
+        return count
 
 
 def choose_projections(patterns: tuple[str, ...], spec: DecoderSpec) -> tuple[str, ...]:

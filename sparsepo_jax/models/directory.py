@@ -150,13 +150,18 @@ def _text_config(content: Mapping[str, Any]) -> dict[str, Any]:
 def config_dtype(config: Mapping[str, Any]) -> str | None:
     """The type of the weights that config.json names (`torch_dtype` is the older field).
 
+    A wrapper may leave it to its text_config.
+
     Args:
         config: the content of config.json.
 
     Returns:
         float32, float16 or bfloat16; None if it names none of these.
     """
-    value = config.get("dtype") or config.get("torch_dtype")
+    text = config.get("text_config")
+    configs = (config, text) if isinstance(text, Mapping) else (config,)
+    named = (one.get(field) for one in configs for field in ("dtype", "torch_dtype"))
+    value = next(filter(None, named), None)
     name = str(value).removeprefix("torch.")
     return name if name in _FLOATS else None
 

@@ -31,6 +31,8 @@ from sparsepo_jax.models.stored_tensors import SafeTensors
 from sparsepo_jax.models.weights import to_hf, to_peft
 from sparsepo_jax.models.wrappers import carried_names, name_in, with_text_fields
 
+# Few numbers that are published in float32 whatever type the others have: rounded, memories decay otherwise.
+_FLOAT32 = (".linear_attn.A_log", ".linear_attn.norm.weight")
 SHARD_BYTES = 5 * 10**9  # as transformers splits large models
 
 
@@ -58,7 +60,7 @@ def save_hf(
         weights: our arrays by path, on any device, or what is indexed as they are.
         masks: tensors of the mask nets under their official names; {} writes no file.
         card: the text of README.md.
-        dtype: type of the weights, float32, float16 or bfloat16.
+        dtype: type of the weights, float32, float16 or bfloat16. Qwen3.5's decays stay float32.
         generation: the content of generation_config.json; None writes no file, and transformers then reads
             config.json.
         shard_bytes: the weights are split into files of at most this size.
@@ -179,7 +181,10 @@ def fetch_as_written(spec: DecoderSpec, weights: Mapping[str, Any], dtype: str) 
 def _cast_tensors(
     spec: DecoderSpec, weights: Mapping[str, Any], dtype: str
 ) -> Iterator[tuple[str, np.ndarray]]:
-    return ((name, _cast(name, tensor, dtype)) for name, tensor in to_hf(spec, weights))
+    def type_of(name: str) -> str:
+        return "float32" if name.endswith(_FLOAT32) else dtype
+
+    return ((name, _cast(name, tensor, type_of(name))) for name, tensor in to_hf(spec, weights))
 
 
 def _cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:

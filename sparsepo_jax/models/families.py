@@ -49,10 +49,12 @@ from sparsepo_jax.models.llama_rules import (
     llama_rules,
     neighbours_rules,
     phi3_rules,
+    qwen3_5_rules,
     starcoder2_rules,
 )
 from sparsepo_jax.models.mixture_readers import read_gpt_oss, read_mixtral, read_olmoe, read_qwen3_moe
 from sparsepo_jax.models.mixture_rules import stacked_expert_rules
+from sparsepo_jax.models.qwen3_5_reader import read_qwen3_5
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.wrappers import ALONE, placed
 
@@ -89,6 +91,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(read_gemma2, llama_rules, "Gemma2ForCausalLM"),
     "gemma3_text": Family(read_gemma3, llama_rules, "Gemma3ForCausalLM"),
     "gemma4_text": Family(read_gemma4, llama_rules, "Gemma4ForCausalLM"),
+    "qwen3_5_text": Family(read_qwen3_5, qwen3_5_rules, "Qwen3_5ForCausalLM"),
     "smollm3": Family(read_smollm3, llama_rules, "SmolLM3ForCausalLM"),
     "olmo3": Family(read_olmo3, llama_rules, "Olmo3ForCausalLM"),
     "phi3": Family(read_phi3, phi3_rules, "Phi3ForCausalLM"),

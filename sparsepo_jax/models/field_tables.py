@@ -46,6 +46,9 @@ _READ = {
         final_logit_softcapping use_bidirectional_attention hidden_size_per_layer_input attention_k_eq_v
         num_kv_shared_layers enable_moe_block global_head_dim num_global_key_value_heads
         per_layer_config""",
+    "qwen3_5_text": f"""{_LLAMA} hidden_act attention_bias layer_types full_attention_interval
+        output_gate_type linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim
+        linear_num_key_heads linear_num_value_heads""",
     "smollm3": f"""{_LLAMA} hidden_act use_sliding_window sliding_window layer_types attention_bias mlp_bias
         no_rope_layers no_rope_layer_interval""",
     "olmo3": f"{_LLAMA} hidden_act attention_bias sliding_window layer_types",
@@ -148,6 +151,13 @@ HARMLESS_IN_FAMILY: dict[str, set[str]] = {
         "moe_intermediate_size",
         "use_double_wide_mlp",
     },
+    # Of heads that predict later tokens, of experts, and how the same memories are computed.
+    "qwen3_5_text": {
+        "mtp_num_hidden_layers",
+        "mtp_use_dedicated_embeddings",
+        "mlp_only_layers",
+        "mamba_ssm_dtype",
+    },
     "gemma3_text": {"attn_logit_softcapping"},  # transformers' attention leaves it out
     "smollm3": {"max_window_layers"},
     "seed_oss": {"residual_dropout"},  # we train without, as everywhere
@@ -206,6 +216,8 @@ SWITCHES = {
 QUANTISED = {"gpt_oss": "mxfp4"}
 # Families whose queries and keys are always normed, as some of their files say (Qwen3-Coder's).
 ALWAYS_QK_NORM = {"qwen3", "qwen3_moe"}
+# Families whose attention is always gated, as some of their files say.
+ALWAYS_GATED = {"qwen3_5_text"}
 # Families that read a switch of these, so that it may have either value.
 SWITCHES_READ = {
     "use_sliding_window": {"qwen2", "qwen3", "smollm3"},
@@ -361,6 +373,10 @@ KINDS: dict[str, FieldKind | FieldKinds] = {
     **_all_of(_SHARE, "norm_eps norm_epsilon"),
     **_all_of(_FLAG, "attention_out_bias use_bias use_qk_norm use_qkv_bias"),
     "position_embedding_type": _TEXT,
+    "full_attention_interval": _COUNT,
+    "output_gate_type": _TEXT,
+    **_all_of(_COUNT, "linear_num_key_heads linear_num_value_heads linear_conv_kernel_dim"),
+    **_all_of(_SIZE, "linear_key_head_dim linear_value_head_dim"),
     **_all_of(_POSITIONS, "n_positions max_position_embeddings original_max_position_embeddings"),
     "sliding_window": _POSITIONS,
     **_all_of(_SHARE, "layer_norm_epsilon layer_norm_eps rms_norm_eps rotary_pct partial_rotary_factor"),
@@ -400,4 +416,8 @@ ROPE_READ = {
     "longrope": _STRETCHED | {"attention_factor", "short_factor", "long_factor"},
 }
 # Read whatever the kind of rotation.
-ROPE_READ_IN_FAMILY = {"ministral3": {"llama_4_scaling_beta", "original_max_position_embeddings"}}
+ROPE_READ_IN_FAMILY = {
+    "ministral3": {"llama_4_scaling_beta", "original_max_position_embeddings"},
+    # Of text all three kinds of positions are the same.
+    "qwen3_5_text": {"mrope_section", "mrope_interleaved"},
+}

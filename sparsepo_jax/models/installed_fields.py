@@ -16,7 +16,7 @@ _OF_IMAGES = {
 }
 _OF_OTHER_TOWERS = re.compile(r"class \w*(Vision|Audio)")
 # What Gemma 4's model works out of its config, or is called with.
-_NO_FIELDS = {"kv_sharing_modes", "return_shared_kv_states", "shared_kv_states"}
+_NO_FIELDS = {"cu_seq_lens_q", "kv_sharing_modes", "return_shared_kv_states", "shared_kv_states"}
 
 
 @functools.cache

@@ -9,8 +9,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from sparsepo_jax.models.block import Block
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.models.layers import Block, LayerFactory
+from sparsepo_jax.models.layers import LayerFactory
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.stacks import Stack
 

@@ -1,4 +1,4 @@
-"""One transformer block, for all families: attention and an MLP, with norms before or after each.
+"""Attention, and what all layers are made with and told.
 
 A block does not know where it runs. What changes between training, reading a prompt and generating is
 handed to it as `Hooks`: who listens to activations, which keys and values a query may see, and the
@@ -18,12 +18,31 @@ from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.experts import Experts, Routing
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.mixture import Mixture
-from sparsepo_jax.models.modules import AdaptedLinear, LayerNorm, LayerScalar, Linear, RMSNorm
+from sparsepo_jax.models.modules import AdaptedLinear, LayerNorm, Linear, RMSNorm
 from sparsepo_jax.models.rotary import Turns, grown, rotate
-from sparsepo_jax.ops.activations import activated, gated
 from sparsepo_jax.ops.attention import Given, Packed, attention
 from sparsepo_jax.ops.norms import rms_norm
 from sparsepo_jax.ops.remat import rotated
+
+
+class DeltaState(NamedTuple):
+    """What a gated delta net goes on from.
+
+    Attributes:
+        inputs_BYF: of the convolution, those of the last tokens, in order; zero before the first one.
+        memory_BNHX: of each value head, see ops/gated_delta.
+    """
+
+    inputs_BYF: Float[Array, "B Y F"]
+    memory_BNHX: Float[Array, "B N H X"]
+
+
+def _nothing() -> None:
+    return None
+
+
+def _forget(state: DeltaState) -> None:
+    pass
 
 
 class Hooks(NamedTuple):
@@ -37,6 +56,8 @@ class Hooks(NamedTuple):
         reach: which keys each query sees (see ops/attention).
         window: a query sees fewer than so many positions back; None: all.
         routing: how tokens are sent to experts, in a mixture of them.
+        recall: gives what a gated delta net goes on from; None: the first token is a sequence's first.
+        retain: is told what the next token goes on from.
     """
 
     keep: Callable[[str, Array], None]
@@ -45,6 +66,8 @@ class Hooks(NamedTuple):
     reach: Given | Packed
     window: Array | int | None
     routing: Routing = Routing()
+    recall: Callable[[], DeltaState | None] = _nothing
+    retain: Callable[[DeltaState], None] = _forget
 
     def project(self, name: str, linear: Linear, x_BSX: Array) -> Array:
         """linear(x), plus the adapter's part if the projection has one.
@@ -156,6 +179,8 @@ class Attention(nnx.Module):
         self.spec = spec
         self.query = make.linear("attention.query", spec.width, queries, bias=spec.qkv_bias)
         self.key = make.linear("attention.key", spec.width, keys, bias=spec.qkv_bias)
+        if spec.gated_attention:
+            self.gate = make.linear("attention.gate", spec.width, queries, bias=spec.qkv_bias)
         if not spec.key_is_value:
             self.value = make.linear("attention.value", spec.width, keys, bias=spec.qkv_bias)
         if spec.qk_norm is not None:
@@ -205,6 +230,9 @@ class Attention(nnx.Module):
             sink_N=self.sinks[...] if spec.sinks else None,
         )
         heads_BSX = heads_BSNH.reshape(B, S, -1)
+        if spec.gated_attention:
+            gate_BSX = hooks.project("attention.gate", self.gate, x_BSD)
+            heads_BSX = heads_BSX * jax.nn.sigmoid(gate_BSX)
         hooks.keep("attn_heads", heads_BSX)
         return hooks.project("attention.out", self.out, heads_BSX)
 
@@ -230,97 +258,3 @@ class Attention(nnx.Module):
         if spec.value_norm:
             v_BSKH = rms_norm(v_BSKH, jnp.ones(spec.head_dim), spec.norm_eps)
         return q_BSNH, k_BSKH, v_BSKH
-
-
-class Block(nnx.Module):
-    """A decoder layer: attention and MLP, each added to the residual stream, in sequence or in parallel."""
-
-    def __init__(self, make: LayerFactory):
-        """A block with random weights.
-
-        Args:
-            make: makes its projections and norms, and knows its shape.
-        """
-        spec = make.spec
-        self.spec = spec
-        if spec.norms != "after":
-            self.attn_norm = make.norm()
-        if spec.norms != "after" and not spec.shared_norm:
-            self.mlp_norm = make.norm()
-        if spec.norms != "before":
-            self.attn_post_norm = make.norm()
-            self.mlp_post_norm = make.norm()
-        self.attention = Attention(make)
-        if spec.scales_blocks:
-            self.output = LayerScalar()
-        if spec.mixture is not None:
-            self.experts = make.experts(spec.mixture)
-            return
-        self.up = make.linear("up", spec.width, spec.mlp_width, bias=spec.mlp_bias)
-        if spec.gated_mlp:
-            self.gate = make.linear("gate", spec.width, spec.mlp_width, bias=spec.mlp_bias)
-        self.down = make.linear("down", spec.mlp_width, spec.width, bias=spec.mlp_bias, std=make.output_std())
-
-    def __call__(
-        self,
-        x_BSD: Float[Array, "B S D"],
-        positions_BS: Int[Array, "B S"],
-        turns: Turns | None,
-        hooks: Hooks,
-    ) -> Float[Array, "B S D"]:
-        """The residual stream after the block.
-
-        Args:
-            x_BSD: the residual stream before it.
-            positions_BS: position of each token, from 0.
-            turns: how queries and keys are rotated; None: they are not.
-            hooks: see `Hooks`.
-        """
-        spec = self.spec
-        with jax.named_scope("attention"):
-            attn_in_BSD = x_BSD
-            if spec.norms != "after":
-                attn_in_BSD = self.attn_norm(x_BSD)
-                hooks.keep("attn_norm", attn_in_BSD)
-            attn_BSD = self.attention(attn_in_BSD, positions_BS, turns, hooks)
-            hooks.keep("attn_out", attn_BSD)
-            if spec.norms != "before":
-                attn_BSD = self.attn_post_norm(attn_BSD)
-            resid_BSD = x_BSD + _scaled(attn_BSD, spec.residual_scale)
-            if not spec.parallel_residual:
-                hooks.keep("attn_resid", resid_BSD)
-        with jax.named_scope("mlp"):
-            mlp_in_BSD = x_BSD if spec.parallel_residual else resid_BSD
-            if spec.shared_norm:
-                mlp_in_BSD = attn_in_BSD
-            elif spec.norms != "after":
-                mlp_in_BSD = self.mlp_norm(mlp_in_BSD)
-                hooks.keep("mlp_norm", mlp_in_BSD)
-            mlp_BSD = self._mlp(mlp_in_BSD, hooks)
-            if spec.norms != "before":
-                mlp_BSD = self.mlp_post_norm(mlp_BSD)
-            out_BSD = resid_BSD + _scaled(mlp_BSD, spec.residual_scale)
-            if spec.scales_blocks:
-                out_BSD = self.output(out_BSD)
-            hooks.keep("block_out", out_BSD)
-        return out_BSD
-
-    def _mlp(self, x_BSD: Array, hooks: Hooks) -> Array:
-        if self.spec.mixture is not None:
-            mlp_BSD = self.experts(x_BSD, hooks.routing, hooks.keep)
-            hooks.keep("mlp_out", mlp_BSD)
-            return mlp_BSD
-        up_BSF = hooks.project("up", self.up, x_BSD)
-        if self.spec.gated_mlp:
-            act_BSF = gated(self.spec.activation, hooks.project("gate", self.gate, x_BSD), up_BSF)
-        else:
-            act_BSF = activated(self.spec.activation, up_BSF)
-        hooks.keep("mlp_act", act_BSF)
-        mlp_BSD = hooks.project("down", self.down, act_BSF)
-        hooks.keep("mlp_out", mlp_BSD)
-        return mlp_BSD
-
-
-def _scaled(x: Array, factor: float) -> Array:
-    """x times a factor, which keeps its float32 digits whatever the type of x."""
-    return x if factor == 1.0 else (x.astype(jnp.float32) * factor).astype(x.dtype)

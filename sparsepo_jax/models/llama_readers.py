@@ -52,6 +52,7 @@ _USUAL = {
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA._replace(base=1e6, local_base=10000.0),
     "gemma4_text": _GEMMA._replace(base=1e6, local_base=10000.0, proportional=True),
+    "qwen3_5_text": _Usual(own_head_dim=True, share=0.25),
     "smollm3": _Usual(tied=True, base=2e6),
     "olmo3": _Usual(one_each=True, base=5e5, local_base=5e5),
     "phi3": _Usual(one_each=True, share=1.0),

@@ -4,12 +4,15 @@ import functools
 from collections.abc import Callable, Mapping
 
 from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.delta_shape import DeltaShape
 from sparsepo_jax.models.mixture_rules import expert_rules, gpt_oss_expert_rules
 from sparsepo_jax.models.weight_rules import (
     Rule,
+    filters_of_channels,
     head,
     interleaved,
     linear,
+    queries_and_gates,
     same,
     side_by_side,
     with_offset,
@@ -105,6 +108,16 @@ def granite_hybrid_rules(spec: DecoderSpec) -> list[Rule]:
     return [*_ends(spec), *_norms(spec, _llama_norms(spec)), *_attention(spec, linear), *mlp]
 
 
+def qwen3_5_rules(spec: DecoderSpec) -> list[Rule]:
+    """Qwen3.5: gated delta nets, and attention whose queries and gates are one module.
+
+    Args:
+        spec: the decoder.
+    """
+    mixer = _gated_attention(spec) if spec.delta is None else _delta(spec, spec.delta)
+    return [*_ends(spec), *_norms(spec, _llama_norms(spec)), *mixer, *_mlp(spec)]
+
+
 def starcoder2_rules(spec: DecoderSpec) -> list[Rule]:
     """StarCoder 2: the projections of its MLP are named as GPT-2's.
 
@@ -178,6 +191,30 @@ def _attention(spec: DecoderSpec, rotated: Callable[..., list[Rule]]) -> list[Ru
         *rotated(f"{theirs}.k_proj", f"{ours}.key", bias=spec.qkv_bias),
         *value,
         *linear(f"{theirs}.o_proj", f"{ours}.out", bias=spec.out_bias),
+    ]
+
+
+def _gated_attention(spec: DecoderSpec) -> list[Rule]:
+    others = [rule for rule in _attention(spec, linear) if ".query." not in rule.ours[0]]
+    query = "blocks.attention.query", "blocks.attention.gate"
+    return [*others, *queries_and_gates(spec, f"{_LAYER}.self_attn.q_proj", query)]
+
+
+def _delta(spec: DecoderSpec, shape: DeltaShape) -> list[Rule]:
+    theirs, ours = f"{_LAYER}.linear_attn", "blocks.delta"
+    names = ("query", "key", "value")
+    filters = tuple(f"{ours}.{name}_filter" for name in names)
+    sizes = (shape.keys, shape.keys, shape.values)
+    return [
+        side_by_side(spec, f"{theirs}.in_proj_qkv", tuple(f"delta.{name}" for name in names)),
+        *linear(f"{theirs}.in_proj_z", f"{ours}.gate", bias=False),
+        *linear(f"{theirs}.in_proj_b", f"{ours}.rate", bias=False),
+        *linear(f"{theirs}.in_proj_a", f"{ours}.decay", bias=False),
+        filters_of_channels(f"{theirs}.conv1d.weight", filters, sizes),
+        same(f"{theirs}.A_log", f"{ours}.log_speed"),
+        same(f"{theirs}.dt_bias", f"{ours}.decay_bias"),
+        same(f"{theirs}.norm.weight", f"{ours}.norm.scale"),
+        *linear(f"{theirs}.out_proj", f"{ours}.out", bias=False),
     ]
 
 

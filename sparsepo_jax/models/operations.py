@@ -53,6 +53,8 @@ def pair_tokens(pairs: int, prompt: float, response: float, responses: int = 2) 
 def matrix_operations(spec: DecoderSpec, tokens: Tokens, passes: Passes) -> float:
     """Operations of a step. Attention counts what a token sees: half a square.
 
+    Gated delta nets count as if token followed upon token: their memory decays, is read twice and is written.
+
     Args:
         spec: the decoder's.
         tokens: of the step.
@@ -60,6 +62,9 @@ def matrix_operations(spec: DecoderSpec, tokens: Tokens, passes: Passes) -> floa
     """
     blocks = 0.0
     for block, layers in spec.blocks():
-        attention = 4 * block.num_heads * block.head_dim * tokens.seen
+        if block.delta is None:
+            attention = 4 * block.num_heads * block.head_dim * tokens.seen
+        else:
+            attention = block.delta.operations() * tokens.positions
         blocks += layers * (2 * block.matrix_count_of_block(active=True) * tokens.positions + attention)
     return passes.blocks * blocks + passes.head * 2 * spec.vocab_size * spec.width * tokens.responses

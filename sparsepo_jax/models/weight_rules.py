@@ -230,6 +230,51 @@ def side_by_side(spec: DecoderSpec, theirs: str, ours: tuple[str, ...]) -> Rule:
     return Rule(f"{theirs}.weight", tuple(f"blocks.{name}.kernel" for name in ours), split, join)
 
 
+def queries_and_gates(spec: DecoderSpec, theirs: str, ours: tuple[str, str]) -> list[Rule]:
+    """A module that holds, head after head, queries and then the gates of what they attend to.
+
+    Args:
+        spec: the decoder.
+        theirs: the module's name; its weight is stored as [out, in].
+        ours: paths of the two projections.
+    """
+    N, H = spec.num_heads, spec.head_dim
+
+    def split(x: np.ndarray) -> tuple[np.ndarray, ...]:  # [N * 2 * H, ...]
+        parts = x.reshape(N, 2, H, *x.shape[1:])
+        return tuple(parts[:, part].reshape(N * H, *x.shape[1:]).T for part in (0, 1))
+
+    def join(*parts: np.ndarray) -> np.ndarray:
+        stacked = np.stack([part.T.reshape(N, H, *part.T.shape[1:]) for part in parts], axis=1)
+        return stacked.reshape(2 * N * H, *stacked.shape[3:])
+
+    def rule(end: str, part: str) -> Rule:
+        return Rule(f"{theirs}.{end}", tuple(f"{path}.{part}" for path in ours), split, join)
+
+    return [rule("weight", "kernel"), *([rule("bias", "bias")] if spec.qkv_bias else [])]
+
+
+def filters_of_channels(theirs: str, ours: tuple[str, ...], sizes: tuple[int, ...]) -> Rule:
+    """A convolution of each channel alone, stored as [channels, 1, tokens], the token itself last.
+
+    Ours are [tokens, channels], the token itself first.
+
+    Args:
+        theirs: the tensor's name.
+        ours: paths of the filters, whose channels lie one after another.
+        sizes: channels of each.
+    """
+    ends = np.cumsum(sizes)[:-1]
+
+    def split(x: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(np.split(x[:, 0, ::-1].T, ends, axis=1))
+
+    def join(*parts: np.ndarray) -> np.ndarray:
+        return np.concatenate(parts, axis=1).T[:, None, ::-1]
+
+    return Rule(theirs, ours, split, join)
+
+
 def _query_key_value(part: str) -> tuple[str, ...]:
     return tuple(f"blocks.attention.{name}.{part}" for name in ("query", "key", "value"))
 

@@ -75,6 +75,12 @@ WRAPPERS: dict[str, Wrapper] = {
     "qwen3_vl": Wrapper(
         "Qwen3VLForConditionalGeneration", _QWEN_TOKENS, "qwen3_vl_text", trunks=(_NEW, _NEW_BARE)
     ),
+    "qwen3_5": Wrapper(
+        "Qwen3_5ForConditionalGeneration",
+        {"image_token_id": 248056, "video_token_id": 248057},
+        "qwen3_5_text",
+        trunks=(_NEW, _NEW_BARE),
+    ),
     "llava": Wrapper(
         "LlavaForConditionalGeneration", {"image_token_index": 32000}, "llama", tied_by_either=True
     ),
@@ -97,17 +103,24 @@ WRAPPERS: dict[str, Wrapper] = {
     ),
     "internvl": Wrapper("InternVLForConditionalGeneration", {"image_token_id": 151667}, "qwen2"),
 }
-# Models around a text model that is no model of text alone -> why.
+# Models that we have not, and that are near to some that we have -> why.
 REFUSED = {
     "mllama": "layers of its text model look at the image (cross-attention)",
     "idefics": "layers of its text model look at the image (cross-attention)",
     "paligemma": "its text model sees a prompt in both directions",
     "gemma3n": "its layers get embeddings of their own and share keys and values",
     "llama4": "its text model has experts and layers of several kinds",
+    "qwen3_5_moe": "each of its layers has an expert that all tokens are sent to",
+    "qwen3_next": "each of its layers has an expert that all tokens are sent to",
     "internvl_chat": "it needs code of its own: take the checkpoint for transformers, whose name ends in -hf",
 }
-# Text models that only wrappers have, and the family that computes the same from text.
-_FAMILIES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+# Text models with three kinds of positions (mrope), and the family that computes the same from text.
+_FAMILIES = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_5_text": "qwen3_5_text",
+}
 _MROPE = ("mrope_section", "mrope_interleaved")
 # Fields of a flat config that are none of the text model's.
 _NOT_OF_TEXT = {

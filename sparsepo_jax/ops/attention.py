@@ -47,6 +47,7 @@ class Packed(NamedTuple):
         kernel: which one runs.
         spread: for the kernels `splash` and `triton`; see ops/splash_attention.
         visits: for the kernel `triton`, see ops/visits; None for the others.
+        branched: whether a sequence may have several responses.
     """
 
     places: Places
@@ -55,20 +56,24 @@ class Packed(NamedTuple):
     kernel: AttentionKernel
     spread: Spread | None = None
     visits: Visits | None = None
+    branched: bool = True
 
 
-def reach_of(packing: Packing, kernel: AttentionKernel, spread: Spread | None = None) -> Packed:
+def reach_of(
+    packing: Packing, kernel: AttentionKernel, spread: Spread | None = None, *, branched: bool = True
+) -> Packed:
     """What the queries of packed rows see.
 
     Args:
         packing: the rows of tokens.
         kernel: which one is to run; see ops/sequence_attention for what they can do.
         spread: for the kernels `splash` and `triton` on several devices; see ops/splash_attention.
+        branched: whether a sequence may have several responses. False saves gated delta nets a second memory.
     """
     places = Places(packing.sequence_RS, packing.part_RS, packing.positions_RS)
     seen_IJ = blocks_seen(places) if kernel == "blocks" else None
     visits = visits_of(places) if kernel == "triton" else None
-    return Packed(places, packing.column_RQW, seen_IJ, kernel, spread, visits)
+    return Packed(places, packing.column_RQW, seen_IJ, kernel, spread, visits, branched)
 
 
 @jax.named_scope("attend")

@@ -200,6 +200,7 @@ def _chunks(
     )
 
 
+@jax.custom_vjp
 def unit_lower_inverse(x: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     """The inverse of matrices with ones on the diagonal, from what lies below it; the rest is not read.
 
@@ -223,6 +224,19 @@ def unit_lower_inverse(x: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
         inverse = jnp.concatenate([upper, jnp.concatenate([lower, second], axis=-1)], axis=-2)
         size *= 2
     return inverse[..., 0, :, :]
+
+
+def _inverse_forward(x: Array) -> tuple[Array, Array]:
+    inverse = unit_lower_inverse(x)
+    return inverse, inverse
+
+
+def _inverse_backward(inverse: Array, d_inverse: Array) -> tuple[Array]:
+    turned = inverse.swapaxes(-1, -2)
+    return (-jnp.tril(turned @ d_inverse @ turned, -1),)
+
+
+unit_lower_inverse.defvjp(_inverse_forward, _inverse_backward)
 
 
 class _PlacesOfChunks(NamedTuple):

@@ -18,6 +18,7 @@ from sparsepo_jax.run.held import base_bytes, gradient_bytes, moment_bytes, numb
 ROOM = 0.92  # share of a device's memory that an estimate may take
 FLOAT = 4  # bytes of a float32
 LARGEST = 4  # a model's largest stack of matrices is about this part of it
+TOKENS_OF_CHUNK = 64  # that a gated delta net takes at a time, see ops/gated_delta
 CHUNK = 128  # queries that the kernel xla takes at a time at least, see ops/dense_attention
 
 
@@ -167,19 +168,34 @@ def kept_features(spec: DecoderSpec, remat: Remat, *, chunks: float = 1.0) -> in
     D, F, inside = spec.width, spec.mlp_width * (2 if spec.gated_mlp else 1), spec.mlp_width
     if spec.mixture is not None:  # a row for each choice
         F, inside = 2 * spec.mixture.chosen * spec.mixture.width, spec.mixture.chosen * spec.mixture.width
-    queries, keys = spec.num_heads * spec.head_dim, 2 * spec.num_kv_heads * spec.head_dim
     stream = D if spec.parallel_residual else 2 * D  # the block's input, and what the MLP reads
     if remat == "everything":
         return D
+    products, attention = _kept_by_mixer(spec, remat, chunks)
     if remat == "all_but_products":
-        return stream + queries + keys + F
-    # The attention kernel's inputs and output, and the output as the next product reads it.
-    attention = 3 * queries + round(chunks * keys)
+        return stream + products + F
     if remat == "norms":
         return stream + attention + F
     normed = D if spec.shared_norm else 2 * D
     rows = 0 if spec.mixture is None else spec.mixture.chosen * D
     return stream + attention + F + normed + rows + inside
+
+
+def _kept_by_mixer(spec: DecoderSpec, remat: Remat, chunks: float) -> tuple[int, int]:
+    """Numbers of each position: the products that attention or a gated delta net begins with, and all that it
+    keeps where more than these is kept."""
+    delta = spec.delta
+    if delta is not None:
+        # The memory's output is kept, and the gated one as the next product reads it.
+        products, read = delta.convolved + delta.values + 2 * delta.value_heads, 2 * delta.values
+        if remat == "norms":
+            return products, products + read
+        # The convolution's sums in float32, what the activation function made of them, and the norm's output.
+        return products, products + read + 3 * delta.convolved + delta.values
+    queries, keys = spec.num_heads * spec.head_dim, 2 * spec.num_kv_heads * spec.head_dim
+    gates = queries if spec.gated_attention else 0
+    # The attention kernel's inputs and output, and the output as the next product reads it.
+    return queries + keys + gates, (3 * queries + 2 * gates) + round(chunks * keys)
 
 
 def needed_by(
@@ -215,10 +231,16 @@ def block_bytes(setting: Setting, load: Load, attention: str) -> int:
     """
     policy = setting.policy
     chunks = _chunks(load, attention)
-    largest = max(kept_features(block, "nothing", chunks=chunks) for block, _ in policy.blocks())
-    working = 2 * largest * setting.itemsize
-    if attention == "xla":
-        working += 3 * FLOAT * policy.num_heads * min(load.longest, 2 * CHUNK)  # scores
+
+    def working_of(block: DecoderSpec) -> int:
+        working = 2 * kept_features(block, "nothing", chunks=chunks) * setting.itemsize
+        if block.delta is not None:  # decays, products of keys, their inverse and scores, in float32
+            working += 6 * FLOAT * block.delta.value_heads * TOKENS_OF_CHUNK
+        elif attention == "xla":
+            working += 3 * FLOAT * block.num_heads * min(load.longest, 2 * CHUNK)  # scores
+        return working
+
+    working = max(working_of(block) for block, _ in policy.blocks())
     return _block_gradients(setting) + _cut(setting, policy, working * load.positions)
 
 

@@ -16,17 +16,25 @@ Axes = str | tuple[str, ...] | None  # of one dimension
 EXPERTS = ("fsdp", "tensor")
 _BLOCKS = r"blocks\.(?:layers_\d+\.)?"  # of the only stack, or of one of several
 
+# Projections that read the residual stream, and those that write to it.
+_READS = r"attention\.(query|key|value|gate)|delta\.(query|key|value|gate|rate|decay)|up|gate"
+_WRITES = r"attention\.out|delta\.out|down"
+
 # Dimensions are [in, out] of a projection and [V, D] of an embedding. Weights of blocks carry a leading L,
 # which is never cut. A dimension that no product needs cut along one axis is cut along both.
 RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"(embed|head)\.embedding", ("tensor", "fsdp")),
     (r"head_bias", ("tensor",)),
     (r"embed_positions\.embedding", (None, ("fsdp", "tensor"))),
-    (rf"{_BLOCKS}attention\.(query|key|value)\.kernel", (None, "fsdp", "tensor")),
-    (rf"{_BLOCKS}attention\.(query|key|value)\.bias", (None, "tensor")),
+    (rf"{_BLOCKS}attention\.(query|key|value|gate)\.kernel", (None, "fsdp", "tensor")),
+    (rf"{_BLOCKS}attention\.(query|key|value|gate)\.bias", (None, "tensor")),
     (rf"{_BLOCKS}attention\.out\.kernel", (None, "tensor", "fsdp")),
     (rf"{_BLOCKS}attention\.out\.bias", (None, None)),
     (rf"{_BLOCKS}attention\.sinks", (None, "tensor")),
+    (rf"{_BLOCKS}delta\.(query|key|value|gate|rate|decay)\.kernel", (None, "fsdp", "tensor")),
+    (rf"{_BLOCKS}delta\.out\.kernel", (None, "tensor", "fsdp")),
+    (rf"{_BLOCKS}delta\.(query|key|value)_filter", (None, None, "tensor")),
+    (rf"{_BLOCKS}delta\.(log_speed|decay_bias)", (None, "tensor")),
     (rf"{_BLOCKS}(up|gate)\.kernel", (None, "fsdp", "tensor")),
     (rf"{_BLOCKS}(up|gate)\.bias", (None, "tensor")),
     (rf"{_BLOCKS}down\.kernel", (None, "tensor", "fsdp")),
@@ -35,12 +43,12 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (rf"{_BLOCKS}experts\.router\.weight", (None, EXPERTS, None)),
     (rf"{_BLOCKS}experts\.router\.bias", ()),
     (rf"{_BLOCKS}experts\.(up|gate|down)\.(kernel|bias|lora\.lora_[ab])", (None, EXPERTS)),
-    (rf"{_BLOCKS}(attention\.(query|key)_norm|output)\.scale", ()),
+    (rf"{_BLOCKS}(attention\.(query|key)_norm|delta\.norm|output)\.scale", ()),
     (rf"({_BLOCKS}(attn|mlp)(_post)?_norm|final_norm)\.(scale|bias)", ()),
-    (rf"{_BLOCKS}(attention\.(query|key|value)|up|gate)\.lora\.lora_a", (None, ("fsdp", "tensor"), None)),
-    (rf"{_BLOCKS}(attention\.(query|key|value)|up|gate)\.lora\.lora_b", (None, None, ("tensor", "fsdp"))),
-    (rf"{_BLOCKS}(attention\.out|down)\.lora\.lora_a", (None, ("tensor", "fsdp"), None)),
-    (rf"{_BLOCKS}(attention\.out|down)\.lora\.lora_b", (None, None, ("fsdp", "tensor"))),
+    (rf"{_BLOCKS}({_READS})\.lora\.lora_a", (None, ("fsdp", "tensor"), None)),
+    (rf"{_BLOCKS}({_READS})\.lora\.lora_b", (None, None, ("tensor", "fsdp"))),
+    (rf"{_BLOCKS}({_WRITES})\.lora\.lora_a", (None, ("tensor", "fsdp"), None)),
+    (rf"{_BLOCKS}({_WRITES})\.lora\.lora_b", (None, None, ("fsdp", "tensor"))),
     (r"(common|reward|kl)\..*", ()),  # mask nets: a few thousand weights
 )
 

@@ -218,7 +218,10 @@ def reference_tokens(
 def _inputs(problem: Problem, batch: PairBatch) -> tuple[Int[Array, "R S"], Int[Array, "R S"], Packed]:
     """The positional arguments of a model."""
     packing = batch.packing
-    return packing.ids_RS, packing.positions_RS, reach_of(packing, problem.attention, problem.spread)
+    R, Q, _ = packing.column_RQW.shape
+    B, P, _ = batch.valid_BPT.shape
+    reach = reach_of(packing, problem.attention, problem.spread, branched=R * Q < B * P)
+    return packing.ids_RS, packing.positions_RS, reach
 
 
 def _policy_states(

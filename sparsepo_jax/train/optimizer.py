@@ -145,9 +145,9 @@ def is_decayed(path: str) -> bool:
     """Whether weight decay applies to a weight of the policy, as in transformers' Trainer and so in TRL.
 
     Args:
-        path: the weight's path. Biases and norms do not decay.
+        path: the weight's path. Biases, norms and the speeds at which memories decay do not.
     """
-    return not path.endswith(("bias", ".scale"))
+    return not path.endswith(("bias", ".scale", ".log_speed"))
 
 
 def clip_by_norm(largest: Scalar) -> optax.GradientTransformationExtraArgs:

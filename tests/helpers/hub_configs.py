@@ -212,6 +212,16 @@ _QWEN_VL_TOKENS = {"image_token_id": 151655, "video_token_id": 151656, "vision_s
     "vision_end_token_id": 151653}
 
 # Models around a text model, and the parameters of the text model in billions, its head included.
+_QWEN35 = {"attention_bias": False, "attention_dropout": 0.0, "attn_output_gate": True, "dtype": "bfloat16",
+    "eos_token_id": 248044, "full_attention_interval": 4, "head_dim": 256, "hidden_act": "silu",
+    "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16,
+    "linear_value_head_dim": 128, "mamba_ssm_dtype": "float32", "max_position_embeddings": 262144,
+    "model_type": "qwen3_5_text", "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False,
+    "rms_norm_eps": 1e-6, "rope_parameters": {"mrope_interleaved": True, "mrope_section": [11, 11, 10],
+    "partial_rotary_factor": 0.25, "rope_theta": 10000000, "rope_type": "default"}, "use_cache": True,
+    "vocab_size": 248320}
+_QWEN35_TOKENS = {"image_token_id": 248056, "video_token_id": 248057, "vision_start_token_id": 248053,
+    "vision_end_token_id": 248054, "vision_config": {"depth": 12, "model_type": "qwen3_5"}}
 WRAPPED = {
     "gemma-3-4b-it": (_GEMMA3 | {"text_config": _GEMMA3_TEXT | {"hidden_size": 2560, "intermediate_size":
         10240, "num_hidden_layers": 34}}, 3.88),
@@ -247,6 +257,16 @@ WRAPPED = {
         "rope_type": "default"}, "rope_theta": 5000000, "tie_word_embeddings": True, "use_cache": True,
         "vocab_size": 151936}, "tie_word_embeddings": True, "vision_config": {"depth": 24, "hidden_size":
         1024, "model_type": "qwen3_vl"}, **_QWEN_VL_TOKENS}, 4.02),
+    "Qwen3.5-27B": ({"architectures": ["Qwen3_5ForConditionalGeneration"], "language_model_only": False,
+        "model_type": "qwen3_5", "text_config": _QWEN35 | {"hidden_size": 5120, "intermediate_size": 17408,
+        "linear_num_value_heads": 48, "num_attention_heads": 24, "num_hidden_layers": 64,
+        "num_key_value_heads": 4, "output_gate_type": "swish", "pad_token_id": None, "partial_rotary_factor":
+        0.25, "tie_word_embeddings": False}, "tie_word_embeddings": False, **_QWEN35_TOKENS}, 26.9),
+    "Qwen3.5-0.8B": ({"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
+        "text_config": _QWEN35 | {"hidden_size": 1024, "intermediate_size": 3584, "layer_types":
+        (["linear_attention"] * 3 + ["full_attention"]) * 6, "linear_num_value_heads": 16, "mlp_only_layers":
+        [], "num_attention_heads": 8, "num_hidden_layers": 24, "num_key_value_heads": 2,
+        "tie_word_embeddings": True}, "tie_word_embeddings": True, **_QWEN35_TOKENS}, 0.75),
     "llava-1.5-7b-hf": ({"architectures": ["LlavaForConditionalGeneration"], "ignore_index": -100,
         "image_token_index": 32000, "model_type": "llava", "pad_token_id": 32001, "projector_hidden_act":
         "gelu", "text_config": {"_name_or_path": "lmsys/vicuna-7b-v1.5", "architectures":

@@ -108,6 +108,24 @@ GEMMA4 = LLAMA | {
         },
     },
 }
+QWEN3_5 = LLAMA | {
+    "model_type": "qwen3_5_text",
+    "head_dim": 8,
+    "num_hidden_layers": 4,
+    "full_attention_interval": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    "linear_conv_kernel_dim": 3,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 100.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [1, 1, 0],
+        "mrope_interleaved": True,
+    },
+}
 COHERE = LLAMA | {"model_type": "cohere", "layer_norm_eps": 1e-5, "logit_scale": 3.0}
 QWEN3_MOE = LLAMA | {
     "model_type": "qwen3_moe",
@@ -285,6 +303,7 @@ CONFIGS = {
     "olmoe": LLAMA | {"model_type": "olmoe", "num_experts": 5, "num_experts_per_tok": 2},
     "gemma2, softcaps": GEMMA2,
     "gemma3, local and global layers": GEMMA3,
+    "qwen3.5": QWEN3_5,
     "gemma4, two shapes": GEMMA4,
     "gemma4, global layers alone": GEMMA4 | {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2},
 }
