@@ -193,8 +193,8 @@ def test_every_knob_of_the_holdout_moves_something(place, knob):
 def test_a_run_that_only_looks_counts_bad_rows_and_writes_no_list(place, tmp_path, capsys):
     inspect(run_with(place, tmp_path / "looks", ["inspect"], eval=[], prompts=[]))
     output = capsys.readouterr().out
-    counted = "note: 1 of 65 rows are bad and left out"
-    assert f"{counted}; the first is {place}/pairs.jsonl:65: no chosen, rejected" in output
+    counted = "note: 1 of 66 rows are bad and left out"
+    assert f"{counted}; the first is {place}/pairs.jsonl:66: no chosen, rejected" in output
     assert not (tmp_path / "looks").exists()
     inspect(run_with(place, tmp_path / "trains", ["inspect", "po"], eval=[], prompts=[]))
     listed = tmp_path / "trains" / "bad_rows_train.jsonl"
