@@ -23,7 +23,7 @@ from sparsepo_jax.config.schema.training import AdamW, Lion, PairTraining
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
 from sparsepo_jax.run.check import make_plan_text
-from sparsepo_jax.run.resume import Marks
+from sparsepo_jax.run.resume import Marks, _drop_added
 
 ROOT = Path(__file__).parent.parent
 GPT2 = {"model_type": "gpt2", "vocab_size": 10, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
@@ -886,3 +886,12 @@ except SystemExit:
         [sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True, text=True
     )
     assert "examples:" in done.stdout and "objective.kind=dpo" in done.stdout
+
+
+def test_settings_that_were_added_later_are_taken_out_however_often():
+    """Of a stage's mark they are taken out when it is written and when it is read: what is not there is not
+    taken for a setting of value null."""
+    depends = {"objective": {"kind": "dpo", "mask": None}, "data": {"train_on": "last", "holdout": None}}
+    for _ in range(2):
+        _drop_added(depends)
+        assert depends == {"objective": {"kind": "dpo"}, "data": {"holdout": None}}

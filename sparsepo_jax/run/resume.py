@@ -53,6 +53,10 @@ _ADDED = {
     "sft.optimizer.moments": "float32",
     "po.optimizer.moments": "float32",
     "reference.dtype": "auto",
+    "data.train_on": "last",
+    "data.ranked.rule": "best_worst",
+    "data.ranked.margin": 0.0,
+    "data.ranked.score": None,
     "compute.weights": "float32",
     "objective.mask": None,
     "objective.l1_reward": 0.0,
@@ -335,7 +339,7 @@ def _drop(settings: dict[str, Any], path: list[str], value: Any) -> None:
         _drop(settings[name], rest, value)
         if not settings[name]:
             del settings[name]
-    elif not rest and settings.get(name) == value:
+    elif not rest and name in settings and settings[name] == value:
         del settings[name]
 
 
