@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -17,6 +18,7 @@ from sparsepo_jax.sharding.mesh import (
     lay,
     replicated,
 )
+from sparsepo_jax.train.readings import split_baseline
 
 
 def mask_tensors(path: str | None) -> dict[str, Any]:
@@ -65,7 +67,13 @@ def stored_masks(config: Config, source: MaskSource, mesh: Mesh) -> Weights:
     if not shapes:
         return {}
     tensors = policy_mask_tensors(config)
-    if not tensors:
+    (nets, baseline), (stored_nets, stored_baseline) = split_baseline(shapes), split_baseline(tensors)
+    if baseline and not stored_baseline:
+        raise UserError(
+            f"policy.path: {config.policy.path} holds no baseline, which objective {config.objective.kind} "
+            "reads; give a checkpoint that has one, or run the stage po first"
+        )
+    if nets and not stored_nets:
         raise UserError(
             f"policy.path: {config.policy.path} holds no mask nets (masks.safetensors, or common_mask.* / "
             "rw_mask.* / kl_mask.* beside the model's tensors); give a checkpoint that has them, run the "
@@ -76,6 +84,20 @@ def stored_masks(config: Config, source: MaskSource, mesh: Mesh) -> Weights:
 
 
 def _fitting(config: Config, tensors: dict[str, Any], like: Weights) -> Weights:
+    """The stored weights; those of `like` where none are stored of the mask nets, or of the baseline."""
+    nets, baseline = split_baseline(like)
+    stored_nets, stored_baseline = split_baseline(tensors)
+    for path, value in baseline.items():
+        found = stored_baseline.get(path, value)
+        if found.shape != value.shape:
+            raise UserError(
+                f"policy.path: the stored {path} has shape {list(found.shape)}, expected {list(value.shape)}"
+            )
+        baseline[path] = jnp.asarray(found)
+    return (_fitting_nets(config, stored_nets, nets) if nets and stored_nets else nets) | baseline
+
+
+def _fitting_nets(config: Config, tensors: dict[str, Any], like: Weights) -> Weights:
     try:
         return masks_from_tensors(
             config.objective.mask.net, tensors, {path: value.shape for path, value in like.items()}

@@ -14,7 +14,7 @@ from sparsepo_jax.config.schema.objectives import MaPO, Mix, SparsePO
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.types import LossOutput
-from sparsepo_jax.losses import margins, quantiles, separate, sequence, token_weighted, wrappers
+from sparsepo_jax.losses import margins, quantiles, separate, sequence, token_guided, token_weighted, wrappers
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
 from sparsepo_jax.models.decoder_spec import DecoderSpec
@@ -30,6 +30,7 @@ from sparsepo_jax.sharding.mesh import (
     platform_of,
 )
 from sparsepo_jax.train.problem import Problem
+from sparsepo_jax.train.readings import with_baseline
 
 LOSSES = {
     "sparsepo": token_weighted.sparsepo_loss,
@@ -63,6 +64,8 @@ LOSSES = {
     "sppo": separate.sppo_loss,
     "apo_zero": separate.apo_zero_loss,
     "apo_down": separate.apo_down_loss,
+    "tidpo": token_guided.tidpo_loss,
+    "tbpo_q": token_guided.tbpo_q_loss,
     "aot": quantiles.aot_loss,
     "aot_unpaired": quantiles.aot_unpaired_loss,
 }
@@ -74,6 +77,13 @@ def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
     Args:
         spec: the reference's, whose states the masks read.
     """
+    source = _mask_source(config, spec)
+    # The baseline's weights are trained and kept beside those of the masks. Policy and reference have one
+    # width.
+    return with_baseline(source, spec.width) if "baseline" in config.objective.reads else source
+
+
+def _mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
     mask = mask_of(config.objective)
     if mask is None:
         return fixed_source("ones", on="both", normalised=False)
@@ -163,6 +173,7 @@ def make_problem(
         reference_graph=decoder_graph(reference, dtype, lora=reference_lora),
         mask_source=source,
         objective=make_objective(config, source),
+        reads=frozenset(config.objective.reads),
         seed=config.seed,
         dtype=dtype,
         unroll=choices.unroll.value,
@@ -211,5 +222,6 @@ def cached_problem(problem: Problem, config: Config) -> Problem:
     """
     source, mask = problem.mask_source, mask_of(config.objective)
     if source.reads_activations:
-        source = fixed_source("given", on=masked_terms(config.objective), normalised=mask.normalise)
+        given = fixed_source("given", on=masked_terms(config.objective), normalised=mask.normalise)
+        source = given._replace(init=source.init) if "baseline" in problem.reads else given
     return problem._replace(cached=True, mask_source=source)

@@ -174,12 +174,18 @@ class TokenStats(NamedTuple):
         kl_BPT: KL(ref || policy) over the vocabulary, in nats, >= 0; zero where the reference was not run
             (sft, cached reference).
         valid_BPT: True on response tokens.
+        importance_BPT: how much the policy's prediction of the response's last token depends on the token,
+            >= 0, without gradient; None: the objective does not read it (TI-DPO does).
+        baseline_BPT: what a head makes of the policy's state that predicts the token, in nats; None: the
+            objective has no such head (TBPO-Q has).
     """
 
     logp_BPT: Float[Array, "B P T"]
     ref_logp_BPT: Float[Array, "B P T"]
     kl_BPT: Float[Array, "B P T"]
     valid_BPT: Bool[Array, "B P T"]
+    importance_BPT: Float[Array, "B P T"] | None = None
+    baseline_BPT: Float[Array, "B P T"] | None = None
 
 
 class TokenMasks(NamedTuple):

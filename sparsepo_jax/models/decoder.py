@@ -111,6 +111,7 @@ class Decoder(nnx.Module):
         unroll: bool = False,
         dispatch: Dispatch = HERE,
         choice_LBSK: Int[Array, "L B S K"] | None = None,
+        offset_BSD: Float[Array, "B S D"] | None = None,
     ) -> tuple[Float[Array, "B S D"], dict[str, Any]]:
         """Runs rows of tokens.
 
@@ -126,6 +127,7 @@ class Decoder(nnx.Module):
                 that takes several times as long to compile.
             dispatch: where and by what experts are computed, in a mixture of them.
             choice_LBSK: the experts that tokens are sent to in place of those that the routers choose.
+            offset_BSD: added to the embedded tokens, for gradients in them; None: nothing is.
 
         Returns:
             The states after the final norm, and what the tap kept, by name. What it kept of blocks carries
@@ -145,6 +147,7 @@ class Decoder(nnx.Module):
             unroll=unroll,
             dispatch=dispatch,
             choice_LBSK=choice_LBSK,
+            offset_BSD=offset_BSD,
         )
         return states_BSD, kept
 
@@ -264,11 +267,14 @@ class Decoder(nnx.Module):
         unroll: bool = False,
         dispatch: Dispatch = HERE,
         choice_LBSK: Array | None = None,
+        offset_BSD: Array | None = None,
     ) -> tuple[Array, dict[str, Any], Cache | None]:
         """Final states, what the tap kept, and the cache with these tokens in it."""
         kept: dict[str, Any] = {}
         with jax.named_scope("embed"):
             x_BSD = constrain(self._embedded(ids_BS, positions_BS))
+            if offset_BSD is not None:
+                x_BSD = x_BSD + offset_BSD
             _listener(tap, kept)("embed", x_BSD)
         valid_BS = reach.places.sequence_RS >= 0 if isinstance(reach, Packed) else None
 

@@ -21,6 +21,7 @@ from sparsepo_jax.run.resume import TRAINING
 from sparsepo_jax.sharding.mesh import to_host
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.weights import start_weights, starting_policy, trained
+from sparsepo_jax.train.readings import split_baseline
 
 
 class Places(NamedTuple):
@@ -173,10 +174,11 @@ def _export_tokenizer(run: Run, path: Path) -> None:
 
 
 def _mask_tensors(run: Run, masks: Weights) -> dict[str, Any]:
-    """Mask nets under the official names; {} if none were trained."""
+    """Mask nets under the official names, and a baseline under its own; {} if none were trained."""
     from sparsepo_jax.masks.learned import masks_to_tensors
 
-    return masks_to_tensors(run.config.objective.mask.net, masks) if masks else {}
+    nets, baseline = split_baseline(masks)
+    return (masks_to_tensors(run.config.objective.mask.net, nets) if nets else {}) | baseline
 
 
 def origin(run: Run, *, has_masks: bool) -> Origin:

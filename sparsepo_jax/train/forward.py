@@ -15,6 +15,7 @@ from sparsepo_jax.ops.attention import Packed, reach_of
 from sparsepo_jax.ops.logprob_kl import logprob_best, logprob_kl
 from sparsepo_jax.ops.routing import RouterSums, choice_counts, probability_sums
 from sparsepo_jax.train.problem import Problem, pair_keys
+from sparsepo_jax.train.readings import with_readings
 
 
 def forward(
@@ -73,10 +74,13 @@ def forward_routed(
     """
     dropout_key_B = key_B if training else None
     if problem.cached:
-        stats, routers = response_logp_routed(problem, policy, reference, batch, dropout_key_B)
+        policy_model = problem.policy(policy, reference)
+        policy_states_RSD, routers = _policy_states(problem, policy_model, batch, dropout_key_B)
+        stats, _ = _statistics(problem, batch, (policy_model, policy_states_RSD))
         if batch.ref_logp_BPT is None:
             raise ValueError("a cached problem needs batches with the reference's log-probs")
         stats = stats._replace(ref_logp_BPT=batch.ref_logp_BPT)
+        stats = with_readings(problem, stats, (policy, masks, reference), batch, policy_states_RSD)
         with jax.named_scope("masks"):
             return stats, problem.mask_source.make(masks, {}, batch, stats, key_B, training), routers
     policy_model = problem.policy(policy, reference)
@@ -88,6 +92,7 @@ def forward_routed(
     stats, (ref_states_RMD, ref_head_VD) = _statistics(
         problem, batch, (policy_model, policy_states_RSD), (reference_model, ref_states_RSD)
     )
+    stats = with_readings(problem, stats, (policy, masks, reference), batch, policy_states_RSD)
     with jax.named_scope("masks"):
         kept["logits"] = _mean_logits(reference_model, ref_states_RMD, ref_head_VD)
         return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training), routers

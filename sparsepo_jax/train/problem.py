@@ -51,6 +51,7 @@ class Problem(NamedTuple):
         dispatch: where and by what experts are computed, in mixtures of them.
         router_aux: factor of the routers' auxiliary loss, which is added to the objective; 0: there is none.
         replays_routing: the policy sends tokens to the experts that the reference chose.
+        reads: what the objective reads of a token beside log-probs and KL: `importance`, `baseline`.
         cached: the batch brings what the objective needs of the reference. The reference is not run, and the
             KL is unknown.
     """
@@ -70,6 +71,7 @@ class Problem(NamedTuple):
     dispatch: Dispatch = HERE
     router_aux: float = 0.0
     replays_routing: bool = False
+    reads: frozenset[str] = frozenset()
     cached: bool = False
 
     @property

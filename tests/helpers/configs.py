@@ -36,6 +36,8 @@ def made_stats(seed=0) -> tuple[TokenStats, TokenMasks]:
     def zero(x):
         return jnp.asarray(np.where(valid, x, 0), jnp.float32)
 
-    return TokenStats(zero(ref + ratio), zero(ref), zero(kl), jnp.asarray(valid)), TokenMasks(
-        zero(masks[0]), zero(masks[1])
+    importance, baseline = rng.exponential(1.0, valid.shape), rng.normal(0, 5.0, valid.shape)
+    stats = TokenStats(
+        zero(ref + ratio), zero(ref), zero(kl), jnp.asarray(valid), zero(importance), zero(baseline)
     )
+    return stats, TokenMasks(zero(masks[0]), zero(masks[1]))

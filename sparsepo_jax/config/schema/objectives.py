@@ -277,6 +277,31 @@ class ApoDown(SparseBase):
     beta: Beta = 0.1
 
 
+class TbpoQ(BregmanBase):
+    kind: Literal["tbpo_q"]
+    """BPO token by token, with a learned baseline (2605.12288)."""
+    weighs = Weighs("log-ratio", "token", note="baselines, too; the mean is over all compared tokens")
+    reads = ("baseline",)
+    power: NonNegative | None = 0.0
+    """Of Basu's divergence: 0 gives KLIEP, 1 gives LSIF, but for their scale; null the logistic loss."""
+    baseline_limit: PositiveFloat = 10.0
+    """The centred difference of baselines is kept within plus and minus this, nats."""
+
+
+class TiDpo(SparseBase):
+    kind: Literal["tidpo"]
+    """TDPO-2 whose token weights follow the gradient of the policy's prediction (2505.19653)."""
+    weighs = dataclasses.replace(SUM_WITH_KL, note="times the importance of tokens, in the reward")
+    reads = ("importance",)
+    beta: Beta = 0.2
+    alpha: NonNegative = 0.5
+    """Weight of the KL term."""
+    attribution: Share = 0.8
+    """Share of the measured importance in a token's weight; the rest is a Gaussian's around the middle."""
+    prior_width: PositiveFloat = 4.0
+    """The Gaussian's deviation is the response's length over this, but one token at least."""
+
+
 class AotBase(SparseBase):
     weighs = dataclasses.replace(SUM, note="before the sums are sorted over the batch")
     beta: Beta = 0.1
@@ -318,6 +343,8 @@ Single = (
     | Discopop
     | Bpo
     | TbpoA
+    | TbpoQ
+    | TiDpo
     | Fdpo
     | Nca
     | BcoPair
@@ -341,6 +368,11 @@ class Mix(SparseBase):
     """A sum of objectives with weights (TRL's lists of loss types; MPO, 2411.10442)."""
     parts: Annotated[list[Part], Field(min_length=1)]
     """The objectives and their weights. Margin and rewards that are reported are those of the first."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What any of the parts reads."""
+        return tuple(name for part in self.parts for name in part.objective.reads)
 
     @property
     def weighs(self) -> Weighs | str:  # type: ignore[override]
