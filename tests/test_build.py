@@ -42,9 +42,10 @@ def test_every_objective_can_be_built_and_its_knobs_move_the_loss(kind):
     objective = make_config(objective=settings).objective
     refused = {"policy_weight"} if kind.startswith("aot") else set()
     for knob, value in objective.model_dump(exclude={"kind", "mask", "l1_reward", "l1_kl", *refused}).items():
-        other = (not value) if isinstance(value, bool) else 0.4 if value == 0 else 0.5 * value
         if knob == "parts":
-            other = [value[0] | {"weight": 0.1}, value[1]]
+            other = [settings["parts"][0] | {"weight": 0.1}, settings["parts"][1]]
+        else:
+            other = (not value) if isinstance(value, bool) else 0.4 if value == 0 else 0.5 * value
         changed = losses(settings | {knob: other})
         assert (changed != base).any(), f"objective.{knob} changes nothing"
     for knob in {"l1_reward", "l1_kl"} & type(objective).model_fields.keys():

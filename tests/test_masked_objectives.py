@@ -68,7 +68,7 @@ def test_a_loss_does_with_a_mask_what_its_objective_declares(kind):
     assert moves(stats=STATS._replace(ref_logp_BPT=1.3 * STATS.ref_logp_BPT)) == (weighs.term == "log-ratio")
     assert moves(stats=STATS._replace(kl_BPT=2 * STATS.kl_BPT)) == weighs.kl
     assert moves(masks=MASKS._replace(kl_BPT=2 * MASKS.kl_BPT)) == weighs.kl
-    if kind not in ("d2po", "ldpo", "sampo"):  # their own weights go by position
+    if kind not in ("d2po", "ldpo", "sampo", "tidpo"):  # their own weights go by position
         stats, masks = TokenStats(*map(exchanged, STATS)), TokenMasks(*map(exchanged, MASKS))
         assert moves(stats, masks) == (weighs.over == "token")
 
