@@ -44,6 +44,8 @@ examples:
   one report of many runs: tables with confidence intervals, metrics against the KL, curves, heat maps
   (a sweep ends with one of its own):
     python -m sparsepo_jax.main --compare runs/sweep runs/dpo --baseline dpo --output runs/comparison.html
+  a config of TRL, Axolotl, LLaMA-Factory or open-instruct, run on 8 devices, as one of ours:
+    python -m sparsepo_jax.main --from-trl dpo.yaml --devices 8 > my.yaml
   the JSON schema of configs, for an editor:
     python -m sparsepo_jax.main --schema > schema.json
 
@@ -99,6 +101,21 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ),
     ("--json", "with --aot: print one JSON object", {"action": "store_true"}),
     ("--schema", "print the JSON schema of configs", {"action": "store_true"}),
+    (
+        "--from-trl",
+        "print the config of TRL, Axolotl, LLaMA-Factory or open-instruct (YAML or JSON) as one of ours",
+        {"metavar": "FILE"},
+    ),
+    (
+        "--trainer",
+        "with --from-trl: which of TRL's trainers a file is for that fits several",
+        {"choices": ["dpo", "sft", "kto", "cpo", "orpo"]},
+    ),
+    (
+        "--devices",
+        "with --from-trl: on how many devices the file was run (default: 1); batches there are per device",
+        {"metavar": "N", "type": int, "default": 1},
+    ),
     ("overrides", "replaces a value of the config", {"metavar": "section.field=value", "nargs": "*"}),
 )
 
@@ -137,6 +154,8 @@ def command(arguments: Sequence[str] | None) -> int:
         return 2
     if options.compare:
         return compare(options)
+    if options.from_trl:
+        return convert(options)
 
     from sparsepo_jax.config.load import ConfigError, load_config
 
@@ -180,8 +199,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--output FILE.html goes with --compare")
     if options.sweep and options.aot:
         parser.error("--aot compiles one config: give it the values of one run in place of --sweep")
-    if not options.compare and options.config is None:
-        parser.error("--config FILE is required (or --schema, or --compare)")
+    if options.devices < 1 or (options.from_trl is None and (options.trainer or options.devices != 1)):
+        parser.error("--trainer and --devices N (1 or more) go with --from-trl FILE")
+    if not options.compare and not options.from_trl and options.config is None:
+        parser.error("--config FILE is required (or --schema, --compare or --from-trl)")
     for name in ("json", "fit"):
         if not options.compare and getattr(options, name) and options.aot is None:
             parser.error(f"--{name} goes with --aot DEVICES")
@@ -196,10 +217,25 @@ def expand_paths(options: argparse.Namespace) -> None:
     """
     from sparsepo_jax.config.paths import expand_path
 
-    for name in ("config", "output"):
+    for name in ("config", "output", "from_trl"):
         if (path := getattr(options, name)) is not None:
             setattr(options, name, expand_path(path))
     options.compare = options.compare and [expand_path(path) for path in options.compare]
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Prints another program's config as one of ours; returns the exit status."""
+    from sparsepo_jax.config.foreign.convert import convert as convert_file
+    from sparsepo_jax.config.load import ConfigError
+
+    try:
+        print(convert_file(options.from_trl, options.trainer, options.devices), end="")
+        return 0
+    except ConfigError as error:
+        print(
+            f"{options.from_trl}: it cannot be translated as it is", *error.lines, sep="\n", file=sys.stderr
+        )
+        return 2
 
 
 def leave(status: int) -> int:

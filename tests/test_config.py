@@ -150,7 +150,7 @@ def test_an_entry_of_a_list_is_checked_by_its_index(load, tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "c.yaml")
     assert caught.value.lines == [
-        "stages.1: expected one of inspect, sft, po, score, eval, generate, pairs, measure, harness, "
+        "stages.1: expected one of inspect, sft, weigh, po, score, eval, generate, pairs, measure, harness, "
         "report, export; got 'exprt'; did you mean export?",
         "output_dir: required, but missing",
         "objective.mask.groups.1: expected one of mlp, attn, resid, logits; got 'atn'; did you mean attn?",

@@ -54,8 +54,14 @@ FILE = {
     "subset": ("second", "training pairs"),
     "columns": ({"chosen": "rejected", "rejected": "chosen"}, "training pairs"),
     "weight": (2.0, "batches"),
+    "exchanged": (True, "training pairs"),
 }
-REVIEWS = {"rows": (9, "training pairs"), "seed": (1, "training pairs"), "weight": (2.0, "batches")}
+REVIEWS = {
+    "rows": (9, "training pairs"),
+    "seed": (1, "training pairs"),
+    "weight": (2.0, "batches"),
+    "exchanged": (True, "training pairs"),
+}
 RANKED = {"rule": "best_others", "margin": 2.0, "score": "votes"}
 HOLDOUT = {"share": (0.2, "training pairs"), "seed": (1, "training pairs")}
 

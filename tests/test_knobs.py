@@ -336,8 +336,11 @@ ELSEWHERE = {
     "Reference.cache_dir": "test_reference_cache",
     "Best": "test_run",
     "Export.hub_private": "test_hub",
+    "Config.weigh": "test_weigh",
 }
-OTHER_TESTS = {f"sparsepo_jax.config.schema.{name}" for name in ("objectives", "masks", "data")}
+OTHER_TESTS = {
+    f"sparsepo_jax.config.schema.{name}" for name in ("objectives", "masks", "data", "token_weights")
+}
 
 
 @pytest.fixture

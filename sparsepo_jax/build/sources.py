@@ -5,6 +5,13 @@ from typing import Any
 
 def open_source(source: Any, kind: str) -> Any:
     """A configured source as the data room takes it."""
+    from sparsepo_jax.data.sources import Exchanged
+
+    opened = _rows_of(source, kind)
+    return Exchanged(opened) if source.exchanged else opened
+
+
+def _rows_of(source: Any, kind: str) -> Any:
     from sparsepo_jax.data.sources import FileRows, GeneratedRows
 
     if source.kind == "reviews":

@@ -50,8 +50,8 @@ def load_config(
     if program is not None:
         raise ConfigError(
             [
-                f"this is a config of {program}: docs/guides/trl.md says what each of its settings is called "
-                "here; configs/quickstart.yaml is one to begin with"
+                f"this is a config of {program}: --from-trl in place of --config prints it as one of ours; "
+                "docs/guides/trl.md says what each of its settings is called here"
             ]
         )
     changes, mistakes = parse_overrides(overrides)

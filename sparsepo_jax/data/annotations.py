@@ -3,7 +3,7 @@
 Weights, decisive spans and chances come in columns beside the response (R is chosen, rejected or completion):
 
     R_weights     [1, 0.5, ...] or [[start, end, weight], ...]      a number a token, or spans of characters
-    R_decisive    [[start, end], ...]                               the characters that decide the preference
+    R_decisive    [true, false, ...] or [[start, end], ...]         what decides the preference, the same way
     R_chance      [[start, end, probability], ...]                  P(decisive | what comes before)
 
 A token takes the value of the spans that it overlaps, the largest if there are several:
@@ -27,7 +27,7 @@ class Annotation:
     weights: list | None = None
     """A number a token, or spans [start, end, weight]."""
     decisive: list | None = None
-    """Spans [start, end]."""
+    """A truth value a token, or spans [start, end]."""
     chance: list | None = None
     """Spans [start, end, probability]."""
 
@@ -93,16 +93,20 @@ def read_annotation(row: dict[str, Any], name: str) -> Annotation:
         raise BadRow(
             f"{name}_weights must be finite numbers, one a token, or spans [[start, end, weight], ...]"
         )
-    decisive_is_bad = decisive is not None and not is_spans(decisive, 2)
+    decisive_is_bad = decisive is not None and not (is_spans(decisive, 2) or _are_flags(decisive))
     chance_is_bad = chance is not None and not is_spans(chance, 3)
     if decisive_is_bad or chance_is_bad:
         raise BadRow(
-            f"{name}_decisive must be spans [[start, end], ...], "
+            f"{name}_decisive must be spans [[start, end], ...] or true and false, one a token, "
             f"and {name}_chance [[start, end, probability], ...]"
         )
     if chance is not None and not all(0 <= probability <= 1 for *_, probability in chance):
         raise BadRow(f"{name}_chance must be probabilities, 0 to 1")
     return Annotation(weights, decisive, chance)
+
+
+def _are_flags(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(type(value) is bool for value in values)
 
 
 def refuse_past_end(annotation: Annotation, text: str, name: str) -> None:
@@ -180,24 +184,28 @@ def per_token(annotation: Annotation, response: ResponseTokens, eos: int | None)
     if weights is None or _has_spans(weights):
         weights = _from_spans(weights, response, outside=1.0)
     else:
-        weights = _with_end(weights, response, eos)
+        weights = _with_end(weights, response, eos, "weights", missing=1.0)
     decisive = None
-    if annotation.decisive is not None:
+    if annotation.decisive is not None and _are_flags(annotation.decisive):
+        flags = _with_end(annotation.decisive, response, eos, "truth values", missing=0.0)
+        decisive = [bool(value) for value in flags]
+    elif annotation.decisive is not None:
         ones = _from_spans([[*span, 1.0] for span in annotation.decisive], response, outside=0.0)
         decisive = [bool(value) for value in ones]
     return TokenValues(weights, decisive, _from_spans(annotation.chance, response, outside=0.0))
 
 
-def _with_end(weights: list[float], response: ResponseTokens, eos: int | None) -> list[float]:
-    """Weights of all tokens. Published data often lacks those of the tokens that end the turn: 1."""
+def _with_end(
+    values: list[float], response: ResponseTokens, eos: int | None, name: str, *, missing: float
+) -> list[float]:
+    """Values of all tokens. Published data often lacks those of the tokens that end the turn: `missing`."""
     ending = _tokens_of_end(response, eos)
     bare = len(response.ids) - ending
-    if not bare <= len(weights) <= len(response.ids):
+    if not bare <= len(values) <= len(response.ids):
         end = "the EOS that is added" if response.closed else f"the {ending} that end the turn"
         without = f" (without {end})" if ending else ""
-        raise BadRow(f"{len(weights)} weights for a response of {bare} tokens{without}")
-    missing = len(response.ids) - len(weights)
-    return [float(weight) for weight in weights] + [1.0] * missing
+        raise BadRow(f"{len(values)} {name} for a response of {bare} tokens{without}")
+    return [float(value) for value in values] + [missing] * (len(response.ids) - len(values))
 
 
 def _tokens_of_end(response: ResponseTokens, eos: int | None) -> int:

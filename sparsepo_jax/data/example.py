@@ -45,6 +45,8 @@ class Example:
     """A response holds turns that are not the assistant's, and is trained on as a whole."""
     has_context_turns: bool = False
     """A response holds turns that are not the assistant's, which are only read."""
+    ids_vocabulary: str | None = None
+    """Digest of the vocabulary that token ids are of; see tokenizers.vocabulary_digest. None: not known."""
 
     @property
     def is_text(self) -> bool:

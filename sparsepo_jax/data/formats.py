@@ -30,10 +30,11 @@ Prompts to be answered:
     prompt                                      text, or a list of {role, content}
 
 Further columns, where R is chosen, rejected or completion: R_weights (a number a token, or spans
-[[start, end, weight], ...] over the characters of the response), R_decisive (spans [[start, end], ...]) and
-R_chance (spans [[start, end, probability], ...]). Weights may leave out the tokens that end the turn (EOS, or
-what the chat template writes behind the content): these weigh 1. pair_weight (a number >= 0) says how much
-the row counts in the loss. With messages, `tools` and
+[[start, end, weight], ...] over the characters of the response), R_decisive (spans [[start, end], ...], or
+true and false, one a token), R_chance (spans [[start, end, probability], ...]) and, beside token ids,
+ids_vocabulary (a digest of the vocabulary they are of, which the tokenizer must have). Weights may leave out
+the tokens that end the turn (EOS, or what the chat template writes behind the content): these weigh 1.
+pair_weight (a number >= 0) says how much the row counts in the loss. With messages, `tools` and
 `chat_template_kwargs` go to the chat template; with ShareGPT and Alpaca, `system` and `history` belong to the
 prompt. Rows with images, videos or sound (parts of a content, or columns of these names) are refused. Other
 columns are ignored, and a null counts as an absent column.
@@ -103,7 +104,11 @@ def _from_answered(
     annotations = tuple(read_annotation(row, name) for name in names)
     if all(f"{name}_ids" in row for name in names):
         prompt = read_ids(row, "prompt_ids")
-        return Example(prompt, tuple(read_ids(row, f"{name}_ids") for name in names), annotations)
+        responses = tuple(read_ids(row, f"{name}_ids") for name in names)
+        vocabulary = row.get("ids_vocabulary")
+        if vocabulary is not None:
+            vocabulary = check_text(vocabulary, "ids_vocabulary")
+        return Example(prompt, responses, annotations, ids_vocabulary=vocabulary)
     if kind == "sft" and "completion" not in row:
         return _from_one_column(row, annotations, render, eos, train_on)
     missing = [name for name in names if name not in row]

@@ -90,6 +90,52 @@ class FirstWords:
 
 
 @dataclass(frozen=True)
+class Exchanged:
+    """The pairs of another source with chosen and rejected in each other's place.
+
+    {chosen: Yes, rejected: No, chosen_weights: [1]}    becomes    {rejected: Yes, chosen: No,
+                                                                    rejected_weights: [1]}
+    """
+
+    source: FileRows | GeneratedRows
+
+    @property
+    def weight(self) -> float:
+        """How often an epoch sees each row."""
+        return self.source.weight
+
+    def open(self) -> "list[RowSource]":
+        """What there is to read. UserError as for `open_sources`."""
+        return [self._open(source) for source in open_sources(self.source)]
+
+    @staticmethod
+    def _open(source: "RowSource") -> "RowSource":
+        key = hashlib.sha256(f"{source.fingerprint} exchanged".encode()).hexdigest()
+
+        def rows() -> Iterator[Row]:
+            return (Row(row.line, exchange(row.content)) for row in source.rows())
+
+        return RowSource(source.name, key, rows)
+
+
+def exchange(content: dict[str, Any] | BadRow) -> dict[str, Any] | BadRow:
+    """A row whose columns chosen and chosen_... have the names of rejected's, and the other way round.
+
+    Args:
+        content: the row; a bad one stays as it is.
+    """
+    if isinstance(content, BadRow):
+        return content
+    others = {"chosen": "rejected", "rejected": "chosen"}
+
+    def other_name(name: str) -> str:
+        first = name.partition("_")[0]
+        return name.replace(first, others[first], 1) if first in others else name
+
+    return {other_name(name): value for name, value in content.items()}
+
+
+@dataclass(frozen=True)
 class RowSource:
     """An opened source."""
 
@@ -105,12 +151,12 @@ def open_sources(source: Any) -> list[RowSource]:
     """What there is to read, one RowSource for each file.
 
     Args:
-        source: GeneratedRows, FirstWords, or FileRows (or an object with its fields).
+        source: GeneratedRows, FirstWords, Exchanged, or FileRows (or an object with its fields).
 
     Raises:
         UserError: there is nothing that can be read.
     """
-    if isinstance(source, FirstWords):
+    if isinstance(source, FirstWords | Exchanged):
         return source.open()
     if isinstance(source, GeneratedRows):
         return [_open_generated(source)]
@@ -136,7 +182,7 @@ def source_name(source: Any) -> str:
     Args:
         source: as for `open_sources`.
     """
-    if isinstance(source, FirstWords):
+    if isinstance(source, FirstWords | Exchanged):
         return source_name(source.source)
     return source.name if isinstance(source, GeneratedRows) else source.path
 

@@ -35,6 +35,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.annotations import ResponseTokens, per_token
 from sparsepo_jax.data.example import Example
 from sparsepo_jax.data.rows import BadRow, one_line
+from sparsepo_jax.data.tokenizers import vocabulary_digest
 from sparsepo_jax.data.turns import Spans
 
 Encoded = tuple[list[int], list[tuple[int, int]]] | BadRow
@@ -118,6 +119,8 @@ def tokenize(
         bos = _special(tokenizer, "bos", add_bos)
         eos = _special(tokenizer, "eos", add_eos)
     encoded = iter(_encode(texts, tokenizer))
+    marked = any(example.ids_vocabulary is not None for example in examples)
+    vocabulary = vocabulary_digest(tokenizer) if marked else None
     rows: list[TokenRow | BadRow] = []
     for example in examples:
         try:
@@ -126,7 +129,7 @@ def tokenize(
                 ends = (None, None) if example.has_ends else (bos, eos)
                 prompt, responses = _from_text(example, parts, separator, *ends)
             else:
-                prompt, responses = _from_ids(example)
+                prompt, responses = _from_ids(example, vocabulary)
             _refuse_outside(prompt, responses, limits.vocab_size, tokenizer)
             _refuse_image_tokens(prompt, responses, limits.image_tokens, tokenizer)
             rows.append(_finish(example, prompt, responses, tokenizer, limits))
@@ -248,7 +251,13 @@ def _count_prompt_tokens(encoded: list[Encoded], seam: int) -> int:
     return count
 
 
-def _from_ids(example: Example) -> tuple[list[int], list[ResponseTokens]]:
+def _from_ids(example: Example, vocabulary: str | None) -> tuple[list[int], list[ResponseTokens]]:
+    """(prompt, responses) of a row of ids; vocabulary: digest of the tokenizer's, None without one."""
+    if None not in (vocabulary, example.ids_vocabulary) and vocabulary != example.ids_vocabulary:
+        raise BadRow(
+            f"its token ids are of another vocabulary (digest {example.ids_vocabulary}) than the tokenizer's "
+            f"({vocabulary}): take the tokenizer that the file was made with, or make the file again"
+        )
     return list(example.prompt), [ResponseTokens(list(ids), None, False) for ids in example.responses]
 
 

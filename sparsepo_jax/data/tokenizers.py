@@ -3,6 +3,7 @@
 Those that are made here have one special token, END, which begins and ends every text and pads.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -74,6 +75,18 @@ def _processor_template(path: str) -> str | dict[str, str] | None:
         if template is not None:
             return template
     return None
+
+
+def vocabulary_digest(tokenizer: Any | None) -> str | None:
+    """A hash of which id stands for which token: what lists of token ids depend on.
+
+    Args:
+        tokenizer: one of Hugging Face. None gives None.
+    """
+    if tokenizer is None:
+        return None
+    entries = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(entries.encode()).hexdigest()[:16]
 
 
 def make_byte_tokenizer() -> Any:

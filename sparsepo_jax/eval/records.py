@@ -16,36 +16,38 @@ def _numbers(values: np.ndarray) -> list[float]:
 def pair_record(score: PairScore, table: Any, tokenizer: Any | None, *, with_text: bool) -> dict[str, Any]:
     """The record of a scored pair.
 
-    It has index, loss (L1 included), margin (the sigmoid's argument, beta included) and prompt_ids, and in
-    "chosen" and "rejected" lists over the response's tokens.
+    It has index, origin (file:line), pair_weight where the data has some, loss (L1 included), margin (the
+    sigmoid's argument, beta included) and prompt_ids, and in "chosen" and "rejected" lists over the
+    response's tokens; `decisive` is null where that is not known.
 
     Args:
         score: of the pair.
         table: holds the pair.
         tokenizer: makes text of tokens; None: there is none.
-        with_text: adds what a reader needs: origin, prompt_tokens, tokens, decisive (null where unknown)
-            and, where turns of others stand between a response's tokens, their texts as `before`.
+        with_text: adds what a reader needs: prompt_tokens, tokens and, where turns of others stand between a
+            response's tokens, their texts as `before`.
     """
     record: dict[str, Any] = {
         "index": score.row,
+        "origin": table.origin(score.row),
         "loss": score.metrics["loss"],
         "margin": score.metrics["margin"],
         "prompt_ids": [int(x) for x in table.prompt(score.row)],
     }
+    if table.pair_weight_N is not None:
+        record["pair_weight"] = float(table.pair_weight_N[score.row])
     if with_text:
-        record |= {
-            "origin": table.origin(score.row),
-            "prompt_tokens": token_texts(table.prompt(score.row), tokenizer),
-        }
+        record["prompt_tokens"] = token_texts(table.prompt(score.row), tokenizer)
     for p, name in enumerate(("chosen", "rejected")):
         ids = table.response(score.row, p)
         columns = score.responses[p]._asdict()
         record[name] = {"token_ids": [int(x) for x in ids]}
         record[name] |= {field: _numbers(values) for field, values in columns.items()}
+        decisive = [bool(x) for x in table.decisive(score.row, p)] if table.has_decisive else None
+        record[name]["decisive"] = decisive
         if with_text:
-            decisive = [bool(x) for x in table.decisive(score.row, p)] if table.has_decisive else None
             texts, before = response_texts(table, score.row, p, tokenizer)
-            record[name] |= {"tokens": texts, "decisive": decisive}
+            record[name]["tokens"] = texts
             if any(before):
                 record[name]["before"] = ["".join(others) for others in before]
     return record

@@ -42,6 +42,16 @@ QUANTITIES = (
 )
 
 
+class Shown(NamedTuple):
+    """The quantities of a page, and what the two models are called whose log-probs make the log-ratio."""
+
+    quantities: tuple[Quantity, ...]
+    models: tuple[str, str]
+
+
+OF_A_RUN = Shown(QUANTITIES, ("policy", "reference"))
+
+
 @dataclass
 class Token:
     """One response token.
@@ -58,19 +68,20 @@ class Token:
     values: dict[str, float]
     decisive: bool | None
     before: str = ""
+    shown: Shown = OF_A_RUN
 
     @property
     def title(self) -> str:
         """What is shown on hover."""
-        reward, kl_mask, ratio, kl = (number(self.values[quantity.key]) for quantity in QUANTITIES)
         decisive = "  decisive" if self.decisive else ""
-        rows = [
-            f"{self.label}  (id {self.id}){decisive}",
-            f"reward mask {reward}",
-            f"KL mask {kl_mask}",
-            f"log-ratio {ratio}  (policy {number(self.logp)}, reference {number(self.ref_logp)})",
-            f"KL {kl}",
-        ]
+        rows = [f"{self.label}  (id {self.id}){decisive}"]
+        for quantity in self.shown.quantities:
+            name = quantity.name if quantity.name.startswith("KL") else quantity.name.lower()
+            row = f"{name} {number(self.values[quantity.key])}"
+            if quantity.key == "r":
+                first, second = self.shown.models
+                row += f"  ({first} {number(self.logp)}, {second} {number(self.ref_logp)})"
+            rows.append(row)
         return "\n".join(rows)
 
     @property
@@ -126,7 +137,7 @@ def labelled(token: str, token_id: int) -> str:
     return flowing(token, token_id).replace("\n", "").replace("\t", "").replace(" ", "␣")
 
 
-def parse_pair(row: dict, *, where: str) -> Pair:
+def parse_pair(row: dict, *, where: str, shown: Shown = OF_A_RUN) -> Pair:
     """A row of pairs.jsonl, or of scores.jsonl, which has no texts, so that ids are shown.
 
     UserError, naming `where`: the fields do not fit.
@@ -140,12 +151,12 @@ def parse_pair(row: dict, *, where: str) -> Pair:
         loss=_float(row.get("loss"), where, "loss"),
         margin=_float(row.get("margin"), where, "margin"),
         prompt=None if prompt is None else visible("".join(prompt)),
-        chosen=_response(row, "chosen", where),
-        rejected=_response(row, "rejected", where),
+        chosen=_response(row, "chosen", where, shown),
+        rejected=_response(row, "rejected", where, shown),
     )
 
 
-def _response(row: dict, side: str, where: str) -> list[Token]:
+def _response(row: dict, side: str, where: str, shown: Shown) -> list[Token]:
     response = row.get(side)
     _check(isinstance(response, dict), where, f"{side} must be an object")
     ids = response.get("token_ids")
@@ -180,7 +191,7 @@ def _response(row: dict, side: str, where: str) -> list[Token]:
         values = {"u": reward_mask, "m": kl_mask, "r": logp - ref_logp, "k": kl}
         decisive = None if marks is None else bool(marks[t])
         others = visible(before[t]).replace("\n", "↵\n")
-        tokens.append(Token(text, label, token_id, logp, ref_logp, values, decisive, others))
+        tokens.append(Token(text, label, token_id, logp, ref_logp, values, decisive, others, shown))
     return tokens
 
 

@@ -102,6 +102,7 @@ def heatmap_context(pairs: Sequence[heatmap.Pair]) -> dict[str, Any]:
     tokens = [token for pair in pairs for token in pair.tokens]
     return {
         "heatmap": heatmap,
+        "quantities": heatmap.QUANTITIES,
         "scales": heatmap.make_scales(pairs),
         "maskless": maskless,
         "default_key": "r" if maskless else "u",

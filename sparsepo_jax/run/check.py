@@ -43,7 +43,7 @@ from sparsepo_jax.run.model_facts import (
     read_policy,
     tokens_of,
 )
-from sparsepo_jax.run.resume import Marks
+from sparsepo_jax.run.resume import Marks, scores_path
 from sparsepo_jax.run.row_counts import rows_of
 
 Line = tuple[str, str]  # name and text
@@ -63,7 +63,7 @@ def make_plan_text(config: Config) -> str:
     config = adapters.config
     reference = _read_reference(config, policy, mistakes)
     lists = _lists_used(config)
-    rows = {name: rows_of(sources, f"data.{name}", mistakes) for name, sources in lists.items()}
+    rows = {name: _rows_of_list(config, name, sources, mistakes) for name, sources in lists.items()}
     scorer_rows = _scorer_rows(config, mistakes)
     length = _max_length(config, policy, mistakes)
     mistakes += [
@@ -131,6 +131,8 @@ def _training_lines(
         else:
             yield "sft", _work(config.sft, rows["sft"], "rows", length)
             yield "", memory_text(config, config.sft, policy, 0)
+    if "weigh" in config.stages and config.weigh is not None:
+        yield "weigh", f"{config.weigh.kind}, from {' and '.join(config.weigh.runs)}"
     if "po" in config.stages:
         yield "po", _work(config.po, _kept_rows(rows["train"], config), "pairs", 2 * length)
         is_gone = config.reference.cached and config.po.eval_every_steps is None
@@ -236,6 +238,10 @@ def _max_length(config: Config, policy: Model, mistakes: list[str]) -> int:
 
 
 def _file_mistakes(config: Config) -> Iterator[str]:
+    if "weigh" in config.stages and config.weigh is not None:
+        for run in config.weigh.runs:
+            if not scores_path(run).is_file():
+                yield f"weigh: no scores there yet: {scores_path(run)}: run the stage score of that run first"
     if "eval" not in config.stages:
         return
     for number, lexicon in enumerate(config.evaluation.lexicons):
@@ -327,6 +333,14 @@ def _lists_used(config: Config) -> dict[str, list[Source]]:
     if looks or not {"pairs", "generate"}.isdisjoint(stages):
         lists["prompts"] = data.prompts
     return lists
+
+
+def _rows_of_list(config: Config, name: str, sources: list[Source], mistakes: list[str]) -> Count:
+    """Rows of a list of data. What this run's own stage weigh will write is not known yet."""
+    written = Path(config.output_dir, "weighed.jsonl")
+    if "weigh" in config.stages and any(Path(getattr(source, "path", "")) == written for source in sources):
+        return Count(None)
+    return rows_of(sources, f"data.{name}", mistakes)
 
 
 def _scorer_rows(config: Config, mistakes: list[str]) -> Count | None:

@@ -1,8 +1,8 @@
 """What a run has finished, and with which settings: output_dir/stages.json. A finished stage is not repeated.
 
 A training stage whose settings have changed is refused by name: what lies on disk is another run. So is the
-stage pairs, which goes on where it was interrupted. A stage that only reads (score, eval, measure, harness,
-export) is done again when its settings, the weights or the files that it read have changed.
+stage pairs, which goes on where it was interrupted. A stage that only reads (weigh, score, eval, measure,
+harness, export) is done again when its settings, the weights or the files that it read have changed.
 """
 
 import glob
@@ -24,6 +24,7 @@ _CONTINUED = (*TRAINING, "pairs")
 _READS = ("seed", "policy", "reference", "tokenizer", "data", "objective", "compute")
 _SECTIONS = {
     "sft": ("seed", "policy", "tokenizer", "data", "sft", "compute.weights"),
+    "weigh": ("policy", "tokenizer", "weigh"),
     "po": ("seed", "policy", "reference", "tokenizer", "data", "objective", "po", "compute.weights"),
     "score": (*_READS, "evaluation"),
     "eval": (*_READS, "evaluation", "generation", "report", "scorer"),
@@ -65,6 +66,12 @@ _ADDED = {
     "evaluation.main": None,
     "po.early_stopping": None,
     "po.keep": "last",
+    "data.sft.exchanged": False,
+    "data.train.exchanged": False,
+    "data.eval.exchanged": False,
+    "data.prompts.exchanged": False,
+    "scorer.train.exchanged": False,
+    "scorer.test.exchanged": False,
 }
 _PROMPTS = {"data.prompts", "data.prompt_words"}
 _HARMLESS_FOR = {
@@ -294,6 +301,8 @@ class Marks:
         config = self._config
         if stage == "measure":
             return [str(self.directory / "generations.jsonl")]
+        if stage == "weigh":
+            return [] if config.weigh is None else [str(scores_path(run)) for run in config.weigh.runs]
         models = [config.policy.path, config.policy.adapter, config.reference.path, config.reference.adapter]
         sources: list[Any] = [*config.data.train, *evaluation_sources(config.data)]
         if stage == "generate":
@@ -315,6 +324,12 @@ class Marks:
             )
 
 
+def scores_path(run: str) -> Path:
+    """The scores of a run: its file scores.jsonl, or one that is named itself."""
+    path = Path(run)
+    return path if path.suffix == ".jsonl" else path / "scores.jsonl"
+
+
 def _stamp(path: Path) -> list:
     """Size and time of a file, or of the files of a directory or pattern."""
     if path.is_dir():
@@ -333,14 +348,26 @@ def _drop_added(depends: dict[str, Any]) -> None:
 
 
 def _drop(settings: dict[str, Any], path: list[str], value: Any) -> None:
-    """Takes a setting out where it has this value, and a section that it leaves empty."""
+    """Takes a setting out where it has this value, and a section that it leaves empty.
+
+    Of a list, or of lists by name, all entries are gone through.
+    """
     name, *rest = path
+    if rest:
+        for entry in _entries(settings.get(name)):
+            _drop(entry, rest, value)
     if rest and isinstance(settings.get(name), dict):
         _drop(settings[name], rest, value)
         if not settings[name]:
             del settings[name]
     elif not rest and name in settings and settings[name] == value:
         del settings[name]
+
+
+def _entries(value: Any) -> list[dict[str, Any]]:
+    """The mappings of a list, or of the lists that a mapping holds."""
+    lists = value.values() if isinstance(value, dict) else [value]
+    return [entry for each in lists if isinstance(each, list) for entry in each if isinstance(entry, dict)]
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

@@ -19,11 +19,13 @@ from sparsepo_jax.stages.po import po
 from sparsepo_jax.stages.report import report, say_doctor
 from sparsepo_jax.stages.score import score
 from sparsepo_jax.stages.sft import sft
+from sparsepo_jax.stages.weigh import weigh
 from sparsepo_jax.train.trackers import check_trackers
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "inspect": inspect,
     "sft": sft,
+    "weigh": weigh,
     "po": po,
     "score": score,
     "eval": evaluate,

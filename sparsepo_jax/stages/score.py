@@ -1,4 +1,8 @@
-"""The stage score: every evaluation pair, token by token, in scores.jsonl."""
+"""The stage score: every evaluation pair, token by token, in scores.jsonl.
+
+score/facts.json says for who reads them later of which vocabulary the token ids are (a digest), and whether
+tokens of other turns, which are not written, stand between a response's own.
+"""
 
 import time
 from collections.abc import Iterator
@@ -8,8 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparsepo_jax.core.files import write_jsonl
+from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.data.tokenizers import vocabulary_digest
 from sparsepo_jax.eval.records import pair_record
 from sparsepo_jax.eval.scores import PairScore
 from sparsepo_jax.stages.context import Run, say
@@ -20,8 +25,8 @@ from sparsepo_jax.stages.weights import current_weights, reference_weights
 def score(run: Run) -> None:
     """Scores the evaluation pairs with the weights as they are now."""
     began_s = time.time()
-    path = run.output_dir / "scores.jsonl"
-    if run.marks.finished("score", path):
+    path, facts_path = run.output_dir / "scores.jsonl", run.output_dir / "score" / "facts.json"
+    if run.marks.finished("score", path, facts_path):
         say("score: finished before")
         return
     now, reference = current_weights(run), reference_weights(run)
@@ -30,6 +35,8 @@ def score(run: Run) -> None:
     run.unmark("score")
     if jax.process_index() == 0:
         write_jsonl(path, _records(sets, scores))
+        has_turns = any(table.between is not None for table in sets.values())
+        write_json(facts_path, {"vocabulary": vocabulary_digest(run.tokenizer), "other_turns": has_turns})
     run.mark("score", began_s)
     for name, of_set in scores.items():
         mean_loss = np.mean([pair.metrics["loss"] for pair in of_set])

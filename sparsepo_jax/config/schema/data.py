@@ -40,6 +40,9 @@ class FileSource(Section):
     """Our column name -> the file's, where they differ, e.g. {prompt: question}."""
     weight: PositiveFloat = 1.0
     """How often an epoch sees each row: 2 is twice; 0.5 is a random half, drawn anew each epoch."""
+    exchanged: bool = False
+    """Chosen and rejected change places, with all columns that belong to them: for a run that learns the
+    opposite, as TIS-DPO's second one. For pairs only."""
 
 
 class ReviewsSource(Section):
@@ -52,6 +55,8 @@ class ReviewsSource(Section):
     """Rows of another seed are other reviews; seed and rows determine them."""
     weight: PositiveFloat = 1.0
     """How often an epoch sees each row, as for files."""
+    exchanged: bool = False
+    """Chosen and rejected change places, as for files."""
 
 
 Source = Annotated[FileSource | ReviewsSource, ByKind("file")]
@@ -82,6 +87,16 @@ EvaluationSources = Annotated[
 ]
 
 
+def _not_exchanged(sources: list[Source]) -> list[Source]:
+    if any(source.exchanged for source in sources):
+        raise ValueError("exchanged: these rows are no pairs, and there is nothing to exchange")
+    return sources
+
+
+Texts = Annotated[list[Source], AfterValidator(_not_exchanged)]
+"""Sources whose rows are no pairs."""
+
+
 class Holdout(Section):
     share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the prompts of data.train that are kept out of training and used, with data.eval, for
@@ -102,14 +117,14 @@ class Ranked(Section):
 
 
 class Data(Section):
-    sft: list[Source] = []
+    sft: Texts = []
     """Texts that stage sft trains on: rows with a prompt and a response, or messages."""
     train: list[Source] = []
     """Preference pairs that stage po trains on."""
     eval: EvaluationSources = []
     """Preference pairs that the stages score and eval read: a list of sources; or several lists by name, as
     in {helpful: [{path: a.jsonl}], harmless: [{path: b.jsonl}]}, each with figures of its own."""
-    prompts: list[Source] = []
+    prompts: Texts = []
     """Prompts that the stages pairs and generate answer. Empty, for generate: those of the evaluation
     pairs."""
     prompt_words: Positive | None = None

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from sparsepo_jax.config.paths import PathText
 from sparsepo_jax.config.schema.base import ByKind, NonNegative, Positive, PositiveFloat, Section
-from sparsepo_jax.config.schema.data import Source
+from sparsepo_jax.config.schema.data import Texts
 
 
 class Generation(Section):
@@ -35,11 +35,11 @@ class ClassifierScorer(Section):
 
     kind: Literal["classifier"] = "classifier"
     """A text classifier that is trained here in seconds."""
-    train: list[Source] = []
+    train: Texts = []
     """Rows {"text", "label"} to learn from."""
     path: PathText | None = None
     """Instead of `train`: the directory of one that was trained before (OUTPUT_DIR/classifier)."""
-    test: list[Source] = []
+    test: Texts = []
     """Rows {"text", "label"} on which its accuracy is measured and printed."""
     positive: int | str = 1
     """The label whose probability is the score; all others are the other class."""

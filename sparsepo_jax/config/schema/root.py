@@ -19,12 +19,14 @@ from sparsepo_jax.config.schema.evaluation import Evaluation, Harness, Measure, 
 from sparsepo_jax.config.schema.generation import Generation, PairMaking, ScorerSettings
 from sparsepo_jax.config.schema.models import AutoTokenizer, Export, Policy, Reference, Tokenizer
 from sparsepo_jax.config.schema.objectives import AotBase, Mix, Objective, SparsePO
+from sparsepo_jax.config.schema.token_weights import Weigh
 from sparsepo_jax.config.schema.training import Checkpoint, Logging, PairTraining, TextTraining
 from sparsepo_jax.config.schema.weighing import Weighs
 
 Stage = Literal[
     "inspect",
     "sft",
+    "weigh",
     "po",
     "score",
     "eval",
@@ -39,6 +41,7 @@ Stage = Literal[
 _RANKS: dict[Stage, int] = {
     "inspect": 0,
     "sft": 1,
+    "weigh": 1,
     "po": 2,
     "score": 3,
     "eval": 3,
@@ -49,14 +52,14 @@ _RANKS: dict[Stage, int] = {
     "harness": 4,
     "report": 5,
 }
-_ORDER = "inspect, sft, po, then score/eval/generate/pairs/export, then measure/harness, then report"
+_ORDER = "inspect, sft/weigh, po, then score/eval/generate/pairs/export, then measure/harness, then report"
 _NEED_A_POLICY = {"sft", "po", "score", "eval", "generate", "pairs", "harness", "export"}
 
 
 class Config(Section):
     stages: Annotated[list[Stage], Field(min_length=1)]
-    """What the run does, in this order: inspect, sft, po, then score, eval, generate, pairs and export, then
-    measure and harness, then report. Finished stages are not repeated."""
+    """What the run does, in this order: inspect, sft and weigh, po, then score, eval, generate, pairs and
+    export, then measure and harness, then report. Finished stages are not repeated."""
     output_dir: PathText
     """Where everything the run writes is kept; the same directory continues the run."""
     seed: Natural = 0
@@ -81,6 +84,8 @@ class Config(Section):
     """How the stages generate and pairs sample."""
     pairs: PairMaking = PairMaking()
     """The stage pairs: which sampled responses become pairs."""
+    weigh: Weigh | None = None
+    """The stage weigh: token weights from the scores of finished runs. None: nothing is weighed."""
     scorer: ScorerSettings | None = None
     """How good a response is: the stage pairs needs it, and the mean score of the answers to
     evaluation.sampled_prompts is among the results. None: nothing is scored."""
@@ -154,6 +159,8 @@ class Config(Section):
             yield (
                 "sft.taken_from: this is the run's own output_dir; name that of another run, or leave it out"
             )
+        if self._runs("weigh") and self.weigh is None:
+            yield "weigh: needed by stage weigh: which weights, from the scores of which runs?"
         if self._runs("po") and not self.data.train:
             yield "data.train: needed by stage po, but empty"
         generate_needs_pairs = not self.data.prompts

@@ -1,0 +1,258 @@
+"""Axolotl's configs: rl dpo, ipo, simpo, orpo and kto, and sft."""
+
+from typing import Any
+
+from sparsepo_jax.config.foreign.fields import Fields
+from sparsepo_jax.config.foreign.training import translate_lora, translate_training
+from sparsepo_jax.config.foreign.trl import LOSSES
+from sparsepo_jax.config.shown import shown
+
+# A type without its template -> our column's name: its column. What `instruction` holds becomes messages.
+TYPES: dict[str, dict[str, str]] = {
+    "intel": {"instruction": "question"},
+    "icr": {"instruction": "input"},
+    "prompt_pairs": {"instruction": "prompt"},
+    "argilla": {"instruction": "prompt"},
+    "argilla_chat": {},
+    "ultra": {},
+}
+_RENAMED = {
+    "micro_batch_size": "per_device_train_batch_size",
+    "num_epochs": "num_train_epochs",
+    "lr_scheduler": "lr_scheduler_type",
+    "optimizer": "optim",
+}
+_ASIDE = {
+    **dict.fromkeys(
+        ("flash_attention", "sdp_attention", "xformers_attention", "eager_attention"), "compute.attention"
+    ),
+    **dict.fromkeys(
+        ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "plugins"), "memory and speed only"
+    ),
+    **dict.fromkeys(
+        ("wandb_project", "wandb_entity", "wandb_watch", "wandb_name", "wandb_log_model", "wandb_run_id"),
+        "where metrics go is set in the section logging",
+    ),
+    **dict.fromkeys(
+        (
+            "dataset_prepared_path",
+            "dataset_processes",
+            "pad_to_sequence_len",
+            "strict",
+            "is_llama_derived_model",
+        ),
+        "how rows are loaded, not which",
+    ),
+    "model_type": "the family is read from the model's config.json",
+    "tokenizer_type": "the tokenizer is read from its files",
+    "evals_per_epoch": "evaluated at the end, by the stage eval; po.eval_every_steps is in steps",
+    "saves_per_epoch": "checkpoints are kept by time; checkpoint.every_steps is in steps",
+    "save_first_step": "see the section checkpoint",
+    "remove_unused_columns": "other columns are ignored",
+    "eval_batch_size": "evaluation.batch_size changes speed, not results",
+    "xformers_attention": "compute.attention",
+    "debug": "a debug setting",
+}
+
+
+def translate(fields: Fields, trainer: str, known: set[str]) -> None:
+    """A config of Axolotl.
+
+    Args:
+        trainer: not needed: `rl` says it.
+        known: kinds of our objectives.
+    """
+    method = fields.take("rl", default="sft")
+    section = "sft" if method == "sft" else "po"
+    fields.set("output_dir", fields.take("output_dir", default="runs/axolotl"))
+    fields.set("policy.path", fields.take("base_model", default="MODEL"))
+    bits = 4 if fields.flag("load_in_4bit") else 8 if fields.flag("load_in_8bit") else None
+    adapter = fields.take("adapter")
+    lora = {
+        "rank": fields.number("lora_r", default=8),
+        "alpha": fields.number("lora_alpha", default=16.0),
+        "dropout": fields.number("lora_dropout", default=0.0),
+        "targets": "lora_target_modules",
+    }
+    if fields.flag("lora_target_linear"):
+        fields.put_back("lora_target_modules", "all-linear")
+    chat_template = fields.take("chat_template")
+    _rename(fields)
+    translate_training(
+        fields,
+        section,
+        {"num_train_epochs": 1.0, "per_device_train_batch_size": 1, "lr_scheduler_type": "cosine"},
+    )
+    if adapter in ("lora", "qlora"):
+        translate_lora(fields, section, in_bits=bits, **lora)
+    elif adapter is not None:
+        fields.take("lora_target_modules")
+        fields.refuse(f"adapter: {shown(adapter)}: expected lora or qlora")
+    elif bits is not None:
+        fields.refuse("load_in_4bit, load_in_8bit: only adapters train on quantised weights")
+    _translate_data(fields, section, chat_template)
+    if section == "po":
+        _translate_objective(fields, method, known)
+    for name, values, reason in (
+        ("sample_packing", (False,), "rows are packed here without one row seeing another: take it out"),
+        ("eval_sample_packing", (False,), "as sample_packing"),
+        ("special_tokens", ({},), "set them in the tokenizer's files"),
+        ("train_on_inputs", (False,), "responses alone are trained on"),
+        ("dataset_exact_deduplication", (False,), "rows are taken as they are: take equal ones out yourself"),
+        ("lora_modules_to_save", ([],), "LoRA of projections alone can be trained"),
+        ("lora_model_dir", (), "set policy.adapter to train an adapter further"),
+        ("peft_use_dora", (False,), "LoRA alone can be trained"),
+        ("peft_use_rslora", (False,), "set po.lora.rslora yourself"),
+        ("early_stopping_patience", (), "there is nothing like it in this translation"),
+    ):
+        fields.only(name, values, reason)
+    fields.aside(_ASIDE)
+    has_eval = bool({"eval", "holdout"} & fields.config["data"].keys())
+    fields.set("stages", ["sft", "export"] if section == "sft" else ["po", *(["eval"] * has_eval), "export"])
+
+
+def _rename(fields: Fields) -> None:
+    for theirs, name in _RENAMED.items():
+        if theirs in fields:
+            fields.put_back(name, fields.take(theirs), theirs)
+    if isinstance(fields.peek("bf16"), str):
+        fields.put_back("bf16", fields.take("bf16") in ("auto", "full", "true"))
+
+
+def _translate_data(fields: Fields, section: str, chat_template: Any) -> None:
+    length = fields.number("sequence_len", default=2048)
+    fields.set("data.max_length", length)
+    fields.set("data.max_prompt_length", length - 1)
+    fields.differs(
+        "sequence_len: longer rows may be dropped there; here a prompt keeps its end, a response its start"
+    )
+    name = "sft" if section == "sft" else "train"
+    fields.set(f"data.{name}", [_source(fields, entry, section) for entry in fields.entries("datasets")])
+    if tests := fields.entries("test_datasets"):
+        fields.set("data.eval", [_source(fields, entry, section) for entry in tests])
+    share = fields.number("val_set_size", default=0.0)
+    if 0 < share < 1 and section == "po":
+        fields.set("data.holdout", {"share": share})
+        fields.differs("val_set_size: held out by prompts here, so that no prompt is on both sides")
+    elif share >= 1:
+        fields.refuse(
+            f"val_set_size: {share}: a number of rows; data.holdout.share is a share of the prompts"
+        )
+    if chat_template not in (None, "tokenizer_default"):
+        fields.differs(
+            f"chat_template: {shown(chat_template)}: the tokenizer's own chat template writes messages here"
+        )
+
+
+def _source(fields: Fields, entry: dict[str, Any], section: str) -> dict[str, Any]:
+    left = {name: value for name, value in entry.items() if value is not None}
+    source: dict[str, Any] = {"path": left.pop("path", None), "split": left.pop("split", "train")}
+    if (subset := left.pop("name", None)) is not None:
+        source["subset"] = subset
+    files = left.pop("data_files", None)
+    if left.pop("ds_type", None) and isinstance(files, str | list):
+        files = [files] if isinstance(files, str) else files
+        if len(files) != 1:
+            fields.refuse("datasets: data_files: name each file in an entry of its own")
+        source["path"] = files[0]
+    elif files is not None:
+        fields.refuse("datasets: data_files: name the file itself as path")
+    columns = _columns(fields, left, section)
+    if columns:
+        source["columns"] = columns
+    for name, value in left.items():
+        fields.refuse(f"datasets: {name}: {shown(value)}: not translated")
+    return source
+
+
+def _columns(fields: Fields, left: dict[str, Any], section: str) -> dict[str, str]:
+    """Our column names for those of an entry of datasets; takes from `left` what it has dealt with."""
+    kind = left.pop("type", "chat_template")
+    names = {name: left.pop(f"field_{name}", None) for name in ("messages", "chosen", "rejected")}
+    mapping = left.pop("message_property_mappings", {})
+    roles = left.pop("roles", {})
+    keys = left.pop("message_field_role", None), left.pop("message_field_content", None)
+    mapping = mapping or dict(zip(("role", "content"), keys, strict=True))
+    pair = mapping.get("role") or "role", mapping.get("content") or "content"
+    if pair not in (("role", "content"), ("from", "value")):
+        fields.refuse(
+            f"datasets: messages of {pair[0]} and {pair[1]}: expected role and content, or from and value"
+        )
+    for role, aliases in roles.items():
+        known = {"user": {"user", "human"}, "assistant": {"assistant", "gpt", "model"}, "system": {"system"}}
+        if not set(aliases) <= known.get(role, {role}):
+            fields.refuse(f"datasets: roles: {', '.join(aliases)} for {role}: rename them in the file")
+    if isinstance(kind, dict):
+        return _own_columns(fields, kind)
+    template, _, form = kind.partition(".")
+    if kind in (
+        "chat_template.default",
+        "chat_template",
+        "chat_template.argilla_chat",
+        "chat_template.argilla",
+    ):
+        ours = "messages" if section == "sft" else "prompt"
+        theirs = {
+            ours: names["messages"] or "messages",
+            "chosen": names["chosen"],
+            "rejected": names["rejected"],
+        }
+        if form.startswith("argilla"):
+            theirs[ours] = None
+        return {name: value for name, value in theirs.items() if value not in (None, name)}
+    if template in ("chatml", "llama3", "zephyr", "mistral") and form in TYPES:
+        fields.differs(f"datasets: type {kind}: the tokenizer's own chat template writes messages here")
+        return TYPES[form]
+    if kind in ("alpaca", "passthrough", "sharegpt"):
+        return {}
+    fields.refuse(
+        f"datasets: type: {shown(kind)}: expected chat_template.default or one of chatml, llama3 with "
+        f"{', '.join(TYPES)}"
+    )
+    return {}
+
+
+def _own_columns(fields: Fields, kind: dict[str, Any]) -> dict[str, str]:
+    formats = {name: kind.get(f"{name}_format") for name in ("prompt", "chosen", "rejected")}
+    for name, form in formats.items():
+        if form not in (None, f"{{{name}}}"):
+            fields.refuse(f"datasets: type: {name}_format {shown(form)}: write the texts into the file")
+    fields_of = {name: kind.get(f"field_{name}", name) for name in formats}
+    return {name: theirs for name, theirs in fields_of.items() if theirs != name}
+
+
+def _translate_objective(fields: Fields, method: str, known: set[str]) -> None:
+    losses = fields.texts("dpo_loss_type", default=["ipo" if method == "ipo" else "sigmoid"])
+    weights = fields.take("dpo_loss_weights", default=[1.0])
+    beta = fields.number("rl_beta", "dpo_beta", "orpo_alpha" if method == "orpo" else "rl_beta", default=0.1)
+    smoothing = fields.number("dpo_label_smoothing", default=0.0)
+    nll = fields.number("rpo_alpha", default=0.0)
+    if fields.flag("dpo_use_weighting"):
+        fields.refuse(
+            "dpo_use_weighting: set objective.policy_weight, which does not align the weights as TRL does"
+        )
+    if method in ("dpo", "ipo"):
+        if len(losses) != 1 or weights != [1.0] or losses[0] not in LOSSES:
+            fields.refuse(f"dpo_loss_type: {shown(losses)}: expected one of {', '.join(LOSSES)}")
+            return
+        kind, read = LOSSES[losses[0]]
+        values = {"beta": beta, "label_smoothing": smoothing, "temperature": 0.05}
+        objective: dict[str, Any] = {"kind": kind, **{name: values[name] for name in read}}
+        if nll:
+            objective["nll_weight"] = nll
+    elif method == "simpo":
+        objective = {"kind": "simpo", "beta": beta, "gamma": fields.number("simpo_gamma", default=0.5)}
+        if alpha := fields.number("cpo_alpha", default=1.0):
+            objective["nll_weight"] = alpha
+    elif method == "orpo":
+        objective = {"kind": "orpo", "odds_weight": beta}
+    elif method == "kto" and "kto" in known:
+        weights_of = {
+            name: fields.number(f"kto_{name}", default=1.0)
+            for name in ("desirable_weight", "undesirable_weight")
+        }
+        objective = {"kind": "kto", "beta": beta, **weights_of}
+    else:
+        fields.refuse(f"rl: {shown(method)}: expected dpo, ipo, simpo or orpo")
+        return
+    fields.set("objective", objective)

@@ -1,0 +1,131 @@
+"""`--from-trl FILE`: the config of TRL, Axolotl, LLaMA-Factory or open-instruct as one of ours, in YAML.
+
+Every setting of the file is translated, noted as having no meaning here, or refused by name. What the other
+program would take by default is written out where our default differs.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sparsepo_jax.config.foreign import axolotl, llama_factory, open_instruct, trl
+from sparsepo_jax.config.foreign.fields import Fields
+from sparsepo_jax.config.load import ConfigError
+from sparsepo_jax.config.mistakes import explain
+from sparsepo_jax.config.names import other_program
+from sparsepo_jax.config.schema.base import members
+from sparsepo_jax.config.schema.objectives import Objective
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.config.shown import shown
+from sparsepo_jax.config.yaml_text import NotYaml, parse, write
+from sparsepo_jax.core.errors import escaped
+
+_OPEN_INSTRUCT = {
+    "dpo_loss_type",
+    "dpo_beta",
+    "dataset_mixer",
+    "dataset_mixer_list",
+    "mixer_list",
+    "max_seq_length",
+    "use_slow_tokenizer",
+    "use_flash_attn",
+    "with_tracking",
+    "chat_template_name",
+    "checkpointing_steps",
+}
+_PICKLES = (".bin", ".pt", ".pth", ".pkl")
+_TRANSLATE: dict[str, Callable[[Fields, str, set[str]], None]] = {
+    "TRL": trl.translate,
+    "Axolotl": axolotl.translate,
+    "LLaMA-Factory": llama_factory.translate,
+    "open-instruct": open_instruct.translate,
+}
+
+
+def convert(path: str, trainer: str | None, devices: int) -> str:
+    """Our YAML, with what is not quite the same and what has no meaning here in comments.
+
+    Args:
+        path: of the other program's file, YAML or JSON.
+        trainer: of TRL, where the file fits several; None: the file tells.
+        devices: on how many the file was run.
+
+    Raises:
+        ConfigError: with all that cannot be read or translated.
+    """
+    content = _read(path)
+    program = find_program(content)
+    if program == "TRL":
+        trainer = trainer or trl.find_trainer(content)
+        if trainer is None:
+            raise ConfigError(
+                [
+                    "a config that fits several of TRL's trainers: add --trainer with one of "
+                    f"{', '.join(trl.TRAINERS)}"
+                ]
+            )
+    fields = Fields(content, program, devices)
+    _TRANSLATE[program](fields, trainer or "", set(members(Objective)))
+    fields.end()
+    if fields.refusals:
+        raise ConfigError([f"{program}: {line}" for line in fields.refusals])
+    try:
+        Config.model_validate(fields.config)
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from None
+    return _text(path, fields)
+
+
+def find_program(content: dict[str, Any]) -> str:
+    """The program whose config this is. ConfigError: it is none that is known, or ours."""
+    if "stages" in content:
+        raise ConfigError(["this is a config of ours already: it has `stages`"])
+    if len(_OPEN_INSTRUCT & content.keys()) >= 2 and "finetuning_type" not in content:
+        return "open-instruct"
+    if "base_model" in content:
+        return "Axolotl"
+    if {"stage", "finetuning_type"} & content.keys():
+        return "LLaMA-Factory"
+    program = other_program(content)
+    if program is None:
+        known = {"per_device_train_batch_size", "learning_rate", "beta", "model_name_or_path", "dataset_name"}
+        if trl.find_trainer(content) is None and not known & content.keys():
+            raise ConfigError([f"no config of {', '.join(_TRANSLATE)}: it has {shown(list(content))}"])
+        return "TRL"
+    return program
+
+
+def _read(path: str) -> dict[str, Any]:
+    if path.endswith(_PICKLES):
+        raise ConfigError(
+            [
+                f"{path}: a pickle, which is a program, and is not read: write it as JSON where it was made "
+                "(open('args.json', 'w').write(args.to_json_string()))"
+            ]
+        )
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text) if path.endswith(".json") else parse(text)
+    except OSError as error:
+        raise ConfigError([f"cannot read {path}: {error.strerror}"]) from None
+    except (UnicodeDecodeError, ValueError, NotYaml) as error:
+        raise ConfigError([f"{path}: expected YAML or JSON ({error})"]) from None
+    if not isinstance(content, dict):
+        raise ConfigError([f"{path}: expected a mapping of settings, got {type(content).__name__}"])
+    return content
+
+
+def _text(path: str, fields: Fields) -> str:
+    order = {name: number for number, name in enumerate(Config.model_fields)}
+    config = dict(sorted(fields.config.items(), key=lambda item: order[item[0]]))
+    batch = f"for {fields.devices} device{'s' if fields.devices > 1 else ''}: --devices N changes it"
+    lines = [f"From {fields.program}'s {path}; batch sizes are those of all devices together, {batch}."]
+    if fields.differences:
+        lines += ["", "Not quite the same here:", *(f"  {line}" for line in fields.differences)]
+    if fields.notes:
+        lines += ["", "Without a meaning here:", *(f"  {line}" for line in fields.notes)]
+    comments = "".join(f"# {escaped(line)}".rstrip() + "\n" for line in lines)
+    return comments + write(config)

@@ -1,0 +1,205 @@
+"""LLaMA-Factory's configs: stage dpo (with pref_loss), kto and sft, and the rows of dataset_info.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sparsepo_jax.config.foreign.fields import Fields
+from sparsepo_jax.config.foreign.training import translate_lora, translate_training
+from sparsepo_jax.config.shown import shown
+
+_LOSSES = {"sigmoid": "dpo", "hinge": "hinge", "ipo": "ipo"}
+_ASIDE = {
+    **dict.fromkeys(
+        ("cache_dir", "use_fast_tokenizer", "resize_vocab", "preprocessing_batch_size"), "how rows are loaded"
+    ),
+    **dict.fromkeys(
+        ("predict_with_generate", "compute_accuracy", "ref_model_adapters"), "not used in training"
+    ),
+    "use_swanlab": "where metrics go is set in the section logging",
+    "flash_attn": "compute.attention",
+    "double_quantization": "how scales are held",
+    "quantization_method": "see po.lora.base",
+    "upcast_layernorm": "norms are computed in float32",
+}
+
+
+def translate(fields: Fields, trainer: str, known: set[str]) -> None:
+    """A config of LLaMA-Factory.
+
+    Args:
+        trainer: not needed: `stage` says it.
+        known: kinds of our objectives.
+    """
+    stage = fields.take("stage", default="sft")
+    if stage not in ("dpo", "kto", "sft"):
+        fields.refuse(f"stage: {shown(stage)}: expected dpo, kto or sft")
+    section = "sft" if stage == "sft" else "po"
+    fields.set("output_dir", fields.take("output_dir", default=f"runs/{stage}"))
+    fields.set("policy.path", fields.take("model_name_or_path", default="MODEL"))
+    if (reference := fields.take("ref_model")) is not None:
+        fields.set("reference.path", reference)
+    if (adapter := fields.take("adapter_name_or_path")) is not None:
+        fields.set("policy.adapter", adapter)
+    kind = fields.take("finetuning_type", default="lora")
+    rank = fields.number("lora_rank", default=8)
+    lora = {
+        "rank": rank,
+        "alpha": fields.number("lora_alpha", default=2.0 * rank),
+        "dropout": fields.number("lora_dropout", default=0.0),
+        "targets": "lora_target",
+        "default": "all",
+    }
+    bits = fields.take("quantization_bit")
+    is_pure = fields.flag("pure_bf16")
+    translate_training(fields, section, {"logging_steps": 500})
+    if is_pure:
+        fields.set("compute.weights", "bfloat16")
+        fields.set("compute.dtype", "bfloat16")
+    if kind == "lora":
+        if bits not in (None, 4, 8):
+            fields.refuse(f"quantization_bit: {bits}: expected 4 or 8")
+            bits = None
+        translate_lora(fields, section, in_bits=bits, **lora)
+        if fields.flag("use_rslora"):
+            fields.set(f"{section}.lora.rslora", True)
+    else:
+        fields.aside({"lora_target": "belongs to finetuning_type lora"})
+    if kind not in ("full", "lora"):
+        fields.refuse(f"finetuning_type: {shown(kind)}: expected full or lora")
+    _translate_data(fields, section)
+    if section == "po":
+        _translate_objective(fields, stage, known)
+    for name, values, reason in (
+        ("packing", (False,), "rows are packed here without one row seeing another: take it out"),
+        ("neat_packing", (False,), "as packing"),
+        ("train_on_prompt", (False,), "responses alone are trained on"),
+        ("mask_history", (True, False), "the last answer is trained on"),
+        ("use_dora", (False,), "LoRA alone can be trained"),
+        ("pissa_init", (False,), "adapters begin at zero"),
+        ("additional_target", (), "LoRA of projections alone can be trained"),
+        ("freeze_vision_tower", (True,), "only the text model is trained"),
+        ("mix_strategy", ("concat",), "set weight beside the path of each source"),
+        ("loraplus_lr_ratio", (), "adapters have one learning rate"),
+    ):
+        fields.only(name, values, reason)
+    fields.aside(_ASIDE)
+    has_eval = bool({"eval", "holdout"} & fields.config["data"].keys())
+    fields.set("stages", ["sft", "export"] if section == "sft" else ["po", *(["eval"] * has_eval), "export"])
+
+
+def _translate_data(fields: Fields, section: str) -> None:
+    length = fields.number("cutoff_len", default=2048)
+    fields.set("data.max_length", length)
+    fields.set("data.max_prompt_length", length - 1)
+    fields.differs(
+        "cutoff_len: LLaMA-Factory cuts prompt and response in proportion; here a prompt keeps its end first"
+    )
+    if (template := fields.take("template")) is not None:
+        fields.differs(f"template: {template}: the tokenizer's own chat template writes messages here")
+    if fields.flag("enable_thinking", default=True) is False:
+        fields.set("data.template_arguments", {"enable_thinking": False})
+    directory = Path(str(fields.take("dataset_dir", default="data")))
+    rows = fields.take("max_samples")
+    split = "train" if rows is None else f"train[:{rows}]"
+    named = {name: fields.texts(name, default=[]) for name in ("dataset", "eval_dataset")}
+    info = _read_info(fields, directory)
+    for theirs, ours in (("dataset", "sft" if section == "sft" else "train"), ("eval_dataset", "eval")):
+        if named[theirs]:
+            fields.set(
+                f"data.{ours}", [_source(fields, directory, info, name, split) for name in named[theirs]]
+            )
+    share = fields.number("val_size", default=0.0)
+    if 0 < share < 1 and section == "po":
+        fields.set("data.holdout", {"share": share})
+        fields.differs("val_size: held out by prompts here, so that no prompt is on both sides")
+    elif share >= 1:
+        fields.refuse(f"val_size: {share:g}: a number of rows; data.holdout.share is a share of the prompts")
+
+
+def _read_info(fields: Fields, directory: Path) -> dict[str, Any]:
+    """dataset_info.json, {} where it is not there; it is looked for from where the command is run."""
+    path = directory / "dataset_info.json"
+    try:
+        info = json.loads(path.read_text())
+        return info if isinstance(info, dict) else {}
+    except FileNotFoundError:
+        fields.differs(
+            f"dataset: {path} is not here, so that names of data sets stand for themselves: put the paths in"
+        )
+    except ValueError as error:
+        fields.refuse(f"{path}: no JSON ({error})")
+    return {}
+
+
+def _source(fields: Fields, directory: Path, info: dict[str, Any], name: str, split: str) -> dict[str, Any]:
+    entry = info.get(name)
+    if entry is None:
+        return {"path": name, "split": split}
+    columns = dict(entry.get("columns", {}))
+    if "hf_hub_url" in entry:
+        source = {"path": entry["hf_hub_url"], "split": split}
+    elif "file_name" in entry:
+        source = {"path": str(directory / entry["file_name"]), "split": split}
+    else:
+        fields.refuse(f"dataset: {name}: only hf_hub_url and file_name are read")
+        source = {"path": name, "split": split}
+    if entry.get("subset"):
+        source["subset"] = entry["subset"]
+    if entry.get("split", "train") != "train":
+        source["split"] = split.replace("train", entry["split"])
+    tags = entry.get("tags", {})
+    if {tags.get("role_tag", "from"), tags.get("content_tag", "value")} - {
+        "from",
+        "value",
+        "role",
+        "content",
+    }:
+        fields.refuse(f"dataset: {name}: tags: messages need from and value, or role and content")
+    is_messages = entry.get("formatting", "alpaca") == "sharegpt"
+    ours = {
+        "prompt": "instruction",
+        "query": "input",
+        "response": "output",
+        "messages": "conversations" if tags.get("role_tag", "from") == "from" else "prompt",
+    }
+    if is_messages and not entry.get("ranking"):
+        ours["messages"] = "conversations" if tags.get("role_tag", "from") == "from" else "messages"
+    renamed = {}
+    for theirs, column in columns.items():
+        if theirs in ("images", "videos", "audios", "kto_tag"):
+            fields.refuse(f"dataset: {name}: {theirs}: rows of this kind are not read here")
+        elif ours.get(theirs, theirs) != column:
+            renamed[ours.get(theirs, theirs)] = column
+    return source | ({"columns": renamed} if renamed else {})
+
+
+def _translate_objective(fields: Fields, stage: str, known: set[str]) -> None:
+    beta, loss = fields.number("pref_beta", default=0.1), fields.take("pref_loss", default="sigmoid")
+    nll, smoothing = fields.number("pref_ftx", default=0.0), fields.number("dpo_label_smoothing", default=0.0)
+    gamma = fields.number("simpo_gamma", default=0.5)
+    fields.only("pref_bco_weight", (0.0, 0), "there is no mix with BCO")
+    if stage == "kto":
+        weights = {
+            "desirable_weight": fields.number("kto_chosen_weight", default=1.0),
+            "undesirable_weight": fields.number("kto_rejected_weight", default=1.0),
+        }
+        if "kto" not in known:
+            fields.refuse("stage: kto: unpaired rows cannot be trained on here; make pairs of them")
+        objective: dict[str, Any] = {"kind": "kto", "beta": beta, **weights}
+    elif loss == "simpo":
+        objective = {"kind": "simpo", "beta": beta, "gamma": gamma}
+    elif loss == "orpo":
+        objective = {"kind": "orpo", "odds_weight": beta}
+    elif loss in _LOSSES:
+        objective = {"kind": _LOSSES[loss], "beta": beta}
+        if smoothing and loss == "sigmoid":
+            objective |= {"kind": "cdpo", "label_smoothing": smoothing}
+        elif smoothing:
+            fields.refuse(f"dpo_label_smoothing: {smoothing:g}: only with pref_loss sigmoid")
+    else:
+        fields.refuse(f"pref_loss: {shown(loss)}: expected sigmoid, hinge, ipo, orpo or simpo")
+        return
+    if nll:
+        objective["nll_weight"] = nll
+    fields.set("objective", objective)

@@ -1,0 +1,168 @@
+"""The configs of open-instruct's dpo_tune_cache."""
+
+from typing import Any
+
+from sparsepo_jax.config.foreign.fields import Fields
+from sparsepo_jax.config.foreign.training import translate_lora, translate_training
+from sparsepo_jax.config.shown import shown
+
+_ASIDE = {
+    **dict.fromkeys(
+        (
+            "exp_name",
+            "with_tracking",
+            "wandb_entity",
+            "wandb_project",
+            "try_launch_beaker_eval_jobs",
+            "hf_entity",
+            "hf_repo_id",
+            "hf_repo_revision",
+            "hf_repo_url",
+            "hf_metadata_dataset",
+            "save_to_hub",
+            "push_to_hub",
+        ),
+        "names of runs and uploads",
+    ),
+    **dict.fromkeys(
+        (
+            "concatenated_forward",
+            "use_flash_attn",
+            "fused_optimizer",
+            "it",
+            "cache_dataset_only",
+            "zero_stage",
+        ),
+        "memory and speed only",
+    ),
+    **dict.fromkeys(
+        (
+            "dataset_mix_dir",
+            "dataset_cache_mode",
+            "dataset_local_cache_dir",
+            "dataset_skip_cache",
+            "use_slow_tokenizer",
+            "tokenizer_revision",
+        ),
+        "how rows are loaded",
+    ),
+    "load_balancing_weight": "belongs to load_balancing_loss",
+    "reduce_loss": "read by its fine-tuning alone",
+}
+
+
+def translate(fields: Fields, trainer: str, known: set[str]) -> None:
+    """A config of dpo_tune_cache.
+
+    Args:
+        trainer: not needed: there is one.
+        known: kinds of our objectives.
+    """
+    fields.set("output_dir", fields.take("output_dir", default="output/"))
+    fields.set("policy.path", path := fields.take("model_name_or_path", default="MODEL"))
+    if (tokenizer := fields.take("tokenizer_name")) not in (None, path):
+        fields.set("tokenizer", {"kind": "pretrained", "path": tokenizer})
+    fields.only("model_revision", ("main",), "name a directory of that revision in place of the Hub id")
+    lora = {
+        "rank": fields.number("lora_rank", default=64),
+        "alpha": fields.number("lora_alpha", default=16.0),
+        "dropout": fields.number("lora_dropout", default=0.1),
+        "targets": "lora_target_modules",
+        "default": "all-linear",
+    }
+    for theirs, ours in (("num_epochs", "num_train_epochs"), ("max_train_steps", "max_steps")):
+        if theirs in fields:
+            fields.put_back(ours, fields.take(theirs), theirs)
+    clip = fields.number("clip_grad_norm", default=-1.0)
+    fields.put_back("max_grad_norm", max(float(clip), 0.0))
+    checkpoints = fields.take("checkpointing_steps")
+    if checkpoints not in (None, "epoch"):
+        fields.put_back("save_steps", checkpoints, "checkpointing_steps")
+    if (keep := fields.number("keep_last_n_checkpoints", default=3)) > 0:
+        fields.put_back("save_total_limit", keep)
+    if fields.flag("use_8bit_optimizer"):
+        fields.put_back("optim", "adamw_bnb_8bit")
+    fields.put_back("bf16", True)
+    fields.differs(
+        "bf16: dpo_tune_cache is started with accelerate's --mixed_precision bf16, and so it is written out"
+    )
+    translate_training(
+        fields,
+        "po",
+        {"learning_rate": 2e-5, "num_train_epochs": 2.0, "warmup_ratio": 0.03, "logging_steps": 1},
+    )
+    is_quantised = fields.flag("use_qlora")
+    if fields.flag("use_lora") or is_quantised:
+        translate_lora(fields, "po", in_bits=4 if is_quantised else None, **lora)
+    if fields.flag("load_balancing_loss"):
+        fields.set("po.router_aux_coefficient", fields.number("load_balancing_weight", default=0.001))
+    _translate_data(fields)
+    _translate_objective(fields, known)
+    fields.only("add_bos", (False,), "set data.add_bos, for rows of text; chat templates write their own")
+    fields.only("packing", (False,), "rows are packed here without one row seeing another: take it out")
+    fields.only("config_name", (), "the model's own config.json is read")
+    fields.aside(_ASIDE)
+    fields.set("stages", ["po", "export"])
+
+
+def _translate_data(fields: Fields) -> None:
+    length = fields.number("max_seq_length", default=2048)
+    fields.set("data.max_length", length)
+    fields.set("data.max_prompt_length", length - 1)
+    fields.differs(
+        "max_seq_length: the end of prompt and response is cut there; here a longer prompt keeps its end"
+    )
+    template = fields.take("chat_template_name", default="tulu")
+    fields.differs(f"chat_template_name: {template}: the tokenizer's own chat template writes messages here")
+    mixed = fields.take("dataset_mixer", default={})
+    if not isinstance(mixed, dict):
+        fields.refuse(f"dataset_mixer: expected names with their shares, got {shown(mixed)}")
+        mixed = {}
+    listed = fields.texts("dataset_mixer_list", "mixer_list", default=[])
+    parts = [*mixed.items(), *zip(listed[::2], listed[1::2], strict=False)]
+    splits = fields.texts("dataset_mixer_list_splits", "mixer_list_splits", default=["train"])
+    for name in ("dataset_name", "train_file"):
+        if (path := fields.take(name)) is not None:
+            parts.append((path, "1.0"))
+    subset = fields.take("dataset_config_name")
+    most = fields.take("max_train_samples")
+    if most is not None and len(parts) > 1:
+        fields.refuse(
+            f"max_train_samples: {most}: of a mixture: write how many rows of each into the mixture"
+        )
+    elif most is not None:
+        parts = [(path, str(most)) for path, _ in parts]
+    sources = [{"path": path, "split": _split(splits[0], str(share))} for path, share in parts]
+    if subset is not None:
+        sources = [source | {"subset": subset} for source in sources]
+    if not sources:
+        fields.refuse("dataset_mixer_list: no data set in the file")
+    fields.set("data.train", sources)
+
+
+def _split(split: str, share: str) -> str:
+    """Part of a split: "1.0" is all of it, "0.5" its first half, "100" its first hundred rows."""
+    if "." not in share:
+        return f"{split}[:{share}]"
+    return split if float(share) == 1 else f"{split}[:{100 * float(share):g}%]"
+
+
+def _translate_objective(fields: Fields, known: set[str]) -> None:
+    loss = fields.take("dpo_loss_type", "loss_type", default="dpo")
+    beta = fields.number("dpo_beta", "beta", default=0.1)
+    ratio = fields.number("dpo_gamma_beta_ratio", "gamma_beta_ratio", default=0.3)
+    smoothing = fields.number("dpo_label_smoothing", "label_smoothing", default=0.0)
+    objective: dict[str, Any] = {"kind": loss, "beta": beta}
+    if loss == "simpo":
+        objective["gamma"] = round(ratio * beta, 12)
+    elif loss == "wpo":
+        objective = {"kind": "dpo", "beta": beta, "policy_weight": True}
+        fields.differs("dpo_loss_type: wpo: both answers' probabilities count here, as in the paper")
+    elif loss not in ("dpo", "dpo_norm"):
+        fields.refuse(f"dpo_loss_type: {shown(loss)}: expected dpo, dpo_norm, simpo or wpo")
+        return
+    if smoothing and loss == "dpo":
+        objective |= {"kind": "cdpo", "label_smoothing": smoothing}
+    elif smoothing:
+        fields.refuse(f"dpo_label_smoothing: {smoothing:g}: only with dpo_loss_type dpo")
+    fields.set("objective", objective)

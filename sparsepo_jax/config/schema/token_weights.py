@@ -1,0 +1,98 @@
+"""The section `weigh`: token weights that are read off the scores of finished runs."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sparsepo_jax.config.paths import PathText
+from sparsepo_jax.config.schema.base import ByKind, NonNegative, Section
+
+ScoredRun = Annotated[
+    PathText,
+    Field(
+        description="output_dir of a run that has finished its stage score on the pairs to be weighed, or "
+        "its scores.jsonl."
+    ),
+]
+
+
+class OneRun(Section):
+    run: ScoredRun
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """All that are read."""
+        return (self.run,)
+
+
+class TwoRuns(Section):
+    positive: ScoredRun
+    negative: ScoredRun
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """All that are read."""
+        return (self.positive, self.negative)
+
+
+class TisWeights(TwoRuns):
+    kind: Literal["tis"]
+    """TIS-DPO (2410.04350): by the rank of log positive - log negative among the response's tokens, of its
+    negative in rejected responses."""
+    least: float = 0.7
+    """Weight of the first rank."""
+    most: float = 1.3
+    """Weight of the last rank."""
+    end: float = 0.0
+    """Weight of the tokens that end a response; they have no rank."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.least > self.most:
+            raise ValueError(f"least ({self.least:g}) is above most ({self.most:g})")
+        return self
+
+
+class TgdpoWeights(OneRun):
+    kind: Literal["tgdpo"]
+    """TGDPO (2506.14574): 1 + alpha beta (log policy - log reference) in chosen responses, 1 - the same in
+    rejected ones."""
+    alpha: NonNegative = 0.5
+    """How much the run's rewards count."""
+    beta: NonNegative = 0.1
+    """Of the run, 1/nat: beta times a log-ratio is its reward."""
+
+
+class CriticalWeights(TwoRuns):
+    kind: Literal["critical"]
+    """Critical tokens (2411.19943): c = positive^(1 + contrast) / negative^contrast, of the token's
+    probabilities, at most 1; the weight is c in chosen responses and 1 - c in rejected ones."""
+    contrast: NonNegative = 1.0
+    """How much the negative model counts."""
+    only_rejected: bool = False
+    """Give all tokens of chosen responses the weight 1."""
+
+
+class SepoWeights(OneRun):
+    kind: Literal["sepo"]
+    """SePO (2408.13518): 1 on the tokens of the largest log-ratios of chosen responses and of the smallest
+    ones of rejected responses, 0 on the others."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of a response's tokens that are kept, one at least."""
+
+
+class LogRatioWeights(OneRun):
+    kind: Literal["log_ratio"]
+    """|log policy - log reference| of each token."""
+
+
+class MaskWeights(OneRun):
+    kind: Literal["mask"]
+    """The mask that the run scored with, as a learned mask of ours."""
+    of: Literal["reward", "kl"] = "reward"
+    """Which of the two masks."""
+
+
+Weigh = Annotated[
+    TisWeights | TgdpoWeights | CriticalWeights | SepoWeights | LogRatioWeights | MaskWeights, ByKind("tis")
+]
