@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from helpers.hub_configs import WRAPPED
 from helpers.tiny import QWEN3_5, random_batch
+from helpers.wrapped import WRAPPED as WRAPPERS_OF_TESTS
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder import Decoder
@@ -131,6 +133,25 @@ def test_an_export_keeps_the_types_of_published_files(tmp_path):
     }
     assert SafeTensors(tmp_path).dtype() == "bfloat16"
     assert config_dtype({"text_config": {"dtype": "bfloat16"}}) == "bfloat16"
+
+
+def test_an_export_carries_over_what_predicts_later_tokens(tmp_path):
+    """Beside the tower. Kills: `mtp.*` refused, lost or trained."""
+    config = WRAPPERS_OF_TESTS["qwen3_5"]
+    spec = spec_from_hf(config)
+    weights = {path: np.zeros(shape, np.float32) for path, shape in shapes().items()}
+    others = {
+        name: np.full((2, 2), 1 / 3, np.float32) for name in ("mtp.fc.weight", "model.visual.merger.weight")
+    }
+    names = (name.replace("model.", "model.language_model.", 1) for name in tensor_places(SPEC))
+    source = {name: np.zeros(1, np.float32) for name in names}
+    (tmp_path / "source").mkdir()
+    save_file(source | others, tmp_path / "source" / "model.safetensors")
+    save_hf(tmp_path / "out", spec, config, weights, {}, "", source=tmp_path / "source")
+    files = (tmp_path / "out").glob("model*.safetensors")
+    exported = {name: x for file in files for name, x in load_file(file).items()}
+    assert exported.keys() == source.keys() | others.keys()
+    assert all(np.array_equal(exported[name], x) for name, x in others.items())
 
 
 def test_the_layers_of_a_published_model_run_in_one_scan():
