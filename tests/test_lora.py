@@ -39,7 +39,9 @@ def adapters_of(spec, lora, *, std=0.1):
 SOME = Lora(("attention.query", "attention.value", "down"), rank=2, alpha=3.0, rslora=True)
 # Two of the three projections that one module holds, and others.
 MEMORIES = Lora(
-    ("attention.gate", "delta.query", "delta.value", "delta.decay", "delta.out"), rank=2, alpha=3.0
+    ("attention.gate", "attention.out", "up", "delta.query", "delta.value", "delta.decay", "delta.out"),
+    rank=2,
+    alpha=3.0,
 )
 FUSED = ("gpt2", "bigcode, one key/value head", "bigcode, all heads", "neox", "phi3")
 
@@ -47,9 +49,8 @@ FUSED = ("gpt2", "bigcode, one key/value head", "bigcode, all heads", "neox", "p
 @pytest.mark.parametrize(
     ("name", "lora"),
     [
-        *((name, EVERYWHERE) for name in CONFIGS),
+        *((name, MEMORIES if name == "qwen3.5" else EVERYWHERE) for name in CONFIGS),
         *((name, SOME) for name in (*FUSED, "llama")),
-        ("qwen3.5", MEMORIES),
     ],
 )
 def test_peft_loads_and_merges_to_the_same_logits(name, lora, tmp_path):
