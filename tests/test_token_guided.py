@@ -15,6 +15,7 @@ from helpers.tiny import GPT2, packed, random_rows
 from helpers.tolerances import TOKEN
 from sparsepo_jax.build.masks import _fitting, stored_masks
 from sparsepo_jax.build.objective import make_mask_source, make_objective, make_problem
+from sparsepo_jax.build.step import make_step
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.types import TokenMasks, TokenStats
 from sparsepo_jax.losses.margins import tbpo_a_loss
@@ -199,6 +200,14 @@ def test_a_step_of_tbpo_q_moves_its_head_and_not_the_policy_through_it(models):
         )
     assert np.abs(gradient["masks"]["baseline.weight"]).max() > 1e-6
     np.testing.assert_allclose(gradient["masks"]["baseline.bias"], 0.0, atol=1e-6)  # it cancels
+
+
+def test_a_head_is_laid_out_and_trained_beside_the_policy():
+    """Kills: a weight that no rule of shardings knows."""
+    spec, mesh = spec_from_hf(GPT2), make_mesh(2, 2, 2)
+    config = make_config(objective={"kind": "tbpo_q", "mask": {"kind": "learned"}})
+    like = make_step(config, "po", make_problem(config, spec, spec, mesh), spec, 4, mesh).like
+    assert {path.split(".")[0] for path in like.weights["masks"]} == {"common", "baseline"}
 
 
 # ---------------------------------------------------------------- stored

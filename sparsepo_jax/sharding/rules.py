@@ -49,7 +49,7 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (rf"{_BLOCKS}({_READS})\.lora\.lora_b", (None, None, ("tensor", "fsdp"))),
     (rf"{_BLOCKS}({_WRITES})\.lora\.lora_a", (None, ("tensor", "fsdp"), None)),
     (rf"{_BLOCKS}({_WRITES})\.lora\.lora_b", (None, None, ("fsdp", "tensor"))),
-    (r"(common|reward|kl)\..*", ()),  # mask nets: a few thousand weights
+    (r"(common|reward|kl|baseline)\..*", ()),  # mask nets and TBPO-Q's head: a few thousand weights
 )
 
 
