@@ -185,7 +185,7 @@ def translate_training(fields: Fields, section: str, defaults: Mapping[str, Any]
         section: whose training it is.
         defaults: of the other program, where they are not those of TrainingArguments.
     """
-    known = {
+    known: dict[str, Any] = {
         "learning_rate": 5e-5,
         "lr_scheduler_type": "linear",
         "num_train_epochs": 3.0,
