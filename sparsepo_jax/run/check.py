@@ -64,6 +64,8 @@ def make_plan_text(config: Config) -> str:
     reference = _read_reference(config, policy, mistakes)
     lists = _lists_used(config)
     rows = {name: _rows_of_list(config, name, sources, mistakes) for name, sources in lists.items()}
+    if config.rounds is not None:
+        rows["train"] = Count(None)
     scorer_rows = _scorer_rows(config, mistakes)
     length = _max_length(config, policy, mistakes)
     mistakes += [
@@ -102,6 +104,9 @@ def _read_reference(config: Config, policy: Model, mistakes: list[str]) -> Model
 def _model_lines(config: Config, policy: Model, reference: Model, adapters: Adapters) -> Iterator[Line]:
     yield "stages", ", ".join(config.stages)
     yield "output", config.output_dir
+    if config.rounds is not None:
+        reference = "the policy before it" if config.round_reference == "previous" else "the first policy"
+        yield "rounds", f"{config.rounds}, each of pairs and po; reference: {reference}"
     yield "policy", describe_model(policy) + adapters.policy_text
     if config.reference.path is None and config.reference.adapter is None:
         reference_text = "the policy as po finds it"

@@ -199,7 +199,7 @@ class SharedSft:
     def source(self, config: Config) -> str | None:
         """The directory of the run whose sft this one starts from; None: it has no stage sft, or one of its
         own."""
-        if "sft" not in config.stages or config.sft.taken_from is not None:
+        if "sft" not in config.stages or config.sft.taken_from is not None or config.rounds is not None:
             return config.sft.taken_from
         directory = finished_sft(config)
         if directory is None and not Marks(config).begun("sft"):

@@ -3,10 +3,12 @@
 import contextlib
 from collections.abc import Callable
 
+from sparsepo_jax.build.compute import start_jax
+from sparsepo_jax.config.rounds import parts_of
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.run.resume import LOOKING, TRAINING
-from sparsepo_jax.stages.context import Run
+from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.evaluate import evaluate
 from sparsepo_jax.stages.export import export
 from sparsepo_jax.stages.generate import generate
@@ -17,6 +19,7 @@ from sparsepo_jax.stages.measure import check_packages, measure
 from sparsepo_jax.stages.pairs import make_pairs
 from sparsepo_jax.stages.po import po
 from sparsepo_jax.stages.report import report, say_doctor
+from sparsepo_jax.stages.rounds import say_rounds
 from sparsepo_jax.stages.score import score
 from sparsepo_jax.stages.sft import sft
 from sparsepo_jax.stages.weigh import weigh
@@ -46,11 +49,10 @@ def run_stages(config: Config, stop: Stop, began_s: float | None = None) -> int:
     Args:
         began_s: when the command was started, time.time(); None: now.
     """
+    if config.rounds is not None:
+        return _run_rounds(config, stop, began_s)
     run = Run(config, stop, began_s)
-    check_packages(run.config)
-    if not set(TRAINING).isdisjoint(config.stages):
-        check_trackers(config.logging.trackers)
-    check_hub(run.config)
+    _check_needs(run.config)
     only_looks = LOOKING.issuperset(run.config.stages)
     with contextlib.nullcontext() if only_looks else run.locked_directory():
         for stage in run.config.stages:
@@ -59,4 +61,25 @@ def run_stages(config: Config, stop: Stop, began_s: float | None = None) -> int:
         push_export(run)
     if "po" in run.config.stages and {"eval", "report"}.isdisjoint(run.config.stages):
         say_doctor(run, evaluated=False)  # a summary.json here may be of an earlier run
+    return 0
+
+
+def _check_needs(config: Config) -> None:
+    """UserError for what would be missed only after hours of work."""
+    check_packages(config)
+    if not set(TRAINING).isdisjoint(config.stages):
+        check_trackers(config.logging.trackers)
+    check_hub(config)
+
+
+def _run_rounds(config: Config, stop: Stop, began_s: float | None) -> int:
+    """Runs the parts of the rounds one after the other; what is finished is not repeated."""
+    start_jax(config)
+    _check_needs(config)
+    parts = parts_of(config)
+    for part in parts:
+        say(f"rounds: {part.name}")
+        run_stages(part.config, stop, began_s)
+        began_s = None
+    say_rounds(config, parts)
     return 0

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sparsepo_jax.config.paths import PathText
-from sparsepo_jax.config.schema.base import Natural, Section
+from sparsepo_jax.config.schema.base import Natural, Positive, Section
 from sparsepo_jax.config.schema.compute import Compute
 from sparsepo_jax.config.schema.data import HOLDOUT, Data
 from sparsepo_jax.config.schema.evaluation import Evaluation, Harness, Measure, Report
@@ -62,6 +62,13 @@ class Config(Section):
     export, then measure and harness, then report. Finished stages are not repeated."""
     output_dir: PathText
     """Where everything the run writes is kept; the same directory continues the run."""
+    rounds: Positive | None = None
+    """Do so many rounds of: the policy answers prompts, its answers are scored and paired (stage pairs), po
+    trains on these pairs. Each round goes on from the policy of the one before, in output_dir/round_N, with
+    what else the stages ask for. None: a run by itself, whose pairs are data.train."""
+    round_reference: Literal["previous", "first"] = "previous"
+    """The reference of each round: the policy as the round found it, or as the first round found it (or
+    reference.path)."""
     seed: Natural = 0
     """Seeds weights from scratch, adapters, masks, batches, dropout and samples."""
     policy: Policy = Policy()
@@ -115,6 +122,7 @@ class Config(Section):
     def _stages_fit(self) -> Self:
         mistakes = [
             *self._stage_mistakes(),
+            *self._round_mistakes(),
             *self._input_mistakes(),
             *(self._pair_making_mistakes() if "pairs" in self.stages else ()),
             *self._watching_mistakes(),
@@ -144,9 +152,27 @@ class Config(Section):
     def _stage_mistakes(self) -> Iterator[str]:
         if len(set(self.stages)) != len(self.stages):
             yield "stages: a stage is listed twice"
-        ranks = [_RANKS[stage] for stage in self.stages]
+        ranks = [_RANKS[stage] for stage in self.stages if not (self.rounds and stage == "pairs")]
         if ranks != sorted(ranks):
             yield f"stages: the order is {_ORDER}; got {', '.join(self.stages)}"
+
+    def _round_mistakes(self) -> Iterator[str]:
+        if self.rounds is None:
+            return
+        if not {"pairs", "po"} <= set(self.stages):
+            yield "rounds: each makes pairs and trains on them: set stages=[pairs, po, ...]"
+        for stage in ("inspect", "weigh"):
+            if self._runs(stage):
+                yield f"rounds: stage {stage} is no part of a round: run it by itself"
+        if self.data.train:
+            yield "data.train: the rounds make it themselves, by stage pairs: leave it out"
+        if self.round_reference == "previous" and (self.reference.path or self.reference.adapter) is not None:
+            yield "round_reference: reference.path names one reference for all rounds: set it to first"
+        if self.round_reference == "first" and self.po.lora is not None:
+            yield (
+                "round_reference: first does not go with po.lora, where the reference is the policy without "
+                "its adapters: set it to previous"
+            )
 
     def _input_mistakes(self) -> Iterator[str]:
         """Models and rows that the stages need."""
@@ -161,7 +187,7 @@ class Config(Section):
             )
         if self._runs("weigh") and self.weigh is None:
             yield "weigh: needed by stage weigh: which weights, from the scores of which runs?"
-        if self._runs("po") and not self.data.train:
+        if self._runs("po") and not self.data.train and self.rounds is None:
             yield "data.train: needed by stage po, but empty"
         generate_needs_pairs = not self.data.prompts
         reads_pairs = self._runs("score", "eval") or (self._runs("generate") and generate_needs_pairs)
