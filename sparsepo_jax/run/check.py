@@ -31,6 +31,7 @@ from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder_spec import choose_projections
 from sparsepo_jax.models.wrappers import from_scratch_problem
 from sparsepo_jax.run.check_compute import choice_lines
+from sparsepo_jax.run.check_ending import ending_lines, hub_lines, rounds_lines
 from sparsepo_jax.run.local import MODEL_ID, Count, is_local, total
 from sparsepo_jax.run.memory import memory_text
 from sparsepo_jax.run.mixture import adapter_mistakes, replay_mistakes, training_mistakes
@@ -85,7 +86,7 @@ def make_plan_text(config: Config) -> str:
         *_training_lines(config, policy, reference, rows, length),
         *_answer_lines(config, rows, scorer_rows),
         *_choice_lines(config, policy, reference),
-        *_hub_lines(config),
+        *hub_lines(config),
     ]
     notes = [*(model.note for model in dict.fromkeys((policy, reference)) if model.note), *adapters.notes]
     return "\n".join([*(f"{name:<12}{text}" for name, text in lines), *(f"note: {note}" for note in notes)])
@@ -104,9 +105,7 @@ def _read_reference(config: Config, policy: Model, mistakes: list[str]) -> Model
 def _model_lines(config: Config, policy: Model, reference: Model, adapters: Adapters) -> Iterator[Line]:
     yield "stages", ", ".join(config.stages)
     yield "output", config.output_dir
-    if config.rounds is not None:
-        reference = "the policy before it" if config.round_reference == "previous" else "the first policy"
-        yield "rounds", f"{config.rounds}, each of pairs and po; reference: {reference}"
+    yield from rounds_lines(config)
     yield "policy", describe_model(policy) + adapters.policy_text
     if config.reference.path is None and config.reference.adapter is None:
         reference_text = "the policy as po finds it"
@@ -143,20 +142,7 @@ def _training_lines(
         is_gone = config.reference.cached and config.po.eval_every_steps is None
         masks = _mask_parameters(config, reference)
         yield "", memory_text(config, config.po, policy, masks, None if is_gone else reference)
-        yield from _ending_lines(config)
-
-
-def _ending_lines(config: Config) -> Iterator[Line]:
-    """When po may end before its last step, and whose weights it leaves."""
-    stopping, best = config.po.early_stopping, config.checkpoint.best
-    if stopping is not None:
-        yield (
-            "",
-            f"stops early when {stopping.metric} ({stopping.mode}) has not got better in "
-            f"{stopping.patience} evaluations, one every {config.po.eval_every_steps} steps",
-        )
-    if config.po.keep == "best":
-        yield "", f"leaves the weights of the best {(stopping or best).metric}"
+        yield from ending_lines(config)
 
 
 def _answer_lines(config: Config, rows: dict[str, Count], scorer_rows: Count | None) -> Iterator[Line]:
@@ -169,12 +155,6 @@ def _answer_lines(config: Config, rows: dict[str, Count], scorer_rows: Count | N
     if not {"score", "eval"}.isdisjoint(config.stages):
         sets = _evaluated_rows(rows, config)
         yield "evaluation", "; ".join(f"{name}{': ' if name else ''}{n} pairs" for name, n in sets.items())
-
-
-def _hub_lines(config: Config) -> Iterator[Line]:
-    if config.export.hub is not None and "export" in config.stages:
-        private = "private" if config.export.hub_private else "public"
-        yield "hub", f"the export is pushed to {config.export.hub}, {private}"
 
 
 def _choice_lines(config: Config, policy: Model, reference: Model) -> Iterator[Line]:
