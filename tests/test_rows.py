@@ -380,7 +380,7 @@ def test_every_form_of_a_prompt_is_the_same_tokens_and_keeps_the_prompt(load, ro
         ({"chosen": [USER, GOOD], "rejected": [USER, GOOD]}, "chosen and rejected are the same"),
         (
             {"conversations": [{"from": "function_call", "value": "{}"}], "chosen": GPT, "rejected": OTHER},
-            "conversations: a turn from 'function_call'",
+            "conversations: a turn from 'function_call' must hold {name, arguments} as JSON, got '{}'",
         ),
         (
             {"conversations": [], "chosen": GPT, "rejected": OTHER},

@@ -237,3 +237,15 @@ def test_what_is_read_is_shown_apart_and_never_coloured(load):
     assert pair.chosen[0].before.startswith("Look") and pair.chosen[1].before == ""
     marks = mark_table(table, CHAT, {"words": {"hello", "look"}})
     assert marks.decisive["words"].sum() == len("Hello"), "words of other turns are no response tokens"
+
+
+def test_a_call_of_sharegpt_is_one_of_the_assistant(load):
+    """As LLaMA-Factory's data has them, the tool's answer as an observation."""
+    call = {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'}
+    ask, answer = {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}
+    theirs = {"conversations": [ask, call, {"from": "observation", "value": "7"}, answer]}
+    ours = {"messages": [USER, CALL, {"role": "tool", "content": "7"}, GOOD]}
+    tokenizer = chat_tokenizer(LLAMA, "<|eot|>")
+    tables = [load([row], tokenizer, kind="sft", train_on="assistant") for row in (theirs, ours)]
+    assert tables[0].digest() == tables[1].digest()
+    assert '"add"' in own(tables[0], tokenizer) and "7" not in own(tables[0], tokenizer)

@@ -2,7 +2,8 @@
 
 role, content       taken as they are; nulls are dropped (Parquet and Arrow add one for each key that
                     another dict of the same column has)
-from, value         ShareGPT: human becomes user, gpt assistant, observation tool
+from, value         ShareGPT: human becomes user, gpt assistant, observation tool, and function_call, whose
+                    value is {name, arguments} as JSON or a list of such, a call of the assistant
 text                that shows such a list (a cell of a CSV file): read as that list
 """
 
@@ -144,20 +145,33 @@ def _read_message(message: Any, name: str) -> dict[str, Any]:
 
 def _from_sharegpt(turn: dict[str, Any], name: str) -> dict[str, Any]:
     """{from, value} as {role, content}; other keys stay."""
-    message = {"role": _role(turn["from"], name)}
-    if "value" in turn:
+    message = {"role": _role(turn["from"])}
+    if turn["from"] == "function_call":
+        message = {"role": "assistant", "content": "", "tool_calls": _calls(turn.get("value"), name)}
+    elif "value" in turn:
         message["content"] = turn["value"]
     return message | {key: value for key, value in turn.items() if key not in ("from", "value")}
 
 
-def _role(speaker: str, name: str) -> str:
-    role = _ROLES.get(speaker, speaker)
-    if role == "function_call":
-        raise BadRow(
-            f"{name}: a turn from 'function_call' holds a call as text; "
-            "write it as {role: assistant, tool_calls: [...]}"
-        )
-    return role
+def _role(speaker: str) -> str:
+    return _ROLES.get(speaker, speaker)
+
+
+def _calls(text: Any, name: str) -> list[dict[str, Any]]:
+    """The calls that the text of a turn from function_call shows, as tool_calls hold them."""
+    shown = _from_json(text, f"{name}: a turn from 'function_call'")
+    calls = shown if isinstance(shown, list) else [shown]
+    for call in calls:
+        is_call = isinstance(call, dict) and isinstance(call.get("name"), str)
+        if not (is_call and isinstance(call.get("arguments"), dict | str)):
+            raise BadRow(
+                f"{name}: a turn from 'function_call' must hold {{name, arguments}} as JSON, "
+                f"got {str(call)[:60]!r}"
+            )
+    return [
+        {"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
+        for call in calls
+    ]
 
 
 def _check_parts(parts: list, name: str) -> None:
