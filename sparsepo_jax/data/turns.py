@@ -119,10 +119,15 @@ def marked_spans(turns: Turns, marks: Spans) -> Spans:
         BadRow: there are none.
     """
     seam = turns.seam
-    spans = tuple((max(first, seam) - seam, last - seam) for first, last in marks if last > seam)
+    spans: list[tuple[int, int]] = []
+    for first, last in ((max(first, seam) - seam, last - seam) for first, last in marks if last > seam):
+        if spans and first <= spans[-1][1]:  # the next token of the same part
+            spans[-1] = (spans[-1][0], max(last, spans[-1][1]))
+        else:
+            spans.append((first, last))
     if not spans:
         raise BadRow(f"the chat template marks nothing of {turns.name} with {{% generation %}}")
-    return spans
+    return tuple(spans)
 
 
 def first_counted(turns: Turns, train_on: TrainOn) -> int:
