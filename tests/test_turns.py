@@ -235,6 +235,13 @@ def test_what_is_read_is_shown_apart_and_never_coloured(load):
     pair = parse_pair(record, where="here")
     assert "".join(token.text for token in pair.chosen).startswith("Hello")
     assert pair.chosen[0].before.startswith("Look") and pair.chosen[1].before == ""
+    row = {"prompt_ids": record["prompt_ids"]}
+    for side in ("chosen", "rejected"):
+        row |= {f"{side}_ids": record[side]["token_ids"], f"{side}_before": record[side]["before_ids"]}
+    assert load([row]).digest() == table.digest(), "the record says all that the model has met"
+    for wrong in ([[99, [1]]], [[0, [1]], [0, [2]]], [1, 2], [[0, [-1]]]):
+        with pytest.raises(UserError, match="chosen_before"):
+            load([row | {"chosen_before": wrong}])
     marks = mark_table(table, CHAT, {"words": {"hello", "look"}})
     assert marks.decisive["words"].sum() == len("Hello"), "words of other turns are no response tokens"
 

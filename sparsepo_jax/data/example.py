@@ -41,6 +41,8 @@ class Example:
     spans: tuple[tuple[tuple[int, int], ...] | None, ...] = ()
     """Of each response: (first character, character after the last) of the parts that are trained on; what
     lies between them is only read. None, or no entry: all of it."""
+    before: tuple[list[list[int]] | None, ...] = ()
+    """Of each response of token ids: the ids of other turns before each of its own. None, no entry: none."""
     has_other_turns: bool = False
     """A response holds turns that are not the assistant's, and is trained on as a whole."""
     has_context_turns: bool = False

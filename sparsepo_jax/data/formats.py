@@ -34,7 +34,9 @@ Further columns, where R is chosen, rejected or completion: R_weights (a number 
 true and false, one a token), R_chance (spans [[start, end, probability], ...]) and, beside token ids,
 ids_vocabulary (a digest of the vocabulary they are of, which the tokenizer must have). Weights may leave out
 the tokens that end the turn (EOS, or what the chat template writes behind the content): these weigh 1.
-pair_weight (a number >= 0) says how much the row counts in the loss. With messages, `tools` and
+pair_weight (a number >= 0) says how much the row counts in the loss. Beside token ids, R_before
+([[token of the response, [ids]], ...]) holds the ids of other turns that stand before a token and are only
+read. With messages, `tools` and
 `chat_template_kwargs` go to the chat template; with ShareGPT and Alpaca, `system` and `history` belong to the
 prompt. Rows with images, videos or sound (parts of a content, or columns of these names) are refused. Other
 columns are ignored, and a null counts as an absent column.
@@ -66,7 +68,14 @@ from sparsepo_jax.data.ranked import answer_texts
 from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.templates import Render, Writer
 from sparsepo_jax.data.turns import TrainOn, first_answer
-from sparsepo_jax.data.values import check_text, columns_of, common_prefix, read_ids, read_pair_weight
+from sparsepo_jax.data.values import (
+    check_text,
+    columns_of,
+    common_prefix,
+    read_before,
+    read_ids,
+    read_pair_weight,
+)
 
 _DIALOGUES = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")
 _OTHER_TEXTS = ("text", "system", "instruction", "input", "output")
@@ -105,10 +114,20 @@ def _from_answered(
     if all(f"{name}_ids" in row for name in names):
         prompt = read_ids(row, "prompt_ids")
         responses = tuple(read_ids(row, f"{name}_ids") for name in names)
+        before = tuple(
+            read_before(row, f"{name}_before", len(ids)) for name, ids in zip(names, responses, strict=True)
+        )
         vocabulary = row.get("ids_vocabulary")
         if vocabulary is not None:
             vocabulary = check_text(vocabulary, "ids_vocabulary")
-        return Example(prompt, responses, annotations, ids_vocabulary=vocabulary)
+        return Example(
+            prompt,
+            responses,
+            annotations,
+            before=before,
+            has_context_turns=any(before),
+            ids_vocabulary=vocabulary,
+        )
     if kind == "sft" and "completion" not in row:
         return _from_one_column(row, annotations, render, eos, train_on)
     missing = [name for name in names if name not in row]

@@ -258,7 +258,11 @@ def _from_ids(example: Example, vocabulary: str | None) -> tuple[list[int], list
             f"its token ids are of another vocabulary (digest {example.ids_vocabulary}) than the tokenizer's "
             f"({vocabulary}): take the tokenizer that the file was made with, or make the file again"
         )
-    return list(example.prompt), [ResponseTokens(list(ids), None, False) for ids in example.responses]
+    before = example.before or (None,) * len(example.responses)
+    return list(example.prompt), [
+        ResponseTokens(list(ids), None, False, before=others)
+        for ids, others in zip(example.responses, before, strict=True)
+    ]
 
 
 def _refuse_outside(

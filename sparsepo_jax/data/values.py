@@ -53,6 +53,38 @@ def read_ids(row: dict[str, Any], name: str) -> list[int]:
     return ids
 
 
+def read_before(row: dict[str, Any], name: str, length: int) -> list[list[int]] | None:
+    """The tokens of other turns before each token of a response, from the column that scores.jsonl has too.
+
+        [[2, [7, 8]]]       tokens 7 and 8 stand before token 2 of the response
+
+    Args:
+        row: the row, without nulls.
+        name: of the column.
+        length: tokens of the response.
+
+    Returns:
+        A list for each token; None if there is no such column, or nothing in it.
+
+    Raises:
+        BadRow: the column holds something else.
+    """
+    entries = list_in_cell(row.get(name))
+    if not entries:
+        return None
+    before: list[list[int]] = [[] for _ in range(length)]
+    try:
+        for number, ids in entries:
+            if not (type(number) is int and 0 <= number < length and not before[number]):
+                raise ValueError
+            before[number] = read_ids({name: ids}, name)
+    except (TypeError, ValueError):
+        raise BadRow(
+            f"{name} must be [[token of the response, [ids before it]], ...], each token at most once"
+        ) from None
+    return before
+
+
 def list_in_cell(value: Any) -> Any:
     """The list that a text shows as JSON (a cell of a CSV file); any other value as it is.
 

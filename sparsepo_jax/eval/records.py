@@ -13,12 +13,21 @@ def _numbers(values: np.ndarray) -> list[float]:
     return [float(x) for x in values]
 
 
+def _before(table: Any, row: int, p: int) -> list[list[Any]]:
+    """[[token of the response, [ids of other turns before it]], ...]."""
+    ids, places = table.laid(row, p)
+    starts = [0, *(places[:-1] + 1)]
+    spans = enumerate(zip(starts, places, strict=True))
+    return [[n, [int(x) for x in ids[start:place]]] for n, (start, place) in spans if start < place]
+
+
 def pair_record(score: PairScore, table: Any, tokenizer: Any | None, *, with_text: bool) -> dict[str, Any]:
     """The record of a scored pair.
 
     It has index, origin (file:line), pair_weight where the data has some, loss (L1 included), margin (the
     sigmoid's argument, beta included) and prompt_ids, and in "chosen" and "rejected" lists over the
-    response's tokens; `decisive` is null where that is not known.
+    response's tokens; `decisive` is null where that is not known, and `before_ids` says which tokens of other
+    turns stand before which of the response's, if any do.
 
     Args:
         score: of the pair.
@@ -45,6 +54,8 @@ def pair_record(score: PairScore, table: Any, tokenizer: Any | None, *, with_tex
         record[name] |= {field: _numbers(values) for field, values in columns.items()}
         decisive = [bool(x) for x in table.decisive(score.row, p)] if table.has_decisive else None
         record[name]["decisive"] = decisive
+        if before_ids := _before(table, score.row, p):
+            record[name]["before_ids"] = before_ids
         if with_text:
             texts, before = response_texts(table, score.row, p, tokenizer)
             record[name]["tokens"] = texts

@@ -200,6 +200,9 @@ class Weighing:
             row |= {side: self._tokenizer.decode(record[side]["token_ids"]) for side in SIDES}
         row["prompt_ids"] = record["prompt_ids"]
         row |= {f"{side}_ids": record[side]["token_ids"] for side in SIDES}
+        row |= {
+            f"{side}_before": record[side]["before_ids"] for side in SIDES if "before_ids" in record[side]
+        }
         row |= {f"{side}_weights": weights[side] for side in SIDES}
         if all(record[side].get("decisive") is not None for side in SIDES):
             row |= {f"{side}_decisive": record[side]["decisive"] for side in SIDES}
