@@ -9,7 +9,7 @@ from sparsepo_jax.config.schema.data import FileSource
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.load import read_texts
 from sparsepo_jax.data.ranked import Ranking
-from sparsepo_jax.data.sources import GeneratedRows
+from sparsepo_jax.data.sources import Exchanged, GeneratedRows
 from sparsepo_jax.data.tokenizers import END
 from sparsepo_jax.run.row_counts import rows_of
 
@@ -130,3 +130,8 @@ def test_how_many_pairs_a_file_makes_is_not_known_before_it_is_read(tmp_path):
     path.write_text(json.dumps(ROW))
     mistakes = []
     assert rows_of([FileSource(path=str(path))], "data.train", mistakes).number is None and not mistakes
+
+
+def test_answers_cannot_be_exchanged_before_they_are_pairs(load):
+    with pytest.raises(UserError, match="responses are ranked answers, and only pairs can"):
+        load([Exchanged(GeneratedRows("rows", [ROW]))])

@@ -404,6 +404,16 @@ def test_a_weight_of_a_pair_stays_with_it(tmp_path):
     assert row["pair_weight"] == 2.5 and load([file], None).pair_weight_N.tolist() == [2.5]
 
 
+def test_turns_of_others_stay_between_the_tokens_that_are_weighed(tmp_path):
+    load = Load(tmp_path)
+    ids = {"prompt_ids": [3], "chosen_ids": [4, 1, 5], "rejected_ids": [9], "chosen_before": [[1, [7, 8]]]}
+    table = load([ids], None)
+    (row,), file = weighed_rows(table, None, tmp_path)
+    again = load([file], None)
+    assert row["chosen_before"] == [[1, [7, 8]]] and again.digest() == table.digest()
+    assert len(row["chosen_weights"]) == 3
+
+
 def test_truth_values_may_stand_for_spans(tmp_path):
     load = Load(tmp_path)
     ids = {"prompt_ids": [3], "chosen_ids": [4, 1, 5], "rejected_ids": [9]}

@@ -15,6 +15,7 @@ from typing import Any
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import is_mistyped_path
+from sparsepo_jax.data.ranked import answers_column
 from sparsepo_jax.data.readers import SUFFIXES, count_rows, file_rows, suffix_of
 from sparsepo_jax.data.rows import BadRow, Row, one_line
 from sparsepo_jax.data.splits import SplitError, is_whole_split, split_names, split_ranges
@@ -123,9 +124,17 @@ def exchange(content: dict[str, Any] | BadRow) -> dict[str, Any] | BadRow:
 
     Args:
         content: the row; a bad one stays as it is.
+
+    Returns:
+        A BadRow for a list of ranked answers, whose pairs are not made yet.
     """
     if isinstance(content, BadRow):
         return content
+    if (answers := answers_column(content)) is not None:
+        return BadRow(
+            f"{answers} are ranked answers, and only pairs can be exchanged: "
+            "write them as chosen and rejected"
+        )
     others = {"chosen": "rejected", "rejected": "chosen"}
 
     def other_name(name: str) -> str:
