@@ -28,10 +28,10 @@ MISSING = {  # family -> points that it does not have; the others have all
     "olmo2": {"attn_norm", "mlp_norm"},
     "olmo3, windows, yarn without them": {"attn_norm", "mlp_norm"},
     "exaone4, no positions without a window": {"attn_norm", "mlp_norm"},
-    "cohere": {"attn_resid", "mlp_norm"},
+    "cohere, norms of queries and keys": {"attn_resid", "mlp_norm"},
     "stablelm, parallel": {"attn_resid", "mlp_norm"},
     "cohere2, no positions without a window": {"attn_resid", "mlp_norm"},
-    **{key: {"mlp_act"} for key in MIXTURES},
+    **{key: {"mlp_act"} for key in MIXTURES if "without experts" not in key},
 }
 
 

@@ -25,7 +25,7 @@ TARGETS = {
     "gptj": ["q_proj", "v_proj", "fc_in"],
     "gpt_bigcode": ["c_attn", "c_fc"],
     "phi3": ["qkv_proj", "gate_up_proj"],
-    "cohere": ["q_proj", "v_proj"],
+    "cohere, norms of queries and keys": ["q_proj", "v_proj"],
 }
 
 
@@ -94,7 +94,7 @@ def lora_logits(directory):
         "bigcode, all heads",
         "bigcode, one key/value head",
         "phi4 mini",
-        "cohere",
+        "cohere, norms of queries and keys",
     ],
 )
 def test_an_adapter_computes_what_peft_computes_merged_and_as_lora(name, tmp_path):

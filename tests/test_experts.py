@@ -192,7 +192,7 @@ def test_experts_of_gpt_oss_equal_transformers():
     np.testing.assert_allclose(ours, expected, atol=PARITY_LOGITS * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["qwen3 moe", "mixtral"])
+@pytest.mark.parametrize("name", ["qwen3 moe, a layer without experts", "mixtral"])
 def test_stacks_of_experts_load_as_experts_one_by_one_do(name, tmp_path):
     """transformers 5 holds stacks; it writes them if it is asked not to write what the Hub has."""
     model = make_theirs(CONFIGS[name])
@@ -209,17 +209,38 @@ def test_active_parameters_are_those_of_the_chosen_experts():
     assert spec.parameter_count() - spec.active_parameter_count() == 2 * (6 - 2) * of_an_expert
 
 
+@pytest.mark.parametrize(
+    "plain", [{"decoder_sparse_step": 3}, {"decoder_sparse_step": 2, "mlp_only_layers": [3, 9]}]
+)
+def test_the_layers_without_experts_are_those_of_transformers(plain):
+    """And so are the weights of the model, of which `--check` tells."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = QWEN3_MOE | {"num_hidden_layers": 6} | plain
+    spec = spec_from_hf(config)
+    with torch.device("meta"):
+        theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    has_experts = [hasattr(layer.mlp, "experts") for layer in theirs.model.layers]
+    assert [n in spec.layers_with_experts() for n in range(6)] == has_experts
+    assert spec.parameter_count() == sum(x.numel() for x in theirs.parameters())
+
+
+def test_a_model_whose_layers_all_lack_experts_is_a_plain_one():
+    spec = spec_from_hf(QWEN3_MOE | {"mlp_only_layers": [0, 1]})
+    assert spec.mixture is None and spec.kind_of_layer == () and "up" in spec.projections()
+
+
 def test_adapters_go_to_experts_only_if_they_are_named():
     spec = spec_from_hf(QWEN3_MOE)
     assert all(name.startswith("attention.") for name in choose_projections((".",), spec))
     assert choose_projections(("experts.down",), spec) == ("experts.down",)
+    mixed = spec_from_hf(CONFIGS["qwen3 moe, a layer without experts"])
+    assert choose_projections(("down",), mixed) == ("down",)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"mlp_only_layers": [0]}, "leave layers without experts"),
-        ({"decoder_sparse_step": 2}, "leave layers without experts"),
         ({"num_experts_per_tok": 7}, "7 of 6 experts"),
         ({"num_experts": None}, "num_local_experts: missing"),
     ],
@@ -233,15 +254,17 @@ def test_mixtures_that_cannot_run_are_refused_by_name(change, words):
 
 
 @functools.cache
-def trained():
-    """(graph, weights of policy and masks, reference) of a mixture of 8 experts."""
-    spec = spec_from_hf(QWEN3_MOE | {"num_experts": 8, "initializer_range": 0.3})
+def trained(plain=()):
+    """(graph, weights of policy and masks, reference) of a mixture of 8 experts, but for the plain layers."""
+    spec = spec_from_hf(
+        QWEN3_MOE | {"num_experts": 8, "initializer_range": 0.3, "mlp_only_layers": list(plain)}
+    )
     graph, policy = split_module(Decoder(spec, rngs=nnx.Rngs(0)))
     return graph, {"policy": policy, "masks": {}}, split_module(Decoder(spec, rngs=nnx.Rngs(1)))[1]
 
 
-def problem_of(**settings):
-    graph = trained()[0]
+def problem_of(plain=(), **settings):
+    graph = trained(plain)[0]
     source = fixed_source("ones", on="both", normalised=False)
     objective = functools.partial(sparsepo_loss, beta=0.5, l1_reward=0.0, l1_kl=0.0, shared=True)
     return Problem(graph, graph, source, objective, seed=0, **settings)
@@ -256,30 +279,34 @@ def gradient_of(problem, batch, weights, reference):
 
 
 @functools.cache
-def on_one_device():
+def on_one_device(plain):
     """By every expert on every token, and with a prompt for each response."""
-    _, weights, reference = trained()
+    _, weights, reference = trained(plain)
     batch = random_batch(8, shared=False, rows=8)
-    problem = problem_of(dispatch=Dispatch("dense"), attention="xla")
+    problem = problem_of(plain, dispatch=Dispatch("dense"), attention="xla")
     return gradient_of(problem, batch, weights, reference)[:3]
 
 
 @pytest.mark.parametrize(
-    "mesh_shape",
+    ("mesh_shape", "plain"),
     [
-        (1, 8, 1),
-        pytest.param((8, 1, 1), marks=pytest.mark.slow),
-        (2, 4, 1),
-        pytest.param((1, 1, 8), marks=pytest.mark.slow),
-        (1, 2, 4),
+        ((1, 8, 1), ()),
+        pytest.param((8, 1, 1), (), marks=pytest.mark.slow),
+        pytest.param((2, 4, 1), (0,), marks=pytest.mark.slow),
+        ((2, 4, 1), ()),
+        pytest.param((1, 1, 8), (), marks=pytest.mark.slow),
+        ((1, 2, 4), (1,)),
     ],
 )
-def test_experts_on_a_mesh_give_what_one_device_gives_and_stay_where_they_are(mesh_shape):
-    """Prompts run once here. Kills: an expert that two devices count, one that travels, a lost token."""
-    _, weights, reference = trained()
+def test_experts_on_a_mesh_give_what_one_device_gives_and_stay_where_they_are(mesh_shape, plain):
+    """Prompts run once here. Kills: an expert that two devices count, one that travels, a lost token.
+
+    plain: layers without experts.
+    """
+    _, weights, reference = trained(plain)
     mesh = make_mesh(*mesh_shape)
     dispatch = dispatch_on("cpu", make_spread_experts(mesh))
-    problem = problem_of(constrain=make_constrain(mesh), spread=make_spread(mesh), dispatch=dispatch)
+    problem = problem_of(plain, constrain=make_constrain(mesh), spread=make_spread(mesh), dispatch=dispatch)
     rows = mesh_shape[0] * mesh_shape[1]
     batch = put_batch(jax.tree.map(lambda x: x[None], random_batch(8, rows=rows, spare=3)), mesh)
     weights, reference = (jax.device_put(x, state_shardings(x, mesh)) for x in (weights, reference))
@@ -287,7 +314,7 @@ def test_experts_on_a_mesh_give_what_one_device_gives_and_stay_where_they_are(me
         loss, _, gradient, compiled = gradient_of(
             problem, jax.tree.map(lambda x: x[0], batch), weights, reference
         )
-    expected_loss, _, expected = on_one_device()
+    expected_loss, _, expected = on_one_device(plain)
     np.testing.assert_allclose(loss, expected_loss, rtol=SHARDED)
     for path, theirs in expected.items():
         scale = float(np.abs(theirs).max())

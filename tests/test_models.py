@@ -271,7 +271,7 @@ def test_what_cannot_be_run_faithfully_is_refused_by_name(change, message):
             GRANITE_HYBRID | {"layer_types": ["attention", "mamba"]},
             "layer_types: only 'attention' for each of 2 layers is supported, no Mamba",
         ),
-        (CONFIGS["cohere"] | {"use_qk_norm": True}, "cohere: use_qk_norm: True is not supported"),
+        (LLAMA | {"use_qk_norm": True}, "llama: use_qk_norm: True is not supported"),
         (
             LLAMA | {"model_type": "ministral3", "head_dim": 8, "rope_parameters": YARN},
             "llama_4_scaling_beta: missing",

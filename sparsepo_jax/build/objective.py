@@ -111,7 +111,7 @@ def _mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
                 f"objective.mask.groups: logits is not supported for {spec.family}, whose logits are capped; "
                 "leave it out"
             )
-        if spec.mixture is not None and set(mask.groups) == {"mlp"}:
+        if len(spec.layers_with_experts()) == spec.num_layers and set(mask.groups) == {"mlp"}:
             raise UserError(
                 f"objective.mask.groups: mlp alone is not supported for {spec.family}, whose experts have no "
                 "activation that all tokens share; add another group"

@@ -25,6 +25,7 @@ class BlockShape:
         mlp_width: see DecoderSpec.
         key_is_value: see DecoderSpec.
         delta: see DecoderSpec.
+        without_experts: their MLP is a plain one, though that of other blocks is a mixture of experts.
     """
 
     num_kv_heads: int | None = None
@@ -32,6 +33,7 @@ class BlockShape:
     mlp_width: int | None = None
     key_is_value: bool | None = None
     delta: DeltaShape | None = None
+    without_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class DecoderSpec:
         mlp_bias: the projections of the MLP have biases.
         norms: where attention and MLP are normed: their inputs, their outputs, or both.
         norm_offset: what the stored scales of norms lack to the factor that they stand for (1 in Gemma).
-        qk_norm: queries and keys are normed over each head's dims, or over all heads together.
+        qk_norm: queries and keys have an RMS norm over each head's dims, or over all heads together, or a
+            layer norm over each head's dims whose factors are each head's own.
         sinks: each head's softmax counts one more score, which is learned and has no value.
         query_scale: factor of attention scores; None: 1 / sqrt(head_dim).
         embed_scale: factor of token embeddings.
@@ -107,7 +110,7 @@ class DecoderSpec:
         residual_scale: factor of what attention and MLP add to the residual stream.
         query_growth: factor of rotated queries that grows with the position; None: none.
         wrapping: the model around this one that the checkpoint holds; None: it stands alone.
-        mixture: the MLPs are mixtures of such experts, and `mlp_width` is not used; None: plain MLPs.
+        mixture: the MLPs are mixtures of such experts, but for those of kinds without; None: plain MLPs.
         key_is_value: values are what the projection to keys gives, before norm and rotation.
         value_norm: the values of each head are normed, without a scale of their own.
         scales_blocks: each block multiplies what it writes by a stored number that is not trained.
@@ -141,7 +144,7 @@ class DecoderSpec:
     mlp_bias: bool = True
     norms: Literal["before", "after", "both"] = "before"
     norm_offset: float = 0.0
-    qk_norm: Literal["head", "all"] | None = None
+    qk_norm: Literal["head", "all", "own"] | None = None
     sinks: bool = False
     query_scale: float | None = None
     embed_scale: float = 1.0
@@ -167,7 +170,10 @@ class DecoderSpec:
         """
         shape = self.kinds[kind].shape
         changes = {field.name: getattr(shape, field.name) for field in fields(shape)}
+        without_experts = changes.pop("without_experts")
         changed = {name: value for name, value in changes.items() if value is not None}
+        if without_experts:
+            changed["mixture"] = None
         return replace(
             self, kinds=(replace(self.kinds[kind], shape=BlockShape()),), kind_of_layer=(), **changed
         )
@@ -208,7 +214,10 @@ class DecoderSpec:
 
     def layers_with_experts(self) -> tuple[int, ...]:
         """The numbers of the layers that have experts."""
-        return tuple(n for n in range(self.num_layers) if self.of_layer(n).mixture is not None)
+        if self.mixture is None:
+            return ()
+        kinds = self.kind_of_layer or (0,) * self.num_layers
+        return tuple(n for n, kind in enumerate(kinds) if not self.kinds[kind].shape.without_experts)
 
     def projection_names(self) -> tuple[str, ...]:
         """The names of all matrices that blocks have."""
@@ -309,7 +318,8 @@ class DecoderSpec:
         idle = self.block_matrix_count() - self.block_matrix_count(active=True)
         if self.mixture is not None:
             share = 1 - self.mixture.chosen / self.mixture.experts
-            idle += self.num_layers * round(share * self.mixture.bias_count(self.width))
+            biases = round(share * self.mixture.bias_count(self.width))
+            idle += len(self.layers_with_experts()) * biases
         return self.parameter_count() - idle
 
     def _norm_size(self) -> int:
@@ -338,7 +348,7 @@ class DecoderSpec:
             count += self.width
         if self.qk_norm == "head":
             count += 2 * self.head_dim
-        elif self.qk_norm == "all":
+        elif self.qk_norm is not None:
             count += queries + keys
         return count
 

@@ -162,4 +162,5 @@ def stored_rules(spec: DecoderSpec, names: Iterable[str]) -> list[Rule]:
     if not one_by_one or not any(name.endswith(".mlp.experts.gate_up_proj") for name in names):
         return rules
     others = [rule for rule in rules if not rule.ours[0].startswith("blocks.experts.")]
-    return [*others, *stacked_expert_rules()]
+    layers = spec.layers_with_experts() if spec.kind_of_layer else None
+    return [*others, *(replace(rule, layers=layers) for rule in stacked_expert_rules())]

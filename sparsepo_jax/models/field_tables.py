@@ -223,6 +223,7 @@ SWITCHES_READ = {
     "use_sliding_window": {"qwen2", "qwen3", "smollm3"},
     "use_bidirectional_attention": {"gemma4_text"},
     "per_layer_config": {"gemma4_text"},
+    "use_qk_norm": {"cohere"},
 }
 
 

@@ -161,12 +161,13 @@ def read_seed_oss(config: FamilyFields) -> DecoderSpec:
 
 
 def read_cohere(config: FamilyFields) -> DecoderSpec:
-    """Command R.
+    """Command R, and R+, which norms queries and keys.
 
     Args:
         config: the fields that the family reads.
     """
-    return _cohere_like(config, "cohere")
+    spec = _cohere_like(config, "cohere")
+    return replace(spec, qk_norm="own") if flag(config, "use_qk_norm") else spec
 
 
 def read_cohere2(config: FamilyFields) -> DecoderSpec:

@@ -18,7 +18,7 @@ from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.experts import Experts, Routing
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.mixture import Mixture
-from sparsepo_jax.models.modules import AdaptedLinear, LayerNorm, Linear, RMSNorm
+from sparsepo_jax.models.modules import AdaptedLinear, HeadNorms, LayerNorm, Linear, RMSNorm
 from sparsepo_jax.models.rotary import Turns, grown, rotate
 from sparsepo_jax.ops.attention import Given, Packed, attention
 from sparsepo_jax.ops.norms import rms_norm
@@ -183,7 +183,10 @@ class Attention(nnx.Module):
             self.gate = make.linear("attention.gate", spec.width, queries, bias=spec.qkv_bias)
         if not spec.key_is_value:
             self.value = make.linear("attention.value", spec.width, keys, bias=spec.qkv_bias)
-        if spec.qk_norm is not None:
+        if spec.qk_norm == "own":
+            self.query_norm = HeadNorms(spec.num_heads, spec.head_dim, spec.norm_eps)
+            self.key_norm = HeadNorms(spec.num_kv_heads, spec.head_dim, spec.norm_eps)
+        elif spec.qk_norm is not None:
             over_all_heads = spec.qk_norm == "all"
             self.query_norm = make.rms_norm(queries if over_all_heads else spec.head_dim)
             self.key_norm = make.rms_norm(keys if over_all_heads else spec.head_dim)
@@ -252,7 +255,7 @@ class Attention(nnx.Module):
         q_BSNH = q_BSX.reshape(B, S, -1, spec.head_dim)
         k_BSKH = k_BSX.reshape(B, S, -1, spec.head_dim)
         v_BSKH = v_BSX.reshape(B, S, -1, spec.head_dim)
-        if spec.qk_norm == "head":
+        if spec.qk_norm in ("head", "own"):
             q_BSNH = self.query_norm(q_BSNH)
             k_BSKH = self.key_norm(k_BSKH)
         if spec.value_norm:

@@ -11,6 +11,7 @@ from sparsepo_jax.models.weight_rules import (
     filters_of_channels,
     head,
     interleaved,
+    interleaved_norms,
     linear,
     queries_and_gates,
     same,
@@ -179,7 +180,12 @@ def _attention(spec: DecoderSpec, rotated: Callable[..., list[Rule]]) -> list[Ru
     """
     theirs, ours = f"{_LAYER}.self_attn", "blocks.attention"
     norms = []
-    if spec.qk_norm is not None:
+    if spec.qk_norm == "own":
+        norms = [
+            interleaved_norms(spec, f"{theirs}.q_norm.weight", f"{ours}.query_norm.scale"),
+            interleaved_norms(spec, f"{theirs}.k_norm.weight", f"{ours}.key_norm.scale"),
+        ]
+    elif spec.qk_norm is not None:
         norms = [
             with_offset(f"{theirs}.q_norm.weight", f"{ours}.query_norm.scale", spec.norm_offset),
             with_offset(f"{theirs}.k_norm.weight", f"{ours}.key_norm.scale", spec.norm_offset),

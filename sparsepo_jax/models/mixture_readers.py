@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from sparsepo_jax.models.config_fields import SpecError, needed, shown
-from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.config_fields import SpecError, first, needed, shown
+from sparsepo_jax.models.decoder_spec import BlockShape, DecoderSpec
 from sparsepo_jax.models.field_values import FamilyFields, flag
 from sparsepo_jax.models.llama_readers import (
     layered,
@@ -23,20 +23,18 @@ def read_qwen3_moe(config: FamilyFields) -> DecoderSpec:
         config: the fields that the family reads.
     """
     family = "qwen3_moe"
-    dense = config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1
-    if dense:
-        raise SpecError(
-            f"{family}: mlp_only_layers {shown(config.get('mlp_only_layers'))} and decoder_sparse_step "
-            f"{shown(config.get('decoder_sparse_step', 1))} leave layers without experts; all must have them"
-        )
-    spec = replace(with_attention_bias(config, family), qk_norm="head")
-    return _with_experts(
+    spec = _with_experts(
         config,
-        spec,
+        replace(with_attention_bias(config, family), qk_norm="head"),
         experts=needed(config, family, "num_local_experts"),
         width=needed(config, family, "moe_intermediate_size"),
         normalised=flag(config, "norm_topk_prob"),
     )
+    plain = first(config.get("mlp_only_layers"), [])
+    every = needed(config, family, "decoder_sparse_step", 1)
+    with_experts, without = spec.kinds[0], replace(spec.kinds[0], shape=BlockShape(without_experts=True))
+    has_experts = [number not in plain and (number + 1) % every == 0 for number in range(spec.num_layers)]
+    return layered(spec, [with_experts if has else without for has in has_experts])
 
 
 def read_mixtral(config: FamilyFields) -> DecoderSpec:

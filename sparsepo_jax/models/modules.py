@@ -54,6 +54,31 @@ class RMSNorm(nnx.RMSNorm):
         return rms_norm(x.astype(self.dtype), self.scale[...], self.epsilon)
 
 
+class HeadNorms(nnx.Module):
+    """A layer norm over each head's dims, without a bias, whose factors are each head's own."""
+
+    def __init__(self, heads: int, head_dim: int, epsilon: float):
+        """Factors of 1.
+
+        Args:
+            heads: N.
+            head_dim: H.
+            epsilon: what is added to the variance, > 0.
+        """
+        self.scale = nnx.Param(jnp.ones((heads, head_dim)))
+        self.epsilon = epsilon
+
+    def __call__(self, x_BSNH: Float[Array, "B S N H"]) -> Float[Array, "B S N H"]:
+        """The norms, of the type of x.
+
+        Args:
+            x_BSNH: queries or keys.
+        """
+        H = x_BSNH.shape[-1]
+        normed_BSNH = layer_norm(x_BSNH.astype(jnp.float32), jnp.ones(H), jnp.zeros(H), self.epsilon)
+        return (normed_BSNH * self.scale[...][None, None]).astype(x_BSNH.dtype)
+
+
 class LayerScalar(nnx.Module):
     """A factor that a checkpoint holds and that is not trained, as transformers' buffers are not."""
 

@@ -93,16 +93,7 @@ def interleaved(spec: DecoderSpec, theirs: str, ours: str, *, bias: bool = False
         ours: the projection's path.
         bias: whether it has one.
     """
-    H = spec.head_dim
-    # Layers without positions may be in any order: theirs.
-    rotary_dim = max((kind.rotation.dim for kind in spec.kinds if kind.rotation is not None), default=0)
-    order = np.concatenate(
-        [np.arange(0, rotary_dim, 2), np.arange(1, rotary_dim, 2), np.arange(rotary_dim, H)]
-    )
-    inverse = np.argsort(order)
-
-    def put(x: np.ndarray, dims: np.ndarray) -> np.ndarray:  # [heads * H, ...]
-        return x.reshape(-1, H, *x.shape[1:])[:, dims].reshape(x.shape)
+    put, order, inverse = _dims_of_heads(spec)
 
     def split(x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (put(x, order).T,)
@@ -114,6 +105,35 @@ def interleaved(spec: DecoderSpec, theirs: str, ours: str, *, bias: bool = False
     if bias:
         rules.append(Rule(f"{theirs}.bias", (f"{ours}.bias",), split, join))
     return rules
+
+
+def interleaved_norms(spec: DecoderSpec, theirs: str, ours: str) -> Rule:
+    """Factors [heads, H] of norms of such queries or keys.
+
+    Args:
+        spec: the decoder.
+        theirs: the tensor's name.
+        ours: the array's path.
+    """
+    _, order, inverse = _dims_of_heads(spec)
+    return Rule(theirs, (ours,), lambda x: (x[:, order],), lambda x: x[:, inverse])
+
+
+def _dims_of_heads(
+    spec: DecoderSpec,
+) -> tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], np.ndarray, np.ndarray]:
+    """(a function that puts the dims of [heads * H, ...] in an order, our order of them, its inverse)."""
+    H = spec.head_dim
+    # Layers without positions may be in any order: theirs.
+    rotary_dim = max((kind.rotation.dim for kind in spec.kinds if kind.rotation is not None), default=0)
+    order = np.concatenate(
+        [np.arange(0, rotary_dim, 2), np.arange(1, rotary_dim, 2), np.arange(rotary_dim, H)]
+    )
+
+    def put(x: np.ndarray, dims: np.ndarray) -> np.ndarray:
+        return x.reshape(-1, H, *x.shape[1:])[:, dims].reshape(x.shape)
+
+    return put, order, np.argsort(order)
 
 
 def norm(theirs: str, ours: str) -> list[Rule]:

@@ -44,12 +44,20 @@ def replay_mistakes(config: Config, policy: DecoderSpec, reference: DecoderSpec)
             "reference.cached=false"
         )
     ours, theirs = (
-        (spec.num_layers, spec.mixture and (spec.mixture.experts, spec.mixture.chosen))
+        (spec.layers_with_experts(), spec.mixture and (spec.mixture.experts, spec.mixture.chosen))
         for spec in (policy, reference)
     )
     if policy.mixture is None or ours != theirs:
+        shapes = " and ".join(f"{spec.family} with {_experts(spec)}" for spec in (policy, reference))
         yield (
-            f"po.replay_routing: expected policy and reference with the same layers and experts, got "
-            f"{policy.family} and {reference.family} with (layers, (experts, chosen)) {ours} and {theirs}; "
-            "set it to false"
+            "po.replay_routing: expected policy and reference with the same layers and experts, got "
+            f"{shapes}; set it to false"
         )
+
+
+def _experts(spec: DecoderSpec) -> str:
+    """How many there are, in words."""
+    if spec.mixture is None:
+        return "none"
+    counts = f"{spec.mixture.chosen} of {spec.mixture.experts}"
+    return f"{counts} in {len(spec.layers_with_experts())} of {spec.num_layers} layers"

@@ -168,4 +168,6 @@ def describe_model(model: Model) -> str:
     if spec.mixture is not None and model.parameters is not None:
         count += f", {Count(spec.active_parameter_count())} active"
         shape += f", {spec.mixture.chosen} of {spec.mixture.experts} experts"
+        if (layers := len(spec.layers_with_experts())) < spec.num_layers:
+            shape += f" in {layers} of them"
     return f"{model.origin}: {spec.family}, {count} ({shape})"

@@ -268,7 +268,7 @@ CONFIGS = {
         | {"llama_4_scaling_beta": 0.7, "truncate": True, "original_max_position_embeddings": 3},
     },
     "seed_oss": LLAMA | {"model_type": "seed_oss", "head_dim": 6, "attention_bias": True},
-    "cohere": COHERE | {"attention_bias": True},
+    "cohere, norms of queries and keys": COHERE | {"attention_bias": True, "use_qk_norm": True},
     "cohere2, no positions without a window": COHERE
     | {
         "model_type": "cohere2",
@@ -298,6 +298,7 @@ CONFIGS = {
     "nemotron": LLAMA | {"model_type": "nemotron", "norm_eps": 1e-5},
     "qwen3 moe": QWEN3_MOE,
     "qwen3 moe, shares of all experts": QWEN3_MOE | {"norm_topk_prob": False, "num_experts_per_tok": 3},
+    "qwen3 moe, a layer without experts": QWEN3_MOE | {"num_hidden_layers": 3, "mlp_only_layers": [1]},
     "gpt-oss": GPT_OSS,
     "mixtral": LLAMA | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
     "olmoe": LLAMA | {"model_type": "olmoe", "num_experts": 5, "num_experts_per_tok": 2},
