@@ -62,6 +62,7 @@ MODELS = {
     "qwen2_5_vl": "Qwen2.5-VL",
     "qwen3_vl": "Qwen3-VL",
     "qwen3_5": "Qwen3.5 and Qwen3.6, dense (0.8B to 27B)",
+    "qwen3_vl_moe": "Qwen3-VL-30B-A3B and 235B-A22B",
     "llava": "LLaVA 1.5, LLaVA-Interleave",
     "llava_next": "LLaVA 1.6",
     "llava_onevision": "LLaVA-OneVision",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from helpers import hub_configs, recent_configs
-from helpers.parity import load_ours, our_logits, their_outputs
+from helpers.parity import IDS, VALID, load_ours, make_theirs, our_logits, their_outputs
 from helpers.tiny import CONFIGS, GEMMA2, GEMMA3, GPT2, GPTJ, LLAMA, NEOX
 from helpers.tolerances import PARITY_LOGITS
 from sparsepo_jax.config.load import load_config
@@ -206,6 +206,16 @@ def test_norms_of_queries_and_keys_may_be_named_by_the_families_that_always_have
 def test_olmoe_has_one_epsilon_where_its_file_has_none():
     config = {name: value for name, value in CONFIGS["olmoe"].items() if name != "rms_norm_eps"}
     assert spec_from_hf(config).norm_eps == 1e-5
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "gemma4_text", "cohere2", "gpt_oss"])
+def test_a_window_of_null_is_refused_where_transformers_fails_with_it(family):
+    config = next(config for config in CONFIGS.values() if config["model_type"] == family)
+    config = config | {"sliding_window": None}
+    with pytest.raises(SpecError, match=f"{family}: sliding_window: null is not supported"):
+        spec_from_hf(config)
+    with pytest.raises(ValueError, match="sliding_window"):
+        their_outputs(make_theirs(config), IDS, VALID)
 
 
 def test_a_quantised_checkpoint_says_what_to_do():

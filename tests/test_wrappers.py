@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.chat import ONLY_PARTS
+from helpers.configs import make_config
 from helpers.hub_configs import WRAPPED as PUBLISHED
 from helpers.parity import load_ours, make_theirs, our_logits, our_states
 from helpers.program import lines_of, run, write_config
@@ -17,6 +18,7 @@ from helpers.score_parity import ROWS, write_checkpoint
 from helpers.tiny import LLAMA
 from helpers.tolerances import PARITY_LOGITS
 from helpers.wrapped import WRAPPED
+from sparsepo_jax.build.lora import make_lora
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.tokenizers import load_tokenizer, make_byte_tokenizer
 from sparsepo_jax.main import main
@@ -31,7 +33,13 @@ from sparsepo_jax.models.wrappers import WRAPPERS, read_text_config, read_wrappi
 GEMMA = WRAPPED["gemma3 around gemma3_text"]
 QWEN = WRAPPED["qwen2_5_vl"]
 # Those that differ most, and one of each way of naming tensors; the others run among the slow tests.
-QUICK = ("gemma3 around gemma3_text", "mistral3 around ministral3", "qwen2_5_vl", "idefics3 around llama")
+QUICK = (
+    "gemma3 around gemma3_text",
+    "mistral3 around ministral3",
+    "qwen2_5_vl",
+    "idefics3 around llama",
+    "qwen3_vl_moe",
+)
 EXPORTED = (
     "gemma3 around gemma3_text",
     "qwen2_5_vl",
@@ -206,15 +214,21 @@ def test_an_adapter_fits_the_text_model_within(name, tmp_path):
     np.testing.assert_allclose(merged, expected, atol=PARITY_LOGITS)
 
 
-BARE = ("gemma3 around gemma3_text", "smolvlm around llama, tied", "qwen2_vl, tied", "mistral3, tied")
+SAVED = (
+    "gemma3 around gemma3_text",
+    "smolvlm around llama, tied",
+    "qwen2_vl, tied",
+    "mistral3, tied",
+    "qwen3_vl_moe",
+)
 
 
-@pytest.mark.parametrize("name", slow_but(BARE[:2], BARE))
+@pytest.mark.parametrize("name", slow_but((*SAVED[:2], "qwen3_vl_moe"), SAVED))
 @pytest.mark.parametrize("part", ["model", "model without its head"])
 @pytest.mark.parametrize("old_names", [True, False])
 def test_an_export_has_the_names_of_the_checkpoint_and_nothing_twice(part, old_names, name, tmp_path):
     """However transformers saved it. Kills: text tensors carried over as if they were the tower's."""
-    model = make_theirs(WRAPPED[name])
+    model = make_theirs(WRAPPED[name] | {"tie_word_embeddings": True})
     saved = model if part == "model" else model.model
     saved.save_pretrained(tmp_path / "model", save_original_format=old_names)
     spec, _, weights = load_ours(tmp_path / "model")
@@ -255,6 +269,22 @@ def test_a_tied_head_of_another_name_is_read_and_another_head_is_refused(tmp_pat
         UserError, match="language_model.lm_head.weight is not language_model.model.embed_tok"
     ):
         load_ours(tmp_path)
+
+
+def test_stacks_of_experts_as_the_hub_has_them_are_read_and_written(tmp_path):
+    """[E, in, out], the other way round than in transformers' modules; it reads both and so do we."""
+    config = WRAPPED["qwen3_vl_moe"]
+    make_theirs(config).save_pretrained(tmp_path / "model")
+    spec, _, weights = load_ours(tmp_path / "model")
+    save_hf(tmp_path / "out", spec, config, weights, {}, "", source=tmp_path / "model")
+    stacks = {name: x for name, x in tensors_of(tmp_path / "model").items() if ".mlp.experts." in name}
+    written = tensors_of(tmp_path / "out")
+    assert stacks and all(torch.equal(written[name], x.mT) for name, x in stacks.items())
+    again = load_ours(tmp_path / "out")[2]
+    assert all(np.array_equal(again[path], weights[path]) for path in weights)
+    lora = make_config(po={"lora": {"targets": ["experts"]}}).po
+    with pytest.raises(UserError, match="qwen3_vl_moe holds all experts of a layer in one tensor"):
+        make_lora(lora, "po", spec)
 
 
 # ---------------------------------------------------------------- config.json
@@ -327,8 +357,8 @@ def test_a_flat_config_is_the_nested_one():
     ],
 )
 def test_which_config_ties_the_head(outer, inner, tied):
-    """The outer one if it says anything, as in transformers; in LLaVA's kin, either."""
-    for name, expected in (("mistral3", tied), ("llava", bool(outer or inner))):
+    """The outer one if it says anything, as in transformers; either in LLaVA's kin; the outer in Qwen3-VL."""
+    for name, expected in (("mistral3", tied), ("llava", bool(outer or inner)), ("qwen3_vl", bool(outer))):
         config = {"model_type": name, "text_config": LLAMA | {"model_type": "llama"}}
         if outer is not None:
             config["tie_word_embeddings"] = outer

@@ -4,7 +4,7 @@ A row says how a config.json is read, which tensor is which array, and what tran
 Which fields a config may have stands in field_tables.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -120,10 +120,14 @@ def family_rules(spec: DecoderSpec) -> list[Rule]:
         spec: the decoder; the tensors of a wrapped one have the names of transformers' modules.
     """
     rules = _rules_of_kinds(spec) if spec.kind_of_layer else FAMILIES[spec.family].rules(spec)
+    return [_within(spec, rule) for rule in rules]
+
+
+def _within(spec: DecoderSpec, rule: Rule) -> Rule:
+    """The rule where the text model of a wrapper lies."""
     if spec.wrapping is None:
-        return rules
-    trunk = spec.wrapping.row.trunks[0]
-    return [replace(rule, theirs=placed(rule.theirs, ALONE, trunk)) for rule in rules]
+        return rule
+    return replace(rule, theirs=placed(rule.theirs, ALONE, spec.wrapping.row.trunks[0]))
 
 
 def _rules_of_kinds(spec: DecoderSpec) -> list[Rule]:
@@ -148,19 +152,23 @@ def architecture(spec: DecoderSpec) -> str:
     return FAMILIES[spec.family].architecture
 
 
-def stored_rules(spec: DecoderSpec, names: Iterable[str]) -> list[Rule]:
+def stored_rules(spec: DecoderSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[Rule]:
     """The weight rules of a decoder that fit a checkpoint.
 
-    Experts are stored one by one, as `family_rules` has them, or in stacks.
+    Experts are stored as `family_rules` has them, or in stacks as transformers 5 holds them in memory.
 
     Args:
         spec: the decoder.
-        names: of the checkpoint's tensors.
+        shapes: of the checkpoint's tensors, by name.
     """
     rules = family_rules(spec)
-    one_by_one = any(rule.per_expert for rule in rules)
-    if not one_by_one or not any(name.endswith(".mlp.experts.gate_up_proj") for name in names):
+    if spec.mixture is None or spec.mixture.bias:  # gpt-oss has one form
+        return rules
+    in_memory = (spec.mixture.experts, 2 * spec.mixture.width, spec.width)
+    stacks = [shape for name, shape in shapes.items() if name.endswith(".mlp.experts.gate_up_proj")]
+    if not stacks or (spec.wrapping is not None and stacks[0] != in_memory):
         return rules
     others = [rule for rule in rules if not rule.ours[0].startswith("blocks.experts.")]
     layers = spec.layers_with_experts() if spec.kind_of_layer else None
-    return [*others, *(replace(rule, layers=layers) for rule in stacked_expert_rules())]
+    in_stacks = (replace(rule, layers=layers) for rule in stacked_expert_rules(turned=True))
+    return [*others, *(_within(spec, rule) for rule in in_stacks)]

@@ -8,6 +8,7 @@ from sparsepo_jax.models.decoder_spec import BlockShape, DecoderSpec, LayerKind
 from sparsepo_jax.models.field_values import FamilyFields, flag
 from sparsepo_jax.models.llama_readers import (
     layered,
+    needed_window,
     pattern,
     softcap,
     windows_of,
@@ -49,7 +50,7 @@ def read_gemma4(config: FamilyFields) -> DecoderSpec:
         logit_softcap=softcap(config, "final_logit_softcapping", None),
     )
     usual = pattern(spec, 6)
-    windows = windows_of(config, spec, needed(config, _FAMILY, "sliding_window"), usual)
+    windows = windows_of(config, spec, needed_window(config, _FAMILY), usual)
     windows[-1] = None  # as transformers has it, whatever the config says
     kinds = [_kind(config, spec, layer, window) for layer, window in enumerate(windows)]
     return layered(spec, kinds)

@@ -8,6 +8,7 @@ from sparsepo_jax.models.field_values import FamilyFields, flag, head_dim_of, re
 from sparsepo_jax.models.llama_readers import (
     layered,
     llama_like,
+    needed_window,
     pattern,
     windows_of,
     with_attention_bias,
@@ -177,7 +178,7 @@ def read_cohere2(config: FamilyFields) -> DecoderSpec:
         config: the fields that the family reads.
     """
     spec = _cohere_like(config, "cohere2")
-    window = needed(config, "cohere2", "sliding_window", None if "sliding_window" in config else 4096)
+    window = needed_window(config, "cohere2", 4096)
     every = needed(config, "cohere2", "sliding_window_pattern", 4)
     windows = windows_of(config, spec, window, pattern(spec, every))
     rotation = spec.kinds[0].rotation

@@ -163,6 +163,25 @@ def windows_of(
     return [window if kind == names[True] else None for kind in types]
 
 
+def needed_window(config: FamilyFields, family: str, default: int | None = None) -> int:
+    """How far layers with a window see back, in a family that always has such layers.
+
+    Args:
+        config: the fields that the family reads.
+        family: its `model_type`.
+        default: where the field is absent; None: it must be there.
+
+    Raises:
+        SpecError: it is null, with which transformers fails as well, or it is absent.
+    """
+    if "sliding_window" in config and config["sliding_window"] is None:
+        raise SpecError(
+            f"{family}: sliding_window: null is not supported, nor can transformers run it: write how "
+            "many tokens the layers with a window see; max_position_embeddings means all"
+        )
+    return needed(config, family, "sliding_window", default)
+
+
 def with_windows(spec: DecoderSpec, windows: Sequence[int | None]) -> list[LayerKind]:
     """The kind of each layer: as the spec's first kind, or with a window as its last one.
 
@@ -283,7 +302,7 @@ def _gemma_like(
     """
     spec = with_attention_bias(config, family)
     every = needed(config, family, "sliding_window_pattern", full_every)
-    windows = windows_of(config, spec, needed(config, family, "sliding_window"), pattern(spec, every))
+    windows = windows_of(config, spec, needed_window(config, family), pattern(spec, every))
     return replace(
         layered(spec, with_windows(spec, windows)),
         norms="both",

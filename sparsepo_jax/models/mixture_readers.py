@@ -8,6 +8,7 @@ from sparsepo_jax.models.field_values import FamilyFields, flag
 from sparsepo_jax.models.llama_readers import (
     layered,
     llama_like,
+    needed_window,
     pattern,
     windows_of,
     with_attention_bias,
@@ -84,7 +85,7 @@ def read_gpt_oss(config: FamilyFields) -> DecoderSpec:
         config = config | {"rope_parameters": _YARN}
     bias = flag(config, "attention_bias", True)
     spec = replace(llama_like(config, family), qkv_bias=bias, out_bias=bias, sinks=True)
-    windows = windows_of(config, spec, needed(config, family, "sliding_window", 128), pattern(spec, 2))
+    windows = windows_of(config, spec, needed_window(config, family, 128), pattern(spec, 2))
     spec = layered(spec, with_windows(spec, windows))
     experts = needed(config, family, "num_local_experts")
     spec = _with_experts(config, spec, experts=experts, width=spec.mlp_width, normalised=True)

@@ -1,7 +1,7 @@
 """Weight rules of mixtures of experts; see weight_rules."""
 
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.models.weight_rules import Rule, interleaved_experts, same, transposed, turned_experts
+from sparsepo_jax.models.weight_rules import Rule, interleaved_experts, same, stacked_experts, transposed
 
 _LAYER = "model.layers.{i}"
 _PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}  # ours -> theirs
@@ -10,9 +10,13 @@ _PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}  # ou
 def expert_rules(spec: DecoderSpec) -> list[Rule]:
     """A mixture of experts as it is stored: a tensor for each projection of each expert.
 
+    Within Qwen3-VL it is two tensors for all experts of a layer.
+
     Args:
         spec: the decoder.
     """
+    if spec.wrapping is not None:
+        return stacked_expert_rules(turned=False)
     mlp, names = f"{_LAYER}.mlp", _PROJECTIONS
     if spec.family == "mixtral":
         mlp, names = f"{_LAYER}.block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}
@@ -38,11 +42,15 @@ def gpt_oss_expert_rules() -> list[Rule]:
     ]
 
 
-def stacked_expert_rules() -> list[Rule]:
-    """A mixture of experts as transformers 5 holds it in memory: two tensors for all experts of a layer."""
+def stacked_expert_rules(*, turned: bool) -> list[Rule]:
+    """A mixture of experts in two tensors for all experts of a layer.
+
+    Args:
+        turned: as transformers 5 holds it in memory, [E, out, in]; else [E, in, out].
+    """
     mlp = f"{_LAYER}.mlp"
     return [
         transposed(f"{mlp}.gate.weight", "blocks.experts.router.weight"),
-        turned_experts(f"{mlp}.experts.gate_up_proj", "gate", "up"),
-        turned_experts(f"{mlp}.experts.down_proj", "down"),
+        stacked_experts(f"{mlp}.experts.gate_up_proj", "gate", "up", turned=turned),
+        stacked_experts(f"{mlp}.experts.down_proj", "down", turned=turned),
     ]

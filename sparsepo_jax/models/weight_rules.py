@@ -183,19 +183,23 @@ def head(spec: DecoderSpec, theirs: str) -> list[Rule]:
 # ---------------------------------------------------------------- experts
 
 
-def turned_experts(theirs: str, *names: str) -> Rule:
-    """Stacks [E, out, in] of experts, those of several projections one after the other in `out`.
+def stacked_experts(theirs: str, *names: str, turned: bool) -> Rule:
+    """Stacks [E, in, out] of experts, those of several projections one after the other in `out`.
 
     Args:
         theirs: the tensor's name.
         names: of the projections.
+        turned: the stacks are [E, out, in].
     """
 
+    def turn(x: np.ndarray) -> np.ndarray:
+        return x.swapaxes(1, 2) if turned else x
+
     def split(x: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(part.swapaxes(1, 2) for part in np.split(x, len(names), axis=1))
+        return tuple(np.split(turn(x), len(names), axis=2))
 
     def join(*parts: np.ndarray) -> np.ndarray:
-        return np.concatenate([part.swapaxes(1, 2) for part in parts], axis=1)
+        return turn(np.concatenate(parts, axis=2))
 
     return Rule(theirs, tuple(f"blocks.experts.{name}.kernel" for name in names), split, join)
 

@@ -33,6 +33,7 @@ class Wrapper(NamedTuple):
         takes_flat: the text model's fields may stand beside the others, without a text_config.
         tied_by_either: head and embedding are one if the config or its text_config says so; else the config
             decides, and where it is silent the text_config.
+        tied_from_outside: the config alone decides, and where it is silent they are two.
         plain_logits: its logits are neither scaled nor capped, whatever the text model alone does.
     """
 
@@ -42,6 +43,7 @@ class Wrapper(NamedTuple):
     trunks: tuple[str, ...] = (_NEW, _OLD, _NEW_BARE)
     takes_flat: bool = False
     tied_by_either: bool = False
+    tied_from_outside: bool = False
     plain_logits: bool = True
 
 
@@ -73,7 +75,18 @@ WRAPPERS: dict[str, Wrapper] = {
         tied_by_either=True,
     ),
     "qwen3_vl": Wrapper(
-        "Qwen3VLForConditionalGeneration", _QWEN_TOKENS, "qwen3_vl_text", trunks=(_NEW, _NEW_BARE)
+        "Qwen3VLForConditionalGeneration",
+        _QWEN_TOKENS,
+        "qwen3_vl_text",
+        trunks=(_NEW, _NEW_BARE),
+        tied_from_outside=True,
+    ),
+    "qwen3_vl_moe": Wrapper(
+        "Qwen3VLMoeForConditionalGeneration",
+        _QWEN_TOKENS,
+        "qwen3_vl_moe_text",
+        trunks=(_NEW, _NEW_BARE),
+        tied_from_outside=True,
     ),
     "qwen3_5": Wrapper(
         "Qwen3_5ForConditionalGeneration",
@@ -120,7 +133,10 @@ _FAMILIES = {
     "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",
     "qwen3_5_text": "qwen3_5_text",
+    "qwen3_vl_moe_text": "qwen3_moe",
 }
+# What they always do, whatever their config says.
+_ALWAYS = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
 _MROPE = ("mrope_section", "mrope_interleaved")
 # Fields of a flat config that are none of the text model's.
 _NOT_OF_TEXT = {
@@ -201,7 +217,10 @@ def read_text_config(config: Mapping[Any, Any], wrapping: Wrapping) -> dict[Any,
     if not isinstance(kind, str) or kind not in TEXT_DEFAULTS:
         known = ", ".join(TEXT_DEFAULTS)
         raise SpecError(f"{name}: text_config.model_type: {shown(kind)} is not supported; known: {known}")
-    text = {**TEXT_DEFAULTS[kind], **stored, "model_type": _FAMILIES.get(kind, kind)}
+    defaults = TEXT_DEFAULTS[kind]
+    if "num_local_experts" in stored:  # another name of the field
+        defaults = {field: value for field, value in defaults.items() if field != "num_experts"}
+    text = {**defaults, **stored, **_ALWAYS.get(kind, {}), "model_type": _FAMILIES.get(kind, kind)}
     text["tie_word_embeddings"] = _is_tied(config, text, row, name)
     if kind in _FAMILIES:
         for field in ("rope_scaling", "rope_parameters"):
@@ -216,6 +235,8 @@ def _is_tied(config: Mapping[Any, Any], text: Mapping[Any, Any], row: Wrapper, n
     for value in (outer, inner):
         if value is not None and not isinstance(value, bool):
             raise SpecError(f"{name}: tie_word_embeddings: expected true or false, got {shown(value)}")
+    if row.tied_from_outside:
+        return bool(outer)
     if row.tied_by_either:
         return bool(outer or inner)
     return bool(inner if outer is None else outer)

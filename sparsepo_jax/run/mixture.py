@@ -20,9 +20,11 @@ def adapter_mistakes(
 
     targets: names of the adapted projections.
     """
-    if policy.family == "gpt_oss" and any(target.startswith("experts.") for target in targets):
+    in_one_tensor = policy.family == "gpt_oss" or policy.wrapping is not None
+    if in_one_tensor and any(target.startswith("experts.") for target in targets):
+        name = policy.family if policy.wrapping is None else policy.wrapping.model_type
         yield (
-            f"{stage}.lora.targets: gpt_oss holds all experts of a layer in one tensor, for which we have no "
+            f"{stage}.lora.targets: {name} holds all experts of a layer in one tensor, for which we have no "
             "adapters in PEFT's form; leave experts out"
         )
     if dropout and any(target.startswith("experts.") for target in targets):

@@ -267,6 +267,17 @@ WRAPPED = {
         (["linear_attention"] * 3 + ["full_attention"]) * 6, "linear_num_value_heads": 16, "mlp_only_layers":
         [], "num_attention_heads": 8, "num_hidden_layers": 24, "num_key_value_heads": 2,
         "tie_word_embeddings": True}, "tie_word_embeddings": True, **_QWEN35_TOKENS}, 0.75),
+    "Qwen3-VL-30B-A3B-Instruct": ({"architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type":
+        "qwen3_vl_moe", "text_config": {"attention_bias": False, "attention_dropout": 0.0, "bos_token_id":
+        151643, "decoder_sparse_step": 1, "dtype": "bfloat16", "eos_token_id": 151645, "head_dim": 128,
+        "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 6144,
+        "max_position_embeddings": 262144, "mlp_only_layers": [], "model_type": "qwen3_vl_moe_text",
+        "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128,
+        "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        "rope_theta": 5000000, "use_cache": True, "vocab_size": 151936}, "tie_word_embeddings": False,
+        "vision_config": {"depth": 27, "hidden_size": 1152, "model_type": "qwen3_vl_moe"}, **_QWEN_VL_TOKENS},
+        30.53),
     "llava-1.5-7b-hf": ({"architectures": ["LlavaForConditionalGeneration"], "ignore_index": -100,
         "image_token_index": 32000, "model_type": "llava", "pad_token_id": 32001, "projector_hidden_act":
         "gelu", "text_config": {"_name_or_path": "lmsys/vicuna-7b-v1.5", "architectures":

@@ -115,6 +115,26 @@ WRAPPED = {
         | {"hidden_size": 8, "intermediate_size": 12, "out_hidden_size": 16, "num_position_embeddings": 4},
         **_IMAGE,
     },
+    "qwen3_vl_moe": {
+        "model_type": "qwen3_vl_moe",
+        "text_config": _TEXT
+        | {
+            "head_dim": 8,
+            "moe_intermediate_size": 6,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "rope_parameters": _MROPE | {"mrope_section": [2, 1, 1], "mrope_interleaved": True},
+        },
+        "vision_config": _QWEN_VISION
+        | {
+            "hidden_size": 8,
+            "intermediate_size": 12,
+            "out_hidden_size": 16,
+            "num_position_embeddings": 4,
+            "deepstack_visual_indexes": [0],
+        },
+        **_IMAGE,
+    },
     "qwen2_5_vl": {
         "model_type": "qwen2_5_vl",
         "text_config": _TEXT | {"rope_parameters": _MROPE | {"mrope_section": [1, 1, 0]}},
