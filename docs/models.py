@@ -45,7 +45,7 @@ MODELS = {
     "ministral": "Ministral 8B of 2024",
     "ministral3": "Ministral 3, its text model alone",
     "seed_oss": "Seed-OSS",
-    "cohere": "Command R of 2024",
+    "cohere": "Command R and R+ of 2024",
     "cohere2": "Command R7B, Command A",
     "arcee": "Arcee AFM",
     "exaone4": "EXAONE 4",

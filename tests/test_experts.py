@@ -80,7 +80,7 @@ def drawn(name):
     return mixture, stacks, normal(2, S, 12), normal(2, S, mixture.experts)
 
 
-def outputs_and_gradients(kernel, name):
+def outputs_and_gradients(kernel, name, spread=None):
     mixture, stacks, x_BSD, logits_BSE = drawn(name)
     weight_BSD = jnp.sin(jnp.arange(x_BSD.size)).reshape(x_BSD.shape)
     mlp = Mlp(mixture, "silu", 0.5, kernel)
@@ -88,7 +88,8 @@ def outputs_and_gradients(kernel, name):
     def loss(stacks, x_BSD, logits_BSE):
         choice_BSK = choose_experts(logits_BSE, mixture.chosen)
         share_BSK = shares_of(logits_BSE, choice_BSK, normalised=mixture.normalised)
-        out_BSD = mlp(stacks, (x_BSD, share_BSK, choice_BSK), 0)
+        tokens = (x_BSD, share_BSK, choice_BSK)
+        out_BSD = mlp(stacks, tokens, 0) if spread is None else spread(mlp, stacks, tokens)
         return (weight_BSD * out_BSD).sum(), out_BSD
 
     (_, out_BSD), gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(
@@ -97,12 +98,22 @@ def outputs_and_gradients(kernel, name):
     return out_BSD, gradient
 
 
-@pytest.mark.parametrize("name", MIXTURES)
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_grouped_products_equal_every_expert_on_every_token(kernel, name, monkeypatch):
-    """Kills: a row that is dropped or counted twice, a gradient of another expert."""
+@functools.cache
+def by_every_expert(name):
+    return outputs_and_gradients("dense", name)
+
+
+# Each kernel on its own device, and on a mesh where each device has one expert of eight.
+@pytest.mark.parametrize(
+    ("kernel", "name", "mesh_shape"),
+    [(kernel, name, None) for kernel in KERNELS for name in MIXTURES]
+    + [(kernel, "more rows than a block", (1, 2, 4)) for kernel in ("ragged", "triton")],
+)
+def test_grouped_products_equal_every_expert_on_every_token(kernel, name, mesh_shape, monkeypatch):
+    """Kills: a row that is dropped or counted twice, a gradient or a device of another expert."""
     monkeypatch.setattr(grouped_kernels, "INTERPRET", True)
-    (out, gradient), (plain, derived) = (outputs_and_gradients(k, name) for k in (kernel, "dense"))
+    spread = None if mesh_shape is None else make_spread_experts(make_mesh(*mesh_shape))
+    (out, gradient), (plain, derived) = outputs_and_gradients(kernel, name, spread), by_every_expert(name)
     np.testing.assert_allclose(out, plain, rtol=TOKEN, atol=TOKEN * float(jnp.abs(plain).max()))
     for ours, theirs in zip(*map(jax.tree.leaves, (gradient, derived)), strict=True):
         scale = float(jnp.abs(theirs).max())
@@ -362,18 +373,27 @@ def test_the_auxiliary_loss_counts_only_if_it_is_asked_for():
 
 
 def test_routing_is_the_policys_own_unless_it_is_replayed():
-    """With the reference's routing, another router of the policy changes shares and no choices."""
+    """With the reference's routing, another router of the policy changes shares and no choices.
+
+    Its gradient is that of the shares, and the same as without where it would choose the same by itself.
+    """
     _, _, reference = trained()
     batch = random_batch(4)
     router = "blocks.experts.router.weight"
+    same = {"policy": reference, "masks": {}}
     turned = {"policy": {**reference, router: -reference[router]}, "masks": {}}
 
-    def busiest(weights, replays):
+    def evenness_and_gradient(replays):
         problem = problem_of(replays_routing=replays)
-        return gradient_of(problem, batch, weights, reference)[1]["router/evenness"]
+        compiled = gradient_of(problem, batch, same, reference)[3]
+        results = [compiled(weights, reference, batch, jnp.int32(0)) for weights in (same, turned)]
+        return [(metrics["router/evenness"], d["policy"][router]) for (_, (metrics, *_)), d in results]
 
-    same = {"policy": reference, "masks": {}}
-    assert busiest(turned, True) == busiest(same, False) != busiest(turned, False)
+    (own, own_gradient), (of_turned, _) = evenness_and_gradient(False)
+    (replayed, gradient), (replayed_of_turned, gradient_of_turned) = evenness_and_gradient(True)
+    assert replayed_of_turned == replayed == own != of_turned
+    np.testing.assert_allclose(gradient, own_gradient, atol=GRADIENT * np.abs(own_gradient).max())
+    assert np.abs(gradient).max() > 1e-4 and np.abs(gradient_of_turned).max() > 1e-4
 
 
 @pytest.mark.parametrize(

@@ -433,6 +433,7 @@ RECIPES = {
     "tldr_sft": "gpt-j-6b",
     "mbpp": "starcoderbase-1b",
     "ultrafeedback": "Qwen3-0.6B",
+    "qwen3_1_7b": "Qwen3-1.7B",
     "qwen3_8b": "Qwen3-8B",
     "gemma3_4b": "gemma-3-4b-it",
     "smollm3_3b": "SmolLM3-3B",

@@ -1,6 +1,9 @@
 """The stage export: the policy as a Hugging Face directory, and adapters in PEFT's format."""
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +15,7 @@ from sparsepo_jax.build.tokenizer import tokenizer_directory
 from sparsepo_jax.config.load import config_text
 from sparsepo_jax.config.schema.data import FileSource
 from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.models.lora import Lora, merge_adapters, split_adapters
 from sparsepo_jax.models.stored_tensors import find_checkpoint
@@ -19,6 +23,7 @@ from sparsepo_jax.report.card import Origin, Parts, make_card
 from sparsepo_jax.run.local import DATA_ID, MODEL_ID, is_local
 from sparsepo_jax.run.resume import TRAINING
 from sparsepo_jax.sharding.mesh import to_host
+from sparsepo_jax.sharding.processes import as_the_first
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.weights import start_weights, starting_policy, trained
 from sparsepo_jax.train.readings import split_baseline
@@ -90,13 +95,46 @@ def _exported_dtype(run: Run) -> str:
 
 def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None:
     """Writes a Hugging Face directory, in the first process."""
-    from sparsepo_jax.models.export import copy_processor, fetch_as_written, save_hf
+    from sparsepo_jax.models.export import fetch_as_written
 
-    dtype = _exported_dtype(run)
-    on_host = {name: _OnHost(x) for name, x in policy.items()}
-    if jax.process_index() != 0:
-        fetch_as_written(run.spec, on_host, dtype)
-        return
+    dtype, fetched = _exported_dtype(run), _Fetched()
+    on_host = {name: _OnHost(x, fetched) for name, x in policy.items()}
+    with _failing_together(lambda: fetch_as_written(run.spec, on_host, dtype), fetched):
+        if jax.process_index() != 0:
+            fetch_as_written(run.spec, on_host, dtype)
+            return
+        _write_model(run, path, on_host, masks)
+
+
+@contextlib.contextmanager
+def _failing_together(fetch: Callable[[], None], fetched: "_Fetched") -> Iterator[None]:
+    """If the first process cannot write, the others hear of it instead of waiting for its next array.
+
+    fetch: fetches all arrays in the order in which they are written.
+
+    Raises:
+        UserError: in the other processes, if the first one could not write.
+    """
+    fault: Exception | None = None
+    try:
+        yield
+    except (UserError, jax.errors.JaxRuntimeError):  # as in the others
+        raise
+    except Exception as error:  # of the disk, from several libraries
+        fault = error
+        if jax.process_count() > 1:
+            fetched.skip, fetched.count = fetched.count, 0
+            fetch()
+    failed = bool(as_the_first(np.array(fault is not None)))
+    if fault is not None:
+        raise fault
+    if failed:
+        raise UserError("export: the first process could not write the model; its log says why")
+
+
+def _write_model(run: Run, path: Path, on_host: "dict[str, _OnHost]", masks: Weights) -> None:
+    from sparsepo_jax.models.export import copy_processor, save_hf
+
     hf_config, generation = exported_configs(
         run.hf_config,
         run.generation_config,
@@ -111,7 +149,7 @@ def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None
         on_host,
         _mask_tensors(run, masks),
         make_card(origin(run, has_masks=bool(masks)), Parts(), run.output_dir),
-        dtype=dtype,
+        dtype=_exported_dtype(run),
         generation=generation,
         source=_wrapped_source(run),
     )
@@ -120,25 +158,46 @@ def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None
         copy_processor(source, path)
 
 
+@dataclass
+class _Fetched:
+    """How many arrays all processes have fetched together.
+
+    Attributes:
+        count: of them.
+        skip: those that were fetched before and are not fetched again, of which only the shape is of use.
+    """
+
+    count: int = 0
+    skip: int = 0
+
+    def fetch(self, x: jax.Array, layer: int | None = None) -> np.ndarray:
+        """The next array, or a layer of it, from all processes."""
+        self.count += 1
+        if self.count <= self.skip:
+            return np.zeros(x.shape if layer is None else x.shape[1:], x.dtype)
+        return to_host(x if layer is None else x[layer])
+
+
 class _OnHost:
     """An array that comes to every process when it is asked for, a layer of a stack at a time."""
 
-    def __init__(self, x: jax.Array):
+    def __init__(self, x: jax.Array, fetched: _Fetched):
         self._x = x
+        self._fetched = fetched
         self._last: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, place: int | tuple[int, int]) -> np.ndarray:
         """A layer, or an expert of a layer, which is kept for the experts that follow."""
         if isinstance(place, int):
-            return to_host(self._x[place])
+            return self._fetched.fetch(self._x, place)
         layer, expert = place
         if self._last is None or self._last[0] != layer:
             self._last = None
-            self._last = layer, to_host(self._x[layer])
+            self._last = layer, self._fetched.fetch(self._x, layer)
         return self._last[1][expert]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(to_host(self._x), dtype)
+        return np.asarray(self._fetched.fetch(self._x), dtype)
 
 
 def _wrapped_source(run: Run) -> Path | None:

@@ -88,6 +88,8 @@ CONFIGS = {
         "num_hidden_layers": 24, "vocab_size": 50304},
     "Qwen3-0.6B": _QWEN3 | {"hidden_size": 1024, "intermediate_size": 3072, "max_window_layers": 28,
         "num_attention_heads": 16, "num_hidden_layers": 28, "tie_word_embeddings": True},
+    "Qwen3-1.7B": _QWEN3 | {"hidden_size": 2048, "intermediate_size": 6144, "max_window_layers": 28,
+        "num_attention_heads": 16, "num_hidden_layers": 28, "tie_word_embeddings": True},
     "gemma-2-2b": _GEMMA2 | {"hidden_size": 2304, "intermediate_size": 9216, "num_attention_heads": 8,
         "num_hidden_layers": 26, "num_key_value_heads": 4, "query_pre_attn_scalar": 256},
     "starcoderbase-1b": _BIGCODE | {"_name_or_path": "/fsx/bigcode/experiments/pretraining/1B", "n_embd":
