@@ -155,6 +155,16 @@ class LayerFactory(NamedTuple):
             rngs=self.rngs,
         )
 
+    def head_norm(self, heads: int) -> HeadNorms | RMSNorm:
+        """The norm of queries or keys (see `DecoderSpec.qk_norm`).
+
+        Args:
+            heads: of them.
+        """
+        if self.spec.qk_norm == "own":
+            return HeadNorms(heads, self.spec.head_dim, self.spec.norm_eps)
+        return self.rms_norm(self.spec.head_dim * (heads if self.spec.qk_norm == "all" else 1))
+
     def rms_norm(self, features: int) -> RMSNorm:
         """An RMS norm.
 
@@ -183,13 +193,9 @@ class Attention(nnx.Module):
             self.gate = make.linear("attention.gate", spec.width, queries, bias=spec.qkv_bias)
         if not spec.key_is_value:
             self.value = make.linear("attention.value", spec.width, keys, bias=spec.qkv_bias)
-        if spec.qk_norm == "own":
-            self.query_norm = HeadNorms(spec.num_heads, spec.head_dim, spec.norm_eps)
-            self.key_norm = HeadNorms(spec.num_kv_heads, spec.head_dim, spec.norm_eps)
-        elif spec.qk_norm is not None:
-            over_all_heads = spec.qk_norm == "all"
-            self.query_norm = make.rms_norm(queries if over_all_heads else spec.head_dim)
-            self.key_norm = make.rms_norm(keys if over_all_heads else spec.head_dim)
+        if spec.qk_norm is not None:
+            self.query_norm = make.head_norm(spec.num_heads)
+            self.key_norm = make.head_norm(spec.num_kv_heads)
         if spec.sinks:
             self.sinks = nnx.Param(spec.init_std * jax.random.normal(make.rngs.params(), (spec.num_heads,)))
         self.out = make.linear(
