@@ -16,7 +16,7 @@ from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.stages import export
 
 
-@pytest.mark.parametrize("written", [0, 3])
+@pytest.mark.parametrize("written", [0, 3, 8])
 def test_the_others_fetch_what_they_would_and_hear_of_a_full_disk(written, tmp_path, monkeypatch):
     """Kills: processes that wait for a fetch which the first one no longer takes part in."""
     spec = spec_from_hf(QWEN3_MOE)
@@ -39,10 +39,13 @@ def test_the_others_fetch_what_they_would_and_hear_of_a_full_disk(written, tmp_p
 
     def run_process(write):
         fetched = export._Fetched()
-        on_host = {path: export._OnHost(x, fetched) for path, x in weights.items()}
+
+        def on_host():
+            return {path: export._OnHost(x, fetched) for path, x in weights.items()}
+
         fetches.clear()
-        with export._failing_together(lambda: fetch_as_written(spec, on_host, "float32"), fetched):
-            write(on_host)
+        with export._failing_together(lambda: fetch_as_written(spec, on_host(), "float32"), fetched):
+            write(on_host())
 
     def as_the_first(x):  # the first process comes first here
         told.append(bool(x))

@@ -97,13 +97,19 @@ def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None
     """Writes a Hugging Face directory, in the first process."""
     from sparsepo_jax.models.export import fetch_as_written
 
-    dtype, fetched = _exported_dtype(run), _Fetched()
-    on_host = {name: _OnHost(x, fetched) for name, x in policy.items()}
-    with _failing_together(lambda: fetch_as_written(run.spec, on_host, dtype), fetched):
+    fetched = _Fetched()
+
+    def on_host() -> dict[str, _OnHost]:
+        return {name: _OnHost(x, fetched) for name, x in policy.items()}
+
+    def fetch() -> None:
+        fetch_as_written(run.spec, on_host(), _exported_dtype(run))
+
+    with _failing_together(fetch, fetched):
         if jax.process_index() != 0:
-            fetch_as_written(run.spec, on_host, dtype)
-            return
-        _write_model(run, path, on_host, masks)
+            fetch()
+        else:
+            _write_model(run, path, on_host(), masks)
 
 
 @contextlib.contextmanager
