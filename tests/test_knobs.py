@@ -335,6 +335,8 @@ ELSEWHERE = {
     "Config.harness": "test_harness",
     "Reference.cache_dir": "test_reference_cache",
     "Best": "test_run",
+    "Config.round_reference": "test_rounds",
+    "Evaluation.main": "test_evaluation_sets",
     "Export.hub_private": "test_hub",
     "Config.weigh": "test_weigh",
 }
