@@ -218,7 +218,7 @@ def test_a_baseline_is_stored_and_read_beside_mask_nets():
     source = make_mask_source(config, spec_from_hf(GPT2))
     like = source.init(nnx.Rngs(0))
     stored = {"baseline.weight": np.arange(like["baseline.weight"].size, dtype=np.float32)}
-    read = _fitting(config, stored | {"baseline.bias": np.float32(2)}, like)
+    read = _fitting(config, stored | {"baseline.bias": np.full(1, 2, np.float32)}, like)
     np.testing.assert_array_equal(read["baseline.weight"], stored["baseline.weight"])
     assert read["baseline.bias"] == 2 and split_baseline(read)[0] == {}
     with pytest.raises(UserError, match="expected"):

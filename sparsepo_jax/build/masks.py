@@ -89,11 +89,11 @@ def _fitting(config: Config, tensors: dict[str, Any], like: Weights) -> Weights:
     stored_nets, stored_baseline = split_baseline(tensors)
     for path, value in baseline.items():
         found = stored_baseline.get(path, value)
-        if found.shape != value.shape:
+        if found.size != value.size:  # a file may hold a number as an array of one
             raise UserError(
                 f"policy.path: the stored {path} has shape {list(found.shape)}, expected {list(value.shape)}"
             )
-        baseline[path] = jnp.asarray(found)
+        baseline[path] = jnp.asarray(found).reshape(value.shape)
     return (_fitting_nets(config, stored_nets, nets) if nets and stored_nets else nets) | baseline
 
 
