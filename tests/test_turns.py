@@ -25,6 +25,7 @@ from sparsepo_jax.eval.lexicon import mark_table
 from sparsepo_jax.eval.records import pair_record
 from sparsepo_jax.eval.scores import PairScore, ResponseScore
 from sparsepo_jax.report.heatmap import parse_pair
+from sparsepo_jax.stages.po import _refuse_turns_between
 
 LOOK = {"role": "assistant", "content": "Look"}
 MORE = {"role": "user", "content": "Go on"}
@@ -256,3 +257,13 @@ def test_a_call_of_sharegpt_is_one_of_the_assistant(load):
     tables = [load([row], tokenizer, kind="sft", train_on="assistant") for row in (theirs, ours)]
     assert tables[0].digest() == tables[1].digest()
     assert '"add"' in own(tables[0], tokenizer) and "7" not in own(tables[0], tokenizer)
+
+
+def test_an_objective_that_reads_a_token_at_the_next_one_refuses_turns_between(load):
+    importance = frozenset({"importance"})
+    with pytest.raises(
+        UserError, match="the importance of tokens is not known where turns of users or tools"
+    ):
+        _refuse_turns_between(importance, load([PAIR], CHAT))
+    _refuse_turns_between(frozenset(), load([PAIR], CHAT))
+    _refuse_turns_between(importance, load([{"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}], CHAT))
