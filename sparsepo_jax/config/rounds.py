@@ -32,6 +32,7 @@ def parts_of(config: Config) -> list[Part]:
 
 
 def _parts(config: Config) -> Iterator[Part]:
+    rounds = config.rounds or 0
     policy: dict[str, Any] = config.policy.model_dump()
     tokenizer: dict[str, Any] = config.tokenizer.model_dump()
     if "sft" in config.stages or config.policy.path is None or config.policy.adapter is not None:
@@ -40,19 +41,19 @@ def _parts(config: Config) -> Iterator[Part]:
         yield Part("start", None, start)
         policy, tokenizer = _left(start, tokenizer)
     first = policy["path"]
-    for number in range(1, config.rounds + 1):
+    for number in range(1, rounds + 1):
         seed = config.seed + number - 1  # other draws in each round
         starts = {"policy": policy, "tokenizer": tokenizer, "sft": {}, "seed": seed}
         making = _with(config, f"round_{number}_pairs", starts | {"stages": [*MAKING], "reference": {}})
         yield Part(f"round_{number}_pairs", number, making)
         made = {"path": str(Path(making.output_dir) / "pairs_made.jsonl")}
         changes = starts | {
-            "stages": _training_stages(config, is_last=number == config.rounds),
+            "stages": _training_stages(config, is_last=number == rounds),
             "data": config.data.model_dump() | {"train": [made], "sft": []},
         }
         if config.round_reference == "first":
             changes["reference"] = config.reference.model_dump() | {"path": config.reference.path or first}
-        if number < config.rounds:
+        if number < rounds:
             changes["export"] = _handed_on()
         training = _with(config, f"round_{number}", changes)
         yield Part(f"round_{number}", number, training)
