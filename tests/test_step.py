@@ -124,6 +124,9 @@ def two_sources(num_layers):
 # Kinds of positions, key heads, windows, caps and memories, of which each layout must be right; the others
 # differ from them token by token alone.
 CORE = ("gpt2", "gemma2, softcaps", "qwen3.5")
+# Memories decay by differences of sums of logarithms, which round as the sums grow: at other places of a row
+# they are others.
+TOLERANCES = {"qwen3.5": GRADIENT}
 
 
 @functools.cache
@@ -167,7 +170,7 @@ def test_prompt_once_gives_what_a_row_per_response_gives(name, remat):
     )
     expected = row_per_response(name)
     np.testing.assert_allclose(ours[0], expected[0], atol=TOKEN)
-    assert_same_tree(ours[2], expected[2], TOKEN)
+    assert_same_tree(ours[2], expected[2], TOLERANCES.get(name, TOKEN))
     assert all(np.abs(gradient).max() > 1e-4 for path, gradient in expected[2]["masks"].items())
 
 
@@ -205,7 +208,7 @@ def test_prompt_once_on_a_mesh_gives_what_a_row_per_response_gives_on_one_device
     plain = tiny_problem(graph, source, attention="xla")
     expected = loss_and_gradient(plain, random_batch(8, shared=False, rows=8), weights, reference)
     np.testing.assert_allclose(ours[0], expected[0], rtol=TOKEN)
-    assert_same_tree(ours[2], expected[2], TOKEN)
+    assert_same_tree(ours[2], expected[2], TOLERANCES.get(name, TOKEN))
 
 
 def test_padding_is_inert():
