@@ -124,7 +124,8 @@ def _multiply(
             w = _load(w_ref, (k * step, step, inputs), (column, tile, outputs), expert)
         return sums + pallas_triton.dot(x, w, trans_b=transposed)
 
-    steps = jnp.where(number < used_ref[0], pl.cdiv(inputs, step), 0)
+    used = (number < used_ref[0]).astype(jnp.int32)  # a choice of two plain numbers would be of type i1
+    steps = used * pl.cdiv(inputs, step)
     sums = jax.lax.fori_loop(0, steps, add, jnp.zeros((block, tile), jnp.float32))
     _store(out_ref, sums, (number * block, x_ref.shape[0]), (column, outputs))
 
