@@ -73,7 +73,12 @@ class Columns(NamedTuple):
     positions: Array | None
 
     def see(self, keys: "Columns", window: Array | None) -> Array:
-        """Whether these queries see the keys."""
+        """Whether these queries see the keys.
+
+        Args:
+            keys: columns along the other side.
+            window: in positions, or None.
+        """
         parts = jnp.where(self.parts >= 0, self.parts, -2)  # padding does not see padding, which is -1
         prompts = parts - (parts & (PARTS - 1))
         seen = (self.numbers >= keys.numbers) & ((keys.parts == parts) | (keys.parts == prompts))
@@ -101,7 +106,13 @@ class Kernel(NamedTuple):
         return pl.program_id(0) * self.blocks.owned
 
     def along(self, axis: int, begin: Array, size: int) -> Columns:
-        """So many columns as a vector along an axis of the scores."""
+        """So many columns as a vector along an axis of the scores.
+
+        Args:
+            axis: 0 for a column vector, 1 for a row.
+            begin: the first one.
+            size: their number.
+        """
         at = pl.ds(pl.multiple_of(begin, 16), size)
 
         def expanded(x: Array) -> Array:
@@ -114,7 +125,13 @@ class Kernel(NamedTuple):
         )
 
     def inside(self, begin: Array, size: int, padded: int) -> Array | None:
-        """Which of [size, padded] numbers exist; None: all of them."""
+        """Which of [size, padded] numbers exist; None: all of them.
+
+        Args:
+            begin: the first column.
+            size: columns.
+            padded: dims of a head, rounded up.
+        """
         inside = None
         if self.columns % size:
             inside = (begin + jnp.arange(size) < self.columns)[:, None]
@@ -124,22 +141,44 @@ class Kernel(NamedTuple):
         return None if inside is None else jnp.broadcast_to(inside, (size, padded))
 
     def load(self, ref: Any, begin: Array, size: int) -> Array:
-        """The ref's numbers [size, padded dims], 0 where there are none."""
+        """The ref's numbers [size, padded dims], 0 where there are none.
+
+        Args:
+            ref: of a block of columns of one head.
+            begin: the first column.
+            size: columns.
+        """
         inside = self.inside(begin, size, ref.shape[-1])
         return pallas_triton.load(ref, mask=inside, other=None if inside is None else 0.0)
 
     def store(self, ref: Any, begin: Array, x: Array) -> None:
-        """Writes numbers [size, padded dims] where they exist."""
+        """Writes numbers where they exist.
+
+        Args:
+            ref: of a block of columns of one head.
+            begin: the first column.
+            x: [size, padded dims].
+        """
         pallas_triton.store(ref, x.astype(ref.dtype), mask=self.inside(begin, *x.shape))
 
     def weights(self, product: Array, lse: Array, seen: Array | None) -> tuple[Array, Array | None]:
-        """The softmax's weights once its logsumexp is known, and d score / d product up to the scale."""
+        """The softmax's weights once its logsumexp is known, and d score / d product up to the scale.
+
+        Args:
+            product: of queries and keys.
+            lse: log2 of the sum of exponentials, broadcast over the product.
+            seen: False where a query does not see a key; None: it sees all.
+        """
         scores, slope = self.scores(product)
         weights = jnp.exp2(scores - lse)
         return (weights if seen is None else jnp.where(seen, weights, 0.0)), slope
 
     def scores(self, product: Array) -> tuple[Array, Array | None]:
-        """Scores in units of log 2, and their derivative (of natural ones) in the scaled product."""
+        """Scores in units of log 2, and their derivative (of natural ones) in the scaled product.
+
+        Args:
+            product: of queries and keys.
+        """
         softcap, scale = self.settings.softcap, self.settings.scale
         if softcap is None:
             return product * (scale * math.log2(math.e)), None
@@ -147,7 +186,13 @@ class Kernel(NamedTuple):
         return tanh * (softcap * math.log2(math.e)), 1 - tanh * tanh
 
     def over_visits(self, visit: Callable[..., Any], carried: Any, heads: int = 1) -> Any:
-        """visit(first column, head, carried, masked) for each block of the program's list and each head."""
+        """visit(first column, head, carried, masked) for each block of the program's list and each head.
+
+        Args:
+            visit: gives what is carried on.
+            carried: what the first visit gets.
+            heads: query heads that share the program's key head, where it visits queries.
+        """
         cuts = self.settings.listed[1] // self.blocks.visited
         each = cuts * heads
 

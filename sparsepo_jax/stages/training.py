@@ -101,6 +101,17 @@ def prepare(
     return Prepared(table, problem, choices, plan, step, compiled_before, with_weights, compiling)
 
 
+def _state_to_go_on_from(
+    stage: str, prepared: Prepared, checkpoints: Checkpoints, initial: Callable[[], dict[str, Weights]]
+) -> TrainState:
+    """That of the last checkpoint, or of the beginning."""
+    state = checkpoints.restore(prepared.step.like)
+    if state is None:
+        return prepared.step.start(initial())
+    say(f"{stage}: continues after step {checkpoints.latest_step} of {prepared.plan.steps}")
+    return state
+
+
 def train(
     run: Run,
     stage: str,
@@ -134,11 +145,7 @@ def train(
     watched = None if evaluate is None else watched_metric(config)
     best = None if watched is None else Best(watched)
     checkpoints = _checkpoints(run, stage, reference_record, best)
-    state = checkpoints.restore(step.like)
-    if state is None:
-        state = step.start(initial())
-    else:
-        say(f"{stage}: continues after step {checkpoints.latest_step} of {plan.steps}")
+    state = _state_to_go_on_from(stage, prepared, checkpoints, initial)
     say(
         f"{stage}: {len(table)} {unit}, {plan.steps} steps of {training.batch_size}, "
         f"{100 * plan.real_token_share():.0f} % real tokens"
