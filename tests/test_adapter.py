@@ -330,12 +330,14 @@ def test_an_adapter_is_trained_further_over_its_own_base(made, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
-        ({"adapter": "second"}, "second/adapter"),
-        ({"path": "base"}, "base,"),
+        pytest.param({"adapter": "second"}, "second/adapter", id="another adapter"),
+        pytest.param({"path": "base"}, "base,", id="the bare base", marks=pytest.mark.slow),
     ],
-    ids=["another adapter", "the bare base"],
 )
-@pytest.mark.parametrize("lora", [None, {}], ids=["merged", "trained further"])
+@pytest.mark.parametrize(
+    "lora",
+    [pytest.param(None, id="merged", marks=pytest.mark.slow), pytest.param({}, id="trained further")],
+)
 def test_the_reference_may_be_the_base_or_another_adapter(reference, words, lora, made, tmp_path, capfd):
     """Its log-probs are those of transformers' model of it, whichever way it is held."""
     named = (

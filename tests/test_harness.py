@@ -374,6 +374,7 @@ def test_the_stage_gives_the_figures_of_the_harness_itself(checkpoint, tmp_path,
     )
 
 
+@pytest.mark.slow
 def test_adapters_are_evaluated_on_their_base(tmp_path):
     """The perplexity of the run's adapters, of the merged export, and of the base alone, which is another."""
     perplexity = {

@@ -295,6 +295,7 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, kind):
         np.testing.assert_array_equal(resumed[path], expected[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_trains_and_exports_what_it_trained(tmp_path, capsys):
     """All stages; the export scores as the trained policy does, and another run starts from it. Kills: a
     stage that reads the weights in another type than they were kept in."""
@@ -364,6 +365,7 @@ def test_start_state_has_float32_moments_of_bfloat16_weights():
 # ---------------------------------------------------------------- the host's memory
 
 
+@pytest.mark.slow
 def test_what_lies_on_the_host_trains_the_same_and_continues_bit_for_bit(tmp_path, monkeypatch):
     """The same as without it but for rounding: another program. Kills: moments that stay where they were; a
     reference that is read in another order of layers."""
