@@ -322,6 +322,7 @@ def test_packing_by_hand():
     assert packing.column_RQW.tolist() == [[[0, 1, 2, 3, 4, 5], [6, 7, 10, 10, 10, 10]]]
     assert packing.at_RM.tolist() == [[2, 3, 4, 2, 5, 6, 6, 7, 0]]
     assert packing.label_RM.tolist() == [[11, 12, 13, 21, 22, 14, 23, 24, 0]]
+    assert packing.own_RM.tolist() == [[3, 4, 10, 5, 10, 10, 7, 10, 10]]
     assert packing.valid_RM.tolist() == [[True] * 8 + [False]]
     assert batch.slot_BPT.tolist() == [[[0, 1, 2, 0], [3, 4, 0, 0]], [[5, 0, 0, 0], [6, 7, 0, 0]]]
     assert batch.valid_BPT.sum(-1).tolist() == [[3, 2], [1, 2]]

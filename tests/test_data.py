@@ -264,6 +264,12 @@ def test_weights_of_pairs_are_those_of_the_rows_and_go_into_batches(load):
         load([PAIR | {"pair_weight": 0}])
 
 
+def test_a_resumed_run_sees_other_token_weights(load):
+    weighted = [PAIR | {"chosen_weights": [[1, 3, weight]]} for weight in (0.5, 0.25)]
+    one, other = (load([row]).file_digests() for row in weighted)
+    assert one != other and load([weighted[0]]).file_digests() == one
+
+
 def test_decisive_spans_and_chances_stand_on_the_tokens_they_touch(load):
     words = make_word_tokenizer(["it", "was", "fine", "bad"])
     row = {

@@ -164,6 +164,17 @@ def test_importance_is_the_gradient_that_torch_finds(models):
             np.testing.assert_allclose(ours[pair, p], expected, atol=10 * TOKEN, rtol=1e-4)
 
 
+def test_importance_stands_in_a_tokens_own_column_where_other_turns_lie_between(models):
+    """Kills: the column that predicts the next token, which behind a gap is one of another turn."""
+    theirs, _, _, weights = models
+    batch = packed([([1, 2], [3, 4, 5, 6], [7, 8])], before=[0, 0, 3, 0, 2, 0])
+    ours = jax.jit(lambda weights: token_importance(problem_of("tidpo"), weights, None, batch))(weights)
+    chosen = their_importance(theirs, [1, 2], [3, 4, 0, 0, 0, 5, 6])
+    rejected = their_importance(theirs, [1, 2], [0, 0, 7, 8])
+    np.testing.assert_allclose(ours[0, 0], [*(chosen[n] for n in (0, 1, 5)), 0], atol=10 * TOKEN, rtol=1e-4)
+    np.testing.assert_allclose(ours[0, 1], [rejected[2], 0, 0, 0], atol=10 * TOKEN, rtol=1e-4)
+
+
 def test_a_step_of_tbpo_q_moves_its_head_and_not_the_policy_through_it(models):
     """The baseline is w . h + b of transformers' last states; with a head that is not 0 the policy's gradient
     is that of the loss alone, whatever the states' slope in the head would be."""

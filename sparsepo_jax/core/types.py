@@ -103,6 +103,7 @@ class Packing(NamedTuple):
         column_RQW        0  1  2  3  4, 5  6  8  8  8     columns of sequence 0 and of sequence 1; 8: none
         at_RM             1  2  3, 1  4, 5, 5  6           the column that predicts each response token
         label_RM         c1 c2 c3,r1 r2,c4,r3 r4           the token that is there
+        own_RM            2  3  8, 4  8, 8, 6  8           its own column; 8: it is not run
 
     Attributes:
         ids_RS: tokens.
@@ -112,6 +113,7 @@ class Packing(NamedTuple):
         column_RQW: the column of each sequence's positions, S where there is none.
         at_RM: the column that predicts each response token.
         label_RM: the response tokens.
+        own_RM: the column where each response token itself stands, S where it is not run.
         valid_RM: False where a row has no more response tokens.
     """
 
@@ -122,6 +124,7 @@ class Packing(NamedTuple):
     column_RQW: Int[Array, "R Q W"]
     at_RM: Int[Array, "R M"]
     label_RM: Int[Array, "R M"]
+    own_RM: Int[Array, "R M"]
     valid_RM: Bool[Array, "R M"]
 
 

@@ -127,6 +127,7 @@ def _empty_packing(rows: int, shape: Shape, sequences: int) -> Packing:
         column_RQW=np.full((R, Q, W), S, np.int32),
         at_RM=np.zeros((R, M), np.int32),
         label_RM=np.zeros((R, M), np.int32),
+        own_RM=np.full((R, M), S, np.int32),
         valid_RM=np.zeros((R, M), bool),
     )
 
@@ -154,7 +155,7 @@ class _RowOfTokens:
         self.column = here.stop
 
     def predict(self, response: np.ndarray, places: np.ndarray, prompt_end: int) -> np.ndarray:
-        """Notes where each token of the response that is laid next is predicted, and returns their slots.
+        """Notes where each token of the response that is laid next is predicted and stands; their slots.
 
         The prompt's last column predicts the first token laid, and each token predicts the one after it.
         places: of the response's tokens among those that are laid.
@@ -163,6 +164,8 @@ class _RowOfTokens:
         slots = slice(self.slot, self.slot + n)
         packing.at_RM[r, slots] = np.where(places == 0, prompt_end, self.column + places - 1)
         packing.label_RM[r, slots] = response
+        # The last token is not run.
+        packing.own_RM[r, slots][:-1] = self.column + places[:-1]
         packing.valid_RM[r, slots] = True
         self.slot = slots.stop
         return np.arange(slots.start, slots.stop)

@@ -226,14 +226,15 @@ class TokenTable:
         return digest
 
     def file_digests(self) -> dict[str, str]:
-        """A hash of the rows that came from each file, by its name: `digest`, and what the rows weigh."""
+        """A hash of the rows that came from each file, by name: `digest`, and what they and their tokens weigh."""
         digests = {}
         for name in dict.fromkeys(self.files):
             numbers = [n for n, other in enumerate(self.files) if other == name]
             rows = self.take(np.flatnonzero(np.isin(self.file_N, numbers)))
             digest = rows._hashed()
-            if rows.pair_weight_N is not None:
-                digest.update(rows.pair_weight_N.view(np.uint8).data)
+            for weights in (rows.pair_weight_N, rows.all_weights):
+                if weights is not None:
+                    digest.update(np.ascontiguousarray(weights).view(np.uint8).data)
             digests[name] = digest.hexdigest()
         return digests
 

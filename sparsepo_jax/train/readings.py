@@ -87,14 +87,18 @@ def token_importance(
     R, S = packing.ids_RS.shape
     slope_RSD = jax.grad(summed_logit)(jnp.zeros((R, S, model.spec.width), problem.dtype))
     size_RS = jnp.abs(slope_RSD.astype(jnp.float32)).sum(axis=-1)
-    # A token stands where the next one is predicted.
-    of_predicting_BPT = to_pairs(at_tokens(size_RS, packing.at_RM), batch)
-    return jax.lax.stop_gradient(_next_in_response(of_predicting_BPT, valid_BPT))
+    return jax.lax.stop_gradient(_at_own(size_RS, batch))
 
 
-def _next_in_response(x_BPT: Float[Array, "B P T"], valid_BPT: Bool[Array, "B P T"]) -> Float[Array, "B P T"]:
-    """What the next token of the response has; 0 for its last."""
-    return jnp.where(_has_next(valid_BPT), jnp.roll(x_BPT, -1, axis=-1), jnp.zeros_like(x_BPT))
+def _at_own(x_RS: Float[Array, "R S"], batch: PairBatch) -> Float[Array, "B P T"]:
+    """What stands in each response token's own column; 0 for the last one, which is not run.
+
+    It is not the column that predicts the next one: other turns may stand between them.
+    """
+    own_RM = batch.packing.own_RM
+    is_run_RM = own_RM < x_RS.shape[1]
+    x_RM = at_tokens(x_RS, jnp.where(is_run_RM, own_RM, 0))
+    return to_pairs(jnp.where(is_run_RM, x_RM, jnp.zeros_like(x_RM)), batch)
 
 
 def _has_next(valid_BPT: Bool[Array, "B P T"]) -> Bool[Array, "B P T"]:

@@ -329,11 +329,18 @@ def random_rows(
 
 
 def packed(
-    pairs, *, rows: int = 1, shared: bool = True, spare: int = 0, response_length: int | None = None
+    pairs,
+    *,
+    rows: int = 1,
+    shared: bool = True,
+    spare: int = 0,
+    response_length: int | None = None,
+    before=None,
 ) -> PairBatch:
     """Pairs (prompt ids, ids of each response) in order, in `rows` rows of tokens.
 
     spare: tokens more than are needed, of a row, of the responses and of the longest sequence.
+    before: for each token of all responses, in order, how many tokens 0 of another turn stand before it.
     """
     prompts = [np.array(prompt, np.int32) for prompt, *_ in pairs]
     responses = [np.array(response, np.int32) for _, *responses in pairs for response in responses]
@@ -349,7 +356,17 @@ def packed(
         np.zeros(len(pairs), np.int32),
         np.arange(len(pairs)),
     )
-    sizes = sizes_of(table.prompt_lengths_N, table.response_lengths_NP, shared=shared)
+    if before is not None:
+        counts = [sum(x) for x in np.split(np.array(before), table.responses.starts[1:-1])]
+        table = table.with_columns(
+            all_before=np.array(before, np.int32), between=ragged([[0] * n for n in counts], np.int32)
+        )
+    sizes = sizes_of(
+        table.prompt_lengths_N,
+        table.response_lengths_NP,
+        shared=shared,
+        laid_lengths_NP=table.laid_lengths_NP,
+    )
     most = [x.reshape(rows, -1).sum(axis=1).max() for x in sizes[:2]] + [sizes.longest_N.max()]
     longest = int(table.response_lengths_NP.max()) if response_length is None else response_length
     shape = Shape(*(int(x) + spare for x in most))
