@@ -14,6 +14,7 @@ from sparsepo_jax.build.sources import open_source
 from sparsepo_jax.config.foreign import trl
 from sparsepo_jax.config.foreign.axolotl import TYPES
 from sparsepo_jax.config.foreign.convert import convert
+from sparsepo_jax.config.foreign.fields import Fields
 from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.config.schema.base import members
 from sparsepo_jax.config.schema.objectives import Objective
@@ -206,7 +207,7 @@ def test_trl_by_hand(tmp_path):
         0.05,
         ["attention.query", "down"],
     ), "TRL's defaults are written out"
-    assert config.compute.dtype == "bfloat16" and "# Without a meaning here" in text and "report_to" in text
+    assert config.compute.dtype == "bfloat16" and "# Without a meaning here" in text
 
 
 def test_what_trl_takes_by_default_is_written_out(tmp_path):
@@ -275,6 +276,86 @@ def test_open_instruct_by_hand(tmp_path):
     assert [source.split for source in translated(tmp_path, listed)[0].data.train] == ["train", "train[:100]"]
     simpo = OPEN_INSTRUCT | {"dpo_loss_type": "simpo", "dpo_beta": 2.0, "dpo_gamma_beta_ratio": 0.5}
     assert translated(tmp_path, simpo)[0].objective.gamma == 1.0
+
+
+SFT = {"datasets": [{"path": "org/talks", "type": "chat_template"}], "base_model": "org/model"}
+FACTORY_SFT = {
+    "stage": "sft",
+    "finetuning_type": "full",
+    "dataset": "talks",
+    "model_name_or_path": "org/model",
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "turns"),
+    [
+        ({"assistant_only_loss": True, "dataset_name": "org/talks"}, "assistant"),
+        ({"completion_only_loss": True, "dataset_name": "org/talks"}, "last"),
+        (SFT, "assistant"),
+        (
+            SFT | {"datasets": [{"path": "x", "roles_to_train": ["assistant"], "train_on_eos": "turn"}]},
+            "assistant",
+        ),
+        (SFT | {"datasets": [{"path": "org/texts", "type": "alpaca"}]}, "last"),
+        (FACTORY_SFT, "assistant"),
+        (FACTORY_SFT | {"mask_history": True}, "last"),
+    ],
+)
+def test_the_turns_that_the_other_program_trains_on_are_trained_on(content, turns, tmp_path):
+    assert translated(tmp_path, content)[0].data.train_on == turns
+
+
+def test_other_turns_are_refused(tmp_path):
+    entry = {"path": "org/talks", "roles_to_train": ["user"], "train_on_eos": "last"}
+    said = refused(tmp_path, SFT | {"datasets": [entry]})
+    assert "roles_to_train: ['user']" in said and "train_on_eos: 'last'" in said
+
+
+def test_best_weights_trackers_and_the_hub(tmp_path):
+    config, text = translated(
+        tmp_path,
+        TRL
+        | {"load_best_model_at_end": True, "metric_for_best_model": "eval_rewards/accuracies"}
+        | {"report_to": ["wandb", "swanlab"], "run_name": "first", "project": "mine"}
+        | {"push_to_hub": True, "hub_model_id": "me/it"},
+    )
+    assert config.po.keep == "best" and config.checkpoint.best.model_dump() == {
+        "metric": "eval/rewards/accuracies",
+        "mode": "max",
+    }
+    log = config.logging
+    assert (log.trackers, log.project, log.name) == (["wandb"], "mine", "first") and "swanlab" in text
+    assert (config.export.hub, config.export.hub_private) == ("me/it", False), "as there by default"
+    config, text = translated(tmp_path, TRL | {"report_to": "none", "push_to_hub": True})
+    assert config.logging.trackers == [] and config.export.hub is None and "set export.hub" in text
+    loss = translated(tmp_path, TRL | {"load_best_model_at_end": True})[0].checkpoint.best
+    assert (loss.metric, loss.mode) == ("eval/loss", "min")
+    said = refused(tmp_path, TRL | {"load_best_model_at_end": True, "eval_strategy": "epoch"})
+    assert "set eval_steps" in said
+    watched = {"load_best_model_at_end": True, "metric_for_best_model": "bleu"}
+    assert "metric_for_best_model: 'bleu'" in refused(tmp_path, TRL | watched)
+
+
+def test_early_stopping_and_the_hub_of_axolotl(tmp_path):
+    settings = {"early_stopping_patience": 4, "eval_steps": 50, "hub_model_id": "me/it"}
+    config = translated(tmp_path, AXOLOTL | settings)[0]
+    stopping = config.po.early_stopping
+    assert (stopping.patience, stopping.metric, stopping.mode) == (4, "eval/loss", "min")
+    assert config.po.eval_every_steps == 50 and config.po.keep == "last"
+    assert (config.export.hub, config.export.hub_private) == ("me/it", True)
+    assert "early_stopping_patience" in refused(tmp_path, AXOLOTL | {"early_stopping_patience": 4})
+
+
+def test_llama_factorys_mix_with_bco(tmp_path):
+    """Its mean of both: (DPO + w BCO) / (1 + w)."""
+    settings = {"pref_loss": "sigmoid", "pref_bco_weight": 0.25, "pref_ftx": 0.5}
+    objective = translated(tmp_path, FACTORY | settings)[0].objective
+    parts = [(part.weight, part.objective.kind) for part in objective.parts]
+    assert (objective.kind, objective.nll_weight, parts) == ("mix", 0.5, [(0.8, "dpo"), (0.2, "bco_pair")])
+    assert "pref_bco_weight" in refused(tmp_path, FACTORY | settings | {"pref_loss": "ipo"})
+    config, text = translated(tmp_path, FACTORY | {"pref_bco_weight": 0.25})
+    assert config.objective.kind == "simpo" and "pref_bco_weight" in text
 
 
 # ---------------------------------------------------------------- TRL's losses and trainers
@@ -351,6 +432,9 @@ def test_other_trainers_of_trl(tmp_path):
         assert translated(tmp_path, kto)[0].objective.desirable_weight == 2.0
     else:
         assert "unpaired rows" in refused(tmp_path, kto)
+    fields = Fields(kto | {"precompute_ref_log_probs": True}, "TRL")
+    trl._kto(fields, {"kto"})
+    assert fields.config["reference"] == {"cached": True}
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sparsepo_jax.config.foreign.fields import Fields
+from sparsepo_jax.config.foreign.outcome import translate_outcome
 from sparsepo_jax.config.foreign.training import translate_lora, translate_training
 from sparsepo_jax.config.foreign.trl import LOSSES
 from sparsepo_jax.config.shown import shown
@@ -78,11 +79,15 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         fields.put_back("lora_target_modules", "all-linear")
     chat_template = fields.take("chat_template")
     _rename(fields)
+    has_pairs_to_evaluate = fields.peek("val_set_size") or fields.peek("test_datasets")
+    if "eval_steps" in fields and "eval_strategy" not in fields and has_pairs_to_evaluate:
+        fields.put_back("eval_strategy", "steps")
     translate_training(
         fields,
         section,
         {"num_train_epochs": 1.0, "per_device_train_batch_size": 1, "lr_scheduler_type": "cosine"},
     )
+    translate_outcome(fields, section)
     if adapter in ("lora", "qlora"):
         translate_lora(fields, section, in_bits=bits, **lora)
     elif adapter is not None:
@@ -103,7 +108,6 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         ("lora_model_dir", (), "set policy.adapter to train an adapter further"),
         ("peft_use_dora", (False,), "LoRA alone can be trained"),
         ("peft_use_rslora", (False,), "set po.lora.rslora yourself"),
-        ("early_stopping_patience", (), "there is nothing like it in this translation"),
     ):
         fields.only(name, values, reason)
     fields.aside(_ASIDE)
@@ -157,12 +161,25 @@ def _source(fields: Fields, entry: dict[str, Any], section: str) -> dict[str, An
         source["path"] = files[0]
     elif files is not None:
         fields.refuse("datasets: data_files: name the file itself as path")
+    _translate_turns(fields, left, section)
     columns = _columns(fields, left, section)
     if columns:
         source["columns"] = columns
     for name, value in left.items():
         fields.refuse(f"datasets: {name}: {shown(value)}: not translated")
     return source
+
+
+def _translate_turns(fields: Fields, left: dict[str, Any], section: str) -> None:
+    """Which turns of messages are trained on: in sft all of the assistant's, with what ends them."""
+    roles, ending = left.pop("roles_to_train", ["assistant"]), left.pop("train_on_eos", "turn")
+    if not isinstance(roles, list) or not set(roles) <= {"assistant", "gpt"} or not roles:
+        fields.refuse(f"datasets: roles_to_train: {shown(roles)}: the assistant's turns alone are trained on")
+    if ending != "turn":
+        fields.refuse(f"datasets: train_on_eos: {shown(ending)}: each turn is trained on with its end (turn)")
+    kind = left.get("type", "chat_template")
+    if section == "sft" and isinstance(kind, str) and kind.startswith(("chat_template", "sharegpt")):
+        fields.set("data.train_on", "assistant")
 
 
 def _columns(fields: Fields, left: dict[str, Any], section: str) -> dict[str, str]:

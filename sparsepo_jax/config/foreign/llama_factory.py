@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsepo_jax.config.foreign.fields import Fields
+from sparsepo_jax.config.foreign.outcome import translate_outcome
 from sparsepo_jax.config.foreign.training import translate_lora, translate_training
 from sparsepo_jax.config.shown import shown
 
@@ -53,6 +54,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     bits = fields.take("quantization_bit")
     is_pure = fields.flag("pure_bf16")
     translate_training(fields, section, {"logging_steps": 500})
+    translate_outcome(fields, section)
     if is_pure:
         fields.set("compute.weights", "bfloat16")
         fields.set("compute.dtype", "bfloat16")
@@ -68,13 +70,15 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     if kind not in ("full", "lora"):
         fields.refuse(f"finetuning_type: {shown(kind)}: expected full or lora")
     _translate_data(fields, section)
-    if section == "po":
+    masks_history = fields.flag("mask_history")
+    if section == "sft":
+        fields.set("data.train_on", "last" if masks_history else "assistant")
+    else:
         _translate_objective(fields, stage, known)
     for name, values, reason in (
         ("packing", (False,), "rows are packed here without one row seeing another: take it out"),
         ("neat_packing", (False,), "as packing"),
         ("train_on_prompt", (False,), "responses alone are trained on"),
-        ("mask_history", (True, False), "the last answer is trained on"),
         ("use_dora", (False,), "LoRA alone can be trained"),
         ("pissa_init", (False,), "adapters begin at zero"),
         ("additional_target", (), "LoRA of projections alone can be trained"),
@@ -178,7 +182,7 @@ def _translate_objective(fields: Fields, stage: str, known: set[str]) -> None:
     beta, loss = fields.number("pref_beta", default=0.1), fields.take("pref_loss", default="sigmoid")
     nll, smoothing = fields.number("pref_ftx", default=0.0), fields.number("dpo_label_smoothing", default=0.0)
     gamma = fields.number("simpo_gamma", default=0.5)
-    fields.only("pref_bco_weight", (0.0, 0), "there is no mix with BCO")
+    bco = fields.number("pref_bco_weight", default=0.0)
     if stage == "kto":
         weights = {
             "desirable_weight": fields.number("kto_chosen_weight", default=1.0),
@@ -200,6 +204,23 @@ def _translate_objective(fields: Fields, stage: str, known: set[str]) -> None:
     else:
         fields.refuse(f"pref_loss: {shown(loss)}: expected sigmoid, hinge, ipo, orpo or simpo")
         return
+    if bco:
+        objective = _with_bco(fields, objective, beta, bco)
     if nll:
         objective["nll_weight"] = nll
     fields.set("objective", objective)
+
+
+def _with_bco(fields: Fields, objective: dict[str, Any], beta: float, weight: float) -> dict[str, Any]:
+    """LLaMA-Factory's mean of a loss that has a reference and BCO's, the latter counted `weight` times."""
+    if objective["kind"] in ("kto", "orpo", "simpo"):
+        fields.notes.append(
+            f"pref_bco_weight: {weight:g}: {objective['kind']} does not read it, there neither"
+        )
+        return objective
+    if objective["kind"] == "ipo":
+        fields.refuse(
+            f"pref_bco_weight: {weight:g}: with pref_loss ipo BCO is of means over tokens there, not here"
+        )
+    parts = (1 / (1 + weight), objective), (weight / (1 + weight), {"kind": "bco_pair", "beta": beta})
+    return {"kind": "mix", "parts": [{"weight": share, "objective": part} for share, part in parts]}

@@ -10,8 +10,6 @@ from sparsepo_jax.config.foreign.fields import Fields
 from sparsepo_jax.config.shown import shown
 
 _MEMORY = "memory and speed only; here the section compute chooses it by device"
-_TRACKING = "where metrics go is set in the section logging"
-_HUB = "nothing is uploaded while training"
 _DATA = "how rows are loaded, not which"
 _STATED = "the stages say what is done"
 _PROCESSES = "how processes find each other; see compute.distributed and compute.mesh"
@@ -44,39 +42,6 @@ ASIDE = {
             "flash_attn",
         ),
         _MEMORY,
-    ),
-    **dict.fromkeys(
-        (
-            "report_to",
-            "run_name",
-            "project",
-            "logging_dir",
-            "logging_strategy",
-            "logging_first_step",
-            "log_level",
-            "log_level_replica",
-            "log_on_each_node",
-            "logging_nan_inf_filter",
-            "disable_tqdm",
-            "include_num_input_tokens_seen",
-            "include_tokens_per_second",
-            "trackio_space_id",
-            "plot_loss",
-        ),
-        _TRACKING,
-    ),
-    **dict.fromkeys(
-        (
-            "push_to_hub",
-            "hub_model_id",
-            "hub_strategy",
-            "hub_token",
-            "hub_private_repo",
-            "hub_revision",
-            "hub_always_push",
-            "hub_model_revision",
-        ),
-        _HUB,
     ),
     **dict.fromkeys(
         (
@@ -148,7 +113,6 @@ ASIDE = {
         "how rows and checkpoints are handled",
     ),
     **dict.fromkeys(("ddp_broadcast_buffers", "ddp_static_graph"), _PROCESSES),
-    **dict.fromkeys(("trackio_bucket_id", "trackio_static_space_id"), _TRACKING),
     "pad_token": "padding is inert",
     "full_determinism": "a run is exact to the bit without it",
     "resume_from_checkpoint": "the same command continues a run",
@@ -214,7 +178,6 @@ def translate_training(fields: Fields, section: str, defaults: Mapping[str, Any]
         ("label_smoothing_factor", 0.0),
         ("neftune_noise_alpha", 0.0),
         ("auto_find_batch_size", False),
-        ("load_best_model_at_end", False),
         ("sync_ref_model", False),
         ("dataloader_drop_last", False),
         ("group_by_length", False),
@@ -222,12 +185,7 @@ def translate_training(fields: Fields, section: str, defaults: Mapping[str, Any]
         fields.only(name, (value,), f"there is nothing like it here (only {shown(value)} is translated)")
     fields.only("train_sampling_strategy", ("random", "sequential"), "rows are shuffled in each epoch")
     fields.aside(ASIDE)
-    for name in (
-        "metric_for_best_model",
-        "greater_is_better",
-        "ref_model_mixup_alpha",
-        "ref_model_sync_steps",
-    ):
+    for name in ("ref_model_mixup_alpha", "ref_model_sync_steps"):
         fields.aside({name: "belongs to a setting that is off"})
 
 

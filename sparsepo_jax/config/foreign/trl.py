@@ -3,6 +3,7 @@
 from typing import Any
 
 from sparsepo_jax.config.foreign.fields import Fields
+from sparsepo_jax.config.foreign.outcome import translate_outcome
 from sparsepo_jax.config.foreign.training import translate_lora, translate_training
 from sparsepo_jax.config.shown import shown
 
@@ -72,6 +73,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         fields.set("compute.dtype", "bfloat16")
     else:
         translate_training(fields, section, defaults)
+    translate_outcome(fields, section)
     if (coefficient := fields.take("router_aux_loss_coef")) is not None:
         fields.set(f"{section}.router_aux_coefficient", coefficient)
     _translate_lora(fields, section)
@@ -303,7 +305,8 @@ def _kto(fields: Fields, known: set[str]) -> None:
             "undesirable_weight": fields.number("undesirable_weight", default=1.0),
         },
     )
-    fields.flag("precompute_ref_log_probs")
+    if fields.flag("precompute_ref_log_probs"):
+        fields.set("reference.cached", True)
 
 
 def _sft(fields: Fields, known: set[str]) -> None:
@@ -316,7 +319,7 @@ def _sft(fields: Fields, known: set[str]) -> None:
             "are prompts and completions"
         )
     if only_assistant:
-        fields.differs("assistant_only_loss: by default the last turn of the assistant is trained on here")
+        fields.set("data.train_on", "assistant")
     fields.only("packing", (False,), "rows are packed here without one row seeing another: take it out")
     fields.only("eval_packing", (False,), "as packing")
     fields.only("shuffle_dataset", (False,), "rows are shuffled anyway")
