@@ -192,7 +192,7 @@ def test_every_weight_stands_on_the_token_that_was_scored(place, tis):
 @pytest.mark.parametrize("stages", ["[score]", pytest.param("[po, score]", marks=pytest.mark.slow)])
 def test_a_run_reads_the_weights_back_exactly(place, tis, stages):
     """The masks of a run with the mask `given` are what the file says; po trains with them."""
-    output, file = place / f"final {stages}", tis / "weighed.jsonl"
+    output, file = place / f"final{len(stages)}", tis / "weighed.jsonl"
     data = f'data.train=[{{path: {file}, split: "train[:20]"}}]', f"data.eval=[{{path: {file}}}]"
     mask = "objective={kind: dpo, beta: 0.1, mask: {kind: given}}"
     command = ["--config", str(place / "config.yaml"), f"stages={stages}", f"output_dir={output}"]
