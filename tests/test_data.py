@@ -8,6 +8,7 @@ import pytest
 
 from helpers.chat import BAD, GOOD, USER
 from helpers.loading import BYTES, Load, texts
+from sparsepo_jax.build.data import check_some_row_counts
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.holdout import split_holdout
 from sparsepo_jax.data.inspect import format_rows
@@ -260,8 +261,9 @@ def test_weights_of_pairs_are_those_of_the_rows_and_go_into_batches(load):
     assert batch.weight_B.tolist() == [0.25, 0, 2, 1]
     other = load([GeneratedRows("weighted", [PAIR | {"pair_weight": 3}])]).file_digests()
     assert other != load([GeneratedRows("weighted", [PAIR])]).file_digests(), "a resumed run sees it"
-    with pytest.raises(UserError, match="every pair_weight is 0"):
-        load([PAIR | {"pair_weight": 0}])
+    nothing = load([PAIR | {"pair_weight": 0}])  # to evaluate, where every pair counts once
+    with pytest.raises(UserError, match="data.train: every pair_weight is 0"):
+        check_some_row_counts(nothing, "data.train")
 
 
 def test_a_resumed_run_sees_other_token_weights(load):

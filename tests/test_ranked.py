@@ -104,12 +104,31 @@ def test_published_forms_are_one_pair(load, row, expected):
             "an answer of responses has no response, answer",
         ),
         ({"prompt": "Q", "responses": [1, 2]}, "an answer of responses must be text or messages, got int"),
+        (ROW | {"chosen_weights": [1, 2]}, "chosen_weights beside responses"),
         ({"prompt": "Q", "completions": ["a", "b"], "labels": [True, False]}, "no chosen, rejected"),
     ],
 )
 def test_what_is_no_ranking_is_one_line(load, row, message):
     with pytest.raises(UserError, match=f"rows:1: {message}"):
         load([row])
+
+
+def test_an_order_is_a_rank_only_where_no_row_has_scores_and_is_said(load):
+    """In whichever order they stand."""
+    bare = {"prompt": "Q", "responses": [" a", " b"], "scores": None}
+    for rows, line in (([bare, ROW], 1), ([ROW, bare], 2)):
+        with pytest.raises(UserError, match=f"rows:{line}: responses have no scores, and those of other"):
+            load(rows)
+    assert pairs(load([bare])) == ["ab"]
+    assert load.lines == [
+        "data: 1 rows of responses have no scores: they are read as ranked, the best first "
+        "(data.ranked.score names a column of scores)"
+    ]
+
+
+def test_ties_alone_are_named(load):
+    with pytest.raises(UserError, match=r"no usable row: of the pairs of ranked answers 1 .*margin=0"):
+        load([ROW | {"scores": [1, 1, 1, 1]}])
 
 
 def test_equal_texts_and_other_columns(load):

@@ -555,7 +555,8 @@ def test_an_sft_of_other_settings_or_rows_or_none_is_refused_in_one_line(trained
     assert take("new") == 1
     assert refused(
         f"reviews(seed=1): other rows than those that stage sft in {directory} began with; bring the "
-        f"old file back, or leave out sft.taken_from"
+        f"old file back, or leave out sft.taken_from; if no file has changed, a newer version reads it "
+        f"otherwise: responses of several turns (data.train_on), token weights (CHANGELOG)"
     )
     (directory / "stages.json").write_text("[")
     assert take("new") == 1

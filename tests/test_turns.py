@@ -198,6 +198,45 @@ def test_weights_and_spans_count_the_response_alone(load):
         load([PAIR | {"chosen_weights": [0.5] * (length + 1)}], CHAT, train_on="assistant")
 
 
+def test_spans_stay_within_the_turn_that_they_count(load):
+    """Kills: a search in later turns, spans past the content, spans that count what a template writes."""
+    tokenizer = chat_tokenizer(GEMMA, "<|eot|>")
+    spans = {"chosen_decisive": [[0, 5]], "rejected_decisive": []}
+    padded = PAIR | {"chosen": [GOOD | {"content": "Hello "}, MORE | {"content": "x Hello y"}, GOOD]}
+    for row, line in (
+        (padded | spans, "the chat template alters the text of chosen"),
+        (PAIR | {"chosen_weights": [[0, 9, 2.0]]}, "ends past the text of chosen, which has 4 characters"),
+        (PAIR | spans | {"chosen": [CALL, MORE, GOOD]}, "that its spans count has no content"),
+    ):
+        with pytest.raises(UserError, match=line):
+            load([row], tokenizer, train_on="assistant")
+
+
+def test_a_turn_that_is_not_to_be_trained_on_is_refused_where_it_would_be(load):
+    for mark in ({"weight": 0}, {"train": False}):
+        rows = [{"messages": [USER, LOOK | mark, MORE, GOOD | {"weight": 1, "train": True}]}]
+        assert own(load(rows, CHAT, kind="sft"), CHAT).startswith("Hello")
+        with pytest.raises(UserError, match=f"a message of the assistant has {next(iter(mark))}: "):
+            load(rows, CHAT, kind="sft", train_on="assistant")
+
+
+# Ends a dialogue with EOS unless it asks on, as Phi 3's does.
+ENDS = CHATML + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+
+
+def test_the_last_turn_is_told_where_a_template_ends_dialogues(load):
+    tokenizer = chat_tokenizer(ENDS, "</s>")
+    assert own(load([PAIR], tokenizer), tokenizer) == "Hello<|im_end|>\n</s>"
+
+
+def test_an_empty_answer_of_a_tool_and_a_dialogue_that_the_assistant_begins(load):
+    thinking = chat_tokenizer(THINKING, "<|im_end|>")
+    empty = {"prompt": [USER, LOOK, TOOL | {"content": ""}], "chosen": [GOOD], "rejected": [BAD]}
+    assert own(load([empty], thinking), thinking) == "Hello<|im_end|>\n"
+    begun = load([{"messages": [LOOK, USER, GOOD]}], CHAT, kind="sft", train_on="assistant")
+    assert own(begun, CHAT) == "Hello<|im_end|>\n" and "Look" in CHAT.decode(begun.prompt(0))
+
+
 def test_a_cut_counts_what_is_read_and_keeps_what_is_trained_on(load):
     whole = load([PAIR], CHAT, train_on="assistant")
     prompt, (ids, places) = whole.prompt_lengths_N[0], whole.laid(0, 0)

@@ -82,6 +82,20 @@ def load_data(
     )
 
 
+def check_some_row_counts(table: TokenTable, name: str) -> None:
+    """Checks that rows to train on do not all weigh nothing.
+
+    Args:
+        table: the rows.
+        name: of the setting that holds their sources.
+
+    Raises:
+        UserError: every pair_weight is 0.
+    """
+    if table.pair_weight_N is not None and not table.pair_weight_N.any():
+        raise UserError(f"{name}: every pair_weight is 0, so that no row would count")
+
+
 def _say(text: str) -> None:
     if jax.process_index() == 0:
         print(text, flush=True)

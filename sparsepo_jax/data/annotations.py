@@ -128,7 +128,9 @@ def refuse_past_end(annotation: Annotation, text: str, name: str) -> None:
                 )
 
 
-def shifted_to(annotation: Annotation, text: str, content: str, name: str, start_from: int = 0) -> Annotation:
+def shifted_to(
+    annotation: Annotation, text: str, content: str, name: str, part: tuple[int, int] | None = None
+) -> Annotation:
     """The annotation with its spans moved to where a chat template has put the content.
 
         content     Hello                   spans  [[0, 5, 2.0]]
@@ -139,15 +141,19 @@ def shifted_to(annotation: Annotation, text: str, content: str, name: str, start
         text: what the template has written for the response.
         content: of the first message that is trained on.
         name: of the response, for the error message.
-        start_from: the character from which on that message stands in the text.
+        part: (first, last + 1) of the text's characters among which that message stands. None: all.
 
     Raises:
-        BadRow: the template has altered the content, so that spans cannot be placed.
+        BadRow: a span ends past the content, or the template has altered it, so that spans cannot be placed.
     """
     fields = [field for field in ("weights", "decisive", "chance") if _has_spans(getattr(annotation, field))]
-    if not fields or (start_from == 0 and text.startswith(content)):
+    if not fields:
         return annotation
-    shift = text.find(content, start_from)
+    if not content:
+        raise BadRow(f"the turn of {name} that its spans count has no content, only what the template writes")
+    refuse_past_end(annotation, content, name)
+    first, last = part or (0, len(text))
+    shift = text.find(content, first, last)
     if shift < 0:
         raise BadRow(
             f"the chat template alters the text of {name}: its spans cannot be placed; "

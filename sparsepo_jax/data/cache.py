@@ -14,7 +14,7 @@ from sparsepo_jax.core.files import written_atomically
 from sparsepo_jax.data.table import table_from_arrays
 from sparsepo_jax.data.tokenised import Counts, Tokenised
 
-VERSION = 3  # of what is kept: raise it when tokenisation changes
+VERSION = 4  # of what is kept: raise it when tokenisation changes
 # What reading a file raises that is torn, altered or no .npz. Pickled objects are never loaded: a ValueError.
 NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 

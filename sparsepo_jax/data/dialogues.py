@@ -15,6 +15,7 @@ from sparsepo_jax.data.turns import (
     assistant_spans,
     first_counted,
     marked_spans,
+    refuse_left_out,
     up_to_marks,
 )
 from sparsepo_jax.data.values import check_text, common_prefix
@@ -170,7 +171,8 @@ def answers_from_messages(
     asked = write(dialogues[0][: len(prompt)], generate=True)
     begun = common_prefix(asked, *written)
     unseen = asked[len(begun) :]
-    if unseen and text_of(prompt[-1]).strip() in unseen:
+    asks = text_of(prompt[-1]).strip()
+    if asks and asks in unseen:
         raise BadRow(
             f"the chat template does not write prompt + {' or '.join(names)} as a continuation of the prompt"
         )
@@ -185,9 +187,10 @@ def answers_from_messages(
             full_text = full_text.rstrip()
         text = full_text[len(begun) :]
         turns = Turns(dialogue, len(prompt), full_text, len(begun), name)
+        refuse_left_out(turns, train_on)
         spans = assistant_spans(write, turns, train_on) if marks is None else marked_spans(turns, marks[n])
         content = text_of(dialogue[first_counted(turns, train_on)])
-        shifted.append(shifted_to(annotations[n], text, content, name, spans[0][0] if spans else 0))
+        shifted.append(shifted_to(annotations[n], text, content, name, spans[0] if spans else None))
         texts.append(check_response(text, name, shifted[-1]))
         ends_here = dialogue[-1]["role"] == "assistant"
         content_ends.append(_content_end(text, dialogue[-1]) if ends_here else None)

@@ -108,10 +108,8 @@ def load_table(
     tables, listed, counts = _read_all(sources, tokens_of, on_bad_row)
     _list_bad_rows(listed, sum(map(len, tables)) + len(listed), bad_rows_path)
     if not tables:
-        raise _no_row(sources, listed, bad_rows_path)
+        raise _no_row(sources, listed, bad_rows_path, ranked_remarks(counts, ranking))
     joined = TokenTable.concat(tables)
-    if joined.pair_weight_N is not None and not joined.pair_weight_N.any():
-        raise UserError(f"{name}: every pair_weight is 0, so that no row would count")
     remarks = template_remarks(counts, len(joined), date, train_on)
     remarks += ranked_remarks(counts, ranking)
     remarks += cut_remarks(joined, counts, limits, positions)
@@ -146,11 +144,13 @@ def _refusal(name: str, bad: BadRows) -> UserError:
     )
 
 
-def _no_row(sources: Sequence[Any], listed: list[dict[str, Any]], path: Path | None) -> UserError:
+def _no_row(
+    sources: Sequence[Any], listed: list[dict[str, Any]], path: Path | None, remarks: list[str]
+) -> UserError:
     """The error for sources of which no row is left."""
     names = ", ".join(source_name(configured) for configured in sources)
     if not listed:
-        return UserError(f"{names}: no usable row")
+        return UserError(": ".join([f"{names}: no usable row", *remarks]))
     if path is None:
         return UserError(f"{names}: no usable row; {_first_of(listed)}")
     return UserError(f"{names}: no usable row; all {len(listed)} are listed in {path}")

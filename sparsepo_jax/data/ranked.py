@@ -12,7 +12,7 @@ scores: in some data sets lists of these names are no ranking.
     scores .9 .2 .6     best_worst .9 > .2     best_others .9 > .2, .9 > .6     all: these and .6 > .2
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -43,11 +43,16 @@ class Ranking:
 RANKING = Ranking()
 
 
+# What a row says of single tokens of one response, which is not known to be the better one before the rule.
+_OF_A_RESPONSE = [f"{side}_{what}" for side in _NO_RANKING[:2] for what in ("weights", "decisive", "chance")]
+
+
 class Ties:
-    """How many pairs were looked at and left out: their scores do not differ by more than the margin."""
+    """Counts of pairs that were looked at and left out, and of rows whose order was taken for a rank."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.best_first = 0
 
 
 class _Answer(NamedTuple):
@@ -83,26 +88,54 @@ def answer_texts(row: dict[str, Any]) -> list[Any]:
     return [] if name is None else [_content(answer, name) for answer in _list_of(row[name])]
 
 
-def with_pairs(rows: Iterator[Row], ranking: Ranking, ties: Ties) -> Iterator[Row]:
+def with_pairs(read: Callable[[], Iterator[Row]], ranking: Ranking, ties: Ties) -> Iterator[Row]:
     """The rows, each ranked list as its pairs, which stand where the list stands.
 
     Args:
-        rows: as they were read.
+        read: gives all rows of the source, from the first on.
         ranking: how lists become pairs.
         ties: counts what makes no pair.
     """
-    for row in rows:
+    others_have_scores: bool | None = None  # not looked at
+    for row in read():
         if isinstance(row.content, BadRow) or (name := answers_column(row.content)) is None:
             yield row
             continue
         try:
+            if is_best_first(row.content, ranking):
+                if others_have_scores is None:
+                    others_have_scores = any(_has_scores(other, ranking) for other in read())
+                if others_have_scores:
+                    raise BadRow(f"{name} have no scores, and those of other rows do")
+                ties.best_first += 1
             for pair in _pairs_of(row.content, name, ranking, ties):
                 yield Row(row.line, pair)
         except BadRow as fault:
             yield Row(row.line, fault)
 
 
+def is_best_first(row: dict[str, Any], ranking: Ranking) -> bool:
+    """Whether a row's several answers have no scores and are read in their order, the best first.
+
+    Args:
+        row: as it was read.
+        ranking: how lists become pairs.
+    """
+    if answers_column(row) != "responses" or ranking.score is not None:
+        return False
+    return _scores_of(row, _list_of(row["responses"]), (*_SCORES, *_RANKS)) is None
+
+
+def _has_scores(row: Row, ranking: Ranking) -> bool:
+    content = row.content
+    if isinstance(content, BadRow) or answers_column(content) != "responses":
+        return False
+    return not is_best_first(content, ranking)
+
+
 def _pairs_of(row: dict[str, Any], name: str, ranking: Ranking, ties: Ties) -> list[dict[str, Any]]:
+    if unclear := [column for column in _OF_A_RESPONSE if row.get(column) is not None]:
+        raise BadRow(f"{', '.join(unclear)} beside {name}: which answer is meant is not known; leave it out")
     answers = _read_answers(row, name, ranking.score)
     if len(answers) < 2:
         raise BadRow(f"{name} has one answer, and a pair needs two")
@@ -120,20 +153,28 @@ def _read_answers(row: dict[str, Any], name: str, score: str | None) -> list[_An
     answers = _list_of(row[name])
     contents = [_content(answer, name) for answer in answers]
     columns = (*_SCORES, *_RANKS) if score is None else (score,)
-    for column in columns:
-        values = list_in_cell(row.get(column))
-        if values is None and all(isinstance(answer, dict) and column in answer for answer in answers):
-            values = [answer[column] for answer in answers]
-        if values is not None:
-            numbers = _numbers(values, column, name, len(answers))
-            sign = -1.0 if column in _RANKS else 1.0
-            return [_Answer(*pair) for pair in zip(contents, (sign * x for x in numbers), strict=True)]
+    if (scores := _scores_of(row, answers, columns)) is not None:
+        column, values = scores
+        numbers = _numbers(values, column, name, len(answers))
+        sign = -1.0 if column in _RANKS else 1.0
+        return [_Answer(*pair) for pair in zip(contents, (sign * x for x in numbers), strict=True)]
     if score is None and name == "responses":  # the best first
         return [_Answer(content, -float(n)) for n, content in enumerate(contents)]
     raise BadRow(
         f"{name} are several answers without {' or '.join(columns)}; "
         "name what holds their scores as data.ranked.score"
     )
+
+
+def _scores_of(row: dict[str, Any], answers: list[Any], columns: tuple[str, ...]) -> tuple[str, Any] | None:
+    """(column, what it holds) of the first column, or field of every answer, that is there."""
+    for column in columns:
+        values = list_in_cell(row.get(column))
+        if values is None and all(isinstance(answer, dict) and column in answer for answer in answers):
+            values = [answer[column] for answer in answers]
+        if values is not None:
+            return column, values
+    return None
 
 
 def _numbers(values: Any, column: str, name: str, count: int) -> list[float]:

@@ -46,18 +46,25 @@ def template_remarks(counts: Counts, rows: int, date: str | None, train_on: Trai
 
 
 def ranked_remarks(counts: Counts, ranking: Ranking) -> list[str]:
-    """A line for pairs that rows of ranked answers could have made and did not.
+    """A line for pairs that rows of ranked answers could have made and did not, one for an order as rank.
 
     Args:
         counts: of the rows.
         ranking: how lists became pairs.
     """
+    lines = []
+    if counts.best_first:
+        lines.append(
+            f"{counts.best_first} rows of responses have no scores: they are read as ranked, the best first "
+            "(data.ranked.score names a column of scores)"
+        )
     if not counts.ties:
-        return []
+        return lines
     return [
+        *lines,
         f"of the pairs of ranked answers {counts.ties} are left out (data.ranked.rule={ranking.rule}): their "
         f"scores do not differ by more than data.ranked.margin={ranking.margin:g}, or the answers are the "
-        "same"
+        "same",
     ]
 
 

@@ -35,6 +35,8 @@ class Counts(NamedTuple):
     """Rows with such turns that are only read."""
     ties: int = 0
     """Pairs of ranked answers that were left out."""
+    best_first: int = 0
+    """Rows of ranked answers without scores, whose order is taken for their rank."""
     longest_prompt: int = 0
     """Tokens, before the cut."""
     longest_row: int = 0
@@ -118,7 +120,7 @@ def tokenize_source(
     counts = Counts()
     rows, ties, kind = source.rows(), Ties(), reading.kind
     if kind == "pairs":
-        rows = with_pairs(rows, reading.ranking, ties)
+        rows = with_pairs(source.rows, reading.ranking, ties)
     while chunk := list(itertools.islice(rows, ROWS_AT_A_TIME)):
         parsed: list[tuple[Row, Example]] = []
         for row in chunk:
@@ -140,7 +142,7 @@ def tokenize_source(
     if kind == "prompts":
         arrays = [np.frombuffer(content, np.uint8) for content in contents]
         table = table.with_columns(all_content=ragged(arrays, np.uint8))
-    return Tokenised(table, sorted(bad), counts._replace(ties=ties.count))
+    return Tokenised(table, sorted(bad), counts._replace(ties=ties.count, best_first=ties.best_first))
 
 
 def _parsed(row: Row, reading: Reading, eos: str | None) -> Example | BadRow:

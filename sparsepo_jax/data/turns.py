@@ -28,7 +28,8 @@ def first_answer(messages: Messages, train_on: TrainOn) -> int:
 
     Args:
         messages: the whole dialogue.
-        train_on: "last" takes the assistant's last message, which has to be the end; "assistant" its first.
+        train_on: "last" takes the assistant's last message, which has to be the end; "assistant" its first
+            that has something before it.
 
     Raises:
         BadRow: the last message is not the assistant's, or none is.
@@ -37,7 +38,7 @@ def first_answer(messages: Messages, train_on: TrainOn) -> int:
     if train_on == "assistant":
         if "assistant" not in roles:
             raise BadRow("no message is of the assistant")
-        return roles.index("assistant")
+        return roles.index("assistant", 1 if "assistant" in roles[1:] else 0)
     if roles[-1] != "assistant":
         raise BadRow(
             f"the last of messages must be of the assistant, not of {roles[-1]!r} "
@@ -130,6 +131,28 @@ def marked_spans(turns: Turns, marks: Spans) -> Spans:
     return tuple(spans)
 
 
+def refuse_left_out(turns: Turns, train_on: TrainOn) -> None:
+    """Checks that no message which is trained on says itself that it is not, as OpenAI's and Axolotl's do.
+
+    Args:
+        turns: of the response.
+        train_on: see data.train_on.
+
+    Raises:
+        BadRow: one has a weight other than 1, or train: false.
+    """
+    runs = turns.runs()
+    for first, stop in runs[-1:] if train_on == "last" else runs:
+        for message in turns.dialogue[first:stop]:
+            for key in ("weight", "train"):
+                if message.get(key, 1) not in (1, "1", "true"):
+                    raise BadRow(
+                        f"{turns.name}: a message of the assistant has {key}: {message[key]}, and turns are "
+                        "not weighed one by one: drop the key, or take data.train_on=last where only the "
+                        "last turn counts"
+                    )
+
+
 def first_counted(turns: Turns, train_on: TrainOn) -> int:
     """The number of the first message that is trained on.
 
@@ -147,8 +170,11 @@ def _span(write: Writer, turns: Turns, run: tuple[int, int]) -> tuple[int, int]:
     (first, stop), start, end = run, turns.seam, len(text)
     if first > turns.begin:
         before = write(dialogue[:first], generate=False)
-        start = len(common_prefix(write(dialogue[:first], generate=True), text))
-        _refuse_rewritten(text.startswith(before) and start >= len(before), turns.name)
+        asked = write(dialogue[:first], generate=True)
+        start = len(common_prefix(asked, text))
+        # Some templates end a dialogue with EOS, and not one that asks on.
+        is_begun = text.startswith(before) and start >= len(before)
+        _refuse_rewritten(is_begun or start == len(asked), turns.name)
     if stop < len(dialogue):
         up_to = write(dialogue[:stop], generate=False)
         end = len(up_to)

@@ -252,7 +252,8 @@ class Marks:
             raise UserError(
                 f"{', '.join(changed)}: other rows than those that stage {stage} in {self.directory} began "
                 "with; "
-                f"bring the old file back, or {self._way_out}"
+                f"bring the old file back, or {self._way_out}; if no file has changed, a newer version reads "
+                "it otherwise: responses of several turns (data.train_on), token weights (CHANGELOG)"
             )
 
     def begin(self, stage: str, digests: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsepo_jax.build.compute import check_batch, check_offload, describe_computing, start_jax
-from sparsepo_jax.build.data import load_data
+from sparsepo_jax.build.data import check_some_row_counts, load_data
 from sparsepo_jax.build.lora import make_lora, make_reference_lora, with_adapter_settings
 from sparsepo_jax.build.models import (
     checkpoint_config,
@@ -190,6 +190,8 @@ class Run:
             given = tables.get(name)
             tables[name] = held_out if given is None else TokenTable.concat([given, held_out])
         self._check_given_weights("data.train", train)
+        if train is not None:
+            check_some_row_counts(train, "data.train")
         sets = {name: self._first_pairs(table) for name, table in tables.items() if table is not None}
         for name, table in sets.items():
             self._check_given_weights(f"data.eval.{name}" if name else "data.eval", table)

@@ -2,7 +2,7 @@
 
 import time
 
-from sparsepo_jax.build.data import load_data
+from sparsepo_jax.build.data import check_some_row_counts, load_data
 from sparsepo_jax.build.objective import make_problem
 from sparsepo_jax.build.weights import held_base, initial_adapters
 from sparsepo_jax.core.tree import Weights
@@ -66,5 +66,6 @@ def _take(run: Run, taken_from: str) -> None:
 def _rows(run: Run, marks: Marks) -> TokenTable:
     """data.sft. UserError: other rows than those that the sft of these marks began with."""
     table = load_data(run.config, "sft", run.config.data.sft, "sft", run.tokenizer, run.spec)
+    check_some_row_counts(table, "data.sft")
     marks.check_data("sft", table.file_digests())
     return table
