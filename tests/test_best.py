@@ -109,6 +109,8 @@ def test_a_run_stops_early_and_leaves_its_best_weights(stopped, tmp_path):
     assert saved_steps(stopped) == [1, 3]
     evaluated = [row for row in lines_of(stopped / "metrics.jsonl") if "eval/loss" in row]
     kl = [row["eval_first/kl/chosen"] for row in evaluated]
+    windows = [row["step"] for row in lines_of(stopped / "metrics.jsonl") if "loss" in row]
+    assert windows[-1] == 3, "the steps since the last window are written when po stops"
     assert [row["step"] for row in evaluated] == [1, 2, 3] and kl == sorted(kl) and kl[0] < kl[1]
     changes = {"stages": ["po"], "po": STOPPING | {"steps": 1, "early_stopping": None, "keep": "last"}}
     same_weights(run(tmp_path, **merged(CHANGES, changes)), stopped)
@@ -140,6 +142,23 @@ def test_a_run_that_was_killed_after_it_stopped_trains_no_further(stopped, tmp_p
     same_weights(tmp_path / "run", stopped)
 
 
+def test_a_damaged_best_is_removed_and_the_last_weights_are_kept(stopped, tmp_path, capsys):
+    """Kills: hours of training that only a copy of the best could save."""
+    shutil.copytree(stopped, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "po" / "final")
+    (tmp_path / "run" / "stages.json").unlink()
+    best = tmp_path / "run" / "po" / "checkpoints" / "1"
+    for path in best.rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:100])
+    config = str(write_config(tmp_path, **CHANGES))
+    assert main(["--config", config]) == 1
+    assert "is damaged" in (said := capsys.readouterr().err) and "or remove 1 from there" in said
+    shutil.rmtree(best)
+    assert main(["--config", config]) == 0
+    assert "the last weights are kept" in capsys.readouterr().out
+
+
 def test_an_evaluation_that_was_interrupted_is_made_up_for(stopped, tmp_path, monkeypatch):
     """Ctrl-C within the evaluation of step 2 saves step 2; patience must not lose that evaluation."""
     config = write_config(tmp_path, **CHANGES)
@@ -169,11 +188,12 @@ def test_the_rows_that_decide_belong_to_the_run(stopped, capsys):
 
 
 def test_a_metric_that_no_evaluation_has_is_refused_before_the_first_step(tmp_path, capsys):
-    changes = merged(CHANGES, {"po": {"early_stopping": {"metric": "eval/acuracy"}}})
+    """That of sft, too: po must not find the mistake hours later."""
+    changes = merged(CHANGES, {"stages": ["sft", "po"], "po": {"early_stopping": {"metric": "eval/acuracy"}}})
     assert main(["--config", str(write_config(tmp_path, **changes))]) == 1
     error = capsys.readouterr().err
     assert "po.early_stopping.metric: no metric 'eval/acuracy'; there are eval/" in error
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() and not (tmp_path / "run" / "sft").exists()
 
 
 @pytest.mark.parametrize(
@@ -185,6 +205,12 @@ def test_a_metric_that_no_evaluation_has_is_refused_before_the_first_step(tmp_pa
             {"early_stopping": {"metric": "eval/loss"}, "eval_every_steps": 1},
             {"best": {}},
             "checkpoint.best: po.early_stopping goes by another metric or mode",
+        ),
+        ({}, {"best": {}}, "checkpoint.best: it goes by evaluations while training: set po.eval_every_steps"),
+        (
+            {"eval_every_steps": 1},
+            {"best": {"metric": "foo/bar"}},
+            "checkpoint.best.metric: expected one of an evaluation set (eval/...), got 'foo/bar'",
         ),
         (
             {"early_stopping": {"metric": "eval_easy/loss"}, "eval_every_steps": 1},

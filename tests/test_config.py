@@ -287,6 +287,32 @@ def test_masks_and_l1_that_an_objective_cannot_use_are_refused_by_name(mistakes)
     assert all("objective simpo has no KL term" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    "objective, said",
+    [
+        ("kind: ipo, mask: {}", "l1_reward: objective ipo averages over the mask"),
+        (
+            "kind: mix, mask: {}, parts: [{}, {objective: {kind: simpo}}]",
+            "l1_reward: objective simpo averages",
+        ),
+        ("mask: {mixer_activation: top_k}", "l1_reward: the mean of gate top_k is set by the gate"),
+        ("kind: dpo, mask: {kind: ones}", "l1_reward: a mask of kind ones is not trained"),
+        (
+            "kind: dpo, mask: {normalise: true}",
+            "l1_reward: with objective.mask.normalise the mask's mean is 1",
+        ),
+        ("kind: tdpo1, mask: {on: kl}", "l1_reward: with objective.mask.on=kl there is no such mask"),
+    ],
+)
+def test_l1_that_has_no_mask_to_push_is_refused(mistakes, load, objective, said):
+    """Kills: a mask that L1 shrinks to nothing under a mean, and L1 that only adds to the loss."""
+    (line,) = mistakes(f"objective: {{{objective}, l1_reward: 1e-3}}")
+    assert line.startswith(f"objective.{said}")
+    load(f"objective: {{{objective}}}")
+    load("objective: {kind: dpo, mask: {}, l1_reward: 1e-3}")
+    load("objective: {mask: {normalise: true}, l1_reward: 1e-3}")  # settings of sparsepo load as ever
+
+
 def test_a_sum_of_objectives_refuses_what_is_not_its_parts(mistakes, load):
     """Masks and L1 of a part, weights of pairs for quantiles, and masks of parts that would take none."""
     parts = "[{objective: {mask: {}}}, {objective: {kind: aot}}]"
@@ -374,6 +400,8 @@ def test_a_misspelt_key_of_the_file_is_not_dropped(mistakes):
 words = st.sampled_from(
     ["null", "\x85", "a\u2028b", "on", "1e-6", "2024-01-01", "0o7", "~", "a: b", "- x", " #"]
 ) | st.text(max_size=8)
+# Names of users and of variables that are not there are refused.
+paths = words.filter(lambda path: path == "~" or not (path.startswith("~") or {"$", "\0"} & set(path)))
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False) | st.sampled_from(
     [1e-6, 5e-7, 1e22]
 )
@@ -388,11 +416,11 @@ positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False) | st.s
     optimizer=st.builds(AdamW, learning_rate=positive)
     | st.builds(Lion, kind=st.just("lion"), learning_rate=positive),
     source=st.builds(
-        FileSource, path=words, columns=st.dictionaries(words, words, max_size=2), weight=positive
+        FileSource, path=paths, columns=st.dictionaries(words, words, max_size=2), weight=positive
     ),
     content=st.none()
     | st.dictionaries(words, positive | words | st.booleans() | st.integers() | st.none(), max_size=3),
-    name=words.filter(lambda name: "\0" not in name),
+    name=paths,
 )
 def test_a_saved_config_reloads_equal(tmp_path_factory, objective, optimizer, source, content, name):
     config = Config(
@@ -726,8 +754,8 @@ def test_all_that_lacks_or_does_not_fit_on_disk_is_said_together(tmp_path, data)
         "reference.path": "no such file",
         "tokenizer.path": "no such file",
         "data.sft.0.path": "expected a file ending in .jsonl",
-        "data.sft.1.path": "cannot read",
-        "data.sft.2.path": "cannot read",
+        "data.sft.1.path": "not a whole gzip file",
+        "data.sft.2.path": "not a readable parquet file",
         "data.train.0.path": "no such file",
         "data.eval.0.path": "no split 'train', only test",
     }

@@ -1,5 +1,6 @@
 """The push to the Hub: asked about first, done last, with a card; what fails loses nothing."""
 
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,11 @@ from ruamel.yaml import YAML
 
 from helpers.program import run, write_config
 from sparsepo_jax.config.load import ConfigError, load_config
+from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
 from sparsepo_jax.report.card import Origin, Parts, make_card
 from sparsepo_jax.run.check import make_plan_text
+from sparsepo_jax.run.sweep import parse_axes, plan_sweep
 from sparsepo_jax.stages import hub
 
 CHANGES = {"stages": ["export"], "export": {"hub": "films/liked"}, "sft": None}
@@ -25,6 +28,7 @@ class FakeHub:
         self.repositories: dict[str, tuple[bool, dict[str, str]]] = {}
         self.broken: dict[str, Exception] = {}
         self.role = "write"
+        self.owners = ["films"]
         self.calls: list[str] = []
 
     def __call__(self, token):
@@ -38,7 +42,11 @@ class FakeHub:
 
     def whoami(self):
         self._called("whoami")
-        return {"name": "me", "auth": {"accessToken": {"role": self.role}}}
+        return {
+            "name": "me",
+            "orgs": [{"name": owner} for owner in self.owners],
+            "auth": {"accessToken": {"role": self.role}},
+        }
 
     def repo_exists(self, name):
         return name in self.repositories
@@ -60,6 +68,7 @@ class FakeHub:
 
 @pytest.fixture
 def hub_service(monkeypatch):
+    importlib.import_module("transformers.utils.hub")  # names HfApi in its annotations: before it is replaced
     service = FakeHub()
     monkeypatch.setattr(huggingface_hub, "HfApi", service)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
@@ -104,6 +113,10 @@ def test_the_export_is_pushed_when_all_is_done_and_only_once(tmp_path, hub_servi
         ),
         (lambda service, patch: setattr(service, "role", "read"), "the token of me may only read"),
         (
+            lambda service, patch: setattr(service, "owners", ["mylab"]),
+            "the token of me cannot write to films: expected one of me, mylab before the slash",
+        ),
+        (
             lambda service, patch: service.repositories.update({"films/liked": (False, {})}),
             "films/liked is there already and public",
         ),
@@ -135,6 +148,29 @@ def test_a_failed_push_loses_nothing_and_the_same_command_pushes_later(
     said = capsys.readouterr().out
     assert "export: finished before" in said and "pushed, https://huggingface.co/films/liked" in said
     assert "model.safetensors" in hub_service.repositories["films/liked"][1]
+
+
+def test_a_repository_that_was_made_public_meanwhile_is_said_as_it_is(tmp_path, hub_service):
+    config, _ = load_config(write_config(tmp_path, **CHANGES))
+    hub_service.repositories["films/liked"] = (False, {})
+    with pytest.raises(UserError, match="^export.hub: films/liked is there already and public"):
+        hub._push(config, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_record_of_a_push_is_none(tmp_path, text):
+    (tmp_path / "pushed.json").write_text(text)
+    assert hub._pushed_before(tmp_path / "pushed.json") == {}
+
+
+@pytest.mark.parametrize("setting, place", [("hub", "films/liked"), ("path", "elsewhere")])
+def test_runs_of_a_sweep_do_not_export_to_one_place(tmp_path, setting, place):
+    config = write_config(tmp_path, stages=["po", "export"], sft=None, export={setting: place})
+    with pytest.raises(
+        ConfigError, match=f"^export.{setting}: 2 runs of the sweep would export to .*{place}"
+    ):
+        plan_sweep(config, [], parse_axes(["seed=0,1"]))
+    assert len(plan_sweep(config, [], parse_axes([f"export.{setting}={place},o/m"]))[1]) == 2
 
 
 def test_without_a_card_nothing_is_pushed(tmp_path, hub_service, capsys, monkeypatch):

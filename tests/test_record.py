@@ -201,6 +201,19 @@ def test_steps_behind_the_checkpoint_are_written_once(tmp_path):
     assert steps_of(tmp_path / "metrics.jsonl") == [("sft", 2), ("sft", 4), ("po", 2)]
 
 
+def test_an_evaluation_that_is_made_up_for_stands_there_once(tmp_path):
+    """Of the step that a run continues after; its window, and other stages' evaluations, stay."""
+    path = tmp_path / "metrics.jsonl"
+    rows = [("sft", 2, "eval/loss"), ("po", 2, "loss"), ("po", 2, "eval/loss"), ("po", 2, "eval_easy/loss")]
+    lines = [json.dumps({"stage": stage, "step": step, name: 1.0}) + "\n" for stage, step, name in rows]
+    path.write_text("".join(lines))
+    about = About(tmp_path, "po", 2, project="p", name="n", config={})
+    with MetricsLog(about, []):
+        assert path.read_text() == "".join(lines)
+    with MetricsLog(about, [], evaluates_again=True):
+        assert path.read_text() == "".join(lines[:2])
+
+
 def write_steps(directory: Path, stage: str, after: int, steps: tuple[int, ...]) -> None:
     with MetricsLog(About(directory, stage, after, project="p", name="n", config={}), []) as log:
         for step in steps:

@@ -10,7 +10,9 @@ import pytest
 from helpers.configs import make_config
 from helpers.program import lines_of, run, write_config
 from sparsepo_jax.config.load import ConfigError, load_config
+from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
+from sparsepo_jax.train import log
 from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.trackers import About
 
@@ -98,9 +100,9 @@ ALL = ["wandb", "mlflow", "trackio"]
 
 def write(directory, stage, after_step, steps, trackers=ALL):
     about = About(directory, stage, after_step, project="films", name="first", config={"po": {"steps": 3}})
-    with MetricsLog(about, trackers) as log:
+    with MetricsLog(about, trackers) as metrics_log:
         for step in steps:
-            log.write(stage, step, {"loss": step / 2})
+            metrics_log.write(stage, step, {"loss": step / 2})
 
 
 def test_all_stages_and_a_resume_go_on_in_one_entry_of_each_tracker(tmp_path, fakes):
@@ -163,6 +165,21 @@ def test_a_tracker_is_told_of_a_stage_that_was_broken_off(tmp_path, fakes):
     with pytest.raises(KeyboardInterrupt), MetricsLog(about, ALL):
         raise KeyboardInterrupt
     assert fakes.wandb.endings == [1] and fakes.mlflow.status == ["KILLED"]
+
+
+def test_a_tracker_that_does_not_start_ends_all_processes_and_closes_those_before_it(
+    tmp_path, fakes, monkeypatch
+):
+    """Kills: a first process that raises alone, so that the others wait for it for ever."""
+    monkeypatch.setattr(fakes.mlflow, "MlflowClient", None)
+    about = About(tmp_path, "po", 0, project="p", name="n", config={})
+    with pytest.raises(UserError, match="mlflow does not start"):
+        MetricsLog(about, ALL)
+    assert fakes.wandb.endings == [1] and not fakes.trackio.runs
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(log, "as_the_first", lambda mine: ~mine)
+    with pytest.raises(UserError, match="the first process of this run says which tracker"):
+        MetricsLog(about, ALL)
 
 
 @pytest.mark.parametrize("name", ALL)

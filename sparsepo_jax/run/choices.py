@@ -297,8 +297,8 @@ def choose_remat(
         even_so = f"even so about {size_text(need('everything'))} of {size_text(device.bytes)}"
         return Choice(
             "everything",
-            f"{even_so}, more than fits: take more micro-steps (accumulation), more devices "
-            "(compute.mesh.fsdp) or lora",
+            f"{even_so}, more than fits: take more micro-steps (accumulation, which changes the loss of aot "
+            "alone), more devices (compute.mesh.fsdp) or lora",
         )
     reason = f"about {size_text(need(fitting[0]))} of {size_text(device.bytes)}"
     if fitting[0] != "nothing":

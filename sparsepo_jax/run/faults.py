@@ -22,9 +22,9 @@ _IN_WORDS = {
     "Permission denied": errno.EACCES,
 }
 _MEMORY = (
-    "take smaller micro-steps (a larger po.accumulation or sft.accumulation, a smaller evaluation.batch_size "
-    "or generation.batch_size), compute.remat=everything, more devices in compute.mesh.fsdp or .tensor, or "
-    "po.lora"
+    "take smaller micro-steps (a larger po.accumulation, which changes the loss of aot alone, or "
+    "sft.accumulation, a smaller evaluation.batch_size or generation.batch_size), compute.remat=everything, "
+    "more devices in compute.mesh.fsdp or .tensor, or po.lora"
 )
 
 # XLA reports it with a status (RESOURCE_EXHAUSTED, or INTERNAL where the CPU's dispatch fails); CUDA, C++ and

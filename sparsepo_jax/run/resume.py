@@ -24,7 +24,7 @@ _CONTINUED = (*TRAINING, "pairs")
 _READS = ("seed", "policy", "reference", "tokenizer", "data", "objective", "compute")
 _SECTIONS = {
     "sft": ("seed", "policy", "tokenizer", "data", "sft", "compute.weights"),
-    "weigh": ("policy", "tokenizer", "weigh"),
+    "weigh": ("policy", "tokenizer", "weigh", "report.pairs"),
     "po": ("seed", "policy", "reference", "tokenizer", "data", "objective", "po", "compute.weights"),
     "score": (*_READS, "evaluation"),
     "eval": (*_READS, "evaluation", "generation", "report", "scorer"),

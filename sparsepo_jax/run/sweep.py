@@ -25,6 +25,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json
 from sparsepo_jax.core.paths import short_names
 from sparsepo_jax.run.resume import Marks
+from sparsepo_jax.run.sweep_exports import export_mistakes
 
 DONE, FAILED, TO_DO = "done", "failed", "to do"
 WRONG_COMMAND = 2  # exit status, as main.py's
@@ -95,11 +96,8 @@ def run_name(values: dict[str, Any]) -> str:
 
     Equal values have the same name whatever else the grid holds, and other values another.
     """
-    parts = []
-    for path, short in short_names(list(values)).items():
-        key = re.sub(r"[^A-Za-z0-9_.-]", "-", short)
-        parts.append(f"{key}={_value_name(values[path])}")
-    name = ",".join(parts)
+    keys = {path: re.sub(r"[^A-Za-z0-9_.-]", "-", name) for path, name in short_names(list(values)).items()}
+    name = ",".join(f"{key}={_value_name(values[path])}" for path, key in keys.items())
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}~{_digest(values)}"
 
 
@@ -157,6 +155,8 @@ def plan_sweep(
         base = Path(config.output_dir)
         notes += new_notes
         planned.append(Planned(name, values, config.model_copy(update={"output_dir": str(base / name)})))
+    for line in export_mistakes([run.config for run in planned]):
+        mistakes[line] = [run.name for run in planned]
     if mistakes:
         raise ConfigError([_with_runs(line, names, len(grid)) for line, names in mistakes.items()])
     return base, planned, list(dict.fromkeys(notes))

@@ -54,6 +54,12 @@ def _check_access(config: Config) -> None:
             f"export.hub: the token of {who.get('name')} may only read: set HF_TOKEN to one that may write, "
             f"{_LATER} {repository} PATH"
         )
+    owners = [str(who.get("name")), *(str(group.get("name")) for group in who.get("orgs") or ())]
+    if (owner := repository.split("/")[0]) not in owners:
+        raise UserError(
+            f"export.hub: the token of {owners[0]} cannot write to {owner}: expected one of "
+            f"{', '.join(owners)} before the slash, {_LATER} {repository} PATH"
+        )
     if _asked(repository, lambda: api.repo_exists(repository)):
         _refuse_public(config, _asked(repository, lambda: api.repo_info(repository)).private)
 
@@ -90,7 +96,7 @@ def push_export(run: Run) -> None:
     directory, parts = _pushed(run)
     record = {"repository": repository, "exported": run.marks.all()["export"]["finished"]}
     record_path = run.output_dir / "pushed.json"
-    before = json.loads(record_path.read_text()) if record_path.exists() else {}
+    before = _pushed_before(record_path)
     if before.items() >= record.items():
         say(f"export: pushed before, {before['url']}")
         return
@@ -98,6 +104,15 @@ def push_export(run: Run) -> None:
     url = _push(run.config, directory)
     write_json(record_path, record | {"url": url})
     say(f"export: pushed, {url}")
+
+
+def _pushed_before(path: Path) -> dict[str, Any]:
+    """What was pushed; {}: nothing, or a record that is damaged, where pushing again does no harm."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and "url" in record else {}
 
 
 def _pushed(run: Run) -> tuple[Path, Parts]:
@@ -142,6 +157,8 @@ def _push(config: Config, directory: Path) -> str:
         api.upload_folder(
             repo_id=repository, folder_path=str(directory), commit_message="Export of sparsepo_jax"
         )
+    except UserError:
+        raise
     except Exception as error:  # no network, no room, no rights: of many kinds
         flag = " --private" if is_private else ""
         later = f"hf upload {repository} {shlex.quote(str(directory))} .{flag}"

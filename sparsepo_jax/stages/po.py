@@ -10,7 +10,7 @@ import numpy as np
 from sparsepo_jax.build.data import check_room
 from sparsepo_jax.build.masks import initial_masks
 from sparsepo_jax.build.objective import cached_problem
-from sparsepo_jax.config.derive import decided_by_evaluation, main_set
+from sparsepo_jax.config.derive import decided_by_evaluation, main_set, mask_of
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
@@ -23,8 +23,8 @@ from sparsepo_jax.stages.reference import (
     keep_reference,
     make_first_step_check,
 )
-from sparsepo_jax.stages.scores import metric_names, score_table
-from sparsepo_jax.stages.training import Prepared, prepare, train, watched_metric
+from sparsepo_jax.stages.scores import score_table
+from sparsepo_jax.stages.training import Prepared, check_watched, prepare, train
 from sparsepo_jax.stages.weights import (
     adapted,
     is_policy_itself,
@@ -32,7 +32,6 @@ from sparsepo_jax.stages.weights import (
     start_weights,
     starting_policy,
 )
-from sparsepo_jax.train.best import check_metric
 from sparsepo_jax.train.checkpoint import save_once
 from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.step import TrainState
@@ -87,11 +86,7 @@ def po(run: Run) -> None:
 def _prepare(run: Run, table: TokenTable, problem: Problem, evaluated: dict[str, TokenTable]) -> Prepared:
     """The stage with its programs. UserError: evaluations will not have the metric that one goes by."""
     prepared = prepare(run, "po", table, problem, evaluated.values())
-    watched = watched_metric(run.config)
-    if watched is not None and evaluated:
-        names = metric_names(run, next(iter(evaluated.values())), prepared.step.like.weights)
-        starts = ["eval", *(f"eval_{name}" for name in run.config.data.set_names)]
-        check_metric(watched, [f"{start}/{name}" for start in starts for name in names])
+    check_watched(run, evaluated, prepared.step)
     return prepared
 
 
@@ -157,7 +152,7 @@ def _refuse_dead_masks(run: Run, table: TokenTable, start: dict[str, Weights]) -
 
     With policy = reference nothing would move.
     """
-    if not start["masks"]:
+    if not start["masks"] or mask_of(run.config.objective) is None:  # TBPO-Q's head is among the weights
         return
     first_pairs = table.take(np.arange(min(len(table), 256)))
     scores = score_table(run, first_pairs, adapted(run, start), reference_weights(run, start))

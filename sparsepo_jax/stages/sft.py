@@ -11,7 +11,7 @@ from sparsepo_jax.models.lora import merge_adapters
 from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.stages.context import Run, say
-from sparsepo_jax.stages.training import prepare, train
+from sparsepo_jax.stages.training import check_watched_of_po, prepare, train
 from sparsepo_jax.stages.weights import starting_policy
 
 
@@ -25,6 +25,7 @@ def sft(run: Run) -> None:
         _take(run, taken_from)
         return
     run.check_training("sft")
+    check_watched_of_po(run)
     table = _rows(run, run.marks)
     run.begin("sft", table.file_digests())
     lora = run.lora("sft")

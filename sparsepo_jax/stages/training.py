@@ -30,8 +30,8 @@ from sparsepo_jax.report.evidence import facts_path
 from sparsepo_jax.run.choices import Choices
 from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.stages.context import Run, say
-from sparsepo_jax.stages.scores import compile_scores
-from sparsepo_jax.train.best import Best, Watched
+from sparsepo_jax.stages.scores import compile_scores, metric_names
+from sparsepo_jax.train.best import Best, Watched, check_metric
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy, save_once
 from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.loop import Evaluating, Stopping, Work, run_training
@@ -160,7 +160,8 @@ def train(
     facts = _write_facts(run, stage, prepared)
     watch = FirstSteps(config.model_dump(mode="json"), facts) if stage == "po" else None
     every_steps = getattr(training, "eval_every_steps", None)
-    with jax.set_mesh(run.mesh), _metrics_log(run, stage, after_step=int(state.step)) as log:
+    evaluation = Evaluating(evaluate, every_steps, best) if evaluate and every_steps else None
+    with jax.set_mesh(run.mesh), _metrics_log(run, stage, state, evaluation, plan.steps) as log:
         state = run_training(
             Work(
                 stage=stage,
@@ -182,14 +183,14 @@ def train(
             checks=Checks(training.skip_nonfinite, functools.partial(name_rows, table, plan), check_first),
             stopping=Stopping(run.stop, run.should_stop),
             checkpoints=checkpoints,
-            evaluation=Evaluating(evaluate, every_steps, best) if evaluate and every_steps else None,
+            evaluation=evaluation,
         )
     done = int(state.step)
     if best is not None and training.keep == "best" and best.step not in (None, done):
         del state  # two of them may not fit
         state = _read_state(run, stage, best.step, step.like)
     elif best is not None and training.keep == "best" and best.step is None:
-        say(f"note: {stage}: no evaluation gave a finite {best.watched.metric}: the last weights are kept")
+        say(f"note: {stage}: no best {best.watched.metric} is known: the last weights are kept")
     kept = int(state.step)
     save_once(run.output_dir / stage / "final", finish(state.weights))
     if kept != done:
@@ -206,6 +207,24 @@ def watched_metric(config: Config) -> Watched | None:
         name = "po.early_stopping.metric"
         return Watched(name, stopping.metric, stopping.mode, stopping.patience, stopping.min_delta)
     return None if best is None else Watched("checkpoint.best.metric", best.metric, best.mode)
+
+
+def check_watched(run: Run, evaluated: dict[str, TokenTable], step: Step) -> None:
+    """UserError: the evaluations of po will not have the metric that it goes by."""
+    watched = watched_metric(run.config)
+    if watched is not None and evaluated:
+        names = metric_names(run, next(iter(evaluated.values())), step.like.weights)
+        starts = ["eval", *(f"eval_{name}" for name in run.config.data.set_names)]
+        check_metric(watched, [f"{start}/{name}" for start in starts for name in names])
+
+
+def check_watched_of_po(run: Run) -> None:
+    """The same before the stage po, whose metrics follow from shapes. Raises as `check_watched`."""
+    config = run.config
+    asked = "po" in config.stages and config.po.eval_every_steps is not None
+    if asked and watched_metric(config) is not None:
+        step = make_step(config, "po", run.problem, run.spec, 1, run.mesh)
+        check_watched(run, run.evaluation_sets, step)
 
 
 def _checkpoints(
@@ -248,17 +267,20 @@ def _batches(run: Run, stage: str, prepared: Prepared, start: int) -> Any:
     )
 
 
-def _metrics_log(run: Run, stage: str, after_step: int) -> MetricsLog:
-    logging = run.config.logging
+def _metrics_log(
+    run: Run, stage: str, state: TrainState, evaluation: Evaluating | None, steps: int
+) -> MetricsLog:
+    logging, step = run.config.logging, int(state.step)
     about = About(
         output_dir=run.output_dir,
         stage=stage,
-        after_step=after_step,
+        after_step=step,
         project=logging.project,
         name=logging.name or run.output_dir.resolve().name,
         config=run.config.model_dump(mode="json"),
     )
-    return MetricsLog(about, logging.trackers)
+    again = evaluation is not None and evaluation.is_missing(step, steps)
+    return MetricsLog(about, logging.trackers, evaluates_again=again)
 
 
 def _write_facts(run: Run, stage: str, prepared: Prepared) -> dict[str, Any]:

@@ -269,7 +269,8 @@ class Checkpoints:
         if _anywhere(damage is not None):
             raise UserError(
                 f"the checkpoint of step {step} in {self._orbax.directory} is damaged "
-                f"({damage or _ELSEWHERE}); bring back a copy, or run the stage in another output_dir"
+                f"({damage or _ELSEWHERE}); bring back a copy, or remove {step} from there: the run then "
+                "keeps its last weights, as po.keep=last does"
             )
         return state
 

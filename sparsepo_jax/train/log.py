@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+import numpy as np
 
+from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import written_atomically
+from sparsepo_jax.sharding.processes import as_the_first
 from sparsepo_jax.train.trackers import About, Tracker, open_tracker
 
 
@@ -20,25 +23,41 @@ class MetricsLog:
     before is taken out of metrics.jsonl.
     """
 
-    def __init__(self, about: About, trackers: Sequence[str]):
+    def __init__(self, about: About, trackers: Sequence[str], *, evaluates_again: bool = False):
         """Opens the files, and the run's entry in each tracker.
 
         Args:
             about: the run, and the stage that will write.
             trackers: names, see train/trackers.
+            evaluates_again: whether the step that the stage continues after is evaluated (once more).
 
         Raises:
-            UserError: the package of a tracker is not installed, or the tracker refuses the run.
+            UserError: in all processes, if the package of a tracker is not installed, or the tracker refuses
+                the run.
         """
         self._start_s = time.time()
         self._file: TextIO | None = None
         self._trackers: dict[str, Tracker] = {}
-        if jax.process_index() != 0:
-            return
-        path = about.output_dir / "metrics.jsonl"
-        _drop_steps(path, about.stage, about.after_step)
-        self._trackers = {name: open_tracker(name, about) for name in trackers}
-        self._file = path.open("a", encoding="utf-8")
+        refusal: UserError | None = None
+        if jax.process_index() == 0:
+            path = about.output_dir / "metrics.jsonl"
+            _drop_steps(path, about.stage, about.after_step, evaluates_again)
+            refusal = self._open_trackers(about, trackers)
+            if refusal is None:
+                self._file = path.open("a", encoding="utf-8")
+        if as_the_first(np.array(refusal is not None)):
+            raise refusal or UserError("the first process of this run says which tracker does not start")
+
+    def _open_trackers(self, about: About, names: Sequence[str]) -> UserError | None:
+        """Opens all of them; if one refuses, those before it are closed, and its reason is returned."""
+        try:
+            for name in names:
+                self._trackers[name] = open_tracker(name, about)
+        except UserError as error:
+            for name in list(self._trackers):
+                self._ask(name, lambda tracker: tracker.close(failed=True))
+            return error
+        return None
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of a step.
@@ -78,13 +97,16 @@ class MetricsLog:
             self._ask(name, lambda tracker: tracker.close(failed=failed))
 
 
-def _drop_steps(path: Path, stage: str, after_step: int) -> None:
-    """Takes out the stage's lines of later steps, and half a line, which a killed run may leave."""
+def _drop_steps(path: Path, stage: str, after_step: int, evaluates_again: bool) -> None:
+    """Takes out the stage's lines of later steps, and half a line, which a killed run may leave.
+
+    Of the step itself the evaluation goes, if it is done again.
+    """
     if not path.exists():
         return
     before = path.read_bytes()
     lines = before.splitlines(keepends=True)
-    after = b"".join(line for line in lines if not _is_redone(line, stage, after_step))
+    after = b"".join(line for line in lines if not _is_redone(line, stage, after_step, evaluates_again))
     if after and not after.endswith(b"\n"):
         after += b"\n"
     if after != before:
@@ -92,9 +114,13 @@ def _drop_steps(path: Path, stage: str, after_step: int) -> None:
             file.write(after)
 
 
-def _is_redone(line: bytes, stage: str, after_step: int) -> bool:
+def _is_redone(line: bytes, stage: str, after_step: int, evaluates_again: bool) -> bool:
     try:
         row = json.loads(line)
-        return bool(row["stage"] == stage and row["step"] > after_step)
-    except (ValueError, KeyError, TypeError):
+        if row["stage"] != stage:
+            return False
+        if row["step"] == after_step and evaluates_again:
+            return any(name.startswith("eval") for name in row)
+        return bool(row["step"] > after_step)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return not line.endswith(b"\n")

@@ -166,6 +166,7 @@ def run_training(
                     meter.note(f"stopped after step {step}, saved in {time.perf_counter() - began_s:.1f} s")
                     raise exception
             save()
+            meter.write_rest(step)
             if best is not None and best.should_stop and step < work.total_steps:
                 meter.note(f"stopped early after step {step} of {work.total_steps}: {best.words()}")
     finally:

@@ -190,6 +190,15 @@ class Meter:
         while self._in_flight:
             self._fetch()
 
+    def write_rest(self, step: int) -> None:
+        """Writes the steps since the last window, where a stage ends before its last step.
+
+        Args:
+            step: the last one that was taken. Its metrics have been fetched.
+        """
+        if self._window:
+            self._write_window(step, self._rates())
+
     def close(self) -> None:
         """Takes the bar off the screen."""
         self._bar.close()

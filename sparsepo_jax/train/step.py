@@ -173,8 +173,9 @@ def make_update(
     """A training step.
 
     Gradients of sums are added up over micro-steps and divided once, so that any number of micro-steps
-    gives the update of one large batch. If the loss or the gradient is not finite, weights and optimizer
-    stay as they were, so that one batch cannot destroy what was learnt before.
+    gives the update of one large batch (but for what looks at a micro-step as a whole: the objectives of
+    losses/quantiles, and the routers' own loss). If the loss or the gradient is not finite, weights and
+    optimizer stay as they were, so that one batch cannot destroy what was learnt before.
 
     The policy's matrices are brought into the type of the activations once a step, not once in each layer
     and pass. So their gradients come in that type, and are summed over micro-steps in float32.

@@ -21,7 +21,8 @@ class Lexicon(Section):
 
 class Evaluation(Section):
     batch_size: Positive = 32
-    """Pairs a batch; changes speed, not results."""
+    """Pairs a batch; changes speed, not results (but the loss of aot and aot_unpaired, which sort the
+    pairs of a batch)."""
     max_pairs: Positive | None = None
     """Evaluate on the first so many pairs (of each set). None: on all."""
     main: str | None = None

@@ -17,6 +17,7 @@ from sparsepo_jax.config.schema.compute import Compute
 from sparsepo_jax.config.schema.data import HOLDOUT, Data
 from sparsepo_jax.config.schema.evaluation import Evaluation, Harness, Measure, Report
 from sparsepo_jax.config.schema.generation import Generation, PairMaking, ScorerSettings
+from sparsepo_jax.config.schema.masking import mask_mistakes
 from sparsepo_jax.config.schema.models import AutoTokenizer, Export, Policy, Reference, Tokenizer
 from sparsepo_jax.config.schema.objectives import AotBase, Mix, Objective, SparsePO
 from sparsepo_jax.config.schema.token_weights import Weigh
@@ -128,7 +129,7 @@ class Config(Section):
             *self._watching_mistakes(),
             *self._adapter_mistakes(),
             *self._objective_mistakes(),
-            *self._mask_mistakes(),
+            *mask_mistakes(self.objective),
             *self._reference_mistakes(),
             *self._offload_mistakes(),
             *self._text_mistakes(),
@@ -231,6 +232,7 @@ class Config(Section):
         uses = {
             "po.early_stopping": po.early_stopping is not None,
             "po.keep": po.keep == "best",
+            "checkpoint.best": best is not None and po.early_stopping is None and po.keep != "best",
         }
         for name in (name for name, is_used in uses.items() if is_used):
             if po.eval_every_steps is None:
@@ -247,13 +249,15 @@ class Config(Section):
                     "kept: leave out checkpoint.best, or write the same in both"
                 )
         if po.early_stopping is not None:
-            yield from self._metric_mistakes(po.early_stopping.metric)
+            yield from self._metric_mistakes("po.early_stopping.metric", po.early_stopping.metric)
+        elif best is not None:
+            yield from self._metric_mistakes("checkpoint.best.metric", best.metric)
 
-    def _metric_mistakes(self, metric: str) -> Iterator[str]:
+    def _metric_mistakes(self, setting: str, metric: str) -> Iterator[str]:
         sets = ["eval", *(f"eval_{name}" for name in self.data.set_names)]
         if metric.split("/")[0] not in sets or "/" not in metric:
             starts = ", ".join(f"{name}/..." for name in sets)
-            yield f"po.early_stopping.metric: expected one of an evaluation set ({starts}), got {metric!r}"
+            yield f"{setting}: expected one of an evaluation set ({starts}), got {metric!r}"
 
     def _adapter_mistakes(self) -> Iterator[str]:
         policy, reference = self.policy, self.reference
@@ -292,21 +296,6 @@ class Config(Section):
                 yield f"{place}.mask: all parts share one mask: set objective.mask instead"
             if single.l1_reward > 0 or single.l1_kl > 0:
                 yield f"{place}: L1 is that of the mask, which all parts share: set it under objective"
-
-    def _mask_mistakes(self) -> Iterator[str]:
-        objective = self.objective
-        kind, weighs, mask = objective.kind, objective.weighs, objective.mask
-        if mask is None:
-            for name in ("l1_reward", "l1_kl"):
-                if getattr(objective, name, 0.0) > 0:
-                    yield f"objective.{name}: there is no mask to be made sparse: set objective.mask"
-        elif isinstance(weighs, str):
-            yield f"objective.mask: {kind} takes no token mask: {weighs}; leave it out"
-        elif not weighs.kl:
-            if mask.on == "kl":
-                yield f"objective.mask.on: objective {kind} has no KL term: take reward, or leave it out"
-            if getattr(objective, "l1_kl", 0.0) > 0:
-                yield f"objective.l1_kl: objective {kind} has no KL term, whose mask this is: take l1_reward"
 
     def _reference_mistakes(self) -> Iterator[str]:
         reason = needs_reference(self.objective) if self.reference.cached else None

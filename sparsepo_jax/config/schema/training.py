@@ -152,7 +152,8 @@ class Training(Section):
     batch_size: Positive = 64
     """Rows (sft) or pairs (po) per optimizer step, over all devices and micro-steps."""
     accumulation: Positive = 1
-    """Micro-steps per optimizer step; must divide batch_size. Changes memory, not the update."""
+    """Micro-steps per optimizer step; must divide batch_size. Changes memory, not the update, but for what is
+    of a micro-step: objectives aot and aot_unpaired, which sort its pairs, and router_aux_coefficient."""
     optimizer: Optimizer = AdamW()
     """The rule that turns gradients into updates."""
     schedule: Schedule = Schedule()
