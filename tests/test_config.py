@@ -271,7 +271,7 @@ def test_an_overridden_kind_drops_what_the_new_kind_lacks_and_says_so(load):
 
 def test_a_mask_that_dpo_was_given_goes_over_to_any_objective(load):
     """Only the masks of sparsepo and mapo, which belong to these, stay behind."""
-    config, notes = load("objective: {kind: dpo, l1_reward: 0.1, mask: {init: ones}}", "objective.kind=simpo")
+    config, notes = load("objective: {kind: dpo, l1_reward: 0.1, mask: {init: ones}}", "objective.kind=hinge")
     assert (config.objective.mask, config.objective.l1_reward, notes) == (LearnedMask(init="ones"), 0.1, [])
     config, _ = load(SPARSEPO, "objective.kind=dpo", "objective.mask.kind=ones")
     assert config.objective == Dpo(kind="dpo", beta=0.5, mask=OnesMask(kind="ones"))
@@ -292,8 +292,8 @@ def test_masks_and_l1_that_an_objective_cannot_use_are_refused_by_name(mistakes)
     [
         ("kind: ipo, mask: {}", "l1_reward: objective ipo averages over the mask"),
         (
-            "kind: mix, mask: {}, parts: [{}, {objective: {kind: simpo}}]",
-            "l1_reward: objective simpo averages",
+            "kind: mix, mask: {}, parts: [{objective: {kind: ipo}}, {weight: 0, objective: {}}]",
+            "l1_reward: objective mix averages",
         ),
         ("mask: {mixer_activation: top_k}", "l1_reward: the mean of gate top_k is set by the gate"),
         ("kind: dpo, mask: {kind: ones}", "l1_reward: a mask of kind ones is not trained"),
@@ -310,6 +310,7 @@ def test_l1_that_has_no_mask_to_push_is_refused(mistakes, load, objective, said)
     assert line.startswith(f"objective.{said}")
     load(f"objective: {{{objective}}}")
     load("objective: {kind: dpo, mask: {}, l1_reward: 1e-3}")
+    load("objective: {kind: mix, l1_reward: 1, mask: {}, parts: [{objective: {}}, {objective: {kind: ipo}}]}")
     load("objective: {mask: {normalise: true}, l1_reward: 1e-3}")  # settings of sparsepo load as ever
 
 

@@ -97,10 +97,12 @@ def test_an_objective_takes_its_numbers_as_arguments(kind):
     Kills: a loss that branches on the value of a setting.
     """
     stats, masks = made_stats()
-    base = {"kind": kind, "nll_weight": 0.2, "mask": {"kind": "ones"}, **NEEDED.get(kind, {})}
+    base = {"kind": kind, "nll_weight": 0.2, "mask": {"kind": "learned"}, **NEEDED.get(kind, {})}
     objective = make_config(objective=base).objective
-    # policy_weight is a switch: it makes another program. Without a KL term there is no mask of it.
+    # policy_weight is a switch: it makes another program. Without a KL term there is no mask of it, and a
+    # mean over a mask takes no L1.
     left_out = {"kind", "mask", "policy_weight", "parts"} | (set() if objective.weighs.kl else {"l1_kl"})
+    left_out |= {"l1_reward"} if objective.weighs.over == "mean" else set()
     fields = objective.model_dump(exclude=left_out)
     changed = base | {name: 0.4 if value == 0 else 0.5 * value for name, value in fields.items()}
     if "parts" in base:

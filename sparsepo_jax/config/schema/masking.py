@@ -58,9 +58,10 @@ def _why_l1_is_idle(objective: Objective, mask: AnyMask, name: str) -> str | Non
 
 
 def _averaging(objective: Objective) -> str | None:
-    """The objective, or the first of its parts, that divides by the mask's sum."""
-    singles = [part.objective for part in objective.parts] if isinstance(objective, Mix) else [objective]
-    for single in singles:
-        if isinstance(single.weighs, Weighs) and single.weighs.over == "mean":
-            return f"objective {single.kind}"
-    return None
+    """The objective, if it divides by the mask's sum (a mix: if all parts that count do)."""
+    parts = [objective]
+    if isinstance(objective, Mix):
+        parts = [part.objective for part in objective.parts if part.weight > 0]
+    declared = [part.weighs for part in parts]
+    averages = all(isinstance(weighs, Weighs) and weighs.over == "mean" for weighs in declared)
+    return f"objective {objective.kind}" if averages else None
