@@ -156,3 +156,25 @@ def test_the_convolution_follows_each_token_s_own_past(shared):
     expected = jax.jit(jax.grad(lambda *a: jnp.sum(pull * plain(*a)), argnums=(0, 1)))(x, weight)
     for one, other in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=TOKEN)
+
+
+def test_the_triangular_system_and_decays_are_not_rounded_on_accelerators():
+    """Kills: products at a device's default, which takes float32 factors as bfloat16 or TF32.
+
+    A CPU does not round, so what is asked of the device is read from the program.
+    """
+
+    def precisions(function, *arguments) -> list:
+        lines = str(jax.make_jaxpr(function)(*arguments)).split("dot_general[")[1:]
+        return [
+            "precision=(Precision.HIGHEST, Precision.HIGHEST)" in " ".join(line.split()) for line in lines
+        ]
+
+    x = jnp.tril(jnp.full((4, 4), 0.5), -1)
+    forward = precisions(lambda x: unit_lower_inverse(x), x)
+    both = precisions(jax.grad(lambda x: unit_lower_inverse(x).sum()), x)
+    assert all(forward) and all(both) and len(both) == len(forward) + 2 == 6
+    packing, places = batch_of(shared=False)
+    arrays = inputs(*packing.ids_RS.shape)
+    whole = precisions(lambda *arrays: gated_delta(*arrays, places, branched=False)[0], *arrays)
+    assert sum(whole) == len(forward) + 1, "those of the system, and the sums of log-decays"

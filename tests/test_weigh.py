@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,7 @@ from sparsepo_jax.main import main
 from sparsepo_jax.run.check import make_plan_text
 from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.run.sweep import parse_axes, plan_sweep
-from sparsepo_jax.stages.weigh import Weighing
+from sparsepo_jax.stages.weigh import Weighing, _ids
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "weigh"
 
@@ -100,6 +101,7 @@ SETTINGS = {
     "log_ratio": {},
     "mask": {"of": "kl"},
 }
+BASE = {"tgdpo": {"beta": 0.1}}  # else it is the scored run's
 
 
 @pytest.mark.parametrize("kind", members(Weigh))
@@ -111,7 +113,7 @@ def test_every_setting_of_every_kind_moves_weights(kind):
     scores = [first, first | {"logp": NEGATIVE}][: len(runs)]
 
     def weights(**changes) -> list[float]:
-        settings = section(kind=kind, **runs, **changes)
+        settings = section(kind=kind, **runs, **(BASE.get(kind, {}) | changes))
         return np.concatenate([make_weigh(settings)(scores, 1, chosen) for chosen in (True, False)]).tolist()
 
     for name, value in SETTINGS[kind].items():
@@ -299,8 +301,8 @@ def test_token_ids_of_another_vocabulary_are_refused(place, other, tis, capsys, 
     facts = other / "score" / "facts.json"
     facts.write_text('{"vocabulary": "0123", "other_turns": true}')
     settings = {"kind": "tis", **two(place), "negative": str(other)}
-    assert "tokens of users or tools stand between" in refused(place, capsys, settings)
-    facts.write_text('{"vocabulary": "0123", "other_turns": false}')
+    assert "what users and tools say between" in refused(place, capsys, settings)
+    facts.write_text('{"vocabulary": "0123"}')
     assert "token ids of different vocabularies" in refused(place, capsys, settings)
     facts.unlink()
     assert "run the stage score there again" in refused(place, capsys, settings)
@@ -340,7 +342,9 @@ def weighed_rows(table, tokenizer, directory, kind="sepo"):
         weigh=members(Weigh)[kind](kind=kind, **runs), policy=Policy(), report=SimpleNamespace(pairs=1)
     )
     records = [pair_record(score, table, tokenizer, with_text=False) for score in scores]
-    weighing = Weighing(SimpleNamespace(config=config, tokenizer=tokenizer), vocabulary_digest(tokenizer))
+    weighing = Weighing(
+        SimpleNamespace(config=config, tokenizer=tokenizer), vocabulary_digest(tokenizer), config.weigh
+    )
     others = [record | {"chosen": record["chosen"] | {"logp": record["chosen"]["kl"]}} for record in records]
     rows = list(weighing.rows(iter(zip(records, others)) if kind == "tis" else ([each] for each in records)))
     (directory / "weighed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -412,6 +416,64 @@ def test_turns_of_others_stay_between_the_tokens_that_are_weighed(tmp_path):
     again = load([file], None)
     assert row["chosen_before"] == [[1, [7, 8]]] and again.digest() == table.digest()
     assert len(row["chosen_weights"]) == 3
+
+
+def test_tokens_that_end_a_turn_in_the_middle_have_no_rank(tmp_path):
+    """And runs that read other turns of users have scored other pairs."""
+    tokenizer = chat_tokenizer(CHATML, eos="<|im_end|>")
+    end, a, b = (
+        tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        *tokenizer.encode("ab", add_special_tokens=False),
+    )
+    ids = {"prompt_ids": [a], "chosen_ids": [a, b, end, b, a, end], "rejected_ids": [b, end]}
+    table = Load(tmp_path)([ids | {"chosen_before": [[3, [a, a]]]}], tokenizer)
+    (row,), _ = weighed_rows(table, tokenizer, tmp_path, "tis")
+    assert [weight == 0 for weight in row["chosen_weights"]] == [False, False, True, False, False, True]
+    other = {"token_ids": [a], "before_ids": [[1, [b]]]}
+    records = [{"prompt_ids": [a], "chosen": {"token_ids": [a]}, "rejected": each} for each in (other, other)]
+    assert _ids(records[0]) == _ids(records[1])
+    assert _ids(records[0]) != _ids(records[1] | {"rejected": other | {"before_ids": [[1, [a]]]}})
+
+
+def test_a_failure_of_the_first_process_is_one_of_all(monkeypatch, tmp_path):
+    """Kills: others that go on to po without the rows."""
+    marked = []
+    run = SimpleNamespace(
+        output_dir=tmp_path,
+        config=SimpleNamespace(weigh=members(Weigh)["sepo"](kind="sepo", run="a")),
+        marks=SimpleNamespace(finished=lambda *asked: False),
+        unmark=lambda stage: None,
+        mark=lambda stage, began_s: marked.append(stage),
+    )
+    stage = sys.modules["sparsepo_jax.stages.weigh"]
+    monkeypatch.setattr(stage, "_find_scores", lambda *asked: tmp_path / "scores.jsonl")
+    monkeypatch.setattr(stage, "_common_vocabulary", lambda *asked: None)
+    told = []
+    monkeypatch.setattr(stage, "as_the_first", lambda x: told.append(bool(x)) or np.array(True))
+    with pytest.raises(AttributeError):  # of the run above, which has no tokenizer
+        stage.weigh(run)
+    monkeypatch.setattr(stage.jax, "process_index", lambda: 1)
+    with pytest.raises(UserError, match="the first process of this run says why"):
+        stage.weigh(run)
+    assert told == [True, False] and marked == []
+
+
+def test_tgdpo_takes_the_beta_of_its_run_and_cut_responses_are_told(place, other, capsys):
+    marks = json.loads((other / "stages.json").read_text())
+    marks["score"]["depends"]["objective"]["beta"] = 0.3
+    (other / "stages.json").write_text(json.dumps(marks))
+    facts = json.loads((other / "score" / "facts.json").read_text())
+    assert facts["cut_responses"] == 0
+    (other / "score" / "facts.json").write_text(json.dumps(facts | {"cut_responses": 7}))
+    output = weigh_into(place, "tgdpo", {"kind": "tgdpo", "run": str(other)})
+    assert "7 responses were cut" in capsys.readouterr().out
+    assert json.loads((output / "weigh" / "summary.json").read_text())["settings"]["beta"] == 0.3
+    score, row = lines_of(other / "scores.jsonl")[0]["chosen"], lines_of(output / "weighed.jsonl")[0]
+    expected = 1 + 0.5 * 0.3 * (np.array(score["logp"]) - np.array(score["ref_logp"]))
+    np.testing.assert_allclose(row["chosen_weights"], expected, rtol=1e-5)
+    del marks["score"]["depends"]["objective"]["beta"]
+    (other / "stages.json").write_text(json.dumps(marks))
+    assert "set weigh.beta" in refused(place, capsys, {"kind": "tgdpo", "run": str(other)})
 
 
 def test_truth_values_may_stand_for_spans(tmp_path):

@@ -38,7 +38,10 @@ def gated_delta(
     *,
     branched: bool,
 ) -> tuple[Float[Array, "R S N X"], Float[Array, "R N H X"]]:
-    """What each token reads of its memory, computed in float32.
+    """What each token reads of its memory, held and summed in float32.
+
+    Sums of log-decays and the triangular systems are exact to float32 on every device; in the other products
+    a device that rounds the factors of float32 products by default does so here.
 
     The backward pass computes all but the inputs again.
 
@@ -178,7 +181,9 @@ def _chunks(
     """All that the scan reads, for all chunks at once."""
     sees_IRCT = places.sees()
     # Decay from the chunk's beginning to each token, along the token's own past.
-    since_IRKGC = jnp.einsum("IRCT,IRKGT->IRKGC", sees_IRCT.astype(jnp.float32), log_decay_IRKGC)
+    since_IRKGC = jnp.einsum(
+        "IRCT,IRKGT->IRKGC", sees_IRCT.astype(jnp.float32), log_decay_IRKGC, precision="highest"
+    )  # its exponential is taken
     between_IRKGCT = since_IRKGC[..., :, None] - since_IRKGC[..., None, :]
     decay_IRKGCT = jnp.exp(jnp.where(sees_IRCT[:, :, None, None], between_IRKGCT, -jnp.inf))
     entering_IRMC = places.goes_on(branched).astype(jnp.float32)
@@ -219,11 +224,16 @@ def unit_lower_inverse(x: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
         # Below the diagonal of each pair: rows of its second block, columns of its first.
         below = jnp.moveaxis(jnp.diagonal(blocks[..., :, 1, :, :, 0, :], axis1=-4, axis2=-2), -1, -3)
         first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-        lower = -second @ below @ first
+        lower = -_product(_product(second, below), first)
         upper = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
         inverse = jnp.concatenate([upper, jnp.concatenate([lower, second], axis=-1)], axis=-2)
         size *= 2
     return inverse[..., 0, :, :]
+
+
+def _product(x: Array, y: Array) -> Array:
+    """Of matrices, without rounding to bfloat16: an inverse from rounded factors is another one's."""
+    return jnp.matmul(x, y, precision="highest")
 
 
 def _inverse_forward(x: Array) -> tuple[Array, Array]:
@@ -233,7 +243,7 @@ def _inverse_forward(x: Array) -> tuple[Array, Array]:
 
 def _inverse_backward(inverse: Array, d_inverse: Array) -> tuple[Array]:
     turned = inverse.swapaxes(-1, -2)
-    return (-jnp.tril(turned @ d_inverse @ turned, -1),)
+    return (-jnp.tril(_product(_product(turned, d_inverse), turned), -1),)
 
 
 unit_lower_inverse.defvjp(_inverse_forward, _inverse_backward)

@@ -1,7 +1,7 @@
 """The stage score: every evaluation pair, token by token, in scores.jsonl.
 
-score/facts.json says for who reads them later of which vocabulary the token ids are (a digest), and whether
-tokens of other turns, which are not written, stand between a response's own.
+score/facts.json says for who reads them later of which vocabulary the token ids are (a digest), and
+how many responses were cut at data.max_length.
 """
 
 import time
@@ -35,8 +35,8 @@ def score(run: Run) -> None:
     run.unmark("score")
     if jax.process_index() == 0:
         write_jsonl(path, _records(sets, scores))
-        has_turns = any(table.between is not None for table in sets.values())
-        write_json(facts_path, {"vocabulary": vocabulary_digest(run.tokenizer), "other_turns": has_turns})
+        cut = sum(int(table.response_cut_NP.sum()) for table in sets.values())
+        write_json(facts_path, {"vocabulary": vocabulary_digest(run.tokenizer), "cut_responses": cut})
     run.mark("score", began_s)
     for name, of_set in scores.items():
         mean_loss = np.mean([pair.metrics["loss"] for pair in of_set])

@@ -21,13 +21,14 @@ import numpy as np
 
 from sparsepo_jax.build.weighing import WeightsOf, as_written, make_weigh
 from sparsepo_jax.config.schema.models import Policy
-from sparsepo_jax.config.schema.token_weights import TwoRuns
+from sparsepo_jax.config.schema.token_weights import TgdpoWeights, TwoRuns
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.data.inspect import token_texts
 from sparsepo_jax.data.tokenizers import vocabulary_digest
 from sparsepo_jax.eval.auroc import auroc
 from sparsepo_jax.run.resume import Marks, scores_path
+from sparsepo_jax.sharding.processes import as_the_first
 from sparsepo_jax.stages.context import Run, say
 
 SIDES = ("chosen", "rejected")
@@ -44,16 +45,29 @@ def weigh(run: Run) -> None:
         return
     names = ("positive", "negative") if isinstance(run.config.weigh, TwoRuns) else ("run",)
     paths = [_find_scores(run, f"weigh.{name}", getattr(run.config.weigh, name)) for name in names]
-    vocabulary = _common_vocabulary(run, paths)
+    vocabulary, settings = _common_vocabulary(run, paths), _with_beta(run, paths)
     run.unmark("weigh")
+    refusal: Exception | None = None
     if jax.process_index() == 0:
-        writer = Weighing(run, vocabulary)
-        write_jsonl(path, writer.rows(_together(paths)))
-        summary = writer.summary()
-        write_json(run.output_dir / "weigh" / "summary.json", summary)
-        _write_page(run, page_path, summary, writer.shown)
-        say(f"weigh: {_in_words(summary)}, in {time.time() - began_s:.1f} s -> {path}, {page_path}")
+        try:
+            summary = _write(run, paths, Weighing(run, vocabulary, settings), path, page_path)
+            say(f"weigh: {_in_words(summary)}, in {time.time() - began_s:.1f} s -> {path}, {page_path}")
+        except Exception as error:  # whatever it is, the other processes must hear of it
+            refusal = error
+    if as_the_first(np.array(refusal is not None)):  # the others wait here until the rows are there
+        raise refusal or UserError("the first process of this run says why nothing was weighed")
     run.mark("weigh", began_s)
+
+
+def _write(run: Run, paths: list[Path], writer: "Weighing", path: Path, page_path: Path) -> Record:
+    """Writes all, and gives the figures."""
+    write_jsonl(path, writer.rows(_together(paths)))
+    summary = writer.summary() | {
+        "cut_responses": max(_facts_of(each).get("cut_responses", 0) for each in paths)
+    }
+    write_json(run.output_dir / "weigh" / "summary.json", summary)
+    _write_page(run, page_path, summary, writer.shown)
+    return summary
 
 
 # ---------------------------------------------------------------- the runs whose scores are read
@@ -92,22 +106,39 @@ def _common_vocabulary(run: Run, paths: list[Path]) -> str | None:
     return digests[0]
 
 
-def _vocabulary_of(path: Path) -> str | None:
+def _facts_of(path: Path) -> Record:
     facts = path.parent / "score" / "facts.json"
     try:
         content = json.loads(facts.read_text())
-        vocabulary, has_other_turns = content["vocabulary"], content["other_turns"]
+        content["vocabulary"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{facts}: it should say of which vocabulary the token ids of {path.name} are; "
             "run the stage score there again"
         ) from None
-    if has_other_turns:
+    return content
+
+
+def _vocabulary_of(path: Path) -> str | None:
+    content = _facts_of(path)
+    if content.get("other_turns"):  # of a version that did not write them
         raise UserError(
-            f"{path}: tokens of users or tools stand between those of responses (data.train_on), and rows of "
-            "token ids cannot hold them: weigh pairs whose responses are one turn"
+            f"{path}: it does not say what users and tools say between the tokens of responses; run the "
+            "stage score there again"
         )
-    return vocabulary
+    return content["vocabulary"]
+
+
+def _with_beta(run: Run, paths: list[Path]) -> Any:
+    """The section weigh, with the beta that the run was trained with where it leaves it to that run."""
+    settings = run.config.weigh
+    if not isinstance(settings, TgdpoWeights) or settings.beta is not None:
+        return settings
+    directory = str(paths[0].parent)
+    trained = Marks(run.config, directory).all()["score"]["depends"].get("objective") or {}
+    if trained.get("beta") is None:
+        raise UserError(f"weigh.beta: the objective of {directory} has no beta: set weigh.beta")
+    return settings.model_copy(update={"beta": trained["beta"]})
 
 
 def _together(paths: list[Path]) -> Iterator[list[Record]]:
@@ -122,8 +153,10 @@ def _together(paths: list[Path]) -> Iterator[list[Record]]:
         yield list(records)
 
 
-def _ids(record: Record) -> tuple[list[int], ...]:
-    return record["prompt_ids"], *(record[side]["token_ids"] for side in SIDES)
+def _ids(record: Record) -> tuple[list[Any], ...]:
+    """All that the model has read, turns of others included."""
+    sides = [record[side] for side in SIDES]
+    return record["prompt_ids"], *((side["token_ids"], side.get("before_ids")) for side in sides)
 
 
 def _records(path: Path) -> Iterator[Record]:
@@ -156,10 +189,10 @@ def _check_columns(response: Record, where: str) -> None:
 class Weighing:
     """Makes the rows, and keeps what the figures and the page need."""
 
-    def __init__(self, run: Run, vocabulary: str | None):
-        self._settings, self._tokenizer = run.config.weigh, run.tokenizer
+    def __init__(self, run: Run, vocabulary: str | None, settings: Any):
+        self._settings, self._tokenizer = settings, run.tokenizer
         self._ends = _ends(run)
-        self._weights_of: WeightsOf = make_weigh(run.config.weigh)
+        self._weights_of: WeightsOf = make_weigh(settings)
         self._vocabulary = vocabulary
         self._most_shown = run.config.report.pairs
         self._all: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
@@ -177,12 +210,27 @@ class Weighing:
     def _weigh(self, records: list[Record], side: str) -> list[float]:
         scores = [{name: np.array(record[side][name]) for name in COLUMNS} for record in records]
         response = records[0][side]
-        ending = self._ending(response["token_ids"])
-        weights = as_written(self._weights_of(scores, ending, side == "chosen"))
+        is_end = self._ends_turn(response)
+        if isinstance(self._settings, TwoRuns):  # those tokens last, whichever turn they end
+            order = np.argsort(is_end, kind="stable")
+            scores = [{name: values[order] for name, values in of_run.items()} for of_run in scores]
+            weighed = self._weights_of(scores, int(is_end.sum()), side == "chosen")[np.argsort(order)]
+        else:
+            weighed = self._weights_of(scores, int(is_end.sum()), side == "chosen")
+        weights = as_written(weighed)
         marks = response.get("decisive")
         self._all[side].append(np.array(weights, np.float32))
         self._decisive[side].append(None if marks is None else np.array(marks, bool))
         return weights
+
+    def _ends_turn(self, response: Record) -> np.ndarray:
+        """Which tokens only end a turn, bool [T]: turns part where others say something between them."""
+        is_end = np.zeros(len(response["token_ids"]), bool)
+        parts = [place for place, _ in response.get("before_ids", []) if place > 0]
+        for turn in np.split(np.arange(len(is_end)), parts):
+            ending = self._ending([response["token_ids"][n] for n in turn])
+            is_end[turn[len(turn) - ending :]] = True
+        return is_end
 
     def _ending(self, ids: list[int]) -> int:
         """How many last tokens only end the response: the last end token, and what is blank behind it."""
@@ -274,6 +322,11 @@ def _in_words(summary: Record) -> str:
         )
     if summary["auroc_decisive"] is not None:
         parts.append(f"decisive tokens at AUROC {summary['auroc_decisive']:.3f}")
+    if summary["cut_responses"]:
+        parts.append(
+            f"{summary['cut_responses']} responses were cut at data.max_length when they were scored, and "
+            "stay cut"
+        )
     return ", ".join(parts)
 
 

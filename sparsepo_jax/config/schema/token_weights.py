@@ -59,8 +59,8 @@ class TgdpoWeights(OneRun):
     rejected ones."""
     alpha: NonNegative = 0.5
     """How much the run's rewards count."""
-    beta: NonNegative = 0.1
-    """Of the run, 1/nat: beta times a log-ratio is its reward."""
+    beta: NonNegative | None = None
+    """1/nat: beta times a log-ratio is the run's reward. None: the beta that the run was trained with."""
 
 
 class CriticalWeights(TwoRuns):
