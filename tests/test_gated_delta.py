@@ -164,11 +164,19 @@ def test_the_triangular_system_and_decays_are_not_rounded_on_accelerators():
     A CPU does not round, so what is asked of the device is read from the program.
     """
 
+    def within(jaxpr) -> list:
+        found = []
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                precision = equation.params["precision"]
+                found.append(precision is not None and set(precision) == {jax.lax.Precision.HIGHEST})
+            for value in equation.params.values():
+                below = getattr(value, "jaxpr", value)
+                found += within(below) if hasattr(below, "eqns") else []
+        return found
+
     def precisions(function, *arguments) -> list:
-        lines = str(jax.make_jaxpr(function)(*arguments)).split("dot_general[")[1:]
-        return [
-            "precision=(Precision.HIGHEST, Precision.HIGHEST)" in " ".join(line.split()) for line in lines
-        ]
+        return within(jax.make_jaxpr(function)(*arguments).jaxpr)
 
     x = jnp.tril(jnp.full((4, 4), 0.5), -1)
     forward = precisions(lambda x: unit_lower_inverse(x), x)
