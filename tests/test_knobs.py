@@ -146,7 +146,7 @@ def metrics_log(config: Config) -> Any:
         patch.setattr("sparsepo_jax.train.log.open_tracker", open_tracker)
         run = SimpleNamespace(config=config, output_dir=Path(directory) / "run")
         run.output_dir.mkdir()
-        with training._metrics_log(run, "po", 0):
+        with training._metrics_log(run, "po", SimpleNamespace(step=0), None, 1):
             pass
     return told
 
