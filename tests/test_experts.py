@@ -246,7 +246,9 @@ def test_adapters_go_to_experts_only_if_they_are_named():
     assert all(name.startswith("attention.") for name in choose_projections((".",), spec))
     assert choose_projections(("experts.down",), spec) == ("experts.down",)
     mixed = spec_from_hf(CONFIGS["qwen3 moe, a layer without experts"])
-    assert choose_projections(("down",), mixed) == ("down",)
+    assert choose_projections((".",), mixed) == choose_projections((".",), spec)
+    with pytest.raises(SpecError, match="down' fits no projection; there are attention"):
+        choose_projections(("^down",), mixed)
 
 
 @pytest.mark.parametrize(

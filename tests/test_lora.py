@@ -43,13 +43,15 @@ MEMORIES = Lora(
     rank=2,
     alpha=3.0,
 )
+ATTENTION = Lora(tuple(name for name in ALL if name.startswith("attention.")), rank=3, alpha=12.0)
+OF_FAMILY = {"qwen3.5": MEMORIES, "qwen3 moe, a layer without experts": ATTENTION}
 FUSED = ("gpt2", "bigcode, one key/value head", "bigcode, all heads", "neox", "phi3")
 
 
 @pytest.mark.parametrize(
     ("name", "lora"),
     [
-        *((name, MEMORIES if name == "qwen3.5" else EVERYWHERE) for name in CONFIGS),
+        *((name, OF_FAMILY.get(name, EVERYWHERE)) for name in CONFIGS),
         *((name, SOME) for name in (*FUSED, "llama")),
     ],
 )
