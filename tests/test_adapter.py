@@ -25,7 +25,7 @@ TARGETS = {
     "gptj": ["q_proj", "v_proj", "fc_in"],
     "gpt_bigcode": ["c_attn", "c_fc"],
     "phi3": ["qkv_proj", "gate_up_proj"],
-    "cohere, norms of queries and keys": ["q_proj", "v_proj"],
+    "cohere": ["q_proj", "v_proj"],
 }
 
 
