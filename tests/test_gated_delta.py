@@ -175,6 +175,7 @@ def test_the_triangular_system_and_decays_are_not_rounded_on_accelerators():
                 found += within(below) if hasattr(below, "eqns") else []
         return found
 
+    @jax.default_matmul_precision("default")  # whatever a run in this process has set
     def precisions(function, *arguments) -> list:
         return within(jax.make_jaxpr(function)(*arguments).jaxpr)
 

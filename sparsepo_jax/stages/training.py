@@ -146,10 +146,8 @@ def train(
     best = None if watched is None else Best(watched)
     checkpoints = _checkpoints(run, stage, reference_record, best)
     state = _state_to_go_on_from(stage, prepared, checkpoints, initial)
-    say(
-        f"{stage}: {len(table)} {unit}, {plan.steps} steps of {training.batch_size}, "
-        f"{100 * plan.real_token_share():.0f} % real tokens"
-    )
+    real = f"{100 * plan.real_token_share():.0f} % real tokens"
+    say(f"{stage}: {len(table)} {unit}, {plan.steps} steps of {training.batch_size}, {real}")
     with jax.set_mesh(run.mesh):
         checkpoints.warm_up(state)
     say(f"{stage}: {prepared.wait()}")
