@@ -254,7 +254,7 @@ def test_a_config_of_another_program_is_one_line(tmp_path, text, program):
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "c.yaml")
     (line,) = caught.value.lines
-    assert line.startswith(f"this is a config of {program}: docs/guides/trl.md says")
+    assert line.startswith(f"this is a config of {program}: --from-trl in place of --config prints it")
     assert "# Coming from TRL" in (ROOT / "docs" / "guides" / "trl.md").read_text()
 
 
