@@ -335,6 +335,7 @@ def test_best_weights_trackers_and_the_hub(tmp_path):
     assert "set eval_steps" in said
     watched = {"load_best_model_at_end": True, "metric_for_best_model": "bleu"}
     assert "metric_for_best_model: 'bleu'" in refused(tmp_path, TRL | watched)
+    assert "eval_steps: 0.1: a share" in refused(tmp_path, TRL | {"eval_steps": 0.1})
 
 
 def test_early_stopping_and_the_hub_of_axolotl(tmp_path):
@@ -345,6 +346,17 @@ def test_early_stopping_and_the_hub_of_axolotl(tmp_path):
     assert config.po.eval_every_steps == 50 and config.po.keep == "last"
     assert (config.export.hub, config.export.hub_private) == ("me/it", True)
     assert "early_stopping_patience" in refused(tmp_path, AXOLOTL | {"early_stopping_patience": 4})
+    said = refused(tmp_path, SFT | settings)
+    assert "take it out" in said and "set eval_steps" not in said, "which would not help"
+
+
+def test_trackers_of_axolotl(tmp_path):
+    """wandb logs where a project is named, unless it is switched off."""
+    project = {"wandb_project": "mine", "wandb_name": "first"}
+    log = translated(tmp_path, AXOLOTL | project | {"use_tensorboard": True})[0].logging
+    assert (log.trackers, log.project, log.name) == (["tensorboard", "wandb"], "mine", "first")
+    log = translated(tmp_path, AXOLOTL | project | {"use_wandb": False})[0].logging
+    assert "wandb" not in log.trackers and log.name == "first"
 
 
 def test_llama_factorys_mix_with_bco(tmp_path):

@@ -158,6 +158,10 @@ def test_the_runs_of_a_chain_are_what_the_settings_say(tmp_path):
         ({"stages": ["po"]}, "rounds: each makes pairs and trains on them"),
         ({"data": {"train": [{"kind": "reviews"}]}}, "data.train: the rounds make it themselves"),
         ({"reference": {"path": "x"}}, "round_reference: reference.path names one reference"),
+        (
+            {"objective": {"kind": "dpo", "mask": {"kind": "given"}}},
+            "objective.mask.kind: pairs that a round makes bring no token weights",
+        ),
         ({"round_reference": "first", "po": {"lora": {}}}, "round_reference: first does not go with po.lora"),
     ],
 )

@@ -316,6 +316,7 @@ def test_a_stage_that_weighs_needs_its_section_and_stands_before_po(place):
     for overrides, said in (
         (["stages=[weigh]"], "weigh: needed by stage weigh"),
         (["stages=[po, weigh]"], "sft/weigh, po"),
+        (["weigh={kind: critical, positive: a, negative: a/scores.jsonl}"], "are the same run"),
         (["weigh={kind: tis, positive: a, negative: b, least: 2}"], "least (2) is above most"),
         (["data.sft.0.exchanged=true"], "these rows are no pairs"),
     ):

@@ -31,8 +31,8 @@ _ASIDE = {
         ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "plugins"), "memory and speed only"
     ),
     **dict.fromkeys(
-        ("wandb_project", "wandb_entity", "wandb_watch", "wandb_name", "wandb_log_model", "wandb_run_id"),
-        "where metrics go is set in the section logging",
+        ("wandb_entity", "wandb_watch", "wandb_log_model", "wandb_run_id", "mlflow_tracking_uri"),
+        "where metrics go is set in the section logging, and by the trackers' own environment variables",
     ),
     **dict.fromkeys(
         (
@@ -87,6 +87,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         section,
         {"num_train_epochs": 1.0, "per_device_train_batch_size": 1, "lr_scheduler_type": "cosine"},
     )
+    _rename_trackers(fields)
     translate_outcome(fields, section)
     if adapter in ("lora", "qlora"):
         translate_lora(fields, section, in_bits=bits, **lora)
@@ -121,6 +122,19 @@ def _rename(fields: Fields) -> None:
             fields.put_back(name, fields.take(theirs), theirs)
     if isinstance(fields.peek("bf16"), str):
         fields.put_back("bf16", fields.take("bf16") in ("auto", "full", "true"))
+
+
+def _rename_trackers(fields: Fields) -> None:
+    """Axolotl logs to wandb where a project is named, and to others where they are switched on."""
+    project, name = fields.take("wandb_project"), fields.take("wandb_name")
+    used = [tracker for tracker in ("tensorboard", "mlflow", "trackio") if fields.flag(f"use_{tracker}")]
+    if fields.flag("use_wandb", default=project is not None):
+        used.append("wandb")
+    if used:
+        fields.put_back("report_to", used)
+    for new, value in (("project", project), ("run_name", name)):
+        if value is not None:
+            fields.put_back(new, value)
 
 
 def _translate_data(fields: Fields, section: str, chat_template: Any) -> None:

@@ -58,7 +58,10 @@ def _translate_best(fields: Fields, section: str) -> None:
         return
     metric = str(fields.take("metric_for_best_model", default="loss")).removeprefix("eval_")
     is_greater = fields.flag("greater_is_better", default=not metric.endswith("loss"))
-    if section == "sft" or "eval_every_steps" not in fields.config.get("po", {}):
+    if section == "sft":
+        fields.refuse(f"{name}: nothing is evaluated while responses are trained on (sft) here: take it out")
+        return
+    if "eval_every_steps" not in fields.config.get("po", {}):
         fields.refuse(
             f"{name}: it goes by evaluations of preference pairs every so many steps here: set eval_steps "
             "(with eval_strategy: steps), or take it out"

@@ -271,7 +271,9 @@ def _translate_saving(fields: Fields, section: str, known: Mapping[str, Any]) ->
         fields.set("checkpoint.keep", keep)
     strategy = fields.take("eval_strategy", "evaluation_strategy", default="no")
     eval_steps = fields.number("eval_steps", default=known["logging_steps"])
-    if strategy == "steps" and section == "po":
+    if strategy == "steps" and section == "po" and 0 < eval_steps < 1:
+        fields.refuse(f"eval_steps: {eval_steps}: a share of the run's steps; write a number of steps")
+    elif strategy == "steps" and section == "po":
         fields.set("po.eval_every_steps", eval_steps)
     elif strategy != "no":
         fields.notes.append(f"eval_strategy: {strategy}: evaluated at the end, by the stage eval")

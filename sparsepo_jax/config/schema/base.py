@@ -4,15 +4,32 @@ of numbers."""
 import dataclasses
 from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, JsonValue, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    JsonValue,
+    WithJsonSchema,
+)
 from pydantic_core import CoreSchema, core_schema
 
-Positive = Annotated[int, Field(gt=0, lt=2**31)]
-Natural = Annotated[int, Field(ge=0, lt=2**31)]
-Share = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
+
+def _no_truth_value(value: Any) -> Any:
+    """Python takes True for 1; in a config (`steps: yes`) it is a mistake."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {str(value).lower()}")
+    return value
+
+
+IsNumber = BeforeValidator(_no_truth_value)
+Positive = Annotated[int, Field(gt=0, lt=2**31), IsNumber]
+Natural = Annotated[int, Field(ge=0, lt=2**31), IsNumber]
+Share = Annotated[float, Field(ge=0, le=1), IsNumber]
+NonNegative = Annotated[float, Field(ge=0), IsNumber]
+PositiveFloat = Annotated[float, Field(gt=0), IsNumber]
+Rate = Annotated[float, Field(ge=0, lt=1), IsNumber]
 # Written out: editors need no definition of JSON values.
 Json = Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", "additionalProperties": True})]
 

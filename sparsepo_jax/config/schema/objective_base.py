@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from sparsepo_jax.config.schema.base import NonNegative, Section
+from sparsepo_jax.config.schema.base import IsNumber, NonNegative, Section
 from sparsepo_jax.config.schema.masks import Mask
 from sparsepo_jax.config.schema.weighing import Weighs
 
@@ -14,6 +14,7 @@ Beta = Annotated[
         gt=0,
         description="Scale of log-ratios, 1/nat: the larger, the closer the policy stays to the reference.",
     ),
+    IsNumber,
 ]
 LabelNoise = Annotated[
     float, Field(ge=0, lt=0.5, description="Share of pairs whose labels are taken to be exchanged.")

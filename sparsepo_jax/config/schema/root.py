@@ -167,6 +167,8 @@ class Config(Section):
                 yield f"rounds: stage {stage} is no part of a round: run it by itself"
         if self.data.train:
             yield "data.train: the rounds make it themselves, by stage pairs: leave it out"
+        if self.objective.mask is not None and self.objective.mask.kind == "given":
+            yield "objective.mask.kind: pairs that a round makes bring no token weights: take another mask"
         if self.round_reference == "previous" and (self.reference.path or self.reference.adapter) is not None:
             yield "round_reference: reference.path names one reference for all rounds: set it to first"
         if self.round_reference == "first" and self.po.lora is not None:

@@ -1,5 +1,6 @@
 """The section `weigh`: token weights that are read off the scores of finished runs."""
 
+import os
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -33,6 +34,13 @@ class TwoRuns(Section):
     def runs(self) -> tuple[str, ...]:
         """All that are read."""
         return (self.positive, self.negative)
+
+    @model_validator(mode="after")
+    def _are_two(self) -> Self:
+        directories = {os.path.abspath(run.removesuffix("scores.jsonl")) for run in self.runs}
+        if len(directories) == 1:
+            raise ValueError(f"positive and negative are the same run ({self.positive}): name two")
+        return self
 
 
 class TisWeights(TwoRuns):

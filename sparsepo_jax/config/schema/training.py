@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from sparsepo_jax.config.paths import PathText
 from sparsepo_jax.config.schema.base import (
     ByKind,
+    IsNumber,
     Natural,
     NonNegative,
     Positive,
@@ -18,7 +19,9 @@ from sparsepo_jax.config.schema.base import (
 )
 from sparsepo_jax.config.shown import shown
 
-LearningRate = Annotated[float, Field(ge=0, description="Learning rate at the peak of the schedule.")]
+LearningRate = Annotated[
+    float, Field(ge=0, description="Learning rate at the peak of the schedule."), IsNumber
+]
 WeightDecay = Annotated[
     float,
     Field(ge=0, description="Decoupled weight decay, times the learning rate; not on biases and norms."),
