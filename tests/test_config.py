@@ -180,8 +180,8 @@ def test_a_kind_that_is_no_word_is_a_mistake(mistakes, kind):
 
 @pytest.mark.parametrize("path", ["po.steps", "seed", "objective.beta", "po.optimizer.learning_rate"])
 def test_true_is_no_number(mistakes, path):
-    """Kills: `steps: yes` as one step."""
-    assert mistakes("", f"{path}=yes") == [f"{path}: expected a number, got true"]
+    """Kills: `steps: true` as one step."""
+    assert mistakes("", f"{path}=true") == [f"{path}: expected a number, got true"]
 
 
 def test_what_the_stages_lack_is_said_a_line_each(mistakes):

@@ -17,7 +17,7 @@ from pydantic_core import CoreSchema, core_schema
 
 
 def _no_truth_value(value: Any) -> Any:
-    """Python takes True for 1; in a config (`steps: yes`) it is a mistake."""
+    """Python takes True for 1; in a config (`steps: true`) it is a mistake."""
     if isinstance(value, bool):
         raise ValueError(f"expected a number, got {str(value).lower()}")
     return value
