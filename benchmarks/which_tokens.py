@@ -55,8 +55,8 @@ DEAD = "the reward mask starts at zero on every token"
 EXPECTED_S = {"sft": 45.0, "po": 25.0}  # until some run has been timed
 
 
-def execute(output: Path, settings: dict[str, str]) -> str | None:
-    """Runs the program into `output`, unless a finished run with these settings is there.
+def execute(output: Path, settings: dict[str, str], config: Path = CONFIG) -> str | None:
+    """Runs the program on a config into `output`, unless a finished run with these settings is there.
 
     Returns:
         Why there is no result, or None if there is one."""
@@ -73,7 +73,7 @@ def execute(output: Path, settings: dict[str, str]) -> str | None:
         "-m",
         "sparsepo_jax.main",
         "--config",
-        str(CONFIG),
+        str(config),
         f"output_dir={output}",
         *told,
     ]

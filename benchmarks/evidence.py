@@ -1,0 +1,398 @@
+"""What is token-level preference optimisation worth on a model that can speak? SmolLM2 on real preferences.
+
+    python benchmarks/evidence.py MODEL DATA [--tasks polite harmless tldr imdb] [--methods NAME ...] \\
+        [--seeds 3] [--steps 32] [--cells 4] [--betas 2] [--held 96] [--reasoning 24] [--problems 32] \\
+        [--output runs/evidence] [--set NAME=VALUE ...] [--so-far]
+
+MODEL: SmolLM2-135M-Instruct as a Hugging Face directory (benchmarks/smollm2_model.py makes one) or a Hub id.
+DATA is the directory that holds, as each was published,
+
+    pref_small/rasbt_instruction_preference.json.gz, rmbench_chat.json.gz, rmbench_code.json.gz
+    hh_harmless/train.jsonl.gz, tldr_pairs/train.jsonl.gz      {"prompt", "chosen", "rejected"}
+    imdb_reviews/{train,test}.jsonl.gz                          {"text", "label"}
+    humaneval/HumanEval.jsonl.gz, mbpp/mbpp.jsonl, corpora/, lexicons/vader_lexicon.txt
+
+For each task a judge of responses is trained on training prompts. Each method tries the same number of
+(rate, beta) cells (--cells) on pairs of training prompts, for half of the steps, and is judged on
+others of them (evidence_methods.choose). At its chosen rate it then trains over the seeds with --betas betas,
+the chosen one first, and is measured on prompts that no run has seen. Then it is put to harness tasks
+(--reasoning rows each) and writes programs (--problems), as the model does before. 0 leaves these out.
+
+Runs that are done are not repeated, and one that was stopped goes on: give the same command again, also with
+more tasks, methods or seeds. Every method's chosen beta comes before any second beta. --so-far: run nothing,
+and keep the result of what is done. --set: a setting for all runs, as compute.dtype=bfloat16 on a GPU.
+Needs the extras [measures], [reward] and [lm_eval].
+"""
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from evidence_figures import reasoning_figures, run_figures, show, task_result
+from evidence_methods import METHODS, MOST_KL, Method, Tried, as_yaml, choose, ordered, short_name
+from evidence_reasoning import harness_tasks, problems
+from evidence_tasks import (
+    BATCH,
+    LENGTHS,
+    PAIRS,
+    TASKS,
+    Files,
+    Size,
+    Texts,
+    imdb,
+    texts,
+    train_judge,
+    write_files,
+)
+from mask_controls import write_rows
+from tasks import Row, read
+from which_tokens import execute
+from work import save_result
+
+CONFIG = Path(__file__).parent.parent / "configs" / "smollm2.yaml"
+DONE = "evidence.json"  # in the directory of a final run: its figures
+ANSWERED = 64  # held-out prompts that are answered
+SAMPLES = 2  # answers to each, for self-BLEU
+PROGRAMS = {"samples": 4, "temperature": 0.4, "max_new_tokens": 192, "batch_size": 16}
+IMDB = {"prompts": 800, "samples": 4, "test": 2000}
+Settings = dict[str, str]
+
+
+class NotDone(Exception):
+    """A run that is needed has not been made, and none may be."""
+
+
+class Bench(NamedTuple):
+    """What all runs share."""
+
+    model: str
+    data: Path
+    output: Path
+    size: Size
+    cells: int
+    betas: int
+    seeds: int
+    reasoning: int
+    problems: int
+    more: tuple[str, ...]
+    only_done: bool = False
+
+    def run(self, output: Path, settings: Settings) -> str | None:
+        """Runs the main program unless that has been done; why there is no result, or None."""
+        if self.only_done and not (output / "benchmark.json").exists():
+            raise NotDone(output)
+        common = {"policy.path": self.model, "logging.trackers": "[]"}
+        set_by_hand = dict(pair.split("=", 1) for pair in self.more)
+        return execute(output, common | settings | set_by_hand, CONFIG)
+
+
+class Final(NamedTuple):
+    """A run of the comparison."""
+
+    task: str
+    method: str
+    rate: float
+    beta: float | None
+    seed: int
+
+    def path(self, output: Path) -> Path:
+        beta = "" if self.beta is None else f",beta={self.beta:g}"
+        return output / self.task / short_name(self.method) / f"rate={self.rate:g}{beta},seed={self.seed}"
+
+
+# ---------------------------------------------------------------- what a task reads
+
+
+def chat_template(model: str):
+    """Messages -> the text that the policy reads."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def write(messages: list[Row]) -> str:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    return write
+
+
+def sample_imdb(bench: Bench) -> Path:
+    """Pairs of continuations by the model itself, those that the judge of reviews puts in different
+    classes."""
+    output, reviews = bench.output / "imdb" / "pairs", bench.data / "imdb_reviews"
+    sources = {part: f"[{{path: {reviews}/{part}.jsonl.gz}}]" for part in ("train", "test")}
+    why = bench.run(
+        output,
+        {
+            "stages": "[pairs]",
+            "data.train": "[]",
+            "data.holdout": "null",
+            "data.prompts": f"[{{path: {reviews}/train.jsonl.gz, columns: {{prompt: text}}}}]",
+            "data.prompt_words": "5",
+            "generation": f"{{samples: {IMDB['samples']}, max_new_tokens: {LENGTHS['imdb'][1]}, "
+            f"batch_size: 16, max_prompts: {IMDB['prompts']}}}",
+            "scorer": f"{{kind: classifier, train: {sources['train']}, test: {sources['test']}}}",
+            "pairs": "{rule: best_worst, threshold: 0.5}",
+        },
+    )
+    if why is not None:
+        sys.exit(f"imdb: {why}")
+    return output / "pairs_made.jsonl"
+
+
+def prepare(bench: Bench, task: str) -> Files:
+    if task in PAIRS:
+        of_task: Texts = texts(task, bench.data, chat_template(bench.model))
+    else:
+        of_task = imdb(bench.data, sample_imdb(bench))
+    return write_files(of_task, bench.size, bench.output / task / "data")
+
+
+# ---------------------------------------------------------------- runs
+
+
+def settings_of(task: str, rate: float, steps: int, section: Row, train: Path, held: Path) -> Settings:
+    length, _ = LENGTHS[task]
+    return {
+        "data.train": f"[{{path: {train}}}]",
+        "data.holdout": "null",
+        "data.eval": f"[{{path: {held}}}]",
+        "data.max_length": str(length),
+        "data.on_bad_row": "error",
+        "objective": as_yaml(section),
+        "po.steps": str(steps),
+        "po.batch_size": str(BATCH),
+        "po.optimizer.learning_rate": str(rate),
+        "evaluation.max_pairs": "null",
+    }
+
+
+def choose_cell(bench: Bench, task: str, name: str, files: Files) -> tuple[Tried | None, list[Tried]]:
+    """Runs the cells of a method; the chosen one, and all."""
+    method, tried = METHODS[name], []
+    cells = method.cells(bench.cells)
+    if len(cells) == 1:
+        return Tried(*cells[0], None, None), []
+    for rate, beta in cells:
+        final = Final(task, name, rate, beta, 0)
+        output = final.path(bench.output / "choice")
+        settings = settings_of(
+            task, rate, bench.size.choice_steps, method.section(beta), files.choice_train, files.choice_held
+        )
+        own = dict(pair.split("=", 1) for pair in method.more)
+        why = bench.run(
+            output, settings | own | {"stages": "[po, eval]", "evaluation.sampled_prompts": "null"}
+        )
+        shutil.rmtree(output / "po", ignore_errors=True)  # its weights
+        after = {} if why else json.loads((output / "summary.json").read_text())["after"]
+        tried.append(Tried(rate, beta, after.get("accuracy_unmasked"), after.get("kl")))
+    return choose(tried), tried
+
+
+def betas_of(method: Method, chosen: Tried, count: int) -> list[float | None]:
+    """The chosen beta, then others of the method."""
+    return [chosen.beta, *(beta for beta in method.betas if beta != chosen.beta)][:count]
+
+
+def finals(bench: Bench, task: str, chosen: dict[str, Tried]) -> list[Final]:
+    """The runs of the comparison in their order: all methods at their chosen beta, then at the next one.
+
+    A method that weighs by another one's run has that one's chosen beta alone."""
+    return [
+        Final(task, name, cell.rate, betas[number], seed)
+        for number in range(bench.betas)
+        for name, cell in chosen.items()
+        for betas in [betas_of(METHODS[name], cell, 1 if METHODS[name].of else bench.betas)]
+        if number < len(betas)
+        for seed in range(bench.seeds)
+    ]
+
+
+def weighed_rows(bench: Bench, final: Final, files: Files) -> Path:
+    """The training pairs with token weights, made of the finished run of METHODS[...].of with the same rate,
+    beta and seed."""
+    method = METHODS[final.method]
+    assert method.of is not None
+    source = final._replace(method=method.of)
+    scores = source.path(bench.output) / "train_scores"
+    settings = settings_of(
+        final.task, final.rate, 1, METHODS[method.of].section(final.beta), files.train, files.train
+    )
+    why = bench.run(
+        scores,
+        settings
+        | {
+            "stages": "[score]",
+            "policy.path": str(source.path(bench.output) / "export"),
+            "reference.path": bench.model,
+        },
+    )
+    if why is not None:
+        sys.exit(f"{scores}: {why}")
+    output = final.path(bench.output)
+    if method.how == "shuffled":
+        rows = output / "weighed.jsonl"
+        output.mkdir(parents=True, exist_ok=True)
+        if not rows.exists():
+            records = read(scores / "scores.jsonl")
+            write_rows(rows, records, records, "shuffled", np.random.default_rng(final.seed))
+        return rows
+    weights = output / "weights"
+    weigh = {"stages": "[weigh]", "weigh": f"{{kind: {method.how}, run: {scores}}}"}
+    if (why := bench.run(weights, settings | weigh)) is not None:
+        sys.exit(f"{weights}: {why}")
+    return weights / "weighed.jsonl"
+
+
+def run_final(bench: Bench, final: Final, files: Files, judge: Path) -> dict[str, Any]:
+    """The figures of a run of the comparison, which is made unless it is done."""
+    method, output = METHODS[final.method], final.path(bench.output)
+    if (output / DONE).exists():
+        return json.loads((output / DONE).read_text())
+    train = weighed_rows(bench, final, files) if method.of else files.train
+    settings = settings_of(
+        final.task, final.rate, bench.size.steps, method.section(final.beta), train, files.held
+    )
+    vader = bench.data / "lexicons" / "vader_lexicon.txt"
+    settings |= dict(pair.split("=", 1) for pair in method.more) | {
+        "stages": "[po, eval, generate, measure, report, export]",
+        "seed": str(final.seed),
+        "scorer": f"{{kind: classifier, path: {judge}}}",
+        "evaluation.sampled_prompts": str(min(ANSWERED, bench.size.held)),
+        "evaluation.lexicons": f"[{{path: {files.words}, kind: opinion}}, "
+        f"{{path: {vader}, kind: scores, threshold: 1}}]",
+        "generation": f"{{samples: {SAMPLES}, max_new_tokens: {LENGTHS[final.task][1]}, batch_size: 32, "
+        f"max_prompts: {min(ANSWERED, bench.size.held)}}}",
+        "measure": "{text: {reference: null, rouge: false}}",
+        "report.pairs": str(bench.size.held),
+        "export.dtype": "bfloat16",
+    }
+    why = bench.run(output, settings)
+    if why is None:
+        reason(bench, output / "reasoning", str(output / "export"))
+    figures: Row = final._asdict() | {"why": why} | ({} if why else run_figures(output, judge))
+    (output / DONE).write_text(json.dumps(figures, indent=1) + "\n")
+    tidy(output, final.method)
+    return figures
+
+
+def reason(bench: Bench, output: Path, policy: str) -> None:
+    """Puts a policy to the harness's tasks and lets it write programs."""
+    stages, settings = [], {}
+    if bench.problems:
+        rows = bench.output / f"problems_{bench.problems}.jsonl"
+        if not rows.exists():
+            rows.parent.mkdir(parents=True, exist_ok=True)
+            rows.write_text("".join(json.dumps(row) + "\n" for row in problems(bench.data, bench.problems)))
+        stages += ["generate", "measure"]
+        settings |= {
+            "data.prompts": f"[{{path: {rows}}}]",
+            "data.max_length": "1024",
+            "generation": json.dumps(PROGRAMS),
+            "measure": f"{{code: {{k: [1, {PROGRAMS['samples']}]}}}}",
+        }
+    if bench.reasoning:
+        tasks = harness_tasks(bench.data, bench.reasoning, bench.output / f"harness_{bench.reasoning}")
+        stages += ["harness"]
+        settings |= {"harness": f"{{tasks: {json.dumps(tasks)}, batch_size: 4, bootstrap_iters: 0}}"}
+    if not stages:
+        return
+    own = {"stages": json.dumps(stages), "policy.path": policy, "data.train": "[]", "data.holdout": "null"}
+    if (why := bench.run(output, settings | own)) is not None:
+        sys.exit(f"{output}: {why}")
+
+
+def tidy(run: Path, method: str) -> None:
+    """Removes the weights of a finished run that nothing reads any more: a gigabyte and a half."""
+    is_read = any(other.of == method for other in METHODS.values())
+    for name in ("po", *(() if is_read else ("export",))):
+        shutil.rmtree(run / name, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def choices(
+    bench: Bench, task: str, methods: list[str], files: Files
+) -> tuple[dict[str, Tried | None], dict[str, list[Tried]]]:
+    """The chosen cell of each method, None where none will do; and the cells that were tried."""
+    chosen: dict[str, Tried | None] = {}
+    tried: dict[str, list[Tried]] = {}
+    for name in ordered(methods):
+        if METHODS[name].of is not None:
+            if METHODS[name].of in chosen:
+                chosen[name] = chosen[METHODS[name].of]
+            continue
+        print(f"{task}, {name}: choosing", flush=True)
+        try:
+            chosen[name], tried[name] = choose_cell(bench, task, name, files)
+        except NotDone:
+            continue
+        if chosen[name] is None:
+            print(f"{task}, {name}: nothing chosen; no cell ran to its end within {MOST_KL} nats")
+    return chosen, tried
+
+
+def of_task(bench: Bench, task: str, methods: list[str]) -> Row:
+    """A task's result over the methods, from runs that are made where they are not done."""
+    files, judge = prepare(bench, task), bench.output / task / "judge"
+    about, base = train_judge(files, judge), bench.output / "base"
+    with contextlib.suppress(NotDone):
+        reason(bench, base, bench.model)
+    chosen, tried = choices(bench, task, methods, files)
+    figures: list[Row] = []
+    for final in finals(bench, task, {name: cell for name, cell in chosen.items() if cell is not None}):
+        print(f"{task}, {final.method}, beta {final.beta}, seed {final.seed}", flush=True)
+        with contextlib.suppress(NotDone):
+            figures.append(run_final(bench, final, files, judge))
+    settings = {"batch": BATCH, "cells": bench.cells} | bench.size._asdict()
+    return task_result(settings, about, chosen, tried, figures, reasoning_figures(base))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--cells", type=int, choices=(1, 2, 4), default=4)
+    parser.add_argument("--betas", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--held", type=int, default=96)
+    parser.add_argument("--reasoning", type=int, default=24)
+    parser.add_argument("--problems", type=int, default=32)
+    parser.add_argument("--output", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--so-far", action="store_true")
+    parser.add_argument("--result", default="evidence", help="name of the file in results/")
+    options = parser.parse_args()
+    bench = Bench(
+        options.model,
+        options.data,
+        options.output,
+        Size(options.steps, max(1, options.steps // 2), options.held),
+        options.cells,
+        options.betas,
+        options.seeds,
+        options.reasoning,
+        options.problems,
+        tuple(options.set),
+        options.so_far,
+    )
+    results = {}
+    for task in options.tasks:
+        results[task] = of_task(bench, task, options.methods)
+        show(task, results[task])
+    kept = {"command": " ".join(["python benchmarks/evidence.py", *sys.argv[1:]]), "tasks": results}
+    print(save_result(options.result, kept))
+
+
+if __name__ == "__main__":
+    main()
