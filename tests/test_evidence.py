@@ -1,0 +1,197 @@
+"""benchmarks/evidence.py: how it chooses, what it calls resolved, and that it goes on where it was stopped.
+
+No model runs here: a stub takes the place of the main program. It has the program's own reader of configs
+judge the settings, and writes what a run would write."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsepo_jax.config.load import load_config
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def of_benchmarks(monkeypatch):
+    """import_module for modules of benchmarks/."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def test_the_most_accurate_cell_within_the_limit_of_kl_is_chosen(of_benchmarks):
+    methods = of_benchmarks("evidence_methods")
+    cells = [
+        methods.Tried(1e-5, 0.1, 0.8, 2.0),
+        methods.Tried(3e-5, 0.1, 0.95, 9.0),  # too far from the reference
+        methods.Tried(1e-5, 0.4, 0.8, 1.0),  # as good as the first, and nearer
+        methods.Tried(3e-5, 0.4, None, None),  # failed
+    ]
+    assert methods.choose(cells) == cells[2]
+    assert methods.choose(cells[1:2]) is None and methods.choose([]) is None
+
+
+def test_every_method_tries_as_many_cells(of_benchmarks):
+    methods = of_benchmarks("evidence_methods")
+    for count in (1, 2, 4):
+        budgets = {len(set(m.cells(count))) for m in methods.METHODS.values() if m.of is None}
+        assert budgets == {count}
+    names = methods.ordered(["shuffled mask", "DPO"])
+    assert names.index("SparsePO, common") < names.index("shuffled mask")
+
+
+def test_no_pair_is_both_learned_and_chosen_on(of_benchmarks):
+    tasks = of_benchmarks("evidence_tasks")
+    train = [{"prompt": f"t{n}"} for n in range(200)]
+    held = [{"prompt": f"h{n}"} for n in range(30)]
+    parts = tasks.parts_of(tasks.Texts(train, held, [], [], []), tasks.Size(16, 8, 20))
+    names = {name: {row["prompt"] for row in rows} for name, rows in parts.items()}
+    assert not names["choice_held"] & (names["train"] | names["choice_train"])
+    assert not names["held"] & (names["train"] | names["choice_held"])
+    assert [len(parts[name]) for name in ("train", "choice_train", "held")] == [128, 64, 20]
+
+
+def test_words_that_tell_the_sides_apart(of_benchmarks):
+    pairs = [{"chosen": f"please take {n}", "rejected": f"obviously take {n}"} for n in range(40)]
+    assert of_benchmarks("evidence_tasks").telling_words(pairs) == ["obviously", "please"]
+
+
+def test_dialogues_become_turns(of_benchmarks):
+    text = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Two\n\nlines\n\nAssistant:"
+    assert of_benchmarks("evidence_tasks").turns(text) == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Two\n\nlines"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "mean, intervals, expected",
+    [
+        (0.1, [(0.05, 0.15), (0.01, 0.2)], "resolved"),
+        (0.1, [(0.05, 0.15), (-0.01, 0.2)], "unresolved"),
+        (-0.1, [(-0.2, -0.05)], "resolved"),
+        (0.1, [(None, None)], "unresolved"),  # one seed says nothing
+        (0.01, [(-0.05, 0.15)], "less than two points"),
+    ],
+)
+def test_what_is_called_resolved(of_benchmarks, mean, intervals, expected):
+    assert of_benchmarks("evidence_figures").verdict(mean, *intervals) == expected
+
+
+def test_methods_are_held_against_each_other_at_equal_kl(of_benchmarks):
+    """a goes from 0.5 to 0.9 over 2 nats, b to 0.7 over 1 nat: at 1 nat both have 0.7."""
+    figures = of_benchmarks("evidence_figures")
+    start = np.array([0.5, 0.5])
+    a = {seed: [(0.0, start), (2.0, np.array([0.9, 0.9]))] for seed in range(2)}
+    b = {seed: [(0.0, start), (1.0, np.array([0.6, 0.8]))] for seed in range(2)}
+    rows = figures.compared(a, b)
+    assert [row["kl"] for row in rows] == [0.25, 0.5, 0.75, 1.0]
+    assert [row["mean"] for row in rows] == pytest.approx([0.0] * 4)
+    b[0][1] = (1.0, np.array([0.5, 0.7]))
+    row = figures.difference_at(a, b, 1.0)
+    assert row["mean"] == pytest.approx(0.05) and row["seeds"] == 2 and row["verdict"] == "unresolved"
+
+
+def test_masks_agree_by_rank(of_benchmarks):
+    agreement = of_benchmarks("evidence_figures").agreement
+    mask, flat = np.array([0.1, 0.5, 0.9]), np.zeros(3)
+    assert agreement([mask, flat], [mask**3, mask]) == pytest.approx(1.0)
+    assert agreement([mask], [-mask]) == pytest.approx(-1.0) and agreement([flat], [mask]) is None
+
+
+# ---------------------------------------------------------------- the command, with a stub of the program
+
+
+class Program:
+    """Stands for the main program: counts its runs, and stops at the run of a number."""
+
+    def __init__(self):
+        self.runs: list[Path] = []
+        self.stops_at: int | None = None
+
+    def __call__(self, output, settings, config):
+        if (output / "benchmark.json").exists():
+            return None
+        if len(self.runs) == self.stops_at:
+            raise KeyboardInterrupt
+        load_config(config, [f"{name}={value}" for name, value in settings.items()])
+        self.runs.append(output)
+        output.mkdir(parents=True, exist_ok=True)
+        draws = np.random.default_rng(len(self.runs))
+        after = {"accuracy_unmasked": draws.random(), "kl": 1.0, "generated_kl": 1.0 + draws.random()}
+        response = {"logp": [-1.0, -2.0, -3.0], "ref_logp": [-1.0, -2.0, -2.5], "token_ids": [1, 2, 3]}
+        response |= {"reward_mask": draws.random(3).tolist(), "kl_mask": draws.random(3).tolist()}
+        pair = {"prompt_ids": [1], "chosen": response, "rejected": response | {"logp": [-1.0, -2.0, -4.0]}}
+        sample = {"prompt": "p", "before": "a word", "after": "two more words"}
+        for name, content in {
+            "benchmark.json": {},
+            "summary.json": {"after": after, "mask": {"sparsity_end": 0.5, "deletion": None}},
+            "measures.json": {"text": {"self_bleu": 0.3, "distinct2": 0.9}},
+            "pairs.jsonl": pair,
+            "scores.jsonl": pair,
+            "samples.jsonl": sample,
+            "po/weights": {},
+        }.items():
+            (output / name).parent.mkdir(exist_ok=True)
+            (output / name).write_text(json.dumps(content) + "\n")
+        return None
+
+
+@pytest.fixture
+def command(of_benchmarks, monkeypatch, tmp_path):
+    """(of_task of so many seeds, the stub)."""
+    evidence, figures = of_benchmarks("evidence"), of_benchmarks("evidence_figures")
+    program = Program()
+    names = of_benchmarks("evidence_tasks").Files._fields
+    files = of_benchmarks("evidence_tasks").Files(*(tmp_path / f"{name}.jsonl" for name in names))
+    monkeypatch.setattr(evidence, "execute", program)
+    monkeypatch.setattr(evidence, "prepare", lambda bench, task: files)
+    monkeypatch.setattr(evidence, "train_judge", lambda files, directory: {"test_accuracy": 0.9})
+    judged = {"before": [0.2, 0.3], "after": [0.6, 0.9]}
+    monkeypatch.setattr(figures, "judged", lambda samples, judge: judged)
+
+    def run(seeds, methods=("DPO", "shuffled mask"), **more):
+        size = of_benchmarks("evidence_tasks").Size(4, 2, 1)
+        bench = evidence.Bench("model", tmp_path, tmp_path / "out", size, 2, 1, seeds, 0, 0, (), **more)
+        return evidence.of_task(bench, "polite", list(methods))
+
+    return run, program
+
+
+def test_a_stopped_command_goes_on_and_nothing_is_run_twice(command):
+    run, program = command
+    program.stops_at = 6
+    with pytest.raises(KeyboardInterrupt):
+        run(2)
+    program.stops_at = None
+    result = run(2)
+    # Two cells of two methods; then of each seed DPO, SparsePO, its scored pairs and its shuffled mask.
+    assert len(program.runs) == len(set(program.runs)) == 2 * 2 + 2 * 4
+    assert run(2) == result and len(program.runs) == 12
+    run(3)
+    assert len(program.runs) == 12 + 4
+    assert not [path for path in program.runs if (path / "po").exists() and path.parent.name == "dpo"]
+
+
+def test_what_is_done_so_far_is_a_result(command):
+    run, program = command
+    program.stops_at = 5
+    with pytest.raises(KeyboardInterrupt):
+        run(3)
+    result = run(3, only_done=True)
+    assert len(program.runs) == 5 and set(result["methods"]) == {"DPO"}
+    dpo = result["methods"]["DPO"]
+    assert dpo["seeds"] == 1 and dpo["figures"]["accuracy_unmasked"]["low"] is None
+
+
+def test_settings_of_every_method_are_accepted(command, of_benchmarks):
+    """By the stub, which has them read as the program would."""
+    run, _ = command
+    result = run(1, of_benchmarks("evidence_methods").METHODS)
+    assert set(result["methods"]) == set(of_benchmarks("evidence_methods").METHODS)
+    assert set(result["against"]) == set(result["methods"]) - {"DPO"}
+    assert result["methods"]["SparsePO, common"]["tokens"]["between_seeds"] is None
