@@ -172,6 +172,7 @@ def test_what_does_not_fit_is_tried_with_settings_that_need_less(large):
     )
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_the_smallest_is_said(large):
     result = search(large, devices(), Compiler(over_estimate=1000))
     assert result.best is None and result.tried
@@ -181,6 +182,7 @@ def test_where_nothing_fits_the_smallest_is_said(large):
     assert report["best"] is None and report["overrides"] is None and report["left_out"]
 
 
+@pytest.mark.slow
 def test_settings_are_printed_as_the_command_line_takes_them(small, tmp_path):
     result = search(small, devices(), Compiler())
     overrides = settings_text(result.best.candidate.overrides)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.quick import slow_but
 from helpers.tiny import packed, random_batch
 from helpers.tolerances import BFLOAT16, TOKEN
 from sparsepo_jax.ops import block_attention, dense_attention, splash_attention, triton_attention, visits
@@ -77,23 +78,29 @@ def value_and_gradient(function, sees, qkv):
     return jax.tree.leaves(jax.jit(jax.value_and_grad(total, argnums=tuple(range(len(qkv)))))(*qkv))
 
 
+KERNELS = ("blocks", "triton", "xla", "cudnn", "splash")
+
+
 @pytest.mark.parametrize(
     ("kv_heads", "softcap", "window", "sunk"),
-    [
-        (4, None, None, False),
-        (2, 0.5, None, False),
-        (1, None, 3, False),
-        (2, 0.5, "traced", False),
-        (2, None, None, True),
-        (1, None, 3, True),
-    ],
+    slow_but(
+        [(2, 0.5, "traced", False), (1, None, 3, True)],
+        [
+            (4, None, None, False),
+            (2, 0.5, None, False),
+            (1, None, 3, False),
+            (2, 0.5, "traced", False),
+            (2, None, None, True),
+            (1, None, 3, True),
+        ],
+    ),
 )
 @pytest.mark.parametrize(
     ("kernel", "shared"),
-    [
-        *((kernel, shared) for kernel in ("blocks", "triton", "xla", "cudnn") for shared in (True, False)),
-        ("splash", True),
-    ],
+    slow_but(
+        [(kernel, True) for kernel in KERNELS],
+        [*((kernel, shared) for kernel in KERNELS[:-1] for shared in (True, False)), ("splash", True)],
+    ),
 )
 def test_rows_of_tokens_attend_as_their_pairs_say(
     monkeypatch, interpreted, kernel, kv_heads, softcap, window, sunk, shared
@@ -133,7 +140,8 @@ def test_rows_of_tokens_attend_as_their_pairs_say(
 
 
 @pytest.mark.parametrize(
-    ("mesh_shape", "sunk"), [(None, True), ((1, 2, 2), True), ((2, 2, 2), False), ((2, 1, 4), True)]
+    ("mesh_shape", "sunk"),
+    slow_but([((1, 2, 2), True)], [(None, True), ((1, 2, 2), True), ((2, 2, 2), False), ((2, 1, 4), True)]),
 )
 @pytest.mark.parametrize("kernel", ["splash", "triton"])
 def test_kernels_in_several_blocks_and_on_a_mesh(monkeypatch, interpreted, kernel, mesh_shape, sunk):
@@ -175,7 +183,7 @@ def test_kernels_in_several_blocks_and_on_a_mesh(monkeypatch, interpreted, kerne
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
 
 
-@pytest.mark.parametrize("sunk", [False, True])
+@pytest.mark.parametrize("sunk", slow_but([True], [False, True]))
 @pytest.mark.parametrize("kernel", ["splash", "triton"])
 def test_kernels_in_bfloat16_are_as_near_as_the_plain_one(interpreted, kernel, sunk):
     """Root mean squares of the error against float32, of values and gradients.
@@ -236,7 +244,7 @@ def test_given_keys(monkeypatch, chunk, columns, sunk):
         np.testing.assert_allclose(a, b, atol=TOKEN, rtol=TOKEN)
 
 
-@pytest.mark.parametrize("sink", [None, -100.0])
+@pytest.mark.parametrize("sink", slow_but([-100.0], [None, -100.0]))
 @pytest.mark.parametrize("kernel", ["blocks", "triton", "xla", "splash"])
 def test_padding_is_finite_and_has_no_gradient(interpreted, kernel, sink):
     """Kills: a query that sees nothing and so gives all of its weight to the sink, which then moves."""

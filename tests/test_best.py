@@ -159,6 +159,7 @@ def test_a_damaged_best_is_removed_and_the_last_weights_are_kept(stopped, tmp_pa
     assert "the last weights are kept" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_interrupted_is_made_up_for(stopped, tmp_path, monkeypatch):
     """Ctrl-C within the evaluation of step 2 saves step 2; patience must not lose that evaluation."""
     config = write_config(tmp_path, **CHANGES)

@@ -253,6 +253,7 @@ def test_a_generation_config_that_is_no_json_is_named(tmp_path):
         read_generation_config(tmp_path)
 
 
+@pytest.mark.slow
 def test_every_end_token_ends_what_is_generated(tmp_path):
     """A flat model draws each id; those of generation_config.json and the tokenizer's EOS end an answer.
 

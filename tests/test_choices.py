@@ -301,6 +301,7 @@ def test_check_needs_no_vocabulary_to_say_nothing_of_choices():
     assert "chosen" not in make_plan_text(config)
 
 
+@pytest.mark.slow
 def test_a_run_says_and_keeps_its_choices_and_how_long_the_first_step_took(tmp_path, capsys):
     output = run(tmp_path, "po.steps=1", "sft.steps=1")
     shown = capsys.readouterr()

@@ -363,6 +363,7 @@ def test_a_rate_of_zero_is_said_after_ten_steps_at_the_end_and_in_the_report(tmp
     )
 
 
+@pytest.mark.slow
 def test_pairs_of_ids_that_are_cut_dead_and_contradict_each_other(tmp_path, capsys):
     """Weights of zero in the data give policy and mask no gradient; half the pairs are swapped copies."""
     rng = np.random.default_rng(0)
@@ -445,6 +446,7 @@ def test_equal_pairs_never_come_as_far_as_training(tmp_path, capsys):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_says_nothing_after_its_first_steps(tmp_path, capsys):
     """A rate that is still warming up is no fault, and a mask begins without zeros."""
     output = run(

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from helpers.program import lines_of, run, weights_of, write_config
+from helpers.quick import slow_but
 from sparsepo_jax.main import RUN_AGAIN, main
 from sparsepo_jax.run.faults import explain
 from sparsepo_jax.stages import runner
@@ -82,7 +83,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
+@pytest.mark.parametrize("harm", slow_but([flip], [flip, cut, Path.unlink]))
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path, capsys, harm):
     config, output = unfinished(whole, tmp_path)
     assert steps_in(output / "po") == [2, 4, 6]
@@ -217,6 +218,7 @@ def test_so_many_updates_may_be_left_out(broken_model, tmp_path, capsys):
 # ---------------------------------------------------------------- files that change
 
 
+@pytest.mark.slow
 def test_a_data_file_that_changes_between_stop_and_resume_is_noticed(broken_model, tmp_path, capsys):
     config = str(broken_config(tmp_path, broken_model, set()))
     assert main(["--config", config]) == 0
@@ -237,7 +239,10 @@ def test_a_data_file_that_changes_between_stop_and_resume_is_noticed(broken_mode
 
 @pytest.mark.parametrize(
     ("number", "status", "says"),
-    [(signal.SIGTERM, RUN_AGAIN, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")],
+    [
+        (signal.SIGTERM, RUN_AGAIN, "stopped by SIGTERM"),
+        pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_the_step_and_says_how_to_go_on(
     whole, tmp_path, capsys, monkeypatch, number, status, says
@@ -344,6 +349,7 @@ def test_faults_from_outside_are_one_line_with_what_to_do(error, says):
     assert explain(wrapped, "OUT") == found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited by Linux's means")
 def test_a_run_that_is_out_of_memory_ends_in_one_line(tmp_path):
     """The real allocator refuses the real array: an embedding of 128 GiB where 32 may be had.

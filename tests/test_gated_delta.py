@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.quick import slow_but
 from helpers.tiny import packed, random_rows
 from helpers.tolerances import GRADIENT, TOKEN
 from sparsepo_jax.ops import gated_delta as rule
@@ -73,7 +74,7 @@ def token_after_token(places):
     return jax.jit(read)
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", slow_but([True], [True, False]))
 def test_chunks_give_what_token_after_token_gives(shared):
     """Values and gradients, in rows of several sequences whose responses branch, padded at their end."""
     _, places = batch_of(shared=shared)
@@ -127,7 +128,7 @@ def test_tokens_that_repeat_keep_their_digits():
     np.testing.assert_allclose(inverse, np.linalg.inv(np.eye(64) + np.asarray(x)), atol=1e-6)
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", slow_but([True], [True, False]))
 def test_the_convolution_follows_each_token_s_own_past(shared):
     packing, places = batch_of(shared=shared)
     R, S = places.sequence_RS.shape

@@ -8,6 +8,7 @@ import torch
 
 from helpers.parity import load_ours, make_theirs
 from helpers.prompts import prompts, run
+from helpers.quick import DIFFERENT, named_slow_but
 from helpers.tiny import CONFIGS, LLAMA
 from sparsepo_jax.generate.sampler import Sampling, generate, kept_logits, make_sampler
 from sparsepo_jax.models.decoder import Decoder
@@ -33,7 +34,9 @@ class Letters:
         return "".join(chr(97 + i) for i in ids)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize(
+    "config", named_slow_but((*DIFFERENT, "mistral", "gptj, part of the dims rotated"), CONFIGS)
+)
 def test_greedy_tokens_equal_transformers(config, tmp_path, one_device):
     model = make_theirs(config)
     model.save_pretrained(tmp_path)
@@ -109,7 +112,7 @@ def test_draws_depend_on_seed_row_and_sample_alone(model, one_device):
     ]
 
 
-@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("axes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_a_mesh_draws_what_one_device_draws(model, one_device, axes):
     graph, weights = model
     sampling = Sampling(6, seed=2, samples=2, top_p=0.9)

@@ -11,6 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 from helpers import program
 from helpers.parity import make_theirs
+from helpers.quick import slow_but
 from helpers.tiny import GPT2, LLAMA
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.core.errors import UserError
@@ -57,7 +58,7 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=slow_but(["gpt2"], ["gpt2", "llama"]))
 def checkpoint(request, tmp_path_factory):
     """A random model and a BPE tokenizer that makes several tokens a word; Llama's puts a BOS of its own
     before every text."""
@@ -463,6 +464,7 @@ def test_without_the_extra_the_command_is_said(tmp_path, capsys, monkeypatch):
     assert "stage harness: needs the extra lm_eval" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_name_that_no_task_has_gets_the_nearest(tmp_path):
     from sparsepo_jax.eval.harness_tasks import load_tasks
 

@@ -15,6 +15,7 @@ from optax import contrib
 from helpers.configs import make_config
 from helpers.interrupt import Interrupted, stop_before
 from helpers.program import lines_of, run, weights_of, write_config
+from helpers.quick import slow_but
 from helpers.tiny import GPT2, LLAMA, random_batch
 from helpers.tolerances import UPDATE
 from sparsepo_jax.build.optimizer import make_optimizer
@@ -121,7 +122,7 @@ def steps_of(settings, count=40, weights=None):
     return carried
 
 
-@pytest.mark.parametrize("kind", ["adamw", "lion", "muon", "rmsprop"])
+@pytest.mark.parametrize("kind", slow_but(["adamw", "muon"], ["adamw", "lion", "muon", "rmsprop"]))
 def test_moments_in_bfloat16_move_weights_as_float32_ones_do(kind):
     """And only those of matrices are held so. Kills: masks, norms or biases in bfloat16; arithmetic in it."""
     (plain, _), (held, state) = steps_of({"kind": kind}), steps_of({"kind": kind, "moments": "bfloat16"})
@@ -269,6 +270,7 @@ HELD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, kind):
     """Weights and moments in bfloat16. Kills: draws that a count since the start keys; moments that come back
@@ -322,6 +324,7 @@ def test_a_run_in_bfloat16_trains_and_exports_what_it_trained(tmp_path, capsys):
         np.testing.assert_allclose(ours["chosen"]["logp"], theirs["chosen"]["logp"], atol=0.02)
 
 
+@pytest.mark.slow
 def test_adapters_on_a_policy_in_bfloat16_are_float32_and_merge_into_it(tmp_path):
     lora = {"lora": {"rank": 2}}
     changes = HELD | {"sft": HELD["sft"] | lora, "po": HELD["po"] | lora}
@@ -338,6 +341,7 @@ def test_a_reference_that_would_be_rounded_away_from_the_policy_is_refused(tmp_p
     assert "reference.dtype: bfloat16 would round" in error and "take auto, or also" in error
 
 
+@pytest.mark.slow
 def test_a_run_of_before_these_settings_goes_on_and_another_type_is_refused(tmp_path, capsys):
     """Its marks name none of them. Kills: a default that counts as a change."""
     output = run(tmp_path, stages=["po"])

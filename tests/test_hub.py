@@ -79,6 +79,7 @@ def front_matter(card: str) -> dict:
     return YAML(typ="safe").load(card.split("---\n")[1])
 
 
+@pytest.mark.slow
 def test_the_export_is_pushed_when_all_is_done_and_only_once(tmp_path, hub_service, capsys):
     """Export stands before eval in the list: the card has the figures all the same. Kills: a push in the
     middle; a push with each start; one that is public without being asked for."""

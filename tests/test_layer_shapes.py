@@ -11,6 +11,7 @@ from flax import nnx
 
 from helpers.parity import IDS as NUMPY_IDS
 from helpers.parity import VALID, our_logits
+from helpers.quick import slow_but
 from helpers.tiny import GEMMA3, InMemory, gathered, random_batch
 from helpers.tolerances import GRADIENT, TOKEN
 from sparsepo_jax.core.tree import merge_module, split_module
@@ -111,7 +112,11 @@ def test_weights_have_the_shapes_of_their_layers():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"remat": "norms"}, {"remat": "everything"}, {"unroll": True}, {"packed": True}]
+    "settings",
+    slow_but(
+        [{"packed": True}],
+        [{}, {"remat": "norms"}, {"remat": "everything"}, {"unroll": True}, {"packed": True}],
+    ),
 )
 def test_scans_give_what_layer_after_layer_gives(settings):
     """Values and gradients. Kills: layers out of order, a kind's rotation or window at another kind's."""
@@ -138,6 +143,7 @@ def test_scans_give_what_layer_after_layer_gives(settings):
         np.testing.assert_allclose(gradient[path], expected[path], atol=GRADIENT * scale, err_msg=path)
 
 
+@pytest.mark.slow
 def test_dropout_draws_other_numbers_in_each_layer():
     """At the place of the layer's number and the projection's, as with equal layers."""
     graph, weights = model(LORA)
@@ -192,6 +198,7 @@ def test_adapters_come_back_from_peft_s_form(tmp_path):
     assert len(parts) == 3 * len(ORDER) and ("blocks.layers_2.down.kernel", 1) in parts
 
 
+@pytest.mark.slow
 def test_kept_activations_are_in_the_order_of_the_layers():
     graph, weights = model()
     decoder = merge_module(graph, weights)
@@ -219,7 +226,7 @@ def block_norm(decoder, layer):
     return norm
 
 
-@pytest.mark.parametrize("held", ["int8", "nf4"])
+@pytest.mark.parametrize("held", slow_but(["nf4"], ["int8", "nf4"]))
 def test_a_base_in_fewer_bits_computes_as_its_numbers_do(held):
     graph, weights = model()
     small = hold_base(weights, held)

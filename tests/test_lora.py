@@ -11,6 +11,7 @@ from flax import nnx
 
 from helpers.parity import IDS, VALID, load_ours, make_theirs, our_logits, their_outputs
 from helpers.program import lines_of, run, weights_of, write_config
+from helpers.quick import DIFFERENT, slow_but
 from helpers.tiny import CONFIGS, GPT2, LLAMA
 from helpers.tolerances import PARITY_LOGITS, TOKEN
 from sparsepo_jax.core.tree import split_module
@@ -45,14 +46,18 @@ MEMORIES = Lora(
 )
 ATTENTION = Lora(tuple(name for name in ALL if name.startswith("attention.")), rank=3, alpha=12.0)
 OF_FAMILY = {"qwen3.5": MEMORIES, "qwen3 moe, a layer without experts": ATTENTION}
-FUSED = ("gpt2", "bigcode, one key/value head", "bigcode, all heads", "neox", "phi3")
+FUSED = ("bigcode, one key/value head", "bigcode, all heads", "neox", "llama")
 
 
 @pytest.mark.parametrize(
     ("name", "lora"),
     [
-        *((name, OF_FAMILY.get(name, EVERYWHERE)) for name in CONFIGS),
-        *((name, SOME) for name in (*FUSED, "llama")),
+        *(
+            pytest.param(name, OF_FAMILY.get(name, EVERYWHERE), marks=marks)
+            for name, marks in ((name, () if name in DIFFERENT else pytest.mark.slow) for name in CONFIGS)
+        ),
+        *((name, SOME) for name in ("gpt2", "phi3")),
+        *(pytest.param(name, SOME, marks=pytest.mark.slow) for name in FUSED),
     ],
 )
 def test_peft_loads_and_merges_to_the_same_logits(name, lora, tmp_path):
@@ -157,6 +162,7 @@ def finished(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_po_trains_adapters_and_masks_over_a_frozen_base(finished):
     _, output = finished
     kept, start = weights_of(output / "po"), "policy/blocks.attention.query.lora"
@@ -170,12 +176,14 @@ def test_po_trains_adapters_and_masks_over_a_frozen_base(finished):
     assert len(lines_of(output / "generations.jsonl")) == 2
 
 
+@pytest.mark.slow
 def test_sft_merges_its_adapters(finished):
     """What sft leaves is a whole model, other than the random one that it began with."""
     kept = weights_of(finished[1] / "sft")
     assert not any(".lora." in path for path in kept) and kept["policy/blocks.up.kernel"].shape == (2, 16, 64)
 
 
+@pytest.mark.slow
 def test_the_export_is_the_policy_that_was_trained(finished, tmp_path):
     """Merged: scored as a policy of its own. Adapter: PEFT puts it onto the base that sft left."""
     from peft import PeftConfig, PeftModel
@@ -214,7 +222,7 @@ def test_the_export_is_the_policy_that_was_trained(finished, tmp_path):
     assert (output / "export" / "adapter" / "masks.safetensors").exists()
 
 
-@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("merged", slow_but([False], [True, False]))
 def test_an_adapter_names_the_checkpoint_that_it_was_trained_on(tmp_path, monkeypatch, merged):
     """By its absolute path, so that it is found from any directory.
 
@@ -242,6 +250,7 @@ def test_an_adapter_names_the_checkpoint_that_it_was_trained_on(tmp_path, monkey
     assert AutoPeftModelForCausalLM.from_pretrained(fresh / "adapter").get_base_model() is not None
 
 
+@pytest.mark.slow
 def test_accumulation_and_layout_do_not_change_an_update_without_dropout(tmp_path):
     plain = ADAPTED | {"lora": ADAPTED["lora"] | {"dropout": 0.0}, "steps": 2, "batch_size": 16}
     in_two = {"po": plain | {"accumulation": 2}, "compute": {"layout": "plain"}}
@@ -252,6 +261,7 @@ def test_accumulation_and_layout_do_not_change_an_update_without_dropout(tmp_pat
         np.testing.assert_allclose(weights[path], expected[path], atol=2e-4, err_msg=path)
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_by_seed_step_and_row(tmp_path):
     """The same with two micro-steps, another with another seed."""
     settings = ADAPTED | {"steps": 1, "batch_size": 16}

@@ -13,6 +13,7 @@ import torch
 from flax import nnx
 
 from helpers.parity import bfloat16_errors, load_ours, make_theirs, our_logits, our_states, their_outputs
+from helpers.quick import DIFFERENT, named_slow_but
 from helpers.tiny import CONFIGS, GEMMA3, GPT2, GPT_OSS, GPTJ, LLAMA, LONGROPE, NEOX, QWEN3_MOE, YARN
 from helpers.tolerances import BFLOAT16, PARITY_LOGITS
 from sparsepo_jax.core.errors import UserError
@@ -30,19 +31,9 @@ from sparsepo_jax.ops.attention import Given
 
 GRANITE_HYBRID = CONFIGS["granite 4, dense"]
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-# Families that differ from others by facts alone, whose fields are read as theirs.
-ALIKE = ("ministral", "seed_oss", "arcee", "helium", "ernie4_5", "glm4", "nemotron", "stablelm", "starcoder2")
-FIRST_OF_A_FAMILY = {
-    config["model_type"]: name
-    for name, config in reversed(CONFIGS.items())
-    if config["model_type"] not in ALIKE
-}.values()
-every_family = pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(config, id=name, marks=() if name in FIRST_OF_A_FAMILY else pytest.mark.slow)
-        for name, config in CONFIGS.items()
-    ],
+some_families = pytest.mark.parametrize("config", named_slow_but(DIFFERENT, CONFIGS))
+few_families = pytest.mark.parametrize(
+    "config", named_slow_but(("phi3", "gpt-oss", "gemma4, two shapes"), CONFIGS)
 )
 
 
@@ -67,13 +58,13 @@ def test_logits_and_states_of_every_layer_equal_transformers(config, tmp_path):
             )
 
 
-@every_family
+@few_families
 def test_bfloat16_is_as_exact_as_transformers(config, tmp_path):
     ours, theirs = bfloat16_errors(config, tmp_path)
     assert 0 < ours <= BFLOAT16 * theirs
 
 
-@every_config
+@some_families
 def test_transformers_loads_what_we_export(config, tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -352,7 +343,7 @@ def assert_each_is_a_spec_or_one_line(config, changes):
     return specs, refused
 
 
-@every_family
+@few_families
 def test_a_config_with_any_value_anywhere_is_a_spec_or_one_line(config):
     """Kills: a field that is read without its kind being known.
 

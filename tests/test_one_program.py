@@ -50,6 +50,7 @@ ONE, OTHER = (
 STAGES = "stages=[sft, po, score, eval, generate]"
 
 
+@pytest.mark.slow
 def test_a_second_run_with_other_numbers_compiles_nothing_and_gets_what_it_gets_alone(tmp_path, caplog):
     """Alone: in a process of its own.
 

@@ -551,6 +551,7 @@ def test_a_classifier_trained_on_reviews_makes_pairs_across_classes(tmp_path, ca
     assert summary["pairs"] == summary["prompts_with_a_pair"] == len(made)
 
 
+@pytest.mark.slow
 def test_a_kept_classifier_scores_what_the_policy_writes(tmp_path, capsys):
     """The mean over the answers to sampled prompts, before and after; the file it is kept in is enough."""
     learned = {"kind": "classifier", "train": [{"kind": "reviews", "rows": 60, "seed": 7}]}

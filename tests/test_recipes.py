@@ -79,7 +79,7 @@ def test_a_recipe_has_a_plan_without_a_network(path):
     assert "unknown parameters" not in plan and "bytes per device: weights" in plan
 
 
-QUICK = {"imdb", "ultrafeedback"}  # the others run shrunk among the slow tests
+QUICK = {"imdb"}  # the others run shrunk among the slow tests
 
 
 @pytest.mark.parametrize(

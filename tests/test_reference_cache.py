@@ -49,7 +49,13 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize(
     "objective",
-    [{"kind": "dpo"}, MAPO, {"kind": "sparsepo", "mask": {"kind": "confidence", "on": "reward_only"}}],
+    [
+        {"kind": "dpo"},
+        pytest.param(MAPO, marks=pytest.mark.slow),
+        pytest.param(
+            {"kind": "sparsepo", "mask": {"kind": "confidence", "on": "reward_only"}}, marks=pytest.mark.slow
+        ),
+    ],
     ids=lambda x: x["kind"],
 )
 def test_training_is_the_same_and_a_second_run_finds_the_file(tmp_path, capsys, objective):
@@ -75,6 +81,7 @@ def test_training_is_the_same_and_a_second_run_finds_the_file(tmp_path, capsys, 
     )
 
 
+@pytest.mark.slow
 def test_what_counts_misses_and_what_does_not_hits(tmp_path, capsys):
     cache, dpo = tmp_path / "cache", {"kind": "dpo"}
 
@@ -188,6 +195,7 @@ def test_objectives_that_need_the_reference_itself_are_refused(tmp_path, capsys,
     assert f"reference.cached: {message}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_adapters_train_over_a_cached_reference(tmp_path):
     """The base is still needed; without the cache the adapters come out the same."""
     po = PO | {"lora": {"rank": 2, "base": "nf4"}}

@@ -119,6 +119,7 @@ def test_a_killed_chain_ends_in_the_same_bits(finished, tmp_path, monkeypatch, s
     assert (tmp_path / "run" / "rounds.json").read_text() == (finished / "rounds.json").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_repeated_and_more_rounds_are_added(finished, capsys):
     config = str(finished.parent / "config.yaml")
     assert main(["--config", config]) == 0

@@ -9,6 +9,7 @@ import pytest
 
 from helpers.interrupt import Interrupted, stop_before
 from helpers.program import lines_of, run, weights_of, write_config
+from helpers.quick import slow_but
 from sparsepo_jax.main import main
 
 
@@ -234,7 +235,9 @@ def test_the_export_scores_the_same(finished, tmp_path):
     assert model(ids).logits.shape[-1] == model.config.vocab_size
 
 
-@pytest.mark.parametrize(("stage", "steps"), [("sft", 3), ("po", 1), ("po", 5)])
+@pytest.mark.parametrize(
+    ("stage", "steps"), slow_but([("sft", 3), ("po", 5)], [("sft", 3), ("po", 1), ("po", 5)])
+)
 def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, stage, steps):
     """Dies before the first checkpoint and after it, starts again with the same command. The mask has
     dropout: draws are keyed by step."""
@@ -259,6 +262,7 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, stage, 
         np.testing.assert_array_equal(resumed[path], expected[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
     output = run(
         tmp_path,
@@ -290,6 +294,7 @@ def test_an_unknown_best_metric_names_the_known_ones(tmp_path, capsys):
     assert "checkpoint.best.metric: no metric 'eval/acuracy'; there are eval/" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dead_mask_is_said_with_what_to_do(tmp_path, capsys):
     """Last-layer net with the official start, its relu shut by a checkpoint: see the message."""
     from safetensors.numpy import load_file, save_file
@@ -370,6 +375,7 @@ def test_generate_answers_the_distinct_prompts(finished, capsys):
     assert "generate: finished before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_padded_vocabulary_is_kept(tmp_path):
     """The model has more entries than the tokenizer, as Pythia has: trained, sampled, exported."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -410,6 +416,7 @@ def test_responses_that_do_not_fit_the_model_are_refused(finished, capsys):
     assert "generation.max_new_tokens: 60 tokens after the longest prompt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_tokenizer_learned_from_the_data_is_kept_with_the_run(tmp_path):
     rows = [
         {"prompt": f"Is {n} good?", "chosen": " Yes, it is.", "rejected": f" No, {n} is not."}

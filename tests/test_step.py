@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from helpers.quick import slow_but
 from helpers.tiny import CONFIGS, GPT2, packed, random_batch, random_rows
 from helpers.tolerances import GRADIENT, SHARDED, TOKEN, UPDATE
 from sparsepo_jax.core.tokens import log_ratio
@@ -121,9 +122,6 @@ def two_sources(num_layers):
     return sources[1]._replace(keep=keep, make=make)
 
 
-# Kinds of positions, key heads, windows, caps and memories, of which each layout must be right; the others
-# differ from them token by token alone.
-CORE = ("gpt2", "gemma2, softcaps", "qwen3.5")
 # Memories decay by differences of sums of logarithms, which round as the sums grow: at other places of a row
 # they are others.
 TOLERANCES = {"qwen3.5": GRADIENT}
@@ -157,9 +155,7 @@ def row_per_response(name):
 
 
 @pytest.mark.parametrize("remat", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "name", [name if name in CORE else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
-)
+@pytest.mark.parametrize("name", slow_but(["gpt2"], CONFIGS))
 def test_prompt_once_gives_what_a_row_per_response_gives(name, remat):
     """Several pairs in a row of tokens, and a row for each response that holds nothing else, by the plain
     kernel and without remat. With masks from states and from activations. Kills: a response that sees the
@@ -292,7 +288,7 @@ def one_device():
 @pytest.mark.parametrize(
     ("mesh_shape", "micro_steps"),
     [
-        ((8, 1, 1), 1),
+        pytest.param((8, 1, 1), 1, marks=pytest.mark.slow),
         ((2, 2, 2), 2),
         pytest.param((1, 1, 1), 2, marks=pytest.mark.slow),
         pytest.param((1, 1, 1), 4, marks=pytest.mark.slow),

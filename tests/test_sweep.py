@@ -316,6 +316,7 @@ def test_a_wrong_metric_ends_the_sweep_after_the_first_run_that_is_done_and_the_
     assert (tmp_path / "run/comparison.html").exists()
 
 
+@pytest.mark.slow
 def test_a_metric_that_only_some_runs_have_ends_nothing(tmp_path, evaluated):
     for name in ("mask.auroc_reward", "auroc_reward", "deletion.0.1.accuracy_top"):
         assert main(["--config", str(write_config(tmp_path)), *GRID, "--metric", name]) == 0

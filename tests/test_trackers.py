@@ -191,6 +191,7 @@ def test_a_missing_package_is_one_line_before_anything_is_done(tmp_path, capsys,
     assert said.err.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_tracker_that_does_not_start_is_one_line(tmp_path, fakes, capsys, monkeypatch):
     def refuse(**settings):
         raise RuntimeError("api_key not configured")

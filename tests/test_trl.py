@@ -91,7 +91,7 @@ def pairs_of(batch):
     ("theirs", "ours"),
     [
         ({"loss_type": "sigmoid"}, {"kind": "dpo"}),
-        ({"loss_type": "ipo"}, {"kind": "ipo"}),
+        pytest.param({"loss_type": "ipo"}, {"kind": "ipo"}, marks=pytest.mark.slow),
         pytest.param({"loss_type": "hinge"}, {"kind": "hinge"}, marks=pytest.mark.slow),
         pytest.param(
             {"loss_type": "robust", "label_smoothing": 0.2},

@@ -347,6 +347,7 @@ def test_a_run_goes_on_without_its_reader(tmp_path):
     assert status == 0 and "Broken" not in error and (tmp_path / "run" / "sft" / "final").exists()
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_stdout_and_no_stderr(tmp_path):
     config = write_config(tmp_path, stages=["sft"], sft={"steps": 2})
     command = f"exec {sys.executable} -m sparsepo_jax.main --config {config} >&- 2>&-"

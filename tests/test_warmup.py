@@ -95,6 +95,7 @@ def test_the_quickstarts_stages_compile_nothing_in_the_middle(tmp_path, late, ca
     assert {row["programs"] for row in lines_of(output / "metrics.jsonl") if "programs" in row} <= {0, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [None, (0.5, 1.5)])
 def test_long_tailed_pairs_over_three_epochs_compile_nothing_in_the_middle(
     tmp_path, late, capsys, monkeypatch, weights
@@ -165,6 +166,7 @@ def test_a_program_that_failed_in_the_background_is_compiled_again(monkeypatch):
     assert program(jax.numpy.ones(3)).tolist() == [2.0] * 3
 
 
+@pytest.mark.slow
 def test_eval_finds_its_programs_compiled(tmp_path, capsys, monkeypatch):
     """Kills: a program of eval that is made for other shapes or shardings than eval calls it with."""
     compiled_in_eval: list[str] = []
@@ -195,6 +197,7 @@ def test_eval_finds_its_programs_compiled(tmp_path, capsys, monkeypatch):
     assert re.search(r"eval: programs compiled in [\d.]+ s, while po trained", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", ["objective={kind: dpo}", "po.lora={rank: 2}"], ids=["cached", "lora"])
 def test_other_references_compile_nothing_in_the_middle(tmp_path, late, capsys, override):
     """Kills: a program that is made for another reference than the step gets."""

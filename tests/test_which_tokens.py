@@ -343,6 +343,7 @@ def rows_of_text(n):
     return {"prompt": f"Film {n}:", "chosen": f" It is a {yes} film.", "rejected": f" It is an {no} film."}
 
 
+@pytest.mark.slow
 def test_word_lists_mark_pairs_that_do_not_say_what_decides(tmp_path, capsys):
     """On text under a BPE: the evaluation's figures, the report's marks; evaluated again by other words
     without training again."""

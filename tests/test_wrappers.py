@@ -14,6 +14,7 @@ from helpers.configs import make_config
 from helpers.hub_configs import WRAPPED as PUBLISHED
 from helpers.parity import load_ours, make_theirs, our_logits, our_states
 from helpers.program import lines_of, run, write_config
+from helpers.quick import slow_but
 from helpers.score_parity import ROWS, write_checkpoint
 from helpers.tiny import LLAMA
 from helpers.tolerances import PARITY_LOGITS
@@ -48,10 +49,6 @@ EXPORTED = (
     "smolvlm around llama, tied",
 )
 TRAIN = {"steps": 2, "batch_size": 8, "optimizer": {"kind": "adamw", "learning_rate": 0.01}}
-
-
-def slow_but(quick, names):
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
 def outputs(model, ids_BS, valid_BS, **positions):
@@ -183,6 +180,7 @@ def test_an_export_is_the_same_model_with_another_text_model(name, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(QUICK[:1], EXPORTED[:2]))
 def test_an_adapter_fits_the_text_model_within(name, tmp_path):
     """PEFT puts it there, and on no module of the tower that is called the same; so do we, by both names."""
