@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import short_names
 from sparsepo_jax.core.stop import Terminated
 from sparsepo_jax.main import RUN_AGAIN, main
+from sparsepo_jax.run import free_programs
 from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.run.sweep import parse_axes, plan_sweep, run_name
 
@@ -249,6 +251,20 @@ def test_a_signal_between_two_runs_ends_the_sweep_too(tmp_path, stages, capsys, 
         ("to do", None),
     ]
     assert capsys.readouterr().err == "stopped between two runs; the same command continues the sweep\n"
+
+
+@pytest.mark.parametrize("most_maps, freed", [("65530", False), ("1", True)])
+def test_programs_are_let_go_before_there_are_too_many(tmp_path, stages, monkeypatch, most_maps, freed):
+    """Kills: a sweep over many objectives that keeps every program and ends in a segmentation fault."""
+    (tmp_path / "max_map_count").write_text(most_maps)
+    (tmp_path / "maps").write_text("a piece of memory\n" * 10)
+    monkeypatch.setattr(free_programs, "MAPS", tmp_path / "maps")
+    monkeypatch.setattr(free_programs, "MOST_MAPS", tmp_path / "max_map_count")
+    program = jax.jit(lambda x: x + 1)
+    program(np.float32(1))
+    assert program._cache_size() == 1
+    assert main(["--config", str(write_config(tmp_path)), *GRID]) == 0
+    assert program._cache_size() == (0 if freed else 1)
 
 
 @pytest.mark.parametrize("options", [["--aot", "v5e-16"], ["--output", "x.html"]])

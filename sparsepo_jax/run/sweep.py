@@ -24,6 +24,7 @@ from sparsepo_jax.config.yaml_text import NotYaml, parse
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json
 from sparsepo_jax.core.paths import short_names
+from sparsepo_jax.run.free_programs import free_programs
 from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.run.sweep_exports import export_mistakes
 
@@ -362,6 +363,7 @@ def run_sweep(
             if _first_says(bool(missing)):
                 return WRONG_COMMAND
         gc.collect()  # what a run held in cycles would stay in device memory beside the next one's
+        free_programs()
     if not failed:
         return 0
     lines = [f"  {name}: {book.runs[name]['error']}" for name in failed]

@@ -120,7 +120,7 @@ WRAPPED = {
         "text_config": _TEXT
         | {
             "head_dim": 8,
-            "moe_intermediate_size": 24,  # torch's grouped products want 16 bytes, and no square that reads both ways
+            "moe_intermediate_size": 24,  # no square: it would read both ways
             "num_experts": 5,
             "num_experts_per_tok": 2,
             "rope_parameters": _MROPE | {"mrope_section": [2, 1, 1], "mrope_interleaved": True},

@@ -1,0 +1,134 @@
+"""The table of all methods: every objective of the schema, and masks of every kind, on the built-in reviews.
+
+    python benchmarks/methods.py [--seeds 0 1 2] [--methods NAME ...] [--out runs/methods]
+
+One sweep over methods and seeds, from the quickstart's small model, which is trained once a seed. Each
+method has the settings that its section has by default, and so its own beta: the table shows what one
+gets, not which method is best at equal KL (benchmarks/sentiment.py does that on IMDB). Accuracy counts the
+512 held-out pairs that are preferred rightly, by the objective's own reward and unmasked; KL is that to the
+reference, in nats a response of the data; AUROC says how well token weights find the words that decide;
+zeros is the share of weights that are exactly 0. Finished runs are not repeated. The result is kept in
+results/methods-DEVICE.json, docs/results/methods.md shows it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from which_tokens import CONFIG
+from work import save_result
+
+from sparsepo_jax.config.schema.base import members
+from sparsepo_jax.config.schema.masks import Mask
+from sparsepo_jax.config.schema.objectives import Objective
+from sparsepo_jax.report.intervals import t_interval
+from sparsepo_jax.run.sweep import parse_axes
+
+# What a section cannot have by default.
+NEEDED = {"mix": "parts: [{objective: {kind: dpo}}, {weight: 0.1, objective: {kind: dpo_norm}}]"}
+LEARNED = "kind: learned, sharing: common, learning_rate: 5e-3"
+# Masks besides the objectives: SparsePO's objective with each, and gates in place of L1.
+MASKS = {
+    f"sparsepo, {kind} mask": f"kind: sparsepo, mask: {{kind: {kind}}}"
+    for kind in members(Mask)
+    if kind not in ("learned", "given")  # the reviews come without weights
+}
+GATES = {
+    f"sparsepo, {gate}": f"kind: sparsepo, mask: {{{LEARNED}, mixer_activation: {gate}, normalise: true}}"
+    for gate in ("sparsemax", "budget", "hard_concrete", "top_k")
+}
+QUICKSTART = {
+    "sparsepo, L1 1e-3": f"kind: sparsepo, l1_reward: 1e-3, l1_kl: 1e-3, mask: {{{LEARNED}}}",
+    "sparsepo, released start": "kind: sparsepo, mask: {kind: learned, official: true}",
+    "sparsepo, independent masks": f"kind: sparsepo, mask: {{{LEARNED.replace('common', 'independent')}}}",
+    "sparsepo, sees the token": f"kind: sparsepo, mask: {{{LEARNED}, sees: token}}",
+}
+METHODS: dict[str, str] = (
+    {kind: f"kind: {kind}" + (f", {NEEDED[kind]}" if kind in NEEDED else "") for kind in members(Objective)}
+    | QUICKSTART
+    | GATES
+    | MASKS
+)
+SETTINGS = ["stages=[sft, po, eval]", "po.steps=200", "po.batch_size=16", "evaluation.sampled_prompts=null"]
+FIGURES = ("accuracy", "accuracy_unmasked", "margin_unmasked", "kl")
+OF_MASKS = ("auroc_reward", "auroc_logratio", "sparsity_end")
+
+
+def axis(methods: list[str]) -> str:
+    """The methods' settings as --sweep has them."""
+    return ",".join(f"{{{METHODS[name]}}}" for name in methods)
+
+
+def sweep(grid: Path, seeds: list[int], methods: list[str]) -> None:
+    """Trains what is not there yet. A run that is refused does not end the others; its line says why."""
+    command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(CONFIG), f"output_dir={grid}"]
+    over = ["objective=" + axis(methods), "seed=" + ",".join(map(str, seeds))]
+    if subprocess.run([*command, *SETTINGS, "--sweep", *over]).returncode not in (0, 1):
+        sys.exit("the sweep did not come to its end; the same command continues it")
+
+
+def figures_of(grid: Path, methods: list[str]) -> list[dict[str, Any]]:
+    """One row for each run; those without a result say why."""
+    (read,) = parse_axes(["objective=" + axis(methods)])
+    names = {
+        json.dumps(value, sort_keys=True): name for value, name in zip(read.values, methods, strict=True)
+    }
+    rows = []
+    for run in json.loads((grid / "sweep.json").read_text())["runs"]:
+        values = run["values"]
+        name = names.get(json.dumps(values["objective"], sort_keys=True))
+        if name is None:  # of an earlier command with other methods
+            continue
+        row = {"method": name, "seed": values["seed"], "why": run["error"], "seconds": run["seconds"]}
+        if run["status"] == "done":
+            summary = json.loads((grid / run["name"] / "summary.json").read_text())
+            row |= {figure: summary["after"][figure] for figure in FIGURES}
+            row |= {figure: summary["mask"][figure] for figure in OF_MASKS}
+        rows.append(row)
+    return rows
+
+
+def means_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By method, the means over seeds with their 95 % intervals; None where a figure has no meaning."""
+    means: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(row["method"] for row in rows):
+        done = [row for row in rows if row["method"] == name and row["why"] is None]
+        means[name] = {"settings": METHODS[name], "seeds": len(done)}
+        for figure in (*FIGURES, *OF_MASKS):
+            values = [row[figure] for row in done if row[figure] is not None]
+            means[name][figure] = t_interval(values)._asdict() if values else None
+    return means
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    options = parser.parse_args()
+    began_s = time.perf_counter()
+    sweep(options.out, options.seeds, options.methods)
+    rows = figures_of(options.out, options.methods)
+    means = means_of(rows)
+    for name, of in means.items():
+        shown = (f"{figure} {x['mean']:.3f}" for figure, x in of.items() if isinstance(x, dict))
+        print(f"{name:<32}{of['seeds']} seeds  {'  '.join(shown)}")
+    result = {
+        "command": " ".join(["python benchmarks/methods.py", *sys.argv[1:]]),
+        "minutes": (time.perf_counter() - began_s) / 60,
+        "settings": SETTINGS,
+        "means": means,
+        "rows": rows,
+    }
+    print(save_result("methods", result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
