@@ -28,13 +28,15 @@ import argparse
 import contextlib
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from evidence_bench import Bench, Final, NotDone, Settings, sources
 from evidence_figures import reasoning_figures, run_figures, show, task_result
-from evidence_methods import METHODS, MOST_KL, Method, Tried, as_yaml, choose, ordered, short_name
+from evidence_methods import METHODS, MOST_KL, Method, Tried, as_yaml, choose, ordered
 from evidence_reasoning import harness_tasks, problems
 from evidence_tasks import (
     BATCH,
@@ -51,78 +53,16 @@ from evidence_tasks import (
 )
 from mask_controls import write_rows
 from tasks import Row, read
-from which_tokens import execute
 from work import save_result
 
-CONFIG = Path(__file__).parent.parent / "configs" / "smollm2.yaml"
 DONE = "evidence.json"  # in the directory of a final run: its figures
 ANSWERED = 64  # held-out prompts that are answered
 SAMPLES = 2  # answers to each, for self-BLEU
-PROGRAMS = {"samples": 4, "temperature": 0.4, "max_new_tokens": 192, "batch_size": 16}
+PROGRAMS = {"samples": 1, "temperature": 0, "max_new_tokens": 192, "batch_size": 32}  # greedy: pass@1
 IMDB = {"max_prompts": 800, "samples": 4}
-Settings = dict[str, str]
-
-
-class NotDone(Exception):
-    """A run that is needed has not been made, and none may be."""
-
-
-class Bench(NamedTuple):
-    """What all runs share."""
-
-    model: str
-    data: Path
-    output: Path
-    size: Size
-    cells: int
-    betas: int
-    seeds: int
-    reasoning: int
-    problems: int
-    more: tuple[str, ...]
-    only_done: bool = False
-
-    def run(self, output: Path, settings: Settings) -> str | None:
-        """Runs the main program unless that has been done; why there is no result, or None."""
-        if self.only_done and not (output / "benchmark.json").exists():
-            raise NotDone(output)
-        common = {"policy.path": self.model, "logging.trackers": "[]"}
-        set_by_hand = dict(pair.split("=", 1) for pair in self.more)
-        return execute(output, common | settings | set_by_hand, CONFIG)
-
-
-class Final(NamedTuple):
-    """A run of the comparison."""
-
-    task: str
-    method: str
-    rate: float
-    beta: float | None
-    seed: int
-
-    def path(self, output: Path) -> Path:
-        beta = "" if self.beta is None else f",beta={self.beta:g}"
-        return output / self.task / short_name(self.method) / f"rate={self.rate:g}{beta},seed={self.seed}"
 
 
 # ---------------------------------------------------------------- what a task reads
-
-
-def sources(path: Path, **more: Any) -> str:
-    """As a setting: commas and equals signs in a path are letters."""
-    return json.dumps([{"path": str(path)} | more])
-
-
-def chat_template(model: str):
-    """Messages -> the text that the policy reads."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-
-    def write(messages: list[Row]) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-    return write
 
 
 def sample_imdb(bench: Bench) -> Path:
@@ -149,7 +89,7 @@ def sample_imdb(bench: Bench) -> Path:
 
 def prepare(bench: Bench, task: str) -> Files:
     if task in PAIRS:
-        of_task: Texts = texts(task, bench.data, chat_template(bench.model))
+        of_task: Texts = texts(task, bench.data)
     else:
         of_task = imdb(bench.data, sample_imdb(bench))
     return write_files(of_task, bench.size, bench.output / task / "data")
@@ -245,7 +185,12 @@ def weighed_rows(bench: Bench, final: Final, files: Files) -> Path:
             write_rows(rows, records, records, "shuffled", np.random.default_rng(final.seed))
         return rows
     weights = output / "weights"
-    weigh = {"stages": "[weigh]", "weigh": json.dumps({"kind": method.how, "run": str(scores)})}
+    weigh = {
+        "stages": "[weigh]",
+        "data.train": "[]",
+        "data.holdout": "null",
+        "weigh": json.dumps({"kind": method.how, "run": str(scores)}),
+    }
     if (why := bench.run(weights, settings | weigh)) is not None:
         sys.exit(f"{weights}: {why}")
     return weights / "weighed.jsonl"
@@ -264,7 +209,6 @@ def run_final(bench: Bench, final: Final, files: Files, judge: Path) -> dict[str
     settings |= dict(pair.split("=", 1) for pair in method.more) | {
         "stages": "[po, eval, generate, export, measure, report]",
         "seed": str(final.seed),
-        "scorer": json.dumps({"kind": "classifier", "path": str(judge)}),
         "evaluation.sampled_prompts": str(min(ANSWERED, bench.size.held)),
         "evaluation.lexicons": json.dumps(
             [
@@ -277,6 +221,7 @@ def run_final(bench: Bench, final: Final, files: Files, judge: Path) -> dict[str
         "measure": "{text: {reference: null, rouge: false}}",
         "report.pairs": str(bench.size.held),
         "export.dtype": "bfloat16",
+        "checkpoint.every_steps": "8",
     }
     why = bench.run(output, settings)
     if why is None:
@@ -300,7 +245,7 @@ def reason(bench: Bench, output: Path, policy: str) -> None:
             "data.prompts": sources(rows),
             "data.max_length": "1024",
             "generation": json.dumps(PROGRAMS),
-            "measure": f"{{code: {{k: [1, {PROGRAMS['samples']}]}}}}",
+            "measure": "{code: {k: [1]}}",
         }
     if bench.reasoning:
         tasks = harness_tasks(bench.data, bench.reasoning, bench.output / f"harness_{bench.reasoning}")
@@ -360,6 +305,11 @@ def of_task(bench: Bench, task: str, methods: list[str]) -> Row:
     return task_result(settings, about, chosen, tried, figures, reasoning_figures(base))
 
 
+def stop(*_: object) -> None:
+    """Ends this program by an exception, so that the run that it waits for does not go on alone."""
+    sys.exit(143)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -380,6 +330,7 @@ def main() -> None:
     parser.add_argument("--so-far", action="store_true")
     parser.add_argument("--result", default="evidence", help="name of the file in results/")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, stop)
     bench = Bench(
         options.model,
         options.data,

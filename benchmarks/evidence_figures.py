@@ -70,7 +70,7 @@ def judged(samples: list[Row], judge: Path) -> dict[str, list[float]]:
 
     classifier, _ = load_classifier(judge)
     return {
-        when: [float(x) for x in classifier.probability([one["prompt"] + one[when] for one in samples])]
+        when: [float(x) for x in classifier.probability([one[when] for one in samples])]
         for when in ("before", "after")
     }
 

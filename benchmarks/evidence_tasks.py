@@ -125,12 +125,12 @@ def imdb(data: Path, made: Path) -> Texts:
     return Texts(train, held, judge, judge_test, telling_words(train))
 
 
-def texts(task: str, data: Path, template: Callable[[list[Row]], str]) -> Texts:
-    """A task's texts. template: messages -> the text that the policy reads."""
+def texts(task: str, data: Path) -> Texts:
+    """A task's texts. The judge reads responses alone."""
     train, held = PAIRS[task](data)
     judge, judge_test = (
         [
-            {"text": template(row["prompt"]) + row[side][0]["content"], "label": label}
+            {"text": content(row[side]), "label": label}
             for row in rows
             for side, label in (("chosen", 1), ("rejected", 0))
         ]
@@ -232,11 +232,14 @@ def train_judge(files: Files, directory: Path) -> dict[str, Any]:
 
     if not directory.exists():
         rows, test = labelled(files.judge), labelled(files.judge_test)
-        judge = train_classifier(rows, max_features=200_000, l2=0.1)
+        judge = train_classifier(rows, max_features=200_000, l2=1.0)
+        rewards, is_better = judge.probability(test.texts), test.positive_N
+        are_pairs = is_better[::2].all() and not is_better[1::2].any()  # chosen, rejected, chosen, ...
         about = {
             "rows": len(rows.texts),
             "accuracy": judge.accuracy(rows),
             "test_accuracy": judge.accuracy(test),
+            "test_pairs": float(np.mean(rewards[::2] > rewards[1::2])) if are_pairs else None,
         }
         save_classifier(directory, judge, about)
     return load_classifier(directory)[1]

@@ -3,7 +3,7 @@
 No model runs here: a stub takes the place of the main program. It has the program's own reader of configs
 judge the settings, and writes what a run would write."""
 
-import importlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -148,10 +148,14 @@ def command(of_benchmarks, monkeypatch, tmp_path):
     program = Program()
     names = of_benchmarks("evidence_tasks").Files._fields
     files = of_benchmarks("evidence_tasks").Files(*(tmp_path / f"{name}.jsonl" for name in names))
-    monkeypatch.setattr(evidence, "execute", program)
+    monkeypatch.setattr(of_benchmarks("evidence_bench"), "execute", program)
     monkeypatch.setattr(evidence, "prepare", lambda bench, task: files)
-    monkeypatch.setattr(evidence, "train_judge", lambda files, directory: {"test_accuracy": 0.9})
+    monkeypatch.setattr(
+        evidence, "train_judge", lambda files, directory: {"test_accuracy": 0.9, "test_pairs": None}
+    )
     judged = {"before": [0.2, 0.3], "after": [0.6, 0.9]}
+    for module in (evidence, figures):
+        monkeypatch.setattr(module, "reasoning_figures", lambda run: {"pass@1": 0.0625, "cloze": 0.5})
     monkeypatch.setattr(figures, "judged", lambda samples, judge: judged)
 
     def run(seeds, methods=("DPO", "shuffled mask"), **more):
@@ -191,7 +195,20 @@ def test_what_is_done_so_far_is_a_result(command):
 def test_settings_of_every_method_are_accepted(command, of_benchmarks):
     """By the stub, which has them read as the program would."""
     run, _ = command
-    result = run(1, of_benchmarks("evidence_methods").METHODS)
+    result = run(2, of_benchmarks("evidence_methods").METHODS)
     assert set(result["methods"]) == set(of_benchmarks("evidence_methods").METHODS)
     assert set(result["against"]) == set(result["methods"]) - {"DPO"}
-    assert result["methods"]["SparsePO, common"]["tokens"]["between_seeds"] is None
+    assert -1 <= result["methods"]["SparsePO, common"]["tokens"]["between_seeds"] <= 1
+    page = page_of(result)
+    assert "pass 6.2 % of the time" in page
+    assert "no method is better or worse than DPO at equal KL" in page or "resolved against DPO" in page
+    assert page.count("| TDPO-2 |") > 2
+
+
+def page_of(result):
+    specification = importlib.util.spec_from_file_location("results", ROOT / "docs" / "results.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    kept = {"command": "python benchmarks/evidence.py", "tasks": {"polite": result}}
+    template = module.environment().get_template("evidence.md.jinja")
+    return template.render(results={"evidence": json.loads(json.dumps(kept))})
