@@ -1,7 +1,9 @@
 """The program from config to report, interrupted and continued."""
 
+import contextlib
 import json
 import os
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 from helpers.interrupt import Interrupted, stop_before
 from helpers.program import lines_of, run, weights_of, write_config
 from helpers.quick import slow_but
+from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
+from sparsepo_jax.stages import po as po_stage
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +326,22 @@ def test_a_dead_mask_is_said_with_what_to_do(tmp_path, capsys):
     assert main(["--config", str(config), "objective.mask.kind=ones", "po.steps=1"]) == 0, (
         "who mends it is not held to the settings that failed"
     )
+
+
+@pytest.mark.parametrize("zeros, scored", [([0.0], [16]), ([1.0, 0.9], [16, 256]), ([1.0, 1.0], [16, 256])])
+def test_a_mask_that_is_alive_is_seen_on_the_first_batch(monkeypatch, zeros, scored):
+    """All 256 pairs took two minutes of a real model before its first step."""
+    sizes = []
+    shares = iter(zeros)
+    monkeypatch.setattr(po_stage, "mask_of", lambda objective: objective)
+    for name in ("adapted", "reference_weights"):
+        monkeypatch.setattr(po_stage, name, lambda run, start: start)
+    monkeypatch.setattr(po_stage, "score_table", lambda run, table, *weights: sizes.append(len(table)))
+    monkeypatch.setattr(po_stage, "mask_sparsity", lambda scores: next(shares))
+    config = SimpleNamespace(evaluation=SimpleNamespace(batch_size=16), objective="sparsepo")
+    with pytest.raises(UserError) if zeros[-1] == 1 else contextlib.nullcontext():
+        po_stage._refuse_dead_masks(SimpleNamespace(config=config), np.zeros(300), {"masks": {"net": 1}})
+    assert sizes == scored
 
 
 def test_scoring_without_stored_masks_is_an_error(tmp_path, capsys):

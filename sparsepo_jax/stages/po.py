@@ -36,6 +36,8 @@ from sparsepo_jax.train.checkpoint import save_once
 from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.step import TrainState
 
+DEAD_ON = 256  # pairs: a mask that is zero on all of them does not learn
+
 
 def po(run: Run) -> None:
     """Trains on data.train; evaluates on the evaluation pairs every po.eval_every_steps."""
@@ -154,11 +156,13 @@ def _refuse_dead_masks(run: Run, table: TokenTable, start: dict[str, Weights]) -
     """
     if not start["masks"] or mask_of(run.config.objective) is None:  # TBPO-Q's head is among the weights
         return
-    first_pairs = table.take(np.arange(min(len(table), 256)))
-    scores = score_table(run, first_pairs, adapted(run, start), reference_weights(run, start))
-    if mask_sparsity(scores) == 1.0:
-        raise UserError(
-            f"the reward mask starts at zero on every token of the first {len(first_pairs)} pairs: neither "
-            "policy "
-            "nor mask would get a gradient; set objective.mask.init=ones, or take another seed"
-        )
+    adapted_start, reference = adapted(run, start), reference_weights(run, start)
+    # Nearly always the first batch shows a mask that is alive; the others need not be waited for.
+    for most in sorted({min(run.config.evaluation.batch_size, DEAD_ON), DEAD_ON}):
+        first_pairs = table.take(np.arange(min(len(table), most)))
+        if mask_sparsity(score_table(run, first_pairs, adapted_start, reference)) < 1.0:
+            return
+    raise UserError(
+        f"the reward mask starts at zero on every token of the first {len(first_pairs)} pairs: neither "
+        "policy nor mask would get a gradient; set objective.mask.init=ones, or take another seed"
+    )
