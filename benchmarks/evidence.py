@@ -27,6 +27,7 @@ Needs the extras [measures], [reward] and [lm_eval].
 import argparse
 import contextlib
 import json
+import shlex
 import shutil
 import signal
 import sys
@@ -310,6 +311,13 @@ def stop(*_: object) -> None:
     sys.exit(143)
 
 
+def command(words: list[str], options: argparse.Namespace) -> str:
+    """What was typed, without this machine's paths."""
+    places = {options.model: "MODEL", str(options.data): "DATA", str(options.output): "runs/evidence"}
+    kept = (word for word in words if word != "--so-far")
+    return "python benchmarks/evidence.py " + " ".join(places.get(w) or shlex.quote(w) for w in kept)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -348,7 +356,7 @@ def main() -> None:
     for task in options.tasks:
         results[task] = of_task(bench, task, options.methods)
         show(task, results[task])
-    kept = {"command": " ".join(["python benchmarks/evidence.py", *sys.argv[1:]]), "tasks": results}
+    kept = {"command": command(sys.argv[1:], options), "tasks": results}
     print(save_result(options.result, kept))
 
 

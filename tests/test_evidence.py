@@ -3,6 +3,7 @@
 No model runs here: a stub takes the place of the main program. It has the program's own reader of configs
 judge the settings, and writes what a run would write."""
 
+import argparse
 import importlib.util
 import json
 from pathlib import Path
@@ -190,6 +191,14 @@ def test_what_is_done_so_far_is_a_result(command):
     assert len(program.runs) == 5 and set(result["methods"]) == {"DPO"}
     dpo = result["methods"]["DPO"]
     assert dpo["seeds"] == 1 and dpo["figures"]["accuracy_unmasked"]["low"] is None
+
+
+def test_the_command_that_is_kept_can_be_typed_elsewhere(of_benchmarks):
+    options = argparse.Namespace(model="/m", data=Path("/d"), output=Path("/o"))
+    words = ["/m", "/d", "--methods", "DPO", "shuffled mask", "--output", "/o", "--so-far"]
+    assert of_benchmarks("evidence").command(words, options) == (
+        "python benchmarks/evidence.py MODEL DATA --methods DPO 'shuffled mask' --output runs/evidence"
+    )
 
 
 def test_settings_of_every_method_are_accepted(command, of_benchmarks):
