@@ -61,15 +61,19 @@ def updates(config: Config) -> Any:
     weights = {"policy": policy, "masks": {}}
     optimizer, _ = make_optimizer(config, config.po, STEPS, 16)
     state = optimizer.init(weights)
-    path = []
-    for n in range(STEPS):
-        scale = 3.0 if n == 0 else 0.1
+
+    @jax.jit
+    def update(weights, state, n, scale, words):
         gradient = {
             **weights,
             "policy": {path: scale * jnp.cos(3.0 * x + n) for path, x in weights["policy"].items()},
         }
-        change, state = optimizer.update(gradient, state, weights, words=rounding_words(0, n))
-        weights = jax.tree.map(jnp.add, weights, change)
+        change, state = optimizer.update(gradient, state, weights, words=words)
+        return jax.tree.map(jnp.add, weights, change), state
+
+    path = []
+    for n in range(STEPS):
+        weights, state = update(weights, state, n, 3.0 if n == 0 else 0.1, rounding_words(0, n))
         path.append(np.concatenate([np.ravel(x) for x in weights["policy"].values()]))
     return np.stack(path).tolist()
 
