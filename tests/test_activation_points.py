@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from helpers.quick import DIFFERENT, slow_but
 from helpers.tiny import CONFIGS
 from sparsepo_jax.masks.activation import GROUPS, activation_mask, choose_points, map_means
 from sparsepo_jax.models.decoder import Decoder
@@ -35,7 +36,7 @@ MISSING = {  # family -> points that it does not have; the others have all
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow_but(DIFFERENT, CONFIGS))
 def test_points_of_every_family(name):
     spec, fired = spec_from_hf(CONFIGS[name]), set()
 

@@ -384,6 +384,7 @@ def test_the_auxiliary_loss_counts_only_if_it_is_asked_for():
     assert np.array_equal(gradient["head.embedding"], without["head.embedding"])
 
 
+@pytest.mark.slow
 def test_routing_is_the_policys_own_unless_it_is_replayed():
     """With the reference's routing, another router of the policy changes shares and no choices.
 

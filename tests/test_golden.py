@@ -113,7 +113,7 @@ def test_token_log_probs_and_kl(family, shared):
         assert_tokens_equal(family, ours, batch.valid_BPT, chosen, rejected)
 
 
-@both_families
+@one_family
 @pytest.mark.parametrize("sharing", ["common", "independent"])
 def test_learned_masks_from_reference_states(family, sharing):
     """Kills: masks of the policy; the last state before the final norm; reward and KL nets exchanged."""

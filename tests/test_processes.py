@@ -58,6 +58,7 @@ def same_run(output: Path, expected: Path) -> None:
         np.testing.assert_allclose(ours[path], weights, atol=SHARDED, err_msg=path)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_four_go_on(alone, tmp_path):
     """SIGTERM reaches one of two processes; both save the same step and ask to be started again; four
     continue. Losses and weights are those of one process, and every epoch has seen every pair once.
@@ -100,6 +101,7 @@ def test_sigterm_outside_of_training_stops_all_between_the_same_batches(tmp_path
     assert not (tmp_path / "run" / "po").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_if_one_process_is_killed_the_other_ends_and_says_so(tmp_path, victim):
     ended = run_together(write_config(tmp_path, **PO), 2, 1, at_batch={victim: "4 SIGKILL"})

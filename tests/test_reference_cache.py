@@ -105,6 +105,7 @@ def test_what_counts_misses_and_what_does_not_hits(tmp_path, capsys):
     assert not is_found("other mask", MAPO | {"mask": MAPO["mask"] | {"mapping": "sigmoid"}})
 
 
+@pytest.mark.slow
 def test_a_file_of_something_else_is_refused_and_half_a_file_is_made_anew(tmp_path, capsys):
     cache = tmp_path / "cache"
     cached_run(tmp_path / "one", cache, {"kind": "dpo"})

@@ -94,6 +94,7 @@ def die_in(patched, stage):
     patched.setattr(training, "run_training", dying)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["po", pytest.param("sft", marks=pytest.mark.slow)])
 def test_a_killed_chain_ends_in_the_same_bits(finished, tmp_path, monkeypatch, stage):
     """Killed in training, then by Ctrl-C before the second round's pairs, then run to its end. Kills: a round

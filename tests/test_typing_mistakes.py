@@ -341,6 +341,7 @@ def test_a_reader_that_goes_ends_the_program_quietly(arguments, tmp_path):
     assert status == PIPE_CLOSED and "Broken" not in error and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_its_reader(tmp_path):
     config = write_config(tmp_path, stages=["sft"], sft={"steps": 2})
     status, error = piped(["--config", str(config)], reads=0)

@@ -150,6 +150,7 @@ def without(config, *names):
     return {name: value for name, value in config.items() if name not in names} | {"text_config": text}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(QUICK[:1], EXPORTED))
 def test_an_export_is_the_same_model_with_another_text_model(name, tmp_path):
     """Every tensor outside of the text model bit for bit in its own type; names, config and processor too."""

@@ -145,6 +145,7 @@ def decoder_graph(
     return split_module(nnx.eval_shape(make))[0]
 
 
+@functools.cache  # a run asks several times, and each time takes a trace of the whole model
 def weight_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
     abstract = split_module(nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))))[1]
     return {path: leaf.shape for path, leaf in abstract.items()}
