@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from helpers.program import write_config
-from sparsepo_jax.aot.hlo import Collective, Program, collectives_in, kernels_in, refused_bytes
+from sparsepo_jax.aot.hlo import Collective, HloProgram, collectives_in, kernels_in, refused_bytes
 from sparsepo_jax.aot.topology import find_topology
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.core.errors import UserError
@@ -146,7 +146,7 @@ def test_collectives_count_as_often_as_they_run():
 
     Kills: a `-start` counted with its operands; a computation that nothing calls; a chain counted by steps.
     """
-    program = Program(HLO)
+    program = HloProgram(HLO)
     assert program.open_loops
     counted = {kind: (x.count, x.bytes) for kind, x in collectives_in(program).items()}
     assert counted == {
@@ -155,7 +155,7 @@ def test_collectives_count_as_often_as_they_run():
         "collective-permute": (3, 3 * 64),
         "reduce-scatter": (4, 3 * 32 + 48),
     }
-    known = Program(HLO.replace("(%t), condition=%condition.2", "(%t), condition=%condition.1"))
+    known = HloProgram(HLO.replace("(%t), condition=%condition.2", "(%t), condition=%condition.1"))
     assert known.open_loops is False
     assert kernels_in(program) == {"AsyncCollectiveStart": 1, "tpu_custom_call": 1}
 
@@ -167,7 +167,7 @@ def test_what_a_device_sends_at_least():
     of it to each other, shared by two devices. An all-reduce is two of that. A permute sends all. The mesh
     of the all-to-all has device 4 beside device 0 along y.
     """
-    program = Program("""\
+    program = HloProgram("""\
 HloModule m
 
 ENTRY %main (a: f32[8]) -> f32[8] {

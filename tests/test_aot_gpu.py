@@ -12,7 +12,7 @@ from sparsepo_jax.aot.absent import absent_devices, target_config, toolkit_direc
 from sparsepo_jax.aot.bound import lower_bound
 from sparsepo_jax.aot.devices import CARDS, DEVICES
 from sparsepo_jax.aot.footprint import Footprint
-from sparsepo_jax.aot.hlo import Collective, Program
+from sparsepo_jax.aot.hlo import Collective, HloProgram
 from sparsepo_jax.aot.topology import find_topology
 from sparsepo_jax.aot.traffic import Traffic, traffic_in
 from sparsepo_jax.core.errors import UserError
@@ -192,7 +192,7 @@ def test_traffic_counts_what_kernels_read_and_write():
     """
     slices, update = 256 + 4 + 64 + 512 + 64, 64 + 4 + 64
     product = 2 * 512 + 256
-    assert traffic_in(Program(HLO)) == {
+    assert traffic_in(HloProgram(HLO)) == {
         "fusion": Traffic(6, 3 * (slices + update)),
         "product": Traffic(4, 3 * product + 512 + 512 + 256),
         "attention": Traffic(1, 3 * 512),

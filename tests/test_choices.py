@@ -14,7 +14,7 @@ from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.run.check import make_plan_text
 from sparsepo_jax.run.choices import (
     LONG,
-    Device,
+    StepDevice,
     choose,
     choose_attention,
     choose_head,
@@ -43,8 +43,8 @@ def setting_of(
     return Setting(config, stage, spec, spec if reference else None, itemsize)
 
 
-def gpu(gigabytes, capability=(9, 0)) -> Device:
-    return Device("gpu", gigabytes * GB, capability)
+def gpu(gigabytes, capability=(9, 0)) -> StepDevice:
+    return StepDevice("gpu", gigabytes * GB, capability)
 
 
 # ---------------------------------------------------------------- attention
@@ -60,8 +60,8 @@ def gpu(gigabytes, capability=(9, 0)) -> Device:
         ({"head_dim": 256}, gpu(80, (8, 0)), "auto", "triton", "bfloat16 on GPU"),
         ({"head_dim": 512}, gpu(80), "auto", "xla", "heads of 512 dims"),
         ({}, gpu(16, (7, 5)), "auto", "xla", "capability 7.5"),
-        ({}, Device("cpu"), "auto", "blocks", "CPU"),
-        ({}, Device("tpu", 16 * GB), "auto", "splash", "TPU"),
+        ({}, StepDevice("cpu"), "auto", "blocks", "CPU"),
+        ({}, StepDevice("tpu", 16 * GB), "auto", "splash", "TPU"),
     ],
 )
 def test_attention_suits_the_device(changes, device, dtype, kernel, reason):
@@ -100,8 +100,8 @@ def test_what_cudnn_does_not_fit(changes, device, dtype, expected):
 
 def test_a_large_gpu_has_all_logits_in_one_block_and_a_cpu_small_ones():
     assert choose_head(setting_of(), MEASURED, gpu(127), "cudnn").value == (4096, 50304)
-    assert choose_head(setting_of(), MEASURED, Device("cpu"), "blocks").value == (512, 2048)
-    assert choose_head(setting_of(), MEASURED, Device("tpu", 16 * GB), "cudnn").value == (512, 2048)
+    assert choose_head(setting_of(), MEASURED, StepDevice("cpu"), "blocks").value == (512, 2048)
+    assert choose_head(setting_of(), MEASURED, StepDevice("tpu", 16 * GB), "cudnn").value == (512, 2048)
 
 
 @pytest.mark.parametrize("gigabytes", [30, 40, 72, 127])
@@ -135,7 +135,7 @@ def test_less_memory_cuts_the_vocabulary_before_the_tokens():
 )
 def test_sizes_that_are_set_stay(head, block):
     assert choose_head(setting_of(compute={"head": head}), MEASURED, gpu(127), "cudnn").value == block
-    on_cpu = choose_head(setting_of(compute={"head": head}), MEASURED, Device("cpu"), "cudnn").value
+    on_cpu = choose_head(setting_of(compute={"head": head}), MEASURED, StepDevice("cpu"), "cudnn").value
     assert on_cpu == (head.get("tokens", 512), head.get("vocabulary", 2048))
 
 
@@ -150,7 +150,7 @@ def test_what_keeps_most_of_what_fits_is_taken():
     sizes = [remat_on(gpu(size)).value for size in range(30, 140)]
     order = ["everything", "all_but_products", "norms", "nothing"]
     assert sorted(sizes, key=order.index) == sizes and set(sizes) == set(order)
-    assert remat_on(Device("cpu")).value == "nothing"
+    assert remat_on(StepDevice("cpu")).value == "nothing"
 
 
 def test_a_step_that_does_not_fit_says_what_to_do():
@@ -326,5 +326,5 @@ def test_a_run_says_and_keeps_its_choices_and_how_long_the_first_step_took(tmp_p
     ],
 )
 def test_layers_are_written_out_where_a_gpu_runs_them_long_enough(platform, calls, asked, value):
-    choice = choose_unroll(make_config(compute={"unroll": asked}), Device(platform), calls)
+    choice = choose_unroll(make_config(compute={"unroll": asked}), StepDevice(platform), calls)
     assert choice.value is value

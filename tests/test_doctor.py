@@ -11,7 +11,8 @@ from helpers.tiny import pair_table
 from sparsepo_jax.data.facts import table_facts
 from sparsepo_jax.main import main
 from sparsepo_jax.report import doctor
-from sparsepo_jax.report.doctor import FIRST_STEPS, LN2, FirstSteps, diagnose
+from sparsepo_jax.report.doctor import FIRST_STEPS, FirstSteps, diagnose
+from sparsepo_jax.report.doctor_learning import LN2
 from sparsepo_jax.report.evidence import Evidence, read_evidence
 
 HEALTHY = {  # of SparsePO: learns, moves a little, has zeros

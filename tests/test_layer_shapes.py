@@ -23,7 +23,7 @@ from sparsepo_jax.models.export import save_peft
 from sparsepo_jax.models.layer_scan import Stacks
 from sparsepo_jax.models.layers import Hooks, LayerFactory
 from sparsepo_jax.models.lora import Lora, dequantized, hold_base, split_adapters
-from sparsepo_jax.models.rotary import Turns, rotary_frequencies
+from sparsepo_jax.models.rotary import LayerTurns, rotary_frequencies
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.stacks import scans_of
 from sparsepo_jax.models.weights import to_hf
@@ -76,7 +76,7 @@ def layer_after_layer(weights, reach, ids_BS, positions_BS, lora=None, drop=None
             reach=reach,
             window=SPEC.kinds[kind].window,
         )
-        turns = Turns(jnp.asarray(rotary_frequencies(SPEC.kinds[kind].rotation)))
+        turns = LayerTurns(jnp.asarray(rotary_frequencies(SPEC.kinds[kind].rotation)))
         x_BSD = merge_module(block, own)(x_BSD, positions_BS, turns, hooks)
     return decoder.final_norm(x_BSD)
 

@@ -18,7 +18,7 @@ from helpers.tiny import CONFIGS, GEMMA3, GPT2, GPT_OSS, GPTJ, LLAMA, LONGROPE, 
 from helpers.tolerances import BFLOAT16, PARITY_LOGITS
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import merge_module, split_module
-from sparsepo_jax.models import field_tables
+from sparsepo_jax.models import field_kinds, field_tables
 from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.directory import read_config
@@ -320,7 +320,7 @@ HOSTILE = (
     {"rope_type": ["llama3"]},
     functools.reduce(lambda deep, _: [deep], range(5000), 0),
 )
-ROTARY = sorted(field_tables.ROTARY_KINDS.keys() | field_tables.LAYER_KINDS.keys())
+ROTARY = sorted(field_kinds.ROTARY_KINDS.keys() | field_kinds.LAYER_KINDS.keys())
 SCALING = {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 

@@ -62,7 +62,7 @@ class Task(NamedTuple):
     lengths: str
 
 
-class Shapes(NamedTuple):
+class StepShapes(NamedTuple):
     """The step of a task on a mesh, as shapes and shardings.
 
     Attributes:
@@ -138,7 +138,7 @@ def read_task(config: Config, topology: Topology) -> Task:
     return Task(topology, config, stage, policy, reference, table, lengths)
 
 
-def shapes_of(task: Task, devices: list[jax.Device]) -> Shapes:
+def shapes_of(task: Task, devices: list[jax.Device]) -> StepShapes:
     """The step's shapes and shardings on devices. UserError if the config does not fit them."""
     topology, config, stage, policy, reference, table, _ = task
     axes, training = config.compute.mesh, getattr(config, stage)
@@ -156,7 +156,7 @@ def shapes_of(task: Task, devices: list[jax.Device]) -> Shapes:
     largest_batch = abstract_batches(config, table, plan, mesh, with_weights=with_weights)[-1]
     step = make_step(config, stage, problem, policy, plan.steps, mesh)
     frozen = abstract_frozen(config, stage, problem, policy, reference, mesh)
-    return Shapes(mesh, problem, chosen, step, (step.like, frozen, largest_batch))
+    return StepShapes(mesh, problem, chosen, step, (step.like, frozen, largest_batch))
 
 
 def compile_task(task: Task, devices: list[jax.Device]) -> Compiled:

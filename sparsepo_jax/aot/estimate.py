@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from sparsepo_jax.aot.bound import Bound, passes_of, tokens_of
-from sparsepo_jax.aot.compile import Shapes, Task
+from sparsepo_jax.aot.compile import StepShapes, Task
 from sparsepo_jax.aot.footprint import held_bytes
 from sparsepo_jax.models.operations import Tokens, matrix_operations
-from sparsepo_jax.run.choices import Choices, Device, choose, dtype_on
+from sparsepo_jax.run.choices import Choices, StepDevice, choose, dtype_on
 from sparsepo_jax.run.held import trained_numbers
 from sparsepo_jax.run.need import FLOAT, Load, Setting, held_by, kept_by_layers
 
@@ -47,7 +47,7 @@ class Estimate(NamedTuple):
         return self.argument_bytes + self.temp_bytes
 
 
-def held_on(task: Task, shapes: Shapes) -> Held:
+def held_on(task: Task, shapes: StepShapes) -> Held:
     """What the arguments of a task's step in one micro-step tell."""
     _, frozen, batch = shapes.arguments
     packing = batch.packing
@@ -102,7 +102,7 @@ def chosen_for(task: Task, held: Held) -> tuple[Setting, Choices]:
         shards=held.sizes["fsdp"] * held.sizes["tensor"],
         tensor=held.sizes["tensor"],
     )
-    return setting, choose(setting, load, Device(task.topology.platform, task.topology.usable_bytes))
+    return setting, choose(setting, load, StepDevice(task.topology.platform, task.topology.usable_bytes))
 
 
 # What fusions read and write of a position in a layer, in numbers per number that a block keeps of it, for a

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sparsepo_jax.aot.hlo import Collective, Program, collectives_in, kernels_in, refused_bytes
+from sparsepo_jax.aot.hlo import Collective, HloProgram, collectives_in, kernels_in, refused_bytes
 from sparsepo_jax.aot.topology import Topology
 from sparsepo_jax.aot.traffic import Traffic, traffic_in
 
@@ -74,7 +74,7 @@ def compile_for_memory(
         - memory.alias_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    program = Program(compiled.as_text())
+    program = HloProgram(compiled.as_text())
     footprint = Footprint(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,

@@ -62,7 +62,7 @@ _LIMIT = re.compile(r"^\s*(\d+)\s*$")
 ENTRY = "ENTRY"
 
 
-class Program:
+class HloProgram:
     """A compiled program.
 
     Args:
@@ -188,7 +188,7 @@ def target_of(instruction: Instruction) -> str | None:
     return match[1] if match else None
 
 
-def kernels_in(program: Program) -> dict[str, int]:
+def kernels_in(program: HloProgram) -> dict[str, int]:
     """{target of a custom call: in how many places of the program it stands}; tpu_custom_call is Pallas."""
     everywhere = (x for instructions in program.computations.values() for x in instructions)
     return dict(sorted(Counter(target for x in everywhere if (target := target_of(x))).items()))
@@ -230,7 +230,7 @@ _GROUPS = re.compile(
 _PAIRS = re.compile(r"source_target_pairs=\{(\{\d+,\d+\}(?:,\{\d+,\d+\})*)\}")
 
 
-def collectives_in(program: Program, hosts: Sequence[int] = ()) -> dict[str, Collective]:
+def collectives_in(program: HloProgram, hosts: Sequence[int] = ()) -> dict[str, Collective]:
     """Collectives of one run of a program, by kind.
 
     Args:

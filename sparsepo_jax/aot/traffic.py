@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from sparsepo_jax.aot.hlo import ENTRY, Instruction, Program, array_sizes, target_of
+from sparsepo_jax.aot.hlo import ENTRY, HloProgram, Instruction, array_sizes, target_of
 
 KINDS = ("fusion", "product", "attention", "copy", "other")
 
@@ -50,7 +50,7 @@ _PRODUCTS = frozenset(("dot", "convolution", "ragged-dot"))
 _OPERATION = re.compile(r'op_name="([^"]*)"')
 
 
-def traffic_in(program: Program) -> dict[str, Traffic]:
+def traffic_in(program: HloProgram) -> dict[str, Traffic]:
     """What a run moves, by kind of kernel. Loops whose rounds are unknown count once.
 
     fusion: loops and reductions that XLA made. product: of matrices. attention: its kernels. copy: single
@@ -63,7 +63,7 @@ def traffic_in(program: Program) -> dict[str, Traffic]:
     return {kind: moved[kind] for kind in KINDS if kind in moved}
 
 
-def _kernels(program: Program, computation: str, times: int) -> Iterator[tuple[int, str, int]]:
+def _kernels(program: HloProgram, computation: str, times: int) -> Iterator[tuple[int, str, int]]:
     """(how often it runs, kind, bytes) of each kernel of a computation and of those that it calls."""
     instructions = program.computations.get(computation, [])
     types = {instruction.name: instruction.type for instruction in instructions}

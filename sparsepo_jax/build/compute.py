@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsepo_jax.config.derive import batch_problem
-from sparsepo_jax.config.schema.compute import Experts
+from sparsepo_jax.config.schema.compute import ExpertsChoice
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.host_memory import HOST
@@ -32,7 +32,7 @@ def compute_dtype(config: Config, mesh: Mesh) -> jnp.dtype:
     return jnp.dtype(choices.dtype_on(config, platform_of(mesh)))
 
 
-def device_of(mesh: Mesh, device_bytes: int | None = None) -> choices.Device:
+def device_of(mesh: Mesh, device_bytes: int | None = None) -> choices.StepDevice:
     """What decides how programs are compiled for a mesh.
 
     Args:
@@ -41,11 +41,11 @@ def device_of(mesh: Mesh, device_bytes: int | None = None) -> choices.Device:
     """
     platform = platform_of(mesh)
     if platform == "cpu" or platform != jax.default_backend():
-        return choices.Device(platform, device_bytes)
+        return choices.StepDevice(platform, device_bytes)
     here = next(x for x in mesh.devices.flat if x.process_index == jax.process_index())
     major, _, minor = getattr(here, "compute_capability", "").partition(".")
     capability = (int(major), int(minor)) if minor.isdigit() else None
-    return choices.Device(platform, device_bytes or _memory_of(here), capability)
+    return choices.StepDevice(platform, device_bytes or _memory_of(here), capability)
 
 
 @functools.cache
@@ -150,7 +150,7 @@ def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], mesh: Mesh)
     return cast(AttentionKernel, choices.choose_attention(config, specs, device).value)
 
 
-def choose_experts(config: Config, mesh: Mesh) -> Experts:
+def choose_experts(config: Config, mesh: Mesh) -> ExpertsChoice:
     """What computes the products of experts. UserError if these devices cannot run it."""
     asked, device = config.compute.experts, device_of(mesh)
     if asked == "triton" and device.platform != "gpu":

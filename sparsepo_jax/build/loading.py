@@ -1,7 +1,7 @@
 """Weights of a checkpoint, streamed onto the mesh: a host holds a layer of a few of them at a time."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import jax
@@ -15,11 +15,9 @@ from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import is_matrix
 from sparsepo_jax.models.stored_tensors import SafeTensors, find_checkpoint
-from sparsepo_jax.models.weights import Part, stream_hf
+from sparsepo_jax.models.weights import TensorPart, stream_hf
 from sparsepo_jax.sharding.mesh import lay
-from sparsepo_jax.sharding.rules import weight_shardings
-
-Shapes = Mapping[str, tuple[int, ...]]
+from sparsepo_jax.sharding.rules import Shapes, weight_shardings
 
 
 def load_weights(
@@ -52,7 +50,7 @@ def load_weights(
 
 
 def _whole_layers(
-    parts: Iterable[Part], shapes: Shapes, held: Literal["float32", "bfloat16"]
+    parts: Iterable[TensorPart], shapes: Shapes, held: Literal["float32", "bfloat16"]
 ) -> Iterator[tuple[str, int | None, np.ndarray]]:
     """(path, layer, value in the type in which it is held), experts of a layer as one."""
     waiting: dict[tuple[str, int], tuple[np.ndarray, set[int]]] = {}

@@ -18,7 +18,7 @@ BEFORE: tuple[Stage, ...] = ("sft",)  # done once
 MAKING: tuple[Stage, ...] = ("pairs",)  # done in each round, in a run of its own
 
 
-class Part(NamedTuple):
+class RoundPart(NamedTuple):
     """A run of the chain. round: from 1; None: what comes before."""
 
     name: str
@@ -26,26 +26,26 @@ class Part(NamedTuple):
     config: Config
 
 
-def parts_of(config: Config) -> list[Part]:
+def parts_of(config: Config) -> list[RoundPart]:
     """The runs in order. Each takes from those before it only what they have left in their directories."""
     return list(_parts(config))
 
 
-def _parts(config: Config) -> Iterator[Part]:
+def _parts(config: Config) -> Iterator[RoundPart]:
     rounds = config.rounds or 0
     policy: dict[str, Any] = config.policy.model_dump()
     tokenizer: dict[str, Any] = config.tokenizer.model_dump()
     if "sft" in config.stages or config.policy.path is None or config.policy.adapter is not None:
         stages = [*(stage for stage in BEFORE if stage in config.stages), "export"]
         start = _with(config, "start", {"stages": stages, "export": _handed_on()})
-        yield Part("start", None, start)
+        yield RoundPart("start", None, start)
         policy, tokenizer = _left(start, tokenizer)
     first = policy["path"]
     for number in range(1, rounds + 1):
         seed = config.seed + number - 1  # other draws in each round
         starts = {"policy": policy, "tokenizer": tokenizer, "sft": {}, "seed": seed}
         making = _with(config, f"round_{number}_pairs", starts | {"stages": [*MAKING], "reference": {}})
-        yield Part(f"round_{number}_pairs", number, making)
+        yield RoundPart(f"round_{number}_pairs", number, making)
         made = {"path": str(Path(making.output_dir) / "pairs_made.jsonl")}
         changes = starts | {
             "stages": _training_stages(config, is_last=number == rounds),
@@ -56,7 +56,7 @@ def _parts(config: Config) -> Iterator[Part]:
         if number < rounds:
             changes["export"] = _handed_on()
         training = _with(config, f"round_{number}", changes)
-        yield Part(f"round_{number}", number, training)
+        yield RoundPart(f"round_{number}", number, training)
         policy, tokenizer = _left(training, tokenizer)
 
 

@@ -10,6 +10,8 @@ Label = TypeVar("Label")
 # By path, such as "blocks.attention.query.kernel": an array; or what stands for one, abstract
 # (jax.ShapeDtypeStruct) or quantised (models/lora).
 Weights = dict[str, Any]
+Kept = dict[str, Any]
+"""What is kept of a model's activations, by their names: arrays, or trees of arrays."""
 
 
 def split_module(module: nnx.Module) -> tuple[nnx.GraphDef, Weights]:

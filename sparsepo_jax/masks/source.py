@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from sparsepo_jax.core.layout import at_tokens, to_pairs
-from sparsepo_jax.core.tree import Weights, merge_module, split_module
+from sparsepo_jax.core.tree import Kept, Weights, merge_module, split_module
 from sparsepo_jax.core.types import PairBatch, TokenMasks, TokenStats
 from sparsepo_jax.masks.activation import activation_mask
 from sparsepo_jax.masks.fixed import (
@@ -29,7 +29,6 @@ from sparsepo_jax.masks.fixed import (
 )
 from sparsepo_jax.masks.learned import MaskNet
 
-Kept = dict[str, Any]  # by name of activation, what Keep gave
 Keep = Callable[[str, Array, Array], Any]  # an array or a tree of arrays, or None
 MaskOf = Callable[[Kept, PairBatch, TokenStats, Array | None], Array]
 

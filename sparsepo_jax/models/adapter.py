@@ -20,7 +20,7 @@ from sparsepo_jax.models.adapter_config import WEIGHTS, read_adapter_config
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.safetensors_file import TensorFile
 from sparsepo_jax.models.weight_rules import Rule
-from sparsepo_jax.models.weights import Layer, Part, Place, parts_of, tensor_places
+from sparsepo_jax.models.weights import LayerPlace, Place, TensorPart, parts_of, tensor_places
 from sparsepo_jax.models.wrappers import placed
 
 # Modules that share the embedding's weight where the head is tied.
@@ -43,7 +43,7 @@ class Module(NamedTuple):
     """
 
     rule: Rule
-    layer: Layer
+    layer: LayerPlace
     name: str
     a_name: str
     b_name: str
@@ -123,7 +123,7 @@ class Adapter:
     def _sort_tensors(self) -> list[str]:
         """Fills `modules` and `whole_tensors`; returns what does not fit."""
         places = self._known_places()
-        halves: dict[tuple[str, Rule, Layer], dict[str, str]] = {}
+        halves: dict[tuple[str, Rule, LayerPlace], dict[str, str]] = {}
         faults = []
         for full_name in sorted(self._shapes):
             name = full_name.removeprefix("base_model.model.").replace(".base_layer.", ".")
@@ -161,7 +161,7 @@ class Adapter:
         of_trunk = {name.split(".", 1)[1]: place for name, place in places.items() if name.count(".") > 1}
         return of_trunk | places
 
-    def _add_module(self, module: str, rule: Rule, layer: Layer, names: Mapping[str, str]) -> str | None:
+    def _add_module(self, module: str, rule: Rule, layer: LayerPlace, names: Mapping[str, str]) -> str | None:
         """Adds a module, or says why its A and B do not fit.
 
         Args:
@@ -190,7 +190,7 @@ class Adapter:
         self.modules.append(Module(rule, layer, module, a_name, b_name, rank, scale, embedding))
         return None
 
-    def _size(self, rule: Rule, layer: Layer) -> tuple[int, int] | None:
+    def _size(self, rule: Rule, layer: LayerPlace) -> tuple[int, int] | None:
         """(inputs, outputs) of a Hugging Face module, from its weight's rule; None: it is no matrix."""
         block = self.spec.of_layer((layer[0] if isinstance(layer, tuple) else layer) or 0)
         sizes = {f"blocks.{name}.kernel": size for name, size in block.projections().items()}
@@ -214,7 +214,7 @@ class Adapter:
 
     # ------------------------------------------------------------ merged
 
-    def merge_parts(self) -> Iterator[tuple[Part, bool]]:
+    def merge_parts(self) -> Iterator[tuple[TensorPart, bool]]:
         """What the adapter changes in the decoder's weights, in an order in which it may be applied.
 
         Yields:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from sparsepo_jax.models.delta_net import DeltaNet
 from sparsepo_jax.models.layers import Attention, Hooks, LayerFactory
 from sparsepo_jax.models.modules import LayerScalar
-from sparsepo_jax.models.rotary import Turns
+from sparsepo_jax.models.rotary import LayerTurns
 from sparsepo_jax.ops.activations import activated, gated
 
 
@@ -51,7 +51,7 @@ class Block(nnx.Module):
         self,
         x_BSD: Float[Array, "B S D"],
         positions_BS: Int[Array, "B S"],
-        turns: Turns | None,
+        turns: LayerTurns | None,
         hooks: Hooks,
     ) -> Float[Array, "B S D"]:
         """The residual stream after the block.

@@ -9,13 +9,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from sparsepo_jax.core.errors import escaped
+from sparsepo_jax.models.field_kinds import KINDS, LAYER_KINDS, FieldKind, FieldKinds, is_texts
 from sparsepo_jax.models.field_tables import (
     ALWAYS_GATED,
     ALWAYS_QK_NORM,
     HARMLESS,
     HARMLESS_IN_FAMILY,
-    KINDS,
-    LAYER_KINDS,
     OTHER_NAMES,
     QUANTISED,
     READ,
@@ -23,10 +22,7 @@ from sparsepo_jax.models.field_tables import (
     ROPE_READ_IN_FAMILY,
     SWITCHES,
     SWITCHES_READ,
-    FieldKind,
-    FieldKinds,
     Switch,
-    is_texts,
 )
 from sparsepo_jax.models.installed_fields import ABSENT, fields_of_installed
 
@@ -42,7 +38,7 @@ class SpecError(ValueError):
         super().__init__(escaped(message))
 
 
-class Fields(NamedTuple):
+class ConfigFields(NamedTuple):
     """A config sorted by what its fields do.
 
     Attributes:
@@ -57,7 +53,7 @@ class Fields(NamedTuple):
 # ---------------------------------------------------------------- the rule
 
 
-def check_fields(config: Mapping[Any, Any], family: str) -> Fields:
+def check_fields(config: Mapping[Any, Any], family: str) -> ConfigFields:
     """Sorts the fields of a config, or refuses them.
 
     Args:
@@ -86,7 +82,7 @@ def check_fields(config: Mapping[Any, Any], family: str) -> Fields:
     if renamed.get("auto_map"):
         unknown.append("auto_map")
     unknown += _unread_of_rope(renamed, family)
-    return Fields({name: value for name, value in renamed.items() if name in read}, tuple(unknown))
+    return ConfigFields({name: value for name, value in renamed.items() if name in read}, tuple(unknown))
 
 
 def check_wrapper(config: Mapping[Any, Any], name: str) -> None:

@@ -25,7 +25,7 @@ from sparsepo_jax.ops.block_attention import Places
 from sparsepo_jax.ops.gated_delta import gated_delta, gated_delta_step
 from sparsepo_jax.ops.short_convolution import short_convolution
 
-Parts = tuple[Array, Array, Array]  # queries, keys and values
+QueryKeyValue = tuple[Array, Array, Array]  # queries, keys and values
 _FASTEST = 16.0  # initial speeds are uniform up to it
 
 
@@ -90,7 +90,7 @@ class DeltaNet(nnx.Module):
         hooks.keep("attn_heads", heads_BSX)
         return hooks.project("delta.out", self.out, heads_BSX)
 
-    def _projected(self, x_BSD: Array, hooks: Hooks) -> Parts:
+    def _projected(self, x_BSD: Array, hooks: Hooks) -> QueryKeyValue:
         """Queries, keys and values before the convolution."""
         q_BSX = hooks.project("delta.query", self.query, x_BSD)
         k_BSX = hooks.project("delta.key", self.key, x_BSD)
@@ -100,10 +100,10 @@ class DeltaNet(nnx.Module):
         hooks.keep("v", v_BSX)
         return q_BSX, k_BSX, v_BSX
 
-    def _filters(self) -> Parts:
+    def _filters(self) -> QueryKeyValue:
         return self.query_filter[...], self.key_filter[...], self.value_filter[...]
 
-    def _heads(self, convolved: Iterable[Array], dtype: jnp.dtype) -> Parts:
+    def _heads(self, convolved: Iterable[Array], dtype: jnp.dtype) -> QueryKeyValue:
         """Queries and keys [..., K, H], values [..., N, X], from what the convolution made of them."""
         shape = self.shape
         q, k, v = (activated(self.activation, x.astype(dtype)) for x in convolved)
@@ -111,7 +111,7 @@ class DeltaNet(nnx.Module):
         return q, k, v.reshape(*v.shape[:-1], shape.value_heads, shape.value_dim)
 
     def _read_first(
-        self, inputs: Parts, log_decay_BSN: Array, rate_BSN: Array, positions_BS: Array, hooks: Hooks
+        self, inputs: QueryKeyValue, log_decay_BSN: Array, rate_BSN: Array, positions_BS: Array, hooks: Hooks
     ) -> Array:
         """What tokens read whose sequences begin here."""
         places, branched = _places(hooks.reach, positions_BS)
@@ -128,7 +128,7 @@ class DeltaNet(nnx.Module):
         return read_BSNX
 
     def _read_next(
-        self, inputs: Parts, log_decay_B1N: Array, rate_B1N: Array, before: DeltaState, hooks: Hooks
+        self, inputs: QueryKeyValue, log_decay_B1N: Array, rate_B1N: Array, before: DeltaState, hooks: Hooks
     ) -> Array:
         """What one more token reads."""
         inputs_B1X = jnp.concatenate(inputs, axis=-1)

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.rope_scaling import Rotation
-from sparsepo_jax.models.rotary import Turns, rotary_frequencies
+from sparsepo_jax.models.rotary import LayerTurns, rotary_frequencies
 from sparsepo_jax.models.stacks import Stack
 
 
@@ -21,7 +21,7 @@ class KindArrays(NamedTuple):
         window: None: no layer has one.
     """
 
-    turns: Turns | None
+    turns: LayerTurns | None
     window: Array | int | None
 
     def of_layer(self, kind: Array | None) -> "KindArrays":
@@ -63,12 +63,12 @@ def kind_arrays(spec: DecoderSpec, kind: int | None) -> KindArrays:
     return KindArrays(turns, jnp.array(windows) if has_window else None)
 
 
-def _turns_of(rotation: Rotation) -> Turns:
+def _turns_of(rotation: Rotation) -> LayerTurns:
     factor = rotation.attention_factor
-    return Turns(jnp.asarray(rotary_frequencies(rotation)), None if factor == 1.0 else factor)
+    return LayerTurns(jnp.asarray(rotary_frequencies(rotation)), None if factor == 1.0 else factor)
 
 
-def _turns_of_kinds(rotations: list[Rotation | None]) -> Turns | None:
+def _turns_of_kinds(rotations: list[Rotation | None]) -> LayerTurns | None:
     """The turns of kinds of layers, stacked; a kind that does not rotate has frequencies of zero."""
     pairs = next((rotation.dim // 2 for rotation in rotations if rotation is not None), None)
     if pairs is None:
@@ -79,4 +79,6 @@ def _turns_of_kinds(rotations: list[Rotation | None]) -> Turns | None:
     ]
     factors = [1.0 if rotation is None else rotation.attention_factor for rotation in rotations]
     has_factor = any(factor != 1.0 for factor in factors)
-    return Turns(jnp.asarray(np.stack(frequencies)), jnp.array(factors, jnp.float32) if has_factor else None)
+    return LayerTurns(
+        jnp.asarray(np.stack(frequencies)), jnp.array(factors, jnp.float32) if has_factor else None
+    )

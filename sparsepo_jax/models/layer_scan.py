@@ -9,13 +9,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from sparsepo_jax.core.tree import Kept
 from sparsepo_jax.models.block import Block
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.layers import LayerFactory
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.stacks import Stack
 
-Kept = dict[str, Any]  # what was kept of activations, by name
 Carried = TypeVar("Carried")
 
 

@@ -19,7 +19,7 @@ from sparsepo_jax.models.experts import Experts, Routing
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.mixture import Mixture
 from sparsepo_jax.models.modules import AdaptedLinear, HeadNorms, LayerNorm, Linear, RMSNorm
-from sparsepo_jax.models.rotary import Turns, grown, rotate
+from sparsepo_jax.models.rotary import LayerTurns, grown, rotate
 from sparsepo_jax.ops.attention import Given, Packed, attention
 from sparsepo_jax.ops.norms import rms_norm
 from sparsepo_jax.ops.remat import rotated
@@ -206,7 +206,7 @@ class Attention(nnx.Module):
         self,
         x_BSD: Float[Array, "B S D"],
         positions_BS: Int[Array, "B S"],
-        turns: Turns | None,
+        turns: LayerTurns | None,
         hooks: Hooks,
     ) -> Float[Array, "B S D"]:
         """The attention's contribution to the residual stream.

@@ -10,7 +10,7 @@ from sparsepo_jax.models.decoder_spec import QueryGrowth
 from sparsepo_jax.models.rope_scaling import Rotation, plain_frequencies
 
 
-class Turns(NamedTuple):
+class LayerTurns(NamedTuple):
     """How a layer rotates queries and keys; or, stacked, how several kinds of layers do.
 
     Attributes:
@@ -39,7 +39,7 @@ def rotary_frequencies(rotation: Rotation) -> np.ndarray:
 
 
 def rotate(
-    x_BSNH: Float[Array, "B S N H"], positions_BS: Int[Array, "B S"], turns: Turns
+    x_BSNH: Float[Array, "B S N H"], positions_BS: Int[Array, "B S"], turns: LayerTurns
 ) -> Float[Array, "B S N H"]:
     """Rotates the first 2 X dims of each head; dim i is paired with dim i + X, as in GPT-NeoX.
 

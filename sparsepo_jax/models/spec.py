@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from sparsepo_jax.models.config_fields import (
-    Fields,
+    ConfigFields,
     SpecError,
     check_fields,
     check_wrapper,
@@ -55,7 +55,7 @@ def ignored_note(config: Mapping[str, Any], where: str) -> str | None:
     return note_of_ignored(fields.ignored, config, family, where)
 
 
-def _fields(config: Mapping[Any, Any]) -> tuple[str, Fields, Wrapping | None]:
+def _fields(config: Mapping[Any, Any]) -> tuple[str, ConfigFields, Wrapping | None]:
     """(family, its fields, the wrapper that they were found in)."""
     wrapping = read_wrapping(config)
     if wrapping is not None:

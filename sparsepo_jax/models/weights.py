@@ -19,18 +19,18 @@ from sparsepo_jax.models.wrappers import carried_names, name_in
 _HEADS = ("lm_head.weight", "embed_out.weight", "language_model.lm_head.weight")
 
 # Of a tensor: a layer, or a layer and an expert; None: it is the only one.
-Layer = int | tuple[int, int] | None
-Place = tuple[Rule, Layer]  # what a tensor is
+LayerPlace = int | tuple[int, int] | None
+Place = tuple[Rule, LayerPlace]  # what a tensor is
 
 
-class Part(NamedTuple):
+class TensorPart(NamedTuple):
     """A tensor's share of one of our arrays.
 
     Its place is None (all of the array), that of a layer in its stack, or (that, number of an expert).
     """
 
     path: str
-    place: Layer
+    place: LayerPlace
     value: np.ndarray
 
 
@@ -54,7 +54,7 @@ class Tensors(Protocol):
 
 def stream_hf(
     spec: DecoderSpec, tensors: Tensors, expected: Mapping[str, tuple[int, ...]], where: str
-) -> Iterator[Part]:
+) -> Iterator[TensorPart]:
     """Parts of our arrays from Hugging Face tensors, each tensor read once, in the order of their files.
 
     Tensors of the mask nets are left out. So is a tied head, if it equals the embedding.
@@ -112,7 +112,7 @@ def _match(
     return places, faults
 
 
-def _names_of(rule: Rule, spec: DecoderSpec) -> list[tuple[Layer, str]]:
+def _names_of(rule: Rule, spec: DecoderSpec) -> list[tuple[LayerPlace, str]]:
     """(layer, name) of the tensors of a rule."""
     if not rule.per_layer:
         return [(None, rule.theirs)]
@@ -128,7 +128,7 @@ def _layers_of(rule: Rule, spec: DecoderSpec) -> Sequence[int]:
     return range(spec.num_layers) if rule.layers is None else rule.layers
 
 
-def parts_of(spec: DecoderSpec, place: Place, tensor: np.ndarray) -> Iterator[Part]:
+def parts_of(spec: DecoderSpec, place: Place, tensor: np.ndarray) -> Iterator[TensorPart]:
     """What a Hugging Face tensor is of our arrays.
 
     Args:
@@ -138,10 +138,10 @@ def parts_of(spec: DecoderSpec, place: Place, tensor: np.ndarray) -> Iterator[Pa
     """
     rule, layer = place
     for path, value in zip(rule.ours, rule.split(tensor), strict=True):
-        yield Part(*_place(spec, path, layer), value)
+        yield TensorPart(*_place(spec, path, layer), value)
 
 
-def _place(spec: DecoderSpec, path: str, layer: Layer) -> tuple[str, Layer]:
+def _place(spec: DecoderSpec, path: str, layer: LayerPlace) -> tuple[str, LayerPlace]:
     """Where a tensor's share of an array lies: (path, place in it), see `Part`."""
     if layer is None:
         return path, None
@@ -261,7 +261,7 @@ def to_peft(spec: DecoderSpec, adapters: Mapping[str, Any]) -> Iterator[PeftModu
 
 
 def _peft_module(
-    spec: DecoderSpec, rule: Rule, weight: tuple[Layer, str], kernels: Mapping[str, tuple[Any, Any]]
+    spec: DecoderSpec, rule: Rule, weight: tuple[LayerPlace, str], kernels: Mapping[str, tuple[Any, Any]]
 ) -> PeftModule:
     """One adapter for a module that may hold several of our projections.
 

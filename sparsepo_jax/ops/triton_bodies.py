@@ -65,14 +65,14 @@ class Settings(NamedTuple):
     interpret: bool
 
 
-class Columns(NamedTuple):
+class BlockColumns(NamedTuple):
     """Columns along one side of a block of scores."""
 
     numbers: Array
     parts: Array
     positions: Array | None
 
-    def see(self, keys: "Columns", window: Array | None) -> Array:
+    def see(self, keys: "BlockColumns", window: Array | None) -> Array:
         """Whether these queries see the keys.
 
         Args:
@@ -88,7 +88,7 @@ class Columns(NamedTuple):
         return seen & (self.positions - keys.positions < window)
 
 
-class Kernel(NamedTuple):
+class KernelState(NamedTuple):
     """What every kernel knows while it runs."""
 
     settings: Settings
@@ -105,7 +105,7 @@ class Kernel(NamedTuple):
         """The first column that the program owns."""
         return pl.program_id(0) * self.blocks.owned
 
-    def along(self, axis: int, begin: Array, size: int) -> Columns:
+    def along(self, axis: int, begin: Array, size: int) -> BlockColumns:
         """So many columns as a vector along an axis of the scores.
 
         Args:
@@ -118,7 +118,7 @@ class Kernel(NamedTuple):
         def expanded(x: Array) -> Array:
             return x[:, None] if axis == 0 else x[None, :]
 
-        return Columns(
+        return BlockColumns(
             expanded(begin + jnp.arange(size)),
             expanded(self.parts[at]),
             expanded(self.positions[at]) if self.settings.windowed else None,
@@ -209,7 +209,7 @@ class Kernel(NamedTuple):
         return jax.lax.fori_loop(full, some, functools.partial(step, masked=True), carried)
 
 
-def write_output(kernel: Kernel, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
+def write_output(kernel: KernelState, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
     """Writes the output of the program's queries, and log2 of the sum of their exponentials.
 
     Args:
@@ -247,7 +247,7 @@ def write_output(kernel: Kernel, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any)
 
 
 def write_gradient_of_queries(
-    kernel: Kernel,
+    kernel: KernelState,
     q_ref: Any,
     k_ref: Any,
     v_ref: Any,
@@ -292,7 +292,7 @@ def write_gradient_of_queries(
 
 
 def write_gradients_of_keys(
-    kernel: Kernel,
+    kernel: KernelState,
     q_ref: Any,
     k_ref: Any,
     v_ref: Any,

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from sparsepo_jax.ops.triton_bodies import (
     Blocks,
-    Kernel,
+    KernelState,
     Settings,
     write_gradient_of_queries,
     write_gradients_of_keys,
@@ -84,7 +84,7 @@ def _call(
     def kernel(*refs: Any) -> None:
         window_ref, *shared = refs[:4]
         limit = window_ref[0] if settings.windowed else None
-        body(Kernel(settings, blocks, q_RSNH.shape[1], q_RSNH.shape[3], limit, *shared), *refs[4:])
+        body(KernelState(settings, blocks, q_RSNH.shape[1], q_RSNH.shape[3], limit, *shared), *refs[4:])
 
     shared = [
         (window[None], pl.BlockSpec((1,), lambda i, n, r: (0,))),

@@ -31,7 +31,7 @@ from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder_spec import choose_projections
 from sparsepo_jax.models.wrappers import from_scratch_problem
 from sparsepo_jax.run.check_compute import choice_lines
-from sparsepo_jax.run.check_ending import ending_lines, hub_lines, rounds_lines
+from sparsepo_jax.run.check_ending import Line, ending_lines, hub_lines, rounds_lines
 from sparsepo_jax.run.local import MODEL_ID, Count, is_local, total
 from sparsepo_jax.run.memory import memory_text
 from sparsepo_jax.run.mixture import adapter_mistakes, replay_mistakes, training_mistakes
@@ -46,8 +46,6 @@ from sparsepo_jax.run.model_facts import (
 )
 from sparsepo_jax.run.resume import Marks, scores_path
 from sparsepo_jax.run.row_counts import rows_of
-
-Line = tuple[str, str]  # name and text
 
 
 def make_plan_text(config: Config) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from sparsepo_jax.config.derive import least_shards, length_limits
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.run.choices import GPU_SHARE, Choices, Device, choose, dtype_on, longest_load, size_text
+from sparsepo_jax.run.choices import GPU_SHARE, Choices, StepDevice, choose, dtype_on, longest_load, size_text
 from sparsepo_jax.run.need import Setting
 
 # Platform, bytes of memory.
@@ -45,7 +45,7 @@ def choice_lines(
         f"for {stage}, if all {rows:,} {unit} of a device and micro-step are as long as they may be:",
     )
     runs_reference = stage == "po" and not config.reference.cached
-    chosen: dict[Device, Choices] = {}
+    chosen: dict[StepDevice, Choices] = {}
     for platform, size in _DEVICES:
         setting = Setting(
             config,
@@ -56,21 +56,21 @@ def choice_lines(
             shards=(mesh.fsdp or 1) * (mesh.tensor or 1),
             tensor=mesh.tensor or 1,
         )
-        chosen[Device(platform, size)] = choose(setting, load, _as_jax_has_it(Device(platform, size)))
+        chosen[StepDevice(platform, size)] = choose(setting, load, _as_jax_has_it(StepDevice(platform, size)))
     yield from (("", line) for line in _table(chosen))
     for name, reasons in _reasons(chosen).items():
         for value, reason in reasons.items():
             yield "", f"{name} {value}: {reason}"
 
 
-def _as_jax_has_it(device: Device) -> Device:
+def _as_jax_has_it(device: StepDevice) -> StepDevice:
     """With the part of a card's memory that JAX may have."""
     if device.platform != "gpu" or device.bytes is None:
         return device
     return device._replace(bytes=round(GPU_SHARE * device.bytes))
 
 
-def _table(chosen: dict[Device, Choices]) -> list[str]:
+def _table(chosen: dict[StepDevice, Choices]) -> list[str]:
     rows = [_COLUMNS, *(_row(device, choices) for device, choices in chosen.items())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -78,7 +78,7 @@ def _table(chosen: dict[Device, Choices]) -> list[str]:
     ]
 
 
-def _row(device: Device, choices: Choices) -> tuple[str, ...]:
+def _row(device: StepDevice, choices: Choices) -> tuple[str, ...]:
     size = "" if device.bytes is None else f" of {device.bytes / 1e9:.0f} GB"
     tokens, vocabulary = choices.head.value
     fits = "" if choices.fits else ", too much"
@@ -91,7 +91,7 @@ def _row(device: Device, choices: Choices) -> tuple[str, ...]:
     )
 
 
-def _reasons(chosen: dict[Device, Choices]) -> dict[str, dict[str, str]]:
+def _reasons(chosen: dict[StepDevice, Choices]) -> dict[str, dict[str, str]]:
     """Why each kernel is taken, by kernel: what is chosen by memory speaks for itself."""
     return {
         "attention": {str(choices.attention.value): choices.attention.reason for choices in chosen.values()}

@@ -6,7 +6,7 @@ Each choice comes with its reason in words, for `--check`, the run and the repor
 import math
 from typing import Any, NamedTuple
 
-from sparsepo_jax.config.schema.compute import Head, Remat
+from sparsepo_jax.config.schema.compute import Head, RematChoice
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.run.need import (
@@ -31,7 +31,7 @@ HEAD_SHARE = 8
 # less, and its program 30 s more to compile, two side by side 80 s. So a run this long ends a minute earlier.
 LONG = 10_000
 LANES = 128  # blocks are multiples of this, which suits the devices' matrix units
-POLICIES: tuple[Remat, ...] = (
+POLICIES: tuple[RematChoice, ...] = (
     "nothing",
     "norms",
     "all_but_products",
@@ -45,7 +45,7 @@ _AGAIN = {
 }
 
 
-class Device(NamedTuple):
+class StepDevice(NamedTuple):
     """The device that a step runs on.
 
     Attributes:
@@ -126,7 +126,7 @@ def dtype_on(config: Config, platform: str) -> str:
     return config.compute.dtype
 
 
-def choose(setting: Setting, load: Load, device: Device, calls: int = 0) -> Choices:
+def choose(setting: Setting, load: Load, device: StepDevice, calls: int = 0) -> Choices:
     """What a stage's step is compiled with.
 
     Args:
@@ -148,7 +148,7 @@ def choose(setting: Setting, load: Load, device: Device, calls: int = 0) -> Choi
 # ---------------------------------------------------------------- attention
 
 
-def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], device: Device) -> Choice:
+def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], device: StepDevice) -> Choice:
     """The kernel asked for, or the one that suits the device best.
 
     Args:
@@ -169,7 +169,7 @@ def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], device: Dev
     return Choice("triton", f"{dtype} on GPU, leaves out blocks that nothing sees")
 
 
-def triton_problem(specs: tuple[DecoderSpec, ...], device: Device) -> str | None:
+def triton_problem(specs: tuple[DecoderSpec, ...], device: StepDevice) -> str | None:
     """What our own kernels for GPUs do not fit; None if they can be used. See ops/triton_attention."""
     if (problem := old_gpu_problem(device)) is not None:
         return problem
@@ -177,7 +177,7 @@ def triton_problem(specs: tuple[DecoderSpec, ...], device: Device) -> str | None
     return f"heads of {widest} dims (up to 256)" if widest > 256 else None
 
 
-def old_gpu_problem(device: Device) -> str | None:
+def old_gpu_problem(device: StepDevice) -> str | None:
     """Why neither our kernels for GPUs nor cuDNN's attention fit a device; None if it is new enough."""
     capability = device.capability
     if capability is None or capability >= (8, 0):
@@ -185,7 +185,7 @@ def old_gpu_problem(device: Device) -> str | None:
     return f"a GPU of compute capability {'.'.join(map(str, capability))} (8.0 or more)"
 
 
-def cudnn_problem(specs: tuple[DecoderSpec, ...], dtype: str, device: Device) -> str | None:
+def cudnn_problem(specs: tuple[DecoderSpec, ...], dtype: str, device: StepDevice) -> str | None:
     """What cuDNN's attention does not fit; None if it can be used.
 
     References:
@@ -211,7 +211,7 @@ def cudnn_problem(specs: tuple[DecoderSpec, ...], dtype: str, device: Device) ->
 # ---------------------------------------------------------------- blocks of logits
 
 
-def choose_head(setting: Setting, load: Load, device: Device, attention: str) -> Choice:
+def choose_head(setting: Setting, load: Load, device: StepDevice, attention: str) -> Choice:
     """(tokens, vocabulary) of a block of logits: the largest that fits a share of the memory.
 
     The vocabulary is cut first: the head's gradient is written once then, and not once for each block of
@@ -253,7 +253,7 @@ def _with_set(head: Head, block: tuple[int, int]) -> tuple[int, int]:
     )
 
 
-def _head_budget(setting: Setting, load: Load, device: Device, attention: str) -> tuple[str, int | None]:
+def _head_budget(setting: Setting, load: Load, device: StepDevice, attention: str) -> tuple[str, int | None]:
     """(the reason in words, bytes of a block of logits; None: as measured on CPU)."""
     if device.platform == "cpu":
         return "measured on CPU", None
@@ -271,7 +271,7 @@ def _head_budget(setting: Setting, load: Load, device: Device, attention: str) -
 
 
 def choose_remat(
-    setting: Setting, load: Load, device: Device, attention: str, head_block: tuple[int, int]
+    setting: Setting, load: Load, device: StepDevice, attention: str, head_block: tuple[int, int]
 ) -> Choice:
     """What the backward pass computes again: as little as fits.
 
@@ -284,7 +284,7 @@ def choose_remat(
     """
     asked = setting.config.compute.remat
 
-    def need(remat: Remat) -> int:
+    def need(remat: RematChoice) -> int:
         return needed_by(setting, load, remat, attention, head_block).total
 
     if asked != "auto":
@@ -307,7 +307,7 @@ def choose_remat(
     return Choice(fitting[0], reason)
 
 
-def choose_unroll(config: Config, device: Device, calls: int) -> Choice:
+def choose_unroll(config: Config, device: StepDevice, calls: int) -> Choice:
     """Whether layers are written out: on GPUs, where a run is long enough to repay the longer compilation.
 
     Args:

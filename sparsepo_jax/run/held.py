@@ -8,7 +8,7 @@ from sparsepo_jax.models.decoder_spec import DecoderSpec, choose_projections
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
-class Numbers(NamedTuple):
+class HeldNumbers(NamedTuple):
     """How many numbers a stage trains or holds, by how they may be held.
 
     Attributes:
@@ -28,23 +28,23 @@ class Numbers(NamedTuple):
         return BYTES[held] * (self.blocks + self.head + self.tables) + 4 * self.vectors
 
 
-def numbers_of(spec: DecoderSpec) -> Numbers:
+def numbers_of(spec: DecoderSpec) -> HeldNumbers:
     """All numbers of a model."""
     blocks, matrices = spec.block_matrix_count(), spec.matrix_count()
     head = 0 if spec.tied_head else spec.vocab_size * spec.width
-    return Numbers(blocks, head, matrices - blocks - head, spec.parameter_count() - matrices)
+    return HeldNumbers(blocks, head, matrices - blocks - head, spec.parameter_count() - matrices)
 
 
-def trained_numbers(training: Training, spec: DecoderSpec, masks: int) -> Numbers:
+def trained_numbers(training: Training, spec: DecoderSpec, masks: int) -> HeldNumbers:
     """What a stage trains. Args: masks: parameters of the mask nets."""
     if training.lora is None:
         numbers = numbers_of(spec)
         return numbers._replace(vectors=numbers.vectors + masks)
     projections = choose_projections(tuple(training.lora.targets), spec)
-    return Numbers(spec.adapter_parameter_count(projections, training.lora.rank), 0, 0, masks)
+    return HeldNumbers(spec.adapter_parameter_count(projections, training.lora.rank), 0, 0, masks)
 
 
-def moment_bytes(training: Training, trained: Numbers, spec: DecoderSpec) -> int:
+def moment_bytes(training: Training, trained: HeldNumbers, spec: DecoderSpec) -> int:
     """Bytes of the optimizer's state, over all devices. Args: spec: whose matrices Adafactor factors."""
     optimizer = training.optimizer
     match optimizer.kind:
@@ -59,13 +59,13 @@ def moment_bytes(training: Training, trained: Numbers, spec: DecoderSpec) -> int
     return 4 * (count if spec.width < 128 else 2 * count // spec.width)
 
 
-def gradient_bytes(trained: Numbers, weights: str, activations: str) -> int:
+def gradient_bytes(trained: HeldNumbers, weights: str, activations: str) -> int:
     """Bytes of a gradient before it is summed: matrices that products read have the type of the activations,
     embeddings that of the weights."""
     return trained._replace(tables=0).bytes(activations) + BYTES[weights] * trained.tables
 
 
-def base_bytes(base: str, numbers: Numbers) -> int:
+def base_bytes(base: str, numbers: HeldNumbers) -> int:
     """Bytes of a frozen base of adapters. int8 and nf4: of blocks' matrices, without their small scales."""
     if base in BYTES:
         return numbers.bytes(base)

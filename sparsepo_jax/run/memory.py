@@ -7,7 +7,7 @@ from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.schema.training import Training
 from sparsepo_jax.run.held import (
     BYTES,
-    Numbers,
+    HeldNumbers,
     base_bytes,
     gradient_bytes,
     moment_bytes,
@@ -75,17 +75,17 @@ class _Sizes(NamedTuple):
         return text if on_cpu == elsewhere else f"{text} (GPU, TPU: {self.text(elsewhere)})"
 
 
-def _numbers(model: Model) -> Numbers | None:
+def _numbers(model: Model) -> HeldNumbers | None:
     return None if model.parameters is None or model.spec is None else numbers_of(model.spec)
 
 
-def _trained(training: Training, policy: Model, masks: int) -> Numbers | None:
+def _trained(training: Training, policy: Model, masks: int) -> HeldNumbers | None:
     if policy.spec is None or (training.lora is None and policy.parameters is None):
         return None
     return trained_numbers(training, policy.spec, masks)
 
 
-def _gradient_text(writer: _Sizes, training: Training, trained: Numbers | None, weights: str) -> str:
+def _gradient_text(writer: _Sizes, training: Training, trained: HeldNumbers | None, weights: str) -> str:
     if trained is None:
         return "unknown"
     if training.accumulation > 1:  # sums are float32
@@ -99,7 +99,7 @@ def _types(config: Config) -> tuple[str, str]:
     return ("float32", "bfloat16") if dtype == "auto" else (dtype, dtype)
 
 
-def _optimizer_text(writer: _Sizes, training: Training, trained: Numbers | None, policy: Model) -> str:
+def _optimizer_text(writer: _Sizes, training: Training, trained: HeldNumbers | None, policy: Model) -> str:
     if trained is None or policy.spec is None:
         return "unknown"
     about = "about " if training.optimizer.kind == "adafactor" else ""

@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 from sparsepo_jax.config.derive import mask_of, mask_parameters
-from sparsepo_jax.config.schema.compute import Remat
+from sparsepo_jax.config.schema.compute import RematChoice
 from sparsepo_jax.config.schema.masks import LearnedMask
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.schema.training import Training
@@ -37,7 +37,7 @@ class Load(NamedTuple):
     longest: int
 
 
-class Held(NamedTuple):
+class HeldBytes(NamedTuple):
     """Bytes that a stage holds through all of a step, or at its end, whatever its batches.
 
     Attributes:
@@ -103,7 +103,7 @@ class Setting(NamedTuple):
         return getattr(self.config, self.stage)
 
 
-def held_by(setting: Setting) -> Held:
+def held_by(setting: Setting) -> HeldBytes:
     """What the stage holds, per device."""
     config, training = setting.config, setting.training
     trained = trained_numbers(training, setting.policy, _mask_count(setting))
@@ -120,7 +120,7 @@ def held_by(setting: Setting) -> Held:
         FLOAT * sum(trained) if training.accumulation > 1 else 0,
         gradient_bytes(trained, weights, activations),
     )
-    return Held(*(math.ceil(size / setting.shards) for size in sizes))
+    return HeldBytes(*(math.ceil(size / setting.shards) for size in sizes))
 
 
 def _mask_count(setting: Setting) -> int:
@@ -146,7 +146,7 @@ def _frozen(setting: Setting, activations: str) -> int:
     return numbers.bytes(held)
 
 
-def kept_by_layers(spec: DecoderSpec, remat: Remat, *, chunks: float = 1.0) -> int:
+def kept_by_layers(spec: DecoderSpec, remat: RematChoice, *, chunks: float = 1.0) -> int:
     """Numbers that all layers keep of each position for the backward pass.
 
     Args:
@@ -157,7 +157,7 @@ def kept_by_layers(spec: DecoderSpec, remat: Remat, *, chunks: float = 1.0) -> i
     return sum(layers * kept_features(block, remat, chunks=chunks) for block, layers in spec.blocks())
 
 
-def kept_features(spec: DecoderSpec, remat: Remat, *, chunks: float = 1.0) -> int:
+def kept_features(spec: DecoderSpec, remat: RematChoice, *, chunks: float = 1.0) -> int:
     """Numbers that a layer keeps of each position for the backward pass.
 
     Args:
@@ -182,7 +182,7 @@ def kept_features(spec: DecoderSpec, remat: Remat, *, chunks: float = 1.0) -> in
     return stream + attention + F + normed + rows + inside
 
 
-def _kept_by_mixer(spec: DecoderSpec, remat: Remat, chunks: float) -> tuple[int, int]:
+def _kept_by_mixer(spec: DecoderSpec, remat: RematChoice, chunks: float) -> tuple[int, int]:
     """Numbers of each position: the products that attention or a gated delta net begins with, and all that it
     keeps where more than these is kept."""
     delta = spec.delta
@@ -200,7 +200,7 @@ def _kept_by_mixer(spec: DecoderSpec, remat: Remat, chunks: float) -> tuple[int,
 
 
 def needed_by(
-    setting: Setting, load: Load, remat: Remat, attention: str, head_block: tuple[int, int]
+    setting: Setting, load: Load, remat: RematChoice, attention: str, head_block: tuple[int, int]
 ) -> Need:
     """What a step takes, per device.
 

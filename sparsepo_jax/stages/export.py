@@ -29,7 +29,7 @@ from sparsepo_jax.stages.weights import start_weights, starting_policy, trained
 from sparsepo_jax.train.readings import split_baseline
 
 
-class Places(NamedTuple):
+class ExportPlaces(NamedTuple):
     """Where the parts of an export lie.
 
     Attributes:
@@ -78,11 +78,11 @@ def export(run: Run) -> None:
     say(f"export: {path}, weights in {_exported_dtype(run)}")
 
 
-def places_of(run: Run, path: Path, *, adapters_trained: bool) -> Places:
+def places_of(run: Run, path: Path, *, adapters_trained: bool) -> ExportPlaces:
     if not adapters_trained:
-        return Places(path, None, None)
+        return ExportPlaces(path, None, None)
     starts_from_checkpoint = run.config.policy.path is not None and not run.marks.finished("sft")
-    return Places(
+    return ExportPlaces(
         model=path if run.config.export.merged else None,
         adapter=path / "adapter",
         base=None if starts_from_checkpoint else path / "base",
@@ -213,7 +213,7 @@ def _wrapped_source(run: Run) -> Path | None:
     return find_checkpoint(run.config.policy.path)
 
 
-def _export_adapter(run: Run, parts: Places, adapters: Weights, lora: Lora, masks: Weights) -> None:
+def _export_adapter(run: Run, parts: ExportPlaces, adapters: Weights, lora: Lora, masks: Weights) -> None:
     """Writes adapters in PEFT's format, in the first process."""
     from sparsepo_jax.models.export import save_peft
 

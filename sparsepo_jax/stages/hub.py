@@ -15,7 +15,7 @@ from sparsepo_jax.core.files import write_json, write_text
 from sparsepo_jax.report.card import Parts, make_card
 from sparsepo_jax.sharding.processes import as_the_first
 from sparsepo_jax.stages.context import Run, say
-from sparsepo_jax.stages.export import Places, origin, places_of
+from sparsepo_jax.stages.export import ExportPlaces, origin, places_of
 
 _LATER = "or leave out export.hub and push what the run exports later: hf upload"
 
@@ -126,7 +126,7 @@ def _pushed(run: Run) -> tuple[Path, Parts]:
     return path, _parts_below(places, path)
 
 
-def _parts_below(places: Places, path: Path) -> Parts:
+def _parts_below(places: ExportPlaces, path: Path) -> Parts:
     def below(place: Path | None) -> str | None:
         return None if place is None else str(place.relative_to(path))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from sparsepo_jax.config.rounds import Part
+from sparsepo_jax.config.rounds import RoundPart
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.files import write_json
 from sparsepo_jax.report.files import read_if_sound
@@ -16,7 +16,7 @@ from sparsepo_jax.stages.context import say
 _COLUMNS = ("round", "pairs made", "score of answers", "accuracy", "KL")
 
 
-def say_rounds(config: Config, parts: Sequence[Part]) -> None:
+def say_rounds(config: Config, parts: Sequence[RoundPart]) -> None:
     """Writes rounds.json, in the first process, and says it as a table."""
     if jax.process_index() != 0:
         return

@@ -27,13 +27,13 @@ from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.data.inspect import token_texts
 from sparsepo_jax.data.tokenizers import vocabulary_digest
 from sparsepo_jax.eval.auroc import auroc
+from sparsepo_jax.eval.measures import Record
 from sparsepo_jax.run.resume import Marks, scores_path
 from sparsepo_jax.sharding.processes import as_the_first
 from sparsepo_jax.stages.context import Run, say
 
 SIDES = ("chosen", "rejected")
 COLUMNS = ("logp", "ref_logp", "kl", "reward_mask", "kl_mask")
-Record = dict[str, Any]
 
 
 def weigh(run: Run) -> None:

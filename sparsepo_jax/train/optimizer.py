@@ -16,10 +16,10 @@ from sparsepo_jax.masks.learned import is_decayed as is_decayed_mask
 from sparsepo_jax.models.lora import is_trained_matrix
 from sparsepo_jax.train.rounding import Words, narrowed_like, widened
 
-Count = int | Int[Array, ""]
+StepCount = int | Int[Array, ""]
 Decayed = Callable[[Weights], dict[str, bool]]  # which weights of a group decay
 MakeRule = Callable[[optax.Schedule, Scalar, Decayed], optax.GradientTransformation]
-Held = Literal["float32", "bfloat16"]
+MomentType = Literal["float32", "bfloat16"]
 
 
 class Rates(NamedTuple):
@@ -40,8 +40,8 @@ class Rates(NamedTuple):
     policy_decay: Scalar
     mask_peak: Scalar
     mask_decay: Scalar
-    steps: Count
-    warmup_steps: Count
+    steps: StepCount
+    warmup_steps: StepCount
     end: Scalar
     clip_norm: Scalar | None
 
@@ -62,7 +62,7 @@ _FALLS: dict[str, Callable[[Array], Array]] = {
 
 
 def make_schedule(
-    kind: str, *, peak: Scalar, steps: Count, warmup_steps: Count, end: Scalar
+    kind: str, *, peak: Scalar, steps: StepCount, warmup_steps: StepCount, end: Scalar
 ) -> optax.Schedule:
     """Linear warm-up, then a constant, linear or cosine fall.
 
@@ -81,7 +81,7 @@ def make_schedule(
     """
     fall = _FALLS[kind]
 
-    def schedule(step: Count) -> Float[Array, ""]:
+    def schedule(step: StepCount) -> Float[Array, ""]:
         warmup = (step + 1) / jnp.maximum(warmup_steps, 1)
         done = jnp.clip((step - warmup_steps) / jnp.maximum(steps - warmup_steps, 1), 0.0, 1.0)
         return peak * jnp.where(step < warmup_steps, warmup, 1 - (1 - end) * fall(done))
@@ -188,7 +188,7 @@ def kept(rule: optax.GradientTransformation) -> optax.GradientTransformationExtr
     return optax.GradientTransformationExtraArgs(rule.init, update)
 
 
-def held(rule: optax.GradientTransformation, moments: Held) -> optax.GradientTransformationExtraArgs:
+def held(rule: optax.GradientTransformation, moments: MomentType) -> optax.GradientTransformationExtraArgs:
     """A rule whose state holds what belongs to matrices in another type between the steps.
 
     It computes in float32. What is held in bfloat16 is rounded at random (see rounding): rounded to the
@@ -226,7 +226,7 @@ def _is_of_matrix(path: tuple[Any, ...]) -> bool:
 
 
 def scale_by_adam(
-    b1: float, b2: float, eps: float, moments: Held = "float32"
+    b1: float, b2: float, eps: float, moments: MomentType = "float32"
 ) -> optax.GradientTransformationExtraArgs:
     """optax.scale_by_adam, kept, whose updates are made of the moments after the choice of `kept`.
 
@@ -256,7 +256,7 @@ def scale_by_adam(
 
 
 @functools.cache
-def adamw_rule(b1: float, b2: float, eps: float, moments: Held = "float32") -> MakeRule:
+def adamw_rule(b1: float, b2: float, eps: float, moments: MomentType = "float32") -> MakeRule:
     """optax.adamw, kept.
 
     Args:
@@ -273,7 +273,7 @@ def adamw_rule(b1: float, b2: float, eps: float, moments: Held = "float32") -> M
 
 
 @functools.cache
-def lion_rule(b1: float, b2: float, moments: Held = "float32") -> MakeRule:
+def lion_rule(b1: float, b2: float, moments: MomentType = "float32") -> MakeRule:
     """optax.lion, kept.
 
     Args:
@@ -291,7 +291,7 @@ def lion_rule(b1: float, b2: float, moments: Held = "float32") -> MakeRule:
 
 
 @functools.cache
-def muon_rule(beta: float, b1: float, b2: float, eps: float, moments: Held = "float32") -> MakeRule:
+def muon_rule(beta: float, b1: float, b2: float, eps: float, moments: MomentType = "float32") -> MakeRule:
     """optax.contrib.muon, kept: Muon for the matrices of blocks, Adam for all else.
 
     A stack of layers [L, in, out] is L matrices. Updates are scaled to the root mean square of Adam's, so
@@ -346,7 +346,7 @@ def _matrix_axes(weights: Any) -> Any:
 
 
 @functools.cache
-def rmsprop_rule(b2: float, eps: float, moments: Held = "float32") -> MakeRule:
+def rmsprop_rule(b2: float, eps: float, moments: MomentType = "float32") -> MakeRule:
     """RMSProp as torch.optim.RMSprop computes it, which DPO's own code trains with, kept.
 
     The weight decay is decoupled as for the others, where PyTorch's is added to the gradient.

@@ -23,7 +23,7 @@ from sparsepo_jax.data.cache import NOT_WHOLE
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.sharding.mesh import to_host
 
-Columns = dict[str, np.ndarray]  # name -> a number for each response token of a table, in order
+TokenColumns = dict[str, np.ndarray]  # name -> a number for each response token of a table, in order
 
 
 def sha256_of_weights(weights: Weights) -> str:
@@ -93,7 +93,7 @@ def _everywhere(here: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(here))))
 
 
-def _collect(table: TokenTable, computed: Iterable[tuple[Any, ...]], names: Sequence[str]) -> Columns:
+def _collect(table: TokenTable, computed: Iterable[tuple[Any, ...]], names: Sequence[str]) -> TokenColumns:
     """Puts what was computed batch by batch into the order of the table's tokens."""
     columns = {name: np.full(len(table.responses.flat), np.nan, np.float32) for name in names}
     starts = table.responses.starts
@@ -116,7 +116,7 @@ def _collect(table: TokenTable, computed: Iterable[tuple[Any, ...]], names: Sequ
     return columns
 
 
-def _read(path: Path, about: Mapping[str, Any], names: Sequence[str], tokens: int) -> Columns | None:
+def _read(path: Path, about: Mapping[str, Any], names: Sequence[str], tokens: int) -> TokenColumns | None:
     """None: there is no file, or a damaged one (which is told, and written anew later)."""
     if not path.exists():
         return None
@@ -143,7 +143,7 @@ def _read(path: Path, about: Mapping[str, Any], names: Sequence[str], tokens: in
     )
 
 
-def _write(path: Path, about: Mapping[str, Any], columns: Columns) -> None:
+def _write(path: Path, about: Mapping[str, Any], columns: TokenColumns) -> None:
     """Writes all or nothing. A cache that cannot be written is no reason to stop."""
     try:
         with written_atomically(path) as file:

@@ -16,8 +16,8 @@ from sparsepo_jax.config.paths import PathText
 from sparsepo_jax.config.schema.base import Positive, Section
 from sparsepo_jax.config.shown import shown
 
-Experts = Literal["auto", "blocks", "triton", "ragged", "dense"]
-Remat = Literal["nothing", "norms", "all_but_products", "everything"]
+ExpertsChoice = Literal["auto", "blocks", "triton", "ragged", "dense"]
+RematChoice = Literal["nothing", "norms", "all_but_products", "everything"]
 
 
 def _size(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -98,7 +98,7 @@ class Compute(Section):
     xla. triton: NVIDIA GPU (Ampere or newer; run on an H200 alone), heads up to 256 dims; leaves out what
     nothing sees, and so beats cudnn. cudnn: the same GPUs, bfloat16, no capped scores, heads of a multiple of
     8 dims up to 128 (Hopper: 256). splash: TPU. The results are the same."""
-    experts: Experts = "auto"
+    experts: ExpertsChoice = "auto"
     """What computes the products of experts, in a mixture of them. auto: blocks on CPU, ragged on TPU, on GPU
     triton: kernels of our own, compiled for it and never run there. blocks: one block of tokens after the
     other, with one expert each; runs everywhere. ragged: XLA's own, which multiplies all with all on CPU and

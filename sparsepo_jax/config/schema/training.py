@@ -218,7 +218,7 @@ class PairTraining(Training):
     the export let the policy choose."""
 
 
-class Best(Section):
+class BestSettings(Section):
     metric: str = "eval/accuracy_unmasked"
     """The metric's name in metrics.jsonl."""
     mode: Literal["max", "min"] = "max"
@@ -233,7 +233,7 @@ class Checkpoint(Section):
     keep them by every_steps alone."""
     keep: Positive = 2
     """The last so many are kept (and the best)."""
-    best: Best | None = None
+    best: BestSettings | None = None
     """Keep the best too, by a metric of the evaluation while training."""
 
 
