@@ -30,7 +30,15 @@ from flax import nnx
 from work import save_result
 
 import conftest  # noqa: F401  (sets the devices up before JAX starts)
-from helpers.parity import bfloat16_errors, load_ours, make_theirs, our_logits, our_states, their_outputs
+from helpers.parity import (
+    bfloat16_errors,
+    load_ours,
+    make_theirs,
+    our_logits,
+    our_states,
+    their_greedy_tokens,
+    their_outputs,
+)
 from helpers.prompts import prompts, run
 from helpers.score_parity import largest_difference, scored, write_checkpoint
 from helpers.tiny import CONFIGS
@@ -103,15 +111,7 @@ def greedy_is_same(model, graph, weights) -> bool:
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
         devices=jax.devices()[:1],
     )
-    batch = prompts()
-    expected = model.generate(
-        input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long),
-        attention_mask=torch.tensor(batch.valid_BS[0].astype(np.int64)),
-        do_sample=False,
-        max_new_tokens=12,
-        eos_token_id=None,
-        pad_token_id=0,
-    )[:, 7:].numpy()
+    expected = their_greedy_tokens(model, prompts(), 12)
     ours = run(graph, weights, mesh, Sampling(12, temperature=0.0))
     return np.array_equal(expected, np.stack([answer.ids for answer in ours]))
 

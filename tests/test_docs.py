@@ -11,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
@@ -186,7 +187,11 @@ def test_commands_are_accepted(command, tmp_path):
 
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_runs(code):
-    exec(code, {})
+    names: dict = {}
+    exec(code, names)
+    if "gradient" in names:
+        value, gradient = names["value"], np.asarray(names["gradient"])
+        assert value > 0 and np.isfinite(gradient).all() and np.any(gradient != 0)
 
 
 def test_extras_are_those_of_the_project():

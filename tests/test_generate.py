@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.parity import load_ours, make_theirs
+from helpers.parity import load_ours, make_theirs, their_greedy_tokens
 from helpers.prompts import prompts, run
 from helpers.quick import DIFFERENT, named_slow_but
 from helpers.tiny import CONFIGS, LLAMA
@@ -41,15 +41,7 @@ def test_greedy_tokens_equal_transformers(config, tmp_path, one_device):
     model = make_theirs(config)
     model.save_pretrained(tmp_path)
     _, graph, weights = load_ours(tmp_path)
-    batch = prompts()
-    expected = model.generate(
-        input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long),
-        attention_mask=torch.tensor(batch.valid_BS[0].astype(np.int64)),
-        do_sample=False,
-        max_new_tokens=12,
-        eos_token_id=None,
-        pad_token_id=0,
-    )[:, 7:].numpy()
+    expected = their_greedy_tokens(model, prompts(), 12)
     generated = run(graph, weights, one_device, Sampling(12, temperature=0.0))
     assert [response.row for response in generated] == list(range(8)) and all(
         response.finish == "length" for response in generated

@@ -4,24 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 README = (Path(__file__).parent.parent / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-
-@pytest.mark.parametrize("code", PYTHON, ids=[f"block {number}" for number in range(len(PYTHON))])
-def test_python_of_the_readme_runs(code):
-    names: dict = {}
-    exec(code, names)
-    value, gradient = names["value"], names["gradient"]
-    assert np.isfinite(value) and value > 0
-    assert np.isfinite(gradient).all() and np.any(gradient != 0)
-
-
-def test_there_is_python_in_the_readme():
-    assert PYTHON
 
 
 def test_the_map_has_every_room():

@@ -18,7 +18,9 @@ from helpers.chat import (
     OPENED,
     THINKING,
     USER,
+    call,
     chat_tokenizer,
+    tool,
 )
 from helpers.loading import Load
 from sparsepo_jax.core.errors import UserError
@@ -122,23 +124,8 @@ THOUGHT = {
 CALLED = {
     "prompt": [USER],
     "rejected": [BAD],
-    "chosen": [
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"type": "function", "function": {"name": "w", "arguments": {"city": "Ulm"}}}],
-        }
-    ],
-    "tools": [
-        {
-            "type": "function",
-            "function": {
-                "name": "w",
-                "description": "d",
-                "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-            },
-        }
-    ],
+    "chosen": [call("w", city="Ulm") | {"content": ""}],
+    "tools": [tool("w", city={"type": "string"})],
 }
 
 
@@ -225,20 +212,6 @@ def test_parts_that_are_no_text_are_refused_by_name(load, part):
 
 
 # ---------------------------------------------------------------- tools, arguments, nulls
-
-
-def tool(name, **properties):
-    return {
-        "type": "function",
-        "function": {"name": name, "parameters": {"type": "object", "properties": properties}},
-    }
-
-
-def call(name, **arguments):
-    return {
-        "role": "assistant",
-        "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}],
-    }
 
 
 CALLS = [

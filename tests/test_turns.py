@@ -16,7 +16,9 @@ from helpers.chat import (
     OPENED,
     THINKING,
     USER,
+    call,
     chat_tokenizer,
+    tool,
 )
 from helpers.loading import Load
 from sparsepo_jax.core.errors import UserError
@@ -30,19 +32,8 @@ from sparsepo_jax.stages.po import _refuse_turns_between
 LOOK = {"role": "assistant", "content": "Look"}
 MORE = {"role": "user", "content": "Go on"}
 TOOL = {"role": "tool", "name": "add", "content": "7"}
-CALL = {
-    "role": "assistant",
-    "content": "",
-    "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
-}
-ADD = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Adds.",
-        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
-    },
-}
+CALL = call("add", a=1) | {"content": ""}
+ADD = tool("add", a={"type": "integer"})
 MARKED = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% if m.role == 'assistant' %}"

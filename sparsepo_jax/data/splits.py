@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 _PART = re.compile(
     r"(?P<split>\w+(?:\.\w+)*)"
-    r"(?P<slice>\[(?:(?P<first>-?[\d_]+)(?P<first_percent>%)?)?:(?:(?P<last>-?[\d_]+)(?P<last_percent>%)?)?\])?"
+    r"(?P<slice>\[(?:(?P<first>-?[\d_]+)(?P<first_percent>%)?)?"
+    r":(?:(?P<last>-?[\d_]+)(?P<last_percent>%)?)?\])?"
     r"(?:\((?P<rounding>closest|pct1_dropremainder)\))?"
 )
 

@@ -6,6 +6,8 @@ A value that is none of them is refused by name before anything is built of it; 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+MULTIPLIERS = "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
+
 
 class FieldKind(NamedTuple):
     """What a field may hold: in words, and as a test."""
@@ -146,7 +148,7 @@ KINDS: dict[str, FieldKind | FieldKinds] = {
     "no_rope_layer_interval": _COUNT,
     "no_rope_layers": FieldKind("a list of 0 and 1", _are_zeros_and_ones),
     "shared_intermediate_size": _SIZE,
-    **_all_of(_FACTOR, f"{_MULTIPLIERS} swiglu_alpha swiglu_limit"),
+    **_all_of(_FACTOR, f"{MULTIPLIERS} swiglu_alpha swiglu_limit"),
     "logit_scale": _FACTOR,
     **_all_of(_SHARE, "norm_eps norm_epsilon"),
     **_all_of(_FLAG, "attention_out_bias use_bias use_qk_norm use_qkv_bias"),

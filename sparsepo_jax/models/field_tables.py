@@ -6,6 +6,8 @@ installed transformers. `config_fields` applies them.
 
 from typing import NamedTuple
 
+from sparsepo_jax.models.field_kinds import MULTIPLIERS
+
 # ---------------------------------------------------------------- what is read
 
 _GPT2 = """vocab_size n_positions n_embd n_layer n_head n_inner activation_function layer_norm_epsilon
@@ -16,7 +18,6 @@ _LLAMA = """vocab_size hidden_size intermediate_size num_hidden_layers num_atten
 _QWEN = f"{_LLAMA} hidden_act use_sliding_window sliding_window max_window_layers layer_types"
 _GEMMA = f"""{_LLAMA} hidden_activation attention_bias query_pre_attn_scalar sliding_window layer_types
     final_logit_softcapping use_bidirectional_attention"""
-_MULTIPLIERS = "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
 _EXPERTS = f"{_LLAMA} hidden_act num_experts_per_tok"
 _READ = {
     "gpt2": f"{_GPT2} scale_attn_weights scale_attn_by_inverse_layer_idx add_cross_attention",
@@ -52,8 +53,8 @@ _READ = {
         no_rope_layers no_rope_layer_interval""",
     "olmo3": f"{_LLAMA} hidden_act attention_bias sliding_window layer_types",
     "phi3": f"{_LLAMA} hidden_act sliding_window",
-    "granite": f"{_LLAMA} hidden_act attention_bias mlp_bias {_MULTIPLIERS}",
-    "granitemoehybrid": f"""{_LLAMA} hidden_act attention_bias {_MULTIPLIERS} num_local_experts layer_types
+    "granite": f"{_LLAMA} hidden_act attention_bias mlp_bias {MULTIPLIERS}",
+    "granitemoehybrid": f"""{_LLAMA} hidden_act attention_bias {MULTIPLIERS} num_local_experts layer_types
         shared_intermediate_size position_embedding_type""",
     "ministral": f"{_LLAMA} hidden_act sliding_window layer_types",
     "ministral3": f"{_LLAMA} hidden_act sliding_window",

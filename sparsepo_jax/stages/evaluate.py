@@ -10,7 +10,6 @@ import numpy as np
 from sparsepo_jax.build.compute import machine_facts
 from sparsepo_jax.config.derive import main_set, mask_of, masked_terms
 from sparsepo_jax.core.files import write_json, write_jsonl
-from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.eval.auroc import auroc, precision
 from sparsepo_jax.eval.lexicon import WordMarks, load_lexicons, mark_table
@@ -26,7 +25,7 @@ from sparsepo_jax.stages.report import say_summary
 from sparsepo_jax.stages.sampled import sampled_figures
 from sparsepo_jax.stages.score import write_pairs
 from sparsepo_jax.stages.scores import score_table
-from sparsepo_jax.stages.weights import adapted, current_weights, reference_weights, start_weights
+from sparsepo_jax.stages.weights import Compared, adapted, current_weights, reference_weights, start_weights
 
 
 def evaluate(run: Run) -> None:
@@ -42,12 +41,10 @@ def evaluate(run: Run) -> None:
     reference = reference_weights(run, start)
     if start is not None:
         start = adapted(run, start)
-    now = current_weights(run)
-    table, figures, after = _evaluate_set(run, run.pairs[1], start, now, reference)
-    others = {
-        name: _evaluate_set(run, other, start, now, reference)[1] for name, other in run.other_sets.items()
-    }
-    sampled_before, sampled_after, samples = sampled_figures(run, table, start, now, reference)
+    compared = Compared(start, current_weights(run), reference)
+    table, figures, after = _evaluate_set(run, run.pairs[1], compared)
+    others = {name: _evaluate_set(run, other, compared)[1] for name, other in run.other_sets.items()}
+    sampled_before, sampled_after, samples = sampled_figures(run, table, compared)
     summary = figures | {
         "before": figures["before"] | sampled_before,
         "after": figures["after"] | sampled_after,
@@ -79,16 +76,13 @@ def evaluate(run: Run) -> None:
 
 
 def _evaluate_set(
-    run: Run,
-    table: TokenTable,
-    start: dict[str, Weights] | None,
-    now: dict[str, Weights],
-    reference: Weights,
+    run: Run, table: TokenTable, compared: Compared
 ) -> tuple[TokenTable, dict[str, Any], list[PairScore]]:
     """(the pairs with what lexicons say of them, their figures before and after, their scores after)."""
     table, marks = _mark_words(run, table)
+    start, reference = compared.start, compared.reference
     before = None if start is None else score_table(run, table, start, reference)
-    after = score_table(run, table, now, reference)
+    after = score_table(run, table, compared.now, reference)
     figures = {
         "before": headline(before) if before else dict.fromkeys(headline(after)),
         "after": headline(after),

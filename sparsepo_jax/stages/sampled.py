@@ -24,18 +24,15 @@ from sparsepo_jax.stages.answers import (
 )
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.scores import abstract_in_order, in_order
+from sparsepo_jax.stages.weights import Compared
 
 Figures = dict[str, float | None]
 
 
 def sampled_figures(
-    run: Run,
-    table: TokenTable,
-    start: dict[str, Weights] | None,
-    now: dict[str, Weights],
-    reference: Weights,
+    run: Run, table: TokenTable, compared: Compared
 ) -> tuple[Figures, Figures, list[dict[str, Any]]]:
-    """(figures before, figures after, a record a prompt) of the same draws from `start` and from `now`.
+    """(figures before, figures after, a record a prompt) of the same draws from both policies.
 
     generated_kl: mean over prompts of log pi(y) - log pi_ref(y), y drawn from pi: an unbiased estimate of
     KL(pi || ref) of whole responses, nats. generated_preferred: of the evaluative words (built-in data only),
@@ -46,6 +43,7 @@ def sampled_figures(
     after = dict(before)
     if run.config.evaluation.sampled_prompts is None:
         return before, after, []
+    start, now, reference = compared
     prompts, sampling = _prompts(run, table), _sampling(run)
     records = [{"index": row, "prompt": prompt_text(run, prompts, row)} for row in range(len(prompts))]
     sampler = make_run_sampler(run, prompts, sampling)

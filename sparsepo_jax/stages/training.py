@@ -40,6 +40,8 @@ from sparsepo_jax.train.progress import Checks, Reporting
 from sparsepo_jax.train.step import TrainState
 from sparsepo_jax.train.trackers import About
 
+_UNITS = {"sft": "rows", "po": "pairs"}  # what a stage trains on
+
 
 class Prepared(NamedTuple):
     """A training stage whose programs are being compiled.
@@ -112,6 +114,27 @@ def _state_to_go_on_from(
     return state
 
 
+def _work(run: Run, stage: str, prepared: Prepared, reference: Weights | None, start: int) -> Work:
+    """What is trained, from a step on."""
+    step = prepared.step
+    return Work(
+        stage=stage,
+        update=step.update,
+        programs=lambda: len(step.program) - prepared.compiled_before,
+        reference=reference,
+        batches=_batches(run, stage, prepared, start),
+        put=put_on(run.mesh),
+        total_steps=prepared.plan.steps,
+    )
+
+
+def _reporting(run: Run, stage: str, log: MetricsLog, facts: dict[str, Any]) -> Reporting:
+    """Where numbers and notes go; of po the doctor sees the first steps."""
+    watch = FirstSteps(run.config.model_dump(mode="json"), facts) if stage == "po" else None
+    tell_first_step = functools.partial(_tell_first_step, run, stage, facts)
+    return Reporting(log.write, run.config.logging.every_steps, _UNITS[stage], watch, tell_first_step)
+
+
 def train(
     run: Run,
     stage: str,
@@ -140,44 +163,28 @@ def train(
     config = run.config
     training = getattr(config, stage)
     table, plan, step = prepared.table, prepared.plan, prepared.step
-    unit = "rows" if stage == "sft" else "pairs"
     began_s = time.time()
     watched = None if evaluate is None else watched_metric(config)
     best = None if watched is None else Best(watched)
     checkpoints = _checkpoints(run, stage, reference_record, best)
     state = _state_to_go_on_from(stage, prepared, checkpoints, initial)
     real = f"{100 * plan.real_token_share():.0f} % real tokens"
-    say(f"{stage}: {len(table)} {unit}, {plan.steps} steps of {training.batch_size}, {real}")
+    say(f"{stage}: {len(table)} {_UNITS[stage]}, {plan.steps} steps of {training.batch_size}, {real}")
     with jax.set_mesh(run.mesh):
         checkpoints.warm_up(state)
     say(f"{stage}: {prepared.wait()}")
     if meanwhile is not None:
         meanwhile(step.like.weights)
-    batches = _batches(run, stage, prepared, start=int(state.step))
+    work = _work(run, stage, prepared, reference, start=int(state.step))
     run.write_config()
     facts = _write_facts(run, stage, prepared)
-    watch = FirstSteps(config.model_dump(mode="json"), facts) if stage == "po" else None
     every_steps = getattr(training, "eval_every_steps", None)
     evaluation = Evaluating(evaluate, every_steps, best) if evaluate and every_steps else None
     with jax.set_mesh(run.mesh), _metrics_log(run, stage, state, evaluation, plan.steps) as log:
         state = run_training(
-            Work(
-                stage=stage,
-                update=step.update,
-                programs=lambda: len(step.program) - prepared.compiled_before,
-                reference=reference,
-                batches=batches,
-                put=put_on(run.mesh),
-                total_steps=plan.steps,
-            ),
+            work,
             state,
-            reporting=Reporting(
-                log.write,
-                config.logging.every_steps,
-                unit,
-                watch,
-                functools.partial(_tell_first_step, run, stage, facts),
-            ),
+            reporting=_reporting(run, stage, log, facts),
             checks=Checks(training.skip_nonfinite, functools.partial(name_rows, table, plan), check_first),
             stopping=Stopping(run.stop, run.should_stop),
             checkpoints=checkpoints,

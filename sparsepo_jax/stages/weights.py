@@ -1,5 +1,7 @@
 """The weights that a stage starts from, holds against, or reads: policy, reference and masks."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 
 from sparsepo_jax.build.compute import compute_dtype, reference_type
@@ -26,6 +28,17 @@ from sparsepo_jax.run.adapters import same_model
 from sparsepo_jax.run.resume import trains_adapter_further
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.train.checkpoint import load_once
+
+
+class Compared(NamedTuple):
+    """The weights that an evaluation compares.
+
+    start: before po, without what it has changed; None: not known. now: as they are.
+    """
+
+    start: dict[str, Weights] | None
+    now: dict[str, Weights]
+    reference: Weights
 
 
 def trained(run: Run, stage: str) -> dict[str, Weights]:

@@ -88,3 +88,23 @@ def chat_tokenizer(template: str | None, eos: str = "</s>", bos: str | None = "<
     )
     tokenizer.chat_template = template
     return tokenizer
+
+
+def tool(name, **properties):
+    """What a template is told of a function: its arguments' JSON schemas by name."""
+    return {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": "d",
+            "parameters": {"type": "object", "properties": properties, "required": [*properties]},
+        },
+    }
+
+
+def call(name, **arguments):
+    """A message that calls a function."""
+    return {
+        "role": "assistant",
+        "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}],
+    }

@@ -99,3 +99,16 @@ def their_outputs(model, ids_BS, valid_BS):
             position_ids=torch.tensor(positions_BS),
             output_hidden_states=True,
         )
+
+
+def their_greedy_tokens(model, batch, count):
+    """What transformers' model answers to a batch of prompts: so many of the likeliest tokens, and no end."""
+    written = model.generate(
+        input_ids=torch.tensor(batch.prompt_BS[0], dtype=torch.long),
+        attention_mask=torch.tensor(batch.valid_BS[0].astype(np.int64)),
+        do_sample=False,
+        max_new_tokens=count,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return written[:, batch.prompt_BS.shape[-1] :].numpy()

@@ -20,7 +20,16 @@ _QWEN25_VISION = _QWEN_VISION | {
     "out_hidden_size": 16,
     "fullatt_block_indexes": [0],
 }
+_QWEN3_VISION = _QWEN_VISION | {
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "out_hidden_size": 16,
+    "num_position_embeddings": 4,
+}
+_PIXTRAL = _VISION | {"model_type": "pixtral", "head_dim": 4}
+_COHERE2 = _TEXT | {"model_type": "cohere2", "sliding_window": 5, "sliding_window_pattern": 2}
 _MROPE = {"rope_type": "default", "rope_theta": 50.0}
+_MROPE_OF_3 = _MROPE | {"mrope_section": [2, 1, 1], "mrope_interleaved": True}
 _IMAGE = {"image_token_id": 290, "video_token_id": 291}
 
 WRAPPED = {
@@ -55,14 +64,14 @@ WRAPPED = {
     "mistral3 around mistral": {
         "model_type": "mistral3",
         "text_config": _TEXT | {"model_type": "mistral", "head_dim": 8, "sliding_window": None},
-        "vision_config": _VISION | {"model_type": "pixtral", "head_dim": 4},
+        "vision_config": _PIXTRAL,
         "tie_word_embeddings": False,
         "image_token_index": 290,
     },
     "mistral3, tied": {
         "model_type": "mistral3",
         "text_config": _TEXT | {"model_type": "mistral", "head_dim": 8, "sliding_window": 5},
-        "vision_config": _VISION | {"model_type": "pixtral", "head_dim": 4},
+        "vision_config": _PIXTRAL,
         "tie_word_embeddings": True,
         "image_token_index": 290,
     },
@@ -74,19 +83,19 @@ WRAPPED = {
             "head_dim": 8,
             "rope_parameters": CONFIGS["ministral3, queries that grow"]["rope_parameters"],
         },
-        "vision_config": _VISION | {"model_type": "pixtral", "head_dim": 4},
+        "vision_config": _PIXTRAL,
         "tie_word_embeddings": False,
         "image_token_index": 290,
     },
     "aya_vision around cohere2": {
         "model_type": "aya_vision",
-        "text_config": _TEXT | {"model_type": "cohere2", "sliding_window": 5, "sliding_window_pattern": 2},
+        "text_config": _COHERE2,
         "vision_config": _SIGLIP,
         "image_token_index": 290,
     },
     "cohere2_vision": {
         "model_type": "cohere2_vision",
-        "text_config": _TEXT | {"model_type": "cohere2", "sliding_window": 5, "sliding_window_pattern": 2},
+        "text_config": _COHERE2,
         "vision_config": _SIGLIP,
         "alignment_intermediate_size": 12,
         "image_token_id": 290,
@@ -96,23 +105,15 @@ WRAPPED = {
         "text_config": _TEXT
         | {
             "head_dim": 8,
-            "rope_parameters": _MROPE | {"mrope_section": [2, 1, 1], "mrope_interleaved": True},
+            "rope_parameters": _MROPE_OF_3,
         },
-        "vision_config": _QWEN_VISION
-        | {
-            "hidden_size": 8,
-            "intermediate_size": 12,
-            "out_hidden_size": 16,
-            "num_position_embeddings": 4,
-            "deepstack_visual_indexes": [0],
-        },
+        "vision_config": _QWEN3_VISION | {"deepstack_visual_indexes": [0]},
         **_IMAGE,
     },
     "qwen3_5": {
         "model_type": "qwen3_5",
         "text_config": {name: value for name, value in QWEN3_5.items() if name != "rms_norm_eps"},
-        "vision_config": _QWEN_VISION
-        | {"hidden_size": 8, "intermediate_size": 12, "out_hidden_size": 16, "num_position_embeddings": 4},
+        "vision_config": _QWEN3_VISION,
         **_IMAGE,
     },
     "qwen3_vl_moe": {
@@ -123,16 +124,9 @@ WRAPPED = {
             "moe_intermediate_size": 24,  # no square: it would read both ways
             "num_experts": 5,
             "num_experts_per_tok": 2,
-            "rope_parameters": _MROPE | {"mrope_section": [2, 1, 1], "mrope_interleaved": True},
+            "rope_parameters": _MROPE_OF_3,
         },
-        "vision_config": _QWEN_VISION
-        | {
-            "hidden_size": 8,
-            "intermediate_size": 12,
-            "out_hidden_size": 16,
-            "num_position_embeddings": 4,
-            "deepstack_visual_indexes": [0],
-        },
+        "vision_config": _QWEN3_VISION | {"deepstack_visual_indexes": [0]},
         **_IMAGE,
     },
     "qwen2_5_vl": {
