@@ -1,9 +1,8 @@
-"""Many runs of one config that differ in a few values: `--sweep objective.beta=0.1,0.4 seed=0,1,2`. One
-process, one run after the other.
+"""Many runs of one config that differ in a few values: `--sweep objective.beta=0.1,0.4 seed=0,1,2`.
 
-A run is kept in BASE/NAME (BASE: the config's output_dir, NAME: its swept values) and is a run like any
-other: its finished stages are not repeated, and an interrupted one continues. Runs whose stage sft would
-train the same weights train it once. BASE/sweep.json records how each ended.
+One run after the other in one process. A run is kept in BASE/NAME (BASE: the config's output_dir, NAME: its
+swept values) and is a run like any other: its finished stages are not repeated, and an interrupted one
+continues. Runs whose stage sft would train the same weights train it once. BASE/sweep.json: how each ended.
 """
 
 import gc
