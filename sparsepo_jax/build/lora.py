@@ -50,6 +50,6 @@ def make_lora(training: Training, name: str, spec: DecoderSpec) -> Lora | None:
         targets = choose_projections(tuple(chosen.targets), spec)
     except SpecError as error:
         raise UserError(f"{name}.lora.targets: {error}") from error
-    for mistake in adapter_mistakes(name, targets, chosen.dropout, spec):
+    for mistake in adapter_mistakes(name, targets, chosen.dropout):
         raise UserError(mistake)
     return Lora(targets, chosen.rank, chosen.alpha, chosen.dropout, chosen.rslora)

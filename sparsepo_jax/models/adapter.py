@@ -10,7 +10,7 @@ No JAX here, so that `--check` can read adapters quickly.
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.adapter_config import WEIGHTS, read_adapter_config
 from sparsepo_jax.models.decoder_spec import DecoderSpec
+from sparsepo_jax.models.families import adapted_rules
 from sparsepo_jax.models.safetensors_file import TensorFile
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.weights import LayerPlace, Place, TensorPart, parts_of, tensor_places
@@ -25,6 +26,7 @@ from sparsepo_jax.models.wrappers import placed
 
 # Modules that share the embedding's weight where the head is tied.
 _TIED = ("wte", "embed_tokens", "embed_in", "lm_head", "embed_out")
+_WRAPPED = re.compile(r"(?P<module>.+?)(?P<layers>(\.base_layer)*)\.(?P<rest>lora_[AB]\..+)")
 _TENSOR = re.compile(r"(?P<module>.+?)\.(?P<part>lora_(?:embedding_)?[AB])(?:\.default)?(?:\.weight)?")
 
 
@@ -35,8 +37,8 @@ class Module(NamedTuple):
         rule: what its weight is to us.
         layer: its layer, from 0, or layer and expert; None: it is outside the blocks.
         name: its name in the model.
-        a_name: the tensor A [rank, in]; of an embedding [rank, V].
-        b_name: the tensor B [out, rank]; of an embedding [D, rank].
+        a_name: the tensor A [rank, in]; of an embedding [rank, V], of a stack of experts [E * rank, in].
+        b_name: the tensor B [out, rank]; of an embedding [D, rank], of a stack of experts [out, rank * E].
         rank: inner size of A and B.
         scale: s, the factor of B A.
         embedding: whether it is an embedding.
@@ -123,13 +125,16 @@ class Adapter:
     def _sort_tensors(self) -> list[str]:
         """Fills `modules` and `whole_tensors`; returns what does not fit."""
         places = self._known_places()
+        ends = tuple(f".{end}" for end in self.config.parameters)
+        parameters = [name for name in places if name.endswith(ends)]
         halves: dict[tuple[str, Rule, LayerPlace], dict[str, str]] = {}
         faults = []
         for full_name in sorted(self._shapes):
-            name = full_name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            name = self._of_parameter(full_name.removeprefix("base_model.model."), parameters)
+            name = name.replace(".base_layer.", ".")
             match = _TENSOR.fullmatch(name)
             module = match["module"] if match else name.removesuffix(".weight")
-            place = places.get(f"{module}.weight" if match else name)
+            place = places.get(f"{module}.weight", places.get(module)) if match else places.get(name)
             if self.spec.tied_head and module.endswith(_TIED):
                 faults.append(
                     f"{full_name}: embedding and head are one in this model, and PEFT adapts one of them "
@@ -148,13 +153,31 @@ class Adapter:
                 faults.append(fault)
         return faults
 
+    def _of_parameter(self, name: str, parameters: Collection[str]) -> str:
+        """The name of a tensor as if PEFT named it after the parameter that it adapts.
+
+        PEFT wraps a module once for each of its parameters, in their order, and names no parameter.
+
+        Args:
+            name: as PEFT has it.
+            parameters: the model's tensors that PEFT knows by their own names, in order.
+        """
+        match = _WRAPPED.fullmatch(name)
+        if match is None:
+            return name
+        wrapped = [full_name for full_name in parameters if full_name.rpartition(".")[0] == match["module"]]
+        around = match["layers"].count(".base_layer")
+        if around >= len(wrapped):
+            return name
+        return f"{wrapped[-1 - around]}.{match['rest']}"
+
     def _known_places(self) -> dict[str, Place]:
         """What each tensor of the model is, by its name with and without its first part.
 
         Adapters of the bare trunk lack the first part; those made with older versions of transformers may
         have another, if the model is wrapped.
         """
-        places = tensor_places(self.spec)
+        places = tensor_places(self.spec, adapted_rules(self.spec))
         trunks = () if self.spec.wrapping is None else self.spec.wrapping.row.trunks
         for trunk in trunks[1:]:
             places |= {placed(name, trunks[0], trunk): place for name, place in places.items()}
@@ -179,12 +202,14 @@ class Adapter:
         if size is None:
             return f"{module} is no matrix"
         inputs, outputs = size
-        rank, *rest_a = self._shapes[a_name]
-        *rest_b, rank_b = self._shapes[b_name]
-        if [*rest_a, *rest_b] != [inputs, outputs] or rank != rank_b:
+        ranks, *rest_a = self._shapes[a_name]
+        *rest_b, ranks_b = self._shapes[b_name]
+        rank, rest = divmod(ranks, self._copies(rule))
+        if [*rest_a, *rest_b] != [inputs, outputs] or ranks != ranks_b or rest:
+            times = f" * {self._copies(rule)}" if rule.stacked else ""
             return (
                 f"{module}: A {list(self._shapes[a_name])} and B {list(self._shapes[b_name])}, "
-                f"expected [rank, {inputs}] and [{outputs}, rank]"
+                f"expected [rank{times}, {inputs}] and [{outputs}, rank{times}]"
             )
         scale = self.config.scale(module, rank)
         self.modules.append(Module(rule, layer, module, a_name, b_name, rank, scale, embedding))
@@ -205,12 +230,24 @@ class Adapter:
         }
         return tables.get(rule.ours[0])
 
+    def _copies(self, rule: Rule) -> int:
+        """Matrices that a tensor holds, each of which has an A and a B."""
+        return self.spec.mixture.experts if rule.stacked and self.spec.mixture is not None else 1
+
     def _read(self, name: str) -> np.ndarray:
         return self._file.read(name).astype(np.float32, copy=False)
 
-    def _is_conv(self, module: Module) -> bool:
-        """Whether the module's weight is stored as [in, out], as GPT-2's are."""
-        return self.spec.family == "gpt2" and module.layer is not None
+    def _halves(self, module: Module) -> tuple[np.ndarray, np.ndarray]:
+        """A [in, rank] and B [rank, out]; of a stack [E, in, rank] and [E, rank, out]."""
+        a, b = self._read(module.a_name), self._read(module.b_name)
+        if not module.rule.stacked:
+            return a.T, b.T
+        experts = self._copies(module.rule)
+        return a.reshape(experts, module.rank, -1).swapaxes(1, 2), b.reshape(len(b), -1, experts).T
+
+    def _is_turned(self, module: Module) -> bool:
+        """Whether the module's weight is stored as [out, in]; GPT-2's, and stacks of experts, are not."""
+        return not module.rule.stacked and (self.spec.family != "gpt2" or module.layer is None)
 
     # ------------------------------------------------------------ merged
 
@@ -225,8 +262,9 @@ class Adapter:
             for part in parts_of(self.spec, place, self._read(name)):
                 yield part, False
         for module in self.modules:
-            product = module.scale * (self._read(module.b_name) @ self._read(module.a_name))  # [out, in]
-            stored = product.T if module.embedding or self._is_conv(module) else product
+            a, b = self._halves(module)
+            product = module.scale * (a @ b)  # [in, out]
+            stored = product.T if self._is_turned(module) and not module.embedding else product
             for part in parts_of(self.spec, (module.rule, module.layer), stored):
                 yield part, True
 
@@ -244,7 +282,7 @@ class Adapter:
         rank = self._smallest_rank()
         targets: list[str] = []
         scales: set[float] = set()
-        places = tensor_places(self.spec)
+        places = tensor_places(self.spec, adapted_rules(self.spec))
         for stored in dict.fromkeys(module.rule.theirs for module in self.modules):
             modules = [module for module in self.modules if module.rule.theirs == stored]
             if modules[0].layer is None:
@@ -315,22 +353,22 @@ class Adapter:
         return {path: _stacked(of) for path, of in stacks.items()}
 
     def _projection_adapters(self, module: Module) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """(path of the kernel, A [in, R], B [R, out]) of each projection that a module adapts."""
+        """(path of the kernel, A [.., in, R], B [.., R, out]) of each projection that a module adapts."""
         shape = self.lora
-        a = self._read(module.a_name)
+        a, _ = self._halves(module)
         parts = zip(module.rule.ours, self._split_b(module), strict=True)
         adapted = [(path, b) for path, b in parts if _projection(path) in shape.targets]
         for number, (path, b) in enumerate(adapted):
             begin = number * shape.rank if module.rank > shape.rank else 0
             rows = slice(begin, begin + shape.rank)
-            if np.delete(b, np.arange(module.rank)[rows], axis=0).any():
+            if np.delete(b, np.arange(module.rank)[rows], axis=-2).any():
                 self._refuse(f"{module.name} has rank {module.rank}, shared by the projections that it holds")
-            yield path, a[rows].T, b[rows]
+            yield path, a[..., rows], b[..., rows, :]
 
     def _split_b(self, module: Module) -> tuple[np.ndarray, ...]:
-        """B of each projection that a module holds, [rank, outputs]."""
-        b = self._read(module.b_name)
-        return module.rule.split(b.T if self._is_conv(module) else b)
+        """B of each projection that a module holds, [rank, outputs]; of a stack [E, rank, outputs]."""
+        _, b = self._halves(module)
+        return module.rule.split(b.T if self._is_turned(module) else b)
 
     def _refuse(self, why: str) -> NoReturn:
         raise UserError(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.directory import ADAPTER, CONFIG, read_json_object
+from sparsepo_jax.models.field_kinds import is_texts
 from sparsepo_jax.models.stored_tensors import find_checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
@@ -15,7 +16,7 @@ _PICKLED = "adapter_model.bin"
 # Settings of LoraConfig that change nothing once the adapter is trained, by what they are about.
 _HARMLESS_BY_SUBJECT = {
     "what it is": "peft_type task_type auto_mapping peft_version base_model_name_or_path revision",
-    "what is read": "r lora_alpha use_rslora alpha_pattern rank_pattern",
+    "what is read": "r lora_alpha use_rslora alpha_pattern rank_pattern target_parameters",
     "what follows from the tensors": """target_modules exclude_modules modules_to_save layers_to_transform
         layers_pattern bias fan_in_fan_out""",
     "how it was started": """init_lora_weights loftq_config eva_config corda_config lora_ga_config
@@ -39,6 +40,7 @@ class AdapterConfig(NamedTuple):
         alpha: numerator of the scale of modules that no pattern names.
         rslora: whether the scale is alpha / sqrt(rank) instead of alpha / rank.
         alpha_pattern: regular expression -> alpha of the modules whose names end so.
+        parameters: ends of the names of adapted tensors that PEFT knows by the tensor, not by the module.
     """
 
     directory: Path
@@ -47,6 +49,7 @@ class AdapterConfig(NamedTuple):
     alpha: float
     rslora: bool
     alpha_pattern: Mapping[str, float]
+    parameters: tuple[str, ...]
 
     def scale(self, module: str, rank: int) -> float:
         """The factor of B A in a module, as in PEFT: the first pattern that fits the end of its name wins.
@@ -95,6 +98,7 @@ def read_adapter_config(path: str, where: str) -> AdapterConfig:
         alpha=float(content["lora_alpha"]),
         rslora=bool(content.get("use_rslora")),
         alpha_pattern=content.get("alpha_pattern") or {},
+        parameters=tuple(content.get("target_parameters") or ()),
     )
 
 
@@ -111,6 +115,9 @@ def _refuse_wrong_values(content: Mapping[str, Any], where: str) -> None:
             f"{where}: expected a whole number r >= 1 and a number lora_alpha, got {rank!r:.40} and "
             f"{alpha!r:.40}"
         )
+    parameters = content.get("target_parameters")
+    if not is_texts(parameters):
+        raise UserError(f"{where}: target_parameters: expected a list of names, got {parameters!r:.60}")
     alphas = content.get("alpha_pattern") or {}
     if not isinstance(alphas, dict) or not all(
         _is_number(value) and _is_pattern(key) for key, value in alphas.items()

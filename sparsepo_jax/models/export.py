@@ -6,7 +6,7 @@ Mask nets lie beside the model, in masks.safetensors.
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -257,18 +257,27 @@ def save_peft(
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
+    stacks: set[str] = set()
     for module in to_peft(spec, adapters):
         tensors[f"base_model.model.{module.full_name}.lora_A.weight"] = module.a
         tensors[f"base_model.model.{module.full_name}.lora_B.weight"] = module.b
-        ranks[module.name] = len(module.a)
-    _write_json(directory / ADAPTER, _peft_config(spec, lora, ranks, base))
+        ranks[module.name] = module.rank
+        if module.is_stack:
+            stacks.add(module.name)
+    _write_json(directory / ADAPTER, _peft_config(spec, lora, ranks, stacks, base))
     save_file(_as_float32(tensors), directory / "adapter_model.safetensors", metadata={"format": "pt"})
     _save_masks(directory, masks)
     (directory / "README.md").write_text(card)
 
 
-def _peft_config(spec: DecoderSpec, lora: Lora, ranks: Mapping[str, int], base: str | None) -> dict[str, Any]:
-    """ranks: of each kind of module, by its name within a layer."""
+def _peft_config(
+    spec: DecoderSpec, lora: Lora, ranks: Mapping[str, int], stacks: Set[str], base: str | None
+) -> dict[str, Any]:
+    """PEFT's description of an adapter.
+
+    ranks: of each kind of module or stack of experts, by its name within a layer.
+    stacks: the names of stacks.
+    """
     # The rank of a module that holds several projections is a multiple of ours; alpha grows so that the
     # scale stays.
     other_ranks = {name: rank for name, rank in ranks.items() if rank != lora.rank}
@@ -286,17 +295,18 @@ def _peft_config(spec: DecoderSpec, lora: Lora, ranks: Mapping[str, int], base: 
         "lora_dropout": lora.dropout,
         "use_rslora": lora.rslora,
         "fan_in_fan_out": spec.family == "gpt2",
-        "target_modules": _target_modules(spec, ranks),
+        "target_modules": _target_modules(spec, ranks.keys() - stacks),
+        **({"target_parameters": sorted(stacks)} if stacks else {}),
         "rank_pattern": other_ranks,
         "alpha_pattern": other_alphas,
     }
 
 
-def _target_modules(spec: DecoderSpec, ranks: Mapping[str, int]) -> list[str] | str:
+def _target_modules(spec: DecoderSpec, names: Set[str]) -> list[str] | str:
     """The adapted modules; in a wrapper as a pattern, since others may have modules of the same names."""
-    if spec.wrapping is None:
-        return sorted(ranks)
-    modules = "|".join(re.escape(name) for name in sorted(ranks))
+    if spec.wrapping is None or not names:
+        return sorted(names)
+    modules = "|".join(re.escape(name) for name in sorted(names))
     return rf"{re.escape(spec.wrapping.row.trunks[0])}layers\.\d+\.({modules})"
 
 

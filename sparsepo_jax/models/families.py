@@ -169,6 +169,22 @@ def stored_rules(spec: DecoderSpec, shapes: Mapping[str, tuple[int, ...]]) -> li
     if not stacks or (spec.wrapping is not None and stacks[0] != in_memory):
         return rules
     others = [rule for rule in rules if not rule.ours[0].startswith("blocks.experts.")]
+    return [*others, *_rules_of_stacks(spec, turned=True)]
+
+
+def _rules_of_stacks(spec: DecoderSpec, *, turned: bool) -> list[Rule]:
     layers = spec.layers_with_experts() if spec.kind_of_layer else None
-    in_stacks = (replace(rule, layers=layers) for rule in stacked_expert_rules(turned=True))
-    return [*others, *(_within(spec, rule) for rule in in_stacks)]
+    in_stacks = (replace(rule, layers=layers) for rule in stacked_expert_rules(turned=turned))
+    return [_within(spec, rule) for rule in in_stacks]
+
+
+def adapted_rules(spec: DecoderSpec) -> list[Rule]:
+    """The weight rules of a decoder, and those of stacks of experts that it has in memory alone.
+
+    Args:
+        spec: the decoder.
+    """
+    rules = family_rules(spec)
+    if spec.mixture is None or any(rule.stacked for rule in rules):
+        return rules
+    return [*rules, *(rule for rule in _rules_of_stacks(spec, turned=False) if rule.stacked)]

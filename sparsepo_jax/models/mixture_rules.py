@@ -37,7 +37,7 @@ def gpt_oss_expert_rules() -> list[Rule]:
         same(f"{mlp}.router.bias", "blocks.experts.router.bias"),
         interleaved_experts(f"{mlp}.experts.gate_up_proj", "kernel", "gate", "up"),
         interleaved_experts(f"{mlp}.experts.gate_up_proj_bias", "bias", "gate", "up"),
-        same(f"{mlp}.experts.down_proj", "blocks.experts.down.kernel"),
+        interleaved_experts(f"{mlp}.experts.down_proj", "kernel", "down"),
         same(f"{mlp}.experts.down_proj_bias", "blocks.experts.down.bias"),
     ]
 

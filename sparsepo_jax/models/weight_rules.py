@@ -25,6 +25,7 @@ class Rule:
         split: turns the tensor (of one layer, of one expert) into an array for each path.
         join: the inverse of `split`: arrays in the order of `ours` become the tensor.
         layers: those that have such a tensor, by number; None: all.
+        stacked: it holds the matrices of all experts of a layer, [E, ..].
     """
 
     theirs: str
@@ -32,6 +33,7 @@ class Rule:
     split: Split
     join: Join
     layers: tuple[int, ...] | None = None
+    stacked: bool = False
 
     @property
     def per_layer(self) -> bool:
@@ -201,7 +203,8 @@ def stacked_experts(theirs: str, *names: str, turned: bool) -> Rule:
     def join(*parts: np.ndarray) -> np.ndarray:
         return turn(np.concatenate(parts, axis=2))
 
-    return Rule(theirs, tuple(f"blocks.experts.{name}.kernel" for name in names), split, join)
+    paths = tuple(f"blocks.experts.{name}.kernel" for name in names)
+    return Rule(theirs, paths, split, join, stacked=True)
 
 
 def interleaved_experts(theirs: str, part: str, *names: str) -> Rule:
@@ -220,7 +223,8 @@ def interleaved_experts(theirs: str, part: str, *names: str) -> Rule:
         stacked = np.stack(parts, axis=-1)
         return stacked.reshape(*stacked.shape[:-2], -1)
 
-    return Rule(theirs, tuple(f"blocks.experts.{name}.{part}" for name in names), split, join)
+    paths = tuple(f"blocks.experts.{name}.{part}" for name in names)
+    return Rule(theirs, paths, split, join, stacked=part == "kernel")
 
 
 # ---------------------------------------------------------------- fused projections

@@ -151,13 +151,15 @@ def _place(spec: DecoderSpec, path: str, layer: LayerPlace) -> tuple[str, LayerP
     return stack, (place, layer[1])
 
 
-def tensor_places(spec: DecoderSpec) -> dict[str, Place]:
+def tensor_places(spec: DecoderSpec, rules: Sequence[Rule] | None = None) -> dict[str, Place]:
     """What each Hugging Face tensor of a decoder is, by its full name.
 
     Args:
         spec: the decoder.
+        rules: of its tensors; None: as its family stores them.
     """
-    return {name: (rule, layer) for rule in family_rules(spec) for layer, name in _names_of(rule, spec)}
+    rules = family_rules(spec) if rules is None else rules
+    return {name: (rule, layer) for rule in rules for layer, name in _names_of(rule, spec)}
 
 
 def _embedding_name(spec: DecoderSpec) -> str:
@@ -231,19 +233,23 @@ def adapted_kernels(adapters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 class PeftModule(NamedTuple):
-    """An adapted Hugging Face module of one layer.
+    """An adapted Hugging Face module of one layer, or an adapted stack of the matrices of its experts.
 
     Attributes:
-        full_name: the module's name in the model.
+        full_name: what its tensors are named after: the module's name in the model.
         name: its name within a layer; of an expert's module the last part.
-        a: lora_A [R, in].
-        b: lora_B [out, R].
+        rank: R.
+        a: lora_A [R, in]; of a stack [E * R, in].
+        b: lora_B [out, R]; of a stack [out, R * E].
+        is_stack: whether PEFT knows it as a parameter of a module instead of as a module.
     """
 
     full_name: str
     name: str
+    rank: int
     a: np.ndarray
     b: np.ndarray
+    is_stack: bool
 
 
 def to_peft(spec: DecoderSpec, adapters: Mapping[str, Any]) -> Iterator[PeftModule]:
@@ -254,10 +260,20 @@ def to_peft(spec: DecoderSpec, adapters: Mapping[str, Any]) -> Iterator[PeftModu
         adapters: our adapters' arrays by path, on any device.
     """
     kernels = adapted_kernels(adapters)
-    for rule in family_rules(spec):
-        for layer, full_name in _names_of(rule, spec) if rule.per_layer else ():
-            if any(_place(spec, path, layer)[0] in kernels for path in rule.ours):
-                yield _peft_module(spec, rule, (layer, full_name), kernels)
+
+    def is_adapted(rule: Rule, layer: LayerPlace) -> bool:
+        return any(_place(spec, path, layer)[0] in kernels for path in rule.ours)
+
+    rules = [rule for rule in family_rules(spec) if rule.per_layer]
+    for number, rule in enumerate(rules):
+        for layer, full_name in _names_of(rule, spec):
+            if not is_adapted(rule, layer):
+                continue
+            if rule.stacked:  # PEFT wraps the module once for each parameter, the last one outermost
+                others = (other for other in rules[number + 1 :] if other.layers == rule.layers)
+                around = sum(other.stacked and is_adapted(other, layer) for other in others)
+                full_name = full_name.rsplit(".", 1)[0] + ".base_layer" * around
+            yield _peft_module(spec, rule, (layer, full_name), kernels)
 
 
 def _peft_module(
@@ -270,7 +286,7 @@ def _peft_module(
     Args:
         spec: the decoder.
         rule: of the module's weight.
-        weight: where it lies, and its name.
+        weight: where it lies, and the module's name.
         kernels: the adapters of each kernel.
     """
     layer, full_name = weight
@@ -279,25 +295,32 @@ def _peft_module(
     sizes = {f"blocks.{name}.kernel": size for name, size in spec.of_layer(number).projections().items()}
     stacks = [_place(spec, path, layer) for path in rule.ours]
     total_rank = sum(kernels[path][0].shape[-1] for path, _ in stacks if path in kernels)
+    experts = (spec.mixture.experts,) if rule.stacked and spec.mixture is not None else ()
     rows_of_a: list[np.ndarray] = []
     columns_of_b: list[np.ndarray] = []
     begin = 0
     for name, (path, place) in zip(rule.ours, stacks, strict=True):
         _, outputs = sizes[name]
-        block_RF = np.zeros((total_rank, outputs), np.float32)
+        block = np.zeros((*experts, total_rank, outputs), np.float32)
         if path in kernels:
-            a_DR, b_RF = (np.asarray(x[place]) for x in kernels[path])
-            rows_of_a.append(a_DR.T)
-            block_RF[begin : begin + len(b_RF)] = b_RF
-            begin += len(b_RF)
-        columns_of_b.append(block_RF)
-    joined = rule.join(*columns_of_b)  # as a kernel whose inputs are the ranks
-    b = joined.T if spec.family == "gpt2" else joined  # GPT-2's modules store [in, out]
+            a, b = (np.asarray(x[place]) for x in kernels[path])  # [.., D, R] and [.., R, F]
+            rows_of_a.append(a.swapaxes(-2, -1))
+            rank = a.shape[-1]
+            block[..., begin : begin + rank, :] = b
+            begin += rank
+        columns_of_b.append(block)
+    a, b = np.concatenate(rows_of_a, axis=-2), rule.join(*columns_of_b)  # b: of a kernel from the ranks
+    if rule.stacked:
+        a, b = a.reshape(-1, a.shape[-1]), b.transpose(2, 1, 0).reshape(b.shape[-1], -1)
+    elif spec.family == "gpt2":  # whose modules store [in, out]
+        b = b.T
     module = rule.theirs.removesuffix(".weight")
     return PeftModule(
         full_name=full_name.removesuffix(".weight"),
         # Of an expert's module PEFT makes what transformers 5 has in its place, if it is named so.
         name=module.rsplit(".", 1)[1] if rule.per_expert else module.split("{i}.")[1],
-        a=np.concatenate(rows_of_a),
+        rank=total_rank,
+        a=a,
         b=np.ascontiguousarray(b),
+        is_stack=rule.stacked,
     )

@@ -275,7 +275,7 @@ def _adapter_mistakes(config: Config, policy: Model) -> Iterator[str]:
         except SpecError as error:
             yield f"{stage}.lora.targets: {error}"
         else:
-            yield from adapter_mistakes(stage, targets, training.lora.dropout, policy.spec)
+            yield from adapter_mistakes(stage, targets, training.lora.dropout)
 
 
 def _mixture_mistakes(config: Config, policy: Model, reference: Model) -> Iterator[str]:

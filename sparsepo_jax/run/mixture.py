@@ -13,20 +13,11 @@ def training_mistakes(stage: str, training: Training, policy: DecoderSpec) -> It
         yield f"{stage}.router_aux_coefficient: {policy.family} has no experts; set it to 0"
 
 
-def adapter_mistakes(
-    stage: str, targets: tuple[str, ...], dropout: float, policy: DecoderSpec
-) -> Iterator[str]:
+def adapter_mistakes(stage: str, targets: tuple[str, ...], dropout: float) -> Iterator[str]:
     """Adapters of experts that PEFT could not load, for it holds gate and up as one.
 
     targets: names of the adapted projections.
     """
-    in_one_tensor = policy.family == "gpt_oss" or policy.wrapping is not None
-    if in_one_tensor and any(target.startswith("experts.") for target in targets):
-        name = policy.family if policy.wrapping is None else policy.wrapping.model_type
-        yield (
-            f"{stage}.lora.targets: {name} holds all experts of a layer in one tensor, for which we have no "
-            "adapters in PEFT's form; leave experts out"
-        )
     if dropout and any(target.startswith("experts.") for target in targets):
         yield f"{stage}.lora.dropout: adapters of experts have none; set it to 0"
     if ("experts.gate" in targets) != ("experts.up" in targets):
