@@ -172,8 +172,6 @@ def test_the_layers_of_a_published_model_run_in_one_scan():
             "layer_types: expected linear_attention or full_attention",
         ),
         (QWEN3_5 | {"linear_conv_kernel_dim": 0}, "linear_conv_kernel_dim: expected a positive integer"),
-        ({"model_type": "qwen3_5_moe"}, "qwen3_5_moe is not supported: each of its layers has an expert"),
-        ({"model_type": "qwen3_next"}, "qwen3_next is not supported: each of its layers has an expert"),
     ],
 )
 def test_what_makes_another_model_is_refused_by_name(config, message):

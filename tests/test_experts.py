@@ -255,6 +255,8 @@ def test_adapters_go_to_experts_only_if_they_are_named():
     spec = spec_from_hf(QWEN3_MOE)
     assert all(name.startswith("attention.") for name in choose_projections((".",), spec))
     assert choose_projections(("experts.down",), spec) == ("experts.down",)
+    shared = choose_projections((".", "experts"), spec_from_hf(CONFIGS["qwen3.5 moe"]))
+    assert "experts.up" in shared and not any(name.startswith("shared.") for name in shared)
     mixed = spec_from_hf(CONFIGS["qwen3 moe, a layer without experts"])
     assert choose_projections((".",), mixed) == choose_projections((".",), spec)
     with pytest.raises(SpecError, match="down' fits no projection; there are attention"):
@@ -446,6 +448,8 @@ def test_a_dense_policy_has_no_auxiliary_loss():
         ("gpt-oss", (".", "experts")),
         pytest.param("mixtral", (".", "experts"), marks=pytest.mark.slow),
         pytest.param("qwen3_vl_moe", (".", "experts"), marks=pytest.mark.slow),
+        pytest.param("qwen3 next", (".", "experts"), marks=pytest.mark.slow),
+        pytest.param("qwen3_5_moe", (".", "experts"), marks=pytest.mark.slow),
         pytest.param("gpt-oss", ("experts.down",), marks=pytest.mark.slow),
         pytest.param("gpt-oss", ("experts.gate", "experts.up"), marks=pytest.mark.slow),
     ],

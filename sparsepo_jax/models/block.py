@@ -9,6 +9,7 @@ from sparsepo_jax.models.delta_net import DeltaNet
 from sparsepo_jax.models.layers import Attention, Hooks, LayerFactory
 from sparsepo_jax.models.modules import LayerScalar
 from sparsepo_jax.models.rotary import LayerTurns
+from sparsepo_jax.models.shared_expert import SharedExpert
 from sparsepo_jax.ops.activations import activated, gated
 
 
@@ -41,6 +42,8 @@ class Block(nnx.Module):
             self.output = LayerScalar()
         if spec.mixture is not None:
             self.experts = make.experts(spec.mixture)
+            if spec.mixture.shared:
+                self.shared = SharedExpert(make, spec.mixture.shared)
             return
         self.up = make.linear("up", spec.width, spec.mlp_width, bias=spec.mlp_bias)
         if spec.gated_mlp:
@@ -97,6 +100,8 @@ class Block(nnx.Module):
     def _mlp(self, x_BSD: Array, hooks: Hooks) -> Array:
         if self.spec.mixture is not None:
             mlp_BSD = self.experts(x_BSD, hooks.routing, hooks.keep)
+            if self.spec.mixture.shared:
+                mlp_BSD = mlp_BSD + self.shared(x_BSD, hooks)
             hooks.keep("mlp_out", mlp_BSD)
             return mlp_BSD
         up_BSF = hooks.project("up", self.up, x_BSD)

@@ -50,13 +50,17 @@ from sparsepo_jax.models.llama_rules import (
     neighbours_rules,
     phi3_rules,
     qwen3_5_rules,
+    qwen3_next_rules,
     starcoder2_rules,
 )
 from sparsepo_jax.models.mixture_readers import read_gpt_oss, read_mixtral, read_olmoe, read_qwen3_moe
 from sparsepo_jax.models.mixture_rules import stacked_expert_rules
-from sparsepo_jax.models.qwen3_5_reader import read_qwen3_5
+from sparsepo_jax.models.qwen3_5_reader import read_qwen3_5, read_qwen3_5_moe, read_qwen3_next
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.wrappers import ALONE, placed
+
+# Families of whose adapters PEFT makes no stacks, though their experts are stacks in transformers.
+_STACKED_FOR_PEFT = {"gpt_oss", "qwen3_5_moe_text"}
 
 
 class Family(NamedTuple):
@@ -92,6 +96,8 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(read_gemma3, llama_rules, "Gemma3ForCausalLM"),
     "gemma4_text": Family(read_gemma4, llama_rules, "Gemma4ForCausalLM"),
     "qwen3_5_text": Family(read_qwen3_5, qwen3_5_rules, "Qwen3_5ForCausalLM"),
+    "qwen3_5_moe_text": Family(read_qwen3_5_moe, qwen3_5_rules, "Qwen3_5MoeForCausalLM"),
+    "qwen3_next": Family(read_qwen3_next, qwen3_next_rules, "Qwen3NextForCausalLM"),
     "smollm3": Family(read_smollm3, llama_rules, "SmolLM3ForCausalLM"),
     "olmo3": Family(read_olmo3, llama_rules, "Olmo3ForCausalLM"),
     "phi3": Family(read_phi3, phi3_rules, "Phi3ForCausalLM"),
@@ -166,7 +172,7 @@ def stored_rules(spec: DecoderSpec, shapes: Mapping[str, tuple[int, ...]]) -> li
         return rules
     in_memory = (spec.mixture.experts, 2 * spec.mixture.width, spec.width)
     stacks = [shape for name, shape in shapes.items() if name.endswith(".mlp.experts.gate_up_proj")]
-    if not stacks or (spec.wrapping is not None and stacks[0] != in_memory):
+    if not stacks or (any(rule.stacked for rule in rules) and stacks[0] != in_memory):
         return rules
     others = [rule for rule in rules if not rule.ours[0].startswith("blocks.experts.")]
     return [*others, *_rules_of_stacks(spec, turned=True)]
@@ -185,6 +191,18 @@ def adapted_rules(spec: DecoderSpec) -> list[Rule]:
         spec: the decoder.
     """
     rules = family_rules(spec)
-    if spec.mixture is None or any(rule.stacked for rule in rules):
+    if spec.mixture is None or spec.mixture.bias:
         return rules
-    return [*rules, *(rule for rule in _rules_of_stacks(spec, turned=False) if rule.stacked)]
+    others = [rule for rule in rules if not rule.stacked]
+    return [*others, *(rule for rule in _rules_of_stacks(spec, turned=False) if rule.stacked)]
+
+
+def peft_rules(spec: DecoderSpec) -> list[Rule]:
+    """The weight rules of a decoder as PEFT adapts it: experts one by one where it stacks them itself.
+
+    Args:
+        spec: the decoder.
+    """
+    if spec.wrapping is None and spec.family not in _STACKED_FOR_PEFT:
+        return family_rules(spec)
+    return [rule for rule in adapted_rules(spec) if not rule.per_expert]

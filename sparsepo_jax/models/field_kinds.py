@@ -139,7 +139,7 @@ KINDS: dict[str, FieldKind | FieldKinds] = {
     **_all_of(_SIZE, "vocab_size n_embd hidden_size n_inner intermediate_size head_dim rotary_dim"),
     **_all_of(_COUNT, "n_layer num_hidden_layers n_head num_attention_heads num_key_value_heads"),
     **_all_of(_COUNT, "num_experts num_experts_per_tok decoder_sparse_step"),
-    "moe_intermediate_size": _SIZE,
+    **_all_of(_SIZE, "moe_intermediate_size shared_expert_intermediate_size"),
     "mlp_only_layers": FieldKind("a list of integers", _is_numbers),
     "norm_topk_prob": _FLAG,
     "sliding_window_pattern": _COUNT,

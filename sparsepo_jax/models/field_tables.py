@@ -18,6 +18,10 @@ _LLAMA = """vocab_size hidden_size intermediate_size num_hidden_layers num_atten
 _QWEN = f"{_LLAMA} hidden_act use_sliding_window sliding_window max_window_layers layer_types"
 _GEMMA = f"""{_LLAMA} hidden_activation attention_bias query_pre_attn_scalar sliding_window layer_types
     final_logit_softcapping use_bidirectional_attention"""
+_QWEN3_5 = f"""{_LLAMA} hidden_act attention_bias layer_types full_attention_interval output_gate_type
+    linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads
+    linear_num_value_heads"""
+_SHARED = "num_experts num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size"
 _EXPERTS = f"{_LLAMA} hidden_act num_experts_per_tok"
 _READ = {
     "gpt2": f"{_GPT2} scale_attn_weights scale_attn_by_inverse_layer_idx add_cross_attention",
@@ -46,9 +50,9 @@ _READ = {
         final_logit_softcapping use_bidirectional_attention hidden_size_per_layer_input attention_k_eq_v
         num_kv_shared_layers enable_moe_block global_head_dim num_global_key_value_heads
         per_layer_config""",
-    "qwen3_5_text": f"""{_LLAMA} hidden_act attention_bias layer_types full_attention_interval
-        output_gate_type linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim
-        linear_num_key_heads linear_num_value_heads""",
+    "qwen3_5_text": _QWEN3_5,
+    "qwen3_5_moe_text": f"{_QWEN3_5} {_SHARED}",
+    "qwen3_next": f"{_QWEN3_5} {_SHARED} norm_topk_prob mlp_only_layers decoder_sparse_step",
     "smollm3": f"""{_LLAMA} hidden_act use_sliding_window sliding_window layer_types attention_bias mlp_bias
         no_rope_layers no_rope_layer_interval""",
     "olmo3": f"{_LLAMA} hidden_act attention_bias sliding_window layer_types",
@@ -158,6 +162,13 @@ HARMLESS_IN_FAMILY: dict[str, set[str]] = {
         "mlp_only_layers",
         "mamba_ssm_dtype",
     },
+    "qwen3_5_moe_text": {
+        "mtp_num_hidden_layers",
+        "mtp_use_dedicated_embeddings",
+        "mlp_only_layers",
+        "mamba_ssm_dtype",
+        "intermediate_size",
+    },
     "gemma3_text": {"attn_logit_softcapping"},  # transformers' attention leaves it out
     "smollm3": {"max_window_layers"},
     "seed_oss": {"residual_dropout"},  # we train without, as everywhere
@@ -217,7 +228,7 @@ QUANTISED = {"gpt_oss": "mxfp4"}
 # Families whose queries and keys are always normed, as some of their files say (Qwen3-Coder's).
 ALWAYS_QK_NORM = {"qwen3", "qwen3_moe"}
 # Families whose attention is always gated, as some of their files say.
-ALWAYS_GATED = {"qwen3_5_text"}
+ALWAYS_GATED = {"qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"}
 # Families that read a switch of these, so that it may have either value.
 SWITCHES_READ = {
     "use_sliding_window": {"qwen2", "qwen3", "smollm3"},
@@ -245,4 +256,5 @@ ROPE_READ_IN_FAMILY = {
     "ministral3": {"llama_4_scaling_beta", "original_max_position_embeddings"},
     # Of text all three kinds of positions are the same.
     "qwen3_5_text": {"mrope_section", "mrope_interleaved"},
+    "qwen3_5_moe_text": {"mrope_section", "mrope_interleaved"},
 }

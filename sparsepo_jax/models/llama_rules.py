@@ -8,6 +8,7 @@ from sparsepo_jax.models.delta_shape import DeltaShape
 from sparsepo_jax.models.mixture_rules import expert_rules, gpt_oss_expert_rules
 from sparsepo_jax.models.weight_rules import (
     Rule,
+    by_groups,
     filters_of_channels,
     head,
     interleaved,
@@ -117,6 +118,30 @@ def qwen3_5_rules(spec: DecoderSpec) -> list[Rule]:
     """
     mixer = _gated_attention(spec) if spec.delta is None else _delta(spec, spec.delta)
     return [*_ends(spec), *_norms(spec, _llama_norms(spec)), *mixer, *_mlp(spec)]
+
+
+def qwen3_next_rules(spec: DecoderSpec) -> list[Rule]:
+    """Qwen3-Next: as Qwen3.5, but that the inputs of a delta net are two modules, key head after key head.
+
+    Args:
+        spec: the decoder.
+    """
+    others = [rule for rule in qwen3_5_rules(spec) if ".in_proj_" not in rule.theirs]
+    if spec.delta is None:
+        return others
+    theirs, shape = f"{_LAYER}.linear_attn", spec.delta
+    values = shape.values // shape.key_heads
+    sizes = {"query": shape.key_dim, "key": shape.key_dim, "value": values, "gate": values}
+    ratio = shape.value_heads // shape.key_heads
+    return [
+        *others,
+        by_groups(f"{theirs}.in_proj_qkvz", _of_delta(sizes), shape.key_heads),
+        by_groups(f"{theirs}.in_proj_ba", _of_delta({"rate": ratio, "decay": ratio}), shape.key_heads),
+    ]
+
+
+def _of_delta(sizes: Mapping[str, int]) -> dict[str, int]:
+    return {f"blocks.delta.{name}.kernel": size for name, size in sizes.items()}
 
 
 def starcoder2_rules(spec: DecoderSpec) -> list[Rule]:

@@ -15,6 +15,8 @@ class Mixture:
         bias: router and projections of experts have biases.
         swiglu: (alpha, limit) of a gate that is min(g, limit) sigmoid(alpha min(g, limit)) and meets 1 + u, u
             cut off at plus and minus the limit (gpt-oss); None: act(g) u.
+        shared: features inside the MLP of an expert that all tokens are sent to, which counts as much as the
+            sigmoid of a projection of its input says; 0: there is none.
     """
 
     experts: int
@@ -23,18 +25,27 @@ class Mixture:
     normalised: bool = False
     bias: bool = False
     swiglu: tuple[float, float] | None = None
+    shared: int = 0
 
     def projections(self, width: int) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of each matrix of an expert, by name.
+        """(inputs, outputs) of each matrix of an expert, and of the shared one's, by name.
 
         Args:
             width: of the residual stream.
         """
-        return {
+        sizes = {
             "experts.up": (width, self.width),
             "experts.gate": (width, self.width),
             "experts.down": (self.width, width),
         }
+        if self.shared:
+            sizes |= {
+                "shared.up": (width, self.shared),
+                "shared.gate": (width, self.shared),
+                "shared.down": (self.shared, width),
+                "shared.share": (width, 1),
+            }
+        return sizes
 
     def router_count(self, width: int) -> int:
         """Weights of a layer's router.

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from sparsepo_jax.models.config_fields import SpecError, first, needed, shown
-from sparsepo_jax.models.decoder_spec import BlockShape, DecoderSpec
+from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.field_values import FamilyFields, flag
 from sparsepo_jax.models.llama_readers import (
     layered,
@@ -24,18 +24,35 @@ def read_qwen3_moe(config: FamilyFields) -> DecoderSpec:
         config: the fields that the family reads.
     """
     family = "qwen3_moe"
-    spec = _with_experts(
+    spec = with_experts(
         config,
         replace(with_attention_bias(config, family), qk_norm="head"),
         experts=needed(config, family, "num_local_experts"),
         width=needed(config, family, "moe_intermediate_size"),
         normalised=flag(config, "norm_topk_prob"),
     )
+    return without_some_experts(config, spec)
+
+
+def without_some_experts(config: FamilyFields, spec: DecoderSpec) -> DecoderSpec:
+    """The decoder with plain MLPs in the layers that the config names.
+
+    Args:
+        config: the fields that the family reads.
+        spec: the decoder, with experts in all layers.
+    """
+    family = spec.family
     plain = first(config.get("mlp_only_layers"), [])
     every = needed(config, family, "decoder_sparse_step", 1)
-    with_experts, without = spec.kinds[0], replace(spec.kinds[0], shape=BlockShape(without_experts=True))
+    kinds = [spec.kinds[kind] for kind in spec.kind_of_layer or (0,) * spec.num_layers]
     has_experts = [number not in plain and (number + 1) % every == 0 for number in range(spec.num_layers)]
-    return layered(spec, [with_experts if has else without for has in has_experts])
+    return layered(
+        spec,
+        [
+            kind if has else replace(kind, shape=replace(kind.shape, without_experts=True))
+            for kind, has in zip(kinds, has_experts, strict=True)
+        ],
+    )
 
 
 def read_mixtral(config: FamilyFields) -> DecoderSpec:
@@ -47,7 +64,7 @@ def read_mixtral(config: FamilyFields) -> DecoderSpec:
     spec = llama_like(config, "mixtral")
     spec = layered(spec, with_windows(spec, [config.get("sliding_window")] * spec.num_layers))
     experts = needed(config, spec.family, "num_local_experts")
-    return _with_experts(config, spec, experts=experts, width=spec.mlp_width, normalised=True)
+    return with_experts(config, spec, experts=experts, width=spec.mlp_width, normalised=True)
 
 
 def read_olmoe(config: FamilyFields) -> DecoderSpec:
@@ -61,7 +78,7 @@ def read_olmoe(config: FamilyFields) -> DecoderSpec:
         raise SpecError(
             f"olmoe: sliding_window: {shown(config['sliding_window'])} is not supported, only null"
         )
-    return _with_experts(
+    return with_experts(
         config,
         spec,
         experts=needed(config, spec.family, "num_experts"),
@@ -88,17 +105,28 @@ def read_gpt_oss(config: FamilyFields) -> DecoderSpec:
     windows = windows_of(config, spec, needed_window(config, family, 128), pattern(spec, 2))
     spec = layered(spec, with_windows(spec, windows))
     experts = needed(config, family, "num_local_experts")
-    spec = _with_experts(config, spec, experts=experts, width=spec.mlp_width, normalised=True)
+    spec = with_experts(config, spec, experts=experts, width=spec.mlp_width, normalised=True)
     alpha = float(needed(config, family, "swiglu_alpha", 1.702))
     limit = float(needed(config, family, "swiglu_limit", 7.0))
     assert spec.mixture is not None
     return replace(spec, mixture=replace(spec.mixture, bias=True, swiglu=(alpha, limit)))
 
 
-def _with_experts(
+def with_experts(
     config: FamilyFields, spec: DecoderSpec, *, experts: int, width: int, normalised: bool
 ) -> DecoderSpec:
-    """The decoder with mixtures of experts as its MLPs; see mixture.Mixture."""
+    """The decoder with mixtures of experts as its MLPs.
+
+    Args:
+        config: the fields that the family reads.
+        spec: the decoder.
+        experts: see mixture.Mixture.
+        width: see mixture.Mixture.
+        normalised: see mixture.Mixture.
+
+    Raises:
+        SpecError: a token would be sent to more experts than there are.
+    """
     chosen = needed(config, spec.family, "num_experts_per_tok")
     if chosen > experts:
         raise SpecError(f"{spec.family}: num_experts_per_tok: {chosen} of {experts} experts")

@@ -15,7 +15,7 @@ def expert_rules(spec: DecoderSpec) -> list[Rule]:
     Args:
         spec: the decoder.
     """
-    if spec.wrapping is not None:
+    if spec.wrapping is not None and spec.wrapping.row.stacked_experts:
         return stacked_expert_rules(turned=False)
     mlp, names = f"{_LAYER}.mlp", _PROJECTIONS
     if spec.family == "mixtral":
@@ -26,7 +26,20 @@ def expert_rules(spec: DecoderSpec) -> list[Rule]:
             transposed(f"{mlp}.experts.{{e}}.{theirs}.weight", f"blocks.experts.{ours}.kernel")
             for ours, theirs in names.items()
         ),
+        *_shared_expert_rules(spec),
     ]
+
+
+def _shared_expert_rules(spec: DecoderSpec) -> list[Rule]:
+    """The expert that all tokens are sent to, and its gate, if there is one."""
+    if spec.mixture is None or not spec.mixture.shared:
+        return []
+    theirs = f"{_LAYER}.mlp.shared_expert"
+    projections = (
+        transposed(f"{theirs}.{name}.weight", f"blocks.shared.{ours}.kernel")
+        for ours, name in _PROJECTIONS.items()
+    )
+    return [*projections, transposed(f"{theirs}_gate.weight", "blocks.shared.share.kernel")]
 
 
 def gpt_oss_expert_rules() -> list[Rule]:

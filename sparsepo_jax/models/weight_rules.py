@@ -4,7 +4,7 @@ A rule pairs the name of a Hugging Face tensor with paths of ours and says how o
 directions. A name with {i} stands for the tensors of all layers, one with {e} for those of all experts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -280,6 +280,27 @@ def queries_and_gates(spec: DecoderSpec, theirs: str, ours: tuple[str, str]) -> 
         return Rule(f"{theirs}.{end}", tuple(f"{path}.{part}" for path in ours), split, join)
 
     return [rule("weight", "kernel"), *([rule("bias", "bias")] if spec.qkv_bias else [])]
+
+
+def by_groups(theirs: str, ours: Mapping[str, int], groups: int) -> Rule:
+    """The weight of a module that holds, group after group, the outputs of several projections.
+
+    Args:
+        theirs: the module's name; its weight is stored as [out, in].
+        ours: path -> outputs of a group.
+        groups: how many there are.
+    """
+    ends = np.cumsum(list(ours.values()))[:-1]
+
+    def split(x: np.ndarray) -> tuple[np.ndarray, ...]:
+        parts = np.split(x.reshape(groups, -1, x.shape[1]), ends, axis=1)
+        return tuple(part.reshape(-1, x.shape[1]).T for part in parts)
+
+    def join(*parts: np.ndarray) -> np.ndarray:
+        grouped = [part.T.reshape(groups, -1, part.shape[0]) for part in parts]
+        return np.concatenate(grouped, axis=1).reshape(-1, parts[0].shape[0])
+
+    return Rule(f"{theirs}.weight", tuple(ours), split, join)
 
 
 def filters_of_channels(theirs: str, ours: tuple[str, ...], sizes: tuple[int, ...]) -> Rule:

@@ -11,12 +11,15 @@ import numpy as np
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.models.families import family_rules, stored_rules
+from sparsepo_jax.models.families import family_rules, peft_rules, stored_rules
 from sparsepo_jax.models.stored_tensors import BUFFERS, is_mask_tensor
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.wrappers import carried_names, name_in
 
 _HEADS = ("lm_head.weight", "embed_out.weight", "language_model.lm_head.weight")
+
+# Qwen's heads that predict later tokens, which transformers leaves out, too.
+_LATER_TOKENS = ("mtp.",)
 
 # Of a tensor: a layer, or a layer and an expert; None: it is the only one.
 LayerPlace = int | tuple[int, int] | None
@@ -73,9 +76,12 @@ def stream_hf(
     stored_name = _stored_names(spec, shapes)
     places, faults = _match(spec, shapes, expected, stored_name)
     tied_heads = set(_HEADS) if spec.tied_head else set()
+    spare = _LATER_TOKENS if any(kind.shape.delta is not None for kind in spec.kinds) else ()
     carried = set(carried_names(spec.wrapping, shapes))
     for name in sorted(shapes.keys() - places.keys() - tied_heads):
-        if not name.endswith(BUFFERS) and not is_mask_tensor(name) and name not in carried:
+        if name in carried or name.startswith(spare):
+            continue
+        if not name.endswith(BUFFERS) and not is_mask_tensor(name):
             faults.append(f"{name} is not part of this architecture ({spec.family})")
     if faults:
         raise UserError(f"{where}: {len(faults)} tensor(s) do not fit config.json: " + "; ".join(faults))
@@ -264,7 +270,7 @@ def to_peft(spec: DecoderSpec, adapters: Mapping[str, Any]) -> Iterator[PeftModu
     def is_adapted(rule: Rule, layer: LayerPlace) -> bool:
         return any(_place(spec, path, layer)[0] in kernels for path in rule.ours)
 
-    rules = [rule for rule in family_rules(spec) if rule.per_layer]
+    rules = [rule for rule in peft_rules(spec) if rule.per_layer]
     for number, rule in enumerate(rules):
         for layer, full_name in _names_of(rule, spec):
             if not is_adapted(rule, layer):

@@ -35,6 +35,7 @@ class Wrapper(NamedTuple):
             decides, and where it is silent the text_config.
         tied_from_outside: the config alone decides, and where it is silent they are two.
         plain_logits: its logits are neither scaled nor capped, whatever the text model alone does.
+        stacked_experts: all experts of a layer are two tensors [E, in, out] of checkpoints, not one by one.
     """
 
     architecture: str
@@ -45,6 +46,7 @@ class Wrapper(NamedTuple):
     tied_by_either: bool = False
     tied_from_outside: bool = False
     plain_logits: bool = True
+    stacked_experts: bool = False
 
 
 _QWEN_TOKENS = {"image_token_id": 151655, "video_token_id": 151656}
@@ -87,11 +89,18 @@ WRAPPERS: dict[str, Wrapper] = {
         "qwen3_vl_moe_text",
         trunks=(_NEW, _NEW_BARE),
         tied_from_outside=True,
+        stacked_experts=True,
     ),
     "qwen3_5": Wrapper(
         "Qwen3_5ForConditionalGeneration",
         {"image_token_id": 248056, "video_token_id": 248057},
         "qwen3_5_text",
+        trunks=(_NEW, _NEW_BARE),
+    ),
+    "qwen3_5_moe": Wrapper(
+        "Qwen3_5MoeForConditionalGeneration",
+        {"image_token_id": 248056, "video_token_id": 248057},
+        "qwen3_5_moe_text",
         trunks=(_NEW, _NEW_BARE),
     ),
     "llava": Wrapper(
@@ -123,8 +132,6 @@ REFUSED = {
     "paligemma": "its text model sees a prompt in both directions",
     "gemma3n": "its layers get embeddings of their own and share keys and values",
     "llama4": "its text model has experts and layers of several kinds",
-    "qwen3_5_moe": "each of its layers has an expert that all tokens are sent to",
-    "qwen3_next": "each of its layers has an expert that all tokens are sent to",
     "internvl_chat": "it needs code of its own: take the checkpoint for transformers, whose name ends in -hf",
 }
 # Text models with three kinds of positions (mrope), and the family that computes the same from text.
@@ -133,6 +140,7 @@ _FAMILIES = {
     "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",
     "qwen3_5_text": "qwen3_5_text",
+    "qwen3_5_moe_text": "qwen3_5_moe_text",
     "qwen3_vl_moe_text": "qwen3_moe",
 }
 # What they always do, whatever their config says.

@@ -167,8 +167,9 @@ def kept_features(spec: DecoderSpec, remat: RematChoice, *, chunks: float = 1.0)
             them).
     """
     D, F, inside = spec.width, spec.mlp_width * (2 if spec.gated_mlp else 1), spec.mlp_width
-    if spec.mixture is not None:  # a row for each choice
-        F, inside = 2 * spec.mixture.chosen * spec.mixture.width, spec.mixture.chosen * spec.mixture.width
+    if spec.mixture is not None:  # a row for each choice, and one that all tokens have
+        inside = spec.mixture.chosen * spec.mixture.width + spec.mixture.shared
+        F = 2 * inside
     stream = D if spec.parallel_residual else 2 * D  # the block's input, and what the MLP reads
     if remat == "everything":
         return D

@@ -43,6 +43,8 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (rf"{_BLOCKS}experts\.router\.weight", (None, EXPERTS, None)),
     (rf"{_BLOCKS}experts\.router\.bias", ()),
     (rf"{_BLOCKS}experts\.(up|gate|down)\.(kernel|bias|lora\.lora_[ab])", (None, EXPERTS)),
+    (rf"{_BLOCKS}shared\.(up|gate|share)\.kernel", (None, "fsdp", "tensor")),
+    (rf"{_BLOCKS}shared\.down\.kernel", (None, "tensor", "fsdp")),
     (rf"{_BLOCKS}(attention\.(query|key)_norm|delta\.norm|output)\.scale", ()),
     (rf"({_BLOCKS}(attn|mlp)(_post)?_norm|final_norm)\.(scale|bias)", ()),
     (rf"{_BLOCKS}({_READS})\.lora\.lora_a", (None, ("fsdp", "tensor"), None)),

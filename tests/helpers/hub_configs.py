@@ -156,6 +156,18 @@ CONFIGS = {
         "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
         "num_key_value_heads": 4, "output_router_logits": False, "router_aux_loss_coef": 0.001,
         "tie_word_embeddings": False},
+    "Qwen3-Next-80B-A3B-Instruct": {"architectures": ["Qwen3NextForCausalLM"], "attention_bias": False,
+        "attention_dropout": 0.0, "bos_token_id": 151643, "decoder_sparse_step": 1, "eos_token_id": 151645,
+        "full_attention_interval": 4, "head_dim": 256, "hidden_act": "silu", "hidden_size": 2048,
+        "initializer_range": 0.02, "intermediate_size": 5120, "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128, "max_position_embeddings": 262144, "mlp_only_layers": [], "model_type":
+        "qwen3_next", "moe_intermediate_size": 512, "norm_topk_prob": True, "num_attention_heads": 16,
+        "num_experts": 512, "num_experts_per_tok": 10, "num_hidden_layers": 48, "num_key_value_heads": 2,
+        "output_router_logits": False, "partial_rotary_factor": 0.25, "rms_norm_eps": 1e-6, "rope_scaling":
+        None, "rope_theta": 10000000, "router_aux_loss_coef": 0.001, "shared_expert_intermediate_size": 512,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "use_sliding_window":
+        False, "vocab_size": 151936},
     "Qwen3-Coder-30B-A3B-Instruct": {"architectures": ["Qwen3MoeForCausalLM"], "attention_dropout": 0.0,
         "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
         "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 5472, "max_position_embeddings":
@@ -269,6 +281,12 @@ WRAPPED = {
         (["linear_attention"] * 3 + ["full_attention"]) * 6, "linear_num_value_heads": 16, "mlp_only_layers":
         [], "num_attention_heads": 8, "num_hidden_layers": 24, "num_key_value_heads": 2,
         "tie_word_embeddings": True}, "tie_word_embeddings": True, **_QWEN35_TOKENS}, 0.75),
+    "Qwen3.5-35B-A3B": ({"architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe",
+        "text_config": _QWEN35 | {"hidden_size": 2048, "linear_num_value_heads": 32, "model_type":
+        "qwen3_5_moe_text", "moe_intermediate_size": 512, "num_attention_heads": 16, "num_experts": 256,
+        "num_experts_per_tok": 8, "num_hidden_layers": 40, "num_key_value_heads": 2, "output_router_logits":
+        False, "router_aux_loss_coef": 0.001, "shared_expert_intermediate_size": 512, "tie_word_embeddings":
+        False}, "tie_word_embeddings": False, **_QWEN35_TOKENS}, 34.66),
     "Qwen3-VL-30B-A3B-Instruct": ({"architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type":
         "qwen3_vl_moe", "text_config": {"attention_bias": False, "attention_dropout": 0.0, "bos_token_id":
         151643, "decoder_sparse_step": 1, "dtype": "bfloat16", "eos_token_id": 151645, "head_dim": 128,

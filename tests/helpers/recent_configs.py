@@ -86,6 +86,7 @@ BILLIONS = {
     "Ministral-3-8B, its text model": 8.49,
     "Seed-OSS-36B-Instruct": 36.15,
     "c4ai-command-r7b-12-2024": 8.03,
+    "Qwen3-Next-80B-A3B-Instruct": 80.0,
 }
 
 # The fields of these that change nothing.

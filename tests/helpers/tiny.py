@@ -126,6 +126,22 @@ QWEN3_5 = LLAMA | {
         "mrope_interleaved": True,
     },
 }
+_SHARED = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 12,
+}
+QWEN3_5_MOE = QWEN3_5 | _SHARED | {"model_type": "qwen3_5_moe_text"}
+QWEN3_NEXT = (
+    QWEN3_5
+    | _SHARED
+    | {
+        "model_type": "qwen3_next",
+        "mlp_only_layers": [1],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+    }
+)
 COHERE = LLAMA | {"model_type": "cohere", "layer_norm_eps": 1e-5, "logit_scale": 3.0}
 QWEN3_MOE = LLAMA | {
     "model_type": "qwen3_moe",
@@ -305,6 +321,8 @@ CONFIGS = {
     "gemma2, softcaps": GEMMA2,
     "gemma3, local and global layers": GEMMA3,
     "qwen3.5": QWEN3_5,
+    "qwen3.5 moe": QWEN3_5_MOE,
+    "qwen3 next": QWEN3_NEXT,
     "gemma4, two shapes": GEMMA4,
     "gemma4, global layers alone": GEMMA4 | {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2},
 }

@@ -1,6 +1,6 @@
 """Tiny models around a text model, as transformers makes them: config.json content by name."""
 
-from helpers.tiny import CONFIGS, GEMMA4, LLAMA, QWEN3_5
+from helpers.tiny import CONFIGS, GEMMA4, LLAMA, QWEN3_5, QWEN3_5_MOE
 
 _TEXT = {name: value for name, value in LLAMA.items() if name not in ("model_type", "rms_norm_eps")}
 _VISION = {
@@ -114,6 +114,14 @@ WRAPPED = {
         "model_type": "qwen3_5",
         "text_config": {name: value for name, value in QWEN3_5.items() if name != "rms_norm_eps"},
         "vision_config": _QWEN3_VISION,
+        **_IMAGE,
+    },
+    "qwen3_5_moe": {
+        "model_type": "qwen3_5_moe",
+        "text_config": {name: value for name, value in QWEN3_5_MOE.items() if name != "rms_norm_eps"}
+        | {"moe_intermediate_size": 24},
+        "vision_config": _QWEN_VISION
+        | {"hidden_size": 8, "intermediate_size": 12, "out_hidden_size": 16, "num_position_embeddings": 4},
         **_IMAGE,
     },
     "qwen3_vl_moe": {

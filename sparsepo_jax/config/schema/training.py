@@ -123,7 +123,8 @@ class LoraSettings(Section):
     """Patterns (regular expressions, found anywhere) of the projections that get an adapter, among
     attention.query, attention.key, attention.value, attention.out, up, gate, down. The default fits all of
     these. In a mixture of experts, experts.up, experts.gate and experts.down stand for the last three; they
-    get adapters only where a pattern has the word `experts`, without dropout."""
+    get adapters only where a pattern has the word `experts`, without dropout. An expert that all tokens are
+    sent to gets none."""
     rank: Positive = 16
     """Rank of each adapter."""
     alpha: PositiveFloat = 32.0
