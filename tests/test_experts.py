@@ -17,6 +17,7 @@ from helpers.program import write_config
 from helpers.quick import slow_but
 from helpers.tiny import CONFIGS, GPT2, QWEN3_MOE, random_batch
 from helpers.tolerances import GRADIENT, PARITY_LOGITS, SHARDED, TOKEN
+from helpers.triton_modules import verified_triton_modules
 from helpers.wrapped import WRAPPED
 from sparsepo_jax.build.compute import choose_experts as choose_kernel
 from sparsepo_jax.build.lora import make_lora
@@ -534,7 +535,7 @@ def test_adapters_of_experts_that_peft_could_not_load_are_refused(lora, words, c
 
 
 def test_our_kernels_lower_to_triton():
-    """Without a GPU. Kills: a tile that is no power of two, an operation that Triton lacks."""
+    """Without a GPU. Kills: a tile that is no power of two, an operation that Triton lacks, mixed types."""
     mixture, stacks, x_BSD, logits_BSE = drawn("gpt-oss")
     mlp = Mlp(mixture, "silu", 0.5, "triton")
 
@@ -545,7 +546,9 @@ def test_our_kernels_lower_to_triton():
 
     for dtype in (jnp.float32, jnp.bfloat16):
         inputs = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), (stacks, x_BSD))
-        text = jax.jit(jax.grad(loss)).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
+        with verified_triton_modules() as modules:
+            text = jax.jit(jax.grad(loss)).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
+        assert len(modules) > 6 and all("scf.for" in module for module in modules)
         assert text.count("grouped_product") > 6 and "grouped_weight_gradient" in text
 
 
