@@ -13,7 +13,7 @@ from sparsepo_jax.config.derive import length_limits
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.batching import BatchPlan
-from sparsepo_jax.data.packing import sizes_of
+from sparsepo_jax.data.packing import Sizes, sizes_of
 from sparsepo_jax.data.pipeline import empty_batch
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.models.decoder_spec import DecoderSpec
@@ -42,7 +42,7 @@ def load_data(
     looks.
 
     Args:
-        kind: "sft", "pairs" or "prompts".
+        kind: "sft", "pairs", "unpaired" or "prompts".
         name: of the sources in the section `data`.
         spec: the policy's; None: its vocabulary and positions are not known.
     """
@@ -82,6 +82,24 @@ def load_data(
     )
 
 
+def hold_pairs(sources: list) -> bool:
+    """Whether the first row of some sources is a pair, or ranked answers, which make pairs.
+
+    Raises:
+        UserError: the first source cannot be read.
+    """
+    from sparsepo_jax.data.ranked import answers_column
+    from sparsepo_jax.data.sources import open_sources
+    from sparsepo_jax.data.unpaired import is_pair
+
+    for configured in sources:
+        for source in open_sources(open_source(configured, "pairs")):
+            for row in source.rows():
+                if isinstance(row.content, dict):
+                    return is_pair(row.content) or answers_column(row.content) is not None
+    return True
+
+
 def check_some_row_counts(table: TokenTable, name: str) -> None:
     """Checks that rows to train on do not all weigh nothing.
 
@@ -109,12 +127,10 @@ def is_shared(config: Config) -> bool:
 def make_training_plan(config: Config, stage: str, table: TokenTable, mesh: Mesh) -> BatchPlan:
     """The plan of a training stage: one row of tokens for each shard and micro-step."""
     training = getattr(config, stage)
-    sizes = sizes_of(
-        table.prompt_lengths_N,
-        table.response_lengths_NP,
-        shared=is_shared(config),
-        laid_lengths_NP=table.laid_lengths_NP,
-    )
+    sizes = _sizes(table, is_shared(config))
+    if table.mismatched is not None:  # these lie in batches of the same shapes
+        others = _sizes(table.mismatched, is_shared(config))
+        sizes = Sizes(*map(np.maximum, sizes, others))
     return BatchPlan(
         sizes,
         table.row_weight_N,
@@ -128,6 +144,15 @@ def make_training_plan(config: Config, stage: str, table: TokenTable, mesh: Mesh
         epochs=training.epochs or 1.0,
         steps=training.steps,
         shape_steps=SHAPE_STEPS,
+    )
+
+
+def _sizes(table: TokenTable, shared: bool) -> Sizes:
+    return sizes_of(
+        table.prompt_lengths_N,
+        table.response_lengths_NP,
+        shared=shared,
+        laid_lengths_NP=table.laid_lengths_NP,
     )
 
 

@@ -14,7 +14,16 @@ from sparsepo_jax.config.schema.objectives import MaPO, Mix, SparsePO
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.types import LossOutput
-from sparsepo_jax.losses import margins, quantiles, separate, sequence, token_guided, token_weighted, wrappers
+from sparsepo_jax.losses import (
+    margins,
+    quantiles,
+    separate,
+    sequence,
+    token_guided,
+    token_weighted,
+    unpaired,
+    wrappers,
+)
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
 from sparsepo_jax.models.decoder_spec import DecoderSpec
@@ -68,6 +77,9 @@ LOSSES = {
     "tbpo_q": token_guided.tbpo_q_loss,
     "aot": quantiles.aot_loss,
     "aot_unpaired": quantiles.aot_unpaired_loss,
+    "kto": unpaired.kto_loss,
+    "bco": unpaired.bco_loss,
+    "apo_zero_unpaired": unpaired.apo_zero_unpaired_loss,
 }
 
 

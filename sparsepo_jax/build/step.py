@@ -26,9 +26,11 @@ from sparsepo_jax.sharding.mesh import (
 )
 from sparsepo_jax.sharding.rules import in_host_memory
 from sparsepo_jax.train import optimizer as optimizers
+from sparsepo_jax.train.anchor import RUNNING, needs_pass
 from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.step import (
-    TrainState,
+    RunningState,
+    State,
     make_pair_loss,
     make_sft_loss,
     make_update,
@@ -59,10 +61,10 @@ class Step(NamedTuple):
 
     program: Program
     numbers: Traced
-    like: TrainState
+    like: State
     start: Callable[[dict[str, Weights]], TrainState]
 
-    def update(self, state: TrainState, reference: Weights | None, batch: PairBatch):
+    def update(self, state: State, reference: Weights | None, batch: PairBatch):
         """One step; see train.step. Takes the memory of `state`."""
         return self.program(self.numbers, state, reference, batch)
 
@@ -89,13 +91,15 @@ def make_step(
     problem = problem._replace(router_aux=training.router_aux_coefficient)
     if stage == "sft":
         problem = without_objective(problem)
+        problem = problem._replace(reads=frozenset())
         make_loss = make_sft_loss
     optimizer, _ = build_optimizer(kind, rates)
+    running = stage == "po" and RUNNING in problem.reads
     like = abstract(
         trained_shapes(spec, make_lora(training, stage, spec)),
         problem.mask_source,
         mesh,
-        lambda weights: start_state(weights, optimizer),
+        lambda weights: start_state(weights, optimizer, running=running),
         held=config.compute.weights,
     )
     in_turn = config.compute.offload in ("optimizer", "both")
@@ -121,19 +125,28 @@ def _step_programs(
 
     def update(
         numbers: Traced,
-        state: TrainState,
+        state: State,
         reference: Weights | None,
         batch: PairBatch,
     ):
         problem, optimizer = numbers.problem, build_optimizer(kind, numbers.rates)
         update_state = make_update(
-            make_loss(problem), *optimizer, dtype=problem.dtype, seed=problem.seed, in_turn=in_turn
+            make_loss(problem),
+            *optimizer,
+            dtype=problem.dtype,
+            seed=problem.seed,
+            in_turn=in_turn,
+            anchored=problem if needs_pass(problem) else None,
         )
         return update_state(state, reference, batch)
 
-    def start(rates: optimizers.Rates, weights: dict[str, Weights]) -> TrainState:
+    def start(rates: optimizers.Rates, weights: dict[str, Weights]) -> State:
         # Copies: the state will be donated, but the reference, which may be these very arrays, must live on.
-        return start_state(jax.tree.map(jnp.copy, weights), build_optimizer(kind, rates)[0])
+        return start_state(
+            jax.tree.map(jnp.copy, weights),
+            build_optimizer(kind, rates)[0],
+            running=isinstance(state_shardings, RunningState),
+        )
 
     # Give the new state the shardings of the old one; otherwise the second step would compile again.
     return Program(

@@ -28,6 +28,11 @@ def mask_of(objective: Objective) -> AnyMask | None:
     return objective.mask
 
 
+def is_unpaired(objective: Objective) -> bool:
+    """Whether the objective is one of single responses with a label."""
+    return "label" in objective.reads
+
+
 def masked_terms(objective: Objective) -> Literal["both", "reward", "kl", "reward_only"]:
     """Where the objective's mask is put: what `on` says, but the reward alone where there is no KL term."""
     mask = mask_of(objective)

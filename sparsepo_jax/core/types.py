@@ -139,6 +139,8 @@ class PairBatch(NamedTuple):
         weight_B: of the pair in every mean, >= 0; 0 for filler that rounds up a batch.
         weights_BPT: token weights given with the data, or None.
         ref_logp_BPT: the reference's log-probabilities in nats where they were computed before, or None.
+        label_B: of rows of one response, whether it is desirable; None: these are pairs, or sft rows.
+        mismatched: the same rows with responses to other prompts, from which KTO estimates its baseline.
     """
 
     packing: Packing
@@ -148,6 +150,8 @@ class PairBatch(NamedTuple):
     weight_B: Float[Array, "B"]
     weights_BPT: Float[Array, "B P T"] | None = None
     ref_logp_BPT: Float[Array, "B P T"] | None = None
+    label_B: Bool[Array, "B"] | None = None
+    mismatched: "PairBatch | None" = None
 
 
 class PromptBatch(NamedTuple):
@@ -181,6 +185,8 @@ class TokenStats(NamedTuple):
             >= 0, without gradient; None: the objective does not read it (TI-DPO does).
         baseline_BPT: what a head makes of the policy's state that predicts the token, in nats; None: the
             objective has no such head (TBPO-Q has).
+        desirable_BP: whether each response is desirable; None: the objective does not read it (KTO does).
+        anchor: the log-ratio from which responses are judged, nats, without gradient; None: 0.
     """
 
     logp_BPT: Float[Array, "B P T"]
@@ -189,6 +195,8 @@ class TokenStats(NamedTuple):
     valid_BPT: Bool[Array, "B P T"]
     importance_BPT: Float[Array, "B P T"] | None = None
     baseline_BPT: Float[Array, "B P T"] | None = None
+    desirable_BP: Bool[Array, "B P"] | None = None
+    anchor: Float[Array, ""] | None = None
 
 
 class TokenMasks(NamedTuple):

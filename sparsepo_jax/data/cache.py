@@ -5,16 +5,18 @@ import json
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparsepo_jax.core.files import written_atomically
-from sparsepo_jax.data.table import table_from_arrays
+from sparsepo_jax.data.ragged import Ragged
+from sparsepo_jax.data.table import IF_GIVEN, PER_ROW, PER_TOKEN, TokenTable
 from sparsepo_jax.data.tokenised import Counts, Tokenised
 
-VERSION = 4  # of what is kept: raise it when tokenisation changes
+VERSION = 5  # of what is kept: raise it when tokenisation changes
 # What reading a file raises that is torn, altered or no .npz. Pickled objects are never loaded: a ValueError.
 NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -91,3 +93,27 @@ def keep(path: Path, tokenised: Tokenised) -> None:
             np.savez(file, **beside, **tokenised.table.arrays())
     except OSError as error:
         print(f"note: tokenised data is not kept: {path.parent} cannot be written ({error.strerror})")
+
+
+def table_from_arrays(arrays: Mapping[str, np.ndarray]) -> TokenTable:
+    """The inverse of `TokenTable.arrays`.
+
+    Args:
+        arrays: by name, for example an opened .npz file.
+
+    Raises:
+        KeyError: a column is missing.
+    """
+
+    def ragged_if_kept(flat: str, starts: str) -> Ragged | None:
+        return Ragged(arrays[flat], arrays[starts]) if flat in arrays else None
+
+    return TokenTable(
+        prompts=Ragged(arrays["prompts"], arrays["prompt_starts"]),
+        responses=Ragged(arrays["responses"], arrays["response_starts"]),
+        files=tuple(str(name) for name in arrays["files"]),
+        all_content=ragged_if_kept("contents", "content_starts"),
+        between=ragged_if_kept("between", "between_starts"),
+        **{name: arrays[name] for name in PER_ROW},
+        **{name: arrays.get(name) for name in (*PER_TOKEN, *IF_GIVEN)},
+    )

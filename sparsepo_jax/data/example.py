@@ -5,11 +5,13 @@ from typing import Literal
 
 from sparsepo_jax.data.annotations import Annotation
 
-RowKind = Literal["pairs", "sft", "prompts"]
-"""What rows are read as: preference pairs, texts to imitate, or prompts to be answered."""
+RowKind = Literal["pairs", "unpaired", "sft", "prompts"]
+"""What rows are read as: preference pairs, single responses with a label, texts to imitate, or prompts to be
+answered."""
 
 RESPONSES: dict[str, tuple[str, ...]] = {
     "pairs": ("chosen", "rejected"),
+    "unpaired": ("completion",),
     "sft": ("completion",),
     "prompts": (),
 }
@@ -38,6 +40,8 @@ class Example:
     """Tells one prompt from another. None: the prompt itself does."""
     pair_weight: float | None = None
     """How much the row counts in the loss. None: the row does not say."""
+    label: bool | None = None
+    """Whether a row's one response is desirable. None: a pair, or a row without a label."""
     spans: tuple[tuple[tuple[int, int], ...] | None, ...] = ()
     """Of each response: (first character, character after the last) of the parts that are trained on; what
     lies between them is only read. None, or no entry: all of it."""

@@ -24,6 +24,9 @@ Sft:
     conversations                               ShareGPT: the last turn of the assistant is the completion
     instruction, input, output                  Alpaca
 
+Single responses with a label (unpaired.py): as sft, with a column label; or pairs, whose two responses become
+two rows.
+
 Prompts to be answered:
 
     prompt_ids                                  token ids, taken as they are
@@ -131,6 +134,11 @@ def _from_answered(
     if kind == "sft" and "completion" not in row:
         return _from_one_column(row, annotations, render, eos, train_on)
     missing = [name for name in names if name not in row]
+    if kind == "pairs" and missing and "label" in row:
+        raise BadRow(
+            f"no {', '.join(missing)}: a response with a label, which objective.kind=kto, bco and "
+            "apo_zero_unpaired train on; all others need pairs"
+        )
     if kind == "sft" and not missing and "prompt" not in row:
         missing = ["prompt"]
     if missing:

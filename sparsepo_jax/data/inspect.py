@@ -88,7 +88,10 @@ def format_rows(table: TokenTable, tokenizer: Any | None, rows: Iterable[int]) -
         lines.append(table.origin(i))
         prompt = _visible_texts(table.prompt(i), tokenizer)
         lines.append(_line("prompt", prompt, cut_start=bool(table.prompt_cut_N[i])))
-        for p, name in enumerate(_RESPONSES[table.responses_per_row]):
+        names = _RESPONSES[table.responses_per_row]
+        if table.label_N is not None:
+            names = ("desirable" if table.label_N[i] else "undesirable",)
+        for p, name in enumerate(names):
             texts = _marked_response(table, i, p, tokenizer)
             lines.append(_line(name, texts, cut_end=bool(table.response_cut_NP[i, p])))
     return "\n".join(lines)

@@ -21,6 +21,7 @@ from sparsepo_jax.data.templates import make_render, reads_clock
 from sparsepo_jax.data.tokenised import BadRows, Counts, Reading, Tokenised, tokenize_source
 from sparsepo_jax.data.tokenize import LengthLimits
 from sparsepo_jax.data.turns import TrainOn
+from sparsepo_jax.data.unpaired import label_remarks
 
 
 def load_table(
@@ -112,6 +113,7 @@ def load_table(
     joined = TokenTable.concat(tables)
     remarks = template_remarks(counts, len(joined), date, train_on)
     remarks += ranked_remarks(counts, ranking)
+    remarks += label_remarks(joined, counts.split_pairs)
     remarks += cut_remarks(joined, counts, limits, positions)
     for line in remarks:
         say(f"{name}: {line}")

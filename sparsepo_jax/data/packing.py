@@ -88,7 +88,8 @@ def pack(
         with_weights: whether weights_BPT is filled from the table.
 
     Returns:
-        numpy arrays. ref_logp_BPT is there if the table has the reference's log-probs.
+        numpy arrays. ref_logp_BPT is there if the table has the reference's log-probs, and so are labels and
+        mismatched responses.
 
     Raises:
         ValueError: a row of tokens takes more than the shape holds, or the table has no weights.
@@ -104,6 +105,7 @@ def pack(
         weight_B=np.zeros(B, np.float32),
         weights_BPT=np.zeros((B, P, T), np.float32) if with_weights else None,
         ref_logp_BPT=None if table.all_ref_logp is None else np.zeros((B, P, T), np.float32),
+        label_B=None if table.label_N is None else np.zeros(B, bool),
     )
     for r in range(rows):
         row = _RowOfTokens(batch.packing, r)
@@ -112,7 +114,18 @@ def pack(
                 row.sequence += sequences_per_pair
             else:
                 _lay_pair(table, int(numbers[b]), batch, b, row, shared)
-    return batch
+    if table.mismatched is None:
+        return batch
+    others = pack(
+        table.mismatched,
+        numbers,
+        shape,
+        response_length,
+        rows=rows,
+        shared=shared,
+        with_weights=with_weights,
+    )
+    return batch._replace(mismatched=others)
 
 
 def _empty_packing(rows: int, shape: Shape, sequences: int) -> Packing:
@@ -183,6 +196,8 @@ def _lay_pair(
     """Lays row `number` of the table as pair b of the batch."""
     P = table.responses_per_row
     batch.row_B[b] = number
+    if batch.label_B is not None:
+        batch.label_B[b] = table.label_N[number]
     batch.weight_B[b] = 1.0 if table.pair_weight_N is None else table.pair_weight_N[number]
     prompt = table.prompt(number)
     for p in range(P):

@@ -10,8 +10,9 @@ import numpy as np
 
 from sparsepo_jax.data.ragged import Ragged, concat_ragged, ragged
 
-_PER_ROW = ("prompt_key_N", "prompt_cut_N", "response_cut_NP", "row_weight_N", "file_N", "line_N")
-_PER_TOKEN = ("all_weights", "all_decisive", "all_chance", "all_ref_logp", "all_before")
+PER_ROW = ("prompt_key_N", "prompt_cut_N", "response_cut_NP", "row_weight_N", "file_N", "line_N")
+PER_TOKEN = ("all_weights", "all_decisive", "all_chance", "all_ref_logp", "all_before")
+IF_GIVEN = ("pair_weight_N", "label_N")  # one value a row, where the data has some
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,10 @@ class TokenTable:
     pair_weight_N: np.ndarray | None = None
     """How much the row counts in the loss, float32, >= 0. None: the data does not say, and all count the
     same."""
+    label_N: np.ndarray | None = None
+    """For rows of one response: whether it is desirable, bool. None: not known, or pairs."""
+    mismatched: "TokenTable | None" = None
+    """The same rows with a response to another prompt each, see data/unpaired. None: not asked for."""
     all_weights: np.ndarray | None = None
     """Token weights given with the data."""
     all_decisive: np.ndarray | None = None
@@ -226,13 +231,13 @@ class TokenTable:
         return digest
 
     def file_digests(self) -> dict[str, str]:
-        """A hash of the rows that came from each file, by name: `digest`, and what rows and tokens weigh."""
+        """A hash of the rows that came from each file, by name: `digest`, and what rows and tokens weigh, and labels."""
         digests = {}
         for name in dict.fromkeys(self.files):
             numbers = [n for n, other in enumerate(self.files) if other == name]
             rows = self.take(np.flatnonzero(np.isin(self.file_N, numbers)))
             digest = rows._hashed()
-            for weights in (rows.pair_weight_N, rows.all_weights):
+            for weights in (rows.pair_weight_N, rows.all_weights, rows.label_N):
                 if weights is not None:
                     digest.update(np.ascontiguousarray(weights).view(np.uint8).data)
             digests[name] = digest.hexdigest()
@@ -247,13 +252,13 @@ class TokenTable:
         rows = np.asarray(rows, np.int64)
         sequences = (rows[:, None] * self.responses_per_row + np.arange(self.responses_per_row)).ravel()
         positions = self.responses.positions(sequences)
-        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in _PER_ROW}
-        for name in _PER_TOKEN:
-            values = getattr(self, name)
-            columns[name] = None if values is None else values[positions]
+        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in PER_ROW}
+        for names, places in ((PER_TOKEN, positions), (IF_GIVEN, rows)):
+            for name in names:
+                values = getattr(self, name)
+                columns[name] = None if values is None else values[places]
         return TokenTable(
             prompts=self.prompts.take(rows),
-            pair_weight_N=None if self.pair_weight_N is None else self.pair_weight_N[rows],
             responses=self.responses.take(sequences),
             files=self.files,
             all_content=None if self.all_content is None else self.all_content.take(rows),
@@ -289,7 +294,7 @@ class TokenTable:
             responses=ragged(responses, np.int32),
             response_cut_NP=np.zeros((len(self), 1), bool),
             between=None,
-            **dict.fromkeys(_PER_TOKEN),
+            **dict.fromkeys(PER_TOKEN),
         )
 
     def from_source(self, name: str, weight: float) -> "TokenTable":
@@ -320,8 +325,8 @@ class TokenTable:
             return tables[0]
         first_files = np.cumsum([0] + [len(table.files) for table in tables[:-1]])
         has_between = any(table.between is not None for table in tables)
-        columns: dict[str, Any] = {name: _joined(tables, name) for name in _PER_ROW if name != "file_N"}
-        for name in ("all_decisive", "all_chance"):
+        columns: dict[str, Any] = {name: _joined(tables, name) for name in PER_ROW if name != "file_N"}
+        for name in ("all_decisive", "all_chance", "label_N"):
             if all(getattr(table, name) is not None for table in tables):
                 columns[name] = _joined(tables, name)
         if all(table.all_content is not None for table in tables):
@@ -352,7 +357,7 @@ class TokenTable:
             named |= {"contents": self.all_content.flat, "content_starts": self.all_content.starts}
         if self.between is not None:
             named |= {"between": self.between.flat, "between_starts": self.between.starts}
-        for name in (*_PER_ROW, *_PER_TOKEN, "pair_weight_N"):
+        for name in (*PER_ROW, *PER_TOKEN, *IF_GIVEN):
             if getattr(self, name) is not None:
                 named[name] = getattr(self, name)
         return named
@@ -368,31 +373,7 @@ def _filled(tables: Sequence[TokenTable], column: str, value: np.generic) -> np.
         return None
     parts = []
     for table in tables:
-        length = len(table.responses.flat) if column in _PER_TOKEN else len(table)
+        length = len(table.responses.flat) if column in PER_TOKEN else len(table)
         known = getattr(table, column)
         parts.append(np.full(length, value) if known is None else known)
     return np.concatenate(parts)
-
-
-def table_from_arrays(arrays: Mapping[str, np.ndarray]) -> TokenTable:
-    """The inverse of `TokenTable.arrays`.
-
-    Args:
-        arrays: by name, for example an opened .npz file.
-
-    Raises:
-        KeyError: a column is missing.
-    """
-
-    def ragged_if_kept(flat: str, starts: str) -> Ragged | None:
-        return Ragged(arrays[flat], arrays[starts]) if flat in arrays else None
-
-    return TokenTable(
-        prompts=Ragged(arrays["prompts"], arrays["prompt_starts"]),
-        responses=Ragged(arrays["responses"], arrays["response_starts"]),
-        files=tuple(str(name) for name in arrays["files"]),
-        all_content=ragged_if_kept("contents", "content_starts"),
-        between=ragged_if_kept("between", "between_starts"),
-        **{name: arrays[name] for name in _PER_ROW},
-        **{name: arrays.get(name) for name in (*_PER_TOKEN, "pair_weight_N")},
-    )

@@ -16,6 +16,7 @@ from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.templates import Render
 from sparsepo_jax.data.tokenize import LengthLimits, TokenRow, tokenize
 from sparsepo_jax.data.turns import TrainOn
+from sparsepo_jax.data.unpaired import parse_unpaired
 
 ROWS_AT_A_TIME = 2000  # are tokenised together
 BadRows = list[tuple[int, str]]
@@ -41,6 +42,8 @@ class Counts(NamedTuple):
     """Tokens, before the cut."""
     longest_row: int = 0
     """Tokens of a prompt and the longest of its responses, before the cut."""
+    split_pairs: int = 0
+    """Pairs that became two rows of one response each."""
 
     def with_row(self, example: Example, row: TokenRow) -> "Counts":
         """The counts with a row more.
@@ -119,16 +122,17 @@ def tokenize_source(
     bad: BadRows = []
     counts = Counts()
     rows, ties, kind = source.rows(), Ties(), reading.kind
-    if kind == "pairs":
+    if kind in ("pairs", "unpaired"):
         rows = with_pairs(source.rows, reading.ranking, ties)
     while chunk := list(itertools.islice(rows, ROWS_AT_A_TIME)):
         parsed: list[tuple[Row, Example]] = []
         for row in chunk:
-            example = _parsed(row, reading, eos)
-            if isinstance(example, BadRow):
-                bad.append((row.line, str(example)))
+            examples = _parsed(row, reading, eos)
+            if isinstance(examples, BadRow):
+                bad.append((row.line, str(examples)))
             else:
-                parsed.append((row, example))
+                parsed += [(row, example) for example in examples]
+                counts = counts.with_counts(Counts(split_pairs=len(examples) - 1))
         tokenised = tokenize([example for _, example in parsed], tokenizer, limits, **text_settings)
         for (row, example), tokens in zip(parsed, tokenised, strict=True):
             if isinstance(tokens, BadRow):
@@ -145,11 +149,14 @@ def tokenize_source(
     return Tokenised(table, sorted(bad), counts._replace(ties=ties.count, best_first=ties.best_first))
 
 
-def _parsed(row: Row, reading: Reading, eos: str | None) -> Example | BadRow:
+def _parsed(row: Row, reading: Reading, eos: str | None) -> list[Example] | BadRow:
+    """A row in its one form; a pair that is read as unpaired rows gives two."""
     if isinstance(row.content, BadRow):
         return row.content
     try:
-        return parse_row(row.content, reading.kind, reading.render, eos, reading.train_on)
+        if reading.kind == "unpaired":
+            return parse_unpaired(row.content, reading.render, eos, reading.train_on)
+        return [parse_row(row.content, reading.kind, reading.render, eos, reading.train_on)]
     except BadRow as fault:
         return fault
     except RecursionError:
@@ -172,6 +179,7 @@ def _make_table(rows: list[tuple[int, TokenRow]], responses_per_row: int) -> Tok
     tokens = [row for _, row in rows]
     weighs = any(row.pair_weight is not None for row in tokens)
     pair_weights = [1.0 if row.pair_weight is None else row.pair_weight for row in tokens]
+    labels = [row.label for row in tokens] or [None]
     responses = ragged([ids for row in tokens for ids in row.responses], np.int32)
     cut = np.array([row.responses_cut for row in tokens], bool)
     columns: dict[str, Any] = {}
@@ -194,6 +202,7 @@ def _make_table(rows: list[tuple[int, TokenRow]], responses_per_row: int) -> Tok
         response_cut_NP=cut.reshape(len(tokens), responses_per_row),
         row_weight_N=np.ones(len(tokens), np.float32),
         pair_weight_N=np.array(pair_weights, np.float32) if weighs else None,
+        label_N=None if any(label is None for label in labels) else np.array(labels, bool),
         files=("",),
         file_N=np.zeros(len(tokens), np.int32),
         line_N=np.array([line for line, _ in rows], np.int64),

@@ -65,6 +65,8 @@ class TokenRow(NamedTuple):
     """Of each response: the tokens of other turns directly before each of its own. None: there are none."""
     pair_weight: float | None = None
     """How much the row counts in the loss. None: the row does not say."""
+    label: bool | None = None
+    """Whether the row's one response is desirable. None: a pair, or a row without a label."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def tokenize(
     if texts and tokenizer is None:
         raise UserError(
             "the data is text, but there is no tokenizer: set tokenizer.kind, "
-            "or give token ids (prompt_ids, chosen_ids, rejected_ids)"
+            "or give token ids (prompt_ids, chosen_ids, rejected_ids; completion_ids with a label)"
         )
     bos, eos = None, None
     if any(example.is_text and not example.has_ends for example in examples):
@@ -345,6 +347,7 @@ def _finish(
         chance=kept(values, "chance"),
         before=kept(responses, "before"),
         pair_weight=example.pair_weight,
+        label=example.label,
     )
 
 

@@ -27,7 +27,8 @@ def pair_record(score: PairScore, table: Any, tokenizer: Any | None, *, with_tex
     It has index, origin (file:line), pair_weight where the data has some, loss (L1 included), margin (the
     sigmoid's argument, beta included) and prompt_ids, and in "chosen" and "rejected" lists over the
     response's tokens; `decisive` is null where that is not known, and `before_ids` says which tokens of other
-    turns stand before which of the response's, if any do.
+    turns stand before which of the response's, if any do. A row of one response has "chosen" alone if it is
+    desirable, else "rejected" alone.
 
     Args:
         score: of the pair.
@@ -47,7 +48,10 @@ def pair_record(score: PairScore, table: Any, tokenizer: Any | None, *, with_tex
         record["pair_weight"] = float(table.pair_weight_N[score.row])
     if with_text:
         record["prompt_tokens"] = token_texts(table.prompt(score.row), tokenizer)
-    for p, name in enumerate(("chosen", "rejected")):
+    names = ("chosen", "rejected")
+    if table.label_N is not None:  # one response, under the name of its class
+        names = names[:1] if table.label_N[score.row] else names[1:]
+    for p, name in enumerate(names):
         ids = table.response(score.row, p)
         columns = score.responses[p]._asdict()
         record[name] = {"token_ids": [int(x) for x in ids]}

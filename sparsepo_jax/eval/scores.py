@@ -1,11 +1,14 @@
 """Every pair of a table, scored: metrics of the pair, statistics and masks of its tokens."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparsepo_jax.core.labels import SHARES, of_classes
 from sparsepo_jax.core.types import PairBatch
+from sparsepo_jax.eval.auroc import auroc
 
 
 class ResponseScore(NamedTuple):
@@ -19,11 +22,14 @@ class ResponseScore(NamedTuple):
 
 
 class PairScore(NamedTuple):
-    """A pair: its row in the data, the step's metrics of it, and its responses, chosen and rejected."""
+    """A pair: its row in the data, the step's metrics of it, and its responses, chosen and rejected.
+
+    Or a row of one response, whose metrics are those of core/labels.
+    """
 
     row: int
     metrics: dict[str, float]
-    responses: tuple[ResponseScore, ResponseScore]
+    responses: tuple[ResponseScore, ...]
 
 
 def score_pairs(
@@ -51,26 +57,41 @@ def score_pairs(
         columns = [np.asarray(x_BPT) for x_BPT in of_tokens]
         valid_BPT, row_B = np.asarray(stats.valid_BPT), np.asarray(row_B)
         for b in np.flatnonzero(np.asarray(weight_B) > 0):
-            chosen, rejected = (
-                ResponseScore(*(x_BPT[b, p][valid_BPT[b, p]] for x_BPT in columns)) for p in range(2)
+            responses = tuple(
+                ResponseScore(*(x_BPT[b, p][valid_BPT[b, p]] for x_BPT in columns))
+                for p in range(valid_BPT.shape[1])
             )
             metrics = {name: float(value_B[b]) for name, value_B in metrics_B.items()}
-            scores.append(PairScore(int(row_B[b]), metrics, (chosen, rejected)))
+            scores.append(PairScore(int(row_B[b]), metrics, responses))
     return sorted(scores, key=lambda score: score.row)
 
 
 def mean_metrics(scores: list[PairScore]) -> dict[str, float]:
-    """Means over pairs, each counted the same."""
-    return {name: float(np.mean([score.metrics[name] for score in scores])) for name in scores[0].metrics}
+    """Means over pairs, each counted the same, or over rows; NaN for a class without rows."""
+    means = {name: float(np.mean([score.metrics[name] for score in scores])) for name in scores[0].metrics}
+    return of_classes(means, lambda x, share: x / share if share else math.nan)
 
 
-def headline(scores: list[PairScore]) -> dict[str, float]:
+def mean_log_ratio(scores: list[PairScore]) -> float:
+    """The mean over responses of the sum of log-ratios, each token by its weight in the reward mask, nats."""
+    sums = [
+        float(np.sum(response.reward_mask.astype(np.float64) * (response.logp - response.ref_logp)))
+        for score in scores
+        for response in score.responses
+    ]
+    return float(np.mean(sums))
+
+
+def headline(scores: list[PairScore]) -> dict[str, float | None]:
     """What the summary says of a policy.
 
     kl is the mean over pairs, and over the two responses of each, of the unmasked sum over the response's
-    tokens, nats.
+    tokens, nats. For rows of one response accuracies are shares of rows on the right side of the anchor, margins
+    differences of the classes' mean rewards, and kl is a mean over rows; `auroc` is that of rewards.
     """
     mean = mean_metrics(scores)
+    if SHARES["chosen"] in mean:
+        return _headline_of_rows(scores, mean)
     return {
         "accuracy": mean["rewards/accuracies"],
         "accuracy_unmasked": mean["accuracy_unmasked"],
@@ -78,6 +99,25 @@ def headline(scores: list[PairScore]) -> dict[str, float]:
         "margin_unmasked": mean["margin_unmasked"],
         "kl": (mean["kl/chosen"] + mean["kl/rejected"]) / 2,
     }
+
+
+def _headline_of_rows(scores: list[PairScore], mean: dict[str, float]) -> dict[str, float | None]:
+    def of_row(name: str) -> np.ndarray:
+        return np.array([score.metrics[f"{name}/chosen"] + score.metrics[f"{name}/rejected"] for score in scores])
+
+    desirable_N = np.array([score.metrics[SHARES["chosen"]] > 0 for score in scores])
+    figures = {
+        "accuracy": mean["rewards/accuracies"],
+        "accuracy_unmasked": mean["accuracy_unmasked"],
+        "margin": mean["rewards/margins"],
+        "margin_unmasked": mean["margin_unmasked"],
+        "kl": float(of_row("kl").mean()),
+        "reward_desirable": mean["rewards/chosen"],
+        "reward_undesirable": mean["rewards/rejected"],
+        "anchor": mean["rewards/anchor"],
+    }
+    known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    return known | {"auroc": auroc(of_row("rewards"), desirable_N)}
 
 
 def independent_pairs(scores: list[PairScore], prompt_key_N: np.ndarray) -> float:

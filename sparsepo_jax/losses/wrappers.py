@@ -24,9 +24,10 @@ def chosen_nll(stats: TokenStats) -> Float[Array, "B"]:
         stats: only the policy's log-probabilities are read.
 
     Returns:
-        Nats per token, >= 0; 0 for a response without tokens.
+        Nats per token, >= 0; 0 for a response without tokens, and for a single one that is not desirable.
     """
-    return -response_mean(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
+    nll_B = -response_mean(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
+    return nll_B if stats.desirable_BP is None else jnp.where(stats.desirable_BP[:, 0], nll_B, 0.0)
 
 
 def with_nll(loss: Callable[..., LossOutput], nll_weight: float) -> Callable[..., LossOutput]:

@@ -91,7 +91,10 @@ class Token:
 
 @dataclass
 class Pair:
-    """A row of pairs.jsonl. `prompt` is None where the file does not have it."""
+    """A row of pairs.jsonl. `prompt` is None where the file does not have it.
+
+    One of the responses is empty where the row has one response.
+    """
 
     index: int
     origin: str
@@ -151,8 +154,8 @@ def parse_pair(row: dict, *, where: str, shown: Shown = OF_A_RUN) -> Pair:
         loss=_float(row.get("loss"), where, "loss"),
         margin=_float(row.get("margin"), where, "margin"),
         prompt=None if prompt is None else visible("".join(prompt)),
-        chosen=_response(row, "chosen", where, shown),
-        rejected=_response(row, "rejected", where, shown),
+        chosen=_response(row, "chosen", where, shown) if "chosen" in row or "rejected" not in row else [],
+        rejected=_response(row, "rejected", where, shown) if "rejected" in row or "chosen" not in row else [],
     )
 
 

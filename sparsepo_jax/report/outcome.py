@@ -30,7 +30,7 @@ def outcome(summary: dict) -> str | None:
     kl = value(summary, ("after", "kl"))
     verdict = _verdict(accuracy, before, kl)
     clauses = [
-        f"{verdict}: {_preferred(accuracy, pairs, before)}{_at_kl(kl)}",
+        f"{verdict}: {_preferred(summary, accuracy, pairs, before)}{_at_kl(kl)}",
         *_doubts(accuracy, before, kl),
         *_of_mask(summary, accuracy, learnt=verdict == "Learnt"),
     ]
@@ -57,10 +57,13 @@ def _unmoved(kl: float | None) -> bool:
     return kl is not None and kl < UNMOVED_NATS
 
 
-def _preferred(accuracy: Interval, pairs: int, before: float | None) -> str:
+def _preferred(summary: dict, accuracy: Interval, pairs: int, before: float | None) -> str:
     was = "" if before is None else f"; {before:.2f} before"
+    what = "pairs are preferred rightly"
+    if summary.get("rows") == "responses":
+        what = "responses are judged rightly, desirable or not,"
     return (
-        f"{accuracy.mean:.2f} of the {pairs} held-out pairs are preferred rightly "
+        f"{accuracy.mean:.2f} of the {pairs} held-out {what} "
         f"(95 % interval {accuracy.low:.2f} to {accuracy.high:.2f}{was})"
     )
 

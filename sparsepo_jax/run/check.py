@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sparsepo_jax.config.derive import (
+    is_unpaired,
     DEFAULT_LENGTH,
     batch_problem,
     evaluation_lists,
@@ -136,7 +137,9 @@ def _training_lines(
     if "weigh" in config.stages and config.weigh is not None:
         yield "weigh", f"{config.weigh.kind}, from {' and '.join(config.weigh.runs)}"
     if "po" in config.stages:
-        yield "po", _work(config.po, _kept_rows(rows["train"], config), "pairs", 2 * length)
+        alone = is_unpaired(config.objective)
+        unit, tokens = ("rows", length) if alone else ("pairs", 2 * length)
+        yield "po", _work(config.po, _kept_rows(rows["train"], config), unit, tokens)
         is_gone = config.reference.cached and config.po.eval_every_steps is None
         masks = _mask_parameters(config, reference)
         yield "", memory_text(config, config.po, policy, masks, None if is_gone else reference)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsepo_jax.build.compute import check_batch, check_offload, describe_computing, start_jax
-from sparsepo_jax.build.data import check_some_row_counts, load_data
+from sparsepo_jax.build.data import check_some_row_counts, hold_pairs, load_data
 from sparsepo_jax.build.lora import make_lora, make_reference_lora, with_adapter_settings
 from sparsepo_jax.build.models import (
     checkpoint_config,
@@ -28,21 +28,24 @@ from sparsepo_jax.build.models import (
 from sparsepo_jax.build.objective import make_problem
 from sparsepo_jax.build.tokenizer import ends_of, made_tokenizer, make_tokenizer, same_tokenizer
 from sparsepo_jax.build.weights import check_sharding
-from sparsepo_jax.config.derive import evaluation_lists, main_set, mask_of
+from sparsepo_jax.config.derive import evaluation_lists, is_unpaired, length_limits, main_set, mask_of
 from sparsepo_jax.config.load import save_config
 from sparsepo_jax.config.schema.data import HOLDOUT
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.lock import DirectoryLock
 from sparsepo_jax.core.stop import Stop
+from sparsepo_jax.data.example import RowKind
 from sparsepo_jax.data.holdout import split_holdout
 from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.data.unpaired import mismatched
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.spec import ignored_note
 from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.sharding.processes import as_the_first, make_should_stop
+from sparsepo_jax.train.anchor import MISMATCHED
 from sparsepo_jax.train.problem import Problem
 
 
@@ -174,9 +177,11 @@ class Run:
     def _tables(self) -> tuple[TokenTable | None, dict[str, TokenTable]]:
         """(training pairs, the evaluation sets by name: one called "" if they have no names)."""
         data = self.config.data
-        train = self._load_pairs(data.train, "train")
+        train = self._load_pairs(data.train, "train", "unpaired" if self._is_unpaired else "pairs")
         tables = {
-            name.removeprefix("eval").removeprefix("."): self._load_pairs(sources, name)
+            name.removeprefix("eval").removeprefix("."): self._load_pairs(
+                sources, name, self.evaluation_kind(sources)
+            )
             for name, sources in evaluation_lists(data).items()
         }
         if data.holdout is not None and train is not None:
@@ -188,11 +193,21 @@ class Run:
                 )
             name = HOLDOUT if data.set_names else ""
             given = tables.get(name)
+            if given is not None and given.responses_per_row != held_out.responses_per_row:
+                raise UserError(
+                    "data.holdout: the rows held out are single responses, and those of data.eval pairs: give "
+                    "data.eval names, or leave one of them out"
+                )
             tables[name] = held_out if given is None else TokenTable.concat([given, held_out])
         self._check_given_weights("data.train", train)
         if train is not None:
             check_some_row_counts(train, "data.train")
-        sets = {name: self._first_pairs(table) for name, table in tables.items() if table is not None}
+            train = self._with_mismatched(train, "data.train")
+        sets = {
+            name: self._with_mismatched(self._first_pairs(table), f"data.eval {name}".rstrip())
+            for name, table in tables.items()
+            if table is not None
+        }
         for name, table in sets.items():
             self._check_given_weights(f"data.eval.{name}" if name else "data.eval", table)
         return train, sets
@@ -202,10 +217,25 @@ class Run:
         limit = self.config.evaluation.max_pairs
         return table if limit is None else table.take(np.arange(min(len(table), limit)))
 
-    def _load_pairs(self, sources: list[Any], name: str) -> TokenTable | None:
+    @property
+    def _is_unpaired(self) -> bool:
+        return is_unpaired(self.config.objective)
+
+    def evaluation_kind(self, sources: list[Any]) -> RowKind:
+        """What the rows of an evaluation set are read as: pairs, unless they have labels and may have them."""
+        return "unpaired" if self._is_unpaired and not hold_pairs(sources) else "pairs"
+
+    def _load_pairs(self, sources: list[Any], name: str, kind: RowKind) -> TokenTable | None:
         if not sources:
             return None
-        return load_data(self.config, "pairs", sources, name, self.tokenizer, self.spec)
+        return load_data(self.config, kind, sources, name, self.tokenizer, self.spec)
+
+    def _with_mismatched(self, table: TokenTable, name: str) -> TokenTable:
+        """The rows with mismatched responses, if the objective reads these."""
+        if MISMATCHED not in self.config.objective.reads:
+            return table
+        longest, _ = length_limits(self.config.data, self.spec.max_positions, self.spec.positions_note)
+        return table.with_columns(mismatched=mismatched(table, name, longest))
 
     def _check_given_weights(self, name: str, table: TokenTable | None) -> None:
         mask = mask_of(self.config.objective)

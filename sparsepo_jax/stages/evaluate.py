@@ -88,6 +88,7 @@ def _evaluate_set(
         "after": headline(after),
         "mask": mask_summary(run, table, before, after),
         "pairs": len(table),
+        **({} if table.label_N is None else {"rows": "responses"}),
         "independent_pairs": round(independent_pairs(after, table.prompt_key_N), 1),
     }
     if marks is not None:
@@ -139,6 +140,7 @@ def mask_summary(
     if mask is not None:
         summary["sparsity_start"] = mask_sparsity(before) if before else None
         summary["sparsity_end"] = mask_sparsity(after)
+    if mask is not None and table.responses_per_row == 2:
         terms = masked_terms(run.config.objective)
         ranking = "kl" if terms == "kl" else "reward"
         summary["deletion"] = deletion(

@@ -1,7 +1,7 @@
 """The stage inspect: the first rows of each source, token by token, at the terminal."""
 
 from sparsepo_jax.build.data import load_data
-from sparsepo_jax.config.derive import evaluation_lists
+from sparsepo_jax.config.derive import evaluation_lists, is_unpaired
 from sparsepo_jax.stages.context import Run, say
 
 
@@ -13,8 +13,8 @@ def inspect(run: Run) -> None:
     has_model = run.config.policy.path or run.config.policy.config
     for kind, sources, name in (
         ("sft", data.sft, "sft"),
-        ("pairs", data.train, "train"),
-        *(("pairs", sources, name) for name, sources in evaluation_lists(data).items()),
+        ("unpaired" if is_unpaired(run.config.objective) else "pairs", data.train, "train"),
+        *((run.evaluation_kind(sources), sources, name) for name, sources in evaluation_lists(data).items()),
         ("prompts", data.prompts, "prompts"),
     ):
         if not sources:

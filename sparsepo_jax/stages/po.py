@@ -34,7 +34,7 @@ from sparsepo_jax.stages.weights import (
 )
 from sparsepo_jax.train.checkpoint import save_once
 from sparsepo_jax.train.problem import Problem
-from sparsepo_jax.train.step import TrainState
+from sparsepo_jax.train.step import State
 
 DEAD_ON = 256  # pairs: a mask that is zero on all of them does not learn
 
@@ -63,7 +63,7 @@ def po(run: Run) -> None:
         table = add_reference(run, table, reference)
         prepared = _prepare(run, table, cached_problem(run.problem, config), evaluated)
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    def evaluate(state: State) -> dict[str, float]:
         return _evaluate(run, evaluated, state.weights, reference)
 
     if is_cached and not evaluated and not run.problem.adapted:

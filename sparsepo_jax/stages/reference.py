@@ -114,6 +114,9 @@ def add_reference(run: Run, table: TokenTable, reference: Weights) -> TokenTable
             for batch in in_order(run, table, size):
                 yield jax.device_get(reference_tokens(reference, put(batch)))
 
+    others = table.mismatched
+    if others is not None:
+        others = add_reference(run, others, reference)
     table, was_kept = with_reference(
         table,
         compute,
@@ -123,5 +126,5 @@ def add_reference(run: Run, table: TokenTable, reference: Weights) -> TokenTable
         masks=run.problem.mask_source.reads_activations,
     )
     how = "found on disk" if was_kept else f"computed in {time.time() - began_s:.1f} s"
-    say(f"po: the reference's log-probs of {len(table)} pairs {how}")
-    return table
+    say(f"po: the reference's log-probs of {len(table)} {'rows' if table.label_N is not None else 'pairs'} {how}")
+    return table.with_columns(mismatched=others)

@@ -14,17 +14,32 @@ from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.table import TokenTable
-from sparsepo_jax.eval.scores import PairScore, score_pairs
+from sparsepo_jax.eval.scores import PairScore, mean_log_ratio, score_pairs
 from sparsepo_jax.stages.context import Run
+from sparsepo_jax.train.anchor import RUNNING
+from sparsepo_jax.train.problem import Problem
 
 
 def score_table(
     run: Run, table: TokenTable, weights: dict[str, Weights], reference: Weights
 ) -> list[PairScore]:
-    """The scores of every pair of a table, in order."""
-    size = run.config.evaluation.batch_size
+    """The scores of every pair, or row of one response, of a table, in order."""
     compile_scores(run, table, weights, reference)
-    score_batch = make_score_batch(run.problem, run.mesh)
+    if RUNNING in run.problem.reads:  # the mean of these very rows
+        anchor = mean_log_ratio(_score(run, run.problem, table, weights, reference))
+    elif table.mismatched is not None:
+        scores = _score(run, run.problem, table.mismatched, weights, reference)
+        anchor = max(0.0, mean_log_ratio(scores))
+    else:
+        anchor = 0.0
+    return _score(run, run.problem._replace(anchor=anchor), table, weights, reference)
+
+
+def _score(
+    run: Run, problem: Problem, table: TokenTable, weights: dict[str, Weights], reference: Weights
+) -> list[PairScore]:
+    size = run.config.evaluation.batch_size
+    score_batch = make_score_batch(problem, run.mesh)
     with jax.set_mesh(run.mesh):
         return score_pairs(score_batch, put_on(run.mesh), in_order(run, table, size), weights, reference)
 
@@ -43,6 +58,8 @@ def compile_scores(
     if reference is None:
         reference = abstract_frozen(run.config, "po", run.problem, run.spec, run.reference_spec, run.mesh)
     batches = abstract_in_order(run, table)
+    if table.mismatched is not None:
+        batches += abstract_in_order(run, table.mismatched)
     with jax.set_mesh(run.mesh):
         return score_ahead(run.problem, run.mesh, [(weights, reference, batch) for batch in batches])
 
@@ -66,12 +83,17 @@ def abstract_in_order(run: Run, table: TokenTable, response_length: int | None =
     plan = make_reading_plan(run.config, table, size, run.mesh, response_length=response_length)
     return abstract_batches(
         run.config,
-        table,
+        _alone(table),
         plan,
         run.mesh,
         with_weights=reads_weights(run, table),
         response_length=response_length,
     )
+
+
+def _alone(table: TokenTable) -> TokenTable:
+    """Every row is read, whatever it counts in training; mismatched responses are read by themselves."""
+    return table.with_columns(pair_weight_N=None, mismatched=None)
 
 
 def in_order(
@@ -84,7 +106,7 @@ def in_order(
     """
     plan = make_reading_plan(run.config, table, batch_size, run.mesh, response_length=response_length)
     batches = make_batches(
-        table.with_columns(pair_weight_N=None),  # every row is read, whatever it counts in training
+        _alone(table),
         plan,
         start=0,
         stop=plan.batches_per_epoch,

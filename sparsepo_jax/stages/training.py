@@ -37,10 +37,8 @@ from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.loop import Evaluating, Stopping, Work, run_training
 from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.progress import Checks, Reporting
-from sparsepo_jax.train.step import TrainState
+from sparsepo_jax.train.step import State
 from sparsepo_jax.train.trackers import About
-
-_UNITS = {"sft": "rows", "po": "pairs"}  # what a stage trains on
 
 
 class Prepared(NamedTuple):
@@ -105,7 +103,7 @@ def prepare(
 
 def _state_to_go_on_from(
     stage: str, prepared: Prepared, checkpoints: Checkpoints, initial: Callable[[], dict[str, Weights]]
-) -> TrainState:
+) -> State:
     """That of the last checkpoint, or of the beginning."""
     state = checkpoints.restore(prepared.step.like)
     if state is None:
@@ -128,11 +126,16 @@ def _work(run: Run, stage: str, prepared: Prepared, reference: Weights | None, s
     )
 
 
-def _reporting(run: Run, stage: str, log: MetricsLog, facts: dict[str, Any]) -> Reporting:
+def _unit(stage: str, table: TokenTable) -> str:
+    """What a stage trains on."""
+    return "rows" if stage == "sft" or table.label_N is not None else "pairs"
+
+
+def _reporting(run: Run, stage: str, log: MetricsLog, facts: dict[str, Any], unit: str) -> Reporting:
     """Where numbers and notes go; of po the doctor sees the first steps."""
     watch = FirstSteps(run.config.model_dump(mode="json"), facts) if stage == "po" else None
     tell_first_step = functools.partial(_tell_first_step, run, stage, facts)
-    return Reporting(log.write, run.config.logging.every_steps, _UNITS[stage], watch, tell_first_step)
+    return Reporting(log.write, run.config.logging.every_steps, unit, watch, tell_first_step)
 
 
 def train(
@@ -142,7 +145,7 @@ def train(
     initial: Callable[[], dict[str, Weights]],
     reference: Weights | None,
     *,
-    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    evaluate: Callable[[State], dict[str, float]] | None = None,
     finish: Callable[[dict[str, Weights]], dict[str, Weights]] = lambda weights: weights,
     check_first: Callable[[dict[str, float], float], None] | None = None,
     reference_record: dict[str, Any] | None = None,
@@ -163,13 +166,14 @@ def train(
     config = run.config
     training = getattr(config, stage)
     table, plan, step = prepared.table, prepared.plan, prepared.step
+    unit = _unit(stage, table)
     began_s = time.time()
     watched = None if evaluate is None else watched_metric(config)
     best = None if watched is None else Best(watched)
     checkpoints = _checkpoints(run, stage, reference_record, best)
     state = _state_to_go_on_from(stage, prepared, checkpoints, initial)
     real = f"{100 * plan.real_token_share():.0f} % real tokens"
-    say(f"{stage}: {len(table)} {_UNITS[stage]}, {plan.steps} steps of {training.batch_size}, {real}")
+    say(f"{stage}: {len(table)} {unit}, {plan.steps} steps of {training.batch_size}, {real}")
     with jax.set_mesh(run.mesh):
         checkpoints.warm_up(state)
     say(f"{stage}: {prepared.wait()}")
@@ -184,7 +188,7 @@ def train(
         state = run_training(
             work,
             state,
-            reporting=_reporting(run, stage, log, facts),
+            reporting=_reporting(run, stage, log, facts, unit),
             checks=Checks(training.skip_nonfinite, functools.partial(name_rows, table, plan), check_first),
             stopping=Stopping(run.stop, run.should_stop),
             checkpoints=checkpoints,
@@ -249,7 +253,7 @@ def _checkpoints(
     return Checkpoints(directory, policy, record, note=lambda text: say(f"{stage}: {text}"), best=best)
 
 
-def _read_state(run: Run, stage: str, step: int, like: TrainState) -> TrainState:
+def _read_state(run: Run, stage: str, step: int, like: State) -> State:
     """The state of a step that was saved."""
     checkpoints = _checkpoints(run, stage, None)
     try:
@@ -273,7 +277,7 @@ def _batches(run: Run, stage: str, prepared: Prepared, start: int) -> Any:
 
 
 def _metrics_log(
-    run: Run, stage: str, state: TrainState, evaluation: Evaluating | None, steps: int
+    run: Run, stage: str, state: State, evaluation: Evaluating | None, steps: int
 ) -> MetricsLog:
     logging, step = run.config.logging, int(state.step)
     about = About(

@@ -11,7 +11,7 @@ from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.train.best import Best
 from sparsepo_jax.train.checkpoint import Checkpoints
 from sparsepo_jax.train.progress import BatchCounts, Checks, Meter, Reporting, count
-from sparsepo_jax.train.step import TrainState
+from sparsepo_jax.train.step import State
 
 
 class Work(NamedTuple):
@@ -30,7 +30,7 @@ class Work(NamedTuple):
     """
 
     stage: str
-    update: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array], jax.Array]]
+    update: Callable[[State, Any, Any], tuple[State, dict[str, jax.Array], jax.Array]]
     programs: Callable[[], int]
     reference: Any
     batches: Iterable[PairBatch]
@@ -47,7 +47,7 @@ class Evaluating(NamedTuple):
         best: follows a metric, and says when to stop for want of a better value. None: nothing does.
     """
 
-    scores: Callable[[TrainState], dict[str, float]]
+    scores: Callable[[State], dict[str, float]]
     every_steps: int
     best: Best | None = None
 
@@ -84,14 +84,14 @@ class Stopping(NamedTuple):
 
 def run_training(
     work: Work,
-    state: TrainState,
+    state: State,
     *,
     reporting: Reporting,
     checks: Checks,
     stopping: Stopping,
     checkpoints: Checkpoints,
     evaluation: Evaluating | None = None,
-) -> TrainState:
+) -> State:
     """Trains from `state.step` to `work.total_steps`, or until the evaluations have not got better for long.
 
     While the device works on a step, the next batch is put onto it. A state is saved only once its metrics

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sparsepo_jax.core.labels import sides
 from sparsepo_jax.core.tokens import log_ratio, response_sum
 from sparsepo_jax.core.types import Scalar, TokenMasks, TokenStats
 
@@ -22,6 +23,8 @@ def pair_metrics(stats: TokenStats, masks: TokenMasks, *, beta: Scalar) -> dict[
     Returns:
         Metrics [B] by name, finite for filler pairs too, to be averaged over pairs by weight:
 
+        of single responses as core/labels tells:
+
         * `margin_unmasked`: beta D, where D is the difference of the responses' summed log-ratios.
         * `accuracy_unmasked`: whether D > 0; a tie counts one half.
         * `kl/chosen`, `kl/rejected`, `logps/chosen`, `logps/rejected`: sums over the response, nats.
@@ -32,14 +35,10 @@ def pair_metrics(stats: TokenStats, masks: TokenMasks, *, beta: Scalar) -> dict[
     ratio_BP = log_ratio(stats).sum(-1)
     kl_BP = response_sum(stats.kl_BPT, valid_BPT)
     logp_BP = response_sum(stats.logp_BPT, valid_BPT)
-    difference_B = ratio_BP[:, 0] - ratio_BP[:, 1]
     metrics = {
-        "margin_unmasked": beta * difference_B,
-        "accuracy_unmasked": jnp.heaviside(difference_B, 0.5),
-        "kl/chosen": kl_BP[:, 0],
-        "kl/rejected": kl_BP[:, 1],
-        "logps/chosen": logp_BP[:, 0],
-        "logps/rejected": logp_BP[:, 1],
+        **_preference(ratio_BP, stats, beta),
+        **sides("kl", kl_BP, stats),
+        **sides("logps", logp_BP, stats),
     }
     tokens_B = jnp.maximum(valid_BPT.sum((1, 2)), 1)
     for name, mask_BPT in (("reward", masks.reward_BPT), ("kl", masks.kl_BPT)):
@@ -48,6 +47,25 @@ def pair_metrics(stats: TokenStats, masks: TokenMasks, *, beta: Scalar) -> dict[
         metrics[f"mask/{name}_max"] = jnp.where(valid_BPT.any((1, 2)), largest_B, 0.0)
         metrics[f"mask/{name}_sparsity"] = (valid_BPT & (mask_BPT == 0)).sum((1, 2)) / tokens_B
     return metrics
+
+
+def _preference(
+    ratio_BP: Float[Array, "B P"], stats: TokenStats, beta: Scalar
+) -> dict[str, Float[Array, "B"]]:
+    """Margin and accuracy of pairs; of single responses their place against the anchor, see core/labels."""
+    if ratio_BP.shape[1] == 2:
+        difference_B = ratio_BP[:, 0] - ratio_BP[:, 1]
+        unmasked = {}
+    else:
+        desirable_B = stats.desirable_BP[:, 0] if stats.desirable_BP is not None else True
+        anchor = 0.0 if stats.anchor is None else stats.anchor
+        difference_B = jnp.where(desirable_B, ratio_BP[:, 0] - anchor, anchor - ratio_BP[:, 0])
+        unmasked = sides("rewards_unmasked", beta * ratio_BP, stats)
+    return {
+        "margin_unmasked": beta * difference_B,
+        "accuracy_unmasked": jnp.heaviside(difference_B, 0.5),
+        **unmasked,
+    }
 
 
 def log_ratio_metrics(stats: TokenStats) -> dict[str, Float[Array, "B"]]:
@@ -61,5 +79,4 @@ def log_ratio_metrics(stats: TokenStats) -> dict[str, Float[Array, "B"]]:
     Returns:
         `log_ratio/chosen` and `log_ratio/rejected`, [B]: sums over the response's tokens without masks, nats.
     """
-    ratio_BP = log_ratio(stats).sum(-1)
-    return {"log_ratio/chosen": ratio_BP[:, 0], "log_ratio/rejected": ratio_BP[:, 1]}
+    return sides("log_ratio", log_ratio(stats).sum(-1), stats)

@@ -29,7 +29,7 @@ class Problem(NamedTuple):
     """What is optimised and how it is computed: everything but weights and data.
 
     A jitted function takes it as an argument. It is a pytree whose leaves are numbers: the settings of the
-    objective (if that is a jax.tree_util.Partial), beta among them, and the seed. All other fields are
+    objective (if that is a jax.tree_util.Partial), beta among them, seed and anchor. All other fields are
     compared, and have to be equal, so that problems that differ in numbers alone share one compiled program.
 
     Attributes:
@@ -52,6 +52,8 @@ class Problem(NamedTuple):
         router_aux: factor of the routers' auxiliary loss, which is added to the objective; 0: there is none.
         replays_routing: the policy sends tokens to the experts that the reference chose.
         reads: what the objective reads of a token beside log-probs and KL: `importance`, `baseline`.
+        anchor: the log-ratio from which an objective of single responses judges them, nats; a step puts that
+            of its batch here. A number, as the seed is.
         cached: the batch brings what the objective needs of the reference. The reference is not run, and the
             KL is unknown.
     """
@@ -72,6 +74,7 @@ class Problem(NamedTuple):
     router_aux: float = 0.0
     replays_routing: bool = False
     reads: frozenset[str] = frozenset()
+    anchor: Scalar = 0.0
     cached: bool = False
 
     @property
@@ -118,13 +121,13 @@ class Problem(NamedTuple):
 
 # Any: JAX puts whatever it likes in the places of the numbers.
 def _flatten(problem: Any) -> tuple[tuple[Any, ...], Any]:
-    numbers = (problem.objective, problem.seed)
-    return numbers, problem._replace(objective=None, seed=None)
+    numbers = (problem.objective, problem.seed, problem.anchor)
+    return numbers, problem._replace(objective=None, seed=None, anchor=None)
 
 
 def _unflatten(structure: Any, numbers: Sequence[Any]) -> Any:
-    objective, seed = numbers
-    return structure._replace(objective=objective, seed=seed)
+    objective, seed, anchor = numbers
+    return structure._replace(objective=objective, seed=seed, anchor=anchor)
 
 
 jax.tree_util.register_pytree_node(Problem, _flatten, _unflatten)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.train.step import MicroBatches, TrainState
+from sparsepo_jax.train.step import MicroBatches, State
 
 IN_FLIGHT = 2  # steps handed to the device before the metrics of the oldest are fetched
 
@@ -105,7 +105,7 @@ class Meter:
     def __init__(
         self,
         stage: str,
-        state: TrainState,
+        state: State,
         reporting: Reporting,
         checks: Checks,
         *,

@@ -9,10 +9,12 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from sparsepo_jax.core.labels import of_classes
 from sparsepo_jax.core.tree import Weights
-from sparsepo_jax.core.types import PairBatch, TokenMasks, TokenStats
+from sparsepo_jax.core.types import PairBatch, Scalar, TokenMasks, TokenStats
 from sparsepo_jax.losses.sequence import sft_nll
 from sparsepo_jax.ops.routing import router_metrics
+from sparsepo_jax.train.anchor import Running, anchor_sums, next_anchor, start_running, with_labels
 from sparsepo_jax.train.change import Facts, changed, changed_in_turn
 from sparsepo_jax.train.forward import forward_routed, response_logp_routed
 from sparsepo_jax.train.metrics import log_ratio_metrics, pair_metrics
@@ -37,27 +39,48 @@ class TrainState(NamedTuple):
     skipped: Int[Array, ""]
 
 
+class RunningState(NamedTuple):
+    """The same with a running mean: a kind of its own, so that checkpoints of all others stay as they were.
+
+    Attributes:
+        weights: see TrainState, as for the next three.
+        optimizer: the optimizer's state.
+        step: batches done so far.
+        skipped: those of them whose update was left out; they do not count in the running mean.
+        running: the mean log-ratio of all rows so far.
+    """
+
+    weights: dict[str, Weights]
+    optimizer: Any
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]
+    running: Running
+
+
+State = TrainState | RunningState
 MicroBatches = Annotated[PairBatch, "every array has a leading axis U of micro-steps"]
 Metrics = dict[str, Float[Array, ""]]
 PairScores = Callable[
     [dict[str, Weights], Weights | None, PairBatch, Int[Array, ""]],
     tuple[dict[str, Float[Array, "B"]], TokenStats, TokenMasks],
 ]
-SummedLoss = Callable[
-    [dict[str, Weights], Any, PairBatch, Int[Array, ""]],
-    tuple[Float[Array, ""], tuple[Metrics, Array, Float[Array, "B"]]],
-]
-Update = Callable[[TrainState, Weights | None, MicroBatches], tuple[TrainState, Metrics, Bool[Array, "U B"]]]
+# (weights, reference, batch, step), and the anchor where the objective has one
+SummedLoss = Callable[..., tuple[Float[Array, ""], tuple[Metrics, Array, Float[Array, "B"]]]]
+Update = Callable[[State, Weights | None, MicroBatches], tuple[State, Metrics, Bool[Array, "U B"]]]
 
 
-def start_state(weights: dict[str, Weights], optimizer: optax.GradientTransformation) -> TrainState:
+def start_state(
+    weights: dict[str, Weights], optimizer: optax.GradientTransformation, *, running: bool = False
+) -> State:
     """The state before the first step.
 
     Args:
         weights: {"policy": ..., "masks": ...}, taken as they are, without a copy.
         optimizer: one of make_optimizer.
+        running: whether the objective reads the mean log-ratio of all rows so far.
     """
-    return TrainState(weights, optimizer.init(weights), jnp.int32(0), jnp.int32(0))
+    state = TrainState(weights, optimizer.init(weights), jnp.int32(0), jnp.int32(0))
+    return RunningState(*state, start_running()) if running else state
 
 
 def make_pair_scores(problem: Problem, *, training: bool) -> PairScores:
@@ -79,6 +102,7 @@ def make_pair_scores(problem: Problem, *, training: bool) -> PairScores:
         stats, masks, routers = forward_routed(
             problem, weights["policy"], weights["masks"], reference, batch, key_B, training=training
         )
+        stats = with_labels(problem, stats, batch)
         with jax.named_scope("objective"):
             output = problem.objective(stats, masks, key_B)
         with jax.named_scope("metrics"):
@@ -105,15 +129,19 @@ def make_pair_loss(problem: Problem) -> SummedLoss:
         problem: what is computed.
 
     Returns:
-        `summed(weights, reference, batch, step)`, which gives (sum of the losses, the routers' auxiliary loss
+        `summed(weights, reference, batch, step, anchor)`, which gives (sum of the losses, the routers' auxiliary loss
         among them if the problem asks for it; (sums of all metrics, sum of the pairs' weights, weighted loss
         [B])).
     """
-    scores = make_pair_scores(problem, training=True)
 
     def summed(
-        weights: dict[str, Weights], reference: Weights | None, batch: PairBatch, step: Int[Array, ""]
+        weights: dict[str, Weights],
+        reference: Weights | None,
+        batch: PairBatch,
+        step: Int[Array, ""],
+        anchor: Scalar = 0.0,
     ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, ""], Float[Array, "B"]]]:
+        scores = make_pair_scores(problem._replace(anchor=anchor), training=True)
         metrics_B, _, _ = scores(weights, reference, batch, step)
         # where, not a product: a filler pair must not bring a NaN
         weighted_B = {
@@ -169,6 +197,7 @@ def make_update(
     dtype: DTypeLike = jnp.float32,
     seed: int | Int[Array, ""] = 0,
     in_turn: bool = False,
+    anchored: Problem | None = None,
 ) -> Update:
     """A training step.
 
@@ -191,6 +220,7 @@ def make_update(
         dtype: of the policy's activations.
         seed: of the draws that round what is held in bfloat16.
         in_turn: change one weight after another, for an optimizer's state that lies on the host.
+        anchored: the problem, if its objective's anchor is computed from each global batch before the loss.
 
     Returns:
         `update(state, reference, batch)`, which gives (state, metrics, finite). The batch is [micro-steps,
@@ -204,13 +234,16 @@ def make_update(
     differentiate = jax.value_and_grad(summed_loss, has_aux=True)
 
     def update(
-        state: TrainState, reference: Weights | None, batch: MicroBatches
-    ) -> tuple[TrainState, Metrics, Bool[Array, "U B"]]:
+        state: State, reference: Weights | None, batch: MicroBatches
+    ) -> tuple[State, Metrics, Bool[Array, "U B"]]:
         weights = {**state.weights, "policy": in_type(state.weights["policy"], dtype)}
+        anchor, running = (), None
+        if anchored is not None:
+            anchor, running = _anchor(anchored, weights, reference, batch, state)
 
         def sums(micro_batch: PairBatch) -> tuple[tuple[Any, Metrics, Array], Float[Array, "B"]]:
             (_, (metrics, weight, loss_B)), gradient = differentiate(
-                weights, reference, micro_batch, state.step
+                weights, reference, micro_batch, state.step, *anchor
             )
             return (gradient, metrics, weight), loss_B
 
@@ -218,7 +251,7 @@ def make_update(
         gradient = widened(gradient)
         scale = 1.0 / jnp.maximum(weight, 1e-30)
         norm = scale * optax.tree.norm(gradient)
-        metrics = {name: value * scale for name, value in metrics.items()}
+        metrics = of_classes({name: value * scale for name, value in metrics.items()}, jnp.divide)
         metrics["grad_norm"] = norm
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32)
         if state.weights["masks"]:
@@ -229,11 +262,35 @@ def make_update(
             change = changed_in_turn if in_turn else changed
             facts = Facts(norm, sound, rounding_words(seed, state.step))
             weights, optimizer_state = change(optimizer, mean, state.weights, state.optimizer, facts)
-        state = TrainState(weights, optimizer_state, state.step + 1, state.skipped + ~sound)
+        done = TrainState(weights, optimizer_state, state.step + 1, state.skipped + ~sound)
+        if isinstance(state, RunningState):
+            kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), running, state.running)
+            state = RunningState(*done, kept)
+        else:
+            state = done
         metrics["skipped"] = state.skipped.astype(jnp.float32)
         return state, metrics, jnp.isfinite(loss_UB)
 
     return update
+
+
+def _anchor(
+    problem: Problem,
+    weights: dict[str, Weights],
+    reference: Weights | None,
+    batch: MicroBatches,
+    state: State,
+) -> tuple[tuple[Scalar], Running | None]:
+    """((the anchor of a global batch,), the running mean with the batch in it): a pass without gradient."""
+    fixed = jax.lax.stop_gradient(weights)
+
+    def sums(micro_batch: PairBatch) -> tuple[tuple[Array, Array], Float[Array, "B"]]:
+        return anchor_sums(problem, fixed, reference, micro_batch, state.step), micro_batch.weight_B
+
+    (total, rows), _ = _over_micro_steps(sums, batch)
+    running = state.running if isinstance(state, RunningState) else None
+    anchor, running = next_anchor(problem, total, rows, running)
+    return (anchor,), running
 
 
 def in_type(policy: Weights, dtype: DTypeLike) -> Weights:

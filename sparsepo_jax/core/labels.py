@@ -1,0 +1,57 @@
+"""Responses by themselves, each desirable or not: metrics of the two classes.
+
+A pair has one response of each class. Of rows of one response a metric of a class is a mean over the rows of
+that class alone: each row gives its number, or 0 if it is of the other class, and the mean over all rows is
+divided by the class's share of them. `chosen` stands for desirable and `rejected` for undesirable, as in TRL.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sparsepo_jax.core.types import TokenStats
+
+SHARES = {side: f"share/{side}" for side in ("chosen", "rejected")}
+# Differences of the two classes' means, which no row has by itself: in it they stand for that row's part.
+_DIFFERENCES = {"rewards/margins": "rewards", "margin_unmasked": "rewards_unmasked"}
+
+
+def sides(name: str, x_BP: Float[Array, "B P"], stats: TokenStats) -> dict[str, Float[Array, "B"]]:
+    """NAME/chosen and NAME/rejected of each pair, or of each row of one response as told above.
+
+    Args:
+        name: of the metric.
+        x_BP: a number for each response.
+        stats: of the same responses; says which are desirable where rows are no pairs.
+    """
+    if x_BP.shape[1] == 2:
+        return {f"{name}/chosen": x_BP[:, 0], f"{name}/rejected": x_BP[:, 1]}
+    if stats.desirable_BP is None:
+        raise ValueError("rows of one response need labels")
+    desirable_B, x_B = stats.desirable_BP[:, 0], x_BP[:, 0]
+    return {
+        f"{name}/chosen": jnp.where(desirable_B, x_B, 0.0),
+        f"{name}/rejected": jnp.where(desirable_B, 0.0, x_B),
+    }
+
+
+def of_classes(means: Mapping[str, Any], quotient: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    """Metrics of the classes from means over all rows; means over pairs as they are.
+
+    Args:
+        means: by name.
+        quotient: of two numbers; what it gives for a share of 0 is the metric of a class without rows.
+    """
+    means = dict(means)
+    if not set(SHARES.values()) <= set(means):
+        return means
+    for side, share in SHARES.items():
+        for name in means:
+            if name.endswith(f"/{side}") and name != share:
+                means[name] = quotient(means[name], means[share])
+    for name, of in _DIFFERENCES.items():
+        if f"{of}/chosen" in means:
+            means[name] = means[f"{of}/chosen"] - means[f"{of}/rejected"]
+    return means

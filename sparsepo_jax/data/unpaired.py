@@ -1,0 +1,181 @@
+"""Rows of one response with a label, and the mismatched responses by which KTO estimates its baseline.
+
+    prompt, completion, label                   TRL's form: text or lists of messages; true is desirable
+    messages, label                             the last turn of the assistant is the response
+    conversations, label                        ShareGPT
+    instruction, input, output, label           Alpaca
+    prompt_ids, completion_ids, label           token ids
+
+A pair, in any of its forms, becomes two rows: chosen with the label true, and rejected with false.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data.example import RESPONSES, Example
+from sparsepo_jax.data.formats import in_known_form, parse_row, without_absent
+from sparsepo_jax.data.ragged import Ragged
+from sparsepo_jax.data.rows import BadRow
+from sparsepo_jax.data.table import PER_TOKEN, TokenTable
+from sparsepo_jax.data.templates import Render
+from sparsepo_jax.data.turns import TrainOn
+from sparsepo_jax.data.values import columns_of
+
+_PAIRED = RESPONSES["pairs"]
+_LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}  # cells of a CSV
+
+
+def parse_unpaired(
+    row: dict[str, Any], render: Render, eos: str | None, train_on: TrainOn = "last"
+) -> list[Example]:
+    """A row of one response, or a pair as two of them.
+
+    Args:
+        row: as it was read.
+        render: writes messages as text.
+        eos: text of EOS, see `parse_row`.
+        train_on: which turns of messages are the response, see data.train_on.
+
+    Raises:
+        BadRow: says what is wrong.
+    """
+    if is_pair(row):
+        return _halves(parse_row(row, "pairs", render, eos, train_on))
+    label = _label(without_absent(row))
+    example = parse_row(row, "sft", render, eos, train_on)
+    if example.prompt is None or ("input_ids" in row and "prompt_ids" not in row):
+        raise BadRow(f"no prompt; the row has: {columns_of(row)}")
+    return [dataclasses.replace(example, label=label)]
+
+
+def is_pair(row: dict[str, Any]) -> bool:
+    """Whether a row holds a chosen and a rejected response.
+
+    Args:
+        row: as it was read.
+    """
+    return all(row.get(name, row.get(f"{name}_ids")) is not None for name in _PAIRED)
+
+
+def _label(row: dict[str, Any]) -> bool:
+    """Whether the response is desirable. BadRow: the row does not say."""
+    if "label" not in row:
+        has = columns_of(in_known_form(row, "sft"))
+        raise BadRow(
+            f"expected a response with a label, or chosen and rejected; the row has: {has}; if another "
+            "column says whether the response is desirable, set columns: {label: NAME} beside the path"
+        )
+    label = row["label"]
+    known = _LABELS.get(str(label).strip().lower())
+    if known is None or not isinstance(label, bool | int | float | str):
+        raise BadRow(f"label: expected true or false (or 1 or 0), got {label!r:.40}")
+    return known
+
+
+def _halves(pair: Example) -> list[Example]:
+    """Both responses of a pair by themselves."""
+
+    def entry(values: tuple[Any, ...], p: int) -> tuple[Any, ...]:
+        return values[p : p + 1]
+
+    return [
+        dataclasses.replace(
+            pair,
+            responses=entry(pair.responses, p),
+            annotations=entry(pair.annotations, p),
+            content_ends=entry(pair.content_ends, p),
+            spans=entry(pair.spans, p),
+            before=entry(pair.before, p),
+            label=p == 0,
+        )
+        for p in range(2)
+    ]
+
+
+def mismatched(table: TokenTable, name: str, max_length: int) -> TokenTable:
+    """The rows with responses to another prompt: row i has those of the next row whose prompt is another.
+
+    After the last row comes the first. The partner depends on the rows alone, so that neither batches nor
+    devices change a baseline that is estimated with it.
+
+        prompt    a    a    b          response of   b    b    a
+
+    Args:
+        table: any rows with responses.
+        name: of the setting that holds them, for messages.
+        max_length: tokens of prompt and response; a response that is too long loses its end.
+
+    Raises:
+        UserError: all rows have one prompt, or a response has no token of its own within max_length.
+    """
+    N, P = len(table), table.responses_per_row
+    key_N = table.prompt_key_N
+    if (key_N == key_N[0]).all():
+        raise UserError(
+            f"{name}: all {N} rows have the same prompt, and KTO's baseline needs responses to other "
+            "prompts: add rows with another prompt, or take objective.kind=bco or apo_zero_unpaired"
+        )
+    # From the back, twice around: where the next other prompt begins.
+    partner_N = np.zeros(N, np.int64)
+    partner = 0
+    for i in reversed(range(2 * N)):
+        if key_N[i % N] != key_N[(i + 1) % N]:
+            partner = (i + 1) % N
+        partner_N[i % N] = partner
+    others = table.take(partner_N)
+    room_NP = (max_length - table.prompt_lengths_N)[:, None].repeat(P, axis=1)
+    kept_NP, fits = np.zeros((N, P), np.int64), others.laid_lengths_NP <= room_NP
+    kept_NP[fits] = others.response_lengths_NP[fits]
+    for i, p in np.argwhere(~fits):
+        kept_NP[i, p] = np.count_nonzero(others.laid(i, p)[1] < room_NP[i, p])
+    if (kept_NP == 0).any():
+        worst = table.origin(int(np.argwhere(kept_NP == 0)[0, 0]))
+        raise UserError(
+            f"{worst}: no token of another row's response fits behind this prompt within {max_length} "
+            "tokens, and KTO's baseline needs some: raise data.max_length, or lower data.max_prompt_length"
+        )
+    return dataclasses.replace(
+        _cut(others, kept_NP),
+        prompts=table.prompts,
+        **{column: getattr(table, column) for column in ("prompt_key_N", "prompt_cut_N", "label_N")},
+    )
+
+
+def _cut(table: TokenTable, kept_NP: np.ndarray) -> TokenTable:
+    """The rows with the first tokens of each response alone."""
+    responses, kept = table.responses, kept_NP.ravel()
+    if (kept == responses.lengths).all():
+        return table
+    stays = np.arange(len(responses.flat)) < np.repeat(responses.starts[:-1] + kept, responses.lengths)
+    starts = np.concatenate([[0], np.cumsum(kept)])
+    columns = {name: getattr(table, name) for name in PER_TOKEN}
+    between = table.between
+    if between is not None:
+        in_front = np.repeat(stays, table.all_before)
+        ends = np.concatenate([[0], np.cumsum(in_front)])[between.starts]
+        between = Ragged(between.flat[in_front], ends)
+    return dataclasses.replace(
+        table,
+        responses=Ragged(responses.flat[stays], starts),
+        between=between,
+        **{name: None if values is None else values[stays] for name, values in columns.items()},
+    )
+
+
+def label_remarks(table: TokenTable, split_pairs: int) -> list[str]:
+    """What a user should know of rows with labels.
+
+    Args:
+        table: the rows.
+        split_pairs: how many pairs became two rows.
+    """
+    if table.label_N is None:
+        return []
+    desirable = int(table.label_N.sum())
+    lines = [f"{desirable} desirable and {len(table) - desirable} undesirable responses"]
+    if split_pairs:
+        lines[0] += f"; {split_pairs} pairs are read as two rows each"
+    return lines
