@@ -29,6 +29,7 @@ from sparsepo_jax.train.problem import Problem, pair_keys
 
 def losses(objective, step=0):
     stats, masks = made_stats()
+    stats = stats._replace(anchor=jnp.float32(0.3))
     config = make_config(objective=objective)
     source = make_mask_source(config, spec_from_hf(GPT2))
     keys = pair_keys(config.seed, jnp.int32(step), jnp.arange(stats.valid_BPT.shape[0]))

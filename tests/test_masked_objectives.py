@@ -32,6 +32,8 @@ def objective_of(kind, **settings):
 
 def exchanged(x_BPT):
     """With the first two tokens of chosen responses in each other's place, where there are two."""
+    if x_BPT is None:
+        return None
     two_B1 = STATS.valid_BPT[:, 0, :2].all(-1, keepdims=True)
     assert two_B1.any()
     return x_BPT.at[:, 0, :2].set(jnp.where(two_B1, x_BPT[:, 0, 1::-1], x_BPT[:, 0, :2]))

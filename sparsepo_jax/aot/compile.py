@@ -29,7 +29,7 @@ from sparsepo_jax.build.objective import brings_weights, cached_problem, make_pr
 from sparsepo_jax.build.step import Step, make_step
 from sparsepo_jax.build.tokenizer import make_tokenizer
 from sparsepo_jax.build.weights import abstract_frozen, check_sharding
-from sparsepo_jax.config.derive import length_limits
+from sparsepo_jax.config.derive import is_unpaired, length_limits
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.schema.models import Policy
 from sparsepo_jax.config.schema.root import Config
@@ -43,6 +43,7 @@ from sparsepo_jax.models.operations import matrix_operations
 from sparsepo_jax.run.choices import Choices
 from sparsepo_jax.run.model_facts import read_model, read_policy
 from sparsepo_jax.sharding.mesh import make_mesh, platform_of
+from sparsepo_jax.train.anchor import MISMATCHED
 from sparsepo_jax.train.problem import Problem
 
 
@@ -244,7 +245,8 @@ def _table(
     config: Config, stage: str, spec: DecoderSpec, tokenizer: Any | None, tokenizer_here: bool
 ) -> tuple[TokenTable, str]:
     """(rows to make a batch of, where their lengths come from)."""
-    name, kind = ("sft", "sft") if stage == "sft" else ("train", "pairs")
+    alone = stage == "po" and is_unpaired(config.objective)
+    name, kind = ("sft", "sft") if stage == "sft" else ("train", "unpaired" if alone else "pairs")
     sources = getattr(config.data, name)
     missing = [source.path for source in sources if source.kind == "file" and not Path(source.path).exists()]
     if not tokenizer_here:
@@ -252,7 +254,7 @@ def _table(
     if missing:
         longest, prompt = length_limits(config.data, spec.max_positions, spec.positions_note)
         response = longest - prompt
-        responses = 1 if stage == "sft" else 2
+        responses = 1 if stage == "sft" or alone else 2
         table = _equal_rows(getattr(config, stage).batch_size, prompt, response, responses)
         lengths = (
             f"assumed, prompts of {prompt:,} and responses of {response:,} tokens, the longest by "
@@ -263,11 +265,15 @@ def _table(
         if stage == "po" and config.data.holdout is not None:
             table, _ = split_holdout(table, config.data.holdout.share, config.data.holdout.seed)
         lengths = f"of data.{name}"
+    if alone:
+        table = dataclasses.replace(table, label_N=np.zeros(len(table), bool))
     zeros_N = np.zeros(len(table.responses.flat), np.float32)
     if stage == "po" and config.reference.cached:
         table = dataclasses.replace(table, all_ref_logp=zeros_N)
     if stage == "po" and brings_weights(config):
         table = dataclasses.replace(table, all_weights=zeros_N)
+    if stage == "po" and MISMATCHED in config.objective.reads:  # as long as the rows' own
+        table = dataclasses.replace(table, mismatched=table)
     return table, lengths
 
 

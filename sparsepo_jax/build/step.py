@@ -62,7 +62,7 @@ class Step(NamedTuple):
     program: Program
     numbers: Traced
     like: State
-    start: Callable[[dict[str, Weights]], TrainState]
+    start: Callable[[dict[str, Weights]], State]
 
     def update(self, state: State, reference: Weights | None, batch: PairBatch):
         """One step; see train.step. Takes the memory of `state`."""

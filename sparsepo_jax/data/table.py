@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -231,7 +231,7 @@ class TokenTable:
         return digest
 
     def file_digests(self) -> dict[str, str]:
-        """A hash of the rows that came from each file, by name: `digest`, and what rows and tokens weigh, and labels."""
+        """A hash of the rows that came from each file, by name: `digest`, labels, and what rows and tokens weigh."""
         digests = {}
         for name in dict.fromkeys(self.files):
             numbers = [n for n, other in enumerate(self.files) if other == name]

@@ -86,8 +86,8 @@ def headline(scores: list[PairScore]) -> dict[str, float | None]:
     """What the summary says of a policy.
 
     kl is the mean over pairs, and over the two responses of each, of the unmasked sum over the response's
-    tokens, nats. For rows of one response accuracies are shares of rows on the right side of the anchor, margins
-    differences of the classes' mean rewards, and kl is a mean over rows; `auroc` is that of rewards.
+    tokens, nats. For rows of one response accuracies are shares of rows on the right side of the anchor,
+    margins differences of the classes' mean rewards, and kl is a mean over rows; `auroc` is that of rewards.
     """
     mean = mean_metrics(scores)
     if SHARES["chosen"] in mean:
@@ -103,7 +103,8 @@ def headline(scores: list[PairScore]) -> dict[str, float | None]:
 
 def _headline_of_rows(scores: list[PairScore], mean: dict[str, float]) -> dict[str, float | None]:
     def of_row(name: str) -> np.ndarray:
-        return np.array([score.metrics[f"{name}/chosen"] + score.metrics[f"{name}/rejected"] for score in scores])
+        of_both = [[score.metrics[f"{name}/{side}"] for score in scores] for side in SHARES]
+        return np.sum(of_both, axis=0)  # a row has 0 for the class that it is not of
 
     desirable_N = np.array([score.metrics[SHARES["chosen"]] > 0 for score in scores])
     figures = {

@@ -1,8 +1,8 @@
 """Objectives of single responses, each desirable or not: KTO, BCO and APO-zero.
 
 They are called as those in token_weighted.py: `xxx_loss(stats, masks, key_B, *, settings) -> LossOutput`, and
-none of them reads keys. Which responses are desirable is `stats.desirable_BP`; of a pair it is the chosen one,
-and the loss of the pair is the mean of its two. In the docstrings, which describe the settings alone, R is
+none of them reads keys. Which responses are desirable is `stats.desirable_BP`; of a pair it is the chosen
+one, and the loss of the pair is the mean of its two. In the docstrings, which describe the settings alone, R is
 beta times the sum of the response's log-ratios (each times its weight in the mask), z is beta times
 `stats.anchor`, and s is R - z of a desirable response and z - R of another.
 """
@@ -86,9 +86,7 @@ def apo_zero_unpaired_loss(
     References:
         D'Oosterlinck et al., Anchored Preference Optimization, arXiv 2408.06266, 2024, equation 7.
     """
-    return _judged(
-        stats._replace(anchor=None), masks, beta, (desirable_weight, undesirable_weight), _unsure
-    )
+    return _judged(stats._replace(anchor=None), masks, beta, (desirable_weight, undesirable_weight), _unsure)
 
 
 def _unsure(s_BP: Float[Array, "B P"]) -> Float[Array, "B P"]:
@@ -103,8 +101,12 @@ def _judged(
     loss_of: Callable[[Float[Array, "B P"]], Float[Array, "B P"]],
 ) -> LossOutput:
     """The loss as a function of s, and metrics; weights: of desirable responses and of the others."""
-    if stats.desirable_BP is None:
-        raise ValueError("this objective needs labels")
+    if stats.desirable_BP is None:  # pairs
+        if stats.valid_BPT.shape[1] != 2:
+            raise ValueError("rows of one response need labels")
+        is_chosen_BP = jnp.broadcast_to(jnp.array([True, False]), stats.valid_BPT.shape[:2])
+        stats = stats._replace(desirable_BP=is_chosen_BP)
+    assert stats.desirable_BP is not None
     reward_BP = beta * summed_log_ratio(stats, masks)
     anchor = jnp.float32(0.0) if stats.anchor is None else beta * jax.lax.stop_gradient(stats.anchor)
     s_BP = jnp.where(stats.desirable_BP, reward_BP - anchor, anchor - reward_BP)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sparsepo_jax.config.derive import (
-    is_unpaired,
     DEFAULT_LENGTH,
     batch_problem,
     evaluation_lists,
+    is_unpaired,
     least_shards,
     length_limits,
     mask_of,

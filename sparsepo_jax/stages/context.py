@@ -195,8 +195,8 @@ class Run:
             given = tables.get(name)
             if given is not None and given.responses_per_row != held_out.responses_per_row:
                 raise UserError(
-                    "data.holdout: the rows held out are single responses, and those of data.eval pairs: give "
-                    "data.eval names, or leave one of them out"
+                    "data.holdout: the rows held out are single responses, and those of data.eval pairs: "
+                    "give data.eval names, or leave one of them out"
                 )
             tables[name] = held_out if given is None else TokenTable.concat([given, held_out])
         self._check_given_weights("data.train", train)
@@ -222,7 +222,7 @@ class Run:
         return is_unpaired(self.config.objective)
 
     def evaluation_kind(self, sources: list[Any]) -> RowKind:
-        """What the rows of an evaluation set are read as: pairs, unless they have labels and may have them."""
+        """What the rows of an evaluation set are read as: pairs, unless they have labels that count."""
         return "unpaired" if self._is_unpaired and not hold_pairs(sources) else "pairs"
 
     def _load_pairs(self, sources: list[Any], name: str, kind: RowKind) -> TokenTable | None:

@@ -126,5 +126,6 @@ def add_reference(run: Run, table: TokenTable, reference: Weights) -> TokenTable
         masks=run.problem.mask_source.reads_activations,
     )
     how = "found on disk" if was_kept else f"computed in {time.time() - began_s:.1f} s"
-    say(f"po: the reference's log-probs of {len(table)} {'rows' if table.label_N is not None else 'pairs'} {how}")
+    unit = "pairs" if table.label_N is None else "rows"
+    say(f"po: the reference's log-probs of {len(table)} {unit} {how}")
     return table.with_columns(mismatched=others)

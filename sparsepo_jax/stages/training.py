@@ -276,9 +276,7 @@ def _batches(run: Run, stage: str, prepared: Prepared, start: int) -> Any:
     )
 
 
-def _metrics_log(
-    run: Run, stage: str, state: State, evaluation: Evaluating | None, steps: int
-) -> MetricsLog:
+def _metrics_log(run: Run, stage: str, state: State, evaluation: Evaluating | None, steps: int) -> MetricsLog:
     logging, step = run.config.logging, int(state.step)
     about = About(
         output_dir=run.output_dir,

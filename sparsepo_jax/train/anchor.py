@@ -1,7 +1,7 @@
 """What rewards of single responses are measured from: KTO's baseline, and BCO's running mean.
 
-Both are means over a global batch, which are computed in a pass of their own, without gradient, over all of its
-micro-steps and devices. So a number of micro-steps or another mesh does not change an update.
+Both are means over a global batch, which are computed in a pass of their own, without gradient, over all of
+its micro-steps and devices. So a number of micro-steps or another mesh does not change an update.
 """
 
 from typing import Any, NamedTuple
@@ -48,13 +48,7 @@ def with_labels(problem: Problem, stats: TokenStats, batch: PairBatch) -> TokenS
     """
     if LABEL not in problem.reads:
         return stats
-    B, P, _ = stats.valid_BPT.shape
-    if P == 2:
-        desirable_BP = jnp.broadcast_to(jnp.array([True, False]), (B, P))
-    elif batch.label_B is None:
-        raise ValueError("rows of one response need labels")
-    else:
-        desirable_BP = batch.label_B[:, None]
+    desirable_BP = None if batch.label_B is None else batch.label_B[:, None]
     return stats._replace(desirable_BP=desirable_BP, anchor=jnp.asarray(problem.anchor, jnp.float32))
 
 

@@ -129,8 +129,8 @@ def make_pair_loss(problem: Problem) -> SummedLoss:
         problem: what is computed.
 
     Returns:
-        `summed(weights, reference, batch, step, anchor)`, which gives (sum of the losses, the routers' auxiliary loss
-        among them if the problem asks for it; (sums of all metrics, sum of the pairs' weights, weighted loss
+        `summed(weights, reference, batch, step, anchor)`, which gives (sum of the losses, the routers'
+        auxiliary loss among them if the problem asks for it; (sums of all metrics, sum of the pairs' weights, weighted loss
         [B])).
     """
 

@@ -10,7 +10,7 @@ import numpy as np
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.packing import Shape, pack, sizes_of
 from sparsepo_jax.data.ragged import ragged
-from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.data.table import PER_ROW, TokenTable
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 31, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
 NEOX = {
@@ -396,6 +396,19 @@ def random_batch(
     pairs: int = 4, prompt: int = 5, tokens: int = 6, vocab: int = 31, seed: int = 0, **packing
 ) -> PairBatch:
     return packed(random_rows(pairs, prompt, tokens, vocab, seed), **packing)
+
+
+def row_table(rows):
+    """A TokenTable of rows of one response: (prompt ids, response ids, label)."""
+    table = pair_table([(prompt, response, [*response, 0]) for prompt, response, _ in rows])
+    return TokenTable(
+        **{
+            name: getattr(table, name) for name in (*PER_ROW, "prompts", "files") if name != "response_cut_NP"
+        },
+        responses=ragged([response for _, response, _ in rows], np.int32),
+        response_cut_NP=np.zeros((len(rows), 1), bool),
+        label_N=np.array([label for *_, label in rows]),
+    )
 
 
 def pair_table(pairs, weights=None):
