@@ -231,7 +231,7 @@ class TokenTable:
         return digest
 
     def file_digests(self) -> dict[str, str]:
-        """A hash of the rows that came from each file, by name: `digest`, labels, and what rows and tokens weigh."""
+        """A hash of the rows that came from each file, by name: `digest`, labels and weights."""
         digests = {}
         for name in dict.fromkeys(self.files):
             numbers = [n for n, other in enumerate(self.files) if other == name]

@@ -2,8 +2,8 @@
 
 They are called as those in token_weighted.py: `xxx_loss(stats, masks, key_B, *, settings) -> LossOutput`, and
 none of them reads keys. Which responses are desirable is `stats.desirable_BP`; of a pair it is the chosen
-one, and the loss of the pair is the mean of its two. In the docstrings, which describe the settings alone, R is
-beta times the sum of the response's log-ratios (each times its weight in the mask), z is beta times
+one, and the loss of the pair is the mean of its two. In the docstrings, which describe the settings alone, R
+is beta times the sum of the response's log-ratios (each times its weight in the mask), z is beta times
 `stats.anchor`, and s is R - z of a desirable response and z - R of another.
 """
 

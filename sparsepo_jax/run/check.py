@@ -326,7 +326,8 @@ def _rows_of_list(config: Config, name: str, sources: list[Source], mistakes: li
     written = Path(config.output_dir, "weighed.jsonl")
     if "weigh" in config.stages and any(Path(getattr(source, "path", "")) == written for source in sources):
         return Count(None)
-    return rows_of(sources, f"data.{name}", mistakes)
+    halved = name == "train" and is_unpaired(config.objective)
+    return rows_of(sources, f"data.{name}", mistakes, halved=halved)
 
 
 def _scorer_rows(config: Config, mistakes: list[str]) -> Count | None:

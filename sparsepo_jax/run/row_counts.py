@@ -1,5 +1,6 @@
 """How many rows the data has, as far as files that are here tell without being read completely."""
 
+import contextlib
 import gzip
 import json
 import zlib
@@ -12,25 +13,41 @@ from sparsepo_jax.data.ranked import answers_column
 from sparsepo_jax.data.readers import SUFFIXES, file_rows, suffix_of, table_delimiter, table_lines
 from sparsepo_jax.data.sources import matching_files
 from sparsepo_jax.data.splits import SplitError, split_names, split_ranges
+from sparsepo_jax.data.unpaired import is_pair
 from sparsepo_jax.run.local import DATA_ID, Count, is_local, total
 
 # Of a text file; the rest is extrapolated, so that --check does not wait for large files.
 _READ_AT_MOST_BYTES = 32 * 2**20
 
 
-def rows_of(sources: Sequence[Source], where: str, mistakes: list[str]) -> Count:
+def rows_of(sources: Sequence[Source], where: str, mistakes: list[str], *, halved: bool = False) -> Count:
     """Rows that an epoch sees.
 
     Args:
+        halved: whether pairs are read as two rows each.
         where: the setting that holds the sources.
         mistakes: gets a line for each source that cannot be read.
     """
     counts = [_rows_in(source, f"{where}.{index}", mistakes) for index, source in enumerate(sources)]
+    times = [2 if halved and _are_pairs(source) else 1 for source in sources]
     rows = total(
-        None if count.number is None else round(source.weight * count.number)
-        for source, count in zip(sources, counts, strict=True)
+        None if count.number is None else round(source.weight * n * count.number)
+        for source, count, n in zip(sources, counts, times, strict=True)
     )
     return Count(rows, rows is None or all(count.exact for count in counts))
+
+
+def _are_pairs(source: Source) -> bool:
+    """Whether a source holds pairs, as far as the first row of a file that is here tells."""
+    if not isinstance(source, FileSource):
+        return True
+    with contextlib.suppress(UserError, OSError, EOFError, ValueError, KeyError, zlib.error):
+        for file in matching_files(source.path) or []:
+            first = next(file_rows(file), None) if suffix_of(file) is not None else None
+            if first is not None and isinstance(first.content, dict):
+                renamed = {ours: first.content.get(theirs) for ours, theirs in source.columns.items()}
+                return is_pair(first.content | renamed)
+    return False
 
 
 def _rows_in(source: Source, where: str, mistakes: list[str]) -> Count:

@@ -91,14 +91,13 @@ def anchor_sums(
 
 
 def next_anchor(
-    problem: Problem, total: Float[Array, ""], rows: Float[Array, ""], running: Running | None
+    total: Float[Array, ""], rows: Float[Array, ""], running: Running | None
 ) -> tuple[Scalar, Running | None]:
     """(the anchor of a global batch in nats, the running mean with the batch in it).
 
     KTO's is not below 0, as a KL is not.
 
     Args:
-        problem: says what the objective reads.
         total: sum of log-ratios of the global batch, nats.
         rows: of the global batch, each by its weight.
         running: the mean before the batch. None: the objective has none.

@@ -130,8 +130,8 @@ def make_pair_loss(problem: Problem) -> SummedLoss:
 
     Returns:
         `summed(weights, reference, batch, step, anchor)`, which gives (sum of the losses, the routers'
-        auxiliary loss among them if the problem asks for it; (sums of all metrics, sum of the pairs' weights, weighted loss
-        [B])).
+        auxiliary loss among them if the problem asks for it; (sums of all metrics, sum of the pairs' weights,
+        weighted loss [B])). anchor: see train/anchor.
     """
 
     def summed(
@@ -289,7 +289,7 @@ def _anchor(
 
     (total, rows), _ = _over_micro_steps(sums, batch)
     running = state.running if isinstance(state, RunningState) else None
-    anchor, running = next_anchor(problem, total, rows, running)
+    anchor, running = next_anchor(total, rows, running)
     return (anchor,), running
 
 
