@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from helpers.tiny import pair_table
+from helpers.tiny import pair_table, row_table
 from helpers.tolerances import TRAINED
 from sparsepo_jax.build.compute import put_on
 from sparsepo_jax.build.loading import load_weights
@@ -24,7 +24,7 @@ trl = pytest.importorskip("trl")
 STEPS, PAIRS, VOCAB, END = 20, 4, 31, "<end>"
 
 
-def make_trainer(model, directory, **settings):
+def make_trainer(model, directory, *, trainer="DPO", **settings):
     """TRL's trainer, as its loop has it before the first step. Sequences have 3 to 14 tokens, and prompts and
     responses various lengths."""
     from datasets import Dataset
@@ -40,10 +40,16 @@ def make_trainer(model, directory, **settings):
         return " ".join(str(draws.randrange(VOCAB - 1)) for _ in range(draws.randint(1, 6)))
 
     rows = [{"prompt": text() + " ", "chosen": text(), "rejected": text()} for _ in range(STEPS * PAIRS)]
-    trainer = trl.DPOTrainer(
+    if trainer == "KTO":
+        labels = [draws.random() < 0.5 for _ in rows]
+        rows = [
+            {"prompt": row["prompt"], "completion": row["chosen"], "label": label}
+            for row, label in zip(rows, labels, strict=True)
+        ]
+    made = getattr(trl, f"{trainer}Trainer")(
         model,
         copy.deepcopy(model),
-        trl.DPOConfig(
+        getattr(trl, f"{trainer}Config")(
             output_dir=str(directory),
             use_cpu=True,
             bf16=False,
@@ -62,10 +68,10 @@ def make_trainer(model, directory, **settings):
         train_dataset=Dataset.from_list(rows),
         processing_class=PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END),
     )
-    trainer.create_optimizer_and_scheduler(STEPS)
-    trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
-    trainer.current_gradient_accumulation_steps = 1
-    return trainer
+    made.create_optimizer_and_scheduler(STEPS)
+    made.model_wrapped, made.optimizer = made.accelerator.prepare(made.model, made.optimizer)
+    made.current_gradient_accumulation_steps = 1
+    return made
 
 
 def their_step(trainer, batch):
@@ -150,6 +156,46 @@ def test_twenty_steps_have_the_losses_of_trl(theirs, ours, tmp_path):
     Kills: another beta or sign; the closing EOS left out of a response; weight decay on biases and norms,
     which Trainer leaves alone.
     """
+    model = make_model(tmp_path)
+    trainer = make_trainer(model, tmp_path / "trl", beta=0.5, **theirs)
+    batches = list(trainer.get_train_dataloader())
+    table = pair_table([pair for batch in batches for pair in pairs_of(batch)])
+    objective = ours if ours["kind"] == "mix" else {"beta": 0.5, **ours}
+    compare_losses(trainer, batches, table, objective, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["kto", "apo_zero_unpaired"])
+def test_twenty_steps_on_single_responses_have_the_losses_of_trl(kind, tmp_path):
+    """With TRL's own mismatched responses. Kills: another baseline, no clamp at 0, exchanged weights."""
+    weights = {"desirable_weight": 1.3, "undesirable_weight": 0.7}
+    trainer = make_trainer(
+        make_model(tmp_path), tmp_path / "trl", trainer="KTO", loss_type=kind, beta=0.5, **weights
+    )
+    batches = list(trainer.get_train_dataloader())
+    table = row_table([row for batch in batches for row in rows_of(batch, "")])
+    if kind == "kto":
+        others = row_table([row for batch in batches for row in rows_of(batch, "KL_")])
+        table = table.with_columns(mismatched=others)
+    compare_losses(trainer, batches, table, {"kind": kind, "beta": 0.5, **weights}, tmp_path)
+
+
+def rows_of(batch, prefix):
+    """(prompt, response, label) of a batch of KTOTrainer's; prefix "KL_": with its mismatched responses."""
+    names = (f"{prefix}{name}" for name in ("input_ids", "attention_mask", "completion_mask"))
+    ids, seen, answer = (batch[name].numpy() for name in names)
+    return [
+        (
+            ids[n][(seen[n] == 1) & (answer[n] == 0)].tolist(),
+            ids[n][answer[n] == 1].tolist(),
+            bool(batch["label"][n]),
+        )
+        for n in range(PAIRS)
+    ]
+
+
+def make_model(directory):
+    """A tiny random model, which is also saved in directory/model."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -164,14 +210,18 @@ def test_twenty_steps_have_the_losses_of_trl(theirs, ours, tmp_path):
         eos_token_id=VOCAB - 1,
     )
     model = GPT2LMHeadModel(shape)
-    model.save_pretrained(tmp_path / "model")
-    trainer = make_trainer(model, tmp_path / "trl", beta=0.5, **theirs)
+    model.save_pretrained(directory / "model")
+    return model
+
+
+def compare_losses(trainer, batches, table, objective, tmp_path):
+    """Trains both on the same batches from the same weights, and compares the losses of all steps."""
     config = Config(
         stages=["po"],
         output_dir=str(tmp_path),
         policy={"path": str(tmp_path / "model")},
         data={"train": [{"path": "unused"}]},
-        objective=ours if ours["kind"] == "mix" else {"beta": 0.5, **ours},
+        objective=objective,
         po={
             "steps": STEPS,
             "batch_size": PAIRS,
@@ -185,8 +235,6 @@ def test_twenty_steps_have_the_losses_of_trl(theirs, ours, tmp_path):
     step = make_step(config, "po", problem, spec, STEPS, mesh)
     policy = load_weights(config.policy.path, spec, mesh)
     state = step.start({"policy": policy, "masks": {}})
-    batches = list(trainer.get_train_dataloader())
-    table = pair_table([pair for batch in batches for pair in pairs_of(batch)])
     theirs_T, ours_T = [], []
     with jax.set_mesh(mesh):
         for number, batch in enumerate(batches):
