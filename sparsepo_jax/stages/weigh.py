@@ -167,6 +167,11 @@ def _records(path: Path) -> Iterator[Record]:
                 _ids(record)
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{path}:{number}: no scored pair; run the stage score again") from None
+            if not set(SIDES) <= set(record):
+                raise UserError(
+                    f"{path}:{number}: a row of one response, and weights are made for pairs: score pairs "
+                    "(data.eval of the runs in weigh.runs)"
+                )
             for side in SIDES:
                 _check_columns(record[side], f"{path}:{number}: {side}")
             yield record
