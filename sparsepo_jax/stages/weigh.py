@@ -166,12 +166,7 @@ def _records(path: Path) -> Iterator[Record]:
                 record = json.loads(line)
                 _ids(record)
             except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path}:{number}: no scored pair; run the stage score again") from None
-            if not set(SIDES) <= set(record):
-                raise UserError(
-                    f"{path}:{number}: a row of one response, and weights are made for pairs: score pairs "
-                    "(data.eval of the runs in weigh.runs)"
-                )
+                raise UserError(f"{path}:{number}: no scored pair; run the stage score again, on pairs") from None
             for side in SIDES:
                 _check_columns(record[side], f"{path}:{number}: {side}")
             yield record
