@@ -84,10 +84,10 @@ def test_objectives_of_pairs_say_what_rows_with_labels_are_for():
 
 def test_mismatched_responses_are_those_of_the_next_other_prompt():
     """Rows 0 and 1 share a prompt. Kills: a partner of the same prompt; a response that runs over."""
-    table = row_table([([1], [5], True), ([1], [6], False), ([2, 2, 2], [7, 7, 7], True), ([3], [8], False)])
+    table = row_table([([1], [5], True), ([1], [6], False), ([2, 2], [7, 7, 7], True), ([3], [8], False)])
     others = mismatched(table, "data.train", 5)
     assert [others.response(i, 0).tolist() for i in range(4)] == [[7, 7, 7], [7, 7, 7], [8], [5]]
-    assert [others.prompt(i).tolist() for i in range(4)] == [[1], [1], [2, 2, 2], [3]]
+    assert [others.prompt(i).tolist() for i in range(4)] == [[1], [1], [2, 2], [3]]
     assert mismatched(table, "data.train", 3).response(0, 0).tolist() == [7, 7]
     with pytest.raises(UserError, match="all 2 rows have the same prompt"):
         mismatched(table.take([0, 1]), "data.train", 5)
@@ -167,7 +167,7 @@ def test_classes_have_means_of_their_own():
     means = {"share/chosen": 0.75, "share/rejected": 0.25, "rewards/chosen": 0.75, "rewards/rejected": -0.5}
     of = of_classes(means | {"rewards/margins": 9.0}, lambda x, share: x / share)
     assert (of["rewards/chosen"], of["rewards/rejected"], of["rewards/margins"]) == (1.0, -2.0, 3.0)
-    assert of_classes({"rewards/chosen": 2.0}, None) == {"rewards/chosen": 2.0}, "pairs are left alone"
+    assert of_classes({"rewards/chosen": 2.0}, max) == {"rewards/chosen": 2.0}, "pairs are left alone"
 
 
 def test_a_set_without_one_of_the_classes_has_no_figures_of_it():

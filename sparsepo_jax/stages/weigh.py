@@ -166,7 +166,9 @@ def _records(path: Path) -> Iterator[Record]:
                 record = json.loads(line)
                 _ids(record)
             except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path}:{number}: no scored pair; run the stage score again, on pairs") from None
+                raise UserError(
+                    f"{path}:{number}: no scored pair; run the stage score again, on pairs"
+                ) from None
             for side in SIDES:
                 _check_columns(record[side], f"{path}:{number}: {side}")
             yield record
