@@ -237,7 +237,8 @@ def make_update(
         state: State, reference: Weights | None, batch: MicroBatches
     ) -> tuple[State, Metrics, Bool[Array, "U B"]]:
         weights = {**state.weights, "policy": in_type(state.weights["policy"], dtype)}
-        anchor, running = (), None
+        anchor: tuple[Scalar, ...] = ()
+        running = None
         if anchored is not None:
             anchor, running = _anchor(anchored, weights, reference, batch, state)
 

@@ -1,7 +1,7 @@
 """The objectives of single responses with a label, in the section `objective`."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sparsepo_jax.config.schema.base import NonNegative
 from sparsepo_jax.config.schema.objective_base import Beta, SparseBase
@@ -12,7 +12,7 @@ class UnpairedBase(SparseBase):
     """Objectives of single responses with a label: rows (prompt, completion, label), or pairs as two rows."""
 
     weighs = SUM
-    reads = ("label",)
+    reads: ClassVar[tuple[str, ...]] = ("label",)
     beta: Beta = 0.1
     desirable_weight: NonNegative = 1.0
     """Weight of the loss of desirable responses (label true, or chosen)."""
