@@ -25,8 +25,9 @@ TINY = {
     "tie_word_embeddings: true}",
 }
 FAMILY = {"imdb": "gpt2", "hh": "gpt_neox", "tldr": "gptj", "mbpp": "gpt_bigcode", "ultrafeedback": "qwen3"}
-# Recipes of today's models on chosen and rejected conversations, with the tiny model that stands for each.
+# Recipes of today's models on conversations, with the tiny model that stands for each.
 CHATS = {
+    "kto": CONFIGS["qwen2"],
     "ultrafeedback": None,
     "qwen3_1_7b": CONFIGS["qwen3"],
     "qwen3_8b": CONFIGS["qwen3"],
@@ -48,7 +49,7 @@ def tiny_model(task: str) -> str:
 
 def rows(task: str, n: int) -> dict:
     """Row n as the task's data has it."""
-    task = "ultrafeedback" if task in CHATS else task
+    task = "ultrafeedback" if task in CHATS and task != "kto" else task
     text = {"prompt": f"Film {n} was", "chosen": f" good {n}.", "rejected": f" dull {n}."}
     hh = f"\n\nHuman: Is {n} even?\n\nAssistant:"
 
@@ -61,6 +62,7 @@ def rows(task: str, n: int) -> dict:
         "mbpp": text | {"prompt": f"def f{n}(x):\n"},
         "hh_sft": {"chosen": hh + " Yes.", "rejected": hh + " No."},
         "hh": {"chosen": hh + " Yes.", "rejected": hh + " No."},
+        "kto": {"prompt": say("")[:1], "completion": say(f"{n + 1}")[1:], "label": n % 3 == 0},
         "tldr_sft": {"prompt": f"POST: {n} cats\n\nTL;DR:", "completion": " Cats."},
         "tldr": text | {"prompt": f"POST: {n} cats\n\nTL;DR:"},
         "ultrafeedback": {
