@@ -82,9 +82,7 @@ def sample_imdb(bench: Bench) -> Path:
         "scorer": f"{{kind: classifier, train: {train}, test: {test}}}",
         "pairs": "{rule: best_worst, threshold: 0.5}",
     }
-    why = bench.run(output, settings)
-    if why is not None:
-        sys.exit(f"imdb: {why}")
+    made(bench, output, settings)
     return output / "pairs_made.jsonl"
 
 
@@ -99,12 +97,12 @@ def prepare(bench: Bench, task: str) -> Files:
 # ---------------------------------------------------------------- runs
 
 
-def settings_of(task: str, rate: float, steps: int, section: Row, train: Path, held: Path) -> Settings:
+def settings_of(task: str, rate: float, steps: int, section: Row, train: str, held: str) -> Settings:
     length, _ = LENGTHS[task]
     return {
-        "data.train": sources(train),
+        "data.train": train,
         "data.holdout": "null",
-        "data.eval": sources(held),
+        "data.eval": held,
         "data.max_length": str(length),
         "data.on_bad_row": "error",
         "objective": as_yaml(section),
@@ -125,7 +123,12 @@ def choose_cell(bench: Bench, task: str, name: str, files: Files) -> tuple[Tried
         final = Final(task, name, rate, beta, 0)
         output = final.path(bench.output / "choice")
         settings = settings_of(
-            task, rate, bench.size.choice_steps, method.section(beta), files.choice_train, files.choice_held
+            task,
+            rate,
+            bench.size.choice_steps,
+            method.section(beta),
+            sources(files.choice_train),
+            sources(files.choice_held),
         )
         own = dict(pair.split("=", 1) for pair in method.more)
         why = bench.run(
@@ -156,45 +159,41 @@ def finals(bench: Bench, task: str, chosen: dict[str, Tried]) -> list[Final]:
     ]
 
 
-def weighed_rows(bench: Bench, final: Final, files: Files) -> Path:
-    """The training pairs with token weights, made of the finished run of METHODS[...].of with the same rate,
-    beta and seed."""
-    method = METHODS[final.method]
+def weighed_rows(bench: Bench, final: Final, files: Files) -> tuple[str, str]:
+    """(training pairs, held-out pairs) with token weights, as settings.
+
+    They come from the finished run of METHODS[...].of with the same rate, beta and seed. Held-out pairs get
+    some, too, since masked figures are taken of them; unmasked ones do not read them."""
+    method, output = METHODS[final.method], final.path(bench.output)
     assert method.of is not None
     source = final._replace(method=method.of)
-    scores = source.path(bench.output) / "train_scores"
-    settings = settings_of(
-        final.task, final.rate, 1, METHODS[method.of].section(final.beta), files.train, files.train
-    )
-    why = bench.run(
-        scores,
-        settings
-        | {
-            "stages": "[score]",
-            "policy.path": str(source.path(bench.output) / "export"),
-            "reference.path": bench.model,
-        },
-    )
-    if why is not None:
-        sys.exit(f"{scores}: {why}")
-    output = final.path(bench.output)
+    scores, section = source.path(bench.output) / "all_scores", METHODS[method.of].section(final.beta)
+    both = json.dumps([{"path": str(path)} for path in (files.train, files.held)])
+    score = {
+        "stages": "[score]",
+        "policy.path": str(source.path(bench.output) / "export"),
+        "reference.path": bench.model,
+    }
+    made(bench, scores, settings_of(final.task, final.rate, 1, section, sources(files.train), both) | score)
     if method.how == "shuffled":
         rows = output / "weighed.jsonl"
         output.mkdir(parents=True, exist_ok=True)
         if not rows.exists():
             records = read(scores / "scores.jsonl")
             write_rows(rows, records, records, "shuffled", np.random.default_rng(final.seed))
-        return rows
-    weights = output / "weights"
-    weigh = {
-        "stages": "[weigh]",
-        "data.train": "[]",
-        "data.holdout": "null",
-        "weigh": json.dumps({"kind": method.how, "run": str(scores)}),
-    }
-    if (why := bench.run(weights, settings | weigh)) is not None:
-        sys.exit(f"{weights}: {why}")
-    return weights / "weighed.jsonl"
+    else:
+        rows = output / "weights" / "weighed.jsonl"
+        weigh = json.dumps({"kind": method.how, "run": str(scores)})
+        settings = {"stages": "[weigh]", "weigh": weigh, "data.train": "[]", "data.holdout": "null"}
+        made(bench, rows.parent, settings)
+    trained = bench.size.steps * BATCH
+    return sources(rows, split=f"train[:{trained}]"), sources(rows, split=f"train[{trained}:]")
+
+
+def made(bench: Bench, output: Path, settings: Settings) -> None:
+    """Makes a run that others need; ends the program if there is no result."""
+    if (why := bench.run(output, settings)) is not None:
+        sys.exit(f"{output}: {why}")
 
 
 def run_final(bench: Bench, final: Final, files: Files, judge: Path) -> dict[str, Any]:
@@ -202,10 +201,10 @@ def run_final(bench: Bench, final: Final, files: Files, judge: Path) -> dict[str
     method, output = METHODS[final.method], final.path(bench.output)
     if (output / DONE).exists():
         return json.loads((output / DONE).read_text())
-    train = weighed_rows(bench, final, files) if method.of else files.train
-    settings = settings_of(
-        final.task, final.rate, bench.size.steps, method.section(final.beta), train, files.held
-    )
+    train, held = sources(files.train), sources(files.held)
+    if method.of:
+        train, held = weighed_rows(bench, final, files)
+    settings = settings_of(final.task, final.rate, bench.size.steps, method.section(final.beta), train, held)
     vader = bench.data / "lexicons" / "vader_lexicon.txt"
     settings |= dict(pair.split("=", 1) for pair in method.more) | {
         "stages": "[po, eval, generate, export, measure, report]",
@@ -255,8 +254,7 @@ def reason(bench: Bench, output: Path, policy: str) -> None:
     if not stages:
         return
     own = {"stages": json.dumps(stages), "policy.path": policy, "data.train": "[]", "data.holdout": "null"}
-    if (why := bench.run(output, settings | own)) is not None:
-        sys.exit(f"{output}: {why}")
+    made(bench, output, settings | own)
 
 
 def tidy(run: Path, method: str) -> None:

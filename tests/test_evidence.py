@@ -119,7 +119,10 @@ class Program:
             return None
         if len(self.runs) == self.stops_at:
             raise KeyboardInterrupt
-        load_config(config, [f"{name}={value}" for name, value in settings.items()])
+        read, *_ = load_config(config, [f"{name}={value}" for name, value in settings.items()])
+        if '"given"' in settings.get("objective", ""):  # evaluation reads weights as well
+            paths = [Path(source.path).name for source in (*read.data.train, *read.data.eval)]
+            assert paths == ["weighed.jsonl"] * 2
         self.runs.append(output)
         output.mkdir(parents=True, exist_ok=True)
         draws = np.random.default_rng(len(self.runs))
