@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from helpers.chat import CHATML, chat_tokenizer
 from helpers.loading import Load, texts
 from sparsepo_jax.build.sources import open_source
-from sparsepo_jax.config.foreign import trl
+from sparsepo_jax.config.foreign import llama_factory, trl
 from sparsepo_jax.config.foreign.axolotl import TYPES
 from sparsepo_jax.config.foreign.convert import convert
 from sparsepo_jax.config.foreign.fields import Fields
@@ -262,6 +262,13 @@ def test_llama_factory_by_hand(tmp_path):
     ].objective
     assert (smoothed.kind, smoothed.label_smoothing) == ("cdpo", 0.2)
     assert "finetuning_type: 'freeze'" in refused(tmp_path, FACTORY | {"finetuning_type": "freeze"})
+
+
+def test_llama_factorys_rows_with_a_tag_are_rows_with_a_label(tmp_path):
+    info = {"talks": {"file_name": "t.json", "columns": {"response": "answer", "kto_tag": "good"}}}
+    fields = Fields({}, "LLaMA-Factory")
+    source = llama_factory._source(fields, tmp_path, info, "talks", "train")
+    assert source["columns"] == {"output": "answer", "label": "good"}
 
 
 def test_open_instruct_by_hand(tmp_path):

@@ -56,6 +56,15 @@ def test_the_verdict_is_that_of_the_interval(after, before, pairs, begins):
     assert outcome(summary(after, before=before, pairs=pairs)).startswith(begins)
 
 
+def test_of_single_responses_the_larger_class_is_no_merit():
+    """Four of five are desirable. Kills: a policy that likes everything, called one that has learnt."""
+    rows = {"rows": "responses", "desirable": 0.8}
+    assert outcome(summary(0.8, **rows)).startswith("Not learnt: 0.80 of the 1350 held-out responses")
+    assert "0.80 if all were called alike" in outcome(summary(0.8, **rows))
+    assert outcome(summary(0.25, **rows)).startswith("Not learnt: ")
+    assert outcome(summary(0.9, **rows)).startswith("Learnt: ")
+
+
 def test_few_pairs_are_told_to_be_few_and_many_are_not():
     assert "the interval of 20 independent pairs is 0.39 wide: evaluate on more" in outcome(
         summary(0.6, pairs=20)

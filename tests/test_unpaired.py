@@ -14,7 +14,7 @@ from sparsepo_jax.build.objective import make_problem
 from sparsepo_jax.build.step import make_step
 from sparsepo_jax.build.weights import random_weights
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.core.labels import of_classes
+from sparsepo_jax.core.labels import mean_of_steps, of_classes
 from sparsepo_jax.core.types import TokenMasks, TokenStats
 from sparsepo_jax.data.packing import Shape, pack
 from sparsepo_jax.data.rows import BadRow
@@ -93,6 +93,28 @@ def test_mismatched_responses_are_those_of_the_next_other_prompt():
         mismatched(table.take([0, 1]), "data.train", 5)
 
 
+def test_mismatched_responses_of_pairs_are_of_both_classes():
+    """Pairs as two rows each; the last prompt is the first once more. Kills: chosen responses alone; a
+    partner of the same prompt behind the last row; the partner's weight in place of the row's own."""
+    prompts = ([1], [2], [2, 2], [1])
+    table = row_table(
+        [(prompt, [4 + n, 9 - p], p == 0) for n, prompt in enumerate(prompts) for p in range(2)]
+    )
+    table = table.with_columns(pair_weight_N=np.arange(8, dtype=np.float32))
+    others = mismatched(table, "data.train", 9)
+    responses = [others.response(i, 0).tolist() for i in range(8)]
+    assert responses == [[5, 9], [5, 8], [6, 9], [6, 8], [7, 9], [7, 8], [5, 9], [5, 8]]
+    assert others.pair_weight_N.tolist() == list(range(8))
+
+
+def test_exchanged_rows_with_labels_are_refused():
+    from sparsepo_jax.data.sources import exchange
+
+    fault = exchange({"prompt": "a", "completion": "b", "label": True})
+    assert isinstance(fault, BadRow) and "only pairs can be exchanged" in str(fault)
+    assert exchange({"chosen_ids": [1], "rejected_ids": [2]}) == {"rejected_ids": [1], "chosen_ids": [2]}
+
+
 def test_cut_responses_keep_the_turns_between_their_tokens():
     table = pair_table([([1], [5, 6, 7], [8]), ([2], [9], [4])])
     table = table.with_columns(
@@ -168,6 +190,34 @@ def test_classes_have_means_of_their_own():
     of = of_classes(means | {"rewards/margins": 9.0}, lambda x, share: x / share)
     assert (of["rewards/chosen"], of["rewards/rejected"], of["rewards/margins"]) == (1.0, -2.0, 3.0)
     assert of_classes({"rewards/chosen": 2.0}, max) == {"rewards/chosen": 2.0}, "pairs are left alone"
+
+
+def test_a_batch_without_one_of_the_classes_leaves_the_other_batches_figures():
+    """One, two and no desirable rows of four. Kills: a NaN that takes the window; means of means."""
+    nan = float("nan")
+    steps = [
+        {"share/chosen": share, "share/rejected": 1 - share, "rewards/chosen": x, "loss": loss}
+        for share, x, loss in ((0.25, 3.0, 1.0), (0.5, 6.0, 2.0), (0.0, nan, 3.0))
+    ]
+    steps = [step | {"rewards/rejected": 1.0, "rewards/margins": nan} for step in steps]
+    means = mean_of_steps(steps)
+    assert means["loss"] == 2.0 and means["share/chosen"] == 0.25
+    assert (means["rewards/chosen"], means["rewards/rejected"], means["rewards/margins"]) == (5.0, 1.0, 4.0)
+    assert np.isnan(mean_of_steps(steps[2:])["rewards/chosen"])
+    assert mean_of_steps([{"loss": 1.0}, {"loss": 2.0}]) == {"loss": 1.5}
+
+
+def test_the_first_step_is_checked_by_the_class_that_it_has():
+    """Kills: a NaN that passes for no difference."""
+    from sparsepo_jax.train.first_step import check_first_step
+
+    nan = float("nan")
+    metrics = {"margin_unmasked": nan, "log_ratio/rejected": nan, "kl/rejected": nan, "loss": 0.5}
+    metrics |= {"log_ratio/chosen": 0.0, "kl/chosen": 0.0}
+    check = {"tokens_a_pair": 20.0, "beta": 0.1, "dtype": "float32"}
+    assert check_first_step(metrics, **check) == 0.0
+    with pytest.raises(UserError, match="expected policy = reference"):
+        check_first_step(metrics | {"log_ratio/chosen": 0.3}, **check)
 
 
 def test_a_set_without_one_of_the_classes_has_no_figures_of_it():

@@ -5,7 +5,8 @@ that class alone: each row gives its number, or 0 if it is of the other class, a
 divided by the class's share of them. `chosen` stands for desirable and `rejected` for undesirable, as in TRL.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -55,3 +56,25 @@ def of_classes(means: Mapping[str, Any], quotient: Callable[[Any, Any], Any]) ->
         if f"{of}/chosen" in means:
             means[name] = means[f"{of}/chosen"] - means[f"{of}/rejected"]
     return means
+
+
+def mean_of_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over steps of equally many rows; of a class over its rows in all of them.
+
+    Args:
+        steps: metrics of each step, by the same names. NaN for a class that the step has no row of.
+
+    Returns:
+        By name; NaN for a class that no step has a row of.
+    """
+    has_classes = set(SHARES.values()) <= set(steps[0])
+
+    def mean(name: str) -> float:
+        values = [step[name] for step in steps]
+        share = SHARES.get(name.rpartition("/")[2])
+        if has_classes and share is not None and share != name:  # what is added to the sum over all rows
+            values = [x * step[share] if step[share] else 0.0 for x, step in zip(values, steps, strict=True)]
+        return sum(values) / len(values)
+
+    means = {name: mean(name) for name in steps[0]}
+    return of_classes(means, lambda x, share: x / share if share else math.nan)

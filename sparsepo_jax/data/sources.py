@@ -126,7 +126,7 @@ def exchange(content: dict[str, Any] | BadRow) -> dict[str, Any] | BadRow:
         content: the row; a bad one stays as it is.
 
     Returns:
-        A BadRow for a list of ranked answers, whose pairs are not made yet.
+        A BadRow for a list of ranked answers, whose pairs are not made yet, and for a row that is no pair.
     """
     if isinstance(content, BadRow):
         return content
@@ -136,6 +136,8 @@ def exchange(content: dict[str, Any] | BadRow) -> dict[str, Any] | BadRow:
             "write them as chosen and rejected"
         )
     others = {"chosen": "rejected", "rejected": "chosen"}
+    if all(content.get(name) is None and content.get(f"{name}_ids") is None for name in others):
+        return BadRow("exchanged: no chosen and rejected, and only pairs can be exchanged: take it out")
 
     def other_name(name: str) -> str:
         first = name.partition("_")[0]

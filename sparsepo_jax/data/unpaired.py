@@ -57,7 +57,7 @@ def is_pair(row: dict[str, Any]) -> bool:
     Args:
         row: as it was read.
     """
-    return all(row.get(name, row.get(f"{name}_ids")) is not None for name in _PAIRED)
+    return all(row.get(name) is not None or row.get(f"{name}_ids") is not None for name in _PAIRED)
 
 
 def _label(row: dict[str, Any]) -> bool:
@@ -96,12 +96,15 @@ def _halves(pair: Example) -> list[Example]:
 
 
 def mismatched(table: TokenTable, name: str, max_length: int) -> TokenTable:
-    """The rows with responses to another prompt: row i has those of the next row whose prompt is another.
+    """The rows with responses to another prompt: that of the next rows whose prompt is another.
 
-    After the last row comes the first. The partner depends on the rows alone, so that neither batches nor
-    devices change a baseline that is estimated with it.
+    After the last row comes the first. Of rows that share a prompt the first has the first row of the next
+    prompt, the second its second and so on, from the beginning again where it has fewer: pairs read as two
+    rows give chosen and rejected responses alike. The partner depends on the rows alone, so that neither
+    batches nor devices change a baseline that is estimated with it.
 
-        prompt    a    a    b          response of   b    b    a
+        row           a1   a2   b1   b2   c1
+        response of   b1   b2   c1   c1   a1
 
     Args:
         table: any rows with responses.
@@ -118,14 +121,7 @@ def mismatched(table: TokenTable, name: str, max_length: int) -> TokenTable:
             f"{name}: all {N} rows have the same prompt, and KTO's baseline needs responses to other "
             "prompts: add rows with another prompt, or take objective.kind=bco or apo_zero_unpaired"
         )
-    # From the back, twice around: where the next other prompt begins.
-    partner_N = np.zeros(N, np.int64)
-    partner = 0
-    for i in reversed(range(2 * N)):
-        if key_N[i % N] != key_N[(i + 1) % N]:
-            partner = (i + 1) % N
-        partner_N[i % N] = partner
-    others = table.take(partner_N)
+    others = table.take(_partners(key_N))
     room_NP = (max_length - table.prompt_lengths_N)[:, None].repeat(P, axis=1)
     kept_NP, fits = np.zeros((N, P), np.int64), others.laid_lengths_NP <= room_NP
     kept_NP[fits] = others.response_lengths_NP[fits]
@@ -140,8 +136,25 @@ def mismatched(table: TokenTable, name: str, max_length: int) -> TokenTable:
     return dataclasses.replace(
         _cut(others, kept_NP),
         prompts=table.prompts,
-        **{column: getattr(table, column) for column in ("prompt_key_N", "prompt_cut_N", "label_N")},
+        **{column: getattr(table, column) for column in _OF_ROWS},
     )
+
+
+# What mismatched rows have of the row itself: how much it counts, too, whatever its partner counts.
+_OF_ROWS = ("prompt_key_N", "prompt_cut_N", "label_N", "pair_weight_N")
+
+
+def _partners(key_N: np.ndarray) -> np.ndarray:
+    """Of each row the one whose response it is matched with, see `mismatched`; there are two prompts."""
+    first_R = np.concatenate([[0], np.flatnonzero(key_N[1:] != key_N[:-1]) + 1])  # of each run of one prompt
+    length_R = np.diff(first_R, append=len(key_N))
+    next_R = np.roll(np.arange(len(first_R)), -1)
+    if key_N[0] == key_N[-1]:
+        next_R[-1] = 1
+    run_N = np.repeat(np.arange(len(first_R)), length_R)
+    place_N = np.arange(len(key_N)) - first_R[run_N]
+    other_N = next_R[run_N]
+    return first_R[other_N] + place_N % length_R[other_N]
 
 
 def _cut(table: TokenTable, kept_NP: np.ndarray) -> TokenTable:

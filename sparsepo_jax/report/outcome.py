@@ -28,25 +28,34 @@ def outcome(summary: dict) -> str | None:
     accuracy = wilson(share, pairs if independent is None else round(max(1.0, min(independent, pairs))))
     before = value(summary, ("before", "accuracy_unmasked"))
     kl = value(summary, ("after", "kl"))
-    verdict = _verdict(accuracy, before, kl)
+    chance = _chance(summary)
+    verdict = _verdict(accuracy, before, kl, chance)
     clauses = [
         f"{verdict}: {_preferred(summary, accuracy, pairs, before)}{_at_kl(kl)}",
-        *_doubts(accuracy, before, kl),
+        *_doubts(accuracy, before, kl, chance),
         *_of_mask(summary, accuracy, learnt=verdict == "Learnt"),
     ]
     return "; ".join(clauses) + "."
 
 
-def _verdict(accuracy: Interval, before: float | None, kl: float | None) -> str:
+def _chance(summary: dict) -> float:
+    """What telling nothing apart gets right: half of the pairs, or the larger class of single responses."""
+    desirable = value(summary, ("desirable",))
+    if desirable is None or not 0 <= desirable <= 1:
+        return CHANCE
+    return max(desirable, 1 - desirable)
+
+
+def _verdict(accuracy: Interval, before: float | None, kl: float | None, chance: float) -> str:
     """Learnt: the interval lies above chance, and above what the policy did before."""
     if before is None:
         return "Not trained here"
-    level = max(CHANCE, before)
+    level = max(chance, before)
     if _unmoved(kl):
         return "Not learnt"
     if accuracy.low > level:
         return "Learnt"
-    if accuracy.high < min(CHANCE, before):
+    if accuracy.high < min(1 - chance, before):
         return "Learnt the wrong way round"
     if accuracy.n < FEW_PAIRS and accuracy.high > level:
         return "Not learnt, as far as so few pairs can tell"
@@ -62,6 +71,7 @@ def _preferred(summary: dict, accuracy: Interval, pairs: int, before: float | No
     what = "pairs are preferred rightly"
     if summary.get("rows") == "responses":
         what = "responses are judged rightly, desirable or not,"
+        was += f"; {_chance(summary):.2f} if all were called alike"
     return (
         f"{accuracy.mean:.2f} of the {pairs} held-out {what} "
         f"(95 % interval {accuracy.low:.2f} to {accuracy.high:.2f}{was})"
@@ -72,13 +82,13 @@ def _at_kl(kl: float | None) -> str:
     return "" if kl is None else f" at a KL of {kl:.2f} nats a response"
 
 
-def _doubts(accuracy: Interval, before: float | None, kl: float | None) -> list[str]:
+def _doubts(accuracy: Interval, before: float | None, kl: float | None, chance: float) -> list[str]:
     """Why a run has not learnt, or why its interval says little."""
     if before is None:
         return ["no preference optimisation has run in this directory"]
     if _unmoved(kl):
         return ["the policy is where it was"]
-    if accuracy.low <= max(CHANCE, before) <= accuracy.high and accuracy.n < FEW_PAIRS:
+    if accuracy.low <= max(chance, before) <= accuracy.high and accuracy.n < FEW_PAIRS:
         pairs = "pair" if accuracy.n == 1 else "pairs"
         width = accuracy.high - accuracy.low
         return [f"the interval of {accuracy.n} independent {pairs} is {width:.2f} wide: evaluate on more"]

@@ -6,7 +6,7 @@ longest rows that the config allows; a run chooses by its own.
 
 from collections.abc import Iterator
 
-from sparsepo_jax.config.derive import least_shards, length_limits
+from sparsepo_jax.config.derive import is_unpaired, least_shards, length_limits
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.run.choices import GPU_SHARE, Choices, StepDevice, choose, dtype_on, longest_load, size_text
@@ -32,7 +32,8 @@ def choice_lines(
         reference: shape of the reference.
     """
     training, mesh = getattr(config, stage), config.compute.mesh
-    responses, unit = (1, "row(s)") if stage == "sft" else (2, "pair(s)")
+    alone = stage == "sft" or is_unpaired(config.objective)
+    responses, unit = (1, "row(s)") if alone else (2, "pair(s)")
     rows = max(1, training.batch_size // (training.accumulation * least_shards(mesh)))
     load = longest_load(
         rows,

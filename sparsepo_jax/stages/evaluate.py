@@ -70,7 +70,8 @@ def evaluate(run: Run) -> None:
     run.mark("eval", began_s)
     pairs = [len(table), *map(len, run.other_sets.values())]
     sets = f" in {len(pairs)} sets" if len(pairs) > 1 else ""
-    say(f"eval: {sum(pairs)} pairs{sets} in {time.time() - began_s:.1f} s")
+    unit = "pairs" if all(x.label_N is None for x in (table, *run.other_sets.values())) else "rows"
+    say(f"eval: {sum(pairs)} {unit}{sets} in {time.time() - began_s:.1f} s")
     if "report" not in run.config.stages:
         say_summary(run)
 
@@ -88,12 +89,19 @@ def _evaluate_set(
         "after": headline(after),
         "mask": mask_summary(run, table, before, after),
         "pairs": len(table),
-        **({} if table.label_N is None else {"rows": "responses"}),
+        **_of_labels(table),
         "independent_pairs": round(independent_pairs(after, table.prompt_key_N), 1),
     }
     if marks is not None:
         figures["lexicons"] = _lexicon_summary(run, marks, before, after)
     return table, figures, after
+
+
+def _of_labels(table: TokenTable) -> dict[str, Any]:
+    """Of rows of one response: that they are no pairs, and which share of them is desirable."""
+    if table.label_N is None:
+        return {}
+    return {"rows": "responses", "desirable": round(float(table.label_N.mean()), 4)}
 
 
 def _with_words(figures: dict[str, Any]) -> dict[str, Any]:

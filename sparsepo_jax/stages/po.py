@@ -163,6 +163,6 @@ def _refuse_dead_masks(run: Run, table: TokenTable, start: dict[str, Weights]) -
         if mask_sparsity(score_table(run, first_pairs, adapted_start, reference)) < 1.0:
             return
     raise UserError(
-        f"the reward mask starts at zero on every token of the first {len(first_pairs)} pairs: neither "
+        f"the reward mask starts at zero on every token of the first {len(first_pairs)} rows: neither "
         "policy nor mask would get a gradient; set objective.mask.init=ones, or take another seed"
     )

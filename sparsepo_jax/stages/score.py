@@ -41,7 +41,8 @@ def score(run: Run) -> None:
     for name, of_set in scores.items():
         mean_loss = np.mean([pair.metrics["loss"] for pair in of_set])
         of = f" of {name}" if name else ""
-        say(f"score: {len(of_set)} pairs{of}, mean loss {mean_loss:.4f} -> {path}")
+        unit = "pairs" if sets[name].label_N is None else "rows"
+        say(f"score: {len(of_set)} {unit}{of}, mean loss {mean_loss:.4f} -> {path}")
 
 
 def _records(sets: dict[str, TokenTable], scores: dict[str, list[PairScore]]) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """A check of the first step: a policy that begins as its reference has log-ratio 0 and KL 0."""
 
+import math
 from collections.abc import Mapping
 
 from sparsepo_jax.core.errors import UserError
@@ -15,7 +16,7 @@ def check_first_step(metrics: Mapping[str, float], tokens_a_pair: float, *, beta
     Args:
         metrics: means over pairs. `margin_unmasked` is beta times the difference of summed log-ratios;
             `log_ratio/*` and `kl/*` are sums over a response. `kl/*` are missing where the reference is not
-            run.
+            run, and NaN for a class of single responses that the batch has none of.
         tokens_a_pair: mean number of tokens, prompt and responses together.
         beta: 1/nat, of the objective.
         dtype: of activations, a key of TOLERANCE.
@@ -27,8 +28,9 @@ def check_first_step(metrics: Mapping[str, float], tokens_a_pair: float, *, beta
         UserError: it is beyond the tolerance.
     """
     sums = (metrics["margin_unmasked"] / beta, metrics["log_ratio/chosen"], metrics["log_ratio/rejected"])
-    log_ratio = max(map(abs, sums)) / tokens_a_pair
-    kl = (metrics.get("kl/chosen", 0.0) + metrics.get("kl/rejected", 0.0)) / tokens_a_pair
+    log_ratio = max((abs(x) for x in sums if not math.isnan(x)), default=math.nan) / tokens_a_pair
+    kls = (metrics.get("kl/chosen", 0.0), metrics.get("kl/rejected", 0.0))
+    kl = sum(x for x in kls if not math.isnan(x)) / tokens_a_pair
     largest = max(log_ratio, abs(kl))
     if largest > TOLERANCE[dtype]:
         raise UserError(

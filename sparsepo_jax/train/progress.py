@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.labels import mean_of_steps
 from sparsepo_jax.train.step import MicroBatches, State
 
 IN_FLIGHT = 2  # steps handed to the device before the metrics of the oldest are fetched
@@ -268,7 +269,7 @@ class Meter:
         self._opened_at_s = time.perf_counter()
 
     def _write_window(self, step: int, rates: Mapping[str, float]) -> None:
-        means = {name: float(np.mean([row[name] for row in self._window])) for name in self._window[0]}
+        means = mean_of_steps(self._window)
         counted = self._counted
         facts = {"real_token_share": counted.tokens / counted.positions, "programs": self._programs}
         if counted.weight != counted.rows:  # the data says how much rows count

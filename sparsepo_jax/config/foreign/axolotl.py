@@ -284,6 +284,6 @@ def _translate_objective(fields: Fields, method: str, known: set[str]) -> None:
         }
         objective = {"kind": "kto", "beta": beta, **weights_of}
     else:
-        fields.refuse(f"rl: {shown(method)}: expected dpo, ipo, simpo or orpo")
+        fields.refuse(f"rl: {shown(method)}: expected dpo, ipo, simpo, orpo or kto")
         return
     fields.set("objective", objective)

@@ -165,13 +165,14 @@ def _source(fields: Fields, directory: Path, info: dict[str, Any], name: str, sp
         "prompt": "instruction",
         "query": "input",
         "response": "output",
+        "kto_tag": "label",
         "messages": "conversations" if tags.get("role_tag", "from") == "from" else "prompt",
     }
     if is_messages and not entry.get("ranking"):
         ours["messages"] = "conversations" if tags.get("role_tag", "from") == "from" else "messages"
     renamed = {}
     for theirs, column in columns.items():
-        if theirs in ("images", "videos", "audios", "kto_tag"):
+        if theirs in ("images", "videos", "audios"):
             fields.refuse(f"dataset: {name}: {theirs}: rows of this kind are not read here")
         elif ours.get(theirs, theirs) != column:
             renamed[ours.get(theirs, theirs)] = column
