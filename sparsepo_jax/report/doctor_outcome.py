@@ -32,10 +32,10 @@ def chosen_falls(evidence: Evidence) -> str | None:
     if evidence.setting("objective.kind") == "dpop":
         penalty = evidence.number("objective.penalty")
         remedy = f"raise objective.penalty ({penalty:g}), or lower the learning rate"
-    elif weight > 0:
-        remedy = f"raise objective.nll_weight ({weight:g}), or take objective.kind=dpop"
     else:
-        remedy = "objective.nll_weight=0.1 or more, or objective.kind=dpop, holds them up"
+        remedy = f"raise objective.nll_weight ({weight:g})" if weight > 0 else "set objective.nll_weight=0.1"
+        if "share/chosen" not in evidence.series:  # pairs; single responses need another objective
+            remedy += ", or take objective.kind=dpop"
     return (
         f"the chosen responses have become less likely (log-ratio to the reference {mean(chosen):.1f} nats a "
         f"response; rejected {rejected:.1f}): {remedy}"

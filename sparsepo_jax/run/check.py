@@ -154,8 +154,8 @@ def _answer_lines(config: Config, rows: dict[str, Count], scorer_rows: Count | N
         across = "" if config.pairs.threshold is None else f" across {config.pairs.threshold:g}"
         yield "pairs", f"{config.pairs.rule}{across}, scored by {config.scorer.kind}{trained}"
     if not {"score", "eval"}.isdisjoint(config.stages):
-        sets = _evaluated_rows(rows, config)
-        yield "evaluation", "; ".join(f"{name}{': ' if name else ''}{n} pairs" for name, n in sets.items())
+        sets, unit = _evaluated_rows(rows, config), "rows" if is_unpaired(config.objective) else "pairs"
+        yield "evaluation", "; ".join(f"{name}{': ' if name else ''}{n} {unit}" for name, n in sets.items())
 
 
 def _choice_lines(config: Config, policy: Model, reference: Model) -> Iterator[Line]:

@@ -240,9 +240,11 @@ class Run:
     def _check_given_weights(self, name: str, table: TokenTable | None) -> None:
         mask = mask_of(self.config.objective)
         if mask is not None and mask.kind == "given" and table is not None and not table.has_weights:
+            columns = "chosen_weights and rejected_weights"
+            if table.label_N is not None:
+                columns = f"completion_weights (of pairs {columns})"
             raise UserError(
-                f"objective.mask.kind: given needs token weights, but {name} has no columns chosen_weights "
-                "and rejected_weights"
+                f"objective.mask.kind: given needs token weights, but {name} has no columns {columns}"
             )
 
     # ------------------------------------------------------------ signals
