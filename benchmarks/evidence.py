@@ -53,7 +53,7 @@ from evidence_tasks import (
     write_files,
 )
 from mask_controls import write_rows
-from tasks import Row, read
+from task_rows import Row, read
 from work import save_result
 
 DONE = "evidence.json"  # in the directory of a final run: its figures

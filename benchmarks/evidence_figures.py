@@ -14,7 +14,7 @@ from statistics import fmean
 import numpy as np
 from evidence_methods import BASELINE, METHODS, Tried
 from evidence_reasoning import FIGURES, harness_figures
-from tasks import Row, read
+from task_rows import Row, read
 
 from sparsepo_jax.report.frontier import shared_range, value_at
 from sparsepo_jax.report.intervals import t_interval, wilson

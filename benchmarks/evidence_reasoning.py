@@ -12,7 +12,7 @@ from typing import Any
 
 from evidence_tasks import opened
 from ruamel.yaml import YAML
-from tasks import Row, read
+from task_rows import Row, read
 
 WORDS_A_PASSAGE = 150
 CHOICES = 4

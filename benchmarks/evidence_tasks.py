@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from smollm2 import message_pairs
-from tasks import Row, read, split, summaries
-from tasks import write as write_rows
+from task_rows import Row, read, split, summaries
+from task_rows import write as write_rows
 
 BATCH = 8  # pairs a step
 CHOICE_HELD = 48  # pairs of training prompts on which a method's rate and beta are chosen
