@@ -63,8 +63,11 @@ def _fields(config: Mapping[Any, Any]) -> tuple[str, ConfigFields, Wrapping | No
         config = read_text_config(config, wrapping)
     family = config.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
-        known = ", ".join((*FAMILIES, *WRAPPERS))
-        raise SpecError(f"model_type: unknown architecture {shown(family)}; known: {known}")
+        known = ", ".join(FAMILIES)
+        raise SpecError(
+            f"model_type: unknown architecture {shown(family)}; known: {known}, and {len(WRAPPERS)} models "
+            "around these that see images (docs/guides/models.md)"
+        )
     return family, check_fields(config, family), wrapping
 
 
