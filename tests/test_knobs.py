@@ -338,7 +338,7 @@ ELSEWHERE = {
     "Harness": "test_harness",
     "Config.harness": "test_harness",
     "Reference.cache_dir": "test_reference_cache",
-    "Best": "test_run",
+    "BestSettings": "test_best",
     "Config.round_reference": "test_rounds",
     "Evaluation.main": "test_evaluation_sets",
     "Export.hub_private": "test_hub",
@@ -346,7 +346,7 @@ ELSEWHERE = {
 }
 OTHER_TESTS = {
     f"sparsepo_jax.config.schema.{name}"
-    for name in ("objectives", "objective_base", "masks", "data", "token_weights")
+    for name in ("objectives", "objective_base", "unpaired", "masks", "data", "token_weights")
 }
 
 

@@ -86,11 +86,13 @@ def test_two_processes_stop_together_and_four_go_on(alone, tmp_path):
 
 
 def test_sigterm_outside_of_training_stops_all_between_the_same_batches(tmp_path):
-    """Only one process is sent it, while pairs are scored before the first step.
+    """Only one process is sent it, while the reference scores the pairs before the first step.
 
     Kills: a signal that is heard only when training begins, or by one process alone.
     """
     po = PO | {
+        "objective": {"kind": "dpo", "mask": None},
+        "reference": {"cached": True},
         "evaluation": {"batch_size": 2, "sampled_prompts": None},
         "data": {"train": [{"kind": "reviews", "rows": 90, "seed": 2}]},
     }
@@ -98,7 +100,7 @@ def test_sigterm_outside_of_training_stops_all_between_the_same_batches(tmp_path
     assert [status for status, _ in ended] == [RUN_AGAIN] * 2, ended
     output = ended[0][1]
     assert "stopped by SIGTERM; the same command continues the run" in output and "steps of" not in output
-    assert not (tmp_path / "run" / "po").exists()
+    assert not (tmp_path / "run" / "po" / "checkpoints").exists()
 
 
 @pytest.mark.slow
