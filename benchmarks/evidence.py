@@ -199,8 +199,6 @@ def made(bench: Bench, output: Path, settings: Settings) -> None:
 def run_final(bench: Bench, final: Final, files: Files, judge: Path) -> dict[str, Any]:
     """The figures of a run of the comparison, which is made unless it is done."""
     method, output = METHODS[final.method], final.path(bench.output)
-    if (output / DONE).exists():
-        return json.loads((output / DONE).read_text())
     train, held = sources(files.train), sources(files.held)
     if method.of:
         train, held = weighed_rows(bench, final, files)
@@ -223,9 +221,11 @@ def run_final(bench: Bench, final: Final, files: Files, judge: Path) -> dict[str
         "export.dtype": "bfloat16",
         "checkpoint.every_steps": "8",
     }
-    why = bench.run(output, settings)
+    why = bench.run(output, settings)  # one that was made with other settings ends the command
     if why is None:
         reason(bench, output / "reasoning", str(output / "export"))
+    if (output / DONE).exists():
+        return json.loads((output / DONE).read_text())
     figures: Row = final._asdict() | {"why": why} | ({} if why else run_figures(output, judge))
     (output / DONE).write_text(json.dumps(figures, indent=1) + "\n")
     tidy(output, final.method)
