@@ -15,7 +15,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,9 @@ METHODS: dict[str, str] = (
     | GATES
     | MASKS
 )
-SETTINGS = ["stages=[sft, po, eval]", "po.steps=200", "po.batch_size=16", "evaluation.sampled_prompts=null"]
+STEPS, PAIRS = 200, 16
+SETTINGS = ["stages=[sft, po, eval]", f"po.steps={STEPS}", f"po.batch_size={PAIRS}"]
+SETTINGS.append("evaluation.sampled_prompts=null")  # sampling takes as long as training here
 FIGURES = ("accuracy", "accuracy_unmasked", "margin_unmasked", "kl")
 OF_MASKS = ("auroc_reward", "auroc_logratio", "sparsity_end")
 
@@ -83,11 +84,13 @@ def figures_of(grid: Path, methods: list[str]) -> list[dict[str, Any]]:
         name = names.get(json.dumps(values["objective"], sort_keys=True))
         if name is None:  # of an earlier command with other methods
             continue
-        row = {"method": name, "seed": values["seed"], "why": run["error"], "seconds": run["seconds"]}
-        if run["status"] == "done":
+        why = None if run["status"] == "done" else run["error"] or "not run"
+        row = {"method": name, "seed": values["seed"], "why": why, "seconds": run["seconds"]}
+        if why is None:
             summary = json.loads((grid / run["name"] / "summary.json").read_text())
             row |= {figure: summary["after"][figure] for figure in FIGURES}
             row |= {figure: summary["mask"][figure] for figure in OF_MASKS}
+            row |= {"ceiling": summary["mask"]["auroc_ceiling"], "held_out": summary["pairs"]}
         rows.append(row)
     return rows
 
@@ -97,7 +100,8 @@ def means_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     means: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(row["method"] for row in rows):
         done = [row for row in rows if row["method"] == name and row["why"] is None]
-        means[name] = {"settings": METHODS[name], "seeds": len(done)}
+        why = [row["why"] for row in rows if row["method"] == name and row["why"] is not None]
+        means[name] = {"settings": METHODS[name], "seeds": len(done), "why": why}
         for figure in (*FIGURES, *OF_MASKS):
             values = [row[figure] for row in done if row[figure] is not None]
             means[name][figure] = t_interval(values)._asdict() if values else None
@@ -112,7 +116,6 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     options = parser.parse_args()
-    began_s = time.perf_counter()
     sweep(options.out, options.seeds, options.methods)
     rows = figures_of(options.out, options.methods)
     means = means_of(rows)
@@ -121,8 +124,12 @@ def main() -> int:
         print(f"{name:<32}{of['seeds']} seeds  {'  '.join(shown)}")
     result = {
         "command": " ".join(["python benchmarks/methods.py", *sys.argv[1:]]),
-        "minutes": (time.perf_counter() - began_s) / 60,
-        "settings": SETTINGS,
+        "minutes": sum(row["seconds"] for row in rows) / 60,
+        "seeds": options.seeds,
+        "steps": STEPS,
+        "pairs": PAIRS,
+        "held_out": next(row["held_out"] for row in rows if "held_out" in row),
+        "ceiling": next(row["ceiling"] for row in rows if "ceiling" in row),
         "means": means,
         "rows": rows,
     }
