@@ -1,14 +1,14 @@
 """The table of all methods: every objective of the schema, and masks of every kind, on the built-in reviews.
 
-    python benchmarks/methods.py [--seeds 0 1 2] [--methods NAME ...] [--out runs/methods]
+    python benchmarks/methods.py [--seeds 0 1 2] [--methods NAME ...] [--out runs/methods] [--so-far]
 
 One sweep over methods and seeds, from the quickstart's small model, which is trained once a seed. Each
 method has the settings that its section has by default, and so its own beta: the table shows what one
 gets, not which method is best at equal KL (benchmarks/sentiment.py does that on IMDB). Accuracy counts the
 512 held-out pairs that are preferred rightly, by the objective's own reward and unmasked; KL is that to the
 reference, in nats a response of the data; AUROC says how well token weights find the words that decide;
-zeros is the share of weights that are exactly 0. Finished runs are not repeated. The result is kept in
-results/methods-DEVICE.json, docs/results/methods.md shows it.
+zeros is the share of weights that are exactly 0. Finished runs are not repeated; --so-far runs nothing and
+keeps what is done. The result is kept in results/methods-DEVICE.json, docs/results/methods.md shows it.
 """
 
 import argparse
@@ -98,9 +98,9 @@ def figures_of(grid: Path, methods: list[str]) -> list[dict[str, Any]]:
 def means_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By method, the means over seeds with their 95 % intervals; None where a figure has no meaning."""
     means: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(row["method"] for row in rows):
+    for name in (name for name in METHODS if any(row["method"] == name for row in rows)):
         done = [row for row in rows if row["method"] == name and row["why"] is None]
-        why = [row["why"] for row in rows if row["method"] == name and row["why"] is not None]
+        why = list(dict.fromkeys(row["why"] for row in rows if row["method"] == name and row["why"]))
         means[name] = {"settings": METHODS[name], "seeds": len(done), "why": why}
         for figure in (*FIGURES, *OF_MASKS):
             values = [row[figure] for row in done if row[figure] is not None]
@@ -115,15 +115,19 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--so-far", action="store_true")
     options = parser.parse_args()
-    sweep(options.out, options.seeds, options.methods)
+    if not options.so_far:
+        sweep(options.out, options.seeds, options.methods)
     rows = figures_of(options.out, options.methods)
     means = means_of(rows)
     for name, of in means.items():
         shown = (f"{figure} {x['mean']:.3f}" for figure, x in of.items() if isinstance(x, dict))
         print(f"{name:<32}{of['seeds']} seeds  {'  '.join(shown)}")
+    told = sys.argv[1:]  # but where the runs lie
+    typed = [word for before, word in zip(["", *told], told, strict=False) if "--out" not in (before, word)]
     result = {
-        "command": " ".join(["python benchmarks/methods.py", *sys.argv[1:]]),
+        "command": " ".join(["python benchmarks/methods.py", *typed]),
         "minutes": sum(row["seconds"] for row in rows) / 60,
         "seeds": options.seeds,
         "steps": STEPS,
