@@ -2,7 +2,7 @@
 
     python benchmarks/evidence.py MODEL DATA [--tasks polite harmless tldr imdb] [--methods NAME ...] \\
         [--seeds 3] [--steps 32] [--cells 4] [--betas 2] [--held 96] [--reasoning 24] [--problems 32] \\
-        [--output runs/evidence] [--set NAME=VALUE ...] [--so-far]
+        [--output runs/evidence] [--set NAME=VALUE ...] [--at-once 1] [--budget SECONDS] [--so-far]
 
 MODEL: SmolLM2-135M-Instruct as a Hugging Face directory (benchmarks/smollm2_model.py makes one) or a Hub id.
 DATA is the directory that holds, as each was published,
@@ -19,8 +19,18 @@ the chosen one first, and is measured on prompts that no run has seen. Then it i
 (--reasoning rows each) and writes programs (--problems), as the model does before. 0 leaves these out.
 
 Runs that are done are not repeated, and one that was stopped goes on: give the same command again, also with
-more tasks, methods or seeds. Every method's chosen beta comes before any second beta. --so-far: run nothing,
-and keep the result of what is done. --set: a setting for all runs, as compute.dtype=bfloat16 on a GPU.
+more tasks, methods or seeds. Every method's first seed comes before any second one, and its chosen beta
+before any second beta; methods come in the order in which they are given. A run that fails is said, and the
+others go on. --so-far: run nothing, and keep the result of what is done. --set: a setting for all runs.
+
+On a GPU a run is mostly start and compilation, so make some at the same time, each with its part of the
+memory:
+
+    python benchmarks/evidence.py MODEL DATA --set compute.dtype=bfloat16 --at-once 12 --budget 540
+
+--budget: after so many seconds nothing is started any more, what still runs is ended, and the result of what
+is done is kept. The same command goes on from there.
+
 Needs the extras [measures], [reward] and [lm_eval].
 """
 
@@ -28,17 +38,15 @@ import argparse
 import contextlib
 import json
 import shlex
-import shutil
 import signal
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from evidence_bench import Bench, Final, NotDone, Settings, sources
-from evidence_figures import reasoning_figures, run_figures, show, task_result
-from evidence_methods import METHODS, MOST_KL, Method, Tried, as_yaml, choose, ordered
-from evidence_reasoning import harness_tasks, problems
+from evidence_bench import Bench, Final, sources
+from evidence_figures import reasoning_figures, show, task_result
+from evidence_methods import METHODS, MOST_KL, Tried, choose, ordered
+from evidence_runs import Asked, betas_of, finals, measured, questions, reason, run_cell, train
 from evidence_tasks import (
     BATCH,
     LENGTHS,
@@ -52,15 +60,12 @@ from evidence_tasks import (
     train_judge,
     write_files,
 )
-from mask_controls import write_rows
-from task_rows import Row, read
+from evidence_together import NotDone, Programs
+from task_rows import Row
 from work import save_result
 
-DONE = "evidence.json"  # in the directory of a final run: its figures
-ANSWERED = 64  # held-out prompts that are answered
-SAMPLES = 2  # answers to each, for self-BLEU
-PROGRAMS = {"samples": 1, "temperature": 0, "max_new_tokens": 192, "batch_size": 32}  # greedy: pass@1
 IMDB = {"max_prompts": 800, "samples": 4}
+MOST_THREADS = 2000  # nearly all of them wait
 
 
 # ---------------------------------------------------------------- what a task reads
@@ -82,7 +87,7 @@ def sample_imdb(bench: Bench) -> Path:
         "scorer": f"{{kind: classifier, train: {train}, test: {test}}}",
         "pairs": "{rule: best_worst, threshold: 0.5}",
     }
-    made(bench, output, settings)
+    bench.make(output, settings)
     return output / "pairs_made.jsonl"
 
 
@@ -94,212 +99,91 @@ def prepare(bench: Bench, task: str) -> Files:
     return write_files(of_task, bench.size, bench.output / task / "data")
 
 
-# ---------------------------------------------------------------- runs
+# ---------------------------------------------------------------- the runs of a task
 
 
-def settings_of(task: str, rate: float, steps: int, section: Row, train: str, held: str) -> Settings:
-    length, _ = LENGTHS[task]
-    return {
-        "data.train": train,
-        "data.holdout": "null",
-        "data.eval": held,
-        "data.max_length": str(length),
-        "data.on_bad_row": "error",
-        "objective": as_yaml(section),
-        "po.steps": str(steps),
-        "po.batch_size": str(BATCH),
-        "po.optimizer.learning_rate": str(rate),
-        "evaluation.max_pairs": "null",
-    }
+class TaskRuns:
+    """The runs of a task, each in a thread that waits for the runs that it reads and then for a place.
 
+    choices, trained, finals: what a method, a run of the comparison, and its figures come to."""
 
-def choose_cell(bench: Bench, task: str, name: str, files: Files) -> tuple[Tried | None, list[Tried]]:
-    """Runs the cells of a method; the chosen one, and all."""
-    method, tried = METHODS[name], []
-    cells = method.cells(bench.cells)
-    if len(cells) == 1:
-        return Tried(*cells[0], None, None), []
-    for rate, beta in cells:
-        final = Final(task, name, rate, beta, 0)
-        output = final.path(bench.output / "choice")
-        settings = settings_of(
-            task,
-            rate,
-            bench.size.choice_steps,
-            method.section(beta),
-            sources(files.choice_train),
-            sources(files.choice_held),
-        )
-        own = dict(pair.split("=", 1) for pair in method.more)
-        why = bench.run(
-            output, settings | own | {"stages": "[po, eval]", "evaluation.sampled_prompts": "null"}
-        )
-        shutil.rmtree(output / "po", ignore_errors=True)  # its weights
-        after = {} if why else json.loads((output / "summary.json").read_text())["after"]
-        tried.append(Tried(rate, beta, after.get("accuracy_unmasked"), after.get("kl")))
-    return choose(tried), tried
+    def __init__(self, bench: Bench, task: str, files: Files, judge: Path, asked: Asked):
+        self.bench, self.task, self.files, self.judge, self.asked = bench, task, files, judge, asked
+        self.choices: dict[str, Future[tuple[Tried | None, list[Tried]]]] = {}
+        self.trained: dict[Final, Future[str | None]] = {}
+        self.finals: dict[Final, Future[Row]] = {}
+        self._threads = ThreadPoolExecutor(MOST_THREADS)
 
+    def __enter__(self) -> "TaskRuns":
+        return self
 
-def betas_of(method: Method, chosen: Tried, count: int) -> list[float | None]:
-    """The chosen beta, then others of the method."""
-    return [chosen.beta, *(beta for beta in method.betas if beta != chosen.beta)][:count]
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.bench.programs.stop()
+        self._threads.shutdown()
 
+    def start(self, methods: list[str], base: Path) -> "Future[None]":
+        """Starts all of them. The base model's reasoning."""
+        first = self.bench._replace(rank=(0, 0, -1))
+        before = self._threads.submit(reason, first, base, self.bench.model, self.asked)
+        wanted = ordered(methods)
+        self._places = {name: n for n, name in enumerate(dict.fromkeys([*methods, *wanted]))}
+        for name in wanted:  # after the one that it weighs by
+            self.choices[name] = self._threads.submit(self._choose, name)
+        return before
 
-def finals(bench: Bench, task: str, chosen: dict[str, Tried]) -> list[Final]:
-    """The runs of the comparison in their order: all methods at their chosen beta, then at the next one.
+    def _choose(self, name: str) -> tuple[Tried | None, list[Tried]]:
+        """The chosen cell of a method, None where none will do, and the cells that were tried. Starts the
+        method's runs."""
+        method, tried = METHODS[name], []
+        cells = method.cells(self.bench.cells)
+        if method.of is not None:
+            chosen, _ = self.choices[method.of].result()
+        elif len(cells) == 1:
+            chosen = Tried(*cells[0], None, None)
+        else:
+            own = self.bench._replace(rank=(0, 0, self._places[name]))
+            runs = [self._threads.submit(run_cell, own, self.task, name, self.files, *cell) for cell in cells]
+            tried = [run.result() for run in runs]
+            chosen = choose(tried)
+        if chosen is None:
+            print(f"{self.task}, {name}: nothing chosen; no cell ran to its end within {MOST_KL} nats")
+            return None, tried
+        betas = betas_of(method, chosen, self.bench.betas)
+        for final in finals(self.bench, self.task, {name: chosen}):
+            rank = (betas.index(final.beta), final.seed, self._places[name])
+            own = self.bench._replace(rank=rank)
+            self.trained[final] = self._threads.submit(self._train, own, final)
+            self.finals[final] = self._threads.submit(self._measure, own, final)
+        return chosen, tried
 
-    A method that weighs by another one's run has that one's chosen beta alone."""
-    return [
-        Final(task, name, cell.rate, betas[number], seed)
-        for number in range(bench.betas)
-        for name, cell in chosen.items()
-        for betas in [betas_of(METHODS[name], cell, 1 if METHODS[name].of else bench.betas)]
-        if number < len(betas)
-        for seed in range(bench.seeds)
-    ]
+    def _train(self, bench: Bench, final: Final) -> str | None:
+        source = METHODS[final.method].of
+        if source is not None and (why := self.trained[final._replace(method=source)].result()):
+            raise bench.programs.fail(f"{final.path(bench.output)}: the run that it reads is {why}")
+        return train(bench, final, self.files)
 
-
-def weighed_rows(bench: Bench, final: Final, files: Files) -> tuple[str, str]:
-    """(training pairs, held-out pairs) with token weights, as settings.
-
-    They come from the finished run of METHODS[...].of with the same rate, beta and seed. Held-out pairs get
-    some, too, since masked figures are taken of them; unmasked ones do not read them."""
-    method, output = METHODS[final.method], final.path(bench.output)
-    assert method.of is not None
-    source = final._replace(method=method.of)
-    scores, section = source.path(bench.output) / "all_scores", METHODS[method.of].section(final.beta)
-    both = json.dumps([{"path": str(path)} for path in (files.train, files.held)])
-    score = {
-        "stages": "[score]",
-        "policy.path": str(source.path(bench.output) / "export"),
-        "reference.path": bench.model,
-    }
-    made(bench, scores, settings_of(final.task, final.rate, 1, section, sources(files.train), both) | score)
-    if method.how == "shuffled":
-        rows = output / "weighed.jsonl"
-        output.mkdir(parents=True, exist_ok=True)
-        if not rows.exists():
-            records = read(scores / "scores.jsonl")
-            write_rows(rows, records, records, "shuffled", np.random.default_rng(final.seed))
-    else:
-        rows = output / "weights" / "weighed.jsonl"
-        weigh = json.dumps({"kind": method.how, "run": str(scores)})
-        settings = {"stages": "[weigh]", "weigh": weigh, "data.train": "[]", "data.holdout": "null"}
-        made(bench, rows.parent, settings)
-    trained = bench.size.steps * BATCH
-    return sources(rows, split=f"train[:{trained}]"), sources(rows, split=f"train[{trained}:]")
-
-
-def made(bench: Bench, output: Path, settings: Settings) -> None:
-    """Makes a run that others need; ends the program if there is no result."""
-    if (why := bench.run(output, settings)) is not None:
-        sys.exit(f"{output}: {why}")
-
-
-def run_final(bench: Bench, final: Final, files: Files, judge: Path) -> dict[str, Any]:
-    """The figures of a run of the comparison, which is made unless it is done."""
-    method, output = METHODS[final.method], final.path(bench.output)
-    train, held = sources(files.train), sources(files.held)
-    if method.of:
-        train, held = weighed_rows(bench, final, files)
-    settings = settings_of(final.task, final.rate, bench.size.steps, method.section(final.beta), train, held)
-    vader = bench.data / "lexicons" / "vader_lexicon.txt"
-    settings |= dict(pair.split("=", 1) for pair in method.more) | {
-        "stages": "[po, eval, generate, export, measure, report]",
-        "seed": str(final.seed),
-        "evaluation.sampled_prompts": str(min(ANSWERED, bench.size.held)),
-        "evaluation.lexicons": json.dumps(
-            [
-                {"path": str(files.words), "kind": "opinion"},
-                {"path": str(vader), "kind": "scores", "threshold": 1},
-            ]
-        ),
-        "generation": f"{{samples: {SAMPLES}, max_new_tokens: {LENGTHS[final.task][1]}, batch_size: 32, "
-        f"max_prompts: {min(ANSWERED, bench.size.held)}}}",
-        "measure": "{text: {reference: null, rouge: false}}",
-        "report.pairs": str(bench.size.held),
-        "export.dtype": "bfloat16",
-        "checkpoint.every_steps": "8",
-    }
-    why = bench.run(output, settings)  # one that was made with other settings ends the command
-    if why is None:
-        reason(bench, output / "reasoning", str(output / "export"))
-    if (output / DONE).exists():
-        return json.loads((output / DONE).read_text())
-    figures: Row = final._asdict() | {"why": why} | ({} if why else run_figures(output, judge))
-    (output / DONE).write_text(json.dumps(figures, indent=1) + "\n")
-    tidy(output, final.method)
-    return figures
-
-
-def reason(bench: Bench, output: Path, policy: str) -> None:
-    """Puts a policy to the harness's tasks and lets it write programs."""
-    stages, settings = [], {}
-    if bench.problems:
-        rows = bench.output / f"problems_{bench.problems}.jsonl"
-        if not rows.exists():
-            rows.parent.mkdir(parents=True, exist_ok=True)
-            rows.write_text("".join(json.dumps(row) + "\n" for row in problems(bench.data, bench.problems)))
-        stages += ["generate", "measure"]
-        settings |= {
-            "data.prompts": sources(rows),
-            "data.max_length": "1024",
-            "generation": json.dumps(PROGRAMS),
-            "measure": "{code: {k: [1]}}",
-        }
-    if bench.reasoning:
-        tasks = harness_tasks(bench.data, bench.reasoning, bench.output / f"harness_{bench.reasoning}")
-        stages += ["harness"]
-        settings |= {"harness": f"{{tasks: {json.dumps(tasks)}, batch_size: 4, bootstrap_iters: 0}}"}
-    if not stages:
-        return
-    own = {"stages": json.dumps(stages), "policy.path": policy, "data.train": "[]", "data.holdout": "null"}
-    made(bench, output, settings | own)
-
-
-def tidy(run: Path, method: str) -> None:
-    """Removes the weights of a finished run that nothing reads any more: a gigabyte and a half."""
-    is_read = any(other.of == method for other in METHODS.values())
-    for name in ("po", *(() if is_read else ("export",))):
-        shutil.rmtree(run / name, ignore_errors=True)
-
-
-# ---------------------------------------------------------------- the command
-
-
-def choices(
-    bench: Bench, task: str, methods: list[str], files: Files
-) -> tuple[dict[str, Tried | None], dict[str, list[Tried]]]:
-    """The chosen cell of each method, None where none will do; and the cells that were tried."""
-    chosen: dict[str, Tried | None] = {}
-    tried: dict[str, list[Tried]] = {}
-    for name in ordered(methods):
-        if METHODS[name].of is not None:
-            if METHODS[name].of in chosen:
-                chosen[name] = chosen[METHODS[name].of]
-            continue
-        print(f"{task}, {name}: choosing", flush=True)
-        try:
-            chosen[name], tried[name] = choose_cell(bench, task, name, files)
-        except NotDone:
-            continue
-        if chosen[name] is None:
-            print(f"{task}, {name}: nothing chosen; no cell ran to its end within {MOST_KL} nats")
-    return chosen, tried
+    def _measure(self, bench: Bench, final: Final) -> Row:
+        return measured(bench, final, self.trained[final].result(), self.judge, self.asked)
 
 
 def of_task(bench: Bench, task: str, methods: list[str]) -> Row:
     """A task's result over the methods, from runs that are made where they are not done."""
     files, judge = prepare(bench, task), bench.output / task / "judge"
     about, base = train_judge(files, judge), bench.output / "base"
-    with contextlib.suppress(NotDone):
-        reason(bench, base, bench.model)
-    chosen, tried = choices(bench, task, methods, files)
+    chosen: dict[str, Tried | None] = {}
+    tried: dict[str, list[Tried]] = {}
     figures: list[Row] = []
-    for final in finals(bench, task, {name: cell for name, cell in chosen.items() if cell is not None}):
-        print(f"{task}, {final.method}, beta {final.beta}, seed {final.seed}", flush=True)
+    with TaskRuns(bench, task, files, judge, questions(bench)) as runs:
+        before = runs.start(methods, base)
+        for name, choice in runs.choices.items():
+            with contextlib.suppress(NotDone):
+                chosen[name], tried[name] = choice.result()
+        for final in finals(bench, task, {name: cell for name, cell in chosen.items() if cell is not None}):
+            with contextlib.suppress(NotDone):
+                figures.append(runs.finals[final].result())
         with contextlib.suppress(NotDone):
-            figures.append(run_final(bench, final, files, judge))
+            before.result()
     settings = {"batch": BATCH, "cells": bench.cells} | bench.size._asdict()
     return task_result(settings, about, chosen, tried, figures, reasoning_figures(base))
 
@@ -316,7 +200,20 @@ def command(words: list[str], options: argparse.Namespace) -> str:
     return "python benchmarks/evidence.py " + " ".join(places.get(w) or shlex.quote(w) for w in kept)
 
 
-def main() -> None:
+def result_of(bench: Bench, tasks: list[str], methods: list[str]) -> dict[str, Row]:
+    """Of each task that has something to read."""
+    results = {}
+    for task in tasks:
+        try:
+            results[task] = of_task(bench, task, methods)
+        except NotDone as why:
+            print(f"{task}: left out ({why})")
+        else:
+            show(task, results[task])
+    return results
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -333,6 +230,8 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=32)
     parser.add_argument("--output", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N")
+    parser.add_argument("--budget", type=float, metavar="SECONDS")
     parser.add_argument("--so-far", action="store_true")
     parser.add_argument("--result", default="evidence", help="name of the file in results/")
     options = parser.parse_args()
@@ -348,15 +247,16 @@ def main() -> None:
         options.reasoning,
         options.problems,
         tuple(options.set),
+        Programs(options.at_once, options.budget),
         options.so_far,
     )
-    results = {}
-    for task in options.tasks:
-        results[task] = of_task(bench, task, options.methods)
-        show(task, results[task])
-    kept = {"command": command(sys.argv[1:], options), "tasks": results}
-    print(save_result(options.result, kept))
+    results = result_of(bench, options.tasks, options.methods)
+    # Last, because on an accelerator this process would take the memory that the runs need.
+    print(save_result(options.result, {"command": command(sys.argv[1:], options), "tasks": results}))
+    if bench.programs.failed:
+        print(f"failed, and tried again by the same command: {len(bench.programs.failed)} runs")
+    return 1 if bench.programs.failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

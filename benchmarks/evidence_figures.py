@@ -162,7 +162,7 @@ def vectors(
     found: dict[int, list[tuple[float, np.ndarray]]] = {}
     for run in runs:
         if figure not in run["figures"]:
-            return {}
+            continue
         start, end = _ends(run, figure, base)
         of_seed = found.setdefault(run["seed"], [(0.0, start)])
         of_seed.append((run["figures"]["generated_kl"], end))

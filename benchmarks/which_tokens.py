@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,22 @@ DEAD = "the reward mask starts at zero on every token"
 EXPECTED_S = {"sft": 45.0, "po": 25.0}  # until some run has been timed
 
 
-def execute(output: Path, settings: dict[str, str], config: Path = CONFIG) -> str | None:
-    """Runs the program on a config into `output`, unless a finished run with these settings is there.
+class Failed(SystemExit):
+    """A run of the program that ended with an error."""
+
+
+def call_program(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def execute(
+    output: Path,
+    settings: dict[str, str],
+    config: Path = CONFIG,
+    call: Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"] = call_program,
+) -> str | None:
+    """Runs the program by `call` on a config into `output`, unless a finished run with these settings is
+    there.
 
     Returns:
         Why there is no result, or None if there is one."""
@@ -77,9 +92,9 @@ def execute(output: Path, settings: dict[str, str], config: Path = CONFIG) -> st
         f"output_dir={output}",
         *told,
     ]
-    ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    ended = call(command)
     if ended.returncode and DEAD not in ended.stderr:
-        sys.exit(f"{output}: {(ended.stderr.splitlines() or ['no message'])[-1]}")
+        raise Failed(f"{output}: {(ended.stderr.splitlines() or ['no message'])[-1]}")
     why = "dead at the start" if ended.returncode else None
     done.write_text(
         json.dumps({"settings": told, "why": why, "wall_s": round(time.perf_counter() - began_s, 1)}) + "\n"

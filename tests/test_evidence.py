@@ -114,7 +114,7 @@ class Program:
         self.runs: list[Path] = []
         self.stops_at: int | None = None
 
-    def __call__(self, output, settings, config):
+    def __call__(self, output, settings, config, call=None):
         if (output / "benchmark.json").exists():
             return None
         if len(self.runs) == self.stops_at:
@@ -162,9 +162,11 @@ def command(of_benchmarks, monkeypatch, tmp_path):
         monkeypatch.setattr(module, "reasoning_figures", lambda run: {"pass@1": 0.0625, "cloze": 0.5})
     monkeypatch.setattr(figures, "judged", lambda samples, judge: judged)
 
-    def run(seeds, methods=("DPO", "shuffled mask"), **more):
+    def run(seeds, methods=("DPO", "shuffled mask"), at_once=1, **more):
         size = of_benchmarks("evidence_tasks").Size(4, 2, 1)
-        bench = evidence.Bench("model", tmp_path, tmp_path / "out", size, 2, 1, seeds, 0, 0, (), **more)
+        programs = of_benchmarks("evidence_together").Programs(at_once)
+        out = tmp_path / "out"
+        bench = evidence.Bench("model", tmp_path, out, size, 2, 1, seeds, 0, 0, (), programs, **more)
         return evidence.of_task(bench, "polite", list(methods))
 
     return run, program
