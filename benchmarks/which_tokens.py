@@ -94,7 +94,8 @@ def execute(
     ]
     ended = call(command)
     if ended.returncode and DEAD not in ended.stderr:
-        raise Failed(f"{output}: {(ended.stderr.splitlines() or ['no message'])[-1]}")
+        said = [line for line in ended.stderr.splitlines() if line.strip()]
+        raise Failed(f"{output}: {said[-1] if said else 'no message'}")
     why = "dead at the start" if ended.returncode else None
     done.write_text(
         json.dumps({"settings": told, "why": why, "wall_s": round(time.perf_counter() - began_s, 1)}) + "\n"

@@ -6,6 +6,9 @@ judge the settings, and writes what a run would write."""
 import argparse
 import importlib.util
 import json
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -113,12 +116,24 @@ class Program:
     def __init__(self):
         self.runs: list[Path] = []
         self.stops_at: int | None = None
+        self.fails = "none"
+        self.now, self.most_at_once = 0, 0
 
     def __call__(self, output, settings, config, call=None):
         if (output / "benchmark.json").exists():
             return None
         if len(self.runs) == self.stops_at:
             raise KeyboardInterrupt
+        if self.fails in str(output):
+            raise importlib.import_module("which_tokens").Failed(f"{output}: out of memory")
+        self.now += 1
+        self.most_at_once = max(self.now, self.most_at_once)
+        try:
+            return self.make(output, settings, config)
+        finally:
+            self.now -= 1
+
+    def make(self, output, settings, config):
         read, *_ = load_config(config, [f"{name}={value}" for name, value in settings.items()])
         if '"given"' in settings.get("objective", ""):  # evaluation reads weights as well
             paths = [Path(source.path).name for source in (*read.data.train, *read.data.eval)]
@@ -196,6 +211,63 @@ def test_what_is_done_so_far_is_a_result(command):
     assert len(program.runs) == 5 and set(result["methods"]) == {"DPO"}
     dpo = result["methods"]["DPO"]
     assert dpo["seeds"] == 1 and dpo["figures"]["accuracy_unmasked"]["low"] is None
+
+
+def test_runs_at_the_same_time_come_to_the_same(command, of_benchmarks):
+    run, program = command
+    methods = of_benchmarks("evidence_methods").METHODS
+    together = run(2, methods, at_once=5)
+    assert len(program.runs) == len(set(program.runs)) and program.most_at_once > 1
+    assert run(2, methods) == together
+    firsts, seconds = ([n for n, path in enumerate(program.runs) if f"seed={x}" in str(path)] for x in (0, 1))
+    assert max(firsts) < max(seconds)
+
+
+def test_a_run_that_fails_does_not_stop_the_others(command, of_benchmarks, capsys):
+    run, program = command
+    program.fails = "sparsepo__common/rate"
+    result = run(1)
+    assert set(result["methods"]) == {"DPO"}  # the shuffled mask is made of the one that failed
+    assert "failed: " in capsys.readouterr().err
+    program.fails = "none"
+    assert set(run(1)["methods"]) == {"DPO", "SparsePO, common", "shuffled mask"}
+
+
+def test_the_most_important_waits_least(of_benchmarks):
+    programs = of_benchmarks("evidence_together").Programs()
+    got, threads = [], []
+
+    def take(rank):
+        with programs.place(rank):
+            got.append(rank)
+
+    with programs.place(()):
+        for rank in [(0, 1, 0), (0, 0, 2), (0, 0, 1)]:
+            threads.append(threading.Thread(target=take, args=(rank,)))
+            threads[-1].start()
+            while len(programs._waiting) < len(threads):
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert got == [(0, 0, 1), (0, 0, 2), (0, 1, 0)]
+
+
+def test_when_the_time_is_up_nothing_starts_and_nothing_goes_on(of_benchmarks):
+    together = of_benchmarks("evidence_together")
+    programs, began_s = together.Programs(2, budget_s=0.3), time.monotonic()
+    with programs.place(()), pytest.raises(together.NotDone):
+        programs.call([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert time.monotonic() - began_s < 10
+    with pytest.raises(together.NotDone), programs.place(()):
+        pytest.fail("a place after the time")
+
+
+def test_each_of_several_runs_has_its_part_of_the_card(of_benchmarks, monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    programs = of_benchmarks("evidence_together").Programs
+    ask = "import os, sys; sys.exit(os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', 'all'))"
+    said = [programs(count).call([sys.executable, "-c", ask]).stderr.strip() for count in (1, 9)]
+    assert said == ["all", "0.1000"]
 
 
 def test_the_command_that_is_kept_can_be_typed_elsewhere(of_benchmarks):
