@@ -2,18 +2,21 @@
 
     python benchmarks/gpu.py [--only PART[/NAME] ...] [--data PAIRS.jsonl.gz] [--budget SECONDS] [--out DIR]
 
-Parts, by importance; what does not fit into the budget (default 540 s) is left out and said so:
+Our steps of the first parts compile side by side before anything is timed, on the processor (compile_s is
+that time); then each job has the machine for itself. Parts, by importance; what does not fit into the budget
+(default 540 s) is left out and said so:
 
     steps        our step as it comes in a run of 10,000 steps: Pythia-1.4B and Qwen3-1.7B shapes, random
                  weights, 8 and 16 pairs of 512+256 tokens: seconds, share of the measured matrix rate,
                  memory, kernels by kind
     trl          TRL's DPOTrainer on the same (bfloat16 autocast; and weights and Adam in bfloat16)
-    golden       the stage score on official checkpoints in float32: largest differences
-    quickstart   configs/quickstart.yaml through the command
+    golden       the stage score on official checkpoints in float32: largest differences (not timed, and
+                 runs while others compile)
     lora         adapters on a Llama-3-8B shape in bfloat16
     data         one epoch over --data through the command, Pythia-410M shape: pairs/s and tokens/s
     generation   greedy, 32 rows of 256 new tokens, ours and transformers'
     torch        plain PyTorch SparsePO (autocast)
+    quickstart   configs/quickstart.yaml through the command
     options      our step with each compute.attention, remat and unroll that there is
 
 The figures are kept in DIR/gpu-CARD.json, by default in benchmarks/results, as each job ends; rows that are
@@ -24,6 +27,7 @@ Exits with 1 if a job failed.
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import platform
@@ -36,11 +40,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from gpu_parts import REPOSITORY, TINY, Bench, Job, Size, all_jobs, measure_ceilings
+from ahead import Ahead
+from gpu_bench import REPOSITORY, TINY, Bench, Job, Size
+from gpu_parts import all_jobs, measure_ceilings
 from work import RESULTS, CandidateEnded
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers", "trl")
 GRACE = 2.0  # a job may take so many times what is expected of it, if there is time
+AHEAD = 0.75  # of the time: when what compiles ahead is not ready then, it is ended
+STAGGER_S = 25.0  # between those that compile ahead: XLA tries out products on the device at first
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -121,6 +129,8 @@ def make_bench(options: argparse.Namespace, directory: Path) -> Bench:
     environment = {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # Several processes hold the device: each takes what it needs of its share of all, which is the same.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "XDG_CACHE_HOME": str(directory / "cache"),
@@ -129,27 +139,56 @@ def make_bench(options: argparse.Namespace, directory: Path) -> Bench:
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("")
     size = TINY if options.tiny else Size()
-    return Bench(size, options.tiny, directory, environment, log, options.data, {})
+    return Bench(size, options.tiny, directory, environment, log, options.data, {}, Ahead())
 
 
 def run_jobs(jobs: list[Job], bench: Bench, results: Results, ends_s: float) -> bool:
     """Whether all went well. ends_s: on time.monotonic's clock."""
-    well = True
+    began_s = time.monotonic()
+    compiling = start_ahead(jobs, bench, ends_s)
+    try:
+        well = [run_job(job, bench, results, ends_s) for job in jobs if not job.is_timed]
+        bench.ahead.wait()
+        print(f"ready after {time.monotonic() - began_s:.0f} s; {compiling} compiled ahead", flush=True)
+        well += [run_job(job, bench, results, ends_s, compiling) for job in jobs if job.is_timed]
+    finally:
+        bench.ahead.close()
+    return all(well)
+
+
+def start_ahead(jobs: list[Job], bench: Bench, ends_s: float) -> int:
+    """Starts the processes of jobs that have some ahead; how many of them compile."""
+    limit_s = AHEAD * (ends_s - time.monotonic())
+    compiling = 0
     for job in jobs:
-        left_s = ends_s - time.monotonic()
-        if job.expected_s > left_s:
-            results.leave_out(job, f"needs about {job.expected_s:.0f} s, {max(left_s, 0):.0f} are left")
+        if job.ahead is None:
             continue
-        began_s = time.monotonic()
-        try:
-            for row in job.work(bench, min(left_s, GRACE * job.expected_s)):
-                results.add(job.part, row)
-                print(line_of(job.part, row), flush=True)
-        except (CandidateEnded, subprocess.TimeoutExpired) as error:
-            well = False
-            seconds = time.monotonic() - began_s
-            results.leave_out(job, f"failed after {seconds:.0f} s: {str(error)[:300]}; {last_line(bench)}")
-        print(f"    ({time.monotonic() - began_s:.0f} s)", flush=True)
+        process = job.ahead(bench)
+        delay_s = compiling * STAGGER_S if job.compiles and not bench.is_tiny else 0.0
+        start = functools.partial(bench.start, limit_s - delay_s, *process)
+        bench.ahead.begin(process, start, delay_s)
+        compiling += job.compiles
+    return compiling
+
+
+def run_job(job: Job, bench: Bench, results: Results, ends_s: float, compiling: int = 0) -> bool:
+    """Whether it went well. compiling: how many compiled ahead, this one among them if it did."""
+    began_s = time.monotonic()
+    left_s = ends_s - began_s
+    if job.expected_s > left_s:
+        results.leave_out(job, f"needs about {job.expected_s:.0f} s, {max(left_s, 0):.0f} are left")
+        return True
+    beside = {"compiled_beside": compiling - 1} if job.compiles else {}
+    well = True
+    try:
+        for row in job.work(bench, min(left_s, GRACE * job.expected_s) if job.is_timed else AHEAD * left_s):
+            results.add(job.part, row | beside)
+            print(line_of(job.part, row), flush=True)
+    except (CandidateEnded, subprocess.TimeoutExpired) as error:
+        well = False
+        seconds = time.monotonic() - began_s
+        results.leave_out(job, f"failed after {seconds:.0f} s: {str(error)[:300]}; {last_line(bench)}")
+    print(f"    ({time.monotonic() - began_s:.0f} s)", flush=True)
     return well
 
 

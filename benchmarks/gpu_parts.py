@@ -3,17 +3,14 @@
 import functools
 import json
 import statistics
-import subprocess
-import sys
-import time
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from shapes import MODELS, Shape, tiny
-from work import Candidate, CandidateEnded, step_flop
+from gpu_bench import REPOSITORY, Bench, Job, Row, Size
+from work import Candidate, step_flop
 
 from sparsepo_jax.build.data import make_training_plan
 from sparsepo_jax.config.load import load_config
@@ -24,78 +21,8 @@ from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.stages.context import Run
 
-REPOSITORY = Path(__file__).parent.parent
 # Operations/s of dense bfloat16 products by the makers' data sheets, by what a card's name contains.
 DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
-Row = dict[str, Any]
-
-
-class Size(NamedTuple):
-    """How much is done. The second is the same, small enough to try the script on any machine."""
-
-    prompt: int = 512
-    response: int = 256
-    pairs: tuple[int, ...] = (8, 16)
-    warm: int = 2
-    steps: int = 8
-    rows: int = 32
-    new_tokens: int = 256
-    lora_pairs: int = 8
-    data_pairs: int = 32
-
-
-TINY = Size(24, 12, (2, 4), 1, 2, 2, 8, 2, 4)
-
-
-class Bench(NamedTuple):
-    """What all jobs share.
-
-    Attributes:
-        directory: for what processes write.
-        environment: of processes on the device.
-        log: the file of their stderr.
-        data: preference pairs, or None.
-        ceilings: of the device: card, matrix_rate, copy_rate; filled by the first job.
-    """
-
-    size: Size
-    is_tiny: bool
-    directory: Path
-    environment: dict[str, str]
-    log: Path
-    data: Path | None
-    ceilings: Row
-
-    def shape(self, model: str) -> Shape:
-        return tiny(MODELS[model]) if self.is_tiny else MODELS[model]
-
-    def candidate(self, limit_s: float, script: str, *arguments: str | int) -> Candidate:
-        with self.log.open("a") as log:
-            log.write(f"== {script}\n")
-            log.flush()
-            return Candidate(script, *arguments, environment=self.environment, log=log, limit_s=limit_s)
-
-    def command(self, limit_s: float, config: Path, *overrides: str) -> float:
-        """Runs the program; its seconds. CandidateEnded: it fails."""
-        began_s = time.perf_counter()
-        fresh = f"compute.compile_cache={self.directory / 'compiled'}"
-        command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(config), fresh, *overrides]
-        with self.log.open("a") as log:
-            done = subprocess.run(
-                command, stdout=log, stderr=log, env=self.environment, cwd=REPOSITORY, timeout=limit_s
-            )
-        if done.returncode:
-            raise CandidateEnded(f"exit {done.returncode}; see {self.log}")
-        return time.perf_counter() - began_s
-
-
-class Job(NamedTuple):
-    """A process to be run: its part of the script, its name there, about how long it takes on an H200."""
-
-    part: str
-    name: str
-    expected_s: float
-    work: Callable[[Bench, float], Iterator[Row]]
 
 
 # ---------------------------------------------------------------- steps on random pairs
@@ -144,6 +71,14 @@ def open_instruct_mfu(bench: Bench, spec: DecoderSpec, lengths: np.ndarray, seco
     return 3 * forward / seconds / sheet
 
 
+def our_process(
+    bench: Bench, *, model: str, pairs: tuple[int, ...], settings: Row | None = None, **_: Any
+) -> tuple[str | int, ...]:
+    size, shape = bench.size, json.dumps(bench.shape(model))
+    chosen = ("--settings", json.dumps(settings or {}))
+    return "ours.py", "sparsepo", shape, size.prompt, size.response, *pairs, *chosen
+
+
 def our_steps(
     bench: Bench,
     limit_s: float,
@@ -154,28 +89,34 @@ def our_steps(
     label: str = "ours",
     passes: Row | None = None,
 ) -> Iterator[Row]:
-    """Our step as it comes, or with some settings; kernels by kind of the first size."""
-    size, shape = bench.size, json.dumps(bench.shape(model))
-    chosen = ("--settings", json.dumps(settings or {}))
-    arguments = ("sparsepo", shape, size.prompt, size.response, *pairs, *chosen)
-    with bench.candidate(limit_s, "ours.py", *arguments) as candidate:
+    """Our step as it comes, or with some settings; kernels by kind."""
+    process = our_process(bench, model=model, pairs=pairs, settings=settings)
+    with bench.candidate(limit_s, *process) as candidate:
         for count in pairs:
-            row = {"name": f"{model} {count} {label}", **candidate.about["about"][str(count)]}
+            about = candidate.step(f"about {count}")
+            kept = ("compile_s", "choices", "argument_bytes", "temporary_bytes")
+            row = {"name": f"{model} {count} {label}", **{key: about[key] for key in kept}}
             measured = timed(bench, candidate, str(count))
             yield with_rates(bench, row | measured, model, count, **(passes or {})) | {
                 "kernels": candidate.step(f"trace {count}")["kernels"]
             }
 
 
+def their_process(
+    bench: Bench, *, script: str, model: str, pairs: tuple[int, ...], precision: str
+) -> tuple[str | int, ...]:
+    size, shape = bench.size, json.dumps(bench.shape(model))
+    kind = ["sparsepo"] if script == "plain_torch.py" else []
+    return script, *kind, shape, size.prompt, size.response, *pairs, "--precision", precision
+
+
 def their_steps(
     bench: Bench, limit_s: float, *, script: str, model: str, pairs: tuple[int, ...], precision: str
 ) -> Iterator[Row]:
     """Steps of a peer in PyTorch: TRL's DPO or plain SparsePO."""
-    size, shape = bench.size, json.dumps(bench.shape(model))
-    kind = ["sparsepo"] if script == "plain_torch.py" else []
-    label = "plain torch" if kind else "trl"
-    arguments = [*kind, shape, size.prompt, size.response, *pairs, "--precision", precision]
-    with bench.candidate(limit_s, script, *arguments) as candidate:
+    label = "plain torch" if script == "plain_torch.py" else "trl"
+    process = their_process(bench, script=script, model=model, pairs=pairs, precision=precision)
+    with bench.candidate(limit_s, *process) as candidate:
         for count in pairs:
             row = {"name": f"{model} {count} {label} {precision}", "versions": candidate.about["versions"]}
             yield with_rates(bench, row | timed(bench, candidate, str(count)), model, count)
@@ -204,7 +145,7 @@ def golden(bench: Bench, limit_s: float) -> Iterator[Row]:
         answer = candidate.step()
     families = {name: value for name, value in answer.items() if isinstance(value, dict)}
     largest = max(max(figures.values()) for figures in families.values())
-    yield {"name": "score stage", "seconds": answer["seconds"], "largest": largest, "families": families}
+    yield {"name": "score stage", "largest": largest, "families": families}
 
 
 def quickstart(bench: Bench, limit_s: float) -> Iterator[Row]:
@@ -217,19 +158,15 @@ def quickstart(bench: Bench, limit_s: float) -> Iterator[Row]:
     yield {"name": "quickstart", "seconds": seconds, **mask, **summary["after"]}
 
 
-def lora(bench: Bench, limit_s: float) -> Iterator[Row]:
+def lora_settings(size: Size) -> Row:
     """Adapters on a frozen base in bfloat16: a backward pass through the base costs one pass, not two."""
-    settings = {"po": {"lora": {"base": "bfloat16"}}}
-    passes = {"passes": 3, "head_products": 5}
-    return our_steps(
-        bench,
-        limit_s,
-        model="llama-3-8b",
-        pairs=(bench.size.lora_pairs,),
-        settings=settings,
-        label="ours, LoRA",
-        passes=passes,
-    )
+    return {
+        "model": "llama-3-8b",
+        "pairs": (size.lora_pairs,),
+        "settings": {"po": {"lora": {"base": "bfloat16"}}},
+        "label": "ours, LoRA",
+        "passes": {"passes": 3, "head_products": 5},
+    }
 
 
 def data_config(bench: Bench) -> Path:
@@ -255,8 +192,14 @@ def data_config(bench: Bench) -> Path:
     return path
 
 
+def data_process(bench: Bench) -> tuple[str, ...]:
+    return "fill_cache.py", str(data_config(bench)), str(bench.compiled)
+
+
 def on_data(bench: Bench, limit_s: float) -> Iterator[Row]:
-    """A run through the command: rates of the windows of its log but the first, in which it still starts."""
+    """A run through the command: rates of the windows of its log but the first, in which it still starts.
+    Its programs are compiled before it starts."""
+    bench.candidate(limit_s, *data_process(bench)).close()
     path = data_config(bench)
     seconds = bench.command(limit_s, path)
     lines = (bench.directory / "data" / "metrics.jsonl").read_text().splitlines()
@@ -336,30 +279,42 @@ def all_jobs(size: Size, data: Path | None) -> list[Job]:
         return Job(part, name, expected_s, functools.partial(work, **settings))
 
     few, both = size.pairs[:1], size.pairs
-    trl = {"work": their_steps, "script": "trl_dpo.py"}
-    plain = {"work": their_steps, "script": "plain_torch.py", "pairs": few, "precision": "autocast"}
+
+    def ours(part: str, name: str, **settings: Any) -> Job:
+        """Compiles ahead."""
+        ahead = functools.partial(our_process, **settings)
+        return job(part, name, 25, our_steps, **settings)._replace(ahead=ahead, compiles=True)
+
+    def theirs(part: str, name: str, **settings: Any) -> Job:
+        """Imports ahead."""
+        ahead = functools.partial(their_process, **settings)
+        return job(part, name, 25, their_steps, **settings)._replace(ahead=ahead)
+
+    trl = {"script": "trl_dpo.py"}
+    plain = {"script": "plain_torch.py", "pairs": few, "precision": "autocast"}
     pythia, qwen = "pythia-1.4b", "qwen3-1.7b"
+    on_pairs = job("data", "pythia-410m", 60, on_data)._replace(ahead=data_process, compiles=True)
     return [
-        job("steps", pythia, 130, our_steps, model=pythia, pairs=both),
-        job("trl", f"{pythia} autocast", 40, **trl, model=pythia, pairs=both, precision="autocast"),
-        job("trl", f"{pythia} bfloat16", 40, **trl, model=pythia, pairs=both, precision="bfloat16"),
-        job("steps", qwen, 90, our_steps, model=qwen, pairs=few),
-        job("trl", f"{qwen} autocast", 40, **trl, model=qwen, pairs=few, precision="autocast"),
-        job("golden", "score stage", 30, golden),
+        ours("steps", pythia, model=pythia, pairs=both),
+        theirs("trl", f"{pythia} autocast", **trl, model=pythia, pairs=both, precision="autocast"),
+        theirs("trl", f"{pythia} bfloat16", **trl, model=pythia, pairs=both, precision="bfloat16"),
+        ours("steps", qwen, model=qwen, pairs=few),
+        theirs("trl", f"{qwen} autocast", **trl, model=qwen, pairs=few, precision="autocast"),
+        job("golden", "score stage", 30, golden)._replace(is_timed=False),
+        ours("lora", "llama-3-8b", **lora_settings(size)),
+        *([on_pairs] if data is not None else []),
+        job("generation", f"{qwen} ours", 35, generation, side="ours", model=qwen),
+        job("generation", f"{qwen} transformers", 45, generation, side="transformers", model=qwen),
+        theirs("trl", f"{qwen} bfloat16", **trl, model=qwen, pairs=few, precision="bfloat16"),
+        theirs("torch", pythia, **plain, model=pythia),
         job("quickstart", "quickstart", 65, quickstart),
-        job("lora", "llama-3-8b", 90, lora),
-        *([job("data", "pythia-410m", 80, on_data)] if data is not None else []),
-        job("generation", f"{qwen} ours", 30, generation, side="ours", model=qwen),
-        job("generation", f"{qwen} transformers", 50, generation, side="transformers", model=qwen),
-        job("torch", pythia, 35, **plain, model=pythia),
-        job("torch", qwen, 40, **plain, model=qwen),
-        job("trl", f"{qwen} bfloat16", 40, **trl, model=qwen, pairs=few, precision="bfloat16"),
-        job("steps", f"{qwen}, more pairs", 90, our_steps, model=qwen, pairs=both[1:]),
+        theirs("torch", qwen, **plain, model=qwen),
+        job("steps", f"{qwen}, more pairs", 110, our_steps, model=qwen, pairs=both[1:]),
         *(
             job(
                 "options",
                 f"{pythia} {field}={choice}",
-                70,
+                110,
                 our_steps,
                 model=pythia,
                 pairs=few,

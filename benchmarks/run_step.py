@@ -1,5 +1,6 @@
 """The step of the stage po on random pairs, prepared by the functions that a run prepares it with."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def run_config(shape: Mapping[str, Any], kind: str, settings: Mapping[str, Any])
 class RunStep:
     """The steps of runs that differ in the number of pairs a step, compiled side by side, and their state.
 
+    They are compiled from shapes: weights are made when something is first asked of it.
+
     Attributes:
         compile_s: seconds until each was compiled.
     """
@@ -62,18 +65,25 @@ class RunStep:
             table = random_table(pairs, prompt, response, run.spec.vocab_size)
             self.prepared[pairs] = prepare(run, "po", table, run.problem)
             self.batches[pairs] = put_batch(first_batch(table, self.prepared[pairs].plan), run.mesh)
-        self.mesh, self.reference, self.state = _start(run, self.prepared[pairs])
+        self.mesh, self.reference = run.mesh, None
+        self.state: Any = None
+        self._start = functools.partial(_start, run, self.prepared[pairs])
         self.compile_s = {
             pairs: max(wait()[1] for wait in prepared.compiling) for pairs, prepared in self.prepared.items()
         }
 
     def __call__(self, pairs: int) -> jax.Array:
         """Takes a step; its loss, which is not waited for."""
+        self._make_weights()
         with jax.set_mesh(self.mesh):
             self.state, metrics, _ = self.prepared[pairs].step.update(
                 self.state, self.reference, self.batches[pairs]
             )
         return metrics["loss"]
+
+    def _make_weights(self) -> None:
+        if self.state is None:
+            self.reference, self.state = self._start()
 
     def traced(self, pairs: int, directory: Path) -> dict[str, Any]:
         """Seconds a step of the device's kernels by kind, and their number."""
@@ -84,6 +94,7 @@ class RunStep:
 
     def about(self, pairs: int) -> dict[str, Any]:
         """What was chosen, and XLA's own count of what the program needs."""
+        self._make_weights()
         step = self.prepared[pairs].step
         arguments = step.numbers, self.state, self.reference, self.batches[pairs]
         memory = step.program.compiled(*arguments).memory_analysis()
@@ -95,14 +106,14 @@ class RunStep:
         }
 
 
-def _start(run: Run, prepared: Prepared) -> tuple[jax.sharding.Mesh, Any, Any]:
-    """(mesh, reference, first state)."""
+def _start(run: Run, prepared: Prepared) -> tuple[Any, Any]:
+    """(reference, first state)."""
     start = {
         "policy": starting_policy(run),
         "masks": initial_masks(run.config, run.problem.mask_source, run.mesh),
     }
     reference = reference_weights(run, start)
-    return run.mesh, reference, prepared.step.start(adapted(run, start))
+    return reference, prepared.step.start(adapted(run, start))
 
 
 def device_peak() -> dict[str, float]:

@@ -296,10 +296,17 @@ class Candidate:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
         )
-        self._clock = threading.Timer(limit_s, self.process.kill) if limit_s is not None else None
+        self._clock: threading.Timer | None = None
+        self.within(limit_s)
+        self.about = self._answer()
+
+    def within(self, limit_s: float | None) -> None:
+        """Ends it after so many seconds from now on, and no longer when it was said before; None: never."""
+        if self._clock is not None:
+            self._clock.cancel()
+        self._clock = None if limit_s is None else threading.Timer(limit_s, self.process.kill)
         if self._clock is not None:
             self._clock.start()
-        self.about = self._answer()
 
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()

@@ -1,5 +1,6 @@
 """benchmarks/gpu.py: what it counts and leaves out, and one of its parts from end to end on CPU."""
 
+import functools
 import importlib
 import json
 import os
@@ -26,10 +27,9 @@ def scripts(monkeypatch):
 
 @pytest.fixture
 def bench(scripts, tmp_path):
-    parts = scripts("gpu_parts")
-    return parts.Bench(
-        parts.TINY, True, tmp_path, {}, tmp_path / "log", None, {"card": "NVIDIA H200", "matrix_rate": 1e12}
-    )
+    parts, ahead = scripts("gpu_bench"), scripts("ahead").Ahead()
+    ceilings = {"card": "NVIDIA H200", "matrix_rate": 1e12}
+    return parts.Bench(parts.TINY, True, tmp_path, {}, tmp_path / "log", None, ceilings, ahead)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_options_are_those_of_the_schema(scripts):
 
 def test_jobs_are_chosen_by_part_or_by_the_beginning_of_a_name(scripts):
     gpu, parts = scripts("gpu"), scripts("gpu_parts")
-    jobs = parts.all_jobs(parts.TINY, None)
+    jobs = parts.all_jobs(scripts("gpu_bench").TINY, None)
     assert {job.part for job in gpu.wanted(jobs, ["trl"])} == {"trl"}
     assert {job.name for job in gpu.wanted(jobs, ["trl/pythia"])} == {
         "pythia-1.4b autocast",
@@ -99,7 +99,7 @@ def test_jobs_are_chosen_by_part_or_by_the_beginning_of_a_name(scripts):
 
 
 def test_a_job_that_does_not_fit_the_budget_is_left_out_and_the_next_is_tried(scripts, bench, tmp_path):
-    gpu, parts = scripts("gpu"), scripts("gpu_parts")
+    gpu, parts = scripts("gpu"), scripts("gpu_bench")
 
     def work(bench, limit_s):
         yield {"name": "short", "seconds": limit_s}
@@ -115,7 +115,7 @@ def test_a_job_that_does_not_fit_the_budget_is_left_out_and_the_next_is_tried(sc
 
 
 def test_a_failed_job_is_named_and_what_it_had_measured_is_kept(scripts, bench, tmp_path):
-    gpu, parts, ended = scripts("gpu"), scripts("gpu_parts"), scripts("work").CandidateEnded
+    gpu, parts, ended = scripts("gpu"), scripts("gpu_bench"), scripts("work").CandidateEnded
 
     def work(bench, limit_s):
         yield {"name": "8 pairs", "step_s": 1.0}
@@ -127,6 +127,47 @@ def test_a_failed_job_is_named_and_what_it_had_measured_is_kept(scripts, bench, 
     kept = json.loads((tmp_path / "gpu-nvidia-h200.json").read_text())
     assert [row["name"] for row in kept["parts"]["trl"]] == ["8 pairs"]
     assert "out of memory; the last line" in kept["left_out"][0]["why"]
+
+
+def test_what_compiles_ahead_is_ready_before_anything_is_timed(scripts, bench, tmp_path, monkeypatch):
+    """And jobs without a time run meanwhile. Kills: a process that is started again in its turn."""
+    gpu, parts, events = scripts("gpu"), scripts("gpu_bench"), []
+
+    class Process:
+        def __init__(self, script):
+            time.sleep(0.3)
+            events.append(f"{script} ready")
+
+        def within(self, limit_s):
+            pass
+
+        def close(self):
+            events.append("closed")
+
+    def work(bench, limit_s, name, script=None):
+        events.append(name)
+        if script:
+            bench.candidate(limit_s, script)
+        yield {"name": name, "compile_s": 1.0}
+
+    def job(name, script=None, expected_s=1.0, **fields):
+        return parts.Job(name, name, expected_s, functools.partial(work, name=name, script=script), **fields)
+
+    monkeypatch.setattr(parts.Bench, "start", lambda bench, limit_s, script: Process(script))
+    compiles = {"compiles": True, "ahead": lambda bench: ("ours.py",)}
+    too_long = compiles | {"expected_s": 100.0, "ahead": lambda bench: ("other.py",)}
+    jobs = [
+        job("trl"),
+        job("steps", "ours.py", **compiles),
+        job("golden", is_timed=False),
+        job("lora", "other.py", **too_long),
+    ]
+    results = gpu.Results(tmp_path, {"card": "NVIDIA H200"})
+    assert gpu.run_jobs(jobs, bench, results, time.monotonic() + 10)
+    assert events[0] == "golden" and sorted(events[1:3]) == ["other.py ready", "ours.py ready"]
+    assert events[3:] == ["trl", "steps", "closed"]  # lora did not fit: its process is ended
+    assert results.parts["steps"][0]["compiled_beside"] == 1
+    assert "compiled_beside" not in results.parts["trl"][0]
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
     python ours.py KIND SHAPE PROMPT RESPONSE PAIRS [PAIRS ...] [--settings SECTIONS]
 
 SHAPE: the content of a config.json. SECTIONS: sections of a config as JSON, all else as it comes. Answers to
-"PAIRS" with a step's time and to "trace PAIRS" with its kernels by kind.
+"PAIRS" with a step's time, to "trace PAIRS" with its kernels by kind, and to "about PAIRS" with what was
+chosen. It is ready when all is compiled; weights are made with the first answer.
 """
 
 import argparse
@@ -41,8 +42,9 @@ def main() -> None:
         steps: dict[str, Any] = {}
         for pairs in options.pairs:
             steps[str(pairs)] = functools.partial(advance, pairs)
+            steps[f"about {pairs}"] = functools.partial(step.about, pairs)
             steps[f"trace {pairs}"] = functools.partial(step.traced, pairs, Path(directory) / str(pairs))
-        serve(steps, about={pairs: step.about(pairs) for pairs in options.pairs})
+        serve(steps)
 
 
 if __name__ == "__main__":

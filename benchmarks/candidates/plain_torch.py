@@ -8,6 +8,7 @@ SHAPE: the content of a config.json. Runs on the GPU if there is one. --precisio
 """
 
 import argparse
+import functools
 
 import torch
 from on_torch import DEVICE, PRECISIONS, casting, device_peak, make_model, versions
@@ -114,13 +115,20 @@ def main() -> None:
     parser.add_argument("pairs", type=int, nargs="+")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     options = parser.parse_args()
-    step = Step(options.kind, *make_models(options.shape, options.precision), precision=options.precision)
 
-    def step_of(pairs: int):
-        batch = random_pairs(pairs, options.prompt, options.response, step.policy.config.vocab_size)
-        return lambda: {"loss": step(*batch)} | device_peak()
+    @functools.cache
+    def models() -> Step:
+        """Made with the first step: until then nothing is on the device."""
+        return Step(options.kind, *make_models(options.shape, options.precision), precision=options.precision)
 
-    serve({str(pairs): step_of(pairs) for pairs in options.pairs}, versions=versions())
+    @functools.cache
+    def batch(pairs: int) -> tuple[torch.Tensor, ...]:
+        return random_pairs(pairs, options.prompt, options.response, models().policy.config.vocab_size)
+
+    def advance(pairs: int):
+        return {"loss": models()(*batch(pairs))} | device_peak()
+
+    serve({str(pairs): functools.partial(advance, pairs) for pairs in options.pairs}, versions=versions())
 
 
 if __name__ == "__main__":

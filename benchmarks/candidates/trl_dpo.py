@@ -135,12 +135,17 @@ def main() -> None:
     parser.add_argument("--precomputed", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        step = Step(options, directory)
-        serve(
-            {str(pairs): functools.partial(step, pairs) for pairs in options.pairs},
-            versions=versions(trl),
-            optimizer=step.trainer.args.optim,
-        )
+
+        @functools.cache
+        def trainer() -> Step:
+            """Made with the first step: until then nothing is on the device."""
+            return Step(options, directory)
+
+        def advance(pairs: int) -> dict[str, Any]:
+            return trainer()(pairs)
+
+        steps = {str(pairs): functools.partial(advance, pairs) for pairs in options.pairs}
+        serve(steps, versions=versions(trl))
 
 
 if __name__ == "__main__":
