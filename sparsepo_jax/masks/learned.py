@@ -117,14 +117,13 @@ class MaskNet(nnx.Module):
             key_B: one random key per pair, which switches dropout on; None for none.
         """
         states_LRMD = jax.lax.stop_gradient(states_LRMD if self.reads == "all" else states_LRMD[-1:])
-        first = (self.weight1[...], self.bias1[...]) if self.kind == "ml" else None
-        weights = (self.weight[...], self.bias[...], first)
+        weight_LD, bias_L = self._folded()
 
         # One layer after the other, and again in the backward pass: no float32 copy of all states is made.
-        def of_layer(layer: tuple[Array, Array, Array, tuple[Array, Array] | None]) -> Array:
+        def of_layer(layer: tuple[Array, Array, Array]) -> Array:
             return self._of_layer(*layer, batch.packing.valid_RM)
 
-        out_LBPT = to_pairs(jax.lax.map(jax.checkpoint(of_layer), (states_LRMD, *weights)), batch)
+        out_LBPT = to_pairs(jax.lax.map(jax.checkpoint(of_layer), (states_LRMD, weight_LD, bias_L)), batch)
         valid_BPT = batch.valid_BPT
         if self.sees == "token":
             out_LBPT = _behind(out_LBPT, valid_BPT)
@@ -150,22 +149,28 @@ class MaskNet(nnx.Module):
             key_B=key_B,
         )
 
+    def _folded(self) -> tuple[Float[Array, "L D"], Float[Array, "L"]]:
+        """Each layer's linear maps and the LayerNorm's scale and bias as one weight and one bias, so that
+        the states are read once in each pass."""
+        weight_LD, bias_L = self.weight[...], self.bias[...]
+        if self.kind == "ml":
+            bias_L = bias_L + jnp.einsum("LX,LX->L", weight_LD, self.bias1[...])
+            weight_LD = jnp.einsum("LX,LXD->LD", weight_LD, self.weight1[...])
+        if self.reads == "all":
+            bias_L = bias_L + jnp.einsum("LD,D->L", weight_LD, self.norm.bias[...])
+            weight_LD = weight_LD * self.norm.scale[...][None]
+        return weight_LD, bias_L
+
     def _of_layer(
-        self,
-        states_RMD: Array,
-        weight_X: Array,
-        bias: Array,
-        first: tuple[Array, Array] | None,
-        valid_RM: Array,
+        self, states_RMD: Array, weight_D: Array, bias: Array, valid_RM: Array
     ) -> Float[Array, "R M"]:
         """The number of each response token before the activation, from one layer's states."""
         # Padding may hold anything, NaN included, so it must not meet the weights.
-        x_RMX = jnp.where(valid_RM[..., None], states_RMD.astype(jnp.float32), 0.0)
+        x_RMD = jnp.where(valid_RM[..., None], states_RMD.astype(jnp.float32), 0.0)
         if self.reads == "all":
-            x_RMX = self.norm(x_RMX)
-        if first is not None:
-            x_RMX = jnp.einsum("RMD,XD->RMX", x_RMX, first[0]) + first[1][None, None]
-        return jnp.einsum("RMX,X->RM", x_RMX, weight_X) + bias
+            variance = x_RMD.var(axis=-1, keepdims=True)  # that of standardize cancels digits
+            x_RMD = jax.nn.standardize(x_RMD, variance=variance, epsilon=self.norm.epsilon)
+        return jnp.einsum("RMD,D->RM", x_RMD, weight_D) + bias
 
     def _drop(self, x: Array, key_B: Array | None, place: int) -> Array:
         if key_B is None or self.dropout == 0.0:

@@ -46,12 +46,12 @@ def _layer_forward(x: Array, scale_D: Array, bias_D: Array, epsilon: float) -> t
 @jax.named_scope("norm_gradient")
 def _layer_backward(epsilon: float, saved: Saved, d_out: Array) -> tuple[Array, Array, Array]:
     x, scale_D, mean, inverse = saved
-    d_out = d_out.astype(jnp.float32)
-    normed = (x.astype(jnp.float32) - mean) * inverse
-    d_normed = d_out * _over_tokens(scale_D, x)
+    normed, d_out32 = (x.astype(jnp.float32) - mean) * inverse, d_out.astype(jnp.float32)
+    d_normed = d_out32 * _over_tokens(scale_D, x)
     along = (d_normed * normed).mean(axis=-1, keepdims=True)
     d_x = inverse * (d_normed - d_normed.mean(axis=-1, keepdims=True) - normed * along)
-    d_scale_D, d_bias_D = _sum_of_tokens(d_out * normed), _sum_of_tokens(d_out)
+    x32, d_out32 = _read_again(x, d_out)
+    d_scale_D, d_bias_D = _sum_of_tokens(d_out32 * (x32 - mean) * inverse), _sum_of_tokens(d_out32)
     return d_x.astype(x.dtype), d_scale_D.astype(scale_D.dtype), d_bias_D.astype(scale_D.dtype)
 
 
@@ -83,14 +83,24 @@ def _rms_forward(x: Array, scale_D: Array, epsilon: float) -> tuple[Array, tuple
 @jax.named_scope("norm_gradient")
 def _rms_backward(epsilon: float, saved: tuple[Array, Array, Array], d_out: Array) -> tuple[Array, Array]:
     x, scale_D, inverse = saved
-    d_out = d_out.astype(jnp.float32)
     normed = x.astype(jnp.float32) * inverse
-    d_normed = d_out * _over_tokens(scale_D, x)
+    d_normed = d_out.astype(jnp.float32) * _over_tokens(scale_D, x)
     d_x = inverse * (d_normed - normed * (d_normed * normed).mean(axis=-1, keepdims=True))
-    return d_x.astype(x.dtype), _sum_of_tokens(d_out * normed).astype(scale_D.dtype)
+    x32, d_out32 = _read_again(x, d_out)
+    return d_x.astype(x.dtype), _sum_of_tokens(d_out32 * x32 * inverse).astype(scale_D.dtype)
 
 
 rms_norm.defvjp(_rms_forward, _rms_backward)
+
+
+def _read_again(x: Array, d_out: Array) -> tuple[Array, Array]:
+    """Both in float32, for the sums over tokens.
+
+    Without the barrier XLA's kernel of the gradient in x writes their product in float32 for those sums to
+    read: twice the bytes of reading the two again.
+    """
+    x, d_out = jax.lax.optimization_barrier((x, d_out))
+    return x.astype(jnp.float32), d_out.astype(jnp.float32)
 
 
 def _over_tokens(x_D: Array, like: Array) -> Array:

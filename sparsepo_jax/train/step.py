@@ -249,7 +249,8 @@ def make_update(
             return (gradient, metrics, weight), loss_B
 
         (gradient, metrics, weight), loss_UB = _over_micro_steps(sums, batch)
-        gradient = widened(gradient)
+        # Else XLA puts the layers' gradients together once for each array that the optimizer changes.
+        gradient = widened(jax.lax.optimization_barrier(gradient))
         scale = 1.0 / jnp.maximum(weight, 1e-30)
         norm = scale * optax.tree.norm(gradient)
         metrics = of_classes({name: value * scale for name, value in metrics.items()}, jnp.divide)
