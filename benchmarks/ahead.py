@@ -26,7 +26,9 @@ class Ahead:
 
         def later() -> Candidate:
             time.sleep(delay_s)
-            return start()
+            candidate = start()
+            candidate.within(None)  # it may wait as long as it must
+            return candidate
 
         self._starting[key] = self._pool.submit(later)
 

@@ -135,11 +135,12 @@ def test_what_compiles_ahead_is_ready_before_anything_is_timed(scripts, bench, t
 
     class Process:
         def __init__(self, script):
+            self.limit_s = 100.0
             time.sleep(0.3)
             events.append(f"{script} ready")
 
         def within(self, limit_s):
-            pass
+            self.limit_s = limit_s
 
         def close(self):
             events.append("closed")
@@ -147,7 +148,8 @@ def test_what_compiles_ahead_is_ready_before_anything_is_timed(scripts, bench, t
     def work(bench, limit_s, name, script=None):
         events.append(name)
         if script:
-            bench.candidate(limit_s, script)
+            assert bench.ahead._starting[(script,)].result().limit_s is None  # no clock runs while it waits
+            assert bench.candidate(limit_s, script).limit_s == limit_s
         yield {"name": name, "compile_s": 1.0}
 
     def job(name, script=None, expected_s=1.0, **fields):
