@@ -47,7 +47,7 @@ from work import RESULTS, CandidateEnded
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers", "trl")
 GRACE = 3.0  # a job may take so many times what is expected of it, if there is time
-AHEAD = 0.75  # of the time: when what compiles ahead is not ready then, it is ended
+AHEAD = 0.55  # of the time: when what compiles ahead is not ready then, it is ended
 STAGGER_S = 25.0  # between those that compile ahead: XLA tries out products on the device at first
 
 
