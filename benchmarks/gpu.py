@@ -103,7 +103,7 @@ class Results:
 
     def add(self, part: str, row: dict[str, Any]) -> None:
         others = [kept for kept in self.parts.get(part, []) if kept["name"] != row["name"]]
-        self.parts[part] = [*others, row]
+        self.parts[part] = [*others, row | {"date": self._about["date"]}]
         self.write()
 
     def leave_out(self, job: Job, why: str) -> None:

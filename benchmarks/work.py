@@ -297,6 +297,7 @@ class Candidate:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
         )
         self._clock: threading.Timer | None = None
+        self._why = "ended without an answer; run it by hand to see why"
         self.within(limit_s)
         self.about = self._answer()
 
@@ -304,15 +305,19 @@ class Candidate:
         """Ends it after so many seconds from now on, and no longer when it was said before; None: never."""
         if self._clock is not None:
             self._clock.cancel()
-        self._clock = None if limit_s is None else threading.Timer(limit_s, self.process.kill)
+        self._clock = None if limit_s is None else threading.Timer(limit_s, self._end, [limit_s])
         if self._clock is not None:
             self._clock.start()
+
+    def _end(self, limit_s: float) -> None:
+        self._why = f"gave no answer within {limit_s:.0f} s"
+        self.process.kill()
 
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
             self.close()
-            raise CandidateEnded(f"{self.script} ended without an answer; run it by hand to see why")
+            raise CandidateEnded(f"{self.script} {self._why}")
         return json.loads(line)
 
     def step(self, name: str = "") -> dict[str, Any]:

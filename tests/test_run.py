@@ -344,6 +344,14 @@ def test_a_mask_that_is_alive_is_seen_on_the_first_batch(monkeypatch, zeros, sco
     assert sizes == scored
 
 
+def test_a_mask_whose_median_is_zero_may_train(monkeypatch):
+    """At its start hard_concrete's median is zero on all tokens, and its draws are not."""
+    mask = SimpleNamespace(mixer_activation="hard_concrete")
+    monkeypatch.setattr(po_stage, "mask_of", lambda objective: mask)
+    run_of = SimpleNamespace(config=SimpleNamespace(objective=SimpleNamespace(mask=mask)))
+    po_stage._refuse_dead_masks(run_of, np.zeros(300), {"masks": {"net": 1}})
+
+
 def test_scoring_without_stored_masks_is_an_error(tmp_path, capsys):
     output = run(tmp_path / "made", "stages=[export]", sft=None)
     config = write_config(

@@ -55,7 +55,7 @@ class Program:
         kind = _kind(arguments)
         future = self._compiled.get(kind)
         if future is None:
-            [future] = self._compile({kind: arguments}, threads=1)
+            [future] = self._compile({kind: arguments}, threads=1, ends_s=[])
         return future.result()
 
     def lower(self, *arguments: Any) -> jax.stages.Lowered:
@@ -83,9 +83,7 @@ class Program:
         begun = [future for kind in calls_by_kind if (future := self._compiled.get(kind)) is not None]
         missing = {kind: call for kind, call in calls_by_kind.items() if kind not in self._compiled}
         ends_s = [began_s]
-        futures = self._compile(missing, threads=os.cpu_count() or 1)
-        for future in futures:
-            future.add_done_callback(lambda _: ends_s.append(time.perf_counter()))
+        futures = self._compile(missing, threads=os.cpu_count() or 1, ends_s=ends_s)
 
         def wait() -> tuple[int, float]:
             for future in (*begun, *futures):
@@ -94,10 +92,18 @@ class Program:
 
         return wait
 
-    def _compile(self, calls: dict[Any, tuple], threads: int) -> list[Future]:
+    def _compile(self, calls: dict[Any, tuple], threads: int, ends_s: list[float]) -> list[Future]:
+        """ends_s gets the time at which each is compiled, before its future is done."""
+
+        def compile_one(lowered: Any) -> Any:
+            try:
+                return lowered.compile()
+            finally:
+                ends_s.append(time.perf_counter())
+
         executor = ThreadPoolExecutor(max(1, min(len(calls), threads)))
         # Traced in this thread: tracing holds the interpreter, compiling does not.
-        futures = {kind: executor.submit(self.lower(*call).compile) for kind, call in calls.items()}
+        futures = {kind: executor.submit(compile_one, self.lower(*call)) for kind, call in calls.items()}
         executor.shutdown(wait=False)
         self._compiled.update(futures)
         for kind, future in futures.items():

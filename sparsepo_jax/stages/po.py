@@ -154,7 +154,11 @@ def _refuse_dead_masks(run: Run, table: TokenTable, start: dict[str, Weights]) -
 
     With policy = reference nothing would move.
     """
-    if not start["masks"] or mask_of(run.config.objective) is None:  # TBPO-Q's head is among the weights
+    mask = mask_of(run.config.objective)
+    if not start["masks"] or mask is None:  # TBPO-Q's head is among the weights
+        return
+    # Scores have the median of what training draws: it may be zero where many draws are not.
+    if getattr(mask, "mixer_activation", None) == "hard_concrete":
         return
     adapted_start, reference = adapted(run, start), reference_weights(run, start)
     # Nearly always the first batch shows a mask that is alive; the others need not be waited for.
