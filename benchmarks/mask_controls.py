@@ -1,7 +1,8 @@
 """Does it matter where a mask lies? Policies trained with fixed masks that have the same mean in each
 response.
 
-    python benchmarks/mask_controls.py [--seeds 0 1 2 3 4] [--out runs/which_tokens]
+    python benchmarks/mask_controls.py [--gate NAME] [--controls NAME ...] [--seeds 0 1 2 3 4] \\
+        [--out runs/which_tokens]
 
 On the built-in reviews. For each seed the quickstart's SparsePO is trained as in benchmarks/which_tokens.py,
 whose finished runs under --out are used. Its final reward mask is read off the training pairs, and the policy
@@ -10,6 +11,9 @@ itself, its values shuffled within each response, and masks of ones, random, pos
 an untrained net, all scaled to its mean in each response. Pairs, beta, steps and batches are the same; the
 held-out figures are unmasked. Finished runs are not repeated. About 20 minutes in all on 2 cores. The result
 is kept in results/mask_controls-reviews-DEVICE.json.
+
+--gate: the learned mask has this gate (masks/gates) with mean 1, and no L1 term; the result is kept in
+results/mask_controls-GATE-DEVICE.json, with the figures of the runs that learned the mask.
 """
 
 import argparse
@@ -20,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from which_tokens import execute, from_sft, of_seed, run
+from which_tokens import VARIANTS, execute, from_sft, of_seed, run
 from work import save_result
 
+from sparsepo_jax.masks.gates import GATES
 from sparsepo_jax.report.intervals import t_interval
 
 DECAY = 0.98  # of the positional mask: objective.mask.decay's default
@@ -44,6 +49,7 @@ CONTROLS: dict[str, Callable[[Response, Response, np.random.Generator], np.ndarr
     "confidence": lambda one, untrained, draws: confident(one),
     "untrained net": lambda one, untrained, draws: np.array(untrained["reward_mask"]),
 }
+LEARNING = "while it is learned"
 SPLITS = {
     "train": (4096, 2),
     "eval": (512, 3),
@@ -90,18 +96,24 @@ def write_rows(
             file.write(json.dumps(row) + "\n")
 
 
-def runs_of_seed(out: Path, seed: int) -> list[dict[str, Any]]:
+def runs_of_seed(out: Path, seed: int, variant: str, controls: list[str]) -> list[dict[str, Any]]:
+    """The figures of the run that learns the mask, and of those with the controls."""
     of = out / str(seed)
     print(f"seed {seed}", flush=True)
-    if (why := run(out, seed, "default")["why"]) is not None:
-        sys.exit(f"seed {seed}: the default is {why}")
+    if (why := run(out, seed, variant)["why"]) is not None:
+        sys.exit(f"seed {seed}: {variant} is {why}")
     start = from_sft(out, seed)
-    learned = of_seed(seed) | {
-        "stages": "[score]",
-        "policy.config": "null",
-        "policy.path": str(of / "default" / "export"),
-        "reference.path": start["policy.path"],
-    }
+    prefix = "" if variant == "default" else f"{variant}-"
+    learned = (
+        of_seed(seed)
+        | VARIANTS[variant]
+        | {
+            "stages": "[score]",
+            "policy.config": "null",
+            "policy.path": str(of / variant / "export"),
+            "reference.path": start["policy.path"],
+        }
+    )
     fresh = start | {
         "stages": "[po, score]",
         "po.steps": "1",
@@ -109,21 +121,29 @@ def runs_of_seed(out: Path, seed: int) -> list[dict[str, Any]]:
         "objective.mask": "{kind: learned, official: true}",
     }
     records = {
-        (name, split): scored(of / f"scores-{name}-{split}", settings, seed, split)
+        (name, split): scored(of / f"{prefix}scores-{name}-{split}", settings, seed, split)
         for name, settings in (("learned", learned), ("untrained", fresh))
+        if name == "learned" or "untrained net" in controls
         for split in SPLITS
     }
-    rows = []
+    learning = json.loads((of / variant / "summary.json").read_text())
+    figures = {name: learning["after"].get(name) for name in COLUMNS.values()}
+    rows = [{"seed": seed, "control": LEARNING, "zeros": learning["mask"]["sparsity_end"]} | figures]
     for number, control in enumerate(CONTROLS):
+        if control not in controls:
+            continue
         if control == "untrained net" and records["untrained", "train"] is None:
             print(f"  {control:<18} dead at the start")
             continue
-        output, draws = of / f"given-{control.replace(' ', '_')}", np.random.default_rng([seed, number])
+        output, draws = (
+            of / f"{prefix}given-{control.replace(' ', '_')}",
+            np.random.default_rng([seed, number]),
+        )
         output.mkdir(exist_ok=True)
         for split in SPLITS:
             if not (output / f"{split}.jsonl").exists():
                 untrained = (
-                    records["untrained", split] or records["learned", split]
+                    records.get(("untrained", split)) or records["learned", split]
                 )  # only the control with an untrained net reads it, and that one is skipped if it is dead
                 write_rows(output / f"{split}.jsonl", records["learned", split], untrained, control, draws)
         sources = {f"data.{split}": f"[{{path: {output / split}.jsonl}}]" for split in SPLITS}
@@ -147,34 +167,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--gate", choices=GATES)
+    parser.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--out", type=Path, default=Path("runs/which_tokens"))
     options = parser.parse_args()
+    variant = "default" if options.gate is None else options.gate
     print(f"{'':<20}" + "".join(f"{name:>18}" for name in COLUMNS))
-    rows = [row for seed in options.seeds for row in runs_of_seed(options.out, seed)]
-    alive = {control: [row for row in rows if row["control"] == control] for control in CONTROLS}
-    means = {
-        control: {name: t_interval([row[name] for row in of])._asdict() for name in COLUMNS.values()}
-        for control, of in alive.items()
-        if of
-    }
+    rows = [
+        row for seed in options.seeds for row in runs_of_seed(options.out, seed, variant, options.controls)
+    ]
+    means = means_of(rows)
     print(f"means over {len(options.seeds)} seeds, 95 % intervals")
     for control, of in means.items():
         said = (
-            f"{x['mean']:.3f}" + ("" if x["low"] is None else f" ({x['low']:.3f} to {x['high']:.3f})")
-            for x in of.values()
+            "-" if x is None else f"{x['mean']:.3f} ({x['low']:.3f} to {x['high']:.3f})" for x in of.values()
         )
-        print(f"  {control:<18}" + "".join(f"{one:>26}" for one in said))
-    print(
-        save_result(
-            "mask_controls-reviews",
-            {
-                "command": " ".join(["python benchmarks/mask_controls.py", *sys.argv[1:]]),
-                "means": means,
-                "rows": rows,
-            },
-        )
-    )
+        print(f"  {control:<22}" + "".join(f"{one:>26}" for one in said))
+    result = {
+        "command": " ".join(["python benchmarks/mask_controls.py", *sys.argv[1:]]),
+        "means": means,
+        "rows": rows,
+    }
+    print(save_result(f"mask_controls-{options.gate or 'reviews'}", result))
+
+
+def means_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By control, the means over seeds with their intervals; None where there are fewer than two values."""
+    means: dict[str, dict[str, Any]] = {}
+    for control in (LEARNING, *CONTROLS):
+        of = [row for row in rows if row["control"] == control]
+        for name in COLUMNS.values() if of else ():
+            values = [row[name] for row in of if row[name] is not None]
+            interval = t_interval(values)._asdict() if len(values) > 1 else None
+            means.setdefault(control, {})[name] = interval
+    return means
 
 
 if __name__ == "__main__":

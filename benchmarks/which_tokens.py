@@ -26,6 +26,8 @@ from typing import Any
 
 from work import save_result
 
+from sparsepo_jax.masks.gates import GATES
+
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 MASK = "objective.mask."
 OFFICIAL = {
@@ -39,6 +41,7 @@ OWN = {
     "ones": {MASK + "init": "ones"},
     "normalised": {MASK + "normalise": "true"},
 }
+NO_L1 = {"objective.l1_reward": "0", "objective.l1_kl": "0"}
 VARIANTS: dict[str, dict[str, str]] = {
     "default": {},
     "official": OFFICIAL,
@@ -50,8 +53,9 @@ VARIANTS: dict[str, dict[str, str]] = {
     "rate+ones+normalised": OFFICIAL | OWN["rate"] | OWN["ones"] | OWN["normalised"],
     "beta0.1": {"objective.beta": "0.1"},
     "beta0.4": {"objective.beta": "0.4"},
+    **{name: {MASK + "mixer_activation": name} | OWN["normalised"] | NO_L1 for name in GATES},
 }
-NOT_BY_DEFAULT = ("rate+ones",)  # the quickstart's settings are these
+NOT_BY_DEFAULT = ("rate+ones", *GATES)  # the quickstart's settings are the first
 DEAD = "the reward mask starts at zero on every token"
 EXPECTED_S = {"sft": 45.0, "po": 25.0}  # until some run has been timed
 
