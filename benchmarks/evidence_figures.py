@@ -279,6 +279,7 @@ def task_result(
         "failed": [
             {key: run[key] for key in ("method", "beta", "seed", "why")} for run in runs if run["why"]
         ],
+        "cells": {name: [one._asdict() for one in cells] for name, cells in tried.items() if cells},
         "not_chosen": [name for name, cell in chosen.items() if cell is None],
         "against": {
             name: {
