@@ -28,12 +28,16 @@ NOTE = "<!-- Made by docs/results.py from benchmarks/results/*.json and docs/tem
 def load_results(directory: Path = REPOSITORY / "benchmarks" / "results") -> dict[str, Any]:
     """The content of every JSON file, by its name without the device and with _ for -.
 
-    What benchmarks/gpu.py measured, gpu-CARD.json, is a mapping `gpu` of all cards."""
+    What was measured on several cards or devices, gpu-CARD.json and evidence-DEVICE.json, is a mapping of
+    them, `gpu` or `evidence`."""
     contents = {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
-    of_cards = [name for name in contents if name.startswith("gpu-")]
-    cards = {name.removeprefix("gpu-"): contents.pop(name) for name in of_cards}
+    by_device: dict[str, Any] = {"gpu": {}, "evidence": {}}
+    for name in list(contents):
+        kind, _, device = name.partition("-")
+        if kind in by_device:
+            by_device[kind][device] = contents.pop(name)
     named = {name.removesuffix("-cpu").replace("-", "_"): content for name, content in contents.items()}
-    return named | {"gpu": cards}
+    return named | by_device
 
 
 # ---------------------------------------------------------------- what templates call

@@ -297,4 +297,4 @@ def page_of(result):
     specification.loader.exec_module(module)
     kept = {"command": "python benchmarks/evidence.py", "tasks": {"polite": result}}
     template = module.environment().get_template("evidence.md.jinja")
-    return template.render(results={"evidence": json.loads(json.dumps(kept))})
+    return template.render(results={"evidence": {"cpu": json.loads(json.dumps(kept))}})
