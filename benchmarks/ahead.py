@@ -4,12 +4,11 @@ Compiling needs processor cores and the device only for a moment (products are t
 that several can compile at once; nothing is timed before all of them wait.
 """
 
-import contextlib
-import time
+import threading
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 
-from work import Candidate, CandidateEnded
+from work import Candidate
 
 MOST = 32  # processes that are started at once
 
@@ -20,12 +19,14 @@ class Ahead:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(MOST)
         self._starting: dict[Hashable, Future[Candidate]] = {}
+        self._closed = threading.Event()
 
     def begin(self, key: Hashable, start: Callable[[], Candidate], delay_s: float = 0) -> None:
         """Starts a process after so many seconds."""
 
         def later() -> Candidate:
-            time.sleep(delay_s)
+            if self._closed.wait(delay_s):
+                raise CancelledError
             candidate = start()
             candidate.within(None)  # it may wait as long as it must
             return candidate
@@ -46,9 +47,9 @@ class Ahead:
         return None if future is None else future.result()
 
     def close(self) -> None:
-        """Ends those whose turn did not come."""
+        """Ends those whose turn did not come, and starts none any more."""
+        self._closed.set()
         self._pool.shutdown(cancel_futures=True)
         for future in self._starting.values():
-            with contextlib.suppress(CandidateEnded):
-                if not future.cancelled():
-                    future.result().close()
+            if not future.cancelled() and future.exception() is None:
+                future.result().close()

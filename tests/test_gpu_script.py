@@ -172,6 +172,26 @@ def test_what_compiles_ahead_is_ready_before_anything_is_timed(scripts, bench, t
     assert "compiled_beside" not in results.parts["trl"][0]
 
 
+def test_none_that_waits_for_its_turn_is_left_running(scripts):
+    """Whatever became of one before it. Kills: a delayed process that is started after the end."""
+    ahead, events = scripts("ahead").Ahead(), []
+
+    class Process:
+        def within(self, limit_s):
+            events.append("ready")
+
+        def close(self):
+            events.append("closed")
+
+    ahead.begin("no answer", lambda: json.loads("no JSON"))
+    ahead.begin("waits", Process)
+    ahead.wait()
+    ahead.begin("delayed", Process, delay_s=60)
+    began_s = time.monotonic()
+    ahead.close()
+    assert events == ["ready", "closed"] and time.monotonic() - began_s < 10
+
+
 @pytest.mark.slow
 def test_our_step_is_a_run_s(scripts, bench, tmp_path):
     """Prepared as the stage po prepares it, and traced. Kills: a reference that is not the policy, whose
