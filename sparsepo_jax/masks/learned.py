@@ -157,8 +157,10 @@ class MaskNet(nnx.Module):
             bias_L = bias_L + jnp.einsum("LX,LX->L", weight_LD, self.bias1[...])
             weight_LD = jnp.einsum("LX,LXD->LD", weight_LD, self.weight1[...])
         if self.reads == "all":
-            bias_L = bias_L + jnp.einsum("LD,D->L", weight_LD, self.norm.bias[...])
-            weight_LD = weight_LD * self.norm.scale[...][None]
+            scale, bias = self.norm.scale, self.norm.bias
+            assert scale is not None and bias is not None  # a LayerNorm made without them would have none
+            bias_L = bias_L + jnp.einsum("LD,D->L", weight_LD, bias[...])
+            weight_LD = weight_LD * scale[...][None]
         return weight_LD, bias_L
 
     def _of_layer(
