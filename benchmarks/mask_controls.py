@@ -18,6 +18,7 @@ results/mask_controls-GATE-DEVICE.json, with the figures of the runs that learne
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -184,8 +185,10 @@ def main() -> None:
             "-" if x is None else f"{x['mean']:.3f} ({x['low']:.3f} to {x['high']:.3f})" for x in of.values()
         )
         print(f"  {control:<22}" + "".join(f"{one:>26}" for one in said))
+    told = sys.argv[1:]  # but where the runs lie
+    typed = [word for before, word in zip(["", *told], told, strict=False) if "--out" not in (before, word)]
     result = {
-        "command": " ".join(["python benchmarks/mask_controls.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/mask_controls.py", *typed]),
         "means": means,
         "rows": rows,
     }
