@@ -38,7 +38,7 @@ ARGUMENTS = [
 FIRST_LINE = r"""first_line() { head -n 1 "$1"; [ "$(wc -l <"$1")" -lt 2 ] || sed -i 1d "$1"; }"""
 # One for all commands: notes its arguments in $CALLS, then plays the part of the command it is called by.
 STAND_IN = r"""#!/bin/bash
-printf '%s\0' "${0##*/}" "$@" $'\n' >>"$CALLS" # at once: two may call
+printf '%s\0' "${0##*/}" "$@" $'\x1e' >>"$CALLS" # two may call: bash writes at once what has no end of line
 . "$PLACE/first_line"
 shopt -s nullglob
 case ${0##*/} in
@@ -85,7 +85,7 @@ esac
 # `ends.TASK`), or waits until it is told to end.
 PROGRAM = r"""#!/bin/bash
 if [ "$2" = pip ]; then echo "$*" >>"$HOME/pip"; exit 0; fi
-printf '%s\0' "TOKEN=$TOKEN" "$@" $'\n' >>"$PLACE/program_calls"
+printf '%s\0' "TOKEN=$TOKEN" "$@" $'\x1e' >>"$PLACE/program_calls"
 . "$PLACE/first_line"
 end=$(first_line "$PLACE/ends.${SLURM_PROCID:-${HOME##*/}}")
 if [ "$end" = wait ]; then
@@ -142,7 +142,7 @@ class Place:
     def calls(self, name: str = "calls") -> list[list[str]]:
         path = self.path / name
         return (
-            [call.split("\0")[:-1] for call in path.read_text().split("\n\0")[:-1]] if path.exists() else []
+            [call.split("\0")[:-1] for call in path.read_text().split("\x1e\0")[:-1]] if path.exists() else []
         )
 
     def forget_calls(self):
@@ -626,9 +626,12 @@ def test_a_slurm_job_passes_sigterm_on_and_waits_until_the_run_is_saved(place):
     with subprocess.Popen(
         [LAUNCH / "slurm.sbatch", "--config", "a"], env=place.environment | variables
     ) as job:
-        wait_for(lambda: len(place.calls("program_calls")) == 2)
-        job.send_signal(signal.SIGTERM)
-        assert job.wait(30) == 75
+        try:
+            wait_for(lambda: len(place.calls("program_calls")) == 2)
+            job.send_signal(signal.SIGTERM)
+            assert job.wait(30) == 75
+        finally:
+            place.write("cancelled", "")  # else a failure would wait for the job without end
     calls = place.calls()
     assert calls[0][:3] == ["srun", "--kill-on-bad-exit=0", "--cpus-per-task=3"]
     assert [call for call in calls if call[0] != "srun"] == [
