@@ -19,7 +19,7 @@ from sparsepo_jax.core.types import TokenMasks, TokenStats
 from sparsepo_jax.data.packing import Shape, pack
 from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.templates import make_render
-from sparsepo_jax.data.unpaired import mismatched, parse_unpaired
+from sparsepo_jax.data.unpaired import are_pairs, mismatched, parse_unpaired
 from sparsepo_jax.eval.scores import PairScore, ResponseScore, headline
 from sparsepo_jax.losses import separate, unpaired
 from sparsepo_jax.models.spec import spec_from_hf
@@ -105,6 +105,53 @@ def test_mismatched_responses_of_pairs_are_of_both_classes():
     responses = [others.response(i, 0).tolist() for i in range(8)]
     assert responses == [[5, 9], [5, 8], [6, 9], [6, 8], [7, 9], [7, 8], [5, 9], [5, 8]]
     assert others.pair_weight_N.tolist() == list(range(8))
+
+
+def test_rows_of_one_prompt_borrow_from_others():
+    """Kills: a lender of the same prompt; the lender's weight, label or line in place of the row's own."""
+    table = row_table([([1], [5, 6], True), ([1], [7], False), ([1], [8], False)])
+    table = table.with_columns(pair_weight_N=np.arange(3, dtype=np.float32))
+    lenders = row_table([([1], [2], False), ([3], [9, 9, 9], True), ([4], [4], True)])
+    others = mismatched(table, "data.eval", 3, lenders)
+    assert [others.response(i, 0).tolist() for i in range(3)] == [[9, 9], [4], [9, 9]]
+    assert [others.prompt(i).tolist() for i in range(3)] == [[1]] * 3
+    assert others.label_N.tolist() == [True, False, False] and others.pair_weight_N.tolist() == [0, 1, 2]
+    own = mismatched(row_table([([1], [5], True), ([2], [6], True)]), "data.eval", 3, lenders)
+    assert own.response(0, 0).tolist() == [6], "a set that has other prompts keeps to itself"
+
+
+def test_pairs_of_one_prompt_borrow_for_both_responses():
+    pairs = pair_table([([1], [5], [6]), ([1], [7], [8])])
+    lenders = row_table([([2], [9], True), ([1], [1], True), ([3], [3], False), ([4], [4], True)])
+    others = mismatched(pairs, "data.eval", 9, lenders)
+    assert [others.response(i, p).tolist() for i in range(2) for p in range(2)] == [[9], [3], [4], [9]]
+    assert others.response_cut_NP.shape == (2, 2)
+
+
+def test_without_lenders_of_another_prompt_there_is_one_line():
+    table = row_table([([1], [5], True)])
+    with pytest.raises(UserError, match=r"^data.eval a: there is one row alone, and KTO's baseline"):
+        mismatched(table, "data.eval a", 5)
+    with pytest.raises(UserError, match=r"one row alone and data.train has no other, and KTO's"):
+        mismatched(table, "data.eval a", 5, row_table([([1], [6], True), ([1], [7], False)]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "paired"),
+    [
+        ([], True),
+        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], True),
+        ([{"prompt": "a", "chosen": "b", "rejected": "c"}, {"completion": "b", "label": False}], False),
+        ([{"completion": "b", "label": 1}, {"chosen": "b", "rejected": "c"}], False),
+        ([{"prompt": "a", "chosen": "b"}, {"chosen": "b", "rejected": "c", "label": None}], True),
+        ([{"chosen": "b", "rejected": "c", "label": 1}, BadRow("no JSON")], True),
+        ([{"prompt": "a", "responses": ["b", "c"]}], True),
+        ([{"prompt": "a", "completion": "b"}], False),
+    ],
+)
+def test_a_set_is_one_of_pairs_if_no_row_is_a_response_with_a_label(rows, paired):
+    """Kills: a set that is told by its first row."""
+    assert are_pairs(rows) == paired
 
 
 def test_exchanged_rows_with_labels_are_refused():

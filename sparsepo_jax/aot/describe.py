@@ -123,7 +123,7 @@ def bound_text(compiled: Compiled) -> str:
 
 def _batch_text(compiled: Compiled) -> str:
     micro_steps, rows, positions = compiled.batch.packing.ids_RS.shape
-    unit = "row" if compiled.stage == "sft" else "pair"
+    unit = "pair" if compiled.batch.valid_BPT.shape[-2] == 2 else "response"
     return (
         f"{micro_steps} micro-step(s) of {rows} rows of {positions:,} tokens, "
         f"{compiled.batch.row_B.shape[1] // rows} {unit}(s) in each; lengths {compiled.lengths}"

@@ -83,21 +83,16 @@ def load_data(
 
 
 def hold_pairs(sources: list) -> bool:
-    """Whether the first row of some sources is a pair, or ranked answers, which make pairs.
+    """Whether some sources are read as pairs: no row of them is a single response with a label.
 
     Raises:
-        UserError: the first source cannot be read.
+        UserError: a source cannot be read.
     """
-    from sparsepo_jax.data.ranked import answers_column
     from sparsepo_jax.data.sources import open_sources
-    from sparsepo_jax.data.unpaired import is_pair
+    from sparsepo_jax.data.unpaired import are_pairs
 
-    for configured in sources:
-        for source in open_sources(open_source(configured, "pairs")):
-            for row in source.rows():
-                if isinstance(row.content, dict):
-                    return is_pair(row.content) or answers_column(row.content) is not None
-    return True
+    opened = (source for configured in sources for source in open_sources(open_source(configured, "pairs")))
+    return are_pairs(row.content for source in opened for row in source.rows())
 
 
 def check_some_row_counts(table: TokenTable, name: str) -> None:

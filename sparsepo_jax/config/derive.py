@@ -153,6 +153,16 @@ def main_set(config: Config) -> str | None:
     return config.evaluation.main or names[0] if names else None
 
 
+def metric_starts(config: Config, name: str) -> list[str]:
+    """How names of a set's metrics begin: eval of the main set, eval_NAME of each that has a name.
+
+    Args:
+        name: of the set; "" where data.eval has no names.
+    """
+    starts = ["eval"] if name == (main_set(config) or "") else []
+    return [*starts, f"eval_{name}"] if name else starts
+
+
 def decided_by_evaluation(config: Config) -> bool:
     """Whether what po leaves depends on its evaluations: when it stops, or which weights are kept."""
     return config.po.early_stopping is not None or config.po.keep == "best"

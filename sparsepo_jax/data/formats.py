@@ -137,8 +137,7 @@ def _from_answered(
     if kind == "pairs" and missing and "label" in row:
         raise BadRow(
             f"no {', '.join(missing)}: a response with a label, which objective.kind=kto, bco and "
-            "apo_zero_unpaired train on; all others need pairs, and so does a set of data.eval that begins "
-            "with one"
+            "apo_zero_unpaired train on; all others need pairs"
         )
     if kind == "sft" and not missing and "prompt" not in row:
         missing = ["prompt"]

@@ -73,6 +73,13 @@ class TokenTable:
         return self.response_cut_NP.shape[1]
 
     @property
+    def unit(self) -> str:
+        """What rows are called: pairs, responses (which have labels), or rows."""
+        if self.label_N is not None:
+            return "responses"
+        return "pairs" if self.responses_per_row == 2 else "rows"
+
+    @property
     def prompt_lengths_N(self) -> np.ndarray:
         """Tokens of each prompt."""
         return self.prompts.lengths

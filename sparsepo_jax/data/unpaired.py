@@ -10,6 +10,7 @@ A pair, in any of its forms, becomes two rows: chosen with the label true, and r
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.example import RESPONSES, Example
 from sparsepo_jax.data.formats import in_known_form, parse_row, without_absent
 from sparsepo_jax.data.ragged import Ragged
+from sparsepo_jax.data.ranked import answers_column
 from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.table import PER_TOKEN, TokenTable
 from sparsepo_jax.data.templates import Render
@@ -49,6 +51,29 @@ def parse_unpaired(
     if example.prompt is None or ("input_ids" in row and "prompt_ids" not in row):
         raise BadRow(f"no prompt; the row has: {columns_of(row)}")
     return [dataclasses.replace(example, label=label)]
+
+
+def are_pairs(rows: Iterable[dict[str, Any] | BadRow]) -> bool:
+    """Whether rows are read as pairs: no row is a single response with a label, and some row is a pair.
+
+    Ranked answers count as pairs; a row of which neither can be said counts for nothing.
+
+    Args:
+        rows: as they were read, all of a set. They are read as far as the first response with a label.
+
+    Returns:
+        True of no rows at all.
+    """
+    is_known, is_paired = False, False
+    for row in rows:
+        if not isinstance(row, dict):
+            continue
+        is_known = True
+        if is_pair(row) or answers_column(row) is not None:
+            is_paired = True
+        elif row.get("label") is not None:
+            return False
+    return is_paired or not is_known
 
 
 def is_pair(row: dict[str, Any]) -> bool:
@@ -95,7 +120,9 @@ def _halves(pair: Example) -> list[Example]:
     ]
 
 
-def mismatched(table: TokenTable, name: str, max_length: int) -> TokenTable:
+def mismatched(
+    table: TokenTable, name: str, max_length: int, lenders: TokenTable | None = None
+) -> TokenTable:
     """The rows with responses to another prompt: that of the next rows whose prompt is another.
 
     After the last row comes the first. Of rows that share a prompt the first has the first row of the next
@@ -106,22 +133,23 @@ def mismatched(table: TokenTable, name: str, max_length: int) -> TokenTable:
         row           a1   a2   b1   b2   c1
         response of   b1   b2   c1   c1   a1
 
+    Where all rows have one prompt, their partners are those of `lenders` that have another, in order.
+
     Args:
         table: any rows with responses.
         name: of the setting that holds them, for messages.
         max_length: tokens of prompt and response; a response that is too long loses its end.
+        lenders: rows of one response, to borrow from. None: there are no others.
 
     Raises:
-        UserError: all rows have one prompt, or a response has no token of its own within max_length.
+        UserError: there is no row with another prompt, or a response has no token of its own within
+            max_length.
     """
     N, P = len(table), table.responses_per_row
-    key_N = table.prompt_key_N
-    if (key_N == key_N[0]).all():
-        raise UserError(
-            f"{name}: all {N} rows have the same prompt, and KTO's baseline needs responses to other "
-            "prompts: add rows with another prompt, or take objective.kind=bco or apo_zero_unpaired"
-        )
-    others = table.take(_partners(key_N))
+    if has_one_prompt(table):
+        others = _borrowed(table, name, lenders)
+    else:
+        others = table.take(_partners(table.prompt_key_N))
     room_NP = (max_length - table.prompt_lengths_N)[:, None].repeat(P, axis=1)
     kept_NP, fits = np.zeros((N, P), np.int64), others.laid_lengths_NP <= room_NP
     kept_NP[fits] = others.response_lengths_NP[fits]
@@ -137,6 +165,38 @@ def mismatched(table: TokenTable, name: str, max_length: int) -> TokenTable:
         _cut(others, kept_NP),
         prompts=table.prompts,
         **{column: getattr(table, column) for column in _OF_ROWS},
+    )
+
+
+def has_one_prompt(table: TokenTable) -> bool:
+    """Whether all rows have the same prompt, so that none has a response to another.
+
+    Args:
+        table: one row or more.
+    """
+    return bool((table.prompt_key_N == table.prompt_key_N[0]).all())
+
+
+def _borrowed(table: TokenTable, name: str, lenders: TokenTable | None) -> TokenTable:
+    """Rows of one prompt with the responses of other rows, in order, from the beginning again at the end."""
+    N, P = len(table), table.responses_per_row
+    others = np.zeros(0, np.int64)
+    if lenders is not None:
+        others = np.flatnonzero(lenders.prompt_key_N != table.prompt_key_N[0])
+    if lenders is None or not len(others):
+        rows = f"all {N} rows have the same prompt" if N > 1 else "there is one row alone"
+        where = "" if lenders is None else " and data.train has no other"
+        raise UserError(
+            f"{name}: {rows}{where}, and KTO's baseline needs responses to other prompts: add rows with "
+            "another prompt, or take objective.kind=bco or apo_zero_unpaired"
+        )
+    lent = lenders.take(others[np.arange(N * P) % len(others)])
+    return dataclasses.replace(
+        table,
+        responses=lent.responses,
+        response_cut_NP=lent.response_cut_NP.reshape(N, P),
+        between=lent.between,
+        **{column: getattr(lent, column) for column in PER_TOKEN},
     )
 
 

@@ -46,7 +46,7 @@ from sparsepo_jax.run.model_facts import (
     tokens_of,
 )
 from sparsepo_jax.run.resume import Marks, scores_path
-from sparsepo_jax.run.row_counts import rows_of
+from sparsepo_jax.run.row_counts import hold_pairs, rows_of
 
 
 def make_plan_text(config: Config) -> str:
@@ -138,7 +138,7 @@ def _training_lines(
         yield "weigh", f"{config.weigh.kind}, from {' and '.join(config.weigh.runs)}"
     if "po" in config.stages:
         alone = is_unpaired(config.objective)
-        unit, tokens = ("rows", length) if alone else ("pairs", 2 * length)
+        unit, tokens = ("responses", length) if alone else ("pairs", 2 * length)
         yield "po", _work(config.po, _kept_rows(rows["train"], config), unit, tokens)
         is_gone = config.reference.cached and config.po.eval_every_steps is None
         masks = _mask_parameters(config, reference)
@@ -154,8 +154,9 @@ def _answer_lines(config: Config, rows: dict[str, Count], scorer_rows: Count | N
         across = "" if config.pairs.threshold is None else f" across {config.pairs.threshold:g}"
         yield "pairs", f"{config.pairs.rule}{across}, scored by {config.scorer.kind}{trained}"
     if not {"score", "eval"}.isdisjoint(config.stages):
-        sets, unit = _evaluated_rows(rows, config), "rows" if is_unpaired(config.objective) else "pairs"
-        yield "evaluation", "; ".join(f"{name}{': ' if name else ''}{n} {unit}" for name, n in sets.items())
+        sets = _evaluated_rows(rows, config).items()
+        counts = [f"{name}{': ' if name else ''}{n} {_evaluated_unit(name, config)}" for name, n in sets]
+        yield "evaluation", "; ".join(counts)
 
 
 def _choice_lines(config: Config, policy: Model, reference: Model) -> Iterator[Line]:
@@ -326,7 +327,9 @@ def _rows_of_list(config: Config, name: str, sources: list[Source], mistakes: li
     written = Path(config.output_dir, "weighed.jsonl")
     if "weigh" in config.stages and any(Path(getattr(source, "path", "")) == written for source in sources):
         return Count(None)
-    halved = name == "train" and is_unpaired(config.objective)
+    halved = is_unpaired(config.objective) and (
+        name == "train" or (name.split(".")[0] == "eval" and hold_pairs(sources) is False)
+    )
     return rows_of(sources, f"data.{name}", mistakes, halved=halved)
 
 
@@ -366,6 +369,16 @@ def _evaluated_rows(rows: dict[str, Count], config: Config) -> dict[str, Count]:
         return {name: _at_most(rows.get(f"eval.{name}", held_out), config) for name in names}
     pairs = total((rows["eval"].number, held_out.number))
     return {"": _at_most(Count(pairs, pairs is None or (rows["eval"].exact and held_out.exact)), config)}
+
+
+def _evaluated_unit(name: str, config: Config) -> str:
+    """What the rows of an evaluation set are: pairs, or single responses; rows where that is not known."""
+    if not is_unpaired(config.objective):
+        return "pairs"
+    sources = evaluation_lists(config.data).get(f"eval.{name}" if name else "eval")
+    if not sources:  # the held-out part
+        return "responses"
+    return {True: "pairs", False: "responses", None: "rows"}[hold_pairs(sources)]
 
 
 def _at_most(pairs: Count, config: Config) -> Count:

@@ -33,7 +33,7 @@ def choice_lines(
     """
     training, mesh = getattr(config, stage), config.compute.mesh
     alone = stage == "sft" or is_unpaired(config.objective)
-    responses, unit = (1, "row(s)") if alone else (2, "pair(s)")
+    responses, unit = (1, "response(s)") if alone else (2, "pair(s)")
     rows = max(1, training.batch_size // (training.accumulation * least_shards(mesh)))
     load = longest_load(
         rows,

@@ -2,22 +2,26 @@
 
 import contextlib
 import gzip
+import itertools
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from sparsepo_jax.config.schema.data import FileSource, Source
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data.example import RESPONSES
 from sparsepo_jax.data.ranked import answers_column
 from sparsepo_jax.data.readers import SUFFIXES, file_rows, suffix_of, table_delimiter, table_lines
-from sparsepo_jax.data.sources import matching_files
+from sparsepo_jax.data.sources import matching_files, rename
 from sparsepo_jax.data.splits import SplitError, split_names, split_ranges
-from sparsepo_jax.data.unpaired import is_pair
+from sparsepo_jax.data.unpaired import are_pairs, is_pair
 from sparsepo_jax.run.local import DATA_ID, Count, is_local, total
 
 # Of a text file; the rest is extrapolated, so that --check does not wait for large files.
 _READ_AT_MOST_BYTES = 32 * 2**20
+_LOOK_AT_MOST = 10_000  # rows of a source, to tell pairs from single responses
 
 
 def rows_of(sources: Sequence[Source], where: str, mistakes: list[str], *, halved: bool = False) -> Count:
@@ -29,25 +33,46 @@ def rows_of(sources: Sequence[Source], where: str, mistakes: list[str], *, halve
         mistakes: gets a line for each source that cannot be read.
     """
     counts = [_rows_in(source, f"{where}.{index}", mistakes) for index, source in enumerate(sources)]
-    times = [2 if halved and _are_pairs(source) else 1 for source in sources]
+    if halved:
+        counts = [_in_responses(count, source) for source, count in zip(sources, counts, strict=True)]
     rows = total(
-        None if count.number is None else round(source.weight * n * count.number)
-        for source, count, n in zip(sources, counts, times, strict=True)
+        None if count.number is None else round(source.weight * count.number)
+        for source, count in zip(sources, counts, strict=True)
     )
     return Count(rows, rows is None or all(count.exact for count in counts))
 
 
-def _are_pairs(source: Source) -> bool:
-    """Whether a source holds pairs, as far as the first row of a file that is here tells."""
+def _in_responses(rows: Count, source: Source) -> Count:
+    """How many responses rows are, where a pair is two; exact where all rows were looked at."""
+    looked_at = list(itertools.islice(_contents(source), _LOOK_AT_MOST + 1))
+    pairs = sum(map(is_pair, looked_at[:_LOOK_AT_MOST]))
+    if rows.number is None or not looked_at:
+        return Count(rows.number, exact=rows.number is None)
+    seen = min(len(looked_at), _LOOK_AT_MOST)
+    is_known = len(looked_at) <= _LOOK_AT_MOST or pairs in (0, seen)
+    return Count(round(rows.number * (1 + pairs / seen)), rows.exact and is_known)
+
+
+def hold_pairs(sources: Sequence[Source]) -> bool | None:
+    """Whether an evaluation set of an objective of single responses is read as pairs.
+
+    Told by the first rows of files that are here, many of them; None if there are none.
+    """
+    rows = [row for source in sources for row in itertools.islice(_contents(source), _LOOK_AT_MOST)]
+    return are_pairs(rows) if rows else None
+
+
+def _contents(source: Source) -> Iterator[dict[str, Any]]:
+    """The rows of a source's files that are here, by our names of columns; made-up reviews are pairs."""
     if not isinstance(source, FileSource):
-        return True
+        yield dict.fromkeys(RESPONSES["pairs"], "")
+        return
     with contextlib.suppress(UserError, OSError, EOFError, ValueError, KeyError, zlib.error):
         for file in matching_files(source.path) or []:
-            first = next(file_rows(file), None) if suffix_of(file) is not None else None
-            if first is not None and isinstance(first.content, dict):
-                renamed = {ours: first.content.get(theirs) for ours, theirs in source.columns.items()}
-                return is_pair(first.content | renamed)
-    return False
+            for row in file_rows(file) if suffix_of(file) is not None else ():
+                content = rename(row.content, source.columns)
+                if isinstance(content, dict):
+                    yield content
 
 
 def _rows_in(source: Source, where: str, mistakes: list[str]) -> Count:

@@ -38,7 +38,7 @@ from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.data.example import RowKind
 from sparsepo_jax.data.holdout import split_holdout
 from sparsepo_jax.data.table import TokenTable
-from sparsepo_jax.data.unpaired import mismatched
+from sparsepo_jax.data.unpaired import has_one_prompt, mismatched
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.spec import ignored_note
@@ -204,7 +204,7 @@ class Run:
             check_some_row_counts(train, "data.train")
             train = self._with_mismatched(train, "data.train")
         sets = {
-            name: self._with_mismatched(self._first_pairs(table), f"data.eval {name}".rstrip())
+            name: self._with_mismatched(self._first_pairs(table), f"data.eval {name}".rstrip(), train)
             for name, table in tables.items()
             if table is not None
         }
@@ -230,12 +230,15 @@ class Run:
             return None
         return load_data(self.config, kind, sources, name, self.tokenizer, self.spec)
 
-    def _with_mismatched(self, table: TokenTable, name: str) -> TokenTable:
-        """The rows with mismatched responses, if the objective reads these."""
+    def _with_mismatched(self, table: TokenTable, name: str, lenders: TokenTable | None = None) -> TokenTable:
+        """The rows with mismatched responses, if the objective reads these; lenders: where it has none."""
         if MISMATCHED not in self.config.objective.reads:
             return table
         longest, _ = length_limits(self.config.data, self.spec.max_positions, self.spec.positions_note)
-        return table.with_columns(mismatched=mismatched(table, name, longest))
+        others = mismatched(table, name, longest, lenders)
+        if has_one_prompt(table):
+            say(f"{name}: all rows have one prompt: KTO's baseline is that of responses of data.train")
+        return table.with_columns(mismatched=others)
 
     def _check_given_weights(self, name: str, table: TokenTable | None) -> None:
         mask = mask_of(self.config.objective)

@@ -70,7 +70,8 @@ def evaluate(run: Run) -> None:
     run.mark("eval", began_s)
     pairs = [len(table), *map(len, run.other_sets.values())]
     sets = f" in {len(pairs)} sets" if len(pairs) > 1 else ""
-    unit = "pairs" if all(x.label_N is None for x in (table, *run.other_sets.values())) else "rows"
+    units = {x.unit for x in (table, *run.other_sets.values())}
+    unit = units.pop() if len(units) == 1 else "pairs and responses"
     say(f"eval: {sum(pairs)} {unit}{sets} in {time.time() - began_s:.1f} s")
     if "report" not in run.config.stages:
         say_summary(run)

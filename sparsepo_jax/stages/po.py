@@ -10,7 +10,7 @@ import numpy as np
 from sparsepo_jax.build.data import check_room
 from sparsepo_jax.build.masks import initial_masks
 from sparsepo_jax.build.objective import cached_problem
-from sparsepo_jax.config.derive import decided_by_evaluation, main_set, mask_of
+from sparsepo_jax.config.derive import decided_by_evaluation, mask_of, metric_starts
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
@@ -96,13 +96,11 @@ def _evaluate(
     run: Run, sets: dict[str, TokenTable], weights: dict[str, Weights], reference: Weights
 ) -> dict[str, float]:
     """Metrics of all sets: eval/METRIC of the main one, eval_NAME/METRIC of each that has a name."""
-    main, metrics = main_set(run.config) or "", {}
+    metrics: dict[str, float] = {}
     for name, table in sets.items():
         means = mean_metrics(score_table(run, table, weights, reference))
-        if name == main:
-            metrics |= {f"eval/{metric}": x for metric, x in means.items()}
-        if name:
-            metrics |= {f"eval_{name}/{metric}": x for metric, x in means.items()}
+        for start in metric_starts(run.config, name):
+            metrics |= {f"{start}/{metric}": x for metric, x in means.items()}
     return metrics
 
 

@@ -126,6 +126,5 @@ def add_reference(run: Run, table: TokenTable, reference: Weights) -> TokenTable
         masks=run.problem.mask_source.reads_activations,
     )
     how = "found on disk" if was_kept else f"computed in {time.time() - began_s:.1f} s"
-    unit = "pairs" if table.label_N is None else "rows"
-    say(f"po: the reference's log-probs of {len(table)} {unit} {how}")
+    say(f"po: the reference's log-probs of {len(table)} {table.unit} {how}")
     return table.with_columns(mismatched=others)

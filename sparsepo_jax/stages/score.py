@@ -41,8 +41,7 @@ def score(run: Run) -> None:
     for name, of_set in scores.items():
         mean_loss = np.mean([pair.metrics["loss"] for pair in of_set])
         of = f" of {name}" if name else ""
-        unit = "pairs" if sets[name].label_N is None else "rows"
-        say(f"score: {len(of_set)} {unit}{of}, mean loss {mean_loss:.4f} -> {path}")
+        say(f"score: {len(of_set)} {sets[name].unit}{of}, mean loss {mean_loss:.4f} -> {path}")
 
 
 def _records(sets: dict[str, TokenTable], scores: dict[str, list[PairScore]]) -> Iterator[dict[str, Any]]:

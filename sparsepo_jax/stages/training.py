@@ -18,6 +18,7 @@ from sparsepo_jax.build.facts import stage_facts
 from sparsepo_jax.build.objective import brings_weights
 from sparsepo_jax.build.step import Step, make_step
 from sparsepo_jax.build.weights import abstract_frozen
+from sparsepo_jax.config.derive import metric_starts
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.files import write_json
 from sparsepo_jax.core.tree import Weights
@@ -126,11 +127,6 @@ def _work(run: Run, stage: str, prepared: Prepared, reference: Weights | None, s
     )
 
 
-def _unit(stage: str, table: TokenTable) -> str:
-    """What a stage trains on."""
-    return "rows" if stage == "sft" or table.label_N is not None else "pairs"
-
-
 def _reporting(run: Run, stage: str, log: MetricsLog, facts: dict[str, Any], unit: str) -> Reporting:
     """Where numbers and notes go; of po the doctor sees the first steps."""
     watch = FirstSteps(run.config.model_dump(mode="json"), facts) if stage == "po" else None
@@ -166,14 +162,13 @@ def train(
     config = run.config
     training = getattr(config, stage)
     table, plan, step = prepared.table, prepared.plan, prepared.step
-    unit = _unit(stage, table)
     began_s = time.time()
     watched = None if evaluate is None else watched_metric(config)
     best = None if watched is None else Best(watched)
     checkpoints = _checkpoints(run, stage, reference_record, best)
     state = _state_to_go_on_from(stage, prepared, checkpoints, initial)
     real = f"{100 * plan.real_token_share():.0f} % real tokens"
-    say(f"{stage}: {len(table)} {unit}, {plan.steps} steps of {training.batch_size}, {real}")
+    say(f"{stage}: {len(table)} {table.unit}, {plan.steps} steps of {training.batch_size}, {real}")
     with jax.set_mesh(run.mesh):
         checkpoints.warm_up(state)
     say(f"{stage}: {prepared.wait()}")
@@ -188,7 +183,7 @@ def train(
         state = run_training(
             work,
             state,
-            reporting=_reporting(run, stage, log, facts, unit),
+            reporting=_reporting(run, stage, log, facts, table.unit),
             checks=Checks(training.skip_nonfinite, functools.partial(name_rows, table, plan), check_first),
             stopping=Stopping(run.stop, run.should_stop),
             checkpoints=checkpoints,
@@ -222,9 +217,16 @@ def check_watched(run: Run, evaluated: dict[str, TokenTable], step: Step) -> Non
     """UserError: the evaluations of po will not have the metric that it goes by."""
     watched = watched_metric(run.config)
     if watched is not None and evaluated:
-        names = metric_names(run, next(iter(evaluated.values())), step.like.weights)
-        starts = ["eval", *(f"eval_{name}" for name in run.config.data.set_names)]
-        check_metric(watched, [f"{start}/{name}" for start in starts for name in names])
+        # Pairs have other metrics than single responses, all sets of one kind the same.
+        alike = {table.responses_per_row: table for table in evaluated.values()}
+        known = {kind: metric_names(run, table, step.like.weights) for kind, table in alike.items()}
+        names = [
+            f"{start}/{metric}"
+            for name, table in evaluated.items()
+            for start in metric_starts(run.config, name)
+            for metric in known[table.responses_per_row]
+        ]
+        check_metric(watched, names)
 
 
 def check_watched_of_po(run: Run) -> None:

@@ -23,7 +23,7 @@ class Reporting(NamedTuple):
         write: `write(stage, step, metrics)` keeps numbers. Called every `every_steps` with means over the
             steps since the last call, and after each evaluation.
         every_steps: the length of a window.
-        unit: what a batch is made of, in the names of rates: "pairs" or "rows".
+        unit: what a batch is made of, in the names of rates: "pairs", "responses" or "rows".
         watch: `watch(step, metrics)` is called after each step that was taken and returns lines for the
             user. None: nobody watches.
         first_step: `first_step()` is called once, when the numbers of the first step are there, and returns

@@ -1,0 +1,123 @@
+"""Evaluation sets of single responses with a label, for KTO and its relatives."""
+
+import json
+
+import numpy as np
+import pytest
+
+from helpers.configs import make_config
+from helpers.program import lines_of, run, write_config
+from sparsepo_jax.core.files import write_jsonl
+from sparsepo_jax.data.reviews import make_review_pairs
+from sparsepo_jax.main import main
+from sparsepo_jax.run.check import make_plan_text
+
+BETA = 0.5
+REVIEWS = make_review_pairs(16, 5)
+PAIRS = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in REVIEWS]
+ROWS = [  # three of four are desirable
+    {"prompt": row["prompt"], "completion": row["rejected" if n % 4 == 0 else "chosen"], "label": n % 4 > 0}
+    for n, row in enumerate(PAIRS)
+]
+TRAIN, ONE_PROMPT = ROWS[:11], [row | {"prompt": ROWS[11]["prompt"]} for row in ROWS[11:]]
+MIXED = [*PAIRS[11:13], *ROWS[13:16]]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A file of each list of rows, by name."""
+    directory = tmp_path_factory.mktemp("rows")
+    lists = {"train": TRAIN, "one": ONE_PROMPT, "single": ROWS[12:13], "pairs": PAIRS[13:], "mixed": MIXED}
+    for name, rows in lists.items():
+        write_jsonl(directory / f"{name}.jsonl", rows)
+    return {name: {"path": str(directory / f"{name}.jsonl")} for name in lists}
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory):
+    """A run of KTO, evaluated on sets of all kinds; its configuration beside it."""
+    sets = {name: [files[name]] for name in ("one", "single", "pairs", "mixed")}
+    changes = {
+        "stages": ["po", "score", "eval", "export", "report"],
+        "data": {"sft": [], "train": [files["train"]], "eval": sets},
+        "objective": {"kind": "kto", "beta": BETA, "mask": None},
+        "po": {"steps": 4, "batch_size": 8, "eval_every_steps": 4},
+        "evaluation": {"sampled_prompts": None},
+    }
+    changes["po"]["optimizer"] = {"kind": "adamw", "learning_rate": 0.01}
+    return run(tmp_path_factory.mktemp("kto"), **changes)
+
+
+def log_ratios(path):
+    """Of each response in a file of scores."""
+    rows = [row.get("chosen", row.get("rejected")) for row in lines_of(path)]
+    return [np.sum(row["logp"]) - np.sum(row["ref_logp"]) for row in rows]
+
+
+# ---------------------------------------------------------------- sets of one prompt
+
+
+def test_the_baseline_of_one_prompt_is_that_of_training_responses_behind_it(files, finished, tmp_path):
+    """KTO's z of five rows of one prompt, from the scores of the first five training responses behind it.
+
+    Kills: responses of the set itself, and responses behind the prompts that they come with.
+    """
+    matched = [row | {"prompt": ONE_PROMPT[0]["prompt"]} for row in TRAIN[: len(ONE_PROMPT)]]
+    write_jsonl(tmp_path / "matched.jsonl", matched)
+    config = str(finished.parent / "config.yaml")
+    sets = f'data.eval={{"one": [{{"path": "{tmp_path / "matched.jsonl"}"}}]}}'
+    scores = (finished / "scores.jsonl").read_text()
+    assert main(["--config", config, "stages=[score]", sets]) == 0
+    direct = BETA * np.mean(log_ratios(finished / "scores.jsonl"))
+    (finished / "scores.jsonl").write_text(scores)
+    anchor = json.loads((finished / "summary.json").read_text())["sets"]["one"]["after"]["anchor"]
+    assert direct > 1e-3
+    np.testing.assert_allclose(anchor, direct, rtol=1e-4)
+
+
+def test_without_any_other_prompt_there_is_one_line(files, tmp_path, capsys):
+    data = {"sft": [], "train": [files["one"]], "eval": [files["train"]]}
+    config = write_config(tmp_path, stages=["po"], data=data, objective={"kind": "kto", "mask": None})
+    assert main(["--config", str(config)]) == 1
+    assert "data.train: all 5 rows have the same prompt, and KTO's baseline" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- what a set is read as
+
+
+def test_a_set_with_a_label_anywhere_is_one_of_responses(finished):
+    """Two pairs and three rows with labels, pairs first. Kills: a set that is told by its first row."""
+    sets = json.loads((finished / "summary.json").read_text())["sets"]
+    assert {name: of["pairs"] for name, of in sets.items()} == {"one": 5, "single": 1, "pairs": 3, "mixed": 7}
+    assert {name for name, of in sets.items() if of.get("rows") == "responses"} == {"one", "single", "mixed"}
+    assert sets["mixed"]["desirable"] == round((2 + sum(row["label"] for row in MIXED[2:])) / 7, 4)
+
+
+def test_the_plan_says_what_rows_are(files, finished):
+    """Kills: "rows" of pairs under KTO; pairs of a mixed set counted once."""
+    kto = {"kind": "kto", "mask": None}
+    sets = {name: [files[name]] for name in ("one", "pairs", "mixed")}
+    data = {"train": [files["mixed"]], "eval": sets, "holdout": {"share": 0.5}}
+    text = make_plan_text(make_config(stages=["po", "eval"], objective=kto, data=data))
+    evaluated = "one: 5 responses; pairs: 3 pairs; mixed: 7 responses; holdout: about 4 responses"
+    assert f"evaluation  {evaluated}" in text
+    assert "about 4 responses an epoch" in text and "rows" not in text
+
+
+# ---------------------------------------------------------------- metrics by name
+
+
+def test_metrics_are_known_by_the_names_that_each_set_reports(files, finished, capsys):
+    """Kills: the names of the first set, taken for those of all."""
+    [row] = [row for row in lines_of(finished / "metrics.jsonl") if "eval/loss" in row]
+    reported = {name for name in row if name.startswith(("eval/", "eval_"))}
+    again = f"output_dir={finished}_again"
+    config = str(finished.parent / "config.yaml")
+    overrides = [again, "stages=[po]", "checkpoint.best.metric=eval_pairs/share/chosen"]
+    assert main(["--config", config, *overrides]) == 1
+    error = capsys.readouterr().err.strip()
+    start = "error: checkpoint.best.metric: no metric 'eval_pairs/share/chosen'; there are "
+    assert error.startswith(start) and set(error.removeprefix(start).split(", ")) == reported
+    assert "eval_mixed/share/chosen" in reported and "eval/share/chosen" in reported
+    overrides[-1] = "checkpoint.best.metric=eval_mixed/share/chosen"
+    assert main(["--config", config, *overrides, "po.steps=1", "po.eval_every_steps=1"]) == 0
