@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from helpers.configs import make_config
-from helpers.program import lines_of, run, write_config
+from helpers.program import lines_of, run, weights_of, write_config
 from sparsepo_jax.core.files import write_jsonl
 from sparsepo_jax.data.reviews import make_review_pairs
 from sparsepo_jax.main import main
@@ -80,6 +80,60 @@ def test_without_any_other_prompt_there_is_one_line(files, tmp_path, capsys):
     config = write_config(tmp_path, stages=["po"], data=data, objective={"kind": "kto", "mask": None})
     assert main(["--config", str(config)]) == 1
     assert "data.train: all 5 rows have the same prompt, and KTO's baseline" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- a cached reference, LoRA
+
+
+@pytest.fixture(scope="module")
+def trains(files):
+    """Trains on the labelled rows for three steps, each with a line of metrics."""
+
+    def train(directory, *overrides, stages=("po",), **changes):
+        return run(
+            directory,
+            *overrides,
+            stages=list(stages),
+            data={"sft": [], "train": [files["train"]], "eval": [files["one"]]},
+            objective={"kind": "kto", "beta": BETA, "mask": None},
+            po={"steps": 3, "batch_size": 8} | changes.pop("po", {}),
+            evaluation={"sampled_prompts": None},
+            logging={"every_steps": 1, "trackers": []},
+            **changes,
+        )
+
+    return train
+
+
+def test_a_cached_reference_gives_the_same_training(trains, tmp_path):
+    """Kills: mismatched responses without log-probs of the reference, or with those of the row's own."""
+    fast = {"po": {"optimizer": {"kind": "adamw", "learning_rate": 0.01}}}
+    plain = trains(tmp_path / "plain", **fast)
+    cached = trains(tmp_path / "cached", **fast, reference={"cached": True, "cache_dir": str(tmp_path)})
+    ours, theirs = (lines_of(directory / "metrics.jsonl") for directory in (cached, plain))
+    assert [row["step"] for row in ours] == [1, 2, 3] and theirs[-1]["rewards/anchor"] > 1e-3
+    for row, expected in zip(ours, theirs, strict=True):
+        for name in ("loss", "rewards/anchor", "rewards/chosen", "rewards/rejected"):
+            pair = np.array(
+                [row[name], expected[name]], float
+            )  # NaN for a class that the batch has no row of
+            np.testing.assert_allclose(*pair, rtol=2e-4, atol=1e-6, err_msg=name)
+    before, after = weights_of(plain / "po"), weights_of(cached / "po")
+    for path in before:
+        np.testing.assert_allclose(after[path], before[path], atol=1e-4, err_msg=path)
+
+
+def test_adapters_are_trained_and_exported(trains, tmp_path):
+    """Kills: a baseline whose policy is the base without its adapters: it would stay at 0."""
+    lora = {"rank": 4, "alpha": 8}
+    rate = {"kind": "adamw", "learning_rate": 0.05}
+    po = {"lora": lora, "optimizer": rate, "steps": 4}
+    output = trains(tmp_path, stages=["po", "eval", "export"], po=po)
+    rows = lines_of(output / "metrics.jsonl")
+    assert rows[-1]["rewards/anchor"] > 1e-3 and rows[-1]["loss"] < rows[0]["loss"]
+    exported = [path.name for path in (output / "export").rglob("*.safetensors")]
+    assert "adapter_model.safetensors" in exported, exported
+    assert json.loads((output / "summary.json").read_text())["after"]["kl"] > 0
 
 
 # ---------------------------------------------------------------- what a set is read as

@@ -250,20 +250,42 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, stage, 
         "checkpoint": {"every_steps": 2},
         "objective": {"mask": {"kind": "learned", "init": "ones", "dropout": 0.2}},
     }
+    whole, _ = undisturbed_and_interrupted(tmp_path, monkeypatch, stage, steps, changes)
+    assert any(path.startswith("masks/") for path in weights_of(whole / stage)) == (stage == "po")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_an_interrupted_run_of_bco_continues_bit_for_bit(tmp_path, monkeypatch, steps):
+    """Kills: a running mean of rewards that begins anew, or that the checkpoint has of another step."""
+    changes = {
+        "stages": ["po"],
+        "objective": {"kind": "bco", "mask": None, "beta": 0.5},
+        "checkpoint": {"every_steps": 2},
+        "logging": {"every_steps": 1, "trackers": []},
+    }
+    directories = undisturbed_and_interrupted(tmp_path, monkeypatch, "po", steps, changes)
+    rows = [lines_of(directory / "metrics.jsonl") for directory in directories]
+    expected, resumed = ({row["step"]: row["rewards/anchor"] for row in of_run} for of_run in rows)
+    assert resumed == expected and len(set(expected.values())) == 6
+
+
+def undisturbed_and_interrupted(tmp_path, monkeypatch, stage, steps, changes):
+    """The directories of a run, and of one that dies before a step and goes on; their weights agree."""
     undisturbed = run(tmp_path / "whole", **changes)
     config = write_config(tmp_path / "parts", **changes)
     with monkeypatch.context() as patched:
         stop_before(patched, steps)
         with pytest.raises(Interrupted):
             main(["--config", str(config)])
-    assert not (tmp_path / "parts" / "run" / stage / "final").exists()
+    resumed = tmp_path / "parts" / "run"
+    assert not (resumed / stage / "final").exists()
     assert main(["--config", str(config)]) == 0
-    expected, resumed = weights_of(undisturbed / stage), weights_of(tmp_path / "parts" / "run" / stage)
-    assert expected.keys() == resumed.keys() and any(path.startswith("masks/") for path in expected) == (
-        stage == "po"
-    )
+    expected, ours = weights_of(undisturbed / stage), weights_of(resumed / stage)
+    assert expected.keys() == ours.keys()
     for path in expected:
-        np.testing.assert_array_equal(resumed[path], expected[path], err_msg=path)
+        np.testing.assert_array_equal(ours[path], expected[path], err_msg=path)
+    return undisturbed, resumed
 
 
 @pytest.mark.slow
