@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from ruamel.yaml import YAML
 
-from helpers.report_files import Page, lines, metric_rows, pair
+from helpers.report_files import Page, lines, metric_rows, pair, single, visible_words
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
 from sparsepo_jax.report.compare.groups import find_groups
@@ -367,6 +367,24 @@ def test_a_pair_is_shown_as_each_group_sees_it(sweep, tmp_path):
     )  # the same colours mean the same in all groups
     assert "reward mask 2.000" in first[3]["title"] and "reward mask 0.500" in first[0]["title"]
     assert "Pair 3" in page.text and "Pair 11" not in page.text
+
+
+def test_single_responses_are_compared_by_their_name(tmp_path):
+    """Kills: pairs in headings and in the meanings of numbers of responses; a mixture called by one name."""
+    paths = [write_run(tmp_path / name, kind=name) for name in ("kto", "bco")]
+    for path in paths:
+        summary = json.loads((path / "summary.json").read_text())
+        summary["after"]["margin"] = 1.0
+        (path / "summary.json").write_text(json.dumps(summary | {"rows": "responses", "desirable": 0.5}))
+        (path / "pairs.jsonl").write_text(lines([single(3), single(11, "rejected")]))
+    write_comparison(paths, tmp_path / "out.html")
+    html = (tmp_path / "out.html").read_text()
+    words = visible_words(html)
+    assert "pair" not in words.replace("differences are paired by seed", "").replace("paired by seed", "")
+    assert "held-out responses64" in words.replace("\n", "") and "the same response, as each group" in words
+    assert "response 11" in words and "desirable responses minus that of undesirable" in html
+    write_comparison([*paths, write_run(tmp_path / "dpo")], tmp_path / "out.html")
+    assert "over held-out pairs and responses (" in (tmp_path / "out.html").read_text()
 
 
 def test_only_pairs_of_the_same_text_stand_side_by_side(tmp_path):

@@ -215,7 +215,9 @@ def test_chosen_responses_that_fall_are_said_with_the_way_out():
     assert "raise objective.penalty (5)" in one_line(
         **fallen, objective={"kind": "dpop", "mask": None, "penalty": 5.0}
     )
-    assert "dpop" not in one_line(**fallen, **{"share/chosen": [0.5] * 8})  # it needs pairs
+    of_responses = one_line(**fallen, **{"share/chosen": [0.5] * 8})
+    assert "dpop" not in of_responses  # it needs pairs
+    assert "the desirable responses have" in of_responses and "undesirable -8.0" in of_responses
     assert lines(**{"log_ratio/chosen": [0.0] * 6 + [-0.9, -0.9]}) == []
     assert lines(**{"log_ratio/chosen": [0.0] * 6 + [0.5, -3.0]}) == []  # by chance
     assert lines(**{"log_ratio/chosen": None}) == []  # a run of before there was such a number

@@ -7,9 +7,11 @@ import pytest
 
 from helpers.configs import make_config
 from helpers.program import lines_of, run, weights_of, write_config
+from helpers.report_files import visible_words
 from sparsepo_jax.core.files import write_jsonl
 from sparsepo_jax.data.reviews import make_review_pairs
 from sparsepo_jax.main import main
+from sparsepo_jax.report.sets import sets_table
 from sparsepo_jax.run.check import make_plan_text
 
 BETA = 0.5
@@ -42,7 +44,7 @@ def finished(files, tmp_path_factory):
         "data": {"sft": [], "train": [files["train"]], "eval": sets},
         "objective": {"kind": "kto", "beta": BETA, "mask": None},
         "po": {"steps": 4, "batch_size": 8, "eval_every_steps": 4},
-        "evaluation": {"sampled_prompts": None},
+        "evaluation": {"sampled_prompts": None, "main": "one"},
     }
     changes["po"]["optimizer"] = {"kind": "adamw", "learning_rate": 0.01}
     return run(tmp_path_factory.mktemp("kto"), **changes)
@@ -123,7 +125,7 @@ def test_a_cached_reference_gives_the_same_training(trains, tmp_path):
         np.testing.assert_allclose(after[path], before[path], atol=1e-4, err_msg=path)
 
 
-def test_adapters_are_trained_and_exported(trains, tmp_path):
+def test_adapters_are_trained_and_exported(trains, tmp_path, capsys):
     """Kills: a baseline whose policy is the base without its adapters: it would stay at 0."""
     lora = {"rank": 4, "alpha": 8}
     rate = {"kind": "adamw", "learning_rate": 0.05}
@@ -134,6 +136,9 @@ def test_adapters_are_trained_and_exported(trains, tmp_path):
     exported = [path.name for path in (output / "export").rglob("*.safetensors")]
     assert "adapter_model.safetensors" in exported, exported
     assert json.loads((output / "summary.json").read_text())["after"]["kl"] > 0
+    said = capsys.readouterr().out
+    assert "po: 11 responses, 4 steps of 8" in said and "eval: 5 responses in" in said
+    assert "pairs" not in said.replace("pairs.jsonl", "")
 
 
 # ---------------------------------------------------------------- what a set is read as
@@ -156,6 +161,24 @@ def test_the_plan_says_what_rows_are(files, finished):
     evaluated = "one: 5 responses; pairs: 3 pairs; mixed: 7 responses; holdout: about 4 responses"
     assert f"evaluation  {evaluated}" in text
     assert "about 4 responses an epoch" in text and "rows" not in text
+    assert "response(s) of a device" in text and "pair" not in text.replace("pairs: 3 pairs", "")
+
+
+def test_the_report_and_the_card_say_what_each_set_holds(finished):
+    """The main set has responses. Kills: a column of pairs over counts of responses."""
+    lines = sets_table(json.loads((finished / "summary.json").read_text())).splitlines()
+    assert {" ".join(line.split()[:4]) for line in lines} == {
+        "set rows accuracy before",
+        "one (main) 5 responses",
+        "single 1 responses 0.500",
+        "pairs 3 pairs 0.500",
+        "mixed 7 responses 0.500",
+    }
+    words = visible_words((finished / "report.html").read_text())
+    assert "on\n5 held-out responses" in words and "responses, token by token" in words
+    card = (finished / "export" / "README.md").read_text().partition("## Configuration")[0]
+    assert "| pairs | 3 pairs |" in card and "of the 5 held-out responses" in card
+    assert "pair" not in card.replace("| pairs | 3 pairs |", "")
 
 
 # ---------------------------------------------------------------- metrics by name

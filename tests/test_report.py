@@ -9,7 +9,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from helpers.report_files import CHOSEN, REJECTED, Page, lines, metric_rows, pair, response
+from helpers.report_files import (
+    CHOSEN,
+    REJECTED,
+    Page,
+    lines,
+    metric_rows,
+    pair,
+    response,
+    single,
+    visible_words,
+)
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.report.charts import HEIGHT, WIDTH, make_charts, step_ticks
 from sparsepo_jax.report.drawing import drawing_style, round_ticks, tick_labels
@@ -432,6 +442,25 @@ def test_words_and_the_doctors_lines_are_at_the_top(run_dir):
     assert page.text.index("30000 of 2469134 responses are cut") < page.text.index("margin, unmasked")
     for said in ("1,234,567", "12.5", "8 x <b>TPU", "bfloat16, sums in float32", "99"):
         assert said in page.text, said
+
+
+def test_of_single_responses_no_pair_is_spoken_of(run_dir):
+    """Kills: headings, notes and meanings of pairs where rows are responses with a label."""
+    assert "64 held-out pairs" in visible_words(write_report(run_dir, 8).read_text())
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"rows": "responses", "desirable": 0.5}))
+    (run_dir / "pairs.jsonl").write_text(lines([single(3), single(11, "rejected")]))
+    words = visible_words(write_report(run_dir, 8).read_text())
+    assert "pair" not in words
+    for said in (
+        "on\n64 held-out responses",
+        "over the 2 responses below; ␣",
+        "responses, token by token",
+        "response 11",
+        "prompt of response 3",
+        "desirable ones above it and undesirable",
+        "mean implicit reward of desirable responses minus",
+    ):
+        assert said in words, said
 
 
 def test_summary_table_shows_the_mask_before_and_after():

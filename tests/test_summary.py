@@ -65,6 +65,16 @@ def test_of_single_responses_the_larger_class_is_no_merit():
     assert outcome(summary(0.9, **rows)).startswith("Learnt: ")
 
 
+def test_few_responses_are_not_called_pairs():
+    rows = {"rows": "responses", "desirable": 0.5}
+    words = outcome(summary(0.6, pairs=20, **rows))
+    assert words.startswith(
+        "Not learnt, as far as so few responses can tell: 0.60 of the 20 held-out responses"
+    )
+    assert "the interval of 20 independent responses is" in words and "pair" not in words
+    assert "of 1 independent response is" in outcome(summary(0.6, pairs=20, independent=1.0, **rows))
+
+
 def test_few_pairs_are_told_to_be_few_and_many_are_not():
     assert "the interval of 20 independent pairs is 0.39 wide: evaluate on more" in outcome(
         summary(0.6, pairs=20)

@@ -11,7 +11,7 @@ from ruamel.yaml.compat import StringIO
 from sparsepo_jax.report import heatmap
 from sparsepo_jax.report.files import pairs_path, read_pairs, read_summary
 from sparsepo_jax.report.outcome import outcome
-from sparsepo_jax.report.sets import COLUMNS, cells, set_rows
+from sparsepo_jax.report.sets import set_lines
 from sparsepo_jax.report.table import MASK_ROWS, POLICY_ROWS, known_rows, number
 
 _PAIRS = 64  # read for the tokens of the largest mask
@@ -141,9 +141,9 @@ def _evaluation(summary: dict[str, Any], output_dir: Path) -> Iterator[str]:
         columns = (row.label, number(row.before), number(row.after), row.meaning)
         yield f"| {' | '.join(text.replace('|', '&#124;') for text in columns)} |"
     yield ""
-    if sets := set_rows(summary):
-        yield from (f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|")
-        yield from (f"| {' | '.join(cells(row))} |" for row in sets)
+    if sets := set_lines(summary):
+        yield from (f"| {' | '.join(sets[0])} |", "|---" * len(sets[0]) + "|")
+        yield from (f"| {' | '.join(cells)} |" for cells in sets[1:])
         yield ""
     yield from _largest_masks(output_dir)
 
@@ -158,6 +158,7 @@ def _largest_masks(output_dir: Path) -> Iterator[str]:
     zeros = heatmap.zero_share([token for pair in pairs for token in pair.tokens])
     if shown and zeros is not None:
         plain = [text.replace("\n", " ") for text in shown]
-        yield f"Of the tokens of {len(pairs)} pairs {100 * zeros:.0f} % have a reward mask of zero."
+        counted = f"{len(pairs)} {heatmap.unit_of(pairs)}"
+        yield f"Of the tokens of {counted} {100 * zeros:.0f} % have a reward mask of zero."
         yield f"It is largest, in the mean, on {', '.join(plain)} (␣ is a space)."
         yield ""

@@ -103,8 +103,8 @@ def loss_does_not_fall(evidence: Evidence) -> str | None:
         return None
     return (
         f"the loss does not fall ({mean(first):.4f} in the first quarter, {mean(last):.4f} in the last): the "
-        "learning rate is too low or too high, or the pairs do not say what is better; try "
-        "po.optimizer.learning_rate, and look at the pairs with 'stages=[inspect]'"
+        f"learning rate is too low or too high, or the {evidence.unit} do not say what is better; try "
+        f"po.optimizer.learning_rate, and look at the {evidence.unit} with 'stages=[inspect]'"
     )
 
 
@@ -121,9 +121,10 @@ def gradient_zero(evidence: Evidence) -> str | None:
     if _mask_is_dead(evidence):
         why = "the reward mask is zero everywhere"
     else:
+        unit = evidence.unit
         why = (
-            "no pair says anything about these weights; look at po.lora.targets, and at the pairs with "
-            "'stages=[inspect]'"
+            f"no {unit.removesuffix('s')} says anything about these weights; look at po.lora.targets, and at "
+            f"the {unit} with 'stages=[inspect]'"
         )
     return f"the gradient is zero (norm {max(norms):.2g}): nothing moves; {why}"
 
@@ -153,7 +154,10 @@ def mask_dead(evidence: Evidence) -> str | None:
         return None
     l1 = evidence.number("objective.l1_reward") or 0.0
     if evidence.setting("objective.mask.kind") == "given":
-        remedy = "the columns chosen_weights and rejected_weights are all zero"
+        columns = (
+            "completion_weights" if evidence.unit == "responses" else "chosen_weights and rejected_weights"
+        )
+        remedy = f"the columns {columns} are all zero"
     elif l1 > 0:
         remedy = f"lower objective.l1_reward ({l1:g}), or objective.mask.learning_rate"
     else:

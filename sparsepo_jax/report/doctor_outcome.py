@@ -34,11 +34,12 @@ def chosen_falls(evidence: Evidence) -> str | None:
         remedy = f"raise objective.penalty ({penalty:g}), or lower the learning rate"
     else:
         remedy = f"raise objective.nll_weight ({weight:g})" if weight > 0 else "set objective.nll_weight=0.1"
-        if "share/chosen" not in evidence.series:  # pairs; single responses need another objective
+        if evidence.unit == "pairs":  # single responses need another objective
             remedy += ", or take objective.kind=dpop"
+    better, worse = ("chosen", "rejected") if evidence.unit == "pairs" else ("desirable", "undesirable")
     return (
-        f"the chosen responses have become less likely (log-ratio to the reference {mean(chosen):.1f} nats a "
-        f"response; rejected {rejected:.1f}): {remedy}"
+        f"the {better} responses have become less likely (log-ratio to the reference {mean(chosen):.1f} nats "
+        f"a response; {worse} {rejected:.1f}): {remedy}"
     )
 
 
@@ -154,7 +155,7 @@ def responses_cut(evidence: Evidence) -> str | None:
         return None
     return (
         f"{cut} responses are cut and have lost their end, EOS included: the policy does not see how they "
-        f"end; raise data.max_length{_now(evidence, 'max_length')}, or leave these pairs out"
+        f"end; raise data.max_length{_now(evidence, 'max_length')}, or leave these {evidence.unit} out"
     )
 
 
@@ -164,7 +165,7 @@ def prompts_cut(evidence: Evidence) -> str | None:
     if cut is None:
         return None
     return (
-        f"{cut} pairs are longer than the limit and have lost the beginning of their prompt; raise "
+        f"{cut} {evidence.unit} are longer than the limit and have lost the beginning of their prompt; raise "
         f"data.max_prompt_length{_now(evidence, 'max_prompt_length')} and data.max_length"
     )
 

@@ -40,6 +40,11 @@ class Evidence(NamedTuple):
         return (number_or_none(data.get(name)) if isinstance(data, Mapping) else None) or 0.0
 
     @property
+    def unit(self) -> str:
+        """What is trained on: pairs, or single responses with a label."""
+        return "responses" if "share/chosen" in self.series else "pairs"
+
+    @property
     def steps(self) -> float | None:
         """Of the whole stage."""
         return number_or_none(self.facts.get("steps"))

@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,6 +108,16 @@ class Pair:
     @property
     def tokens(self) -> list[Token]:
         return self.chosen + self.rejected
+
+    @property
+    def name(self) -> str:
+        """Of its article: a pair, or a single response."""
+        return "Pair" if self.chosen and self.rejected else "Response"
+
+
+def unit_of(pairs: Sequence[Pair]) -> str:
+    """What the rows are called: pairs, responses, or both."""
+    return " and ".join(sorted({f"{pair.name.lower()}s" for pair in pairs})) or "pairs"
 
 
 def visible(text: str) -> str:

@@ -1,11 +1,11 @@
 """What happened in a run, in a line of words.
 
 Whether it learnt, at what KL, how sparse the mask is, and whether the mask carries the preference. A share of
-pairs is believed only as far as its 95 % interval over pairs (Wilson) goes.
+pairs, or of single responses, is believed only as far as its 95 % interval over pairs (Wilson) goes.
 """
 
 from sparsepo_jax.report.intervals import Interval, wilson
-from sparsepo_jax.report.table import value
+from sparsepo_jax.report.table import unit_of, value
 
 CHANCE = 0.5
 # With fewer pairs the interval around one half reaches a tenth to either side: smaller effects cannot be
@@ -29,10 +29,11 @@ def outcome(summary: dict) -> str | None:
     before = value(summary, ("before", "accuracy_unmasked"))
     kl = value(summary, ("after", "kl"))
     chance = _chance(summary)
-    verdict = _verdict(accuracy, before, kl, chance)
+    unit = unit_of(summary)
+    verdict = _verdict(accuracy, before, kl, chance, unit)
     clauses = [
         f"{verdict}: {_preferred(summary, accuracy, pairs, before)}{_at_kl(kl)}",
-        *_doubts(accuracy, before, kl, chance),
+        *_doubts(accuracy, before, kl, chance, unit),
         *_of_mask(summary, accuracy, learnt=verdict == "Learnt"),
     ]
     return "; ".join(clauses) + "."
@@ -46,7 +47,7 @@ def _chance(summary: dict) -> float:
     return max(desirable, 1 - desirable)
 
 
-def _verdict(accuracy: Interval, before: float | None, kl: float | None, chance: float) -> str:
+def _verdict(accuracy: Interval, before: float | None, kl: float | None, chance: float, unit: str) -> str:
     """Learnt: the interval lies above chance, and above what the policy did before."""
     if before is None:
         return "Not trained here"
@@ -58,7 +59,7 @@ def _verdict(accuracy: Interval, before: float | None, kl: float | None, chance:
     if accuracy.high < min(1 - chance, before):
         return "Learnt the wrong way round"
     if accuracy.n < FEW_PAIRS and accuracy.high > level:
-        return "Not learnt, as far as so few pairs can tell"
+        return f"Not learnt, as far as so few {unit} can tell"
     return "Not learnt"
 
 
@@ -69,7 +70,7 @@ def _unmoved(kl: float | None) -> bool:
 def _preferred(summary: dict, accuracy: Interval, pairs: int, before: float | None) -> str:
     was = "" if before is None else f"; {before:.2f} before"
     what = "pairs are preferred rightly"
-    if summary.get("rows") == "responses":
+    if unit_of(summary) == "responses":
         what = "responses are judged rightly, desirable or not,"
         was += f"; {_chance(summary):.2f} if all were called alike"
     return (
@@ -82,16 +83,18 @@ def _at_kl(kl: float | None) -> str:
     return "" if kl is None else f" at a KL of {kl:.2f} nats a response"
 
 
-def _doubts(accuracy: Interval, before: float | None, kl: float | None, chance: float) -> list[str]:
+def _doubts(
+    accuracy: Interval, before: float | None, kl: float | None, chance: float, unit: str
+) -> list[str]:
     """Why a run has not learnt, or why its interval says little."""
     if before is None:
         return ["no preference optimisation has run in this directory"]
     if _unmoved(kl):
         return ["the policy is where it was"]
     if accuracy.low <= max(chance, before) <= accuracy.high and accuracy.n < FEW_PAIRS:
-        pairs = "pair" if accuracy.n == 1 else "pairs"
+        unit = unit.removesuffix("s") if accuracy.n == 1 else unit
         width = accuracy.high - accuracy.low
-        return [f"the interval of {accuracy.n} independent {pairs} is {width:.2f} wide: evaluate on more"]
+        return [f"the interval of {accuracy.n} independent {unit} is {width:.2f} wide: evaluate on more"]
     return []
 
 

@@ -102,6 +102,7 @@ def heatmap_context(pairs: Sequence[heatmap.Pair]) -> dict[str, Any]:
     tokens = [token for pair in pairs for token in pair.tokens]
     return {
         "heatmap": heatmap,
+        "shown_unit": heatmap.unit_of(pairs),
         "quantities": heatmap.QUANTITIES,
         "scales": heatmap.make_scales(pairs),
         "maskless": maskless,
@@ -131,8 +132,8 @@ def _summary_context(summary: dict | None) -> dict[str, Any]:
         "untrained": not table.has_before(known["Policy"]),
         "any_auroc": any(row.label in ("AUROC, reward mask", "AUROC, KL mask") for row in known["Mask"]),
         "duration": _duration((summary or {}).get("seconds")),
-        "sets": [sets.cells(row) for row in sets.set_rows(summary or {})],
-        "set_columns": sets.COLUMNS,
+        "unit": table.unit_of(summary or {}),
+        "sets": sets.set_lines(summary or {}),
     }
 
 

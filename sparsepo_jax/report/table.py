@@ -8,13 +8,19 @@ from typing import Any, NamedTuple
 class TableRow(NamedTuple):
     """One line of the summary.
 
-    `before` and `after` are paths into summary.json; None: there is no such number.
+    `before` and `after` are paths into summary.json; None: there is no such number. `of_responses`: what it
+    means where single responses with a label are scored; None: the same.
     """
 
     label: str
     before: tuple[str, ...] | None
     after: tuple[str, ...] | None
     meaning: str
+    of_responses: str | None = None
+
+    def meaning_for(self, unit: str) -> str:
+        """What it means of "pairs" or "responses"."""
+        return self.meaning if self.of_responses is None or unit != "responses" else self.of_responses
 
 
 POLICY_ROWS = (
@@ -24,6 +30,8 @@ POLICY_ROWS = (
         ("after", "accuracy"),
         "Share of held-out pairs whose chosen response gets the larger implicit reward, tokens weighted by "
         "the masks; a tie counts one half.",
+        "Share of held-out responses on their side of the baseline, desirable ones above it and undesirable "
+        "ones below, tokens weighted by the masks; a tie counts one half.",
     ),
     TableRow(
         "accuracy, unmasked",
@@ -36,6 +44,8 @@ POLICY_ROWS = (
         ("before", "margin"),
         ("after", "margin"),
         "Mean over pairs of the chosen response's implicit reward minus the rejected one's, beta and masks "
+        "included.",
+        "Mean implicit reward of desirable responses minus that of undesirable ones, beta and masks "
         "included.",
     ),
     TableRow(
@@ -207,6 +217,11 @@ def number(x: Any, *, sign: bool = False) -> str:
     return format(x, ("+" if sign else "") + (".3f" if plain else ".2e"))
 
 
+def unit_of(summary: Mapping[str, Any]) -> str:
+    """What a summary is about: "pairs", or single "responses" with a label."""
+    return "responses" if summary.get("rows") == "responses" else "pairs"
+
+
 class KnownRow(NamedTuple):
     """A row of which at least one number is known."""
 
@@ -222,7 +237,7 @@ def known_rows(summary: dict, rows: Sequence[TableRow]) -> list[KnownRow]:
     for row in rows:
         before, after = value(summary, row.before), value(summary, row.after)
         if before is not None or after is not None:
-            known.append(KnownRow(row.label, before, after, row.meaning))
+            known.append(KnownRow(row.label, before, after, row.meaning_for(unit_of(summary))))
     return known
 
 

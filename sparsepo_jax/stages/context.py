@@ -188,7 +188,7 @@ class Run:
             train, held_out = split_holdout(train, data.holdout.share, data.holdout.seed)
             if not len(train) or not len(held_out):
                 raise UserError(
-                    f"data.holdout.share: {data.holdout.share} leaves {len(train)} pairs to train and "
+                    f"data.holdout.share: {data.holdout.share} leaves {len(train)} {train.unit} to train and "
                     f"{len(held_out)} to evaluate; both need some: change the share, or give data.eval"
                 )
             name = HOLDOUT if data.set_names else ""

@@ -1,6 +1,7 @@
 """The files that a run leaves for its report, and the page as a browser reads it."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 CHOSEN = [" good", "<script>alert(1)</script>", "\n", "\x1b[31m\u202e", '\'" onmouseover="x']
@@ -33,6 +34,19 @@ def pair(index=3, **changes):
         "chosen": response(CHOSEN, [True] + [False] * 4),
         "rejected": response(REJECTED, [False, False]),
     } | changes
+
+
+def single(index=3, side="chosen"):
+    """A response by itself, as rows with a label are scored: desirable under chosen, else under rejected."""
+    row = pair(index)
+    return {name: x for name, x in row.items() if name not in ("chosen", "rejected") or name == side}
+
+
+def visible_words(html):
+    """What a reader sees or hears of a page, in lower case, without the names of our files."""
+    labels = " ".join(re.findall(r'aria-label="([^"]*)"', html))
+    text = re.sub(r"<style>.*?</style>|<[^>]*>", "", html, flags=re.DOTALL)
+    return f"{text} {labels}".lower().replace("pairs.jsonl", "")
 
 
 def metric_rows():

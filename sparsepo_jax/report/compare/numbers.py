@@ -27,21 +27,21 @@ class Description(NamedTuple):
     meaning: str
 
 
-def _summary_rows() -> dict[tuple[str, ...], Description]:
-    """Path into summary.json -> what the tables of a run's report say of it.
+def _summary_rows(unit: str) -> dict[tuple[str, ...], Description]:
+    """Path into summary.json -> what the tables of a run's report say of it, of pairs or of responses.
 
     Of the numbers from before training, only the mask's are among them.
     """
     descriptions = {}
     for row in table.POLICY_ROWS + table.MASK_ROWS + table.CONTROL_ROWS:
         if row.before is not None and row.before[0] == "mask":
-            descriptions[row.before] = Description(f"{row.label}, before", row.meaning)
+            descriptions[row.before] = Description(f"{row.label}, before", row.meaning_for(unit))
         if row.after is not None:
-            descriptions[row.after] = Description(row.label, row.meaning)
+            descriptions[row.after] = Description(row.label, row.meaning_for(unit))
     return descriptions
 
 
-_ROWS = _summary_rows()
+_ROWS, _ROWS_OF_RESPONSES = map(_summary_rows, ("pairs", "responses"))
 _ORDER = list(_ROWS)
 _MASKS = {path for row in table.MASK_ROWS for path in (row.before, row.after) if path is not None}
 
@@ -52,11 +52,12 @@ _MASKS = {path for row in table.MASK_ROWS for path in (row.before, row.after) if
 class RunNumbers(NamedTuple):
     """values: name -> number; None where it is null or not finite.
 
-    pairs: how many were held out. broken: the files that cannot be read, and why.
+    pairs: how many were held out. unit: what these are. broken: the files that cannot be read, and why.
     """
 
     values: dict[str, float | None]
     pairs: int | None
+    unit: str
     broken: list[str]
 
     @property
@@ -80,6 +81,7 @@ def read_numbers(directory: Path) -> RunNumbers:
     return RunNumbers(
         {name: _finite(x) for name, x in values.items() if x is None or table.number_or_none(x) is not None},
         pairs if type(pairs) is int else None,
+        table.unit_of(summary),
         broken,
     )
 
@@ -98,12 +100,15 @@ def _finite(x: Any) -> float | None:
 
 
 @functools.cache
-def describe(name: str) -> Description:
-    """As in the tables of a run's report; what these do not know goes by its own name."""
+def describe(name: str, unit: str = "pairs") -> Description:
+    """As in the tables of a run's report; what these do not know goes by its own name.
+
+    unit: what was held out.
+    """
     path = tuple(name.split("."))
     section, rest = path[0], name.partition(".")[2]
     if path in _ROWS:
-        return _ROWS[path]
+        return (_ROWS_OF_RESPONSES if unit == "responses" else _ROWS)[path]
     if section == "lexicons" and ("mask", path[-1]) in _ROWS:
         return _describe_lexicon(path)
     if section == "measures":
@@ -128,8 +133,9 @@ def label_of(name: str) -> str:
     return describe(name).label
 
 
-def meaning_of(name: str) -> str:
-    return describe(name).meaning
+def meaning_of(name: str, unit: str) -> str:
+    """Of a number of runs on held-out pairs, or responses."""
+    return describe(name, unit).meaning
 
 
 def sort_key(name: str) -> tuple:

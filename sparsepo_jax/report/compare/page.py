@@ -1,5 +1,6 @@
 """The comparison of runs, groups side by side: an HTML file and a JSON file made of the runs' files alone."""
 
+import functools
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -91,13 +92,15 @@ def _as_html(comparison: Comparison, title: str, pairs: int) -> str:
     groups, columns = comparison.groups, comparison.columns
     sides = _same_pairs(groups, pairs)
     group_means = {group.label: mean_metrics([run.metrics for run in group.runs]) for group in groups}
+    unit = " and ".join(sorted({run.unit for group in groups for run in group.runs if run.pairs})) or "pairs"
     template = make_environment().get_template("comparison.html.jinja")
     return template.render(
         **comparison._asdict(),
         **heatmap_context([pair for row in sides for _, pair in row]),
         title=title,
         label=numbers.label_of,
-        meaning=numbers.meaning_of,
+        meaning=functools.partial(numbers.meaning_of, unit=unit),
+        unit=unit,
         difference_of={(row.group, row.metric): row.interval for row in comparison.differences},
         main=[name for name in columns if name.startswith("after.")],
         masks=[name for name in columns if numbers.is_of_mask(name)],
