@@ -12,8 +12,9 @@ an untrained net, all scaled to its mean in each response. Pairs, beta, steps an
 held-out figures are unmasked. Finished runs are not repeated. About 20 minutes in all on 2 cores. The result
 is kept in results/mask_controls-reviews-DEVICE.json.
 
---gate: the learned mask has this gate (masks/gates) with mean 1, and no L1 term; the result is kept in
-results/mask_controls-GATE-DEVICE.json, with the figures of the runs that learned the mask.
+--gate: the learned mask has this gate (masks/gates; NAME-annealed: its temperature falls from 3 to 0.3) with
+mean 1, and no L1 term; the result is kept in results/mask_controls-GATE-DEVICE.json, with the figures of the
+runs that learned the mask.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from which_tokens import VARIANTS, execute, from_sft, of_seed, run
+from which_tokens import ANNEALED, VARIANTS, execute, from_sft, of_seed, run
 from work import save_result
 
 from sparsepo_jax.masks.gates import GATES
@@ -168,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gate", choices=GATES)
+    parser.add_argument("--gate", choices=(*GATES, *ANNEALED), metavar="NAME")
     parser.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--out", type=Path, default=Path("runs/which_tokens"))

@@ -55,7 +55,13 @@ VARIANTS: dict[str, dict[str, str]] = {
     "beta0.4": {"objective.beta": "0.4"},
     **{name: {MASK + "mixer_activation": name} | OWN["normalised"] | NO_L1 for name in GATES},
 }
-NOT_BY_DEFAULT = ("rate+ones", *GATES)  # the quickstart's settings are the first
+ANNEALED = {  # over all steps of the quickstart, from dense to sparse
+    f"{name}-annealed": VARIANTS[name]
+    | {MASK + "temperature_start": "3", MASK + "temperature": "0.3", MASK + "temperature_steps": "400"}
+    for name in GATES
+}
+VARIANTS |= ANNEALED
+NOT_BY_DEFAULT = ("rate+ones", *GATES, *ANNEALED)  # the quickstart's settings are the first
 DEAD = "the reward mask starts at zero on every token"
 EXPECTED_S = {"sft": 45.0, "po": 25.0}  # until some run has been timed
 

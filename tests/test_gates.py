@@ -125,7 +125,7 @@ def test_an_unknown_gate_and_settings_out_of_range_are_refused():
             make_config(objective={"kind": "sparsepo", "mask": {"kind": "learned", field: value}})
 
 
-def masks_of(states_LRMD, batch, training=True, **mask):
+def masks_of(states_LRMD, batch, training=True, step=None, **mask):
     """What a run with this section `objective.mask` makes of a reference's states."""
     spec = spec_from_hf(NEOX)
     mask = {"kind": "learned", "net": "simple_last"} | mask
@@ -135,7 +135,7 @@ def masks_of(states_LRMD, batch, training=True, **mask):
     stats = TokenStats(zeros_BPT, zeros_BPT, zeros_BPT, batch.valid_BPT)  # which such a mask does not read
     weights = {name: 20 * x for name, x in source.init(nnx.Rngs(3)).items()}
     return np.asarray(
-        source.make(weights, {"final_norm": states_LRMD[-1]}, batch, stats, keys_B, training)[0]
+        source.make(weights, {"final_norm": states_LRMD[-1]}, batch, stats, keys_B, training, step)[0]
     )
 
 
@@ -157,6 +157,29 @@ def test_every_setting_of_a_gate_moves_the_mask():
     np.testing.assert_array_equal(of(mixer_activation="budget", training=False), base)
     drawn = of(mixer_activation="hard_concrete")
     assert (of(mixer_activation="hard_concrete", training=False) != drawn).any()
+
+
+def test_an_annealed_gate_has_the_temperature_of_its_step():
+    """3 at step 0, by the same factor at each step, 0.75 from step 4 on and where nothing is trained."""
+    batch = jax.tree.map(jnp.asarray, random_batch(pairs=3))
+    shape = (1, *batch.packing.valid_RM.shape, NEOX["hidden_size"])
+    states_LRMD = jax.random.normal(jax.random.key(1), shape)
+    of = functools.partial(masks_of, states_LRMD, batch, mixer_activation="budget")
+    annealed = functools.partial(of, temperature=0.75, temperature_start=3.0, temperature_steps=4)
+    for step, temperature in ((0, 3.0), (2, 1.5), (4, 0.75), (9, 0.75), (None, 0.75)):
+        now = None if step is None else jnp.int32(step)
+        np.testing.assert_allclose(annealed(step=now), of(temperature=temperature), atol=1e-6)
+
+
+def test_half_an_annealing_is_refused_and_one_without_a_gate():
+    gate = {"kind": "learned", "mixer_activation": "budget"}
+    for mask, said in (
+        (gate | {"temperature_start": 3.0}, "give both, or neither"),
+        (gate | {"temperature_steps": 3}, "give both, or neither"),
+        ({"kind": "learned", "temperature_start": 3.0, "temperature_steps": 3}, "relu has no temperature"),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            make_config(objective={"kind": "sparsepo", "mask": mask})
 
 
 def test_a_mask_that_sees_the_token_reads_the_state_behind_it():

@@ -570,6 +570,30 @@ def test_dropout_is_on_in_training_only_and_keyed_by_step_and_row():
     np.testing.assert_allclose(reward(True, 0, turned)[::-1], first, atol=TOKEN)
 
 
+def test_an_annealed_temperature_is_trained_with_and_not_held_out():
+    """5 at the first step, 0.2 from the third on. Scores without training have the last temperature."""
+    graph, policy, reference, masks = setup()
+    weights, batch = {"policy": policy, "masks": masks}, random_batch()
+    annealed = {"temperature": 0.2, "temperature_start": 5.0, "temperature_steps": 3}
+    problems = {
+        name: tiny_problem(graph, make_source(mixer_activation="budget", **settings))
+        for name, settings in (
+            ("annealed", annealed),
+            ("hot", {"temperature": 5.0}),
+            ("cold", {"temperature": 0.2}),
+        )
+    }
+
+    def loss_B(name, training, step):
+        scores = make_pair_scores(problems[name], training=training)
+        return np.asarray(scores(weights, reference, batch, jnp.int32(step))[0]["loss"])
+
+    np.testing.assert_allclose(loss_B("annealed", True, 0), loss_B("hot", True, 0), atol=TOKEN)
+    np.testing.assert_allclose(loss_B("annealed", True, 3), loss_B("cold", True, 3), atol=TOKEN)
+    np.testing.assert_allclose(loss_B("annealed", False, 0), loss_B("cold", False, 0), atol=TOKEN)
+    assert np.abs(loss_B("hot", True, 0) - loss_B("cold", True, 0)).max() > 100 * TOKEN
+
+
 def test_masks_that_start_near_one_do():
     graph, policy, reference, _ = setup()
     means = {}

@@ -112,6 +112,8 @@ def _mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
             mixer_activation=mask.mixer_activation,
             budget=mask.budget,
             temperature=mask.temperature,
+            temperature_start=mask.temperature_start,
+            temperature_steps=mask.temperature_steps,
             sees=mask.sees,
             dropout=mask.dropout,
             **placing,

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sparsepo_jax.core.tokens import inside, token_uniforms
 
@@ -53,7 +53,7 @@ def gate(
     name: str,
     *,
     budget: float,
-    temperature: float,
+    temperature: float | Float[Array, ""],
     key_B: Key[Array, "B"] | None = None,
 ) -> Float[Array, "B P T"]:
     """The mask of each response, zero outside.
@@ -81,6 +81,19 @@ def gate(
     if name == "top_k":
         return _top_k(z_BPT, valid_BPT, budget)
     raise ValueError(f"unknown gate {name!r}")
+
+
+def annealed(start: float, end: float, steps: int, step: Int[Array, ""]) -> Float[Array, ""]:
+    """A temperature that goes from start to end by the same factor at each step, and stays there.
+
+    Args:
+        start: at step 0, > 0.
+        end: from step `steps` on, > 0.
+        steps: how many, at least 1.
+        step: the batches that were trained on before.
+    """
+    share = jnp.minimum(step / steps, 1.0)
+    return start * (end / start) ** share
 
 
 def _shifted(z_BPT: Array, valid_BPT: Array, mean: float, rise: _Rise) -> Array:

@@ -106,7 +106,11 @@ class MaskNet(nnx.Module):
             self.mixer = nnx.Param(jnp.full(L, 1.0 / L) if near_one else normal(rngs.params(), (L,)))
 
     def __call__(
-        self, states_LRMD: Float[Array, "L R M D"], batch: PairBatch, key_B: Array | None = None
+        self,
+        states_LRMD: Float[Array, "L R M D"],
+        batch: PairBatch,
+        key_B: Array | None = None,
+        temperature: Float[Array, ""] | None = None,
     ) -> Float[Array, "B P T"]:
         """The mask of each response token, zero outside the response.
 
@@ -115,6 +119,7 @@ class MaskNet(nnx.Module):
                 tokens of the batch's rows. They are constants: no gradient reaches them.
             batch: where each response token lies.
             key_B: one random key per pair, which switches dropout on; None for none.
+            temperature: of the gate at this step; None: the one it has in the end.
         """
         states_LRMD = jax.lax.stop_gradient(states_LRMD if self.reads == "all" else states_LRMD[-1:])
         weight_LD, bias_L = self._folded()
@@ -132,12 +137,14 @@ class MaskNet(nnx.Module):
             out_BPT = jnp.einsum("LBPT,L->BPT", a_LBPT, self.mixer[...])
         else:
             out_BPT = out_LBPT[0]
-        mask_BPT = self._drop(self._mask_of(out_BPT, valid_BPT, key_B), key_B, 1)
+        mask_BPT = self._drop(self._mask_of(out_BPT, valid_BPT, key_B, temperature), key_B, 1)
         if self.kind == "binary":
             mask_BPT = jnp.sign(mask_BPT)
         return jnp.where(valid_BPT, mask_BPT, 0.0)
 
-    def _mask_of(self, out_BPT: Array, valid_BPT: Array, key_B: Array | None) -> Array:
+    def _mask_of(
+        self, out_BPT: Array, valid_BPT: Array, key_B: Array | None, temperature: Array | None
+    ) -> Array:
         if self.mixer_activation not in GATES:
             return activate(out_BPT, valid_BPT, self.mixer_activation)
         return gate(
@@ -145,7 +152,7 @@ class MaskNet(nnx.Module):
             valid_BPT,
             self.mixer_activation,
             budget=self.budget,
-            temperature=self.temperature,
+            temperature=self.temperature if temperature is None else temperature,
             key_B=key_B,
         )
 

@@ -27,9 +27,11 @@ from sparsepo_jax.masks.fixed import (
     positional_mask,
     random_mask,
 )
+from sparsepo_jax.masks.gates import annealed
 from sparsepo_jax.masks.learned import MaskNet
 
 Keep = Callable[[str, Array, Array], Any]  # an array or a tree of arrays, or None
+Make = Callable[..., TokenMasks]
 MaskOf = Callable[[Kept, PairBatch, TokenStats, Array | None], Array]
 
 
@@ -39,8 +41,9 @@ class MaskSource(NamedTuple):
     Attributes:
         keep: keep(name, activation [R, S, X], at_RM) -> what to keep of a named activation of the reference
             at the positions that predict response tokens, or None.
-        make: make(weights, kept, batch, stats, key_B, training) -> the masks. weights are those that are
-            trained; kept is what `keep` returned, by name.
+        make: make(weights, kept, batch, stats, key_B, training, step=None) -> the masks. weights are those
+            that are trained; kept is what `keep` returned, by name; step counts the batches before this one,
+            for masks that change while they are trained, None where nothing is trained.
         init: init(rngs) -> the weights to train, {} if there are none.
         shared: whether reward and KL share one mask; each L1 factor then counts half.
         reads_activations: whether `kept` is needed. Masks that read activations and are not trained can be
@@ -48,7 +51,7 @@ class MaskSource(NamedTuple):
     """
 
     keep: Keep
-    make: Callable[[Weights, Kept, PairBatch, TokenStats, Array | None, bool], TokenMasks]
+    make: Make
     init: Callable[[nnx.Rngs], Weights]
     shared: bool
     reads_activations: bool = False
@@ -70,6 +73,8 @@ def learned_source(
     dropout: float,
     budget: float = 0.3,
     temperature: float = 1.0,
+    temperature_start: float | None = None,
+    temperature_steps: int | None = None,
     sees: str = "prefix",
 ) -> MaskSource:
     """SparsePO's masks. Their weights are named `common.*`, or `reward.*` and `kl.*`.
@@ -86,7 +91,9 @@ def learned_source(
         layer_activation: of each layer's number.
         mixer_activation: of the mask.
         budget: of gates.
-        temperature: of gates.
+        temperature: of gates, where nothing is trained and at the end of training.
+        temperature_start: of gates at the first step; None: temperature.
+        temperature_steps: steps from one to the other.
         sees: `prefix` or `token`.
         dropout: probability, 0 to 1.
     """
@@ -115,6 +122,11 @@ def learned_source(
         wanted = name == "final_norm" or (name == "block_out" and reads_all)
         return at_tokens(x, at_RM) if wanted else None
 
+    def temperature_at(step: Array | None) -> Array | None:
+        if temperature_start is None or temperature_steps is None or step is None:
+            return None
+        return annealed(temperature_start, temperature, temperature_steps, step)
+
     def make(
         weights: Weights,
         kept: Kept,
@@ -122,6 +134,7 @@ def learned_source(
         stats: TokenStats,
         key_B: Array | None,
         training: bool,
+        step: Array | None = None,
     ) -> TokenMasks:
         states_LRMD = kept["final_norm"][None]
         if reads_all:  # the last block's state is taken after the final norm
@@ -129,7 +142,7 @@ def learned_source(
 
         def mask_of(role: str) -> Array:
             net_of_role = merge_module(graph, _below(weights, role))
-            mask_BPT = net_of_role(states_LRMD, batch, key_B if training else None)
+            mask_BPT = net_of_role(states_LRMD, batch, key_B if training else None, temperature_at(step))
             return normalise(mask_BPT, batch.valid_BPT) if normalised else mask_BPT
 
         if len(roles) == 1:
@@ -169,6 +182,7 @@ def _untrained(keep: Keep, mask_of: MaskOf, on: MaskedTerms, normalised: bool) -
         stats: TokenStats,
         key_B: Array | None,
         training: bool,
+        step: Array | None = None,
     ) -> TokenMasks:
         mask_BPT = mask_of(kept, batch, stats, key_B)
         return place(normalise(mask_BPT, batch.valid_BPT) if normalised else mask_BPT, batch.valid_BPT, on)

@@ -57,6 +57,7 @@ def forward_routed(
     key_B: Key[Array, "B"] | None,
     *,
     training: bool,
+    step: Int[Array, ""] | None = None,
 ) -> tuple[TokenStats, TokenMasks, RouterSums | None]:
     """As `forward`, with what the policy's routers did.
 
@@ -68,6 +69,7 @@ def forward_routed(
         batch: pairs.
         key_B: a key a pair, or None.
         training: switches dropout on.
+        step: batches trained on before this one, for masks that change with it; None: nothing is trained.
 
     Returns:
         (statistics, masks, sums over the policy's routers; None if it has none).
@@ -82,7 +84,7 @@ def forward_routed(
         stats = stats._replace(ref_logp_BPT=batch.ref_logp_BPT)
         stats = with_readings(problem, stats, (policy, masks, reference), batch, policy_states_RSD)
         with jax.named_scope("masks"):
-            return stats, problem.mask_source.make(masks, {}, batch, stats, key_B, training), routers
+            return stats, problem.mask_source.make(masks, {}, batch, stats, key_B, training, step), routers
     policy_model = problem.policy(policy, reference)
     reference_model = problem.reference(reference)
     ref_states_RSD, kept = _reference_states(problem, reference_model, batch)
@@ -95,7 +97,7 @@ def forward_routed(
     stats = with_readings(problem, stats, (policy, masks, reference), batch, policy_states_RSD)
     with jax.named_scope("masks"):
         kept["logits"] = _mean_logits(reference_model, ref_states_RMD, ref_head_VD)
-        return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training), routers
+        return stats, problem.mask_source.make(masks, kept, batch, stats, key_B, training, step), routers
 
 
 def response_logp(

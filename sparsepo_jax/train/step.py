@@ -100,7 +100,14 @@ def make_pair_scores(problem: Problem, *, training: bool) -> PairScores:
     ) -> tuple[dict[str, Float[Array, "B"]], TokenStats, TokenMasks]:
         key_B = pair_keys(problem.seed, step, batch.row_B)
         stats, masks, routers = forward_routed(
-            problem, weights["policy"], weights["masks"], reference, batch, key_B, training=training
+            problem,
+            weights["policy"],
+            weights["masks"],
+            reference,
+            batch,
+            key_B,
+            training=training,
+            step=step if training else None,
         )
         stats = with_labels(problem, stats, batch)
         with jax.named_scope("objective"):

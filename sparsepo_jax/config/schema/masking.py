@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator
 
-from sparsepo_jax.config.schema.masks import AnyMask, LearnedMask
+from sparsepo_jax.config.schema.masks import GATES, AnyMask, LearnedMask
 from sparsepo_jax.config.schema.objectives import Mix, Objective
 from sparsepo_jax.config.schema.weighing import Weighs
-
-GATES = ("sparsemax", "budget", "hard_concrete", "top_k")
 
 
 def mask_mistakes(objective: Objective) -> Iterator[str]:

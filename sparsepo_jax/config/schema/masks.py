@@ -4,7 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sparsepo_jax.config.schema.base import ByKind, NonNegative, PositiveFloat, Rate, Section
+from sparsepo_jax.config.schema.base import ByKind, NonNegative, Positive, PositiveFloat, Rate, Section
+
+GATES = ("sparsemax", "budget", "hard_concrete", "top_k")
 
 
 class MaskBase(Section):
@@ -36,6 +38,11 @@ class LearnedMask(MaskBase):
     """The mean of a gate's mask over a response; of hard_concrete and top_k, the share of tokens above 0."""
     temperature: PositiveFloat = 1.0
     """A gate's numbers are divided by it: smaller ones give more zeros."""
+    temperature_start: PositiveFloat | None = None
+    """A gate's temperature at the first step. It goes to `temperature` by the same factor at each step, and is
+    there after temperature_steps, and wherever nothing is trained. null: it is `temperature` throughout."""
+    temperature_steps: Positive | None = None
+    """Steps of training from temperature_start to temperature."""
     sees: Literal["prefix", "token"] = "prefix"
     """What the mask of a token may depend on: the tokens before it, or the token itself as well (but of a
     response's last token, behind which the reference has no state)."""
@@ -51,6 +58,17 @@ class LearnedMask(MaskBase):
     most; if official, the policy's."""
     weight_decay: NonNegative = 0.01
     """On the mask nets' weights, not on biases and LayerNorm."""
+
+    @model_validator(mode="after")
+    def _annealed_gate(self) -> "LearnedMask":
+        if (self.temperature_start is None) != (self.temperature_steps is None):
+            raise ValueError("temperature_start and temperature_steps: give both, or neither")
+        if self.temperature_start is not None and self.mixer_activation not in GATES:
+            raise ValueError(
+                f"temperature_start: mixer_activation {self.mixer_activation} has no temperature; take one "
+                f"of {', '.join(GATES)}, or leave it out"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
