@@ -39,7 +39,7 @@ class LearnedMask(MaskBase):
     temperature: PositiveFloat = 1.0
     """A gate's numbers are divided by it: smaller ones give more zeros."""
     temperature_start: PositiveFloat | None = None
-    """A gate's temperature at the first step. It goes to `temperature` by the same factor at each step, and is
+    """A gate's temperature at the first step. It goes to `temperature` by the same factor at each step; it is
     there after temperature_steps, and wherever nothing is trained. null: it is `temperature` throughout."""
     temperature_steps: Positive | None = None
     """Steps of training from temperature_start to temperature."""
