@@ -130,6 +130,11 @@ def test_every_objective_has_a_page(kind):
     assert CONFIGURATION.objective_table(SCHEMA, kind).startswith("| setting |")
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_page_counts_the_objectives(page):
+    assert f"[{len(set(KINDS) - {'sparsepo', 'mapo'})} relatives](" in TEXT[page]
+
+
 def test_every_page_is_in_the_navigation():
     listed = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text())
     made_by_hooks = {"reference/configuration.md", "reference/map.md"}

@@ -1,14 +1,16 @@
-"""What the README shows runs."""
+"""What the README shows runs, and the map in CONTRIBUTING.md is that of the package."""
 
 import re
 import subprocess
 from pathlib import Path
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README, CONTRIBUTING = (
+    (Path(__file__).parent.parent / name).read_text() for name in ("README.md", "CONTRIBUTING.md")
+)
 
 
 def test_the_map_has_every_room():
-    section = README.split("## Map")[1].split("\n## ")[0]
+    section = CONTRIBUTING.split("## Map")[1].split("\n## ")[0]
     package = Path(__file__).parent.parent / "sparsepo_jax"
     rooms = {path.parent.name for path in package.glob("*/__init__.py")}
     lines = [line for line in section.splitlines() if line.startswith(" " * 6)]
