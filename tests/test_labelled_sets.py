@@ -22,6 +22,7 @@ ROWS = [  # three of four are desirable
     for n, row in enumerate(PAIRS)
 ]
 TRAIN, ONE_PROMPT = ROWS[:11], [row | {"prompt": ROWS[11]["prompt"]} for row in ROWS[11:]]
+PAIRS_OF_ONE_PROMPT = [row | {"prompt": PAIRS[13]["prompt"]} for row in PAIRS[13:]]
 MIXED = [*PAIRS[11:13], *ROWS[13:16]]
 
 
@@ -29,7 +30,13 @@ MIXED = [*PAIRS[11:13], *ROWS[13:16]]
 def files(tmp_path_factory):
     """A file of each list of rows, by name."""
     directory = tmp_path_factory.mktemp("rows")
-    lists = {"train": TRAIN, "one": ONE_PROMPT, "single": ROWS[12:13], "pairs": PAIRS[13:], "mixed": MIXED}
+    lists = {
+        "train": TRAIN,
+        "one": ONE_PROMPT,
+        "single": ROWS[12:13],
+        "pairs": PAIRS_OF_ONE_PROMPT,
+        "mixed": MIXED,
+    }
     for name, rows in lists.items():
         write_jsonl(directory / f"{name}.jsonl", rows)
     return {name: {"path": str(directory / f"{name}.jsonl")} for name in lists}
@@ -179,6 +186,15 @@ def test_the_report_and_the_card_say_what_each_set_holds(finished):
     card = (finished / "export" / "README.md").read_text().partition("## Configuration")[0]
     assert "| pairs | 3 pairs |" in card and "of the 5 held-out responses" in card
     assert "pair" not in card.replace("| pairs | 3 pairs |", "")
+
+
+def test_single_responses_are_not_weighed_and_the_line_says_why(finished, tmp_path, capsys):
+    weigh = {"kind": "log_ratio", "run": str(finished)}
+    changes = {"stages": ["weigh"], "policy": None, "weigh": weigh, "objective": None, "data": None}
+    config = write_config(tmp_path, **changes)
+    assert main(["--config", str(config)]) == 1
+    error = capsys.readouterr().err
+    assert "no scored pair; run the stage score again, on pairs, not on single responses" in error
 
 
 # ---------------------------------------------------------------- metrics by name

@@ -167,7 +167,8 @@ def _records(path: Path) -> Iterator[Record]:
                 _ids(record)
             except (ValueError, KeyError, TypeError):
                 raise UserError(
-                    f"{path}:{number}: no scored pair; run the stage score again, on pairs"
+                    f"{path}:{number}: no scored pair; run the stage score again, on pairs, not on "
+                    "single responses with a label"
                 ) from None
             for side in SIDES:
                 _check_columns(record[side], f"{path}:{number}: {side}")
