@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from helpers.configs import made_stats
 from sparsepo_jax.core.types import TokenMasks, TokenStats
 from sparsepo_jax.losses import quantiles, separate, sequence, token_weighted, wrappers
+from sparsepo_jax.sharding.mesh import make_mesh
 
 LOSSES = {"aot": quantiles.aot_loss, "aot_unpaired": quantiles.aot_unpaired_loss}
 each = pytest.mark.parametrize("name", LOSSES)
@@ -58,6 +60,30 @@ def test_a_pair_alone_is_conservative_dpo(name):
     ours, dpo = LOSSES[name](one, mask, None, **settings), sequence.cdpo_loss(one, mask, None, **settings)
     np.testing.assert_allclose(ours.loss_B, dpo.loss_B, rtol=1e-6)
     np.testing.assert_allclose(ours.metrics["margin"], dpo.metrics["margin"], rtol=1e-5)
+
+
+@each
+def test_a_batch_over_eight_devices_is_one_batch(name):
+    """Quantiles are those of the whole batch, not of each device's pairs."""
+    stats, masks = made_stats()
+    stats, masks = jax.tree.map(lambda x: jnp.concatenate([x] * 8)[:16], (stats, masks))
+    shift_B11 = jnp.linspace(-1.0, 1.0, 16)[:, None, None]  # no two pairs are equal
+    stats = stats._replace(logp_BPT=jnp.where(stats.valid_BPT, stats.logp_BPT + shift_B11, stats.logp_BPT))
+
+    def total(stats, masks):
+        loss_B = LOSSES[name](stats, masks, None, beta=0.7, label_smoothing=0.1).loss_B
+        return loss_B.sum(), loss_B
+
+    of = jax.jit(jax.value_and_grad(total, has_aux=True, allow_int=True))
+    (_, expected_B), expected = of(stats, masks)
+    mesh = make_mesh(8, 1, 1)
+    spread = NamedSharding(mesh, PartitionSpec("data"))
+    with jax.set_mesh(mesh):
+        (_, loss_B), gradient = of(*jax.device_put((stats, masks), spread))
+    np.testing.assert_allclose(loss_B, expected_B, rtol=1e-6)
+    np.testing.assert_allclose(gradient.logp_BPT, expected.logp_BPT, atol=1e-6)
+    halves = [total(*jax.tree.map(lambda x, n=n: x[n : n + 2], (stats, masks)))[1] for n in range(0, 16, 2)]
+    assert np.abs(np.concatenate(halves) - expected_B).max() > 1e-2
 
 
 @each

@@ -18,6 +18,7 @@ from sparsepo_jax.core.types import TokenMasks
 from sparsepo_jax.data.packing import Shape, pack, sizes_of
 from sparsepo_jax.data.ragged import ragged
 from sparsepo_jax.data.table import TokenTable
+from sparsepo_jax.losses.quantiles import aot_loss
 from sparsepo_jax.losses.token_weighted import sparsepo_loss
 from sparsepo_jax.masks.activation import GROUPS
 from sparsepo_jax.masks.source import activation_source, learned_source
@@ -238,7 +239,7 @@ def test_padding_is_inert():
 
 
 @functools.cache
-def update_on(mesh_shape, micro_steps):
+def update_on(mesh_shape, micro_steps, objective=None):
     """(mesh, optimizer, jitted update) for a number of micro-steps, so that tests share the program."""
     graph = setup()[0]
     mesh = jax.make_mesh(
@@ -259,13 +260,15 @@ def update_on(mesh_shape, micro_steps):
     gather, scatter = make_place_head(mesh)
     blocks = HeadBlocks(tokens=7, vocabulary=12, shards=mesh_shape[2], gather=gather, scatter=scatter)
     problem = tiny_problem(graph, constrain=make_constrain(mesh))._replace(head_blocks=blocks)
+    if objective is not None:
+        problem = problem._replace(objective=objective)
     return mesh, optimizer, jax.jit(make_update(make_pair_loss(problem), optimizer, rate))
 
 
-def run_update(mesh_shape, micro_steps, weight_B=(1.0,) * 8, steps=2):
+def run_update(mesh_shape, micro_steps, weight_B=(1.0,) * 8, steps=2, objective=None):
     """Weights and metrics after some steps of 8 pairs on a mesh; a pair of weight 0 is filler."""
     _, policy, reference, masks = setup()
-    mesh, optimizer, update = update_on(mesh_shape, micro_steps)
+    mesh, optimizer, update = update_on(mesh_shape, micro_steps, objective)
     state = start_state({"policy": policy, "masks": masks}, optimizer)
     state = jax.device_put(state, state_shardings(state, mesh))
     reference = jax.device_put(reference, state_shardings(reference, mesh))
@@ -307,6 +310,16 @@ def test_every_mesh_and_number_of_micro_steps_gives_the_same_update(mesh_shape, 
     assert still == ["blocks.attention.key.bias"], (
         "a key's bias shifts all scores of a query alike and has no gradient; all else moves"
     )
+
+
+@pytest.mark.slow
+def test_quantiles_are_those_of_the_batch_on_a_mesh():
+    """AOT's loss of a pair depends on the pairs beside it, which lie on other devices."""
+    objective = functools.partial(aot_loss, beta=0.5, label_smoothing=0.1)
+    weights, metrics = run_update((2, 2, 2), 1, objective=objective)
+    expected_weights, expected_metrics = run_update((1, 1, 1), 1, objective=objective)
+    assert_same_tree(metrics, expected_metrics, SHARDED)
+    assert_same_tree(weights, expected_weights, SHARDED)
 
 
 def test_a_profile_tells_the_parts_of_the_step_apart():
