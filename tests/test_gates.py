@@ -182,6 +182,20 @@ def test_half_an_annealing_is_refused_and_one_without_a_gate():
             make_config(objective={"kind": "sparsepo", "mask": mask})
 
 
+def test_an_annealing_that_training_does_not_end_is_refused():
+    """Held-out figures would have a temperature with which nothing was trained."""
+    mask = {
+        "kind": "learned",
+        "mixer_activation": "budget",
+        "temperature_start": 3.0,
+        "temperature_steps": 30,
+    }
+    objective = {"kind": "sparsepo", "mask": mask}
+    assert make_config(objective=objective, po={"steps": 30}).po.steps == 30
+    with pytest.raises(ValidationError, match="temperature_steps: 30 steps, and po.steps ends at 29"):
+        make_config(objective=objective, po={"steps": 29})
+
+
 def test_a_mask_that_sees_the_token_reads_the_state_behind_it():
     """But of the last token, which has none."""
     batch = jax.tree.map(jnp.asarray, random_batch(pairs=3))

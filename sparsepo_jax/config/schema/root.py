@@ -283,8 +283,15 @@ class Config(Section):
             )
 
     def _objective_mistakes(self) -> Iterator[str]:
-        """A sum over the batch that weights of pairs would tear apart, and parts with what is the sum's."""
+        """A sum over the batch that weights of pairs would tear apart, parts with what is the sum's, and a
+        gate that is still warm in the end."""
         objective = self.objective
+        cooling = getattr(objective.mask, "temperature_steps", None)
+        if self._runs("po") and cooling is not None and self.po.steps is not None and cooling > self.po.steps:
+            yield (
+                f"objective.mask.temperature_steps: {cooling} steps, and po.steps ends at {self.po.steps}: "
+                "held-out figures have the last temperature, which training would not reach; take fewer"
+            )
         parts = objective.parts if isinstance(objective, Mix) else []
         singles = {f"objective.parts.{n}.objective": part.objective for n, part in enumerate(parts)}
         for place, single in ({"objective": objective} | singles).items():
