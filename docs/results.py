@@ -19,6 +19,8 @@ from typing import Any
 
 import jinja2
 
+from sparsepo_jax.report.intervals import t_interval
+
 DOCS = Path(__file__).parent
 REPOSITORY = DOCS.parent
 TEMPLATES = DOCS / "templates"
@@ -29,15 +31,19 @@ def load_results(directory: Path = REPOSITORY / "benchmarks" / "results") -> dic
     """The content of every JSON file, by its name without the device and with _ for -.
 
     What was measured on several cards or devices, gpu-CARD.json and evidence-DEVICE.json, is a mapping of
-    them, `gpu` or `evidence`."""
+    them, `gpu` or `evidence`; mask_controls-GATE.json are `gates`, by the gate's name."""
     contents = {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
     by_device: dict[str, Any] = {"gpu": {}, "evidence": {}}
     for name in list(contents):
         kind, _, device = name.partition("-")
         if kind in by_device:
             by_device[kind][device] = contents.pop(name)
+    controls = [name for name in contents if name.startswith("mask_controls-") and "-reviews-" not in name]
+    gates = {
+        name.removeprefix("mask_controls-").removesuffix("-cpu"): contents.pop(name) for name in controls
+    }
     named = {name.removesuffix("-cpu").replace("-", "_"): content for name, content in contents.items()}
-    return named | by_device
+    return named | by_device | {"gates": gates}
 
 
 # ---------------------------------------------------------------- what templates call
@@ -103,9 +109,19 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    functions = (number, signed, percent, gib, interval, spread, mean_of, pick, rows_where)
+    functions = (number, signed, percent, gib, interval, spread, mean_of, pick, rows_where, paired)
     templates.globals |= {function.__name__: function for function in functions}
     return templates
+
+
+def paired(rows: Iterable[Mapping[str, Any]], figure: str, first: str, second: str) -> dict[str, Any]:
+    """What a figure is under one control more than under another, over the seeds that have both."""
+    by_control: dict[str, dict[int, float]] = {first: {}, second: {}}
+    for row in rows:
+        if row["control"] in by_control:
+            by_control[row["control"]][row["seed"]] = row[figure]
+    seeds = by_control[first].keys() & by_control[second].keys()
+    return t_interval([by_control[first][seed] - by_control[second][seed] for seed in seeds])._asdict()
 
 
 # ---------------------------------------------------------------- files
