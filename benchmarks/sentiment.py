@@ -1,7 +1,7 @@
 """Which objective buys sentiment at the least KL? The paper's IMDB experiment at a size for a laptop.
 
     python benchmarks/sentiment.py DATA [--output runs/sentiment] [--seeds 3] [--objectives NAME ...] \\
-        [--result sentiment]
+        [--epochs 3] [--result sentiment]
 
 DATA is the directory that holds imdb_reviews/{train,test}.jsonl.gz (rows {"text", "label"}) and the word
 lists that judge the masks, lexicons/opinion_{positive,negative}.txt (Hu and Liu) and sst_trees/train.txt.gz
@@ -24,6 +24,7 @@ from pathlib import Path
 
 from work import save_result
 
+from sparsepo_jax.masks.gates import GATES
 from sparsepo_jax.report.frontier import matched, shared_range
 from sparsepo_jax.run.sweep import parse_axes
 
@@ -43,6 +44,14 @@ OBJECTIVES: dict[str, tuple[str, tuple[float | None, ...]]] = {  # name -> setti
         "kind: sparsepo, l1_reward: 2e-3, l1_kl: 2e-3, mask: {sharing: common, " + LEARNED + "}",
         BETAS,
     ),
+    **{
+        f"SparsePO, common mask, {gate}": (
+            "kind: sparsepo, "
+            f"mask: {{sharing: common, {LEARNED}, mixer_activation: {gate}, normalise: true}}",
+            BETAS,
+        )
+        for gate in GATES
+    },
     "SparsePO, independent masks": ("kind: sparsepo, mask: {sharing: independent, " + LEARNED + "}", BETAS),
     "random mask": ("kind: sparsepo, mask: {kind: random}", BETAS),
     "SimPO": ("kind: simpo, gamma: 1.0", (1.0, 2.0, 4.0)),  # of mean log-probs
@@ -81,10 +90,16 @@ def spec(objective: str, beta: float | None) -> str:
     return f"{{{settings}}}" if beta is None else f"{{{settings}, beta: {beta}}}"
 
 
-def run_all(data: Path, output: Path, objectives: list[str], seeds: int) -> None:
+def run_all(data: Path, output: Path, objectives: list[str], seeds: int, epochs: int) -> None:
     """Runs every stage; finished ones are not repeated."""
     train, test = (data / "imdb_reviews" / f"{split}.jsonl.gz" for split in ("train", "test"))
-    program("--config", str(CONFIGS / "sft.yaml"), f"output_dir={output}/sft", f"data.sft.0.path={train}")
+    program(
+        "--config",
+        str(CONFIGS / "sft.yaml"),
+        f"output_dir={output}/sft",
+        f"data.sft.0.path={train}",
+        f"sft.epochs={epochs}",
+    )
     program(
         "--config",
         str(CONFIGS / "pairs.yaml"),
@@ -152,6 +167,13 @@ def read_points(grid: Path) -> list[dict]:
     return points
 
 
+def made_before(output: Path) -> dict[str, float]:
+    """What the grid started from."""
+    losses = [json.loads(line)["loss"] for line in (output / "sft" / "metrics.jsonl").open()][-20:]
+    with (output / "pairs" / "pairs_made.jsonl").open() as file:
+        return {"sft_loss": statistics.fmean(losses), "pairs": sum(1 for _ in file)}
+
+
 def frontier(points: list[dict], objective: str) -> dict[int, list[tuple[float, float]]]:
     """By seed: (KL, reward) for each beta, and for the policy before training, whose KL is 0."""
     of_seed: dict[int, list[tuple[float, float]]] = {}
@@ -197,10 +219,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/sentiment"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="of supervised training before the pairs")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(CORE), metavar="NAME")
     parser.add_argument("--result", default="sentiment", help="name of the file in results/")
     options = parser.parse_args()
-    run_all(options.data, options.output, options.objectives, options.seeds)
+    run_all(options.data, options.output, options.objectives, options.seeds, options.epochs)
     points = read_points(options.output / "grid")
 
     trained = [name for name in OBJECTIVES if any(point["objective"] == name for point in points)]
@@ -261,6 +284,8 @@ def main() -> None:
             print(f"{objective:30} {share:>5}" + "".join(f"{x:9.3f}" for x in three))
     kept = {
         "seeds": options.seeds,
+        "epochs": options.epochs,
+        "made": made_before(options.output),
         "objectives": {name: OBJECTIVES[name][0] for name in options.objectives},
         "points": points,
         "matched": rows,
