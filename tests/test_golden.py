@@ -253,9 +253,9 @@ def reference_states(family):
     kept_states = {}
     source = learned("common")
 
-    def make(weights, kept, batch, stats, key_B, training):
+    def make(weights, kept, *rest):
         kept_states.update(kept)
-        return source.make(weights, kept, batch, stats, key_B, training)
+        return source.make(weights, kept, *rest)
 
     masks = official_masks(family, "common", source)
     forward(
