@@ -85,6 +85,14 @@ def test_every_result_is_on_some_page():
     assert not [name for name in RESULTS.load_results() if f"results.{name}" not in templates]
 
 
+def test_controls_are_compared_seed_by_seed():
+    """Differences 2 and 4, though the rows lie in another order; seed 2 has one of the two alone."""
+    figures = [("a", 0, 3.0), ("b", 1, 1.0), ("a", 1, 5.0), ("b", 0, 1.0), ("a", 2, 90.0)]
+    rows = [{"control": control, "seed": seed, "figure": value} for control, seed, value in figures]
+    apart = RESULTS.paired(rows, "figure", "a", "b")
+    assert (apart["n"], apart["mean"]) == (2, 3.0) and apart["low"] < 2 < 4 < apart["high"]
+
+
 def test_the_tables_of_models_are_those_of_the_package():
     models = script("models")
     text = TEXT["docs/guides/models.md"]
