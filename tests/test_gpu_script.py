@@ -209,6 +209,16 @@ def test_our_step_is_a_run_s(scripts, bench, tmp_path):
 
 
 @pytest.mark.slow
+def test_on_a_cpu_our_step_is_over_when_it_is_answered(scripts):
+    """Else it would run while the next candidate is timed. Kills: the loss of the step before."""
+    work = scripts("work")
+    shape = json.dumps(scripts("shapes").gpt2(64, 32, width=64, layers=1))
+    with work.Candidate("ours.py", "sparsepo", shape, 8, 8, 8) as candidate:
+        losses = [candidate.step("8")["loss"] for _ in range(3)]
+    assert losses[0] == pytest.approx(np.log(2), abs=TOKEN) and len(set(losses)) == 3
+
+
+@pytest.mark.slow
 def test_our_step_from_the_command_to_the_result_file(tmp_path):
     """The script itself, in processes of its own as on a GPU; tiny shapes."""
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "--only", "steps/pythia"]
