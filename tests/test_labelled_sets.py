@@ -12,6 +12,7 @@ from sparsepo_jax.core.files import write_jsonl
 from sparsepo_jax.data.reviews import make_review_pairs
 from sparsepo_jax.main import main
 from sparsepo_jax.report.sets import sets_table
+from sparsepo_jax.report.table import number, summary_table
 from sparsepo_jax.run.check import make_plan_text
 
 BETA = 0.5
@@ -186,6 +187,20 @@ def test_the_report_and_the_card_say_what_each_set_holds(finished):
     card = (finished / "export" / "README.md").read_text().partition("## Configuration")[0]
     assert "| pairs | 3 pairs |" in card and "of the 5 held-out responses" in card
     assert "pair" not in card.replace("| pairs | 3 pairs |", "")
+
+
+def test_the_table_has_the_rewards_of_both_classes_and_their_baseline(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert {"reward_desirable", "reward_undesirable", "anchor", "auroc"} <= summary["after"].keys()
+    table = {line[:24].strip(): line.split()[-2:] for line in summary_table(summary).splitlines()}
+    for label, name in (
+        ("reward, desirable", "reward_desirable"),
+        ("reward, undesirable", "reward_undesirable"),
+        ("baseline", "anchor"),
+        ("AUROC of rewards", "auroc"),
+    ):
+        assert table[label] == [number(summary[when][name]) for when in ("before", "after")]
+        assert f">{label}<" in (finished / "report.html").read_text()
 
 
 def test_single_responses_are_not_weighed_and_the_line_says_why(finished, tmp_path, capsys):

@@ -218,7 +218,7 @@ def test_headline_curves_and_configuration_are_there(run_dir):
         ("config.yaml", "There is no config.yaml"),
         ("summary.json", "There is no summary.json"),
         ("metrics.jsonl", "There is nothing to draw"),
-        ("pairs.jsonl", "There are no pairs to show"),
+        ("pairs.jsonl", "There is nothing to show"),
     ],
 )
 def test_a_missing_file_is_said_and_the_rest_is_shown(run_dir, missing, said):

@@ -56,6 +56,30 @@ POLICY_ROWS = (
         "it cannot touch.",
     ),
     TableRow(
+        "reward, desirable",
+        ("before", "reward_desirable"),
+        ("after", "reward_desirable"),
+        "Mean implicit reward of desirable responses, beta and masks included.",
+    ),
+    TableRow(
+        "reward, undesirable",
+        ("before", "reward_undesirable"),
+        ("after", "reward_undesirable"),
+        "The same of undesirable ones.",
+    ),
+    TableRow(
+        "baseline",
+        ("before", "anchor"),
+        ("after", "anchor"),
+        "The reward from which both are measured (KTO, BCO); 0 where the objective has none.",
+    ),
+    TableRow(
+        "AUROC of rewards",
+        ("before", "auroc"),
+        ("after", "auroc"),
+        "Chance that a desirable response has a larger reward than an undesirable one: it needs no baseline.",
+    ),
+    TableRow(
         "KL to reference",
         ("before", "kl"),
         ("after", "kl"),
