@@ -1,5 +1,6 @@
 """Facts that --check derives from a config agree with what the run makes."""
 
+import contextlib
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from sparsepo_jax.build.objective import make_mask_source
 from sparsepo_jax.config.derive import (
     batch_problem,
     mask_parameters,
+    micro_steps_matter,
     stage_steps,
     vocabulary_size,
     warmup_steps,
@@ -17,8 +19,10 @@ from sparsepo_jax.config.derive import (
 from sparsepo_jax.config.schema.models import ByteTokenizer
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.schema.training import PairTraining, Schedule
+from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.tokenizers import make_byte_tokenizer
 from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.run.resume import Marks
 
 
 @pytest.mark.parametrize("net", ["simple_all", "simple_last", "ml_all", "ml_last", "binary_all"])
@@ -62,3 +66,41 @@ def test_the_warm_up_is_a_share_or_a_number_and_never_longer_than_the_stage(sche
 def test_a_batch_is_cut_over_micro_steps_and_shards():
     assert batch_problem("po.batch_size", 24, 2, 12) is None
     assert batch_problem("po.batch_size", 64, 2, 12).startswith("po.batch_size: 64 rows in 2 micro-step(s)")
+
+
+AOT = {"kind": "aot"}
+MIX = {"kind": "mix", "parts": [{"objective": {"kind": "dpo"}, "weight": 1}, {"objective": AOT, "weight": 1}]}
+
+
+@pytest.mark.parametrize(
+    "objective, router, matters",
+    [
+        ({"kind": "dpo"}, 0.0, False),
+        ({"kind": "kto"}, 0.0, False),
+        ({"kind": "dpo"}, 0.01, True),
+        (AOT, 0.0, True),
+        ({"kind": "aot_unpaired"}, 0.0, True),
+        (MIX, 0.0, True),
+    ],
+)
+def test_a_run_goes_on_with_other_micro_steps_where_they_change_rounding_alone(
+    tmp_path, objective, router, matters
+):
+    settings = {
+        "stages": ["report"],
+        "output_dir": str(tmp_path),
+        "policy": {"config": GPT2},
+        "objective": objective,
+        "po": {"batch_size": 8, "router_aux_coefficient": router},
+    }
+    Marks(Config(**settings)).begin("po", {})
+    later = Config(**settings | {"po": settings["po"] | {"accumulation": 2}, "data": {"buckets": 1}})
+    assert micro_steps_matter(later, "po") == matters
+    refused = pytest.raises(UserError, match="with other settings: po.accumulation;")
+    with refused if matters else contextlib.nullcontext():
+        Marks(later).check("po")
+
+
+def test_the_objective_of_po_says_nothing_of_the_micro_steps_of_sft():
+    config = Config(stages=["report"], output_dir="x", objective=AOT)
+    assert not micro_steps_matter(config, "sft")

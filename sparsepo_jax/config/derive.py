@@ -10,7 +10,7 @@ from sparsepo_jax.config.schema.compute import Mesh
 from sparsepo_jax.config.schema.data import Data, Source
 from sparsepo_jax.config.schema.masks import AnyMask, LearnedMask
 from sparsepo_jax.config.schema.models import BpeTokenizer, ByteTokenizer, Tokenizer
-from sparsepo_jax.config.schema.objectives import Objective
+from sparsepo_jax.config.schema.objectives import AotBase, Mix, Objective
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.schema.training import Schedule, Training
 from sparsepo_jax.config.schema.weighing import Weighs
@@ -82,6 +82,21 @@ def warmup_steps(schedule: Schedule, steps: int) -> int:
         return min(schedule.warmup_steps, steps)
     share = DEFAULT_WARMUP_SHARE if schedule.warmup_share is None else schedule.warmup_share
     return round(steps * share)
+
+
+def micro_steps_matter(config: Config, stage: str) -> bool:
+    """Whether another number of micro-steps changes an update by more than rounding.
+
+    So it does where a part of the loss is that of a micro-step as a whole.
+
+    Args:
+        stage: sft or po.
+    """
+    if getattr(config, stage).router_aux_coefficient > 0:
+        return True
+    objective = config.objective
+    singles = [part.objective for part in objective.parts] if isinstance(objective, Mix) else [objective]
+    return stage == "po" and any(isinstance(single, AotBase) for single in singles)
 
 
 def least_shards(mesh: Mesh) -> int:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sparsepo_jax.config.derive import decided_by_evaluation, evaluation_sources, main_set
+from sparsepo_jax.config.derive import decided_by_evaluation, evaluation_sources, main_set, micro_steps_matter
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json
@@ -318,9 +318,18 @@ class Marks:
             paths += [*config.harness.tasks, config.harness.include_path]
         return [path for path in paths if path is not None]
 
+    def _may_change(self, stage: str) -> set[str]:
+        """Settings with which a stage that has begun may go on: they change its memory and speed alone.
+
+        A run that has met too little memory is told to set them.
+        """
+        if stage in TRAINING and not micro_steps_matter(self._config, stage):
+            return {"data.buckets", f"{stage}.accumulation"}
+        return {"data.buckets"}
+
     def _refuse_changes(self, stage: str, before: dict[str, Any]) -> None:
         _drop_added(before)
-        changed = sorted(_differences(before, self.depends(stage)))
+        changed = sorted(set(_differences(before, self.depends(stage))) - self._may_change(stage))
         if changed:
             raise UserError(
                 f"{self.directory} holds stage {stage} with other settings: {', '.join(changed)}; set them "
