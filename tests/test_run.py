@@ -301,9 +301,7 @@ def undisturbed_and_interrupted(tmp_path, monkeypatch, stage, steps, changes, mo
     expected, ours = weights_of(undisturbed / stage), weights_of(resumed / stage)
     assert expected.keys() == ours.keys()
     for path in expected:
-        np.testing.assert_allclose(
-            ours[path], expected[path], rtol=0, atol=1e-5 if more else 0, err_msg=path
-        )
+        np.testing.assert_allclose(ours[path], expected[path], rtol=0, atol=1e-5 if more else 0, err_msg=path)
     return undisturbed, resumed
 
 
