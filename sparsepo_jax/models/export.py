@@ -26,6 +26,7 @@ from sparsepo_jax.models.directory import (
 )
 from sparsepo_jax.models.families import architecture
 from sparsepo_jax.models.lora import Lora
+from sparsepo_jax.models.narrowing import narrow_at_random
 from sparsepo_jax.models.safetensors_file import copy_tensors
 from sparsepo_jax.models.stored_tensors import SafeTensors
 from sparsepo_jax.models.weights import to_hf, to_peft
@@ -45,6 +46,7 @@ def save_hf(
     card: str,
     *,
     dtype: str = "float32",
+    at_random: bool = False,
     generation: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
     source: Path | None = None,
@@ -61,6 +63,7 @@ def save_hf(
         masks: tensors of the mask nets under their official names; {} writes no file.
         card: the text of README.md.
         dtype: type of the weights, float32, float16 or bfloat16. Qwen3.5's decays stay float32.
+        at_random: whether weights are rounded to it at random, see narrowing; else to the nearest number.
         generation: the content of generation_config.json; None writes no file, and transformers then reads
             config.json.
         shard_bytes: the weights are split into files of at most this size.
@@ -72,7 +75,7 @@ def save_hf(
     """
     kept = {} if source is None else SafeTensors(source).files()
     stored_name = name_in(spec.wrapping, kept)
-    tensors = ((stored_name(name), tensor) for name, tensor in _cast_tensors(spec, weights, dtype))
+    tensors = ((stored_name(name), tensor) for name, tensor in _cast_tensors(spec, weights, dtype, at_random))
     there_before = directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     shards = _Shards(directory, shard_bytes)
@@ -174,25 +177,29 @@ def fetch_as_written(spec: DecoderSpec, weights: Mapping[str, Any], dtype: str) 
     Raises:
         UserError: a weight is too large for float16.
     """
-    for _ in _cast_tensors(spec, weights, dtype):
+    for _ in _cast_tensors(spec, weights, dtype, at_random=False):
         pass
 
 
 def _cast_tensors(
-    spec: DecoderSpec, weights: Mapping[str, Any], dtype: str
+    spec: DecoderSpec, weights: Mapping[str, Any], dtype: str, at_random: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
     def type_of(name: str) -> str:
         return "float32" if name.endswith(_FLOAT32) else dtype
 
-    return ((name, _cast(name, tensor, type_of(name))) for name, tensor in to_hf(spec, weights))
+    return ((name, _cast(name, tensor, type_of(name), at_random)) for name, tensor in to_hf(spec, weights))
 
 
-def _cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+def _cast(name: str, tensor: np.ndarray, dtype: str, at_random: bool) -> np.ndarray:
     """The tensor in another type. UserError: float16 cannot hold one of its numbers."""
     import ml_dtypes
 
+    narrow = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(tensor, ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype))
+        if at_random and narrow.itemsize < tensor.dtype.itemsize:
+            cast = narrow_at_random(tensor, narrow, name)
+        else:
+            cast = np.ascontiguousarray(tensor, narrow)
     if dtype == "float16" and not np.isfinite(cast).all() and np.isfinite(tensor).all():
         raise UserError(
             f"export.dtype: {name} holds {np.abs(tensor).max():.3g}, too large for float16; "

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sparsepo_jax.build.compute import compute_dtype
 from sparsepo_jax.build.models import exported_configs
 from sparsepo_jax.build.tokenizer import tokenizer_directory
 from sparsepo_jax.config.load import config_text
@@ -70,12 +71,15 @@ def export(run: Run) -> None:
         start = split_adapters(start_weights(run)["policy"])[0] if needs_start else None
         run.unmark("export")
         if parts.model is not None:
-            _export_model(run, parts.model, merge_adapters(start, policy, lora.scale), masks)
+            merged = merge_adapters(start, policy, lora.scale)
+            _export_model(run, parts.model, merged, masks, merged=True)
         if parts.base is not None:
             _export_model(run, parts.base, start, {})
         _export_adapter(run, parts, policy, lora, masks)
     run.mark("export", began_s)
-    say(f"export: {path}, weights in {_exported_dtype(run)}")
+    at_random = parts.model is not None and _rounds_at_random(run, merged=parts.adapter is not None)
+    rounded = ", rounded at random so that what training changed is kept" if at_random else ""
+    say(f"export: {path}, weights in {_exported_dtype(run)}{rounded}")
 
 
 def places_of(run: Run, path: Path, *, adapters_trained: bool) -> ExportPlaces:
@@ -93,8 +97,28 @@ def _exported_dtype(run: Run) -> str:
     return run.checkpoint_dtype if run.config.export.dtype == "auto" else run.config.export.dtype
 
 
-def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None:
-    """Writes a Hugging Face directory, in the first process."""
+def _rounds_at_random(run: Run, *, merged: bool) -> bool:
+    """Whether weights are rounded to the exported type at random, see models/narrowing.
+
+    So they are where those of the checkpoint are numbers of this type: changes are small beside the last
+    digit, and rounding to the nearest number would take most of them back. Not where the run itself computed
+    with weights rounded to the nearest number: then these are what was evaluated.
+
+    Args:
+        merged: whether adapters are merged into the weights, which the run computed beside them.
+    """
+    exported = _exported_dtype(run)
+    if exported == "float32" or run.checkpoint_dtype not in ("bfloat16", exported):
+        return False
+    return merged or str(compute_dtype(run.config, run.mesh)) != exported
+
+
+def _export_model(run: Run, path: Path, policy: Weights, masks: Weights, *, merged: bool = False) -> None:
+    """Writes a Hugging Face directory, in the first process.
+
+    Args:
+        merged: whether adapters are merged into the policy.
+    """
     from sparsepo_jax.models.export import fetch_as_written
 
     fetched = _Fetched()
@@ -109,7 +133,7 @@ def _export_model(run: Run, path: Path, policy: Weights, masks: Weights) -> None
         if jax.process_index() != 0:
             fetch()
         else:
-            _write_model(run, path, on_host(), masks)
+            _write_model(run, path, on_host(), masks, at_random=_rounds_at_random(run, merged=merged))
 
 
 @contextlib.contextmanager
@@ -138,7 +162,9 @@ def _failing_together(fetch: Callable[[], None], fetched: "_Fetched") -> Iterato
         raise UserError("export: the first process could not write the model; its log says why")
 
 
-def _write_model(run: Run, path: Path, on_host: "dict[str, _OnHost]", masks: Weights) -> None:
+def _write_model(
+    run: Run, path: Path, on_host: "dict[str, _OnHost]", masks: Weights, *, at_random: bool
+) -> None:
     from sparsepo_jax.models.export import copy_processor, save_hf
 
     hf_config, generation = exported_configs(
@@ -156,6 +182,7 @@ def _write_model(run: Run, path: Path, on_host: "dict[str, _OnHost]", masks: Wei
         _mask_tensors(run, masks),
         make_card(origin(run, has_masks=bool(masks)), Parts(), run.output_dir),
         dtype=_exported_dtype(run),
+        at_random=at_random,
         generation=generation,
         source=_wrapped_source(run),
     )

@@ -91,7 +91,9 @@ class Export(Section):
     subdirectory adapter/ (PEFT's format), and base/, the model that the adapters stand on, where that is not
     policy.path as it is (after sft)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the exported weights. auto: that of the weights in policy.path; float32 from scratch."""
+    """Type of the exported weights. auto: that of the weights in policy.path; float32 from scratch. In the
+    16 bits that the weights came in they are rounded at random, so that small changes are kept; to the
+    nearest number where the run itself computed so."""
     hub: Annotated[str, AfterValidator(_repository)] | None = None
     """owner/name of a repository on the Hugging Face Hub: when all stages are done, the export is pushed
     there with its model card. The token comes from the environment (HF_TOKEN, or `hf auth login`) and is
