@@ -4,10 +4,11 @@
     python benchmarks/memory.py --model MODEL --file PAIRS.json.gz [--steps 24] [--out runs/memory-smollm2]
 
 The first form trains the policy of configs/quickstart.yaml (after its stage sft, in float32, once) in each
-variant: the same start, batches and draws, float32 activations. The second trains a Hugging Face model on
-pairs of instruction, chosen and rejected (see smollm2.py) by DPO. Prints the mean loss of each tenth of the
-steps, and figures of the evaluation after the last step; keeps them in results/memory-DEVICE.json or
-results/memory-smollm2-DEVICE.json, with the bytes that each variant takes of a device for two larger models.
+variant: the same start, batches and draws, float32 activations unless the variant says otherwise. The
+second trains a Hugging Face model on pairs of instruction, chosen and rejected (see smollm2.py) by DPO.
+Prints the mean loss of each tenth of the steps, and figures of the evaluation after the last step; keeps them
+in results/memory-DEVICE.json or results/memory-smollm2-DEVICE.json, with the bytes that each variant takes of
+a device for two larger models.
 A finished variant under --out is not run again.
 """
 
@@ -34,6 +35,8 @@ VARIANTS = {
     "moments": {"po.optimizer.moments": "bfloat16"},
     "weights": {"compute.weights": "bfloat16"},
     "both": {"po.optimizer.moments": "bfloat16", "compute.weights": "bfloat16"},
+    "computed in bfloat16": {"compute.dtype": "bfloat16"},
+    "computed in bfloat16, weights": {"compute.dtype": "bfloat16", "compute.weights": "bfloat16"},
     "rmsprop": {"po.optimizer": {"kind": "rmsprop"}},
     "rmsprop, both": {
         "po.optimizer": {"kind": "rmsprop", "moments": "bfloat16"},

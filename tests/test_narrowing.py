@@ -1,5 +1,8 @@
 """Weights rounded at random to 16 bits, in a file: what training has changed is kept."""
 
+import json
+
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from helpers.program import run, write_config
 from sparsepo_jax.main import main
 from sparsepo_jax.models import narrowing
 from sparsepo_jax.models.narrowing import narrow_at_random
+from sparsepo_jax.train.rounding import share_kept
 
 BFLOAT16, FLOAT16 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)
 BOTH = pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16])
@@ -81,26 +85,46 @@ def changes_of(model, exported, trained) -> tuple[float, bool]:
     return float(kept / whole), is_nearest
 
 
+IN_16_BITS = {"compute": {"dtype": "bfloat16"}}
+
+
 @pytest.mark.parametrize(
-    "changes, at_random",
+    "changes, at_random, counted",
     [
-        ({}, True),
-        ({"compute": {"dtype": "bfloat16"}}, False),
-        ({"compute": {"dtype": "bfloat16"}, "po": {"lora": {"rank": 2}}}, True),
+        ({}, True, False),
+        (IN_16_BITS, False, True),
+        (IN_16_BITS | {"po": {"lora": {"rank": 2}}}, True, False),
     ],
 )
 def test_an_export_in_the_type_of_the_checkpoint_keeps_what_training_changed(
-    model, tmp_path, capsys, changes, at_random
+    model, tmp_path, capsys, changes, at_random, counted
 ):
     """Of small changes, of which the nearest numbers lose most. Where the run computed with weights rounded
-    to the nearest numbers, these are what was evaluated."""
-    po = {"optimizer": {"kind": "adamw", "learning_rate": 1e-5}} | changes.get("po", {})
+    to the nearest numbers, these are what was evaluated, and the evaluation says how little counts."""
+    po = {"optimizer": {"kind": "adamw", "learning_rate": 3e-6}} | changes.get("po", {})
     settings = changes | {"po": po, "policy": {"config": None, "path": str(model)}, "tokenizer": None}
-    exported = run(tmp_path, stages=["po", "export"], **settings) / "export"
-    assert ("rounded at random" in capsys.readouterr().out) == at_random
+    stages = ["po", "eval", "export"]
+    exported = run(tmp_path, stages=stages, **settings) / "export"
+    printed = capsys.readouterr().out
+    assert ("rounded at random" in printed) == at_random
     trained = tmp_path / "trained"
     more = ["stages=[export]", "export.dtype=float32", f"export.path={trained}"]
-    assert main(["--config", str(write_config(tmp_path, stages=["po", "export"], **settings)), *more]) == 0
+    assert main(["--config", str(write_config(tmp_path, stages=stages, **settings)), *more]) == 0
     kept, is_nearest = changes_of(model, exported, trained)
     assert is_nearest != at_random
-    assert kept == pytest.approx(1, abs=0.1) if at_random else kept < 0.7
+    assert kept == pytest.approx(1, abs=0.1) if at_random else kept < 0.5
+    summary = json.loads((exported.parent / "summary.json").read_text())
+    assert summary.get("change_that_counts") == (pytest.approx(kept, abs=1e-3) if counted else None)
+    assert ("of what training changed counts" in printed) == counted
+
+
+def test_the_share_of_a_change_that_rounding_keeps():
+    """Kills: a start that is not rounded, too, and differences that are not projected."""
+    start = {"w": jnp.linspace(1, 2, 128, endpoint=False)}  # numbers of bfloat16, 1 / 128 apart
+    moved = [{"w": start["w"] + change} for change in (0.003, 0.005, 1.0)]
+    shares = [share_kept(start, now, "bfloat16") for now in moved]
+    assert shares == pytest.approx([0, 1 / 128 / 0.005, 1], rel=1e-4)
+    between = {"w": start["w"] + 0.0039 * jnp.linspace(-1, 1, 128)}
+    assert share_kept(between, {"w": between["w"] + 0.001}, "bfloat16") == pytest.approx(1, abs=0.5)
+    assert share_kept(start, moved[0], "float32") == pytest.approx(1)
+    assert share_kept(start, start, "bfloat16") is None

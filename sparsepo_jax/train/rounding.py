@@ -13,12 +13,16 @@ References:
     random is called stochastic rounding).
 """
 
+import functools
 import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, BFloat16, Float, Int, UInt32
+
+from sparsepo_jax.core.tree import Weights
 
 Words = UInt32[Array, "2"]
 
@@ -101,3 +105,32 @@ def apply_updates(weights: Any, updates: Any, words: Words) -> Any:
     """
     sums = jax.tree.map(jnp.add, widened(weights), updates)
     return narrowed_like(sums, weights, words)
+
+
+def share_kept(start: Weights, now: Weights, dtype: DTypeLike) -> float | None:
+    """How much of a change is left where both ends are rounded to the nearest number of a type.
+
+    Projected on the change: 1 is all of it, 0 nothing. Small changes of weights that are numbers of the type
+    are mostly lost.
+
+    Args:
+        start: weights by path.
+        now: weights of the same paths.
+        dtype: to which they are rounded.
+
+    Returns:
+        None: nothing has changed.
+    """
+    kept = whole = 0.0
+    for path, x in now.items():
+        of_kept, of_whole = _kept_of(start[path], x, dtype)
+        kept, whole = kept + float(of_kept), whole + float(of_whole)
+    return kept / whole if whole else None
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _kept_of(start: Array, now: Array, dtype: DTypeLike) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    change = now.astype(jnp.float32) - start.astype(jnp.float32)
+    # The barrier keeps XLA from leaving out a conversion there and back.
+    rounded = [jax.lax.optimization_barrier(x.astype(dtype)).astype(jnp.float32) for x in (start, now)]
+    return jnp.vdot(rounded[1] - rounded[0], change), jnp.vdot(change, change)
