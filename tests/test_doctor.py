@@ -264,12 +264,6 @@ def test_a_kl_beyond_any_frontier_is_said_by_the_length_of_the_responses(kl, tok
     assert len(found) == said and (not said or "raise objective.beta (0.8)" in found[0])
 
 
-def test_a_change_that_is_lost_in_rounding_is_said_where_less_than_half_of_it_counts():
-    assert lines(summary=SUMMARY | {"change_that_counts": 0.5}) == []
-    line = one_line(summary=SUMMARY | {"change_that_counts": 0.154})
-    assert line.startswith("15 % of what training changed counts") and "compute.weights=bfloat16" in line
-
-
 def test_what_was_cut_is_said_from_one_in_a_hundred_on():
     assert lines(data={"responses_cut": 19, "prompts_cut": 9}) == []
     first, second = lines(data={"responses_cut": 20, "prompts_cut": 10}, config={"data": {"max_length": 64}})

@@ -9,7 +9,6 @@ from typing import Any
 
 from sparsepo_jax.report.doctor_learning import gradient_zero, loss_stays, mask_dead
 from sparsepo_jax.report.doctor_outcome import (
-    change_lost,
     chosen_falls,
     kl_far,
     margin_only_by_mask,
@@ -32,7 +31,6 @@ RULES = (
     margin_only_by_mask,
     mask_without_zeros,
     kl_far,
-    change_lost,
     responses_cut,
     prompts_cut,
     pairs_useless,

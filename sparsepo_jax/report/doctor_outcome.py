@@ -142,25 +142,6 @@ def kl_far(evidence: Evidence) -> str | None:
     )
 
 
-LEAST_THAT_COUNTS = 0.5
-
-
-def change_lost(evidence: Evidence) -> str | None:
-    """Less than LEAST_THAT_COUNTS of what training changed is there when the policy computes.
-
-    Weights that came in 16 bits are rounded to them again in each step, so that one counts only when it has
-    moved by half of its last digit (benchmarks/memory.py).
-    """
-    kept = value(evidence.summary, ("change_that_counts",))
-    if kept is None or kept >= LEAST_THAT_COUNTS:
-        return None
-    return (
-        f"{100 * kept:.0f} % of what training changed counts: activations are bfloat16, and a weight counts "
-        "only when it has moved by half of its last digit there; set compute.weights=bfloat16, which rounds "
-        "at random, or raise po.optimizer.learning_rate or po.steps"
-    )
-
-
 # ---------------------------------------------------------------- the pairs
 
 SEEN_SHARE = 0.01  # fewer rows in a hundred change no result that could be told

@@ -5,13 +5,11 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sparsepo_jax.build.compute import compute_dtype, machine_facts
+from sparsepo_jax.build.compute import machine_facts
 from sparsepo_jax.config.derive import main_set, mask_of, masked_terms
 from sparsepo_jax.core.files import write_json, write_jsonl
-from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.eval.auroc import auroc, precision
 from sparsepo_jax.eval.lexicon import WordMarks, load_lexicons, mark_table
@@ -28,7 +26,6 @@ from sparsepo_jax.stages.sampled import sampled_figures
 from sparsepo_jax.stages.score import write_pairs
 from sparsepo_jax.stages.scores import score_table
 from sparsepo_jax.stages.weights import Compared, adapted, current_weights, reference_weights, start_weights
-from sparsepo_jax.train.rounding import share_kept
 
 
 def evaluate(run: Run) -> None:
@@ -42,11 +39,9 @@ def evaluate(run: Run) -> None:
     wait_for_programs(run)
     start = start_weights(run)
     reference = reference_weights(run, start)
-    now = current_weights(run)
-    kept = _share_that_counts(run, start, now)
     if start is not None:
         start = adapted(run, start)
-    compared = Compared(start, now, reference)
+    compared = Compared(start, current_weights(run), reference)
     table, figures, after = _evaluate_set(run, run.pairs[1], compared)
     others = {name: _evaluate_set(run, other, compared)[1] for name, other in run.other_sets.items()}
     sampled_before, sampled_after, samples = sampled_figures(run, table, compared)
@@ -57,8 +52,6 @@ def evaluate(run: Run) -> None:
         "first_step_s": _first_steps(run),
         "reference": describe_reference(run, reference),
     }
-    if kept is not None:
-        summary["change_that_counts"] = round(kept, 4)
     if names := run.config.data.set_names:
         main = main_set(run.config)
         of_sets = others | {main: figures}
@@ -82,23 +75,6 @@ def evaluate(run: Run) -> None:
     say(f"eval: {sum(pairs)} {unit}{sets} in {time.time() - began_s:.1f} s")
     if "report" not in run.config.stages:
         say_summary(run)
-
-
-def _share_that_counts(run: Run, start: dict[str, Weights] | None, now: dict[str, Weights]) -> float | None:
-    """How much of what training changed is there when the policy computes, 0 to 1.
-
-    None: all of it, since activations are float32 or weights are held in their type or lie beside a base; or
-    the start is not known.
-    """
-    dtype = compute_dtype(run.config, run.mesh)
-    if (
-        start is None
-        or dtype == jnp.float32
-        or run.config.compute.weights != "float32"
-        or run.problem.adapted
-    ):
-        return None
-    return share_kept(start["policy"], now["policy"], dtype)
 
 
 def _evaluate_set(

@@ -28,6 +28,7 @@ from sparsepo_jax.stages.training import Prepared, check_watched, prepare, train
 from sparsepo_jax.stages.weights import (
     adapted,
     is_policy_itself,
+    policy_to_train,
     reference_weights,
     start_weights,
     starting_policy,
@@ -139,7 +140,9 @@ def _begin(run: Run, table: TokenTable) -> dict[str, Weights]:
     directory = run.output_dir / "po" / "start"
     if not directory.exists():
         masks = initial_masks(run.config, run.problem.mask_source, run.mesh)
-        start = {"policy": starting_policy(run), "masks": masks}
+        policy = starting_policy(run) if run.problem.adapted else policy_to_train(run)
+        start = {"policy": policy, "masks": masks}
+        del policy
         _refuse_dead_masks(run, table, start)
         run.begin("po", _rows_that_decide(run, table))
         save_once(directory, start)

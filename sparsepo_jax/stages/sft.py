@@ -31,14 +31,14 @@ def sft(run: Run) -> None:
     lora = run.lora("sft")
     prepared = prepare(run, "sft", table, make_problem(run.config, run.spec, run.spec, run.mesh, lora))
     if lora is None:
-        train(run, "sft", prepared, lambda: {"policy": starting_policy(run), "masks": {}}, None)
+        train(run, "sft", prepared, lambda: {"policy": policy_to_train(run), "masks": {}}, None)
         return
 
     def initial() -> dict[str, Weights]:
         return {"policy": initial_adapters(run.spec, lora, run.config.seed, run.mesh), "masks": {}}
 
     def merge(weights: dict[str, Weights]) -> dict[str, Weights]:
-        policy = merge_adapters(starting_policy(run), weights["policy"], lora.scale)
+        policy = merge_adapters(policy_to_train(run), weights["policy"], lora.scale)
         return {"policy": held_base(policy, run.config.compute.weights, run.mesh), "masks": {}}
 
     base = held_base(starting_policy(run), run.config.sft.lora.base, run.mesh)

@@ -23,11 +23,12 @@ from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.models.adapter import Adapter
-from sparsepo_jax.models.lora import split_adapters
+from sparsepo_jax.models.lora import is_matrix, split_adapters
 from sparsepo_jax.run.adapters import same_model
 from sparsepo_jax.run.resume import trains_adapter_further
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.train.checkpoint import load_once
+from sparsepo_jax.train.rounding import spread
 
 
 class Compared(NamedTuple):
@@ -57,6 +58,20 @@ def starting_policy(run: Run) -> Weights:
     policy.adapter is merged into policy.path, or lies beside it where po trains it further.
     """
     return held_base(_read_policy(run), run.config.compute.weights, run.mesh)
+
+
+def policy_to_train(run: Run) -> Weights:
+    """The starting policy as all its weights are trained from it: it computes what starting_policy does.
+
+    Where weights are rounded to bfloat16 in every step, those that are such numbers are moved within what
+    rounds to the same number, see train/rounding: else training would not be seen before it has moved a
+    weight by half of its last digit.
+    """
+    policy = starting_policy(run)
+    if compute_dtype(run.config, run.mesh) != jnp.bfloat16 or run.config.compute.weights != "float32":
+        return policy
+    matrices = {path: policy.pop(path) for path in list(policy) if is_matrix(path)}
+    return policy | spread(matrices, run.config.seed)
 
 
 def _read_policy(run: Run) -> Weights:

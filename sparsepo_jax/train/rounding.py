@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, BFloat16, Float, Int, UInt32
 
 from sparsepo_jax.core.tree import Weights
@@ -107,30 +106,32 @@ def apply_updates(weights: Any, updates: Any, words: Words) -> Any:
     return narrowed_like(sums, weights, words)
 
 
-def share_kept(start: Weights, now: Weights, dtype: DTypeLike) -> float | None:
-    """How much of a change is left where both ends are rounded to the nearest number of a type.
+def spread(weights: Weights, seed: int) -> Weights:
+    """Weights moved at random within what rounds to the same number of bfloat16.
 
-    Projected on the change: 1 is all of it, 0 nothing. Small changes of weights that are numbers of the type
-    are mostly lost.
+    Rounded to the nearest number they are what they were. But where all weights are numbers of bfloat16, as
+    most checkpoints have them, none would round to another one before it has moved by half of its last digit,
+    and a step that computes with rounded weights would see nearly nothing of what training changes. From
+    random places a part of them crosses over at once, as large as the change: on average nothing is lost.
 
     Args:
-        start: weights by path.
-        now: weights of the same paths.
-        dtype: to which they are rounded.
-
-    Returns:
-        None: nothing has changed.
+        weights: float32 by path. Emptied: an array at a time is there twice. Those of them that are no
+            numbers of bfloat16 stay as they are, and zeros.
+        seed: of the run.
     """
-    kept = whole = 0.0
-    for path, x in now.items():
-        of_kept, of_whole = _kept_of(start[path], x, dtype)
-        kept, whole = kept + float(of_kept), whole + float(of_whole)
-    return kept / whole if whole else None
+    words = rounding_words(seed, 0)
+    moved = {}
+    for path in sorted(weights):
+        x = weights.pop(path)
+        moved[path] = jax.device_put(_spread_one(x, words, path), x.sharding)
+    return moved
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _kept_of(start: Array, now: Array, dtype: DTypeLike) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    change = now.astype(jnp.float32) - start.astype(jnp.float32)
-    # The barrier keeps XLA from leaving out a conversion there and back.
-    rounded = [jax.lax.optimization_barrier(x.astype(dtype)).astype(jnp.float32) for x in (start, now)]
-    return jnp.vdot(rounded[1] - rounded[0], change), jnp.vdot(change, change)
+@functools.partial(jax.jit, static_argnames="path")
+def _spread_one(x: Float[Array, "*X"], words: Words, path: str) -> Float[Array, "*X"]:
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    half = jnp.uint32(2**15)
+    # From half a digit below to half a digit above, both left out: there the nearest number would be another.
+    offset = jnp.maximum(_random_bits(x.shape, words, path) >> 16, 1) - half
+    is_narrow = ((bits << 16) == 0) & (x != 0) & jnp.isfinite(x)
+    return jnp.where(is_narrow, jax.lax.bitcast_convert_type(bits + offset, jnp.float32), x)
