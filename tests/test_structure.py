@@ -1,9 +1,13 @@
 """The walls of the house: who may import whom, and what must not be imported early."""
 
 import ast
+import builtins
+import dis
 import graphlib
 import subprocess
 import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -133,3 +137,41 @@ def test_light_modules_do_not_wait_for_heavy_ones(module):
     code = f"import sys, sparsepo_jax.{module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_name_that_a_function_reads_is_there():
+    """Ruff's rule for it is off, since it takes the shapes in annotations for names."""
+    missing = []
+    for path in [*FILES, *(PACKAGE.parent / "benchmarks").rglob("*.py")]:
+        module = compile(path.read_text(), str(path), "exec")
+        there = names_set(module) | set(dir(builtins)) | {"__file__", "__doc__"}
+        missing += [f"{path}: {name}" for name in names_read(module) - there]
+    assert not missing
+
+
+def names_set(module: types.CodeType) -> set[str]:
+    """What a module binds, and what its functions declare global."""
+    of_module = {step.argval for step in dis.get_instructions(module) if step.opname == "STORE_NAME"}
+    return of_module | {
+        step.argval
+        for code in codes_in(module)
+        for step in dis.get_instructions(code)
+        if step.opname == "STORE_GLOBAL"
+    }
+
+
+def names_read(module: types.CodeType) -> set[str]:
+    return {
+        step.argval
+        for code in codes_in(module)
+        for step in dis.get_instructions(code)
+        if step.opname == "LOAD_GLOBAL"
+    }
+
+
+def codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    """All functions and classes within, however deep."""
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield inner
+            yield from codes_in(inner)

@@ -12,7 +12,7 @@ from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.training import check_watched_of_po, prepare, train
-from sparsepo_jax.stages.weights import starting_policy
+from sparsepo_jax.stages.weights import policy_to_train, starting_policy
 
 
 def sft(run: Run) -> None:
