@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from task_rows import TASKS, Row, Rows, length_rule, write
+from task_rows import TASKS, Row, Rows, length_rule, read, write
 from work import save_result
 
 from sparsepo_jax.eval.measures import measure_code
