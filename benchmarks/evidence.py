@@ -49,6 +49,7 @@ from evidence_methods import METHODS, MOST_KL, Tried, choose, ordered
 from evidence_runs import Asked, betas_of, finals, measured, questions, reason, run_cell, train
 from evidence_tasks import (
     BATCH,
+    CHOICE_HELD,
     LENGTHS,
     PAIRS,
     TASKS,
@@ -145,7 +146,7 @@ class TaskRuns:
             own = self.bench._replace(rank=(0, 0, self._places[name]))
             runs = [self._threads.submit(run_cell, own, self.task, name, self.files, *cell) for cell in cells]
             tried = [run.result() for run in runs]
-            chosen = choose(tried)
+            chosen = choose(tried, CHOICE_HELD)
         if chosen is None:
             print(f"{self.task}, {name}: nothing chosen; no cell ran to its end within {MOST_KL} nats")
             return None, tried

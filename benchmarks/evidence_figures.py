@@ -155,26 +155,16 @@ def compared(a: Vectors, b: Vectors) -> list[Row]:
     return [row for row in rows if row is not None]
 
 
-def vectors(
-    runs: list[Row], figure: str, base: Mapping[str, float]
-) -> dict[int, list[tuple[float, np.ndarray]]]:
-    """A figure of a method's runs by seed, with the policy before training at KL 0."""
+def vectors(runs: list[Row], figure: str) -> dict[int, list[tuple[float, np.ndarray]]]:
+    """A figure of a method's runs by seed. The policy before training is no run: what is gained in the first
+    nats is most of all, so that a line from there would lie far below what a weaker run reaches."""
     found: dict[int, list[tuple[float, np.ndarray]]] = {}
     for run in runs:
-        if figure not in run["figures"]:
-            continue
-        start, end = _ends(run, figure, base)
-        of_seed = found.setdefault(run["seed"], [(0.0, start)])
-        of_seed.append((run["figures"]["generated_kl"], end))
+        if figure in run["figures"]:
+            values = {"accuracy_unmasked": run["correct"], "generated_reward": run["rewards"]}
+            value = np.array(values.get(figure, [run["figures"][figure]]))
+            found.setdefault(run["seed"], []).append((run["figures"]["generated_kl"], value))
     return found
-
-
-def _ends(run: Row, figure: str, base: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    if figure == "accuracy_unmasked":
-        return np.full(len(run["correct"]), 0.5), np.array(run["correct"])
-    if figure == "generated_reward":
-        return np.array(run["rewards_before"]), np.array(run["rewards"])
-    return np.array([base[figure]]), np.array([run["figures"][figure]])
 
 
 # ---------------------------------------------------------------- tokens
@@ -285,7 +275,7 @@ def task_result(
             name: {
                 figure: rows
                 for figure in COMPARED
-                if (rows := compared(vectors(of[name], figure, base), vectors(of[BASELINE], figure, base)))
+                if (rows := compared(vectors(of[name], figure), vectors(of[BASELINE], figure)))
             }
             for name in of
             if BASELINE in of and name != BASELINE

@@ -79,18 +79,23 @@ class Tried(NamedTuple):
     kl: float | None
 
 
-def choose(tried: Sequence[Tried]) -> Tried | None:
-    """The cell of the highest accuracy among those whose KL is at most MOST_KL; of equal ones the one of the
-    least KL. None: no cell ran to its end within it."""
-    within = [
-        cell for cell in tried if cell.accuracy is not None and cell.kl is not None and cell.kl <= MOST_KL
-    ]
-    return max(within, key=_merit, default=None)
+def choose(tried: Sequence[Tried], pairs: int) -> Tried | None:
+    """The cell of the least KL among those whose accuracy is at most one standard error below the highest:
+    what so few pairs cannot tell apart should not differ in KL. Of equal KL the more accurate one. None: no
+    cell ran to its end within MOST_KL.
 
-
-def _merit(cell: Tried) -> tuple[float, float]:
-    assert cell.accuracy is not None and cell.kl is not None
-    return cell.accuracy, -cell.kl
+    pairs: on which accuracies were measured."""
+    within = {
+        cell: cell.accuracy
+        for cell in tried
+        if cell.accuracy is not None and cell.kl is not None and cell.kl <= MOST_KL
+    }
+    if not within:
+        return None
+    highest = max(within.values())
+    error = (highest * (1 - highest) / pairs) ** 0.5
+    alike = [cell for cell, accuracy in within.items() if accuracy >= highest - error]
+    return min(alike, key=lambda cell: (cell.kl, -within[cell]))
 
 
 def as_yaml(section: dict[str, Any]) -> str:
