@@ -76,7 +76,10 @@ def test_a_directory_without_a_run_is_one_line(tmp_path):
 
 def test_a_run_without_pairs_says_which_stage_writes_them(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(lines(metric_rows()))
-    assert "the stages eval and score write them" in inner_page(load_run(tmp_path)._repr_html_()).text
+    assert (
+        "There is nothing to show: the stages eval and score write"
+        in inner_page(load_run(tmp_path)._repr_html_()).text
+    )
 
 
 # ---------------------------------------------------------------- the notebook
