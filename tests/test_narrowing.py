@@ -179,3 +179,18 @@ def test_rounded_matrices_compute_what_they_did_where_activations_are_bfloat16(c
     graph = split_module(nnx.eval_shape(lambda: Decoder(spec, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))))[0]
     logits = [our_logits(graph, of, IDS, VALID)[0] for of in (weights, hold_base(weights, "bfloat16"))]
     np.testing.assert_array_equal(*logits)
+
+
+def test_so_does_supervised_training(model, tmp_path):
+    """Kills: an sft that starts from the checkpoint's numbers themselves."""
+    sft = {"optimizer": {"kind": "adamw", "learning_rate": 3e-6}}
+    settings = {"sft": sft, "policy": {"config": None, "path": str(model)}, "tokenizer": None}
+    exports = {
+        dtype: run(tmp_path / dtype, stages=["sft", "export"], compute={"dtype": dtype}, **settings)
+        / "export"
+        for dtype in ("float32", "bfloat16")
+    }
+    config = str(tmp_path / "float32" / "config.yaml")
+    whole = tmp_path / "whole"
+    assert main(["--config", config, "stages=[export]", "export.dtype=float32", f"export.path={whole}"]) == 0
+    assert share_kept(model, exports["bfloat16"], whole) > 0.8
