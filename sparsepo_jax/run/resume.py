@@ -16,6 +16,7 @@ from sparsepo_jax.config.derive import decided_by_evaluation, evaluation_sources
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_json
+from sparsepo_jax.run.differences import differences, drop_added
 
 TRAINING = ("sft", "po")
 # These stages leave no result: they may run beside another run, and in a directory of other settings.
@@ -48,33 +49,6 @@ _HARMLESS = {
     "compute.distributed",
     "export.hub",
     "export.hub_private",
-}
-# Settings that were added later, with the value at which a stage is what it was before them.
-_ADDED = {
-    "sft.optimizer.moments": "float32",
-    "po.optimizer.moments": "float32",
-    "reference.dtype": "auto",
-    "data.train_on": "last",
-    "data.ranked.rule": "best_worst",
-    "data.ranked.margin": 0.0,
-    "data.ranked.score": None,
-    "compute.weights": "float32",
-    "objective.mask": None,
-    "objective.mask.budget": 0.3,
-    "objective.mask.temperature": 1.0,
-    "objective.mask.sees": "prefix",
-    "objective.l1_reward": 0.0,
-    "objective.l1_kl": 0.0,
-    "objective.policy_weight": False,
-    "evaluation.main": None,
-    "po.early_stopping": None,
-    "po.keep": "last",
-    "data.sft.exchanged": False,
-    "data.train.exchanged": False,
-    "data.eval.exchanged": False,
-    "data.prompts.exchanged": False,
-    "scorer.train.exchanged": False,
-    "scorer.test.exchanged": False,
 }
 _PROMPTS = {"data.prompts", "data.prompt_words"}
 _HARMLESS_FOR = {
@@ -141,7 +115,7 @@ class Marks:
         mark = self.all().get(stage)
         if mark is None:
             return False
-        _drop_added(mark["depends"])
+        drop_added(mark["depends"])
         if stage in _CONTINUED:
             self._refuse_changes(stage, mark["depends"])
             return all(path.exists() for path in outputs)
@@ -292,7 +266,7 @@ class Marks:
             depends["evaluation"] = {"max_pairs": chosen.max_pairs, "main": main_set(self._config)}
             if self._config.po.early_stopping is None:
                 depends["checkpoint"] = {"best": settings["checkpoint"]["best"]}
-        _drop_added(depends)
+        drop_added(depends)
         if stage not in TRAINING:
             marks = self.all()
             depends["trained"] = {name: marks[name]["finished"] for name in TRAINING if name in marks}
@@ -328,8 +302,8 @@ class Marks:
         return {"data.buckets"}
 
     def _refuse_changes(self, stage: str, before: dict[str, Any]) -> None:
-        _drop_added(before)
-        changed = sorted(set(_differences(before, self.depends(stage))) - self._may_change(stage))
+        drop_added(before)
+        changed = sorted(set(differences(before, self.depends(stage))) - self._may_change(stage))
         if changed:
             raise UserError(
                 f"{self.directory} holds stage {stage} with other settings: {', '.join(changed)}; set them "
@@ -352,50 +326,3 @@ def _stamp(path: Path) -> list:
     else:
         files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
-
-
-def _drop_added(depends: dict[str, Any]) -> None:
-    """Takes settings out that were added later, where a stage is what it was before them."""
-    for path, before in _ADDED.items():
-        _drop(depends, path.split("."), before)
-
-
-def _drop(settings: dict[str, Any], path: list[str], value: Any) -> None:
-    """Takes a setting out where it has this value, and a section that it leaves empty.
-
-    Of a list, or of lists by name, all entries are gone through.
-    """
-    name, *rest = path
-    if rest:
-        for entry in _entries(settings.get(name)):
-            _drop(entry, rest, value)
-    if rest and isinstance(settings.get(name), dict):
-        _drop(settings[name], rest, value)
-        if not settings[name]:
-            del settings[name]
-    elif not rest and name in settings and settings[name] == value:
-        del settings[name]
-
-
-def _entries(value: Any) -> list[dict[str, Any]]:
-    """The mappings of a list, or of the lists that a mapping holds."""
-    lists = value.values() if isinstance(value, dict) else [value]
-    return [entry for each in lists if isinstance(each, list) for entry in each if isinstance(entry, dict)]
-
-
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two nested mappings differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            difference
-            for key in sorted(before.keys() | now.keys())
-            for difference in _differences(
-                _value(before, key, now), _value(now, key, before), f"{path}.{key}" if path else key
-            )
-        ]
-    return [] if before == now else [path]
-
-
-def _value(settings: dict[str, Any], key: str, others: dict[str, Any]) -> Any:
-    """None where there is none, or no section where the others have one."""
-    return settings.get(key, {} if isinstance(others.get(key), dict) else None)
