@@ -1,7 +1,7 @@
 """Does it matter where a mask lies? Policies trained with fixed masks that have the same mean in each
 response.
 
-    python benchmarks/mask_controls.py [--gate NAME] [--controls NAME ...] [--seeds 0 1 2 3 4] \\
+    python benchmarks/mask_controls.py [--variant NAME] [--controls NAME ...] [--seeds 0 1 2 3 4] \\
         [--out runs/which_tokens]
 
 On the built-in reviews. For each seed the quickstart's SparsePO is trained as in benchmarks/which_tokens.py,
@@ -12,9 +12,9 @@ an untrained net, all scaled to its mean in each response. Pairs, beta, steps an
 held-out figures are unmasked. Finished runs are not repeated. About 20 minutes in all on 2 cores. The result
 is kept in results/mask_controls-reviews-DEVICE.json.
 
---gate: the learned mask has this gate (masks/gates; NAME-annealed: its temperature falls from 3 to 0.3) with
-mean 1, and no L1 term; the result is kept in results/mask_controls-GATE-DEVICE.json, with the figures of the
-runs that learned the mask.
+--variant: the learned mask is one of which_tokens.VARIANTS, as a gate (masks/gates, with mean 1 and no L1 term;
+NAME-annealed: its temperature falls from 3 to 0.3), `mean-1` (with L1) or `sees-token`; the result is kept in
+results/mask_controls-NAME-DEVICE.json, with the figures of the runs that learned the mask.
 """
 
 import argparse
@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from which_tokens import ANNEALED, VARIANTS, execute, from_sft, of_seed, run
+from which_tokens import VARIANTS, execute, from_sft, of_seed, run
 from work import save_result
 
-from sparsepo_jax.masks.gates import GATES
 from sparsepo_jax.report.intervals import t_interval
 
 DECAY = 0.98  # of the positional mask: objective.mask.decay's default
@@ -169,15 +168,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gate", choices=(*GATES, *ANNEALED), metavar="NAME")
+    parser.add_argument("--variant", choices=VARIANTS, default="default", metavar="NAME")
     parser.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--out", type=Path, default=Path("runs/which_tokens"))
     options = parser.parse_args()
-    variant = "default" if options.gate is None else options.gate
     print(f"{'':<20}" + "".join(f"{name:>18}" for name in COLUMNS))
     rows = [
-        row for seed in options.seeds for row in runs_of_seed(options.out, seed, variant, options.controls)
+        row for seed in options.seeds for row in runs_of_seed(options.out, seed, options.variant, options.controls)
     ]
     means = means_of(rows)
     print(f"means over {len(options.seeds)} seeds, 95 % intervals")
@@ -193,7 +191,8 @@ def main() -> None:
         "means": means,
         "rows": rows,
     }
-    print(save_result(f"mask_controls-{options.gate or 'reviews'}", result))
+    named = "reviews" if options.variant == "default" else options.variant
+    print(save_result(f"mask_controls-{named}", result))
 
 
 def means_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -53,6 +53,8 @@ VARIANTS: dict[str, dict[str, str]] = {
     "rate+ones+normalised": OFFICIAL | OWN["rate"] | OWN["ones"] | OWN["normalised"],
     "beta0.1": {"objective.beta": "0.1"},
     "beta0.4": {"objective.beta": "0.4"},
+    "mean-1": OWN["normalised"],
+    "sees-token": {MASK + "sees": "token"},
     **{name: {MASK + "mixer_activation": name} | OWN["normalised"] | NO_L1 for name in GATES},
 }
 ANNEALED = {  # over all steps of the quickstart, from dense to sparse
@@ -61,7 +63,7 @@ ANNEALED = {  # over all steps of the quickstart, from dense to sparse
     for name in GATES
 }
 VARIANTS |= ANNEALED
-NOT_BY_DEFAULT = ("rate+ones", *GATES, *ANNEALED)  # the quickstart's settings are the first
+NOT_BY_DEFAULT = ("rate+ones", "mean-1", "sees-token", *GATES, *ANNEALED)  # the quickstart's settings are the first
 DEAD = "the reward mask starts at zero on every token"
 EXPECTED_S = {"sft": 45.0, "po": 25.0}  # until some run has been timed
 

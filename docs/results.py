@@ -31,7 +31,7 @@ def load_results(directory: Path = REPOSITORY / "benchmarks" / "results") -> dic
     """The content of every JSON file, by its name without the device and with _ for -.
 
     What was measured on several cards or devices, gpu-CARD.json and evidence-DEVICE.json, is a mapping of
-    them, `gpu` or `evidence`; mask_controls-GATE.json are `gates`, by the gate's name."""
+    them, `gpu` or `evidence`; mask_controls-NAME.json are `masks`, by the variant's name."""
     contents = {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
     by_device: dict[str, Any] = {"gpu": {}, "evidence": {}}
     for name in list(contents):
@@ -39,11 +39,11 @@ def load_results(directory: Path = REPOSITORY / "benchmarks" / "results") -> dic
         if kind in by_device:
             by_device[kind][device] = contents.pop(name)
     controls = [name for name in contents if name.startswith("mask_controls-") and "-reviews-" not in name]
-    gates = {
+    masks = {
         name.removeprefix("mask_controls-").removesuffix("-cpu"): contents.pop(name) for name in controls
     }
     named = {name.removesuffix("-cpu").replace("-", "_"): content for name, content in contents.items()}
-    return named | by_device | {"gates": gates}
+    return named | by_device | {"masks": masks}
 
 
 # ---------------------------------------------------------------- what templates call
