@@ -12,9 +12,9 @@ an untrained net, all scaled to its mean in each response. Pairs, beta, steps an
 held-out figures are unmasked. Finished runs are not repeated. About 20 minutes in all on 2 cores. The result
 is kept in results/mask_controls-reviews-DEVICE.json.
 
---variant: the learned mask is one of which_tokens.VARIANTS, as a gate (masks/gates, with mean 1 and no L1 term;
-NAME-annealed: its temperature falls from 3 to 0.3), `mean-1` (with L1) or `sees-token`; the result is kept in
-results/mask_controls-NAME-DEVICE.json, with the figures of the runs that learned the mask.
+--variant: the learned mask is one of which_tokens.VARIANTS: with a gate (masks/gates) of mean 1 and no L1 term
+(NAME-annealed: its temperature falls from 3 to 0.3), `mean-1` (with L1) or `sees-token`. The result is kept
+in results/mask_controls-NAME-DEVICE.json, with the figures of the runs that learned the mask.
 """
 
 import argparse
@@ -175,7 +175,9 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{'':<20}" + "".join(f"{name:>18}" for name in COLUMNS))
     rows = [
-        row for seed in options.seeds for row in runs_of_seed(options.out, seed, options.variant, options.controls)
+        row
+        for seed in options.seeds
+        for row in runs_of_seed(options.out, seed, options.variant, options.controls)
     ]
     means = means_of(rows)
     print(f"means over {len(options.seeds)} seeds, 95 % intervals")

@@ -178,8 +178,8 @@ def made_before(output: Path) -> dict[str, float]:
 def frontier(points: list[dict], objective: str) -> dict[int, list[tuple[float, float]]]:
     """By seed: (KL, reward) for each beta.
 
-    The policy before training, at KL 0, is no point of it: reward rises within the first tenths of a nat, so a
-    straight line from there to the first run would put a method far below what it reaches.
+    The policy before training, at KL 0, is no point of it: reward rises within the first tenths of a nat, and
+    a straight line from there to the first run would put a method far below what it reaches.
     """
     of_seed: dict[int, list[tuple[float, float]]] = {}
     for point in points:

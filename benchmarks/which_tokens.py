@@ -63,7 +63,13 @@ ANNEALED = {  # over all steps of the quickstart, from dense to sparse
     for name in GATES
 }
 VARIANTS |= ANNEALED
-NOT_BY_DEFAULT = ("rate+ones", "mean-1", "sees-token", *GATES, *ANNEALED)  # the quickstart's settings are the first
+NOT_BY_DEFAULT = (
+    "rate+ones",
+    "mean-1",
+    "sees-token",
+    *GATES,
+    *ANNEALED,
+)  # the quickstart's settings are the first
 DEAD = "the reward mask starts at zero on every token"
 EXPECTED_S = {"sft": 45.0, "po": 25.0}  # until some run has been timed
 

@@ -71,7 +71,8 @@ class Run:
         self.started_s = time.time()
         self.output_dir = Path(config.output_dir)
         self.marks = Marks(self.config)
-        self.meanwhile: Future[str] | None = None  # programs that are being compiled for a later stage
+        self.meanwhile: Future[str] | None = None  # programs that are being compiled for the stage eval
+        self.prepared_po: Any = None  # what sft has begun to compile for po: stages.training.Prepared
         self._config_is_written = False
 
     def stage_ended(self, stage: str) -> None:

@@ -4,6 +4,7 @@ Preference optimisation of the policy against the frozen reference, and of the m
 """
 
 import functools
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from sparsepo_jax.stages.reference import (
     make_first_step_check,
 )
 from sparsepo_jax.stages.scores import score_table
-from sparsepo_jax.stages.training import Prepared, check_watched, prepare, train
+from sparsepo_jax.stages.training import Prepared, check_watched, prepare, say_choices, train
 from sparsepo_jax.stages.weights import (
     adapted,
     is_policy_itself,
@@ -46,28 +47,26 @@ def po(run: Run) -> None:
         say("po: finished before")
         return
     config = run.config
-    run.check_training("po")
-    table, eval_pairs = run.pairs
-    run.marks.check_data("po", _rows_that_decide(run, table))
-    _refuse_turns_between(run.problem.reads, table)
-    _check_room_to_answer(run, eval_pairs)
-    evaluated = run.evaluation_sets if config.po.eval_every_steps is not None else {}
-    is_cached = config.reference.cached
-    prepared = None if is_cached else _prepare(run, table, run.problem, evaluated)
+    prepared, run.prepared_po = run.prepared_po or prepare_po(run), None
+    table = run.pairs[0]
+    evaluated = _evaluated(run)
+    if prepared is not None:
+        say_choices("po", prepared.choices)
     start: dict[str, Weights] | None = _begin(run, table)
     reference: Weights | None = reference_weights(run, start)
     start = adapted(run, start) if run.problem.adapted or is_policy_itself(run) else None  # frees the rest
     record = describe_reference(run, reference)
     say(f"po: reference: {record['is']}, {record['dtype']}, digest {record['digest']}")
     keep_reference(run, record)
-    if is_cached:
+    if prepared is None:
         table = add_reference(run, table, reference)
-        prepared = _prepare(run, table, cached_problem(run.problem, config), evaluated)
+        prepared = _prepare(run, table, cached_problem(run.problem, config))
+        say_choices("po", prepared.choices)
 
     def evaluate(state: State) -> dict[str, float]:
         return _evaluate(run, evaluated, state.weights, reference)
 
-    if is_cached and not evaluated and not run.problem.adapted:
+    if config.reference.cached and not evaluated and not run.problem.adapted:
         start = reference = None  # frees their memory: the step does not read them
 
     def initial() -> dict[str, Weights]:
@@ -86,11 +85,33 @@ def po(run: Run) -> None:
     )
 
 
-def _prepare(run: Run, table: TokenTable, problem: Problem, evaluated: dict[str, TokenTable]) -> Prepared:
+def prepare_po(run: Run) -> Prepared | None:
+    """Checks the stage's settings and rows, and begins to compile its programs.
+
+    None: the step reads log-probs of the reference, which are computed first.
+    """
+    run.check_training("po")
+    table, eval_pairs = run.pairs
+    run.marks.check_data("po", _rows_that_decide(run, table))
+    _refuse_turns_between(run.problem.reads, table)
+    _check_room_to_answer(run, eval_pairs)
+    return None if run.config.reference.cached else _prepare(run, table, run.problem)
+
+
+def _prepare(run: Run, table: TokenTable, problem: Problem) -> Prepared:
     """The stage with its programs. UserError: evaluations will not have the metric that one goes by."""
-    prepared = prepare(run, "po", table, problem, evaluated.values())
+    evaluated = _evaluated(run)
+    scored = list(evaluated.values())
+    if _masks_may_be_dead(run):
+        scored.append(_first_rows(table, run.config.evaluation.batch_size))
+    prepared = prepare(run, "po", table, problem, scored)
     check_watched(run, evaluated, prepared.step)
     return prepared
+
+
+def _evaluated(run: Run) -> dict[str, TokenTable]:
+    """What is evaluated between steps, by name."""
+    return run.evaluation_sets if run.config.po.eval_every_steps is not None else {}
 
 
 def _evaluate(
@@ -137,17 +158,36 @@ def _rows_that_decide(run: Run, table: TokenTable) -> dict[str, str]:
 
 def _begin(run: Run, table: TokenTable) -> dict[str, Weights]:
     """{"policy", "masks"} that po starts from, kept in po/start when it begins."""
-    directory = run.output_dir / "po" / "start"
+    directory = _start_directory(run)
     if not directory.exists():
         masks = initial_masks(run.config, run.problem.mask_source, run.mesh)
         policy = starting_policy(run) if run.problem.adapted else policy_to_train(run)
         start = {"policy": policy, "masks": masks}
         del policy
-        _refuse_dead_masks(run, table, start)
+        if _masks_may_be_dead(run):
+            _refuse_dead_masks(run, table, start)
         run.begin("po", _rows_that_decide(run, table))
         save_once(directory, start)
         del start
     return start_weights(run)
+
+
+def _start_directory(run: Run) -> Path:
+    return run.output_dir / "po" / "start"
+
+
+def _masks_may_be_dead(run: Run) -> bool:
+    """Whether masks are learned, and nobody has looked at their start yet.
+
+    Scores have the median of what training draws: with hard_concrete it may be zero where many draws are not.
+    """
+    mask = mask_of(run.config.objective)
+    is_learned = mask is not None and mask.kind == "learned" and mask.mixer_activation != "hard_concrete"
+    return is_learned and not _start_directory(run).exists()
+
+
+def _first_rows(table: TokenTable, most: int) -> TokenTable:
+    return table.take(np.arange(min(len(table), most, DEAD_ON)))
 
 
 def _refuse_dead_masks(run: Run, table: TokenTable, start: dict[str, Weights]) -> None:
@@ -155,19 +195,13 @@ def _refuse_dead_masks(run: Run, table: TokenTable, start: dict[str, Weights]) -
 
     With policy = reference nothing would move.
     """
-    mask = mask_of(run.config.objective)
-    if not start["masks"] or mask is None:  # TBPO-Q's head is among the weights
-        return
-    # Scores have the median of what training draws: it may be zero where many draws are not.
-    if getattr(mask, "mixer_activation", None) == "hard_concrete":
-        return
     adapted_start, reference = adapted(run, start), reference_weights(run, start)
     # Nearly always the first batch shows a mask that is alive; the others need not be waited for.
     for most in sorted({min(run.config.evaluation.batch_size, DEAD_ON), DEAD_ON}):
-        first_pairs = table.take(np.arange(min(len(table), most)))
-        if mask_sparsity(score_table(run, first_pairs, adapted_start, reference)) < 1.0:
+        first_rows = _first_rows(table, most)
+        if mask_sparsity(score_table(run, first_rows, adapted_start, reference)) < 1.0:
             return
     raise UserError(
-        f"the reward mask starts at zero on every token of the first {len(first_pairs)} rows: neither "
+        f"the reward mask starts at zero on every token of the first {len(first_rows)} rows: neither "
         "policy nor mask would get a gradient; set objective.mask.init=ones, or take another seed"
     )

@@ -1,5 +1,6 @@
 """The stage sft: supervised fine-tuning on data.sft, or another run's sft taken over."""
 
+import functools
 import time
 
 from sparsepo_jax.build.data import check_some_row_counts, load_data
@@ -11,7 +12,8 @@ from sparsepo_jax.models.lora import merge_adapters
 from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.stages.context import Run, say
-from sparsepo_jax.stages.training import check_watched_of_po, prepare, train
+from sparsepo_jax.stages.po import prepare_po
+from sparsepo_jax.stages.training import check_watched_of_po, prepare, say_choices, train
 from sparsepo_jax.stages.weights import policy_to_train, starting_policy
 
 
@@ -30,8 +32,11 @@ def sft(run: Run) -> None:
     run.begin("sft", table.file_digests())
     lora = run.lora("sft")
     prepared = prepare(run, "sft", table, make_problem(run.config, run.spec, run.spec, run.mesh, lora))
+    say_choices("sft", prepared.choices)
+    meanwhile = functools.partial(_prepare_po, run)
     if lora is None:
-        train(run, "sft", prepared, lambda: {"policy": policy_to_train(run), "masks": {}}, None)
+        whole = functools.partial(_whole_policy, run)
+        train(run, "sft", prepared, whole, None, meanwhile=meanwhile)
         return
 
     def initial() -> dict[str, Weights]:
@@ -42,7 +47,22 @@ def sft(run: Run) -> None:
         return {"policy": held_base(policy, run.config.compute.weights, run.mesh), "masks": {}}
 
     base = held_base(starting_policy(run), run.config.sft.lora.base, run.mesh)
-    train(run, "sft", prepared, initial, base, finish=merge)
+    train(run, "sft", prepared, initial, base, finish=merge, meanwhile=meanwhile)
+
+
+def _whole_policy(run: Run) -> dict[str, Weights]:
+    return {"policy": policy_to_train(run), "masks": {}}
+
+
+def _prepare_po(run: Run, _weights: dict[str, Weights]) -> None:
+    """Checks po's rows and compiles its programs while sft trains, if po is the next stage.
+
+    Not if another comes between: the stage pairs may make those rows.
+    """
+    stages = run.config.stages
+    if stages[stages.index("sft") + 1 :][:1] == ["po"] and not run.marks.finished("po"):
+        prepared = prepare_po(run)
+        run.prepared_po = None if prepared is None else prepared._replace(before="sft")
 
 
 def _where_finished(run: Run) -> str:

@@ -41,6 +41,8 @@ from sparsepo_jax.train.progress import Checks, Reporting
 from sparsepo_jax.train.step import State
 from sparsepo_jax.train.trackers import About
 
+Compiling = Callable[[], tuple[int, float]]  # Program.compile_ahead's
+
 
 class Prepared(NamedTuple):
     """A training stage whose programs are being compiled.
@@ -50,7 +52,9 @@ class Prepared(NamedTuple):
         choices: what was left to the program, and why it chose so.
         compiled_before: how many programs of its step this process had compiled before it.
         with_weights: whether its batches carry the table's token weights.
-        compiling: each waits for programs and gives (how many were compiled, seconds).
+        begin: begins to compile; each of what it gives waits and gives (how many were compiled, seconds).
+        compiling: what it gave.
+        before: the stage that trained while it compiled; None: none did.
     """
 
     table: TokenTable
@@ -60,22 +64,31 @@ class Prepared(NamedTuple):
     step: Step
     compiled_before: int
     with_weights: bool
-    compiling: list[Callable[[], tuple[int, float]]]
+    begin: Callable[[], list[Compiling]]
+    compiling: list[Compiling]
+    before: str | None = None
 
     def wait(self) -> str:
         """Waits until all programs are compiled; returns what there is to say of it."""
-        counts, seconds = zip(*(wait() for wait in self.compiling), strict=True)
+        try:
+            done = [wait() for wait in self.compiling]
+        except jax.errors.JaxRuntimeError:  # such as too little memory beside what trained
+            if self.before is None:
+                raise
+            done = [wait() for wait in self.begin()]
+        counts, seconds = zip(*done, strict=True)
         shapes = len(self.plan.shapes)
         if any(counts):
-            at_once = ", side by side" if sum(counts) > 1 else ""
-            when = f"compiled in {max(seconds):.1f} s{at_once}"
+            at_once = ", side by side" if shapes > 1 else ""
+            meanwhile = "" if self.before is None else f", while {self.before} trained"
+            when = f"compiled in {max(seconds):.1f} s{at_once}{meanwhile}"
         else:
             when = "compiled before, by this process"
         return f"{shapes} batch {'shape' if shapes == 1 else 'shapes'}, {when}"
 
 
 def prepare(
-    run: Run, stage: str, table: TokenTable, problem: Problem, evaluated: Iterable[TokenTable] = ()
+    run: Run, stage: str, table: TokenTable, problem: Problem, scored: Iterable[TokenTable] = ()
 ) -> Prepared:
     """Plans a training stage and begins to compile its programs, from shapes alone.
 
@@ -83,23 +96,30 @@ def prepare(
 
     Args:
         problem: its blocks of logits and what is computed again are chosen here, by the batches.
-        evaluated: the pairs that the stage is evaluated on between its steps.
+        scored: the pairs that the stage scores before or between its steps.
     """
     config = run.config
     plan = make_training_plan(config, stage, table, run.mesh)
     reference_spec = run.reference_spec if stage == "po" else run.spec
     choices = training_choices(config, stage, run.spec, reference_spec, run.mesh, plan.shapes, plan.steps)
-    say(f"{stage}: " + "; ".join(f"{name} {text}" for name, text in choices.words().items()))
     problem = with_choices(problem, config, run.spec, run.lora(stage), run.mesh, choices)
     step = make_step(config, stage, problem, run.spec, plan.steps, run.mesh)
     compiled_before = len(step.program)
     reference = abstract_frozen(config, stage, problem, run.spec, reference_spec, run.mesh)
     with_weights = stage == "po" and brings_weights(config)
     batches = abstract_batches(config, table, plan, run.mesh, with_weights=with_weights)
-    with jax.set_mesh(run.mesh):
-        compiling = [step.compile_ahead(reference, batches)]
-    compiling += [compile_scores(run, pairs, step.like.weights) for pairs in evaluated]
-    return Prepared(table, problem, choices, plan, step, compiled_before, with_weights, compiling)
+
+    def begin() -> list[Compiling]:
+        with jax.set_mesh(run.mesh):
+            compiling = [step.compile_ahead(reference, batches)]
+        return [*compiling, *(compile_scores(run, pairs, step.like.weights) for pairs in scored)]
+
+    return Prepared(table, problem, choices, plan, step, compiled_before, with_weights, begin, begin())
+
+
+def say_choices(stage: str, choices: Choices) -> None:
+    """Says what was left to the program, and why it chose so."""
+    say(f"{stage}: " + "; ".join(f"{name} {text}" for name, text in choices.words().items()))
 
 
 def _state_to_go_on_from(
