@@ -12,7 +12,7 @@ an untrained net, all scaled to its mean in each response. Pairs, beta, steps an
 held-out figures are unmasked. Finished runs are not repeated. About 20 minutes in all on 2 cores. The result
 is kept in results/mask_controls-reviews-DEVICE.json.
 
---variant: the learned mask is one of which_tokens.VARIANTS: with a gate (masks/gates) of mean 1 and no L1 term
+--variant: the learned mask is one of which_tokens.VARIANTS: with a gate (masks/gates), mean 1 and no L1 term
 (NAME-annealed: its temperature falls from 3 to 0.3), `mean-1` (with L1) or `sees-token`. The result is kept
 in results/mask_controls-NAME-DEVICE.json, with the figures of the runs that learned the mask.
 """

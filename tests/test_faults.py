@@ -131,6 +131,24 @@ def test_damage_that_decompresses_is_found_by_the_checksums(tmp_path):
             load_once(tmp_path / "state", state)
 
 
+def test_small_arrays_have_the_same_checksum_without_a_program(monkeypatch):
+    """Kills: a state that was written on an accelerator and is called damaged on a CPU."""
+    import jax
+    import jax.numpy as jnp
+
+    from sparsepo_jax.train import checkpoint
+
+    draws = jax.random.normal(jax.random.key(0), (3, 4, 5))
+    state = {name: draws.astype(name) for name in ("float32", "bfloat16", "float16", "int8", "bool")}
+    state |= {"scalar": jnp.int32(-7), "none": jnp.zeros((0, 3)), "all of it": draws.reshape(-1)[::2]}
+    with_numpy = checkpoint.checksums(state)
+    assert len({with_numpy[f"['{name}']"] for name in ("float32", "bfloat16", "float16", "bool")}) == 4
+    monkeypatch.setattr(checkpoint, "SMALL", -1)
+    assert checkpoint.checksums(state) == with_numpy
+    monkeypatch.setattr(checkpoint, "SMALL", 8)
+    assert checkpoint.checksums(state) == with_numpy
+
+
 def test_if_all_checkpoints_are_damaged_the_run_says_what_to_do(whole, tmp_path, capsys):
     config, output = unfinished(whole, tmp_path)
     for step in (2, 4, 6):

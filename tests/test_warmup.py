@@ -11,9 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from helpers.program import lines_of, run
+from helpers.program import lines_of, run, write_config
 from sparsepo_jax.core.program import Program
-from sparsepo_jax.stages import evaluate
+from sparsepo_jax.main import main
+from sparsepo_jax.stages import evaluate, runner
+from sparsepo_jax.stages.po import po
+from sparsepo_jax.stages.training import Prepared
 from sparsepo_jax.train import loop
 
 OURS = {"update", "_score", "_sums", "start"}  # not Orbax's copies of single arrays
@@ -166,6 +169,52 @@ def test_a_program_that_failed_in_the_background_is_compiled_again(monkeypatch):
     assert program(jax.numpy.ones(3)).tolist() == [2.0] * 3
 
 
+def test_po_finds_its_programs_compiled_while_sft_trained(tmp_path, capsys, monkeypatch):
+    """Kills: a program of po that is made for other shapes or shardings than po calls it with."""
+    compiled = {"sft": [], "po": []}
+    stage = "sft"
+    plain_compile = Program._compile
+
+    def noting(self, calls, **how):
+        compiled[stage].extend(self.jitted.__name__ for _ in calls)
+        return plain_compile(self, calls, **how)
+
+    def noting_po(run):
+        nonlocal stage
+        stage = "po"
+        po(run)
+
+    monkeypatch.setattr(Program, "_compile", noting)
+    monkeypatch.setitem(runner.STAGES, "po", noting_po)
+    run(tmp_path, "stages=[sft, po]", "policy.config.n_layer=1", "sft.steps=1", "po.steps=1")
+    assert compiled["po"] == [] and compiled["sft"].count("update") == 2 and "_score" in compiled["sft"]
+    assert re.search(r"po: 1 batch shape, compiled in [\d.]+ s, while sft trained", capsys.readouterr().out)
+
+
+def test_pairs_are_read_before_sft_trains(tmp_path, capsys):
+    """Kills: a mistake in data.train that is found after hours of sft."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "b"}\n')
+    config = write_config(tmp_path, stages=["sft", "po"], data={"train": [{"path": str(rows)}]})
+    assert main(["--config", str(config)]) == 1
+    assert "rows.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_what_failed_to_compile_while_sft_trained_is_compiled_again():
+    """Kills: a run that ends for want of memory beside sft, where po alone has enough."""
+
+    def failed():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+
+    parts = dict.fromkeys(Prepared._fields)
+    parts |= {"plan": SimpleNamespace(shapes=[1]), "begin": lambda: [lambda: (1, 2.0)], "compiling": [failed]}
+    words = "1 batch shape, compiled in 2.0 s; it had failed, while sft trained"
+    assert Prepared(**parts)._replace(before="sft").wait() == words
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        Prepared(**parts).wait()
+
+
 @pytest.mark.slow
 def test_eval_finds_its_programs_compiled(tmp_path, capsys, monkeypatch):
     """Kills: a program of eval that is made for other shapes or shardings than eval calls it with."""
@@ -173,10 +222,10 @@ def test_eval_finds_its_programs_compiled(tmp_path, capsys, monkeypatch):
     is_in_eval = False
     plain_compile, plain_wait = Program._compile, evaluate.wait_for_programs
 
-    def noting(self, calls, threads):
+    def noting(self, calls, **how):
         if is_in_eval:
             compiled_in_eval.extend(self.jitted.__name__ for _ in calls)
-        return plain_compile(self, calls, threads)
+        return plain_compile(self, calls, **how)
 
     def wait(run):
         nonlocal is_in_eval

@@ -39,7 +39,7 @@ from sparsepo_jax.train.loop import Evaluating, Stopping, Work, run_training
 from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.progress import Checks, Reporting
 from sparsepo_jax.train.step import State
-from sparsepo_jax.train.trackers import About
+from sparsepo_jax.train.trackers import About, import_packages
 
 Compiling = Callable[[], tuple[int, float]]  # Program.compile_ahead's
 
@@ -70,17 +70,18 @@ class Prepared(NamedTuple):
 
     def wait(self) -> str:
         """Waits until all programs are compiled; returns what there is to say of it."""
+        meanwhile = "" if self.before is None else f", while {self.before} trained"
         try:
             done = [wait() for wait in self.compiling]
         except jax.errors.JaxRuntimeError:  # such as too little memory beside what trained
             if self.before is None:
                 raise
             done = [wait() for wait in self.begin()]
+            meanwhile = f"; it had failed{meanwhile}"
         counts, seconds = zip(*done, strict=True)
         shapes = len(self.plan.shapes)
         if any(counts):
             at_once = ", side by side" if shapes > 1 else ""
-            meanwhile = "" if self.before is None else f", while {self.before} trained"
             when = f"compiled in {max(seconds):.1f} s{at_once}{meanwhile}"
         else:
             when = "compiled before, by this process"
@@ -191,6 +192,8 @@ def train(
     say(f"{stage}: {len(table)} {table.unit}, {plan.steps} steps of {training.batch_size}, {real}")
     with jax.set_mesh(run.mesh):
         checkpoints.warm_up(state)
+    if jax.process_index() == 0:
+        import_packages(config.logging.trackers)  # while programs compile
     say(f"{stage}: {prepared.wait()}")
     if meanwhile is not None:
         meanwhile(step.like.weights)

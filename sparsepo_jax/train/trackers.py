@@ -4,6 +4,8 @@ Each is imported when it is asked for. A run has one entry in each of them, what
 often it is continued: what it is called there is kept in output_dir/trackers.json.
 """
 
+import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -78,6 +80,19 @@ def check_trackers(names: Sequence[str]) -> None:
                 f"logging.trackers: {name} needs the package {package}: install sparsepo_jax[{name}], or "
                 f"take {name} out of the list"
             )
+
+
+def import_packages(names: Sequence[str]) -> None:
+    """Imports the trackers' packages: tensorboardX imports PyTorch where that is, which takes seconds.
+
+    One that fails is left to open_tracker, which says why.
+
+    Args:
+        names: keys of PACKAGES.
+    """
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(PACKAGES[name])
 
 
 def open_tracker(name: str, about: About) -> Tracker:
