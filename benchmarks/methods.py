@@ -1,8 +1,10 @@
 """The table of all methods: every objective of the schema, and masks of every kind, on the built-in reviews.
 
-    python benchmarks/methods.py [--seeds 0 1 2] [--methods NAME ...] [--out runs/methods] [--so-far]
+    python benchmarks/methods.py [--seeds 0 1 2] [--methods NAME ...] [--out runs/methods] [--at-once 2] \\
+        [--so-far]
 
-One sweep over methods and seeds, from the quickstart's small model, which is trained once a seed. Each
+A sweep over methods and seeds, from the quickstart's small model, which is trained once a seed; --at-once
+sweeps share the methods between them, since a run by itself leaves the second of two cores idle. Each
 method has the settings that its section has by default, and so its own beta: the table shows what one
 gets, not which method is best at equal KL (benchmarks/sentiment.py does that on IMDB). Accuracy counts the
 512 held-out pairs that are preferred rightly, by the objective's own reward and unmasked; KL is that to the
@@ -64,12 +66,23 @@ def axis(methods: list[str]) -> str:
     return ",".join(f"{{{METHODS[name]}}}" for name in methods)
 
 
-def sweep(grid: Path, seeds: list[int], methods: list[str]) -> None:
-    """Trains what is not there yet. A run that is refused does not end the others; its line says why."""
-    command = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(CONFIG), f"output_dir={grid}"]
+def sweep(grid: Path, seeds: list[int], methods: list[str], at_once: int) -> None:
+    """Trains what is not there yet. A run that is refused does not end the others; its line says why.
+
+    The first method goes alone: it trains the supervised models that the others start from.
+    """
+    parts = [methods[1:][n::at_once] for n in range(at_once)]
+    for together in ([methods[:1]], [part for part in parts if part]):
+        sweeps = [subprocess.Popen(command(grid, seeds, part)) for part in together]
+        if not {one.wait() for one in sweeps} <= {0, 1}:
+            sys.exit("a sweep did not come to its end; the same command continues it")
+
+
+def command(grid: Path, seeds: list[int], methods: list[str]) -> list[str]:
+    """One sweep's."""
     over = ["objective=" + axis(methods), "seed=" + ",".join(map(str, seeds))]
-    if subprocess.run([*command, *SETTINGS, "--sweep", *over]).returncode not in (0, 1):
-        sys.exit("the sweep did not come to its end; the same command continues it")
+    program = [sys.executable, "-m", "sparsepo_jax.main", "--config", str(CONFIG), f"output_dir={grid}"]
+    return [*program, *SETTINGS, "--sweep", *over]
 
 
 def figures_of(grid: Path, methods: list[str]) -> list[dict[str, Any]]:
@@ -115,10 +128,11 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--so-far", action="store_true")
     options = parser.parse_args()
     if not options.so_far:
-        sweep(options.out, options.seeds, options.methods)
+        sweep(options.out, options.seeds, options.methods, options.at_once)
     rows = figures_of(options.out, options.methods)
     means = means_of(rows)
     for name, of in means.items():
@@ -129,6 +143,7 @@ def main() -> int:
     result = {
         "command": " ".join(["python benchmarks/methods.py", *typed]),
         "minutes": sum(row["seconds"] for row in rows) / 60,
+        "at_once": options.at_once,
         "seeds": options.seeds,
         "steps": STEPS,
         "pairs": PAIRS,

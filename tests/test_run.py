@@ -12,6 +12,7 @@ import pytest
 from helpers.interrupt import Interrupted, stop_before
 from helpers.program import lines_of, run, weights_of, write_config
 from helpers.quick import slow_but
+from sparsepo_jax.config.load import load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
 from sparsepo_jax.stages import po as po_stage
@@ -372,23 +373,32 @@ def test_a_mask_that_is_alive_is_seen_on_the_first_batch(monkeypatch, zeros, sco
     """All 256 pairs took two minutes of a real model before its first step."""
     sizes = []
     shares = iter(zeros)
-    monkeypatch.setattr(po_stage, "mask_of", lambda objective: objective)
     for name in ("adapted", "reference_weights"):
         monkeypatch.setattr(po_stage, name, lambda run, start: start)
     monkeypatch.setattr(po_stage, "score_table", lambda run, table, *weights: sizes.append(len(table)))
     monkeypatch.setattr(po_stage, "mask_sparsity", lambda scores: next(shares))
-    config = SimpleNamespace(evaluation=SimpleNamespace(batch_size=16), objective="sparsepo")
+    config = SimpleNamespace(evaluation=SimpleNamespace(batch_size=16))
     with pytest.raises(UserError) if zeros[-1] == 1 else contextlib.nullcontext():
         po_stage._refuse_dead_masks(SimpleNamespace(config=config), np.zeros(300), {"masks": {"net": 1}})
     assert sizes == scored
 
 
-def test_a_mask_whose_median_is_zero_may_train(monkeypatch):
+@pytest.mark.parametrize(
+    "mask, looked_at",
+    [
+        ("{kind: learned}", True),
+        ("{kind: learned, mixer_activation: hard_concrete}", False),
+        ("{kind: activation}", False),
+        ("null", False),
+    ],
+)
+def test_which_masks_may_be_dead(tmp_path, mask, looked_at):
     """At its start hard_concrete's median is zero on all tokens, and its draws are not."""
-    mask = SimpleNamespace(mixer_activation="hard_concrete")
-    monkeypatch.setattr(po_stage, "mask_of", lambda objective: mask)
-    run_of = SimpleNamespace(config=SimpleNamespace(objective=SimpleNamespace(mask=mask)))
-    po_stage._refuse_dead_masks(run_of, np.zeros(300), {"masks": {"net": 1}})
+    config, _ = load_config(str(write_config(tmp_path)), ["objective={kind: dpo}", f"objective.mask={mask}"])
+    run_of = SimpleNamespace(config=config, output_dir=tmp_path)
+    assert po_stage._masks_may_be_dead(run_of) == looked_at
+    (tmp_path / "po" / "start").mkdir(parents=True)
+    assert not po_stage._masks_may_be_dead(run_of), "a run that has begun has looked"
 
 
 def test_scoring_without_stored_masks_is_an_error(tmp_path, capsys):
