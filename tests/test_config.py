@@ -23,7 +23,8 @@ from sparsepo_jax.config.schema.training import AdamW, Lion, PairTraining
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
 from sparsepo_jax.run.check import make_plan_text
-from sparsepo_jax.run.resume import Marks, _drop_added
+from sparsepo_jax.run.differences import drop_added
+from sparsepo_jax.run.resume import Marks
 
 ROOT = Path(__file__).parent.parent
 GPT2 = {"model_type": "gpt2", "vocab_size": 10, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
@@ -928,5 +929,5 @@ def test_settings_that_were_added_later_are_taken_out_however_often():
     taken for a setting of value null."""
     depends = {"objective": {"kind": "dpo", "mask": None}, "data": {"train_on": "last", "holdout": None}}
     for _ in range(2):
-        _drop_added(depends)
+        drop_added(depends)
         assert depends == {"objective": {"kind": "dpo"}, "data": {"holdout": None}}

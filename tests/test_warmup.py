@@ -14,7 +14,7 @@ import pytest
 from helpers.program import lines_of, run, write_config
 from sparsepo_jax.core.program import Program
 from sparsepo_jax.main import main
-from sparsepo_jax.stages import evaluate, runner
+from sparsepo_jax.stages import evaluate, runner, sft
 from sparsepo_jax.stages.po import po
 from sparsepo_jax.stages.training import Prepared
 from sparsepo_jax.train import loop
@@ -189,6 +189,30 @@ def test_po_finds_its_programs_compiled_while_sft_trained(tmp_path, capsys, monk
     run(tmp_path, "stages=[sft, po]", "policy.config.n_layer=1", "sft.steps=1", "po.steps=1")
     assert compiled["po"] == [] and compiled["sft"].count("update") == 2 and "_score" in compiled["sft"]
     assert re.search(r"po: 1 batch shape, compiled in [\d.]+ s, while sft trained", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "platform, stages, finished, done",
+    [
+        ("cpu", ["sft", "po"], False, ["check", "prepare"]),
+        ("gpu", ["sft", "po", "eval"], False, ["check"]),
+        ("tpu", ["sft", "pairs", "po"], False, []),
+        ("cpu", ["sft"], False, []),
+        ("cpu", ["sft", "po"], True, []),
+    ],
+)
+def test_what_is_done_for_po_while_sft_trains(monkeypatch, platform, stages, finished, done):
+    """Kills: tilings that XLA times on a GPU beside sft's steps; rows that the stage pairs is to make."""
+    did = []
+    monkeypatch.setattr(sft, "check_po", lambda run: did.append("check"))
+    monkeypatch.setattr(sft, "prepare_po", lambda run: did.append("prepare"))
+    run_of = SimpleNamespace(
+        config=SimpleNamespace(stages=stages),
+        marks=SimpleNamespace(finished=lambda stage: finished),
+        mesh=SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)])),
+    )
+    sft._prepare_po(run_of, {})
+    assert did == done
 
 
 def test_pairs_are_read_before_sft_trains(tmp_path, capsys):

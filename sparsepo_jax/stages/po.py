@@ -47,6 +47,7 @@ def po(run: Run) -> None:
         say("po: finished before")
         return
     config = run.config
+    check_po(run)
     prepared, run.prepared_po = run.prepared_po or prepare_po(run), None
     table = run.pairs[0]
     evaluated = _evaluated(run)
@@ -85,17 +86,21 @@ def po(run: Run) -> None:
     )
 
 
-def prepare_po(run: Run) -> Prepared | None:
-    """Checks the stage's settings and rows, and begins to compile its programs.
-
-    None: the step reads log-probs of the reference, which are computed first.
-    """
+def check_po(run: Run) -> None:
+    """Refuses the stage by its settings and rows, before anything is trained."""
     run.check_training("po")
     table, eval_pairs = run.pairs
     run.marks.check_data("po", _rows_that_decide(run, table))
     _refuse_turns_between(run.problem.reads, table)
     _check_room_to_answer(run, eval_pairs)
-    return None if run.config.reference.cached else _prepare(run, table, run.problem)
+
+
+def prepare_po(run: Run) -> Prepared | None:
+    """Begins to compile the stage's programs.
+
+    None: the step reads log-probs of the reference, which are computed first.
+    """
+    return None if run.config.reference.cached else _prepare(run, run.pairs[0], run.problem)
 
 
 def _prepare(run: Run, table: TokenTable, problem: Problem) -> Prepared:

@@ -12,7 +12,7 @@ from sparsepo_jax.models.lora import merge_adapters
 from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.stages.context import Run, say
-from sparsepo_jax.stages.po import prepare_po
+from sparsepo_jax.stages.po import check_po, prepare_po
 from sparsepo_jax.stages.training import check_watched_of_po, prepare, say_choices, train
 from sparsepo_jax.stages.weights import policy_to_train, starting_policy
 
@@ -57,10 +57,14 @@ def _whole_policy(run: Run) -> dict[str, Weights]:
 def _prepare_po(run: Run, _weights: dict[str, Weights]) -> None:
     """Checks po's rows and compiles its programs while sft trains, if po is the next stage.
 
-    Not if another comes between: the stage pairs may make those rows.
+    Not if another comes between: the stage pairs may make those rows. On a GPU nothing is compiled meanwhile:
+    XLA takes the tilings that are fastest by the clock, which the steps of sft would disturb.
     """
     stages = run.config.stages
-    if stages[stages.index("sft") + 1 :][:1] == ["po"] and not run.marks.finished("po"):
+    if stages[stages.index("sft") + 1 :][:1] != ["po"] or run.marks.finished("po"):
+        return
+    check_po(run)
+    if run.mesh.devices.flat[0].platform != "gpu":
         prepared = prepare_po(run)
         run.prepared_po = None if prepared is None else prepared._replace(before="sft")
 
