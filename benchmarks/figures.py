@@ -2,10 +2,11 @@
 
     python benchmarks/figures.py [--output DIR]     default: beside the result files
     python benchmarks/figures.py --pairs runs/quickstart/pairs.jsonl
+    python benchmarks/figures.py --pairs runs/polite_examples/pairs.jsonl --of polite
 
 long_run-DEVICE.svg and scaling-DEVICE.svg of the JSON files of these names, sentiment-frontier.png of
-sentiment-cpu.json, and heatmap.png of quickstart_pairs.jsonl. The second form first takes the rows of that
-file from a run of configs/quickstart.yaml.
+sentiment-cpu.json, and heatmap-NAME.png of NAME_pairs.jsonl. The other forms first take the rows of that file
+from a run: of configs/quickstart.yaml, or one that docs/results/evidence.md names.
 """
 
 import argparse
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).parent / "results"
-PAIRS = "quickstart_pairs.jsonl"
-SHOWN_PAIRS = 3
+SHOWN_PAIRS = {"quickstart": 3, "polite": 4}
 MEASURED, FLOOR = LIGHT[0], LIGHT[-1]
 BLACK = "#1c2127"
 FACTORS = {"response": "response tokens", "vocab": "vocabulary"}  # how a factor of scaling.py is named
@@ -145,17 +145,33 @@ ZOOM = 4  # widths of text are measured in pixels of a fraction of a point
 ABOVE = (38 / 255, 120 / 255, 205 / 255)  # as in the report's page
 
 
-def take_pairs(path: Path, output: Path) -> None:
+def pairs_path(name: str) -> Path:
+    """The pairs of a picture, token by token."""
+    return RESULTS / f"{name}_pairs.jsonl"
+
+
+def take_pairs(path: Path, name: str) -> None:
     """The first pairs of a run, without what the picture does not need to be exact about."""
     with path.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in islice(lines, SHOWN_PAIRS)]
+        rows = [json.loads(line) for line in islice(lines, SHOWN_PAIRS[name])]
     for row in rows:
         del row["prompt_ids"]
+        row["prompt_tokens"] = question(row["prompt_tokens"])
         for side in ("chosen", "rejected"):
-            for name, column in row[side].items():
-                if name not in ("token_ids", "tokens", "decisive"):
-                    row[side][name] = [round(x, 4) for x in column]
-    output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            for kind, column in row[side].items():
+                if kind not in ("token_ids", "tokens", "decisive"):
+                    row[side][kind] = [round(x, 4) for x in column]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    pairs_path(name).write_text(text, encoding="utf-8")
+
+
+def question(tokens: list[str]) -> list[str]:
+    """What the user asks in a prompt of a ChatML template; another prompt is kept as it is."""
+    begins = [n for n, token in enumerate(tokens) if token == "<|im_start|>"]
+    if not begins:
+        return tokens
+    begin = begins[-2] + len(("<|im_start|>", "user", "\n"))  # the last one opens the answer
+    return tokens[begin : tokens.index("<|im_end|>", begin)]
 
 
 class Sheet:
@@ -183,20 +199,24 @@ def draw_heatmap(pairs: Sequence[Pair]) -> Figure:
     scale = make_scales(list(pairs))["u"]
     height = KEY + sum(_draw_pair(Sheet(1000), pair, scale, 0.0) for pair in pairs)
     sheet = Sheet(height)
-    _draw_key(sheet, scale)
+    tokens = (token for pair in pairs for token in (*pair.chosen, *pair.rejected))
+    _draw_key(sheet, scale, underlined=any(token.decisive for token in tokens))
     top = float(KEY)
     for pair in pairs:
         top += _draw_pair(sheet, pair, scale, top)
     return sheet.figure
 
 
-def _draw_key(sheet: Sheet, scale: Scale) -> None:
-    x = sheet.text(MARGIN, 14, "reward mask  0", color=INK) + 6
+def _draw_key(sheet: Sheet, scale: Scale, *, underlined: bool) -> None:
+    start = f"{scale.start:.1f}" if scale.start else "0"
+    x = sheet.text(MARGIN, 14, f"reward mask  {start}", color=INK) + 6
     steps = 40
     for n in range(steps):
-        shade = scale.shade(scale.full * (n + 1) / steps)
+        shade = scale.shade(scale.start + (scale.full - scale.start) * (n + 1) / steps)
         sheet.box(x + 3 * n, 4, 3, 12, facecolor=(*ABOVE, shade))
     x = sheet.text(x + 3 * steps + 6, 14, f"{scale.full:.1f}", color=INK) + 24
+    if not underlined:
+        return
     end = sheet.text(x, 14, "underlined", color=INK)
     sheet.box(x, 18, end - x, 1.6, facecolor=BLACK)
     sheet.text(end, 14, ": words that decide the preference", color=INK)
@@ -267,12 +287,14 @@ def draw_result(path: Path, output: Path) -> None:
 
 
 @style()
-def draw_frontier_and_heatmap(output: Path) -> None:
+def draw_frontier_and_heatmaps(output: Path) -> None:
     sentiment = json.loads((RESULTS / "sentiment-cpu.json").read_text(encoding="utf-8"))
     save(draw_frontier(sentiment["points"]), output / "sentiment-frontier.png")
-    with (RESULTS / PAIRS).open(encoding="utf-8") as lines:
-        pairs = [parse_pair(json.loads(line), where=PAIRS) for line in lines]
-    save(draw_heatmap(pairs), output / "heatmap.png")
+    for name in SHOWN_PAIRS:
+        path = pairs_path(name)
+        with path.open(encoding="utf-8") as lines:
+            pairs = [parse_pair(json.loads(line), where=path.name) for line in lines]
+        save(draw_heatmap(pairs), output / f"heatmap-{name}.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -281,14 +303,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--pairs", type=Path)
+    parser.add_argument("--of", choices=SHOWN_PAIRS, default="quickstart", help="whose pairs these are")
     options = parser.parse_args(arguments)
     if options.pairs is not None:
-        take_pairs(options.pairs, RESULTS / PAIRS)
+        take_pairs(options.pairs, options.of)
     options.output.mkdir(parents=True, exist_ok=True)
     for name in OF_BENCHMARK:
         for path in sorted(RESULTS.glob(f"{name}-*.json")):
             draw_result(path, options.output)
-    draw_frontier_and_heatmap(options.output)
+    draw_frontier_and_heatmaps(options.output)
     return 0
 
 

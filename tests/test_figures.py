@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-PICTURES = {"long_run-cpu.svg", "scaling-cpu.svg", "sentiment-frontier.png", "heatmap.png"}
+PICTURES = {
+    "long_run-cpu.svg",
+    "scaling-cpu.svg",
+    "sentiment-frontier.png",
+    "heatmap-quickstart.png",
+    "heatmap-polite.png",
+}
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from helpers.report_files import (
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.report.charts import HEIGHT, WIDTH, make_charts, step_ticks
 from sparsepo_jax.report.drawing import drawing_style, round_ticks, tick_labels
-from sparsepo_jax.report.heatmap import QUANTITIES, make_scales, parse_pair
+from sparsepo_jax.report.heatmap import FAINTEST, QUANTITIES, STRONGEST, make_scales, parse_pair
 from sparsepo_jax.report.page import write_report
 from sparsepo_jax.report.series import MAX_POINTS, collect, thin
 from sparsepo_jax.report.table import summary_table
@@ -171,6 +171,20 @@ def test_an_outlier_does_not_bleach_the_rest():
     side = response(["x"] * 200, None) | {"kl": [0.1] * 199 + [1000.0]}
     scale = make_scales([parse_pair(pair(chosen=side), where="")])["k"]
     assert scale.full < 1 and scale.shade(1000.0) == scale.shade(scale.full)
+
+
+def test_a_mask_without_zeros_is_coloured_from_its_least_value():
+    """Kills: a mask between 0.9 and 1.1 that is one blue."""
+
+    def scale_of(*mask):
+        side = response(["x"] * len(mask), None) | {"reward_mask": list(mask)}
+        return make_scales([parse_pair(pair(chosen=side, rejected=side), where="")])["u"]
+
+    scale = scale_of(0.9, 1.0, 1.1)
+    assert [scale.shade(x) for x in (0.9, 1.0, 1.1)] == [FAINTEST, 0.45, STRONGEST] and scale.start == 0.9
+    scale = scale_of(0.0, 1.0, 1.1)
+    assert scale.start == 0 and scale.shade(0.0) == 0 and scale.shade(1.0) > 0.7
+    assert scale_of(2.0, 2.0).shade(2.0) == STRONGEST
 
 
 def test_objective_without_masks_says_so_and_shows_log_ratios(run_dir):

@@ -228,12 +228,15 @@ def _float(x, where: str, name: str) -> float:
 class Scale(NamedTuple):
     """How a quantity becomes colour, the same in all shown pairs.
 
-    Opacity grows with |value| up to `full`; zero has no colour. `full` is the 99th percentile of |value| over
-    non-zero values, so that one outlier does not bleach all others.
+    Opacity grows with |value| from `start` to `full`; zero has no colour. `full` is the 99th percentile of
+    |value| over non-zero values, so that one outlier does not bleach all others. `start` is 0; where all
+    values are above 0, as those of a mask that is not sparse, it is their 1st percentile: from 0 they would
+    all look alike.
     """
 
     least: float
     most: float
+    start: float
     full: float
 
     @property
@@ -244,7 +247,9 @@ class Scale(NamedTuple):
         """-STRONGEST..STRONGEST, the sign that of the value; 0 for exact zero and for what is not finite."""
         if x == 0 or not math.isfinite(x):
             return 0.0
-        return round(math.copysign(FAINTEST + (STRONGEST - FAINTEST) * min(1.0, abs(x) / self.full), x), 2)
+        reach = self.full - self.start
+        share = min(1.0, max(0.0, (abs(x) - self.start) / reach)) if reach > 0 else 1.0
+        return round(math.copysign(FAINTEST + (STRONGEST - FAINTEST) * share, x), 2)
 
 
 def make_scales(pairs: list[Pair]) -> dict[str, Scale]:
@@ -255,7 +260,9 @@ def make_scales(pairs: list[Pair]) -> dict[str, Scale]:
         finite = [x for x in values if math.isfinite(x)]
         sizes = sorted(abs(x) for x in finite if x != 0)
         full = sizes[math.ceil(0.99 * len(sizes)) - 1] if sizes else 0.0
-        scales[quantity.key] = Scale(min(finite, default=0.0), max(finite, default=0.0), full)
+        least, most = min(finite, default=0.0), max(finite, default=0.0)
+        start = sizes[math.floor(0.01 * len(sizes))] if least > 0 else 0.0
+        scales[quantity.key] = Scale(least, most, start, full)
     return scales
 
 
