@@ -16,7 +16,7 @@ from evidence_methods import BASELINE, METHODS, Tried
 from evidence_reasoning import FIGURES, harness_figures
 from task_rows import Row, read
 
-from sparsepo_jax.report.frontier import shared_range, value_at
+from sparsepo_jax.report.frontier import shared_kls, value_at
 from sparsepo_jax.report.intervals import t_interval, wilson
 
 TWO_POINTS = 0.02
@@ -147,11 +147,8 @@ def _vector_at(points: Sequence[tuple[float, np.ndarray]], kl: float) -> np.ndar
 
 def compared(a: Vectors, b: Vectors) -> list[Row]:
     """Differences at SHARES of the stretch of KL that the two share."""
-    reached = shared_range(*({seed: [(kl, 0.0) for kl, _ in of] for seed, of in p.items()} for p in (a, b)))
-    if reached is None:
-        return []
-    low, high = reached
-    rows = (difference_at(a, b, low + share * (high - low)) for share in SHARES)
+    points = ({seed: [(kl, 0.0) for kl, _ in of] for seed, of in p.items()} for p in (a, b))
+    rows = (difference_at(a, b, kl) for kl in shared_kls(*points, SHARES))
     return [row for row in rows if row is not None]
 
 

@@ -305,6 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pairs", type=Path)
     parser.add_argument("--of", choices=SHOWN_PAIRS, default="quickstart", help="whose pairs these are")
     options = parser.parse_args(arguments)
+    if options.pairs is None and options.of != "quickstart":
+        parser.error("--of says whose --pairs these are; without --pairs all pictures are drawn")
     if options.pairs is not None:
         take_pairs(options.pairs, options.of)
     options.output.mkdir(parents=True, exist_ok=True)

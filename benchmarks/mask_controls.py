@@ -12,7 +12,7 @@ an untrained net, all scaled to its mean in each response. Pairs, beta, steps an
 held-out figures are unmasked. Finished runs are not repeated. About 20 minutes in all on 2 cores. The result
 is kept in results/mask_controls-reviews-DEVICE.json.
 
---variant: the learned mask is one of which_tokens.VARIANTS: with a gate (masks/gates), mean 1 and no L1 term
+--variant: the learned mask is another of which_tokens: with a gate (masks/gates), mean 1 and no L1 term
 (NAME-annealed: its temperature falls from 3 to 0.3), `mean-1` (with L1) or `sees-token`. The result is kept
 in results/mask_controls-NAME-DEVICE.json, with the figures of the runs that learned the mask.
 """
@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from which_tokens import VARIANTS, execute, from_sft, of_seed, run
+from which_tokens import ANNEALED, VARIANTS, execute, from_sft, of_seed, run
 from work import save_result
 
+from sparsepo_jax.masks.gates import GATES
 from sparsepo_jax.report.intervals import t_interval
 
 DECAY = 0.98  # of the positional mask: objective.mask.decay's default
@@ -50,6 +51,13 @@ CONTROLS: dict[str, Callable[[Response, Response, np.random.Generator], np.ndarr
     "confidence": lambda one, untrained, draws: confident(one),
     "untrained net": lambda one, untrained, draws: np.array(untrained["reward_mask"]),
 }
+OTHERS = (
+    "default",
+    "mean-1",
+    "sees-token",
+    *GATES,
+    *ANNEALED,
+)  # variants that differ in nothing but the mask
 LEARNING = "while it is learned"
 SPLITS = {
     "train": (4096, 2),
@@ -168,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--variant", choices=VARIANTS, default="default", metavar="NAME")
+    parser.add_argument("--variant", choices=OTHERS, default="default", metavar="NAME")
     parser.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--out", type=Path, default=Path("runs/which_tokens"))

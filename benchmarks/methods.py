@@ -69,12 +69,18 @@ def axis(methods: list[str]) -> str:
 def sweep(grid: Path, seeds: list[int], methods: list[str], at_once: int) -> None:
     """Trains what is not there yet. A run that is refused does not end the others; its line says why.
 
-    The first method goes alone: it trains the supervised models that the others start from.
+    The first method goes alone: it trains the supervised models that the others start from. At the end one
+    process looks at all of them, since of two that note at the same time one note may be lost.
     """
-    parts = [methods[1:][n::at_once] for n in range(at_once)]
-    for together in ([methods[:1]], [part for part in parts if part]):
+    parts = [part for n in range(at_once) if (part := methods[1:][n::at_once])]
+    for together in ([methods[:1]], parts, [methods]):
         sweeps = [subprocess.Popen(command(grid, seeds, part)) for part in together]
-        if not {one.wait() for one in sweeps} <= {0, 1}:
+        try:
+            ended = {one.wait() for one in sweeps}
+        finally:
+            for one in sweeps:
+                one.terminate()
+        if not ended <= {0, 1}:
             sys.exit("a sweep did not come to its end; the same command continues it")
 
 
@@ -131,6 +137,8 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--so-far", action="store_true")
     options = parser.parse_args()
+    if options.at_once < 1:
+        parser.error("--at-once: expected 1 or more")
     if not options.so_far:
         sweep(options.out, options.seeds, options.methods, options.at_once)
     rows = figures_of(options.out, options.methods)
@@ -143,7 +151,6 @@ def main() -> int:
     result = {
         "command": " ".join(["python benchmarks/methods.py", *typed]),
         "minutes": sum(row["seconds"] for row in rows) / 60,
-        "at_once": options.at_once,
         "seeds": options.seeds,
         "steps": STEPS,
         "pairs": PAIRS,

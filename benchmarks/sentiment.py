@@ -25,8 +25,7 @@ from pathlib import Path
 from work import save_result
 
 from sparsepo_jax.masks.gates import GATES
-from sparsepo_jax.report.compare.statistics import LEVELS
-from sparsepo_jax.report.frontier import matched, shared_range
+from sparsepo_jax.report.frontier import matched, shared_kls
 from sparsepo_jax.run.sweep import parse_axes
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "sentiment"
@@ -189,19 +188,16 @@ def frontier(points: list[dict], objective: str) -> dict[int, list[tuple[float, 
 
 
 def compare(points: list[dict]) -> list[dict]:
-    """Each objective against the baseline at LEVELS of the KLs that both reach with the most seeds.
+    """Each objective against the baseline at KLs that both reach with the most seeds.
 
-    As --compare does it: between two betas along a straight line.
+    As --compare does it: between two betas along a straight line. One without betas is left out.
     """
     rows = []
     base = frontier(points, BASELINE)
     for objective in OBJECTIVES:
         ours = frontier(points, objective)
-        reached = objective != BASELINE and shared_range(ours, base)
-        if not reached:
-            continue
-        low, high = reached
-        for one in matched(ours, base, [low + share * (high - low) for share in LEVELS]):
+        kls = [] if objective == BASELINE else shared_kls(ours, base)
+        for one in matched(ours, base, kls):
             if one.difference is not None:
                 rows.append(
                     {

@@ -185,6 +185,7 @@ def test_a_mask_without_zeros_is_coloured_from_its_least_value():
     scale = scale_of(0.0, 1.0, 1.1)
     assert scale.start == 0 and scale.shade(0.0) == 0 and scale.shade(1.0) > 0.7
     assert scale_of(2.0, 2.0).shade(2.0) == STRONGEST
+    assert scale_of(0.9999999, 1.0).shade(0.9999999) == STRONGEST, "rounding is no difference"
 
 
 def test_objective_without_masks_says_so_and_shows_log_ratios(run_dir):

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from helpers.program import lines_of, run, write_config
-from sparsepo_jax.core.program import Program
+from sparsepo_jax.core.program import Program, _kind
 from sparsepo_jax.main import main
 from sparsepo_jax.stages import evaluate, runner, sft
 from sparsepo_jax.stages.po import po
@@ -68,6 +69,7 @@ def late(monkeypatch):
             where[0] = None
 
     monkeypatch.setattr("sparsepo_jax.stages.training.run_training", watched)
+    monkeypatch.setattr("sparsepo_jax.train.checkpoint.SMALL", -1)  # as on an accelerator
     jax.config.update("jax_log_compiles", True)
     handler, compiler = Names(), logging.getLogger("jax._src.interpreters.pxla")
     compiler.addHandler(handler)
@@ -166,6 +168,10 @@ def test_a_program_that_failed_in_the_background_is_compiled_again(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         wait()
     monkeypatch.setattr(program, "lower", lower)
+    failed = Future()
+    failed.set_exception(ZeroDivisionError())
+    program._compiled = {kind: failed for kind in [_kind((jax.numpy.ones(3),))]}
+    assert program.compile_ahead([(jax.numpy.ones(3),)])()[0] == 1, "though its own callback has not run yet"
     assert program(jax.numpy.ones(3)).tolist() == [2.0] * 3
 
 
@@ -194,35 +200,38 @@ def test_po_finds_its_programs_compiled_while_sft_trained(tmp_path, capsys, monk
 @pytest.mark.parametrize(
     "platform, stages, finished, done",
     [
-        ("cpu", ["sft", "po"], False, ["check", "prepare"]),
-        ("gpu", ["sft", "po", "eval"], False, ["check"]),
+        ("cpu", ["sft", "po"], False, ["prepare"]),
+        ("tpu", ["sft", "po", "eval"], False, ["prepare"]),
+        ("gpu", ["sft", "po", "eval"], False, []),
         ("tpu", ["sft", "pairs", "po"], False, []),
         ("cpu", ["sft"], False, []),
         ("cpu", ["sft", "po"], True, []),
     ],
 )
-def test_what_is_done_for_po_while_sft_trains(monkeypatch, platform, stages, finished, done):
+def test_when_po_is_compiled_while_sft_trains(monkeypatch, platform, stages, finished, done):
     """Kills: tilings that XLA times on a GPU beside sft's steps; rows that the stage pairs is to make."""
     did = []
-    monkeypatch.setattr(sft, "check_po", lambda run: did.append("check"))
     monkeypatch.setattr(sft, "prepare_po", lambda run: did.append("prepare"))
     run_of = SimpleNamespace(
         config=SimpleNamespace(stages=stages),
         marks=SimpleNamespace(finished=lambda stage: finished),
-        mesh=SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)])),
+        mesh=None,
     )
+    monkeypatch.setattr(sft, "platform_of", lambda mesh: platform)
     sft._prepare_po(run_of, {})
     assert did == done
 
 
 def test_pairs_are_read_before_sft_trains(tmp_path, capsys):
     """Kills: a mistake in data.train that is found after hours of sft."""
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt": "a", "chosen": "b"}\n')
+    rows, good = tmp_path / "rows.jsonl", {"prompt_ids": [5], "chosen_ids": [6, 7], "rejected_ids": [8]}
+    rows.write_text('{"prompt_ids": [5], "chosen_ids": [6]}\n' + 8 * f"{json.dumps(good)}\n")
     config = write_config(tmp_path, stages=["sft", "po"], data={"train": [{"path": str(rows)}]})
     assert main(["--config", str(config)]) == 1
     assert "rows.jsonl" in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    mended = ["data.on_bad_row=skip", "sft.steps=1", "po.steps=1", "policy.config.n_layer=1"]
+    assert main(["--config", str(config), *mended]) == 0, "whoever mends a mistake is not held to it"
 
 
 def test_what_failed_to_compile_while_sft_trained_is_compiled_again():
@@ -233,8 +242,8 @@ def test_what_failed_to_compile_while_sft_trained_is_compiled_again():
 
     parts = dict.fromkeys(Prepared._fields)
     parts |= {"plan": SimpleNamespace(shapes=[1]), "begin": lambda: [lambda: (1, 2.0)], "compiling": [failed]}
-    words = "1 batch shape, compiled in 2.0 s; it had failed, while sft trained"
-    assert Prepared(**parts)._replace(before="sft").wait() == words
+    words = "1 batch shape, compiled in 2.0 s; it had failed, while sft trained (RESOURCE_EXHAUSTED)"
+    assert Prepared(**parts)._replace(beside="sft").wait() == words
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         Prepared(**parts).wait()
 

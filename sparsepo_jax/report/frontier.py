@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from sparsepo_jax.report.intervals import Interval, t_interval
 
+LEVELS = (0.0, 0.5, 1.0)  # of the KLs that two methods share, those at which they are compared
 Points = Mapping[int, Sequence[tuple[float, float]]]  # seed -> (KL, value) of its runs, one for each beta
 
 
@@ -70,6 +71,18 @@ def matched(points_a: Points, points_b: Points, at: Sequence[float]) -> list[Mat
         interval = t_interval(list(differences.values())) if differences else None
         rows.append(Matched(kl, a, b, differences, interval))
     return rows
+
+
+def shared_kls(points_a: Points, points_b: Points, levels: Sequence[float] = LEVELS) -> list[float]:
+    """Levels of the KLs that both methods reach with the most seeds, 0 the lowest and 1 the highest.
+
+    [] if they share none.
+    """
+    reached = shared_range(points_a, points_b)
+    if reached is None:
+        return []
+    low, high = reached
+    return [(1 - level) * low + level * high for level in levels]  # exact at both ends
 
 
 def shared_range(points_a: Points, points_b: Points) -> tuple[float, float] | None:

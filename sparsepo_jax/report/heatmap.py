@@ -9,6 +9,7 @@ from typing import NamedTuple
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.report.table import as_float, number
 
+ALIKE = 1e-3  # of the largest value: differences that have no colours of their own
 FAINTEST, STRONGEST = 0.10, 0.80  # opacity of the smallest non-zero value and of full colour
 
 
@@ -231,7 +232,7 @@ class Scale(NamedTuple):
     Opacity grows with |value| from `start` to `full`; zero has no colour. `full` is the 99th percentile of
     |value| over non-zero values, so that one outlier does not bleach all others. `start` is 0; where all
     values are above 0, as those of a mask that is not sparse, it is their 1st percentile: from 0 they would
-    all look alike.
+    all look alike. It is 0, too, where the values differ by less than a thousandth.
     """
 
     least: float
@@ -262,6 +263,8 @@ def make_scales(pairs: list[Pair]) -> dict[str, Scale]:
         full = sizes[math.ceil(0.99 * len(sizes)) - 1] if sizes else 0.0
         least, most = min(finite, default=0.0), max(finite, default=0.0)
         start = sizes[math.floor(0.01 * len(sizes))] if least > 0 else 0.0
+        if full - start < ALIKE * full:
+            start = 0.0
         scales[quantity.key] = Scale(least, most, start, full)
     return scales
 

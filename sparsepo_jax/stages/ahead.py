@@ -1,7 +1,8 @@
 """Programs of the stage eval, compiled in the background while po trains.
 
 Compiling takes a processor that training leaves idle: on an accelerator, and on CPU where steps are small.
-What is not done when eval begins is waited for there.
+What is not done when eval begins is waited for there. The tilings that XLA times on a GPU meanwhile may not
+be the fastest: eval is short, and its programs are not those of a step.
 """
 
 import time

@@ -10,6 +10,7 @@ from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.models.lora import merge_adapters
 from sparsepo_jax.run.resume import Marks
+from sparsepo_jax.sharding.mesh import platform_of
 from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.po import check_po, prepare_po
@@ -29,10 +30,12 @@ def sft(run: Run) -> None:
     run.check_training("sft")
     check_watched_of_po(run)
     table = _rows(run, run.marks)
-    run.begin("sft", table.file_digests())
     lora = run.lora("sft")
     prepared = prepare(run, "sft", table, make_problem(run.config, run.spec, run.spec, run.mesh, lora))
     say_choices("sft", prepared.choices)
+    if _po_follows(run):
+        check_po(run)
+    run.begin("sft", table.file_digests())  # after all that may be refused
     meanwhile = functools.partial(_prepare_po, run)
     if lora is None:
         whole = functools.partial(_whole_policy, run)
@@ -54,19 +57,20 @@ def _whole_policy(run: Run) -> dict[str, Weights]:
     return {"policy": policy_to_train(run), "masks": {}}
 
 
-def _prepare_po(run: Run, _weights: dict[str, Weights]) -> None:
-    """Checks po's rows and compiles its programs while sft trains, if po is the next stage.
-
-    Not if another comes between: the stage pairs may make those rows. On a GPU nothing is compiled meanwhile:
-    XLA takes the tilings that are fastest by the clock, which the steps of sft would disturb.
-    """
+def _po_follows(run: Run) -> bool:
+    """Whether po is the next stage. Where another comes between, its rows may not be there yet."""
     stages = run.config.stages
-    if stages[stages.index("sft") + 1 :][:1] != ["po"] or run.marks.finished("po"):
-        return
-    check_po(run)
-    if run.mesh.devices.flat[0].platform != "gpu":
+    return stages[stages.index("sft") + 1 :][:1] == ["po"] and not run.marks.finished("po")
+
+
+def _prepare_po(run: Run, _weights: dict[str, Weights]) -> None:
+    """Begins to compile po's programs, which goes on while sft trains, if po is the next stage.
+
+    Not on a GPU: XLA takes the tilings that are fastest by the clock, which the steps of sft would disturb.
+    """
+    if _po_follows(run) and platform_of(run.mesh) != "gpu":
         prepared = prepare_po(run)
-        run.prepared_po = None if prepared is None else prepared._replace(before="sft")
+        run.prepared_po = None if prepared is None else prepared._replace(beside="sft")
 
 
 def _where_finished(run: Run) -> str:

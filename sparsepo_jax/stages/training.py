@@ -53,8 +53,8 @@ class Prepared(NamedTuple):
         compiled_before: how many programs of its step this process had compiled before it.
         with_weights: whether its batches carry the table's token weights.
         begin: begins to compile; each of what it gives waits and gives (how many were compiled, seconds).
-        compiling: what it gave.
-        before: the stage that trained while it compiled; None: none did.
+        compiling: what `begin` gave.
+        beside: the stage that trained while this one's programs compiled; None: none did.
     """
 
     table: TokenTable
@@ -66,18 +66,22 @@ class Prepared(NamedTuple):
     with_weights: bool
     begin: Callable[[], list[Compiling]]
     compiling: list[Compiling]
-    before: str | None = None
+    beside: str | None = None
 
     def wait(self) -> str:
         """Waits until all programs are compiled; returns what there is to say of it."""
-        meanwhile = "" if self.before is None else f", while {self.before} trained"
-        try:
-            done = [wait() for wait in self.compiling]
-        except jax.errors.JaxRuntimeError:  # such as too little memory beside what trained
-            if self.before is None:
-                raise
+        meanwhile = "" if self.beside is None else f", while {self.beside} trained"
+        done, failures = [], []
+        for wait in self.compiling:
+            try:
+                done.append(wait())
+            except jax.errors.JaxRuntimeError as error:  # such as too little memory beside what trained
+                if self.beside is None:
+                    raise
+                failures.append(" ".join(str(error).split())[:200])
+        if failures:
             done = [wait() for wait in self.begin()]
-            meanwhile = f"; it had failed{meanwhile}"
+            meanwhile = f"; it had failed{meanwhile} ({failures[0]})"
         counts, seconds = zip(*done, strict=True)
         shapes = len(self.plan.shapes)
         if any(counts):

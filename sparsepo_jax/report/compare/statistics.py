@@ -10,7 +10,6 @@ from sparsepo_jax.report.compare.runs import FinishedRun
 from sparsepo_jax.report.intervals import Interval, t_interval
 
 KLS = ("after.generated_kl", "after.kl")  # the x axis of the plane, in order of preference
-LEVELS = (0.0, 0.5, 1.0)  # of the KLs that two methods share, those at which they are compared
 
 
 class Difference(NamedTuple):
@@ -70,7 +69,7 @@ class MethodMatch(NamedTuple):
 
 
 def match_methods(groups: Sequence[Group], base: str, metric: str, kl: str) -> list[MethodMatch]:
-    """Each method against the method `base`, at LEVELS of the KLs that most of their seeds reach."""
+    """Each method against the method `base`, at KLs that most of their seeds reach."""
     points: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for method, members in methods_of(groups).items():
         for group in members:
@@ -81,7 +80,6 @@ def match_methods(groups: Sequence[Group], base: str, metric: str, kl: str) -> l
     matches = []
     for method, of_method in points.items():
         if method != base:
-            ends = frontier.shared_range(of_method, points[base])
-            kls = [] if ends is None else [ends[0] + level * (ends[1] - ends[0]) for level in LEVELS]
+            kls = frontier.shared_kls(of_method, points[base])
             matches.append(MethodMatch(method, base, metric, frontier.matched(of_method, points[base], kls)))
     return matches
