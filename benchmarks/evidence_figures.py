@@ -268,16 +268,17 @@ def task_result(
         ],
         "cells": {name: [one._asdict() for one in cells] for name, cells in tried.items() if cells},
         "not_chosen": [name for name, cell in chosen.items() if cell is None],
-        "against": {
-            name: {
-                figure: rows
-                for figure in COMPARED
-                if (rows := compared(vectors(of[name], figure), vectors(of[BASELINE], figure)))
-            }
-            for name in of
-            if BASELINE in of and name != BASELINE
-        },
+        "against": {name: rows for name in of if (rows := _against_baseline(of, name))},
     }
+
+
+def _against_baseline(of: Mapping[str, list[Row]], name: str) -> dict[str, list[Row]]:
+    """By figure, where a method and the baseline reach the same KL; {} if they do nowhere."""
+    if name == BASELINE or BASELINE not in of:
+        return {}
+    both = ((vectors(of[name], figure), vectors(of[BASELINE], figure)) for figure in COMPARED)
+    found = {figure: compared(*pair) for figure, pair in zip(COMPARED, both, strict=True)}
+    return {figure: rows for figure, rows in found.items() if rows}
 
 
 def _before(runs: list[Row]) -> Row:

@@ -109,7 +109,19 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    functions = (number, signed, percent, gib, interval, spread, mean_of, pick, rows_where, paired)
+    functions = (
+        number,
+        signed,
+        percent,
+        gib,
+        interval,
+        spread,
+        mean_of,
+        pick,
+        rows_where,
+        paired,
+        seed_by_seed,
+    )
     templates.globals |= {function.__name__: function for function in functions}
     return templates
 
@@ -122,6 +134,21 @@ def paired(rows: Iterable[Mapping[str, Any]], figure: str, first: str, second: s
             by_control[row["control"]][row["seed"]] = row[figure]
     seeds = by_control[first].keys() & by_control[second].keys()
     return t_interval([by_control[first][seed] - by_control[second][seed] for seed in seeds])._asdict()
+
+
+def seed_by_seed(first: Mapping[str, Any], second: Mapping[str, Any], figure: str) -> dict[str, Any] | None:
+    """What a figure is with one method more than with another, over seeds, at the rate and beta of both.
+
+    None: they have other settings, or no seed in common.
+    """
+    if any(first[name] != second[name] for name in ("rate", "beta")):
+        return None
+    of_first, of_second = (
+        {point["seed"]: point[figure] for point in method["points"] if point["beta"] == method["beta"]}
+        for method in (first, second)
+    )
+    differences = [of_first[seed] - of_second[seed] for seed in of_first.keys() & of_second.keys()]
+    return t_interval(differences)._asdict() if differences else None
 
 
 # ---------------------------------------------------------------- files

@@ -119,6 +119,15 @@ def test_nothing_is_compared_beyond_a_method_s_runs(of_benchmarks):
 
     near, far = (figures.vectors(runs(*of), "accuracy_unmasked") for of in ((0.8, 0.85), (10.0, 0.88)))
     assert near.keys() == {0, 1, 2} and figures.compared(near, far) == []
+    of = {"DPO": runs(10.0, 0.88), "SparsePO": runs(0.8, 0.85)}
+    assert figures._against_baseline(of, "SparsePO") == {}, (
+        "the page would say that nothing is better or worse"
+    )
+    of["DPO"] += runs(0.5, 0.8)
+    of["SparsePO"] += runs(2.0, 0.9)
+    [rows] = figures._against_baseline(of, "SparsePO").values()
+    assert len(rows) == len(figures.SHARES)
+    assert figures._against_baseline(of, "DPO") == {}
 
 
 def test_masks_agree_by_rank(of_benchmarks):
@@ -304,12 +313,18 @@ def test_settings_of_every_method_are_accepted(command, of_benchmarks):
     run, _ = command
     result = run(2, of_benchmarks("evidence_methods").METHODS)
     assert set(result["methods"]) == set(of_benchmarks("evidence_methods").METHODS)
-    assert set(result["against"]) == set(result["methods"]) - {"DPO"}
+    assert result["against"] == {}, "all of these runs have one KL"
     assert -1 <= result["methods"]["SparsePO, common"]["tokens"]["between_seeds"] <= 1
     page = page_of(result)
     assert "pass 6.2 % of the time" in page
-    assert "no method is better or worse than DPO at equal KL" in page or "resolved against DPO" in page
-    assert page.count("| TDPO-2 |") > 2
+    assert "nothing is compared at equal KL** yet" in page and "At the rate and beta that both chose" in page
+    assert page.count("| TDPO-2 |") > 1
+    row = {"kl": 1.0, "seeds": 2, "mean": 0.03, "over_seeds": [-0.1, 0.2], "verdict": "unresolved"}
+    compared = result | {"against": {"TDPO-2": {"accuracy_unmasked": [row]}}}
+    assert "no method is better or worse than DPO at equal KL" in page_of(compared)
+    row = row | {"over_seeds": [0.01, 0.05], "verdict": "resolved"}
+    compared = result | {"against": {"TDPO-2": {"accuracy_unmasked": [row]}}}
+    assert "TDPO-2 (held-out accuracy +0.030 at 1.00 nats)" in page_of(compared)
 
 
 def page_of(result):
