@@ -6,6 +6,7 @@ import subprocess
 import sys
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
@@ -15,7 +16,7 @@ from sparsepo_jax.main import main
 from sparsepo_jax.report.compare.groups import find_groups
 from sparsepo_jax.report.compare.page import write_comparison
 from sparsepo_jax.report.compare.plane import HEIGHT, WIDTH, Spot, make_plane
-from sparsepo_jax.report.frontier import matched, shared_range, value_at
+from sparsepo_jax.report.frontier import matched, shared_kls, shared_range, value_at
 from sparsepo_jax.report.intervals import t_interval, wilson
 from sparsepo_jax.report.series import mean_metrics
 
@@ -115,6 +116,16 @@ def test_two_methods_at_the_same_kl_by_hand():
     )
     assert at_3.b[0] is None and at_3.differences == {1: pytest.approx(0.3)} and at_3.difference.low is None
     assert at_8.differences == {} and at_8.difference is None and at_8.means is None
+
+
+def test_methods_are_compared_at_the_very_ends_of_what_both_reach():
+    """Kills: a largest KL that is one rounding above the run that reaches it, whose seed falls out."""
+    for ends in np.random.default_rng(0).uniform(0, 9, (200, 2)):
+        low, high = sorted(ends.tolist())
+        points = {0: [(low, 0.0), (high, 1.0)]}
+        kls = shared_kls(points, points)
+        assert (kls[0], kls[-1]) == (low, high) and matched(points, points, kls)[-1].difference is not None
+    assert shared_kls({0: [(1.0, 0.0)]}, {0: [(2.0, 0.0)]}) == []
 
 
 def test_the_range_is_what_most_seeds_reach_with_both():
