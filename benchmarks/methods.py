@@ -4,7 +4,7 @@
         [--so-far]
 
 A sweep over methods and seeds, from the quickstart's small model, which is trained once a seed; --at-once
-sweeps share the methods between them, since a run by itself leaves the second of two cores idle. Each
+sweeps share the methods between them, since a run by itself leaves much of a second core idle. Each
 method has the settings that its section has by default, and so its own beta: the table shows what one
 gets, not which method is best at equal KL (benchmarks/sentiment.py does that on IMDB). Accuracy counts the
 512 held-out pairs that are preferred rightly, by the objective's own reward and unmasked; KL is that to the

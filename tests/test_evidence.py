@@ -130,6 +130,22 @@ def test_nothing_is_compared_beyond_a_method_s_runs(of_benchmarks):
     assert figures._against_baseline(of, "DPO") == {}
 
 
+def test_sentiment_compares_objectives_between_runs_of_their_own(of_benchmarks):
+    """Kills: the policy before training as a point at KL 0, from which a line leads to each first run."""
+    sentiment = of_benchmarks("sentiment")
+
+    def point(objective, seed, kl, reward):
+        return {"objective": objective, "seed": seed, "kl": kl, "reward": reward, "reward_before": 0.5}
+
+    runs = [(seed, kl, 0.6 + 0.05 * kl) for seed in (0, 1) for kl in (1.0, 3.0)]
+    points = [point("DPO", *of) for of in runs]
+    points += [point("MaPO", seed, kl + 1, reward + 0.1) for seed, kl, reward in runs]
+    rows = sentiment.compare(points)
+    assert [row["kl"] for row in rows] == [2.0, 2.5, 3.0] and {row["objective"] for row in rows} == {"MaPO"}
+    assert [row["difference"] for row in rows] == pytest.approx([0.05] * 3) and rows[0]["seeds"] == 2
+    assert sentiment.compare([point("DPO", 0, 1.0, 0.6), point("MaPO", 0, 2.0, 0.7)]) == []
+
+
 def test_masks_agree_by_rank(of_benchmarks):
     agreement = of_benchmarks("evidence_figures").agreement
     mask, flat = np.array([0.1, 0.5, 0.9]), np.zeros(3)

@@ -82,7 +82,7 @@ class Program:
         calls_by_kind = {_kind(call): call for call in calls if not has_four_bits(call)}
         for kind in calls_by_kind:
             if (known := self._compiled.get(kind)) is not None and known.done() and known.exception():
-                self._forget_failed(kind, known)  # whoever waits for it may come before its own call of this
+                self._forget_failed(kind, known)  # its callback, which does this, may not have run yet
         begun = [future for kind in calls_by_kind if (future := self._compiled.get(kind)) is not None]
         missing = {kind: call for kind, call in calls_by_kind.items() if kind not in self._compiled}
         ends_s = [began_s]
