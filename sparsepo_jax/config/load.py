@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from sparsepo_jax.config.kinds import entry_of, fields_of, kind_of, named_of, sections_of
 from sparsepo_jax.config.mistakes import Keys, explain, not_one_of
-from sparsepo_jax.config.names import other_program
+from sparsepo_jax.config.programs import why_not_ours
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.shown import cut, dotted, shown
 from sparsepo_jax.config.yaml_text import NotYaml, parse, write
@@ -46,14 +46,8 @@ def load_config(
         ConfigError: with all mistakes.
     """
     data = _read(Path(path))
-    program = other_program(data)
-    if program is not None:
-        raise ConfigError(
-            [
-                f"this is a config of {program}: --from-trl in place of --config prints it as one of ours; "
-                "docs/guides/trl.md says what each of its settings is called here"
-            ]
-        )
+    if problem := why_not_ours(data, Config.model_fields):
+        raise ConfigError([problem])
     changes, mistakes = parse_overrides(overrides)
     changes |= {tuple(name.split(".")): value for name, value in (settings or {}).items()}
     notes: list[str] = []

@@ -1,7 +1,6 @@
 """What other programs and papers call our settings and their values, for messages about mistakes."""
 
 from collections.abc import Iterable
-from typing import Any
 
 # Key of TRL, Transformers, Axolotl or LLaMA-Factory -> ours. Settings of po exist for sft, too.
 SETTINGS = {
@@ -164,59 +163,6 @@ VALUES = {
     "parquet": ("file",),
 }
 
-# Keys at a config's root by which other programs' configs are recognised. Of equal counts the first wins.
-_MARKS = {
-    "LLaMA-Factory": {
-        "finetuning_type",
-        "pref_beta",
-        "pref_loss",
-        "cutoff_len",
-        "dataset_dir",
-        "lora_target",
-        "preprocessing_num_workers",
-        "stage",
-    },
-    "Axolotl": {
-        "base_model",
-        "micro_batch_size",
-        "sequence_len",
-        "num_epochs",
-        "rl",
-        "val_set_size",
-        "dataset_prepared_path",
-        "sample_packing",
-        "lora_r",
-        "special_tokens",
-        "datasets",
-    },
-    "TRL": {
-        "model_name_or_path",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "num_train_epochs",
-        "lr_scheduler_type",
-        "dataset_name",
-        "loss_type",
-        "max_prompt_length",
-        "bf16",
-        "save_steps",
-        "logging_steps",
-        "eval_steps",
-        "warmup_ratio",
-        "use_peft",
-        "torch_dtype",
-        "dataset_mixer",
-        "attn_implementation",
-        "gradient_checkpointing",
-        "report_to",
-        "learning_rate",
-        "max_steps",
-        "push_to_hub",
-        "dataset_train_split",
-    },
-}
-_LEAST_MARKS = 3  # keys of another program, in a config without `stages`
-
 
 def plain(name: str) -> str:
     """'Sim-PO' and 'sim_po' -> 'simpo'."""
@@ -233,12 +179,3 @@ def same_name(name: str, names: Iterable[str]) -> str | None:
         if candidate in by_plain:
             return by_plain[candidate]
     return None
-
-
-def other_program(content: dict[str, Any]) -> str | None:
-    """The program whose config this is; None if it may be ours."""
-    if "stages" in content:
-        return None
-    counts = {program: len(keys & content.keys()) for program, keys in _MARKS.items()}
-    program = max(counts, key=counts.__getitem__)
-    return program if counts[program] >= _LEAST_MARKS else None

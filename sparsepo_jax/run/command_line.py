@@ -91,7 +91,7 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
         "--trainer",
         "with --from-trl: which of TRL's trainers a file is for that fits several",
-        {"choices": ["dpo", "sft", "kto", "cpo", "orpo"]},
+        {"choices": ["dpo", "sft", "kto", "cpo", "orpo", "simpo"]},
     ),
     (
         "--devices",

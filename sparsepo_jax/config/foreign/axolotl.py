@@ -3,8 +3,9 @@
 from typing import Any
 
 from sparsepo_jax.config.foreign.fields import Fields
+from sparsepo_jax.config.foreign.held_out import hold_out
 from sparsepo_jax.config.foreign.outcome import translate_outcome
-from sparsepo_jax.config.foreign.training import translate_lora, translate_training
+from sparsepo_jax.config.foreign.training import PACKED, REVISION, translate_lora, translate_training
 from sparsepo_jax.config.foreign.trl import LOSSES
 from sparsepo_jax.config.shown import shown
 
@@ -17,6 +18,14 @@ TYPES: dict[str, dict[str, str]] = {
     "argilla_chat": {},
     "ultra": {},
 }
+# The same for rows of one response with a label.
+LABELLED_TYPES: dict[str, dict[str, str]] = {
+    "intel": {"instruction": "question"},
+    "prompt_pairs": {"instruction": "prompt"},
+    "argilla": {},
+    "argilla_chat": {"messages": "completion"},
+    "ultra": {"instruction": "prompt"},
+}
 _RENAMED = {
     "micro_batch_size": "per_device_train_batch_size",
     "num_epochs": "num_train_epochs",
@@ -28,22 +37,74 @@ _ASIDE = {
         ("flash_attention", "sdp_attention", "xformers_attention", "eager_attention"), "compute.attention"
     ),
     **dict.fromkeys(
-        ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "plugins"), "memory and speed only"
+        (
+            "lora_mlp_kernel",
+            "lora_qkv_kernel",
+            "lora_o_kernel",
+            "lora_on_cpu",
+            "plugins",
+            "cut_cross_entropy",
+            "batch_flattening",
+            "gc_steps",
+            "max_memory",
+            "gpu_memory_limit",
+            "embeddings_skip_upcast",
+            "dpo_use_logits_to_keep",
+            "dpo_use_liger_kernel",
+            "dpo_padding_free",
+            "profiler_steps",
+            "device",
+            "device_map",
+            "world_size",
+            "ddp",
+            "use_ray",
+            "sequence_parallel_degree",
+            "context_parallel_size",
+            "tensor_parallel_size",
+            "dp_shard_size",
+            "dp_replicate_size",
+            "heads_k_stride",
+            "ring_attn_func",
+            "fsdp_version",
+            "fsdp_final_state_dict_type",
+        ),
+        "memory and speed only",
     ),
     **dict.fromkeys(
-        ("wandb_entity", "wandb_watch", "wandb_log_model", "wandb_run_id", "mlflow_tracking_uri"),
+        ("wandb_entity", "wandb_watch", "wandb_log_model", "wandb_run_id", "wandb_mode", "use_comet"),
         "where metrics go is set in the section logging, and by the trackers' own environment variables",
     ),
     **dict.fromkeys(
         (
             "dataset_prepared_path",
             "dataset_processes",
+            "dataset_keep_in_memory",
+            "shuffle_merged_datasets",
+            "skip_prepare_dataset",
             "pad_to_sequence_len",
             "strict",
             "is_llama_derived_model",
+            "is_mistral_derived_model",
+            "is_falcon_derived_model",
+            "is_qwen_derived_model",
+            "tokenizer_use_fast",
+            "tokenizer_legacy",
+            "hf_use_auth_token",
         ),
         "how rows are loaded, not which",
     ),
+    **dict.fromkeys(
+        ("eval_table_size", "eval_max_new_tokens", "do_causal_lm_eval", "eval_causal_lm_metrics"),
+        "see evaluation.sampled_prompts",
+    ),
+    **dict.fromkeys(
+        ("loss_watchdog_threshold", "loss_watchdog_patience"), "a run whose loss is not finite stops anyway"
+    ),
+    "auto_resume_from_checkpoints": "the same command continues a run",
+    "max_prompt_len": "sequence_len is what its trainers of preferences cut by",
+    "lora_fan_in_fan_out": "how weights lie in memory",
+    "float32": "belongs to bf16, which is off",
+    "float16": "see bf16",
     "model_type": "the family is read from the model's config.json",
     "tokenizer_type": "the tokenizer is read from its files",
     "evals_per_epoch": "evaluated at the end, by the stage eval; po.eval_every_steps is in steps",
@@ -51,8 +112,18 @@ _ASIDE = {
     "save_first_step": "see the section checkpoint",
     "remove_unused_columns": "other columns are ignored",
     "eval_batch_size": "evaluation.batch_size changes speed, not results",
-    "xformers_attention": "compute.attention",
     "debug": "a debug setting",
+}
+_OF_METHODS = ("rl_", "dpo_", "kto_", "orpo_", "simpo_", "cpo_", "rpo_")
+_ASIDE_ALL = {
+    "flash_attn_": "memory and speed only",
+    "unsloth_": "memory and speed only",
+    "liger_": "memory and speed only",
+    "sample_packing_": "belongs to sample_packing, which is off",
+    "mlflow_": "set by the tracker's own environment variables",
+    "comet_": "where metrics go is set in the section logging",
+    "gradio_": "not used in training",
+    "ray_": "memory and speed only",
 }
 
 
@@ -67,7 +138,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     section = "sft" if method == "sft" else "po"
     fields.set("output_dir", fields.take("output_dir", default="runs/axolotl"))
     fields.set("policy.path", fields.take("base_model", default="MODEL"))
-    bits = 4 if fields.flag("load_in_4bit") else 8 if fields.flag("load_in_8bit") else None
+    bits = fields.quantised_bits()
     adapter = fields.take("adapter")
     lora = {
         "rank": fields.number("lora_r", default=8),
@@ -79,6 +150,8 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         fields.put_back("lora_target_modules", "all-linear")
     chat_template = fields.take("chat_template")
     _rename(fields)
+    _translate_types(fields)
+    _translate_warmup(fields)
     has_pairs_to_evaluate = fields.peek("val_set_size") or fields.peek("test_datasets")
     if "eval_steps" in fields and "eval_strategy" not in fields and has_pairs_to_evaluate:
         fields.put_back("eval_strategy", "steps")
@@ -96,13 +169,15 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         fields.refuse(f"adapter: {shown(adapter)}: expected lora or qlora")
     elif bits is not None:
         fields.refuse("load_in_4bit, load_in_8bit: only adapters train on quantised weights")
-    _translate_data(fields, section, chat_template)
+    _translate_data(fields, section, chat_template, is_labelled=method == "kto")
     if section == "po":
         _translate_objective(fields, method, known)
     for name, values, reason in (
-        ("sample_packing", (False,), "rows are packed here without one row seeing another: take it out"),
+        ("sample_packing", (False,), PACKED),
         ("eval_sample_packing", (False,), "as sample_packing"),
-        ("special_tokens", ({},), "set them in the tokenizer's files"),
+        ("revision_of_model", ("main",), REVISION),
+        ("s2_attention", (False,), "each token sees all before it here"),
+        ("fp8", (False,), "products are of float32 or bfloat16"),
         ("train_on_inputs", (False,), "responses alone are trained on"),
         ("dataset_exact_deduplication", (False,), "rows are taken as they are: take equal ones out yourself"),
         ("lora_modules_to_save", ([],), "LoRA of projections alone can be trained"),
@@ -111,7 +186,9 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         ("peft_use_rslora", (False,), "set po.lora.rslora yourself"),
     ):
         fields.only(name, values, reason)
+    _translate_special_tokens(fields)
     fields.aside(_ASIDE)
+    fields.aside_all(_ASIDE_ALL | dict.fromkeys(_OF_METHODS, "belongs to another rl"))
     has_eval = bool({"eval", "holdout"} & fields.config["data"].keys())
     fields.set("stages", ["sft", "export"] if section == "sft" else ["po", *(["eval"] * has_eval), "export"])
 
@@ -120,8 +197,51 @@ def _rename(fields: Fields) -> None:
     for theirs, name in _RENAMED.items():
         if theirs in fields:
             fields.put_back(name, fields.take(theirs), theirs)
-    if isinstance(fields.peek("bf16"), str):
-        fields.put_back("bf16", fields.take("bf16") in ("auto", "full", "true"))
+    if "batch_size" in fields:  # of one device and all its micro-steps
+        rows, micro_batch = fields.number("batch_size", default=1), fields.peek("per_device_train_batch_size")
+        if "gradient_accumulation_steps" not in fields and isinstance(micro_batch, int) and micro_batch:
+            fields.put_back("gradient_accumulation_steps", max(1, rows // micro_batch))
+    if (share := fields.take("cosine_min_lr_ratio")) is not None:
+        fields.put_back("lr_scheduler_type", "cosine_with_min_lr", "cosine_min_lr_ratio")
+        fields.put_back("lr_scheduler_kwargs", {"min_lr_rate": share}, "cosine_min_lr_ratio")
+
+
+def _translate_types(fields: Fields) -> None:
+    """bf16 is `auto` where the file says nothing of types; bfloat16 and `full` have no float32 weights."""
+    is_pure = fields.flag("bfloat16") or fields.peek("bf16") == "full"
+    if is_pure:
+        fields.take("bf16")
+        fields.put_back("dtype", "bfloat16")
+    elif not any(name in fields for name in ("bf16", "fp16", "float16", "float32")):
+        fields.put_back("bf16", True)
+        fields.differs("bf16: auto is Axolotl's default, and so it is written out")
+
+
+def _translate_warmup(fields: Fields) -> None:
+    """Without warmup_steps and warmup_ratio, or with 0, a share of 0.03 and at most 100 steps."""
+    steps, share = fields.number("warmup_steps", default=0), fields.number("warmup_ratio", default=0.0)
+    if steps:
+        fields.put_back("warmup_steps", steps)
+    else:
+        fields.put_back("warmup_ratio", share or 0.03)
+    if not steps and not share:
+        fields.differs("warmup_ratio: Axolotl's default is 0.03, at most 100 steps; here it may be more")
+
+
+def _translate_special_tokens(fields: Fields) -> None:
+    """Padding is inert, and other tokens are the tokenizer's own."""
+    tokens = fields.take("special_tokens", default={})
+    if not isinstance(tokens, dict):
+        fields.refuse(f"special_tokens: expected a mapping, got {shown(tokens)}")
+        return
+    for name, token in tokens.items():
+        if name == "pad_token":
+            fields.notes.append(f"special_tokens: pad_token {shown(token)}: padding is inert")
+        elif token is not None:
+            fields.differs(
+                f"special_tokens: {name} {shown(token)}: the tokenizer's own is taken here; if that is "
+                "another one, change it in its files"
+            )
 
 
 def _rename_trackers(fields: Fields) -> None:
@@ -137,32 +257,29 @@ def _rename_trackers(fields: Fields) -> None:
             fields.put_back(new, value)
 
 
-def _translate_data(fields: Fields, section: str, chat_template: Any) -> None:
-    length = fields.number("sequence_len", default=2048)
+def _translate_data(fields: Fields, section: str, chat_template: Any, is_labelled: bool) -> None:
+    length = fields.number("sequence_len", default=512)
     fields.set("data.max_length", length)
     fields.set("data.max_prompt_length", length - 1)
     fields.differs(
         "sequence_len: longer rows may be dropped there; here a prompt keeps its end, a response its start"
     )
     name = "sft" if section == "sft" else "train"
-    fields.set(f"data.{name}", [_source(fields, entry, section) for entry in fields.entries("datasets")])
-    if tests := fields.entries("test_datasets"):
-        fields.set("data.eval", [_source(fields, entry, section) for entry in tests])
-    share = fields.number("val_set_size", default=0.0)
-    if 0 < share < 1 and section == "po":
-        fields.set("data.holdout", {"share": share})
-        fields.differs("val_set_size: held out by prompts here, so that no prompt is on both sides")
-    elif share >= 1:
-        fields.refuse(
-            f"val_set_size: {share}: a number of rows; data.holdout.share is a share of the prompts"
-        )
-    if chat_template not in (None, "tokenizer_default"):
+    entries, tests = fields.entries("datasets"), fields.entries("test_datasets")
+    fields.set(f"data.{name}", [_source(fields, entry, section, is_labelled) for entry in entries])
+    if tests and section == "po":
+        fields.set("data.eval", [_source(fields, entry, section, is_labelled) for entry in tests])
+    elif tests:
+        fields.differs("test_datasets: nothing is evaluated in sft here")
+    hold_out(fields, section, "val_set_size", fields.number("val_set_size", default=0.0))
+    template = fields.take("chat_template_jinja", default=chat_template)
+    if template not in (None, "tokenizer_default"):
         fields.differs(
-            f"chat_template: {shown(chat_template)}: the tokenizer's own chat template writes messages here"
+            f"chat_template: {shown(template)}: the tokenizer's own chat template writes messages here"
         )
 
 
-def _source(fields: Fields, entry: dict[str, Any], section: str) -> dict[str, Any]:
+def _source(fields: Fields, entry: dict[str, Any], section: str, is_labelled: bool) -> dict[str, Any]:
     left = {name: value for name, value in entry.items() if value is not None}
     source: dict[str, Any] = {"path": left.pop("path", None), "split": left.pop("split", "train")}
     if (subset := left.pop("name", None)) is not None:
@@ -176,7 +293,7 @@ def _source(fields: Fields, entry: dict[str, Any], section: str) -> dict[str, An
     elif files is not None:
         fields.refuse("datasets: data_files: name the file itself as path")
     _translate_turns(fields, left, section)
-    columns = _columns(fields, left, section)
+    columns = _columns(fields, left, section, is_labelled)
     if columns:
         source["columns"] = columns
     for name, value in left.items():
@@ -196,7 +313,7 @@ def _translate_turns(fields: Fields, left: dict[str, Any], section: str) -> None
         fields.set("data.train_on", "assistant")
 
 
-def _columns(fields: Fields, left: dict[str, Any], section: str) -> dict[str, str]:
+def _columns(fields: Fields, left: dict[str, Any], section: str, is_labelled: bool) -> dict[str, str]:
     """Our column names for those of an entry of datasets; takes from `left` what it has dealt with."""
     kind = left.pop("type", "chat_template")
     names = {name: left.pop(f"field_{name}", None) for name in ("messages", "chosen", "rejected")}
@@ -231,6 +348,11 @@ def _columns(fields: Fields, left: dict[str, Any], section: str) -> dict[str, st
         if form.startswith("argilla"):
             theirs[ours] = None
         return {name: value for name, value in theirs.items() if value not in (None, name)}
+    if is_labelled and template in ("chatml", "llama3") and form in LABELLED_TYPES:
+        fields.differs(f"datasets: type {kind}: the tokenizer's own chat template writes messages here")
+        return LABELLED_TYPES[form]
+    if kind == "orpo.chat_template":
+        return {}
     if template in ("chatml", "llama3", "zephyr", "mistral") and form in TYPES:
         fields.differs(f"datasets: type {kind}: the tokenizer's own chat template writes messages here")
         return TYPES[form]
@@ -255,7 +377,16 @@ def _own_columns(fields: Fields, kind: dict[str, Any]) -> dict[str, str]:
 def _translate_objective(fields: Fields, method: str, known: set[str]) -> None:
     losses = fields.texts("dpo_loss_type", default=["ipo" if method == "ipo" else "sigmoid"])
     weights = fields.take("dpo_loss_weights", default=[1.0])
+    trainer = fields.take("trl", default={})
+    if not isinstance(trainer, dict) or (extra := trainer.keys() - {"beta"}):
+        fields.refuse(
+            f"trl: {', '.join(extra) if isinstance(trainer, dict) else shown(trainer)}: not translated"
+        )
+    elif trainer:
+        fields.put_back("rl_beta", trainer["beta"], "trl")
     beta = fields.number("rl_beta", "dpo_beta", "orpo_alpha" if method == "orpo" else "rl_beta", default=0.1)
+    if fields.flag("precompute_ref_log_probs"):
+        fields.set("reference.cached", True)
     smoothing = fields.number("dpo_label_smoothing", default=0.0)
     nll = fields.number("rpo_alpha", default=0.0)
     if fields.flag("dpo_use_weighting"):

@@ -15,7 +15,7 @@ from sparsepo_jax.config.foreign import axolotl, llama_factory, open_instruct, t
 from sparsepo_jax.config.foreign.fields import Fields
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.mistakes import explain
-from sparsepo_jax.config.names import other_program
+from sparsepo_jax.config.programs import find_program
 from sparsepo_jax.config.schema.base import members
 from sparsepo_jax.config.schema.objectives import Objective
 from sparsepo_jax.config.schema.root import Config
@@ -23,19 +23,6 @@ from sparsepo_jax.config.shown import shown
 from sparsepo_jax.config.yaml_text import NotYaml, parse, write
 from sparsepo_jax.core.errors import escaped
 
-_OPEN_INSTRUCT = {
-    "dpo_loss_type",
-    "dpo_beta",
-    "dataset_mixer",
-    "dataset_mixer_list",
-    "mixer_list",
-    "max_seq_length",
-    "use_slow_tokenizer",
-    "use_flash_attn",
-    "with_tracking",
-    "chat_template_name",
-    "checkpointing_steps",
-}
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
 _TRANSLATE: dict[str, Callable[[Fields, str, set[str]], None]] = {
     "TRL": trl.translate,
@@ -57,7 +44,7 @@ def convert(path: str, trainer: str | None, devices: int) -> str:
         ConfigError: with all that cannot be read or translated.
     """
     content = _read(path)
-    program = find_program(content)
+    program = _program(content)
     if program == "TRL":
         trainer = trainer or trl.find_trainer(content)
         if trainer is None:
@@ -79,23 +66,17 @@ def convert(path: str, trainer: str | None, devices: int) -> str:
     return _text(path, fields)
 
 
-def find_program(content: dict[str, Any]) -> str:
-    """The program whose config this is. ConfigError: it is none that is known, or ours."""
+def _program(content: dict[str, Any]) -> str:
+    """The program whose config this is. ConfigError: it is none that is translated."""
     if "stages" in content:
         raise ConfigError(["this is a config of ours already: it has `stages`"])
-    if len(_OPEN_INSTRUCT & content.keys()) >= 2 and "finetuning_type" not in content:
-        return "open-instruct"
-    if "base_model" in content:
-        return "Axolotl"
-    if {"stage", "finetuning_type"} & content.keys():
-        return "LLaMA-Factory"
-    program = other_program(content)
-    if program is None:
-        known = {"per_device_train_batch_size", "learning_rate", "beta", "model_name_or_path", "dataset_name"}
-        if trl.find_trainer(content) is None and not known & content.keys():
-            raise ConfigError([f"no config of {', '.join(_TRANSLATE)}: it has {shown(list(content))}"])
-        return "TRL"
-    return program
+    program = find_program(content, Config.model_fields)
+    if program in _TRANSLATE:
+        return program
+    known = ", ".join(_TRANSLATE)
+    if program is not None:
+        raise ConfigError([f"a config of {program}, which is not translated: only those of {known} are"])
+    raise ConfigError([f"no config of {known}: it has {shown(list(content))}"])
 
 
 def _read(path: str) -> dict[str, Any]:

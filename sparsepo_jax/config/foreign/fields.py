@@ -7,6 +7,9 @@ from sparsepo_jax.config.shown import shown
 
 Refusals = list[str]
 
+_TRUE = ("true", "yes", "on", "1", "t", "y", "auto")
+_FALSE = ("false", "no", "off", "0", "f", "n", "none", "null", "")
+
 
 class Fields:
     """The settings of another program's config, of which every one must be dealt with.
@@ -86,9 +89,16 @@ class Fields:
     def flag(self, *names: str, default: bool = False) -> bool:
         """A truth value, which a command line may have written as text."""
         value = self.take(*names, default=default)
-        if isinstance(value, str):
-            value = value.casefold() in ("true", "yes", "on", "1", "auto")
+        if isinstance(value, str) and value.casefold() in (*_TRUE, *_FALSE):
+            return value.casefold() in _TRUE
+        if not isinstance(value, bool | int | float):
+            self.refuse(f"{names[0]}: expected true or false, got {shown(value)}")
         return bool(value)
+
+    def quantised_bits(self) -> int | None:
+        """In how many bits the base is held, by load_in_4bit and load_in_8bit; None: it is not quantised."""
+        in_4_bits, in_8_bits = self.flag("load_in_4bit"), self.flag("load_in_8bit")
+        return 4 if in_4_bits else 8 if in_8_bits else None
 
     def only(self, name: str, values: Iterable[Any], reason: str) -> None:
         """Refuses any other value of a setting than these, with which nothing has to be done."""
@@ -102,6 +112,12 @@ class Fields:
         for name, reason in reasons.items():
             if name in self._left:
                 self.notes.append(f"{name}: {shown(self._left.pop(name))}: {reason}")
+
+    def aside_all(self, reasons: Mapping[str, str]) -> None:
+        """The same for all settings whose names begin as the keys of `reasons` say."""
+        for beginning, reason in reasons.items():
+            names = [name for name in self._left if name.startswith(beginning)]
+            self.aside(dict.fromkeys(names, reason))
 
     def set(self, path: str, value: Any) -> None:
         """Puts a value of ours at its dotted place."""

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sparsepo_jax.config.foreign.fields import Fields
+from sparsepo_jax.config.foreign.held_out import hold_out
 from sparsepo_jax.config.foreign.outcome import translate_outcome
-from sparsepo_jax.config.foreign.training import translate_lora, translate_training
+from sparsepo_jax.config.foreign.training import PACKED, REVISION, translate_lora, translate_training
 from sparsepo_jax.config.shown import shown
 
 _LOSSES = {"sigmoid": "dpo", "hinge": "hinge", "ipo": "ipo"}
@@ -22,6 +23,31 @@ _ASIDE = {
     "double_quantization": "how scales are held",
     "quantization_method": "see po.lora.base",
     "upcast_layernorm": "norms are computed in float32",
+    "upcast_lmhead_output": "logits are computed in float32",
+    "disable_gradient_checkpointing": "memory and speed only",
+    "use_unsloth_gc": "memory and speed only",
+    "use_v1_kernels": "memory and speed only",
+    "print_param_status": "a debug setting",
+    "media_dir": "only text is trained",
+    "buffer_size": "belongs to streaming",
+    "ignore_pad_token_for_loss": "padding is inert",
+    "include_effective_tokens_per_second": "see the section logging",
+    "pissa_iter": "belongs to pissa_init, which is off",
+    "hf_hub_token": "the token comes from the environment (HF_TOKEN)",
+}
+_ASIDE_ALL = {
+    **dict.fromkeys(("image_", "video_", "audio_"), "only text is trained"),
+    "swanlab_": "where metrics go is set in the section logging",
+    **dict.fromkeys(("infer_", "vllm_", "sglang_", "export_", "ppo_"), "not used in training"),
+    **dict.fromkeys(("galore_", "apollo_", "badam_"), "belongs to a setting that is off"),
+}
+_METHODS = ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_llama_pro", "fp8")
+_OLD_NAMES = {
+    "dpo_beta": "pref_beta",
+    "kto_beta": "pref_beta",
+    "orpo_beta": "pref_beta",
+    "dpo_loss": "pref_loss",
+    "dpo_ftx": "pref_ftx",
 }
 
 
@@ -33,11 +59,18 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         known: kinds of our objectives.
     """
     stage = fields.take("stage", default="sft")
+    for theirs, name in _OLD_NAMES.items():
+        if theirs in fields:
+            fields.put_back(name, fields.take(theirs), theirs)
+    if stage == "orpo":  # a stage of its own in the first versions
+        stage = "dpo"
+        fields.put_back("pref_loss", "orpo", "stage")
     if stage not in ("dpo", "kto", "sft"):
         fields.refuse(f"stage: {shown(stage)}: expected dpo, kto or sft")
     section = "sft" if stage == "sft" else "po"
     fields.set("output_dir", fields.take("output_dir", default=f"runs/{stage}"))
     fields.set("policy.path", fields.take("model_name_or_path", default="MODEL"))
+    fields.only("model_revision", ("main",), REVISION)
     if (reference := fields.take("ref_model")) is not None:
         fields.set("reference.path", reference)
     if (adapter := fields.take("adapter_name_or_path")) is not None:
@@ -67,6 +100,8 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
             fields.set(f"{section}.lora.rslora", True)
     else:
         fields.aside({"lora_target": "belongs to finetuning_type lora"})
+    if (coefficient := fields.take("moe_aux_loss_coef")) is not None:
+        fields.set(f"{section}.router_aux_coefficient", coefficient)
     if kind not in ("full", "lora"):
         fields.refuse(f"finetuning_type: {shown(kind)}: expected full or lora")
     _translate_data(fields, section)
@@ -76,7 +111,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     else:
         _translate_objective(fields, stage, known)
     for name, values, reason in (
-        ("packing", (False,), "rows are packed here without one row seeing another: take it out"),
+        ("packing", (False,), PACKED),
         ("neat_packing", (False,), "as packing"),
         ("train_on_prompt", (False,), "responses alone are trained on"),
         ("use_dora", (False,), "LoRA alone can be trained"),
@@ -85,9 +120,17 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         ("freeze_vision_tower", (True,), "only the text model is trained"),
         ("mix_strategy", ("concat",), "set weight beside the path of each source"),
         ("loraplus_lr_ratio", (), "adapters have one learning rate"),
+        ("rope_scaling", ("none",), "positions are those of the model's config.json"),
+        ("shift_attn", (False,), "each token sees all before it here"),
+        ("train_from_scratch", (False,), "set policy.config for a model that is not trained yet"),
+        ("create_new_adapter", (False,), "merge the first one, and train another on it"),
+        *((name, (False,), "there is nothing like it here") for name in _METHODS),
     ):
         fields.only(name, values, reason)
     fields.aside(_ASIDE)
+    other = "belongs to another stage or pref_loss"
+    fields.aside_all(dict.fromkeys(("pref_", "dpo_", "kto_", "simpo_", "ld_alpha"), other))
+    fields.aside_all(_ASIDE_ALL | ({"oft_": "belongs to finetuning_type oft"} if kind == "oft" else {}))
     has_eval = bool({"eval", "holdout"} & fields.config["data"].keys())
     fields.set("stages", ["sft", "export"] if section == "sft" else ["po", *(["eval"] * has_eval), "export"])
 
@@ -108,17 +151,15 @@ def _translate_data(fields: Fields, section: str) -> None:
     split = "train" if rows is None else f"train[:{rows}]"
     named = {name: fields.texts(name, default=[]) for name in ("dataset", "eval_dataset")}
     info = _read_info(fields, directory)
+    if section == "sft" and named["eval_dataset"]:
+        fields.differs("eval_dataset: nothing is evaluated in sft here")
+        named["eval_dataset"] = []
     for theirs, ours in (("dataset", "sft" if section == "sft" else "train"), ("eval_dataset", "eval")):
         if named[theirs]:
             fields.set(
                 f"data.{ours}", [_source(fields, directory, info, name, split) for name in named[theirs]]
             )
-    share = fields.number("val_size", default=0.0)
-    if 0 < share < 1 and section == "po":
-        fields.set("data.holdout", {"share": share})
-        fields.differs("val_size: held out by prompts here, so that no prompt is on both sides")
-    elif share >= 1:
-        fields.refuse(f"val_size: {share:g}: a number of rows; data.holdout.share is a share of the prompts")
+    hold_out(fields, section, "val_size", fields.number("val_size", default=0.0))
 
 
 def _read_info(fields: Fields, directory: Path) -> dict[str, Any]:
@@ -183,7 +224,7 @@ def _translate_objective(fields: Fields, stage: str, known: set[str]) -> None:
     beta, loss = fields.number("pref_beta", default=0.1), fields.take("pref_loss", default="sigmoid")
     nll, smoothing = fields.number("pref_ftx", default=0.0), fields.number("dpo_label_smoothing", default=0.0)
     gamma = fields.number("simpo_gamma", default=0.5)
-    bco = fields.number("pref_bco_weight", default=0.0)
+    bco, verbose = fields.number("pref_bco_weight", default=0.0), fields.take("ld_alpha")
     if stage == "kto":
         weights = {
             "desirable_weight": fields.number("kto_chosen_weight", default=1.0),
@@ -198,6 +239,10 @@ def _translate_objective(fields: Fields, stage: str, known: set[str]) -> None:
         objective = {"kind": "orpo", "odds_weight": beta}
     elif loss in _LOSSES:
         objective = {"kind": _LOSSES[loss], "beta": beta}
+        if verbose not in (None, 1) and loss == "sigmoid":
+            objective |= {"kind": "ldpo", "alpha": verbose}
+        elif verbose not in (None, 1):
+            fields.refuse(f"ld_alpha: {shown(verbose)}: only with pref_loss sigmoid")
         if smoothing and loss == "sigmoid":
             objective |= {"kind": "cdpo", "label_smoothing": smoothing}
         elif smoothing:

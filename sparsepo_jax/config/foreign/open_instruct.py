@@ -3,16 +3,16 @@
 from typing import Any
 
 from sparsepo_jax.config.foreign.fields import Fields
-from sparsepo_jax.config.foreign.training import translate_lora, translate_training
+from sparsepo_jax.config.foreign.outcome import translate_trackers
+from sparsepo_jax.config.foreign.training import PACKED, REVISION, translate_lora, translate_training
 from sparsepo_jax.config.shown import shown
 
 _ASIDE = {
     **dict.fromkeys(
         (
-            "exp_name",
-            "with_tracking",
+            "add_seed_and_date_to_exp_name",
+            "do_not_randomize_output_dir",
             "wandb_entity",
-            "wandb_project",
             "try_launch_beaker_eval_jobs",
             "hf_entity",
             "hf_repo_id",
@@ -21,6 +21,8 @@ _ASIDE = {
             "hf_metadata_dataset",
             "save_to_hub",
             "push_to_hub",
+            "try_auto_save_to_beaker",
+            "gs_bucket_path",
         ),
         "names of runs and uploads",
     ),
@@ -32,6 +34,19 @@ _ASIDE = {
             "it",
             "cache_dataset_only",
             "zero_stage",
+            "zero_hpz_partition_size",
+            "offload_optimizer",
+            "offload_param",
+            "sync_each_batch",
+            "attn_backend",
+            "compile_model",
+            "activation_memory_budget",
+            "dpo_use_paged_optimizer",
+            "tensor_parallel_degree",
+            "context_parallel_degree",
+            "pipeline_parallel_degree",
+            "reference_logprobs_cache_path",
+            "use_flash_attn_2",
         ),
         "memory and speed only",
     ),
@@ -43,26 +58,37 @@ _ASIDE = {
             "dataset_skip_cache",
             "use_slow_tokenizer",
             "tokenizer_revision",
+            "cache_mode",
+            "local_cache_dir",
+            "skip_cache",
+            "config_hash",
         ),
         "how rows are loaded",
     ),
     "load_balancing_weight": "belongs to load_balancing_loss",
     "reduce_loss": "read by its fine-tuning alone",
 }
+_ASIDE_ALL = {"oe_eval_": "evaluations after the run", "eval_": "evaluations after the run"}
+_PREFERENCES = {"beta", "loss_type", "label_smoothing", "gamma_beta_ratio", "load_balancing_loss"}
 
 
 def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     """A config of dpo_tune_cache.
 
     Args:
-        trainer: not needed: there is one.
+        trainer: "" where nobody has said which of its programs the file is for.
         known: kinds of our objectives.
     """
+    is_dpo = any(fields.peek(f"dpo_{name}") is not None or name in fields for name in _PREFERENCES)
+    if trainer not in ("", "dpo"):
+        fields.refuse(f"--trainer {trainer}: of open-instruct's programs that for DPO alone is translated")
+    elif not is_dpo and not trainer:
+        fields.refuse("a config that fits fine-tuning as well as DPO: add --trainer dpo if it is for DPO")
     fields.set("output_dir", fields.take("output_dir", default="output/"))
     fields.set("policy.path", path := fields.take("model_name_or_path", default="MODEL"))
-    if (tokenizer := fields.take("tokenizer_name")) not in (None, path):
+    if (tokenizer := fields.take("tokenizer_name", "tokenizer_name_or_path")) not in (None, path):
         fields.set("tokenizer", {"kind": "pretrained", "path": tokenizer})
-    fields.only("model_revision", ("main",), "name a directory of that revision in place of the Hub id")
+    fields.only("model_revision", ("main",), REVISION)
     lora = {
         "rank": fields.number("lora_rank", default=64),
         "alpha": fields.number("lora_alpha", default=16.0),
@@ -73,7 +99,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     for theirs, ours in (("num_epochs", "num_train_epochs"), ("max_train_steps", "max_steps")):
         if theirs in fields:
             fields.put_back(ours, fields.take(theirs), theirs)
-    clip = fields.number("clip_grad_norm", default=-1.0)
+    clip = fields.number("clip_grad_norm", "max_grad_norm", default=-1.0)
     fields.put_back("max_grad_norm", max(float(clip), 0.0))
     checkpoints = fields.take("checkpointing_steps")
     if checkpoints not in (None, "epoch"):
@@ -96,13 +122,32 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         translate_lora(fields, "po", in_bits=4 if is_quantised else None, **lora)
     if fields.flag("load_balancing_loss"):
         fields.set("po.router_aux_coefficient", fields.number("load_balancing_weight", default=0.001))
+    if "run_name" not in fields and "exp_name" in fields:
+        fields.put_back("run_name", fields.take("exp_name"), "exp_name")
+    fields.take("exp_name")
+    _translate_tracking(fields)
     _translate_data(fields)
     _translate_objective(fields, known)
-    fields.only("add_bos", (False,), "set data.add_bos, for rows of text; chat templates write their own")
-    fields.only("packing", (False,), "rows are packed here without one row seeing another: take it out")
+    if fields.flag("add_bos"):
+        fields.differs("add_bos: BOS is there if the tokenizer's own chat template writes it")
+    fields.only("packing", (False,), PACKED)
+    fields.only("additional_model_arguments", ({},), "the model's own config.json is read")
     fields.only("config_name", (), "the model's own config.json is read")
     fields.aside(_ASIDE)
+    fields.aside_all(_ASIDE_ALL)
     fields.set("stages", ["po", "export"])
+
+
+def _translate_tracking(fields: Fields) -> None:
+    """Nothing is logged without with_tracking, and to Weights & Biases with it."""
+    project = fields.take("wandb_project")
+    if not fields.flag("with_tracking"):
+        fields.take("report_to")
+    elif fields.peek("report_to") in (None, "all"):
+        fields.put_back("report_to", "wandb")
+    if project is not None:
+        fields.put_back("project", project, "wandb_project")
+    translate_trackers(fields)
 
 
 def _translate_data(fields: Fields) -> None:

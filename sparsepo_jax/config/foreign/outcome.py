@@ -43,7 +43,7 @@ def translate_outcome(fields: Fields, section: str) -> None:
         section: `sft` or `po`, of which translate_training has translated the evaluations.
     """
     _translate_best(fields, section)
-    _translate_trackers(fields)
+    translate_trackers(fields)
     _translate_hub(fields)
     fields.aside(_ELSEWHERE)
 
@@ -77,7 +77,8 @@ def _translate_best(fields: Fields, section: str) -> None:
         fields.set("checkpoint.best", watched)
 
 
-def _translate_trackers(fields: Fields) -> None:
+def translate_trackers(fields: Fields) -> None:
+    """Where metrics go, and under which name."""
     name, project = fields.take("run_name"), fields.take("project")
     if "report_to" in fields:
         asked = fields.texts("report_to", default=[])
@@ -104,7 +105,8 @@ def _translate_hub(fields: Fields) -> None:
             fields.notes.append(f"hub_model_id: {shown(repository)}: belongs to push_to_hub, which is off")
     elif repository is None or "/" not in str(repository):
         fields.differs(
-            "push_to_hub: there account and directory name the repository: set export.hub to owner/name"
+            "push_to_hub: there account and directory name the repository: set export.hub to "
+            f"OWNER/{repository or 'NAME'}"
         )
     else:
         fields.set("export.hub", repository)

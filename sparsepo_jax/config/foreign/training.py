@@ -9,6 +9,14 @@ from typing import Any
 from sparsepo_jax.config.foreign.fields import Fields
 from sparsepo_jax.config.shown import shown
 
+REVISION = (
+    "download that revision (hf download ID --revision REVISION --local-dir DIR), and name the directory in "
+    "place of the Hub id"
+)
+PACKED = (
+    "a batch is counted in rows here, and rows are packed without one row seeing another: take it out, and "
+    "set the batch size to the rows of a pack"
+)
 _MEMORY = "memory and speed only; here the section compute chooses it by device"
 _DATA = "how rows are loaded, not which"
 _STATED = "the stages say what is done"
@@ -58,7 +66,6 @@ ASIDE = {
             "tokenized_path",
             "data_seed",
             "precompute_ref_batch_size",
-            "overwrite_output_dir",
             "restore_callback_states_from_checkpoint",
             "ignore_data_skip",
         ),
@@ -67,9 +74,6 @@ ASIDE = {
     **dict.fromkeys(("do_train", "do_eval", "do_predict", "task_type"), _STATED),
     **dict.fromkeys(
         (
-            "deepspeed",
-            "fsdp",
-            "fsdp_config",
             "accelerator_config",
             "parallelism_config",
             "ddp_timeout",
@@ -84,6 +88,10 @@ ASIDE = {
         ),
         _PROCESSES,
     ),
+    **dict.fromkeys(
+        ("deepspeed", "fsdp", "fsdp_config"), "how weights are spread over devices; see compute.mesh"
+    ),
+    "overwrite_output_dir": "the same command continues a run; another one needs another output_dir",
     "trust_remote_code": "no code that lies beside a model or data set is run",
     "save_only_model": "a checkpoint holds all that continuing needs",
     "save_strategy": "see the section checkpoint",
@@ -222,8 +230,8 @@ def _translate_schedule(fields: Fields, section: str, known: Mapping[str, Any]) 
     warmup_steps = fields.number("warmup_steps", default=0.0)
     share = fields.number("warmup_ratio", default=known["warmup_ratio"])
     schedule: dict[str, Any] = {"kind": name}
-    if name == "cosine_with_min_lr" and isinstance(arguments, dict) and "min_lr_rate" in arguments:
-        schedule |= {"kind": "cosine", "end": arguments["min_lr_rate"]}
+    if name == "cosine_with_min_lr" and (end := _least_rate(fields, section, arguments)) is not None:
+        schedule |= {"kind": "cosine", "end": end}
         arguments = {}
     elif name in ("constant", "constant_with_warmup"):
         schedule["kind"] = "constant"
@@ -241,6 +249,17 @@ def _translate_schedule(fields: Fields, section: str, known: Mapping[str, Any]) 
     fields.set(f"{section}.schedule", schedule)
 
 
+def _least_rate(fields: Fields, section: str, arguments: Any) -> float | None:
+    """Where cosine_with_min_lr ends, as a share of the rate; None: that is not said."""
+    match arguments:
+        case {"min_lr_rate": int() | float() as share, **rest} if not rest:
+            return float(share)
+        case {"min_lr": int() | float() as least, **rest} if not rest:
+            rate = fields.config[section]["optimizer"]["learning_rate"]
+            return float(f"{least / rate:.6g}") if rate else None
+    return None
+
+
 def _translate_numbers(fields: Fields) -> None:
     dtype = str(fields.take("dtype", "torch_dtype", default="float32")).removeprefix("torch.")
     in_bfloat16 = fields.flag("bf16", default=False)
@@ -248,7 +267,8 @@ def _translate_numbers(fields: Fields) -> None:
         fields.differs("fp16: bfloat16 is computed with in its place, without a scale of the loss")
         in_bfloat16 = True
     if dtype in ("float16", "half"):
-        fields.refuse(f"dtype: {dtype}: weights are held in float32 or bfloat16")
+        fields.differs(f"dtype: {dtype}: weights are held in float32 here")
+        in_bfloat16 = True
     elif dtype in ("bfloat16", "auto"):
         in_bfloat16 = True
         if dtype == "auto":
@@ -275,6 +295,8 @@ def _translate_saving(fields: Fields, section: str, known: Mapping[str, Any]) ->
         fields.refuse(f"eval_steps: {eval_steps}: a share of the run's steps; write a number of steps")
     elif strategy == "steps" and section == "po":
         fields.set("po.eval_every_steps", eval_steps)
+    elif strategy != "no" and section == "sft":
+        fields.notes.append(f"eval_strategy: {strategy}: nothing is evaluated in sft")
     elif strategy != "no":
         fields.notes.append(f"eval_strategy: {strategy}: evaluated at the end, by the stage eval")
     fields.evaluates = strategy != "no"

@@ -1,10 +1,13 @@
 """TRL's configs: the YAML of `trl dpo --config` (and sft, kto), or a trainer's config as JSON."""
 
+import re
 from typing import Any
 
 from sparsepo_jax.config.foreign.fields import Fields
+from sparsepo_jax.config.foreign.handbook import translate_mixture
+from sparsepo_jax.config.foreign.held_out import hold_out
 from sparsepo_jax.config.foreign.outcome import translate_outcome
-from sparsepo_jax.config.foreign.training import translate_lora, translate_training
+from sparsepo_jax.config.foreign.training import PACKED, REVISION, translate_lora, translate_training
 from sparsepo_jax.config.shown import shown
 
 # TRL's loss_type -> our objective and the settings that it reads.
@@ -37,18 +40,38 @@ _DPO_ONLY = {
     "sync_ref_model",
 }
 _SFT_ONLY = {"packing", "completion_only_loss", "assistant_only_loss", "dataset_text_field", "eval_packing"}
-TRAINERS = ("dpo", "sft", "kto", "cpo", "orpo")
+TRAINERS = ("dpo", "sft", "kto", "cpo", "orpo", "simpo")
+_SEVERAL = {"sft", "kto", "cpo", "orpo", "simpo"}  # in a name, they contradict settings that look like DPO's
+
+
+_ASIDE = {
+    "is_encoder_decoder": "only decoders are trained",
+    "ignore_bias_buffers": "a debug setting",
+    "use_flash_attention_2": "memory and speed only",
+    "push_to_hub_revision": "set export.hub",
+    "label_pad_token_id": "padding is inert",
+    "padding_value": "padding is inert",
+}
 
 
 def find_trainer(content: dict[str, Any]) -> str | None:
     """The trainer whose settings these are; None: they would fit several."""
+    if "gamma_beta_ratio" in content:
+        return "simpo"
     if {"desirable_weight", "undesirable_weight"} & content.keys() or content.get("loss_type") == "kto":
         return "kto"
     if {"cpo_alpha", "simpo_gamma"} & content.keys():
         return "cpo"
-    if _SFT_ONLY & content.keys():
+    losses = content.get("loss_type")
+    is_dpo = (losses[0] if isinstance(losses, list) and losses else losses) in (*LOSSES, *SORTED)
+    if _SFT_ONLY & content.keys() and not is_dpo and "beta" not in content:
         return "sft"
-    return "dpo" if _DPO_ONLY & content.keys() or content.get("loss_type") in (*LOSSES, *SORTED) else None
+    if is_dpo or (_DPO_ONLY - {"beta"}) & content.keys():
+        return "dpo"
+    # beta is also KTO's, CPO's and ORPO's, whose runs are mostly called so.
+    names = " ".join(str(content.get(name, "")) for name in ("output_dir", "hub_model_id", "run_name"))
+    is_other = _SEVERAL & set(re.split(r"[^a-z]+", names.casefold()))
+    return "dpo" if "beta" in content and not is_other else None
 
 
 def translate(fields: Fields, trainer: str, known: set[str]) -> None:
@@ -60,7 +83,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     """
     section = "sft" if trainer == "sft" else "po"
     fields.set("output_dir", fields.take("output_dir", default=f"runs/{trainer}"))
-    fields.only("model_revision", ("main",), "name a directory of that revision in place of the Hub id")
+    fields.only("model_revision", ("main",), REVISION)
     if (path := fields.take("model_name_or_path")) is None:
         fields.differs("model_name_or_path: not in the file (a trainer's config has none): set policy.path")
         path = "MODEL"
@@ -83,18 +106,17 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     fields.only("disable_dropout", (True,), "models have no dropout here")
     fields.only("model_init_kwargs", ({},), "settings of the model's class are not translated")
     fields.only("generate_during_eval", (False,), "see evaluation.sampled_prompts")
-    fields.aside(
-        {"is_encoder_decoder": "only decoders are trained", "ignore_bias_buffers": "a debug setting"}
-    )
+    fields.aside(_ASIDE)
     fields.set("stages", ["sft", "export"] if section == "sft" else _stages(fields))
 
 
 def _stages(fields: Fields) -> list[str]:
-    return ["po", "eval", "export"] if fields.config["data"].get("eval") else ["po", "export"]
+    has_eval = {"eval", "holdout"} & fields.config["data"].keys()
+    return ["po", "eval", "export"] if has_eval else ["po", "export"]
 
 
 def _translate_lora(fields: Fields, section: str) -> None:
-    bits = 4 if fields.flag("load_in_4bit") else 8 if fields.flag("load_in_8bit") else None
+    bits = fields.quantised_bits()
     fields.only("bnb_4bit_quant_type", ("nf4",), "only nf4 can be held")
     fields.aside(
         {"use_bnb_nested_quant": "how scales are held", "bnb_4bit_quant_storage": "how they are held"}
@@ -120,9 +142,12 @@ def _translate_lora(fields: Fields, section: str) -> None:
 
 
 def _translate_length(fields: Fields) -> None:
-    fields.only("truncation_mode", ("keep_start",), "of a response the start is kept")
-    length = fields.number("max_length", default=1024)
+    length = fields.number("max_length", "max_seq_length", default=1024)
     prompt = fields.take("max_prompt_length")
+    if prompt is None:
+        fields.only("truncation_mode", ("keep_start",), "of a response the start is kept")
+    else:  # in the versions that had max_prompt_length it was about prompts
+        fields.only("truncation_mode", ("keep_end",), "of a prompt the end is kept")
     fields.only("max_completion_length", (), "the longest response is max_length less the prompt")
     fields.set("data.max_length", length)
     fields.set("data.max_prompt_length", length - 1 if prompt is None else prompt)
@@ -139,8 +164,8 @@ def _translate_data(fields: Fields, section: str) -> None:
     subset = fields.take("dataset_config")
     split = fields.take("dataset_train_split", default="train")
     test_split = fields.take("dataset_test_split", default="test")
-    sources = [_source(fields, each) for each in mixture]
-    if not mixture and name is not None:
+    sources = [_source(fields, each) for each in mixture] or translate_mixture(fields, section)
+    if not sources and name is not None:
         sources = [_without_none({"path": name, "subset": subset, "split": split})]
         if fields.evaluates and section == "po":
             fields.set("data.eval", [_without_none({"path": name, "subset": subset, "split": test_split})])
@@ -150,9 +175,13 @@ def _translate_data(fields: Fields, section: str) -> None:
         )
         sources = [{"path": "DATA.jsonl"}]
     fields.set(f"data.{train}", sources)
-    if (share := fields.take("test_split_size")) is not None:
-        fields.differs("test_split_size: held out by prompts here, so that no prompt is on both sides")
-        fields.set("data.holdout", {"share": share})
+    if (size := fields.take("test_split_size")) is not None:
+        hold_out(fields, section, "test_split_size", size)
+    if (template := fields.take("chat_template")) is not None:
+        fields.differs(
+            f"chat_template: {shown(template)}: the tokenizer's own chat template writes messages here: put "
+            "this one into its directory, as chat_template.jinja"
+        )
     if (arguments := fields.take("chat_template_kwargs")) is not None:
         fields.set("data.template_arguments", arguments)
 
@@ -282,6 +311,18 @@ def _cpo(fields: Fields, known: set[str]) -> None:
         fields.refuse(f"loss_type: {shown(loss)}: of CPOTrainer sigmoid and simpo are translated")
 
 
+def _simpo(fields: Fields, known: set[str]) -> None:
+    """SimPO's own trainer, whose gamma is given as a ratio."""
+    beta = fields.number("beta", default=2.0)
+    gamma = round(fields.number("gamma_beta_ratio", default=0.25) * beta, 12)
+    fields.only("loss_type", ("sigmoid",), "of SimPO's losses sigmoid is translated")
+    fields.only("label_smoothing", (0,), "SimPO has none here")
+    objective: dict[str, Any] = {"kind": "simpo", "beta": beta, "gamma": gamma}
+    if weight := fields.number("sft_weight", default=0.0):
+        objective["nll_weight"] = weight
+    fields.set("objective", objective)
+
+
 def _orpo(fields: Fields, known: set[str]) -> None:
     fields.set("objective", {"kind": "orpo", "odds_weight": fields.number("beta", default=0.1)})
 
@@ -320,15 +361,14 @@ def _sft(fields: Fields, known: set[str]) -> None:
         )
     if only_assistant:
         fields.set("data.train_on", "assistant")
-    fields.only("packing", (False,), "rows are packed here without one row seeing another: take it out")
+    fields.only("packing", (False,), PACKED)
     fields.only("eval_packing", (False,), "as packing")
     fields.only("shuffle_dataset", (False,), "rows are shuffled anyway")
     fields.only("dataset_text_field", ("text",), "set columns: {text: NAME} beside the path of the data")
     for name in ("chat_template_path", "eos_token", "dataset_kwargs"):
-        fields.only(
-            name, ("<EOS_TOKEN>",), "the tokenizer is taken as it is"
-        )  # as JSON shows one that is not set
+        # <EOS_TOKEN> is how JSON shows one that is not set.
+        fields.only(name, ("<EOS_TOKEN>",), "the tokenizer is taken as it is: change its files")
     fields.aside({"packing_strategy": "rows are packed anyway"})
 
 
-_OBJECTIVES = {"dpo": _dpo, "sft": _sft, "kto": _kto, "cpo": _cpo, "orpo": _orpo}
+_OBJECTIVES = {"dpo": _dpo, "sft": _sft, "kto": _kto, "cpo": _cpo, "orpo": _orpo, "simpo": _simpo}

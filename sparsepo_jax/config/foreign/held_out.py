@@ -1,0 +1,33 @@
+"""The part of the rows that other programs keep out of training, a share or a number of them."""
+
+from typing import Any
+
+from sparsepo_jax.config.foreign.fields import Fields
+from sparsepo_jax.config.shown import shown
+
+_STAND_IN = 0.05  # for a number of rows of a data set whose size is not known
+
+
+def hold_out(fields: Fields, section: str, name: str, size: Any) -> None:
+    """Sets data.holdout.
+
+    Args:
+        section: `sft` or `po`.
+        name: what the other program calls the setting.
+        size: a share of the rows below 1, or a number of rows; 0: none.
+    """
+    if isinstance(size, bool) or not isinstance(size, int | float) or size < 0:
+        fields.refuse(f"{name}: expected a share or a number of rows, got {shown(size)}")
+    elif size == 0:
+        return
+    elif section == "sft":
+        fields.differs(f"{name}: {size:g}: all rows are trained on here, as nothing is evaluated in sft")
+    elif size < 1:
+        fields.set("data.holdout", {"share": size})
+        fields.differs(f"{name}: held out by prompts here, so that no prompt is on both sides")
+    else:
+        fields.set("data.holdout", {"share": _STAND_IN})
+        fields.differs(
+            f"{name}: {size:g}: a number of rows; data.holdout.share is a share of the prompts, and "
+            f"{_STAND_IN} stands for it: set it to {size:g} divided by the number of rows"
+        )

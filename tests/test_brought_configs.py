@@ -1,0 +1,248 @@
+"""Configs as people have them: what is left over in them, what they leave out, and whose they are."""
+
+import pytest
+
+from helpers.foreign import AXOLOTL, FACTORY, OPEN_INSTRUCT, TRL, refused, translated, write
+from sparsepo_jax.config.load import ConfigError, load_config
+from sparsepo_jax.main import main
+
+HANDBOOK = {name: value for name, value in TRL.items() if not name.startswith(("dataset_", "use_", "lora_"))}
+AXOLOTL_SFT = {"base_model": "org/model", "datasets": [{"path": "org/talks", "type": "chat_template"}]}
+
+
+# ---------------------------------------------------------------- data of the alignment handbook
+
+
+def test_a_mixer_takes_the_first_part_of_each_data_set_and_all_of_its_test_splits(tmp_path):
+    mixer = {
+        "dataset_mixer": {"org/one": 1.0, "org/two": 0.25},
+        "dataset_splits": ["train_prefs", "test_prefs"],
+        "dataset_configs": ["plain", "full"],
+    }
+    config, text = translated(tmp_path, HANDBOOK | mixer)
+    assert [(source.path, source.split, source.subset) for source in config.data.train] == [
+        ("org/one", "train_prefs", "plain"),
+        ("org/two", "train_prefs[:25%]", "full"),
+    ]
+    assert [source.split for source in config.data.eval] == ["test_prefs", "test_prefs"]
+    assert config.stages == ["po", "eval", "export"] and "empty system message" in text
+    assert (
+        "empty system"
+        not in translated(tmp_path, HANDBOOK | mixer | {"auto_insert_empty_system_msg": False})[1]
+    )
+    assert "org/two: expected a share" in refused(
+        tmp_path, HANDBOOK | mixer | {"dataset_mixer": {"org/one": 1.0, "org/two": 2}}
+    )
+    assert "dataset_configs" in refused(tmp_path, HANDBOOK | mixer | {"dataset_configs": ["plain"]})
+
+
+def test_a_mixture_names_its_data_sets_and_what_is_held_out(tmp_path):
+    part = {"id": "org/one", "config": "plain", "split": "train_prefs", "columns": ["chosen", "rejected"]}
+    mixture = {
+        "datasets": [part | {"weight": 1.0}, part | {"weight": 0.5}],
+        "test_split_size": 0.1,
+        "seed": 0,
+    }
+    config, text = translated(tmp_path, HANDBOOK | {"dataset_mixture": mixture})
+    assert [(source.path, source.subset, source.weight) for source in config.data.train] == [
+        ("org/one", "plain", 1.0),
+        ("org/one", "plain", 0.5),
+    ]
+    assert config.data.holdout.share == 0.1 and "eval" in config.stages and "drawn once there" in text
+    said = refused(tmp_path, HANDBOOK | {"dataset_mixture": {"datasets": [part | {"text_key": "x"}]}})
+    assert "dataset_mixture: text_key: not translated" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (TRL | {"test_split_size": 2000}, "test_split_size"),
+        (AXOLOTL | {"val_set_size": 2000}, "val_set_size"),
+        (FACTORY | {"val_size": 2000}, "val_size"),
+    ],
+)
+def test_a_number_of_rows_held_out_becomes_a_share_to_be_set(content, name, tmp_path):
+    config, text = translated(tmp_path, content)
+    assert config.data.holdout.share == 0.05
+    assert f"{name}: 2000: a number of rows" in text and "set it to 2000 divided by" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (AXOLOTL_SFT | {"val_set_size": 0.1}, "val_set_size"),
+        (FACTORY | {"stage": "sft", "val_size": 0.1}, "val_size"),
+        ({"completion_only_loss": True, "dataset_name": "a/b", "test_split_size": 0.1}, "test_split_size"),
+    ],
+)
+def test_that_sft_trains_on_all_rows_is_said(content, name, tmp_path):
+    config, text = translated(tmp_path, content)
+    assert config.data.holdout is None and f"{name}: 0.1: all rows are trained on here" in text
+
+
+# ---------------------------------------------------------------- whose they are
+
+
+@pytest.mark.parametrize("name", ["Mistral-ORPO-v1", "runs/kto", "cpo_simpo"])
+def test_a_beta_in_a_run_that_is_called_otherwise_asks_for_the_trainer(name, tmp_path):
+    """beta is DPO's, and KTO's, CPO's and ORPO's too. Kills: a config of ORPO that trains DPO."""
+    content = {"model_name_or_path": "org/model", "dataset_name": "org/pairs", "beta": 0.05}
+    assert translated(tmp_path, content | {"output_dir": "runs/dpo"})[0].objective.kind == "dpo"
+    assert "add --trainer" in refused(tmp_path, content | {"output_dir": name})
+    assert (
+        translated(tmp_path, content | {"output_dir": name}, trainer="orpo")[0].objective.odds_weight == 0.05
+    )
+
+
+def test_settings_of_sft_beside_a_loss_of_dpo_are_dpos(tmp_path):
+    content = {"loss_type": "sigmoid", "beta": 0.1, "packing": True}
+    assert refused(tmp_path, content).startswith("TRL: packing: true: what this setting")
+
+
+def test_simpos_own_trainer(tmp_path):
+    content = HANDBOOK | {"beta": 10, "gamma_beta_ratio": 0.3, "sft_weight": 0.5}
+    objective = translated(tmp_path, content)[0].objective
+    assert (objective.kind, objective.beta, objective.gamma, objective.nll_weight) == ("simpo", 10, 3.0, 0.5)
+
+
+def test_a_config_that_fits_fine_tuning_and_dpo_asks_for_the_trainer(tmp_path):
+    content = {name: value for name, value in OPEN_INSTRUCT.items() if not name.startswith("dpo_")}
+    assert "add --trainer dpo" in refused(tmp_path, content)
+    assert translated(tmp_path, content, trainer="dpo")[0].objective.beta == 0.1
+
+
+WHOLE = {
+    "TRL": {"model_name_or_path": "org/model", "dataset_name": "org/pairs"},
+    "LLaMA-Factory": FACTORY,
+    "open-instruct": OPEN_INSTRUCT,
+    "Axolotl": AXOLOTL,
+    "ms-swift, which --from-trl does not translate": {"rlhf_type": "dpo", "model": "a/b", "beta": 0.1},
+}
+
+
+@pytest.mark.parametrize("program", WHOLE)
+def test_it_is_the_same_program_in_config_and_from_trl(program, tmp_path):
+    """Kills: two lists of marks, by which LLaMA-Factory's and open-instruct's files were TRL's."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, WHOLE[program]))
+    (line,) = caught.value.lines
+    assert line.startswith(f"this is a config of {program}")
+
+
+def test_a_config_of_a_program_that_is_not_known_is_one_line(tmp_path):
+    content = {"dpo": {"seed": 1}, "policy": {"model_name": "a/b"}, "cluster": {}, "logger": {}, "data": {}}
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, content))
+    (line,) = caught.value.lines
+    assert line.startswith(
+        "no config of this program: it has no stages, and unknown keys (cluster, dpo, logger)"
+    )
+    with pytest.raises(ConfigError) as caught:  # ours, with two mistakes
+        load_config(write(tmp_path, {"output_dir": "x", "data": {}, "stage": ["po"]}))
+    assert caught.value.lines[-1] == "stage: unknown key; did you mean stages?"
+
+
+# ---------------------------------------------------------------- left over, left out
+
+
+@pytest.mark.parametrize("content", [TRL, AXOLOTL | {"adapter": "qlora"}])
+def test_bits_that_are_off_beside_bits_that_are_on(content, tmp_path):
+    bits = {"load_in_4bit": True, "load_in_8bit": False}
+    assert translated(tmp_path, content | bits)[0].po.lora.base == "nf4"
+
+
+def test_what_is_neither_true_nor_false_is_refused(tmp_path):
+    assert "bf16: expected true or false, got 'ture'" in refused(tmp_path, TRL | {"bf16": "ture"})
+    assert translated(tmp_path, TRL | {"bf16": "True"})[0].compute.dtype == "bfloat16"
+
+
+def test_lengths_of_versions_with_a_length_of_prompts(tmp_path):
+    both = {"max_prompt_length": 512, "truncation_mode": "keep_end"}
+    assert translated(tmp_path, TRL | both)[0].data.max_prompt_length == 512
+    assert "truncation_mode" in refused(tmp_path, TRL | both | {"truncation_mode": "keep_start"})
+    assert translated(tmp_path, TRL | {"max_length": None, "max_seq_length": 77})[0].data.max_length == 77
+
+
+@pytest.mark.parametrize("least", [{"min_lr_rate": 0.1}, {"min_lr": 5e-8}])
+def test_where_a_cosine_ends(least, tmp_path):
+    schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": least}
+    assert translated(tmp_path, TRL | schedule)[0].po.schedule.end == pytest.approx(0.1)
+    assert "lr_scheduler_kwargs" in refused(tmp_path, TRL | schedule | {"lr_scheduler_kwargs": {"power": 2}})
+
+
+def test_what_axolotl_takes_by_default_is_written_out(tmp_path):
+    left_out = ("bf16", "warmup_steps", "sequence_len")
+    config, text = translated(
+        tmp_path, {name: value for name, value in AXOLOTL.items() if name not in left_out}
+    )
+    assert config.compute.dtype == "bfloat16" and config.po.schedule.warmup_share == 0.03
+    assert config.data.max_length == 512 and "at most 100 steps" in text
+    assert (
+        translated(tmp_path, AXOLOTL | {"warmup_ratio": 0.2, "warmup_steps": 0})[0].po.schedule.warmup_share
+        == 0.2
+    )
+    assert translated(tmp_path, AXOLOTL | {"bf16": None, "float32": True})[0].compute.dtype == "float32"
+
+
+def test_settings_of_axolotl_that_its_examples_have(tmp_path):
+    tokens = {"special_tokens": {"pad_token": "<pad>", "eos_token": "<eos>"}, "eval_max_new_tokens": 128}
+    text = translated(tmp_path, AXOLOTL | tokens)[1]
+    assert "eos_token '<eos>': the tokenizer's own" in text and "pad_token '<pad>': padding is inert" in text
+    ending = {"cosine_min_lr_ratio": 0.1, "trl": {"beta": 0.3}, "precompute_ref_log_probs": True}
+    config = translated(tmp_path, AXOLOTL | ending)[0]
+    assert (config.po.schedule.end, config.objective.beta, config.reference.cached) == (0.1, 0.3, True)
+    sizes = {"batch_size": 8, "gradient_accumulation_steps": None}
+    config = translated(tmp_path, AXOLOTL | sizes, devices=2)[0]
+    assert (config.po.batch_size, config.po.accumulation) == (16, 4)
+    assert "trl: use_vllm" in refused(tmp_path, AXOLOTL | {"trl": {"use_vllm": True}})
+
+
+@pytest.mark.parametrize(
+    ("form", "columns"),
+    [
+        ("llama3.ultra", {"instruction": "prompt"}),
+        ("chatml.intel", {"instruction": "question"}),
+        ("llama3.argilla_chat", {"messages": "completion"}),
+    ],
+)
+def test_axolotls_rows_with_a_label(form, columns, tmp_path):
+    content = AXOLOTL | {"rl": "kto", "datasets": [{"path": "org/labelled", "type": form}]}
+    assert translated(tmp_path, content)[0].data.train[0].columns == columns
+
+
+def test_settings_of_llama_factory_of_old_and_of_many_models(tmp_path):
+    content = FACTORY | {"pref_beta": None, "pref_loss": None, "orpo_beta": 0.3, "stage": "orpo"}
+    assert translated(tmp_path, content)[0].objective.odds_weight == 0.3
+    content = FACTORY | {"pref_loss": "sigmoid", "ld_alpha": 0.4, "image_max_pixels": 262144}
+    config, text = translated(tmp_path, content)
+    assert (config.objective.kind, config.objective.alpha) == ("ldpo", 0.4) and "only text" in text
+    assert "ld_alpha: 0.4: only with" in refused(tmp_path, FACTORY | {"pref_loss": "ipo", "ld_alpha": 0.4})
+
+
+def test_settings_of_open_instruct(tmp_path):
+    settings = {"max_grad_norm": 1.0, "add_bos": True, "exp_name": "first", "wandb_project": "mine"}
+    config, text = translated(tmp_path, OPEN_INSTRUCT | settings)
+    assert config.po.clip_norm == 1.0 and "add_bos: BOS is there if" in text
+    log = config.logging
+    assert (log.trackers, log.project, log.name) == (["wandb"], "mine", "first")
+    quiet = OPEN_INSTRUCT | {"with_tracking": False, "report_to": ["wandb"]}
+    assert translated(tmp_path, quiet)[0].logging.trackers != ["wandb"]
+
+
+def test_trainer_of_simpo_can_be_named(tmp_path, capsys):
+    path = write(tmp_path, {"model_name_or_path": "org/model", "dataset_name": "org/pairs", "beta": 2.5})
+    assert main(["--from-trl", str(path), "--trainer", "simpo"]) == 0
+    assert "gamma: 0.625" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (FACTORY | {"stage": "sft"}, "pref_beta"),
+        (FACTORY | {"kto_chosen_weight": 2.0}, "kto_chosen_weight"),
+        (AXOLOTL_SFT | {"rl_beta": 0.1}, "rl_beta"),
+        (AXOLOTL | {"kto_desirable_weight": 0.2}, "kto_desirable_weight"),
+    ],
+)
+def test_settings_of_another_method_are_put_aside(content, name, tmp_path):
+    assert f"{name}: " in translated(tmp_path, content)[1].split("Without a meaning here")[1]
