@@ -51,6 +51,10 @@ class Example:
     """A response holds turns that are not the assistant's, and is trained on as a whole."""
     has_context_turns: bool = False
     """A response holds turns that are not the assistant's, which are only read."""
+    has_shared_prompt: bool = False
+    """There is no column prompt: it is the text that both responses begin with, up to some space."""
+    repeats_prompt: bool = False
+    """The text of every response begins with the prompt once more, and so it is read twice."""
     ids_vocabulary: str | None = None
     """Digest of the vocabulary that token ids are of; see tokenizers.vocabulary_digest. None: not known."""
 

@@ -10,8 +10,10 @@ Pairs, by the columns that are there (the first that fits):
                                                 with it (UltraFeedback)
     chosen, rejected                            whole lists of {role, content} that begin with the prompt
     conversations, chosen, rejected             ShareGPT: lists of {from, value}
+    messages, chosen, rejected                  messages to be answered (Axolotl)
     instruction, input, chosen, rejected        Alpaca: instruction and input, a line each, are the prompt
     prompt, responses, scores                   several answers, which become pairs: see ranked.py
+    prompt, response_0, response_1, ...         two answers and which is better: see comparisons.py
 
 Sft:
 
@@ -31,6 +33,7 @@ Prompts to be answered:
 
     prompt_ids                                  token ids, taken as they are
     prompt                                      text, or a list of {role, content}
+    messages                                    whose last is not the assistant's
 
 Further columns, where R is chosen, rejected or completion: R_weights (a number a token, or spans
 [[start, end, weight], ...] over the characters of the response), R_decisive (spans [[start, end], ...], or
@@ -40,9 +43,9 @@ the tokens that end the turn (EOS, or what the chat template writes behind the c
 pair_weight (a number >= 0) says how much the row counts in the loss. Beside token ids, R_before
 ([[token of the response, [ids]], ...]) holds the ids of other turns that stand before a token and are only
 read. With messages, `tools` and
-`chat_template_kwargs` go to the chat template; with ShareGPT and Alpaca, `system` and `history` belong to the
-prompt. Rows with images, videos or sound (parts of a content, or columns of these names) are refused. Other
-columns are ignored, and a null counts as an absent column.
+`chat_template_kwargs` go to the chat template, and `system` belongs to the prompt; so does `history` with
+Alpaca. Rows with images, videos or sound (parts of a content, or columns of these names) are refused. Other
+columns are not read, and a null counts as an absent column.
 """
 
 from dataclasses import replace
@@ -66,6 +69,8 @@ from sparsepo_jax.data.messages import (
     read_tools,
     refuse_images,
     refuse_several,
+    refuse_system,
+    with_system,
 )
 from sparsepo_jax.data.ranked import answer_texts
 from sparsepo_jax.data.rows import BadRow
@@ -75,6 +80,7 @@ from sparsepo_jax.data.values import (
     check_text,
     columns_of,
     common_prefix,
+    elsewhere,
     read_before,
     read_ids,
     read_pair_weight,
@@ -82,7 +88,23 @@ from sparsepo_jax.data.values import (
 
 _DIALOGUES = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")
 _OTHER_TEXTS = ("text", "system", "instruction", "input", "output")
-_PROMPTS_ELSEWHERE = ("question", "query", "input")  # what published data calls its prompt
+# What published data calls its prompt, or a part of it.
+_PROMPTS_ELSEWHERE = (
+    *(
+        "question",
+        "query",
+        "input",
+        "instruction",
+        "problem",
+        "context",
+        "context_messages",
+        "post",
+        "history",
+    ),
+    *("trajectory", "conversation", "dialogue", "messages", "document", "article"),
+)
+_STEPS = "initial_reason_steps"  # Step-DPO's, of the answer that both go on with
+_TURN, _USER_TURN = "\n\nAssistant:", "\n\nHuman:"  # Anthropic's dialogues as text
 
 
 def parse_row(
@@ -101,17 +123,18 @@ def parse_row(
     Raises:
         BadRow: says what is wrong.
     """
+    has = columns_of(without_absent(row))
     row = in_known_form(without_absent(row), kind)
     refuse_images(row, "the row")
     if kind == "prompts":
-        return _from_prompt(row, render)
-    return replace(_from_answered(row, kind, render, eos, train_on), pair_weight=read_pair_weight(row))
+        return _from_prompt(row, render, has)
+    return replace(_from_answered(row, kind, render, eos, train_on, has), pair_weight=read_pair_weight(row))
 
 
 def _from_answered(
-    row: dict[str, Any], kind: RowKind, render: Render, eos: str | None, train_on: TrainOn
+    row: dict[str, Any], kind: RowKind, render: Render, eos: str | None, train_on: TrainOn, has: str
 ) -> Example:
-    """A pair or an sft row, whose columns have their known names."""
+    """A pair or an sft row, whose columns have their known names; `has` names those that it came with."""
     names = RESPONSES[kind]
     annotations = tuple(read_annotation(row, name) for name in names)
     if all(f"{name}_ids" in row for name in names):
@@ -132,7 +155,7 @@ def _from_answered(
             ids_vocabulary=vocabulary,
         )
     if kind == "sft" and "completion" not in row:
-        return _from_one_column(row, annotations, render, eos, train_on)
+        return _from_one_column(row, annotations, render, eos, train_on, has)
     missing = [name for name in names if name not in row]
     if kind == "pairs" and missing and "label" in row:
         raise BadRow(
@@ -142,7 +165,7 @@ def _from_answered(
     if kind == "sft" and not missing and "prompt" not in row:
         missing = ["prompt"]
     if missing:
-        raise BadRow(f"no {', '.join(missing)}; the row has: {columns_of(row)}")
+        raise BadRow(f"no {', '.join(missing)}; the row has: {has}; {elsewhere(*missing)}")
 
     values = tuple(row[name] for name in names)
     if all(isinstance(value, str) for value in (*values, row.get("prompt", ""))):
@@ -176,10 +199,22 @@ def in_known_form(row: dict[str, Any], kind: RowKind) -> dict[str, Any]:
         BadRow: a dialogue holds something else than messages.
     """
     row = row | {name: list_in_text(row[name]) for name in _DIALOGUES if name in row}
-    if "prompt" in row or any(f"{name}_ids" in row for name in ("prompt", *RESPONSES[kind])):
+    if any(f"{name}_ids" in row for name in ("prompt", *RESPONSES[kind])):
         return row
+    row = _in_our_columns(row, kind)
+    if kind == "prompts" and isinstance(row.get("prompt"), list):
+        return row | {"prompt": with_system(row, read_messages(row["prompt"], "prompt"))}
+    return row
+
+
+def _in_our_columns(row: dict[str, Any], kind: RowKind) -> dict[str, Any]:
+    """The row with a column prompt, or messages, in place of ShareGPT's and Alpaca's columns."""
+    if "prompt" in row:
+        return row
+    if kind != "sft" and "messages" in row and _asks(row["messages"]):
+        return row | {"prompt": row["messages"]}
     if "conversations" in row and "messages" not in row:
-        dialogue = _system_message(row) + read_messages(row["conversations"], "conversations", "user")
+        dialogue = read_messages(row["conversations"], "conversations", "user")
         holds_answer = kind == "sft" and "completion" not in row
         return row | {"messages" if holds_answer else "prompt": dialogue}
     if "instruction" in row and not (kind == "sft" and {"messages", "text", "input_ids"}.intersection(row)):
@@ -188,6 +223,37 @@ def in_known_form(row: dict[str, Any], kind: RowKind) -> dict[str, Any]:
             completed["completion"] = [{"role": "assistant", "content": row["output"]}]
         return row | completed
     return row
+
+
+# Columns that every form reads, and those that are the prompt where there is no column of that name.
+_READ = {"prompt", "system", "tools", "chat_template_kwargs", "pair_weight", "label", "ids_vocabulary"}
+_READ |= {f"{name}_ids" for name in ("prompt", "input")} | {"chosen", "rejected", "completion"}
+_READ |= {
+    f"{name}_{what}"
+    for name in ("chosen", "rejected", "completion")
+    for what in ("ids", "weights", "decisive", "chance", "before")
+}
+_READ_AS_PROMPT = {"messages", "conversations", "instruction", "input", "history"}
+
+
+def unread_columns(row: dict[str, Any], kind: RowKind) -> tuple[str, ...]:
+    """The names of the columns in which a row holds something that nothing reads.
+
+    Args:
+        row: as it was read.
+        kind: what it is read as.
+    """
+    read = _READ
+    if row.get("prompt") is None:
+        read = read | _READ_AS_PROMPT
+    if kind in ("sft", "unpaired"):
+        read = read | {"messages", "text", "output"}
+    return tuple(name for name, value in row.items() if value is not None and name not in read)
+
+
+def _asks(messages: Any) -> bool:
+    """Whether a list of messages is to be answered: its last is not the assistant's."""
+    return bool(messages) and read_messages(messages, "messages")[-1]["role"] != "assistant"
 
 
 def _alpaca_prompt(row: dict[str, Any]) -> Messages:
@@ -199,22 +265,16 @@ def _alpaca_prompt(row: dict[str, Any]) -> Messages:
         for role, text in zip(("user", "assistant"), exchange, strict=True):
             turns.append({"role": role, "content": check_text(text, "history")})
     content = "\n".join(text for text in question if text)
-    return [*_system_message(row), *turns, {"role": "user", "content": content}]
+    return [*turns, {"role": "user", "content": content}]
 
 
-def _system_message(row: dict[str, Any]) -> Messages:
-    """The message of the column system, in a list; an empty list if there is none."""
-    if not row.get("system"):
-        return []
-    return [{"role": "system", "content": check_text(row["system"], "system")}]
-
-
-def _from_prompt(row: dict[str, Any], render: Render) -> Example:
+def _from_prompt(row: dict[str, Any], render: Render, has: str) -> Example:
     if "prompt_ids" in row:
         return Example(read_ids(row, "prompt_ids"), (), ())
     if "prompt" not in row:
-        raise BadRow(f"no prompt; the row has: {columns_of(row)}")
+        raise BadRow(f"no prompt; the row has: {has}; {elsewhere('prompt')}")
     if isinstance(row["prompt"], str):
+        refuse_system(row)
         return Example(check_text(row["prompt"], "prompt"), (), ())
     write = _writer(row, render)
     return prompt_from_messages(read_messages(row["prompt"], "prompt"), write)
@@ -228,10 +288,18 @@ def _writer(row: dict[str, Any], render: Render) -> Writer:
 def _from_texts(row: dict[str, Any], names: tuple[str, ...], annotations: tuple[Annotation, ...]) -> Example:
     """Prompt and responses that are text."""
     responses = tuple(row[name] for name in names)
-    prompt = row.get("prompt")
+    prompt, is_shared = row.get("prompt"), False
     if prompt is None:
-        _refuse_prompt_elsewhere(row)
+        is_shared = _TURN not in common_prefix(*responses)
+        if is_shared:
+            _refuse_prompt_elsewhere(row)
         prompt, responses = _split_texts(responses)
+    refuse_system(row)
+    if row.get(_STEPS):
+        raise BadRow(
+            f"a column {_STEPS}, which stands between the prompt and both answers: write it at the end of "
+            f"the prompt, or leave it out with columns: {{unread: {_STEPS}}} beside the path of the data"
+        )
     texts = tuple(
         check_response(response, name, annotation)
         for response, name, annotation in zip(responses, names, annotations, strict=True)
@@ -240,17 +308,21 @@ def _from_texts(row: dict[str, Any], names: tuple[str, ...], annotations: tuple[
         check_text(prompt, "prompt"),
         texts,
         annotations,
-        has_other_turns=any("\n\nHuman:" in text for text in texts),
+        has_other_turns=any(_USER_TURN in text for text in texts),
+        has_shared_prompt=is_shared,
+        repeats_prompt=bool(prompt.strip()) and all(text.startswith(prompt) for text in texts),
     )
 
 
 def _refuse_prompt_elsewhere(row: dict[str, Any]) -> None:
     """BadRow for a row without a prompt that has a column which is probably meant to be it."""
     for name in _PROMPTS_ELSEWHERE:
-        if isinstance(row.get(name), str):
+        if row.get(name):
+            as_turn = f" ({{instruction: {name}}} for the chat template to write it)"
             raise BadRow(
                 f"no prompt, but a column {name}: if that is the prompt, "
                 f"set columns: {{prompt: {name}}} beside the path of the data"
+                f"{as_turn if isinstance(row[name], str) else ''}"
             )
 
 
@@ -266,13 +338,14 @@ def _split_texts(dialogues: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
                                             " Hell no"                                      " Yellow"
     """
     common = common_prefix(*dialogues)
-    turn = "\n\nAssistant:"
-    if turn in common:
-        end = common.rindex(turn) + len(turn)
+    if _TURN in common:
+        end = common.rindex(_TURN) + len(_TURN)
+    elif any(_TURN in dialogue for dialogue in dialogues):
+        raise BadRow("no prompt, and chosen and rejected share no turn up to an answer of the assistant")
     else:
         end = max((i for i, character in enumerate(common) if character.isspace()), default=0)
     if not common[:end].strip():
-        raise BadRow("no prompt, and chosen and rejected have no common beginning")
+        raise BadRow(f"no prompt, and chosen and rejected have no common beginning; {elsewhere('prompt')}")
     return common[:end], tuple(dialogue[end:] for dialogue in dialogues)
 
 
@@ -291,6 +364,7 @@ def _from_dialogues(
         prompt, responses = split_off_prompt(row["prompt"], turns)
     else:
         prompt, responses = split_messages(turns)
+    prompt = with_system(row, prompt)
     check_answers(prompt, responses, names)
     return answers_from_messages(prompt, responses, names, annotations, _writer(row, render), eos, train_on)
 
@@ -301,6 +375,7 @@ def _from_one_column(
     render: Render,
     eos: str | None,
     train_on: TrainOn,
+    has: str,
 ) -> Example:
     """Sft rows of one column: input_ids, messages or text."""
     if "input_ids" in row:
@@ -309,7 +384,7 @@ def _from_one_column(
             raise BadRow("input_ids has one token only: there is nothing to predict")
         return Example(ids[:1], (ids[1:],), annotations)
     if "messages" in row:
-        messages = read_messages(row["messages"], "messages")
+        messages = with_system(row, read_messages(row["messages"], "messages"))
         begin = first_answer(messages, train_on)
         prompt, answers, names = messages[:begin], (messages[begin:],), ("messages",)
         check_answers(prompt, answers, names)
@@ -317,7 +392,10 @@ def _from_one_column(
     if "text" in row:
         (annotation,) = annotations
         return Example(None, (check_response(row["text"], "text", annotation),), annotations)
-    raise BadRow(f"no prompt and completion, messages, text or input_ids; the row has: {columns_of(row)}")
+    raise BadRow(
+        f"no prompt and completion, messages, text or input_ids; the row has: {has}; "
+        f"{elsewhere('prompt', 'completion')}"
+    )
 
 
 def row_texts(row: dict[str, Any]) -> list[str]:

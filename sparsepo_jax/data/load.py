@@ -13,7 +13,7 @@ from sparsepo_jax.data.cache import cache_directory, cache_path, keep, read_kept
 from sparsepo_jax.data.example import RowKind
 from sparsepo_jax.data.formats import row_texts
 from sparsepo_jax.data.ranked import RANKING, Ranking
-from sparsepo_jax.data.remarks import cut_remarks, ranked_remarks, template_remarks
+from sparsepo_jax.data.remarks import column_remarks, cut_remarks, ranked_remarks, template_remarks
 from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.sources import RowSource, open_sources, source_name
 from sparsepo_jax.data.table import TokenTable
@@ -111,7 +111,8 @@ def load_table(
     if not tables:
         raise _no_row(sources, listed, bad_rows_path, ranked_remarks(counts, ranking))
     joined = TokenTable.concat(tables)
-    remarks = template_remarks(counts, len(joined), date, train_on)
+    remarks = column_remarks(counts, len(joined))
+    remarks += template_remarks(counts, len(joined), date, train_on)
     remarks += ranked_remarks(counts, ranking)
     remarks += label_remarks(joined, counts.split_pairs)
     remarks += cut_remarks(joined, counts, limits, positions)

@@ -2,9 +2,12 @@
 
 role, content       taken as they are; nulls are dropped (Parquet and Arrow add one for each key that
                     another dict of the same column has)
-from, value         ShareGPT: human becomes user, gpt assistant, observation tool, and function_call, whose
-                    value is {name, arguments} as JSON or a list of such, a call of the assistant
+from, value         ShareGPT: observation becomes tool, and function_call, whose value is {name, arguments}
+                    as JSON or a list of such, a call of the assistant
 text                that shows such a list (a cell of a CSV file): read as that list
+
+Other names of a speaker, in any case of letters, become the usual ones: human and prompter user; gpt, model,
+bot and so on assistant.
 """
 
 import ast
@@ -12,21 +15,17 @@ import json
 from typing import Any
 
 from sparsepo_jax.data.rows import BadRow, one_line
+from sparsepo_jax.data.values import check_text
 
 Messages = list[dict[str, Any]]
 # Columns of a row, and fields of a message, that hold what is no text.
 _NO_TEXT = ("image", "images", "video", "videos", "audio", "audios")
 
-_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "observation": "tool",
-    "function_response": "tool",
-}
+# Who a speaker is, in small letters.
+_PEOPLE = dict.fromkeys(("user", "human", "prompter"), "user")
+_PEOPLE |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "ai", "bot"), "assistant")
+_PEOPLE |= {"system": "system"}
+_SHAREGPT = {"observation": "tool", "function_response": "tool"}
 
 
 def without_nulls(value: Any) -> Any:
@@ -135,6 +134,7 @@ def _read_message(message: Any, name: str) -> dict[str, Any]:
         message = _from_sharegpt(message, name)
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise BadRow(f"{name}: every message needs a role and content, got {str(message)[:60]!r}")
+    message["role"] = _PEOPLE.get(message["role"].lower(), message["role"])
     if not isinstance(message.get("content"), str | list) and "tool_calls" not in message:
         raise BadRow(f"{name}: a message of {message['role']!r} has no content")
     if isinstance(message.get("content"), list):
@@ -145,16 +145,12 @@ def _read_message(message: Any, name: str) -> dict[str, Any]:
 
 def _from_sharegpt(turn: dict[str, Any], name: str) -> dict[str, Any]:
     """{from, value} as {role, content}; other keys stay."""
-    message = {"role": _role(turn["from"])}
+    message = {"role": _SHAREGPT.get(turn["from"], turn["from"])}
     if turn["from"] == "function_call":
         message = {"role": "assistant", "content": "", "tool_calls": _calls(turn.get("value"), name)}
     elif "value" in turn:
         message["content"] = turn["value"]
     return message | {key: value for key, value in turn.items() if key not in ("from", "value")}
-
-
-def _role(speaker: str) -> str:
-    return _ROLES.get(speaker, speaker)
 
 
 def _calls(text: Any, name: str) -> list[dict[str, Any]]:
@@ -202,6 +198,49 @@ def joined_parts(messages: Messages) -> Messages:
         else message
         for message in messages
     ]
+
+
+def refuse_system(row: dict[str, Any]) -> None:
+    """Checks that a row of text has no system prompt in a column of its own.
+
+    Args:
+        row: the row, without nulls.
+
+    Raises:
+        BadRow: it has; the message says what to do.
+    """
+    if _system_of(row):
+        raise BadRow(
+            "a column system beside text, which has no turn for it: set columns: {instruction: prompt} "
+            "(or whatever the prompt is called) beside the path of the data, so that the chat template "
+            "writes both, or {unread: system} to leave it out"
+        )
+
+
+def with_system(row: dict[str, Any], messages: Messages) -> Messages:
+    """The messages behind the system prompt of the row's column system, if there is one.
+
+    Args:
+        row: the row, without nulls.
+        messages: the prompt.
+
+    Raises:
+        BadRow: the messages begin with another system prompt.
+    """
+    system = _system_of(row)
+    if not system:
+        return messages
+    if messages and messages[0]["role"] in ("system", "developer"):
+        if text_of(messages[0]).strip() != system.strip():
+            raise BadRow("the column system is another system prompt than that of the messages")
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _system_of(row: dict[str, Any]) -> str:
+    """The text of the column system; empty if it is blank or missing."""
+    system = check_text(row.get("system", ""), "system")
+    return system if system.strip() else ""
 
 
 def has_parts(messages: Messages) -> bool:

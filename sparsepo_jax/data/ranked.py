@@ -6,7 +6,8 @@
     prompt, answers                 Nectar: {answer, rank} of each answer
 
 An answer is a text, a message or a list of messages, or a dict that holds its text as response, answer,
-completion, text or content. `completions`, `generations` and `answers` are read as `responses` are, but need
+completion, text or content. Two answers side by side with what compares them are read as such a list, see
+comparisons.py. `completions`, `generations` and `answers` are read as `responses` are, but need
 scores: in some data sets lists of these names are no ranking.
 
     scores .9 .2 .6     best_worst .9 > .2     best_others .9 > .2, .9 > .6     all: these and .6 > .2
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from sparsepo_jax.data.comparisons import as_ranked, is_comparison
 from sparsepo_jax.data.messages import list_in_text
 from sparsepo_jax.data.preferences import choose_pairs, pairs_looked_at
 from sparsepo_jax.data.rows import BadRow, Row
@@ -69,6 +71,8 @@ def answers_column(row: dict[str, Any]) -> str | None:
     Returns:
         None if the row is no ranked list.
     """
+    if is_comparison(row):
+        return "responses"
     if any(row.get(name) is not None for name in _NO_RANKING):
         return None
     for name in _ANSWERS:
@@ -84,6 +88,7 @@ def answer_texts(row: dict[str, Any]) -> list[Any]:
     Args:
         row: as it was read.
     """
+    row = as_ranked(row)
     name = answers_column(row)
     return [] if name is None else [_content(answer, name) for answer in _list_of(row[name])]
 
@@ -97,14 +102,14 @@ def with_pairs(read: Callable[[], Iterator[Row]], ranking: Ranking, ties: Ties) 
         ties: counts what makes no pair.
     """
     others_have_scores: bool | None = None  # not looked at
-    for row in read():
+    for row in _ranked_rows(read):
         if isinstance(row.content, BadRow) or (name := answers_column(row.content)) is None:
             yield row
             continue
         try:
             if is_best_first(row.content, ranking):
                 if others_have_scores is None:
-                    others_have_scores = any(_has_scores(other, ranking) for other in read())
+                    others_have_scores = any(_has_scores(other, ranking) for other in _ranked_rows(read))
                 if others_have_scores:
                     raise BadRow(f"{name} have no scores, and those of other rows do")
                 ties.best_first += 1
@@ -112,6 +117,15 @@ def with_pairs(read: Callable[[], Iterator[Row]], ranking: Ranking, ties: Ties) 
                 yield Row(row.line, pair)
         except BadRow as fault:
             yield Row(row.line, fault)
+
+
+def _ranked_rows(read: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    """All rows, those with two answers side by side as ranked ones."""
+    for row in read():
+        try:
+            yield row if isinstance(row.content, BadRow) else row._replace(content=as_ranked(row.content))
+        except BadRow as fault:
+            yield row._replace(content=fault)
 
 
 def is_best_first(row: dict[str, Any], ranking: Ranking) -> bool:

@@ -5,6 +5,7 @@ from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.tokenised import Counts
 from sparsepo_jax.data.tokenize import LengthLimits
 from sparsepo_jax.data.turns import TrainOn
+from sparsepo_jax.data.values import columns_of, elsewhere
 
 
 def template_remarks(counts: Counts, rows: int, date: str | None, train_on: TrainOn) -> list[str]:
@@ -41,6 +42,30 @@ def template_remarks(counts: Counts, rows: int, date: str | None, train_on: Trai
         lines.append(
             f"in {counts.context_turns} of {rows} rows a response holds turns that are not the assistant's: "
             f"they are read and not trained on, {own}"
+        )
+    return lines
+
+
+def column_remarks(counts: Counts, rows: int) -> list[str]:
+    """A line for columns that are not read, for prompts that no column holds, and for those that stand twice.
+
+    Args:
+        counts: of the rows.
+        rows: how many they are.
+    """
+    lines = []
+    if counts.unread:
+        lines.append(f"columns that are not read: {columns_of(dict.fromkeys(counts.unread))}")
+    if counts.shared_prompts:
+        lines.append(
+            f"in {counts.shared_prompts} of {rows} rows no column is the prompt: it is what chosen and "
+            f"rejected both begin with, up to a space; {elsewhere('prompt')}"
+        )
+    if counts.repeated_prompts > rows / 2:
+        lines.append(
+            f"in {counts.repeated_prompts} of {rows} rows the responses begin with the prompt once more, so "
+            "that it is read twice: take it off them (or, of pairs, leave the column out with "
+            "columns: {unread: prompt}: what both begin with is then the prompt)"
         )
     return lines
 

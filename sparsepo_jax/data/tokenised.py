@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparsepo_jax.data.example import RESPONSES, Example, RowKind
-from sparsepo_jax.data.formats import in_known_form, parse_row, without_absent
+from sparsepo_jax.data.formats import in_known_form, parse_row, unread_columns, without_absent
 from sparsepo_jax.data.ragged import ragged
 from sparsepo_jax.data.ranked import Ranking, Ties, with_pairs
 from sparsepo_jax.data.rows import BadRow, Row
@@ -44,6 +44,12 @@ class Counts(NamedTuple):
     """Tokens of a prompt and the longest of its responses, before the cut."""
     split_pairs: int = 0
     """Pairs that became two rows of one response each."""
+    shared_prompts: int = 0
+    """Pairs without a column prompt whose prompt is the text that both responses begin with."""
+    repeated_prompts: int = 0
+    """Rows whose responses, as text, begin with the prompt once more."""
+    unread: tuple[str, ...] = ()
+    """Columns that are not read, in the order of the alphabet."""
 
     def with_row(self, example: Example, row: TokenRow) -> "Counts":
         """The counts with a row more.
@@ -60,6 +66,8 @@ class Counts(NamedTuple):
             int(example.has_context_turns),
             longest_prompt=row.prompt_length,
             longest_row=length,
+            shared_prompts=int(example.has_shared_prompt),
+            repeated_prompts=int(example.repeats_prompt),
         )
         return self.with_counts(more)
 
@@ -69,8 +77,9 @@ class Counts(NamedTuple):
         Args:
             other: of other rows.
         """
-        pairs = zip(self._fields, self, other, strict=True)
-        return Counts(*(max(a, b) if name.startswith("longest") else a + b for name, a, b in pairs))
+        pairs = zip(self._fields[:-1], self[:-1], other[:-1], strict=True)
+        numbers = (max(a, b) if name.startswith("longest") else a + b for name, a, b in pairs)
+        return Counts(*numbers, unread=tuple(sorted({*self.unread, *other.unread})))
 
 
 class Tokenised(NamedTuple):
@@ -132,7 +141,8 @@ def tokenize_source(
                 bad.append((row.line, str(examples)))
             else:
                 parsed += [(row, example) for example in examples]
-                counts = counts.with_counts(Counts(split_pairs=len(examples) - 1))
+                more = Counts(split_pairs=len(examples) - 1, unread=unread_columns(row.content, kind))
+                counts = counts.with_counts(more)
         tokenised = tokenize([example for _, example in parsed], tokenizer, limits, **text_settings)
         for (row, example), tokens in zip(parsed, tokenised, strict=True):
             if isinstance(tokens, BadRow):
@@ -164,9 +174,9 @@ def _parsed(row: Row, reading: Reading, eos: str | None) -> list[Example] | BadR
 
 
 def _with_prompt(content: dict[str, Any]) -> dict[str, Any]:
-    """The row as it was read, with a column prompt if its prompt is elsewhere (ShareGPT, Alpaca)."""
+    """The row as it was read, with its prompt in the column prompt, a system prompt of its own included."""
     prompt = in_known_form(without_absent(content), "prompts").get("prompt")
-    if prompt is None or content.get("prompt") is not None:
+    if prompt is None:
         return content
     return content | {"prompt": prompt}
 

@@ -212,13 +212,21 @@ def _from_text(
             prompt, rest, ranges = rest[:1], rest[1:], ranges[1:]
         if not example.responses:
             break
-        closed = eos is not None and rest[-1:] != [eos]
         covered = [(start - seam, end - seam) for start, end in ranges[len(ranges) - len(rest) :]]
+        closed = eos is not None and not _ends_in(eos, rest, covered, example.responses[p])
         content_end = example.content_ends[p] if example.content_ends else None
         response = ResponseTokens([*rest, eos] if closed else rest, covered, closed, content_end)
         spans = example.spans[p] if example.spans else None
         responses.append(response if spans is None else _within(response, spans))
     return prompt, responses
+
+
+def _ends_in(eos: int, ids: list[int], covered: list[tuple[int, int]], text: str) -> bool:
+    """Whether no more than white space stands behind the last EOS of a response."""
+    if eos not in ids:
+        return False
+    last = len(ids) - 1 - ids[::-1].index(eos)
+    return not text[covered[last][1] :].strip()
 
 
 def _within(response: ResponseTokens, spans: Spans) -> ResponseTokens:

@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.example import RESPONSES, Example
-from sparsepo_jax.data.formats import in_known_form, parse_row, without_absent
+from sparsepo_jax.data.formats import parse_row, without_absent
 from sparsepo_jax.data.ragged import Ragged
 from sparsepo_jax.data.ranked import answers_column
 from sparsepo_jax.data.rows import BadRow
@@ -88,7 +88,7 @@ def is_pair(row: dict[str, Any]) -> bool:
 def _label(row: dict[str, Any]) -> bool:
     """Whether the response is desirable. BadRow: the row does not say."""
     if "label" not in row:
-        has = columns_of(in_known_form(row, "sft"))
+        has = columns_of(row)
         raise BadRow(
             f"expected a response with a label, or chosen and rejected; the row has: {has}; if another "
             "column says whether the response is desirable, set columns: {label: NAME} beside the path"

@@ -8,6 +8,7 @@ from sparsepo_jax.data.rows import BadRow
 
 LARGEST_ID = 2**31 - 1  # int32
 LARGEST_WEIGHT = 3.4e38  # float32
+_LONGEST_LIST = 200  # characters
 
 
 def check_text(value: Any, name: str) -> str:
@@ -149,7 +150,18 @@ def columns_of(row: dict[str, Any]) -> str:
     Args:
         row: the row, without nulls.
     """
-    return ", ".join(row) or "nothing"
+    shown = ", ".join(row) or "nothing"
+    return shown if len(shown) <= _LONGEST_LIST else f"{shown[:_LONGEST_LIST].rpartition(', ')[0]} and more"
+
+
+def elsewhere(*names: str) -> str:
+    """What to do if columns are missing because the data calls them otherwise.
+
+    Args:
+        *names: ours, of the missing columns.
+    """
+    columns = ", ".join(f"{name}: NAME" for name in names)
+    return f"if the data calls that otherwise, set columns: {{{columns}}} beside its path"
 
 
 def common_prefix(*texts: str) -> str:

@@ -1,0 +1,313 @@
+"""Rows as published data sets have them: what is trained on is what they mean, or a line says why not."""
+
+import pytest
+
+from helpers.chat import BAD, CHATML, GOOD, USER, chat_tokenizer
+from helpers.loading import Load, texts
+from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data.ranked import Ranking
+from sparsepo_jax.data.sources import Exchanged, GeneratedRows
+from sparsepo_jax.data.tokenizers import END
+from sparsepo_jax.data.unpaired import are_pairs
+
+CHAT = chat_tokenizer(CHATML, "<|im_end|>")
+SYSTEM = {"role": "system", "content": "S"}
+MORE = [USER, GOOD, {"role": "user", "content": "Go on"}]
+
+
+@pytest.fixture
+def load(tmp_path):
+    return Load(tmp_path)
+
+
+def written(messages):
+    return CHAT.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def decoded(table, i=0):
+    """(prompt, responses without what ends the turn...)."""
+    prompt, *responses = texts(table, i, CHAT)
+    return prompt, *(response.removesuffix("<|im_end|>\n") for response in responses)
+
+
+# ---------------------------------------------------------------- a system prompt in a column of its own
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"prompt": [USER], "chosen": "Hello", "rejected": "What"}, [SYSTEM, USER]),
+        ({"prompt": "Hi", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, [SYSTEM, USER]),
+        ({"prompt": "Hi", "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]}, [SYSTEM, USER]),
+        ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, [SYSTEM, USER]),
+        ({"messages": [USER], "chosen": GOOD, "rejected": BAD}, [SYSTEM, USER]),
+        ({"instruction": "Hi", "input": "", "chosen": "Hello", "rejected": "What"}, [SYSTEM, USER]),
+    ],
+)
+def test_a_system_prompt_is_part_of_every_prompt_of_messages(load, row, prompt):
+    assert decoded(load([row | {"system": "S"}], CHAT)) == (written(prompt), "Hello", "What")
+    assert load([row | {"system": " "}], CHAT).digest() == load([row], CHAT).digest()
+
+
+def test_so_it_is_of_supervised_rows_and_of_prompts(load):
+    row = {"system": "S", "messages": [USER, GOOD]}
+    assert decoded(load([row], CHAT, kind="sft")) == (written([SYSTEM, USER]), "Hello")
+    table = load([{"system": "S", "prompt": [USER]}], CHAT, kind="prompts")
+    assert CHAT.decode(table.prompt(0)) == written([SYSTEM, USER])
+    assert table.content(0)["prompt"] == [SYSTEM, USER], "the stage pairs writes it"
+
+
+@pytest.mark.parametrize("kind", ["pairs", "sft", "prompts"])
+def test_text_has_no_turn_for_it(load, kind):
+    row = {"prompt": "Hi", "chosen": " yes", "rejected": " no", "completion": " yes", "system": "S"}
+    with pytest.raises(
+        UserError, match="rows:1: a column system beside text, .* columns: {instruction: prompt}"
+    ):
+        load([row], kind=kind)
+    assert len(load([row | {"system": ""}], kind=kind)) == 1
+
+
+def test_two_system_prompts_are_refused(load):
+    row = {"system": "T", "prompt": [SYSTEM, USER], "chosen": GOOD, "rejected": BAD}
+    with pytest.raises(
+        UserError, match="the column system is another system prompt than that of the messages"
+    ):
+        load([row], CHAT)
+
+
+# ---------------------------------------------------------------- where the prompt is
+
+
+@pytest.mark.parametrize("name", ["problem", "post", "context", "trajectory", "question", "input", "history"])
+@pytest.mark.parametrize("value", ["What is 2?", [{"from": "user", "value": "What is 2?"}]])
+def test_what_answers_share_is_no_prompt_where_a_column_may_hold_it(load, name, value):
+    """Step 1: of both answers would be taken for the question."""
+    row = {name: value, "chosen": "Step 1: add", "rejected": "Step 1: take away"}
+    with pytest.raises(
+        UserError, match=f"rows:1: no prompt, but a column {name}: .*columns: {{prompt: {name}}}"
+    ):
+        load([row])
+
+
+def test_a_prompt_that_no_column_holds_is_said(load):
+    row = {"chosen": "Is it good? Yes", "rejected": "Is it good? No"}
+    dialogue = {
+        "chosen": "\n\nHuman: Q\n\nAssistant: a",
+        "rejected": "\n\nHuman: Q\n\nAssistant: b",
+        "post": "x",
+    }
+    load([row, dialogue])
+    assert load.lines[1].startswith(
+        "data: in 1 of 2 rows no column is the prompt: it is what chosen and rejected"
+    )
+    assert len(load.lines) == 2, "a dialogue says where its last answer begins"
+
+
+def test_dialogues_that_share_no_turn_are_refused(load):
+    """The user's words would be the response."""
+    row = {"chosen": "\n\nHuman: A\n\nAssistant: x", "rejected": "\n\nHuman: B\n\nAssistant: x"}
+    with pytest.raises(UserError, match="share no turn up to an answer of the assistant"):
+        load([row])
+
+
+@pytest.mark.parametrize("answers", [(GOOD, BAD), ([GOOD], [BAD]), ("Hello", "What")])
+def test_messages_to_be_answered_are_the_prompt(load, answers):
+    """Axolotl's chat_template.default."""
+    row = {"messages": MORE, "chosen": answers[0], "rejected": answers[1]}
+    assert decoded(load([row], CHAT)) == (written(MORE), "Hello", "What")
+    assert load.lines == []
+    assert CHAT.decode(load([{"messages": MORE}], CHAT, kind="prompts").prompt(0)) == written(MORE)
+
+
+def test_a_prompt_that_stands_twice_is_said(load):
+    turn = "\n\nHuman: Q\n\nAssistant:"
+    rows = [{"prompt": turn, "chosen": f"{turn} a{n}", "rejected": f"{turn} b{n}"} for n in range(3)]
+    load(rows)
+    assert "data: in 3 of 3 rows the responses begin with the prompt once more" in load.lines[0]
+    load.lines.clear()
+    load([rows[0], *({"prompt": "Hello", "chosen": f"Hello{n}", "rejected": f"No{n}"} for n in range(3))])
+    assert not any("once more" in line for line in load.lines), "a greeting that is answered by a greeting"
+
+
+def test_steps_between_prompt_and_answers_are_not_left_out(load):
+    row = {"prompt": "Q", "initial_reason_steps": "Step 1: a\nStep 2:", "chosen": " b", "rejected": " c"}
+    with pytest.raises(UserError, match="a column initial_reason_steps, which stands between"):
+        load([row])
+
+
+# ---------------------------------------------------------------- columns, roles, ends
+
+
+def test_columns_that_are_not_read_are_said_from_the_cache_too(load):
+    rows = [
+        {"prompt": "Q", "chosen": " a", "rejected": " b", "pair_weight": 2, "score_chosen": 1.0, "id": None},
+        {
+            "prompt": "Q",
+            "chosen": " a",
+            "rejected": " b",
+            "chosen_weights": [1, 2, 1],
+            "messages": [USER],
+            "x": 0,
+        },
+    ]
+    for _ in range(2):
+        load(rows)
+    assert load.lines == ["data: columns that are not read: messages, score_chosen, x"] * 2
+    load.lines.clear()
+    load([{"messages": [USER, GOOD], "tools": None, "system": "S"}], CHAT, kind="sft")
+    load([{"instruction": "Hi", "input": "", "output": "Hello", "label": 1}], CHAT, kind="unpaired")
+    assert load.lines == ["data: 1 desirable and 0 undesirable responses"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        (
+            "pairs",
+            {"instruction": "Q", "chosen_response": "a", "rejected_response": "b"},
+            "no chosen, rejected; the row has: instruction, chosen_response, rejected_response; "
+            "if the data calls that otherwise, set columns: {chosen: NAME, rejected: NAME} beside its path",
+        ),
+        ("pairs", {"input": "Q", "accepted": "a", "rejected": "b"}, "set columns: {chosen: NAME} beside"),
+        ("sft", {"query": "Q", "response": "R"}, "set columns: {prompt: NAME, completion: NAME} beside"),
+        ("prompts", {"context_messages": [USER]}, "set columns: {prompt: NAME} beside"),
+        (
+            "unpaired",
+            {"conversations": [{"from": "gpt", "value": "x"}], "kto_tag": True},
+            "set columns: {label: NAME}",
+        ),
+        (
+            "pairs",
+            {f"a_long_name_of_a_column_{n}": n for n in range(40)},
+            "and more; if the data calls that otherwise, set columns: {chosen: NAME, rejected: NAME} beside",
+        ),
+    ],
+)
+def test_a_missing_column_is_said_with_what_the_row_came_with_and_what_to_set(load, kind, row, message):
+    with pytest.raises(UserError) as error:
+        load([row], CHAT, kind=kind)
+    assert message in str(error.value) and "has: conversations, kto_tag, messages" not in str(error.value)
+
+
+@pytest.mark.parametrize("user", ["human", "Human", "prompter", "User", "user"])
+@pytest.mark.parametrize("assistant", ["gpt", "Assistant", "model", "bot", "AI", "assistant"])
+@pytest.mark.parametrize(("who", "what"), [("role", "content"), ("from", "value")])
+def test_speakers_are_known_by_their_usual_names(load, user, assistant, who, what):
+    def turn(name, text):
+        return {who: name, what: text}
+
+    row = {"chosen": [turn(user, "Hi"), turn(assistant, "Hello")]}
+    row["rejected"] = [turn(user, "Hi"), turn(assistant, "What")]
+    assert decoded(load([row], CHAT)) == (written([USER]), "Hello", "What")
+
+
+def test_text_that_ends_itself_ends_once(load):
+    """ChatML as text. Kills: a second EOS behind the line end; none behind an EOS within."""
+    row = {"prompt": "Q", "chosen": " a<|im_end|>\n", "rejected": " b<|im_end|>\nc"}
+    assert texts(load([row], CHAT), 0, CHAT)[1:] == (" a<|im_end|>\n", " b<|im_end|>\nc<|im_end|>")
+
+
+# ---------------------------------------------------------------- two answers side by side
+
+PKU = {"prompt": "Q", "response_0": " a", "response_1": " b", "safer_response_id": 0}
+STEER = {"prompt": "Q", "response_1": " a", "response_2": " b"}
+ARENA = {"conversation_a": [USER, GOOD], "conversation_b": [USER, BAD], "model_a": "x", "model_b": "y"}
+CELLS = {"prompt": '["Q"]', "response_a": '["a"]', "response_b": '["b"]', "winner_tie": "0"}
+
+
+@pytest.mark.parametrize(
+    ("row", "first_is_better"),
+    [
+        (PKU | {"better_response_id": 0}, True),
+        (PKU | {"better_response_id": 1}, False),
+        (STEER | {"preference_strength": -2}, True),
+        (STEER | {"preference_strength": "3"}, False),
+        ({"prompt": [USER], "response1": " a", "response2": " b", "overall_preference": 1}, False),
+        ({"prompt": "Q", "response_a": " a", "response_b": " b", "winner": "model_a"}, True),
+        ({"prompt": "Q", "response_a": " a", "response_b": " b", "winner": "B"}, False),
+        (CELLS | {"winner_model_a": "0", "winner_model_b": "1"}, False),
+        (ARENA | {"winner": "model_b"}, False),
+        (
+            {
+                "prompt": "Q",
+                "human_ref_A": " a",
+                "human_ref_B": " b",
+                "labels": 1,
+                "score_A": 2,
+                "score_B": 9,
+            },
+            True,
+        ),
+        (
+            {
+                "prompt": "Q",
+                "human_ref_A": " a",
+                "human_ref_B": " b",
+                "labels": 0,
+                "score_A": 9,
+                "score_B": 2,
+            },
+            False,
+        ),
+        ({"prompt": "Q", "answer_0": " a", "answer_1": " b", "score_0": 0.5, "score_1": -0.5}, True),
+    ],
+)
+def test_a_comparison_is_the_pair_that_it_says(load, row, first_is_better):
+    table = load([row], CHAT)
+    assert len(table) == 1 and are_pairs([row])
+    firsts = [text.strip()[0] in "aH" for text in decoded(table)[1:]]
+    assert firsts == [first_is_better, not first_is_better]
+    with pytest.raises(UserError, match="are ranked answers, and only pairs can be exchanged"):
+        load([Exchanged(GeneratedRows("rows", [row]))], CHAT)
+
+
+def test_ties_and_small_differences_are_counted(load):
+    rows = [STEER | {"preference_strength": strength} for strength in (0, 1, -3)]
+    rows += [ARENA | {"winner": "tie (bothbad)"}, ARENA | {"winner": "model_a"}]
+    table = load(rows, CHAT, ranking=Ranking(margin=1.0))
+    assert len(table) == 1 and "of the pairs of ranked answers 4 are left out" in " ".join(load.lines)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            PKU | {"better_response_id": 2},
+            "response_0 and response_1 is better cannot be told from better_resp",
+        ),
+        (ARENA | {"winner": "x"}, "cannot be told from winner: 'x'"),
+        (STEER | {"preference_strength": "much"}, "cannot be told from preference_strength: 'much'"),
+        (
+            STEER | {"preference_strength": float("nan")},
+            "scores of responses must be finite numbers, got nan",
+        ),
+        (STEER, "no chosen, rejected; the row has: prompt, response_1, response_2; if the data calls"),
+        (
+            CELLS | {"winner_model_a": 1, "winner_model_b": 0, "response_a": '["a", "c"]'},
+            "prompt has 1 turns",
+        ),
+        (
+            {"history": "Q", "human_ref_A": " a", "human_ref_B": " b", "labels": 1},
+            "no prompt, but a column history",
+        ),
+    ],
+)
+def test_a_comparison_that_cannot_be_read_is_one_line(load, row, message):
+    with pytest.raises(UserError) as error:
+        load([row], CHAT)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_pair_is_read_as_such_whatever_else_it_holds(load):
+    row = PKU | {"better_response_id": 1, "chosen": " c", "rejected": " d"}
+    assert texts(load([row]))[1:] == (f" c{END}", f" d{END}")
+
+
+def test_turns_of_cells_are_a_dialogue(load):
+    row = {"prompt": ["Q", "R"], "response_a": ["a", "b"], "response_b": ["a", "c"], "winner": "a"}
+    prompt = [
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "R"},
+    ]
+    assert decoded(load([row], CHAT)) == (written(prompt), "b", "c")
