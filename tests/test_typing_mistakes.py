@@ -207,6 +207,14 @@ def test_names_of_other_programs_lead_to_settings_that_exist():
         ("data.train=[a.jsonl]", "data.train.0.path=a.jsonl (in a file {path: a.jsonl})"),
         ("stages=po", "[po]"),
         ("harness.tasks=arc_easy", "[arc_easy]"),
+        ("stages=po,eval", "[po, eval]"),
+        ("stages=po eval", "[po, eval]"),
+        ("data.train[0].path=x", "data.train.0.path"),
+        ("po[steps]=3", "po.steps"),
+        ("objective.kind=dop", "dpo"),
+        ("objective.kind=kto_pair", "kto"),
+        ("objective.kind=apo", "apo_zero"),
+        ("objective.kind=sigmoid-norm", "dpo_norm"),
     ],
 )
 def test_what_was_meant_is_said(mistakes, override, meant):
@@ -218,6 +226,41 @@ def test_a_text_where_a_section_goes_gets_its_keys(mistakes):
     assert mistakes("compute.mesh=auto") == [
         "compute.mesh: expected a mapping (key: value), got 'auto'; its keys are data, fsdp, tensor, slices"
     ]
+
+
+@pytest.mark.parametrize(
+    "setting", ["po.clip_norm", "reference.path", "data.train.0.subset", "po.lora", "data.holdout"]
+)
+def test_pythons_none_is_a_text(mistakes, setting):
+    """Kills: a run from the data set, directory or Hub id of the name None."""
+    lines = mistakes(f"{setting}=None", "data.train.0.path=a/b")
+    assert lines == [f"{setting}: None is a text here: write null, or leave it out"]
+
+
+def test_a_list_without_entries(mistakes):
+    assert mistakes("stages=[]") == ["stages: expected at least 1 entry, got []"]
+
+
+@pytest.mark.parametrize("path", ["$(pwd)/x", "runs/`date`", "runs/$(date +%F)"])
+def test_a_command_of_the_shell_is_no_path(mistakes, path):
+    (line,) = mistakes(f"output_dir={path}")
+    assert line == f"output_dir: {path!r} has a command of the shell, which is not run: write the path out"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seed=3"], "settings of the config are written without dashes: seed=3;"),
+        (["--po.steps", "3"], "settings of the config are written without dashes: po.steps=VALUE;"),
+        (["--chek"], "did you mean --check?"),
+        (["--dry-run"], "did you mean --check?"),
+    ],
+)
+def test_an_option_that_is_none_is_one_line(arguments, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--config", str(write_config(tmp_path)), *arguments])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and said in error and error.count("\n") == 1
 
 
 TRL = """model_name_or_path: Qwen/Qwen2.5-0.5B-Instruct

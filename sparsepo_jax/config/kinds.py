@@ -25,6 +25,13 @@ def unwrapped(annotation: Any) -> Any:
             return annotation
 
 
+def may_be_null(annotation: Any) -> bool:
+    """Whether null may stand here."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return type(None) in get_args(annotation)
+
+
 def by_kind(annotation: Any) -> ByKind | None:
     """How a union of sections is told apart; None: the annotation is no such union."""
     marks = getattr(annotation, "__metadata__", ())
@@ -90,8 +97,9 @@ def choices(annotation: Any) -> list[str]:
 
 
 def by_likeness(name: str, names: Iterable[str]) -> list[str]:
-    """The names, the one that is most likely meant first."""
+    """The names, the one that is most likely meant first: the same, with letters exchanged, or near."""
     known = list(names)
     nearest = difflib.get_close_matches(name[:LONGEST_SHOWN].casefold(), known, n=len(known), cutoff=0.0)
     same = same_name(name, known)
-    return nearest if same is None else [same, *(other for other in nearest if other != same)]
+    exchanged = [other for other in nearest if sorted(other) == sorted(name.casefold())]
+    return list(dict.fromkeys([*([] if same is None else [same]), *exchanged, *nearest]))

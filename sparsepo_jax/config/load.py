@@ -6,13 +6,14 @@ have, or that were the old kind's own; apply the overrides; where a kind is wron
 the rest of its mapping is checked too; validate with pydantic.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from sparsepo_jax.config.kinds import entry_of, fields_of, kind_of, named_of, sections_of
+from sparsepo_jax.config.kinds import entry_of, fields_of, kind_of, may_be_null, named_of, sections_of
 from sparsepo_jax.config.mistakes import Keys, explain, not_one_of
 from sparsepo_jax.config.programs import why_not_ours
 from sparsepo_jax.config.schema.root import Config
@@ -21,6 +22,7 @@ from sparsepo_jax.config.yaml_text import NotYaml, parse, write
 from sparsepo_jax.core.errors import escaped
 from sparsepo_jax.core.files import write_text
 
+_BRACKETS, _DOTTED = re.compile(r"\[([^][]*)\]"), r".\1"  # train[0] -> train.0
 _MOST_BYTES = 2**18  # of a config: a larger file is one of data, given by mistake
 
 
@@ -107,9 +109,13 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError([f"cannot read {path}: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
-        raise ConfigError([f"{path}: not UTF-8: {error.reason} at byte {error.start + 1}"]) from None
+        raise ConfigError(
+            [f"{path}: not UTF-8: {error.reason} at byte {error.start + 1}; save it as UTF-8"]
+        ) from None
     except NotYaml as error:
         raise ConfigError([str(error)]) from None
+    if data is None:
+        raise ConfigError(["the file is empty: expected sections (stages: ..., policy: ...)"])
     if not isinstance(data, dict):
         raise ConfigError(
             [f"line 1: expected a mapping of sections (stages: ..., policy: ...), got {shown(data)}"]
@@ -126,6 +132,9 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[dict[Keys, Any], list[str
         keys = tuple(name.split("."))
         if not equals or not all(keys) or not name.isprintable():
             mistakes.append(f"{cut(override)}: expected section.field=value")
+            continue
+        if "[" in name:
+            mistakes.append(f"{cut(name)}: expected dots; did you mean {cut(_BRACKETS.sub(_DOTTED, name))}?")
             continue
         try:
             changes[keys] = parse(text)
@@ -211,7 +220,13 @@ def _drop_other_kinds(
 
 
 def _with_nearest_kinds(value: Any, annotation: Any, at: Keys, mistakes: list[str]) -> Any:
-    """`value` with every wrong kind replaced by the nearest that exists, and a line for it in `mistakes`."""
+    """`value` with every wrong kind replaced by the nearest that exists, and a line for it in `mistakes`.
+
+    So is Python's None, which is a text in YAML, where null may stand.
+    """
+    if value == "None" and may_be_null(annotation):
+        mistakes.append(f"{dotted(at)}: None is a text here: write null, or leave it out")
+        return None
     entry = entry_of(annotation)
     if isinstance(value, list) and entry is not None:
         return [

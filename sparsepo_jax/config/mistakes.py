@@ -2,8 +2,9 @@
 probably meant."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -76,6 +77,8 @@ def _explain_one(error: ErrorDetails) -> list[str]:
             ]
         case "list_type":
             return [f"{where}: expected a list, got {shown(value)}{_as_list(place, value)}"]
+        case "too_short":
+            return [f"{where}: expected at least {error['ctx']['min_length']} entry, got {shown(value)}"]
         case "string_type":
             is_number = isinstance(value, (int, float))
             quote = f'; quote it to give a string: "{shown(value)}"' if is_number else ""
@@ -184,9 +187,12 @@ def _as_list(place: _Place, value: Any) -> str:
     """The same where a list goes."""
     if not _is_short_text(value):
         return ""
-    sections = sections_of(entry_of(place.annotation()))
+    entry = entry_of(place.annotation())
+    sections = sections_of(entry)
     if not sections:
-        return f"; did you mean [{value}]?"
+        words = re.findall(r"\w+", value)
+        is_several = get_origin(unwrapped(entry)) is Literal and set(words) <= set(choices(entry))
+        return f"; did you mean [{', '.join(words) if is_several else value}]?"
     key = "kind" if value in sections else "path"
     if any(key in fields_of(section) for section in sections.values()):
         return f"; did you mean [{{{key}: {value}}}]?"

@@ -124,6 +124,9 @@ VALUES = {
     "sppohard": ("sppo",),
     "aotpair": ("aot",),
     "mpo": ("mix",),
+    "ktopair": ("kto",),
+    "apo": ("apo_zero",),
+    "tdpo": ("tdpo2",),
     "adam": ("adamw",),
     "adamwtorch": ("adamw",),
     "adamwtorchfused": ("adamw",),
@@ -175,7 +178,7 @@ def same_name(name: str, names: Iterable[str]) -> str | None:
     It may be written in other letters (DPO, batch-size) or be another program's word (sigmoid).
     """
     by_plain = {plain(known): known for known in names}
-    for candidate in (plain(name), *VALUES.get(plain(name), ())):
-        if candidate in by_plain:
-            return by_plain[candidate]
+    for candidate in (name, *VALUES.get(plain(name), ())):
+        if plain(candidate) in by_plain:
+            return by_plain[plain(candidate)]
     return None

@@ -16,8 +16,10 @@ def expand_path(text: str) -> str:
     """'~/runs/$USER' -> '/home/ann/runs/ann'; $$ is a plain $.
 
     Raises:
-        ValueError: there is no such variable or user.
+        ValueError: there is no such variable or user, or a command stands where a path should.
     """
+    if "$(" in text.replace("$$", "") or "`" in text:
+        raise ValueError(f"{text!r:.80} has a command of the shell, which is not run: write the path out")
 
     def value(match: re.Match[str]) -> str:
         name = match[1].strip("{}")

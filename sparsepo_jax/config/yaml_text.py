@@ -1,6 +1,7 @@
 """YAML 1.2 text to plain values and back, by ruamel.yaml's safe loader: nothing in a text is executed."""
 
 import io
+import re
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -45,6 +46,14 @@ for _name in ("binary", "omap", "pairs", "set"):
 _Constructor.add_constructor(None, _Constructor.refuse)  # any other tag
 
 
+# What ruamel.yaml says -> what is meant.
+_PLAINLY = (
+    (r'found duplicate key "(.*?)" with value .*', r"the key \1 is there twice"),
+    (r"found character '\\t' that cannot start any token", "a tab: indent with spaces"),
+    (r"but found another document", "a second document begins here (---): expected one"),
+)
+
+
 def _refusal(node: Node, problem: str) -> ConstructorError:
     return ConstructorError(None, None, problem, node.start_mark)
 
@@ -66,6 +75,8 @@ def parse(text: str) -> Any:
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = " ".join((getattr(error, "problem", None) or str(error)).split())
+        for theirs, plainly in _PLAINLY:
+            problem = re.sub(f"^{theirs}$", plainly, problem)
         raise NotYaml(mark.line + 1 if mark else None, problem[:300]) from None
 
 

@@ -1,8 +1,9 @@
 """What can be written behind `python -m sparsepo_jax.main`, and what goes together."""
 
 import argparse
+import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 _EXAMPLES = """\
 examples:
@@ -102,9 +103,18 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 
 
+_MEANT = {"--dry-run": "--check", "--dry_run": "--check", "--validate": "--check"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, in place of all that could be written."""
+        self.exit(2, f"error: {message}; --help shows what can be written\n")
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line. Ends the program with status 2 if they do not go together."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m sparsepo_jax.main",
         description=(
             "Token-level preference optimisation in JAX: train, evaluate and explain SparsePO and its "
@@ -115,7 +125,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     for name, help_text, settings in _OPTIONS:
         parser.add_argument(name, help=help_text, **settings)
-    options = parser.parse_intermixed_args(arguments)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        parser.error(_about_unknown(unknown[0]))
     if options.schema:
         return options
     if options.output and not (options.compare and options.output.endswith(".html")):
@@ -130,6 +142,20 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         if not options.compare and getattr(options, name) and options.aot is None:
             parser.error(f"--{name} goes with --aot DEVICES")
     return options
+
+
+def _about_unknown(argument: str) -> str:
+    """What was meant by an option that does not exist: another, or a setting of the config."""
+    option, _, value = argument.partition("=")
+    names = [name for name, _, _ in _OPTIONS if name.startswith("--")]
+    near = difflib.get_close_matches(_MEANT.get(option, option), names, n=1, cutoff=0.8)
+    if near:
+        return f"{argument}: no such option; did you mean {near[0]}?"
+    setting = option.lstrip("-")
+    return (
+        f"{argument}: no such option; settings of the config are written without dashes: "
+        f"{setting}={value or 'VALUE'}"
+    )
 
 
 def expand_paths(options: argparse.Namespace) -> None:
