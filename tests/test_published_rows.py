@@ -1,12 +1,15 @@
 """Rows as published data sets have them: what is trained on is what they mean, or a line says why not."""
 
+import gzip
+import json
+
 import pytest
 
 from helpers.chat import BAD, CHATML, GOOD, USER, chat_tokenizer
 from helpers.loading import Load, texts
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.ranked import Ranking
-from sparsepo_jax.data.sources import Exchanged, GeneratedRows
+from sparsepo_jax.data.sources import Exchanged, FileRows, GeneratedRows
 from sparsepo_jax.data.tokenizers import END
 from sparsepo_jax.data.unpaired import are_pairs
 
@@ -311,3 +314,101 @@ def test_turns_of_cells_are_a_dialogue(load):
         {"role": "user", "content": "R"},
     ]
     assert decoded(load([row], CHAT)) == (written(prompt), "b", "c")
+
+
+# ---------------------------------------------------------------- what is said of messages
+
+OF_STRINGS = CHATML.replace(
+    "m.content", "(m.tool_calls[0].function.arguments | tojson if m.tool_calls else m.content)"
+)
+
+
+@pytest.mark.parametrize(("arguments", "count"), [('{"a": "é"}', 1), ({"a": "é"}, 0), ("{}", 1)])
+def test_arguments_that_a_template_writes_in_quotes_are_said(load, arguments, count):
+    tokenizer = chat_tokenizer(OF_STRINGS, "<|im_end|>")
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    load([{"prompt": [USER], "chosen": [call], "rejected": [BAD]}], tokenizer)
+    said = "in 1 of 1 rows the arguments of a call are text, which the chat template writes as a string in"
+    assert sum(said in line for line in load.lines) == count
+
+
+def test_a_prompt_that_ends_with_an_answer_is_said(load):
+    row = {"prompt": [USER, GOOD], "chosen": GOOD, "rejected": BAD}
+    load([row], CHAT)
+    load([{"prompt": [USER, GOOD]}], CHAT, kind="prompts")
+    said = "data: in 1 of 1 rows the prompt ends with a message of the assistant, and the answer is another"
+    assert [line.startswith(said) for line in load.lines] == [True, True]
+
+
+def test_messages_as_pandas_writes_them_to_csv_are_refused(load):
+    """Numpy prints a list without commas: it would be trained on as text."""
+    shown = "[{'role': 'user', 'content': 'Hi'}\n {'role': 'assistant', 'content': 'Hello'}]"
+    with pytest.raises(
+        UserError, match="chosen is a text that shows messages and is neither JSON nor a list"
+    ):
+        load([{"prompt": "Hi", "chosen": shown, "rejected": shown.replace("Hello", "What")}], CHAT)
+    code = {"prompt": "Hi", "chosen": '[{"name": "x"}\n{}]', "rejected": "no"}
+    assert texts(load([code]))[1] == f"{code['chosen']}{END}"
+
+
+def test_a_null_is_named_where_a_column_is_missing(load):
+    with pytest.raises(UserError, match=r"no rejected; the row has: prompt, chosen, rejected \(null\), x"):
+        load([{"prompt": "Q", "chosen": " a", "rejected": None, "x": 1}])
+
+
+# ---------------------------------------------------------------- files that are something else
+
+ROW = '{"prompt": "Q", "chosen": " a", "rejected": " b"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "a pointer of Git LFS, not the",
+        ),
+        (
+            "a.parquet",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "a pointer of Git LFS, not",
+        ),
+        ("a.jsonl", gzip.compress(ROW.encode()), "compressed by gzip: its name must end in .gz"),
+        ("a.json", b"PAR1" + bytes(20), "a parquet file: its name must end in .parquet"),
+        ("a.csv", b"PK\x03\x04" + bytes(20), "a zip archive"),
+        ("a.csv", "prompt,chosen\n".encode("utf-16"), "text in UTF-16"),
+        ("a.jsonl", b"<!DOCTYPE html><html>", "a page of the web"),
+        (
+            "a.json",
+            json.dumps({"train": [json.loads(ROW)]}, indent=1).encode(),
+            r"one object \(train\) over several",
+        ),
+    ],
+)
+def test_a_file_that_is_something_else_is_one_line_even_where_bad_rows_are_left_out(
+    load, tmp_path, name, content, message
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: (this is )?{message}") as error:
+        load([FileRows(str(tmp_path / name))], on_bad_row="skip")
+    assert "\n" not in str(error.value)
+
+
+def test_a_list_in_a_file_of_lines_is_said_to_be_one(load, tmp_path):
+    for indent in (None, 1):
+        (tmp_path / "a.jsonl").write_text(json.dumps([json.loads(ROW)], indent=indent))
+        with pytest.raises(
+            UserError, match=r"a.jsonl:1: expected a JSON object, got list: a file that is one list"
+        ):
+            load([FileRows(str(tmp_path / "a.jsonl"))])
+    (tmp_path / "a.json").write_text(f"{ROW}\n{ROW}\n")
+    assert len(load([FileRows(str(tmp_path / "a.json"))])) == 2
+
+
+def test_why_a_directory_cannot_be_read_is_said(load, tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.jsonl").write_text(ROW)
+    (tmp_path / "d" / "b.jsonl").write_text('{"prompt": [{"role": "user", "content": "Q"}], "chosen": "a"}')
+    with pytest.raises(UserError, match="`datasets` cannot read it .(?!An error occurred)"):
+        load([FileRows(str(tmp_path / "d"))])

@@ -114,7 +114,10 @@ def prompt_from_messages(messages: Messages, write: Writer) -> Example:
     (settled,) = write.settled([messages], generate=True)
     text = check_text(write(settled, generate=True), "prompt")
     key = _prompt_key(messages, write.tools)
-    return Example(text, (), (), templated=True, has_ends=write.writes_ends, key=key)
+    answered = messages[-1]["role"] == "assistant"
+    return Example(
+        text, (), (), templated=True, has_ends=write.writes_ends, key=key, prompt_is_answered=answered
+    )
 
 
 def check_answers(prompt: Messages, responses: tuple[Messages, ...], names: tuple[str, ...]) -> None:
@@ -206,7 +209,17 @@ def answers_from_messages(
         key=_prompt_key(prompt, write.tools),
         spans=tuple(parts),
         has_context_turns=any(turn["role"] != "assistant" for turns in responses for turn in turns),
+        prompt_is_answered=prompt[-1]["role"] == "assistant",
+        quotes_arguments=any(map(_quotes_arguments, dialogues, written)),
     )
+
+
+def _quotes_arguments(dialogue: Messages, text: str) -> bool:
+    """Whether what a template has written holds the arguments of a call as a JSON string."""
+    calls = [call for message in dialogue for call in message.get("tool_calls") or []]
+    functions = [call.get("function", call) for call in calls if isinstance(call, dict)]
+    arguments = [function.get("arguments") for function in functions if isinstance(function, dict)]
+    return any(json.dumps(each, ensure_ascii=False) in text for each in arguments if isinstance(each, str))
 
 
 def _content_end(text: str, message: dict[str, Any]) -> int | None:

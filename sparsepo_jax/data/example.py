@@ -55,6 +55,10 @@ class Example:
     """There is no column prompt: it is the text that both responses begin with, up to some space."""
     repeats_prompt: bool = False
     """The text of every response begins with the prompt once more, and so it is read twice."""
+    prompt_is_answered: bool = False
+    """The prompt's last message is the assistant's; the answer is another one behind it."""
+    quotes_arguments: bool = False
+    """The chat template writes a call's arguments, which came as text, as a string in quotes."""
     ids_vocabulary: str | None = None
     """Digest of the vocabulary that token ids are of; see tokenizers.vocabulary_digest. None: not known."""
 

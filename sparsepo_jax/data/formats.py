@@ -70,6 +70,7 @@ from sparsepo_jax.data.messages import (
     refuse_images,
     refuse_several,
     refuse_system,
+    refuse_unreadable,
     with_system,
 )
 from sparsepo_jax.data.ranked import answer_texts
@@ -123,7 +124,7 @@ def parse_row(
     Raises:
         BadRow: says what is wrong.
     """
-    has = columns_of(without_absent(row))
+    has = columns_of({name if value is not None else f"{name} (null)": 0 for name, value in row.items()})
     row = in_known_form(without_absent(row), kind)
     refuse_images(row, "the row")
     if kind == "prompts":
@@ -199,6 +200,8 @@ def in_known_form(row: dict[str, Any], kind: RowKind) -> dict[str, Any]:
         BadRow: a dialogue holds something else than messages.
     """
     row = row | {name: list_in_text(row[name]) for name in _DIALOGUES if name in row}
+    for name in _DIALOGUES:
+        refuse_unreadable(row.get(name), name)
     if any(f"{name}_ids" in row for name in ("prompt", *RESPONSES[kind])):
         return row
     row = _in_our_columns(row, kind)
@@ -248,7 +251,7 @@ def unread_columns(row: dict[str, Any], kind: RowKind) -> tuple[str, ...]:
         read = read | _READ_AS_PROMPT
     if kind in ("sft", "unpaired"):
         read = read | {"messages", "text", "output"}
-    return tuple(name for name, value in row.items() if value is not None and name not in read)
+    return tuple(name for name, value in row.items() if value is not None and name not in read and name)
 
 
 def _asks(messages: Any) -> bool:

@@ -12,6 +12,7 @@ bot and so on assistant.
 
 import ast
 import json
+import re
 from typing import Any
 
 from sparsepo_jax.data.rows import BadRow, one_line
@@ -20,6 +21,8 @@ from sparsepo_jax.data.values import check_text
 Messages = list[dict[str, Any]]
 # Columns of a row, and fields of a message, that hold what is no text.
 _NO_TEXT = ("image", "images", "video", "videos", "audio", "audios")
+
+_SHOWN = re.compile(r"""\[\{[^{}]*['"](role|from)['"]:""")  # the beginning of a list of messages, as text
 
 # Who a speaker is, in small letters.
 _PEOPLE = dict.fromkeys(("user", "human", "prompter"), "user")
@@ -79,6 +82,23 @@ def list_in_text(value: Any) -> Any:
         )
         return shown if is_dialogue else value
     return value
+
+
+def refuse_unreadable(value: Any, name: str) -> None:
+    """Checks that a text does not show a list of messages that `list_in_text` could not read.
+
+    Args:
+        value: what the column holds.
+        name: of the column, for the error message.
+
+    Raises:
+        BadRow: it does. Pandas writes the lists of a Parquet file to csv like that, without commas.
+    """
+    if isinstance(value, str) and _SHOWN.match(value) and value.rstrip().endswith("}]"):
+        raise BadRow(
+            f"{name} is a text that shows messages and is neither JSON nor a list of Python's (pandas leaves "
+            "out commas when it writes lists to csv): write the data as .jsonl or .parquet"
+        )
 
 
 def read_messages(value: Any, name: str, role: str = "assistant") -> Messages:

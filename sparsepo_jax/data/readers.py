@@ -4,6 +4,7 @@ Nothing here knows what a row means.
 """
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -41,9 +42,37 @@ def file_rows(path: str) -> Iterator[Row]:
         UserError: the file as a whole cannot be read.
     """
     suffix = suffix_of(path)
+    _refuse_other_content(path, suffix)
     if suffix == ".parquet":
         return _parquet_rows(path)
     return _text_rows(path, suffix)
+
+
+# What files begin with that are not what their names say, and what they are.
+_BEGINNINGS = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the data: fetch it with `git lfs pull`",
+    b"\x1f\x8b": "compressed by gzip: its name must end in .gz",
+    b"PAR1": "a parquet file: its name must end in .parquet",
+    b"PK\x03\x04": "a zip archive (or a spreadsheet): unpack it, or save it as .csv",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it",
+    codecs.BOM_UTF16_LE: "text in UTF-16: write it in UTF-8",
+    codecs.BOM_UTF16_BE: "text in UTF-16: write it in UTF-8",
+    b"<!DOCTYPE": "a page of the web, not the data",
+    b"<html": "a page of the web, not the data",
+}
+
+
+def _refuse_other_content(path: str, suffix: str | None) -> None:
+    """UserError for a file that holds something else than its name says."""
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(max(map(len, _BEGINNINGS)))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    own = {".parquet": b"PAR1"}.get(suffix or "", b"\x1f\x8b" if str(suffix).endswith(".gz") else None)
+    for mark, content in _BEGINNINGS.items():
+        if beginning.startswith(mark) and mark != own:
+            raise UserError(f"{path}: this is {content}")
 
 
 def count_rows(path: str) -> int:
@@ -74,7 +103,7 @@ def _text_rows(path: str, suffix: str) -> Iterator[Row]:
             elif suffix in (".json", ".json.gz"):
                 content = file.read().removeprefix(codecs.BOM_UTF8)
                 is_list = content.lstrip()[:1] == b"["
-                yield from _list_rows(path, content) if is_list else _line_rows(io.BytesIO(content))
+                yield from _list_rows(path, content) if is_list else _object_rows(path, content)
             else:
                 yield from _line_rows(file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -94,12 +123,29 @@ def _list_rows(path: str, content: bytes) -> Iterator[Row]:
         yield Row(number, _object(row))
 
 
+def _object_rows(path: str, content: bytes) -> Iterator[Row]:
+    """A row a line, in a file whose name ends in .json. UserError for one object over several lines."""
+    with contextlib.suppress(ValueError, RecursionError, BadRow):
+        whole = _from_json(content)
+        if isinstance(whole, dict) and b"\n" in content.strip():
+            raise UserError(
+                f"{path}: one object ({BadRow(', '.join(whole))}) over several lines, where a list of rows "
+                "is expected, or a row a line"
+            )
+    yield from _line_rows(io.BytesIO(content))
+
+
 def _line_rows(lines: Iterable[bytes]) -> Iterator[Row]:
     for number, line in enumerate(lines, 1):
         line = line.rstrip(b"\r\n")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line:
+            continue
+        if number == 1 and line.lstrip()[:1] == b"[":
+            yield Row(
+                1, BadRow("expected a JSON object, got list: a file that is one list must end in .json")
+            )
             continue
         try:
             content = _object(_from_json(line))

@@ -28,6 +28,16 @@ def template_remarks(counts: Counts, rows: int, date: str | None, train_on: Trai
             "generation prompt once the answer is there: it is left out, as in TRL, and the policy will be "
             "asked with it; data.template_arguments may switch it off (enable_thinking: false)"
         )
+    if counts.answered_prompts:
+        lines.append(
+            f"in {counts.answered_prompts} of {rows} rows the prompt ends with a message of the assistant, "
+            "and the answer is another message behind it"
+        )
+    if counts.quoted_arguments:
+        lines.append(
+            f"in {counts.quoted_arguments} of {rows} rows the arguments of a call are text, which the chat "
+            "template writes as a string in quotes: write them as objects if it is to write them as such"
+        )
     if counts.other_turns:
         lines.append(
             f"in {counts.other_turns} of {rows} rows a response holds turns that are not the assistant's; "

@@ -343,7 +343,7 @@ def _open_dataset(path: str, split: str, subset: str | None) -> tuple[str, Calla
     except Exception as error:
         # Whatever `datasets` raises (its errors have no common base) is about the user's path, split or
         # subset.
-        raise UserError(f"{path}: `datasets` cannot read it ({one_line(error)})") from None
+        raise UserError(f"{path}: `datasets` cannot read it ({one_line(error.__cause__ or error)})") from None
     # The fingerprint that a directory states is no proof that its rows are the same: they are read.
     files = dict.fromkeys(file["filename"] for data, _, _ in parts for file in data.cache_files)
     fingerprint = _digest(files, f"{' '.join(data._fingerprint for data, _, _ in parts)} {split}")

@@ -48,6 +48,10 @@ class Counts(NamedTuple):
     """Pairs without a column prompt whose prompt is the text that both responses begin with."""
     repeated_prompts: int = 0
     """Rows whose responses, as text, begin with the prompt once more."""
+    answered_prompts: int = 0
+    """Rows whose prompt ends with a message of the assistant."""
+    quoted_arguments: int = 0
+    """Rows in which the template writes the arguments of a call, which came as text, in quotes."""
     unread: tuple[str, ...] = ()
     """Columns that are not read, in the order of the alphabet."""
 
@@ -68,6 +72,8 @@ class Counts(NamedTuple):
             longest_row=length,
             shared_prompts=int(example.has_shared_prompt),
             repeated_prompts=int(example.repeats_prompt),
+            answered_prompts=int(example.prompt_is_answered),
+            quoted_arguments=int(example.quotes_arguments),
         )
         return self.with_counts(more)
 
