@@ -203,6 +203,14 @@ def test_norms_of_queries_and_keys_may_be_named_by_the_families_that_always_have
         spec_from_hf(LLAMA | {"use_qk_norm": True})
 
 
+def test_a_llama_of_2023_has_as_many_positions_as_transformers_says(tmp_path):
+    """Files of the first conversions name them max_sequence_length, which transformers does not read."""
+    config = {name: value for name, value in LLAMA.items() if name != "max_position_embeddings"}
+    config |= {"architectures": ["LLaMAForCausalLM"], "max_sequence_length": 4096}
+    assert spec_from_hf(config).max_positions == 2048
+    assert_same_logits(config, tmp_path)
+
+
 def test_olmoe_has_one_epsilon_where_its_file_has_none():
     config = {name: value for name, value in CONFIGS["olmoe"].items() if name != "rms_norm_eps"}
     assert spec_from_hf(config).norm_eps == 1e-5
@@ -400,7 +408,7 @@ def test_check_lists_ignored_fields_in_one_line_for_each_model(tmp_path, capsys)
         json.dumps(PUBLISHED["SmolLM2-135M-Instruct"] | {"unsloth_fixed": True})
     )
     assert main(["--config", str(path), "--check"]) == 0
-    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    notes = [line for line in capsys.readouterr().out.splitlines() if "config fields ignored" in line]
     assert len(notes) == 2 and all("is_llama_config, transformers.js_config" in note for note in notes)
     assert str(path.parent / "model") in notes[0] and str(other) in notes[1] and "unsloth_fixed" in notes[1]
     inline = {"path": None, "config": LLAMA | {"unsloth_fixed": True, "vocab_size": 257}}

@@ -15,6 +15,7 @@ from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.directory import (
+    check_end_tokens,
     inner_adapter_problem,
     read_config,
     read_generation_config,
@@ -23,6 +24,7 @@ from sparsepo_jax.models.directory import (
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.models.stored_tensors import SafeTensors, find_checkpoint
+from sparsepo_jax.models.weights import check_tensors
 from sparsepo_jax.models.wrappers import from_scratch_problem
 from sparsepo_jax.ops.remat import Remat
 
@@ -42,6 +44,7 @@ def policy_config(config: Config, tokenizer: Any | None) -> dict[str, Any]:
     """
     if config.policy.path is not None:
         hf_config = checkpoint_config(config.policy, "policy")
+        check_end_tokens(find_checkpoint(config.policy.path))
         if config.policy.config is not None:
             wanted = read_spec(config.policy.config, "policy.config", None)
             _check_same_shape(wanted, read_spec(hf_config, config.policy.path, None), config.policy.path)
@@ -124,6 +127,11 @@ def exported_configs(
     eos = getattr(tokenizer, "eos_token_id", None)
     eos = None if eos is None or eos >= spec.vocab_size else eos
     return with_end_token(hf_config, eos), None if generation is None else with_end_token(generation, eos)
+
+
+def check_weights(path: str, spec: DecoderSpec) -> None:
+    """UserError if the weights of a checkpoint cannot be read, or are those of another decoder."""
+    check_tensors(spec, SafeTensors(find_checkpoint(path)).shapes(), path)
 
 
 def checkpoint_dtype(path: str) -> str:

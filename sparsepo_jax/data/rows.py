@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 def one_line(error: Exception) -> str:
-    """The first line of a library's message that is not blank, so that our own message stays one line.
+    """The beginning of a library's message without its line ends, so that our own message stays one line.
 
     Args:
         error: as it was caught.
@@ -38,5 +38,4 @@ def one_line(error: Exception) -> str:
     Returns:
         The name of its type if it has no message.
     """
-    lines = (line.strip() for line in str(error).splitlines())
-    return str(BadRow(next((line for line in lines if line), type(error).__name__)))
+    return str(BadRow(" ".join(str(error).split()) or type(error).__name__))

@@ -12,6 +12,8 @@ from typing import Any
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import is_mistyped_path
+from sparsepo_jax.core.placeholders import first_placeholder
+from sparsepo_jax.data.rows import one_line
 
 END = "<|endoftext|>"
 
@@ -37,8 +39,7 @@ def load_tokenizer(path: str) -> Any:
         # Without this argument, transformers asks on stdin whether to run code from the directory.
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen types, all for a tokenizer that cannot be loaded
-        lines = (line.strip() for line in str(error).splitlines())
-        reason = next((line for line in lines if line), type(error).__name__)
+        reason = first_placeholder(Path(path)) or one_line(error)
         raise UserError(f"{path}: no Hugging Face tokenizer to be had there ({reason})") from None
     if not tokenizer.is_fast:
         raise UserError(

@@ -2,7 +2,7 @@
 
 config.json              the model's shape; what it says of generation counts without generation_config.json
 generation_config.json   how the model answers, and among that the tokens that end an answer
-model.safetensors        the weights; else the files that model.safetensors.index.json names; no others
+model.safetensors        the weights, or what stands for them: see weight_files
 adapter_config.json      an adapter for another model, or for the one beside it
 """
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.placeholders import placeholder_problem
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 ADAPTER = "adapter_config.json"
-_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # What transformers' processors of images, videos and sound read.
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 # What its tokenizers and processors read.
@@ -53,13 +53,16 @@ def read_json_object(file: Path, setting: str | None = None) -> dict[str, Any]:
         setting: the setting that led here, for the beginning of messages; None: none.
 
     Raises:
-        UserError: it is no JSON, or no object.
+        UserError: it cannot be read, or it is no JSON, or no object.
     """
     where = f"{file}" if setting is None else f"{setting}: {file}"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{where}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: no valid JSON ({error})") from error
+        reason = placeholder_problem(file) or f"no valid JSON ({error})"
+        raise UserError(f"{where}: {reason}") from error
     if not isinstance(content, dict):
         raise UserError(f"{where}: expected a JSON object, got {type(content).__name__}")
     return content
@@ -79,8 +82,20 @@ def read_config(directory: Path, setting: str = "policy") -> dict[str, Any]:
     if not file.exists():
         if (problem := adapter_problem(directory, setting)) is not None:
             raise UserError(f"{directory}: {problem}")
-        raise UserError(f"{directory}: expected a config.json (a Hugging Face checkpoint), found none")
+        within = _directory_within(directory)
+        hint = "" if within is None else f"; there is one in {within}: set {setting}.path to that"
+        raise UserError(f"{directory}: expected a config.json (a Hugging Face checkpoint), found none{hint}")
     return read_json_object(file)
+
+
+def _directory_within(directory: Path) -> Path | None:
+    """The latest checkpoint in a directory around checkpoints.
+
+    Such are those of a trainer (checkpoint-500), and the Hub's cache of a model (snapshots/COMMIT).
+    """
+    configs = [*directory.glob(f"snapshots/*/{CONFIG}"), *directory.glob(f"*/{CONFIG}")]
+    latest = max(configs, key=lambda file: file.stat().st_mtime, default=None)
+    return None if latest is None else latest.parent
 
 
 def read_generation_config(directory: Path) -> dict[str, Any] | None:
@@ -119,9 +134,23 @@ def end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any] | None) 
     ids = value if isinstance(value, list) else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         raise UserError(
-            f"{name}: eos_token_id: expected a token id, a list of them or null, got {value!s:.60}"
+            f"{name}: eos_token_id: expected a token id, a list of them or null, got {value!r:.60}"
         )
     return ids
+
+
+def check_end_tokens(directory: Path) -> None:
+    """Reads what a checkpoint says of generation, which is of use at the end of a run only.
+
+    Args:
+        directory: of a checkpoint.
+
+    Raises:
+        UserError: one of its files cannot be read, or names end tokens that are no ids.
+    """
+    config = read_config(directory)
+    end_tokens(config, None)
+    end_tokens(config, read_generation_config(directory))
 
 
 def with_end_token(content: Mapping[str, Any], token: int | None) -> dict[str, Any]:
@@ -189,86 +218,7 @@ def has_tokenizer(directory: Path) -> bool:
     return any((directory / name).exists() for name in _BEGINS_A_TOKENIZER)
 
 
-# ---------------------------------------------------------------- files of weights
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The files that hold the weights: those that transformers would take.
-
-    Args:
-        directory: of a checkpoint.
-
-    Raises:
-        UserError: there are none, or only pickled ones.
-    """
-    config = read_json_object(directory / CONFIG) if (directory / CONFIG).exists() else {}
-    chosen = config.get("transformers_weights")
-    if chosen is not None:
-        return _chosen_files(directory, chosen)
-    if (directory / SINGLE).is_file():
-        return [directory / SINGLE]
-    if (directory / INDEX).is_file():
-        return _shards(directory / INDEX)
-    if (problem := pickle_problem(directory)) is not None:
-        raise UserError(f"{directory}: {problem}")
-    raise UserError(f"{directory}: expected {SINGLE} or {INDEX}, found neither")
-
-
-def _chosen_files(directory: Path, name: Any) -> list[Path]:
-    """The files behind the file or index that config.json names."""
-    fits = isinstance(name, str) and name.endswith((".safetensors", ".safetensors.index.json"))
-    if not fits or Path(name).name != name:
-        raise UserError(
-            f"{directory}: config.json: transformers_weights: expected a safetensors file or index of the "
-            f"same directory, got {name!s:.60}"
-        )
-    if not (directory / name).is_file():
-        raise UserError(
-            f"{directory}: {name}, which config.json names (transformers_weights), is missing: "
-            "download or copy it"
-        )
-    return _shards(directory / name) if name.endswith(".json") else [directory / name]
-
-
-def _shards(index: Path) -> list[Path]:
-    """The files that an index names, beside it. Others there are left over from another checkpoint."""
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(
-            f"{index}: expected a JSON object with weight_map, tensor -> file; download or copy it again"
-        ) from None
-    for name in sorted(map(str, names)):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(f"{index}: expected safetensors files of the same directory, got {name!r:.80}")
-    for name in sorted(names):
-        if not (index.parent / name).exists():
-            raise UserError(f"{index.parent}: {name}, named by the index, is missing: download or copy it")
-    return [index.parent / name for name in sorted(names)]
-
-
 # ---------------------------------------------------------------- what to do with other directories
-
-
-def pickle_problem(directory: Path) -> str | None:
-    """What to do with a directory whose weights are pickled, which we never open; None if they are not.
-
-    Args:
-        directory: of a checkpoint.
-    """
-    if any((directory / name).is_file() for name in (SINGLE, INDEX)):
-        return None
-    pickle = next((name for name in _PICKLED if (directory / name).is_file()), None)
-    if pickle is None:
-        return None
-    code = (
-        "from transformers import AutoModelForCausalLM as M; "
-        f"M.from_pretrained('{directory}', dtype='auto').save_pretrained('{directory}')"
-    )
-    return (
-        f"expected {SINGLE} or {INDEX}, found {pickle}, a pickle, which may run code and is not opened; "
-        f'convert it once, where torch is: python -c "{code}"'
-    )
 
 
 def adapter_problem(directory: Path, setting: str = "policy") -> str | None:

@@ -25,6 +25,7 @@ class _Usual(NamedTuple):
         activation: field and value of the MLP's activation function.
         norm_eps: name of the field.
         eps: what it means where that field is absent; None: it must be there.
+        positions: what max_position_embeddings means where it is absent; None: it must be there.
         mlp_width: name of the field.
     """
 
@@ -38,12 +39,13 @@ class _Usual(NamedTuple):
     activation: tuple[str, str] = ("hidden_act", "silu")
     norm_eps: str = "rms_norm_eps"
     eps: float | None = None
+    positions: int | None = None
     mlp_width: str = "intermediate_size"
 
 
 _GEMMA = _Usual(own_head_dim=True, tied=True, activation=("hidden_activation", "gelu_pytorch_tanh"))
 _USUAL = {
-    "llama": _Usual(one_each=True),
+    "llama": _Usual(one_each=True, positions=2048),
     "qwen3": _Usual(own_head_dim=True),
     "olmo2": _Usual(one_each=True),
     "mixtral": _Usual(base=1e6),
@@ -86,7 +88,7 @@ def llama_like(config: FamilyFields, family: str) -> DecoderSpec:
     usual = _USUAL.get(family, _Usual())
     width = needed(config, family, "hidden_size")
     heads = needed(config, family, "num_attention_heads")
-    positions = needed(config, family, "max_position_embeddings")
+    positions = needed(config, family, "max_position_embeddings", usual.positions)
     if usual.own_head_dim or config.get("head_dim") is not None:
         head_dim = needed(config, family, "head_dim")
     else:

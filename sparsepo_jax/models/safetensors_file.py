@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.placeholders import placeholder_problem
 
 BYTES = "U8"  # safetensors' name of the type of bytes
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -47,7 +48,8 @@ class TensorFile:
                     self.shapes[name] = tuple(tensor.get_shape())
                     self.types[name] = tensor.get_dtype()
         except Exception as error:  # safetensors raises its own type, which it does not export
-            raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+            reason = f"not a readable safetensors file ({error}); download or copy it again"
+            raise UserError(f"{path}: {placeholder_problem(path) or reason}") from error
         data_start, fields = _header(path)
         self._begins = {name: data_start + fields[name]["data_offsets"][0] for name in self.shapes}
 

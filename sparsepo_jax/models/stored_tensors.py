@@ -9,8 +9,9 @@ import numpy as np
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import is_mistyped_path
 from sparsepo_jax.models import mxfp4
-from sparsepo_jax.models.directory import config_dtype, read_config, weight_files
+from sparsepo_jax.models.directory import config_dtype, read_config
 from sparsepo_jax.models.safetensors_file import BYTES, TensorFile
+from sparsepo_jax.models.weight_files import weight_files
 
 # Buffers that old checkpoints carry and that our forward pass does not need: causal masks, rotary tables.
 BUFFERS = (

@@ -4,6 +4,7 @@ Errors are collected: a checkpoint with three wrong tensors gives one message th
 """
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -20,6 +21,8 @@ _HEADS = ("lm_head.weight", "embed_out.weight", "language_model.lm_head.weight")
 
 # Qwen's heads that predict later tokens, which transformers leaves out, too.
 _LATER_TOKENS = ("mtp.",)
+
+_LISTED = 12  # tensors that a message names
 
 # Of a tensor: a layer, or a layer and an expert; None: it is the only one.
 LayerPlace = int | tuple[int, int] | None
@@ -73,8 +76,57 @@ def stream_hf(
             or a head that config.json ties to the embedding and that is not equal to it.
     """
     shapes = tensors.shapes()
-    stored_name = _stored_names(spec, shapes)
-    places, faults = _match(spec, shapes, expected, stored_name)
+    places, spare_heads = _places(spec, shapes, expected, where)
+    _refuse_another_head(tensors, spare_heads, _stored_names(spec, shapes)(_embedding_name(spec)), where)
+    for name, tensor in tensors.read(places):
+        parts = list(parts_of(spec, places[name], tensor))
+        del tensor  # let go of what was handed over before the next tensor is read: it may be gigabytes
+        while parts:
+            yield parts.pop(0)
+
+
+def check_tensors(spec: DecoderSpec, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Whether the names and sizes of a checkpoint's tensors are those of its config.json. Needs no JAX.
+
+    Args:
+        spec: the decoder.
+        shapes: of the checkpoint's tensors, by name.
+        where: the checkpoint's name, for messages.
+
+    Raises:
+        UserError: they are not, see `stream_hf`, which compares each shape.
+    """
+    places, _ = _places(spec, shapes, None, where)
+    embedding = _stored_names(spec, shapes)(_embedding_name(spec))
+    rows, _ = shapes[embedding]
+    if rows != spec.vocab_size:
+        raise UserError(
+            f"{where}: {embedding} has {rows:,} rows, and vocab_size in config.json is {spec.vocab_size:,}: "
+            "mend the wrong one"
+        )
+    stored, meant = sum(math.prod(shapes[name]) for name in places), spec.parameter_count()
+    if stored != meant:
+        raise UserError(f"{where}: the tensors hold {stored:,} numbers, and config.json means {meant:,}")
+
+
+def _places(
+    spec: DecoderSpec,
+    shapes: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]] | None,
+    where: str,
+) -> tuple[dict[str, Place], set[str]]:
+    """(what each stored tensor is, tied heads beside the embedding).
+
+    Args:
+        spec: the decoder.
+        shapes: of the stored tensors, by name.
+        expected: the shape of each of our arrays, by path; None: shapes are not compared.
+        where: the checkpoint's name, for messages.
+
+    Raises:
+        UserError: tensors are missing, unexpected or of another shape.
+    """
+    places, faults = _match(spec, shapes, expected)
     tied_heads = set(_HEADS) if spec.tied_head else set()
     spare = _LATER_TOKENS if any(kind.shape.delta is not None for kind in spec.kinds) else ()
     carried = set(carried_names(spec.wrapping, shapes))
@@ -84,38 +136,56 @@ def stream_hf(
         if not name.endswith(BUFFERS) and not is_mask_tensor(name):
             faults.append(f"{name} is not part of this architecture ({spec.family})")
     if faults:
-        raise UserError(f"{where}: {len(faults)} tensor(s) do not fit config.json: " + "; ".join(faults))
-    spare_heads = tied_heads & shapes.keys() - places.keys()
-    _refuse_another_head(tensors, spare_heads, stored_name(_embedding_name(spec)), where)
-    for name, tensor in tensors.read(places):
-        parts = list(parts_of(spec, places[name], tensor))
-        del tensor  # let go of what was handed over before the next tensor is read: it may be gigabytes
-        while parts:
-            yield parts.pop(0)
+        raise UserError(f"{where}: {_described(faults, shapes, _embedding_name(spec))}")
+    return places, tied_heads & shapes.keys() - places.keys()
+
+
+def _described(faults: Sequence[str], names: Collection[str], embedding: str) -> str:
+    """What does not fit, and why if the names show it.
+
+    names: of the stored tensors.
+    embedding: the full name of one that every model has.
+    """
+    stored = next((name for name in names if name.endswith("." + embedding)), None)
+    if stored is not None:
+        return (
+            f"tensors have names as {stored}, which a wrapper around the model leaves (torch.compile, DDP, "
+            "PEFT) and transformers does not find: save the model within the wrapper"
+        )
+    if any(".lora_A." in name for name in names):
+        return "adapters lie among the weights: merge them (PEFT: merge_and_unload) and save the model again"
+    listed = "; ".join(faults[:_LISTED]) + ("; ..." if len(faults) > _LISTED else "")
+    return f"{len(faults)} tensor(s) do not fit config.json: {listed}"
 
 
 def _match(
     spec: DecoderSpec,
     shapes: Mapping[str, tuple[int, ...]],
-    expected: Mapping[str, tuple[int, ...]],
-    stored_name: Callable[[str], str],
+    expected: Mapping[str, tuple[int, ...]] | None,
 ) -> tuple[dict[str, Place], list[str]]:
     """What each stored tensor is, and which tensors are missing or have another shape."""
+    stored_name = _stored_names(spec, shapes)
     places: dict[str, Place] = {}
     faults = []
     for rule in stored_rules(spec, shapes):
-        leading = rule.per_layer + rule.per_expert
-        first = _layers_of(rule, spec)[0]
-        paths = [spec.place(path, first)[0] if rule.per_layer else path for path in rule.ours]
-        wanted = rule.join(*(np.empty(expected[path][leading:], bool) for path in paths)).shape
+        wanted = None if expected is None else _shape_of(rule, spec, expected)
         for layer, full_name in _names_of(rule, spec):
             name = stored_name(full_name)
             places[name] = rule, layer
             if name not in shapes:
-                faults.append(f"{full_name} is missing (expected shape {list(wanted)})")
-            elif shapes[name] != wanted:
+                shape = "" if wanted is None else f" (expected shape {list(wanted)})"
+                faults.append(f"{full_name} is missing{shape}")
+            elif wanted is not None and shapes[name] != wanted:
                 faults.append(f"{name} has shape {list(shapes[name])}, expected {list(wanted)}")
     return places, faults
+
+
+def _shape_of(rule: Rule, spec: DecoderSpec, expected: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of the tensors of a rule."""
+    leading = rule.per_layer + rule.per_expert
+    first = _layers_of(rule, spec)[0]
+    paths = [spec.place(path, first)[0] if rule.per_layer else path for path in rule.ours]
+    return rule.join(*(np.empty(expected[path][leading:], bool) for path in paths)).shape
 
 
 def _names_of(rule: Rule, spec: DecoderSpec) -> list[tuple[LayerPlace, str]]:

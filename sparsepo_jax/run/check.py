@@ -87,7 +87,8 @@ def make_plan_text(config: Config) -> str:
         *_choice_lines(config, policy, reference),
         *hub_lines(config),
     ]
-    notes = [*(model.note for model in dict.fromkeys((policy, reference)) if model.note), *adapters.notes]
+    models = dict.fromkeys((policy, reference))
+    notes = [*(note for model in models for note in model.notes), *adapters.notes]
     return "\n".join([*(f"{name:<12}{text}" for name, text in lines), *(f"note: {note}" for note in notes)])
 
 

@@ -1,6 +1,5 @@
 """What config.json and adapter_config.json tell of a run's models, before their weights are read."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,12 +7,16 @@ from sparsepo_jax.config.derive import vocabulary_size
 from sparsepo_jax.config.schema.models import ReviewsTokenizer, Tokenizer
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.placeholders import first_placeholder
 from sparsepo_jax.models.adapter import Adapter
 from sparsepo_jax.models.adapter_config import read_adapter_config
 from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder_spec import DecoderSpec
-from sparsepo_jax.models.directory import adapter_problem, inner_adapter_problem, pickle_problem
+from sparsepo_jax.models.directory import check_end_tokens, inner_adapter_problem, read_config
 from sparsepo_jax.models.spec import ignored_note, spec_from_hf
+from sparsepo_jax.models.stored_tensors import SafeTensors
+from sparsepo_jax.models.weight_files import NoWeights
+from sparsepo_jax.models.weights import check_tensors
 from sparsepo_jax.run.adapters import describe_adapter, same_model, settle_lora
 from sparsepo_jax.run.local import MODEL_ID, Count, is_local
 from sparsepo_jax.run.resume import trains_adapter_further
@@ -28,7 +31,7 @@ class Model(NamedTuple):
     origin: str
     spec: DecoderSpec | None = None
     parameters: int | None = None
-    note: str | None = None  # of config fields that are ignored
+    notes: tuple[str, ...] = ()  # of config fields that are ignored, and of what is not there yet
 
 
 def read_policy(config: Config, mistakes: list[str]) -> Model:
@@ -61,7 +64,7 @@ def tokens_of(tokenizer: Tokenizer) -> int | None:
 
 
 def read_model(path: str, where: str, mistakes: list[str], *, adapted: bool = False) -> Model:
-    """A checkpoint by its config.json.
+    """A checkpoint by its config.json, and whether its files of weights can be read.
 
     Args:
         path: a directory or Hub id.
@@ -73,34 +76,38 @@ def read_model(path: str, where: str, mistakes: list[str], *, adapted: bool = Fa
         return Model(path)
     setting = where.removesuffix(".path")
     directory = Path(path)
-    problem = (
-        adapter_problem(directory, setting)
-        or (None if adapted else inner_adapter_problem(directory, setting))
-        or pickle_problem(directory)
-    )
-    if problem is not None:
+    if not adapted and (problem := inner_adapter_problem(directory, setting)) is not None:
         mistakes.append(f"{where}: {path}: {problem}")
         return Model(path)
     try:
-        content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
-        mistakes.append(f"{where}: expected a directory with a config.json, got {path} ({reason})")
+        content = read_config(directory, setting)
+        check_end_tokens(directory)
+    except UserError as error:
+        mistakes.append(f"{where}: {error}")
         return Model(path)
-    return _read_spec(content, path, where, mistakes)
+    if (problem := first_placeholder(directory)) is not None:
+        mistakes.append(f"{where}: {path}: {problem}")
+        return Model(path)
+    model = _read_spec(content, path, where, mistakes)
+    try:
+        tensors = SafeTensors(directory)
+        if model.spec is not None:
+            check_tensors(model.spec, tensors.shapes(), path)
+    except NoWeights as error:
+        return model._replace(notes=(*model.notes, f"{error}; a run needs them"))
+    except UserError as error:
+        mistakes.append(f"{where}: {error}")
+    return model
 
 
-def _read_spec(content: Any, origin: str, where: str, mistakes: list[str]) -> Model:
-    if not isinstance(content, dict):
-        mistakes.append(f"{where}: expected a config.json that holds an object, got {type(content).__name__}")
-        return Model(origin)
+def _read_spec(content: dict[str, Any], origin: str, where: str, mistakes: list[str]) -> Model:
     try:
         spec = spec_from_hf(content)
         note = ignored_note(content, origin if where.endswith(".path") else where)
     except SpecError as error:
         mistakes.append(f"{where}: {error}")
         return Model(origin)
-    return Model(origin, spec, spec.parameter_count(), note)
+    return Model(origin, spec, spec.parameter_count(), () if note is None else (note,))
 
 
 class Adapters(NamedTuple):

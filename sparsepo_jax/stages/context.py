@@ -19,6 +19,7 @@ from sparsepo_jax.build.compute import check_batch, check_offload, describe_comp
 from sparsepo_jax.build.data import check_some_row_counts, hold_pairs, load_data
 from sparsepo_jax.build.lora import make_lora, make_reference_lora, with_adapter_settings
 from sparsepo_jax.build.models import (
+    check_weights,
     checkpoint_config,
     checkpoint_dtype,
     policy_config,
@@ -113,6 +114,7 @@ class Run:
         hf_config = checkpoint_config(self.config.reference, "reference")
         spec = self.spec if path == self.config.policy.path else self._read_spec(hf_config, path)
         same_tokenizer(self.config.policy.path, path, self.spec, spec)
+        check_weights(path, spec)
         return spec
 
     def _read_spec(self, hf_config: dict[str, Any], where: str) -> DecoderSpec:

@@ -55,6 +55,8 @@ def run_stages(config: Config, stop: Stop, began_s: float | None = None) -> int:
     _check_needs(run.config)
     only_looks = LOOKING.issuperset(run.config.stages)
     with contextlib.nullcontext() if only_looks else run.locked_directory():
+        if config.reference.path is not None and "po" in config.stages and not run.marks.finished("po"):
+            _ = run.reference_spec  # raises now instead of after sft
         for stage in run.config.stages:
             STAGES[stage](run)
             run.stage_ended(stage)
