@@ -246,3 +246,106 @@ def test_trainer_of_simpo_can_be_named(tmp_path, capsys):
 )
 def test_settings_of_another_method_are_put_aside(content, name, tmp_path):
     assert f"{name}: " in translated(tmp_path, content)[1].split("Without a meaning here")[1]
+
+
+# ---------------------------------------------------------------- commands and scripts
+
+COMMAND = """#!/bin/bash
+# the second try
+LR=5e-6
+export OUT="runs/second"
+accelerate launch --num_processes 8 --config_file zero3.yaml scripts/train_dpo.py \\
+    --model_name_or_path org/model --dataset_name=org/pairs \\
+    --learning_rate ${LR} --beta 0.2 --output_dir $OUT \\
+    --gradient_checkpointing --no_remove_unused_columns \\
+    --use_peft --lora_target_modules q_proj v_proj --max_steps -1
+echo done
+"""
+SCRIPT = """
+MODEL = "org/model"
+model = AutoModelForCausalLM.from_pretrained(MODEL, device_map="auto")
+rows = load_dataset("org/pairs", split="train[:100]")
+lora = LoraConfig(r=4, target_modules=["q_proj"], bias="none", task_type="CAUSAL_LM")
+args = trl.DPOConfig(beta=0.2, learning_rate=5e-6, bf16=has_bf16(), num_train_epochs=given.n)
+trainer = DPOTrainer(model=model, args=args, train_dataset=rows, peft_config=lora)
+"""
+
+
+def from_text(directory, name: str, text: str, *options: str):
+    """The config that a file becomes, or None, and the exit status."""
+    path, ours = directory / name, directory / "ours.yaml"
+    path.write_text(text)
+    with pytest.MonkeyPatch.context() as patch, ours.open("w") as file:
+        patch.setattr("sys.stdout", file)
+        status = main(["--from-trl", str(path), *options])
+    return (load_config(ours)[0] if status == 0 else None), status
+
+
+def test_a_command_in_a_shell_script(tmp_path):
+    """Its launcher's settings are not its own; variables that the script sets are put in."""
+    config, _ = from_text(tmp_path, "run.sh", COMMAND, "--devices", "8")
+    assert config.objective.model_dump(include={"kind", "beta"}) == {"kind": "dpo", "beta": 0.2}
+    assert (config.po.optimizer.learning_rate, config.output_dir) == (5e-6, "runs/second")
+    assert config.po.batch_size == 64 and config.po.epochs == 3.0
+    assert config.po.lora.targets == ["attention.query", "attention.value"]
+    config, _ = from_text(tmp_path, "run.txt", "trl kto --model_name_or_path a/b --dataset_name c/d\n")
+    assert config.objective.kind == "kto" and config.policy.path == "a/b"
+
+
+def test_a_script_of_trl(tmp_path):
+    """PEFT's own defaults count in it: dropout 0 and alpha 8, where TRL's command has 0.05 and 32."""
+    config, _ = from_text(tmp_path, "train.py", SCRIPT)
+    assert (config.policy.path, config.data.train[0].path) == ("org/model", "org/pairs")
+    assert (config.data.train[0].split, config.objective.beta) == ("train[:100]", 0.2)
+    lora = config.po.lora
+    assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (4, 8.0, 0.0, ["attention.query"])
+    text = (tmp_path / "ours.yaml").read_text()
+    assert "num_train_epochs: given.n in the script: its value is not known" in text
+    assert "bf16: has_bf16() in the script" in text
+    older = SCRIPT.replace("trl.DPOConfig", "TrainingArguments").replace("beta=0.2, ", "")
+    older = older.replace("learning_rate=5e-6, ", "").replace("args=args", "args=args, beta=0.3")
+    config, _ = from_text(tmp_path, "train.py", older)
+    assert (config.po.optimizer.learning_rate, config.objective.beta) == (5e-5, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.sh", "trl dpo --a 1 --b 2\ntrl dpo --a 1 --b 3\n", "several commands: leave one"),
+        ("a.sh", "echo hello\n", "no command of TRL"),
+        ("a.sh", "trl dpo --config x.yaml --beta 0.1\n", "its command reads x.yaml: give that file"),
+        ("a.sh", "python dpo.py x.yaml --beta=0.1 --seed=2\n", "its command reads x.yaml: give that file"),
+        ("a.py", SCRIPT + "SFTConfig(packing=True)", "it makes DPOConfig and SFTConfig: leave one"),
+        ("a.py", "x = 1", "it makes none of DPOConfig"),
+        ("a.py", "x = (", "no Python"),
+        ("a.yaml", "", "the file is empty"),
+        ("a.yaml", "- beta: 1", "expected a mapping of settings"),
+    ],
+)
+def test_files_without_settings_are_one_line(name, text, said, tmp_path, capsys):
+    assert from_text(tmp_path, name, text)[1] == 2
+    first, line = capsys.readouterr().err.splitlines()
+    assert first.endswith("it cannot be translated as it is") and said in line
+
+
+def test_what_a_script_unpacks_is_said(tmp_path):
+    from_text(tmp_path, "a.py", "DPOConfig(beta=0.1, **settings)")
+    assert "DPOConfig: what its **arguments are is not known" in (tmp_path / "ours.yaml").read_text()
+
+
+def test_files_from_windows(tmp_path, capsys):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf{"beta": 0.1,\r\n"loss_type": "sigmoid"}\r\n')
+    assert main(["--from-trl", str(path)]) == 0 and "beta: 0.1" in capsys.readouterr().out
+    path.write_text("beta: 0.1", encoding="utf-16")
+    assert main(["--from-trl", str(path)]) == 2 and "save it as UTF-8" in capsys.readouterr().err
+
+
+def test_settings_of_older_trl(tmp_path):
+    older = {"rpo_alpha": 0.5, "reference_free": False, "loss_type": "aot_pair", "logging_steps": 0.05}
+    config, text = translated(tmp_path, TRL | older)
+    assert (config.objective.kind, config.objective.nll_weight) == ("aot", 0.5)
+    assert config.logging.every_steps == 1 and "logging_steps: 0.05: a share" in text
+    assert "reference_free: true" in refused(tmp_path, TRL | {"reference_free": True})
+    processes = {"num_processes": 4, "accelerate_config": "zero3"}
+    assert translated(tmp_path, TRL | processes)[0].po.batch_size == 4 * 16

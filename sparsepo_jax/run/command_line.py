@@ -86,7 +86,8 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--schema", "print the JSON schema of configs", {"action": "store_true"}),
     (
         "--from-trl",
-        "print the config of TRL, Axolotl, LLaMA-Factory or open-instruct (YAML or JSON) as one of ours",
+        "print the config of TRL, Axolotl, LLaMA-Factory or open-instruct (YAML, JSON, or a shell or Python "
+        "script with its settings) as one of ours",
         {"metavar": "FILE"},
     ),
     (

@@ -1,4 +1,4 @@
-"""`--from-trl FILE`: the config of TRL, Axolotl, LLaMA-Factory or open-instruct as one of ours, in YAML.
+"""`--from-trl FILE`: a config of TRL, Axolotl, LLaMA-Factory or open-instruct as one of ours, in YAML.
 
 Every setting of the file is translated, noted as having no meaning here, or refused by name. What the other
 program would take by default is written out where our default differs.
@@ -12,7 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from sparsepo_jax.config.foreign import axolotl, llama_factory, open_instruct, trl
+from sparsepo_jax.config.foreign.command import NoCommand, read_command
 from sparsepo_jax.config.foreign.fields import Fields
+from sparsepo_jax.config.foreign.script import NoScript, read_script
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.mistakes import explain
 from sparsepo_jax.config.programs import find_program
@@ -36,14 +38,15 @@ def convert(path: str, trainer: str | None, devices: int) -> str:
     """Our YAML, with what is not quite the same and what has no meaning here in comments.
 
     Args:
-        path: of the other program's file, YAML or JSON.
+        path: of the other program's file: YAML, JSON, a shell script or a Python script.
         trainer: of TRL, where the file fits several; None: the file tells.
         devices: on how many the file was run.
 
     Raises:
         ConfigError: with all that cannot be read or translated.
     """
-    content = _read(path)
+    content, named, lines = _read(path)
+    trainer = trainer or named
     program = _program(content)
     if program == "TRL":
         trainer = trainer or trl.find_trainer(content)
@@ -55,6 +58,7 @@ def convert(path: str, trainer: str | None, devices: int) -> str:
                 ]
             )
     fields = Fields(content, program, devices)
+    fields.differences += lines
     _TRANSLATE[program](fields, trainer or "", set(members(Objective)))
     fields.end()
     if fields.refusals:
@@ -79,7 +83,14 @@ def _program(content: dict[str, Any]) -> str:
     raise ConfigError([f"no config of {known}: it has {shown(list(content))}"])
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: str) -> tuple[dict[str, Any], str | None, list[str]]:
+    """The settings in a file, the trainer if it says so, and lines about what is not in it.
+
+    It holds YAML, JSON, a command or a Python script.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
     if path.endswith(_PICKLES):
         raise ConfigError(
             [
@@ -88,15 +99,27 @@ def _read(path: str) -> dict[str, Any]:
             ]
         )
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
+        if path.endswith((".sh", ".bash", ".slurm", ".sbatch")):
+            return *read_command(text), []
+        if path.endswith(".py"):
+            return read_script(text)
         content = json.loads(text) if path.endswith(".json") else parse(text)
+        if isinstance(content, str):
+            return *read_command(text), []
     except OSError as error:
         raise ConfigError([f"cannot read {path}: {error.strerror}"]) from None
-    except (UnicodeDecodeError, ValueError, NotYaml) as error:
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: not UTF-8: save it as UTF-8"]) from None
+    except (NoCommand, NoScript) as error:
+        raise ConfigError([f"{path}: {error}"]) from None
+    except (ValueError, NotYaml) as error:
         raise ConfigError([f"{path}: expected YAML or JSON ({error})"]) from None
+    if content is None:
+        raise ConfigError([f"{path}: the file is empty"])
     if not isinstance(content, dict):
-        raise ConfigError([f"{path}: expected a mapping of settings, got {type(content).__name__}"])
-    return content
+        raise ConfigError([f"{path}: expected a mapping of settings, got {shown(content)}"])
+    return content, None, []
 
 
 def _text(path: str, fields: Fields) -> str:

@@ -279,9 +279,10 @@ def _translate_numbers(fields: Fields) -> None:
 
 
 def _translate_saving(fields: Fields, section: str, known: Mapping[str, Any]) -> None:
-    fields.set(
-        "logging.every_steps", max(1, int(fields.number("logging_steps", default=known["logging_steps"])))
-    )
+    every = fields.number("logging_steps", default=known["logging_steps"])
+    if 0 < every < 1:
+        fields.notes.append(f"logging_steps: {every}: a share of the steps; every step is logged")
+    fields.set("logging.every_steps", max(1, int(every)))
     every = fields.number("save_steps", default=500)
     if every >= 1:
         fields.set("checkpoint.every_steps", int(every))

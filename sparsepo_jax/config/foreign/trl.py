@@ -50,6 +50,14 @@ _ASIDE = {
     "use_flash_attention_2": "memory and speed only",
     "push_to_hub_revision": "set export.hub",
     "label_pad_token_id": "padding is inert",
+    "use_num_logits_to_keep": "memory and speed only",
+    "use_logits_to_keep": "memory and speed only",
+    "force_use_ref_model": "see reference.path",
+    "sanity_check": "a debug setting",
+    **dict.fromkeys(
+        ("accelerate_config", "num_machines", "machine_rank", "main_process_ip", "main_process_port"),
+        "how processes find each other; see compute.distributed and compute.mesh",
+    ),
     "padding_value": "padding is inert",
 }
 
@@ -82,6 +90,8 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         known: kinds of our objectives.
     """
     section = "sft" if trainer == "sft" else "po"
+    if (processes := fields.number("num_processes", default=1)) > 1 and fields.devices == 1:
+        fields.devices = processes
     fields.set("output_dir", fields.take("output_dir", default=f"runs/{trainer}"))
     fields.only("model_revision", ("main",), REVISION)
     if (path := fields.take("model_name_or_path")) is None:
@@ -207,6 +217,10 @@ def _without_none(mapping: dict[str, Any]) -> dict[str, Any]:
 
 def _dpo(fields: Fields, known: set[str]) -> None:
     objective = _losses(fields, known)
+    if weight := fields.number("rpo_alpha", default=0.0):
+        objective["nll_weight"] = objective.get("nll_weight", 0.0) + weight
+        fields.differs("rpo_alpha: averaged over each chosen response, then over pairs; TRL: over all tokens")
+    fields.only("reference_free", (False,), "set objective.kind to one that needs no reference (simpo, orpo)")
     if fields.flag("use_weighting"):
         objective["policy_weight"] = True
         fields.differs(
@@ -220,6 +234,7 @@ def _dpo(fields: Fields, known: set[str]) -> None:
 def _losses(fields: Fields, known: set[str]) -> dict[str, Any]:
     """The loss of loss_type, or a sum of several; sft among them becomes nll_weight."""
     losses = fields.texts("loss_type", default=["sigmoid"])
+    losses = ["aot" if loss == "aot_pair" else loss for loss in losses]  # as it was called before
     weights = fields.take("loss_weights", default=[1.0] * len(losses))
     values = {
         "beta": fields.number("beta", default=0.1),
