@@ -1,5 +1,7 @@
 """Configs as people have them: what is left over in them, what they leave out, and whose they are."""
 
+import json
+
 import pytest
 
 from helpers.foreign import AXOLOTL, FACTORY, OPEN_INSTRUCT, TRL, refused, translated, write
@@ -349,3 +351,31 @@ def test_settings_of_older_trl(tmp_path):
     assert "reference_free: true" in refused(tmp_path, TRL | {"reference_free": True})
     processes = {"num_processes": 4, "accelerate_config": "zero3"}
     assert translated(tmp_path, TRL | processes)[0].po.batch_size == 4 * 16
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"folder": "x"}, "folder: not translated"),
+        (
+            {"formatting": "sharegpt", "tags": {"user_tag": "question"}},
+            "user_tag: 'question': expected human or user",
+        ),
+        ({"formatting": "own"}, "formatting: 'own': not translated"),
+    ],
+)
+def test_what_an_entry_of_dataset_info_has_besides_is_refused(entry, said, tmp_path):
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "mine.json"} | entry}))
+    content = FACTORY | {"dataset": "mine", "dataset_dir": str(tmp_path)}
+    assert f"dataset: mine: {'tags: ' if 'tags' in entry else ''}{said}" in refused(tmp_path, content)
+
+
+def test_entries_of_dataset_info(tmp_path):
+    entries = {
+        "some": {"hf_hub_url": "org/some", "num_samples": 500, "ranking": True},
+        "talks": {"file_name": "talks.json", "formatting": "openai", "columns": {"messages": "talk"}},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+    content = FACTORY | {"dataset": "some,talks", "dataset_dir": str(tmp_path), "max_samples": None}
+    first, second = translated(tmp_path, content)[0].data.train
+    assert first.split == "train[:500]" and second.columns == {"messages": "talk"}

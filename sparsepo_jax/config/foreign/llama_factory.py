@@ -42,6 +42,19 @@ _ASIDE_ALL = {
     **dict.fromkeys(("galore_", "apollo_", "badam_"), "belongs to a setting that is off"),
 }
 _METHODS = ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_llama_pro", "fp8")
+_OF_ENTRIES = {
+    *("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "cloud_file_name", "split", "subset"),
+    *("num_samples", "formatting", "ranking", "columns", "tags"),
+}
+_TAGS = {
+    "role_tag": ("from", "role"),
+    "content_tag": ("value", "content"),
+    "user_tag": ("human", "user"),
+    "assistant_tag": ("gpt", "assistant"),
+    "system_tag": ("system",),
+    "observation_tag": ("observation", "tool"),
+    "function_tag": ("function_call",),
+}
 _OLD_NAMES = {
     "dpo_beta": "pref_beta",
     "kto_beta": "pref_beta",
@@ -193,24 +206,19 @@ def _source(fields: Fields, directory: Path, info: dict[str, Any], name: str, sp
         source["subset"] = entry["subset"]
     if entry.get("split", "train") != "train":
         source["split"] = split.replace("train", entry["split"])
-    tags = entry.get("tags", {})
-    if {tags.get("role_tag", "from"), tags.get("content_tag", "value")} - {
-        "from",
-        "value",
-        "role",
-        "content",
-    }:
-        fields.refuse(f"dataset: {name}: tags: messages need from and value, or role and content")
-    is_messages = entry.get("formatting", "alpaca") == "sharegpt"
+    if (rows := entry.get("num_samples")) is not None:
+        source["split"] = f"{source['split'].partition('[')[0]}[:{rows}]"
+        fields.differs(f"dataset: {name}: num_samples: the first {rows} rows here, drawn at random there")
+    _check_entry(fields, name, entry)
+    form = entry.get("formatting", "alpaca")
+    role = entry.get("tags", {}).get("role_tag", "role" if form == "openai" else "from")
     ours = {
         "prompt": "instruction",
         "query": "input",
         "response": "output",
         "kto_tag": "label",
-        "messages": "conversations" if tags.get("role_tag", "from") == "from" else "prompt",
+        "messages": "conversations" if role == "from" else "prompt" if entry.get("ranking") else "messages",
     }
-    if is_messages and not entry.get("ranking"):
-        ours["messages"] = "conversations" if tags.get("role_tag", "from") == "from" else "messages"
     renamed = {}
     for theirs, column in columns.items():
         if theirs in ("images", "videos", "audios"):
@@ -218,6 +226,18 @@ def _source(fields: Fields, directory: Path, info: dict[str, Any], name: str, sp
         elif ours.get(theirs, theirs) != column:
             renamed[ours.get(theirs, theirs)] = column
     return source | ({"columns": renamed} if renamed else {})
+
+
+def _check_entry(fields: Fields, name: str, entry: dict[str, Any]) -> None:
+    """Refuses what an entry of dataset_info.json has beside what _source reads."""
+    if extra := entry.keys() - _OF_ENTRIES:
+        fields.refuse(f"dataset: {name}: {', '.join(sorted(extra))}: not translated")
+    if entry.get("formatting", "alpaca") not in ("alpaca", "sharegpt", "openai"):
+        fields.refuse(f"dataset: {name}: formatting: {shown(entry['formatting'])}: not translated")
+    for tag, value in entry.get("tags", {}).items():
+        if value not in _TAGS.get(tag, ()):
+            expected = " or ".join(_TAGS.get(tag, ("none",)))
+            fields.refuse(f"dataset: {name}: tags: {tag}: {shown(value)}: expected {expected}")
 
 
 def _translate_objective(fields: Fields, stage: str, known: set[str]) -> None:
