@@ -115,6 +115,22 @@ def test_a_template_that_refuses_is_a_bad_row(load):
         load([PAIR | {"prompt": [{"role": "system", "content": "x"}, USER]}], chat_tokenizer(GEMMA))
 
 
+def test_of_several_templates_the_default_is_taken_or_the_one_that_is_named(load):
+    tokenizer = make_byte_tokenizer()
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    for templates, arguments, expected in (
+        ({"default": turns, "rag": f"R{turns}"}, {}, "user: "),
+        ({"chat": turns, "rag": f"R{turns}"}, {"chat_template": "rag"}, "Ruser: "),
+    ):
+        tokenizer.chat_template = templates
+        table = load([PAIR], tokenizer, template_arguments=arguments)
+        assert tokenizer.decode(table.prompt(0)).startswith(expected)
+    with pytest.raises(
+        UserError, match=r"2 chat templates \(chat, rag\) and no default: set data.template_arguments.chat_t"
+    ):
+        load([PAIR], tokenizer)
+
+
 PLAIN = {"prompt": [USER, GOOD, USER], "chosen": [GOOD], "rejected": [BAD]}
 THOUGHT = {
     "prompt": [USER],

@@ -232,7 +232,14 @@ class ChatTemplate:
                 f"{', '.join(reserved)}: no argument of a chat template "
                 "(data.template_arguments, chat_template_kwargs)"
             )
-        template = self._tokenizer.get_chat_template(settings.pop("chat_template", None), tools)
+        name, known = settings.pop("chat_template", None), self._tokenizer.chat_template
+        usual = {"default"} if tools is None else {"default", "tool_use"}
+        if name is None and isinstance(known, dict) and usual.isdisjoint(known):
+            raise BadRow(
+                f"the tokenizer has {len(known)} chat templates ({', '.join(sorted(known))}) and no default: "
+                "set data.template_arguments.chat_template to one of these names"
+            )
+        template = self._tokenizer.get_chat_template(name, tools)
         if self._date is not None and _CLOCK in template:
             template = _clock_at(self._date) + template
         return self._tokenizer.apply_chat_template(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.models.directory import ADAPTER, CONFIG, read_json_object
+from sparsepo_jax.models.directory import ADAPTER, CONFIG, hint_at_latest, read_json_object
 from sparsepo_jax.models.field_kinds import is_texts
 from sparsepo_jax.models.stored_tensors import find_checkpoint
 
@@ -76,7 +76,7 @@ def read_adapter_config(path: str, where: str) -> AdapterConfig:
     directory = find_checkpoint(path)
     file = directory / ADAPTER
     if not file.exists():
-        hint = ""
+        hint = hint_at_latest(directory, ADAPTER, where)
         if (directory / CONFIG).exists():
             hint = f"; it holds a whole model: set {where.removesuffix('adapter')}path to it"
         raise UserError(

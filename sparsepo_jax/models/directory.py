@@ -82,20 +82,24 @@ def read_config(directory: Path, setting: str = "policy") -> dict[str, Any]:
     if not file.exists():
         if (problem := adapter_problem(directory, setting)) is not None:
             raise UserError(f"{directory}: {problem}")
-        within = _directory_within(directory)
-        hint = "" if within is None else f"; there is one in {within}: set {setting}.path to that"
+        hint = hint_at_latest(directory, CONFIG, f"{setting}.path")
         raise UserError(f"{directory}: expected a config.json (a Hugging Face checkpoint), found none{hint}")
     return read_json_object(file)
 
 
-def _directory_within(directory: Path) -> Path | None:
-    """The latest checkpoint in a directory around checkpoints.
+def hint_at_latest(directory: Path, name: str, setting: str) -> str:
+    """The end of a message on a directory that lacks a file, where directories within have it; else empty.
 
     Such are those of a trainer (checkpoint-500), and the Hub's cache of a model (snapshots/COMMIT).
+
+    Args:
+        directory: around them.
+        name: of the file.
+        setting: which the directory was given to.
     """
-    configs = [*directory.glob(f"snapshots/*/{CONFIG}"), *directory.glob(f"*/{CONFIG}")]
-    latest = max(configs, key=lambda file: file.stat().st_mtime, default=None)
-    return None if latest is None else latest.parent
+    files = [*directory.glob(f"snapshots/*/{name}"), *directory.glob(f"*/{name}")]
+    latest = max(files, key=lambda file: file.stat().st_mtime, default=None)
+    return "" if latest is None else f"; there is one in {latest.parent}: set {setting} to that"
 
 
 def read_generation_config(directory: Path) -> dict[str, Any] | None:

@@ -154,8 +154,8 @@ def _described(faults: Sequence[str], names: Collection[str], embedding: str) ->
         )
     if any(".lora_A." in name for name in names):
         return "adapters lie among the weights: merge them (PEFT: merge_and_unload) and save the model again"
-    listed = "; ".join(faults[:_LISTED]) + ("; ..." if len(faults) > _LISTED else "")
-    return f"{len(faults)} tensor(s) do not fit config.json: {listed}"
+    more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+    return f"{len(faults)} tensor(s) do not fit config.json: {'; '.join(faults[:_LISTED])}{more}"
 
 
 def _match(
