@@ -9,7 +9,7 @@ from helpers.chat import BAD, CHATML, GOOD, USER, chat_tokenizer
 from helpers.loading import Load, texts
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.ranked import Ranking
-from sparsepo_jax.data.sources import Exchanged, FileRows, GeneratedRows
+from sparsepo_jax.data.sources import Exchanged, FileRows, GeneratedRows, rename
 from sparsepo_jax.data.tokenizers import END
 from sparsepo_jax.data.unpaired import are_pairs
 
@@ -330,6 +330,19 @@ def test_arguments_that_a_template_writes_in_quotes_are_said(load, arguments, co
     load([{"prompt": [USER], "chosen": [call], "rejected": [BAD]}], tokenizer)
     said = "in 1 of 1 rows the arguments of a call are text, which the chat template writes as a string in"
     assert sum(said in line for line in load.lines) == count
+
+
+def test_text_beside_a_chat_template_is_said_and_the_line_makes_turns_of_it(load):
+    row = {"prompt": "Hi", "chosen": "Hello", "rejected": "What"}
+    said = (
+        "data: in 1 of 2 rows the prompt is text: it and the answers are read as they stand, without the chat"
+    )
+    load([row, {"prompt": [USER], "chosen": GOOD, "rejected": BAD}], CHAT)
+    assert load.lines[0].startswith(said) and len(load.lines) == 1
+    renamed = rename(row, {"instruction": "prompt"})
+    assert decoded(load([renamed], CHAT)) == (written([USER]), "Hello", "What")
+    load([row], template="paper"), load([row]), load([{"text": "Hi"}], CHAT, kind="sft")
+    assert len(load.lines) == 1, "only where the template would write messages"
 
 
 def test_a_prompt_that_ends_with_an_answer_is_said(load):

@@ -112,7 +112,7 @@ def load_table(
         raise _no_row(sources, listed, bad_rows_path, ranked_remarks(counts, ranking))
     joined = TokenTable.concat(tables)
     remarks = column_remarks(counts, len(joined))
-    remarks += template_remarks(counts, len(joined), date, train_on)
+    remarks += template_remarks(counts, len(joined), render.writes_ends, date, train_on)
     remarks += ranked_remarks(counts, ranking)
     remarks += label_remarks(joined, counts.split_pairs)
     remarks += cut_remarks(joined, counts, limits, positions)

@@ -8,16 +8,24 @@ from sparsepo_jax.data.turns import TrainOn
 from sparsepo_jax.data.values import columns_of, elsewhere
 
 
-def template_remarks(counts: Counts, rows: int, date: str | None, train_on: TrainOn) -> list[str]:
+def template_remarks(
+    counts: Counts, rows: int, has_template: bool, date: str | None, train_on: TrainOn
+) -> list[str]:
     """A line for each thing that a chat template does and that is worth knowing.
 
     Args:
         counts: of the rows.
         rows: how many they are.
+        has_template: whether the tokenizer's chat template writes messages.
         date: that the template was told, YYYY-MM-DD. None: it does not ask.
         train_on: see data.train_on.
     """
     lines = []
+    if has_template and counts.plain:
+        lines.append(
+            f"in {counts.plain} of {rows} rows the prompt is text: it and the answers are read as they "
+            "stand, without the chat template; columns: {instruction: prompt} beside the path makes turns of them"
+        )
     if date is not None and counts.templated:
         lines.append(
             f"the chat template writes the date: {date} in this run, whenever it goes on (data.template_date)"

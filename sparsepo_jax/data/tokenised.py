@@ -28,6 +28,8 @@ class Counts(NamedTuple):
 
     templated: int = 0
     """Rows that a chat template has written."""
+    plain: int = 0
+    """Rows whose prompt is text that no template has written."""
     prompt_cut_short: int = 0
     """Rows for which the template drops the end of the generation prompt once the answer is there."""
     other_turns: int = 0
@@ -64,10 +66,11 @@ class Counts(NamedTuple):
         """
         length = row.prompt_length + row.response_length
         more = Counts(
-            int(example.has_ends),
-            int(bool(example.unseen)),
-            int(example.has_other_turns),
-            int(example.has_context_turns),
+            templated=int(example.has_ends),
+            plain=int(isinstance(example.prompt, str) and not example.templated),
+            prompt_cut_short=int(bool(example.unseen)),
+            other_turns=int(example.has_other_turns),
+            context_turns=int(example.has_context_turns),
             longest_prompt=row.prompt_length,
             longest_row=length,
             shared_prompts=int(example.has_shared_prompt),
