@@ -364,6 +364,51 @@ def test_messages_as_pandas_writes_them_to_csv_are_refused(load):
     assert texts(load([code]))[1] == f"{code['chosen']}{END}"
 
 
+@pytest.mark.parametrize("write", [json.dumps, str, lambda turns: f" {json.dumps(turns, indent=1)}\n"])
+@pytest.mark.parametrize("form", ["lists", "messages", "sharegpt"])
+def test_messages_in_cells_are_messages(load, write, form):
+    """Also one message alone, as LLaMA-Factory's answers are. Kills: a cell that is trained on as text."""
+    good, bad = ([GOOD], [BAD]) if form == "lists" else (GOOD, BAD)
+    if form == "sharegpt":
+        good, bad = ({"from": "gpt", "value": turn["content"]} for turn in (GOOD, BAD))
+    prompt = [{"content": "f{x}", "role": "user"}]
+    row = {"prompt": write(prompt), "chosen": write(good), "rejected": write(bad)}
+    assert decoded(load([row], CHAT)) == (written(prompt), "Hello", "What")
+
+
+@pytest.mark.parametrize(
+    "answer", ['{"from": "Rome", "to": "Oslo"}', '[{"role": "king"}]', '{"a": {"role": 1}}']
+)
+def test_json_that_is_no_message_is_text(load, answer):
+    row = {"prompt": "Q", "chosen": answer, "rejected": "no"}
+    assert texts(load([row]))[1] == f"{answer}{END}"
+
+
+@pytest.mark.parametrize("name", ["question", "conversation", "context"])
+@pytest.mark.parametrize("value", ["Hi", [USER]])
+def test_answers_of_messages_say_where_their_prompt_may_be(load, name, value):
+    with pytest.raises(UserError, match=f"no prompt, but a column {name}: .*columns: {{prompt: {name}}}"):
+        load([{name: value, "chosen": [GOOD], "rejected": [BAD]}], CHAT)
+    with pytest.raises(UserError, match="no first messages in common; if the data calls that otherwise"):
+        load([{"chosen": [GOOD], "rejected": [BAD]}], CHAT)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "Q", "chosen": [GOOD | {"content": 4}], "rejected": "5"}, "no content of text, but int"),
+        (
+            {"prompt": "Q", "chosen": [GOOD | {"content": None}], "rejected": "5"},
+            "'assistant' has no content of text",
+        ),
+        ({"instruction": "Q", "completions": []}, "completions has no answer, and a pair needs two"),
+    ],
+)
+def test_what_is_not_there_is_named(load, row, message):
+    with pytest.raises(UserError, match=message):
+        load([row], CHAT)
+
+
 def test_a_null_is_named_where_a_column_is_missing(load):
     with pytest.raises(UserError, match=r"no rejected; the row has: prompt, chosen, rejected \(null\), x"):
         load([{"prompt": "Q", "chosen": " a", "rejected": None, "x": 1}])

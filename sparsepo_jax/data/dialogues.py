@@ -18,7 +18,7 @@ from sparsepo_jax.data.turns import (
     refuse_left_out,
     up_to_marks,
 )
-from sparsepo_jax.data.values import check_text, common_prefix
+from sparsepo_jax.data.values import check_text, common_prefix, elsewhere
 
 
 def split_messages(dialogues: tuple[Messages, ...]) -> tuple[Messages, tuple[Messages, ...]]:
@@ -38,7 +38,9 @@ def split_messages(dialogues: tuple[Messages, ...]) -> tuple[Messages, tuple[Mes
     """
     n = _count_common(dialogues)
     if n == 0:
-        raise BadRow("no prompt, and chosen and rejected have no first messages in common")
+        raise BadRow(
+            f"no prompt, and chosen and rejected have no first messages in common; {elsewhere('prompt')}"
+        )
     if all(n == len(dialogue) for dialogue in dialogues):
         raise BadRow("chosen and rejected are the same")
     # Where a tool answers the same call differently, the call is part of the responses.

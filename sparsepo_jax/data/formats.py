@@ -366,6 +366,8 @@ def _from_dialogues(
     if "prompt" in row:
         prompt, responses = split_off_prompt(row["prompt"], turns)
     else:
+        if all(dialogue[0]["role"] == "assistant" for dialogue in turns):
+            _refuse_prompt_elsewhere(row)
         prompt, responses = split_messages(turns)
     prompt = with_system(row, prompt)
     check_answers(prompt, responses, names)

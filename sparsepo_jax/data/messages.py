@@ -11,6 +11,7 @@ bot and so on assistant.
 """
 
 import ast
+import contextlib
 import json
 import re
 from typing import Any
@@ -22,7 +23,9 @@ Messages = list[dict[str, Any]]
 # Columns of a row, and fields of a message, that hold what is no text.
 _NO_TEXT = ("image", "images", "video", "videos", "audio", "audios")
 
-_SHOWN = re.compile(r"""\[\{[^{}]*['"](role|from)['"]:""")  # the beginning of a list of messages, as text
+# The beginning of messages as text, and the keys by one of which each is known.
+_OPENS, _SPEAKER = re.compile(r"\s*(\[\s*)?\{"), re.compile(r"""['"](role|from)['"]\s*:""")
+_KEYS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
 
 # Who a speaker is, in small letters.
 _PEOPLE = dict.fromkeys(("user", "human", "prompter"), "user")
@@ -65,23 +68,29 @@ def refuse_images(holder: dict[str, Any], name: str) -> None:
 
 
 def list_in_text(value: Any) -> Any:
-    """The list of messages that a text shows, as JSON or as Python prints it; any other value as it is.
+    """The messages, or the one, that a text shows, as JSON or as Python prints it; any other value as it is.
 
     Args:
         value: of a column that may hold a dialogue.
     """
-    if not isinstance(value, str) or not value.startswith("[{") or not value.rstrip().endswith("}]"):
+    if not _may_show_messages(value):
         return value
+    shown = _read_shown(value)
+    turns = shown if isinstance(shown, list) else [shown]
+    is_dialogue = all(isinstance(turn, dict) and any(map(turn.keys().__ge__, _KEYS)) for turn in turns)
+    return shown if is_dialogue else value
+
+
+def _may_show_messages(value: Any) -> bool:
+    return isinstance(value, str) and bool(_OPENS.match(value)) and bool(_SPEAKER.search(value))
+
+
+def _read_shown(text: str) -> Any:
+    """What a text shows as JSON, or as Python prints it; None if it is neither."""
     for read in (json.loads, ast.literal_eval):
-        try:
-            shown = read(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        is_dialogue = isinstance(shown, list) and all(
-            isinstance(turn, dict) and not {"role", "from"}.isdisjoint(turn) for turn in shown
-        )
-        return shown if is_dialogue else value
-    return value
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return read(text.strip())
+    return None
 
 
 def refuse_unreadable(value: Any, name: str) -> None:
@@ -94,7 +103,8 @@ def refuse_unreadable(value: Any, name: str) -> None:
     Raises:
         BadRow: it does. Pandas writes the lists of a Parquet file to csv like that, without commas.
     """
-    if isinstance(value, str) and _SHOWN.match(value) and value.rstrip().endswith("}]"):
+    is_list = isinstance(value, str) and value.lstrip()[:1] == "[" and value.rstrip()[-1:] == "]"
+    if is_list and _may_show_messages(value) and _read_shown(value) is None:
         raise BadRow(
             f"{name} is a text that shows messages and is neither JSON nor a list of Python's (pandas leaves "
             "out commas when it writes lists to csv): write the data as .jsonl or .parquet"
@@ -156,7 +166,8 @@ def _read_message(message: Any, name: str) -> dict[str, Any]:
         raise BadRow(f"{name}: every message needs a role and content, got {str(message)[:60]!r}")
     message["role"] = _PEOPLE.get(message["role"].lower(), message["role"])
     if not isinstance(message.get("content"), str | list) and "tool_calls" not in message:
-        raise BadRow(f"{name}: a message of {message['role']!r} has no content")
+        kind = f", but {type(message['content']).__name__}" if "content" in message else ""
+        raise BadRow(f"{name}: a message of {message['role']!r} has no content of text{kind}")
     if isinstance(message.get("content"), list):
         _check_parts(message["content"], name)
     refuse_images(message, f"{name}: a message of {message['role']!r}")

@@ -77,7 +77,7 @@ def answers_column(row: dict[str, Any]) -> str | None:
         return None
     for name in _ANSWERS:
         value = _list_of(row.get(name))
-        if isinstance(value, list) and value:
+        if isinstance(value, list):
             return name
     return None
 
@@ -152,7 +152,7 @@ def _pairs_of(row: dict[str, Any], name: str, ranking: Ranking, ties: Ties) -> l
         raise BadRow(f"{', '.join(unclear)} beside {name}: which answer is meant is not known; leave it out")
     answers = _read_answers(row, name, ranking.score)
     if len(answers) < 2:
-        raise BadRow(f"{name} has one answer, and a pair needs two")
+        raise BadRow(f"{name} has {'one answer' if answers else 'no answer'}, and a pair needs two")
     scores = [answer.score for answer in answers]
     places = choose_pairs(scores, ranking.rule, margin=ranking.margin)
     pairs = [(answers[better].content, answers[worse].content) for better, worse in places]

@@ -24,7 +24,8 @@ def template_remarks(
     if has_template and counts.plain:
         lines.append(
             f"in {counts.plain} of {rows} rows the prompt is text: it and the answers are read as they "
-            "stand, without the chat template; columns: {instruction: prompt} beside the path makes turns of them"
+            "stand, without the chat template; columns: {instruction: prompt} beside the path makes turns of "
+            "them"
         )
     if date is not None and counts.templated:
         lines.append(
