@@ -254,13 +254,31 @@ def test_a_command_of_the_shell_is_no_path(mistakes, path):
         (["--po.steps", "3"], "settings of the config are written without dashes: po.steps=VALUE;"),
         (["--chek"], "did you mean --check?"),
         (["--dry-run"], "did you mean --check?"),
+        (["-c", "x.yaml"], "did you mean --config?"),
+        (["--from-trl", "x.yaml"], "--from-trl FILE prints a config and does no more"),
     ],
 )
-def test_an_option_that_is_none_is_one_line(arguments, said, tmp_path, capsys):
+def test_options_that_are_none_or_do_not_go_together_are_one_line(arguments, said, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--config", str(write_config(tmp_path)), *arguments])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["my.yaml", "--check"], "did you mean --config my.yaml?"),
+        (["--from-trl", "x.yaml", "seed=1"], "give settings and --check to that config"),
+        (["--from-trl", "x.yaml", "--check"], "give settings and --check to that config"),
+    ],
+)
+def test_nothing_that_is_typed_is_passed_over(arguments, said, capsys):
+    """Kills: settings behind --from-trl that change nothing, without a word."""
+    with pytest.raises(SystemExit):
+        main(arguments)
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
 
 
 TRL = """model_name_or_path: Qwen/Qwen2.5-0.5B-Instruct

@@ -104,7 +104,7 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 
 
-_MEANT = {"--dry-run": "--check", "--dry_run": "--check", "--validate": "--check"}
+_MEANT = {"-c": "--config", "--dry-run": "--check", "--dry_run": "--check", "--validate": "--check"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -137,8 +137,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--aot compiles one config: give it the values of one run in place of --sweep")
     if options.devices < 1 or (options.from_trl is None and (options.trainer or options.devices != 1)):
         parser.error("--trainer and --devices N (1 or more) go with --from-trl FILE")
+    others = ("config", "overrides", "check", "sweep", "aot")
+    if options.from_trl and any(getattr(options, name) for name in others):
+        parser.error(
+            "--from-trl FILE prints a config and does no more: give settings and --check to that config"
+        )
     if not options.compare and not options.from_trl and options.config is None:
-        parser.error("--config FILE is required (or --schema, --compare or --from-trl)")
+        meant = next((text for text in options.overrides if text.endswith((".yaml", ".yml", ".json"))), None)
+        hint = f"; did you mean --config {meant}?" if meant else ""
+        parser.error(f"--config FILE is required (or --schema, --compare or --from-trl){hint}")
     for name in ("json", "fit"):
         if not options.compare and getattr(options, name) and options.aot is None:
             parser.error(f"--{name} goes with --aot DEVICES")
