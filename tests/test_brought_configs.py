@@ -89,7 +89,9 @@ def test_that_sft_trains_on_all_rows_is_said(content, name, tmp_path):
 def test_a_beta_in_a_run_that_is_called_otherwise_asks_for_the_trainer(name, tmp_path):
     """beta is DPO's, and KTO's, CPO's and ORPO's too. Kills: a config of ORPO that trains DPO."""
     content = {"model_name_or_path": "org/model", "dataset_name": "org/pairs", "beta": 0.05}
-    assert translated(tmp_path, content | {"output_dir": "runs/dpo"})[0].objective.kind == "dpo"
+    for plain in ("runs/x", "base-sft-dpo", "orpo-then-dpo"):
+        assert translated(tmp_path, content | {"output_dir": plain})[0].objective.kind == "dpo"
+    assert translated(tmp_path, content | {"loss_type": "simpo"})[0].objective.kind == "simpo"
     assert "add --trainer" in refused(tmp_path, content | {"output_dir": name})
     assert (
         translated(tmp_path, content | {"output_dir": name}, trainer="orpo")[0].objective.odds_weight == 0.05

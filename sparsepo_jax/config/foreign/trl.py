@@ -41,9 +41,7 @@ _DPO_ONLY = {
 }
 _SFT_ONLY = {"packing", "completion_only_loss", "assistant_only_loss", "dataset_text_field", "eval_packing"}
 TRAINERS = ("dpo", "sft", "kto", "cpo", "orpo", "simpo")
-_SEVERAL = {"sft", "kto", "cpo", "orpo", "simpo"}  # in a name, they contradict settings that look like DPO's
-
-
+_WITH_BETA = {"kto", "cpo", "orpo", "simpo"}  # methods beside DPO whose trainers have a beta
 _ASIDE = {
     "is_encoder_decoder": "only decoders are trained",
     "ignore_bias_buffers": "a debug setting",
@@ -68,7 +66,7 @@ def find_trainer(content: dict[str, Any]) -> str | None:
         return "simpo"
     if {"desirable_weight", "undesirable_weight"} & content.keys() or content.get("loss_type") == "kto":
         return "kto"
-    if {"cpo_alpha", "simpo_gamma"} & content.keys():
+    if {"cpo_alpha", "simpo_gamma"} & content.keys() or content.get("loss_type") == "simpo":
         return "cpo"
     losses = content.get("loss_type")
     is_dpo = (losses[0] if isinstance(losses, list) and losses else losses) in (*LOSSES, *SORTED)
@@ -76,10 +74,10 @@ def find_trainer(content: dict[str, Any]) -> str | None:
         return "sft"
     if is_dpo or (_DPO_ONLY - {"beta"}) & content.keys():
         return "dpo"
-    # beta is also KTO's, CPO's and ORPO's, whose runs are mostly called so.
+    # A beta alone may be that of another method, after which the run is called then.
     names = " ".join(str(content.get(name, "")) for name in ("output_dir", "hub_model_id", "run_name"))
-    is_other = _SEVERAL & set(re.split(r"[^a-z]+", names.casefold()))
-    return "dpo" if "beta" in content and not is_other else None
+    words = set(re.split(r"[^a-z]+", names.casefold()))
+    return "dpo" if "beta" in content and ("dpo" in words or not _WITH_BETA & words) else None
 
 
 def translate(fields: Fields, trainer: str, known: set[str]) -> None:
