@@ -82,6 +82,8 @@ def test_a_duplicate_key_names_its_line(mistakes):
         ("", "the file is empty"),
         ("# nothing\n", "the file is empty"),
         ("a:\n\tb: 1\n", "line 2: a tab: indent with spaces"),
+        ("a: %HOME%\n", "line 1: no text begins with %: quote it"),
+        ("a: {{ x }}\n", "line 1: a list or mapping as a key: quote a text"),
         ("a: 1\n---\nb: 1\n", "line 2: a second document begins here"),
         ("a: *b", "line 1: "),
     ],

@@ -241,6 +241,17 @@ def test_a_list_without_entries(mistakes):
     assert mistakes("stages=[]") == ["stages: expected at least 1 entry, got []"]
 
 
+def test_a_mapping_where_a_list_goes(mistakes):
+    (line,) = mistakes("data.train={path: a.jsonl}")
+    assert line.endswith("; a list of one begins with '- ' in a file")
+
+
+def test_backslashes_in_double_quotes_make_no_path(mistakes):
+    r"""Kills: a directory called C:, a line end, uns."""
+    (line,) = mistakes(r'output_dir="C:\runs\new"')
+    assert line.startswith("output_dir: 'C:") and line.endswith("into single quotes")
+
+
 @pytest.mark.parametrize("path", ["$(pwd)/x", "runs/`date`", "runs/$(date +%F)"])
 def test_a_command_of_the_shell_is_no_path(mistakes, path):
     (line,) = mistakes(f"output_dir={path}")

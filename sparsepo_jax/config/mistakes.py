@@ -185,6 +185,8 @@ def _as_mapping(place: _Place, value: Any) -> str:
 
 def _as_list(place: _Place, value: Any) -> str:
     """The same where a list goes."""
+    if isinstance(value, dict) and sections_of(entry_of(place.annotation())):
+        return "; a list of one begins with '- ' in a file"
     if not _is_short_text(value):
         return ""
     entry = entry_of(place.annotation())

@@ -16,8 +16,13 @@ def expand_path(text: str) -> str:
     """'~/runs/$USER' -> '/home/ann/runs/ann'; $$ is a plain $.
 
     Raises:
-        ValueError: there is no such variable or user, or a command stands where a path should.
+        ValueError: there is no such variable or user, or no path can be written so.
     """
+    if any(ord(character) < ord(" ") for character in text):
+        raise ValueError(
+            f"{text!r:.80} has a line end or the like, as \\n and \\r in double quotes are: put a path with "
+            "backslashes into single quotes"
+        )
     if "$(" in text.replace("$$", "") or "`" in text:
         raise ValueError(f"{text!r:.80} has a command of the shell, which is not run: write the path out")
 

@@ -50,6 +50,8 @@ _Constructor.add_constructor(None, _Constructor.refuse)  # any other tag
 _PLAINLY = (
     (r'found duplicate key "(.*?)" with value .*', r"the key \1 is there twice"),
     (r"found character '\\t' that cannot start any token", "a tab: indent with spaces"),
+    (r"found character '(.)' that cannot start any token", r"no text begins with \1: quote it"),
+    (r"found unhashable key", "a list or mapping as a key: quote a text that begins with [ or {"),
     (r"but found another document", "a second document begins here (---): expected one"),
 )
 
