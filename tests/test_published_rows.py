@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from helpers.chat import BAD, CHATML, GOOD, USER, chat_tokenizer
+from helpers.chat import BAD, CHATML, GOOD, LLAMA, USER, call, chat_tokenizer, tool
 from helpers.loading import Load, texts
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.ranked import Ranking
@@ -326,7 +326,7 @@ OF_STRINGS = CHATML.replace(
 @pytest.mark.parametrize(("arguments", "count"), [('{"a": "é"}', 1), ({"a": "é"}, 0), ("{}", 1)])
 def test_arguments_that_a_template_writes_in_quotes_are_said(load, arguments, count):
     tokenizer = chat_tokenizer(OF_STRINGS, "<|im_end|>")
-    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "", "arguments": arguments}}]}
     load([{"prompt": [USER], "chosen": [call], "rejected": [BAD]}], tokenizer)
     said = "in 1 of 1 rows the arguments of a call are text, which the chat template writes as a string in"
     assert sum(said in line for line in load.lines) == count
@@ -343,6 +343,22 @@ def test_text_beside_a_chat_template_is_said_and_the_line_makes_turns_of_it(load
     assert decoded(load([renamed], CHAT)) == (written([USER]), "Hello", "What")
     load([row], template="paper"), load([row]), load([{"text": "Hi"}], CHAT, kind="sft")
     assert len(load.lines) == 1, "only where the template would write messages"
+
+
+def test_calls_and_tools_that_a_template_drops_are_said(load):
+    called = call("add", a=1) | {"content": ""}
+    said = "data: in 1 of 1 rows the chat template leaves out the tools, or a call of one, as in TRL"
+    plain = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
+    tooled = plain | {"tools": [tool("add")]}
+    rows = (plain | {"rejected": [called]}, plain | {"prompt": [USER, called]}, tooled)
+    for row in rows:
+        load.lines.clear()
+        load([row], CHAT)
+        assert sum(line.startswith(said) for line in load.lines) == 1
+    load.lines.clear()
+    load([tooled | {"prompt": [SYSTEM | {"content": "You may add."}, USER]}], CHAT)
+    load([rows[0] | {"tools": [tool("add")]}], chat_tokenizer(LLAMA, "<|eot|>"), template_date="2026-01-01")
+    assert not any("leaves out" in line for line in load.lines)
 
 
 def test_a_prompt_that_ends_with_an_answer_is_said(load):

@@ -213,14 +213,33 @@ def answers_from_messages(
         has_context_turns=any(turn["role"] != "assistant" for turns in responses for turn in turns),
         prompt_is_answered=prompt[-1]["role"] == "assistant",
         quotes_arguments=any(map(_quotes_arguments, dialogues, written)),
+        drops_tools=any(_drops_tools(write.tools, *each) for each in zip(dialogues, written, strict=True)),
     )
+
+
+def _functions(entries: list | None) -> list[dict[str, Any]]:
+    """What calls, or schemas, say of their functions; they may be these functions themselves."""
+    functions = [entry.get("function", entry) for entry in entries or [] if isinstance(entry, dict)]
+    return [function for function in functions if isinstance(function, dict)]
+
+
+def _calls(dialogue: Messages) -> list[dict[str, Any]]:
+    return [function for message in dialogue for function in _functions(message.get("tool_calls"))]
+
+
+def _drops_tools(tools: list | None, dialogue: Messages, text: str) -> bool:
+    """Whether a template leaves out all schemas of tools that it is given, or a call."""
+    schemas, calls = (
+        [function["name"] for function in functions if isinstance(function.get("name"), str)]
+        for functions in (_functions(tools), _calls(dialogue))
+    )
+    has_no_schema = bool(schemas) and not any(name in text for name in schemas)
+    return has_no_schema or any(name not in text for name in calls)
 
 
 def _quotes_arguments(dialogue: Messages, text: str) -> bool:
     """Whether what a template has written holds the arguments of a call as a JSON string."""
-    calls = [call for message in dialogue for call in message.get("tool_calls") or []]
-    functions = [call.get("function", call) for call in calls if isinstance(call, dict)]
-    arguments = [function.get("arguments") for function in functions if isinstance(function, dict)]
+    arguments = [function.get("arguments") for function in _calls(dialogue)]
     return any(json.dumps(each, ensure_ascii=False) in text for each in arguments if isinstance(each, str))
 
 

@@ -59,6 +59,8 @@ class Example:
     """The prompt's last message is the assistant's; the answer is another one behind it."""
     quotes_arguments: bool = False
     """The chat template writes a call's arguments, which came as text, as a string in quotes."""
+    drops_tools: bool = False
+    """The chat template leaves out all schemas of tools that it is given, or a call."""
     ids_vocabulary: str | None = None
     """Digest of the vocabulary that token ids are of; see tokenizers.vocabulary_digest. None: not known."""
 

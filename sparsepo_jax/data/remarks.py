@@ -47,6 +47,11 @@ def template_remarks(
             f"in {counts.quoted_arguments} of {rows} rows the arguments of a call are text, which the chat "
             "template writes as a string in quotes: write them as objects if it is to write them as such"
         )
+    if counts.dropped_tools:
+        lines.append(
+            f"in {counts.dropped_tools} of {rows} rows the chat template leaves out the tools, or a call of "
+            "one, as in TRL: the policy does not learn of them; take a tokenizer whose template knows tools"
+        )
     if counts.other_turns:
         lines.append(
             f"in {counts.other_turns} of {rows} rows a response holds turns that are not the assistant's; "

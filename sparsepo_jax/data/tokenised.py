@@ -54,6 +54,8 @@ class Counts(NamedTuple):
     """Rows whose prompt ends with a message of the assistant."""
     quoted_arguments: int = 0
     """Rows in which the template writes the arguments of a call, which came as text, in quotes."""
+    dropped_tools: int = 0
+    """Rows whose schemas of tools, or a call, the template does not write."""
     unread: tuple[str, ...] = ()
     """Columns that are not read, in the order of the alphabet."""
 
@@ -77,6 +79,7 @@ class Counts(NamedTuple):
             repeated_prompts=int(example.repeats_prompt),
             answered_prompts=int(example.prompt_is_answered),
             quoted_arguments=int(example.quotes_arguments),
+            dropped_tools=int(example.drops_tools),
         )
         return self.with_counts(more)
 

@@ -24,7 +24,7 @@ from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.table import PER_TOKEN, TokenTable
 from sparsepo_jax.data.templates import Render
 from sparsepo_jax.data.turns import TrainOn
-from sparsepo_jax.data.values import columns_of
+from sparsepo_jax.data.values import columns_of, elsewhere
 
 _PAIRED = RESPONSES["pairs"]
 _LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}  # cells of a CSV
@@ -49,7 +49,7 @@ def parse_unpaired(
     label = _label(without_absent(row))
     example = parse_row(row, "sft", render, eos, train_on)
     if example.prompt is None or ("input_ids" in row and "prompt_ids" not in row):
-        raise BadRow(f"no prompt; the row has: {columns_of(row)}")
+        raise BadRow(f"no prompt; the row has: {columns_of(row)}; {elsewhere('prompt')}")
     return [dataclasses.replace(example, label=label)]
 
 
