@@ -228,6 +228,15 @@ def test_a_window_of_null_is_refused_where_transformers_fails_with_it(family):
         their_outputs(make_theirs(config), IDS, VALID)
 
 
+@pytest.mark.parametrize("name", ["granite", "granite 4, dense"])
+def test_a_multiplier_of_null_is_refused_since_it_is_no_1_to_transformers(name):
+    for field in ("attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling"):
+        absent = {key: value for key, value in CONFIGS[name].items() if key != field}
+        assert spec_from_hf(absent).num_layers == 2
+        with pytest.raises(SpecError, match=f"{field}: expected a number above 0 .*, got None"):
+            spec_from_hf(absent | {field: None})
+
+
 def test_a_quantised_checkpoint_says_what_to_do():
     with pytest.raises(SpecError, match="take the unquantised checkpoint that it was made from"):
         spec_from_hf(LLAMA | {"quantization_config": {"quant_method": "awq", "bits": 4}})

@@ -100,6 +100,8 @@ _COUNT = _integer(2**14)
 _POSITIONS = _integer(2**31 - 1)
 _SHARE = _number(1)
 _FACTOR = _number(1e6)
+# null is none: a null attention_multiplier would be 1 / sqrt(head dim) to transformers, and the others fail.
+_MULTIPLIER = FieldKind(_FACTOR.expected, lambda value: value is not None and _FACTOR.fits(value))
 _BASE = _number(1e15)
 _FLAG = FieldKind("true or false", _is_flag)  # null would mean false to one reader and the default to another
 _TEXT = FieldKind("a text", _is_text)
@@ -148,7 +150,8 @@ KINDS: dict[str, FieldKind | FieldKinds] = {
     "no_rope_layer_interval": _COUNT,
     "no_rope_layers": FieldKind("a list of 0 and 1", _are_zeros_and_ones),
     "shared_intermediate_size": _SIZE,
-    **_all_of(_FACTOR, f"{MULTIPLIERS} swiglu_alpha swiglu_limit"),
+    **_all_of(_MULTIPLIER, MULTIPLIERS),
+    **_all_of(_FACTOR, "swiglu_alpha swiglu_limit"),
     "logit_scale": _FACTOR,
     **_all_of(_SHARE, "norm_eps norm_epsilon"),
     **_all_of(_FLAG, "attention_out_bias use_bias use_qk_norm use_qkv_bias"),
