@@ -140,7 +140,7 @@ report: 3
             "po.batch_size: expected an integer, got 'x'",
             "po.learning_rate: unknown key; did you mean po.optimizer.learning_rate?",
             "sft: `epochs` and `steps` exclude each other",
-            "report: expected a mapping (key: value), got 3",
+            "report: expected a mapping (key: value), got 3; its keys are pairs",
         ]
     )
 

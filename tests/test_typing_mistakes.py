@@ -241,6 +241,11 @@ def test_a_list_without_entries(mistakes):
     assert mistakes("stages=[]") == ["stages: expected at least 1 entry, got []"]
 
 
+@pytest.mark.parametrize("value", ["0.1", "true", "8"])
+def test_a_number_where_a_section_goes_gets_its_keys(mistakes, value):
+    assert mistakes(f"data.holdout={value}")[0].endswith(f"got {value}; its keys are share, seed")
+
+
 def test_a_mapping_where_a_list_goes(mistakes):
     (line,) = mistakes("data.train={path: a.jsonl}")
     assert line.endswith("; a list of one begins with '- ' in a file")

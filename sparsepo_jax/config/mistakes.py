@@ -165,9 +165,13 @@ def _as_mapping(place: _Place, value: Any) -> str:
     """How a text that stands where a mapping goes could have been meant: '; did you mean ...?', or
     nothing."""
     sections = sections_of(place.annotation())
-    if not _is_short_text(value) or not sections:
+    if not sections:
         return ""
     fields = fields_of(next(iter(sections.values())))
+    if isinstance(value, bool | int | float) and list(sections) == [None]:
+        return f"; its keys are {', '.join(fields)}"
+    if not _is_short_text(value):
+        return ""
     kinds = [kind for kind in sections if kind is not None]
     if not kinds and "kind" in fields:
         kinds = choices(fields["kind"])
