@@ -76,11 +76,11 @@ from sparsepo_jax.data.messages import (
 from sparsepo_jax.data.ranked import answer_texts
 from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.templates import Render, Writer
+from sparsepo_jax.data.texts import from_texts, refuse_prompt_elsewhere
 from sparsepo_jax.data.turns import TrainOn, first_answer
 from sparsepo_jax.data.values import (
     check_text,
     columns_of,
-    common_prefix,
     elsewhere,
     read_before,
     read_ids,
@@ -89,23 +89,6 @@ from sparsepo_jax.data.values import (
 
 _DIALOGUES = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")
 _OTHER_TEXTS = ("text", "system", "instruction", "input", "output")
-# What published data calls its prompt, or a part of it.
-_PROMPTS_ELSEWHERE = (
-    *(
-        "question",
-        "query",
-        "input",
-        "instruction",
-        "problem",
-        "context",
-        "context_messages",
-        "post",
-        "history",
-    ),
-    *("trajectory", "conversation", "dialogue", "messages", "document", "article"),
-)
-_STEPS = "initial_reason_steps"  # Step-DPO's, of the answer that both go on with
-_TURN, _USER_TURN = "\n\nAssistant:", "\n\nHuman:"  # Anthropic's dialogues as text
 
 
 def parse_row(
@@ -170,7 +153,7 @@ def _from_answered(
 
     values = tuple(row[name] for name in names)
     if all(isinstance(value, str) for value in (*values, row.get("prompt", ""))):
-        return _from_texts(row, names, annotations)
+        return from_texts(row, names, annotations)
     if any(isinstance(value, list | dict) for value in (*values, row.get("prompt"))):
         return _from_dialogues(row, names, annotations, render, eos, train_on)
     types = ", ".join(f"{name} is {type(row[name]).__name__}" for name in ("prompt", *names) if name in row)
@@ -288,70 +271,6 @@ def _writer(row: dict[str, Any], render: Render) -> Writer:
     return Writer(render, read_tools(row), read_template_arguments(row))
 
 
-def _from_texts(row: dict[str, Any], names: tuple[str, ...], annotations: tuple[Annotation, ...]) -> Example:
-    """Prompt and responses that are text."""
-    responses = tuple(row[name] for name in names)
-    prompt, is_shared = row.get("prompt"), False
-    if prompt is None:
-        is_shared = _TURN not in common_prefix(*responses)
-        if is_shared:
-            _refuse_prompt_elsewhere(row)
-        prompt, responses = _split_texts(responses)
-    refuse_system(row)
-    if row.get(_STEPS):
-        raise BadRow(
-            f"a column {_STEPS}, which stands between the prompt and both answers: write it at the end of "
-            f"the prompt, or leave it out with columns: {{unread: {_STEPS}}} beside the path of the data"
-        )
-    texts = tuple(
-        check_response(response, name, annotation)
-        for response, name, annotation in zip(responses, names, annotations, strict=True)
-    )
-    return Example(
-        check_text(prompt, "prompt"),
-        texts,
-        annotations,
-        has_other_turns=any(_USER_TURN in text for text in texts),
-        has_shared_prompt=is_shared,
-        repeats_prompt=bool(prompt.strip()) and all(text.startswith(prompt) for text in texts),
-    )
-
-
-def _refuse_prompt_elsewhere(row: dict[str, Any]) -> None:
-    """BadRow for a row without a prompt that has a column which is probably meant to be it."""
-    for name in _PROMPTS_ELSEWHERE:
-        if row.get(name):
-            as_turn = f" ({{instruction: {name}}} for the chat template to write it)"
-            raise BadRow(
-                f"no prompt, but a column {name}: if that is the prompt, "
-                f"set columns: {{prompt: {name}}} beside the path of the data"
-                f"{as_turn if isinstance(row[name], str) else ''}"
-            )
-
-
-def _split_texts(dialogues: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """The common beginning and the rests, cut where a response may begin.
-
-    That is after the last "\\n\\nAssistant:", or else before the last space.
-
-        chosen      \\n\\nHuman: Hi\\n\\nAssistant: Hello there         chosen      Is it good? Yes it is
-        rejected    \\n\\nHuman: Hi\\n\\nAssistant: Hell no             rejected    Is it good? Yellow
-        prompt      \\n\\nHuman: Hi\\n\\nAssistant:                     prompt      Is it good?
-        responses                           " Hello there"          responses               " Yes it is"
-                                            " Hell no"                                      " Yellow"
-    """
-    common = common_prefix(*dialogues)
-    if _TURN in common:
-        end = common.rindex(_TURN) + len(_TURN)
-    elif any(_TURN in dialogue for dialogue in dialogues):
-        raise BadRow("no prompt, and chosen and rejected share no turn up to an answer of the assistant")
-    else:
-        end = max((i for i, character in enumerate(common) if character.isspace()), default=0)
-    if not common[:end].strip():
-        raise BadRow(f"no prompt, and chosen and rejected have no common beginning; {elsewhere('prompt')}")
-    return common[:end], tuple(dialogue[end:] for dialogue in dialogues)
-
-
 def _from_dialogues(
     row: dict[str, Any],
     names: tuple[str, ...],
@@ -367,7 +286,7 @@ def _from_dialogues(
         prompt, responses = split_off_prompt(row["prompt"], turns)
     else:
         if all(dialogue[0]["role"] == "assistant" for dialogue in turns):
-            _refuse_prompt_elsewhere(row)
+            refuse_prompt_elsewhere(row)
         prompt, responses = split_messages(turns)
     prompt = with_system(row, prompt)
     check_answers(prompt, responses, names)
