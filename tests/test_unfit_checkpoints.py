@@ -127,6 +127,10 @@ UNFIT = {
         tensors(lambda name, x: (name, torch.cat([x, x]) if "gate_proj" in name else x)),
         r"the tensors hold [\d,]+ numbers, and config.json means [\d,]+|gate_proj.weight has shape \[",
     ),
+    "in 8 bits": (
+        tensors(lambda name, x: (name, x.to(torch.float8_e4m3fn) if "up_proj" in name else x)),
+        r"model.layers.0.mlp.up_proj.weight holds F8_E4M3, not floating-point numbers",
+    ),
     "generation": (write("generation_config.json", "{,}"), "generation_config.json: no valid JSON"),
     "generation's ends": (
         write("generation_config.json", '{"eos_token_id": "2"}'),
@@ -164,11 +168,11 @@ def test_the_check_and_the_start_of_a_run_say_what_is_wrong_with_a_policy(name, 
 @pytest.mark.parametrize("config", (CONFIGS | WRAPPED).values(), ids=CONFIGS | WRAPPED)
 def test_the_check_takes_every_family_as_transformers_saves_it(config, tmp_path):
     make_theirs(config).save_pretrained(tmp_path)
-    shapes = SafeTensors(tmp_path).shapes()
+    tensors = SafeTensors(tmp_path)
     spec = spec_from_hf(read_config(tmp_path))
-    check_tensors(spec, shapes, "here")
+    check_tensors(spec, tensors, "here")
     with pytest.raises(UserError, match="rows, and vocab_size in config.json is"):
-        check_tensors(dataclasses.replace(spec, vocab_size=spec.vocab_size + 1), shapes, "here")
+        check_tensors(dataclasses.replace(spec, vocab_size=spec.vocab_size + 1), tensors, "here")
 
 
 def test_a_reference_that_cannot_be_read_stops_the_run_before_sft(model, tmp_path, capsys):

@@ -131,7 +131,7 @@ def exported_configs(
 
 def check_weights(path: str, spec: DecoderSpec) -> None:
     """UserError if the weights of a checkpoint cannot be read, or are those of another decoder."""
-    check_tensors(spec, SafeTensors(find_checkpoint(path)).shapes(), path)
+    check_tensors(spec, SafeTensors(find_checkpoint(path)), path)
 
 
 def checkpoint_dtype(path: str) -> str:

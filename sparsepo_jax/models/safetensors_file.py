@@ -62,13 +62,24 @@ class TensorFile:
         Raises:
             UserError: it holds other numbers.
         """
+        self.check_type(name)
+        tensor = self._read(name, 0, self.shapes[name])
+        return tensor.astype(np.float32) if self.types[name] == "F64" else tensor
+
+    def check_type(self, name: str) -> None:
+        """Whether a tensor is one of floating-point numbers that `read` gives.
+
+        Args:
+            name: the tensor's.
+
+        Raises:
+            UserError: it is not.
+        """
         if self.types[name] not in _FLOATS:
             raise UserError(
                 f"{self.path}: {name} holds {self.types[name]}, not floating-point numbers (a quantised "
                 "checkpoint?); save it as float32 or bfloat16"
             )
-        tensor = self._read(name, 0, self.shapes[name])
-        return tensor.astype(np.float32) if self.types[name] == "F64" else tensor
 
     def read_bytes(self, name: str, row: int) -> np.ndarray:
         """Entry `row` of a tensor of bytes, along its first axis.

@@ -96,6 +96,19 @@ class SafeTensors:
         """The file of each tensor by name, as it is stored."""
         return {name: file.path for name, file in self._file_of.items()}
 
+    def check_types(self, names: Container[str]) -> None:
+        """Whether `read` gives the tensors of these names.
+
+        Args:
+            names: of tensors.
+
+        Raises:
+            UserError: one of them holds no floating-point numbers.
+        """
+        for name, file in self._file_of.items():
+            if name in names:
+                file.check_type(name)
+
     def read(self, names: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
         """(name, array of the type in which it is stored) of those of the names that there are.
 

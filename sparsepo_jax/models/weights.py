@@ -13,7 +13,7 @@ import numpy as np
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.families import family_rules, peft_rules, stored_rules
-from sparsepo_jax.models.stored_tensors import BUFFERS, is_mask_tensor
+from sparsepo_jax.models.stored_tensors import BUFFERS, SafeTensors, is_mask_tensor
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.wrappers import carried_names, name_in
 
@@ -85,18 +85,20 @@ def stream_hf(
             yield parts.pop(0)
 
 
-def check_tensors(spec: DecoderSpec, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Whether the names and sizes of a checkpoint's tensors are those of its config.json. Needs no JAX.
+def check_tensors(spec: DecoderSpec, tensors: SafeTensors, where: str) -> None:
+    """Whether names, sizes and types of a checkpoint's tensors fit its config.json. Needs no JAX.
 
     Args:
         spec: the decoder.
-        shapes: of the checkpoint's tensors, by name.
+        tensors: those of the checkpoint.
         where: the checkpoint's name, for messages.
 
     Raises:
-        UserError: they are not, see `stream_hf`, which compares each shape.
+        UserError: they do not, see `stream_hf`, which compares each shape.
     """
+    shapes = tensors.shapes()
     places, _ = _places(spec, shapes, None, where)
+    tensors.check_types(places)
     embedding = _stored_names(spec, shapes)(_embedding_name(spec))
     rows, _ = shapes[embedding]
     if rows != spec.vocab_size:

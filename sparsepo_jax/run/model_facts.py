@@ -92,7 +92,7 @@ def read_model(path: str, where: str, mistakes: list[str], *, adapted: bool = Fa
     try:
         tensors = SafeTensors(directory)
         if model.spec is not None:
-            check_tensors(model.spec, tensors.shapes(), path)
+            check_tensors(model.spec, tensors, path)
     except NoWeights as error:
         return model._replace(notes=(*model.notes, f"{error}; a run needs them"))
     except UserError as error:
