@@ -1,4 +1,4 @@
-"""Written gradients of norms, activation functions, biases and lookups, against those that JAX derives."""
+"""Written gradients of norms, activations, rotations, biases and lookups, against those that JAX derives."""
 
 import functools
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparsepo_jax.models.rotary import LayerTurns, rotate
 from sparsepo_jax.ops import activations
 from sparsepo_jax.ops.activations import ACTIVATIONS, activated, gated
 from sparsepo_jax.ops.norms import layer_norm, rms_norm
@@ -100,3 +101,25 @@ def test_what_is_kept_of_an_activation_is_no_more_than_its_inputs(device, monkey
         _, pullback = jax.vjp(function, *[X] * count)
         kept = [x for x in jax.tree.leaves(pullback) if getattr(x, "shape", None) == X.shape]
         assert len(kept) == count
+
+
+def plain_rotation(x_BSNH, positions_BS, turns):
+    """Each pair of dims (i, i + X) as a complex number, turned by its angle."""
+    X = len(turns.frequency_X)
+    angle_BS1X = (positions_BS[..., None] * turns.frequency_X[None, None])[:, :, None]
+    turned = (
+        jax.lax.complex(x_BSNH[..., :X], x_BSNH[..., X : 2 * X]) * jnp.exp(1j * angle_BS1X) * turns.factor
+    )
+    return jnp.concatenate([turned.real, turned.imag, x_BSNH[..., 2 * X :]], axis=-1)
+
+
+@pytest.mark.parametrize("pairs", [2, 4], ids=["a part of the dims", "all dims"])
+def test_a_rotation_and_its_gradient_are_those_of_complex_numbers(pairs):
+    """Kills: a gradient that turns on instead of back, one that forgets the factor or the dims that stay."""
+    x, positions = normal(0, 2, 5, 3, 8), jnp.arange(10).reshape(2, 5) % 7
+    turns = LayerTurns(jnp.array([1.0, 0.3, 0.1, 0.02])[:pairs], 1.2)
+    value, pullback = jax.vjp(lambda x: rotate(x, positions, turns), x)
+    expected, expected_pullback = jax.vjp(lambda x: plain_rotation(x, positions, turns), x)
+    np.testing.assert_allclose(value, expected, atol=1e-5)
+    cotangent = normal(5, *value.shape)
+    np.testing.assert_allclose(pullback(cotangent)[0], expected_pullback(cotangent)[0], atol=1e-5)

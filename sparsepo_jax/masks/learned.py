@@ -12,10 +12,13 @@ The rounding to float16 inside resc and znorm is gone. The initialisation `ones`
 official start (mean 0.03 to 0.06) shrinks beta twentyfold and may be dead.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from sparsepo_jax.core.layout import to_pairs
@@ -24,6 +27,7 @@ from sparsepo_jax.masks.activation import map_means, rescale
 from sparsepo_jax.masks.gates import GATES, gate
 
 HIDDEN = 200  # width of the two-layer nets, as published
+_MOMENTS = "moments"  # of the states: two numbers a token, which the backward pass does not compute again
 
 
 def activate(
@@ -122,13 +126,15 @@ class MaskNet(nnx.Module):
             temperature: of the gate at this step; None: the one it has in the end.
         """
         states_LRMD = jax.lax.stop_gradient(states_LRMD if self.reads == "all" else states_LRMD[-1:])
-        weight_LD, bias_L = self._folded()
+        # Padding may hold anything, NaN included, so it must not meet the weights.
+        states_LRMD = jnp.where(batch.packing.valid_RM[None, ..., None], states_LRMD, 0)
 
         # One layer after the other, and again in the backward pass: no float32 copy of all states is made.
+        @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(_MOMENTS))
         def of_layer(layer: tuple[Array, Array, Array]) -> Array:
-            return self._of_layer(*layer, batch.packing.valid_RM)
+            return self._of_layer(*layer)
 
-        out_LBPT = to_pairs(jax.lax.map(jax.checkpoint(of_layer), (states_LRMD, weight_LD, bias_L)), batch)
+        out_LBPT = to_pairs(jax.lax.map(of_layer, (states_LRMD, *self._folded())), batch)
         valid_BPT = batch.valid_BPT
         if self.sees == "token":
             out_LBPT = _behind(out_LBPT, valid_BPT)
@@ -170,15 +176,14 @@ class MaskNet(nnx.Module):
             weight_LD = weight_LD * scale[...][None]
         return weight_LD, bias_L
 
-    def _of_layer(
-        self, states_RMD: Array, weight_D: Array, bias: Array, valid_RM: Array
-    ) -> Float[Array, "R M"]:
+    def _of_layer(self, states_RMD: Array, weight_D: Array, bias: Array) -> Float[Array, "R M"]:
         """The number of each response token before the activation, from one layer's states."""
-        # Padding may hold anything, NaN included, so it must not meet the weights.
-        x_RMD = jnp.where(valid_RM[..., None], states_RMD.astype(jnp.float32), 0.0)
+        x_RMD = states_RMD.astype(jnp.float32)
         if self.reads == "all":
-            variance = x_RMD.var(axis=-1, keepdims=True)  # that of standardize cancels digits
-            x_RMD = jax.nn.standardize(x_RMD, variance=variance, epsilon=self.norm.epsilon)
+            mean_RM1 = checkpoint_name(x_RMD.mean(axis=-1, keepdims=True), _MOMENTS)
+            variance_RM1 = jnp.square(x_RMD - mean_RM1).mean(axis=-1, keepdims=True)
+            scale_RM1 = checkpoint_name(jax.lax.rsqrt(variance_RM1 + self.norm.epsilon), _MOMENTS)
+            x_RMD = (x_RMD - mean_RM1) * scale_RM1
         return jnp.einsum("RMD,D->RM", x_RMD, weight_D) + bias
 
     def _drop(self, x: Array, key_B: Array | None, place: int) -> Array:

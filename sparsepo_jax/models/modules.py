@@ -22,8 +22,9 @@ class Linear(nnx.Linear):
             x: inputs.
         """
         kernel_XY = self.kernel[...].astype(self.dtype)
-        out = product(jnp.dot(x.astype(self.dtype), kernel_XY))
-        return out if self.bias is None else add_bias(out, self.bias[...])
+        out = jnp.dot(x.astype(self.dtype), kernel_XY)
+        # With its bias, which the product's kernel can add: what is kept is then written and read once.
+        return product(out if self.bias is None else add_bias(out, self.bias[...]))
 
 
 class LayerNorm(nnx.LayerNorm):

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -54,17 +55,37 @@ def rotate(
     References:
         Su et al., RoFormer, arXiv 2104.09864, 2021, equation 34.
     """
-    pairs = len(turns.frequency_X)
     angle_BS1X = positions_BS[..., None, None].astype(jnp.float32) * turns.frequency_X[None, None, None]
     cos_BS1X, sin_BS1X = jnp.cos(angle_BS1X), jnp.sin(angle_BS1X)
     if turns.factor is not None:
         cos_BS1X, sin_BS1X = cos_BS1X * turns.factor, sin_BS1X * turns.factor
     cos_BS1X, sin_BS1X = cos_BS1X.astype(x_BSNH.dtype), sin_BS1X.astype(x_BSNH.dtype)
-    first = x_BSNH[..., :pairs]
-    second = x_BSNH[..., pairs : 2 * pairs]
-    rest = x_BSNH[..., 2 * pairs :]
-    rotated = [first * cos_BS1X - second * sin_BS1X, second * cos_BS1X + first * sin_BS1X, rest]
-    return jnp.concatenate(rotated, axis=-1)
+    return _turned(x_BSNH, cos_BS1X, sin_BS1X)
+
+
+@jax.custom_vjp
+def _turned(x_BSNH: Array, cos_BS1X: Array, sin_BS1X: Array) -> Array:
+    """Turned by angles that no gradient reaches.
+
+    Only the dims that turn are written, so that on a GPU the others are neither read nor copied. The gradient
+    turns back, in the same way; derived, it would be a sum of two arrays of the size of x.
+    """
+    pairs = cos_BS1X.shape[-1]
+    first, second = x_BSNH[..., :pairs], x_BSNH[..., pairs : 2 * pairs]
+    turned = [first * cos_BS1X - second * sin_BS1X, second * cos_BS1X + first * sin_BS1X]
+    return x_BSNH.at[..., : 2 * pairs].set(jnp.concatenate(turned, axis=-1))
+
+
+def _forward(x_BSNH: Array, cos_BS1X: Array, sin_BS1X: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _turned(x_BSNH, cos_BS1X, sin_BS1X), (cos_BS1X, sin_BS1X)
+
+
+def _backward(angles: tuple[Array, Array], d_BSNH: Array) -> tuple[Array, None, None]:
+    cos_BS1X, sin_BS1X = angles
+    return _turned(d_BSNH, cos_BS1X, -sin_BS1X), None, None
+
+
+_turned.defvjp(_forward, _backward)
 
 
 def grown(

@@ -1,6 +1,6 @@
 """Blocks of logits: parts of the vocabulary, loops over blocks, and the sums that a forward pass keeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -178,34 +178,32 @@ class LogitSums(NamedTuple):
     kl_RME: Array
 
     def with_block(
-        self, z_ARCEV: list[Array], columns: VocabularyPart, label_RC: Array, size: int, overlap: bool
-    ) -> tuple["LogitSums", Array]:
-        """The sums of a block's tokens with the block added, and its logits, least where not new.
+        self, z_ARCEV: Sequence[Array], columns: VocabularyPart, label_RC: Array, size: int
+    ) -> "LogitSums":
+        """The sums of a block's tokens with the block added.
+
+        Policy and reference go through the same operations, so that where they agree, their sums agree to the
+        last bit; but side by side, since putting both into one array would copy what is largest in a step.
 
         Args:
-            z_ARCEV: logits of the policy, and of the reference if there is one.
+            z_ARCEV: logits of the policy, and of the reference if there is one; LEAST where not new.
             columns: the part of the vocabulary that they are of.
             label_RC: the tokens that are there.
             size: entries of the vocabulary in each shard.
-            overlap: whether parts overlap at the vocabulary's end.
         """
         place_RCE, here_RCE = columns.label_here(label_RC, size, z_ARCEV[0].shape[2])
-        # Policy and reference go through the same operations side by side, so that where they agree, their
-        # sums agree to the last bit.
-        both_ARCEV = jnp.stack(z_ARCEV)
-        if overlap:
-            both_ARCEV = columns.where_fresh(both_ARCEV, LEAST)
-        largest = jnp.maximum(self.largest_ARME, both_ARCEV.max(axis=-1))
-        more = jnp.exp(both_ARCEV - largest[..., None]).sum(axis=-1)
+        largest = jnp.maximum(self.largest_ARME, jnp.stack([z.max(axis=-1) for z in z_ARCEV]))
+        weights_ARCEV = [jnp.exp(z - of[..., None]) for z, of in zip(z_ARCEV, largest, strict=True)]
+        more = jnp.stack([weights.sum(axis=-1) for weights in weights_ARCEV])
         total = self.total_ARME * jnp.exp(self.largest_ARME - largest) + more
-        picked = jnp.take_along_axis(both_ARCEV, place_RCE[None, ..., None], axis=-1)[..., 0]
-        label = self.label_ARME + jnp.where(here_RCE[None], picked, 0.0)
+        picked = [jnp.take_along_axis(z, place_RCE[..., None], axis=-1)[..., 0] for z in z_ARCEV]
+        label = self.label_ARME + jnp.where(here_RCE[None], jnp.stack(picked), 0.0)
         kl = self.kl_RME
         if len(z_ARCEV) > 1:
-            weight = jnp.exp(both_ARCEV[1] - largest[1, ..., None])  # 0 where not new
-            more = (weight * (z_ARCEV[1] - z_ARCEV[0])).sum(axis=-1)
+            policy, reference = z_ARCEV
+            more = (weights_ARCEV[1] * (reference - policy)).sum(axis=-1)  # the weight is 0 where not new
             kl = kl * jnp.exp(self.largest_ARME[1] - largest[1]) + more
-        return LogitSums(largest, total, label, kl), both_ARCEV
+        return LogitSums(largest, total, label, kl)
 
     def results(self) -> tuple[tuple[Array, ...], Array]:
         """(log pi(y), log pi_ref(y), KL, largest log pi) [R, M] over all shards, and logsumexps [A, R, M]."""

@@ -139,7 +139,10 @@ def _statistics(
 
 
 class _Saved(NamedTuple):
-    """What the forward pass keeps for the backward pass. kept: all logits [parts, A, R, M, E, V], or None."""
+    """What the forward pass keeps for the backward pass.
+
+    kept: all logits, of the policy and of the reference [parts, R, M, E, V], or None.
+    """
 
     states_RMD: Array
     head_EVD: Array
@@ -147,7 +150,10 @@ class _Saved(NamedTuple):
     label_RM: Array
     used: Array
     lse_ARM: Array
-    kept: Array | None
+    kept: list[Array] | None
+
+
+_Carried = tuple[LogitSums, list[Array] | None]  # the sums so far, and the logits that are kept
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -183,26 +189,28 @@ def _forward(
     A = len(sides)
     overlap = size % blocks.vocabulary != 0
 
-    def of_columns(sums: LogitSums, number: Array, _: None) -> tuple[LogitSums, Array | None]:
+    def of_columns(sums: LogitSums, number: Array, _: None) -> tuple[LogitSums, list[Array] | None]:
         columns = VocabularyPart.of(number, blocks, size)
         heads = [blocks.gather(columns.part(head)) for _, head, _ in sides]
 
-        def of_tokens(n: Array, carried: tuple[LogitSums, Array | None]) -> tuple[LogitSums, Array | None]:
+        def of_tokens(n: Array, carried: _Carried) -> _Carried:
             sums, kept = carried
             z_ARCEV = [
                 block_logits(rows_of(states, n, tokens), head, form)
                 for (states, _, form), head in zip(sides, heads, strict=True)
             ]
+            if overlap:
+                z_ARCEV = [columns.where_fresh(z, LEAST) for z in z_ARCEV]
             old = LogitSums(*(rows_of(x, n, tokens, axis=-2) for x in sums))
-            new, both_ARCEV = old.with_block(z_ARCEV, columns, rows_of(label_RM, n, tokens), size, overlap)
+            new = old.with_block(z_ARCEV, columns, rows_of(label_RM, n, tokens), size)
             if kept is not None:
-                kept = with_rows(kept, both_ARCEV, n, tokens, axis=2)
+                kept = [with_rows(x, z, n, tokens) for x, z in zip(kept, z_ARCEV, strict=True)]
             sums = LogitSums(
                 *(with_rows(x, part, n, tokens, axis=-2) for x, part in zip(sums, new, strict=True))
             )
             return sums, kept
 
-        kept = jnp.zeros((A, R, M, E, blocks.vocabulary)) if blocks.keep else None
+        kept = [jnp.zeros((R, M, E, blocks.vocabulary)) for _ in sides] if blocks.keep else None
         return over_tokens(M // tokens, used, of_tokens, (sums, kept))
 
     zeros_ARME = jnp.zeros((A, R, M, E))
@@ -232,7 +240,7 @@ class _LogitGradient(NamedTuple):
     b_RM: Array | None
 
     def of_block(
-        self, n: Array, columns: VocabularyPart, kept: Array | None, head: Array, ref_head: Array | None
+        self, n: Array, columns: VocabularyPart, kept: list[Array] | None, head: Array, ref_head: Array | None
     ) -> Array:
         """[R, C, E, V], in the states' type. kept: the logits of these columns, if they were kept."""
         saved, tokens = self.saved, self.blocks.tokens
@@ -274,7 +282,7 @@ def _backward(blocks: HeadBlocks, forms: LogitForms, saved: _Saved, cotangents: 
     gradient = _LogitGradient(blocks, forms, saved, a_RM, None if ref_head_EVD is None else b_RM)
 
     def of_columns(
-        carried: tuple[Array, Array], number: Array, kept: Array | None
+        carried: tuple[Array, Array], number: Array, kept: list[Array] | None
     ) -> tuple[tuple[Array, Array], None]:
         d_head_EVD, d_states_RMED = carried
         columns = VocabularyPart.of(number, blocks, size)
