@@ -258,7 +258,7 @@ def _chunks(load: Load, attention: str) -> float:
 
 
 def head_bytes(setting: Setting, load: Load, head_block: tuple[int, int]) -> int:
-    """Bytes of the head of a step, per device: blocks of logits, states, and the head's gradient.
+    """Bytes of the head of a step, per device: blocks of logits, states, and copies of the head's parts.
 
     Args:
         setting: the models and how they are cut.
@@ -269,8 +269,10 @@ def head_bytes(setting: Setting, load: Load, head_block: tuple[int, int]) -> int
     block = min(head_block[0], most[0]) * min(head_block[1], most[1]) * logit_bytes(setting)
     if setting.config.compute.head.keep_logits:
         block += math.prod(most) * FLOAT * sides(setting)
-    states = load.tokens * setting.policy.width * (setting.itemsize * sides(setting) + FLOAT)
-    return block + states
+    bytes_of_number = setting.itemsize * sides(setting) + FLOAT  # of each model, and of the policy's gradient
+    states = load.tokens * setting.policy.width * bytes_of_number
+    parts = min(head_block[1], most[1]) * setting.policy.width * (bytes_of_number + FLOAT)
+    return block + states + (parts if head_block[1] < most[1] else 0)
 
 
 def most_of_head(setting: Setting, load: Load) -> tuple[int, int]:
@@ -284,9 +286,8 @@ def sides(setting: Setting) -> int:
 
 
 def logit_bytes(setting: Setting) -> int:
-    """Bytes that a block needs of each logit of the policy: float32 of each model, and as much again for what
-    comes of them."""
-    return 2 * FLOAT * sides(setting)
+    """Bytes that a block needs of each logit of the policy: float32 of each model, and their gradient."""
+    return FLOAT * sides(setting) + setting.itemsize
 
 
 def _cut(setting: Setting, spec: DecoderSpec, size: int) -> int:
