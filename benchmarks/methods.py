@@ -17,6 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.at_once < 1:
         parser.error("--at-once: expected 1 or more")
+    is_new, began_s = not options.out.exists(), time.monotonic()
     if not options.so_far:
         sweep(options.out, options.seeds, options.methods, options.at_once)
+    command_minutes = (time.monotonic() - began_s) / 60
     rows = figures_of(options.out, options.methods)
     means = means_of(rows)
     for name, of in means.items():
@@ -151,6 +154,7 @@ def main() -> int:
     result = {
         "command": " ".join(["python benchmarks/methods.py", *typed]),
         "minutes": sum(row["seconds"] for row in rows) / 60,
+        "command_minutes": command_minutes if is_new and not options.so_far else None,  # all runs are its own
         "seeds": options.seeds,
         "steps": STEPS,
         "pairs": PAIRS,
