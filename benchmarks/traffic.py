@@ -52,7 +52,9 @@ def compiled_row(card: str, model: str, pairs: int, remat: str, unroll: bool) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--card", default="h200")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["pythia-1.4b", "qwen3-1.7b"])
     parser.add_argument("--pairs", type=int, default=8)
@@ -64,9 +66,16 @@ def main() -> None:
                 row = compiled_row(options.card, model, options.pairs, remat, unroll)
                 rows.append(row)
                 fusions, temporaries = row["traffic_bytes"]["fusion"], row["temporary_bytes"]
-                print(f"{model}, remat {remat}, unroll {unroll}: fusions move {fusions / 1e9:.1f} GB, "
-                      f"temporaries {temporaries / 1e9:.1f} GB", flush=True)
-    print(save_result("traffic", {"card": options.card, "pairs": options.pairs, "jax": version("jax"), "rows": rows}))
+                print(
+                    f"{model}, remat {remat}, unroll {unroll}: fusions move {fusions / 1e9:.1f} GB, "
+                    f"temporaries {temporaries / 1e9:.1f} GB",
+                    flush=True,
+                )
+    print(
+        save_result(
+            "traffic", {"card": options.card, "pairs": options.pairs, "jax": version("jax"), "rows": rows}
+        )
+    )
 
 
 if __name__ == "__main__":
