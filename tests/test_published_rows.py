@@ -393,7 +393,15 @@ def test_messages_in_cells_are_messages(load, write, form):
 
 
 @pytest.mark.parametrize(
-    "answer", ['{"from": "Rome", "to": "Oslo"}', '[{"role": "king"}]', '{"a": {"role": 1}}']
+    "answer",
+    [
+        '{"from": "Rome", "to": "Oslo"}',
+        '{"from": "USD", "value": 5}',
+        '{"role": "king", "content": "crown"}',
+        '{"from": ["Rome"], "value": 1}',
+        '[{"role": "king"}]',
+        '{"a": {"role": 1}}',
+    ],
 )
 def test_json_that_is_no_message_is_text(load, answer):
     row = {"prompt": "Q", "chosen": answer, "rejected": "no"}

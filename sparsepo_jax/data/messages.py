@@ -32,6 +32,7 @@ _PEOPLE = dict.fromkeys(("user", "human", "prompter"), "user")
 _PEOPLE |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "ai", "bot"), "assistant")
 _PEOPLE |= {"system": "system"}
 _SHAREGPT = {"observation": "tool", "function_response": "tool"}
+_OTHER_SPEAKERS = ("developer", "tool", "function", "function_call")
 
 
 def without_nulls(value: Any) -> Any:
@@ -78,7 +79,13 @@ def list_in_text(value: Any) -> Any:
     shown = _read_shown(value)
     turns = shown if isinstance(shown, list) else [shown]
     is_dialogue = all(isinstance(turn, dict) and any(map(turn.keys().__ge__, _KEYS)) for turn in turns)
-    return shown if is_dialogue else value
+    # An object alone may as well be an answer in JSON, of a key that is called `from` or `role`.
+    is_known = is_dialogue and (isinstance(shown, list) or _is_speaker(shown.get("role", shown.get("from"))))
+    return shown if is_known else value
+
+
+def _is_speaker(name: Any) -> bool:
+    return isinstance(name, str) and name.lower() in (*_PEOPLE, *_SHAREGPT, *_OTHER_SPEAKERS)
 
 
 def _may_show_messages(value: Any) -> bool:
