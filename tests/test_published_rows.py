@@ -92,6 +92,18 @@ def test_what_answers_share_is_no_prompt_where_a_column_may_hold_it(load, name, 
         load([row])
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("conversation", 17), ("history", True), ("messages", 3), ("messages", ["a"]), ("context", 0.5)],
+)
+def test_what_is_neither_text_nor_messages_is_no_prompt(load, name, value):
+    """Numbers and flags of a row, whatever their names: the rows are read without them."""
+    row = {"chosen": "Is it good? Yes", "rejected": "Is it good? No"}
+    if isinstance(value, list):
+        row = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
+    assert load([row | {name: value}], CHAT).digest() == load([row], CHAT).digest()
+
+
 def test_a_prompt_that_no_column_holds_is_said(load):
     row = {"chosen": "Is it good? Yes", "rejected": "Is it good? No"}
     dialogue = {

@@ -238,8 +238,10 @@ def unread_columns(row: dict[str, Any], kind: RowKind) -> tuple[str, ...]:
 
 
 def _asks(messages: Any) -> bool:
-    """Whether a list of messages is to be answered: its last is not the assistant's."""
-    return bool(messages) and read_messages(messages, "messages")[-1]["role"] != "assistant"
+    """Whether these are messages to be answered: the last is not the assistant's."""
+    turns = messages if isinstance(messages, list) else [messages]
+    is_dialogue = bool(turns) and all(isinstance(turn, dict) for turn in turns)
+    return is_dialogue and read_messages(messages, "messages")[-1]["role"] != "assistant"
 
 
 def _alpaca_prompt(row: dict[str, Any]) -> Messages:

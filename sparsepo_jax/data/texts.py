@@ -66,7 +66,7 @@ def refuse_prompt_elsewhere(row: dict[str, Any]) -> None:
         BadRow: it has; the message says what to set.
     """
     for name in _PROMPTS_ELSEWHERE:
-        if row.get(name):
+        if row.get(name) and isinstance(row[name], str | list | dict):
             as_turn = f" ({{instruction: {name}}} for the chat template to write it)"
             raise BadRow(
                 f"no prompt, but a column {name}: if that is the prompt, "
