@@ -124,7 +124,7 @@ def _from_strength(strength: Any) -> Scores | None:
 def _number(value: Any) -> float | None:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
