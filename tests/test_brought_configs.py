@@ -296,6 +296,17 @@ def test_a_command_in_a_shell_script(tmp_path):
     assert config.objective.kind == "kto" and config.policy.path == "a/b"
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["{} > log.txt 2>&1 &", "cd runs && {}; echo done", "{} 2>&1 | tee log.txt", "{} &> log || exit 1"],
+)
+def test_what_a_line_of_a_shell_does_beside_is_no_setting(tmp_path, line):
+    """Kills: targets of adapters called >, log.txt and tee."""
+    command = "trl dpo --model_name_or_path a/b --dataset_name c/d --use_peft --lora_target_modules q_proj"
+    config, status = from_text(tmp_path, "run.sh", line.format(command))
+    assert status == 0 and config.po.lora.targets == ["attention.query"]
+
+
 def test_a_script_of_trl(tmp_path):
     """PEFT's own defaults count in it: dropout 0 and alpha 8, where TRL's command has 0.05 and 32."""
     config, _ = from_text(tmp_path, "train.py", SCRIPT)

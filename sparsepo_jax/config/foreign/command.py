@@ -3,6 +3,7 @@
 Nothing is run. Variables that the text sets itself are put in; others stay as they are.
 """
 
+import itertools
 import re
 import shlex
 import string
@@ -13,6 +14,8 @@ from sparsepo_jax.config.yaml_text import NotYaml, parse
 
 _ASSIGNMENT = re.compile(r"""^\s*(?:export\s+)?(\w+)=("[^"]*"|'[^']*'|\S*)\s*$""", re.MULTILINE)
 _PROGRAM = re.compile(r"(?:^|[/_.])(dpo|sft|kto|cpo|orpo|simpo)(?:_\w+)?(?:\.py)?$")
+_BETWEEN = ("|", "||", "&&", "&", ";")  # two commands of a line
+_TO_A_FILE = re.compile(r"(?:\d*|&)>.*")  # > log.txt, 2>&1
 
 
 class NoCommand(Exception):
@@ -32,9 +35,10 @@ def read_command(text: str) -> tuple[dict[str, Any], str | None]:
             words = shlex.split(string.Template(line).safe_substitute(values), comments=True)
         except ValueError:  # a quotation that does not end, as in prose
             continue
-        program, arguments = _split(words)
-        if sum(argument.startswith("--") for argument in arguments) > 1:
-            commands.append((program, arguments))
+        for command in _commands(words):
+            program, arguments = _split(command)
+            if sum(argument.startswith("--") for argument in arguments) > 1:
+                commands.append((program, arguments))
     if len(commands) != 1:
         has = "several commands: leave one"
         if not commands:
@@ -48,6 +52,17 @@ def read_command(text: str) -> tuple[dict[str, Any], str | None]:
         raise NoCommand(f"its command reads {settings['config']}: give that file")
     named = _PROGRAM.search(program)
     return settings, named[1] if named else None
+
+
+def _commands(words: Sequence[str]) -> list[list[str]]:
+    """The commands of a line, each up to where its output goes."""
+    commands: list[list[str]] = [[]]
+    for word in words:
+        if word not in _BETWEEN:
+            commands[-1].append(word.removesuffix(";"))
+        if word in _BETWEEN or word.endswith(";"):
+            commands.append([])
+    return [list(itertools.takewhile(lambda word: not _TO_A_FILE.fullmatch(word), of)) for of in commands]
 
 
 def _split(words: Sequence[str]) -> tuple[str, list[str]]:
