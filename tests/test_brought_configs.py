@@ -359,7 +359,7 @@ def test_files_from_windows(tmp_path, capsys):
 def test_settings_of_older_trl(tmp_path):
     older = {"rpo_alpha": 0.5, "reference_free": False, "loss_type": "aot_pair", "logging_steps": 0.05}
     config, text = translated(tmp_path, TRL | older)
-    assert (config.objective.kind, config.objective.nll_weight) == ("aot", 0.5)
+    assert (config.objective.kind, config.objective.nll_weight) == ("aot_unpaired", 0.5)
     assert config.logging.every_steps == 1 and "logging_steps: 0.05: a share" in text
     assert "reference_free: true" in refused(tmp_path, TRL | {"reference_free": True})
     processes = {"num_processes": 4, "accelerate_config": "zero3"}

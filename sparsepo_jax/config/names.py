@@ -122,7 +122,7 @@ VALUES = {
     "exopair": ("exo",),
     "ncapair": ("nca",),
     "sppohard": ("sppo",),
-    "aotpair": ("aot",),
+    "aotpair": ("aot_unpaired",),
     "mpo": ("mix",),
     "ktopair": ("kto",),
     "apo": ("apo_zero",),

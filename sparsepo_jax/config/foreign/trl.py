@@ -232,7 +232,8 @@ def _dpo(fields: Fields, known: set[str]) -> None:
 def _losses(fields: Fields, known: set[str]) -> dict[str, Any]:
     """The loss of loss_type, or a sum of several; sft among them becomes nll_weight."""
     losses = fields.texts("loss_type", default=["sigmoid"])
-    losses = ["aot" if loss == "aot_pair" else loss for loss in losses]  # as it was called before
+    # Before it was called aot_unpaired: each side was sorted by itself in aot_pair.
+    losses = ["aot_unpaired" if loss == "aot_pair" else loss for loss in losses]
     weights = fields.take("loss_weights", default=[1.0] * len(losses))
     values = {
         "beta": fields.number("beta", default=0.1),
