@@ -181,10 +181,12 @@ def test_what_axolotl_takes_by_default_is_written_out(tmp_path):
     )
     assert config.compute.dtype == "bfloat16" and config.po.schedule.warmup_share == 0.03
     assert config.data.max_length == 512 and "at most 100 steps" in text
-    assert (
-        translated(tmp_path, AXOLOTL | {"warmup_ratio": 0.2, "warmup_steps": 0})[0].po.schedule.warmup_share
-        == 0.2
-    )
+    for settings, share in (
+        ({"warmup_steps": None, "warmup_ratio": 0.2}, 0.2),
+        ({"warmup_steps": None, "warmup_ratio": 0}, 0.0),
+        ({"warmup_steps": 0, "warmup_ratio": 0.2}, 0.0),
+    ):
+        assert translated(tmp_path, AXOLOTL | settings)[0].po.schedule.warmup_share == share
     assert translated(tmp_path, AXOLOTL | {"bf16": None, "float32": True})[0].compute.dtype == "float32"
 
 

@@ -218,13 +218,11 @@ def _translate_types(fields: Fields) -> None:
 
 
 def _translate_warmup(fields: Fields) -> None:
-    """Without warmup_steps and warmup_ratio, or with 0, a share of 0.03 and at most 100 steps."""
-    steps, share = fields.number("warmup_steps", default=0), fields.number("warmup_ratio", default=0.0)
-    if steps:
-        fields.put_back("warmup_steps", steps)
-    else:
-        fields.put_back("warmup_ratio", share or 0.03)
-    if not steps and not share:
+    """Where neither is set, a share of 0.03 and at most 100 steps; of both, warmup_steps counts."""
+    if "warmup_steps" in fields:
+        fields.aside({"warmup_ratio": "warmup_steps counts"})
+    elif "warmup_ratio" not in fields:
+        fields.put_back("warmup_ratio", 0.03)
         fields.differs("warmup_ratio: Axolotl's default is 0.03, at most 100 steps; here it may be more")
 
 
