@@ -345,6 +345,39 @@ def test_files_without_settings_are_one_line(name, text, said, tmp_path, capsys)
     assert first.endswith("it cannot be translated as it is") and said in line
 
 
+def test_of_two_models_and_two_data_sets_of_a_script_the_first_counts(tmp_path):
+    """Kills: training from the reference, and on the rows that are there to evaluate."""
+    later = """
+frozen = AutoModelForCausalLM.from_pretrained("org/other")
+held_out = load_dataset("org/pairs", split="test")
+"""
+    config, _ = from_text(tmp_path, "train.py", SCRIPT + later)
+    assert (config.policy.path, config.data.train[0].split) == ("org/model", "train[:100]")
+    text = (tmp_path / "ours.yaml").read_text()
+    assert "load_dataset('org/pairs', split='test') in the script: only the first" in text
+    assert "from_pretrained('org/other') in the script: only the first" in text
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "rate = 1\nif fast:\n    rate = 2\nDPOConfig(beta=rate)",
+        "rate = 1\nrate *= 2\nDPOConfig(beta=rate)",
+        "rate = 1\nfor rate in (2, 3):\n    DPOConfig(beta=rate)",
+        "rate = 1\ndef make(rate):\n    return DPOConfig(beta=rate)",
+    ],
+)
+def test_what_a_name_of_a_script_stands_for_is_not_guessed(script, tmp_path):
+    from_text(tmp_path, "a.py", script)
+    assert "beta: rate in the script: its value is not known" in (tmp_path / "ours.yaml").read_text()
+
+
+def test_a_script_that_reads_files(tmp_path):
+    rows = 'load_dataset("json", data_files="pairs.jsonl", split="train")'
+    config, _ = from_text(tmp_path, "a.py", f"DPOConfig(beta=0.1)\n{rows}")
+    assert config.data.train[0].path == "pairs.jsonl"
+
+
 def test_what_a_script_unpacks_is_said(tmp_path):
     from_text(tmp_path, "a.py", "DPOConfig(beta=0.1, **settings)")
     assert "DPOConfig: what its **arguments are is not known" in (tmp_path / "ours.yaml").read_text()
