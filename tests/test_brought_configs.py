@@ -420,9 +420,10 @@ def test_what_an_entry_of_dataset_info_has_besides_is_refused(entry, said, tmp_p
 
 def test_entries_of_dataset_info(tmp_path):
     entries = {
-        "some": {"hf_hub_url": "org/some", "num_samples": 500, "ranking": True},
+        "some": {"hf_hub_url": "org/some", "num_samples": 500, "ranking": True, "tags": None},
         "talks": {"file_name": "talks.json", "formatting": "openai", "columns": {"messages": "talk"}},
     }
+    entries["talks"]["file_sha1"] = "0a1b"
     (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
     content = FACTORY | {"dataset": "some,talks", "dataset_dir": str(tmp_path), "max_samples": None}
     first, second = translated(tmp_path, content)[0].data.train

@@ -45,6 +45,7 @@ _METHODS = ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_llama
 _OF_ENTRIES = {
     *("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "cloud_file_name", "split", "subset"),
     *("num_samples", "formatting", "ranking", "columns", "tags"),
+    "file_sha1",  # of older versions, which changes nothing
 }
 _TAGS = {
     "role_tag": ("from", "role"),
@@ -191,9 +192,9 @@ def _read_info(fields: Fields, directory: Path) -> dict[str, Any]:
 
 
 def _source(fields: Fields, directory: Path, info: dict[str, Any], name: str, split: str) -> dict[str, Any]:
-    entry = info.get(name)
-    if entry is None:
+    if (entry := info.get(name)) is None:
         return {"path": name, "split": split}
+    entry = {key: value for key, value in entry.items() if value is not None}
     columns = dict(entry.get("columns", {}))
     if "hf_hub_url" in entry:
         source = {"path": entry["hf_hub_url"], "split": split}
