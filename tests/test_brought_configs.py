@@ -428,3 +428,5 @@ def test_entries_of_dataset_info(tmp_path):
     content = FACTORY | {"dataset": "some,talks", "dataset_dir": str(tmp_path), "max_samples": None}
     first, second = translated(tmp_path, content)[0].data.train
     assert first.split == "train[:500]" and second.columns == {"messages": "talk"}
+    first, second = translated(tmp_path, content | {"max_samples": 300})[0].data.train
+    assert (first.split, second.split) == ("train[:300]", "train[:300]"), "not more than max_samples"

@@ -161,8 +161,7 @@ def _translate_data(fields: Fields, section: str) -> None:
     if fields.flag("enable_thinking", default=True) is False:
         fields.set("data.template_arguments", {"enable_thinking": False})
     directory = Path(str(fields.take("dataset_dir", default="data")))
-    rows = fields.take("max_samples")
-    split = "train" if rows is None else f"train[:{rows}]"
+    most = fields.number("max_samples", default=0) or None
     named = {name: fields.texts(name, default=[]) for name in ("dataset", "eval_dataset")}
     info = _read_info(fields, directory)
     if section == "sft" and named["eval_dataset"]:
@@ -171,7 +170,7 @@ def _translate_data(fields: Fields, section: str) -> None:
     for theirs, ours in (("dataset", "sft" if section == "sft" else "train"), ("eval_dataset", "eval")):
         if named[theirs]:
             fields.set(
-                f"data.{ours}", [_source(fields, directory, info, name, split) for name in named[theirs]]
+                f"data.{ours}", [_source(fields, directory, info, name, most) for name in named[theirs]]
             )
     hold_out(fields, section, "val_size", fields.number("val_size", default=0.0))
 
@@ -191,25 +190,26 @@ def _read_info(fields: Fields, directory: Path) -> dict[str, Any]:
     return {}
 
 
-def _source(fields: Fields, directory: Path, info: dict[str, Any], name: str, split: str) -> dict[str, Any]:
-    if (entry := info.get(name)) is None:
-        return {"path": name, "split": split}
-    entry = {key: value for key, value in entry.items() if value is not None}
+def _source(
+    fields: Fields, directory: Path, info: dict[str, Any], name: str, most: int | None
+) -> dict[str, Any]:
+    """A source of ours. most: rows of it, by max_samples; None: all."""
+    entry = {key: value for key, value in (info.get(name) or {}).items() if value is not None}
     columns = dict(entry.get("columns", {}))
     if "hf_hub_url" in entry:
-        source = {"path": entry["hf_hub_url"], "split": split}
+        source = {"path": entry["hf_hub_url"]}
     elif "file_name" in entry:
-        source = {"path": str(directory / entry["file_name"]), "split": split}
+        source = {"path": str(directory / entry["file_name"])}
     else:
-        fields.refuse(f"dataset: {name}: only hf_hub_url and file_name are read")
-        source = {"path": name, "split": split}
+        source = {"path": name}
+        if name in info:
+            fields.refuse(f"dataset: {name}: only hf_hub_url and file_name are read")
     if entry.get("subset"):
         source["subset"] = entry["subset"]
-    if entry.get("split", "train") != "train":
-        source["split"] = split.replace("train", entry["split"])
     if (rows := entry.get("num_samples")) is not None:
-        source["split"] = f"{source['split'].partition('[')[0]}[:{rows}]"
-        fields.differs(f"dataset: {name}: num_samples: the first {rows} rows here, drawn at random there")
+        most = rows if most is None else min(most, rows)
+        fields.differs(f"dataset: {name}: num_samples: the first {most} rows here, drawn at random there")
+    source["split"] = entry.get("split", "train") + ("" if most is None else f"[:{most}]")
     _check_entry(fields, name, entry)
     form = entry.get("formatting", "alpaca")
     role = entry.get("tags", {}).get("role_tag", "role" if form == "openai" else "from")
