@@ -171,6 +171,7 @@ def test_columns_that_are_not_read_are_said_from_the_cache_too(load):
     load.lines.clear()
     load([{"messages": [USER, GOOD], "tools": None, "system": "S"}], CHAT, kind="sft")
     load([{"instruction": "Hi", "input": "", "output": "Hello", "label": 1}], CHAT, kind="unpaired")
+    load([{"prompt": [USER], "tests": "assert f(1) == 2"}], CHAT, kind="prompts")
     assert load.lines == ["data: 1 desirable and 0 undesirable responses"]
 
 

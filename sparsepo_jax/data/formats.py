@@ -227,8 +227,10 @@ def unread_columns(row: dict[str, Any], kind: RowKind) -> tuple[str, ...]:
 
     Args:
         row: as it was read.
-        kind: what it is read as.
+        kind: what it is read as. Rows of prompts go on to the scorer as they are, with all their columns.
     """
+    if kind == "prompts":
+        return ()
     read = _READ
     if row.get("prompt") is None:
         read = read | _READ_AS_PROMPT
