@@ -5,8 +5,8 @@
 Compiles SparsePO's step as it comes, on pairs of 512 + 256 tokens, with what is recomputed in the backward
 pass (compute.remat) and with layers in a loop or one after the other (compute.unroll; a run of 10,000 steps
 chooses the latter). Fusions are all kernels that XLA makes itself: bytes read and written, caches not
-considered. Needs the extra [aot-gpu] and no device; half a minute to a minute and a half a row. The result is
-kept in results/traffic.json, docs/results/memory.md shows it.
+considered. Needs the extra [aot-gpu] and no device; compiling takes minutes a row, as the result says. It is
+kept in results/traffic-cpu.json, docs/results/speed.md shows it.
 """
 
 import argparse
