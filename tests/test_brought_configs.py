@@ -294,7 +294,8 @@ def test_a_command_in_a_shell_script(tmp_path):
     assert (config.po.optimizer.learning_rate, config.output_dir) == (5e-6, "runs/second")
     assert config.po.batch_size == 64 and config.po.epochs == 3.0
     assert config.po.lora.targets == ["attention.query", "attention.value"]
-    config, _ = from_text(tmp_path, "run.txt", "trl kto --model_name_or_path a/b --dataset_name c/d\n")
+    command = "trl kto --model_name_or_path a/b --project trl --dataset_name c/d\n"
+    config, _ = from_text(tmp_path, "run.txt", command)
     assert config.objective.kind == "kto" and config.policy.path == "a/b"
 
 

@@ -69,7 +69,9 @@ def _split(words: Sequence[str]) -> tuple[str, list[str]]:
     """The program's name and its own arguments, without those of a launcher before it."""
     starts = [number for number, word in enumerate(words) if word.endswith(".py")]
     starts += [
-        number + 1 for number, word in enumerate(words[:-1]) if word in ("trl", "llamafactory-cli", "-m")
+        number + 1
+        for number, (before, word) in enumerate(zip(["", *words], words[:-1], strict=False))
+        if word == "-m" or (word in ("trl", "llamafactory-cli") and not before.startswith("--"))
     ]
     if not starts:
         return "", []
