@@ -55,9 +55,10 @@ def test_a_system_prompt_is_part_of_every_prompt_of_messages(load, row, prompt):
 def test_so_it_is_of_supervised_rows_and_of_prompts(load):
     row = {"system": "S", "messages": [USER, GOOD]}
     assert decoded(load([row], CHAT, kind="sft")) == (written([SYSTEM, USER]), "Hello")
-    table = load([{"system": "S", "prompt": [USER]}], CHAT, kind="prompts")
-    assert CHAT.decode(table.prompt(0)) == written([SYSTEM, USER])
-    assert table.content(0)["prompt"] == [SYSTEM, USER], "the stage pairs writes it"
+    for prompt in ([USER], USER, json.dumps(USER)):
+        table = load([{"system": "S", "prompt": prompt}], CHAT, kind="prompts")
+        assert CHAT.decode(table.prompt(0)) == written([SYSTEM, USER])
+        assert table.content(0)["prompt"] == [SYSTEM, USER], "the stage pairs writes it"
 
 
 @pytest.mark.parametrize("kind", ["pairs", "sft", "prompts"])
@@ -390,6 +391,8 @@ def test_messages_as_pandas_writes_them_to_csv_are_refused(load):
         UserError, match="chosen is a text that shows messages and is neither JSON nor a list"
     ):
         load([{"prompt": "Hi", "chosen": shown, "rejected": shown.replace("Hello", "What")}], CHAT)
+    left_over = {"prompt": "Hi", "chosen": "Hello", "rejected": "What", "messages": shown}
+    assert len(load([left_over], CHAT)) == 1, "a column that nothing reads"
     code = {"prompt": "Hi", "chosen": '[{"name": "x"}\n{}]', "rejected": "no"}
     assert texts(load([code]))[1] == f"{code['chosen']}{END}"
 

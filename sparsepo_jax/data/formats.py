@@ -183,12 +183,13 @@ def in_known_form(row: dict[str, Any], kind: RowKind) -> dict[str, Any]:
         BadRow: a dialogue holds something else than messages.
     """
     row = row | {name: list_in_text(row[name]) for name in _DIALOGUES if name in row}
-    for name in _DIALOGUES:
-        refuse_unreadable(row.get(name), name)
-    if any(f"{name}_ids" in row for name in ("prompt", *RESPONSES[kind])):
+    names = ("prompt", *RESPONSES[kind])
+    if any(f"{name}_ids" in row for name in names):
         return row
+    for name in names if all(name in row for name in names) else _DIALOGUES:  # those that are read
+        refuse_unreadable(row.get(name), name)
     row = _in_our_columns(row, kind)
-    if kind == "prompts" and isinstance(row.get("prompt"), list):
+    if kind == "prompts" and isinstance(row.get("prompt"), list | dict):
         return row | {"prompt": with_system(row, read_messages(row["prompt"], "prompt"))}
     return row
 
