@@ -71,11 +71,9 @@ def main() -> None:
                     f"temporaries {temporaries / 1e9:.1f} GB",
                     flush=True,
                 )
-    print(
-        save_result(
-            "traffic", {"card": options.card, "pairs": options.pairs, "jax": version("jax"), "rows": rows}
-        )
-    )
+    lengths = {"prompt_tokens": PROMPT, "response_tokens": RESPONSE}
+    about = {"card": options.card, "pairs": options.pairs, "jax": version("jax")}
+    print(save_result("traffic", about | lengths | {"rows": rows}))
 
 
 if __name__ == "__main__":
