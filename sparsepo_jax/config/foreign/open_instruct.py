@@ -124,7 +124,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         fields.set("po.router_aux_coefficient", fields.number("load_balancing_weight", default=0.001))
     if "run_name" not in fields and "exp_name" in fields:
         fields.put_back("run_name", fields.take("exp_name"), "exp_name")
-    fields.take("exp_name")
+    fields.aside({"exp_name": "run_name counts"})
     _translate_tracking(fields)
     _translate_data(fields)
     _translate_objective(fields, known)
@@ -142,7 +142,7 @@ def _translate_tracking(fields: Fields) -> None:
     """Nothing is logged without with_tracking, and to Weights & Biases with it."""
     project = fields.take("wandb_project")
     if not fields.flag("with_tracking"):
-        fields.take("report_to")
+        fields.aside({"report_to": "belongs to with_tracking, which is off"})
     elif fields.peek("report_to") in (None, "all"):
         fields.put_back("report_to", "wandb")
     if project is not None:
