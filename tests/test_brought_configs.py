@@ -118,6 +118,7 @@ def test_a_config_that_fits_fine_tuning_and_dpo_asks_for_the_trainer(tmp_path):
 WHOLE = {
     "TRL": {"model_name_or_path": "org/model", "dataset_name": "org/pairs"},
     "LLaMA-Factory": FACTORY,
+    "LLaMA-Factory:": {"finetuning_type": "lora", "model_name_or_path": "org/model"},
     "open-instruct": OPEN_INSTRUCT,
     "Axolotl": AXOLOTL,
     "ms-swift, which --from-trl does not translate": {"rlhf_type": "dpo", "model": "a/b", "beta": 0.1},
@@ -232,7 +233,9 @@ def test_settings_of_open_instruct(tmp_path):
     log = config.logging
     assert (log.trackers, log.project, log.name) == (["wandb"], "mine", "first")
     quiet = OPEN_INSTRUCT | {"with_tracking": False, "report_to": ["wandb"]}
-    assert translated(tmp_path, quiet)[0].logging.trackers != ["wandb"]
+    config, text = translated(tmp_path, quiet | {"exp_name": "first", "run_name": "second"})
+    assert config.logging.trackers != ["wandb"] and config.logging.name == "second"
+    assert "report_to: ['wandb']: belongs to with_tracking" in text and "exp_name: 'first'" in text
 
 
 def test_trainer_of_simpo_can_be_named(tmp_path, capsys):

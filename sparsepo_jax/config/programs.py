@@ -24,7 +24,6 @@ _OPEN_INSTRUCT = {
 }
 _LLAMA_FACTORY = {
     "stage",
-    "finetuning_type",
     "do_train",
     "pref_loss",
     "pref_beta",
@@ -70,6 +69,7 @@ _TRL = {
 # (program, how many of these keys it takes, the keys), the most telling first.
 _MARKS: tuple[tuple[str, int, set[str]], ...] = (
     ("ms-swift", 1, {"rlhf_type", "tuner_type", "split_dataset_ratio"}),
+    ("LLaMA-Factory", 1, {"finetuning_type"}),
     ("LLaMA-Factory", 2, _LLAMA_FACTORY),
     ("Axolotl", 1, {"base_model", "micro_batch_size", "sequence_len"}),
     ("TRL", 1, {"dataset_splits"}),  # of the alignment handbook, whose other keys are open-instruct's too
