@@ -67,7 +67,7 @@ class TensorFile:
         return tensor.astype(np.float32) if self.types[name] == "F64" else tensor
 
     def check_type(self, name: str) -> None:
-        """Whether a tensor is one of floating-point numbers that `read` gives.
+        """Checks that a tensor is one of floating-point numbers that `read` gives.
 
         Args:
             name: the tensor's.

@@ -97,7 +97,7 @@ class SafeTensors:
         return {name: file.path for name, file in self._file_of.items()}
 
     def check_types(self, names: Container[str]) -> None:
-        """Whether `read` gives the tensors of these names.
+        """Checks that `read` gives the tensors of these names.
 
         Args:
             names: of tensors.

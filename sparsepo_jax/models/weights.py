@@ -86,7 +86,7 @@ def stream_hf(
 
 
 def check_tensors(spec: DecoderSpec, tensors: SafeTensors, where: str) -> None:
-    """Whether names, sizes and types of a checkpoint's tensors fit its config.json. Needs no JAX.
+    """Checks that names, sizes and types of a checkpoint's tensors fit its config.json. Needs no JAX.
 
     Args:
         spec: the decoder.
