@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sparsepo_jax.data.rows import BadRow
-from sparsepo_jax.data.values import list_in_cell
+from sparsepo_jax.data.values import as_number, list_in_cell
 
 Scores = list[Any]
 
@@ -109,7 +109,7 @@ def _from_number(of: dict[float, Scores]) -> Callable[[Any], Scores | None]:
     """Reads a number, or a text that shows one, as the scores that it stands for."""
 
     def read(value: Any) -> Scores | None:
-        number = _number(value)
+        number = as_number(value)
         return None if number is None else of.get(number)
 
     return read
@@ -117,15 +117,8 @@ def _from_number(of: dict[float, Scores]) -> Callable[[Any], Scores | None]:
 
 def _from_strength(strength: Any) -> Scores | None:
     """How much better the second is."""
-    number = _number(strength)
+    number = as_number(strength)
     return None if number is None else [0, number]
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 def _as_scores(*scores: Any) -> Scores:

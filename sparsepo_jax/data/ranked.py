@@ -21,7 +21,7 @@ from sparsepo_jax.data.comparisons import as_ranked, is_comparison
 from sparsepo_jax.data.messages import list_in_text
 from sparsepo_jax.data.preferences import choose_pairs, pairs_looked_at
 from sparsepo_jax.data.rows import BadRow, Row
-from sparsepo_jax.data.values import is_numbers, list_in_cell
+from sparsepo_jax.data.values import as_number, list_in_cell
 
 _ANSWERS = ("responses", "completions", "generations", "answers")
 _TEXTS = ("response", "answer", "completion", "text", "content")
@@ -194,21 +194,11 @@ def _scores_of(row: dict[str, Any], answers: list[Any], columns: tuple[str, ...]
 def _numbers(values: Any, column: str, name: str, count: int) -> list[float]:
     if not isinstance(values, list) or len(values) != count:
         raise BadRow(f"{column} must be a list of {count} numbers, one for each of {name}")
-    numbers = [_number(value) for value in values]
+    numbers = [as_number(value) for value in values]
     for value, number in zip(values, numbers, strict=True):
         if number is None:
             raise BadRow(f"{column} of {name} must be finite numbers, got {value!r}")
     return [number for number in numbers if number is not None]
-
-
-def _number(value: Any) -> float | None:
-    """A number, or what a text shows as one; None for anything else."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    return float(value) if is_numbers([value]) else None
 
 
 def _content(answer: Any, name: str) -> Any:

@@ -111,6 +111,20 @@ def is_numbers(values: Any) -> bool:
     )
 
 
+def as_number(value: Any) -> float | None:
+    """A number that float32 can hold, or one that a text shows; None for anything else.
+
+    Args:
+        value: of any type.
+    """
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return float(value) if is_numbers([value]) else None
+
+
 def read_pair_weight(row: dict[str, Any]) -> float | None:
     """How much a row counts in the loss, from its column pair_weight.
 
