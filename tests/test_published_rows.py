@@ -463,18 +463,18 @@ ROW = '{"prompt": "Q", "chosen": " a", "rejected": " b"}'
         (
             "a.jsonl",
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-            "a pointer of Git LFS, not the",
+            "only Git LFS's pointer to the file: fetch it",
         ),
         (
             "a.parquet",
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-            "a pointer of Git LFS, not",
+            "only Git LFS's pointer to the file: fetch it",
         ),
         ("a.jsonl", gzip.compress(ROW.encode()), "compressed by gzip: its name must end in .gz"),
         ("a.json", b"PAR1" + bytes(20), "a parquet file: its name must end in .parquet"),
         ("a.csv", b"PK\x03\x04" + bytes(20), "a zip archive"),
         ("a.csv", "prompt,chosen\n".encode("utf-16"), "text in UTF-16"),
-        ("a.jsonl", b"<!DOCTYPE html><html>", "a page of the web"),
+        ("a.jsonl", b"<!doctype html><html>", "a web page in the place of the file"),
         (
             "a.json",
             json.dumps({"train": [json.loads(ROW)]}, indent=1).encode(),

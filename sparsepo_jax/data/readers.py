@@ -12,9 +12,11 @@ import json
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.placeholders import placeholder_problem
 from sparsepo_jax.data.rows import BadRow, Row, one_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
@@ -50,20 +52,19 @@ def file_rows(path: str) -> Iterator[Row]:
 
 # What files begin with that are not what their names say, and what they are.
 _BEGINNINGS = {
-    b"version https://git-lfs": "a pointer of Git LFS, not the data: fetch it with `git lfs pull`",
     b"\x1f\x8b": "compressed by gzip: its name must end in .gz",
     b"PAR1": "a parquet file: its name must end in .parquet",
     b"PK\x03\x04": "a zip archive (or a spreadsheet): unpack it, or save it as .csv",
     b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it",
     codecs.BOM_UTF16_LE: "text in UTF-16: write it in UTF-8",
     codecs.BOM_UTF16_BE: "text in UTF-16: write it in UTF-8",
-    b"<!DOCTYPE": "a page of the web, not the data",
-    b"<html": "a page of the web, not the data",
 }
 
 
 def _refuse_other_content(path: str, suffix: str | None) -> None:
     """UserError for a file that holds something else than its name says."""
+    if (problem := placeholder_problem(Path(path))) is not None:
+        raise UserError(f"{path}: {problem}")
     try:
         with open(path, "rb") as file:
             beginning = file.read(max(map(len, _BEGINNINGS)))
