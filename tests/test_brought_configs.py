@@ -204,6 +204,14 @@ def test_settings_of_axolotl_that_its_examples_have(tmp_path):
     assert "trl: use_vllm" in refused(tmp_path, AXOLOTL | {"trl": {"use_vllm": True}})
 
 
+def test_settings_of_the_own_method_are_not_put_aside(tmp_path):
+    """Kills: DPO of sums from a config of means, with a line that the setting is of another method."""
+    for rl in ("dpo", "ipo"):
+        assert "dpo_norm_loss: true: set" in refused(tmp_path, AXOLOTL | {"rl": rl, "dpo_norm_loss": True})
+        assert "dpo_new: 1: what" in refused(tmp_path, AXOLOTL | {"rl": rl, "dpo_new": 1})
+    translated(tmp_path, AXOLOTL | {"dpo_norm_loss": False, "dpo_generate_during_eval": True})
+
+
 @pytest.mark.parametrize(
     ("form", "columns"),
     [

@@ -94,7 +94,10 @@ _ASIDE = {
         "how rows are loaded, not which",
     ),
     **dict.fromkeys(
-        ("eval_table_size", "eval_max_new_tokens", "do_causal_lm_eval", "eval_causal_lm_metrics"),
+        (
+            *("eval_table_size", "eval_max_new_tokens", "do_causal_lm_eval", "eval_causal_lm_metrics"),
+            "dpo_generate_during_eval",
+        ),
         "see evaluation.sampled_prompts",
     ),
     **dict.fromkeys(
@@ -188,7 +191,9 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         fields.only(name, values, reason)
     _translate_special_tokens(fields)
     fields.aside(_ASIDE)
-    fields.aside_all(_ASIDE_ALL | dict.fromkeys(_OF_METHODS, "belongs to another rl"))
+    own = "dpo_" if method == "ipo" else f"{method}_"
+    others = [beginning for beginning in _OF_METHODS if beginning != own]
+    fields.aside_all(_ASIDE_ALL | dict.fromkeys(others, "belongs to another rl"))
     has_eval = bool({"eval", "holdout"} & fields.config["data"].keys())
     fields.set("stages", ["sft", "export"] if section == "sft" else ["po", *(["eval"] * has_eval), "export"])
 
@@ -392,6 +397,7 @@ def _translate_objective(fields: Fields, method: str, known: set[str]) -> None:
             "dpo_use_weighting: set objective.policy_weight, which does not align the weights as TRL does"
         )
     if method in ("dpo", "ipo"):
+        fields.only("dpo_norm_loss", (False,), "set objective.kind to dpo_norm, of means over tokens")
         if len(losses) != 1 or weights != [1.0] or losses[0] not in LOSSES:
             fields.refuse(f"dpo_loss_type: {shown(losses)}: expected one of {', '.join(LOSSES)}")
             return
