@@ -128,6 +128,20 @@ _ASIDE_ALL = {
     "gradio_": "not used in training",
     "ray_": "memory and speed only",
 }
+# A setting, the values with which nothing has to be done, and why others are refused.
+_ONLY: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("sample_packing", (False,), PACKED),
+    ("eval_sample_packing", (False,), "as sample_packing"),
+    ("revision_of_model", ("main",), REVISION),
+    ("s2_attention", (False,), "each token sees all before it here"),
+    ("fp8", (False,), "products are of float32 or bfloat16"),
+    ("train_on_inputs", (False,), "responses alone are trained on"),
+    ("dataset_exact_deduplication", (False,), "rows are taken as they are: take equal ones out yourself"),
+    ("lora_modules_to_save", ([],), "LoRA of projections alone can be trained"),
+    ("lora_model_dir", (), "set policy.adapter to train an adapter further"),
+    ("peft_use_dora", (False,), "LoRA alone can be trained"),
+    ("peft_use_rslora", (False,), "set po.lora.rslora yourself"),
+)
 
 
 def translate(fields: Fields, trainer: str, known: set[str]) -> None:
@@ -175,20 +189,8 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     _translate_data(fields, section, chat_template, is_labelled=method == "kto")
     if section == "po":
         _translate_objective(fields, method, known)
-    for name, values, reason in (
-        ("sample_packing", (False,), PACKED),
-        ("eval_sample_packing", (False,), "as sample_packing"),
-        ("revision_of_model", ("main",), REVISION),
-        ("s2_attention", (False,), "each token sees all before it here"),
-        ("fp8", (False,), "products are of float32 or bfloat16"),
-        ("train_on_inputs", (False,), "responses alone are trained on"),
-        ("dataset_exact_deduplication", (False,), "rows are taken as they are: take equal ones out yourself"),
-        ("lora_modules_to_save", ([],), "LoRA of projections alone can be trained"),
-        ("lora_model_dir", (), "set policy.adapter to train an adapter further"),
-        ("peft_use_dora", (False,), "LoRA alone can be trained"),
-        ("peft_use_rslora", (False,), "set po.lora.rslora yourself"),
-    ):
-        fields.only(name, values, reason)
+    for row in _ONLY:
+        fields.only(*row)
     _translate_special_tokens(fields)
     fields.aside(_ASIDE)
     own = "dpo_" if method == "ipo" else f"{method}_"

@@ -63,6 +63,23 @@ _OLD_NAMES = {
     "dpo_loss": "pref_loss",
     "dpo_ftx": "pref_ftx",
 }
+# A setting, the values with which nothing has to be done, and why others are refused.
+_ONLY: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("packing", (False,), PACKED),
+    ("neat_packing", (False,), "as packing"),
+    ("train_on_prompt", (False,), "responses alone are trained on"),
+    ("use_dora", (False,), "LoRA alone can be trained"),
+    ("pissa_init", (False,), "adapters begin at zero"),
+    ("additional_target", (), "LoRA of projections alone can be trained"),
+    ("freeze_vision_tower", (True,), "only the text model is trained"),
+    ("mix_strategy", ("concat",), "set weight beside the path of each source"),
+    ("loraplus_lr_ratio", (), "adapters have one learning rate"),
+    ("rope_scaling", ("none",), "positions are those of the model's config.json"),
+    ("shift_attn", (False,), "each token sees all before it here"),
+    ("train_from_scratch", (False,), "set policy.config for a model that is not trained yet"),
+    ("create_new_adapter", (False,), "merge the first one, and train another on it"),
+    *((name, (False,), "there is nothing like it here") for name in _METHODS),
+)
 
 
 def translate(fields: Fields, trainer: str, known: set[str]) -> None:
@@ -90,6 +107,32 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     if (adapter := fields.take("adapter_name_or_path")) is not None:
         fields.set("policy.adapter", adapter)
     kind = fields.take("finetuning_type", default="lora")
+    is_pure = fields.flag("pure_bf16")
+    translate_training(fields, section, {"logging_steps": 500})
+    translate_outcome(fields, section)
+    if is_pure:
+        fields.set("compute.weights", "bfloat16")
+        fields.set("compute.dtype", "bfloat16")
+    _translate_adapters(fields, section, kind)
+    if (coefficient := fields.take("moe_aux_loss_coef")) is not None:
+        fields.set(f"{section}.router_aux_coefficient", coefficient)
+    _translate_data(fields, section)
+    masks_history = fields.flag("mask_history")
+    if section == "sft":
+        fields.set("data.train_on", "last" if masks_history else "assistant")
+    else:
+        _translate_objective(fields, stage, known)
+    for row in _ONLY:
+        fields.only(*row)
+    fields.aside(_ASIDE)
+    other = "belongs to another stage or pref_loss"
+    fields.aside_all(dict.fromkeys(("pref_", "dpo_", "kto_", "simpo_", "ld_alpha"), other))
+    fields.aside_all(_ASIDE_ALL | ({"oft_": "belongs to finetuning_type oft"} if kind == "oft" else {}))
+    has_eval = bool({"eval", "holdout"} & fields.config["data"].keys())
+    fields.set("stages", ["sft", "export"] if section == "sft" else ["po", *(["eval"] * has_eval), "export"])
+
+
+def _translate_adapters(fields: Fields, section: str, kind: str) -> None:
     rank = fields.number("lora_rank", default=8)
     lora = {
         "rank": rank,
@@ -99,54 +142,17 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         "default": "all",
     }
     bits = fields.take("quantization_bit")
-    is_pure = fields.flag("pure_bf16")
-    translate_training(fields, section, {"logging_steps": 500})
-    translate_outcome(fields, section)
-    if is_pure:
-        fields.set("compute.weights", "bfloat16")
-        fields.set("compute.dtype", "bfloat16")
-    if kind == "lora":
-        if bits not in (None, 4, 8):
-            fields.refuse(f"quantization_bit: {bits}: expected 4 or 8")
-            bits = None
-        translate_lora(fields, section, in_bits=bits, **lora)
-        if fields.flag("use_rslora"):
-            fields.set(f"{section}.lora.rslora", True)
-    else:
-        fields.aside({"lora_target": "belongs to finetuning_type lora"})
-    if (coefficient := fields.take("moe_aux_loss_coef")) is not None:
-        fields.set(f"{section}.router_aux_coefficient", coefficient)
     if kind not in ("full", "lora"):
         fields.refuse(f"finetuning_type: {shown(kind)}: expected full or lora")
-    _translate_data(fields, section)
-    masks_history = fields.flag("mask_history")
-    if section == "sft":
-        fields.set("data.train_on", "last" if masks_history else "assistant")
-    else:
-        _translate_objective(fields, stage, known)
-    for name, values, reason in (
-        ("packing", (False,), PACKED),
-        ("neat_packing", (False,), "as packing"),
-        ("train_on_prompt", (False,), "responses alone are trained on"),
-        ("use_dora", (False,), "LoRA alone can be trained"),
-        ("pissa_init", (False,), "adapters begin at zero"),
-        ("additional_target", (), "LoRA of projections alone can be trained"),
-        ("freeze_vision_tower", (True,), "only the text model is trained"),
-        ("mix_strategy", ("concat",), "set weight beside the path of each source"),
-        ("loraplus_lr_ratio", (), "adapters have one learning rate"),
-        ("rope_scaling", ("none",), "positions are those of the model's config.json"),
-        ("shift_attn", (False,), "each token sees all before it here"),
-        ("train_from_scratch", (False,), "set policy.config for a model that is not trained yet"),
-        ("create_new_adapter", (False,), "merge the first one, and train another on it"),
-        *((name, (False,), "there is nothing like it here") for name in _METHODS),
-    ):
-        fields.only(name, values, reason)
-    fields.aside(_ASIDE)
-    other = "belongs to another stage or pref_loss"
-    fields.aside_all(dict.fromkeys(("pref_", "dpo_", "kto_", "simpo_", "ld_alpha"), other))
-    fields.aside_all(_ASIDE_ALL | ({"oft_": "belongs to finetuning_type oft"} if kind == "oft" else {}))
-    has_eval = bool({"eval", "holdout"} & fields.config["data"].keys())
-    fields.set("stages", ["sft", "export"] if section == "sft" else ["po", *(["eval"] * has_eval), "export"])
+    if kind != "lora":
+        fields.aside({"lora_target": "belongs to finetuning_type lora"})
+        return
+    if bits not in (None, 4, 8):
+        fields.refuse(f"quantization_bit: {bits}: expected 4 or 8")
+        bits = None
+    translate_lora(fields, section, in_bits=bits, **lora)
+    if fields.flag("use_rslora"):
+        fields.set(f"{section}.lora.rslora", True)
 
 
 def _translate_data(fields: Fields, section: str) -> None:

@@ -101,8 +101,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
             fields.put_back(ours, fields.take(theirs), theirs)
     clip = fields.number("clip_grad_norm", "max_grad_norm", default=-1.0)
     fields.put_back("max_grad_norm", max(float(clip), 0.0))
-    checkpoints = fields.take("checkpointing_steps")
-    if checkpoints not in (None, "epoch"):
+    if (checkpoints := fields.take("checkpointing_steps")) not in (None, "epoch"):
         fields.put_back("save_steps", checkpoints, "checkpointing_steps")
     if (keep := fields.number("keep_last_n_checkpoints", default=3)) > 0:
         fields.put_back("save_total_limit", keep)
@@ -122,9 +121,6 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         translate_lora(fields, "po", in_bits=4 if is_quantised else None, **lora)
     if fields.flag("load_balancing_loss"):
         fields.set("po.router_aux_coefficient", fields.number("load_balancing_weight", default=0.001))
-    if "run_name" not in fields and "exp_name" in fields:
-        fields.put_back("run_name", fields.take("exp_name"), "exp_name")
-    fields.aside({"exp_name": "run_name counts"})
     _translate_tracking(fields)
     _translate_data(fields)
     _translate_objective(fields, known)
@@ -139,7 +135,10 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
 
 
 def _translate_tracking(fields: Fields) -> None:
-    """Nothing is logged without with_tracking, and to Weights & Biases with it."""
+    """The run's name, and where it is logged: nowhere without with_tracking, Weights & Biases with it."""
+    if "run_name" not in fields and "exp_name" in fields:
+        fields.put_back("run_name", fields.take("exp_name"), "exp_name")
+    fields.aside({"exp_name": "run_name counts"})
     project = fields.take("wandb_project")
     if not fields.flag("with_tracking"):
         fields.aside({"report_to": "belongs to with_tracking, which is off"})
