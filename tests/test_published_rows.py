@@ -278,6 +278,14 @@ def test_a_comparison_is_the_pair_that_it_says(load, row, first_is_better):
         load([Exchanged(GeneratedRows("rows", [row]))], CHAT)
 
 
+@pytest.mark.parametrize(("ours", "prompt"), [("prompt", "Q"), ("instruction", [USER | {"content": "Q"}])])
+def test_a_question_of_webgpt_is_its_text(load, ours, prompt):
+    row = {"question": {"dataset": "x", "id": "1", "full_text": "Q"}, "answer_0": " a", "answer_1": " b"}
+    row = rename(row | {"score_0": 1.0, "score_1": -1.0}, {ours: "question"})
+    text = prompt if isinstance(prompt, str) else written(prompt)
+    assert decoded(load([row], CHAT))[0] == text
+
+
 def test_ties_and_small_differences_are_counted(load):
     rows = [STEER | {"preference_strength": strength} for strength in (0, 1, -3)]
     rows += [ARENA | {"winner": "tie (bothbad)"}, ARENA | {"winner": "model_a"}]

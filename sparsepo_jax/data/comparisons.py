@@ -61,8 +61,8 @@ def as_ranked(row: dict[str, Any]) -> dict[str, Any]:
     if scores is None:
         said = ", ".join(f"{name}: {row[name]!r:.40}" for name in form.compared)
         raise BadRow(f"which of {' and '.join(form.answers)} is better cannot be told from {said}")
-    rest = {name: row[name] for name in row if name not in (*form.answers, *form.compared)}
-    return rest | _contents(row.get("prompt"), [row[name] for name in form.answers]) | {"scores": scores}
+    rest = {name: _plain(row[name]) for name in row if name not in (*form.answers, *form.compared)}
+    return rest | _contents(rest.get("prompt"), [row[name] for name in form.answers]) | {"scores": scores}
 
 
 def _form_of(row: dict[str, Any]) -> _Form | None:
@@ -72,6 +72,12 @@ def _form_of(row: dict[str, Any]) -> _Form | None:
         if all(row.get(name) is not None for name in (*form.answers, *form.compared)):
             return form
     return None
+
+
+def _plain(value: Any) -> Any:
+    """The text of a question of WebGPT, which is a mapping; any other value as it is."""
+    text = value.get("full_text") if isinstance(value, dict) else None
+    return text if isinstance(text, str) else value
 
 
 def _contents(prompt: Any, responses: list[Any]) -> dict[str, Any]:
