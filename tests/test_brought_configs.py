@@ -105,8 +105,10 @@ def test_settings_of_sft_beside_a_loss_of_dpo_are_dpos(tmp_path):
 
 def test_simpos_own_trainer(tmp_path):
     content = HANDBOOK | {"beta": 10, "gamma_beta_ratio": 0.3, "sft_weight": 0.5}
-    objective = translated(tmp_path, content)[0].objective
+    config, text = translated(tmp_path, content)
+    objective = config.objective
     assert (objective.kind, objective.beta, objective.gamma, objective.nll_weight) == ("simpo", 10, 3.0, 0.5)
+    assert "sft_weight: averaged over each chosen response" in text
 
 
 def test_a_config_that_fits_fine_tuning_and_dpo_asks_for_the_trainer(tmp_path):

@@ -334,6 +334,9 @@ def _simpo(fields: Fields, known: set[str]) -> None:
     objective: dict[str, Any] = {"kind": "simpo", "beta": beta, "gamma": gamma}
     if weight := fields.number("sft_weight", default=0.0):
         objective["nll_weight"] = weight
+        fields.differs(
+            "sft_weight: averaged over each chosen response, then over pairs; SimPO: over all tokens"
+        )
     fields.set("objective", objective)
 
 
