@@ -243,9 +243,11 @@ def test_settings_of_open_instruct(tmp_path):
     log = config.logging
     assert (log.trackers, log.project, log.name) == (["wandb"], "mine", "first")
     quiet = OPEN_INSTRUCT | {"with_tracking": False, "report_to": ["wandb"]}
-    config, text = translated(tmp_path, quiet | {"exp_name": "first", "run_name": "second"})
+    settings = {"exp_name": "first", "run_name": "second", "wandb_project": "mine"}
+    config, text = translated(tmp_path, quiet | settings)
     assert config.logging.trackers != ["wandb"] and config.logging.name == "second"
-    assert "report_to: ['wandb']: belongs to with_tracking" in text and "exp_name: 'first'" in text
+    for line in ("report_to: ['wandb']: belongs", "wandb_project: 'mine': belongs", "exp_name: 'first'"):
+        assert line in text
 
 
 def test_trainer_of_simpo_can_be_named(tmp_path, capsys):

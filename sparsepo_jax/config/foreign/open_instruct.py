@@ -139,12 +139,12 @@ def _translate_tracking(fields: Fields) -> None:
     if "run_name" not in fields and "exp_name" in fields:
         fields.put_back("run_name", fields.take("exp_name"), "exp_name")
     fields.aside({"exp_name": "run_name counts"})
-    project = fields.take("wandb_project")
     if not fields.flag("with_tracking"):
-        fields.aside({"report_to": "belongs to with_tracking, which is off"})
+        off = "belongs to with_tracking, which is off"
+        fields.aside({"report_to": off, "wandb_project": off})
     elif fields.peek("report_to") in (None, "all"):
         fields.put_back("report_to", "wandb")
-    if project is not None:
+    if (project := fields.take("wandb_project")) is not None:
         fields.put_back("project", project, "wandb_project")
     translate_trackers(fields)
 
