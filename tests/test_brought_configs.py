@@ -128,7 +128,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("program", WHOLE)
-def test_it_is_the_same_program_in_config_and_from_trl(program, tmp_path):
+def test_a_config_of_another_program_is_named_by_it(program, tmp_path):
     """Kills: two lists of marks, by which LLaMA-Factory's and open-instruct's files were TRL's."""
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, WHOLE[program]))

@@ -300,7 +300,7 @@ def test_ties_and_small_differences_are_counted(load):
             PKU | {"better_response_id": 2},
             "response_0 and response_1 is better cannot be told from better_resp",
         ),
-        (ARENA | {"winner": "x"}, "cannot be told from winner: 'x'"),
+        (ARENA | {"winner": "tiefighter"}, "cannot be told from winner: 'tiefighter'"),
         (STEER | {"preference_strength": 10**400}, "cannot be told from preference_strength: 1000"),
         (STEER | {"preference_strength": "much"}, "cannot be told from preference_strength: 'much'"),
         (STEER | {"preference_strength": float("nan")}, "cannot be told from preference_strength: nan"),

@@ -14,6 +14,7 @@
 In the arenas' csv files prompt and responses are lists of texts, one a turn: they become whole dialogues.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.values import as_number, list_in_cell
 
 Scores = list[Any]
+_TIE = re.compile(r"(tie|both)([ _(-].*|bad)?")  # of the arenas: "tie (bothbad)"
 
 
 class _Form(NamedTuple):
@@ -106,7 +108,7 @@ def _are_texts(turns: Any) -> bool:
 def _from_winner(winner: Any) -> Scores | None:
     """model_a, A or a; model_b, B or b; tie, tie (bothbad), both."""
     name = str(winner).strip().lower().removeprefix("model_")
-    if name.startswith(("tie", "both")):
+    if _TIE.fullmatch(name):
         return [0, 0]
     return {"a": [1, 0], "b": [0, 1]}.get(name)
 
