@@ -377,10 +377,10 @@ held_out = load_dataset("org/pairs", split="test")
 @pytest.mark.parametrize(
     "script",
     [
-        "rate = 1\nif fast:\n    rate = 2\nDPOConfig(beta=rate)",
-        "rate = 1\nrate *= 2\nDPOConfig(beta=rate)",
-        "rate = 1\nfor rate in (2, 3):\n    DPOConfig(beta=rate)",
-        "rate = 1\ndef make(rate):\n    return DPOConfig(beta=rate)",
+        "rate = 1\nif fast:\n    rate = 2\nDPOConfig(beta=rate, loss_type='sigmoid')",
+        "rate = 1\nrate *= 2\nDPOConfig(beta=rate, loss_type='sigmoid')",
+        "rate = 1\nfor rate in (2, 3):\n    DPOConfig(beta=rate, loss_type='sigmoid')",
+        "rate = 1\ndef make(rate):\n    return DPOConfig(beta=rate, loss_type='sigmoid')",
     ],
 )
 def test_what_a_name_of_a_script_stands_for_is_not_guessed(script, tmp_path):

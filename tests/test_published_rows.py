@@ -278,7 +278,7 @@ def test_a_comparison_is_the_pair_that_it_says(load, row, first_is_better):
         load([Exchanged(GeneratedRows("rows", [row]))], CHAT)
 
 
-@pytest.mark.parametrize(("ours", "prompt"), [("prompt", "Q"), ("instruction", [USER | {"content": "Q"}])])
+@pytest.mark.parametrize(("ours", "prompt"), [("prompt", "<s>Q"), ("instruction", [USER | {"content": "Q"}])])
 def test_a_question_of_webgpt_is_its_text(load, ours, prompt):
     row = {"question": {"dataset": "x", "id": "1", "full_text": "Q"}, "answer_0": " a", "answer_1": " b"}
     row = rename(row | {"score_0": 1.0, "score_1": -1.0}, {ours: "question"})
