@@ -136,15 +136,17 @@ def paired(rows: Iterable[Mapping[str, Any]], figure: str, first: str, second: s
     return t_interval([by_control[first][seed] - by_control[second][seed] for seed in seeds])._asdict()
 
 
-def seed_by_seed(first: Mapping[str, Any], second: Mapping[str, Any], figure: str) -> dict[str, Any] | None:
-    """What a figure is with one method more than with another, over seeds, at the rate and beta of both.
+def seed_by_seed(
+    first: Mapping[str, Any], second: Mapping[str, Any], figure: str, beta: float
+) -> dict[str, Any] | None:
+    """What a figure is with one method more than with another, over seeds, at one rate and beta.
 
-    None: they have other settings, or no seed in common.
+    None: they have other rates, or no seed of that beta in common.
     """
-    if any(first[name] != second[name] for name in ("rate", "beta")):
+    if first["rate"] != second["rate"]:
         return None
     of_first, of_second = (
-        {point["seed"]: point[figure] for point in method["points"] if point["beta"] == method["beta"]}
+        {point["seed"]: point[figure] for point in method["points"] if point["beta"] == beta}
         for method in (first, second)
     )
     differences = [of_first[seed] - of_second[seed] for seed in of_first.keys() & of_second.keys()]

@@ -104,10 +104,11 @@ def test_a_difference_seed_by_seed_is_of_one_beta_and_of_equal_settings():
 
     dpo = method(1e-5, (0.1, 0, 0.5), (0.1, 1, 0.6), (0.4, 0, 9.0))
     ours = method(1e-5, (0.1, 1, 0.7), (0.1, 0, 0.5), (0.1, 2, 9.0))
-    apart = RESULTS.seed_by_seed(ours, dpo, "reward")
+    apart = RESULTS.seed_by_seed(ours, dpo, "reward", 0.1)
     assert apart["n"] == 2 and abs(apart["mean"] - 0.05) < 1e-9
-    assert RESULTS.seed_by_seed(ours, method(3e-5, (0.1, 0, 0.5)), "reward") is None
-    assert RESULTS.seed_by_seed(ours, method(1e-5, (0.1, 3, 0.5)), "reward") is None
+    assert RESULTS.seed_by_seed(ours, dpo, "reward", 0.4) is None
+    assert RESULTS.seed_by_seed(ours, method(3e-5, (0.1, 0, 0.5)), "reward", 0.1) is None
+    assert RESULTS.seed_by_seed(ours, method(1e-5, (0.1, 3, 0.5)), "reward", 0.1) is None
 
 
 def test_the_tables_of_models_are_those_of_the_package():
