@@ -95,10 +95,17 @@ def test_what_answers_share_is_no_prompt_where_a_column_may_hold_it(load, name, 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("conversation", 17), ("history", True), ("messages", 3), ("messages", ["a"]), ("context", 0.5)],
+    [
+        ("conversation", 17),
+        ("history", True),
+        ("messages", 3),
+        ("messages", ["a"]),
+        ("context", 0.5),
+        ("conversation", "c1f3"),
+    ],
 )
 def test_what_is_neither_text_nor_messages_is_no_prompt(load, name, value):
-    """Numbers and flags of a row, whatever their names: the rows are read without them."""
+    """Numbers, flags and names of a row, whatever the column is called: the rows are read without them."""
     row = {"chosen": "Is it good? Yes", "rejected": "Is it good? No"}
     if isinstance(value, list):
         row = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
@@ -310,7 +317,7 @@ def test_ties_and_small_differences_are_counted(load):
             "prompt has 1 turns",
         ),
         (
-            {"history": "Q", "human_ref_A": " a", "human_ref_B": " b", "labels": 1},
+            {"history": "Q is?", "human_ref_A": " a", "human_ref_B": " b", "labels": 1},
             "no prompt, but a column history",
         ),
     ],

@@ -66,12 +66,16 @@ def refuse_prompt_elsewhere(row: dict[str, Any]) -> None:
         BadRow: it has; the message says what to set.
     """
     for name in _PROMPTS_ELSEWHERE:
-        if row.get(name) and isinstance(row[name], str | list | dict):
+        value = row.get(name)
+        is_number_or_name = not isinstance(value, str | list | dict) or (
+            isinstance(value, str) and len(value.split()) < 2
+        )
+        if value and not is_number_or_name:
             as_turn = f" ({{instruction: {name}}} for the chat template to write it)"
             raise BadRow(
                 f"no prompt, but a column {name}: if that is the prompt, "
                 f"set columns: {{prompt: {name}}} beside the path of the data"
-                f"{as_turn if isinstance(row[name], str) else ''}"
+                f"{as_turn if isinstance(value, str) else ''}"
             )
 
 
