@@ -67,16 +67,18 @@ def refuse_prompt_elsewhere(row: dict[str, Any]) -> None:
     """
     for name in _PROMPTS_ELSEWHERE:
         value = row.get(name)
-        is_number_or_name = not isinstance(value, str | list | dict) or (
-            isinstance(value, str) and len(value.split()) < 2
-        )
-        if value and not is_number_or_name:
+        if value and isinstance(value, str | list | dict) and not _is_id(value):
             as_turn = f" ({{instruction: {name}}} for the chat template to write it)"
             raise BadRow(
                 f"no prompt, but a column {name}: if that is the prompt, "
                 f"set columns: {{prompt: {name}}} beside the path of the data"
                 f"{as_turn if isinstance(value, str) else ''}"
             )
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a column names something instead of showing it: one word with a digit, as c1f3."""
+    return isinstance(value, str) and len(value.split()) == 1 and any(map(str.isdigit, value))
 
 
 def _split_texts(dialogues: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
