@@ -166,6 +166,16 @@ def block_logits(states_RCD: Array, head_EVD: Array, form: LogitForm) -> Array:
     return form.logits(z.reshape(R, C, E, V))
 
 
+def _summed_together(terms: Sequence[Array]) -> list[Array]:
+    """Sums over the last axis, all added up in the same order."""
+
+    def add(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(x + y for x, y in zip(left, right, strict=True))
+
+    zeros = tuple(jnp.zeros((), term.dtype) for term in terms)
+    return list(jax.lax.reduce(tuple(terms), zeros, add, (terms[0].ndim - 1,)))
+
+
 class LogitSums(NamedTuple):
     """Sums over the logits so far, by shard; of some tokens or of all.
 
@@ -182,8 +192,8 @@ class LogitSums(NamedTuple):
     ) -> "LogitSums":
         """The sums of a block's tokens with the block added.
 
-        Policy and reference go through the same operations, so that where they agree, their sums agree to the
-        last bit; but side by side, since putting both into one array would copy what is largest in a step.
+        Policy and reference go through the same operations in one loop, so that where they agree, their sums
+        agree to the last bit. Both in one array would do so too, and copy what is largest in a step.
 
         Args:
             z_ARCEV: logits of the policy, and of the reference if there is one; LEAST where not new.
@@ -194,15 +204,17 @@ class LogitSums(NamedTuple):
         place_RCE, here_RCE = columns.label_here(label_RC, size, z_ARCEV[0].shape[2])
         largest = jnp.maximum(self.largest_ARME, jnp.stack([z.max(axis=-1) for z in z_ARCEV]))
         weights_ARCEV = [jnp.exp(z - of[..., None]) for z, of in zip(z_ARCEV, largest, strict=True)]
-        more = jnp.stack([weights.sum(axis=-1) for weights in weights_ARCEV])
+        terms = list(weights_ARCEV)
+        if len(z_ARCEV) > 1:
+            terms.append(weights_ARCEV[1] * (z_ARCEV[1] - z_ARCEV[0]))  # the weight is 0 where not new
+        sums = _summed_together(terms)
+        more = jnp.stack(sums[: len(z_ARCEV)])
         total = self.total_ARME * jnp.exp(self.largest_ARME - largest) + more
         picked = [jnp.take_along_axis(z, place_RCE[..., None], axis=-1)[..., 0] for z in z_ARCEV]
         label = self.label_ARME + jnp.where(here_RCE[None], jnp.stack(picked), 0.0)
         kl = self.kl_RME
         if len(z_ARCEV) > 1:
-            policy, reference = z_ARCEV
-            more = (weights_ARCEV[1] * (reference - policy)).sum(axis=-1)  # the weight is 0 where not new
-            kl = kl * jnp.exp(self.largest_ARME[1] - largest[1]) + more
+            kl = kl * jnp.exp(self.largest_ARME[1] - largest[1]) + sums[-1]
         return LogitSums(largest, total, label, kl)
 
     def results(self) -> tuple[tuple[Array, ...], Array]:
