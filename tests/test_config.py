@@ -413,8 +413,9 @@ def test_a_misspelt_key_of_the_file_is_not_dropped(mistakes):
 words = st.sampled_from(
     ["null", "\x85", "a\u2028b", "on", "1e-6", "2024-01-01", "0o7", "~", "a: b", "- x", " #"]
 ) | st.text(max_size=8)
-# Names of users and of variables that are not there are refused.
-paths = words.filter(lambda path: path == "~" or not (path.startswith("~") or {"$", "\0"} & set(path)))
+# Refused: names of users and of variables that are not there, commands of the shell, line ends and the like.
+refused = {"$", "`", *map(chr, range(ord(" ")))}
+paths = words.filter(lambda path: path == "~" or not (path.startswith("~") or refused & set(path)))
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False) | st.sampled_from(
     [1e-6, 5e-7, 1e22]
 )
