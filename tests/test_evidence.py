@@ -333,11 +333,13 @@ def test_settings_of_every_method_are_accepted(command, of_benchmarks):
     assert -1 <= result["methods"]["SparsePO, common"]["tokens"]["between_seeds"] <= 1
     page = page_of(result)
     assert "pass 6.2 % of the time" in page
-    assert "nothing is compared at equal KL** yet" in page and "At the rate and beta that both chose" in page
+    assert "nothing is compared at equal KL** yet" in page and "Seed by seed (2) at one rate" in page
     assert page.count("| TDPO-2 |") > 1
     row = {"kl": 1.0, "seeds": 2, "mean": 0.03, "over_seeds": [-0.1, 0.2], "verdict": "unresolved"}
     compared = result | {"against": {"TDPO-2": {"accuracy_unmasked": [row]}}}
     assert "no method is better or worse than DPO at equal KL" in page_of(compared)
+    compared = result | {"against": {"TDPO-2": {"accuracy_unmasked": [row | {"seeds": 1}]}}}
+    assert "at equal KL one seed alone can be compared, and nothing is resolved" in page_of(compared)
     row = row | {"over_seeds": [0.01, 0.05], "verdict": "resolved"}
     compared = result | {"against": {"TDPO-2": {"accuracy_unmasked": [row]}}}
     assert "TDPO-2 (held-out accuracy +0.030 at 1.00 nats)" in page_of(compared)

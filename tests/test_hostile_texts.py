@@ -189,12 +189,12 @@ def test_a_run_with_files_that_nobody_wrote_gives_a_page_or_one_line(tmp_path, n
 
 
 def test_what_a_message_quotes_cannot_break_or_hide_its_line(tmp_path, capsys):
-    """A path with line ends, through the real program.
+    """A path with characters that move the cursor, through the real program.
 
     Kills: a message that is more than one line of the log, or that moves the cursor.
     """
     assert str(UserError("a\nb\r\x1b[2K\u2028\ud800 é")) == "a\\nb\\r\\x1b[2K\\u2028\\ud800 é"
-    path = tmp_path / "no\nerror: all is well\x1b[1A.jsonl"
+    path = tmp_path / "no\x9b2Kerror: all is well\x9b1A.jsonl"
     path.write_text("{}\n")
     data = {"train": [{"path": str(path)}], "eval": [], "sft": []}
     assert main(["--config", str(write_config(tmp_path, stages=["inspect"], data=data))]) == 1
@@ -203,5 +203,5 @@ def test_what_a_message_quotes_cannot_break_or_hide_its_line(tmp_path, capsys):
         output.count("\n") == 1
         and output[:-1].isprintable()
         and output.startswith("error: ")
-        and "no\\nerror: all is well\\x1b[1A.jsonl:1: " in output
+        and "no\\x9b2Kerror: all is well\\x9b1A.jsonl:1: " in output
     )
