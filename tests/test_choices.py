@@ -206,7 +206,7 @@ COMPILED = {
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_the_estimate_is_what_xla_compiled_or_a_little_more(name):
+def test_the_estimate_is_what_xla_compiled_within_six_percent(name):
     """Gradients of blocks set the peak in one, logits in the other. Kills: a sum of what is there in turn."""
     spec, compiled = COMPILED[name]
     setting = setting_of(spec)
@@ -214,14 +214,13 @@ def test_the_estimate_is_what_xla_compiled_or_a_little_more(name):
     load = MEASURED._replace(longest=1024)
     for remat, gigabytes in compiled.items():
         need = needed_by(setting, load, remat, "cudnn", (4096, spec.vocab_size))
-        estimate = (need.total - held.state - held.frozen) / GB
-        assert 0.97 * gigabytes < estimate < 1.11 * gigabytes, remat
+        assert (need.total - held.state - held.frozen) / GB == pytest.approx(gigabytes, rel=0.06), remat
 
 
 @pytest.mark.parametrize(
     "spec, pairs, gigabytes", [(PYTHIA, 8, 41.23), (PYTHIA, 16, 55.27), (QWEN3, 8, 54.65), (QWEN3, 16, 75.02)]
 )
-def test_the_estimate_is_all_that_a_compiled_step_takes_within_five_percent(spec, pairs, gigabytes):
+def test_the_estimate_is_all_that_a_compiled_step_takes_within_four_percent(spec, pairs, gigabytes):
     """Weights and temporaries of DPO for an H200, reference in float32, for what is chosen by itself.
 
     The last one cuts the vocabulary. Kills: a block's logits counted twice, parts of heads that are not."""
@@ -229,7 +228,7 @@ def test_the_estimate_is_all_that_a_compiled_step_takes_within_five_percent(spec
     load = Load(pairs * MEASURED.positions // 8, pairs * MEASURED.tokens // 8, 1024)
     chosen = choose(setting, load, gpu(135))
     assert chosen.remat.value == "nothing"
-    assert chosen.need.total / GB == pytest.approx(gigabytes, rel=0.05)
+    assert chosen.need.total / GB == pytest.approx(gigabytes, rel=0.04)
 
 
 def test_held_bytes_are_counted_by_hand():

@@ -224,7 +224,7 @@ def needed_by(
 
 
 def block_bytes(setting: Setting, load: Load, attention: str) -> int:
-    """Bytes of the backward pass of blocks, per device: their gradients, and one block's own arrays twice.
+    """Bytes of the backward pass of blocks, per device: their gradients, and one block's own arrays.
 
     Args:
         setting: the models and how they are cut.
@@ -235,7 +235,7 @@ def block_bytes(setting: Setting, load: Load, attention: str) -> int:
     chunks = _chunks(load, attention)
 
     def working_of(block: DecoderSpec) -> int:
-        working = 2 * kept_features(block, "nothing", chunks=chunks) * setting.itemsize
+        working = kept_features(block, "nothing", chunks=chunks) * setting.itemsize
         if block.delta is not None:  # decays, products of keys, their inverse, scores, and their gradients
             working += ARRAYS_OF_CHUNK * FLOAT * block.delta.value_heads * TOKENS_OF_CHUNK
         elif attention == "xla":
@@ -272,7 +272,14 @@ def head_bytes(setting: Setting, load: Load, head_block: tuple[int, int]) -> int
     bytes_of_number = setting.itemsize * sides(setting) + FLOAT  # of each model, and of the policy's gradient
     states = load.tokens * setting.policy.width * bytes_of_number
     parts = min(head_block[1], most[1]) * setting.policy.width * (bytes_of_number + FLOAT)
-    return block + states + (parts if head_block[1] < most[1] else 0)
+    return block + states + (parts if head_block[1] < most[1] else 0) + _reference_head_bytes(setting)
+
+
+def _reference_head_bytes(setting: Setting) -> int:
+    """A copy of the reference's head for products, if it is held in another type than activations have."""
+    if setting.reference is None or setting.config.reference.dtype != "float32" or setting.itemsize == FLOAT:
+        return 0
+    return setting.itemsize * setting.reference.vocab_size * setting.reference.width // setting.tensor
 
 
 def most_of_head(setting: Setting, load: Load) -> tuple[int, int]:
