@@ -208,3 +208,27 @@ def test_a_mask_that_sees_the_token_reads_the_state_behind_it():
         count = int(batch.valid_BPT[pair, response].sum())
         np.testing.assert_array_equal(behind[pair, response, : count - 1], before[pair, response, 1:count])
         np.testing.assert_array_equal(behind[pair, response, count - 1], before[pair, response, count - 1])
+
+
+@pytest.mark.parametrize("net", ["simple_all", "simple_last"])
+def test_nan_in_states_of_padding_does_not_reach_the_gradient(net):
+    batch = jax.tree.map(jnp.asarray, random_batch(pairs=3, spare=3))
+    valid_RM = batch.packing.valid_RM
+    mask = {"kind": "learned", "net": net}
+    source = make_mask_source(make_config(objective={"kind": "sparsepo", "mask": mask}), spec_from_hf(NEOX))
+    zeros_BPT = jnp.zeros(batch.valid_BPT.shape)
+    stats = TokenStats(zeros_BPT, zeros_BPT, zeros_BPT, batch.valid_BPT)
+    shape = (NEOX["num_hidden_layers"], *valid_RM.shape, NEOX["hidden_size"])
+    states_LRMD = jax.random.normal(jax.random.key(1), shape)
+    spoiled_LRMD = jnp.where(valid_RM[None, ..., None], states_LRMD, jnp.nan)
+
+    def total(weights, states_LRMD):
+        kept = {"block_out": states_LRMD, "final_norm": states_LRMD[-1]}
+        return source.make(weights, kept, batch, stats, None, True)[0].sum()
+
+    assert not valid_RM.all()
+    weights = source.init(nnx.Rngs(3))
+    expected, got = (jax.grad(total)(weights, states) for states in (states_LRMD, spoiled_LRMD))
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(got[name], gradient, atol=1e-6, err_msg=name)
+    assert any(np.abs(gradient).max() > 0 for gradient in expected.values())
