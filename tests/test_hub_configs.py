@@ -19,9 +19,10 @@ from sparsepo_jax.config.load import load_config
 from sparsepo_jax.main import main
 from sparsepo_jax.models import config_fields
 from sparsepo_jax.models.config_fields import SpecError, check_fields
+from sparsepo_jax.models.families import FAMILIES
 from sparsepo_jax.models.field_tables import HARMLESS, HARMLESS_IN_FAMILY, OTHER_NAMES, READ, SWITCHES
 from sparsepo_jax.models.installed_fields import ABSENT, fields_of_installed
-from sparsepo_jax.models.spec import ignored_note, spec_from_hf
+from sparsepo_jax.models.spec import fields_note, spec_from_hf
 
 PUBLISHED = hub_configs.CONFIGS | recent_configs.CONFIGS
 IGNORED = hub_configs.IGNORED | recent_configs.IGNORED
@@ -40,7 +41,7 @@ def test_a_published_config_is_accepted_and_what_it_has_beside_is_listed(name):
     assert spec.num_layers == config.get("n_layer", config.get("num_hidden_layers"))
     assert spec.parameter_count() > 4e7
     assert ignored_by(config) == IGNORED.get(name, set())
-    note = ignored_note(config, name)
+    note = fields_note(config, name)
     assert (note is None) == (name not in IGNORED)
     assert note is None or (note.isprintable() and all(field in note for field in IGNORED[name]))
 
@@ -261,7 +262,7 @@ def test_switches_that_are_off_are_no_news(config):
         "torch_dtype": None,
         "rotary": config["model_type"] not in ("gpt2", "gpt_bigcode"),
     }
-    assert spec_from_hf(config | off) == spec_from_hf(config) and ignored_note(config | off, "here") is None
+    assert spec_from_hf(config | off) == spec_from_hf(config) and fields_note(config | off, "here") is None
 
 
 def test_what_transformers_class_does_not_know_is_ignored_whatever_it_holds():
@@ -276,12 +277,46 @@ def test_what_transformers_class_does_not_know_is_ignored_whatever_it_holds():
 
 
 def test_the_note_is_one_line_and_asks_after_mistyped_names():
-    note = ignored_note(
+    note = fields_note(
         {"model_type": "gpt2", "n_layers": 3, "a\nb": 1, 7: 1} | {f"field_{n}": n for n in range(99)},
         "policy.config",
     )
     assert note.isprintable() and note.startswith("policy.config: config fields ignored") and len(note) < 2000
     assert "(was n_layer meant by n_layers?)" in note and "and 42 more" in note and r"a\nb" in note
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"gemma4_text", "granitemoehybrid"}))
+def test_an_absent_field_is_what_transformers_takes_it_to_be(family, tmp_path):
+    """Not for the two families whose class makes a model that we refuse."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    whole = CONFIG_MAPPING[family]().to_dict()
+    names = [name for name in config_fields._MAY_BE_ABSENT if name in READ[family] and name in whole]
+    assert names or family in ("gpt2", "gpt_bigcode", "gptj")
+    for name in names:
+        lacking = {key: value for key, value in whole.items() if key != name}
+        (tmp_path / "config.json").write_text(json.dumps(lacking))
+        completed = AutoConfig.from_pretrained(tmp_path).to_dict()
+        assert spec_from_hf(lacking) == spec_from_hf(completed)
+
+
+def test_the_note_says_what_was_absent_and_sizes_must_be_there():
+    lacking = {name: value for name, value in LLAMA.items() if name != "rms_norm_eps"}
+    expected = "here: config fields absent, taken as transformers' llama has them: rms_norm_eps 1e-06"
+    assert fields_note(lacking, "here") == expected and spec_from_hf(lacking).norm_eps == 1e-6
+    assert fields_note(LLAMA, "here") is None
+    with pytest.raises(SpecError, match="hidden_size: missing"):
+        spec_from_hf({name: value for name, value in LLAMA.items() if name != "hidden_size"})
+
+
+@pytest.mark.parametrize("family", ["ministral", "seed_oss", "ernie4_5"])
+def test_a_null_head_dim_is_the_width_over_the_heads(family):
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    theirs = CONFIG_MAPPING[family](head_dim=None, hidden_size=512, num_attention_heads=8)
+    head_dim = theirs.head_dim or 512 // 8  # of ministral, the model works it out
+    assert spec_from_hf(theirs.to_dict() | {"head_dim": None}).head_dim == head_dim == 64
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from sparsepo_jax.models.directory import read_config
 from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.families import FAMILIES
 from sparsepo_jax.models.lora import hold_base
-from sparsepo_jax.models.spec import ignored_note, spec_from_hf
+from sparsepo_jax.models.spec import fields_note, spec_from_hf
 from sparsepo_jax.models.stored_tensors import SafeTensors, find_checkpoint
 from sparsepo_jax.ops.attention import Given
 
@@ -329,7 +329,7 @@ def assert_each_is_a_spec_or_one_line(config, changes):
     for change in changes:
         try:
             spec = spec_from_hf(config | change)
-            assert (ignored_note(config | change, "here") or "none").isprintable()
+            assert (fields_note(config | change, "here") or "none").isprintable()
             assert spec.parameter_count() > 0 and all(
                 kind.rotation is None or math.isfinite(kind.rotation.base) for kind in spec.kinds
             )

@@ -15,7 +15,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.directory import read_config
 from sparsepo_jax.models.export import save_hf
-from sparsepo_jax.models.spec import ignored_note, spec_from_hf
+from sparsepo_jax.models.spec import fields_note, spec_from_hf
 from sparsepo_jax.models.stored_tensors import SafeTensors
 
 E, INPUTS, OUTPUTS = 3, 64, 6
@@ -124,7 +124,7 @@ def test_a_packed_checkpoint_is_the_model_that_transformers_makes_of_it(tmp_path
 def test_a_config_may_be_quantised_in_one_way_and_one_family_alone(config, method):
     config = config | {"quantization_config": {"quant_method": method}}
     if (config["model_type"], method) == ("gpt_oss", "mxfp4"):
-        assert spec_from_hf(config) == spec_from_hf(GPT_OSS) and ignored_note(config, "here") is None
+        assert spec_from_hf(config) == spec_from_hf(GPT_OSS) and fields_note(config, "here") is None
     else:
         with pytest.raises(SpecError, match="quantization_config: .* take the unquantised checkpoint"):
             spec_from_hf(config)

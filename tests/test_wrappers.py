@@ -25,7 +25,7 @@ from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.directory import end_tokens, read_config, with_end_token
 from sparsepo_jax.models.export import save_hf
 from sparsepo_jax.models.field_tables import READ
-from sparsepo_jax.models.spec import ignored_note, spec_from_hf
+from sparsepo_jax.models.spec import fields_note, spec_from_hf
 from sparsepo_jax.models.text_defaults import TEXT_DEFAULTS
 from sparsepo_jax.models.wrappers import WRAPPERS, read_text_config, read_wrapping
 
@@ -326,7 +326,7 @@ def test_published_configs_are_read(name):
     spec = spec_from_hf(config)
     assert spec.wrapping.model_type == config["model_type"]
     assert round(spec.parameter_count() / 1e9, 2) == parameters
-    note = ignored_note(config, "here")
+    note = fields_note(config, "here")
     assert note is None or ("image" not in note and "vision" not in note)
 
 
@@ -336,7 +336,7 @@ def test_a_flat_config_is_the_nested_one():
     rope = flat.pop("rope_parameters")
     flat |= {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 0]}}
     assert spec_from_hf(flat) == spec_from_hf(QWEN)
-    assert ignored_note(flat, "here") is None
+    assert fields_note(flat, "here") is None
     assert spec_from_hf(flat | {"tie_word_embeddings": True}).tied_head
 
 

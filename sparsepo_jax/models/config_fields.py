@@ -44,11 +44,20 @@ class ConfigFields(NamedTuple):
     Attributes:
         config: the fields that the family reads, under its names.
         ignored: names of the fields that change nothing and that nobody knows.
+        defaults: the fields that are absent, with what transformers takes them to be; they stand in `config`.
     """
 
     config: dict[Any, Any]
     ignored: tuple[Any, ...]
+    defaults: dict[str, Any]
 
+
+# What a checkpoint's config may leave out to its class. Not the sizes that make the model: a mistyped one
+# would build another model from scratch.
+_MAY_BE_ABSENT = (
+    *("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "max_position_embeddings"),
+    *("head_dim", "num_key_value_heads", "query_pre_attn_scalar", "num_experts_per_tok"),
+)
 
 # ---------------------------------------------------------------- the rule
 
@@ -61,14 +70,16 @@ def check_fields(config: Mapping[Any, Any], family: str) -> ConfigFields:
         family: its `model_type`, one of `READ`.
 
     Returns:
-        The fields that are read, and the names that nobody knows: transformers' class of this family does
-            not read them either, so they cannot change what it computes.
+        The fields that are read, the names that nobody knows (transformers' class of this family does not
+            read them either, so they cannot change what it computes), and what was absent.
 
     Raises:
         SpecError: a field holds what it cannot, makes another model, or is known to transformers only.
     """
     renamed = _under_family_names(config, family)
     read = READ[family]
+    defaults = _defaults_of_absent(renamed, family)
+    renamed |= defaults
     kinds = {name: kind for name, kind in KINDS.items() if name in read}
     _check_kinds(renamed, kinds, f"{family}: ")
     _check_task(renamed, family)
@@ -82,7 +93,18 @@ def check_fields(config: Mapping[Any, Any], family: str) -> ConfigFields:
     if renamed.get("auto_map"):
         unknown.append("auto_map")
     unknown += _unread_of_rope(renamed, family)
-    return ConfigFields({name: value for name, value in renamed.items() if name in read}, tuple(unknown))
+    known_fields = {name: value for name, value in renamed.items() if name in read}
+    return ConfigFields(known_fields, tuple(unknown), defaults)
+
+
+def _defaults_of_absent(config: Mapping[Any, Any], family: str) -> dict[str, Any]:
+    """What the installed transformers' class of a family says of fields that a config leaves out."""
+    absent = [name for name in _MAY_BE_ABSENT if name in READ[family] and name not in config]
+    if not absent:
+        return {}
+    installed = fields_of_installed(family)
+    defaults = {name: installed.get(name) for name in absent}
+    return {name: value for name, value in defaults.items() if value is not None and value is not ABSENT}
 
 
 def check_wrapper(config: Mapping[Any, Any], name: str) -> None:
@@ -303,24 +325,27 @@ def _listed(names: Iterable[Any], most: int) -> str:
     return ", ".join(ordered[:most]) + more
 
 
-def note_of_ignored(
-    ignored: tuple[Any, ...], config: Mapping[Any, Any], family: str, where: str
-) -> str | None:
-    """One line that lists the fields which change nothing, and asks after mistyped ones; None: no such.
+def note_of_fields(fields: ConfigFields, config: Mapping[Any, Any], family: str, where: str) -> str | None:
+    """One line that lists the fields which change nothing, and asks after mistyped ones, and those which were
+    absent; None: no such.
 
     Args:
-        ignored: their names.
+        fields: what `check_fields` made of the config.
         config: the content of the config.json.
         family: its `model_type`.
         where: the setting or directory that it came from.
     """
-    if not ignored:
-        return None
-    why = f"config fields ignored, since transformers' {family} does not read them either"
-    text = f"{where}: {why}: {_listed(ignored, 60)}"
-    absent = [name for name in READ[family] if name not in config]
-    for name in ignored[:60]:
-        near = difflib.get_close_matches(str(name)[:60], absent, 1, 0.88)
-        if near:
-            text += f" (was {near[0]} meant by {_cut(str(name))}?)"
-    return escaped(text)
+    parts = []
+    if fields.ignored:
+        why = f"config fields ignored, since transformers' {family} does not read them either"
+        part = f"{why}: {_listed(fields.ignored, 60)}"
+        absent = [name for name in READ[family] if name not in config]
+        for name in fields.ignored[:60]:
+            near = difflib.get_close_matches(str(name)[:60], absent, 1, 0.88)
+            if near:
+                part += f" (was {near[0]} meant by {_cut(str(name))}?)"
+        parts.append(part)
+    if fields.defaults:
+        taken = ", ".join(f"{name} {value}" for name, value in sorted(fields.defaults.items()))
+        parts.append(f"config fields absent, taken as transformers' {family} has them: {taken}")
+    return escaped(f"{where}: {'; '.join(parts)}") if parts else None

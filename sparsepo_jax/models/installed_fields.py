@@ -65,6 +65,9 @@ def _fields_declared(source: str) -> dict[str, Any]:
     """`name: type = default` of the classes of a configuration file."""
     declared: dict[str, Any] = {}
     for name, default in re.findall(r"^    (\w+): [^=\n]+ = (.+)$", source, re.MULTILINE):
+        if product := re.fullmatch(r"(\d+) \* (\d+)", default):
+            declared[name] = int(product[1]) * int(product[2])
+            continue
         try:
             declared[name] = ast.literal_eval(default)
         except (ValueError, SyntaxError):

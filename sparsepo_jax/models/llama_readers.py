@@ -27,6 +27,7 @@ class _Usual(NamedTuple):
         eps: what it means where that field is absent; None: it must be there.
         positions: what max_position_embeddings means where it is absent; None: it must be there.
         mlp_width: name of the field.
+        init_std: what initializer_range means where it is absent.
     """
 
     one_each: bool = False
@@ -41,6 +42,7 @@ class _Usual(NamedTuple):
     eps: float | None = None
     positions: int | None = None
     mlp_width: str = "intermediate_size"
+    init_std: float = 0.02
 
 
 _GEMMA = _Usual(own_head_dim=True, tied=True, activation=("hidden_activation", "gelu_pytorch_tanh"))
@@ -61,7 +63,6 @@ _USUAL = {
     "phi3": _Usual(one_each=True, share=1.0),
     "granite": _Usual(one_each=True),
     "granitemoehybrid": _Usual(one_each=True, mlp_width="shared_intermediate_size"),
-    "ministral": _Usual(own_head_dim=True),
     "ministral3": _Usual(own_head_dim=True),
     "seed_oss": _Usual(own_head_dim=True),
     "cohere": _Usual(one_each=True, tied=True, base=5e5, norm_eps="layer_norm_eps"),
@@ -71,8 +72,19 @@ _USUAL = {
     "ernie4_5": _Usual(own_head_dim=True, tied=True, base=5e5),
     "glm4": _Usual(own_head_dim=True, share=0.5),
     "stablelm": _Usual(share=0.25, norm_eps="layer_norm_eps"),
-    "starcoder2": _Usual(tied=True, activation=("hidden_act", "gelu_pytorch_tanh"), norm_eps="norm_epsilon"),
-    "nemotron": _Usual(one_each=True, share=0.5, activation=("hidden_act", "relu2"), norm_eps="norm_eps"),
+    "starcoder2": _Usual(
+        tied=True,
+        activation=("hidden_act", "gelu_pytorch_tanh"),
+        norm_eps="norm_epsilon",
+        init_std=0.018042,
+    ),
+    "nemotron": _Usual(
+        one_each=True,
+        share=0.5,
+        activation=("hidden_act", "relu2"),
+        norm_eps="norm_eps",
+        init_std=0.0134,
+    ),
 }
 
 
@@ -89,7 +101,7 @@ def llama_like(config: FamilyFields, family: str) -> DecoderSpec:
     width = needed(config, family, "hidden_size")
     heads = needed(config, family, "num_attention_heads")
     positions = needed(config, family, "max_position_embeddings", usual.positions)
-    if usual.own_head_dim or config.get("head_dim") is not None:
+    if config.get("head_dim") is not None or (usual.own_head_dim and "head_dim" not in config):
         head_dim = needed(config, family, "head_dim")
     else:
         head_dim = head_dim_of(family, width, heads)
@@ -118,7 +130,7 @@ def llama_like(config: FamilyFields, family: str) -> DecoderSpec:
         positions="rotary",
         kinds=tuple(map(LayerKind, rotations)),
         tied_head=flag(config, "tie_word_embeddings", usual.tied),
-        init_std=float(needed(config, family, "initializer_range", 0.02)),
+        init_std=float(needed(config, family, "initializer_range", usual.init_std)),
         qkv_bias=False,
         out_bias=False,
         mlp_bias=False,

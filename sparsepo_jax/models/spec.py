@@ -13,7 +13,7 @@ from sparsepo_jax.models.config_fields import (
     SpecError,
     check_fields,
     check_wrapper,
-    note_of_ignored,
+    note_of_fields,
     shown,
 )
 from sparsepo_jax.models.decoder_spec import DecoderSpec
@@ -39,8 +39,8 @@ def spec_from_hf(config: Mapping[str, Any]) -> DecoderSpec:
     return _checked(spec)
 
 
-def ignored_note(config: Mapping[str, Any], where: str) -> str | None:
-    """One line that lists the fields of a config which change nothing; None if there are none.
+def fields_note(config: Mapping[str, Any], where: str) -> str | None:
+    """One line that lists the fields of a config which change nothing, or are absent; None if all is plain.
 
     Args:
         config: the content of a config.json.
@@ -52,7 +52,7 @@ def ignored_note(config: Mapping[str, Any], where: str) -> str | None:
     family, fields, wrapping = _fields(config)
     if wrapping is not None:
         config, where = read_text_config(config, wrapping), f"{where}: text_config"
-    return note_of_ignored(fields.ignored, config, family, where)
+    return note_of_fields(fields, config, family, where)
 
 
 def _fields(config: Mapping[Any, Any]) -> tuple[str, ConfigFields, Wrapping | None]:

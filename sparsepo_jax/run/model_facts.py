@@ -13,7 +13,7 @@ from sparsepo_jax.models.adapter_config import read_adapter_config
 from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.directory import check_end_tokens, inner_adapter_problem, read_config
-from sparsepo_jax.models.spec import ignored_note, spec_from_hf
+from sparsepo_jax.models.spec import fields_note, spec_from_hf
 from sparsepo_jax.models.stored_tensors import SafeTensors
 from sparsepo_jax.models.weight_files import NoWeights
 from sparsepo_jax.models.weights import check_tensors
@@ -103,7 +103,7 @@ def read_model(path: str, where: str, mistakes: list[str], *, adapted: bool = Fa
 def _read_spec(content: dict[str, Any], origin: str, where: str, mistakes: list[str]) -> Model:
     try:
         spec = spec_from_hf(content)
-        note = ignored_note(content, origin if where.endswith(".path") else where)
+        note = fields_note(content, origin if where.endswith(".path") else where)
     except SpecError as error:
         mistakes.append(f"{where}: {error}")
         return Model(origin)

@@ -42,7 +42,7 @@ from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.unpaired import has_one_prompt, mismatched
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import Lora
-from sparsepo_jax.models.spec import ignored_note
+from sparsepo_jax.models.spec import fields_note
 from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.sharding.processes import as_the_first, make_should_stop
@@ -120,7 +120,7 @@ class Run:
     def _read_spec(self, hf_config: dict[str, Any], where: str) -> DecoderSpec:
         """A model's decoder; says which fields of its config are ignored."""
         spec = read_spec(hf_config, where, made_tokenizer(self.config, self.tokenizer))
-        if note := ignored_note(hf_config, where):
+        if note := fields_note(hf_config, where):
             say(f"note: {note}")
         return spec
 
