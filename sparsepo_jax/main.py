@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from sparsepo_jax.config.schema.root import Config
@@ -283,5 +283,25 @@ def attempt(config: "Config", began_s: float | None = None) -> tuple[int, str | 
         return 1, f"error: {explanation}" if explanation else traceback.format_exc()
 
 
+def end(status: int) -> NoReturn:
+    """Ends the process with an exit status.
+
+    What stopped or failed does not wait for programs that are being compiled beside it: that may take minutes,
+    and nobody needs them any more.
+    """
+    program = sys.modules.get("sparsepo_jax.core.program")
+    if status and program is not None and program.is_compiling():
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def console() -> NoReturn:
+    """The command `sparsepo`, and `python -m sparsepo_jax.main`."""
+    end(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import re
+import subprocess
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,6 +175,30 @@ def test_a_program_that_failed_in_the_background_is_compiled_again(monkeypatch):
     program._compiled = {kind: failed for kind in [_kind((jax.numpy.ones(3),))]}
     assert program.compile_ahead([(jax.numpy.ones(3),)])()[0] == 1, "though its own callback has not run yet"
     assert program(jax.numpy.ones(3)).tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize("status", [130, 1])
+def test_a_run_that_was_stopped_does_not_wait_for_what_compiles_beside_it(status):
+    """A program that takes ten minutes is begun and the process ends; what was printed is there."""
+    script = f"""
+import time
+from sparsepo_jax.core.program import Program
+from sparsepo_jax.main import end
+
+class Slow:
+    def lower(self):
+        return self
+    def compile(self):
+        time.sleep(600)
+    def _cache_size(self):
+        return 0
+
+Program(Slow()).compile_ahead([()])
+print("printed")
+end({status})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (status, "printed\n"), done.stderr
 
 
 def test_po_finds_its_programs_compiled_while_sft_trained(tmp_path, capsys, monkeypatch):

@@ -3,11 +3,19 @@
 import functools
 import os
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+
+_begun: weakref.WeakSet[Future] = weakref.WeakSet()  # of all programs of this process
+
+
+def is_compiling() -> bool:
+    """Whether something is still being compiled. Python waits for it when the process ends."""
+    return any(not future.done() for future in list(_begun))
 
 
 class Program:
@@ -109,6 +117,7 @@ class Program:
         futures = {kind: executor.submit(compile_one, self.lower(*call)) for kind, call in calls.items()}
         executor.shutdown(wait=False)
         self._compiled.update(futures)
+        _begun.update(futures.values())
         for kind, future in futures.items():
             future.add_done_callback(functools.partial(self._forget_failed, kind))
         return list(futures.values())
