@@ -286,8 +286,8 @@ def attempt(config: "Config", began_s: float | None = None) -> tuple[int, str | 
 def end(status: int) -> NoReturn:
     """Ends the process with an exit status.
 
-    What stopped or failed does not wait for programs that are being compiled beside it: that may take minutes,
-    and nobody needs them any more.
+    What stopped or failed does not wait for programs that are being compiled beside it: that may take
+    minutes, and nobody needs them any more.
     """
     program = sys.modules.get("sparsepo_jax.core.program")
     if status and program is not None and program.is_compiling():

@@ -27,9 +27,10 @@ from sparsepo_jax.models.directory import (
 from sparsepo_jax.models.families import architecture
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.narrowing import narrow_at_random
+from sparsepo_jax.models.peft_modules import to_peft
 from sparsepo_jax.models.safetensors_file import copy_tensors
 from sparsepo_jax.models.stored_tensors import SafeTensors
-from sparsepo_jax.models.weights import to_hf, to_peft
+from sparsepo_jax.models.weights import to_hf
 from sparsepo_jax.models.wrappers import carried_names, name_in, with_text_fields
 
 # Few numbers that are published in float32 whatever type the others have: rounded, memories decay otherwise.

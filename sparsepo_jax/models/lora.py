@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
-from sparsepo_jax.models.weights import adapted_kernels
+from sparsepo_jax.models.peft_modules import adapted_kernels
 
 TILE = 64  # weights that share a scale in nf4, as in QLoRA
 BaseType = Literal["float32", "bfloat16", "int8", "nf4"]
