@@ -30,6 +30,7 @@ Share = Annotated[float, Field(ge=0, le=1), IsNumber]
 NonNegative = Annotated[float, Field(ge=0), IsNumber]
 PositiveFloat = Annotated[float, Field(gt=0), IsNumber]
 Rate = Annotated[float, Field(ge=0, lt=1), IsNumber]
+LearningRate = Annotated[float, Field(ge=0, le=10), IsNumber]  # 5e7 is 5e-7, mistyped
 # Written out: editors need no definition of JSON values.
 Json = Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", "additionalProperties": True})]
 

@@ -4,7 +4,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sparsepo_jax.config.schema.base import ByKind, NonNegative, Positive, PositiveFloat, Rate, Section
+from sparsepo_jax.config.schema.base import (
+    ByKind,
+    LearningRate,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Rate,
+    Section,
+)
 
 GATES = ("sparsemax", "budget", "hard_concrete", "top_k")
 
@@ -53,7 +61,7 @@ class LearnedMask(MaskBase):
     start at 0.03 to 0.06 or dead."""
     dropout: Rate = 0.0
     """Share of the values that are dropped after each of the two activations while training."""
-    learning_rate: NonNegative | None = None
+    learning_rate: LearningRate | None = None
     """None: 0.3 over the policy's width, so that a step of Adam moves the net's output for a layer by 0.3 at
     most; if official, the policy's."""
     weight_decay: NonNegative = 0.01

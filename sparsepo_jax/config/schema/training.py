@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from sparsepo_jax.config.paths import PathText
 from sparsepo_jax.config.schema.base import (
     ByKind,
-    IsNumber,
+    LearningRate,
     Natural,
     NonNegative,
     Positive,
@@ -19,9 +19,7 @@ from sparsepo_jax.config.schema.base import (
 )
 from sparsepo_jax.config.shown import shown
 
-LearningRate = Annotated[
-    float, Field(ge=0, description="Learning rate at the peak of the schedule."), IsNumber
-]
+PeakRate = Annotated[LearningRate, Field(description="Learning rate at the peak of the schedule.")]
 WeightDecay = Annotated[
     float,
     Field(ge=0, description="Decoupled weight decay, times the learning rate; not on biases and norms."),
@@ -38,7 +36,7 @@ Moments = Annotated[
 class AdamW(Section):
     kind: Literal["adamw"] = "adamw"
     """Adam with decoupled weight decay."""
-    learning_rate: LearningRate = 1e-6
+    learning_rate: PeakRate = 1e-6
     b1: Rate = 0.9
     """Decay of the gradients' running mean."""
     b2: Rate = 0.999
@@ -52,14 +50,14 @@ class AdamW(Section):
 class Adafactor(Section):
     kind: Literal["adafactor"]
     """Keeps a row and a column of squares for each matrix: little memory."""
-    learning_rate: LearningRate = 1e-6
+    learning_rate: PeakRate = 1e-6
     weight_decay: WeightDecay = 0.0
 
 
 class Lion(Section):
     kind: Literal["lion"]
     """Steps by the sign of a running mean: half of AdamW's memory."""
-    learning_rate: LearningRate = 1e-7
+    learning_rate: PeakRate = 1e-7
     b1: Rate = 0.9
     """Weight of the running mean in the step's direction."""
     b2: Rate = 0.99
@@ -72,7 +70,7 @@ class Muon(Section):
     kind: Literal["muon"]
     """Steps by orthogonal matrices made of a running mean, for matrices of blocks; embeddings, head, norms
     and biases are trained by Adam. Its steps are as large as Adam's, so that AdamW's learning rates fit."""
-    learning_rate: LearningRate = 1e-6
+    learning_rate: PeakRate = 1e-6
     beta: Rate = 0.95
     """Decay of the matrices' running mean."""
     b1: Rate = 0.9
@@ -89,7 +87,7 @@ class RmsProp(Section):
     kind: Literal["rmsprop"]
     """Divides gradients by the root of their running mean square, as PyTorch's RMSprop, which DPO's own code
     trains with: half of AdamW's memory."""
-    learning_rate: LearningRate = 5e-7
+    learning_rate: PeakRate = 5e-7
     b2: Rate = 0.99
     """Decay of the squared gradients' running mean (PyTorch's alpha)."""
     eps: PositiveFloat = 1e-8
