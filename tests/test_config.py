@@ -424,9 +424,7 @@ rates = positive.filter(lambda rate: rate <= 10)
 
 @settings(max_examples=40, deadline=None)  # no deadline: the machine may be busy
 @given(
-    objective=st.builds(
-        SparsePO, beta=positive, mask=st.builds(LearnedMask, learning_rate=rates | st.none())
-    )
+    objective=st.builds(SparsePO, beta=positive, mask=st.builds(LearnedMask, learning_rate=rates | st.none()))
     | st.builds(Dpo, kind=st.just("dpo"), beta=positive),
     optimizer=st.builds(AdamW, learning_rate=rates)
     | st.builds(Lion, kind=st.just("lion"), learning_rate=rates),

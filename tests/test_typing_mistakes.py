@@ -435,5 +435,7 @@ def test_a_run_needs_no_stdout_and_no_stderr(tmp_path):
 
 @pytest.mark.parametrize("path", ["po.optimizer", "sft.optimizer", "objective.mask"])
 def test_a_rate_without_its_minus_sign_is_refused(path):
-    with pytest.raises(ConfigError, match=rf"^{path}.learning_rate: expected less than or equal to 10, got 5"):
+    with pytest.raises(
+        ConfigError, match=rf"^{path}.learning_rate: expected less than or equal to 10, got 5"
+    ):
         load_config("configs/quickstart.yaml", [f"{path}.learning_rate=5e7"])
