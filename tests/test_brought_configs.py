@@ -63,10 +63,10 @@ def test_a_mixture_names_its_data_sets_and_what_is_held_out(tmp_path):
         (FACTORY | {"val_size": 2000}, "val_size"),
     ],
 )
-def test_a_number_of_rows_held_out_becomes_a_share_to_be_set(content, name, tmp_path):
+def test_a_number_of_rows_held_out_becomes_a_number_of_prompts(content, name, tmp_path):
     config, text = translated(tmp_path, content)
-    assert config.data.holdout.share == 0.05
-    assert f"{name}: 2000: a number of rows" in text and "set it to 2000 divided by" in text
+    assert config.data.holdout.prompts == 2000 and config.data.holdout.share is None
+    assert f"{name}: 2000 prompts are held out, with all their rows" in text
 
 
 @pytest.mark.parametrize(

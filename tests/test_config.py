@@ -677,6 +677,16 @@ def test_a_holdout_makes_the_rows_about_and_gives_evaluation_its_share(data):
     assert plan["po"].startswith("about 8 pairs an epoch, about 2 steps of 4 pairs")
     assert plan["evaluation"] == "about 9 pairs"
     assert plan_of(data=data, evaluation={"max_pairs": 3})["evaluation"] == "3 pairs"
+    plan = plan_of(data={**data, "holdout": {"prompts": 3}}, po={"batch_size": 4})
+    assert plan["po"].startswith("about 7 pairs an epoch") and plan["evaluation"] == "about 10 pairs"
+
+
+@pytest.mark.parametrize("holdout", [{}, {"seed": 1}, {"share": 0.1, "prompts": 5}])
+def test_a_holdout_is_a_share_or_a_number(mistakes, holdout):
+    written = json.dumps(holdout)
+    assert mistakes(f"data: {{holdout: {written}}}") == [
+        "data.holdout: expected share or prompts, and null for the other"
+    ]
 
 
 @pytest.mark.parametrize("name, opened", [("a.json", open), ("a.JSON.gz", gzip.open)])

@@ -458,18 +458,37 @@ def test_the_cache_gives_back_every_column(load):
 
 def test_a_holdout_keeps_prompts_apart_and_does_not_move(load):
     rows = [PAIR | {"prompt": f"Prompt {n % 40}", "chosen": f" {n}"} for n in range(120)]
-    rest, held = split_holdout(load(rows), 0.25, 0)
+    rest, held = split_holdout(load(rows), share=0.25, seed=0)
     prompts = [{BYTES.decode(table.prompt(i)) for i in range(len(table))} for table in (rest, held)]
     assert not prompts[0] & prompts[1] and len(prompts[0] | prompts[1]) == 40 and len(rest) + len(held) == 120
     assert 0.1 < len(prompts[1]) / 40 < 0.4
-    fewer = split_holdout(load(rows[:60]), 0.25, 0)[1]
+    fewer = split_holdout(load(rows[:60]), share=0.25, seed=0)[1]
     assert {BYTES.decode(fewer.prompt(i)) for i in range(len(fewer))} == prompts[1]
-    assert {BYTES.decode(t.prompt(0)) for t in split_holdout(load(rows), 0.25, 1)} != {
+    assert {BYTES.decode(t.prompt(0)) for t in split_holdout(load(rows), share=0.25, seed=1)} != {
         BYTES.decode(rest.prompt(0)),
         BYTES.decode(held.prompt(0)),
     }
     with pytest.raises(UserError, match="leaves none of 1 prompts for evaluation"):
-        split_holdout(load([PAIR]), 0.001, 0)
+        split_holdout(load([PAIR]), share=0.001, seed=0)
+
+
+def test_a_number_of_prompts_is_held_out_with_all_their_rows(load):
+    """Seven of 40, which a larger number holds out, too; so does the share that holds out as many or more."""
+    table = load([PAIR | {"prompt": f"Prompt {n % 40}", "chosen": f" {n}"} for n in range(120)])
+
+    def held_by(**holdout):
+        rest, held = split_holdout(table, seed=0, **holdout)
+        prompts = [{BYTES.decode(part.prompt(i)) for i in range(len(part))} for part in (rest, held)]
+        assert not prompts[0] & prompts[1] and len(rest) + len(held) == 120
+        return prompts[1]
+
+    seven = held_by(prompts=7)
+    assert len(seven) == 7 and seven < held_by(prompts=8) and seven <= held_by(share=0.5)
+    for number, side in ((40, "training"), (99, "training")):
+        with pytest.raises(
+            UserError, match=f"prompts {number} leaves none of 40 prompts for {side}: hold out f"
+        ):
+            split_holdout(table, prompts=number, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,11 @@ REVIEWS = {
     "exchanged": (True, "training pairs"),
 }
 RANKED = {"rule": "best_others", "margin": 2.0, "score": "votes"}
-HOLDOUT = {"share": (0.2, "training pairs"), "seed": (1, "training pairs")}
+HOLDOUT = {
+    "share": ({"share": 0.2}, "training pairs"),
+    "prompts": ({"share": None, "prompts": 1}, "training pairs"),
+    "seed": ({"seed": 1}, "training pairs"),
+}
 
 
 def test_every_knob_is_named_here():
@@ -191,8 +195,8 @@ def test_every_knob_of_ranked_answers_moves_something(place, usual, knob):
 
 @pytest.mark.parametrize("knob", HOLDOUT)
 def test_every_knob_of_the_holdout_moves_something(place, knob):
-    value, moved = HOLDOUT[knob]
-    before, after = (observe(place, holdout={"share": 0.5} | change) for change in ({}, {knob: value}))
+    changed, moved = HOLDOUT[knob]
+    before, after = (observe(place, holdout={"share": 0.5} | change) for change in ({}, changed))
     assert after[moved] != before[moved]
 
 

@@ -243,7 +243,7 @@ def test_a_list_without_entries(mistakes):
 
 @pytest.mark.parametrize("value", ["0.1", "true", "8"])
 def test_a_number_where_a_section_goes_gets_its_keys(mistakes, value):
-    assert mistakes(f"data.holdout={value}")[0].endswith(f"got {value}; its keys are share, seed")
+    assert mistakes(f"data.holdout={value}")[0].endswith(f"got {value}; its keys are share, prompts, seed")
 
 
 def test_a_mapping_where_a_list_goes(mistakes):

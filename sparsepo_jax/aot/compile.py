@@ -263,7 +263,7 @@ def _table(
     else:
         table = load_data(config, kind, sources, name, tokenizer, spec)
         if stage == "po" and config.data.holdout is not None:
-            table, _ = split_holdout(table, config.data.holdout.share, config.data.holdout.seed)
+            table, _ = split_holdout(table, **dict(config.data.holdout))
         lengths = f"of data.{name}"
     if alone:
         table = dataclasses.replace(table, label_N=np.zeros(len(table), bool))

@@ -33,7 +33,7 @@ from sparsepo_jax.models.decoder_spec import choose_projections
 from sparsepo_jax.models.wrappers import from_scratch_problem
 from sparsepo_jax.run.check_compute import choice_lines
 from sparsepo_jax.run.check_ending import Line, ending_lines, hub_lines, rounds_lines
-from sparsepo_jax.run.local import MODEL_ID, Count, is_local, total
+from sparsepo_jax.run.local import MODEL_ID, Count, is_local
 from sparsepo_jax.run.memory import memory_text
 from sparsepo_jax.run.mixture import adapter_mistakes, replay_mistakes, training_mistakes
 from sparsepo_jax.run.model_facts import (
@@ -45,6 +45,7 @@ from sparsepo_jax.run.model_facts import (
     read_policy,
     tokens_of,
 )
+from sparsepo_jax.run.parts import evaluated_rows, evaluated_unit, kept_rows
 from sparsepo_jax.run.resume import Marks, scores_path
 from sparsepo_jax.run.row_counts import hold_pairs, rows_of
 
@@ -140,7 +141,7 @@ def _training_lines(
     if "po" in config.stages:
         alone = is_unpaired(config.objective)
         unit, tokens = ("responses", length) if alone else ("pairs", 2 * length)
-        yield "po", _work(config.po, _kept_rows(rows["train"], config), unit, tokens)
+        yield "po", _work(config.po, kept_rows(rows["train"], config), unit, tokens)
         is_gone = config.reference.cached and config.po.eval_every_steps is None
         masks = _mask_parameters(config, reference)
         yield "", memory_text(config, config.po, policy, masks, None if is_gone else reference)
@@ -155,8 +156,8 @@ def _answer_lines(config: Config, rows: dict[str, Count], scorer_rows: Count | N
         across = "" if config.pairs.threshold is None else f" across {config.pairs.threshold:g}"
         yield "pairs", f"{config.pairs.rule}{across}, scored by {config.scorer.kind}{trained}"
     if not {"score", "eval"}.isdisjoint(config.stages):
-        sets = _evaluated_rows(rows, config).items()
-        counts = [f"{name}{': ' if name else ''}{n} {_evaluated_unit(name, config)}" for name, n in sets]
+        sets = evaluated_rows(rows, config).items()
+        counts = [f"{name}{': ' if name else ''}{n} {evaluated_unit(name, config)}" for name, n in sets]
         yield "evaluation", "; ".join(counts)
 
 
@@ -347,45 +348,6 @@ def _scorer_rows(config: Config, mistakes: list[str]) -> Count | None:
         return None
     rows_of(scorer.test, "scorer.test", mistakes)
     return rows_of(scorer.train, "scorer.train", mistakes)
-
-
-def _kept_rows(rows: Count, config: Config) -> Count:
-    """Rows that po trains on.
-
-    Those of the held-out prompts are left out; these may have more or fewer rows than others.
-    """
-    if rows.number is None or config.data.holdout is None:
-        return rows
-    return Count(round(rows.number * (1 - config.data.holdout.share)), exact=False)
-
-
-def _evaluated_rows(rows: dict[str, Count], config: Config) -> dict[str, Count]:
-    """Pairs of each evaluation set by its name; of data.eval and the held-out part by "" if it has none."""
-    held_out = Count(0)
-    if config.data.holdout is not None:
-        train = rows["train"].number
-        share = config.data.holdout.share
-        held_out = Count(None if train is None else round(train * share), exact=False)
-    if names := config.data.set_names:
-        return {name: _at_most(rows.get(f"eval.{name}", held_out), config) for name in names}
-    pairs = total((rows["eval"].number, held_out.number))
-    return {"": _at_most(Count(pairs, pairs is None or (rows["eval"].exact and held_out.exact)), config)}
-
-
-def _evaluated_unit(name: str, config: Config) -> str:
-    """What the rows of an evaluation set are: pairs, or single responses; rows where that is not known."""
-    if not is_unpaired(config.objective):
-        return "pairs"
-    sources = evaluation_lists(config.data).get(f"eval.{name}" if name else "eval")
-    if not sources:  # the held-out part
-        return "responses"
-    return {True: "pairs", False: "responses", None: "rows"}[hold_pairs(sources)]
-
-
-def _at_most(pairs: Count, config: Config) -> Count:
-    """The same, evaluation.max_pairs at the most."""
-    limit = config.evaluation.max_pairs
-    return pairs if pairs.number is None or limit is None or limit >= pairs.number else Count(limit)
 
 
 # ---------------------------------------------------------------- parameters

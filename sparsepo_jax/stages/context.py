@@ -188,11 +188,11 @@ class Run:
             for name, sources in evaluation_lists(data).items()
         }
         if data.holdout is not None and train is not None:
-            train, held_out = split_holdout(train, data.holdout.share, data.holdout.seed)
+            train, held_out = split_holdout(train, **dict(data.holdout))
             if not len(train) or not len(held_out):
                 raise UserError(
-                    f"data.holdout.share: {data.holdout.share} leaves {len(train)} {train.unit} to train and "
-                    f"{len(held_out)} to evaluate; both need some: change the share, or give data.eval"
+                    f"data.holdout leaves {len(train)} {train.unit} to train and {len(held_out)} to "
+                    "evaluate; both need some: hold out another part, or give data.eval"
                 )
             name = HOLDOUT if data.set_names else ""
             given = tables.get(name)

@@ -5,8 +5,6 @@ from typing import Any
 from sparsepo_jax.config.foreign.fields import Fields
 from sparsepo_jax.config.shown import shown
 
-_STAND_IN = 0.05  # for a number of rows of a data set whose size is not known
-
 
 def hold_out(fields: Fields, section: str, name: str, size: Any) -> None:
     """Sets data.holdout.
@@ -26,8 +24,5 @@ def hold_out(fields: Fields, section: str, name: str, size: Any) -> None:
         fields.set("data.holdout", {"share": size})
         fields.differs(f"{name}: held out by prompts here, so that no prompt is on both sides")
     else:
-        fields.set("data.holdout", {"share": _STAND_IN})
-        fields.differs(
-            f"{name}: {size:g}: a number of rows; data.holdout.share is a share of the prompts, and "
-            f"{_STAND_IN} stands for it: set it to {size:g} divided by the number of rows"
-        )
+        fields.set("data.holdout", {"prompts": int(size)})
+        fields.differs(f"{name}: {size:g} prompts are held out, with all their rows, instead of so many rows")

@@ -2,9 +2,9 @@
 
 import datetime
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from sparsepo_jax.config.paths import PathText
 from sparsepo_jax.config.schema.base import (
@@ -98,11 +98,20 @@ Texts = Annotated[list[Source], AfterValidator(_not_exchanged)]
 
 
 class Holdout(Section):
-    share: Annotated[float, Field(gt=0, lt=1)]
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the prompts of data.train that are kept out of training and used, with data.eval, for
     evaluation. Where data.eval has names, they are a set of their own, named holdout."""
+    prompts: Positive | None = None
+    """The number of these prompts, in the place of a share. Which they are follows from the seed; other
+    prompts in data.train may take the place of some."""
     seed: Natural = 0
     """Another seed holds out other prompts."""
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if (self.share is None) == (self.prompts is None):
+            raise ValueError("expected share or prompts, and null for the other")
+        return self
 
 
 class Ranked(Section):

@@ -1,0 +1,65 @@
+"""How many rows are trained on and how many evaluated, where data.holdout keeps some apart."""
+
+from sparsepo_jax.config.derive import evaluation_lists, is_unpaired
+from sparsepo_jax.config.schema.data import Holdout
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.run.local import Count, total
+from sparsepo_jax.run.row_counts import hold_pairs
+
+
+def kept_rows(rows: Count, config: Config) -> Count:
+    """Rows that po trains on: about, since prompts that are held out may have more or fewer rows than others.
+
+    Args:
+        rows: those of data.train.
+        config: of the run.
+    """
+    if rows.number is None or config.data.holdout is None:
+        return rows
+    return Count(rows.number - _held_out_rows(rows.number, config.data.holdout), exact=False)
+
+
+def _held_out_rows(rows: int, holdout: Holdout) -> int:
+    """About how many of the rows: as many as prompts, or the share of the prompts."""
+    if holdout.share is None:
+        return min(rows, holdout.prompts or 0)
+    return round(rows * holdout.share)
+
+
+def evaluated_rows(rows: dict[str, Count], config: Config) -> dict[str, Count]:
+    """Pairs of each evaluation set by its name; of data.eval and the held-out part by "" if it has none.
+
+    Args:
+        rows: by the list of data: `train`, `eval`, or `eval.NAME`.
+        config: of the run.
+    """
+    held_out = Count(0)
+    if config.data.holdout is not None:
+        train = rows["train"].number
+        number = None if train is None else _held_out_rows(train, config.data.holdout)
+        held_out = Count(number, exact=False)
+    if names := config.data.set_names:
+        return {name: _at_most(rows.get(f"eval.{name}", held_out), config) for name in names}
+    pairs = total((rows["eval"].number, held_out.number))
+    return {"": _at_most(Count(pairs, pairs is None or (rows["eval"].exact and held_out.exact)), config)}
+
+
+def evaluated_unit(name: str, config: Config) -> str:
+    """What the rows of an evaluation set are: pairs, or single responses; rows where that is not known.
+
+    Args:
+        name: the set's; "": it has none.
+        config: of the run.
+    """
+    if not is_unpaired(config.objective):
+        return "pairs"
+    sources = evaluation_lists(config.data).get(f"eval.{name}" if name else "eval")
+    if not sources:  # the held-out part
+        return "responses"
+    return {True: "pairs", False: "responses", None: "rows"}[hold_pairs(sources)]
+
+
+def _at_most(pairs: Count, config: Config) -> Count:
+    """The same, evaluation.max_pairs at the most."""
+    limit = config.evaluation.max_pairs
+    return pairs if pairs.number is None or limit is None or limit >= pairs.number else Count(limit)
