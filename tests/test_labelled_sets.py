@@ -168,7 +168,7 @@ def test_the_plan_says_what_rows_are(files, finished):
     text = make_plan_text(make_config(stages=["po", "eval"], objective=kto, data=data))
     evaluated = "one: 5 responses; pairs: 3 pairs; mixed: 7 responses; holdout: about 4 responses"
     assert f"evaluation  {evaluated}" in text
-    assert "about 4 responses an epoch" in text and "rows" not in text
+    assert "about 3 responses an epoch" in text and "rows" not in text
     assert "response(s) of a device" in text and "pair" not in text.replace("pairs: 3 pairs", "")
 
 
