@@ -303,8 +303,8 @@ def from_text(directory, name: str, text: str, *options: str):
 
 
 def test_a_command_in_a_shell_script(tmp_path):
-    """Its launcher's settings are not its own; variables that the script sets are put in."""
-    config, _ = from_text(tmp_path, "run.sh", COMMAND, "--devices", "8")
+    """Of its launcher the number of processes counts; variables that the script sets are put in."""
+    config, _ = from_text(tmp_path, "run.sh", COMMAND)
     assert config.objective.model_dump(include={"kind", "beta"}) == {"kind": "dpo", "beta": 0.2}
     assert (config.po.optimizer.learning_rate, config.output_dir) == (5e-6, "runs/second")
     assert config.po.batch_size == 64 and config.po.epochs == 3.0
@@ -312,6 +312,26 @@ def test_a_command_in_a_shell_script(tmp_path):
     command = "trl kto --model_name_or_path a/b --project trl --dataset_name c/d\n"
     config, _ = from_text(tmp_path, "run.txt", command)
     assert config.objective.kind == "kto" and config.policy.path == "a/b"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "devices"),
+    [
+        ("accelerate launch --num_machines 2 --num_processes=16", 16),
+        ("torchrun --nproc-per-node=4 --nnodes 2 --master_port 1", 8),
+        ("python -m torch.distributed.run --nproc_per_node 4", 4),
+        ("deepspeed --num_gpus 2", 2),
+        ("torchrun --nproc_per_node $GPUS", 1),
+        ("CUDA_VISIBLE_DEVICES=0 python", 1),
+    ],
+)
+def test_the_processes_of_a_launcher_are_the_devices(tmp_path, launcher, devices):
+    """Four rows a device; --devices overrides it."""
+    command = (
+        f"{launcher} dpo.py --model_name_or_path a/b --dataset_name c/d --per_device_train_batch_size 4\n"
+    )
+    assert from_text(tmp_path, "run.sh", command)[0].po.batch_size == 4 * devices
+    assert from_text(tmp_path, "run.sh", command, "--devices", "3")[0].po.batch_size == 12
 
 
 @pytest.mark.parametrize(

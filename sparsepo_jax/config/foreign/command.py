@@ -29,29 +29,41 @@ def read_command(text: str) -> tuple[dict[str, Any], str | None]:
         NoCommand: says why there is none.
     """
     values = {name: value.strip("\"'") for name, value in _ASSIGNMENT.findall(text)}
-    commands = []
+    commands: list[tuple[list[str], str, list[str]]] = []
     for line in re.sub(r"\\\s*\n", " ", text).splitlines():
         try:
             words = shlex.split(string.Template(line).safe_substitute(values), comments=True)
         except ValueError:  # a quotation that does not end, as in prose
             continue
         for command in _commands(words):
-            program, arguments = _split(command)
+            launcher, program, arguments = _split(command)
             if sum(argument.startswith("--") for argument in arguments) > 1:
-                commands.append((program, arguments))
+                commands.append((launcher, program, arguments))
     if len(commands) != 1:
         has = "several commands: leave one"
         if not commands:
             has = "no command of TRL, LLaMA-Factory or open-instruct with settings (--name value)"
         raise NoCommand(f"it has {has}")
-    program, arguments = commands[0]
+    launcher, program, arguments = commands[0]
     if arguments[0].endswith((".yaml", ".yml", ".json")):
         raise NoCommand(f"its command reads {arguments[0]}: give that file")
     settings = _settings(arguments)
     if "config" in settings:
         raise NoCommand(f"its command reads {settings['config']}: give that file")
+    if (processes := _processes(_settings(launcher))) > 1:
+        settings.setdefault("num_processes", processes)
     named = _PROGRAM.search(program)
     return settings, named[1] if named else None
+
+
+def _processes(launcher: dict[str, Any]) -> int:
+    """How many processes accelerate, torchrun or deepspeed starts, one a device; 1 where they do not say."""
+
+    def number(*names: str) -> int:
+        given = [launcher[name] for name in names if name in launcher]
+        return given[0] if given and type(given[0]) is int else 1
+
+    return number("num_processes", "nproc_per_node", "num_gpus") * number("nnodes", "num_nodes")
 
 
 def _commands(words: Sequence[str]) -> list[list[str]]:
@@ -65,8 +77,8 @@ def _commands(words: Sequence[str]) -> list[list[str]]:
     return [list(itertools.takewhile(lambda word: not _TO_A_FILE.fullmatch(word), of)) for of in commands]
 
 
-def _split(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The program's name and its own arguments, without those of a launcher before it."""
+def _split(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
+    """What is before the program (a launcher and its arguments), the program's name, its own arguments."""
     starts = [number for number, word in enumerate(words) if word.endswith(".py")]
     starts += [
         number + 1
@@ -74,9 +86,9 @@ def _split(words: Sequence[str]) -> tuple[str, list[str]]:
         if word == "-m" or (word in ("trl", "llamafactory-cli") and not before.startswith("--"))
     ]
     if not starts:
-        return "", []
+        return [], "", []
     start = max(starts)
-    return words[start], list(words[start + 1 :])
+    return list(words[:start]), words[start], list(words[start + 1 :])
 
 
 def _settings(arguments: Sequence[str]) -> dict[str, Any]:

@@ -59,6 +59,8 @@ def convert(path: str, trainer: str | None, devices: int) -> str:
             )
     fields = Fields(content, program, devices)
     fields.differences += lines
+    if (processes := fields.number("num_processes", default=1)) > 1 and devices == 1:
+        fields.devices = processes
     _TRANSLATE[program](fields, trainer or "", set(members(Objective)))
     fields.end()
     if fields.refusals:

@@ -88,8 +88,6 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         known: kinds of our objectives.
     """
     section = "sft" if trainer == "sft" else "po"
-    if (processes := fields.number("num_processes", default=1)) > 1 and fields.devices == 1:
-        fields.devices = processes
     fields.set("output_dir", fields.take("output_dir", default=f"runs/{trainer}"))
     fields.only("model_revision", ("main",), REVISION)
     if (path := fields.take("model_name_or_path")) is None:
