@@ -2,7 +2,7 @@
 response.
 
     python benchmarks/mask_controls.py [--variant NAME] [--controls NAME ...] [--seeds 0 1 2 3 4] \\
-        [--out runs/which_tokens]
+        [--betas BETA ...] [--out runs/which_tokens]
 
 On the built-in reviews. For each seed the quickstart's SparsePO is trained as in benchmarks/which_tokens.py,
 whose finished runs under --out are used. Its final reward mask is read off the training pairs, and the policy
@@ -15,6 +15,9 @@ is kept in results/mask_controls-reviews-DEVICE.json.
 --variant: the learned mask is another of which_tokens: with a gate (masks/gates), mean 1 and no L1 term
 (NAME-annealed: its temperature falls from 3 to 0.3), `mean-1` (with L1) or `sees-token`. The result is kept
 in results/mask_controls-NAME-DEVICE.json, with the figures of the runs that learned the mask.
+
+--betas: the shuffled mask is trained at these betas, too, so that it can be compared at the learned mask's
+KL: of each seed, the line through its runs at the KL of the learned mask's, where that lies between theirs.
 """
 
 import argparse
@@ -59,6 +62,8 @@ OTHERS = (
     *ANNEALED,
 )  # variants that differ in nothing but the mask
 LEARNING = "while it is learned"
+# What is compared at one KL, and the KL that it is compared at: of held-out answers, or of those written.
+AT_KL = {"accuracy_unmasked": "kl", "margin_unmasked": "kl", "generated_preferred": "generated_kl"}
 SPLITS = {
     "train": (4096, 2),
     "eval": (512, 3),
@@ -105,7 +110,9 @@ def write_rows(
             file.write(json.dumps(row) + "\n")
 
 
-def runs_of_seed(out: Path, seed: int, variant: str, controls: list[str]) -> list[dict[str, Any]]:
+def runs_of_seed(
+    out: Path, seed: int, variant: str, controls: list[str], betas: list[float]
+) -> list[dict[str, Any]]:
     """The figures of the run that learns the mask, and of those with the controls."""
     of = out / str(seed)
     print(f"seed {seed}", flush=True)
@@ -161,15 +168,51 @@ def runs_of_seed(out: Path, seed: int, variant: str, controls: list[str]) -> lis
             for path, value in start.items()
             if path not in ("data.train.0.seed", "data.eval.0.seed")
         } | sources
-        execute(output / "run", settings | {"stages": "[po, eval]", "objective.mask": "{kind: given}"})
-        summary = json.loads((output / "run" / "summary.json").read_text())
-        rows.append(
-            {"seed": seed, "control": control} | {name: summary["after"][name] for name in COLUMNS.values()}
-        )
-        print(
-            f"  {control:<18}" + "".join(f"{rows[-1][name]:>18.3f}" for name in COLUMNS.values()), flush=True
-        )
+        settings |= {"stages": "[po, eval]", "objective.mask": "{kind: given}"}
+        runs = {control: (output / "run", settings)}
+        for beta in betas if control == "shuffled" else ():
+            runs[f"{control}, beta {beta:g}"] = (
+                output / f"beta{beta:g}",
+                settings | {"objective.beta": f"{beta:g}"},
+            )
+        for name, (directory, of_run) in runs.items():
+            execute(directory, of_run)
+            after = json.loads((directory / "summary.json").read_text())["after"]
+            rows.append(
+                {"seed": seed, "control": name} | {column: after[column] for column in COLUMNS.values()}
+            )
+            print(
+                f"  {name:<18}" + "".join(f"{rows[-1][column]:>18.3f}" for column in COLUMNS.values()),
+                flush=True,
+            )
     return rows
+
+
+def at_equal_kl(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The learned mask less the shuffled one at the learned one's KL, with intervals over seeds.
+
+    Args:
+        rows: of `runs_of_seed`, with the shuffled mask at several betas.
+
+    Returns:
+        By figure: `n`, `mean`, `low` and `high` over the seeds whose KL lies between those of the shuffled
+            mask's runs; none where fewer than two do.
+    """
+    apart: dict[str, dict[str, Any]] = {}
+    for figure, kl in AT_KL.items():
+        differences = []
+        for learned in (row for row in rows if row["control"] == "the learned mask"):
+            line = sorted(
+                (row[kl], row[figure])
+                for row in rows
+                if row["seed"] == learned["seed"] and row["control"].startswith("shuffled")
+            )
+            if len(line) > 1 and line[0][0] <= learned[kl] <= line[-1][0]:
+                at, values = zip(*line, strict=True)
+                differences.append(learned[figure] - float(np.interp(learned[kl], at, values)))
+        if len(differences) > 1:
+            apart[figure] = t_interval(differences)._asdict()
+    return apart
 
 
 def main() -> None:
@@ -179,13 +222,14 @@ def main() -> None:
     parser.add_argument("--variant", choices=OTHERS, default="default", metavar="NAME")
     parser.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--betas", type=float, nargs="+", default=[], metavar="BETA")
     parser.add_argument("--out", type=Path, default=Path("runs/which_tokens"))
     options = parser.parse_args()
     print(f"{'':<20}" + "".join(f"{name:>18}" for name in COLUMNS))
     rows = [
         row
         for seed in options.seeds
-        for row in runs_of_seed(options.out, seed, options.variant, options.controls)
+        for row in runs_of_seed(options.out, seed, options.variant, options.controls, options.betas)
     ]
     means = means_of(rows)
     print(f"means over {len(options.seeds)} seeds, 95 % intervals")
@@ -201,6 +245,12 @@ def main() -> None:
         "means": means,
         "rows": rows,
     }
+    if options.betas:
+        result["at_equal_kl"] = at_equal_kl(rows)
+        for figure, x in result["at_equal_kl"].items():
+            print(
+                f"  {figure} at one {AT_KL[figure]}: {x['mean']:+.3f} ({x['low']:+.3f} to {x['high']:+.3f})"
+            )
     named = "reviews" if options.variant == "default" else options.variant
     print(save_result(f"mask_controls-{named}", result))
 
@@ -208,7 +258,7 @@ def main() -> None:
 def means_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By control, the means over seeds with their intervals; None where there are fewer than two values."""
     means: dict[str, dict[str, Any]] = {}
-    for control in (LEARNING, *CONTROLS):
+    for control in dict.fromkeys([LEARNING, *CONTROLS, *(row["control"] for row in rows)]):
         of = [row for row in rows if row["control"] == control]
         for name in COLUMNS.values() if of else ():
             values = [row[name] for row in of if row[name] is not None]
