@@ -63,7 +63,8 @@ OTHERS = (
 )  # variants that differ in nothing but the mask
 LEARNING = "while it is learned"
 # What is compared at one KL, and the KL that it is compared at: of held-out answers, or of those written.
-AT_KL = {"accuracy_unmasked": "kl", "margin_unmasked": "kl", "generated_preferred": "generated_kl"}
+# No margin: those of two betas have two scales.
+AT_KL = {"accuracy_unmasked": "kl", "generated_preferred": "generated_kl"}
 SPLITS = {
     "train": (4096, 2),
     "eval": (512, 3),
