@@ -9,8 +9,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_masks_are_compared_on_the_line_through_the_shuffled_ones_of_their_own_seed(monkeypatch):
-    """Shuffled of seed 0 at KL 0.2 and 0.4: accuracy 0.6 and 0.8, so 0.75 at the learned mask's 0.35; of seed 1
-    0.7 at 0.3, between 0.6 at 0.1 and 0.8 at 0.5. Seed 2's learned mask lies beyond. Differences 0.2 and 0.1.
+    """Shuffled of seed 0 at KL 0.2 and 0.4: accuracy 0.6 and 0.8, so 0.75 at the learned mask's 0.35; of seed
+    1 0.7 at 0.3, between 0.6 at 0.1 and 0.8 at 0.5. Seed 2's lies beyond. Differences 0.2 and 0.1.
     Kills: lines through other seeds, through the learned mask, beyond the ends, by the order of betas."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     controls = importlib.import_module("mask_controls")
@@ -38,6 +38,7 @@ def test_masks_are_compared_on_the_line_through_the_shuffled_ones_of_their_own_s
         row(2, "shuffled, beta 0.4", 0.5, 0.8),
     ]
     apart = controls.at_equal_kl(rows)
-    assert apart["accuracy_unmasked"]["n"] == 2 and apart["accuracy_unmasked"]["mean"] == pytest.approx(0.15)
+    accuracy = apart["accuracy_unmasked"]
+    assert accuracy["n"] == 2 and accuracy["mean"] == pytest.approx(0.15)
     assert apart["generated_preferred"]["n"] == 3  # at the end of the line, 8.0, in every seed
     assert controls.at_equal_kl(rows[:4]) == {}
