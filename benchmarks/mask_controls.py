@@ -259,9 +259,9 @@ def main() -> None:
 def means_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By control, the means over seeds with their intervals; None where there are fewer than two values."""
     means: dict[str, dict[str, Any]] = {}
-    for control in dict.fromkeys([LEARNING, *CONTROLS, *(row["control"] for row in rows)]):
+    for control in dict.fromkeys(row["control"] for row in rows):
         of = [row for row in rows if row["control"] == control]
-        for name in COLUMNS.values() if of else ():
+        for name in COLUMNS.values():
             values = [row[name] for row in of if row[name] is not None]
             interval = t_interval(values)._asdict() if len(values) > 1 else None
             means.setdefault(control, {})[name] = interval

@@ -293,7 +293,8 @@ def end(status: int) -> NoReturn:
     if status and program is not None and program.is_compiling():
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
-                stream.flush()
+                with contextlib.suppress(OSError, ValueError):  # a full disk, a closed pipe
+                    stream.flush()
         os._exit(status)
     sys.exit(status)
 

@@ -69,6 +69,12 @@ def test_a_number_of_rows_held_out_becomes_a_number_of_prompts(content, name, tm
     assert f"{name}: 2000 prompts are held out, with all their rows" in text
 
 
+def test_a_number_of_rows_held_out_is_whole(tmp_path):
+    assert "test_split_size: expected a share or a number of rows, got 1.5" in refused(
+        tmp_path, TRL | {"test_split_size": 1.5}
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "name"),
     [
@@ -282,6 +288,7 @@ accelerate launch --num_processes 8 --config_file zero3.yaml scripts/train_dpo.p
     --use_peft --lora_target_modules q_proj v_proj --max_steps -1
 echo done
 """
+FOUR_ROWS = "--model_name_or_path a/b --dataset_name c/d --per_device_train_batch_size 4\n"
 SCRIPT = """
 MODEL = "org/model"
 model = AutoModelForCausalLM.from_pretrained(MODEL, device_map="auto")
@@ -315,23 +322,51 @@ def test_a_command_in_a_shell_script(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("launcher", "devices"),
+    ("program", "devices"),
     [
-        ("accelerate launch --num_machines 2 --num_processes=16", 16),
-        ("torchrun --nproc-per-node=4 --nnodes 2 --master_port 1", 8),
-        ("python -m torch.distributed.run --nproc_per_node 4", 4),
-        ("deepspeed --num_gpus 2", 2),
-        ("torchrun --nproc_per_node $GPUS", 1),
-        ("CUDA_VISIBLE_DEVICES=0 python", 1),
+        ("accelerate launch --num_machines 2 --num_processes=16 dpo.py", 16),
+        ("accelerate launch --num_processes 8 -m trl.scripts.dpo", 8),
+        ("accelerate launch --num_processes 8 python dpo.py", 8),
+        ("torchrun --nproc-per-node=4 --nnodes 2 --master_port 1 dpo.py", 8),
+        ("torchrun --nproc_per_node 8 trl dpo", 8),
+        ("python -m torch.distributed.run --nproc_per_node 4 dpo.py", 4),
+        ("deepspeed --num_gpus 2 dpo.py", 2),
+        ("deepspeed --include localhost:0,1,2 dpo.py", 3),
+        ("CUDA_VISIBLE_DEVICES=0 python dpo.py", 1),
     ],
 )
-def test_the_processes_of_a_launcher_are_the_devices(tmp_path, launcher, devices):
+def test_the_processes_of_a_launcher_are_the_devices(tmp_path, program, devices):
     """Four rows a device; --devices overrides it."""
+    assert from_text(tmp_path, "run.sh", f"{program} {FOUR_ROWS}")[0].po.batch_size == 4 * devices
+    for given in (1, 3):
+        config, _ = from_text(tmp_path, "run.sh", f"{program} {FOUR_ROWS}", "--devices", str(given))
+        assert config.po.batch_size == 4 * given
+
+
+@pytest.mark.parametrize(
+    ("launcher", "devices", "name"),
+    [
+        ("torchrun --nproc_per_node $GPUS", 1, "nproc_per_node: '$GPUS'"),
+        ("torchrun --nproc_per_node gpu", 1, "nproc_per_node: 'gpu'"),
+        ("torchrun --nproc_per_node 8 --nnodes 1:4", 8, "nnodes: '1:4'"),
+        ("deepspeed --include worker-0@worker-1", 1, "include: 'worker-0@worker-1'"),
+    ],
+)
+def test_a_number_of_processes_that_is_not_in_the_text_is_said(tmp_path, launcher, devices, name):
+    config, _ = from_text(tmp_path, "run.sh", f"{launcher} dpo.py {FOUR_ROWS}")
+    assert config.po.batch_size == 4 * devices
+    said = f"{name}: counted as 1; say on how many devices it ran by --devices"
+    assert said in (tmp_path / "ours.yaml").read_text()
+
+
+def test_the_variables_of_llama_factorys_launcher_count(tmp_path):
     command = (
-        f"{launcher} dpo.py --model_name_or_path a/b --dataset_name c/d --per_device_train_batch_size 4\n"
+        "export NNODES=2\nNPROC_PER_NODE=4 FORCE_TORCHRUN=1 llamafactory-cli train --stage dpo "
+        "--do_train true --model_name_or_path a/b --dataset c --template llama3 --finetuning_type full "
+        "--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --output_dir out\n"
     )
-    assert from_text(tmp_path, "run.sh", command)[0].po.batch_size == 4 * devices
-    assert from_text(tmp_path, "run.sh", command, "--devices", "3")[0].po.batch_size == 12
+    config, status = from_text(tmp_path, "run.sh", command)
+    assert status == 0 and config.po.batch_size == 32
 
 
 @pytest.mark.parametrize(

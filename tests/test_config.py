@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsepo_jax.config.load import ConfigError, json_schema, load_config, save_config
-from sparsepo_jax.config.schema.data import Data, FileSource, ReviewsSource
+from sparsepo_jax.config.schema.data import Data, FileSource, Holdout, ReviewsSource
 from sparsepo_jax.config.schema.masks import ActivationMask, LearnedMask, OnesMask
 from sparsepo_jax.config.schema.models import Policy
 from sparsepo_jax.config.schema.objectives import Dpo, MaPO, SparsePO
@@ -679,6 +679,10 @@ def test_a_holdout_makes_the_rows_about_and_gives_evaluation_its_share(data):
     assert plan_of(data=data, evaluation={"max_pairs": 3})["evaluation"] == "3 pairs"
     plan = plan_of(data={**data, "holdout": {"prompts": 3}}, po={"batch_size": 4})
     assert plan["po"].startswith("about 7 pairs an epoch") and plan["evaluation"] == "about 10 pairs"
+    with pytest.raises(
+        ConfigError, match=r"holdout.prompts: 10 leaves nothing of data.train's 10 rows to train"
+    ):
+        plan_of(data={**data, "holdout": {"prompts": 10}})
 
 
 @pytest.mark.parametrize("holdout", [{}, {"seed": 1}, {"share": 0.1, "prompts": 5}])
@@ -946,3 +950,7 @@ def test_settings_that_were_added_later_are_taken_out_however_often():
     for _ in range(2):
         drop_added(depends)
         assert depends == {"objective": {"kind": "dpo"}, "data": {"holdout": None}}
+    earlier = {"data": {"holdout": {"share": 0.1, "seed": 0}}}
+    now = {"data": {"holdout": Holdout(share=0.1).model_dump()}}
+    drop_added(now)
+    assert now == earlier

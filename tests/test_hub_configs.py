@@ -27,6 +27,11 @@ from sparsepo_jax.models.spec import fields_note, spec_from_hf
 PUBLISHED = hub_configs.CONFIGS | recent_configs.CONFIGS
 IGNORED = hub_configs.IGNORED | recent_configs.IGNORED
 SHARED = Path(__file__).parents[2] / "shared" / "hub_configs" / "configs.json"
+# Families whose model asks the config for head_dim and does not work it out.
+OWN_HEAD_DIM = {
+    *("qwen3", "gpt_oss", "gemma2", "gemma3_text", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"),
+    *("ministral", "ministral3", "helium", "glm4"),
+}
 MISTRAL, QWEN2 = CONFIGS["mistral"], CONFIGS["qwen2"]
 
 
@@ -285,9 +290,9 @@ def test_the_note_is_one_line_and_asks_after_mistyped_names():
     assert "(was n_layer meant by n_layers?)" in note and "and 42 more" in note and r"a\nb" in note
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"gemma4_text", "granitemoehybrid"}))
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"gemma4_text", "granitemoehybrid", "ministral"}))
 def test_an_absent_field_is_what_transformers_takes_it_to_be(family, tmp_path):
-    """Not for the two families whose class makes a model that we refuse."""
+    """Not for the three families whose class makes a model that we refuse."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -310,13 +315,48 @@ def test_the_note_says_what_was_absent_and_sizes_must_be_there():
         spec_from_hf({name: value for name, value in LLAMA.items() if name != "hidden_size"})
 
 
-@pytest.mark.parametrize("family", ["ministral", "seed_oss", "ernie4_5"])
-def test_a_null_head_dim_is_the_width_over_the_heads(family):
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_null_head_dim_means_what_the_class_makes_of_it(family):
+    """The width by the heads, where the class or the model works it out; else it is refused."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    theirs = CONFIG_MAPPING[family](head_dim=None, hidden_size=512, num_attention_heads=8)
-    head_dim = theirs.head_dim or 512 // 8  # of ministral, the model works it out
-    assert spec_from_hf(theirs.to_dict() | {"head_dim": None}).head_dim == head_dim == 64
+    if "head_dim" not in READ[family] or family in ("gemma4_text", "granitemoehybrid"):
+        return
+    sizes = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 8}
+    ours = CONFIG_MAPPING[family](**sizes).to_dict() | {"head_dim": None}
+    try:
+        theirs = CONFIG_MAPPING[family](**sizes, head_dim=None).head_dim
+    except Exception:  # the class takes no null
+        theirs = None
+    if theirs is None and family in OWN_HEAD_DIM:
+        with pytest.raises(SpecError, match="head_dim: missing"):
+            spec_from_hf(ours)
+    else:
+        assert spec_from_hf(ours).head_dim == (theirs or 64) == 64
+
+
+@pytest.mark.parametrize(
+    ("family", "typed", "meant"),
+    [
+        ("qwen3", {"head_dims": 16}, "head_dim"),
+        ("qwen2", {"num_kv_heads": 2}, "num_key_value_heads"),
+        ("mixtral", {"num_experts_per_token": 1}, "num_experts_per_tok"),
+        ("llama", {"rms_norm_epsilon": 1e-5}, "rms_norm_eps"),
+    ],
+)
+def test_a_mistyped_field_does_not_get_the_default_of_what_was_meant(family, typed, meant):
+    config = {name: value for name, value in (CONFIGS[family] | typed).items() if name != meant}
+    with pytest.raises(SpecError, match=f"{next(iter(typed))}: no such field; was {meant} meant"):
+        spec_from_hf(config)
+
+
+def test_what_follows_from_an_absent_field_says_so():
+    config = {name: value for name, value in QWEN2.items() if name != "num_key_value_heads"}
+    expected = (
+        "4 query heads are no multiple of the 32 key/value heads .fields absent, taken as transformers' qwen2"
+    )
+    with pytest.raises(SpecError, match=expected):
+        spec_from_hf(config)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,7 +184,8 @@ def test_a_run_that_was_stopped_does_not_wait_for_what_compiles_beside_it(status
     script = f"""
 import time
 from sparsepo_jax.core.program import Program
-from sparsepo_jax.main import end
+from sparsepo_jax import main as program
+from sparsepo_jax.main import console
 
 class Slow:
     def lower(self):
@@ -195,10 +197,13 @@ class Slow:
 
 Program(Slow()).compile_ahead([()])
 print("printed")
-end({status})
+program.main = lambda: {status}
+console()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (status, "printed\n"), done.stderr
+    scripts = tomllib.loads(Path("pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"sparsepo": "sparsepo_jax.main:console"}
 
 
 def test_po_finds_its_programs_compiled_while_sft_trained(tmp_path, capsys, monkeypatch):

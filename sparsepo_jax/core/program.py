@@ -13,6 +13,15 @@ import jax
 _begun: weakref.WeakSet[Future] = weakref.WeakSet()  # of all programs of this process
 
 
+def count_as_compiling(*begun: Future) -> None:
+    """What compiles programs in another thread, and has perhaps begun none yet.
+
+    Args:
+        *begun: work that ends when they are compiled.
+    """
+    _begun.update(begun)
+
+
 def is_compiling() -> bool:
     """Whether something is still being compiled. Python waits for it when the process ends."""
     return any(not future.done() for future in list(_begun))
@@ -117,7 +126,7 @@ class Program:
         futures = {kind: executor.submit(compile_one, self.lower(*call)) for kind, call in calls.items()}
         executor.shutdown(wait=False)
         self._compiled.update(futures)
-        _begun.update(futures.values())
+        count_as_compiling(*futures.values())
         for kind, future in futures.items():
             future.add_done_callback(functools.partial(self._forget_failed, kind))
         return list(futures.values())

@@ -52,8 +52,7 @@ class ConfigFields(NamedTuple):
     defaults: dict[str, Any]
 
 
-# What a checkpoint's config may leave out to its class. Not the sizes that make the model: a mistyped one
-# would build another model from scratch.
+# What a config may leave out to its class in transformers. Width, layers, heads and the like must be there.
 _MAY_BE_ABSENT = (
     *("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "max_position_embeddings"),
     *("head_dim", "num_key_value_heads", "query_pre_attn_scalar", "num_experts_per_tok"),
@@ -71,10 +70,12 @@ def check_fields(config: Mapping[Any, Any], family: str) -> ConfigFields:
 
     Returns:
         The fields that are read, the names that nobody knows (transformers' class of this family does not
-            read them either, so they cannot change what it computes), and what was absent.
+            read them either, so they cannot change what it computes), and the absent fields with their
+            defaults.
 
     Raises:
-        SpecError: a field holds what it cannot, makes another model, or is known to transformers only.
+        SpecError: a field holds what it cannot, makes another model, is known to transformers only, or is a
+            mistyped one.
     """
     renamed = _under_family_names(config, family)
     read = READ[family]
@@ -89,6 +90,7 @@ def check_fields(config: Mapping[Any, Any], family: str) -> ConfigFields:
     unknown = [name for name in renamed if not isinstance(name, str) or name not in known]
     if unknown:
         _refuse_known_elsewhere(renamed, family, unknown)
+        _refuse_mistyped(unknown, defaults, family)
     # Code beside the checkpoint: it does not run here, nor in transformers by default.
     if renamed.get("auto_map"):
         unknown.append("auto_map")
@@ -252,6 +254,14 @@ def _unread_of_rope(config: Mapping[Any, Any], family: str) -> list[str]:
     return unread
 
 
+def _refuse_mistyped(unknown: list[Any], defaults: Mapping[str, Any], family: str) -> None:
+    """A name like that of an absent field is that field, mistyped: its default would make another model."""
+    for name in defaults:
+        near = difflib.get_close_matches(name, [str(other)[:60] for other in unknown], 1, 0.75)
+        if near:
+            raise SpecError(f"{family}: {near[0]}: no such field; was {name} meant? (it is absent)")
+
+
 def _refuse_known_elsewhere(config: Mapping[Any, Any], family: str, unknown: list[Any]) -> None:
     """A newer transformers may know fields that our tables lack: they must hold its default."""
     installed = fields_of_installed(family)
@@ -346,6 +356,20 @@ def note_of_fields(fields: ConfigFields, config: Mapping[Any, Any], family: str,
                 part += f" (was {near[0]} meant by {_cut(str(name))}?)"
         parts.append(part)
     if fields.defaults:
-        taken = ", ".join(f"{name} {value}" for name, value in sorted(fields.defaults.items()))
-        parts.append(f"config fields absent, taken as transformers' {family} has them: {taken}")
+        parts.append(f"config fields absent{_taken(fields, family)}")
     return escaped(f"{where}: {'; '.join(parts)}") if parts else None
+
+
+def defaults_taken(fields: ConfigFields, family: str) -> str:
+    """Ends a message about a config with what was absent from it; "" if nothing was.
+
+    Args:
+        fields: what `check_fields` made of the config.
+        family: its `model_type`.
+    """
+    return f" (fields absent{_taken(fields, family)})" if fields.defaults else ""
+
+
+def _taken(fields: ConfigFields, family: str) -> str:
+    listed = ", ".join(f"{name} {value}" for name, value in sorted(fields.defaults.items()))
+    return f", taken as transformers' {family} has them: {listed}"

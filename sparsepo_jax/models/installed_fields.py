@@ -62,9 +62,9 @@ def _fields_read(source: str) -> dict[str, Any]:
 
 
 def _fields_declared(source: str) -> dict[str, Any]:
-    """`name: type = default` of the classes of a configuration file."""
+    """`name: type = default` of the classes of a configuration file, or of their constructors before 5.1."""
     declared: dict[str, Any] = {}
-    for name, default in re.findall(r"^    (\w+): [^=\n]+ = (.+)$", source, re.MULTILINE):
+    for name, default in re.findall(r"^ {4}(?: {4})?(\w+): [^=\n]+ = (.+?),?$", source, re.MULTILINE):
         if product := re.fullmatch(r"(\d+) \* (\d+)", default):
             declared[name] = int(product[1]) * int(product[2])
             continue

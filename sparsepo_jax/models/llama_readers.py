@@ -14,8 +14,9 @@ class _Usual(NamedTuple):
     """What a config of a family means where it lacks a field.
 
     Attributes:
-        one_each: without `num_key_value_heads` each head has its own keys and values; else it must be there.
-        own_head_dim: `head_dim` must be there; else it is the width by the heads.
+        one_each: without `num_key_value_heads` each head has its own keys and values.
+        own_head_dim: without `head_dim` it is not the width by the heads.
+        null_head_dim: with `head_dim: null` it is.
         tied: the head is the token embedding.
         base: rotary base.
         local_base: rotary base of layers with a window, which have rotary fields of their own; None: all
@@ -24,14 +25,15 @@ class _Usual(NamedTuple):
         proportional: whether a rotation may leave the slower pairs of dims as they are.
         activation: field and value of the MLP's activation function.
         norm_eps: name of the field.
-        eps: what it means where that field is absent; None: it must be there.
-        positions: what max_position_embeddings means where it is absent; None: it must be there.
+        eps: what it means where that field is absent; None: differs between versions.
+        positions: what max_position_embeddings means where it is absent; None: differs between versions.
         mlp_width: name of the field.
         init_std: what initializer_range means where it is absent.
     """
 
     one_each: bool = False
     own_head_dim: bool = False
+    null_head_dim: bool = False
     tied: bool = False
     base: float = 10000.0
     local_base: float | None = None
@@ -63,13 +65,14 @@ _USUAL = {
     "phi3": _Usual(one_each=True, share=1.0),
     "granite": _Usual(one_each=True),
     "granitemoehybrid": _Usual(one_each=True, mlp_width="shared_intermediate_size"),
+    "ministral": _Usual(own_head_dim=True),
     "ministral3": _Usual(own_head_dim=True),
-    "seed_oss": _Usual(own_head_dim=True),
+    "seed_oss": _Usual(own_head_dim=True, null_head_dim=True),
     "cohere": _Usual(one_each=True, tied=True, base=5e5, norm_eps="layer_norm_eps"),
     "cohere2": _Usual(one_each=True, tied=True, norm_eps="layer_norm_eps"),
     "arcee": _Usual(one_each=True, activation=("hidden_act", "relu2")),
     "helium": _Usual(own_head_dim=True, base=1e5),
-    "ernie4_5": _Usual(own_head_dim=True, tied=True, base=5e5),
+    "ernie4_5": _Usual(own_head_dim=True, null_head_dim=True, tied=True, base=5e5),
     "glm4": _Usual(own_head_dim=True, share=0.5),
     "stablelm": _Usual(share=0.25, norm_eps="layer_norm_eps"),
     "starcoder2": _Usual(
@@ -91,7 +94,8 @@ _USUAL = {
 def llama_like(config: FamilyFields, family: str) -> DecoderSpec:
     """RMS norms, gated MLP, rotary positions, grouped queries; without biases.
 
-    A field must be there if its default differs between families and versions.
+    A field whose default differs between versions must be there: `check_fields` has put in what the installed
+    transformers takes it to be.
 
     Args:
         config: the fields that the family reads.
@@ -101,7 +105,8 @@ def llama_like(config: FamilyFields, family: str) -> DecoderSpec:
     width = needed(config, family, "hidden_size")
     heads = needed(config, family, "num_attention_heads")
     positions = needed(config, family, "max_position_embeddings", usual.positions)
-    if config.get("head_dim") is not None or (usual.own_head_dim and "head_dim" not in config):
+    may_be_null = usual.null_head_dim and "head_dim" in config
+    if config.get("head_dim") is not None or (usual.own_head_dim and not may_be_null):
         head_dim = needed(config, family, "head_dim")
     else:
         head_dim = head_dim_of(family, width, heads)

@@ -13,6 +13,7 @@ from sparsepo_jax.models.config_fields import (
     SpecError,
     check_fields,
     check_wrapper,
+    defaults_taken,
     note_of_fields,
     shown,
 )
@@ -31,12 +32,15 @@ def spec_from_hf(config: Mapping[str, Any]) -> DecoderSpec:
         SpecError: in one line, what we cannot run faithfully.
     """
     family, fields, wrapping = _fields(config)
-    spec = FAMILIES[family].read(fields.config)
-    if wrapping is not None:
-        spec = replace(spec, wrapping=wrapping)
-        if wrapping.row.plain_logits:
-            spec = replace(spec, logit_scale=1.0, logit_softcap=None)
-    return _checked(spec)
+    try:
+        spec = FAMILIES[family].read(fields.config)
+        if wrapping is not None:
+            spec = replace(spec, wrapping=wrapping)
+            if wrapping.row.plain_logits:
+                spec = replace(spec, logit_scale=1.0, logit_softcap=None)
+        return _checked(spec)
+    except SpecError as error:
+        raise SpecError(f"{error}{defaults_taken(fields, family)}") from None
 
 
 def fields_note(config: Mapping[str, Any], where: str) -> str | None:

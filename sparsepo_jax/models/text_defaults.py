@@ -1,8 +1,8 @@
 """What transformers' config classes say where a `text_config` says nothing, by `model_type`.
 
-Files of wrapped models leave out what their class defaults (Gemma 3 4B's names five fields). A config of its
-own must name what differs between families and versions, so these hold for a `text_config` only. A test
-compares them with the installed transformers.
+Files of wrapped models leave out what their class defaults, sizes too (Gemma 3 4B's names five fields). These
+hold for a `text_config` only: a config of its own must name its sizes, and `config_fields` says what else it
+may leave out. A test compares them with the installed transformers.
 """
 
 from typing import Any

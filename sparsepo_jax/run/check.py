@@ -45,7 +45,7 @@ from sparsepo_jax.run.model_facts import (
     read_policy,
     tokens_of,
 )
-from sparsepo_jax.run.parts import evaluated_rows, evaluated_unit, kept_rows
+from sparsepo_jax.run.parts import evaluated_rows, evaluated_unit, holdout_mistakes, kept_rows
 from sparsepo_jax.run.resume import Marks, scores_path
 from sparsepo_jax.run.row_counts import hold_pairs, rows_of
 
@@ -76,6 +76,7 @@ def make_plan_text(config: Config) -> str:
         *_adapter_mistakes(config, policy),
         *_mixture_mistakes(config, policy, reference),
         *_taken_sft_mistakes(config),
+        *holdout_mistakes(rows, config),
     ]
     if isinstance(config.tokenizer, PretrainedTokenizer):
         is_local(config.tokenizer.path, "tokenizer.path", mistakes, MODEL_ID)

@@ -97,8 +97,9 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ),
     (
         "--devices",
-        "with --from-trl: on how many devices the file was run (default: 1); batches there are per device",
-        {"metavar": "N", "type": int, "default": 1},
+        "with --from-trl: on how many devices the file was run, since batches there are per device (default: "
+        "as many as a launcher's command in it starts processes, else 1)",
+        {"metavar": "N", "type": int},
     ),
     ("overrides", "replaces a value of the config", {"metavar": "section.field=value", "nargs": "*"}),
 )
@@ -135,7 +136,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--output FILE.html goes with --compare")
     if options.sweep and options.aot:
         parser.error("--aot compiles one config: give it the values of one run in place of --sweep")
-    if options.devices < 1 or (options.from_trl is None and (options.trainer or options.devices != 1)):
+    devices_are_wrong = options.devices is not None and options.devices < 1
+    if devices_are_wrong or (options.from_trl is None and (options.trainer or options.devices)):
         parser.error("--trainer and --devices N (1 or more) go with --from-trl FILE")
     others = ("config", "overrides", "check", "sweep", "aot")
     if options.from_trl and any(getattr(options, name) for name in others):

@@ -8,6 +8,7 @@ _ADDED = {
     "po.optimizer.moments": "float32",
     "reference.dtype": "auto",
     "data.train_on": "last",
+    "data.holdout.prompts": None,
     "data.ranked.rule": "best_worst",
     "data.ranked.margin": 0.0,
     "data.ranked.score": None,

@@ -1,5 +1,7 @@
 """How many rows are trained on and how many evaluated, where data.holdout keeps some apart."""
 
+from collections.abc import Iterator, Mapping
+
 from sparsepo_jax.config.derive import evaluation_lists, is_unpaired
 from sparsepo_jax.config.schema.data import Holdout
 from sparsepo_jax.config.schema.root import Config
@@ -17,6 +19,19 @@ def kept_rows(rows: Count, config: Config) -> Count:
     if rows.number is None or config.data.holdout is None:
         return rows
     return Count(rows.number - _held_out_rows(rows.number, config.data.holdout), exact=False)
+
+
+def holdout_mistakes(rows: Mapping[str, Count], config: Config) -> Iterator[str]:
+    """A line if more prompts are held out than there can be.
+
+    Args:
+        rows: by the list of data.
+        config: of the run.
+    """
+    prompts = config.data.holdout.prompts if config.data.holdout is not None else None
+    train = rows.get("train", Count(None))
+    if prompts is not None and train.exact and train.number is not None and 0 < train.number <= prompts:
+        yield f"data.holdout.prompts: {prompts:,} leaves nothing of data.train's {train} rows to train on"
 
 
 def _held_out_rows(rows: int, holdout: Holdout) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from sparsepo_jax.build.weights import abstract_frozen
+from sparsepo_jax.core.program import count_as_compiling
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.sampled import compile_sampled
@@ -31,6 +32,7 @@ def compile_eval_meanwhile(run: Run, weights: dict[str, Any]) -> None:
     reference = abstract_frozen(run.config, "po", run.problem, run.spec, run.reference_spec, run.mesh)
     executor = ThreadPoolExecutor(1)
     run.meanwhile = executor.submit(_compile, run, weights, reference)
+    count_as_compiling(run.meanwhile)
     executor.shutdown(wait=False)
 
 

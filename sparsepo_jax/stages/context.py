@@ -189,11 +189,6 @@ class Run:
         }
         if data.holdout is not None and train is not None:
             train, held_out = split_holdout(train, **dict(data.holdout))
-            if not len(train) or not len(held_out):
-                raise UserError(
-                    f"data.holdout leaves {len(train)} {train.unit} to train and {len(held_out)} to "
-                    "evaluate; both need some: hold out another part, or give data.eval"
-                )
             name = HOLDOUT if data.set_names else ""
             given = tables.get(name)
             if given is not None and given.responses_per_row != held_out.responses_per_row:

@@ -133,7 +133,7 @@ def write(directory: Path, content: dict) -> Path:
     return path
 
 
-def translated(directory: Path, content: dict, trainer=None, devices=1) -> tuple[Config, str]:
+def translated(directory: Path, content: dict, trainer=None, devices=None) -> tuple[Config, str]:
     """Our config, loaded from what is printed, and the printed text."""
     text = convert(str(write(directory, content)), trainer, devices)
     (directory / "ours.yaml").write_text(text)
@@ -142,5 +142,5 @@ def translated(directory: Path, content: dict, trainer=None, devices=1) -> tuple
 
 def refused(directory: Path, content: dict, trainer=None) -> str:
     with pytest.raises(ConfigError) as caught:
-        convert(str(write(directory, content)), trainer, 1)
+        convert(str(write(directory, content)), trainer, None)
     return "\n".join(caught.value.lines)

@@ -10,6 +10,7 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
+from sparsepo_jax.config.shown import shown
 from sparsepo_jax.config.yaml_text import NotYaml, parse
 
 _ASSIGNMENT = re.compile(r"""^\s*(?:export\s+)?(\w+)=("[^"]*"|'[^']*'|\S*)\s*$""", re.MULTILINE)
@@ -22,8 +23,8 @@ class NoCommand(Exception):
     """A text that holds no command with settings, or not one alone."""
 
 
-def read_command(text: str) -> tuple[dict[str, Any], str | None]:
-    """(settings by name, the trainer that the program is called after, if it is) of the only command.
+def read_command(text: str) -> tuple[dict[str, Any], str | None, list[str]]:
+    """The only command: its settings by name, the trainer it is called after, lines about its launcher.
 
     Raises:
         NoCommand: says why there is none.
@@ -50,20 +51,44 @@ def read_command(text: str) -> tuple[dict[str, Any], str | None]:
     settings = _settings(arguments)
     if "config" in settings:
         raise NoCommand(f"its command reads {settings['config']}: give that file")
-    if (processes := _processes(_settings(launcher))) > 1:
+    processes, lines = _processes(launcher, values)
+    if processes > 1:
         settings.setdefault("num_processes", processes)
     named = _PROGRAM.search(program)
-    return settings, named[1] if named else None
+    return settings, named[1] if named else None, lines
 
 
-def _processes(launcher: dict[str, Any]) -> int:
-    """How many processes accelerate, torchrun or deepspeed starts, one a device; 1 where they do not say."""
+# Options of accelerate, torchrun and deepspeed, and variables that LLaMA-Factory reads: each number of
+# processes, one a device, and the number of machines that it is for. accelerate's is that of all machines.
+_LAUNCHERS = (
+    (("num_processes",), ()),
+    (("nproc_per_node", "num_gpus", "include", "NPROC_PER_NODE"), ("nnodes", "num_nodes", "NNODES")),
+)
 
-    def number(*names: str) -> int:
-        given = [launcher[name] for name in names if name in launcher]
-        return given[0] if given and type(given[0]) is int else 1
 
-    return number("num_processes", "nproc_per_node", "num_gpus") * number("nnodes", "num_nodes")
+def _processes(launcher: Sequence[str], variables: dict[str, str]) -> tuple[int, list[str]]:
+    """How many processes a launcher starts, and lines about numbers that are not in the text."""
+    options = {name: [value] for name, value in variables.items() if name.isupper()}
+    options |= {name: [value] for name, equals, value in (word.partition("=") for word in launcher) if equals}
+    options |= {name: given[:1] for name, given in _given(launcher).items()}  # what follows is the program
+    lines: list[str] = []
+
+    def number(names: Sequence[str]) -> int | None:
+        name = next((name for name in names if options.get(name)), None)
+        if name is None:
+            return None
+        value = str(options[name][0])
+        if name == "include" and re.fullmatch(r"[^:]*:\d+(,\d+)*", value):  # deepspeed's localhost:0,1
+            return value.count(",") + 1
+        if re.fullmatch(r"\d+", value) and int(value) > 0:
+            return int(value)
+        lines.append(f"{name}: {shown(value)}: counted as 1; say on how many devices it ran by --devices")
+        return 1
+
+    for processes, machines in _LAUNCHERS:
+        if (each := number(processes)) is not None:
+            return each * (number(machines) or 1), lines
+    return 1, lines
 
 
 def _commands(words: Sequence[str]) -> list[list[str]]:
@@ -93,6 +118,17 @@ def _split(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
 
 def _settings(arguments: Sequence[str]) -> dict[str, Any]:
     """--a 1 --b x y --c --no_d --e=2 -> {a: 1, b: [x, y], c: true, d: false, e: 2}."""
+    settings: dict[str, Any] = {}
+    for name, values in _given(arguments).items():
+        if not values and name.startswith("no_"):
+            settings[name.removeprefix("no_")] = False
+        else:
+            settings[name] = True if not values else values[0] if len(values) == 1 else values
+    return settings
+
+
+def _given(arguments: Sequence[str]) -> dict[str, list[Any]]:
+    """--a 1 --b x y --c --e=2 -> {a: [1], b: [x, y], c: [], e: [2]}."""
     given: dict[str, list[Any]] = {}
     name = ""
     for argument in arguments:
@@ -102,13 +138,7 @@ def _settings(arguments: Sequence[str]) -> dict[str, Any]:
             given[name] = [_value(value)] if equals else []
         elif name:
             given[name].append(_value(argument))
-    settings: dict[str, Any] = {}
-    for name, values in given.items():
-        if not values and name.startswith("no_"):
-            settings[name.removeprefix("no_")] = False
-        else:
-            settings[name] = True if not values else values[0] if len(values) == 1 else values
-    return settings
+    return given
 
 
 def _value(text: str) -> Any:

@@ -34,13 +34,13 @@ _TRANSLATE: dict[str, Callable[[Fields, str, set[str]], None]] = {
 }
 
 
-def convert(path: str, trainer: str | None, devices: int) -> str:
+def convert(path: str, trainer: str | None, devices: int | None) -> str:
     """Our YAML, with what is not quite the same and what has no meaning here in comments.
 
     Args:
         path: of the other program's file: YAML, JSON, a shell script or a Python script.
         trainer: of TRL, where the file fits several; None: the file tells.
-        devices: on how many the file was run.
+        devices: on how many the file was run; None: as it says itself, else one.
 
     Raises:
         ConfigError: with all that cannot be read or translated.
@@ -57,10 +57,10 @@ def convert(path: str, trainer: str | None, devices: int) -> str:
                     f"{', '.join(trl.TRAINERS)}"
                 ]
             )
-    fields = Fields(content, program, devices)
+    fields = Fields(content, program)
     fields.differences += lines
-    if (processes := fields.number("num_processes", default=1)) > 1 and devices == 1:
-        fields.devices = processes
+    processes = fields.number("num_processes", default=1)
+    fields.devices = devices or max(1, processes)
     _TRANSLATE[program](fields, trainer or "", set(members(Objective)))
     fields.end()
     if fields.refusals:
@@ -103,12 +103,12 @@ def _read(path: str) -> tuple[dict[str, Any], str | None, list[str]]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         if path.endswith((".sh", ".bash", ".slurm", ".sbatch")):
-            return *read_command(text), []
+            return read_command(text)
         if path.endswith(".py"):
             return read_script(text)
         content = json.loads(text) if path.endswith(".json") else parse(text)
         if isinstance(content, str):
-            return *read_command(text), []
+            return read_command(text)
     except OSError as error:
         raise ConfigError([f"cannot read {path}: {error.strerror}"]) from None
     except UnicodeDecodeError:

@@ -15,6 +15,7 @@ class Fields:
     """The settings of another program's config, of which every one must be dealt with.
 
     Attributes:
+        devices: on how many the file was run.
         config: ours, as nested mappings.
         notes: what has no meaning here, a line each.
         differences: what is not quite the same here, a line each.
@@ -22,10 +23,10 @@ class Fields:
         evaluates: whether the other program would evaluate while it trains.
     """
 
-    def __init__(self, content: Mapping[str, Any], program: str, devices: int = 1):
-        """What the file sets; a null counts as not set. `devices`: on how many it was run."""
+    def __init__(self, content: Mapping[str, Any], program: str):
+        """What the file sets; a null counts as not set."""
         self._left = {name: value for name, value in content.items() if value is not None}
-        self.program, self.devices = program, devices
+        self.program, self.devices = program, 1
         self._called: dict[str, str] = {}
         self.config: dict[str, Any] = {}
         self.evaluates = False

@@ -14,7 +14,8 @@ def hold_out(fields: Fields, section: str, name: str, size: Any) -> None:
         name: what the other program calls the setting.
         size: a share of the rows below 1, or a number of rows; 0: none.
     """
-    if isinstance(size, bool) or not isinstance(size, int | float) or size < 0:
+    is_number = isinstance(size, int | float) and not isinstance(size, bool)
+    if not is_number or size < 0 or (size >= 1 and size != int(size)):
         fields.refuse(f"{name}: expected a share or a number of rows, got {shown(size)}")
     elif size == 0:
         return
