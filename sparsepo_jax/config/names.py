@@ -26,7 +26,7 @@ SETTINGS = {
     "dataset_train_split": "data.train.0.split",
     "dataset_test_split": "data.eval.0.split",
     "test_datasets": "data.eval",
-    "val_set_size": "data.holdout (its share or its prompts)",
+    "val_set_size": "data.holdout",
     "max_length": "data.max_length",
     "max_seq_length": "data.max_length",
     "sequence_len": "data.max_length",
