@@ -64,7 +64,9 @@ def _fields_read(source: str) -> dict[str, Any]:
 def _fields_declared(source: str) -> dict[str, Any]:
     """`name: type = default` of the classes of a configuration file, or of their constructors before 5.1."""
     declared: dict[str, Any] = {}
-    for name, default in re.findall(r"^ {4}(?: {4})?(\w+): [^=\n]+ = (.+?),?$", source, re.MULTILINE):
+    of_class = re.findall(r"^ {4}(\w+): [^=\n]+ = (.+)$", source, re.MULTILINE)
+    of_constructor = re.findall(r"^ {8}(\w+): [^=\n]+ = (.+),$", source, re.MULTILINE)
+    for name, default in of_constructor + of_class:
         if product := re.fullmatch(r"(\d+) \* (\d+)", default):
             declared[name] = int(product[1]) * int(product[2])
             continue
