@@ -70,14 +70,14 @@ def _processes(launcher: Sequence[str], variables: dict[str, str]) -> tuple[int,
     """How many processes a launcher starts, and lines about numbers that are not in the text."""
     options = {name: [value] for name, value in variables.items() if name.isupper()}
     options |= {name: [value] for name, equals, value in (word.partition("=") for word in launcher) if equals}
-    options |= {name: given[:1] for name, given in _given(launcher).items()}  # what follows is the program
+    options |= _given(launcher)
     lines: list[str] = []
 
     def number(names: Sequence[str]) -> int | None:
         name = next((name for name in names if options.get(name)), None)
         if name is None:
             return None
-        value = str(options[name][0])
+        value = str(options[name][0])  # what follows it is the program
         if name == "include" and re.fullmatch(r"[^:]*:\d+(,\d+)*", value):  # deepspeed's localhost:0,1
             return value.count(",") + 1
         if re.fullmatch(r"\d+", value) and int(value) > 0:
