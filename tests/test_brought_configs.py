@@ -333,6 +333,8 @@ def test_a_command_in_a_shell_script(tmp_path):
         ("deepspeed --num_gpus 2 dpo.py", 2),
         ("deepspeed --include localhost:0,1,2 dpo.py", 3),
         ("CUDA_VISIBLE_DEVICES=0 python dpo.py", 1),
+        ("NNODES=4\ntorchrun --nproc_per_node 8 dpo.py", 8),
+        ("NPROC_PER_NODE=8\npython dpo.py", 1),
     ],
 )
 def test_the_processes_of_a_launcher_are_the_devices(tmp_path, program, devices):

@@ -68,9 +68,10 @@ _LAUNCHERS = (
 
 def _processes(launcher: Sequence[str], variables: dict[str, str]) -> tuple[int, list[str]]:
     """How many processes a launcher starts, and lines about numbers that are not in the text."""
-    options = {name: [value] for name, value in variables.items() if name.isupper()}
-    options |= {name: [value] for name, equals, value in (word.partition("=") for word in launcher) if equals}
-    options |= _given(launcher)
+    options = _given(launcher)
+    if launcher[-1:] == ["llamafactory-cli"]:  # which alone reads these variables
+        before = {name: value for name, equals, value in (word.partition("=") for word in launcher) if equals}
+        options |= {name: [value] for name, value in (variables | before).items() if name.isupper()}
     lines: list[str] = []
 
     def number(names: Sequence[str]) -> int | None:
