@@ -225,6 +225,23 @@ def test_speakers_are_known_by_their_usual_names(load, user, assistant, who, wha
     assert decoded(load([row], CHAT)) == (written([USER]), "Hello", "What")
 
 
+@pytest.mark.parametrize("rejected", ["What", BAD, [BAD], [*MORE, BAD]])
+def test_messages_may_end_with_the_chosen_answer(load, rejected):
+    """As ms-swift has them. Kills: the chosen answer read as part of the prompt."""
+    row = {"messages": [*MORE, GOOD], "rejected": rejected, "source": "x"}
+    assert decoded(load([row], CHAT)) == (written(MORE), "Hello", "What")
+    assert load.lines == ["data: columns that are not read: source"]
+
+
+def test_messages_that_are_to_be_answered_still_lack_the_chosen_answer(load):
+    with pytest.raises(UserError, match="no chosen; the row has: messages, rejected; "):
+        load([{"messages": MORE, "rejected": BAD}], CHAT)
+    with pytest.raises(UserError, match="rejected must be a list of messages, got int"):
+        load([{"messages": [USER, GOOD], "rejected": 3}], CHAT)
+    with pytest.raises(UserError, match="messages hold one turn: expected a prompt"):
+        load([{"messages": [GOOD], "rejected": BAD}], CHAT)
+
+
 def test_text_that_ends_itself_ends_once(load):
     """ChatML as text. Kills: a second EOS behind the line end; none behind an EOS within."""
     row = {"prompt": "Q", "chosen": " a<|im_end|>\n", "rejected": " b<|im_end|>\nc"}

@@ -11,6 +11,7 @@ Pairs, by the columns that are there (the first that fits):
     chosen, rejected                            whole lists of {role, content} that begin with the prompt
     conversations, chosen, rejected             ShareGPT: lists of {from, value}
     messages, chosen, rejected                  messages to be answered (Axolotl)
+    messages, rejected                          the last turn of messages, the assistant's, is chosen (ms-swift)
     instruction, input, chosen, rejected        Alpaca: instruction and input, a line each, are the prompt
     prompt, responses, scores                   several answers, which become pairs: see ranked.py
     prompt, response_0, response_1, ...         two answers and which is better: see comparisons.py
@@ -200,6 +201,8 @@ def _in_our_columns(row: dict[str, Any], kind: RowKind) -> dict[str, Any]:
         return row
     if kind != "sft" and "messages" in row and _asks(row["messages"]):
         return row | {"prompt": row["messages"]}
+    if kind == "pairs" and {"messages", "rejected"} <= row.keys() and "chosen" not in row:
+        return row | _chosen_last(row)
     if "conversations" in row and "messages" not in row:
         dialogue = read_messages(row["conversations"], "conversations", "user")
         holds_answer = kind == "sft" and "completion" not in row
@@ -210,6 +213,16 @@ def _in_our_columns(row: dict[str, Any], kind: RowKind) -> dict[str, Any]:
             completed["completion"] = [{"role": "assistant", "content": row["output"]}]
         return row | completed
     return row
+
+
+def _chosen_last(row: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a row whose messages end with the chosen answer, and whose other answer is rejected."""
+    *asked, answer = read_messages(row["messages"], "messages")
+    if not asked:
+        raise BadRow("messages hold one turn: expected a prompt before the chosen answer")
+    if read_messages(row["rejected"], "rejected")[0]["role"] == "assistant":
+        return {"prompt": asked, "chosen": [answer]}
+    return {"chosen": [*asked, answer]}
 
 
 # Columns that every form reads, and those that are the prompt where there is no column of that name.
