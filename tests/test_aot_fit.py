@@ -13,7 +13,7 @@ from sparsepo_jax.aot.bound import Bound
 from sparsepo_jax.aot.compile import Compiled, read_task, shapes_of
 from sparsepo_jax.aot.describe_fit import fit_as_json, fit_as_text, left_out, settings_text
 from sparsepo_jax.aot.estimate import estimate, held_on
-from sparsepo_jax.aot.fit import ENOUGH, MOST_COMPILED, mesh_choices, search, with_settings
+from sparsepo_jax.aot.fit import ENOUGH, MOST_COMPILED, fastest_first, mesh_choices, search, with_settings
 from sparsepo_jax.aot.footprint import Footprint, held_bytes
 from sparsepo_jax.aot.topology import find_topology
 from sparsepo_jax.config.load import load_config
@@ -151,6 +151,32 @@ def test_the_lowest_bound_of_those_that_fit_is_taken(small):
     assert result.best.compiled.bound.seconds == min(bounds)
     kinds = {(str(x.compute.mesh), x.compute.remat) for x in compiler.asked}
     assert len(kinds) == ENOUGH
+
+
+def test_of_bounds_that_are_alike_the_least_exchange_then_the_least_memory_is_first(small):
+    """Kills: cutting products over cards, with ten times the exchange, for a thousandth of the bound."""
+    one = search(small, devices(), enough=0).candidates[0]
+
+    def of(name, seconds, exchange_s, needed_bytes):
+        bound = Bound(1e12, seconds, 0.0, exchange_s)
+        counted = one.estimate._replace(argument_bytes=needed_bytes, temp_bytes=0, bound=bound)
+        return one._replace(overrides={"name": name}, estimate=counted)
+
+    listed = [
+        of("slower", 2.7, 0.01, 1),
+        of("tensor", 2.600, 1.0, 1),
+        of("fsdp", 2.603, 0.063, 5),
+        of("data and fsdp", 2.604, 0.055, 7),
+    ]
+    names = [candidate.overrides["name"] for candidate in fastest_first(listed)]
+    assert names == ["fsdp", "data and fsdp", "tensor", "slower"]
+    assert fastest_first([]) == []
+
+
+def test_of_compiled_bounds_that_are_alike_the_one_that_was_ranked_first_is_taken(small):
+    seconds = iter([1.005, 1.0, 1.003])
+    result = search(small, devices(), Compiler(seconds=lambda _: next(seconds)))
+    assert result.best is result.tried[0] and len(result.tried) == 3
 
 
 def test_what_does_not_fit_is_tried_with_settings_that_need_less(large):

@@ -19,6 +19,7 @@ from sparsepo_jax.run.choices import BLOCK
 
 MOST_COMPILED = 6
 ENOUGH = 3  # that fit
+ALIKE = 0.01  # bounds that differ by less than this part are equal: a count is no more exact
 Overrides = dict[str, Any]
 
 
@@ -86,21 +87,37 @@ def search(
     for types in type_choices(task):
         held, refused = _meshes(with_settings(task, types), devices)
         added = list(_candidates(task, types, held))
-        candidates = sorted([*candidates, *added], key=_rank)
-        tried += _compile_best(sorted(added, key=_rank), devices, compile_one, enough)
+        candidates = fastest_first([*candidates, *added])
+        tried += _compile_best(fastest_first(added), devices, compile_one, enough)
         if enough == 0 and any(candidate.fits for candidate in added):
             break
         fitting = [one for one in tried if one.compiled.footprint.fits and one.compiled.bound is not None]
         if fitting:
-            best = min(fitting, key=lambda one: one.compiled.bound.seconds)
-            return Fit(best, tried, candidates, refused)
+            return Fit(_fastest(fitting), tried, candidates, refused)
     return Fit(None, tried, candidates, refused)
 
 
-def _rank(candidate: Candidate) -> tuple[float, float, int]:
-    """By the bound; of equal ones by what devices exchange, and by memory."""
-    estimated = candidate.estimate
-    return estimated.bound.seconds, estimated.bound.exchange_s, estimated.needed_bytes
+def fastest_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """In the order of their bounds. Of those that are alike first what exchanges less, since not all of that
+    goes on beside products, then what needs less memory.
+
+    Args:
+        candidates: that were counted by hand.
+    """
+    least_s = min((one.estimate.bound.seconds for one in candidates), default=0.0)
+
+    def rank(candidate: Candidate) -> tuple[float, float, int]:
+        bound, needed_bytes = candidate.estimate.bound, candidate.estimate.needed_bytes
+        unit_s = ALIKE * least_s
+        return (bound.seconds - least_s) // unit_s, bound.exchange_s // unit_s, needed_bytes
+
+    return sorted(candidates, key=rank)
+
+
+def _fastest(tried: Sequence[Tried]) -> Tried:
+    """Of the lowest compiled bound, and of those alike the one that was ranked first."""
+    bounds = [one.compiled.bound.seconds for one in tried if one.compiled.bound is not None]
+    return next(one for one, bound in zip(tried, bounds, strict=True) if bound <= (1 + ALIKE) * min(bounds))
 
 
 # ---------------------------------------------------------------- what there is to choose
