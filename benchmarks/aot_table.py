@@ -96,6 +96,16 @@ GPU_MODELS = {  # name: (config, settings, devices)
         ["policy.path=Qwen/Qwen2.5-1.5B", f"policy.config={QWEN25}"],
         ("rtx4090",),
     ),
+    "Qwen2.5-1.5B, DPO, reference cached": (
+        ULTRAFEEDBACK,
+        [
+            "policy.path=Qwen/Qwen2.5-1.5B",
+            f"policy.config={QWEN25}",
+            "objective={kind: dpo, beta: 0.1}",
+            "reference.cached=true",
+        ],
+        ("rtx4090",),
+    ),
     "Qwen3-1.7B": (ULTRAFEEDBACK, ["policy.path=Qwen/Qwen3-1.7B", f"policy.config={QWEN3}"], GPUS),
     "GPT-J-6B, LoRA": ("recipes/tldr.yaml", [], GPUS),
     "Llama-3-8B, LoRA": ("pods/llama3_8b.yaml", [LORA], GPUS),
