@@ -219,8 +219,9 @@ def make_gpu_table(models: list[str], only: list[str] | None, count: bool) -> Pa
                 continue
             rows[name] = found_settings(config, settings, name, 0 if count else 1)
             print(gpu_row(model, rows[name]), flush=True)
+            ordered = {name: kept[name] for name in GPU_MODELS if name in kept}
             KEPT_GPU.write_text(
-                json.dumps(about(*versions) | {"pairs": PAIRS, "rows": kept}, indent=1) + "\n"
+                json.dumps(about(*versions) | {"pairs": PAIRS, "rows": ordered}, indent=1) + "\n"
             )
     return KEPT_GPU
 
