@@ -11,7 +11,7 @@ Pairs, by the columns that are there (the first that fits):
     chosen, rejected                            whole lists of {role, content} that begin with the prompt
     conversations, chosen, rejected             ShareGPT: lists of {from, value}
     messages, chosen, rejected                  messages to be answered (Axolotl)
-    messages, rejected                          the last turn of messages, the assistant's, is chosen (ms-swift)
+    messages, rejected                          the last turn of messages is chosen (ms-swift)
     instruction, input, chosen, rejected        Alpaca: instruction and input, a line each, are the prompt
     prompt, responses, scores                   several answers, which become pairs: see ranked.py
     prompt, response_0, response_1, ...         two answers and which is better: see comparisons.py
