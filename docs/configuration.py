@@ -88,9 +88,11 @@ def kind_of(schema: Schema, name: str) -> str | None:
     return schema["$defs"][name].get("properties", {}).get("kind", {}).get("const")
 
 
-def kind_description(definition: Schema) -> str:
-    """What `kind` says of the section that it stands for."""
-    return definition.get("properties", {}).get("kind", {}).get("description", "")
+def section_text(definition: Schema, node: Schema) -> str:
+    """What a section says of itself, what its `kind` says of it, or what the setting says that holds it."""
+    kind = definition.get("properties", {}).get("kind", {})
+    of_kind = kind.get("description") if "const" in kind else None
+    return definition.get("description") or of_kind or node.get("description", "")
 
 
 def anchor(name: str) -> str:
@@ -116,14 +118,14 @@ def cell(text: str) -> str:
 
 
 def settings_table(schema: Schema, section: Schema) -> str:
-    """A table of a section's settings, `kind` left out."""
+    """A table of a section's settings, without a `kind` that tells it from its alternatives."""
     required = section.get("required", ())
     rows = [
         "| setting | value | default | |",
         "|---|---|---|---|",
     ]
     for name, node in section.get("properties", {}).items():
-        if name == "kind":
+        if name == "kind" and "const" in node:
             continue
         cells = (
             f"`{name}`",
@@ -156,8 +158,8 @@ def sections(schema: Schema, path: str, node: Schema, written: set[str]) -> Iter
         definition = schema["$defs"][name]
         kind = kind_of(schema, name)
         title = f"`{path}`" + (f", kind `{kind}`" if kind else "")
-        description = definition.get("description") or kind_description(definition)
-        yield f"### {title} {{#{anchor(name)}}}\n\n{description}\n\n{settings_table(schema, definition)}\n"
+        text = section_text(definition, node)
+        yield f"### {title} {{#{anchor(name)}}}\n\n{text}\n\n{settings_table(schema, definition)}\n"
         for field, below in definition.get("properties", {}).items():
             yield from sections(schema, f"{path}.{field}", below, written)
 

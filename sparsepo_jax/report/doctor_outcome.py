@@ -55,16 +55,19 @@ class Margins(NamedTuple):
 
 
 def margin_only_by_mask(evidence: Evidence) -> str | None:
-    """The masked margin has grown beyond ONLY_BY_MASK, the unmasked one has not."""
+    """The masked margin has grown beyond ONLY_BY_MASK and the unmasked one, which has not."""
     if evidence.setting("objective.mask") is None:
         return None
     margins = _evaluated_margins(evidence.summary) or _late_margins(evidence)
-    if margins is None or not margins.only_masked or margins.masked < ONLY_BY_MASK:
+    if margins is None or not margins.only_masked:
         return None
+    if margins.masked < ONLY_BY_MASK or margins.masked <= margins.unmasked:
+        return None
+    is_learned = evidence.setting("objective.mask.kind") == "learned"
     return (
         f"the margin grows only through the mask (masked {margins.masked:.2g}, unmasked "
-        f"{margins.unmasked:.2g}): the policy itself prefers nothing yet; raise po.optimizer.learning_rate, "
-        "or lower objective.mask.learning_rate"
+        f"{margins.unmasked:.2g}): the policy itself prefers nothing yet; raise po.optimizer.learning_rate"
+        + (", or lower objective.mask.learning_rate" if is_learned else "")
     )
 
 
