@@ -30,6 +30,8 @@
 #   --all-hosts                                   for logs
 #   --dry-run                                     print the commands and the manifest, run nothing
 #
+# Set checkpoint.every_steps: several hosts keep no checkpoints by time.
+#
 # The cluster needs the JobSet controller (github.com/kubernetes-sigs/jobset, 0.6 or later) and a node pool
 # for each slice.
 #

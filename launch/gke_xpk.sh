@@ -22,6 +22,8 @@
 #   --grace SECONDS                    between SIGTERM and SIGKILL; default 120
 #   --dry-run                          print the commands, run nothing
 #
+# Set checkpoint.every_steps: several hosts keep no checkpoints by time.
+#
 # The workload is started again on exit status 75 (state saved) and, by xpk's own rule, on 42 and 127 to 255.
 #
 # Example:

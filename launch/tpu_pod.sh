@@ -38,6 +38,7 @@
 # hierarchical namespace, because finishing a checkpoint renames its directory:
 #   gcloud storage buckets create gs://BUCKET --location=REGION --uniform-bucket-level-access \
 #     --enable-hierarchical-namespace
+# Set checkpoint.every_steps: several hosts keep no checkpoints by time.
 # Many hosts: run `ssh-add ~/.ssh/google_compute_engine` first, as gcloud asks for.
 #
 # Example:

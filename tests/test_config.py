@@ -4,16 +4,20 @@ import gzip
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any, get_args, get_origin
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from sparsepo_jax.config.load import ConfigError, json_schema, load_config, save_config
+from sparsepo_jax.config.schema.base import Section
 from sparsepo_jax.config.schema.data import Data, FileSource, Holdout, ReviewsSource
 from sparsepo_jax.config.schema.masks import ActivationMask, LearnedMask, OnesMask
 from sparsepo_jax.config.schema.models import Policy
@@ -188,6 +192,33 @@ def test_a_kind_that_is_no_word_is_a_mistake(mistakes, kind):
 def test_true_is_no_number(mistakes, path):
     """Kills: `steps: true` as one step."""
     assert mistakes("", f"{path}=true") == [f"{path}: expected a number, got true"]
+
+
+def sections(of: type[Section] = Section) -> Iterator[type[Section]]:
+    for section in of.__subclasses__():
+        yield section
+        yield from sections(section)
+
+
+def types_in(annotation: Any) -> set[Any]:
+    return {annotation}.union(*map(types_in, get_args(annotation)))
+
+
+def test_true_is_no_number_in_any_section():
+    """Kills: `weight_decay: true` as a weight decay of 1. Labels of a classifier may be texts, too."""
+    numbers = {
+        (section, name)
+        for section in sections()
+        for name, field in section.model_fields.items()
+        if types_in(field.annotation) & {int, float} and not types_in(field.annotation) & {bool, str}
+        if get_origin(field.annotation) is not list
+    }
+    assert len(numbers) > 100
+    for section, name in numbers:
+        with pytest.raises(ValidationError) as caught:
+            section.model_validate({name: True})
+        found = [error["msg"] for error in caught.value.errors() if error["loc"][0] == name]
+        assert any(text.endswith("got true") for text in found), f"{section.__name__}.{name}: {found}"
 
 
 def test_what_the_stages_lack_is_said_a_line_each(mistakes):

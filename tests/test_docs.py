@@ -249,6 +249,60 @@ def test_files_that_are_named_are_there():
     assert len(named) > 40 and not missing
 
 
+def fields_below(node) -> dict:
+    """The settings of the sections that a value of this node may be, by name."""
+    names = CONFIGURATION.references(SCHEMA, node)
+    return {name: field for below in names for name, field in SCHEMA["$defs"][below]["properties"].items()}
+
+
+def is_setting(path: str) -> bool:
+    """Whether `section.field` is one; below a mapping of the reader's any name is."""
+    node, level = {}, SCHEMA["properties"]
+    for name in path.split("."):
+        if not name.isdigit():
+            if name not in level:
+                return not level and "object" in str(node)
+            node, level = level[name], fields_below(level[name])
+    return True
+
+
+def test_settings_that_are_named_are_there():
+    """In text, too, where nothing loads them: `po.skip_nonfinite` in a sentence about failures."""
+    pages = TEXT | {path.name: path.read_text() for path in (ROOT / "launch").iterdir()}
+    pages |= {path.name: path.read_text() for path in (ROOT / "configs").rglob("*.yaml")}
+    sections = "|".join(name for name, node in SCHEMA["properties"].items() if fields_below(node))
+    pattern = rf"(?<![\w./-])(?:{sections})(?:\.\w+)+"
+    named = {(name, page) for page, text in pages.items() for name in re.findall(pattern, text)}
+    files = (".json", ".jsonl", ".yaml", ".html", ".safetensors", ".md")
+    figures = {"harness.arc_easy.acc", "measures.text.rouge1"}  # of results
+    wrong = {
+        (name, page)
+        for name, page in named
+        if name not in figures and not name.endswith(files) and not is_setting(name)
+    }
+    assert len(named) > 200 and not wrong
+
+
+def anchors(text: str) -> set[str]:
+    """Those of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_links_of_pages_that_mkdocs_does_not_read_have_their_target(page):
+    for link in re.findall(r"\]\((?!http)([^)\s]+)\)", (ROOT / page).read_text()):
+        path, _, anchor = link.partition("#")
+        target = ROOT / (path or page)
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_the_api_page_of_losses_has_every_file_of_them():
+    files = {path.stem for path in (ROOT / "sparsepo_jax" / "losses").glob("[!_]*.py")}
+    assert set(re.findall(r"sparsepo_jax\.losses\.(\w+)", TEXT["docs/reference/api/losses.md"])) == files
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
 def test_benchmarks_import_what_is_there(path):
     """Nothing else runs them: one had been left behind by a renamed type."""

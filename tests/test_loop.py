@@ -14,6 +14,7 @@ from helpers.program import run
 from helpers.tiny import random_batch
 from sparsepo_jax.build.optimizer import make_optimizer
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.stages.training import without_checkpoints
 from sparsepo_jax.train.checkpoint import Checkpoints, SavePolicy
 from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.progress import Checks, Meter, Reporting, count
@@ -70,6 +71,16 @@ def test_with_several_processes_no_clock_decides(tmp_path, checkpoint_clock, mon
         patched.setattr(jax, "process_count", lambda: 2)
         assert not checkpoints.is_due(1) and checkpoints.is_due(7)
     checkpoints.close()
+
+
+def test_several_processes_without_steps_between_checkpoints_are_told(monkeypatch):
+    """The default, ten minutes, does not hold for them."""
+    by_time, by_steps = (make_config(checkpoint={"every_steps": every_steps}) for every_steps in (None, 7))
+    assert without_checkpoints(by_time, follows_best=False) is None
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert "checkpoint.every_steps is not set" in without_checkpoints(by_time, follows_best=False)
+    assert without_checkpoints(by_time, follows_best=True) is None
+    assert without_checkpoints(by_steps, follows_best=False) is None
 
 
 def test_a_run_saves_by_time(tmp_path, checkpoint_clock):

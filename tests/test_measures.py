@@ -370,6 +370,27 @@ def test_without_a_reference_texts_are_compared_with_each_other(measured):
     }
 
 
+def test_answers_to_the_prompts_of_pairs_are_compared_with_the_chosen_responses(tmp_path):
+    """Without data.prompts: the default reference is the column chosen, which was not there."""
+    rows = [{"prompt": f"say {word}. ", "chosen": word, "rejected": "no"} for word in ("yes", "é well")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = write_config(
+        tmp_path,
+        stages=["generate", "measure"],
+        tokenizer={"kind": "bytes"},
+        policy={"config": {"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 8, "n_positions": 64}},
+        data={"sft": [], "train": [], "eval": [{"path": str(tmp_path / "pairs.jsonl")}]},
+        generation={"max_new_tokens": 3},
+        measure={"text": {"self_bleu": False}},
+    )
+    assert main(["--config", str(config)]) == 0
+    answered = lines_of(tmp_path / "run" / "generations.jsonl")
+    assert [answer["row"] for answer in answered] == [
+        {"chosen": row["chosen"], "rejected": row["rejected"]} for row in rows
+    ]
+    assert "rouge1" in json.loads((tmp_path / "run" / "measures.json").read_text())["text"]
+
+
 def test_tests_and_references_travel_with_the_answers(tmp_path):
     """A random policy answers a HumanEval row and is measured by that row's tests and reference."""
     (tmp_path / "problems.jsonl").write_text(

@@ -106,7 +106,7 @@ def answers_record(run: Run, prompts: TokenTable, row: int, responses: list[Gene
     """A prompt and its responses, as generations.jsonl holds them.
 
     `text` is what a response adds to the prompt's text, before any stop string; `row` holds the columns of
-    the data's row that are not the prompt.
+    the data's row that are not the prompt, or of an evaluation pair its two responses as they were read.
     """
     prompt, stop = prompts.prompt(row), tuple(run.config.generation.stop)
     samples = [
@@ -117,13 +117,23 @@ def answers_record(run: Run, prompts: TokenTable, row: int, responses: list[Gene
         }
         for response in responses
     ]
-    content = prompts.content(row)
+    content = prompts.content(row) or _responses_of_pair(run, prompts, row)
     return {
         "index": row,
         "origin": prompts.origin(row),
         "prompt": prompt_text(run, prompts, row),
         "samples": samples,
         "row": {name: value for name, value in content.items() if name not in ("prompt", "prompt_ids")},
+    }
+
+
+def _responses_of_pair(run: Run, table: TokenTable, row: int) -> dict[str, str]:
+    """The texts of a pair's responses, by their columns; {} where rows are no pairs or have no text."""
+    if run.tokenizer is None or table.unit != "pairs":
+        return {}
+    return {
+        name: run.tokenizer.decode(table.response(row, p).tolist(), skip_special_tokens=True)
+        for p, name in enumerate(("chosen", "rejected"))
     }
 
 

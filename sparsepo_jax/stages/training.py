@@ -127,6 +127,20 @@ def say_choices(stage: str, choices: Choices) -> None:
     say(f"{stage}: " + "; ".join(f"{name} {text}" for name, text in choices.words().items()))
 
 
+def without_checkpoints(config: Config, *, follows_best: bool) -> str | None:
+    """What a run of several processes loses where nothing says when to keep a checkpoint; else None.
+
+    Args:
+        follows_best: whether evaluations are kept, since one may be the best.
+    """
+    if jax.process_count() == 1 or follows_best or config.checkpoint.every_steps is not None:
+        return None
+    return (
+        "several processes keep no checkpoints by time, and checkpoint.every_steps is not set: if one is "
+        "lost, this stage begins anew (SIGTERM saves it)"
+    )
+
+
 def _state_to_go_on_from(
     stage: str, prepared: Prepared, checkpoints: Checkpoints, initial: Callable[[], dict[str, Weights]]
 ) -> State:
@@ -194,6 +208,8 @@ def train(
     state = _state_to_go_on_from(stage, prepared, checkpoints, initial)
     real = f"{100 * plan.real_token_share():.0f} % real tokens"
     say(f"{stage}: {len(table)} {table.unit}, {plan.steps} steps of {training.batch_size}, {real}")
+    if (note := without_checkpoints(config, follows_best=best is not None)) is not None:
+        say(f"note: {stage}: {note}")
     with jax.set_mesh(run.mesh):
         checkpoints.warm_up(state)
     if jax.process_index() == 0:

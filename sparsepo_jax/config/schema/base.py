@@ -24,12 +24,14 @@ def _no_truth_value(value: Any) -> Any:
 
 
 IsNumber = BeforeValidator(_no_truth_value)
+Number = Annotated[float, IsNumber]
 Positive = Annotated[int, Field(gt=0, lt=2**31), IsNumber]
 Natural = Annotated[int, Field(ge=0, lt=2**31), IsNumber]
 Share = Annotated[float, Field(ge=0, le=1), IsNumber]
 NonNegative = Annotated[float, Field(ge=0), IsNumber]
 PositiveFloat = Annotated[float, Field(gt=0), IsNumber]
 Rate = Annotated[float, Field(ge=0, lt=1), IsNumber]
+Megabytes = Annotated[int, Field(ge=64, lt=2**31), IsNumber]  # no program begins in less
 LearningRate = Annotated[float, Field(ge=0, le=10), IsNumber]  # 5e7 is 5e-7, mistyped
 # Written out: editors need no definition of JSON values.
 Json = Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", "additionalProperties": True})]

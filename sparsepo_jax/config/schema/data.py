@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from sparsepo_jax.config.paths import PathText
 from sparsepo_jax.config.schema.base import (
     ByKind,
+    IsNumber,
     Json,
     Natural,
     NonNegative,
@@ -98,7 +99,7 @@ Texts = Annotated[list[Source], AfterValidator(_not_exchanged)]
 
 
 class Holdout(Section):
-    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    share: Annotated[float, Field(gt=0, lt=1), IsNumber] | None = None
     """Share of the prompts of data.train that are kept out of training and used, with data.eval, for
     evaluation. Where data.eval has names, they are a set of their own, named holdout."""
     prompts: Positive | None = None
@@ -144,7 +145,7 @@ class Data(Section):
     with scores, or with the best first)."""
     holdout: Holdout | None = None
     """Keep part of data.train for evaluation. None: train on all of it."""
-    max_length: Annotated[int, Field(ge=2, lt=2**31)] | None = None
+    max_length: Annotated[int, Field(ge=2, lt=2**31), IsNumber] | None = None
     """Longest prompt + response, tokens. None: the smaller of 2048 and the model's positions."""
     max_prompt_length: Positive | None = None
     """Longest prompt, tokens; its end is kept. None: half of max_length."""
@@ -175,7 +176,7 @@ class Data(Section):
     list it in output_dir/bad_rows_NAME.jsonl."""
     cache_dir: PathText | None = None
     """Where tokenised data is kept. None: sparsepo_jax in the user's cache directory."""
-    buckets: Annotated[int, Field(ge=1, le=8)] = 4
+    buckets: Annotated[int, Field(ge=1, le=8), IsNumber] = 4
     """The most batch shapes to use: fewer compile less, more pad less."""
     strata: Positive = 4
     """Each batch takes the same share of its rows from each of so many strata of length. Padding is least at

@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sparsepo_jax.config.paths import PathText
-from sparsepo_jax.config.schema.base import Json, Natural, NonNegative, Positive, PositiveFloat, Section
+from sparsepo_jax.config.schema.base import (
+    IsNumber,
+    Json,
+    Megabytes,
+    Natural,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Section,
+)
 
 
 class Lexicon(Section):
@@ -42,7 +51,7 @@ class CodeMeasure(Section):
     """pass@k for these k, none above generation.samples."""
     time_s: PositiveFloat = 4.0
     """Longest run of a program."""
-    memory_mb: Annotated[int, Field(ge=64, lt=2**31)] = 1024
+    memory_mb: Megabytes = 1024
     """MiB of address space of a program."""
     workers: Positive | None = None
     """Programs at a time. None: one for each CPU."""
@@ -58,7 +67,8 @@ class BertScore(Section):
 
 class TextMeasure(Section):
     reference: str | None = "chosen"
-    """Column of the data's rows that holds the reference text. None: ROUGE and BERTScore are left out."""
+    """Column of the data's rows that holds the reference text; where the prompts are those of the evaluation
+    pairs, chosen or rejected. None: ROUGE and BERTScore are left out."""
     rouge: bool = True
     """ROUGE-1, -2 and -L against the reference text."""
     self_bleu: bool = True
@@ -88,11 +98,11 @@ class Harness(Section):
     """A directory with task files that are known by their names, too."""
     num_fewshot: Natural | None = None
     """Solved examples before each question. None: as the task says; a task that says 0 keeps it."""
-    limit: Positive | Annotated[float, Field(gt=0, lt=1)] | None = None
+    limit: Positive | Annotated[float, Field(gt=0, lt=1), IsNumber] | None = None
     """The first so many rows of each task; below 1: this share of them. None: all."""
     batch_size: Positive = 32
     """Contexts a batch; changes speed, not results."""
-    max_length: Annotated[int, Field(ge=2, lt=2**31)] | None = None
+    max_length: Annotated[int, Field(ge=2, lt=2**31), IsNumber] | None = None
     """Longest context + continuation, tokens; the end is kept. None: the model's positions."""
     add_bos: bool | None = None
     """A BOS token before contexts. None: if the tokenizer adds one by itself."""

@@ -6,7 +6,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sparsepo_jax.config.paths import PathText
-from sparsepo_jax.config.schema.base import ByKind, NonNegative, Positive, PositiveFloat, Section
+from sparsepo_jax.config.schema.base import (
+    ByKind,
+    IsNumber,
+    Megabytes,
+    NonNegative,
+    Number,
+    Positive,
+    PositiveFloat,
+    Section,
+)
 from sparsepo_jax.config.schema.data import Texts
 
 
@@ -17,7 +26,7 @@ class Generation(Section):
     """0: greedy."""
     top_k: Positive | None = None
     """Draw from the so many most probable tokens. None: from all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1), IsNumber] = 1.0
     """Draw from the fewest tokens whose probability together reaches this (nucleus)."""
     samples: Positive = 1
     """Responses to each prompt."""
@@ -90,7 +99,7 @@ class TestsScorer(Section):
     """Unit tests in the data's rows."""
     time_s: PositiveFloat = 4.0
     """Longest run of a program."""
-    memory_mb: Positive = 1024
+    memory_mb: Megabytes = 1024
     """MiB of address space of a program."""
     workers: Positive | None = None
     """Programs at a time. None: as many as there are cores."""
@@ -110,7 +119,7 @@ class PairMaking(Section):
     the best and each other one; first_two: of the first two the better and the worse."""
     margin: NonNegative = 0.0
     """Pairs whose scores do not differ by more are left out."""
-    threshold: float | None = None
+    threshold: Number | None = None
     """The better score must lie above and the worse one not: 0.5 pairs the two classes of a classifier (or
     passed and failed) only. None: no threshold."""
     max_pairs_per_prompt: Positive | None = None

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from sparsepo_jax.config.schema.base import (
     ByKind,
+    IsNumber,
     LearningRate,
     NonNegative,
     Positive,
@@ -42,7 +43,7 @@ class LearnedMask(MaskBase):
     ] = "relu"
     """Applied to the mix of layers, or to the output of a net that reads the last layer. The last four are
     gates, whose mask has a mean that is set beforehand: sparsemax has mean 1, the others have budget."""
-    budget: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    budget: Annotated[float, Field(gt=0, lt=1), IsNumber] = 0.3
     """The mean of a gate's mask over a response; of hard_concrete and top_k, the share of tokens above 0."""
     temperature: PositiveFloat = 1.0
     """A gate's numbers are divided by it: smaller ones give more zeros."""
@@ -115,7 +116,7 @@ class RandomMask(MaskBase):
 class PositionalMask(MaskBase):
     kind: Literal["positional"]
     """Weights that fall with the position in the response."""
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.98
+    decay: Annotated[float, Field(gt=0, le=1), IsNumber] = 0.98
     """Weight decay**t of response token t = 1, 2, ..."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from sparsepo_jax.config.paths import PathText
-from sparsepo_jax.config.schema.base import ByKind, Json, Positive, Section
+from sparsepo_jax.config.schema.base import ByKind, IsNumber, Json, Positive, Section
 
 
 class Policy(Section):
@@ -60,7 +60,7 @@ class ByteTokenizer(Section):
 class BpeTokenizer(Section):
     kind: Literal["bpe"]
     """A byte-level BPE, learned from the text of data.sft, or of data.train where there is no data.sft."""
-    vocab_size: Annotated[int, Field(ge=258, lt=2**31)] = 8192
+    vocab_size: Annotated[int, Field(ge=258, lt=2**31), IsNumber] = 8192
     """Entries, the special token included. Byte-level, so no text is out of vocabulary."""
     max_rows: Positive | None = None
     """Learn from the first so many rows only, to save time. None: from all."""

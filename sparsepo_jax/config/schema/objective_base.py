@@ -17,7 +17,7 @@ Beta = Annotated[
     IsNumber,
 ]
 LabelNoise = Annotated[
-    float, Field(ge=0, lt=0.5, description="Share of pairs whose labels are taken to be exchanged.")
+    float, Field(ge=0, lt=0.5, description="Share of pairs whose labels are taken to be exchanged."), IsNumber
 ]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sparsepo_jax.config.schema.base import ByKind, NonNegative, PositiveFloat, Section, Share
+from sparsepo_jax.config.schema.base import ByKind, IsNumber, NonNegative, PositiveFloat, Section, Share
 from sparsepo_jax.config.schema.masks import ActivationMask, LearnedMask, Mask, MaskOfMaPO
 from sparsepo_jax.config.schema.objective_base import Beta, LabelNoise, ObjectiveBase, SparseBase
 from sparsepo_jax.config.schema.unpaired import Unpaired
@@ -138,7 +138,7 @@ class D2po(SparseBase):
     """DPO whose token weights fall with the position (2502.14340)."""
     weighs = dataclasses.replace(SUM, note="times the objective's own weights")
     beta: Beta = 0.1
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.98
+    gamma: Annotated[float, Field(gt=0, le=1), IsNumber] = 0.98
     """Weight gamma**t of response token t = 1, 2, ..."""
 
 
@@ -192,7 +192,7 @@ class AlphaPO(SparseBase):
     """Scale of the rewards."""
     gamma: NonNegative = 1.0
     """Target margin, as in simpo."""
-    alpha: Annotated[float, Field(ge=-10, le=10)] = 0.25
+    alpha: Annotated[float, Field(ge=-10, le=10), IsNumber] = 0.25
     """Shape of the reward; 0 gives SimPO."""
 
 
@@ -201,7 +201,7 @@ class Exo(SparseBase):
     """Reverse KL to smoothed labels, for pairs (2402.00856)."""
     weighs = SUM
     beta: Beta = 0.1
-    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3
+    label_smoothing: Annotated[float, Field(gt=0, lt=0.5), IsNumber] = 1e-3
     """Share of pairs whose labels are taken to be exchanged."""
 
 
@@ -239,7 +239,7 @@ class Fdpo(SparseBase):
     """DPO under another divergence from the reference than the reverse KL (2309.16240)."""
     weighs = SUM
     beta: Beta = 0.1
-    alpha: Annotated[float, Field(ge=-10, le=10)] | None = 0.5
+    alpha: Annotated[float, Field(ge=-10, le=10), IsNumber] | None = 0.5
     """Of an alpha-divergence: 1 is DPO, 0 takes the forward KL; null that of Jensen and Shannon."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sparsepo_jax.config.paths import PathText
-from sparsepo_jax.config.schema.base import ByKind, NonNegative, Section
+from sparsepo_jax.config.schema.base import ByKind, IsNumber, NonNegative, Number, Section
 
 ScoredRun = Annotated[
     PathText,
@@ -47,11 +47,11 @@ class TisWeights(TwoRuns):
     kind: Literal["tis"]
     """TIS-DPO (2410.04350): by the rank of log positive - log negative among the response's tokens, of its
     negative in rejected responses."""
-    least: float = 0.7
+    least: Number = 0.7
     """Weight of the first rank."""
-    most: float = 1.3
+    most: Number = 1.3
     """Weight of the last rank."""
-    end: float = 0.0
+    end: Number = 0.0
     """Weight of the tokens that end a response; they have no rank."""
 
     @model_validator(mode="after")
@@ -85,7 +85,7 @@ class SepoWeights(OneRun):
     kind: Literal["sepo"]
     """SePO (2408.13518): 1 on the tokens of the largest log-ratios of chosen responses and of the smallest
     ones of rejected responses, 0 on the others."""
-    share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    share: Annotated[float, Field(gt=0, le=1), IsNumber] = 0.3
     """Share of a response's tokens that are kept, one at least."""
 
 

@@ -21,8 +21,8 @@ from sparsepo_jax.config.shown import shown
 
 PeakRate = Annotated[LearningRate, Field(description="Learning rate at the peak of the schedule.")]
 WeightDecay = Annotated[
-    float,
-    Field(ge=0, description="Decoupled weight decay, times the learning rate; not on biases and norms."),
+    NonNegative,
+    Field(description="Decoupled weight decay, times the learning rate; not on biases and norms."),
 ]
 Moments = Annotated[
     Literal["float32", "bfloat16"],
