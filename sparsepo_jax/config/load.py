@@ -206,7 +206,7 @@ def _drop_other_kinds(
         foreign = [key for key in value if key in known and key not in new_fields]
         left = [key for key in value if key in set(old_section.own) - set(new_section.own) - set(foreign)]
         kept = {key: item for key, item in value.items() if key not in (*foreign, *left)}
-        stays_behind = f"which do not follow from {kind_of(old, value)}; to keep them, give them as overrides"
+        stays_behind = f"meant for {kind_of(old, value)}; give as overrides what {kind} should keep"
         for dropped, why in ((foreign, f"which {kind} does not have"), (left, stays_behind)):
             if dropped:
                 notes.append(f"{dotted((*at, 'kind'))}={kind}: dropped {', '.join(dropped)}, {why}")
