@@ -307,7 +307,8 @@ def test_an_overridden_kind_drops_what_the_new_kind_lacks_and_says_so(load):
     config, notes = load(SPARSEPO, "objective.kind=dpo")
     assert config.objective == Dpo(kind="dpo", beta=0.5)
     assert notes == [
-        "objective.kind=dpo: dropped l1_reward, mask, meant for sparsepo; give as overrides what dpo should keep"
+        "objective.kind=dpo: dropped l1_reward, mask, meant for sparsepo; give as overrides what dpo should "
+        "keep"
     ]
 
 
