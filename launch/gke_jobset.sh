@@ -38,7 +38,9 @@
 # Example:
 #   export GKE_NAME=sparsepo GKE_IMAGE=us-docker.pkg.dev/p/r/sparsepo_jax:tpu GKE_CLAIM=shared
 #   launch/gke_jobset.sh --accelerator tpu-v5-lite-podslice --topology 4x4 create \
-#     --config configs/recipes/hh.yaml output_dir=/mnt/shared/hh
+#     --config configs/recipes/ultrafeedback.yaml output_dir=/mnt/shared/uf po.accumulation=1 \
+#     compute.mesh.fsdp=16 evaluation.batch_size=16 checkpoint.every_steps=50
+# A micro-step (po.batch_size / po.accumulation) and evaluation.batch_size must be multiples of the devices.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=command.sh
 . "$(dirname "$0")/command.sh"

@@ -29,7 +29,9 @@
 # Example:
 #   launch/gke_xpk.sh --name sparsepo --cluster pods --zone us-west4-a --type v5litepod-16 \
 #     --image us-docker.pkg.dev/p/r/sparsepo_jax:tpu --storage shared create \
-#     --config configs/recipes/hh.yaml output_dir=/shared/hh 'stages=[po, eval, report]'
+#     --config configs/recipes/ultrafeedback.yaml output_dir=/shared/uf po.accumulation=1 \
+#     compute.mesh.fsdp=16 evaluation.batch_size=16 checkpoint.every_steps=50
+# A micro-step (po.batch_size / po.accumulation) and evaluation.batch_size must be multiples of the devices.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=command.sh
 . "$(dirname "$0")/command.sh"

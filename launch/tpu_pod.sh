@@ -43,8 +43,10 @@
 #
 # Example:
 #   export TPU_NAME=sparsepo TPU_ZONE=us-west4-a TPU_TYPE=v5litepod-16 TPU_SHARE=gs://my-bucket
-#   launch/tpu_pod.sh --spot --queued watch --config configs/recipes/hh.yaml \
-#     output_dir=/mnt/shared/hh 'stages=[po, eval, report]'
+#   launch/tpu_pod.sh --spot --queued watch \
+#     --config configs/recipes/ultrafeedback.yaml output_dir=/mnt/shared/uf po.accumulation=1 \
+#     compute.mesh.fsdp=16 evaluation.batch_size=16 checkpoint.every_steps=50
+# A micro-step (po.batch_size / po.accumulation) and evaluation.batch_size must be multiples of the devices.
 #
 # watch ends with the run's exit status: 0 done; 1 or 2 failed; other values: see its log.
 set -euo pipefail

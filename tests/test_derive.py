@@ -66,6 +66,10 @@ def test_the_warm_up_is_a_share_or_a_number_and_never_longer_than_the_stage(sche
 def test_a_batch_is_cut_over_micro_steps_and_shards():
     assert batch_problem("po.batch_size", 24, 2, 12) is None
     assert batch_problem("po.batch_size", 64, 2, 12).startswith("po.batch_size: 64 rows in 2 micro-step(s)")
+    by_fewer = batch_problem("po.batch_size", 128, 16, 16)
+    assert by_fewer.endswith("set po.accumulation=8, or take a multiple of 256")
+    assert batch_problem("po.batch_size", 128, 8, 16) is None
+    assert batch_problem("evaluation.batch_size", 8, 1, 16).endswith("(data x fsdp); take a multiple of 16")
 
 
 AOT = {"kind": "aot"}

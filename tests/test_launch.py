@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from sparsepo_jax.config.load import load_config
+
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 SCRIPTS = [LAUNCH / name for name in ("tpu_pod.sh", "gke_jobset.sh", "gke_xpk.sh", "slurm.sbatch")]
@@ -231,6 +233,27 @@ def test_help_names_every_setting_and_command(path, place):
     assert {"--name", "--dry-run"} <= settings == settings & set(re.findall(r"--[a-z-]+", shown))
     assert commands == set(re.findall(r"\[SETTINGS\] (\w+)", shown))
     assert place.calls() == []
+
+
+EXAMPLES = [
+    pytest.param(shlex.split(arguments), id=path.name)
+    for path in sorted(LAUNCH.iterdir())
+    for arguments in re.findall(
+        r"--config (configs/.*?)(?:$|\"| {2})", re.sub(r" \\\n# +", " ", path.read_text()), re.MULTILINE
+    )
+]
+
+
+@pytest.mark.parametrize("arguments", EXAMPLES)
+def test_the_runs_in_headers_can_begin_on_their_devices(arguments):
+    """Kills: a recipe that begins from another run's export, micro-steps that 16 devices cannot share."""
+    path, *overrides = arguments
+    config, _ = load_config(LAUNCH.parent / path, overrides)
+    assert config.policy.path is None or not config.policy.path.startswith("runs/")
+
+
+def test_the_headers_show_a_run_on_many_devices():
+    assert len(EXAMPLES) >= 6 and sum("compute.mesh.fsdp=16" in each.values[0] for each in EXAMPLES) == 4
 
 
 def short_name(command) -> str:

@@ -114,9 +114,13 @@ def batch_problem(name: str, batch_size: int, micro_steps: int, shards: int) -> 
     """
     if batch_size % (micro_steps * shards) == 0:
         return None
+    remedy = f"take a multiple of {micro_steps * shards}"
+    if micro_steps > 1 and batch_size % shards == 0:  # the same update, by other micro-steps
+        fewer = math.gcd(batch_size // shards, micro_steps)
+        remedy = f"set {name.removesuffix('batch_size')}accumulation={fewer}, or {remedy}"
     return (
         f"{name}: {batch_size} rows in {micro_steps} micro-step(s) cannot be cut over {shards} shards "
-        f"(data x fsdp); take a multiple of {micro_steps * shards}"
+        f"(data x fsdp); {remedy}"
     )
 
 
