@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -39,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         discard(sys.stdout)
         return PIPE_CLOSED
+    except OSError as error:  # a full disk under `> FILE`, of a command that only prints
+        discard(sys.stdout)
+        print(f"error: {error.filename or 'stdout'}: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 def command(arguments: Sequence[str] | None) -> int:
@@ -251,36 +256,54 @@ def attempt(config: "Config", began_s: float | None = None) -> tuple[int, str | 
     """
     began_s = time.time() if began_s is None else began_s
     from sparsepo_jax.core.errors import UserError
-    from sparsepo_jax.core.stop import Stop, Terminated
+    from sparsepo_jax.core.stop import Stop
 
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would warn that PyTorch is missing
     try:
         with Stop().listening() as stop:
-            from sparsepo_jax.stages.runner import run_stages
+            with stop.later():  # in the middle of JAX's import a signal would abort the process
+                from sparsepo_jax.stages.runner import run_stages
 
             return run_stages(config, stop, began_s), None
     except UserError as error:
         return 1, f"error: {error}"
-    except Terminated:
-        return RUN_AGAIN, "stopped by SIGTERM; the same command continues the run"
-    except KeyboardInterrupt:
-        return 130, "interrupted; the same command continues the run"
+    except KeyboardInterrupt as asked:
+        return _stopped(type(asked))
     except Exception as error:
-        from sparsepo_jax.run.faults import explain
         from sparsepo_jax.run.resume import LOOKING
-        from sparsepo_jax.sharding.processes import lost_process
 
         if isinstance(error, BrokenPipeError) and LOOKING.issuperset(config.stages):
             raise  # nobody reads any more
-        if lost_process(error):
-            reason = " ".join(str(error).split())[:200]
-            return RUN_AGAIN, (
-                f"error: another process of this run is gone ({reason}); start all of them again, and the "
-                "run "
-                "continues from its last checkpoint"
-            )
-        explanation = explain(error, config.output_dir)
-        return 1, f"error: {explanation}" if explanation else traceback.format_exc()
+        return _failed(error, config.output_dir)
+
+
+def _stopped(asked: type[KeyboardInterrupt]) -> tuple[int, str]:
+    """(exit status, what is said) of a run that was asked to stop."""
+    from sparsepo_jax.core.stop import Terminated
+
+    if issubclass(asked, Terminated):
+        return RUN_AGAIN, "stopped by SIGTERM; the same command continues the run"
+    return 130, "interrupted; the same command continues the run"
+
+
+def _failed(error: Exception, output_dir: str) -> tuple[int, str]:
+    """(exit status, what is said) of a run that an error ended: one line, or a traceback."""
+    from sparsepo_jax.core.stop import stopped_by
+    from sparsepo_jax.run.faults import explain
+
+    explanation = explain(error, output_dir)
+    asked = stopped_by(error)
+    if explanation is None and asked is not None:
+        return _stopped(asked)
+    from sparsepo_jax.sharding.processes import lost_process
+
+    if lost_process(error):
+        reason = " ".join(str(error).split())[:200]
+        return RUN_AGAIN, (
+            f"error: another process of this run is gone ({reason}); start all of them again, and the run "
+            "continues from its last checkpoint"
+        )
+    return 1, f"error: {explanation}" if explanation else traceback.format_exc()
 
 
 def end(status: int) -> NoReturn:
@@ -301,7 +324,15 @@ def end(status: int) -> NoReturn:
 
 def console() -> NoReturn:
     """The command `sparsepo`, and `python -m sparsepo_jax.main`."""
-    end(main())
+    try:
+        status = main()
+    except KeyboardInterrupt:  # before a run began
+        print("interrupted", file=sys.stderr)
+        status = 130
+    for name in ("SIGTERM", "SIGHUP"):  # who asks twice shall not change the status of a run that ends
+        if hasattr(signal, name):  # not on Windows
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    end(status)
 
 
 if __name__ == "__main__":

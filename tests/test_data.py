@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pwd
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from helpers.chat import BAD, GOOD, USER
 from helpers.loading import BYTES, Load, texts
 from sparsepo_jax.build.data import check_some_row_counts
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data.cache import cache_directory
 from sparsepo_jax.data.holdout import split_holdout
 from sparsepo_jax.data.inspect import format_rows
 from sparsepo_jax.data.load import read_texts
@@ -432,6 +434,21 @@ def test_a_torn_cache_file_is_made_anew(load, tmp_path, counted):
     kept.write_bytes(kept.read_bytes()[:100])
     assert texts(load([PAIR])) == WHOLE and counted() == 2
     assert texts(load([PAIR])) == WHOLE and counted() == 2
+
+
+def test_a_user_without_a_home_is_told_what_to_set(tmp_path, monkeypatch):
+    """As in a container whose user is a number alone."""
+
+    def nobody(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(UserError, match="no home directory .* set HOME or XDG_CACHE_HOME"):
+        cache_directory("tokens")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_directory("tokens") == tmp_path / "sparsepo_jax" / "tokens"
 
 
 def test_the_cache_gives_back_every_column(load):

@@ -155,6 +155,67 @@ def test_if_all_checkpoints_are_damaged_the_run_says_what_to_do(whole, tmp_path,
         cut(array_file(output / "po" / "checkpoints" / str(step)))
     assert main(["--config", str(config)]) == 1
     assert "there is no older one; delete" in capsys.readouterr().err
+    assert steps_in(output / "po") == [2, 4, 6], "they stay, since what was wrong may be something else"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_raised"),
+    [
+        (OSError(24, "Too many open files"), True),
+        (OSError(116, "Stale file handle"), True),
+        (ValueError("RESOURCE_EXHAUSTED: Failed to open: Too many open files [os_error_code='24']"), True),
+        (KeyboardInterrupt(), True),
+        (OSError(5, "Input/output error"), False),
+        (FileNotFoundError(2, "No such file or directory"), False),
+    ],
+)
+def test_a_fault_from_elsewhere_is_no_damage(error, is_raised):
+    """Orbax says of any that the checkpoint is none. Kills: sound checkpoints that are put aside."""
+    from sparsepo_jax.train.checkpoint import _load
+
+    def load():
+        raise KeyError("no entry for state") from error
+
+    if is_raised:
+        with pytest.raises(KeyError):
+            _load(load)
+    else:
+        assert "no entry" in _load(load)[1]
+
+
+# ---------------------------------------------------------------- records
+
+
+def test_a_record_that_a_power_cut_emptied_is_one_line_and_costs_nothing(whole, tmp_path, capsys):
+    config, output = unfinished(whole, tmp_path)
+    (output / "stages.json").write_text("{}")
+    for name in ("stages.json", "po/settings.json", "po/data.json", "po/reference.json"):
+        content = (output / name).read_bytes()
+        for left in (b"", b"\0" * len(content), b"null", b'{"po": {"depends": null, "finished": 1}}'):
+            if name != "stages.json" and b"depends" in left:
+                continue
+            (output / name).write_bytes(left)
+            assert main(["--config", str(config)]) == 1
+            error = capsys.readouterr().err
+            assert f"{name}: expected " in error and "bring the old file back, or delete it" in error, error
+        (output / name).unlink()  # what it says to do, for the next name, too
+    assert main(["--config", str(config)]) == 0
+    assert "po: continues after step 6 of 6" in capsys.readouterr().out
+    same_weights(output / "po", whole[1] / "po")
+
+
+def test_a_result_that_a_power_cut_shortened_is_made_again(whole, tmp_path, capsys):
+    """Kills: `eval: finished before`, while the report says to run eval again."""
+    from sparsepo_jax.config.load import load_config
+    from sparsepo_jax.run.resume import Marks
+
+    config, output = unfinished(whole, tmp_path)
+    marks, path = Marks(load_config(config)[0]), output / "summary.json"
+    path.write_text(json.dumps({"after": {}}))
+    marks.mark("eval", 1.0)
+    assert marks.finished("eval", path)
+    cut(path)
+    assert not marks.finished("eval", path)
 
 
 def test_a_damaged_start_is_refused(whole, tmp_path, capsys):
@@ -354,6 +415,21 @@ def test_a_full_disk_is_said_in_one_line_and_nothing_is_lost(whole, tmp_path, fu
             "a device is out of memory",
         ),
         (OSError(12, "Cannot allocate memory"), "the host is out of memory"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Attempting to allocate 4.50G. That was not possible."),
+            "a device is out of memory",
+        ),
+        (RuntimeError("INTERNAL: Failed: CUDNN_STATUS_ALLOC_FAILED"), "a device is out of memory"),
+        (
+            ValueError('RESOURCE_EXHAUSTED: Failed to open "memory": Too many open files [os_error_code=24]'),
+            "OUT: too many files are open: raise the limit (ulimit -n)",
+        ),
+        (RuntimeError("can't start new thread"), "OUT: no more processes or threads can be started"),
+        (
+            NotADirectoryError(20, "Not a directory", "/a.yaml/run"),
+            "/a.yaml/run: a part of this path is a file",
+        ),
+        (FileExistsError(17, "File exists", "/there"), "/there: something else is there"),
         (RuntimeError("RESOURCE_EXHAUSTED: too many pings"), None),
         (OSError(2, "No such file or directory", "pairs.jsonl"), "pairs.jsonl: No such file or directory"),
         (KeyError("a fault of the program"), None),

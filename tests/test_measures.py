@@ -294,6 +294,12 @@ def measured(tmp_path, capsys):
     return output, run
 
 
+def test_answers_that_were_cut_are_one_line(measured):
+    output, run = measured
+    (output / "generations.jsonl").write_text(json.dumps(ANSWERS[0])[:-9])
+    assert "run the stage generate again" in run(None, code=1)
+
+
 def test_the_stage_measures_code_and_texts(measured):
     """2 of 4 and 1 of 4 pass: pass@1 3/8; pass@2 (1 - C(2,2)/C(4,2) + 1 - C(3,2)/C(4,2)) / 2 = (5/6 + 1/2)
     / 2."""

@@ -629,3 +629,24 @@ def test_the_plan_knows_the_stage(tmp_path):
     config["scorer"]["test"] = [{"path": "absent.jsonl"}]
     with pytest.raises(ConfigError, match="^scorer.test.0.path: no such file"):
         make_plan_text(Config.model_validate(config))
+
+
+def test_scores_are_read_up_to_the_first_line_that_is_not_complete(tmp_path):
+    """A power cut leaves zeros, or half a line in the middle where more was written later."""
+    from sparsepo_jax.stages.pairs import _read_scored
+
+    path, lines = tmp_path / "scored_samples.jsonl", [b'{"index": 0}\n', b'{"index": 1}\n']
+    for tail in (b'{"ind', b"\0" * 20, b"\0\0\n" + lines[1], b'{"index"\n', b"null\n", b"{}\n"):
+        path.write_bytes(b"".join(lines) + tail)
+        assert list(_read_scored(path)) == [0, 1] and path.read_bytes() == b"".join(lines), tail
+
+
+def test_a_classifier_that_was_cut_is_one_line(tmp_path):
+    classifier = train_classifier(LABELLED, max_features=50, l2=0.1)
+    save_classifier(tmp_path / "kept", classifier, {"rows": 18, "accuracy": 1.0, "test_accuracy": None})
+    for name in ("words.json", "numbers.safetensors", "about.json"):
+        content = (tmp_path / "kept" / name).read_bytes()
+        (tmp_path / "kept" / name).write_bytes(content[:9])
+        with pytest.raises(UserError, match="kept: expected a classifier .* delete the directory"):
+            load_classifier(tmp_path / "kept")
+        (tmp_path / "kept" / name).write_bytes(content)

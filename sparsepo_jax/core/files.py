@@ -5,19 +5,23 @@ They are written beside their place under another name, then renamed.
 
 import contextlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sparsepo_jax.core.errors import UserError
+
 
 @contextlib.contextmanager
 def written_atomically(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write bytes into, which becomes `path` when the block ends.
 
-    An error leaves what was there before. Each writer has a temporary name of its own, so that several
-    processes may write the same path: the last one wins.
+    An error leaves what was there before, and so does a power cut: the bytes are on the disk before the name
+    is. Each writer has a temporary name of its own, so that several processes may write the same path: the
+    last one wins.
 
     Args:
         path: of the file. Its directory is made if it is missing.
@@ -28,6 +32,8 @@ def written_atomically(path: str | Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("xb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -68,6 +74,46 @@ def write_jsonl(path: str | Path, records: Iterable[Any]) -> None:
             file.write((json.dumps(record) + "\n").encode())
 
 
+def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The JSON object that a run wrote into a file.
+
+    Args:
+        path: of the file, which is there.
+        what: it should be.
+        remedy: what to do if it is not.
+
+    Raises:
+        UserError: the file holds something else, as a copy that broke off or a power cut may leave.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected {what}, found something else; {remedy}")
+    return content
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a file or directory is there; of .json and .jsonl also, whether its end is.
+
+    Args:
+        path: of what a run has written.
+    """
+    if path.suffix not in (".json", ".jsonl") or not path.is_file():
+        return path.exists()
+    if path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            return file.read() in (b"", b"\n")
+    try:
+        json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def write_directory(directory: Path, fill: Callable[[Path], None]) -> None:
     """Replaces a directory by one that is filled first.
 
@@ -78,6 +124,10 @@ def write_directory(directory: Path, fill: Callable[[Path], None]) -> None:
     unfinished = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    fill(unfinished)
+    try:
+        fill(unfinished)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     shutil.rmtree(directory, ignore_errors=True)
     unfinished.replace(directory)

@@ -1,8 +1,18 @@
-"""How a run is asked to stop: by Ctrl-C, or by SIGTERM from whoever takes the machine away."""
+"""How a run is asked to stop: by Ctrl-C, or by SIGTERM from whoever takes the machine away.
+
+A terminal that is closed (SIGHUP) asks as SIGTERM does, unless the run was started with nohup.
+"""
 
 import contextlib
+import functools
+import os
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+AGAIN_AFTER_S = 0.05  # until a signal that nobody heard is sent once more
 
 
 class Terminated(KeyboardInterrupt):
@@ -19,22 +29,46 @@ class Stop:
     def __init__(self) -> None:
         self.asked: type[KeyboardInterrupt] | None = None
         self._waits = False
+        self._number = 0  # of the last signal
+        self._again: threading.Timer | None = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["Stop"]:
-        """Takes both signals while it is open. For the main thread alone."""
-        before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        """Takes the signals while it is open. For the main thread alone."""
+        handlers: dict[int, Any] = {signal.SIGINT: self._take, signal.SIGTERM: self._take}
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # nohup ignores it
+            handlers[hangup] = _terminate
+        with contextlib.ExitStack() as before:
+            for number, handler in handlers.items():
+                before.callback(signal.signal, number, signal.signal(number, handler))
+            before.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+            sys.unraisablehook = functools.partial(self._hear_again, sys.unraisablehook)
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if self._again is not None:
+                self._again.join()
 
     def _take(self, number: int, frame: object) -> None:
         again = self.asked is not None
+        self._number = number
         self.asked = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if again or not self._waits:
             raise self.asked
+
+    def _hear_again(self, show: Callable[[Any], None], unraisable: "sys.UnraisableHookArgs") -> None:
+        """Sends a signal again that was raised where Python drops what is raised.
+
+        Such places are `__del__` and callbacks: one of JAX's runs in each collection of garbage.
+
+        show: does what is done with other errors there.
+        """
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            show(unraisable)
+            return
+        self.asked = None
+        self._again = threading.Timer(AGAIN_AFTER_S, os.kill, (os.getpid(), self._number))
+        self._again.daemon = True
+        self._again.start()
 
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:
@@ -50,3 +84,22 @@ class Stop:
         """Raises what was asked for, if anything was."""
         if self.asked is not None:
             raise self.asked
+
+
+def _terminate(number: int, frame: object) -> None:
+    """Whatever listens to SIGTERM, JAX included where a run has several processes, hears SIGHUP so, too."""
+    signal.raise_signal(signal.SIGTERM)
+
+
+def stopped_by(error: BaseException) -> type[KeyboardInterrupt] | None:
+    """The signal that led to an error, if one did: libraries in C may raise an error of their own for it.
+
+    Args:
+        error: that ended the run.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt):
+            return type(seen)
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -1,6 +1,8 @@
-"""Output whose reader may go away before the program does (`| head`, a terminal that is closed)."""
+"""Output that may end before the program does (`| head`, a closed terminal, a log on a full disk)."""
 
 import contextlib
+import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -21,11 +23,15 @@ def discard(stream: Any) -> None:
         os.close(null_device)
 
 
+# Its reader has ended; its terminal is gone (of a run that was disowned).
+_FOR_GOOD = (errno.EPIPE, errno.EIO)
+
+
 class Lasting:
-    """A stream that goes on without its reader.
+    """A stream that goes on without its reader, and over a full disk.
 
     Args:
-        stream: what is written goes there as long as it has a reader.
+        stream: what is written goes there as long as it takes it.
     """
 
     def __init__(self, stream: Any):
@@ -35,19 +41,31 @@ class Lasting:
         """As TextIO.write.
 
         Args:
-            text: is dropped if the reader is gone.
+            text: is dropped if the reader is gone; on a full disk it may be.
         """
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            discard(self._stream)
+        except OSError as error:
+            self._pass_over(error)
             return len(text)
 
     def flush(self) -> None:
         """As TextIO.flush."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
+        except OSError as error:
+            self._pass_over(error)
+
+    def _pass_over(self, error: OSError) -> None:
+        """Gives up a stream whose reader will not come back; on a full disk there may be room again."""
+        if error.errno in _FOR_GOOD:
+            discard(self._stream)
+
+    def end(self) -> None:
+        """Flushes for the last time: what cannot be written now is dropped."""
+        try:
+            self._stream.flush()
+        except OSError:
             discard(self._stream)
 
     def __getattr__(self, name: str) -> Any:
@@ -64,7 +82,7 @@ def lasting_output() -> Iterator[None]:
         yield
     finally:
         for stream in lasting:
-            stream.flush()
+            stream.end()
         sys.stdout, sys.stderr = before
 
 
@@ -73,12 +91,17 @@ def opened_output() -> Iterator[None]:
     """Opens stdout and stderr where the program was started with them closed (>&-).
 
     What is written to them goes nowhere. Otherwise the next file that is opened would become one of them.
+    Letters that an open stdout cannot write, such as those beyond ASCII on a terminal of ASCII, become
+    escapes.
     """
     before = sys.stdout, sys.stderr
     with contextlib.ExitStack() as opened:
         for name in ("stdout", "stderr"):
             if getattr(sys, name) is None:
                 setattr(sys, name, opened.enter_context(open(os.devnull, "w")))
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            opened.callback(sys.stdout.reconfigure, errors="strict")
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             yield
         finally:

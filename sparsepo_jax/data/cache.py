@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import written_atomically
 from sparsepo_jax.data.ragged import Ragged
 from sparsepo_jax.data.table import IF_GIVEN, PER_ROW, PER_TOKEN, TokenTable
@@ -25,9 +26,15 @@ def cache_directory(name: str) -> Path:
     """Where things of one kind are kept between runs, in the user's cache directory.
 
     Args:
-        name: of the kind: tokens, reference.
+        name: of the kind: tokens, reference, xla.
+
+    Raises:
+        UserError: there is none, as in a container whose user has no home.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsepo_jax" / name
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if cache.startswith("~"):
+        raise UserError("caches: this user has no home directory to keep them in: set HOME or XDG_CACHE_HOME")
+    return Path(cache) / "sparsepo_jax" / name
 
 
 def cache_path(directory: Path, fingerprint: str, settings: list[Any]) -> Path:

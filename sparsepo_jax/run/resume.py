@@ -6,7 +6,6 @@ harness, export) is done again when its settings, the weights or the files that 
 """
 
 import glob
-import json
 import os
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from sparsepo_jax.config.derive import decided_by_evaluation, evaluation_sources, main_set, micro_steps_matter
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.core.files import write_json
+from sparsepo_jax.core.files import is_complete, read_object, write_json
 from sparsepo_jax.run.differences import differences, drop_added
 
 TRAINING = ("sft", "po")
@@ -84,6 +83,7 @@ class Marks:
             directory: of another run, whose sft is to be taken; None: config.output_dir.
         """
         self._config, self.directory = config, Path(config.output_dir if directory is None else directory)
+        self._is_own = directory is None
         self._way_out = "take another output_dir" if directory is None else "leave out sft.taken_from"
         self._path = self.directory / "stages.json"
 
@@ -95,19 +95,21 @@ class Marks:
         """
         if not os.path.isfile(self._path):
             return {}
-        try:
-            marks = json.loads(self._path.read_text())
-            if all({"depends", "finished"} <= mark.keys() for mark in marks.values()):
-                return marks
-        except (ValueError, AttributeError, RecursionError):
-            pass
-        raise UserError(
-            f"{self._path}: expected what a run has finished, found something else; bring the old file "
-            f"back, or {self._way_out}"
-        )
+        what, remedy = "what a run has finished", f"bring the old file back, or {self._way_out}"
+        if self._is_own:
+            remedy = "bring the old file back, or delete it: stages then go on from their last checkpoints"
+        marks = read_object(self._path, what, remedy)
+        for mark in marks.values():
+            if (
+                not isinstance(mark, dict)
+                or not isinstance(mark.get("depends"), dict)
+                or "finished" not in mark
+            ):
+                raise UserError(f"{self._path}: expected {what}, found something else; {remedy}")
+        return marks
 
     def finished(self, stage: str, *outputs: Path) -> bool:
-        """Whether a stage is finished with these settings, and its outputs are there.
+        """Whether a stage is finished with these settings, and its outputs are there, to their ends.
 
         Raises:
             UserError: a stage that would be continued was run with other settings.
@@ -118,8 +120,8 @@ class Marks:
         drop_added(mark["depends"])
         if stage in _CONTINUED:
             self._refuse_changes(stage, mark["depends"])
-            return all(path.exists() for path in outputs)
-        return mark["depends"] == self.depends(stage) and all(path.exists() for path in outputs)
+            return all(map(is_complete, outputs))
+        return mark["depends"] == self.depends(stage) and all(map(is_complete, outputs))
 
     def mark(self, stage: str, seconds: float, taken: "Marks | None" = None) -> None:
         """Notes that a stage is finished.
@@ -196,7 +198,7 @@ class Marks:
         """UserError if a stage that is continued has begun here with other settings."""
         path = self.directory / stage / "settings.json"
         if path.exists():
-            self._refuse_changes(stage, json.loads(path.read_text()))
+            self._refuse_changes(stage, self._began_with(stage, path, "settings"))
 
     def check_trained(self) -> None:
         """UserError if a stage was trained or has begun here with other settings.
@@ -218,7 +220,7 @@ class Marks:
             digests: of each file's tokens.
         """
         path = self.directory / stage / "data.json"
-        before = json.loads(path.read_text()) if path.exists() else digests
+        before = self._began_with(stage, path, "rows") if path.exists() else digests
         changed = sorted(
             name for name in before.keys() | digests.keys() if before.get(name) != digests.get(name)
         )
@@ -229,6 +231,13 @@ class Marks:
                 f"bring the old file back, or {self._way_out}; if no file has changed, a newer version reads "
                 "it otherwise: responses of several turns (data.train_on), token weights (CHANGELOG)"
             )
+
+    def _began_with(self, stage: str, path: Path, what: str) -> dict[str, Any]:
+        """What a stage noted of its settings or rows when it began. UserError: something else is there."""
+        remedy = (
+            f"bring the old file back, or delete it if the {what} are as they were: the stage then goes on"
+        )
+        return read_object(path, f"the {what} that stage {stage} began with", remedy)
 
     def begin(self, stage: str, digests: dict[str, str]) -> None:
         """Notes with which settings and rows a stage that can be continued begins.

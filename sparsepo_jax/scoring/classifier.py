@@ -91,14 +91,25 @@ def save_classifier(directory: Path, classifier: Classifier, about: dict[str, fl
 
 
 def load_classifier(directory: Path) -> tuple[Classifier, dict[str, float | None]]:
-    """(classifier, about) as save_classifier wrote them."""
+    """(classifier, about) as save_classifier wrote them.
+
+    Raises:
+        UserError: the directory holds something else.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    numbers = load_file(directory / "numbers.safetensors")
-    classifier = Classifier(
-        json.loads((directory / "words.json").read_text()),
-        numbers["idf"],
-        numbers["coefficients"],
-        float(numbers["intercept"][0]),
-    )
-    return classifier, json.loads((directory / "about.json").read_text())
+    try:
+        numbers = load_file(directory / "numbers.safetensors")
+        classifier = Classifier(
+            json.loads((directory / "words.json").read_text()),
+            numbers["idf"],
+            numbers["coefficients"],
+            float(numbers["intercept"][0]),
+        )
+        return classifier, json.loads((directory / "about.json").read_text())
+    except (FileNotFoundError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"scorer: {directory}: expected a classifier as a run keeps it, found something else ({error}); "
+            "bring the old one back, or delete the directory: scorer.train is then learnt anew"
+        ) from None

@@ -96,7 +96,13 @@ def _measure_parts(run: Run, records: list[dict[str, Any]]) -> dict[str, tuple[d
 def _read_generations(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         raise UserError(f"measure: expected {path}, found nothing: run the stage generate first")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError:
+        raise UserError(
+            f"measure: {path}: expected a JSON object a line, found something else; "
+            "run the stage generate again"
+        ) from None
     if any(sample["text"] is None for record in records for sample in record["samples"]):
         raise UserError(
             f"measure: {path} holds token ids without text: set tokenizer and run the stage generate again"

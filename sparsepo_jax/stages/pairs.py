@@ -90,14 +90,23 @@ def make_pairs(run: Run) -> None:
 def _read_scored(path: Path) -> dict[int, Record]:
     """What an interrupted run has scored, by row of the prompts.
 
-    The first process cuts off half a line at the end, which a crash may leave.
+    The first process cuts off the first line that is not complete, which a crash may leave, and what follows.
     """
     content = path.read_bytes() if path.exists() else b""
-    complete_lines = content[: content.rfind(b"\n") + 1]
-    if len(complete_lines) < len(content) and jax.process_index() == 0:
+    records, size = {}, 0
+    for line in content.splitlines(keepends=True):
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or "index" not in record:
+            break
+        records[record["index"]] = record
+        size += len(line)
+    if size < len(content) and jax.process_index() == 0:
         with path.open("r+b") as file:
-            file.truncate(len(complete_lines))
-    return {record["index"]: record for record in map(json.loads, complete_lines.splitlines())}
+            file.truncate(size)
+    return records
 
 
 def _answer_batches(

@@ -1,6 +1,5 @@
 """What the reference is: said at the start, kept with the run, and held against the first step."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +10,7 @@ from sparsepo_jax.build.compute import check_batch, compute_dtype, put_on, refer
 from sparsepo_jax.build.reading import make_reference_tokens
 from sparsepo_jax.build.reference import reference_cache_dir, reference_key
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.core.files import write_json
+from sparsepo_jax.core.files import read_object, write_json
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.run.resume import trains_adapter_further
@@ -52,12 +51,13 @@ def keep_reference(run: Run, record: dict[str, Any]) -> None:
         UserError: po began with another reference, whose files have changed since.
     """
     path = run.output_dir / "po" / "reference.json"
-    before = json.loads(path.read_text()) if path.exists() else record
+    remedy = "bring the old file back, or delete it if no file of the reference has changed"
+    before = read_object(path, "the reference that po began with", remedy) if path.exists() else record
     # Another type has another digest: a run of before reference.dtype held all references in float32.
-    if before["dtype"] == record["dtype"] and before["digest"] != record["digest"]:
+    if before.get("dtype") == record["dtype"] and before.get("digest") != record["digest"]:
         raise UserError(
             f"the reference ({record['is']}) has other weights than when po began in {run.output_dir} "
-            f"(digest {record['digest']}, then {before['digest']}): bring the old files back, or take "
+            f"(digest {record['digest']}, then {before.get('digest')}): bring the old files back, or take "
             "another "
             "output_dir"
         )

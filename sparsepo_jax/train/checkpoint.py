@@ -6,9 +6,12 @@ written beside the state for the reader. Orbax writes atomically: a checkpoint i
 disk does to it later is found by checksums of the arrays: a damaged state is never used.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -137,14 +140,30 @@ def _load(load: Callable[[], tuple[Any, Mapping[str, Any] | None]]) -> tuple[Any
     try:
         state, metadata = load()
         return state, _damage(state, (metadata or {}).get("checksums"))
-    except _OTHER_FAULTS:
-        raise
     except Exception as error:  # Orbax and TensorStore raise many kinds
+        if _is_from_elsewhere(error):
+            raise
         return None, " ".join(str(error).split())[:200] or type(error).__name__
 
 
-# Memory and permissions: not the file's fault.
-_OTHER_FAULTS = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+# Memory, permissions, the limit on open files, a network that is away: not the file's fault.
+_OTHER_FAULTS = (KeyboardInterrupt, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+_OTHER_NUMBERS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
+_OTHER_WORDS = re.compile("|".join(["Permission denied", *map(os.strerror, _OTHER_NUMBERS)]))
+
+
+def _is_from_elsewhere(error: BaseException) -> bool:
+    """Whether an error, or one that led to it, says nothing of the state that was to be read."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, _OTHER_FAULTS) or getattr(seen, "errno", None) in _OTHER_NUMBERS:
+            return True
+        if _OTHER_WORDS.search(str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
 _ELSEWHERE = "as another process reads it"
 
 
@@ -250,7 +269,7 @@ class Checkpoints:
     def restore(self, like: Any) -> Any | None:
         """The last state that is not damaged.
 
-        A damaged one is told and renamed to DIRECTORY/../damaged_STEP.
+        Damaged ones behind it are told and renamed to DIRECTORY/../damaged_STEP.
 
         Args:
             like: a state, or its abstract form, of the wanted shapes, types and shardings.
@@ -259,22 +278,25 @@ class Checkpoints:
             The state; None: there is no checkpoint yet.
 
         Raises:
-            UserError: all checkpoints are damaged.
+            UserError: all checkpoints are damaged. They stay where they are.
         """
-        message = None
-        while (last := self._orbax.latest) is not None:
-            state, damage = self._read(last.step, like)
+        damaged: list[tuple[Any, str]] = []  # the path of a checkpoint, and what is wrong with it
+        for checkpoint in sorted(self._orbax.checkpoints, key=lambda checkpoint: -checkpoint.step):
+            state, damage = self._read(checkpoint.step, like)
             if not _anywhere(damage is not None):
-                self._restore_best(last.step)
+                for path, reason in damaged:
+                    self._note(
+                        f"checkpoint {path} is damaged ({reason}): the one of step {checkpoint.step} is used"
+                    )
+                    self._put_aside(path)
+                self._restore_best(checkpoint.step)
                 return _donatable(state, like)
-            message = f"checkpoint {last.path} is damaged ({damage or _ELSEWHERE})"
-            self._put_aside(last.path)
-            older = f": the one of step {self.latest_step} is used" if self.latest_step is not None else ""
-            self._note(message + older)
-        if message is not None:
+            damaged.append((checkpoint.path, damage or _ELSEWHERE))
+        if damaged:
+            path, reason = damaged[-1]
             raise UserError(
-                f"{message}, and there is no older one; delete {self._orbax.directory} to begin the stage "
-                "anew, or bring back a copy"
+                f"checkpoint {path} is damaged ({reason}), and there is no older one; delete "
+                f"{self._orbax.directory} to begin the stage anew, or bring back a copy"
             )
         return None
 

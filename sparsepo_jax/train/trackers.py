@@ -7,7 +7,6 @@ often it is continued: what it is called there is kept in output_dir/trackers.js
 import contextlib
 import importlib
 import importlib.util
-import json
 import os
 import secrets
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.core.files import write_json
+from sparsepo_jax.core.files import read_object, write_json
 
 
 @runtime_checkable
@@ -118,7 +117,8 @@ def open_tracker(name: str, about: About) -> Tracker:
 def _entry(about: About, name: str, begin: Callable[[], str]) -> tuple[str, bool]:
     """(what the run is called in a tracker, whether it has been begun before). `begin` makes a new name."""
     path = about.output_dir / "trackers.json"
-    entries = json.loads(path.read_text()) if path.exists() else {}
+    remedy = "bring the old file back, or delete it: each tracker then gets a new entry"
+    entries = read_object(path, "the run's names in its trackers", remedy) if path.exists() else {}
     if name in entries:
         return entries[name], True
     entries[name] = begin()

@@ -1,0 +1,139 @@
+"""Signals: none is lost, none ends the process in the middle of what cannot be broken off."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sparsepo_jax.core.stop import Stop, Terminated
+from sparsepo_jax.main import RUN_AGAIN, attempt
+
+
+class Raising:
+    """Python drops what its `__del__` raises, as with JAX's callback at each collection of garbage."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), self.number)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("number", "exception"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
+)
+@pytest.mark.parametrize("goes_on_s", [10, 0])
+def test_a_signal_that_a_callback_drops_is_heard_again(number, exception, goes_on_s):
+    """Kills: a run that goes on to its end, though it was asked to stop."""
+    hook, began_s = sys.unraisablehook, time.monotonic()
+    with pytest.raises(KeyboardInterrupt) as caught, Stop().listening():
+        Raising(number)
+        time.sleep(goes_on_s)
+    assert caught.type is exception and time.monotonic() - began_s < 5
+    assert sys.unraisablehook is hook
+
+
+def test_a_dropped_signal_still_waits_for_the_step_to_be_complete():
+    """Kills: one that counts as the second, which breaks off the step and its donated state with it."""
+    completed = False
+    stop = Stop()
+    with pytest.raises(Terminated), stop.listening():
+        Raising(signal.SIGTERM)
+        with stop.later():
+            time.sleep(0.3)
+            completed = True
+    assert completed
+
+
+def test_other_errors_that_python_drops_are_shown_as_before(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: shown.append(unraisable.exc_value))
+
+    class Faulty:
+        def __del__(self):
+            raise ValueError("dropped")
+
+    with Stop().listening():
+        Faulty()
+    assert [str(error) for error in shown] == ["dropped"]
+
+
+def test_a_closed_terminal_stops_the_run_as_sigterm_does_but_not_under_nohup():
+    with pytest.raises(Terminated), Stop().listening():
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(10)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop().listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "says"), [(Terminated, RUN_AGAIN, "SIGTERM"), (KeyboardInterrupt, 130, "interrupted")]
+)
+def test_an_error_that_a_signal_led_to_is_the_signal(monkeypatch, asked, status, says):
+    """C code that meets one says ImportError or SystemError. What is known of disks goes before."""
+
+    def failing(error):
+        def run_stages(config, stop, began_s):
+            raise error from asked()
+
+        return run_stages
+
+    class Settings:
+        output_dir = "OUT"
+        stages = ("po",)
+
+    runner = "sparsepo_jax.stages.runner.run_stages"
+    monkeypatch.setattr(
+        runner, failing(ImportError("Encountered an error while initializing the extension."))
+    )
+    assert attempt(Settings())[0] == status and says in attempt(Settings())[1]
+    monkeypatch.setattr(runner, failing(OSError(28, "No space left on device")))
+    assert attempt(Settings()) == (
+        1,
+        "error: OUT: no space left on the device: make room; the same command then continues the run",
+    )
+
+
+def ended(program: str, *numbers: int) -> tuple[int, str]:
+    """(exit status, stderr) of a program that is sent signals once it has said something."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline()
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.1)
+    return process.wait(timeout=60), process.communicate()[1]
+
+
+def test_who_asks_twice_gets_the_status_of_the_first_answer():
+    """Kills: status 143 in the place of 75, with which launchers start a run again."""
+    program = """
+import atexit, time
+from sparsepo_jax import main as program
+
+atexit.register(time.sleep, 1)
+program.main = lambda: print("ending", flush=True) or program.RUN_AGAIN
+program.console()
+"""
+    assert ended(program, signal.SIGTERM, signal.SIGTERM) == (RUN_AGAIN, "")
+
+
+def test_ctrl_c_before_a_run_begins_is_one_line():
+    program = """
+import time
+from sparsepo_jax import main as program
+
+program.command = lambda arguments: print("reading", flush=True) or time.sleep(60)
+program.console()
+"""
+    assert ended(program, signal.SIGINT) == (130, "interrupted\n")
