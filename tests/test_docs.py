@@ -235,6 +235,9 @@ def test_extras_are_those_of_the_project():
     assert {name for cell in first_cells for name in re.findall(r"`([\w-]+)`", cell)} == extras
     installed = {name for text in TEXT.values() for name in re.findall(r"'\.\[(\w+)\]'", text)}
     assert installed - {"NAME"} <= extras
+    source = "".join(path.read_text() for path in (ROOT / "sparsepo_jax").rglob("*.py"))
+    assert "install -e" not in source  # whoever meets the message may have the wheel
+    assert set(re.findall(r"sparsepo_jax\[([\w-]+)\]", source)) <= extras
 
 
 def test_files_that_are_named_are_there():

@@ -51,7 +51,7 @@ def harness(run: Run) -> None:
         from sparsepo_jax.eval.harness_tasks import run_tasks
     except ModuleNotFoundError as error:
         raise UserError(
-            f"stage harness: needs the extra lm_eval ({error}); pip install -e '.[lm_eval]'"
+            f"stage harness: needs the extra lm_eval ({error}); pip install 'sparsepo_jax[lm_eval]'"
         ) from None
     from sparsepo_jax.report.table import harness_table
 
