@@ -73,6 +73,22 @@ def test_no_two_objectives_are_the_same():
     assert sorted(same) == one_loss, "told apart by where their masks come from"
 
 
+def test_policy_weight_is_of_the_preference_alone():
+    """Kills: an L1 that shrinks with the probability of the responses."""
+    stats, masks = made_stats()
+
+    def output(policy_weight):
+        objective = {"kind": "sparsepo", "l1_reward": 0.3, "l1_kl": 0.2, "policy_weight": policy_weight}
+        config = make_config(objective=objective)
+        return make_objective(config, make_mask_source(config, spec_from_hf(GPT2)))(stats, masks, None)
+
+    plain, weighed = output(False), output(True)
+    l1_B, weight_B = plain.metrics["loss/l1"], weighed.metrics["loss/policy_weight"]
+    assert (l1_B > 0.1).all() and (weight_B < 0.5).all()
+    np.testing.assert_allclose(weighed.metrics["loss/l1"], l1_B, rtol=1e-6)
+    np.testing.assert_allclose(weighed.loss_B, weight_B * (plain.loss_B - l1_B) + l1_B, rtol=1e-5)
+
+
 MASKS = {
     "learned": {
         "sharing": "independent",

@@ -3,13 +3,15 @@
 import gzip
 import json
 import pwd
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from helpers.chat import BAD, GOOD, USER
+from helpers.configs import make_config
 from helpers.loading import BYTES, Load, texts
-from sparsepo_jax.build.data import check_some_row_counts
+from sparsepo_jax.build.data import check_pairs_can_be_weighed, check_some_row_counts
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.cache import cache_directory
 from sparsepo_jax.data.holdout import split_holdout
@@ -266,6 +268,11 @@ def test_weights_of_pairs_are_those_of_the_rows_and_go_into_batches(load):
     nothing = load([PAIR | {"pair_weight": 0}])  # to evaluate, where every pair counts once
     with pytest.raises(UserError, match="data.train: every pair_weight is 0"):
         check_some_row_counts(nothing, "data.train")
+    for kind, refused in (("aot", True), ("dpo", False)):
+        objective = make_config(objective={"kind": kind}).objective
+        with pytest.raises(UserError, match="rows with a pair_weight") if refused else nullcontext():
+            check_pairs_can_be_weighed(table, "data.train", objective)
+        check_pairs_can_be_weighed(load([PAIR | {"pair_weight": 1}]), "data.train", objective)
 
 
 def test_a_resumed_run_sees_other_token_weights(load):

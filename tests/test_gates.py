@@ -43,6 +43,15 @@ def test_a_mask_has_its_mean_and_is_zero_outside(name, budget):
         np.testing.assert_allclose(mask_BPT.sum(-1), sum_BP[name], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("budget", "count", "kept"), [(0.09, 300, 27), (0.15, 100, 15), (0.1, 12, 2)])
+def test_a_share_of_tokens_is_counted_exactly(budget, count, kept):
+    """Kills: 28 of 300 at a budget of 0.09, which is a little more than 27 in float32."""
+    mask_BPT = mask_of(
+        "top_k", np.arange(float(count))[None, None], np.ones((1, 1, count), bool), budget=budget
+    )
+    assert mask_BPT.sum() == kept
+
+
 def test_sparsemax_is_the_projection_onto_the_simplex():
     """By sorting, as Martins and Astudillo have it, on the response of twelve tokens."""
     z_T = Z_BPT[0, 0].astype(np.float64) / 12

@@ -82,7 +82,8 @@ def official_masks(family, sharing, source):
 def learned_stats_and_masks(family, sharing):
     source = learned(sharing)
     weights = load(family, "policy")[2], official_masks(family, sharing, source), load(family, "reference")[2]
-    return forward(problem_of(family, source, None), *weights, golden.pair_batch(family), None, training=True)
+    problem = problem_of(family, source, None)
+    return forward(problem, *weights, golden.pair_batch(family), None, training=True)[:2]
 
 
 def assert_tokens_equal(family, ours_BPT, valid_BPT, chosen, rejected):
@@ -103,7 +104,7 @@ def test_token_log_probs_and_kl(family, shared):
         head_blocks=HeadBlocks(tokens=10, vocabulary=20),
     )
     weights = load(family, "policy")[2], {}, load(family, "reference")[2]
-    stats, _ = forward(problem, *weights, batch, None, training=False)
+    stats, *_ = forward(problem, *weights, batch, None, training=False)
     for ours, name, sign in (
         (stats.logp_BPT, "policy_{}_logps", 1),
         (stats.ref_logp_BPT, "reference_{}_logps", 1),
@@ -173,7 +174,7 @@ def test_gradients_of_policy_and_masks(family, sharing, beta):
     @jax.jit
     @jax.grad
     def gradient(weights):
-        stats, masks = forward(problem, *weights, reference, batch, None, training=True)
+        stats, masks, _ = forward(problem, *weights, reference, batch, None, training=True)
         return sparsepo_loss(
             stats, masks, None, beta=beta, l1_reward=0.001, l1_kl=0.001, shared=source.shared
         ).loss_B.mean()
@@ -193,7 +194,7 @@ def test_activation_mask_its_loss_and_gradient(family):
 
     @jax.jit
     def loss(policy):
-        stats, masks = forward(problem, policy, {}, reference, batch, None, training=True)
+        stats, masks, _ = forward(problem, policy, {}, reference, batch, None, training=True)
         return sparsepo_loss(stats, masks, None, beta=0.8).loss_B.mean(), masks
 
     (value, masks), gradient = jax.value_and_grad(loss, has_aux=True)(load(family, "policy")[2])
@@ -237,7 +238,7 @@ def test_each_activation_group(family):
 def test_unit_masks_are_the_official_uniform_loss(family):
     batch = golden.pair_batch(family)
     problem = problem_of(family, fixed_source("ones", on="both", normalised=False), None)
-    stats, masks = forward(
+    stats, masks, _ = forward(
         problem, load(family, "policy")[2], {}, load(family, "reference")[2], batch, None, training=False
     )
     for output in (sparsepo_loss(stats, masks, None, beta=0.8), tdpo1_loss(stats, masks, None, beta=0.8)):

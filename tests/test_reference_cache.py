@@ -120,14 +120,16 @@ def test_a_file_of_something_else_is_refused_and_half_a_file_is_made_anew(tmp_pa
     )
     # Of the same reference: held in another type it would be another one, with a file of its own.
     command = ["--config", config, "reference.dtype=float32"]
-    assert main([*command, "compute.dtype=bfloat16"]) == 1
-    errors = capsys.readouterr().err
-    assert (
-        f"{file}: reference log-probs of something else: dtype 'float32' (expected 'bfloat16'); delete "
-        "the file" in errors
-    )
     with np.load(file) as arrays:
         kept = dict(arrays)
+    other = json.dumps(json.loads(str(kept["about"])) | {"dtype": "bfloat16"})
+    np.savez(file, **kept | {"about": other})
+    assert main(command) == 1
+    errors = capsys.readouterr().err
+    assert (
+        f"{file}: reference log-probs of something else: dtype 'bfloat16' (expected 'float32'); delete "
+        "the file" in errors
+    )
     np.savez(file, **kept | {"ref_logp": kept["ref_logp"][:-1]})
     assert main(command) == 1
     assert "another number of tokens" in capsys.readouterr().err

@@ -19,7 +19,15 @@ from sparsepo_jax.data.packing import Shape, pack, sizes_of
 from sparsepo_jax.data.ragged import ragged
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.losses.quantiles import aot_loss
-from sparsepo_jax.losses.token_weighted import sparsepo_loss
+from sparsepo_jax.losses.token_weighted import (
+    d2po_loss,
+    dpo_loss,
+    ldpo_loss,
+    sampo_loss,
+    sparsepo_loss,
+    summed_log_ratio,
+    tdpo1_loss,
+)
 from sparsepo_jax.masks.activation import GROUPS
 from sparsepo_jax.masks.source import activation_source, learned_source
 from sparsepo_jax.models.decoder import Decoder
@@ -27,6 +35,7 @@ from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.ops.logit_blocks import HeadBlocks
 from sparsepo_jax.sharding.mesh import make_constrain, make_mesh, make_place_head, make_spread, put_batch
 from sparsepo_jax.sharding.rules import state_shardings
+from sparsepo_jax.train.anchor import RUNNING, anchor_sums
 from sparsepo_jax.train.forward import response_log_ratio
 from sparsepo_jax.train.optimizer import (
     adafactor_rule,
@@ -597,6 +606,55 @@ def test_an_annealed_temperature_is_trained_with_and_not_held_out():
     np.testing.assert_allclose(loss_B(training, 3), loss_B(held_out, 0), atol=TOKEN)
     np.testing.assert_array_equal(loss_B(held_out, 0), loss_B(held_out, 3))
     assert np.abs(loss_B(training, 0) - loss_B(training, 3)).max() > 100 * TOKEN
+
+
+def test_the_anchor_is_of_the_masks_that_are_trained_with():
+    """Kills: a running mean by the last temperature, while the loss has the first."""
+    graph, policy, reference, masks = setup()
+    weights, batch = {"policy": policy, "masks": masks}, random_batch()
+    annealed = {"temperature": 0.2, "temperature_start": 5.0, "temperature_steps": 3}
+    source = make_source(mixer_activation="budget", **annealed)
+    problem = tiny_problem(graph, source, reads=frozenset({RUNNING}))
+    anchor = jax.jit(functools.partial(anchor_sums, problem))
+    scores = jax.jit(make_pair_scores(tiny_problem(graph, source), training=True))
+    totals = []
+    for step in (0, 3):
+        _, stats, token_masks = scores(weights, reference, batch, jnp.int32(step))
+        total, rows = anchor(weights, reference, batch, jnp.int32(step))
+        expected = summed_log_ratio(stats, token_masks).mean(axis=1)[batch.weight_B > 0].sum()
+        np.testing.assert_allclose(total, expected, atol=10 * TOKEN)
+        totals.append(float(total))
+    assert abs(totals[0] - totals[1]) > 100 * TOKEN and rows == batch.weight_B.sum()
+
+
+def test_an_objective_without_kl_has_no_product_for_it():
+    """Kills: a KL mask of zeros, for which the reference's head is multiplied again in the backward pass."""
+    graph, policy, reference, masks = setup()
+    weights, batch = {"policy": policy, "masks": masks}, random_batch()
+
+    def products(loss, **settings):
+        problem = tiny_problem(graph)._replace(objective=functools.partial(loss, beta=0.5, **settings))
+        gradient = jax.grad(make_pair_loss(problem), has_aux=True)
+        return str(jax.make_jaxpr(gradient)(weights, reference, batch, jnp.int32(0))).count("dot_general")
+
+    of_kl = products(tdpo1_loss)
+    without = [
+        products(dpo_loss),
+        products(d2po_loss, gamma=0.9),
+        products(ldpo_loss, alpha=0.5),
+        products(sampo_loss),
+    ]
+    assert max(without) == min(without) < of_kl
+
+
+@pytest.mark.parametrize("mixer", ["znorm", "resc", "relu"])
+def test_a_response_of_one_token_has_a_finite_gradient(mixer):
+    """An empty answer and its EOS. Kills: the slope of a root at 0."""
+    graph, policy, reference, masks = setup()
+    batch = packed([([1, 2], [3], [4, 5, 6]), ([1, 3], [7, 8], [9])])
+    problem = tiny_problem(graph, make_source(mixer_activation=mixer))
+    *_, gradient = loss_and_gradient(problem, batch, {"policy": policy, "masks": masks}, reference)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
 def test_masks_that_start_near_one_do():

@@ -16,7 +16,7 @@ from sparsepo_jax.data.inspect import token_texts
 from sparsepo_jax.data.tokenizers import make_word_tokenizer, train_bpe_tokenizer
 from sparsepo_jax.eval.auroc import precision
 from sparsepo_jax.eval.lexicon import load_lexicons, load_strengths, mark_words
-from sparsepo_jax.eval.scores import PairScore, ResponseScore
+from sparsepo_jax.eval.scores import PairScore, ResponseScore, mask_sparsity
 from sparsepo_jax.eval.which_tokens import FIGURES, RANKINGS, deletion, ranked, token_figures
 from sparsepo_jax.main import main
 
@@ -56,7 +56,7 @@ def test_figures_by_hand():
             response([0, 3], [-0.6, 0.4], kl_mask=[1, 0]),
         )
     ]
-    figures = token_figures(scores, None, np.array([False, True, False, True, False]), masked=True)
+    figures = token_figures(scores, None, np.array([False, True, False, True, False]), mask="reward")
     assert (
         figures["auroc_reward"] == 2.5 / 6
         and figures["auroc_logratio"] == 1.0
@@ -75,7 +75,7 @@ def test_figures_by_hand():
 
 def test_what_came_before_training_is_ranked_by_its_own_mask():
     after, before = ([pair(response(mask, [0, 0]), response(mask, [0, 0]))] for mask in ([1, 0], [0, 1]))
-    figures = token_figures(after, before, np.array([True, False] * 2), masked=True)
+    figures = token_figures(after, before, np.array([True, False] * 2), mask="reward")
     assert figures["auroc_reward"] == 1.0 and figures["auroc_untrained"] == 0.0
 
 
@@ -83,20 +83,34 @@ def test_tokens_that_do_not_count_change_nothing():
     scores = [pair(response([5, 2, 1], [9, 0, 0]), response([0, 3], [0, 0]))]
     kept = np.array([False, True, True, True, True])
     assert (
-        token_figures(scores, None, np.array([False, True, False, False, True]), masked=True)["auroc_reward"]
+        token_figures(scores, None, np.array([False, True, False, False, True]), mask="reward")[
+            "auroc_reward"
+        ]
         == 4 / 6
     )
     assert (
-        token_figures(scores, None, np.array([False, True, False, False, True]), masked=True, kept_N=kept)[
+        token_figures(scores, None, np.array([False, True, False, False, True]), mask="reward", kept_N=kept)[
             "auroc_reward"
         ]
         == 1.0
     )
 
 
+def test_figures_are_of_the_mask_that_is_there():
+    """Kills: zeros and order of a reward mask of ones, where the KL alone is masked."""
+    ones, zeros = np.ones(4, np.float32), np.array([0, 1, 0, 0], np.float32)
+    response = ResponseScore(*(np.zeros(4, np.float32) for _ in range(3)), ones, zeros)
+    scores = [PairScore(0, {}, (response, response))]
+    decisive = np.array([False, True, False, False] * 2)
+    assert mask_sparsity(scores, "kl") == 0.75 and mask_sparsity(scores) == 0
+    figures = token_figures(scores, scores, decisive, mask="kl")
+    assert figures["auroc_untrained"] == figures["auroc_kl"] == figures["precision_reward"] == 1.0
+    assert token_figures(scores, scores, decisive, mask="reward")["auroc_untrained"] == 0.5
+
+
 def test_without_a_mask_only_what_needs_none_is_ranked():
     scores = [pair(response([1, 1], [0, 0.5]), response([1, 1], [0, 0.5]))]
-    figures = token_figures(scores, scores, np.array([False, True] * 2), masked=False)
+    figures = token_figures(scores, scores, np.array([False, True] * 2), mask=None)
     nulls = {"auroc_reward", "auroc_kl", "auroc_shuffled", "auroc_untrained", "precision_reward"}
     assert {name for name in FIGURES if figures[name] is None} == nulls and figures["auroc_logratio"] == 1.0
 
@@ -116,7 +130,7 @@ def test_controls_know_nothing_but_what_they_are_given():
     """Shuffled within each response, the mask still tells responses apart (kills: shuffled over all tokens,
     which would give 0.5); random does not."""
     scores, decisive = many(np.random.default_rng(0))
-    figures = token_figures(scores, None, decisive, masked=True)
+    figures = token_figures(scores, None, decisive, mask="reward")
     assert figures["auroc_reward"] == 1.0 and abs(figures["auroc_random"] - 0.5) < 0.02
     # Half the shuffled values of odd rows are large. A decisive token against the others of odd rows, a
     # third of all others: .5; against those of even rows: 1/2 x 1 + 1/2 x 1/2.

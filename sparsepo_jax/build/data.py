@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from sparsepo_jax.build.sources import open_source
 from sparsepo_jax.build.tokenizer import template_date
-from sparsepo_jax.config.derive import length_limits
+from sparsepo_jax.config.derive import length_limits, sorts_pairs
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.batching import BatchPlan
@@ -107,6 +107,25 @@ def check_some_row_counts(table: TokenTable, name: str) -> None:
     """
     if table.pair_weight_N is not None and not table.pair_weight_N.any():
         raise UserError(f"{name}: every pair_weight is 0, so that no row would count")
+
+
+def check_pairs_can_be_weighed(table: TokenTable, name: str, objective: Any) -> None:
+    """Checks that no pair has a weight where an objective has no use for it.
+
+    Args:
+        table: the rows.
+        name: of the setting that holds their sources.
+        objective: the section.
+
+    Raises:
+        UserError: there are weights, and the objective sorts the pairs of a batch.
+    """
+    if table.pair_weight_N is not None and (table.pair_weight_N != 1).any() and sorts_pairs(objective):
+        raise UserError(
+            f"{name}: rows with a pair_weight, and AOT compares quantiles of the batch, not pairs that could "
+            "be weighed: leave the column out with columns: {unread: pair_weight} beside the path, or take "
+            "another objective"
+        )
 
 
 def _say(text: str) -> None:

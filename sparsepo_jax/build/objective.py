@@ -10,7 +10,7 @@ from sparsepo_jax.build.choices import reading_choices
 from sparsepo_jax.build.compute import choose_attention, choose_experts, compute_dtype
 from sparsepo_jax.build.models import decoder_graph
 from sparsepo_jax.config.derive import mask_of, masked_terms
-from sparsepo_jax.config.schema.objectives import MaPO, Mix, SparsePO
+from sparsepo_jax.config.schema.objectives import Mix
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.types import LossOutput
@@ -152,14 +152,12 @@ def _bound(objective: Any, shared: bool) -> Callable[..., LossOutput]:
     if isinstance(objective, Mix):
         parts = [_bound(part.objective, shared) for part in objective.parts]
         loss = wrappers.mixed(parts, [part.weight for part in objective.parts])
-    elif isinstance(objective, SparsePO | MaPO):
-        loss = Partial(LOSSES[objective.kind], **settings, **l1)
     else:
         loss = Partial(LOSSES[objective.kind], **settings)
-    if objective.mask is not None and not isinstance(objective, SparsePO | MaPO):
-        loss = wrappers.with_l1(loss, **l1)
-    if objective.policy_weight:
+    if objective.policy_weight:  # of the preference alone, not of L1 and NLL
         loss = wrappers.weighted_by_policy(loss)
+    if objective.mask is not None:
+        loss = wrappers.with_l1(loss, **l1)
     return wrappers.with_nll(loss, objective.nll_weight)
 
 

@@ -89,8 +89,7 @@ def template_date(config: Config, tokenizer: Any | None) -> str | None:
     """The day that the chat template is told, as YYYY-MM-DD; None if it does not ask.
 
     It is data.template_date, else the day kept by this run or by the run whose sft it takes, else today,
-    which is
-    kept from now on: tokens must not change when the run is continued on another day.
+    which is kept from now on: tokens must not change when the run is continued on another day.
     """
     from sparsepo_jax.data.templates import reads_clock
 

@@ -41,6 +41,13 @@ def masked_terms(objective: Objective) -> Literal["both", "reward", "kl", "rewar
     return "both" if mask is None else mask.on
 
 
+def shown_mask(objective: Objective) -> Literal["reward", "kl"] | None:
+    """Which mask figures are of: the KL's where it is put on that alone; None: there is no mask."""
+    if mask_of(objective) is None:
+        return None
+    return "kl" if masked_terms(objective) == "kl" else "reward"
+
+
 def length_limits(data: Data, positions: int | None, note: str = "") -> tuple[int, int]:
     """The longest prompt + response and the longest prompt, tokens.
 
@@ -94,9 +101,17 @@ def micro_steps_matter(config: Config, stage: str) -> bool:
     """
     if getattr(config, stage).router_aux_coefficient > 0:
         return True
-    objective = config.objective
+    return stage == "po" and sorts_pairs(config.objective)
+
+
+def sorts_pairs(objective: Objective) -> bool:
+    """Whether an objective, or a part of it, compares quantiles of a batch instead of pairs.
+
+    Args:
+        objective: the section.
+    """
     singles = [part.objective for part in objective.parts] if isinstance(objective, Mix) else [objective]
-    return stage == "po" and any(isinstance(single, AotBase) for single in singles)
+    return any(isinstance(single, AotBase) for single in singles)
 
 
 def least_shards(mesh: Mesh) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,8 @@ def score_pairs(
     weights: Any,
     reference: Any,
 ) -> list[PairScore]:
-    """Scores sorted by row. They do not depend on how the rows are batched.
+    """Scores sorted by row. They do not depend on how the rows are batched, but the loss of aot and
+    aot_unpaired, which sort a batch.
 
     Args:
         score_batch: `score_batch(weights, reference, batch on device)` gives (metrics [B], TokenStats,
@@ -143,7 +144,12 @@ def independent_pairs(scores: list[PairScore], prompt_key_N: np.ndarray) -> floa
     return float(np.clip(share * (1 - share) / variance, 1.0, n))
 
 
-def mask_sparsity(scores: list[PairScore]) -> float:
-    """Share of exact zeros in the reward mask over all response tokens."""
-    mask_N = np.concatenate([response.reward_mask for score in scores for response in score.responses])
-    return float(np.mean(mask_N == 0))
+def mask_sparsity(scores: list[PairScore], mask: Literal["reward", "kl"] = "reward") -> float:
+    """Share of exact zeros in a mask over all response tokens.
+
+    Args:
+        scores: of pairs or rows.
+        mask: which of the two.
+    """
+    of_tokens = [getattr(response, f"{mask}_mask") for score in scores for response in score.responses]
+    return float(np.mean(np.concatenate(of_tokens) == 0))

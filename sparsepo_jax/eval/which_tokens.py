@@ -6,6 +6,7 @@ token; logratio, kl and confidence see the token itself, so that the masks' ceil
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def token_figures(
     before: Sequence[PairScore] | None,
     decisive_N: np.ndarray,
     *,
-    masked: bool,
+    mask: Literal["reward", "kl"] | None,
     kept_N: np.ndarray | None = None,
 ) -> dict[str, float | None]:
     """How well masks and controls find the decisive tokens.
@@ -80,17 +81,14 @@ def token_figures(
         after: scores by the trained policy.
         before: scores before training; None: there are none.
         decisive_N: which tokens are decisive, in the order of `ranked`.
-        masked: whether the objective has a mask.
+        mask: the one that precision_reward and auroc_untrained are of; None: the objective has none.
         kept_N: only these tokens count; None: all.
 
     Returns:
         The FIGURES, None where unknown. auroc_RANKING is that of a ranking; auroc_untrained that of the
-        reward mask
-        before training; auroc_position the best that any function of the position could have.
-        precision_reward is the
-        decisive share of the tokens with the largest reward mask, as many as are decisive; decisive_share
-        is the same
-        of tokens drawn blindly.
+        mask before training; auroc_position the best that any function of the position could have.
+        precision_reward is the decisive share of the tokens with the largest mask, as many as are decisive;
+        decisive_share is the same of tokens drawn blindly.
     """
     kept_N = np.ones(len(decisive_N), bool) if kept_N is None else kept_N
     flags = np.asarray(decisive_N, bool)[kept_N]
@@ -101,12 +99,12 @@ def token_figures(
         return None if None in areas else float(np.mean(areas))
 
     rankings = [name for name in RANKINGS if name != "ones"]  # ones tie everywhere: 0.5
-    known = [name for name in rankings if masked or name not in _OF_MASKS]
+    known = [name for name in rankings if mask or name not in _OF_MASKS]
     return {
         **{f"auroc_{name}": of(after, name) if name in known else None for name in rankings},
         "auroc_position": position_auroc(position_of_tokens(after)[kept_N], flags),
-        "auroc_untrained": of(before, "reward") if masked and before else None,
-        "precision_reward": precision(ranked(after, "reward")[kept_N], flags) if masked else None,
+        "auroc_untrained": of(before, mask) if mask and before else None,
+        "precision_reward": precision(ranked(after, mask)[kept_N], flags) if mask else None,
         "decisive_share": float(flags.mean()) if len(flags) else None,
     }
 
@@ -134,10 +132,8 @@ def deletion(
 
     Returns:
         {share: {"accuracy_RULE", "margin_RULE"}} for the rules by which tokens go: those of the largest
-        mask (`top`), of
-        the smallest (`bottom`), or any (`random`). The accuracy is the share of pairs whose chosen response
-        has the
-        larger reward, a tie counting one half; the margin is the mean difference.
+        mask (`top`), of the smallest (`bottom`), or any (`random`). The accuracy is the share of pairs whose
+        chosen response has the larger reward, a tie counting one half; the margin is the mean difference.
     """
     margins = {(share, rule): np.zeros((DRAWS, len(scores))) for share in shares for rule in _RULES}
     for draw in range(DRAWS):

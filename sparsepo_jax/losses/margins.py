@@ -11,8 +11,7 @@ from jaxtyping import Array, Float
 
 from sparsepo_jax.core.tokens import inside, log_ratio, response_mean
 from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
-from sparsepo_jax.losses.sequence import summed_log_ratio
-from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid
+from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid, summed_log_ratio
 
 MOST = 30.0  # a margin further from 0 counts as this: exp(2 MOST) is a float32, and so is its gradient
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from sparsepo_jax.core.tokens import weighted_sum
 from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
-from sparsepo_jax.losses.sequence import smoothed, summed_log_ratio
-from sparsepo_jax.losses.token_weighted import PairKeys, compare
+from sparsepo_jax.losses.sequence import smoothed
+from sparsepo_jax.losses.token_weighted import PairKeys, compare, summed_log_ratio
 
 
 def aot_loss(

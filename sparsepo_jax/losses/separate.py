@@ -10,8 +10,7 @@ import jax
 from jaxtyping import Array, Float
 
 from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
-from sparsepo_jax.losses.sequence import summed_log_ratio
-from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid
+from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid, summed_log_ratio
 
 
 def _judged(reward_BP: Float[Array, "B P"], loss_B: Float[Array, "B"]) -> LossOutput:

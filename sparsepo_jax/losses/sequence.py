@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from sparsepo_jax.core.tokens import log_ratio, response_sum, unsure_tokens, weighted_mean, weighted_sum
 from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
-from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid
+from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid, summed_log_ratio
 from sparsepo_jax.losses.wrappers import add_nll
 
 
@@ -30,16 +30,6 @@ def sft_nll(
         valid_BT: True on response tokens.
     """
     return -response_sum(logp_BT, valid_BT), valid_BT.sum(-1).astype(jnp.float32)
-
-
-def summed_log_ratio(stats: TokenStats, masks: TokenMasks) -> Float[Array, "B P"]:
-    """Sum of the log-ratios of a response's tokens, each by its weight, in nats.
-
-    Args:
-        stats: only the two log-probabilities are read.
-        masks: only the weights of the reward are read.
-    """
-    return weighted_sum(log_ratio(stats), masks.reward_BPT, stats.valid_BPT)
 
 
 def mean_log_ratio(stats: TokenStats, masks: TokenMasks) -> Float[Array, "B P"]:

@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sparsepo_jax.core.tokens import inside, log_ratio, size, token_number, token_uniforms
+from sparsepo_jax.core.draws import Draw, keys_for
+from sparsepo_jax.core.tokens import inside, log_ratio, size, token_number, token_uniforms, weighted_sum
 from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
 
 PairKeys = Key[Array, "B"] | None
@@ -82,10 +83,19 @@ def weighted_reward(stats: TokenStats, masks: TokenMasks) -> Float[Array, "B P"]
     return (reward_BPT + kl_BPT).sum(-1)
 
 
-def _without_kl(masks: TokenMasks, weight_BPT: Float[Array, "B P T"] | None = None) -> TokenMasks:
-    """Masks of an objective without a KL term, times weights of its own."""
-    reward_BPT = masks.reward_BPT if weight_BPT is None else weight_BPT * masks.reward_BPT
-    return TokenMasks(reward_BPT, jnp.zeros_like(reward_BPT))
+def summed_log_ratio(stats: TokenStats, masks: TokenMasks) -> Float[Array, "B P"]:
+    """Sum of the log-ratios of a response's tokens, each by its weight, in nats.
+
+    Args:
+        stats: only the two log-probabilities are read.
+        masks: only the weights of the reward are read.
+    """
+    return weighted_sum(log_ratio(stats), masks.reward_BPT, stats.valid_BPT)
+
+
+def _weighed(masks: TokenMasks, weight_BPT: Float[Array, "B P T"]) -> TokenMasks:
+    """Masks whose rewards are multiplied with an objective's own weights."""
+    return masks._replace(reward_BPT=weight_BPT * masks.reward_BPT)
 
 
 def sparsepo_loss(
@@ -191,7 +201,7 @@ def dpo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Sca
     References:
         Rafailov et al., Direct Preference Optimization, arXiv 2305.18290, 2023, equation 7.
     """
-    return compare(beta * weighted_reward(stats, _without_kl(masks)))
+    return compare(beta * summed_log_ratio(stats, masks))
 
 
 def d2po_loss(
@@ -207,7 +217,7 @@ def d2po_loss(
         Shao et al., arXiv 2502.14340, 2025.
     """
     weight_BPT = jnp.float32(gamma) ** token_number(stats.valid_BPT)
-    return compare(beta * weighted_reward(stats, _without_kl(masks, weight_BPT)))
+    return compare(beta * summed_log_ratio(stats, _weighed(masks, weight_BPT)))
 
 
 def sampo_loss(stats: TokenStats, masks: TokenMasks, key_B: Key[Array, "B"], *, beta: Scalar) -> LossOutput:
@@ -222,10 +232,11 @@ def sampo_loss(stats: TokenStats, masks: TokenMasks, key_B: Key[Array, "B"], *, 
     """
     # Tokens are ranked by their draws, padding last. Ranks, not a limit on the draws: ties cannot change the
     # count then.
-    draw_BPT = jnp.where(stats.valid_BPT, token_uniforms(key_B, stats.valid_BPT), jnp.inf)
+    draw_BPT = token_uniforms(keys_for(Draw.SAMPO, key_B), stats.valid_BPT)
+    draw_BPT = jnp.where(stats.valid_BPT, draw_BPT, jnp.inf)
     rank_BPT = jnp.argsort(jnp.argsort(draw_BPT, axis=-1), axis=-1)
     drawn_BPT = rank_BPT < _shorter_length(stats)
-    return compare(beta * weighted_reward(stats, _without_kl(masks, drawn_BPT.astype(jnp.float32))))
+    return compare(beta * summed_log_ratio(stats, _weighed(masks, drawn_BPT.astype(jnp.float32))))
 
 
 def ldpo_loss(
@@ -241,7 +252,7 @@ def ldpo_loss(
         Liu et al., arXiv 2409.06411, 2024.
     """
     weight_BPT = jnp.where(token_number(stats.valid_BPT) <= _shorter_length(stats), 1.0, alpha)
-    return compare(beta * weighted_reward(stats, _without_kl(masks, weight_BPT)))
+    return compare(beta * summed_log_ratio(stats, _weighed(masks, weight_BPT)))
 
 
 def _shorter_length(stats: TokenStats) -> Int[Array, "B 1 1"]:

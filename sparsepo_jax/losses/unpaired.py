@@ -15,8 +15,7 @@ from jaxtyping import Array, Float
 
 from sparsepo_jax.core.labels import SHARES, sides
 from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
-from sparsepo_jax.losses.sequence import summed_log_ratio
-from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid
+from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid, summed_log_ratio
 
 
 def kto_loss(

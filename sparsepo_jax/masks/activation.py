@@ -133,7 +133,8 @@ def map_means(
     if mapping == "layernorm":
         return centred / jnp.sqrt(squares / count + 1e-5)
     if mapping == "zn_rescale":
-        deviation = jnp.sqrt(squares / jnp.maximum(count - 1, 1))
+        # The root's derivative at 0 is infinite: equal numbers, or a single one, must not meet it.
+        deviation = jnp.sqrt(jnp.where(squares > 0, squares, 1.0) / jnp.maximum(count - 1, 1))
         return rescale(centred / (deviation + 1e-12), valid_BPT)
     raise ValueError(f"unknown mapping {mapping!r}")
 

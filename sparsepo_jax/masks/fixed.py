@@ -78,8 +78,8 @@ def normalise(mask_BPT: Float[Array, "B P T"], valid_BPT: Bool[Array, "B P T"]) 
     """Each response's mask scaled to mean 1 over its tokens.
 
     Sparsity does not shrink the effective beta then. A mask of zeros stays zero. A mask with negative weights
-    (a net without activation) is scaled by the mean of
-    |m|, because dividing by a mean near or below zero would blow it up or turn its sign.
+    (a net without activation) is scaled by the mean of |m|, because dividing by a mean near or below zero
+    would blow it up or turn its sign.
 
     Args:
         mask_BPT: any real weights.

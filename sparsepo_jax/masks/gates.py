@@ -8,8 +8,8 @@ instead moves all numbers z_t of a response by one shift s, until its mask has t
                                     top_k          m_t = 1 for the largest numbers, 0 for the rest
     mean_t m_t = 1         where    sparsemax      m_t = relu(z_t - s)
 
-So a token gets weight only by taking it from others. How sparse it is, is for the net
-to learn: numbers that are all equal give a dense mask, numbers far apart one with zeros.
+So a token gets weight only by taking it from others. How sparse the mask is, is for the net to learn:
+numbers that are all equal give a dense mask, numbers far apart one with zeros.
 
 References:
     Martins and Astudillo, From Softmax to Sparsemax, arXiv 1602.02068, 2016.
@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from sparsepo_jax.core.draws import Draw, keys_for
 from sparsepo_jax.core.tokens import inside, token_uniforms
 
 GATES = ("sparsemax", "budget", "hard_concrete", "top_k")
@@ -133,8 +134,7 @@ def _hard_concrete(z_BPT: Array, valid_BPT: Array, budget: float, key_B: Array |
     x_BPT = _shifted(z_BPT, valid_BPT, budget, _SIGMOID)
     location_BPT = x_BPT + _TEMPERATURE * math.log(-_LOW / _HIGH)
     if key_B is not None:
-        own_key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, 2)  # apart from dropout's and objectives'
-        uniform_BPT = jnp.clip(token_uniforms(own_key_B, valid_BPT), 1e-6, 1 - 1e-6)
+        uniform_BPT = jnp.clip(token_uniforms(keys_for(Draw.GATE, key_B), valid_BPT), 1e-6, 1 - 1e-6)
         location_BPT += jnp.log(uniform_BPT) - jnp.log1p(-uniform_BPT)
     soft_BPT = jax.nn.sigmoid(location_BPT / _TEMPERATURE)
     return inside(jnp.clip(_LOW + (_HIGH - _LOW) * soft_BPT, 0.0, 1.0), valid_BPT)
@@ -143,7 +143,8 @@ def _hard_concrete(z_BPT: Array, valid_BPT: Array, budget: float, key_B: Array |
 def _top_k(z_BPT: Array, valid_BPT: Array, budget: float) -> Array:
     """1 or 0, the earlier of equal numbers first, with the gradient of sigmoid(z - s) (straight through)."""
     count_BP1 = valid_BPT.sum(axis=-1, keepdims=True)
-    kept_BP1 = jnp.ceil(budget * count_BP1)
+    # A little less, since in float32 0.09 * 300 is more than 27.
+    kept_BP1 = jnp.ceil(budget * count_BP1 * (1 - 1e-6))
     order_BPT = jnp.argsort(jnp.where(valid_BPT, -z_BPT, jnp.inf), axis=-1, stable=True)
     rank_BPT = jnp.argsort(order_BPT, axis=-1, stable=True)
     hard_BPT = inside((rank_BPT < kept_BP1).astype(jnp.float32), valid_BPT)

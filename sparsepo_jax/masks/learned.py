@@ -54,6 +54,10 @@ def activate(
     raise ValueError(f"unknown mask activation {name!r}")
 
 
+# In float32 whatever the run computes in: a mask's zeros hang on the sign of these numbers.
+_product = functools.partial(jnp.einsum, precision="highest")
+
+
 class MaskNet(nnx.Module):
     """One net of masks.
 
@@ -140,7 +144,7 @@ class MaskNet(nnx.Module):
             out_LBPT = _behind(out_LBPT, valid_BPT)
         if self.reads == "all":
             a_LBPT = self._drop(activate(out_LBPT, valid_BPT, self.layer_activation), key_B, 0)
-            out_BPT = jnp.einsum("LBPT,L->BPT", a_LBPT, self.mixer[...])
+            out_BPT = _product("LBPT,L->BPT", a_LBPT, self.mixer[...])
         else:
             out_BPT = out_LBPT[0]
         mask_BPT = self._drop(self._mask_of(out_BPT, valid_BPT, key_B, temperature), key_B, 1)
@@ -167,12 +171,12 @@ class MaskNet(nnx.Module):
         the states are read once in each pass."""
         weight_LD, bias_L = self.weight[...], self.bias[...]
         if self.kind == "ml":
-            bias_L = bias_L + jnp.einsum("LX,LX->L", weight_LD, self.bias1[...])
-            weight_LD = jnp.einsum("LX,LXD->LD", weight_LD, self.weight1[...])
+            bias_L = bias_L + _product("LX,LX->L", weight_LD, self.bias1[...])
+            weight_LD = _product("LX,LXD->LD", weight_LD, self.weight1[...])
         if self.reads == "all":
             scale, bias = self.norm.scale, self.norm.bias
             assert scale is not None and bias is not None  # a LayerNorm made without them would have none
-            bias_L = bias_L + jnp.einsum("LD,D->L", weight_LD, bias[...])
+            bias_L = bias_L + _product("LD,D->L", weight_LD, bias[...])
             weight_LD = weight_LD * scale[...][None]
         return weight_LD, bias_L
 
@@ -184,7 +188,7 @@ class MaskNet(nnx.Module):
             variance_RM1 = jnp.square(x_RMD - mean_RM1).mean(axis=-1, keepdims=True)
             scale_RM1 = checkpoint_name(jax.lax.rsqrt(variance_RM1 + self.norm.epsilon), _MOMENTS)
             x_RMD = (x_RMD - mean_RM1) * scale_RM1
-        return jnp.einsum("RMD,D->RM", x_RMD, weight_D) + bias
+        return _product("RMD,D->RM", x_RMD, weight_D) + bias
 
     def _drop(self, x: Array, key_B: Array | None, place: int) -> Array:
         if key_B is None or self.dropout == 0.0:

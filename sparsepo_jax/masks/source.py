@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from sparsepo_jax.core.draws import Draw, keys_for
 from sparsepo_jax.core.layout import at_tokens, to_pairs
 from sparsepo_jax.core.tree import Kept, Weights, merge_module, split_module
 from sparsepo_jax.core.types import PairBatch, TokenMasks, TokenStats
@@ -119,8 +120,8 @@ def learned_source(
     graph = nnx.split(nnx.eval_shape(lambda: make_net(nnx.Rngs(0))), nnx.Param)[0]
 
     def keep(name: str, x: Array, at_RM: Array) -> Array | None:
-        wanted = name == "final_norm" or (name == "block_out" and reads_all)
-        return at_tokens(x, at_RM) if wanted else None
+        is_read = name == "final_norm" or (name == "block_out" and reads_all)
+        return at_tokens(x, at_RM) if is_read else None
 
     def temperature_at(step: Array | None) -> Array | None:
         if temperature_start is None or temperature_steps is None or step is None:
@@ -141,8 +142,8 @@ def learned_source(
             states_LRMD = jnp.concatenate([kept["block_out"][:-1], states_LRMD])
 
         def mask_of(role: str) -> Array:
-            net_of_role = merge_module(graph, _below(weights, role))
-            mask_BPT = net_of_role(states_LRMD, batch, key_B if training else None, temperature_at(step))
+            net_of_role, keys = merge_module(graph, _below(weights, role)), key_B if training else None
+            mask_BPT = net_of_role(states_LRMD, batch, _keys_of(role, keys), temperature_at(step))
             return normalise(mask_BPT, batch.valid_BPT) if normalised else mask_BPT
 
         if len(roles) == 1:
@@ -166,6 +167,11 @@ def _roles(sharing: str, on: MaskedTerms) -> tuple[str, ...]:
     if on == "both":
         return ("reward", "kl")
     return ("kl",) if on == "kl" else ("reward",)
+
+
+def _keys_of(role: str, key_B: Array | None) -> Array | None:
+    """The keys of one net: the two draw apart."""
+    return keys_for(Draw.KL_NET, key_B) if key_B is not None and role == "kl" else key_B
 
 
 def _below(weights: Weights, role: str) -> Weights:

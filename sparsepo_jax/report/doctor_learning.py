@@ -23,6 +23,9 @@ STARTS_AT_LN2 = (
     "ldpo",
     "dpo_norm",
     "fdpo",
+    "aot",
+    "aot_unpaired",
+    "tidpo",
 )
 LN2 = math.log(2.0)
 

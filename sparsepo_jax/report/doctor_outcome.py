@@ -107,12 +107,10 @@ def mask_without_zeros(evidence: Evidence) -> str | None:
         return None
     if any(evidence.number(f"objective.{name}") for name in ("l1_reward", "l1_kl")):
         return None
-    if evidence.setting("objective.mask.on") == "kl":
-        zeros = evidence.late_mean("mask/kl_sparsity")
-    else:
-        zeros = value(evidence.summary, ("mask", "sparsity_end"))
-        if zeros is None:
-            zeros = evidence.late_mean("mask/reward_sparsity")
+    zeros = value(evidence.summary, ("mask", "sparsity_end"))
+    if zeros is None:
+        mask = "kl" if evidence.setting("objective.mask.on") == "kl" else "reward"
+        zeros = evidence.late_mean(f"mask/{mask}_sparsity")
     if zeros is None or zeros >= NO_ZEROS:
         return None
     return (

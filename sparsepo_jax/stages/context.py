@@ -16,7 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsepo_jax.build.compute import check_batch, check_offload, describe_computing, start_jax
-from sparsepo_jax.build.data import check_some_row_counts, hold_pairs, load_data
+from sparsepo_jax.build.data import (
+    check_pairs_can_be_weighed,
+    check_some_row_counts,
+    hold_pairs,
+    load_data,
+)
 from sparsepo_jax.build.lora import make_lora, make_reference_lora, with_adapter_settings
 from sparsepo_jax.build.models import (
     check_weights,
@@ -200,6 +205,7 @@ class Run:
         self._check_given_weights("data.train", train)
         if train is not None:
             check_some_row_counts(train, "data.train")
+            check_pairs_can_be_weighed(train, "data.train", self.config.objective)
             train = self._with_mismatched(train, "data.train")
         sets = {
             name: self._with_mismatched(self._first_pairs(table), f"data.eval {name}".rstrip(), train)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sparsepo_jax.build.compute import machine_facts
-from sparsepo_jax.config.derive import main_set, mask_of, masked_terms
+from sparsepo_jax.config.derive import main_set, masked_terms, shown_mask
 from sparsepo_jax.core.files import write_json, write_jsonl
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.eval.auroc import auroc, precision
@@ -145,19 +145,16 @@ def mask_summary(
     summary: dict[str, Any] = dict.fromkeys(
         (*FIGURES, "auroc_ceiling", "precision_ceiling", "sparsity_start", "sparsity_end", "deletion")
     )
-    mask = mask_of(run.config.objective)
+    mask = shown_mask(run.config.objective)
     if mask is not None:
-        summary["sparsity_start"] = mask_sparsity(before) if before else None
-        summary["sparsity_end"] = mask_sparsity(after)
+        summary["sparsity_start"] = mask_sparsity(before, mask) if before else None
+        summary["sparsity_end"] = mask_sparsity(after, mask)
     if mask is not None and table.responses_per_row == 2:
-        terms = masked_terms(run.config.objective)
-        ranking = "kl" if terms == "kl" else "reward"
-        summary["deletion"] = deletion(
-            after, beta=run.problem.beta, with_kl=terms != "reward_only", ranking=ranking
-        )
+        with_kl = masked_terms(run.config.objective) != "reward_only"
+        summary["deletion"] = deletion(after, beta=run.problem.beta, with_kl=with_kl, ranking=mask)
     if table.has_decisive:
         decisive_N = table.all_decisive
-        summary |= token_figures(after, before, decisive_N, masked=mask is not None)
+        summary |= token_figures(after, before, decisive_N, mask=mask)
         # The grammar's chances are those of whole words, which are the tokens of the built-in reviews alone.
         if table.has_chance and run.config.tokenizer.kind == "reviews":
             summary["auroc_ceiling"] = auroc(table.all_chance, decisive_N)
@@ -172,8 +169,7 @@ def _lexicon_summary(
 
     The rest of a word follows from its beginning, which stands in its context.
     """
-    masked = mask_of(run.config.objective) is not None
-    figures = functools.partial(token_figures, after, before, masked=masked)
+    figures = functools.partial(token_figures, after, before, mask=shown_mask(run.config.objective))
     return {
         name: figures(decisive_N) | {"first_pieces": figures(decisive_N, kept_N=~marks.rest)}
         for name, decisive_N in marks.decisive.items()

@@ -196,7 +196,7 @@ def _first_rows(table: TokenTable, most: int) -> TokenTable:
 
 
 def _refuse_dead_masks(run: Run, table: TokenTable, start: dict[str, Weights]) -> None:
-    """UserError if a learned reward mask is zero on every token of some pairs.
+    """UserError if a learned reward mask is zero on every token of all the first pairs.
 
     With policy = reference nothing would move.
     """

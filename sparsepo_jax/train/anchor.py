@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch, Scalar, TokenStats
-from sparsepo_jax.losses.sequence import summed_log_ratio
+from sparsepo_jax.losses.token_weighted import summed_log_ratio
 from sparsepo_jax.train.forward import forward
 from sparsepo_jax.train.problem import Problem, pair_keys
 
@@ -82,8 +82,9 @@ def anchor_sums(
         raise ValueError("the objective needs batches with mismatched responses")
     with jax.named_scope("anchor"):
         key_B = pair_keys(problem.seed, step, read.row_B)
-        stats, masks = forward(
-            problem, weights["policy"], weights["masks"], reference, read, key_B, training=False
+        policy, masks_of = weights["policy"], weights["masks"]
+        stats, masks, _ = forward(
+            problem, policy, masks_of, reference, read, key_B, training=False, step=step
         )
         ratio_B = summed_log_ratio(stats, masks).mean(axis=1)
         counted_B = jnp.where(read.weight_B > 0, read.weight_B * ratio_B, 0.0)

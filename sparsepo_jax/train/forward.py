@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from sparsepo_jax.core.draws import Draw, keys_for
 from sparsepo_jax.core.layout import at_tokens, to_pairs
 from sparsepo_jax.core.tokens import response_sum
 from sparsepo_jax.core.tree import Weights
@@ -27,8 +28,9 @@ def forward(
     key_B: Key[Array, "B"] | None,
     *,
     training: bool,
-) -> tuple[TokenStats, TokenMasks]:
-    """Statistics and masks of every response token.
+    step: Int[Array, ""] | None = None,
+) -> tuple[TokenStats, TokenMasks, RouterSums | None]:
+    """Statistics and masks of every response token, and what the policy's routers did.
 
     The reference is computed as the policy is (same kernels, same types), so that equal weights give
     log-ratios and KL of exactly 0.
@@ -41,38 +43,11 @@ def forward(
         batch: pairs.
         key_B: a key a pair, for dropout and for masks that are drawn; None: neither is there.
         training: switches dropout on.
-
-    Returns:
-        (statistics, masks); the KL is 0 where the problem is cached.
-    """
-    return forward_routed(problem, policy, masks, reference, batch, key_B, training=training)[:2]
-
-
-def forward_routed(
-    problem: Problem,
-    policy: Weights,
-    masks: Weights,
-    reference: Weights | None,
-    batch: PairBatch,
-    key_B: Key[Array, "B"] | None,
-    *,
-    training: bool,
-    step: Int[Array, ""] | None = None,
-) -> tuple[TokenStats, TokenMasks, RouterSums | None]:
-    """As `forward`, with what the policy's routers did.
-
-    Args:
-        problem: see `forward`, as for all others.
-        policy: the policy's trained weights.
-        masks: weights of the mask nets.
-        reference: the reference's weights.
-        batch: pairs.
-        key_B: a key a pair, or None.
-        training: switches dropout on.
         step: batches trained on before this one, for masks that change with it; None: nothing is trained.
 
     Returns:
-        (statistics, masks, sums over the policy's routers; None if it has none).
+        (statistics, whose KL is 0 where the problem is cached; masks; sums over the policy's routers, None if
+        it has none).
     """
     dropout_key_B = key_B if training else None
     if problem.cached:
@@ -106,8 +81,8 @@ def response_logp(
     base: Weights | None,
     batch: PairBatch,
     key_B: Key[Array, "B"] | None = None,
-) -> TokenStats:
-    """The policy's side of the statistics alone, for sft and where the reference is cached.
+) -> tuple[TokenStats, RouterSums | None]:
+    """The policy's side of the statistics alone, as sft needs it, and what its routers did.
 
     Args:
         problem: what is computed.
@@ -117,29 +92,8 @@ def response_logp(
         key_B: a key a pair switches dropout in the adapters on; None: no dropout.
 
     Returns:
-        Statistics whose reference is the policy itself, detached, at a KL of zero.
-    """
-    return response_logp_routed(problem, policy, base, batch, key_B)[0]
-
-
-def response_logp_routed(
-    problem: Problem,
-    policy: Weights,
-    base: Weights | None,
-    batch: PairBatch,
-    key_B: Key[Array, "B"] | None = None,
-) -> tuple[TokenStats, RouterSums | None]:
-    """As `response_logp`, with what the policy's routers did.
-
-    Args:
-        problem: see `response_logp`, as for all others.
-        policy: the policy's trained weights.
-        base: what they stand on under LoRA.
-        batch: pairs, or single responses.
-        key_B: a key a pair, or None.
-
-    Returns:
-        (statistics, sums over the routers; None if there are none).
+        (statistics whose reference is the policy itself, detached, at a KL of zero; sums over the routers,
+        None if there are none).
     """
     model = problem.policy(policy, base)
     states_RSD, routers = _policy_states(problem, model, batch, key_B)
@@ -161,7 +115,9 @@ def response_log_ratio(
     """
 
     def log_prob(model: Decoder) -> Float[Array, "B P"]:
-        return response_sum(_own_logp(problem, model, batch, None).logp_BPT, batch.valid_BPT)
+        states_RSD, _ = _policy_states(problem, model, batch, None)
+        stats, _ = _statistics(problem, batch, (model, states_RSD))
+        return response_sum(stats.logp_BPT, batch.valid_BPT)
 
     return log_prob(problem.policy(policy, reference)) - log_prob(problem.reference(reference))
 
@@ -209,8 +165,7 @@ def reference_tokens(
 
     Returns:
         (log-probs in nats; the mask that is read off the reference's activations, None if the objective has
-        no
-        such mask).
+        no such mask).
     """
     model = problem.reference(reference)
     states_RSD, kept = _reference_states(problem, model, batch)
@@ -341,15 +296,8 @@ def _mean_logits(model: Decoder, states_RMD: Array, head_VD: Array) -> Float[Arr
 
     No logits are needed for it, and XLA drops it where no mask reads it.
     """
-    mean_RM = jnp.einsum("RMD,D->RM", states_RMD.astype(jnp.float32), head_VD.mean(axis=0))
+    mean_RM = jnp.einsum("RMD,D->RM", states_RMD.astype(jnp.float32), head_VD.mean(axis=0, dtype=jnp.float32))
     return mean_RM * model.logit_form.scale
-
-
-def _own_logp(
-    problem: Problem, model: Decoder, batch: PairBatch, key_B: Key[Array, "B"] | None
-) -> TokenStats:
-    states_RSD, _ = _policy_states(problem, model, batch, key_B)
-    return _statistics(problem, batch, (model, states_RSD))[0]
 
 
 def _dropout_keys(
@@ -357,8 +305,7 @@ def _dropout_keys(
 ) -> Key[Array, "R S"] | None:
     """A key for each position, from its pair's key and its column in the pair; None: no dropout.
 
-    So a draw does not depend on what else lies in the row. The pair's key is folded once, so that dropout
-    draws other numbers than masks and objectives.
+    So a draw does not depend on what else lies in the row.
     """
     if key_B is None or not problem.adapted:
         return None
@@ -368,7 +315,7 @@ def _dropout_keys(
     sequences = column_RQW.shape[1] // pairs  # of a pair
     pair_RS = jnp.maximum(sequence_RS, 0) // sequences
     begin_RS = jnp.take_along_axis(column_RQW[:, :, 0], pair_RS * sequences, axis=1)
-    pair_key_RB = jax.vmap(jax.random.fold_in, (0, None))(key_B, 1000).reshape(R, pairs)
+    pair_key_RB = keys_for(Draw.ADAPTER_DROPOUT, key_B).reshape(R, pairs)
     key_RS = jax.vmap(lambda key_B, pair_S: key_B[pair_S])(pair_key_RB, pair_RS)
     column_RS = jnp.arange(sequence_RS.shape[1])[None] - begin_RS
     return jax.vmap(jax.vmap(jax.random.fold_in))(key_RS, column_RS)

@@ -21,9 +21,8 @@ def pair_metrics(stats: TokenStats, masks: TokenMasks, *, beta: Scalar) -> dict[
         beta: 1/nat, the objective's; 1 if it has none.
 
     Returns:
-        Metrics [B] by name, finite for filler pairs too, to be averaged over pairs by weight:
-
-        of single responses as core/labels tells:
+        Metrics [B] by name, finite for filler pairs too, to be averaged over pairs by weight (those of single
+        responses are named as core/labels tells):
 
         * `margin_unmasked`: beta D, where D is the difference of the responses' summed log-ratios.
         * `accuracy_unmasked`: whether D > 0; a tie counts one half.

@@ -150,4 +150,4 @@ def token_baseline(
     # Padding may hold anything, NaN included, so it must not meet the weights.
     states_RMD = jnp.where(packing.valid_RM[..., None], states_RMD, 0.0)
     weight_D, bias = masks[f"{BASELINE}weight"], masks[f"{BASELINE}bias"]
-    return to_pairs(jnp.einsum("RMD,D->RM", states_RMD, weight_D) + bias, batch)
+    return to_pairs(jnp.einsum("RMD,D->RM", states_RMD, weight_D, precision="highest") + bias, batch)

@@ -68,9 +68,9 @@ def with_reference(
         UserError: the file under this key says that it is of something else, or what was computed is not
             finite.
     """
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    path = directory / f"{name}.npz"
     about = {**key, "dtype": dtype}
+    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+    path = directory / f"{name}.npz"
     names = ("ref_logp", "mask") if masks else ("ref_logp",)
     columns = _read(path, about, names, len(table.responses.flat))
     if not _everywhere(columns is not None):  # all processes or none read: computing is a joint effort

@@ -16,7 +16,7 @@ from sparsepo_jax.losses.sequence import sft_nll
 from sparsepo_jax.ops.routing import router_metrics
 from sparsepo_jax.train.anchor import Running, anchor_sums, next_anchor, start_running, with_labels
 from sparsepo_jax.train.change import Facts, changed, changed_in_turn
-from sparsepo_jax.train.forward import forward_routed, response_logp_routed
+from sparsepo_jax.train.forward import forward, response_logp
 from sparsepo_jax.train.metrics import log_ratio_metrics, pair_metrics
 from sparsepo_jax.train.problem import Problem, pair_keys
 from sparsepo_jax.train.rounding import rounding_words, widened
@@ -99,7 +99,7 @@ def make_pair_scores(problem: Problem, *, training: bool) -> PairScores:
         weights: dict[str, Weights], reference: Weights | None, batch: PairBatch, step: Int[Array, ""]
     ) -> tuple[dict[str, Float[Array, "B"]], TokenStats, TokenMasks]:
         key_B = pair_keys(problem.seed, step, batch.row_B)
-        stats, masks, routers = forward_routed(
+        stats, masks, routers = forward(
             problem,
             weights["policy"],
             weights["masks"],
@@ -181,7 +181,7 @@ def make_sft_loss(problem: Problem) -> SummedLoss:
         weights: dict[str, Weights], base: Weights | None, batch: PairBatch, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, ""], Float[Array, "B"]]]:
         key_B = pair_keys(problem.seed, step, batch.row_B)
-        stats, routers = response_logp_routed(problem, weights["policy"], base, batch, key_B)
+        stats, routers = response_logp(problem, weights["policy"], base, batch, key_B)
         with jax.named_scope("objective"):
             nll_B, tokens_B = sft_nll(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
             nll_B = batch.weight_B * nll_B
@@ -231,12 +231,9 @@ def make_update(
 
     Returns:
         `update(state, reference, batch)`, which gives (state, metrics, finite). The batch is [micro-steps,
-        rows, ...].
-        Metrics are means over the global batch, together with the learning rate, the gradient's norms and
-        the number
-        of updates left out so far. finite, bool [micro-steps, rows], says whether the loss of each row is a
-        finite
-        number.
+        rows, ...]. Metrics are means over the global batch, together with the learning rate, the gradient's
+        norms and the number of updates left out so far. finite, bool [micro-steps, rows], says whether the
+        loss of each row is a finite number.
     """
     differentiate = jax.value_and_grad(summed_loss, has_aux=True)
 
