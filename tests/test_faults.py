@@ -227,6 +227,21 @@ def test_a_damaged_start_is_refused(whole, tmp_path, capsys):
     assert "po/start is damaged" in error and "bring back a copy" in error and error.count("\n") == 1
 
 
+def test_what_a_damaged_end_asks_for_runs_the_stage_anew(whole, tmp_path, capsys):
+    """Kills: `po: finished before`, since stages.json says so of weights that are gone."""
+    shutil.copytree(whole[0], tmp_path / "copy")
+    output = tmp_path / "copy" / "run"
+    flip(array_file(output / "po" / "final"))
+    config = str(write_config(tmp_path / "copy", **(PO | {"stages": ["po", "export"]})))
+    assert main(["--config", config]) == 1
+    asked = f"delete {output}/po and stages.json beside it to run the stage anew"
+    assert asked in capsys.readouterr().err
+    shutil.rmtree(output / "po")
+    (output / "stages.json").unlink()
+    assert main(["--config", config]) == 0
+    same_weights(output / "po", whole[1] / "po")
+
+
 # ---------------------------------------------------------------- numbers
 
 

@@ -23,6 +23,7 @@ from helpers.report_files import (
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.report.charts import HEIGHT, WIDTH, make_charts, step_ticks
 from sparsepo_jax.report.drawing import drawing_style, round_ticks, tick_labels
+from sparsepo_jax.report.files import evaluation_if_sound, outdated, read_evaluation
 from sparsepo_jax.report.heatmap import FAINTEST, QUANTITIES, STRONGEST, make_scales, parse_pair
 from sparsepo_jax.report.page import write_report
 from sparsepo_jax.report.series import MAX_POINTS, collect, thin
@@ -285,6 +286,28 @@ def test_pairs_are_preferred_to_scores(run_dir):
 def test_made_again_the_page_is_the_same(run_dir):
     first = write_report(run_dir, 8).read_bytes()
     assert write_report(run_dir, 8).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "is_outdated"),
+    [
+        ({"eval": {"depends": {"trained": {"po": 2.0}}, "finished": 3.0}}, False),
+        ({"eval": {"depends": {"trained": {"po": 1.0}}, "finished": 3.0}}, True),  # po was trained anew
+        ({}, True),  # broken off after it had written
+        ({"eval": {"depends": {}, "finished": 3.0}}, False),  # not known
+    ],
+)
+def test_an_evaluation_of_other_weights_is_not_shown(run_dir, evaluated, is_outdated):
+    """Kills: the figures of a policy that lies there no more, beside the curves of the new one."""
+    assert outdated(run_dir) is None, "nothing is known of its training"
+    accuracy = page_of(run_dir).text.count("accuracy")
+    (run_dir / "stages.json").write_text(json.dumps({"po": {"depends": {}, "finished": 2.0}} | evaluated))
+    page = page_of(run_dir).text
+    assert ("run the stage eval again" in page) == is_outdated
+    assert (page.count("accuracy") < accuracy) == is_outdated
+    assert (read_evaluation(run_dir) is None) == is_outdated
+    broken = []
+    assert bool(evaluation_if_sound(run_dir, broken)) != is_outdated and bool(broken) == is_outdated
 
 
 def test_half_a_line_is_passed_over_and_counted(run_dir):

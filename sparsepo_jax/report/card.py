@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.compat import StringIO
 
 from sparsepo_jax.report import heatmap
-from sparsepo_jax.report.files import pairs_path, read_pairs, read_summary
+from sparsepo_jax.report.files import pairs_path, read_evaluation, read_pairs
 from sparsepo_jax.report.outcome import outcome
 from sparsepo_jax.report.sets import set_lines
 from sparsepo_jax.report.table import MASK_ROWS, POLICY_ROWS, known_rows, number
@@ -80,7 +80,7 @@ def make_card(origin: Origin, parts: Parts, output_dir: Path, repository: str | 
             "need it.",
             "",
         ]
-    lines += _evaluation(read_summary(output_dir / "summary.json") or {}, output_dir)
+    lines += _evaluation(read_evaluation(output_dir) or {}, output_dir)
     return "\n".join([*lines, "## Configuration", "", "```yaml", origin.config.rstrip(), "```", ""])
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparsepo_jax.report.files import read_if_sound, read_metrics, read_settings
+from sparsepo_jax.report.files import evaluation_if_sound, read_if_sound, read_metrics, read_settings
 from sparsepo_jax.report.series import Series
 from sparsepo_jax.report.table import number_or_none, value
 
@@ -117,5 +117,5 @@ def read_evidence(output_dir: Path) -> Evidence:
     }
     last = max((step for values in series.values() for step in values), default=0)
     steps = number_or_none(facts.get("steps"))
-    summary = read_if_sound(output_dir / "summary.json", stage="eval", broken=[])
+    summary = evaluation_if_sound(output_dir, [])
     return Evidence(read_settings(output_dir), series, steps is None or last >= steps, facts, summary)

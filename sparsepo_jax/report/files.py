@@ -114,6 +114,41 @@ def read_if_sound(path: Path, *, stage: str, broken: list[str]) -> dict:
         return {}
 
 
+def outdated(directory: Path) -> str | None:
+    """A line if summary.json is not of the weights that stages.json names, else None.
+
+    They were trained anew, or the evaluation was broken off after it had written.
+    """
+    marks = _read_object(directory / "stages.json")
+    trained = {
+        name: mark.get("finished") for name in ("sft", "po") if isinstance(mark := marks.get(name), dict)
+    }
+    path, evaluated = directory / "summary.json", marks.get("eval")
+    if not trained or not path.is_file():
+        return None
+    depends = evaluated.get("depends") if isinstance(evaluated, dict) else {"trained": None}
+    if not isinstance(depends, dict) or depends.get("trained", trained) == trained:
+        return None
+    return f"{path} is not of the weights that lie here now: run the stage eval again"
+
+
+def read_evaluation(directory: Path) -> dict | None:
+    """summary.json of a run's stage eval; None without it, or where it is outdated.
+
+    Raises:
+        UserError: no JSON object.
+    """
+    return None if outdated(directory) else read_summary(directory / "summary.json")
+
+
+def evaluation_if_sound(directory: Path, broken: list[str]) -> dict:
+    """As read_evaluation; empty where there is none. The reason, if it is one, is added to `broken`."""
+    if line := outdated(directory):
+        broken.append(line)
+        return {}
+    return read_if_sound(directory / "summary.json", stage="eval", broken=broken)
+
+
 def read_rows(path: Path) -> Iterator[tuple[int, dict | None]]:
     """Line numbers and objects; None where a line is no object."""
     with path.open(encoding="utf-8", errors="replace") as lines:

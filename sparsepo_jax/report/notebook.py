@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.report import table
-from sparsepo_jax.report.files import pairs_path, read_metrics, read_pairs, read_settings, read_summary
+from sparsepo_jax.report.files import pairs_path, read_evaluation, read_metrics, read_pairs, read_settings
 from sparsepo_jax.report.heatmap import Pair
 from sparsepo_jax.report.outcome import outcome
 from sparsepo_jax.report.page import RESULTS, heatmap_context, make_environment
@@ -45,7 +45,7 @@ class LoadedRun:
     @functools.cached_property
     def summary(self) -> dict[str, Any]:
         """The content of summary.json; empty before the stage eval."""
-        return read_summary(self.directory / "summary.json") or {}
+        return read_evaluation(self.directory) or {}
 
     @functools.cached_property
     def metrics(self) -> MetricSeries:

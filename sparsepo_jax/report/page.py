@@ -14,7 +14,9 @@ from sparsepo_jax.report import charts, drawing, heatmap, series, sets, table
 from sparsepo_jax.report.doctor import diagnose
 from sparsepo_jax.report.evidence import read_evidence
 from sparsepo_jax.report.files import (
+    outdated,
     pairs_path,
+    read_evaluation,
     read_metrics,
     read_pairs,
     read_rows,
@@ -52,7 +54,7 @@ def write_report(output_dir: Path, pairs: int) -> Path:
             "run the stage sft, po, score, eval or measure first"
         )
     settings = read_settings(output_dir)
-    summary = read_summary(output_dir / "summary.json")
+    summary = read_evaluation(output_dir)
     html = (
         make_environment()
         .get_template("page.html.jinja")
@@ -60,7 +62,7 @@ def write_report(output_dir: Path, pairs: int) -> Path:
             run=output_dir.resolve().name,
             facts=_facts(settings),
             config=read_text(output_dir / "config.yaml"),
-            advice=diagnose(read_evidence(output_dir)),
+            advice=[line for line in (outdated(output_dir),) if line] + diagnose(read_evidence(output_dir)),
             made=run_rows(output_dir, settings),
             **_summary_context(summary),
             **_results_context(output_dir),

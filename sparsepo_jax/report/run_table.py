@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsepo_jax.report.evidence import read_facts
-from sparsepo_jax.report.files import read_if_sound
+from sparsepo_jax.report.files import evaluation_if_sound
 from sparsepo_jax.report.table import number_or_none
 
 TRAINING = ("sft", "po")  # stages that write facts.json
@@ -49,7 +49,7 @@ ROWS = {  # label -> path into what is known of a stage
 def run_rows(output_dir: Path, config: dict[str, Any]) -> list[RunRow]:
     """The rows in which some stage differs from what is usual; none for a run that has written no facts."""
     facts = {stage: read_facts(output_dir, stage) for stage in TRAINING}
-    summary = read_if_sound(output_dir / "summary.json", stage="eval", broken=[])
+    summary = evaluation_if_sound(output_dir, [])
     facts["eval"] = {"machine": summary.get("machine")}
     model = _model(config)
     known = {

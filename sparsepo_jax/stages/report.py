@@ -1,11 +1,10 @@
 """The stage report: report.html, and what the terminal shows of a finished run."""
 
-import json
-
 import jax
 
 from sparsepo_jax.report.doctor import diagnose
 from sparsepo_jax.report.evidence import read_evidence
+from sparsepo_jax.report.files import outdated, read_evaluation
 from sparsepo_jax.report.outcome import outcome
 from sparsepo_jax.stages.context import Run, say
 
@@ -28,8 +27,9 @@ def say_summary(run: Run) -> None:
 
     if jax.process_index() != 0:
         return
-    path = run.output_dir / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
+    summary = read_evaluation(run.output_dir) or {}
+    if line := outdated(run.output_dir):
+        say(f"note: {line}")
     words = summary.get("words") or outcome(summary)
     for text in (words, summary_table(summary), sets_table(summary)):
         if text:

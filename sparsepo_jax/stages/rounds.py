@@ -9,7 +9,7 @@ import jax
 from sparsepo_jax.config.rounds import RoundPart
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.files import write_json
-from sparsepo_jax.report.files import read_if_sound
+from sparsepo_jax.report.files import evaluation_if_sound, read_if_sound
 from sparsepo_jax.report.table import number, value
 from sparsepo_jax.stages.context import say
 
@@ -32,7 +32,7 @@ def _figures(config: Config, number_of_round: int) -> dict[str, Any]:
     directory = Path(config.output_dir) / f"round_{number_of_round}"
     made_path = directory.with_name(f"{directory.name}_pairs") / "pairs" / "summary.json"
     made = read_if_sound(made_path, stage="pairs", broken=[])
-    summary = read_if_sound(directory / "summary.json", stage="eval", broken=[])
+    summary = evaluation_if_sound(directory, [])
     return {
         "round": number_of_round,
         "made": made,

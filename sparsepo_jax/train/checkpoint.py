@@ -406,7 +406,7 @@ def load_once(path: Path, like: Any) -> Any:
     state, damage = _load(load)
     if _anywhere(damage is not None):
         raise UserError(
-            f"{path} is damaged ({damage or _ELSEWHERE}); bring back a copy, or delete {path.parent} to "
-            "run the stage anew"
+            f"{path} is damaged ({damage or _ELSEWHERE}); bring back a copy, or delete {path.parent} and "
+            "stages.json beside it to run the stage anew"
         )
     return state

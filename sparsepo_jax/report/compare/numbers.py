@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import leaves
 from sparsepo_jax.report import table
-from sparsepo_jax.report.files import read_if_sound
+from sparsepo_jax.report.files import evaluation_if_sound, read_if_sound
 
 SUMMARY_SECTIONS = ("after", "mask", "lexicons")
 SECTIONS = (*SUMMARY_SECTIONS, "measures", "harness")  # how a name begins, in the order of the page
@@ -67,7 +67,7 @@ class RunNumbers(NamedTuple):
 
 def read_numbers(directory: Path) -> RunNumbers:
     broken: list[str] = []
-    summary = read_if_sound(directory / "summary.json", stage="eval", broken=broken)
+    summary = evaluation_if_sound(directory, broken)
     measures = read_if_sound(directory / "measures.json", stage="measure", broken=broken)
     harness = read_if_sound(directory / "harness.json", stage="harness", broken=broken)
     values: dict[str, Any] = {
