@@ -22,7 +22,8 @@ from sparsepo_jax.core.layout import to_pairs
 from sparsepo_jax.core.tree import merge_module, split_module
 from sparsepo_jax.losses.token_weighted import dpo_loss, sparsepo_loss, tdpo1_loss
 from sparsepo_jax.masks.activation import activation_mask, choose_points
-from sparsepo_jax.masks.learned import MaskNet, masks_from_tensors, masks_to_tensors
+from sparsepo_jax.masks.learned import MaskNet
+from sparsepo_jax.masks.official_names import masks_from_tensors, masks_to_tensors
 from sparsepo_jax.masks.source import activation_source, fixed_source, learned_source
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf

@@ -1,4 +1,4 @@
-"""Names of arrays end in the letters of their axes, which are all in the legend of core/types."""
+"""Names of arrays end in the letters of their axes, which are all in the legend of core/letters."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsepo_jax.core.types import LETTERS, LETTERS_OF_FILES
+from sparsepo_jax.core.letters import LETTERS, LETTERS_OF_FILES
 
 PACKAGE = Path(__file__).parent.parent / "sparsepo_jax"
 ROOMS = ("core", "losses", "masks", "ops", "models", "train")

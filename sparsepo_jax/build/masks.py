@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
-from sparsepo_jax.masks.learned import masks_from_tensors
+from sparsepo_jax.masks.official_names import masks_from_tensors
 from sparsepo_jax.masks.source import MaskSource
 from sparsepo_jax.models.stored_tensors import SafeTensors, find_checkpoint, is_mask_tensor
 from sparsepo_jax.sharding.mesh import (

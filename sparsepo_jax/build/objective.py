@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 from sparsepo_jax.build.choices import reading_choices
 from sparsepo_jax.build.compute import choose_attention, choose_experts, compute_dtype
 from sparsepo_jax.build.models import decoder_graph
-from sparsepo_jax.config.derive import mask_of, masked_terms
+from sparsepo_jax.config.derive import masked_terms
 from sparsepo_jax.config.schema.objectives import Mix
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
@@ -96,7 +96,7 @@ def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
 
 
 def _mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
-    mask = mask_of(config.objective)
+    mask = config.objective.mask
     if mask is None:
         return fixed_source("ones", on="both", normalised=False)
     placing = {"on": masked_terms(config.objective), "normalised": mask.normalise}
@@ -216,7 +216,7 @@ def brings_weights(config: Config) -> bool:
 
     Given with the data, or activation masks computed before.
     """
-    mask = mask_of(config.objective)
+    mask = config.objective.mask
     if mask is None:
         return False
     return mask.kind == "given" or (config.reference.cached and mask.kind == "activation")
@@ -232,7 +232,7 @@ def cached_problem(problem: Problem, config: Config) -> Problem:
 
     If the masks are read off the reference's activations, the batches carry the masks, too.
     """
-    source, mask = problem.mask_source, mask_of(config.objective)
+    source, mask = problem.mask_source, config.objective.mask
     if source.reads_activations:
         given = fixed_source("given", on=masked_terms(config.objective), normalised=mask.normalise)
         source = given._replace(init=source.init) if "baseline" in problem.reads else given

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from sparsepo_jax.config.derive import mask_of, warmup_steps
+from sparsepo_jax.config.derive import warmup_steps
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.schema.training import Training
 from sparsepo_jax.train import optimizer as optimizers
@@ -18,7 +18,7 @@ def optimizer_rates(config: Config, training: Training, steps: int, width: int) 
         steps: of the stage.
         width: of the policy's states.
     """
-    rule, schedule, mask = training.optimizer, training.schedule, mask_of(config.objective)
+    rule, schedule, mask = training.optimizer, training.schedule, config.objective.mask
     return optimizers.Rates(
         policy_peak=rule.learning_rate,
         policy_decay=rule.weight_decay,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sparsepo_jax.config.derive import length_limits, mask_of
+from sparsepo_jax.config.derive import length_limits
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.cache import cache_directory
@@ -17,7 +17,7 @@ def reference_key(config: Config, spec: DecoderSpec, reference: Weights, table: 
 
     That is its weights and shape, the tokens, the truncation, and the mask that is read off its activations.
     """
-    mask = mask_of(config.objective)
+    mask = config.objective.mask
     max_length, max_prompt_length = length_limits(config.data, spec.max_positions, spec.positions_note)
     reads = mask is not None and mask.kind == "activation"
     return {

@@ -8,7 +8,7 @@ from typing import Literal
 
 from sparsepo_jax.config.schema.compute import Mesh
 from sparsepo_jax.config.schema.data import Data, Source
-from sparsepo_jax.config.schema.masks import AnyMask, LearnedMask
+from sparsepo_jax.config.schema.masks import LearnedMask
 from sparsepo_jax.config.schema.models import BpeTokenizer, ByteTokenizer, Tokenizer
 from sparsepo_jax.config.schema.objectives import AotBase, Mix, Objective
 from sparsepo_jax.config.schema.root import Config
@@ -23,11 +23,6 @@ BYTE_TOKENS = 257  # a token for each byte, and one for the beginning and end of
 MASK_HIDDEN = 200  # width of the two-layer mask nets
 
 
-def mask_of(objective: Objective) -> AnyMask | None:
-    """The configured token mask; None for objectives without one."""
-    return objective.mask
-
-
 def is_unpaired(objective: Objective) -> bool:
     """Whether the objective is one of single responses with a label."""
     return "label" in objective.reads
@@ -35,7 +30,7 @@ def is_unpaired(objective: Objective) -> bool:
 
 def masked_terms(objective: Objective) -> Literal["both", "reward", "kl", "reward_only"]:
     """Where the objective's mask is put: what `on` says, but the reward alone where there is no KL term."""
-    mask = mask_of(objective)
+    mask = objective.mask
     if isinstance(objective.weighs, Weighs) and not objective.weighs.kl:
         return "reward_only"
     return "both" if mask is None else mask.on
@@ -43,7 +38,7 @@ def masked_terms(objective: Objective) -> Literal["both", "reward", "kl", "rewar
 
 def shown_mask(objective: Objective) -> Literal["reward", "kl"] | None:
     """Which mask figures are of: the KL's where it is put on that alone; None: there is no mask."""
-    if mask_of(objective) is None:
+    if objective.mask is None:
         return None
     return "kl" if masked_terms(objective) == "kl" else "reward"
 
@@ -156,7 +151,7 @@ def mask_parameters(objective: Objective, width: int, num_layers: int) -> int:
         width: of the reference's states, which the nets read.
         num_layers: of the reference.
     """
-    mask = mask_of(objective)
+    mask = objective.mask
     if not isinstance(mask, LearnedMask):
         return 0
     of_layer = width + 1

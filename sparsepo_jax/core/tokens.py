@@ -100,6 +100,15 @@ def token_number(valid_RT: Bool[Array, "*R T"]) -> Int[Array, "*R T"]:
     return jnp.cumsum(valid_RT, axis=-1)
 
 
+def in_both(valid_BPT: Bool[Array, "B P T"]) -> Bool[Array, "B P T"]:
+    """True where both responses have a token of this number.
+
+    Args:
+        valid_BPT: True on response tokens.
+    """
+    return jnp.broadcast_to(valid_BPT.all(axis=1, keepdims=True), valid_BPT.shape)
+
+
 def unsure_tokens(logp_RT: Float[Array, "*R T"], valid_RT: Bool[Array, "*R T"]) -> Bool[Array, "*R T"]:
     """Response tokens whose probability is at most the mean over their response; without gradient.
 

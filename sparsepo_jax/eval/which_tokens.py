@@ -17,7 +17,7 @@ DRAWS = 5  # of what is random; figures are means over them
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.4)
 
 
-def _unsure(response: ResponseScore) -> np.ndarray:
+def _unsure_tokens(response: ResponseScore) -> np.ndarray:
     """1 where the reference's probability of a token is at most its mean over the response, else 0."""
     prob = np.exp(response.ref_logp.astype(np.float64))
     # Rounded, the mean of equal numbers may fall below all of them.
@@ -35,7 +35,7 @@ RANKINGS: dict[str, Callable[[ResponseScore, np.random.Generator], np.ndarray]] 
     "random": lambda response, draws: draws.random(len(response.logp)),
     "shuffled": lambda response, draws: draws.permutation(response.reward_mask),
     "positional": lambda response, draws: -np.arange(len(response.logp), dtype=float),
-    "confidence": lambda response, draws: _unsure(response),
+    "confidence": lambda response, draws: _unsure_tokens(response),
 }
 _DRAWN = ("random", "shuffled")
 _OF_MASKS = ("reward", "kl", "shuffled")

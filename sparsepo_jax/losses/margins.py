@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sparsepo_jax.core.tokens import inside, log_ratio, response_mean
+from sparsepo_jax.core.tokens import in_both, inside, log_ratio, response_mean
 from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
 from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid, summed_log_ratio
 
@@ -144,14 +144,13 @@ def tbpo_a_loss(
         2605.12288, 2026.
     """
     valid_BPT = stats.valid_BPT
-    both_BT = valid_BPT.all(axis=1)
-    both_BPT = jnp.broadcast_to(both_BT[:, None], valid_BPT.shape)
+    both_BPT = in_both(valid_BPT)
     weight_BPT, kl_weight_BPT = inside(masks.reward_BPT, valid_BPT), inside(masks.kl_BPT, valid_BPT)
     kl_BPT = kl_weight_BPT * inside(stats.kl_BPT, valid_BPT)
     reward_BPT = beta * (weight_BPT * log_ratio(stats) + kl_BPT)
     compared = compare(response_mean(reward_BPT, both_BPT))
     risk_BT = ratio_risk(reward_BPT[:, 0] - reward_BPT[:, 1], power, scale)
-    return LossOutput(response_mean(risk_BT, both_BT), compared.metrics)
+    return LossOutput(response_mean(risk_BT, both_BPT[:, 0]), compared.metrics)
 
 
 def fdpo_loss(

@@ -13,7 +13,7 @@ from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
 from sparsepo_jax.losses.token_weighted import PairKeys, compare, negative_log_sigmoid, summed_log_ratio
 
 
-def _judged(reward_BP: Float[Array, "B P"], loss_B: Float[Array, "B"]) -> LossOutput:
+def _with_metrics(reward_BP: Float[Array, "B P"], loss_B: Float[Array, "B"]) -> LossOutput:
     """A loss with the metrics that all objectives have."""
     return LossOutput(loss_B, compare(reward_BP).metrics)
 
@@ -32,7 +32,7 @@ def nca_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Sca
     """
     reward_BP = beta * summed_log_ratio(stats, masks)
     noise_B = negative_log_sigmoid(-reward_BP).mean(axis=1)
-    return _judged(reward_BP, negative_log_sigmoid(reward_BP[:, 0]) + noise_B)
+    return _with_metrics(reward_BP, negative_log_sigmoid(reward_BP[:, 0]) + noise_B)
 
 
 def bco_pair_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
@@ -47,7 +47,9 @@ def bco_pair_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta
         Jung et al., Binary Classifier Optimization, arXiv 2404.04656, 2024.
     """
     reward_BP = beta * summed_log_ratio(stats, masks)
-    return _judged(reward_BP, negative_log_sigmoid(reward_BP[:, 0]) + negative_log_sigmoid(-reward_BP[:, 1]))
+    return _with_metrics(
+        reward_BP, negative_log_sigmoid(reward_BP[:, 0]) + negative_log_sigmoid(-reward_BP[:, 1])
+    )
 
 
 def sppo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
@@ -64,7 +66,7 @@ def sppo_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Sc
     """
     ratio_BP = summed_log_ratio(stats, masks)
     goal = 1 / (2 * beta)
-    return _judged(ratio_BP, (ratio_BP[:, 0] - goal) ** 2 + (ratio_BP[:, 1] + goal) ** 2)
+    return _with_metrics(ratio_BP, (ratio_BP[:, 0] - goal) ** 2 + (ratio_BP[:, 1] + goal) ** 2)
 
 
 def apo_zero_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
@@ -77,7 +79,7 @@ def apo_zero_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta
         D'Oosterlinck et al., Anchored Preference Optimization, arXiv 2408.06266, 2024, equation 7.
     """
     reward_BP = beta * summed_log_ratio(stats, masks)
-    return _judged(reward_BP, jax.nn.sigmoid(-reward_BP[:, 0]) + jax.nn.sigmoid(reward_BP[:, 1]))
+    return _with_metrics(reward_BP, jax.nn.sigmoid(-reward_BP[:, 0]) + jax.nn.sigmoid(reward_BP[:, 1]))
 
 
 def apo_down_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta: Scalar) -> LossOutput:
@@ -91,4 +93,4 @@ def apo_down_loss(stats: TokenStats, masks: TokenMasks, key_B: PairKeys, *, beta
     """
     reward_BP = beta * summed_log_ratio(stats, masks)
     behind_B = jax.nn.sigmoid(reward_BP[:, 1] - reward_BP[:, 0])
-    return _judged(reward_BP, jax.nn.sigmoid(reward_BP[:, 0]) + behind_B)
+    return _with_metrics(reward_BP, jax.nn.sigmoid(reward_BP[:, 0]) + behind_B)

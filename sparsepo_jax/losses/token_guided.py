@@ -7,7 +7,7 @@ none of them reads keys. The docstrings describe the settings alone.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sparsepo_jax.core.tokens import inside, log_ratio, response_mean, response_sum, token_number
+from sparsepo_jax.core.tokens import in_both, inside, log_ratio, response_mean, response_sum, token_number
 from sparsepo_jax.core.types import LossOutput, Scalar, TokenMasks, TokenStats
 from sparsepo_jax.losses.margins import ratio_risk
 from sparsepo_jax.losses.token_weighted import PairKeys, compare, tdpo2_loss
@@ -102,8 +102,8 @@ def tbpo_q_loss(
     if stats.baseline_BPT is None:
         raise ValueError("tbpo_q needs a baseline")
     valid_BPT = stats.valid_BPT
-    both_BT = valid_BPT.all(axis=1)
-    both_BPT = jnp.broadcast_to(both_BT[:, None], valid_BPT.shape)
+    both_BPT = in_both(valid_BPT)
+    both_BT = both_BPT[:, 0]
     weight_BPT = inside(masks.reward_BPT, valid_BPT)
     baseline_BPT = weight_BPT * inside(stats.baseline_BPT, valid_BPT)
     apart_BT = baseline_BPT[:, 0] - baseline_BPT[:, 1]

@@ -39,7 +39,7 @@ def kto_loss(
     References:
         Ethayarajh et al., KTO, arXiv 2402.01306, 2024, equations 7 and 8.
     """
-    return _judged(stats, masks, beta, (desirable_weight, undesirable_weight), _unsure)
+    return _from_anchor(stats, masks, beta, (desirable_weight, undesirable_weight), _chance_of_wrong)
 
 
 def bco_loss(
@@ -63,7 +63,7 @@ def bco_loss(
     References:
         Jung et al., Binary Classifier Optimization, arXiv 2404.04656, 2024.
     """
-    return _judged(stats, masks, beta, (desirable_weight, undesirable_weight), negative_log_sigmoid)
+    return _from_anchor(stats, masks, beta, (desirable_weight, undesirable_weight), negative_log_sigmoid)
 
 
 def apo_zero_unpaired_loss(
@@ -85,14 +85,16 @@ def apo_zero_unpaired_loss(
     References:
         D'Oosterlinck et al., Anchored Preference Optimization, arXiv 2408.06266, 2024, equation 7.
     """
-    return _judged(stats._replace(anchor=None), masks, beta, (desirable_weight, undesirable_weight), _unsure)
+    return _from_anchor(
+        stats._replace(anchor=None), masks, beta, (desirable_weight, undesirable_weight), _chance_of_wrong
+    )
 
 
-def _unsure(s_BP: Float[Array, "B P"]) -> Float[Array, "B P"]:
+def _chance_of_wrong(s_BP: Float[Array, "B P"]) -> Float[Array, "B P"]:
     return jax.nn.sigmoid(-s_BP)
 
 
-def _judged(
+def _from_anchor(
     stats: TokenStats,
     masks: TokenMasks,
     beta: Scalar,

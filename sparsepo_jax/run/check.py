@@ -15,7 +15,6 @@ from sparsepo_jax.config.derive import (
     is_unpaired,
     least_shards,
     length_limits,
-    mask_of,
     mask_parameters,
     masked_terms,
     stage_steps,
@@ -115,7 +114,7 @@ def _model_lines(config: Config, policy: Model, reference: Model, adapters: Adap
         reference_text = describe_model(reference)
     yield "reference", reference_text + adapters.reference_text
     yield "objective", config.objective.kind
-    mask = mask_of(config.objective)
+    mask = config.objective.mask
     if mask is not None:
         net = ""
         if isinstance(mask, LearnedMask):
@@ -356,7 +355,7 @@ def _scorer_rows(config: Config, mistakes: list[str]) -> Count | None:
 
 def _mask_parameters(config: Config, reference: Model) -> int | None:
     """Parameters of the learned mask nets; None: the reference's shape is not known."""
-    if not isinstance(mask_of(config.objective), LearnedMask):
+    if not isinstance(config.objective.mask, LearnedMask):
         return 0
     if reference.spec is None:
         return None

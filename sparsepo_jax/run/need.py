@@ -7,7 +7,7 @@ Arrays count that are as large as weights, or grow with the tokens; what XLA nee
 import math
 from typing import NamedTuple
 
-from sparsepo_jax.config.derive import mask_of, mask_parameters
+from sparsepo_jax.config.derive import mask_parameters
 from sparsepo_jax.config.schema.compute import RematChoice
 from sparsepo_jax.config.schema.masks import LearnedMask
 from sparsepo_jax.config.schema.root import Config
@@ -125,7 +125,7 @@ def held_by(setting: Setting) -> HeldBytes:
 
 def _mask_count(setting: Setting) -> int:
     """Weights of the mask nets."""
-    if setting.stage != "po" or not isinstance(mask_of(setting.config.objective), LearnedMask):
+    if setting.stage != "po" or not isinstance(setting.config.objective.mask, LearnedMask):
         return 0
     read = setting.reference or setting.policy
     return mask_parameters(setting.config.objective, read.width, read.num_layers)

@@ -34,7 +34,7 @@ from sparsepo_jax.build.models import (
 from sparsepo_jax.build.objective import make_problem
 from sparsepo_jax.build.tokenizer import ends_of, made_tokenizer, make_tokenizer, same_tokenizer
 from sparsepo_jax.build.weights import check_sharding
-from sparsepo_jax.config.derive import evaluation_lists, is_unpaired, length_limits, main_set, mask_of
+from sparsepo_jax.config.derive import evaluation_lists, is_unpaired, length_limits, main_set
 from sparsepo_jax.config.load import save_config
 from sparsepo_jax.config.schema.data import HOLDOUT
 from sparsepo_jax.config.schema.root import Config
@@ -245,7 +245,7 @@ class Run:
         return table.with_columns(mismatched=others)
 
     def _check_given_weights(self, name: str, table: TokenTable | None) -> None:
-        mask = mask_of(self.config.objective)
+        mask = self.config.objective.mask
         if mask is not None and mask.kind == "given" and table is not None and not table.has_weights:
             columns = "chosen_weights and rejected_weights"
             if table.label_N is not None:

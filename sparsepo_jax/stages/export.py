@@ -267,7 +267,7 @@ def _export_tokenizer(run: Run, path: Path) -> None:
 
 def _mask_tensors(run: Run, masks: Weights) -> dict[str, Any]:
     """Mask nets under the official names, and a baseline under its own; {} if none were trained."""
-    from sparsepo_jax.masks.learned import masks_to_tensors
+    from sparsepo_jax.masks.official_names import masks_to_tensors
 
     nets, baseline = split_baseline(masks)
     return (masks_to_tensors(run.config.objective.mask.net, nets) if nets else {}) | baseline

@@ -11,7 +11,7 @@ import numpy as np
 from sparsepo_jax.build.data import check_room
 from sparsepo_jax.build.masks import initial_masks
 from sparsepo_jax.build.objective import cached_problem
-from sparsepo_jax.config.derive import decided_by_evaluation, mask_of, metric_starts
+from sparsepo_jax.config.derive import decided_by_evaluation, metric_starts
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
@@ -186,7 +186,7 @@ def _masks_may_be_dead(run: Run) -> bool:
 
     Scores have the median of what training draws: with hard_concrete it may be zero where many draws are not.
     """
-    mask = mask_of(run.config.objective)
+    mask = run.config.objective.mask
     is_learned = mask is not None and mask.kind == "learned" and mask.mixer_activation != "hard_concrete"
     return is_learned and not _start_directory(run).exists()
 

@@ -9,7 +9,6 @@ from sparsepo_jax.build.compute import check_batch, put_on
 from sparsepo_jax.build.data import abstract_batches, is_shared, make_reading_plan
 from sparsepo_jax.build.reading import make_score_batch, score_ahead, score_names
 from sparsepo_jax.build.weights import abstract_frozen
-from sparsepo_jax.config.derive import mask_of
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch
 from sparsepo_jax.data.pipeline import make_batches
@@ -73,7 +72,7 @@ def metric_names(run: Run, table: TokenTable, weights: dict[str, Any]) -> list[s
 
 def reads_weights(run: Run, table: TokenTable) -> bool:
     """Whether the masks that score these pairs come with them."""
-    mask = mask_of(run.config.objective)
+    mask = run.config.objective.mask
     return mask is not None and mask.kind == "given" and table.has_weights
 
 

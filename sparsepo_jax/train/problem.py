@@ -51,7 +51,7 @@ class Problem(NamedTuple):
         dispatch: where and by what experts are computed, in mixtures of them.
         router_aux: factor of the routers' auxiliary loss, which is added to the objective; 0: there is none.
         replays_routing: the policy sends tokens to the experts that the reference chose.
-        reads: what the objective reads of a token beside log-probs and KL: `importance`, `baseline`.
+        reads: what the objective reads beside log-probs and KL; see config/schema/objective_base.
         anchor: the log-ratio from which an objective of single responses judges them, nats; a step puts that
             of its batch here. A number, as the seed is.
         cached: the batch brings what the objective needs of the reference. The reference is not run, and the

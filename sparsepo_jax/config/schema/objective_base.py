@@ -25,7 +25,8 @@ class ObjectiveBase(Section):
     weighs: ClassVar[Weighs | str] = "it does not say what the weight of a token means"
     """What token masks do; text: why none can be taken."""
     reads: ClassVar[tuple[str, ...]] = ()
-    """What the loss reads of a token beside log-probs and KL: importance, baseline."""
+    """What the loss reads beside log-probs and KL. Of tokens: importance, baseline. Of rows: label. Of
+    batches, in a pass before: mismatched (log-ratios of mismatched responses), running (of all rows)."""
     mask: Mask | None = None
     """A token mask; null: every token counts 1. What it means in each objective is told in the documentation
     of masks. A mapping without `kind` is a learned mask here."""
