@@ -121,8 +121,8 @@ def test_who_asks_twice_gets_the_status_of_the_first_answer():
 import atexit, time
 from sparsepo_jax import main as program
 
-atexit.register(time.sleep, 1)
-program.main = lambda: print("ending", flush=True) or program.RUN_AGAIN
+atexit.register(lambda: print("ending", flush=True) or time.sleep(1))
+program.main = lambda: program.RUN_AGAIN
 program.console()
 """
     assert ended(program, signal.SIGTERM, signal.SIGTERM) == (RUN_AGAIN, "")
