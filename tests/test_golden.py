@@ -22,7 +22,7 @@ from sparsepo_jax.core.layout import to_pairs
 from sparsepo_jax.core.tree import merge_module, split_module
 from sparsepo_jax.losses.token_weighted import dpo_loss, sparsepo_loss, tdpo1_loss
 from sparsepo_jax.masks.activation import activation_mask, choose_points
-from sparsepo_jax.masks.learned import MaskNet
+from sparsepo_jax.masks.learned import MaskNet, NetSettings
 from sparsepo_jax.masks.official_names import masks_from_tensors, masks_to_tensors
 from sparsepo_jax.masks.source import activation_source, fixed_source, learned_source
 from sparsepo_jax.models.decoder import Decoder
@@ -64,14 +64,8 @@ OFFICIAL_NET = dict(
 
 
 def learned(sharing, **changes):
-    settings = dict(
-        net="simple_all",
-        sharing=sharing,
-        on="both",
-        normalised=False,
-        **OFFICIAL_NET,
-    )
-    return learned_source(**(settings | changes))
+    net = NetSettings("simple_all", **(OFFICIAL_NET | changes))
+    return learned_source(net, sharing=sharing, on="both", normalised=False)
 
 
 def official_masks(family, sharing, source):
@@ -274,7 +268,7 @@ def reference_states(family):
 
 
 def run_net(net, tensors, states, batch, **changes):
-    graph, fresh = split_module(MaskNet(net, rngs=nnx.Rngs(0), **(OFFICIAL_NET | changes)))
+    graph, fresh = split_module(MaskNet(NetSettings(net, **(OFFICIAL_NET | changes)), rngs=nnx.Rngs(0)))
     weights = masks_from_tensors(net, tensors, {f"common.{path}": x.shape for path, x in fresh.items()})
     again = masks_to_tensors(net, weights)
     assert again.keys() == tensors.keys() and all(

@@ -29,6 +29,7 @@ from sparsepo_jax.losses.token_weighted import (
     tdpo1_loss,
 )
 from sparsepo_jax.masks.activation import GROUPS
+from sparsepo_jax.masks.learned import NetSettings
 from sparsepo_jax.masks.source import activation_source, learned_source
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
@@ -48,22 +49,22 @@ from sparsepo_jax.train.optimizer import (
 from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.step import make_pair_loss, make_pair_scores, make_sft_loss, make_update, start_state
 
+NET = NetSettings(
+    net="simple_all",
+    num_layers=2,
+    width=16,
+    norm_eps=1e-5,
+    init="ones",
+    layer_activation="relu",
+    mixer_activation="relu",
+    dropout=0.0,
+)
+
 
 def make_source(**changes):
-    settings = dict(
-        net="simple_all",
-        sharing="common",
-        on="both",
-        normalised=False,
-        num_layers=2,
-        width=16,
-        norm_eps=1e-5,
-        init="ones",
-        layer_activation="relu",
-        mixer_activation="relu",
-        dropout=0.0,
-    )
-    return learned_source(**(settings | changes))
+    of_net = {name: changes.pop(name) for name in NetSettings._fields if name in changes}
+    placing = {"sharing": "common", "on": "both", "normalised": False} | changes
+    return learned_source(NET._replace(**of_net), **placing)
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from sparsepo_jax.losses import (
     wrappers,
 )
 from sparsepo_jax.masks.activation import choose_points
+from sparsepo_jax.masks.learned import NetSettings
 from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.experts import dispatch_on
@@ -101,21 +102,24 @@ def _mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
         return fixed_source("ones", on="both", normalised=False)
     placing = {"on": masked_terms(config.objective), "normalised": mask.normalise}
     if mask.kind == "learned":
-        return learned_source(
+        net = NetSettings(
             net=mask.net,
-            sharing=mask.sharing,
             num_layers=spec.num_layers,
             width=spec.width,
             norm_eps=spec.norm_eps,
             init=mask.init,
             layer_activation=mask.layer_activation,
             mixer_activation=mask.mixer_activation,
+            dropout=mask.dropout,
             budget=mask.budget,
             temperature=mask.temperature,
+            sees=mask.sees,
+        )
+        return learned_source(
+            net,
+            sharing=mask.sharing,
             temperature_start=mask.temperature_start,
             temperature_steps=mask.temperature_steps,
-            sees=mask.sees,
-            dropout=mask.dropout,
             **placing,
         )
     if mask.kind == "activation":

@@ -13,6 +13,7 @@ official start (mean 0.03 to 0.06) shrinks beta twentyfold and may be dead.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,10 +58,10 @@ def activate(
 _product = functools.partial(jnp.einsum, precision="highest")
 
 
-class MaskNet(nnx.Module):
-    """One net of masks.
+class NetSettings(NamedTuple):
+    """What a net of masks is.
 
-    Args:
+    Attributes:
         net: KIND_READS. Kinds are simple, one linear map per layer; ml, two linear maps without a
             non-linearity between them; and binary, the sign of the relu, which never learns and serves as a
             control. It reads `all` layers, through a LayerNorm and a mixer, or the `last` state as it is.
@@ -70,46 +71,52 @@ class MaskNet(nnx.Module):
         init: `ones` for masks near 1; anything else for the official start.
         layer_activation: of each layer's number; see `activate`.
         mixer_activation: of the mask; see `activate`, and gates.GATES.
+        dropout: probability, 0 to 1, after each activation.
         budget: of a gate; see gates.gate.
-        temperature: of a gate.
+        temperature: of a gate, where nothing is trained and at the end of training.
         sees: `prefix`, or `token` for the states behind a token; the last token of a response, behind which
             nothing was computed, has the state before it.
-        dropout: probability, 0 to 1, after each activation.
+    """
+
+    net: str
+    num_layers: int
+    width: int
+    norm_eps: float
+    init: str
+    layer_activation: str
+    mixer_activation: str
+    dropout: float
+    budget: float = 0.3
+    temperature: float = 1.0
+    sees: str = "prefix"
+
+
+class MaskNet(nnx.Module):
+    """One net of masks.
+
+    Args:
+        settings: what it is.
         rngs: source of the initial weights.
     """
 
-    def __init__(
-        self,
-        net: str,
-        *,
-        num_layers: int,
-        width: int,
-        norm_eps: float,
-        init: str,
-        layer_activation: str,
-        mixer_activation: str,
-        dropout: float,
-        budget: float = 0.3,
-        temperature: float = 1.0,
-        sees: str = "prefix",
-        rngs: nnx.Rngs,
-    ):
-        self.kind, _, self.reads = net.partition("_")
-        self.layer_activation = layer_activation
-        self.mixer_activation = mixer_activation
-        self.budget, self.temperature = budget, temperature
-        self.sees = sees
-        self.dropout = dropout
-        L = num_layers if self.reads == "all" else 1
+    def __init__(self, settings: NetSettings, *, rngs: nnx.Rngs):
+        self.kind, _, self.reads = settings.net.partition("_")
+        self.layer_activation = settings.layer_activation
+        self.mixer_activation = settings.mixer_activation
+        self.budget, self.temperature = settings.budget, settings.temperature
+        self.sees = settings.sees
+        self.dropout = settings.dropout
+        width = settings.width
+        L = settings.num_layers if self.reads == "all" else 1
         normal = nnx.initializers.normal(0.02)
-        near_one = init == "ones"
+        near_one = settings.init == "ones"
         if self.kind == "ml":
             self.weight1 = nnx.Param(normal(rngs.params(), (L, HIDDEN, width)))
             self.bias1 = nnx.Param(jnp.zeros((L, HIDDEN)))
         self.weight = nnx.Param(normal(rngs.params(), (L, HIDDEN if self.kind == "ml" else width)))
         self.bias = nnx.Param(jnp.full(L, 1.0 if near_one else 0.0))
         if self.reads == "all":
-            self.norm = nnx.LayerNorm(width, epsilon=norm_eps, use_fast_variance=False, rngs=rngs)
+            self.norm = nnx.LayerNorm(width, epsilon=settings.norm_eps, use_fast_variance=False, rngs=rngs)
             self.mixer = nnx.Param(jnp.full(L, 1.0 / L) if near_one else normal(rngs.params(), (L,)))
 
     def __call__(

@@ -29,7 +29,7 @@ from sparsepo_jax.masks.fixed import (
     random_mask,
 )
 from sparsepo_jax.masks.gates import annealed
-from sparsepo_jax.masks.learned import MaskNet
+from sparsepo_jax.masks.learned import MaskNet, NetSettings
 
 Keep = Callable[[str, Array, Array], Any]  # an array or a tree of arrays, or None
 Make = Callable[..., TokenMasks]
@@ -60,64 +60,27 @@ class MaskSource(NamedTuple):
 
 @functools.cache
 def learned_source(
+    settings: NetSettings,
     *,
-    net: str,
     sharing: str,
     on: MaskedTerms,
     normalised: bool,
-    num_layers: int,
-    width: int,
-    norm_eps: float,
-    init: str,
-    layer_activation: str,
-    mixer_activation: str,
-    dropout: float,
-    budget: float = 0.3,
-    temperature: float = 1.0,
     temperature_start: float | None = None,
     temperature_steps: int | None = None,
-    sees: str = "prefix",
 ) -> MaskSource:
     """SparsePO's masks. Their weights are named `common.*`, or `reward.*` and `kl.*`.
 
     Args:
-        net: see masks/learned.MaskNet, as are the arguments from num_layers on.
+        settings: of each net.
         sharing: `common`, one net for reward and KL; or `independent`, one for each.
         on: see masks/fixed.place. A mask on one of the two needs one net alone.
         normalised: whether each response's mask is scaled to mean 1.
-        num_layers: of the reference model.
-        width: of the reference model's states.
-        norm_eps: epsilon of the LayerNorm.
-        init: `ones`, or the official start.
-        layer_activation: of each layer's number.
-        mixer_activation: of the mask.
-        budget: of gates.
-        temperature: of gates, where nothing is trained and at the end of training.
-        temperature_start: of gates at the first step; None: temperature.
+        temperature_start: of gates at the first step; None: that of the settings.
         temperature_steps: steps from one to the other.
-        sees: `prefix` or `token`.
-        dropout: probability, 0 to 1.
     """
     roles = _roles(sharing, on)
-    reads_all = net.endswith("_all")
-
-    def make_net(rngs: nnx.Rngs) -> MaskNet:
-        return MaskNet(
-            net,
-            num_layers=num_layers,
-            width=width,
-            norm_eps=norm_eps,
-            init=init,
-            layer_activation=layer_activation,
-            mixer_activation=mixer_activation,
-            budget=budget,
-            temperature=temperature,
-            sees=sees,
-            dropout=dropout,
-            rngs=rngs,
-        )
-
-    graph = nnx.split(nnx.eval_shape(lambda: make_net(nnx.Rngs(0))), nnx.Param)[0]
+    reads_all = settings.net.endswith("_all")
+    graph = nnx.split(nnx.eval_shape(lambda: MaskNet(settings, rngs=nnx.Rngs(0))), nnx.Param)[0]
 
     def keep(name: str, x: Array, at_RM: Array) -> Array | None:
         is_read = name == "final_norm" or (name == "block_out" and reads_all)
@@ -126,7 +89,7 @@ def learned_source(
     def temperature_at(step: Array | None) -> Array | None:
         if temperature_start is None or temperature_steps is None or step is None:
             return None
-        return annealed(temperature_start, temperature, temperature_steps, step)
+        return annealed(temperature_start, settings.temperature, temperature_steps, step)
 
     def make(
         weights: Weights,
@@ -142,8 +105,9 @@ def learned_source(
             states_LRMD = jnp.concatenate([kept["block_out"][:-1], states_LRMD])
 
         def mask_of(role: str) -> Array:
-            net_of_role, keys = merge_module(graph, _below(weights, role)), key_B if training else None
-            mask_BPT = net_of_role(states_LRMD, batch, _keys_of(role, keys), temperature_at(step))
+            net_of_role = merge_module(graph, _below(weights, role))
+            own_key_B = _keys_of(role, key_B) if training else None
+            mask_BPT = net_of_role(states_LRMD, batch, own_key_B, temperature_at(step))
             return normalise(mask_BPT, batch.valid_BPT) if normalised else mask_BPT
 
         if len(roles) == 1:
@@ -154,7 +118,7 @@ def learned_source(
         return {
             f"{role}.{path}": value
             for role in roles
-            for path, value in split_module(make_net(rngs))[1].items()
+            for path, value in split_module(MaskNet(settings, rngs=rngs))[1].items()
         }
 
     return MaskSource(keep, make, init_weights, shared=sharing == "common", reads_activations=True)
