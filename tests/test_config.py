@@ -513,6 +513,25 @@ def plan_of(**sections):
     return lines
 
 
+def test_what_a_stage_has_no_use_for_is_not_in_its_plan():
+    sft = [{"kind": "reviews", "rows": 5, "seed": 0}]
+    compared = {"reference", "objective", "mask"}
+    assert compared.isdisjoint(plan_of(stages=["sft"], data={"sft": sft}))
+    assert compared <= plan_of(stages=["sft", "po"], data={"sft": sft, "train": sft}).keys()
+
+
+def test_a_directory_under_a_file_is_a_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    sft = {"stages": ["sft"], "data": {"sft": [{"kind": "reviews", "rows": 5, "seed": 0}]}}
+    for sections in (
+        {"output_dir": str(tmp_path / "file" / "run")},
+        {"export": {"path": str(tmp_path / "file")}},
+    ):
+        with pytest.raises(ConfigError, match=r"file is a file: take another path"):
+            plan_of(**sft, **sections)
+    plan_of(**sft, output_dir=str(tmp_path / "not" / "yet"))
+
+
 @pytest.fixture
 def data(tmp_path):
     """Rows: sft 3 + half of 4, train 10, eval 7.

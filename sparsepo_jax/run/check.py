@@ -48,6 +48,8 @@ from sparsepo_jax.run.parts import evaluated_rows, evaluated_unit, holdout_mista
 from sparsepo_jax.run.resume import Marks, scores_path
 from sparsepo_jax.run.row_counts import hold_pairs, rows_of
 
+COMPARING = {"po", "score", "eval"}  # stages for which there is a reference, and an objective
+
 
 def make_plan_text(config: Config) -> str:
     """Stages, parameters, rows, steps, tokens a step, bytes per device.
@@ -69,6 +71,7 @@ def make_plan_text(config: Config) -> str:
     scorer_rows = _scorer_rows(config, mistakes)
     length = _max_length(config, policy, mistakes)
     mistakes += [
+        *_output_mistakes(config),
         *_file_mistakes(config),
         *_vocabulary_mistakes(config, policy, reference),
         *_batch_mistakes(config),
@@ -108,6 +111,13 @@ def _model_lines(config: Config, policy: Model, reference: Model, adapters: Adap
     yield "output", config.output_dir
     yield from rounds_lines(config)
     yield "policy", describe_model(policy) + adapters.policy_text
+    if config.rounds is not None or not COMPARING.isdisjoint(config.stages):
+        yield from _objective_lines(config, reference, adapters)
+    yield "devices", _devices(config)
+    yield "computing", _computing(config)
+
+
+def _objective_lines(config: Config, reference: Model, adapters: Adapters) -> Iterator[Line]:
     if config.reference.path is None and config.reference.adapter is None:
         reference_text = "the policy as po finds it"
     else:
@@ -122,8 +132,6 @@ def _model_lines(config: Config, policy: Model, reference: Model, adapters: Adap
             net = f" {mask.net}, {mask.sharing}: {parameters} parameters"
         terms = masked_terms(config.objective)
         yield "mask", f"{mask.kind}{net}, on {'reward and KL' if terms == 'both' else terms}"
-    yield "devices", _devices(config)
-    yield "computing", _computing(config)
 
 
 def _training_lines(
@@ -224,6 +232,17 @@ def _max_length(config: Config, policy: Model, mistakes: list[str]) -> int:
     except UserError as error:
         mistakes.append(str(error))
         return DEFAULT_LENGTH
+
+
+def _output_mistakes(config: Config) -> Iterator[str]:
+    """Files where directories would have to be made."""
+    for name, path in (("output_dir", config.output_dir), ("export.path", config.export.path)):
+        if path is None:
+            continue
+        place = Path(path)
+        there = next(part for part in (place, *place.absolute().parents) if part.exists())
+        if not there.is_dir():
+            yield f"{name}: {there} is a file: take another path, or put the file away"
 
 
 def _file_mistakes(config: Config) -> Iterator[str]:
