@@ -68,6 +68,9 @@ def test_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", lambda *paths: order.append("named") or replace(*paths))
     write_text(tmp_path / "file", "four")
     assert order == [4, "named"]
+    order.clear()
+    write_directory(tmp_path / "kept", lambda unfinished: (unfinished / "file").write_text("four"))
+    assert order == [4, "named"]
 
 
 def test_what_was_cut_is_not_complete(tmp_path):
@@ -79,8 +82,9 @@ def test_what_was_cut_is_not_complete(tmp_path):
     for path in (record, rows):
         path.write_bytes(path.read_bytes()[:-3])
         assert not is_complete(path)
-    rows.write_text("")  # pairs_made.jsonl where no answers differ
-    assert is_complete(rows)
+    rows.write_text("")
+    assert not is_complete(rows), "a power cut has emptied it"
+    assert is_complete(rows, may_be_empty=True), "pairs_made.jsonl where no answers differ"
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"\0" * 40, b"{", b"\xff{}", b"[" * 100_000])

@@ -298,6 +298,9 @@ def test_answers_that_were_cut_are_one_line(measured):
     output, run = measured
     (output / "generations.jsonl").write_text(json.dumps(ANSWERS[0])[:-9])
     assert "run the stage generate again" in run(None, code=1)
+    for line in ("null", "[]"):
+        (output / "generations.jsonl").write_text(json.dumps(ANSWERS[0]) + f"\n{line}\n")
+        assert "expected a JSON object a line" in run(None, code=1)
 
 
 def test_the_stage_measures_code_and_texts(measured):

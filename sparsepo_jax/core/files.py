@@ -94,11 +94,12 @@ def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
     return content
 
 
-def is_complete(path: Path) -> bool:
+def is_complete(path: Path, *, may_be_empty: bool = False) -> bool:
     """Whether a file or directory is there; of .json and .jsonl also, whether its end is.
 
     Args:
         path: of what a run has written.
+        may_be_empty: whether a .jsonl without a line is one. Otherwise a power cut has emptied it.
     """
     if path.suffix not in (".json", ".jsonl") or not path.is_file():
         return path.exists()
@@ -106,7 +107,7 @@ def is_complete(path: Path) -> bool:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - 1, 0))
-            return file.read() in (b"", b"\n")
+            return file.read() == b"\n" if size else may_be_empty
     try:
         json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -126,6 +127,10 @@ def write_directory(directory: Path, fill: Callable[[Path], None]) -> None:
     unfinished.mkdir(parents=True)
     try:
         fill(unfinished)
+        for path in unfinished.rglob("*"):
+            if path.is_file():
+                with path.open("r+b") as file:
+                    os.fsync(file.fileno())
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise

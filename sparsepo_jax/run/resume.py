@@ -21,6 +21,7 @@ TRAINING = ("sft", "po")
 # These stages leave no result: they may run beside another run, and in a directory of other settings.
 LOOKING = {"inspect", "report"}
 _CONTINUED = (*TRAINING, "pairs")
+_MAY_BE_EMPTY = {"pairs_made.jsonl"}  # where no answers differ
 _READS = ("seed", "policy", "reference", "tokenizer", "data", "objective", "compute")
 _SECTIONS = {
     "sft": ("seed", "policy", "tokenizer", "data", "sft", "compute.weights"),
@@ -120,8 +121,9 @@ class Marks:
         drop_added(mark["depends"])
         if stage in _CONTINUED:
             self._refuse_changes(stage, mark["depends"])
-            return all(map(is_complete, outputs))
-        return mark["depends"] == self.depends(stage) and all(map(is_complete, outputs))
+        elif mark["depends"] != self.depends(stage):
+            return False
+        return all(is_complete(path, may_be_empty=path.name in _MAY_BE_EMPTY) for path in outputs)
 
     def mark(self, stage: str, seconds: float, taken: "Marks | None" = None) -> None:
         """Notes that a stage is finished.

@@ -98,11 +98,13 @@ def _read_generations(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"measure: expected {path}, found nothing: run the stage generate first")
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError:
+    except (ValueError, RecursionError):
+        records = [None]
+    if not all(isinstance(record, dict) for record in records):
         raise UserError(
             f"measure: {path}: expected a JSON object a line, found something else; "
             "run the stage generate again"
-        ) from None
+        )
     if any(sample["text"] is None for record in records for sample in record["samples"]):
         raise UserError(
             f"measure: {path} holds token ids without text: set tokenizer and run the stage generate again"

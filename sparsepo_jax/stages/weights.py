@@ -78,6 +78,12 @@ def _read_policy(run: Run) -> Weights:
     config = run.config
     if run.marks.finished("sft"):
         return trained(run, "sft")["policy"]
+    unmarked = run.output_dir / "sft" / "final"
+    if "sft" not in config.stages and unmarked.exists():  # stages.json was deleted
+        raise UserError(
+            f"{unmarked} lies there, and stages.json does not say that the stage sft is finished: run it "
+            f"again, which goes on from its last checkpoint, or delete {unmarked.parent} to do without it"
+        )
     if config.sft.taken_from is not None and "sft" not in config.stages:
         raise UserError(
             f"sft.taken_from: the stage sft takes what {config.sft.taken_from} has trained, and has not been "

@@ -269,7 +269,7 @@ class Checkpoints:
     def restore(self, like: Any) -> Any | None:
         """The last state that is not damaged.
 
-        Damaged ones behind it are told and renamed to DIRECTORY/../damaged_STEP.
+        Newer ones, which are damaged, are told and renamed to DIRECTORY/../damaged_STEP.
 
         Args:
             like: a state, or its abstract form, of the wanted shapes, types and shardings.
@@ -407,6 +407,6 @@ def load_once(path: Path, like: Any) -> Any:
     if _anywhere(damage is not None):
         raise UserError(
             f"{path} is damaged ({damage or _ELSEWHERE}); bring back a copy, or delete {path.parent} and "
-            "stages.json beside it to run the stage anew"
+            f"stages.json beside it to run the stage {path.parent.name} anew"
         )
     return state
