@@ -456,6 +456,9 @@ def test_a_user_without_a_home_is_told_what_to_set(tmp_path, monkeypatch):
         cache_directory("tokens")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_directory("tokens") == tmp_path / "sparsepo_jax" / "tokens"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/kept")  # as a file of settings has it that no shell reads
+    assert cache_directory("tokens") == tmp_path / "kept" / "sparsepo_jax" / "tokens"
 
 
 def test_the_cache_gives_back_every_column(load):

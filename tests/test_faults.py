@@ -3,6 +3,7 @@
 The real program each time.
 """
 
+import errno
 import json
 import os
 import random
@@ -162,7 +163,7 @@ def test_if_all_checkpoints_are_damaged_the_run_says_what_to_do(whole, tmp_path,
     ("error", "is_raised"),
     [
         (OSError(24, "Too many open files"), True),
-        (OSError(116, "Stale file handle"), True),
+        (OSError(errno.ESTALE, "Stale file handle"), True),
         (ValueError("RESOURCE_EXHAUSTED: Failed to open: Too many open files [os_error_code='24']"), True),
         (KeyboardInterrupt(), True),
         (OSError(5, "Input/output error"), False),
@@ -234,12 +235,26 @@ def test_what_a_damaged_end_asks_for_runs_the_stage_anew(whole, tmp_path, capsys
     flip(array_file(output / "po" / "final"))
     config = str(write_config(tmp_path / "copy", **(PO | {"stages": ["po", "export"]})))
     assert main(["--config", config]) == 1
-    asked = f"delete {output}/po and stages.json beside it to run the stage anew"
+    asked = f"delete {output}/po and stages.json beside it to run the stage po anew"
     assert asked in capsys.readouterr().err
     shutil.rmtree(output / "po")
     (output / "stages.json").unlink()
     assert main(["--config", config]) == 0
     same_weights(output / "po", whole[1] / "po")
+
+
+def test_an_sft_that_no_mark_knows_is_not_left_out(tmp_path, capsys):
+    """Kills: po from the base model, after stages.json was deleted as a line asked."""
+    config = str(
+        write_config(tmp_path, **(PO | {"stages": ["sft"], "sft": {"steps": 2}, "po": {"steps": 1}}))
+    )
+    assert main(["--config", config]) == 0
+    (tmp_path / "run" / "stages.json").unlink()
+    assert main(["--config", config, "stages=[po]"]) == 1
+    error = capsys.readouterr().err
+    assert "run/sft/final lies there" in error and "run it again" in error and error.count("\n") == 1
+    assert main(["--config", config]) == 0 == main(["--config", config, "stages=[po]"])
+    assert "sft: continues after step 2 of 2" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- numbers
@@ -440,6 +455,13 @@ def test_a_full_disk_is_said_in_one_line_and_nothing_is_lost(whole, tmp_path, fu
             "OUT: too many files are open: raise the limit (ulimit -n)",
         ),
         (RuntimeError("can't start new thread"), "OUT: no more processes or threads can be started"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), None),
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), None),
+        (
+            OSError(errno.ENOTCONN, "Transport endpoint is not connected", "/net/f"),
+            "/net/f: the file system of the network is away",
+        ),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), None),
         (
             NotADirectoryError(20, "Not a directory", "/a.yaml/run"),
             "/a.yaml/run: a part of this path is a file",

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from helpers.program import write_config
+from sparsepo_jax import main as program
 from sparsepo_jax.core.streams import Lasting, lasting_output, opened_output
 
 full_device = pytest.mark.skipif(
@@ -35,7 +37,7 @@ class Terminal(io.StringIO):
             raise OSError(self.number, os.strerror(self.number))
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EPIPE])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EPIPE, errno.EAGAIN])
 def test_what_cannot_be_written_is_passed_over(number):
     """EIO: a terminal that was closed under a run that was disowned."""
     terminal = Terminal()
@@ -45,6 +47,14 @@ def test_what_cannot_be_written_is_passed_over(number):
     terminal.number = None
     print("room again", file=lasting, flush=True)
     assert "room again" in terminal.getvalue()
+
+
+def test_an_error_of_the_program_is_not_passed_over():
+    """Kills: a run that prints into a file that its own code has closed, or set wrongly."""
+    terminal = Terminal()
+    terminal.number = errno.EBADF
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        print("lost", file=Lasting(terminal), flush=True)
 
 
 def test_letters_that_stdout_does_not_know_become_escapes(monkeypatch):
@@ -58,12 +68,27 @@ def test_letters_that_stdout_does_not_know_become_escapes(monkeypatch):
 
 
 @full_device
-def test_a_command_that_only_prints_says_that_it_cannot():
+@pytest.mark.parametrize("arguments", [["--schema"], ["stages=[inspect]"]])
+def test_a_command_that_only_prints_says_that_it_cannot(arguments, tmp_path):
+    config = [] if arguments == ["--schema"] else ["--config", str(write_config(tmp_path))]
     with open("/dev/full", "w") as out:
         ended = subprocess.run(
-            [sys.executable, "-m", "sparsepo_jax.main", "--schema"],
+            [sys.executable, "-m", "sparsepo_jax.main", *config, *arguments],
             stdout=out,
             stderr=subprocess.PIPE,
             text=True,
         )
     assert (ended.returncode, ended.stderr) == (1, "error: stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize("error", [OSError("libcuda.so: no such file"), OSError(errno.ENOSPC, "full")])
+def test_an_error_of_something_else_than_stdout_keeps_its_traceback(monkeypatch, error):
+    """As of ctypes and requests. Kills: `error: stdout: None`."""
+
+    def command(arguments):
+        raise error
+
+    monkeypatch.setattr(program, "command", command)
+    with pytest.raises(OSError) as raised:
+        program.main([])
+    assert raised.value is error

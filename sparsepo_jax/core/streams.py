@@ -23,8 +23,49 @@ def discard(stream: Any) -> None:
         os.close(null_device)
 
 
-# Its reader has ended; its terminal is gone (of a run that was disowned).
-_FOR_GOOD = (errno.EPIPE, errno.EIO)
+# Its reader has ended; its terminal is gone (of a run that was disowned), or its file on the network is.
+_FOR_GOOD = (errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.ESTALE, errno.ENOTCONN)
+# There is no room; its reader is too slow, and it does not wait for it.
+_FOR_NOW = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN)
+
+STDOUT = "<stdout>"  # the filename of its errors
+
+
+class Named:
+    """A stream whose errors name it, as those of a file do.
+
+    Args:
+        stream: where everything goes.
+        name: what its errors have for their filename.
+    """
+
+    def __init__(self, stream: Any, name: str):
+        self._stream, self._name = stream, name
+
+    def write(self, text: str) -> int:
+        """As TextIO.write.
+
+        Args:
+            text: to be written.
+        """
+        with self._naming():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """As TextIO.flush."""
+        with self._naming():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = self._name
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Lasting:
@@ -57,9 +98,15 @@ class Lasting:
             self._pass_over(error)
 
     def _pass_over(self, error: OSError) -> None:
-        """Gives up a stream whose reader will not come back; on a full disk there may be room again."""
+        """Gives up a stream whose reader will not come back; on a full disk there may be room again.
+
+        Raises:
+            OSError: it is another error.
+        """
         if error.errno in _FOR_GOOD:
             discard(self._stream)
+        elif error.errno not in _FOR_NOW:
+            raise error
 
     def end(self) -> None:
         """Flushes for the last time: what cannot be written now is dropped."""
@@ -91,6 +138,7 @@ def opened_output() -> Iterator[None]:
     """Opens stdout and stderr where the program was started with them closed (>&-).
 
     What is written to them goes nowhere. Otherwise the next file that is opened would become one of them.
+    Errors of stdout have STDOUT for their filename.
     Letters that an open stdout cannot write, such as those beyond ASCII on a terminal of ASCII, become
     escapes.
     """
@@ -102,6 +150,7 @@ def opened_output() -> Iterator[None]:
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             opened.callback(sys.stdout.reconfigure, errors="strict")
             sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout = Named(sys.stdout, STDOUT)
         try:
             yield
         finally:

@@ -31,7 +31,7 @@ def cache_directory(name: str) -> Path:
     Raises:
         UserError: there is none, as in a container whose user has no home.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     if cache.startswith("~"):
         raise UserError("caches: this user has no home directory to keep them in: set HOME or XDG_CACHE_HOME")
     return Path(cache) / "sparsepo_jax" / name

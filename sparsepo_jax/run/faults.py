@@ -20,6 +20,8 @@ _REMEDIES = {
     errno.ENFILE: "too many files are open on this machine: close some",
     errno.EAGAIN: "no more processes or threads can be started: raise the limit (ulimit -u)",
 }
+# Of an error of the system that names no file they may be a stream's or a socket's.
+_OF_SOCKETS = (errno.EAGAIN, errno.ENOTCONN)
 # Nothing was written, since the path cannot be what it is meant to be.
 _WRONG_PATHS = {
     errno.EEXIST: "something else is there, a file or a link to nothing: take another path, or put it away",
@@ -76,6 +78,8 @@ def _explain_alone(error: BaseException, output_dir: str) -> str | None:
         return f"the host is out of memory; {_MEMORY}"
     number = error.errno if from_system else None
     number = number or next((code for words, code in _IN_WORDS.items() if words in text), None)
+    if from_system and error.errno in _OF_SOCKETS and not error.filename:
+        return None
     if number is None and isinstance(error, RuntimeError | ValueError) and _OUT_OF_MEMORY.search(text):
         return f"a device is out of memory ({text[:160]}); {_MEMORY}"
     path = (error.filename if from_system else None) or output_dir
@@ -83,6 +87,6 @@ def _explain_alone(error: BaseException, output_dir: str) -> str | None:
         return f"{path}: {_WRONG_PATHS[number]}"
     if number in _REMEDIES:
         return f"{path}: {_REMEDIES[number]}; the same command then continues the run"
-    if from_system and error.strerror:
-        return f"{path}: {error.strerror}"
+    if from_system and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     return None
