@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A command that only prints ends quietly when its reader (`head`) does.
     """
-    from sparsepo_jax.core.streams import discard, opened_output
+    from sparsepo_jax.core.streams import STDOUT, discard, opened_output
 
     try:
         with opened_output():
@@ -40,9 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         discard(sys.stdout)
         return PIPE_CLOSED
-    except OSError as error:  # a full disk under `> FILE`, of a command that only prints
-        discard(sys.stdout)
-        print(f"error: {error.filename or 'stdout'}: {error.strerror}", file=sys.stderr)
+    except OSError as error:
+        if error.filename != STDOUT:
+            raise
+        discard(sys.stdout)  # on a full disk, under `> FILE` of a command that only prints
+        print(f"error: stdout: {error.strerror}", file=sys.stderr)
         return 1
 
 
@@ -107,6 +109,7 @@ def convert(options: argparse.Namespace) -> int:
 def leave(status: int) -> int:
     """Ends the process if others of the run are gone; otherwise returns the exit status."""
     if status and "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
+        ignore_signals()
         # JAX would wait at the end for processes that may never come.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -257,6 +260,7 @@ def attempt(config: "Config", began_s: float | None = None) -> tuple[int, str | 
     began_s = time.time() if began_s is None else began_s
     from sparsepo_jax.core.errors import UserError
     from sparsepo_jax.core.stop import Stop
+    from sparsepo_jax.core.streams import STDOUT
 
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would warn that PyTorch is missing
     try:
@@ -272,8 +276,9 @@ def attempt(config: "Config", began_s: float | None = None) -> tuple[int, str | 
     except Exception as error:
         from sparsepo_jax.run.resume import LOOKING
 
-        if isinstance(error, BrokenPipeError) and LOOKING.issuperset(config.stages):
-            raise  # nobody reads any more
+        is_of_output = isinstance(error, BrokenPipeError) or getattr(error, "filename", None) == STDOUT
+        if is_of_output and LOOKING.issuperset(config.stages):
+            raise  # nobody reads any more, or there is no room
         return _failed(error, config.output_dir)
 
 
@@ -282,7 +287,7 @@ def _stopped(asked: type[KeyboardInterrupt]) -> tuple[int, str]:
     from sparsepo_jax.core.stop import Terminated
 
     if issubclass(asked, Terminated):
-        return RUN_AGAIN, "stopped by SIGTERM; the same command continues the run"
+        return RUN_AGAIN, "stopped by SIGTERM or SIGHUP; the same command continues the run"
     return 130, "interrupted; the same command continues the run"
 
 
@@ -304,6 +309,13 @@ def _failed(error: Exception, output_dir: str) -> tuple[int, str]:
             "continues from its last checkpoint"
         )
     return 1, f"error: {explanation}" if explanation else traceback.format_exc()
+
+
+def ignore_signals() -> None:
+    """Who asks twice shall not change the status of a run that ends."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # not on Windows
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def end(status: int) -> NoReturn:
@@ -329,9 +341,7 @@ def console() -> NoReturn:
     except KeyboardInterrupt:  # before a run began
         print("interrupted", file=sys.stderr)
         status = 130
-    for name in ("SIGTERM", "SIGHUP"):  # who asks twice shall not change the status of a run that ends
-        if hasattr(signal, name):  # not on Windows
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    ignore_signals()
     end(status)
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from sparsepo_jax.core.stop import Stop, Terminated
+from sparsepo_jax.core.stop import AGAIN_AFTER_S, Stop, Terminated
 from sparsepo_jax.main import RUN_AGAIN, attempt
 
 
@@ -47,6 +47,32 @@ def test_a_dropped_signal_still_waits_for_the_step_to_be_complete():
             time.sleep(0.3)
             completed = True
     assert completed
+
+
+def test_a_dropped_second_signal_breaks_the_step_off():
+    """Kills: one that counts as a first, so that who asks twice waits for the step all the same."""
+    completed, stop = False, Stop()
+    with pytest.raises(Terminated), stop.listening(), stop.later():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        Raising(signal.SIGTERM)
+        time.sleep(5)
+        completed = True
+    assert not completed
+
+
+def test_an_error_leaves_no_signal_for_the_old_handlers():
+    """Kills: status 143, by a signal that is sent once more when the program does not listen any longer."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("late"))
+    try:
+        with pytest.raises(ValueError, match="of the run"), Stop().listening():
+            Raising(signal.SIGTERM)
+            raise ValueError("of the run")
+        time.sleep(4 * AGAIN_AFTER_S)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not heard
 
 
 def test_other_errors_that_python_drops_are_shown_as_before(monkeypatch):
@@ -109,10 +135,14 @@ def ended(program: str, *numbers: int) -> tuple[int, str]:
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline()
-    for number in numbers:
-        process.send_signal(number)
-        time.sleep(0.1)
-    return process.wait(timeout=60), process.communicate()[1]
+    try:
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.1)
+        error = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    return process.returncode, error
 
 
 def test_who_asks_twice_gets_the_status_of_the_first_answer():
@@ -126,6 +156,22 @@ program.main = lambda: program.RUN_AGAIN
 program.console()
 """
     assert ended(program, signal.SIGTERM, signal.SIGTERM) == (RUN_AGAIN, "")
+
+
+def test_who_asks_twice_gets_the_same_of_the_first_of_several_processes():
+    """Process 0 waits a while for the others before it ends. Kills: status 143 in that time."""
+    program = """
+import sys, types
+from sparsepo_jax import main as program
+
+def process_index():
+    print("leaving", flush=True)
+    return 0
+
+sys.modules["jax"] = types.SimpleNamespace(process_count=lambda: 2, process_index=process_index)
+program.leave(program.RUN_AGAIN)
+"""
+    assert ended(program, signal.SIGTERM, signal.SIGHUP) == (RUN_AGAIN, "")
 
 
 def test_ctrl_c_before_a_run_begins_is_one_line():

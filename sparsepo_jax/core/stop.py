@@ -30,6 +30,7 @@ class Stop:
         self.asked: type[KeyboardInterrupt] | None = None
         self._waits = False
         self._number = 0  # of the last signal
+        self._asked_before: type[KeyboardInterrupt] | None = None  # what `asked` was when it came
         self._again: threading.Timer | None = None
 
     @contextlib.contextmanager
@@ -44,15 +45,20 @@ class Stop:
                 before.callback(signal.signal, number, signal.signal(number, handler))
             before.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
             sys.unraisablehook = functools.partial(self._hear_again, sys.unraisablehook)
-            yield self
-            if self._again is not None:
-                self._again.join()
+            try:
+                yield self
+            except BaseException:
+                if self._again is not None:
+                    self._again.cancel()
+                raise
+            finally:
+                if self._again is not None:  # a signal after this would meet the old handlers
+                    self._again.join()
 
     def _take(self, number: int, frame: object) -> None:
-        again = self.asked is not None
-        self._number = number
+        self._number, self._asked_before = number, self.asked
         self.asked = Terminated if number == signal.SIGTERM else KeyboardInterrupt
-        if again or not self._waits:
+        if self._asked_before is not None or not self._waits:
             raise self.asked
 
     def _hear_again(self, show: Callable[[Any], None], unraisable: "sys.UnraisableHookArgs") -> None:
@@ -65,8 +71,8 @@ class Stop:
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             show(unraisable)
             return
-        self.asked = None
-        self._again = threading.Timer(AGAIN_AFTER_S, os.kill, (os.getpid(), self._number))
+        self.asked = self._asked_before
+        self._again = threading.Timer(AGAIN_AFTER_S, _send_to_self, (self._number,))
         self._again.daemon = True
         self._again.start()
 
@@ -89,6 +95,14 @@ class Stop:
 def _terminate(number: int, frame: object) -> None:
     """Whatever listens to SIGTERM, JAX included where a run has several processes, hears SIGHUP so, too."""
     signal.raise_signal(signal.SIGTERM)
+
+
+def _send_to_self(number: int) -> None:
+    """Sends this process a signal, from any thread."""
+    if os.name == "nt":
+        signal.raise_signal(number)  # os.kill would end the process there, whatever listens
+    else:
+        os.kill(os.getpid(), number)  # wakes the main thread where it sleeps
 
 
 def stopped_by(error: BaseException) -> type[KeyboardInterrupt] | None:

@@ -35,7 +35,8 @@ examples:
 exit status: 0 done; 1 a run failed; 2 the config or the command line is wrong; 3 with --aot: it does not fit;
   with --sweep 1 if any of its runs failed (the others are done);
   130 interrupted (Ctrl-C);
-  75 stopped by SIGTERM, or because another process of the run is gone: start it again, and it continues
+  75 stopped by SIGTERM or SIGHUP, or because another process of the run is gone: start it again, and it
+  continues
   (134: the same, JAX has aborted it)
 """
 
