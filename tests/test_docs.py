@@ -258,13 +258,18 @@ def fields_below(node) -> dict:
     return {name: field for below in names for name, field in SCHEMA["$defs"][below]["properties"].items()}
 
 
+def types_of(node) -> set[str]:
+    """The JSON types that a value of this node may have."""
+    return {node.get("type")} | {name for option in node.get("anyOf", []) for name in types_of(option)}
+
+
 def is_setting(path: str) -> bool:
     """Whether `section.field` is one; below a mapping of the reader's any name is."""
     node, level = {}, SCHEMA["properties"]
     for name in path.split("."):
         if not name.isdigit():
             if name not in level:
-                return not level and "object" in str(node)
+                return not level and "object" in types_of(node)
             node, level = level[name], fields_below(level[name])
     return True
 

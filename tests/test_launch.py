@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from sparsepo_jax.config.derive import batch_problem, least_shards
 from sparsepo_jax.config.load import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -250,6 +251,9 @@ def test_the_runs_in_headers_can_begin_on_their_devices(arguments):
     path, *overrides = arguments
     config, _ = load_config(LAUNCH.parent / path, overrides)
     assert config.policy.path is None or not config.policy.path.startswith("runs/")
+    shards = least_shards(config.compute.mesh)
+    assert batch_problem("po.batch_size", config.po.batch_size, config.po.accumulation, shards) is None
+    assert batch_problem("evaluation.batch_size", config.evaluation.batch_size, 1, shards) is None
 
 
 def test_the_headers_show_a_run_on_many_devices():

@@ -115,9 +115,9 @@ def read_if_sound(path: Path, *, stage: str, broken: list[str]) -> dict:
 
 
 def outdated(directory: Path) -> str | None:
-    """A line if summary.json is not of the weights that stages.json names, else None.
+    """A line if summary.json is not known to be of the weights that stages.json names, else None.
 
-    They were trained anew, or the evaluation was broken off after it had written.
+    They were trained anew, or an evaluation was broken off.
     """
     marks = _read_object(directory / "stages.json")
     trained = {
@@ -126,7 +126,9 @@ def outdated(directory: Path) -> str | None:
     path, evaluated = directory / "summary.json", marks.get("eval")
     if not trained or not path.is_file():
         return None
-    depends = evaluated.get("depends") if isinstance(evaluated, dict) else {"trained": None}
+    if not isinstance(evaluated, dict):
+        return f"{path}: stages.json does not say that its evaluation was finished: run the stage eval again"
+    depends = evaluated.get("depends")
     if not isinstance(depends, dict) or depends.get("trained", trained) == trained:
         return None
     return f"{path} is not of the weights that lie here now: run the stage eval again"

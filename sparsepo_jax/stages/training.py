@@ -136,8 +136,8 @@ def without_checkpoints(config: Config, *, follows_best: bool) -> str | None:
     if jax.process_count() == 1 or follows_best or config.checkpoint.every_steps is not None:
         return None
     return (
-        "several processes keep no checkpoints by time, and checkpoint.every_steps is not set: if one is "
-        "lost, this stage begins anew (SIGTERM saves it)"
+        "several processes keep no checkpoints by time, and checkpoint.every_steps is not set: if a process "
+        "is lost, this stage begins anew (one that is stopped by SIGTERM saves a checkpoint first)"
     )
 
 
