@@ -250,6 +250,7 @@ def test_an_sft_that_no_mark_knows_is_not_left_out(tmp_path, capsys):
     )
     assert main(["--config", config]) == 0
     (tmp_path / "run" / "stages.json").unlink()
+    capsys.readouterr()
     assert main(["--config", config, "stages=[po]"]) == 1
     error = capsys.readouterr().err
     assert "run/sft/final lies there" in error and "run it again" in error and error.count("\n") == 1
