@@ -104,7 +104,8 @@ def test_figures_are_of_the_mask_that_is_there():
     decisive = np.array([False, True, False, False] * 2)
     assert mask_sparsity(scores, "kl") == 0.75 and mask_sparsity(scores) == 0
     figures = token_figures(scores, scores, decisive, mask="kl")
-    assert figures["auroc_untrained"] == figures["auroc_kl"] == figures["precision_reward"] == 1.0
+    assert figures["auroc_kl"] == figures["precision_reward"] == 1.0
+    assert figures["auroc_reward"] is figures["auroc_shuffled"] is figures["auroc_untrained"] is None
     assert token_figures(scores, scores, decisive, mask="reward")["auroc_untrained"] == 0.5
 
 

@@ -19,7 +19,7 @@ from sparsepo_jax.run.choices import BLOCK
 
 MOST_COMPILED = 6
 ENOUGH = 3  # that fit
-ALIKE = 0.01  # bounds that differ by less than this part are equal: a count is no more exact
+SAME = 0.01  # bounds in the same hundredth of the least are taken for equal: a count is no more exact
 Overrides = dict[str, Any]
 
 
@@ -52,7 +52,7 @@ class Fit(NamedTuple):
     """What a search came to.
 
     Attributes:
-        best: the compiled settings that fit and have the lowest bound; None: none fit.
+        best: the compiled settings that fit and are the fastest, see `_fastest`; None: none fit.
         tried: all that were compiled.
         candidates: all that were counted by hand, the fastest first.
         refused: meshes that cannot be, with the reason.
@@ -98,26 +98,29 @@ def search(
 
 
 def fastest_first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """In the order of their bounds. Of those that are alike first what exchanges less, since not all of that
-    goes on beside products, then what needs less memory.
+    """In the order of their bounds.
+
+    Of equal ones (SAME) first what exchanges less, since not all of that goes on beside products; then fewer
+    micro-steps, whose starts the bound does not count; then what needs less memory.
 
     Args:
         candidates: that were counted by hand.
     """
     least_s = min((one.estimate.bound.seconds for one in candidates), default=0.0)
 
-    def rank(candidate: Candidate) -> tuple[float, float, int]:
-        bound, needed_bytes = candidate.estimate.bound, candidate.estimate.needed_bytes
-        unit_s = ALIKE * least_s
-        return (bound.seconds - least_s) // unit_s, bound.exchange_s // unit_s, needed_bytes
+    def rank(candidate: Candidate) -> tuple[float, float, int, int]:
+        bound, unit_s = candidate.estimate.bound, SAME * least_s
+        micro_steps = getattr(candidate.task.config, candidate.task.stage).accumulation
+        of_bound = (bound.seconds - least_s) // unit_s, bound.exchange_s // unit_s
+        return *of_bound, micro_steps, candidate.estimate.needed_bytes
 
     return sorted(candidates, key=rank)
 
 
 def _fastest(tried: Sequence[Tried]) -> Tried:
-    """Of the lowest compiled bound, and of those alike the one that was ranked first."""
+    """Of the lowest compiled bound, and of equal ones (SAME) the one that was ranked first."""
     bounds = [one.compiled.bound.seconds for one in tried if one.compiled.bound is not None]
-    return next(one for one, bound in zip(tried, bounds, strict=True) if bound <= (1 + ALIKE) * min(bounds))
+    return next(one for one, bound in zip(tried, bounds, strict=True) if bound <= (1 + SAME) * min(bounds))
 
 
 # ---------------------------------------------------------------- what there is to choose

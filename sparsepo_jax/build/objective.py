@@ -160,7 +160,7 @@ def _bound(objective: Any, shared: bool) -> Callable[..., LossOutput]:
         loss = Partial(LOSSES[objective.kind], **settings)
     if objective.policy_weight:  # of the preference alone, not of L1 and NLL
         loss = wrappers.weighted_by_policy(loss)
-    if objective.mask is not None:
+    if objective.mask is not None:  # L1 of sparsepo, too: it is added in one way to all
         loss = wrappers.with_l1(loss, **l1)
     return wrappers.with_nll(loss, objective.nll_weight)
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 
 
 class Draw(enum.IntEnum):
-    """What draws. Random masks and the mask nets' dropout draw from the pair's key itself."""
+    """What draws. 0 and 1 are taken: random masks and the nets' dropout draw from the pair's key itself."""
 
     GATE = 2
     SAMPO = 3

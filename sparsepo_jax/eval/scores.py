@@ -39,8 +39,9 @@ def score_pairs(
     weights: Any,
     reference: Any,
 ) -> list[PairScore]:
-    """Scores sorted by row. They do not depend on how the rows are batched, but the loss of aot and
-    aot_unpaired, which sort a batch.
+    """Scores sorted by row.
+
+    Only the loss of aot and aot_unpaired depends on how the rows are batched: they sort each batch.
 
     Args:
         score_batch: `score_batch(weights, reference, batch on device)` gives (metrics [B], TokenStats,

@@ -81,14 +81,16 @@ def token_figures(
         after: scores by the trained policy.
         before: scores before training; None: there are none.
         decisive_N: which tokens are decisive, in the order of `ranked`.
-        mask: the one that precision_reward and auroc_untrained are of; None: the objective has none.
+        mask: which there is; `reward` also where there are both, `kl` where that alone weighs tokens; None:
+            the objective has none.
         kept_N: only these tokens count; None: all.
 
     Returns:
-        The FIGURES, None where unknown. auroc_RANKING is that of a ranking; auroc_untrained that of the
-        mask before training; auroc_position the best that any function of the position could have.
-        precision_reward is the decisive share of the tokens with the largest mask, as many as are decisive;
-        decisive_share is the same of tokens drawn blindly.
+        The FIGURES, None where unknown, as those of a reward mask are where the KL alone has one.
+        auroc_RANKING is that of a ranking; auroc_untrained that of the reward mask before training;
+        auroc_position the best that any function of the position could have. precision_reward is the decisive
+        share of the tokens with the largest mask, as many as are decisive; decisive_share is the same of
+        tokens drawn blindly.
     """
     kept_N = np.ones(len(decisive_N), bool) if kept_N is None else kept_N
     flags = np.asarray(decisive_N, bool)[kept_N]
@@ -99,11 +101,12 @@ def token_figures(
         return None if None in areas else float(np.mean(areas))
 
     rankings = [name for name in RANKINGS if name != "ones"]  # ones tie everywhere: 0.5
-    known = [name for name in rankings if mask or name not in _OF_MASKS]
+    of_masks = {"reward": _OF_MASKS, "kl": ("kl",), None: ()}[mask]
+    known = [name for name in rankings if name in of_masks or name not in _OF_MASKS]
     return {
         **{f"auroc_{name}": of(after, name) if name in known else None for name in rankings},
         "auroc_position": position_auroc(position_of_tokens(after)[kept_N], flags),
-        "auroc_untrained": of(before, mask) if mask and before else None,
+        "auroc_untrained": of(before, "reward") if mask == "reward" and before else None,
         "precision_reward": precision(ranked(after, mask)[kept_N], flags) if mask else None,
         "decisive_share": float(flags.mean()) if len(flags) else None,
     }

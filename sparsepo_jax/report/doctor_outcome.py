@@ -55,7 +55,7 @@ class Margins(NamedTuple):
 
 
 def margin_only_by_mask(evidence: Evidence) -> str | None:
-    """The masked margin has grown beyond ONLY_BY_MASK and the unmasked one, which has not."""
+    """The masked margin has grown beyond ONLY_BY_MASK, and the unmasked one has not grown."""
     if evidence.setting("objective.mask") is None:
         return None
     margins = _evaluated_margins(evidence.summary) or _late_margins(evidence)
@@ -107,10 +107,12 @@ def mask_without_zeros(evidence: Evidence) -> str | None:
         return None
     if any(evidence.number(f"objective.{name}") for name in ("l1_reward", "l1_kl")):
         return None
-    zeros = value(evidence.summary, ("mask", "sparsity_end"))
-    if zeros is None:
-        mask = "kl" if evidence.setting("objective.mask.on") == "kl" else "reward"
-        zeros = evidence.late_mean(f"mask/{mask}_sparsity")
+    if evidence.setting("objective.mask.on") == "kl":
+        zeros = evidence.late_mean("mask/kl_sparsity")
+    else:
+        zeros = value(evidence.summary, ("mask", "sparsity_end"))
+        if zeros is None:
+            zeros = evidence.late_mean("mask/reward_sparsity")
     if zeros is None or zeros >= NO_ZEROS:
         return None
     return (

@@ -112,7 +112,8 @@ MASK_ROWS = (
         "mask sparsity",
         ("mask", "sparsity_start"),
         ("mask", "sparsity_end"),
-        "Share of exact zeros of the reward mask over response tokens, at the first and at the last step.",
+        "Share of exact zeros of the reward mask (of the KL's, if that alone is masked) over response "
+        "tokens, at the first and at the last step.",
     ),
     TableRow(
         "AUROC, reward mask",
@@ -168,7 +169,7 @@ CONTROL_ROWS = (  # on the page only
         "decisive share of the top",
         None,
         ("mask", "precision_reward"),
-        "The same among the tokens with the largest reward mask, as many as are decisive.",
+        "The same among the tokens with the largest mask, as many as are decisive.",
     ),
     TableRow(
         "accuracy without any tenth",

@@ -296,8 +296,8 @@ def _mean_logits(model: Decoder, states_RMD: Array, head_VD: Array) -> Float[Arr
 
     No logits are needed for it, and XLA drops it where no mask reads it.
     """
-    mean_RM = jnp.einsum("RMD,D->RM", states_RMD.astype(jnp.float32), head_VD.mean(axis=0, dtype=jnp.float32))
-    return mean_RM * model.logit_form.scale
+    states_RMD, mean_D = states_RMD.astype(jnp.float32), head_VD.mean(axis=0, dtype=jnp.float32)
+    return jnp.einsum("RMD,D->RM", states_RMD, mean_D, precision="highest") * model.logit_form.scale
 
 
 def _dropout_keys(
