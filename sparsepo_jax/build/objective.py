@@ -43,8 +43,8 @@ from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.readings import with_baseline
 
 LOSSES = {
-    "sparsepo": token_weighted.sparsepo_loss,
-    "mapo": token_weighted.sparsepo_loss,
+    "sparsepo": token_weighted.tdpo1_loss,  # sparsepo_loss without L1, which is added as to all others
+    "mapo": token_weighted.tdpo1_loss,
     "dpo": token_weighted.dpo_loss,
     "tdpo1": token_weighted.tdpo1_loss,
     "tdpo2": token_weighted.tdpo2_loss,
@@ -160,7 +160,7 @@ def _bound(objective: Any, shared: bool) -> Callable[..., LossOutput]:
         loss = Partial(LOSSES[objective.kind], **settings)
     if objective.policy_weight:  # of the preference alone, not of L1 and NLL
         loss = wrappers.weighted_by_policy(loss)
-    if objective.mask is not None:  # L1 of sparsepo, too: it is added in one way to all
+    if objective.mask is not None:
         loss = wrappers.with_l1(loss, **l1)
     return wrappers.with_nll(loss, objective.nll_weight)
 
