@@ -89,11 +89,12 @@ def test_other_errors_that_python_drops_are_shown_as_before(monkeypatch):
 
 
 def test_a_closed_terminal_stops_the_run_as_sigterm_does_but_not_under_nohup():
-    with pytest.raises(Terminated), Stop().listening():
-        os.kill(os.getpid(), signal.SIGHUP)
-        time.sleep(10)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     try:
+        with pytest.raises(Terminated), Stop().listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(10)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with Stop().listening():
             os.kill(os.getpid(), signal.SIGHUP)
             time.sleep(0.05)
@@ -131,8 +132,13 @@ def test_an_error_that_a_signal_led_to_is_the_signal(monkeypatch, asked, status,
 
 def ended(program: str, *numbers: int) -> tuple[int, str]:
     """(exit status, stderr) of a program that is sent signals once it has said something."""
+    # The tests themselves may run under nohup, or in the background, where a shell has signals ignored.
+    heard = (
+        "import signal; [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGINT)]"
+    )
+    again = f"import os, sys; {heard}; os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", again, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline()
     try:
