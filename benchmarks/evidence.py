@@ -185,7 +185,8 @@ def of_task(bench: Bench, task: str, methods: list[str]) -> Row:
                 figures.append(runs.finals[final].result())
         with contextlib.suppress(NotDone):
             before.result()
-    settings = {"batch": BATCH, "cells": bench.cells} | bench.size._asdict()
+    settings = {"batch": BATCH, "cells": bench.cells, "reasoning": bench.reasoning, "problems": bench.problems}
+    settings |= bench.size._asdict()
     return task_result(settings, about, chosen, tried, figures, reasoning_figures(base))
 
 

@@ -76,7 +76,7 @@ def judged(samples: list[Row], judge: Path) -> dict[str, list[float]]:
 
 
 def run_figures(run: Path, judge: Path) -> Row:
-    """The figures of a finished run.
+    """The figures of a finished run but those of reasoning.
 
     correct: 1, 0 or one half a held-out pair, unmasked. rewards, rewards_before: by prompt."""
     summary = json.loads((run / "summary.json").read_text())
@@ -92,7 +92,6 @@ def run_figures(run: Path, judge: Path) -> Row:
         "self_bleu": text.get("self_bleu"),
         "distinct2": text.get("distinct2"),
     }
-    scalars |= reasoning_figures(run / "reasoning")
     return {
         "run": str(run),
         "figures": {name: value for name, value in scalars.items() if value is not None},

@@ -1,5 +1,6 @@
 """What each run of benchmarks/evidence.py is: its settings, what it reads, what comes of it."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from evidence_bench import Bench, Final, Settings, sources
-from evidence_figures import run_figures
+from evidence_figures import reasoning_figures, run_figures
 from evidence_methods import METHODS, Method, Tried, as_yaml
 from evidence_reasoning import harness_tasks, problems
 from evidence_tasks import BATCH, LENGTHS, Files
@@ -143,21 +144,26 @@ def train(bench: Bench, final: Final, files: Files) -> str | None:
 
 
 def measured(bench: Bench, final: Final, why: str | None, judge: Path, asked: Asked) -> Row:
-    """The figures of a run that has been trained. Without those of reasoning where there are none yet; such
-    figures are not kept."""
-    output, is_whole = final.path(bench.output), True
-    if why is None:
-        try:
-            reason(bench, output / "reasoning", str(output / "export"), asked)
-        except NotDone:
-            is_whole = False
-    if (output / DONE).exists():
-        return json.loads((output / DONE).read_text())
-    figures: Row = final._asdict() | {"why": why} | ({} if why else run_figures(output, judge))
+    """The figures of a run that has been trained, with those of reasoning where it was asked.
+
+    Questions may be asked of a run that has its figures already, as long as its weights are kept."""
+    output = final.path(bench.output)
+    reasoning, done = output / "reasoning", output / DONE
+    is_whole = why is not None
+    if why is None and ((output / "export").exists() or (reasoning / "benchmark.json").exists()):
+        with contextlib.suppress(NotDone):
+            reason(bench, reasoning, str(output / "export"), asked)
+            is_whole = True
+    elif why is None and asked.stages:
+        print(f"{output}: its weights are not kept any more: nothing can be asked of it", flush=True)
+    if done.exists():
+        figures: Row = json.loads(done.read_text())
+    else:
+        figures = final._asdict() | {"why": why} | ({} if why else run_figures(output, judge))
+        done.write_text(json.dumps(figures, indent=1) + "\n")
     if is_whole:
-        (output / DONE).write_text(json.dumps(figures, indent=1) + "\n")
-        tidy(output, final.method)
-    return figures
+        tidy(output, final.method, bool(asked.stages))
+    return figures if why else figures | {"figures": figures["figures"] | reasoning_figures(reasoning)}
 
 
 def questions(bench: Bench) -> Asked:
@@ -190,8 +196,10 @@ def reason(bench: Bench, output: Path, policy: str, asked: Asked) -> None:
         bench.make(output, asked.settings | {"stages": json.dumps(asked.stages)} | own)
 
 
-def tidy(run: Path, method: str) -> None:
-    """Removes the weights of a finished run that nothing reads any more: a gigabyte and a half."""
-    is_read = any(other.of == method for other in METHODS.values())
+def tidy(run: Path, method: str, is_asked: bool) -> None:
+    """Removes the weights of a finished run that nothing reads any more: a gigabyte and a half.
+
+    is_asked: it has answered; else another command may ask it."""
+    is_read = not is_asked or any(other.of == method for other in METHODS.values())
     for name in ("po", *(() if is_read else ("export",))):
         shutil.rmtree(run / name, ignore_errors=True)

@@ -121,6 +121,7 @@ def environment() -> jinja2.Environment:
         rows_where,
         paired,
         seed_by_seed,
+        compared_methods,
     )
     templates.globals |= {function.__name__: function for function in functions}
     return templates
@@ -141,16 +142,22 @@ def seed_by_seed(
 ) -> dict[str, Any] | None:
     """What a figure is with one method more than with another, over seeds, at one rate and beta.
 
-    None: they have other rates, or no seed of that beta in common.
+    None: they have other rates, or no seed of that beta with that figure in common.
     """
     if first["rate"] != second["rate"]:
         return None
     of_first, of_second = (
-        {point["seed"]: point[figure] for point in method["points"] if point["beta"] == beta}
+        {point["seed"]: point[figure] for point in method["points"] if point["beta"] == beta and figure in point}
         for method in (first, second)
     )
     differences = [of_first[seed] - of_second[seed] for seed in of_first.keys() & of_second.keys()]
     return t_interval(differences)._asdict() if differences else None
+
+
+def compared_methods(methods: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each method against DPO, and the learned mask against the same weights on other tokens."""
+    pairs = [(name, "DPO") for name in methods if name != "DPO"] + [("SparsePO, common", "shuffled mask")]
+    return [pair for pair in pairs if all(name in methods for name in pair)]
 
 
 # ---------------------------------------------------------------- files

@@ -6,6 +6,7 @@ judge the settings, and writes what a run would write."""
 import argparse
 import importlib.util
 import json
+import shutil
 import sys
 import threading
 import time
@@ -200,6 +201,7 @@ class Program:
             "scores.jsonl": pair,
             "samples.jsonl": sample,
             "po/weights": {},
+            "export/weights": {},
         }.items():
             (output / name).parent.mkdir(exist_ok=True)
             (output / name).write_text(json.dumps(content) + "\n")
@@ -219,15 +221,19 @@ def command(of_benchmarks, monkeypatch, tmp_path):
         evidence, "train_judge", lambda files, directory: {"test_accuracy": 0.9, "test_pairs": None}
     )
     judged = {"before": [0.2, 0.3], "after": [0.6, 0.9]}
-    for module in (evidence, figures):
-        monkeypatch.setattr(module, "reasoning_figures", lambda run: {"pass@1": 0.0625, "cloze": 0.5})
+    asked = {"pass@1": 0.0625, "cloze": 0.5}
+    for module in (evidence, of_benchmarks("evidence_runs")):
+        monkeypatch.setattr(
+            module, "reasoning_figures", lambda run: asked if (run / "benchmark.json").exists() else {}
+        )
+    monkeypatch.setattr(of_benchmarks("evidence_runs"), "harness_tasks", lambda *_: ["task.yaml"])
     monkeypatch.setattr(figures, "judged", lambda samples, judge: judged)
 
-    def run(seeds, methods=("DPO", "shuffled mask"), at_once=1, **more):
+    def run(seeds, methods=("DPO", "shuffled mask"), at_once=1, reasoning=0, **more):
         size = of_benchmarks("evidence_tasks").Size(4, 2, 1)
         programs = of_benchmarks("evidence_together").Programs(at_once)
         out = tmp_path / "out"
-        bench = evidence.Bench("model", tmp_path, out, size, 2, 1, seeds, 0, 0, (), programs, **more)
+        bench = evidence.Bench("model", tmp_path, out, size, 2, 1, seeds, reasoning, 0, (), programs, **more)
         return evidence.of_task(bench, "polite", list(methods))
 
     return run, program
@@ -246,6 +252,32 @@ def test_a_stopped_command_goes_on_and_nothing_is_run_twice(command):
     run(3)
     assert len(program.runs) == 12 + 4
     assert not [path for path in program.runs if (path / "po").exists() and path.parent.name == "dpo"]
+
+
+def test_a_run_with_figures_can_be_asked_afterwards(command, tmp_path):
+    run, program = command
+    before = run(1)
+    assert "cloze" not in before["methods"]["shuffled mask"]["figures"]
+    done = len(program.runs)
+    after = run(1, reasoning=24)
+    # The model before, DPO, SparsePO and its shuffled mask.
+    assert [path.name for path in program.runs[done:]] == ["base"] + ["reasoning"] * 3
+    of, was = (result["methods"]["shuffled mask"]["figures"] for result in (after, before))
+    assert of["cloze"]["mean"] == 0.5 and of["pass@1"]["mean"] == 0.0625
+    assert {name: of[name] for name in was} == was
+    # Only the shuffled mask's weights are read by no other method.
+    weights = {path.parent.parent.name for path in (tmp_path / "out" / "polite").glob("*/*/export")}
+    assert weights == {"dpo", "sparsepo__common"}
+    assert run(1, reasoning=24) == after and len(program.runs) == done + 4
+
+
+def test_what_is_no_longer_kept_is_not_asked(command, capsys):
+    run, program = command
+    run(1)
+    done = len(program.runs)
+    shutil.rmtree(program.runs[-1] / "export")
+    assert "cloze" not in run(1, reasoning=24)["methods"]["shuffled mask"]["figures"]
+    assert len(program.runs) == done + 3 and "weights are not kept" in capsys.readouterr().out
 
 
 def test_what_is_done_so_far_is_a_result(command):
@@ -327,7 +359,7 @@ def test_the_command_that_is_kept_can_be_typed_elsewhere(of_benchmarks):
 def test_settings_of_every_method_are_accepted(command, of_benchmarks):
     """By the stub, which has them read as the program would."""
     run, _ = command
-    result = run(2, of_benchmarks("evidence_methods").METHODS)
+    result = run(2, of_benchmarks("evidence_methods").METHODS, reasoning=24)
     assert set(result["methods"]) == set(of_benchmarks("evidence_methods").METHODS)
     assert result["against"] == {}, "all of these runs have one KL"
     assert -1 <= result["methods"]["SparsePO, common"]["tokens"]["between_seeds"] <= 1
@@ -335,6 +367,8 @@ def test_settings_of_every_method_are_accepted(command, of_benchmarks):
     assert "pass 6.2 % of the time" in page
     assert "nothing is compared at equal KL** yet" in page and "Seed by seed (2) at one rate" in page
     assert page.count("| TDPO-2 |") > 1
+    less = "TDPO-2 less DPO: ends of sentences +0.000 (+0.000 to +0.000); programs, pass@1 +0.000"
+    assert f"* Seed by seed (2) at beta 0.1, {less}" in page and "24 passages" in page and "up to\n20 points" in page
     row = {"kl": 1.0, "seeds": 2, "mean": 0.03, "over_seeds": [-0.1, 0.2], "verdict": "unresolved"}
     compared = result | {"against": {"TDPO-2": {"accuracy_unmasked": [row]}}}
     assert "no method is better or worse than DPO at equal KL" in page_of(compared)
