@@ -56,7 +56,7 @@ METHODS: dict[str, Method] = {
     ),
     "untrained mask": Method(sparse(mask={"init": "official", "learning_rate": 0})),
     "shuffled mask": Method(sparse(mask={"kind": "given"}), of="SparsePO, common", how="shuffled"),
-    "DPO, weighed by |log-ratio|": Method(
+    "DPO, weighed by absolute log-ratio": Method(
         {"kind": "dpo", "mask": {"kind": "given", "normalise": True}}, of="DPO", how="log_ratio"
     ),
     "DPO, LoRA": Method({"kind": "dpo"}, LORA_RATES, more=WITH_LORA),

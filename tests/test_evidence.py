@@ -367,8 +367,12 @@ def test_settings_of_every_method_are_accepted(command, of_benchmarks):
     assert "pass 6.2 % of the time" in page
     assert "nothing is compared at equal KL** yet" in page and "Seed by seed (2) at one rate" in page
     assert page.count("| TDPO-2 |") > 1
-    less = "TDPO-2 less DPO: ends of sentences +0.000 (+0.000 to +0.000); programs, pass@1 +0.000"
-    assert f"* Seed by seed (2) at beta 0.1, {less}" in page and "24 passages" in page and "up to\n20 points" in page
+    less = "SparsePO, common less shuffled mask: programs, pass@1 +0.000"
+    assert (
+        f"* Seed by seed (2) at beta 0.1, {less}" in page
+        and "24 passages" in page
+        and "up to\n20 points" in page
+    )
     row = {"kl": 1.0, "seeds": 2, "mean": 0.03, "over_seeds": [-0.1, 0.2], "verdict": "unresolved"}
     compared = result | {"against": {"TDPO-2": {"accuracy_unmasked": [row]}}}
     assert "no method is better or worse than DPO at equal KL" in page_of(compared)
