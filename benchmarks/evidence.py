@@ -185,8 +185,8 @@ def of_task(bench: Bench, task: str, methods: list[str]) -> Row:
                 figures.append(runs.finals[final].result())
         with contextlib.suppress(NotDone):
             before.result()
-    settings = {"batch": BATCH, "cells": bench.cells, "reasoning": bench.reasoning, "problems": bench.problems}
-    settings |= bench.size._asdict()
+    asked = {"reasoning": bench.reasoning, "problems": bench.problems}
+    settings = {"batch": BATCH, "cells": bench.cells} | asked | bench.size._asdict()
     return task_result(settings, about, chosen, tried, figures, reasoning_figures(base))
 
 

@@ -147,7 +147,11 @@ def seed_by_seed(
     if first["rate"] != second["rate"]:
         return None
     of_first, of_second = (
-        {point["seed"]: point[figure] for point in method["points"] if point["beta"] == beta and figure in point}
+        {
+            point["seed"]: point[figure]
+            for point in method["points"]
+            if point["beta"] == beta and figure in point
+        }
         for method in (first, second)
     )
     differences = [of_first[seed] - of_second[seed] for seed in of_first.keys() & of_second.keys()]

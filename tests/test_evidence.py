@@ -367,11 +367,11 @@ def test_settings_of_every_method_are_accepted(command, of_benchmarks):
     assert "pass 6.2 % of the time" in page
     assert "nothing is compared at equal KL** yet" in page and "Seed by seed (2) at one rate" in page
     assert page.count("| TDPO-2 |") > 1
-    less = "SparsePO, common less shuffled mask: programs, pass@1 +0.000"
+    less = "SparsePO, common less shuffled mask: programs, pass@1 +0.000 (+0.000 to +0.000, 2 seeds)"
     assert (
-        f"* Seed by seed (2) at beta 0.1, {less}" in page
+        f"* Seed by seed at beta 0.1, {less}" in page
         and "24 passages" in page
-        and "up to\n20 points" in page
+        and "one half to 20 points only" in page
     )
     row = {"kl": 1.0, "seeds": 2, "mean": 0.03, "over_seeds": [-0.1, 0.2], "verdict": "unresolved"}
     compared = result | {"against": {"TDPO-2": {"accuracy_unmasked": [row]}}}
