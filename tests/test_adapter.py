@@ -412,7 +412,7 @@ def test_the_digest_of_weights_changes_with_any_of_them_and_not_with_the_mesh():
     import jax
     import jax.numpy as jnp
 
-    from sparsepo_jax.train.checkpoint import weights_digest
+    from sparsepo_jax.train.checksums import weights_digest
 
     weights = {
         "blocks.up.kernel": jnp.arange(24.0).reshape(2, 3, 4),

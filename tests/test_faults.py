@@ -109,7 +109,8 @@ def test_damage_that_decompresses_is_found_by_the_checksums(tmp_path):
     from orbax.checkpoint import v1 as ocp
 
     from sparsepo_jax.core.errors import UserError
-    from sparsepo_jax.train.checkpoint import checksums, load_once
+    from sparsepo_jax.train.checkpoint import load_once
+    from sparsepo_jax.train.checksums import checksums
 
     state = {
         "a.kernel": jnp.arange(6.0).reshape(2, 3),
@@ -137,17 +138,17 @@ def test_small_arrays_have_the_same_checksum_without_a_program(monkeypatch):
     import jax
     import jax.numpy as jnp
 
-    from sparsepo_jax.train import checkpoint
+    from sparsepo_jax.train import checksums
 
     draws = jax.random.normal(jax.random.key(0), (3, 4, 5))
     state = {name: draws.astype(name) for name in ("float32", "bfloat16", "float16", "int8", "bool")}
     state |= {"scalar": jnp.int32(-7), "none": jnp.zeros((0, 3))}
-    with_numpy = checkpoint.checksums(state)
+    with_numpy = checksums.checksums(state)
     assert len({with_numpy[f"['{name}']"] for name in ("float32", "bfloat16", "float16", "bool")}) == 4
-    monkeypatch.setattr(checkpoint, "SMALL", -1)
-    assert checkpoint.checksums(state) == with_numpy
-    monkeypatch.setattr(checkpoint, "SMALL", 8)
-    assert checkpoint.checksums(state) == with_numpy
+    monkeypatch.setattr(checksums, "SMALL", -1)
+    assert checksums.checksums(state) == with_numpy
+    monkeypatch.setattr(checksums, "SMALL", 8)
+    assert checksums.checksums(state) == with_numpy
 
 
 def test_if_all_checkpoints_are_damaged_the_run_says_what_to_do(whole, tmp_path, capsys):

@@ -72,7 +72,7 @@ def late(monkeypatch):
             where[0] = None
 
     monkeypatch.setattr("sparsepo_jax.stages.training.run_training", watched)
-    monkeypatch.setattr("sparsepo_jax.train.checkpoint.SMALL", -1)  # as on an accelerator
+    monkeypatch.setattr("sparsepo_jax.train.checksums.SMALL", -1)  # as on an accelerator
     jax.config.update("jax_log_compiles", True)
     handler, compiler = Names(), logging.getLogger("jax._src.interpreters.pxla")
     compiler.addHandler(handler)

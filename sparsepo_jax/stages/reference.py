@@ -17,7 +17,7 @@ from sparsepo_jax.run.resume import trains_adapter_further
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.scores import in_order
 from sparsepo_jax.stages.weights import reference_is_chosen
-from sparsepo_jax.train.checkpoint import weights_digest
+from sparsepo_jax.train.checksums import weights_digest
 from sparsepo_jax.train.first_step import check_first_step
 from sparsepo_jax.train.reference_cache import with_reference
 
