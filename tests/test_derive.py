@@ -97,7 +97,7 @@ def test_a_run_goes_on_with_other_micro_steps_where_they_change_rounding_alone(
         "objective": objective,
         "po": {"batch_size": 8, "router_aux_coefficient": router},
     }
-    Marks(Config(**settings)).begin("po", {})
+    Marks(Config(**settings)).begin("po", {}, {})
     later = Config(**settings | {"po": settings["po"] | {"accumulation": 2}, "data": {"buckets": 1}})
     assert micro_steps_matter(later, "po") == matters
     refused = pytest.raises(UserError, match="with other settings: po.accumulation;")

@@ -191,7 +191,10 @@ def test_a_fault_from_elsewhere_is_no_damage(error, is_raised):
 def test_a_record_that_a_power_cut_emptied_is_one_line_and_costs_nothing(whole, tmp_path, capsys):
     config, output = unfinished(whole, tmp_path)
     (output / "stages.json").write_text("{}")
-    for name in ("stages.json", "po/settings.json", "po/data.json", "po/reference.json"):
+    for name in (
+        "stages.json",
+        *(f"po/{name}.json" for name in ("settings", "data", "computing", "reference")),
+    ):
         content = (output / name).read_bytes()
         for left in (b"", b"\0" * len(content), b"null", b'{"po": {"depends": null, "finished": 1}}'):
             if name != "stages.json" and b"depends" in left:

@@ -255,6 +255,55 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, monkeypatch, stage, 
     assert any(path.startswith("masks/") for path in weights_of(whole / stage)) == (stage == "po")
 
 
+@pytest.mark.parametrize(
+    "stage, began, continued, says",
+    slow_but(
+        [("po", [], ["compute.dtype=bfloat16"], "compute.dtype, float32 when it began and bfloat16 now")],
+        [
+            ("po", [], ["compute.dtype=bfloat16"], "compute.dtype, float32 when it began and bfloat16 now"),
+            ("sft", [], ["compute.dtype=bfloat16"], "compute.dtype, float32 when it began"),
+            (
+                "po",
+                ["compute.dtype=bfloat16"],
+                ["compute.dtype=auto"],
+                "compute.dtype, bfloat16 when it began and float32 now",
+            ),
+            ("po", [], ["compute.precision=tf32"], "compute.precision, float32 when it began and tf32 now"),
+            ("po", ["po.lora={dropout: 0.1}"], ["compute.layout=plain"], "compute.layout, shared when"),
+            ("po", [], ["compute.weights=bfloat16"], "compute.weights; set them back"),
+            ("po", [], ["reference.dtype=bfloat16"], "reference.dtype; set them back"),
+        ],
+    ),
+)
+def test_an_interrupted_run_does_not_go_on_in_other_numbers(
+    tmp_path, monkeypatch, capsys, stage, began, continued, says
+):
+    """Kills: settings that are not compared (it went on in bfloat16), or compared as set: auto is float32."""
+    command = ["--config", str(write_config(tmp_path, stages=[stage])), *began]
+    with monkeypatch.context() as patched:
+        stop_before(patched, 2)
+        with pytest.raises(Interrupted):
+            main(command)
+    capsys.readouterr()
+    assert main([*command, *continued]) == 1
+    errors = capsys.readouterr().err
+    assert f"holds stage {stage} with other settings: {says}" in errors and errors.count("\n") == 1
+    same = ["compute.precision=float32", "compute.layout=plain", "compute.attention=xla"]
+    if not began:
+        assert main([*command, "compute.dtype=float32", *same]) == 0  # what auto was here, and rounding alone
+
+
+def test_a_finished_run_is_read_in_other_numbers(finished, capsys):
+    directory, output = finished
+    command = ["--config", str(directory / "config.yaml"), "stages=[po, score]"]
+    before = (output / "scores.jsonl").read_text()
+    assert main([*command, "compute.dtype=bfloat16"]) == 0
+    assert (
+        "po: finished before" in capsys.readouterr().out and (output / "scores.jsonl").read_text() != before
+    )
+    assert main(command) == 0 and (output / "scores.jsonl").read_text() == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3, 5])
 def test_an_interrupted_run_of_bco_continues_bit_for_bit(tmp_path, monkeypatch, steps):

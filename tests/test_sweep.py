@@ -362,7 +362,7 @@ def trainers(stages):
             taken_from = config.sft.taken_from
             stages.sft[output.name] = taken_from and Path(taken_from).name
             if taken_from is None:
-                marks.begin("sft", {})
+                marks.begin("sft", {}, {})
             if output.name in stages.failing:
                 raise UserError("no memory; buy some")
             if taken_from is None:
@@ -422,7 +422,7 @@ def test_where_the_first_sft_failed_the_next_run_trains_it(tmp_path, trainers):
 def test_a_run_that_has_begun_its_own_sft_goes_on_with_it(tmp_path, trainers):
     path = write_config(tmp_path)
     config, _ = load_config(path, ["objective.beta=0.4", f"output_dir={tmp_path}/run/beta=0.4,seed=0"])
-    Marks(config).begin("sft", {})
+    Marks(config).begin("sft", {}, {})
     assert main(["--config", str(path), *GRID]) == 0
     assert trainers.sft == FIRST | {"beta=0.4,seed=0": None, "beta=0.4,seed=1": "beta=0.1,seed=1"}
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sparsepo_jax.config.derive import batch_problem
+from sparsepo_jax.config.derive import batch_problem, layout_matters
 from sparsepo_jax.config.schema.compute import ExpertsChoice
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
@@ -72,11 +72,32 @@ def set_precision(config: Config, platform: str) -> None:
     Args:
         platform: cpu, gpu or tpu, for which programs will be compiled.
     """
-    precision = config.compute.precision
-    if precision == "auto" and choices.dtype_on(config, platform) == "float32":
-        precision = "float32"
-    jax_name = {"auto": None, "float32": "highest", "tf32": "tensorfloat32"}[precision]
+    jax_name = {"auto": None, "float32": "highest", "tf32": "tensorfloat32"}[_precision_on(config, platform)]
     jax.config.update("jax_default_matmul_precision", jax_name)
+
+
+def _precision_on(config: Config, platform: str) -> Literal["auto", "float32", "tf32"]:
+    """compute.precision; auto: as the device does."""
+    precision = config.compute.precision
+    is_float32 = choices.dtype_on(config, platform) == "float32"
+    return "float32" if precision == "auto" and is_float32 else precision
+
+
+def deciding_settings(config: Config, stage: str, mesh: Mesh) -> dict[str, str]:
+    """The settings of compute that change what a stage computes by more than rounding, as they are here.
+
+    What auto means depends on the devices. compute.weights has no auto: it is compared as it is set.
+
+    Args:
+        stage: sft, po or pairs.
+    """
+    deciding = {
+        "compute.dtype": str(compute_dtype(config, mesh)),
+        "compute.precision": _precision_on(config, platform_of(mesh)),
+    }
+    if layout_matters(config, stage):
+        deciding["compute.layout"] = config.compute.layout
+    return deciding
 
 
 def describe_computing(config: Config, mesh: Mesh) -> str:

@@ -99,6 +99,20 @@ def micro_steps_matter(config: Config, stage: str) -> bool:
     return stage == "po" and sorts_pairs(config.objective)
 
 
+def layout_matters(config: Config, stage: str) -> bool:
+    """Whether another compute.layout changes an update by more than rounding.
+
+    So it does where each token of a prompt counts by itself: in the routers' auxiliary loss, and in what is
+    drawn for an adapter's dropout.
+
+    Args:
+        stage: sft, po, or another, which does not train.
+    """
+    if stage != "po":  # sft has one response a prompt
+        return False
+    return config.po.router_aux_coefficient > 0 or (config.po.lora is not None and config.po.lora.dropout > 0)
+
+
 def sorts_pairs(objective: Objective) -> bool:
     """Whether an objective, or a part of it, compares quantiles of a batch instead of pairs.
 

@@ -234,6 +234,24 @@ class Marks:
                 "it otherwise: responses of several turns (data.train_on), token weights (CHANGELOG)"
             )
 
+    def check_computing(self, stage: str, deciding: dict[str, str]) -> None:
+        """UserError if a stage that is continued has begun here with other numbers.
+
+        A finished stage may be read with others: what reads it is then done again.
+
+        Args:
+            deciding: settings of compute that change its numbers, by name, without auto: see `begin`.
+        """
+        path = self.directory / stage / "computing.json"
+        before = self._began_with(stage, path, "types of numbers") if path.exists() else deciding
+        for name in sorted(before.keys() & deciding.keys()):  # one at a time: auto follows from another
+            began, now = before[name], deciding[name]
+            if began != now:
+                raise UserError(
+                    f"{self.directory} holds stage {stage} with other settings: {name}, {began} when it "
+                    f"began and {now} now; set it back ({name}={began}), or {self._way_out}"
+                )
+
     def _began_with(self, stage: str, path: Path, what: str) -> dict[str, Any]:
         """What a stage noted of its settings or rows when it began. UserError: something else is there."""
         remedy = (
@@ -241,14 +259,19 @@ class Marks:
         )
         return read_object(path, f"the {what} that stage {stage} began with", remedy)
 
-    def begin(self, stage: str, digests: dict[str, str]) -> None:
+    def begin(self, stage: str, digests: dict[str, str], deciding: dict[str, str]) -> None:
         """Notes with which settings and rows a stage that can be continued begins.
 
         Call it once the stage can really begin: whoever mends a mistake must not be held to the mistake.
+
+        Args:
+            digests: of each file's tokens.
+            deciding: settings of compute that change its numbers, as they are on these devices.
         """
         (self.directory / stage).mkdir(parents=True, exist_ok=True)
-        for name, content in (("data.json", digests), ("settings.json", self.depends(stage))):
-            write_json(self.directory / stage / name, content)
+        notes = {"data": digests, "computing": deciding, "settings": self.depends(stage)}
+        for name, content in notes.items():
+            write_json(self.directory / stage / f"{name}.json", content)
 
     def depends(self, stage: str) -> dict[str, Any]:
         """What decides what a stage leaves.

@@ -15,7 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sparsepo_jax.build.compute import check_batch, check_offload, describe_computing, start_jax
+from sparsepo_jax.build.compute import (
+    check_batch,
+    check_offload,
+    deciding_settings,
+    describe_computing,
+    start_jax,
+)
 from sparsepo_jax.build.data import (
     check_pairs_can_be_weighed,
     check_some_row_counts,
@@ -301,6 +307,11 @@ class Run:
             save_config(self.config, self.output_dir / "config.yaml")
             self._config_is_written = True
 
+    def check_begun(self, stage: str) -> None:
+        """UserError if a stage that is continued has begun here with other settings, or in other numbers."""
+        self.marks.check(stage)
+        self.marks.check_computing(stage, deciding_settings(self.config, stage, self.mesh))
+
     def check_training(self, stage: str) -> None:
         """Refuses a training stage before anything is written.
 
@@ -308,7 +319,7 @@ class Run:
             UserError: the run to be continued had other settings, a batch cannot be cut into micro-steps and
                 shards, or the mesh leaves weights whole.
         """
-        self.marks.check(stage)
+        self.check_begun(stage)
         training = getattr(self.config, stage)
         check_batch(f"{stage}.batch_size", training.batch_size, training.accumulation, self.mesh)
         check_offload(self.config, self.mesh)
@@ -316,10 +327,10 @@ class Run:
         check_sharding(self.config, stage, self.spec, reference_spec, self.mesh)
 
     def begin(self, stage: str, digests: dict[str, str]) -> None:
-        """Notes that a training stage begins, and with which rows: a digest for each file."""
+        """Notes that a stage begins which can be continued, and with which rows: a digest for each file."""
         self.write_config()
         if jax.process_index() == 0:
-            self.marks.begin(stage, digests)
+            self.marks.begin(stage, digests, deciding_settings(self.config, stage, self.mesh))
 
     def mark(self, stage: str, began_s: float, taken: Marks | None = None) -> None:
         """Notes that a stage is finished.

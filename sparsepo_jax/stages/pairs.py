@@ -53,7 +53,7 @@ def make_pairs(run: Run) -> None:
     if run.marks.finished("pairs", made_path, scored_path):
         say("pairs: finished before")
         return
-    run.marks.check("pairs")
+    run.check_begun("pairs")
     if run.tokenizer is None:
         raise UserError(
             "stage pairs: scorers read text, and there is no tokenizer to write it: set tokenizer"
@@ -70,9 +70,8 @@ def make_pairs(run: Run) -> None:
     for responses in _answer_batches(run, prompts, policy, done=set(records)):
         if is_first:
             scored = _score(run, prompts, responses, scorer)
-            run.write_config()
             if not run.marks.begun("pairs"):
-                run.marks.begin("pairs", digests)
+                run.begin("pairs", digests)
             with scored_path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in scored.values())
             records |= scored
