@@ -247,6 +247,40 @@ def test_what_a_damaged_end_asks_for_runs_the_stage_anew(whole, tmp_path, capsys
     same_weights(output / "po", whole[1] / "po")
 
 
+def test_what_a_finished_stage_left_and_is_gone_is_said_by_what_needs_it(whole, tmp_path, capsys):
+    """Kills: "damaged (Could not recognize the checkpoint ...", an export without weights that is "finished
+    before", and "no preference optimisation has run" where po/start alone is gone."""
+    shutil.copytree(whole[0], tmp_path / "copy")
+    output = tmp_path / "copy" / "run"
+    config = ["--config", str(write_config(tmp_path / "copy", **PO))]
+    assert main([*config, "stages=[export]"]) == 0
+    shutil.copytree(output, tmp_path / "kept")
+    (output / "export" / "model.safetensors").unlink()
+    capsys.readouterr()
+    assert main([*config, "stages=[po, export]"]) == 0
+    assert "po: finished before\n" in (said := capsys.readouterr().out) and "export: finished" not in said
+    same = [path / "export" / "model.safetensors" for path in (output, tmp_path / "kept")]
+    assert same[0].read_bytes() == same[1].read_bytes()
+
+    shutil.rmtree(output / "po" / "start")
+    assert main([*config, "stages=[eval]"]) == 1
+    asked = f"delete {output}/po and stages.json beside it to run the stage po anew"
+    assert f"{output}/po/start is gone" in (error := capsys.readouterr().err) and asked in error
+    assert error.count("\n") == 1
+
+    shutil.copytree(tmp_path / "kept" / "po" / "start", output / "po" / "start")
+    shutil.rmtree(output / "po" / "final")
+    assert main([*config, "stages=[po, score]"]) == 1
+    said, error = capsys.readouterr()
+    assert f"po: finished before; {output}/po/final is gone\n" in said
+    asked = f"delete {output}/stages.json and run the stage po again"
+    assert f"{output}/po/final is gone" in error and asked in error and error.count("\n") == 1
+    (output / "stages.json").unlink()
+    assert main([*config, "stages=[po, score]"]) == 0
+    assert "po: continues after step 6 of 6" in capsys.readouterr().out
+    same_weights(output / "po", whole[1] / "po")
+
+
 def test_an_sft_that_no_mark_knows_is_not_left_out(tmp_path, capsys):
     """Kills: po from the base model, after stages.json was deleted as a line asked."""
     config = str(

@@ -18,8 +18,11 @@ from sparsepo_jax.config.schema.data import FileSource
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
+from sparsepo_jax.models.adapter_config import WEIGHTS
+from sparsepo_jax.models.directory import ADAPTER, CONFIG, SINGLE
 from sparsepo_jax.models.lora import Lora, merge_adapters, split_adapters
 from sparsepo_jax.models.stored_tensors import find_checkpoint
+from sparsepo_jax.models.weight_files import weight_files
 from sparsepo_jax.report.card import Origin, Parts, make_card
 from sparsepo_jax.run.local import DATA_ID, MODEL_ID, is_local
 from sparsepo_jax.run.resume import TRAINING
@@ -45,8 +48,21 @@ class ExportPlaces(NamedTuple):
 
     def outputs(self) -> list[Path]:
         """The files by which a finished export is known."""
-        files = {self.model: "config.json", self.adapter: "adapter_config.json", self.base: "config.json"}
-        return [directory / name for directory, name in files.items() if directory is not None]
+        files = []
+        for model in (self.model, self.base):
+            if model is not None:
+                files += [model / CONFIG, *_weights_in(model)]
+        if self.adapter is not None:
+            files += [self.adapter / ADAPTER, self.adapter / WEIGHTS]
+        return files
+
+
+def _weights_in(model: Path) -> list[Path]:
+    """The files of weights in a directory; where they are not all there, one that is not."""
+    try:
+        return weight_files(model)
+    except UserError:
+        return [model / SINGLE]
 
 
 def export(run: Run) -> None:

@@ -31,6 +31,7 @@ from sparsepo_jax.stages.weights import (
     is_policy_itself,
     policy_to_train,
     reference_weights,
+    say_finished,
     start_weights,
     starting_policy,
 )
@@ -44,7 +45,7 @@ DEAD_ON = 256  # pairs: a mask that is zero on all of them does not learn
 def po(run: Run) -> None:
     """Trains on data.train; evaluates on the evaluation pairs every po.eval_every_steps."""
     if run.marks.finished("po"):
-        say("po: finished before")
+        say_finished(run, "po")
         return
     config = run.config
     check_po(run)

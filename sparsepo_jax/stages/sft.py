@@ -15,14 +15,14 @@ from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.po import check_po, prepare_po
 from sparsepo_jax.stages.training import check_watched_of_po, prepare, say_choices, train
-from sparsepo_jax.stages.weights import policy_to_train, starting_policy
+from sparsepo_jax.stages.weights import policy_to_train, say_finished, starting_policy
 
 
 def sft(run: Run) -> None:
     """Trains the policy, or its adapters, which are merged into it at the end."""
     taken_from = run.config.sft.taken_from
     if run.marks.finished("sft"):
-        say(f"sft: finished before{_where_finished(run)}")
+        say_finished(run, "sft", _where_finished(run))
         return
     if taken_from is not None:
         _take(run, taken_from)

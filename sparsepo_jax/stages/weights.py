@@ -50,6 +50,13 @@ def trained(run: Run, stage: str) -> dict[str, Weights]:
     return load_once(run.marks.origin(stage) / stage / "final", like)
 
 
+def say_finished(run: Run, stage: str, where: str = "") -> None:
+    """Says that a training stage is finished, and if the weights that it left here are gone."""
+    final = run.output_dir / stage / "final"
+    is_gone = "taken_from" not in run.marks.all()[stage] and not final.exists()
+    say(f"{stage}: finished before{where}" + (f"; {final} is gone" if is_gone else ""))
+
+
 def starting_policy(run: Run) -> Weights:
     """The policy that po starts from, held as compute.weights says.
 
@@ -124,9 +131,18 @@ def _say_other_base(adapter: Adapter, config: Config) -> None:
 
 
 def start_weights(run: Run) -> dict[str, Weights] | None:
-    """{"policy", "masks"} as po found them; None if po has not begun."""
+    """{"policy", "masks"} as po found them; None if po has not begun.
+
+    Raises:
+        UserError: they are gone, or damaged.
+    """
     directory = run.output_dir / "po" / "start"
     if not directory.exists():
+        if run.marks.finished("po"):
+            raise UserError(
+                f"{directory} is gone, from which po began and with which its end is compared; bring back a "
+                f"copy, or delete {directory.parent} and stages.json beside it to run the stage po anew"
+            )
         return None
     lora = run.lora("po") if trains_adapter_further(run.config) else None
     shapes, held = start_shapes(run.spec, lora), run.config.compute.weights

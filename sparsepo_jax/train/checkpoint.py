@@ -329,8 +329,13 @@ def load_once(path: Path, like: Any) -> Any:
         like: a state, or its abstract form, of the wanted shapes, types and shardings.
 
     Raises:
-        UserError: the state is damaged.
+        UserError: the state is gone, or damaged.
     """
+    if _anywhere(not path.exists()):
+        raise UserError(
+            f"{path} is gone; bring back a copy, or delete {path.parent.parent / 'stages.json'} and run the "
+            f"stage {path.parent.name} again, which goes on from its last checkpoint, if it has one"
+        )
 
     def load() -> tuple[Any, Mapping[str, Any] | None]:
         return ocp.load(path.resolve(), abstract(like)), ocp.metadata(path.resolve()).custom_metadata
