@@ -28,7 +28,7 @@ from PIL import Image
 
 from sparsepo_jax.report.compare import plane
 from sparsepo_jax.report.drawing import GRID, INK, LIGHT, drawing_style
-from sparsepo_jax.report.heatmap import Pair, Scale, Token, make_scales, parse_pair, zero_share
+from sparsepo_jax.report.heatmap import REWARD_MASK, Pair, Scale, Token, make_scales, parse_pair, zero_share
 from sparsepo_jax.report.intervals import t_interval
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _draw_pair(sheet: Sheet, pair: Pair, scale: Scale, top: float) -> float:
     y = top + MARGIN + 12
     x = sheet.text(MARGIN, y, f"Pair {pair.index}", fontweight="bold", fontsize=12)
     facts = f"margin {pair.margin:.3f}    loss {pair.loss:.3f}    {len(pair.tokens)} tokens    "
-    zeros = f"{100 * (zero_share(pair.tokens) or 0.0):.0f} % zeros in the reward mask"
+    zeros = f"{100 * (zero_share(pair.tokens, REWARD_MASK) or 0.0):.0f} % zeros in the reward mask"
     sheet.text(x + 18, y, facts + zeros, color=INK)
     y += 10
     sheet.box(MARGIN, y, WIDTH - 2 * MARGIN, 24, facecolor="#f6f7f9")

@@ -21,6 +21,7 @@ from helpers.report_files import (
     visible_words,
 )
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.report.card import _largest_masks
 from sparsepo_jax.report.charts import HEIGHT, WIDTH, make_charts, step_ticks
 from sparsepo_jax.report.drawing import drawing_style, round_ticks, tick_labels
 from sparsepo_jax.report.files import evaluation_if_sound, outdated, read_evaluation
@@ -196,6 +197,24 @@ def test_objective_without_masks_says_so_and_shows_log_ratios(run_dir):
     page = page_of(run_dir)
     assert "as for objectives without masks" in page.text
     assert [attrs["id"] for tag, attrs in page.tags if tag == "input" and "checked" in attrs] == ["by-r"]
+
+
+def test_where_the_kl_alone_is_masked_its_mask_is_shown(run_dir):
+    """Kills: the reward mask, 1 on every token, in the colours, the zeros and the largest tokens."""
+
+    def side(tokens, kl_mask):
+        return response(tokens, None) | {"reward_mask": [1.0] * len(tokens), "kl_mask": kl_mask}
+
+    sides = {"chosen": side([" a", " b"], [0.0, 2.0]), "rejected": side([" c", " d"], [0.0, 0.0])}
+    (run_dir / "pairs.jsonl").write_text(lines([pair(3, **sides), pair(11, **sides)]))
+    page = page_of(run_dir)
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "input" and "checked" in attrs] == ["by-m"]
+    assert "Tokens of the largest KL mask" in page.text and "Mean KL mask by token" in page.text
+    assert "75 % zeros in the KL mask" in " ".join(page.text.split()) and "reward mask by" not in page.text
+    (said,) = [line for line in _largest_masks(run_dir) if "of zero" in line]
+    assert said == "Of the tokens of 2 pairs 75 % have a KL mask of zero."
+    (largest,) = [line for line in _largest_masks(run_dir) if "largest" in line]
+    assert largest == "It is largest, in the mean, on `\u2423b` 2.000 (␣ is a space)."
 
 
 def test_headline_curves_and_configuration_are_there(run_dir):

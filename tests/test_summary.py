@@ -122,6 +122,12 @@ def test_the_mask_in_words(sparsity, said):
     assert ("top tenth" in words) == (sparsity not in (1.0, None))
 
 
+@pytest.mark.parametrize("sparsity, said", [(0.0, "KL mask has no zeros"), (1.0, "it lets no KL through")])
+def test_the_mask_of_the_kl_is_called_so(sparsity, said):
+    """Kills: a KL mask of zeros, with which TDPO's KL term is left out, that "lets no preference through"."""
+    assert said in outcome(summary(sparsity=sparsity) | {"masked": "kl"})
+
+
 @pytest.mark.parametrize(
     "left, pairs, said",
     [

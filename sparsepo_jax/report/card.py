@@ -149,16 +149,17 @@ def _evaluation(summary: dict[str, Any], output_dir: Path) -> Iterator[str]:
 
 
 def _largest_masks(output_dir: Path) -> Iterator[str]:
-    """Tokens on which the reward mask is largest, in the pairs of the report; none without a mask."""
+    """Tokens on which the mask is largest, in the pairs of the report; none without a mask."""
     path = pairs_path(output_dir)
     pairs = list(islice(read_pairs(path), _PAIRS)) if path else []
     if not pairs or heatmap.without_masks(pairs):
         return
-    shown = [f"`{row.label}` {number(row.mean)}" for row in heatmap.top_tokens(pairs, limit=_TOKENS)]
-    zeros = heatmap.zero_share([token for pair in pairs for token in pair.tokens])
+    mask = heatmap.mask_of(pairs)
+    shown = [f"`{row.label}` {number(row.mean)}" for row in heatmap.top_tokens(pairs, mask, limit=_TOKENS)]
+    zeros = heatmap.zero_share([token for pair in pairs for token in pair.tokens], mask)
     if shown and zeros is not None:
         plain = [text.replace("\n", " ") for text in shown]
         counted = f"{len(pairs)} {heatmap.unit_of(pairs)}"
-        yield f"Of the tokens of {counted} {100 * zeros:.0f} % have a reward mask of zero."
+        yield f"Of the tokens of {counted} {100 * zeros:.0f} % have a {mask.in_text} of zero."
         yield f"It is largest, in the mean, on {', '.join(plain)} (␣ is a space)."
         yield ""

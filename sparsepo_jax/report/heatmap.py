@@ -20,16 +20,23 @@ class Quantity(NamedTuple):
     name: str
     meaning: str
 
+    @property
+    def in_text(self) -> str:
+        """The name within a sentence."""
+        return self.name if self.name.startswith("KL") else self.name.lower()
 
+
+REWARD_MASK = Quantity(
+    "u",
+    "Reward mask",
+    "Weight of the token's log-ratio in the loss. A mask sees only what comes before a token.",
+)
+KL_MASK = Quantity(
+    "m", "KL mask", "Weight of the token's KL in the loss. A mask sees only what comes before a token."
+)
 QUANTITIES = (
-    Quantity(
-        "u",
-        "Reward mask",
-        "Weight of the token's log-ratio in the loss. A mask sees only what comes before a token.",
-    ),
-    Quantity(
-        "m", "KL mask", "Weight of the token's KL in the loss. A mask sees only what comes before a token."
-    ),
+    REWARD_MASK,
+    KL_MASK,
     Quantity(
         "r",
         "Log-ratio",
@@ -78,8 +85,7 @@ class Token:
         decisive = "  decisive" if self.decisive else ""
         rows = [f"{self.label}  (id {self.id}){decisive}"]
         for quantity in self.shown.quantities:
-            name = quantity.name if quantity.name.startswith("KL") else quantity.name.lower()
-            row = f"{name} {number(self.values[quantity.key])}"
+            row = f"{quantity.in_text} {number(self.values[quantity.key])}"
             if quantity.key == "r":
                 first, second = self.shown.models
                 row += f"  ({first} {number(self.logp)}, {second} {number(self.ref_logp)})"
@@ -275,9 +281,16 @@ def without_masks(pairs: list[Pair]) -> bool:
     return bool(tokens) and all(token.values["u"] == token.values["m"] == 1 for token in tokens)
 
 
-def zero_share(tokens: list[Token]) -> float | None:
-    """Share of exact zeros of the reward mask; None for no tokens."""
-    return sum(token.values["u"] == 0 for token in tokens) / len(tokens) if tokens else None
+def mask_of(pairs: list[Pair]) -> Quantity:
+    """The mask that figures are of: the reward's, or the KL's where the reward's is 1 on every token."""
+    tokens = [token for pair in pairs for token in pair.tokens]
+    only_kl = all(token.values["u"] == 1 for token in tokens) and not without_masks(pairs)
+    return KL_MASK if tokens and only_kl else REWARD_MASK
+
+
+def zero_share(tokens: list[Token], mask: Quantity) -> float | None:
+    """Share of exact zeros of a mask; None for no tokens."""
+    return sum(token.values[mask.key] == 0 for token in tokens) / len(tokens) if tokens else None
 
 
 class TokenMean(NamedTuple):
@@ -287,15 +300,15 @@ class TokenMean(NamedTuple):
     decisive: str  # "yes", "no", "3 of 5" or "-" where unknown
 
 
-def top_tokens(pairs: list[Pair], *, limit: int = 20) -> list[TokenMean]:
-    """The tokens of the largest mean reward mask over all responses; those of mean zero are left out."""
+def top_tokens(pairs: list[Pair], mask: Quantity, *, limit: int = 20) -> list[TokenMean]:
+    """The tokens of the largest mean of a mask over all responses; those of mean zero are left out."""
     by_token: dict[tuple[str, int], list[Token]] = {}
     for pair in pairs:
         for token in pair.tokens:
             by_token.setdefault((token.label, token.id), []).append(token)
     rows = []
     for (label, _), tokens in by_token.items():
-        values = [token.values["u"] for token in tokens if math.isfinite(token.values["u"])]
+        values = [x for token in tokens if math.isfinite(x := token.values[mask.key])]
         if values and sum(values) != 0:
             rows.append(TokenMean(label, len(tokens), sum(values) / len(values), _how_many_decide(tokens)))
     return sorted(rows, key=lambda row: (-row.mean, -row.count, row.label))[:limit]

@@ -103,7 +103,7 @@ def _of_mask(summary: dict, accuracy: Interval, *, learnt: bool) -> list[str]:
     zeros = value(summary, ("mask", "sparsity_end"))
     if zeros is None:
         return []
-    clauses = [_zeros(zeros)]
+    clauses = [_zeros(zeros, of_kl=summary.get("masked") == "kl")]
     everything = value(summary, ("mask", "deletion", "0", "accuracy_top"))
     without_top = value(summary, ("mask", "deletion", DELETED, "accuracy_top"))
     without_any = value(summary, ("mask", "deletion", DELETED, "accuracy_random"))
@@ -126,11 +126,13 @@ def _carries(without_top: Interval, without_any: float) -> str:
     return "whether it carries the preference cannot be told from that"
 
 
-def _zeros(share: float) -> str:
+def _zeros(share: float, *, of_kl: bool) -> str:
+    """of_kl: whether the mask is that of the KL alone."""
+    mask, term = ("KL mask", "KL") if of_kl else ("mask", "preference")
     if share == 1:
-        return "the mask is zero on every token: it lets no preference through"
+        return f"the {mask} is zero on every token: it lets no {term} through"
     if share == 0:
-        return "the mask has no zeros"
+        return f"the {mask} has no zeros"
     if share >= 0.01:
-        return f"the mask has {100 * share:.0f} % zeros"
-    return f"the mask has hardly any zeros ({100 * share:.2g} %)"
+        return f"the {mask} has {100 * share:.0f} % zeros"
+    return f"the {mask} has hardly any zeros ({100 * share:.2g} %)"

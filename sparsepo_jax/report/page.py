@@ -100,7 +100,7 @@ def make_environment() -> Environment:
 def heatmap_context(pairs: Sequence[heatmap.Pair]) -> dict[str, Any]:
     """For the pairs of a page, shown token by token."""
     pairs = list(pairs)
-    maskless = heatmap.without_masks(pairs)
+    maskless, mask = heatmap.without_masks(pairs), heatmap.mask_of(pairs)
     tokens = [token for pair in pairs for token in pair.tokens]
     return {
         "heatmap": heatmap,
@@ -108,7 +108,8 @@ def heatmap_context(pairs: Sequence[heatmap.Pair]) -> dict[str, Any]:
         "quantities": heatmap.QUANTITIES,
         "scales": heatmap.make_scales(pairs),
         "maskless": maskless,
-        "default_key": "r" if maskless else "u",
+        "mask": mask,
+        "default_key": "r" if maskless else mask.key,
         "any_decisive": any(token.decisive for token in tokens),
         "any_broken": any(token.broken for token in tokens),
     }
@@ -173,10 +174,11 @@ def _curves_context(output_dir: Path) -> dict[str, Any]:
 def _pairs_context(output_dir: Path, limit: int) -> dict[str, Any]:
     path = pairs_path(output_dir)
     shown = list(islice(read_pairs(path), limit)) if path else []
-    return heatmap_context(shown) | {
+    context = heatmap_context(shown)
+    return context | {
         "pairs": shown,
         "pairs_file": path and path.name,
-        "top": heatmap.top_tokens(shown),
+        "top": heatmap.top_tokens(shown, context["mask"]),
     }
 
 

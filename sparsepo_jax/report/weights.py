@@ -51,10 +51,8 @@ def write_weights(path: Path, weighed: Weighed) -> None:
     """Writes the page: one HTML file without scripts."""
     shown = OF_TWO_RUNS if weighed.two_runs else OF_ONE_RUN
     pairs = [heatmap.parse_pair(record, where=str(path), shown=shown) for record in weighed.records]
-    context = heatmap_context(pairs) | {"quantities": shown.quantities, "default_key": "u"}
-    html = (
-        make_environment()
-        .get_template("weights.html.jinja")
-        .render(weighed=weighed, pairs=pairs, top=heatmap.top_tokens(pairs), table=table, **context)
-    )
+    of_page = {"quantities": shown.quantities, "mask": _WEIGHT, "default_key": _WEIGHT.key}
+    context = heatmap_context(pairs) | of_page | {"top": heatmap.top_tokens(pairs, _WEIGHT)}
+    template = make_environment().get_template("weights.html.jinja")
+    html = template.render(weighed=weighed, pairs=pairs, table=table, **context)
     write_text(path, html, errors="backslashreplace")

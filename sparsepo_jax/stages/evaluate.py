@@ -93,6 +93,8 @@ def _evaluate_set(
         **_of_labels(table),
         "independent_pairs": round(independent_pairs(after, table.prompt_key_N), 1),
     }
+    if shown_mask(run.config.objective) == "kl":
+        figures["masked"] = "kl"
     if marks is not None:
         figures["lexicons"] = _lexicon_summary(run, marks, before, after)
     return table, figures, after
