@@ -1,6 +1,7 @@
 """The stage pairs: prompts read, answers scored, pairs chosen, and the same file whether it was interrupted
 or not."""
 
+import functools
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.labelled import Labelled, read_labelled
 from sparsepo_jax.data.load import load_table
 from sparsepo_jax.data.preferences import choose_pairs
-from sparsepo_jax.data.sources import FirstWords, GeneratedRows
+from sparsepo_jax.data.sources import FileRows, FirstWords, GeneratedRows
 from sparsepo_jax.data.tokenizers import make_byte_tokenizer, train_bpe_tokenizer
 from sparsepo_jax.main import RUN_AGAIN, main
 from sparsepo_jax.run.check import make_plan_text
@@ -298,6 +299,51 @@ def test_labelled_rows_are_read_and_mistakes_named():
         len(read_labelled([GeneratedRows("rows", [*rows, {"label": 1}])], "pos", on_bad_row="skip").texts)
         == 2
     )
+
+
+@pytest.mark.parametrize(
+    ("labels", "positive", "found"),
+    [
+        ([True, False], "true", [True, False]),
+        ([True, False], "false", [False, True]),
+        ([True, False], "1", [True, False]),  # the default
+        (["TRUE", "False"], "true", [True, False]),  # cells of a spreadsheet
+        ([1, 0], "true", "expected rows with the label True .* found the labels 0, 1: set scorer.positive"),
+        ([1, 2], "false", "expected rows with the label False .* found the labels 1, 2"),
+        ([0, 1], "1", [False, True]),
+    ],
+)
+def test_truth_values_are_labels_of_their_own(tmp_path, labels, positive, found):
+    """Kills: `positive: true` that is the number 1."""
+    scorer = f"scorer={{kind: classifier, path: x, positive: {positive}}}"
+    config, _ = load_config(write_config(tmp_path), [scorer])
+    rows = [{"text": "a", "label": label} for label in labels]
+    read = functools.partial(
+        read_labelled, [GeneratedRows("rows", rows)], config.scorer.positive, on_bad_row="error"
+    )
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            read()
+    else:
+        assert read().positive_N.tolist() == found
+
+
+def test_a_label_is_called_by_the_name_that_datasets_gives_its_number(tmp_path):
+    """In Parquet, a directory that `datasets` has written, and under another name of the column."""
+    import datasets
+
+    kinds = {"text": datasets.Value("string"), "sentiment": datasets.ClassLabel(names=["neg", "pos"])}
+    columns = {"text": ["a", "b", "c"], "sentiment": [1, 0, -1]}  # -1: no label
+    data = datasets.Dataset.from_dict(columns, datasets.Features(kinds))
+    data.to_parquet(tmp_path / "rows.parquet")
+    data.save_to_disk(tmp_path / "saved")
+    for path in ("rows.parquet", "saved"):
+        source = FileRows(str(tmp_path / path), columns={"label": "sentiment"})
+        for positive, found in (("pos", [True, False, False]), ("neg", [False, True, False])):
+            assert read_labelled([source], positive, on_bad_row="error").positive_N.tolist() == found
+        assert read_labelled([source], 1, on_bad_row="error").positive_N.tolist() == [True, False, False]
+        with pytest.raises(UserError, match=r"label 'good' .* found the labels -1, 0 \(neg\), 1 \(pos\)"):
+            read_labelled([source], "good", on_bad_row="error")
 
 
 @pytest.mark.parametrize(

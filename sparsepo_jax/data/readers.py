@@ -95,6 +95,25 @@ def count_rows(path: str) -> int:
     return sum(1 for _ in file_rows(path))
 
 
+def class_names_in(path: str) -> dict[str, list[str]]:
+    """What the numbers 0, 1, ... of a column mean, by column, as `datasets` notes it in a Parquet file.
+
+    Args:
+        path: as for `file_rows`. Other files say nothing of the kind.
+    """
+    if suffix_of(path) != ".parquet":
+        return {}
+    import pyarrow.parquet
+
+    try:
+        noted = (pyarrow.parquet.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+        features = json.loads(noted).get("info", {}).get("features", {})
+        named = {column: kind for column, kind in features.items() if kind.get("_type") == "ClassLabel"}
+        return {column: list(map(str, kind["names"])) for column, kind in named.items()}
+    except (pyarrow.ArrowException, OSError, ValueError, AttributeError, KeyError, TypeError):
+        return {}  # reading the rows says what is wrong
+
+
 def _text_rows(path: str, suffix: str) -> Iterator[Row]:
     open_bytes = gzip.open if suffix.endswith(".gz") else open
     try:

@@ -3,6 +3,7 @@
 Nothing here knows what a row means.
 """
 
+import functools
 import glob
 import hashlib
 import itertools
@@ -16,7 +17,7 @@ from typing import Any
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.paths import is_mistyped_path
 from sparsepo_jax.data.ranked import answers_column
-from sparsepo_jax.data.readers import SUFFIXES, count_rows, file_rows, suffix_of
+from sparsepo_jax.data.readers import SUFFIXES, class_names_in, count_rows, file_rows, suffix_of
 from sparsepo_jax.data.rows import BadRow, Row, one_line
 from sparsepo_jax.data.splits import SplitError, is_whole_split, split_names, split_ranges
 
@@ -156,6 +157,8 @@ class RowSource:
     """Depends on the rows, not on where they lie."""
     rows: Callable[[], Iterator[Row]]
     """Reads them, from the first on."""
+    class_names: Callable[[], dict[str, list[str]]] = dict
+    """What the numbers 0, 1, ... mean, by column, where the source says it (a ClassLabel of `datasets`)."""
 
 
 def open_sources(source: Any) -> list[RowSource]:
@@ -174,7 +177,7 @@ def open_sources(source: Any) -> list[RowSource]:
     if (paths := matching_files(source.path)) is not None:
         opened = _open_files(source.path, paths, source.split)
     else:
-        opened = [RowSource(source.path, *_open_dataset(source.path, source.split, source.subset))]
+        opened = [_open_dataset(source.path, source.split, source.subset)]
     return [_with_names(file, dict(source.columns)) for file in opened]
 
 
@@ -241,7 +244,11 @@ def _with_names(source: RowSource, columns: dict[str, str]) -> RowSource:
     def rows() -> Iterator[Row]:
         return (Row(row.line, rename(row.content, columns)) for row in source.rows())
 
-    return RowSource(source.name, key, rows)
+    def class_names() -> dict[str, list[str]]:
+        names = source.class_names()
+        return {ours: names[theirs] for ours, theirs in columns.items() if theirs in names}
+
+    return RowSource(source.name, key, rows, class_names)
 
 
 def rename(content: dict[str, Any] | BadRow, columns: dict[str, str]) -> dict[str, Any] | BadRow:
@@ -301,15 +308,16 @@ def _shifted(ranges: Ranges, start: int, size: int) -> Ranges:
 def _open_file(path: str, ranges: Ranges | None) -> RowSource:
     """ranges: the rows that are read. None: all."""
     digest = _digest([path], suffix_of(path))
+    names = functools.partial(class_names_in, path)
     if ranges is None:
-        return RowSource(path, digest, lambda: file_rows(path))
+        return RowSource(path, digest, lambda: file_rows(path), names)
     key = hashlib.sha256(f"{digest} {[list(part) for part in ranges]}".encode()).hexdigest()
 
     def rows() -> Iterator[Row]:
         for first, last in ranges:
             yield from itertools.islice(file_rows(path), first, last)
 
-    return RowSource(path, key, rows)
+    return RowSource(path, key, rows, names)
 
 
 def _digest(paths: Iterable[str], beginning: str) -> str:
@@ -325,8 +333,8 @@ def _digest(paths: Iterable[str], beginning: str) -> str:
     return digest.hexdigest()
 
 
-def _open_dataset(path: str, split: str, subset: str | None) -> tuple[str, Callable[[], Iterator[Row]]]:
-    """(fingerprint, rows) of a directory or Hub id."""
+def _open_dataset(path: str, split: str, subset: str | None) -> RowSource:
+    """path: a directory or Hub id."""
     if not os.path.isdir(path):
         _require_hub(path)
     import datasets
@@ -347,7 +355,18 @@ def _open_dataset(path: str, split: str, subset: str | None) -> tuple[str, Calla
     # The fingerprint that a directory states is no proof that its rows are the same: they are read.
     files = dict.fromkeys(file["filename"] for data, _, _ in parts for file in data.cache_files)
     fingerprint = _digest(files, f"{' '.join(data._fingerprint for data, _, _ in parts)} {split}")
-    return fingerprint, lambda: (row for part in parts for row in _dataset_rows(*part))
+    features = parts[0][0].features if parts else {}
+    names = {
+        column: list(kind.names)
+        for column, kind in features.items()
+        if isinstance(kind, datasets.ClassLabel) and kind.names
+    }
+    rows = functools.partial(_rows_of_parts, parts)
+    return RowSource(path, fingerprint, rows, lambda: names)
+
+
+def _rows_of_parts(parts: Iterable[tuple[Any, int, int]]) -> Iterator[Row]:
+    return (row for part in parts for row in _dataset_rows(*part))
 
 
 def _saved_parts(saved: Any, split: str) -> list[tuple[Any, int, int]]:

@@ -50,8 +50,9 @@ class ClassifierScorer(Section):
     """Instead of `train`: the directory of one that was trained before (OUTPUT_DIR/classifier)."""
     test: Texts = []
     """Rows {"text", "label"} on which its accuracy is measured and printed."""
-    positive: int | str = 1
-    """The label whose probability is the score; all others are the other class."""
+    positive: int | bool | str = 1
+    """The label whose probability is the score; all others are the other class. Where the numbers of a column
+    have names, as in a ClassLabel of `datasets`, also such a name. true and false are labels of their own."""
     max_features: Positive = 200_000
     """Words and pairs of words, the most frequent."""
     l2: PositiveFloat = 0.1
