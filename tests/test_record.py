@@ -139,6 +139,18 @@ def test_a_stage_that_reads_is_recorded_with_its_own_settings(finished):
     )
 
 
+def test_what_a_model_leaves_to_transformers_is_recorded(tmp_path):
+    """Of the policy with each stage that trains, of the reference beside its digest. It was only said."""
+    made = {"model_type": "llama", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 16}
+    made |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
+    steps = {"steps": 1, "batch_size": 8}
+    changes = {"stages": ["sft", "po"], "sft": steps, "po": steps, "evaluation": {"sampled_prompts": None}}
+    output = run(tmp_path, policy={"config": made}, **changes)
+    taken = {"rms_norm_eps": 1e-6}
+    for name in ("sft/facts.json", "po/facts.json", "po/reference.json"):
+        assert json.loads((output / name).read_text())["config_defaults"] == taken, name
+
+
 def test_a_run_that_fails_before_anything_happened_leaves_nothing(tmp_path, capsys):
     for wrong in (
         "data.sft=[{path: nowhere.jsonl}]",

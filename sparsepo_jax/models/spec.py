@@ -43,6 +43,18 @@ def spec_from_hf(config: Mapping[str, Any]) -> DecoderSpec:
         raise SpecError(f"{error}{defaults_taken(fields, family)}") from None
 
 
+def absent_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a config leaves out, with what the installed transformers takes them to be.
+
+    Args:
+        config: the content of a config.json.
+
+    Raises:
+        SpecError: as `spec_from_hf`.
+    """
+    return dict(_fields(config)[1].defaults)
+
+
 def fields_note(config: Mapping[str, Any], where: str) -> str | None:
     """One line that lists the fields of a config which change nothing, or are absent; None if all is plain.
 

@@ -53,7 +53,7 @@ from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.unpaired import has_one_prompt, mismatched
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import Lora
-from sparsepo_jax.models.spec import fields_note
+from sparsepo_jax.models.spec import absent_fields, fields_note
 from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.sharding.processes import as_the_first, make_should_stop
@@ -127,6 +127,19 @@ class Run:
         same_tokenizer(self.config.policy.path, path, self.spec, spec)
         check_weights(path, spec)
         return spec
+
+    @functools.cached_property
+    def policy_defaults(self) -> dict[str, Any]:
+        """The fields that the policy's config.json leaves out, as the installed transformers has them."""
+        return absent_fields(self.hf_config)
+
+    @functools.cached_property
+    def reference_defaults(self) -> dict[str, Any]:
+        """The same of the reference."""
+        reference = self.config.reference
+        if reference.path in (None, self.config.policy.path):
+            return self.policy_defaults
+        return absent_fields(checkpoint_config(reference, "reference"))
 
     def _read_spec(self, hf_config: dict[str, Any], where: str) -> DecoderSpec:
         """A model's decoder; says which fields of its config are ignored."""

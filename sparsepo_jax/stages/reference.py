@@ -23,7 +23,10 @@ from sparsepo_jax.train.reference_cache import with_reference
 
 
 def describe_reference(run: Run, reference: Weights) -> dict[str, Any]:
-    """What the reference is in words and by settings, how it is held, and a digest of its weights."""
+    """What the reference is in words and by settings, how it is held, and a digest of its weights.
+
+    With config_defaults, where its config.json leaves fields out: what they were taken to be.
+    """
     config = run.config
     is_chosen = reference_is_chosen(config)
     chosen = config.reference if is_chosen else config.policy
@@ -35,12 +38,14 @@ def describe_reference(run: Run, reference: Weights) -> dict[str, Any]:
         words = f"the policy as po began ({name})"
     else:
         words = "the policy as po began"
+    defaults = {"config_defaults": run.reference_defaults} if run.reference_defaults else {}
     return {
         "is": words,
         "path": path,
         "adapter": chosen.adapter,
         "dtype": reference_type(config, run.mesh) if config.po.lora is None else config.po.lora.base,
         "digest": weights_digest(reference),
+        **defaults,
     }
 
 

@@ -339,6 +339,8 @@ def _write_facts(run: Run, stage: str, prepared: Prepared) -> dict[str, Any]:
     """Writes what the stage works on, for the doctor and the report, which read files alone."""
     facts = stage_facts(run.config, stage, prepared.table, run.spec, prepared.plan.steps, run.mesh)
     facts["choices"] = prepared.choices.words()
+    if run.policy_defaults:
+        facts["config_defaults"] = run.policy_defaults
     if jax.process_index() == 0:
         write_json(facts_path(run.output_dir, stage), facts)
     return facts
