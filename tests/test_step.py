@@ -249,7 +249,7 @@ def test_padding_is_inert():
 
 
 @functools.cache
-def update_on(mesh_shape, micro_steps, objective=None):
+def update_on(mesh_shape, micro_steps, objective=None, adds=False):
     """(mesh, optimizer, jitted update) for a number of micro-steps, so that tests share the program."""
     graph = setup()[0]
     mesh = jax.make_mesh(
@@ -272,13 +272,13 @@ def update_on(mesh_shape, micro_steps, objective=None):
     problem = tiny_problem(graph, constrain=make_constrain(mesh))._replace(head_blocks=blocks)
     if objective is not None:
         problem = problem._replace(objective=objective)
-    return mesh, optimizer, jax.jit(make_update(make_pair_loss(problem), optimizer, rate))
+    return mesh, optimizer, jax.jit(make_update(make_pair_loss(problem), optimizer, rate, adds=adds))
 
 
-def run_update(mesh_shape, micro_steps, weight_B=(1.0,) * 8, steps=2, objective=None):
+def run_update(mesh_shape, micro_steps, weight_B=(1.0,) * 8, steps=2, objective=None, adds=False):
     """Weights and metrics after some steps of 8 pairs on a mesh; a pair of weight 0 is filler."""
     _, policy, reference, masks = setup()
-    mesh, optimizer, update = update_on(mesh_shape, micro_steps, objective)
+    mesh, optimizer, update = update_on(mesh_shape, micro_steps, objective, adds)
     state = start_state({"policy": policy, "masks": masks}, optimizer)
     state = jax.device_put(state, state_shardings(state, mesh))
     reference = jax.device_put(reference, state_shardings(reference, mesh))
@@ -320,6 +320,15 @@ def test_every_mesh_and_number_of_micro_steps_gives_the_same_update(mesh_shape, 
     assert still == ["blocks.attention.key.bias"], (
         "a key's bias shifts all scores of a query alike and has no gradient; all else moves"
     )
+
+
+@pytest.mark.parametrize("mesh_shape", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
+def test_a_backward_pass_that_adds_to_the_sums_gives_the_same_update(mesh_shape):
+    """Kills: gradients of blocks that are lost, counted twice, or put in another layer's place."""
+    weights, metrics = run_update(mesh_shape, 2, adds=True)
+    expected_weights, expected_metrics = one_device()
+    assert_same_tree(metrics, expected_metrics, SHARDED)
+    assert_same_tree(weights, expected_weights, SHARDED)
 
 
 @pytest.mark.slow

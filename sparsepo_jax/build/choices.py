@@ -12,7 +12,7 @@ from sparsepo_jax.data.packing import Shape
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.run.choices import Choice, Choices, choose, longest_load
-from sparsepo_jax.run.need import Load, Setting
+from sparsepo_jax.run.need import Load, Setting, adds_by_layer
 from sparsepo_jax.sharding.mesh import pair_shards
 from sparsepo_jax.train.problem import Problem
 
@@ -79,5 +79,6 @@ def with_choices(
     return problem._replace(
         policy_graph=decoder_graph(policy, compute_dtype(config, mesh), remat=choices.remat.value, lora=lora),
         unroll=choices.unroll.value,
+        adds=lora is None and adds_by_layer(choices.remat.value, unroll=choices.unroll.value),
         head_blocks=problem.head_blocks._replace(tokens=tokens, vocabulary=vocabulary),
     )

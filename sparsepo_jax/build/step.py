@@ -137,6 +137,7 @@ def _step_programs(
             seed=problem.seed,
             in_turn=in_turn,
             anchored=problem if needs_pass(problem) else None,
+            adds=problem.adds,
         )
         return update_state(state, reference, batch)
 

@@ -28,6 +28,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sparsepo_jax.core.host_memory import on_device
+from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.models.cache import Cache, Memory, empty_cache
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.experts import Routing
@@ -37,8 +38,9 @@ from sparsepo_jax.models.layer_scan import (
     blocks_of,
     choices_of,
     in_order,
-    one_after_another,
+    scan_layers,
     stacked_blocks,
+    sums_of,
 )
 from sparsepo_jax.models.layers import Hooks, LayerFactory
 from sparsepo_jax.models.lora import Lora, dequantized
@@ -112,6 +114,7 @@ class Decoder(nnx.Module):
         dispatch: Dispatch = HERE,
         choice_LBSK: Int[Array, "L B S K"] | None = None,
         offset_BSD: Float[Array, "B S D"] | None = None,
+        sums: Weights | None = None,
     ) -> tuple[Float[Array, "B S D"], dict[str, Any]]:
         """Runs rows of tokens.
 
@@ -128,6 +131,9 @@ class Decoder(nnx.Module):
             dispatch: where and by what experts are computed, in a mixture of them.
             choice_LBSK: the experts that tokens are sent to in place of those that the routers choose.
             offset_BSD: added to the embedded tokens, for gradients in them; None: nothing is.
+            sums: of the gradients of the blocks' weights so far, by path. The gradient in them is then the
+                new sums, and weights of blocks have none of their own (see ops/adding_scan); of a block
+                nothing but its input is held, and layers are looped over, whatever `remat` and `unroll` say.
 
         Returns:
             The states after the final norm, and what the tap kept, by name. What it kept of blocks carries
@@ -148,6 +154,7 @@ class Decoder(nnx.Module):
             dispatch=dispatch,
             choice_LBSK=choice_LBSK,
             offset_BSD=offset_BSD,
+            sums=sums,
         )
         return states_BSD, kept
 
@@ -268,6 +275,7 @@ class Decoder(nnx.Module):
         dispatch: Dispatch = HERE,
         choice_LBSK: Array | None = None,
         offset_BSD: Array | None = None,
+        sums: Weights | None = None,
     ) -> tuple[Array, dict[str, Any], Cache | None]:
         """Final states, what the tap kept, and the cache with these tokens in it."""
         kept: dict[str, Any] = {}
@@ -301,7 +309,7 @@ class Decoder(nnx.Module):
                 x_BSD = block(x_BSD, positions_BS, kind.turns, hooks)
                 return (constrain(x_BSD), memory.cache), kept_here
 
-            return with_remat(run_block, self.remat)
+            return run_block if sums is not None else with_remat(run_block, self.remat)
 
         carried, kept_of_scans = (x_BSD, cache), []
         for scan in self.spec.scans():
@@ -311,7 +319,12 @@ class Decoder(nnx.Module):
                 kinds, choice = kinds_of(self.spec, stack), choices_of(self.spec, stack, choice_LBSK)
                 runners.append(runner(stack, graph))
                 layers.append(Layer(weights, kinds, jnp.arange(len(stack.layers)), choice))
-            carried, kept_L = jax.lax.scan(one_after_another(runners), carried, layers, unroll=unroll)
+            sums_of_scan = None
+            if sums is not None:
+                sums_of_scan = [
+                    sums_of(stack, layer.weights, sums) for stack, layer in zip(scan, layers, strict=True)
+                ]
+            carried, kept_L = scan_layers(runners, carried, layers, sums_of_scan, unroll=unroll)
             kept_of_scans.append(kept_L)
         x_BSD, cache = carried
         kept.update(in_order(kept_of_scans))

@@ -9,12 +9,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from sparsepo_jax.core.tree import Kept
+from sparsepo_jax.core.tree import Kept, Weights
 from sparsepo_jax.models.block import Block
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.layers import LayerFactory
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.stacks import Stack
+from sparsepo_jax.ops import adding_scan
 
 Carried = TypeVar("Carried")
 
@@ -122,6 +123,46 @@ def one_after_another(
         return carried, kept
 
     return body
+
+
+def scan_layers(
+    runners: list[Callable[[Carried, Layer], tuple[Carried, Kept]]],
+    carried: Carried,
+    layers: list[Layer],
+    sums: list[list[Array]] | None,
+    *,
+    unroll: bool,
+) -> tuple[Carried, list[Kept]]:
+    """Runs a scan: what its last layer gives, and for each stack what was kept of its layers.
+
+    Args:
+        runners: of each stack the function that runs one of its layers.
+        carried: into the first layer.
+        layers: of each stack, with a leading layer axis.
+        sums: see `sums_of`, for each stack; None: gradients are the usual ones.
+        unroll: write the layers out one after another; with sums they are looped over all the same.
+    """
+    if sums is None:
+        return jax.lax.scan(one_after_another(runners), carried, layers, unroll=unroll)
+
+    def of_parts(run: Callable[[Carried, Layer], tuple[Carried, Kept]]) -> adding_scan.Layer:
+        return lambda carried, weights, other: run(carried, other._replace(weights=weights))
+
+    weights = [layer.weights for layer in layers]
+    others = [layer._replace(weights=None) for layer in layers]
+    sums_tree = jax.tree.unflatten(jax.tree.structure(weights), jax.tree.leaves(sums))
+    return adding_scan.adding_scan([of_parts(run) for run in runners], carried, weights, others, sums_tree)
+
+
+def sums_of(stack: Stack, weights: Any, sums: Weights) -> list[Array]:
+    """The sums of a stack's gradients, in the order of the leaves of its weights.
+
+    Args:
+        stack: one of a decoder's.
+        weights: of its blocks, a state.
+        sums: by path.
+    """
+    return [sums[".".join((stack.path, *map(str, path)))] for path, _ in nnx.to_flat_state(weights)]
 
 
 def in_order(kept_of_scans: list[list[Kept]]) -> Kept:

@@ -138,10 +138,10 @@ def choose(setting: Setting, load: Load, device: StepDevice, calls: int = 0) -> 
     specs = (setting.policy,) if setting.reference is None else (setting.policy, setting.reference)
     attention = choose_attention(setting.config, specs, device)
     head = choose_head(setting, load, device, attention.value)
-    remat = choose_remat(setting, load, device, attention.value, head.value)
-    need = needed_by(setting, load, remat.value, attention.value, head.value)
-    fits = device.bytes is None or need.total <= ROOM * device.bytes
     unroll = choose_unroll(setting.config, device, calls)
+    remat = choose_remat(setting, load, device, attention.value, head.value, unroll=unroll.value)
+    need = needed_by(setting, load, remat.value, attention.value, head.value, unroll=unroll.value)
+    fits = device.bytes is None or need.total <= ROOM * device.bytes
     return Choices(attention, head, remat, unroll, need, fits)
 
 
@@ -271,7 +271,13 @@ def _head_budget(setting: Setting, load: Load, device: StepDevice, attention: st
 
 
 def choose_remat(
-    setting: Setting, load: Load, device: StepDevice, attention: str, head_block: tuple[int, int]
+    setting: Setting,
+    load: Load,
+    device: StepDevice,
+    attention: str,
+    head_block: tuple[int, int],
+    *,
+    unroll: bool = False,
 ) -> Choice:
     """What the backward pass computes again: as little as fits.
 
@@ -281,11 +287,12 @@ def choose_remat(
         device: what it runs on.
         attention: the kernel.
         head_block: tokens and entries of the vocabulary in a block of logits.
+        unroll: whether layers are written out.
     """
     asked = setting.config.compute.remat
 
     def need(remat: RematChoice) -> int:
-        return needed_by(setting, load, remat, attention, head_block).total
+        return needed_by(setting, load, remat, attention, head_block, unroll=unroll).total
 
     if asked != "auto":
         return Choice(asked, f"set; about {size_text(need(asked))}")

@@ -201,7 +201,13 @@ def _kept_by_mixer(spec: DecoderSpec, remat: RematChoice, chunks: float) -> tupl
 
 
 def needed_by(
-    setting: Setting, load: Load, remat: RematChoice, attention: str, head_block: tuple[int, int]
+    setting: Setting,
+    load: Load,
+    remat: RematChoice,
+    attention: str,
+    head_block: tuple[int, int],
+    *,
+    unroll: bool = False,
 ) -> Need:
     """What a step takes, per device.
 
@@ -211,6 +217,7 @@ def needed_by(
         remat: what the backward pass computes again.
         attention: the kernel.
         head_block: tokens and entries of the vocabulary in a block of logits.
+        unroll: whether layers are written out.
     """
     policy, held = setting.policy, held_by(setting)
     kept = kept_by_layers(policy, remat, chunks=_chunks(load, attention))
@@ -219,17 +226,18 @@ def needed_by(
         _cut(setting, policy, kept * load.positions * setting.itemsize),
         held.gradient - _block_gradients(setting),
         head_bytes(setting, load, head_block),
-        block_bytes(setting, load, attention),
+        block_bytes(setting, load, attention, adds=adds_by_layer(remat, unroll=unroll)),
     )
 
 
-def block_bytes(setting: Setting, load: Load, attention: str) -> int:
+def block_bytes(setting: Setting, load: Load, attention: str, *, adds: bool = False) -> int:
     """Bytes of the backward pass of blocks, per device: their gradients, and one block's own arrays.
 
     Args:
         setting: the models and how they are cut.
         load: what a device runs at a time.
         attention: the kernel.
+        adds: see adds_by_layer; it does where there are several micro-steps.
     """
     policy = setting.policy
     chunks = _chunks(load, attention)
@@ -243,7 +251,22 @@ def block_bytes(setting: Setting, load: Load, attention: str) -> int:
         return working
 
     working = max(working_of(block) for block, _ in policy.blocks())
-    return _block_gradients(setting) + _cut(setting, policy, working * load.positions)
+    gradients = _block_gradients(setting)
+    if adds and setting.training.accumulation > 1:
+        gradients //= policy.num_layers
+    return gradients + _cut(setting, policy, working * load.positions)
+
+
+def adds_by_layer(remat: RematChoice, *, unroll: bool) -> bool:
+    """Whether the backward pass adds each layer's gradient to its sum; see train/step.make_update.
+
+    It computes each block again from its input, and loops over layers.
+
+    Args:
+        remat: what it computes again by choice.
+        unroll: whether layers are written out by choice.
+    """
+    return remat == "everything" and not unroll
 
 
 def _block_gradients(setting: Setting) -> int:

@@ -221,6 +221,7 @@ def _policy_states(
             unroll=problem.unroll,
             dispatch=problem.dispatch,
             choice_LBSK=choice_LRSK,
+            sums=problem.sums,
         )
     if not kept:
         return states_RSD, None

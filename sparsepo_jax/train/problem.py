@@ -54,6 +54,9 @@ class Problem(NamedTuple):
         reads: what the objective reads beside log-probs and KL; see config/schema/objective_base.
         anchor: the log-ratio from which an objective of single responses judges them, nats; a step puts that
             of its batch here. A number, as the seed is.
+        sums: of gradients of the policy's blocks so far, by path, to which the backward pass adds; a step
+            puts them here. None: gradients are the usual ones.
+        adds: whether a step of several micro-steps adds to them; see train/step.make_update.
         cached: the batch brings what the objective needs of the reference. The reference is not run, and the
             KL is unknown.
     """
@@ -75,6 +78,8 @@ class Problem(NamedTuple):
     replays_routing: bool = False
     reads: frozenset[str] = frozenset()
     anchor: Scalar = 0.0
+    sums: Weights | None = None
+    adds: bool = False
     cached: bool = False
 
     @property
@@ -121,13 +126,13 @@ class Problem(NamedTuple):
 
 # Any: JAX puts whatever it likes in the places of the numbers.
 def _flatten(problem: Any) -> tuple[tuple[Any, ...], Any]:
-    numbers = (problem.objective, problem.seed, problem.anchor)
-    return numbers, problem._replace(objective=None, seed=None, anchor=None)
+    numbers = (problem.objective, problem.seed, problem.anchor, problem.sums)
+    return numbers, problem._replace(objective=None, seed=None, anchor=None, sums=None)
 
 
 def _unflatten(structure: Any, numbers: Sequence[Any]) -> Any:
-    objective, seed, anchor = numbers
-    return structure._replace(objective=objective, seed=seed, anchor=anchor)
+    objective, seed, anchor, sums = numbers
+    return structure._replace(objective=objective, seed=seed, anchor=anchor, sums=sums)
 
 
 jax.tree_util.register_pytree_node(Problem, _flatten, _unflatten)

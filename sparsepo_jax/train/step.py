@@ -64,7 +64,7 @@ PairScores = Callable[
     [dict[str, Weights], Weights | None, PairBatch, Int[Array, ""]],
     tuple[dict[str, Float[Array, "B"]], TokenStats, TokenMasks],
 ]
-# (weights, reference, batch, step), and the anchor where the objective has one
+# (weights, reference, batch, step), the anchor where the objective has one, and sums=; see Problem
 SummedLoss = Callable[..., tuple[Float[Array, ""], tuple[Metrics, Array, Float[Array, "B"]]]]
 Update = Callable[[State, Weights | None, MicroBatches], tuple[State, Metrics, Bool[Array, "U B"]]]
 
@@ -136,9 +136,9 @@ def make_pair_loss(problem: Problem) -> SummedLoss:
         problem: what is computed.
 
     Returns:
-        `summed(weights, reference, batch, step, anchor)`, which gives (sum of the losses, the routers'
+        `summed(weights, reference, batch, step, anchor, sums)`, which gives (sum of the losses, the routers'
         auxiliary loss among them if the problem asks for it; (sums of all metrics, sum of the pairs' weights,
-        weighted loss [B])). anchor: see train/anchor.
+        weighted loss [B])). anchor: see train/anchor; sums: see Problem.
     """
 
     def summed(
@@ -147,18 +147,19 @@ def make_pair_loss(problem: Problem) -> SummedLoss:
         batch: PairBatch,
         step: Int[Array, ""],
         anchor: Scalar = 0.0,
+        sums: Weights | None = None,
     ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, ""], Float[Array, "B"]]]:
-        scores = make_pair_scores(problem._replace(anchor=anchor), training=True)
+        scores = make_pair_scores(problem._replace(anchor=anchor, sums=sums), training=True)
         metrics_B, _, _ = scores(weights, reference, batch, step)
         # where, not a product: a filler pair must not bring a NaN
         weighted_B = {
             name: jnp.where(batch.weight_B > 0, batch.weight_B * x_B, 0.0) for name, x_B in metrics_B.items()
         }
-        sums = {name: jnp.sum(x_B) for name, x_B in weighted_B.items()}
-        total = sums["loss"]
+        metrics = {name: jnp.sum(x_B) for name, x_B in weighted_B.items()}
+        total = metrics["loss"]
         if problem.router_aux:
-            total = total + problem.router_aux * sums["router/auxiliary_loss"]
-        return total, (sums, batch.weight_B.sum(), weighted_B["loss"])
+            total = total + problem.router_aux * metrics["router/auxiliary_loss"]
+        return total, (metrics, batch.weight_B.sum(), weighted_B["loss"])
 
     return summed
 
@@ -172,16 +173,20 @@ def make_sft_loss(problem: Problem) -> SummedLoss:
         problem: what is computed; its objective and masks are not used.
 
     Returns:
-        `summed(weights, base, batch, step)`, which gives (sum over tokens in nats, ({"loss": the same, ...},
-        number of tokens, times their rows' weights, sum of each row [B])). base: what adapters are trained
-        on; None without adapters.
+        `summed(weights, base, batch, step, sums)`, which gives (sum over tokens in nats, ({"loss": the
+        same, ...}, number of tokens, times their rows' weights, sum of each row [B])). base: what adapters
+        are trained on; None without adapters. sums: see Problem.
     """
 
     def summed(
-        weights: dict[str, Weights], base: Weights | None, batch: PairBatch, step: Int[Array, ""]
+        weights: dict[str, Weights],
+        base: Weights | None,
+        batch: PairBatch,
+        step: Int[Array, ""],
+        sums: Weights | None = None,
     ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, ""], Float[Array, "B"]]]:
         key_B = pair_keys(problem.seed, step, batch.row_B)
-        stats, routers = response_logp(problem, weights["policy"], base, batch, key_B)
+        stats, routers = response_logp(problem._replace(sums=sums), weights["policy"], base, batch, key_B)
         with jax.named_scope("objective"):
             nll_B, tokens_B = sft_nll(stats.logp_BPT[:, 0], stats.valid_BPT[:, 0])
             nll_B = batch.weight_B * nll_B
@@ -205,6 +210,7 @@ def make_update(
     seed: int | Int[Array, ""] = 0,
     in_turn: bool = False,
     anchored: Problem | None = None,
+    adds: bool = False,
 ) -> Update:
     """A training step.
 
@@ -218,7 +224,7 @@ def make_update(
 
     Beside the state, a step with AdamW holds the matrices in that type, if it is another one, and one array
     of the weights' size, the gradient. With several micro-steps it holds two, the sum and what is added to
-    it.
+    it; with `adds` of blocks the sum alone.
 
     Args:
         summed_loss: of make_pair_loss or make_sft_loss.
@@ -228,6 +234,8 @@ def make_update(
         seed: of the draws that round what is held in bfloat16.
         in_turn: change one weight after another, for an optimizer's state that lies on the host.
         anchored: the problem, if its objective's anchor is computed from each global batch before the loss.
+        adds: of several micro-steps, let the backward pass add the gradient of each block to its sum, so that
+            it never holds those of all blocks; each block is then computed again from its input.
 
     Returns:
         `update(state, reference, batch)`, which gives (state, metrics, finite). The batch is [micro-steps,
@@ -235,7 +243,6 @@ def make_update(
         norms and the number of updates left out so far. finite, bool [micro-steps, rows], says whether the
         loss of each row is a finite number.
     """
-    differentiate = jax.value_and_grad(summed_loss, has_aux=True)
 
     def update(
         state: State, reference: Weights | None, batch: MicroBatches
@@ -246,13 +253,11 @@ def make_update(
         if anchored is not None:
             anchor, running = _anchor(anchored, weights, reference, batch, state)
 
-        def sums(micro_batch: PairBatch) -> tuple[tuple[Any, Metrics, Array], Float[Array, "B"]]:
-            (_, (metrics, weight, loss_B)), gradient = differentiate(
-                weights, reference, micro_batch, state.step, *anchor
-            )
-            return (gradient, metrics, weight), loss_B
+        def loss(weights: dict[str, Weights], micro_batch: PairBatch, **sums: Weights) -> Any:
+            return summed_loss(weights, reference, micro_batch, state.step, *anchor, **sums)
 
-        (gradient, metrics, weight), loss_UB = _over_micro_steps(sums, batch)
+        gradients = _added_in_blocks if adds and batch.row_B.shape[0] > 1 else _added
+        (gradient, metrics, weight), loss_UB = gradients(loss, weights, batch)
         # Else XLA puts the layers' gradients together once for each array that the optimizer changes.
         gradient = widened(jax.lax.optimization_barrier(gradient))
         scale = 1.0 / jnp.maximum(weight, 1e-30)
@@ -314,6 +319,53 @@ def in_type(policy: Weights, dtype: DTypeLike) -> Weights:
 _READ_BY_PRODUCTS = (".kernel", ".lora_a", ".lora_b", "head.embedding")
 
 
+def _added(
+    loss: Callable[..., Any], weights: dict[str, Weights], batch: MicroBatches
+) -> tuple[tuple[Any, Metrics, Array], Float[Array, "U B"]]:
+    """Sums over micro-steps of gradients, metrics and the pairs' weights; the loss of each row."""
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+
+    def sums(micro_batch: PairBatch) -> tuple[tuple[Any, Metrics, Array], Float[Array, "B"]]:
+        (_, (metrics, weight, loss_B)), gradient = differentiate(weights, micro_batch)
+        return (gradient, metrics, weight), loss_B
+
+    return _over_micro_steps(sums, batch)
+
+
+def _added_in_blocks(
+    loss: Callable[..., Any], weights: dict[str, Weights], batch: MicroBatches
+) -> tuple[tuple[Any, Metrics, Array], Float[Array, "U B"]]:
+    """What `_added` gives, of a backward pass that adds each block's gradient to its sum; see
+    ops/adding_scan."""
+    blocks = {path: x for path, x in weights["policy"].items() if path.startswith("blocks.")}
+    rest = {**weights, "policy": {path: x for path, x in weights["policy"].items() if path not in blocks}}
+
+    def loss_of_parts(rest: dict[str, Weights], sums: Weights, micro_batch: PairBatch) -> Any:
+        return loss({**rest, "policy": {**blocks, **rest["policy"]}}, micro_batch, sums=sums)
+
+    differentiate = jax.value_and_grad(loss_of_parts, argnums=(0, 1), has_aux=True)
+
+    def gradients(sums: Weights, micro_batch: PairBatch) -> tuple[Any, Weights, Float[Array, "B"]]:
+        (_, (metrics, weight, loss_B)), (gradient, sums) = differentiate(rest, sums, micro_batch)
+        return (gradient, metrics, weight), sums, loss_B
+
+    def add(carried: tuple[Any, Weights], micro_batch: PairBatch) -> tuple[Any, Float[Array, "B"]]:
+        total, sums = carried
+        more, sums, loss_B = gradients(sums, micro_batch)
+        return (jax.tree.map(jnp.add, total, more), sums), loss_B
+
+    sums = _zeros(blocks)
+    shapes, _, _ = jax.eval_shape(gradients, sums, jax.tree.map(lambda x: x[0], batch))
+    (total, sums), loss_UB = jax.lax.scan(add, (_zeros(shapes), sums), batch)
+    gradient, metrics, weight = total
+    return ({**gradient, "policy": {**gradient["policy"], **sums}}, metrics, weight), loss_UB
+
+
+def _zeros(like: Any) -> Any:
+    """Zeros to add arrays like these to, float32 for bfloat16: sums need more digits than gradients."""
+    return widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like))
+
+
 def _over_micro_steps(
     sums: Callable[[PairBatch], tuple[Any, Float[Array, "B"]]], batch: MicroBatches
 ) -> tuple[Any, Float[Array, "U B"]]:
@@ -328,6 +380,4 @@ def _over_micro_steps(
         return jax.tree.map(jnp.add, total, more), loss_B
 
     shapes, _ = jax.eval_shape(sums, first)
-    # Gradients of bfloat16 matrices are bfloat16; sums of them need more digits.
-    zeros = widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-    return jax.lax.scan(add, zeros, batch)
+    return jax.lax.scan(add, _zeros(shapes), batch)
