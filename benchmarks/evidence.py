@@ -186,7 +186,7 @@ def of_task(bench: Bench, task: str, methods: list[str]) -> Row:
         with contextlib.suppress(NotDone):
             before.result()
     asked = {"reasoning": bench.reasoning, "problems": bench.problems}
-    settings = {"batch": BATCH, "cells": bench.cells} | asked | bench.size._asdict()
+    settings = {"batch": BATCH, "cells": bench.cells, "most_kl": MOST_KL} | asked | bench.size._asdict()
     return task_result(settings, about, chosen, tried, figures, reasoning_figures(base))
 
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 RATES, BETAS = (1e-5, 3e-5), (0.1, 0.4)
 LORA_RATES = (1e-4, 3e-4)
-# nats a response after half of the steps: what is farther from the reference then is not chosen. From cells of
-# 3 nats whole runs go to 10, where no other method's runs are to compare with.
+# nats a response after half of the steps: what is farther from the reference then is not chosen. From 3 nats
+# there whole runs go to 10, where no other method's runs are to compare with.
 MOST_KL = 1.0
 BASELINE = "DPO"
 FIRST_CELLS = 4  # of every method: the budget of a choice
