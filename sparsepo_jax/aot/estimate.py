@@ -120,7 +120,7 @@ def _moved(task: Task, held: Held, setting: Setting, choices: Choices) -> float:
     casts = (FLOAT + setting.itemsize) * trained
     sums = 3 * FLOAT * trained * micro_steps if micro_steps > 1 else 0
     forwards = 2 if setting.reference is not None else 1
-    features = kept_by_layers(spec, "nothing") / setting.tensor
+    features = kept_by_layers(spec, "nothing", tensor=setting.tensor)
     passes = forwards * _FORWARD + _BACKWARD + _AGAIN[choices.remat.value]
     activations = setting.itemsize * features * held.load.positions * passes
     return optimizer + casts + sums + activations + _moved_by_head(held, setting, choices)

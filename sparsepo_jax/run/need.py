@@ -146,41 +146,50 @@ def _frozen(setting: Setting, activations: str) -> int:
     return numbers.bytes(held)
 
 
-def kept_by_layers(spec: DecoderSpec, remat: RematChoice, *, chunks: float = 1.0) -> int:
-    """Numbers that all layers keep of each position for the backward pass.
+def kept_by_layers(spec: DecoderSpec, remat: RematChoice, *, chunks: float = 1.0, tensor: int = 1) -> int:
+    """Numbers that a device keeps of each position for the backward pass, in all layers.
 
     Args:
         spec: the decoder's shape.
         remat: what is computed again.
         chunks: see kept_features.
+        tensor: see kept_features.
     """
-    return sum(layers * kept_features(block, remat, chunks=chunks) for block, layers in spec.blocks())
+    blocks = spec.blocks()
+    return sum(layers * kept_features(block, remat, chunks=chunks, tensor=tensor) for block, layers in blocks)
 
 
-def kept_features(spec: DecoderSpec, remat: RematChoice, *, chunks: float = 1.0) -> int:
-    """Numbers that a layer keeps of each position for the backward pass.
+def kept_features(spec: DecoderSpec, remat: RematChoice, *, chunks: float = 1.0, tensor: int = 1) -> int:
+    """Numbers that a device keeps of each position for the backward pass, in a layer.
 
     Args:
         spec: the decoder's shape; all layers are of one kind.
         remat: what is computed again.
         chunks: how often the kernel keeps keys and values (xla: once for each chunk of queries that sees
             them).
+        tensor: parts into which heads and MLP are cut. The residual stream, and norms of it, are whole.
     """
+    whole, cut = _whole_and_cut(spec, remat, chunks)
+    return whole + math.ceil(cut / tensor)
+
+
+def _whole_and_cut(spec: DecoderSpec, remat: RematChoice, chunks: float) -> tuple[int, int]:
+    """The numbers of a layer as wide as the model, and those of heads and MLP."""
     D, F, inside = spec.width, spec.mlp_width * (2 if spec.gated_mlp else 1), spec.mlp_width
     if spec.mixture is not None:  # a row for each choice, and one that all tokens have
         inside = spec.mixture.chosen * spec.mixture.width + spec.mixture.shared
         F = 2 * inside
     stream = D if spec.parallel_residual else 2 * D  # the block's input, and what the MLP reads
     if remat == "everything":
-        return D
+        return D, 0
     products, attention = _kept_by_mixer(spec, remat, chunks)
     if remat == "all_but_products":
-        return stream + products + F
+        return stream, products + F
     if remat == "norms":
-        return stream + attention + F
+        return stream, attention + F
     normed = D if spec.shared_norm else 2 * D
     rows = 0 if spec.mixture is None else spec.mixture.chosen * D
-    return stream + attention + F + normed + rows + inside
+    return stream + normed + rows, attention + F + inside
 
 
 def _kept_by_mixer(spec: DecoderSpec, remat: RematChoice, chunks: float) -> tuple[int, int]:
@@ -220,10 +229,10 @@ def needed_by(
         unroll: whether layers are written out.
     """
     policy, held = setting.policy, held_by(setting)
-    kept = kept_by_layers(policy, remat, chunks=_chunks(load, attention))
+    kept = kept_by_layers(policy, remat, chunks=_chunks(load, attention), tensor=setting.tensor)
     return Need(
         held.state + held.frozen + held.copies + held.sums,
-        _cut(setting, policy, kept * load.positions * setting.itemsize),
+        kept * load.positions * setting.itemsize,
         held.gradient - _block_gradients(setting),
         head_bytes(setting, load, head_block),
         block_bytes(setting, load, attention, adds=adds_by_layer(remat, unroll=unroll)),
@@ -243,18 +252,19 @@ def block_bytes(setting: Setting, load: Load, attention: str, *, adds: bool = Fa
     chunks = _chunks(load, attention)
 
     def working_of(block: DecoderSpec) -> int:
-        working = kept_features(block, "nothing", chunks=chunks) * setting.itemsize
+        features = kept_features(block, "nothing", chunks=chunks, tensor=setting.tensor)
+        of_heads = 0
         if block.delta is not None:  # decays, products of keys, their inverse, scores, and their gradients
-            working += ARRAYS_OF_CHUNK * FLOAT * block.delta.value_heads * TOKENS_OF_CHUNK
+            of_heads = ARRAYS_OF_CHUNK * FLOAT * block.delta.value_heads * TOKENS_OF_CHUNK
         elif attention == "xla":
-            working += 3 * FLOAT * block.num_heads * min(load.longest, 2 * CHUNK)  # scores
-        return working
+            of_heads = 3 * FLOAT * block.num_heads * min(load.longest, 2 * CHUNK)  # scores
+        return features * setting.itemsize + math.ceil(of_heads / setting.tensor)
 
     working = max(working_of(block) for block, _ in policy.blocks())
     gradients = _block_gradients(setting)
     if adds and setting.training.accumulation > 1:
         gradients //= policy.num_layers
-    return gradients + _cut(setting, policy, working * load.positions)
+    return gradients + working * load.positions
 
 
 def adds_by_layer(remat: RematChoice, *, unroll: bool) -> bool:
@@ -281,7 +291,7 @@ def _chunks(load: Load, attention: str) -> float:
 
 
 def head_bytes(setting: Setting, load: Load, head_block: tuple[int, int]) -> int:
-    """Bytes of the head of a step, per device: blocks of logits, states, and copies of the head's parts.
+    """Bytes before the blocks' backward pass, per device: logits, states, copies of the head's parts.
 
     Args:
         setting: the models and how they are cut.
@@ -295,7 +305,17 @@ def head_bytes(setting: Setting, load: Load, head_block: tuple[int, int]) -> int
     bytes_of_number = setting.itemsize * sides(setting) + FLOAT  # of each model, and of the policy's gradient
     states = load.tokens * setting.policy.width * bytes_of_number
     parts = min(head_block[1], most[1]) * setting.policy.width * (bytes_of_number + FLOAT)
-    return block + states + (parts if head_block[1] < most[1] else 0) + _reference_head_bytes(setting)
+    parts = parts if head_block[1] < most[1] else 0
+    return block + states + parts + _reference_head_bytes(setting) + _read_by_masks(setting, load)
+
+
+def _read_by_masks(setting: Setting, load: Load) -> int:
+    """The reference's states in all layers, which mask nets read: as layers leave them, and gathered."""
+    mask = setting.config.objective.mask
+    if setting.stage != "po" or not isinstance(mask, LearnedMask) or not mask.net.endswith("all"):
+        return 0
+    read = setting.reference or setting.policy
+    return 2 * read.num_layers * load.tokens * read.width * setting.itemsize
 
 
 def _reference_head_bytes(setting: Setting) -> int:
@@ -318,9 +338,3 @@ def sides(setting: Setting) -> int:
 def logit_bytes(setting: Setting) -> int:
     """Bytes that a block needs of each logit of the policy: float32 of each model, and their gradient."""
     return FLOAT * sides(setting) + setting.itemsize
-
-
-def _cut(setting: Setting, spec: DecoderSpec, size: int) -> int:
-    """A part of the size: heads and MLP are cut over `tensor`, the residual stream is not."""
-    share = spec.num_layers * spec.width / max(kept_by_layers(spec, "nothing"), 1)
-    return math.ceil(size * (share + (1 - share) / setting.tensor))
