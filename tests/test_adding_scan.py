@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from helpers.program import run
 from helpers.quick import slow_but
 from helpers.tiny import CONFIGS, random_batch
 from helpers.tolerances import GRADIENT
@@ -17,6 +18,7 @@ from sparsepo_jax.masks.source import fixed_source
 from sparsepo_jax.models.decoder import Decoder
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.ops.adding_scan import adding_scan
+from sparsepo_jax.train import step
 from sparsepo_jax.train.problem import Problem
 from sparsepo_jax.train.step import make_pair_loss, make_sft_loss
 
@@ -91,3 +93,26 @@ def test_sums_and_gradients_come_out_together(name, sft, settings):
         scale = max(float(np.abs(gradient).max()), 1e-2)
         np.testing.assert_allclose(ours, gradient, atol=GRADIENT * scale, err_msg=path)
     assert max(float(np.abs(expected[path]).max()) for path in blocks) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("changes", "adds"),
+    slow_but(
+        [([], True), (["po.lora={rank: 2}"], False)],
+        [
+            ([], True),
+            (["po.lora={rank: 2}"], False),
+            (["compute.unroll=true"], False),
+            (["compute.remat=norms"], False),
+        ],
+    ),
+)
+def test_a_run_adds_where_everything_is_recomputed_in_a_loop(tmp_path, monkeypatch, changes, adds):
+    """Kills: a choice that does not reach the step, or reaches one that cannot."""
+    traced = []
+    added_in_blocks = step._added_in_blocks
+    monkeypatch.setattr(step, "_added_in_blocks", lambda *of: (traced.append(of), added_in_blocks(*of))[1])
+    settings = ["compute.remat=everything", "po.accumulation=2", "po.batch_size=16", "po.steps=1"]
+    own_program = "compute.head.tokens=72"  # no other test has traced it
+    run(tmp_path, *settings, own_program, *changes, stages=["po"], sft=None)
+    assert bool(traced) == adds
