@@ -260,8 +260,8 @@ def test_a_run_with_figures_can_be_asked_afterwards(command, tmp_path):
     assert "cloze" not in before["methods"]["shuffled mask"]["figures"]
     done = len(program.runs)
     after = run(1, reasoning=24)
-    # The model before, DPO, SparsePO and its shuffled mask.
-    assert [path.name for path in program.runs[done:]] == ["base"] + ["reasoning"] * 3
+    # The model before, DPO, SparsePO and its shuffled mask, in whatever order the threads ask for a place.
+    assert sorted(path.name for path in program.runs[done:]) == ["base"] + ["reasoning"] * 3
     of, was = (result["methods"]["shuffled mask"]["figures"] for result in (after, before))
     assert of["cloze"]["mean"] == 0.5 and of["pass@1"]["mean"] == 0.0625
     assert {name: of[name] for name in was} == was
@@ -275,18 +275,19 @@ def test_what_is_no_longer_kept_is_not_asked(command, capsys):
     run, program = command
     run(1)
     done = len(program.runs)
-    shutil.rmtree(program.runs[-1] / "export")
+    shutil.rmtree(next(path for path in program.runs if path.parent.name == "shuffled_mask") / "export")
     assert "cloze" not in run(1, reasoning=24)["methods"]["shuffled mask"]["figures"]
     assert len(program.runs) == done + 3 and "weights are not kept" in capsys.readouterr().out
 
 
 def test_what_is_done_so_far_is_a_result(command):
     run, program = command
-    program.stops_at = 5
+    run(1, ("DPO",))
+    program.stops_at = len(program.runs) + 1  # in the choice of SparsePO
     with pytest.raises(KeyboardInterrupt):
-        run(3)
+        run(1)
     result = run(3, only_done=True)
-    assert len(program.runs) == 5 and set(result["methods"]) == {"DPO"}
+    assert len(program.runs) == program.stops_at and set(result["methods"]) == {"DPO"}
     dpo = result["methods"]["DPO"]
     assert dpo["seeds"] == 1 and dpo["figures"]["accuracy_unmasked"]["low"] is None
 
@@ -298,7 +299,7 @@ def test_runs_at_the_same_time_come_to_the_same(command, of_benchmarks):
     assert len(program.runs) == len(set(program.runs)) and program.most_at_once > 1
     assert run(2, methods) == together
     firsts, seconds = ([n for n, path in enumerate(program.runs) if f"seed={x}" in str(path)] for x in (0, 1))
-    assert max(firsts) < max(seconds)
+    assert np.mean(firsts) < np.mean(seconds)
 
 
 def test_a_run_that_fails_does_not_stop_the_others(command, of_benchmarks, capsys):
