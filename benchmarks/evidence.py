@@ -21,7 +21,8 @@ the chosen one first, and is measured on prompts that no run has seen. Then it i
 Runs that are done are not repeated, and one that was stopped goes on: give the same command again, also with
 more tasks, methods or seeds. Every method's first seed comes before any second one, and its chosen beta
 before any second beta; methods come in the order in which they are given. A run that fails is said, and the
-others go on. --so-far: run nothing, and keep the result of what is done. --set: a setting for all runs.
+others go on. --so-far: run nothing, and keep the result of what is done. The result has its tasks beside
+those that were kept before. --set: a setting for all runs.
 
 On a GPU a run is mostly start and compilation, so make some at the same time, each with its part of the
 memory:
@@ -36,6 +37,7 @@ Needs the extras [measures], [reward] and [lm_eval].
 
 import argparse
 import contextlib
+import datetime
 import json
 import shlex
 import signal
@@ -63,7 +65,7 @@ from evidence_tasks import (
 )
 from evidence_together import NotDone, Programs
 from task_rows import Row
-from work import save_result
+from work import result_path, save_result
 
 IMDB = {"max_prompts": 800, "samples": 4}
 MOST_THREADS = 2000  # nearly all of them wait
@@ -215,6 +217,14 @@ def result_of(bench: Bench, tasks: list[str], methods: list[str]) -> dict[str, R
     return results
 
 
+def save(name: str, typed: str, tasks: dict[str, Row]) -> Path:
+    """Keeps what tasks came to, each with its command and date, beside the tasks that were kept before."""
+    path = result_path(name)
+    before = json.loads(path.read_text())["tasks"] if path.exists() else {}
+    about = {"command": typed, "date": datetime.date.today().isoformat()}
+    return save_result(name, {"tasks": before | {task: about | result for task, result in tasks.items()}})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -254,7 +264,7 @@ def main() -> int:
     )
     results = result_of(bench, options.tasks, options.methods)
     # Last, because on an accelerator this process would take the memory that the runs need.
-    print(save_result(options.result, {"command": command(sys.argv[1:], options), "tasks": results}))
+    print(save(options.result, command(sys.argv[1:], options), results))
     if bench.programs.failed:
         print(f"failed, and tried again by the same command: {len(bench.programs.failed)} runs")
     return 1 if bench.programs.failed else 0

@@ -1,7 +1,7 @@
 """What the runs of benchmarks/evidence.py come to: figures of a run, methods held against DPO, tokens.
 
 A difference is resolved if the 95 % intervals over seeds and over prompts (where there is one) both leave out
-zero. Of two points or more and not resolved it is called unresolved.
+zero. A share (an accuracy, the reward) has points: of two or more and not resolved it is called unresolved.
 """
 
 import json
@@ -37,6 +37,7 @@ SCALARS = {  # figure -> label
     "pass@1": "programs, pass@1",
 }
 COMPARED = ("accuracy_unmasked", "generated_reward", *FIGURES, "pass@1")
+NO_SHARES = {"wikitext_word_perplexity"}  # of COMPARED: two points of it are nothing
 Vectors = Mapping[
     int, Sequence[tuple[float, np.ndarray]]
 ]  # seed -> (KL, a value a prompt or pair) of its runs
@@ -110,16 +111,18 @@ def run_figures(run: Path, judge: Path) -> Row:
 # ---------------------------------------------------------------- two methods
 
 
-def verdict(mean: float, *intervals: tuple[float | None, float | None]) -> str:
+def verdict(mean: float, *intervals: tuple[float | None, float | None], share: bool = True) -> str:
     """intervals: over seeds, and over prompts where there is one. (None, None): one seed, nothing is
-    resolved."""
+    resolved. share: whether two points count."""
     excluding = [low is not None and high is not None and (low > 0 or high < 0) for low, high in intervals]
     if all(excluding):
         return "resolved"
+    if not share:
+        return "not resolved"
     return "unresolved" if abs(mean) >= TWO_POINTS else "less than two points"
 
 
-def difference_at(a: Vectors, b: Vectors, kl: float) -> Row | None:
+def difference_at(a: Vectors, b: Vectors, kl: float, share: bool = True) -> Row | None:
     """a - b at a KL, linear between each seed's nearest two runs; None if no seed of both reaches it."""
     by_seed: dict[int, np.ndarray] = {}
     for seed in sorted(a.keys() & b.keys()):
@@ -136,7 +139,7 @@ def difference_at(a: Vectors, b: Vectors, kl: float) -> Row | None:
         prompts = t_interval(over.tolist())
         row["over_prompts"] = [prompts.low, prompts.high]
         intervals.append((prompts.low, prompts.high))
-    return row | {"verdict": verdict(seeds.mean, *intervals)}
+    return row | {"verdict": verdict(seeds.mean, *intervals, share=share)}
 
 
 def _vector_at(points: Sequence[tuple[float, np.ndarray]], kl: float) -> np.ndarray | None:
@@ -144,10 +147,10 @@ def _vector_at(points: Sequence[tuple[float, np.ndarray]], kl: float) -> np.ndar
     return None if None in values else np.array(values, float)
 
 
-def compared(a: Vectors, b: Vectors) -> list[Row]:
+def compared(a: Vectors, b: Vectors, share: bool = True) -> list[Row]:
     """Differences at SHARES of the stretch of KL that the two share."""
     points = ({seed: [(kl, 0.0) for kl, _ in of] for seed, of in p.items()} for p in (a, b))
-    rows = (difference_at(a, b, kl) for kl in shared_kls(*points, SHARES))
+    rows = (difference_at(a, b, kl, share) for kl in shared_kls(*points, SHARES))
     return [row for row in rows if row is not None]
 
 
@@ -275,8 +278,12 @@ def _against_baseline(of: Mapping[str, list[Row]], name: str) -> dict[str, list[
     """By figure, where a method and the baseline reach the same KL; {} if they do nowhere."""
     if name == BASELINE or BASELINE not in of:
         return {}
-    both = ((vectors(of[name], figure), vectors(of[BASELINE], figure)) for figure in COMPARED)
-    found = {figure: compared(*pair) for figure, pair in zip(COMPARED, both, strict=True)}
+    found = {
+        figure: compared(
+            vectors(of[name], figure), vectors(of[BASELINE], figure), share=figure not in NO_SHARES
+        )
+        for figure in COMPARED
+    }
     return {figure: rows for figure, rows in found.items() if rows}
 
 

@@ -370,14 +370,19 @@ def spread(times_s: list[float]) -> str:
     return f"{statistics.median(times_s):7.3f} s ({min(times_s):.3f} to {max(times_s):.3f})"
 
 
-def save_result(name: str, result: Mapping[str, Any]) -> Path:
-    """Writes the figures to benchmarks/results/NAME-DEVICE.json, with date, device and versions."""
+def result_path(name: str) -> Path:
+    """benchmarks/results/NAME-DEVICE.json."""
     device = jax.devices()[0].device_kind.replace(" ", "-").lower()
-    path = RESULTS / f"{name}-{device}.json"
+    return RESULTS / f"{name}-{device}.json"
+
+
+def save_result(name: str, result: Mapping[str, Any]) -> Path:
+    """Writes the figures to result_path(name), with date, device and versions."""
+    path = result_path(name)
     RESULTS.mkdir(exist_ok=True)
     about = {
         "date": datetime.date.today().isoformat(),
-        "device": device,
+        "device": path.stem.removeprefix(f"{name}-"),
         "devices": jax.device_count(),
         "python": platform.python_version(),
         "versions": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax", "numpy")},

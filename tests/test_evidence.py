@@ -89,6 +89,27 @@ def test_what_is_called_resolved(of_benchmarks, mean, intervals, expected):
     assert of_benchmarks("evidence_figures").verdict(mean, *intervals) == expected
 
 
+def test_two_points_are_of_shares_alone(of_benchmarks):
+    """Kills: 0.02 of a perplexity of 107 called unresolved."""
+    figures = of_benchmarks("evidence_figures")
+
+    def runs(more):
+        of = {"accuracy_unmasked": 0.8 + more, "wikitext_word_perplexity": 107.0 + more}
+        return [
+            {
+                "seed": seed,
+                "figures": {"generated_kl": kl} | of,
+                "correct": [of["accuracy_unmasked"]] * 2,
+                "rewards": [],
+            }
+            for seed, kl in [(0, 0.5), (0, 1.0)]
+        ]
+
+    rows = figures._against_baseline({"DPO": runs(0.0), "SparsePO": runs(0.03)}, "SparsePO")
+    verdicts = {figure: {row["verdict"] for row in of} for figure, of in rows.items()}
+    assert verdicts == {"accuracy_unmasked": {"unresolved"}, "wikitext_word_perplexity": {"not resolved"}}
+
+
 def test_methods_are_held_against_each_other_where_their_runs_have_the_same_kl(of_benchmarks):
     """a goes from 0.5 to 0.9 between 0 and 2 nats, b from 0.6 to 0.7 between 0.5 and 1."""
     figures = of_benchmarks("evidence_figures")
@@ -357,6 +378,18 @@ def test_the_command_that_is_kept_can_be_typed_elsewhere(of_benchmarks):
     )
 
 
+def test_what_is_kept_of_another_task_stays(of_benchmarks, monkeypatch, tmp_path):
+    evidence = of_benchmarks("evidence")
+    monkeypatch.setattr(of_benchmarks("work"), "RESULTS", tmp_path)
+    evidence.save("evidence", "the first", {"polite": {"settings": 1}, "tldr": {"settings": 2}})
+    path = evidence.save("evidence", "the second", {"tldr": {"settings": 3}})
+    of = json.loads(path.read_text())["tasks"]
+    assert {task: (row["command"], row["settings"]) for task, row in of.items()} == {
+        "polite": ("the first", 1),
+        "tldr": ("the second", 3),
+    }
+
+
 def test_settings_of_every_method_are_accepted(command, of_benchmarks):
     """By the stub, which has them read as the program would."""
     run, _ = command
@@ -388,8 +421,9 @@ def page_of(result):
     specification = importlib.util.spec_from_file_location("results", ROOT / "docs" / "results.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    about = {"device": "cpu", "date": "2026-11-28", "command": "python benchmarks/evidence.py"}
+    about = {"device": "cpu", "date": "2026-11-28"}
     older = about | {"date": "2026-11-27", "tasks": {}}
-    kept = {"cpu": about | {"tasks": {"polite": result}}, "nvidia-h200": older}
+    typed = {"command": "python benchmarks/evidence.py", "date": "2026-11-28"}
+    kept = {"cpu": about | {"tasks": {"polite": typed | result}}, "nvidia-h200": older}
     template = module.environment().get_template("evidence.md.jinja")
     return template.render(results={"evidence": json.loads(json.dumps(kept))})
