@@ -14,8 +14,9 @@ from sparsepo_jax.data.example import RowKind
 from sparsepo_jax.data.formats import row_texts
 from sparsepo_jax.data.ranked import RANKING, Ranking
 from sparsepo_jax.data.remarks import column_remarks, cut_remarks, ranked_remarks, template_remarks
+from sparsepo_jax.data.row_source import RowSource
 from sparsepo_jax.data.rows import BadRow
-from sparsepo_jax.data.sources import RowSource, open_sources, source_name
+from sparsepo_jax.data.sources import open_sources, source_name
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.templates import make_render, reads_clock
 from sparsepo_jax.data.tokenised import BadRows, Counts, Reading, Tokenised, tokenize_source

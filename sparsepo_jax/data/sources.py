@@ -10,15 +10,16 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.core.paths import is_mistyped_path
+from sparsepo_jax.data.library_sets import open_library_set
 from sparsepo_jax.data.ranked import answers_column
 from sparsepo_jax.data.readers import SUFFIXES, class_names_in, count_rows, file_rows, suffix_of
-from sparsepo_jax.data.rows import BadRow, Row, one_line
+from sparsepo_jax.data.row_source import RowSource, digest_of_files
+from sparsepo_jax.data.rows import BadRow, Row
 from sparsepo_jax.data.splits import SplitError, is_whole_split, split_names, split_ranges
 
 Ranges = Sequence[tuple[int, int]]
@@ -69,11 +70,11 @@ class FirstWords:
         """How often an epoch sees each row."""
         return self.source.weight
 
-    def open(self) -> "list[RowSource]":
+    def open(self) -> list[RowSource]:
         """What there is to read. UserError as for `open_sources`."""
         return [self._open(source) for source in open_sources(self.source)]
 
-    def _open(self, source: "RowSource") -> "RowSource":
+    def _open(self, source: RowSource) -> RowSource:
         key = hashlib.sha256(f"{source.fingerprint} {self.column} {self.words}".encode()).hexdigest()
 
         def rows() -> Iterator[Row]:
@@ -106,12 +107,12 @@ class Exchanged:
         """How often an epoch sees each row."""
         return self.source.weight
 
-    def open(self) -> "list[RowSource]":
+    def open(self) -> list[RowSource]:
         """What there is to read. UserError as for `open_sources`."""
         return [self._open(source) for source in open_sources(self.source)]
 
     @staticmethod
-    def _open(source: "RowSource") -> "RowSource":
+    def _open(source: RowSource) -> RowSource:
         key = hashlib.sha256(f"{source.fingerprint} exchanged".encode()).hexdigest()
 
         def rows() -> Iterator[Row]:
@@ -147,20 +148,6 @@ def exchange(content: dict[str, Any] | BadRow) -> dict[str, Any] | BadRow:
     return {other_name(name): value for name, value in content.items()}
 
 
-@dataclass(frozen=True)
-class RowSource:
-    """An opened source."""
-
-    name: str
-    """In messages: the path, or what stands for it."""
-    fingerprint: str
-    """Depends on the rows, not on where they lie."""
-    rows: Callable[[], Iterator[Row]]
-    """Reads them, from the first on."""
-    class_names: Callable[[], dict[str, list[str]]] = dict
-    """What the numbers 0, 1, ... mean, by column, where the source says it (a ClassLabel of `datasets`)."""
-
-
 def open_sources(source: Any) -> list[RowSource]:
     """What there is to read, one RowSource for each file.
 
@@ -177,7 +164,7 @@ def open_sources(source: Any) -> list[RowSource]:
     if (paths := matching_files(source.path)) is not None:
         opened = _open_files(source.path, paths, source.split)
     else:
-        opened = [_open_dataset(source.path, source.split, source.subset)]
+        opened = [open_library_set(source.path, source.split, source.subset)]
     return [_with_names(file, dict(source.columns)) for file in opened]
 
 
@@ -307,7 +294,7 @@ def _shifted(ranges: Ranges, start: int, size: int) -> Ranges:
 
 def _open_file(path: str, ranges: Ranges | None) -> RowSource:
     """ranges: the rows that are read. None: all."""
-    digest = _digest([path], suffix_of(path))
+    digest = digest_of_files([path], suffix_of(path))
     names = functools.partial(class_names_in, path)
     if ranges is None:
         return RowSource(path, digest, lambda: file_rows(path), names)
@@ -318,96 +305,3 @@ def _open_file(path: str, ranges: Ranges | None) -> RowSource:
             yield from itertools.islice(file_rows(path), first, last)
 
     return RowSource(path, key, rows, names)
-
-
-def _digest(paths: Iterable[str], beginning: str) -> str:
-    """A hash of a text and the content of files."""
-    digest = hashlib.sha256(beginning.encode())
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return digest.hexdigest()
-
-
-def _open_dataset(path: str, split: str, subset: str | None) -> RowSource:
-    """path: a directory or Hub id."""
-    if not os.path.isdir(path):
-        _require_hub(path)
-    import datasets
-
-    saved = (os.path.join(path, name) for name in ("dataset_dict.json", "state.json"))
-    try:
-        if any(map(os.path.exists, saved)):
-            parts = _saved_parts(datasets.load_from_disk(path), split)
-        else:
-            data = datasets.load_dataset(path, subset, split=split)
-            parts = [(data, 0, len(data))]
-    except SplitError as error:
-        raise UserError(f"{path}: {error}") from None
-    except Exception as error:
-        # Whatever `datasets` raises (its errors have no common base) is about the user's path, split or
-        # subset.
-        raise UserError(f"{path}: `datasets` cannot read it ({one_line(error.__cause__ or error)})") from None
-    # The fingerprint that a directory states is no proof that its rows are the same: they are read.
-    files = dict.fromkeys(file["filename"] for data, _, _ in parts for file in data.cache_files)
-    fingerprint = _digest(files, f"{' '.join(data._fingerprint for data, _, _ in parts)} {split}")
-    features = parts[0][0].features if parts else {}
-    names = {
-        column: list(kind.names)
-        for column, kind in features.items()
-        if isinstance(kind, datasets.ClassLabel) and kind.names
-    }
-    rows = functools.partial(_rows_of_parts, parts)
-    return RowSource(path, fingerprint, rows, lambda: names)
-
-
-def _rows_of_parts(parts: Iterable[tuple[Any, int, int]]) -> Iterator[Row]:
-    return (row for part in parts for row in _dataset_rows(*part))
-
-
-def _saved_parts(saved: Any, split: str) -> list[tuple[Any, int, int]]:
-    """(data, first row, row after the last) of each part of a split of what `save_to_disk` wrote.
-
-    A Dataset without splits counts as one split, train.
-    """
-    splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved, "train": saved}
-    ranges = split_ranges(split, {name: len(data) for name, data in splits.items()})
-    return [(splits[name], start, stop) for name, start, stop in ranges]
-
-
-def _dataset_rows(data: Any, start: int, stop: int) -> Iterator[Row]:
-    """Rows `start` to `stop` (not included); reading goes on behind one that cannot be decoded."""
-    done = start
-    while done < stop:
-        try:
-            for row in data if (done, stop) == (0, len(data)) else data.select(range(done, stop)):
-                done += 1
-                yield Row(done, row)
-        except Exception as error:  # decoding an image, a date or text that is no UTF-8 may raise anything
-            done += 1
-            yield Row(done, BadRow(f"`datasets` cannot decode this row ({one_line(error)})"))
-
-
-def _require_hub(path: str) -> None:
-    """UserError unless this is a data set that the Hub has, or may have in the local cache.
-
-    The Hub is asked before `datasets` does it, which tries for half a minute without a network.
-    """
-    is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and suffix_of(path) is None
-    if not is_hub_id or is_mistyped_path(path):
-        raise UserError(f"{path}: no such file or directory")
-    import huggingface_hub
-
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return
-    try:
-        huggingface_hub.HfApi().dataset_info(path, timeout=20)
-    except Exception as error:
-        raise UserError(
-            f"{path}: no such file or directory, and as a Hub data set not to be had ({one_line(error)}); "
-            "a copy in the local cache is used with HF_HUB_OFFLINE=1"
-        ) from None

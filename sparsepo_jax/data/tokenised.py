@@ -10,8 +10,8 @@ from sparsepo_jax.data.example import RESPONSES, Example, RowKind
 from sparsepo_jax.data.formats import in_known_form, parse_row, unread_columns, without_absent
 from sparsepo_jax.data.ragged import ragged
 from sparsepo_jax.data.ranked import Ranking, Ties, with_pairs
+from sparsepo_jax.data.row_source import RowSource
 from sparsepo_jax.data.rows import BadRow, Row
-from sparsepo_jax.data.sources import RowSource
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.templates import Render
 from sparsepo_jax.data.tokenize import LengthLimits, TokenRow, tokenize
