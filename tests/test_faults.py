@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.interrupt import Interrupted, stop_before
 from helpers.program import lines_of, run, weights_of, write_config
 from helpers.quick import slow_but
 from sparsepo_jax.main import RUN_AGAIN, main
@@ -291,9 +292,37 @@ def test_an_sft_that_no_mark_knows_is_not_left_out(tmp_path, capsys):
     capsys.readouterr()
     assert main(["--config", config, "stages=[po]"]) == 1
     error = capsys.readouterr().err
-    assert "run/sft/final lies there" in error and "run it again" in error and error.count("\n") == 1
+    assert "run/sft lies there" in error and "run it again" in error and error.count("\n") == 1
     assert main(["--config", config]) == 0 == main(["--config", config, "stages=[po]"])
     assert "sft: continues after step 2 of 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("begun", "read"), [("sft", "po"), ("sft", "export"), ("po", "export")])
+def test_a_stage_that_is_not_finished_is_not_left_out_by_those_behind_it(
+    begun, read, tmp_path, capsys, monkeypatch
+):
+    """Kills: po from the base model, and an export of what po started from, both with status 0."""
+    settings = PO | {"stages": [begun], "checkpoint": {"every_steps": 1}, "sft": {"steps": 3}}
+    config = ["--config", str(write_config(tmp_path, **settings))]
+    with monkeypatch.context() as patched:
+        stop_before(patched, 2)
+        with pytest.raises(Interrupted):
+            main(config)
+    capsys.readouterr()
+    assert main([*config, f"stages=[{read}]"]) == 1
+    error = capsys.readouterr().err
+    assert f"stage {begun}" in error and "run it again with the stage" in error and error.count("\n") == 1
+    assert not (tmp_path / "run" / "export").exists()
+    assert main([*config, f"stages=[{begun}, {read}]"]) == 0
+    assert f"{begun}: continues after step" in capsys.readouterr().out
+
+
+def test_random_weights_that_nobody_trained_are_told_once(tmp_path, capsys):
+    config = ["--config", str(write_config(tmp_path, **(PO | {"sft": {"steps": 2}, "po": {"steps": 1}})))]
+    assert main([*config, "stages=[generate, export]"]) == 0
+    assert capsys.readouterr().out.count("note: the policy is random weights") == 1
+    assert main([*config, "stages=[sft, po, export]"]) == 0
+    assert "random weights" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- numbers

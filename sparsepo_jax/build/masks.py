@@ -68,17 +68,19 @@ def stored_masks(config: Config, source: MaskSource, mesh: Mesh) -> Weights:
         return {}
     tensors = policy_mask_tensors(config)
     (nets, baseline), (stored_nets, stored_baseline) = split_baseline(shapes), split_baseline(tensors)
+    held = (
+        f"policy.path: {config.policy.path} holds" if config.policy.path else "po has not run here: there is"
+    )
     if baseline and not stored_baseline:
         raise UserError(
-            f"policy.path: {config.policy.path} holds no baseline, which objective {config.objective.kind} "
-            "reads; give a checkpoint that has one, or run the stage po first"
+            f"{held} no baseline, which objective {config.objective.kind} reads; run the stage po first, or "
+            "give a policy.path that has one"
         )
     if nets and not stored_nets:
         raise UserError(
-            f"policy.path: {config.policy.path} holds no mask nets (masks.safetensors, or common_mask.* / "
-            "rw_mask.* / kl_mask.* beside the model's tensors); give a checkpoint that has them, run the "
-            "stage po "
-            "first, or choose another objective.mask.kind"
+            f"{held} no mask nets; run the stage po first, give a policy.path that has them "
+            "(masks.safetensors, or common_mask.* / rw_mask.* / kl_mask.* beside the model's tensors), or "
+            "choose another objective.mask.kind"
         )
     return {path: lay(value, replicated(mesh)) for path, value in _fitting(config, tensors, shapes).items()}
 

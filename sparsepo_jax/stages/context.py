@@ -86,6 +86,13 @@ class Run:
         self.meanwhile: Future[str] | None = None  # programs that are being compiled for the stage eval
         self.prepared_po: Any = None  # what sft has begun to compile for po: stages.training.Prepared
         self._config_is_written = False
+        self._noted: set[str] = set()
+
+    def note(self, text: str) -> None:
+        """Says once what a person may not have meant."""
+        if text not in self._noted:
+            self._noted.add(text)
+            say(f"note: {text}")
 
     def stage_ended(self, stage: str) -> None:
         """Notes from when on one waits for the first step of the next stage."""

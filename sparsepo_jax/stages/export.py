@@ -29,7 +29,7 @@ from sparsepo_jax.run.resume import TRAINING
 from sparsepo_jax.sharding.mesh import to_host
 from sparsepo_jax.sharding.processes import as_the_first
 from sparsepo_jax.stages.context import Run, say
-from sparsepo_jax.stages.weights import start_weights, starting_policy, trained
+from sparsepo_jax.stages.weights import finished_po, start_weights, starting_policy, trained
 from sparsepo_jax.train.readings import split_baseline
 
 
@@ -69,7 +69,7 @@ def export(run: Run) -> None:
     """Writes the trained policy, with its mask nets, tokenizer and model card."""
     began_s = time.time()
     path = Path(run.config.export.path or run.output_dir / "export")
-    has_po, lora = run.marks.finished("po"), run.lora("po")
+    has_po, lora = finished_po(run), run.lora("po")
     parts = places_of(run, path, adapters_trained=has_po and lora is not None)
     if run.marks.finished("export", *parts.outputs()):
         say(f"export: finished before, {path}")

@@ -85,11 +85,12 @@ def _read_policy(run: Run) -> Weights:
     config = run.config
     if run.marks.finished("sft"):
         return trained(run, "sft")["policy"]
-    unmarked = run.output_dir / "sft" / "final"
-    if "sft" not in config.stages and unmarked.exists():  # stages.json was deleted
+    own = run.output_dir / "sft"  # of an sft that was interrupted, or whose stages.json was deleted
+    if "sft" not in config.stages and (run.marks.begun("sft") or (own / "final").exists()):
         raise UserError(
-            f"{unmarked} lies there, and stages.json does not say that the stage sft is finished: run it "
-            f"again, which goes on from its last checkpoint, or delete {unmarked.parent} to do without it"
+            f"{own} lies there, and stages.json does not say that the stage sft is finished: run it again "
+            f"with the stage sft first, which goes on from its last checkpoint, or delete {own} to do "
+            "without it"
         )
     if config.sft.taken_from is not None and "sft" not in config.stages:
         raise UserError(
@@ -97,6 +98,8 @@ def _read_policy(run: Run) -> Weights:
             "run here: add it to stages"
         )
     if config.policy.path is None:
+        if "sft" not in config.stages:
+            run.note("the policy is random weights: there is no policy.path, and no sft has trained it")
         return random_weights(run.spec, config.seed, run.mesh)
     _ = run.checkpoint_dtype  # says which type the weights come in
     merged = not trains_adapter_further(config)
