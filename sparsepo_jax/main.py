@@ -108,7 +108,7 @@ def convert(options: argparse.Namespace) -> int:
 
 def leave(status: int) -> int:
     """Ends the process if others of the run are gone; otherwise returns the exit status."""
-    if status and "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
+    if status and _is_one_of_many():
         ignore_signals()
         # JAX would wait at the end for processes that may never come.
         sys.stdout.flush()
@@ -119,6 +119,15 @@ def leave(status: int) -> int:
             time.sleep(2)
         os._exit(status)
     return status
+
+
+def _is_one_of_many() -> bool:
+    """Whether JAX runs here as one process of several."""
+    jax = sys.modules.get("jax")
+    try:
+        return jax is not None and jax.process_count() > 1
+    except (RuntimeError, AssertionError):  # it has found no devices: nobody waits for this process
+        return False
 
 
 def compile_for(config: "Config", name: str, *, as_json: bool, fit: bool) -> int:
@@ -300,15 +309,22 @@ def _failed(error: Exception, output_dir: str) -> tuple[int, str]:
     asked = stopped_by(error)
     if explanation is None and asked is not None:
         return _stopped(asked)
-    from sparsepo_jax.sharding.processes import lost_process
-
-    if lost_process(error):
+    if _says_lost(error):
         reason = " ".join(str(error).split())[:200]
         return RUN_AGAIN, (
             f"error: another process of this run is gone ({reason}); start all of them again, and the run "
             "continues from its last checkpoint"
         )
     return 1, f"error: {explanation}" if explanation else traceback.format_exc()
+
+
+def _says_lost(error: Exception) -> bool:
+    """Whether an error says that another process of the run is gone."""
+    if "jax" not in sys.modules:  # it could not be imported
+        return False
+    from sparsepo_jax.sharding.processes import lost_process
+
+    return lost_process(error)
 
 
 def ignore_signals() -> None:

@@ -4,6 +4,7 @@ The real program each time.
 """
 
 import errno
+import importlib.util
 import json
 import os
 import random
@@ -489,6 +490,28 @@ def test_a_full_disk_is_said_in_one_line_and_nothing_is_lost(whole, tmp_path, fu
     room.unlink()
     assert main(["--config", config]) == 0
     same_weights(full_disk / "run" / "po", whole[1] / "po")
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        pytest.param("JAX_PLATFORMS=cuda", "unset it to take what there is", marks=pytest.mark.slow),
+        ("JAX_PLATFORMS=gpuu", "JAX finds no such devices here (Unable to initialize backend 'gpuu'"),
+        ("JAX_ENABLE_X64=1", "arrays would have 64 bits"),
+        pytest.param("JAX_ENABLE_X64=maybe", "invalid truth value 'maybe'", marks=pytest.mark.slow),
+        pytest.param("JAX_DISABLE_JIT=1", "would be switched off", marks=pytest.mark.slow),
+    ],
+)
+def test_what_the_environment_tells_jax_and_cannot_be_is_one_line(variable, says, tmp_path):
+    """Kills: an AssertionError without a word, and a good checkpoint called damaged, to be deleted."""
+    name, _, value = variable.partition("=")
+    if value == "cuda" and importlib.util.find_spec("jax_cuda12_plugin"):
+        pytest.skip("CUDA is installed here")
+    command = [sys.executable, "-m", "sparsepo_jax.main", "--config", write_config(tmp_path, **PO)]
+    result = subprocess.run(command, env=os.environ | {name: value}, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+    assert name in result.stderr and says in result.stderr and "unset it" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

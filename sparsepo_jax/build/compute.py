@@ -24,7 +24,7 @@ from sparsepo_jax.sharding.mesh import (
     platform_of,
     put_batch,
 )
-from sparsepo_jax.sharding.processes import as_the_first, join_processes
+from sparsepo_jax.sharding.processes import as_the_first, join_processes, lost_process
 
 
 def compute_dtype(config: Config, mesh: Mesh) -> jnp.dtype:
@@ -137,8 +137,10 @@ def start_jax(config: Config) -> None:
 
     Compiled programs are kept on disk, so that a second start is quick.
     """
+    _check_environment()
     take_memory()
     join_processes(config.compute.distributed)
+    _check_platforms()
     set_precision(config, jax.default_backend())
     # On CPU a program that is read back has lost the order of its collectives (jaxlib 0.10.2): some devices
     # wait in one collective and the rest in another, until XLA ends the process.
@@ -148,6 +150,32 @@ def start_jax(config: Config) -> None:
         "jax_compilation_cache_dir", config.compute.compile_cache or str(cache_directory("xla"))
     )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _check_environment() -> None:
+    """UserError if JAX was told to compute in a way in which no run here is itself."""
+    refused = {
+        "jax_enable_x64": "arrays would have 64 bits, and checkpoints of 32 bits would be taken for damaged",
+        "jax_disable_jit": "programs are compiled before they run, and that would be switched off",
+    }
+    for name, reason in refused.items():
+        if getattr(jax.config, name):
+            raise UserError(f"{name.upper()} is set in the environment: {reason}; unset it")
+
+
+def _check_platforms() -> None:
+    """UserError if the devices that JAX_PLATFORMS asks for are not to be had."""
+    asked = jax.config.jax_platforms
+    try:
+        jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # it asserts where a plug-in of cuda is not installed
+        if not asked or lost_process(error):
+            raise
+        reason = " ".join(str(error).partition("(set JAX_PLATFORMS")[0].split())[:300]
+        raise UserError(
+            f"JAX_PLATFORMS={asked}: JAX finds no such devices here{reason and f' ({reason})'}; unset it to "
+            "take what there is, or install what they need (the extras cuda and tpu)"
+        ) from error
 
 
 def choose_attention(config: Config, specs: tuple[DecoderSpec, ...], mesh: Mesh) -> AttentionKernel:

@@ -55,6 +55,8 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 
+_ENVIRONMENT = re.compile(r"\bfor environment 'JAX_\w+'")  # a variable of JAX that holds no value it knows
+
 
 def explain(error: BaseException, output_dir: str) -> str | None:
     """One line that explains an error, or None if it is no known fault from outside, so one of the program.
@@ -76,6 +78,8 @@ def _explain_alone(error: BaseException, output_dir: str) -> str | None:
     from_system = isinstance(error, OSError)
     if isinstance(error, MemoryError) or (from_system and error.errno == errno.ENOMEM):
         return f"the host is out of memory; {_MEMORY}"
+    if isinstance(error, ValueError) and _ENVIRONMENT.search(text):
+        return f"{text}: set it right, or unset it"
     number = error.errno if from_system else None
     number = number or next((code for words, code in _IN_WORDS.items() if words in text), None)
     if from_system and error.errno in _OF_SOCKETS and not error.filename:
