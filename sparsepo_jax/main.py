@@ -226,15 +226,17 @@ def lacks_metric(names: Sequence[str], directory: Path) -> str | None:
 
 
 def write_comparison(directories: Sequence[Path], output: Path, options: argparse.Namespace) -> str | None:
-    """Writes the comparison and prints where it is; returns one line if that fails."""
-    from sparsepo_jax.core.errors import UserError
+    """Writes the comparison and prints where it is, and what is left out; returns a line if that fails."""
+    from sparsepo_jax.core.errors import UserError, escaped
     from sparsepo_jax.report.compare import page as comparison
 
     try:
-        path = comparison.write_comparison(
+        left_out = comparison.write_comparison(
             directories, output, metrics=options.metric, baseline=options.baseline
         )
-        print(f"comparison: {path}")
+        for name, why in left_out:
+            print(f"note: left out: {escaped(f'{name}: {why}')}")
+        print(f"comparison: {output}")
         return None
     except UserError as error:
         return str(error)

@@ -58,7 +58,8 @@ def write_run(
 
 
 def content(directories, tmp_path, **options):
-    output = write_comparison(directories, tmp_path / "out.html", **options)
+    output = tmp_path / "out.html"
+    write_comparison(directories, output, **options)
     return Page(output.read_text(encoding="utf-8")), json.loads(output.with_suffix(".json").read_text())
 
 

@@ -101,7 +101,13 @@ def test_a_file_that_is_no_yaml_mapping_gives_one_line_with_its_number(tmp_path,
 
 def test_a_missing_or_unreadable_file_gives_one_line(tmp_path):
     (tmp_path / "latin1.yaml").write_bytes(b"a: \xe9")
-    for name, said in {"none.yaml": "cannot read", "": "cannot read", "latin1.yaml": "not UTF-8"}.items():
+    (tmp_path / "utf16.yaml").write_bytes("seed: 1\n".encode("utf-16-le"))
+    for name, said in {
+        "none.yaml": "cannot read",
+        "": "cannot read",
+        "latin1.yaml": "not UTF-8",
+        "utf16.yaml": "null bytes",
+    }.items():
         with pytest.raises(ConfigError, match=said) as caught:
             load_config(tmp_path / name)
         assert len(caught.value.lines) == 1

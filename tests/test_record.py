@@ -103,6 +103,29 @@ def test_a_comparison_reads_what_was_trained_and_evaluated_not_what_was_typed_la
         config.write_text(text)
 
 
+def test_answers_sampled_in_another_way_do_not_change_how_the_evaluation_was_sampled(tmp_path):
+    """Kills: figures of eval under the temperature of generate, run later."""
+    marks = {
+        "eval": {"depends": {"generation": {"temperature": 1.0, "top_k": None}}},
+        "generate": {"depends": {"generation": {"temperature": 0.2, "top_k": None}}},
+    }
+    runs = [tmp_path / name for name in ("one", "other")]
+    for path, temperature in zip(runs, (0.2, 1.0), strict=True):
+        path.mkdir()
+        marks["generate"]["depends"]["generation"]["temperature"] = temperature
+        (path / "stages.json").write_text(json.dumps(marks))
+        (path / "config.yaml").write_text(
+            f"objective: {{kind: dpo}}\ngeneration: {{temperature: {temperature}}}"
+        )
+        (path / "summary.json").write_text('{"after": {"accuracy": 0.5}}')
+    assert read_settings(runs[0])["generation"]["temperature"] == 1.0
+    groups, left_out = find_groups(runs)
+    assert [group.label for group in groups] == ["temperature 0.2", "temperature as in eval"]
+    assert not left_out
+    (group,), _ = find_groups(runs[:1])
+    assert group.label == "dpo"
+
+
 def test_a_kind_that_was_typed_last_leaves_nothing_in_the_settings(tmp_path):
     (tmp_path / "config.yaml").write_text(
         "objective: {kind: sparsepo, mask: {kind: learned}}\ndata: {cache_dir: c, train: [1]}"

@@ -1,5 +1,6 @@
 """What people type: paths of the shell, names of other programs, values in the wrong place, closed pipes."""
 
+import json
 import os
 import re
 import subprocess
@@ -287,6 +288,10 @@ def test_options_that_are_none_or_do_not_go_together_are_one_line(arguments, sai
         (["my.yaml", "--check"], "did you mean --config my.yaml?"),
         (["--from-trl", "x.yaml", "seed=1"], "give settings and --check to that config"),
         (["--from-trl", "x.yaml", "--check"], "give settings and --check to that config"),
+        (["--config", "a.yaml", "--config", "b.yaml"], "--config is there twice, with a.yaml and b.yaml"),
+        (["--config", ""], "--config: expected FILE, got an empty text"),
+        (["--compare", "a", "--config", "b.yaml"], "--compare DIR ... reads runs as they are"),
+        (["--compare", "a", "--sweep", "seed=1,2"], "--compare DIR ... reads runs as they are"),
     ],
 )
 def test_nothing_that_is_typed_is_passed_over(arguments, said, capsys):
@@ -295,6 +300,40 @@ def test_nothing_that_is_typed_is_passed_over(arguments, said, capsys):
         main(arguments)
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_the_last_of_several_values_counts_and_the_others_are_told(load, tmp_path):
+    config, notes = load_config(
+        tmp_path / "config.yaml", ["seed=1", "po.steps=7", "seed=2", "seed=2", "po.steps =7", " seed =3"]
+    )
+    assert (config.seed, config.po.steps) == (3, 7)
+    assert notes == ["seed=3 replaces 1, 2, 2, given before"]
+
+
+def test_a_place_in_a_list_that_is_no_index_is_shown_as_one(mistakes):
+    (line,) = mistakes("data.train=[{path: a}]", "data.train.-1.path=x")
+    assert line.endswith("give an index, as in data.train.0.path")
+
+
+def test_runs_that_a_comparison_leaves_out_are_told(tmp_path, capsys):
+    """Kills: a run that was mistyped, or named before a second --compare, and is just not there."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text('{"after": {"accuracy": 0.5}}')
+    a, b, mistyped = (str(tmp_path / name) for name in ("a", "b", "c"))
+    output = tmp_path / "out.html"
+    assert main(["--compare", a, mistyped, "--compare", b, "--output", str(output)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"note: left out: {mistyped}: no run") and said[1:] == [f"comparison: {output}"]
+    assert len(json.loads(output.with_suffix(".json").read_text())["groups"]) == 2
+
+
+def test_a_file_that_cannot_be_written_is_called_by_its_own_name(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text('{"after": {"accuracy": 0.5}}')
+    (tmp_path / "out.html").mkdir()
+    assert main(["--compare", str(tmp_path / "run"), "--output", str(tmp_path / "out.html")]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/out.html: Is a directory\n"
 
 
 TRL = """model_name_or_path: Qwen/Qwen2.5-0.5B-Instruct

@@ -51,8 +51,8 @@ def load_config(
     if problem := why_not_ours(data, Config.model_fields):
         raise ConfigError([problem])
     changes, mistakes = parse_overrides(overrides)
+    notes = _given_again(overrides)
     changes |= {tuple(name.split(".")): value for name, value in (settings or {}).items()}
-    notes: list[str] = []
     data = _drop_other_kinds(data, Config, Config, (), changes, notes)
     for keys in sorted(changes, key=len):  # a section before what lies in it, whatever their order
         try:
@@ -105,6 +105,8 @@ def _read(path: Path) -> dict[str, Any]:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise ConfigError([f"{path}: more than {_MOST_BYTES} bytes: is it a config?"])
+        if b"\0" in content:
+            raise ConfigError([f"{path}: holds null bytes, as UTF-16 does: save it as UTF-8"])
         data = parse(content.decode())
     except OSError as error:
         raise ConfigError([f"cannot read {path}: {error.strerror}"]) from None
@@ -129,7 +131,7 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[dict[Keys, Any], list[str
     mistakes: list[str] = []
     for override in overrides:
         name, equals, text = override.partition("=")
-        keys = tuple(name.split("."))
+        keys = tuple(name.strip(" ").split("."))
         if not equals or not all(keys) or not name.isprintable():
             mistakes.append(f"{cut(override)}: expected section.field=value")
             continue
@@ -143,6 +145,19 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[dict[Keys, Any], list[str
                 f"{dotted(keys)}: {shown(text)} is not YAML ({error.problem}); quote it to give a string"
             )
     return changes, mistakes
+
+
+def _given_again(overrides: Sequence[str]) -> list[str]:
+    """A note for each setting that comes with several values, of which the last one counts."""
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        name, _, text = override.partition("=")
+        values.setdefault(name.strip(" "), []).append(text)
+    return [
+        f"{cut(name)}={cut(texts[-1])} replaces {', '.join(cut(text) for text in texts[:-1])}, given before"
+        for name, texts in values.items()
+        if len(set(texts)) > 1
+    ]
 
 
 def _with(node: Any, keys: Keys, value: Any, above: Keys = ()) -> Any:
@@ -159,7 +174,9 @@ def _with(node: Any, keys: Keys, value: Any, above: Keys = ()) -> Any:
     if not isinstance(node, list):
         raise ConfigError([f"{place} is {shown(node)}, not a mapping"])
     if not key.isdecimal():
-        raise ConfigError([f"{place} is a list: give an index, as in {dotted((*above, '0', *keys))}"])
+        # -1 or x stands where an index should; another name is a setting of an entry.
+        inner = rest if re.fullmatch(r"-?\d+|\w", key) else keys
+        raise ConfigError([f"{place} is a list: give an index, as in {dotted((*above, '0', *inner))}"])
     if len(key) > 9 or int(key) > len(node):
         raise ConfigError(
             [f"{place} has {len(node)} entries, so the highest index is {len(node)}, which appends"]

@@ -33,24 +33,35 @@ def parse_config(text: str | None) -> dict[str, Any]:
 _RECORDS: tuple[tuple[str, tuple[str, ...] | None], ...] = (  # stage, sections (None: all)
     ("harness", None),
     ("measure", None),
-    ("eval", None),
     ("generate", ("generation",)),
+    ("eval", None),
     ("sft", None),
     ("po", None),
 )
+
+
+AS_EVALUATED = "as in eval"  # what generate sampled with, where that is what eval sampled with
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
     """The settings with which a run's files were made.
 
     Those of a stage are taken from stages.json, or from its settings.json if it was only begun. The rest
-    comes from config.yaml, which holds the settings of the last run in the directory.
+    comes from config.yaml, which holds the settings of the last run in the directory. Where eval and generate
+    sampled with settings of their own, those of generate stand under its name.
     """
     settings = parse_config(read_text(directory / "config.yaml"))
     for stage, sections in _RECORDS:
         for section, recorded in _recorded(directory, stage).items():
             if section not in ("trained", "files") and (sections is None or section in sections):
                 settings[section] = _with_record(settings.get(section), recorded)
+    answers = _recorded(directory, "generate").get("generation")
+    evaluated = _recorded(directory, "eval").get("generation")
+    if isinstance(answers, dict) and isinstance(evaluated, dict):
+        settings["generate"] = {
+            name: AS_EVALUATED if name in evaluated and evaluated[name] == value else value
+            for name, value in answers.items()
+        }
     return settings
 
 

@@ -40,9 +40,28 @@ exit status: 0 done; 1 a run failed; 2 the config or the command line is wrong; 
   (134: the same, JAX has aborted it)
 """
 
+
+class _Once(argparse.Action):
+    """Keeps a value. An error if there is one already: of two, none is passed over."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        if before is not None:
+            parser.error(f"{option_string} is there twice, with {before} and {values}: give one")
+        if values == "":
+            parser.error(f"{option_string}: expected {self.metavar}, got an empty text (a variable not set?)")
+        setattr(namespace, self.dest, values)
+
+
 # (name, help, further settings of argparse's add_argument)
 _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("--config", "YAML file that describes the run", {"metavar": "FILE"}),
+    ("--config", "YAML file that describes the run", {"metavar": "FILE", "action": _Once}),
     (
         "--sweep",
         "run the config with every combination of these values, one run after the other",
@@ -51,12 +70,12 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
         "--compare",
         "write one report of these runs (or sweeps, or directories of runs); runs nothing",
-        {"metavar": "DIR", "nargs": "+"},
+        {"metavar": "DIR", "nargs": "+", "action": "extend"},
     ),
     (
         "--output",
         "with --compare: the report, FILE.html (default: comparison.html in DIR, or here for several)",
-        {"metavar": "FILE"},
+        {"metavar": "FILE", "action": _Once},
     ),
     (
         "--metric",
@@ -68,14 +87,14 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
         "--baseline",
         "with --compare or --sweep: the group of runs that the others are compared with (default: the first)",
-        {"metavar": "NAME"},
+        {"metavar": "NAME", "action": _Once},
     ),
     ("--check", "check the config and print the plan; runs nothing", {"action": "store_true"}),
     (
         "--aot",
         "compile the train step for devices that are not here, such as h100, a100-80gx8, '2x h100x8', "
         "v5p:4x4x4, v5e-16 or 2xv5e-16, and print what it takes of each; runs nothing",
-        {"metavar": "DEVICES"},
+        {"metavar": "DEVICES", "action": _Once},
     ),
     (
         "--fit",
@@ -89,7 +108,7 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         "--from-trl",
         "print the config of TRL, Axolotl, LLaMA-Factory or open-instruct (YAML, JSON, or a shell or Python "
         "script with its settings) as one of ours",
-        {"metavar": "FILE"},
+        {"metavar": "FILE", "action": _Once},
     ),
     (
         "--trainer",
@@ -144,6 +163,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.from_trl and any(getattr(options, name) for name in others):
         parser.error(
             "--from-trl FILE prints a config and does no more: give settings and --check to that config"
+        )
+    if options.compare and (options.from_trl or any(getattr(options, name) for name in others)):
+        parser.error(
+            "--compare DIR ... reads runs as they are: it takes --output, --metric and --baseline alone"
         )
     if not options.compare and not options.from_trl and options.config is None:
         meant = next((text for text in options.overrides if text.endswith((".yaml", ".yml", ".json"))), None)

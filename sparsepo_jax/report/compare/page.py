@@ -56,8 +56,8 @@ def write_comparison(
     metrics: Sequence[str] = (),
     baseline: str | None = None,
     pairs: int = 3,
-) -> Path:
-    """Writes output (.html) and the same numbers as .json beside it; returns output.
+) -> list[LeftOut]:
+    """Writes output (.html) and the same numbers as .json beside it; returns what was left out.
 
     directories: each a run, a sweep, or a directory of runs. metrics: drawn against the KL (accuracy_unmasked
     where none is named). baseline: a group's label, a method, an objective's kind or a run's name; None: the
@@ -69,7 +69,7 @@ def write_comparison(
     title = " and ".join(names[:3]) + (" and more" if len(names) > 3 else "")
     write_text(output, _as_html(comparison, title, pairs), errors="backslashreplace")
     write_json(output.with_suffix(".json"), _as_json(comparison))
-    return output
+    return comparison.left_out
 
 
 def make_comparison(directories: Sequence[Path], metrics: Sequence[str], baseline: str | None) -> Comparison:
