@@ -129,9 +129,12 @@ def exported_configs(
     return with_end_token(hf_config, eos), None if generation is None else with_end_token(generation, eos)
 
 
-def check_weights(path: str, spec: DecoderSpec) -> None:
-    """UserError if the weights of a checkpoint cannot be read, or are those of another decoder."""
-    check_tensors(spec, SafeTensors(find_checkpoint(path)), path)
+def check_weights(path: str, spec: DecoderSpec) -> str | None:
+    """A line on tensors of a checkpoint that are left out; None: there are none.
+
+    UserError if its weights cannot be read, or are those of another decoder.
+    """
+    return check_tensors(spec, SafeTensors(find_checkpoint(path)), path)
 
 
 def checkpoint_dtype(path: str) -> str:

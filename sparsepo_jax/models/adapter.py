@@ -22,7 +22,7 @@ from sparsepo_jax.models.families import adapted_rules
 from sparsepo_jax.models.safetensors_file import TensorFile
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.weights import LayerPlace, Place, TensorPart, parts_of, tensor_places
-from sparsepo_jax.models.wrappers import placed
+from sparsepo_jax.models.wrappers import placed, trunks_of_adapters
 
 # Modules that share the embedding's weight where the head is tied.
 _TIED = ("wte", "embed_tokens", "embed_in", "lm_head", "embed_out")
@@ -174,11 +174,11 @@ class Adapter:
     def _known_places(self) -> dict[str, Place]:
         """What each tensor of the model is, by its name with and without its first part.
 
-        Adapters of the bare trunk lack the first part; those made with older versions of transformers may
-        have another, if the model is wrapped.
+        Adapters of the bare trunk lack the first part; those made with older versions of transformers, or
+        for the text model alone, may have another, if the model is wrapped.
         """
         places = tensor_places(self.spec, adapted_rules(self.spec))
-        trunks = () if self.spec.wrapping is None else self.spec.wrapping.row.trunks
+        trunks = trunks_of_adapters(self.spec.wrapping, self.spec.family)
         for trunk in trunks[1:]:
             places |= {placed(name, trunks[0], trunk): place for name, place in places.items()}
         of_trunk = {name.split(".", 1)[1]: place for name, place in places.items() if name.count(".") > 1}

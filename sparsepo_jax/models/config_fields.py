@@ -328,8 +328,13 @@ def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _listed(names: Iterable[Any], most: int) -> str:
-    """Names as a message lists them: sorted, and only so many."""
+def listed(names: Iterable[Any], most: int) -> str:
+    """Names as a message lists them: sorted, and only so many.
+
+    Args:
+        names: texts, or what else stands in their place in a config.
+        most: how many.
+    """
     ordered = sorted(_cut(name) if isinstance(name, str) else shown(name) for name in names)
     more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
     return ", ".join(ordered[:most]) + more
@@ -348,7 +353,7 @@ def note_of_fields(fields: ConfigFields, config: Mapping[Any, Any], family: str,
     parts = []
     if fields.ignored:
         why = f"config fields ignored, since transformers' {family} does not read them either"
-        part = f"{why}: {_listed(fields.ignored, 60)}"
+        part = f"{why}: {listed(fields.ignored, 60)}"
         absent = [name for name in READ[family] if name not in config]
         for name in fields.ignored[:60]:
             near = difflib.get_close_matches(str(name)[:60], absent, 1, 0.88)

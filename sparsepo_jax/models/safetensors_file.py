@@ -25,6 +25,7 @@ class TensorFile:
         path: of the file.
         shapes: of the tensors, by name.
         types: safetensors' names of their types, by name.
+        is_mlx: whether MLX wrote it, whose shapes of some tensors are its own.
     """
 
     def __init__(self, path: Path):
@@ -51,6 +52,7 @@ class TensorFile:
             reason = f"not a readable safetensors file ({error}); download or copy it again"
             raise UserError(f"{path}: {placeholder_problem(path) or reason}") from error
         data_start, fields = _header(path)
+        self.is_mlx = (fields.get("__metadata__") or {}).get("format") == "mlx"
         self._begins = {name: data_start + fields[name]["data_offsets"][0] for name in self.shapes}
 
     def read(self, name: str) -> np.ndarray:

@@ -20,6 +20,9 @@ BUFFERS = (
     ".attention.bias",
     ".attention.masked_bias",
     ".rotary_emb.inv_freq",
+    ".rotary_emb.original_inv_freq",
+    ".rotary_emb.cos_cached",
+    ".rotary_emb.sin_cached",
 )
 _MASKS = ("common_mask.", "rw_mask.", "kl_mask.")
 _DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
@@ -95,6 +98,10 @@ class SafeTensors:
     def files(self) -> dict[str, Path]:
         """The file of each tensor by name, as it is stored."""
         return {name: file.path for name, file in self._file_of.items()}
+
+    def is_mlx(self) -> bool:
+        """Whether MLX wrote the files."""
+        return any(file.is_mlx for file in self._file_of.values())
 
     def check_types(self, names: Container[str]) -> None:
         """Checks that `read` gives the tensors of these names.

@@ -5,7 +5,7 @@ Errors are collected: a checkpoint with three wrong tensors gives one message th
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,14 +13,15 @@ import numpy as np
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.families import family_rules, stored_rules
-from sparsepo_jax.models.stored_tensors import BUFFERS, SafeTensors, is_mask_tensor
+from sparsepo_jax.models.stored_tensors import SafeTensors
+from sparsepo_jax.models.tensor_names import (
+    HEADS,
+    embedding_name,
+    note_of_tensors,
+    stored_names,
+    unread_names,
+)
 from sparsepo_jax.models.weight_rules import Rule
-from sparsepo_jax.models.wrappers import carried_names, name_in
-
-_HEADS = ("lm_head.weight", "embed_out.weight", "language_model.lm_head.weight")
-
-# Qwen's heads that predict later tokens, which transformers leaves out, too.
-_LATER_TOKENS = ("mtp.",)
 
 _LISTED = 12  # tensors that a message names
 
@@ -76,8 +77,8 @@ def stream_hf(
             or a head that config.json ties to the embedding and that is not equal to it.
     """
     shapes = tensors.shapes()
-    places, spare_heads = _places(spec, shapes, expected, where)
-    _refuse_another_head(tensors, spare_heads, _stored_names(spec, shapes)(_embedding_name(spec)), where)
+    places, spare_heads = _places(spec, tensors, expected, where)
+    _refuse_another_head(tensors, spare_heads, stored_names(spec, shapes)(embedding_name(spec)), where)
     for name, tensor in tensors.read(places):
         parts = list(parts_of(spec, places[name], tensor))
         del tensor  # let go of what was handed over before the next tensor is read: it may be gigabytes
@@ -85,7 +86,7 @@ def stream_hf(
             yield parts.pop(0)
 
 
-def check_tensors(spec: DecoderSpec, tensors: SafeTensors, where: str) -> None:
+def check_tensors(spec: DecoderSpec, tensors: SafeTensors, where: str) -> str | None:
     """Checks that names, sizes and types of a checkpoint's tensors fit its config.json. Needs no JAX.
 
     Args:
@@ -93,13 +94,16 @@ def check_tensors(spec: DecoderSpec, tensors: SafeTensors, where: str) -> None:
         tensors: those of the checkpoint.
         where: the checkpoint's name, for messages.
 
+    Returns:
+        A line on tensors that are left out; None if there are none.
+
     Raises:
         UserError: they do not, see `stream_hf`, which compares each shape.
     """
     shapes = tensors.shapes()
-    places, _ = _places(spec, shapes, None, where)
+    places, _ = _places(spec, tensors, None, where)
     tensors.check_types(places)
-    embedding = _stored_names(spec, shapes)(_embedding_name(spec))
+    embedding = stored_names(spec, shapes)(embedding_name(spec))
     rows, _ = shapes[embedding]
     if rows != spec.vocab_size:
         raise UserError(
@@ -109,11 +113,12 @@ def check_tensors(spec: DecoderSpec, tensors: SafeTensors, where: str) -> None:
     stored, meant = sum(math.prod(shapes[name]) for name in places), spec.parameter_count()
     if stored != meant:
         raise UserError(f"{where}: the tensors hold {stored:,} numbers, and config.json means {meant:,}")
+    return note_of_tensors(spec, shapes, where)
 
 
 def _places(
     spec: DecoderSpec,
-    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Tensors,
     expected: Mapping[str, tuple[int, ...]] | None,
     where: str,
 ) -> tuple[dict[str, Place], set[str]]:
@@ -121,25 +126,32 @@ def _places(
 
     Args:
         spec: the decoder.
-        shapes: of the stored tensors, by name.
+        tensors: those of the checkpoint.
         expected: the shape of each of our arrays, by path; None: shapes are not compared.
         where: the checkpoint's name, for messages.
 
     Raises:
         UserError: tensors are missing, unexpected or of another shape.
     """
+    shapes = tensors.shapes()
     places, faults = _match(spec, shapes, expected)
-    tied_heads = set(_HEADS) if spec.tied_head else set()
-    spare = _LATER_TOKENS if any(kind.shape.delta is not None for kind in spec.kinds) else ()
-    carried = set(carried_names(spec.wrapping, shapes))
-    for name in sorted(shapes.keys() - places.keys() - tied_heads):
-        if name in carried or name.startswith(spare):
-            continue
-        if not name.endswith(BUFFERS) and not is_mask_tensor(name):
-            faults.append(f"{name} is not part of this architecture ({spec.family})")
+    tied_heads = set(HEADS) if spec.tied_head else set()
+    unread, _ = unread_names(spec, shapes)
+    for name in sorted(shapes.keys() - places.keys() - tied_heads - unread):
+        faults.append(f"{name} is not part of this architecture ({spec.family})")
+    if isinstance(tensors, SafeTensors) and tensors.is_mlx() and (faults or _has_own_form_in_mlx(spec)):
+        raise UserError(
+            f"{where}: the weights are in MLX's form, in which tensors of this model have other names or "
+            "shapes than in transformers: take the checkpoint that they were made from"
+        )
     if faults:
-        raise UserError(f"{where}: {_described(faults, shapes, _embedding_name(spec))}")
+        raise UserError(f"{where}: {_described(faults, shapes, embedding_name(spec))}")
     return places, tied_heads & shapes.keys() - places.keys()
+
+
+def _has_own_form_in_mlx(spec: DecoderSpec) -> bool:
+    """Whether MLX turns or shifts tensors of a model: filters and norms of delta nets, towers of images."""
+    return spec.wrapping is not None or any(kind.shape.delta is not None for kind in spec.kinds)
 
 
 def _described(faults: Sequence[str], names: Collection[str], embedding: str) -> str:
@@ -156,6 +168,11 @@ def _described(faults: Sequence[str], names: Collection[str], embedding: str) ->
         )
     if any(".lora_A." in name for name in names):
         return "adapters lie among the weights: merge them (PEFT: merge_and_unload) and save the model again"
+    if len(faults) == 1 and any(faults[0].startswith(f"{head} is missing") for head in HEADS):
+        return (
+            f"1 tensor(s) do not fit config.json: {faults[0]}: a model saved without its head (AutoModel, an "
+            "embedding model) writes no text; if the embedding is the head, set tie_word_embeddings to true"
+        )
     more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
     return f"{len(faults)} tensor(s) do not fit config.json: {'; '.join(faults[:_LISTED])}{more}"
 
@@ -166,7 +183,7 @@ def _match(
     expected: Mapping[str, tuple[int, ...]] | None,
 ) -> tuple[dict[str, Place], list[str]]:
     """What each stored tensor is, and which tensors are missing or have another shape."""
-    stored_name = _stored_names(spec, shapes)
+    stored_name = stored_names(spec, shapes)
     places: dict[str, Place] = {}
     faults = []
     for rule in stored_rules(spec, shapes):
@@ -249,28 +266,6 @@ def tensor_places(spec: DecoderSpec, rules: Sequence[Rule] | None = None) -> dic
     """
     rules = family_rules(spec) if rules is None else rules
     return {name: (rule, layer) for rule in rules for layer, name in full_names(rule, spec)}
-
-
-def _embedding_name(spec: DecoderSpec) -> str:
-    return next(rule.theirs for rule in family_rules(spec) if rule.ours == ("embed.embedding",))
-
-
-def _stored_names(spec: DecoderSpec, shapes: Collection[str]) -> Callable[[str], str]:
-    """A function from a tensor's full name to its name in a checkpoint.
-
-    A checkpoint of the bare trunk lacks the first part of the names, one of a wrapper may have another. A
-    tied embedding may be stored under the name of the head alone.
-    """
-    embedding, placed_name = _embedding_name(spec), name_in(spec.wrapping, shapes)
-
-    def stored_name(full_name: str) -> str:
-        name = placed_name(full_name)
-        name = name if name in shapes else name.split(".", 1)[1]
-        if full_name == embedding and spec.tied_head and name not in shapes:
-            return next((head for head in _HEADS if head in shapes), name)
-        return name
-
-    return stored_name
 
 
 def _refuse_another_head(tensors: Tensors, heads: Container[str], embedding: str, where: str) -> None:

@@ -17,9 +17,12 @@ from sparsepo_jax.models.text_defaults import TEXT_DEFAULTS
 
 ALONE = "model."  # what the names of a text model's tensors begin with, but for its head's
 _NEW, _OLD, _TEXT = "model.language_model.", "language_model.model.", "model.text_model."
+_TWICE = "model.language_model.model."  # as transformers 5.10 to 5.23 wrote some models
 _NEW_BARE, _TEXT_BARE = "language_model.", "text_model."  # saved without the head: AutoModel's checkpoints
 # What the names of the head begin with, by what the others begin with.
-_BEFORE_HEAD = dict.fromkeys((ALONE, _NEW, _TEXT, _NEW_BARE, _TEXT_BARE), "") | {_OLD: "language_model."}
+_BEFORE_HEAD = dict.fromkeys((ALONE, _NEW, _TWICE, _TEXT, _NEW_BARE, _TEXT_BARE), "") | {
+    _OLD: "language_model."
+}
 
 
 class Wrapper(NamedTuple):
@@ -41,7 +44,7 @@ class Wrapper(NamedTuple):
     architecture: str
     image_tokens: Mapping[str, int]
     text: str
-    trunks: tuple[str, ...] = (_NEW, _OLD, _NEW_BARE)
+    trunks: tuple[str, ...] = (_NEW, _OLD, _TWICE, _NEW_BARE)
     takes_flat: bool = False
     tied_by_either: bool = False
     tied_from_outside: bool = False
@@ -56,7 +59,7 @@ WRAPPERS: dict[str, Wrapper] = {
         "Gemma4ForConditionalGeneration",
         {"image_token_id": 258880, "video_token_id": 258884, "audio_token_id": 258881},
         "gemma4_text",
-        trunks=(_NEW, _NEW_BARE),
+        trunks=(_NEW, _TWICE, _NEW_BARE),
         plain_logits=False,
     ),
     "mistral3": Wrapper("Mistral3ForConditionalGeneration", {"image_token_index": 10}, "mistral"),
@@ -80,14 +83,14 @@ WRAPPERS: dict[str, Wrapper] = {
         "Qwen3VLForConditionalGeneration",
         _QWEN_TOKENS,
         "qwen3_vl_text",
-        trunks=(_NEW, _NEW_BARE),
+        trunks=(_NEW, _TWICE, _NEW_BARE),
         tied_from_outside=True,
     ),
     "qwen3_vl_moe": Wrapper(
         "Qwen3VLMoeForConditionalGeneration",
         _QWEN_TOKENS,
         "qwen3_vl_moe_text",
-        trunks=(_NEW, _NEW_BARE),
+        trunks=(_NEW, _TWICE, _NEW_BARE),
         tied_from_outside=True,
         stacked_experts=True,
     ),
@@ -95,13 +98,13 @@ WRAPPERS: dict[str, Wrapper] = {
         "Qwen3_5ForConditionalGeneration",
         {"image_token_id": 248056, "video_token_id": 248057},
         "qwen3_5_text",
-        trunks=(_NEW, _NEW_BARE),
+        trunks=(_NEW, _TWICE, _NEW_BARE),
     ),
     "qwen3_5_moe": Wrapper(
         "Qwen3_5MoeForConditionalGeneration",
         {"image_token_id": 248056, "video_token_id": 248057},
         "qwen3_5_moe_text",
-        trunks=(_NEW, _NEW_BARE),
+        trunks=(_NEW, _TWICE, _NEW_BARE),
     ),
     "llava": Wrapper(
         "LlavaForConditionalGeneration", {"image_token_index": 32000}, "llama", tied_by_either=True
@@ -116,7 +119,12 @@ WRAPPERS: dict[str, Wrapper] = {
         tied_by_either=True,
     ),
     "aya_vision": Wrapper("AyaVisionForConditionalGeneration", {"image_token_index": 255036}, "cohere2"),
-    "cohere2_vision": Wrapper("Cohere2VisionForConditionalGeneration", {"image_token_id": 255036}, "cohere2"),
+    "cohere2_vision": Wrapper(
+        "Cohere2VisionForConditionalGeneration",
+        {"image_token_id": 255036},
+        "cohere2",
+        trunks=(_NEW, _TWICE, _NEW_BARE),
+    ),
     "idefics3": Wrapper(
         "Idefics3ForConditionalGeneration", {"image_token_id": 128257}, "llama", trunks=(_TEXT, _TEXT_BARE)
     ),
@@ -143,6 +151,9 @@ _FAMILIES = {
     "qwen3_5_moe_text": "qwen3_5_moe_text",
     "qwen3_vl_moe_text": "qwen3_moe",
 }
+# Those of which transformers has a model of text alone that it loads from a wrapper's checkpoint, and saves
+# under the wrapper's names again (AutoModelForCausalLM of Qwen3.5).
+_ALONE_WITHIN = {"qwen3_5_text", "qwen3_5_moe_text"}
 # What they always do, whatever their config says.
 _ALWAYS = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
 _MROPE = ("mrope_section", "mrope_interleaved")
@@ -301,6 +312,29 @@ def name_in(wrapping: Wrapping | None, names: Collection[str]) -> Callable[[str]
         return str
     trunks = wrapping.row.trunks
     return functools.partial(placed, trunk=trunks[0], new_trunk=_stored_trunk(wrapping, names))
+
+
+def names_within(family: str, name: str) -> list[str]:
+    """Other names that a tensor of a text model alone may have; none in most families.
+
+    Args:
+        family: its `model_type`.
+        name: the tensor's full name.
+    """
+    return [placed(name, ALONE, _NEW)] if family in _ALONE_WITHIN else []
+
+
+def trunks_of_adapters(wrapping: Wrapping | None, family: str) -> tuple[str, ...]:
+    """What the text model's names begin with in adapters for a wrapper, first that of its own modules.
+
+    Args:
+        wrapping: the wrapper; None: the text model stands alone, and there is one name.
+        family: the text model's `model_type`.
+    """
+    if wrapping is None:
+        return ()
+    alone = (ALONE,) if family in _ALONE_WITHIN else ()
+    return tuple(dict.fromkeys((*wrapping.row.trunks, *alone)))
 
 
 def carried_names(wrapping: Wrapping | None, names: Collection[str]) -> list[str]:

@@ -91,8 +91,8 @@ def read_model(path: str, where: str, mistakes: list[str], *, adapted: bool = Fa
     model = _read_spec(content, path, where, mistakes)
     try:
         tensors = SafeTensors(directory)
-        if model.spec is not None:
-            check_tensors(model.spec, tensors, path)
+        if model.spec is not None and (note := check_tensors(model.spec, tensors, path)) is not None:
+            model = model._replace(notes=(*model.notes, note))
     except NoWeights as error:
         return model._replace(notes=(*model.notes, f"{error}; a run needs them"))
     except UserError as error:

@@ -132,7 +132,8 @@ class Run:
         hf_config = checkpoint_config(self.config.reference, "reference")
         spec = self.spec if path == self.config.policy.path else self._read_spec(hf_config, path)
         same_tokenizer(self.config.policy.path, path, self.spec, spec)
-        check_weights(path, spec)
+        if note := check_weights(path, spec):
+            say(f"note: {note}")
         return spec
 
     @functools.cached_property
@@ -174,6 +175,8 @@ class Run:
         dtype = checkpoint_dtype(path)
         held = self.config.compute.weights
         say(f"policy: {path}: {self.spec.family}, weights in {dtype}; they are trained in {held}")
+        if note := check_weights(path, self.spec):
+            say(f"note: {note}")
         return dtype
 
     @functools.cached_property
