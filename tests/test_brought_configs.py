@@ -4,11 +4,20 @@ import json
 
 import pytest
 
-from helpers.foreign import AXOLOTL, FACTORY, OPEN_INSTRUCT, TRL, refused, translated, write
+from helpers.foreign import (
+    AXOLOTL,
+    FACTORY,
+    HANDBOOK,
+    OPEN_INSTRUCT,
+    TRL,
+    from_text,
+    refused,
+    translated,
+    write,
+)
 from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.main import main
 
-HANDBOOK = {name: value for name, value in TRL.items() if not name.startswith(("dataset_", "use_", "lora_"))}
 AXOLOTL_SFT = {"base_model": "org/model", "datasets": [{"path": "org/talks", "type": "chat_template"}]}
 
 
@@ -299,16 +308,6 @@ trainer = DPOTrainer(model=model, args=args, train_dataset=rows, peft_config=lor
 """
 
 
-def from_text(directory, name: str, text: str, *options: str):
-    """The config that a file becomes, or None, and the exit status."""
-    path, ours = directory / name, directory / "ours.yaml"
-    path.write_text(text)
-    with pytest.MonkeyPatch.context() as patch, ours.open("w") as file:
-        patch.setattr("sys.stdout", file)
-        status = main(["--from-trl", str(path), *options])
-    return (load_config(ours)[0] if status == 0 else None), status
-
-
 def test_a_command_in_a_shell_script(tmp_path):
     """Of its launcher the number of processes counts; variables that the script sets are put in."""
     config, _ = from_text(tmp_path, "run.sh", COMMAND)
@@ -401,7 +400,7 @@ def test_a_script_of_trl(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.sh", "trl dpo --a 1 --b 2\ntrl dpo --a 1 --b 3\n", "several commands: leave one"),
+        ("a.sh", "trl dpo --a 1 --b 2\ntrl dpo --a 1 --b 3\n", "several commands (dpo, dpo): leave one"),
         ("a.sh", "echo hello\n", "no command of TRL"),
         ("a.sh", "trl dpo --config x.yaml --beta 0.1\n", "its command reads x.yaml: give that file"),
         ("a.sh", "python dpo.py x.yaml --beta=0.1 --seed=2\n", "its command reads x.yaml: give that file"),
@@ -427,7 +426,7 @@ held_out = load_dataset("org/pairs", split="test")
     config, _ = from_text(tmp_path, "train.py", SCRIPT + later)
     assert (config.policy.path, config.data.train[0].split) == ("org/model", "train[:100]")
     text = (tmp_path / "ours.yaml").read_text()
-    assert "load_dataset('org/pairs', split='test') in the script: only the first" in text
+    assert "split test: nothing is evaluated on it" in text
     assert "from_pretrained('org/other') in the script: only the first" in text
 
 

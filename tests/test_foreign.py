@@ -11,8 +11,8 @@ from helpers.chat import CHATML, chat_tokenizer
 from helpers.foreign import AXOLOTL, FACTORY, OPEN_INSTRUCT, PUBLISHED, TRL, refused, translated, write
 from helpers.loading import Load, texts
 from sparsepo_jax.build.sources import open_source
-from sparsepo_jax.config.foreign import llama_factory, trl
-from sparsepo_jax.config.foreign.axolotl import TYPES
+from sparsepo_jax.config.foreign import llama_factory, trl_losses
+from sparsepo_jax.config.foreign.axolotl_rows import TYPES
 from sparsepo_jax.config.foreign.convert import convert
 from sparsepo_jax.config.foreign.fields import Fields
 from sparsepo_jax.config.load import ConfigError, load_config
@@ -253,11 +253,11 @@ def trl_file(name: str) -> str:
 def test_every_loss_of_trl_has_its_objective_or_is_refused_by_name(tmp_path):
     """Read from TRL's own file: a loss that a later version adds fails here."""
     theirs = set(re.findall(r'loss_type == "(\w+)"', trl_file("trainer/dpo_trainer.py")))
-    assert theirs == {*trl.LOSSES, *trl.SORTED, "sft"}
+    assert theirs == {*trl_losses.LOSSES, *trl_losses.SORTED, "sft"}
     kinds = members(Objective)
     for loss in sorted(theirs - {"sft"}):
         content = {"loss_type": loss, "beta": 0.3, "label_smoothing": 0.01, "discopop_tau": 0.07}
-        kind = trl.LOSSES[loss][0] if loss in trl.LOSSES else trl.SORTED[loss]
+        kind = trl_losses.LOSSES[loss][0] if loss in trl_losses.LOSSES else trl_losses.SORTED[loss]
         if kind not in kinds:
             assert f"loss_type: '{loss}'" in refused(tmp_path, content)
             continue
@@ -315,7 +315,7 @@ def test_other_trainers_of_trl(tmp_path):
     else:
         assert "unpaired rows" in refused(tmp_path, kto)
     fields = Fields(kto | {"precompute_ref_log_probs": True}, "TRL")
-    trl._kto(fields, {"kto"})
+    trl_losses._kto(fields, {"kto"})
     assert fields.config["reference"] == {"cached": True}
 
 

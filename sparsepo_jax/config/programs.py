@@ -69,6 +69,7 @@ _TRL = {
 # (program, how many of these keys it takes, the keys), the most telling first.
 _MARKS: tuple[tuple[str, int, set[str]], ...] = (
     ("ms-swift", 1, {"rlhf_type", "tuner_type", "split_dataset_ratio"}),
+    ("OpenRLHF", 1, {"micro_train_batch_size", "pretrain"}),
     ("LLaMA-Factory", 1, {"finetuning_type"}),
     ("LLaMA-Factory", 2, _LLAMA_FACTORY),
     ("Axolotl", 1, {"base_model", "micro_batch_size", "sequence_len"}),

@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 from sparsepo_jax.config.foreign.convert import convert
 from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.main import main
 
 # What published configs of each program look like.
 TRL = {
@@ -123,6 +124,7 @@ OPEN_INSTRUCT = {
     "dpo_beta": 5,
     "checkpointing_steps": 1000,
 }
+HANDBOOK = {name: value for name, value in TRL.items() if not name.startswith(("dataset_", "use_", "lora_"))}
 PUBLISHED = {"TRL": TRL, "Axolotl": AXOLOTL, "LLaMA-Factory": FACTORY, "open-instruct": OPEN_INSTRUCT}
 
 
@@ -144,3 +146,13 @@ def refused(directory: Path, content: dict, trainer=None) -> str:
     with pytest.raises(ConfigError) as caught:
         convert(str(write(directory, content)), trainer, None)
     return "\n".join(caught.value.lines)
+
+
+def from_text(directory, name: str, text: str, *options: str):
+    """The config that a file becomes, or None, and the exit status."""
+    path, ours = directory / name, directory / "ours.yaml"
+    path.write_text(text)
+    with pytest.MonkeyPatch.context() as patch, ours.open("w") as file:
+        patch.setattr("sys.stdout", file)
+        status = main(["--from-trl", str(path), *options])
+    return (load_config(ours)[0] if status == 0 else None), status

@@ -2,30 +2,14 @@
 
 from typing import Any
 
+from sparsepo_jax.config.foreign.axolotl_rows import translate_source
 from sparsepo_jax.config.foreign.fields import Fields
 from sparsepo_jax.config.foreign.held_out import hold_out
 from sparsepo_jax.config.foreign.outcome import translate_outcome
 from sparsepo_jax.config.foreign.training import PACKED, REVISION, translate_lora, translate_training
-from sparsepo_jax.config.foreign.trl import LOSSES
+from sparsepo_jax.config.foreign.trl_losses import LOSSES, ORPO
 from sparsepo_jax.config.shown import shown
 
-# A type without its template -> our column's name: its column. What `instruction` holds becomes messages.
-TYPES: dict[str, dict[str, str]] = {
-    "intel": {"instruction": "question"},
-    "icr": {"instruction": "input"},
-    "prompt_pairs": {"instruction": "prompt"},
-    "argilla": {"instruction": "prompt"},
-    "argilla_chat": {},
-    "ultra": {},
-}
-# The same for rows of one response with a label.
-LABELLED_TYPES: dict[str, dict[str, str]] = {
-    "intel": {"instruction": "question"},
-    "prompt_pairs": {"instruction": "prompt"},
-    "argilla": {},
-    "argilla_chat": {"messages": "completion"},
-    "ultra": {"instruction": "prompt"},
-}
 _RENAMED = {
     "micro_batch_size": "per_device_train_batch_size",
     "num_epochs": "num_train_epochs",
@@ -58,9 +42,6 @@ _ASIDE = {
             "world_size",
             "ddp",
             "use_ray",
-            "sequence_parallel_degree",
-            "context_parallel_size",
-            "tensor_parallel_size",
             "dp_shard_size",
             "dp_replicate_size",
             "heads_k_stride",
@@ -96,6 +77,7 @@ _ASIDE = {
     **dict.fromkeys(
         (
             *("eval_table_size", "eval_max_new_tokens", "do_causal_lm_eval", "eval_causal_lm_metrics"),
+            "eval_table_max_new_tokens",
             "dpo_generate_during_eval",
         ),
         "see evaluation.sampled_prompts",
@@ -157,6 +139,9 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     fields.set("policy.path", fields.take("base_model", default="MODEL"))
     bits = fields.quantised_bits()
     adapter = fields.take("adapter")
+    if adapter == "qlora" and bits is None:
+        bits = 4
+        fields.differs("adapter: qlora: the base is held in 4 bits, as load_in_4bit says there")
     lora = {
         "rank": fields.number("lora_r", default=8),
         "alpha": fields.number("lora_alpha", default=16.0),
@@ -172,6 +157,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     has_pairs_to_evaluate = fields.peek("val_set_size") or fields.peek("test_datasets")
     if "eval_steps" in fields and "eval_strategy" not in fields and has_pairs_to_evaluate:
         fields.put_back("eval_strategy", "steps")
+    fields.share_devices("sequence_parallel_degree", "context_parallel_size", "tensor_parallel_size")
     translate_training(
         fields,
         section,
@@ -271,9 +257,9 @@ def _translate_data(fields: Fields, section: str, chat_template: Any, is_labelle
     )
     name = "sft" if section == "sft" else "train"
     entries, tests = fields.entries("datasets"), fields.entries("test_datasets")
-    fields.set(f"data.{name}", [_source(fields, entry, section, is_labelled) for entry in entries])
+    fields.set(f"data.{name}", [translate_source(fields, entry, section, is_labelled) for entry in entries])
     if tests and section == "po":
-        fields.set("data.eval", [_source(fields, entry, section, is_labelled) for entry in tests])
+        fields.set("data.eval", [translate_source(fields, entry, section, is_labelled) for entry in tests])
     elif tests:
         fields.differs("test_datasets: nothing is evaluated in sft here")
     hold_out(fields, section, "val_set_size", fields.number("val_set_size", default=0.0))
@@ -282,101 +268,6 @@ def _translate_data(fields: Fields, section: str, chat_template: Any, is_labelle
         fields.differs(
             f"chat_template: {shown(template)}: the tokenizer's own chat template writes messages here"
         )
-
-
-def _source(fields: Fields, entry: dict[str, Any], section: str, is_labelled: bool) -> dict[str, Any]:
-    left = {name: value for name, value in entry.items() if value is not None}
-    source: dict[str, Any] = {"path": left.pop("path", None), "split": left.pop("split", "train")}
-    if (subset := left.pop("name", None)) is not None:
-        source["subset"] = subset
-    files = left.pop("data_files", None)
-    if left.pop("ds_type", None) and isinstance(files, str | list):
-        files = [files] if isinstance(files, str) else files
-        if len(files) != 1:
-            fields.refuse("datasets: data_files: name each file in an entry of its own")
-        source["path"] = files[0]
-    elif files is not None:
-        fields.refuse("datasets: data_files: name the file itself as path")
-    _translate_turns(fields, left, section)
-    columns = _columns(fields, left, section, is_labelled)
-    if columns:
-        source["columns"] = columns
-    for name, value in left.items():
-        fields.refuse(f"datasets: {name}: {shown(value)}: not translated")
-    return source
-
-
-def _translate_turns(fields: Fields, left: dict[str, Any], section: str) -> None:
-    """Which turns of messages are trained on: in sft all of the assistant's, with what ends them."""
-    roles, ending = left.pop("roles_to_train", ["assistant"]), left.pop("train_on_eos", "turn")
-    if not isinstance(roles, list) or not set(roles) <= {"assistant", "gpt"} or not roles:
-        fields.refuse(f"datasets: roles_to_train: {shown(roles)}: the assistant's turns alone are trained on")
-    if ending != "turn":
-        fields.refuse(f"datasets: train_on_eos: {shown(ending)}: each turn is trained on with its end (turn)")
-    kind = left.get("type", "chat_template")
-    if section == "sft" and isinstance(kind, str) and kind.startswith(("chat_template", "sharegpt")):
-        fields.set("data.train_on", "assistant")
-
-
-def _columns(fields: Fields, left: dict[str, Any], section: str, is_labelled: bool) -> dict[str, str]:
-    """Our column names for those of an entry of datasets; takes from `left` what it has dealt with."""
-    kind = left.pop("type", "chat_template")
-    names = {name: left.pop(f"field_{name}", None) for name in ("messages", "chosen", "rejected")}
-    mapping = left.pop("message_property_mappings", {})
-    roles = left.pop("roles", {})
-    keys = left.pop("message_field_role", None), left.pop("message_field_content", None)
-    mapping = mapping or dict(zip(("role", "content"), keys, strict=True))
-    pair = mapping.get("role") or "role", mapping.get("content") or "content"
-    if pair not in (("role", "content"), ("from", "value")):
-        fields.refuse(
-            f"datasets: messages of {pair[0]} and {pair[1]}: expected role and content, or from and value"
-        )
-    for role, aliases in roles.items():
-        known = {"user": {"user", "human"}, "assistant": {"assistant", "gpt", "model"}, "system": {"system"}}
-        if not set(aliases) <= known.get(role, {role}):
-            fields.refuse(f"datasets: roles: {', '.join(aliases)} for {role}: rename them in the file")
-    if isinstance(kind, dict):
-        return _own_columns(fields, kind)
-    template, _, form = kind.partition(".")
-    if kind in (
-        "chat_template.default",
-        "chat_template",
-        "chat_template.argilla_chat",
-        "chat_template.argilla",
-    ):
-        ours = "messages" if section == "sft" else "prompt"
-        theirs = {
-            ours: names["messages"] or "messages",
-            "chosen": names["chosen"],
-            "rejected": names["rejected"],
-        }
-        if form.startswith("argilla"):
-            theirs[ours] = None
-        return {name: value for name, value in theirs.items() if value not in (None, name)}
-    if is_labelled and template in ("chatml", "llama3") and form in LABELLED_TYPES:
-        fields.differs(f"datasets: type {kind}: the tokenizer's own chat template writes messages here")
-        return LABELLED_TYPES[form]
-    if kind == "orpo.chat_template":
-        return {}
-    if template in ("chatml", "llama3", "zephyr", "mistral") and form in TYPES:
-        fields.differs(f"datasets: type {kind}: the tokenizer's own chat template writes messages here")
-        return TYPES[form]
-    if kind in ("alpaca", "passthrough", "sharegpt"):
-        return {}
-    fields.refuse(
-        f"datasets: type: {shown(kind)}: expected chat_template.default or one of chatml, llama3 with "
-        f"{', '.join(TYPES)}"
-    )
-    return {}
-
-
-def _own_columns(fields: Fields, kind: dict[str, Any]) -> dict[str, str]:
-    formats = {name: kind.get(f"{name}_format") for name in ("prompt", "chosen", "rejected")}
-    for name, form in formats.items():
-        if form not in (None, f"{{{name}}}"):
-            fields.refuse(f"datasets: type: {name}_format {shown(form)}: write the texts into the file")
-    fields_of = {name: kind.get(f"field_{name}", name) for name in formats}
-    return {name: theirs for name, theirs in fields_of.items() if theirs != name}
 
 
 def _translate_objective(fields: Fields, method: str, known: set[str]) -> None:
@@ -408,12 +299,19 @@ def _translate_objective(fields: Fields, method: str, known: set[str]) -> None:
         objective: dict[str, Any] = {"kind": kind, **{name: values[name] for name in read}}
         if nll:
             objective["nll_weight"] = nll
+            fields.differs(
+                "rpo_alpha: averaged over each chosen response, then over pairs; TRL: over all tokens"
+            )
     elif method == "simpo":
         objective = {"kind": "simpo", "beta": beta, "gamma": fields.number("simpo_gamma", default=0.5)}
         if alpha := fields.number("cpo_alpha", default=1.0):
             objective["nll_weight"] = alpha
+            fields.differs(
+                "cpo_alpha: averaged over each chosen response, then over pairs; TRL: over all tokens"
+            )
     elif method == "orpo":
         objective = {"kind": "orpo", "odds_weight": beta}
+        fields.differs(ORPO)
     elif method == "kto" and "kto" in known:
         weights_of = {
             name: fields.number(f"kto_{name}", default=1.0)

@@ -5,16 +5,15 @@ Nothing is run. Variables that the text sets itself are put in; others stay as t
 
 import itertools
 import re
-import shlex
-import string
 from collections.abc import Sequence
 from typing import Any
 
+from sparsepo_jax.config.foreign.shell_text import read_words
 from sparsepo_jax.config.shown import shown
 from sparsepo_jax.config.yaml_text import NotYaml, parse
 
-_ASSIGNMENT = re.compile(r"""^\s*(?:export\s+)?(\w+)=("[^"]*"|'[^']*'|\S*)\s*$""", re.MULTILINE)
 _PROGRAM = re.compile(r"(?:^|[/_.])(dpo|sft|kto|cpo|orpo|simpo)(?:_\w+)?(?:\.py)?$")
+_PROGRAMS = ("trl", "llamafactory-cli", "lmf", "axolotl", "swift")  # that are started by their name
 _BETWEEN = ("|", "||", "&&", "&", ";")  # two commands of a line
 _TO_A_FILE = re.compile(r"(?:\d*|&)>.*")  # > log.txt, 2>&1
 
@@ -29,33 +28,33 @@ def read_command(text: str) -> tuple[dict[str, Any], str | None, list[str]]:
     Raises:
         NoCommand: says why there is none.
     """
-    values = {name: value.strip("\"'") for name, value in _ASSIGNMENT.findall(text)}
-    commands: list[tuple[list[str], str, list[str]]] = []
-    for line in re.sub(r"\\\s*\n", " ", text).splitlines():
-        try:
-            words = shlex.split(string.Template(line).safe_substitute(values), comments=True)
-        except ValueError:  # a quotation that does not end, as in prose
-            continue
-        for command in _commands(words):
-            launcher, program, arguments = _split(command)
-            if sum(argument.startswith("--") for argument in arguments) > 1:
-                commands.append((launcher, program, arguments))
+    lines, values = read_words(text)
+    commands = [
+        (launcher, program, arguments)
+        for words in lines
+        for launcher, program, arguments in map(_split, _commands(words))
+        if sum(argument.startswith("--") for argument in arguments) > 1 or _file_of(arguments)
+    ]
     if len(commands) != 1:
-        has = "several commands: leave one"
+        has = f"several commands ({', '.join(program for _, program, _ in commands)}): leave one"
         if not commands:
             has = "no command of TRL, LLaMA-Factory or open-instruct with settings (--name value)"
         raise NoCommand(f"it has {has}")
     launcher, program, arguments = commands[0]
-    if arguments[0].endswith((".yaml", ".yml", ".json")):
-        raise NoCommand(f"its command reads {arguments[0]}: give that file")
     settings = _settings(arguments)
-    if "config" in settings:
-        raise NoCommand(f"its command reads {settings['config']}: give that file")
-    processes, lines = _processes(launcher, values)
-    if processes > 1:
-        settings.setdefault("num_processes", processes)
+    if file := _file_of(arguments) or settings.get("config"):
+        raise NoCommand(f"its command reads {file}: give that file")
+    about_processes: list[str] = []
+    if "num_processes" not in settings:
+        settings["num_processes"], about_processes = _processes(launcher, program, values)
     named = _PROGRAM.search(program)
-    return settings, named[1] if named else None, lines
+    return settings, named[1] if named else None, about_processes
+
+
+def _file_of(arguments: Sequence[str]) -> str | None:
+    """The file of settings that stands before the options: `train.py recipe.yaml --beta 0.1`."""
+    first = itertools.takewhile(lambda argument: not argument.startswith("--"), arguments)
+    return next((argument for argument in first if argument.endswith((".yaml", ".yml", ".json"))), None)
 
 
 # Options of accelerate, torchrun and deepspeed, and variables that LLaMA-Factory reads: each number of
@@ -66,12 +65,14 @@ _LAUNCHERS = (
 )
 
 
-def _processes(launcher: Sequence[str], variables: dict[str, str]) -> tuple[int, list[str]]:
+def _processes(launcher: Sequence[str], program: str, variables: dict[str, str]) -> tuple[int, list[str]]:
     """How many processes a launcher starts, and lines about numbers that are not in the text."""
     options = _given(launcher)
-    if launcher[-1:] == ["llamafactory-cli"]:  # which alone reads these variables
-        before = {name: value for name, equals, value in (word.partition("=") for word in launcher) if equals}
-        options |= {name: [value] for name, value in (variables | before).items() if name.isupper()}
+    before = {name: value for name, equals, value in (word.partition("=") for word in launcher) if equals}
+    variables = variables | before
+    is_llama_factory = launcher[-1:] == ["llamafactory-cli"] or program in ("llamafactory-cli", "lmf")
+    if is_llama_factory:  # which alone reads these variables
+        options |= {name: [value] for name, value in variables.items() if name.isupper()}
     lines: list[str] = []
 
     def number(names: Sequence[str]) -> int | None:
@@ -89,6 +90,16 @@ def _processes(launcher: Sequence[str], variables: dict[str, str]) -> tuple[int,
     for processes, machines in _LAUNCHERS:
         if (each := number(processes)) is not None:
             return each * (number(machines) or 1), lines
+    names = [word.rpartition("/")[2] for word in launcher]
+    takes_all = is_llama_factory or any(name in ("accelerate", "deepspeed") for name in names)
+    if not takes_all or "NPROC_PER_NODE" in variables:
+        return 1, lines
+    visible = variables.get("CUDA_VISIBLE_DEVICES", "")
+    if re.fullmatch(r"\d+(,\d+)*", visible):
+        devices = visible.count(",") + 1
+        lines.append(f"CUDA_VISIBLE_DEVICES: {visible}: counted as {devices}; --devices says another number")
+        return devices, lines
+    lines.append("devices: how many it ran on is not in the text: counted as 1; say it by --devices")
     return 1, lines
 
 
@@ -109,7 +120,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
     starts += [
         number + 1
         for number, (before, word) in enumerate(zip(["", *words], words[:-1], strict=False))
-        if word == "-m" or (word in ("trl", "llamafactory-cli") and not before.startswith("--"))
+        if word == "-m" or (word in _PROGRAMS and not before.startswith("--"))
     ]
     if not starts:
         return [], "", []

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from sparsepo_jax.config.foreign import axolotl, llama_factory, open_instruct, trl
 from sparsepo_jax.config.foreign.command import NoCommand, read_command
 from sparsepo_jax.config.foreign.fields import Fields
+from sparsepo_jax.config.foreign.notebook import read_notebook
 from sparsepo_jax.config.foreign.script import NoScript, read_script
 from sparsepo_jax.config.load import ConfigError
 from sparsepo_jax.config.mistakes import explain
@@ -38,14 +39,14 @@ def convert(path: str, trainer: str | None, devices: int | None) -> str:
     """Our YAML, with what is not quite the same and what has no meaning here in comments.
 
     Args:
-        path: of the other program's file: YAML, JSON, a shell script or a Python script.
+        path: of the other program's file: YAML, JSON, a shell script, a Python script or a notebook.
         trainer: of TRL, where the file fits several; None: the file tells.
         devices: on how many the file was run; None: as it says itself, else one.
 
     Raises:
         ConfigError: with all that cannot be read or translated.
     """
-    content, named, lines = _read(path)
+    content, named, lines = _read(path, devices)
     trainer = trainer or named
     program = _program(content)
     if program == "TRL":
@@ -58,9 +59,11 @@ def convert(path: str, trainer: str | None, devices: int | None) -> str:
                 ]
             )
     fields = Fields(content, program)
-    fields.differences += lines
-    processes = fields.number("num_processes", default=1)
+    if (own := trl.ACCELERATE_CONFIGS.get(str(content.get("accelerate_config")))) and devices is None:
+        lines.append(f"accelerate_config: {content['accelerate_config']}: TRL's own, of {own} processes")
+    processes = fields.number("num_processes", default=own or 1)
     fields.devices = devices or max(1, processes)
+    fields.differences += lines
     _TRANSLATE[program](fields, trainer or "", set(members(Objective)))
     fields.end()
     if fields.refusals:
@@ -85,10 +88,10 @@ def _program(content: dict[str, Any]) -> str:
     raise ConfigError([f"no config of {known}: it has {shown(list(content))}"])
 
 
-def _read(path: str) -> tuple[dict[str, Any], str | None, list[str]]:
+def _read(path: str, devices: int | None) -> tuple[dict[str, Any], str | None, list[str]]:
     """The settings in a file, the trainer if it says so, and lines about what is not in it.
 
-    It holds YAML, JSON, a command or a Python script.
+    It holds YAML, JSON, a command, a Python script or a notebook.
 
     Raises:
         ConfigError: it cannot be read, or holds something else.
@@ -103,12 +106,16 @@ def _read(path: str) -> tuple[dict[str, Any], str | None, list[str]]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         if path.endswith((".sh", ".bash", ".slurm", ".sbatch")):
-            return read_command(text)
+            return _read_command(text, devices)
         if path.endswith(".py"):
             return read_script(text)
+        if path.endswith(".ipynb"):
+            code, left_out = read_notebook(text)
+            settings, trainer, lines = read_script(code)
+            return settings, trainer, left_out + lines
         content = json.loads(text) if path.endswith(".json") else parse(text)
         if isinstance(content, str):
-            return read_command(text)
+            return _read_command(text, devices)
     except OSError as error:
         raise ConfigError([f"cannot read {path}: {error.strerror}"]) from None
     except UnicodeDecodeError:
@@ -122,6 +129,12 @@ def _read(path: str) -> tuple[dict[str, Any], str | None, list[str]]:
     if not isinstance(content, dict):
         raise ConfigError([f"{path}: expected a mapping of settings, got {shown(content)}"])
     return content, None, []
+
+
+def _read_command(text: str, devices: int | None) -> tuple[dict[str, Any], str | None, list[str]]:
+    """The same of a command, whose lines are about a number of devices that nobody has said."""
+    settings, trainer, about_devices = read_command(text)
+    return settings, trainer, about_devices if devices is None else []
 
 
 def _text(path: str, fields: Fields) -> str:

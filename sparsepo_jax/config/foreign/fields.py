@@ -26,6 +26,7 @@ class Fields:
     def __init__(self, content: Mapping[str, Any], program: str):
         """What the file sets; a null counts as not set."""
         self._left = {name: value for name, value in content.items() if value is not None}
+        self._nulls = content.keys() - self._left.keys()
         self.program, self.devices = program, 1
         self._called: dict[str, str] = {}
         self.config: dict[str, Any] = {}
@@ -33,6 +34,10 @@ class Fields:
         self.notes: list[str] = []
         self.differences: list[str] = []
         self.refusals: Refusals = []
+
+    def is_null(self, name: str) -> bool:
+        """Whether the file sets it to null."""
+        return name in self._nulls
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
@@ -63,7 +68,8 @@ class Fields:
             try:
                 value = float(value)
             except ValueError:
-                self.refuse(f"{names[0]}: expected a number, got {shown(value)}")
+                remedy = ": write out what the shell puts there" if "$" in value else ""
+                self.refuse(f"{names[0]}: expected a number, got {shown(value)}{remedy}")
                 return default
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.refuse(f"{names[0]}: expected a number, got {shown(value)}")
@@ -95,6 +101,14 @@ class Fields:
         if not isinstance(value, bool | int | float):
             self.refuse(f"{names[0]}: expected true or false, got {shown(value)}")
         return bool(value)
+
+    def share_devices(self, *names: str) -> None:
+        """Divides the devices by degrees of parallelism, by which several of them work on the same rows."""
+        for name in names:
+            degree = self.number(name, default=1)
+            if degree > 1:
+                self.devices = max(1, self.devices // int(degree))
+                self.notes.append(f"{name}: {degree}: so many devices share their rows there, and count once")
 
     def quantised_bits(self) -> int | None:
         """In how many bits the base is held, by load_in_4bit and load_in_8bit; None: it is not quantised."""

@@ -108,6 +108,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         fields.set("policy.adapter", adapter)
     kind = fields.take("finetuning_type", default="lora")
     is_pure = fields.flag("pure_bf16")
+    fields.share_devices("sequence_parallel_size")
     translate_training(fields, section, {"logging_steps": 500})
     translate_outcome(fields, section)
     if is_pure:

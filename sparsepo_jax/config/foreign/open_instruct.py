@@ -42,9 +42,9 @@ _ASIDE = {
             "compile_model",
             "activation_memory_budget",
             "dpo_use_paged_optimizer",
-            "tensor_parallel_degree",
-            "context_parallel_degree",
-            "pipeline_parallel_degree",
+            "shard_degree",
+            "num_replicas",
+            "profiling",
             "reference_logprobs_cache_path",
             "use_flash_attn_2",
         ),
@@ -111,6 +111,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     fields.differs(
         "bf16: dpo_tune_cache is started with accelerate's --mixed_precision bf16, and so it is written out"
     )
+    fields.share_devices(*(f"{kind}_parallel_degree" for kind in ("tensor", "context", "pipeline")))
     translate_training(
         fields,
         "po",

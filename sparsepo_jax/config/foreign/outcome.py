@@ -51,6 +51,7 @@ def translate_outcome(fields: Fields, section: str) -> None:
 def _translate_best(fields: Fields, section: str) -> None:
     keeps_best = fields.flag("load_best_model_at_end")
     patience = fields.take("early_stopping_patience", "early_stopping_steps")
+    least = fields.number("early_stopping_threshold", default=0.0)
     name = "load_best_model_at_end" if keeps_best else "early_stopping_patience"
     if not keeps_best and patience is None:
         off = "belongs to load_best_model_at_end, which is off"
@@ -71,7 +72,7 @@ def _translate_best(fields: Fields, section: str) -> None:
         fields.refuse(f"metric_for_best_model: {shown(metric)}: expected one of {', '.join(_METRICS)}")
     watched = {"metric": f"eval/{metric}", "mode": "max" if is_greater else "min"}
     if patience is not None:
-        fields.set("po.early_stopping", watched | {"patience": patience})
+        fields.set("po.early_stopping", watched | {"patience": patience, "min_delta": least})
     if keeps_best:
         fields.set("po.keep", "best")
         fields.set("checkpoint.best", watched)

@@ -4,29 +4,59 @@ The script is parsed and not run: what it computes is not known.
 """
 
 import ast
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from typing import Any
 
+from sparsepo_jax.config.foreign.literals import Constants, find_constants, value_of
+
 _TRAINERS = {f"{name.upper()}Config": name for name in ("dpo", "kto", "cpo", "orpo", "sft")}
+_TRAINERS["SimPOConfig"] = "simpo"
+_TRAINER = re.compile(r"(?!Patch)(\w*?)(DPO|KTO|CPO|ORPO|SFT|SimPO)Trainer")
+_ARGUMENTS = (*_TRAINERS, "TrainingArguments")
 # What they are where a script leaves them out: not the defaults of TRL's own command.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "LoraConfig": {"use_peft": True, "lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0},
     "TrainingArguments": {"learning_rate": 5e-5, "bf16": False, "logging_steps": 500},
+    "EarlyStoppingCallback": {"early_stopping_patience": 1},
 }
-_LORA = {"r": "lora_r", "target_modules": "lora_target_modules", "task_type": "lora_task_type"}
-_TRAINER_ARGUMENTS = {"beta", "loss_type", "label_smoothing", "max_length", "max_prompt_length"}
-_BITS = {"load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type"}
-_MODELS = ("AutoModel", "AutoPeftModel", "FastLanguageModel")
+_UNSLOTH = {
+    "use_peft": True,
+    "lora_r": 16,
+    "lora_alpha": 16,
+    "lora_dropout": 0.0,
+    "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
+_LORA = {
+    "r": "lora_r",
+    "target_modules": "lora_target_modules",
+    "task_type": "lora_task_type",
+    "modules_to_save": "lora_modules_to_save",
+    "target_parameters": "lora_target_parameters",
+}
+_LORA_ASIDE = {"bias", "inference_mode", "random_state", "max_seq_length", "use_gradient_checkpointing"}
+# Arguments of a trainer that are objects of the script, of which other calls say what counts.
+_OBJECTS = {
+    *("model", "ref_model", "model_ref", "args", "train_dataset", "eval_dataset", "tokenizer"),
+    *("processing_class", "peft_config", "data_collator", "compute_metrics", "callbacks", "model_init"),
+    *("preprocess_logits_for_metrics", "quantization_config"),
+}
+_BITS = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type")
+_OF_MODEL = {"torch_dtype": "dtype", "dtype": "dtype", "revision": "model_revision"} | {
+    name: name for name in ("attn_implementation", *_BITS[:2])
+}
+_MODELS = ("AutoModel", "AutoPeftModel", "Fast")
 _FIRST_COUNTS = ("from_pretrained", "load_dataset")  # the next one's is the reference, or rows to evaluate
 _FILES = ("json", "csv", "parquet", "text")  # what load_dataset reads data_files as
+_CHANGES_ROWS = ("map", "filter", "select", "rename_column", "rename_columns", "cast", "batch")
+_PARSERS = ("TrlParser", "HfArgumentParser", "H4ArgumentParser")
 
 
 class NoScript(Exception):
     """A text that is no Python, or makes no config of a trainer."""
 
 
-def read_script(text: str) -> tuple[dict[str, Any], str | None, list[str]]:
+def read_script(text: str) -> tuple[dict[str, Any], str, list[str]]:
     """(settings by name, the trainer, lines about those whose values are not written out).
 
     Raises:
@@ -34,51 +64,90 @@ def read_script(text: str) -> tuple[dict[str, Any], str | None, list[str]]:
     """
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise NoScript(f"no Python ({error})") from None
-    constants = _constants(tree)
-    settings: dict[str, Any] = {}
-    lines: list[str] = []
-    seen: set[str] = set()
+    constants = find_constants(tree)
     calls = sorted(_calls(tree), key=lambda found: found[0].lineno)
-    trainers = [name for _, name in calls if name in _TRAINERS]
-    if len(trainers) > 1:
-        raise NoScript(f"it makes {' and '.join(trainers)}: leave one")
+    trainer, lines = _find_trainer([name for _, name in calls])
+    settings: dict[str, Any] = {}
+    seen: set[str] = set()
     for call, name in calls:
-        settings |= _DEFAULTS.get(name, {})
-        if name in (*_TRAINERS, *_DEFAULTS) and any(keyword.arg is None for keyword in call.keywords):
-            lines.append(f"{name}: what its **arguments are is not known: set them")
-        given = dict(_settings(call, name))
+        shown = f"{ast.unparse(call)[:60]} in the script"
+        if isinstance(call.func, ast.Attribute) and name in _CHANGES_ROWS and name not in seen:
+            lines.append(
+                f"{shown}: rows are trained on as they are in the file: write the changed ones there"
+            )
+            seen.add(name)
+        given, unknown = _settings(call, name, constants)
         if given and name in _FIRST_COUNTS:
             if name in seen:
-                lines.append(f"{ast.unparse(call)[:60]} in the script: only the first {name} is read")
-                continue
+                if not _is_evaluated_on(given, settings, constants):
+                    lines.append(f"{shown}: only the first {name} is read")
+                    continue
+                given = {"dataset_test_split": given["dataset_train_split"]}
             seen.add(name)
+        settings |= _UNSLOTH if _is_unsloth(call, name) else _DEFAULTS.get(name, {})
+        lines += unknown
         for key, node in given.items():
             try:
-                settings[key] = _value(node, constants)
-            except (ValueError, TypeError):
+                settings[key] = value_of(node, constants)
+            except (ValueError, TypeError, RecursionError):
                 lines.append(f"{key}: {ast.unparse(node)[:60]} in the script: its value is not known: set it")
-    if not trainers and "beta" not in settings:
-        raise NoScript(f"it makes none of {', '.join(_TRAINERS)}")
-    return settings, _TRAINERS[trainers[0]] if trainers else None, lines
+    lines += _check_evaluation(settings)
+    return settings, trainer, lines
 
 
-def _constants(tree: ast.AST) -> dict[str, ast.expr]:
-    """What each name is set to that gets its value in one place of the script."""
-    nodes = list(ast.walk(tree))
-    places = Counter(
-        node.arg if isinstance(node, ast.arg) else node.id
-        for node in nodes
-        if isinstance(node, ast.arg) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+def _check_evaluation(settings: dict[str, Any]) -> list[str]:
+    """Takes out evaluations without rows, and rows without evaluations; a line about each."""
+    lines = []
+    for key in ("eval_strategy", "evaluation_strategy"):
+        has_rows = {"dataset_test_split", "test_split_size"} & settings.keys()
+        if not has_rows and settings.pop(key, "no") != "no":
+            lines.append(f"{key}: which rows it is of is not known: set data.eval, and po.eval_every_steps")
+    if not {"eval_strategy", "evaluation_strategy"} & settings.keys() and "dataset_test_split" in settings:
+        split = settings.pop("dataset_test_split")
+        lines.append(f"split {split}: nothing is evaluated on it: set data.eval for that")
+    return lines
+
+
+def _is_evaluated_on(given: dict[str, ast.expr], settings: dict[str, Any], constants: Constants) -> bool:
+    """Whether a later load_dataset is of another split of the first one's data set."""
+    try:
+        again = {key: value_of(node, constants) for key, node in given.items()}
+    except (ValueError, TypeError, RecursionError):
+        return False
+    names = ("dataset_name", "dataset_config")
+    return (
+        all(again.get(name) == settings.get(name) for name in names)
+        and re.match("test|val|eval|dev", str(again.get("dataset_train_split"))) is not None
     )
-    return {
-        target.id: node.value
-        for node in nodes
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name) and places[target.id] == 1
-    }
+
+
+def _find_trainer(names: list[str]) -> tuple[str, list[str]]:
+    """The trainer that a script's calls are of, and lines about classes that change it.
+
+    Raises:
+        NoScript: none, several, or one whose settings are not in the script.
+    """
+    configs = [name for name in names if name in _TRAINERS]
+    made = {_TRAINERS[name]: name for name in configs}
+    lines = []
+    for name in names:
+        if found := _TRAINER.fullmatch(name):
+            made.setdefault(found[2].casefold(), name)
+            if found[1]:
+                lines.append(f"{name}: a class of its own: what it changes is not known")
+    if len(made) > 1 or len(configs) > 1:
+        raise NoScript(f"it makes {' and '.join(configs if len(configs) > 1 else made.values())}: leave one")
+    parser = next((name for name in names if name in _PARSERS), None)
+    if parser is not None and not any(name in _ARGUMENTS for name in names):
+        raise NoScript(
+            f"it takes its settings from a command line ({parser}): give that command in a .sh file, or the "
+            "file after its --config"
+        )
+    if not made:
+        raise NoScript(f"it makes none of {', '.join(_TRAINERS)}, and no trainer of TRL")
+    return next(iter(made)), lines
 
 
 def _calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
@@ -88,38 +157,82 @@ def _calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
             yield node, node.func.id if isinstance(node.func, ast.Name) else node.func.attr
 
 
-def _settings(call: ast.Call, name: str) -> Iterator[tuple[str, ast.expr]]:
+def _owner(call: ast.Call) -> str:
+    return ast.unparse(call.func).partition(".")[0]
+
+
+def _is_unsloth(call: ast.Call, name: str) -> bool:
+    return name == "get_peft_model" and _owner(call).startswith("Fast")
+
+
+def _settings(call: ast.Call, name: str, constants: Constants) -> tuple[dict[str, ast.expr], list[str]]:
+    """What a call sets, by the names of a config of TRL, and lines about what cannot be read."""
+    keywords: dict[str, ast.expr] = {}
+    lines: list[str] = []
+    counts = name in (*_ARGUMENTS, *_DEFAULTS) or _is_unsloth(call, name) or _TRAINER.fullmatch(name)
+    for keyword in call.keywords:
+        if keyword.arg is not None:
+            keywords[keyword.arg] = keyword.value
+            continue
+        try:
+            more = value_of(keyword.value, constants)
+        except (ValueError, TypeError, RecursionError):
+            more = None
+        if isinstance(more, dict):
+            keywords |= {str(key): ast.Constant(value) for key, value in more.items()}
+        elif counts:
+            lines.append(f"{name}: what its **arguments are is not known: set them")
+    return dict(_named(call, name, keywords)), lines
+
+
+def _named(call: ast.Call, name: str, keywords: dict[str, ast.expr]) -> Iterator[tuple[str, ast.expr]]:
     """Name and value of what a call sets, by the names of a config of TRL."""
-    keywords = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg is not None}
-    owner = ast.unparse(call.func).partition(".")[0]
-    if name in _TRAINERS or name == "TrainingArguments":
+    if name in _ARGUMENTS:
+        if call.args:
+            yield "output_dir", call.args[0]
         yield from keywords.items()
-    elif name.endswith("Trainer"):
-        yield from ((key, node) for key, node in keywords.items() if key in _TRAINER_ARGUMENTS)
-    elif name == "LoraConfig":
-        yield from (
-            (_LORA.get(key, key), node)
-            for key, node in keywords.items()
-            if key not in ("bias", "inference_mode")
-        )
+    elif _TRAINER.fullmatch(name):
+        model = keywords.get("model", call.args[0] if call.args else None)
+        if isinstance(model, ast.Constant):
+            yield "model_name_or_path", model
+        yield from ((key, node) for key, node in keywords.items() if key not in _OBJECTS)
+    elif name == "LoraConfig" or _is_unsloth(call, name):
+        yield from ((_LORA.get(key, key), node) for key, node in keywords.items() if key not in _LORA_ASIDE)
     elif name == "BitsAndBytesConfig":
         yield from ((key, node) for key, node in keywords.items() if key in _BITS)
-    elif name == "from_pretrained" and owner.startswith(_MODELS):
+    elif name == "EarlyStoppingCallback":
+        yield from zip(("early_stopping_patience", "early_stopping_threshold"), call.args, strict=False)
+        yield from keywords.items()
+    elif name == "from_pretrained" and _owner(call).startswith(_MODELS):
         if node := keywords.get("model_name", call.args[0] if call.args else None):
             yield "model_name_or_path", node
+        yield from ((_OF_MODEL[key], node) for key, node in keywords.items() if key in _OF_MODEL)
+    elif name == "train_test_split" and (
+        size := keywords.get("test_size", call.args[0] if call.args else None)
+    ):
+        yield "test_split_size", size
+    elif name == "load_from_disk" and call.args:
+        yield "dataset_name", call.args[0]
     elif name == "load_dataset" and call.args:
-        named = dict(zip(("dataset_name", "dataset_config"), call.args, strict=False))
-        if "data_files" in keywords and getattr(call.args[0], "value", None) in _FILES:
-            named["dataset_name"] = keywords["data_files"]
-        if "name" in keywords:
-            named["dataset_config"] = keywords["name"]
-        if "split" in keywords:
-            named["dataset_train_split"] = keywords["split"]
-        yield from named.items()
+        yield from _of_rows(call, keywords)
 
 
-def _value(node: ast.expr, constants: Mapping[str, ast.expr]) -> Any:
-    """What is written, or what a name was set to. ValueError: it is computed."""
-    if isinstance(node, ast.Name) and node.id in constants:
-        node = constants[node.id]
-    return ast.literal_eval(node)
+def _of_rows(call: ast.Call, keywords: dict[str, ast.expr]) -> Iterator[tuple[str, ast.expr]]:
+    named = dict(zip(("dataset_name", "dataset_config"), call.args, strict=False))
+    if "data_files" in keywords and getattr(call.args[0], "value", None) in _FILES:
+        named["dataset_name"] = _train_file(keywords["data_files"])
+    for theirs, ours in (("name", "dataset_config"), ("split", "dataset_train_split")):
+        if theirs in keywords:
+            named[ours] = keywords[theirs]
+    yield from named.items()
+
+
+def _train_file(files: ast.expr) -> ast.expr:
+    """Of {"train": "a.jsonl", "test": "b.jsonl"} the first, and of a list of one file that one."""
+    match files:
+        case ast.Dict(keys=keys, values=values):
+            named = {getattr(key, "value", None): value for key, value in zip(keys, values, strict=True)}
+            return _train_file(named["train"]) if "train" in named else files
+        case ast.List(elts=[file]):
+            return file
+    return files

@@ -230,7 +230,9 @@ def _translate_schedule(fields: Fields, section: str, known: Mapping[str, Any]) 
     warmup_steps = fields.number("warmup_steps", default=0.0)
     share = fields.number("warmup_ratio", default=known["warmup_ratio"])
     schedule: dict[str, Any] = {"kind": name}
-    if name == "cosine_with_min_lr" and (end := _least_rate(fields, section, arguments)) is not None:
+    if name == "cosine_with_restarts" and not arguments:
+        schedule["kind"] = "cosine"  # one cycle, without a restart
+    elif name == "cosine_with_min_lr" and (end := _least_rate(fields, section, arguments)) is not None:
         schedule |= {"kind": "cosine", "end": end}
         arguments = {}
     elif name in ("constant", "constant_with_warmup"):
@@ -335,8 +337,9 @@ def translate_lora(
         fields.refuse(f"{targets}: {', '.join(unknown)}: expected {', '.join(PROJECTIONS)}, or all-linear")
     else:
         lora["targets"] = [PROJECTIONS[name] for name in names]
+    in_bfloat16 = fields.config.get("compute", {}).pop("weights", None) == "bfloat16"
     if in_bits is not None:
         lora["base"] = {4: "nf4", 8: "int8"}[in_bits]
-    elif fields.config.get("compute", {}).pop("weights", None) == "bfloat16":
+    elif in_bfloat16:
         lora["base"] = "bfloat16"
     fields.set(f"{section}.lora", lora)
