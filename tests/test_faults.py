@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from helpers.interrupt import Interrupted, stop_before
 from helpers.program import lines_of, run, weights_of, write_config
@@ -316,6 +317,25 @@ def test_a_stage_that_is_not_finished_is_not_left_out_by_those_behind_it(
     assert not (tmp_path / "run" / "export").exists()
     assert main([*config, f"stages=[{begun}, {read}]"]) == 0
     assert f"{begun}: continues after step" in capsys.readouterr().out
+
+
+def test_adapters_of_an_sft_go_on_upon_the_base_that_they_began_upon(tmp_path, capsys, monkeypatch):
+    """Kills: checkpoints hold adapters alone, which went on upon whatever lay in policy.path by then."""
+    model = run(tmp_path / "made", "stages=[export]") / "export"
+    settings = PO | {"stages": ["sft"], "policy": {"config": None, "path": str(model)}}
+    settings |= {"checkpoint": {"every_steps": 1}, "sft": {"steps": 3, "lora": {"rank": 2}}}
+    config = ["--config", str(write_config(tmp_path, **settings))]
+    with monkeypatch.context() as patched:
+        stop_before(patched, 2)
+        with pytest.raises(Interrupted):
+            main(config)
+    kept = load_file(model / "model.safetensors")
+    save_file({name: x * 1.5 for name, x in kept.items()}, model / "model.safetensors", {"format": "pt"})
+    assert main(config) == 1
+    assert f"the base ({model}) has other weights than when sft began" in capsys.readouterr().err
+    save_file(kept, model / "model.safetensors", {"format": "pt"})
+    assert main(config) == 0
+    assert "sft: continues after step" in capsys.readouterr().out
 
 
 def test_random_weights_that_nobody_trained_are_told_once(tmp_path, capsys):

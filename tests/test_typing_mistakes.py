@@ -315,6 +315,21 @@ def test_a_place_in_a_list_that_is_no_index_is_shown_as_one(mistakes):
     assert line.endswith("give an index, as in data.train.0.path")
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "tokenizer.path=x",
+            "unknown key for kind auto; kind pretrained has it: set tokenizer.kind=pretrained",
+        ),
+        ("objective.label_smoothing=0.1", "unknown key for kind sparsepo; cdpo, robust, exo,"),
+    ],
+)
+def test_a_key_of_another_kind_names_the_kind(mistakes, override, said):
+    (line,) = mistakes("objective.kind=sparsepo", override)
+    assert line.startswith(f"{override.partition('=')[0]}: {said}")
+
+
 def test_runs_that_a_comparison_leaves_out_are_told(tmp_path, capsys):
     """Kills: a run that was mistyped, or named before a second --compare, and is just not there."""
     for name in ("a", "b"):

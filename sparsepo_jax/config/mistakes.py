@@ -27,6 +27,7 @@ from sparsepo_jax.config.shown import LONGEST_SHOWN, dotted, shown
 Keys = tuple[str, ...]
 
 _MOST_EXPLAINED = 100
+_MOST_KINDS = 5  # that are named
 
 
 def explain(error: ValidationError) -> list[str]:
@@ -39,11 +40,13 @@ def explain(error: ValidationError) -> list[str]:
 
 
 class _Place(NamedTuple):
-    """Where a mistake lies. section: the one that holds the last key; kind: its kind, if it has one."""
+    """Where a mistake lies. section: the one that holds the last key; kind: its kind, if it has one; kinds:
+    the sections that could stand in its place, by kind."""
 
     path: Keys
     section: type[Section]
     kind: str | None
+    kinds: dict[str | None, type[Section]]
 
     def annotation(self) -> Any:
         """Of the last key: a field's, or that of an entry of a field's list."""
@@ -97,13 +100,15 @@ def _place(location: tuple[str | int, ...]) -> _Place:
     section: type[Section] = Config
     kind: str | None = None  # of the section
     next_kind: str | None = None  # of the node, until the next key enters it
+    kinds: dict[str | None, type[Section]] = {}  # of the section, and of the node
+    next_kinds: dict[str | None, type[Section]] = {}
     for number, part in enumerate(location):
         if part == "[key]":  # the key itself is wrong, not what stands there
             continue
         node = unwrapped(node)
         if by_kind(node) is not None:
-            next_kind = str(part)
-            node = sections_of(node)[next_kind]
+            next_kind, next_kinds = str(part), sections_of(node)
+            node = next_kinds[next_kind]
             continue
         if part in (forms := forms_of(node)):
             node = forms[str(part)]
@@ -114,10 +119,11 @@ def _place(location: tuple[str | int, ...]) -> _Place:
         path.append(str(part))
         if isinstance(node, type) and issubclass(node, Section):
             section, kind, next_kind = node, next_kind, None
+            kinds = next_kinds if kind is not None else {}
             node = fields_of(section).get(str(part))
         else:
             node, next_kind = (get_args(node) or (None,))[-1], None
-    return _Place(tuple(path), section, kind)
+    return _Place(tuple(path), section, kind, kinds)
 
 
 def _unknown_key(place: _Place) -> str:
@@ -128,6 +134,12 @@ def _unknown_key(place: _Place) -> str:
     elsewhere = _name_here(place.path, names)
     if elsewhere is not None:
         return f"{line}; did you mean {elsewhere}?"
+    having = [str(kind) for kind, section in place.kinds.items() if key in fields_of(section)]
+    if len(having) == 1:
+        return f"{line}; kind {having[0]} has it: set {dotted((*above, 'kind'))}={having[0]}"
+    if having:
+        several = ", ".join(having[:_MOST_KINDS]) + (" and others" if len(having) > _MOST_KINDS else "")
+        return f"{line}; {several} have it"
     if difflib.get_close_matches(key, names[:1]):
         return f"{line}; did you mean {names[0]}?"
     below = [

@@ -21,7 +21,7 @@ from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.reference import (
     add_reference,
     describe_reference,
-    keep_reference,
+    keep_frozen,
     make_first_step_check,
 )
 from sparsepo_jax.stages.scores import score_table
@@ -59,7 +59,7 @@ def po(run: Run) -> None:
     start = adapted(run, start) if run.problem.adapted or is_policy_itself(run) else None  # frees the rest
     record = describe_reference(run, reference)
     say(f"po: reference: {record['is']}, {record['dtype']}, digest {record['digest']}")
-    keep_reference(run, record)
+    keep_frozen(run, "po", "reference", record)
     if prepared is None:
         table = add_reference(run, table, reference)
         prepared = _prepare(run, table, cached_problem(run.problem, config))

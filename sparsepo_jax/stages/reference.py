@@ -49,22 +49,27 @@ def describe_reference(run: Run, reference: Weights) -> dict[str, Any]:
     }
 
 
-def keep_reference(run: Run, record: dict[str, Any]) -> None:
-    """Writes po/reference.json when po begins.
+def keep_frozen(run: Run, stage: str, name: str, record: dict[str, Any]) -> None:
+    """Writes STAGE/NAME.json, what a stage reads and does not train, when the stage begins.
+
+    Args:
+        run: whose stage it is.
+        stage: sft or po.
+        name: reference, or the base of adapters.
+        record: what it is in words, its type and its digest: see describe_reference.
 
     Raises:
-        UserError: po began with another reference, whose files have changed since.
+        UserError: the stage began with other weights, whose files have changed since.
     """
-    path = run.output_dir / "po" / "reference.json"
-    remedy = "bring the old file back, or delete it if no file of the reference has changed"
-    before = read_object(path, "the reference that po began with", remedy) if path.exists() else record
+    path = run.output_dir / stage / f"{name}.json"
+    remedy = f"bring the old file back, or delete it if no file of the {name} has changed"
+    before = read_object(path, f"the {name} that {stage} began with", remedy) if path.exists() else record
     # Another type has another digest: a run of before reference.dtype held all references in float32.
     if before.get("dtype") == record["dtype"] and before.get("digest") != record["digest"]:
         raise UserError(
-            f"the reference ({record['is']}) has other weights than when po began in {run.output_dir} "
+            f"the {name} ({record['is']}) has other weights than when {stage} began in {run.output_dir} "
             f"(digest {record['digest']}, then {before.get('digest')}): bring the old files back, or take "
-            "another "
-            "output_dir"
+            "another output_dir"
         )
     if jax.process_index() == 0:
         write_json(path, record)

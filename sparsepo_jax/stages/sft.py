@@ -14,8 +14,10 @@ from sparsepo_jax.sharding.mesh import platform_of
 from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.po import check_po, prepare_po
+from sparsepo_jax.stages.reference import keep_frozen
 from sparsepo_jax.stages.training import check_watched_of_po, prepare, say_choices, train
 from sparsepo_jax.stages.weights import policy_to_train, say_finished, starting_policy
+from sparsepo_jax.train.checksums import weights_digest
 
 
 def sft(run: Run) -> None:
@@ -50,6 +52,9 @@ def sft(run: Run) -> None:
         return {"policy": held_base(policy, run.config.compute.weights, run.mesh), "masks": {}}
 
     base = held_base(starting_policy(run), run.config.sft.lora.base, run.mesh)
+    words = run.config.policy.path or "random weights"
+    record = {"is": words, "dtype": run.config.sft.lora.base, "digest": weights_digest(base)}
+    keep_frozen(run, "sft", "base", record)  # checkpoints hold the adapters alone
     train(run, "sft", prepared, initial, base, finish=merge, meanwhile=meanwhile)
 
 
