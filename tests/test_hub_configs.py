@@ -438,6 +438,31 @@ def test_what_would_be_computed_otherwise_than_meant_is_refused(config, expected
         spec_from_hf(config)
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {"architectures": ["LlamaForCausalLM"]},
+            "model_type: missing; architectures names a class of 'llama': if it is one, write that",
+        ),
+        (
+            {"model_type": "quin", "architectures": ["GPT2LMHeadModel"]},
+            "unknown architecture 'quin'; architectures names a class of 'gpt2'",
+        ),
+        (
+            {"model_type": "minimind", "architectures": ["MiniMindLM"], "auto_map": {"AutoConfig": "a.B"}},
+            "'minimind', which needs code of its own .auto_map.",
+        ),
+        ({"model_type": "bert", "architectures": [1]}, "unknown architecture 'bert'; known: gpt2, "),
+        ({"architectures": None}, "unknown architecture None; known: gpt2, "),
+        (LLAMA | {"model_type": "llava"}, "llava: text_config: .*take the one for transformers .*-hf"),
+    ],
+)
+def test_a_model_that_is_not_known_says_what_to_do(config, expected):
+    with pytest.raises(SpecError, match=expected):
+        spec_from_hf(config)
+
+
 @pytest.mark.parametrize("family", READ)
 def test_there_is_an_opinion_on_every_field_that_transformers_knows(family):
     """Fails when a new transformers has a field that our tables do not."""

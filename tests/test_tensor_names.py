@@ -214,3 +214,26 @@ def test_mlx_weights_of_another_form_are_refused_at_the_check(config, pattern, i
         check_tensors(spec, SafeTensors(tmp_path), "here")
     with pytest.raises(UserError, match="in MLX's form"):
         load_ours(tmp_path)
+
+
+# ---------------------------------------------------------------- quantised, whatever config.json says
+
+
+@pytest.mark.parametrize("end", ["qweight", "weight_packed", "weight_scale_inv", "weight.absmax"])
+def test_packed_weights_are_one_line_though_config_json_does_not_name_them(end, tmp_path):
+    """As GPTQ's checkpoints of 2023, whose settings stand in quantize_config.json."""
+    store(tmp_path, LLAMA, lambda name: re.sub(r"(?<=_proj\.)weight$", end, name))
+    with pytest.raises(UserError, match=rf"quantised, as model.layers.*\.{end} shows: take the unquantised"):
+        load_ours(tmp_path)
+
+
+def test_an_adapter_of_the_tower_says_what_to_do(tmp_path):
+    """Unsloth's adapters for models that see images have such by default."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    make_theirs(WRAPPED_QWEN).save_pretrained(tmp_path / "base")
+    model = theirs_of(tmp_path / "base", AutoModelForImageTextToText)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "qkv"])).save_pretrained(tmp_path / "a")
+    with pytest.raises(UserError, match=r"visual\.blocks.* adapts what sees images.*merge the adapter into"):
+        Adapter(str(tmp_path / "a"), load_ours(tmp_path / "base")[0], "policy.adapter")

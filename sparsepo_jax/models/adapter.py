@@ -26,6 +26,8 @@ from sparsepo_jax.models.wrappers import placed, trunks_of_adapters
 
 # Modules that share the embedding's weight where the head is tied.
 _TIED = ("wte", "embed_tokens", "embed_in", "lm_head", "embed_out")
+# Towers and projectors around text models, as their modules are called in transformers.
+_OF_TOWER = re.compile(r"\.(visual|vision_\w+|audio_\w+|embed_vision|multi_modal_projector|connector)\.")
 _WRAPPED = re.compile(r"(?P<module>.+?)(?P<layers>(\.base_layer)*)\.(?P<rest>lora_[AB]\..+)")
 _TENSOR = re.compile(r"(?P<module>.+?)\.(?P<part>lora_(?:embedding_)?[AB])(?:\.default)?(?:\.weight)?")
 
@@ -102,6 +104,11 @@ class Adapter:
         self.modules: list[Module] = []
         self.whole_tensors: dict[str, Place] = {}
         faults = self._sort_tensors()
+        if (of_tower := min(filter(_OF_TOWER.search, self._shapes), default=None)) is not None:
+            raise UserError(
+                f"{where}: {path}: {of_tower} adapts what sees images, which is not loaded here: merge the "
+                "adapter into its model with PEFT (merge_and_unload), and start from that"
+            )
         if faults:
             more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
             raise UserError(

@@ -195,9 +195,8 @@ class Switch(NamedTuple):
     remedy: str = ""
 
 
-_UNQUANTISED = (
-    "since quantised weights are no plain numbers: take the unquantised checkpoint that it was made from"
-)
+TAKE_UNQUANTISED = "take the unquantised checkpoint that it was made from"
+_UNQUANTISED = f"since quantised weights are no plain numbers: {TAKE_UNQUANTISED}"
 _NO_DECODER = "only decoders that read nothing but their own tokens"
 # It is plain what the authors of a checkpoint meant by these, whether transformers' class knows them or not.
 SWITCHES = {

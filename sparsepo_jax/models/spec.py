@@ -79,12 +79,32 @@ def _fields(config: Mapping[Any, Any]) -> tuple[str, ConfigFields, Wrapping | No
         config = read_text_config(config, wrapping)
     family = config.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise SpecError(
-            f"model_type: unknown architecture {shown(family)}; known: {known}, and {len(WRAPPERS)} models "
-            "around these that see images (docs/guides/models.md)"
-        )
+        raise SpecError(_unknown_family(config))
     return family, check_fields(config, family), wrapping
+
+
+def _unknown_family(config: Mapping[Any, Any]) -> str:
+    """What to do with a config whose `model_type` is none of ours."""
+    named, classes = config.get("model_type"), config.get("architectures")
+    if isinstance(classes, list):
+        by_class = {family.architecture: name for name, family in FAMILIES.items()}
+        by_class |= {wrapper.architecture: name for name, wrapper in WRAPPERS.items()}
+        fitting = [by_class[name] for name in classes if isinstance(name, str) and name in by_class]
+        if fitting:
+            what = "missing" if named is None else f"unknown architecture {shown(named)}"
+            return (
+                f"model_type: {what}; architectures names a class of {fitting[0]!r}: if it is one, write that"
+            )
+    if config.get("auto_map"):
+        return (
+            f"model_type: unknown architecture {shown(named)}, which needs code of its own (auto_map), and "
+            "that does not run here; the models that are known are listed in docs/guides/models.md"
+        )
+    known = ", ".join(FAMILIES)
+    return (
+        f"model_type: unknown architecture {shown(named)}; known: {known}, and {len(WRAPPERS)} models "
+        "around these that see images (docs/guides/models.md)"
+    )
 
 
 def _checked(spec: DecoderSpec) -> DecoderSpec:

@@ -13,6 +13,7 @@ import numpy as np
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.families import family_rules, stored_rules
+from sparsepo_jax.models.field_tables import TAKE_UNQUANTISED
 from sparsepo_jax.models.stored_tensors import SafeTensors
 from sparsepo_jax.models.tensor_names import (
     HEADS,
@@ -24,6 +25,8 @@ from sparsepo_jax.models.tensor_names import (
 from sparsepo_jax.models.weight_rules import Rule
 
 _LISTED = 12  # tensors that a message names
+# Ends of the names of what GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors store.
+_PACKED = (".qweight", ".qzeros", ".absmax", ".SCB", ".weight_packed", ".weight_scale", ".weight_scale_inv")
 
 # Of a tensor: a layer, or a layer and an expert; None: it is the only one.
 LayerPlace = int | tuple[int, int] | None
@@ -160,6 +163,8 @@ def _described(faults: Sequence[str], names: Collection[str], embedding: str) ->
     names: of the stored tensors.
     embedding: the full name of one that every model has.
     """
+    if (packed := next((name for name in names if name.endswith(_PACKED)), None)) is not None:
+        return f"the weights are quantised, as {packed} shows: {TAKE_UNQUANTISED}"
     stored = next((name for name in names if name.endswith("." + embedding)), None)
     if stored is not None:
         return (

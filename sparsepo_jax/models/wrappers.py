@@ -229,7 +229,11 @@ def read_text_config(config: Mapping[Any, Any], wrapping: Wrapping) -> dict[Any,
         stored = {key: value for key, value in config.items() if key not in _NOT_OF_TEXT}
         stored = {key: value for key, value in stored.items() if key not in ("model_type", "architectures")}
     if not isinstance(stored, Mapping):
-        raise SpecError(f"{name}: text_config: expected an object, got {shown(stored)}")
+        raise SpecError(
+            f"{name}: text_config: expected an object, got {shown(stored)}; where the fields of the text "
+            "model stand beside the others, the checkpoint is for its authors' code: take the one for "
+            "transformers (its name often ends in -hf)"
+        )
     kind = stored.get("model_type") or row.text
     if row.takes_flat and kind == name:  # as older versions wrote it
         kind = row.text
