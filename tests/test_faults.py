@@ -499,7 +499,8 @@ def full_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_full_disk_is_said_in_one_line_and_nothing_is_lost(whole, tmp_path, full_disk, capsys):
+def test_a_full_disk_is_said_in_one_line_and_nothing_is_lost(whole, tmp_path, full_disk, capsys, caplog):
+    """Kills, too: a thousand lines of tracebacks of Orbax's threads before that line."""
     config = str(write_config(tmp_path, **(PO | {"output_dir": str(full_disk / "run")})))
     needed = sum(-(-path.stat().st_size // 4096) * 4096 for path in whole[1].rglob("*") if path.is_file())
     room = full_disk / "something.else"
@@ -507,6 +508,7 @@ def test_a_full_disk_is_said_in_one_line_and_nothing_is_lost(whole, tmp_path, fu
     assert main(["--config", config]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error:") and "no space left" in error and "make room" in error
+    assert not caplog.records
     room.unlink()
     assert main(["--config", config]) == 0
     same_weights(full_disk / "run" / "po", whole[1] / "po")

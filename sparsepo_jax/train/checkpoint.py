@@ -28,7 +28,20 @@ from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.train.best import Best
 from sparsepo_jax.train.checksums import checksums
 
+# What Orbax logs of an error that it then raises where the state is waited for.
+_RAISED_LATER = re.compile(
+    r"_SignalingThread\.run\(\) raised|Handler Commit operations or the Commit callback|Save Finalize thread"
+)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of Orbax says what nobody else does; if so, without the traceback of its threads."""
+    record.exc_info = record.exc_text = None
+    return not _RAISED_LATER.search(record.getMessage())
+
+
 logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").addFilter(_is_news)
 
 
 class SavePolicy(NamedTuple):
