@@ -189,6 +189,23 @@ def test_a_model_without_its_head_says_what_to_do(tmp_path):
     load_ours(tmp_path)
 
 
+def test_heads_that_predict_later_tokens_come_back_with_a_text_model_alone(tmp_path):
+    """As those of Qwen3-Next. Kills: an export without them."""
+    from sparsepo_jax.build.models import weight_shapes
+
+    later = {"mtp.fc.weight": torch.full((2, 2), 1 / 3)}
+    for name in ("qwen3 next", "llama"):
+        store(tmp_path / name, CONFIGS[name], added=later)
+        spec = spec_from_hf(read_config(tmp_path / name))
+        check_tensors(spec, SafeTensors(tmp_path / name), "here")
+        weights = {path: np.zeros(shape, np.float32) for path, shape in weight_shapes(spec).items()}
+        source, out = tmp_path / name, tmp_path / f"{name}, exported"
+        save_hf(out, spec, read_config(source), weights, {}, "", source=source)
+        names = SafeTensors(out).files()
+        assert ("mtp.fc.weight" in names) == (name == "qwen3 next")
+        assert SafeTensors(source).files().keys() - names.keys() <= later.keys()
+
+
 # ---------------------------------------------------------------- MLX
 
 

@@ -30,8 +30,9 @@ from sparsepo_jax.models.narrowing import narrow_at_random
 from sparsepo_jax.models.peft_modules import to_peft
 from sparsepo_jax.models.safetensors_file import copy_tensors
 from sparsepo_jax.models.stored_tensors import SafeTensors
+from sparsepo_jax.models.tensor_names import carried
 from sparsepo_jax.models.weights import to_hf
-from sparsepo_jax.models.wrappers import carried_names, name_in, with_text_fields
+from sparsepo_jax.models.wrappers import name_in, with_text_fields
 
 # Few numbers that are published in float32 whatever type the others have: rounded, memories decay otherwise.
 _FLOAT32 = (".linear_attn.A_log", ".linear_attn.norm.weight")
@@ -68,8 +69,8 @@ def save_hf(
         generation: the content of generation_config.json; None writes no file, and transformers then reads
             config.json.
         shard_bytes: the weights are split into files of at most this size.
-        source: the checkpoint of a wrapped decoder, from which all but the text model is taken over as it
-            lies, and how the text model's tensors are called; None: the decoder stands alone.
+        source: the checkpoint that the decoder was read from. What lies in it around the text model is taken
+            over, and how the text model's tensors are called; None: the decoder stands alone.
 
     Raises:
         UserError: a weight is too large for float16. Nothing is written then.
@@ -81,7 +82,7 @@ def save_hf(
     directory.mkdir(parents=True, exist_ok=True)
     shards = _Shards(directory, shard_bytes)
     try:
-        shards.write(tensors, {name: kept[name] for name in carried_names(spec.wrapping, kept)})
+        shards.write(tensors, {name: kept[name] for name in carried(spec, kept)})
     except UserError:
         if not there_before:
             directory.rmdir()

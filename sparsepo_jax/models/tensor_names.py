@@ -57,6 +57,31 @@ def stored_names(spec: DecoderSpec, names: Collection[str]) -> Callable[[str], s
     return stored_name
 
 
+def carried(spec: DecoderSpec, names: Collection[str]) -> list[str]:
+    """The tensors of a checkpoint that an export takes over as they lie.
+
+    All of a wrapper's that are none of its text model's, and heads that predict later tokens.
+
+    Args:
+        spec: the decoder.
+        names: of the checkpoint's tensors.
+    """
+    if not may_carry(spec):
+        return []
+    if spec.wrapping is not None:
+        return carried_names(spec.wrapping, names)
+    return [name for name in names if name.startswith(_LATER_TOKENS)]
+
+
+def may_carry(spec: DecoderSpec) -> bool:
+    """Whether checkpoints of a decoder have such tensors: wrappers, and Qwen's models with delta nets.
+
+    Args:
+        spec: the decoder.
+    """
+    return spec.wrapping is not None or any(kind.shape.delta is not None for kind in spec.kinds)
+
+
 def unread_names(spec: DecoderSpec, names: Collection[str]) -> tuple[set[str], set[str]]:
     """(tensors that a checkpoint may have and that are not read, those of them that a note must name).
 
@@ -68,10 +93,9 @@ def unread_names(spec: DecoderSpec, names: Collection[str]) -> tuple[set[str], s
         names: of the checkpoint's tensors.
     """
     silent = {name for name in names if name.endswith(BUFFERS) or is_mask_tensor(name)}
-    if any(kind.shape.delta is not None for kind in spec.kinds):
-        silent |= {name for name in names if name.startswith(_LATER_TOKENS)}
+    silent |= set(carried(spec, names))
     if spec.wrapping is not None:
-        return silent | set(carried_names(spec.wrapping, names)), set()
+        return silent, set()
     if any(names_within(spec.family, embedding_name(spec))):
         silent |= {name for name in names if name.startswith(_TOWER)}
     first_parts = {part for rule in family_rules(spec) for part in rule.theirs.split(".")[:2]}

@@ -18,6 +18,7 @@ from sparsepo_jax.models.stored_tensors import SafeTensors
 from sparsepo_jax.models.tensor_names import (
     HEADS,
     embedding_name,
+    may_carry,
     note_of_tensors,
     stored_names,
     unread_names,
@@ -142,7 +143,8 @@ def _places(
     unread, _ = unread_names(spec, shapes)
     for name in sorted(shapes.keys() - places.keys() - tied_heads - unread):
         faults.append(f"{name} is not part of this architecture ({spec.family})")
-    if isinstance(tensors, SafeTensors) and tensors.is_mlx() and (faults or _has_own_form_in_mlx(spec)):
+    # MLX turns or shifts filters and norms of delta nets, and filters of towers.
+    if isinstance(tensors, SafeTensors) and tensors.is_mlx() and (faults or may_carry(spec)):
         raise UserError(
             f"{where}: the weights are in MLX's form, in which tensors of this model have other names or "
             "shapes than in transformers: take the checkpoint that they were made from"
@@ -150,11 +152,6 @@ def _places(
     if faults:
         raise UserError(f"{where}: {_described(faults, shapes, embedding_name(spec))}")
     return places, tied_heads & shapes.keys() - places.keys()
-
-
-def _has_own_form_in_mlx(spec: DecoderSpec) -> bool:
-    """Whether MLX turns or shifts tensors of a model: filters and norms of delta nets, towers of images."""
-    return spec.wrapping is not None or any(kind.shape.delta is not None for kind in spec.kinds)
 
 
 def _described(faults: Sequence[str], names: Collection[str], embedding: str) -> str:

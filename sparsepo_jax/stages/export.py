@@ -22,6 +22,7 @@ from sparsepo_jax.models.adapter_config import WEIGHTS
 from sparsepo_jax.models.directory import ADAPTER, CONFIG, SINGLE
 from sparsepo_jax.models.lora import Lora, merge_adapters, split_adapters
 from sparsepo_jax.models.stored_tensors import find_checkpoint
+from sparsepo_jax.models.tensor_names import may_carry
 from sparsepo_jax.models.weight_files import weight_files
 from sparsepo_jax.report.card import Origin, Parts, make_card
 from sparsepo_jax.run.local import DATA_ID, MODEL_ID, is_local
@@ -200,10 +201,10 @@ def _write_model(
         dtype=_exported_dtype(run),
         at_random=at_random,
         generation=generation,
-        source=_wrapped_source(run),
+        source=_source(run),
     )
     _export_tokenizer(run, path)
-    if (source := _wrapped_source(run)) is not None:
+    if (source := _source(run)) is not None and run.spec.wrapping is not None:
         copy_processor(source, path)
 
 
@@ -249,9 +250,9 @@ class _OnHost:
         return np.asarray(self._fetched.fetch(self._x), dtype)
 
 
-def _wrapped_source(run: Run) -> Path | None:
+def _source(run: Run) -> Path | None:
     """The checkpoint from which an export takes what is around the text model; None: nothing is."""
-    if run.spec.wrapping is None or run.config.policy.path is None:
+    if run.config.policy.path is None or not may_carry(run.spec):
         return None
     return find_checkpoint(run.config.policy.path)
 
