@@ -20,6 +20,9 @@ from sparsepo_jax.data.turns import (
 )
 from sparsepo_jax.data.values import check_text, common_prefix, elsewhere
 
+# Keys of a message that chat templates write.
+_SAID = {"role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "thinking"}
+
 
 def split_messages(dialogues: tuple[Messages, ...]) -> tuple[Messages, tuple[Messages, ...]]:
     """Splits whole dialogues into the messages that they begin with in common, and the rest of each.
@@ -78,7 +81,8 @@ def split_off_prompt(value: Any, dialogues: tuple[Messages, ...]) -> tuple[Messa
     if not _holds(common, prompt):
         raise BadRow(
             f"a response begins with a message of {other_role!r}: expected messages of the assistant, "
-            "or whole dialogues that begin with the prompt"
+            "or whole dialogues that begin with the prompt (if they hold another one, columns: "
+            "{unread: prompt} beside the path of the data leaves this one out)"
         )
     return common, tuple(dialogue[len(common) :] for dialogue in dialogues)
 
@@ -86,9 +90,14 @@ def split_off_prompt(value: Any, dialogues: tuple[Messages, ...]) -> tuple[Messa
 def _count_common(dialogues: tuple[Messages, ...]) -> int:
     """How many messages all dialogues begin with."""
     n = 0
-    while all(n < len(dialogue) and dialogue[n] == dialogues[0][n] for dialogue in dialogues):
+    while all(n < len(dialogue) and _said(dialogue[n]) == _said(dialogues[0][n]) for dialogue in dialogues):
         n += 1
     return n
+
+
+def _said(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without what data sets note of it: times, numbers of tokens, ids."""
+    return {key: value for key, value in message.items() if key in _SAID}
 
 
 def _is_answer(dialogue: Messages, n: int) -> bool:
@@ -252,7 +261,7 @@ def _content_end(text: str, message: dict[str, Any]) -> int | None:
 
 def _prompt_key(prompt: Messages, tools: list | None) -> str:
     """By the messages, not by the text: a template that writes the date would change it every day."""
-    return json.dumps([joined_parts(prompt), tools], default=str)
+    return json.dumps([[_said(message) for message in joined_parts(prompt)], tools], default=str)
 
 
 def check_response(value: Any, name: str, annotation: Annotation) -> str:

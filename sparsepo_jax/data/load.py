@@ -13,7 +13,13 @@ from sparsepo_jax.data.cache import cache_directory, cache_path, keep, read_kept
 from sparsepo_jax.data.example import RowKind
 from sparsepo_jax.data.formats import row_texts
 from sparsepo_jax.data.ranked import RANKING, Ranking
-from sparsepo_jax.data.remarks import column_remarks, cut_remarks, ranked_remarks, template_remarks
+from sparsepo_jax.data.remarks import (
+    column_remarks,
+    cut_remarks,
+    front_remarks,
+    ranked_remarks,
+    template_remarks,
+)
 from sparsepo_jax.data.row_source import RowSource
 from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.sources import open_sources, source_name
@@ -114,6 +120,7 @@ def load_table(
     joined = TokenTable.concat(tables)
     remarks = column_remarks(counts, len(joined))
     remarks += template_remarks(counts, len(joined), render.writes_ends, date, train_on)
+    remarks += front_remarks(tokenizer, counts, add_bos)
     remarks += ranked_remarks(counts, ranking)
     remarks += label_remarks(joined, counts.split_pairs)
     remarks += cut_remarks(joined, counts, limits, positions)

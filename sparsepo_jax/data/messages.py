@@ -134,11 +134,23 @@ def read_messages(value: Any, name: str, role: str = "assistant") -> Messages:
     """
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
-    messages = [value] if isinstance(value, dict) else value
+    messages = _turns_of(value) if isinstance(value, dict) else value
     if not isinstance(messages, list) or not messages:
         kind = "an empty list" if messages == [] else type(messages).__name__
         raise BadRow(f"{name} must be a list of messages, got {kind}")
     return [_read_message(message, name) for message in messages]
+
+
+def _turns_of(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """One message as a list, or the messages of lists side by side, as `datasets` has a Sequence of them.
+
+    {role: [user, assistant], content: [Hi, Hello]}    becomes    [{user, Hi}, {assistant, Hello}]
+    """
+    columns = {key: entries for key, entries in value.items() if isinstance(entries, list)}
+    lengths = {len(entries) for entries in columns.values()}
+    if not ({"role", "from"} & columns.keys()) or len(lengths) != 1:
+        return [value]
+    return [dict(zip(columns, turn, strict=True)) for turn in zip(*columns.values(), strict=True)]
 
 
 def refuse_several(values: dict[str, Any]) -> None:

@@ -147,12 +147,25 @@ def _object_rows(path: str, content: bytes) -> Iterator[Row]:
     """A row a line, in a file whose name ends in .json. UserError for one object over several lines."""
     with contextlib.suppress(ValueError, RecursionError, BadRow):
         whole = _from_json(content)
+        if isinstance(whole, dict) and _are_columns(whole):
+            raise UserError(
+                f"{path}: one object of columns ({BadRow(', '.join(whole))}), as pandas writes it: "
+                "expected a list of rows, which its to_json(..., orient='records') writes"
+            )
         if isinstance(whole, dict) and b"\n" in content.strip():
             raise UserError(
                 f"{path}: one object ({BadRow(', '.join(whole))}) over several lines, where a list of rows "
                 "is expected, or a row a line"
             )
     yield from _line_rows(io.BytesIO(content))
+
+
+def _are_columns(whole: dict[str, Any]) -> bool:
+    """{chosen: {"0": ..., "1": ...}, rejected: {"0": ..., "1": ...}}: the rows' numbers are keys."""
+    columns = list(whole.values())
+    return all(isinstance(column, dict) and "0" in column for column in columns) and all(
+        column.keys() == columns[0].keys() for column in columns
+    )
 
 
 def _line_rows(lines: Iterable[bytes]) -> Iterator[Row]:

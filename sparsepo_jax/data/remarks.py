@@ -1,5 +1,7 @@
 """What a user should know of the rows that were read: what a chat template does to them, what is cut."""
 
+from typing import Any
+
 from sparsepo_jax.data.ranked import Ranking
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.data.tokenised import Counts
@@ -68,6 +70,30 @@ def template_remarks(
             f"they are read and not trained on, {own}"
         )
     return lines
+
+
+def front_remarks(tokenizer: Any | None, counts: Counts, add_bos: bool | None) -> list[str]:
+    """A line where text begins with another token than the tokenizer itself, and so TRL, puts there.
+
+    Args:
+        tokenizer: None: the rows are token ids. Of one that was not loaded from files nothing is said.
+        counts: of the rows.
+        add_bos: see data.add_bos.
+    """
+    if tokenizer is None or add_bos is not None or not counts.plain or not tokenizer.name_or_path:
+        return []
+    bare, whole = (tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
+    start = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
+    bos = tokenizer.bos_token_id
+    ours = [] if bos is None else [bos]
+    if whole[:start] == ours:
+        return []
+    own, here = (tokenizer.decode(ids) or "nothing" for ids in (whole[:start], ours))
+    remedy = "data.add_bos=false leaves it out" if ours else "write it into the prompts if it is needed"
+    return [
+        f"text prompts begin with {here} here, and with {own} where the tokenizer is left to itself, as in "
+        f"TRL: {remedy}"
+    ]
 
 
 def column_remarks(counts: Counts, rows: int) -> list[str]:

@@ -84,7 +84,8 @@ def _is_id(value: Any) -> bool:
 def _split_texts(dialogues: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """The common beginning and the rests, cut where a response may begin.
 
-    That is after the last "\\n\\nAssistant:", or else before the last space.
+    That is after the last "\\n\\nAssistant:", or else before the last space, or after a last line end, which
+    belongs to what opens the answer (ChatML's "<|im_start|>assistant\\n").
 
         chosen      \\n\\nHuman: Hi\\n\\nAssistant: Hello there         chosen      Is it good? Yes it is
         rejected    \\n\\nHuman: Hi\\n\\nAssistant: Hell no             rejected    Is it good? Yellow
@@ -99,6 +100,7 @@ def _split_texts(dialogues: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
         raise BadRow("no prompt, and chosen and rejected share no turn up to an answer of the assistant")
     else:
         end = max((i for i, character in enumerate(common) if character.isspace()), default=0)
+        end += common[end : end + 1] == "\n"
     if not common[:end].strip():
         raise BadRow(f"no prompt, and chosen and rejected have no common beginning; {elsewhere('prompt')}")
     return common[:end], tuple(dialogue[end:] for dialogue in dialogues)
