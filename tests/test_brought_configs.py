@@ -242,6 +242,29 @@ def test_axolotls_rows_with_a_label(form, columns, tmp_path):
     assert translated(tmp_path, content)[0].data.train[0].columns == columns
 
 
+@pytest.mark.parametrize("kind", ["chatml", "llama3.argilla", "chatml.default"])
+def test_axolotls_rows_of_argilla(kind, tmp_path):
+    content = AXOLOTL | {"datasets": [{"path": "org/pairs", "type": kind}]}
+    config, text = translated(tmp_path, content)
+    assert config.data.train[0].columns == {"chosen": "chosen_response", "rejected": "rejected_response"}
+    assert f"type {kind}: it takes columns of several names" in text
+
+
+@pytest.mark.parametrize(
+    ("rl", "kind", "columns"),
+    [
+        ("dpo", {"field_prompt": "q", "prompt_format": "{prompt}", "field_system": "s"}, {"prompt": "q"}),
+        ("kto", {"field_completion": "a", "field_label": "ok"}, {"completion": "a", "label": "ok"}),
+    ],
+)
+def test_axolotls_rows_of_the_files_own_type(rl, kind, columns, tmp_path):
+    content = AXOLOTL | {"rl": rl, "datasets": [{"path": "org/rows", "type": kind}]}
+    assert translated(tmp_path, content)[0].data.train[0].columns == columns
+    for other in ({"format": "[INST] {prompt}"}, {"prompt_format": "Q: {prompt}"}, {"field_output": "a"}):
+        content = AXOLOTL | {"rl": rl, "datasets": [{"path": "org/rows", "type": kind | other}]}
+        assert f"type: {next(iter(other))}: " in refused(tmp_path, content)
+
+
 def test_settings_of_llama_factory_of_old_and_of_many_models(tmp_path):
     content = FACTORY | {"pref_beta": None, "pref_loss": None, "orpo_beta": 0.3, "stage": "orpo"}
     assert translated(tmp_path, content)[0].objective.odds_weight == 0.3

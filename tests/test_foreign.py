@@ -391,6 +391,10 @@ ROWS = {
     "Axolotl, chatml.icr": ({"system": "", "input": HI, "chosen": GOOD}, TYPES["icr"]),
     "Axolotl, llama3.prompt_pairs": ({"prompt": HI, "chosen": GOOD}, TYPES["prompt_pairs"]),
     "Axolotl, argilla_chat": ({"chosen": [*CHAT, {"role": "assistant", "content": GOOD}]}, {}),
+    "Axolotl, chatml.argilla": (
+        {"instruction": HI, "chosen_response": GOOD, "rejected_response": BAD},
+        TYPES["argilla"],
+    ),
     "Axolotl, ultra": ({"prompt": HI, "chosen": [*CHAT, {"role": "assistant", "content": GOOD}]}, {}),
     "LLaMA-Factory, sharegpt": ({"conversations": SHARED, "chosen": {"from": "gpt", "value": GOOD}}, {}),
     "LLaMA-Factory, alpaca": ({"instruction": HI, "input": "", "chosen": GOOD}, {}),

@@ -10,7 +10,7 @@ TYPES: dict[str, dict[str, str]] = {
     "intel": {"instruction": "question"},
     "icr": {"instruction": "input"},
     "prompt_pairs": {"instruction": "prompt"},
-    "argilla": {"instruction": "prompt"},
+    "argilla": {"chosen": "chosen_response", "rejected": "rejected_response"},
     "argilla_chat": {},
     "ultra": {},
 }
@@ -78,8 +78,10 @@ def _columns(fields: Fields, left: dict[str, Any], section: str, is_labelled: bo
         if not set(aliases) <= known.get(role, {role}):
             fields.refuse(f"datasets: roles: {', '.join(aliases)} for {role}: rename them in the file")
     if isinstance(kind, dict):
-        return _own_columns(fields, kind)
+        return _own_columns(fields, kind, is_labelled)
     template, _, form = kind.partition(".")
+    if template in ("chatml", "llama3") and form in ("", "default") and not is_labelled:
+        form = "argilla"
     if kind in (
         "chat_template.default",
         "chat_template",
@@ -102,6 +104,11 @@ def _columns(fields: Fields, left: dict[str, Any], section: str, is_labelled: bo
         return {}
     if template in ("chatml", "llama3", "zephyr", "mistral") and form in TYPES:
         fields.differs(f"datasets: type {kind}: the tokenizer's own chat template writes messages here")
+        if form == "argilla":
+            fields.differs(
+                f"datasets: type {kind}: it takes columns of several names; these are instruction, "
+                "chosen_response and rejected_response: change columns if the data has others"
+            )
         return TYPES[form]
     if kind in ("alpaca", "passthrough", "sharegpt"):
         return {}
@@ -112,10 +119,14 @@ def _columns(fields: Fields, left: dict[str, Any], section: str, is_labelled: bo
     return {}
 
 
-def _own_columns(fields: Fields, kind: dict[str, Any]) -> dict[str, str]:
-    formats = {name: kind.get(f"{name}_format") for name in ("prompt", "chosen", "rejected")}
-    for name, form in formats.items():
-        if form not in (None, f"{{{name}}}"):
-            fields.refuse(f"datasets: type: {name}_format {shown(form)}: write the texts into the file")
-    fields_of = {name: kind.get(f"field_{name}", name) for name in formats}
-    return {name: theirs for name, theirs in fields_of.items() if theirs != name}
+def _own_columns(fields: Fields, kind: dict[str, Any], is_labelled: bool) -> dict[str, str]:
+    """The columns of a type that the file itself describes, whose texts are taken as they are."""
+    names = ("prompt", "completion", "label") if is_labelled else ("prompt", "chosen", "rejected")
+    left = {key: value for key, value in kind.items() if value is not None}
+    columns = {name: left.pop(f"field_{name}", name) for name in names}
+    left.pop("field_system", None)  # read by a format that names it
+    for key, value in left.items():
+        name = key.removesuffix("_format")
+        if key == name or name not in names or value != f"{{{name}}}":
+            fields.refuse(f"datasets: type: {key}: {shown(value)}: write the texts into the file")
+    return {name: theirs for name, theirs in columns.items() if theirs != name}
