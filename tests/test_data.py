@@ -1,8 +1,10 @@
 """From rows in files to token tables: sources, row shapes, the seam, truncation, the cache, bad rows."""
 
+import base64
 import gzip
 import json
 import pwd
+import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -26,6 +28,7 @@ from sparsepo_jax.data.tokenizers import (
     make_word_tokenizer,
     train_bpe_tokenizer,
 )
+from sparsepo_jax.models.directory import has_tokenizer
 
 EOS = BYTES.eos_token_id
 
@@ -545,6 +548,26 @@ def test_a_directory_without_tokenizer_is_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         load_tokenizer(str(tmp_path))
     assert "no Hugging Face tokenizer" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_sentencepiece_without_its_package_says_which(tmp_path, monkeypatch):
+    """transformers asks for tiktoken then, which does not read it."""
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(UserError, match="pip install sentencepiece protobuf"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_of_mistral_alone_is_found(tmp_path):
+    """As beside some of its models, which have no other file."""
+    tokens = [{"rank": n, "token_bytes": base64.b64encode(bytes([n])).decode()} for n in range(256)]
+    special = [{"rank": n, "token_str": text} for n, text in enumerate(["<unk>", "<s>", "</s>"])]
+    sizes = {"pattern": ".", "num_vocab_tokens": 256, "default_vocab_size": 259}
+    config = sizes | {"default_num_special_tokens": 3, "version": "v3"}
+    content = {"config": config, "vocab": tokens, "special_tokens": special}
+    (tmp_path / "tekken.json").write_text(json.dumps(content))
+    assert has_tokenizer(tmp_path) and len(load_tokenizer(str(tmp_path))) == 259
 
 
 def test_inspect_marks_prompt_response_cuts_weights_and_decisive_tokens(load):

@@ -4,6 +4,7 @@ Those that are made here have one special token, END, which begins and ends ever
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Iterable
@@ -39,7 +40,7 @@ def load_tokenizer(path: str) -> Any:
         # Without this argument, transformers asks on stdin whether to run code from the directory.
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen types, all for a tokenizer that cannot be loaded
-        reason = first_placeholder(Path(path)) or one_line(error)
+        reason = first_placeholder(Path(path)) or _missing_package(Path(path)) or one_line(error)
         raise UserError(f"{path}: no Hugging Face tokenizer to be had there ({reason})") from None
     if not tokenizer.is_fast:
         raise UserError(
@@ -49,6 +50,29 @@ def load_tokenizer(path: str) -> Any:
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _processor_template(path)
     return tokenizer
+
+
+def _missing_package(directory: Path) -> str | None:
+    """Which packages a tokenizer of SentencePiece lacks here: transformers asks for another one.
+
+    Args:
+        directory: of the tokenizer.
+    """
+    alone = (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file()
+    missing = [name for name in ("sentencepiece", "google.protobuf") if alone and not _is_installed(name)]
+    if not missing:
+        return None
+    return "its tokenizer.model is read by packages that are not here: pip install sentencepiece protobuf"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (
+        ImportError,
+        ValueError,
+    ):  # what it lies in is not there, or something keeps it from being imported
+        return False
 
 
 def _processor_template(path: str) -> str | dict[str, str] | None:

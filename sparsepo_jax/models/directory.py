@@ -38,7 +38,9 @@ TOKENIZER_FILES = (
     "tekken.json",
     *PROCESSOR_FILES,
 )
-_BEGINS_A_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+_BEGINS_A_TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "tekken.json"),
+)
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
