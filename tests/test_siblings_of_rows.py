@@ -70,6 +70,21 @@ def test_dialogues_of_another_prompt_say_how_it_is_left_out(load):
         load([row], CHAT)
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+def test_reasoning_that_a_template_drops_is_said(load, key):
+    row = {"prompt": [USER], "chosen": [GOOD | {key: "Let me see"}], "rejected": [BAD]}
+    for _ in range(2):  # the second from the cache
+        load.lines.clear()
+        assert answers(load([row], CHAT)) == ("Hello", "What")
+        assert ["leaves out the reasoning_content" in line for line in load.lines] == [True]
+    load.lines.clear()
+    writes = CHATML.replace("m.content", f"(m.{key} or '') + m.content")
+    assert answers(load([row], chat_tokenizer(writes, "<|im_end|>"))) == ("Let me seeHello", "What")
+    earlier = [USER, GOOD | {key: "Let me see"}, USER]  # which templates drop of old turns
+    load([{"prompt": earlier, "chosen": [GOOD | {key: " "}], "rejected": [BAD]}], CHAT)
+    assert load.lines == []
+
+
 # ---------------------------------------------------------------- text
 
 

@@ -223,6 +223,7 @@ def answers_from_messages(
         prompt_is_answered=prompt[-1]["role"] == "assistant",
         quotes_arguments=any(map(_quotes_arguments, dialogues, written)),
         drops_tools=any(_drops_tools(write.tools, *each) for each in zip(dialogues, written, strict=True)),
+        drops_thoughts=any(map(_drops_thoughts, responses, written)),
     )
 
 
@@ -257,6 +258,12 @@ def _content_end(text: str, message: dict[str, Any]) -> int | None:
     content = text_of(message).rstrip()
     start = text.rfind(content) if content else -1
     return None if start < 0 else start + len(content)
+
+
+def _drops_thoughts(turns: Messages, text: str) -> bool:
+    """Whether the template leaves out what the last turn of an answer holds beside its content."""
+    thoughts = [turns[-1].get(key) for key in ("reasoning_content", "reasoning", "thinking")]
+    return any(isinstance(thought, str) and thought.strip() not in text for thought in thoughts)
 
 
 def _prompt_key(prompt: Messages, tools: list | None) -> str:

@@ -61,6 +61,8 @@ class Example:
     """The chat template writes a call's arguments, which came as text, as a string in quotes."""
     drops_tools: bool = False
     """The chat template leaves out all schemas of tools that it is given, or a call."""
+    drops_thoughts: bool = False
+    """The chat template leaves out what an answer's last message holds as reasoning_content or the like."""
     ids_vocabulary: str | None = None
     """Digest of the vocabulary that token ids are of; see tokenizers.vocabulary_digest. None: not known."""
 

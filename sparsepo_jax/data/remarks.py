@@ -54,6 +54,12 @@ def template_remarks(
             f"in {counts.dropped_tools} of {rows} rows the chat template leaves out the tools, or a call of "
             "one, as in TRL: the policy does not learn of them; take a tokenizer whose template knows tools"
         )
+    if counts.dropped_thoughts:
+        lines.append(
+            f"in {counts.dropped_thoughts} of {rows} rows the chat template leaves out the reasoning_content "
+            "(reasoning, thinking) of an answer, as in TRL: write it into the content, or take a tokenizer "
+            "whose template writes it"
+        )
     if counts.other_turns:
         lines.append(
             f"in {counts.other_turns} of {rows} rows a response holds turns that are not the assistant's; "

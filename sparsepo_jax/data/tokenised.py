@@ -56,6 +56,8 @@ class Counts(NamedTuple):
     """Rows in which the template writes the arguments of a call, which came as text, in quotes."""
     dropped_tools: int = 0
     """Rows whose schemas of tools, or a call, the template does not write."""
+    dropped_thoughts: int = 0
+    """Rows of which the template does not write the reasoning that an answer's message holds."""
     unread: tuple[str, ...] = ()
     """Columns that are not read, in the order of the alphabet."""
 
@@ -80,6 +82,7 @@ class Counts(NamedTuple):
             answered_prompts=int(example.prompt_is_answered),
             quoted_arguments=int(example.quotes_arguments),
             dropped_tools=int(example.drops_tools),
+            dropped_thoughts=int(example.drops_thoughts),
         )
         return self.with_counts(more)
 
