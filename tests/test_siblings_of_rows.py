@@ -37,7 +37,9 @@ def test_what_a_data_set_notes_of_a_turn_does_not_make_another_prompt(load, note
     assert both.prompt_key_N[0] == both.prompt_key_N[1], "held out together"
 
 
-@pytest.mark.parametrize("key", ["content", "tool_calls", "name", "reasoning_content"])
+@pytest.mark.parametrize(
+    "key", ["content", "tool_calls", "name", "metadata", "reasoning", "reasoning_content"]
+)
 def test_what_a_template_writes_of_a_turn_does(load, key):
     other = {"content": "Ho", "tool_calls": [{"function": {"name": "f"}}], "name": "Ann"}
     turn = USER | {key: other.get(key, "because")}

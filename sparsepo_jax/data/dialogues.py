@@ -20,8 +20,14 @@ from sparsepo_jax.data.turns import (
 )
 from sparsepo_jax.data.values import check_text, common_prefix, elsewhere
 
-# Keys of a message that chat templates write.
-_SAID = {"role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "thinking"}
+# Keys of a message that published chat templates write. Others are notes of a data set.
+_SAID = {
+    *("role", "content", "name", "recipient", "channel", "metadata"),
+    *("reasoning", "reasoning_content", "thinking", "thoughts", "prefix"),
+    *("tool_calls", "tool_call_id", "tool_plan", "tool_responses", "tool_results"),
+    *("function", "functions", "function_call", "function_calls", "documents", "citations"),
+    *("image", "images", "audio", "audios", "video", "videos"),
+}
 
 
 def split_messages(dialogues: tuple[Messages, ...]) -> tuple[Messages, tuple[Messages, ...]]:
