@@ -214,3 +214,37 @@ def test_the_plan_and_the_line_for_a_wrong_name(tmp_path):
     assert "hub         the export is pushed to films/liked, private" in make_plan_text(config)
     with pytest.raises(ConfigError, match="export.hub: expected owner/name, got 'liked'"):
         load_config(write_config(tmp_path, export={"hub": "liked"}))
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("taken", "taken holds no model, but data, notes.txt: an export"),
+        ("file", "file is a file: take another path"),
+        ("", "this is output_dir, or holds it"),
+        ("run", "this is output_dir, or holds it"),
+    ],
+)
+def test_an_export_goes_nowhere_among_other_files(tmp_path, place, said, capsys):
+    """Kills: notes and checkpoints that are pushed to the Hub with the model; a path that is refused after
+    hours of training."""
+    (tmp_path / "taken" / "data").mkdir(parents=True)
+    (tmp_path / "taken" / "notes.txt").write_text("private")
+    (tmp_path / "file").write_text("x")
+    config = [
+        "--config",
+        str(write_config(tmp_path, stages=["po", "export"], export={"path": str(tmp_path / place)})),
+    ]
+    for more in ([], ["--check"]):
+        assert main([*config, *more]) != 0
+        error = capsys.readouterr().err
+        assert "export.path: " in error and said in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_export_goes_into_an_empty_clone_or_over_another(tmp_path):
+    (tmp_path / "clone" / ".git").mkdir(parents=True)
+    (tmp_path / "clone" / "unfinished-00001").write_text("")
+    for _ in range(2):
+        run(tmp_path, "stages=[export]", f"export.path={tmp_path}/clone", "export.dtype=bfloat16")
+    assert (tmp_path / "clone" / "model.safetensors").exists()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.files import write_text
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.directory import (
     ADAPTER,
@@ -98,7 +99,7 @@ def save_hf(
     else:
         _write_json(directory / GENERATION, generation)
     _save_masks(directory, masks)
-    (directory / "README.md").write_text(card)
+    write_text(directory / "README.md", card)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -276,7 +277,7 @@ def save_peft(
     _write_json(directory / ADAPTER, _peft_config(spec, lora, ranks, stacks, base))
     save_file(_as_float32(tensors), directory / "adapter_model.safetensors", metadata={"format": "pt"})
     _save_masks(directory, masks)
-    (directory / "README.md").write_text(card)
+    write_text(directory / "README.md", card)
 
 
 def _peft_config(

@@ -45,6 +45,7 @@ from sparsepo_jax.run.model_facts import (
     tokens_of,
 )
 from sparsepo_jax.run.parts import evaluated_rows, evaluated_unit, holdout_mistakes, kept_rows
+from sparsepo_jax.run.places import place_mistakes
 from sparsepo_jax.run.resume import Marks, scores_path
 from sparsepo_jax.run.row_counts import hold_pairs, rows_of
 
@@ -71,7 +72,7 @@ def make_plan_text(config: Config) -> str:
     scorer_rows = _scorer_rows(config, mistakes)
     length = _max_length(config, policy, mistakes)
     mistakes += [
-        *_output_mistakes(config),
+        *place_mistakes(config),
         *_file_mistakes(config),
         *_vocabulary_mistakes(config, policy, reference),
         *_batch_mistakes(config),
@@ -232,17 +233,6 @@ def _max_length(config: Config, policy: Model, mistakes: list[str]) -> int:
     except UserError as error:
         mistakes.append(str(error))
         return DEFAULT_LENGTH
-
-
-def _output_mistakes(config: Config) -> Iterator[str]:
-    """Files where directories would have to be made."""
-    for name, path in (("output_dir", config.output_dir), ("export.path", config.export.path)):
-        if path is None:
-            continue
-        place = Path(path)
-        there = next(part for part in (place, *place.absolute().parents) if part.exists())
-        if not there.is_dir():
-            yield f"{name}: {there} is a file: take another path, or put the file away"
 
 
 def _file_mistakes(config: Config) -> Iterator[str]:

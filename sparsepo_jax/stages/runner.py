@@ -6,7 +6,9 @@ from collections.abc import Callable
 from sparsepo_jax.build.compute import start_jax
 from sparsepo_jax.config.rounds import parts_of
 from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.stop import Stop
+from sparsepo_jax.run.places import place_mistakes
 from sparsepo_jax.run.resume import LOOKING, TRAINING
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.evaluate import evaluate
@@ -68,6 +70,8 @@ def run_stages(config: Config, stop: Stop, began_s: float | None = None) -> int:
 
 def _check_needs(config: Config) -> None:
     """UserError for what would be missed only after hours of work."""
+    if mistakes := list(place_mistakes(config)):
+        raise UserError("; ".join(mistakes))
     check_packages(config)
     if not set(TRAINING).isdisjoint(config.stages):
         check_trackers(config.logging.trackers)

@@ -352,6 +352,12 @@ class Config(Section):
         """Models and tokenizers that the export would be written over."""
         asked = self.export.path
         target = os.path.realpath(asked or os.path.join(self.output_dir, "export"))
+        output = os.path.realpath(self.output_dir)
+        if asked and os.path.commonpath([target, output]) == target:
+            yield (
+                "export.path: this is output_dir, or holds it: checkpoints would lie among the model's "
+                "files, and be pushed with them: name another directory"
+            )
         written = [target, os.path.join(target, "adapter"), os.path.join(target, "base")]
         read = {
             "policy.path": self.policy.path,

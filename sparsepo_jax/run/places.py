@@ -1,0 +1,41 @@
+"""Where a run may write: what lies at output_dir and export.path and does not fit there. No JAX here."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.models.directory import CONFIG
+
+_MOST_NAMED = 3
+# What an export that broke off may have left without a config.json.
+_OF_EXPORTS = ("unfinished-*", "model*.safetensors*", "adapter", "base")
+
+
+def place_mistakes(config: Config) -> Iterator[str]:
+    """Files where directories would have to be made, and other people's files where an export would go."""
+    for name, path in (("output_dir", config.output_dir), ("export.path", config.export.path)):
+        if path is None:
+            continue
+        place = Path(path)
+        there = next(part for part in (place, *place.absolute().parents) if part.exists())
+        if not there.is_dir():
+            yield f"{name}: {there} is a file: take another path, or put the file away"
+    if "export" in config.stages:
+        place = Path(config.export.path or Path(config.output_dir) / "export")
+        if others := _other_files(place):
+            more = " and others" if len(others) > _MOST_NAMED else ""
+            yield (
+                f"export.path: {place} holds no model, but {', '.join(others[:_MOST_NAMED])}{more}: an "
+                "export would lie among them, and be pushed with them: name a new or empty directory"
+            )
+
+
+def _other_files(place: Path) -> list[str]:
+    """What lies in a directory that is no export; hidden files, as of git, do not count."""
+    if not place.is_dir() or (place / CONFIG).exists():
+        return []
+    return sorted(
+        path.name
+        for path in place.iterdir()
+        if not path.name.startswith(".") and not any(path.match(pattern) for pattern in _OF_EXPORTS)
+    )
