@@ -15,6 +15,7 @@ from sparsepo_jax.config.load import load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
 from sparsepo_jax.models.adapter import Adapter
+from sparsepo_jax.models.adapter_config import read_adapter_config
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.train import first_step
 
@@ -490,6 +491,11 @@ def test_mistakes_about_adapters_are_one_line_each(made, tmp_path, capsys):
         (made / "adapter" / "adapter_config.json").read_text()
     )
     (tmp_path / "pickle" / "adapter_model.bin").write_bytes(b"")
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "adapter_config.json").write_text('{"fine_tune_type": "lora"}')
+    (tmp_path / "mlx" / "adapters.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="its adapters.safetensors is MLX's: fuse it there into unquantised"):
+        read_adapter_config(str(tmp_path / "mlx"), "policy.adapter")
     assert "adapter_model.bin is a pickle, which is not opened" in check(
         f"policy.adapter={tmp_path / 'pickle'}"
     )

@@ -173,6 +173,16 @@ def test_a_tied_head_is_what_transformers_makes_of_it(tmp_path, head):
     )
 
 
+@pytest.mark.parametrize("end", ["-bnb-4bit", "-unsloth-bnb-4bit"])
+def test_an_adapter_for_a_copy_in_4_bits_names_the_model_itself(tmp_path, end):
+    """As Unsloth's, whose base would be refused in turn."""
+    content = {"peft_type": "LORA", "base_model_name_or_path": f"unsloth/Qwen3-4B{end}"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    expected = f"for unsloth/Qwen3-4B{end}, whose weights are in 4 bits.*: set policy.path=unsloth/Qwen3-4B "
+    with pytest.raises(UserError, match=expected):
+        read_config(tmp_path)
+
+
 @pytest.mark.parametrize("where", ["policy", "reference"])
 def test_an_adapter_says_what_to_set(plain, tmp_path, capsys, where):
     adapter = tmp_path / "adapter"

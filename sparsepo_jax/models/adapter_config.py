@@ -13,6 +13,7 @@ from sparsepo_jax.models.stored_tensors import find_checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
+_MLX = "adapters.safetensors"
 # Settings of LoraConfig that change nothing once the adapter is trained, by what they are about.
 _HARMLESS_BY_SUBJECT = {
     "what it is": "peft_type task_type auto_mapping peft_version base_model_name_or_path revision",
@@ -88,6 +89,8 @@ def read_adapter_config(path: str, where: str) -> AdapterConfig:
         if (directory / _PICKLED).exists():
             remedy = "load it with PEFT and save_pretrained it again"
             hint = f"; its {_PICKLED} is a pickle, which is not opened: {remedy}"
+        elif (directory / _MLX).exists():
+            hint = f"; its {_MLX} is MLX's: fuse it there into unquantised weights (mlx_lm.fuse), take these"
         raise UserError(f"{where}: {path}: expected {WEIGHTS}, found none{hint}")
     _refuse_wrong_values(content, f"{where}: {file}")
     _refuse_more_than_lora(content, f"{where}: {file}")

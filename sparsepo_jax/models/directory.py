@@ -7,6 +7,7 @@ adapter_config.json      an adapter for another model, or for the one beside it
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ TOKENIZER_FILES = (
 _BEGINS_A_TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "tekken.json"),
 )
+# How Unsloth calls the copies in 4 bits that adapters are trained on.
+_PACKED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -242,6 +245,8 @@ def adapter_problem(directory: Path, setting: str = "policy") -> str | None:
         return f"a PEFT adapter, whose {ADAPTER} cannot be read ({error})"
     if isinstance(base, str) and base:
         named = f"for {base}"
+        if (plain := _PACKED_NAME.sub("", base)) != base:
+            named, base = f"{named}, whose weights are in 4 bits, which are not read", plain
     else:
         named = "that does not say for which model"
         base = "BASE"
