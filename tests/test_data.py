@@ -559,6 +559,21 @@ def test_a_sentencepiece_without_its_package_says_which(tmp_path, monkeypatch):
         load_tokenizer(str(tmp_path))
 
 
+def test_a_tokenizer_with_code_of_its_own_says_what_to_do(tmp_path):
+    make_byte_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(
+        json.dumps(config | {"auto_map": {"AutoTokenizer": ["a.B", None]}, "tokenizer_class": "B"})
+    )
+    with pytest.raises(
+        UserError, match="does not run here: .* take auto_map and tokenizer_class out of that"
+    ):
+        load_tokenizer(str(tmp_path))
+    file.write_text(json.dumps({name: x for name, x in config.items() if name != "tokenizer_class"}))
+    assert len(load_tokenizer(str(tmp_path))) == 257
+
+
 def test_a_tokenizer_of_mistral_alone_is_found(tmp_path):
     """As beside some of its models, which have no other file."""
     tokens = [{"rank": n, "token_bytes": base64.b64encode(bytes([n])).decode()} for n in range(256)]

@@ -41,6 +41,12 @@ def load_tokenizer(path: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen types, all for a tokenizer that cannot be loaded
         reason = first_placeholder(Path(path)) or _missing_package(Path(path)) or one_line(error)
+        if "trust_remote_code" in str(error):
+            reason = (
+                "its code, which auto_map in tokenizer_config.json names, does not run here: beside a "
+                "tokenizer.json, take auto_map and tokenizer_class out of that file; else set tokenizer.path "
+                "to a directory with one"
+            )
         raise UserError(f"{path}: no Hugging Face tokenizer to be had there ({reason})") from None
     if not tokenizer.is_fast:
         raise UserError(
