@@ -109,7 +109,7 @@ def convert(options: argparse.Namespace) -> int:
 def leave(status: int) -> int:
     """Ends the process if others of the run are gone; otherwise returns the exit status."""
     if status and _is_one_of_many():
-        ignore_signals()
+        ignore_signals(status)
         # JAX would wait at the end for processes that may never come.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -329,9 +329,9 @@ def _says_lost(error: Exception) -> bool:
     return lost_process(error)
 
 
-def ignore_signals() -> None:
-    """Who asks twice shall not change the status of a run that ends."""
-    for name in ("SIGTERM", "SIGHUP"):
+def ignore_signals(status: int) -> None:
+    """Who asks twice shall not change the status of a run that ends. Ctrl-C still ends one that is done."""
+    for name in ("SIGTERM", "SIGHUP", *(["SIGINT"] if status else [])):
         if hasattr(signal, name):  # not on Windows
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
@@ -359,7 +359,7 @@ def console() -> NoReturn:
     except KeyboardInterrupt:  # before a run began
         print("interrupted", file=sys.stderr)
         status = 130
-    ignore_signals()
+    ignore_signals(status)
     end(status)
 
 

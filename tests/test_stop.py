@@ -151,17 +151,19 @@ def ended(program: str, *numbers: int) -> tuple[int, str]:
     return process.returncode, error
 
 
-def test_who_asks_twice_gets_the_status_of_the_first_answer():
-    """Kills: status 143 in the place of 75, with which launchers start a run again."""
-    program = """
+@pytest.mark.parametrize("status, number", [(RUN_AGAIN, signal.SIGTERM), (130, signal.SIGINT)])
+def test_who_asks_twice_gets_the_status_of_the_first_answer(status, number):
+    """Kills: status 143 in the place of 75, with which launchers start a run again, and tracebacks of what JAX
+    cleans up at the end."""
+    program = f"""
 import atexit, time
 from sparsepo_jax import main as program
 
 atexit.register(lambda: print("ending", flush=True) or time.sleep(1))
-program.main = lambda: program.RUN_AGAIN
+program.main = lambda: {status}
 program.console()
 """
-    assert ended(program, signal.SIGTERM, signal.SIGTERM) == (RUN_AGAIN, "")
+    assert ended(program, number, number) == (status, "")
 
 
 def test_who_asks_twice_gets_the_same_of_the_first_of_several_processes():
