@@ -153,8 +153,8 @@ def ended(program: str, *numbers: int) -> tuple[int, str]:
 
 @pytest.mark.parametrize("status, number", [(RUN_AGAIN, signal.SIGTERM), (130, signal.SIGINT)])
 def test_who_asks_twice_gets_the_status_of_the_first_answer(status, number):
-    """Kills: status 143 in the place of 75, with which launchers start a run again, and tracebacks of what JAX
-    cleans up at the end."""
+    """Kills: status 143 in the place of 75, with which launchers start a run again, and tracebacks of what
+    JAX cleans up at the end."""
     program = f"""
 import atexit, time
 from sparsepo_jax import main as program
