@@ -163,6 +163,22 @@ def test_what_po_lora_cannot_be_is_said(settings, reason, tmp_path):
     assert reason in str(error.value) and "leave out po.lora" in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")  # PEFT sets them itself
+@pytest.mark.parametrize("name", ["qwen3 moe", "mixtral"])
+def test_routers_that_an_adapter_of_all_modules_adapts_are_merged(name, tmp_path):
+    """PEFT's all-linear adapts them, too. Mixtral's are called otherwise in checkpoints than in the model."""
+    adapted = make_adapted(CONFIGS[name], tmp_path, target_modules="all-linear")
+    assert any("mlp.gate.lora_A" in parameter for parameter, _ in adapted.named_parameters())
+    merged, base = merged_logits(tmp_path)
+    expected = their_outputs(adapted, IDS, VALID).logits.numpy()
+    np.testing.assert_allclose(merged, expected, atol=PARITY_LOGITS)
+    assert not np.allclose(base, expected, atol=1e-2)
+    adapter = Adapter(str(tmp_path / "adapter"), load_ours(tmp_path / "base")[0], "policy.adapter")
+    assert any(".mlp.gate" in module.name for module in adapter.modules)
+    with pytest.raises(UserError, match="which is no projection of a block, .*leave out po.lora"):
+        _ = adapter.lora
+
+
 def changed(directory, **settings):
     """The adapter's configuration with other settings."""
     path = directory / "adapter" / "adapter_config.json"

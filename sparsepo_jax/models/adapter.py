@@ -20,6 +20,7 @@ from sparsepo_jax.models.adapter_config import WEIGHTS, read_adapter_config
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.families import adapted_rules
 from sparsepo_jax.models.safetensors_file import TensorFile
+from sparsepo_jax.models.tensor_names import module_name
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.weights import LayerPlace, Place, TensorPart, parts_of, tensor_places
 from sparsepo_jax.models.wrappers import placed, trunks_of_adapters
@@ -123,9 +124,7 @@ class Adapter:
         ranks = sorted({module.rank for module in self.modules})
         if not ranks:
             return "whole tensors only"
-        if len(ranks) == 1:
-            return f"LoRA rank {ranks[0]}"
-        return f"LoRA rank {ranks[0]} to {ranks[-1]}"
+        return f"LoRA rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")
 
     # ------------------------------------------------------------ what lies in the file
 
@@ -188,6 +187,7 @@ class Adapter:
         trunks = trunks_of_adapters(self.spec.wrapping, self.spec.family)
         for trunk in trunks[1:]:
             places |= {placed(name, trunks[0], trunk): place for name, place in places.items()}
+        places |= {module_name(self.spec, name): place for name, place in places.items()}
         of_trunk = {name.split(".", 1)[1]: place for name, place in places.items() if name.count(".") > 1}
         return of_trunk | places
 
@@ -234,6 +234,7 @@ class Adapter:
             "embed.embedding": (spec.vocab_size, spec.width),
             "embed_positions.embedding": (spec.max_positions, spec.width),
             "head.embedding": (spec.width, spec.vocab_size),
+            "blocks.experts.router.weight": (spec.width, spec.mixture.experts if spec.mixture else 0),
         }
         return tables.get(rule.ours[0])
 
@@ -292,7 +293,7 @@ class Adapter:
         places = tensor_places(self.spec, adapted_rules(self.spec))
         for stored in dict.fromkeys(module.rule.theirs for module in self.modules):
             modules = [module for module in self.modules if module.rule.theirs == stored]
-            if modules[0].layer is None:
+            if modules[0].layer is None or not all(path.endswith(".kernel") for path in modules[0].rule.ours):
                 self._refuse(f"it adapts {modules[0].name}, which is no projection of a block")
             layers = sum(rule.theirs == stored for rule, _ in places.values())
             if len(modules) != layers:

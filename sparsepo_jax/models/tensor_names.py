@@ -48,6 +48,7 @@ def stored_names(spec: DecoderSpec, names: Collection[str]) -> Callable[[str], s
         if spec.wrapping is None:
             yield f"{embedding.split('.', 1)[0]}.{name}"
             yield from names_within(spec.family, name)
+            yield module_name(spec, name)
         if full_name in HEADS or (full_name == embedding and spec.tied_head):
             yield from HEADS
 
@@ -55,6 +56,16 @@ def stored_names(spec: DecoderSpec, names: Collection[str]) -> Callable[[str], s
         return next((name for name in candidates(full_name) if name in names), full_name)
 
     return stored_name
+
+
+def module_name(spec: DecoderSpec, name: str) -> str:
+    """A tensor's name as transformers' modules have it, where checkpoints have another: Mixtral's experts.
+
+    Args:
+        spec: the decoder.
+        name: in a checkpoint.
+    """
+    return name.replace(".block_sparse_moe.", ".mlp.") if spec.family == "mixtral" else name
 
 
 def carried(spec: DecoderSpec, names: Collection[str]) -> list[str]:
