@@ -205,6 +205,11 @@ def module(monkeypatch, tmp_path):
             "expected a list of numbers, got",
         ),
         (
+            "def f(prompts, completions, rows):\n    raise SystemExit(3)",
+            "my_scores:f",
+            r"my_scores:f raised SystemExit: 3 \(.*my_scores.py:2\)",
+        ),
+        (
             "def f(prompts, completions, rows):\n    return None",
             "my_scores:f",
             "expected a list of numbers, got 'None'",
@@ -221,6 +226,23 @@ def test_mistakes_of_a_function_are_one_line(module, text, function, message):
     with pytest.raises(UserError, match=message) as caught:
         score_all(function_scorer(function), ["a", "b"], ["c", "d"], [{}, {}])
     assert "\n" not in str(caught.value)
+
+
+def test_a_function_is_found_in_the_current_directory_however_the_program_was_started(tmp_path, monkeypatch):
+    """Kills: no module under the command `sparsepo`, whose sys.path begins with the directory of programs."""
+    (tmp_path / "only_here.py").write_text("def f(prompts, completions, rows):\n    return [3.0]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    assert score_all(function_scorer("only_here:f"), ["a"], ["b"], [{}]) == [3.0]
+
+
+def test_a_function_that_cannot_be_found_is_told_before_any_training(tmp_path, capsys):
+    settings = PAIRS | {"stages": ["sft", "pairs"], "scorer": {"kind": "function", "function": "not_here:f"}}
+    settings["data"] = PAIRS["data"] | {"sft": [{"kind": "reviews", "rows": 8, "seed": 1}]}
+    assert main(["--config", str(write_config(tmp_path, **settings))]) == 1
+    said, error = capsys.readouterr()
+    assert "not_here:f: importing not_here raised ModuleNotFoundError" in error and error.count("\n") == 1
+    assert "sft" not in said and not (tmp_path / "run").exists()
 
 
 def test_a_function_is_given_prompts_completions_and_rows(module):

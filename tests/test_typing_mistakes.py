@@ -330,6 +330,12 @@ def test_a_key_of_another_kind_names_the_kind(mistakes, override, said):
     assert line.startswith(f"{override.partition('=')[0]}: {said}")
 
 
+def test_a_function_without_its_module_is_shown_how_it_is_written(mistakes):
+    (line,) = mistakes("scorer.kind=function", "scorer.function=score")
+    assert line.startswith("scorer.function: expected module:function, as in rewards:score for")
+    assert line.endswith("got 'score'")
+
+
 def test_runs_that_a_comparison_leaves_out_are_told(tmp_path, capsys):
     """Kills: a run that was mistyped, or named before a second --compare, and is just not there."""
     for name in ("a", "b"):

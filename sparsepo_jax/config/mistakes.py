@@ -21,11 +21,13 @@ from sparsepo_jax.config.kinds import (
 )
 from sparsepo_jax.config.names import NOTES, SETTINGS, same_name
 from sparsepo_jax.config.schema.base import Json, Section
+from sparsepo_jax.config.schema.generation import FUNCTION
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.shown import LONGEST_SHOWN, dotted, shown
 
 Keys = tuple[str, ...]
 
+_IN_WORDS = {FUNCTION: "module:function, as in rewards:score for score() in rewards.py"}  # by pattern
 _MOST_EXPLAINED = 100
 _MOST_KINDS = 5  # that are named
 
@@ -82,6 +84,8 @@ def _explain_one(error: ErrorDetails) -> list[str]:
             return [f"{where}: expected a list, got {shown(value)}{_as_list(place, value)}"]
         case "too_short":
             return [f"{where}: expected at least {error['ctx']['min_length']} entry, got {shown(value)}"]
+        case "string_pattern_mismatch":
+            return [f"{where}: expected {_IN_WORDS[error['ctx']['pattern']]}, got {shown(value)}"]
         case "string_type":
             is_number = isinstance(value, (int, float))
             quote = f'; quote it to give a string: "{shown(value)}"' if is_number else ""

@@ -6,6 +6,8 @@ policy read them, so that prompt + completion is the complete text; rows are the
 
 import importlib
 import math
+import os
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -153,9 +155,11 @@ def function_scorer(name: str) -> Scorer:
     UserError: it cannot be found; when it is called: whatever it raises, with the place.
     """
     module_name, function_name = name.split(":")
+    if not {"", os.getcwd()} & set(sys.path):  # the command `sparsepo` is started without it
+        sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module runs as it is imported, and may raise anything
+    except (Exception, SystemExit) as error:  # a module runs as it is imported, and may raise anything
         raise UserError(
             f"scorer.function: {name}: importing {module_name} raised {_raised(error)}"
         ) from error
@@ -169,13 +173,13 @@ def function_scorer(name: str) -> Scorer:
     def score(prompts: list[str], completions: list[str], rows: list[dict[str, Any]]) -> Sequence[float]:
         try:
             return function(prompts, completions, rows)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"scorer.function: {name} raised {_raised(error)}") from error
 
     return score
 
 
-def _raised(error: Exception) -> str:
+def _raised(error: BaseException) -> str:
     """An exception of the user's code, and where it was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {one_line(error)} ({last.filename}:{last.lineno})"

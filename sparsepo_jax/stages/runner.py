@@ -10,6 +10,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.run.places import place_mistakes
 from sparsepo_jax.run.resume import LOOKING, TRAINING
+from sparsepo_jax.scoring.scorers import function_scorer
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.evaluate import evaluate
 from sparsepo_jax.stages.export import export
@@ -42,6 +43,8 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "export": export,
 }
 
+_SCORED = {"pairs", "eval"}  # stages that ask the scorer
+
 
 def run_stages(config: Config, stop: Stop, began_s: float | None = None) -> int:
     """Runs config.stages and returns the exit code. Everything is written under config.output_dir.
@@ -73,6 +76,8 @@ def _check_needs(config: Config) -> None:
     if mistakes := list(place_mistakes(config)):
         raise UserError("; ".join(mistakes))
     check_packages(config)
+    if config.scorer is not None and config.scorer.kind == "function" and _SCORED & set(config.stages):
+        function_scorer(config.scorer.function)
     if not set(TRAINING).isdisjoint(config.stages):
         check_trackers(config.logging.trackers)
     check_hub(config)

@@ -18,6 +18,8 @@ from sparsepo_jax.config.schema.base import (
 )
 from sparsepo_jax.config.schema.data import Texts
 
+FUNCTION = r"^\w+(\.\w+)*:\w+$"  # the pattern of a function's name
+
 
 class Generation(Section):
     max_new_tokens: Positive = 128
@@ -88,7 +90,7 @@ class FunctionScorer(Section):
 
     kind: Literal["function"]
     """A Python function."""
-    function: Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]
+    function: Annotated[str, Field(pattern=FUNCTION)]
     """module:name, found as Python finds modules (the current directory first)."""
 
 
