@@ -15,6 +15,7 @@ from helpers.foreign import (
     translated,
     write,
 )
+from sparsepo_jax.config.foreign.convert import convert
 from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.main import main
 
@@ -305,6 +306,32 @@ def test_trainer_of_simpo_can_be_named(tmp_path, capsys):
 )
 def test_settings_of_another_method_are_put_aside(content, name, tmp_path):
     assert f"{name}: " in translated(tmp_path, content)[1].split("Without a meaning here")[1]
+
+
+@pytest.mark.parametrize(
+    "value", [[], {}, [1, "a"], True, -1, 0, float("nan"), float("inf"), "5e-7", "", 10**30]
+)
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (TRL, "optim lr_scheduler_type f_divergence_type loss_type logging_steps save_steps warmup_steps"),
+        (
+            TRL,
+            "eval_strategy eval_steps test_split_size max_length model_init_kwargs early_stopping_patience",
+        ),
+        (FACTORY, "pref_loss stage finetuning_type dataset val_size quantization_bit sequence_parallel_size"),
+        (AXOLOTL, "rl datasets adapter val_set_size tensor_parallel_size trl special_tokens"),
+        (OPEN_INSTRUCT, "dpo_loss_type dataset_mixer max_train_samples tensor_parallel_degree"),
+    ],
+)
+def test_any_value_is_translated_or_refused(content, names, value, tmp_path):
+    """Kills: tracebacks of lists where a name is expected, and of numbers that are not finite."""
+    for name in names.split():
+        (tmp_path / "theirs.json").write_text(json.dumps(content | {name: value}))
+        try:
+            convert(str(tmp_path / "theirs.json"), None, None)
+        except ConfigError as error:
+            assert all("\n" not in line for line in error.lines)
 
 
 # ---------------------------------------------------------------- commands and scripts

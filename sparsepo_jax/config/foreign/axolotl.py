@@ -133,7 +133,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         trainer: not needed: `rl` says it.
         known: kinds of our objectives.
     """
-    method = fields.take("rl", default="sft")
+    method = fields.text("rl", default="sft")
     section = "sft" if method == "sft" else "po"
     fields.set("output_dir", fields.take("output_dir", default="runs/axolotl"))
     fields.set("policy.path", fields.take("base_model", default="MODEL"))

@@ -1,5 +1,6 @@
 """Settings of another program on their way to ours: each is translated, put aside, or refused by name."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -71,10 +72,18 @@ class Fields:
                 remedy = ": write out what the shell puts there" if "$" in value else ""
                 self.refuse(f"{names[0]}: expected a number, got {shown(value)}{remedy}")
                 return default
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             self.refuse(f"{names[0]}: expected a number, got {shown(value)}")
             return default
         return int(value) if float(value).is_integer() and isinstance(default, int) else value
+
+    def text(self, *names: str, default: str) -> str:
+        """One name, such as that of a loss or an optimizer."""
+        value = self.take(*names, default=default)
+        if isinstance(value, str):
+            return value
+        self.refuse(f"{names[0]}: expected a name, got {shown(value)}")
+        return default
 
     def entries(self, name: str) -> list[dict[str, Any]]:
         """A list of mappings."""

@@ -1,5 +1,6 @@
 """The part of the rows that other programs keep out of training, a share or a number of them."""
 
+import math
 from typing import Any
 
 from sparsepo_jax.config.foreign.fields import Fields
@@ -14,7 +15,7 @@ def hold_out(fields: Fields, section: str, name: str, size: Any) -> None:
         name: what the other program calls the setting.
         size: a share of the rows below 1, or a number of rows; 0: none.
     """
-    is_number = isinstance(size, int | float) and not isinstance(size, bool)
+    is_number = isinstance(size, int | float) and not isinstance(size, bool) and math.isfinite(size)
     if not is_number or size < 0 or (size >= 1 and size != int(size)):
         fields.refuse(f"{name}: expected a share or a number of rows, got {shown(size)}")
     elif size == 0:

@@ -89,7 +89,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         trainer: not needed: `stage` says it.
         known: kinds of our objectives.
     """
-    stage = fields.take("stage", default="sft")
+    stage = fields.text("stage", default="sft")
     for theirs, name in _OLD_NAMES.items():
         if theirs in fields:
             fields.put_back(name, fields.take(theirs), theirs)
@@ -106,7 +106,7 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
         fields.set("reference.path", reference)
     if (adapter := fields.take("adapter_name_or_path")) is not None:
         fields.set("policy.adapter", adapter)
-    kind = fields.take("finetuning_type", default="lora")
+    kind = fields.text("finetuning_type", default="lora")
     is_pure = fields.flag("pure_bf16")
     fields.share_devices("sequence_parallel_size")
     translate_training(fields, section, {"logging_steps": 500})
@@ -249,7 +249,7 @@ def _check_entry(fields: Fields, name: str, entry: dict[str, Any]) -> None:
 
 
 def _translate_objective(fields: Fields, stage: str, known: set[str]) -> None:
-    beta, loss = fields.number("pref_beta", default=0.1), fields.take("pref_loss", default="sigmoid")
+    beta, loss = fields.number("pref_beta", default=0.1), fields.text("pref_loss", default="sigmoid")
     nll, smoothing = fields.number("pref_ftx", default=0.0), fields.number("dpo_label_smoothing", default=0.0)
     gamma = fields.number("simpo_gamma", default=0.5)
     bco, verbose = fields.number("pref_bco_weight", default=0.0), fields.take("ld_alpha")

@@ -193,7 +193,7 @@ def _split(split: str, share: str) -> str:
 
 
 def _translate_objective(fields: Fields, known: set[str]) -> None:
-    loss = fields.take("dpo_loss_type", "loss_type", default="dpo")
+    loss = fields.text("dpo_loss_type", "loss_type", default="dpo")
     beta = fields.number("dpo_beta", "beta", default=0.1)
     ratio = fields.number("dpo_gamma_beta_ratio", "gamma_beta_ratio", default=0.3)
     smoothing = fields.number("dpo_label_smoothing", "label_smoothing", default=0.0)

@@ -198,7 +198,7 @@ def translate_training(fields: Fields, section: str, defaults: Mapping[str, Any]
 
 
 def _translate_optimizer(fields: Fields, section: str, known: Mapping[str, Any]) -> None:
-    name = fields.take("optim", default=known["optim"])
+    name = fields.text("optim", default=known["optim"])
     kind = _OPTIMIZERS.get(name)
     if kind is None:
         fields.refuse(f"optim: {shown(name)}: expected one of {', '.join(_OPTIMIZERS)}")
@@ -225,7 +225,7 @@ def _translate_optimizer(fields: Fields, section: str, known: Mapping[str, Any])
 
 
 def _translate_schedule(fields: Fields, section: str, known: Mapping[str, Any]) -> None:
-    name = fields.take("lr_scheduler_type", default=known["lr_scheduler_type"])
+    name = fields.text("lr_scheduler_type", default=known["lr_scheduler_type"])
     arguments = fields.take("lr_scheduler_kwargs", default={})
     warmup_steps = fields.number("warmup_steps", default=0.0)
     share = fields.number("warmup_ratio", default=known["warmup_ratio"])
@@ -292,7 +292,7 @@ def _translate_saving(fields: Fields, section: str, known: Mapping[str, Any]) ->
         fields.notes.append(f"save_steps: {every}: a share of the steps; checkpoints are kept by time")
     if (keep := fields.take("save_total_limit")) is not None:
         fields.set("checkpoint.keep", keep)
-    strategy = fields.take("eval_strategy", "evaluation_strategy", default="no")
+    strategy = fields.take("eval_strategy", "evaluation_strategy", default="no") or "no"
     eval_steps = fields.number("eval_steps", default=known["logging_steps"])
     if strategy == "steps" and section == "po" and 0 < eval_steps < 1:
         fields.refuse(f"eval_steps: {eval_steps}: a share of the run's steps; write a number of steps")

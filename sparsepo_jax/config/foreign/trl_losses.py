@@ -54,7 +54,7 @@ def _losses(fields: Fields, known: set[str]) -> dict[str, Any]:
         "temperature": fields.number("discopop_tau", default=0.05),
     }
     divergence = (
-        fields.take("f_divergence_type", default="reverse_kl"),
+        fields.text("f_divergence_type", default="reverse_kl"),
         fields.number("f_alpha_divergence_coef", default=0.5),
     )
     verbose = fields.take("ld_alpha")
@@ -127,7 +127,7 @@ def _with_divergence(
 
 
 def _cpo(fields: Fields, known: set[str]) -> None:
-    loss = fields.take("loss_type", default="sigmoid")
+    loss = fields.text("loss_type", default="sigmoid")
     beta = fields.number("beta", default=0.1)
     alpha, gamma = fields.number("cpo_alpha", default=1.0), fields.number("simpo_gamma", default=0.5)
     fields.only("label_smoothing", (0.0, 0), "CPO and SimPO have none here")
@@ -168,7 +168,7 @@ def _orpo(fields: Fields, known: set[str]) -> None:
 def _kto(fields: Fields, known: set[str]) -> None:
     if fields.peek("train_sampling_strategy") != "random":
         fields.differs("train_sampling_strategy: sequential: rows are shuffled in each epoch here")
-    loss = fields.take("loss_type", default="kto")
+    loss = fields.text("loss_type", default="kto")
     kind = {"kto": "kto", "bco": "bco", "apo_zero_unpaired": "apo_zero_unpaired"}.get(loss)
     if kind is None or kind not in known:
         fields.refuse(
