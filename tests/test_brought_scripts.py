@@ -79,6 +79,38 @@ trl dpo {ROWS} $ARGS "${{MORE[@]}}" --seed 3
 
 
 @pytest.mark.parametrize(
+    "start",
+    [
+        'srun -n 4 bash -c "$CMD" 2>&1 | tee log',
+        'eval "$CMD"',
+        "$CMD",
+        'sh -c "$CMD"',
+        'nohup bash -c "$CMD" &',
+    ],
+)
+def test_a_command_that_is_kept_in_a_variable(tmp_path, start):
+    script = f"""
+LAUNCHER="torchrun \\
+    --nproc_per_node 4 \\
+    "
+export PROGRAM=" \\
+    dpo.py {ROWS} \\
+    --beta 0.3 \\
+"
+export CMD="$LAUNCHER $PROGRAM"
+echo "CMD: ${{CMD}}"
+{start}
+"""
+    config, _ = from_text(tmp_path, "run.slurm", script)
+    assert (config.objective.beta, config.po.batch_size) == (0.3, 16)
+
+
+def test_a_command_in_a_page(tmp_path):
+    page = f"# How it was trained\n\nIt's trained so:\n\n```bash\ntrl dpo {ROWS} --beta 0.3\n```\n"
+    assert from_text(tmp_path, "README.md", page)[0].objective.beta == 0.3
+
+
+@pytest.mark.parametrize(
     ("launcher", "devices"),
     [
         ("CUDA_VISIBLE_DEVICES=2,3 accelerate launch --config_file zero3.yaml dpo.py", 2),

@@ -105,7 +105,7 @@ def _read(path: str, devices: int | None) -> tuple[dict[str, Any], str | None, l
         )
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        if path.endswith((".sh", ".bash", ".slurm", ".sbatch")):
+        if path.endswith((".sh", ".bash", ".slurm", ".sbatch", ".md")):
             return _read_command(text, devices)
         if path.endswith(".py"):
             return read_script(text)

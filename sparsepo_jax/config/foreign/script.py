@@ -34,7 +34,14 @@ _LORA = {
     "modules_to_save": "lora_modules_to_save",
     "target_parameters": "lora_target_parameters",
 }
-_LORA_ASIDE = {"bias", "inference_mode", "random_state", "max_seq_length", "use_gradient_checkpointing"}
+_LORA_ASIDE = {
+    "bias",
+    "inference_mode",
+    "fan_in_fan_out",
+    "random_state",
+    "max_seq_length",
+    "use_gradient_checkpointing",
+}
 # Arguments of a trainer that are objects of the script, of which other calls say what counts.
 _OBJECTS = {
     *("model", "ref_model", "model_ref", "args", "train_dataset", "eval_dataset", "tokenizer"),

@@ -33,7 +33,7 @@ def read_words(text: str) -> tuple[list[list[str]], dict[str, str]]:
     lines = []
     for line in text.splitlines():
         line = _WHOLE_LIST.sub(partial(_list_of, lists), line)
-        words = _split(_expand(line, variables))
+        words = _unwrapped(_split(_expand(line, variables)))
         if words:
             lines.append(words)
     return lines, variables
@@ -45,6 +45,15 @@ def _split(line: str) -> list[str]:
         return shlex.split(_COMMAND.sub(lambda found: found[0].replace(" ", "\\ "), line), comments=True)
     except ValueError:
         return []
+
+
+def _unwrapped(words: list[str]) -> list[str]:
+    """`srun bash -c "torchrun dpo.py"` and `eval "torchrun dpo.py"` with the words of the command within."""
+    for n, word in enumerate(words[:-1]):
+        is_shell = word == "-c" and n > 0 and words[n - 1].endswith("sh")
+        if is_shell or word == "eval":
+            return [*words[: n - is_shell], *_split(words[n + 1]), *words[n + 2 :]]
+    return words
 
 
 def _list_of(lists: Mapping[str, str], found: re.Match[str]) -> str:

@@ -136,6 +136,7 @@ def _translate_lora(fields: Fields, section: str) -> None:
     is_rslora = fields.flag("use_rslora")
     for name in ("use_dora", "lora_target_parameters", "lora_modules_to_save"):
         fields.only(name, (False, []), "LoRA of projections alone can be trained")
+    fields.only("init_lora_weights", (True,), "adapters begin as PEFT's do where nothing is said")
     fields.only("lora_task_type", ("CAUSAL_LM",), "only causal models are trained")
     if fields.flag("use_peft"):
         translate_lora(fields, section, in_bits=bits, **settings)
