@@ -233,6 +233,23 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
         Adapter(str(tmp_path / "head" / "adapter"), load_ours(tmp_path / "tied")[0], "policy.adapter")
 
 
+def test_an_embedding_with_more_tokens_is_found_at_the_check(tmp_path):
+    """Kills: a run that stops when it merges the adapter, long after the check."""
+    from peft import LoraConfig, get_peft_model
+
+    model = make_theirs(LLAMA)
+    model.save_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(33)
+    model.save_pretrained(tmp_path / "resized")
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    get_peft_model(model, LoraConfig(r=2, **settings)).save_pretrained(tmp_path / "adapter")
+    expected = r"lm_head.* has 33 rows and the model 31, .* resize_token_embeddings\(33\)"
+    with pytest.raises(UserError, match=expected):
+        Adapter(str(tmp_path / "adapter"), load_ours(tmp_path / "base")[0], "policy.adapter")
+    adapter = Adapter(str(tmp_path / "adapter"), load_ours(tmp_path / "resized")[0], "policy.adapter")
+    assert len(adapter.whole_tensors) == 2
+
+
 # ---------------------------------------------------------------- runs
 
 SHAPE = GPT2 | {"n_positions": 64, "vocab_size": 67}

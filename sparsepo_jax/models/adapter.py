@@ -17,6 +17,7 @@ import numpy as np
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.adapter_config import WEIGHTS, read_adapter_config
+from sparsepo_jax.models.adapter_problems import rows_problem, tower_problem
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.families import adapted_rules
 from sparsepo_jax.models.safetensors_file import TensorFile
@@ -27,8 +28,6 @@ from sparsepo_jax.models.wrappers import placed, trunks_of_adapters
 
 # Modules that share the embedding's weight where the head is tied.
 _TIED = ("wte", "embed_tokens", "embed_in", "lm_head", "embed_out")
-# Towers and projectors around text models, as their modules are called in transformers.
-_OF_TOWER = re.compile(r"\.(visual|vision_\w+|audio_\w+|embed_vision|multi_modal_projector|connector)\.")
 _WRAPPED = re.compile(r"(?P<module>.+?)(?P<layers>(\.base_layer)*)\.(?P<rest>lora_[AB]\..+)")
 _TENSOR = re.compile(r"(?P<module>.+?)\.(?P<part>lora_(?:embedding_)?[AB])(?:\.default)?(?:\.weight)?")
 
@@ -105,11 +104,8 @@ class Adapter:
         self.modules: list[Module] = []
         self.whole_tensors: dict[str, Place] = {}
         faults = self._sort_tensors()
-        if (of_tower := min(filter(_OF_TOWER.search, self._shapes), default=None)) is not None:
-            raise UserError(
-                f"{where}: {path}: {of_tower} adapts what sees images, which is not loaded here: merge the "
-                "adapter into its model with PEFT (merge_and_unload), and start from that"
-            )
+        if (problem := tower_problem(self._shapes)) is not None:
+            raise UserError(f"{where}: {path}: {problem}")
         if faults:
             more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
             raise UserError(
@@ -151,6 +147,8 @@ class Adapter:
             elif match:
                 rule, layer = place
                 halves.setdefault((module, rule, layer), {})[match["part"]] = full_name
+            elif problem := rows_problem(full_name, self._shapes[full_name][0], place[0], self.spec):
+                faults.append(problem)
             else:
                 self.whole_tensors[full_name] = place
         for (module, rule, layer), names in halves.items():
