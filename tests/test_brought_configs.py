@@ -289,6 +289,27 @@ def test_settings_of_open_instruct(tmp_path):
         assert line in text
 
 
+def test_what_simpos_trainer_takes_by_default_is_written_out(tmp_path):
+    """Its config is transformers' own, with lengths of 512 and 128. Kills: TRL's rate, 50 times smaller."""
+    config, _ = translated(
+        tmp_path, {"model_name_or_path": "a/b", "dataset_name": "c/d", "gamma_beta_ratio": 0.3}
+    )
+    assert (config.po.optimizer.learning_rate, config.compute.dtype) == (5e-5, "float32")
+    assert (config.data.max_length, config.data.max_prompt_length) == (512, 128)
+    given = {"gamma_beta_ratio": 0.3, "max_length": 2048, "max_prompt_length": 1800, "bf16": True}
+    config, text = translated(tmp_path, HANDBOOK | given)
+    assert (config.data.max_length, config.data.max_prompt_length) == (2048, 1800)
+    assert "max_prompt_length: 1800: a longer prompt is always cut here" in text
+
+
+def test_lengths_of_older_versions_are_said(tmp_path):
+    lengths = {"max_length": None, "max_prompt_length": 512}
+    content = {name: value for name, value in (TRL | lengths).items() if value is not None}
+    config, text = translated(tmp_path, content)
+    assert (config.data.max_length, config.data.max_prompt_length) == (1024, 512)
+    assert "max_length: not in the file: TRL's default is 1024, and was 512" in text
+
+
 def test_trainer_of_simpo_can_be_named(tmp_path, capsys):
     path = write(tmp_path, {"model_name_or_path": "org/model", "dataset_name": "org/pairs", "beta": 2.5})
     assert main(["--from-trl", str(path), "--trainer", "simpo"]) == 0

@@ -96,7 +96,9 @@ def translate(fields: Fields, trainer: str, known: set[str]) -> None:
     if fields.is_null("max_grad_norm"):
         fields.put_back("max_grad_norm", 0)
     defaults = {"learning_rate": 2e-5 if trainer == "sft" else 1e-6, "logging_steps": 10}
-    if "bf16" not in fields and "fp16" not in fields:
+    if trainer == "simpo":  # whose config has the defaults of transformers
+        translate_training(fields, section, {})
+    elif "bf16" not in fields and "fp16" not in fields:
         fields.differs("bf16: TRL's default is true, and so it is written out")
         fields.set("compute.dtype", "bfloat16")
         translate_training(fields, section, defaults)
@@ -164,12 +166,21 @@ def _translate_model(fields: Fields) -> None:
 def _translate_length(fields: Fields, trainer: str) -> None:
     if fields.is_null("max_length") and "max_seq_length" not in fields:
         fields.refuse("max_length: null: no row is cut there: write the length of the longest one")
-    length = fields.number("max_length", "max_seq_length", default=1024)
-    prompt = fields.take("max_prompt_length")
+    is_given = "max_length" in fields or "max_seq_length" in fields
+    length = fields.number("max_length", "max_seq_length", default=512 if trainer == "simpo" else 1024)
+    prompt = fields.take("max_prompt_length", default=128 if trainer == "simpo" else None)
     if prompt is None:
         fields.only("truncation_mode", ("keep_start",), "of a response the start is kept")
     else:  # in the versions that had max_prompt_length it was about prompts
         fields.only("truncation_mode", ("keep_end",), "of a prompt the end is kept")
+        fields.differs(
+            f"max_prompt_length: {prompt}: a longer prompt is always cut here; older TRL, and its CPO, ORPO, "
+            "KTO and SimPO, cut it in rows over max_length alone"
+        )
+        if not is_given and trainer != "simpo":
+            fields.differs(
+                "max_length: not in the file: TRL's default is 1024, and was 512 before version 0.12"
+            )
     if trainer == "dpo":
         fields.only("max_completion_length", (), "the longest response is max_length less the prompt")
     fields.aside({"max_completion_length": "only decoders are trained"})  # the other trainers' for encoders
