@@ -243,7 +243,7 @@ def test_an_embedding_with_more_tokens_is_found_at_the_check(tmp_path):
     model.save_pretrained(tmp_path / "resized")
     settings = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
     get_peft_model(model, LoraConfig(r=2, **settings)).save_pretrained(tmp_path / "adapter")
-    expected = r"lm_head.* has 33 rows and the model 31, .* resize_token_embeddings\(33\)"
+    expected = r"lm_head.* has 33 rows and the model 31: .* resize_token_embeddings\(33\)"
     with pytest.raises(UserError, match=expected):
         Adapter(str(tmp_path / "adapter"), load_ours(tmp_path / "base")[0], "policy.adapter")
     adapter = Adapter(str(tmp_path / "adapter"), load_ours(tmp_path / "resized")[0], "policy.adapter")

@@ -38,6 +38,6 @@ def rows_problem(name: str, rows: int, rule: Rule, spec: DecoderSpec) -> str | N
     if rule.ours[0] not in _OF_TOKENS or rows == spec.vocab_size:
         return None
     return (
-        f"{name} has {rows:,} rows and the model {spec.vocab_size:,}: where tokens were added for the training, "
+        f"{name} has {rows:,} rows and the model {spec.vocab_size:,}: where tokens were added for training, "
         f"add them to the model, too (transformers: resize_token_embeddings({rows})), save it, and take that"
     )
