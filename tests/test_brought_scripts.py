@@ -115,6 +115,7 @@ def test_a_command_in_a_page(tmp_path):
     [
         ("CUDA_VISIBLE_DEVICES=2,3 accelerate launch --config_file zero3.yaml dpo.py", 2),
         ("export CUDA_VISIBLE_DEVICES=0,1,2,3\ndeepspeed dpo.py", 4),
+        ("CUDA_VISIBLE_DEVICES=0,1 trl dpo", 2),
         ("CUDA_VISIBLE_DEVICES=0,1 torchrun dpo.py", 1),
         ("CUDA_VISIBLE_DEVICES=0,1 accelerate launch --num_processes 1 dpo.py", 1),
     ],
@@ -123,6 +124,12 @@ def test_a_launcher_without_a_number_takes_the_visible_devices(tmp_path, launche
     config, _ = from_text(tmp_path, "run.sh", f"{launcher} {ROWS}\n")
     assert config.po.batch_size == 4 * devices
     assert ("CUDA_VISIBLE_DEVICES: " in said(tmp_path)) == (devices > 1)
+
+
+def test_that_one_process_sees_several_devices_is_said(tmp_path):
+    """transformers splits its batch over them, unless the model lies on all of them."""
+    config, _ = from_text(tmp_path, "run.sh", f"CUDA_VISIBLE_DEVICES=0,1 python dpo.py {ROWS}\n")
+    assert config.po.batch_size == 4 and "CUDA_VISIBLE_DEVICES: 0,1: counted as 1" in said(tmp_path)
 
 
 def test_that_nobody_says_how_many_devices_it_ran_on_is_said(tmp_path):

@@ -91,12 +91,14 @@ def _processes(launcher: Sequence[str], program: str, variables: dict[str, str])
         if (each := number(processes)) is not None:
             return each * (number(machines) or 1), lines
     names = [word.rpartition("/")[2] for word in launcher]
-    takes_all = is_llama_factory or any(name in ("accelerate", "deepspeed") for name in names)
-    if not takes_all or "NPROC_PER_NODE" in variables:
-        return 1, lines
+    takes_all = is_llama_factory or any(name in ("accelerate", "deepspeed", "trl") for name in names)
     visible = variables.get("CUDA_VISIBLE_DEVICES", "")
-    if re.fullmatch(r"\d+(,\d+)*", visible):
-        devices = visible.count(",") + 1
+    devices = visible.count(",") + 1 if re.fullmatch(r"\d+(,\d+)*", visible) else 0
+    if not takes_all or "NPROC_PER_NODE" in variables:
+        if devices > 1 and not names.count("torchrun"):
+            lines.append(f"CUDA_VISIBLE_DEVICES: {visible}: counted as 1; --devices says another number")
+        return 1, lines
+    if devices:
         lines.append(f"CUDA_VISIBLE_DEVICES: {visible}: counted as {devices}; --devices says another number")
         return devices, lines
     lines.append("devices: how many it ran on is not in the text: counted as 1; say it by --devices")
