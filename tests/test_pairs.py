@@ -597,6 +597,13 @@ def test_a_mistake_of_the_scorer_can_be_mended(tmp_path, module, capsys):
     assert main(["--config", str(config)]) == 0
 
 
+def test_where_no_answers_differ_it_is_told_what_to_look_at(tmp_path, module, capsys):
+    module("def f(prompts, completions, rows):\n    return [1.0] * len(completions)\n")
+    run(tmp_path, **PAIRS)
+    said = capsys.readouterr().out
+    assert "note: there is nothing to train on" in said and "scored_samples.jsonl" in said
+
+
 def test_a_classifier_trained_on_reviews_makes_pairs_across_classes(tmp_path, capsys):
     scorer = {
         "kind": "classifier",

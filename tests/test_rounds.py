@@ -132,6 +132,16 @@ def test_what_is_finished_is_not_repeated_and_more_rounds_are_added(finished, ca
     assert len(json.loads((finished / "rounds.json").read_text())) == 3
 
 
+def test_a_stage_beside_the_rounds_is_no_stage_of_them(finished, capsys):
+    """Kills: answers of the first policy where those of the last round were meant."""
+    config = ["--config", str(finished.parent / "config.yaml"), "rounds=null", "stages=[generate]"]
+    for more in ([], ["--check"]):
+        assert main([*config, *more]) != 0
+        assert f"{finished} holds rounds" in capsys.readouterr().err
+    assert not (finished / "generations.jsonl").exists()
+    assert main(["--config", str(finished / "round_2" / "config.yaml"), "stages=[generate]"]) == 0
+
+
 def test_the_runs_of_a_chain_are_what_the_settings_say(tmp_path):
     changes = CHANGES | {"rounds": 3, "round_reference": "first", "export": {"dtype": "bfloat16"}}
     changes["stages"] = ["sft", "pairs", "po", "eval", "export", "report"]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from sparsepo_jax.config.schema.root import Config, Stage
 
 BEFORE: tuple[Stage, ...] = ("sft",)  # done once
+ROUND = "round_"  # and its number: the directory of a round's training
 MAKING: tuple[Stage, ...] = ("pairs",)  # done in each round, in a run of its own
 
 
@@ -44,8 +45,8 @@ def _parts(config: Config) -> Iterator[RoundPart]:
     for number in range(1, rounds + 1):
         seed = config.seed + number - 1  # other draws in each round
         starts = {"policy": policy, "tokenizer": tokenizer, "sft": {}, "seed": seed}
-        making = _with(config, f"round_{number}_pairs", starts | {"stages": [*MAKING], "reference": {}})
-        yield RoundPart(f"round_{number}_pairs", number, making)
+        making = _with(config, f"{ROUND}{number}_pairs", starts | {"stages": [*MAKING], "reference": {}})
+        yield RoundPart(f"{ROUND}{number}_pairs", number, making)
         made = {"path": str(Path(making.output_dir) / "pairs_made.jsonl")}
         changes = starts | {
             "stages": _training_stages(config, is_last=number == rounds),
@@ -55,8 +56,8 @@ def _parts(config: Config) -> Iterator[RoundPart]:
             changes["reference"] = config.reference.model_dump() | {"path": config.reference.path or first}
         if number < rounds:
             changes["export"] = _handed_on()
-        training = _with(config, f"round_{number}", changes)
-        yield RoundPart(f"round_{number}", number, training)
+        training = _with(config, f"{ROUND}{number}", changes)
+        yield RoundPart(f"{ROUND}{number}", number, training)
         policy, tokenizer = _left(training, tokenizer)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from sparsepo_jax.config.rounds import ROUND
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.models.directory import CONFIG
 
@@ -20,6 +21,12 @@ def place_mistakes(config: Config) -> Iterator[str]:
         there = next(part for part in (place, *place.absolute().parents) if part.exists())
         if not there.is_dir():
             yield f"{name}: {there} is a file: take another path, or put the file away"
+    if config.rounds is None and (Path(config.output_dir) / f"{ROUND}1").is_dir():
+        yield (
+            f"output_dir: {config.output_dir} holds rounds, each a run of its own, and this would be another "
+            f"run beside them: a round is read with --config {config.output_dir}/{ROUND}N/config.yaml, and "
+            "continued with rounds; else take another output_dir"
+        )
     if "export" in config.stages:
         place = Path(config.export.path or Path(config.output_dir) / "export")
         if others := _other_files(place):

@@ -83,6 +83,12 @@ def make_pairs(run: Run) -> None:
         summary = _summarise(records, pairs)
         write_json(run.output_dir / "pairs" / "summary.json", summary)
         say(f"pairs: {_describe(summary)}, in {time.time() - began_s:.1f} s -> {made_path}")
+        if not summary["pairs"]:
+            say(
+                "note: there is nothing to train on: no two answers to a prompt differ enough in score; "
+                f"look at {scored_path}, raise generation.samples or generation.temperature, or take "
+                "another scorer"
+            )
     run.mark("pairs", began_s)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from sparsepo_jax.config.rounds import RoundPart
+from sparsepo_jax.config.rounds import ROUND, RoundPart
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.files import write_json
 from sparsepo_jax.report.files import evaluation_if_sound, read_if_sound
@@ -29,7 +29,7 @@ def say_rounds(config: Config, parts: Sequence[RoundPart]) -> None:
 
 
 def _figures(config: Config, number_of_round: int) -> dict[str, Any]:
-    directory = Path(config.output_dir) / f"round_{number_of_round}"
+    directory = Path(config.output_dir) / f"{ROUND}{number_of_round}"
     made_path = directory.with_name(f"{directory.name}_pairs") / "pairs" / "summary.json"
     made = read_if_sound(made_path, stage="pairs", broken=[])
     summary = evaluation_if_sound(directory, [])
