@@ -250,6 +250,27 @@ def test_an_embedding_with_more_tokens_is_found_at_the_check(tmp_path):
     assert len(adapter.whole_tensors) == 2
 
 
+def test_the_one_embedding_that_peft_saves_along_is_taken_where_the_head_is_tied(tmp_path):
+    """PEFT stores it under both names, where tokens were added; copies of their own would not be one."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LLAMA | {"tie_word_embeddings": True}
+    model = make_theirs(config)
+    model.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).eval()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.1)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    merged, base = merged_logits(tmp_path)
+    expected = their_outputs(adapted, IDS, VALID).logits.numpy()
+    np.testing.assert_allclose(merged, expected, atol=PARITY_LOGITS)
+    assert not np.allclose(base, expected, atol=1e-2)
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"modules_to_save": ["lm_head"]}))
+    with pytest.raises(UserError, match="embedding and head are one in this model"):
+        Adapter(str(tmp_path / "adapter"), load_ours(tmp_path / "base")[0], "policy.adapter")
+
+
 # ---------------------------------------------------------------- runs
 
 SHAPE = GPT2 | {"n_positions": 64, "vocab_size": 67}

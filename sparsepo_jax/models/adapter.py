@@ -21,7 +21,7 @@ from sparsepo_jax.models.adapter_problems import rows_problem, tower_problem
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.families import adapted_rules
 from sparsepo_jax.models.safetensors_file import TensorFile
-from sparsepo_jax.models.tensor_names import module_name
+from sparsepo_jax.models.tensor_names import embedding_name, module_name
 from sparsepo_jax.models.weight_rules import Rule
 from sparsepo_jax.models.weights import LayerPlace, Place, TensorPart, parts_of, tensor_places
 from sparsepo_jax.models.wrappers import placed, trunks_of_adapters
@@ -137,7 +137,10 @@ class Adapter:
             match = _TENSOR.fullmatch(name)
             module = match["module"] if match else name.removesuffix(".weight")
             place = places.get(f"{module}.weight", places.get(module)) if match else places.get(name)
-            if self.spec.tied_head and module.endswith(_TIED):
+            tied = self.spec.tied_head and module.endswith(_TIED)
+            if tied and place is None:
+                place = places[embedding_name(self.spec)]
+            if tied and (match or self.config.has_copies):
                 faults.append(
                     f"{full_name}: embedding and head are one in this model, and PEFT adapts one of them "
                     "alone"

@@ -42,6 +42,7 @@ class AdapterConfig(NamedTuple):
         rslora: whether the scale is alpha / sqrt(rank) instead of alpha / rank.
         alpha_pattern: regular expression -> alpha of the modules whose names end so.
         parameters: ends of the names of adapted tensors that PEFT knows by the tensor, not by the module.
+        has_copies: whether modules were trained as copies; else complete tensors are the model's own.
     """
 
     directory: Path
@@ -51,6 +52,7 @@ class AdapterConfig(NamedTuple):
     rslora: bool
     alpha_pattern: Mapping[str, float]
     parameters: tuple[str, ...]
+    has_copies: bool
 
     def scale(self, module: str, rank: int) -> float:
         """The factor of B A in a module, as in PEFT: the first pattern that fits the end of its name wins.
@@ -102,6 +104,7 @@ def read_adapter_config(path: str, where: str) -> AdapterConfig:
         rslora=bool(content.get("use_rslora")),
         alpha_pattern=content.get("alpha_pattern") or {},
         parameters=tuple(content.get("target_parameters") or ()),
+        has_copies=bool(content.get("modules_to_save")),
     )
 
 
