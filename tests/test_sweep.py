@@ -512,6 +512,18 @@ def test_a_sweep_ends_with_one_report_of_its_runs(swept):
     assert (swept[0] / "comparison.html").read_text().count("<html") == 1
 
 
+def test_a_stage_beside_the_runs_of_a_sweep_reads_none_of_them(swept, capsys):
+    """Kills: an export of the policy that all runs began with."""
+    base, command = swept
+    config = command[: command.index("--sweep")]
+    assert main([*config, "stages=[export]"]) == 1
+    assert f"output_dir: {base} holds a sweep" in capsys.readouterr().err and not (base / "export").exists()
+    cell = base / "beta=0.1,seed=0"
+    assert main(["--config", str(cell / "config.yaml"), "stages=[export]"]) == 0
+    assert "Trained with sparsepo_jax" in (cell / "export" / "README.md").read_text()
+    shutil.rmtree(cell / "export")
+
+
 def test_what_is_finished_is_not_run_again(swept, capsys):
     base, command = swept
     before = {path: path.stat().st_mtime_ns for path in base.rglob("summary.json")}

@@ -6,6 +6,7 @@ from pathlib import Path
 from sparsepo_jax.config.rounds import ROUND
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.models.directory import CONFIG
+from sparsepo_jax.run.resume import LOOKING, TRAINING
 
 _MOST_NAMED = 3
 # What an export that broke off may have left without a config.json.
@@ -26,6 +27,12 @@ def place_mistakes(config: Config) -> Iterator[str]:
             f"output_dir: {config.output_dir} holds rounds, each a run of its own, and this would be another "
             f"run beside them: a round is read with --config {config.output_dir}/{ROUND}N/config.yaml, and "
             "continued with rounds; else take another output_dir"
+        )
+    if (Path(config.output_dir) / "sweep.json").is_file() and not {*TRAINING, *LOOKING} & set(config.stages):
+        yield (
+            f"output_dir: {config.output_dir} holds a sweep, whose runs lie in directories of their own, and "
+            f"{', '.join(config.stages)} would read none of them: one is read with --config "
+            f"{config.output_dir}/NAME/config.yaml, all with --sweep; else take another output_dir"
         )
     if "export" in config.stages:
         place = Path(config.export.path or Path(config.output_dir) / "export")
