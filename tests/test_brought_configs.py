@@ -310,6 +310,22 @@ def test_lengths_of_older_versions_are_said(tmp_path):
     assert "max_length: not in the file: TRL's default is 1024, and was 512" in text
 
 
+def test_parts_of_open_instructs_mixtures(tmp_path):
+    """Kills: one row of a data set whose share is 1, and the first split for all."""
+    mixed = translated(tmp_path, OPEN_INSTRUCT | {"dataset_mixer": {"a/b": 1, "a/c": 0.5, "a/d": 300}})[0]
+    assert [source.split for source in mixed.data.train] == ["train", "train[:50%]", "train[:300]"]
+    content = OPEN_INSTRUCT | {"dataset_mixer": None, "dataset_mixer_list": ["a/b", "1.0", "a/c", "7"]}
+    splits = {"dataset_mixer_list_splits": ["train", "test"]}
+    config = translated(tmp_path, content | splits)[0]
+    assert [source.split for source in config.data.train] == ["train", "test[:7]"]
+    splits = {"dataset_mixer_list_splits": ["train", "test", "dev"]}
+    assert "dataset_mixer_list_splits: " in refused(tmp_path, content | splits)
+    for part in ("2.0", "all", "-1", "1}.0", "."):
+        said = refused(tmp_path, content | {"dataset_mixer_list": ["a/b", part]})
+        assert f"'a/b': expected a share of its rows up to 1.0, or their number, got '{part}'" in said
+    assert "behind each name" in refused(tmp_path, content | {"dataset_mixer_list": ["a/b", "1.0", "a/c"]})
+
+
 def test_trainer_of_simpo_can_be_named(tmp_path, capsys):
     path = write(tmp_path, {"model_name_or_path": "org/model", "dataset_name": "org/pairs", "beta": 2.5})
     assert main(["--from-trl", str(path), "--trainer", "simpo"]) == 0

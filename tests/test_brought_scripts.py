@@ -1,6 +1,7 @@
 """Launch scripts, Python scripts and notebooks as people have them: read as configs, and nothing is run."""
 
 import json
+import warnings
 
 import pytest
 
@@ -210,6 +211,16 @@ def test_values_that_are_computed_otherwise_are_said(tmp_path, value):
     script = f"size = size\nDPOConfig(beta={value}, loss_type='sigmoid')"
     assert from_text(tmp_path, "a.py", script)[1] == 0
     assert "in the script: its value is not known: set it" in said(tmp_path)
+
+
+def test_what_python_warns_of_in_a_script_is_not_shown(tmp_path):
+    """An escape that there is not, in a text without an r."""
+    script = "name = '\\d'\nDPOConfig(beta=0.2, loss_type='sigmoid')"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(SyntaxError):
+            compile(script, "a.py", "exec")
+        assert from_text(tmp_path, "a.py", script)[0].objective.beta == 0.2
 
 
 def test_the_class_of_the_trainer_tells_which_it_is(tmp_path, capsys):

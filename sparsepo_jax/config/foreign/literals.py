@@ -2,6 +2,7 @@
 
 import ast
 import operator
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,17 @@ _SUMS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
 }
 _DTYPES = {"bfloat16", "float16", "float32", "half"}  # of torch
+
+
+def parse_quietly(text: str) -> ast.Module:
+    """A script's tree, without Python's warnings of what its author wrote ("\\d" without an r).
+
+    Raises:
+        SyntaxError, ValueError, RecursionError, MemoryError: it is no Python.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(text)
 
 
 def find_constants(tree: ast.AST) -> dict[str, ast.expr]:

@@ -1,8 +1,9 @@
 """The Python of a Jupyter notebook: its code cells without the lines that are for IPython."""
 
-import ast
 import json
 import re
+
+from sparsepo_jax.config.foreign.literals import parse_quietly
 
 _OTHER_CELL = re.compile(r"\s*%%(?!capture|time|timeit)")  # %%bash, %%writefile: another language
 _COMMAND = re.compile(r"(\s*)[!%]")
@@ -28,7 +29,7 @@ def read_notebook(text: str) -> tuple[str, list[str]]:
             continue
         source = _without_commands(source)
         try:
-            ast.parse(source)
+            parse_quietly(source)
         except (SyntaxError, ValueError):
             lines.append(f"cell {number} is no Python, and is not read")
         else:

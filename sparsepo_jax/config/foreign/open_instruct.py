@@ -1,5 +1,6 @@
 """The configs of open-instruct's dpo_tune_cache."""
 
+import re
 from typing import Any
 
 from sparsepo_jax.config.foreign.fields import Fields
@@ -159,16 +160,7 @@ def _translate_data(fields: Fields) -> None:
     )
     template = fields.take("chat_template_name", default="tulu")
     fields.differs(f"chat_template_name: {template}: the tokenizer's own chat template writes messages here")
-    mixed = fields.take("dataset_mixer", default={})
-    if not isinstance(mixed, dict):
-        fields.refuse(f"dataset_mixer: expected names with their shares, got {shown(mixed)}")
-        mixed = {}
-    listed = fields.texts("dataset_mixer_list", "mixer_list", default=[])
-    parts = [*mixed.items(), *zip(listed[::2], listed[1::2], strict=False)]
-    splits = fields.texts("dataset_mixer_list_splits", "mixer_list_splits", default=["train"])
-    for name in ("dataset_name", "train_file"):
-        if (path := fields.take(name)) is not None:
-            parts.append((path, "1.0"))
+    parts = _parts(fields)
     subset = fields.take("dataset_config_name")
     most = fields.take("max_train_samples")
     if most is not None and len(parts) > 1:
@@ -177,7 +169,16 @@ def _translate_data(fields: Fields) -> None:
         )
     elif most is not None:
         parts = [(path, str(most)) for path, _ in parts]
-    sources = [{"path": path, "split": _split(splits[0], str(share))} for path, share in parts]
+    splits = fields.texts("dataset_mixer_list_splits", "mixer_list_splits", default=["train"])
+    if len(splits) not in (1, len(parts)):
+        fields.refuse(
+            f"dataset_mixer_list_splits: {shown(splits)}: expected one, or one for each of {len(parts)} parts"
+        )
+    splits = splits if len(splits) == len(parts) else splits[:1] * len(parts)
+    sources = [
+        {"path": path, "split": _split(fields, path, split, share)}
+        for (path, share), split in zip(parts, splits, strict=True)
+    ]
     if subset is not None:
         sources = [source | {"subset": subset} for source in sources]
     if not sources:
@@ -185,11 +186,34 @@ def _translate_data(fields: Fields) -> None:
     fields.set("data.train", sources)
 
 
-def _split(split: str, share: str) -> str:
-    """Part of a split: "1.0" is all of it, "0.5" its first half, "100" its first hundred rows."""
-    if "." not in share:
+def _parts(fields: Fields) -> list[tuple[Any, str]]:
+    """The data sets, each with how much of it: "0.5" is its first half, "100" its first hundred rows."""
+    mixed = fields.take("dataset_mixer", default={})
+    if not isinstance(mixed, dict):
+        fields.refuse(f"dataset_mixer: expected names with their shares, got {shown(mixed)}")
+        mixed = {}
+    # In a mapping numbers up to 1 are shares, in a list those with a point.
+    parts = [(path, "1.0" if share == 1 else str(share)) for path, share in mixed.items()]
+    listed = fields.texts("dataset_mixer_list", "mixer_list", default=[])
+    if len(listed) % 2:
+        fields.refuse(f"dataset_mixer_list: {shown(listed)}: expected a share or number behind each name")
+    parts += zip(listed[::2], listed[1::2], strict=False)
+    for name in ("dataset_name", "train_file"):
+        if (path := fields.take(name)) is not None:
+            parts.append((path, "1.0"))
+    return parts
+
+
+def _split(fields: Fields, path: Any, split: str, share: str) -> str:
+    if re.fullmatch(r"\d+", share):
         return f"{split}[:{share}]"
-    return split if float(share) == 1 else f"{split}[:{100 * float(share):g}%]"
+    if re.fullmatch(r"\d*\.\d*", share) and share != "." and 0 < float(share) <= 1:
+        return split if float(share) == 1 else f"{split}[:{100 * float(share):g}%]"
+    fields.refuse(
+        f"dataset_mixer_list: {shown(path)}: expected a share of its rows up to 1.0, or their number, "
+        f"got {shown(share)}"
+    )
+    return split
 
 
 def _translate_objective(fields: Fields, known: set[str]) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from sparsepo_jax.config.foreign.literals import Constants, find_constants, value_of
+from sparsepo_jax.config.foreign.literals import Constants, find_constants, parse_quietly, value_of
 
 _TRAINERS = {f"{name.upper()}Config": name for name in ("dpo", "kto", "cpo", "orpo", "sft")}
 _TRAINERS["SimPOConfig"] = "simpo"
@@ -70,7 +70,7 @@ def read_script(text: str) -> tuple[dict[str, Any], str, list[str]]:
         NoScript: says why there are none.
     """
     try:
-        tree = ast.parse(text)
+        tree = parse_quietly(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise NoScript(f"no Python ({error})") from None
     constants = find_constants(tree)
