@@ -354,11 +354,15 @@ def end(status: int) -> NoReturn:
 
 def console() -> NoReturn:
     """The command `sparsepo`, and `python -m sparsepo_jax.main`."""
+    from sparsepo_jax.core.stop import Stop, Terminated
+
     try:
-        status = main()
-    except KeyboardInterrupt:  # before a run began
-        print("interrupted", file=sys.stderr)
-        status = 130
+        with Stop().listening():
+            status = main()
+    except KeyboardInterrupt as asked:  # before a run began
+        is_terminated = isinstance(asked, Terminated)
+        print("stopped by SIGTERM or SIGHUP" if is_terminated else "interrupted", file=sys.stderr)
+        status = RUN_AGAIN if is_terminated else 130
     ignore_signals(status)
     end(status)
 

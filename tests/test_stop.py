@@ -182,7 +182,15 @@ program.leave(program.RUN_AGAIN)
     assert ended(program, signal.SIGTERM, signal.SIGHUP) == (RUN_AGAIN, "")
 
 
-def test_ctrl_c_before_a_run_begins_is_one_line():
+@pytest.mark.parametrize(
+    "number, answer",
+    [
+        (signal.SIGINT, (130, "interrupted\n")),
+        (signal.SIGTERM, (RUN_AGAIN, "stopped by SIGTERM or SIGHUP\n")),
+    ],
+)
+def test_a_signal_before_a_run_begins_is_one_line(number, answer):
+    """Kills: status 143 of a run stopped while it reads its config, which no launcher starts again."""
     program = """
 import time
 from sparsepo_jax import main as program
@@ -190,4 +198,4 @@ from sparsepo_jax import main as program
 program.command = lambda arguments: print("reading", flush=True) or time.sleep(60)
 program.console()
 """
-    assert ended(program, signal.SIGINT) == (130, "interrupted\n")
+    assert ended(program, number) == answer
