@@ -72,6 +72,30 @@ def test_dialogues_of_another_prompt_say_how_it_is_left_out(load):
         load([row], CHAT)
 
 
+def shared(turn):
+    return {"from": {"user": "human", "assistant": "gpt"}[turn["role"]], "value": turn["content"]}
+
+
+def test_conversations_may_end_with_the_chosen_answer(load):
+    """With a column chosen, too. Kills: an answer that is read before it is trained on."""
+    plain = load([{"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}], CHAT).digest()
+    talk, good, bad = [shared(USER), shared(GOOD)], shared(GOOD), shared(BAD)
+    for row in (
+        {"conversations": talk, "rejected": bad},
+        {"conversations": talk, "rejected": "What"},
+        {"conversations": talk, "rejected": [shared(USER), bad]},
+        {"conversations": talk, "chosen": good, "rejected": bad},
+        {"conversations": talk, "chosen": "Hello", "rejected": "What"},
+        {"conversations": talk[:1], "chosen": good, "rejected": bad},
+    ):
+        load.lines.clear()
+        assert load([row], CHAT).digest() == plain and load.lines == []
+    load([{"conversations": talk, "chosen": "Ho", "rejected": "What"}], CHAT)
+    assert "the prompt ends with a message of the assistant" in load.lines[0]
+    with pytest.raises(UserError, match="no chosen; the row has: conversations, rejected"):
+        load([{"conversations": talk[:1], "rejected": bad}], CHAT)
+
+
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
 def test_reasoning_that_a_template_drops_is_said(load, key):
     row = {"prompt": [USER], "chosen": [GOOD | {key: "Let me see"}], "rejected": [BAD]}

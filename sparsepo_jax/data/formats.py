@@ -11,7 +11,7 @@ Pairs, by the columns that are there (the first that fits):
     chosen, rejected                            whole lists of {role, content} that begin with the prompt
     conversations, chosen, rejected             ShareGPT: lists of {from, value}
     messages, chosen, rejected                  messages to be answered (Axolotl)
-    messages, rejected                          the last turn of messages is chosen (ms-swift)
+    messages, rejected                          the last turn of messages, or conversations, is chosen
     instruction, input, chosen, rejected        Alpaca: instruction and input, a line each, are the prompt
     prompt, responses, scores                   several answers, which become pairs: see ranked.py
     prompt, response_0, response_1, ...         two answers and which is better: see comparisons.py
@@ -72,6 +72,7 @@ from sparsepo_jax.data.messages import (
     refuse_several,
     refuse_system,
     refuse_unreadable,
+    text_of,
     with_system,
 )
 from sparsepo_jax.data.ranked import answer_texts
@@ -219,10 +220,14 @@ def _in_our_columns(row: dict[str, Any], kind: RowKind) -> dict[str, Any]:
         return row
     if kind != "sft" and "messages" in row and _asks(row["messages"]):
         return row | {"prompt": row["messages"]}
-    if kind == "pairs" and {"messages", "rejected"} <= row.keys() and "chosen" not in row:
-        return row | _chosen_last(row)
-    if "conversations" in row and "messages" not in row:
+    name = next((name for name in ("messages", "conversations") if name in row), None)
+    lacks_chosen = kind == "pairs" and "rejected" in row and "chosen" not in row
+    if lacks_chosen and name is not None and not (name == "conversations" and _asks(row[name])):
+        return row | _chosen_last(row, name)
+    if name == "conversations":
         dialogue = read_messages(row["conversations"], "conversations", "user")
+        if kind == "pairs" and len(dialogue) > 1 and _is_answer(dialogue[-1], row.get("chosen")):
+            dialogue.pop()
         holds_answer = kind == "sft" and "completion" not in row
         return row | {"messages" if holds_answer else "prompt": dialogue}
     if "instruction" in row and not (kind == "sft" and {"messages", "text", "input_ids"}.intersection(row)):
@@ -233,11 +238,19 @@ def _in_our_columns(row: dict[str, Any], kind: RowKind) -> dict[str, Any]:
     return row
 
 
-def _chosen_last(row: dict[str, Any]) -> dict[str, Any]:
+def _is_answer(turn: dict[str, Any], chosen: Any) -> bool:
+    """Whether the last turn of a dialogue is the chosen answer, which stands in a column of its own, too."""
+    if turn["role"] != "assistant" or not isinstance(chosen, str | dict | list) or not chosen:
+        return False
+    answer = read_messages(chosen, "chosen")
+    return len(answer) == 1 and text_of(answer[0]).strip() == text_of(turn).strip()
+
+
+def _chosen_last(row: dict[str, Any], name: str) -> dict[str, Any]:
     """The columns of a row whose messages end with the chosen answer, and whose other answer is rejected."""
-    *asked, answer = read_messages(row["messages"], "messages")
+    *asked, answer = read_messages(row[name], name)
     if not asked:
-        raise BadRow("messages hold one turn: expected a prompt before the chosen answer")
+        raise BadRow(f"{name} hold one turn: expected a prompt before the chosen answer")
     if read_messages(row["rejected"], "rejected")[0]["role"] == "assistant":
         return {"prompt": asked, "chosen": [answer]}
     return {"chosen": [*asked, answer]}
