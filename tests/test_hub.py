@@ -13,7 +13,7 @@ from helpers.program import run, write_config
 from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
-from sparsepo_jax.report.card import Origin, Parts, make_card
+from sparsepo_jax.report.card import Origin, Parts, _as_code, make_card
 from sparsepo_jax.run.check import make_plan_text
 from sparsepo_jax.run.sweep import parse_axes, plan_sweep
 from sparsepo_jax.stages import hub
@@ -185,6 +185,13 @@ def test_without_a_card_nothing_is_pushed(tmp_path, hub_service, capsys, monkeyp
 
 
 ORIGIN = Origin("liked", "org/base", "org/base", ["org/pairs"], ["po"], "dpo", False, "seed: 0\n")
+
+
+def test_names_and_tokens_are_no_markup_in_a_card(tmp_path):
+    """Kills: a run called <b>, and a token of backticks that opens a code block."""
+    found = make_card(ORIGIN._replace(name='<b>a_b"&amp;*c*', start="models/[x](y)"), Parts(), tmp_path)
+    assert '\n# \\<b\\>a_b"\\&amp;\\*c\\*\n' in found and "from models/\\[x\\](y): po" in found
+    assert [_as_code(text) for text in ("good", "`", "a``b")] == ["`good`", "`` ` ``", "```a``b```"]
 
 
 @pytest.mark.parametrize(

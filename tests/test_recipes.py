@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 
@@ -144,6 +145,7 @@ def test_a_hub_id_without_a_network_is_one_line(tmp_path, capsys):
     assert line.startswith(
         "error: bigcode/starcoderbase-1b: neither a local directory nor reachable on the Hugging Face Hub"
     )
+    assert f"looked for from {os.getcwd()};" in line and "HF_TOKEN" in line
 
 
 def test_a_checkpoint_of_another_shape_than_the_recipe_says_is_refused(tmp_path, capsys):

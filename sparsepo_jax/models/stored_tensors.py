@@ -1,5 +1,6 @@
 """The tensors of a checkpoint directory, and where it comes from."""
 
+import os
 from collections import Counter
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -173,5 +174,6 @@ def find_checkpoint(path: str) -> Path:
     except Exception as error:  # the Hub's client raises a dozen types; all mean that it cannot be had
         raise UserError(
             f"{path}: neither a local directory nor reachable on the Hugging Face Hub "
-            f"({type(error).__name__})"
+            f"({type(error).__name__}): a directory is looked for from {os.getcwd()}; a gated or private "
+            "model needs HF_TOKEN (hf auth login); without a network give the directory of a download"
         ) from error

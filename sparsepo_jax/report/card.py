@@ -1,5 +1,6 @@
 """The model card of an export, Markdown: what the model is, how to load it, and how it came about."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -65,9 +66,9 @@ def make_card(origin: Origin, parts: Parts, output_dir: Path, repository: str | 
     objective = f" (objective {origin.objective})" if origin.objective else ""
     lines = [
         *_front_matter(origin, parts),
-        f"# {origin.name}",
+        f"# {_plain(origin.name)}",
         "",
-        f"Trained with sparsepo_jax from {origin.start}: {stages}{objective}.",
+        f"Trained with sparsepo_jax from {_plain(origin.start)}: {stages}{objective}.",
         "",
         "## How to load it",
         "",
@@ -148,6 +149,18 @@ def _evaluation(summary: dict[str, Any], output_dir: Path) -> Iterator[str]:
     yield from _largest_masks(output_dir)
 
 
+def _plain(text: str) -> str:
+    """A text of which Markdown makes nothing else."""
+    return re.sub(r"([\\`*\[\]<>|&])", r"\\\1", text)
+
+
+def _as_code(text: str) -> str:
+    """A text as code, between more backticks than it has in a row."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    room = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{room}{text}{room}{fence}"
+
+
 def _largest_masks(output_dir: Path) -> Iterator[str]:
     """Tokens on which the mask is largest, in the pairs of the report; none without a mask."""
     path = pairs_path(output_dir)
@@ -155,7 +168,9 @@ def _largest_masks(output_dir: Path) -> Iterator[str]:
     if not pairs or heatmap.without_masks(pairs):
         return
     mask = heatmap.mask_of(pairs)
-    shown = [f"`{row.label}` {number(row.mean)}" for row in heatmap.top_tokens(pairs, mask, limit=_TOKENS)]
+    shown = [
+        f"{_as_code(row.label)} {number(row.mean)}" for row in heatmap.top_tokens(pairs, mask, limit=_TOKENS)
+    ]
     zeros = heatmap.zero_share([token for pair in pairs for token in pair.tokens], mask)
     if shown and zeros is not None:
         plain = [text.replace("\n", " ") for text in shown]
