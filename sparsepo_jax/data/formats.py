@@ -84,6 +84,7 @@ from sparsepo_jax.data.values import (
     check_text,
     columns_of,
     elsewhere,
+    elsewhere_or_listed,
     read_before,
     read_ids,
     read_pair_weight,
@@ -151,7 +152,7 @@ def _from_answered(
     if kind == "sft" and not missing and "prompt" not in row:
         missing = ["prompt"]
     if missing:
-        raise BadRow(f"no {', '.join(missing)}; the row has: {has}; {_where(row, kind, missing)}")
+        raise BadRow(f"no {', '.join(missing)}; the row has: {has}; {elsewhere_or_listed(row, missing)}")
 
     values = tuple(row[name] for name in names)
     if all(isinstance(value, str) for value in (*values, row.get("prompt", ""))):
@@ -160,24 +161,6 @@ def _from_answered(
         return _from_dialogues(row, names, annotations, render, eos, train_on)
     types = ", ".join(f"{name} is {type(row[name]).__name__}" for name in ("prompt", *names) if name in row)
     raise BadRow(f"expected text or lists of messages: {types}")
-
-
-def _where(row: dict[str, Any], kind: RowKind, missing: list[str]) -> str:
-    """What to do about missing columns: they may have other names, or be the answers of one list."""
-    answers = next((name for name, value in row.items() if kind == "pairs" and _may_be_answers(value)), None)
-    if answers is None or set(missing) != {"chosen", "rejected"}:
-        return elsewhere(*missing)
-    return f"{elsewhere(*missing)}; if {answers} holds several answers, {{responses: {answers}}}"
-
-
-def _may_be_answers(value: Any) -> bool:
-    """Whether a column holds several texts, or several things that have a text."""
-    texts = ("text", "response", "answer", "completion")
-    return (
-        isinstance(value, list)
-        and len(value) > 1
-        and all(isinstance(one, str) or (isinstance(one, dict) and any(map(one.get, texts))) for one in value)
-    )
 
 
 def without_absent(row: dict[str, Any]) -> dict[str, Any]:

@@ -178,6 +178,27 @@ def elsewhere(*names: str) -> str:
     return f"if the data calls that otherwise, set columns: {{{columns}}} beside its path"
 
 
+def elsewhere_or_listed(row: dict[str, Any], missing: list[str]) -> str:
+    """What to do about missing columns: they may have other names, or be the answers of one list.
+
+    Args:
+        row: the row, without nulls.
+        missing: ours, of the missing columns.
+    """
+    answers = next((name for name, value in row.items() if _may_be_answers(value)), None)
+    if answers is None or set(missing) != {"chosen", "rejected"}:
+        return elsewhere(*missing)
+    return f"{elsewhere(*missing)}; if {answers} holds several answers, {{responses: {answers}}}"
+
+
+def _may_be_answers(value: Any) -> bool:
+    """Whether a column holds several texts, or several things that have a text."""
+    if not isinstance(value, list) or len(value) < 2:
+        return False
+    texts = ("text", "response", "answer", "completion")
+    return all(isinstance(one, str) or (isinstance(one, dict) and any(map(one.get, texts))) for one in value)
+
+
 def common_prefix(*texts: str) -> str:
     """What all texts begin with, character by character.
 
