@@ -33,6 +33,7 @@ MODELS = {
     "qwen3_moe": "Qwen3-30B-A3B, Qwen3-235B-A22B",
     "mixtral": "Mixtral",
     "olmoe": "OLMoE",
+    "gemma": "Gemma 2B and 7B of 2024, CodeGemma",
     "gemma2": "Gemma 2",
     "gemma3_text": "Gemma 3 270M and 1B",
     "gemma4_text": "the text model of Gemma 4 31B",

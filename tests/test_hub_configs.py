@@ -29,7 +29,7 @@ IGNORED = hub_configs.IGNORED | recent_configs.IGNORED
 SHARED = Path(__file__).parents[2] / "shared" / "hub_configs" / "configs.json"
 # Families whose model asks the config for head_dim and does not work it out.
 OWN_HEAD_DIM = {
-    *("qwen3", "gpt_oss", "gemma2", "gemma3_text", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"),
+    *("qwen3", "gpt_oss", "gemma", "gemma2", "gemma3_text", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"),
     *("ministral", "ministral3", "helium", "glm4"),
 }
 MISTRAL, QWEN2 = CONFIGS["mistral"], CONFIGS["qwen2"]

@@ -34,6 +34,7 @@ from sparsepo_jax.models.kin_readers import (
     read_starcoder2,
 )
 from sparsepo_jax.models.llama_readers import (
+    read_gemma,
     read_gemma2,
     read_gemma3,
     read_llama,
@@ -92,6 +93,7 @@ FAMILIES: dict[str, Family] = {
     "mixtral": Family(read_mixtral, llama_rules, "MixtralForCausalLM"),
     "olmoe": Family(read_olmoe, llama_rules, "OlmoeForCausalLM"),
     "gpt_oss": Family(read_gpt_oss, gpt_oss_rules, "GptOssForCausalLM"),
+    "gemma": Family(read_gemma, llama_rules, "GemmaForCausalLM"),
     "gemma2": Family(read_gemma2, llama_rules, "Gemma2ForCausalLM"),
     "gemma3_text": Family(read_gemma3, llama_rules, "Gemma3ForCausalLM"),
     "gemma4_text": Family(read_gemma4, llama_rules, "Gemma4ForCausalLM"),

@@ -42,6 +42,7 @@ _READ = {
     "olmoe": f"{_EXPERTS} attention_bias sliding_window num_experts norm_topk_prob",
     "gpt_oss": f"""{_LLAMA} attention_bias sliding_window layer_types num_local_experts num_experts_per_tok
         swiglu_alpha swiglu_limit""",
+    "gemma": f"{_LLAMA} hidden_act attention_bias use_bidirectional_attention",
     "gemma2": f"{_GEMMA} attn_logit_softcapping",
     "gemma3_text": f"{_GEMMA} rope_local_base_freq sliding_window_pattern",
     "gemma4_text": """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads

@@ -55,6 +55,7 @@ _USUAL = {
     "mixtral": _Usual(base=1e6),
     "olmoe": _Usual(one_each=True, eps=1e-5),
     "gpt_oss": _Usual(own_head_dim=True, base=150000.0),
+    "gemma": _GEMMA._replace(activation=("hidden_act", "gelu_pytorch_tanh")),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA._replace(base=1e6, local_base=10000.0),
     "gemma4_text": _GEMMA._replace(base=1e6, local_base=10000.0, proportional=True),
@@ -288,6 +289,17 @@ def read_olmo2(config: FamilyFields) -> DecoderSpec:
     return replace(with_attention_bias(config, "olmo2"), norms="after", qk_norm="all")
 
 
+def read_gemma(config: FamilyFields) -> DecoderSpec:
+    """Gemma of 2024, CodeGemma.
+
+    Args:
+        config: the fields that the family reads.
+    """
+    spec = _with_gemma_scales(with_attention_bias(config, "gemma"))
+    # The files of 2024 say gelu; the models were trained with its approximation, which transformers takes.
+    return replace(spec, activation="gelu_tanh") if spec.activation == "gelu" else spec
+
+
 def read_gemma2(config: FamilyFields) -> DecoderSpec:
     """Gemma 2.
 
@@ -324,13 +336,16 @@ def _gemma_like(
     every = needed(config, family, "sliding_window_pattern", full_every)
     windows = windows_of(config, spec, needed_window(config, family), pattern(spec, every))
     return replace(
-        layered(spec, with_windows(spec, windows)),
+        _with_gemma_scales(layered(spec, with_windows(spec, windows))),
         norms="both",
-        norm_offset=1.0,
         query_scale=needed(config, family, "query_pre_attn_scalar") ** -0.5,
-        embed_scale=float(spec.width) ** 0.5,
         logit_softcap=softcap(config, "final_logit_softcapping", logit_softcap),
     )
+
+
+def _with_gemma_scales(spec: DecoderSpec) -> DecoderSpec:
+    """Embeddings that are scaled, and weights of norms that are stored less 1."""
+    return replace(spec, norm_offset=1.0, embed_scale=float(spec.width) ** 0.5)
 
 
 def softcap(config: FamilyFields, key: str, default: float | None) -> float | None:

@@ -9,6 +9,11 @@ _GRANITE = _COMMON | {"bos_token_id": 100257, "embedding_multiplier": 12, "eos_t
     "tie_word_embeddings": True}
 
 CONFIGS = {
+    "gemma-2b-it": _COMMON | {"architectures": ["GemmaForCausalLM"], "bos_token_id": 2, "eos_token_id": 1,
+        "head_dim": 256, "hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2048,
+        "intermediate_size": 16384, "max_position_embeddings": 8192, "model_type": "gemma",
+        "num_attention_heads": 8, "num_hidden_layers": 18, "num_key_value_heads": 1, "pad_token_id": 0,
+        "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 10000.0, "vocab_size": 256000},
     "SmolLM3-3B": _COMMON | {"architectures": ["SmolLM3ForCausalLM"], "bos_token_id": None, "eos_token_id":
         128012, "hidden_size": 2048, "intermediate_size": 11008, "layer_types": ["full_attention"] * 36,
         "max_position_embeddings": 65536, "max_window_layers": 28, "mlp_bias": False, "model_type": "smollm3",
@@ -77,6 +82,7 @@ CONFIGS = {
 
 # Parameters in billions, as their authors say.
 BILLIONS = {
+    "gemma-2b-it": 2.51,
     "SmolLM3-3B": 3.08,
     "Olmo-3-7B-Instruct": 7.30,
     "phi-4": 14.66,
@@ -91,6 +97,7 @@ BILLIONS = {
 
 # The fields of these that change nothing.
 IGNORED = {
+    "gemma-2b-it": {"hidden_activation"},
     "phi-4": {"attention_bias"},
     "Phi-4-mini-instruct": {
         "attention_bias",

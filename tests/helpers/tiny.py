@@ -318,6 +318,7 @@ CONFIGS = {
     "gpt-oss": GPT_OSS,
     "mixtral": LLAMA | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
     "olmoe": LLAMA | {"model_type": "olmoe", "num_experts": 5, "num_experts_per_tok": 2},
+    "gemma": LLAMA | {"model_type": "gemma", "head_dim": 8, "hidden_act": "gelu"},
     "gemma2, softcaps": GEMMA2,
     "gemma3, local and global layers": GEMMA3,
     "qwen3.5": QWEN3_5,
