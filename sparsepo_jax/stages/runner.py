@@ -9,7 +9,7 @@ from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.run.places import place_mistakes
-from sparsepo_jax.run.resume import LOOKING, TRAINING
+from sparsepo_jax.run.resume import LOOKING, TRAINING, Marks
 from sparsepo_jax.scoring.scorers import function_scorer
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.evaluate import evaluate
@@ -76,7 +76,9 @@ def _check_needs(config: Config) -> None:
     if mistakes := list(place_mistakes(config)):
         raise UserError("; ".join(mistakes))
     check_packages(config)
-    if config.scorer is not None and config.scorer.kind == "function" and _SCORED & set(config.stages):
+    scored, trained = ({*stages} & {*config.stages} for stages in (_SCORED, TRAINING))
+    is_function = config.scorer is not None and config.scorer.kind == "function"
+    if is_function and scored and trained - Marks(config).all().keys():
         function_scorer(config.scorer.function)
     if not set(TRAINING).isdisjoint(config.stages):
         check_trackers(config.logging.trackers)
