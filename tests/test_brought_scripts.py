@@ -141,6 +141,12 @@ def test_that_nobody_says_how_many_devices_it_ran_on_is_said(tmp_path):
     assert line not in said(tmp_path)
 
 
+@pytest.mark.parametrize("other", ["python prepare.py rows.json", "python -m json.tool zero3.json"])
+def test_a_program_that_is_given_a_file_is_no_second_command(tmp_path, other):
+    config, _ = from_text(tmp_path, "run.sh", f"{other}\ntrl dpo {ROWS}\n")
+    assert config.policy.path == "a/b"
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

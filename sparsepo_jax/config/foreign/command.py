@@ -29,12 +29,10 @@ def read_command(text: str) -> tuple[dict[str, Any], str | None, list[str]]:
         NoCommand: says why there is none.
     """
     lines, values = read_words(text)
-    commands = [
-        (launcher, program, arguments)
-        for words in lines
-        for launcher, program, arguments in map(_split, _commands(words))
-        if sum(argument.startswith("--") for argument in arguments) > 1 or _file_of(arguments)
-    ]
+    found = [_split(part) for words in lines for part in _commands(words)]
+    commands = [each for each in found if sum(word.startswith("--") for word in each[2]) > 1]
+    # A file may be any program's; where no command has settings, it is the one that holds them.
+    commands = commands or [each for each in found if _file_of(each[2])]
     if len(commands) != 1:
         has = f"several commands ({', '.join(program for _, program, _ in commands)}): leave one"
         if not commands:
