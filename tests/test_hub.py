@@ -15,6 +15,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
 from sparsepo_jax.report.card import Origin, Parts, _as_code, make_card
 from sparsepo_jax.run.check import make_plan_text
+from sparsepo_jax.run.places import place_mistakes
 from sparsepo_jax.run.sweep import parse_axes, plan_sweep
 from sparsepo_jax.stages import hub
 
@@ -255,3 +256,26 @@ def test_an_export_goes_into_an_empty_clone_or_over_another(tmp_path):
     for _ in range(2):
         run(tmp_path, "stages=[export]", f"export.path={tmp_path}/clone", "export.dtype=bfloat16")
     assert (tmp_path / "clone" / "model.safetensors").exists()
+
+
+def test_an_export_of_adapters_is_done_again_where_it_lies(tmp_path):
+    """Kills: a run whose second start is refused for the card that its push wrote, or for what was merged."""
+    config, _ = load_config(write_config(tmp_path, stages=["po", "export"]))
+    export = tmp_path / "run" / "export"
+    (export / "adapter").mkdir(parents=True)
+    for name in ("adapter/adapter_config.json", "README.md", "merged.gguf"):
+        (export / name).write_text("{}")
+    assert not list(place_mistakes(config))
+    (export / "adapter" / "adapter_config.json").unlink()
+    assert "README.md, merged.gguf" in "".join(place_mistakes(config))
+
+
+@pytest.mark.parametrize("other", ["sweep.json", "round_1/config.yaml"])
+def test_a_run_goes_on_where_runs_were_put_beside_it(tmp_path, other):
+    config, _ = load_config(write_config(tmp_path, stages=["score"]))
+    beside = tmp_path / "run" / other
+    beside.parent.mkdir(parents=True)
+    beside.write_text("{}")
+    assert len(list(place_mistakes(config))) == 1, "it would read none of them"
+    (tmp_path / "run" / "po").mkdir()
+    assert not list(place_mistakes(config))

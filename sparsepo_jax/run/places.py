@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sparsepo_jax.config.rounds import ROUND
 from sparsepo_jax.config.schema.root import Config
-from sparsepo_jax.models.directory import CONFIG
+from sparsepo_jax.models.directory import ADAPTER, CONFIG
 from sparsepo_jax.run.resume import LOOKING, TRAINING
 
 _MOST_NAMED = 3
@@ -22,20 +22,23 @@ def place_mistakes(config: Config) -> Iterator[str]:
         there = next(part for part in (place, *place.absolute().parents) if part.exists())
         if not there.is_dir():
             yield f"{name}: {there} is a file: take another path, or put the file away"
-    if config.rounds is None and (Path(config.output_dir) / f"{ROUND}1").is_dir():
+    output_dir = Path(config.output_dir)
+    is_trained = any((output_dir / stage).is_dir() for stage in TRAINING)  # it is a run itself, with others
+    if config.rounds is None and (output_dir / f"{ROUND}1").is_dir() and not is_trained:
         yield (
             f"output_dir: {config.output_dir} holds rounds, each a run of its own, and this would be another "
             f"run beside them: a round is read with --config {config.output_dir}/{ROUND}N/config.yaml, and "
             "continued with rounds; else take another output_dir"
         )
-    if (Path(config.output_dir) / "sweep.json").is_file() and not {*TRAINING, *LOOKING} & set(config.stages):
+    reads_alone = not is_trained and {*TRAINING, *LOOKING}.isdisjoint(config.stages)
+    if (output_dir / "sweep.json").is_file() and reads_alone:
         yield (
             f"output_dir: {config.output_dir} holds a sweep, whose runs lie in directories of their own, and "
             f"{', '.join(config.stages)} would read none of them: one is read with --config "
             f"{config.output_dir}/NAME/config.yaml, all with --sweep; else take another output_dir"
         )
     if "export" in config.stages:
-        place = Path(config.export.path or Path(config.output_dir) / "export")
+        place = Path(config.export.path or output_dir / "export")
         if others := _other_files(place):
             more = " and others" if len(others) > _MOST_NAMED else ""
             yield (
@@ -46,7 +49,8 @@ def place_mistakes(config: Config) -> Iterator[str]:
 
 def _other_files(place: Path) -> list[str]:
     """What lies in a directory that is no export; hidden files, as of git, do not count."""
-    if not place.is_dir() or (place / CONFIG).exists():
+    is_export = (place / CONFIG).exists() or (place / "adapter" / ADAPTER).exists()
+    if is_export or not place.is_dir():
         return []
     return sorted(
         path.name

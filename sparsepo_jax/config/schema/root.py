@@ -7,6 +7,7 @@ Descriptions are what `--schema` hands to editors.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -352,8 +353,7 @@ class Config(Section):
         """Models and tokenizers that the export would be written over."""
         asked = self.export.path
         target = os.path.realpath(asked or os.path.join(self.output_dir, "export"))
-        output = os.path.realpath(self.output_dir)
-        if asked and os.path.commonpath([target, output]) == target:
+        if asked and Path(os.path.realpath(self.output_dir)).is_relative_to(target):
             yield (
                 "export.path: this is output_dir, or holds it: checkpoints would lie among the model's "
                 "files, and be pushed with them: name another directory"
