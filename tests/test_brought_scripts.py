@@ -276,6 +276,30 @@ DPOConfig(beta=0.1, eval_strategy="steps", eval_steps=50)
     assert "eval_strategy: which rows it is of is not known" in said(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("loaded", "given", "splits"),
+    [
+        ("", 'data["train"], eval_dataset=data["test"]', ("train", "test")),
+        ("", 'data["train_prefs"], eval_dataset=held_out', ("train_prefs", "dev")),
+        ("", 'data["train"], eval_dataset=other["test"]', ("train", None)),
+        (', split="all"', 'data["train"], eval_dataset=data["test"]', ("all", None)),
+    ],
+)
+def test_the_splits_that_a_trainer_is_given(tmp_path, loaded, given, splits):
+    """Kills: evaluations that a script names, left out; another split trained on than the script's."""
+    script = f"""
+data = load_dataset("a/b"{loaded})
+held_out = data["dev"]
+args = DPOConfig(beta=0.1, eval_strategy="steps", eval_steps=50)
+DPOTrainer(model, args=args, train_dataset={given}, model_adapter_name="new", ref_adapter_name="old")
+"""
+    config, _ = from_text(tmp_path, "a.py", script)
+    evaluated = [source.split for source in config.data.eval]
+    assert (config.data.train[0].split, *(evaluated or [None])) == splits
+    assert (config.po.eval_every_steps == 50) == bool(evaluated)
+    assert "ref_adapter_name: 'old': one of PEFT's names; see reference.adapter" in said(tmp_path)
+
+
 def test_a_script_that_stops_early(tmp_path):
     script = """
 parts = load_dataset("a/b").train_test_split(0.1)

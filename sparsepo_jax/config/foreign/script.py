@@ -86,6 +86,8 @@ def read_script(text: str) -> tuple[dict[str, Any], str, list[str]]:
             )
             seen.add(name)
         given, unknown = _settings(call, name, constants)
+        if _TRAINER.fullmatch(name):
+            given |= _splits(call, settings, constants)
         if given and name in _FIRST_COUNTS:
             if name in seen:
                 if not _is_evaluated_on(given, settings, constants):
@@ -115,6 +117,23 @@ def _check_evaluation(settings: dict[str, Any]) -> list[str]:
         split = settings.pop("dataset_test_split")
         lines.append(f"split {split}: nothing is evaluated on it: set data.eval for that")
     return lines
+
+
+def _splits(call: ast.Call, settings: dict[str, Any], constants: Constants) -> dict[str, ast.expr]:
+    """Which splits of the loaded data set a trainer is given: train_dataset=data["train"]."""
+    if "dataset_name" not in settings or {"dataset_train_split", "test_split_size"} & settings.keys():
+        return {}
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    splits: dict[str, ast.expr] = {}
+    owners = set()
+    for theirs, ours in (("train_dataset", "dataset_train_split"), ("eval_dataset", "dataset_test_split")):
+        rows = given.get(theirs)
+        if isinstance(rows, ast.Name):
+            rows = constants.get(rows.id)
+        if isinstance(rows, ast.Subscript) and isinstance(rows.slice, ast.Constant):
+            splits[ours] = rows.slice
+            owners.add(ast.unparse(rows.value))
+    return splits if len(owners) == 1 and "dataset_train_split" in splits else {}
 
 
 def _is_evaluated_on(given: dict[str, ast.expr], settings: dict[str, Any], constants: Constants) -> bool:

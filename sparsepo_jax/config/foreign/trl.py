@@ -45,6 +45,8 @@ _ASIDE = {
     "use_num_logits_to_keep": "memory and speed only",
     "use_logits_to_keep": "memory and speed only",
     "force_use_ref_model": "see reference.path",
+    "model_adapter_name": "one of PEFT's names; see policy.adapter",
+    "ref_adapter_name": "one of PEFT's names; see reference.adapter",
     "sanity_check": "a debug setting",
     "use_liger_loss": "memory and speed only",
     "base_model_attribute_name": "memory and speed only",
