@@ -38,7 +38,7 @@ def test_what_a_data_set_notes_of_a_turn_does_not_make_another_prompt(load, note
 
 
 @pytest.mark.parametrize(
-    "key", ["content", "tool_calls", "name", "metadata", "reasoning", "reasoning_content"]
+    "key", ["content", "tool_calls", "tools", "name", "metadata", "reasoning", "reasoning_content"]
 )
 def test_what_a_template_writes_of_a_turn_does(load, key):
     other = {"content": "Ho", "tool_calls": [{"function": {"name": "f"}}], "name": "Ann"}

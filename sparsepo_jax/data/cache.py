@@ -17,7 +17,7 @@ from sparsepo_jax.data.ragged import Ragged
 from sparsepo_jax.data.table import IF_GIVEN, PER_ROW, PER_TOKEN, TokenTable
 from sparsepo_jax.data.tokenised import Counts, Tokenised
 
-VERSION = 12  # of what is kept: raise it when tokenisation changes
+VERSION = 13  # of what is kept: raise it when tokenisation changes
 # What reading a file raises that is torn, altered or no .npz. Pickled objects are never loaded: a ValueError.
 NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 

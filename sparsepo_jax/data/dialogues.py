@@ -25,7 +25,7 @@ _SAID = {
     *("role", "content", "name", "recipient", "channel", "metadata"),
     *("reasoning", "reasoning_content", "thinking", "thoughts", "prefix"),
     *("tool_calls", "tool_call_id", "tool_plan", "tool_responses", "tool_results"),
-    *("function", "functions", "function_call", "function_calls", "documents", "citations"),
+    *("tools", "function", "functions", "function_call", "function_calls", "documents", "citations"),
     *("image", "images", "audio", "audios", "video", "videos"),
 }
 
