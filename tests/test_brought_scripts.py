@@ -361,6 +361,9 @@ def test_trls_own_configs_of_accelerate_are_for_eight_processes(tmp_path):
     for settings in ({"num_processes": 4, "accelerate_config": "zero3"}, {"accelerate_config": "mine.yaml"}):
         text = translated(tmp_path, TRL | settings)[1]
         assert f"batch_size: {settings.get('num_processes', 1) * 16}\n" in text
+        assert "TRL's own, of 8 processes" not in text
+    config, _ = from_text(tmp_path, "run.sh", f"trl dpo --accelerate_config zero3 {ROWS}\n")
+    assert config.po.batch_size == 8 * 4 and "counted as 1" not in said(tmp_path)
 
 
 def test_settings_that_a_null_switches_off(tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsepo_jax.config.foreign.shell_text import read_words
+from sparsepo_jax.config.foreign.trl import ACCELERATE_CONFIGS
 from sparsepo_jax.config.shown import shown
 from sparsepo_jax.config.yaml_text import NotYaml, parse
 
@@ -43,7 +44,8 @@ def read_command(text: str) -> tuple[dict[str, Any], str | None, list[str]]:
     if file := _file_of(arguments) or settings.get("config"):
         raise NoCommand(f"its command reads {file}: give that file")
     about_processes: list[str] = []
-    if "num_processes" not in settings:
+    own = str(settings.get("accelerate_config")) in ACCELERATE_CONFIGS  # says how many processes there are
+    if "num_processes" not in settings and not own:
         settings["num_processes"], about_processes = _processes(launcher, program, values)
     named = _PROGRAM.search(program)
     return settings, named[1] if named else None, about_processes

@@ -59,7 +59,10 @@ def convert(path: str, trainer: str | None, devices: int | None) -> str:
                 ]
             )
     fields = Fields(content, program)
-    if (own := trl.ACCELERATE_CONFIGS.get(str(content.get("accelerate_config")))) and devices is None:
+    own = None
+    if devices is None and content.get("num_processes") is None:
+        own = trl.ACCELERATE_CONFIGS.get(str(content.get("accelerate_config")))
+    if own is not None:
         lines.append(f"accelerate_config: {content['accelerate_config']}: TRL's own, of {own} processes")
     processes = fields.number("num_processes", default=own or 1)
     fields.devices = devices or max(1, processes)
