@@ -141,8 +141,18 @@ def test_that_nobody_says_how_many_devices_it_ran_on_is_said(tmp_path):
     assert line not in said(tmp_path)
 
 
-@pytest.mark.parametrize("other", ["python prepare.py rows.json", "python -m json.tool zero3.json"])
-def test_a_program_that_is_given_a_file_is_no_second_command(tmp_path, other):
+def test_a_split_called_eval_is_no_command_of_the_shell(tmp_path):
+    """Kills: a value that is taken away, so that its option is a switch."""
+    command = f"trl dpo {ROWS} --eval_strategy steps --dataset_test_split eval --max_length 512\n"
+    config, _ = from_text(tmp_path, "run.sh", command)
+    assert config.data.eval[0].split == "eval" and config.data.max_length == 512
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["python prepare.py rows.json", "python -m json.tool zero3.json", f"echo trl dpo {ROWS} --beta 0.5"],
+)
+def test_other_lines_of_a_script_are_no_second_command(tmp_path, other):
     config, _ = from_text(tmp_path, "run.sh", f"{other}\ntrl dpo {ROWS}\n")
     assert config.policy.path == "a/b"
 

@@ -30,7 +30,7 @@ def read_command(text: str) -> tuple[dict[str, Any], str | None, list[str]]:
         NoCommand: says why there is none.
     """
     lines, values = read_words(text)
-    found = [_split(part) for words in lines for part in _commands(words)]
+    found = [_split(part) for words in lines for part in _commands(words) if part[:1] != ["echo"]]
     commands = [each for each in found if sum(word.startswith("--") for word in each[2]) > 1]
     # A file may be any program's; where no command has settings, it is the one that holds them.
     commands = commands or [each for each in found if _file_of(each[2])]

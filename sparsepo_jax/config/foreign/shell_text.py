@@ -51,7 +51,8 @@ def _unwrapped(words: list[str]) -> list[str]:
     """`srun bash -c "torchrun dpo.py"` and `eval "torchrun dpo.py"` with the words of the command within."""
     for n, word in enumerate(words[:-1]):
         is_shell = word == "-c" and n > 0 and words[n - 1].endswith("sh")
-        if is_shell or word == "eval":
+        is_eval = word == "eval" and not any(before.startswith("--") for before in words[:n])
+        if is_shell or is_eval:
             return [*words[: n - is_shell], *_split(words[n + 1]), *words[n + 2 :]]
     return words
 
