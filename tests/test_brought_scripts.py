@@ -250,6 +250,13 @@ def test_the_class_of_the_trainer_tells_which_it_is(tmp_path, capsys):
     assert "it makes DPOConfig and SFTTrainer: leave one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["OnlineDPO", "IterativeSFT"])
+def test_trainers_of_other_methods_are_not_taken_for_these(tmp_path, name, capsys):
+    script = f"{name}Trainer('a/b', args={name}Config(output_dir='out'), beta=0.2, learning_rate=1e-6)"
+    assert from_text(tmp_path, "a.py", script)[1] == 2
+    assert "it makes none of DPOConfig" in capsys.readouterr().err
+
+
 def test_arguments_of_older_trainers_count(tmp_path):
     """Kills: those that are none of five names passed over."""
     script = "DPOTrainer(model, args=TrainingArguments('out'), beta=0.1, {})"

@@ -12,7 +12,8 @@ from sparsepo_jax.config.foreign.literals import Constants, find_constants, pars
 
 _TRAINERS = {f"{name.upper()}Config": name for name in ("dpo", "kto", "cpo", "orpo", "sft")}
 _TRAINERS["SimPOConfig"] = "simpo"
-_TRAINER = re.compile(r"(?!Patch)(\w*?)(DPO|KTO|CPO|ORPO|SFT|SimPO)Trainer")
+# Unsloth's PatchDPOTrainer is none; TRL's OnlineDPOTrainer and IterativeSFTTrainer are other methods.
+_TRAINER = re.compile(r"(?!Patch|Online|Iterative)(\w*?)(DPO|KTO|CPO|ORPO|SFT|SimPO)Trainer")
 _ARGUMENTS = (*_TRAINERS, "TrainingArguments")
 # What they are where a script leaves them out: not the defaults of TRL's own command.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -172,7 +173,7 @@ def _find_trainer(names: list[str]) -> tuple[str, list[str]]:
             "file after its --config"
         )
     if not made:
-        raise NoScript(f"it makes none of {', '.join(_TRAINERS)}, and no trainer of TRL")
+        raise NoScript(f"it makes none of {', '.join(_TRAINERS)}, and no trainer of theirs")
     return next(iter(made)), lines
 
 
