@@ -65,6 +65,33 @@ def test_sums_of_a_script_are_made(tmp_path, script, written, batch):
     assert from_text(tmp_path, "run.sh", command)[0].po.batch_size == batch
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        f'ARGS="{ROWS}"\nARGS+=" --learning_rate 5e-6"\ntrl dpo $ARGS',
+        f'ARGS="{ROWS}"\nARGS="$ARGS --learning_rate 5e-6"\ntrl dpo $ARGS',
+        f'ARGS=({ROWS})\nARGS+=(--learning_rate 5e-6)\ntrl dpo "${{ARGS[@]}}"',
+    ],
+)
+def test_settings_that_are_added_to_others_count(tmp_path, script):
+    """Kills: those of the first line alone, or of the last."""
+    config, _ = from_text(tmp_path, "run.sh", f"{script} --seed 3\n")
+    assert (config.policy.path, config.po.optimizer.learning_rate, config.seed) == ("a/b", 5e-6, 3)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        f'ARGS="{ROWS}"\nif fast; then\n  ARGS+=" --learning_rate 5e-6"\nfi\ntrl dpo $ARGS',
+        f'ARGS="{ROWS}"\nif fast; then\n  ARGS="$ARGS --bf16"\nfi\ntrl dpo $ARGS',
+        f'ARGS=({ROWS})\nif fast; then\n  ARGS+=(--bf16)\nfi\ntrl dpo "${{ARGS[@]}}"',
+    ],
+)
+def test_settings_that_may_not_be_there_are_not_passed_over(tmp_path, script, capsys):
+    assert from_text(tmp_path, "run.sh", f"{script} --seed 3 --beta 0.1\n")[1] == 2
+    assert "its command begins with $" in capsys.readouterr().err
+
+
 def test_lists_of_arguments_are_put_in(tmp_path):
     script = f"""
 ARGS="--bf16 --beta 0.3"

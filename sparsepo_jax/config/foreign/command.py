@@ -16,6 +16,7 @@ from sparsepo_jax.config.yaml_text import NotYaml, parse
 _PROGRAM = re.compile(r"(?:^|[/_.])(dpo|sft|kto|cpo|orpo|simpo)(?:_\w+)?(?:\.py)?$")
 _PROGRAMS = ("trl", "llamafactory-cli", "lmf", "axolotl", "swift")  # that are started by their name
 _BETWEEN = ("|", "||", "&&", "&", ";")  # two commands of a line
+_VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*")
 _TO_A_FILE = re.compile(r"(?:\d*|&)>.*")  # > log.txt, 2>&1
 
 
@@ -40,6 +41,9 @@ def read_command(text: str) -> tuple[dict[str, Any], str | None, list[str]]:
             has = "no command of TRL, LLaMA-Factory or open-instruct with settings (--name value)"
         raise NoCommand(f"it has {has}")
     launcher, program, arguments = commands[0]
+    first = itertools.takewhile(lambda word: not word.startswith("--"), arguments)
+    if (unknown := next(filter(_VARIABLE.match, first), None)) is not None:
+        raise NoCommand(f"its command begins with {unknown}, whose settings are not known: write them out")
     settings = _settings(arguments)
     if file := _file_of(arguments) or settings.get("config"):
         raise NoCommand(f"its command reads {file}: give that file")

@@ -13,11 +13,12 @@ from sparsepo_jax.config.foreign.literals import value_of
 
 _WORD = r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|[^\s"'#;&|()])*"""
 _SET = re.compile(
-    rf"^[ \t]*(?:(?:export|local|readonly|declare|typeset)\s+(?:-\w+\s+)?)?(\w+)=({_WORD}|\$\(\([^\n]*\)\))"
+    r"^([ \t]*)(?:(?:export|local|readonly|declare|typeset)\s+(?:-\w+\s+)?)?(\w+)(\+?)="
+    rf"({_WORD}|\$\(\([^\n]*\)\))"
     r"[ \t]*;?[ \t]*(?:#.*)?$",
     re.MULTILINE,
 )
-_LIST = re.compile(r"^[ \t]*(?:declare\s+-a\s+)?(\w+)\+?=\(([^()]*)\)[ \t]*(?:#.*)?$", re.MULTILINE)
+_LIST = re.compile(r"^([ \t]*)(?:declare\s+-a\s+)?(\w+)(\+?)=\(([^()]*)\)[ \t]*(?:#.*)?$", re.MULTILINE)
 _OF_LOOP = re.compile(r"^\s*(?:for|read(?:\s+-\w+)*|select)\s+(\w+)\b", re.MULTILINE)
 _COUNT = re.compile(r"\$\(\(((?:[^()]|\([^()]*\))*)\)\)")
 _COMMAND = re.compile(r"\$\([^()]*\)")
@@ -29,7 +30,7 @@ def read_words(text: str) -> tuple[list[list[str]], dict[str, str]]:
     """(the words of each line, the variables that are set to one value in the whole text)."""
     text = re.sub(r"\\\r?\n", " ", text)
     variables = _variables(text)
-    lists = {name: " ".join(_split(content.replace("\n", " \n"))) for name, content in _LIST.findall(text)}
+    lists = _lists(text)
     lines = []
     for line in text.splitlines():
         line = _WHOLE_LIST.sub(partial(_list_of, lists), line)
@@ -65,12 +66,36 @@ def _variables(text: str) -> dict[str, str]:
     """Names with their values; one with several values, or of a loop, is not there."""
     values: dict[str, str] = {}
     unknown = set(_OF_LOOP.findall(text))
-    for name, written in _SET.findall(text):
+    for indent, name, more, written in _SET.findall(text):
         plain = written.startswith("'")
         value = written.strip("\"'") if plain else _expand(written.strip('"'), values)
-        if values.setdefault(name, value) != value:
+        holds_itself = not plain and re.search(rf"\$\{{?{name}\b", written)
+        value = values.get(name, "") + value if more else value
+        if _is_another(values, name, value, grows=not indent and bool(more or holds_itself)):
             unknown.add(name)
     return {name: value for name, value in values.items() if name not in unknown}
+
+
+def _lists(text: str) -> dict[str, str]:
+    """The same of arrays, their words quoted as they are."""
+    values: dict[str, str] = {}
+    unknown = set()
+    for indent, name, more, content in _LIST.findall(text):
+        words = " ".join(_split(content.replace("\n", " \n")))
+        words = f"{values.get(name, '')} {words}" if more else words
+        if _is_another(values, name, words, grows=bool(more and not indent)):
+            unknown.add(name)
+    return {name: words for name, words in values.items() if name not in unknown}
+
+
+def _is_another(values: dict[str, str], name: str, value: str, *, grows: bool) -> bool:
+    """Notes a value, and says whether it is another one than before.
+
+    grows: it goes on from the one before, in a line that is always done: one that is indented may not be.
+    """
+    if grows:
+        values[name] = value
+    return values.setdefault(name, value) != value
 
 
 def _expand(text: str, variables: Mapping[str, str]) -> str:
