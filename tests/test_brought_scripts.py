@@ -344,6 +344,15 @@ DPOTrainer(model, args=args, train_dataset={given}, model_adapter_name="new", re
     assert "ref_adapter_name: 'old': one of PEFT's names; see reference.adapter" in said(tmp_path)
 
 
+@pytest.mark.parametrize("first", ['load_from_disk("rows")', 'load_dataset("rows", split="train")'])
+def test_rows_on_disk_that_come_second_are_not_trained_on(tmp_path, first):
+    """Kills: training on the rows that are there to evaluate."""
+    script = f"rows = {first}\nothers = load_from_disk('held_out')\nDPOConfig(beta=0.1)\n"
+    config, _ = from_text(tmp_path, "a.py", script)
+    assert config.data.train[0].path == "rows"
+    assert "load_from_disk('held_out') in the script: only the first" in said(tmp_path)
+
+
 def test_a_script_that_stops_early(tmp_path):
     script = """
 parts = load_dataset("a/b").train_test_split(0.1)

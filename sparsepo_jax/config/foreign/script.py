@@ -54,7 +54,8 @@ _OF_MODEL = {"torch_dtype": "dtype", "dtype": "dtype", "revision": "model_revisi
     name: name for name in ("attn_implementation", *_BITS[:2])
 }
 _MODELS = ("AutoModel", "AutoPeftModel", "Fast")
-_FIRST_COUNTS = ("from_pretrained", "load_dataset")  # the next one's is the reference, or rows to evaluate
+# Of calls that read the same the first counts: the next one's is the reference, or rows to evaluate.
+_FIRST_COUNTS = {"from_pretrained": "a model", "load_dataset": "rows", "load_from_disk": "rows"}
 _FILES = ("json", "csv", "parquet", "text")  # what load_dataset reads data_files as
 _CHANGES_ROWS = ("map", "filter", "select", "rename_column", "rename_columns", "cast", "batch")
 _PARSERS = ("TrlParser", "HfArgumentParser", "H4ArgumentParser")
@@ -90,12 +91,12 @@ def read_script(text: str) -> tuple[dict[str, Any], str, list[str]]:
         if _TRAINER.fullmatch(name):
             given |= _splits(call, settings, constants)
         if given and name in _FIRST_COUNTS:
-            if name in seen:
+            if _FIRST_COUNTS[name] in seen:
                 if not _is_evaluated_on(given, settings, constants):
                     lines.append(f"{shown}: only the first {name} is read")
                     continue
                 given = {"dataset_test_split": given["dataset_train_split"]}
-            seen.add(name)
+            seen.add(_FIRST_COUNTS[name])
         settings |= _UNSLOTH if _is_unsloth(call, name) else _DEFAULTS.get(name, {})
         lines += unknown
         for key, node in given.items():
