@@ -323,18 +323,24 @@ DPOConfig(beta=0.1, eval_strategy="steps", eval_steps=50)
 @pytest.mark.parametrize(
     ("loaded", "given", "splits"),
     [
-        ("", 'data["train"], eval_dataset=data["test"]', ("train", "test")),
-        ("", 'data["train_prefs"], eval_dataset=held_out', ("train_prefs", "dev")),
-        ("", 'data["train"], eval_dataset=other["test"]', ("train", None)),
-        (', split="all"', 'data["train"], eval_dataset=data["test"]', ("all", None)),
+        ('"a/b"', 'data["train"], eval_dataset=data["test"]', ("train", "test")),
+        ('"a/b"', 'data["train_prefs"], eval_dataset=held_out', ("train_prefs", "dev")),
+        ('"a/b"', 'data["train"], eval_dataset=other["test"]', ("train", None)),
+        ('"a/b", split="all"', 'data["train"], eval_dataset=data["test"]', ("all", None)),
+        (
+            '"json", data_files={"train": "a.jsonl", "test": "b.jsonl"}',
+            'data["train"], eval_dataset=data["test"]',
+            ("train", None),
+        ),
     ],
 )
 def test_the_splits_that_a_trainer_is_given(tmp_path, loaded, given, splits):
     """Kills: evaluations that a script names, left out; another split trained on than the script's."""
     script = f"""
-data = load_dataset("a/b"{loaded})
+data = load_dataset({loaded})
 held_out = data["dev"]
 args = DPOConfig(beta=0.1, eval_strategy="steps", eval_steps=50)
+model = PeftModel.from_pretrained(base, "sft-adapter")
 DPOTrainer(model, args=args, train_dataset={given}, model_adapter_name="new", ref_adapter_name="old")
 """
     config, _ = from_text(tmp_path, "a.py", script)
@@ -342,6 +348,7 @@ DPOTrainer(model, args=args, train_dataset={given}, model_adapter_name="new", re
     assert (config.data.train[0].split, *(evaluated or [None])) == splits
     assert (config.po.eval_every_steps == 50) == bool(evaluated)
     assert "ref_adapter_name: 'old': one of PEFT's names; see reference.adapter" in said(tmp_path)
+    assert "'sft-adapter') in the script: it is not loaded: set policy.adapter" in said(tmp_path)
 
 
 @pytest.mark.parametrize("first", ['load_from_disk("rows")', 'load_dataset("rows", split="train")'])

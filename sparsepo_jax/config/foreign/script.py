@@ -87,6 +87,8 @@ def read_script(text: str) -> tuple[dict[str, Any], str, list[str]]:
                 f"{shown}: rows are trained on as they are in the file: write the changed ones there"
             )
             seen.add(name)
+        if name == "from_pretrained" and _owner(call) == "PeftModel":
+            lines.append(f"{shown}: it is not loaded: set policy.adapter")
         given, unknown = _settings(call, name, constants)
         if _TRAINER.fullmatch(name):
             given |= _splits(call, settings, constants)
@@ -123,7 +125,10 @@ def _check_evaluation(settings: dict[str, Any]) -> list[str]:
 
 def _splits(call: ast.Call, settings: dict[str, Any], constants: Constants) -> dict[str, ast.expr]:
     """Which splits of the loaded data set a trainer is given: train_dataset=data["train"]."""
-    if "dataset_name" not in settings or {"dataset_train_split", "test_split_size"} & settings.keys():
+    name = settings.get("dataset_name")
+    if {"dataset_train_split", "test_split_size"} & settings.keys() or not isinstance(name, str):
+        return {}
+    if name.endswith(tuple(f".{ending}" for ending in (*_FILES, "jsonl"))):  # its splits are files
         return {}
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     splits: dict[str, ast.expr] = {}
