@@ -54,7 +54,7 @@ def test_topologies_go_by_the_names_that_people_use(name, shown, chips, gib):
     [
         ("v5p-64x", "TPUs by kind and shape"),
         ("v9-16", "v5e-1, 4, 8, 16"),
-        ("", "v5p-8, 16, 32"),
+        (" ", "v5p-8, 16, 32"),
         ("2xv5e-16x2", "several slices of one"),
         ("h900", "h100, h100-pcie, h200"),
         ("a100x8", "expected a100-40g or a100-80g"),

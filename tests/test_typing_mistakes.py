@@ -290,6 +290,7 @@ def test_options_that_are_none_or_do_not_go_together_are_one_line(arguments, sai
         (["--from-trl", "x.yaml", "--check"], "give settings and --check to that config"),
         (["--config", "a.yaml", "--config", "b.yaml"], "--config is there twice, with a.yaml and b.yaml"),
         (["--config", ""], "--config: expected FILE, got an empty text"),
+        (["--aot", ""], "--aot: expected DEVICES, got an empty text"),
         (["--compare", "a", "--config", "b.yaml"], "--compare DIR ... reads runs as they are"),
         (["--compare", "a", "--sweep", "seed=1,2"], "--compare DIR ... reads runs as they are"),
     ],
