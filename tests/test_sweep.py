@@ -551,15 +551,9 @@ def trained(swept, tmp_path):
     config = swept[1][:2]
 
     def take(name, *overrides):
-        return main(
-            [
-                *config,
-                f"output_dir={tmp_path / name}",
-                f"sft.taken_from={directory}",
-                "stages=[sft]",
-                *overrides,
-            ]
-        )
+        settings = {"output_dir": tmp_path / name, "sft.taken_from": directory, "stages": "[sft]"}
+        settings |= dict(override.split("=", 1) for override in overrides)
+        return main([*config, *(f"{key}={value}" for key, value in settings.items())])
 
     return directory, take
 
