@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from helpers.configs import make_config
-from helpers.program import run
+from helpers.program import lines_of, run
 from helpers.tiny import random_batch
 from sparsepo_jax.build.optimizer import make_optimizer
 from sparsepo_jax.core.errors import UserError
@@ -155,6 +155,52 @@ def test_a_step_that_was_left_out_counts_in_the_rates_and_not_in_the_means(meter
     with pytest.raises(UserError, match="po: step 4 has loss nan .* from rows of step 4; look at these rows"):
         meter.catch_up()
     meter.close()
+
+
+def test_a_window_says_the_learning_rate_and_the_updates_left_out_as_they_are_at_its_step():
+    """A mean of counts is no count: of one update left out in the middle of four it would be 2/3."""
+    lines = []
+    meter = make_meter(lines, every_steps=4)
+    steps = [(0.1, 1.0, 0), (0.2, 1.0, 0), (0.3, np.nan, 1), (0.3, 1.0, 1)]
+    for step, (rate, loss, skipped) in enumerate(steps, start=1):
+        metrics = step_metrics(loss, skipped) | {"learning_rate": jnp.float32(rate)}
+        meter.add(step, metrics, jnp.ones((1, 4), bool), count(random_batch()))
+    meter.catch_up()
+    ((_, _, metrics),) = lines
+    assert metrics["skipped"] == 1
+    np.testing.assert_allclose(metrics["learning_rate"], 0.3, rtol=1e-6)
+
+
+def test_rates_leave_out_the_time_of_what_is_no_training(meter_clock):
+    """Two steps of 1 s and an evaluation of 100 s between them. The step before it is fetched first."""
+    lines = []
+    meter = make_meter(lines)
+    meter_clock.now_s += 1.0
+    meter.add(1, step_metrics(), jnp.ones((1, 4), bool), count(random_batch()))
+    with meter.paused():
+        meter_clock.now_s += 100.0
+    meter_clock.now_s += 1.0
+    meter.add(2, step_metrics(), jnp.ones((1, 4), bool), count(random_batch()))
+    meter.catch_up()
+    ((_, _, metrics),) = lines
+    assert metrics["pairs_per_s"] == 2 * 4 / 2.0
+
+
+@pytest.mark.slow
+def test_the_rates_of_a_run_do_not_depend_on_how_long_its_evaluations_take(tmp_path, monkeypatch):
+    """Each takes 2 s more than it does; the steps of this run take milliseconds."""
+    from sparsepo_jax.stages import po
+
+    def slow(*arguments):
+        time.sleep(2.0)
+        return evaluate(*arguments)
+
+    evaluate = po._evaluate
+    monkeypatch.setattr(po, "_evaluate", slow)
+    output = run(tmp_path, stages=["po"], po={"eval_every_steps": 2}, logging={"every_steps": 2})
+    rows = [row for row in lines_of(output / "metrics.jsonl") if "pairs_per_s" in row]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert all(16 / row["pairs_per_s"] < 2.0 for row in rows), rows
 
 
 # ---------------------------------------------------------------- optimizers and schedules of a config

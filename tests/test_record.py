@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.interrupt import Interrupted, stop_before
 from helpers.program import lines_of, run, write_config
 from sparsepo_jax.core import lock as locks
 from sparsepo_jax.core.errors import UserError
@@ -247,6 +248,44 @@ def test_an_evaluation_that_is_made_up_for_stands_there_once(tmp_path):
         assert path.read_text() == "".join(lines)
     with MetricsLog(about, [], evaluates_again=True):
         assert path.read_text() == "".join(lines[:2])
+
+
+def test_the_time_of_a_stage_goes_on_where_a_run_does(tmp_path):
+    """From the last step that stays, of that stage alone; a stage that begins anew counts from 0."""
+    path = tmp_path / "metrics.jsonl"
+    times = [("sft", 2, 900.0), ("po", 2, 100.0), ("po", 4, 200.0), ("po", 6, 300.0), ("sft", 4, 950.0)]
+    rows = [{"stage": stage, "step": step, "time_s": time_s} for stage, step, time_s in times]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_steps(tmp_path, "po", 4, (6,))
+    assert 200.0 <= lines_of(path)[-1]["time_s"] < 300.0
+    write_steps(tmp_path, "po", 0, (2,))
+    assert lines_of(path)[-1]["time_s"] < 100.0
+
+
+def test_how_long_a_run_took_counts_all_of_its_parts(tmp_path, monkeypatch):
+    """An sft that was finished before, and a po that was killed: 5,000 and 700 s of other days.
+
+    Kills: only the stages that are not named again; only the time since the last start.
+    """
+    stages = ["sft", "po", "eval"]
+    changes = {"evaluation": {"sampled_prompts": None}, "checkpoint": {"every_steps": 2}}
+    config = write_config(tmp_path, stages=stages, **changes)
+    output = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        stop_before(patched, 5)  # of each stage; sft has 4
+        with pytest.raises(Interrupted):
+            main(["--config", str(config)])
+    marks = json.loads((output / "stages.json").read_text())
+    marks["sft"]["seconds"] = 5000.0
+    (output / "stages.json").write_text(json.dumps(marks))
+    rows = lines_of(output / "metrics.jsonl")
+    assert rows[-1]["stage"] == "po" and rows[-1]["step"] >= 4
+    rows = [row | {"time_s": 700.0} for row in rows]
+    (output / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["--config", str(config)]) == 0
+    assert 5700.0 < json.loads((output / "summary.json").read_text())["seconds"] < 6700.0
+    assert 700.0 < json.loads((output / "stages.json").read_text())["po"]["seconds"] < 1700.0
+    assert lines_of(output / "metrics.jsonl")[-1]["time_s"] > 700.0
 
 
 def write_steps(directory: Path, stage: str, after: int, steps: tuple[int, ...]) -> None:

@@ -81,6 +81,7 @@ class Run:
         self.config = with_adapter_settings(config)
         self.stop = stop
         self.started_s = time.time()
+        self.earlier_s = 0.0  # that stages which end in this run took in earlier ones; see MetricsLog
         self.output_dir = Path(config.output_dir)
         self.marks = Marks(self.config)
         self.meanwhile: Future[str] | None = None  # programs that are being compiled for the stage eval

@@ -120,9 +120,14 @@ def _first_steps(run: Run) -> dict[str, float]:
 
 
 def _earlier_seconds(run: Run) -> float:
-    """Time that finished stages took in earlier runs of this directory."""
+    """Time that stages took in earlier runs of this directory; an evaluation that is done again apart."""
     finished = run.marks.all()
-    return sum(mark["seconds"] for stage, mark in finished.items() if stage not in run.config.stages)
+    before = [
+        mark["seconds"]
+        for stage, mark in finished.items()
+        if stage != "eval" and mark["finished"] < run.started_s
+    ]
+    return run.earlier_s + sum(before)
 
 
 def _mark_words(run: Run, table: TokenTable) -> tuple[TokenTable, WordMarks | None]:

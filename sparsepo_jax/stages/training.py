@@ -243,7 +243,8 @@ def train(
     if kept != done:
         say(f"{stage}: the weights of step {kept} are kept, the best by {best.watched.metric}")
     _write_ending(run, stage, facts, done, kept)
-    run.mark(stage, began_s)
+    run.earlier_s += log.earlier_s
+    run.mark(stage, began_s - log.earlier_s)
     wait_for_all(f"{stage} marked")
 
 

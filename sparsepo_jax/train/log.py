@@ -20,7 +20,11 @@ class MetricsLog:
     """Adds a line to metrics.jsonl and a point to each curve with every `write`. Use it as a context manager.
 
     A stage that continues from a checkpoint does the steps behind it once more. What was written of them
-    before is taken out of metrics.jsonl.
+    before is taken out of metrics.jsonl. The time of each line goes on from that of the last line before it.
+
+    Attributes:
+        earlier_s: seconds that the stage took in earlier runs, as far as its lines say so; known to the first
+            process alone.
     """
 
     def __init__(self, about: About, trackers: Sequence[str], *, evaluates_again: bool = False):
@@ -35,6 +39,7 @@ class MetricsLog:
             UserError: in all processes, if the package of a tracker is not installed, or the tracker refuses
                 the run.
         """
+        self.earlier_s = 0.0
         self._start_s = time.time()
         self._file: TextIO | None = None
         self._trackers: dict[str, Tracker] = {}
@@ -42,6 +47,7 @@ class MetricsLog:
         if jax.process_index() == 0:
             path = about.output_dir / "metrics.jsonl"
             _drop_steps(path, about.stage, about.after_step, evaluates_again)
+            self.earlier_s = _time_so_far(path, about.stage)
             refusal = self._open_trackers(about, trackers)
             if refusal is None:
                 self._file = path.open("a", encoding="utf-8")
@@ -69,7 +75,8 @@ class MetricsLog:
         """
         if self._file is None:
             return
-        row: dict[str, Any] = {"stage": stage, "step": step, "time_s": round(time.time() - self._start_s, 3)}
+        seconds = self.earlier_s + time.time() - self._start_s
+        row: dict[str, Any] = {"stage": stage, "step": step, "time_s": round(seconds, 3)}
         row |= {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
@@ -112,6 +119,19 @@ def _drop_steps(path: Path, stage: str, after_step: int, evaluates_again: bool) 
     if after != before:
         with written_atomically(path) as file:
             file.write(after)
+
+
+def _time_so_far(path: Path, stage: str) -> float:
+    """The time of the stage's last line, seconds; 0 where it has none."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+            if row["stage"] == stage:
+                return float(row["time_s"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0.0
 
 
 def _is_redone(line: bytes, stage: str, after_step: int, evaluates_again: bool) -> bool:

@@ -125,12 +125,13 @@ def run_training(
         return work.put(batch), count(batch)
 
     def save() -> None:
-        meter.catch_up()
-        checkpoints.save(state, step)
+        with meter.paused():
+            checkpoints.save(state, step)
 
     def evaluate(evaluation: Evaluating) -> None:
         try:
-            scores = evaluation.scores(state)
+            with meter.paused():
+                scores = evaluation.scores(state)
         except KeyboardInterrupt:
             save()
             raise

@@ -1,9 +1,10 @@
 """What a training stage shows and writes while it runs: a bar, rates, means over windows of steps, notes."""
 
+import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.labels import mean_of_steps
 from sparsepo_jax.train.step import MicroBatches, State
 
+AS_AT_THE_STEP = ("learning_rate",)  # of the last step of a window that was taken, not a mean
 IN_FLIGHT = 2  # steps handed to the device before the metrics of the oldest are fetched
 
 
@@ -21,7 +23,8 @@ class Reporting(NamedTuple):
 
     Attributes:
         write: `write(stage, step, metrics)` keeps numbers. Called every `every_steps` with means over the
-            steps since the last call, and after each evaluation.
+            steps since the last call, the learning rate and the number of updates left out as they are at
+            the step, and after each evaluation.
         every_steps: the length of a window.
         unit: what a batch is made of, in the names of rates: "pairs", "responses" or "rows".
         watch: `watch(step, metrics)` is called after each step that was taken and returns lines for the
@@ -191,6 +194,20 @@ class Meter:
         while self._in_flight:
             self._fetch()
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside is no training, such as an evaluation: rates leave its time out.
+
+        Steps that were handed over are fetched first, so that their own time is not left out with it. Raises
+        as `add`.
+        """
+        self.catch_up()
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._opened_at_s += time.perf_counter() - began_s
+
     def write_rest(self, step: int) -> None:
         """Writes the steps since the last window, where a stage ends before its last step.
 
@@ -256,7 +273,7 @@ class Meter:
                 self.note(line)
 
     def _rates(self) -> dict[str, float]:
-        """Rows and tokens a second since the window was opened."""
+        """Rows and tokens a second since the window was opened, pauses left out."""
         seconds = time.perf_counter() - self._opened_at_s
         return {
             f"{self._reporting.unit}_per_s": self._counted.rows / seconds,
@@ -271,7 +288,9 @@ class Meter:
     def _write_window(self, step: int, rates: Mapping[str, float]) -> None:
         means = mean_of_steps(self._window)
         counted = self._counted
-        facts = {"real_token_share": counted.tokens / counted.positions, "programs": self._programs}
+        facts: dict[str, float] = {"skipped": self._skipped}
+        facts |= {name: self._window[-1][name] for name in AS_AT_THE_STEP if name in means}
+        facts |= {"real_token_share": counted.tokens / counted.positions, "programs": self._programs}
         if counted.weight != counted.rows:  # the data says how much rows count
             facts["pair_weight"] = counted.weight / counted.rows
         self._reporting.write(self._stage, step, {**means, **rates, **facts})
