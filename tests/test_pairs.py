@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.program import lines_of, run, write_config
+from sparsepo_jax.build.scorer import make_scorer
 from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.labelled import Labelled, read_labelled
@@ -624,6 +625,31 @@ def test_a_classifier_trained_on_reviews_makes_pairs_across_classes(tmp_path, ca
     assert len({pair["origin"] for pair in made}) == len(made)
     summary = json.loads((output / "pairs" / "summary.json").read_text())
     assert summary["pairs"] == summary["prompts_with_a_pair"] == len(made)
+
+
+def test_a_classifier_is_trained_anew_where_its_settings_or_files_are_others(tmp_path):
+    rows, said = tmp_path / "labels.jsonl", []
+
+    def words(*texts: str) -> None:
+        rows.write_text(
+            "".join(json.dumps({"text": text, "label": n % 2}) + "\n" for n, text in enumerate(texts))
+        )
+
+    def known(goes_on: bool = False, **settings) -> list[str]:
+        scorer = {"kind": "classifier", "train": [{"path": str(rows)}]} | settings
+        config, _ = load_config(write_config(tmp_path, **PAIRS | {"scorer": scorer}))
+        make_scorer(config, said.append, goes_on=goes_on)
+        return load_classifier(tmp_path / "run" / "classifier")[0].words
+
+    words("dull film", "great film")
+    assert known() == ["dull", "dull film", "film", "great", "great film"]
+    kept = (tmp_path / "run" / "classifier" / "about.json").stat().st_ino
+    known()
+    assert (tmp_path / "run" / "classifier" / "about.json").stat().st_ino == kept
+    assert known(max_features=1) == ["film"]
+    words("bad", "good", "bad film", "good film")
+    assert known(goes_on=True, max_features=1) == ["film"] and len(said) == 4
+    assert known() == ["bad", "bad film", "film", "good", "good film"]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+from pathlib import Path
 
 import datasets
 import pyarrow
@@ -222,19 +223,31 @@ def test_a_cell_may_be_longer_than_python_reads_by_itself(load, tmp_path):
     assert load([FileRows(str(tmp_path / "a.csv"))]).prompt_cut_N.tolist() == [True]
 
 
-def test_an_evaluation_is_done_again_when_a_file_of_a_pattern_has_changed(tmp_path):
-    write("jsonl", tmp_path, [pair(0)], "a")
+@pytest.mark.parametrize(
+    ("stage", "settings", "file"),
+    [
+        ("eval", {"data": {"eval": [{"path": "*.jsonl"}]}}, "b.jsonl"),
+        ("eval", {"tokenizer": {"kind": "pretrained", "path": "words"}}, "words/tokenizer.json"),
+        ("export", {"tokenizer": {"kind": "pretrained", "path": "words"}}, "words/tokenizer.json"),
+        ("eval", {"scorer": {"kind": "classifier", "path": "judge"}}, "judge/words.json"),
+        ("eval", {"scorer": {"kind": "classifier", "train": [{"path": "labels.csv"}]}}, "labels.csv"),
+        ("eval", {"scorer": {"kind": "hf", "path": "reward"}}, "reward/config.json"),
+        ("eval", {"scorer": {"kind": "function", "function": "my.scores:f"}}, "my/scores.py"),
+        ("measure", {"measure": {"text": {"bertscore": {"model": "bert"}}}}, "bert/config.json"),
+    ],
+)
+def test_a_stage_that_reads_is_done_again_when_a_file_has_changed(
+    tmp_path, monkeypatch, stage, settings, file
+):
+    monkeypatch.chdir(tmp_path)
+    data = {"eval": [{"path": "a.jsonl"}]}
     config = Config.model_validate(
-        dict(
-            stages=["eval"],
-            output_dir=str(tmp_path),
-            policy={"path": "m"},
-            data={"eval": [{"path": str(tmp_path / "*.jsonl")}]},
-        )
+        {"stages": [stage], "output_dir": "run", "policy": {"path": "m"}, "data": data} | settings
     )
-    before = Marks(config).depends("eval")
-    write("jsonl", tmp_path, [pair(0), pair(1)], "b")
-    assert Marks(config).depends("eval") != before
+    before = Marks(config).depends(stage)
+    Path(file).parent.mkdir(exist_ok=True)
+    Path(file).write_text("{}")
+    assert Marks(config).depends(stage) != before
 
 
 def test_labels_of_separated_values_are_numbers_or_words(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsepo_jax.config.derive import decided_by_evaluation, evaluation_sources, main_set, micro_steps_matter
+from sparsepo_jax.config.schema.generation import ClassifierScorer, FunctionScorer
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import is_complete, read_object, write_json
@@ -305,14 +306,15 @@ class Marks:
             marks = self.all()
             depends["trained"] = {name: marks[name]["finished"] for name in TRAINING if name in marks}
         if stage not in _CONTINUED:
-            depends["files"] = {path: _stamp(Path(path)) for path in self._files_read(stage)}
+            depends["files"] = {path: stamp(Path(path)) for path in self._files_read(stage)}
         return depends
 
     def _files_read(self, stage: str) -> list[str]:
         """Files and directories that a stage reads which is not continued."""
         config = self._config
         if stage == "measure":
-            return [str(self.directory / "generations.jsonl")]
+            bert_score = config.measure.text and config.measure.text.bertscore
+            return [str(self.directory / "generations.jsonl"), *([bert_score.model] if bert_score else [])]
         if stage == "weigh":
             return [] if config.weigh is None else [str(scores_path(run)) for run in config.weigh.runs]
         models = [config.policy.path, config.policy.adapter, config.reference.path, config.reference.adapter]
@@ -321,7 +323,8 @@ class Marks:
             sources += config.data.prompts
         if stage == "eval":
             sources += config.evaluation.lexicons
-        paths = models + [getattr(source, "path", None) for source in sources]
+            models += scorer_files(config)
+        paths = models + [getattr(source, "path", None) for source in (config.tokenizer, *sources)]
         if stage == "harness":
             paths += [*config.harness.tasks, config.harness.include_path]
         return [path for path in paths if path is not None]
@@ -345,14 +348,29 @@ class Marks:
             )
 
 
+def scorer_files(config: Config) -> list[str]:
+    """Files and directories that the scorer is made of; a function's, where it lies in this directory."""
+    scorer = config.scorer
+    if isinstance(scorer, FunctionScorer):
+        return [f"{scorer.function.split(':')[0].replace('.', '/')}.py"]
+    sources: list[Any] = [scorer]
+    if isinstance(scorer, ClassifierScorer):
+        sources += [*scorer.train, *scorer.test]
+    return [path for source in sources if (path := getattr(source, "path", None)) is not None]
+
+
 def scores_path(run: str) -> Path:
     """The scores of a run: its file scores.jsonl, or one that is named itself."""
     path = Path(run)
     return path if path.suffix == ".jsonl" else path / "scores.jsonl"
 
 
-def _stamp(path: Path) -> list:
-    """Size and time of a file, or of the files of a directory or pattern."""
+def stamp(path: Path) -> list:
+    """Name, size and time of a file, or of the files of a directory or pattern; [] where there is none.
+
+    Args:
+        path: of any of them; it may be no path here at all, such as a Hub id.
+    """
     if path.is_dir():
         files = sorted(path.iterdir())
     elif path.exists():

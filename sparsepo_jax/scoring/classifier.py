@@ -73,8 +73,8 @@ def train_classifier(rows: Labelled, *, max_features: int, l2: float) -> Classif
     )
 
 
-def save_classifier(directory: Path, classifier: Classifier, about: dict[str, float | None]) -> None:
-    """Replaces the directory. about: what is known of the classifier, such as its accuracy."""
+def save_classifier(directory: Path, classifier: Classifier, about: dict[str, Any]) -> None:
+    """Replaces the directory. about: what is known of the classifier, such as its accuracy, for JSON."""
     from safetensors.numpy import save_file
 
     def fill(unfinished: Path) -> None:
@@ -90,7 +90,7 @@ def save_classifier(directory: Path, classifier: Classifier, about: dict[str, fl
     write_directory(directory, fill)
 
 
-def load_classifier(directory: Path) -> tuple[Classifier, dict[str, float | None]]:
+def load_classifier(directory: Path) -> tuple[Classifier, dict[str, Any]]:
     """(classifier, about) as save_classifier wrote them.
 
     Raises:

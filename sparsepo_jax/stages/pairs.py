@@ -64,7 +64,7 @@ def make_pairs(run: Run) -> None:
     records = _read_scored(scored_path) if run.marks.begun("pairs") else {}
     is_first = jax.process_index() == 0
     if is_first:
-        scorer = make_scorer(run.config, say)
+        scorer = make_scorer(run.config, say, goes_on=bool(records))
         if not records:
             scored_path.unlink(missing_ok=True)
     for responses in _answer_batches(run, prompts, policy, done=set(records)):
