@@ -18,6 +18,7 @@ from sparsepo_jax.report.compare.page import write_comparison
 from sparsepo_jax.report.compare.plane import HEIGHT, WIDTH, Spot, make_plane
 from sparsepo_jax.report.frontier import matched, shared_kls, shared_range, value_at
 from sparsepo_jax.report.intervals import t_interval, wilson
+from sparsepo_jax.report.outcome import outcome
 from sparsepo_jax.report.series import mean_metrics
 
 
@@ -360,6 +361,21 @@ def test_one_seed_has_no_interval_but_an_accuracy_that_of_its_pairs(tmp_path):
         "low"
     ] == pytest.approx(wilson(0.75, 64).low)
     assert "†" in page.text
+
+
+def test_the_interval_of_one_seed_is_that_of_its_report_and_of_the_run_that_has_the_number(tmp_path):
+    """64 pairs of few prompts that tell as much as 9 do. Kills: all pairs as if they were independent; the
+    pairs of the group's first run, which has none."""
+    write_run(tmp_path / "0")
+    (tmp_path / "0" / "summary.json").unlink()
+    write_run(tmp_path / "1", seed=1)
+    summary = json.loads((tmp_path / "1" / "summary.json").read_text()) | {"independent_pairs": 8.7}
+    (tmp_path / "1" / "summary.json").write_text(json.dumps(summary))
+    _, found = content([tmp_path / "0", tmp_path / "1"], tmp_path)
+    (group,) = found["groups"]
+    accuracy = group["metrics"]["after.accuracy_unmasked"]
+    assert (accuracy["kind"], accuracy["n"]) == ("wilson", 9)
+    assert f"95 % interval {accuracy['low']:.2f} to {accuracy['high']:.2f}" in outcome(summary)
 
 
 def test_a_chosen_metric_is_drawn_and_a_wrong_one_named(sweep, tmp_path):

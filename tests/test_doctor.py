@@ -148,8 +148,15 @@ def test_ln2_is_spoken_of_only_where_a_loss_starts_there(kind, said):
 
 def test_other_objectives_are_held_against_their_own_first_losses():
     ipo = dict(objective={"kind": "ipo", "mask": None})
-    line = one_line(**ipo, loss=[25.0, 25.1, 24.9, 25.0, 25.1, 25.0, 25.1, 24.9])
-    assert line.startswith("the loss does not fall (25.0500 in the first quarter, 25.0000 in the last)")
+    line = one_line(**ipo, loss=[25.0, 25.1, 24.9, 25.0, 25.1, 25.0, 25.1, 25.0])
+    assert line.startswith("the loss does not fall (25.0500 in the first quarter, 25.0500 in the last)")
+    line = one_line(**ipo, loss=[26.0, 24.0, 24.9, 25.0, 25.1, 25.0, 24.1, 23.9])  # 1.0 with error 1.005
+    assert line.startswith(
+        "the loss falls no further than by chance (25.0000 in the first quarter, 24.0000 in the last, "
+        "standard error of the difference 1)"
+    )
+    line = one_line(**ipo, loss=[30.0] * 4 + [25.0] * 4, **{"loss/nll": [5.0] * 4 + [0.0] * 4})
+    assert line.startswith("the loss without its NLL does not fall (25.0000 in the first quarter")
     assert (
         lines(**ipo, loss=[25.0, 24.99, 24.98, 24.97, 24.96, 24.95, 24.94, 24.93]) == []
     )  # little, but beyond its spread
@@ -168,6 +175,31 @@ def test_in_warm_up_a_loss_near_ln2_is_no_fault():
     assert "stays at ln 2" in one_line(
         **moved | {"loss": [LN2 - 1e-8 * n for n in range(8)]}, ended=False, steps=1000, peak=1e-6
     )
+
+
+def test_the_rate_so_far_is_that_of_all_steps_whatever_a_record_stands_for():
+    """Of 1,000 steps 800 are done, with a record every 100: the loss will hardly move any more.
+
+    Kills: the sum of the records, a hundredth of it, from which the loss might still get anywhere.
+    """
+    moved = {"loss": [LN2 - 4e-4 * n for n in range(8)], "learning_rate": [1e-6] * 8}
+    every_100 = {name: dict(zip(range(100, 900, 100), x, strict=True)) for name, x in moved.items()}
+    config = {"objective": OBJECTIVE, "po": {"optimizer": {"learning_rate": 1e-6}}}
+    (line,) = diagnose(Evidence(config, every_100, False, {"steps": 1000, "data": DATA}))
+    assert "stays at ln 2" in line
+
+
+def test_a_run_that_was_stopped_early_has_ended(tmp_path):
+    """Kills: rules of the end that wait for steps which will not come."""
+    (tmp_path / "po").mkdir()
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"stage": "po", "step": 9, "loss": 0.5}) + "\n")
+    for facts, ended in (
+        ({"steps": 60}, False),
+        ({"steps": 60, "steps_done": 9}, True),
+        ({"steps": 9}, True),
+    ):
+        (tmp_path / "po" / "facts.json").write_text(json.dumps(facts))
+        assert read_evidence(tmp_path).ended == ended
 
 
 def test_a_gradient_of_zero_is_said_but_not_where_nothing_is_left_to_lower():

@@ -28,7 +28,7 @@ from sparsepo_jax.report.files import evaluation_if_sound, outdated, read_evalua
 from sparsepo_jax.report.heatmap import FAINTEST, QUANTITIES, STRONGEST, make_scales, parse_pair
 from sparsepo_jax.report.page import write_report
 from sparsepo_jax.report.series import MAX_POINTS, collect, thin
-from sparsepo_jax.report.table import summary_table
+from sparsepo_jax.report.table import POLICY_ROWS, summary_table
 
 POLICY = {"accuracy": 0.5, "accuracy_unmasked": 0.5, "margin": 0.0, "margin_unmasked": 0.0, "kl": 0.0}
 SUMMARY = {
@@ -516,9 +516,26 @@ def test_of_single_responses_no_pair_is_spoken_of(run_dir):
         "response 11",
         "prompt of response 3",
         "desirable ones above it and undesirable",
-        "mean implicit reward of desirable responses minus",
+        "mean reward of desirable responses minus",
     ):
         assert said in words, said
+
+
+def test_what_lexicons_would_tell_is_said_only_of_a_mask_that_nothing_judges(run_dir):
+    """Kills: a run without masks that speaks of how well its mask finds tokens."""
+    zeros, found = {"sparsity_end": 0.8}, {"auroc_reward": 0.9}
+    for mask, said in (({}, False), (zeros, True), (zeros | found, False), ({"auroc_logratio": 0.9}, False)):
+        (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"mask": mask}))
+        assert ("evaluation.lexicons" in write_report(run_dir, 8).read_text()) == said, mask
+
+
+def test_unmasked_figures_are_called_what_they_are():
+    """For SimPO or IPO they are another reward's than the masked ones, not the same with weights of 1."""
+    meanings = {row.label: row.meaning for row in POLICY_ROWS}
+    for label in ("accuracy, unmasked", "margin, unmasked"):
+        assert "plain log-ratio to the reference" in meanings[label]
+    for label in ("accuracy", "margin"):
+        assert "as the objective computes it" in meanings[label]
 
 
 def test_summary_table_shows_the_mask_before_and_after():

@@ -59,7 +59,9 @@ def loss_stays(evidence: Evidence) -> str | None:
 
 def _rate_to_come(evidence: Evidence) -> float:
     """The sum of the learning rates of all steps over that of the steps so far, at most."""
-    so_far = sum(evidence.values("learning_rate"))
+    rates = evidence.series.get("learning_rate", {})
+    known = evidence.values("learning_rate")
+    so_far = mean(known) * max(rates) if known else 0.0  # a record may stand for several steps
     peak = evidence.number("po.optimizer.learning_rate")
     if so_far == 0:
         return 1.0
@@ -102,12 +104,20 @@ def loss_does_not_fall(evidence: Evidence) -> str | None:
     if not evidence.ended or quarter < 2:
         return None
     first, last = losses[:quarter], losses[-quarter:]
-    if mean(first) - mean(last) > 2 * math.sqrt(squared_error(first) + squared_error(last)):
+    error = math.sqrt(squared_error(first) + squared_error(last))
+    if mean(first) - mean(last) > 2 * error:
         return None
+    quarters = f"{mean(first):.4f} in the first quarter, {mean(last):.4f} in the last"
+    if mean(last) < mean(first):
+        said = f"falls no further than by chance ({quarters}, standard error of the difference {error:.2g})"
+    else:
+        said = f"does not fall ({quarters})"
+    parts = [name for name, part in (("L1", "loss/l1"), ("NLL", "loss/nll")) if any(evidence.values(part))]
+    loss = f"the loss without its {' and '.join(parts)}" if parts else "the loss"
     return (
-        f"the loss does not fall ({mean(first):.4f} in the first quarter, {mean(last):.4f} in the last): the "
-        f"learning rate is too low or too high, or the {evidence.unit} do not say what is better; try "
-        f"po.optimizer.learning_rate, and look at the {evidence.unit} with 'stages=[inspect]'"
+        f"{loss} {said}: the learning rate is too low or too high, or the {evidence.unit} do not say "
+        f"what is better; try po.optimizer.learning_rate, and look at the {evidence.unit} with "
+        "'stages=[inspect]'"
     )
 
 

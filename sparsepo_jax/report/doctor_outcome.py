@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sparsepo_jax.report.evidence import Evidence, mean, squared_error
 from sparsepo_jax.report.intervals import wilson
-from sparsepo_jax.report.table import number_or_none, value
+from sparsepo_jax.report.table import cases_of, number_or_none, value
 
 # ---------------------------------------------------------------- what is learnt is not what was meant
 
@@ -80,12 +80,11 @@ def _evaluated_margins(summary: Mapping[str, Any]) -> Margins | None:
         value(summary, ("after", name))
         for name in ("margin", "margin_unmasked", "accuracy", "accuracy_unmasked")
     )
-    pairs = number_or_none(summary.get("independent_pairs", summary.get("pairs")))
+    n = cases_of(summary)
     if masked is None or unmasked is None or with_mask is None or without is None:
         return None
-    if not pairs or not math.isfinite(pairs) or not (0 <= with_mask <= 1 and 0 <= without <= 1):
+    if n is None or not (0 <= with_mask <= 1 and 0 <= without <= 1):
         return None
-    n = max(1, round(pairs))
     return Margins(masked, unmasked, wilson(with_mask, n).low > 0.5 >= wilson(without, n).low)
 
 

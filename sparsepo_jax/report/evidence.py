@@ -13,9 +13,9 @@ from sparsepo_jax.report.table import number_or_none, value
 class Evidence(NamedTuple):
     """What is known of a run's stage po.
 
-    config: nested settings. series: metric -> step -> value, of training. ended: whether all steps are done.
-    facts: what the run wrote down when the stage began (facts_path). summary: of the evaluation; {} before
-    it.
+    config: nested settings. series: metric -> step -> value, of training. ended: whether all steps are done,
+    or it was stopped early. facts: what the run wrote down when the stage began (facts_path).
+    summary: of the evaluation; {} before it.
     """
 
     config: Mapping[str, Any]
@@ -118,4 +118,5 @@ def read_evidence(output_dir: Path) -> Evidence:
     last = max((step for values in series.values() for step in values), default=0)
     steps = number_or_none(facts.get("steps"))
     summary = evaluation_if_sound(output_dir, [])
-    return Evidence(read_settings(output_dir), series, steps is None or last >= steps, facts, summary)
+    end = number_or_none(facts.get("steps_done")) or steps  # it may have ended early
+    return Evidence(read_settings(output_dir), series, end is None or last >= end, facts, summary)

@@ -5,7 +5,7 @@ pairs, or of single responses, is believed only as far as its 95 % interval over
 """
 
 from sparsepo_jax.report.intervals import Interval, wilson
-from sparsepo_jax.report.table import unit_of, value
+from sparsepo_jax.report.table import cases_of, unit_of, value
 
 CHANCE = 0.5
 # With fewer pairs the interval around one half reaches a tenth to either side: smaller effects cannot be
@@ -21,11 +21,10 @@ def outcome(summary: dict) -> str | None:
     None if the summary does not say which share of how many pairs is preferred rightly.
     """
     share = value(summary, ("after", "accuracy_unmasked"))
-    pairs = summary.get("pairs")
-    if share is None or not 0 <= share <= 1 or type(pairs) is not int or pairs < 1:
+    cases = cases_of(summary)
+    if share is None or not 0 <= share <= 1 or cases is None:
         return None
-    independent = value(summary, ("independent_pairs",))
-    accuracy = wilson(share, pairs if independent is None else round(max(1.0, min(independent, pairs))))
+    accuracy, pairs = wilson(share, cases), summary["pairs"]
     before = value(summary, ("before", "accuracy_unmasked"))
     kl = value(summary, ("after", "kl"))
     chance = _chance(summary)

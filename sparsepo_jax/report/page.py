@@ -37,6 +37,7 @@ FACTS = {  # what a reader wants to know of the configuration at first sight
     "policy": ("policy", "path"),
     "seed": ("seed",),
 }
+OF_DECISIVE = {"AUROC, reward mask", "AUROC, KL mask"}  # rows that judge a mask by decisive tokens
 _SAMPLE_COLUMNS = ("prompt", "before", "after")
 
 
@@ -128,12 +129,13 @@ def _facts(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _summary_context(summary: dict | None) -> dict[str, Any]:
     known = {name: table.known_rows(summary or {}, rows) for name, rows in SECTIONS.items()}
+    labels = {row.label for row in known["Mask"]}
     return {
         "summary": summary,
         "words": _words(summary or {}),
         "known": known,
         "untrained": not table.has_before(known["Policy"]),
-        "any_auroc": any(row.label in ("AUROC, reward mask", "AUROC, KL mask") for row in known["Mask"]),
+        "unjudged": "mask sparsity" in labels and not labels & OF_DECISIVE,
         "duration": _duration((summary or {}).get("seconds")),
         "unit": table.unit_of(summary or {}),
         "sets": sets.set_lines(summary or {}),

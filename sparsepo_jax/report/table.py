@@ -28,8 +28,8 @@ POLICY_ROWS = (
         "accuracy",
         ("before", "accuracy"),
         ("after", "accuracy"),
-        "Share of held-out pairs whose chosen response gets the larger implicit reward, tokens weighted by "
-        "the masks; a tie counts one half.",
+        "Share of held-out pairs whose chosen response gets the larger reward, as the objective computes "
+        "it, tokens weighted by the masks; a tie counts one half.",
         "Share of held-out responses on their side of the baseline, desirable ones above it and undesirable "
         "ones below, tokens weighted by the masks; a tie counts one half.",
     ),
@@ -37,29 +37,31 @@ POLICY_ROWS = (
         "accuracy, unmasked",
         ("before", "accuracy_unmasked"),
         ("after", "accuracy_unmasked"),
-        "The same with every token weight 1: what the policy alone has learned.",
+        "The same by the plain log-ratio to the reference, summed over tokens of weight 1, whatever the "
+        "objective's own reward is: what the policy alone has learned.",
     ),
     TableRow(
         "margin",
         ("before", "margin"),
         ("after", "margin"),
-        "Mean over pairs of the chosen response's implicit reward minus the rejected one's, beta and masks "
-        "included.",
-        "Mean implicit reward of desirable responses minus that of undesirable ones, beta and masks "
-        "included.",
+        "Mean over pairs of the chosen response's reward minus the rejected one's, as the objective "
+        "computes it, masks included.",
+        "Mean reward of desirable responses minus that of undesirable ones, as the objective computes it, "
+        "masks included.",
     ),
     TableRow(
         "margin, unmasked",
         ("before", "margin_unmasked"),
         ("after", "margin_unmasked"),
-        "The same with every token weight 1. A mask can raise the masked margin just by growing; this one "
-        "it cannot touch.",
+        "The same by beta times the plain log-ratio to the reference, summed over tokens of weight 1; beta "
+        "is 1 where the objective has none. A mask can raise the masked margin just by growing; this one it "
+        "cannot touch.",
     ),
     TableRow(
         "reward, desirable",
         ("before", "reward_desirable"),
         ("after", "reward_desirable"),
-        "Mean implicit reward of desirable responses, beta and masks included.",
+        "Mean reward of desirable responses, beta and masks included.",
     ),
     TableRow(
         "reward, undesirable",
@@ -245,6 +247,18 @@ def number(x: Any, *, sign: bool = False) -> str:
 def unit_of(summary: Mapping[str, Any]) -> str:
     """What a summary is about: "pairs", or single "responses" with a label."""
     return "responses" if summary.get("rows") == "responses" else "pairs"
+
+
+def cases_of(summary: Mapping[str, Any]) -> int | None:
+    """How many independent pairs, or responses, the shares of a summary are of: fewer where prompts repeat.
+
+    None where it does not say how many there are.
+    """
+    pairs = summary.get("pairs")
+    if type(pairs) is not int or pairs < 1:
+        return None
+    independent = value(summary, ("independent_pairs",))
+    return pairs if independent is None else round(max(1.0, min(independent, pairs)))
 
 
 class KnownRow(NamedTuple):

@@ -56,11 +56,12 @@ class Group:
         return any(self.values(metric) for metric in metrics)
 
     def interval(self, metric: str) -> Interval | None:
-        """Over seeds; of a single seed's accuracy over its pairs. None: no run has it."""
+        """Over seeds; of a single seed's accuracy over its independent pairs. None: no run has it."""
         values = list(self.values(metric).values())
-        pairs = self.runs[0].pairs
-        if len(values) == 1 and metric in SHARES and pairs and 0 <= values[0] <= 1:
-            return wilson(values[0], pairs)
+        if len(values) == 1 and metric in SHARES:
+            (cases,) = [run.cases for run in self.runs if metric in run.numbers]
+            if cases and 0 <= values[0] <= 1:
+                return wilson(values[0], cases)
         return t_interval(values) if values else None
 
 

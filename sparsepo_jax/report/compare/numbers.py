@@ -52,11 +52,13 @@ _MASKS = {path for row in table.MASK_ROWS for path in (row.before, row.after) if
 class RunNumbers(NamedTuple):
     """values: name -> number; None where it is null or not finite.
 
-    pairs: how many were held out. unit: what these are. broken: the files that cannot be read, and why.
+    pairs: how many were held out. cases: how many independent ones these are worth. unit: what they are.
+    broken: the files that cannot be read, and why.
     """
 
     values: dict[str, float | None]
     pairs: int | None
+    cases: int | None
     unit: str
     broken: list[str]
 
@@ -81,6 +83,7 @@ def read_numbers(directory: Path) -> RunNumbers:
     return RunNumbers(
         {name: _finite(x) for name, x in values.items() if x is None or table.number_or_none(x) is not None},
         pairs if type(pairs) is int else None,
+        table.cases_of(summary),
         table.unit_of(summary),
         broken,
     )

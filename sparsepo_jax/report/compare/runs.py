@@ -20,9 +20,9 @@ SECTION = "{...}"  # the value of a mapping's own path, to be told from null
 class FinishedRun:
     """What is read of a run.
 
-    config: every setting by its dotted path. numbers, pairs, unit, broken: see RunNumbers; the finite ones
-    only. swept: this run's values in the sweep's book; None outside of sweeps. settings: what the run's group
-    is known by, by dotted path.
+    config: every setting by its dotted path. numbers, pairs, cases, unit, broken: see RunNumbers; the finite
+    ones only. swept: this run's values in the sweep's book; None outside of sweeps. settings: what the run's
+    group is known by, by dotted path.
     """
 
     path: Path
@@ -31,6 +31,7 @@ class FinishedRun:
     numbers: dict[str, float]
     metrics: MetricSeries
     pairs: int | None
+    cases: int | None
     unit: str
     broken: list[str]
     swept: dict[str, Any] | None = None
@@ -138,6 +139,7 @@ def _read_run(path: Path) -> FinishedRun:
         numbers.finite,
         metrics,
         numbers.pairs,
+        numbers.cases,
         numbers.unit,
         numbers.broken,
     )
