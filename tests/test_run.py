@@ -12,6 +12,7 @@ import pytest
 from helpers.interrupt import Interrupted, stop_before
 from helpers.program import lines_of, run, weights_of, write_config
 from helpers.quick import slow_but
+from sparsepo_jax.build.tokenizer import make_tokenizer
 from sparsepo_jax.config.load import load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
@@ -543,6 +544,32 @@ def test_responses_that_do_not_fit_the_model_are_refused(finished, capsys):
         == 1
     )
     assert "generation.max_new_tokens: 60 tokens after the longest prompt" in capsys.readouterr().err
+
+
+def test_a_learned_tokenizer_stays_while_its_settings_and_files_do_or_once_a_stage_has_begun(tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    kept = tmp_path / "run" / "tokenizer" / "tokenizer.json"
+
+    def write(text: str) -> None:
+        pairs.write_text(json.dumps({"prompt": text, "chosen": " yes", "rejected": " no"}) + "\n")
+
+    def merges(size: int) -> set[str]:
+        changes = {"stages": ["po"], "sft": None, "tokenizer": {"kind": "bpe", "vocab_size": size}}
+        data = {"sft": [], "train": [{"path": str(pairs)}], "eval": []}
+        config, _ = load_config(write_config(tmp_path, **changes, data=data))
+        return {token for token in make_tokenizer(config).get_vocab() if 1 < len(token) < 9}
+
+    write("ab" * 9)
+    assert merges(258) == {"ab"}
+    written = kept.stat().st_ino
+    assert merges(258) == {"ab"} and kept.stat().st_ino == written
+    assert merges(259) == {"ab", "abab"}  # the run with 258 went no further than this
+    write("xy" * 10)
+    assert merges(258) == {"xy"}
+    (tmp_path / "run" / "po").mkdir()
+    (tmp_path / "run" / "po" / "settings.json").write_text("{}")
+    write("ab" * 9)
+    assert merges(258) == {"xy"}
 
 
 @pytest.mark.slow

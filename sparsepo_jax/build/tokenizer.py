@@ -8,26 +8,27 @@ from typing import Any
 import jax
 
 from sparsepo_jax.build.sources import open_source
+from sparsepo_jax.config.schema.data import Source
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
-from sparsepo_jax.core.files import write_json
+from sparsepo_jax.core.files import write_directory, write_json
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.directory import (
     end_tokens,
     has_tokenizer,
 )
 from sparsepo_jax.models.stored_tensors import find_checkpoint
-from sparsepo_jax.run.resume import LOOKING
+from sparsepo_jax.run.resume import LOOKING, has_begun, stamp
 
 
 def make_tokenizer(config: Config) -> Any | None:
     """The run's tokenizer; None if the data must come tokenised.
 
-    A tokenizer that is learned from the data is learned once and kept in output_dir/tokenizer.
+    One that is learned from the data is kept in output_dir/tokenizer.
     """
     from sparsepo_jax.data import tokenizers
 
-    choice, kept = config.tokenizer, Path(config.output_dir) / "tokenizer"
+    choice = config.tokenizer
     if choice.kind == "auto":
         if config.policy.path is None:
             return None
@@ -41,15 +42,53 @@ def make_tokenizer(config: Config) -> Any | None:
         from sparsepo_jax.data.reviews import reviews_vocabulary
 
         return tokenizers.make_word_tokenizer(reviews_vocabulary())
-    if not kept.exists():
-        sources, kind = (config.data.sft, "sft") if config.data.sft else (config.data.train, "pairs")
-        tokenizer = tokenizers.train_bpe_tokenizer(
-            _texts(sources, kind, config, choice.max_rows), choice.vocab_size
-        )
-        if jax.process_index() == 0 and not LOOKING.issuperset(config.stages):
-            tokenizer.save_pretrained(kept)
-        return tokenizer
-    return tokenizers.load_tokenizer(str(kept))
+    return _learned_tokenizer(config)
+
+
+def _learned_tokenizer(config: Config) -> Any:
+    """The BPE of the run's own text.
+
+    The one that is kept stays once a stage has begun with it, else as long as its settings and files do.
+    """
+    from sparsepo_jax.data import tokenizers
+
+    choice, kept = config.tokenizer, Path(config.output_dir) / "tokenizer"
+    about = kept / "learned_from.json"
+    sources, kind = (config.data.sft, "sft") if config.data.sft else (config.data.train, "pairs")
+    learned_from = _learned_from(config, sources)
+    if kept.exists() and (has_begun(config) or _read(about) == learned_from):
+        return tokenizers.load_tokenizer(str(kept))
+    tokenizer = tokenizers.train_bpe_tokenizer(
+        _texts(sources, kind, config, choice.max_rows), choice.vocab_size
+    )
+
+    def fill(directory: Path) -> None:
+        tokenizer.save_pretrained(directory)
+        write_json(directory / about.name, learned_from)
+
+    if jax.process_index() == 0 and not LOOKING.issuperset(config.stages):
+        write_directory(kept, fill)
+    return tokenizer
+
+
+def _learned_from(config: Config, sources: list[Source]) -> dict[str, Any]:
+    """What decides which merges are learned, as JSON gives it back."""
+    paths = [getattr(source, "path", None) for source in sources]
+    decides = {
+        "tokenizer": config.tokenizer.model_dump(mode="json"),
+        "sources": [source.model_dump(mode="json") for source in sources],
+        "on_bad_row": config.data.on_bad_row,
+        "files": {path: stamp(Path(path)) for path in paths if path is not None},
+    }
+    return json.loads(json.dumps(decides))
+
+
+def _read(about: Path) -> Any:
+    """What a kept tokenizer was learned from; None: that is not to be read there."""
+    try:
+        return json.loads(about.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def tokenizer_directory(config: Config) -> Path | None:

@@ -348,6 +348,12 @@ class Marks:
             )
 
 
+def has_begun(config: Config) -> bool:
+    """Whether the run has finished a stage, or begun one that it can continue."""
+    marks = Marks(config)
+    return bool(marks.all()) or any(marks.begun(stage) for stage in _CONTINUED)
+
+
 def scorer_files(config: Config) -> list[str]:
     """Files and directories that the scorer is made of; a function's, where it lies in this directory."""
     scorer = config.scorer
