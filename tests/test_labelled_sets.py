@@ -215,6 +215,15 @@ def test_single_responses_are_not_weighed_and_the_line_says_why(finished, tmp_pa
 # ---------------------------------------------------------------- metrics by name
 
 
+def test_an_objective_without_masks_reports_nothing_of_them(finished):
+    """Kills: means and zeros of weights that are ones because nothing weighs tokens."""
+    names = {name for row in lines_of(finished / "metrics.jsonl") for name in row}
+    assert "loss" in names and "eval_pairs/loss" in names
+    assert not [name for name in names if "mask/" in name]
+    html = (finished / "report.html").read_text()
+    assert "Mask sparsity" not in html and "zeros in the" not in html
+
+
 def test_metrics_are_known_by_the_names_that_each_set_reports(files, finished, capsys):
     """Kills: the names of the first set, taken for those of all."""
     [row] = [row for row in lines_of(finished / "metrics.jsonl") if "eval/loss" in row]

@@ -195,7 +195,7 @@ def test_objective_without_masks_says_so_and_shows_log_ratios(run_dir):
     row = pair(chosen=response([" a", " b"], None) | ones, rejected=response([" c", " d"], None) | ones)
     (run_dir / "pairs.jsonl").write_text(lines([row]))
     page = page_of(run_dir)
-    assert "as for objectives without masks" in page.text
+    assert "as for objectives without masks" in page.text and ", 0 % zeros" not in page.text
     assert [attrs["id"] for tag, attrs in page.tags if tag == "input" and "checked" in attrs] == ["by-r"]
 
 
@@ -215,6 +215,13 @@ def test_where_the_kl_alone_is_masked_its_mask_is_shown(run_dir):
     assert said == "Of the tokens of 2 pairs 75 % have a KL mask of zero."
     (largest,) = [line for line in _largest_masks(run_dir) if "largest" in line]
     assert largest == "It is largest, in the mean, on `\u2423b` 2.000 (␣ is a space)."
+
+
+def test_a_response_of_one_token_is_called_so(run_dir):
+    row = pair(chosen=response([" a"], None) | {"reward_mask": [0.0], "kl_mask": [1.0]})
+    (run_dir / "pairs.jsonl").write_text(lines([row]))
+    words = " ".join(page_of(run_dir).text.split())
+    assert "Chosen 1 token, 100 % zeros" in words
 
 
 def test_headline_curves_and_configuration_are_there(run_dir):

@@ -26,7 +26,7 @@ from sparsepo_jax.losses import (
 )
 from sparsepo_jax.masks.activation import choose_points
 from sparsepo_jax.masks.learned import NetSettings
-from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source
+from sparsepo_jax.masks.source import MaskSource, activation_source, fixed_source, learned_source, unit_source
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.experts import dispatch_on
 from sparsepo_jax.models.lora import Lora
@@ -99,7 +99,7 @@ def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
 def _mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
     mask = config.objective.mask
     if mask is None:
-        return fixed_source("ones", on="both", normalised=False)
+        return unit_source()
     placing = {"on": masked_terms(config.objective), "normalised": mask.normalise}
     if mask.kind == "learned":
         net = NetSettings(

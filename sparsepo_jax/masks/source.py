@@ -49,6 +49,7 @@ class MaskSource(NamedTuple):
         shared: whether reward and KL share one mask; each L1 factor then counts half.
         reads_activations: whether `kept` is needed. Masks that read activations and are not trained can be
             computed once, and given with the batch.
+        reported: whether masks are among the metrics.
     """
 
     keep: Keep
@@ -56,6 +57,7 @@ class MaskSource(NamedTuple):
     init: Callable[[nnx.Rngs], Weights]
     shared: bool
     reads_activations: bool = False
+    reported: bool = True
 
 
 @functools.cache
@@ -192,6 +194,12 @@ def _activation_source(
         return activation_mask(means, batch.valid_BPT, points, mapping)
 
     return _untrained(keep, mask_of, on, normalised)._replace(reads_activations=True)
+
+
+@functools.cache
+def unit_source() -> MaskSource:
+    """Ones, for an objective without masks: there is nothing to report of them."""
+    return fixed_source("ones", on="both", normalised=False)._replace(reported=False)
 
 
 @functools.cache

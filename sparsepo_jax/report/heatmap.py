@@ -29,11 +29,9 @@ class Quantity(NamedTuple):
 REWARD_MASK = Quantity(
     "u",
     "Reward mask",
-    "Weight of the token's reward in the loss. A mask sees only what comes before a token.",
+    "Weight of the token's reward in the loss.",
 )
-KL_MASK = Quantity(
-    "m", "KL mask", "Weight of the token's KL in the loss. A mask sees only what comes before a token."
-)
+KL_MASK = Quantity("m", "KL mask", "Weight of the token's KL in the loss.")
 QUANTITIES = (
     REWARD_MASK,
     KL_MASK,

@@ -70,7 +70,7 @@ def _preferred(summary: dict, accuracy: Interval, pairs: int, before: float | No
     was = "" if before is None else f"; {before:.2f} before"
     what = "pairs are preferred rightly"
     if unit_of(summary) == "responses":
-        what = "responses are judged rightly, desirable or not,"
+        what = "responses are judged rightly as desirable or not"
         was += f"; {_chance(summary):.2f} if all were called alike"
     return (
         f"{accuracy.mean:.2f} of the {pairs} held-out {what} "

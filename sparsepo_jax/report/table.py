@@ -115,7 +115,7 @@ MASK_ROWS = (
         ("mask", "sparsity_start"),
         ("mask", "sparsity_end"),
         "Share of exact zeros of the reward mask (of the KL's, if that alone is masked) over response "
-        "tokens, at the first and at the last step.",
+        "tokens, before and after training.",
     ),
     TableRow(
         "AUROC, reward mask",
@@ -129,14 +129,15 @@ MASK_ROWS = (
         "AUROC, |log-ratio|",
         None,
         ("mask", "auroc_logratio"),
-        "The same for |log policy - log reference| of the token, which sees the token itself: no mask's "
-        "ceiling binds it.",
+        "The same for |log policy - log reference| of the token, which sees the token itself: the ceiling "
+        "does not bind it.",
     ),
     TableRow(
         "AUROC, ceiling",
         None,
         ("mask", "auroc_ceiling"),
-        "The best that any mask can reach: a mask sees only what comes before a token.",
+        "The best that a mask can reach which sees only what comes before a token, as learned ones do by "
+        "default.",
     ),
     TableRow(
         "AUROC, position alone",

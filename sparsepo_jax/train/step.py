@@ -92,7 +92,8 @@ def make_pair_scores(problem: Problem, *, training: bool) -> PairScores:
 
     Returns:
         `scores(weights, reference, batch, step)`, which gives (metrics [B], "loss" among them; statistics;
-        masks). Where the problem is cached, metrics of the KL are left out: it is unknown.
+        masks). Where the problem is cached, metrics of the KL are left out: it is unknown. So are those of
+        masks where the objective has none.
     """
 
     def scores(
@@ -124,6 +125,8 @@ def make_pair_scores(problem: Problem, *, training: bool) -> PairScores:
                 metrics |= {name: jnp.broadcast_to(x, B) for name, x in router_metrics(routers).items()}
         if problem.cached:  # unknown is not zero
             metrics = {name: value for name, value in metrics.items() if not name.startswith("kl/")}
+        if not problem.mask_source.reported:  # no mask is not a mask of ones
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("mask/")}
         return metrics, stats, masks
 
     return scores
