@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_origin
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -25,6 +26,8 @@ from sparsepo_jax.config.schema.objectives import Dpo, MaPO, SparsePO
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.schema.training import AdamW, Lion, PairTraining
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data.batching import BatchPlan
+from sparsepo_jax.data.packing import Sizes
 from sparsepo_jax.main import main
 from sparsepo_jax.run.check import make_plan_text
 from sparsepo_jax.run.differences import drop_added
@@ -726,6 +729,35 @@ def test_the_plan_counts_learned_masks(mask, parameters):
         f": {parameters:,} parameters"
         in plan_of(stages=["po"], data=REVIEWS, objective={"mask": mask})["mask"]
     )
+
+
+@pytest.mark.parametrize(
+    "sources", [[(11, 1.5)], [(5, 0.5), (5, 0.5)], [(7, 0.1), (35, 0.1), (4, 1.0)], [(5, 0.3), (3, 2.5)]]
+)
+def test_the_rows_of_an_epoch_are_those_that_its_batches_have(tmp_path, sources):
+    """Kills: each source rounded by itself, or with the rows that it has in full."""
+    files = [
+        {"path": str(tmp_path / f"{n}.jsonl"), "weight": weight} for n, (_, weight) in enumerate(sources)
+    ]
+    for file, (rows, _) in zip(files, sources, strict=True):
+        Path(file["path"]).write_text("{}\n" * rows)
+    weights = np.repeat([weight for _, weight in sources], [rows for rows, _ in sources])
+    plan = BatchPlan(
+        Sizes(*np.ones((3, len(weights)), np.int64)),
+        weights.astype(np.float32),
+        **{"batch_size": 1, "rows": 1, "strata": 1, "buckets": 1, "seed": 0, "shuffle": True},
+    )
+    said = plan_of(stages=["po"], data={"train": files}, po={"batch_size": 1})["po"]
+    assert said.startswith(f"{plan.steps} pairs an epoch, {plan.steps} steps of 1 pairs")
+
+
+def test_weights_count_only_where_rows_are_trained_on_and_rows_that_may_be_left_out_make_counts_about(data):
+    twice = [source | {"weight": 2} for source in data["train"]]
+    plan = plan_of(data={**data, "train": twice, "eval": twice}, po={"batch_size": 4})
+    assert plan["po"].startswith("20 pairs an epoch") and plan["evaluation"] == "10 pairs"
+    plan = plan_of(data={**data, "on_bad_row": "skip"}, po={"batch_size": 4})
+    assert plan["po"].startswith("about 10 pairs an epoch, about 3 steps of 4 pairs")
+    assert plan["evaluation"].startswith("about ")
 
 
 def test_a_holdout_makes_the_rows_about_and_gives_evaluation_its_share(data):

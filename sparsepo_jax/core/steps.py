@@ -1,6 +1,18 @@
-"""How long a stage is."""
+"""How long a stage is: rows of an epoch, and steps."""
 
 import math
+
+
+def times_in_epoch(weight: float, rows: int) -> tuple[int, int]:
+    """How often an epoch has all rows of a weight, and how many of them once more.
+
+    2.5 with 10 rows: twice, and 5 of them a third time.
+
+    Args:
+        weight: how often an epoch sees each row.
+        rows: that have this weight.
+    """
+    return int(weight), round(rows * (weight % 1.0))
 
 
 def steps_of_epochs(epochs: float, batches_per_epoch: int) -> int:

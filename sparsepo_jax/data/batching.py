@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsepo_jax.core.steps import steps_of_epochs
+from sparsepo_jax.core.steps import steps_of_epochs, times_in_epoch
 from sparsepo_jax.data.packing import FILLER, Shape, Sizes
 
 MULTIPLE = 8  # lengths are rounded up to this: they suit vector units
@@ -135,7 +135,7 @@ class BatchPlan:
         """Of each weight: (weight, its rows, how often an epoch has all of them, how many once more)."""
         weights, counts = np.unique(self._weight_N, return_counts=True)
         return [
-            (float(weight), int(count), int(weight), round(count * (weight % 1.0)))
+            (float(weight), int(count), *times_in_epoch(float(weight), int(count)))
             for weight, count in zip(weights, counts, strict=True)
         ]
 

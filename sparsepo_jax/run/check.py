@@ -341,7 +341,11 @@ def _rows_of_list(config: Config, name: str, sources: list[Source], mistakes: li
     halved = is_unpaired(config.objective) and (
         name == "train" or (name.split(".")[0] == "eval" and hold_pairs(sources) is False)
     )
-    return rows_of(sources, f"data.{name}", mistakes, halved=halved)
+    weighed = name in ("sft", "train")
+    rows = rows_of(sources, f"data.{name}", mistakes, halved=halved, weighed=weighed)
+    if config.data.on_bad_row == "skip":  # how many are left out is not known
+        return Count(rows.number, exact=rows.number is None)
+    return rows
 
 
 def _scorer_rows(config: Config, mistakes: list[str]) -> Count | None:

@@ -5,12 +5,16 @@ import gzip
 import itertools
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sparsepo_jax.config.schema.data import FileSource, Source
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.steps import times_in_epoch
 from sparsepo_jax.data.example import RESPONSES
 from sparsepo_jax.data.ranked import answers_column
 from sparsepo_jax.data.readers import SUFFIXES, file_rows, suffix_of, table_delimiter, table_lines
@@ -24,22 +28,33 @@ _READ_AT_MOST_BYTES = 32 * 2**20
 _LOOK_AT_MOST = 10_000  # rows of a source, to tell pairs from single responses
 
 
-def rows_of(sources: Sequence[Source], where: str, mistakes: list[str], *, halved: bool = False) -> Count:
+def rows_of(
+    sources: Sequence[Source], where: str, mistakes: list[str], *, halved: bool = False, weighed: bool = False
+) -> Count:
     """Rows that an epoch sees.
 
     Args:
         halved: whether pairs are read as two rows each.
+        weighed: whether rows are trained on: their sources' weights count there alone.
         where: the setting that holds the sources.
         mistakes: gets a line for each source that cannot be read.
     """
     counts = [_rows_in(source, f"{where}.{index}", mistakes) for index, source in enumerate(sources)]
     if halved:
         counts = [_in_responses(count, source) for source, count in zip(sources, counts, strict=True)]
-    rows = total(
-        None if count.number is None else round(source.weight * count.number)
-        for source, count in zip(sources, counts, strict=True)
-    )
+    rows = total(count.number for count in counts)
+    if weighed and rows is not None:
+        rows = _rows_of_epoch(sources, counts)
     return Count(rows, rows is None or all(count.exact for count in counts))
+
+
+def _rows_of_epoch(sources: Sequence[Source], counts: Sequence[Count]) -> int:
+    """As data/batching draws them: rows of equal weight together, whatever their source."""
+    of_weight: Counter[float] = Counter()
+    for source, count in zip(sources, counts, strict=True):
+        of_weight[float(np.float32(source.weight))] += count.number or 0  # as tables hold it
+    parts = [(rows, *times_in_epoch(weight, rows)) for weight, rows in of_weight.items()]
+    return sum(rows * times + drawn for rows, times, drawn in parts)
 
 
 def _in_responses(rows: Count, source: Source) -> Count:

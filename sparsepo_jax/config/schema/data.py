@@ -40,7 +40,8 @@ class FileSource(Section):
     columns: dict[str, str] = {}
     """Our column name -> the file's, where they differ, e.g. {prompt: question}."""
     weight: PositiveFloat = 1.0
-    """How often an epoch sees each row: 2 is twice; 0.5 is a random half, drawn anew each epoch."""
+    """How often an epoch of training sees each row: 2 is twice; 0.5 is a random half, drawn anew each epoch.
+    Evaluation reads every row once."""
     exchanged: bool = False
     """Chosen and rejected change places, with all columns that belong to them: for a run that learns the
     opposite, as TIS-DPO's second one. For pairs only."""
