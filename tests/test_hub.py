@@ -217,6 +217,17 @@ def test_the_card_says_how_to_load_what_is_there(tmp_path, parts, lines):
     assert matter["library_name"] == ("transformers" if parts.model else "peft")
 
 
+def test_the_card_of_a_run_without_tokenizer_loads_none(tmp_path):
+    """Kills: a line that ends in an error, since the export holds no such files."""
+    for parts in (Parts(), Parts(model=None, adapter=".")):
+        with_it, without = (
+            make_card(ORIGIN._replace(has_tokenizer=has_tokenizer), parts, tmp_path)
+            for has_tokenizer in (True, False)
+        )
+        assert "tokenizer = AutoTokenizer" in with_it and "okenizer" not in without
+        compile(without.split("```python\n")[1].split("```")[0], "card", "exec")
+
+
 def test_the_plan_and_the_line_for_a_wrong_name(tmp_path):
     config, _ = load_config(write_config(tmp_path, **CHANGES))
     assert "hub         the export is pushed to films/liked, private" in make_plan_text(config)

@@ -217,6 +217,13 @@ def test_where_the_kl_alone_is_masked_its_mask_is_shown(run_dir):
     assert largest == "It is largest, in the mean, on `\u2423b` 2.000 (␣ is a space)."
 
 
+def test_the_id_of_a_token_is_its_name_where_there_is_no_tokenizer(run_dir):
+    """Kills: the space behind an id, taken for one of the token's own."""
+    row = pair(chosen=response(["7 ", "8 "], None) | {"token_ids": [7, 88]})
+    shown = parse_pair(row, where="here").chosen
+    assert [token.label for token in shown] == ["7", "8␣"]
+
+
 def test_a_response_of_one_token_is_called_so(run_dir):
     row = pair(chosen=response([" a"], None) | {"reward_mask": [0.0], "kl_mask": [1.0]})
     (run_dir / "pairs.jsonl").write_text(lines([row]))

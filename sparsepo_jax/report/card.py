@@ -45,6 +45,7 @@ class Origin(NamedTuple):
         objective: kind of the objective; None: no preference optimisation.
         has_masks: whether masks.safetensors lies beside the weights.
         config: the run's configuration, YAML text.
+        has_tokenizer: whether the tokenizer's files lie there.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Origin(NamedTuple):
     objective: str | None
     has_masks: bool
     config: str
+    has_tokenizer: bool = True
 
 
 def make_card(origin: Origin, parts: Parts, output_dir: Path, repository: str | None = None) -> str:
@@ -72,7 +74,7 @@ def make_card(origin: Origin, parts: Parts, output_dir: Path, repository: str | 
         "",
         "## How to load it",
         "",
-        *_code(parts, origin.base_model, repository or "PATH"),
+        *_code(parts, origin, repository or "PATH"),
         "",
     ]
     if origin.has_masks:
@@ -104,29 +106,27 @@ def _front_matter(origin: Origin, parts: Parts) -> list[str]:
     return ["---", text.getvalue().rstrip(), "---", ""]
 
 
-def _code(parts: Parts, base_model: str | None, repository: str) -> list[str]:
-    """Python that loads the model, complete or as adapters on their base."""
+def _code(parts: Parts, origin: Origin, repository: str) -> list[str]:
+    """Python that loads the model, complete or as adapters on their base, and a tokenizer that is there."""
+    place = parts.model or parts.adapter or "."
+    classes = "AutoModelForCausalLM" + (", AutoTokenizer" if origin.has_tokenizer else "")
 
     def arguments(place: str) -> str:
         return f'"{repository}"' + ("" if place == "." else f', subfolder="{place}"')
 
-    lines = ["```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     if parts.model is not None:
-        return [
-            *lines,
-            f"model = AutoModelForCausalLM.from_pretrained({arguments(parts.model)})",
-            f"tokenizer = AutoTokenizer.from_pretrained({arguments(parts.model)})",
-            "```",
+        imports: list[str] = []
+        loading = [f"model = AutoModelForCausalLM.from_pretrained({arguments(parts.model)})"]
+    else:
+        base = f'"{origin.base_model or "BASE"}"' if parts.base is None else arguments(parts.base)
+        imports = ["from peft import PeftModel"]
+        loading = [
+            f"base = AutoModelForCausalLM.from_pretrained({base})",
+            f"model = PeftModel.from_pretrained(base, {arguments(place)})",
         ]
-    base = f'"{base_model or "BASE"}"' if parts.base is None else arguments(parts.base)
-    lines.insert(1, "from peft import PeftModel")
-    return [
-        *lines,
-        f"base = AutoModelForCausalLM.from_pretrained({base})",
-        f"model = PeftModel.from_pretrained(base, {arguments(parts.adapter or '.')})",
-        f"tokenizer = AutoTokenizer.from_pretrained({arguments(parts.adapter or '.')})",
-        "```",
-    ]
+    if origin.has_tokenizer:
+        loading.append(f"tokenizer = AutoTokenizer.from_pretrained({arguments(place)})")
+    return ["```python", *imports, f"from transformers import {classes}", "", *loading, "```"]
 
 
 def _evaluation(summary: dict[str, Any], output_dir: Path) -> Iterator[str]:

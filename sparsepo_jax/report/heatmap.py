@@ -206,7 +206,9 @@ def _response(row: dict, side: str, where: str, shown: Shown) -> list[Token]:
     ):
         text, label = f"{token_id} ", str(token_id)
         if texts is not None:
-            text, label = flowing(texts[t], token_id), labelled(texts[t], token_id)
+            text = flowing(texts[t], token_id)
+            if texts[t] != label + " ":  # without a tokenizer, the text of a token is its id and a space
+                label = labelled(texts[t], token_id)
         values = {"u": reward_mask, "m": kl_mask, "r": logp - ref_logp, "k": kl}
         decisive = None if marks is None else bool(marks[t])
         others = visible(before[t]).replace("\n", "↵\n")
