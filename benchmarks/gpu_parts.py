@@ -220,7 +220,7 @@ def rates_on_data(bench: Bench, path: Path, pairs_per_s: float) -> Row:
     pair."""
     config, _ = load_config(str(path), [])
     run = Run(config, Stop())
-    table = run.pairs[0]
+    table = run.training_pairs
     plan = make_training_plan(config, "po", table, run.mesh)
     prompts, responses = table.prompt_lengths_N, table.response_lengths_NP
     batches = [plan.batch(number).rows.ravel() for number in range(plan.steps)]

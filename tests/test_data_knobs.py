@@ -143,7 +143,7 @@ def observe(place, **data) -> dict:
     run = run_with(place, place / "run", **data)
     seen = {"error": None, "kept elsewhere": (place / "elsewhere").exists()}
     try:
-        train, evaluated = run.pairs
+        train, evaluated = run.training_pairs, run.evaluation_pairs
     except UserError as error:
         return seen | {"error": str(error)}
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
@@ -209,3 +209,15 @@ def test_a_run_that_only_looks_counts_bad_rows_and_writes_no_list(place, tmp_pat
     inspect(run_with(place, tmp_path / "trains", ["inspect", "po"], eval=[], prompts=[]))
     listed = tmp_path / "trains" / "bad_rows_train.jsonl"
     assert listed.exists() and f"{counted}; they are listed in {listed}" in capsys.readouterr().out
+
+
+def test_an_evaluation_needs_the_training_pairs_only_where_some_of_them_are_held_out(place):
+    """Whoever trained elsewhere may not have them."""
+    gone, few = [{"path": "PLACE/gone.jsonl"}], [{"path": "PLACE/few.jsonl"}]
+    alone = run_with(place, place / "run", ["eval"], train=gone, eval=few)
+    assert len(alone.evaluation_pairs) == 4
+    assert not any("gone" in path for path in alone.marks.depends("eval")["files"])
+    held_out = run_with(place, place / "run", ["eval"], train=gone, eval=few, holdout={"share": 0.5})
+    assert any("gone" in path for path in held_out.marks.depends("eval")["files"])
+    with pytest.raises(UserError, match=r"gone\.jsonl: no such file"):
+        _ = held_out.evaluation_pairs

@@ -11,7 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sparsepo_jax.config.derive import decided_by_evaluation, evaluation_sources, main_set, micro_steps_matter
+from sparsepo_jax.config.derive import (
+    decided_by_evaluation,
+    evaluation_sources,
+    is_unpaired,
+    main_set,
+    micro_steps_matter,
+)
 from sparsepo_jax.config.schema.generation import ClassifierScorer, FunctionScorer
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
@@ -318,13 +324,17 @@ class Marks:
         if stage == "weigh":
             return [] if config.weigh is None else [str(scores_path(run)) for run in config.weigh.runs]
         models = [config.policy.path, config.policy.adapter, config.reference.path, config.reference.adapter]
-        sources: list[Any] = [*config.data.train, *evaluation_sources(config.data)]
+        sources: list[Any] = [config.tokenizer]
+        if stage in ("score", "eval", "generate"):
+            sources += evaluation_sources(config.data)
+            if config.data.holdout is not None or is_unpaired(config.objective):
+                sources += config.data.train
         if stage == "generate":
             sources += config.data.prompts
         if stage == "eval":
             sources += config.evaluation.lexicons
             models += scorer_files(config)
-        paths = models + [getattr(source, "path", None) for source in (config.tokenizer, *sources)]
+        paths = models + [getattr(source, "path", None) for source in sources]
         if stage == "harness":
             paths += [*config.harness.tasks, config.harness.include_path]
         return [path for path in paths if path is not None]

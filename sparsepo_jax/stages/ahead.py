@@ -25,7 +25,7 @@ def compile_eval_meanwhile(run: Run, weights: dict[str, Any]) -> None:
     Args:
         weights: {"policy", "masks"} that po trains, abstract.
     """
-    table = run.pairs[1]
+    table = run.evaluation_pairs
     if "eval" not in run.config.stages or table is None:
         return
     _ = run.ends, run.problem  # made here: making them may print
@@ -39,7 +39,7 @@ def compile_eval_meanwhile(run: Run, weights: dict[str, Any]) -> None:
 def _compile(run: Run, weights: dict[str, Any], reference: Weights) -> str:
     """What there is to say of it."""
     began_s = time.perf_counter()
-    table = run.pairs[1]
+    table = run.evaluation_pairs
     waits = [compile_scores(run, pairs, weights, reference) for pairs in (table, *run.other_sets.values())]
     compile_sampled(run, table, weights["policy"], reference)
     for wait in waits:

@@ -29,7 +29,7 @@ def load_prompts(run: Run) -> TokenTable:
     if config.data.prompts:
         table = load_data(config, "prompts", config.data.prompts, "prompts", run.tokenizer, run.spec)
     else:
-        table = run.pairs[1]
+        table = run.evaluation_pairs
     return table.distinct_prompts(config.generation.max_prompts)
 
 

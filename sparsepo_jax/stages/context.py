@@ -192,18 +192,14 @@ class Run:
         return make_lora(getattr(self.config, stage), stage, self.spec)
 
     @property
-    def pairs(self) -> tuple[TokenTable | None, TokenTable | None]:
-        """(training pairs, evaluation pairs: those of the main set, where data.eval has names).
-
-        The held-out part of data.train belongs to the second where data.eval has no names.
-        """
-        train, sets = self._tables
-        return train, sets.get(main_set(self.config) or "")
+    def training_pairs(self) -> TokenTable | None:
+        """The rows of data.train, without what is held out of them."""
+        return self._train_and_held_out[0]
 
     @property
-    def evaluation_sets(self) -> dict[str, TokenTable]:
-        """All evaluation sets by name, in order; one called "" where data.eval has no names."""
-        return self._tables[1]
+    def evaluation_pairs(self) -> TokenTable | None:
+        """Those of the main set, where data.eval has names."""
+        return self.evaluation_sets.get(main_set(self.config) or "")
 
     @property
     def other_sets(self) -> dict[str, TokenTable]:
@@ -212,18 +208,35 @@ class Run:
         return {name: table for name, table in self.evaluation_sets.items() if name != main}
 
     @functools.cached_property
-    def _tables(self) -> tuple[TokenTable | None, dict[str, TokenTable]]:
-        """(training pairs, the evaluation sets by name: one called "" if they have no names)."""
+    def _train_and_held_out(self) -> tuple[TokenTable | None, TokenTable | None]:
         data = self.config.data
         train = self._load_pairs(data.train, "train", "unpaired" if self._is_unpaired else "pairs")
+        held_out = None
+        if data.holdout is not None and train is not None:
+            train, held_out = split_holdout(train, **dict(data.holdout))
+        self._check_given_weights("data.train", train)
+        if train is not None:
+            check_some_row_counts(train, "data.train")
+            check_pairs_can_be_weighed(train, "data.train", self.config.objective)
+            train = self._with_mismatched(train, "data.train")
+        return train, held_out
+
+    @functools.cached_property
+    def evaluation_sets(self) -> dict[str, TokenTable]:
+        """All evaluation sets by name, in order; one called "" where data.eval has no names.
+
+        The held-out part of data.train is one of them, or belongs to the one without a name. data.train is
+        read only if something of it is evaluated: who evaluates elsewhere need not have it.
+        """
+        data = self.config.data
         tables = {
             name.removeprefix("eval").removeprefix("."): self._load_pairs(
                 sources, name, self.evaluation_kind(sources)
             )
             for name, sources in evaluation_lists(data).items()
         }
-        if data.holdout is not None and train is not None:
-            train, held_out = split_holdout(train, **dict(data.holdout))
+        held_out = None if data.holdout is None else self._train_and_held_out[1]
+        if held_out is not None:
             name = HOLDOUT if data.set_names else ""
             given = tables.get(name)
             if given is not None and given.responses_per_row != held_out.responses_per_row:
@@ -232,19 +245,16 @@ class Run:
                     "give data.eval names, or leave one of them out"
                 )
             tables[name] = held_out if given is None else TokenTable.concat([given, held_out])
-        self._check_given_weights("data.train", train)
-        if train is not None:
-            check_some_row_counts(train, "data.train")
-            check_pairs_can_be_weighed(train, "data.train", self.config.objective)
-            train = self._with_mismatched(train, "data.train")
         sets = {
-            name: self._with_mismatched(self._first_pairs(table), f"data.eval {name}".rstrip(), train)
+            name: self._with_mismatched(
+                self._first_pairs(table), f"data.eval {name}".rstrip(), lambda: self.training_pairs
+            )
             for name, table in tables.items()
             if table is not None
         }
         for name, table in sets.items():
             self._check_given_weights(f"data.eval.{name}" if name else "data.eval", table)
-        return train, sets
+        return sets
 
     def _first_pairs(self, table: TokenTable) -> TokenTable:
         """evaluation.max_pairs of them."""
@@ -264,13 +274,17 @@ class Run:
             return None
         return load_data(self.config, kind, sources, name, self.tokenizer, self.spec)
 
-    def _with_mismatched(self, table: TokenTable, name: str, lenders: TokenTable | None = None) -> TokenTable:
-        """The rows with mismatched responses, if the objective reads these; lenders: where it has none."""
+    def _with_mismatched(
+        self, table: TokenTable, name: str, lenders: Callable[[], TokenTable | None] = lambda: None
+    ) -> TokenTable:
+        """The rows with mismatched responses, if the objective reads these; lenders: gives others, where it
+        has none of its own."""
         if MISMATCHED not in self.config.objective.reads:
             return table
         longest, _ = length_limits(self.config.data, self.spec.max_positions, self.spec.positions_note)
-        others = mismatched(table, name, longest, lenders)
-        if has_one_prompt(table):
+        borrows = has_one_prompt(table)
+        others = mismatched(table, name, longest, lenders() if borrows else None)
+        if borrows:
             say(f"{name}: all rows have one prompt: KTO's baseline is that of responses of data.train")
         return table.with_columns(mismatched=others)
 

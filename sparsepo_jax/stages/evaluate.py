@@ -42,7 +42,7 @@ def evaluate(run: Run) -> None:
     if start is not None:
         start = adapted(run, start)
     compared = Compared(start, current_weights(run), reference)
-    table, figures, after = _evaluate_set(run, run.pairs[1], compared)
+    table, figures, after = _evaluate_set(run, run.evaluation_pairs, compared)
     others = {name: _evaluate_set(run, other, compared)[1] for name, other in run.other_sets.items()}
     sampled_before, sampled_after, samples = sampled_figures(run, table, compared)
     summary = figures | {

@@ -50,7 +50,7 @@ def po(run: Run) -> None:
     config = run.config
     check_po(run)
     prepared, run.prepared_po = run.prepared_po or prepare_po(run), None
-    table = run.pairs[0]
+    table = run.training_pairs
     evaluated = _evaluated(run)
     if prepared is not None:
         say_choices("po", prepared.choices)
@@ -90,7 +90,7 @@ def po(run: Run) -> None:
 def check_po(run: Run) -> None:
     """Refuses the stage by its settings and rows, before anything is trained."""
     run.check_training("po")
-    table, eval_pairs = run.pairs
+    table, eval_pairs = run.training_pairs, run.evaluation_pairs
     run.marks.check_data("po", _rows_that_decide(run, table))
     _refuse_turns_between(run.problem.reads, table)
     _check_room_to_answer(run, eval_pairs)
@@ -101,7 +101,7 @@ def prepare_po(run: Run) -> Prepared | None:
 
     None: the step reads log-probs of the reference, which are computed first.
     """
-    return None if run.config.reference.cached else _prepare(run, run.pairs[0], run.problem)
+    return None if run.config.reference.cached else _prepare(run, run.training_pairs, run.problem)
 
 
 def _prepare(run: Run, table: TokenTable, problem: Problem) -> Prepared:
