@@ -262,6 +262,18 @@ def test_the_time_of_a_stage_goes_on_where_a_run_does(tmp_path):
     assert lines_of(path)[-1]["time_s"] < 100.0
 
 
+def test_steps_since_the_last_line_are_written_when_a_run_is_stopped(tmp_path, monkeypatch):
+    """In the middle of a window. Kills: steps that no line is about, since the next begins behind them."""
+    looks = iter([None, None, KeyboardInterrupt])  # before the stage, and after two steps
+    monkeypatch.setattr("sparsepo_jax.stages.context.make_should_stop", lambda stop: lambda: next(looks))
+    config = write_config(tmp_path, stages=["po"], logging={"every_steps": 3, "trackers": []})
+    assert main(["--config", str(config)]) != 0
+    assert steps_of(tmp_path / "run" / "metrics.jsonl") == [("po", 2)]
+    monkeypatch.undo()
+    assert main(["--config", str(config)]) == 0
+    assert steps_of(tmp_path / "run" / "metrics.jsonl") == [("po", 2), ("po", 3), ("po", 6)]
+
+
 def test_how_long_a_run_took_counts_all_of_its_parts(tmp_path, monkeypatch):
     """An sft that was finished before, and a po that was killed: 5,000 and 700 s of other days.
 

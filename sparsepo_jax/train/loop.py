@@ -134,6 +134,7 @@ def run_training(
                 scores = evaluation.scores(state)
         except KeyboardInterrupt:
             save()
+            meter.write_rest(step)
             raise
         reporting.write(work.stage, step, scores)
         if best is not None:
@@ -164,6 +165,7 @@ def run_training(
                     began_s = time.perf_counter()
                     save()
                     checkpoints.wait()
+                    meter.write_rest(step)
                     meter.note(f"stopped after step {step}, saved in {time.perf_counter() - began_s:.1f} s")
                     raise exception
             save()
