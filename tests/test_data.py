@@ -15,6 +15,7 @@ from helpers.configs import make_config
 from helpers.loading import BYTES, Load, texts
 from sparsepo_jax.build.data import check_pairs_can_be_weighed, check_some_row_counts
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data import cache
 from sparsepo_jax.data.cache import cache_directory
 from sparsepo_jax.data.holdout import split_holdout
 from sparsepo_jax.data.inspect import format_rows
@@ -436,6 +437,22 @@ def test_rows_are_tokenised_once_by_what_matters_and_nothing_else(load, tmp_path
         assert counted() == 2 + number, change
     load([FileRows(write(tmp_path / "a.jsonl", [PAIR | {"chosen": " Sure."}]))])
     assert counted() == 2 + len(changes)
+
+
+@pytest.mark.parametrize("part", ["code", "package"])
+def test_what_other_code_has_tokenised_is_not_read(load, tmp_path, counted, monkeypatch, part):
+    code = tmp_path / "package" / "data"
+    code.mkdir(parents=True)
+    for number, (text, release) in enumerate(
+        [("a", "1"), ("a", "1"), ("b", "1") if part == "code" else ("a", "2")]
+    ):
+        (code / "tokenize.py").write_text(text)
+        monkeypatch.setattr(cache, "PACKAGE", code.parent)
+        monkeypatch.setattr(cache, "version", lambda name, release=release: release)
+        cache.code_digest.cache_clear()
+        load([FileRows(write(tmp_path / "a.jsonl", [PAIR]))])
+        assert counted() == (2 if number == 2 else 1)
+    cache.code_digest.cache_clear()
 
 
 def test_a_torn_cache_file_is_made_anew(load, tmp_path, counted):

@@ -1,11 +1,13 @@
 """Tokenised sources kept between runs, a file each, named by a hash of all that their tokens depend on."""
 
+import functools
 import hashlib
 import json
 import os
 import zipfile
 import zlib
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from sparsepo_jax.data.ragged import Ragged
 from sparsepo_jax.data.table import IF_GIVEN, PER_ROW, PER_TOKEN, TokenTable
 from sparsepo_jax.data.tokenised import Counts, Tokenised
 
-VERSION = 13  # of what is kept: raise it when tokenisation changes
+PACKAGE = Path(__file__).parent.parent
+CODE = ("data", "core")  # its rooms that decide which tokens a row becomes
+PACKAGES = ("transformers", "tokenizers", "jinja2")  # and who else does
 # What reading a file raises that is torn, altered or no .npz. Pickled objects are never loaded: a ValueError.
 NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -45,8 +49,17 @@ def cache_path(directory: Path, fingerprint: str, settings: list[Any]) -> Path:
         fingerprint: of the source's rows.
         settings: all else that its tokens depend on, as JSON can hold it.
     """
-    key = json.dumps([fingerprint, VERSION, *settings], sort_keys=True)
+    key = json.dumps([fingerprint, code_digest(), *settings], sort_keys=True)
     return directory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+
+
+@functools.cache
+def code_digest() -> str:
+    """A hash of the code that tokenises: what another version has kept must not be read."""
+    digest = hashlib.sha256(json.dumps([version(name) for name in PACKAGES]).encode())
+    for file in sorted(file for room in CODE for file in (PACKAGE / room).glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def tokenizer_digest(tokenizer: Any | None) -> str | None:
