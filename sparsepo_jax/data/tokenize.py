@@ -33,13 +33,11 @@ from typing import Any, NamedTuple
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.annotations import ResponseTokens, per_token
+from sparsepo_jax.data.encoding import Encoded, encode
 from sparsepo_jax.data.example import Example
-from sparsepo_jax.data.rows import BadRow, one_line
+from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.tokenizers import vocabulary_digest
 from sparsepo_jax.data.turns import Spans
-
-Encoded = tuple[list[int], list[tuple[int, int]]] | BadRow
-"""(token ids, first and last + 1 character of each) of a text, or why it cannot be encoded."""
 
 
 class TokenRow(NamedTuple):
@@ -120,7 +118,7 @@ def tokenize(
     if any(example.is_text and not example.has_ends for example in examples):
         bos = _special(tokenizer, "bos", add_bos)
         eos = _special(tokenizer, "eos", add_eos)
-    encoded = iter(_encode(texts, tokenizer))
+    encoded = iter(encode(texts, tokenizer))
     marked = any(example.ids_vocabulary is not None for example in examples)
     vocabulary = vocabulary_digest(tokenizer) if marked else None
     rows: list[TokenRow | BadRow] = []
@@ -167,25 +165,6 @@ def _continuations(example: Example, separator: str) -> tuple[str, ...]:
         return (*example.responses, example.unseen) if example.unseen else example.responses
     ends_in_space = _prompt_text(example, separator).endswith(" ") and not example.has_ends
     return ("a",) if ends_in_space else ("",)
-
-
-def _encode(texts: list[str], tokenizer: Any) -> list[Encoded]:
-    """Every text encoded, without special tokens that the tokenizer would add."""
-    if not texts:
-        return []
-    try:
-        encoded = tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-    except Exception as error:  # some text holds what this tokenizer does not know: find out which one
-        if len(texts) == 1:
-            return [BadRow(f"the tokenizer cannot encode it ({one_line(error)})")]
-        return [_encode([text], tokenizer)[0] for text in texts]
-    return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
 
 
 def _from_text(

@@ -65,20 +65,22 @@ NO_END = (
 SPECIAL = "<s> </s> <|im_start|> <|im_end|> <|start|> <|eot|> <think> </think> [INST] [/INST]"
 
 
-def chat_tokenizer(template: str | None, eos: str = "</s>", bos: str | None = "<s>"):
+def chat_tokenizer(template: str | None, eos: str = "</s>", bos: str | None = "<s>", greedy: bool = False):
     """A token a byte, one for two line ends and special ones: like those of large models, but small.
 
     Args:
         template: the chat template, or None.
         eos: one of SPECIAL.
         bos: one of SPECIAL. None: there is none.
+        greedy: whether special tokens swallow the white space behind them, as Phi-3's do.
     """
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     entries = {character: n for n, character in enumerate([*alphabet, "ĊĊ"])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=entries, merges=[("Ċ", "Ċ")]))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIAL.split())
+    special = [tokenizers.AddedToken(token, rstrip=greedy, normalized=False) for token in SPECIAL.split()]
+    tokenizer.add_special_tokens(special)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=bos,
