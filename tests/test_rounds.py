@@ -1,6 +1,7 @@
 """Rounds of sampling, scoring, pairing and training, each from the policy of the one before."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sparsepo_jax.config.rounds import parts_of
 from sparsepo_jax.main import main
 from sparsepo_jax.run.check import make_plan_text
 from sparsepo_jax.stages import training
+from sparsepo_jax.stages.rounds import say_rounds
 from sparsepo_jax.stages.runner import STAGES
 
 CHANGES = {
@@ -130,6 +132,21 @@ def test_what_is_finished_is_not_repeated_and_more_rounds_are_added(finished, ca
     assert main(["--config", config, "rounds=3"]) == 0
     assert "round_3" in (said := capsys.readouterr().out) and said.count("po: finished before") == 2
     assert len(json.loads((finished / "rounds.json").read_text())) == 3
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [("previous", "against the policy that a round began with"), ("first", "against one reference in all")],
+)
+def test_the_table_says_what_accuracy_and_kl_are_against(tmp_path, capsys, reference, said):
+    """Kills: a KL that falls from round to round, read as one that comes back to the first policy."""
+    config, _ = load_config(write_config(tmp_path, **CHANGES, round_reference=reference))
+    for rounds in (1, 2):
+        directory = Path(config.output_dir) / f"round_{rounds}"
+        directory.mkdir(parents=True)
+        (directory / "summary.json").write_text('{"after": {"accuracy_unmasked": 0.6, "kl": 0.1}}')
+        say_rounds(config, [part for part in parts_of(config) if (part.round or 0) <= rounds])
+        assert (said in capsys.readouterr().out) == (rounds == 2)
 
 
 def test_a_stage_beside_the_rounds_is_no_stage_of_them(finished, capsys):

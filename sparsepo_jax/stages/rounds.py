@@ -13,6 +13,10 @@ from sparsepo_jax.report.files import evaluation_if_sound, read_if_sound
 from sparsepo_jax.report.table import number, value
 from sparsepo_jax.stages.context import say
 
+_REFERENCES = {
+    "previous": "the policy that a round began with: they do not add up over rounds",
+    "first": "one reference in all rounds",
+}
 _COLUMNS = ("round", "pairs made", "score of answers", "accuracy", "KL")
 
 
@@ -26,6 +30,9 @@ def say_rounds(config: Config, parts: Sequence[RoundPart]) -> None:
     widths = [max(len(line[n]) for line in lines) for n in range(len(_COLUMNS))]
     for line in lines:
         say("  ".join(f"{text:>{width}}" for text, width in zip(line, widths, strict=True)))
+    evaluated = [figures for figures in rounds if value(figures, ("after", "kl")) is not None]
+    if len(evaluated) > 1:
+        say(f"accuracy and KL are against {_REFERENCES[config.round_reference]}")
 
 
 def _figures(config: Config, number_of_round: int) -> dict[str, Any]:
