@@ -378,6 +378,17 @@ def test_the_interval_of_one_seed_is_that_of_its_report_and_of_the_run_that_has_
     assert f"95 % interval {accuracy['low']:.2f} to {accuracy['high']:.2f}" in outcome(summary)
 
 
+def test_groups_on_other_held_out_pairs_are_not_said_to_have_the_most(tmp_path):
+    for name, pairs in (("a", 64), ("b", 21)):
+        write_run(tmp_path / name, beta=float(pairs))
+        summary = json.loads((tmp_path / name / "summary.json").read_text()) | {"pairs": pairs}
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    page, _ = content([tmp_path / "a", tmp_path / "b"], tmp_path)
+    assert "held-out pairs21 to 64" in page.text.replace("\n", "")
+    page, _ = content([tmp_path / "a"], tmp_path)
+    assert "held-out pairs64" in page.text.replace("\n", "")
+
+
 def test_a_chosen_metric_is_drawn_and_a_wrong_one_named(sweep, tmp_path):
     page, _ = content([sweep], tmp_path, metrics=["reward.mean"])
     assert "reward, mean against KL of what it writes" in page.text

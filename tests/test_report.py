@@ -22,7 +22,7 @@ from helpers.report_files import (
 )
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.report.card import _largest_masks
-from sparsepo_jax.report.charts import HEIGHT, WIDTH, make_charts, step_ticks
+from sparsepo_jax.report.charts import HEIGHT, WIDTH, make_charts, make_overlay, step_ticks
 from sparsepo_jax.report.drawing import drawing_style, round_ticks, tick_labels
 from sparsepo_jax.report.files import evaluation_if_sound, outdated, read_evaluation
 from sparsepo_jax.report.heatmap import FAINTEST, QUANTITIES, STRONGEST, make_scales, parse_pair
@@ -418,6 +418,22 @@ def test_a_curve_is_drawn_within_its_box_and_its_values_are_shown_under_the_poin
     assert len(titles) <= 150 and "steps 4288 to 4354\ntraining: 0.000" in titles
     texts = {x.text for x in elements(chart) if x.tag == "text"}
     assert {"\N{MINUS SIGN}10", "10", "0", "8000", "step"} <= texts  # text stays text
+
+
+def test_charts_of_single_responses_speak_of_these():
+    """Kills: chosen and rejected where there are no pairs."""
+    names = ("rewards/margins", "kl/chosen", "kl/rejected")
+    of_pairs = {("po", name): {1: 0.5, 2: float(n)} for n, name in enumerate(names)}
+    of_responses = of_pairs | {("po", "share/chosen"): {1: 0.5}}
+
+    def said(charts):
+        return " ".join(f"{chart.title} {[line.name for line in chart.lines]}" for chart in charts)
+
+    for charts in (make_charts(of_responses), make_overlay({"kto": of_responses, "none": {}})):
+        assert "desirable over undesirable" in said(charts)
+        assert "chosen" not in said(charts) and "rejected" not in said(charts)
+    for charts in (make_charts(of_pairs), make_overlay({"dpo": of_pairs, "kto": of_responses})):
+        assert "desirable" not in said(charts) and "chosen over rejected" in said(charts)
 
 
 def test_a_value_without_neighbours_is_a_dot():

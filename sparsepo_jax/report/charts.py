@@ -1,7 +1,7 @@
 """The curves of a run: a small line chart for each quantity that training or evaluation measured."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -99,12 +99,28 @@ class Chart:
     svg: Markup
 
 
+_OF_RESPONSES = {"chosen": "desirable", "rejected": "undesirable"}  # what the sides of a pair stand for
+
+
+def _charts_for(runs: Collection[MetricSeries]) -> Sequence[ChartSpec]:
+    """CHARTS, in the words of single responses where all runs were trained on these."""
+    if not runs or not all(("po", "share/chosen") in metrics for metrics in runs):
+        return CHARTS
+    return [
+        spec._replace(
+            title=spec.title.replace("chosen over rejected", "desirable over undesirable"),
+            quantities={_OF_RESPONSES.get(name, name): metric for name, metric in spec.quantities.items()},
+        )
+        for spec in CHARTS
+    ]
+
+
 def make_charts(metrics: MetricSeries) -> list[Chart]:
     """The charts of CHARTS that have values."""
     with drawing_style():
         return [
             _draw(spec, lines, name=f"chart{n}")
-            for n, spec in enumerate(CHARTS)
+            for n, spec in enumerate(_charts_for([metrics]))
             if (lines := _lines_of_run(spec, metrics))
         ]
 
@@ -131,7 +147,7 @@ def make_overlay(groups: Mapping[str, MetricSeries]) -> list[Chart]:
     """A chart for each quantity of CHARTS, with the line of each group of runs (dashed: evaluation)."""
     charts = []
     with drawing_style():
-        for spec in CHARTS:
+        for spec in _charts_for([metrics for metrics in groups.values() if metrics]):
             for quantity, metric in spec.quantities.items():
                 lines = _lines_of_groups(spec.stage, metric, groups)
                 if lines:

@@ -108,7 +108,7 @@ def _as_html(comparison: Comparison, title: str, pairs: int) -> str:
         measures=[name for name in columns if name.startswith("measures.")],
         tasks=[name for name in columns if name.startswith("harness.")],
         planes=_planes(comparison),
-        most_pairs=max((run.pairs or 0 for group in groups for run in group.runs), default=0),
+        held_out=sorted({run.pairs for group in groups for run in group.runs if run.pairs}),
         charts=charts.make_overlay(group_means),
         sides=sides,
         table=table,
