@@ -234,6 +234,29 @@ def test_both_decay_rates_of_an_optimizer_reach_their_place(optimizer, second_up
     np.testing.assert_allclose(updates["policy"]["x"], second_update, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+def test_rates_are_those_of_transformers_but_one_step_ahead_in_the_warm_up(kind):
+    """As docs/guides/trl.md says. Kills: a fall that begins or ends a step early."""
+    import torch
+    from transformers import get_scheduler
+
+    steps, warmup = 17, 5
+    theirs = get_scheduler(
+        f"{kind}_with_warmup" if kind == "constant" else kind,
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0),
+        num_warmup_steps=warmup,
+        num_training_steps=steps,
+    ).lr_lambdas[0]
+    schedule = {"kind": kind, "warmup_steps": warmup}
+    optimizer = {"kind": "adamw", "learning_rate": 2.0}
+    config = make_config(po={"optimizer": optimizer, "schedule": schedule})
+    _, rate = make_optimizer(config, config.po, steps, 16)
+    ours = [float(rate(n)) for n in range(steps)]
+    expected = [2.0 * theirs(n + 1 if n < warmup else n) for n in range(steps)]
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)
+    assert theirs(0) == 0 < ours[0]
+
+
 def test_a_warm_up_longer_than_the_run_ends_with_it():
     """100 steps of warm-up in a run of 10: all of the learning rate is reached at its last step. Kills: a
     run that is over when a tenth is reached."""

@@ -103,9 +103,10 @@ def make_first_step_check(run: Run) -> Callable[[dict[str, float], float], None]
     def check(metrics: dict[str, float], tokens_per_pair: float) -> None:
         largest = check_first_step(metrics, tokens_per_pair, beta=beta, dtype=dtype)
         if jax.process_index() == 0:
+            measured = "log-ratio and KL" if "kl/chosen" in metrics else "log-ratio"
             tqdm.write(  # beside the progress bar, not on its line
                 f"po: step 1: loss {metrics['loss']:.4f} is that of policy = reference "
-                f"(log-ratio and KL at most {largest:.1g} nats a token)"
+                f"({measured} at most {largest:.1g} nats a token)"
             )
 
     return check
