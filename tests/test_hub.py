@@ -217,6 +217,18 @@ def test_the_card_says_how_to_load_what_is_there(tmp_path, parts, lines):
     assert matter["library_name"] == ("transformers" if parts.model else "peft")
 
 
+def test_a_card_has_no_column_of_what_was_not_measured(tmp_path):
+    summary = {"before": {"kl": None}, "after": {"kl": 1.5}}
+    heads = {None: "| | as it is | |\n|---|---|---|\n", 0.0: "| | before | after | |\n|---|---|---|---|\n"}
+    for before, head in heads.items():
+        summary["before"]["kl"] = before
+        (tmp_path / "summary.json").write_text(json.dumps(summary))
+        card = make_card(ORIGIN, Parts(), tmp_path)
+        (row,) = [line for line in card.splitlines() if line.startswith("| KL to reference |")]
+        assert head in card and row.count("|") == head.splitlines()[0].count("|")
+        assert "| - |" not in row
+
+
 def test_the_card_of_a_run_without_tokenizer_loads_none(tmp_path):
     """Kills: a line that ends in an error, since the export holds no such files."""
     for parts in (Parts(), Parts(model=None, adapter=".")):

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from helpers.configs import make_config
 from helpers.interrupt import Interrupted, stop_before
 from helpers.program import lines_of, run, write_config
 from sparsepo_jax.core import lock as locks
@@ -19,6 +21,7 @@ from sparsepo_jax.core.lock import DirectoryLock
 from sparsepo_jax.main import main
 from sparsepo_jax.report.compare.groups import find_groups
 from sparsepo_jax.report.files import read_settings
+from sparsepo_jax.stages.context import Run
 from sparsepo_jax.train.log import MetricsLog
 from sparsepo_jax.train.trackers import About
 
@@ -272,6 +275,20 @@ def test_steps_since_the_last_line_are_written_when_a_run_is_stopped(tmp_path, m
     monkeypatch.undo()
     assert main(["--config", str(config)]) == 0
     assert steps_of(tmp_path / "run" / "metrics.jsonl") == [("po", 2), ("po", 3), ("po", 6)]
+
+
+def test_weights_are_said_to_be_trained_where_they_are():
+    """Kills: a policy that is only read, or stands under adapters, "trained in float32"."""
+
+    def said(stages, **sections):
+        rows = [{"path": "rows.jsonl"}]
+        data = {"sft": rows, "train": rows, "eval": rows}
+        return Run._how_trained(SimpleNamespace(config=make_config(stages=stages, data=data, **sections)))
+
+    adapters = {"po": {"lora": {}}}
+    assert said(["eval"]) == said(["score", "report"], **adapters) == ""
+    assert said(["po"]) == said(["sft", "po"], **adapters) == "; they are trained in float32"
+    assert said(["po", "eval"], **adapters) == "; adapters on them are trained in float32"
 
 
 def test_how_long_a_run_took_counts_all_of_its_parts(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from sparsepo_jax.report import heatmap
 from sparsepo_jax.report.files import pairs_path, read_evaluation, read_pairs
 from sparsepo_jax.report.outcome import outcome
 from sparsepo_jax.report.sets import set_lines
-from sparsepo_jax.report.table import MASK_ROWS, POLICY_ROWS, known_rows, number
+from sparsepo_jax.report.table import AS_IT_IS, MASK_ROWS, POLICY_ROWS, has_before, known_rows, number
 
 _PAIRS = 64  # read for the tokens of the largest mask
 _TOKENS = 10
@@ -137,9 +137,11 @@ def _evaluation(summary: dict[str, Any], output_dir: Path) -> Iterator[str]:
     yield from ("## Evaluation", "")
     if words := summary.get("words") or outcome(summary):
         yield from (str(words), "")
-    yield from ("| | before | after | |", "|---|---|---|---|")
+    trained = has_before(rows)
+    yield from (f"| |{' before | after |' if trained else f' {AS_IT_IS} |'} |", "|---" * (3 + trained) + "|")
     for row in rows:
-        columns = (row.label, number(row.before), number(row.after), row.meaning)
+        before = [number(row.before)] * trained
+        columns = (row.label, *before, number(row.after), row.meaning)
         yield f"| {' | '.join(text.replace('|', '&#124;') for text in columns)} |"
     yield ""
     if sets := set_lines(summary):

@@ -281,6 +281,9 @@ def known_rows(summary: dict, rows: Sequence[TableRow]) -> list[KnownRow]:
     return known
 
 
+AS_IT_IS = "as it is"  # heads the numbers of a policy that was not trained here
+
+
 def has_before(rows: Sequence[KnownRow]) -> bool:
     return any(row.before is not None for row in rows)
 
@@ -288,13 +291,15 @@ def has_before(rows: Sequence[KnownRow]) -> bool:
 def summary_table(summary: dict) -> str:
     """The content of summary.json as a plain-text table, "" if nothing is known.
 
-    Columns: before, if any row has it, and after.
+    Columns: before and after; where no row has a before, how it is.
     """
     rows = known_rows(summary, POLICY_ROWS + MASK_ROWS)
     if not rows:
         return ""
-    lines = [("", "before", "after"), *((row.label, number(row.before), number(row.after)) for row in rows)]
-    columns = slice(1, None) if has_before(rows) else slice(2, None)
+    trained = has_before(rows)
+    headings = ("", "before", "after" if trained else AS_IT_IS)
+    lines = [headings, *((row.label, number(row.before), number(row.after)) for row in rows)]
+    columns = slice(1, None) if trained else slice(2, None)
     width = max(len(label) for label, *_ in lines)
     return "\n".join(
         f"{line[0]:<{width}}" + "".join(f"  {text:>10}" for text in line[columns]) for line in lines

@@ -54,7 +54,7 @@ from sparsepo_jax.data.unpaired import has_one_prompt, mismatched
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.spec import absent_fields, fields_note
-from sparsepo_jax.run.resume import Marks
+from sparsepo_jax.run.resume import TRAINING, Marks
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.sharding.processes import as_the_first, make_should_stop
 from sparsepo_jax.train.anchor import MISMATCHED
@@ -174,11 +174,20 @@ class Run:
         if path is None:
             return "float32"
         dtype = checkpoint_dtype(path)
-        held = self.config.compute.weights
-        say(f"policy: {path}: {self.spec.family}, weights in {dtype}; they are trained in {held}")
+        trained = self._how_trained()
+        say(f"policy: {path}: {self.spec.family}, weights in {dtype}{trained}")
         if note := check_weights(path, self.spec):
             say(f"note: {note}")
         return dtype
+
+    def _how_trained(self) -> str:
+        """In which type, as the end of a line about the policy's weights; empty where none are trained."""
+        training = [getattr(self.config, stage) for stage in TRAINING if stage in self.config.stages]
+        if not training:
+            return ""
+        if all(of_stage.lora is not None for of_stage in training):
+            return "; adapters on them are trained in float32"
+        return f"; they are trained in {self.config.compute.weights}"
 
     @functools.cached_property
     def problem(self) -> Problem:
