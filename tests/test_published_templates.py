@@ -1,9 +1,12 @@
 """Chat templates and tokenizers with the habits of published ones, held against transformers and TRL."""
 
+import json
+
 import pytest
 
-from helpers.chat import BAD, GOOD, USER, chat_tokenizer
+from helpers.chat import BAD, CHATML, GOOD, USER, call, chat_tokenizer, tool
 from helpers.loading import Load
+from sparsepo_jax.core.errors import UserError
 
 
 @pytest.fixture
@@ -45,3 +48,183 @@ def test_spans_do_not_reach_a_token_that_has_swallowed_their_first_space(load):
     tokenizer = chat_tokenizer(None, greedy=True)
     row = {"prompt": "Q</s>", "chosen": " <s> ab", "rejected": "c", "chosen_weights": [[4, 6, 0.5]]}
     assert load([row], tokenizer).weights(0, 0).tolist() == [1, 0.5, 1, 1]
+
+
+# ---------------------------------------------------------------- which template
+
+
+PAIR = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
+TURNS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+MARKED = (
+    "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
+)
+DATED = "{{ strftime_now('%Y-%m-%d') }} {{ builtin }}" + TURNS
+
+
+def prompt_text(table, tokenizer):
+    return tokenizer.decode(table.prompt(0))
+
+
+@pytest.mark.parametrize("choice", ["none", "chat"])
+def test_a_template_that_the_settings_bring_is_taken_where_the_tokenizer_has_none(load, choice):
+    """Kills: the paper's template in its place, without a word."""
+    tokenizer = chat_tokenizer(None)
+    table = load([PAIR], tokenizer, template=choice, template_arguments={"chat_template": CHATML})
+    assert full_ids(table)[0] == ids(tokenizer, [USER, GOOD], chat_template=CHATML)
+    rows = [PAIR | {"chat_template_kwargs": {"chat_template": CHATML}}]
+    with pytest.raises(UserError, match=r"rows:1: chat_template_kwargs bring a chat_template, and the paper"):
+        load(rows, tokenizer)
+    tokenizer.chat_template = TURNS
+    assert full_ids(load(rows, tokenizer)) == full_ids(table)
+
+
+@pytest.mark.parametrize(
+    ("templates", "name", "line"),
+    [
+        (
+            {"default": TURNS, "rag": TURNS},
+            "rga",
+            r"'rga' is no text of a chat template in Jinja, nor one of",
+        ),
+        (TURNS, "default", r"'default' is no text of a chat template in Jinja; a file of one is read"),
+        (None, "chat.jinja", r"'chat.jinja' is no text of a chat template in Jinja; a file of one is read"),
+        (TURNS, ["a"], r"\['a'\]\" is no text of a chat template"),
+    ],
+)
+def test_a_name_of_no_template_is_refused(load, templates, name, line):
+    """Kills: rows that all read `rga`, as transformers would write them."""
+    with pytest.raises(UserError, match=f"^data.template_arguments: chat_template: .*{line}"):
+        load([PAIR], chat_tokenizer(templates), template_arguments={"chat_template": name})
+
+
+def test_the_paper_s_template_and_another_one_are_refused_together(load):
+    with pytest.raises(UserError, match="data.template=paper takes none: leave one of them out"):
+        load([PAIR], chat_tokenizer(None), template="paper", template_arguments={"chat_template": TURNS})
+
+
+def test_marks_are_those_of_the_template_that_is_taken(load):
+    """Kills: marks that are missed since the settings name the template, or are those of another one."""
+    tokenizer = chat_tokenizer({"default": TURNS, "marked": MARKED, "tool_use": MARKED})
+    row = {"messages": [USER, GOOD, USER, BAD]}
+    marked = {
+        "kind": "sft",
+        "train_on": "assistant",
+        "template_arguments": {"chat_template": "marked"},
+    }
+    table = load([row], tokenizer, **marked)
+    assert tokenizer.decode(table.response(0, 0)) == "HelloWhat"
+    plain = load([row], tokenizer, **(marked | {"template_arguments": {}}))
+    assert tokenizer.decode(plain.response(0, 0)) == "assistant: Hello\nassistant: What\n"
+    by_row = row | {"chat_template_kwargs": {"chat_template": MARKED}}
+    assert full_ids(load([by_row], tokenizer, **(marked | {"template_arguments": {}}))) == full_ids(table)
+    with_tools = row | {"tools": [tool("w")]}
+    assert full_ids(load([with_tools], tokenizer, **(marked | {"template_arguments": {}}))) == full_ids(table)
+
+
+@pytest.mark.parametrize(
+    ("templates", "arguments"),
+    [
+        (DATED, {"date_string": "Friday"}),  # which it does not read: gpt-oss's, Mistral's, Granite's
+        (TURNS, {"chat_template": DATED}),
+        ({"default": TURNS, "dated": DATED}, {"chat_template": "dated"}),
+        (None, {"chat_template": DATED}),
+    ],
+)
+def test_the_date_is_that_of_the_run_whichever_template_asks_for_it(load, templates, arguments):
+    tokenizer = chat_tokenizer(templates)
+    table = load([PAIR], tokenizer, template_arguments=arguments, template_date="2025-01-02")
+    assert prompt_text(table, tokenizer).startswith("2025-01-02 ")
+    assert ["2025-01-02 in this run" in line for line in load.lines] == [True]
+
+
+# ---------------------------------------------------------------- what a template is given
+
+
+def test_documents_and_tools_reach_a_template_as_in_trl(load):
+    tokenizer = chat_tokenizer("{{ documents | tojson }}{{ tools | tojson }}" + TURNS)
+    documents, tools = [{"title": "t", "text": "body"}], [tool("w")]
+    given = {"documents": documents, "tools": tools}
+    whole = ids(tokenizer, [USER, GOOD], **given)
+    for how in (given, json.dumps(given)):
+        assert full_ids(load([PAIR | {"chat_template_kwargs": how}], tokenizer))[0] == whole
+    by_column = PAIR | {"tools": tools, "chat_template_kwargs": {"tools": [tool("other")]}}
+    assert "other" in prompt_text(load([by_column], tokenizer), tokenizer)
+    table = load([PAIR | {"tools": tools}], tokenizer, template_arguments={"documents": documents})
+    assert full_ids(table)[0] == whole
+
+
+def test_a_variable_that_a_template_requires_is_named_with_what_to_set(load):
+    tokenizer = chat_tokenizer("{{ functions + '\n' }}" + TURNS)
+    with pytest.raises(UserError, match=r"'functions' is undefined\): set data.template_arguments.functions"):
+        load([PAIR], tokenizer)
+    table = load([PAIR], tokenizer, template_arguments={"functions": "none"})
+    assert prompt_text(table, tokenizer).startswith("none\n")
+
+
+def test_a_content_that_is_an_object_says_what_to_write(load):
+    row = PAIR | {"prompt": [USER, {"role": "tool", "content": {"t": 7}}]}
+    with pytest.raises(UserError, match=r"of 'tool' has no content of text, but dict: write it as JSON"):
+        load([row], chat_tokenizer(CHATML))
+
+
+# ---------------------------------------------------------------- templates that write a prompt anew
+
+
+MISTRAL_2024 = (  # writes the system prompt before the last message alone, if that is the user's
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' }}"
+    "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}{% endif %}"
+    "{{ m.content + '[/INST]' }}{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+FORGETS = (  # drops the reasoning of all turns but the assistant's last
+    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}{{ m.role + ': ' }}"
+    "{{ m.content if loop.index0 >= ns.last else m.content.split('</think>')[-1] }}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+OWN_WAY = (  # writes what the last message says, in its own way; the others only once there are several
+    "{% if messages | length == 1 %}{{ 'Q' }}{% else %}{% for m in messages %}{{ m.role + ': ' + m.content }}"
+    "{% endfor %}{% endif %}"
+)
+SYSTEM = {"role": "system", "content": "Be kind."}
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "remedy"),
+    [
+        (MISTRAL_2024, [SYSTEM, USER], "leaves out the system prompt once an answer follows"),
+        (FORGETS, [USER, GOOD | {"content": "<think>hm</think>Yes"}, USER], "reasoning of earlier turns"),
+        (OWN_WAY, [USER | {"content": "When?"}], "writes the messages before an answer differently"),
+    ],
+    ids=["system", "reasoning", "other"],
+)
+def test_a_prompt_that_is_written_anew_is_refused_with_what_to_do(load, template, prompt, remedy):
+    """Kills: questions that are trained on as if they were the answer's."""
+    row = PAIR | {"prompt": prompt}
+    line = f"as a continuation of the prompt; it .*{remedy}.*or take another template"
+    with pytest.raises(UserError, match=line):
+        load([row], chat_tokenizer(template))
+
+
+def test_a_mistral_takes_the_system_prompt_in_the_first_message(load):
+    tokenizer = chat_tokenizer(MISTRAL_2024)
+    prompt = [USER | {"content": "Be kind.\n\nHi"}]
+    table = load([PAIR | {"prompt": prompt}], tokenizer)
+    assert full_ids(table)[0] == ids(tokenizer, [*prompt, GOOD])
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (GOOD, "the chat template writes nothing of chosen; mend"),
+        (
+            call("w") | {"content": ""},
+            "writes nothing of chosen: it knows no calls of tools; take a tokenizer",
+        ),
+    ],
+)
+def test_an_answer_that_a_template_drops_is_not_called_empty(load, answer, line):
+    users = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(UserError, match=line):
+        load([PAIR | {"chosen": [answer]}], chat_tokenizer(users))

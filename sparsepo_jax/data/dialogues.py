@@ -7,7 +7,6 @@ from sparsepo_jax.data.annotations import Annotation, refuse_past_end, shifted_t
 from sparsepo_jax.data.example import Example
 from sparsepo_jax.data.messages import Messages, joined_parts, read_messages, text_of
 from sparsepo_jax.data.rows import BadRow
-from sparsepo_jax.data.templates import Writer
 from sparsepo_jax.data.turns import (
     Spans,
     TrainOn,
@@ -19,6 +18,7 @@ from sparsepo_jax.data.turns import (
     up_to_marks,
 )
 from sparsepo_jax.data.values import check_text, common_prefix, elsewhere
+from sparsepo_jax.data.writer import Writer
 
 # Keys of a message that published chat templates write. Others are notes of a data set.
 _SAID = {
@@ -191,11 +191,7 @@ def answers_from_messages(
     asked = write(dialogues[0][: len(prompt)], generate=True)
     begun = common_prefix(asked, *written)
     unseen = asked[len(begun) :]
-    asks = text_of(prompt[-1]).strip()
-    if asks and asks in unseen:
-        raise BadRow(
-            f"the chat template does not write prompt + {' or '.join(names)} as a continuation of the prompt"
-        )
+    _refuse_rewritten(prompt, asked, begun, written, names)
     marks: list[Spans] | None = None
     if train_on == "assistant" and write.has_marks:
         marks = [write.marked(dialogue) for dialogue in dialogues]
@@ -209,6 +205,8 @@ def answers_from_messages(
         turns = Turns(dialogue, len(prompt), full_text, len(begun), name)
         refuse_left_out(turns, train_on)
         spans = assistant_spans(write, turns, train_on) if marks is None else marked_spans(turns, marks[n])
+        if not text.strip():
+            raise BadRow(f"the chat template writes nothing of {name}{_of_calls(responses[n])}")
         content = text_of(dialogue[first_counted(turns, train_on)])
         shifted.append(shifted_to(annotations[n], text, content, name, spans[0] if spans else None))
         texts.append(check_response(text, name, shifted[-1]))
@@ -231,6 +229,46 @@ def answers_from_messages(
         drops_tools=any(_drops_tools(write.tools, *each) for each in zip(dialogues, written, strict=True)),
         drops_thoughts=any(map(_drops_thoughts, responses, written)),
     )
+
+
+def _refuse_rewritten(
+    prompt: Messages, asked: str, begun: str, written: list[str], names: tuple[str, ...]
+) -> None:
+    """BadRow where a template writes the prompt anew once an answer follows.
+
+    Args:
+        prompt: the messages.
+        asked: what the template writes for them, with the generation prompt.
+        begun: what this and all answered dialogues begin with.
+        written: the answered dialogues.
+        names: of the answers.
+    """
+    asks = text_of(prompt[-1]).strip()
+    is_answered = asks not in begun and any(asks in text[len(begun) :] for text in written)
+    if not asks or not (is_answered or asks in asked[len(begun) :]):
+        return
+    system = text_of(prompt[0]).strip() if prompt[0]["role"] in ("system", "developer") else ""
+    if system in asked and not any(system in text for text in written):
+        cause = (
+            "it leaves out the system prompt once an answer follows (Mistral's of 2024 do): begin the first "
+            "message of the user with it"
+        )
+    else:
+        cause = (
+            "it writes the messages before an answer differently once that follows: leave out of them what "
+            "it drops (reasoning of earlier turns, say)"
+        )
+    raise BadRow(
+        f"the chat template does not write prompt + {' or '.join(names)} as a continuation of the prompt; "
+        f"{cause}, or take another template (data.template_arguments.chat_template)"
+    )
+
+
+def _of_calls(turns: Messages) -> str:
+    """What to say where a template has dropped an answer that calls tools."""
+    if not any(turn.get("tool_calls") for turn in turns):
+        return ""
+    return ": it knows no calls of tools; take a tokenizer whose template does"
 
 
 def _functions(entries: list | None) -> list[dict[str, Any]]:

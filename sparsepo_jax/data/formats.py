@@ -77,7 +77,7 @@ from sparsepo_jax.data.messages import (
 )
 from sparsepo_jax.data.ranked import answer_texts
 from sparsepo_jax.data.rows import BadRow
-from sparsepo_jax.data.templates import Render, Writer
+from sparsepo_jax.data.templates import Render
 from sparsepo_jax.data.texts import from_texts, refuse_prompt_elsewhere
 from sparsepo_jax.data.turns import TrainOn, first_answer
 from sparsepo_jax.data.values import (
@@ -89,6 +89,7 @@ from sparsepo_jax.data.values import (
     read_ids,
     read_pair_weight,
 )
+from sparsepo_jax.data.writer import Writer
 
 _DIALOGUES = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")
 _OTHER_TEXTS = ("text", "system", "instruction", "input", "output")
@@ -300,7 +301,9 @@ def _from_prompt(row: dict[str, Any], render: Render, has: str) -> Example:
 
 def _writer(row: dict[str, Any], render: Render) -> Writer:
     """The template with what this row gives it."""
-    return Writer(render, read_tools(row), read_template_arguments(row))
+    arguments = read_template_arguments(row)
+    tools = read_tools({"tools": arguments.pop("tools")} if "tools" in arguments else row)
+    return Writer(render, tools, arguments)
 
 
 def _from_dialogues(

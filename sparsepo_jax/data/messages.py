@@ -186,6 +186,8 @@ def _read_message(message: Any, name: str) -> dict[str, Any]:
     message["role"] = _PEOPLE.get(message["role"].lower(), message["role"])
     if not isinstance(message.get("content"), str | list) and "tool_calls" not in message:
         kind = f", but {type(message['content']).__name__}" if "content" in message else ""
+        if isinstance(message.get("content"), dict):
+            kind += ": write it as JSON in a text"
         raise BadRow(f"{name}: a message of {message['role']!r} has no content of text{kind}")
     if isinstance(message.get("content"), list):
         _check_parts(message["content"], name)

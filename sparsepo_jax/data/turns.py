@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 
 from sparsepo_jax.data.messages import Messages
 from sparsepo_jax.data.rows import BadRow
-from sparsepo_jax.data.templates import Writer
 from sparsepo_jax.data.values import common_prefix
+from sparsepo_jax.data.writer import Writer
 
 TrainOn = Literal["last", "assistant"]
 Spans = tuple[tuple[int, int], ...]

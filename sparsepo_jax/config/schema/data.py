@@ -156,8 +156,8 @@ class Data(Section):
     """For message lists: the tokenizer's chat template, or the paper's <|user|>/<|assistant|> turns. `none`
     takes the one that exists."""
     template_arguments: Json = {}
-    """Passed to the chat template (e.g. enable_thinking: false); a row's column chat_template_kwargs
-    overrides them."""
+    """Passed to the chat template (e.g. enable_thinking: false); chat_template names another one of the
+    tokenizer's, or is its Jinja text. A row's column chat_template_kwargs overrides them."""
     template_date: Annotated[str, AfterValidator(_day)] | None = None
     """YYYY-MM-DD, the day given to a chat template that writes today's date. None: the day on which the run
     first reads its data, which it keeps in template_date.json, so that continuing on another day changes no
