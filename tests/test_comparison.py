@@ -311,7 +311,31 @@ def test_a_mask_of_kind_given_is_told_in_its_label(tmp_path):
     for kind in ("given", "learned"):
         objective = {"kind": "sparsepo", "beta": 0.1, "mask": {"kind": kind}}
         write_run(tmp_path / kind, kind="sparsepo", config={"objective": objective})
-    assert list(labels(tmp_path)) == ["kind given", "kind learned"]
+    assert list(labels(tmp_path)) == ["mask.kind given", "mask.kind learned"]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("objective.mask.learning_rate", "mask.learning_rate"),
+        ("sft.steps", "sft.steps"),
+        ("po.steps", "steps"),
+        ("po.optimizer.learning_rate", "learning_rate"),
+        ("objective.mask.sharing", "sharing"),
+    ],
+)
+def test_a_label_is_not_read_as_another_setting_s(tmp_path, path, said):
+    """Kills: the rate of the mask nets, taken for the policy's; steps of sft for po's."""
+    for number in (1, 2):
+        po = {"steps": 0, "optimizer": {"learning_rate": 0}}
+        config = {"objective": {"kind": "sparsepo", "beta": 0.1}, "po": po}
+        section = config
+        *parents, last = path.split(".")
+        for name in parents:
+            section = section.setdefault(name, {})
+        section[last] = number
+        write_run(tmp_path / str(number), config=config)
+    assert list(labels(tmp_path)) == [f"{said} 1", f"{said} 2"]
 
 
 def test_every_number_of_the_summary_is_compared_and_differences_are_paired_by_seed(sweep, tmp_path):
@@ -385,8 +409,14 @@ def test_groups_on_other_held_out_pairs_are_not_said_to_have_the_most(tmp_path):
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
     page, _ = content([tmp_path / "a", tmp_path / "b"], tmp_path)
     assert "held-out pairs21 to 64" in page.text.replace("\n", "")
+    note = "Not all runs were evaluated on the same held-out pairs"
+    assert note in page.text
     page, _ = content([tmp_path / "a"], tmp_path)
-    assert "held-out pairs64" in page.text.replace("\n", "")
+    assert "held-out pairs64" in page.text.replace("\n", "") and note not in page.text
+    for name, path in (("c", "rows"), ("d", "others")):  # as many, but others
+        config = {"data": {"eval": [{"path": path}]}, "objective": {"kind": "dpo", "beta": 0.1}}
+        write_run(tmp_path / name, config=config)
+    assert note in content([tmp_path / "c", tmp_path / "d"], tmp_path)[0].text
 
 
 def test_a_chosen_metric_is_drawn_and_a_wrong_one_named(sweep, tmp_path):

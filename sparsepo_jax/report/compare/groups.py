@@ -136,12 +136,22 @@ def _grouped(runs: Sequence[FinishedRun]) -> tuple[list[Group], list[LeftOut]]:
     return list(groups.values()), left_out
 
 
+def _namesakes(key: str) -> list[str]:
+    """Settings that a key's last word makes one think of: learning_rate is po's rather than the mask's."""
+    if key.startswith("objective.mask."):
+        return [place + key.removeprefix("objective.mask.") for place in ("objective.", "po.optimizer.")]
+    return ["po." + key.removeprefix("sft.")] if key.startswith("sft.") else []
+
+
 class Labels:
     """Labels of runs: only what tells a run from others of the same objective."""
 
     def __init__(self, runs: Sequence[FinishedRun]):
         self._runs = runs
-        self._names = short_names(list(dict.fromkeys(key for run in runs for key in run.settings)))
+        keys = dict.fromkeys(key for run in runs for key in run.settings)
+        namesakes = {other for key in keys for other in _namesakes(key)} - keys.keys()
+        known = sorted(other for other in namesakes if any(other in run.config for run in runs))
+        self._names = short_names([*keys, *known])
         self._kinds = {run.config.get(KIND) for run in runs}
 
     def __call__(self, run: FinishedRun, without: str | None = None) -> str:

@@ -11,7 +11,7 @@ from sparsepo_jax.report import charts, heatmap, table
 from sparsepo_jax.report.compare import numbers
 from sparsepo_jax.report.compare.groups import SHARES, Group, find_baseline, find_groups
 from sparsepo_jax.report.compare.plane import Plane, Spot, make_plane
-from sparsepo_jax.report.compare.runs import LeftOut
+from sparsepo_jax.report.compare.runs import FinishedRun, LeftOut
 from sparsepo_jax.report.compare.statistics import (
     Difference,
     MethodMatch,
@@ -108,11 +108,26 @@ def _as_html(comparison: Comparison, title: str, pairs: int) -> str:
         measures=[name for name in columns if name.startswith("measures.")],
         tasks=[name for name in columns if name.startswith("harness.")],
         planes=_planes(comparison),
+        same_held_out=_same_held_out([run for group in groups for run in group.runs]),
         held_out=sorted({run.pairs for group in groups for run in group.runs if run.pairs}),
         charts=charts.make_overlay(group_means),
         sides=sides,
         table=table,
     )
+
+
+def _same_held_out(runs: Sequence[FinishedRun]) -> bool:
+    """Whether all runs that were evaluated were so on the same rows, as far as settings and counts tell."""
+    evaluated = {
+        repr((run.pairs, run.unit, [(key, x) for key, x in sorted(run.config.items()) if _holds_out(key)]))
+        for run in runs
+        if run.pairs
+    }
+    return len(evaluated) < 2
+
+
+def _holds_out(key: str) -> bool:
+    return key.startswith(("data.eval", "data.holdout", "evaluation.main", "evaluation.max_pairs"))
 
 
 def _planes(comparison: Comparison) -> list[Plane]:
