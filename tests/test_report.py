@@ -27,6 +27,7 @@ from sparsepo_jax.report.drawing import drawing_style, round_ticks, tick_labels
 from sparsepo_jax.report.files import evaluation_if_sound, outdated, read_evaluation
 from sparsepo_jax.report.heatmap import FAINTEST, QUANTITIES, STRONGEST, make_scales, parse_pair
 from sparsepo_jax.report.page import write_report
+from sparsepo_jax.report.run_table import run_rows
 from sparsepo_jax.report.series import MAX_POINTS, collect, thin
 from sparsepo_jax.report.table import POLICY_ROWS, summary_table
 
@@ -532,6 +533,24 @@ def test_words_and_the_doctors_lines_are_at_the_top(run_dir):
     assert page.text.index("30000 of 2469134 responses are cut") < page.text.index("margin, unmasked")
     for said in ("1,234,567", "12.5", "8 x <b>TPU", "bfloat16, sums in float32", "99"):
         assert said in page.text, said
+
+
+def test_the_model_of_a_stage_is_the_one_that_it_began_with(tmp_path):
+    """Kills: random weights as what po trained after sft, and a base as what was evaluated after po."""
+    facts = {"machine": {"devices": "1 x cpu"}, "parameters": 10, "trained_parameters": 4}
+    (tmp_path / "summary.json").write_text(json.dumps({"machine": facts["machine"]}))
+    config = {"policy": {"path": "org/base"}, "sft": {"taken_from": "runs/other"}}
+
+    def models():
+        return {row.label: list(row.values.values()) for row in run_rows(tmp_path, config)}
+
+    assert models()["model"] == ["the sft of runs/other"]
+    for stage in ("po", "sft"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "facts.json").write_text(json.dumps(facts))
+        begin = ["the sft of runs/other"] if stage == "po" else ["org/base", "as sft left it"]
+        assert models()["model"] == [*begin, "as po left it"]
+    assert models()["trained in their place, of adapters"] == ["4", "4", ""]
 
 
 def test_of_single_responses_no_pair_is_spoken_of(run_dir):

@@ -1,6 +1,7 @@
 """How a run was made: the model, devices, number types, steps and pairs of each stage."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ class RunRow(NamedTuple):
 ROWS = {  # label -> path into what is known of a stage
     "model": ("model",),
     "parameters": ("parameters",),
-    "of them trained": ("trained_parameters",),
+    "trained in their place, of adapters": ("trained_parameters",),
     "rows": ("data", "rows"),
     "tokens a response, mean": ("data", "response_tokens"),
     "responses cut": ("data", "responses_cut"),
@@ -51,23 +52,37 @@ def run_rows(output_dir: Path, config: dict[str, Any]) -> list[RunRow]:
     facts = {stage: read_facts(output_dir, stage) for stage in TRAINING}
     summary = evaluation_if_sound(output_dir, [])
     facts["eval"] = {"machine": summary.get("machine")}
-    model = _model(config)
-    known = {
-        stage: of_stage | {"config": config.get(stage), "model": model}
-        for stage, of_stage in facts.items()
-        if isinstance(of_stage.get("machine"), dict)
-    }
+    begun = [stage for stage, of_stage in facts.items() if isinstance(of_stage.get("machine"), dict)]
+    models = _models(config, begun)
+    known = {stage: facts[stage] | {"config": config.get(stage), "model": models[stage]} for stage in begun}
     shown = {
         label: {stage: _shown(of_stage, path) for stage, of_stage in known.items()}
         for label, path in ROWS.items()
     }
     ones = dict.fromkeys(known, "1")
-    usual = {"of them trained": shown["parameters"], "micro-steps": ones, "processes": ones}
+    usual = {
+        "trained in their place, of adapters": shown["parameters"],
+        "micro-steps": ones,
+        "processes": ones,
+    }
     return [
         RunRow(label, values)
         for label, values in shown.items()
         if any(text and text != usual.get(label, {}).get(stage) for stage, text in values.items())
     ]
+
+
+def _models(config: dict[str, Any], stages: Sequence[str]) -> dict[str, Any]:
+    """The model that each stage began with: what the one before it left, where that has trained it."""
+    sft = config.get("sft")
+    taken_from = sft.get("taken_from") if isinstance(sft, dict) else None
+    model = f"the sft of {taken_from}" if taken_from and "sft" not in stages else _model(config)
+    models = {}
+    for stage in stages:
+        models[stage] = model
+        if stage in TRAINING:
+            model = f"as {stage} left it"
+    return models
 
 
 def _model(config: dict[str, Any]) -> Any:

@@ -92,8 +92,8 @@ POLICY_ROWS = (
         "KL of what it writes",
         ("before", "generated_kl"),
         ("after", "generated_kl"),
-        "KL(policy || reference) of whole responses, estimated on responses that the policy wrote itself, "
-        "nats.",
+        "KL(policy || reference) of responses up to generation.max_new_tokens tokens, estimated on responses "
+        "that the policy wrote itself, nats.",
     ),
     TableRow(
         "preferred words written",
