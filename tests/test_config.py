@@ -755,6 +755,11 @@ def test_weights_count_only_where_rows_are_trained_on_and_rows_that_may_be_left_
     twice = [source | {"weight": 2} for source in data["train"]]
     plan = plan_of(data={**data, "train": twice, "eval": twice}, po={"batch_size": 4})
     assert plan["po"].startswith("20 pairs an epoch") and plan["evaluation"] == "10 pairs"
+    halves = [source | {"weight": 0.5} for source in data["train"]]  # 5 of 10 rows an epoch
+    for holdout, kept, held_out in (({"share": 0.4}, 3, 4), ({"prompts": 6}, 2, 6)):
+        plan = plan_of(data={"train": halves, "sft": data["sft"], "holdout": holdout}, po={"batch_size": 1})
+        assert plan["po"].startswith(f"about {kept} pairs an epoch")
+        assert plan["evaluation"] == f"about {held_out} pairs"
     plan = plan_of(data={**data, "on_bad_row": "skip"}, po={"batch_size": 4})
     assert plan["po"].startswith("about 10 pairs an epoch, about 3 steps of 4 pairs")
     assert plan["evaluation"].startswith("about ")

@@ -148,7 +148,7 @@ def test_how_many_pairs_a_file_makes_is_not_known_before_it_is_read(tmp_path):
     path = tmp_path / "ranked.jsonl"
     path.write_text(json.dumps(ROW))
     mistakes = []
-    assert rows_of([FileSource(path=str(path))], "data.train", mistakes).number is None and not mistakes
+    assert rows_of([FileSource(path=str(path))], "data.train", mistakes).once.number is None and not mistakes
 
 
 def test_answers_cannot_be_exchanged_before_they_are_pairs(load):

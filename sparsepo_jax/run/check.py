@@ -47,7 +47,7 @@ from sparsepo_jax.run.model_facts import (
 from sparsepo_jax.run.parts import evaluated_rows, evaluated_unit, holdout_mistakes, kept_rows
 from sparsepo_jax.run.places import place_mistakes
 from sparsepo_jax.run.resume import Marks, scores_path
-from sparsepo_jax.run.row_counts import hold_pairs, rows_of
+from sparsepo_jax.run.row_counts import UNKNOWN, Rows, hold_pairs, rows_of
 
 COMPARING = {"po", "score", "eval"}  # stages for which there is a reference, and an objective
 
@@ -68,7 +68,7 @@ def make_plan_text(config: Config) -> str:
     lists = _lists_used(config)
     rows = {name: _rows_of_list(config, name, sources, mistakes) for name, sources in lists.items()}
     if config.rounds is not None:
-        rows["train"] = Count(None)
+        rows["train"] = UNKNOWN
     scorer_rows = _scorer_rows(config, mistakes)
     length = _max_length(config, policy, mistakes)
     mistakes += [
@@ -136,14 +136,14 @@ def _objective_lines(config: Config, reference: Model, adapters: Adapters) -> It
 
 
 def _training_lines(
-    config: Config, policy: Model, reference: Model, rows: dict[str, Count], length: int
+    config: Config, policy: Model, reference: Model, rows: dict[str, Rows], length: int
 ) -> Iterator[Line]:
     """Args: length: longest prompt + response, tokens."""
     if "sft" in config.stages:
         if config.sft.taken_from is not None:
             yield "sft", f"that of {config.sft.taken_from}"
         else:
-            yield "sft", _work(config.sft, rows["sft"], "rows", length)
+            yield "sft", _work(config.sft, rows["sft"].epoch, "rows", length)
             yield "", memory_text(config, config.sft, policy, 0)
     if "weigh" in config.stages and config.weigh is not None:
         yield "weigh", f"{config.weigh.kind}, from {' and '.join(config.weigh.runs)}"
@@ -157,9 +157,9 @@ def _training_lines(
         yield from ending_lines(config)
 
 
-def _answer_lines(config: Config, rows: dict[str, Count], scorer_rows: Count | None) -> Iterator[Line]:
+def _answer_lines(config: Config, rows: dict[str, Rows], scorer_rows: Count | None) -> Iterator[Line]:
     if not {"pairs", "generate"}.isdisjoint(config.stages) and config.data.prompts:
-        yield "prompts", _answers(config, rows["prompts"])
+        yield "prompts", _answers(config, rows["prompts"].once)
     if "pairs" in config.stages and config.scorer is not None:
         trained = "" if scorer_rows is None else f", trained on {scorer_rows} rows"
         across = "" if config.pairs.threshold is None else f" across {config.pairs.threshold:g}"
@@ -333,18 +333,17 @@ def _lists_used(config: Config) -> dict[str, list[Source]]:
     return lists
 
 
-def _rows_of_list(config: Config, name: str, sources: list[Source], mistakes: list[str]) -> Count:
+def _rows_of_list(config: Config, name: str, sources: list[Source], mistakes: list[str]) -> Rows:
     """Rows of a list of data. What this run's own stage weigh will write is not known yet."""
     written = Path(config.output_dir, "weighed.jsonl")
     if "weigh" in config.stages and any(Path(getattr(source, "path", "")) == written for source in sources):
-        return Count(None)
+        return UNKNOWN
     halved = is_unpaired(config.objective) and (
         name == "train" or (name.split(".")[0] == "eval" and hold_pairs(sources) is False)
     )
-    weighed = name in ("sft", "train")
-    rows = rows_of(sources, f"data.{name}", mistakes, halved=halved, weighed=weighed)
+    rows = rows_of(sources, f"data.{name}", mistakes, halved=halved)
     if config.data.on_bad_row == "skip":  # how many are left out is not known
-        return Count(rows.number, exact=rows.number is None)
+        return Rows(*(Count(count.number, exact=count.number is None) for count in rows))
     return rows
 
 
@@ -360,7 +359,7 @@ def _scorer_rows(config: Config, mistakes: list[str]) -> Count | None:
             mistakes.append(f"scorer.path: no such directory: {scorer.path}")
         return None
     rows_of(scorer.test, "scorer.test", mistakes)
-    return rows_of(scorer.train, "scorer.train", mistakes)
+    return rows_of(scorer.train, "scorer.train", mistakes).once
 
 
 # ---------------------------------------------------------------- parameters

@@ -6,22 +6,24 @@ from sparsepo_jax.config.derive import evaluation_lists, is_unpaired
 from sparsepo_jax.config.schema.data import Holdout
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.run.local import Count, total
-from sparsepo_jax.run.row_counts import hold_pairs
+from sparsepo_jax.run.row_counts import UNKNOWN, Rows, hold_pairs
 
 
-def kept_rows(rows: Count, config: Config) -> Count:
-    """Rows that po trains on: about, since prompts that are held out may have more or fewer rows than others.
+def kept_rows(rows: Rows, config: Config) -> Count:
+    """Rows that an epoch of po sees: about, since held-out prompts may have more or fewer rows than others.
 
     Args:
         rows: those of data.train.
         config: of the run.
     """
-    if rows.number is None or config.data.holdout is None:
-        return rows
-    return Count(rows.number - _held_out_rows(rows.number, config.data.holdout), exact=False)
+    once, epoch = rows.once.number, rows.epoch.number
+    if not once or epoch is None or config.data.holdout is None:
+        return rows.epoch
+    held_out = _held_out_rows(once, config.data.holdout)
+    return Count(round(epoch * (once - held_out) / once), exact=False)
 
 
-def holdout_mistakes(rows: Mapping[str, Count], config: Config) -> Iterator[str]:
+def holdout_mistakes(rows: Mapping[str, Rows], config: Config) -> Iterator[str]:
     """A line if more prompts are held out than there can be.
 
     Args:
@@ -29,7 +31,7 @@ def holdout_mistakes(rows: Mapping[str, Count], config: Config) -> Iterator[str]
         config: of the run.
     """
     prompts = config.data.holdout.prompts if config.data.holdout is not None else None
-    train = rows.get("train", Count(None))
+    train = rows.get("train", UNKNOWN).once
     if prompts is not None and train.exact and train.number is not None and 0 < train.number <= prompts:
         yield f"data.holdout.prompts: {prompts:,} leaves nothing of data.train's {train} rows to train on"
 
@@ -41,7 +43,7 @@ def _held_out_rows(rows: int, holdout: Holdout) -> int:
     return round(rows * holdout.share)
 
 
-def evaluated_rows(rows: dict[str, Count], config: Config) -> dict[str, Count]:
+def evaluated_rows(rows: dict[str, Rows], config: Config) -> dict[str, Count]:
     """Pairs of each evaluation set by its name; of data.eval and the held-out part by "" if it has none.
 
     Args:
@@ -50,13 +52,15 @@ def evaluated_rows(rows: dict[str, Count], config: Config) -> dict[str, Count]:
     """
     held_out = Count(0)
     if config.data.holdout is not None:
-        train = rows["train"].number
+        train = rows["train"].once.number
         number = None if train is None else _held_out_rows(train, config.data.holdout)
         held_out = Count(number, exact=False)
     if names := config.data.set_names:
-        return {name: _at_most(rows.get(f"eval.{name}", held_out), config) for name in names}
-    pairs = total((rows["eval"].number, held_out.number))
-    return {"": _at_most(Count(pairs, pairs is None or (rows["eval"].exact and held_out.exact)), config)}
+        of_sets = {name: rows.get(f"eval.{name}", Rows(held_out, held_out)).once for name in names}
+        return {name: _at_most(count, config) for name, count in of_sets.items()}
+    own = rows["eval"].once
+    pairs = total((own.number, held_out.number))
+    return {"": _at_most(Count(pairs, pairs is None or (own.exact and held_out.exact)), config)}
 
 
 def evaluated_unit(name: str, config: Config) -> str:

@@ -8,7 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,14 +28,25 @@ _READ_AT_MOST_BYTES = 32 * 2**20
 _LOOK_AT_MOST = 10_000  # rows of a source, to tell pairs from single responses
 
 
-def rows_of(
-    sources: Sequence[Source], where: str, mistakes: list[str], *, halved: bool = False, weighed: bool = False
-) -> Count:
-    """Rows that an epoch sees.
+class Rows(NamedTuple):
+    """How many rows a list of sources has.
+
+    once: each row counted once, as evaluation reads them. epoch: those that an epoch of training sees, by the
+    weights of their sources.
+    """
+
+    once: Count
+    epoch: Count
+
+
+UNKNOWN = Rows(Count(None), Count(None))
+
+
+def rows_of(sources: Sequence[Source], where: str, mistakes: list[str], *, halved: bool = False) -> Rows:
+    """The rows of sources.
 
     Args:
         halved: whether pairs are read as two rows each.
-        weighed: whether rows are trained on: their sources' weights count there alone.
         where: the setting that holds the sources.
         mistakes: gets a line for each source that cannot be read.
     """
@@ -43,9 +54,10 @@ def rows_of(
     if halved:
         counts = [_in_responses(count, source) for source, count in zip(sources, counts, strict=True)]
     rows = total(count.number for count in counts)
-    if weighed and rows is not None:
-        rows = _rows_of_epoch(sources, counts)
-    return Count(rows, rows is None or all(count.exact for count in counts))
+    if rows is None:
+        return UNKNOWN
+    exact = all(count.exact for count in counts)
+    return Rows(Count(rows, exact), Count(_rows_of_epoch(sources, counts), exact))
 
 
 def _rows_of_epoch(sources: Sequence[Source], counts: Sequence[Count]) -> int:
