@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
 from helpers.chat import BAD, CHATML, GOOD, USER, call, chat_tokenizer, tool
 from helpers.loading import Load
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.data.tokenizers import load_tokenizer
+from sparsepo_jax.models.export import copy_tokenizer
 
 
 @pytest.fixture
@@ -228,3 +231,91 @@ def test_an_answer_that_a_template_drops_is_not_called_empty(load, answer, line)
     users = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     with pytest.raises(UserError, match=line):
         load([PAIR | {"chosen": [answer]}], chat_tokenizer(users))
+
+
+# ---------------------------------------------------------------- files of tokenizers
+
+
+def rewrite(directory, **settings):
+    """Settings put into tokenizer_config.json; None takes one out."""
+    file = directory / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | settings
+    file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+
+
+def by_version(directory):
+    """tokenizer.json under the name for a version of transformers."""
+    (directory / "tokenizer.json").rename(directory / "tokenizer.4.0.json")
+    rewrite(directory, fast_tokenizer_files=["tokenizer.4.0.json"])
+
+
+def several(directory):
+    """Several templates as a list in tokenizer_config.json: the form before files."""
+    entries = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": TURNS}]
+    (directory / "chat_template.jinja").unlink()
+    rewrite(directory, chat_template=entries)
+
+
+def in_files(directory):
+    (directory / "additional_chat_templates").mkdir()
+    (directory / "additional_chat_templates" / "tool_use.jinja").write_text(TURNS)
+
+
+def old_beside_new(directory):
+    """chat_template.jinja wins over an older one."""
+    rewrite(directory, chat_template=TURNS)
+    (directory / "chat_template.json").write_text(json.dumps({"chat_template": MARKED}))
+
+
+def of_a_processor(directory):
+    (directory / "chat_template.jinja").unlink()
+    (directory / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))
+
+
+def more_tokens(directory):
+    rewrite(directory, extra_special_tokens=["<a>", "<b>"])
+
+
+def named_tokens(directory):
+    rewrite(directory, extra_special_tokens={"image_token": "<a>"})
+
+
+@pytest.mark.parametrize(
+    "alter", [by_version, several, in_files, old_beside_new, of_a_processor, more_tokens, named_tokens]
+)
+def test_a_tokenizer_comes_back_from_an_export_as_it_was(tmp_path, alter):
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    chat_tokenizer(CHATML, "<|im_end|>").save_pretrained(source)
+    alter(source)
+    (source / "tokenizer.model.v3").write_bytes(b"another form of it")
+    copy_tokenizer(source, copy)
+    assert (copy / "tokenizer.model.v3").exists()
+    ours, theirs = load_tokenizer(str(copy)), AutoTokenizer.from_pretrained(source)
+    assert ours.get_vocab() == theirs.get_vocab() and ours.special_tokens_map == theirs.special_tokens_map
+    assert ours("<|im_start|> <a>Hi\n\n")["input_ids"] == theirs("<|im_start|> <a>Hi\n\n")["input_ids"]
+    assert ours.chat_template == (CHATML if alter is of_a_processor else theirs.chat_template)
+    assert ours.get_chat_template() == CHATML
+    with_tools = TURNS if alter in (several, in_files) else CHATML
+    assert ours.get_chat_template(tools=[tool("w")]) == with_tools
+
+
+@pytest.mark.parametrize("template", [3, [{"name": "default", "template": "x"}], {"default": None}])
+def test_a_chat_template_that_is_no_text_is_named(tmp_path, template):
+    chat_tokenizer(None).save_pretrained(tmp_path)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(UserError, match="expected a chat template that is text, or several by name, got "):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen2Tokenizer", "LlamaTokenizer", "GPT2Tokenizer", "GemmaTokenizer", "TokenizersBackend"]
+)
+def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path, name):
+    """Kills: rows of special tokens alone, read by what transformers makes of the other files."""
+    chat_tokenizer(CHATML, "<|im_end|>").save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    called = {"content": "<tool_call>", "special": False, "normalized": False}
+    called |= {"lstrip": False, "rstrip": False, "single_word": False}
+    rewrite(tmp_path, tokenizer_class=name, backend=None, added_tokens_decoder={"9": called})
+    with pytest.raises(UserError, match="the tokenizer's vocabulary is missing, as after a download that"):
+        load_tokenizer(str(tmp_path))

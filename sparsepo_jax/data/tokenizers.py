@@ -17,6 +17,12 @@ from sparsepo_jax.core.placeholders import first_placeholder
 from sparsepo_jax.data.rows import one_line
 
 END = "<|endoftext|>"
+# Files that may hold the vocabulary of a tokenizer.
+_VOCABULARIES = ("tokenizer.json", "tokenizer.*.json", "*.model*", "vocab.*", "*.tiktoken", "tekken.json")
+_NO_VOCABULARY = (
+    "the tokenizer's vocabulary is missing, as after a download that was not finished: fetch tokenizer.json "
+    "(or tokenizer.model, or vocab.json and merges.txt) to it"
+)
 
 
 def load_tokenizer(path: str) -> Any:
@@ -40,7 +46,9 @@ def load_tokenizer(path: str) -> Any:
         # Without this argument, transformers asks on stdin whether to run code from the directory.
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen types, all for a tokenizer that cannot be loaded
-        reason = first_placeholder(Path(path)) or _missing_package(Path(path)) or one_line(error)
+        directory = Path(path)
+        known = first_placeholder(directory) or _missing_package(directory) or _missing_vocabulary(directory)
+        reason = known or one_line(error)
         if "trust_remote_code" in str(error):
             reason = (
                 "its code, which auto_map in tokenizer_config.json names, does not run here: beside a "
@@ -53,9 +61,41 @@ def load_tokenizer(path: str) -> Any:
             f"{path}: expected a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}; "
             "convert it with transformers"
         )
+    _refuse_empty(tokenizer, path)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _processor_template(path)
+    _check_template(tokenizer.chat_template, path)
     return tokenizer
+
+
+def _refuse_empty(tokenizer: Any, path: str) -> None:
+    """UserError for a tokenizer without vocabulary, which transformers makes of tokenizer_config.json alone.
+
+    It would leave out all text but its special tokens.
+    """
+    if (Path(path) / "tokenizer.json").exists():
+        return
+    if tokenizer.added_tokens_decoder.keys() >= set(tokenizer.get_vocab().values()):
+        raise UserError(f"{path}: {_NO_VOCABULARY}")
+
+
+def _missing_vocabulary(directory: Path) -> str | None:
+    """What to say of a directory in which no file could be a tokenizer's vocabulary; None: one could.
+
+    Args:
+        directory: of the tokenizer.
+    """
+    has_one = any(any(directory.glob(pattern)) for pattern in _VOCABULARIES)
+    return None if has_one or not directory.is_dir() else _NO_VOCABULARY
+
+
+def _check_template(template: Any, path: str) -> None:
+    """UserError for a chat template of a kind that transformers could not use either."""
+    texts = template.values() if isinstance(template, dict) else [template]
+    if template is not None and not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            f"{path}: expected a chat template that is text, or several by name, got {str(template)[:60]}"
+        )
 
 
 def _missing_package(directory: Path) -> str | None:

@@ -25,6 +25,7 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_p
 # What its tokenizers and processors read.
 TOKENIZER_FILES = (
     "tokenizer.json",
+    "tokenizer.*.json",  # for versions of transformers, by fast_tokenizer_files
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -32,6 +33,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "merges.txt",
     "*.model",
+    "tokenizer.model.*",  # Mistral's, by version
     "*.tiktoken",
     "chat_template.jinja",
     "chat_template.json",
