@@ -293,6 +293,13 @@ def run_update(mesh_shape, micro_steps, weight_B=(1.0,) * 8, steps=2, objective=
     return jax.device_get(state.weights), jax.device_get(all_metrics)
 
 
+def test_the_second_step_is_the_first_one_s_program():
+    """Kills: an array that begins as a number of Python, whose weak type the first update takes away."""
+    _, policy, _, masks = setup()
+    state = start_state({"policy": policy, "masks": masks}, update_on((1, 1, 1), 1)[1])
+    assert not any(x.weak_type for x in jax.tree.leaves(state))
+
+
 @functools.cache
 def one_device():
     return run_update((1, 1, 1), 1)

@@ -114,10 +114,12 @@ class MaskNet(nnx.Module):
             self.weight1 = nnx.Param(normal(rngs.params(), (L, HIDDEN, width)))
             self.bias1 = nnx.Param(jnp.zeros((L, HIDDEN)))
         self.weight = nnx.Param(normal(rngs.params(), (L, HIDDEN if self.kind == "ml" else width)))
-        self.bias = nnx.Param(jnp.full(L, 1.0 if near_one else 0.0))
+        self.bias = nnx.Param(jnp.full(L, 1.0 if near_one else 0.0, jnp.float32))
         if self.reads == "all":
             self.norm = nnx.LayerNorm(width, epsilon=settings.norm_eps, use_fast_variance=False, rngs=rngs)
-            self.mixer = nnx.Param(jnp.full(L, 1.0 / L) if near_one else normal(rngs.params(), (L,)))
+            self.mixer = nnx.Param(
+                jnp.full(L, 1.0 / L, jnp.float32) if near_one else normal(rngs.params(), (L,))
+            )
 
     def __call__(
         self,
