@@ -316,12 +316,13 @@ def on_one_device(plain):
 @pytest.mark.parametrize(
     ("mesh_shape", "plain"),
     [
+        ((2, 2, 2), (1,)),
         pytest.param((1, 8, 1), (), marks=pytest.mark.slow),
         pytest.param((8, 1, 1), (), marks=pytest.mark.slow),
         pytest.param((2, 4, 1), (0,), marks=pytest.mark.slow),
-        ((2, 4, 1), ()),
+        pytest.param((2, 4, 1), (), marks=pytest.mark.slow),
         pytest.param((1, 1, 8), (), marks=pytest.mark.slow),
-        ((1, 2, 4), (1,)),
+        pytest.param((1, 2, 4), (1,), marks=pytest.mark.slow),
     ],
 )
 def test_experts_on_a_mesh_give_what_one_device_gives_and_stay_where_they_are(mesh_shape, plain):
