@@ -29,7 +29,7 @@ from sparsepo_jax.report.heatmap import FAINTEST, QUANTITIES, STRONGEST, make_sc
 from sparsepo_jax.report.page import write_report
 from sparsepo_jax.report.run_table import run_rows
 from sparsepo_jax.report.series import MAX_POINTS, collect, thin
-from sparsepo_jax.report.table import POLICY_ROWS, summary_table
+from sparsepo_jax.report.table import POLICY_ROWS, number, percent, summary_table
 
 POLICY = {"accuracy": 0.5, "accuracy_unmasked": 0.5, "margin": 0.0, "margin_unmasked": 0.0, "kl": 0.0}
 SUMMARY = {
@@ -223,6 +223,15 @@ def test_the_id_of_a_token_is_its_name_where_there_is_no_tokenizer(run_dir):
     row = pair(chosen=response(["7 ", "8 "], None) | {"token_ids": [7, 88]})
     shown = parse_pair(row, where="here").chosen
     assert [token.label for token in shown] == ["7", "8␣"]
+
+
+def test_few_zeros_are_not_none_and_nearly_all_not_all():
+    shares = (None, 0.0, 0.004, 0.0099, 0.0251, 0.9949, 0.996, 1.0)
+    assert [percent(x) for x in shares] == ["-", "0 %", "<1 %", "<1 %", "3 %", "99 %", ">99 %", "100 %"]
+
+
+def test_zero_has_no_sign():
+    assert [number(-0.0), number(0.0, sign=True), number(-4e-4)] == ["0.000", "+0.000", "-4.00e-04"]
 
 
 def test_a_response_of_one_token_is_called_so(run_dir):

@@ -166,6 +166,13 @@ def test_where_no_pairs_were_counted_there_are_no_words(broken):
     assert outcome(broken) is None
 
 
+@pytest.mark.parametrize(("kl", "said"), [(0.004, "0.004"), (0.02, "0.02"), (12.345, "12.35"), (0.0, "0.00")])
+def test_a_small_kl_is_not_said_to_be_none(kl, said):
+    after = {"accuracy_unmasked": 0.9, "kl": kl}
+    words = outcome({"before": {"accuracy_unmasked": 0.5}, "after": after, "pairs": 200})
+    assert f"at a KL of {said} nats a response" in words
+
+
 def test_of_a_summary_without_kl_or_mask_the_rest_is_said():
     bare = {
         "before": {"accuracy_unmasked": 0.5},

@@ -13,7 +13,15 @@ from sparsepo_jax.report import heatmap
 from sparsepo_jax.report.files import pairs_path, read_evaluation, read_pairs
 from sparsepo_jax.report.outcome import outcome
 from sparsepo_jax.report.sets import set_lines
-from sparsepo_jax.report.table import AS_IT_IS, MASK_ROWS, POLICY_ROWS, has_before, known_rows, number
+from sparsepo_jax.report.table import (
+    AS_IT_IS,
+    MASK_ROWS,
+    POLICY_ROWS,
+    has_before,
+    known_rows,
+    number,
+    percent,
+)
 
 _PAIRS = 64  # read for the tokens of the largest mask
 _TOKENS = 10
@@ -177,6 +185,6 @@ def _largest_masks(output_dir: Path) -> Iterator[str]:
     if shown and zeros is not None:
         plain = [text.replace("\n", " ") for text in shown]
         counted = f"{len(pairs)} {heatmap.unit_of(pairs)}"
-        yield f"Of the tokens of {counted} {100 * zeros:.0f} % have a {mask.in_text} of zero."
+        yield f"Of the tokens of {counted} {percent(zeros)} have a {mask.in_text} of zero."
         yield f"It is largest, in the mean, on {', '.join(plain)} (␣ is a space)."
         yield ""

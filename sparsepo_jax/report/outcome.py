@@ -5,7 +5,7 @@ pairs, or of single responses, is believed only as far as its 95 % interval over
 """
 
 from sparsepo_jax.report.intervals import Interval, wilson
-from sparsepo_jax.report.table import cases_of, unit_of, value
+from sparsepo_jax.report.table import cases_of, percent, unit_of, value
 
 CHANCE = 0.5
 # With fewer pairs the interval around one half reaches a tenth to either side: smaller effects cannot be
@@ -79,7 +79,10 @@ def _preferred(summary: dict, accuracy: Interval, pairs: int, before: float | No
 
 
 def _at_kl(kl: float | None) -> str:
-    return "" if kl is None else f" at a KL of {kl:.2f} nats a response"
+    if kl is None:
+        return ""
+    digits = ".1g" if 0 < abs(kl) < 0.01 else ".2f"  # 0.004 is not 0
+    return f" at a KL of {kl:{digits}} nats a response"
 
 
 def _doubts(
@@ -133,5 +136,5 @@ def _zeros(share: float, *, of_kl: bool) -> str:
     if share == 0:
         return f"the {mask} has no zeros"
     if share >= 0.01:
-        return f"the {mask} has {100 * share:.0f} % zeros"
+        return f"the {mask} has {percent(share)} zeros"
     return f"the {mask} has hardly any zeros ({100 * share:.2g} %)"

@@ -242,7 +242,16 @@ def number(x: Any, *, sign: bool = False) -> str:
     if x is None:
         return "-"
     plain = x == 0 or not math.isfinite(x) or 1e-3 <= abs(x) < 1e5
-    return format(x, ("+" if sign else "") + (".3f" if plain else ".2e"))
+    return format(x + 0.0, ("+" if sign else "") + (".3f" if plain else ".2e"))  # -0.0 is 0
+
+
+def percent(share: float | None) -> str:
+    """A share in whole percents; few are not none, and nearly all not all. None is "-"."""
+    if share is None:
+        return "-"
+    if 0 < share < 0.01:
+        return "<1 %"
+    return ">99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
 
 
 def unit_of(summary: Mapping[str, Any]) -> str:
