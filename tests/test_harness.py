@@ -248,18 +248,26 @@ def test_what_cannot_be_asked_is_said(models, kwargs, message):
 
 
 def test_chats_are_written_as_the_harness_writes_them(models):
-    """Its template refuses system messages; the last case lets the model go on with a message that is
-    begun."""
+    """Its template refuses system messages; the later cases let the model go on with a message that is begun,
+    also where the template writes the same letters behind it, or trims it."""
     system, user, begun = (
         {"role": role, "content": text}
         for role, text in (("system", "Be kind."), ("user", "Hi"), ("assistant", "Well, "))
     )
-    for chat, generate in (([user], True), ([system, user], True), ([system, user, begun], False)):
+    begun = [begun | {"content": text} for text in ("Well, ", "  e", "s", "\n", "```python\n")]
+    chats = [([user], True), ([system, user], True), *(([system, user, last], False) for last in begun)]
+    for chat, generate in chats:
         ours, theirs = (
             model.apply_chat_template(list(chat), add_generation_prompt=generate) for model in models
         )
         assert ours == theirs
     assert models[0].chat_template(True) == TEMPLATE
+
+
+def test_a_message_that_a_template_does_not_write_is_said(models, monkeypatch):
+    monkeypatch.setattr(models[0], "_render", lambda *_: "Hi")
+    with pytest.raises(UserError, match=r"does not write the message that the model is to go on with \('We"):
+        models[0].apply_chat_template([{"role": "assistant", "content": "Well"}], add_generation_prompt=False)
 
 
 # ---------------------------------------------------------------- whole tasks

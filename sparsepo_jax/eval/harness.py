@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.ragged import ragged
-from sparsepo_jax.data.rows import one_line
+from sparsepo_jax.data.rows import BadRow, one_line
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.generate.sampler import Generated, Sampling
 
@@ -28,6 +28,8 @@ Answer = Callable[[TokenTable, Sampling], Iterable[Generated]]
 """answer(table, sampling) gives answers to the prompts, in any order. The seed and the ends are the run's."""
 
 SHARED = (4, 2, 1)  # continuations that one row may hold; each number is compiled on its own
+# Put behind a message that the model is to go on with, to see where it ends.
+_SEAM = "(here the model goes on) "
 # Settings of generation with the values that change nothing.
 NEUTRAL = {
     "num_beams": 1,
@@ -145,18 +147,26 @@ class HarnessModel(TemplateLM):
 
         Without a generation prompt the last message is a beginning, with which the model goes on.
         """
+        if not add_generation_prompt:
+            last = chat_history[-1]
+            chat_history = [*chat_history[:-1], last | {"content": last["content"] + _SEAM}]
         try:
             text = self._render(chat_history, None, add_generation_prompt)
         except jinja2.TemplateError:
             chat_history = [message for message in chat_history if message["role"] != "system"]
             text = self._render(chat_history, None, add_generation_prompt)
+        except BadRow as fault:
+            raise UserError(f"stage harness: {fault}") from None
         if add_generation_prompt:
             return text
-        begun = chat_history[-1]["content"].lstrip()
-        at = text.rindex(begun.rstrip())
+        at = text.rfind(_SEAM.strip())
+        if at < 0:
+            raise UserError(
+                "stage harness: the chat template does not write the message that the model is to go on with "
+                f"({last['content'][:60]!r})"
+            )
         # A template may trim the end of the message.
-        written = begun if text.startswith(begun, at) else begun.rstrip()
-        return text[: at + len(written)]
+        return text[:at] if text.startswith(_SEAM, at) else text[:at].rstrip()
 
     # ------------------------------------------------------------ reading
 
