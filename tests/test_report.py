@@ -402,6 +402,18 @@ def test_a_resumed_run_draws_each_step_once_and_in_order():
     assert list(metrics["po", "loss"].items()) == [(1, 4.0), (2, 3.0)] and unusable == 1
 
 
+@pytest.mark.parametrize("start", ["", "eval/", "eval_hard/"])
+def test_a_batch_without_desirable_responses_is_no_fault(start):
+    """Kills: the reward of none of them, shown in red as a number that is not finite."""
+    names = ("kl/chosen", "kl/rejected", "rewards/margins", "margin_unmasked", "loss")
+    none = dict.fromkeys((start + name for name in names), None)
+    shares = [{f"{start}share/chosen": x, f"{start}share/rejected": 1 - x} for x in (0.0, 0.5)]
+    rows = [{"stage": "po", "step": step} | share | none for step, share in enumerate(shares)]
+    metrics, _ = collect(rows)
+    steps = {name: list(metrics.get(("po", start + name), {})) for name in names}
+    assert steps == {name: [0, 1] if name in ("loss", "kl/rejected") else [1] for name in names}
+
+
 def test_long_curves_are_thinned_and_keep_their_extremes():
     series = {step: 0.0 for step in range(10_000)} | {4321: 9.0, 7777: -9.0}
     kept = thin(series)

@@ -17,7 +17,7 @@ def collect(rows: list[dict]) -> tuple[MetricSeries, int]:
     """Rows of metrics.jsonl as series, and how many rows have no stage or step.
 
     A later value of the same stage, step and metric replaces the earlier one (a resumed run).
-    null counts as not a number.
+    null counts as not a number, but for what a class of single responses has in rows without any of it.
     """
     metrics: MetricSeries = {}
     unusable = 0
@@ -27,9 +27,19 @@ def collect(rows: list[dict]) -> tuple[MetricSeries, int]:
             unusable += 1
             continue
         for name, x in row.items():
-            if name not in ("stage", "step", "time_s") and (x is None or _is_number(x)):
+            if name in ("stage", "step", "time_s") or (x is None and _is_of_empty_class(name, row)):
+                continue
+            if x is None or _is_number(x):
                 metrics.setdefault((stage, name), {})[int(step)] = math.nan if x is None else as_float(x)
     return {key: dict(sorted(series.items())) for key, series in metrics.items()}, unusable
+
+
+def _is_of_empty_class(name: str, row: dict) -> bool:
+    """Whether a metric is of responses of which a batch or evaluation has none; see core/labels."""
+    start = f"{name.split('/')[0]}/" if name.startswith(("eval/", "eval_")) else ""
+    empty = [side for side in ("chosen", "rejected") if row.get(f"{start}share/{side}") == 0]
+    of_both = name.removeprefix(start) in ("rewards/margins", "margin_unmasked")
+    return bool(empty) and (of_both or name.rpartition("/")[2] in empty)
 
 
 def _is_number(x: Any) -> bool:
