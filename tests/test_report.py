@@ -458,6 +458,19 @@ def test_charts_of_single_responses_speak_of_these():
         assert "desirable" not in said(charts) and "chosen over rejected" in said(charts)
 
 
+def test_charts_of_an_objective_without_masks_do_not_speak_of_masked_figures():
+    """Kills: SimPO's own reward, called masked."""
+    plain = {("po", name): {1: 0.5, 2: n} for n, name in enumerate(("rewards/margins", "margin_unmasked"))}
+    masked = plain | {("po", "mask/reward_mean"): {1: 0.9, 2: 0.8}}
+    for metrics, names in (
+        (plain, ["by the objective's reward, training", "by the plain log-ratio, training"]),
+        (masked, ["masked, training", "unmasked, training"]),
+    ):
+        assert [line.name for line in make_charts(metrics)[0].lines] == names
+    titles = [chart.title for chart in make_overlay({"a": plain, "b": masked})]
+    assert titles[:2] == [f"Margin, chosen over rejected: {name}" for name in ("masked", "unmasked")]
+
+
 def test_a_value_without_neighbours_is_a_dot():
     """Of which no line would be seen; an evaluation has a dot at each value."""
 

@@ -100,16 +100,24 @@ class Chart:
 
 
 _OF_RESPONSES = {"chosen": "desirable", "rejected": "undesirable"}  # what the sides of a pair stand for
+_WITHOUT_MASKS = {"masked": "by the objective's reward", "unmasked": "by the plain log-ratio"}
 
 
 def _charts_for(runs: Collection[MetricSeries]) -> Sequence[ChartSpec]:
-    """CHARTS, in the words of single responses where all runs were trained on these."""
-    if not runs or not all(("po", "share/chosen") in metrics for metrics in runs):
-        return CHARTS
+    """CHARTS, in the words of single responses where all runs were trained on these, and of no masks."""
+
+    def all_have(metric: str) -> bool:
+        return bool(runs) and all(("po", metric) in metrics for metrics in runs)
+
+    words = dict(_OF_RESPONSES) if all_have("share/chosen") else {}
+    if all_have("rewards/margins") and not any(("po", "mask/reward_mean") in metrics for metrics in runs):
+        words |= _WITHOUT_MASKS
     return [
         spec._replace(
-            title=spec.title.replace("chosen over rejected", "desirable over undesirable"),
-            quantities={_OF_RESPONSES.get(name, name): metric for name, metric in spec.quantities.items()},
+            title=spec.title.replace("chosen over rejected", "desirable over undesirable")
+            if "chosen" in words
+            else spec.title,
+            quantities={words.get(name, name): metric for name, metric in spec.quantities.items()},
         )
         for spec in CHARTS
     ]
