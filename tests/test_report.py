@@ -576,7 +576,7 @@ def test_the_model_of_a_stage_is_the_one_that_it_began_with(tmp_path):
     config = {"policy": {"path": "org/base"}, "sft": {"taken_from": "runs/other"}}
 
     def models():
-        return {row.label: list(row.values.values()) for row in run_rows(tmp_path, config)}
+        return {row.label: list(row.values.values()) for row in run_rows(tmp_path, config, {})}
 
     assert models()["model"] == ["the sft of runs/other"]
     for stage in ("po", "sft"):
@@ -585,6 +585,18 @@ def test_the_model_of_a_stage_is_the_one_that_it_began_with(tmp_path):
         begin = ["the sft of runs/other"] if stage == "po" else ["org/base", "as sft left it"]
         assert models()["model"] == [*begin, "as po left it"]
     assert models()["trained in their place, of adapters"] == ["4", "4", ""]
+
+
+def test_a_stage_that_is_not_finished_says_how_far_it_came(tmp_path):
+    """Kills: 18 steps of which nine were done."""
+    (tmp_path / "po").mkdir()
+    facts = {"machine": {"devices": "1 x cpu"}, "steps": 18}
+    (tmp_path / "po" / "facts.json").write_text(json.dumps(facts))
+    metrics = {("po", "loss"): {8: 0.5}, ("po", "eval/loss"): {9: 0.5}, ("sft", "loss"): {30: 1.0}}
+    for marks, done in (({}, ["9, not finished"]), ({"po": {}}, None)):
+        (tmp_path / "stages.json").write_text(json.dumps(marks))
+        rows = {row.label: list(row.values.values()) for row in run_rows(tmp_path, {}, metrics)}
+        assert rows["steps"] == ["18"] and rows.get("steps done") == done
 
 
 def test_of_single_responses_no_pair_is_spoken_of(run_dir):

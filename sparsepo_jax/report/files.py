@@ -145,6 +145,11 @@ def outdated(directory: Path) -> str | None:
     return f"{path} is not of the weights that lie here now: run the stage eval again"
 
 
+def is_finished(directory: Path, stage: str) -> bool:
+    """Whether stages.json has the stage among those that are finished."""
+    return stage in _read_object(directory / "stages.json")
+
+
 def read_evaluation(directory: Path) -> dict | None:
     """summary.json of a run's stage eval; None without it, or where it is outdated.
 

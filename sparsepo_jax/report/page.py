@@ -56,6 +56,7 @@ def write_report(output_dir: Path, pairs: int) -> Path:
         )
     settings = read_settings(output_dir)
     summary = read_evaluation(output_dir)
+    metrics, unreadable = read_metrics(output_dir / "metrics.jsonl")
     html = (
         make_environment()
         .get_template("page.html.jinja")
@@ -64,10 +65,12 @@ def write_report(output_dir: Path, pairs: int) -> Path:
             facts=_facts(settings),
             config=read_text(output_dir / "config.yaml"),
             advice=[line for line in (outdated(output_dir),) if line] + diagnose(read_evidence(output_dir)),
-            made=run_rows(output_dir, settings),
+            made=run_rows(output_dir, settings, metrics),
             **_summary_context(summary),
             **_results_context(output_dir),
-            **_curves_context(output_dir),
+            charts=charts.make_charts(metrics),
+            metrics={key: series.extent(values) for key, values in sorted(metrics.items())},
+            unreadable=unreadable,
             **_pairs_context(output_dir, pairs),
             **_samples_context(output_dir, pairs),
             table=table,
@@ -162,15 +165,6 @@ def _results_context(output_dir: Path) -> dict[str, Any]:
     measures = read_summary(output_dir / "measures.json", stage="measure")
     harness = read_summary(output_dir / "harness.json", stage="harness")
     return {"measures": table.measure_rows(measures or {}), "tasks": table.task_rows(harness or {})}
-
-
-def _curves_context(output_dir: Path) -> dict[str, Any]:
-    metrics, unreadable = read_metrics(output_dir / "metrics.jsonl")
-    return {
-        "charts": charts.make_charts(metrics),
-        "metrics": {key: series.extent(values) for key, values in sorted(metrics.items())},
-        "unreadable": unreadable,
-    }
 
 
 def _pairs_context(output_dir: Path, limit: int) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsepo_jax.report.evidence import read_facts
-from sparsepo_jax.report.files import evaluation_if_sound
+from sparsepo_jax.report.files import evaluation_if_sound, is_finished
+from sparsepo_jax.report.series import MetricSeries
 from sparsepo_jax.report.table import number_or_none
 
 TRAINING = ("sft", "po")  # stages that write facts.json
@@ -47,9 +48,13 @@ ROWS = {  # label -> path into what is known of a stage
 }
 
 
-def run_rows(output_dir: Path, config: dict[str, Any]) -> list[RunRow]:
+def run_rows(output_dir: Path, config: dict[str, Any], metrics: MetricSeries) -> list[RunRow]:
     """The rows in which some stage differs from what is usual; none for a run that has written no facts."""
     facts = {stage: read_facts(output_dir, stage) for stage in TRAINING}
+    for stage, of_stage in facts.items():
+        if of_stage and not is_finished(output_dir, stage):
+            last = max((max(x) for (name, _), x in metrics.items() if name == stage), default=0)
+            of_stage["steps_done"] = f"{last:,}, not finished"
     summary = evaluation_if_sound(output_dir, [])
     facts["eval"] = {"machine": summary.get("machine")}
     begun = [stage for stage, of_stage in facts.items() if isinstance(of_stage.get("machine"), dict)]
