@@ -371,6 +371,23 @@ def test_tokens_without_a_row_are_refused_only_where_a_row_has_them(tmp_path, ca
     assert "no usable row" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("generation", "says"), [(None, True), ({"eos_token_id": [256, IM_END]}, False)])
+def test_answers_that_nothing_ends_are_said(tmp_path, capsys, generation, says):
+    """ChatML on a base model, whose end of text is another token than that of a turn."""
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = END
+    model = make_checkpoint(tmp_path / "model", SHAPE | {"eos_token_id": 256}, generation=generation)
+    tokenizer.save_pretrained(model)
+    rows = tmp_path / "talks.jsonl"
+    talk = [{"role": "user", "content": "Say it"}, {"role": "assistant", "content": "yes"}]
+    rows.write_text(json.dumps({"messages": talk}) + "\n")
+    data = {"sft": [{"path": str(rows)}], "train": [], "eval": []}
+    config = chat_run(tmp_path, model, "it", stages=["sft"], data=data)
+    assert main(["--config", str(config), "sft.steps=1"]) == 0
+    line = f"answers hold none of the tokens that end what the policy writes ({END}): the first ends in "
+    assert (f"{line}'<|im_end|>', behind which it will write on" in capsys.readouterr().out) == says
+
+
 def test_tokens_without_a_row_do_not_part_policy_and_reference(tmp_path, capsys):
     """What matters are the tokens that both have rows for."""
     model = make_checkpoint(tmp_path / "model", tokenizer=make_tokenizer(*MORE))

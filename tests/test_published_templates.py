@@ -319,3 +319,14 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path, name):
     rewrite(tmp_path, tokenizer_class=name, backend=None, added_tokens_decoder={"9": called})
     with pytest.raises(UserError, match="the tokenizer's vocabulary is missing, as after a download that"):
         load_tokenizer(str(tmp_path))
+
+
+def test_a_file_in_the_place_of_a_directory_names_the_directory(tmp_path):
+    chat_tokenizer(None).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"tokenizer.json: a file; expected the directory .*, so {tmp_path}$"):
+        load_tokenizer(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(
+        UserError, match="no Hugging Face tokenizer to be had there .its files lack 'added_to"
+    ):
+        load_tokenizer(str(tmp_path))

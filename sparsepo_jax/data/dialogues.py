@@ -244,7 +244,7 @@ def _refuse_rewritten(
         names: of the answers.
     """
     asks = text_of(prompt[-1]).strip()
-    is_answered = asks not in begun and any(asks in text[len(begun) :] for text in written)
+    is_answered = asks not in begun and all(asks in text[len(begun) :] for text in written)
     if not asks or not (is_answered or asks in asked[len(begun) :]):
         return
     system = text_of(prompt[0]).strip() if prompt[0]["role"] in ("system", "developer") else ""

@@ -42,13 +42,17 @@ def load_tokenizer(path: str) -> Any:
             f"{path}: no such directory "
             "(expected one with a Hugging Face tokenizer, or a Hub id like owner/name)"
         )
+    if os.path.isfile(path):
+        raise UserError(
+            f"{path}: a file; expected the directory of a tokenizer, so {os.path.dirname(path) or '.'}"
+        )
     try:
         # Without this argument, transformers asks on stdin whether to run code from the directory.
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen types, all for a tokenizer that cannot be loaded
         directory = Path(path)
         known = first_placeholder(directory) or _missing_package(directory) or _missing_vocabulary(directory)
-        reason = known or one_line(error)
+        reason = known or (f"its files lack {error}" if isinstance(error, KeyError) else one_line(error))
         if "trust_remote_code" in str(error):
             reason = (
                 "its code, which auto_map in tokenizer_config.json names, does not run here: beside a "

@@ -23,6 +23,7 @@ from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.files import write_json
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.batching import BatchPlan
+from sparsepo_jax.data.ends import missing_ends
 from sparsepo_jax.data.packing import FILLER
 from sparsepo_jax.data.pipeline import make_batches
 from sparsepo_jax.data.table import TokenTable
@@ -208,6 +209,8 @@ def train(
     state = _state_to_go_on_from(stage, prepared, checkpoints, initial)
     real = f"{100 * plan.real_token_share():.0f} % real tokens"
     say(f"{stage}: {len(table)} {table.unit}, {plan.steps} steps of {training.batch_size}, {real}")
+    if config.data.add_eos and (note := missing_ends(table, run.ends, run.tokenizer)) is not None:
+        say(f"note: {stage}: {note}")
     if (note := without_checkpoints(config, follows_best=best is not None)) is not None:
         say(f"note: {stage}: {note}")
     with jax.set_mesh(run.mesh):
