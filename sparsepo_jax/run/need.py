@@ -299,7 +299,10 @@ def head_bytes(setting: Setting, load: Load, head_block: tuple[int, int]) -> int
         head_block: tokens and entries of the vocabulary in a block of logits.
     """
     most = most_of_head(setting, load)
-    block = min(head_block[0], most[0]) * min(head_block[1], most[1]) * logit_bytes(setting)
+    logits = min(head_block[0], most[0]) * min(head_block[1], most[1])
+    block = logits * logit_bytes(setting)
+    if setting.shards > setting.tensor and head_block[1] >= most[1]:
+        block = max(block + _gathered_head_bytes(setting), _head_gradient_bytes(setting, logits))
     if setting.config.compute.head.keep_logits:
         block += math.prod(most) * FLOAT * sides(setting)
     bytes_of_number = setting.itemsize * sides(setting) + FLOAT  # of each model, and of the policy's gradient
@@ -307,6 +310,19 @@ def head_bytes(setting: Setting, load: Load, head_block: tuple[int, int]) -> int
     parts = min(head_block[1], most[1]) * setting.policy.width * (bytes_of_number + FLOAT)
     parts = parts if head_block[1] < most[1] else 0
     return block + states + parts + _reference_head_bytes(setting) + _read_by_masks(setting, load)
+
+
+def _gathered_head_bytes(setting: Setting) -> int:
+    """One model's head, held in parts and gathered for its product; that of the other comes before it."""
+    return setting.itemsize * setting.policy.vocab_size * setting.policy.width // setting.tensor
+
+
+def _head_gradient_bytes(setting: Setting, logits: int) -> int:
+    """The policy's gathered head and its gradient before that is cut, float32, beside that of logits."""
+    if setting.training.lora is not None:
+        return 0
+    whole = setting.policy.vocab_size * setting.policy.width // setting.tensor
+    return _gathered_head_bytes(setting) + FLOAT * whole + setting.itemsize * logits
 
 
 def _read_by_masks(setting: Setting, load: Load) -> int:
