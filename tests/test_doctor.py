@@ -232,6 +232,7 @@ def test_a_mask_without_gradient_is_said():
 )
 def test_a_dead_mask_is_said_with_its_knob(objective, said):
     assert said in one_line(objective=objective, **{"mask/reward_sparsity": [0.5] * 6 + [1.0] * 2})
+    assert said in one_line(objective=objective, **{"mask/reward_sparsity": [0.5] * 6 + [1.0, 0.99999994]})
     assert lines(objective=objective, **{"mask/reward_sparsity": [0.5] * 6 + [1.0, 0.999]}) == []
 
 

@@ -155,10 +155,13 @@ def _mask_without_gradient(evidence: Evidence) -> str | None:
     )
 
 
+ROUNDING = 1e-6  # of a mean of ones by weights, in float32
+
+
 def _mask_is_dead(evidence: Evidence) -> bool:
     """On every token of the last quarter."""
     late = evidence.late("mask/reward_sparsity")
-    return bool(late) and evidence.setting("objective.mask.on") != "kl" and min(late) == 1.0
+    return bool(late) and evidence.setting("objective.mask.on") != "kl" and min(late) > 1 - ROUNDING
 
 
 def mask_dead(evidence: Evidence) -> str | None:

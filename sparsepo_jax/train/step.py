@@ -263,9 +263,11 @@ def make_update(
         (gradient, metrics, weight), loss_UB = gradients(loss, weights, batch)
         # Else XLA puts the layers' gradients together once for each array that the optimizer changes.
         gradient = widened(jax.lax.optimization_barrier(gradient))
-        scale = 1.0 / jnp.maximum(weight, 1e-30)
+        weight = jnp.maximum(weight, 1e-30)
+        scale = 1.0 / weight
         norm = scale * optax.tree.norm(gradient)
-        metrics = of_classes({name: value * scale for name, value in metrics.items()}, jnp.divide)
+        # A quotient, not a product with scale: the mean of ones is 1 to the bit.
+        metrics = of_classes({name: value / weight for name, value in metrics.items()}, jnp.divide)
         metrics["grad_norm"] = norm
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32)
         if state.weights["masks"]:
