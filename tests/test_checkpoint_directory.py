@@ -371,6 +371,21 @@ def test_tokens_without_a_row_are_refused_only_where_a_row_has_them(tmp_path, ca
     assert "no usable row" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("setting", ["policy.path", "tokenizer.path"])
+def test_a_tokenizer_without_its_vocabulary_is_a_mistake_of_the_check(tmp_path, capsys, setting):
+    model = make_checkpoint(tmp_path / "model", tokenizer=make_tokenizer())
+    chosen = {} if setting == "policy.path" else {"tokenizer": {"kind": "pretrained", "path": str(model)}}
+    config = chat_run(tmp_path, model, "it", **chosen)
+    assert main(["--config", str(config), "--check"]) == 0
+    (model / "tokenizer.json").unlink()
+    for options in (["--check"], []):
+        assert main(["--config", str(config), *options]) != 0
+        assert "the tokenizer's vocabulary is missing, as after a download" in capsys.readouterr().err
+    if chosen:
+        assert main(["--config", str(config), "--check", f"tokenizer.path={model / 'config.json'}"]) != 0
+        assert f"a file; expected the directory of a tokenizer, so {model}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("generation", "says"), [(None, True), ({"eos_token_id": [256, IM_END]}, False)])
 def test_answers_that_nothing_ends_are_said(tmp_path, capsys, generation, says):
     """ChatML on a base model, whose end of text is another token than that of a turn."""

@@ -42,16 +42,15 @@ def load_tokenizer(path: str) -> Any:
             f"{path}: no such directory "
             "(expected one with a Hugging Face tokenizer, or a Hub id like owner/name)"
         )
+    problem = files_problem(path)
     if os.path.isfile(path):
-        raise UserError(
-            f"{path}: a file; expected the directory of a tokenizer, so {os.path.dirname(path) or '.'}"
-        )
+        raise UserError(f"{path}: {problem}")
     try:
         # Without this argument, transformers asks on stdin whether to run code from the directory.
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen types, all for a tokenizer that cannot be loaded
         directory = Path(path)
-        known = first_placeholder(directory) or _missing_package(directory) or _missing_vocabulary(directory)
+        known = first_placeholder(directory) or _missing_package(directory) or problem
         reason = known or (f"its files lack {error}" if isinstance(error, KeyError) else one_line(error))
         if "trust_remote_code" in str(error):
             reason = (
@@ -83,14 +82,16 @@ def _refuse_empty(tokenizer: Any, path: str) -> None:
         raise UserError(f"{path}: {_NO_VOCABULARY}")
 
 
-def _missing_vocabulary(directory: Path) -> str | None:
-    """What to say of a directory in which no file could be a tokenizer's vocabulary; None: one could.
+def files_problem(path: str) -> str | None:
+    """What to say where no file could be a tokenizer's vocabulary; None: one could, or the path is a Hub id.
 
     Args:
-        directory: of the tokenizer.
+        path: of the tokenizer's directory, or the Hub id.
     """
-    has_one = any(any(directory.glob(pattern)) for pattern in _VOCABULARIES)
-    return None if has_one or not directory.is_dir() else _NO_VOCABULARY
+    if os.path.isfile(path):
+        return f"a file; expected the directory of a tokenizer, so {os.path.dirname(path) or '.'}"
+    has_one = any(any(Path(path).glob(pattern)) for pattern in _VOCABULARIES)
+    return None if has_one or not os.path.isdir(path) else _NO_VOCABULARY
 
 
 def _check_template(template: Any, path: str) -> None:

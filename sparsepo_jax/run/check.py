@@ -29,6 +29,7 @@ from sparsepo_jax.config.schema.training import Training
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder_spec import choose_projections
+from sparsepo_jax.models.directory import has_tokenizer
 from sparsepo_jax.models.wrappers import from_scratch_problem
 from sparsepo_jax.run.check_compute import choice_lines
 from sparsepo_jax.run.check_ending import Line, ending_lines, hub_lines, rounds_lines
@@ -74,6 +75,7 @@ def make_plan_text(config: Config) -> str:
     mistakes += [
         *place_mistakes(config),
         *_file_mistakes(config),
+        *_tokenizer_mistakes(config),
         *_vocabulary_mistakes(config, policy, reference),
         *_batch_mistakes(config),
         *_adapter_mistakes(config, policy),
@@ -245,6 +247,19 @@ def _file_mistakes(config: Config) -> Iterator[str]:
     for number, lexicon in enumerate(config.evaluation.lexicons):
         if not Path(lexicon.path).is_file():
             yield f"evaluation.lexicons.{number}.path: no such file: {lexicon.path}"
+
+
+def _tokenizer_mistakes(config: Config) -> Iterator[str]:
+    """A tokenizer whose files cannot be one, by their names."""
+    from sparsepo_jax.data.tokenizers import files_problem
+
+    path, setting = config.policy.path, "policy.path"
+    if isinstance(config.tokenizer, PretrainedTokenizer):
+        path, setting = config.tokenizer.path, "tokenizer.path"
+    elif config.tokenizer.kind != "auto" or path is None or not has_tokenizer(Path(path)):
+        return
+    if problem := files_problem(path):
+        yield f"{setting}: {path}: {problem}"
 
 
 def _vocabulary_mistakes(config: Config, policy: Model, reference: Model) -> Iterator[str]:
