@@ -161,7 +161,7 @@ def _work(run: Run, stage: str, prepared: Prepared, reference: Weights | None, s
         update=step.update,
         programs=lambda: len(step.program) - prepared.compiled_before,
         reference=reference,
-        batches=_batches(run, stage, prepared, start),
+        batches=_batches(run, prepared, start),
         put=put_on(run.mesh),
         total_steps=prepared.plan.steps,
     )
@@ -311,7 +311,7 @@ def _read_state(run: Run, stage: str, step: int, like: State) -> State:
         checkpoints.close()
 
 
-def _batches(run: Run, stage: str, prepared: Prepared, start: int) -> Any:
+def _batches(run: Run, prepared: Prepared, start: int) -> Any:
     """This process's part of the batches of steps start + 1 to the last."""
     return make_batches(
         prepared.table,
