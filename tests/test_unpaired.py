@@ -247,11 +247,14 @@ def test_a_batch_without_one_of_the_classes_leaves_the_other_batches_figures():
         for share, x, loss in ((0.25, 3.0, 1.0), (0.5, 6.0, 2.0), (0.0, nan, 3.0))
     ]
     steps = [step | {"rewards/rejected": 1.0, "rewards/margins": nan} for step in steps]
-    means = mean_of_steps(steps)
+    means = mean_of_steps(steps, [8.0] * 3)
     assert means["loss"] == 2.0 and means["share/chosen"] == 0.25
     assert (means["rewards/chosen"], means["rewards/rejected"], means["rewards/margins"]) == (5.0, 1.0, 4.0)
-    assert np.isnan(mean_of_steps(steps[2:])["rewards/chosen"])
-    assert mean_of_steps([{"loss": 1.0}, {"loss": 2.0}]) == {"loss": 1.5}
+    assert np.isnan(mean_of_steps(steps[2:], [8.0])["rewards/chosen"])
+    assert mean_of_steps([{"loss": 1.0}, {"loss": 2.0}], [8.0, 2.0]) == {"loss": 1.5}
+    # 2 rows of 3.0 in the first step of 8, 1 of 6.0 in the second of 2, and none in the third
+    means = mean_of_steps(steps, [8.0, 2.0, 8.0])
+    np.testing.assert_allclose([means["rewards/chosen"], means["share/chosen"]], [4.0, 3 / 18])
 
 
 def test_the_first_step_is_checked_by_the_class_that_it_has():

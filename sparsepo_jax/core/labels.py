@@ -58,11 +58,12 @@ def of_classes(means: Mapping[str, Any], quotient: Callable[[Any, Any], Any]) ->
     return means
 
 
-def mean_of_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over steps of equally many rows; of a class over its rows in all of them.
+def mean_of_steps(steps: Sequence[Mapping[str, float]], weights: Sequence[float]) -> dict[str, float]:
+    """Means over steps; of a class, and of its share, over the rows in all of them.
 
     Args:
         steps: metrics of each step, by the same names. NaN for a class that the step has no row of.
+        weights: of each step's rows together. The last batch of an epoch may have fewer than the others.
 
     Returns:
         By name; NaN for a class that no step has a row of.
@@ -72,9 +73,12 @@ def mean_of_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     def mean(name: str) -> float:
         values = [step[name] for step in steps]
         share = SHARES.get(name.rpartition("/")[2])
-        if has_classes and share is not None and share != name:  # what is added to the sum over all rows
+        if not has_classes or share is None:
+            return sum(values) / len(values)
+        if share != name:  # what is added to the sum over all rows
             values = [x * step[share] if step[share] else 0.0 for x, step in zip(values, steps, strict=True)]
-        return sum(values) / len(values)
+        total = sum(x * weight for x, weight in zip(values, weights, strict=True))
+        return total / (sum(weights) or 1.0)  # rows that all weigh 0 are of no class
 
     means = {name: mean(name) for name in steps[0]}
     return of_classes(means, lambda x, share: x / share if share else math.nan)

@@ -103,6 +103,7 @@ class Meter:
     """
 
     _window: list[dict[str, float]]  # metrics of its steps
+    _weights: list[float]  # of their rows together
     _counted: BatchCounts  # of its batches
     _opened_at_s: float
 
@@ -268,6 +269,7 @@ class Meter:
         if step == 1 and self._checks.first_step is not None:
             self._checks.first_step(metrics, counts.tokens / counts.rows)
         self._window.append(metrics)
+        self._weights.append(counts.weight)
         if self._reporting.watch is not None:
             for line in self._reporting.watch(step, metrics):
                 self.note(line)
@@ -281,12 +283,12 @@ class Meter:
         }
 
     def _open_window(self) -> None:
-        self._window = []
+        self._window, self._weights = [], []
         self._counted = BatchCounts()
         self._opened_at_s = time.perf_counter()
 
     def _write_window(self, step: int, rates: Mapping[str, float]) -> None:
-        means = mean_of_steps(self._window)
+        means = mean_of_steps(self._window, self._weights)
         counted = self._counted
         facts: dict[str, float] = {"skipped": self._skipped}
         facts |= {name: self._window[-1][name] for name in AS_AT_THE_STEP if name in means}
