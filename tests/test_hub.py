@@ -217,6 +217,17 @@ def test_the_card_says_how_to_load_what_is_there(tmp_path, parts, lines):
     assert matter["library_name"] == ("transformers" if parts.model else "peft")
 
 
+def test_a_card_says_of_which_weights_its_figures_are(tmp_path):
+    """Kills: the evaluation after po, in the card of what the adapters stand on."""
+    summary = {"before": {"kl": 0.0}, "after": {"kl": 1.5}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    card = make_card(ORIGIN, Parts(), tmp_path)
+    assert "## Evaluation" in card and "rounded" not in card
+    assert "## Evaluation" not in make_card(ORIGIN._replace(is_evaluated=False), Parts(), tmp_path)
+    card = make_card(ORIGIN._replace(rounded_to="bfloat16"), Parts(), tmp_path)
+    assert "Measured before the weights were rounded to bfloat16 for this export." in card
+
+
 def test_a_card_has_no_column_of_what_was_not_measured(tmp_path):
     summary = {"before": {"kl": None}, "after": {"kl": 1.5}}
     heads = {None: "| | as it is | |\n|---|---|---|\n", 0.0: "| | before | after | |\n|---|---|---|---|\n"}

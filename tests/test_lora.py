@@ -247,6 +247,8 @@ def test_an_adapter_names_the_checkpoint_that_it_was_trained_on(tmp_path, monkey
     fresh = run(tmp_path / "fresh", **settings) / "export"
     base = json.loads((fresh / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == str(fresh / "base")
+    of_base, of_adapter = ((fresh / part / "README.md").read_text() for part in ("base", "adapter"))
+    assert "po (objective" in of_adapter and "objective" not in of_base.split("## Configuration")[0]
     assert AutoPeftModelForCausalLM.from_pretrained(fresh / "adapter").get_base_model() is not None
 
 

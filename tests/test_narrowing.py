@@ -1,5 +1,7 @@
 """Weights in 16 bits, in a file and in a step: what training changes is kept, however small."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from flax import nnx
 from safetensors.torch import load_file
 
+from helpers.configs import make_config
 from helpers.parity import IDS, VALID, our_logits
 from helpers.program import run, write_config
 from helpers.quick import named_slow_but
@@ -21,6 +24,7 @@ from sparsepo_jax.models.lora import hold_base
 from sparsepo_jax.models.narrowing import narrow_at_random
 from sparsepo_jax.models.spec import spec_from_hf
 from sparsepo_jax.sharding.mesh import make_mesh
+from sparsepo_jax.stages.export import rounded_to
 from sparsepo_jax.train.rounding import spread
 
 BFLOAT16, FLOAT16 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)
@@ -135,6 +139,29 @@ def test_a_run_in_bfloat16_changes_what_one_in_float32_changes(model, trained, t
     assert is_nearest(exported, whole) and "at random" not in printed
     assert share_kept(model, exported, trained[1]) > 0.8
     assert "loss 0.6931 is that of policy = reference (log-ratio and KL at most 0 nats" in printed
+
+
+@pytest.mark.parametrize(
+    ("export", "compute", "merged", "marks", "expected"),
+    [
+        ("auto", {}, False, ["po"], "bfloat16"),  # trained, and evaluated on a CPU, in float32
+        ("auto", {"dtype": "bfloat16"}, False, ["po"], None),
+        ("auto", {"weights": "bfloat16"}, False, ["po"], None),
+        ("auto", {"dtype": "bfloat16"}, True, ["sft", "po"], "bfloat16"),
+        ("float16", {}, False, ["sft"], "float16"),
+        ("float32", {}, True, ["po"], None),
+        ("auto", {}, False, ["eval"], None),
+    ],
+)
+def test_what_was_evaluated_is_told_from_what_is_exported(export, compute, merged, marks, expected):
+    """For the model card, whose figures are of other weights where these are rounded behind them."""
+    run = SimpleNamespace(
+        config=make_config(export={"dtype": export}, compute=compute),
+        marks=SimpleNamespace(all=lambda: {stage: {} for stage in marks}),
+        checkpoint_dtype="bfloat16",
+        mesh=make_mesh(None, 1, 1, None),
+    )
+    assert rounded_to(run, merged=merged) == expected
 
 
 # ---------------------------------------------------------------- the start of a run in bfloat16

@@ -54,6 +54,8 @@ class Origin(NamedTuple):
         has_masks: whether masks.safetensors lies beside the weights.
         config: the run's configuration, YAML text.
         has_tokenizer: whether the tokenizer's files lie there.
+        is_evaluated: whether the run's evaluation is of this model.
+        rounded_to: the type that its weights were rounded to behind the evaluation; None: as evaluated.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Origin(NamedTuple):
     has_masks: bool
     config: str
     has_tokenizer: bool = True
+    is_evaluated: bool = True
+    rounded_to: str | None = None
 
 
 def make_card(origin: Origin, parts: Parts, output_dir: Path, repository: str | None = None) -> str:
@@ -91,7 +95,8 @@ def make_card(origin: Origin, parts: Parts, output_dir: Path, repository: str | 
             "need it.",
             "",
         ]
-    lines += _evaluation(read_evaluation(output_dir) or {}, output_dir)
+    if origin.is_evaluated:
+        lines += _evaluation(read_evaluation(output_dir) or {}, output_dir, origin.rounded_to)
     return "\n".join([*lines, "## Configuration", "", "```yaml", origin.config.rstrip(), "```", ""])
 
 
@@ -137,7 +142,7 @@ def _code(parts: Parts, origin: Origin, repository: str) -> list[str]:
     return ["```python", *imports, f"from transformers import {classes}", "", *loading, "```"]
 
 
-def _evaluation(summary: dict[str, Any], output_dir: Path) -> Iterator[str]:
+def _evaluation(summary: dict[str, Any], output_dir: Path, rounded_to: str | None) -> Iterator[str]:
     """What the stage eval has found, in words and tables; nothing where there is none."""
     rows = known_rows(summary, POLICY_ROWS + MASK_ROWS)
     if not rows:
@@ -145,6 +150,8 @@ def _evaluation(summary: dict[str, Any], output_dir: Path) -> Iterator[str]:
     yield from ("## Evaluation", "")
     if words := summary.get("words") or outcome(summary):
         yield from (str(words), "")
+    if rounded_to is not None:
+        yield from (f"Measured before the weights were rounded to {rounded_to} for this export.", "")
     trained = has_before(rows)
     yield from (f"| |{' before | after |' if trained else f' {AS_IT_IS} |'} |", "|---" * (3 + trained) + "|")
     for row in rows:

@@ -91,7 +91,7 @@ def export(run: Run) -> None:
             merged = merge_adapters(start, policy, lora.scale)
             _export_model(run, parts.model, merged, masks, merged=True)
         if parts.base is not None:
-            _export_model(run, parts.base, start, {})
+            _export_model(run, parts.base, start, {}, is_base=True)
         _export_adapter(run, parts, policy, lora, masks)
     run.mark("export", began_s)
     at_random = parts.model is not None and _rounds_at_random(run, merged=parts.adapter is not None)
@@ -130,11 +130,28 @@ def _rounds_at_random(run: Run, *, merged: bool) -> bool:
     return merged or str(compute_dtype(run.config, run.mesh)) != exported
 
 
-def _export_model(run: Run, path: Path, policy: Weights, masks: Weights, *, merged: bool = False) -> None:
+def rounded_to(run: Run, *, merged: bool) -> str | None:
+    """The type that the evaluated weights are rounded to by the export; None: they are exported as evaluated.
+
+    Args:
+        merged: as for _rounds_at_random.
+    """
+    exported = _exported_dtype(run)
+    computed = {run.config.compute.weights, str(compute_dtype(run.config, run.mesh))}
+    is_trained = not run.marks.all().keys().isdisjoint(TRAINING)
+    if exported == "float32" or not is_trained or (not merged and exported in computed):
+        return None
+    return exported
+
+
+def _export_model(
+    run: Run, path: Path, policy: Weights, masks: Weights, *, merged: bool = False, is_base: bool = False
+) -> None:
     """Writes a Hugging Face directory, in the first process.
 
     Args:
         merged: whether adapters are merged into the policy.
+        is_base: whether it is what the adapters stand on, which po did not train.
     """
     from sparsepo_jax.models.export import fetch_as_written
 
@@ -150,7 +167,11 @@ def _export_model(run: Run, path: Path, policy: Weights, masks: Weights, *, merg
         if jax.process_index() != 0:
             fetch()
         else:
-            _write_model(run, path, on_host(), masks, at_random=_rounds_at_random(run, merged=merged))
+            rounded = None if is_base else rounded_to(run, merged=merged)
+            about = origin(run, has_masks=bool(masks), is_base=is_base)._replace(rounded_to=rounded)
+            card = make_card(about, Parts(), run.output_dir)
+            at_random = _rounds_at_random(run, merged=merged)
+            _write_model(run, path, on_host(), masks, card, at_random=at_random)
 
 
 @contextlib.contextmanager
@@ -180,7 +201,7 @@ def _failing_together(fetch: Callable[[], None], fetched: "_Fetched") -> Iterato
 
 
 def _write_model(
-    run: Run, path: Path, on_host: "dict[str, _OnHost]", masks: Weights, *, at_random: bool
+    run: Run, path: Path, on_host: "dict[str, _OnHost]", masks: Weights, card: str, *, at_random: bool
 ) -> None:
     from sparsepo_jax.models.export import copy_processor, save_hf
 
@@ -197,7 +218,7 @@ def _write_model(
         hf_config,
         on_host,
         _mask_tensors(run, masks),
-        make_card(origin(run, has_masks=bool(masks)), Parts(), run.output_dir),
+        card,
         dtype=_exported_dtype(run),
         at_random=at_random,
         generation=generation,
@@ -290,9 +311,11 @@ def _mask_tensors(run: Run, masks: Weights) -> dict[str, Any]:
     return (masks_to_tensors(run.config.objective.mask.net, nets) if nets else {}) | baseline
 
 
-def origin(run: Run, *, has_masks: bool) -> Origin:
-    """How the exported model came about, for its card."""
+def origin(run: Run, *, has_masks: bool, is_base: bool = False) -> Origin:
+    """How the exported model came about, for its card. is_base: it is what adapters stand on."""
     config, marks = run.config, run.marks.all()
+    if is_base:
+        marks.pop("po", None)
     data = (source for sources in (config.data.sft, config.data.train) for source in sources)
     paths = dict.fromkeys(source.path for source in data if isinstance(source, FileSource))
     return Origin(
@@ -305,6 +328,7 @@ def origin(run: Run, *, has_masks: bool) -> Origin:
         has_masks=has_masks,
         config=config_text(config),
         has_tokenizer=run.tokenizer is not None or tokenizer_directory(config) is not None,
+        is_evaluated=not is_base,
     )
 
 

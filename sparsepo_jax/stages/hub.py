@@ -15,7 +15,7 @@ from sparsepo_jax.core.files import write_json, write_text
 from sparsepo_jax.report.card import Parts, make_card
 from sparsepo_jax.sharding.processes import as_the_first
 from sparsepo_jax.stages.context import Run, say
-from sparsepo_jax.stages.export import ExportPlaces, origin, places_of
+from sparsepo_jax.stages.export import ExportPlaces, origin, places_of, rounded_to
 
 _LATER = "or leave out export.hub and push what the run exports later: hf upload"
 
@@ -137,7 +137,10 @@ def _card(run: Run, directory: Path, parts: Parts, repository: str) -> str:
     """The card with the figures of all stages. UserError: it cannot be made."""
     try:
         has_masks = any(directory.glob("**/masks.safetensors"))
-        return make_card(origin(run, has_masks=has_masks), parts, run.output_dir, repository)
+        about = origin(run, has_masks=has_masks)
+        if parts.model is not None:
+            about = about._replace(rounded_to=rounded_to(run, merged=parts.adapter is not None))
+        return make_card(about, parts, run.output_dir, repository)
     except Exception as error:  # whatever it is: without a card nothing is pushed
         raise UserError(
             f"export.hub: the model card cannot be made, so nothing is pushed ({_reason(error)}); the export "
