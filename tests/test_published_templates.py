@@ -1,5 +1,6 @@
 """Chat templates and tokenizers with the habits of published ones, held against transformers and TRL."""
 
+import itertools
 import json
 
 import pytest
@@ -330,3 +331,40 @@ def test_a_file_in_the_place_of_a_directory_names_the_directory(tmp_path):
         UserError, match="no Hugging Face tokenizer to be had there .its files lack 'added_to"
     ):
         load_tokenizer(str(tmp_path))
+
+
+# ---------------------------------------------------------------- pairs as two rows
+
+
+THINKS = (  # opens a thought; a dialogue has it as it is written, and an empty one without its line ends
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{{ '<think>' }}"
+    "{% if m.reasoning %}{{ '\n' + m.reasoning + '\n' }}{% endif %}{{ '</think>' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+
+
+def test_a_pair_as_two_rows_is_what_each_response_is_with_a_label(load):
+    """Kills: prompts that are cut short for the other response's sake. TRL, too, reads them one by one."""
+    tokenizer = chat_tokenizer(THINKS, "<|im_end|>")
+    chosen, rejected = [GOOD | {"reasoning": "hm"}], [BAD]
+    halves = load([PAIR | {"chosen": chosen}], tokenizer, kind="unpaired")
+    rows = [
+        {"prompt": [USER], "completion": chosen, "label": True},
+        {"prompt": [USER], "completion": rejected, "label": False},
+    ]
+    singles = load(rows, tokenizer, kind="unpaired")
+    assert halves.label_N.tolist() == [True, False]
+    for i, answer in enumerate((chosen, rejected)):
+        whole = ids(tokenizer, [USER, *answer])
+        asked = ids(tokenizer, [USER], add_generation_prompt=True)
+        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(asked, whole, strict=False))
+        shared = len([*alike])
+        assert (shared < len(asked)) == (answer is rejected)
+        for table in (halves, singles):
+            assert table.prompt(i).tolist() == asked[:shared]
+            assert table.response(i, 0).tolist() == whole[shared:]
+    weighed = PAIR | {"chosen": chosen, "chosen_weights": [[0, 5, 0.5]], "pair_weight": 2}
+    table = load([weighed], tokenizer, kind="unpaired")
+    at = len(table.weights(0, 0)) - 2 - len("Hello")
+    assert table.weights(0, 0).tolist()[at:] == [0.5] * 5 + [1, 1] and table.pair_weight_N.tolist() == [2, 2]

@@ -75,7 +75,6 @@ from sparsepo_jax.data.messages import (
     text_of,
     with_system,
 )
-from sparsepo_jax.data.ranked import answer_texts
 from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.templates import Render
 from sparsepo_jax.data.texts import from_texts, refuse_prompt_elsewhere
@@ -91,8 +90,7 @@ from sparsepo_jax.data.values import (
 )
 from sparsepo_jax.data.writer import Writer
 
-_DIALOGUES = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")
-_OTHER_TEXTS = ("text", "system", "instruction", "input", "output")
+DIALOGUES = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")
 
 
 def parse_row(
@@ -111,17 +109,52 @@ def parse_row(
     Raises:
         BadRow: says what is wrong.
     """
+    (example,) = _parsed(row, kind, render, eos, train_on, apart=False)
+    return example
+
+
+def parse_apart(
+    row: dict[str, Any], render: Render, eos: str | None, train_on: TrainOn = "last"
+) -> list[Example]:
+    """The responses of a pair of messages by themselves, each with the whole prompt that it has alone.
+
+    Args:
+        row: as it was read.
+        render: writes messages as text.
+        eos: text of EOS, see `parse_row`.
+        train_on: which turns of messages are the response, see data.train_on.
+
+    Returns:
+        Two examples of one response; or one of two, since those of text and of token ids share their prompt.
+
+    Raises:
+        BadRow: says what is wrong.
+    """
+    return _parsed(row, "pairs", render, eos, train_on, apart=True)
+
+
+def _parsed(
+    row: dict[str, Any], kind: RowKind, render: Render, eos: str | None, train_on: TrainOn, *, apart: bool
+) -> list[Example]:
     has = columns_of({name if value is not None else f"{name} (null)": 0 for name, value in row.items()})
     row = in_known_form(without_absent(row), kind)
     refuse_images(row, "the row")
     if kind == "prompts":
-        return _from_prompt(row, render, has)
-    return replace(_from_answered(row, kind, render, eos, train_on, has), pair_weight=read_pair_weight(row))
+        return [_from_prompt(row, render, has)]
+    answered = _from_answered(row, kind, render, eos, train_on, has, apart)
+    weight = read_pair_weight(row)
+    return [replace(example, pair_weight=weight) for example in answered]
 
 
 def _from_answered(
-    row: dict[str, Any], kind: RowKind, render: Render, eos: str | None, train_on: TrainOn, has: str
-) -> Example:
+    row: dict[str, Any],
+    kind: RowKind,
+    render: Render,
+    eos: str | None,
+    train_on: TrainOn,
+    has: str,
+    apart: bool,
+) -> list[Example]:
     """A pair or an sft row, whose columns have their known names; `has` names those that it came with."""
     names = RESPONSES[kind]
     annotations = tuple(read_annotation(row, name) for name in names)
@@ -134,7 +167,7 @@ def _from_answered(
         vocabulary = row.get("ids_vocabulary")
         if vocabulary is not None:
             vocabulary = check_text(vocabulary, "ids_vocabulary")
-        return Example(
+        example = Example(
             prompt,
             responses,
             annotations,
@@ -142,8 +175,9 @@ def _from_answered(
             has_context_turns=any(before),
             ids_vocabulary=vocabulary,
         )
+        return [example]
     if kind == "sft" and "completion" not in row:
-        return _from_one_column(row, annotations, render, eos, train_on, has)
+        return [_from_one_column(row, annotations, render, eos, train_on, has)]
     missing = [name for name in names if name not in row]
     if kind == "pairs" and missing and "label" in row:
         raise BadRow(
@@ -157,9 +191,9 @@ def _from_answered(
 
     values = tuple(row[name] for name in names)
     if all(isinstance(value, str) for value in (*values, row.get("prompt", ""))):
-        return from_texts(row, names, annotations)
+        return [from_texts(row, names, annotations)]
     if any(isinstance(value, list | dict) for value in (*values, row.get("prompt"))):
-        return _from_dialogues(row, names, annotations, render, eos, train_on)
+        return _from_dialogues(row, names, annotations, render, eos, train_on, apart)
     types = ", ".join(f"{name} is {type(row[name]).__name__}" for name in ("prompt", *names) if name in row)
     raise BadRow(f"expected text or lists of messages: {types}")
 
@@ -186,11 +220,11 @@ def in_known_form(row: dict[str, Any], kind: RowKind) -> dict[str, Any]:
     Raises:
         BadRow: a dialogue holds something else than messages.
     """
-    row = row | {name: list_in_text(row[name]) for name in _DIALOGUES if name in row}
+    row = row | {name: list_in_text(row[name]) for name in DIALOGUES if name in row}
     names = ("prompt", *RESPONSES[kind])
     if any(f"{name}_ids" in row for name in names):
         return row
-    for name in names if all(name in row for name in names) else _DIALOGUES:  # those that are read
+    for name in names if all(name in row for name in names) else DIALOGUES:  # those that are read
         refuse_unreadable(row.get(name), name)
     row = _in_our_columns(row, kind)
     if kind == "prompts" and isinstance(row.get("prompt"), list | dict):
@@ -240,34 +274,6 @@ def _chosen_last(row: dict[str, Any], name: str) -> dict[str, Any]:
     return {"chosen": [*asked, answer]}
 
 
-# Columns that every form reads, and those that are the prompt where there is no column of that name.
-_READ = {"prompt", "system", "tools", "chat_template_kwargs", "pair_weight", "label", "ids_vocabulary"}
-_READ |= {f"{name}_ids" for name in ("prompt", "input")} | {"chosen", "rejected", "completion"}
-_READ |= {
-    f"{name}_{what}"
-    for name in ("chosen", "rejected", "completion")
-    for what in ("ids", "weights", "decisive", "chance", "before")
-}
-_READ_AS_PROMPT = {"messages", "conversations", "instruction", "input", "history"}
-
-
-def unread_columns(row: dict[str, Any], kind: RowKind) -> tuple[str, ...]:
-    """The names of the columns in which a row holds something that nothing reads.
-
-    Args:
-        row: as it was read.
-        kind: what it is read as. Rows of prompts go on to the scorer as they are, with all their columns.
-    """
-    if kind == "prompts":
-        return ()
-    read = _READ
-    if row.get("prompt") is None:
-        read = read | _READ_AS_PROMPT
-    if kind in ("sft", "unpaired"):
-        read = read | {"messages", "text", "output"}
-    return tuple(name for name, value in row.items() if value is not None and name not in read and name)
-
-
 def _asks(messages: Any) -> bool:
     """Whether these are messages to be answered: the last is not the assistant's."""
     turns = messages if isinstance(messages, list) else [messages]
@@ -313,7 +319,8 @@ def _from_dialogues(
     render: Render,
     eos: str | None,
     train_on: TrainOn,
-) -> Example:
+    apart: bool,
+) -> list[Example]:
     """Prompt and responses of which at least one is a list of messages."""
     refuse_several({name: row[name] for name in names})
     turns = tuple(read_messages(row[name], name) for name in names)
@@ -325,7 +332,19 @@ def _from_dialogues(
         prompt, responses = split_messages(turns)
     prompt = with_system(row, prompt)
     check_answers(prompt, responses, names)
-    return answers_from_messages(prompt, responses, names, annotations, _writer(row, render), eos, train_on)
+    write, count = _writer(row, render), 1 if apart else len(names)
+    return [
+        answers_from_messages(
+            prompt,
+            responses[first : first + count],
+            names[first : first + count],
+            annotations[first : first + count],
+            write,
+            eos,
+            train_on,
+        )
+        for first in range(0, len(names), count)
+    ]
 
 
 def _from_one_column(
@@ -355,32 +374,3 @@ def _from_one_column(
         f"no prompt and completion, messages, text or input_ids; the row has: {has}; "
         f"{elsewhere('prompt', 'completion')}"
     )
-
-
-def row_texts(row: dict[str, Any]) -> list[str]:
-    """Every text of a row that tokenisation may meet, for a tokenizer to learn from.
-
-    Args:
-        row: as it was read.
-
-    Raises:
-        BadRow: a text is no valid Unicode.
-    """
-    texts = []
-    for name in (*_DIALOGUES, *_OTHER_TEXTS):
-        value = list_in_text(row.get(name))
-        for turn in value if isinstance(value, list) else [value]:
-            texts += [check_text(text, name) for text in _texts_of_turn(turn) if text]
-    for answer in answer_texts(row):
-        for turn in answer if isinstance(answer, list) else [answer]:
-            texts += [check_text(text, "an answer") for text in _texts_of_turn(turn) if text]
-    return texts
-
-
-def _texts_of_turn(turn: Any) -> list[str]:
-    """The texts of a message, of the parts of a message, or of what is text itself."""
-    content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else turn
-    parts = [content]
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-    return [part for part in parts if isinstance(part, str)]

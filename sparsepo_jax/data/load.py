@@ -11,7 +11,6 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import write_jsonl
 from sparsepo_jax.data.cache import cache_directory, cache_path, keep, read_kept, tokenizer_digest
 from sparsepo_jax.data.example import RowKind
-from sparsepo_jax.data.formats import row_texts
 from sparsepo_jax.data.ranked import RANKING, Ranking
 from sparsepo_jax.data.remarks import (
     column_remarks,
@@ -21,6 +20,7 @@ from sparsepo_jax.data.remarks import (
     template_remarks,
 )
 from sparsepo_jax.data.row_source import RowSource
+from sparsepo_jax.data.row_texts import row_texts
 from sparsepo_jax.data.rows import BadRow
 from sparsepo_jax.data.sources import open_sources, source_name
 from sparsepo_jax.data.table import TokenTable

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparsepo_jax.data.example import RESPONSES, Example, RowKind
-from sparsepo_jax.data.formats import in_known_form, parse_row, unread_columns, without_absent
+from sparsepo_jax.data.formats import in_known_form, parse_row, without_absent
 from sparsepo_jax.data.ragged import ragged
 from sparsepo_jax.data.ranked import Ranking, Ties, with_pairs
 from sparsepo_jax.data.row_source import RowSource
@@ -17,6 +17,7 @@ from sparsepo_jax.data.templates import Render
 from sparsepo_jax.data.tokenize import LengthLimits, TokenRow, tokenize
 from sparsepo_jax.data.turns import TrainOn
 from sparsepo_jax.data.unpaired import parse_unpaired
+from sparsepo_jax.data.unread import unread_columns
 
 ROWS_AT_A_TIME = 2000  # are tokenised together
 BadRows = list[tuple[int, str]]

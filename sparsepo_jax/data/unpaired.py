@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.example import RESPONSES, Example
-from sparsepo_jax.data.formats import parse_row, without_absent
+from sparsepo_jax.data.formats import parse_apart, parse_row, without_absent
 from sparsepo_jax.data.ragged import Ragged
 from sparsepo_jax.data.ranked import answers_column
 from sparsepo_jax.data.rows import BadRow
@@ -45,7 +45,9 @@ def parse_unpaired(
         BadRow: says what is wrong.
     """
     if is_pair(row):
-        return _halves(parse_row(row, "pairs", render, eos, train_on))
+        examples = parse_apart(row, render, eos, train_on)
+        halves = examples if len(examples) == 2 else _halves(*examples)
+        return [dataclasses.replace(half, label=p == 0) for p, half in enumerate(halves)]
     label = _label(without_absent(row))
     example = parse_row(row, "sft", render, eos, train_on)
     if example.prompt is None or ("input_ids" in row and "prompt_ids" not in row):
@@ -114,7 +116,6 @@ def _halves(pair: Example) -> list[Example]:
             content_ends=entry(pair.content_ends, p),
             spans=entry(pair.spans, p),
             before=entry(pair.before, p),
-            label=p == 0,
         )
         for p in range(2)
     ]
