@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sparsepo_jax.aot.bound import Bound, passes_of, tokens_of
 from sparsepo_jax.aot.compile import StepShapes, Task
 from sparsepo_jax.aot.footprint import held_bytes
+from sparsepo_jax.models.decoder_spec import choose_projections
 from sparsepo_jax.models.operations import Tokens, matrix_operations
 from sparsepo_jax.run.choices import Choices, StepDevice, choose, dtype_on
 from sparsepo_jax.run.held import trained_numbers
@@ -109,6 +110,7 @@ def chosen_for(task: Task, held: Held) -> tuple[Setting, Choices]:
 # forward pass and for a backward pass (whose share grows with what is computed again).
 _FORWARD, _BACKWARD = 1.5, 3.0
 _AGAIN = {"nothing": 0.0, "norms": 0.5, "all_but_products": 0.8, "everything": 1.5}
+_ADDED = 8.0  # per number that an adapted product writes, to add what its adapter does, in both passes
 
 
 def _moved(task: Task, held: Held, setting: Setting, choices: Choices) -> float:
@@ -122,8 +124,27 @@ def _moved(task: Task, held: Held, setting: Setting, choices: Choices) -> float:
     forwards = 2 if setting.reference is not None else 1
     features = kept_by_layers(spec, "nothing", tensor=setting.tensor)
     passes = forwards * _FORWARD + _BACKWARD + _AGAIN[choices.remat.value]
-    activations = setting.itemsize * features * held.load.positions * passes
-    return optimizer + casts + sums + activations + _moved_by_head(held, setting, choices)
+    numbers = features * passes + _ADDED * _adapted_outputs(setting)
+    activations = setting.itemsize * numbers * held.load.positions
+    # A loop over layers copies the weights of each out of their stack.
+    loops = forwards + 1 + (choices.remat.value == "everything")
+    layers = 2 * setting.itemsize * spec.block_matrix_count() / setting.shards * loops * micro_steps
+    return optimizer + casts + sums + activations + layers + _moved_by_head(held, setting, choices)
+
+
+def _adapted_outputs(setting: Setting) -> int:
+    """Numbers that adapted products write of a position in all layers, on each device; 0 without LoRA."""
+    spec, lora = setting.policy, setting.training.lora
+    if lora is None:
+        return 0
+    adapted = choose_projections(tuple(lora.targets), spec)
+    outputs = 0
+    for block, layers in spec.blocks():
+        for name, (_, size) in block.projections().items():
+            if name in adapted:
+                chosen = block.mixture.chosen if name.startswith("experts.") and block.mixture else 1
+                outputs += layers * chosen * size
+    return outputs // setting.tensor
 
 
 def _trained(setting: Setting) -> int:
