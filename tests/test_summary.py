@@ -166,6 +166,14 @@ def test_where_no_pairs_were_counted_there_are_no_words(broken):
     assert outcome(broken) is None
 
 
+@pytest.mark.parametrize("rows", ["pairs", "responses"])
+def test_one_pair_is_not_called_pairs(rows):
+    summary = {"after": {"accuracy_unmasked": 1.0}, "before": {"accuracy_unmasked": 0.5}, "rows": rows}
+    unit = rows.removesuffix("s")
+    assert f"1.00 of the 1 held-out {unit} is " in outcome(summary | {"pairs": 1})
+    assert f"1.00 of the 2 held-out {rows} are " in outcome(summary | {"pairs": 2})
+
+
 @pytest.mark.parametrize(("kl", "said"), [(0.004, "0.004"), (0.02, "0.02"), (12.345, "12.35"), (0.0, "0.00")])
 def test_a_small_kl_is_not_said_to_be_none(kl, said):
     after = {"accuracy_unmasked": 0.9, "kl": kl}

@@ -72,6 +72,8 @@ def _preferred(summary: dict, accuracy: Interval, pairs: int, before: float | No
     if unit_of(summary) == "responses":
         what = "responses are judged rightly as desirable or not"
         was += f"; {_chance(summary):.2f} if all were called alike"
+    if pairs == 1:
+        what = what.replace("s are", " is", 1)
     return (
         f"{accuracy.mean:.2f} of the {pairs} held-out {what} "
         f"(95 % interval {accuracy.low:.2f} to {accuracy.high:.2f}{was})"

@@ -28,6 +28,7 @@ from sparsepo_jax.data.inspect import token_texts
 from sparsepo_jax.data.tokenizers import vocabulary_digest
 from sparsepo_jax.eval.auroc import auroc
 from sparsepo_jax.eval.measures import Record
+from sparsepo_jax.report.table import percent
 from sparsepo_jax.run.resume import Marks, scores_path
 from sparsepo_jax.sharding.processes import as_the_first
 from sparsepo_jax.stages.context import Run, say
@@ -321,7 +322,7 @@ def _in_words(summary: Record) -> str:
         figures = summary[side]
         parts.append(
             f"{side} {figures['least']:.3g} to {figures['most']:.3g} (mean {figures['mean']:.3f}, "
-            f"{100 * figures['zeros']:.0f} % zeros)"
+            f"{percent(figures['zeros'])} zeros)"
         )
     if summary["auroc_decisive"] is not None:
         parts.append(f"decisive tokens at AUROC {summary['auroc_decisive']:.3f}")
