@@ -73,6 +73,21 @@ def test_trl_by_hand(tmp_path):
     assert config.compute.dtype == "bfloat16" and "# Without a meaning here" in text
 
 
+def test_a_chat_template_is_taken_over(tmp_path):
+    """As in the alignment handbook's configs, whose base models have none."""
+    jinja = "{% for m in messages %}\n<|{{ m['role'] }}|>\n{{ m['content'] }}{% endfor %}"
+    changes = {"chat_template": jinja, "chat_template_kwargs": {"tone": "low"}}
+    config, text = translated(tmp_path, TRL | changes)
+    assert config.data.template_arguments == {"tone": "low", "chat_template": jinja}
+    assert "exports keep the tokenizer's own" in text
+    config, _ = translated(tmp_path, AXOLOTL | {"chat_template": "jinja", "chat_template_jinja": jinja})
+    assert config.data.template_arguments == {"chat_template": jinja}
+    config, text = translated(tmp_path, TRL | {"chat_template": "chatml"})
+    assert config.data.template_arguments == {} and "put this one into its directory" in " ".join(
+        text.split()
+    )
+
+
 def test_what_trl_takes_by_default_is_written_out(tmp_path):
     """Linear and without warm-up, beta 0.1, 1e-6, 3 epochs of 8, bf16: ours are other values."""
     config, text = translated(tmp_path, {"loss_type": "sigmoid", "beta": 0.1})

@@ -6,6 +6,7 @@ from sparsepo_jax.config.foreign.axolotl_rows import translate_source
 from sparsepo_jax.config.foreign.fields import Fields
 from sparsepo_jax.config.foreign.held_out import hold_out
 from sparsepo_jax.config.foreign.outcome import translate_outcome
+from sparsepo_jax.config.foreign.templates import translate_template
 from sparsepo_jax.config.foreign.training import PACKED, REVISION, translate_lora, translate_training
 from sparsepo_jax.config.foreign.trl_losses import LOSSES, ORPO
 from sparsepo_jax.config.shown import shown
@@ -264,10 +265,7 @@ def _translate_data(fields: Fields, section: str, chat_template: Any, is_labelle
         fields.differs("test_datasets: nothing is evaluated in sft here")
     hold_out(fields, section, "val_set_size", fields.number("val_set_size", default=0.0))
     template = fields.take("chat_template_jinja", default=chat_template)
-    if template not in (None, "tokenizer_default"):
-        fields.differs(
-            f"chat_template: {shown(template)}: the tokenizer's own chat template writes messages here"
-        )
+    translate_template(fields, None if template == "tokenizer_default" else template)
 
 
 def _translate_objective(fields: Fields, method: str, known: set[str]) -> None:

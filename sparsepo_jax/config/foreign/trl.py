@@ -7,6 +7,7 @@ from sparsepo_jax.config.foreign.fields import Fields
 from sparsepo_jax.config.foreign.handbook import translate_mixture
 from sparsepo_jax.config.foreign.held_out import hold_out
 from sparsepo_jax.config.foreign.outcome import translate_outcome
+from sparsepo_jax.config.foreign.templates import translate_template
 from sparsepo_jax.config.foreign.training import REVISION, translate_lora, translate_training
 from sparsepo_jax.config.foreign.trl_losses import LOSSES, OBJECTIVES, SORTED
 from sparsepo_jax.config.shown import shown
@@ -214,13 +215,7 @@ def _translate_data(fields: Fields, section: str) -> None:
     fields.set(f"data.{train}", sources)
     if (size := fields.take("test_split_size")) is not None:
         hold_out(fields, section, "test_split_size", size)
-    if (template := fields.take("chat_template")) is not None:
-        fields.differs(
-            f"chat_template: {shown(template)}: the tokenizer's own chat template writes messages here: put "
-            "this one into its directory, as chat_template.jinja"
-        )
-    if (arguments := fields.take("chat_template_kwargs")) is not None:
-        fields.set("data.template_arguments", arguments)
+    translate_template(fields, fields.take("chat_template"), fields.take("chat_template_kwargs"))
 
 
 def _source(fields: Fields, entry: dict[str, Any]) -> dict[str, Any]:
