@@ -368,3 +368,15 @@ def test_a_pair_as_two_rows_is_what_each_response_is_with_a_label(load):
     table = load([weighed], tokenizer, kind="unpaired")
     at = len(table.weights(0, 0)) - 2 - len("Hello")
     assert table.weights(0, 0).tolist()[at:] == [0.5] * 5 + [1, 1] and table.pair_weight_N.tolist() == [2, 2]
+
+
+def test_the_cache_tells_tokenizers_apart_that_split_special_tokens_or_not(load, tmp_path):
+    chat_tokenizer(CHATML, "<|im_end|>").save_pretrained(tmp_path / "it")
+    lengths = []
+    for splits in (True, False):
+        rewrite(tmp_path / "it", split_special_tokens=splits)
+        tokenizer = load_tokenizer(str(tmp_path / "it"))
+        table = load([PAIR], tokenizer)
+        assert full_ids(table)[0] == ids(tokenizer, [USER, GOOD])
+        lengths.append(len(table.response(0, 0)))
+    assert lengths == [16, 7]
