@@ -74,9 +74,7 @@ def tokenizer_digest(tokenizer: Any | None) -> str | None:
         tokenizer.backend_tokenizer.to_str(),
         str(tokenizer.chat_template),
         json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
-        str(
-            tokenizer.split_special_tokens
-        ),  # whether a header in a text is one token; no rule of the backend
+        str(tokenizer.split_special_tokens),  # of a header in a text; no rule of the backend
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -162,11 +162,7 @@ def run_training(
                 if checkpoints.is_due(step) or (is_evaluated and checkpoints.follow_evaluation):
                     save()
                 if (exception := stopping.should_stop()) is not None:
-                    began_s = time.perf_counter()
-                    save()
-                    checkpoints.wait()
-                    meter.write_rest(step)
-                    meter.note(f"stopped after step {step}, saved in {time.perf_counter() - began_s:.1f} s")
+                    _save_to_stop(save, checkpoints, meter, step)
                     raise exception
             save()
             meter.write_rest(step)
@@ -176,3 +172,12 @@ def run_training(
         meter.close()
         checkpoints.close()
     return state
+
+
+def _save_to_stop(save: Callable[[], None], checkpoints: Checkpoints, meter: Meter, step: int) -> None:
+    """Saves the state whole, writes the steps that no later line would be about, and says so."""
+    began_s = time.perf_counter()
+    save()
+    checkpoints.wait()
+    meter.write_rest(step)
+    meter.note(f"stopped after step {step}, saved in {time.perf_counter() - began_s:.1f} s")
