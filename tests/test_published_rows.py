@@ -502,7 +502,7 @@ ROW = '{"prompt": "Q", "chosen": " a", "rejected": " b"}'
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
             "only Git LFS's pointer to the file: fetch it",
         ),
-        ("a.jsonl", gzip.compress(ROW.encode()), "compressed by gzip: its name must end in .gz"),
+        ("a.jsonl", gzip.compress(ROW.encode(), mtime=0), "compressed by gzip: its name must end in .gz"),
         ("a.json", b"PAR1" + bytes(20), "a parquet file: its name must end in .parquet"),
         ("a.csv", b"PK\x03\x04" + bytes(20), "a zip archive"),
         ("a.csv", "prompt,chosen\n".encode("utf-16"), "text in UTF-16"),
