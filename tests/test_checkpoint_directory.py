@@ -386,8 +386,11 @@ def test_a_tokenizer_without_its_vocabulary_is_a_mistake_of_the_check(tmp_path, 
         assert f"a file; expected the directory of a tokenizer, so {model}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("generation", "says"), [(None, True), ({"eos_token_id": [256, IM_END]}, False)])
-def test_answers_that_nothing_ends_are_said(tmp_path, capsys, generation, says):
+@pytest.mark.parametrize(
+    ("generation", "stop", "says"),
+    [(None, [], True), ({"eos_token_id": [256, IM_END]}, [], False), (None, ["<|im_end|>"], False)],
+)
+def test_answers_that_nothing_ends_are_said(tmp_path, capsys, generation, stop, says):
     """ChatML on a base model, whose end of text is another token than that of a turn."""
     tokenizer = make_tokenizer()
     tokenizer.eos_token = END
@@ -398,7 +401,7 @@ def test_answers_that_nothing_ends_are_said(tmp_path, capsys, generation, says):
     rows.write_text(json.dumps({"messages": talk}) + "\n")
     data = {"sft": [{"path": str(rows)}], "train": [], "eval": []}
     config = chat_run(tmp_path, model, "it", stages=["sft"], data=data)
-    assert main(["--config", str(config), "sft.steps=1"]) == 0
+    assert main(["--config", str(config), "sft.steps=1", f"generation.stop={json.dumps(stop)}"]) == 0
     line = f"answers hold none of the tokens that end what the policy writes ({END}): the first ends in "
     assert (f"{line}'<|im_end|>', behind which it will write on" in capsys.readouterr().out) == says
 

@@ -409,7 +409,7 @@ def test_groups_on_other_held_out_pairs_are_not_said_to_have_the_most(tmp_path):
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
     page, _ = content([tmp_path / "a", tmp_path / "b"], tmp_path)
     assert "held-out pairs21 to 64" in page.text.replace("\n", "")
-    note = "Not all runs were evaluated on the same held-out pairs"
+    note = "The held-out pairs may not be the same in all runs"
     assert note in page.text
     page, _ = content([tmp_path / "a"], tmp_path)
     assert "held-out pairs64" in page.text.replace("\n", "") and note not in page.text
@@ -417,6 +417,17 @@ def test_groups_on_other_held_out_pairs_are_not_said_to_have_the_most(tmp_path):
         config = {"data": {"eval": [{"path": path}]}, "objective": {"kind": "dpo", "beta": 0.1}}
         write_run(tmp_path / name, config=config)
     assert note in content([tmp_path / "c", tmp_path / "d"], tmp_path)[0].text
+    for name, weight in (("e", 1.0), ("f", 2.0)):  # with which rows are trained on alone
+        config = {"data": {"eval": [{"path": "rows", "weight": weight}]}, "objective": {"kind": "dpo"}}
+        write_run(tmp_path / name, config=config)
+    assert note not in content([tmp_path / "e", tmp_path / "f"], tmp_path)[0].text
+    for name, path in (("g", "rows"), ("h", "others")):  # of which some are held out
+        config = {
+            "data": {"train": [{"path": path}], "holdout": {"share": 0.1}},
+            "objective": {"kind": "dpo"},
+        }
+        write_run(tmp_path / name, config=config)
+    assert note in content([tmp_path / "g", tmp_path / "h"], tmp_path)[0].text
 
 
 def test_a_chosen_metric_is_drawn_and_a_wrong_one_named(sweep, tmp_path):

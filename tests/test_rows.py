@@ -244,10 +244,31 @@ def test_a_stage_that_reads_is_done_again_when_a_file_has_changed(
     config = Config.model_validate(
         {"stages": [stage], "output_dir": "run", "policy": {"path": "m"}, "data": data} | settings
     )
-    before = Marks(config).depends(stage)
     Path(file).parent.mkdir(exist_ok=True)
     Path(file).write_text("{}")
-    assert Marks(config).depends(stage) != before
+    marks = Marks(config)
+    marks.mark(stage, 1.0)
+    assert marks.finished(stage)
+    Path(file).write_text("{} ")
+    if "*" in json.dumps(settings):
+        Path("c.jsonl").write_text("{}")
+    assert not marks.finished(stage)
+
+
+def test_a_file_that_another_version_did_not_note_is_no_change(tmp_path):
+    """Kills: hours of evaluation anew, because a newer version looks at other files."""
+    paths = {"policy": {"path": "m"}, "data": {"eval": [{"path": str(tmp_path / "a.jsonl")}]}}
+    config = Config.model_validate({"stages": ["eval"], "output_dir": str(tmp_path / "run")} | paths)
+    (tmp_path / "a.jsonl").write_text("{}")
+    marks = Marks(config)
+    marks.mark("eval", 1.0)
+    stages = tmp_path / "run" / "stages.json"
+    kept = json.loads(stages.read_text())
+    noted = kept["eval"]["depends"]["files"]
+    for files in (noted | {"train.jsonl": []}, {"m": noted["m"]}):
+        kept["eval"]["depends"]["files"] = files
+        stages.write_text(json.dumps(kept))
+        assert marks.finished("eval")
 
 
 def test_labels_of_separated_values_are_numbers_or_words(tmp_path):

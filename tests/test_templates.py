@@ -216,6 +216,18 @@ def test_a_template_that_reads_parts_gets_them(load):
     ) and "Hithere" in tokenizer.decode(table.prompt(0))
 
 
+def test_a_row_with_which_a_template_fails_does_not_decide_for_the_others(load):
+    """Whether a template reads plain text is asked with a row's tools, and asked again where it fails."""
+    strict = "{% if mode == 'tools' and not tools %}{{ raise_exception('no tools') }}{% endif %}" + ONLY_PARTS
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    calls = PAIR | {"tools": tools, "chat_template_kwargs": {"mode": "tools"}}
+    alone = load([PAIR], chat_tokenizer(strict, "</s>"))
+    table = load([calls, PAIR], chat_tokenizer(strict, "</s>"))
+    assert full_ids(table, 1) == full_ids(alone)
+    fails = PAIR | {"chat_template_kwargs": {"mode": "tools"}}
+    assert full_ids(load([fails, PAIR], chat_tokenizer(strict, "</s>"), on_bad_row="skip")) == full_ids(alone)
+
+
 @pytest.mark.parametrize(
     "part", [{"type": "image"}, {"type": "image_url", "image_url": {"url": "x"}}, {"type": "input_audio"}]
 )

@@ -8,7 +8,7 @@ from typing import Any
 from sparsepo_jax.build.sources import open_source
 from sparsepo_jax.config.schema.data import Source
 from sparsepo_jax.config.schema.root import Config
-from sparsepo_jax.run.resume import scorer_files, stamp
+from sparsepo_jax.run.files_read import scorer_files, stamp
 from sparsepo_jax.scoring.scorers import Scorer
 
 

@@ -18,7 +18,8 @@ from sparsepo_jax.models.directory import (
     has_tokenizer,
 )
 from sparsepo_jax.models.stored_tensors import find_checkpoint
-from sparsepo_jax.run.resume import LOOKING, has_begun, stamp
+from sparsepo_jax.run.files_read import stamp
+from sparsepo_jax.run.resume import LOOKING, has_begun
 
 
 def make_tokenizer(config: Config) -> Any | None:

@@ -244,7 +244,8 @@ def _refuse_rewritten(
         names: of the answers.
     """
     asks = text_of(prompt[-1]).strip()
-    is_answered = asks not in begun and all(asks in text[len(begun) :] for text in written)
+    is_asked = any(form in begun for form in (asks, *_in_json(asks)))
+    is_answered = not is_asked and all(asks in text[len(begun) :] for text in written)
     if not asks or not (is_answered or asks in asked[len(begun) :]):
         return
     system = text_of(prompt[0]).strip() if prompt[0]["role"] in ("system", "developer") else ""
@@ -262,6 +263,11 @@ def _refuse_rewritten(
         f"the chat template does not write prompt + {' or '.join(names)} as a continuation of the prompt; "
         f"{cause}, or take another template (data.template_arguments.chat_template)"
     )
+
+
+def _in_json(text: str) -> tuple[str, str]:
+    """As templates write texts that quote them."""
+    return json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _of_calls(turns: Messages) -> str:

@@ -294,12 +294,15 @@ class ChatTemplate:
         if text not in self._only_parts:
             probe = arguments | {BROUGHT: text}
             parts = [{"type": "text", "text": _PROBE}]
-            self._only_parts[text] = not self._shows(_PROBE, probe) and self._shows(parts, probe)
+            plain, in_parts = self._shows(_PROBE, tools, probe), self._shows(parts, tools, probe)
+            if not plain and not in_parts:  # what this row brings may be why: the next one is asked again
+                return messages
+            self._only_parts[text] = not plain
         return [_in_parts(message) for message in messages] if self._only_parts[text] else messages
 
-    def _shows(self, content: Any, arguments: dict[str, Any]) -> bool:
+    def _shows(self, content: Any, tools: list | None, arguments: dict[str, Any]) -> bool:
         try:
-            return _PROBE in self._write([{"role": "user", "content": content}], None, False, arguments)
+            return _PROBE in self._write([{"role": "user", "content": content}], tools, False, arguments)
         except Exception:  # a template is a program and may raise anything
             return False
 

@@ -21,7 +21,8 @@ END = "<|endoftext|>"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.*.json", "*.model*", "vocab.*", "*.tiktoken", "tekken.json")
 _NO_VOCABULARY = (
     "the tokenizer's vocabulary is missing, as after a download that was not finished: fetch tokenizer.json "
-    "(or tokenizer.model, or vocab.json and merges.txt) to it"
+    "(or tokenizer.model, or vocab.json and merges.txt) to it, or, if the data are token ids, remove "
+    "tokenizer_config.json"
 )
 
 

@@ -166,7 +166,7 @@ def find_checkpoint(path: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.model.*", "*.tiktoken", "*.jinja"]
     try:
         # Some repositories hold the weights a second time, in the form of their makers.
         other_forms = ["original/*", "consolidated*"]

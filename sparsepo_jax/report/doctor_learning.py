@@ -3,6 +3,7 @@
 Thresholds stand beside the rule, with their reason.
 """
 
+import itertools
 import math
 
 from sparsepo_jax.report.evidence import Evidence, last_quarter, mean, squared_error
@@ -59,9 +60,10 @@ def loss_stays(evidence: Evidence) -> str | None:
 
 def _rate_to_come(evidence: Evidence) -> float:
     """The sum of the learning rates of all steps over that of the steps so far, at most."""
-    rates = evidence.series.get("learning_rate", {})
-    known = evidence.values("learning_rate")
-    so_far = mean(known) * max(rates) if known else 0.0  # a record may stand for several steps
+    rates = sorted(evidence.series.get("learning_rate", {}).items())
+    # A record is of its own step and stands for those since the one before: they lie on a line between.
+    ends = [(0, rates[0][1] if rates and rates[0][0] == 1 else 0.0), *rates]
+    so_far = sum((b - a) * (x + y) / 2 for (a, x), (b, y) in itertools.pairwise(ends))
     peak = evidence.number("po.optimizer.learning_rate")
     if so_far == 0:
         return 1.0
@@ -86,7 +88,8 @@ def _why_nothing_moves(evidence: Evidence) -> str:
             f"the policy has moved (KL {kl:.2g} nats a response), but does not tell chosen from rejected; "
             "look at the pairs with 'stages=[inspect]': are they noise, or swapped?"
         )
-    rate = f" ({max(rates):.2g} at most)" if rates else ""
+    peak = evidence.number("po.optimizer.learning_rate")
+    rate = f" ({peak:.2g} at most)" if peak is not None else ""
     return (
         f"the policy has hardly moved; the learning rate{rate} is too low for so few steps: raise "
         "po.optimizer.learning_rate (with po.lora tenfold and more), or po.steps"

@@ -52,7 +52,7 @@ def run_rows(output_dir: Path, config: dict[str, Any], metrics: MetricSeries) ->
     """The rows in which some stage differs from what is usual; none for a run that has written no facts."""
     facts = {stage: read_facts(output_dir, stage) for stage in TRAINING}
     for stage, of_stage in facts.items():
-        if of_stage and not is_finished(output_dir, stage):
+        if of_stage and "steps_done" not in of_stage and not is_finished(output_dir, stage):
             last = max((max(x) for (name, _), x in metrics.items() if name == stage), default=0)
             of_stage["steps_done"] = f"{last:,}, not finished"
     summary = evaluation_if_sound(output_dir, [])

@@ -33,6 +33,7 @@ from sparsepo_jax.models.directory import has_tokenizer
 from sparsepo_jax.models.wrappers import from_scratch_problem
 from sparsepo_jax.run.check_compute import choice_lines
 from sparsepo_jax.run.check_ending import Line, ending_lines, hub_lines, rounds_lines
+from sparsepo_jax.run.files_read import scores_path
 from sparsepo_jax.run.local import MODEL_ID, Count, is_local
 from sparsepo_jax.run.memory import memory_text
 from sparsepo_jax.run.mixture import adapter_mistakes, replay_mistakes, training_mistakes
@@ -47,7 +48,7 @@ from sparsepo_jax.run.model_facts import (
 )
 from sparsepo_jax.run.parts import evaluated_rows, evaluated_unit, holdout_mistakes, kept_rows
 from sparsepo_jax.run.places import place_mistakes
-from sparsepo_jax.run.resume import Marks, scores_path
+from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.run.row_counts import UNKNOWN, Rows, hold_pairs, rows_of
 
 COMPARING = {"po", "score", "eval"}  # stages for which there is a reference, and an objective

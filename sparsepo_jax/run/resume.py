@@ -5,7 +5,6 @@ stage pairs, which goes on where it was interrupted. A stage that only reads (we
 harness, export) is done again when its settings, the weights or the files that it read have changed.
 """
 
-import glob
 import os
 import time
 from pathlib import Path
@@ -13,16 +12,14 @@ from typing import Any
 
 from sparsepo_jax.config.derive import (
     decided_by_evaluation,
-    evaluation_sources,
-    is_unpaired,
     main_set,
     micro_steps_matter,
 )
-from sparsepo_jax.config.schema.generation import ClassifierScorer, FunctionScorer
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.files import is_complete, read_object, write_json
 from sparsepo_jax.run.differences import differences, drop_added
+from sparsepo_jax.run.files_read import files_read, stamp
 
 TRAINING = ("sft", "po")
 # These stages leave no result: they may run beside another run, and in a directory of other settings.
@@ -128,7 +125,7 @@ class Marks:
         drop_added(mark["depends"])
         if stage in _CONTINUED:
             self._refuse_changes(stage, mark["depends"])
-        elif mark["depends"] != self.depends(stage):
+        elif not _same_reading(mark["depends"], self.depends(stage)):
             return False
         return all(is_complete(path, may_be_empty=path.name in _MAY_BE_EMPTY) for path in outputs)
 
@@ -312,32 +309,8 @@ class Marks:
             marks = self.all()
             depends["trained"] = {name: marks[name]["finished"] for name in TRAINING if name in marks}
         if stage not in _CONTINUED:
-            depends["files"] = {path: stamp(Path(path)) for path in self._files_read(stage)}
+            depends["files"] = {path: stamp(Path(path)) for path in files_read(self._config, stage)}
         return depends
-
-    def _files_read(self, stage: str) -> list[str]:
-        """Files and directories that a stage reads which is not continued."""
-        config = self._config
-        if stage == "measure":
-            bert_score = config.measure.text and config.measure.text.bertscore
-            return [str(self.directory / "generations.jsonl"), *([bert_score.model] if bert_score else [])]
-        if stage == "weigh":
-            return [] if config.weigh is None else [str(scores_path(run)) for run in config.weigh.runs]
-        models = [config.policy.path, config.policy.adapter, config.reference.path, config.reference.adapter]
-        sources: list[Any] = [config.tokenizer]
-        if stage in ("score", "eval", "generate"):
-            sources += evaluation_sources(config.data)
-            if config.data.holdout is not None or is_unpaired(config.objective):
-                sources += config.data.train
-        if stage == "generate":
-            sources += config.data.prompts
-        if stage == "eval":
-            sources += config.evaluation.lexicons
-            models += scorer_files(config)
-        paths = models + [getattr(source, "path", None) for source in sources]
-        if stage == "harness":
-            paths += [*config.harness.tasks, config.harness.include_path]
-        return [path for path in paths if path is not None]
 
     def _may_change(self, stage: str) -> set[str]:
         """Settings with which a stage that has begun may go on: they change its memory and speed alone.
@@ -358,39 +331,18 @@ class Marks:
             )
 
 
+def _same_reading(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a stage that only reads would read what it has read.
+
+    Which files that are follows from the settings: those that one version noted and another one does not are
+    no change.
+    """
+    files, files_now = before.get("files", {}), now.get("files", {})
+    changed = any(files[path] != files_now[path] for path in files.keys() & files_now.keys())
+    return not changed and before | {"files": {}} == now | {"files": {}}
+
+
 def has_begun(config: Config) -> bool:
     """Whether the run has finished a stage, or begun one that it can continue."""
     marks = Marks(config)
     return bool(marks.all()) or any(marks.begun(stage) for stage in _CONTINUED)
-
-
-def scorer_files(config: Config) -> list[str]:
-    """Files and directories that the scorer is made of; a function's, where it lies in this directory."""
-    scorer = config.scorer
-    if isinstance(scorer, FunctionScorer):
-        return [f"{scorer.function.split(':')[0].replace('.', '/')}.py"]
-    sources: list[Any] = [scorer]
-    if isinstance(scorer, ClassifierScorer):
-        sources += [*scorer.train, *scorer.test]
-    return [path for source in sources if (path := getattr(source, "path", None)) is not None]
-
-
-def scores_path(run: str) -> Path:
-    """The scores of a run: its file scores.jsonl, or one that is named itself."""
-    path = Path(run)
-    return path if path.suffix == ".jsonl" else path / "scores.jsonl"
-
-
-def stamp(path: Path) -> list:
-    """Name, size and time of a file, or of the files of a directory or pattern; [] where there is none.
-
-    Args:
-        path: of any of them; it may be no path here at all, such as a Hub id.
-    """
-    if path.is_dir():
-        files = sorted(path.iterdir())
-    elif path.exists():
-        files = [path]
-    else:
-        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]

@@ -327,7 +327,7 @@ def origin(run: Run, *, has_masks: bool, is_base: bool = False) -> Origin:
         objective=config.objective.kind if "po" in marks else None,
         has_masks=has_masks,
         config=config_text(config),
-        has_tokenizer=run.tokenizer is not None or tokenizer_directory(config) is not None,
+        has_tokenizer=run.tokenizer is not None,
         is_evaluated=not is_base,
     )
 

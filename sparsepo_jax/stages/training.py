@@ -209,8 +209,10 @@ def train(
     state = _state_to_go_on_from(stage, prepared, checkpoints, initial)
     real = f"{100 * plan.real_token_share():.0f} % real tokens"
     say(f"{stage}: {len(table)} {table.unit}, {plan.steps} steps of {training.batch_size}, {real}")
-    if config.data.add_eos and (note := missing_ends(table, run.ends, run.tokenizer)) is not None:
-        say(f"note: {stage}: {note}")
+    if jax.process_index() == 0 and config.data.add_eos:
+        note = missing_ends(table, run.ends, config.generation.stop, run.tokenizer)
+        if note is not None:
+            say(f"note: {stage}: {note}")
     if (note := without_checkpoints(config, follows_best=best is not None)) is not None:
         say(f"note: {stage}: {note}")
     with jax.set_mesh(run.mesh):

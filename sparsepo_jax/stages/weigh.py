@@ -29,7 +29,8 @@ from sparsepo_jax.data.tokenizers import vocabulary_digest
 from sparsepo_jax.eval.auroc import auroc
 from sparsepo_jax.eval.measures import Record
 from sparsepo_jax.report.table import percent
-from sparsepo_jax.run.resume import Marks, scores_path
+from sparsepo_jax.run.files_read import scores_path
+from sparsepo_jax.run.resume import Marks
 from sparsepo_jax.sharding.processes import as_the_first
 from sparsepo_jax.stages.context import Run, say
 

@@ -118,16 +118,24 @@ def _as_html(comparison: Comparison, title: str, pairs: int) -> str:
 
 def _same_held_out(runs: Sequence[FinishedRun]) -> bool:
     """Whether all runs that were evaluated were so on the same rows, as far as settings and counts tell."""
-    evaluated = {
-        repr((run.pairs, run.unit, [(key, x) for key, x in sorted(run.config.items()) if _holds_out(key)]))
-        for run in runs
-        if run.pairs
-    }
+    evaluated = {repr((run.pairs, run.unit, _held_out(run))) for run in runs if run.pairs}
     return len(evaluated) < 2
 
 
-def _holds_out(key: str) -> bool:
-    return key.startswith(("data.eval", "data.holdout", "evaluation.main", "evaluation.max_pairs"))
+def _held_out(run: FinishedRun) -> list[tuple[str, Any]]:
+    """The settings that say which rows are held out. How many they are is known, and weights do not count."""
+    sources = ["data.eval", "data.holdout", "evaluation.main"]
+    if any(name.startswith("data.holdout.") for name in run.config):
+        sources.append("data.train")
+    return [
+        (name, [_unweighed(part) for part in value] if isinstance(value, list) else value)
+        for name, value in sorted(run.config.items())
+        if name.startswith(tuple(sources))
+    ]
+
+
+def _unweighed(source: Any) -> Any:
+    return {key: x for key, x in source.items() if key != "weight"} if isinstance(source, dict) else source
 
 
 def _planes(comparison: Comparison) -> list[Plane]:
