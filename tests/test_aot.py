@@ -337,7 +337,8 @@ def test_the_step_of_a_run_is_compiled_for_a_pod(tmp_path, capsys):
     assert report["kernels"]["attention"] == "splash"
     weights = 4 * (12 * 512**2 + (162 + 64) * 512)
     assert 3 * weights / 4 < report["alias_bytes"] < 1.1 * 3 * weights / 4
-    assert weights < report["argument_bytes"] < 1.1 * weights and report["temp_bytes"] > 0
+    held = 3.5 * weights / 4  # the reference's matrices are bfloat16
+    assert held < report["argument_bytes"] < 1.1 * held and report["temp_bytes"] > 0
     assert (
         report["collectives"]["all-gather"]["bytes"] > 0
         and sum(x["count"] for x in report["collectives"].values()) > 10
@@ -365,7 +366,7 @@ def test_splash_is_in_the_step_of_a_mesh_that_cuts_rows_and_heads(tmp_path, caps
 
 @needs_libtpu
 def test_a_step_that_does_not_fit_needs_neither_data_nor_network(tmp_path, capsys):
-    """A Hub id with its shape, whose embedding alone is 4 x 17 GB."""
+    """A Hub id with its shape, whose embedding alone is 17 GB, with its moments and the reference's 60 GB."""
     config = write_config(
         tmp_path,
         stages=["po"],
@@ -395,7 +396,7 @@ def test_a_step_that_does_not_fit_needs_neither_data_nor_network(tmp_path, capsy
         and "32" in report["batch"]["lengths"]
     )
     assert (
-        report["argument_bytes"] > 4 * 2**32
+        report["argument_bytes"] > 3.5 * 2**32
         and report["needed_bytes"] > report["hbm_bytes"] > 0
         and "RESOURCE_EXHAUSTED" in report["refusal"]
     )
