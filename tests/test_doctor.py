@@ -102,6 +102,8 @@ def test_a_loss_that_stays_at_ln2_is_said_with_its_cause():
         and "raise po.optimizer.learning_rate" in line
         and "0.0001 at most" in line
     )
+    at_the_end = AT_LN2 | {"learning_rate": [1e-6] * 8}  # records of a schedule's end are not its peak
+    assert "0.0001 at most" in one_line(**at_the_end)
     assert "learning rate is 0" in one_line(**AT_LN2 | {"learning_rate": [0.0] * 8})
     assert "does not tell chosen from rejected" in one_line(
         **AT_LN2 | {"kl/chosen": [0.2] * 8, "kl/rejected": [0.2] * 8}

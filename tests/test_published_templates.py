@@ -6,7 +6,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from helpers.chat import BAD, CHATML, GOOD, USER, call, chat_tokenizer, tool
+from helpers.chat import BAD, CHATML, GOOD, USER, call, chat_tokenizer, full_ids, ids, tool
 from helpers.loading import Load
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.data.tokenizers import load_tokenizer
@@ -17,16 +17,6 @@ from sparsepo_jax.models.export import copy_tokenizer
 def load(tmp_path):
     """load(rows or sources, tokenizer, **settings) -> TokenTable; what is said is in load.lines."""
     return Load(tmp_path)
-
-
-def ids(tokenizer, messages, **arguments):
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **arguments)
-
-
-def full_ids(table, i=0):
-    return [
-        [*table.prompt(i).tolist(), *table.response(i, p).tolist()] for p in range(table.responses_per_row)
-    ]
 
 
 # ---------------------------------------------------------------- tokens that swallow white space

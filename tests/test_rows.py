@@ -233,6 +233,7 @@ def test_a_cell_may_be_longer_than_python_reads_by_itself(load, tmp_path):
         ("eval", {"scorer": {"kind": "classifier", "train": [{"path": "labels.csv"}]}}, "labels.csv"),
         ("eval", {"scorer": {"kind": "hf", "path": "reward"}}, "reward/config.json"),
         ("eval", {"scorer": {"kind": "function", "function": "my.scores:f"}}, "my/scores.py"),
+        ("eval", {"scorer": {"kind": "function", "function": "my:f"}}, "my/__init__.py"),
         ("measure", {"measure": {"text": {"bertscore": {"model": "bert"}}}}, "bert/config.json"),
     ],
 )

@@ -20,6 +20,8 @@ from helpers.chat import (
     USER,
     call,
     chat_tokenizer,
+    full_ids,
+    ids,
     tool,
 )
 from helpers.loading import Load
@@ -45,16 +47,6 @@ TEMPLATES = {
 def load(tmp_path):
     """load(rows or sources, tokenizer, **settings) -> TokenTable; what is said is in load.lines."""
     return Load(tmp_path)
-
-
-def ids(tokenizer, messages, **arguments):
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **arguments)
-
-
-def full_ids(table, i=0):
-    return [
-        [*table.prompt(i).tolist(), *table.response(i, p).tolist()] for p in range(table.responses_per_row)
-    ]
 
 
 # ---------------------------------------------------------------- tokens are transformers'

@@ -110,3 +110,15 @@ def call(name, **arguments):
         "role": "assistant",
         "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}],
     }
+
+
+def ids(tokenizer, messages, **arguments):
+    """What transformers makes of messages by the chat template."""
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **arguments)
+
+
+def full_ids(table, i=0):
+    """Prompt and response of a row of a table, for each of its responses."""
+    return [
+        [*table.prompt(i).tolist(), *table.response(i, p).tolist()] for p in range(table.responses_per_row)
+    ]
