@@ -256,12 +256,12 @@ def test_adapters_go_to_experts_only_if_they_are_named():
     spec = spec_from_hf(QWEN3_MOE)
     assert all(name.startswith("attention.") for name in choose_projections((".",), spec))
     assert choose_projections(("experts.down",), spec) == ("experts.down",)
-    shared = choose_projections((".", "experts"), spec_from_hf(CONFIGS["qwen3.5 moe"]))
-    assert "experts.up" in shared and not any(name.startswith("shared.") for name in shared)
+    shared = choose_projections((".",), spec_from_hf(CONFIGS["qwen3.5 moe"]))
+    assert "shared.up" in shared and "experts.up" not in shared
     mixed = spec_from_hf(CONFIGS["qwen3 moe, a layer without experts"])
-    assert choose_projections((".",), mixed) == choose_projections((".",), spec)
+    assert choose_projections(("down",), mixed) == ("down",)
     with pytest.raises(SpecError, match="down' fits no projection; there are attention"):
-        choose_projections(("^down",), mixed)
+        choose_projections(("^down",), spec)
 
 
 @pytest.mark.parametrize(
@@ -443,10 +443,15 @@ def test_a_dense_policy_has_no_auxiliary_loss():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # its own
+@pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize(
     ("name", "targets"),
     [
         ("qwen3 moe", (".", "experts")),
+        ("qwen3 moe, a layer without experts", (".", "experts")),
+        ("qwen3 moe, a layer without experts", ("gate", "down")),
+        ("qwen3 next", ("shared",)),  # with dropout, which PEFT has not where it knows them as parameters
+        ("olmoe", (".", "experts")),
         ("gpt-oss", (".", "experts")),
         pytest.param("mixtral", (".", "experts"), marks=pytest.mark.slow),
         pytest.param("qwen3_vl_moe", (".", "experts"), marks=pytest.mark.slow),
@@ -456,14 +461,15 @@ def test_a_dense_policy_has_no_auxiliary_loss():
         pytest.param("gpt-oss", ("experts.gate", "experts.up"), marks=pytest.mark.slow),
     ],
 )
-def test_peft_loads_adapters_of_experts_and_we_read_them_again(name, targets, tmp_path):
+def test_peft_loads_adapters_of_experts_and_we_read_them_again(name, targets, rslora, tmp_path):
     """In the form of PEFT before transformers 5, which newer ones turn into theirs; of stacks in theirs."""
     import peft
 
     model = make_theirs(CONFIGS.get(name) or WRAPPED[name])
     model.save_pretrained(tmp_path / "base")
     spec, plain, base = load_ours(tmp_path / "base")
-    lora = Lora(choose_projections(targets, spec), 2, 3.0)
+    dropout = 0.1 if targets == ("shared",) else 0.0
+    lora = Lora(choose_projections(targets, spec), 2, 3.0, dropout, rslora)
     graph, weights = split_module(Decoder(spec, lora=lora, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     adapters = {

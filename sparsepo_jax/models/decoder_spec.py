@@ -358,8 +358,7 @@ def choose_projections(patterns: tuple[str, ...], spec: DecoderSpec) -> tuple[st
 
     Args:
         patterns: regular expressions, searched for anywhere in a name. One that does not hold the word
-            `experts` fits no projection of experts. In a mixture none fits the MLP of a layer without
-            experts, or a shared expert: PEFT takes adapters of their modules for those of experts.
+            `experts` fits no projection of experts.
         spec: the decoder.
 
     Returns:
@@ -368,10 +367,7 @@ def choose_projections(patterns: tuple[str, ...], spec: DecoderSpec) -> tuple[st
     Raises:
         SpecError: a pattern fits no projection.
     """
-    plain_mlp = () if spec.mixture is None else ("up", "gate", "down")
-    names = [
-        name for name in spec.projection_names() if name not in plain_mlp and not name.startswith("shared.")
-    ]
+    names = spec.projection_names()
 
     def fits(pattern: str, name: str) -> bool:
         meant = "experts" in pattern or not name.startswith("experts.")

@@ -267,26 +267,30 @@ def save_peft(
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
-    stacks: set[str] = set()
+    parameters: set[str] = set()
+    of_experts = False
     for module in to_peft(spec, adapters):
         tensors[f"base_model.model.{module.full_name}.lora_A.weight"] = module.a
         tensors[f"base_model.model.{module.full_name}.lora_B.weight"] = module.b
         ranks[module.name] = module.rank
-        if module.is_stack:
-            stacks.add(module.name)
-    _write_json(directory / ADAPTER, _peft_config(spec, lora, ranks, stacks, base))
+        if module.is_parameter:
+            parameters.add(module.name)
+        of_experts |= module.is_of_expert
+    # PEFT stacks experts' modules, doubles rank and alpha of gate and up, and forgets the square root in it.
+    lora = lora._replace(alpha=lora.scale * lora.rank, rslora=False) if of_experts else lora
+    _write_json(directory / ADAPTER, _peft_config(spec, lora, ranks, parameters, base))
     save_file(_as_float32(tensors), directory / "adapter_model.safetensors", metadata={"format": "pt"})
     _save_masks(directory, masks)
     write_text(directory / "README.md", card)
 
 
 def _peft_config(
-    spec: DecoderSpec, lora: Lora, ranks: Mapping[str, int], stacks: Set[str], base: str | None
+    spec: DecoderSpec, lora: Lora, ranks: Mapping[str, int], parameters: Set[str], base: str | None
 ) -> dict[str, Any]:
     """PEFT's description of an adapter.
 
-    ranks: of each kind of module or stack of experts, by its name within a layer.
-    stacks: the names of stacks.
+    ranks: of each kind of module or parameter, by its name within a layer.
+    parameters: the names of those that PEFT knows as parameters.
     """
     # The rank of a module that holds several projections is a multiple of ours; alpha grows so that the
     # scale stays.
@@ -302,11 +306,11 @@ def _peft_config(
         "bias": "none",
         "r": lora.rank,
         "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
+        "lora_dropout": 0.0 if parameters else lora.dropout,  # PEFT loads no parameters with one
         "use_rslora": lora.rslora,
         "fan_in_fan_out": spec.family == "gpt2",
-        "target_modules": _target_modules(spec, ranks.keys() - stacks),
-        **({"target_parameters": sorted(stacks)} if stacks else {}),
+        "target_modules": _target_modules(spec, ranks.keys() - parameters),
+        **({"target_parameters": sorted(parameters)} if parameters else {}),
         "rank_pattern": other_ranks,
         "alpha_pattern": other_alphas,
     }

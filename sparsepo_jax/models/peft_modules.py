@@ -33,11 +33,13 @@ class PeftModule(NamedTuple):
 
     Attributes:
         full_name: what its tensors are named after: the module's name in the model.
-        name: its name within a layer; of an expert's module the last part.
+        name: its name within a layer; of an expert's module the last part; of a parameter that PEFT knows as
+            such, the parameter's.
         rank: R.
         a: lora_A [R, in]; of a stack [E * R, in].
         b: lora_B [out, R]; of a stack [out, R * E].
-        is_stack: whether PEFT knows it as a parameter of a module instead of as a module.
+        is_parameter: whether PEFT knows it as a parameter of a module instead of as a module.
+        is_of_expert: whether it is a module of one expert, of which PEFT makes a part of a stack.
     """
 
     full_name: str
@@ -45,7 +47,8 @@ class PeftModule(NamedTuple):
     rank: int
     a: np.ndarray
     b: np.ndarray
-    is_stack: bool
+    is_parameter: bool
+    is_of_expert: bool
 
 
 def to_peft(spec: DecoderSpec, adapters: Mapping[str, Any]) -> Iterator[PeftModule]:
@@ -111,12 +114,23 @@ def _peft_module(
     elif spec.family == "gpt2":  # whose modules store [in, out]
         b = b.T
     module = rule.theirs.removesuffix(".weight")
+    last = module.rsplit(".", 1)[1]
+    is_parameter = rule.stacked or (not rule.per_expert and last in _of_experts(spec))
     return PeftModule(
         full_name=full_name.removesuffix(".weight"),
         # Of an expert's module PEFT makes what transformers 5 has in its place, if it is named so.
-        name=module.rsplit(".", 1)[1] if rule.per_expert else module.split("{i}.")[1],
+        name=last if rule.per_expert else (rule.theirs if is_parameter else module).split("{i}.")[1],
         rank=total_rank,
         a=a,
         b=np.ascontiguousarray(b),
-        is_stack=rule.stacked,
+        is_parameter=is_parameter,
+        is_of_expert=rule.per_expert,
     )
+
+
+def _of_experts(spec: DecoderSpec) -> set[str]:
+    """The last names of modules that PEFT takes for those of experts, wherever in a layer they are.
+
+    A dense layer's `mlp.up_proj` and a shared expert's are among them where experts have an `up_proj`.
+    """
+    return {rule.theirs.split(".")[-2] for rule in peft_rules(spec) if rule.per_expert}

@@ -122,7 +122,7 @@ class LoraSettings(Section):
     attention.query, attention.key, attention.value, attention.out, up, gate, down. The default fits all of
     these. In a mixture of experts, experts.up, experts.gate and experts.down stand for the last three; they
     get adapters only where a pattern has the word `experts`, without dropout. An expert that all tokens are
-    sent to gets none."""
+    sent to has shared.up, shared.gate, shared.down and shared.share."""
     rank: Positive = 16
     """Rank of each adapter."""
     alpha: PositiveFloat = 32.0
