@@ -14,6 +14,7 @@ from helpers.program import lines_of, run, weights_of, write_config
 from helpers.quick import DIFFERENT, slow_but
 from helpers.tiny import CONFIGS, GPT2, LLAMA
 from helpers.tolerances import PARITY_LOGITS, TOKEN
+from sparsepo_jax.build.weights import adapter_shapes
 from sparsepo_jax.core.tree import split_module
 from sparsepo_jax.main import main
 from sparsepo_jax.models.config_fields import SpecError
@@ -22,6 +23,8 @@ from sparsepo_jax.models.decoder_spec import choose_projections
 from sparsepo_jax.models.export import save_peft
 from sparsepo_jax.models.lora import Lora, dequantized, hold_base, merge_adapters, split_adapters
 from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.sharding.mesh import make_mesh
+from sparsepo_jax.sharding.rules import weight_shardings
 
 ALL = tuple(spec_from_hf(LLAMA).projections())
 EVERYWHERE = Lora(ALL, rank=3, alpha=12.0)
@@ -85,6 +88,18 @@ def test_peft_loads_and_merges_to_the_same_logits(name, lora, tmp_path):
     np.testing.assert_allclose(their_outputs(adapted, IDS, VALID).logits.numpy(), ours, atol=PARITY_LOGITS)
     merged = adapted.merge_and_unload()
     np.testing.assert_allclose(their_outputs(merged, IDS, VALID).logits.numpy(), ours, atol=PARITY_LOGITS)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3.5", "qwen3.5 moe", "qwen3 moe, a layer without experts"])
+def test_every_adapter_that_can_be_asked_for_is_cut(name):
+    """By fsdp and tensor, but for those with an input or output that no two devices can share."""
+    spec = spec_from_hf(CONFIGS[name])
+    shapes = adapter_shapes(spec, Lora(spec.projection_names(), rank=2, alpha=4.0))
+    mesh = make_mesh(4, 1, 2)
+    assert len(shapes) >= 2 * len(spec.projection_names())
+    for path, sharding in weight_shardings(shapes, mesh).items():
+        whole = all(size % 2 for size in shapes[path][1:] if size != 2)
+        assert sharding.is_fully_replicated == whole, (path, shapes[path])
 
 
 def test_merged_weights_are_the_adapted_model():

@@ -17,8 +17,11 @@ EXPERTS = ("fsdp", "tensor")
 _BLOCKS = r"blocks\.(?:layers_\d+\.)?"  # of the only stack, or of one of several
 
 # Projections that read the residual stream, and those that write to it.
-_READS = r"attention\.(query|key|value|gate)|delta\.(query|key|value|gate|rate|decay)|up|gate"
-_WRITES = r"attention\.out|delta\.out|down"
+_READS = (
+    r"attention\.(query|key|value|gate)|delta\.(query|key|value|gate|rate|decay)|up|gate"
+    r"|shared\.(up|gate|share)"
+)
+_WRITES = r"attention\.out|delta\.out|down|shared\.down"
 
 # Dimensions are [in, out] of a projection and [V, D] of an embedding. Weights of blocks carry a leading L,
 # which is never cut. A dimension that no product needs cut along one axis is cut along both.
