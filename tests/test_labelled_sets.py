@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from helpers.configs import make_config
+from helpers.files_page import unexplained_metrics
 from helpers.program import lines_of, run, weights_of, write_config
 from helpers.report_files import visible_words
 from sparsepo_jax.core.files import write_jsonl
@@ -226,7 +227,9 @@ def test_an_objective_without_masks_reports_nothing_of_them(finished):
 
 def test_metrics_are_known_by_the_names_that_each_set_reports(files, finished, capsys):
     """Kills: the names of the first set, taken for those of all."""
-    [row] = [row for row in lines_of(finished / "metrics.jsonl") if "eval/loss" in row]
+    rows = lines_of(finished / "metrics.jsonl")
+    assert unexplained_metrics(rows) == set()
+    [row] = [row for row in rows if "eval/loss" in row]
     reported = {name for name in row if name.startswith(("eval/", "eval_"))}
     again = f"output_dir={finished}_again"
     config = str(finished.parent / "config.yaml")

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from helpers.files_page import unexplained_metrics
 from helpers.interrupt import Interrupted, stop_before
 from helpers.program import lines_of, run, weights_of, write_config
 from helpers.quick import slow_but
@@ -87,6 +88,7 @@ def test_a_run_leaves_summary_metrics_scores_pairs_and_report(finished):
         ("po", 3),
         ("po", 6),
     }
+    assert unexplained_metrics(metrics) == set()
     last = [row for row in metrics if row["stage"] == "po"][-1]
     assert {"eval/rewards/accuracies", "eval/kl/chosen"} <= set(last) | set(metrics[-2])
     for row in metrics:
