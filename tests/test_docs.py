@@ -16,6 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from sparsepo_jax.config.load import json_schema, load_config
+from sparsepo_jax.data import comparisons, ranked, unread
 from sparsepo_jax.run.sweep import parse_axes, plan_sweep
 
 ROOT = Path(__file__).parent.parent
@@ -289,6 +290,18 @@ def test_settings_that_are_named_are_there():
         if name not in figures and not name.endswith(files) and not is_setting(name)
     }
     assert len(named) > 200 and not wrong
+
+
+def test_the_page_of_data_names_every_column_that_is_read():
+    """A column that nothing says is there is found by those alone who read the code."""
+    compared = {name for form in comparisons._FORMS for name in (*form.answers, *form.compared)}
+    ranks = {*ranked._ANSWERS, *ranked._TEXTS, *ranked._SCORES, *ranked._RANKS}
+    supervised = {f"completion_{what}" for what in ("ids", "weights")} | {"messages", "text", "output"}
+    # Of one response the rest is as of pairs.
+    of_one = {name for name in unread._READ if name.startswith("completion_")} - supervised
+    columns = (unread._READ | unread._READ_AS_PROMPT | compared | ranks | supervised) - of_one
+    named = set(re.findall(r"`(\w+)`", TEXT["docs/guides/data.md"]))
+    assert len(columns) > 50 and columns <= named, columns - named
 
 
 def anchors(text: str) -> set[str]:

@@ -313,6 +313,16 @@ def test_what_was_cut_is_said_from_one_in_a_hundred_on():
     )
 
 
+def test_rows_as_long_as_the_model_allows_are_not_to_be_made_longer():
+    """Kills: an advice that would be refused, since max_length is the model's positions."""
+    cut = evidence(data={"responses_cut": 20, "prompts_cut": 10})
+    limits = {"max_length": 64, "max_prompt_length": 32}
+    for positions, raised in ((64, False), (65, True)):
+        found = diagnose(cut._replace(facts=cut.facts | {"limits": limits | {"positions": positions}}))
+        assert [("data.max_length" in line) for line in found] == [raised, raised], found
+        assert "raise data.max_prompt_length (32 tokens)" in found[1]
+
+
 def test_pairs_that_teach_nothing_are_counted():
     assert lines(data={"equal_pairs": 99}) == []
     assert "of 1000 pairs 60 have equal responses and 40 are there the other way round, too" in one_line(
@@ -459,7 +469,7 @@ def test_pairs_of_ids_that_are_cut_dead_and_contradict_each_other(tmp_path, caps
     assert (
         facts["steps"] == 12
         and facts["machine"]["products"] == "float32"
-        and facts["limits"] == {"max_length": 32, "max_prompt_length": 16}
+        and facts["limits"] == {"max_length": 32, "max_prompt_length": 16, "positions": 64}
     )
     begins = [
         "the loss stays at ln 2 (0.69315): the reward mask is zero everywhere",

@@ -87,6 +87,15 @@ def prompts_of(rows, tmp_path, tokenizer, words=None, separator=""):
     )
 
 
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+def test_a_dialogue_with_its_last_answer_is_no_prompt(name, tmp_path):
+    """Kills: a second answer of the assistant's behind the first, which conversations once asked for."""
+    dialogue = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so"}]
+    assert len(prompts_of([{name: dialogue[:1]}], tmp_path, make_byte_tokenizer())) == 1
+    with pytest.raises(UserError, match=f"rows:1: {name} end with a turn of the assistant"):
+        prompts_of([{name: dialogue}], tmp_path, make_byte_tokenizer())
+
+
 def test_a_prompt_may_be_the_first_words_and_its_row_is_kept(tmp_path):
     rows = [
         {"prompt": "  A film\nof two  parts , long", "label": 1},

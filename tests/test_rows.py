@@ -478,7 +478,11 @@ def test_what_is_cut_is_counted_and_what_to_set_keeps_it(load):
     uncut = load(rows, max_length=82, max_prompt_length=31)
     assert not load.lines and not uncut.response_cut_NP.any() and not uncut.prompt_cut_N.any()
     load(rows, max_length=40, max_prompt_length=20, positions=64)
-    assert "the longest row has 82 tokens, the model 64 positions" in load.lines[0]
+    assert "the longest row has 82 tokens, the model 64 positions: set data.max_length=64" in load.lines[0]
+    load.lines.clear()
+    load(rows, max_length=64, max_prompt_length=20, positions=64)  # all that there is: a prompt can get more
+    assert all("raise data.max_prompt_length" in line for line in load.lines)
+    assert not [line for line in load.lines if "set data.max_length" in line] and load.lines
 
 
 OTHER_TURNS = "a response holds turns that are not the assistant's; they are trained on like its own"

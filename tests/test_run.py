@@ -462,7 +462,7 @@ def test_scoring_without_stored_masks_is_an_error(tmp_path, capsys):
     assert main(["--config", str(config)]) == 1
     assert f"policy.path: {output}/export holds no mask nets; run the stage po" in capsys.readouterr().err
     assert main(["--config", str(write_config(tmp_path / "none")), "stages=[score]"]) == 1
-    assert "po has not run here: there is no mask nets; run the stage po first" in capsys.readouterr().err
+    assert "po has not run here: there are no mask nets; run the stage po first" in capsys.readouterr().err
 
 
 def test_a_batch_that_the_mesh_cannot_cut_is_refused(tmp_path, capsys):

@@ -239,5 +239,5 @@ def test_a_baseline_is_stored_and_read_beside_mask_nets():
 def test_scores_without_a_stored_baseline_are_refused():
     config = make_config(objective={"kind": "tbpo_q"})
     source = make_mask_source(config, spec_from_hf(GPT2))
-    with pytest.raises(UserError, match=r"there is no baseline, which objective tbpo_q reads"):
+    with pytest.raises(UserError, match=r"there are no weights of a baseline, which objective tbpo_q reads"):
         stored_masks(config, source, make_mesh(1, 1, 1, devices=jax.devices()[:1]))

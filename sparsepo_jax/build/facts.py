@@ -25,7 +25,11 @@ def stage_facts(
     return {
         "steps": steps,
         "data": table_facts(table),
-        "limits": {"max_length": max_length, "max_prompt_length": max_prompt_length},
+        "limits": {
+            "max_length": max_length,
+            "max_prompt_length": max_prompt_length,
+            "positions": spec.max_positions,
+        },
         "parameters": _count(weight_shapes(spec)),
         "trained_parameters": _count(trained_shapes(spec, lora)),
         "machine": machine_facts(config, mesh),

@@ -68,17 +68,16 @@ def stored_masks(config: Config, source: MaskSource, mesh: Mesh) -> Weights:
         return {}
     tensors = policy_mask_tensors(config)
     (nets, baseline), (stored_nets, stored_baseline) = split_baseline(shapes), split_baseline(tensors)
-    held = (
-        f"policy.path: {config.policy.path} holds" if config.policy.path else "po has not run here: there is"
-    )
+    path = config.policy.path
+    held = f"policy.path: {path} holds no" if path else "po has not run here: there are no"
     if baseline and not stored_baseline:
         raise UserError(
-            f"{held} no baseline, which objective {config.objective.kind} reads; run the stage po first, or "
-            "give a policy.path that has one"
+            f"{held} weights of a baseline, which objective {config.objective.kind} reads; run the stage po "
+            "first, or give a policy.path that has them"
         )
     if nets and not stored_nets:
         raise UserError(
-            f"{held} no mask nets; run the stage po first, give a policy.path that has them "
+            f"{held} mask nets; run the stage po first, give a policy.path that has them "
             "(masks.safetensors, or common_mask.* / rw_mask.* / kl_mask.* beside the model's tensors), or "
             "choose another objective.mask.kind"
         )

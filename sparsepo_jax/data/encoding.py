@@ -35,7 +35,8 @@ def encode(texts: list[str], tokenizer: Any) -> list[Encoded]:
         )
     except Exception as error:  # some text holds what this tokenizer does not know: find out which one
         if len(texts) == 1:
-            return [BadRow(f"the tokenizer cannot encode it ({one_line(error)})")]
+            why = _of_unknown_word(texts[0], tokenizer) or one_line(error)
+            return [BadRow(f"the tokenizer cannot encode it ({why})")]
         return [encode([text], tokenizer)[0] for text in texts]
     greedy = {
         number: token.content
@@ -46,6 +47,21 @@ def encode(texts: list[str], tokenizer: Any) -> list[Encoded]:
     if not greedy:
         return [(ids, ranges) for _, ids, ranges in parts]
     return [(ids, _own_ranges(text, ids, ranges, greedy)) for text, ids, ranges in parts]
+
+
+def _of_unknown_word(text: str, tokenizer: Any) -> str | None:
+    """Why a tokenizer of whole words cannot encode a text, and what to do; None: it is not for that."""
+    from tokenizers import models
+
+    backend = tokenizer.backend_tokenizer
+    if not isinstance(backend.model, models.WordLevel) or backend.pre_tokenizer is None:
+        return None
+    words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+    unknown = next((word for word in words if backend.token_to_id(word) is None), None)
+    return unknown and (
+        f"it has whole words alone, and {unknown!r:.60} is none of them; that of the built-in reviews is for "
+        "them alone: for other text set tokenizer.kind=bpe, or a policy.path with a tokenizer of its own"
+    )
 
 
 def _own_ranges(

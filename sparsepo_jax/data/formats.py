@@ -244,6 +244,8 @@ def _in_our_columns(row: dict[str, Any], kind: RowKind) -> dict[str, Any]:
         return row | _chosen_last(row, name)
     if name == "conversations":
         dialogue = read_messages(row["conversations"], "conversations", "user")
+        if kind == "prompts" and dialogue[-1]["role"] == "assistant":
+            raise _answered("conversations")
         if kind == "pairs" and len(dialogue) > 1 and _is_answer(dialogue[-1], row.get("chosen")):
             dialogue.pop()
         holds_answer = kind == "sft" and "completion" not in row
@@ -297,12 +299,19 @@ def _from_prompt(row: dict[str, Any], render: Render, has: str) -> Example:
     if "prompt_ids" in row:
         return Example(read_ids(row, "prompt_ids"), (), ())
     if "prompt" not in row:
+        if "messages" in row:
+            raise _answered("messages")
         raise BadRow(f"no prompt; the row has: {has}; {elsewhere('prompt')}")
     if isinstance(row["prompt"], str):
         refuse_system(row)
         return Example(check_text(row["prompt"], "prompt"), (), ())
     write = _writer(row, render)
     return prompt_from_messages(read_messages(row["prompt"], "prompt"), write)
+
+
+def _answered(name: str) -> BadRow:
+    """Why a dialogue with its last answer is no prompt to be answered."""
+    return BadRow(f"{name} end with a turn of the assistant: of a prompt to be answered leave that turn out")
 
 
 def _writer(row: dict[str, Any], render: Render) -> Writer:

@@ -164,9 +164,14 @@ def cut_remarks(table: TokenTable, counts: Counts, limits: LengthLimits, positio
     if prompts:
         remedy += f" data.max_prompt_length={counts.longest_prompt}"
     if positions is not None and counts.longest_row > positions:
+        remedies = [
+            *([f"set data.max_length={positions} to cut less"] if limits.max_length < positions else ()),
+            *(["raise data.max_prompt_length to cut responses instead of prompts"] if prompts else ()),
+            "leave long rows out",
+        ]
         remedy = (
             f"the longest row has {counts.longest_row} tokens, the model {positions} positions: "
-            "raise data.max_length, or leave long rows out"
+            + ", or ".join(remedies)
         )
     lines = []
     if responses:

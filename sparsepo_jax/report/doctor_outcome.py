@@ -155,9 +155,10 @@ def responses_cut(evidence: Evidence) -> str | None:
     cut = _cut(evidence, "responses_cut", "responses")
     if cut is None:
         return None
+    raising = "" if _is_longest(evidence) else f"raise data.max_length{_now(evidence, 'max_length')}, or "
     return (
         f"{cut} responses are cut and have lost their end, EOS included: the policy does not see how they "
-        f"end; raise data.max_length{_now(evidence, 'max_length')}, or leave these {evidence.unit} out"
+        f"end; {raising}leave these {evidence.unit} out"
     )
 
 
@@ -166,9 +167,10 @@ def prompts_cut(evidence: Evidence) -> str | None:
     cut = _cut(evidence, "prompts_cut", "rows")
     if cut is None:
         return None
+    total = ", which takes from the responses" if _is_longest(evidence) else " and data.max_length"
     return (
         f"{cut} {evidence.unit} are longer than the limit and have lost the beginning of their prompt; raise "
-        f"data.max_prompt_length{_now(evidence, 'max_prompt_length')} and data.max_length"
+        f"data.max_prompt_length{_now(evidence, 'max_prompt_length')}{total}"
     )
 
 
@@ -182,10 +184,20 @@ def _cut(evidence: Evidence, count: str, of: str) -> str | None:
 
 def _now(evidence: Evidence, name: str) -> str:
     """The limit in force, in parentheses."""
+    tokens = _limit(evidence, name)
+    return "" if tokens is None else f" ({tokens:.0f} tokens)"
+
+
+def _is_longest(evidence: Evidence) -> bool:
+    """Whether rows may be as long as the model's positions already."""
+    tokens, positions = (_limit(evidence, name) for name in ("max_length", "positions"))
+    return tokens is not None and positions is not None and tokens >= positions
+
+
+def _limit(evidence: Evidence, name: str) -> float | None:
     limits = evidence.facts.get("limits")
     of_run = number_or_none(limits.get(name)) if isinstance(limits, Mapping) else None
-    tokens = evidence.number(f"data.{name}") or of_run
-    return "" if tokens is None else f" ({tokens:.0f} tokens)"
+    return evidence.number(f"data.{name}") or of_run
 
 
 def pairs_useless(evidence: Evidence) -> str | None:

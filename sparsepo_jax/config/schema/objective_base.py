@@ -33,8 +33,8 @@ class ObjectiveBase(Section):
     nll_weight: NonNegative = 0.0
     """Adds this times the mean negative log-likelihood of the chosen response's tokens (RPO)."""
     policy_weight: bool = False
-    """Multiplies the loss of each pair by the policy's mean probability of its tokens, without gradient
-    (WPO, 2406.11827): pairs that the policy itself might have written count most."""
+    """Multiplies the loss of each pair by exp of the sum of both responses' mean log-probs under the policy,
+    without gradient (WPO, 2406.11827): pairs that the policy itself might have written count most."""
 
 
 class SparseBase(ObjectiveBase):
