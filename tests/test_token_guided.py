@@ -11,18 +11,19 @@ from flax import nnx
 
 from helpers.configs import made_stats, make_config
 from helpers.parity import load_ours, make_theirs
-from helpers.tiny import GPT2, packed, random_rows
+from helpers.tiny import GPT2, packed, random_batch, random_rows
 from helpers.tolerances import TOKEN
 from sparsepo_jax.build.masks import _fitting, stored_masks
 from sparsepo_jax.build.objective import make_mask_source, make_objective, make_problem
 from sparsepo_jax.build.step import make_step
+from sparsepo_jax.build.weights import abstract_frozen
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.types import TokenMasks, TokenStats
 from sparsepo_jax.losses.margins import tbpo_a_loss
 from sparsepo_jax.losses.token_guided import importance_weights, tbpo_q_loss, tidpo_loss
 from sparsepo_jax.losses.token_weighted import tdpo2_loss
 from sparsepo_jax.models.spec import spec_from_hf
-from sparsepo_jax.sharding.mesh import make_mesh
+from sparsepo_jax.sharding.mesh import make_mesh, put_batch
 from sparsepo_jax.train.readings import split_baseline, token_importance
 from sparsepo_jax.train.step import make_pair_loss, make_pair_scores
 
@@ -219,6 +220,24 @@ def test_a_head_is_laid_out_and_trained_beside_the_policy():
     config = make_config(objective={"kind": "tbpo_q", "mask": {"kind": "learned"}})
     like = make_step(config, "po", make_problem(config, spec, spec, mesh), spec, 4, mesh).like
     assert {path.split(".")[0] for path in like.weights["masks"]} == {"common", "baseline"}
+
+
+@pytest.mark.parametrize("kind", ["tbpo_q", "tidpo", "sparsepo"])
+def test_what_is_read_of_tokens_does_not_want_a_reference_of_the_policys_width(kind):
+    """Kills: a baseline as wide as the reference, on states of the policy."""
+    policy, reference = spec_from_hf(GPT2), spec_from_hf(GPT2 | {"n_embd": 24, "n_layer": 1})
+    config, mesh = make_config(objective={"kind": kind}), make_mesh(None, 1, 1)
+    problem = make_problem(config, policy, reference, mesh)
+    step = make_step(config, "po", problem, policy, 4, mesh)
+    batch = put_batch(jax.tree.map(lambda x: x[None], random_batch(rows=8, pairs=8)), mesh)
+    frozen = abstract_frozen(config, "po", problem, policy, reference, mesh)
+    with jax.set_mesh(mesh):
+        state, _, _ = jax.eval_shape(step.program.jitted, step.numbers, step.like, frozen, batch)
+    masks = state.weights["masks"]
+    assert {path: x.shape for path, x in masks.items()} == {
+        path: x.shape for path, x in step.like.weights["masks"].items()
+    }
+    assert kind != "tbpo_q" or masks["baseline.weight"].shape == (policy.width,)
 
 
 # ---------------------------------------------------------------- stored

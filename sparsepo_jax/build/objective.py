@@ -84,16 +84,18 @@ LOSSES = {
 }
 
 
-def make_mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
+def make_mask_source(config: Config, spec: DecoderSpec, policy: DecoderSpec | None = None) -> MaskSource:
     """The maker of token masks.
 
     Args:
         spec: the reference's, whose states the masks read.
+        policy: whose states a baseline reads; None: the policy is shaped as the reference.
     """
     source = _mask_source(config, spec)
-    # The baseline's weights are trained and kept beside those of the masks. Policy and reference have one
-    # width.
-    return with_baseline(source, spec.width) if "baseline" in config.objective.reads else source
+    if "baseline" not in config.objective.reads:
+        return source
+    # The baseline's weights are trained and kept beside those of the masks.
+    return with_baseline(source, (policy or spec).width)
 
 
 def _mask_source(config: Config, spec: DecoderSpec) -> MaskSource:
@@ -182,7 +184,7 @@ def make_problem(
         reference_lora: the adapters that the reference keeps on the shared base.
     """
     dtype = compute_dtype(config, mesh)
-    source = make_mask_source(config, reference)
+    source = make_mask_source(config, reference, policy)
     choices = reading_choices(config, policy, reference, mesh)
     return Problem(
         policy_graph=decoder_graph(policy, dtype, remat=choices.remat.value, lora=lora),

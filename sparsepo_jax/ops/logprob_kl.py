@@ -40,8 +40,8 @@ _BLOCKS = HeadBlocks()
 def logprob_kl(
     states_RMD: Float[Array, "R M D"],
     head_VD: Float[Array, "V D"],
-    ref_states_RMD: Float[Array, "R M D"] | None,
-    ref_head_VD: Float[Array, "V D"] | None,
+    ref_states_RMX: Float[Array, "R M X"] | None,
+    ref_head_VX: Float[Array, "V X"] | None,
     label_RM: Int[Array, "R M"],
     valid_RM: Bool[Array, "R M"],
     *,
@@ -56,9 +56,9 @@ def logprob_kl(
         states_RMD: what the policy gives after its final norm at the position that predicts each token. A
             row's tokens come first, its padding last.
         head_VD: the policy's head; logits are states times its transpose.
-        ref_states_RMD: the same of the reference. None: there is no reference; ref_logp is then the policy's
-            own log pi, without gradient, and the KL is zero.
-        ref_head_VD: the same of the reference, or None.
+        ref_states_RMX: the same of the reference, whose width X may be another. None: there is no reference;
+            ref_logp is then the policy's own log pi, without gradient, and the KL is zero.
+        ref_head_VX: the same of the reference, or None.
         label_RM: the tokens themselves, 0 to V - 1.
         valid_RM: True on response tokens.
         blocks: how logits are computed; changes time and memory alone.
@@ -68,7 +68,7 @@ def logprob_kl(
         log pi(y), log pi_ref(y) and KL(ref || policy) >= 0 of each response token, in nats. They are zero,
         with zero gradient, outside valid_RM.
     """
-    return _statistics(states_RMD, head_VD, ref_states_RMD, ref_head_VD, label_RM, valid_RM, blocks, forms)[
+    return _statistics(states_RMD, head_VD, ref_states_RMX, ref_head_VX, label_RM, valid_RM, blocks, forms)[
         :3
     ]
 
