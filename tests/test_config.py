@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from sparsepo_jax.config.load import ConfigError, json_schema, load_config, save_config
 from sparsepo_jax.config.schema.base import Section
 from sparsepo_jax.config.schema.data import Data, FileSource, Holdout, ReviewsSource
-from sparsepo_jax.config.schema.masks import ActivationMask, LearnedMask, OnesMask
+from sparsepo_jax.config.schema.masks import ActivationMask, LearnedMask, OnesMask, RandomMask
 from sparsepo_jax.config.schema.models import Policy
 from sparsepo_jax.config.schema.objectives import Dpo, MaPO, SparsePO
 from sparsepo_jax.config.schema.root import Config
@@ -395,9 +395,31 @@ def test_an_overridden_kind_within_a_section_drops_only_there(load):
     assert notes == ["objective.mask.kind=activation: dropped init, which activation does not have"]
 
 
-def test_a_mask_stays_where_the_new_objective_has_one(load):
-    config, notes = load("objective: {l1_kl: 1, mask: {kind: learned, init: ones}}", "objective.kind=mapo")
-    assert config.objective == MaPO(kind="mapo", mask=LearnedMask(init="ones"))
+@pytest.mark.parametrize(
+    ("of_file", "changed", "mask"),
+    [
+        ("kind: sparsepo, mask: {kind: learned}", "mapo", ActivationMask()),
+        (
+            "kind: sparsepo, mask: {kind: learned, sharing: common, official: true}",
+            "mapo",
+            ActivationMask(official=True),
+        ),
+        ("kind: mapo, mask: {kind: activation, groups: [mlp], on: kl}", "sparsepo", LearnedMask(on="kl")),
+        ("kind: sparsepo, mask: {kind: random}", "mapo", RandomMask(kind="random")),
+    ],
+)
+def test_an_objective_that_is_known_by_its_mask_gets_it(load, of_file, changed, mask):
+    """Kills: objective.kind=mapo, as the recipes write it, that trains a learned mask under MaPO's name."""
+    config, notes = load(f"objective: {{{of_file}}}", f"objective.kind={changed}")
+    assert config.objective.kind == changed and config.objective.mask == mask
+    said = [note for note in notes if "becomes" in note]
+    assert len(said) == (mask.kind != "random") and all(f"becomes {mask.kind}" in note for note in said)
+
+
+def test_a_learned_mask_is_kept_under_mapo_by_its_name(load):
+    text = "objective: {l1_kl: 1, mask: {kind: learned, init: official}}"
+    config, notes = load(text, "objective.kind=mapo", "objective.mask.kind=learned")
+    assert config.objective == MaPO(kind="mapo", mask=LearnedMask(init="official"))
     assert notes == ["objective.kind=mapo: dropped l1_kl, which mapo does not have"]
 
 

@@ -82,6 +82,36 @@ def test_a_recipe_has_a_plan_without_a_network(path):
     assert "unknown parameters" not in plan and "bytes per device: weights" in plan
 
 
+def others(path: Path) -> list[list[str]]:
+    """The overrides that a header names behind "Others:", several kinds in a clause each by itself."""
+    header = re.sub(r"\n#\s*", " ", path.read_text().split("\nstages:")[0])
+    found = re.search(r"Others: (.*?)(?:\. [A-Zo]|\.?$)", header)
+    overrides = []
+    for clause in found[1].split(";") if found else ():
+        kinds = re.search(r"objective\.kind=(\w+(?:, \w+(?![.\w=]))*)", clause)[1]
+        settings = [x for x in re.findall(r"[a-z_.]+=[\w.-]*\w", clause) if "objective.kind=" not in x]
+        overrides += [[f"objective.kind={kind}", *settings] for kind in kinds.split(", ")]
+    return overrides
+
+
+OTHERS = [(path, x) for path in sorted(RECIPES.glob("*.yaml")) for x in others(path)]
+
+
+@pytest.mark.parametrize(("path", "overrides"), OTHERS, ids=lambda x: getattr(x, "stem", None))
+def test_the_overrides_in_a_header_give_the_objective_that_they_name(path, overrides):
+    """Kills: MaPO on the learned mask of the recipe; L1, or a mask, that DPO keeps."""
+    assert len(OTHERS) > 30
+    config, _ = load_config(str(path), overrides)
+    objective, kind = config.objective, overrides[0].partition("=")[2]
+    assert objective.kind == kind
+    assert (objective.mask and objective.mask.kind) == ("activation" if kind == "mapo" else None)
+    for name, value in (override.split("=") for override in overrides[1:]):
+        node = config
+        for part in name.split("."):
+            node = getattr(node, part)
+        assert node == float(value)
+
+
 QUICK = {"imdb"}  # the others run shrunk among the slow tests
 
 

@@ -227,6 +227,10 @@ def _drop_other_kinds(
         for dropped, why in ((foreign, f"which {kind} does not have"), (left, stays_behind)):
             if dropped:
                 notes.append(f"{dotted((*at, 'kind'))}={kind}: dropped {', '.join(dropped)}, {why}")
+        for key in kept.keys() & set(old_section.own) & set(new_section.own):
+            kept = kept | {
+                key: _of_new_default(kept[key], old_fields[key], new_fields[key], (*at, key), changes, notes)
+            }
     shared = old_fields.keys() & new_fields.keys()
     return {
         key: _drop_other_kinds(item, old_fields[key], new_fields[key], (*at, key), changes, notes)
@@ -234,6 +238,22 @@ def _drop_other_kinds(
         else item
         for key, item in kept.items()
     }
+
+
+def _of_new_default(
+    value: Any, old: Any, new: Any, at: Keys, changes: Mapping[Keys, Any], notes: list[str]
+) -> Any:
+    """A section that is own to both kinds, without its `kind` where that is the default of the old one alone.
+
+    So it takes the new one's: objective.kind=mapo turns sparsepo's learned mask into one of activations.
+    """
+    before, after = kind_of(old, {}), kind_of(new, {})
+    if at in changes or not isinstance(value, dict) or before == after or value.get("kind") != before:
+        return value
+    place = dotted((*at, "kind"))
+    if (*at, "kind") not in changes:
+        notes.append(f"{place}: {before} becomes {after}, the new kind's; {place}={before} keeps it")
+    return {key: item for key, item in value.items() if key != "kind"}
 
 
 def _with_nearest_kinds(value: Any, annotation: Any, at: Keys, mistakes: list[str]) -> Any:
