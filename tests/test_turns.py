@@ -1,5 +1,6 @@
 """Responses of several turns: which tokens are trained on, and that the others are only read."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,18 @@ from helpers.chat import (
     chat_tokenizer,
     tool,
 )
+from helpers.configs import make_config
 from helpers.loading import Load
+from helpers.tiny import GPT2
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.stop import Stop
 from sparsepo_jax.data.inspect import format_rows
 from sparsepo_jax.eval.lexicon import mark_table
 from sparsepo_jax.eval.records import pair_record
 from sparsepo_jax.eval.scores import PairScore, ResponseScore
 from sparsepo_jax.report.heatmap import parse_pair
-from sparsepo_jax.stages.po import _refuse_turns_between
+from sparsepo_jax.stages.context import Run
+from sparsepo_jax.stages.po import check_po
 
 LOOK = {"role": "assistant", "content": "Look"}
 MORE = {"role": "user", "content": "Go on"}
@@ -289,9 +294,23 @@ def test_a_call_of_sharegpt_is_one_of_the_assistant(load):
     assert '"add"' in own(tables[0], tokenizer) and "7" not in own(tables[0], tokenizer)
 
 
-def test_an_objective_that_reads_a_token_at_the_next_one_refuses_turns_between(load):
-    importance = frozenset({"importance"})
-    with pytest.raises(UserError, match="the importance of tokens is not known where turns"):
-        _refuse_turns_between(importance, load([PAIR], CHAT))
-    _refuse_turns_between(frozenset(), load([PAIR], CHAT))
-    _refuse_turns_between(importance, load([{"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}], CHAT))
+@pytest.mark.parametrize("kind", ["tidpo", "tbpo_q", "kto"])
+def test_what_reads_more_of_tokens_trains_on_rows_with_turns_between(kind, tmp_path):
+    """Each finds a token in its own column; see test_token_guided. Kills: a refusal by a reason of old."""
+    dialogues = [{**PAIR, "prompt": [{**USER, "content": text}]} for text in ("One", "Two")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dialogues))
+    config = make_config(
+        output_dir=str(tmp_path / "run"),
+        policy={"config": GPT2 | {"vocab_size": 257, "n_positions": 256}},
+        tokenizer={"kind": "bytes"},
+        objective={"kind": kind},
+        po={"batch_size": 8},
+        data={
+            "train": [{"path": str(tmp_path / "rows.jsonl")}],
+            "train_on": "assistant",
+            "cache_dir": str(tmp_path / "cache"),
+        },
+    )
+    run = Run(config, Stop())
+    check_po(run)
+    assert run.training_pairs.between is not None

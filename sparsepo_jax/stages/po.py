@@ -92,7 +92,6 @@ def check_po(run: Run) -> None:
     run.check_training("po")
     table, eval_pairs = run.training_pairs, run.evaluation_pairs
     run.marks.check_data("po", _rows_that_decide(run, table))
-    _refuse_turns_between(run.problem.reads, table)
     _check_room_to_answer(run, eval_pairs)
 
 
@@ -130,18 +129,6 @@ def _evaluate(
         for start in metric_starts(run.config, name):
             metrics |= {f"{start}/{metric}": x for metric, x in means.items()}
     return metrics
-
-
-def _refuse_turns_between(reads: frozenset[str], table: TokenTable) -> None:
-    """UserError if the objective reads what each token of a response does, where others stand between them.
-
-    The importance of a token is found at the position that predicts the next one of the response.
-    """
-    if "importance" in reads and table.between is not None:
-        raise UserError(
-            "objective.kind=tidpo: the importance of tokens is not known where turns of users or tools stand "
-            "between a response's tokens: take another objective, or rows whose responses are one turn"
-        )
 
 
 def _check_room_to_answer(run: Run, eval_pairs: TokenTable | None) -> None:
