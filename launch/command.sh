@@ -32,28 +32,28 @@ run() {
   fi
 }
 
-# needed SETTING...: those that have no default.
+# needed SETTING...: those that have no default. (No setting may have the name of the variable here, which would hide it.)
 needed() {
-  local name
-  for name in "$@"; do
-    [ -n "${!name}" ] || fail "--$name is not set; see the header of this script (--help)"
+  local of
+  for of in "$@"; do
+    [ -n "${!of}" ] || fail "--$of is not set; see the header of this script (--help)"
   done
 }
 
 # whole_numbers SETTING...: expects one in each.
 whole_numbers() {
-  local name
-  for name in "$@"; do
-    [[ ${!name} =~ ^[0-9]+$ ]] || fail "--${name//_/-}: expected a number, got '${!name}'"
+  local of
+  for of in "$@"; do
+    [[ ${!of} =~ ^[0-9]+$ ]] || fail "--${of//_/-}: expected a number, got '${!of}'"
   done
 }
 
 # place_by SETTING...: sets place, the flags --SETTING=VALUE of those that are set.
 place_by() {
-  local name
+  local of
   place=()
-  for name in "$@"; do
-    [ -z "${!name}" ] || place+=(--"$name=${!name}")
+  for of in "$@"; do
+    [ -z "${!of}" ] || place+=(--"$of=${!of}")
   done
 }
 

@@ -453,6 +453,9 @@ def test_watch_stops_hosts_that_do_not_learn_that_another_has_ended_and_gives_up
 
 @pytest.mark.parametrize("arguments, message", [
     ((*TPU[:3], "run", "a"), "--zone is not set"),
+    ((TPU[0], "--zone", "z", "--type", "v5litepod-8", "create"), "--name is not set"),
+    ((JOBSET[0], "delete"), "--name is not set"),
+    ((XPK[0], "--zone", "z", "--cluster", "c", "delete"), "--name is not set"),
     ((TPU[0], "--name", "n", "--zone", "z", "create"), "--type is not set"),
     ((*TPU[:5], "--type", "v9-1", "create"), "--version: none known for --type v9-1"),
     ((*TPU, "--share", "bucket", "install"), "--share: expected gs://BUCKET or HOST:/EXPORT, got 'bucket'"),
