@@ -109,8 +109,9 @@ def make_meter(lines, **reporting):
     return Meter("po", state, reporting, checks, total=5, programs=0)
 
 
-def step_metrics(loss=1.0, skipped=0):
-    return {name: jnp.float32(x) for name, x in {"loss": loss, "grad_norm": 1.0, "skipped": skipped}.items()}
+def step_metrics(loss=1.0, skipped=0, weight=4.0, **more):
+    numbers = {"loss": loss, "grad_norm": 1.0, "skipped": skipped, "weight": weight} | more
+    return {name: jnp.float32(x) for name, x in numbers.items()}
 
 
 def test_rates_are_those_of_all_processes(monkeypatch, meter_clock):
@@ -163,12 +164,38 @@ def test_a_window_says_the_learning_rate_and_the_updates_left_out_as_they_are_at
     meter = make_meter(lines, every_steps=4)
     steps = [(0.1, 1.0, 0), (0.2, 1.0, 0), (0.3, np.nan, 1), (0.3, 1.0, 1)]
     for step, (rate, loss, skipped) in enumerate(steps, start=1):
-        metrics = step_metrics(loss, skipped) | {"learning_rate": jnp.float32(rate)}
-        meter.add(step, metrics, jnp.ones((1, 4), bool), count(random_batch()))
+        meter.add(
+            step,
+            step_metrics(loss, skipped, learning_rate=rate),
+            jnp.ones((1, 4), bool),
+            count(random_batch()),
+        )
     meter.catch_up()
     ((_, _, metrics),) = lines
     assert metrics["skipped"] == 1
     np.testing.assert_allclose(metrics["learning_rate"], 0.3, rtol=1e-6)
+
+
+def test_a_class_is_averaged_over_the_rows_of_all_processes():
+    """A full batch of 8, and the last 2 rows of an epoch, where the other processes have fillers alone.
+
+    Kills: weights that are estimated from this process's part, in which both batches look the same.
+    """
+    lines = []
+    meter = make_meter(lines)
+    for step, (weight, share, reward) in enumerate([(8.0, 0.5, 1.0), (2.0, 1.0, 4.0)], start=1):
+        classes = {
+            "share/chosen": share,
+            "share/rejected": 1 - share,
+            "rewards/chosen": reward,
+            "rewards/rejected": 0.0,
+        }
+        metrics = step_metrics(weight=weight, **classes)
+        meter.add(step, metrics, jnp.ones((1, 4), bool), count(random_batch()))
+    meter.catch_up()
+    ((_, _, means),) = lines
+    np.testing.assert_allclose(means["rewards/chosen"], (4 * 1.0 + 2 * 4.0) / 6)
+    assert "weight" not in means
 
 
 def test_rates_leave_out_the_time_of_what_is_no_training(meter_clock):

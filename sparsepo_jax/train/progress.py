@@ -178,8 +178,8 @@ class Meter:
 
         Args:
             step: its number, from 1.
-            metrics: scalars of the step, among them "loss", "grad_norm" and "skipped" (all updates left out
-                so far).
+            metrics: scalars of the step, among them "loss", "grad_norm", "skipped" (all updates left out so
+                far) and "weight" (of all processes' rows together, as they count in the loss).
             finite: whether the loss of each row is a finite number, bool [micro-steps, rows].
             counts: of the step's batch.
 
@@ -230,6 +230,7 @@ class Meter:
         step, on_device, finite, counts = self._in_flight.popleft()
         self._counted = BatchCounts(*map(sum, zip(self._counted, counts, strict=True)))
         metrics = {name: float(value) for name, value in on_device.items()}
+        weight = metrics.pop("weight")
         if self._is_first and self._reporting.first_step is not None:
             self.note(self._reporting.first_step())
         self._is_first = False
@@ -238,7 +239,7 @@ class Meter:
             self._skipped = int(metrics["skipped"])
             self._tell_skipped(step, metrics, np.asarray(finite))
         else:
-            self._take(step, metrics, counts)
+            self._take(step, metrics, counts, weight)
         rates = self._rates()
         unit = self._reporting.unit
         self._bar.set_postfix_str(
@@ -264,12 +265,12 @@ class Meter:
             )
         self.note(f"{event}: left out ({self._skipped} of at most {self._checks.may_skip})")
 
-    def _take(self, step: int, metrics: dict[str, float], counts: BatchCounts) -> None:
+    def _take(self, step: int, metrics: dict[str, float], counts: BatchCounts, weight: float) -> None:
         """Lets a step with an update count in the window."""
         if step == 1 and self._checks.first_step is not None:
             self._checks.first_step(metrics, counts.tokens / counts.rows)
         self._window.append(metrics)
-        self._weights.append(counts.weight)
+        self._weights.append(weight)
         if self._reporting.watch is not None:
             for line in self._reporting.watch(step, metrics):
                 self.note(line)

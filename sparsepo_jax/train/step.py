@@ -243,7 +243,7 @@ def make_update(
     Returns:
         `update(state, reference, batch)`, which gives (state, metrics, finite). The batch is [micro-steps,
         rows, ...]. Metrics are means over the global batch, together with the learning rate, the gradient's
-        norms and the number of updates left out so far. finite, bool [micro-steps, rows], says whether the
+        norms, the number of updates left out so far, and the weight of the batch's rows together. finite, bool [micro-steps, rows], says whether the
         loss of each row is a finite number.
     """
 
@@ -285,6 +285,7 @@ def make_update(
         else:
             state = done
         metrics["skipped"] = state.skipped.astype(jnp.float32)
+        metrics["weight"] = weight
         return state, metrics, jnp.isfinite(loss_UB)
 
     return update
