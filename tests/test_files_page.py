@@ -1,6 +1,7 @@
 """docs/reference/files.md explains every name in a run's files, and no name that no run writes."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sparsepo_jax.eval.scores import ResponseScore
 from sparsepo_jax.eval.which_tokens import FIGURES
 from sparsepo_jax.masks.source import unit_source
 from sparsepo_jax.ops.routing import RouterSums, router_metrics
+from sparsepo_jax.run.places import WRITTEN
 from sparsepo_jax.train.metrics import log_ratio_metrics, pair_metrics
 
 # What a step has beside the metrics of its rows; finished runs are held against the page in test_run.py.
@@ -58,6 +60,13 @@ def test_the_table_of_the_summary_is_that_of_the_report():
     spec.loader.exec_module(summary)
     models = sys.modules["models"]
     assert models.rendered(PAGE, summary.PAGE, summary.BLOCKS) == PAGE, "run: python docs/summary.py"
+
+
+def test_every_file_of_the_page_is_kept_from_being_written_over():
+    """Where no run was. stages.json and the trackers' own go on where they are."""
+    of_page = PAGE.split("| file | content |")[1].split("\n\n")[0]
+    named = {name for row in of_page.splitlines() for name in re.findall(r"`([\w.]+)`", row.split(" | ")[0])}
+    assert named - {"stages.json", "mlflow.db"} == set(WRITTEN)
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -5,16 +5,38 @@ from pathlib import Path
 
 from sparsepo_jax.config.rounds import ROUND
 from sparsepo_jax.config.schema.root import Config
+from sparsepo_jax.config.yaml_text import NotYaml, parse, write
 from sparsepo_jax.models.directory import ADAPTER, CONFIG
 from sparsepo_jax.run.resume import LOOKING, TRAINING
 
+# Files that a run writes at the top of output_dir, whatever is there.
+WRITTEN = (
+    "config.yaml",
+    "metrics.jsonl",
+    "trackers.json",
+    "pushed.json",
+    "summary.json",
+    "pairs.jsonl",
+    "scores.jsonl",
+    "weighed.jsonl",
+    "weights.html",
+    "samples.jsonl",
+    "generations.jsonl",
+    "measures.json",
+    "measures_samples.jsonl",
+    "harness.json",
+    "pairs_made.jsonl",
+    "scored_samples.jsonl",
+    "report.html",
+    "template_date.json",
+)
 _MOST_NAMED = 3
 # What an export that broke off may have left without a config.json.
 _OF_EXPORTS = ("unfinished-*", "model*.safetensors*", "adapter", "base")
 
 
 def place_mistakes(config: Config) -> Iterator[str]:
-    """Files where directories would have to be made, and other people's files where an export would go."""
+    """Files where directories would have to be made, and other people's files where a run's would go."""
     for name, path in (("output_dir", config.output_dir), ("export.path", config.export.path)):
         if path is None:
             continue
@@ -37,6 +59,8 @@ def place_mistakes(config: Config) -> Iterator[str]:
             f"{', '.join(config.stages)} would read none of them: one is read with --config "
             f"{config.output_dir}/NAME/config.yaml, all with --sweep; else take another output_dir"
         )
+    if not LOOKING.issuperset(config.stages) and config.rounds is None:
+        yield from _would_be_written_over(output_dir)
     if "export" in config.stages:
         place = Path(config.export.path or output_dir / "export")
         if others := _other_files(place):
@@ -45,6 +69,29 @@ def place_mistakes(config: Config) -> Iterator[str]:
                 f"export.path: {place} holds no model, but {', '.join(others[:_MOST_NAMED])}{more}: an "
                 "export would lie among them, and be pushed with them: name a new or empty directory"
             )
+
+
+def _would_be_written_over(output_dir: Path) -> Iterator[str]:
+    """Files that are named as a run's are, in a directory where no run was: data, or the config itself."""
+    if (output_dir / "stages.json").is_file() or any((output_dir / stage).is_dir() for stage in TRAINING):
+        return
+    if _is_record(output_dir / "config.yaml"):
+        return
+    if names := [name for name in WRITTEN if (output_dir / name).is_file()]:
+        more = " and more" if len(names) > _MOST_NAMED else ""
+        yield (
+            f"output_dir: {output_dir} holds no run, but {', '.join(names[:_MOST_NAMED])}{more}: a run would "
+            "write its own over them: put them elsewhere, or take another output_dir"
+        )
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a config is as a run writes it, so that nothing is lost with it, such as comments."""
+    try:
+        text = path.read_text()
+        return write(parse(text)) == text
+    except (OSError, UnicodeDecodeError, NotYaml):
+        return False
 
 
 def _other_files(place: Path) -> list[str]:

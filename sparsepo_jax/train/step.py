@@ -243,8 +243,8 @@ def make_update(
     Returns:
         `update(state, reference, batch)`, which gives (state, metrics, finite). The batch is [micro-steps,
         rows, ...]. Metrics are means over the global batch, together with the learning rate, the gradient's
-        norms, the number of updates left out so far, and the weight of the batch's rows together. finite, bool [micro-steps, rows], says whether the
-        loss of each row is a finite number.
+        norms, the number of updates left out so far, and the weight of the batch's rows together. finite,
+        bool [micro-steps, rows], says whether the loss of each row is a finite number.
     """
 
     def update(
