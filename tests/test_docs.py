@@ -275,21 +275,44 @@ def is_setting(path: str) -> bool:
     return True
 
 
+def texts_in(path: Path) -> str:
+    """The texts in a module: errors, notes and help, a line each, what stands in braces left out."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return "\n".join(x.value for x in nodes if isinstance(x, ast.Constant) and isinstance(x.value, str))
+
+
 def test_settings_that_are_named_are_there():
-    """In text, too, where nothing loads them: `po.skip_nonfinite` in a sentence about failures."""
+    """In text, too, where nothing loads them: `po.skip_nonfinite` in a sentence, or in an error."""
     pages = TEXT | {path.name: path.read_text() for path in (ROOT / "launch").iterdir()}
     pages |= {path.name: path.read_text() for path in (ROOT / "configs").rglob("*.yaml")}
+    pages |= {name: (ROOT / name).read_text() for name in ("CONTRIBUTING.md", "notebooks/sparsepo.ipynb")}
+    pages |= {str(path): texts_in(path) for path in (ROOT / "sparsepo_jax").rglob("*.py")}
     sections = "|".join(name for name, node in SCHEMA["properties"].items() if fields_below(node))
-    pattern = rf"(?<![\w./-])(?:{sections})(?:\.\w+)+"
+    pattern = rf"(?<![\w./-])(?:{sections})(?:\.\w+)+(?![\w.])"
     named = {(name, page) for page, text in pages.items() for name in re.findall(pattern, text)}
-    files = (".json", ".jsonl", ".yaml", ".html", ".safetensors", ".md")
-    figures = {"harness.arc_easy.acc", "measures.text.rouge1"}  # of results
+    files = (".json", ".jsonl", ".yaml", ".html", ".safetensors", ".md", "tokenizer.model")
+    figures = {"harness.arc_easy.acc", "harness.TASK.METRIC", "measures.text.rouge1"}  # of results
     wrong = {
         (name, page)
         for name, page in named
-        if name not in figures and not name.endswith(files) and not is_setting(name)
+        # An underscore at the end: what follows stands in braces.
+        if name not in figures and not name.endswith((*files, "_")) and not is_setting(name)
     }
-    assert len(named) > 200 and not wrong
+    assert len(named) > 700 and not wrong
+
+
+def test_tests_that_are_named_are_there():
+    """`pytest FILE -k WORD` selects something by a test's name or a row's id."""
+    pages = TEXT | {"CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text()}
+    commands = {
+        shown for text in pages.values() for shown in re.findall(r"pytest [^`)|\n]*-k \w+[^`)|\n]*", text)
+    }
+    assert len(commands) > 5
+    for command in commands:
+        word = re.search(r"-k (\w+)", command)[1]
+        paths = re.findall(r"tests/\w+\.py", command) or sorted((ROOT / "tests").glob("test_*.py"))
+        source = "".join((ROOT / path).read_text() for path in paths)
+        assert re.search(rf"def test_\w*{word}|id=\"\w*{word}", source), command
 
 
 def test_the_page_of_data_names_every_column_that_is_read():

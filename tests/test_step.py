@@ -700,8 +700,12 @@ def test_masks_that_start_near_one_do():
 def test_meshes_that_do_not_fit_are_refused():
     from sparsepo_jax.core.errors import UserError
 
-    with pytest.raises(UserError, match="data=3, fsdp=1, tensor=1 does not fit 8 device"):
+    of_all = "data=3 x fsdp=1 x tensor=1 makes 3, and there are 8 device.*: set one of them to null"
+    with pytest.raises(UserError, match=of_all):
         make_mesh(3, 1, 1)
+    # One is null already.
+    with pytest.raises(UserError, match="fsdp=16 x tensor=1 makes 16, .*: it must divide 8: set them lower"):
+        make_mesh(None, 16, 1)
     assert dict(make_mesh(None, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 
 

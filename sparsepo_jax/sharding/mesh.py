@@ -50,10 +50,16 @@ def make_mesh(
     count = len(devices)
     sizes = tuple(size or count // math.prod(size for size in asked if size) for size in asked)
     if math.prod(sizes) != count:
-        axes = ", ".join(f"{axis}={size if size else 'free'}" for axis, size in zip(AXES, asked, strict=True))
+        given = {axis: size for axis, size in zip(AXES, asked, strict=True) if size}
+        product = " x ".join(f"{axis}={size}" for axis, size in given.items())
+        remedy = (
+            "set one of them to null, which takes what the others leave"
+            if len(given) == len(asked)
+            else f"it must divide {count}: set them lower"
+        )
         raise UserError(
-            f"compute.mesh: {axes} does not fit {count} device(s): the product must be {count}; "
-            "leave one axis null"
+            f"compute.mesh: {product} makes {math.prod(given.values())}, and there are {count} device(s): "
+            f"{remedy}"
         )
     return Mesh(grid_of(sizes, slices, devices), AXES, axis_types=(AxisType.Auto,) * 3)
 
