@@ -189,13 +189,20 @@ def test_configs_are_accepted(block, tmp_path):
 
 
 def commands() -> list:
-    """Every command of a shell block that starts the main program."""
+    """Every command of a shell block, or of a config's header, that starts the main program."""
+    blocks = [
+        (name, block)
+        for name, text in TEXT.items()
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    ]
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        header = path.read_text().split("\nstages:")[0]
+        blocks.append((path.relative_to(ROOT).as_posix(), re.sub(r"^# *", "", header, flags=re.MULTILINE)))
     lines = []
-    for name, text in TEXT.items():
-        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                if line.startswith("python -m sparsepo_jax.main "):
-                    lines.append(pytest.param(line, id=f"{name}-{len(lines)}"))
+    for name, block in blocks:
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("python -m sparsepo_jax.main "):
+                lines.append(pytest.param(line, id=f"{name}-{len(lines)}"))
     return lines
 
 
