@@ -24,18 +24,21 @@ def make_plan(
     weights=None,
     batch_size=8,
     token_rows=1,
+    micro_steps=1,
     strata=4,
     buckets=3,
     seed=0,
     shuffle=True,
     epochs=3.0,
+    shared=True,
     **length,
 ):
     return BatchPlan(
-        sizes_of(*lengths(rows), shared=True),
+        sizes_of(*lengths(rows), shared=shared),
         weights,
         batch_size=batch_size,
         rows=token_rows,
+        micro_steps=micro_steps,
         strata=strata,
         buckets=buckets,
         seed=seed,
@@ -75,10 +78,11 @@ def rows_of(plan, epoch):
     buckets=st.integers(1, 8),
     seed=st.integers(0, 3),
     shuffle=st.booleans(),
+    shared=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
 def test_an_epoch_sees_each_row_once_in_a_shape_that_holds_it(
-    rows, per_row, token_rows, strata, buckets, seed, shuffle
+    rows, per_row, token_rows, strata, buckets, seed, shuffle, shared
 ):
     prompt_N, response_NP = lengths(rows)
     batch_size = per_row * token_rows
@@ -90,6 +94,7 @@ def test_an_epoch_sees_each_row_once_in_a_shape_that_holds_it(
         buckets=buckets,
         seed=seed,
         shuffle=shuffle,
+        shared=shared,
     )
     assert plan.batches_per_epoch == -(-rows // batch_size)
     shapes, fillers = set(), []
@@ -102,7 +107,8 @@ def test_an_epoch_sees_each_row_once_in_a_shape_that_holds_it(
         fillers.append((batch.rows == FILLER).sum())
         for row in batch.rows.reshape(token_rows, per_row):
             row = row[row != FILLER]
-            assert (prompt_N[row] + response_NP[row].sum(axis=1) - 2).sum() <= batch.shape.positions
+            prompts = 1 if shared else 2
+            assert (prompts * prompt_N[row] + response_NP[row].sum(axis=1) - 2).sum() <= batch.shape.positions
             assert response_NP[row].sum() <= batch.shape.tokens
     assert len(shapes) <= buckets, "whatever an epoch brings"
     assert sum(x > 0 for x in fillers) <= 3, "one batch of an epoch lacks rows"
@@ -134,12 +140,42 @@ def test_row_weights_repeat_rows_and_draw_the_fraction_anew():
     assert halves[0] != halves[1]
 
 
-def test_another_number_of_devices_or_micro_steps_changes_no_batch():
-    """Kills: batches composed by the rows of tokens they are laid in, so that a run that goes on with other
-    devices loses pairs."""
+def test_another_number_of_micro_steps_changes_no_batch():
+    """Kills: batches composed by the rows of tokens they are laid in, so that a run that goes on with more
+    micro-steps loses pairs."""
     in_one_row, in_four = make_plan(100), make_plan(100, token_rows=4)
     for n in range(3 * in_one_row.batches_per_epoch):
         assert sorted(in_one_row.batch(n).rows) == sorted(in_four.batch(n).rows)
+
+
+@given(seed=st.integers(0, 99), strata=st.integers(1, 5), micro_steps=st.sampled_from([1, 2, 4]))
+@settings(max_examples=30, deadline=None)
+def test_another_layout_or_number_of_devices_changes_no_batch_and_no_micro_step(seed, strata, micro_steps):
+    """Kills: rows sorted by what they take up, so that a run of the other layout sees other batches, and one
+    that goes on in it sees pairs twice and others never; and micro-steps that are dealt over together with
+    devices, so that AOT, which sorts those of a micro-step, is another thing on another mesh."""
+    rng = np.random.default_rng(seed)
+    prompts, responses = rng.integers(1, 200, 60), rng.integers(1, 90, (60, 2))
+
+    def micro_steps_of(devices, shared):
+        plan = BatchPlan(
+            sizes_of(prompts, responses, shared=shared),
+            None,
+            batch_size=8,
+            rows=micro_steps * devices,
+            micro_steps=micro_steps,
+            strata=strata,
+            buckets=3,
+            seed=seed,
+            shuffle=True,
+            epochs=2.0,
+        )
+        batches = (plan.batch(n).rows.reshape(micro_steps, -1) for n in range(plan.steps))
+        return [np.sort(rows, axis=1).tolist() for rows in batches]
+
+    expected = micro_steps_of(1, shared=True)
+    assert micro_steps_of(1, shared=False) == expected
+    assert micro_steps_of(2, shared=True) == micro_steps_of(2, shared=False) == expected
 
 
 def test_more_buckets_pad_less():
@@ -234,21 +270,26 @@ def test_a_short_run_has_fewer_shapes():
 @given(
     rows=st.integers(1, 60),
     per_row=st.integers(1, 8),
-    token_rows=st.integers(1, 3),
+    devices=st.integers(1, 3),
+    micro_steps=st.integers(1, 3),
     buckets=st.integers(1, 4),
     seed=st.integers(0, 9),
+    shared=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_batch_exceeds_what_a_run_too_long_to_look_at_takes(rows, per_row, token_rows, buckets, seed):
-    """Its largest shape is a bound, with fractional weights, too."""
+def test_no_batch_exceeds_what_a_run_too_long_to_look_at_takes(
+    rows, per_row, devices, micro_steps, buckets, seed, shared
+):
+    """Its largest shape is a bound, with fractional weights, too, and where a short row takes more."""
     prompts, responses = lengths(rows, seed)
     weights = np.random.default_rng(seed).choice([0.3, 0.5, 1.0, 1.7], rows)
     weights[0] = 1.0
     plan = BatchPlan(
-        sizes_of(prompts, responses, shared=True),
+        sizes_of(prompts, responses, shared=shared),
         weights,
-        batch_size=per_row * token_rows,
-        rows=token_rows,
+        batch_size=per_row * devices * micro_steps,
+        rows=devices * micro_steps,
+        micro_steps=micro_steps,
         strata=4,
         buckets=buckets,
         seed=seed,

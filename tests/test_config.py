@@ -765,7 +765,7 @@ def test_the_rows_of_an_epoch_are_those_that_its_batches_have(tmp_path, sources)
         Path(file["path"]).write_text("{}\n" * rows)
     weights = np.repeat([weight for _, weight in sources], [rows for rows, _ in sources])
     plan = BatchPlan(
-        Sizes(*np.ones((3, len(weights)), np.int64)),
+        Sizes(*np.ones((4, len(weights)), np.int64)),
         weights.astype(np.float32),
         **{"batch_size": 1, "rows": 1, "strata": 1, "buckets": 1, "seed": 0, "shuffle": True},
     )

@@ -6,9 +6,10 @@ the position in the data is the step number, and another number of hosts changes
 
 An epoch sorts the rows of the table by length and cuts them into strata. Every batch draws the same number of
 rows of about the same length from each stratum, so that batches are all of about the same size, and none has
-long or short rows alone. A batch is then dealt, from long to short and to and fro, over rows of tokens: one
-for each device and micro-step, all of one length, which fill up well because each gets something of every
-stratum. Which rows meet in a batch does not depend on how many rows of tokens it is dealt over.
+long or short rows alone. A batch is then dealt, from long to short and to and fro, over micro-steps, and each
+of these over rows of tokens: one for each device, all of one length, which fill up well because each gets
+something of every stratum. Which rows meet in a batch depends neither on micro-steps and devices nor on the
+layout in which the rows are laid there, and which meet in a micro-step not on devices and layout.
 
     positions of each row        31 12 45 8 22 17         batches of 3 from 3 strata: {45 31} {22 17} {12 8}
     an epoch                     [45 17 12] [31 22 8]     in 1 row of tokens: 74 and 61 positions
@@ -185,12 +186,12 @@ class BatchPlan:
             if drawn > 0:
                 parts.append(draws.choice(rows, drawn, replace=False))
         rows = draws.permutation(np.concatenate(parts))
-        return rows[np.argsort(-self._sizes.positions_N[rows], kind="stable")]
+        return rows[np.argsort(-self._sizes.length_N[rows], kind="stable")]
 
     def _groups(self, rows: np.ndarray, per_stratum: int, draws: np.random.Generator) -> np.ndarray:
         """[batches, per_stratum]: a stratum's rows in groups of about the same length, FILLER at the end."""
         # Lengths are blurred, so that rows of nearly the same length have other neighbours in every epoch.
-        blurred = self._sizes.positions_N[rows] * draws.uniform(1, 1 + JITTER, len(rows))
+        blurred = self._sizes.length_N[rows] * draws.uniform(1, 1 + JITTER, len(rows))
         rows = rows[np.argsort(-blurred, kind="stable")]
         fillers = np.full(self.batches_per_epoch * per_stratum - len(rows), FILLER)
         return np.concatenate([rows, fillers]).reshape(-1, per_stratum)
@@ -204,19 +205,22 @@ class BatchPlan:
     def _dealt(self, batches: np.ndarray) -> np.ndarray:
         """The rows of each batch in the order of its rows of tokens.
 
-        Rows are dealt from long to short: the row of tokens that comes first in one deal comes last in the
-            next.
+        They are dealt over micro-steps first, so that which rows meet in one depends neither on the devices
+        nor on the layout, and then over the rows of tokens of each.
         """
-        lengths = np.where(batches == FILLER, -1, self._sizes.positions_N[batches])
-        from_long = np.take_along_axis(batches, np.argsort(-lengths, axis=1, kind="stable"), axis=1)
-        deals = from_long.reshape(len(batches), -1, self.rows)
-        deals[:, 1::2] = deals[:, 1::2, ::-1]
-        return deals.transpose(0, 2, 1).reshape(len(batches), -1)
+        of_micro_steps = _deal(batches, self._sizes.length_N, self.micro_steps)
+        of_rows = _deal(
+            of_micro_steps.reshape(len(batches) * self.micro_steps, -1),
+            self._sizes.positions_N,
+            self.rows // self.micro_steps,
+        )
+        return of_rows.reshape(len(batches), -1)
 
     def _needs(self, batches: np.ndarray) -> np.ndarray:
         """[batches, 3]: the smallest shape that holds each batch, before rounding."""
         is_filler = batches == FILLER
-        positions, tokens, longest = (np.where(is_filler, 0, size_N[batches]) for size_N in self._sizes)
+        of_rows = self._sizes.positions_N, self._sizes.tokens_N, self._sizes.longest_N
+        positions, tokens, longest = (np.where(is_filler, 0, size_N[batches]) for size_N in of_rows)
         sums = [
             size.reshape(len(batches), self.rows, -1).sum(axis=2).max(axis=1) for size in (positions, tokens)
         ]
@@ -259,8 +263,11 @@ class BatchPlan:
         # Rows of a fractional weight are counted as often as they may occur: the n-th longest of a part of
         # the rows is not longer than the n-th longest of all.
         counts = np.ceil(self._weight_N).astype(np.int64)
-        from_long = -np.sort(-np.repeat(self._sizes.positions_N, counts))
-        longest_of_strata = from_long[np.minimum(starts, len(from_long) - 1)]
+        from_long = np.argsort(-self._sizes.length_N, kind="stable")
+        positions_N = np.repeat(self._sizes.positions_N[from_long], counts[from_long])
+        # Where the prompt runs twice, a shorter row may take more positions.
+        most_from_here = np.maximum.accumulate(positions_N[::-1])[::-1]
+        longest_of_strata = most_from_here[np.minimum(starts, len(most_from_here) - 1)]
         deals = np.arange(0, self.batch_size, self.rows)
         longest_of_deals = longest_of_strata[deals * self._strata // self.batch_size]
         most_tokens = -np.sort(-np.repeat(self._sizes.tokens_N, counts))[: len(deals)]
@@ -275,6 +282,23 @@ class BatchPlan:
         holds = (np.array(self._shapes)[None] >= needs[:, None]).all(axis=2)
         assert holds.any(axis=1).all(), "a batch beyond the bound of all batches"
         return holds.argmax(axis=1)
+
+
+def _deal(batches: np.ndarray, size_N: np.ndarray, hands: int) -> np.ndarray:
+    """[batches, hands, rows of each]: the rows of each batch, dealt from large to small.
+
+    The hand that comes first in one deal comes last in the next.
+
+    Args:
+        batches: [batches, rows of each], FILLER among them.
+        size_N: of each row.
+        hands: divides the rows of a batch.
+    """
+    sizes = np.where(batches == FILLER, -1, size_N[batches])
+    from_large = np.take_along_axis(batches, np.argsort(-sizes, axis=1, kind="stable"), axis=1)
+    deals = from_large.reshape(len(batches), -1, hands)
+    deals[:, 1::2] = deals[:, 1::2, ::-1]
+    return deals.transpose(0, 2, 1)
 
 
 def _rounded(length: float) -> int:

@@ -34,11 +34,13 @@ class Shape(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What each row of a table takes up, in the terms of `Shape`."""
+    """What each row of a table takes up, in the terms of `Shape`, and how long it is."""
 
     positions_N: np.ndarray
     tokens_N: np.ndarray
     longest_N: np.ndarray
+    length_N: np.ndarray
+    """Positions if the prompt runs once: the same in both layouts, so that the same rows meet in a batch."""
 
 
 def sizes_of(
@@ -59,11 +61,11 @@ def sizes_of(
     laid_NP = response_lengths_NP if laid_lengths_NP is None else laid_lengths_NP
     run_NP = laid_NP - 1  # the last token of a response is not run
     tokens_N = response_lengths_NP.sum(axis=1)
+    length_N = prompt_lengths_N + run_NP.sum(axis=1)
     if shared:
-        positions_N = prompt_lengths_N + run_NP.sum(axis=1)
-        return Sizes(positions_N, tokens_N, longest_N=positions_N)
+        return Sizes(length_N, tokens_N, longest_N=length_N, length_N=length_N)
     alone_NP = prompt_lengths_N[:, None] + run_NP
-    return Sizes(alone_NP.sum(axis=1), tokens_N, longest_N=alone_NP.max(axis=1))
+    return Sizes(alone_NP.sum(axis=1), tokens_N, longest_N=alone_NP.max(axis=1), length_N=length_N)
 
 
 def pack(
