@@ -139,6 +139,11 @@ def test_the_configuration_page_has_every_setting():
     assert all(f"\n## {name}" in page or f"| `{name}` |" in page for name in SCHEMA["properties"])
 
 
+def test_descriptions_speak_of_values_as_yaml_writes_them():
+    """Kills: "None: no limit", which whoever copies it into a config is refused."""
+    assert not re.search(r"\b(None|True|False)\b", CONFIGURATION.make_page(SCHEMA))
+
+
 def test_links_within_the_configuration_page_have_their_target():
     page = CONFIGURATION.make_page(SCHEMA)
     assert set(re.findall(r"\]\(#([\w-]+)\)", page)) <= set(re.findall(r"\{#([\w-]+)\}", page))

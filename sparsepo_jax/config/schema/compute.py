@@ -33,14 +33,14 @@ Size = Annotated[Positive | Literal["auto"], WrapValidator(_size)]
 
 class Mesh(Section):
     data: Positive | None = None
-    """Devices over which batches are cut. None (at most one axis): what the other axes leave."""
+    """Devices over which batches are cut. null (at most one axis): what the other axes leave."""
     fsdp: Positive | None = 1
     """Devices over which batches, weights and optimizer state are cut."""
     tensor: Positive | None = 1
     """Devices over which each layer's matrices and the vocabulary are cut."""
     slices: Positive | None = None
     """Groups of devices with a fast network of their own (TPU slices): `data` is cut over them first, then
-    `fsdp`. None: as the devices report it."""
+    `fsdp`. null: as the devices report it."""
 
     @model_validator(mode="after")
     def _one_free(self) -> Self:
@@ -108,9 +108,9 @@ class Compute(Section):
     mesh: Mesh = Mesh()
     """How the devices are arranged: data x fsdp x tensor."""
     compile_cache: PathText | None = None
-    """Directory of compiled programs. None: sparsepo_jax in the user's cache directory."""
+    """Directory of compiled programs. null: sparsepo_jax in the user's cache directory."""
     distributed: bool | None = None
-    """Whether this process is one of several that make one run. None: if JAX_COORDINATOR_ADDRESS is set, in a
+    """Whether this process is one of several that make one run. null: if JAX_COORDINATOR_ADDRESS is set, in a
     Slurm step of several tasks, or if TPU_WORKER_HOSTNAMES names several. true: find the others as
     jax.distributed does (Cloud TPU, GKE, Slurm, MPI)."""
 

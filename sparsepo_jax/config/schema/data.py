@@ -123,7 +123,7 @@ class Ranked(Section):
     margin: NonNegative = 0.0
     """Pairs whose scores do not differ by more are left out, and counted."""
     score: str | None = None
-    """The column, or the field of each answer, that holds the score. None: the first of score(s),
+    """The column, or the field of each answer, that holds the score. null: the first of score(s),
     overall_score, rating(s), reward(s) (higher is better) and rank(s) (lower is better)."""
 
 
@@ -140,16 +140,16 @@ class Data(Section):
     pairs."""
     prompt_words: Positive | None = None
     """The prompt is the first so many words of the text in data.prompts, as in the paper's IMDB data (with
-    columns: {prompt: text}). None: all of it."""
+    columns: {prompt: text}). null: all of it."""
     ranked: Ranked = Ranked()
     """How rows with several answers and their scores become pairs (UltraFeedback's completions; responses
     with scores, or with the best first)."""
     holdout: Holdout | None = None
-    """Keep part of data.train for evaluation. None: train on all of it."""
+    """Keep part of data.train for evaluation. null: train on all of it."""
     max_length: Annotated[int, Field(ge=2, lt=2**31), IsNumber] | None = None
-    """Longest prompt + response, tokens. None: the smaller of 2048 and the model's positions."""
+    """Longest prompt + response, tokens. null: the smaller of 2048 and the model's positions."""
     max_prompt_length: Positive | None = None
-    """Longest prompt, tokens; its end is kept. None: half of max_length."""
+    """Longest prompt, tokens; its end is kept. null: half of max_length."""
     separator: str = ""
     """Put between prompt and response (text rows); it counts as prompt."""
     template: Literal["none", "chat", "paper"] = "none"
@@ -159,7 +159,7 @@ class Data(Section):
     """Passed to the chat template (e.g. enable_thinking: false); chat_template names another one of the
     tokenizer's, or is its Jinja text. A row's column chat_template_kwargs overrides them."""
     template_date: Annotated[str, AfterValidator(_day)] | None = None
-    """YYYY-MM-DD, the day given to a chat template that writes today's date. None: the day on which the run
+    """YYYY-MM-DD, the day given to a chat template that writes today's date. null: the day on which the run
     first reads its data, which it keeps in template_date.json, so that continuing on another day changes no
     token."""
     train_on: Literal["last", "assistant"] = "last"
@@ -168,7 +168,7 @@ class Data(Section):
     prompt (what `{% generation %}` marks, if the chat template has it). Turns of users and tools between
     them are read, and are no response tokens."""
     add_bos: bool | None = None
-    """Begin text prompts with a BOS token. None: if the tokenizer has one. Does not apply to chat templates,
+    """Begin text prompts with a BOS token. null: if the tokenizer has one. Does not apply to chat templates,
     which write their own."""
     add_eos: bool = True
     """End text responses with an EOS token. Does not apply to chat templates, which write their own."""
@@ -176,7 +176,7 @@ class Data(Section):
     """What happens to a row that cannot be used: stop with its number and the reason, or leave it out and
     list it in output_dir/bad_rows_NAME.jsonl."""
     cache_dir: PathText | None = None
-    """Where tokenised data is kept. None: sparsepo_jax in the user's cache directory."""
+    """Where tokenised data is kept. null: sparsepo_jax in the user's cache directory."""
     buckets: Annotated[int, Field(ge=1, le=8), IsNumber] = 4
     """The most batch shapes to use: fewer compile less, more pad less."""
     strata: Positive = 4

@@ -33,14 +33,14 @@ class Evaluation(Section):
     """Pairs a batch; changes speed, not results (but the loss of aot and aot_unpaired, which sort the
     pairs of a batch)."""
     max_pairs: Positive | None = None
-    """Evaluate on the first so many pairs (of each set). None: on all."""
+    """Evaluate on the first so many pairs (of each set). null: on all."""
     main: str | None = None
     """The set of data.eval that headlines are about, where its sets have names: the metrics eval/..., what
-    stands first in summary.json and the report, answered prompts, pairs shown. None: the first of them."""
+    stands first in summary.json and the report, answered prompts, pairs shown. null: the first of them."""
     sampled_prompts: Positive | None = None
     """Let the policy answer the first so many distinct prompts, before and after po, one response each from
     the policy's own distribution (temperature 1, nothing cut off; of `generation` only max_new_tokens and
-    batch_size count). None: nothing is sampled."""
+    batch_size count). null: nothing is sampled."""
     lexicons: list[Lexicon] = []
     """Word lists that say which tokens are decisive, in pairs that do not mark them themselves. Lists of one
     kind make one lexicon."""
@@ -54,21 +54,21 @@ class CodeMeasure(Section):
     memory_mb: Megabytes = 1024
     """MiB of address space of a program."""
     workers: Positive | None = None
-    """Programs at a time. None: one for each CPU."""
+    """Programs at a time. null: one for each CPU."""
 
 
 class BertScore(Section):
     model: PathText
     """A directory or Hub id. Needs the extra [bertscore]."""
     layer: Positive | None = None
-    """Of its hidden states. None: the one that bert-score knows as best (models it does not know need a
+    """Of its hidden states. null: the one that bert-score knows as best (models it does not know need a
     value)."""
 
 
 class TextMeasure(Section):
     reference: str | None = "chosen"
     """Column of the data's rows that holds the reference text; where the prompts are those of the evaluation
-    pairs, chosen or rejected. None: ROUGE and BERTScore are left out."""
+    pairs, chosen or rejected. null: ROUGE and BERTScore are left out."""
     rouge: bool = True
     """ROUGE-1, -2 and -L against the reference text."""
     self_bleu: bool = True
@@ -76,7 +76,7 @@ class TextMeasure(Section):
     distinct: bool = True
     """Distinct n-grams of words over all n-grams."""
     bertscore: BertScore | None = None
-    """BERTScore against the reference text. None: left out."""
+    """BERTScore against the reference text. null: left out."""
 
 
 class Measure(Section):
@@ -97,15 +97,15 @@ class Harness(Section):
     include_path: PathText | None = None
     """A directory with task files that are known by their names, too."""
     num_fewshot: Natural | None = None
-    """Solved examples before each question. None: as the task says; a task that says 0 keeps it."""
+    """Solved examples before each question. null: as the task says; a task that says 0 keeps it."""
     limit: Positive | Annotated[float, Field(gt=0, lt=1), IsNumber] | None = None
-    """The first so many rows of each task; below 1: this share of them. None: all."""
+    """The first so many rows of each task; below 1: this share of them. null: all."""
     batch_size: Positive = 32
     """Contexts a batch; changes speed, not results."""
     max_length: Annotated[int, Field(ge=2, lt=2**31), IsNumber] | None = None
-    """Longest context + continuation, tokens; the end is kept. None: the model's positions."""
+    """Longest context + continuation, tokens; the end is kept. null: the model's positions."""
     add_bos: bool | None = None
-    """A BOS token before contexts. None: if the tokenizer adds one by itself."""
+    """A BOS token before contexts. null: if the tokenizer adds one by itself."""
     gen_kwargs: Json = {}
     """Over the tasks' generation_kwargs: until, max_gen_toks, do_sample, temperature, top_k, top_p."""
     apply_chat_template: bool = False
@@ -113,7 +113,7 @@ class Harness(Section):
     fewshot_as_multiturn: bool = True
     """With apply_chat_template: each solved example is two turns of its own."""
     system_instruction: str | None = None
-    """A system message before each context. None: none."""
+    """A system message before each context. null: none."""
     bootstrap_iters: Natural = 1000
     """Resamplings behind the standard errors that have no closed form; 0: none is computed."""
 

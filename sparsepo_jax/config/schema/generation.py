@@ -27,7 +27,7 @@ class Generation(Section):
     temperature: NonNegative = 1.0
     """0: greedy."""
     top_k: Positive | None = None
-    """Draw from the so many most probable tokens. None: from all."""
+    """Draw from the so many most probable tokens. null: from all."""
     top_p: Annotated[float, Field(gt=0, le=1), IsNumber] = 1.0
     """Draw from the fewest tokens whose probability together reaches this (nucleus)."""
     samples: Positive = 1
@@ -37,7 +37,7 @@ class Generation(Section):
     batch_size: Positive = 32
     """Prompts a batch; changes speed, not results."""
     max_prompts: Positive | None = None
-    """Answer the first so many distinct prompts. None: all."""
+    """Answer the first so many distinct prompts. null: all."""
 
 
 class ClassifierScorer(Section):
@@ -76,7 +76,7 @@ class HuggingFaceScorer(Section):
     path: PathText
     """A directory or Hub id."""
     label: int | str | None = None
-    """The label whose probability is the score, by number or name. None: the model's one output as it is
+    """The label whose probability is the score, by number or name. null: the model's one output as it is
     (reward models)."""
     batch_size: Positive = 32
     """Texts a batch; changes speed, not results."""
@@ -105,7 +105,7 @@ class TestsScorer(Section):
     memory_mb: Megabytes = 1024
     """MiB of address space of a program."""
     workers: Positive | None = None
-    """Programs at a time. None: as many as there are cores."""
+    """Programs at a time. null: as many as there are cores."""
 
 
 ScorerSettings = Annotated[
@@ -124,6 +124,6 @@ class PairMaking(Section):
     """Pairs whose scores do not differ by more are left out."""
     threshold: Number | None = None
     """The better score must lie above and the worse one not: 0.5 pairs the two classes of a classifier (or
-    passed and failed) only. None: no threshold."""
+    passed and failed) only. null: no threshold."""
     max_pairs_per_prompt: Positive | None = None
-    """Of more, keep those whose scores differ most. None: keep all."""
+    """Of more, keep those whose scores differ most. null: keep all."""

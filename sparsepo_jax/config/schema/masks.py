@@ -63,7 +63,7 @@ class LearnedMask(MaskBase):
     dropout: Rate = 0.0
     """Share of the values that are dropped after each of the two activations while training."""
     learning_rate: LearningRate | None = None
-    """None: 0.3 over the policy's width, so that a step of Adam moves the net's output for a layer by 0.3 at
+    """null: 0.3 over the policy's width, so that a step of Adam moves the net's output for a layer by 0.3 at
     most; if official, the policy's."""
     weight_decay: NonNegative = 0.01
     """On the mask nets' weights, not on biases and LayerNorm."""

@@ -24,10 +24,10 @@ class Policy(Section):
 
 class Reference(Section):
     path: PathText | None = None
-    """A Hugging Face directory or Hub id. None: the policy as it was when po began, its adapter included.
+    """A Hugging Face directory or Hub id. null: the policy as it was when po began, its adapter included.
     Under po.lora only policy.path itself may be named: the base without policy.adapter."""
     adapter: PathText | None = None
-    """A LoRA adapter as PEFT saves it, put onto `path`, or onto policy.path where `path` is None."""
+    """A LoRA adapter as PEFT saves it, put onto `path`, or onto policy.path where `path` is null."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type in which the frozen reference's matrices are held. auto: bfloat16 where activations or
     compute.weights are, else float32, so that a reference that equals the policy computes what it computes.
@@ -37,7 +37,7 @@ class Reference(Section):
     on disk, and train without running the reference. Only for objectives without a KL term and without
     learned masks; the training metrics then lack the KL."""
     cache_dir: PathText | None = None
-    """Where the cached log-probs are kept. None: sparsepo_jax in the user's cache directory."""
+    """Where the cached log-probs are kept. null: sparsepo_jax in the user's cache directory."""
 
 
 class AutoTokenizer(Section):
@@ -63,7 +63,7 @@ class BpeTokenizer(Section):
     vocab_size: Annotated[int, Field(ge=258, lt=2**31), IsNumber] = 8192
     """Entries, the special token included. Byte-level, so no text is out of vocabulary."""
     max_rows: Positive | None = None
-    """Learn from the first so many rows only, to save time. None: from all."""
+    """Learn from the first so many rows only, to save time. null: from all."""
 
 
 class ReviewsTokenizer(Section):
@@ -84,7 +84,7 @@ def _repository(name: str) -> str:
 
 class Export(Section):
     path: PathText | None = None
-    """Where the Hugging Face directory is written; not a directory that the run reads. None:
+    """Where the Hugging Face directory is written; not a directory that the run reads. null:
     output_dir/export."""
     merged: bool = True
     """Under po.lora: also write the complete model with the adapters merged. false: write only the
@@ -97,6 +97,6 @@ class Export(Section):
     hub: Annotated[str, AfterValidator(_repository)] | None = None
     """owner/name of a repository on the Hugging Face Hub: when all stages are done, the export is pushed
     there with its model card. The token comes from the environment (HF_TOKEN, or `hf auth login`) and is
-    tried out before the first stage. None: nothing leaves this machine."""
+    tried out before the first stage. null: nothing leaves this machine."""
     hub_private: bool = True
     """Make the repository private. true refuses one that is there already and public."""

@@ -67,7 +67,7 @@ class Config(Section):
     rounds: Positive | None = None
     """Do so many rounds of: the policy answers prompts, its answers are scored and paired (stage pairs), po
     trains on these pairs. Each round goes on from the policy of the one before, in output_dir/round_N, with
-    what else the stages ask for. None: a run by itself, whose pairs are data.train."""
+    what else the stages ask for. null: a run by itself, whose pairs are data.train."""
     round_reference: Literal["previous", "first"] = "previous"
     """The reference of each round: the policy as the round found it, or as the first round found it (or
     reference.path)."""
@@ -94,10 +94,10 @@ class Config(Section):
     pairs: PairMaking = PairMaking()
     """The stage pairs: which sampled responses become pairs."""
     weigh: Weigh | None = None
-    """The stage weigh: token weights from the scores of finished runs. None: nothing is weighed."""
+    """The stage weigh: token weights from the scores of finished runs. null: nothing is weighed."""
     scorer: ScorerSettings | None = None
     """How good a response is: the stage pairs needs it, and the mean score of the answers to
-    evaluation.sampled_prompts is among the results. None: nothing is scored."""
+    evaluation.sampled_prompts is among the results. null: nothing is scored."""
     measure: Measure = Measure()
     """The stage measure."""
     harness: Harness = Harness()

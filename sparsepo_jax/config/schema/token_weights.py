@@ -68,7 +68,7 @@ class TgdpoWeights(OneRun):
     alpha: NonNegative = 0.5
     """How much the run's rewards count."""
     beta: NonNegative | None = None
-    """1/nat: beta times a log-ratio is the run's reward. None: the beta that the run was trained with."""
+    """1/nat: beta times a log-ratio is the run's reward. null: the beta that the run was trained with."""
 
 
 class CriticalWeights(TwoRuns):

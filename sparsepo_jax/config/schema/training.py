@@ -103,7 +103,7 @@ class Schedule(Section):
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate goes on after the warm-up."""
     warmup_share: Rate | None = None
-    """Share of all steps; excludes warmup_steps. None and None: 0.1."""
+    """Share of all steps; excludes warmup_steps. null and null: 0.1."""
     warmup_steps: Natural | None = None
     """Steps of the warm-up; excludes warmup_share."""
     end: Share = 0.0
@@ -148,7 +148,7 @@ class LoraSettings(Section):
 
 class Training(Section):
     epochs: PositiveFloat | None = None
-    """Passes over the data; excludes steps. None and None: 1."""
+    """Passes over the data; excludes steps. null and null: 1."""
     steps: Positive | None = None
     """Optimizer steps; excludes epochs."""
     batch_size: Positive = 64
@@ -161,7 +161,7 @@ class Training(Section):
     schedule: Schedule = Schedule()
     """The learning rate over the steps of the stage."""
     clip_norm: PositiveFloat | None = 1.0
-    """Largest global norm of the gradient, policy and masks together. None: no limit."""
+    """Largest global norm of the gradient, policy and masks together. null: no limit."""
     skip_nonfinite: Natural = 0
     """Leave out at most so many updates whose loss or gradient is not finite, before the stage stops with the
     rows' names."""
@@ -185,7 +185,7 @@ class TextTraining(Training):
     taken_from: PathText | None = None
     """output_dir of another run with the same settings of stage sft and the same rows: this run starts from
     its finished sft instead of training one. It is read where it lies, and po keeps what it began with. A
-    sweep sets this by itself. None: sft is trained here."""
+    sweep sets this by itself. null: sft is trained here."""
 
 
 class EarlyStopping(Section):
@@ -203,11 +203,11 @@ class EarlyStopping(Section):
 
 class PairTraining(Training):
     eval_every_steps: Positive | None = None
-    """Evaluate while training, every so many steps, on data.eval and the held-out part. None: not while
+    """Evaluate while training, every so many steps, on data.eval and the held-out part. null: not while
     training."""
     early_stopping: EarlyStopping | None = None
     """Stop before the last step when evaluations have not got better for long. The schedule of the learning
-    rate is that of all steps. None: all steps are done."""
+    rate is that of all steps. null: all steps are done."""
     keep: Literal["last", "best"] = "last"
     """Which weights po leaves for all later stages, export among them: those of its last step, or of the best
     evaluated one, by early_stopping.metric or, without that, by checkpoint.best."""
@@ -226,9 +226,9 @@ class BestSettings(Section):
 
 class Checkpoint(Section):
     every_steps: Positive | None = None
-    """Keep a checkpoint every so many steps. None: by time only."""
+    """Keep a checkpoint every so many steps. null: by time only."""
     every_minutes: PositiveFloat | None = 10.0
-    """Keep a checkpoint every so many minutes. None: by steps only. Several processes, whose clocks differ,
+    """Keep a checkpoint every so many minutes. null: by steps only. Several processes, whose clocks differ,
     keep them by every_steps alone."""
     keep: Positive = 2
     """The last so many are kept (and the best)."""
@@ -246,7 +246,7 @@ class Logging(Section):
     project: str = "sparsepo_jax"
     """What the run is listed under, by trackers other than TensorBoard."""
     name: str | None = None
-    """What trackers call the run. None: the last part of output_dir."""
+    """What trackers call the run. null: the last part of output_dir."""
 
     @model_validator(mode="before")
     @classmethod
