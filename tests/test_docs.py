@@ -327,6 +327,19 @@ def test_tests_that_are_named_are_there():
         assert re.search(rf"def test_\w*{word}|id=\"\w*{word}", source), command
 
 
+def test_the_page_of_the_command_line_names_every_variable_that_is_read():
+    reads = r'environ(?:ment)?(?:\.get\(|\[)"(\w+)"[^=]*$|"(\w+)" in environ'
+    source = [
+        path.read_text() for path in (ROOT / "sparsepo_jax").rglob("*.py") if path.parent.name != "sandbox"
+    ]
+    named = {
+        name for text in source for pair in re.findall(reads, text, re.MULTILINE) for name in pair if name
+    }
+    assert {"XDG_CACHE_HOME", "JAX_PROCESS_ID"} <= named
+    told = TEXT["docs/reference/cli.md"]
+    assert not {name for name in named if f"`{name}" not in told and not name.startswith("SLURM_")}
+
+
 def test_the_page_of_data_names_every_column_that_is_read():
     """A column that nothing says is there is found by those alone who read the code."""
     compared = {name for form in comparisons._FORMS for name in (*form.answers, *form.compared)}
