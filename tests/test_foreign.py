@@ -334,6 +334,16 @@ def test_other_trainers_of_trl(tmp_path):
     assert fields.config["reference"] == {"cached": True}
 
 
+def test_the_shape_of_alphapos_reward_is_taken_or_refused(tmp_path):
+    """TRL applies alpha to every loss of CPOTrainer. Kills: one that is dropped; its loss_type unknown."""
+    alphapo = {"loss_type": "alphapo", "alpha": 0.3, "simpo_gamma": 1.0, "beta": 2.0}
+    written_out = alphapo | {"loss_type": "simpo", "cpo_alpha": 0.0}
+    objectives = [translated(tmp_path, content)[0].objective for content in (alphapo, written_out)]
+    assert objectives[0] == objectives[1]
+    assert (objectives[0].kind, objectives[0].alpha, objectives[0].nll_weight) == ("alphapo", 0.3, 0.0)
+    assert "alpha: 0.3: it shapes rewards" in refused(tmp_path, {"cpo_alpha": 0.0, "alpha": 0.3, "beta": 2.0})
+
+
 @pytest.mark.slow
 def test_a_trainers_config_as_json_is_known_to_its_last_field(tmp_path):
     """As `to_json_string` writes all 150 fields. Kills: a field whose default has nowhere to go."""

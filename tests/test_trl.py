@@ -46,10 +46,13 @@ def make_trainer(model, directory, *, trainer="DPO", **settings):
             {"prompt": row["prompt"], "completion": row["chosen"], "label": label}
             for row, label in zip(rows, labels, strict=True)
         ]
-    made = getattr(trl, f"{trainer}Trainer")(
+    module, references = trl, {"ref_model": copy.deepcopy(model)}
+    if trainer == "CPO":
+        module, references = pytest.importorskip("trl.experimental.cpo"), {}
+    made = getattr(module, f"{trainer}Trainer")(
         model,
-        copy.deepcopy(model),
-        getattr(trl, f"{trainer}Config")(
+        **references,
+        args=getattr(module, f"{trainer}Config")(
             output_dir=str(directory),
             use_cpu=True,
             bf16=False,
@@ -178,6 +181,38 @@ def test_twenty_steps_on_single_responses_have_the_losses_of_trl(kind, tmp_path)
         others = row_table([row for batch in batches for row in rows_of(batch, "KL_")])
         table = table.with_columns(mismatched=others)
     compare_losses(trainer, batches, table, {"kind": kind, "beta": 0.5, **weights}, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"loss_type": "alphapo", "alpha": 0.25, "simpo_gamma": 0.3}, {"kind": "alphapo", "gamma": 0.3}),
+        ({"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 0.3}, {"kind": "simpo", "gamma": 0.3}),
+        ({"loss_type": "sigmoid", "cpo_alpha": 0.0}, {"kind": "cpo", "alpha": 0.0}),
+    ],
+    ids=lambda value: value.get("kind", ""),
+)
+def test_twenty_steps_without_a_reference_have_the_losses_of_trl(theirs, ours, tmp_path):
+    """Of its CPOTrainer, without its likelihood, which it averages otherwise. Kills: gamma times beta; a
+    reward of sums where it is one of means, or the reverse."""
+    trainer = make_trainer(make_model(tmp_path), tmp_path / "trl", trainer="CPO", beta=0.5, **theirs)
+    batches = list(trainer.get_train_dataloader())
+    table = pair_table([pair for batch in batches for pair in labelled_pairs_of(batch)])
+    compare_losses(trainer, batches, table, {"beta": 0.5, **ours}, tmp_path)
+
+
+def labelled_pairs_of(batch):
+    """(prompt, chosen, rejected) ids of a batch of CPOTrainer's, whose labels are -100 on prompts."""
+    chosen, rejected = (batch[f"{name}_labels"].numpy() for name in ("chosen", "rejected"))
+    prompts, seen = batch["prompt_input_ids"].numpy(), batch["prompt_attention_mask"].numpy()
+    return [
+        (
+            prompts[n][seen[n] == 1].tolist(),
+            *(labels[n][labels[n] != -100].tolist() for labels in (chosen, rejected)),
+        )
+        for n in range(PAIRS)
+    ]
 
 
 def rows_of(batch, prefix):

@@ -67,7 +67,7 @@ def find_trainer(content: dict[str, Any]) -> str | None:
         return "simpo"
     if {"desirable_weight", "undesirable_weight"} & content.keys() or content.get("loss_type") == "kto":
         return "kto"
-    if {"cpo_alpha", "simpo_gamma"} & content.keys() or content.get("loss_type") == "simpo":
+    if {"cpo_alpha", "simpo_gamma"} & content.keys() or content.get("loss_type") in ("simpo", "alphapo"):
         return "cpo"
     losses = content.get("loss_type")
     is_dpo = (losses[0] if isinstance(losses, list) and losses else losses) in (*LOSSES, *SORTED)

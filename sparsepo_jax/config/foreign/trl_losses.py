@@ -130,11 +130,15 @@ def _cpo(fields: Fields, known: set[str]) -> None:
     loss = fields.text("loss_type", default="sigmoid")
     beta = fields.number("beta", default=0.1)
     alpha, gamma = fields.number("cpo_alpha", default=1.0), fields.number("simpo_gamma", default=0.5)
+    if loss == "alphapo":  # TRL's other name for simpo without the likelihood
+        loss, alpha = "simpo", 0.0
     fields.only("label_smoothing", (0.0, 0), "CPO and SimPO have none here")
     shape = fields.number("alpha", default=0.0)
     if alpha:
         fields.differs("cpo_alpha: averaged over each chosen response, then over pairs; TRL: over all tokens")
     if loss == "sigmoid":
+        if shape:
+            fields.refuse(f"alpha: {shape:g}: it shapes rewards of loss_type simpo and alphapo alone here")
         fields.set("objective", {"kind": "cpo", "beta": beta, "alpha": alpha})
     elif loss == "simpo":
         objective = {"kind": "simpo", "beta": beta, "gamma": gamma, "nll_weight": alpha}
@@ -142,7 +146,7 @@ def _cpo(fields: Fields, known: set[str]) -> None:
             objective |= {"kind": "alphapo", "alpha": shape}
         fields.set("objective", objective)
     else:
-        fields.refuse(f"loss_type: {shown(loss)}: of CPOTrainer sigmoid and simpo are translated")
+        fields.refuse(f"loss_type: {shown(loss)}: of CPOTrainer sigmoid, simpo and alphapo are translated")
 
 
 def _simpo(fields: Fields, known: set[str]) -> None:
