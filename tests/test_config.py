@@ -936,7 +936,10 @@ def test_vocabularies_that_do_not_fit_are_mistakes(tmp_path):
 
 def test_files_of_stages_that_do_not_run_may_lack(data):
     absent = [{"path": "absent.jsonl"}]
-    assert plan_of(stages=["eval"], data={**data, "sft": absent, "train": absent})["evaluation"] == "7 pairs"
+    evaluated = plan_of(
+        stages=["eval"], objective={"kind": "dpo"}, data={**data, "sft": absent, "train": absent}
+    )
+    assert evaluated["evaluation"] == "7 pairs"
     with pytest.raises(ConfigError, match="data.train.0.path: no such file"):
         plan_of(stages=["inspect"], data={"train": absent})
 

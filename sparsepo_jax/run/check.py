@@ -31,6 +31,7 @@ from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder_spec import choose_projections
 from sparsepo_jax.models.directory import has_tokenizer
 from sparsepo_jax.models.wrappers import from_scratch_problem
+from sparsepo_jax.run.beforehand import rounded_reference, unmade_mistakes
 from sparsepo_jax.run.check_compute import choice_lines
 from sparsepo_jax.run.check_ending import Line, ending_lines, hub_lines, rounds_lines
 from sparsepo_jax.run.files_read import scores_path
@@ -83,6 +84,8 @@ def make_plan_text(config: Config) -> str:
         *_mixture_mistakes(config, policy, reference),
         *_taken_sft_mistakes(config),
         *holdout_mistakes(rows, config),
+        *unmade_mistakes(config),
+        *filter(None, [rounded_reference(config, config.compute.dtype)]),
     ]
     if isinstance(config.tokenizer, PretrainedTokenizer):
         is_local(config.tokenizer.path, "tokenizer.path", mistakes, MODEL_ID)

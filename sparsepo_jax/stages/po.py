@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsepo_jax.build.compute import compute_dtype
 from sparsepo_jax.build.data import check_room
 from sparsepo_jax.build.masks import initial_masks
 from sparsepo_jax.build.objective import cached_problem
@@ -16,6 +17,7 @@ from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
 from sparsepo_jax.eval.scores import mask_sparsity, mean_metrics
+from sparsepo_jax.run.beforehand import rounded_reference
 from sparsepo_jax.stages.ahead import compile_eval_meanwhile
 from sparsepo_jax.stages.context import Run, say
 from sparsepo_jax.stages.reference import (
@@ -90,6 +92,8 @@ def po(run: Run) -> None:
 def check_po(run: Run) -> None:
     """Refuses the stage by its settings and rows, before anything is trained."""
     run.check_training("po")
+    if problem := rounded_reference(run.config, str(compute_dtype(run.config, run.mesh))):
+        raise UserError(problem)
     table, eval_pairs = run.training_pairs, run.evaluation_pairs
     run.marks.check_data("po", _rows_that_decide(run, table))
     _check_room_to_answer(run, eval_pairs)

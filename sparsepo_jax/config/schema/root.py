@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sparsepo_jax.config.paths import PathText
+from sparsepo_jax.config.schema.answers import answer_mistakes
 from sparsepo_jax.config.schema.base import Natural, Positive, Section
 from sparsepo_jax.config.schema.compute import Compute
 from sparsepo_jax.config.schema.data import HOLDOUT, Data
@@ -133,9 +134,7 @@ class Config(Section):
             *mask_mistakes(self.objective),
             *self._reference_mistakes(),
             *self._offload_mistakes(),
-            *self._text_mistakes(),
-            *self._measure_mistakes(),
-            *self._harness_mistakes(),
+            *answer_mistakes(self),
             *(self._export_mistakes() if "export" in self.stages else ()),
         ]
         if mistakes:
@@ -145,11 +144,6 @@ class Config(Section):
     def _runs(self, *stages: Stage) -> bool:
         """Whether any of these stages is asked for."""
         return not set(stages).isdisjoint(self.stages)
-
-    @property
-    def _has_text(self) -> bool:
-        """Whether a tokenizer is sure to exist, as far as the settings tell."""
-        return self.policy.path is not None or self.tokenizer.kind != "auto"
 
     def _stage_mistakes(self) -> Iterator[str]:
         if len(set(self.stages)) != len(self.stages):
@@ -318,36 +312,6 @@ class Config(Section):
                 f"compute.offload: {self.compute.offload} does not go with po.lora, where the reference is "
                 "the base that the policy computes with: take optimizer or nothing"
             )
-
-    def _text_mistakes(self) -> Iterator[str]:
-        if self._has_text:
-            return
-        if self.generation.stop:
-            yield "generation.stop: stop strings are text: set tokenizer, or policy.path with one beside it"
-        if self.evaluation.lexicons:
-            yield "evaluation.lexicons: words are text: set tokenizer, or policy.path with one beside it"
-
-    def _measure_mistakes(self) -> Iterator[str]:
-        if not self._runs("measure"):
-            return
-        if self.measure == Measure():
-            yield "measure: needed by stage measure: set measure.code={} or measure.text={}"
-        if self.measure.code is None or not self._runs("generate"):
-            return
-        largest, samples = max(self.measure.code.k), self.generation.samples
-        if largest > samples:
-            yield (
-                f"measure.code.k: pass@{largest} needs as many samples of each problem, but "
-                f"generation.samples is {samples}"
-            )
-
-    def _harness_mistakes(self) -> Iterator[str]:
-        if not self._runs("harness"):
-            return
-        if not self.harness.tasks:
-            yield "harness.tasks: needed by stage harness, but empty"
-        if not self._has_text:
-            yield "harness: tasks are text: set tokenizer, or policy.path with one beside it"
 
     def _export_mistakes(self) -> Iterator[str]:
         """Models and tokenizers that the export would be written over."""
