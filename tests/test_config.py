@@ -317,8 +317,21 @@ def test_an_overridden_kind_drops_what_the_new_kind_lacks_and_says_so(load):
     assert config.objective == Dpo(kind="dpo", beta=0.5)
     assert notes == [
         "objective.kind=dpo: dropped l1_reward, mask, meant for sparsepo; give as overrides what dpo should "
-        "keep"
+        "keep",
+        "objective.kind=dpo: kept from the config: beta=0.5; by default dpo has beta=0.1",
     ]
+
+
+def test_a_number_that_goes_over_to_a_kind_with_another_default_is_said(load):
+    """Kills: the weight of a KL term that becomes, unsaid, a reward for each token of length."""
+    text = "objective: {kind: tdpo2, beta: 0.1, alpha: 0.5}"
+    config, notes = load(text, "objective.kind=rdpo")
+    assert (config.objective.beta, config.objective.alpha) == (0.1, 0.5)
+    assert notes == ["objective.kind=rdpo: kept from the config: alpha=0.5; by default rdpo has alpha=0.01"]
+    assert load(text, "objective.kind=rdpo", "objective.alpha=0.01")[1] == []
+    _, notes = load("po: {optimizer: {learning_rate: 1e-4, eps: 1e-8}}", "po.optimizer.kind=lion")
+    assert "po.optimizer.kind=lion: kept from the config: learning_rate=0.0001" in notes[1]
+    assert load("scorer: {path: here}", "scorer.kind=hf", "data.train.0.path=a")[1] == []
 
 
 def test_a_mask_that_dpo_was_given_goes_over_to_any_objective(load):

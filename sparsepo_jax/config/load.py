@@ -7,7 +7,7 @@ the rest of its mapping is checked too; validate with pydantic.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from sparsepo_jax.config.kinds import entry_of, fields_of, kind_of, may_be_null, named_of, sections_of
 from sparsepo_jax.config.mistakes import Keys, explain, not_one_of
 from sparsepo_jax.config.programs import why_not_ours
+from sparsepo_jax.config.schema.base import Section
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.config.shown import cut, dotted, shown
 from sparsepo_jax.config.yaml_text import NotYaml, parse, write
@@ -227,6 +228,7 @@ def _drop_other_kinds(
         for dropped, why in ((foreign, f"which {kind} does not have"), (left, stays_behind)):
             if dropped:
                 notes.append(f"{dotted((*at, 'kind'))}={kind}: dropped {', '.join(dropped)}, {why}")
+        notes.extend(_staying(kept, old_section, new_section, kind, at, changes))
         for key in kept.keys() & set(old_section.own) & set(new_section.own):
             kept = kept | {
                 key: _of_new_default(kept[key], old_fields[key], new_fields[key], (*at, key), changes, notes)
@@ -238,6 +240,31 @@ def _drop_other_kinds(
         else item
         for key, item in kept.items()
     }
+
+
+def _staying(
+    kept: Mapping[str, Any],
+    old: type[Section],
+    new: type[Section],
+    kind: Any,
+    at: Keys,
+    changes: Mapping[Keys, Any],
+) -> Iterator[str]:
+    """A note of the values that go over to another kind, where its default is not the old kind's.
+
+    A beta suits one objective and not another, and an alpha is another thing in each.
+    """
+    defaults = {
+        key: new.model_fields[key].default
+        for key, value in kept.items()
+        if key != "kind" and (*at, key) not in changes and not isinstance(value, dict | list)
+        if key in old.model_fields and key in new.model_fields and not new.model_fields[key].is_required()
+        if old.model_fields[key].default != new.model_fields[key].default != value
+    }
+    if defaults:
+        stay = ", ".join(f"{key}={kept[key]}" for key in defaults)
+        others = ", ".join(f"{key}={default}" for key, default in defaults.items())
+        yield f"{dotted((*at, 'kind'))}={kind}: kept from the config: {stay}; by default {kind} has {others}"
 
 
 def _of_new_default(
