@@ -53,6 +53,13 @@ def test_the_page_explains_the_metrics_of_every_objective_and_no_others():
     assert {metric(name) for name in of_rows} | of_routers | OF_STEPS == named - {"loss/part_2"}
 
 
+def test_the_page_names_what_lies_in_a_run_s_directory():
+    package = Path(__file__).parent.parent / "sparsepo_jax"
+    source = "".join(path.read_text() for path in package.rglob("*.py"))
+    named = set(re.findall(r'output_dir\)? / "([\w.]+)"', source))
+    assert len(named) > 20 and not {name for name in named if f"`{name}" not in PAGE}
+
+
 def test_the_table_of_the_summary_is_that_of_the_report():
     docs = Path(__file__).parent.parent / "docs"
     spec = importlib.util.spec_from_file_location("docs_summary", docs / "summary.py")
