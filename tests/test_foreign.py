@@ -292,7 +292,7 @@ def test_every_loss_of_trl_has_its_objective_or_is_refused_by_name(tmp_path):
             {"kind": "fdpo", "beta": 0.1, "alpha": 0.7},
         ),
         ({"ld_alpha": 0.4}, {"kind": "ldpo", "beta": 0.1, "alpha": 0.4}),
-        ({"use_weighting": True}, {"kind": "dpo", "beta": 0.1, "policy_weight": True}),
+        ({"use_weighting": True}, {"kind": "dpo", "beta": 0.1, "policy_weight": "aligned"}),
         (
             {"loss_type": ["ipo", "sft"], "loss_weights": [1.0, 0.5]},
             {"kind": "ipo", "beta": 0.1, "nll_weight": 0.5},

@@ -902,6 +902,34 @@ def test_wpo_weighs_a_pair_by_the_probability_of_its_responses():
     np.testing.assert_allclose(slope, math.exp(-2.2) * plain, rtol=1e-6)
 
 
+def test_settings_are_read_under_every_wrapper():
+    """Of which some are None, as that of Jensen and Shannon. Kills: a wrapper whose beta would count 1."""
+    settings = {"alpha": None}
+    loss = jax.tree_util.Partial(margins.fdpo_loss, **settings)
+    wrapped = [wrappers.with_nll(loss, 0.5), wrappers.with_l1(loss, l1_reward=0.1, l1_kl=0.0, shared=True)]
+    wrapped += [wrappers.weighted_by_policy(loss, aligned=aligned) for aligned in (False, True)]
+    wrapped += [wrappers.mixed([loss, wrapped[0]], [0.8, 0.2]), wrappers.with_nll(wrapped[-1], 0.5)]
+    assert all(wrappers.settings_of(each) == settings for each in (loss, *wrapped))
+
+
+def test_aligned_weights_divide_by_what_the_policy_draws():
+    """Means of log pi less the expected one: -1.0 + 0.4 and -1.2 + 0.5. Kills: the other sign; a weight with
+    a gradient; padding that counts."""
+    stats, masks = padded([HAND_PAIR] * PAIRS, filler=np.nan)
+    expected = np.full(stats.logp_BPT.shape, np.nan, np.float32)
+    expected[:, 0, :2], expected[:, 1, :3] = [-0.1, -0.7], [-0.5, -0.3, -0.7]
+    stats = stats._replace(expected_BPT=jnp.asarray(expected))
+    weighted = wrappers.weighted_by_policy(token_weighted.dpo_loss, aligned=True)
+
+    def total(logp, loss):
+        return loss(stats._replace(logp_BPT=logp), masks, None, beta=0.5).loss_B.sum()
+
+    output = weighted(stats, masks, None, beta=0.5)
+    np.testing.assert_allclose(output.loss_B, math.exp(-1.3) * softplus_of_minus(-0.25), rtol=1e-6)
+    slope, plain = (jax.grad(total)(stats.logp_BPT, loss) for loss in (weighted, token_weighted.dpo_loss))
+    np.testing.assert_allclose(slope, math.exp(-1.3) * plain, rtol=1e-6)
+
+
 # ---------------------------------------------------------------- likelihood
 
 

@@ -23,6 +23,7 @@ from sparsepo_jax.losses.margins import tbpo_a_loss
 from sparsepo_jax.losses.token_guided import importance_weights, tbpo_q_loss, tidpo_loss
 from sparsepo_jax.losses.token_weighted import tdpo2_loss
 from sparsepo_jax.models.spec import spec_from_hf
+from sparsepo_jax.ops.logits import LogitForm
 from sparsepo_jax.sharding.mesh import make_mesh, put_batch
 from sparsepo_jax.train.readings import split_baseline, token_importance
 from sparsepo_jax.train.step import make_pair_loss, make_pair_scores
@@ -136,9 +137,9 @@ def models(tmp_path_factory):
     return theirs, *load_ours(directory)
 
 
-def problem_of(kind):
+def problem_of(kind, **settings):
     spec, mesh = spec_from_hf(GPT2), make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    return make_problem(make_config(objective={"kind": kind}), spec, spec, mesh)
+    return make_problem(make_config(objective={"kind": kind, **settings}), spec, spec, mesh)
 
 
 def their_importance(theirs, prompt, response):
@@ -174,6 +175,48 @@ def test_importance_stands_in_a_tokens_own_column_where_other_turns_lie_between(
     rejected = their_importance(theirs, [1, 2], [0, 0, 7, 8])
     np.testing.assert_allclose(ours[0, 0], [*(chosen[n] for n in (0, 1, 5)), 0], atol=10 * TOKEN, rtol=1e-4)
     np.testing.assert_allclose(ours[0, 1], [rejected[2], 0, 0, 0], atol=10 * TOKEN, rtol=1e-4)
+
+
+def test_the_expected_probability_is_the_sum_of_squares_that_torch_finds(models):
+    """Without gradient, and 0 on padding. Kills: the entropy; a place beside the token's own."""
+    theirs, _, _, weights = models
+    problem, batch = problem_of("dpo", policy_weight="aligned"), packed(ROWS, spare=2)
+
+    def scored(weights):
+        given = {"policy": weights, "masks": {}}
+        return make_pair_scores(problem, training=True)(given, weights, batch, jnp.int32(0))[1]
+
+    ours_BPT = jax.jit(scored)(weights).expected_BPT
+    for pair, (prompt, *responses) in enumerate(ROWS):
+        for p, response in enumerate(responses):
+            length = int(batch.valid_BPT[pair, p].sum())
+            ids = torch.tensor([[*prompt, *list(response)[: length - 1]]])
+            squares = theirs(ids).logits[0, len(prompt) - 1 :].softmax(-1).square().sum(-1)
+            np.testing.assert_allclose(ours_BPT[pair, p, :length], squares.log().detach(), atol=10 * TOKEN)
+    np.testing.assert_array_equal(np.where(batch.valid_BPT, 0.0, ours_BPT), 0.0)
+    slope = jax.jit(jax.grad(lambda weights: scored(weights).expected_BPT.sum()))(weights)
+    assert all((x == 0).all() for x in jax.tree.leaves(slope))
+
+
+@pytest.mark.parametrize("form", [LogitForm(), LogitForm(0.5), LogitForm(0.5, 2.0)])
+def test_a_doubled_form_gives_twice_the_logits(form):
+    x = jnp.linspace(-3.0, 3.0, 7)
+    np.testing.assert_allclose(form.doubled().logits(x), 2 * form.logits(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reads"),
+    [
+        ({"kind": "dpo"}, False),
+        ({"kind": "dpo", "policy_weight": True}, False),
+        ({"kind": "simpo", "policy_weight": "aligned"}, True),
+        ({"kind": "mix", "parts": [{"objective": {"kind": "dpo", "policy_weight": "aligned"}}]}, True),
+        ({"kind": "mix", "policy_weight": "aligned", "parts": [{"objective": {"kind": "dpo"}}]}, True),
+    ],
+    ids=str,
+)
+def test_the_alignment_is_computed_where_a_weight_reads_it(settings, reads):
+    assert ("alignment" in problem_of(**settings).reads) == reads
 
 
 def test_a_step_of_tbpo_q_moves_its_head_and_not_the_policy_through_it(models):

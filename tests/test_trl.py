@@ -138,6 +138,11 @@ def pairs_of(batch):
             },
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            {"loss_type": "sigmoid", "use_weighting": True},
+            {"kind": "dpo", "policy_weight": "aligned"},
+            marks=pytest.mark.slow,
+        ),
         *(
             pytest.param(
                 {"loss_type": "sigmoid", "f_divergence_type": theirs, **settings},

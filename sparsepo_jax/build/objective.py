@@ -161,7 +161,7 @@ def _bound(objective: Any, shared: bool) -> Callable[..., LossOutput]:
     else:
         loss = Partial(LOSSES[objective.kind], **settings)
     if objective.policy_weight:  # of the preference alone, not of L1 and NLL
-        loss = wrappers.weighted_by_policy(loss)
+        loss = wrappers.weighted_by_policy(loss, aligned=objective.policy_weight == "aligned")
     if objective.mask is not None:
         loss = wrappers.with_l1(loss, **l1)
     return wrappers.with_nll(loss, objective.nll_weight)
@@ -191,7 +191,7 @@ def make_problem(
         reference_graph=decoder_graph(reference, dtype, lora=reference_lora),
         mask_source=source,
         objective=make_objective(config, source),
-        reads=frozenset(config.objective.reads),
+        reads=_reads(config.objective),
         seed=config.seed,
         dtype=dtype,
         unroll=choices.unroll.value,
@@ -208,6 +208,11 @@ def make_problem(
         ),
         adapted=lora is not None,
     )
+
+
+def _reads(objective: Any) -> frozenset[str]:
+    """What the loss and its weights read beside log-probs and KL."""
+    return frozenset((*objective.reads, *(["alignment"] if objective.reads_alignment else [])))
 
 
 def _replays_routing(config: Config, policy: DecoderSpec, reference: DecoderSpec) -> bool:

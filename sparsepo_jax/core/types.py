@@ -116,6 +116,9 @@ class TokenStats(NamedTuple):
             objective has no such head (TBPO-Q has).
         desirable_BP: whether each response is desirable; None: the objective does not read it (KTO does).
         anchor: the log-ratio from which responses are judged, nats, without gradient; None: 0.
+        expected_BPT: log of the mean probability of what the policy draws in the token's place, the log of
+            the sum of pi^2 over the vocabulary, in nats, without gradient; None: the objective does not read
+            it (WPO's aligned weights do).
     """
 
     logp_BPT: Float[Array, "B P T"]
@@ -126,6 +129,7 @@ class TokenStats(NamedTuple):
     baseline_BPT: Float[Array, "B P T"] | None = None
     desirable_BP: Bool[Array, "B P"] | None = None
     anchor: Float[Array, ""] | None = None
+    expected_BPT: Float[Array, "B P T"] | None = None
 
 
 class TokenMasks(NamedTuple):

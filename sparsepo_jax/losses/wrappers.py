@@ -45,20 +45,24 @@ def with_nll(loss: Callable[..., LossOutput], nll_weight: float) -> Callable[...
     return loss if nll_weight == 0 else Partial(_loss_with_nll, loss, nll_weight)
 
 
-def weighted_by_policy(loss: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
+def weighted_by_policy(
+    loss: Callable[..., LossOutput], *, aligned: bool = False
+) -> Callable[..., LossOutput]:
     """The objective with each pair's loss times the policy's probability of its responses, as WPO has it.
 
     The weight is the product of both responses' mean probability, exp(avg log pi); it has no gradient and is
-    reported as `loss/policy_weight`. Pairs that the policy itself might have written count most. The paper's
-    alignment of weights to sampled responses is left out: it needs the whole distribution of each token.
+    reported as `loss/policy_weight`. Pairs that the policy itself might have written count most.
 
     Args:
         loss: an objective of losses/.
+        aligned: divide each token's probability by the mean of those that the policy draws in its place, so
+            that what the policy draws has a weight near 1 even where many tokens would do. It needs
+            `stats.expected_BPT`.
 
     References:
-        Zhou et al., WPO, arXiv 2406.11827, 2024, equation 2.
+        Zhou et al., WPO, arXiv 2406.11827, 2024, equation 2; the alignment as in TRL's DPOTrainer.
     """
-    return Partial(_loss_weighted_by_policy, loss)
+    return Partial(_loss_weighted_by_aligned if aligned else _loss_weighted_by_policy, loss)
 
 
 def _loss_weighted_by_policy(
@@ -68,8 +72,23 @@ def _loss_weighted_by_policy(
     key_B: PairKeys,
     **settings: Any,
 ) -> LossOutput:
-    output = loss(stats, masks, key_B, **settings)
-    logp_BP = response_mean(jax.lax.stop_gradient(stats.logp_BPT), stats.valid_BPT)
+    return _weighted(loss(stats, masks, key_B, **settings), stats.logp_BPT, stats)
+
+
+def _loss_weighted_by_aligned(
+    loss: Callable[..., LossOutput],
+    stats: TokenStats,
+    masks: TokenMasks,
+    key_B: PairKeys,
+    **settings: Any,
+) -> LossOutput:
+    assert stats.expected_BPT is not None, "the problem reads the alignment"
+    return _weighted(loss(stats, masks, key_B, **settings), stats.logp_BPT - stats.expected_BPT, stats)
+
+
+def _weighted(output: LossOutput, logp_BPT: Float[Array, "B P T"], stats: TokenStats) -> LossOutput:
+    """The output times exp of the sum of both responses' means of a log-probability."""
+    logp_BP = response_mean(jax.lax.stop_gradient(logp_BPT), stats.valid_BPT)
     weight_B = jnp.exp(logp_BP.sum(axis=1))
     parts = {name: weight_B * x for name, x in output.metrics.items() if name.startswith("loss/")}
     return LossOutput(weight_B * output.loss_B, output.metrics | parts | {"loss/policy_weight": weight_B})
@@ -133,8 +152,8 @@ def _loss_of_mix(
     return LossOutput(jnp.stack(parts_B).sum(axis=0), metrics | reported)
 
 
-def settings_of(objective: Callable[..., LossOutput]) -> Mapping[str, Scalar]:
-    """The settings bound to an objective, such as beta.
+def settings_of(objective: Callable[..., LossOutput]) -> Mapping[str, Scalar | None]:
+    """The settings bound to an objective, such as beta. Some may be None, as alpha of f-DPO.
 
     Args:
         objective: a loss with its settings as keywords, perhaps in wrappers of this file; a bare loss has
@@ -144,8 +163,8 @@ def settings_of(objective: Callable[..., LossOutput]) -> Mapping[str, Scalar]:
         return {}
     if objective.func is _loss_of_mix:  # the first part's, as its rewards are the ones reported
         return settings_of(objective.args[0][0])
-    is_wrapper = objective.func in (_loss_with_nll, _loss_with_l1, _loss_weighted_by_policy)
-    return settings_of(objective.args[0]) if is_wrapper else objective.keywords
+    # A wrapper's first argument is what it wraps; a loss has its settings by keyword alone.
+    return settings_of(objective.args[0]) if objective.args else objective.keywords
 
 
 def _loss_with_nll(

@@ -30,6 +30,10 @@ class LogitForm:
         scaled = products if self.scale == 1.0 else products * self.scale
         return scaled if self.softcap is None else self.softcap * jnp.tanh(scaled / self.softcap)
 
+    def doubled(self) -> "LogitForm":
+        """The form whose logits are twice these: of the squares of the probabilities, scaled to sum to 1."""
+        return LogitForm(2 * self.scale, None if self.softcap is None else 2 * self.softcap)
+
     def to_products(self, d_logits: Float[Array, "..."], logits: Float[Array, "..."]) -> Float[Array, "..."]:
         """The gradient in the products, from that in the logits.
 

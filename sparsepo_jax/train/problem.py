@@ -88,7 +88,8 @@ class Problem(NamedTuple):
 
         It scales the margin that is reported without masks.
         """
-        return settings_of(self.objective).get("beta", 1.0)
+        beta = settings_of(self.objective).get("beta")
+        return 1.0 if beta is None else beta
 
     def policy_weights(self, trained: Weights, base: Weights | None) -> Weights:
         """All weights of the policy.

@@ -1,4 +1,5 @@
-"""What few objectives read of a token besides: its importance (TI-DPO), a learned baseline (TBPO-Q)."""
+"""What few objectives read of a token besides: its importance (TI-DPO), a learned baseline (TBPO-Q), how
+probable the policy's own tokens are (WPO)."""
 
 import functools
 
@@ -12,6 +13,7 @@ from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.core.types import PairBatch, TokenStats
 from sparsepo_jax.masks.source import MaskSource
 from sparsepo_jax.ops.attention import reach_of
+from sparsepo_jax.ops.logprob_kl import logprob_kl
 from sparsepo_jax.train.problem import Problem
 
 BASELINE = "baseline."  # begins the paths of the baseline's weights, and the names of its tensors
@@ -38,7 +40,51 @@ def with_readings(
         stats = stats._replace(importance_BPT=token_importance(problem, policy, base, batch))
     if "baseline" in problem.reads:
         stats = stats._replace(baseline_BPT=token_baseline(masks, states_RSD, batch))
+    if "alignment" in problem.reads:
+        expected_BPT = expected_logp(problem, (policy, base), batch, states_RSD, stats.logp_BPT)
+        stats = stats._replace(expected_BPT=expected_BPT)
     return stats
+
+
+def expected_logp(
+    problem: Problem,
+    weights: tuple[Weights, Weights | None],
+    batch: PairBatch,
+    states_RSD: Float[Array, "R S D"],
+    logp_BPT: Float[Array, "B P T"],
+) -> Float[Array, "B P T"]:
+    """log sum_v pi(v)^2 in each token's place: of the mean probability of the tokens that pi draws there.
+
+    With z the logits, it is lse(2 z) - 2 lse(z) = 2 log pi(y) - (2 z_y - lse(2 z)) for any token y: one more
+    pass over the vocabulary, of doubled logits.
+
+    Args:
+        problem: what is computed.
+        weights: the policy's trained ones, and what they stand on under LoRA.
+        batch: pairs.
+        states_RSD: the policy's, after the final norm.
+        logp_BPT: log pi of the tokens that are there.
+
+    Returns:
+        Nats, at most 0, without gradient; 0 outside responses.
+
+    References:
+        Zhou et al., WPO, arXiv 2406.11827, 2024: the alignment of weights.
+    """
+    model = problem.policy(*weights)
+    packing = batch.packing
+    states_RMD, head_VD = jax.lax.stop_gradient(model.head_inputs(at_tokens(states_RSD, packing.at_RM)))
+    doubled_RM, _, _ = logprob_kl(
+        states_RMD,
+        head_VD,
+        None,
+        None,
+        packing.label_RM,
+        packing.valid_RM,
+        blocks=problem.head_blocks._replace(keep=False),
+        forms=(model.logit_form.doubled(),) * 2,
+    )
+    return jax.lax.stop_gradient(2 * logp_BPT - to_pairs(doubled_RM, batch))
 
 
 def token_importance(

@@ -283,10 +283,9 @@ def _translate_objective(fields: Fields, method: str, known: set[str]) -> None:
         fields.set("reference.cached", True)
     smoothing = fields.number("dpo_label_smoothing", default=0.0)
     nll = fields.number("rpo_alpha", default=0.0)
-    if fields.flag("dpo_use_weighting"):
-        fields.refuse(
-            "dpo_use_weighting: set objective.policy_weight, which does not align the weights as TRL does"
-        )
+    weighting = fields.flag("dpo_use_weighting")
+    if weighting and method not in ("dpo", "ipo"):
+        fields.refuse(f"dpo_use_weighting: with rl: {method} TRL weighs nothing: leave it out")
     if method in ("dpo", "ipo"):
         fields.only("dpo_norm_loss", (False,), "set objective.kind to dpo_norm, of means over tokens")
         if len(losses) != 1 or weights != [1.0] or losses[0] not in LOSSES:
@@ -295,6 +294,8 @@ def _translate_objective(fields: Fields, method: str, known: set[str]) -> None:
         kind, read = LOSSES[losses[0]]
         values = {"beta": beta, "label_smoothing": smoothing, "temperature": 0.05}
         objective: dict[str, Any] = {"kind": kind, **{name: values[name] for name in read}}
+        if weighting:
+            objective["policy_weight"] = "aligned"
         if nll:
             objective["nll_weight"] = nll
             fields.differs(

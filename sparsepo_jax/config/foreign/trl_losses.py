@@ -33,10 +33,7 @@ def _dpo(fields: Fields, known: set[str]) -> None:
         fields.differs("rpo_alpha: averaged over each chosen response, then over pairs; TRL: over all tokens")
     fields.only("reference_free", (False,), "set objective.kind to one that needs no reference (simpo, orpo)")
     if fields.flag("use_weighting"):
-        objective["policy_weight"] = True
-        fields.differs(
-            "use_weighting: probabilities are not divided by the expected ones here, as WPO's are there"
-        )
+        objective["policy_weight"] = "aligned"
     fields.set("objective", objective)
     if fields.flag("precompute_ref_log_probs"):
         fields.set("reference.cached", True)

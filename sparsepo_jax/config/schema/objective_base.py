@@ -1,6 +1,6 @@
 """What every objective has, and types of their numbers."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,9 +32,16 @@ class ObjectiveBase(Section):
     of masks. A mapping without `kind` is a learned mask here."""
     nll_weight: NonNegative = 0.0
     """Adds this times the mean negative log-likelihood of the chosen response's tokens (RPO)."""
-    policy_weight: bool = False
+    policy_weight: bool | Literal["aligned"] = False
     """Multiplies the loss of each pair by exp of the sum of both responses' mean log-probs under the policy,
-    without gradient (WPO, 2406.11827): pairs that the policy itself might have written count most."""
+    without gradient (WPO, 2406.11827): pairs that the policy itself might have written count most. aligned:
+    a token's probability is first divided by what those have on average that the policy draws there, so that
+    no weight is small because many tokens would do (TRL's use_weighting)."""
+
+    @property
+    def reads_alignment(self) -> bool:
+        """Whether the loss reads how probable the policy's own tokens are."""
+        return self.policy_weight == "aligned"
 
 
 class SparseBase(ObjectiveBase):

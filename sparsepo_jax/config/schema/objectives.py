@@ -376,6 +376,11 @@ class Mix(SparseBase):
         return tuple(name for part in self.parts for name in part.objective.reads)
 
     @property
+    def reads_alignment(self) -> bool:
+        """For the weight of the sum, or of any part."""
+        return super().reads_alignment or any(part.objective.reads_alignment for part in self.parts)
+
+    @property
     def weighs(self) -> Weighs | str:  # type: ignore[override]
         """As each part has it; a KL term is there if any of them has one."""
         declared = [part.objective.weighs for part in self.parts]
