@@ -142,3 +142,16 @@ def test_a_reference_that_would_be_rounded_is_refused_before_sft(tmp_path):
     ):
         assert rounded_reference(config.model_copy(update=changes), "float32") is None
     assert rounded_reference(config, "float32") and rounded_reference(config, "bfloat16") is None
+
+
+def test_a_gate_that_epochs_leave_warm_is_refused(tmp_path):
+    """30 pairs in batches of 8: 4 steps an epoch. Kills: a look at po.steps alone."""
+    po = SMALL["po"] | {"steps": None}
+    mask = {"kind": "learned", "mixer_activation": "budget", "temperature_start": 3.0, "temperature_steps": 5}
+    warm = {"stages": ["po"], "objective": {"mask": mask}}
+    said = "objective.mask.temperature_steps: 5 steps, and po ends after 4"
+    assert checked(tmp_path, **warm, po=po)[0].startswith(said)
+    with pytest.raises(UserError, match=said):
+        check_po(Run(load_config(str(write_config(tmp_path, **warm, po=po)), [])[0], Stop()))
+    check_po(Run(load_config(str(write_config(tmp_path, **warm, po=po | {"epochs": 2})), [])[0], Stop()))
+    assert checked(tmp_path, **warm, po=po | {"epochs": 2}) == []

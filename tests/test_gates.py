@@ -201,7 +201,7 @@ def test_an_annealing_that_training_does_not_end_is_refused():
     }
     objective = {"kind": "sparsepo", "mask": mask}
     assert make_config(objective=objective, po={"steps": 30}).po.steps == 30
-    with pytest.raises(ValidationError, match="temperature_steps: 30 steps, and po.steps ends at 29"):
+    with pytest.raises(ValidationError, match="temperature_steps: 30 steps, and po ends after 29"):
         make_config(objective=objective, po={"steps": 29})
 
 

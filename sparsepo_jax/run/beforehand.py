@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from sparsepo_jax.config.derive import stage_steps
+from sparsepo_jax.config.schema.masking import warm_gate
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.models.stored_tensors import SafeTensors, is_mask_tensor
+from sparsepo_jax.run.local import Count
 from sparsepo_jax.run.resume import Marks
 
 
@@ -27,6 +30,19 @@ def rounded_reference(config: Config, dtype: str) -> str | None:
         "reference.dtype: bfloat16 would round the reference's matrices and leave the policy's as they are, "
         "so that no log-ratio would start at 0: take auto, or also compute.weights=bfloat16"
     )
+
+
+def warm_gate_mistakes(config: Config, rows: Count) -> Iterator[str]:
+    """A gate that is still warm when po has seen its epochs; where po.steps is set, the settings tell.
+
+    Args:
+        config: of the run.
+        rows: that an epoch of po sees.
+    """
+    if "po" not in config.stages or rows.number is None or not rows.exact:
+        return
+    if line := warm_gate(config.objective.mask, stage_steps(config.po, rows.number)):
+        yield line
 
 
 def unmade_mistakes(config: Config) -> Iterator[str]:

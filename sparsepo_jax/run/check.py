@@ -31,7 +31,7 @@ from sparsepo_jax.models.config_fields import SpecError
 from sparsepo_jax.models.decoder_spec import choose_projections
 from sparsepo_jax.models.directory import has_tokenizer
 from sparsepo_jax.models.wrappers import from_scratch_problem
-from sparsepo_jax.run.beforehand import rounded_reference, unmade_mistakes
+from sparsepo_jax.run.beforehand import rounded_reference, unmade_mistakes, warm_gate_mistakes
 from sparsepo_jax.run.check_compute import choice_lines
 from sparsepo_jax.run.check_ending import Line, ending_lines, hub_lines, rounds_lines
 from sparsepo_jax.run.files_read import scores_path
@@ -85,6 +85,7 @@ def make_plan_text(config: Config) -> str:
         *_taken_sft_mistakes(config),
         *holdout_mistakes(rows, config),
         *unmade_mistakes(config),
+        *warm_gate_mistakes(config, kept_rows(rows.get("train", UNKNOWN), config)),
         *filter(None, [rounded_reference(config, config.compute.dtype)]),
     ]
     if isinstance(config.tokenizer, PretrainedTokenizer):

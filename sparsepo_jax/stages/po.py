@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from sparsepo_jax.build.compute import compute_dtype
-from sparsepo_jax.build.data import check_room
+from sparsepo_jax.build.data import check_room, make_training_plan
 from sparsepo_jax.build.masks import initial_masks
 from sparsepo_jax.build.objective import cached_problem
 from sparsepo_jax.config.derive import decided_by_evaluation, metric_starts
+from sparsepo_jax.config.schema.masking import warm_gate
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.core.tree import Weights
 from sparsepo_jax.data.table import TokenTable
@@ -96,6 +97,7 @@ def check_po(run: Run) -> None:
         raise UserError(problem)
     table, eval_pairs = run.training_pairs, run.evaluation_pairs
     run.marks.check_data("po", _rows_that_decide(run, table))
+    _refuse_warm_gate(run, table)
     _check_room_to_answer(run, eval_pairs)
 
 
@@ -133,6 +135,15 @@ def _evaluate(
         for start in metric_starts(run.config, name):
             metrics |= {f"{start}/{metric}": x for metric, x in means.items()}
     return metrics
+
+
+def _refuse_warm_gate(run: Run, table: TokenTable) -> None:
+    """UserError if epochs end before the gate of the masks is as cold as held-out figures have it."""
+    config = run.config
+    if config.po.steps is None and getattr(config.objective.mask, "temperature_steps", None) is not None:
+        steps = make_training_plan(config, "po", table, run.mesh).steps
+        if line := warm_gate(config.objective.mask, steps):
+            raise UserError(line)
 
 
 def _check_room_to_answer(run: Run, eval_pairs: TokenTable | None) -> None:

@@ -25,6 +25,22 @@ def mask_mistakes(objective: Objective) -> Iterator[str]:
                 yield f"objective.{name}: {reason}"
 
 
+def warm_gate(mask: AnyMask | None, steps: int) -> str | None:
+    """A line about a gate that is still warm when po ends; None: it is not.
+
+    Args:
+        mask: the objective's.
+        steps: of po.
+    """
+    cooling = mask.temperature_steps if isinstance(mask, LearnedMask) else None
+    if cooling is None or cooling <= steps:
+        return None
+    return (
+        f"objective.mask.temperature_steps: {cooling} steps, and po ends after {steps}: held-out figures "
+        "have the last temperature, which training would not reach; take fewer"
+    )
+
+
 def _l1_of(objective: Objective) -> list[str]:
     return [name for name in ("l1_reward", "l1_kl") if getattr(objective, name, 0.0) > 0]
 

@@ -19,7 +19,7 @@ from sparsepo_jax.config.schema.compute import Compute
 from sparsepo_jax.config.schema.data import HOLDOUT, Data
 from sparsepo_jax.config.schema.evaluation import Evaluation, Harness, Measure, Report
 from sparsepo_jax.config.schema.generation import Generation, PairMaking, ScorerSettings
-from sparsepo_jax.config.schema.masking import mask_mistakes
+from sparsepo_jax.config.schema.masking import mask_mistakes, warm_gate
 from sparsepo_jax.config.schema.models import AutoTokenizer, Export, Policy, Reference, Tokenizer
 from sparsepo_jax.config.schema.objectives import AotBase, Mix, Objective, SparsePO
 from sparsepo_jax.config.schema.token_weights import Weigh
@@ -281,12 +281,12 @@ class Config(Section):
         """A sum over the batch that weights of pairs would tear apart, parts with what is the sum's, and a
         gate that is still warm in the end."""
         objective = self.objective
-        cooling = getattr(objective.mask, "temperature_steps", None)
-        if self._runs("po") and cooling is not None and self.po.steps is not None and cooling > self.po.steps:
-            yield (
-                f"objective.mask.temperature_steps: {cooling} steps, and po.steps ends at {self.po.steps}: "
-                "held-out figures have the last temperature, which training would not reach; take fewer"
-            )
+        if (
+            self._runs("po")
+            and self.po.steps is not None
+            and (line := warm_gate(objective.mask, self.po.steps))
+        ):
+            yield line
         parts = objective.parts if isinstance(objective, Mix) else []
         singles = {f"objective.parts.{n}.objective": part.objective for n, part in enumerate(parts)}
         for place, single in ({"objective": objective} | singles).items():
