@@ -152,7 +152,7 @@ report: 3
             "data.buckets: expected less than or equal to 8, got 9",
             "po.batch_size: expected an integer, got 'x'",
             "po.learning_rate: unknown key; did you mean po.optimizer.learning_rate?",
-            "sft: `epochs` and `steps` exclude each other",
+            "sft: `epochs` and `steps` exclude each other: set one of them to null",
             "report: expected a mapping (key: value), got 3; its keys are pairs",
         ]
     )

@@ -95,7 +95,7 @@ def test_the_first_set_is_the_main_one_unless_another_is_named():
         ({"eval": {"a": [{"kind": "revews"}]}}, {}, "data.eval.a.0.kind: expected one of file, reviews"),
         ({"eval": {"a": [{"kind": "file"}]}}, {}, "data.eval.a.0.path: required, but missing"),
         ({"eval": SETS}, {"main": "soft"}, "evaluation.main: expected one of easy, hard; got 'soft'"),
-        ({"eval": [EASY]}, {"main": "easy"}, "evaluation.main: the sets of data.eval have no names; got"),
+        ({"eval": [EASY]}, {"main": "easy"}, "evaluation.main: data.eval has no names: leave it out; got"),
         ({"eval": {"holdout": [EASY]}, "holdout": {"share": 0.1}}, {}, "data.eval.holdout: this is what"),
     ],
 )

@@ -203,7 +203,7 @@ class Config(Section):
                 "name, or leave out data.holdout"
             )
         if main is not None and main not in names:
-            known = f"expected one of {', '.join(names)}" if names else "the sets of data.eval have no names"
+            known = f"expected one of {', '.join(names)}" if names else "data.eval has no names: leave it out"
             yield f"evaluation.main: {known}; got {main!r}"
 
     def _pair_making_mistakes(self) -> Iterator[str]:

@@ -112,7 +112,7 @@ class Schedule(Section):
     @model_validator(mode="after")
     def _one_warmup(self) -> Self:
         if self.warmup_share is not None and self.warmup_steps is not None:
-            raise ValueError("`warmup_share` and `warmup_steps` exclude each other")
+            raise ValueError("`warmup_share` and `warmup_steps` exclude each other: set one of them to null")
         return self
 
 
@@ -175,7 +175,7 @@ class Training(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.epochs is not None and self.steps is not None:
-            raise ValueError("`epochs` and `steps` exclude each other")
+            raise ValueError("`epochs` and `steps` exclude each other: set one of them to null")
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation ({self.accumulation}) must divide batch_size ({self.batch_size})")
         return self
