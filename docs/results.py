@@ -120,6 +120,7 @@ def environment() -> jinja2.Environment:
         pick,
         rows_where,
         paired,
+        less,
         seed_by_seed,
         compared_methods,
     )
@@ -129,12 +130,18 @@ def environment() -> jinja2.Environment:
 
 def paired(rows: Iterable[Mapping[str, Any]], figure: str, first: str, second: str) -> dict[str, Any]:
     """What a figure is under one control more than under another, over the seeds that have both."""
-    by_control: dict[str, dict[int, float]] = {first: {}, second: {}}
-    for row in rows:
-        if row["control"] in by_control:
-            by_control[row["control"]][row["seed"]] = row[figure]
-    seeds = by_control[first].keys() & by_control[second].keys()
-    return t_interval([by_control[first][seed] - by_control[second][seed] for seed in seeds])._asdict()
+    rows = list(rows)
+    return less(rows_where(rows, control=first), rows_where(rows, control=second), figure)
+
+
+def less(
+    rows: Iterable[Mapping[str, Any]], others: Iterable[Mapping[str, Any]], figure: str
+) -> dict[str, Any]:
+    """What a figure is in rows more than in others, over the seeds in which both have it."""
+    of, of_others = (
+        {row["seed"]: row[figure] for row in group if row.get(figure) is not None} for group in (rows, others)
+    )
+    return t_interval([of[seed] - of_others[seed] for seed in of if seed in of_others])._asdict()
 
 
 def seed_by_seed(
