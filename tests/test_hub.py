@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from helpers.program import run, write_config
-from sparsepo_jax.config.load import ConfigError, load_config, save_config
+from sparsepo_jax.config.load import ConfigError, load_config
 from sparsepo_jax.core.errors import UserError
 from sparsepo_jax.main import main
 from sparsepo_jax.report.card import Origin, Parts, _as_code, make_card
@@ -302,26 +302,6 @@ def test_an_export_of_adapters_is_done_again_where_it_lies(tmp_path):
     assert not list(place_mistakes(config))
     (export / "adapter" / "adapter_config.json").unlink()
     assert "README.md, merged.gguf" in "".join(place_mistakes(config))
-
-
-def test_a_run_writes_over_no_file_of_its_user(tmp_path, capsys):
-    """The config itself, with its comments, or data that are named as a run's files are."""
-    output = tmp_path / "run"
-    output.mkdir()
-    config = write_config(tmp_path, stages=["sft"]).rename(output / "config.yaml")
-    config.write_text(f"# beta as in the paper\n{config.read_text()}")
-    for more in ([], ["--check"]):
-        assert main(["--config", str(config), *more]) != 0
-        assert "holds no run, but config.yaml: a run would write" in capsys.readouterr().err
-    assert [path.name for path in output.iterdir()] == ["config.yaml"]
-    settings, _ = load_config(config)
-    save_config(settings, config)
-    assert not list(place_mistakes(settings)), "what a run wrote itself"
-    config.unlink()
-    (output / "pairs.jsonl").write_text("{}")
-    assert "pairs.jsonl" in "".join(place_mistakes(settings))
-    (output / "stages.json").write_text("{}")
-    assert not list(place_mistakes(settings)), "a run's own"
 
 
 @pytest.mark.parametrize("other", ["sweep.json", "round_1/config.yaml"])

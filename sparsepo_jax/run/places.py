@@ -9,7 +9,8 @@ from sparsepo_jax.config.yaml_text import NotYaml, parse, write
 from sparsepo_jax.models.directory import ADAPTER, CONFIG
 from sparsepo_jax.run.resume import LOOKING, TRAINING
 
-# Files that a run writes at the top of output_dir, whatever is there.
+# Files that a run writes at the top of output_dir, whatever is there. What it finds in stages.json,
+# template_date.json and databases of trackers it keeps.
 WRITTEN = (
     "config.yaml",
     "metrics.jsonl",
@@ -28,7 +29,6 @@ WRITTEN = (
     "pairs_made.jsonl",
     "scored_samples.jsonl",
     "report.html",
-    "template_date.json",
 )
 _MOST_NAMED = 3
 # What an export that broke off may have left without a config.json.
@@ -60,7 +60,7 @@ def place_mistakes(config: Config) -> Iterator[str]:
             f"{config.output_dir}/NAME/config.yaml, all with --sweep; else take another output_dir"
         )
     if not LOOKING.issuperset(config.stages) and config.rounds is None:
-        yield from _would_be_written_over(output_dir)
+        yield from _would_be_written_over(output_dir, _brought(config))
     if "export" in config.stages:
         place = Path(config.export.path or output_dir / "export")
         if others := _other_files(place):
@@ -71,13 +71,18 @@ def place_mistakes(config: Config) -> Iterator[str]:
             )
 
 
-def _would_be_written_over(output_dir: Path) -> Iterator[str]:
+def _brought(config: Config) -> set[str]:
+    """Files of these names that the stages read and do not write: another run's answers, to be measured."""
+    return {"generations.jsonl"} if "measure" in config.stages and "generate" not in config.stages else set()
+
+
+def _would_be_written_over(output_dir: Path, brought: set[str]) -> Iterator[str]:
     """Files that are named as a run's are, in a directory where no run was: data, or the config itself."""
     if (output_dir / "stages.json").is_file() or any((output_dir / stage).is_dir() for stage in TRAINING):
         return
     if _is_record(output_dir / "config.yaml"):
         return
-    if names := [name for name in WRITTEN if (output_dir / name).is_file()]:
+    if names := [name for name in WRITTEN if name not in brought and (output_dir / name).is_file()]:
         more = " and more" if len(names) > _MOST_NAMED else ""
         yield (
             f"output_dir: {output_dir} holds no run, but {', '.join(names[:_MOST_NAMED])}{more}: a run would "
@@ -86,10 +91,18 @@ def _would_be_written_over(output_dir: Path) -> Iterator[str]:
 
 
 def _is_record(path: Path) -> bool:
-    """Whether a config is as a run writes it, so that nothing is lost with it, such as comments."""
+    """Whether a config is as a run writes it: every setting, and nothing besides, such as comments.
+
+    Plain YAML written by hand may be laid out in the same way, but leaves settings to their defaults.
+    """
     try:
         text = path.read_text()
-        return write(parse(text)) == text
+        content = parse(text)
+        return (
+            isinstance(content, dict)
+            and content.keys() >= Config.model_fields.keys()
+            and write(content) == text
+        )
     except (OSError, UnicodeDecodeError, NotYaml):
         return False
 

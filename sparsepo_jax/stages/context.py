@@ -391,7 +391,9 @@ class Run:
     def unmark(self, stage: str) -> None:
         """Takes a reading stage's mark away before it writes anew.
 
-        Otherwise a run that breaks off in between would leave new figures beside the record of old settings.
+        Otherwise a run that breaks off in between would leave new figures beside the record of old settings;
+        and figures without config.yaml beside them would be taken for the user's own, see `run.places`.
         """
+        self.write_config()
         if jax.process_index() == 0:
             self.marks.unmark(stage)
