@@ -155,3 +155,18 @@ def test_a_gate_that_epochs_leave_warm_is_refused(tmp_path):
         check_po(Run(load_config(str(write_config(tmp_path, **warm, po=po)), [])[0], Stop()))
     check_po(Run(load_config(str(write_config(tmp_path, **warm, po=po | {"epochs": 2})), [])[0], Stop()))
     assert checked(tmp_path, **warm, po=po | {"epochs": 2}) == []
+
+
+def test_single_responses_held_out_beside_pairs_are_said(tmp_path):
+    """A set is of one kind. Kills: a refusal that the run alone has."""
+    held_out = {"stages": ["po"], "objective": DPO | {"kind": "kto"}}
+    data = {"train": PAIRS, "eval": PAIRS, "holdout": {"share": 0.3}}
+    said = "data.holdout: the rows held out are single responses, and those of data.eval pairs"
+    evaluated = held_out | {"stages": ["po", "eval"]}
+    assert checked(tmp_path, **evaluated, data=data)[0].startswith(said)
+    with pytest.raises(UserError, match=said):
+        _ = Run(
+            load_config(str(write_config(tmp_path, **evaluated, data=data)), [])[0], Stop()
+        ).evaluation_sets
+    assert checked(tmp_path, **evaluated, data=data | {"eval": {"pairs": PAIRS}}) == []
+    assert checked(tmp_path, **evaluated | {"objective": DPO}, data=data) == []

@@ -8,6 +8,11 @@ from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.run.local import Count, total
 from sparsepo_jax.run.row_counts import UNKNOWN, Rows, hold_pairs
 
+MIXED_HOLDOUT = (
+    "data.holdout: the rows held out are single responses, and those of data.eval pairs: give data.eval "
+    "names, or leave one of them out"
+)
+
 
 def kept_rows(rows: Rows, config: Config) -> Count:
     """Rows that an epoch of po sees: about, since held-out prompts may have more or fewer rows than others.
@@ -24,7 +29,7 @@ def kept_rows(rows: Rows, config: Config) -> Count:
 
 
 def holdout_mistakes(rows: Mapping[str, Rows], config: Config) -> Iterator[str]:
-    """A line if more prompts are held out than there can be.
+    """A line if more prompts are held out than there can be, or single responses beside pairs.
 
     Args:
         rows: by the list of data.
@@ -34,6 +39,10 @@ def holdout_mistakes(rows: Mapping[str, Rows], config: Config) -> Iterator[str]:
     train = rows.get("train", UNKNOWN).once
     if prompts is not None and train.exact and train.number is not None and 0 < train.number <= prompts:
         yield f"data.holdout.prompts: {prompts:,} leaves nothing of data.train's {train} rows to train on"
+
+    is_mixed = config.data.holdout is not None and "eval" in rows and is_unpaired(config.objective)
+    if is_mixed and hold_pairs(evaluation_lists(config.data)["eval"]):
+        yield MIXED_HOLDOUT
 
 
 def _held_out_rows(rows: int, holdout: Holdout) -> int:

@@ -54,6 +54,7 @@ from sparsepo_jax.data.unpaired import has_one_prompt, mismatched
 from sparsepo_jax.models.decoder_spec import DecoderSpec
 from sparsepo_jax.models.lora import Lora
 from sparsepo_jax.models.spec import absent_fields, fields_note
+from sparsepo_jax.run.parts import MIXED_HOLDOUT
 from sparsepo_jax.run.resume import TRAINING, Marks
 from sparsepo_jax.sharding.mesh import make_mesh
 from sparsepo_jax.sharding.processes import as_the_first, make_should_stop
@@ -249,10 +250,7 @@ class Run:
             name = HOLDOUT if data.set_names else ""
             given = tables.get(name)
             if given is not None and given.responses_per_row != held_out.responses_per_row:
-                raise UserError(
-                    "data.holdout: the rows held out are single responses, and those of data.eval pairs: "
-                    "give data.eval names, or leave one of them out"
-                )
+                raise UserError(MIXED_HOLDOUT)
             tables[name] = held_out if given is None else TokenTable.concat([given, held_out])
         sets = {
             name: self._with_mismatched(
