@@ -27,6 +27,7 @@ from sparsepo_jax.core.host_memory import is_on_host
 from sparsepo_jax.sharding.processes import wait_for_all
 from sparsepo_jax.train.best import Best
 from sparsepo_jax.train.checksums import checksums
+from sparsepo_jax.train.other_arrays import other_arrays
 
 # What Orbax logs of an error that it then raises where the state is waited for.
 _RAISED_LATER = re.compile(
@@ -236,6 +237,7 @@ class Checkpoints:
                     self._put_aside(path)
                 self._restore_best(checkpoint.step)
                 return _donatable(state, like)
+            self._refuse_other_arrays(checkpoint.step, like)
             damaged.append((checkpoint.path, damage or _ELSEWHERE))
         if damaged:
             path, reason = damaged[-1]
@@ -257,6 +259,7 @@ class Checkpoints:
         """
         state, damage = self._read(step, like)
         if _anywhere(damage is not None):
+            self._refuse_other_arrays(step, like)
             raise UserError(
                 f"the checkpoint of step {step} in {self._orbax.directory} is damaged "
                 f"({damage or _ELSEWHERE}); bring back a copy, or remove {step} from there: the run then "
@@ -272,6 +275,13 @@ class Checkpoints:
             return state, self._orbax.checkpointables_metadata(step).custom_metadata
 
         return _load(load)
+
+    def _refuse_other_arrays(self, step: int, like: Any) -> None:
+        _refuse_other_arrays(
+            self._orbax.directory / str(step),
+            lambda: self._orbax.checkpointables_metadata(step).metadata["state"],
+            like,
+        )
 
     def _restore_best(self, step: int) -> None:
         """Goes on with the best state that the checkpoint of this step knows."""
@@ -322,6 +332,17 @@ def _anywhere(here: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(here))))
 
 
+def _refuse_other_arrays(path: Any, stored: Callable[[], Any], like: Any) -> None:
+    """UserError if a state is not damaged, but another one than is wanted: nobody should delete it."""
+    problem = other_arrays(stored, like)
+    if _anywhere(problem is not None):
+        raise UserError(
+            f"{path} holds other weights than this version makes of these settings: it "
+            f"{problem or _ELSEWHERE}; go on with the version that wrote it (CHANGELOG), "
+            "or begin anew in another output_dir"
+        )
+
+
 def save_once(path: Path, state: Any) -> None:
     """Saves a state that does not change again, such as the policy and masks as po began.
 
@@ -355,6 +376,7 @@ def load_once(path: Path, like: Any) -> Any:
 
     state, damage = _load(load)
     if _anywhere(damage is not None):
+        _refuse_other_arrays(path, lambda: ocp.metadata(path.resolve()).metadata, like)
         raise UserError(
             f"{path} is damaged ({damage or _ELSEWHERE}); bring back a copy, or delete {path.parent} and "
             f"stages.json beside it to run the stage {path.parent.name} anew"

@@ -15,7 +15,7 @@ _OF_PAIRS = ("chosen", "rejected")  # the columns that a prompt of an evaluation
 
 def answer_mistakes(config: "Config") -> Iterator[str]:
     """Lines about what the settings alone tell that the answers, or their rows, will not have."""
-    stages = set(config.stages)
+    stages: set[str] = set(config.stages)
     if config.policy.path is None and config.tokenizer.kind == "auto":
         yield from _text_mistakes(config, stages)
     yield from _scorer_mistakes(config, stages)
