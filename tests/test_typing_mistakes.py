@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 
 import pytest
+from pydantic import WrapValidator
 
 from helpers.program import write_config
 from sparsepo_jax.config.kinds import entry_of, fields_of, sections_of, unwrapped
@@ -500,3 +501,30 @@ def test_a_rate_without_its_minus_sign_is_refused(path):
         ConfigError, match=rf"^{path}.learning_rate: expected less than or equal to 10, got 5"
     ):
         load_config("configs/quickstart.yaml", [f"{path}.learning_rate=5e7"])
+
+
+# ---------------------------------------------------------------- words that stand beside true and false
+
+
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [("compute.unroll={}", "auto"), ("objective={{kind: dpo, policy_weight: {}}}", "aligned")],
+)
+def test_a_misspelt_word_beside_true_and_false_is_one_line(mistakes, setting, word):
+    [line] = mistakes(setting.format(word[:-1]))
+    assert line.endswith(f": expected one of false, true, {word}; got '{word[:-1]}'; did you mean {word}?")
+
+
+def sections_below(section):
+    return {section}.union(*map(sections_below, section.__subclasses__()))
+
+
+def test_words_stand_beside_no_other_type_that_says_its_own_mistake():
+    """Of a union of words and another type pydantic says two mistakes, and neither has all that can stand
+    there: Literal[False, True, "auto"] or a validator of the whole says it in one."""
+    for section in sections_below(Section):
+        for name, annotation in fields_of(section).items():
+            parts = [part for part in typing.get_args(unwrapped(annotation)) if part is not type(None)]
+            words = [part for part in parts if typing.get_origin(part) is typing.Literal]
+            says_all = any(isinstance(x, WrapValidator) for x in getattr(annotation, "__metadata__", ()))
+            assert not words or len(parts) == 1 or says_all, f"{section.__name__}.{name}"

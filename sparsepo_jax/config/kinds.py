@@ -2,6 +2,7 @@
 annotations."""
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from types import UnionType
@@ -89,11 +90,12 @@ def fields_of(section: type[Section]) -> dict[str, Any]:
 
 
 def choices(annotation: Any) -> list[str]:
-    """The words of a Literal, or of the Literal that the entries of a list are."""
+    """The words of a Literal, or of the Literal that the entries of a list are; true and false as YAML has
+    them."""
     annotation = unwrapped(annotation)
     while get_origin(annotation) is not Literal:
         annotation = unwrapped(get_args(annotation)[-1])
-    return list(get_args(annotation))
+    return [word if isinstance(word, str) else json.dumps(word) for word in get_args(annotation)]
 
 
 def by_likeness(name: str, names: Iterable[str]) -> list[str]:

@@ -85,7 +85,7 @@ class Compute(Section):
     blocks from their inputs, a third more work. auto: the first of nothing, norms, all_but_products and
     everything that fits the device's memory; nothing where that is not known, as on CPU. true and false of
     earlier versions are everything and nothing."""
-    unroll: bool | Literal["auto"] = "auto"
+    unroll: Literal[False, True, "auto"] = "auto"
     """Whether a model's layers are written out one after another instead of looped over. A step on a GPU then
     copies less, and its program takes several times as long to compile. auto: on GPUs, where each program of
     a stage runs 10,000 steps or more. The results are the same."""

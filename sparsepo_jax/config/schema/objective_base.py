@@ -32,7 +32,7 @@ class ObjectiveBase(Section):
     of masks. A mapping without `kind` is a learned mask here."""
     nll_weight: NonNegative = 0.0
     """Adds this times the mean negative log-likelihood of the chosen response's tokens (RPO)."""
-    policy_weight: bool | Literal["aligned"] = False
+    policy_weight: Literal[False, True, "aligned"] = False
     """Multiplies the loss of each pair by exp of the sum of both responses' mean log-probs under the policy,
     without gradient (WPO, 2406.11827): pairs that the policy itself might have written count most. aligned:
     a token's probability is first divided by what those have on average that the policy draws there, so that
