@@ -301,6 +301,23 @@ def test_no_batch_exceeds_what_a_run_too_long_to_look_at_takes(
     assert taken <= set(plan.shapes) and len(plan.shapes) <= buckets
 
 
+def test_rows_of_one_length_that_take_more_where_the_prompt_runs_twice_have_room():
+    """Kills: a bound by the order of the table, where an epoch has the rows of one length in any order."""
+    prompts = np.repeat([600, 2], 16)
+    plan = BatchPlan(
+        sizes_of(prompts, np.stack([(700 - prompts) // 2 + 1] * 2, axis=1), shared=False),
+        None,
+        batch_size=8,
+        rows=1,
+        strata=4,
+        buckets=3,
+        seed=0,
+        shuffle=True,
+        steps=2**30,
+    )
+    assert {plan.batch(n).shape for n in range(50)} <= set(plan.shapes)
+
+
 def test_batches_are_of_about_the_same_size_and_mix_lengths():
     """Kills: batches of long pairs and batches of short ones."""
     plan, (prompts, responses) = make_plan(400, batch_size=8), lengths(400)

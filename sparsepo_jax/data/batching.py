@@ -263,9 +263,10 @@ class BatchPlan:
         # Rows of a fractional weight are counted as often as they may occur: the n-th longest of a part of
         # the rows is not longer than the n-th longest of all.
         counts = np.ceil(self._weight_N).astype(np.int64)
-        from_long = np.argsort(-self._sizes.length_N, kind="stable")
+        # Where the prompt runs twice, a shorter row may take more positions, and so may one of the same
+        # length: of these any may come last.
+        from_long = np.lexsort((self._sizes.positions_N, -self._sizes.length_N))
         positions_N = np.repeat(self._sizes.positions_N[from_long], counts[from_long])
-        # Where the prompt runs twice, a shorter row may take more positions.
         most_from_here = np.maximum.accumulate(positions_N[::-1])[::-1]
         longest_of_strata = most_from_here[np.minimum(starts, len(most_from_here) - 1)]
         deals = np.arange(0, self.batch_size, self.rows)
