@@ -157,6 +157,16 @@ def test_a_gate_that_epochs_leave_warm_is_refused(tmp_path):
     assert checked(tmp_path, **warm, po=po | {"epochs": 2}) == []
 
 
+def test_a_run_that_an_older_version_began_with_a_warm_gate_goes_on(tmp_path):
+    """Kills: a refusal whose remedy, another gate, is refused in a run that has begun."""
+    mask = {"kind": "learned", "mixer_activation": "budget", "temperature_start": 3.0, "temperature_steps": 5}
+    warm = {"stages": ["po"], "objective": {"mask": mask}, "po": SMALL["po"] | {"steps": None}}
+    run = Run(load_config(str(write_config(tmp_path, **warm)), [])[0], Stop())
+    run.begin("po", run.training_pairs.file_digests())
+    check_po(run)
+    assert checked(tmp_path, **warm) == []
+
+
 def test_single_responses_held_out_beside_pairs_are_said(tmp_path):
     """A set is of one kind. Kills: a refusal that the run alone has."""
     held_out = {"stages": ["po"], "objective": DPO | {"kind": "kto"}}

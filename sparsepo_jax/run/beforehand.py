@@ -35,11 +35,13 @@ def rounded_reference(config: Config, dtype: str) -> str | None:
 def warm_gate_mistakes(config: Config, rows: Count) -> Iterator[str]:
     """A gate that is still warm when po has seen its epochs; where po.steps is set, the settings tell.
 
+    A po that has begun keeps its gate: its settings may not be changed any more.
+
     Args:
         config: of the run.
         rows: that an epoch of po sees.
     """
-    if "po" not in config.stages or rows.number is None or not rows.exact:
+    if "po" not in config.stages or Marks(config).begun("po") or rows.number is None or not rows.exact:
         return
     if line := warm_gate(config.objective.mask, stage_steps(config.po, rows.number)):
         yield line
