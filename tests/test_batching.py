@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.tiny import pair_table
-from sparsepo_jax.data.batching import BatchPlan, choose_lengths, plan_prompts
+from sparsepo_jax.data.batching import BatchPlan, _deal, choose_lengths, plan_prompts
 from sparsepo_jax.data.packing import FILLER, Shape, pack, sizes_of
 from sparsepo_jax.data.pipeline import make_batches, make_prompt_batches
 
@@ -316,6 +316,13 @@ def test_rows_of_one_length_that_take_more_where_the_prompt_runs_twice_have_room
         steps=2**30,
     )
     assert {plan.batch(n).shape for n in range(50)} <= set(plan.shapes)
+
+
+def test_rows_are_dealt_to_and_fro():
+    """Sizes 9, 8, 5, 4, 1 and a filler to two hands: 9 + 4 + 1 and 8 + 5. Kills: 9 + 5 + 1 and 8 + 4."""
+    sizes = np.array([4, 9, 1, 8, 5])
+    [hands] = _deal(np.array([[0, 1, 2, 3, 4, FILLER]]), sizes, 2)
+    assert hands.tolist() == [[1, 0, 2], [3, 4, FILLER]]
 
 
 def test_batches_are_of_about_the_same_size_and_mix_lengths():

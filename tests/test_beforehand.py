@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from helpers.configs import make_config
 from helpers.program import SMALL, write_config
@@ -80,11 +82,17 @@ def test_what_answers_will_lack_is_refused_by_the_settings(tmp_path, changes, sa
         {"stages": ["eval"], "scorer": {"kind": "tests"}, "evaluation": {"sampled_prompts": None}},
         {"stages": ["generate", "measure"], "measure": {"text": {"reference": "rejected"}}},
         {"stages": ["generate", "measure"], "measure": {"text": {"reference": "x", "rouge": False}}},
+        {
+            "stages": ["generate", "measure"],
+            "measure": {"code": {"k": [2]}},
+            "generation": {"samples": 2},
+            "prompts": PAIRS,
+        },
     ],
 )
 def test_what_is_not_read_may_lack(tmp_path, changes):
-    data = {"train": [], "sft": [], "eval": PAIRS}
-    changes = changes | {"objective": DPO, "data": data}
+    data = {"train": [], "sft": [], "eval": PAIRS, "prompts": changes.get("prompts", [])}
+    changes = changes | {"objective": DPO, "data": data, "prompts": None}
     assert checked(tmp_path, **changes) == []
 
 
@@ -112,6 +120,10 @@ def test_masks_and_baselines_that_nobody_has_trained_are_said_before_pairs_are_s
             unmade_mistakes(make_config(**elsewhere, policy={"path": path}, data={"eval": TESTS}))
         )
     (stored / "masks.safetensors").unlink()
+    for name, said in (("transformer.wte.weight", 1), ("common_mask.layers.0.weight", 0)):
+        save_file({name: np.zeros((2, 2), np.float32)}, stored / "model.safetensors")
+        config = make_config(**elsewhere, policy={"path": str(stored)}, data={"eval": TESTS})
+        assert len(list(unmade_mistakes(config))) == said, "mask nets beside the model's tensors"
     config = make_config(
         **elsewhere, policy={"path": str(stored)}, data={"eval": TESTS}, objective={"kind": "tbpo_q"}
     )

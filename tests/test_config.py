@@ -434,6 +434,8 @@ def test_a_learned_mask_is_kept_under_mapo_by_its_name(load):
     config, notes = load(text, "objective.kind=mapo", "objective.mask.kind=learned")
     assert config.objective == MaPO(kind="mapo", mask=LearnedMask(init="official"))
     assert notes == ["objective.kind=mapo: dropped l1_kl, which mapo does not have"]
+    written_out, said = load(text, "objective.kind=mapo", "objective.mask={kind: learned, init: official}")
+    assert written_out.objective == config.objective and said == notes
 
 
 def test_a_mask_of_no_kind_follows_the_default_of_its_objective(load):

@@ -27,6 +27,7 @@ def test_a_run_writes_over_no_file_of_its_user(tmp_path, capsys):
     config.unlink()
     (output / "pairs.jsonl").write_text("{}")
     assert "pairs.jsonl" in "".join(place_mistakes(settings))
+    assert not list(place_mistakes(settings.model_copy(update={"stages": ["report"]}))), "it only looks"
     (output / "stages.json").write_text("{}")
     assert not list(place_mistakes(settings)), "a run's own"
 
