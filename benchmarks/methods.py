@@ -49,8 +49,10 @@ QUICKSTART = {
     "sparsepo, independent masks": f"kind: sparsepo, mask: {{{LEARNED.replace('common', 'independent')}}}",
     "sparsepo, sees the token": f"kind: sparsepo, mask: {{{LEARNED}, sees: token}}",
 }
+WEIGHTED = {"dpo, WPO's weights": "kind: dpo, policy_weight: aligned"}
 METHODS: dict[str, str] = (
     {kind: f"kind: {kind}" + (f", {NEEDED[kind]}" if kind in NEEDED else "") for kind in members(Objective)}
+    | WEIGHTED
     | QUICKSTART
     | GATES
     | MASKS
