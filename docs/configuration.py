@@ -59,7 +59,8 @@ def type_text(schema: Schema, node: Schema) -> str:
     if "const" in node:
         return f"`{node['const']}`"
     if "enum" in node:
-        return ", ".join(f"`{value}`" for value in node["enum"])
+        values = (value if isinstance(value, str) else json.dumps(value) for value in node["enum"])
+        return ", ".join(f"`{value}`" for value in values)
     if node.get("type") == "array":
         return f"list of {type_text(schema, node.get('items', {}))}"
     if node.get("type") == "object":
