@@ -118,16 +118,19 @@ def figures_of(grid: Path, methods: list[str]) -> list[dict[str, Any]]:
 
 
 def means_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By method, the means over seeds with their 95 % intervals; None where a figure has no meaning."""
+    """By method, its settings and figures, and why runs have none."""
     means: dict[str, dict[str, Any]] = {}
     for name in (name for name in METHODS if any(row["method"] == name for row in rows)):
         done = [row for row in rows if row["method"] == name and row["why"] is None]
         why = list(dict.fromkeys(row["why"] for row in rows if row["method"] == name and row["why"]))
-        means[name] = {"settings": METHODS[name], "seeds": len(done), "why": why}
-        for figure in (*FIGURES, *OF_MASKS):
-            values = [row[figure] for row in done if row[figure] is not None]
-            means[name][figure] = t_interval(values)._asdict() if values else None
+        means[name] = {"settings": METHODS[name], "seeds": len(done), "why": why, **intervals_of(done)}
     return means
+
+
+def intervals_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each figure's mean over seeds with its 95 % interval; None where it has no meaning."""
+    values = {name: [row[name] for row in rows if row[name] is not None] for name in (*FIGURES, *OF_MASKS)}
+    return {name: t_interval(of)._asdict() if of else None for name, of in values.items()}
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """The stage weigh: weights by hand, rows that align with their tokens, and a run that reads them back."""
 
+import importlib
 import json
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -526,18 +526,18 @@ def test_a_run_from_before_exchanged_is_the_same_run(tmp_path):
 # ---------------------------------------------------------------- recipes
 
 
-def commands_of(path: Path) -> list[list[str]]:
-    """The arguments of the commands in a recipe's header."""
-    header = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
-    lines = "\n".join(header).replace("\\\n", " ").splitlines()
-    return [shlex.split(line)[3:] for line in lines if line.startswith("python -m sparsepo_jax.main")]
+@pytest.fixture
+def weighed(monkeypatch):
+    """benchmarks/weighed.py."""
+    monkeypatch.syspath_prepend(str(CONFIGS.parent.parent / "benchmarks"))
+    return importlib.import_module("weighed")
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_commands_of_a_recipe_hand_their_files_on(path, monkeypatch):
+def test_the_commands_of_a_recipe_hand_their_files_on(path, weighed, monkeypatch):
     """Scores of the first are what the second weighs, and its file is what the third trains on."""
     monkeypatch.chdir(CONFIGS.parent.parent)
-    score, weigh, train = commands_of(path)
+    score, weigh, train = weighed.commands_of(path)
     if "--sweep" in score:
         at = score.index("--sweep")
         _, planned, _ = plan_sweep(score[1], score[2:at], parse_axes(score[at + 1 :]))
@@ -559,3 +559,14 @@ def test_the_commands_of_a_recipe_hand_their_files_on(path, monkeypatch):
 def test_every_kind_of_weights_has_its_recipe():
     kinds = {load_config(path)[0].weigh.kind for path in CONFIGS.glob("*.yaml")}
     assert kinds == members(Weigh).keys()
+
+
+def test_the_table_trains_without_weights_what_a_recipe_trains_with_them(weighed, monkeypatch):
+    """From the same model, on the same pairs. Kills: another rate, other rows, a mask that stays."""
+    for name in weighed.WITHOUT:
+        commands = weighed.Chain(CONFIGS / f"{name}.yaml", 1, Path()).commands()
+        with_them, without = (load_config(command[1], command[2:])[0] for command in commands[2:])
+        assert with_them.seed == without.seed == 1 and without.objective.mask is None
+        changed = {"output_dir", "objective"}
+        with_them, without = (config.model_dump(exclude=changed) for config in (with_them, without))
+        assert with_them == without
