@@ -127,9 +127,11 @@ def means_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return means
 
 
-def intervals_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def intervals_of(
+    rows: list[dict[str, Any]], figures: tuple[str, ...] = (*FIGURES, *OF_MASKS)
+) -> dict[str, Any]:
     """Each figure's mean over seeds with its 95 % interval; None where it has no meaning."""
-    values = {name: [row[name] for row in rows if row[name] is not None] for name in (*FIGURES, *OF_MASKS)}
+    values = {name: [row[name] for row in rows if row[name] is not None] for name in figures}
     return {name: t_interval(of)._asdict() if of else None for name, of in values.items()}
 
 

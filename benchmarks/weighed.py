@@ -4,10 +4,11 @@
 
 On the built-in reviews a recipe trains its judges, weighs the pairs by them, and trains on what it weighed,
 all from the same supervised model. The same training without weights stands beside it. Accuracy counts the
-256 held-out pairs that are preferred rightly, by the objective's own reward and unmasked; KL is that to the
-reference, in nats a response of the data; AUROC says how well the weights find the words that decide; zeros
-is the share of weights that are exactly 0. Finished runs are not repeated. The result is kept in
-results/weighed-DEVICE.json.
+256 held-out pairs that are preferred rightly: by the objective's own reward, unmasked, and with the weights
+that each answer would have had if the other one had been chosen (benchmarks/exchanged_weights.py). KL is that
+to the reference, in nats a response of the data; AUROC says how well the weights find the words that decide;
+zeros is the share of weights that are exactly 0. Finished runs are not repeated. The result is kept in
+results/weighed-DEVICE.json, docs/results/methods.md shows it.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from exchanged_weights import accuracies
 from methods import FIGURES, OF_MASKS, intervals_of
 from work import save_result
 
@@ -29,6 +31,8 @@ RECIPES = Path(__file__).parent.parent / "configs" / "weigh"
 # Training without weights: beside which recipe, with which objective.
 WITHOUT = {"tis": "kind: dpo, beta: 0.1", "sepo": "kind: simpo, beta: 2.0, gamma: 0.0"}
 NO_WEIGHTS = ", no weights"
+EXCHANGED = "accuracy_exchanged"
+SHOWN = (*FIGURES, *OF_MASKS, EXCHANGED)
 
 
 def commands_of(recipe: Path) -> list[list[str]]:
@@ -48,6 +52,7 @@ class Chain(NamedTuple):
     def commands(self) -> list[list[str]]:
         """Those of the header with the seed, and the training without weights."""
         commands = [["--config", str(self.recipe), *command[2:]] for command in commands_of(self.recipe)]
+        commands[-1].append("stages=[sft, po, eval, score, report]")
         if self.recipe.stem in WITHOUT:
             objective = f"objective={{{WITHOUT[self.recipe.stem]}}}"
             commands.append([*commands[-1], f"output_dir={self._without()}", objective])
@@ -84,8 +89,17 @@ class Chain(NamedTuple):
                 summary = json.loads(path.read_text())
                 row = {"method": name, "seed": self.seed, "held_out": summary["pairs"]}
                 row |= {figure: summary["after"][figure] for figure in FIGURES}
-                rows.append(row | {figure: summary["mask"].get(figure) for figure in OF_MASKS})
+                row |= {figure: summary["mask"].get(figure) for figure in OF_MASKS}
+                rows.append(row | {EXCHANGED: self._accuracy_exchanged(name, row["accuracy"])})
         return rows
+
+    def _accuracy_exchanged(self, name: str, accuracy: float) -> float | None:
+        if name != self.recipe.stem:
+            return None  # no weights
+        config = load_config(self.recipe)[0]
+        as_made, exchanged = accuracies(config, self.directory, self.directory / config.output_dir)
+        assert abs(as_made - accuracy) < 0.01, (name, as_made, accuracy)
+        return exchanged
 
 
 def main() -> int:
@@ -106,7 +120,7 @@ def main() -> int:
     rows = [row for chain in chains for row in chain.rows()]
     names = sorted({row["method"] for row in rows}, key=lambda name: (NO_WEIGHTS not in name, name))
     by_name = {name: [row for row in rows if row["method"] == name] for name in names}
-    means = {name: {"seeds": len(of), **intervals_of(of)} for name, of in by_name.items()}
+    means = {name: {"seeds": len(of), **intervals_of(of, SHOWN)} for name, of in by_name.items()}
     for name, of in means.items():
         shown = (f"{figure} {x['mean']:.3f}" for figure, x in of.items() if isinstance(x, dict))
         print(f"{name:<20}{of['seeds']} seeds  {'  '.join(shown)}")

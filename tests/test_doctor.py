@@ -266,7 +266,10 @@ def test_a_margin_that_grows_only_through_the_mask_is_said():
     assert lines(summary=only, objective={"kind": "dpo", "mask": None}) == []
     assert "objective.mask.learning_rate" in one_line(summary=only)
     given = one_line(summary=only, objective={"kind": "dpo", "mask": {"kind": "given", "on": "both"}})
-    assert given.endswith("raise po.optimizer.learning_rate")  # there is no net whose rate could be lowered
+    assert "objective.mask" not in given  # there is no net whose rate could be lowered
+    assert "depend on which answer was chosen" in given
+    fixed = one_line(summary=only, objective={"kind": "dpo", "mask": {"kind": "random", "on": "both"}})
+    assert fixed.endswith("raise po.optimizer.learning_rate")
     grown = only["after"] | {"margin_unmasked": 5.1}  # and told from zero by few pairs only
     assert lines(summary=only | {"after": grown}) == []
     values = [x * (-1) ** n for n, x in enumerate([0.1] * 16)]

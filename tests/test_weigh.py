@@ -570,3 +570,30 @@ def test_the_table_trains_without_weights_what_a_recipe_trains_with_them(weighed
         changed = {"output_dir", "objective"}
         with_them, without = (config.model_dump(exclude=changed) for config in (with_them, without))
         assert with_them == without
+
+
+def response(*, policy, positive, negative):
+    """As the three runs score it: two tokens and the one that ends it."""
+    of_runs = [{"logp": logp, "ref_logp": [0.0] * 3} for logp in (policy, positive, negative)]
+    return [{"token_ids": [5, 6, 0], "reward_mask": [1.0] * 3, "kl_mask": [1.0] * 3} | of for of in of_runs]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "expected"),
+    [
+        # The positive run likes the first token in both. Weights: 1.3, 0.7 (chosen) and 0.7, 1.3 (rejected).
+        ([1.0, -1.0, 9.0], [1.0, -1.0, 0.0], (1.0, 0.0)),  # agrees with them: 0.6 and -0.6
+        ([1.0, 1.0, -9.0], [-1.0, -1.0, 0.0], (1.0, 1.0)),  # tells the answers apart: 2 and -2
+    ],
+)
+def test_exchanged_weights_tell_who_only_agrees_with_them(tmp_path, weighed, chosen, rejected, expected):
+    accuracies = importlib.import_module("exchanged_weights").accuracies
+    config = load_config(CONFIGS / "tis.yaml")[0]
+    likes = {"positive": [1.0, 0.0, 0.0], "negative": [0.0, 0.0, 0.0]}
+    sides = zip(response(policy=chosen, **likes), response(policy=rejected, **likes), strict=True)
+    for run, (of_chosen, of_rejected) in zip(("final", *config.weigh.runs), sides, strict=True):
+        (tmp_path / run).mkdir(parents=True)
+        record = json.dumps({"chosen": of_chosen, "rejected": of_rejected})
+        earlier = "" if run == "final" else "{}\n"  # the pairs to train on
+        (tmp_path / run / "scores.jsonl").write_text(f"{earlier}{record}\n")
+    assert accuracies(config, tmp_path, tmp_path / "final") == expected

@@ -44,6 +44,12 @@ def chosen_falls(evidence: Evidence) -> str | None:
 
 
 ONLY_BY_MASK = 0.1  # of masked margin: odds of 1.1
+# By the mask's kind, beside a higher rate.
+OTHER_REMEDIES = {
+    "learned": ", or lower objective.mask.learning_rate",
+    "given": "; weights that depend on which answer was chosen can lower the loss by themselves: "
+    "take weights that do not",
+}
 
 
 class Margins(NamedTuple):
@@ -63,11 +69,11 @@ def margin_only_by_mask(evidence: Evidence) -> str | None:
         return None
     if margins.masked < ONLY_BY_MASK or margins.masked <= margins.unmasked:
         return None
-    is_learned = evidence.setting("objective.mask.kind") == "learned"
+    other_remedy = OTHER_REMEDIES.get(evidence.setting("objective.mask.kind"), "")
     return (
         f"the margin grows only through the mask (masked {margins.masked:.2g}, unmasked "
         f"{margins.unmasked:.2g}): the policy itself prefers nothing yet; raise po.optimizer.learning_rate"
-        + (", or lower objective.mask.learning_rate" if is_learned else "")
+        f"{other_remedy}"
     )
 
 
