@@ -14,6 +14,7 @@ from sparsepo_jax.config.derive import batch_problem, layout_matters
 from sparsepo_jax.config.schema.compute import ExpertsChoice
 from sparsepo_jax.config.schema.root import Config
 from sparsepo_jax.core.errors import UserError
+from sparsepo_jax.core.heap import keep_freed_blocks
 from sparsepo_jax.core.host_memory import HOST
 from sparsepo_jax.data.cache import cache_directory
 from sparsepo_jax.models.decoder_spec import DecoderSpec
@@ -142,6 +143,8 @@ def start_jax(config: Config) -> None:
     join_processes(config.compute.distributed)
     _check_platforms()
     set_precision(config, jax.default_backend())
+    if jax.default_backend() == "cpu":  # elsewhere a step's temporaries do not lie in this memory
+        keep_freed_blocks()
     # On CPU a program that is read back has lost the order of its collectives (jaxlib 0.10.2): some devices
     # wait in one collective and the rest in another, until XLA ends the process.
     is_safe = jax.default_backend() != "cpu" or jax.device_count() == 1
