@@ -561,7 +561,7 @@ def test_every_kind_of_weights_has_its_recipe():
     assert kinds == members(Weigh).keys()
 
 
-def test_the_table_trains_without_weights_what_a_recipe_trains_with_them(weighed, monkeypatch):
+def test_the_table_trains_without_weights_what_a_recipe_trains_with_them(weighed):
     """From the same model, on the same pairs. Kills: another rate, other rows, a mask that stays."""
     for name in weighed.WITHOUT:
         commands = weighed.Chain(CONFIGS / f"{name}.yaml", 1, Path()).commands()

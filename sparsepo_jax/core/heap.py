@@ -12,16 +12,19 @@ def keep_freed_blocks() -> bool:
     """Keeps freed blocks of up to KEPT_BLOCK_BYTES for the next use, KEPT_BYTES of them.
 
     glibc gives large blocks back to the system when they are freed. On CPU those are a step's temporaries, so
-    that each step gets them again page by page: 8,400 page faults in one of the quickstart's, which take the
-    system a third as long as the computing takes. Larger blocks are given back as before: their pages cost
-    little beside the computing, and what is kept may not fit what comes next.
+    that each step gets them again page by page: 8,400 page faults in one of the quickstart's, a third of its
+    time (benchmarks/page_faults.py; in some processes part of them stays). Larger blocks are given back as
+    before: their pages cost little beside the computing, and what is kept may not fit what comes next.
 
     Returns:
-        Whether the C library does so; others than glibc are left as they are.
+        Whether the C library does so. Others than glibc, and one that refuses blocks of this size, are left
+        as they are.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # musl
         return False
-    return all([mallopt(_MMAP_THRESHOLD, KEPT_BLOCK_BYTES), mallopt(_TRIM_THRESHOLD, KEPT_BYTES)])
+    # In this order: the second alone would end glibc's own raising of the first, and all blocks above 128 KB
+    # would be given back. An older glibc takes no more than 32 MB for the first.
+    return bool(mallopt(_MMAP_THRESHOLD, KEPT_BLOCK_BYTES) and mallopt(_TRIM_THRESHOLD, KEPT_BYTES))
